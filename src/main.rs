@@ -1,0 +1,3 @@
+//! The `zfs-backup` program.
+
+fn main() {}

@@ -1,0 +1,77 @@
+//! The names of things: parsed once, valid thereafter. Depends on nothing else in the crate.
+
+mod backup_id;
+mod digest;
+mod name;
+
+pub use backup_id::{BackupId, BackupKind};
+pub use digest::Digest;
+pub use name::{BookmarkName, DatasetName, SnapshotName};
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A name, id or digest that is not what it should be. The text names the value and says what was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {value:?}: {expected}")]
+pub struct InvalidName {
+    /// What was being parsed: "dataset name", "backup id".
+    pub what: &'static str,
+    /// The value as it was given.
+    pub value: String,
+    /// What a valid value looks like.
+    pub expected: &'static str,
+}
+
+impl InvalidName {
+    pub(crate) fn new(what: &'static str, value: &str, expected: &'static str) -> Self {
+        Self { what, value: value.to_owned(), expected }
+    }
+}
+
+/// A 64-bit ZFS guid: of a snapshot, a dataset or a pool. Written as 16 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Guid(pub u64);
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Guid {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let invalid = || InvalidName::new("guid", text, "expected 16 lower-case hexadecimal digits");
+        if text.len() != 16 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(invalid());
+        }
+        u64::from_str_radix(text, 16).map(Guid).map_err(|_| invalid())
+    }
+}
+
+/// The position of a chunk in its backup, from 0. Eight digits in object names, so at most 99,999,999.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkIndex(u32);
+
+impl ChunkIndex {
+    /// The largest index that fits the object name.
+    pub const MAX: u32 = 99_999_999;
+
+    /// An index, or `None` above [`ChunkIndex::MAX`].
+    pub fn new(index: u32) -> Option<Self> {
+        (index <= Self::MAX).then_some(Self(index))
+    }
+
+    /// The number.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for ChunkIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08}", self.0)
+    }
+}

@@ -1,0 +1,122 @@
+//! [`BackupId`]: the name of one attempt at one backup, unique for ever.
+
+use super::{Guid, InvalidName};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use std::fmt;
+use std::str::FromStr;
+
+/// Full or incremental.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackupKind {
+    /// A stream without a base.
+    Full,
+    /// A stream that follows from a base.
+    Incr,
+}
+
+impl BackupKind {
+    /// The word used in ids and tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Incr => "incr",
+        }
+    }
+}
+
+/// `<UTC time of the snapshot>-<full|incr>-<snapshot guid>-<16 random hex>`, as in
+/// `20261122T212604Z-full-0123456789abcdef-fedcba9876543210`. Sorts by snapshot time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackupId {
+    text: String,
+    kind: BackupKind,
+    snapshot_guid: Guid,
+}
+
+impl BackupId {
+    /// Names an attempt. `nonce` must be random: it keeps two attempts at one snapshot apart.
+    pub fn new(snapshot_time: Timestamp, kind: BackupKind, snapshot_guid: Guid, nonce: u64) -> Self {
+        let time = snapshot_time.to_zoned(TimeZone::UTC).strftime("%Y%m%dT%H%M%SZ");
+        Self { text: format!("{time}-{}-{snapshot_guid}-{nonce:016x}", kind.as_str()), kind, snapshot_guid }
+    }
+
+    /// The whole id.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Full or incremental.
+    pub fn kind(&self) -> BackupKind {
+        self.kind
+    }
+
+    /// The guid of the snapshot that was sent.
+    pub fn snapshot_guid(&self) -> Guid {
+        self.snapshot_guid
+    }
+}
+
+impl FromStr for BackupId {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        parse(text).ok_or_else(|| {
+            InvalidName::new(
+                "backup id",
+                text,
+                "expected TIME-full|incr-GUID-NONCE, such as 20261122T212604Z-full-<16 hex>-<16 hex>",
+            )
+        })
+    }
+}
+
+fn parse(text: &str) -> Option<BackupId> {
+    let mut fields = text.split('-');
+    let (time, kind, guid, nonce) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let kind = match kind {
+        "full" => BackupKind::Full,
+        "incr" => BackupKind::Incr,
+        _ => return None,
+    };
+    let snapshot_guid = guid.parse().ok()?;
+    let _: Guid = nonce.parse().ok()?;
+    jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", time).ok()?;
+    (fields.next().is_none() && time.len() == 16).then(|| BackupId { text: text.to_owned(), kind, snapshot_guid })
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_parses_back_to_itself() {
+        let time: Timestamp = "2026-11-22T21:26:04Z".parse().unwrap();
+        let id = BackupId::new(time, BackupKind::Incr, Guid(0xabc), 7);
+        assert_eq!(id.as_str(), "20261122T212604Z-incr-0000000000000abc-0000000000000007");
+        assert_eq!(id.as_str().parse::<BackupId>(), Ok(id));
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let good = "20261122T212604Z-full-0123456789abcdef-fedcba9876543210";
+        assert!(good.parse::<BackupId>().is_ok());
+        for bad in [
+            &good[1..],
+            &good.replace("full", "fool"),
+            &good.to_uppercase(),
+            &format!("{good}-x"),
+            &format!("{good}/"),
+            "../x",
+        ] {
+            assert!(bad.parse::<BackupId>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Places that hold objects, behind one narrow trait: [`ObjectStore`].
+//!
+//! Objects are written once. A store is asked for nothing that S3, B2, a folder and memory cannot all do;
+//! what they do differently is said by [`StoreTraits`], never guessed from a name.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub mod key;
+
+pub use key::ObjectKey;
+
+/// What a store needs in order to take a large object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UploadNeeds {
+    /// Parts as they come, the length unknown.
+    Parts,
+    /// The exact length before the first byte.
+    ExactLength,
+    /// The whole object, so that it can be read again: it is spooled first.
+    Replay,
+}
+
+/// What is constant about a store.
+#[derive(Debug, Clone)]
+pub struct StoreTraits {
+    /// What large objects need.
+    pub needs: UploadNeeds,
+    /// The uniform size of all parts but the last, in bytes.
+    pub part_bytes: usize,
+    /// How many parts may be under way at once.
+    pub concurrency: usize,
+    /// Whether a put can be made create-only by the store itself.
+    pub conditional_put: bool,
+}
+
+/// How strong the store's own word for an object's content is, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvidenceTier {
+    /// CRC64NVME over the whole object, computed by the store.
+    Crc64nvmeFull,
+    /// SHA-256 of the parts' SHA-256s, computed by the store.
+    Sha256Composite,
+    /// SHA-1 of the whole object, computed by the store.
+    Sha1,
+    /// CRC32C, computed by the store.
+    Crc32c,
+    /// The MD5 ETag, by parts or whole.
+    Md5Etag,
+    /// An immutable version or file id, and the size.
+    IdPin,
+    /// The size alone.
+    SizeOnly,
+    /// The file system's bytes themselves: only reading them is evidence.
+    ReadBack,
+}
+
+/// What the store says of one object: what receipts keep and `verify-checksums` compares.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Evidence {
+    /// How strong it is.
+    pub tier: EvidenceTier,
+    /// The object's bytes.
+    #[serde(with = "crate::store::decimal")]
+    pub bytes: u64,
+    /// The checksum as the store writes it (base64 for S3 checksums, hexadecimal for ETags and SHA-1), if it keeps one.
+    pub checksum: Option<String>,
+    /// The ETag, without quotes.
+    pub etag: Option<String>,
+    /// The version id (S3) or file id (B2).
+    pub version_id: Option<String>,
+    /// The uniform part size, when it was sent in parts: composite checksums depend on it.
+    pub part_bytes: Option<u64>,
+    /// Until when the store refuses to delete it, in RFC 3339.
+    pub locked_until: Option<String>,
+}
+
+/// One line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Its key, below the store's prefix.
+    pub key: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was last written, by the store's clock, where the store says.
+    pub modified_at: Option<jiff::Timestamp>,
+}
+
+/// What a create-only put did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// The object is new.
+    Created,
+    /// It was there already with the same bytes.
+    Identical,
+}
+
+/// An upload that was started and neither completed nor aborted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfinishedUpload {
+    /// The key that it would become.
+    pub key: String,
+    /// The store's id for it.
+    pub upload_id: String,
+    /// When it was started, where the store says.
+    pub started_at: Option<jiff::Timestamp>,
+}
+
+/// The kind of a failure: what callers branch on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreErrorKind {
+    /// No such object or bucket.
+    NotFound,
+    /// The key is taken, by other bytes.
+    AlreadyExists,
+    /// Credentials missing, wrong, or without the permission.
+    Denied,
+    /// The store asks to slow down.
+    Throttled,
+    /// Network, time-out, or a 5xx that outlasted all tries: trying again later may work.
+    Unavailable,
+    /// No space left, or a quota.
+    Full,
+    /// What the store has or says is not what was sent.
+    Corrupt,
+    /// The store cannot do this.
+    Unsupported,
+    /// Wrong configuration, or a request that can never work.
+    Invalid,
+}
+
+/// A failure of a store. The text says what was attempted on which object; the source says why.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {subject} in {store}")]
+pub struct StoreError {
+    /// The kind.
+    pub kind: StoreErrorKind,
+    /// What was attempted: "put", "upload part 3 of", "head", "list".
+    pub operation: String,
+    /// The key, or the prefix.
+    pub subject: String,
+    /// The store, as [`ObjectStore::url`] names it.
+    pub store: String,
+    /// What a person can do, where there is something.
+    pub hint: Option<String>,
+    /// Why, with the provider's request id where it gave one.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl StoreError {
+    /// Whether the same request may work if it is made again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.kind, StoreErrorKind::Throttled | StoreErrorKind::Unavailable)
+    }
+}
+
+/// A large object on its way into the store. Dropping it without [`PartWriter::finish`] leaves at most an
+/// unfinished upload behind, never an object.
+#[async_trait]
+pub trait PartWriter: Send {
+    /// The store's id of this upload, where it has one.
+    fn upload_id(&self) -> Option<&str>;
+
+    /// Hands over the next part. All parts but the last must have exactly [`StoreTraits::part_bytes`].
+    /// Returns when a place among the parts in flight is free, which may be before the part is stored;
+    /// a failure of an earlier part is returned by a later call.
+    async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError>;
+
+    /// Waits for all parts, completes the object, asks the store what it has now and compares that with what was
+    /// sent. `Ok` means confirmed by the store. On an error the upload is aborted (best effort).
+    async fn finish(self: Box<Self>) -> Result<Evidence, StoreError>;
+
+    /// Gives the upload up and removes its parts. No object remains.
+    async fn abort(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// A store of objects. All keys are below the store's configured prefix; nothing outside it is touched.
+#[async_trait]
+pub trait ObjectStore: Send + Sync {
+    /// The store for people: `s3:bucket/prefix`, `file:/dir`. Never has a secret in it.
+    fn url(&self) -> &str;
+
+    /// What is constant about this store.
+    fn traits(&self) -> &StoreTraits;
+
+    /// Begins a large object. Create-only: an existing key fails here or in [`PartWriter::finish`].
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError>;
+
+    /// Puts a small object whole, create-only, and confirms it. Identical bytes under the key are success;
+    /// other bytes are [`StoreErrorKind::AlreadyExists`].
+    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError>;
+
+    /// Reads an object whole (`None`) or a range of it. A range must lie within the object, else
+    /// [`StoreErrorKind::Corrupt`]: fewer bytes than asked are never returned. A whole read is refused above
+    /// `limit_bytes` before it fills memory.
+    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError>;
+
+    /// What the store says of the object, or `None` when there is none. No other failure is ever `None`.
+    async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError>;
+
+    /// All objects whose key begins with `prefix` (a string, not a folder; empty for all), in order of the key.
+    /// The listing is whole, or it is an error.
+    async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError>;
+
+    /// Deletes one object, in all its versions where the store keeps versions. One that is gone is no error.
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError>;
+
+    /// Uploads that were begun under `prefix` and not ended.
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError>;
+
+    /// Removes an unfinished upload. One that is gone is no error.
+    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError>;
+}
+
+/// Where an S3 store is and how it is spoken to; `None` means what the SDK's own chain finds.
+#[derive(Clone, Default)]
+pub struct S3Settings {
+    /// The bucket.
+    pub bucket: String,
+    /// The prefix below which all keys lie, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// The endpoint URL.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// The profile of the shared configuration files.
+    pub profile: Option<String>,
+    /// Bucket in the path instead of in the host name; `None`: path style exactly when an endpoint is given.
+    pub path_style: Option<bool>,
+    /// Storage class of chunks.
+    pub storage_class: Option<String>,
+    /// The checksum that travels with each part.
+    pub checksum: S3Checksum,
+    /// Part size in bytes.
+    pub part_bytes: usize,
+    /// Parts in flight.
+    pub concurrency: usize,
+    /// Access key and secret, when they come from files; else the default credential chain.
+    pub credentials: Option<S3Credentials>,
+    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at one part.
+    pub rate_bytes_min: u64,
+    /// How long an attempt may take besides the transfer itself.
+    pub attempt_slack: Duration,
+}
+
+/// Static credentials. Debug output hides them.
+#[derive(Clone)]
+pub struct S3Credentials {
+    /// The access key id.
+    pub access_key_id: String,
+    /// The secret.
+    pub secret_access_key: String,
+}
+
+impl fmt::Debug for S3Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S3Credentials({}, hidden)", self.access_key_id)
+    }
+}
+
+/// The checksum given with parts and compared afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum S3Checksum {
+    /// CRC64NVME over the whole object.
+    #[default]
+    Crc64nvme,
+    /// SHA-256 by parts.
+    Sha256,
+    /// Content-MD5 by parts and the ETag, for stores that know nothing newer.
+    Md5,
+}
+
+/// Where a directory store is.
+#[derive(Debug, Clone)]
+pub struct DirSettings {
+    /// The folder; it must exist.
+    pub root: PathBuf,
+    /// How many bytes are written between two looks at failures; the directory store has no parts of its own.
+    pub part_bytes: usize,
+}
+
+/// 64-bit numbers as decimal strings in JSON, because many readers lose bits above 2^53.
+pub(crate) mod decimal {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let value: u64 = text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not a 64-bit number")))?;
+        if value.to_string() != text {
+            return Err(D::Error::custom(format!("{text:?} is not a plain decimal number")));
+        }
+        Ok(value)
+    }
+}

@@ -1,0 +1,3 @@
+//! Turning bytes into sealed chunks and back. Pure: reads no clock, network or disk.
+
+pub mod record;
