@@ -1,3 +1,7 @@
-//! Turning bytes into sealed chunks and back. Pure: reads no clock, network or disk.
+//! Turning bytes into sealed chunks and back. Reads no clock, network or disk; the only randomness is that of sealing.
 
+pub mod age_file;
+pub mod open;
+pub mod part;
 pub mod record;
+pub mod seal;

@@ -1,0 +1,110 @@
+//! Part buffers from a fixed pool: the only backpressure between the sealer and the uploads, and the memory bound.
+
+use bytes::Bytes;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+/// A fixed number of equal buffers. Cloning shares the pool.
+#[derive(Clone)]
+pub struct PartPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    free: Mutex<Vec<Vec<u8>>>,
+    returned: Condvar,
+    part_bytes: usize,
+}
+
+/// A buffer on loan; it goes back to its pool when dropped, also as the owner behind a [`Bytes`].
+pub struct PartBuffer {
+    bytes: Vec<u8>,
+    pool: Arc<Shared>,
+}
+
+impl PartPool {
+    /// A pool of `buffers` buffers of `part_bytes` each. Memory is taken when a buffer is first filled.
+    pub fn new(buffers: usize, part_bytes: usize) -> Self {
+        let free = (0..buffers).map(|_| Vec::new()).collect();
+        Self { shared: Arc::new(Shared { free: Mutex::new(free), returned: Condvar::new(), part_bytes }) }
+    }
+
+    /// The capacity of each buffer.
+    pub fn part_bytes(&self) -> usize {
+        self.shared.part_bytes
+    }
+
+    /// An empty buffer; blocks until one is free. Call it from a blocking thread only.
+    pub fn take(&self) -> PartBuffer {
+        let mut free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(mut bytes) = free.pop() {
+                drop(free);
+                bytes.clear();
+                bytes.reserve_exact(self.shared.part_bytes);
+                return PartBuffer { bytes, pool: Arc::clone(&self.shared) };
+            }
+            free = self.shared.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl PartBuffer {
+    /// Bytes that still fit.
+    pub fn room(&self) -> usize {
+        self.pool.part_bytes - self.bytes.len()
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Appends as much of `bytes` as fits and returns how much that was.
+    pub fn fill(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(self.room());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        taken
+    }
+
+    /// The content as bytes that can be sent more than once; the buffer returns to the pool with the last clone.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for PartBuffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for PartBuffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        self.pool.returned.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_buffer_comes_back_only_when_its_last_clone_is_gone() {
+        let pool = PartPool::new(1, 4);
+        let mut buffer = pool.take();
+        assert_eq!(buffer.fill(b"abcdef"), 4);
+        let bytes = buffer.freeze();
+        let clone = bytes.clone();
+        drop(bytes);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let waiter = pool.clone();
+        let thread = std::thread::spawn(move || sender.send(waiter.take().is_empty()));
+        assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err(), "taken while a clone was alive");
+        drop(clone);
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(5)), Ok(true));
+        thread.join().unwrap().unwrap();
+    }
+}

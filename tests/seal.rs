@@ -1,0 +1,185 @@
+//! Sealing and opening: against each other, against the `age` crate, and against damage.
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use std::io::{Read, Write};
+use zfs_backup::model::Digest;
+use zfs_backup::stream::age_file::{NONCE_BYTES, PAGE_BYTES, TAG_BYTES};
+use zfs_backup::stream::open::{ChunkOpener, OpenError};
+use zfs_backup::stream::part::PartPool;
+use zfs_backup::stream::seal::{ChunkSealer, Compression, SealedChunk};
+
+fn seal(
+    plain: &[u8],
+    to: &age::x25519::Identity,
+    compression: Compression,
+    part_bytes: usize,
+) -> (Vec<Bytes>, SealedChunk) {
+    let pool = PartPool::new(4096, part_bytes);
+    let mut parts = Vec::new();
+    let mut sealer = ChunkSealer::new(&[to.to_public()], compression, &pool).unwrap();
+    for piece in plain.chunks(70_001) {
+        sealer
+            .write(piece, &mut |part| {
+                parts.push(part);
+                true
+            })
+            .unwrap();
+    }
+    let sealed = sealer
+        .finish(&mut |part| {
+            parts.push(part);
+            true
+        })
+        .unwrap();
+    (parts, sealed)
+}
+
+fn open(
+    sealed: &[u8],
+    chunk: SealedChunk,
+    identity: &age::x25519::Identity,
+    compressed: bool,
+    piece: usize,
+) -> Result<Vec<u8>, (OpenError, Vec<u8>)> {
+    let identities = [identity.clone()];
+    let mut stream = Vec::new();
+    let mut opener = ChunkOpener::new(chunk, compressed, &identities).map_err(|e| (e, Vec::new()))?;
+    for bytes in sealed.chunks(piece.max(1)) {
+        if let Err(error) = opener.write(bytes, &mut stream) {
+            return Err((error, stream));
+        }
+    }
+    match opener.finish() {
+        Ok(()) => Ok(stream),
+        Err(error) => Err((error, stream)),
+    }
+}
+
+fn open_with_age(sealed: &[u8], identity: &age::x25519::Identity) -> Vec<u8> {
+    let decryptor = age::Decryptor::new(sealed).unwrap();
+    let mut plain = Vec::new();
+    decryptor.decrypt(std::iter::once(identity as &dyn age::Identity)).unwrap().read_to_end(&mut plain).unwrap();
+    plain
+}
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&bytes.to_le_bytes());
+    let mut data = vec![0; bytes];
+    hasher.finalize_xof().fill(&mut data);
+    data
+}
+
+#[test]
+fn what_we_seal_the_age_crate_opens_at_every_border() {
+    let identity = age::x25519::Identity::generate();
+    let page = PAGE_BYTES;
+    for bytes in [0, 1, page - 1, page, page + 1, 2 * page - 1, 2 * page, 2 * page + 1, 5 * page + 17] {
+        for part_bytes in [1 << 14, PAGE_BYTES + TAG_BYTES, 1 << 20] {
+            let plain = pattern(bytes);
+            let (parts, chunk) = seal(&plain, &identity, Compression::None, part_bytes);
+            let sealed: Vec<u8> = parts.concat();
+            assert!(parts.iter().rev().skip(1).all(|part| part.len() == part_bytes), "{bytes}: uniform parts");
+            assert_eq!(chunk.sealed_bytes, sealed.len() as u64);
+            assert_eq!(chunk.blake3, Digest::of(&sealed));
+            assert_eq!(open_with_age(&sealed, &identity), plain, "{bytes} bytes");
+            assert_eq!(open(&sealed, chunk, &identity, false, 100_000).unwrap(), plain, "{bytes} bytes");
+        }
+    }
+}
+
+#[test]
+fn what_the_age_crate_seals_we_open() {
+    let identity = age::x25519::Identity::generate();
+    for bytes in [0, 1, PAGE_BYTES, 3 * PAGE_BYTES + 5] {
+        let plain = pattern(bytes);
+        let recipient = identity.to_public();
+        let encryptor = age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient)).unwrap();
+        let mut sealed = Vec::new();
+        let mut writer = encryptor.wrap_output(&mut sealed).unwrap();
+        writer.write_all(&plain).unwrap();
+        writer.finish().unwrap();
+        let mac_at = sealed.windows(4).position(|w| w == b"\n---").unwrap() + 1;
+        let head_bytes = mac_at + sealed[mac_at..].iter().position(|b| *b == b'\n').unwrap() + 1 + NONCE_BYTES;
+        let head =
+            zfs_backup::stream::seal::ChunkHead { bytes: head_bytes as u32, blake3: Digest::of(&sealed[..head_bytes]) };
+        let chunk = SealedChunk {
+            stream_bytes: bytes as u64,
+            sealed_bytes: sealed.len() as u64,
+            blake3: Digest::of(&sealed),
+            head,
+        };
+        assert_eq!(open(&sealed, chunk, &identity, false, 7_001).unwrap(), plain);
+    }
+}
+
+#[test]
+fn a_compressed_chunk_comes_back_and_age_and_zstd_alone_open_it() {
+    let identity = age::x25519::Identity::generate();
+    let plain = [pattern(100_000), vec![7; 500_000]].concat();
+    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 3 }, 1 << 16);
+    let sealed = parts.concat();
+    assert!(chunk.sealed_bytes < 200_000);
+    assert_eq!(open(&sealed, chunk, &identity, true, 1000).unwrap(), plain);
+    assert_eq!(zstd::stream::decode_all(&open_with_age(&sealed, &identity)[..]).unwrap(), plain);
+}
+
+#[test]
+fn a_self_sealed_chunk_is_refused_before_its_key_is_tried() {
+    let identity = age::x25519::Identity::generate();
+    let plain = pattern(200_000);
+    let (_, genuine) = seal(&plain, &identity, Compression::None, 1 << 20);
+    let (planted, _) = seal(&plain, &identity, Compression::None, 1 << 20);
+    let (error, stream) = open(&planted.concat(), genuine, &identity, false, 65_536).unwrap_err();
+    assert!(matches!(error, OpenError::Head), "{error}");
+    assert!(stream.is_empty(), "bytes of a planted chunk went on");
+}
+
+#[test]
+fn another_identity_does_not_open_it() {
+    let plain = pattern(10);
+    let (parts, chunk) = seal(&plain, &age::x25519::Identity::generate(), Compression::None, 1 << 20);
+    let (error, _) = open(&parts.concat(), chunk, &age::x25519::Identity::generate(), false, 1 << 20).unwrap_err();
+    assert_eq!(error.to_string(), "open the age header: no matching key");
+}
+
+#[test]
+fn a_signed_stream_length_that_is_wrong_is_found() {
+    let identity = age::x25519::Identity::generate();
+    let (parts, chunk) = seal(&pattern(10), &identity, Compression::None, 1 << 20);
+    for stream_bytes in [9, 11] {
+        let wrong = SealedChunk { stream_bytes, ..chunk };
+        let (error, _) = open(&parts.concat(), wrong, &identity, false, 1 << 20).unwrap_err();
+        assert!(matches!(error, OpenError::StreamLength { .. }));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn any_damage_is_found_and_only_true_bytes_went_on(
+        bytes in 1usize..300_000, at in any::<prop::sample::Index>(), xor in 1u8.., cut in any::<bool>(), piece in 1usize..200_000,
+    ) {
+        let identity = age::x25519::Identity::generate();
+        let plain = pattern(bytes);
+        let (parts, chunk) = seal(&plain, &identity, Compression::None, 1 << 16);
+        let mut sealed = parts.concat();
+        let at = at.index(sealed.len());
+        if cut { sealed.truncate(at) } else { sealed[at] ^= xor }
+        let (_, stream) = open(&sealed, chunk, &identity, false, piece).expect_err("damage must be found");
+        prop_assert!(plain.starts_with(&stream));
+        prop_assert!(stream.len() < plain.len());
+    }
+
+    #[test]
+    fn opening_is_the_inverse_of_sealing(bytes in 0usize..400_000, part in 1000usize..200_000, piece in 1usize..200_000, level in prop::option::of(1i32..4)) {
+        let identity = age::x25519::Identity::generate();
+        let plain = pattern(bytes);
+        let compression = level.map_or(Compression::None, |level| Compression::Zstd { level });
+        let (parts, chunk) = seal(&plain, &identity, compression, part);
+        let opened = open(&parts.concat(), chunk, &identity, level.is_some(), piece);
+        prop_assert!(opened.is_ok_and(|opened| opened == plain));
+    }
+}
