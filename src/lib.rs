@@ -1,6 +1,9 @@
 //! zfs-backup: ZFS snapshots, streamed, sealed and stored where they can be proved and restored.
 
+pub mod keyring;
+pub mod manifest;
 pub mod model;
+pub mod sign;
 pub mod store;
 pub mod stream;
 pub mod zfs;

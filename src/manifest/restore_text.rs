@@ -1,0 +1,83 @@
+//! RESTORE.txt: how to get one backup back without this tool. It is a shell script whose prose is in comments.
+
+use super::{ChunkEntry, CompressionName};
+use crate::model::{BackupId, DatasetName};
+use crate::sign::VerifyingKey;
+use std::fmt::Write;
+
+/// What the text is made from.
+pub struct RestoreText<'a> {
+    /// The dataset as named in the store.
+    pub dataset: &'a DatasetName,
+    /// The backup.
+    pub id: &'a BackupId,
+    /// The store for people, with its prefix.
+    pub store_url: &'a str,
+    /// Who signs.
+    pub verifying_key: &'a VerifyingKey,
+    /// The chunks, in order.
+    pub chunks: &'a [ChunkEntry],
+    /// How they are compressed.
+    pub compression: CompressionName,
+    /// Whether `keyring.age` lies beside it.
+    pub keyring: bool,
+    /// The stream is of natively encrypted blocks.
+    pub raw: bool,
+}
+
+/// Writes the text. Every line that is no comment is a command for a POSIX shell, run in a folder that holds the
+/// backup's objects.
+pub fn restore_text(from: &RestoreText<'_>) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_prose(&mut text, from);
+    let _ = write_commands(&mut text, from);
+    text
+}
+
+fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
+    let place = shell_quote(&format!("{}/@{}/", from.dataset, from.id));
+    writeln!(text, "# minisign -V -P {} -m RESTORE.txt", from.verifying_key)?;
+    writeln!(text, "#")?;
+    writeln!(text, "# Run the line above first: whoever can write to the store can write this file too, and only a good")?;
+    writeln!(text, "# signature by a key that you know from elsewhere (your key file, your paper copy) makes it safe to run.")?;
+    writeln!(text, "# The signed comment must read: zfs-backup v1 restore-text {}/@{}/RESTORE.txt", from.dataset, from.id)?;
+    writeln!(text, "#")?;
+    writeln!(text, "# Restores {} of {} with age, b3sum{} and a shell alone.", from.id, from.dataset, zstd_word(from))?;
+    writeln!(text, "#")?;
+    writeln!(text, "# 1. Fetch all objects of the backup into an empty folder, by any client. The store was {}", from.store_url)?;
+    writeln!(text, "#      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} .")?;
+    writeln!(text, "#      rclone copy REMOTE:BUCKET/PREFIX/{place} .")?;
+    writeln!(text, "# 2. Have the key ready as identity.txt beside them: your key file, or from the passphrase:")?;
+    if from.keyring {
+        writeln!(text, "#      age -d -o identity.txt keyring.age")?;
+    }
+    writeln!(text, "# 3. Run this file there: sh RESTORE.txt > stream   (or: sh RESTORE.txt | zfs receive -u POOL/NEW)")?;
+    if from.raw {
+        writeln!(text, "#    The stream is natively encrypted: to mount what was received, the ZFS key of that time is needed too.")?;
+    }
+    writeln!(text, "# The commands stop at the first chunk that is missing or damaged; nothing after it is written.")
+}
+
+fn zstd_word(from: &RestoreText<'_>) -> &'static str {
+    if from.compression == CompressionName::Zstd { ", zstd" } else { "" }
+}
+
+fn write_commands(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
+    let open = match from.compression {
+        CompressionName::None => "age -d -i identity.txt \"$2\"",
+        CompressionName::Zstd => "age -d -i identity.txt \"$2\" | zstd -d -q -c",
+    };
+    writeln!(text, "set -e")?;
+    writeln!(text, "chunk() {{ echo \"$1  $2\" | b3sum -c >&2 && {open}; }}")?;
+    for chunk in from.chunks {
+        writeln!(text, "chunk {} {}", chunk.blake3, chunk.name)?;
+    }
+    Ok(())
+}
+
+/// Quotes for a POSIX shell: single quotes around, and each single quote inside as `'\''`.
+fn shell_quote(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'@' | b'-' | b'_' | b'.' | b':');
+    if text.bytes().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}

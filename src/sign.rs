@@ -1,0 +1,231 @@
+//! Signatures over stored bytes, in minisign's format, so that a person can check them without this tool.
+//!
+//! The trusted comment names the type and the key of the object, and both must equal what was read: a signed object
+//! moved to another place, or passed off as another type, is refused.
+
+use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox, SignatureBox};
+use std::fmt;
+use std::io::Cursor;
+use std::str::FromStr;
+
+/// The types of object that are signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SignedType {
+    /// `started.json`
+    Started,
+    /// `progress-0000.json`
+    Progress,
+    /// `RESTORE.txt`
+    RestoreText,
+    /// `receipt.json`
+    Receipt,
+    /// `manifest.json`
+    Manifest,
+    /// `@prune/...json`
+    PruneRecord,
+}
+
+impl SignedType {
+    /// The word in the trusted comment, which is also the `type` inside the JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Progress => "progress",
+            Self::RestoreText => "restore-text",
+            Self::Receipt => "receipt",
+            Self::Manifest => "manifest",
+            Self::PruneRecord => "prune-record",
+        }
+    }
+}
+
+/// Why a signature or a key was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// Not a minisign signature at all.
+    #[error("the signature is not in minisign's format")]
+    Malformed,
+    /// Signed by none of the keys that we trust, or the bytes were changed.
+    #[error("the signature is by none of the {trusted} trusted keys, or the object was changed")]
+    Untrusted {
+        /// How many keys were tried.
+        trusted: usize,
+    },
+    /// A true signature of something else.
+    #[error("the signature is for {actual:?}, not for {expected:?}: the object was moved or replaced")]
+    Elsewhere {
+        /// What the place demands.
+        expected: String,
+        /// What was signed.
+        actual: String,
+    },
+    /// A key that cannot be read.
+    #[error("the {what} is not a minisign key in base64")]
+    Key {
+        /// Which key.
+        what: &'static str,
+    },
+    /// Signing itself failed.
+    #[error("make a signature")]
+    Sign,
+}
+
+/// The public half: what a reader trusts. Written as minisign writes it, `RW...`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct VerifyingKey(PublicKey);
+
+/// The keys that a reader trusts; with none nothing verifies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustedKeys(pub Vec<VerifyingKey>);
+
+/// The secret half. Debug output hides it.
+#[derive(Clone)]
+pub struct SigningKey {
+    secret: SecretKey,
+    public: VerifyingKey,
+}
+
+impl SigningKey {
+    /// A new random key.
+    ///
+    /// # Errors
+    /// [`SignatureError::Sign`] when the system gives no random bytes.
+    pub fn generate() -> Result<Self, SignatureError> {
+        let pair = KeyPair::generate_unencrypted_keypair().map_err(|_| SignatureError::Sign)?;
+        Ok(Self { secret: pair.sk, public: VerifyingKey(pair.pk) })
+    }
+
+    /// The key from its base64 text, or from the two lines of an unencrypted minisign key file.
+    ///
+    /// # Errors
+    /// [`SignatureError::Key`] when it is something else, also when it is protected by a password.
+    pub fn parse(text: &str) -> Result<Self, SignatureError> {
+        let invalid = |_| SignatureError::Key { what: "signing key" };
+        let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+        let boxed = format!("untrusted comment: zfs-backup\n{line}\n");
+        let secret = SecretKeyBox::from_string(&boxed).map_err(invalid)?.into_unencrypted_secret_key().map_err(invalid)?;
+        let public = PublicKey::from_secret_key(&secret).map_err(invalid)?;
+        Ok(Self { secret, public: VerifyingKey(public) })
+    }
+
+    /// The key as base64 text. A secret.
+    ///
+    /// # Errors
+    /// [`SignatureError::Key`] never happens for a key that was made or parsed here.
+    pub fn to_secret_text(&self) -> Result<String, SignatureError> {
+        let boxed = self.secret.to_box(None).map_err(|_| SignatureError::Key { what: "signing key" })?.into_string();
+        Ok(boxed.lines().nth(1).unwrap_or_default().to_owned())
+    }
+
+    /// The public half.
+    pub fn verifying_key(&self) -> &VerifyingKey {
+        &self.public
+    }
+
+    /// Signs the bytes for their place in the store.
+    ///
+    /// # Errors
+    /// [`SignatureError::Sign`] when the system gives no random bytes.
+    pub fn sign(&self, signed_type: SignedType, key: &str, bytes: &[u8]) -> Result<Vec<u8>, SignatureError> {
+        let comment = trusted_comment(signed_type, key);
+        let untrusted = format!("signature by zfs-backup, key {}", self.public);
+        minisign::sign(Some(&self.public.0), &self.secret, Cursor::new(bytes), Some(&comment), Some(&untrusted))
+            .map(|signature| signature.to_string().into_bytes())
+            .map_err(|_| SignatureError::Sign)
+    }
+}
+
+impl TrustedKeys {
+    /// Checks the signature before anything parses the bytes.
+    ///
+    /// # Errors
+    /// [`SignatureError`] unless one of the keys signed exactly these bytes for exactly this place.
+    pub fn verify(&self, signed_type: SignedType, key: &str, bytes: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
+        let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
+        let signature = SignatureBox::from_string(text).map_err(|_| SignatureError::Malformed)?;
+        let by_one = |trusted: &VerifyingKey| {
+            minisign::verify(&trusted.0, &signature, Cursor::new(bytes), true, false, false).is_ok()
+        };
+        if !self.0.iter().any(by_one) {
+            return Err(SignatureError::Untrusted { trusted: self.0.len() });
+        }
+        let (expected, actual) =
+            (trusted_comment(signed_type, key), signature.trusted_comment().map_err(|_| SignatureError::Malformed)?);
+        if expected == actual { Ok(()) } else { Err(SignatureError::Elsewhere { expected, actual }) }
+    }
+}
+
+fn trusted_comment(signed_type: SignedType, key: &str) -> String {
+    format!("zfs-backup v1 {} {key}", signed_type.as_str())
+}
+
+impl fmt::Display for VerifyingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_base64())
+    }
+}
+
+impl fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VerifyingKey({self})")
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey(of {}, hidden)", self.public)
+    }
+}
+
+impl FromStr for VerifyingKey {
+    type Err = SignatureError;
+
+    fn from_str(text: &str) -> Result<Self, SignatureError> {
+        PublicKey::from_base64(text.trim()).map(Self).map_err(|_| SignatureError::Key { what: "verifying key" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_holds_for_its_bytes_its_place_and_its_type_only() {
+        let key = SigningKey::generate().unwrap();
+        let trusted = TrustedKeys(vec![SigningKey::generate().unwrap().verifying_key().clone(), key.verifying_key().clone()]);
+        let signature = key.sign(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes").unwrap();
+        let verify = |signed_type, place: &str, bytes: &[u8]| trusted.verify(signed_type, place, bytes, &signature);
+        assert_eq!(verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes"), Ok(()));
+        assert!(matches!(verify(SignedType::Manifest, "tank/b/@x/manifest.json", b"bytes"), Err(SignatureError::Elsewhere { .. })));
+        assert!(matches!(verify(SignedType::Receipt, "tank/a/@x/manifest.json", b"bytes"), Err(SignatureError::Elsewhere { .. })));
+        assert_eq!(verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytez"), Err(SignatureError::Untrusted { trusted: 2 }));
+        assert_eq!(TrustedKeys::default().verify(SignedType::Manifest, "k", b"b", &signature), Err(SignatureError::Untrusted { trusted: 0 }));
+        for damaged in [&signature[..signature.len() / 2], b"", b"\xff"] {
+            assert!(trusted.verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes", damaged).is_err());
+        }
+    }
+
+    #[test]
+    fn any_changed_byte_of_a_signature_file_is_found_or_harmless() {
+        let key = SigningKey::generate().unwrap();
+        let trusted = TrustedKeys(vec![key.verifying_key().clone()]);
+        let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
+        let first_line = signature.iter().position(|b| *b == b'\n').unwrap();
+        for at in first_line + 1..signature.len() - 1 {
+            let mut damaged = signature.clone();
+            damaged[at] ^= 1;
+            assert!(trusted.verify(SignedType::Manifest, "k", b"bytes", &damaged).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn keys_come_back_from_their_text_and_debug_output_hides_the_secret() {
+        let key = SigningKey::generate().unwrap();
+        let text = key.to_secret_text().unwrap();
+        assert_eq!(SigningKey::parse(&text).unwrap().verifying_key(), key.verifying_key());
+        assert_eq!(key.verifying_key().to_string().parse::<VerifyingKey>().as_ref(), Ok(key.verifying_key()));
+        assert!(!format!("{key:?}").contains(&text));
+        assert!(SigningKey::parse("nonsense").is_err());
+        assert!("nonsense".parse::<VerifyingKey>().is_err());
+    }
+}
