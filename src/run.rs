@@ -1,0 +1,159 @@
+//! Carrying plans out: everything that touches ZFS and a store at once.
+
+pub mod backup;
+pub mod catalog;
+pub mod keys;
+pub mod lock;
+pub mod restore;
+pub mod snapshot;
+pub mod transfer;
+pub mod verify;
+
+use crate::keyring::KeyringError;
+use crate::manifest::ManifestError;
+use crate::model::{BackupId, DatasetName};
+use crate::sign::SignatureError;
+use crate::store::StoreError;
+use crate::stream::open::OpenError;
+use crate::stream::record::StreamError;
+use crate::stream::seal::SealError;
+use crate::zfs::ZfsError;
+
+/// Why a command did not do what it was asked. The text says what was attempted on what; the source says why.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// ZFS refused.
+    #[error(transparent)]
+    Zfs(#[from] ZfsError),
+    /// The store refused or failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stream that came from ZFS is not whole or not sound.
+    #[error("check the stream of {snapshot}")]
+    Stream {
+        /// What was sent.
+        snapshot: String,
+        /// What is wrong with it.
+        #[source]
+        source: StreamError,
+    },
+    /// The stream could not be read from the pipe.
+    #[error("read the stream of {subject}")]
+    ReadStream {
+        /// What was read.
+        subject: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A chunk could not be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A stored object is not what it must be: damage or forgery.
+    #[error("check {key}")]
+    Manifest {
+        /// The object.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: ManifestError,
+    },
+    /// A stored chunk does not open: damage or forgery.
+    #[error("open {key}")]
+    Chunk {
+        /// The object.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: OpenError,
+    },
+    /// A stored object is missing or has another size.
+    #[error("{key}: {reason}")]
+    Damaged {
+        /// The object.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The keyring could not be used.
+    #[error("use the keyring in {store}")]
+    Keyring {
+        /// The store.
+        store: String,
+        /// Why.
+        #[source]
+        source: KeyringError,
+    },
+    /// A key could not be used.
+    #[error(transparent)]
+    Signature(#[from] SignatureError),
+    /// A local file could not be read or written.
+    #[error("{operation} {path}")]
+    File {
+        /// "read", "write", "lock".
+        operation: &'static str,
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another run has the lock.
+    #[error("{subject} is being worked on by another run")]
+    Locked {
+        /// What is locked.
+        subject: String,
+    },
+    /// The dataset does not exist.
+    #[error("there is no dataset {dataset}")]
+    NoDataset {
+        /// Its name.
+        dataset: DatasetName,
+        /// A dataset with a similar name, if there is one.
+        similar: Option<String>,
+    },
+    /// An expected "no" that a person must decide about.
+    #[error("{what}")]
+    Refused {
+        /// What was refused and why.
+        what: String,
+        /// What a person can do.
+        hint: Option<String>,
+    },
+    /// The stream changed between two openings, so a chunk cannot be made again.
+    #[error("make chunk {index} of {id} again: the stream is not the same as before")]
+    StreamChanged {
+        /// The chunk.
+        index: u32,
+        /// The backup.
+        id: BackupId,
+    },
+}
+
+impl RunError {
+    /// A refusal with a hint.
+    pub fn refused(what: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Refused { what: what.into(), hint: Some(hint.into()) }
+    }
+
+    /// Whether stored data is damaged or forged: exit status 4.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Manifest { .. } | Self::Chunk { .. } | Self::Damaged { .. })
+    }
+
+    /// What a person can do, where there is something.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused { hint, .. } => hint.clone(),
+            Self::Store(error) => error.hint.clone(),
+            Self::Zfs(ZfsError::Library { hint, .. }) => Some(hint.clone()),
+            Self::NoDataset { similar: Some(name), .. } => Some(format!("did you mean {name}?")),
+            Self::NoDataset { similar: None, .. } => Some("check main.zfs_fs, and that the pool is imported".into()),
+            Self::Keyring { source: KeyringError::WrongPassphrase, .. } => {
+                Some("the passphrase must be the one that the keyring was made with; a new keyring is never made beside an existing one".into())
+            }
+            Self::Locked { .. } => Some("wait until it has ended".into()),
+            _ => None,
+        }
+    }
+}

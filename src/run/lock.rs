@@ -1,0 +1,52 @@
+//! The kernel lock: one run per store and dataset on this host, whatever the lockfile says. Ends with the process.
+
+use super::RunError;
+use crate::model::{DatasetName, Digest};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Held until dropped.
+#[derive(Debug)]
+pub struct KernelLock {
+    _file: File,
+}
+
+/// Takes the lock of one dataset in one store, without waiting.
+///
+/// # Errors
+/// [`RunError::Locked`] when another process has it; [`RunError::File`] when the lock file cannot be made.
+pub fn lock_dataset(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Result<KernelLock, RunError> {
+    let folder = state_dir.join("locks");
+    let failed = |operation, path: &Path| {
+        let path = path.display().to_string();
+        move |source| RunError::File { operation, path, source }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("create", &folder))?;
+    let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
+    let path = folder.join(format!("{}.lock", &name[..32]));
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed("open", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(KernelLock { _file: file }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked { subject: format!("{dataset} in {store_url}") }),
+        Err(errno) => Err(failed("lock", &path)(errno.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_of_the_same_dataset_and_store_is_refused_and_others_are_not() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset: DatasetName = "tank/a".parse().unwrap();
+        let held = lock_dataset(state.path(), "s3:b", &dataset).unwrap();
+        assert!(matches!(lock_dataset(state.path(), "s3:b", &dataset), Err(RunError::Locked { .. })));
+        assert!(lock_dataset(state.path(), "s3:c", &dataset).is_ok());
+        assert!(lock_dataset(state.path(), "s3:b", &"tank/b".parse().unwrap()).is_ok());
+        drop(held);
+        assert!(lock_dataset(state.path(), "s3:b", &dataset).is_ok());
+    }
+}

@@ -1,0 +1,416 @@
+//! The only bridge between blocking threads and async: the stream comes from ZFS on one side, sealed parts leave to the
+//! store on the other.
+//!
+//! ```text
+//! producer thread: read -> parse -> cut -> seal -> parts      uploader: create -> put_part -> finish (confirm)
+//! ```
+//! Backpressure is the pool of part buffers; the event channel only passes handles. While chunk n is being confirmed,
+//! chunk n+1 is going up. A sealed chunk cannot be made twice (its key is random), so when an upload fails for good
+//! but may work again, the source is opened anew and the chunk is made again under a new name; chunks that are
+//! confirmed are parsed again and not sent again, and the running checksum must be what it was.
+
+use super::RunError;
+use crate::manifest::{ChunkEntry, HeadEntry, ResumeEntry};
+use crate::model::{BackupId, ChunkIndex, DatasetName, Guid};
+use crate::store::key::{BackupObject, object_name};
+use crate::store::{Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind};
+use crate::stream::part::PartPool;
+use crate::stream::record::{ResumePoint, StreamExpectation, StreamParser, StreamSummary};
+use crate::stream::seal::{ChunkSealer, Compression, SealError, SealedChunk};
+use crate::zfs::{SendStream, ZfsError};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Bytes of one read from the pipe, which is itself this long where the system allows.
+const READ_BYTES: usize = 1 << 20;
+/// Parts between producer and uploader. Handles only: the pool bounds the memory.
+const EVENTS_MAX: usize = 4;
+/// Chunks being confirmed while the next one goes up.
+const CONFIRMING_MAX: usize = 2;
+/// How often the source is opened anew before a failing store is given up.
+const REDO_MAX: u32 = 3;
+/// Pause before the source is opened anew, times the number of the attempt.
+const REDO_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Where the stream comes from; opened again when a chunk must be made again.
+pub trait StreamSource: Send + Sync {
+    /// Starts the stream from its beginning.
+    ///
+    /// # Errors
+    /// [`ZfsError`] when it cannot be started.
+    fn open(&self) -> Result<SendStream, ZfsError>;
+}
+
+/// What is transferred, and how.
+pub struct TransferPlan {
+    /// The dataset as named in the store.
+    pub dataset: DatasetName,
+    /// The backup.
+    pub id: BackupId,
+    /// The snapshot's name for messages.
+    pub snapshot: String,
+    /// What the stream must be of.
+    pub expectation: StreamExpectation,
+    /// Bytes of stream in every chunk but the last.
+    pub split_bytes: u64,
+    /// How chunks are compressed.
+    pub compression: Compression,
+    /// Whom they are sealed to.
+    pub recipients: Vec<age::x25519::Recipient>,
+}
+
+/// How far a transfer is; told after every part.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// Bytes of stream read so far.
+    pub stream_bytes: u64,
+    /// Sealed bytes handed to the store so far.
+    pub sent_bytes: u64,
+    /// Chunks confirmed so far.
+    pub chunks_confirmed: u32,
+}
+
+/// Receives progress; called often, must be quick.
+pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// One chunk that the store confirmed.
+#[derive(Debug, Clone)]
+pub struct ConfirmedChunk {
+    /// Its line in the list.
+    pub entry: ChunkEntry,
+    /// The store's word for it.
+    pub evidence: Evidence,
+    /// The running checksum of the stream at its end: the same chunk again must end with the same.
+    fletcher4: [u64; 4],
+}
+
+/// A whole stream in the store, not yet committed.
+#[derive(Debug)]
+pub struct Transferred {
+    /// All chunks, in order.
+    pub chunks: Vec<ConfirmedChunk>,
+    /// What the stream was.
+    pub summary: StreamSummary,
+}
+
+enum Event {
+    Begin(ChunkIndex, BackupObject),
+    Part(Bytes),
+    /// The chunk is sealed whole.
+    End(Box<SealedEnd>),
+}
+
+struct SealedEnd {
+    sealed: SealedChunk,
+    name: String,
+    index: ChunkIndex,
+    resume: Option<ResumePoint>,
+    fletcher4: [u64; 4],
+    stream_position: u64,
+}
+
+/// Streams the source into the store until every chunk is confirmed, the stream is verified to its END, and its
+/// producer has reported success. No manifest is written here.
+///
+/// # Errors
+/// [`RunError`]; whatever was stored stays, without a manifest.
+pub async fn transfer(
+    source: Arc<dyn StreamSource>,
+    store: &dyn ObjectStore,
+    plan: Arc<TransferPlan>,
+    progress: ProgressSink,
+) -> Result<Transferred, RunError> {
+    let traits = store.traits();
+    // In flight, one being filled, one being handed over.
+    let pool = PartPool::new(traits.concurrency + 2, traits.part_bytes);
+    let mut confirmed = BTreeMap::new();
+    for attempt in 1.. {
+        let skip = confirmed.iter().map(|(index, chunk): (&u32, &ConfirmedChunk)| (*index, chunk.fletcher4)).collect();
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let producer = spawn_producer(Producer { source: Arc::clone(&source), plan: Arc::clone(&plan), pool: pool.clone(), skip, events })?;
+        let uploaded = upload(store, &plan, receiver, &mut confirmed, &progress).await;
+        let produced = producer.await.unwrap_or_else(|_| Err(ProduceError::Panicked));
+        match (uploaded, produced) {
+            (Ok(()), Ok(summary)) => {
+                return Ok(Transferred { chunks: confirmed.into_values().collect(), summary });
+            }
+            // The producer stops because of the uploader, so the uploader's reason comes first.
+            (Err(error), _) if attempt <= REDO_MAX && may_work_again(&error) => {
+                tracing::warn!(error = %chain(&error), attempt, "upload failed; making the unconfirmed chunks again");
+                tokio::time::sleep(REDO_PAUSE * attempt).await;
+            }
+            (Err(error), _) => return Err(error.into()),
+            (Ok(()), Err(error)) => return Err(error.into_run_error(&plan)),
+        }
+    }
+    unreachable!("the loop above ends by returning")
+}
+
+fn may_work_again(error: &StoreError) -> bool {
+    error.is_transient() || error.kind == StoreErrorKind::Corrupt
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+async fn upload(
+    store: &dyn ObjectStore,
+    plan: &TransferPlan,
+    mut events: mpsc::Receiver<Event>,
+    confirmed: &mut BTreeMap<u32, ConfirmedChunk>,
+    progress: &ProgressSink,
+) -> Result<(), StoreError> {
+    let mut writer: Option<Box<dyn PartWriter>> = None;
+    let mut confirming: JoinSet<Result<ConfirmedChunk, StoreError>> = JoinSet::new();
+    let mut state = Progress::default();
+    let mut result = Ok(());
+    while let Some(event) = events.recv().await {
+        let step = match event {
+            Event::Begin(_, object) => begin(store, plan, &object, &mut writer, &mut confirming, confirmed).await,
+            Event::Part(part) => {
+                state.sent_bytes += part.len() as u64;
+                match writer.as_mut() {
+                    Some(writer) => writer.put_part(part).await,
+                    None => Ok(()),
+                }
+            }
+            Event::End(end) => {
+                state.stream_bytes = end.stream_position;
+                if let Some(writer) = writer.take() {
+                    confirming.spawn(confirm(writer, *end));
+                }
+                Ok(())
+            }
+        };
+        state.chunks_confirmed = u32::try_from(confirmed.len()).unwrap_or(u32::MAX);
+        progress(state);
+        if step.is_err() {
+            result = step;
+            break;
+        }
+    }
+    // From here on the producer sees a closed channel and stops.
+    drop(events);
+    if let Some(unfinished) = writer.take()
+        && let Err(error) = unfinished.abort().await
+    {
+        tracing::debug!(error = %chain(&error), "abort of an unfinished chunk failed");
+    }
+    while !confirming.is_empty() {
+        let joined = join_one(&mut confirming, confirmed).await;
+        result = result.and(joined);
+    }
+    result
+}
+
+async fn begin(
+    store: &dyn ObjectStore,
+    plan: &TransferPlan,
+    object: &BackupObject,
+    writer: &mut Option<Box<dyn PartWriter>>,
+    confirming: &mut JoinSet<Result<ConfirmedChunk, StoreError>>,
+    confirmed: &mut BTreeMap<u32, ConfirmedChunk>,
+) -> Result<(), StoreError> {
+    while confirming.len() >= CONFIRMING_MAX {
+        join_one(confirming, confirmed).await?;
+    }
+    *writer = Some(store.create(&ObjectKey::backup(&plan.dataset, &plan.id, object)).await?);
+    Ok(())
+}
+
+async fn join_one(
+    confirming: &mut JoinSet<Result<ConfirmedChunk, StoreError>>,
+    confirmed: &mut BTreeMap<u32, ConfirmedChunk>,
+) -> Result<(), StoreError> {
+    match confirming.join_next().await {
+        None => Ok(()),
+        Some(Ok(Ok(chunk))) => {
+            confirmed.insert(chunk.entry.index, chunk);
+            Ok(())
+        }
+        Some(Ok(Err(error))) => Err(error),
+        Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+async fn confirm(writer: Box<dyn PartWriter>, end: SealedEnd) -> Result<ConfirmedChunk, StoreError> {
+    let evidence = writer.finish().await?;
+    let sealed = end.sealed;
+    let entry = ChunkEntry {
+        name: end.name,
+        index: end.index.get(),
+        stream_bytes: sealed.stream_bytes,
+        sealed_bytes: sealed.sealed_bytes,
+        blake3: sealed.blake3,
+        head: HeadEntry { bytes: sealed.head.bytes, blake3: sealed.head.blake3 },
+        resume: end.resume.map(resume_entry),
+    };
+    tracing::debug!(chunk = entry.name, bytes = entry.sealed_bytes, "chunk confirmed");
+    Ok(ConfirmedChunk { entry, evidence, fletcher4: end.fletcher4 })
+}
+
+fn resume_entry(point: ResumePoint) -> ResumeEntry {
+    ResumeEntry {
+        position: point.position,
+        object: point.object,
+        offset: point.offset,
+        fletcher4: point.fletcher4.map(Guid),
+        record_blake3: point.record_blake3,
+    }
+}
+
+struct Producer {
+    source: Arc<dyn StreamSource>,
+    plan: Arc<TransferPlan>,
+    pool: PartPool,
+    /// Confirmed chunks, with the running checksum at the end of each.
+    skip: BTreeMap<u32, [u64; 4]>,
+    events: mpsc::Sender<Event>,
+}
+
+enum ProduceError {
+    Zfs(ZfsError),
+    Read(std::io::Error),
+    Stream(crate::stream::record::StreamError),
+    Seal(SealError),
+    Changed(u32),
+    TooManyChunks,
+    Panicked,
+}
+
+impl ProduceError {
+    fn into_run_error(self, plan: &TransferPlan) -> RunError {
+        let snapshot = plan.snapshot.clone();
+        match self {
+            Self::Zfs(error) => RunError::Zfs(error),
+            Self::Read(source) => RunError::ReadStream { subject: snapshot, source },
+            Self::Stream(source) => RunError::Stream { snapshot, source },
+            Self::Seal(error) => RunError::Seal(error),
+            Self::Changed(index) => RunError::StreamChanged { index, id: plan.id.clone() },
+            Self::TooManyChunks => RunError::refused(
+                format!("the stream of {snapshot} needs more than {} chunks", ChunkIndex::MAX),
+                "make main.split_size larger",
+            ),
+            Self::Panicked => RunError::refused(format!("the thread that reads {snapshot} panicked"), "this is a defect: please report it"),
+        }
+    }
+}
+
+fn spawn_producer(producer: Producer) -> Result<tokio::task::JoinHandle<Result<StreamSummary, ProduceError>>, RunError> {
+    // A blocking thread of the runtime's own: it lives as long as the stream, and the runtime waits for it at its end.
+    Ok(tokio::task::spawn_blocking(move || producer.run()))
+}
+
+impl Producer {
+    fn run(self) -> Result<StreamSummary, ProduceError> {
+        let mut stream = self.source.open().map_err(ProduceError::Zfs)?;
+        let mut cutter = Cutter::new(&self);
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            let bytes = match stream.reader().read(&mut buffer) {
+                Ok(0) => break,
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(ProduceError::Read(error)),
+            };
+            cutter.write(&buffer[..bytes])?;
+        }
+        // End of file is not success: the producer's own verdict comes first, then the END record, and only then is
+        // the last chunk completed.
+        stream.finish().map_err(ProduceError::Zfs)?;
+        cutter.finish()
+    }
+
+    fn send(&self, event: Event) -> Result<(), ProduceError> {
+        self.events.blocking_send(event).map_err(|_| ProduceError::Seal(SealError::Stopped))
+    }
+}
+
+/// Cuts the stream into chunks of exactly `split_bytes` and seals those that are not confirmed yet.
+struct Cutter<'a> {
+    producer: &'a Producer,
+    parser: StreamParser,
+    index: u32,
+    chunk_bytes: u64,
+    sealing: Option<(ChunkSealer, ChunkIndex, BackupObject)>,
+    nonces: BTreeSet<u32>,
+}
+
+impl<'a> Cutter<'a> {
+    fn new(producer: &'a Producer) -> Self {
+        let mut parser = StreamParser::new(producer.plan.expectation);
+        parser.note_boundary_at(producer.plan.split_bytes);
+        Self { producer, parser, index: 0, chunk_bytes: 0, sealing: None, nonces: BTreeSet::new() }
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), ProduceError> {
+        let split_bytes = self.producer.plan.split_bytes;
+        while !bytes.is_empty() {
+            if self.chunk_bytes == split_bytes {
+                self.end_chunk()?;
+            }
+            if self.chunk_bytes == 0 {
+                self.begin_chunk()?;
+            }
+            let room = usize::try_from(split_bytes - self.chunk_bytes).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.parser.feed(now).map_err(ProduceError::Stream)?;
+            if let Some((sealer, _, _)) = &mut self.sealing {
+                let events = &self.producer.events;
+                let sink = &mut |part| events.blocking_send(Event::Part(part)).is_ok();
+                sealer.write(now, sink).map_err(ProduceError::Seal)?;
+            }
+            self.chunk_bytes += now.len() as u64;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<StreamSummary, ProduceError> {
+        let summary = self.parser.clone_for_finish().finish().map_err(ProduceError::Stream)?;
+        self.end_chunk()?;
+        Ok(summary)
+    }
+
+    fn begin_chunk(&mut self) -> Result<(), ProduceError> {
+        if self.producer.skip.contains_key(&self.index) {
+            return Ok(());
+        }
+        let index = ChunkIndex::new(self.index).ok_or(ProduceError::TooManyChunks)?;
+        let plan = &self.producer.plan;
+        let compressed = plan.compression != Compression::None;
+        let nonce = getrandom::u32().map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
+        self.nonces.insert(nonce);
+        let object = BackupObject::Chunk { index, nonce, compressed };
+        let sealer = ChunkSealer::new(&plan.recipients, plan.compression, &self.producer.pool).map_err(ProduceError::Seal)?;
+        self.producer.send(Event::Begin(index, object.clone()))?;
+        self.sealing = Some((sealer, index, object));
+        Ok(())
+    }
+
+    fn end_chunk(&mut self) -> Result<(), ProduceError> {
+        let fletcher4 = self.parser.fletcher4();
+        match self.sealing.take() {
+            Some((sealer, index, object)) => {
+                let events = &self.producer.events;
+                let sealed = sealer.finish(&mut |part| events.blocking_send(Event::Part(part)).is_ok()).map_err(ProduceError::Seal)?;
+                let resume = self.parser.resume_point();
+                let (name, stream_position) = (object_name(&object), self.parser.position());
+                self.producer.send(Event::End(Box::new(SealedEnd { sealed, name, index, resume, fletcher4, stream_position })))?;
+            }
+            None if self.producer.skip.get(&self.index).is_some_and(|before| *before != fletcher4) => {
+                return Err(ProduceError::Changed(self.index));
+            }
+            None => {}
+        }
+        self.index += 1;
+        self.chunk_bytes = 0;
+        self.parser.note_boundary_at(self.parser.position() + self.producer.plan.split_bytes);
+        Ok(())
+    }
+}
