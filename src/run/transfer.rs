@@ -19,7 +19,7 @@ use crate::stream::record::{ResumePoint, StreamExpectation, StreamParser, Stream
 use crate::stream::seal::{ChunkSealer, Compression, SealError, SealedChunk};
 use crate::zfs::{SendStream, ZfsError};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -85,7 +85,7 @@ pub struct ConfirmedChunk {
     /// The store's word for it.
     pub evidence: Evidence,
     /// The running checksum of the stream at its end: the same chunk again must end with the same.
-    fletcher4: [u64; 4],
+    fletcher4: Option<[u64; 4]>,
 }
 
 /// A whole stream in the store, not yet committed.
@@ -108,9 +108,7 @@ struct SealedEnd {
     sealed: SealedChunk,
     name: String,
     index: ChunkIndex,
-    resume: Option<ResumePoint>,
-    fletcher4: [u64; 4],
-    stream_position: u64,
+    ending: Ending,
 }
 
 /// Streams the source into the store until every chunk is confirmed, the stream is verified to its END, and its
@@ -180,7 +178,7 @@ async fn upload(
                 }
             }
             Event::End(end) => {
-                state.stream_bytes = end.stream_position;
+                state.stream_bytes = end.ending.position;
                 if let Some(writer) = writer.take() {
                     confirming.spawn(confirm(writer, *end));
                 }
@@ -248,10 +246,10 @@ async fn confirm(writer: Box<dyn PartWriter>, end: SealedEnd) -> Result<Confirme
         sealed_bytes: sealed.sealed_bytes,
         blake3: sealed.blake3,
         head: HeadEntry { bytes: sealed.head.bytes, blake3: sealed.head.blake3 },
-        resume: end.resume.map(resume_entry),
+        resume: end.ending.resume.map(resume_entry),
     };
     tracing::debug!(chunk = entry.name, bytes = entry.sealed_bytes, "chunk confirmed");
-    Ok(ConfirmedChunk { entry, evidence, fletcher4: end.fletcher4 })
+    Ok(ConfirmedChunk { entry, evidence, fletcher4: end.ending.fletcher4 })
 }
 
 fn resume_entry(point: ResumePoint) -> ResumeEntry {
@@ -269,7 +267,7 @@ struct Producer {
     plan: Arc<TransferPlan>,
     pool: PartPool,
     /// Confirmed chunks, with the running checksum at the end of each.
-    skip: BTreeMap<u32, [u64; 4]>,
+    skip: BTreeMap<u32, Option<[u64; 4]>>,
     events: mpsc::Sender<Event>,
 }
 
@@ -338,14 +336,20 @@ struct Cutter<'a> {
     index: u32,
     chunk_bytes: u64,
     sealing: Option<(ChunkSealer, ChunkIndex, BackupObject)>,
-    nonces: BTreeSet<u32>,
+}
+
+/// The state of the stream where a chunk ends.
+struct Ending {
+    fletcher4: Option<[u64; 4]>,
+    resume: Option<ResumePoint>,
+    position: u64,
 }
 
 impl<'a> Cutter<'a> {
     fn new(producer: &'a Producer) -> Self {
         let mut parser = StreamParser::new(producer.plan.expectation);
         parser.note_boundary_at(producer.plan.split_bytes);
-        Self { producer, parser, index: 0, chunk_bytes: 0, sealing: None, nonces: BTreeSet::new() }
+        Self { producer, parser, index: 0, chunk_bytes: 0, sealing: None }
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), ProduceError> {
@@ -372,9 +376,16 @@ impl<'a> Cutter<'a> {
     }
 
     fn finish(mut self) -> Result<StreamSummary, ProduceError> {
-        let summary = self.parser.clone_for_finish().finish().map_err(ProduceError::Stream)?;
-        self.end_chunk()?;
+        let ending = self.ending();
+        let parser = std::mem::replace(&mut self.parser, StreamParser::new(self.producer.plan.expectation));
+        let summary = parser.finish().map_err(ProduceError::Stream)?;
+        self.end_chunk_at(ending)?;
         Ok(summary)
+    }
+
+    fn ending(&self) -> Ending {
+        let parser = &self.parser;
+        Ending { fletcher4: parser.fletcher4(), resume: parser.resume_point(), position: parser.position() }
     }
 
     fn begin_chunk(&mut self) -> Result<(), ProduceError> {
@@ -385,7 +396,6 @@ impl<'a> Cutter<'a> {
         let plan = &self.producer.plan;
         let compressed = plan.compression != Compression::None;
         let nonce = getrandom::u32().map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
-        self.nonces.insert(nonce);
         let object = BackupObject::Chunk { index, nonce, compressed };
         let sealer = ChunkSealer::new(&plan.recipients, plan.compression, &self.producer.pool).map_err(ProduceError::Seal)?;
         self.producer.send(Event::Begin(index, object.clone()))?;
@@ -394,23 +404,27 @@ impl<'a> Cutter<'a> {
     }
 
     fn end_chunk(&mut self) -> Result<(), ProduceError> {
-        let fletcher4 = self.parser.fletcher4();
+        let ending = self.ending();
+        self.parser.note_boundary_at(ending.position + self.producer.plan.split_bytes);
+        self.end_chunk_at(ending)
+    }
+
+    fn end_chunk_at(&mut self, ending: Ending) -> Result<(), ProduceError> {
         match self.sealing.take() {
             Some((sealer, index, object)) => {
                 let events = &self.producer.events;
-                let sealed = sealer.finish(&mut |part| events.blocking_send(Event::Part(part)).is_ok()).map_err(ProduceError::Seal)?;
-                let resume = self.parser.resume_point();
-                let (name, stream_position) = (object_name(&object), self.parser.position());
-                self.producer.send(Event::End(Box::new(SealedEnd { sealed, name, index, resume, fletcher4, stream_position })))?;
+                let sink = &mut |part| events.blocking_send(Event::Part(part)).is_ok();
+                let sealed = sealer.finish(sink).map_err(ProduceError::Seal)?;
+                let end = SealedEnd { sealed, name: object_name(&object), index, ending };
+                self.producer.send(Event::End(Box::new(end)))?;
             }
-            None if self.producer.skip.get(&self.index).is_some_and(|before| *before != fletcher4) => {
+            None if self.producer.skip.get(&self.index).is_some_and(|before| *before != ending.fletcher4) => {
                 return Err(ProduceError::Changed(self.index));
             }
             None => {}
         }
         self.index += 1;
         self.chunk_bytes = 0;
-        self.parser.note_boundary_at(self.parser.position() + self.producer.plan.split_bytes);
         Ok(())
     }
 }

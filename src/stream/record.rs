@@ -1,1 +1,247 @@
-//! The send stream.
+//! The send stream: its records, their lengths, the running Fletcher-4 checksum, and where a send can resume.
+//!
+//! [`StreamParser`] watches a stream go by, on its way out and on its way back, and proves it whole: every record's
+//! checksum, END's sum over everything, the right snapshot and base, nothing missing and nothing after. It copies no
+//! payload and touches nothing but its arguments. `RecordWriter` makes streams, for tests and for the ZFS in memory.
+//!
+//! # What is accepted
+//! Exactly one plain stream, in either byte order, of record types 0 to 10 with the payload rules of OpenZFS 2.0 to 2.4.
+//! Refused: packages (`zfs send -R`), a second BEGIN, records of another snapshot, payloads above 16 MiB, a checksum
+//! that is zero ("not set" to `zfs receive`; but `zfs send` sets every one), bytes after END.
+//!
+//! Damage in a payload shows at the next record's checksum, in the last one at END; damage in BEGIN, which has no
+//! checksum of its own, at the record after it. So what was fed is proved only once [`StreamParser::finish`] says so.
+//!
+//! **A record type that this version does not know** is accepted if its own checksum holds: then it is what ZFS sent,
+//! and a newer ZFS must not stop a backup. Its payload rule is unknown, so from there no record is looked at, there are
+//! no resume points, and [`StreamSummary::checked`] is false. The stream must still close with an END record whose sum
+//! covers every byte, so damage and truncation are found even then.
+
+mod begin;
+mod error;
+mod header;
+mod resume;
+mod walk;
+mod write;
+
+pub use begin::{BeginRecord, StreamDatasetType, feature};
+pub use error::{StreamError, StreamFault};
+pub use header::{HEADER_BYTES, PAYLOAD_BYTES_MAX, RecordHeader, RecordType};
+pub use resume::ResumePoint;
+pub use write::RecordWriter;
+
+use crate::model::Guid;
+use crate::stream::fletcher::Fletcher4;
+use header::KNOWN_TYPES;
+use resume::ResumeTracker;
+use walk::{Payload, RecordSink, Walker};
+
+/// What a stream must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamExpectation {
+    /// The snapshot it makes.
+    pub snapshot_guid: Guid,
+    /// The snapshot it builds on; `None` for a full stream.
+    pub base_guid: Option<Guid>,
+}
+
+/// Watches a stream go by in slices cut anywhere. See the [module](self) for what it demands.
+#[derive(Debug)]
+pub struct StreamParser {
+    walker: Walker,
+    watch: Watch,
+    failed: Option<StreamError>,
+}
+
+/// What a whole and intact stream was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSummary {
+    /// Its length.
+    pub bytes: u64,
+    /// The snapshot's name when it was sent.
+    pub to_name: String,
+    /// The snapshot.
+    pub snapshot_guid: Guid,
+    /// The snapshot it builds on.
+    pub base_guid: Option<Guid>,
+    /// When the snapshot was taken, in seconds since 1970.
+    pub creation_time: u64,
+    /// Filesystem or volume.
+    pub dataset_type: StreamDatasetType,
+    /// `DMU_BACKUP_FEATURE_*`; see [`feature`].
+    pub feature_flags: u64,
+    /// `DRR_FLAG_*`.
+    pub flags: u32,
+    /// The records, by type; from the resume point on in a parser that took up there.
+    pub records: RecordCounts,
+    /// Every record was looked at. False after a record of an unknown type: the bytes are still proved by END.
+    pub checked: bool,
+    /// The sum in END: of all bytes before it.
+    pub end_fletcher4: [u64; 4],
+}
+
+/// How many records of each type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RecordCounts {
+    known: [u64; KNOWN_TYPES],
+    unknown: u64,
+}
+
+impl StreamParser {
+    /// At the start of a stream.
+    pub fn new(expect: StreamExpectation) -> Self {
+        Self { walker: Walker::new(), watch: Watch::new(expect, ResumeTracker::default()), failed: None }
+    }
+
+    /// Just after a resume point of a stream that began with `begin`: what is fed goes on from there.
+    ///
+    /// # Errors
+    /// [`StreamFault::WrongSnapshot`] or [`StreamFault::WrongBase`] when `begin` is not what was expected.
+    pub fn resume(expect: StreamExpectation, begin: BeginRecord, point: ResumePoint) -> Result<Self, StreamFault> {
+        let mut watch = Watch::new(expect, ResumeTracker::resume(point));
+        watch.begin(&begin)?;
+        watch.counts = RecordCounts::default();
+        let walker = Walker::resume(begin, point.position, point.fletcher4.into());
+        Ok(Self { walker, watch, failed: None })
+    }
+
+    /// Takes in the next bytes of the stream.
+    ///
+    /// # Errors
+    /// [`StreamError`] at the first fault, and the same again ever after.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.walker.feed(bytes, &mut self.watch).inspect_err(|error| self.failed = Some(error.clone()))
+    }
+
+    /// The stream position: all bytes fed, and those before the point it resumed at.
+    pub fn position(&self) -> u64 {
+        self.walker.position()
+    }
+
+    /// BEGIN, once fed.
+    pub fn begin(&self) -> Option<&BeginRecord> {
+        self.walker.begin()
+    }
+
+    /// The Fletcher-4 sum of the stream up to here; `None` in the middle of a 32-bit word or of BEGIN. Two sends that
+    /// agree on it at a position agree, but for intent, on all bytes before.
+    pub fn fletcher4(&self) -> Option<[u64; 4]> {
+        self.walker.sum().map(Into::into)
+    }
+
+    /// Says where the next chunk will end, so that [`StreamParser::resume_point`] is at its best there. To be called
+    /// before the bytes of that chunk are fed; only the latest call counts.
+    pub fn note_boundary_at(&mut self, position: u64) {
+        self.watch.resume.note_boundary_at(position);
+    }
+
+    /// The last block record wholly before the current position whose hash was kept: at a noted boundary nearly always
+    /// the very last, else one at most 32 MiB and two records before that. `None` before the first, and after a record
+    /// of unknown type.
+    pub fn resume_point(&self) -> Option<ResumePoint> {
+        if self.walker.is_opaque() { None } else { self.watch.resume.point() }
+    }
+
+    /// Ends the stream.
+    ///
+    /// # Errors
+    /// [`StreamError`] unless END was the last thing fed and all was intact.
+    pub fn finish(self) -> Result<StreamSummary, StreamError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let bytes = self.walker.position();
+        let checked = !self.walker.is_opaque();
+        let (begin, end_sum) = self.walker.finish()?;
+        let mut records = self.watch.counts;
+        if !checked {
+            records.add(RecordType::End);
+        }
+        Ok(StreamSummary {
+            bytes,
+            to_name: begin.to_name,
+            snapshot_guid: begin.snapshot_guid,
+            base_guid: begin.base_guid,
+            creation_time: begin.creation_time,
+            dataset_type: begin.dataset_type,
+            feature_flags: begin.feature_flags,
+            flags: begin.flags,
+            records,
+            checked,
+            end_fletcher4: end_sum.into(),
+        })
+    }
+}
+
+impl RecordCounts {
+    /// Records of that type. Unknown types are counted together.
+    pub fn of(&self, record_type: RecordType) -> u64 {
+        match record_type {
+            RecordType::Unknown(_) => self.unknown,
+            known => self.known[known.number() as usize],
+        }
+    }
+
+    /// All records, BEGIN and END included.
+    pub fn total(&self) -> u64 {
+        self.known.iter().sum::<u64>() + self.unknown
+    }
+
+    fn add(&mut self, record_type: RecordType) {
+        match record_type {
+            RecordType::Unknown(_) => self.unknown += 1,
+            known => self.known[known.number() as usize] += 1,
+        }
+    }
+}
+
+/// What the parser does with each record: checks BEGIN, counts, keeps resume points.
+#[derive(Debug)]
+struct Watch {
+    expect: StreamExpectation,
+    counts: RecordCounts,
+    resume: ResumeTracker,
+}
+
+impl Watch {
+    fn new(expect: StreamExpectation, resume: ResumeTracker) -> Self {
+        Self { expect, counts: RecordCounts::default(), resume }
+    }
+}
+
+impl RecordSink for Watch {
+    type Error = StreamError;
+
+    fn begin(&mut self, begin: &BeginRecord) -> Result<(), StreamFault> {
+        self.counts.add(RecordType::Begin);
+        let StreamExpectation { snapshot_guid, base_guid } = self.expect;
+        if begin.snapshot_guid != snapshot_guid {
+            return Err(StreamFault::WrongSnapshot { expected: snapshot_guid, found: begin.snapshot_guid });
+        }
+        if begin.base_guid != base_guid {
+            return Err(StreamFault::WrongBase { expected: base_guid, found: begin.base_guid });
+        }
+        if begin.has(feature::RESUMING) {
+            return Err(StreamFault::Resuming);
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, header: &RecordHeader, payload: Payload) -> Result<(), StreamError> {
+        self.counts.add(header.record_type());
+        self.resume.header(header, payload);
+        Ok(())
+    }
+
+    fn payload(&mut self, bytes: &[u8]) {
+        self.resume.payload(bytes);
+    }
+
+    fn record_end(&mut self, sum: Fletcher4) -> Result<(), StreamError> {
+        self.resume.record_end(sum);
+        Ok(())
+    }
+}

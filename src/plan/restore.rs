@@ -1,0 +1,53 @@
+//! [`plan_restore`]: which backups, in which order, bring one snapshot back.
+
+use crate::manifest::Manifest;
+use crate::model::{BackupId, Digest};
+
+/// A chain that cannot be walked to its full.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreGap {
+    /// The backup asked for is not in the store.
+    #[error("the store has no whole backup {id}")]
+    NoBackup {
+        /// Its id.
+        id: BackupId,
+    },
+    /// A base is not in the store.
+    #[error("{of} follows from {missing}, which the store does not have")]
+    MissingBase {
+        /// The backup that needs it.
+        of: BackupId,
+        /// The backup that is not there.
+        missing: BackupId,
+    },
+    /// A base is there with another manifest than the one that was built on.
+    #[error("{of} follows from {base}, whose manifest is not the one that it was built on")]
+    ChangedBase {
+        /// The backup that needs it.
+        of: BackupId,
+        /// The base.
+        base: BackupId,
+    },
+}
+
+/// The chain that leads to `target`: its full first, then each incremental.
+///
+/// # Errors
+/// [`RestoreGap`] naming what is missing.
+pub fn plan_restore<'a>(backups: &[(&'a Manifest, Digest)], target: &BackupId) -> Result<Vec<&'a Manifest>, RestoreGap> {
+    let find = |id: &BackupId| backups.iter().find(|(manifest, _)| manifest.id == *id);
+    let (mut current, _) = find(target).ok_or_else(|| RestoreGap::NoBackup { id: target.clone() })?;
+    let mut chain = vec![current];
+    // Each backup can occur once; a longer walk would be a circle, which no honest signer makes.
+    while let (Some(base), true) = (&current.base, chain.len() <= backups.len()) {
+        let missing = || RestoreGap::MissingBase { of: current.id.clone(), missing: base.backup_id.clone() };
+        let (manifest, blake3) = find(&base.backup_id).ok_or_else(missing)?;
+        if *blake3 != base.manifest_blake3 || manifest.snapshot.guid != base.guid {
+            return Err(RestoreGap::ChangedBase { of: current.id.clone(), base: base.backup_id.clone() });
+        }
+        current = manifest;
+        chain.push(current);
+    }
+    chain.reverse();
+    Ok(chain)
+}

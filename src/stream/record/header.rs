@@ -1,0 +1,281 @@
+//! [`RecordHeader`]: the 312 bytes that open every record, their types, and how many payload bytes follow.
+//! Offsets and payload rules are OpenZFS' `dmu_replay_record_t` (`sys/zfs_ioctl.h`, `module/zfs/dmu_send.c`), the same
+//! from 2.0 to 2.4. BEGIN, which has no checksum of its own, is read by [`BeginRecord`](super::BeginRecord).
+
+use super::StreamFault;
+use crate::stream::fletcher::{ByteOrder, Fletcher4};
+use std::fmt;
+
+/// The length of every record header.
+pub const HEADER_BYTES: usize = 312;
+
+/// The longest payload: the largest block that ZFS has (`SPA_MAXBLOCKSIZE`).
+pub const PAYLOAD_BYTES_MAX: u64 = 16 << 20;
+
+/// Where the record's own checksum lies, in all types but BEGIN. It covers the stream up to here.
+const CHECKSUM_AT: usize = 280;
+/// Where END keeps the sum of everything before it.
+const END_SUM_AT: usize = 8;
+
+/// The type of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RecordType {
+    /// What the stream is; once, first.
+    Begin,
+    /// A dnode.
+    Object,
+    /// Object numbers that are free.
+    FreeObjects,
+    /// A block.
+    Write,
+    /// A hole.
+    Free,
+    /// The sum of all; once, last.
+    End,
+    /// A block by reference (deduplicated streams, gone from ZFS).
+    WriteByRef,
+    /// A spill block.
+    Spill,
+    /// A block so small that it lies in its block pointer.
+    WriteEmbedded,
+    /// The dnode block that follows (raw streams).
+    ObjectRange,
+    /// A redacted range.
+    Redact,
+    /// A type that this version does not know.
+    Unknown(u32),
+}
+
+/// How many types have names: the length of a table of them.
+pub(super) const KNOWN_TYPES: usize = 11;
+
+impl From<u32> for RecordType {
+    fn from(number: u32) -> Self {
+        match number {
+            0 => Self::Begin,
+            1 => Self::Object,
+            2 => Self::FreeObjects,
+            3 => Self::Write,
+            4 => Self::Free,
+            5 => Self::End,
+            6 => Self::WriteByRef,
+            7 => Self::Spill,
+            8 => Self::WriteEmbedded,
+            9 => Self::ObjectRange,
+            10 => Self::Redact,
+            unknown => Self::Unknown(unknown),
+        }
+    }
+}
+
+impl RecordType {
+    /// The number in the stream.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Begin => 0,
+            Self::Object => 1,
+            Self::FreeObjects => 2,
+            Self::Write => 3,
+            Self::Free => 4,
+            Self::End => 5,
+            Self::WriteByRef => 6,
+            Self::Spill => 7,
+            Self::WriteEmbedded => 8,
+            Self::ObjectRange => 9,
+            Self::Redact => 10,
+            Self::Unknown(number) => number,
+        }
+    }
+
+    /// Where the record keeps the guid of its snapshot.
+    pub(super) fn guid_at(self) -> Option<usize> {
+        match self {
+            Self::Begin | Self::Object | Self::Write | Self::End => Some(40),
+            Self::FreeObjects | Self::Spill | Self::ObjectRange => Some(24),
+            Self::Free | Self::WriteByRef | Self::WriteEmbedded | Self::Redact => Some(32),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for RecordType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Begin => "BEGIN",
+            Self::Object => "OBJECT",
+            Self::FreeObjects => "FREEOBJECTS",
+            Self::Write => "WRITE",
+            Self::Free => "FREE",
+            Self::End => "END",
+            Self::WriteByRef => "WRITE_BYREF",
+            Self::Spill => "SPILL",
+            Self::WriteEmbedded => "WRITE_EMBEDDED",
+            Self::ObjectRange => "OBJECT_RANGE",
+            Self::Redact => "REDACT",
+            Self::Unknown(number) => return write!(f, "type {number}"),
+        })
+    }
+}
+
+/// One record header with the byte order to read it in. Reading checks nothing; the walker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordHeader {
+    bytes: [u8; HEADER_BYTES],
+    order: ByteOrder,
+}
+
+impl RecordHeader {
+    /// A header as it lies in the stream.
+    pub fn new(bytes: [u8; HEADER_BYTES], order: ByteOrder) -> Self {
+        Self { bytes, order }
+    }
+
+    /// A header of that type with all fields zero, to be filled and sealed.
+    pub fn blank(record_type: RecordType, order: ByteOrder) -> Self {
+        let mut header = Self::new([0; HEADER_BYTES], order);
+        header.set_u32(0, record_type.number());
+        header
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8; HEADER_BYTES] {
+        &self.bytes
+    }
+
+    /// The bytes that say what the record is, apart from where it lies in its stream: its checksum set to zero.
+    pub fn bytes_without_checksum(&self) -> [u8; HEADER_BYTES] {
+        let mut bytes = self.bytes;
+        bytes[CHECKSUM_AT..].fill(0);
+        bytes
+    }
+
+    /// The type.
+    pub fn record_type(&self) -> RecordType {
+        self.u32(0).into()
+    }
+
+    /// The guid of the snapshot that the record belongs to, where its type has one.
+    pub fn snapshot_guid(&self) -> Option<u64> {
+        self.record_type().guid_at().map(|at| self.u64(at))
+    }
+
+    /// The object and offset that a block goes to: of WRITE and WRITE_EMBEDDED, the records that a send can resume at.
+    pub fn block(&self) -> Option<(u64, u64)> {
+        match self.record_type() {
+            RecordType::Write => Some((self.u64(8), self.u64(24))),
+            RecordType::WriteEmbedded => Some((self.u64(8), self.u64(16))),
+            _ => None,
+        }
+    }
+
+    /// How many payload bytes follow; 0 for unknown types, whose rule is unknown.
+    ///
+    /// # Errors
+    /// [`StreamFault::Payload`] above [`PAYLOAD_BYTES_MAX`], or when not in whole words (ZFS pads to 8).
+    pub fn payload_bytes(&self) -> Result<u64, StreamFault> {
+        let bytes = match self.record_type() {
+            RecordType::Begin => u64::from(self.u32(4)),
+            RecordType::Object => match u64::from(self.u32(36)) {
+                0 => u64::from(self.u32(28)).next_multiple_of(8),
+                raw_bonus_bytes => raw_bonus_bytes,
+            },
+            RecordType::Write if self.bytes[50] == 0 => self.u64(32),
+            RecordType::Write => self.u64(96),
+            RecordType::Spill => match self.u64(40) {
+                0 => self.u64(16),
+                compressed_bytes => compressed_bytes,
+            },
+            RecordType::WriteEmbedded => u64::from(self.u32(52)).next_multiple_of(8),
+            _ => 0,
+        };
+        match bytes {
+            0..=PAYLOAD_BYTES_MAX if bytes.is_multiple_of(4) => Ok(bytes),
+            _ => Err(StreamFault::Payload { bytes }),
+        }
+    }
+
+    /// The 32-bit field at that byte, from 0.
+    pub fn u32(&self, at: usize) -> u32 {
+        let mut field = [0; 4];
+        field.copy_from_slice(&self.bytes[at..at + 4]);
+        match self.order {
+            ByteOrder::Little => u32::from_le_bytes(field),
+            ByteOrder::Big => u32::from_be_bytes(field),
+        }
+    }
+
+    /// The 64-bit field at that byte.
+    pub fn u64(&self, at: usize) -> u64 {
+        let mut field = [0; 8];
+        field.copy_from_slice(&self.bytes[at..at + 8]);
+        match self.order {
+            ByteOrder::Little => u64::from_le_bytes(field),
+            ByteOrder::Big => u64::from_be_bytes(field),
+        }
+    }
+
+    /// Sets the byte at that place.
+    pub fn set_u8(&mut self, at: usize, value: u8) {
+        self.bytes[at] = value;
+    }
+
+    /// Sets the 32-bit field at that byte.
+    pub fn set_u32(&mut self, at: usize, value: u32) {
+        self.bytes[at..at + 4].copy_from_slice(&match self.order {
+            ByteOrder::Little => value.to_le_bytes(),
+            ByteOrder::Big => value.to_be_bytes(),
+        });
+    }
+
+    /// Sets the 64-bit field at that byte.
+    pub fn set_u64(&mut self, at: usize, value: u64) {
+        self.bytes[at..at + 8].copy_from_slice(&match self.order {
+            ByteOrder::Little => value.to_le_bytes(),
+            ByteOrder::Big => value.to_be_bytes(),
+        });
+    }
+
+    /// Takes the header into the running sum and checks its checksum on the way, and END's sum of all before it.
+    ///
+    /// # Errors
+    /// [`StreamFault::Checksum`] or [`StreamFault::EndChecksum`]: these bytes, or some before them, are not those that
+    /// were sent. A checksum of zero, which `zfs receive` takes for "not set", is an error too: `zfs send` sets them all.
+    pub(super) fn verify(&self, sum: &mut Fletcher4) -> Result<(), StreamFault> {
+        let before = *sum;
+        sum.absorb(self.bytes[..CHECKSUM_AT].as_chunks().0, self.order);
+        let expected = <[u64; 4]>::from(*sum);
+        let found = self.sum_at(CHECKSUM_AT);
+        if found != expected {
+            return Err(StreamFault::Checksum { expected, found });
+        }
+        if self.record_type() == RecordType::End {
+            let (expected, found) = (before.into(), self.sum_at(END_SUM_AT));
+            if found != expected {
+                return Err(StreamFault::EndChecksum { expected, found });
+            }
+        }
+        sum.absorb(self.bytes[CHECKSUM_AT..].as_chunks().0, self.order);
+        Ok(())
+    }
+
+    /// Writes the record's checksum (and END's sum) for a stream whose sum so far is given, and takes the header into
+    /// it. The payload is the caller's to add. Not for BEGIN, which has no checksum.
+    pub fn seal(&mut self, sum: &mut Fletcher4) {
+        if self.record_type() == RecordType::End {
+            self.set_sum(END_SUM_AT, *sum);
+        }
+        sum.absorb(self.bytes[..CHECKSUM_AT].as_chunks().0, self.order);
+        self.set_sum(CHECKSUM_AT, *sum);
+        sum.absorb(self.bytes[CHECKSUM_AT..].as_chunks().0, self.order);
+    }
+
+    fn sum_at(&self, at: usize) -> [u64; 4] {
+        [0, 8, 16, 24].map(|word| self.u64(at + word))
+    }
+
+    fn set_sum(&mut self, at: usize, sum: Fletcher4) {
+        for (index, word) in <[u64; 4]>::from(sum).into_iter().enumerate() {
+            self.set_u64(at + 8 * index, word);
+        }
+    }
+}
