@@ -155,10 +155,13 @@ impl KeyFile {
         if !decryptor.is_scrypt() {
             return Err(KeyringError::Open(age::DecryptError::NoMatchingKeys));
         }
-        let mut reader = decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity)).map_err(|error| match error {
-            age::DecryptError::DecryptionFailed | age::DecryptError::KeyDecryptionFailed => KeyringError::WrongPassphrase,
-            other => KeyringError::Open(other),
-        })?;
+        let mut reader =
+            decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity)).map_err(|error| match error {
+                age::DecryptError::DecryptionFailed | age::DecryptError::KeyDecryptionFailed => {
+                    KeyringError::WrongPassphrase
+                }
+                other => KeyringError::Open(other),
+            })?;
         let mut text = Zeroizing::new(String::new());
         reader.read_to_string(&mut text).map_err(|error| KeyringError::Open(age::DecryptError::Io(error)))?;
         Self::parse(&text)
@@ -198,7 +201,11 @@ mod tests {
     #[test]
     fn a_plain_age_identity_file_is_a_key_file_without_trust() {
         let identity = age::x25519::Identity::generate();
-        let text = format!("# created: today\n# public key: {}\n{}\n", identity.to_public(), identity.to_string().expose_secret());
+        let text = format!(
+            "# created: today\n# public key: {}\n{}\n",
+            identity.to_public(),
+            identity.to_string().expose_secret()
+        );
         let file = KeyFile::parse(&text).unwrap();
         assert_eq!((file.identities.len(), file.trusted.0.len(), file.signing.is_some()), (1, 0, false));
         assert!(matches!(KeyFile::parse("# nothing\n"), Err(KeyringError::NoIdentity)));

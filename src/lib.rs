@@ -3,6 +3,8 @@
 pub mod keyring;
 pub mod manifest;
 pub mod model;
+pub mod plan;
+pub mod run;
 pub mod sign;
 pub mod store;
 pub mod stream;

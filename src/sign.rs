@@ -103,7 +103,8 @@ impl SigningKey {
         let invalid = |_| SignatureError::Key { what: "signing key" };
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
         let boxed = format!("untrusted comment: zfs-backup\n{line}\n");
-        let secret = SecretKeyBox::from_string(&boxed).map_err(invalid)?.into_unencrypted_secret_key().map_err(invalid)?;
+        let secret =
+            SecretKeyBox::from_string(&boxed).map_err(invalid)?.into_unencrypted_secret_key().map_err(invalid)?;
         let public = PublicKey::from_secret_key(&secret).map_err(invalid)?;
         Ok(Self { secret, public: VerifyingKey(public) })
     }
@@ -140,7 +141,13 @@ impl TrustedKeys {
     ///
     /// # Errors
     /// [`SignatureError`] unless one of the keys signed exactly these bytes for exactly this place.
-    pub fn verify(&self, signed_type: SignedType, key: &str, bytes: &[u8], signature: &[u8]) -> Result<(), SignatureError> {
+    pub fn verify(
+        &self,
+        signed_type: SignedType,
+        key: &str,
+        bytes: &[u8],
+        signature: &[u8],
+    ) -> Result<(), SignatureError> {
         let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
         let signature = SignatureBox::from_string(text).map_err(|_| SignatureError::Malformed)?;
         let by_one = |trusted: &VerifyingKey| {
@@ -192,14 +199,27 @@ mod tests {
     #[test]
     fn a_signature_holds_for_its_bytes_its_place_and_its_type_only() {
         let key = SigningKey::generate().unwrap();
-        let trusted = TrustedKeys(vec![SigningKey::generate().unwrap().verifying_key().clone(), key.verifying_key().clone()]);
+        let trusted =
+            TrustedKeys(vec![SigningKey::generate().unwrap().verifying_key().clone(), key.verifying_key().clone()]);
         let signature = key.sign(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes").unwrap();
         let verify = |signed_type, place: &str, bytes: &[u8]| trusted.verify(signed_type, place, bytes, &signature);
         assert_eq!(verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes"), Ok(()));
-        assert!(matches!(verify(SignedType::Manifest, "tank/b/@x/manifest.json", b"bytes"), Err(SignatureError::Elsewhere { .. })));
-        assert!(matches!(verify(SignedType::Receipt, "tank/a/@x/manifest.json", b"bytes"), Err(SignatureError::Elsewhere { .. })));
-        assert_eq!(verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytez"), Err(SignatureError::Untrusted { trusted: 2 }));
-        assert_eq!(TrustedKeys::default().verify(SignedType::Manifest, "k", b"b", &signature), Err(SignatureError::Untrusted { trusted: 0 }));
+        assert!(matches!(
+            verify(SignedType::Manifest, "tank/b/@x/manifest.json", b"bytes"),
+            Err(SignatureError::Elsewhere { .. })
+        ));
+        assert!(matches!(
+            verify(SignedType::Receipt, "tank/a/@x/manifest.json", b"bytes"),
+            Err(SignatureError::Elsewhere { .. })
+        ));
+        assert_eq!(
+            verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytez"),
+            Err(SignatureError::Untrusted { trusted: 2 })
+        );
+        assert_eq!(
+            TrustedKeys::default().verify(SignedType::Manifest, "k", b"b", &signature),
+            Err(SignatureError::Untrusted { trusted: 0 })
+        );
         for damaged in [&signature[..signature.len() / 2], b"", b"\xff"] {
             assert!(trusted.verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes", damaged).is_err());
         }

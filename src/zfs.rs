@@ -350,6 +350,12 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`].
     fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError>;
 
+    /// The guid of an imported pool.
+    ///
+    /// # Errors
+    /// [`ZfsError`] when there is no such pool or it cannot be read.
+    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError>;
+
     /// The version of the kernel module, such as `2.3.2-1`.
     ///
     /// # Errors

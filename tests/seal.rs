@@ -42,9 +42,9 @@ fn open(
     compressed: bool,
     piece: usize,
 ) -> Result<Vec<u8>, (OpenError, Vec<u8>)> {
-    let identities = [identity.clone()];
+    let identities = [identity.clone()].into();
     let mut stream = Vec::new();
-    let mut opener = ChunkOpener::new(chunk, compressed, &identities).map_err(|e| (e, Vec::new()))?;
+    let mut opener = ChunkOpener::new(chunk, compressed, identities).map_err(|e| (e, Vec::new()))?;
     for bytes in sealed.chunks(piece.max(1)) {
         if let Err(error) = opener.write(bytes, &mut stream) {
             return Err((error, stream));

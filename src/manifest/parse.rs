@@ -58,7 +58,9 @@ fn parse_as<T: DeserializeOwned>(bytes: &[u8], object_type: &str) -> Result<T, M
     if !preamble.requires.is_empty() {
         return Err(ManifestError::Requires(preamble.requires));
     }
-    check(preamble.object_type == object_type, || format!("its type is {:?}, not {object_type:?}", preamble.object_type))?;
+    check(preamble.object_type == object_type, || {
+        format!("its type is {:?}, not {object_type:?}", preamble.object_type)
+    })?;
     parse_strict(bytes).map_err(ManifestError::Json)
 }
 
@@ -98,7 +100,12 @@ pub fn parse_manifest(
     Ok(manifest)
 }
 
-fn check_place(dataset: &DatasetName, id: &BackupId, inner_dataset: &DatasetName, inner_id: &BackupId) -> Result<(), ManifestError> {
+fn check_place(
+    dataset: &DatasetName,
+    id: &BackupId,
+    inner_dataset: &DatasetName,
+    inner_id: &BackupId,
+) -> Result<(), ManifestError> {
     check(inner_dataset == dataset, || format!("it is of dataset {inner_dataset}"))?;
     check(inner_id == id, || format!("it is of backup {inner_id}"))
 }
@@ -115,7 +122,9 @@ pub fn parse_chunk_list(manifest: &Manifest, number: usize, bytes: &[u8]) -> Res
         return Err(ManifestError::Digest { expected: list_ref.blake3, actual });
     }
     let list: ChunkList = parse_as(bytes, "chunks")?;
-    check(list.chunks.len() as u64 == u64::from(list_ref.chunks), || "its number of chunks is not the manifest's".to_owned())?;
+    check(list.chunks.len() as u64 == u64::from(list_ref.chunks), || {
+        "its number of chunks is not the manifest's".to_owned()
+    })?;
     let first: u64 = lists[..number].iter().map(|list| u64::from(list.chunks)).sum();
     for (chunk, index) in list.chunks.iter().zip(first..) {
         check_chunk(manifest, chunk, index)?;
@@ -127,13 +136,17 @@ fn check_chunk(manifest: &Manifest, chunk: &ChunkEntry, index: u64) -> Result<()
     check(u64::from(chunk.index) == index, || format!("chunk {index} says that it is {}", chunk.index))?;
     let compressed = manifest.compression == CompressionName::Zstd;
     let named = match parse_object_name(&chunk.name) {
-        Some(BackupObject::Chunk { index, compressed: by_name, .. }) => index.get() == chunk.index && by_name == compressed,
+        Some(BackupObject::Chunk { index, compressed: by_name, .. }) => {
+            index.get() == chunk.index && by_name == compressed
+        }
         _ => false,
     };
     check(named, || format!("chunk {index} is named {:?}", chunk.name))?;
     let rest = manifest.stream_bytes.saturating_sub(index * manifest.split_bytes);
     let expected = rest.min(manifest.split_bytes);
-    check(chunk.stream_bytes == expected, || format!("chunk {index} has {} bytes of stream, not {expected}", chunk.stream_bytes))?;
+    check(chunk.stream_bytes == expected, || {
+        format!("chunk {index} has {} bytes of stream, not {expected}", chunk.stream_bytes)
+    })?;
     let head_fits = chunk.head.bytes as usize <= HEAD_BYTES_MAX
         && u64::from(chunk.head.bytes) + TAG_BYTES as u64 <= chunk.sealed_bytes;
     check(head_fits, || format!("chunk {index} has a head of {} bytes", chunk.head.bytes))

@@ -39,22 +39,42 @@ fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     let place = shell_quote(&format!("{}/@{}/", from.dataset, from.id));
     writeln!(text, "# minisign -V -P {} -m RESTORE.txt", from.verifying_key)?;
     writeln!(text, "#")?;
-    writeln!(text, "# Run the line above first: whoever can write to the store can write this file too, and only a good")?;
-    writeln!(text, "# signature by a key that you know from elsewhere (your key file, your paper copy) makes it safe to run.")?;
-    writeln!(text, "# The signed comment must read: zfs-backup v1 restore-text {}/@{}/RESTORE.txt", from.dataset, from.id)?;
+    writeln!(
+        text,
+        "# Run the line above first: whoever can write to the store can write this file too, and only a good"
+    )?;
+    writeln!(
+        text,
+        "# signature by a key that you know from elsewhere (your key file, your paper copy) makes it safe to run."
+    )?;
+    writeln!(
+        text,
+        "# The signed comment must read: zfs-backup v1 restore-text {}/@{}/RESTORE.txt",
+        from.dataset, from.id
+    )?;
     writeln!(text, "#")?;
     writeln!(text, "# Restores {} of {} with age, b3sum{} and a shell alone.", from.id, from.dataset, zstd_word(from))?;
     writeln!(text, "#")?;
-    writeln!(text, "# 1. Fetch all objects of the backup into an empty folder, by any client. The store was {}", from.store_url)?;
+    writeln!(
+        text,
+        "# 1. Fetch all objects of the backup into an empty folder, by any client. The store was {}",
+        from.store_url
+    )?;
     writeln!(text, "#      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} .")?;
     writeln!(text, "#      rclone copy REMOTE:BUCKET/PREFIX/{place} .")?;
     writeln!(text, "# 2. Have the key ready as identity.txt beside them: your key file, or from the passphrase:")?;
     if from.keyring {
         writeln!(text, "#      age -d -o identity.txt keyring.age")?;
     }
-    writeln!(text, "# 3. Run this file there: sh RESTORE.txt > stream   (or: sh RESTORE.txt | zfs receive -u POOL/NEW)")?;
+    writeln!(
+        text,
+        "# 3. Run this file there: sh RESTORE.txt > stream   (or: sh RESTORE.txt | zfs receive -u POOL/NEW)"
+    )?;
     if from.raw {
-        writeln!(text, "#    The stream is natively encrypted: to mount what was received, the ZFS key of that time is needed too.")?;
+        writeln!(
+            text,
+            "#    The stream is natively encrypted: to mount what was received, the ZFS key of that time is needed too."
+        )?;
     }
     writeln!(text, "# The commands stop at the first chunk that is missing or damaged; nothing after it is written.")
 }

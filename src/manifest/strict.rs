@@ -96,7 +96,9 @@ mod tests {
     fn what_two_readers_could_understand_differently_is_refused() {
         assert!(parse_strict::<Value>(br#"{"a":1,"b":[{"c":null}]}"#).is_ok());
         let deep = format!("{}1{}", "[".repeat(20), "]".repeat(20));
-        for bad in [r#"{"a":1,"a":2}"#, r#"{"x":{"a":1,"a":1}}"#, r#"[{"a":1,"a":2}]"#, "{} {}", "{}x", "", "1.5", &deep] {
+        for bad in
+            [r#"{"a":1,"a":2}"#, r#"{"x":{"a":1,"a":1}}"#, r#"[{"a":1,"a":2}]"#, "{} {}", "{}x", "", "1.5", &deep]
+        {
             assert!(parse_strict::<Value>(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -34,9 +34,12 @@ pub enum RestoreGap {
 ///
 /// # Errors
 /// [`RestoreGap`] naming what is missing.
-pub fn plan_restore<'a>(backups: &[(&'a Manifest, Digest)], target: &BackupId) -> Result<Vec<&'a Manifest>, RestoreGap> {
+pub fn plan_restore<'a>(
+    backups: &[(&'a Manifest, Digest)],
+    target: &BackupId,
+) -> Result<Vec<&'a Manifest>, RestoreGap> {
     let find = |id: &BackupId| backups.iter().find(|(manifest, _)| manifest.id == *id);
-    let (mut current, _) = find(target).ok_or_else(|| RestoreGap::NoBackup { id: target.clone() })?;
+    let &(mut current, _) = find(target).ok_or_else(|| RestoreGap::NoBackup { id: target.clone() })?;
     let mut chain = vec![current];
     // Each backup can occur once; a longer walk would be a circle, which no honest signer makes.
     while let (Some(base), true) = (&current.base, chain.len() <= backups.len()) {

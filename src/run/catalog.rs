@@ -75,7 +75,11 @@ impl Catalog {
 ///
 /// # Errors
 /// [`RunError::Store`] when a listing or a fetch fails.
-pub async fn read_catalog(store: &dyn ObjectStore, dataset: &DatasetName, trusted: &TrustedKeys) -> Result<Catalog, RunError> {
+pub async fn read_catalog(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+) -> Result<Catalog, RunError> {
     let listed = store.list(&dataset_prefix(dataset)).await?;
     let mut groups: BTreeMap<BackupId, Vec<(ParsedKey, ListedObject)>> = BTreeMap::new();
     let mut unknown = Vec::new();
@@ -92,7 +96,11 @@ pub async fn read_catalog(store: &dyn ObjectStore, dataset: &DatasetName, truste
         let believed = if committed { Some(read_manifest(store, dataset, &id, trusted).await) } else { None };
         match believed {
             Some(Ok((manifest, manifest_blake3))) => {
-                catalog.backups.push(StoredBackup { manifest, manifest_blake3, objects: by_name(&id, dataset, &objects) });
+                catalog.backups.push(StoredBackup {
+                    manifest,
+                    manifest_blake3,
+                    objects: by_name(&id, dataset, &objects),
+                });
             }
             Some(Err(error @ RunError::Manifest { .. })) => catalog.attempts.push(attempt(id, &objects, Some(error))),
             Some(Err(other)) => return Err(other),
@@ -128,7 +136,10 @@ async fn get_signed(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) 
     match store.get(&key.signature(), None, SIGNATURE_BYTES_MAX).await {
         Ok(signature) => Ok((bytes, signature)),
         Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
-            Err(RunError::Manifest { key: key.to_string(), source: ManifestError::Signature(SignatureError::Malformed) })
+            Err(RunError::Manifest {
+                key: key.to_string(),
+                source: ManifestError::Signature(SignatureError::Malformed),
+            })
         }
         Err(error) => Err(error.into()),
     }
@@ -155,7 +166,11 @@ pub async fn read_manifest(
 ///
 /// # Errors
 /// As for [`read_manifest`].
-pub async fn read_receipt(store: &dyn ObjectStore, backup: &StoredBackup, trusted: &TrustedKeys) -> Result<Receipt, RunError> {
+pub async fn read_receipt(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    trusted: &TrustedKeys,
+) -> Result<Receipt, RunError> {
     let Manifest { dataset, id, .. } = &backup.manifest;
     let key = ObjectKey::backup(dataset, id, &BackupObject::Receipt);
     let disbelieve = |source| RunError::Manifest { key: key.to_string(), source };

@@ -158,13 +158,18 @@ pub async fn writer_keys(
     Ok(keys)
 }
 
-async fn ensure_stored(store: &dyn ObjectStore, keys: WriterKeys, stored: &[StoredKeyring]) -> Result<WriterKeys, RunError> {
+async fn ensure_stored(
+    store: &dyn ObjectStore,
+    keys: WriterKeys,
+    stored: &[StoredKeyring],
+) -> Result<WriterKeys, RunError> {
     let Some(keyring) = &keys.keyring else { return Ok(keys) };
     match stored.iter().find(|other| other.tag == keyring.tag) {
         Some(same) if same.bytes == keyring.bytes => {}
         Some(_) => {
             let key = ObjectKey::keyring(&keyring.tag).to_string();
-            let reason = "the keyring in the store is not the one that this host knows: changed, or replaced".to_owned();
+            let reason =
+                "the keyring in the store is not the one that this host knows: changed, or replaced".to_owned();
             return Err(RunError::Damaged { key, reason });
         }
         None if stored.is_empty() => {
@@ -198,7 +203,10 @@ async fn make_keyring(store: &dyn ObjectStore, passphrase: &SecretString) -> Res
     }
     let opened = KeyFile::open(&stored[0].bytes, passphrase).map_err(failed)?;
     if opened.to_text().map_err(failed)? != file.to_text().map_err(failed)? {
-        return Err(RunError::Damaged { key: ObjectKey::keyring(&tag).to_string(), reason: "it opened to other keys".into() });
+        return Err(RunError::Damaged {
+            key: ObjectKey::keyring(&tag).to_string(),
+            reason: "it opened to other keys".into(),
+        });
     }
     Ok(keys)
 }
@@ -215,7 +223,8 @@ pub async fn stored_keyrings(store: &dyn ObjectStore) -> Result<Vec<StoredKeyrin
         .filter(|tag| tag.len() == 16 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
         .collect();
     if tags.len() > KEYRINGS_MAX {
-        let what = format!("{} has {} keyrings, more than the {KEYRINGS_MAX} that could be ours", store.url(), tags.len());
+        let what =
+            format!("{} has {} keyrings, more than the {KEYRINGS_MAX} that could be ours", store.url(), tags.len());
         return Err(RunError::refused(what, "remove those that are not yours, or name the key file with --identity"));
     }
     let mut keyrings = Vec::new();
@@ -272,5 +281,6 @@ fn open_any(
 }
 
 fn writer_from(store: &dyn ObjectStore, file: &KeyFile, keyring: StoredKeyring) -> Result<WriterKeys, RunError> {
-    WriterKeys::from_keyring(file, keyring.bytes).map_err(|source| RunError::Keyring { store: store.url().to_owned(), source })
+    WriterKeys::from_keyring(file, keyring.bytes)
+        .map_err(|source| RunError::Keyring { store: store.url().to_owned(), source })
 }

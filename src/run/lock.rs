@@ -26,7 +26,13 @@ pub fn lock_dataset(state_dir: &Path, store_url: &str, dataset: &DatasetName) ->
     DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("create", &folder))?;
     let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
     let path = folder.join(format!("{}.lock", &name[..32]));
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(failed("open", &path))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(KernelLock { _file: file }),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked { subject: format!("{dataset} in {store_url}") }),

@@ -98,7 +98,7 @@ pub struct Transferred {
 }
 
 enum Event {
-    Begin(ChunkIndex, BackupObject),
+    Begin(BackupObject),
     Part(Bytes),
     /// The chunk is sealed whole.
     End(Box<SealedEnd>),
@@ -129,7 +129,13 @@ pub async fn transfer(
     for attempt in 1.. {
         let skip = confirmed.iter().map(|(index, chunk): (&u32, &ConfirmedChunk)| (*index, chunk.fletcher4)).collect();
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        let producer = spawn_producer(Producer { source: Arc::clone(&source), plan: Arc::clone(&plan), pool: pool.clone(), skip, events })?;
+        let producer = spawn_producer(Producer {
+            source: Arc::clone(&source),
+            plan: Arc::clone(&plan),
+            pool: pool.clone(),
+            skip,
+            events,
+        })?;
         let uploaded = upload(store, &plan, receiver, &mut confirmed, &progress).await;
         let produced = producer.await.unwrap_or_else(|_| Err(ProduceError::Panicked));
         match (uploaded, produced) {
@@ -169,7 +175,7 @@ async fn upload(
     let mut result = Ok(());
     while let Some(event) = events.recv().await {
         let step = match event {
-            Event::Begin(_, object) => begin(store, plan, &object, &mut writer, &mut confirming, confirmed).await,
+            Event::Begin(object) => begin(store, plan, &object, &mut writer, &mut confirming, confirmed).await,
             Event::Part(part) => {
                 state.sent_bytes += part.len() as u64;
                 match writer.as_mut() {
@@ -294,12 +300,17 @@ impl ProduceError {
                 format!("the stream of {snapshot} needs more than {} chunks", ChunkIndex::MAX),
                 "make main.split_size larger",
             ),
-            Self::Panicked => RunError::refused(format!("the thread that reads {snapshot} panicked"), "this is a defect: please report it"),
+            Self::Panicked => RunError::refused(
+                format!("the thread that reads {snapshot} panicked"),
+                "this is a defect: please report it",
+            ),
         }
     }
 }
 
-fn spawn_producer(producer: Producer) -> Result<tokio::task::JoinHandle<Result<StreamSummary, ProduceError>>, RunError> {
+fn spawn_producer(
+    producer: Producer,
+) -> Result<tokio::task::JoinHandle<Result<StreamSummary, ProduceError>>, RunError> {
     // A blocking thread of the runtime's own: it lives as long as the stream, and the runtime waits for it at its end.
     Ok(tokio::task::spawn_blocking(move || producer.run()))
 }
@@ -395,10 +406,12 @@ impl<'a> Cutter<'a> {
         let index = ChunkIndex::new(self.index).ok_or(ProduceError::TooManyChunks)?;
         let plan = &self.producer.plan;
         let compressed = plan.compression != Compression::None;
-        let nonce = getrandom::u32().map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
+        let nonce =
+            getrandom::u32().map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
         let object = BackupObject::Chunk { index, nonce, compressed };
-        let sealer = ChunkSealer::new(&plan.recipients, plan.compression, &self.producer.pool).map_err(ProduceError::Seal)?;
-        self.producer.send(Event::Begin(index, object.clone()))?;
+        let sealer =
+            ChunkSealer::new(&plan.recipients, plan.compression, &self.producer.pool).map_err(ProduceError::Seal)?;
+        self.producer.send(Event::Begin(object.clone()))?;
         self.sealing = Some((sealer, index, object));
         Ok(())
     }

@@ -7,6 +7,7 @@ use super::age_file::{AgeError, HEAD_BYTES_MAX, PAGE_BYTES, PageKey, TAG_BYTES, 
 use super::seal::SealedChunk;
 use crate::model::Digest;
 use std::io::Write;
+use std::sync::Arc;
 
 /// Why a chunk does not open. Each means that what the store gave is not what was sealed and signed.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +56,9 @@ pub enum OpenError {
 }
 
 /// Opens one chunk from its bytes, in order and in any pieces.
-pub struct ChunkOpener<'a> {
+pub struct ChunkOpener {
     expected: SealedChunk,
-    identities: &'a [age::x25519::Identity],
+    identities: Arc<[age::x25519::Identity]>,
     key: Option<PageKey>,
     hasher: blake3::Hasher,
     pending: Vec<u8>,
@@ -67,7 +68,7 @@ pub struct ChunkOpener<'a> {
     done: bool,
 }
 
-impl<'a> ChunkOpener<'a> {
+impl ChunkOpener {
     /// Begins to open the chunk that the signed list describes.
     ///
     /// # Errors
@@ -75,7 +76,7 @@ impl<'a> ChunkOpener<'a> {
     pub fn new(
         expected: SealedChunk,
         compressed: bool,
-        identities: &'a [age::x25519::Identity],
+        identities: Arc<[age::x25519::Identity]>,
     ) -> Result<Self, OpenError> {
         let (head_bytes, sealed_bytes) = (expected.head.bytes, expected.sealed_bytes);
         let body_bytes = sealed_bytes.checked_sub(u64::from(head_bytes));
@@ -147,7 +148,7 @@ impl<'a> ChunkOpener<'a> {
                 if Digest::of(&piece) != self.expected.head.blake3 {
                     return Err(OpenError::Head);
                 }
-                self.key = Some(open_head(&piece, self.identities)?);
+                self.key = Some(open_head(&piece, &self.identities)?);
             }
             Some(key) => {
                 if last {
