@@ -513,16 +513,6 @@ pub struct LibNvPair {
         list: *mut nvlist_t,
         name: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int,
-    pub nvlist_add_boolean_value: unsafe extern "C" fn(
-        list: *mut nvlist_t,
-        name: *const ::std::os::raw::c_char,
-        value: boolean_t,
-    ) -> ::std::os::raw::c_int,
-    pub nvlist_add_int32: unsafe extern "C" fn(
-        list: *mut nvlist_t,
-        name: *const ::std::os::raw::c_char,
-        value: i32,
-    ) -> ::std::os::raw::c_int,
     pub nvlist_add_uint64: unsafe extern "C" fn(
         list: *mut nvlist_t,
         name: *const ::std::os::raw::c_char,
@@ -595,12 +585,6 @@ impl LibNvPair {
             .map(|sym| *sym)?;
         let nvlist_add_boolean = unsafe { __library.get(b"nvlist_add_boolean\0") }
             .map(|sym| *sym)?;
-        let nvlist_add_boolean_value = unsafe {
-            __library.get(b"nvlist_add_boolean_value\0")
-        }
-            .map(|sym| *sym)?;
-        let nvlist_add_int32 = unsafe { __library.get(b"nvlist_add_int32\0") }
-            .map(|sym| *sym)?;
         let nvlist_add_uint64 = unsafe { __library.get(b"nvlist_add_uint64\0") }
             .map(|sym| *sym)?;
         let nvlist_add_string = unsafe { __library.get(b"nvlist_add_string\0") }
@@ -633,8 +617,6 @@ impl LibNvPair {
             nvlist_free,
             nvlist_unpack,
             nvlist_add_boolean,
-            nvlist_add_boolean_value,
-            nvlist_add_int32,
             nvlist_add_uint64,
             nvlist_add_string,
             nvlist_add_nvlist,
@@ -676,22 +658,6 @@ impl LibNvPair {
         name: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int {
         unsafe { (self.nvlist_add_boolean)(list, name) }
-    }
-    pub unsafe fn nvlist_add_boolean_value(
-        &self,
-        list: *mut nvlist_t,
-        name: *const ::std::os::raw::c_char,
-        value: boolean_t,
-    ) -> ::std::os::raw::c_int {
-        unsafe { (self.nvlist_add_boolean_value)(list, name, value) }
-    }
-    pub unsafe fn nvlist_add_int32(
-        &self,
-        list: *mut nvlist_t,
-        name: *const ::std::os::raw::c_char,
-        value: i32,
-    ) -> ::std::os::raw::c_int {
-        unsafe { (self.nvlist_add_int32)(list, name, value) }
     }
     pub unsafe fn nvlist_add_uint64(
         &self,
