@@ -1,5 +1,5 @@
 //! ZFS as the rest of the crate sees it: one blocking trait, [`Zfs`], with only what `run/` needs.
-//! The real one ([`core`]) drives `libzfs_core`, opened at run time, and the read ioctls; [`fake`] keeps pools in memory.
+//! The real one ([`RealZfs`]) drives `libzfs_core`, opened at run time, and the read ioctls; `fake` keeps pools in memory.
 
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
@@ -212,6 +212,26 @@ pub enum ZfsError {
         /// Each subject that failed, and why.
         failures: Vec<(String, ZfsErrno)>,
     },
+    /// The operating system refused what a call needs: a pipe, a thread, a file of its own.
+    #[error("{operation} {subject}")]
+    System {
+        /// What was attempted.
+        operation: &'static str,
+        /// The dataset, snapshot or bookmark.
+        subject: String,
+        /// The operating system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A receive failed because the stream given to it could not be read on: the fault lies there, not with ZFS.
+    #[error("read the stream for {subject}")]
+    Source {
+        /// The snapshot that was being received.
+        subject: String,
+        /// The reader's error, as it gave it.
+        #[source]
+        source: std::io::Error,
+    },
     /// The kernel gave something that this tool cannot make sense of.
     #[error("read {subject}: {reason}")]
     Malformed {
@@ -375,4 +395,16 @@ impl HoldGuard {
     }
 }
 
+mod attempt;
+mod core;
 mod errno;
+mod list;
+mod nvlist;
+mod real;
+mod receive;
+mod send;
+#[rustfmt::skip]
+mod sys;
+
+pub use errno::STREAM_TRUNCATED;
+pub use real::RealZfs;

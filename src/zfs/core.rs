@@ -1,0 +1,318 @@
+//! `libzfs_core`, opened at run time, and the read ioctls, each behind a safe function. The second of the two
+//! files with `unsafe`; what the answers mean is decided elsewhere ([`super::real`], [`super::list`]).
+//!
+//! Opened and not linked, so that one binary serves every OpenZFS from 2.0 on, and a host without ZFS gets a
+//! sentence instead of a loader's complaint. `libzfs_core.so.3` only: `.so.1` (0.7 and 0.8) has other arguments
+//! under the same names.
+
+use super::ZfsError;
+use super::nvlist::{NvList, NvSlot};
+use super::sys::{self, LibNvPair, LibZfsCore, dmu_replay_record, zfs_cmd};
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+use std::sync::OnceLock;
+
+/// The library's file name: the same from OpenZFS 2.0 to 2.4.
+pub(super) const LIBZFS_CORE: &str = "libzfs_core.so.3";
+/// The name-value list library's, opened after the other, whose symbols early versions of it need.
+pub(super) const LIBNVPAIR: &str = "libnvpair.so.3";
+
+const INSTALL_HINT: &str = "install OpenZFS 2.0 or later: Debian and Ubuntu `zfsutils-linux` (which brings libzfs4linux or \
+     libzfs6linux), Fedora and RHEL `zfs` from zfsonlinux.org, Arch `zfs-utils`, NixOS `boot.supportedFilesystems = \
+     [ \"zfs\" ]` and the library's folder in LD_LIBRARY_PATH, elsewhere the package that has libzfs_core.so.3";
+
+/// Both libraries, open until the process ends. Their functions may be called from any thread.
+pub(super) struct Libraries {
+    core: LibZfsCore,
+    nvpair: LibNvPair,
+}
+
+/// How a call ended: an error number or 0, and the list that it gave, if any.
+pub(super) struct Outcome {
+    pub(super) errno: i32,
+    pub(super) list: Option<NvList>,
+}
+
+/// The arguments of one receive.
+pub(super) struct ReceiveCall<'a> {
+    pub(super) snapshot: &'a CStr,
+    pub(super) local_properties: Option<&'a NvList>,
+    pub(super) origin: Option<&'a CStr>,
+    pub(super) force: bool,
+    pub(super) resumable: bool,
+    pub(super) raw: bool,
+    pub(super) input: BorrowedFd<'a>,
+    /// The first record, already read from the input.
+    pub(super) begin: [u8; size_of::<dmu_replay_record>()],
+}
+
+/// The ioctls that only read: allowed to everybody, not logged in the pool's history.
+#[derive(Clone, Copy)]
+pub(super) enum ReadRequest {
+    /// One dataset or snapshot.
+    Stats = sys::ZFS_BACKUP_IOC_OBJSET_STATS as isize,
+    /// The next child.
+    NextDataset = sys::ZFS_BACKUP_IOC_DATASET_LIST_NEXT as isize,
+    /// The next snapshot.
+    NextSnapshot = sys::ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT as isize,
+}
+
+impl Libraries {
+    /// The libraries of this host, opened at the first call.
+    pub(super) fn of_this_host() -> Result<&'static Self, ZfsError> {
+        static LOADED: OnceLock<Libraries> = OnceLock::new();
+        match LOADED.get() {
+            Some(loaded) => Ok(loaded),
+            None => {
+                let loaded = Self::open(LIBZFS_CORE, LIBNVPAIR)?;
+                Ok(LOADED.get_or_init(|| loaded))
+            }
+        }
+    }
+
+    /// Opens both by name, checks that every function we call is there, and readies them.
+    pub(super) fn open(core_name: &str, nvpair_name: &str) -> Result<Self, ZfsError> {
+        let missing = |name: &str, error: libloading::Error| ZfsError::Library {
+            reason: format!("{name} cannot be used: {error}"),
+            hint: INSTALL_HINT.to_owned(),
+        };
+        // SAFETY: runs the library's initialisers; OpenZFS has none that could disturb us.
+        let core = unsafe { LibZfsCore::new(core_name) }.map_err(|error| missing(core_name, error))?;
+        // SAFETY: as above.
+        let nvpair = unsafe { LibNvPair::new(nvpair_name) }.map_err(|error| missing(nvpair_name, error))?;
+        // SAFETY: may be called at any time, from any thread, more than once.
+        match unsafe { core.libzfs_core_init() } {
+            0 => Ok(Self { core, nvpair }),
+            errno => Err(ZfsError::Device { source: std::io::Error::from_raw_os_error(errno) }),
+        }
+    }
+
+    /// For making lists.
+    pub(super) fn nvpair(&'static self) -> &'static LibNvPair {
+        &self.nvpair
+    }
+
+    /// Takes snapshots: the list has their names.
+    #[doc(alias = "lzc_snapshot")]
+    pub(super) fn snapshot(&'static self, snapshots: &NvList, properties: &NvList) -> Outcome {
+        self.with_list(|slot| {
+            // SAFETY: both lists are live through the call and only read; the slot takes a list that becomes ours.
+            unsafe { self.core.lzc_snapshot(snapshots.as_ptr(), properties.as_ptr(), slot.as_mut_ptr()) }
+        })
+    }
+
+    /// Destroys snapshots at once, not when they are let go.
+    #[doc(alias = "lzc_destroy_snaps")]
+    pub(super) fn destroy_snapshots(&'static self, snapshots: &NvList) -> Outcome {
+        self.with_list(|slot| {
+            // SAFETY: the list is live through the call and only read; the slot takes a list that becomes ours.
+            unsafe { self.core.lzc_destroy_snaps(snapshots.as_ptr(), sys::B_FALSE, slot.as_mut_ptr()) }
+        })
+    }
+
+    /// Puts holds: snapshot to tag. With a descriptor of `/dev/zfs` they end when that is closed.
+    #[doc(alias = "lzc_hold")]
+    pub(super) fn hold(&'static self, holds: &NvList, until_closed: Option<BorrowedFd<'_>>) -> Outcome {
+        let fd = until_closed.map_or(-1, |fd| fd.as_raw_fd());
+        self.with_list(|slot| {
+            // SAFETY: list and descriptor are live through the call (the kernel keeps its own reference to the
+            // file's state); the slot takes a list that becomes ours.
+            unsafe { self.core.lzc_hold(holds.as_ptr(), fd, slot.as_mut_ptr()) }
+        })
+    }
+
+    /// Releases holds: snapshot to a list of tags.
+    #[doc(alias = "lzc_release")]
+    pub(super) fn release(&'static self, holds: &NvList) -> Outcome {
+        self.with_list(|slot| {
+            // SAFETY: the list is live through the call and only read; the slot takes a list that becomes ours.
+            unsafe { self.core.lzc_release(holds.as_ptr(), slot.as_mut_ptr()) }
+        })
+    }
+
+    /// The holds of a snapshot: tag to time.
+    #[doc(alias = "lzc_get_holds")]
+    pub(super) fn holds(&'static self, snapshot: &CStr) -> Outcome {
+        self.with_list(|slot| {
+            // SAFETY: the name lives through the call; the slot takes a list that becomes ours.
+            unsafe { self.core.lzc_get_holds(snapshot.as_ptr(), slot.as_mut_ptr()) }
+        })
+    }
+
+    /// Makes bookmarks: bookmark to its source.
+    #[doc(alias = "lzc_bookmark")]
+    pub(super) fn bookmark(&'static self, bookmarks: &NvList) -> Outcome {
+        self.with_list(|slot| {
+            // SAFETY: the list is live through the call and only read; the slot takes a list that becomes ours.
+            unsafe { self.core.lzc_bookmark(bookmarks.as_ptr(), slot.as_mut_ptr()) }
+        })
+    }
+
+    /// The bookmarks of a dataset with the properties asked for.
+    #[doc(alias = "lzc_get_bookmarks")]
+    pub(super) fn bookmarks(&'static self, dataset: &CStr, properties: &NvList) -> Outcome {
+        self.with_list(|slot| {
+            // SAFETY: name and list live through the call and are only read; the slot takes a list that becomes ours.
+            unsafe { self.core.lzc_get_bookmarks(dataset.as_ptr(), properties.as_ptr(), slot.as_mut_ptr()) }
+        })
+    }
+
+    /// Destroys bookmarks.
+    #[doc(alias = "lzc_destroy_bookmarks")]
+    pub(super) fn destroy_bookmarks(&'static self, bookmarks: &NvList) -> Outcome {
+        self.with_list(|slot| {
+            // SAFETY: the list is live through the call and only read; the slot takes a list that becomes ours.
+            unsafe { self.core.lzc_destroy_bookmarks(bookmarks.as_ptr(), slot.as_mut_ptr()) }
+        })
+    }
+
+    /// Writes a stream into a pipe, on this thread, until it is whole or fails. Returns an error number or 0.
+    /// `resume` is the object and the offset to take up at.
+    #[doc(alias = "lzc_send")]
+    #[doc(alias = "lzc_send_resume")]
+    pub(super) fn send(
+        &self,
+        snapshot: &CStr,
+        from: Option<&CStr>,
+        pipe: BorrowedFd<'_>,
+        flags: u32,
+        resume: Option<(u64, u64)>,
+    ) -> i32 {
+        let (from, fd) = (from.map_or(ptr::null(), CStr::as_ptr), pipe.as_raw_fd());
+        match resume {
+            // SAFETY: the names live and the descriptor stays open through the call; nothing is kept of them.
+            None => unsafe { self.core.lzc_send(snapshot.as_ptr(), from, fd, flags) },
+            Some((object, offset)) => {
+                // SAFETY: as above.
+                unsafe { self.core.lzc_send_resume(snapshot.as_ptr(), from, fd, flags, object, offset) }
+            }
+        }
+    }
+
+    /// An estimate of a stream's bytes.
+    #[doc(alias = "lzc_send_space")]
+    pub(super) fn send_space(&self, snapshot: &CStr, from: Option<&CStr>, flags: u32) -> Result<u64, i32> {
+        let from = from.map_or(ptr::null(), CStr::as_ptr);
+        let mut bytes = 0;
+        // SAFETY: the names and the number live through the call; nothing is kept of them.
+        match unsafe { self.core.lzc_send_space(snapshot.as_ptr(), from, flags, &raw mut bytes) } {
+            0 => Ok(bytes),
+            errno => Err(errno),
+        }
+    }
+
+    /// Receives a stream on this thread. Also gives the flags for what went wrong beside the data.
+    #[doc(alias = "lzc_receive_with_cmdprops")]
+    pub(super) fn receive(&'static self, call: &ReceiveCall<'_>) -> (Outcome, u64) {
+        // SAFETY: both have 312 bytes, and any bytes make a record: it has only numbers and bytes in it.
+        let begin: dmu_replay_record = unsafe { std::mem::transmute(call.begin) };
+        let (mut read_bytes, mut error_flags) = (0_u64, 0_u64);
+        let outcome = self.with_list(|slot| {
+            // SAFETY: names, list, record and numbers live and the descriptor stays open through the call;
+            // nothing is kept of them; null stands for what is not given; the slot takes a list that becomes ours.
+            unsafe {
+                self.core.lzc_receive_with_cmdprops(
+                    call.snapshot.as_ptr(),
+                    ptr::null_mut(),
+                    call.local_properties.map_or(ptr::null_mut(), NvList::as_ptr),
+                    ptr::null_mut(),
+                    0,
+                    call.origin.map_or(ptr::null(), CStr::as_ptr),
+                    call.force.into(),
+                    call.resumable.into(),
+                    call.raw.into(),
+                    call.input.as_raw_fd(),
+                    &raw const begin,
+                    -1,
+                    &raw mut read_bytes,
+                    &raw mut error_flags,
+                    ptr::null_mut(),
+                    slot.as_mut_ptr(),
+                )
+            }
+        });
+        (outcome, error_flags)
+    }
+
+    /// Makes a filesystem.
+    #[doc(alias = "lzc_create")]
+    pub(super) fn create_filesystem(&self, name: &CStr, properties: &NvList) -> i32 {
+        let (kind, key) = (sys::LZC_DATSET_TYPE_ZFS, ptr::null_mut());
+        // SAFETY: name and list live through the call and are only read; no key is given.
+        unsafe { self.core.lzc_create(name.as_ptr(), kind, properties.as_ptr(), key, 0) }
+    }
+
+    /// Destroys a dataset.
+    #[doc(alias = "lzc_destroy")]
+    pub(super) fn destroy(&self, name: &CStr) -> i32 {
+        // SAFETY: the name lives through the call.
+        unsafe { self.core.lzc_destroy(name.as_ptr()) }
+    }
+
+    fn with_list(&'static self, call: impl FnOnce(&mut NvSlot) -> i32) -> Outcome {
+        let mut slot = NvSlot::new(&self.nvpair);
+        let errno = call(&mut slot);
+        Outcome { errno, list: slot.take() }
+    }
+}
+
+/// An ioctl argument of zeroes.
+pub(super) fn empty_command() -> Box<zfs_cmd> {
+    let command = Box::<zfs_cmd>::new_zeroed();
+    // SAFETY: it has only numbers and bytes in it, for which zeroes are valid.
+    unsafe { command.assume_init() }
+}
+
+/// Asks the kernel, with `properties` to hold the packed list that it answers. The sizes in the command say
+/// afterwards how many bytes that is, or (ENOMEM) would be.
+pub(super) fn read_ioctl(
+    device: BorrowedFd<'_>,
+    request: ReadRequest,
+    command: &mut zfs_cmd,
+    properties: &mut [u8],
+) -> Result<(), i32> {
+    command.zc_nvlist_src = 0;
+    command.zc_nvlist_src_size = 0;
+    command.zc_nvlist_dst = properties.as_mut_ptr().expose_provenance() as u64;
+    command.zc_nvlist_dst_size = properties.len() as u64;
+    command.zc_nvlist_dst_filled = 0;
+    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd there, and at most
+    // that many bytes of the buffer; both are borrowed for us alone through the call.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), request as libc::Ioctl, &raw mut *command) };
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+/// Blocks every signal on this thread: a signal in the middle of a send or a receive would end it with EINTR.
+pub(super) fn block_signals() {
+    let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: writes the whole set, which is ours.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: the set was written above; only this thread's mask changes. It can only fail for a wrong first argument.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_without_the_library_is_told_what_to_install() {
+        let Err(error) = Libraries::open("libzfs_core.so.3-of-no-host", LIBNVPAIR) else { panic!("it opened") };
+        let ZfsError::Library { reason, hint } = error else { panic!("{error:?}") };
+        assert!(reason.starts_with("libzfs_core.so.3-of-no-host cannot be used: "), "{reason}");
+        for distribution in ["Debian", "Fedora", "Arch", "NixOS"] {
+            assert!(hint.contains(distribution), "{hint}");
+        }
+    }
+
+    #[test]
+    fn library_without_our_functions_is_refused_by_name() {
+        let Err(error) = Libraries::open("libc.so.6", LIBNVPAIR) else { panic!("it opened") };
+        assert!(error.to_string().contains("libzfs_core_init"), "{error}");
+    }
+}

@@ -1,0 +1,279 @@
+//! Listing datasets and snapshots, by the read ioctls that `zfs list` uses too: `libzfs_core` has no listing.
+//! They need no permission and no pool that can be written, and are not logged.
+//!
+//! Two things the kernel does need care. A dataset that does not exist ends a listing as if it were empty; so a
+//! listing counts only if the dataset was there, with one guid, before and after. And the order is arbitrary.
+
+use super::attempt::Attempt;
+use super::core::{self, Libraries, ReadRequest};
+use super::nvlist::{NvList, NvMap, NvValue};
+use super::sys::{self, dmu_objset_stats, zfs_cmd};
+use super::{Dataset, DatasetType, Property, PropertyValue, Snapshot, ZfsErrno, ZfsError};
+use crate::model::{DatasetName, Guid, SnapshotName};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+
+/// Room for the packed properties at first: an ordinary dataset needs 4 KiB.
+const PROPERTIES_BYTES_MIN: usize = 64 << 10;
+/// And at most: 1,000 user properties of the largest size, 8 KiB, fit twice.
+const PROPERTIES_BYTES_MAX: usize = 16 << 20;
+/// `encryption=off`, as a number; those above name a cipher.
+const ENCRYPTION_OFF: u64 = 2;
+/// `keystatus=unavailable`, as a number.
+const KEY_UNAVAILABLE: u64 = 1;
+
+/// One answer of the kernel.
+struct Entry {
+    name: String,
+    stats: dmu_objset_stats,
+    properties: BTreeMap<String, Property>,
+}
+
+/// What asks the kernel: the descriptor, and buffers that are used again.
+pub(super) struct Lister<'a> {
+    libraries: &'static Libraries,
+    device: BorrowedFd<'a>,
+    command: Box<zfs_cmd>,
+    properties: Vec<u8>,
+}
+
+impl<'a> Lister<'a> {
+    pub(super) fn new(libraries: &'static Libraries, device: BorrowedFd<'a>) -> Self {
+        Self { libraries, device, command: core::empty_command(), properties: vec![0; PROPERTIES_BYTES_MIN] }
+    }
+
+    /// The dataset, or `None` when there is none.
+    pub(super) fn dataset(&mut self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
+        match self.ask(ReadRequest::Stats, name.as_str(), 0) {
+            Ok(()) => self.entry().and_then(to_dataset).map(Some),
+            Err(libc::ENOENT) => Ok(None),
+            Err(errno) => Err(Attempt::new("read", name).refused(errno)),
+        }
+    }
+
+    /// The direct children by name.
+    pub(super) fn children(&mut self, parent: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
+        let mut children = self.each(ReadRequest::NextDataset, "list the children of", parent, to_dataset)?;
+        children.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(children)
+    }
+
+    /// The snapshots, oldest first.
+    pub(super) fn snapshots(&mut self, dataset: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
+        let mut snapshots = self.each(ReadRequest::NextSnapshot, "list the snapshots of", dataset, to_snapshot)?;
+        snapshots.sort_by(|a, b| (a.createtxg, &a.name).cmp(&(b.createtxg, &b.name)));
+        Ok(snapshots)
+    }
+
+    /// All answers to a listing, which is right only if it was the same dataset from first to last.
+    fn each<T>(
+        &mut self,
+        request: ReadRequest,
+        operation: &'static str,
+        dataset: &DatasetName,
+        convert: fn(Entry) -> Result<T, ZfsError>,
+    ) -> Result<Vec<T>, ZfsError> {
+        let attempt = Attempt::new(operation, dataset);
+        let before = self.guid(&attempt, dataset)?;
+        let (mut found, mut cursor) = (Vec::new(), 0);
+        loop {
+            match self.ask(request, dataset.as_str(), cursor) {
+                Ok(()) => found.push(convert(self.entry()?)?),
+                Err(libc::ESRCH) => break,
+                Err(errno) => return Err(attempt.refused(errno)),
+            }
+            cursor = self.command.zc_cookie;
+        }
+        if self.guid(&attempt, dataset)? != before {
+            return Err(attempt.malformed("it was replaced by another dataset while it was listed"));
+        }
+        Ok(found)
+    }
+
+    fn guid(&mut self, attempt: &Attempt, dataset: &DatasetName) -> Result<u64, ZfsError> {
+        self.ask(ReadRequest::Stats, dataset.as_str(), 0).map_err(|errno| attempt.refused(errno))?;
+        Ok(self.command.zc_objset_stats.dds_guid)
+    }
+
+    /// Puts one question, and again with more room while the answer does not fit.
+    fn ask(&mut self, request: ReadRequest, name: &str, cursor: u64) -> Result<(), i32> {
+        loop {
+            self.command.zc_name.fill(0);
+            let room = self.command.zc_name.get_mut(..name.len()).ok_or(libc::ENAMETOOLONG)?;
+            room.copy_from_slice(name.as_bytes());
+            self.command.zc_cookie = cursor;
+            match core::read_ioctl(self.device, request, &mut self.command, &mut self.properties) {
+                Err(libc::ENOMEM) if self.properties.len() < PROPERTIES_BYTES_MAX => {
+                    let needed = usize::try_from(self.command.zc_nvlist_dst_size).unwrap_or(PROPERTIES_BYTES_MAX);
+                    let bytes = needed.max(self.properties.len() * 2).min(PROPERTIES_BYTES_MAX);
+                    self.properties.resize(bytes, 0);
+                }
+                // A signal arrived at this thread; its handler has run by now.
+                Err(libc::EINTR) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// The answer to the last question.
+    fn entry(&mut self) -> Result<Entry, ZfsError> {
+        let name = text_of(&self.command.zc_name);
+        let malformed = |reason: String| ZfsError::Malformed { subject: name.clone(), reason };
+        let packed = usize::try_from(self.command.zc_nvlist_dst_size)
+            .ok()
+            .filter(|_| self.command.zc_nvlist_dst_filled != 0)
+            .and_then(|bytes| self.properties.get_mut(..bytes))
+            .ok_or_else(|| malformed("the kernel gave no properties".to_owned()))?;
+        let list = NvList::unpack(self.libraries.nvpair(), packed)
+            .and_then(|list| list.to_map())
+            .map_err(|errno| malformed(format!("the kernel's properties: {}", ZfsErrno(errno))))?;
+        Ok(Entry { stats: self.command.zc_objset_stats, properties: to_properties(list), name })
+    }
+}
+
+/// The text before the first zero.
+fn text_of(bytes: &[u8]) -> String {
+    let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// `{name: {value, source}}`. Values that are lists or arrays are of no use here, and are passed over.
+fn to_properties(list: NvMap) -> BTreeMap<String, Property> {
+    let property = |value: NvValue| {
+        let NvValue::Map(mut fields) = value else { return None };
+        let value = match fields.remove("value")? {
+            NvValue::Number(number) => PropertyValue::Number(number),
+            NvValue::Text(text) => PropertyValue::Text(text),
+            _ => return None,
+        };
+        let source = match fields.remove("source") {
+            Some(NvValue::Text(source)) => Some(source),
+            _ => None,
+        };
+        Some(Property { value, source })
+    };
+    list.into_iter().filter_map(|(name, value)| Some((name, property(value)?))).collect()
+}
+
+impl Entry {
+    fn malformed(&self, reason: impl ToString) -> ZfsError {
+        ZfsError::Malformed { subject: self.name.clone(), reason: reason.to_string() }
+    }
+
+    fn number_if_any(&self, property: &str) -> Option<u64> {
+        match self.properties.get(property)?.value {
+            PropertyValue::Number(number) => Some(number),
+            PropertyValue::Text(_) => None,
+        }
+    }
+
+    fn number(&self, property: &str) -> Result<u64, ZfsError> {
+        self.number_if_any(property).ok_or_else(|| self.malformed(format!("no number in property {property}")))
+    }
+}
+
+fn to_dataset(entry: Entry) -> Result<Dataset, ZfsError> {
+    let origin = text_of(&entry.stats.dds_origin);
+    let origin = match origin.as_str() {
+        "" => None,
+        name => Some(name.parse().map_err(|error| entry.malformed(error))?),
+    };
+    Ok(Dataset {
+        name: entry.name.parse().map_err(|error| entry.malformed(error))?,
+        guid: Guid(entry.stats.dds_guid),
+        dataset_type: match entry.stats.dds_type {
+            sys::ZFS_BACKUP_OST_ZFS => DatasetType::Filesystem,
+            sys::ZFS_BACKUP_OST_ZVOL => DatasetType::Volume,
+            other => return Err(entry.malformed(format!("of the unknown type {other}"))),
+        },
+        encrypted: entry.number_if_any("encryption").is_some_and(|cipher| cipher > ENCRYPTION_OFF),
+        key_unavailable: entry.number_if_any("keystatus") == Some(KEY_UNAVAILABLE),
+        origin,
+        inconsistent: entry.stats.dds_inconsistent != 0,
+        properties: entry.properties,
+    })
+}
+
+fn to_snapshot(entry: Entry) -> Result<Snapshot, ZfsError> {
+    let name: SnapshotName = entry.name.parse().map_err(|error| entry.malformed(error))?;
+    let seconds = i64::try_from(entry.number("creation")?).map_err(|error| entry.malformed(error))?;
+    Ok(Snapshot {
+        guid: Guid(entry.number("guid")?),
+        createtxg: entry.number("createtxg")?,
+        created_at: Timestamp::from_second(seconds).map_err(|error| entry.malformed(error))?,
+        referenced_bytes: entry.number("referenced")?,
+        used_bytes: entry.number("used")?,
+        holds: entry.number("userrefs")?,
+        user_properties: own_user_properties(&entry),
+        name,
+    })
+}
+
+/// Those with a colon whose source is the snapshot itself: neither inherited from the dataset nor received.
+fn own_user_properties(entry: &Entry) -> BTreeMap<String, String> {
+    let own = |(name, property): (&String, &Property)| match &property.value {
+        PropertyValue::Text(text) if name.contains(':') && property.source.as_ref() == Some(&entry.name) => {
+            Some((name.clone(), text.clone()))
+        }
+        _ => None,
+    };
+    entry.properties.iter().filter_map(own).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(value: NvValue, source: Option<&str>) -> NvValue {
+        let mut fields = NvMap::from([("value".to_owned(), value)]);
+        fields.extend(source.map(|source| ("source".to_owned(), NvValue::Text(source.to_owned()))));
+        NvValue::Map(fields)
+    }
+
+    fn entry(name: &str, properties: &[(&str, NvValue)]) -> Entry {
+        let list = properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        Entry { name: name.to_owned(), stats: core::empty_command().zc_objset_stats, properties: to_properties(list) }
+    }
+
+    fn snapshot_properties() -> Vec<(&'static str, NvValue)> {
+        ["guid", "createtxg", "creation", "referenced", "used", "userrefs"]
+            .map(|name| (name, pair(NvValue::Number(7), None)))
+            .into()
+    }
+
+    #[test]
+    fn only_user_properties_set_on_the_snapshot_itself_count() {
+        let mut properties = snapshot_properties();
+        let text = |text: &str| NvValue::Text(text.to_owned());
+        properties.push(("a:own", pair(text("1"), Some("p/f@s"))));
+        properties.push(("a:inherited", pair(text("2"), Some("p/f"))));
+        properties.push(("a:received", pair(text("3"), Some("$recvd"))));
+        properties.push(("native", pair(text("4"), Some("p/f@s"))));
+        let snapshot = to_snapshot(entry("p/f@s", &properties)).unwrap();
+        assert_eq!(snapshot.user_properties, BTreeMap::from([("a:own".to_owned(), "1".to_owned())]));
+    }
+
+    #[test]
+    fn snapshot_without_its_guid_is_an_error_that_names_it() {
+        let error = to_snapshot(entry("p/f@s", &snapshot_properties()[1..])).unwrap_err();
+        assert_eq!(error.to_string(), "read p/f@s: no number in property guid");
+    }
+
+    #[test]
+    fn encryption_is_off_when_absent_or_off() {
+        let dataset = |encryption: Option<u64>| {
+            let properties: Vec<_> =
+                encryption.map(|number| ("encryption", pair(NvValue::Number(number), None))).into_iter().collect();
+            let mut entry = entry("p/f", &properties);
+            entry.stats.dds_type = sys::ZFS_BACKUP_OST_ZFS;
+            to_dataset(entry).unwrap()
+        };
+        assert_eq!([None, Some(2), Some(8)].map(|number| dataset(number).encrypted), [false, false, true]);
+    }
+
+    #[test]
+    fn dataset_of_an_unknown_type_is_an_error() {
+        assert!(to_dataset(entry("p/f", &[])).is_err());
+    }
+}

@@ -1,0 +1,241 @@
+//! Name-value lists of libnvpair: made with typed adders, read whole into Rust values, freed when dropped.
+//! Only the functions that return an error number are used, never those that abort the process (`fnvlist_*`).
+//! One of the two files with `unsafe`.
+
+use super::sys::{self, LibNvPair, nvlist_t, nvpair_t};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, c_char};
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
+
+/// How deep lists may lie in lists. The kernel's answers have three levels; a cycle cannot be made.
+const DEPTH_MAX: u32 = 8;
+
+/// A value, copied out of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NvValue {
+    /// A name alone.
+    Flag,
+    /// A boolean.
+    Boolean(bool),
+    /// An unsigned number of 32 or 64 bits.
+    Number(u64),
+    /// A signed number of 32 or 64 bits: error numbers are such.
+    Signed(i64),
+    /// A string; bytes that are no UTF-8 are replaced, since no decision rests on them.
+    Text(String),
+    /// A list in the list.
+    Map(NvMap),
+    /// A kind that this tool never needs, by its number.
+    Other(u32),
+}
+
+impl NvValue {
+    /// The value of that name, if this is a list that has it.
+    pub(super) fn get(&self, name: &str) -> Option<&NvValue> {
+        match self {
+            Self::Map(map) => map.get(name),
+            _ => None,
+        }
+    }
+}
+
+/// A list, copied out.
+pub(super) type NvMap = BTreeMap<String, NvValue>;
+
+/// A string as C wants it. A zero byte in it is EINVAL, as ZFS itself would call a bad name.
+pub(super) fn c_string(text: &str) -> Result<CString, i32> {
+    CString::new(text).map_err(|_| libc::EINVAL)
+}
+
+/// A list that we own. Not shared between threads: made, used and dropped on one.
+pub(super) struct NvList {
+    lib: &'static LibNvPair,
+    raw: NonNull<nvlist_t>,
+}
+
+impl NvList {
+    /// An empty list in which a name occurs once.
+    #[doc(alias = "nvlist_alloc")]
+    pub(super) fn new(lib: &'static LibNvPair) -> Result<Self, i32> {
+        let mut slot = NvSlot::new(lib);
+        // SAFETY: the slot lives through the call; what is put there is ours, and freed by NvList.
+        let errno = unsafe { lib.nvlist_alloc(slot.as_mut_ptr(), sys::NV_UNIQUE_NAME, 0) };
+        status(errno)?;
+        slot.take().ok_or(libc::ENOMEM)
+    }
+
+    /// The list in a buffer that the kernel filled.
+    #[doc(alias = "nvlist_unpack")]
+    pub(super) fn unpack(lib: &'static LibNvPair, packed: &mut [u8]) -> Result<Self, i32> {
+        let mut slot = NvSlot::new(lib);
+        let bytes: *mut c_char = packed.as_mut_ptr().cast();
+        // SAFETY: the buffer is borrowed for the call and of that length; the library checks what it reads
+        // against that length, copies it, and leaves in the slot a list that is ours.
+        let errno = unsafe { lib.nvlist_unpack(bytes, packed.len(), slot.as_mut_ptr(), 0) };
+        status(errno)?;
+        slot.take().ok_or(libc::EFAULT)
+    }
+
+    /// Adds a name alone.
+    #[doc(alias = "nvlist_add_boolean")]
+    pub(super) fn add_flag(&mut self, name: &str) -> Result<(), i32> {
+        let name = c_string(name)?;
+        // SAFETY: the list is ours and live, the name lives through the call, and the library copies it.
+        status(unsafe { self.lib.nvlist_add_boolean(self.raw.as_ptr(), name.as_ptr()) })
+    }
+
+    /// Adds a number.
+    #[doc(alias = "nvlist_add_uint64")]
+    pub(super) fn add_number(&mut self, name: &str, value: u64) -> Result<(), i32> {
+        let name = c_string(name)?;
+        // SAFETY: the list is ours and live, the name lives through the call, and the library copies it.
+        status(unsafe { self.lib.nvlist_add_uint64(self.raw.as_ptr(), name.as_ptr(), value) })
+    }
+
+    /// Adds a string.
+    #[doc(alias = "nvlist_add_string")]
+    pub(super) fn add_text(&mut self, name: &str, value: &str) -> Result<(), i32> {
+        let (name, value) = (c_string(name)?, c_string(value)?);
+        // SAFETY: the list is ours and live, both strings live through the call, and the library copies them.
+        status(unsafe { self.lib.nvlist_add_string(self.raw.as_ptr(), name.as_ptr(), value.as_ptr()) })
+    }
+
+    /// Adds a copy of another list.
+    #[doc(alias = "nvlist_add_nvlist")]
+    pub(super) fn add_list(&mut self, name: &str, value: &NvList) -> Result<(), i32> {
+        let name = c_string(name)?;
+        // SAFETY: both lists are live, the name lives through the call, and the library copies name and list.
+        status(unsafe { self.lib.nvlist_add_nvlist(self.raw.as_ptr(), name.as_ptr(), value.raw.as_ptr()) })
+    }
+
+    /// The list for the library, which reads it and never keeps it.
+    pub(super) fn as_ptr(&self) -> *mut nvlist_t {
+        self.raw.as_ptr()
+    }
+
+    /// A copy of all that is in it.
+    pub(super) fn to_map(&self) -> Result<NvMap, i32> {
+        Pairs { lib: self.lib, list: self.raw.as_ptr(), previous: ptr::null_mut(), owner: PhantomData }.to_map(0)
+    }
+}
+
+impl Drop for NvList {
+    #[doc(alias = "nvlist_free")]
+    fn drop(&mut self) {
+        // SAFETY: the list is ours and nobody has a pointer into it: all that was read from it was copied.
+        unsafe { self.lib.nvlist_free(self.raw.as_ptr()) }
+    }
+}
+
+/// Where the library puts a list that it makes.
+pub(super) struct NvSlot {
+    lib: &'static LibNvPair,
+    raw: *mut nvlist_t,
+}
+
+impl NvSlot {
+    /// An empty one.
+    pub(super) fn new(lib: &'static LibNvPair) -> Self {
+        Self { lib, raw: ptr::null_mut() }
+    }
+
+    /// For one call, which may put a list there.
+    pub(super) fn as_mut_ptr(&mut self) -> *mut *mut nvlist_t {
+        &raw mut self.raw
+    }
+
+    /// What was put there.
+    pub(super) fn take(self) -> Option<NvList> {
+        NonNull::new(self.raw).map(|raw| NvList { lib: self.lib, raw })
+    }
+}
+
+fn status(errno: i32) -> Result<(), i32> {
+    if errno == 0 { Ok(()) } else { Err(errno) }
+}
+
+/// The pairs of a live list, one after the other.
+struct Pairs<'a> {
+    lib: &'static LibNvPair,
+    list: *mut nvlist_t,
+    previous: *mut nvpair_t,
+    owner: PhantomData<&'a NvList>,
+}
+
+impl<'a> Pairs<'a> {
+    fn to_map(&mut self, depth: u32) -> Result<NvMap, i32> {
+        let mut map = NvMap::new();
+        while let Some(pair) = self.next_pair() {
+            map.insert(pair.name(), pair.value(depth)?);
+        }
+        Ok(map)
+    }
+
+    fn next_pair(&mut self) -> Option<Pair<'a>> {
+        // SAFETY: the owner outlives this, so the list is live; `previous` is null or the last pair of it.
+        let next = unsafe { self.lib.nvlist_next_nvpair(self.list, self.previous) };
+        self.previous = next;
+        NonNull::new(next).map(|raw| Pair { lib: self.lib, raw: raw.as_ptr(), owner: self.owner })
+    }
+}
+
+/// One pair of a live list.
+struct Pair<'a> {
+    lib: &'static LibNvPair,
+    raw: *mut nvpair_t,
+    owner: PhantomData<&'a NvList>,
+}
+
+impl Pair<'_> {
+    fn name(&self) -> String {
+        // SAFETY: the pair belongs to a live list.
+        let name = unsafe { self.lib.nvpair_name(self.raw) };
+        copied(name, self)
+    }
+
+    fn value(&self, depth: u32) -> Result<NvValue, i32> {
+        // SAFETY: the pair belongs to a live list.
+        let kind = unsafe { self.lib.nvpair_type(self.raw) };
+        Ok(match kind {
+            sys::DATA_TYPE_BOOLEAN => NvValue::Flag,
+            // In each of these the getter fits the kind, so it writes one value of that type.
+            sys::DATA_TYPE_BOOLEAN_VALUE => NvValue::Boolean(self.get(LibNvPair::nvpair_value_boolean_value, 0)? != 0),
+            sys::DATA_TYPE_INT32 => NvValue::Signed(self.get(LibNvPair::nvpair_value_int32, 0)?.into()),
+            sys::DATA_TYPE_INT64 => NvValue::Signed(self.get(LibNvPair::nvpair_value_int64, 0)?),
+            sys::DATA_TYPE_UINT32 => NvValue::Number(self.get(LibNvPair::nvpair_value_uint32, 0)?.into()),
+            sys::DATA_TYPE_UINT64 => NvValue::Number(self.get(LibNvPair::nvpair_value_uint64, 0)?),
+            sys::DATA_TYPE_STRING => {
+                NvValue::Text(copied(self.get(LibNvPair::nvpair_value_string, ptr::null())?, self))
+            }
+            sys::DATA_TYPE_NVLIST if depth >= DEPTH_MAX => return Err(libc::ELOOP),
+            sys::DATA_TYPE_NVLIST => NvValue::Map(self.inner_list()?.to_map(depth + 1)?),
+            other => NvValue::Other(other),
+        })
+    }
+
+    fn inner_list(&self) -> Result<Pairs<'_>, i32> {
+        let mut list: *mut nvlist_t = ptr::null_mut();
+        // SAFETY: the pair belongs to a live list; the list written here belongs to that list and is only borrowed.
+        status(unsafe { self.lib.nvpair_value_nvlist(self.raw, &raw mut list) })?;
+        Ok(Pairs { lib: self.lib, list, previous: ptr::null_mut(), owner: PhantomData })
+    }
+
+    /// Calls a getter that writes one `T`.
+    fn get<T>(&self, getter: unsafe fn(&LibNvPair, *const nvpair_t, *mut T) -> i32, empty: T) -> Result<T, i32> {
+        let mut value = empty;
+        // SAFETY: the pair belongs to a live list; the getter writes one `T`, or returns an error number.
+        status(unsafe { getter(self.lib, self.raw, &raw mut value) })?;
+        Ok(value)
+    }
+}
+
+/// A copy of a string that `_owner` keeps alive.
+fn copied(text: *const c_char, _owner: &Pair<'_>) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    // SAFETY: the library's strings end with a zero, and the pair's list, which holds it, is live.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_string_lossy().into_owned()
+}

@@ -1,0 +1,295 @@
+//! [`RealZfs`]: the kernel's ZFS. Here every call gets its arguments and its answer a meaning.
+
+use super::attempt::Attempt;
+use super::core::{Libraries, Outcome};
+use super::list::Lister;
+use super::nvlist::{NvList, NvMap, NvValue, c_string};
+use super::{
+    Bookmark, Dataset, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendFlags, SendRequest, SendStream,
+    Snapshot, Zfs, ZfsErrno, ZfsError, receive, send, sys,
+};
+use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fmt::Display;
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+const DEVICE: &str = "/dev/zfs";
+const MODULE_VERSION: &str = "/sys/module/zfs/version";
+/// The key under which the kernel counts the errors that its answer had no room for.
+const MORE_ERRORS: &str = "N_MORE_ERRORS";
+
+/// The ZFS of this host's kernel, through `libzfs_core` and `/dev/zfs`. Cheap to keep; one serves all threads.
+pub struct RealZfs {
+    libraries: &'static Libraries,
+    device: File,
+}
+
+impl RealZfs {
+    /// Opens the libraries and the device.
+    ///
+    /// # Errors
+    /// [`ZfsError::Library`] when OpenZFS is not installed, [`ZfsError::Device`] when its module is not loaded.
+    pub fn open() -> Result<Self, ZfsError> {
+        let libraries = Libraries::of_this_host()?;
+        let device = open_device(0).map_err(|source| ZfsError::Device { source })?;
+        Ok(Self { libraries, device })
+    }
+
+    fn lister(&self) -> Lister<'_> {
+        Lister::new(self.libraries, self.device.as_fd())
+    }
+
+    /// A list that `fill` fills.
+    fn list(&self, fill: impl FnOnce(&mut NvList) -> Result<(), i32>) -> Result<NvList, i32> {
+        let mut list = NvList::new(self.libraries.nvpair())?;
+        fill(&mut list)?;
+        Ok(list)
+    }
+
+    /// A list of names alone.
+    fn names<T: Display>(&self, names: &[T]) -> Result<NvList, i32> {
+        self.list(|list| names.iter().try_for_each(|name| list.add_flag(&name.to_string())))
+    }
+
+    fn put_hold(&self, name: &SnapshotName, tag: &str, until: Option<BorrowedFd<'_>>) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("hold", name);
+        let holds = self.list(|list| list.add_text(&name.to_string(), tag)).map_err(|errno| attempt.refused(errno))?;
+        attempt.verdict(errno_of_one(self.libraries.hold(&holds, until)))
+    }
+}
+
+/// Closed on exec, so that no child keeps it; `flags` beside those to read and write.
+fn open_device(flags: i32) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(DEVICE)
+}
+
+/// A list of properties in native types.
+pub(super) fn properties_list(
+    libraries: &'static Libraries,
+    properties: &BTreeMap<String, PropertyValue>,
+) -> Result<NvList, i32> {
+    let mut list = NvList::new(libraries.nvpair())?;
+    for (name, value) in properties {
+        match value {
+            PropertyValue::Number(number) => list.add_number(name, *number)?,
+            PropertyValue::Text(text) => list.add_text(name, text)?,
+        }
+    }
+    Ok(list)
+}
+
+/// The subjects that the kernel named, each with its error number.
+pub(super) fn failures(list: Option<NvList>) -> Result<Vec<(String, ZfsErrno)>, i32> {
+    let map = list.map_or(Ok(NvMap::new()), |list| list.to_map())?;
+    let failure = |(name, value)| match value {
+        NvValue::Signed(count) if name == MORE_ERRORS => Some((format!("and {count} more"), ZfsErrno(0))),
+        NvValue::Signed(errno) => Some((name, ZfsErrno(i32::try_from(errno).unwrap_or(libc::EINVAL)))),
+        _ => None,
+    };
+    let mut failures: Vec<_> = map.into_iter().filter_map(failure).collect();
+    if let Some(at) = failures.iter().position(|(_, errno)| errno.0 == 0) {
+        let (name, _) = failures.remove(at);
+        let errno = failures.last().map_or(ZfsErrno(libc::EINVAL), |(_, errno)| *errno);
+        failures.push((name, errno));
+    }
+    Ok(failures)
+}
+
+/// The verdict on a call about several subjects: those that the kernel named, or all of them.
+fn verdict_on_several(attempt: &Attempt, outcome: Outcome) -> Result<(), ZfsError> {
+    let failures = failures(outcome.list).map_err(|errno| attempt.refused(errno))?;
+    if failures.is_empty() { attempt.verdict(outcome.errno) } else { Err(attempt.refused_several(failures)) }
+}
+
+/// The error number of a call about one subject. The kernel sometimes says 0 and names the subject all the same.
+fn errno_of_one(outcome: Outcome) -> i32 {
+    match failures(outcome.list) {
+        Ok(failures) => failures.first().map_or(outcome.errno, |(_, errno)| errno.0),
+        Err(errno) => errno,
+    }
+}
+
+/// The answer of a call that reads.
+fn answer(attempt: &Attempt, outcome: Outcome) -> Result<NvMap, ZfsError> {
+    attempt.verdict(outcome.errno)?;
+    outcome.list.map_or(Ok(NvMap::new()), |list| list.to_map().map_err(|errno| attempt.refused(errno)))
+}
+
+fn timestamp(attempt: &Attempt, seconds: u64) -> Result<Timestamp, ZfsError> {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    time.ok_or_else(|| attempt.malformed(format!("{seconds} s after 1970 is no time")))
+}
+
+/// `{property: {value}}` of one bookmark.
+fn to_bookmark(attempt: &Attempt, name: BookmarkName, properties: &NvValue) -> Result<Bookmark, ZfsError> {
+    let number = |property: &str| match properties.get(property).and_then(|property| property.get("value")) {
+        Some(NvValue::Number(number)) => Ok(*number),
+        _ => Err(attempt.malformed(format!("no number in property {property} of {name}"))),
+    };
+    let (guid, createtxg, creation) = (number("guid")?, number("createtxg")?, number("creation")?);
+    Ok(Bookmark { created_at: timestamp(attempt, creation)?, guid: Guid(guid), createtxg, name })
+}
+
+/// The bits of `lzc_send`.
+pub(super) fn send_flag_bits(flags: SendFlags) -> u32 {
+    [
+        (flags.raw, sys::LZC_SEND_FLAG_RAW),
+        (flags.compressed, sys::LZC_SEND_FLAG_COMPRESS),
+        (flags.embedded, sys::LZC_SEND_FLAG_EMBED_DATA),
+        (flags.large_blocks, sys::LZC_SEND_FLAG_LARGE_BLOCK),
+    ]
+    .iter()
+    .fold(0, |bits, (wanted, bit)| if *wanted { bits | bit } else { bits })
+}
+
+fn base_name(base: &SendBase) -> String {
+    match base {
+        SendBase::Snapshot(name) => name.to_string(),
+        SendBase::Bookmark(name) => name.to_string(),
+    }
+}
+
+/// What is sent, and its base.
+pub(super) fn send_names(request: &SendRequest) -> Result<(CString, Option<CString>), i32> {
+    let base = request.base.as_ref().map(|base| c_string(&base_name(base))).transpose()?;
+    Ok((c_string(&request.snapshot.to_string())?, base))
+}
+
+impl Zfs for RealZfs {
+    fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
+        self.lister().dataset(name)
+    }
+
+    fn children(&self, name: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
+        self.lister().children(name)
+    }
+
+    fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
+        self.lister().snapshots(name)
+    }
+
+    fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
+        let attempt = Attempt::new("list the bookmarks of", name);
+        let refused = |errno| attempt.refused(errno);
+        let wanted = self.names(&["guid", "createtxg", "creation"]).map_err(refused)?;
+        let dataset = c_string(name.as_str()).map_err(refused)?;
+        let found = answer(&attempt, self.libraries.bookmarks(&dataset, &wanted))?;
+        let bookmark = |(short, properties): (String, NvValue)| {
+            let name = name.bookmark(&short).map_err(|error| attempt.malformed(error))?;
+            to_bookmark(&attempt, name, &properties)
+        };
+        let mut bookmarks = found.into_iter().map(bookmark).collect::<Result<Vec<_>, _>>()?;
+        bookmarks.sort_by(|a, b| (a.createtxg, &a.name).cmp(&(b.createtxg, &b.name)));
+        Ok(bookmarks)
+    }
+
+    fn take_snapshots(
+        &self,
+        names: &[SnapshotName],
+        user_properties: &BTreeMap<String, String>,
+    ) -> Result<(), ZfsError> {
+        let attempt = Attempt::on_all("snapshot", names);
+        let refused = |errno| attempt.refused(errno);
+        let snapshots = self.names(names).map_err(refused)?;
+        let properties = self
+            .list(|list| user_properties.iter().try_for_each(|(name, value)| list.add_text(name, value)))
+            .map_err(refused)?;
+        verdict_on_several(&attempt, self.libraries.snapshot(&snapshots, &properties))
+    }
+
+    fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError> {
+        let attempt = Attempt::on_all("destroy", names);
+        let snapshots = self.names(names).map_err(|errno| attempt.refused(errno))?;
+        verdict_on_several(&attempt, self.libraries.destroy_snapshots(&snapshots))
+    }
+
+    fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
+        self.put_hold(name, tag, None)
+    }
+
+    fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
+        // O_EXCL asks the kernel for a state of its own for this descriptor: what the hold hangs on.
+        let cleanup = open_device(libc::O_EXCL).map_err(|source| ZfsError::Device { source })?;
+        self.put_hold(name, tag, Some(cleanup.as_fd()))?;
+        Ok(HoldGuard::new(Box::new(cleanup)))
+    }
+
+    fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("release the hold on", name);
+        let holds = self
+            .names(&[tag])
+            .and_then(|tags| self.list(|list| list.add_list(&name.to_string(), &tags)))
+            .map_err(|errno| attempt.refused(errno))?;
+        match errno_of_one(self.libraries.release(&holds)) {
+            libc::ENOENT => Ok(()),
+            errno => attempt.verdict(errno),
+        }
+    }
+
+    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
+        let attempt = Attempt::new("list the holds of", name);
+        let snapshot = c_string(&name.to_string()).map_err(|errno| attempt.refused(errno))?;
+        let hold = |(tag, value)| match value {
+            NvValue::Number(seconds) => Ok((tag, timestamp(&attempt, seconds)?)),
+            _ => Err(attempt.malformed(format!("hold {tag} has no time"))),
+        };
+        answer(&attempt, self.libraries.holds(&snapshot))?.into_iter().map(hold).collect()
+    }
+
+    fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("bookmark", name);
+        let list = self
+            .list(|list| list.add_text(&name.to_string(), &base_name(source)))
+            .map_err(|errno| attempt.refused(errno))?;
+        attempt.verdict(errno_of_one(self.libraries.bookmark(&list)))
+    }
+
+    fn destroy_bookmarks(&self, names: &[BookmarkName]) -> Result<(), ZfsError> {
+        let attempt = Attempt::on_all("destroy", names);
+        let bookmarks = self.names(names).map_err(|errno| attempt.refused(errno))?;
+        verdict_on_several(&attempt, self.libraries.destroy_bookmarks(&bookmarks))
+    }
+
+    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
+        let attempt = Attempt::new("estimate the stream of", &request.snapshot);
+        let (snapshot, base) = send_names(request).map_err(|errno| attempt.refused(errno))?;
+        let flags = send_flag_bits(request.flags);
+        self.libraries.send_space(&snapshot, base.as_deref(), flags).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        send::start(self.libraries, request)
+    }
+
+    fn receive(&self, request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
+        receive::receive(self.libraries, request, stream)
+    }
+
+    fn create_filesystem(
+        &self,
+        name: &DatasetName,
+        properties: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("create", name);
+        let list = properties_list(self.libraries, properties).map_err(|errno| attempt.refused(errno))?;
+        let dataset = c_string(name.as_str()).map_err(|errno| attempt.refused(errno))?;
+        attempt.verdict(self.libraries.create_filesystem(&dataset, &list))
+    }
+
+    fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("destroy", name);
+        let dataset = c_string(name.as_str()).map_err(|errno| attempt.refused(errno))?;
+        attempt.verdict(self.libraries.destroy(&dataset))
+    }
+
+    fn module_version(&self) -> Result<String, ZfsError> {
+        let attempt = Attempt::new("read", MODULE_VERSION);
+        let text = std::fs::read_to_string(MODULE_VERSION).map_err(|error| attempt.failed(error))?;
+        Ok(text.trim().to_owned())
+    }
+}

@@ -1,0 +1,187 @@
+//! Receiving: the kernel reads the stream out of a pipe, on a thread that does nothing else, while the calling
+//! thread copies it there from wherever it comes.
+//!
+//! The last 312 bytes are given to the kernel only once the source has said that nothing follows. They are the
+//! END record, without which the kernel keeps nothing: so a source that notices damage only at its end (a
+//! checksum of the whole, say) still prevents the snapshot.
+
+use super::attempt::Attempt;
+use super::core::{self, Libraries, Outcome, ReceiveCall};
+use super::nvlist::c_string;
+use super::real::{failures, properties_list};
+use super::send::pipe;
+use super::{ReceiveRequest, STREAM_TRUNCATED, ZfsError};
+use std::fs::File;
+use std::io::{Error, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::{self, Builder};
+
+/// Every record begins with a header of this size; END is one and nothing more.
+const RECORD_BYTES: usize = 312;
+/// What is copied at once: the size of the pipe.
+const COPY_BYTES: usize = 1 << 20;
+/// Reads as 0x2F5bacbac in the sender's byte order.
+const BEGIN_MAGIC: u64 = 0x2_F5BA_CBAC;
+const FEATURE_RAW: u64 = 1 << 24;
+/// A stream as `lzc_send` makes it, as against a package of several streams.
+const SUBSTREAM: u64 = 1;
+
+/// What the receiving thread found.
+struct Received {
+    errno: i32,
+    error_flags: u64,
+    failures: Result<Vec<(String, super::ZfsErrno)>, i32>,
+    trailing: bool,
+}
+
+/// How the copying ended.
+enum Copied {
+    /// All of it.
+    Whole,
+    /// The source failed.
+    SourceFailed(Error),
+    /// The kernel's side was closed: its verdict says why.
+    PipeClosed,
+    /// The pipe failed otherwise.
+    PipeFailed(Error),
+}
+
+/// Receives one stream; see [`super::Zfs::receive`].
+///
+/// A property that could not be set is an error though the snapshot was received; so are bytes after END.
+pub(super) fn receive(
+    libraries: &'static Libraries,
+    request: &ReceiveRequest,
+    stream: &mut (dyn Read + Send),
+) -> Result<(), ZfsError> {
+    let attempt = Attempt::new("receive", &request.target);
+    let begin = read_begin(request, stream)?;
+    let raw = is_raw(request, &begin)?;
+    let (reader, writer) = pipe().map_err(|error| attempt.failed(error))?;
+    let (received, copied) = thread::scope(|scope| {
+        let receive = move || receive_here(libraries, request, raw, begin, reader);
+        let builder = Builder::new().name("zfs-receive".to_owned());
+        let thread = builder.spawn_scoped(scope, receive).map_err(|error| attempt.failed(error))?;
+        // Owns the end to write: when it returns, or panics, the kernel sees the end.
+        let copied = copy(stream, File::from(writer));
+        let received = thread.join().map_err(|_| attempt.failed(Error::other("its thread panicked")))?;
+        Ok((received, copied))
+    })?;
+    verdict(&attempt, request, received, copied)
+}
+
+/// The first record. The kernel wants it apart from the rest.
+fn read_begin(request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<[u8; RECORD_BYTES], ZfsError> {
+    let mut begin = [0; RECORD_BYTES];
+    match stream.read_exact(&mut begin) {
+        Ok(()) => Ok(begin),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            Err(Attempt::new("receive", &request.target).refused(STREAM_TRUNCATED))
+        }
+        Err(source) => Err(ZfsError::Source { subject: request.target.to_string(), source }),
+    }
+}
+
+/// Whether the stream is raw, which the kernel must be told; a stream of either byte order.
+fn is_raw(request: &ReceiveRequest, begin: &[u8; RECORD_BYTES]) -> Result<bool, ZfsError> {
+    let attempt = Attempt::new("receive", format_args!("the stream for {}", request.target));
+    let word = |at: usize| begin.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; 8]);
+    let read: fn([u8; 8]) -> u64 = match u64::from_le_bytes(word(8)) {
+        BEGIN_MAGIC => u64::from_le_bytes,
+        other if other.swap_bytes() == BEGIN_MAGIC => u64::from_be_bytes,
+        _ => return Err(attempt.malformed("it does not begin as a send stream does")),
+    };
+    let version = read(word(16));
+    if version & 3 != SUBSTREAM {
+        return Err(attempt.malformed("it is a package of several streams, as `zfs send -R` makes them"));
+    }
+    Ok((version >> 2) & FEATURE_RAW != 0)
+}
+
+/// Runs on its own thread; closes the pipe when done, so that the copying side notices.
+fn receive_here(
+    libraries: &'static Libraries,
+    request: &ReceiveRequest,
+    raw: bool,
+    begin: [u8; RECORD_BYTES],
+    input: OwnedFd,
+) -> Received {
+    core::block_signals();
+    let called = || {
+        let snapshot = c_string(&request.target.to_string())?;
+        let origin = request.origin.as_ref().map(|origin| c_string(&origin.to_string())).transpose()?;
+        let properties = match request.properties.is_empty() {
+            true => None,
+            false => Some(properties_list(libraries, &request.properties)?),
+        };
+        let call = ReceiveCall {
+            snapshot: &snapshot,
+            local_properties: properties.as_ref(),
+            origin: origin.as_deref(),
+            force: request.force,
+            resumable: request.resumable,
+            raw,
+            input: input.as_fd(),
+            begin,
+        };
+        Ok(libraries.receive(&call))
+    };
+    let (outcome, error_flags) = called().unwrap_or_else(|errno| (Outcome { errno, list: None }, 0));
+    // The kernel stops reading at END. Whatever else is in the pipe by the time that the source has ended is too much.
+    let trailing = outcome.errno == 0 && !matches!(File::from(input).read(&mut [0]), Ok(0));
+    Received { errno: outcome.errno, error_flags, failures: failures(outcome.list), trailing }
+}
+
+/// Copies all of the source into the pipe and closes it.
+fn copy(source: &mut (dyn Read + Send), mut pipe: File) -> Copied {
+    let mut buffer = vec![0; RECORD_BYTES + COPY_BYTES];
+    let mut filled = 0;
+    loop {
+        // Space is left: at most RECORD_BYTES are filled here.
+        let (kept, space) = buffer.split_at_mut(filled);
+        let read = match source.read(space) {
+            Ok(0) => return write_all(&mut pipe, kept).map_or_else(|end| end, |()| Copied::Whole),
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) => return Copied::SourceFailed(error),
+        };
+        filled += read;
+        let ready = filled.saturating_sub(RECORD_BYTES);
+        if let Err(end) = write_all(&mut pipe, &buffer[..ready]) {
+            return end;
+        }
+        buffer.copy_within(ready..filled, 0);
+        filled -= ready;
+    }
+}
+
+fn write_all(pipe: &mut File, bytes: &[u8]) -> Result<(), Copied> {
+    pipe.write_all(bytes).map_err(|error| match error.kind() {
+        ErrorKind::BrokenPipe => Copied::PipeClosed,
+        _ => Copied::PipeFailed(error),
+    })
+}
+
+/// The first cause: the source's error before the kernel's complaint about a cut stream, and the kernel's refusal
+/// before the closed pipe that came of it.
+fn verdict(attempt: &Attempt, request: &ReceiveRequest, received: Received, copied: Copied) -> Result<(), ZfsError> {
+    let too_long = || Err(attempt.malformed("the stream goes on after its END record"));
+    match copied {
+        Copied::SourceFailed(source) => {
+            return Err(ZfsError::Source { subject: request.target.to_string(), source });
+        }
+        Copied::PipeFailed(error) => return Err(attempt.failed(error)),
+        Copied::PipeClosed | Copied::Whole if received.errno != 0 => return Err(attempt.refused(received.errno)),
+        Copied::PipeClosed => return too_long(),
+        Copied::Whole if received.trailing => return too_long(),
+        Copied::Whole => {}
+    }
+    let failures = received.failures.map_err(|errno| attempt.refused(errno))?;
+    if !failures.is_empty() {
+        return Err(ZfsError::Several { operation: "set on what was received", failures });
+    }
+    match received.error_flags {
+        0 => Ok(()),
+        flags => Err(attempt.malformed(format!("received, but its earlier properties were lost (flags {flags:#x})"))),
+    }
+}
