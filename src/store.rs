@@ -10,9 +10,18 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod checksum;
+pub mod dir;
 pub mod key;
+pub mod memory;
+mod parts;
+pub mod spool;
+mod work;
 
+pub use dir::DirStore;
 pub use key::ObjectKey;
+pub use memory::MemoryStore;
+pub use spool::{Spool, SpoolFile, SpooledStore};
 
 /// What a store needs in order to take a large object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,6 +163,31 @@ pub struct StoreError {
 }
 
 impl StoreError {
+    /// A failure of `operation` on `subject` in the store named `store`, without a hint.
+    pub fn new(
+        kind: StoreErrorKind,
+        operation: impl Into<String>,
+        subject: impl Into<String>,
+        store: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            kind,
+            operation: operation.into(),
+            subject: subject.into(),
+            store: store.into(),
+            hint: None,
+            source: source.into(),
+        }
+    }
+
+    /// The same failure with advice for a person.
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
     /// Whether the same request may work if it is made again.
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, StoreErrorKind::Throttled | StoreErrorKind::Unavailable)

@@ -1,0 +1,234 @@
+//! [`MemoryStore`]: a test double that behaves as S3 does, keeps a record of every call, and breaks on demand.
+//!
+//! Create-only puts, parts and unfinished uploads are as in S3. Like S3, it reports the checksum it took when an object
+//! was stored: bytes that rot later ([`MemoryStore::flip`]) do not change what [`ObjectStore::head`] says.
+
+mod fault;
+mod state;
+mod writer;
+
+pub use fault::{Fault, Operation, Outcome, StoreEvent};
+
+use super::{
+    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile, SpooledStore,
+    StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use fault::{Fate, next_fate};
+use jiff::Timestamp;
+use state::{Failure, State};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use writer::MemoryWriter;
+
+/// Small, so that tests cut their objects into several parts without much data.
+const PART_BYTES: usize = 64 * 1024;
+const CONCURRENCY: usize = 4;
+
+/// Objects in memory. Clones share them, so that a test keeps one hand on what it gave away.
+#[derive(Clone)]
+pub struct MemoryStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    url: String,
+    traits: StoreTraits,
+    tier: EvidenceTier,
+    state: Mutex<State>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryStore {
+    /// An empty store that takes parts of 64 KiB and answers with CRC64NVME.
+    pub fn new() -> Self {
+        let needs = UploadNeeds::Parts;
+        Self::with_traits(StoreTraits {
+            needs,
+            part_bytes: PART_BYTES,
+            concurrency: CONCURRENCY,
+            conditional_put: true,
+        })
+    }
+
+    /// An empty store with these traits. With other needs than parts, `create` is refused and
+    /// [`SpooledStore::put_spooled`] works.
+    pub fn with_traits(traits: StoreTraits) -> Self {
+        Self::with_tier(traits, EvidenceTier::Crc64nvmeFull)
+    }
+
+    /// An empty store that gives evidence of this tier: CRC64NVME, or only version ids, or only sizes.
+    pub fn with_tier(traits: StoreTraits, tier: EvidenceTier) -> Self {
+        let url = "memory:".to_owned();
+        Self { shared: Arc::new(Shared { url, traits, tier, state: Mutex::default() }) }
+    }
+
+    /// All calls so far, in order.
+    pub fn events(&self) -> Vec<StoreEvent> {
+        self.state().events.clone()
+    }
+
+    /// Forgets the calls so far.
+    pub fn clear_events(&self) {
+        self.state().events.clear();
+    }
+
+    /// Arms a failure. Several may be armed; each counts calls on its own, and the first armed goes first.
+    pub fn fail(&self, fault: Fault) {
+        self.state().faults.push(fault);
+    }
+
+    /// Disarms all failures.
+    pub fn heal(&self) {
+        self.state().faults.clear();
+    }
+
+    /// The time that objects and uploads get from now on; `None` goes back to the real clock.
+    pub fn set_clock(&self, now: Option<Timestamp>) {
+        self.state().clock = now;
+    }
+
+    /// The bytes under a key, without a call being recorded.
+    pub fn object(&self, key: &str) -> Option<Bytes> {
+        self.state().objects.get(key).map(|object| object.bytes.clone())
+    }
+
+    /// All keys, in order, without a call being recorded.
+    pub fn keys(&self) -> Vec<String> {
+        self.state().objects.keys().cloned().collect()
+    }
+
+    /// Puts an object there as anybody with the credentials could, replacing what was there. Evidence follows.
+    pub fn plant(&self, key: &str, bytes: impl Into<Bytes>) {
+        self.state().store(key, bytes.into(), None, self.shared.tier);
+    }
+
+    /// Removes an object as anybody with the credentials could. Returns whether there was one.
+    pub fn lose(&self, key: &str) -> bool {
+        self.state().objects.remove(key).is_some()
+    }
+
+    /// Cuts an object to its first `bytes` bytes. The size that is reported follows. Returns whether it was longer.
+    pub fn cut(&self, key: &str, bytes: usize) -> bool {
+        let short = self.object(key).filter(|whole| whole.len() > bytes).map(|whole| whole.slice(..bytes));
+        short.map(|short| self.plant(key, short)).is_some()
+    }
+
+    /// Flips one bit of the byte at `offset`: rot, so the checksum that is reported stays the old one. Returns whether
+    /// there is such a byte.
+    pub fn flip(&self, key: &str, offset: usize) -> bool {
+        self.state().flip(key, offset)
+    }
+
+    /// Swaps two objects, with all that is reported of them. Returns whether both exist.
+    pub fn swap(&self, one: &str, other: &str) -> bool {
+        self.state().swap(one, other)
+    }
+
+    /// From now on says this of the key: something false, or (`None`) that it is not there.
+    pub fn lie(&self, key: &str, evidence: Option<Evidence>) {
+        self.state().lies.insert(key.to_owned(), evidence);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries out one call: records it and lets it meet its fate.
+    fn call<T>(
+        &self,
+        operation: Operation,
+        key: &str,
+        effect: impl FnOnce(&mut State) -> Result<T, Failure>,
+    ) -> Result<T, StoreError> {
+        let mut state = self.state();
+        let (outcome, result) = match next_fate(&mut state.faults, operation, key) {
+            Fate::FailsBefore(kind) => (Outcome::Failed(kind), Err(Failure::ordered(kind))),
+            fate => match (effect(&mut state), fate) {
+                (Ok(_), Fate::FailsAfter(kind)) => (Outcome::ReplyLost(kind), Err(Failure::ordered(kind))),
+                (Ok(value), _) => (Outcome::Done, Ok(value)),
+                (Err(failure), _) => (Outcome::Failed(failure.kind), Err(failure)),
+            },
+        };
+        state.events.push(StoreEvent { operation, key: key.to_owned(), outcome });
+        result.map_err(|Failure { kind, text }| StoreError::new(kind, operation.words(), key, &self.shared.url, text))
+    }
+
+    fn demand(&self, wanted: bool, text: &str) -> Result<(), Failure> {
+        if wanted { Ok(()) } else { Err(Failure::new(StoreErrorKind::Unsupported, text)) }
+    }
+}
+
+#[async_trait]
+impl ObjectStore for MemoryStore {
+    fn url(&self) -> &str {
+        &self.shared.url
+    }
+
+    fn traits(&self) -> &StoreTraits {
+        &self.shared.traits
+    }
+
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        let upload_id = self.call(Operation::Create, key.as_str(), |state| {
+            self.demand(self.shared.traits.needs == UploadNeeds::Parts, "this store takes no parts: spool them")?;
+            state.begin(key.as_str())
+        })?;
+        Ok(Box::new(MemoryWriter::new(self.clone(), key.clone(), upload_id)))
+    }
+
+    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.call(Operation::PutNew, key.as_str(), |state| state.put_new(key.as_str(), bytes, self.shared.tier))
+    }
+
+    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+        self.call(Operation::Get, key.as_str(), |state| state.get(key.as_str(), range, limit_bytes))
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
+        self.call(Operation::Head, key.as_str(), |state| Ok(state.head(key.as_str())))
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
+        self.call(Operation::List, prefix, |state| Ok(state.list(prefix)))
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.call(Operation::Delete, key.as_str(), |state| {
+            state.objects.remove(key.as_str());
+            Ok(())
+        })
+    }
+
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.call(Operation::Unfinished, prefix, |state| Ok(state.unfinished(prefix)))
+    }
+
+    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.call(Operation::AbortUnfinished, &upload.key, |state| {
+            state.uploads.remove(&upload.upload_id);
+            Ok(())
+        })
+    }
+}
+
+#[async_trait]
+impl SpooledStore for MemoryStore {
+    async fn put_spooled(&self, key: &ObjectKey, file: &SpoolFile) -> Result<Evidence, StoreError> {
+        let mut whole = Vec::new();
+        for index in 0..file.part_count() {
+            let part = file.read_part(index).await;
+            whole.extend_from_slice(&part.map_err(|error| error.in_store(key, &self.shared.url))?);
+        }
+        self.call(Operation::PutSpooled, key.as_str(), |state| {
+            self.demand(self.shared.traits.needs != UploadNeeds::Parts, "this store takes parts: spool nothing")?;
+            state.commit(key.as_str(), whole.into(), None, self.shared.tier)
+        })
+    }
+}

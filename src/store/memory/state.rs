@@ -1,0 +1,202 @@
+//! What a [`MemoryStore`](super::MemoryStore) holds, and what each call does to it. Nothing here fails by order.
+
+use super::{Fault, StoreEvent};
+use crate::store::checksum::{crc64nvme, crc64nvme_text};
+use crate::store::{Evidence, EvidenceTier, ListedObject, PutOutcome, StoreErrorKind, UnfinishedUpload};
+use bytes::Bytes;
+use jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+/// Why a call did not work.
+pub(super) struct Failure {
+    pub(super) kind: StoreErrorKind,
+    pub(super) text: String,
+}
+
+impl Failure {
+    pub(super) fn new(kind: StoreErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+
+    /// A failure that a test armed.
+    pub(super) fn ordered(kind: StoreErrorKind) -> Self {
+        Self::new(kind, "a test ordered this failure")
+    }
+}
+
+pub(super) struct Stored {
+    pub(super) bytes: Bytes,
+    evidence: Evidence,
+    modified_at: Timestamp,
+}
+
+pub(super) struct Upload {
+    key: String,
+    parts: Vec<Bytes>,
+    started_at: Timestamp,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    pub(super) objects: BTreeMap<String, Stored>,
+    /// By upload id.
+    pub(super) uploads: BTreeMap<String, Upload>,
+    pub(super) lies: HashMap<String, Option<Evidence>>,
+    pub(super) events: Vec<StoreEvent>,
+    pub(super) faults: Vec<Fault>,
+    pub(super) clock: Option<Timestamp>,
+    ids_given: u64,
+}
+
+impl State {
+    fn now(&self) -> Timestamp {
+        self.clock.unwrap_or_else(Timestamp::now)
+    }
+
+    fn next_id(&mut self, word: &str) -> String {
+        self.ids_given += 1;
+        format!("{word}-{:06}", self.ids_given)
+    }
+
+    pub(super) fn begin(&mut self, key: &str) -> Result<String, Failure> {
+        self.demand_free(key)?;
+        let upload_id = self.next_id("upload");
+        let upload = Upload { key: key.to_owned(), parts: Vec::new(), started_at: self.now() };
+        self.uploads.insert(upload_id.clone(), upload);
+        Ok(upload_id)
+    }
+
+    pub(super) fn put_part(&mut self, upload_id: &str, part: Bytes) -> Result<(), Failure> {
+        let upload = self.uploads.get_mut(upload_id).ok_or_else(no_such_upload)?;
+        upload.parts.push(part);
+        Ok(())
+    }
+
+    /// Makes an object of an upload. A key that is taken ends the upload.
+    pub(super) fn finish(&mut self, upload_id: &str, part_bytes: u64, tier: EvidenceTier) -> Result<Evidence, Failure> {
+        let upload = self.uploads.remove(upload_id).ok_or_else(no_such_upload)?;
+        self.commit(&upload.key, upload.parts.concat().into(), Some(part_bytes), tier)
+    }
+
+    /// Stores an object create-only, and says what the store then reports of it.
+    pub(super) fn commit(
+        &mut self,
+        key: &str,
+        bytes: Bytes,
+        part_bytes: Option<u64>,
+        tier: EvidenceTier,
+    ) -> Result<Evidence, Failure> {
+        self.demand_free(key)?;
+        let sent = self.store(key, bytes, part_bytes, tier);
+        match self.head(key) {
+            Some(found) if found == sent => Ok(found),
+            found => Err(Failure::new(StoreErrorKind::Corrupt, format!("sent {sent:?}, the store has {found:?}"))),
+        }
+    }
+
+    pub(super) fn put_new(
+        &mut self,
+        key: &str,
+        bytes: Bytes,
+        tier: EvidenceTier,
+    ) -> Result<(PutOutcome, Evidence), Failure> {
+        match self.objects.get(key) {
+            Some(there) if there.bytes == bytes => Ok((PutOutcome::Identical, there.evidence.clone())),
+            _ => Ok((PutOutcome::Created, self.commit(key, bytes, None, tier)?)),
+        }
+    }
+
+    /// Stores an object whatever was there before.
+    pub(super) fn store(&mut self, key: &str, bytes: Bytes, part_bytes: Option<u64>, tier: EvidenceTier) -> Evidence {
+        let evidence = Evidence {
+            tier,
+            bytes: bytes.len() as u64,
+            checksum: (tier == EvidenceTier::Crc64nvmeFull).then(|| crc64nvme_text(crc64nvme(&bytes))),
+            etag: None,
+            version_id: (tier == EvidenceTier::IdPin).then(|| self.next_id("version")),
+            part_bytes,
+            locked_until: None,
+        };
+        let stored = Stored { bytes, evidence: evidence.clone(), modified_at: self.now() };
+        self.objects.insert(key.to_owned(), stored);
+        evidence
+    }
+
+    fn demand_free(&self, key: &str) -> Result<(), Failure> {
+        match self.objects.contains_key(key) {
+            true => Err(Failure::new(StoreErrorKind::AlreadyExists, "the key is taken")),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn get(&self, key: &str, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, Failure> {
+        let object = self.objects.get(key).ok_or_else(|| Failure::new(StoreErrorKind::NotFound, "no such object"))?;
+        let bytes = object.bytes.len() as u64;
+        let corrupt = |text| Err(Failure::new(StoreErrorKind::Corrupt, text));
+        match range {
+            None if bytes > limit_bytes => {
+                corrupt(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"))
+            }
+            None => Ok(object.bytes.clone()),
+            Some(range) if range.start > range.end || range.end > bytes => {
+                corrupt(format!("bytes {range:?} were asked, it has {bytes}"))
+            }
+            // Both ends are at most the length of a buffer, so they fit.
+            #[expect(clippy::cast_possible_truncation, reason = "bounded by a usize above")]
+            Some(range) => Ok(object.bytes.slice(range.start as usize..range.end as usize)),
+        }
+    }
+
+    pub(super) fn head(&self, key: &str) -> Option<Evidence> {
+        match self.lies.get(key) {
+            Some(lie) => lie.clone(),
+            None => self.objects.get(key).map(|object| object.evidence.clone()),
+        }
+    }
+
+    pub(super) fn list(&self, prefix: &str) -> Vec<ListedObject> {
+        let under = self.objects.iter().filter(|(key, _)| key.starts_with(prefix));
+        under
+            .map(|(key, object)| ListedObject {
+                key: key.clone(),
+                bytes: object.bytes.len() as u64,
+                modified_at: Some(object.modified_at),
+            })
+            .collect()
+    }
+
+    pub(super) fn unfinished(&self, prefix: &str) -> Vec<UnfinishedUpload> {
+        let under = self.uploads.iter().filter(|(_, upload)| upload.key.starts_with(prefix));
+        under
+            .map(|(upload_id, upload)| UnfinishedUpload {
+                key: upload.key.clone(),
+                upload_id: upload_id.clone(),
+                started_at: Some(upload.started_at),
+            })
+            .collect()
+    }
+
+    pub(super) fn flip(&mut self, key: &str, offset: usize) -> bool {
+        let Some(object) = self.objects.get_mut(key) else { return false };
+        let mut bytes = object.bytes.to_vec();
+        let Some(byte) = bytes.get_mut(offset) else { return false };
+        *byte ^= 1;
+        object.bytes = bytes.into();
+        true
+    }
+
+    pub(super) fn swap(&mut self, one: &str, other: &str) -> bool {
+        if one == other || !self.objects.contains_key(other) {
+            return false;
+        }
+        let Some(first) = self.objects.remove(one) else { return false };
+        let Some(second) = self.objects.insert(other.to_owned(), first) else { return false };
+        self.objects.insert(one.to_owned(), second);
+        true
+    }
+}
+
+fn no_such_upload() -> Failure {
+    Failure::new(StoreErrorKind::NotFound, "no such upload: it was completed or aborted")
+}

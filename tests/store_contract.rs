@@ -1,0 +1,58 @@
+//! One contract, every store: memory, a folder (by each way of naming files), and spools.
+
+#[path = "support/contract.rs"]
+mod contract;
+
+use std::sync::Arc;
+use tempfile::TempDir;
+use zfs_backup::store::dir::CreateOnly;
+use zfs_backup::store::{DirSettings, DirStore, MemoryStore, ObjectStore, Spool, StoreTraits, UploadNeeds};
+
+const PART_BYTES: usize = 64 * 1024;
+
+/// A store and what must outlive it.
+type World = (Arc<dyn ObjectStore>, Option<TempDir>);
+
+/// One test for every case, in a module for every store.
+macro_rules! contract_tests {
+    ($($case:ident)*) => {
+        $(#[tokio::test]
+        async fn $case() {
+            let (store, _keep) = world();
+            contract::$case(&*store).await;
+        })*
+    };
+}
+
+fn dir_world(first: CreateOnly) -> World {
+    let dir = TempDir::new().unwrap();
+    let settings = DirSettings { root: dir.path().to_owned(), part_bytes: PART_BYTES };
+    (Arc::new(DirStore::open_with(&settings, first).unwrap()), Some(dir))
+}
+
+fn spool_world(needs: UploadNeeds) -> World {
+    let dir = TempDir::new().unwrap();
+    let traits = StoreTraits { needs, part_bytes: PART_BYTES, concurrency: 2, conditional_put: true };
+    let spool = Spool::new(Arc::new(MemoryStore::with_traits(traits)), dir.path().to_owned());
+    (Arc::new(spool), Some(dir))
+}
+
+macro_rules! contract_of {
+    ($store:ident, $world:expr) => {
+        mod $store {
+            use super::*;
+
+            fn world() -> World {
+                $world
+            }
+            contract::all_contract_cases!(contract_tests);
+        }
+    };
+}
+
+contract_of!(memory, (Arc::new(MemoryStore::new()), None));
+contract_of!(dir_by_rename, dir_world(CreateOnly::Rename));
+contract_of!(dir_by_link, dir_world(CreateOnly::Link));
+contract_of!(dir_by_claim, dir_world(CreateOnly::Claim));
+contract_of!(spool_for_replay, spool_world(UploadNeeds::Replay));
+contract_of!(spool_for_length, spool_world(UploadNeeds::ExactLength));
