@@ -1,3 +1,7 @@
 //! The `zfs-backup` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    zfs_backup::cli::run()
+}

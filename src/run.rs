@@ -104,6 +104,9 @@ pub enum RunError {
         /// What is locked.
         subject: String,
     },
+    /// A person or the system asked to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// The dataset does not exist.
     #[error("there is no dataset {dataset}")]
     NoDataset {

@@ -166,6 +166,12 @@ fn trusted_comment(signed_type: SignedType, key: &str) -> String {
     format!("zfs-backup v1 {} {key}", signed_type.as_str())
 }
 
+impl From<PublicKey> for VerifyingKey {
+    fn from(key: PublicKey) -> Self {
+        Self(key)
+    }
+}
+
 impl fmt::Display for VerifyingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.to_base64())

@@ -9,7 +9,7 @@ use super::catalog::{Catalog, StoredBackup, find_gap, read_catalog, read_chunks,
 use super::keys::WriterKeys;
 use super::lock::lock_dataset;
 use super::snapshot::{find_dataset, is_own};
-use super::transfer::{ProgressSink, StreamSource, TransferPlan, Transferred, transfer};
+use super::transfer::{ProgressSink, Stop, StreamSource, TransferPlan, Transferred, transfer};
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files, LiveEntry, Manifest, Origin,
     Private, Receipt, ReceiptEntry, RestoreText, SendInfo, SnapshotRef, Started, ZfsKey, restore_text, to_stored_bytes,
@@ -72,6 +72,8 @@ pub struct BackupEnv {
     pub now: fn() -> Timestamp,
     /// Hears about progress.
     pub progress: ProgressSink,
+    /// Asks to stop.
+    pub stop: Stop,
 }
 
 /// What became of one dataset.
@@ -122,6 +124,27 @@ pub async fn back_up(
     attempt.run(&catalog).await.map(|committed| BackupOutcome::Committed(Box::new(committed)))
 }
 
+/// The kernel's estimate of a full stream of the newest own snapshot. Never exact; for progress and plans only.
+///
+/// # Errors
+/// [`RunError`] when there is no such dataset or snapshot.
+pub fn estimate_bytes(zfs: &dyn Zfs, dataset: &DatasetName, settings: &BackupSettings) -> Result<u64, RunError> {
+    let local = find_dataset(zfs, dataset)?;
+    let (own, others) = own_snapshots(zfs, &local)?;
+    let snapshot = own.last().ok_or_else(|| explain(dataset, &SendConflict::NoSnapshot { others }))?;
+    let flags = send_flags(&local, settings);
+    Ok(zfs.send_space(&SendRequest { snapshot: snapshot.name.clone(), base: None, flags, resume: None })?)
+}
+
+fn send_flags(local: &Dataset, settings: &BackupSettings) -> SendFlags {
+    let raw = match settings.raw {
+        RawMode::Auto => local.encrypted,
+        RawMode::Always => true,
+        RawMode::Never => false,
+    };
+    SendFlags { raw, compressed: settings.compressed, embedded: settings.embedded, large_blocks: true }
+}
+
 fn explain(dataset: &DatasetName, conflict: &SendConflict) -> RunError {
     let hint = match conflict {
         SendConflict::NoSnapshot { .. } => "run `zfs-backup snapshot` first",
@@ -167,19 +190,13 @@ impl<'a> Attempt<'a> {
         let nonce = getrandom::u64()
             .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
         let id = BackupId::new(snapshot.created_at, BackupKind::Full, snapshot.guid, nonce);
-        let raw = match env.settings.raw {
-            RawMode::Auto => local.encrypted,
-            RawMode::Always => true,
-            RawMode::Never => false,
-        };
-        if local.encrypted && !raw && local.key_unavailable {
+        let flags = send_flags(&local, &env.settings);
+        if local.encrypted && !flags.raw && local.key_unavailable {
             return Err(RunError::refused(
                 format!("{} is encrypted, its key is not loaded, and send.raw is \"never\"", local.name),
                 "load the key, or set send.raw = \"auto\"",
             ));
         }
-        let BackupSettings { compressed, embedded, .. } = env.settings;
-        let flags = SendFlags { raw, compressed, embedded, large_blocks: true };
         Ok(Self { env, local, snapshot, id, flags, started_at })
     }
 
@@ -210,7 +227,7 @@ impl<'a> Attempt<'a> {
             compression: env.settings.compression,
             recipients: env.keys.recipients.clone(),
         });
-        transfer(source, &*env.store, plan, Arc::clone(&env.progress)).await
+        transfer(source, &*env.store, plan, Arc::clone(&env.progress), env.stop.clone()).await
     }
 
     /// What the store lists must be exactly what it confirmed: a store that forgets is found before the commit.

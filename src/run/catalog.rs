@@ -218,3 +218,14 @@ pub fn find_gap(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Option<RunError
         Some(RunError::Damaged { key: format!("{prefix}{}", chunk.name), reason })
     })
 }
+
+/// Every dataset that has an object in the store, whether or not it is ours.
+///
+/// # Errors
+/// [`RunError::Store`] when the listing fails.
+pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, RunError> {
+    let listed = store.list("").await?;
+    let names: std::collections::BTreeSet<DatasetName> =
+        listed.iter().filter_map(|object| object.key.split_once("/@")?.0.parse().ok()).collect();
+    Ok(names.into_iter().collect())
+}

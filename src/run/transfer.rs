@@ -74,6 +74,9 @@ pub struct Progress {
     pub chunks_confirmed: u32,
 }
 
+/// Becomes true when a person or the system asks to stop.
+pub type Stop = tokio::sync::watch::Receiver<bool>;
+
 /// Receives progress; called often, must be quick.
 pub type ProgressSink = Arc<dyn Fn(Progress) + Send + Sync>;
 
@@ -121,6 +124,7 @@ pub async fn transfer(
     store: &dyn ObjectStore,
     plan: Arc<TransferPlan>,
     progress: ProgressSink,
+    stop: Stop,
 ) -> Result<Transferred, RunError> {
     let traits = store.traits();
     // In flight, one being filled, one being handed over.
@@ -136,18 +140,20 @@ pub async fn transfer(
             skip,
             events,
         })?;
-        let uploaded = upload(store, &plan, receiver, &mut confirmed, &progress).await;
+        let uploader = Uploader { store, plan: &plan, confirmed: &mut confirmed, writer: None, confirming: JoinSet::new() };
+        let uploaded = uploader.run(receiver, &progress, stop.clone()).await;
         let produced = producer.await.unwrap_or_else(|_| Err(ProduceError::Panicked));
         match (uploaded, produced) {
             (Ok(()), Ok(summary)) => {
                 return Ok(Transferred { chunks: confirmed.into_values().collect(), summary });
             }
             // The producer stops because of the uploader, so the uploader's reason comes first.
-            (Err(error), _) if attempt <= REDO_MAX && may_work_again(&error) => {
+            (Err(UploadError::Store(error)), _) if attempt <= REDO_MAX && may_work_again(&error) => {
                 tracing::warn!(error = %chain(&error), attempt, "upload failed; making the unconfirmed chunks again");
                 tokio::time::sleep(REDO_PAUSE * attempt).await;
             }
-            (Err(error), _) => return Err(error.into()),
+            (Err(UploadError::Store(error)), _) => return Err(error.into()),
+            (Err(UploadError::Stopped), _) => return Err(RunError::Interrupted),
             (Ok(()), Err(error)) => return Err(error.into_run_error(&plan)),
         }
     }
@@ -162,83 +168,90 @@ fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-async fn upload(
-    store: &dyn ObjectStore,
-    plan: &TransferPlan,
-    mut events: mpsc::Receiver<Event>,
-    confirmed: &mut BTreeMap<u32, ConfirmedChunk>,
-    progress: &ProgressSink,
-) -> Result<(), StoreError> {
-    let mut writer: Option<Box<dyn PartWriter>> = None;
-    let mut confirming: JoinSet<Result<ConfirmedChunk, StoreError>> = JoinSet::new();
-    let mut state = Progress::default();
-    let mut result = Ok(());
-    while let Some(event) = events.recv().await {
-        let step = match event {
-            Event::Begin(object) => begin(store, plan, &object, &mut writer, &mut confirming, confirmed).await,
-            Event::Part(part) => {
-                state.sent_bytes += part.len() as u64;
-                match writer.as_mut() {
-                    Some(writer) => writer.put_part(part).await,
-                    None => Ok(()),
-                }
+enum UploadError {
+    Store(StoreError),
+    Stopped,
+}
+
+struct Uploader<'a> {
+    store: &'a dyn ObjectStore,
+    plan: &'a TransferPlan,
+    confirmed: &'a mut BTreeMap<u32, ConfirmedChunk>,
+    writer: Option<Box<dyn PartWriter>>,
+    confirming: JoinSet<Result<ConfirmedChunk, StoreError>>,
+}
+
+impl Uploader<'_> {
+    /// Takes events until the producer has no more, then waits for the last confirmations.
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, progress: &ProgressSink, mut stop: Stop) -> Result<(), UploadError> {
+        let mut state = Progress::default();
+        let taken = async {
+            while let Some(event) = events.recv().await {
+                self.take(event, &mut state).await?;
+                state.chunks_confirmed = u32::try_from(self.confirmed.len()).unwrap_or(u32::MAX);
+                progress(state);
             }
-            Event::End(end) => {
+            Ok(())
+        };
+        let mut result = tokio::select! {
+            taken = taken => taken.map_err(UploadError::Store),
+            () = stopped(&mut stop) => Err(UploadError::Stopped),
+        };
+        // From here on the producer sees a closed channel and stops.
+        drop(events);
+        if let Some(unfinished) = self.writer.take()
+            && let Err(error) = unfinished.abort().await
+        {
+            tracing::debug!(error = %chain(&error), "abort of an unfinished chunk failed");
+        }
+        while !self.confirming.is_empty() {
+            let joined = self.join_one().await.map_err(UploadError::Store);
+            result = result.and(joined);
+        }
+        result
+    }
+
+    async fn take(&mut self, event: Event, state: &mut Progress) -> Result<(), StoreError> {
+        match (event, &mut self.writer) {
+            (Event::Begin(object), _) => {
+                while self.confirming.len() >= CONFIRMING_MAX {
+                    self.join_one().await?;
+                }
+                let key = ObjectKey::backup(&self.plan.dataset, &self.plan.id, &object);
+                self.writer = Some(self.store.create(&key).await?);
+            }
+            (Event::Part(part), Some(writer)) => {
+                state.sent_bytes += part.len() as u64;
+                writer.put_part(part).await?;
+            }
+            (Event::End(end), writer) => {
                 state.stream_bytes = end.ending.position;
                 if let Some(writer) = writer.take() {
-                    confirming.spawn(confirm(writer, *end));
+                    self.confirming.spawn(confirm(writer, *end));
                 }
+            }
+            (Event::Part(_), None) => {}
+        }
+        Ok(())
+    }
+
+    async fn join_one(&mut self) -> Result<(), StoreError> {
+        match self.confirming.join_next().await {
+            None => Ok(()),
+            Some(Ok(Ok(chunk))) => {
+                self.confirmed.insert(chunk.entry.index, chunk);
                 Ok(())
             }
-        };
-        state.chunks_confirmed = u32::try_from(confirmed.len()).unwrap_or(u32::MAX);
-        progress(state);
-        if step.is_err() {
-            result = step;
-            break;
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
-    // From here on the producer sees a closed channel and stops.
-    drop(events);
-    if let Some(unfinished) = writer.take()
-        && let Err(error) = unfinished.abort().await
-    {
-        tracing::debug!(error = %chain(&error), "abort of an unfinished chunk failed");
-    }
-    while !confirming.is_empty() {
-        let joined = join_one(&mut confirming, confirmed).await;
-        result = result.and(joined);
-    }
-    result
 }
 
-async fn begin(
-    store: &dyn ObjectStore,
-    plan: &TransferPlan,
-    object: &BackupObject,
-    writer: &mut Option<Box<dyn PartWriter>>,
-    confirming: &mut JoinSet<Result<ConfirmedChunk, StoreError>>,
-    confirmed: &mut BTreeMap<u32, ConfirmedChunk>,
-) -> Result<(), StoreError> {
-    while confirming.len() >= CONFIRMING_MAX {
-        join_one(confirming, confirmed).await?;
-    }
-    *writer = Some(store.create(&ObjectKey::backup(&plan.dataset, &plan.id, object)).await?);
-    Ok(())
-}
-
-async fn join_one(
-    confirming: &mut JoinSet<Result<ConfirmedChunk, StoreError>>,
-    confirmed: &mut BTreeMap<u32, ConfirmedChunk>,
-) -> Result<(), StoreError> {
-    match confirming.join_next().await {
-        None => Ok(()),
-        Some(Ok(Ok(chunk))) => {
-            confirmed.insert(chunk.entry.index, chunk);
-            Ok(())
-        }
-        Some(Ok(Err(error))) => Err(error),
-        Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+/// Ends when a stop is asked for; never, when nobody can ask any more.
+async fn stopped(stop: &mut Stop) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

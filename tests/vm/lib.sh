@@ -1,58 +1,69 @@
 # shellcheck shell=bash
 # lib.sh - what scripts/deps and the scripts of tests/vm share. Sourced by bash, not run.
 #
-#   cache       the folder for all that is costly to make and may be deleted at any time
-#   say, die    one line on stderr; die also ends the script
-#   debian_apt  apt-get and apt-cache with more of Debian than the machine is set up for
+#   cache              the folder for all that is costly to make; it may be deleted at any time
+#   say, die           one line on stderr; die also ends the script
+#   debian_apt_update  reads the package lists of the machine's own Debian mirror, with ZFS in them
+#   debian_apt         runs an apt command on those lists
 
 cache="${ZFS_BACKUP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/zfs-backup}"
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 die() { say "$@"; exit 1; }
 
-# Runs TOOL (apt-get, apt-cache) with the machine's own mirror, but with its contrib area and its
-# backports as well: ZFS is only there. Sources and lists are ours, in the cache: the machine's own
-# apt settings stay as they are. What is installed is still the machine's (Dir::State::status).
-debian_apt() {
-  local tool=$1; shift
-  "$tool" -q -o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts="$cache/apt/sources" \
-    -o Dir::State::lists="$cache/apt/lists" -o Dir::Cache="$cache/apt/cache" \
-    -o Acquire::Languages=none -o Acquire::Retries=3 \
-    -o APT::Sandbox::User=root "$@" # the cache is in a home folder, which apt's own user cannot read
+# ZFS is in Debian's contrib area and, in its newer version, in the backports. Most machines have neither in
+# their sources, so these sources and lists are our own, in the cache; the machine's apt settings stay as they
+# are. What counts as installed is still what the machine has.
+debian_apt() { APT_CONFIG="$cache/apt/apt.conf" "$@"; }
+
+# Prints the address, and the key if any, of the machine's apt source for a suite.
+apt_source() {
+  { cat /etc/apt/sources.list.d/*.sources 2>/dev/null || true; echo; } | awk -v suite="$1" '
+    function stanza(  i, n, names) {
+      n = split(suites, names, " ")
+      for (i = 1; i <= n; i++) if (names[i] == suite && types ~ /(^| )deb( |$)/) print uri, key
+      types = uri = suites = key = ""
+    }
+    /^#/ { next }
+    /^[[:space:]]*$/ { stanza(); next }
+    tolower($1) == "types:" { $1 = ""; types = $0 }
+    tolower($1) == "uris:" { uri = $2 }
+    tolower($1) == "suites:" { $1 = ""; suites = $0 }
+    tolower($1) == "signed-by:" { key = $2 }
+    END { stanza() }'
+  { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null || true; } | awk -v suite="$1" '
+    $1 != "deb" { next }
+    {
+      key = ""
+      if (match($0, /signed-by=[^] ,]+/)) key = substr($0, RSTART + 10, RLENGTH - 10)
+      sub(/\[[^]]*\] */, "")
+      if ($3 == suite) print $2, key
+    }'
 }
 
-# Writes the sources for debian_apt and reads the package lists. Sets nothing; needs the network.
 debian_apt_update() {
-  local codename uri key
-  codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+  local codename suite uri key
   [ "$(. /etc/os-release && echo "$ID")" = debian ] || die "this needs Debian: the kernel and ZFS come from its packages"
-  # The entry that carries the plain release (not -security): its address and its key, in either format.
-  read -r uri key < <(
-    { cat /etc/apt/sources.list.d/*.sources 2>/dev/null; echo; } | awk -v suite="$codename" '
-      function flush(  i, n, s) {
-        n = split(suites, s, " ")
-        for (i = 1; i <= n; i++) if (s[i] == suite && type ~ /(^| )deb( |$)/) { print uri, key; exit }
-        type = uri = suites = key = ""
-      }
-      /^#/ { next }
-      /^[[:space:]]*$/ { flush(); next }
-      tolower($1) == "types:" { $1 = ""; type = $0 }
-      tolower($1) == "uris:" { uri = $2 }
-      tolower($1) == "suites:" { $1 = ""; suites = $0 }
-      tolower($1) == "signed-by:" { key = $2 }
-      END { flush() }'
-    cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null | awk -v suite="$codename" '
-      $1 != "deb" { next }
-      { key = ""; if (match($0, /signed-by=[^] ,]+/)) key = substr($0, RSTART + 10, RLENGTH - 10)
-        sub(/\[[^]]*\] */, ""); if ($3 == suite) print $2, key }'
-  ) || die "no apt source of this machine carries $codename"
-  mkdir -p "$cache"/apt/{sources,lists/partial,cache/archives/partial}
-  cat >"$cache/apt/sources/debian.sources" <<END
-Types: deb
-URIs: $uri
-Suites: $codename $codename-backports
-Components: main contrib
-${key:+Signed-By: $key}
+  codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  mkdir -p "$cache"/apt/{lists/partial,cache/archives/partial}
+  cat >"$cache/apt/apt.conf" <<END
+Dir::Etc::sourcelist "$cache/apt/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::State::lists "$cache/apt/lists";
+Dir::Cache "$cache/apt/cache";
+Acquire::Languages "none";
+Acquire::Retries "3";
+# Else it is apt's own user, who may not read a home folder.
+APT::Sandbox::User "root";
 END
-  debian_apt apt-get update >&2 || die "could not read the package lists of $codename and its backports"
+  # With the updates, where the machine has them: what is installed from there must not look too new.
+  for suite in "$codename" "$codename-updates" "$codename-security"; do
+    read -r uri key < <(apt_source "$suite") || continue
+    echo "deb ${key:+[signed-by=$key] }$uri $suite main contrib"
+    [ "$suite" != "$codename" ] || echo "deb ${key:+[signed-by=$key] }$uri $codename-backports main contrib"
+  done >"$cache/apt/sources.list"
+  grep -q -- -backports "$cache/apt/sources.list" || die "no apt source of this machine carries $codename"
+  # One at a time: apt does not wait for another that reads the same lists.
+  debian_apt flock "$cache/apt/lock" apt-get -qq update >&2 ||
+    die "could not read the package lists of $codename and its backports"
 }

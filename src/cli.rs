@@ -1,0 +1,191 @@
+//! Talking to people: arguments in, text, JSON and an exit status out. Adapters are chosen here and nowhere else.
+
+mod args;
+mod backup;
+mod check;
+mod keys;
+mod output;
+mod progress;
+mod restore;
+mod show;
+mod verify;
+mod wire;
+
+use crate::config::{ConfigError, SecretError};
+use crate::run::RunError;
+use crate::run::transfer::Stop;
+use args::{Args, Command};
+use clap::Parser;
+use output::Output;
+use std::error::Error;
+use std::process::ExitCode;
+use tokio::sync::watch;
+use tracing_subscriber::filter::EnvFilter;
+
+/// Exit statuses, as the README documents them.
+mod status {
+    pub(super) const FAILED: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
+    pub(super) const PARTIAL: u8 = 3;
+    pub(super) const DAMAGE: u8 = 4;
+    pub(super) const LOCKED: u8 = 11;
+    pub(super) const INTERRUPTED: u8 = 130;
+}
+
+/// Why a command ended without doing all that was asked.
+#[derive(Debug)]
+enum Failure {
+    /// One reason.
+    Run(RunError),
+    /// The configuration is wrong.
+    Config(ConfigError),
+    /// A secret could not be got.
+    Secret(SecretError),
+    /// The command line asks for something that cannot be.
+    Usage { what: String, hint: String },
+    /// Everything was said already; only the status is left.
+    Reported(u8),
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        Self::Run(error)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<SecretError> for Failure {
+    fn from(error: SecretError) -> Self {
+        Self::Secret(error)
+    }
+}
+
+impl From<crate::store::StoreError> for Failure {
+    fn from(error: crate::store::StoreError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+impl From<crate::zfs::ZfsError> for Failure {
+    fn from(error: crate::zfs::ZfsError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
+impl Failure {
+    fn status(&self) -> u8 {
+        match self {
+            Self::Run(RunError::Interrupted) => status::INTERRUPTED,
+            Self::Run(RunError::Locked { .. }) => status::LOCKED,
+            Self::Run(error) if error.is_damage() => status::DAMAGE,
+            Self::Run(_) => status::FAILED,
+            Self::Config(_) | Self::Secret(_) | Self::Usage { .. } => status::USAGE,
+            Self::Reported(status) => *status,
+        }
+    }
+
+    fn print(&self, output: &Output) {
+        match self {
+            Self::Run(error) => output.error(error, error.hint().as_deref()),
+            Self::Config(error) => output.error(error, error.hint().as_deref()),
+            Self::Secret(error) => output.error(error, error.hint().as_deref()),
+            Self::Usage { what, hint } => output.error_text(what, Some(hint)),
+            Self::Reported(_) => {}
+        }
+    }
+}
+
+/// Parses the command line, runs the command and returns the exit status.
+pub fn run() -> ExitCode {
+    let args = Args::parse();
+    let output = Output::new(args.global.json, args.global.quiet);
+    init_log(args.global.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output.error(&error, None);
+            return ExitCode::from(status::FAILED);
+        }
+    };
+    let (sender, stop) = watch::channel(false);
+    runtime.spawn(listen_for_signals(sender));
+    let result = runtime.block_on(async {
+        let mut stopping = stop.clone();
+        tokio::select! {
+            result = dispatch(args, &output, stop) => result,
+            // Commands that can leave something behind end by themselves; the others may simply be dropped.
+            () = stopped_for(&mut stopping, GRACE) => Err(Failure::Run(RunError::Interrupted)),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print(&output);
+            ExitCode::from(failure.status())
+        }
+    }
+}
+
+/// How long a command has to end by itself after it was asked to stop.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
+
+async fn stopped_for(stop: &mut Stop, grace: std::time::Duration) {
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(grace).await;
+}
+
+/// The first signal asks, a second one ends the process at once. Either way no manifest is half-written: it is one put.
+async fn listen_for_signals(sender: watch::Sender<bool>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if sender.send_replace(true) {
+            #[expect(clippy::exit, reason = "the second request to stop is an order")]
+            std::process::exit(i32::from(status::INTERRUPTED));
+        }
+        tracing::warn!("stopping; what is stored stays, and no backup is made of it. Once more ends at once");
+    }
+}
+
+fn init_log(verbose: u8) {
+    let level = match verbose {
+        0 => "zfs_backup=info,warn",
+        1 => "zfs_backup=debug,warn",
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_env("ZFS_BACKUP_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(verbose > 0);
+    let _ = log.without_time().try_init();
+}
+
+async fn dispatch(args: Args, output: &Output, stop: Stop) -> Result<(), Failure> {
+    let global = &args.global;
+    match &args.command {
+        Command::Snapshot => backup::snapshot(global, output),
+        Command::StreamToRemote(kind) => backup::stream_to_remote(global, kind, output, stop).await,
+        Command::ExportIntermediate(kind) => backup::export_intermediate(global, kind, output, stop).await,
+        Command::Show(show) => show::show(global, show, output).await,
+        Command::VerifyChecksums(verify) => verify::verify(global, verify, output).await,
+        Command::Restore(restore) => restore::restore(global, restore, output, stop).await,
+        Command::Key(command) => keys::key(global, command, output).await,
+        Command::Config(command) => check::config(global, command, output),
+    }
+}
+
+/// An error with its causes, outermost first, for one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,108 @@
+//! `restore`.
+
+use super::Failure;
+use super::args::{Global, Restore};
+use super::output::{Output, age, bytes};
+use super::wire::{ReadSide, key_file, open_for_reading, open_zfs, usage};
+use crate::model::{DatasetName, InvalidName, SnapshotName};
+use crate::run::RunError;
+use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer};
+use crate::run::transfer::Stop;
+use jiff::Timestamp;
+use serde_json::json;
+use std::fs::OpenOptions;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+pub(super) async fn restore(global: &Global, restore: &Restore, output: &Output, mut stop: Stop) -> Result<(), Failure> {
+    let (dataset, point) = parse_what(restore)?;
+    if restore.stdout && std::io::stdout().is_terminal() {
+        return Err(usage("stdout is a terminal, and a stream is not for reading", "pipe it: ... --stdout | zfs receive POOL/NEW"));
+    }
+    let side = open_for_reading(global, &restore.source, restore.intermediate, output).await?;
+    let keys = key_file(&side, &restore.source).await?;
+    let set = find_restore_set(&*side.store, &dataset, &keys, &point).await?;
+    announce(&set, restore, output);
+    if global.dry_run {
+        print_plan(&set, &side, output);
+        return Ok(());
+    }
+    let work = async {
+        match (&restore.to, &restore.output) {
+            (Some(target), _) => {
+                let zfs = open_zfs()?;
+                let received = restore_to_dataset(Arc::clone(&side.store), &set, &keys, zfs, target).await?;
+                received.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
+                output.json(|| json!({ "received": received }));
+            }
+            (None, Some(file)) => write_stream(&side, &set, &keys, new_file(file)?).await?,
+            (None, None) => write_stream(&side, &set, &keys, Box::new(std::io::stdout())).await?,
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = work => result,
+        // Dropping the work closes the stream: the kernel discards what it has of it.
+        _ = stop.wait_for(|stop| *stop) => Err(Failure::Run(RunError::Interrupted)),
+    }
+}
+
+fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure> {
+    let wrong = |error: InvalidName| usage(&error.to_string(), "DATASET or DATASET@SNAPSHOT, as `show --include-remote` names it");
+    let (dataset, snapshot) = if restore.what.contains('@') {
+        let name: SnapshotName = restore.what.parse().map_err(wrong)?;
+        (name.dataset().clone(), Some(name.short().to_owned()))
+    } else {
+        (restore.what.parse().map_err(wrong)?, None)
+    };
+    match (snapshot, &restore.backup) {
+        (Some(_), Some(_)) => Err(usage("@SNAPSHOT and --backup both say which backup", "give one of them")),
+        (Some(short), None) => Ok((dataset, RestorePoint::Snapshot(short))),
+        (None, Some(id)) => Ok((dataset, RestorePoint::Id(id.clone()))),
+        (None, None) => Ok((dataset, RestorePoint::Newest)),
+    }
+}
+
+/// A cut tail of the store cannot be noticed without outside knowledge, so the time is always said.
+fn announce(set: &RestoreSet, restore: &Restore, output: &Output) {
+    if let Some(backup) = set.backups.last() {
+        let at = backup.manifest.snapshot.created_at;
+        output.note(&format!("{} is from {at}, {} ago", restore.what, age(Timestamp::now(), at)));
+        if backup.private.zfs_key.as_ref().is_some_and(|key| key.raw) {
+            output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
+        }
+    }
+}
+
+fn print_plan(set: &RestoreSet, side: &ReadSide, output: &Output) {
+    for backup in &set.backups {
+        let stored: u64 = backup.chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
+        output.line(format!(
+            "{} {} of {}: {} chunks, {} from {}, {} of stream",
+            backup.manifest.kind.as_str(),
+            backup.manifest.id,
+            backup.private.snapshot_name,
+            backup.chunks.len(),
+            bytes(stored),
+            side.store.url(),
+            bytes(backup.manifest.stream_bytes),
+        ));
+    }
+    output.json(|| json!({ "backups": set.backups.iter().map(|backup| &backup.manifest).collect::<Vec<_>>() }));
+}
+
+async fn write_stream(side: &ReadSide, set: &RestoreSet, keys: &crate::keyring::KeyFile, to: Box<dyn Write + Send>) -> Result<(), Failure> {
+    let [backup] = set.backups.as_slice() else {
+        return Err(usage("a bare stream is of one backup, and this chain has several", "name the full with --backup ID"));
+    };
+    restore_to_writer(Arc::clone(&side.store), backup, keys, to).await?;
+    Ok(())
+}
+
+fn new_file(path: &Path) -> Result<Box<dyn Write + Send>, Failure> {
+    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let file = opened.map_err(|source| RunError::File { operation: "create", path: path.display().to_string(), source })?;
+    Ok(Box::new(file))
+}

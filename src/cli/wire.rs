@@ -1,0 +1,270 @@
+//! From configuration to adapters: which ZFS, which store, which keys.
+
+use super::args::{Global, Source};
+use super::output::Output;
+use super::{Failure, status};
+use crate::config::{self, Config, Environment, KeySource, Remote};
+use crate::keyring::KeyFile;
+use crate::run::RunError;
+use crate::run::backup::{BackupSettings, RawMode};
+use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
+use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
+use crate::store::{DirSettings, DirStore, ObjectStore, S3Credentials, S3Settings, S3Store};
+use crate::stream::seal::Compression;
+use crate::zfs::Zfs;
+use crate::zfs::real::RealZfs;
+use age::secrecy::SecretString;
+use std::io::{BufRead, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Half a day for a 16 MiB part would be this slow; below it an attempt is given up and made again.
+const RATE_BYTES_MIN: u64 = 64 * 1024;
+const ATTEMPT_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// Loads the configuration and says what it has to say.
+pub(super) fn load_config(global: &Global, output: &Output) -> Result<(Config, Environment), Failure> {
+    let env = Environment::current();
+    let file = global.config.clone().unwrap_or_else(|| config::default_config_file(&env));
+    let config = Config::load(&file, &env)?;
+    for notice in config.notices() {
+        output.note(&notice.to_string());
+    }
+    Ok((config, env))
+}
+
+/// The kernel's ZFS.
+pub(super) fn open_zfs() -> Result<Arc<dyn Zfs>, Failure> {
+    Ok(Arc::new(RealZfs::open()?))
+}
+
+/// The configured remote.
+pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let Some(remote) = &config.remote else {
+        return Err(usage("the configuration names no remote", "set main.remote, such as \"s3:bucket/prefix\""));
+    };
+    let s3 = &config.s3;
+    let credentials = match &s3.credential_files {
+        None => None,
+        Some(files) => Some(S3Credentials {
+            access_key_id: files.id_file.read_line(env)?.expose().to_owned(),
+            secret_access_key: files.secret_file.read_line(env)?.expose().to_owned(),
+        }),
+    };
+    let settings = S3Settings {
+        endpoint: s3.endpoint.clone().or_else(endpoint_from_environment),
+        region: s3.region.clone(),
+        profile: s3.profile.clone(),
+        path_style: s3.path_style,
+        storage_class: s3.storage_class.clone(),
+        checksum: s3.checksum,
+        part_bytes: part_bytes(config),
+        concurrency: config.parts().concurrency as usize,
+        credentials,
+        ..s3_defaults()
+    };
+    open_store(remote, settings).await
+}
+
+fn s3_defaults() -> S3Settings {
+    let parts = config::PartSettings::default();
+    S3Settings {
+        part_bytes: usize::try_from(parts.part_size.bytes()).unwrap_or(usize::MAX),
+        concurrency: parts.concurrency as usize,
+        rate_bytes_min: RATE_BYTES_MIN,
+        attempt_slack: ATTEMPT_SLACK,
+        ..S3Settings::default()
+    }
+}
+
+fn part_bytes(config: &Config) -> usize {
+    usize::try_from(config.parts().part_size.bytes()).unwrap_or(usize::MAX)
+}
+
+/// The SDK's own variables, taken here so that a foreign endpoint gets path style by default.
+fn endpoint_from_environment() -> Option<String> {
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()))
+}
+
+async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectStore>, Failure> {
+    match remote {
+        Remote::S3 { bucket, prefix } => {
+            let settings = S3Settings { bucket: bucket.clone(), prefix: prefix.clone(), ..s3 };
+            let store = S3Store::connect(settings).await?;
+            store.check_bucket().await?;
+            Ok(Arc::new(store))
+        }
+        Remote::File { dir } => open_dir(dir, s3.part_bytes),
+        other @ (Remote::B2 { .. } | Remote::Rclone { .. }) => {
+            Err(usage(&format!("{other} cannot be used yet: this version speaks s3: and file:"), "use the S3 API of the provider: s3:bucket/prefix with s3.endpoint"))
+        }
+    }
+}
+
+/// A folder as a store. It must exist: a mount that is not there must not look like an empty store.
+pub(super) fn open_dir(root: &Path, part_bytes: usize) -> Result<Arc<dyn ObjectStore>, Failure> {
+    Ok(Arc::new(DirStore::open(&DirSettings { root: root.to_owned(), part_bytes })?))
+}
+
+/// The configured intermediate directory.
+pub(super) fn open_intermediate(config: &Config) -> Result<Arc<dyn ObjectStore>, Failure> {
+    match &config.intermediate {
+        Some(intermediate) => open_dir(&intermediate.basedir, part_bytes(config)),
+        None => Err(usage("the configuration names no intermediate directory", "set main.intermediate_basedir")),
+    }
+}
+
+/// The keys for writing to this store.
+pub(super) async fn keys_for_writing(config: &Config, env: &Environment, store: &dyn ObjectStore) -> Result<WriterKeys, Failure> {
+    match &config.keys {
+        KeySource::Passphrase(source) => {
+            let cache = KeyCache::new(&config.state_dir);
+            let ask = || {
+                let secret = source.resolve(env).map_err(|error| {
+                    RunError::refused(super::chain(&error), error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into()))
+                })?;
+                Ok(SecretString::from(secret.expose().to_owned()))
+            };
+            Ok(writer_keys(store, &cache, ask).await?)
+        }
+        KeySource::Recipients { recipients, signing_key_file } => {
+            let text = signing_key_file.read_text(env)?;
+            let signing = SigningKey::parse(text.expose()).map_err(RunError::from)?;
+            let mut trusted = verify_keys(config);
+            trusted.0.push(signing.verifying_key().clone());
+            Ok(WriterKeys { recipients: recipients.clone(), signing, trusted, keyring: None })
+        }
+    }
+}
+
+fn verify_keys(config: &Config) -> TrustedKeys {
+    TrustedKeys(config.verify_keys.iter().cloned().map(VerifyingKey::from).collect())
+}
+
+/// Where a reading command reads, and what it knows of the configuration.
+pub(super) struct ReadSide {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) config: Option<(Config, Environment)>,
+}
+
+/// The store of a reading command: `--remote`, the intermediate directory, or the configured remote.
+pub(super) async fn open_for_reading(global: &Global, source: &Source, intermediate: bool, output: &Output) -> Result<ReadSide, Failure> {
+    if let Some(url) = &source.remote {
+        let remote: Remote = url.parse().map_err(|error: config::InvalidValue| usage(&format!("--remote: {error}"), "s3:bucket/prefix or file:/dir"))?;
+        let settings = S3Settings { endpoint: endpoint_from_environment(), ..s3_defaults() };
+        return Ok(ReadSide { store: open_store(&remote, settings).await?, config: None });
+    }
+    let (config, env) = load_config(global, output)?;
+    let store = match (intermediate, &config.remote) {
+        (true, _) | (false, None) => open_intermediate(&config)?,
+        (false, Some(_)) => open_remote(&config, &env).await?,
+    };
+    Ok(ReadSide { store, config: Some((config, env)) })
+}
+
+/// Whom a reading command believes: the key file, the keys cached on this host, the configuration, or the keyring
+/// that the passphrase opens. Asks for a passphrase only when nothing else is there.
+pub(super) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<TrustedKeys, Failure> {
+    if source.identity.is_none()
+        && let Some((config, _)) = &side.config
+    {
+        let configured = verify_keys(config);
+        if let KeySource::Recipients { .. } = config.keys {
+            return Ok(with_signing_key(config, side, configured));
+        }
+        if let Some(mut cached) = KeyCache::new(&config.state_dir).load()? {
+            cached.trusted.0.extend(configured.0);
+            return Ok(cached.trusted);
+        }
+    }
+    Ok(key_file(side, source).await?.trusted)
+}
+
+fn with_signing_key(config: &Config, side: &ReadSide, mut trusted: TrustedKeys) -> TrustedKeys {
+    let Some((_, env)) = &side.config else { return trusted };
+    if let KeySource::Recipients { signing_key_file, .. } = &config.keys
+        && let Ok(text) = signing_key_file.read_text(env)
+        && let Ok(key) = SigningKey::parse(text.expose())
+    {
+        trusted.0.push(key.verifying_key().clone());
+    }
+    trusted
+}
+
+/// The keys that open backups: from the key file, or from the keyring with the passphrase.
+pub(super) async fn key_file(side: &ReadSide, source: &Source) -> Result<KeyFile, Failure> {
+    let configured = side.config.as_ref().map(|(config, _)| verify_keys(config)).unwrap_or_default();
+    let mut file = match &source.identity {
+        Some(path) => read_key_file(path)?,
+        None => open_keyrings(&*side.store, &passphrase(side)?).await?,
+    };
+    file.trusted.0.extend(configured.0);
+    if file.trusted.0.is_empty() {
+        return Err(usage(
+            "there is no key that manifests could be verified with",
+            "use a key file that has a `# verifying key:` line, or set main.verify_keys",
+        ));
+    }
+    Ok(file)
+}
+
+fn read_key_file(path: &PathBuf) -> Result<KeyFile, Failure> {
+    let failed = |source| RunError::File { operation: "read", path: path.display().to_string(), source };
+    let text = zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(failed)?);
+    let store = path.display().to_string();
+    KeyFile::parse(&text).map_err(|source| RunError::Keyring { store, source }.into())
+}
+
+fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
+    if let Some((config, env)) = &side.config {
+        return match &config.keys {
+            KeySource::Passphrase(source) => Ok(SecretString::from(source.resolve(env)?.expose().to_owned())),
+            KeySource::Recipients { .. } => {
+                Err(usage("this host has no key that opens backups", "name the key file with --identity FILE"))
+            }
+        };
+    }
+    let stdin = std::io::stdin();
+    let line = if stdin.is_terminal() {
+        rpassword::prompt_password("passphrase: ")
+    } else {
+        let mut line = String::new();
+        stdin.lock().read_line(&mut line).map(|_| line.trim_end_matches(['\n', '\r']).to_owned())
+    };
+    match line {
+        Ok(line) if !line.is_empty() => Ok(SecretString::from(line)),
+        Ok(_) => Err(usage("no passphrase was given", "type it, or give it as the first line of stdin, or use --identity FILE")),
+        Err(source) => Err(RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source }.into()),
+    }
+}
+
+/// How backups are made, from the configuration.
+pub(super) fn backup_settings(config: &Config) -> BackupSettings {
+    BackupSettings {
+        split_bytes: config.split_size.bytes(),
+        compression: match config.send.compression {
+            config::Compression::None => Compression::None,
+            config::Compression::Zstd(level) => Compression::Zstd { level },
+        },
+        raw: match config.send.raw {
+            config::RawMode::Auto => RawMode::Auto,
+            config::RawMode::Always => RawMode::Always,
+            config::RawMode::Never => RawMode::Never,
+        },
+        compressed: config.send.compressed,
+        embedded: config.send.embedded,
+        state_dir: config.state_dir.clone(),
+        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+pub(super) fn usage(what: &str, hint: &str) -> Failure {
+    Failure::Usage { what: what.to_owned(), hint: hint.to_owned() }
+}
+
+/// The status when some of several datasets failed: the worst failure's own when all failed or it is graver.
+pub(super) fn status_of(failures: &[u8], datasets: usize) -> Result<(), Failure> {
+    let Some(worst) = failures.iter().copied().max() else { return Ok(()) };
+    let partial = failures.len() < datasets && worst <= status::PARTIAL;
+    Err(Failure::Reported(if partial { status::PARTIAL } else { worst }))
+}
