@@ -1,5 +1,7 @@
 //! zfs-backup: ZFS snapshots, streamed, sealed and stored where they can be proved and restored.
 
+pub mod cli;
+pub mod config;
 pub mod keyring;
 pub mod manifest;
 pub mod model;

@@ -1,0 +1,228 @@
+//! The configuration: a TOML file, read whole, checked whole, every error with its key and line.
+//!
+//! [`Config::load`] opens the file (only if nobody else can change it), [`Config::parse`] is the pure part. Either
+//! gives a [`Config`] with all defaults applied, or a [`ConfigError`] with everything that is wrong. Keys whose
+//! feature comes in a later version are checked like all others and named by [`Config::notices`].
+//!
+//! The keys are listed once, in `schema`. Nothing here opens a store or asks ZFS: `run` and `cli` do.
+
+mod advice;
+mod document;
+mod keys;
+mod lifecycle;
+mod main_section;
+mod paths;
+mod problem;
+mod read;
+mod remote;
+mod schedule;
+mod schema;
+mod secret;
+mod section;
+mod send;
+mod sequence;
+mod show;
+mod stores;
+pub mod trust;
+mod units;
+
+pub use advice::{Advice, PEAK_FIXED};
+pub use keys::KeySource;
+pub use lifecycle::{BackupLifecycle, Percent, RetentionRules};
+pub use main_section::{DatasetSelection, Hooks, Intermediate, Pace, RcloneSettings, SnapshotSettings, SnapshotSource};
+pub use paths::{Environment, default_config_file, default_lock_file, default_state_dir};
+pub use problem::{ConfigError, Notice, Problem};
+pub use remote::Remote;
+pub use schedule::{BandwidthSchedule, Window};
+pub use secret::{CommandLine, Passphrase, Secret, SecretError, SecretFile};
+pub use send::{Compression, RawMode, SendSection};
+pub use sequence::SequenceStep;
+pub use stores::{B2Section, CredentialFiles, PartSettings, PruneSection, S3Section};
+pub use units::{Age, InvalidValue, Size, TimeLimit};
+
+use document::Document;
+use minisign::PublicKey;
+use section::Findings;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use trust::{Demand, FileError};
+
+/// A configuration file above this is the wrong file.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+/// A configuration that was checked, with all defaults applied.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// What is backed up.
+    pub datasets: DatasetSelection,
+    /// Which snapshots, and their names.
+    pub snapshots: SnapshotSettings,
+    /// Passphrase, or recipients and signing key.
+    pub keys: KeySource,
+    /// Keys that manifests may be signed with, besides the keyring's.
+    pub verify_keys: Vec<PublicKey>,
+    /// The intermediate directory, where there is one. It or a remote is there.
+    pub intermediate: Option<Intermediate>,
+    /// The remote, where there is one.
+    pub remote: Option<Remote>,
+    /// How much of the stream becomes one chunk.
+    pub split_size: Size,
+    /// Limits of speed and time.
+    pub pace: Pace,
+    /// Only for `rclone:` remotes.
+    pub rclone: RcloneSettings,
+    /// Programs to run.
+    pub hooks: Hooks,
+    /// The lockfile of `lock` and `unlock`.
+    pub lock_file: PathBuf,
+    /// Where journals lie.
+    pub state_dir: PathBuf,
+    /// An unfinished upload whose newest object is older is given up.
+    pub resume_days: u32,
+    /// `[s3]`.
+    pub s3: S3Section,
+    /// `[b2]`.
+    pub b2: B2Section,
+    /// `[prune]`, where it stands in the file.
+    pub prune: Option<PruneSection>,
+    /// `[send]`.
+    pub send: SendSection,
+    /// `[backup-lifecycle]`.
+    pub backup_lifecycle: BackupLifecycle,
+    /// What `perform` runs: `[backup-sequence]`, or the default steps.
+    pub sequence: Vec<SequenceStep>,
+    /// What the intermediate directory keeps.
+    pub lifecycle_intermediate: RetentionRules,
+    /// What the remote keeps.
+    pub lifecycle_remote: RetentionRules,
+    notices: Vec<Notice>,
+    /// The keys that stand in the file, with their sections; the others have their defaults.
+    given: BTreeSet<String>,
+}
+
+impl Config {
+    /// Reads a configuration file that belongs to root or the user, and checks it with the files that it names.
+    /// Blocks. Files that are named and not there are no error here: a restore may not need them.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with all problems.
+    pub fn load(file: &Path, env: &Environment) -> Result<Self, ConfigError> {
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_path_buf());
+        let read = trust::read_trusted(&file, Demand::Unchangeable, env.uid, CONFIG_BYTES_MAX);
+        let (bytes, facts) = read.map_err(|error| match error.is_not_found() {
+            true => ConfigError::Missing { file: file.clone() },
+            false => ConfigError::File(error),
+        })?;
+        let not_text = |_| invalid(&file, vec![whole_file_problem("is not UTF-8 text")]);
+        let text = std::str::from_utf8(&bytes).map_err(not_text)?;
+        let config = Self::parse(text, &file, env)?;
+        if matches!(config.keys, KeySource::Passphrase(Passphrase::Inline(_))) {
+            let distrusted = |flaw| ConfigError::File(FileError::Distrusted { path: file.clone(), flaw });
+            trust::judge_file(facts, Demand::Secret, env.uid).map_err(distrusted)?;
+        }
+        let problems = config.distrusted_files(env);
+        if problems.is_empty() { Ok(config) } else { Err(invalid(&file, problems)) }
+    }
+
+    /// Reads a configuration from text. `file` is its place, from which defaults follow and which errors name.
+    /// Opens nothing.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with all problems.
+    pub fn parse(text: &str, file: &Path, env: &Environment) -> Result<Self, ConfigError> {
+        let document = Document::parse(text).map_err(|problems| invalid(file, problems))?;
+        let findings = Findings::default();
+        let config = read::read_config(&document, &findings, file, env);
+        let found = findings.finish();
+        if !found.problems.is_empty() {
+            return Err(invalid(file, found.problems));
+        }
+        let mut config = config.expect("whatever cannot be read has noted a problem");
+        config.notices = found.notices;
+        config.given = found.given;
+        if config.sequence.is_empty() {
+            config.sequence = sequence::default_steps(&config);
+        }
+        Ok(config)
+    }
+
+    /// What a person should know although nothing is wrong: above all every key that is set and has no effect yet.
+    pub fn notices(&self) -> &[Notice] {
+        &self.notices
+    }
+
+    /// How chunks are cut into parts for the configured remote.
+    pub fn parts(&self) -> PartSettings {
+        match self.remote {
+            Some(Remote::S3 { .. }) => self.s3.parts,
+            Some(Remote::B2 { .. }) => self.b2.parts,
+            Some(Remote::File { .. } | Remote::Rclone { .. }) | None => PartSettings::default(),
+        }
+    }
+
+    /// The files that are named and not there: for `config check`. Credentials of systemd are not looked for.
+    pub fn missing_files(&self, env: &Environment) -> Vec<Notice> {
+        let missing = |(key, path, demand): (&str, PathBuf, Demand)| {
+            let error = trust::open_trusted(&path, demand, env.uid).err().filter(FileError::is_not_found)?;
+            Some(Notice { key: key.to_owned(), text: format!("{key} names a file that cannot be read: {error}") })
+        };
+        self.named_files(env).into_iter().filter_map(missing).collect()
+    }
+
+    fn distrusted_files(&self, env: &Environment) -> Vec<Problem> {
+        let problem = |(key, path, demand): (&str, PathBuf, Demand)| {
+            let error = trust::open_trusted(&path, demand, env.uid).err()?;
+            let FileError::Distrusted { .. } = &error else { return None };
+            let message = format!("names a file that cannot be trusted: {error}");
+            Some(Problem { line: None, key: Some(key.to_owned()), message, hint: error.hint() })
+        };
+        self.named_files(env).into_iter().filter_map(problem).collect()
+    }
+
+    /// The hooks and key files with what is demanded of each.
+    fn named_files(&self, env: &Environment) -> Vec<(&'static str, PathBuf, Demand)> {
+        let hooks = self.hooks.iter();
+        let programs = hooks.map(|(key, hook)| (key, PathBuf::from(hook.program()), Demand::Unchangeable));
+        let secrets = self.secret_files();
+        let located = secrets.into_iter().filter_map(|(key, file)| Some((key, file.locate(env).ok()?, file.demand())));
+        programs.chain(located).collect()
+    }
+
+    fn secret_files(&self) -> Vec<(&'static str, &SecretFile)> {
+        let mut files = Vec::new();
+        match &self.keys {
+            KeySource::Passphrase(Passphrase::File(file)) => files.push(("main.encryption_passphrase_file", file)),
+            KeySource::Recipients { signing_key_file, .. } => files.push(("main.signing_key_file", signing_key_file)),
+            KeySource::Passphrase(_) => {}
+        }
+        let prune = self.prune.as_ref();
+        let pairs = [
+            ("s3.access_key_id_file", "s3.secret_access_key_file", self.s3.credential_files.as_ref()),
+            ("b2.application_key_id_file", "b2.application_key_file", self.b2.credential_files.as_ref()),
+            (
+                "prune.access_key_id_file",
+                "prune.secret_access_key_file",
+                prune.and_then(|prune| prune.s3_credential_files.as_ref()),
+            ),
+            (
+                "prune.application_key_id_file",
+                "prune.application_key_file",
+                prune.and_then(|prune| prune.b2_credential_files.as_ref()),
+            ),
+        ];
+        for (id_key, secret_key, pair) in pairs {
+            files.extend(pair.into_iter().flat_map(|p| [(id_key, &p.id_file), (secret_key, &p.secret_file)]));
+        }
+        files
+    }
+}
+
+fn invalid(file: &Path, problems: Vec<Problem>) -> ConfigError {
+    ConfigError::Invalid { file: file.to_path_buf(), problems }
+}
+
+fn whole_file_problem(message: &str) -> Problem {
+    Problem { line: None, key: None, message: message.to_owned(), hint: None }
+}

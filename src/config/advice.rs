@@ -1,0 +1,149 @@
+//! [`Config::check_advice`]: what a configuration will cost and give, for `config check`. Pure arithmetic.
+
+use super::keys::KeySource;
+use super::secret::Passphrase;
+use super::stores::sealed_bytes_max;
+use super::{Config, RawMode, Remote, Size};
+use crate::store::S3Checksum;
+
+/// Memory that does not depend on the configuration: the runtime, TLS, the stream's pipe and the record parser.
+/// Measured below 48 MiB with the transfers of the study; rounded up.
+pub const PEAK_FIXED: Size = Size::mebibytes(64);
+/// Part buffers beside those in flight: one being filled and one being sealed.
+const PARTS_BESIDE: u64 = 2;
+/// A multipart upload also begins and ends.
+const REQUESTS_BESIDE: u64 = 2;
+const TEBIBYTE: u64 = 1 << 40;
+/// Below this a passphrase can be tried out by whoever copies the keyring from the bucket.
+const PASSPHRASE_CHARS_MIN: usize = 16;
+/// Storage classes whose objects must be brought back before they can be read.
+const ARCHIVE_CLASSES: [&str; 2] = ["GLACIER", "DEEP_ARCHIVE"];
+
+/// One line of advice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advice {
+    /// What it is about: "memory", "requests", "evidence".
+    pub subject: &'static str,
+    /// One or two sentences.
+    pub text: String,
+}
+
+impl Config {
+    /// What this configuration costs and gives. The notices stand apart, in [`Config::notices`].
+    pub fn check_advice(&self) -> Vec<Advice> {
+        let advice = |subject, text| Advice { subject, text };
+        let lines = [
+            ("memory", Some(self.memory_advice())),
+            ("requests", self.request_advice()),
+            ("evidence", self.evidence_advice()),
+            ("full", self.duration_advice()),
+            ("zfs key", self.raw_advice()),
+            ("passphrase", self.passphrase_advice()),
+            ("endpoint", self.endpoint_advice()),
+            ("restore", self.archive_advice()),
+            ("copies", self.copies_advice()),
+        ];
+        lines.into_iter().filter_map(|(subject, text)| Some(advice(subject, text?))).collect()
+    }
+
+    /// The most memory that a backup or a restore takes, whatever the size of the data.
+    pub fn peak_bytes(&self) -> u64 {
+        let parts = self.parts();
+        parts.part_size.bytes() * (u64::from(parts.concurrency) + PARTS_BESIDE) + PEAK_FIXED.bytes()
+    }
+
+    fn memory_advice(&self) -> String {
+        let parts = self.parts();
+        let peak = Size(self.peak_bytes());
+        format!(
+            "at most {peak}: parts of {} x ({} in flight + {PARTS_BESIDE}) + {PEAK_FIXED}",
+            parts.part_size, parts.concurrency
+        )
+    }
+
+    fn request_advice(&self) -> Option<String> {
+        if !matches!(self.remote, Some(Remote::S3 { .. } | Remote::B2 { .. })) {
+            return None;
+        }
+        let parts = sealed_bytes_max(self.split_size).div_ceil(self.parts().part_size.bytes());
+        let chunks = TEBIBYTE.div_ceil(self.split_size.bytes());
+        let requests = chunks.saturating_mul(parts + REQUESTS_BESIDE);
+        Some(format!("1T of stream is {chunks} chunks and about {requests} upload requests, {parts} parts a chunk"))
+    }
+
+    fn evidence_advice(&self) -> Option<String> {
+        let text = match self.remote.as_ref()? {
+            Remote::S3 { .. } => match self.s3.checksum {
+                S3Checksum::Crc64nvme => {
+                    "verify-checksums compares a CRC64NVME that the store computed over each whole chunk; a store \
+                     that has none is seen at the first upload, then set checksum = \"sha256\" or \"md5\""
+                }
+                S3Checksum::Sha256 => {
+                    "verify-checksums compares the SHA-256 of each chunk's part SHA-256s, computed by the store"
+                }
+                S3Checksum::Md5 => {
+                    "verify-checksums compares the MD5 ETag, the weakest sum: crc64nvme is better where the store has it"
+                }
+            },
+            Remote::B2 { .. } => "verify-checksums compares the SHA-1 that the store keeps of each chunk, or its id",
+            Remote::File { .. } => "a folder computes no checksums: only verify-checksums --read-data is evidence",
+            Remote::Rclone { .. } => "verify-checksums compares what rclone shows, often the size alone",
+        };
+        Some(text.to_owned())
+    }
+
+    fn duration_advice(&self) -> Option<String> {
+        let rate = self.pace.bwlimit.as_ref()?.slowest()?;
+        let hours = self.hours_to_send(TEBIBYTE)?;
+        Some(format!("at {rate} a second, the slowest limit of the day, 1T takes {hours} hours"))
+    }
+
+    /// Whole hours that so many bytes take at the slowest configured limit, or `None` without a limit.
+    pub fn hours_to_send(&self, bytes: u64) -> Option<u64> {
+        let rate = self.pace.bwlimit.as_ref()?.slowest()?;
+        Some(bytes.div_ceil(rate.bytes().max(1)).div_ceil(3600))
+    }
+
+    fn raw_advice(&self) -> Option<String> {
+        let text = match self.send.raw {
+            RawMode::Auto => {
+                "an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, \
+                 apart from this host"
+            }
+            RawMode::Always => {
+                "every dataset is sent raw: what is encrypted can be read after a restore only with the ZFS key, \
+                 which must survive apart from this host"
+            }
+            RawMode::Never => {
+                "the ZFS key must be loaded during a backup, and a restored dataset is not encrypted by itself"
+            }
+        };
+        Some(text.to_owned())
+    }
+
+    fn passphrase_advice(&self) -> Option<String> {
+        let KeySource::Passphrase(Passphrase::Inline(secret)) = &self.keys else { return None };
+        let short = secret.expose().chars().count() < PASSPHRASE_CHARS_MIN;
+        short.then(|| {
+            format!(
+                "it has fewer than {PASSPHRASE_CHARS_MIN} characters; whoever copies the keyring from the store can \
+                 try passphrases at leisure"
+            )
+        })
+    }
+
+    fn endpoint_advice(&self) -> Option<String> {
+        let endpoint = self.s3.endpoint.as_ref().filter(|endpoint| endpoint.starts_with("http://"))?;
+        Some(format!("{endpoint} is not encrypted on the way: chunks are sealed, but names and sizes can be seen"))
+    }
+
+    fn archive_advice(&self) -> Option<String> {
+        let class = self.s3.storage_class.as_deref().filter(|class| ARCHIVE_CLASSES.contains(class))?;
+        Some(format!("chunks in {class} must be brought back by the store, hours before they can be read"))
+    }
+
+    fn copies_advice(&self) -> Option<String> {
+        let text = "there is no remote: all backups lie on this host and go with it";
+        self.remote.is_none().then(|| text.to_owned())
+    }
+}

@@ -1,0 +1,136 @@
+//! The file as TOML with the place of every value: [`Document`]. Knows nothing of what keys mean.
+//!
+//! It is read value by value rather than by serde's derive, which stops at the first error: a person who moves a
+//! configuration over wants to see all of them at once.
+
+use super::problem::Problem;
+use super::schema::SECRET_KEY;
+use std::ops::Range;
+use toml::de::DeTable;
+
+/// A parsed file.
+pub(super) struct Document<'i> {
+    /// The sections.
+    pub(super) root: DeTable<'i>,
+    text: &'i str,
+}
+
+impl<'i> Document<'i> {
+    /// Parses the text, or says everything that is wrong with its form.
+    pub(super) fn parse(text: &'i str) -> Result<Self, Vec<Problem>> {
+        let (root, errors) = DeTable::parse_recoverable(text);
+        if errors.is_empty() {
+            return Ok(Self { root: root.into_inner(), text });
+        }
+        if looks_like_ini(text) {
+            return Err(vec![ini_problem()]);
+        }
+        Err(syntax_problems(text, &errors))
+    }
+
+    /// The line, from 1, where a span begins.
+    pub(super) fn line(&self, span: &Range<usize>) -> usize {
+        line_of(self.text, span.start)
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+fn ini_problem() -> Problem {
+    Problem {
+        line: None,
+        key: None,
+        message: "this looks like the INI form of older tools, not like TOML".to_owned(),
+        hint: Some(
+            "write it as TOML: text in quotes, comments with # (config convert comes in a later version)".into(),
+        ),
+    }
+}
+
+/// One problem a line: the parser's later complaints about a line follow from the first.
+fn syntax_problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = errors
+        .iter()
+        .map(|error| {
+            let line = error.span().map(|span| line_of(text, span.start));
+            let source = line.and_then(|line| text.lines().nth(line - 1)).unwrap_or_default();
+            Problem {
+                line,
+                key: None,
+                message: format!("this is not TOML: {}", error.message()),
+                hint: unquoted(source).map(|key| quote_hint(key, source)),
+            }
+        })
+        .collect();
+    problems.sort_by_key(|problem| problem.line);
+    problems.dedup_by_key(|problem| problem.line);
+    problems
+}
+
+fn quote_hint(key: &str, source: &str) -> String {
+    let value = source.split_once('=').map(|(_, value)| value.trim()).unwrap_or_default();
+    let value = value.split(" #").next().unwrap_or_default().trim_end();
+    let shown = if key == SECRET_KEY || value.contains(['"', '\\']) { "..." } else { value };
+    format!("text stands in quotes: {key} = \"{shown}\"")
+}
+
+/// The key of a line `key = value` whose value is neither quoted nor anything else that TOML has.
+fn unquoted(line: &str) -> Option<&str> {
+    let (key, value) = line.trim().split_once('=')?;
+    let value = value.trim();
+    let bare = value.split([' ', '#']).next().unwrap_or_default();
+    let toml_start = value.starts_with(['"', '\'', '[', '{']);
+    let number = bare.parse::<f64>().is_ok() || matches!(bare, "true" | "false") || bare.starts_with("0x");
+    (!key.trim_start().starts_with(['#', ';']) && !toml_start && !number).then_some(key.trim())
+}
+
+/// INI when a comment begins with `;`, or when more values stand without quotes than with them.
+fn looks_like_ini(text: &str) -> bool {
+    let lines = || text.lines().map(str::trim);
+    let quoted = |line: &&str| line.split_once('=').is_some_and(|(_, value)| value.trim().starts_with(['"', '\'']));
+    let bare_count = lines().filter(|line| unquoted(line).is_some()).count();
+    lines().any(|line| line.starts_with(';')) || bare_count > lines().filter(quoted).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ini_is_told_from_toml_with_a_slip() {
+        for (text, ini) in [
+            ("[main]\nzfs_fs = data/photos\n", true),
+            ("; old\n[main]\nzfs_fs = \"data\"\n", true),
+            ("[main]\nzfs_fs=data\nsplit_size=1G\nremote=\"x\"\n", true),
+            ("[main]\nzfs_fs = \"data\"\nsplit_size = 1G\n", false),
+            ("[main]\nzfs_fs = \"data\nsplit_size = \"1G\"\n", false),
+            ("[main\nzfs_fs = \"data\"\n", false),
+        ] {
+            assert_eq!(looks_like_ini(text), ini, "{text:?}");
+            assert!(Document::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_line_with_a_slip_is_named_once() {
+        let text = "[main]\nzfs_fs = \"data\"\nsplit_size = 1G\nremote = \"file:/x\"\nstate_dir = /x # here\n";
+        let problems = Document::parse(text).err().unwrap();
+        let seen: Vec<_> = problems.iter().map(|problem| (problem.line, problem.hint.as_deref())).collect();
+        assert_eq!(
+            seen,
+            [
+                (Some(3), Some("text stands in quotes: split_size = \"1G\"")),
+                (Some(5), Some("text stands in quotes: state_dir = \"/x\"")),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_passphrase_without_quotes_is_not_repeated() {
+        let text = "[main]\nzfs_fs = \"data\"\nencryption_passphrase = hunter2\n";
+        let problems = Document::parse(text).err().unwrap();
+        assert!(!format!("{problems:?}").contains("hunter2"), "{problems:?}");
+    }
+}

@@ -1,0 +1,278 @@
+//! `[main]` but for the keys: datasets, snapshots, stores, hooks.
+
+use super::remote::Remote;
+use super::schedule::{BandwidthSchedule, Window};
+use super::secret::CommandLine;
+use super::section::Section;
+use super::stores::absolute_path;
+use super::units::{InvalidValue, Size, TimeLimit};
+use crate::model::DatasetName;
+use std::path::{Path, PathBuf};
+
+/// Which datasets are backed up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatasetSelection {
+    /// `zfs_fs`, in the order of the file; never empty, no name twice.
+    pub names: Vec<DatasetName>,
+    /// Every descendant as well.
+    pub recursive: bool,
+    /// Glob patterns on dataset names that are left out.
+    pub exclude: Vec<String>,
+    /// The name in the store, when it is not the dataset's own.
+    pub store_as: Option<DatasetName>,
+}
+
+/// Which snapshots are backed up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SnapshotSource {
+    /// Those that this tool takes.
+    Own,
+    /// The newest whose short name matches the glob, made by other tools.
+    Matching(String),
+}
+
+/// Snapshots: names, source, age.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotSettings {
+    /// What the names of own snapshots begin with.
+    pub prefix: String,
+    /// Own ones or those of other tools.
+    pub source: SnapshotSource,
+    /// Own snapshots older than this are destroyed; 0 keeps bookmarks only; `None` destroys none.
+    pub oldest_days: Option<u32>,
+}
+
+/// The intermediate directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intermediate {
+    /// The folder, absolute. That it lies in no dataset that is backed up can only be checked where ZFS is.
+    pub basedir: PathBuf,
+    /// Also write a B3SUMS file.
+    pub checksum: bool,
+}
+
+/// What is only for `rclone:` remotes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RcloneSettings {
+    /// The rclone.conf.
+    pub conf: Option<PathBuf>,
+    /// Given to rclone as it stands.
+    pub bwlimit: Option<String>,
+    /// More arguments.
+    pub args: Vec<String>,
+}
+
+/// Programs that run around a backup. Each is an absolute path and arguments, never given to a shell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// Before the snapshot; its failure means no snapshot.
+    pub pre_snapshot: Option<CommandLine>,
+    /// After the snapshot, whenever the one before ran.
+    pub post_snapshot: Option<CommandLine>,
+    /// After a run that did not end well.
+    pub on_failure: Option<CommandLine>,
+    /// After a run that did.
+    pub on_success: Option<CommandLine>,
+    /// How long each may take.
+    pub timeout: TimeLimit,
+}
+
+/// How fast and when.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Bytes per second of all uploads together.
+    pub bwlimit: Option<BandwidthSchedule>,
+    /// Outside it a long upload pauses.
+    pub window: Option<Window>,
+    /// After this a long upload pauses.
+    pub max_runtime: Option<TimeLimit>,
+}
+
+/// Less than this makes more objects than data.
+const SPLIT_SIZE_MIN: Size = Size(64 << 10);
+/// The largest object that S3 stores take.
+const SPLIT_SIZE_MAX: Size = Size(5 << 40);
+pub(super) const SPLIT_SIZE_DEFAULT: Size = Size(1 << 30);
+pub(super) const SNAPSHOT_PREFIX_DEFAULT: &str = "zfs-backup_";
+pub(super) const HOOK_TIMEOUT_DEFAULT: TimeLimit = TimeLimit::seconds(600);
+pub(super) const RESUME_DAYS_DEFAULT: u32 = 14;
+/// What follows the prefix at most: the time, and a suffix if the name is taken.
+const SNAPSHOT_SUFFIX_LONGEST: &str = "20261122T212604Z-9999";
+
+pub(super) fn read_datasets(main: &Section<'_>) -> Option<DatasetSelection> {
+    let names = read_dataset_names(main);
+    let exclude = main.list("exclude").unwrap_or_default();
+    main.parse_items("exclude", &exclude, "glob patterns such as \"tank/scratch/*\"", globset::Glob::new);
+    let store_as = main.parsed_unless_empty::<StoreName>("store_as").map(|name| name.0);
+    if let (Some(_), Some([_, _, ..])) = (&store_as, names.as_deref()) {
+        main.refuse("store_as", "is one name; expected it only when zfs_fs names one dataset", None);
+    }
+    let recursive = main.switch("recursive").unwrap_or(false);
+    if !exclude.is_empty() && !recursive && main.has("exclude") {
+        main.refuse("exclude", "has no effect without recursive = true", None);
+    }
+    Some(DatasetSelection { names: names?, recursive, exclude, store_as })
+}
+
+fn read_dataset_names(main: &Section<'_>) -> Option<Vec<DatasetName>> {
+    let key = "zfs_fs";
+    if !main.has(key) {
+        main.missing(key, "the dataset to back up, or a list of them", Some("zfs_fs = \"tank/photos\"".into()));
+    }
+    let texts = main.text_or_list(key)?;
+    if texts.is_empty() {
+        main.refuse(key, "is empty; expected at least one dataset", None);
+        return None;
+    }
+    let expected = "a dataset name: pool/path of letters, digits, space and -_.: without @ and a leading slash";
+    let names = main.parse_items(key, &texts, expected, str::parse::<DatasetName>)?;
+    for (index, name) in names.iter().enumerate() {
+        if names[..index].contains(name) {
+            main.refuse(key, format!("names \"{name}\" twice; expected each dataset once"), None);
+        }
+    }
+    Some(names)
+}
+
+struct StoreName(DatasetName);
+
+impl std::str::FromStr for StoreName {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        text.parse().map(Self).map_err(|_| InvalidValue::new(text, "a name formed as a dataset name is"))
+    }
+}
+
+pub(super) fn read_snapshots(main: &Section<'_>, datasets: Option<&DatasetSelection>) -> SnapshotSettings {
+    let prefix = main.checked("snapshot_prefix", snapshot_prefix).unwrap_or_else(|| SNAPSHOT_PREFIX_DEFAULT.into());
+    for dataset in datasets.into_iter().flat_map(|datasets| &datasets.names) {
+        if dataset.snapshot(&format!("{prefix}{SNAPSHOT_SUFFIX_LONGEST}")).is_err() {
+            let message = format!("is too long for {dataset}; expected names of at most 255 bytes with it");
+            main.refuse("snapshot_prefix", message, None);
+        }
+    }
+    let source = main.checked("use_snapshots", |text| match text {
+        "" | "own" => Ok(SnapshotSource::Own),
+        glob => match globset::Glob::new(glob) {
+            Ok(_) => Ok(SnapshotSource::Matching(glob.to_owned())),
+            Err(_) => Err(InvalidValue::new(glob, "\"own\", or a glob such as \"autosnap_*_daily\"")),
+        },
+    });
+    SnapshotSettings {
+        prefix,
+        source: source.unwrap_or(SnapshotSource::Own),
+        oldest_days: main.number("oldest_snapshot_days", 0..=36_500),
+    }
+}
+
+/// A prefix, or why ZFS would refuse it. Short enough to leave room for the dataset is checked with the dataset.
+fn snapshot_prefix(text: &str) -> Result<String, InvalidValue> {
+    let expected = "letters, digits and -_.: only, at least one, because own snapshots are known by it";
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
+    let legal = !text.is_empty() && text.bytes().all(plain);
+    legal.then(|| text.to_owned()).ok_or_else(|| InvalidValue::new(text, expected))
+}
+
+pub(super) fn read_intermediate(main: &Section<'_>) -> Option<Intermediate> {
+    let checksum = main.switch("intermediate_checksum");
+    let basedir = main.checked("intermediate_basedir", absolute_path);
+    if checksum == Some(true) && !main.has("intermediate_basedir") {
+        main.refuse("intermediate_checksum", "has no effect without intermediate_basedir", None);
+    }
+    Some(Intermediate { basedir: basedir?, checksum: checksum.unwrap_or(false) })
+}
+
+pub(super) fn read_remote(main: &Section<'_>, intermediate: Option<&Intermediate>) -> Option<Remote> {
+    let remote = main.parsed::<Remote>("remote");
+    if !main.has("remote") && !main.has("intermediate_basedir") {
+        let expected = "a store: remote, or intermediate_basedir, or both";
+        main.missing("remote", expected, Some("remote = \"s3:bucket/prefix\"".to_owned()));
+    }
+    if let (Some(Remote::File { dir }), Some(intermediate)) = (&remote, intermediate)
+        && (dir.starts_with(&intermediate.basedir) || intermediate.basedir.starts_with(dir))
+    {
+        main.refuse("remote", "lies in the same folder as intermediate_basedir; expected two places", None);
+    }
+    remote
+}
+
+/// The keys that are only for rclone, and what says the same for the other remotes.
+const RCLONE_KEYS: [(&str, &str); 3] = [
+    ("rclone_conf", "the credentials of a native remote stand in [s3] or [b2]"),
+    ("rclone_bwlimit", "the native key is `bwlimit`"),
+    ("rclone_args", "the native keys are `part_size` and `concurrency` in [s3] or [b2]"),
+];
+
+pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> RcloneSettings {
+    let settings = RcloneSettings {
+        conf: main.checked("rclone_conf", absolute_path),
+        bwlimit: main.text("rclone_bwlimit"),
+        args: main.list("rclone_args").unwrap_or_default(),
+    };
+    // A remote that could not be read may have been meant to be one of rclone's.
+    let other_remote = matches!(remote, Some(Remote::S3 { .. } | Remote::B2 { .. } | Remote::File { .. }));
+    for (key, native) in RCLONE_KEYS {
+        if main.has(key) && (other_remote || !main.has("remote")) {
+            main.refuse(key, "is only for a remote of the form rclone:REMOTE:PATH", Some(native.to_owned()));
+        }
+    }
+    settings
+}
+
+pub(super) fn read_hooks(main: &Section<'_>) -> Hooks {
+    let hook = |key| main.parsed_unless_empty::<HookCommand>(key).map(|hook| hook.0);
+    let hooks = Hooks {
+        pre_snapshot: hook("pre_snapshot"),
+        post_snapshot: hook("post_snapshot"),
+        on_failure: hook("on_failure"),
+        on_success: hook("on_success"),
+        timeout: main.parsed("hook_timeout").unwrap_or(HOOK_TIMEOUT_DEFAULT),
+    };
+    if hooks.timeout.duration().is_zero() {
+        main.refuse("hook_timeout", "is 0s; expected at least 1s", None);
+    }
+    hooks
+}
+
+impl Hooks {
+    /// Each hook that is set, with its key.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &CommandLine)> {
+        [
+            ("main.pre_snapshot", &self.pre_snapshot),
+            ("main.post_snapshot", &self.post_snapshot),
+            ("main.on_failure", &self.on_failure),
+            ("main.on_success", &self.on_success),
+        ]
+        .into_iter()
+        .filter_map(|(key, hook)| Some((key, hook.as_ref()?)))
+    }
+}
+
+/// A hook names its program by path: timers have another PATH than people, and only a path can be checked.
+struct HookCommand(CommandLine);
+
+impl std::str::FromStr for HookCommand {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let command: CommandLine = text.parse()?;
+        if Path::new(command.program()).is_absolute() {
+            return Ok(Self(command));
+        }
+        let invalid = InvalidValue::new(text, "the absolute path of a program, and its arguments");
+        Err(invalid.hint(format!("`command -v {}` says where it is", command.program())))
+    }
+}
+
+pub(super) fn read_pace(main: &Section<'_>) -> Pace {
+    let max_runtime = main.parsed::<TimeLimit>("max_runtime");
+    if max_runtime.is_some_and(|limit| limit.duration().is_zero()) {
+        main.refuse("max_runtime", "is 0s; expected at least 1s", None);
+    }
+    Pace { bwlimit: main.parsed("bwlimit"), window: main.parsed("window"), max_runtime }
+}
+
+pub(super) fn read_split_size(main: &Section<'_>) -> Size {
+    main.size("split_size", SPLIT_SIZE_MIN..=SPLIT_SIZE_MAX).unwrap_or(SPLIT_SIZE_DEFAULT)
+}

@@ -1,0 +1,231 @@
+//! What the remotes need besides their name: `[s3]`, `[b2]`, `[prune]`, and how a chunk is cut into parts.
+
+use super::secret::SecretFile;
+use super::section::Section;
+use super::units::{InvalidValue, Size};
+use crate::store::S3Checksum;
+use std::path::PathBuf;
+
+/// Smaller parts are refused by S3 (all but the last); B2 allows 5,000,000 bytes, which this covers.
+pub(super) const PART_SIZE_MIN: Size = Size::mebibytes(5);
+/// The largest part that S3 takes.
+const PART_SIZE_MAX: Size = Size(5 << 30);
+/// The most parts that one object may have in S3 and in B2.
+pub(super) const PARTS_MAX: u64 = 10_000;
+/// The most parts that every S3-compatible store takes (Scaleway's limit).
+pub(super) const PARTS_EVERYWHERE_MAX: u64 = 1000;
+/// 66 requests a gibibyte, and memory below 200 MiB with four parts in flight.
+const PART_SIZE_DEFAULT: Size = Size::mebibytes(16);
+const CONCURRENCY_DEFAULT: u32 = 4;
+const CONCURRENCY_MAX: u32 = 64;
+
+/// How chunks travel: in parts of this size, so many at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartSettings {
+    /// All parts of a chunk but the last have exactly this size.
+    pub part_size: Size,
+    /// Parts in flight.
+    pub concurrency: u32,
+}
+
+impl Default for PartSettings {
+    fn default() -> Self {
+        Self { part_size: PART_SIZE_DEFAULT, concurrency: CONCURRENCY_DEFAULT }
+    }
+}
+
+/// The two files of a pair of credentials: the id and the secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialFiles {
+    /// The file of the key's id.
+    pub id_file: SecretFile,
+    /// The file of the key itself.
+    pub secret_file: SecretFile,
+}
+
+/// `[s3]`. What is `None` is found by the SDK's own chain (environment, shared files, instance).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct S3Section {
+    /// The URL of a store that is not AWS.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// The profile of the shared configuration files.
+    pub profile: Option<String>,
+    /// Credentials in files of their own.
+    pub credential_files: Option<CredentialFiles>,
+    /// The storage class of chunks.
+    pub storage_class: Option<String>,
+    /// The bucket in the path; `None`: exactly when an endpoint is given.
+    pub path_style: Option<bool>,
+    /// The checksum that the store verifies and keeps.
+    pub checksum: S3Checksum,
+    /// Parts.
+    pub parts: PartSettings,
+    /// Days for which the store refuses to delete objects.
+    pub object_lock_days: Option<u32>,
+}
+
+/// `[b2]`. Without files the keys come from `B2_APPLICATION_KEY_ID` and `B2_APPLICATION_KEY`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct B2Section {
+    /// Application key in files of its own.
+    pub credential_files: Option<CredentialFiles>,
+    /// Parts.
+    pub parts: PartSettings,
+    /// Where chunks are spooled when the store needs them whole.
+    pub spool_dir: Option<PathBuf>,
+}
+
+/// `[prune]`: other credentials for deleting.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PruneSection {
+    /// The profile of the shared configuration files.
+    pub profile: Option<String>,
+    /// For an S3 remote.
+    pub s3_credential_files: Option<CredentialFiles>,
+    /// For a B2 remote.
+    pub b2_credential_files: Option<CredentialFiles>,
+}
+
+const S3_KEYS: [&str; 2] = ["access_key_id_file", "secret_access_key_file"];
+const B2_KEYS: [&str; 2] = ["application_key_id_file", "application_key_file"];
+
+impl S3Section {
+    pub(super) fn read(s3: &Section<'_>) -> Self {
+        let section = Self {
+            endpoint: s3.checked("endpoint", endpoint),
+            region: s3.checked("region", |text| word(text, "a region such as eu-central-1")),
+            profile: s3.checked("profile", |text| word(text, "the name of a profile")),
+            credential_files: read_credential_files(s3, S3_KEYS),
+            storage_class: s3.checked("storage_class", storage_class),
+            path_style: s3.switch("path_style"),
+            checksum: s3.checked("checksum", checksum).unwrap_or_default(),
+            parts: read_parts(s3),
+            object_lock_days: s3.number("object_lock_days", 0..=36_500),
+        };
+        check_profile(s3, S3_KEYS);
+        section
+    }
+}
+
+impl B2Section {
+    pub(super) fn read(b2: &Section<'_>) -> Self {
+        Self {
+            credential_files: read_credential_files(b2, B2_KEYS),
+            parts: read_parts(b2),
+            spool_dir: b2.checked("spool_dir", absolute_path),
+        }
+    }
+}
+
+impl PruneSection {
+    pub(super) fn read(prune: &Section<'_>) -> Self {
+        let section = Self {
+            profile: prune.checked("profile", |text| word(text, "the name of a profile")),
+            s3_credential_files: read_credential_files(prune, S3_KEYS),
+            b2_credential_files: read_credential_files(prune, B2_KEYS),
+        };
+        check_profile(prune, S3_KEYS);
+        section
+    }
+}
+
+/// Both files or neither: half a pair would silently fall back on the other half of another pair.
+fn read_credential_files(section: &Section<'_>, keys: [&str; 2]) -> Option<CredentialFiles> {
+    let [id_key, secret_key] = keys;
+    let id_file = section.parsed::<SecretFile>(id_key);
+    let secret_file = section.parsed::<SecretFile>(secret_key);
+    for (given, other) in [(id_key, secret_key), (secret_key, id_key)] {
+        if section.has(given) && !section.has(other) {
+            section.missing(other, &format!("the other half of {given}"), None);
+        }
+    }
+    Some(CredentialFiles { id_file: id_file?, secret_file: secret_file? })
+}
+
+fn check_profile(section: &Section<'_>, keys: [&str; 2]) {
+    if section.has("profile") && keys.iter().any(|key| section.has(key)) {
+        section.refuse("profile", format!("stands beside {}; expected only one of them", keys.join(" and ")), None);
+    }
+}
+
+fn read_parts(section: &Section<'_>) -> PartSettings {
+    let default = PartSettings::default();
+    PartSettings {
+        part_size: section.size("part_size", PART_SIZE_MIN..=PART_SIZE_MAX).unwrap_or(default.part_size),
+        concurrency: section.number("concurrency", 1..=CONCURRENCY_MAX).unwrap_or(default.concurrency),
+    }
+}
+
+/// How many bytes a chunk has at most once it is sealed: age adds 16 bytes to every 64 KiB and a header, and zstd
+/// adds less than 1/256 to what it cannot compress (`ZSTD_COMPRESSBOUND`).
+pub(super) fn sealed_bytes_max(split_size: Size) -> u64 {
+    let stream = split_size.bytes();
+    stream + stream / 4096 + stream / 256 + (64 << 10)
+}
+
+/// Holds the number of parts of one chunk against what stores take.
+pub(super) fn check_part_count(main: &Section<'_>, store: &Section<'_>, split_size: Size, parts: PartSettings) {
+    let count = sealed_bytes_max(split_size).div_ceil(parts.part_size.bytes());
+    let enough = Size::mebibytes((sealed_bytes_max(split_size).div_ceil(PARTS_EVERYWHERE_MAX) >> 20) + 1);
+    let advice = format!("with split_size = \"{split_size}\" write part_size = \"{enough}\", or lower split_size");
+    let (section, key) =
+        if store.has("part_size") || !main.has("split_size") { (store, "part_size") } else { (main, "split_size") };
+    if count > PARTS_MAX {
+        let message = format!("makes {count} parts of {} for one chunk; expected at most {PARTS_MAX}", parts.part_size);
+        section.refuse(key, message, Some(advice));
+    } else if count > PARTS_EVERYWHERE_MAX {
+        let text = format!("{key} makes {count} parts for one chunk, and some stores take {PARTS_EVERYWHERE_MAX}");
+        section.notice(key, format!("{text}: {advice}"));
+    }
+}
+
+fn endpoint(text: &str) -> Result<String, InvalidValue> {
+    let invalid = || InvalidValue::new(text, "a URL, https://HOST or https://HOST:PORT, without a bucket in it");
+    let Some((scheme, host)) = text.split_once("://") else {
+        return Err(invalid().hint(format!("write \"https://{text}\"")));
+    };
+    let host = host.trim_end_matches('/');
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+    if !matches!(scheme, "http" | "https") || host.is_empty() || !host.chars().all(plain) {
+        return Err(invalid());
+    }
+    Ok(format!("{scheme}://{host}"))
+}
+
+fn word(text: &str, expected: &str) -> Result<String, InvalidValue> {
+    let plain = !text.is_empty() && !text.chars().any(|c| c.is_whitespace() || c.is_control());
+    plain.then(|| text.to_owned()).ok_or_else(|| InvalidValue::new(text, expected))
+}
+
+fn storage_class(text: &str) -> Result<String, InvalidValue> {
+    let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    if plain {
+        return Ok(text.to_owned());
+    }
+    let invalid = InvalidValue::new(text, "a storage class such as STANDARD_IA, in capitals");
+    Err(if text.is_empty() { invalid } else { invalid.hint(format!("write \"{}\"", text.to_ascii_uppercase())) })
+}
+
+fn checksum(text: &str) -> Result<S3Checksum, InvalidValue> {
+    let known = [S3Checksum::Crc64nvme, S3Checksum::Sha256, S3Checksum::Md5];
+    let found = known.into_iter().find(|checksum| checksum_name(*checksum) == text);
+    found.ok_or_else(|| InvalidValue::new(text, "one of crc64nvme, sha256, md5"))
+}
+
+/// The word for a checksum in the configuration.
+pub(super) fn checksum_name(checksum: S3Checksum) -> &'static str {
+    match checksum {
+        S3Checksum::Crc64nvme => "crc64nvme",
+        S3Checksum::Sha256 => "sha256",
+        S3Checksum::Md5 => "md5",
+    }
+}
+
+/// An absolute path without `..`, whose meaning does not depend on where the program is started.
+pub(super) fn absolute_path(text: &str) -> Result<PathBuf, InvalidValue> {
+    let path = PathBuf::from(text);
+    let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
+    if path.is_absolute() && !climbs { Ok(path) } else { Err(InvalidValue::new(text, "an absolute path without `..`")) }
+}

@@ -1,0 +1,362 @@
+//! Which files may be believed: a pure judgement over what `fstat` says, and the one way in which files are opened.
+//!
+//! A configuration names hooks that run as root and keys that open backups, so whoever can change it owns the host.
+//! The rule is that of OpenSSH's `StrictModes`: the file and every folder above it belong to root or to the running
+//! user, and nobody else can write there. A sticky folder such as `/tmp` may be writable by all, because nobody but
+//! the owner can replace a file in it, and the owner is checked. A file with a secret must not be readable by others.
+//! Access control lists need no look of their own: their mask shows in the group bits.
+
+use rustix::fs::{Mode, OFlags};
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// What is asked of a file besides that others cannot change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Demand {
+    /// Nothing more.
+    Unchangeable,
+    /// Nobody else can read it.
+    Secret,
+    /// A systemd credential. systemd gives it to the service's user by an access control list, whose mask shows as
+    /// group read permission (`exec-credential.c`); the folder around it is closed.
+    Credential,
+}
+
+/// What the file system says of a file or folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The owner.
+    pub uid: u32,
+    /// Type and permission bits, as in `st_mode`.
+    pub mode: u32,
+}
+
+impl From<&Metadata> for Facts {
+    fn from(metadata: &Metadata) -> Self {
+        Self { uid: metadata.uid(), mode: metadata.mode() }
+    }
+}
+
+const TYPE_BITS: u32 = 0o170_000;
+const TYPE_FILE: u32 = 0o100_000;
+const STICKY: u32 = 0o1000;
+const OTHERS_WRITE: u32 = 0o022;
+
+impl Facts {
+    fn is_file(self) -> bool {
+        self.mode & TYPE_BITS == TYPE_FILE
+    }
+}
+
+/// Why a file or folder is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// A folder, a pipe or a device.
+    #[error("is not a regular file")]
+    NotAFile,
+    /// Somebody else's.
+    #[error("belongs to user {0}, not to root or the running user")]
+    Owner(u32),
+    /// Others could change it.
+    #[error("is writable by others (mode {:04o})", .0 & 0o7777)]
+    Writable(u32),
+    /// Others could read the secret in it.
+    #[error("has a secret in it and is readable by others (mode {:04o})", .0 & 0o7777)]
+    Readable(u32),
+}
+
+/// Judges a file. Pure.
+///
+/// # Errors
+/// The first [`Flaw`].
+pub fn judge_file(facts: Facts, demand: Demand, running_uid: u32) -> Result<(), Flaw> {
+    let readable_bits = match demand {
+        Demand::Unchangeable => 0,
+        Demand::Credential => 0o004,
+        Demand::Secret => 0o044,
+    };
+    if !facts.is_file() {
+        return Err(Flaw::NotAFile);
+    }
+    judge_owner(facts, running_uid)?;
+    if facts.mode & OTHERS_WRITE != 0 {
+        return Err(Flaw::Writable(facts.mode));
+    }
+    if facts.mode & readable_bits != 0 {
+        return Err(Flaw::Readable(facts.mode));
+    }
+    Ok(())
+}
+
+/// Judges a folder on the way to a file. Pure.
+///
+/// # Errors
+/// The first [`Flaw`].
+pub fn judge_folder(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
+    judge_owner(facts, running_uid)?;
+    if facts.mode & OTHERS_WRITE != 0 && facts.mode & STICKY == 0 {
+        return Err(Flaw::Writable(facts.mode));
+    }
+    Ok(())
+}
+
+fn judge_owner(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
+    if facts.uid == 0 || facts.uid == running_uid { Ok(()) } else { Err(Flaw::Owner(facts.uid)) }
+}
+
+/// A file that was not opened or not believed.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The operating system refused.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was attempted.
+        operation: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not to be believed.
+    #[error("{} {flaw}", path.display())]
+    Distrusted {
+        /// The file, or the folder above it.
+        path: PathBuf,
+        /// What is wrong with it.
+        flaw: Flaw,
+    },
+    /// Larger than such a file ever is.
+    #[error("{} is larger than {bytes_max} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit.
+        bytes_max: u64,
+    },
+}
+
+impl FileError {
+    /// Whether there is no such file.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// The command that mends it, where there is one.
+    pub fn hint(&self) -> Option<String> {
+        let Self::Distrusted { path, flaw } = self else { return None };
+        let path = path.display();
+        match flaw {
+            Flaw::NotAFile => None,
+            Flaw::Owner(_) => Some(format!("run `chown root {path}` once you know that its content is yours")),
+            Flaw::Writable(_) => Some(format!("run `chmod go-w {path}`")),
+            Flaw::Readable(_) => Some(format!("run `chmod 600 {path}`")),
+        }
+    }
+}
+
+/// Opens a file that meets the demand. The judgement is of the opened descriptor, so the file cannot be exchanged in
+/// between; the folders are judged on the resolved path, and again on the path as given when that is a link.
+///
+/// # Errors
+/// [`FileError`] when it cannot be opened or is not believed.
+pub fn open_trusted(path: &Path, demand: Demand, running_uid: u32) -> Result<(File, Facts), FileError> {
+    let io_error = |operation| move |source| FileError::Io { operation, path: path.to_owned(), source };
+    judge_link(path, running_uid)?;
+    let resolved = path.canonicalize().map_err(io_error("open"))?;
+    judge_folders_above(&resolved, running_uid)?;
+    // NOFOLLOW: the path is resolved, so a link that appears now is an attack. NONBLOCK: a pipe must not hang us.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = rustix::fs::open(&resolved, flags, Mode::empty())
+        .map(File::from)
+        .map_err(|errno| io_error("open")(errno.into()))?;
+    let facts = Facts::from(&file.metadata().map_err(io_error("fstat"))?);
+    judge_file(facts, demand, running_uid).map_err(|flaw| FileError::Distrusted { path: path.to_owned(), flaw })?;
+    Ok((file, facts))
+}
+
+/// Reads a trusted file whole. Blocks.
+///
+/// # Errors
+/// [`FileError`] as for [`open_trusted`], and above `bytes_max`.
+pub fn read_trusted(
+    path: &Path,
+    demand: Demand,
+    running_uid: u32,
+    bytes_max: u64,
+) -> Result<(Zeroizing<Vec<u8>>, Facts), FileError> {
+    let (file, facts) = open_trusted(path, demand, running_uid)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(|source| FileError::Io {
+        operation: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > bytes_max) {
+        return Err(FileError::TooLarge { path: path.to_owned(), bytes_max });
+    }
+    Ok((bytes, facts))
+}
+
+/// A link in a folder where others can write must be ours or root's, or it could be turned to another file.
+fn judge_link(path: &Path, running_uid: u32) -> Result<(), FileError> {
+    let io_error = |source| FileError::Io { operation: "open", path: path.to_owned(), source };
+    let metadata = path.symlink_metadata().map_err(io_error)?;
+    if !metadata.is_symlink() {
+        return Ok(());
+    }
+    let parent = std::path::absolute(path).map_err(io_error)?.parent().map(Path::to_path_buf).unwrap_or_default();
+    judge_folders_above(&parent.canonicalize().map_err(io_error)?.join("link"), running_uid)?;
+    judge_owner(Facts::from(&metadata), running_uid)
+        .map_err(|flaw| FileError::Distrusted { path: path.to_owned(), flaw })
+}
+
+fn judge_folders_above(resolved: &Path, running_uid: u32) -> Result<(), FileError> {
+    for folder in resolved.ancestors().skip(1) {
+        let metadata = folder.symlink_metadata().map_err(|source| FileError::Io {
+            operation: "stat",
+            path: folder.to_owned(),
+            source,
+        })?;
+        judge_folder(Facts::from(&metadata), running_uid)
+            .map_err(|flaw| FileError::Distrusted { path: folder.to_owned(), flaw })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    const ME: u32 = 1000;
+
+    #[test]
+    fn a_file_is_believed_when_only_root_and_the_user_can_change_it() {
+        use Demand::{Credential, Secret, Unchangeable};
+        for (uid, mode, demand, verdict) in [
+            (ME, 0o100_644, Unchangeable, Ok(())),
+            (0, 0o100_644, Unchangeable, Ok(())),
+            (ME, 0o100_600, Secret, Ok(())),
+            (0, 0o100_400, Secret, Ok(())),
+            (0, 0o100_440, Credential, Ok(())),
+            (1001, 0o100_600, Unchangeable, Err(Flaw::Owner(1001))),
+            (ME, 0o100_664, Unchangeable, Err(Flaw::Writable(0o100_664))),
+            (ME, 0o100_602, Unchangeable, Err(Flaw::Writable(0o100_602))),
+            (ME, 0o100_640, Secret, Err(Flaw::Readable(0o100_640))),
+            (ME, 0o100_604, Secret, Err(Flaw::Readable(0o100_604))),
+            (0, 0o100_444, Credential, Err(Flaw::Readable(0o100_444))),
+            (ME, 0o040_700, Unchangeable, Err(Flaw::NotAFile)),
+            (ME, 0o010_600, Unchangeable, Err(Flaw::NotAFile)),
+        ] {
+            assert_eq!(judge_file(Facts { uid, mode }, demand, ME), verdict, "{uid} {mode:o} {demand:?}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_all_can_write_to_must_be_sticky() {
+        for (uid, mode, verdict) in [
+            (0, 0o040_755, Ok(())),
+            (ME, 0o040_700, Ok(())),
+            (0, 0o041_777, Ok(())),
+            (0, 0o040_777, Err(Flaw::Writable(0o040_777))),
+            (ME, 0o040_775, Err(Flaw::Writable(0o040_775))),
+            (1001, 0o040_755, Err(Flaw::Owner(1001))),
+            (1001, 0o041_777, Err(Flaw::Owner(1001))),
+        ] {
+            assert_eq!(judge_folder(Facts { uid, mode }, ME), verdict, "{uid} {mode:o}");
+        }
+    }
+
+    fn uid() -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    fn write(path: &Path, mode: u32) {
+        fs::write(path, "content").unwrap();
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn flaw(path: &Path, demand: Demand) -> Option<Flaw> {
+        match read_trusted(path, demand, uid(), 64) {
+            Err(FileError::Distrusted { flaw, .. }) => Some(flaw),
+            Ok(_) => None,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn real_files_are_judged_by_their_descriptor() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        for (mode, demand, expected) in [
+            (0o644, Demand::Unchangeable, None),
+            (0o600, Demand::Secret, None),
+            (0o644, Demand::Secret, Some(Flaw::Readable(0o100_644))),
+            (0o666, Demand::Unchangeable, Some(Flaw::Writable(0o100_666))),
+        ] {
+            write(&file, mode);
+            assert_eq!(flaw(&file, demand), expected, "{mode:o}");
+        }
+        assert_eq!(flaw(folder.path(), Demand::Unchangeable), Some(Flaw::NotAFile));
+    }
+
+    #[test]
+    fn an_open_folder_anywhere_above_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (open, inner) = (folder.path().join("open"), folder.path().join("open/inner"));
+        fs::create_dir_all(&inner).unwrap();
+        write(&inner.join("file"), 0o600);
+        for (mode, refused) in [(0o755, false), (0o777, true), (0o775, true), (0o1777, false)] {
+            fs::set_permissions(&open, Permissions::from_mode(mode)).unwrap();
+            let outcome = open_trusted(&inner.join("file"), Demand::Secret, uid());
+            match outcome {
+                Err(error @ FileError::Distrusted { .. }) => {
+                    assert!(refused, "{mode:o}: {error}");
+                    let open = open.canonicalize().unwrap();
+                    assert_eq!(error.hint(), Some(format!("run `chmod go-w {}`", open.display())));
+                }
+                Ok(_) => assert!(!refused, "{mode:o}"),
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_is_as_good_as_its_folder_and_its_target() {
+        let folder = tempfile::tempdir().unwrap();
+        let (open, closed) = (folder.path().join("open"), folder.path().join("closed"));
+        fs::create_dir(&open).unwrap();
+        fs::create_dir(&closed).unwrap();
+        write(&closed.join("file"), 0o644);
+        symlink(closed.join("file"), open.join("link")).unwrap();
+        assert_eq!(flaw(&open.join("link"), Demand::Unchangeable), None);
+        assert!(matches!(flaw(&open.join("link"), Demand::Secret), Some(Flaw::Readable(_))));
+        fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(flaw(&open.join("link"), Demand::Unchangeable), Some(Flaw::Writable(_))));
+    }
+
+    #[test]
+    fn missing_and_oversized_files_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        let missing = read_trusted(&file, Demand::Unchangeable, uid(), 64).unwrap_err();
+        assert!(missing.is_not_found());
+        write(&file, 0o600);
+        assert!(read_trusted(&file, Demand::Unchangeable, uid(), 7).is_ok());
+        let large = read_trusted(&file, Demand::Unchangeable, uid(), 6).unwrap_err();
+        assert!(matches!(large, FileError::TooLarge { bytes_max: 6, .. }));
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_does_not_hang() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert_eq!(flaw(&pipe, Demand::Secret), Some(Flaw::NotAFile));
+    }
+}
