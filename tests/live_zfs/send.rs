@@ -1,0 +1,188 @@
+//! Streams: the same bytes as `zfs send`, from the start, from a base, from the middle.
+
+use crate::pool::{LARGE_COMPRESSED, Pool, errno, full, property, run, zfs};
+use crate::stream::{END, WRITE, content, records};
+use std::collections::BTreeMap;
+use zfs_backup::zfs::{ReceiveRequest, SendBase, SendFlags, SendRequest, SendResume, Zfs};
+
+/// Two snapshots that differ; some MB of files of several kinds.
+fn filled(name: &str) -> Pool {
+    let pool = Pool::new(name);
+    pool.create("a");
+    pool.write("a/large", 5_000_000, 1);
+    std::fs::write(pool.file("a/compressible"), vec![b'x'; 3_000_000]).unwrap();
+    std::fs::write(pool.file("a/tiny"), b"tiny").unwrap();
+    pool.take("a@1");
+    pool.write("a/large2", 1_500_000, 2);
+    std::fs::remove_file(pool.file("a/tiny")).unwrap();
+    pool.take("a@2");
+    pool
+}
+
+#[test]
+fn streams_are_those_of_zfs_send() {
+    let pool = filled("bytes");
+    let (first, second) = (pool.snapshot("a@1"), pool.snapshot("a@2"));
+    pool.zfs.bookmark(&pool.bookmark("a#1"), &SendBase::Snapshot(first.clone())).unwrap();
+    let request = |base: Option<SendBase>, flags| SendRequest { snapshot: second.clone(), base, flags, resume: None };
+    let snapshot = || Some(SendBase::Snapshot(first.clone()));
+    let bookmark = || Some(SendBase::Bookmark(pool.bookmark("a#1")));
+    let large = SendFlags { large_blocks: true, ..SendFlags::default() };
+    let cases: [(SendRequest, &[&str]); 7] = [
+        (request(None, LARGE_COMPRESSED), &["-L", "-c"]),
+        (request(snapshot(), LARGE_COMPRESSED), &["-L", "-c", "-i", "bytes/a@1"]),
+        (request(bookmark(), LARGE_COMPRESSED), &["-L", "-c", "-i", "bytes/a#1"]),
+        (request(None, large), &["-L"]),
+        (request(None, SendFlags::default()), &[]),
+        (request(None, SendFlags { embedded: true, ..LARGE_COMPRESSED }), &["-L", "-c", "-e"]),
+        (request(None, SendFlags { raw: true, ..large }), &["-w"]),
+    ];
+    for (request, flags) in cases {
+        let reference = run("zfs", &[&["send"], flags, &["bytes/a@2"]].concat());
+        let ours = pool.send(&request);
+        assert!(ours == reference, "{flags:?}: {} bytes, {} by zfs send", ours.len(), reference.len());
+        let space = pool.zfs.send_space(&request).unwrap();
+        let dry = zfs(&[&["send", "-nP"], flags, &["bytes/a@2"]].concat());
+        let size = dry.lines().last().unwrap().strip_prefix("size").unwrap().trim();
+        assert_eq!(space.to_string(), size, "{flags:?}");
+    }
+    assert_eq!(pool.send(&request(snapshot(), LARGE_COMPRESSED)), pool.send(&request(bookmark(), LARGE_COMPRESSED)));
+}
+
+#[test]
+fn resumed_stream_goes_on_with_the_same_records() {
+    let pool = filled("resume");
+    let request = full(&pool.snapshot("a@2"));
+    let whole = pool.send(&request);
+    let all = records(&whole);
+    let at = all.iter().rposition(|record| record.kind == WRITE && record.offset > 0).unwrap();
+    let SendResume { object, offset } = SendResume { object: all[at].object, offset: all[at].offset };
+    let rest = pool.send(&SendRequest { resume: Some(SendResume { object, offset }), ..request });
+    let resumed = records(&rest);
+    let first = resumed.iter().position(|record| record.kind == WRITE).unwrap();
+    let contents = |stream: &[u8], records: &[crate::stream::Record]| -> Vec<_> {
+        records.iter().map(|record| content(stream, record)).collect()
+    };
+    assert!(contents(&rest, &resumed[first..]) == contents(&whole, &all[at..]));
+}
+
+#[test]
+fn resumed_stream_is_that_of_zfs_send_with_the_token() {
+    let pool = filled("token");
+    let request = full(&pool.snapshot("a@2"));
+    let whole = pool.send(&request);
+    let cut = whole.len() / 2;
+    let receive = ReceiveRequest {
+        target: pool.snapshot("r@2"),
+        force: false,
+        resumable: true,
+        origin: None,
+        properties: BTreeMap::new(),
+    };
+    assert_eq!(errno(pool.zfs.receive(&receive, &mut &whole[..cut])), 1040);
+    let token = property(&pool.dataset("r"), "receive_resume_token");
+    let described = zfs(&["send", "-nvt", &token]);
+    let number = |key: &str| {
+        let line = described.lines().find_map(|line| line.trim().strip_prefix(&format!("{key} = "))).unwrap();
+        u64::from_str_radix(line.trim_start_matches("0x"), 16).unwrap()
+    };
+    let resume = Some(SendResume { object: number("object"), offset: number("offset") });
+    let ours = pool.send(&SendRequest { resume, ..request });
+    assert!(ours == run("zfs", &["send", "-t", &token]));
+    pool.zfs.receive(&receive, &mut &ours[..]).unwrap();
+    assert_eq!(property(&receive.target, "guid"), property(&pool.snapshot("a@2"), "guid"));
+}
+
+#[test]
+fn dropping_the_reader_cancels_the_send() {
+    let pool = filled("cancel");
+    let name = pool.snapshot("a@2");
+    let mut stream = pool.zfs.send(&full(&name)).unwrap();
+    stream.reader().read_exact(&mut [0; 100_000]).unwrap();
+    let error = errno(stream.finish());
+    assert!([libc::EINTR, libc::EPIPE].contains(&error), "{error}");
+    // Not read at all.
+    assert!(pool.zfs.send(&full(&name)).unwrap().finish().is_err());
+    // Nothing is left of it that would keep the snapshot.
+    pool.zfs.destroy_snapshots(&[name]).unwrap();
+}
+
+#[test]
+fn abandoned_send_ends_by_itself() {
+    let pool = filled("abandon");
+    let name = pool.snapshot("a@2");
+    drop(pool.zfs.send(&full(&name)).unwrap());
+    let gone = (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        pool.zfs.destroy_snapshots(std::slice::from_ref(&name)).is_ok()
+    });
+    assert!(gone);
+}
+
+#[test]
+fn refused_sends_end_at_once_with_the_reason() {
+    let pool = filled("nosend");
+    let verdict = |request: &SendRequest| {
+        let mut stream = pool.zfs.send(request).unwrap();
+        let mut bytes = Vec::new();
+        stream.reader().read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, []);
+        errno(stream.finish())
+    };
+    let with_base = |base| SendRequest { base: Some(base), ..full(&pool.snapshot("a@1")) };
+    assert_eq!(verdict(&full(&pool.snapshot("a@gone"))), libc::ENOENT);
+    assert_eq!(verdict(&with_base(SendBase::Snapshot(pool.snapshot("a@2")))), libc::EXDEV);
+    assert_eq!(verdict(&with_base(SendBase::Snapshot(pool.snapshot("a@gone")))), libc::ENOENT);
+    assert_eq!(verdict(&with_base(SendBase::Bookmark(pool.bookmark("a#gone")))), libc::ESRCH);
+    assert_eq!(errno(pool.zfs.send_space(&full(&pool.snapshot("a@gone")))), libc::ENOENT);
+}
+
+#[test]
+fn snapshot_being_sent_cannot_be_destroyed() {
+    let pool = filled("sending");
+    let name = pool.snapshot("a@2");
+    let mut stream = pool.zfs.send(&full(&name)).unwrap();
+    stream.reader().read_exact(&mut [0; 1000]).unwrap();
+    let failures = crate::pool::several(pool.zfs.destroy_snapshots(std::slice::from_ref(&name)));
+    assert_eq!(failures, [(name.to_string(), zfs_backup::zfs::ZfsErrno(libc::EBUSY))]);
+    let mut rest = Vec::new();
+    stream.reader().read_to_end(&mut rest).unwrap();
+    stream.finish().unwrap();
+}
+
+#[test]
+fn volume_is_sent_as_zfs_send_does() {
+    let pool = Pool::new("volume");
+    zfs(&["create", "-s", "-V", "16M", "volume/v"]);
+    let device = std::path::Path::new("/dev/zd0");
+    (0..100).find(|_| {
+        device.exists() || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            false
+        }
+    });
+    let noise = crate::pool::noise(3_000_000, 5);
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(device)
+        .and_then(|mut file| {
+            std::io::Write::write_all(&mut file, &noise)?;
+            file.sync_all()
+        })
+        .unwrap();
+    let name = pool.take("v@s");
+    let ours = pool.send(&full(&name));
+    assert!(ours.len() > 3_000_000);
+    assert!(ours == run("zfs", &["send", "-L", "-c", "volume/v@s"]));
+    assert_eq!(records(&ours).last().unwrap().kind, END);
+    let receive = ReceiveRequest {
+        target: pool.snapshot("r@s"),
+        force: false,
+        resumable: false,
+        origin: None,
+        properties: BTreeMap::new(),
+    };
+    pool.zfs.receive(&receive, &mut &ours[..]).unwrap();
+    assert!(pool.send(&full(&receive.target)).len() > 3_000_000);
+    assert_eq!(property(&receive.target, "guid"), property(&name, "guid"));
+}
