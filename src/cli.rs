@@ -17,7 +17,6 @@ use crate::run::transfer::Stop;
 use args::{Args, Command};
 use clap::Parser;
 use output::Output;
-use std::error::Error;
 use std::process::ExitCode;
 use tokio::sync::watch;
 use tracing_subscriber::filter::EnvFilter;
@@ -183,9 +182,4 @@ async fn dispatch(args: Args, output: &Output, stop: Stop) -> Result<(), Failure
         Command::Key(command) => keys::key(global, command, output).await,
         Command::Config(command) => check::config(global, command, output),
     }
-}
-
-/// An error with its causes, outermost first, for one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

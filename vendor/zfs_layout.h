@@ -42,6 +42,7 @@ struct zfs_cmd {
 
 /* Requests of the ioctl, on Linux. */
 enum {
+	ZFS_BACKUP_IOC_POOL_STATS = 0x5a05,
 	ZFS_BACKUP_IOC_OBJSET_STATS = 0x5a12,
 	ZFS_BACKUP_IOC_DATASET_LIST_NEXT = 0x5a14,
 	ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT = 0x5a15

@@ -35,7 +35,7 @@ impl Output {
 
     /// An error with each cause once, then the hint.
     pub(super) fn error(&self, error: &(dyn Error + 'static), hint: Option<&str>) {
-        self.error_text(&super::chain(error), hint);
+        self.error_text(&crate::run::error_chain(error), hint);
     }
 
     pub(super) fn error_text(&self, text: &str, hint: Option<&str>) {

@@ -106,7 +106,7 @@ fn add_rows(catalog: &Catalog, rows: &mut Vec<Vec<String>>, notes: &mut Vec<Stri
         let newest = attempt.newest.map_or_else(String::new, |newest| format!(", newest {} ago", age(now, newest)));
         let what = match &attempt.disbelieved {
             None => format!("unfinished, not a backup: {} objects, {}{newest}", attempt.objects, bytes(attempt.bytes)),
-            Some(error) => format!("NOT BELIEVED, not a backup: {}", super::chain(error)),
+            Some(error) => format!("NOT BELIEVED, not a backup: {}", crate::run::error_chain(error)),
         };
         notes.push(format!("  {name} {}: {what}", attempt.id));
     }
@@ -132,7 +132,7 @@ fn to_json(catalog: &Catalog) -> Value {
         .map(|attempt| {
             json!({
                 "id": attempt.id, "objects": attempt.objects, "bytes": attempt.bytes, "newest": attempt.newest,
-                "disbelieved": attempt.disbelieved.as_ref().map(|error| super::chain(error)),
+                "disbelieved": attempt.disbelieved.as_ref().map(|error| crate::run::error_chain(error)),
             })
         })
         .collect();

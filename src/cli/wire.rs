@@ -11,8 +11,7 @@ use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::{DirSettings, DirStore, ObjectStore, S3Credentials, S3Settings, S3Store};
 use crate::stream::seal::Compression;
-use crate::zfs::Zfs;
-use crate::zfs::real::RealZfs;
+use crate::zfs::{RealZfs, Zfs};
 use age::secrecy::SecretString;
 use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -121,7 +120,7 @@ pub(super) async fn keys_for_writing(config: &Config, env: &Environment, store: 
             let cache = KeyCache::new(&config.state_dir);
             let ask = || {
                 let secret = source.resolve(env).map_err(|error| {
-                    RunError::refused(super::chain(&error), error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into()))
+                    RunError::refused(crate::run::error_chain(&error), error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into()))
                 })?;
                 Ok(SecretString::from(secret.expose().to_owned()))
             };

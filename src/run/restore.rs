@@ -4,7 +4,7 @@
 //! hash, and a listing shows every chunk at its size. Then chunks are fetched ahead by ranges, in order, opened as they
 //! come, and the stream is parsed once more on its way out.
 
-use super::RunError;
+use super::{RunError, error_chain};
 use super::catalog::{Catalog, StoredBackup, chunk_key, find_gap, read_catalog, read_chunks};
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest, Private, parse_strict};
@@ -118,8 +118,7 @@ fn why_none(catalog: &Catalog, id: Option<&BackupId>) -> RunError {
     let dataset = &catalog.dataset;
     let disbelieved = catalog.disbelieved().find(|(other, _)| id.is_none_or(|id| id == *other));
     if let Some((other, error)) = disbelieved {
-        let cause = std::iter::successors(std::error::Error::source(error), |error| error.source());
-        let cause = cause.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let cause = error_chain(error);
         return RunError::refused(
             format!("{dataset}: the manifest of {other} is not believed: {cause}"),
             "it was changed, made with other keys, or by somebody else; restore with the key file of that time",

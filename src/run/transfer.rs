@@ -9,7 +9,7 @@
 //! but may work again, the source is opened anew and the chunk is made again under a new name; chunks that are
 //! confirmed are parsed again and not sent again, and the running checksum must be what it was.
 
-use super::RunError;
+use super::{RunError, error_chain};
 use crate::manifest::{ChunkEntry, HeadEntry, ResumeEntry};
 use crate::model::{BackupId, ChunkIndex, DatasetName, Guid};
 use crate::store::key::{BackupObject, object_name};
@@ -149,7 +149,7 @@ pub async fn transfer(
             }
             // The producer stops because of the uploader, so the uploader's reason comes first.
             (Err(UploadError::Store(error)), _) if attempt <= REDO_MAX && may_work_again(&error) => {
-                tracing::warn!(error = %chain(&error), attempt, "upload failed; making the unconfirmed chunks again");
+                tracing::warn!(error = %error_chain(&error), attempt, "upload failed; making the unconfirmed chunks again");
                 tokio::time::sleep(REDO_PAUSE * attempt).await;
             }
             (Err(UploadError::Store(error)), _) => return Err(error.into()),
@@ -162,10 +162,6 @@ pub async fn transfer(
 
 fn may_work_again(error: &StoreError) -> bool {
     error.is_transient() || error.kind == StoreErrorKind::Corrupt
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 enum UploadError {
@@ -202,7 +198,7 @@ impl Uploader<'_> {
         if let Some(unfinished) = self.writer.take()
             && let Err(error) = unfinished.abort().await
         {
-            tracing::debug!(error = %chain(&error), "abort of an unfinished chunk failed");
+            tracing::debug!(error = %error_chain(&error), "abort of an unfinished chunk failed");
         }
         while !self.confirming.is_empty() {
             let joined = self.join_one().await.map_err(UploadError::Store);

@@ -1,6 +1,6 @@
 //! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk.
 
-use super::RunError;
+use super::{RunError, error_chain};
 use super::catalog::{StoredBackup, chunk_key, read_catalog, read_chunks, read_receipt};
 use crate::manifest::{ChunkEntry, Receipt};
 use crate::model::{BackupId, DatasetName};
@@ -53,7 +53,7 @@ pub async fn verify_dataset(
         VerifyReport { newest: catalog.newest().map(|backup| backup.manifest.id.clone()), ..Default::default() };
     for (id, error) in catalog.disbelieved() {
         let key = format!("{}manifest.json", backup_prefix(dataset, id));
-        report.damage.push(Damage { key, backup: Some(id.clone()), reason: chain(error) });
+        report.damage.push(Damage { key, backup: Some(id.clone()), reason: error_chain(error) });
     }
     for attempt in catalog.attempts.iter().filter(|attempt| attempt.disbelieved.is_none()) {
         report.extra.push(format!(
@@ -121,7 +121,7 @@ fn damage_or<T>(
         RunError::Store(error) => error.subject.clone(),
         _ => backup_prefix(&backup.manifest.dataset, &backup.manifest.id),
     };
-    report.damage.push(Damage { key, backup: Some(backup.manifest.id.clone()), reason: chain(&error) });
+    report.damage.push(Damage { key, backup: Some(backup.manifest.id.clone()), reason: error_chain(&error) });
     Ok(None)
 }
 
@@ -187,13 +187,6 @@ pub fn compare(recorded: &Evidence, found: Option<&Evidence>) -> Result<Evidence
         EvidenceTier::SizeOnly | EvidenceTier::ReadBack => {}
     }
     Ok(recorded.tier)
-}
-
-fn chain(error: &RunError) -> String {
-    std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 #[cfg(test)]

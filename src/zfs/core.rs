@@ -51,6 +51,8 @@ pub(super) struct ReceiveCall<'a> {
 /// The ioctls that only read: allowed to everybody, not logged in the pool's history.
 #[derive(Clone, Copy)]
 pub(super) enum ReadRequest {
+    /// The configuration of a pool.
+    Pool = sys::ZFS_BACKUP_IOC_POOL_STATS as isize,
     /// One dataset or snapshot.
     Stats = sys::ZFS_BACKUP_IOC_OBJSET_STATS as isize,
     /// The next child.

@@ -52,6 +52,16 @@ impl<'a> Lister<'a> {
         }
     }
 
+    /// The guid of an imported pool.
+    pub(super) fn pool_guid(&mut self, pool: &str) -> Result<Guid, ZfsError> {
+        let attempt = Attempt::new("read pool", pool);
+        self.ask(ReadRequest::Pool, pool, 0).map_err(|errno| attempt.refused(errno))?;
+        match self.answer(pool)?.get("pool_guid") {
+            Some(NvValue::Number(guid)) => Ok(Guid(*guid)),
+            _ => Err(attempt.malformed("its configuration has no pool_guid")),
+        }
+    }
+
     /// The direct children by name.
     pub(super) fn children(&mut self, parent: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
         let mut children = self.each(ReadRequest::NextDataset, "list the children of", parent, to_dataset)?;
@@ -119,16 +129,21 @@ impl<'a> Lister<'a> {
     /// The answer to the last question.
     fn entry(&mut self) -> Result<Entry, ZfsError> {
         let name = text_of(&self.command.zc_name);
-        let malformed = |reason: String| ZfsError::Malformed { subject: name.clone(), reason };
+        let properties = to_properties(self.answer(&name)?);
+        Ok(Entry { stats: self.command.zc_objset_stats, properties, name })
+    }
+
+    /// The list that came with the last answer, about `subject`.
+    fn answer(&mut self, subject: &str) -> Result<NvMap, ZfsError> {
+        let malformed = |reason: String| ZfsError::Malformed { subject: subject.to_owned(), reason };
         let packed = usize::try_from(self.command.zc_nvlist_dst_size)
             .ok()
             .filter(|_| self.command.zc_nvlist_dst_filled != 0)
             .and_then(|bytes| self.properties.get_mut(..bytes))
             .ok_or_else(|| malformed("the kernel gave no properties".to_owned()))?;
-        let list = NvList::unpack(self.libraries.nvpair(), packed)
+        NvList::unpack(self.libraries.nvpair(), packed)
             .and_then(|list| list.to_map())
-            .map_err(|errno| malformed(format!("the kernel's properties: {}", ZfsErrno(errno))))?;
-        Ok(Entry { stats: self.command.zc_objset_stats, properties: to_properties(list), name })
+            .map_err(|errno| malformed(format!("the kernel's properties: {}", ZfsErrno(errno))))
     }
 }
 

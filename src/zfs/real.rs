@@ -287,6 +287,10 @@ impl Zfs for RealZfs {
         attempt.verdict(self.libraries.destroy(&dataset))
     }
 
+    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
+        self.lister().pool_guid(pool)
+    }
+
     fn module_version(&self) -> Result<String, ZfsError> {
         let attempt = Attempt::new("read", MODULE_VERSION);
         let text = std::fs::read_to_string(MODULE_VERSION).map_err(|error| attempt.failed(error))?;

@@ -140,6 +140,7 @@ const _: () = {
         "Offset of field: zfs_cmd::reserved3",
     ][::std::mem::offset_of!(zfs_cmd, reserved3) - 12992usize];
 };
+pub const ZFS_BACKUP_IOC_POOL_STATS: _bindgen_ty_2 = 23045;
 pub const ZFS_BACKUP_IOC_OBJSET_STATS: _bindgen_ty_2 = 23058;
 pub const ZFS_BACKUP_IOC_DATASET_LIST_NEXT: _bindgen_ty_2 = 23060;
 pub const ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT: _bindgen_ty_2 = 23061;
