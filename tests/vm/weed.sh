@@ -9,7 +9,7 @@
 #   weed_stop [FOLDER]         ends it, at once and for certain; no error if it does not run
 #
 # FOLDER is that of the last weed_start in this shell, if not given. Each returns non-zero, with a message, on
-# failure. The log is FOLDER/weed.log, the process id FOLDER/weed.pid. It uses the ports PORT to PORT+8, all on
+# failure. The log is FOLDER/weed.log, the process id FOLDER/weed.pid. It uses the ports PORT to PORT+7, all on
 # 127.0.0.1, so several can run side by side. It reports to nobody: its telemetry is on by default, and off here.
 # Needs busybox for its wget, for a host may have no other client.
 
@@ -27,24 +27,25 @@ weed_start() {
 END
   # One volume at a time for each bucket, where seven are usual: each is a file, and they are limited.
   printf '[master.volume_growth]\ncopy_1 = 1\n' >"$WEED_FOLDER/master.toml"
+  : >"$WEED_FOLDER/weed.log" # what an earlier run wrote must not be taken for this one's
   # In that folder, for it reads master.toml from there. Ports default to 10000 more for grpc: too far apart to
   # keep two servers from meeting. Iceberg and Lance are further services with fixed ports.
   (
     cd "$WEED_FOLDER" && exec "$weed_program" -logtostderr=true server -dir="$WEED_FOLDER/data" \
       -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=60 \
       -filer -s3 -s3.config="$WEED_FOLDER/identities.json" -s3.port.iceberg=0 -s3.port.lance=0 \
-      -filer.localSocket="$WEED_FOLDER/filer.sock" -s3.localSocket="$WEED_FOLDER/s3.sock" \
       -s3.port="$2" -s3.port.grpc=$(($2 + 1)) -filer.port=$(($2 + 2)) -filer.port.grpc=$(($2 + 3)) \
       -master.port=$(($2 + 4)) -master.port.grpc=$(($2 + 5)) -volume.port=$(($2 + 6)) -volume.port.grpc=$(($2 + 7)) \
       >"$WEED_FOLDER/weed.log" 2>&1 </dev/null
   ) &
   echo $! >"$WEED_FOLDER/weed.pid"
-  # S3 answers before the disk is ready: wait until a file can be written too, by way of the filer, which takes a
-  # form as a browser sends it.
+  # The log says that it is our server which answers, not another on that port. S3 answers before the disk is ready:
+  # wait until a file can be written too, by way of the filer, which takes a form as a browser sends it.
   weed_form=$(printf -- '--x\r\nContent-Disposition: form-data; name="file"; filename="ready"\r\n\r\nready\r\n--x--\r\n.')
   weed_form=${weed_form%.}
   weed_tries=300
-  until busybox wget -q -O /dev/null "http://127.0.0.1:$2/healthz" 2>/dev/null &&
+  until grep -q 'Start Seaweed S3 API Server' "$WEED_FOLDER/weed.log" 2>/dev/null &&
+    busybox wget -q -O /dev/null "http://127.0.0.1:$2/healthz" 2>/dev/null &&
     busybox wget -q -O /dev/null --header 'Content-Type: multipart/form-data; boundary=x' --post-data "$weed_form" \
       "http://127.0.0.1:$(($2 + 2))/ready" 2>/dev/null; do
     weed_tries=$((weed_tries - 1))
@@ -76,10 +77,12 @@ weed_stop() {
     wait "$weed_pid" 2>/dev/null || true
     while [ -s "/proc/$weed_pid/cmdline" ]; do sleep 0.1; done # it may be the child of another shell
   fi
-  # Sockets that no option moves elsewhere; their names are made of our ports.
-  for weed_port in $(cat "$weed_folder/weed.port"); do
-    rm -f /tmp/seaweedfs-s3-grpc-$((weed_port + 1)).sock /tmp/seaweedfs-filer-grpc-$((weed_port + 3)).sock \
-      /tmp/seaweedfs-master-grpc-$((weed_port + 5)).sock /tmp/seaweedfs-volume-grpc-$((weed_port + 7)).sock
+  # Its sockets: no option moves those for grpc, and in our folder their path could be too long. Their names are
+  # made of our ports.
+  weed_port=$(cat "$weed_folder/weed.port")
+  for weed_socket in s3-"$weed_port" s3-grpc-$((weed_port + 1)) filer-$((weed_port + 2)) filer-grpc-$((weed_port + 3)) \
+    master-grpc-$((weed_port + 5)) volume-grpc-$((weed_port + 7)); do
+    rm -f "/tmp/seaweedfs-$weed_socket.sock"
   done
   rm -f "$weed_folder/weed.pid"
 }
