@@ -6,7 +6,6 @@ use super::schema::{self, SECRET_KEY, SectionSpec};
 use super::units::{InvalidValue, Size};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use toml::Spanned;
@@ -287,7 +286,7 @@ impl<'d> Section<'d> {
     }
 
     /// Parses the items of a list, noting each that is wrong. `None` when any is.
-    pub(super) fn parse_items<T, E: Display>(
+    pub(super) fn parse_items<T, E>(
         &self,
         key: &str,
         items: &[String],

@@ -1,6 +1,7 @@
 //! What the remotes need besides their name: `[s3]`, `[b2]`, `[prune]`, and how a chunk is cut into parts.
 
-use super::secret::SecretFile;
+use super::paths::Environment;
+use super::secret::{Secret, SecretError, SecretFile};
 use super::section::Section;
 use super::units::{InvalidValue, Size};
 use crate::store::S3Checksum;
@@ -41,6 +42,16 @@ pub struct CredentialFiles {
     pub id_file: SecretFile,
     /// The file of the key itself.
     pub secret_file: SecretFile,
+}
+
+impl CredentialFiles {
+    /// Reads the id and the secret. Blocks.
+    ///
+    /// # Errors
+    /// [`SecretError`], which names the file.
+    pub fn read(&self, env: &Environment) -> Result<(Secret, Secret), SecretError> {
+        Ok((self.id_file.read_line(env)?, self.secret_file.read_line(env)?))
+    }
 }
 
 /// `[s3]`. What is `None` is found by the SDK's own chain (environment, shared files, instance).
