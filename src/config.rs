@@ -43,7 +43,7 @@ pub use units::{Age, InvalidValue, Size, TimeLimit};
 use document::Document;
 use minisign::PublicKey;
 use section::Findings;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trust::{Demand, FileError};
 
@@ -98,8 +98,8 @@ pub struct Config {
     /// What the remote keeps.
     pub lifecycle_remote: RetentionRules,
     notices: Vec<Notice>,
-    /// The keys that stand in the file, with their sections; the others have their defaults.
-    given: BTreeSet<String>,
+    /// The keys that stand in the file, with their sections and lines; the others have their defaults.
+    given: BTreeMap<String, usize>,
 }
 
 impl Config {
@@ -165,8 +165,8 @@ impl Config {
     /// The files that are named and not there: for `config check`. Credentials of systemd are not looked for.
     pub fn missing_files(&self, env: &Environment) -> Vec<Notice> {
         let missing = |(key, path, demand): (&str, PathBuf, Demand)| {
-            let error = trust::open_trusted(&path, demand, env.uid).err().filter(FileError::is_not_found)?;
-            Some(Notice { key: key.to_owned(), text: format!("{key} names a file that cannot be read: {error}") })
+            trust::open_trusted(&path, demand, env.uid).err().filter(FileError::is_not_found)?;
+            Some(Notice { key: key.to_owned(), text: format!("{key} names {}, which is not there", path.display()) })
         };
         self.named_files(env).into_iter().filter_map(missing).collect()
     }
@@ -176,18 +176,27 @@ impl Config {
             let error = trust::open_trusted(&path, demand, env.uid).err()?;
             let FileError::Distrusted { .. } = &error else { return None };
             let message = format!("names a file that cannot be trusted: {error}");
-            Some(Problem { line: None, key: Some(key.to_owned()), message, hint: error.hint() })
+            Some(Problem { line: self.given.get(key).copied(), key: Some(key.to_owned()), message, hint: error.hint() })
         };
-        self.named_files(env).into_iter().filter_map(problem).collect()
+        let mut problems: Vec<Problem> = self.named_files(env).into_iter().filter_map(problem).collect();
+        problems.sort_by_key(|problem| problem.line);
+        problems
     }
 
-    /// The hooks and key files with what is demanded of each.
+    /// The programs and key files with what is demanded of each.
     fn named_files(&self, env: &Environment) -> Vec<(&'static str, PathBuf, Demand)> {
         let hooks = self.hooks.iter();
         let programs = hooks.map(|(key, hook)| (key, PathBuf::from(hook.program()), Demand::Unchangeable));
         let secrets = self.secret_files();
         let located = secrets.into_iter().filter_map(|(key, file)| Some((key, file.locate(env).ok()?, file.demand())));
-        programs.chain(located).collect()
+        let command = match &self.keys {
+            KeySource::Passphrase(Passphrase::Command(command)) => Some(PathBuf::from(command.program())),
+            _ => None,
+        };
+        // A program without a path is looked for where the user's own PATH says.
+        let command = command.filter(|program| program.is_absolute());
+        let command = command.map(|program| ("main.encryption_passphrase_command", program, Demand::Unchangeable));
+        programs.chain(command).chain(located).collect()
     }
 
     fn secret_files(&self) -> Vec<(&'static str, &SecretFile)> {

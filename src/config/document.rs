@@ -60,7 +60,7 @@ fn syntax_problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
                 line,
                 key: None,
                 message: format!("this is not TOML: {}", error.message()),
-                hint: unquoted(source).map(|key| quote_hint(key, source)),
+                hint: syntax_hint(error.message(), source),
             }
         })
         .collect();
@@ -69,10 +69,19 @@ fn syntax_problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
     problems
 }
 
+fn syntax_hint(message: &str, source: &str) -> Option<String> {
+    if message.starts_with("duplicate key") {
+        let name = source.split('=').next().unwrap_or_default().trim();
+        return Some(format!("`{name}` stands twice: keep one of them"));
+    }
+    unquoted(source).map(|key| quote_hint(key, source))
+}
+
 fn quote_hint(key: &str, source: &str) -> String {
     let value = source.split_once('=').map(|(_, value)| value.trim()).unwrap_or_default();
     let value = value.split(" #").next().unwrap_or_default().trim_end();
-    let shown = if key == SECRET_KEY || value.contains(['"', '\\']) { "..." } else { value };
+    let secret = key == SECRET_KEY || key.contains("pass") || key.contains("secret");
+    let shown = if secret || value.contains(['"', '\\']) { "..." } else { value };
     format!("text stands in quotes: {key} = \"{shown}\"")
 }
 

@@ -11,7 +11,8 @@ pub struct Problem {
     pub line: Option<usize>,
     /// The key with its section, `main.split_size`, or the section, where one can be named.
     pub key: Option<String>,
-    /// What is wrong and what was expected. Follows the key as a sentence does: `is "1X"; expected a size`.
+    /// What is wrong, then `; expected ` and what was expected. Follows the key as a sentence does:
+    /// `is "1X"; expected a size`.
     pub message: String,
     /// What a person can do.
     pub hint: Option<String>,
@@ -71,7 +72,7 @@ fn list(file: &Path, problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
-/// `FILE:LINE: KEY MESSAGE`, then the hint on a line of its own.
+/// `FILE:LINE: KEY MESSAGE`, then what was expected and the hint, each on a line of its own.
 fn screen(file: &Path, problem: &Problem) -> String {
     let mut text = file.display().to_string();
     if let Some(line) = problem.line {
@@ -81,7 +82,7 @@ fn screen(file: &Path, problem: &Problem) -> String {
     if let Some(key) = &problem.key {
         text.push_str(&format!("{key} "));
     }
-    text.push_str(&problem.message);
+    text.push_str(&problem.message.replacen("; expected ", "\n  expected: ", 1));
     if let Some(hint) = &problem.hint {
         text.push_str(&format!("\n  hint: {hint}"));
     }

@@ -9,7 +9,7 @@ use super::{
     B2Section, BackupLifecycle, Config, Environment, PruneSection, Remote, RetentionRules, S3Section, SendSection,
     default_lock_file, default_state_dir, keys, schema, sequence, stores,
 };
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Reads all sections. `None` only after a problem was noted.
@@ -62,7 +62,7 @@ pub(super) fn read_config(
         intermediate,
         remote,
         notices: Vec::new(),
-        given: BTreeSet::new(),
+        given: BTreeMap::new(),
     };
     match config.remote {
         Some(Remote::S3 { .. }) => stores::check_part_count(&main, &s3, config.split_size, config.s3.parts),

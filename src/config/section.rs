@@ -5,8 +5,7 @@ use super::problem::{Notice, Problem};
 use super::schema::{self, SECRET_KEY, SectionSpec};
 use super::units::{InvalidValue, Size};
 use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::fmt::Display;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use toml::Spanned;
@@ -17,8 +16,8 @@ use toml::de::{DeTable, DeValue};
 pub(super) struct Findings {
     problems: RefCell<Vec<Problem>>,
     notices: RefCell<Vec<Notice>>,
-    /// The keys that stand in the file.
-    given: RefCell<BTreeSet<String>>,
+    /// The keys that stand in the file, with their lines.
+    given: RefCell<BTreeMap<String, usize>>,
     /// The keys that were asked for: a test holds them against the schema.
     asked: RefCell<BTreeSet<String>>,
 }
@@ -27,7 +26,7 @@ pub(super) struct Findings {
 pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
     pub(super) notices: Vec<Notice>,
-    pub(super) given: BTreeSet<String>,
+    pub(super) given: BTreeMap<String, usize>,
     #[cfg_attr(not(test), expect(dead_code, reason = "only the test that no key is forgotten reads it"))]
     pub(super) asked: BTreeSet<String>,
 }
@@ -86,14 +85,15 @@ impl<'d> Section<'d> {
         names.map(|name| name.get_ref().to_string()).collect()
     }
 
-    fn dotted(&self, key: &str) -> String {
+    /// The key with its section.
+    pub(super) fn dotted(&self, key: &str) -> String {
         format!("{}.{key}", self.spec.name)
     }
 
     fn value(&self, key: &str) -> Option<&'d Value<'d>> {
         self.findings.asked.borrow_mut().insert(self.dotted(key));
         let value = self.table?.get(key)?;
-        self.findings.given.borrow_mut().insert(self.dotted(key));
+        self.findings.given.borrow_mut().insert(self.dotted(key), self.document.line(&value.span()));
         Some(value)
     }
 
@@ -286,19 +286,21 @@ impl<'d> Section<'d> {
     }
 
     /// Parses the items of a list, noting each that is wrong. `None` when any is.
-    pub(super) fn parse_items<T, E: Display>(
+    pub(super) fn parse_items<T, E>(
         &self,
         key: &str,
         items: &[String],
         expected: &str,
         parse: impl Fn(&str) -> Result<T, E>,
     ) -> Option<Vec<T>> {
+        let is_list = self.value(key).is_some_and(|value| value.get_ref().is_array());
+        let verb = if is_list { "has" } else { "is" };
         let parsed: Vec<Option<T>> = items
             .iter()
             .map(|item| match parse(item) {
                 Ok(value) => Some(value),
                 Err(_) => {
-                    self.refuse(key, format!("has {item:?}; expected {expected}"), None);
+                    self.refuse(key, format!("{verb} {item:?}; expected {expected}"), None);
                     None
                 }
             })

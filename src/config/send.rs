@@ -61,6 +61,17 @@ impl SendSection {
     }
 }
 
+impl RawMode {
+    /// Whether a dataset is sent raw.
+    pub fn is_raw(self, dataset_is_encrypted: bool) -> bool {
+        match self {
+            Self::Auto => dataset_is_encrypted,
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
 impl FromStr for RawMode {
     type Err = InvalidValue;
 

@@ -27,7 +27,7 @@ impl Config {
     }
 
     fn line(&self, section: &str, key: &str, value: &Value) -> String {
-        let mark = if self.given.contains(&format!("{section}.{key}")) { "" } else { "  # default" };
+        let mark = if self.given.contains_key(&format!("{section}.{key}")) { "" } else { "  # default" };
         format!("{key} = {value}{mark}\n")
     }
 
@@ -35,7 +35,7 @@ impl Config {
     fn entries(&self) -> Vec<(&'static str, Vec<Entry<'_>>)> {
         let is_s3 = matches!(self.remote, Some(Remote::S3 { .. }));
         let is_b2 = matches!(self.remote, Some(Remote::B2 { .. }));
-        let in_file = |section: &str| self.given.iter().any(|key| key.starts_with(&format!("{section}.")));
+        let in_file = |section: &str| self.given.keys().any(|key| key.starts_with(&format!("{section}.")));
         let all = [
             ("main", true, self.main_entries()),
             ("s3", is_s3, self.s3_entries()),

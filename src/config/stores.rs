@@ -1,6 +1,7 @@
 //! What the remotes need besides their name: `[s3]`, `[b2]`, `[prune]`, and how a chunk is cut into parts.
 
-use super::secret::SecretFile;
+use super::paths::Environment;
+use super::secret::{Secret, SecretError, SecretFile};
 use super::section::Section;
 use super::units::{InvalidValue, Size};
 use crate::store::S3Checksum;
@@ -41,6 +42,16 @@ pub struct CredentialFiles {
     pub id_file: SecretFile,
     /// The file of the key itself.
     pub secret_file: SecretFile,
+}
+
+impl CredentialFiles {
+    /// Reads the id and the secret. Blocks.
+    ///
+    /// # Errors
+    /// [`SecretError`], which names the file.
+    pub fn read(&self, env: &Environment) -> Result<(Secret, Secret), SecretError> {
+        Ok((self.id_file.read_line(env)?, self.secret_file.read_line(env)?))
+    }
 }
 
 /// `[s3]`. What is `None` is found by the SDK's own chain (environment, shared files, instance).
@@ -168,17 +179,29 @@ pub(super) fn sealed_bytes_max(split_size: Size) -> u64 {
 /// Holds the number of parts of one chunk against what stores take.
 pub(super) fn check_part_count(main: &Section<'_>, store: &Section<'_>, split_size: Size, parts: PartSettings) {
     let count = sealed_bytes_max(split_size).div_ceil(parts.part_size.bytes());
-    let enough = Size::mebibytes((sealed_bytes_max(split_size).div_ceil(PARTS_EVERYWHERE_MAX) >> 20) + 1);
-    let advice = format!("with split_size = \"{split_size}\" write part_size = \"{enough}\", or lower split_size");
     let (section, key) =
         if store.has("part_size") || !main.has("split_size") { (store, "part_size") } else { (main, "split_size") };
     if count > PARTS_MAX {
         let message = format!("makes {count} parts of {} for one chunk; expected at most {PARTS_MAX}", parts.part_size);
-        section.refuse(key, message, Some(advice));
+        section.refuse(key, message, Some(part_count_hint(split_size)));
     } else if count > PARTS_EVERYWHERE_MAX {
-        let text = format!("{key} makes {count} parts for one chunk, and some stores take {PARTS_EVERYWHERE_MAX}");
-        section.notice(key, format!("{text}: {advice}"));
+        let stores = format!("some stores take only {PARTS_EVERYWHERE_MAX}");
+        let text = format!(
+            "{} makes {count} parts for one chunk, and {stores}: {}",
+            section.dotted(key),
+            part_count_hint(split_size)
+        );
+        section.notice(key, text);
     }
+}
+
+/// The smallest part that makes a number which every store takes, where parts may be as large as that.
+fn part_count_hint(split_size: Size) -> String {
+    let enough = Size::mebibytes((sealed_bytes_max(split_size).div_ceil(PARTS_EVERYWHERE_MAX) >> 20) + 1);
+    if enough > PART_SIZE_MAX {
+        return "lower split_size".to_owned();
+    }
+    format!("lower split_size, or write part_size = \"{enough}\" (memory grows with it)")
 }
 
 fn endpoint(text: &str) -> Result<String, InvalidValue> {

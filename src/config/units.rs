@@ -41,6 +41,11 @@ impl Size {
         self.0
     }
 
+    /// The bytes as the length of something in memory; what no memory can hold becomes the largest length.
+    pub fn in_memory(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
     /// `count` times 2^20 bytes.
     pub const fn mebibytes(count: u64) -> Self {
         Self(count << 20)

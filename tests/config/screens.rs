@@ -1,0 +1,506 @@
+//! What people see: every kind of problem as a screen, the notices, the merged configuration, the advice.
+
+use super::*;
+use insta::assert_snapshot;
+
+#[test]
+fn an_empty_file_lacks_everything() {
+    assert_snapshot!(screen(""), @r#"
+    zb.toml: main.zfs_fs is missing
+      expected: the dataset to back up, or a list of them
+      hint: zfs_fs = "tank/photos"
+    zb.toml: main.encryption_passphrase_file is missing
+      expected: a way to encrypt: encryption_passphrase (or _file, or _command), or encryption_recipients
+      hint: nothing is ever stored unencrypted
+    zb.toml: main.remote is missing
+      expected: a store: remote, or intermediate_basedir, or both
+      hint: remote = "s3:bucket/prefix"
+    "#);
+}
+
+#[test]
+fn all_problems_come_together_in_the_order_of_their_lines() {
+    let text = "[main]\nzfs_fs = \"tank@x\"\nsplit_sise = \"1G\"\nremote = 7\nsplit_size = \"1X\"\n\
+        [send]\nraw = \"sometimes\"\ncompressed = \"yes\"\nconcurrency = 4\n[sned]\n";
+    assert_snapshot!(screen(text), @r#"
+    zb.toml:1: main.encryption_passphrase_file is missing
+      expected: a way to encrypt: encryption_passphrase (or _file, or _command), or encryption_recipients
+      hint: nothing is ever stored unencrypted
+    zb.toml:2: main.zfs_fs is "tank@x"
+      expected: a dataset name: pool/path of letters, digits, space and -_.: without @ and a leading slash
+    zb.toml:3: main.split_sise is not a known key
+      hint: did you mean `split_size`?
+    zb.toml:4: main.remote is a number
+      expected: text in quotes
+    zb.toml:5: main.split_size is "1X"
+      expected: a size such as 1G, 64M or 512K (binary multiples), or a number of bytes
+    zb.toml:7: send.raw is "sometimes"
+      expected: one of auto, always, never
+    zb.toml:8: send.compressed is text
+      expected: true or false, without quotes
+    zb.toml:9: send.concurrency is not a known key
+      hint: it belongs in [s3] or [b2]
+    zb.toml:10: [sned] is not a known section
+      hint: did you mean `[send]`?
+    "#);
+}
+
+#[test]
+fn ini_is_recognised() {
+    assert_snapshot!(screen("[main]\n; the old one\nzfs_fs = data/photos\nrecursive = yes\n"), @r"
+    zb.toml: this looks like the INI form of older tools, not like TOML
+      hint: write it as TOML: text in quotes, comments with # (config convert comes in a later version)
+    ");
+}
+
+#[test]
+fn toml_with_a_slip_is_not_taken_for_ini() {
+    assert_snapshot!(screen(&with("split_size = 1G\nstate_dir = \"/x", "")), @r#"
+    zb.toml:5: this is not TOML: string values must be quoted, expected literal string
+      hint: text stands in quotes: split_size = "1G"
+    zb.toml:6: this is not TOML: invalid basic string, expected `"`
+    "#);
+}
+
+#[test]
+fn a_key_given_twice_is_named() {
+    assert_snapshot!(screen(&with("remote = \"file:/x\"", "")), @r"
+    zb.toml:5: this is not TOML: duplicate key
+      hint: `remote` stands twice: keep one of them
+    ");
+}
+
+#[test]
+fn keys_outside_sections_and_unknown_sections() {
+    assert_snapshot!(screen(&format!("zfs_fs = \"tank\"\nfrobnicate = 1\nsend = 2\n{}", with("", "[backup_sequence]\n[foo]"))), @r"
+    zb.toml:1: zfs_fs stands outside all sections
+      hint: it belongs in [main]
+    zb.toml:2: frobnicate is not a known key, and stands outside all sections
+    zb.toml:3: send is a section
+      expected: keys below a line of its name in brackets
+    zb.toml:9: [backup_sequence] is not a known section
+      hint: did you mean `[backup-sequence]`?
+    zb.toml:10: [foo] is not a known section
+    ");
+}
+
+#[test]
+fn a_key_of_another_section() {
+    assert_snapshot!(screen(&with("part_size = \"16M\"\nprofile = \"x\"", "[send]\nbwlimit = \"1M\"")), @r"
+    zb.toml:5: main.part_size is not a known key
+      hint: it belongs in [s3] or [b2]
+    zb.toml:6: main.profile is not a known key
+      hint: it belongs in [s3] or [prune]
+    zb.toml:8: send.bwlimit is not a known key
+      hint: it belongs in [main]
+    ");
+}
+
+#[test]
+fn sizes_out_of_range() {
+    let text = with("split_size = 0", "[s3]\npart_size = \"4M\"\nconcurrency = 0");
+    assert_snapshot!(screen(&text), @r"
+    zb.toml:5: main.split_size is 0
+      expected: a size from 64K to 5T
+    zb.toml:7: s3.part_size is 4M
+      expected: a size from 5M to 5G
+    zb.toml:8: s3.concurrency is 0
+      expected: a whole number from 1 to 64, without quotes
+    ");
+    assert_snapshot!(screen(&with("split_size = \"6T\"", "")), @r"
+    zb.toml:5: main.split_size is 6T
+      expected: a size from 64K to 5T
+    ");
+    assert_snapshot!(screen(&with("split_size = -1", "[s3]\nconcurrency = \"4\"\npart_size = \"16MB\"")), @r#"
+    zb.toml:5: main.split_size is -1
+      expected: a size such as "1G"
+    zb.toml:7: s3.concurrency is text
+      expected: a whole number from 1 to 64, without quotes
+    zb.toml:8: s3.part_size is "16MB"
+      expected: a size such as 1G, 64M or 512K (binary multiples), or a number of bytes
+      hint: write "16M"
+    "#);
+}
+
+#[test]
+fn too_many_parts_for_one_chunk() {
+    assert_snapshot!(screen(&with("split_size = \"1T\"", "")), @r#"
+    zb.toml:5: main.split_size makes 65809 parts of 16M for one chunk
+      expected: at most 10000
+      hint: lower split_size, or write part_size = "1053M" (memory grows with it)
+    "#);
+    assert_snapshot!(screen(&with("split_size = \"1T\"", "[s3]\npart_size = \"5M\"")), @r#"
+    zb.toml:7: s3.part_size makes 210586 parts of 5M for one chunk
+      expected: at most 10000
+      hint: lower split_size, or write part_size = "1053M" (memory grows with it)
+    "#);
+}
+
+#[test]
+fn no_way_to_encrypt_and_no_store() {
+    assert_snapshot!(screen("[main]\nzfs_fs = \"tank\"\n"), @r#"
+    zb.toml:1: main.encryption_passphrase_file is missing
+      expected: a way to encrypt: encryption_passphrase (or _file, or _command), or encryption_recipients
+      hint: nothing is ever stored unencrypted
+    zb.toml:1: main.remote is missing
+      expected: a store: remote, or intermediate_basedir, or both
+      hint: remote = "s3:bucket/prefix"
+    "#);
+}
+
+#[test]
+fn two_ways_to_encrypt() {
+    let text = with(&format!("encryption_passphrase = \"x\"\nencryption_recipients = [\"{RECIPIENT}\"]"), "");
+    assert_snapshot!(screen(&text), @r"
+    zb.toml:1: main.signing_key_file is missing
+      expected: the file of a minisign secret key, because with encryption_recipients no keyring has one
+      hint: `minisign -G -W` makes a key pair without a password
+    zb.toml:1: main.verify_keys is missing
+      expected: the public half of the signing key, because without it nothing that is stored can be checked
+      hint: it is the last line of the .pub file that minisign wrote
+    zb.toml:4: main.encryption_passphrase_file stands beside main.encryption_passphrase
+      expected: only one of them
+      hint: remove `encryption_passphrase_file` or the other one
+    zb.toml:6: main.encryption_recipients stands beside main.encryption_passphrase
+      expected: only one of them
+      hint: keep the passphrase on hosts that restore, the recipients on hosts that only back up
+    ");
+}
+
+#[test]
+fn recipients_need_a_signing_key() {
+    let main = format!("zfs_fs = \"tank\"\nremote = \"file:/x\"\nencryption_recipients = [\"{RECIPIENT}\"]");
+    assert_snapshot!(screen(&format!("[main]\n{main}\n")), @r"
+    zb.toml:1: main.signing_key_file is missing
+      expected: the file of a minisign secret key, because with encryption_recipients no keyring has one
+      hint: `minisign -G -W` makes a key pair without a password
+    zb.toml:1: main.verify_keys is missing
+      expected: the public half of the signing key, because without it nothing that is stored can be checked
+      hint: it is the last line of the .pub file that minisign wrote
+    ");
+}
+
+#[test]
+fn keys_that_are_no_keys() {
+    let text = "[main]\nzfs_fs = \"tank\"\nremote = \"file:/x\"\n\
+        encryption_recipients = [\"age1short\", \"ssh-ed25519 AAAA\"]\nsigning_key_file = \"key\"\nverify_keys = \"RWx\"\n";
+    assert_snapshot!(screen(text), @r#"
+    zb.toml:4: main.encryption_recipients has "age1short"
+      expected: an age recipient, age1... of 62 characters
+    zb.toml:4: main.encryption_recipients has "ssh-ed25519 AAAA"
+      expected: an age recipient, age1... of 62 characters
+    zb.toml:5: main.signing_key_file is "key"
+      expected: an absolute path, or ${CREDENTIALS_DIRECTORY}/NAME for a systemd credential
+    zb.toml:6: main.verify_keys is "RWx"
+      expected: a minisign public key, 56 characters that begin with RW
+    "#);
+}
+
+#[test]
+fn a_secret_identity_is_not_repeated() {
+    let text = "[main]\nzfs_fs = \"tank\"\nremote = \"file:/x\"\n\
+        encryption_recipients = [\"AGE-SECRET-KEY-1QQQQ\"]\nsigning_key_file = \"/s\"\nverify_keys = []\n";
+    let screen = screen(text);
+    assert!(!screen.contains("1QQQQ"));
+    assert_snapshot!(screen, @r"
+    zb.toml:4: main.encryption_recipients has a secret identity
+      expected: its public half, age1...
+      hint: the public half is the `# public key:` line of the identity file; keep the identity elsewhere
+    ");
+}
+
+#[test]
+fn a_passphrase_of_the_wrong_type_is_not_repeated() {
+    let text = "[main]\nzfs_fs = \"tank\"\nremote = \"file:/x\"\nencryption_passphrase = 4711\n";
+    let screen = screen(text);
+    assert!(!screen.contains("4711"));
+    assert_snapshot!(screen, @r"
+    zb.toml:4: main.encryption_passphrase is a number
+      expected: text in quotes
+    ");
+}
+
+#[test]
+fn rclone_keys_without_rclone() {
+    let main = "rclone_conf = \"/r\"\nrclone_bwlimit = \"8M\"\nrclone_args = [\"-v\"]";
+    assert_snapshot!(screen(&with(main, "")), @r"
+    zb.toml:5: main.rclone_conf is only for a remote of the form rclone:REMOTE:PATH
+      hint: the credentials of a native remote stand in [s3] or [b2]
+    zb.toml:6: main.rclone_bwlimit is only for a remote of the form rclone:REMOTE:PATH
+      hint: the native key is `bwlimit`
+    zb.toml:7: main.rclone_args is only for a remote of the form rclone:REMOTE:PATH
+      hint: the native keys are `part_size` and `concurrency` in [s3] or [b2]
+    ");
+}
+
+#[test]
+fn remotes_in_other_forms() {
+    let remote = |remote: &str| {
+        screen(&format!("[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"{remote}\"\n"))
+    };
+    assert_snapshot!(remote("s3://bucket/x"), @r#"
+    zb.toml:4: main.remote is "s3://bucket/x"
+      expected: s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH
+      hint: write "s3:bucket/x"
+    "#);
+    assert_snapshot!(remote("gdrive:x"), @r#"
+    zb.toml:4: main.remote is "gdrive:x"
+      expected: s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH
+      hint: for a remote of rclone.conf write "rclone:gdrive:x"
+    "#);
+    assert_snapshot!(remote("file:x"), @r#"
+    zb.toml:4: main.remote is "file:x"
+      expected: file:/dir, an absolute path without `..`
+    "#);
+}
+
+#[test]
+fn credentials_by_halves() {
+    let rest = "[s3]\nprofile = \"x\"\naccess_key_id_file = \"/id\"\nendpoint = \"s3.example.org\"\nchecksum = \"crc32\"\nstorage_class = \"glacier\"";
+    assert_snapshot!(screen(&with("", rest)), @r#"
+    zb.toml:6: s3.secret_access_key_file is missing
+      expected: the other half of access_key_id_file
+    zb.toml:7: s3.profile stands beside access_key_id_file and secret_access_key_file
+      expected: only one of them
+    zb.toml:9: s3.endpoint is "s3.example.org"
+      expected: a URL, https://HOST or https://HOST:PORT, without a bucket in it
+      hint: write "https://s3.example.org"
+    zb.toml:10: s3.checksum is "crc32"
+      expected: one of crc64nvme, sha256, md5
+    zb.toml:11: s3.storage_class is "glacier"
+      expected: a storage class such as STANDARD_IA, in capitals
+      hint: write "GLACIER"
+    "#);
+}
+
+#[test]
+fn relative_paths_and_programs() {
+    let main = "intermediate_basedir = \"x\"\nstate_dir = \"~/x\"\nlock_file = \"/a/../b\"\n\
+        on_failure = \"mail -s failed root\"\npre_snapshot = \"/bin/sh -c 'x\"\nhook_timeout = \"10\"";
+    assert_snapshot!(screen(&with(main, "")), @r#"
+    zb.toml:5: main.intermediate_basedir is "x"
+      expected: an absolute path without `..`
+    zb.toml:6: main.state_dir is "~/x"
+      expected: an absolute path without `..`
+    zb.toml:7: main.lock_file is "/a/../b"
+      expected: an absolute path without `..`
+    zb.toml:8: main.on_failure is "mail -s failed root"
+      expected: the absolute path of a program, and its arguments
+      hint: `command -v mail` says where it is
+    zb.toml:9: main.pre_snapshot is "/bin/sh -c 'x"
+      expected: a command line whose quotes are closed, split as a shell would
+    zb.toml:10: main.hook_timeout is "10"
+      expected: a duration such as 30s, 10m, 2h or 1d (m = minutes), at most 365d
+    "#);
+}
+
+#[test]
+fn names_that_zfs_would_refuse() {
+    let main = "snapshot_prefix = \"a/b@\"\nstore_as = \"x@y\"\nexclude = [\"[\"]\nuse_snapshots = \"{\"";
+    assert_snapshot!(screen(&with(main, "")), @r#"
+    zb.toml:5: main.snapshot_prefix is "a/b@"
+      expected: letters, digits and -_.: only, at least one, because own snapshots are known by it
+    zb.toml:6: main.store_as is "x@y"
+      expected: a name formed as a dataset name is
+    zb.toml:7: main.exclude has "["
+      expected: glob patterns such as "tank/scratch/*"
+    zb.toml:7: main.exclude has no effect without recursive = true
+    zb.toml:8: main.use_snapshots is "{"
+      expected: "own", or a glob such as "autosnap_*_daily"
+    "#);
+    let long = "x".repeat(230);
+    let screen = screen(&with(&format!("snapshot_prefix = \"{long}\""), ""));
+    assert_snapshot!(screen, @r"
+    zb.toml:5: main.snapshot_prefix is too long for tank/photos
+      expected: names of at most 255 bytes with it
+    ");
+}
+
+#[test]
+fn limits_of_pace() {
+    let main = "bwlimit = \"fast\"\nwindow = \"23-07\"\nmax_runtime = \"0s\"\nresume_days = 0";
+    assert_snapshot!(screen(&with(main, "")), @r#"
+    zb.toml:5: main.bwlimit is "fast"
+      expected: bytes per second such as 20M, or times with limits such as "08:00,512K 19:00,20M"
+    zb.toml:6: main.window is "23-07"
+      expected: two different times of day such as "23:00-07:00"
+    zb.toml:7: main.max_runtime is 0s
+      expected: at least 1s
+    zb.toml:8: main.resume_days is 0
+      expected: a whole number from 1 to 3650, without quotes
+    "#);
+}
+
+#[test]
+fn retention_that_keeps_nothing() {
+    let rest = "[lifecycle-remote]\nkeep-last-chains = 0\nkeep-full-with-age-closest-to = []";
+    assert_snapshot!(screen(&with("", rest)), @r"
+    zb.toml:6: [lifecycle-remote] has rules that keep nothing
+      expected: at least one that keeps
+      hint: to keep everything remove the section; to keep the newest chain write keep-last-chains = 1
+    ");
+}
+
+#[test]
+fn retention_in_the_wrong_place_or_form() {
+    let rest = "[lifecycle-remote]\nkeep-last-incremental-only = 1\nkeep-last-chain = 1\n\
+        keep-full-with-age-closest-to = [\"6M\", \"1y\"]\nkeep-within = 90";
+    assert_snapshot!(screen(&with("", rest)), @r#"
+    zb.toml:7: lifecycle-remote.keep-last-incremental-only is only for an intermediate directory with a remote: an incremental in the remote is worth nothing without what it depends on
+      hint: use keep-last-chains, or keep-within
+    zb.toml:8: lifecycle-remote.keep-last-chain is not a known key
+      hint: did you mean `keep-last-chains`?
+    zb.toml:9: lifecycle-remote.keep-full-with-age-closest-to has "6M"
+      expected: ages such as "1w", "6m", "1y" (m = 30 days, y = 365 days)
+    zb.toml:10: lifecycle-remote.keep-within is a number
+      expected: text in quotes
+    "#);
+    let alone = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nintermediate_basedir = \"/x\"\n\
+        [lifecycle-intermediate]\nkeep-last-incremental-only = 1\n";
+    assert_snapshot!(screen(alone), @r"
+    zb.toml:6: lifecycle-intermediate.keep-last-incremental-only is only for an intermediate directory with a remote: without a remote the intermediate directory has the only copy of what incrementals depend on
+      hint: use keep-last-chains, or keep-within
+    ");
+}
+
+#[test]
+fn steps_that_are_no_steps() {
+    let rest = "[backup-sequence]\nstep1 = \"lock\"\nstep01 = \"snapshot\"\nstep2 = \"\"\nlast = \"unlock\"\n\
+        step3 = \"upload-intermediate-to-remove\"\nremote = \"x\"";
+    assert_snapshot!(screen(&with("", rest)), @r#"
+    zb.toml:7: backup-sequence.step1 has the same number as step01
+      expected: each number once
+    zb.toml:9: backup-sequence.step2 is ""
+      expected: a command line of this program
+    zb.toml:10: backup-sequence.last is not a known key
+      hint: steps are called step01, step02, ... and run in the order of their numbers
+    zb.toml:11: backup-sequence.step3 is "upload-intermediate-to-remove"
+      expected: a command of this program
+      hint: did you mean `upload-intermediate-to-remote`?
+    zb.toml:12: backup-sequence.remote is not a known key
+      hint: it belongs in [main]
+    "#);
+}
+
+#[test]
+fn both_stores_in_one_folder() {
+    let text = "[main]\nzfs_fs = [\"t\", \"t\"]\nencryption_passphrase = \"x\"\n\
+        intermediate_basedir = \"/srv\"\nremote = \"file:/srv/backup\"\n";
+    assert_snapshot!(screen(text), @r#"
+    zb.toml:2: main.zfs_fs names "t" twice
+      expected: each dataset once
+    zb.toml:5: main.remote lies in the same folder as intermediate_basedir
+      expected: two places
+    "#);
+}
+
+#[test]
+fn every_key_for_a_later_version_is_named() {
+    assert_snapshot!(notices(EXAMPLE), @r"
+    main.bwlimit is checked but not used yet: for now uploads run at full speed, at any hour
+    main.hook_timeout is checked but not used yet: for now no hook is run
+    main.intermediate_checksum is checked but not used yet: for now no B3SUMS file is written
+    main.lock_file is checked but not used yet: for now only the kernel lock in state_dir keeps two runs apart
+    main.oldest_snapshot_days is checked but not used yet: for now no snapshot is destroyed
+    main.on_failure is checked but not used yet: for now the hook is not run
+    main.resume_days is checked but not used yet: for now an unfinished upload is never given up
+    main.window is checked but not used yet: for now uploads run at full speed, at any hour
+    s3.object_lock_days is checked but not used yet: for now objects are not locked
+    [prune] is checked but not used yet: for now nothing is deleted
+    [backup-lifecycle] is checked but not used yet: for now an incremental is made whenever it can be
+    [backup-sequence] is checked but not used yet: for now run the commands one by one
+    [lifecycle-intermediate] is checked but not used yet: for now nothing is deleted
+    [lifecycle-remote] is checked but not used yet: for now nothing is deleted
+    ");
+    assert_snapshot!(notices(&with("recursive = true\nexclude = [\"t/*\"]\nuse_snapshots = \"auto_*\"\nstore_as = \"x\"\nmax_runtime = \"8h\"", "")), @r"
+    main.exclude is checked but not used yet: for now only the datasets named in zfs_fs are backed up
+    main.max_runtime is checked but not used yet: for now a run goes on until it is done
+    main.recursive is checked but not used yet: for now only the datasets named in zfs_fs are backed up
+    main.store_as is checked but not used yet: for now the dataset's own name is used in the store
+    main.use_snapshots is checked but not used yet: for now the tool's own snapshots are used
+    ");
+}
+
+#[test]
+fn what_has_no_effect_is_named() {
+    let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"b2:bucket\"\n\
+        [s3]\nregion = \"x\"\n[lifecycle-intermediate]\nkeep-last-chains = 1\n";
+    assert_snapshot!(notices(text), @r"
+    [lifecycle-intermediate] is checked but not used yet: for now nothing is deleted
+    [s3] has no effect: the remote is b2:bucket
+    [lifecycle-intermediate] has no effect: there is no intermediate_basedir
+    main.remote names a kind of store that comes in a later version: for now use the S3 endpoint of the bucket, s3:BUCKET/PREFIX
+    ");
+    assert_snapshot!(notices(&with("split_size = \"64G\"", "")), @r#"
+    main.split_size makes 4114 parts for one chunk, and some stores take only 1000: lower split_size, or write part_size = "66M" (memory grows with it)
+    "#);
+}
+
+#[test]
+fn the_merged_configuration_hides_secrets_and_marks_defaults() {
+    let text = "[main]\nzfs_fs = \"tank\"\nencryption_passphrase = \"hunter2\"\nremote = \"s3:bucket\"\n";
+    let shown = parse(text).unwrap().to_display_toml();
+    assert!(!shown.contains("hunter2"));
+    assert_snapshot!(shown, @r#"
+    # /etc/zfs-backup/zfs-backup.toml, merged with the defaults
+
+    [main]
+    zfs_fs = ["tank"]
+    recursive = false  # default
+    exclude = []  # default
+    encryption_passphrase = "(hidden)"
+    split_size = "1G"  # default
+    remote = "s3:bucket"
+    snapshot_prefix = "zfs-backup_"  # default
+    use_snapshots = "own"  # default
+    hook_timeout = "10m"  # default
+    lock_file = "/var/lib/zfs-backup/zfs-backup.lock"  # default
+    state_dir = "/var/lib/zfs-backup"  # default
+    resume_days = 14  # default
+
+    [s3]
+    path_style = false  # default
+    checksum = "crc64nvme"  # default
+    part_size = "16M"  # default
+    concurrency = 4  # default
+
+    [send]
+    raw = "auto"  # default
+    compressed = true  # default
+    embedded = false  # default
+    compression = "none"  # default
+
+    [backup-lifecycle]
+    full_when_incrementals_exceed = "50%"  # default
+    auto_full_max = "100G"  # default
+
+    [backup-sequence]
+    step01 = "lock"  # default
+    step02 = "snapshot"  # default
+    step03 = "stream-to-remote"  # default
+    step04 = "verify-checksums"  # default
+    step05 = "unlock"  # default
+    "#);
+}
+
+#[test]
+fn advice_says_what_a_configuration_costs() {
+    let advice = |text: &str| -> String {
+        let lines = parse(text).unwrap().check_advice();
+        lines.iter().map(|line| format!("{}: {}\n", line.subject, line.text)).collect()
+    };
+    assert_snapshot!(advice(EXAMPLE), @r"
+    memory: at most 384M: parts of 32M x (8 in flight + 2) + 64M
+    requests: 1T of stream is 1024 chunks and about 35840 upload requests, 33 parts a chunk
+    evidence: verify-checksums compares the SHA-256 of each chunk's part SHA-256s, computed by the store
+    full: at 20M a second, the slowest limit of the day, 1T takes 15 hours
+    zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
+    passphrase: it has fewer than 16 characters; whoever copies the keyring from the store can try passphrases at leisure
+    ");
+    let local = "[main]\nzfs_fs = \"t\"\nencryption_passphrase_file = \"/k\"\nintermediate_basedir = \"/x\"\n";
+    assert_snapshot!(advice(local), @r"
+    memory: at most 160M: parts of 16M x (4 in flight + 2) + 64M
+    zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
+    copies: there is no remote: all backups lie on this host and go with it
+    ");
+}
