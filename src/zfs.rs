@@ -1,5 +1,5 @@
 //! ZFS as the rest of the crate sees it: one blocking trait, [`Zfs`], with only what `run/` needs.
-//! The real one ([`RealZfs`]) drives `libzfs_core`, opened at run time, and the read ioctls; `fake` keeps pools in memory.
+//! The real one ([`RealZfs`]) drives `libzfs_core`, opened at run time, and the read ioctls; [`fake::FakeZfs`] keeps pools in memory.
 
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
@@ -398,6 +398,7 @@ impl HoldGuard {
 mod attempt;
 mod core;
 mod errno;
+pub mod fake;
 mod list;
 mod nvlist;
 mod real;

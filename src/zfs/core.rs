@@ -8,6 +8,7 @@
 use super::ZfsError;
 use super::nvlist::{NvList, NvSlot};
 use super::sys::{self, LibNvPair, LibZfsCore, dmu_replay_record, zfs_cmd};
+use std::error::Error;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -77,7 +78,11 @@ impl Libraries {
     /// Opens both by name, checks that every function we call is there, and readies them.
     pub(super) fn open(core_name: &str, nvpair_name: &str) -> Result<Self, ZfsError> {
         let missing = |name: &str, error: libloading::Error| ZfsError::Library {
-            reason: format!("{name} cannot be used: {error}"),
+            // The loader's own words, which name the file or the function, are the cause.
+            reason: match error.source() {
+                Some(cause) => format!("{name} cannot be used: {cause}"),
+                None => format!("{name} cannot be used: {error}"),
+            },
             hint: INSTALL_HINT.to_owned(),
         };
         // SAFETY: runs the library's initialisers; OpenZFS has none that could disturb us.

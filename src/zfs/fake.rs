@@ -1,0 +1,409 @@
+//! [`FakeZfs`]: ZFS in memory, for tests. It behaves: guids, transaction groups, holds and bookmarks are kept as the
+//! kernel keeps them, sends are real and valid streams (always the same for the same history), receives check what
+//! the kernel checks. And it breaks on request: its n-th call, a stream after N bytes, a verdict.
+//!
+//! What it leaves out: mounting, quotas, space, delegation, and the cipher of encrypted datasets (a raw stream holds
+//! their bytes in clear).
+
+mod content;
+mod receive;
+mod state;
+mod stream;
+
+use super::attempt::Attempt;
+use super::{
+    Bookmark, Dataset, DatasetType, HoldGuard, Property, PropertyValue, ReceiveRequest, SendBase, SendRequest,
+    SendResume, SendStream, Snapshot, Zfs, ZfsError,
+};
+use crate::model::{BookmarkName, DatasetName, SnapshotName};
+use content::Content;
+use jiff::Timestamp;
+use receive::Incoming;
+use state::State;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, StreamSource};
+
+/// When a test sets no other: 2026-01-01 00:00 UTC.
+const FIRST_SECOND: i64 = 1_767_225_600;
+
+/// Pools in memory. Clones are handles to the same pools.
+#[derive(Clone)]
+pub struct FakeZfs {
+    shared: Arc<Mutex<Shared>>,
+}
+
+struct Shared {
+    state: State,
+    module_version: String,
+    calls: u64,
+    failing: BTreeMap<u64, i32>,
+    send_fault: Option<SendFault>,
+}
+
+/// What goes wrong with one send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendFault {
+    /// The reader comes to its end after so many bytes, or with the stream if that is shorter.
+    pub after_bytes: usize,
+    /// The verdict's error number; 0 for a success that is none.
+    pub errno: i32,
+}
+
+impl Default for FakeZfs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a test does to the pools and what goes wrong with them.
+impl FakeZfs {
+    /// Without any pool.
+    pub fn new() -> Self {
+        let now = Timestamp::from_second(FIRST_SECOND).unwrap_or(Timestamp::UNIX_EPOCH);
+        let shared = Shared {
+            state: State::new(now),
+            module_version: "2.3.2-1".to_owned(),
+            calls: 0,
+            failing: BTreeMap::new(),
+            send_fault: None,
+        };
+        Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// Makes a dataset and those above it that are not there, the pool included. No effect on one that is there.
+    pub fn create(&self, name: &DatasetName, dataset_type: DatasetType) {
+        if let Some(parent) = name.parent() {
+            self.create(&parent, DatasetType::Filesystem);
+        }
+        // The only error left is that it is there.
+        let _ = self.lock().state.create(name, dataset_type).map(drop);
+    }
+
+    /// Writes a file of a dataset, which must be there, as a whole. Blocks of 4,096 bytes that stay the same are not
+    /// in the next incremental.
+    pub fn write_file(&self, dataset: &DatasetName, object: u64, bytes: &[u8]) {
+        self.change(dataset, |content, txg| content.write(object, bytes.to_vec(), txg));
+    }
+
+    /// Removes a file of a dataset, if it is there.
+    pub fn remove_file(&self, dataset: &DatasetName, object: u64) {
+        self.change(dataset, |content, txg| content.remove(object, txg));
+    }
+
+    fn change(&self, dataset: &DatasetName, change: impl FnOnce(&mut Content, u64)) {
+        let mut shared = self.lock();
+        let txg = shared.state.next_txg();
+        if let Ok(dataset) = shared.state.get_mut(dataset) {
+            change(&mut dataset.content, txg);
+        }
+    }
+
+    /// The files of a dataset; none if it is not there.
+    pub fn files(&self, dataset: &DatasetName) -> BTreeMap<u64, Vec<u8>> {
+        self.lock().state.get(dataset).map(|dataset| dataset.content.to_files()).unwrap_or_default()
+    }
+
+    /// The files of a snapshot, if it is there.
+    pub fn snapshot_files(&self, snapshot: &SnapshotName) -> Option<BTreeMap<u64, Vec<u8>>> {
+        self.lock().state.snapshot(snapshot).map(|snapshot| snapshot.content.to_files())
+    }
+
+    /// Where a cut receive into that dataset can go on.
+    pub fn receive_point(&self, dataset: &DatasetName) -> Option<SendResume> {
+        self.lock().state.get(dataset).ok()?.partial.as_ref().map(|partial| partial.point)
+    }
+
+    /// Sets a property of a dataset, if it is there. User properties are inherited by those below.
+    pub fn set_property(&self, dataset: &DatasetName, name: &str, value: PropertyValue) {
+        if let Ok(found) = self.lock().state.get_mut(dataset) {
+            let property = Property { value, source: Some(dataset.to_string()) };
+            found.properties.insert(name.to_owned(), property);
+        }
+    }
+
+    /// Makes a dataset, if it is there, encrypted, its key loaded or not.
+    pub fn set_encrypted(&self, dataset: &DatasetName, key_unavailable: bool) {
+        if let Ok(dataset) = self.lock().state.get_mut(dataset) {
+            (dataset.encrypted, dataset.key_unavailable) = (true, key_unavailable);
+        }
+    }
+
+    /// Makes a dataset that shares a snapshot's files, as `zfs clone` does.
+    ///
+    /// # Errors
+    /// [`ZfsError::Call`] when the snapshot is not there or the name is taken.
+    pub fn clone_snapshot(&self, snapshot: &SnapshotName, name: &DatasetName) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("clone", snapshot);
+        let state = &mut self.lock().state;
+        let content = state.snapshot(snapshot).map(|snapshot| Content::clone(&snapshot.content));
+        let content = content.ok_or_else(|| attempt.refused(libc::ENOENT))?;
+        let made = state.create(name, DatasetType::Filesystem).map_err(|errno| attempt.refused(errno))?;
+        (made.content, made.origin) = (content, Some(snapshot.clone()));
+        Ok(())
+    }
+
+    /// Gives a dataset another name; guids stay.
+    pub fn rename(&self, from: &DatasetName, to: &DatasetName) {
+        let state = &mut self.lock().state;
+        if let Some(dataset) = state.datasets.remove(from.as_str()) {
+            state.datasets.insert(to.to_string(), dataset);
+        }
+    }
+
+    /// Sets the clock that new snapshots and holds are stamped with.
+    pub fn set_now(&self, now: Timestamp) {
+        self.lock().state.now = now;
+    }
+
+    /// Sets what [`Zfs::module_version`] says.
+    pub fn set_module_version(&self, version: &str) {
+        version.clone_into(&mut self.lock().module_version);
+    }
+
+    /// How many calls of the trait there were.
+    pub fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+
+    /// Lets the n-th call of the trait from now on (1 is the next) fail without effect.
+    pub fn fail_call(&self, n: u64, errno: i32) {
+        let mut shared = self.lock();
+        let at = shared.calls + n;
+        shared.failing.insert(at, errno);
+    }
+
+    /// Lets the next send go wrong.
+    pub fn fail_next_send(&self, fault: SendFault) {
+        self.lock().send_fault = Some(fault);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one call of the trait, which may be one that is to fail.
+    fn call(&self, attempt: &Attempt) -> Result<MutexGuard<'_, Shared>, ZfsError> {
+        let mut shared = self.lock();
+        shared.calls += 1;
+        let number = shared.calls;
+        match shared.failing.remove(&number) {
+            Some(errno) => Err(attempt.refused(errno)),
+            None => Ok(shared),
+        }
+    }
+}
+
+/// The bytes of one send. While it lives, its snapshot cannot be destroyed.
+struct Sending {
+    bytes: std::io::Cursor<Vec<u8>>,
+    exhausted: Arc<AtomicBool>,
+    _snapshot: Arc<Content>,
+}
+
+impl Read for Sending {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.bytes.read(buffer)?;
+        if self.bytes.position() == self.bytes.get_ref().len() as u64 {
+            self.exhausted.store(true, Ordering::Release);
+        }
+        Ok(read)
+    }
+}
+
+/// A hold that goes when it is dropped.
+struct TemporaryHold {
+    zfs: FakeZfs,
+    name: SnapshotName,
+    tag: String,
+}
+
+impl Drop for TemporaryHold {
+    fn drop(&mut self) {
+        if let Some(snapshot) = self.zfs.lock().state.snapshot_mut(&self.name) {
+            snapshot.holds.remove(&self.tag);
+        }
+    }
+}
+
+/// The stream of a request and the snapshot it holds on to.
+fn stream_of(state: &State, request: &SendRequest) -> Result<(Vec<u8>, Arc<Content>), i32> {
+    let base = state.base(request)?;
+    let snapshot = state.snapshot(&request.snapshot).ok_or(libc::ENOENT)?;
+    let dataset = state.get(request.snapshot.dataset())?;
+    let raw = request.flags.raw && dataset.encrypted;
+    if dataset.encrypted && dataset.key_unavailable && !raw {
+        return Err(libc::EACCES);
+    }
+    let features = [
+        (request.flags.compressed || request.flags.raw, FEATURE_COMPRESSED | FEATURE_LZ4),
+        (request.flags.large_blocks || request.flags.raw, FEATURE_LARGE_BLOCKS),
+        (raw, FEATURE_RAW),
+    ];
+    let source = StreamSource {
+        name: request.snapshot.to_string(),
+        to_guid: snapshot.guid,
+        from_guid: base.as_ref().map_or(0, |base| base.guid),
+        from_txg: base.as_ref().map_or(0, |base| base.txg),
+        created: snapshot.created,
+        dataset_type: dataset.dataset_type,
+        is_clone: base.as_ref().is_some_and(|base| base.is_of_origin),
+        features: features.iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit),
+        content: &snapshot.content,
+        resume: request.resume,
+    };
+    let bytes = stream::write_stream(&source).ok_or(libc::ENOENT)?;
+    Ok((bytes, Arc::clone(&snapshot.content)))
+}
+
+impl Zfs for FakeZfs {
+    fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
+        Ok(self.call(&Attempt::new("read", name))?.state.to_dataset(name).ok())
+    }
+
+    fn children(&self, name: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
+        let attempt = Attempt::new("list the children of", name);
+        let state = &self.call(&attempt)?.state;
+        let children = state.get(name).map(|_| state.children(name));
+        children
+            .and_then(|children| children.iter().map(|child| state.to_dataset(child)).collect())
+            .map_err(|errno| attempt.refused(errno))
+    }
+
+    fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
+        let attempt = Attempt::new("list the snapshots of", name);
+        self.call(&attempt)?.state.to_snapshots(name).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
+        let attempt = Attempt::new("list the bookmarks of", name);
+        self.call(&attempt)?.state.to_bookmarks(name).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn take_snapshots(
+        &self,
+        names: &[SnapshotName],
+        user_properties: &BTreeMap<String, String>,
+    ) -> Result<(), ZfsError> {
+        let attempt = Attempt::on_all("snapshot", names);
+        self.call(&attempt)?.state.take_snapshots(names, user_properties).map_err(|refused| match refused {
+            Ok(failures) => attempt.refused_several(failures),
+            Err(errno) => attempt.refused(errno),
+        })
+    }
+
+    fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError> {
+        let attempt = Attempt::on_all("destroy", names);
+        let failures = self.call(&attempt)?.state.destroy_snapshots(names);
+        if failures.is_empty() { Ok(()) } else { Err(attempt.refused_several(failures)) }
+    }
+
+    fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("hold", name);
+        self.call(&attempt)?.state.hold(name, tag).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
+        self.hold(name, tag)?;
+        Ok(HoldGuard::new(Box::new(TemporaryHold { zfs: self.clone(), name: name.clone(), tag: tag.to_owned() })))
+    }
+
+    fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
+        let mut shared = self.call(&Attempt::new("release the hold on", name))?;
+        if let Some(snapshot) = shared.state.snapshot_mut(name) {
+            snapshot.holds.remove(tag);
+        }
+        Ok(())
+    }
+
+    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
+        let attempt = Attempt::new("list the holds of", name);
+        let shared = self.call(&attempt)?;
+        let snapshot = shared.state.snapshot(name).ok_or_else(|| attempt.refused(libc::ENOENT))?;
+        Ok(snapshot.holds.clone())
+    }
+
+    fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("bookmark", name);
+        self.call(&attempt)?.state.bookmark(name, source).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn destroy_bookmarks(&self, names: &[BookmarkName]) -> Result<(), ZfsError> {
+        let mut shared = self.call(&Attempt::on_all("destroy", names))?;
+        for name in names {
+            if let Ok(dataset) = shared.state.get_mut(name.dataset()) {
+                dataset.bookmarks.remove(name.short());
+            }
+        }
+        Ok(())
+    }
+
+    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
+        let attempt = Attempt::new("estimate the stream of", &request.snapshot);
+        let (bytes, _) = stream_of(&self.call(&attempt)?.state, request).map_err(|errno| attempt.refused(errno))?;
+        Ok(bytes.len() as u64)
+    }
+
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        let attempt = Attempt::new("send", &request.snapshot);
+        let mut shared = self.call(&attempt)?;
+        let fault = shared.send_fault.take();
+        let (mut bytes, snapshot) = match stream_of(&shared.state, request) {
+            Ok(found) => found,
+            // As the kernel: the reader comes to its end at once, and the verdict says why.
+            Err(errno) => {
+                let verdict = move || Err(attempt.refused(errno));
+                return Ok(SendStream::new(Box::new(std::io::empty()), Box::new(verdict)));
+            }
+        };
+        if let Some(fault) = fault {
+            bytes.truncate(fault.after_bytes);
+        }
+        let exhausted = Arc::new(AtomicBool::new(bytes.is_empty()));
+        let reader =
+            Sending { bytes: std::io::Cursor::new(bytes), exhausted: Arc::clone(&exhausted), _snapshot: snapshot };
+        let verdict = move || match fault {
+            _ if !exhausted.load(Ordering::Acquire) => Err(attempt.refused(libc::EINTR)),
+            Some(fault) => attempt.verdict(fault.errno),
+            None => Ok(()),
+        };
+        Ok(SendStream::new(Box::new(reader), Box::new(verdict)))
+    }
+
+    fn receive(&self, request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
+        drop(self.call(&Attempt::new("receive", &request.target))?);
+        let mut incoming = Incoming::open(request, stream)?;
+        let mut target = incoming.start(&mut self.lock().state)?;
+        let applied = incoming.apply(&mut target);
+        incoming.finish(&mut self.lock().state, target, applied)
+    }
+
+    fn create_filesystem(
+        &self,
+        name: &DatasetName,
+        properties: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("create", name);
+        let mut shared = self.call(&attempt)?;
+        let made = shared.state.create(name, DatasetType::Filesystem).map_err(|errno| attempt.refused(errno))?;
+        for (key, value) in properties {
+            let property = Property { value: value.clone(), source: Some(name.to_string()) };
+            made.properties.insert(key.clone(), property);
+        }
+        Ok(())
+    }
+
+    fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("destroy", name);
+        self.call(&attempt)?.state.destroy(name).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn module_version(&self) -> Result<String, ZfsError> {
+        Ok(self.call(&Attempt::new("read", "the module's version"))?.module_version.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,330 @@
+//! Receiving into in-memory datasets: checks what the kernel checks, in its order, with its error numbers.
+
+use super::content::Content;
+use super::state::{FakeDataset, FakeSnapshot, Partial, State};
+use super::stream::{
+    BEGIN, BEGIN_MAGIC, CHECKSUM_AT, END, FEATURE_RAW, FEATURE_RESUMING, FLAG_CLONE, FREE, FREEOBJECTS, HEADER_BYTES,
+    OBJECT, Sum, WRITE, read_resume_list,
+};
+use crate::zfs::attempt::Attempt;
+use crate::zfs::{DatasetType, Property, ReceiveRequest, STREAM_TRUNCATED, SendResume, ZfsError};
+use std::io::{ErrorKind, Read};
+use std::sync::Arc;
+
+/// A parent that is no filesystem.
+const WRONG_PARENT: i32 = 1033;
+/// No record may claim more.
+const PAYLOAD_BYTES_MAX: usize = 16 << 20;
+
+/// Why no more records come.
+pub(super) enum Stop {
+    Errno(i32),
+    Source(std::io::Error),
+}
+
+/// The stream's records, each checked against the running checksum.
+struct Records<'a> {
+    source: &'a mut (dyn Read + Send),
+    sum: Sum,
+}
+
+struct Record {
+    header: [u8; HEADER_BYTES],
+    payload: Vec<u8>,
+}
+
+/// What is being built.
+pub(super) struct Target {
+    content: Content,
+    point: SendResume,
+    to_guid: u64,
+    txg: u64,
+}
+
+impl Record {
+    fn number(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.header[at..at + 8].try_into().unwrap_or_default())
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        u32::from_le_bytes(self.header[at..at + 4].try_into().unwrap_or_default())
+    }
+
+    fn kind(&self) -> u32 {
+        self.word(0)
+    }
+
+    fn features(&self) -> u64 {
+        self.number(16) >> 2
+    }
+
+    fn payload_bytes(&self) -> Option<usize> {
+        let bytes = match self.kind() {
+            BEGIN => self.word(4).into(),
+            OBJECT => u64::from(self.word(28)).next_multiple_of(8),
+            WRITE if self.header[50] != 0 => self.number(96),
+            WRITE => self.number(32),
+            FREEOBJECTS | FREE | END => 0,
+            _ => return None,
+        };
+        usize::try_from(bytes).ok().filter(|bytes| *bytes <= PAYLOAD_BYTES_MAX)
+    }
+}
+
+impl Records<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> Result<(), Stop> {
+        self.source.read_exact(bytes).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => Stop::Errno(STREAM_TRUNCATED),
+            _ => Stop::Source(error),
+        })
+    }
+
+    /// The next header, checked; its payload is still to come.
+    fn header(&mut self) -> Result<Record, Stop> {
+        let mut record = Record { header: [0; HEADER_BYTES], payload: Vec::new() };
+        self.read(&mut record.header)?;
+        let is_begin = record.kind() == BEGIN;
+        self.sum.add(&record.header[..CHECKSUM_AT]);
+        let stored = &record.header[CHECKSUM_AT..];
+        if !is_begin && stored != [0; 32] && stored != self.sum.to_bytes() {
+            return Err(Stop::Errno(libc::EBADE));
+        }
+        self.sum.add(stored);
+        Ok(record)
+    }
+
+    fn payload(&mut self, record: &mut Record) -> Result<(), Stop> {
+        record.payload = vec![0; record.payload_bytes().ok_or(Stop::Errno(libc::EINVAL))?];
+        self.read(&mut record.payload)?;
+        self.sum.add(&record.payload);
+        Ok(())
+    }
+
+    /// Whether bytes follow; a source that fails instead of ending is a failure.
+    fn goes_on(&mut self) -> Result<bool, Stop> {
+        match self.read(&mut [0]) {
+            Ok(()) => Ok(true),
+            Err(Stop::Errno(_)) => Ok(false),
+            Err(stop) => Err(stop),
+        }
+    }
+}
+
+impl Target {
+    fn apply(&mut self, record: &Record) -> Result<(), Stop> {
+        let (object, invalid) = (record.number(8), || Stop::Errno(libc::EINVAL));
+        let size = |bytes: u64| usize::try_from(bytes).map_err(|_| invalid());
+        match record.kind() {
+            OBJECT => {
+                let length = record.payload.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                self.content.resize(object, size(length)?, self.txg);
+            }
+            FREEOBJECTS => self.content.remove_range(object, record.number(16), self.txg),
+            WRITE => {
+                let offset = record.number(24);
+                if !self.content.write_at(object, size(offset)?, &record.payload, self.txg) {
+                    return Err(invalid());
+                }
+                self.point = SendResume { object, offset };
+            }
+            // The length in OBJECT has cut the file already.
+            FREE => {}
+            _ => return Err(invalid()),
+        }
+        Ok(())
+    }
+
+    /// Applies records up to END. Each is applied only once the next one's header has come, as the kernel does it.
+    fn apply_all(&mut self, records: &mut Records<'_>) -> Result<(), Stop> {
+        let mut waiting: Option<Record> = None;
+        loop {
+            let before = records.sum.to_bytes();
+            let mut record = records.header()?;
+            if let Some(waiting) = waiting.take() {
+                self.apply(&waiting)?;
+            }
+            if record.kind() == END {
+                let is_right = record.header[8..40] == before && record.number(40) == self.to_guid;
+                return if is_right { Ok(()) } else { Err(Stop::Errno(libc::EBADE)) };
+            }
+            records.payload(&mut record)?;
+            waiting = Some(record);
+        }
+    }
+}
+
+/// One receive under way. The pools are needed only at its start and its end: not while it waits for its source.
+pub(super) struct Incoming<'a> {
+    request: &'a ReceiveRequest,
+    attempt: Attempt,
+    records: Records<'a>,
+    begin: Record,
+}
+
+impl<'a> Incoming<'a> {
+    /// Reads BEGIN.
+    pub(super) fn open(request: &'a ReceiveRequest, source: &'a mut (dyn Read + Send)) -> Result<Self, ZfsError> {
+        let attempt = Attempt::new("receive", &request.target);
+        let mut records = Records { source, sum: Sum::default() };
+        let begin = records.header().and_then(|mut begin| {
+            if begin.kind() == BEGIN && begin.number(8) == BEGIN_MAGIC {
+                records.payload(&mut begin)?;
+            }
+            Ok(begin)
+        });
+        let begin = begin.map_err(|stop| failed(&attempt, request, stop))?;
+        if begin.kind() != BEGIN || begin.number(8) != BEGIN_MAGIC {
+            let stream = Attempt::new("receive", format_args!("the stream for {}", request.target));
+            return Err(stream.malformed("it does not begin as a send stream does"));
+        }
+        Ok(Self { request, attempt, records, begin })
+    }
+
+    /// Checks the target.
+    pub(super) fn start(&self, state: &mut State) -> Result<Target, ZfsError> {
+        start(state, self.request, &self.begin).map_err(|errno| self.attempt.refused(errno))
+    }
+
+    /// Reads all records: whether bytes follow them.
+    pub(super) fn apply(&mut self, target: &mut Target) -> Result<bool, Stop> {
+        target.apply_all(&mut self.records)?;
+        self.records.goes_on()
+    }
+
+    /// Keeps what came, or what may be kept of it.
+    pub(super) fn finish(self, state: &mut State, target: Target, applied: Result<bool, Stop>) -> Result<(), ZfsError> {
+        match applied {
+            Ok(goes_on) => {
+                commit(state, self.request, &self.begin, target.content);
+                match goes_on {
+                    true => Err(self.attempt.malformed("the stream goes on after its END record")),
+                    false => Ok(()),
+                }
+            }
+            Err(stop) => {
+                if self.request.resumable {
+                    keep_partial(state, self.request, &self.begin, target);
+                }
+                Err(failed(&self.attempt, self.request, stop))
+            }
+        }
+    }
+}
+
+fn failed(attempt: &Attempt, request: &ReceiveRequest, stop: Stop) -> ZfsError {
+    match stop {
+        Stop::Errno(errno) => attempt.refused(errno),
+        Stop::Source(source) => ZfsError::Source { subject: request.target.to_string(), source },
+    }
+}
+
+/// Checks that the stream fits the target, and gives what its records are applied to.
+fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<Target, i32> {
+    let name = request.target.dataset().as_str();
+    let (to_guid, from_guid) = (begin.number(40), begin.number(48));
+    let txg = state.next_txg();
+    let target = |content, point| Target { content, point, to_guid, txg };
+    let beginning = SendResume { object: 1, offset: 0 };
+    let existing = state.datasets.get_mut(name);
+    if begin.features() & FEATURE_RESUMING != 0 {
+        let partial = existing.and_then(|dataset| dataset.partial.clone()).ok_or(libc::EINVAL)?;
+        let fits = (partial.to_guid, partial.from_guid) == (to_guid, from_guid)
+            && read_resume_list(&begin.payload) == Some(partial.point);
+        return if fits { Ok(target(partial.content, partial.point)) } else { Err(libc::EINVAL) };
+    }
+    if existing.as_ref().is_some_and(|dataset| dataset.partial.is_some()) {
+        return Err(libc::EBUSY);
+    }
+    let is_clone = begin.word(36) & FLAG_CLONE != 0;
+    match existing {
+        Some(dataset) if from_guid != 0 && !is_clone => {
+            let content = base_content(dataset, request, from_guid)?;
+            Ok(target(content, beginning))
+        }
+        Some(_) if !request.force || is_clone => Err(libc::EEXIST),
+        Some(dataset) if begin.features() & FEATURE_RAW != 0 || !dataset.snapshots.is_empty() => Err(libc::EINVAL),
+        Some(_) => Ok(target(Content::default(), beginning)),
+        None if from_guid != 0 && !is_clone => Err(libc::ENOENT),
+        None => {
+            let parent = request.target.dataset().parent().ok_or(libc::ENOENT)?;
+            let parent = state.datasets.get(parent.as_str()).ok_or(libc::ENOENT)?;
+            if parent.dataset_type != DatasetType::Filesystem {
+                return Err(WRONG_PARENT);
+            }
+            let content = if is_clone { origin_content(state, request, from_guid)? } else { Content::default() };
+            Ok(target(content, beginning))
+        }
+    }
+}
+
+/// The base of an incremental, which must be the newest state of the dataset, or be made so by force.
+fn base_content(dataset: &mut FakeDataset, request: &ReceiveRequest, from_guid: u64) -> Result<Content, i32> {
+    let at = dataset.snapshots.iter().position(|snapshot| snapshot.guid == from_guid).ok_or(libc::ENODEV)?;
+    let base = &dataset.snapshots[at];
+    let (content, createtxg) = (Content::clone(&base.content), base.createtxg);
+    let newer = &dataset.snapshots[at + 1..];
+    if !newer.is_empty() || dataset.content.is_newer_than(createtxg) {
+        if !request.force {
+            return Err(libc::ETXTBSY);
+        }
+        if newer.iter().any(|snapshot| !snapshot.holds.is_empty()) {
+            return Err(libc::EBUSY);
+        }
+        dataset.snapshots.truncate(at + 1);
+        dataset.content = content.clone();
+    }
+    if dataset.snapshots.iter().any(|snapshot| snapshot.short == request.target.short()) {
+        return Err(libc::EEXIST);
+    }
+    Ok(content)
+}
+
+fn origin_content(state: &State, request: &ReceiveRequest, from_guid: u64) -> Result<Content, i32> {
+    let origin = state.snapshot(request.origin.as_ref().ok_or(libc::EINVAL)?).ok_or(libc::ENOENT)?;
+    if origin.guid == from_guid { Ok(Content::clone(&origin.content)) } else { Err(libc::ENODEV) }
+}
+
+/// The dataset received into, made if it is not there.
+fn dataset_for<'a>(state: &'a mut State, request: &ReceiveRequest, begin: &Record) -> &'a mut FakeDataset {
+    let guid = state.next_guid();
+    let dataset_type = if begin.word(32) == 3 { DatasetType::Volume } else { DatasetType::Filesystem };
+    let raw = begin.features() & FEATURE_RAW != 0;
+    let make = || FakeDataset {
+        encrypted: raw,
+        key_unavailable: raw,
+        origin: request.origin.clone(),
+        ..FakeDataset::new(guid, dataset_type)
+    };
+    state.datasets.entry(request.target.dataset().to_string()).or_insert_with(make)
+}
+
+fn commit(state: &mut State, request: &ReceiveRequest, begin: &Record, content: Content) {
+    let createtxg = state.next_txg();
+    let dataset = dataset_for(state, request, begin);
+    (dataset.partial, dataset.inconsistent) = (None, false);
+    dataset.content = content.clone();
+    dataset.snapshots.push(FakeSnapshot {
+        short: request.target.short().to_owned(),
+        guid: begin.number(40),
+        createtxg,
+        created: begin.number(24),
+        content: Arc::new(content),
+        holds: Default::default(),
+        user_properties: Default::default(),
+    });
+    let source = Some(request.target.dataset().to_string());
+    for (name, value) in &request.properties {
+        dataset.properties.insert(name.clone(), Property { value: value.clone(), source: source.clone() });
+    }
+}
+
+fn keep_partial(state: &mut State, request: &ReceiveRequest, begin: &Record, target: Target) {
+    let dataset = dataset_for(state, request, begin);
+    dataset.inconsistent = dataset.snapshots.is_empty();
+    dataset.partial = Some(Partial {
+        content: target.content,
+        to_guid: begin.number(40),
+        from_guid: begin.number(48),
+        point: target.point,
+    });
+}

@@ -1,0 +1,345 @@
+//! The pools in memory, and what the calls do to them.
+
+use super::content::Content;
+use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
+use crate::zfs::{
+    Bookmark, Dataset, DatasetType, Property, PropertyValue, SendBase, SendRequest, SendResume, Snapshot, ZfsErrno,
+};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A source of an incremental: its guid, its txg, and whether it belongs to the origin of a clone.
+pub(super) struct Base {
+    pub(super) guid: u64,
+    pub(super) txg: u64,
+    pub(super) is_of_origin: bool,
+}
+
+pub(super) struct FakeSnapshot {
+    pub(super) short: String,
+    pub(super) guid: u64,
+    pub(super) createtxg: u64,
+    pub(super) created: u64,
+    /// Shared with the sends of it that are under way, which keep it from being destroyed.
+    pub(super) content: Arc<Content>,
+    pub(super) holds: BTreeMap<String, Timestamp>,
+    pub(super) user_properties: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct FakeBookmark {
+    pub(super) guid: u64,
+    pub(super) createtxg: u64,
+    pub(super) created: u64,
+}
+
+/// What a cut receive left, to go on from.
+#[derive(Clone)]
+pub(super) struct Partial {
+    pub(super) content: Content,
+    pub(super) to_guid: u64,
+    pub(super) from_guid: u64,
+    pub(super) point: SendResume,
+}
+
+pub(super) struct FakeDataset {
+    pub(super) guid: u64,
+    pub(super) dataset_type: DatasetType,
+    pub(super) encrypted: bool,
+    pub(super) key_unavailable: bool,
+    pub(super) inconsistent: bool,
+    pub(super) origin: Option<SnapshotName>,
+    pub(super) properties: BTreeMap<String, Property>,
+    pub(super) content: Content,
+    /// Oldest first.
+    pub(super) snapshots: Vec<FakeSnapshot>,
+    pub(super) bookmarks: BTreeMap<String, FakeBookmark>,
+    pub(super) partial: Option<Partial>,
+}
+
+pub(super) struct State {
+    pub(super) datasets: BTreeMap<String, FakeDataset>,
+    pub(super) now: Timestamp,
+    txg: u64,
+    guids: u64,
+}
+
+pub(super) type Failures = Vec<(String, ZfsErrno)>;
+
+impl FakeDataset {
+    pub(super) fn new(guid: u64, dataset_type: DatasetType) -> Self {
+        Self {
+            guid,
+            dataset_type,
+            encrypted: false,
+            key_unavailable: false,
+            inconsistent: false,
+            origin: None,
+            properties: BTreeMap::new(),
+            content: Content::default(),
+            snapshots: Vec::new(),
+            bookmarks: BTreeMap::new(),
+            partial: None,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self { datasets: BTreeMap::new(), now, txg: 3, guids: 0 }
+    }
+
+    pub(super) fn next_txg(&mut self) -> u64 {
+        self.txg += 1;
+        self.txg
+    }
+
+    /// Guids that look like guids, the same in every run.
+    pub(super) fn next_guid(&mut self) -> u64 {
+        self.guids += 1;
+        let mixed = self.guids.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (mixed ^ (mixed >> 29)) | 1
+    }
+
+    fn seconds(&self) -> u64 {
+        u64::try_from(self.now.as_second()).unwrap_or_default()
+    }
+
+    pub(super) fn get(&self, name: &DatasetName) -> Result<&FakeDataset, i32> {
+        self.datasets.get(name.as_str()).ok_or(libc::ENOENT)
+    }
+
+    pub(super) fn get_mut(&mut self, name: &DatasetName) -> Result<&mut FakeDataset, i32> {
+        self.datasets.get_mut(name.as_str()).ok_or(libc::ENOENT)
+    }
+
+    pub(super) fn snapshot(&self, name: &SnapshotName) -> Option<&FakeSnapshot> {
+        self.get(name.dataset()).ok()?.snapshots.iter().find(|snapshot| snapshot.short == name.short())
+    }
+
+    pub(super) fn snapshot_mut(&mut self, name: &SnapshotName) -> Option<&mut FakeSnapshot> {
+        let dataset = self.get_mut(name.dataset()).ok()?;
+        dataset.snapshots.iter_mut().find(|snapshot| snapshot.short == name.short())
+    }
+
+    /// The names below `name`, one level.
+    pub(super) fn children(&self, name: &DatasetName) -> Vec<DatasetName> {
+        let is_child = |child: &DatasetName| child.parent().as_ref() == Some(name);
+        self.datasets.keys().filter_map(|child| child.parse().ok()).filter(is_child).collect()
+    }
+
+    /// A dataset as the trait shows it, with the user properties it inherits.
+    pub(super) fn to_dataset(&self, name: &DatasetName) -> Result<Dataset, i32> {
+        let dataset = self.get(name)?;
+        let mut properties = dataset.properties.clone();
+        let mut ancestor = name.parent();
+        while let Some(above) = ancestor {
+            let inherited = self.get(&above).map(|dataset| dataset.properties.clone()).unwrap_or_default();
+            for (key, property) in inherited.into_iter().filter(|(key, _)| key.contains(':')) {
+                properties.entry(key).or_insert(property);
+            }
+            ancestor = above.parent();
+        }
+        if let Some(Partial { point, .. }) = &dataset.partial {
+            let token = PropertyValue::Text(format!("1-fake-{:x}-{:x}", point.object, point.offset));
+            properties.insert("receive_resume_token".to_owned(), Property { value: token, source: None });
+        }
+        Ok(Dataset {
+            name: name.clone(),
+            guid: Guid(dataset.guid),
+            dataset_type: dataset.dataset_type,
+            encrypted: dataset.encrypted,
+            key_unavailable: dataset.key_unavailable,
+            origin: dataset.origin.clone(),
+            inconsistent: dataset.inconsistent,
+            properties,
+        })
+    }
+
+    pub(super) fn to_snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, i32> {
+        let dataset = self.get(name)?;
+        let to_snapshot = |snapshot: &FakeSnapshot| {
+            Some(Snapshot {
+                name: name.snapshot(&snapshot.short).ok()?,
+                guid: Guid(snapshot.guid),
+                createtxg: snapshot.createtxg,
+                created_at: timestamp(snapshot.created),
+                referenced_bytes: snapshot.content.bytes(),
+                used_bytes: if dataset.content.is_newer_than(snapshot.createtxg) {
+                    snapshot.content.bytes()
+                } else {
+                    0
+                },
+                holds: snapshot.holds.len() as u64,
+                user_properties: snapshot.user_properties.clone(),
+            })
+        };
+        Ok(dataset.snapshots.iter().filter_map(to_snapshot).collect())
+    }
+
+    pub(super) fn to_bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, i32> {
+        let to_bookmark = |(short, bookmark): (&String, &FakeBookmark)| {
+            Some(Bookmark {
+                name: name.bookmark(short).ok()?,
+                guid: Guid(bookmark.guid),
+                createtxg: bookmark.createtxg,
+                created_at: timestamp(bookmark.created),
+            })
+        };
+        let mut bookmarks: Vec<_> = self.get(name)?.bookmarks.iter().filter_map(to_bookmark).collect();
+        bookmarks.sort_by(|a, b| (a.createtxg, &a.name).cmp(&(b.createtxg, &b.name)));
+        Ok(bookmarks)
+    }
+
+    /// All or none: those that cannot be taken, or (no names) an error number for all.
+    pub(super) fn take_snapshots(
+        &mut self,
+        names: &[SnapshotName],
+        user_properties: &BTreeMap<String, String>,
+    ) -> Result<(), Result<Failures, i32>> {
+        let pools: BTreeSet<_> = names.iter().map(|name| name.dataset().pool()).collect();
+        let datasets: BTreeSet<_> = names.iter().map(SnapshotName::dataset).collect();
+        if pools.len() > 1 || datasets.len() < names.len() {
+            return Err(Err(libc::EXDEV));
+        }
+        if user_properties.keys().any(|key| !key.contains(':')) {
+            return Err(Err(libc::EINVAL));
+        }
+        let refused = |name: &&SnapshotName| match self.get(name.dataset()) {
+            Err(errno) => Some(errno),
+            Ok(dataset) if dataset.inconsistent => Some(libc::EBUSY),
+            Ok(_) => self.snapshot(name).map(|_| libc::EEXIST),
+        };
+        let failures: Failures =
+            names.iter().filter_map(|name| Some((name.to_string(), ZfsErrno(refused(&name)?)))).collect();
+        if !failures.is_empty() {
+            return Err(Ok(failures));
+        }
+        let (createtxg, created) = (self.next_txg(), self.seconds());
+        for name in names {
+            let guid = self.next_guid();
+            let Ok(dataset) = self.get_mut(name.dataset()) else { continue };
+            dataset.snapshots.push(FakeSnapshot {
+                short: name.short().to_owned(),
+                guid,
+                createtxg,
+                created,
+                content: Arc::new(dataset.content.clone()),
+                holds: BTreeMap::new(),
+                user_properties: user_properties.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// All or none; those that are gone do not count.
+    pub(super) fn destroy_snapshots(&mut self, names: &[SnapshotName]) -> Failures {
+        let is_origin =
+            |name: &SnapshotName| self.datasets.values().any(|dataset| dataset.origin.as_ref() == Some(name));
+        let refused = |name: &SnapshotName| {
+            let snapshot = self.snapshot(name)?;
+            // The snapshot has one reference; another is a send's.
+            match !snapshot.holds.is_empty() || Arc::strong_count(&snapshot.content) > 1 {
+                true => Some(libc::EBUSY),
+                false => is_origin(name).then_some(libc::EEXIST),
+            }
+        };
+        let failures: Failures =
+            names.iter().filter_map(|name| Some((name.to_string(), ZfsErrno(refused(name)?)))).collect();
+        if failures.is_empty() {
+            for name in names {
+                if let Ok(dataset) = self.get_mut(name.dataset()) {
+                    dataset.snapshots.retain(|snapshot| snapshot.short != name.short());
+                }
+            }
+        }
+        failures
+    }
+
+    pub(super) fn hold(&mut self, name: &SnapshotName, tag: &str) -> Result<(), i32> {
+        let now = self.now;
+        let snapshot = self.snapshot_mut(name).ok_or(libc::ENOENT)?;
+        match tag.len() {
+            0 => return Err(libc::EINVAL),
+            256.. => return Err(libc::E2BIG),
+            _ => {}
+        }
+        match snapshot.holds.contains_key(tag) {
+            true => Err(libc::EEXIST),
+            false => {
+                snapshot.holds.insert(tag.to_owned(), now);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn bookmark(&mut self, name: &BookmarkName, source: &SendBase) -> Result<(), i32> {
+        let made = match source {
+            SendBase::Snapshot(source) if source.dataset() != name.dataset() => return Err(libc::EINVAL),
+            SendBase::Bookmark(source) if source.dataset() != name.dataset() => return Err(libc::EINVAL),
+            SendBase::Snapshot(source) => {
+                let snapshot = self.snapshot(source).ok_or(libc::ENOENT)?;
+                FakeBookmark { guid: snapshot.guid, createtxg: snapshot.createtxg, created: snapshot.created }
+            }
+            SendBase::Bookmark(source) => {
+                *self.get(source.dataset())?.bookmarks.get(source.short()).ok_or(libc::ESRCH)?
+            }
+        };
+        let bookmarks = &mut self.get_mut(name.dataset())?.bookmarks;
+        if bookmarks.contains_key(name.short()) {
+            return Err(libc::EEXIST);
+        }
+        bookmarks.insert(name.short().to_owned(), made);
+        Ok(())
+    }
+
+    /// What an incremental starts from: an earlier state of the dataset, or of what it was cloned from.
+    pub(super) fn base(&self, request: &SendRequest) -> Result<Option<Base>, i32> {
+        let sent = self.snapshot(&request.snapshot).ok_or(libc::ENOENT)?;
+        let dataset = request.snapshot.dataset();
+        let base = match &request.base {
+            None => return Ok(None),
+            Some(SendBase::Snapshot(name)) => {
+                let snapshot = self.snapshot(name).ok_or(libc::ENOENT)?;
+                let is_of_origin = self.get(dataset)?.origin.as_ref() == Some(name);
+                if name.dataset() != dataset && !is_of_origin {
+                    return Err(libc::EXDEV);
+                }
+                Base { guid: snapshot.guid, txg: snapshot.createtxg, is_of_origin }
+            }
+            Some(SendBase::Bookmark(name)) => {
+                let bookmark = self.get(name.dataset())?.bookmarks.get(name.short()).ok_or(libc::ESRCH)?;
+                if name.dataset() != dataset {
+                    return Err(libc::EXDEV);
+                }
+                Base { guid: bookmark.guid, txg: bookmark.createtxg, is_of_origin: false }
+            }
+        };
+        if base.txg < sent.createtxg { Ok(Some(base)) } else { Err(libc::EXDEV) }
+    }
+
+    pub(super) fn create(&mut self, name: &DatasetName, dataset_type: DatasetType) -> Result<&mut FakeDataset, i32> {
+        if self.get(name).is_ok() {
+            return Err(libc::EEXIST);
+        }
+        if let Some(parent) = name.parent() {
+            self.get(&parent)?;
+        }
+        let guid = self.next_guid();
+        Ok(self.datasets.entry(name.to_string()).or_insert_with(|| FakeDataset::new(guid, dataset_type)))
+    }
+
+    pub(super) fn destroy(&mut self, name: &DatasetName) -> Result<(), i32> {
+        let dataset = self.get(name)?;
+        if !dataset.snapshots.is_empty() || !self.children(name).is_empty() {
+            return Err(libc::EBUSY);
+        }
+        self.datasets.remove(name.as_str());
+        Ok(())
+    }
+}
+
+fn timestamp(seconds: u64) -> Timestamp {
+    i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX)
+}
