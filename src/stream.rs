@@ -2,3 +2,4 @@
 
 pub mod fletcher;
 pub mod record;
+pub mod splice;
