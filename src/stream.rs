@@ -6,3 +6,4 @@ pub mod open;
 pub mod part;
 pub mod record;
 pub mod seal;
+pub mod splice;

@@ -21,7 +21,7 @@ mod begin;
 mod error;
 mod header;
 mod resume;
-mod walk;
+pub(super) mod walk;
 mod write;
 
 pub use begin::{BeginRecord, StreamDatasetType, feature};
