@@ -1,7 +1,11 @@
-//! One contract, every store: memory, a folder (by each way of naming files), and spools.
+//! One contract, every store: memory, a folder (by each way of naming files), spools, and S3 on a real server.
+//! Beside it, what only one kind of store can get wrong.
 
-#[path = "support/contract.rs"]
+#[path = "../support/contract.rs"]
 mod contract;
+mod s3;
+#[path = "../support/weed.rs"]
+mod weed;
 
 use std::sync::Arc;
 use tempfile::TempDir;
