@@ -145,13 +145,13 @@ pub enum StoreErrorKind {
 
 /// A failure of a store. The text says what was attempted on which object; the source says why.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {subject} in {store}")]
+#[error("{operation} {}", place(subject, store))]
 pub struct StoreError {
     /// The kind.
     pub kind: StoreErrorKind,
     /// What was attempted: "put", "upload part 3 of", "head", "list".
     pub operation: String,
-    /// The key, or the prefix.
+    /// The key, or the prefix; empty for the store as a whole.
     pub subject: String,
     /// The store, as [`ObjectStore::url`] names it.
     pub store: String,
@@ -160,6 +160,10 @@ pub struct StoreError {
     /// Why, with the provider's request id where it gave one.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn place(subject: &str, store: &str) -> String {
+    if subject.is_empty() { store.to_owned() } else { format!("{subject} in {store}") }
 }
 
 impl StoreError {

@@ -3,6 +3,8 @@
 
 #[path = "../support/contract.rs"]
 mod contract;
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod s3;
 #[path = "../support/weed.rs"]
 mod weed;

@@ -59,7 +59,7 @@ where
             code: service.and_then(|service| service.code()).map(str::to_owned),
             text: match service {
                 Some(service) => service.message().unwrap_or_default().to_owned(),
-                None => chain_text(&error),
+                None => chain_text(error.source().unwrap_or(&error)),
             },
             request_id: header("x-amz-request-id").map(str::to_owned),
             region: header("x-amz-bucket-region").map(str::to_owned),
@@ -217,6 +217,7 @@ impl Cause {
                 self.region_hint(bucket)
             }
             "AccessDenied" => permission_hint(api),
+            _ if self.kind() == StoreErrorKind::Full => "make room in the store, or raise its quota".to_owned(),
             _ => match self.status {
                 Some(301 | 307) => self.region_hint(bucket),
                 Some(403) => permission_hint(api),

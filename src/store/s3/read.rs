@@ -31,7 +31,7 @@ enum Broken {
 impl Shared {
     pub(super) async fn check_bucket(&self) -> Result<(), StoreError> {
         let call = self.client.list_objects_v2().bucket(&self.settings.bucket).prefix(&self.prefix).max_keys(1);
-        call.send().await.map_err(|error| self.failed("look into", "ListObjectsV2", &self.prefix, error))?;
+        call.send().await.map_err(|error| self.failed("look into", "ListObjectsV2", "", error))?;
         self.saw_bucket();
         Ok(())
     }
