@@ -3,6 +3,8 @@
 
 #[path = "../support/contract.rs"]
 mod contract;
+mod dir;
+mod memory;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod s3;
@@ -56,7 +58,7 @@ macro_rules! contract_of {
     };
 }
 
-contract_of!(memory, (Arc::new(MemoryStore::new()), None));
+contract_of!(in_memory, (Arc::new(MemoryStore::new()), None));
 contract_of!(dir_by_rename, dir_world(CreateOnly::Rename));
 contract_of!(dir_by_link, dir_world(CreateOnly::Link));
 contract_of!(dir_by_claim, dir_world(CreateOnly::Claim));

@@ -304,7 +304,10 @@ async fn false_words_of_the_store_are_found_out(weed: Arc<Weed>, settings: S3Set
             assert_eq!(result.is_ok(), works, "{length} {checksum:?}: {result:?}");
             if let Err(error) = result {
                 assert_eq!(error.kind, StoreErrorKind::Corrupt);
-                assert_says(&error, &["confirm ", "was sent and accepted"]);
+                assert_says(
+                    &error,
+                    &["confirm ", "9 bytes with checksum rosUhgp5mIg= were sent and accepted, but the store has "],
+                );
             }
         }
     }

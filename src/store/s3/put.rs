@@ -101,11 +101,17 @@ impl Shared {
             Some((Verdict::Proven, found)) => Ok(found),
             Some((Verdict::SizeAgrees, found)) => Ok(weakened(found)),
             other => {
-                let text = format!("{sent:?} was sent and accepted; the store has {:?}", other.map(|(_, found)| found));
+                let found = other.map_or_else(|| "nothing".to_owned(), |(_, found)| describe(&found));
+                let sent = format!("{} bytes with checksum {}", sent.bytes, sent.text);
+                let text = format!("{sent} were sent and accepted, but the store has {found}");
                 Err(self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text))
             }
         }
     }
+}
+
+fn describe(found: &Evidence) -> String {
+    format!("{} bytes with checksum {}", found.bytes, found.checksum.as_deref().unwrap_or("unknown"))
 }
 
 /// The evidence without a checksum that we could not compare.
