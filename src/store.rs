@@ -5,22 +5,22 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Duration;
 
 mod checksum;
 pub mod dir;
 pub mod key;
 pub mod memory;
 mod parts;
+pub mod s3;
 pub mod spool;
 mod work;
 
 pub use dir::DirStore;
 pub use key::ObjectKey;
 pub use memory::MemoryStore;
+pub use s3::{S3Checksum, S3Credentials, S3Settings, S3Store};
 pub use spool::{Spool, SpoolFile, SpooledStore};
 
 /// What a store needs in order to take a large object.
@@ -145,13 +145,13 @@ pub enum StoreErrorKind {
 
 /// A failure of a store. The text says what was attempted on which object; the source says why.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {subject} in {store}")]
+#[error("{operation} {}", place(subject, store))]
 pub struct StoreError {
     /// The kind.
     pub kind: StoreErrorKind,
     /// What was attempted: "put", "upload part 3 of", "head", "list".
     pub operation: String,
-    /// The key, or the prefix.
+    /// The key, or the prefix; empty for the store as a whole.
     pub subject: String,
     /// The store, as [`ObjectStore::url`] names it.
     pub store: String,
@@ -160,6 +160,10 @@ pub struct StoreError {
     /// Why, with the provider's request id where it gave one.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn place(subject: &str, store: &str) -> String {
+    if subject.is_empty() { store.to_owned() } else { format!("{subject} in {store}") }
 }
 
 impl StoreError {
@@ -250,64 +254,6 @@ pub trait ObjectStore: Send + Sync {
 
     /// Removes an unfinished upload. One that is gone is no error.
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError>;
-}
-
-/// Where an S3 store is and how it is spoken to; `None` means what the SDK's own chain finds.
-#[derive(Clone, Default)]
-pub struct S3Settings {
-    /// The bucket.
-    pub bucket: String,
-    /// The prefix below which all keys lie, without slashes at its ends; may be empty.
-    pub prefix: String,
-    /// The endpoint URL.
-    pub endpoint: Option<String>,
-    /// The region.
-    pub region: Option<String>,
-    /// The profile of the shared configuration files.
-    pub profile: Option<String>,
-    /// Bucket in the path instead of in the host name; `None`: path style exactly when an endpoint is given.
-    pub path_style: Option<bool>,
-    /// Storage class of chunks.
-    pub storage_class: Option<String>,
-    /// The checksum that travels with each part.
-    pub checksum: S3Checksum,
-    /// Part size in bytes.
-    pub part_bytes: usize,
-    /// Parts in flight.
-    pub concurrency: usize,
-    /// Access key and secret, when they come from files; else the default credential chain.
-    pub credentials: Option<S3Credentials>,
-    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at one part.
-    pub rate_bytes_min: u64,
-    /// How long an attempt may take besides the transfer itself.
-    pub attempt_slack: Duration,
-}
-
-/// Static credentials. Debug output hides them.
-#[derive(Clone)]
-pub struct S3Credentials {
-    /// The access key id.
-    pub access_key_id: String,
-    /// The secret.
-    pub secret_access_key: String,
-}
-
-impl fmt::Debug for S3Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S3Credentials({}, hidden)", self.access_key_id)
-    }
-}
-
-/// The checksum given with parts and compared afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum S3Checksum {
-    /// CRC64NVME over the whole object.
-    #[default]
-    Crc64nvme,
-    /// SHA-256 by parts.
-    Sha256,
-    /// Content-MD5 by parts and the ETag, for stores that know nothing newer.
-    Md5,
 }
 
 /// Where a directory store is.

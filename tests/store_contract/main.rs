@@ -1,7 +1,15 @@
-//! One contract, every store: memory, a folder (by each way of naming files), and spools.
+//! One contract, every store: memory, a folder (by each way of naming files), spools, and S3 on a real server.
+//! Beside it, what only one kind of store can get wrong.
 
-#[path = "support/contract.rs"]
+#[path = "../support/contract.rs"]
 mod contract;
+mod dir;
+mod memory;
+#[path = "../support/proxy.rs"]
+mod proxy;
+mod s3;
+#[path = "../support/weed.rs"]
+mod weed;
 
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -50,7 +58,7 @@ macro_rules! contract_of {
     };
 }
 
-contract_of!(memory, (Arc::new(MemoryStore::new()), None));
+contract_of!(in_memory, (Arc::new(MemoryStore::new()), None));
 contract_of!(dir_by_rename, dir_world(CreateOnly::Rename));
 contract_of!(dir_by_link, dir_world(CreateOnly::Link));
 contract_of!(dir_by_claim, dir_world(CreateOnly::Claim));

@@ -1,0 +1,311 @@
+//! [`Cause`]: why an S3 request failed, in one form for all requests, and what kind of failure that is.
+
+use crate::store::StoreErrorKind;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::RequestId;
+use jiff::Timestamp;
+use std::error::Error;
+use std::fmt;
+
+/// Where a request failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It was never sent.
+    Building,
+    /// No answer came.
+    Transport,
+    /// No answer came in time.
+    TimeOut,
+    /// An answer came that could not be read.
+    Reading,
+    /// The store said no.
+    Refused,
+}
+
+/// Why a request failed. Displays as `NoSuchBucket: the text of the store (HTTP 404, request 1234)`.
+#[derive(Debug)]
+pub(super) struct Cause {
+    pub(super) stage: Stage,
+    pub(super) status: Option<u16>,
+    pub(super) code: Option<String>,
+    /// The store's own words, or the chain of what went wrong on the way.
+    pub(super) text: String,
+    request_id: Option<String>,
+    /// The region that the bucket is really in, where the store says so.
+    region: Option<String>,
+    /// The store's clock.
+    date: Option<String>,
+}
+
+impl<E> From<SdkError<E>> for Cause
+where
+    E: ProvideErrorMetadata + RequestId + Error + 'static,
+{
+    fn from(error: SdkError<E>) -> Self {
+        let stage = match &error {
+            SdkError::ConstructionFailure(_) => Stage::Building,
+            SdkError::TimeoutError(_) => Stage::TimeOut,
+            SdkError::DispatchFailure(failure) if failure.is_timeout() => Stage::TimeOut,
+            SdkError::DispatchFailure(_) => Stage::Transport,
+            SdkError::ServiceError(_) => Stage::Refused,
+            _ => Stage::Reading,
+        };
+        let header = |name| error.raw_response().and_then(|raw: &HttpResponse| raw.headers().get(name));
+        let service = error.as_service_error();
+        Self {
+            stage,
+            status: error.raw_response().map(|raw| raw.status().as_u16()),
+            code: service.and_then(|service| service.code()).map(str::to_owned),
+            text: match service {
+                Some(service) => service.message().unwrap_or_default().to_owned(),
+                None => chain_text(error.source().unwrap_or(&error)),
+            },
+            request_id: header("x-amz-request-id").map(str::to_owned),
+            region: header("x-amz-bucket-region").map(str::to_owned),
+            date: header("date").map(str::to_owned),
+        }
+    }
+}
+
+/// The texts of an error and all its sources in one line, without repetitions.
+pub(super) fn chain_text(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let link = error.to_string();
+        if !text.contains(&link) {
+            text.push_str(": ");
+            text.push_str(&link);
+        }
+        next = error.source();
+    }
+    text
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = self.code.as_deref().filter(|code| !code.is_empty());
+        match (code, self.text.as_str()) {
+            (Some(code), "") => f.write_str(code)?,
+            (Some(code), text) => write!(f, "{code}: {text}")?,
+            (None, "") => f.write_str("the store refused without a word")?,
+            (None, text) => f.write_str(text)?,
+        }
+        match (self.status, &self.request_id) {
+            (Some(status), Some(id)) => write!(f, " (HTTP {status}, request {id})"),
+            (Some(status), None) => write!(f, " (HTTP {status})"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Error for Cause {}
+
+impl Cause {
+    pub(super) fn has_code(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+
+    /// The kind, for callers to branch on.
+    pub(super) fn kind(&self) -> StoreErrorKind {
+        match self.stage {
+            Stage::Building if self.text.contains("credentials") => StoreErrorKind::Denied,
+            Stage::Building => StoreErrorKind::Invalid,
+            Stage::Transport if self.text.contains("credentials") => StoreErrorKind::Denied,
+            Stage::Transport | Stage::TimeOut => StoreErrorKind::Unavailable,
+            Stage::Reading if self.is_wrong_root() => StoreErrorKind::Unsupported,
+            Stage::Reading | Stage::Refused => self.kind_of_code().unwrap_or_else(|| self.kind_of_status()),
+        }
+    }
+
+    fn kind_of_code(&self) -> Option<StoreErrorKind> {
+        Some(match self.code.as_deref()? {
+            "NoSuchBucket" | "NoSuchKey" | "NoSuchUpload" | "NoSuchVersion" | "NotFound" => StoreErrorKind::NotFound,
+            "PreconditionFailed" => StoreErrorKind::AlreadyExists,
+            "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "AccessDenied"
+            | "ExpiredToken"
+            | "InvalidToken"
+            | "AllAccessDisabled"
+            | "AccountProblem"
+            | "InvalidPayer" => StoreErrorKind::Denied,
+            "SlowDown"
+            | "Throttling"
+            | "ThrottlingException"
+            | "TooManyRequests"
+            | "RequestLimitExceeded"
+            | "BandwidthLimitExceeded" => StoreErrorKind::Throttled,
+            "ConditionalRequestConflict" | "OperationAborted" | "RequestTimeout" | "InvalidObjectState" => {
+                StoreErrorKind::Unavailable
+            }
+            "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" | "StorageFull" => StoreErrorKind::Full,
+            code if code.to_ascii_lowercase().contains("cap_exceeded") => StoreErrorKind::Full,
+            "BadDigest"
+            | "InvalidDigest"
+            | "InvalidPart"
+            | "InvalidPartOrder"
+            | "IncompleteBody"
+            | "InvalidRange"
+            | "XAmzContentSHA256Mismatch"
+            | "XAmzContentChecksumMismatch" => StoreErrorKind::Corrupt,
+            "NotImplemented" | "MethodNotAllowed" => StoreErrorKind::Unsupported,
+            _ => return None,
+        })
+    }
+
+    fn kind_of_status(&self) -> StoreErrorKind {
+        match self.status {
+            Some(401 | 403) => StoreErrorKind::Denied,
+            Some(404) => StoreErrorKind::NotFound,
+            Some(405 | 501) => StoreErrorKind::Unsupported,
+            Some(412) => StoreErrorKind::AlreadyExists,
+            Some(416) => StoreErrorKind::Corrupt,
+            Some(429) => StoreErrorKind::Throttled,
+            Some(507) => StoreErrorKind::Full,
+            Some(300..=499) => StoreErrorKind::Invalid,
+            _ => StoreErrorKind::Unavailable,
+        }
+    }
+
+    /// `rclone serve s3` names the root of its answer to CreateMultipartUpload wrongly, and the SDK refuses it.
+    fn is_wrong_root(&self) -> bool {
+        self.text.contains("InitiateMultipartUpload") && self.text.contains("root")
+    }
+
+    /// What a person can do. `api` is the name of the call, as permissions are named after it.
+    pub(super) fn hint(&self, api: &str, bucket: &str, endpoint: &str) -> Option<String> {
+        match self.stage {
+            Stage::Transport | Stage::TimeOut => Some(self.transport_hint(endpoint)),
+            Stage::Reading if self.is_wrong_root() => {
+                Some("this is `rclone serve s3`, which cannot do this: use the remote rclone:REMOTE:PATH".to_owned())
+            }
+            Stage::Building | Stage::Reading => None,
+            Stage::Refused => self.refusal_hint(api, bucket, endpoint),
+        }
+    }
+
+    fn transport_hint(&self, endpoint: &str) -> String {
+        let text = self.text.to_ascii_lowercase();
+        let has = |word| text.contains(word);
+        if has("dns") || has("lookup") {
+            return format!(
+                "the name in {endpoint} cannot be resolved: correct `endpoint`, or look at this host's DNS"
+            );
+        }
+        if has("certificate") || has("tls") || has("handshake") || has("corruptmessage") {
+            return format!("no trusted connection to {endpoint}: look at its certificate, http/https, and the port");
+        }
+        format!("cannot reach {endpoint}, or it does not answer: look at `endpoint`, firewall and proxy")
+    }
+
+    fn refusal_hint(&self, api: &str, bucket: &str, endpoint: &str) -> Option<String> {
+        let code = self.code.as_deref().unwrap_or_default();
+        Some(match code {
+            "NoSuchBucket" => format!("create the bucket {bucket:?}, or correct `remote`"),
+            "InvalidAccessKeyId" => {
+                format!("{endpoint} does not know this access key id: wrong key, or wrong endpoint")
+            }
+            "SignatureDoesNotMatch" => {
+                "the secret does not belong to the access key id, or has a stray character".into()
+            }
+            "ExpiredToken" | "InvalidToken" => "the session is over: get new credentials".to_owned(),
+            "RequestTimeTooSkewed" => self.clock_hint(),
+            "InvalidObjectState" => "the object is archived: have the store restore it first".to_owned(),
+            "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
+                self.region_hint(bucket)
+            }
+            "AccessDenied" => permission_hint(api),
+            _ if self.kind() == StoreErrorKind::Full => "make room in the store, or raise its quota".to_owned(),
+            _ => match self.status {
+                Some(301 | 307) => self.region_hint(bucket),
+                Some(403) => permission_hint(api),
+                _ => return None,
+            },
+        })
+    }
+
+    fn clock_hint(&self) -> String {
+        let theirs = self.date.as_deref().unwrap_or("something else");
+        let ours = Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
+        format!("set this host's clock: it says {ours}, the store says {theirs}")
+    }
+
+    fn region_hint(&self, bucket: &str) -> String {
+        let expecting = self.text.split("expecting '").nth(1).and_then(|rest| rest.split('\'').next());
+        match self.region.as_deref().or(expecting) {
+            Some(region) => format!("the bucket {bucket:?} is in region {region:?}: set `region` under [s3] to that"),
+            None => format!("the bucket {bucket:?} is in another region: set `region` under [s3]"),
+        }
+    }
+}
+
+fn permission_hint(api: &str) -> String {
+    format!("these credentials may not do {api} here: give them that permission on the bucket and the prefix")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, code: &str, text: &str) -> Cause {
+        Cause {
+            stage: Stage::Refused,
+            status: Some(status),
+            code: (!code.is_empty()).then(|| code.to_owned()),
+            text: text.to_owned(),
+            request_id: Some("R1".to_owned()),
+            region: None,
+            date: Some("Sun, 22 Nov 2026 21:26:04 GMT".to_owned()),
+        }
+    }
+
+    #[test]
+    fn codes_go_before_statuses() {
+        use StoreErrorKind::*;
+        for (status, code, kind) in [
+            (404, "NoSuchKey", NotFound),
+            (404, "", NotFound),
+            (403, "AccessDenied", Denied),
+            (403, "", Denied),
+            (403, "storage_cap_exceeded", Full),
+            (412, "PreconditionFailed", AlreadyExists),
+            (409, "ConditionalRequestConflict", Unavailable),
+            (400, "BadDigest", Corrupt),
+            (400, "RequestTimeout", Unavailable),
+            (400, "InvalidArgument", Invalid),
+            (501, "NotImplemented", Unsupported),
+            (503, "SlowDown", Throttled),
+            (503, "", Unavailable),
+            (500, "InternalError", Unavailable),
+            (507, "", Full),
+        ] {
+            assert_eq!(refused(status, code, "").kind(), kind, "{status} {code}");
+        }
+    }
+
+    #[test]
+    fn hints_say_what_to_do() {
+        let wrong_region = "the region 'us-east-1' is wrong; expecting 'eu-west-1'";
+        for (status, code, text, part) in [
+            (404, "NoSuchBucket", "", "create the bucket \"b\""),
+            (403, "AccessDenied", "", "PutObject"),
+            (403, "", "", "PutObject"),
+            (403, "InvalidAccessKeyId", "", "http://e"),
+            (403, "RequestTimeTooSkewed", "", "the store says Sun, 22 Nov 2026"),
+            (400, "AuthorizationHeaderMalformed", wrong_region, "\"eu-west-1\""),
+            (301, "PermanentRedirect", "", "another region"),
+        ] {
+            let hint = refused(status, code, text).hint("PutObject", "b", "http://e").unwrap();
+            assert!(hint.contains(part), "{code}: {hint}");
+        }
+        assert_eq!(refused(500, "InternalError", "").hint("PutObject", "b", "http://e"), None);
+    }
+
+    #[test]
+    fn text_names_code_status_and_request() {
+        assert_eq!(refused(404, "NoSuchKey", "gone").to_string(), "NoSuchKey: gone (HTTP 404, request R1)");
+        assert_eq!(refused(403, "", "").to_string(), "the store refused without a word (HTTP 403, request R1)");
+    }
+}

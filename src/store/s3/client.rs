@@ -1,0 +1,172 @@
+//! Building the SDK's client: credentials, region, time limits and retries, all chosen here and none by default.
+
+use super::S3Settings;
+use super::cause::chain_text;
+use crate::store::{StoreError, StoreErrorKind};
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::environment::{EnvironmentVariableCredentialsProvider, EnvironmentVariableRegionProvider};
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::imds::region::ImdsRegionProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
+use aws_config::provider_config::ProviderConfig;
+use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    Builder, Credentials, ProvideCredentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    SharedCredentialsProvider, StalledStreamProtectionConfig,
+};
+use std::fs::read_to_string;
+use std::time::Duration;
+
+/// One request is tried this often before its failure is ours: with waits that double from 200 ms, some 6 s.
+const ATTEMPTS_MAX: u32 = 6;
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a download may stand still. (Uploads stand still unnoticed; the attempt's own limit ends them.)
+const STALL_GRACE: Duration = Duration::from_secs(30);
+/// Stores with an endpoint of their own mostly do not care which region is signed.
+const REGION_OF_ENDPOINTS: &str = "us-east-1";
+/// The metadata service of EC2 answers at once or never.
+const METADATA_ATTEMPTS: u32 = 1;
+
+/// A client, and what error messages say of where it talks to.
+pub(super) struct Connected {
+    pub(super) client: Client,
+    pub(super) endpoint: String,
+    pub(super) tls: bool,
+}
+
+/// Finds region and credentials, and builds the client. Talks to the store not at all, and to the network only where
+/// the credentials come from there.
+pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreError> {
+    let failed = |kind, text: String| StoreError::new(kind, "connect to", "", settings.url(), text);
+    settings.check().map_err(|text| failed(StoreErrorKind::Invalid, text))?;
+    let endpoint = settings.endpoint.clone().or_else(endpoint_of_environment);
+    let region = find_region(settings, endpoint.is_some()).await.ok_or_else(|| {
+        failed(StoreErrorKind::Invalid, "no region is named".to_owned())
+            .with_hint("set `region` under [s3], or AWS_REGION, or a region in the profile")
+    })?;
+    let provider = find_credentials(settings, &region).await?;
+    let shared = load_shared(settings, region.clone(), provider).await;
+    let named = endpoint.clone().unwrap_or_else(|| format!("Amazon S3 in {region}"));
+    let tls = endpoint.as_ref().is_none_or(|url| url.starts_with("https://"));
+    Ok(Connected { client: build_client(settings, &shared, endpoint), endpoint: named, tls })
+}
+
+fn endpoint_of_environment() -> Option<String> {
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| std::env::var(name).ok())
+}
+
+async fn load_shared(settings: &S3Settings, region: Region, provider: SharedCredentialsProvider) -> SdkConfig {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).region(region).credentials_provider(provider);
+    if let Some(profile) = &settings.profile {
+        loader = loader.profile_name(profile);
+    }
+    loader.load().await
+}
+
+fn build_client(settings: &S3Settings, shared: &SdkConfig, endpoint: Option<String>) -> Client {
+    let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
+    let stall = StalledStreamProtectionConfig::enabled().upload_enabled(true).grace_period(STALL_GRACE).build();
+    // No read time-out: the SDK counts it from the beginning of the request, so it would cut off the sending of a part
+    // on a slow line. The limit of the attempt does what is wanted, and calls that move much set a longer one.
+    let limits = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_LIMIT)
+        .disable_read_timeout()
+        .disable_operation_timeout()
+        .operation_attempt_timeout(settings.attempt_limit(0))
+        .build();
+    let mut config = Builder::from(shared);
+    config.set_endpoint_url(endpoint.clone());
+    let config = config
+        .force_path_style(settings.path_style.unwrap_or(endpoint.is_some()))
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+        .stalled_stream_protection(stall)
+        .timeout_config(limits)
+        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX).with_initial_backoff(BACKOFF_FIRST))
+        .build();
+    Client::from_conf(config)
+}
+
+async fn find_region(settings: &S3Settings, has_endpoint: bool) -> Option<Region> {
+    if let Some(region) = &settings.region {
+        return Some(Region::new(region.clone()));
+    }
+    let mut profile = ProfileFileRegionProvider::builder();
+    if let Some(name) = &settings.profile {
+        profile = profile.profile_name(name);
+    }
+    let named = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
+    match named.region().await {
+        Some(region) => Some(region),
+        None if has_endpoint => Some(Region::from_static(REGION_OF_ENDPOINTS)),
+        None if is_ec2() => ImdsRegionProvider::builder().build().region().await,
+        None => None,
+    }
+}
+
+/// The credentials that were configured, or those of the first source that has any.
+async fn find_credentials(settings: &S3Settings, region: &Region) -> Result<SharedCredentialsProvider, StoreError> {
+    if let Some(given) = &settings.credentials {
+        let keys = Credentials::new(&given.access_key_id, &given.secret_access_key, None, None, "zfs-backup");
+        return Ok(SharedCredentialsProvider::new(keys));
+    }
+    let ec2 = is_ec2();
+    let chain = SharedCredentialsProvider::new(credential_chain(settings, region, ec2));
+    match chain.provide_credentials().await {
+        Ok(_) => Ok(chain),
+        Err(error) => {
+            let text = chain_text(&error);
+            let error = StoreError::new(StoreErrorKind::Denied, "find credentials for", "", settings.url(), text);
+            Err(error.with_hint(where_it_looked(settings, ec2)))
+        }
+    }
+}
+
+/// The SDK's own chain, except that the metadata service is asked only where there can be one: elsewhere each run
+/// would wait seconds for nobody's answer.
+fn credential_chain(settings: &S3Settings, region: &Region, ec2: bool) -> CredentialsProviderChain {
+    let config = ProviderConfig::default().with_region(Some(region.clone()));
+    let mut profile = ProfileFileCredentialsProvider::builder().configure(&config);
+    if let Some(name) = &settings.profile {
+        profile = profile.profile_name(name);
+    }
+    let environment = EnvironmentVariableCredentialsProvider::new();
+    let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(&config).build();
+    let container = EcsCredentialsProvider::builder().configure(&config).build();
+    // A profile that was asked for by name goes before what happens to be in the environment.
+    let chain = match settings.profile {
+        Some(_) => CredentialsProviderChain::first_try("Profile", profile.build()),
+        None => CredentialsProviderChain::first_try("Environment", environment).or_else("Profile", profile.build()),
+    };
+    let chain = chain.or_else("WebIdentityToken", web_identity).or_else("EcsContainer", container);
+    if !ec2 {
+        return chain;
+    }
+    let client = aws_config::imds::Client::builder().configure(&config).max_attempts(METADATA_ATTEMPTS).build();
+    let instance = ImdsCredentialsProvider::builder().configure(&config).imds_client(client).build();
+    chain.or_else("Ec2InstanceMetadata", instance)
+}
+
+fn where_it_looked(settings: &S3Settings, ec2: bool) -> String {
+    let profile = settings.profile.as_deref().unwrap_or("default");
+    let environment = if settings.profile.is_some() { "" } else { "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, " };
+    let instance = if ec2 { ", the EC2 metadata service" } else { "" };
+    format!(
+        "looked at {environment}profile {profile:?} in ~/.aws/credentials and ~/.aws/config, \
+         the web identity token, the container's credentials{instance}; or name key files under [s3]"
+    )
+}
+
+/// Whether this machine is one of Amazon's.
+fn is_ec2() -> bool {
+    let begins =
+        |path, start: &str| read_to_string(path).is_ok_and(|text| text.to_ascii_lowercase().starts_with(start));
+    begins("/sys/class/dmi/id/sys_vendor", "amazon ec2") || begins("/sys/hypervisor/uuid", "ec2")
+}

@@ -1,0 +1,114 @@
+//! Listing objects and unfinished uploads, page by page to the very end.
+
+use super::Shared;
+use crate::store::{ListedObject, StoreError, StoreErrorKind, UnfinishedUpload};
+use aws_sdk_s3::primitives::DateTime;
+use aws_sdk_s3::types::{MultipartUpload, Object};
+use jiff::Timestamp;
+use std::collections::HashSet;
+
+impl Shared {
+    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
+        let full = format!("{}{prefix}", self.prefix);
+        let failed = |text: &str| self.wrong(StoreErrorKind::Corrupt, "list", prefix, text);
+        let mut objects = Vec::new();
+        let mut marks = Marks::default();
+        let mut token = None;
+        loop {
+            let call = self.client.list_objects_v2().bucket(&self.settings.bucket).prefix(&full);
+            let page = call.set_continuation_token(token.clone()).send().await;
+            let page = page.map_err(|error| self.failed("list", "ListObjectsV2", prefix, error))?;
+            self.saw_bucket();
+            for object in page.contents() {
+                objects.extend(self.listed(object, &full).map_err(failed)?);
+            }
+            if page.is_truncated() != Some(true) {
+                break;
+            }
+            token = page.next_continuation_token().map(str::to_owned);
+            marks.pass(token.clone()).map_err(failed)?;
+        }
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        // An object that is written while pages turn may be on two of them.
+        objects.dedup_by(|a, b| a.key == b.key);
+        Ok(objects)
+    }
+
+    /// One line, or nothing for the entry that consoles make for the folder itself.
+    fn listed(&self, object: &Object, full: &str) -> Result<Option<ListedObject>, &'static str> {
+        let key = object.key().ok_or("an entry has no key")?;
+        if !key.starts_with(full) {
+            return Err("an entry is outside the prefix that was asked");
+        }
+        let key = &key[self.prefix.len()..];
+        let bytes = object.size().and_then(|size| u64::try_from(size).ok()).ok_or("an entry has no size")?;
+        let modified_at = object.last_modified().and_then(timestamp);
+        Ok((!key.is_empty()).then(|| ListedObject { key: key.to_owned(), bytes, modified_at }))
+    }
+
+    pub(super) async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        let operation = "list unfinished uploads under";
+        let full = format!("{}{prefix}", self.prefix);
+        let failed = |text: &str| self.wrong(StoreErrorKind::Corrupt, operation, prefix, text);
+        let mut uploads = Vec::new();
+        let mut marks = Marks::default();
+        let (mut key, mut id) = (None, None);
+        loop {
+            let call = self.client.list_multipart_uploads().bucket(&self.settings.bucket).prefix(&full);
+            let page = call.set_key_marker(key.clone()).set_upload_id_marker(id.clone()).send().await;
+            let page = page.map_err(|error| self.failed(operation, "ListMultipartUploads", prefix, error))?;
+            self.saw_bucket();
+            uploads.extend(page.uploads().iter().filter_map(|upload| self.begun(upload, &full)));
+            if page.is_truncated() != Some(true) {
+                break;
+            }
+            key = page.next_key_marker().map(str::to_owned);
+            id = page.next_upload_id_marker().filter(|id| !id.is_empty()).map(str::to_owned);
+            marks.pass(key.as_ref().map(|key| format!("{key}\0{id:?}"))).map_err(failed)?;
+        }
+        uploads.sort_unstable_by(|a, b| (&a.key, &a.upload_id).cmp(&(&b.key, &b.upload_id)));
+        uploads.dedup();
+        Ok(uploads)
+    }
+
+    /// An upload under our prefix. Some servers take the prefix for a folder and list others too.
+    fn begun(&self, upload: &MultipartUpload, full: &str) -> Option<UnfinishedUpload> {
+        let key = upload.key().filter(|key| key.starts_with(full))?;
+        Some(UnfinishedUpload {
+            key: key[self.prefix.len()..].to_owned(),
+            upload_id: upload.upload_id()?.to_owned(),
+            started_at: upload.initiated().and_then(timestamp),
+        })
+    }
+}
+
+/// The places where pages began: one that comes again would mean turning pages for ever.
+#[derive(Default)]
+pub(super) struct Marks(HashSet<String>);
+
+impl Marks {
+    /// Notes where the next page begins.
+    pub(super) fn pass(&mut self, mark: Option<String>) -> Result<(), &'static str> {
+        let mark = mark.ok_or("the store says that there is more, but not how to go on")?;
+        if self.0.insert(mark) { Ok(()) } else { Err("the store gives the same page again and again") }
+    }
+}
+
+fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    i32::try_from(time.subsec_nanos()).ok().and_then(|nanos| Timestamp::new(time.secs(), nanos).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_do_not_go_on_are_noticed() {
+        let mut marks = Marks::default();
+        for mark in ["a", "b"] {
+            assert_eq!(marks.pass(Some(mark.to_owned())), Ok(()));
+        }
+        assert!(marks.pass(Some("a".to_owned())).is_err());
+        assert!(marks.pass(None).is_err());
+    }
+}

@@ -1,0 +1,129 @@
+//! Putting small objects whole, and the confirmation that every upload ends with.
+
+use super::cause::Cause;
+use super::sum::{ObjectSum, PartSum, Verdict};
+use super::{S3Checksum, Shared};
+use crate::store::work::run_blocking;
+use crate::store::{Evidence, EvidenceTier, ObjectKey, PutOutcome, StoreError, StoreErrorKind};
+use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
+use aws_sdk_s3::primitives::ByteStream;
+use bytes::Bytes;
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// How often a create-only put is made that collides with others (409) or had its condition refused.
+const PUT_TRIES_MAX: u32 = 4;
+const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
+/// How often a store is asked for what it has just confirmed. AWS knows it at once; not all do.
+const CONFIRM_TRIES_MAX: u32 = 3;
+const CONFIRM_PAUSE: Duration = Duration::from_millis(500);
+
+/// Takes the checksum where it may block.
+pub(super) async fn sum_of(kind: S3Checksum, bytes: Bytes) -> PartSum {
+    let summed: Result<PartSum, Infallible> = run_blocking(move || Ok(PartSum::of(kind, &bytes))).await;
+    match summed {
+        Ok(sum) => sum,
+    }
+}
+
+impl Shared {
+    pub(super) async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+        if let Some(found) = self.head(key).await? {
+            return self.compare_whole(key, &bytes, found).await;
+        }
+        self.put_whole(key, bytes).await
+    }
+
+    /// Puts an object in one request, create-only as far as the store can.
+    pub(super) async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+        let part = sum_of(self.settings.checksum, bytes.clone()).await;
+        let sent = ObjectSum::of_whole(self.settings.checksum, &part);
+        let mut tries_left = PUT_TRIES_MAX;
+        loop {
+            let Err(cause) = self.send_whole(key, &bytes, &part).await else {
+                return Ok((PutOutcome::Created, self.confirm(key, &sent).await?));
+            };
+            tries_left -= 1;
+            // 412 may be the answer to our own request, whose first answer was lost.
+            if cause.kind() == StoreErrorKind::AlreadyExists
+                && let Some(found) = self.head(key).await?
+            {
+                return self.compare_whole(key, &bytes, found).await;
+            }
+            let again = self.note_refused_condition(&cause) || cause.status == Some(409);
+            if !again || tries_left == 0 {
+                return Err(self.failed("put", "PutObject", key.as_str(), cause));
+            }
+            sleep(CONFLICT_PAUSE).await;
+        }
+    }
+
+    async fn send_whole(&self, key: &ObjectKey, bytes: &Bytes, part: &PartSum) -> Result<(), Cause> {
+        let call = self.client.put_object().bucket(&self.settings.bucket).key(self.full_key(key));
+        let call = call.set_if_none_match(self.condition()).body(ByteStream::from(bytes.clone()));
+        let call = with_checksum(call, self.settings.checksum, part).customize();
+        let call = call.config_override(self.limits_for(bytes.len() as u64));
+        let call = if self.tls { call.disable_payload_signing() } else { call };
+        call.send().await.map(|_| self.saw_bucket()).map_err(Cause::from)
+    }
+
+    /// The key is taken: success if the same bytes are there.
+    async fn compare_whole(
+        &self,
+        key: &ObjectKey,
+        bytes: &Bytes,
+        found: Evidence,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        let len = bytes.len() as u64;
+        let same = found.bytes == len && self.get(key, None, len).await? == *bytes;
+        match same {
+            true => Ok((PutOutcome::Identical, found)),
+            false => Err(self.taken("put", key)),
+        }
+    }
+
+    pub(super) fn taken(&self, operation: &str, key: &ObjectKey) -> StoreError {
+        self.wrong(StoreErrorKind::AlreadyExists, operation, key.as_str(), "the key is taken by another object")
+    }
+
+    /// Asks what the store has now, and holds it against what was sent.
+    pub(super) async fn confirm(&self, key: &ObjectKey, sent: &ObjectSum) -> Result<Evidence, StoreError> {
+        let mut found = None;
+        for attempt in 1..=CONFIRM_TRIES_MAX {
+            found = self.head(key).await?;
+            if found.is_some() || attempt == CONFIRM_TRIES_MAX {
+                break;
+            }
+            sleep(CONFIRM_PAUSE).await;
+        }
+        match found.map(|found| (sent.compare(&found), found)) {
+            Some((Verdict::Proven, found)) => Ok(found),
+            Some((Verdict::SizeAgrees, found)) => Ok(weakened(found)),
+            other => {
+                let found = other.map_or_else(|| "nothing".to_owned(), |(_, found)| describe(&found));
+                let sent = format!("{} bytes with checksum {}", sent.bytes, sent.text);
+                let text = format!("{sent} were sent and accepted, but the store has {found}");
+                Err(self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text))
+            }
+        }
+    }
+}
+
+fn describe(found: &Evidence) -> String {
+    format!("{} bytes with checksum {}", found.bytes, found.checksum.as_deref().unwrap_or("unknown"))
+}
+
+/// The evidence without a checksum that we could not compare.
+pub(super) fn weakened(found: Evidence) -> Evidence {
+    let tier = if found.version_id.is_some() { EvidenceTier::IdPin } else { EvidenceTier::SizeOnly };
+    Evidence { tier, checksum: None, ..found }
+}
+
+fn with_checksum(call: PutObjectFluentBuilder, kind: S3Checksum, sum: &PartSum) -> PutObjectFluentBuilder {
+    match kind {
+        S3Checksum::Crc64nvme => call.checksum_crc64_nvme(sum.header()),
+        S3Checksum::Sha256 => call.checksum_sha256(sum.header()),
+        S3Checksum::Md5 => call.content_md5(sum.header()),
+    }
+}

@@ -1,0 +1,202 @@
+//! Asking for objects: whether they are there, what the store says of them, and their bytes.
+
+use super::cause::{Cause, Stage, chain_text};
+use super::sum::is_md5_etag;
+use super::{S3Checksum, Shared};
+use crate::store::{Evidence, EvidenceTier, ObjectKey, StoreError, StoreErrorKind};
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
+use aws_sdk_s3::primitives::{ByteStream, DateTimeFormat};
+use aws_sdk_s3::types::{ChecksumMode, ChecksumType};
+use bytes::{Bytes, BytesMut};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// The metadata entry that keeps the part size: composite checksums cannot be recomputed without it.
+pub(super) const PART_BYTES_ENTRY: &str = "part-bytes";
+/// The SDK repeats requests, but not answers whose body breaks off.
+const BODY_TRIES_MAX: u32 = 4;
+const BODY_PAUSE_FIRST: Duration = Duration::from_millis(200);
+
+/// How reading a body went wrong.
+enum Broken {
+    /// The connection: another try may work.
+    Off(String),
+    /// The store gave something else than was asked.
+    Wrong(String),
+}
+
+impl Shared {
+    pub(super) async fn check_bucket(&self) -> Result<(), StoreError> {
+        let call = self.client.list_objects_v2().bucket(&self.settings.bucket).prefix(&self.prefix).max_keys(1);
+        call.send().await.map_err(|error| self.failed("look into", "ListObjectsV2", "", error))?;
+        self.saw_bucket();
+        Ok(())
+    }
+
+    pub(super) async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
+        // B2 and others answer 400 to this header, and have nothing but the ETag to say.
+        let mode = (self.settings.checksum != S3Checksum::Md5).then_some(ChecksumMode::Enabled);
+        let call = self.client.head_object().bucket(&self.settings.bucket).key(self.full_key(key));
+        match call.set_checksum_mode(mode).send().await {
+            Ok(found) => {
+                self.saw_bucket();
+                Ok(Some(self.evidence(&found)))
+            }
+            Err(error) => self.explain_head(key, error.into()).await,
+        }
+    }
+
+    /// Answers to HEAD have no body, so that the reason is not in them. A call that has one may tell it.
+    async fn explain_head(&self, key: &ObjectKey, cause: Cause) -> Result<Option<Evidence>, StoreError> {
+        let missing = cause.stage == Stage::Refused && cause.status == Some(404);
+        if missing && self.bucket_seen.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        if cause.stage == Stage::Refused && cause.status.is_some_and(|status| status < 500) {
+            let checked = self.check_bucket().await;
+            checked.map_err(|told| StoreError { operation: "look at".to_owned(), subject: key.to_string(), ..told })?;
+        }
+        if missing { Ok(None) } else { Err(self.failed("look at", "HeadObject", key.as_str(), cause)) }
+    }
+
+    /// The strongest that the answer offers.
+    fn evidence(&self, found: &HeadObjectOutput) -> Evidence {
+        let etag = found.e_tag().map(|etag| etag.trim_matches('"').to_owned());
+        let version_id = found.version_id().filter(|id| *id != "null").map(str::to_owned);
+        let full = found.checksum_type() != Some(&ChecksumType::Composite);
+        let crc = found.checksum_crc64_nvme().filter(|text| full && !text.contains('-'));
+        let md5 = etag.as_deref().filter(|etag| self.settings.checksum == S3Checksum::Md5 && is_md5_etag(etag));
+        let (tier, checksum) = match (crc, found.checksum_sha256(), md5) {
+            (Some(crc), _, _) => (EvidenceTier::Crc64nvmeFull, Some(crc)),
+            (_, Some(sha256), _) => (EvidenceTier::Sha256Composite, Some(sha256)),
+            (_, _, Some(md5)) => (EvidenceTier::Md5Etag, Some(md5)),
+            _ if version_id.is_some() => (EvidenceTier::IdPin, None),
+            _ => (EvidenceTier::SizeOnly, None),
+        };
+        Evidence {
+            tier,
+            bytes: found.content_length().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+            checksum: checksum.map(str::to_owned),
+            part_bytes: part_bytes(found),
+            locked_until: found
+                .object_lock_retain_until_date()
+                .and_then(|until| until.fmt(DateTimeFormat::DateTime).ok()),
+            version_id,
+            etag,
+        }
+    }
+
+    pub(super) async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        match range {
+            Some(range) if range.start >= range.end => self.get_nothing(key, &range).await,
+            range => self.get_something(key, range, limit_bytes).await,
+        }
+    }
+
+    /// A range of no bytes cannot be written in a Range header, but it must lie within the object all the same.
+    async fn get_nothing(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
+        let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
+        match self.head(key).await? {
+            None => Err(wrong(StoreErrorKind::NotFound, "no such object".to_owned())),
+            Some(found) if range.start == range.end && range.end <= found.bytes => Ok(Bytes::new()),
+            Some(found) => {
+                Err(wrong(StoreErrorKind::Corrupt, format!("bytes {range:?} were asked, it has {}", found.bytes)))
+            }
+        }
+    }
+
+    async fn get_something(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let mut pause = BODY_PAUSE_FIRST;
+        let mut tries_left = BODY_TRIES_MAX;
+        loop {
+            let header = range.as_ref().map(|range| format!("bytes={}-{}", range.start, range.end - 1));
+            let call = self.client.get_object().bucket(&self.settings.bucket).key(self.full_key(key));
+            let answer = call.set_range(header).send().await;
+            let answer = answer.map_err(|error| self.failed("get", "GetObject", key.as_str(), error))?;
+            self.saw_bucket();
+            match self.read_body(answer, range.as_ref(), limit_bytes).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(Broken::Wrong(text)) => return Err(self.wrong(StoreErrorKind::Corrupt, "get", key.as_str(), text)),
+                Err(Broken::Off(text)) if tries_left == 1 => {
+                    return Err(self.wrong(StoreErrorKind::Unavailable, "get", key.as_str(), text));
+                }
+                Err(Broken::Off(_)) => sleep(pause).await,
+            }
+            tries_left -= 1;
+            pause *= 2;
+        }
+    }
+
+    async fn read_body(
+        &self,
+        answer: GetObjectOutput,
+        range: Option<&Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, Broken> {
+        let announced = announced_bytes(&answer, range, limit_bytes).map_err(Broken::Wrong)?;
+        let limit = self.settings.attempt_limit(announced as u64);
+        match timeout(limit, collect(answer.body, announced)).await {
+            Ok(body) => body,
+            Err(_) => Err(Broken::Off(format!("{announced} bytes did not come within {} s", limit.as_secs()))),
+        }
+    }
+}
+
+/// How many bytes the body will have, if those are the bytes that were asked.
+fn announced_bytes(answer: &GetObjectOutput, range: Option<&Range<u64>>, limit_bytes: u64) -> Result<usize, String> {
+    let announced = answer.content_length().and_then(|bytes| u64::try_from(bytes).ok());
+    let bytes = announced.ok_or_else(|| "the answer does not say how long it is".to_owned())?;
+    match range {
+        None if bytes > limit_bytes => {
+            return Err(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"));
+        }
+        Some(range) if bytes != range.end - range.start => {
+            return Err(format!("bytes {range:?} were asked, {bytes} bytes came"));
+        }
+        Some(range) if answer.content_range().is_some_and(|came| !is_start(came, range.start)) => {
+            return Err(format!("bytes {range:?} were asked, {:?} came", answer.content_range()));
+        }
+        _ => {}
+    }
+    usize::try_from(bytes).map_err(|_| "it has more bytes than memory can have".to_owned())
+}
+
+/// Whether a Content-Range begins there: `bytes 5-9/100`.
+fn is_start(content_range: &str, start: u64) -> bool {
+    let first = content_range.trim_start_matches("bytes ").split('-').next();
+    first.and_then(|digits| digits.trim().parse().ok()) == Some(start)
+}
+
+async fn collect(mut body: ByteStream, announced: usize) -> Result<Bytes, Broken> {
+    let mut bytes = BytesMut::with_capacity(announced);
+    while let Some(piece) = body.next().await {
+        let piece = piece.map_err(|error| Broken::Off(chain_text(&error)))?;
+        if bytes.len() + piece.len() > announced {
+            return Err(Broken::Wrong(format!("{announced} bytes were announced and more came")));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    match bytes.len() == announced {
+        true => Ok(bytes.freeze()),
+        false => Err(Broken::Off(format!("{announced} bytes were announced, {} came", bytes.len()))),
+    }
+}
+
+/// The part size that was noted when the upload began. Some servers change the case of the entry's name.
+fn part_bytes(found: &HeadObjectOutput) -> Option<u64> {
+    let entry = found.metadata()?.iter().find(|(name, _)| name.eq_ignore_ascii_case(PART_BYTES_ENTRY));
+    entry.and_then(|(_, value)| value.parse().ok())
+}

@@ -1,0 +1,148 @@
+//! [`S3Settings`]: what a configuration says of an S3 store.
+
+use std::fmt;
+use std::time::Duration;
+
+const MIB: usize = 1024 * 1024;
+/// AWS refuses smaller parts (the last excepted), and so do those who copied it.
+pub(super) const PART_BYTES_MIN: usize = 5 * MIB;
+/// At 1 GiB a chunk this is 64 parts: far from every limit, and little is lost with a part that is sent again.
+const PART_BYTES_DEFAULT: usize = 16 * MIB;
+/// Fills a line of 1 Gbit/s at 50 ms, and holds 5 x 16 MiB with the part that is being filled.
+const CONCURRENCY_DEFAULT: usize = 4;
+/// 256 kbit/s for each part in flight: slower lines exist, but not for backups of this size.
+const RATE_BYTES_MIN_DEFAULT: u64 = 32 * 1024;
+/// Connecting, a busy store's thinking, and an answer.
+const ATTEMPT_SLACK_DEFAULT: Duration = Duration::from_secs(60);
+
+/// Where an S3 store is and how it is spoken to; `None` means what the SDK's own sources say.
+#[derive(Debug, Clone)]
+pub struct S3Settings {
+    /// The bucket.
+    pub bucket: String,
+    /// The prefix below which all keys lie, without slashes at its ends; may be empty.
+    pub prefix: String,
+    /// The endpoint URL.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// The profile of the shared configuration files.
+    pub profile: Option<String>,
+    /// Bucket in the path instead of in the host name; `None`: path style exactly when an endpoint is given.
+    pub path_style: Option<bool>,
+    /// Storage class of chunks. Small objects stay in the bucket's usual class: they are read at every run.
+    pub storage_class: Option<String>,
+    /// The checksum that travels with each part.
+    pub checksum: S3Checksum,
+    /// Part size in bytes, at least 5 MiB.
+    pub part_bytes: usize,
+    /// Parts in flight.
+    pub concurrency: usize,
+    /// Access key and secret, when they come from files; else the default credential chain.
+    pub credentials: Option<S3Credentials>,
+    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at one part.
+    pub rate_bytes_min: u64,
+    /// How long an attempt may take besides the transfer itself.
+    pub attempt_slack: Duration,
+}
+
+impl Default for S3Settings {
+    /// No bucket yet; parts of 16 MiB, four in flight, CRC64NVME.
+    fn default() -> Self {
+        Self {
+            bucket: String::new(),
+            prefix: String::new(),
+            endpoint: None,
+            region: None,
+            profile: None,
+            path_style: None,
+            storage_class: None,
+            checksum: S3Checksum::default(),
+            part_bytes: PART_BYTES_DEFAULT,
+            concurrency: CONCURRENCY_DEFAULT,
+            credentials: None,
+            rate_bytes_min: RATE_BYTES_MIN_DEFAULT,
+            attempt_slack: ATTEMPT_SLACK_DEFAULT,
+        }
+    }
+}
+
+impl S3Settings {
+    /// Says in words what can never work.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.bucket.is_empty() {
+            return Err("no bucket is named".to_owned());
+        }
+        if self.prefix.starts_with('/') || self.prefix.ends_with('/') {
+            return Err(format!("the prefix {:?} begins or ends with a slash", self.prefix));
+        }
+        if self.part_bytes < PART_BYTES_MIN {
+            return Err(format!("parts of {} bytes are below the smallest, {PART_BYTES_MIN}", self.part_bytes));
+        }
+        if self.concurrency == 0 || self.rate_bytes_min == 0 || self.attempt_slack.is_zero() {
+            return Err("concurrency, slowest rate and attempt slack must be more than nothing".to_owned());
+        }
+        Ok(())
+    }
+
+    /// How long one attempt may take that moves `bytes`.
+    pub(super) fn attempt_limit(&self, bytes: u64) -> Duration {
+        self.attempt_slack + Duration::from_secs(bytes.div_ceil(self.rate_bytes_min))
+    }
+
+    /// The store for people.
+    pub(super) fn url(&self) -> String {
+        match self.prefix.as_str() {
+            "" => format!("s3:{}", self.bucket),
+            prefix => format!("s3:{}/{prefix}", self.bucket),
+        }
+    }
+}
+
+/// Static credentials. Debug output hides the secret.
+#[derive(Clone)]
+pub struct S3Credentials {
+    /// The access key id.
+    pub access_key_id: String,
+    /// The secret.
+    pub secret_access_key: String,
+}
+
+impl fmt::Debug for S3Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S3Credentials({}, hidden)", self.access_key_id)
+    }
+}
+
+/// The checksum given with parts and compared afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum S3Checksum {
+    /// CRC64NVME over the whole object.
+    #[default]
+    Crc64nvme,
+    /// SHA-256 by parts.
+    Sha256,
+    /// Content-MD5 by parts and the ETag, for stores that know nothing newer.
+    Md5,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempt_limit_grows_with_the_part() {
+        let settings = S3Settings { rate_bytes_min: 1000, attempt_slack: Duration::from_secs(5), ..Default::default() };
+        for (bytes, seconds) in [(0, 5), (1, 6), (1000, 6), (1001, 7), (1_000_000, 1005)] {
+            assert_eq!(settings.attempt_limit(bytes).as_secs(), seconds, "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let secret_access_key = "do-not-print".to_owned();
+        let credentials = Some(S3Credentials { access_key_id: "AKID".to_owned(), secret_access_key });
+        let text = format!("{:?}", S3Settings { credentials, ..Default::default() });
+        assert!(text.contains("AKID") && !text.contains("do-not-print"), "{text}");
+    }
+}

@@ -1,0 +1,175 @@
+//! [`PartSum`] and [`ObjectSum`]: the checksums that we take of what we send, in the three forms that S3 stores know.
+
+use super::S3Checksum;
+use crate::store::checksum::{crc64nvme, crc64nvme_append, crc64nvme_text};
+use crate::store::{Evidence, EvidenceTier};
+use aws_lc_rs::digest::{SHA256, digest as lc_digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use md5::{Digest as _, Md5};
+use std::fmt::Write as _;
+
+/// The checksum of one part, or of an object that is put whole.
+#[derive(Debug, Clone)]
+pub(super) struct PartSum {
+    pub(super) bytes: u64,
+    digest: Vec<u8>,
+}
+
+impl PartSum {
+    /// Takes it. MD5 runs at some 600 MB/s, so this belongs where it may block.
+    pub(super) fn of(kind: S3Checksum, part: &[u8]) -> Self {
+        let digest = match kind {
+            S3Checksum::Crc64nvme => crc64nvme(part).to_be_bytes().to_vec(),
+            S3Checksum::Sha256 => lc_digest(&SHA256, part).as_ref().to_vec(),
+            S3Checksum::Md5 => Md5::digest(part).to_vec(),
+        };
+        Self { bytes: part.len() as u64, digest }
+    }
+
+    /// As it stands in a header.
+    pub(super) fn header(&self) -> String {
+        STANDARD.encode(&self.digest)
+    }
+
+    /// The digest in hexadecimal, as an ETag has it.
+    pub(super) fn hex(&self) -> String {
+        hex(&self.digest)
+    }
+}
+
+/// What was sent, as the store should describe it afterwards.
+#[derive(Debug, Clone)]
+pub(super) struct ObjectSum {
+    pub(super) kind: S3Checksum,
+    pub(super) bytes: u64,
+    /// In the form that the store's answers have.
+    pub(super) text: String,
+}
+
+/// How the store's description compares with what was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Size and checksum agree.
+    Proven,
+    /// The size agrees; of the content the store says nothing that we could compare.
+    SizeAgrees,
+    /// It is something else.
+    Differs,
+}
+
+impl ObjectSum {
+    /// Of an object that is put whole.
+    pub(super) fn of_whole(kind: S3Checksum, whole: &PartSum) -> Self {
+        let text = if kind == S3Checksum::Md5 { whole.hex() } else { whole.header() };
+        Self { kind, bytes: whole.bytes, text }
+    }
+
+    /// Of an object of these parts, in order.
+    pub(super) fn of_parts(kind: S3Checksum, parts: &[PartSum]) -> Self {
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        let digests: Vec<u8> = parts.iter().flat_map(|part| &part.digest).copied().collect();
+        let text = match kind {
+            S3Checksum::Crc64nvme => crc64nvme_text(combined_crc(parts)),
+            S3Checksum::Sha256 => format!("{}-{}", PartSum::of(kind, &digests).header(), parts.len()),
+            S3Checksum::Md5 => format!("{}-{}", PartSum::of(kind, &digests).hex(), parts.len()),
+        };
+        Self { kind, bytes, text }
+    }
+
+    /// Holds the store's word against what was sent. An ETag that is not ours may be that of an encrypted object:
+    /// it proves nothing, in either direction.
+    pub(super) fn compare(&self, found: &Evidence) -> Verdict {
+        let expected_tier = match self.kind {
+            S3Checksum::Crc64nvme => EvidenceTier::Crc64nvmeFull,
+            S3Checksum::Sha256 => EvidenceTier::Sha256Composite,
+            S3Checksum::Md5 => EvidenceTier::Md5Etag,
+        };
+        let agrees = found.checksum.as_deref() == Some(&self.text);
+        match () {
+            () if found.bytes != self.bytes => Verdict::Differs,
+            () if found.tier != expected_tier => Verdict::SizeAgrees,
+            () if agrees => Verdict::Proven,
+            () if self.kind == S3Checksum::Md5 => Verdict::SizeAgrees,
+            () => Verdict::Differs,
+        }
+    }
+}
+
+fn combined_crc(parts: &[PartSum]) -> u64 {
+    parts.iter().fold(crc64nvme(&[]), |whole, part| {
+        let crc = part.digest.iter().fold(0, |crc, byte| crc << 8 | u64::from(*byte));
+        crc64nvme_append(whole, crc, part.bytes)
+    })
+}
+
+/// Whether an ETag can be an MD5: 32 hexadecimal digits, and perhaps the number of parts.
+pub(super) fn is_md5_etag(etag: &str) -> bool {
+    let (digest, parts) = etag.split_once('-').unwrap_or((etag, "1"));
+    digest.len() == 32 && digest.bytes().all(|b| b.is_ascii_hexdigit()) && parts.parse::<u32>().is_ok()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: [S3Checksum; 3] = [S3Checksum::Crc64nvme, S3Checksum::Sha256, S3Checksum::Md5];
+
+    fn found(tier: EvidenceTier, bytes: u64, checksum: &str) -> Evidence {
+        let checksum = Some(checksum.to_owned());
+        Evidence { tier, bytes, checksum, etag: None, version_id: None, part_bytes: None, locked_until: None }
+    }
+
+    #[test]
+    fn known_digests_are_reproduced() {
+        for (kind, text) in KINDS.into_iter().zip([
+            "rosUhgp5mIg=",
+            "FeKw08M4kedmO+gHQBsHMjEY7s5ipAaTwOVh6WX1QiU=",
+            "25f9e794323b453885f5181f1b624d0b",
+        ]) {
+            assert_eq!(ObjectSum::of_whole(kind, &PartSum::of(kind, b"123456789")).text, text, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn crc_of_parts_is_the_crc_of_the_whole() {
+        let kind = S3Checksum::Crc64nvme;
+        let parts = [b"1234".as_slice(), b"5678", b"9"].map(|part| PartSum::of(kind, part));
+        assert_eq!(ObjectSum::of_parts(kind, &parts).text, "rosUhgp5mIg=");
+        assert_eq!(ObjectSum::of_parts(kind, &parts[..1]).text, PartSum::of(kind, b"1234").header());
+    }
+
+    #[test]
+    fn composites_name_the_number_of_parts() {
+        for kind in [S3Checksum::Sha256, S3Checksum::Md5] {
+            let parts = [b"a".as_slice(), b"b"].map(|part| PartSum::of(kind, part));
+            assert!(ObjectSum::of_parts(kind, &parts).text.ends_with("-2"));
+        }
+    }
+
+    #[test]
+    fn only_an_etag_may_be_opaque() {
+        use EvidenceTier::{Crc64nvmeFull, Md5Etag, Sha256Composite, SizeOnly};
+        for (kind, tier) in KINDS.into_iter().zip([Crc64nvmeFull, Sha256Composite, Md5Etag]) {
+            let sent = ObjectSum::of_whole(kind, &PartSum::of(kind, b"123"));
+            let other = if kind == S3Checksum::Md5 { Verdict::SizeAgrees } else { Verdict::Differs };
+            for (tier, bytes, text, verdict) in [
+                (tier, 3, sent.text.as_str(), Verdict::Proven),
+                (tier, 4, sent.text.as_str(), Verdict::Differs),
+                (tier, 3, "other", other),
+                (SizeOnly, 3, "", Verdict::SizeAgrees),
+                (SizeOnly, 2, "", Verdict::Differs),
+            ] {
+                assert_eq!(sent.compare(&found(tier, bytes, text)), verdict, "{kind:?} {tier:?} {bytes} {text}");
+            }
+        }
+    }
+}
