@@ -1,5 +1,7 @@
 //! Building the SDK's client: credentials, region, time limits and retries, all chosen here and none by default.
 
+use aws_sdk_s3::config::SharedHttpClient;
+use aws_smithy_http_client::tls;
 use super::S3Settings;
 use super::cause::chain_text;
 use crate::store::{StoreError, StoreErrorKind};
@@ -51,10 +53,13 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
         failed(StoreErrorKind::Invalid, "no region is named".to_owned())
             .with_hint("set `region` under [s3], or AWS_REGION, or a region in the profile")
     })?;
-    let provider = find_credentials(settings, &region).await?;
-    let shared = load_shared(settings, region.clone(), provider).await;
-    let named = endpoint.clone().unwrap_or_else(|| format!("Amazon S3 in {region}"));
     let tls = endpoint.as_ref().is_none_or(|url| url.starts_with("https://"));
+    let transport = transport(tls).map_err(|text| {
+        failed(StoreErrorKind::Invalid, text).with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
+    })?;
+    let provider = find_credentials(settings, &region).await?;
+    let shared = load_shared(settings, region.clone(), provider, transport).await;
+    let named = endpoint.clone().unwrap_or_else(|| format!("Amazon S3 in {region}"));
     Ok(Connected { client: build_client(settings, &shared, endpoint), endpoint: named, tls })
 }
 
@@ -62,8 +67,28 @@ fn endpoint_of_environment() -> Option<String> {
     ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| std::env::var(name).ok())
 }
 
-async fn load_shared(settings: &S3Settings, region: Region, provider: SharedCredentialsProvider) -> SdkConfig {
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).region(region).credentials_provider(provider);
+/// The HTTP client. Without root certificates the SDK's own would panic at the first request, even of plain http.
+fn transport(tls: bool) -> Result<SharedHttpClient, String> {
+    if !tls {
+        return Ok(aws_smithy_http_client::Builder::new().build_http());
+    }
+    if rustls_native_certs::load_native_certs().certs.is_empty() {
+        return Err("this host has no root certificates, so no server can be believed".to_owned());
+    }
+    let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
+    Ok(aws_smithy_http_client::Builder::new().tls_provider(provider).build_https())
+}
+
+async fn load_shared(
+    settings: &S3Settings,
+    region: Region,
+    provider: SharedCredentialsProvider,
+    transport: SharedHttpClient,
+) -> SdkConfig {
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(region)
+        .credentials_provider(provider)
+        .http_client(transport);
     if let Some(profile) = &settings.profile {
         loader = loader.profile_name(profile);
     }
