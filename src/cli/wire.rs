@@ -82,7 +82,9 @@ fn part_bytes(config: &Config) -> usize {
 
 /// The SDK's own variables, taken here so that a foreign endpoint gets path style by default.
 fn endpoint_from_environment() -> Option<String> {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()))
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()))
 }
 
 async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectStore>, Failure> {
@@ -94,9 +96,10 @@ async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectSto
             Ok(Arc::new(store))
         }
         Remote::File { dir } => open_dir(dir, s3.part_bytes),
-        other @ (Remote::B2 { .. } | Remote::Rclone { .. }) => {
-            Err(usage(&format!("{other} cannot be used yet: this version speaks s3: and file:"), "use the S3 API of the provider: s3:bucket/prefix with s3.endpoint"))
-        }
+        other @ (Remote::B2 { .. } | Remote::Rclone { .. }) => Err(usage(
+            &format!("{other} cannot be used yet: this version speaks s3: and file:"),
+            "use the S3 API of the provider: s3:bucket/prefix with s3.endpoint",
+        )),
     }
 }
 
@@ -114,13 +117,20 @@ pub(super) fn open_intermediate(config: &Config) -> Result<Arc<dyn ObjectStore>,
 }
 
 /// The keys for writing to this store.
-pub(super) async fn keys_for_writing(config: &Config, env: &Environment, store: &dyn ObjectStore) -> Result<WriterKeys, Failure> {
+pub(super) async fn keys_for_writing(
+    config: &Config,
+    env: &Environment,
+    store: &dyn ObjectStore,
+) -> Result<WriterKeys, Failure> {
     match &config.keys {
         KeySource::Passphrase(source) => {
             let cache = KeyCache::new(&config.state_dir);
             let ask = || {
                 let secret = source.resolve(env).map_err(|error| {
-                    RunError::refused(crate::run::error_chain(&error), error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into()))
+                    RunError::refused(
+                        crate::run::error_chain(&error),
+                        error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into()),
+                    )
                 })?;
                 Ok(SecretString::from(secret.expose().to_owned()))
             };
@@ -147,9 +157,16 @@ pub(super) struct ReadSide {
 }
 
 /// The store of a reading command: `--remote`, the intermediate directory, or the configured remote.
-pub(super) async fn open_for_reading(global: &Global, source: &Source, intermediate: bool, output: &Output) -> Result<ReadSide, Failure> {
+pub(super) async fn open_for_reading(
+    global: &Global,
+    source: &Source,
+    intermediate: bool,
+    output: &Output,
+) -> Result<ReadSide, Failure> {
     if let Some(url) = &source.remote {
-        let remote: Remote = url.parse().map_err(|error: config::InvalidValue| usage(&format!("--remote: {error}"), "s3:bucket/prefix or file:/dir"))?;
+        let remote: Remote = url.parse().map_err(|error: config::InvalidValue| {
+            usage(&format!("--remote: {error}"), "s3:bucket/prefix or file:/dir")
+        })?;
         let settings = S3Settings { endpoint: endpoint_from_environment(), ..s3_defaults() };
         return Ok(ReadSide { store: open_store(&remote, settings).await?, config: None });
     }
@@ -232,8 +249,13 @@ fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
     };
     match line {
         Ok(line) if !line.is_empty() => Ok(SecretString::from(line)),
-        Ok(_) => Err(usage("no passphrase was given", "type it, or give it as the first line of stdin, or use --identity FILE")),
-        Err(source) => Err(RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source }.into()),
+        Ok(_) => Err(usage(
+            "no passphrase was given",
+            "type it, or give it as the first line of stdin, or use --identity FILE",
+        )),
+        Err(source) => {
+            Err(RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source }.into())
+        }
     }
 }
 

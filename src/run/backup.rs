@@ -245,7 +245,10 @@ impl<'a> Attempt<'a> {
                     return Err(RunError::Damaged { key, reason });
                 }
                 None => {
-                    return Err(RunError::Damaged { key, reason: "the store confirmed it and does not list it".into() });
+                    return Err(RunError::Damaged {
+                        key,
+                        reason: "the store confirmed it and does not list it".into(),
+                    });
                 }
             }
         }

@@ -52,7 +52,10 @@ impl Bench {
         symlink("../large-1", self.pool.file("data/folder/link")).unwrap();
         fs::set_permissions(self.pool.file("data/small-1"), fs::Permissions::from_mode(0o4711)).unwrap();
         run("setfattr", &["-n", "user.note", "-v", "kept", self.pool.file("data/small-2").to_str().unwrap()]);
-        run("setfattr", &["-n", "trusted.big", "-v", &"x".repeat(900), self.pool.file("data/folder").to_str().unwrap()]);
+        run(
+            "setfattr",
+            &["-n", "trusted.big", "-v", &"x".repeat(900), self.pool.file("data/folder").to_str().unwrap()],
+        );
     }
 
     fn write_keys(&self) {
@@ -127,7 +130,8 @@ impl Bench {
             ":s3,provider=Other,endpoint='{}',access_key_id={ACCESS_KEY},secret_access_key={SECRET_KEY}:{BUCKET}",
             self.weed.endpoint()
         );
-        let listed = String::from_utf8(run("rclone", &["--config", "/dev/null", "lsf", "-R", "--files-only", &remote])).unwrap();
+        let listed =
+            String::from_utf8(run("rclone", &["--config", "/dev/null", "lsf", "-R", "--files-only", &remote])).unwrap();
         listed.lines().map(str::to_owned).collect()
     }
 }

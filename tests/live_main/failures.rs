@@ -8,8 +8,8 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 fn stderr(output: &Output) -> String {
@@ -18,12 +18,14 @@ fn stderr(output: &Output) -> String {
 
 /// No manifest, no backup shown, nothing restored; and the next run works.
 fn check_no_backup_and_recover(bench: &Bench) {
-    let manifests = |bench: &Bench| bench.keys_in_bucket().into_iter().filter(|key| key.contains("manifest.json")).count();
+    let manifests =
+        |bench: &Bench| bench.keys_in_bucket().into_iter().filter(|key| key.contains("manifest.json")).count();
     assert_eq!(manifests(bench), 0);
     let shown = String::from_utf8(bench.good(&["show", "--include-remote"])).unwrap();
     assert!(shown.contains("no backup") && shown.contains("unfinished, not a backup"), "{shown}");
     let (dataset, identity) = (bench.dataset(), bench.path("identity.txt").display().to_string());
-    let restored = bench.zb(&bench.restore_arguments(&dataset, &identity, &["--to", &format!("{}/never", bench.pool.name)]));
+    let restored =
+        bench.zb(&bench.restore_arguments(&dataset, &identity, &["--to", &format!("{}/never", bench.pool.name)]));
     assert_eq!(restored.status.code(), Some(1));
     assert!(stderr(&restored).contains("no whole backup"), "{}", stderr(&restored));
     let holds = zfs(&["list", "-Hpo", "userrefs", "-t", "snapshot", &bench.dataset()]);
@@ -34,7 +36,10 @@ fn check_no_backup_and_recover(bench: &Bench) {
 }
 
 /// A proxy that says when two chunks were completed.
-fn watching(bench: &Bench, action: impl Fn(&str, usize) -> Action + Send + Sync + 'static) -> (Proxy, Arc<AtomicUsize>) {
+fn watching(
+    bench: &Bench,
+    action: impl Fn(&str, usize) -> Action + Send + Sync + 'static,
+) -> (Proxy, Arc<AtomicUsize>) {
     let completed = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&completed);
     let proxy = Proxy::start(&bench.weed.endpoint(), move |head| {
@@ -120,7 +125,11 @@ fn a_send_that_the_kernel_gives_up_leaves_no_backup() {
     let (_proxy, completed) = watching(&bench, |_, _| Action::Pass);
     let output = bench.command("proxied.toml", &["stream-to-remote", "--full"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains(&format!("send {}@", bench.dataset())), "it must name the snapshot: {}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("send {}@", bench.dataset())),
+        "it must name the snapshot: {}",
+        stderr(&output)
+    );
     assert!(completed.load(Ordering::SeqCst) >= 1);
     image.write_all_at(&needle, at).unwrap();
     run("zpool", &["export", &pool]);

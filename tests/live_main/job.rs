@@ -15,7 +15,11 @@ fn what_was_backed_up_comes_back_to_the_byte() {
     let snapshot = zfs(&["list", "-Hpo", "name", "-t", "snapshot", &dataset]);
     bench.good(&["stream-to-remote", "--full"]);
     let shown = String::from_utf8(bench.good(&["show", "--include-remote"])).unwrap();
-    assert!(shown.contains("full") && shown.contains(&property(&snapshot, "guid").parse::<u64>().map(|g| format!("{g:016x}")).unwrap()), "{shown}");
+    assert!(
+        shown.contains("full")
+            && shown.contains(&property(&snapshot, "guid").parse::<u64>().map(|g| format!("{g:016x}")).unwrap()),
+        "{shown}"
+    );
     let verified = String::from_utf8(bench.good(&["verify-checksums"])).unwrap();
     assert!(verified.contains("0 damaged"), "{verified}");
 
@@ -27,7 +31,10 @@ fn what_was_backed_up_comes_back_to_the_byte() {
 
     let target = format!("{}/restored", bench.pool.name);
     bench.good(&bench.restore_arguments(&dataset, &identity, &["--to", &target]));
-    assert_eq!(property(&format!("{target}@{}", snapshot.split('@').nth(1).unwrap()), "guid"), property(&snapshot, "guid"));
+    assert_eq!(
+        property(&format!("{target}@{}", snapshot.split('@').nth(1).unwrap()), "guid"),
+        property(&snapshot, "guid")
+    );
     zfs(&["mount", &target]);
     // Allocated sizes settle once the transaction group is written.
     run("zpool", &["sync"]);
@@ -91,7 +98,8 @@ fn the_intermediate_directory_is_a_store_like_any_other() {
     let to = ["--intermediate", "--stdout"];
     let stream = bench.good(&bench.restore_arguments(&dataset, &identity, &to));
     assert!(stream == run("zfs", &["send", "-L", "-c", &snapshot]));
-    let leftover: Vec<PathBuf> = fs::read_dir(bench.path("intermediate")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let leftover: Vec<PathBuf> =
+        fs::read_dir(bench.path("intermediate")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(leftover, [bench.path("intermediate").join(&bench.pool.name)], "nothing but the dataset's folder");
 }
 
@@ -99,7 +107,8 @@ fn the_intermediate_directory_is_a_store_like_any_other() {
 fn an_encrypted_dataset_is_sent_raw_without_its_key() {
     let bench = Bench::new("crypted");
     let name = format!("{}/secret", bench.pool.name);
-    let options = ["create", "-o", "encryption=aes-256-gcm", "-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000", &name];
+    let options =
+        ["create", "-o", "encryption=aes-256-gcm", "-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000", &name];
     crate::pool::run_with_input("zfs", &options, "correct horse\n");
     bench.pool.write("secret/file", 3 << 20, 7);
     zfs(&["unmount", &name]);

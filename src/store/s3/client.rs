@@ -1,7 +1,5 @@
 //! Building the SDK's client: credentials, region, time limits and retries, all chosen here and none by default.
 
-use aws_sdk_s3::config::SharedHttpClient;
-use aws_smithy_http_client::tls;
 use super::S3Settings;
 use super::cause::chain_text;
 use crate::store::{StoreError, StoreErrorKind};
@@ -16,12 +14,14 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::SharedHttpClient;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     Builder, Credentials, ProvideCredentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     SharedCredentialsProvider, StalledStreamProtectionConfig,
 };
+use aws_smithy_http_client::tls;
 use std::fs::read_to_string;
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
     })?;
     let tls = endpoint.as_ref().is_none_or(|url| url.starts_with("https://"));
     let transport = transport(tls).map_err(|text| {
-        failed(StoreErrorKind::Invalid, text).with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
+        failed(StoreErrorKind::Invalid, text)
+            .with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
     })?;
     let provider = find_credentials(settings, &region).await?;
     let shared = load_shared(settings, region.clone(), provider, transport).await;
