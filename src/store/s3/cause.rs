@@ -217,6 +217,7 @@ impl Cause {
                 self.region_hint(bucket)
             }
             "AccessDenied" => permission_hint(api),
+            _ if self.may_be_the_checksum(api) => CHECKSUM_HINT.to_owned(),
             _ if self.kind() == StoreErrorKind::Full => "make room in the store, or raise its quota".to_owned(),
             _ => match self.status {
                 Some(301 | 307) => self.region_hint(bucket),
@@ -224,6 +225,12 @@ impl Cause {
                 _ => return None,
             },
         })
+    }
+
+    /// Stores that know no new checksums say so in many ways, to HEAD in none.
+    fn may_be_the_checksum(&self, api: &str) -> bool {
+        let unknown = matches!(self.status, Some(400 | 501));
+        unknown && (api == "HeadObject" || self.text.to_ascii_lowercase().contains("checksum"))
     }
 
     fn clock_hint(&self) -> String {
@@ -241,8 +248,18 @@ impl Cause {
     }
 }
 
+const CHECKSUM_HINT: &str = "the store may not know this checksum: set `checksum = \"md5\"` under [s3]";
+
 fn permission_hint(api: &str) -> String {
-    format!("these credentials may not do {api} here: give them that permission on the bucket and the prefix")
+    let permission = match api {
+        "HeadObject" => "GetObject",
+        "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload" => "PutObject",
+        "ListObjectsV2" => "ListBucket",
+        "ListObjectVersions" => "ListBucketVersions",
+        "ListMultipartUploads" => "ListBucketMultipartUploads",
+        same => same,
+    };
+    format!("these credentials may not do {api}: allow s3:{permission} on the bucket and the prefix")
 }
 
 #[cfg(test)]
@@ -290,8 +307,10 @@ mod tests {
         let wrong_region = "the region 'us-east-1' is wrong; expecting 'eu-west-1'";
         for (status, code, text, part) in [
             (404, "NoSuchBucket", "", "create the bucket \"b\""),
-            (403, "AccessDenied", "", "PutObject"),
-            (403, "", "", "PutObject"),
+            (403, "AccessDenied", "", "s3:PutObject"),
+            (403, "", "", "s3:PutObject"),
+            (403, "QuotaExceeded", "", "make room"),
+            (400, "InvalidRequest", "Unsupported header 'x-amz-checksum-crc64nvme'", "md5"),
             (403, "InvalidAccessKeyId", "", "http://e"),
             (403, "RequestTimeTooSkewed", "", "the store says Sun, 22 Nov 2026"),
             (400, "AuthorizationHeaderMalformed", wrong_region, "\"eu-west-1\""),
