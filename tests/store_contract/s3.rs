@@ -21,7 +21,7 @@ use zfs_backup::store::{
 use broken::{
     bodies_that_break_off_are_fetched_again, false_words_of_the_store_are_found_out,
     lasting_failure_of_the_last_part_leaves_nothing, lost_replies_are_found_out, pages_that_never_end_are_an_error,
-    passing_failures_are_ridden_out, stores_that_hide_checksums_give_weaker_evidence,
+    passing_failures_are_ridden_out, rclone_serve_is_recognised, stores_that_hide_checksums_give_weaker_evidence,
     stores_without_conditions_are_spoken_to_without,
 };
 
@@ -70,6 +70,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         false_words_of_the_store_are_found_out
         bodies_that_break_off_are_fetched_again
         pages_that_never_end_are_an_error
+        rclone_serve_is_recognised
         parts_in_flight_are_bounded
         wrong_keys_are_denied
         missing_bucket_is_said

@@ -43,27 +43,32 @@ where
     E: ProvideErrorMetadata + RequestId + Error + 'static,
 {
     fn from(error: SdkError<E>) -> Self {
+        let status = error.raw_response().map(|raw| raw.status().as_u16());
+        let service = error.as_service_error();
+        let code = service.and_then(|service| service.code()).map(str::to_owned);
         let stage = match &error {
             SdkError::ConstructionFailure(_) => Stage::Building,
             SdkError::TimeoutError(_) => Stage::TimeOut,
             SdkError::DispatchFailure(failure) if failure.is_timeout() => Stage::TimeOut,
             SdkError::DispatchFailure(_) => Stage::Transport,
+            // An answer of success that the SDK could not read comes as a refusal without a code.
+            SdkError::ServiceError(_) if code.is_none() && status.is_some_and(|status| status < 300) => Stage::Reading,
             SdkError::ServiceError(_) => Stage::Refused,
             _ => Stage::Reading,
         };
         let header = |name| error.raw_response().and_then(|raw: &HttpResponse| raw.headers().get(name));
-        let service = error.as_service_error();
+        let text = match service {
+            Some(service) => service.message().map(str::to_owned).or_else(|| service.source().map(chain_text)),
+            None => Some(chain_text(error.source().unwrap_or(&error))),
+        };
         Self {
             stage,
-            status: error.raw_response().map(|raw| raw.status().as_u16()),
-            code: service.and_then(|service| service.code()).map(str::to_owned),
-            text: match service {
-                Some(service) => service.message().unwrap_or_default().to_owned(),
-                None => chain_text(error.source().unwrap_or(&error)),
-            },
+            status,
+            text: text.unwrap_or_default(),
             request_id: header("x-amz-request-id").map(str::to_owned),
             region: header("x-amz-bucket-region").map(str::to_owned),
             date: header("date").map(str::to_owned),
+            code,
         }
     }
 }

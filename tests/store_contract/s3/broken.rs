@@ -162,3 +162,13 @@ pub(super) async fn pages_that_never_end_are_an_error(weed: Arc<Weed>, settings:
     assert_eq!(error.kind, StoreErrorKind::Corrupt);
     assert_eq!(proxy.requests("list-type=2"), 2, "the second page was the first again");
 }
+
+pub(super) async fn rclone_serve_is_recognised(weed: Arc<Weed>, settings: S3Settings) {
+    // What rclone 1.75.2 answers, with its wrong root.
+    let answer = "<InitiateMultipartUpload><UploadId>1</UploadId></InitiateMultipartUpload>".to_owned();
+    let begins = |head: &str| head.starts_with("post") && head.contains("?uploads");
+    let proxy = Proxy::start(&weed.endpoint(), first(1, Action::Answer(answer), begins));
+    let error = connect_by(&proxy, settings).await.create(&key("x")).await.err().unwrap();
+    assert_eq!(error.kind, StoreErrorKind::Unsupported);
+    assert_says(&error, &["begin upload of x", "expected InitiateMultipartUploadResult", "rclone:REMOTE:PATH"]);
+}
