@@ -154,6 +154,24 @@ fn snapshot_being_sent_cannot_be_destroyed() {
 }
 
 #[test]
+fn signals_do_not_reach_the_sending_thread() {
+    let pool = filled("signals");
+    let mut stream = pool.zfs.send(&full(&pool.snapshot("a@2"))).unwrap();
+    stream.reader().read_exact(&mut [0; 1000]).unwrap();
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
+    let sending: Vec<_> =
+        threads.filter(|path| std::fs::read_to_string(path.join("comm")).unwrap() == "zfs-send\n").collect();
+    assert_eq!(sending.len(), 1);
+    let status = std::fs::read_to_string(sending[0].join("status")).unwrap();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim();
+    let blocked = u64::from_str_radix(blocked, 16).unwrap();
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGPIPE, libc::SIGALRM] {
+        assert!(blocked & (1 << (signal - 1)) != 0, "{signal} in {blocked:x}");
+    }
+    assert!(stream.finish().is_err());
+}
+
+#[test]
 fn volume_is_sent_as_zfs_send_does() {
     let pool = Pool::new("volume");
     zfs(&["create", "-s", "-V", "16M", "volume/v"]);
