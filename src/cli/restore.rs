@@ -80,7 +80,7 @@ fn announce(set: &RestoreSet, restore: &Restore, output: &Output) {
     if let Some(backup) = set.backups.last() {
         let at = backup.manifest.snapshot.created_at;
         output.note(&format!("{} is from {at}, {} ago", restore.what, age(Timestamp::now(), at)));
-        if backup.private.zfs_key.as_ref().is_some_and(|key| key.raw) {
+        if backup.private.as_ref().and_then(|private| private.zfs_key.as_ref()).is_some_and(|key| key.raw) {
             output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
         }
     }
@@ -93,7 +93,7 @@ fn print_plan(set: &RestoreSet, side: &ReadSide, output: &Output) {
             "{} {} of {}: {} chunks, {} from {}, {} of stream",
             backup.manifest.kind.as_str(),
             backup.manifest.id,
-            backup.private.snapshot_name,
+            backup.private.as_ref().map_or("a snapshot whose name is lost", |private| &private.snapshot_name),
             backup.chunks.len(),
             bytes(stored),
             side.store.url(),

@@ -75,7 +75,7 @@ pub(super) fn tier_words(tier: EvidenceTier) -> &'static str {
         EvidenceTier::Crc32c => "the store's own CRC32C (against accidents)",
         EvidenceTier::Md5Etag => "the store's MD5 ETag (against accidents)",
         EvidenceTier::IdPin => "immutable id and size",
-        EvidenceTier::SizeOnly => "size only",
+        EvidenceTier::SizeOnly | EvidenceTier::Unknown => "size only",
         EvidenceTier::ReadBack => "presence and size (a folder keeps no checksums: `b3sum -c` reads them)",
     }
 }

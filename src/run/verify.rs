@@ -184,7 +184,7 @@ pub fn compare(recorded: &Evidence, found: Option<&Evidence>) -> Result<Evidence
         }
         EvidenceTier::Md5Etag => same("ETag", &recorded.etag, &found.etag)?,
         EvidenceTier::IdPin => same("id", &recorded.version_id, &found.version_id)?,
-        EvidenceTier::SizeOnly | EvidenceTier::ReadBack => {}
+        EvidenceTier::SizeOnly | EvidenceTier::ReadBack | EvidenceTier::Unknown => {}
     }
     Ok(recorded.tier)
 }
