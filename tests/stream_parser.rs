@@ -1,5 +1,7 @@
 //! The stream parser: what it accepts, what it finds, and that where slices are cut makes no difference.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
+
 mod stream_common;
 
 use proptest::prelude::*;
@@ -10,6 +12,9 @@ use zfs_backup::stream::record::{
     BeginRecord, HEADER_BYTES, RecordHeader, RecordType, RecordWriter, ResumePoint, StreamDatasetType, StreamError,
     StreamExpectation, StreamFault, StreamParser, feature,
 };
+
+/// What makes a BEGIN another.
+type Change = fn(&mut BeginRecord);
 
 const ORDERS: [ByteOrder; 2] = [ByteOrder::Little, ByteOrder::Big];
 
@@ -126,7 +131,7 @@ fn second_begin_is_named() {
 
 #[test]
 fn streams_of_other_snapshots_are_refused() {
-    let cases: [(fn(&mut BeginRecord), StreamFault); 5] = [
+    let cases: [(Change, StreamFault); 5] = [
         (|begin| begin.snapshot_guid = Guid(7), StreamFault::WrongSnapshot { expected: SNAPSHOT, found: Guid(7) }),
         (
             |begin| begin.base_guid = Some(Guid(8)),
