@@ -9,7 +9,7 @@ use crate::manifest::{
     SIGNATURE_BYTES_MAX, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt,
 };
 use crate::model::{BackupId, DatasetName, Digest, Guid};
-use crate::sign::TrustedKeys;
+use crate::sign::{SignedType, TrustedKeys};
 use crate::store::key::{BackupObject, ParsedKey, dataset_prefix};
 use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use bytes::Bytes;
@@ -185,6 +185,22 @@ async fn get_named(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -
 async fn get_signed(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -> Result<(Bytes, Bytes), RunError> {
     let bytes = get_named(store, key, limit_bytes).await?;
     Ok((bytes, get_named(store, &key.signature(), SIGNATURE_BYTES_MAX).await?))
+}
+
+/// Fetches a signed object that needs no parsing, its signature checked.
+///
+/// # Errors
+/// [`RunError::Manifest`] or [`RunError::Damaged`] when it is not to be believed; [`RunError::Store`].
+pub async fn get_signed_as(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    signed_type: SignedType,
+    trusted: &TrustedKeys,
+) -> Result<Bytes, RunError> {
+    let (bytes, signature) = get_signed(store, key, LARGE_TEXT_BYTES_MAX).await?;
+    let verified = trusted.verify(signed_type, key.as_str(), &bytes, &signature);
+    verified.map_err(|error| RunError::Manifest { key: key.to_string(), source: error.into() })?;
+    Ok(bytes)
 }
 
 /// Fetches a small object of a backup and holds it against the hash in the manifest.

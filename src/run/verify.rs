@@ -1,11 +1,15 @@
 //! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk.
 
-use super::catalog::{StoredBackup, chunk_key, read_catalog, read_chunks, read_receipt};
+use super::catalog::{
+    StoredBackup, chunk_key, get_pinned, get_signed_as, read_catalog, read_chunks, read_pruned, read_receipt,
+};
+use super::keys::stored_keyrings;
+use crate::keyring::KEYRING_BYTES_MAX;
 use super::{RunError, error_chain};
-use crate::manifest::{ChunkEntry, Receipt};
-use crate::model::{BackupId, DatasetName};
-use crate::sign::TrustedKeys;
-use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
+use crate::manifest::{ChunkEntry, PRIVATE_BYTES_MAX, Receipt};
+use crate::model::{BackupId, DatasetName, Digest};
+use crate::sign::{SignedType, TrustedKeys};
+use crate::store::key::{BackupObject, KEYRING_PREFIX, backup_prefix, parse_object_name};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +30,8 @@ pub struct VerifyReport {
     pub extra: Vec<String>,
     /// The newest backup.
     pub newest: Option<BackupId>,
+    /// Backups that receipts saw in this store.
+    live: BTreeSet<BackupId>,
 }
 
 /// One finding.
@@ -49,18 +55,16 @@ pub async fn verify_dataset(
     trusted: &TrustedKeys,
 ) -> Result<VerifyReport, RunError> {
     let catalog = read_catalog(store, dataset, trusted).await?;
-    let mut report =
-        VerifyReport { newest: catalog.newest().map(|backup| backup.manifest.id.clone()), ..Default::default() };
-    for (id, error) in catalog.disbelieved() {
-        let key = format!("{}manifest.json", backup_prefix(dataset, id));
-        report.damage.push(Damage { key, backup: Some(id.clone()), reason: error_chain(error) });
-    }
-    for attempt in catalog.attempts.iter().filter(|attempt| attempt.disbelieved.is_none()) {
-        report.extra.push(format!(
-            "{} ({} objects of an unfinished upload)",
-            backup_prefix(dataset, &attempt.id),
-            attempt.objects
-        ));
+    let newest = catalog.newest().map(|backup| backup.manifest.id.clone());
+    let mut report = VerifyReport { newest, ..Default::default() };
+    for attempt in &catalog.attempts {
+        let prefix = backup_prefix(dataset, &attempt.id);
+        let found = |reason| Damage { key: format!("{prefix}manifest.json"), backup: Some(attempt.id.clone()), reason };
+        match &attempt.disbelieved {
+            Some(error) => report.damage.push(found(error_chain(error))),
+            None if attempt.was_committed => report.damage.push(found("missing, and its signature is there".to_owned())),
+            None => report.extra.push(format!("{prefix} ({} objects of an unfinished upload)", attempt.objects)),
+        }
     }
     report.extra.extend(catalog.unknown.iter().map(|object| object.key.clone()));
     let present: BTreeSet<&BackupId> = catalog.backups.iter().map(|backup| &backup.manifest.id).collect();
@@ -68,7 +72,78 @@ pub async fn verify_dataset(
         report.backups += 1;
         verify_backup(store, backup, trusted, &present, &mut report).await?;
     }
+    report.gaps(store, dataset, trusted, &present).await?;
+    report.keyrings(store, &catalog.backups).await?;
     Ok(report)
+}
+
+impl VerifyReport {
+    /// A backup that a later receipt saw, that is gone, and whose deletion no signed record explains.
+    async fn gaps(
+        &mut self,
+        store: &dyn ObjectStore,
+        dataset: &DatasetName,
+        trusted: &TrustedKeys,
+        present: &BTreeSet<&BackupId>,
+    ) -> Result<(), RunError> {
+        let known = |id: &BackupId, report: &Self| {
+            present.contains(id) || report.damage.iter().any(|damage| damage.backup.as_ref() == Some(id))
+        };
+        let missing: Vec<BackupId> = self.live.iter().filter(|id| !known(id, self)).cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let pruned = read_pruned(store, dataset, trusted).await?;
+        for id in missing.into_iter().filter(|id| !pruned.contains(id)) {
+            let reason = "a later backup saw it here, it is gone, and no signed prune record says why".to_owned();
+            self.damage.push(Damage { key: backup_prefix(dataset, &id), backup: Some(id), reason });
+        }
+        Ok(())
+    }
+
+    /// The keyring of every backup must lie among the keyrings too: a bare host begins there.
+    async fn keyrings(&mut self, store: &dyn ObjectStore, backups: &[StoredBackup]) -> Result<(), RunError> {
+        let needed: BTreeSet<Digest> = backups.iter().filter_map(|backup| backup.manifest.files.keyring).collect();
+        if needed.is_empty() {
+            return Ok(());
+        }
+        let stored: BTreeSet<Digest> =
+            stored_keyrings(store).await?.iter().map(|keyring| Digest::of(&keyring.bytes)).collect();
+        for digest in needed.difference(&stored) {
+            let reason = format!("none of them is the keyring with BLAKE3 {digest} that backups here are sealed for");
+            self.damage.push(Damage { key: KEYRING_PREFIX.to_owned(), backup: None, reason });
+        }
+        Ok(())
+    }
+}
+
+/// The small objects that the manifest pins, read and hashed; and the signatures that must lie beside their objects.
+async fn verify_small(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    trusted: &TrustedKeys,
+    report: &mut VerifyReport,
+) -> Result<(), RunError> {
+    let manifest = &backup.manifest;
+    let files = &manifest.files;
+    let pinned = [
+        (BackupObject::Private, Some(files.private), PRIVATE_BYTES_MAX),
+        (BackupObject::Keyring, files.keyring, KEYRING_BYTES_MAX),
+    ];
+    for (object, digest, limit_bytes) in pinned {
+        let Some(digest) = digest else { continue };
+        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
+        damage_or(get_pinned(store, &key, digest, limit_bytes).await, backup, report)?;
+    }
+    for (object, signed_type) in [(BackupObject::RestoreText, SignedType::RestoreText), (BackupObject::Started, SignedType::Started)] {
+        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
+        let Some(bytes) = damage_or(get_signed_as(store, &key, signed_type, trusted).await, backup, report)? else { continue };
+        if object == BackupObject::RestoreText && Digest::of(&bytes) != files.restore_text {
+            let reason = "its BLAKE3 is not the one that the manifest says".to_owned();
+            report.damage.push(Damage { key: key.to_string(), backup: Some(manifest.id.clone()), reason });
+        }
+    }
+    Ok(())
 }
 
 async fn verify_backup(
@@ -88,7 +163,9 @@ async fn verify_backup(
         });
     }
     let Some(chunks) = damage_or(read_chunks(store, &backup.manifest).await, backup, report)? else { return Ok(()) };
+    verify_small(store, backup, trusted, report).await?;
     let Some(receipt) = damage_or(read_receipt(store, backup, trusted).await, backup, report)? else { return Ok(()) };
+    report.live.extend(receipt.live.iter().map(|entry| entry.id.clone()));
     let wanted = wanted_objects(backup, &chunks, &receipt, report);
     let heads = stream::iter(wanted).map(|(key, recorded)| async move { (store.head(&key).await, key, recorded) });
     let mut heads = heads.buffer_unordered(HEADS_MAX);
@@ -112,13 +189,11 @@ fn damage_or<T>(
         Ok(value) => return Ok(Some(value)),
         Err(error) => error,
     };
-    let missing = matches!(&error, RunError::Store(error) if error.kind == crate::store::StoreErrorKind::NotFound);
-    if !missing && !error.is_damage() {
+    if !error.is_damage() {
         return Err(error);
     }
     let key = match &error {
-        RunError::Manifest { key, .. } => key.clone(),
-        RunError::Store(error) => error.subject.clone(),
+        RunError::Manifest { key, .. } | RunError::Damaged { key, .. } => key.clone(),
         _ => backup_prefix(&backup.manifest.dataset, &backup.manifest.id),
     };
     report.damage.push(Damage { key, backup: Some(backup.manifest.id.clone()), reason: error_chain(&error) });
@@ -150,11 +225,9 @@ fn wanted_objects(
             Some(evidence) => wanted.push((key, (*evidence).clone())),
         }
     }
-    let small = receipt.objects.iter().filter(|entry| !chunks.iter().any(|chunk| chunk.name == entry.name));
-    for entry in small {
-        if let Some(object) = parse_object_name(&entry.name)
-            .filter(|object| !matches!(object, BackupObject::Chunk { .. } | BackupObject::Progress(_)))
-        {
+    for entry in &receipt.objects {
+        let chunk = |object: &BackupObject| matches!(object, BackupObject::Chunk { .. } | BackupObject::Progress(_));
+        if let Some(object) = parse_object_name(&entry.name).filter(|object| !chunk(object)) {
             wanted.push((ObjectKey::backup(&manifest.dataset, &manifest.id, &object), entry.evidence.clone()));
         }
     }
