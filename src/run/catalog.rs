@@ -62,6 +62,11 @@ pub struct Catalog {
 }
 
 impl StoredBackup {
+    /// Bytes of all its objects, as listed.
+    pub fn stored_bytes(&self) -> u64 {
+        self.objects.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
     /// The dataset and pool that it came from.
     pub fn origin(&self) -> (Guid, Guid) {
         (self.manifest.origin.dataset_guid, self.manifest.origin.pool_guid)
