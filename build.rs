@@ -7,7 +7,6 @@ fn main() {
     regenerate::write_bindings();
 }
 
-#[expect(clippy::print_stdout, reason = "standard output is how a build script talks to cargo")]
 fn tell_cargo(instruction: &str) {
     println!("cargo::{instruction}");
 }

@@ -143,7 +143,8 @@ async fn stopped_for(stop: &mut Stop, grace: std::time::Duration) {
 /// The first signal asks, a second one ends the process at once. Either way no manifest is half-written: it is one put.
 async fn listen_for_signals(sender: watch::Sender<bool>) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
         return;
     };
     loop {

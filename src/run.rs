@@ -155,6 +155,9 @@ impl RunError {
             Self::Keyring { source: KeyringError::WrongPassphrase, .. } => {
                 Some("the passphrase must be the one that the keyring was made with; a new keyring is never made beside an existing one".into())
             }
+            Self::Zfs(ZfsError::Device { .. }) => {
+                Some("load the kernel module (`modprobe zfs`); inside a container /dev/zfs must be passed in".into())
+            }
             Self::Locked { .. } => Some("wait until it has ended".into()),
             _ => None,
         }

@@ -33,9 +33,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("zfs", &["model", "stream"]),
     ("stream", &["model"]),
     ("store", &["model"]),
-    ("manifest", &["model", "store", "stream"]),
-    ("run", &["model", "config", "plan", "zfs", "stream", "store", "manifest"]),
-    ("cli", &["model", "config", "plan", "zfs", "stream", "store", "manifest", "run"]),
+    ("sign", &["model"]),
+    ("keyring", &["model", "sign"]),
+    ("manifest", &["model", "sign", "store", "stream"]),
+    ("run", &["model", "config", "plan", "zfs", "stream", "store", "sign", "keyring", "manifest"]),
+    ("cli", &["model", "config", "plan", "zfs", "stream", "store", "sign", "keyring", "manifest", "run"]),
     ("main", &["cli"]),
 ];
 /// The rooms that may be asynchronous.

@@ -3,7 +3,9 @@
 use super::args::{Global, Kind};
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
-use super::wire::{backup_settings, keys_for_writing, load_config, open_intermediate, open_remote, open_zfs, status_of};
+use super::wire::{
+    backup_settings, keys_for_writing, load_config, open_intermediate, open_remote, open_zfs, status_of,
+};
 use super::{Failure, wire};
 use crate::config::Config;
 use crate::model::DatasetName;
@@ -41,7 +43,12 @@ pub(super) async fn stream_to_remote(global: &Global, kind: &Kind, output: &Outp
     back_up_all(global, kind, output, stop, &config, &env, store).await
 }
 
-pub(super) async fn export_intermediate(global: &Global, kind: &Kind, output: &Output, stop: Stop) -> Result<(), Failure> {
+pub(super) async fn export_intermediate(
+    global: &Global,
+    kind: &Kind,
+    output: &Output,
+    stop: Stop,
+) -> Result<(), Failure> {
     let (config, env) = load_config(global, output)?;
     let store = open_intermediate(&config)?;
     back_up_all(global, kind, output, stop, &config, &env, store).await

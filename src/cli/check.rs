@@ -22,8 +22,11 @@ pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) 
                 output.line(format!("  {}: {}", advice.subject, advice.text));
             }
             output.json(|| {
-                let advice: Vec<_> =
-                    config.check_advice().iter().map(|advice| json!({ "subject": advice.subject, "text": advice.text })).collect();
+                let advice: Vec<_> = config
+                    .check_advice()
+                    .iter()
+                    .map(|advice| json!({ "subject": advice.subject, "text": advice.text }))
+                    .collect();
                 json!({ "file": config.file, "advice": advice })
             });
         }

@@ -10,11 +10,14 @@ use serde_json::json;
 pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Result<(), Failure> {
     let (config, env) = load_config(global, output)?;
     let keys = match command {
-        Key::Show => KeyCache::new(&config.state_dir)
-            .load()?
-            .ok_or_else(|| usage("there is no keyring on this host yet", "run `zfs-backup key generate`, or make the first backup"))?,
+        Key::Show => KeyCache::new(&config.state_dir).load()?.ok_or_else(|| {
+            usage("there is no keyring on this host yet", "run `zfs-backup key generate`, or make the first backup")
+        })?,
         Key::Generate if matches!(config.keys, crate::config::KeySource::Recipients { .. }) => {
-            return Err(usage("recipients are configured, so no keyring is made", "make keys with age-keygen and minisign"));
+            return Err(usage(
+                "recipients are configured, so no keyring is made",
+                "make keys with age-keygen and minisign",
+            ));
         }
         Key::Generate => {
             let mut keys = None;

@@ -45,7 +45,11 @@ impl UploadProgress {
             if bar.is_hidden() && last.elapsed() >= LINE_EVERY {
                 *last = Instant::now();
                 let (sent, total) = (bytes(progress.sent_bytes), bytes(bar.length().unwrap_or(0)));
-                tracing::info!("{} {sent} of about {total} sent, {} chunks confirmed", bar.message(), progress.chunks_confirmed);
+                tracing::info!(
+                    "{} {sent} of about {total} sent, {} chunks confirmed",
+                    bar.message(),
+                    progress.chunks_confirmed
+                );
             }
         })
     }

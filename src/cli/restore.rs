@@ -16,10 +16,18 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-pub(super) async fn restore(global: &Global, restore: &Restore, output: &Output, mut stop: Stop) -> Result<(), Failure> {
+pub(super) async fn restore(
+    global: &Global,
+    restore: &Restore,
+    output: &Output,
+    mut stop: Stop,
+) -> Result<(), Failure> {
     let (dataset, point) = parse_what(restore)?;
     if restore.stdout && std::io::stdout().is_terminal() {
-        return Err(usage("stdout is a terminal, and a stream is not for reading", "pipe it: ... --stdout | zfs receive POOL/NEW"));
+        return Err(usage(
+            "stdout is a terminal, and a stream is not for reading",
+            "pipe it: ... --stdout | zfs receive POOL/NEW",
+        ));
     }
     let side = open_for_reading(global, &restore.source, restore.intermediate, output).await?;
     let keys = key_file(&side, &restore.source).await?;
@@ -50,7 +58,9 @@ pub(super) async fn restore(global: &Global, restore: &Restore, output: &Output,
 }
 
 fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure> {
-    let wrong = |error: InvalidName| usage(&error.to_string(), "DATASET or DATASET@SNAPSHOT, as `show --include-remote` names it");
+    let wrong = |error: InvalidName| {
+        usage(&error.to_string(), "DATASET or DATASET@SNAPSHOT, as `show --include-remote` names it")
+    };
     let (dataset, snapshot) = if restore.what.contains('@') {
         let name: SnapshotName = restore.what.parse().map_err(wrong)?;
         (name.dataset().clone(), Some(name.short().to_owned()))
@@ -93,9 +103,17 @@ fn print_plan(set: &RestoreSet, side: &ReadSide, output: &Output) {
     output.json(|| json!({ "backups": set.backups.iter().map(|backup| &backup.manifest).collect::<Vec<_>>() }));
 }
 
-async fn write_stream(side: &ReadSide, set: &RestoreSet, keys: &crate::keyring::KeyFile, to: Box<dyn Write + Send>) -> Result<(), Failure> {
+async fn write_stream(
+    side: &ReadSide,
+    set: &RestoreSet,
+    keys: &crate::keyring::KeyFile,
+    to: Box<dyn Write + Send>,
+) -> Result<(), Failure> {
     let [backup] = set.backups.as_slice() else {
-        return Err(usage("a bare stream is of one backup, and this chain has several", "name the full with --backup ID"));
+        return Err(usage(
+            "a bare stream is of one backup, and this chain has several",
+            "name the full with --backup ID",
+        ));
     };
     restore_to_writer(Arc::clone(&side.store), backup, keys, to).await?;
     Ok(())
@@ -103,6 +121,7 @@ async fn write_stream(side: &ReadSide, set: &RestoreSet, keys: &crate::keyring::
 
 fn new_file(path: &Path) -> Result<Box<dyn Write + Send>, Failure> {
     let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let file = opened.map_err(|source| RunError::File { operation: "create", path: path.display().to_string(), source })?;
+    let file =
+        opened.map_err(|source| RunError::File { operation: "create", path: path.display().to_string(), source })?;
     Ok(Box::new(file))
 }

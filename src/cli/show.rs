@@ -18,7 +18,10 @@ pub(super) async fn show(global: &Global, show: &Show, output: &Output) -> Resul
         let names = if show.datasets.is_empty() { &config.datasets.names } else { &show.datasets };
         document["local"] = show_local(&*open_zfs()?, names, output)?;
         if config.intermediate.is_some() {
-            let side = ReadSide { store: open_intermediate(&config)?, config: Some(load_config(global, &Output::new(false, true))?) };
+            let side = ReadSide {
+                store: open_intermediate(&config)?,
+                config: Some(load_config(global, &Output::new(false, true))?),
+            };
             document["intermediate"] = show_store(&side, show, names, output).await?;
         }
     }
@@ -61,7 +64,9 @@ fn show_local(zfs: &dyn Zfs, names: &[DatasetName], output: &Output) -> Result<V
             "bookmarks": bookmarks.iter().map(|bookmark| bookmark.name.to_string()).collect::<Vec<_>>(),
         }));
         if dataset.encrypted {
-            output.note(&format!("{name} is natively encrypted: its ZFS key must survive too, or raw backups cannot be read"));
+            output.note(&format!(
+                "{name} is natively encrypted: its ZFS key must survive too, or raw backups cannot be read"
+            ));
         }
     }
     table(&rows, &[1, 2, 3, 4, 5]).iter().for_each(|line| output.line(line));
@@ -71,7 +76,8 @@ fn show_local(zfs: &dyn Zfs, names: &[DatasetName], output: &Output) -> Result<V
 async fn show_store(side: &ReadSide, show: &Show, names: &[DatasetName], output: &Output) -> Result<Value, Failure> {
     let trusted = trusted_keys(side, &show.source).await?;
     output.line(format!("\n{}", side.store.url()));
-    let mut rows = vec![["DATASET", "KIND", "SNAPSHOT OF", "AGE", "STREAM", "STORED", "ID"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["DATASET", "KIND", "SNAPSHOT OF", "AGE", "STREAM", "STORED", "ID"].map(str::to_owned).to_vec()];
     let (mut notes, mut values) = (Vec::new(), Vec::new());
     for name in names {
         let catalog = read_catalog(&*side.store, name, &trusted).await?;

@@ -34,7 +34,11 @@ fn print(dataset: &DatasetName, report: &VerifyReport, store: &dyn ObjectStore, 
         output.line(format!("{dataset}: no backup in {}", store.url()));
     } else {
         let objects: usize = report.objects.values().sum();
-        output.line(format!("{dataset}: {} backups, {objects} objects as confirmed, {} damaged", report.backups, report.damage.len()));
+        output.line(format!(
+            "{dataset}: {} backups, {objects} objects as confirmed, {} damaged",
+            report.backups,
+            report.damage.len()
+        ));
     }
     for (tier, count) in &report.objects {
         output.line(format!("  {count} by {}", tier_words(*tier)));
@@ -52,8 +56,11 @@ fn print(dataset: &DatasetName, report: &VerifyReport, store: &dyn ObjectStore, 
 }
 
 fn to_json(dataset: &DatasetName, report: &VerifyReport) -> serde_json::Value {
-    let damage: Vec<_> =
-        report.damage.iter().map(|damage| json!({ "key": damage.key, "backup": damage.backup, "reason": damage.reason })).collect();
+    let damage: Vec<_> = report
+        .damage
+        .iter()
+        .map(|damage| json!({ "key": damage.key, "backup": damage.backup, "reason": damage.reason }))
+        .collect();
     let objects: serde_json::Map<_, _> =
         report.objects.iter().map(|(tier, count)| (tier_words(*tier).to_owned(), json!(count))).collect();
     json!({ "dataset": dataset, "backups": report.backups, "objects": objects, "damage": damage, "extra": report.extra, "newest": report.newest })

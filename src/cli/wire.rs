@@ -6,7 +6,7 @@ use super::{Failure, status};
 use crate::config::{self, Config, Environment, KeySource, Remote};
 use crate::keyring::KeyFile;
 use crate::run::RunError;
-use crate::run::backup::{BackupSettings, RawMode};
+use crate::run::backup::BackupSettings;
 use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::{DirSettings, DirStore, ObjectStore, S3Credentials, S3Settings, S3Store};
@@ -16,10 +16,6 @@ use age::secrecy::SecretString;
 use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Half a day for a 16 MiB part would be this slow; below it an attempt is given up and made again.
-const RATE_BYTES_MIN: u64 = 64 * 1024;
-const ATTEMPT_SLACK: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Loads the configuration and says what it has to say.
 pub(super) fn load_config(global: &Global, output: &Output) -> Result<(Config, Environment), Failure> {
@@ -45,13 +41,13 @@ pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Ar
     let s3 = &config.s3;
     let credentials = match &s3.credential_files {
         None => None,
-        Some(files) => Some(S3Credentials {
-            access_key_id: files.id_file.read_line(env)?.expose().to_owned(),
-            secret_access_key: files.secret_file.read_line(env)?.expose().to_owned(),
-        }),
+        Some(files) => {
+            let (id, secret) = files.read(env)?;
+            Some(S3Credentials { access_key_id: id.expose().to_owned(), secret_access_key: secret.expose().to_owned() })
+        }
     };
     let settings = S3Settings {
-        endpoint: s3.endpoint.clone().or_else(endpoint_from_environment),
+        endpoint: s3.endpoint.clone(),
         region: s3.region.clone(),
         profile: s3.profile.clone(),
         path_style: s3.path_style,
@@ -60,29 +56,13 @@ pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Ar
         part_bytes: part_bytes(config),
         concurrency: config.parts().concurrency as usize,
         credentials,
-        ..s3_defaults()
+        ..S3Settings::default()
     };
     open_store(remote, settings).await
 }
 
-fn s3_defaults() -> S3Settings {
-    let parts = config::PartSettings::default();
-    S3Settings {
-        part_bytes: usize::try_from(parts.part_size.bytes()).unwrap_or(usize::MAX),
-        concurrency: parts.concurrency as usize,
-        rate_bytes_min: RATE_BYTES_MIN,
-        attempt_slack: ATTEMPT_SLACK,
-        ..S3Settings::default()
-    }
-}
-
 fn part_bytes(config: &Config) -> usize {
-    usize::try_from(config.parts().part_size.bytes()).unwrap_or(usize::MAX)
-}
-
-/// The SDK's own variables, taken here so that a foreign endpoint gets path style by default.
-fn endpoint_from_environment() -> Option<String> {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().find_map(|name| std::env::var(name).ok().filter(|url| !url.is_empty()))
+    config.parts().part_size.in_memory()
 }
 
 async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectStore>, Failure> {
@@ -94,9 +74,10 @@ async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectSto
             Ok(Arc::new(store))
         }
         Remote::File { dir } => open_dir(dir, s3.part_bytes),
-        other @ (Remote::B2 { .. } | Remote::Rclone { .. }) => {
-            Err(usage(&format!("{other} cannot be used yet: this version speaks s3: and file:"), "use the S3 API of the provider: s3:bucket/prefix with s3.endpoint"))
-        }
+        other @ (Remote::B2 { .. } | Remote::Rclone { .. }) => Err(usage(
+            &format!("{other} cannot be used yet: this version speaks s3: and file:"),
+            "use the S3 API of the provider: s3:bucket/prefix with s3.endpoint",
+        )),
     }
 }
 
@@ -114,13 +95,20 @@ pub(super) fn open_intermediate(config: &Config) -> Result<Arc<dyn ObjectStore>,
 }
 
 /// The keys for writing to this store.
-pub(super) async fn keys_for_writing(config: &Config, env: &Environment, store: &dyn ObjectStore) -> Result<WriterKeys, Failure> {
+pub(super) async fn keys_for_writing(
+    config: &Config,
+    env: &Environment,
+    store: &dyn ObjectStore,
+) -> Result<WriterKeys, Failure> {
     match &config.keys {
         KeySource::Passphrase(source) => {
             let cache = KeyCache::new(&config.state_dir);
             let ask = || {
                 let secret = source.resolve(env).map_err(|error| {
-                    RunError::refused(crate::run::error_chain(&error), error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into()))
+                    RunError::refused(
+                        crate::run::error_chain(&error),
+                        error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into()),
+                    )
                 })?;
                 Ok(SecretString::from(secret.expose().to_owned()))
             };
@@ -147,11 +135,17 @@ pub(super) struct ReadSide {
 }
 
 /// The store of a reading command: `--remote`, the intermediate directory, or the configured remote.
-pub(super) async fn open_for_reading(global: &Global, source: &Source, intermediate: bool, output: &Output) -> Result<ReadSide, Failure> {
+pub(super) async fn open_for_reading(
+    global: &Global,
+    source: &Source,
+    intermediate: bool,
+    output: &Output,
+) -> Result<ReadSide, Failure> {
     if let Some(url) = &source.remote {
-        let remote: Remote = url.parse().map_err(|error: config::InvalidValue| usage(&format!("--remote: {error}"), "s3:bucket/prefix or file:/dir"))?;
-        let settings = S3Settings { endpoint: endpoint_from_environment(), ..s3_defaults() };
-        return Ok(ReadSide { store: open_store(&remote, settings).await?, config: None });
+        let remote: Remote = url.parse().map_err(|error: config::InvalidValue| {
+            usage(&format!("--remote: {error}"), "s3:bucket/prefix or file:/dir")
+        })?;
+        return Ok(ReadSide { store: open_store(&remote, S3Settings::default()).await?, config: None });
     }
     let (config, env) = load_config(global, output)?;
     let store = match (intermediate, &config.remote) {
@@ -232,8 +226,13 @@ fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
     };
     match line {
         Ok(line) if !line.is_empty() => Ok(SecretString::from(line)),
-        Ok(_) => Err(usage("no passphrase was given", "type it, or give it as the first line of stdin, or use --identity FILE")),
-        Err(source) => Err(RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source }.into()),
+        Ok(_) => Err(usage(
+            "no passphrase was given",
+            "type it, or give it as the first line of stdin, or use --identity FILE",
+        )),
+        Err(source) => {
+            Err(RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source }.into())
+        }
     }
 }
 
@@ -245,11 +244,7 @@ pub(super) fn backup_settings(config: &Config) -> BackupSettings {
             config::Compression::None => Compression::None,
             config::Compression::Zstd(level) => Compression::Zstd { level },
         },
-        raw: match config.send.raw {
-            config::RawMode::Auto => RawMode::Auto,
-            config::RawMode::Always => RawMode::Always,
-            config::RawMode::Never => RawMode::Never,
-        },
+        raw: config.send.raw,
         compressed: config.send.compressed,
         embedded: config.send.embedded,
         state_dir: config.state_dir.clone(),

@@ -10,6 +10,7 @@ use super::keys::WriterKeys;
 use super::lock::lock_dataset;
 use super::snapshot::{find_dataset, is_own};
 use super::transfer::{ProgressSink, Stop, StreamSource, TransferPlan, Transferred, transfer};
+use crate::config::RawMode;
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files, LiveEntry, Manifest, Origin,
     Private, Receipt, ReceiptEntry, RestoreText, SendInfo, SnapshotRef, Started, ZfsKey, restore_text, to_stored_bytes,
@@ -27,17 +28,6 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// When streams of encrypted datasets are raw.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RawMode {
-    /// Exactly when the dataset is encrypted.
-    Auto,
-    /// Always.
-    Always,
-    /// Never: the ZFS key must be loaded.
-    Never,
-}
 
 /// How backups are made.
 #[derive(Debug, Clone)]
@@ -137,11 +127,7 @@ pub fn estimate_bytes(zfs: &dyn Zfs, dataset: &DatasetName, settings: &BackupSet
 }
 
 fn send_flags(local: &Dataset, settings: &BackupSettings) -> SendFlags {
-    let raw = match settings.raw {
-        RawMode::Auto => local.encrypted,
-        RawMode::Always => true,
-        RawMode::Never => false,
-    };
+    let raw = settings.raw.is_raw(local.encrypted);
     SendFlags { raw, compressed: settings.compressed, embedded: settings.embedded, large_blocks: true }
 }
 
@@ -245,7 +231,10 @@ impl<'a> Attempt<'a> {
                     return Err(RunError::Damaged { key, reason });
                 }
                 None => {
-                    return Err(RunError::Damaged { key, reason: "the store confirmed it and does not list it".into() });
+                    return Err(RunError::Damaged {
+                        key,
+                        reason: "the store confirmed it and does not list it".into(),
+                    });
                 }
             }
         }

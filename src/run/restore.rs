@@ -4,8 +4,8 @@
 //! hash, and a listing shows every chunk at its size. Then chunks are fetched ahead by ranges, in order, opened as they
 //! come, and the stream is parsed once more on its way out.
 
-use super::{RunError, error_chain};
 use super::catalog::{Catalog, StoredBackup, chunk_key, find_gap, read_catalog, read_chunks};
+use super::{RunError, error_chain};
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest, Private, parse_strict};
 use crate::model::{BackupId, DatasetName, Digest, SnapshotName};

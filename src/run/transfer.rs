@@ -140,7 +140,8 @@ pub async fn transfer(
             skip,
             events,
         })?;
-        let uploader = Uploader { store, plan: &plan, confirmed: &mut confirmed, writer: None, confirming: JoinSet::new() };
+        let uploader =
+            Uploader { store, plan: &plan, confirmed: &mut confirmed, writer: None, confirming: JoinSet::new() };
         let uploaded = uploader.run(receiver, &progress, stop.clone()).await;
         let produced = producer.await.unwrap_or_else(|_| Err(ProduceError::Panicked));
         match (uploaded, produced) {
@@ -179,7 +180,12 @@ struct Uploader<'a> {
 
 impl Uploader<'_> {
     /// Takes events until the producer has no more, then waits for the last confirmations.
-    async fn run(mut self, mut events: mpsc::Receiver<Event>, progress: &ProgressSink, mut stop: Stop) -> Result<(), UploadError> {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        progress: &ProgressSink,
+        mut stop: Stop,
+    ) -> Result<(), UploadError> {
         let mut state = Progress::default();
         let taken = async {
             while let Some(event) = events.recv().await {

@@ -1,7 +1,7 @@
 //! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk.
 
-use super::{RunError, error_chain};
 use super::catalog::{StoredBackup, chunk_key, read_catalog, read_chunks, read_receipt};
+use super::{RunError, error_chain};
 use crate::manifest::{ChunkEntry, Receipt};
 use crate::model::{BackupId, DatasetName};
 use crate::sign::TrustedKeys;

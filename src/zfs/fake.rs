@@ -15,7 +15,7 @@ use super::{
     Bookmark, Dataset, DatasetType, HoldGuard, Property, PropertyValue, ReceiveRequest, SendBase, SendRequest,
     SendResume, SendStream, Snapshot, Zfs, ZfsError,
 };
-use crate::model::{Guid, BookmarkName, DatasetName, SnapshotName};
+use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use content::Content;
 use jiff::Timestamp;
 use receive::Incoming;
@@ -261,7 +261,7 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Vec<u8>, Arc<Conte
 impl Zfs for FakeZfs {
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         let attempt = Attempt::new("read pool", pool);
-        let _ = self.call(&attempt)?;
+        drop(self.call(&attempt)?);
         Ok(Guid(u64::from_le_bytes(*blake3::hash(pool.as_bytes()).as_bytes().first_chunk().unwrap_or(&[0; 8]))))
     }
 

@@ -116,7 +116,7 @@ impl NvList {
 
     /// A copy of all that is in it.
     pub(super) fn to_map(&self) -> Result<NvMap, i32> {
-        Pairs { lib: self.lib, list: self.raw.as_ptr(), previous: ptr::null_mut(), owner: PhantomData }.to_map(0)
+        Pairs { lib: self.lib, list: self.raw.as_ptr(), previous: ptr::null_mut(), owner: PhantomData }.into_map(0)
     }
 }
 
@@ -164,7 +164,7 @@ struct Pairs<'a> {
 }
 
 impl<'a> Pairs<'a> {
-    fn to_map(&mut self, depth: u32) -> Result<NvMap, i32> {
+    fn into_map(mut self, depth: u32) -> Result<NvMap, i32> {
         let mut map = NvMap::new();
         while let Some(pair) = self.next_pair() {
             map.insert(pair.name(), pair.value(depth)?);
@@ -209,7 +209,7 @@ impl Pair<'_> {
                 NvValue::Text(copied(self.get(LibNvPair::nvpair_value_string, ptr::null())?, self))
             }
             sys::DATA_TYPE_NVLIST if depth >= DEPTH_MAX => return Err(libc::ELOOP),
-            sys::DATA_TYPE_NVLIST => NvValue::Map(self.inner_list()?.to_map(depth + 1)?),
+            sys::DATA_TYPE_NVLIST => NvValue::Map(self.inner_list()?.into_map(depth + 1)?),
             other => NvValue::Other(other),
         })
     }

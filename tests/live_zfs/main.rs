@@ -7,6 +7,8 @@
 //!
 //! The `zfs` command is the reference here; the product never runs it. Without ZFS every test fails.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "all of this is test code")]
+
 mod encryption;
 mod list;
 mod pool;

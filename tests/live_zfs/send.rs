@@ -3,7 +3,8 @@
 use crate::pool::{LARGE_COMPRESSED, Pool, errno, full, property, run, zfs};
 use crate::stream::{END, WRITE, content, records};
 use std::collections::BTreeMap;
-use zfs_backup::zfs::{ReceiveRequest, SendBase, SendFlags, SendRequest, SendResume, Zfs};
+use zfs_backup::zfs::fake::FakeZfs;
+use zfs_backup::zfs::{DatasetType, ReceiveRequest, SendBase, SendFlags, SendRequest, SendResume, Zfs};
 
 /// Two snapshots that differ; some MB of files of several kinds.
 fn filled(name: &str) -> Pool {
@@ -59,6 +60,8 @@ fn resumed_stream_goes_on_with_the_same_records() {
     let SendResume { object, offset } = SendResume { object: all[at].object, offset: all[at].offset };
     let rest = pool.send(&SendRequest { resume: Some(SendResume { object, offset }), ..request });
     let resumed = records(&rest);
+    // What the ZFS in memory puts into BEGIN is what the kernel puts there.
+    assert!(rest[312..resumed[0].end] == fake_stream(object, offset)[312..408]);
     let first = resumed.iter().position(|record| record.kind == WRITE).unwrap();
     let contents = |stream: &[u8], records: &[crate::stream::Record]| -> Vec<_> {
         records.iter().map(|record| content(stream, record)).collect()
@@ -151,6 +154,24 @@ fn snapshot_being_sent_cannot_be_destroyed() {
 }
 
 #[test]
+fn signals_do_not_reach_the_sending_thread() {
+    let pool = filled("signals");
+    let mut stream = pool.zfs.send(&full(&pool.snapshot("a@2"))).unwrap();
+    stream.reader().read_exact(&mut [0; 1000]).unwrap();
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
+    let sending: Vec<_> =
+        threads.filter(|path| std::fs::read_to_string(path.join("comm")).unwrap() == "zfs-send\n").collect();
+    assert_eq!(sending.len(), 1);
+    let status = std::fs::read_to_string(sending[0].join("status")).unwrap();
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim();
+    let blocked = u64::from_str_radix(blocked, 16).unwrap();
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGPIPE, libc::SIGALRM] {
+        assert!(blocked & (1 << (signal - 1)) != 0, "{signal} in {blocked:x}");
+    }
+    assert!(stream.finish().is_err());
+}
+
+#[test]
 fn volume_is_sent_as_zfs_send_does() {
     let pool = Pool::new("volume");
     zfs(&["create", "-s", "-V", "16M", "volume/v"]);
@@ -185,4 +206,47 @@ fn volume_is_sent_as_zfs_send_does() {
     pool.zfs.receive(&receive, &mut &ours[..]).unwrap();
     assert!(pool.send(&full(&receive.target)).len() > 3_000_000);
     assert_eq!(property(&receive.target, "guid"), property(&name, "guid"));
+}
+
+/// A stream of the ZFS in memory, resumed there.
+fn fake_stream(object: u64, offset: u64) -> Vec<u8> {
+    let zfs = FakeZfs::new();
+    let (dataset, snapshot) = ("tank/a".parse().unwrap(), "tank/a@1".parse().unwrap());
+    zfs.create(&dataset, DatasetType::Filesystem);
+    zfs.write_file(&dataset, object, &vec![7; offset as usize + 10_000]);
+    zfs.write_file(&dataset, object + 5, b"another");
+    zfs.take_snapshots(std::slice::from_ref(&snapshot), &BTreeMap::new()).unwrap();
+    let resume = (offset > 0).then_some(SendResume { object, offset });
+    let mut stream = zfs.send(&SendRequest { resume, ..full(&snapshot) }).unwrap();
+    let mut bytes = Vec::new();
+    stream.reader().read_to_end(&mut bytes).unwrap();
+    stream.finish().unwrap();
+    bytes
+}
+
+#[test]
+fn streams_of_the_zfs_in_memory_are_accepted_by_zstream_and_the_kernel() {
+    let pool = Pool::new("fake");
+    for offset in [0, 40_960] {
+        let stream = fake_stream(9, offset);
+        std::fs::write("/tmp/fake.stream", &stream).unwrap();
+        let output = std::process::Command::new("zstream").args(["dump", "-v", "/tmp/fake.stream"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !text.to_lowercase().contains("checksum differs"), "{text}");
+        assert!(text.contains("END checksum"), "{text}");
+    }
+    // Its objects make no filesystem that could be mounted, but the kernel checks and keeps them.
+    let request = ReceiveRequest {
+        target: pool.snapshot("r@1"),
+        force: false,
+        resumable: false,
+        origin: None,
+        properties: BTreeMap::new(),
+    };
+    pool.zfs.receive(&request, &mut &fake_stream(9, 0)[..]).unwrap();
+    assert_eq!(pool.zfs.snapshots(&pool.dataset("r")).unwrap().len(), 1);
+    let mut damaged = fake_stream(9, 0);
+    damaged[2000] ^= 1;
+    let request = ReceiveRequest { target: pool.snapshot("d@1"), ..request };
+    assert_eq!(errno(pool.zfs.receive(&request, &mut &damaged[..])), libc::EBADE);
 }

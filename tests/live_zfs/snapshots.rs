@@ -106,7 +106,7 @@ fn hold_until_dropped_ends_with_its_guard() {
     assert_eq!(failures, [(name.to_string(), ZfsErrno(libc::EBUSY))]);
     drop(guard);
     assert_eq!(pool.zfs.holds(&name).unwrap(), BTreeMap::new());
-    pool.zfs.destroy_snapshots(&[name.clone()]).unwrap();
+    pool.zfs.destroy_snapshots(std::slice::from_ref(&name)).unwrap();
     assert_eq!(errno(pool.zfs.hold_until_dropped(&name, "temporary").map(|_| ())), libc::ENOENT);
 }
 

@@ -1,6 +1,8 @@
 //! One contract, every store: memory, a folder (by each way of naming files), spools, and S3 on a real server.
 //! Beside it, what only one kind of store can get wrong.
 
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests may do what tests may")]
+
 #[path = "../support/contract.rs"]
 mod contract;
 mod dir;

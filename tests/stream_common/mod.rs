@@ -171,7 +171,7 @@ pub fn points_at_blocks(bytes: &[u8]) -> (BeginRecord, Vec<ResumePoint>) {
         assert_eq!(points.last().unwrap().position, end as u64);
         start = end;
     }
-    (parser.begin().unwrap().clone(), points)
+    (BeginRecord::parse(bytes.first_chunk().unwrap()).unwrap(), points)
 }
 
 /// The original up to the point, and what the splicer makes of the resumed stream after it, checked by a parser that
@@ -191,4 +191,19 @@ pub fn splice_onto(original: &[u8], begin: BeginRecord, point: ResumePoint, resu
     splicer.finish().unwrap();
     parser.finish().unwrap();
     spliced
+}
+
+/// Whether a byte changed there is found. Parses only from the last block before it, so that many can be tried.
+pub fn finds_damage(bytes: &mut [u8], begin: &BeginRecord, points: &[ResumePoint], at: usize) -> bool {
+    bytes[at] ^= 0x40;
+    let expect = own_expectation(bytes);
+    let (mut parser, start) = match points.iter().rfind(|point| point.position <= at as u64) {
+        Some(point) => {
+            (StreamParser::resume(expect, begin.clone(), *point).unwrap(), usize::try_from(point.position).unwrap())
+        }
+        None => (StreamParser::new(expect), 0),
+    };
+    let result = parser.feed(&bytes[start..]).and_then(|()| parser.finish().map(|_| ()));
+    bytes[at] ^= 0x40;
+    result.is_err()
 }

@@ -258,12 +258,12 @@ pub(crate) async fn odd_names_come_back(store: &dyn ObjectStore) {
 }
 
 pub(crate) async fn more_than_a_thousand_keys_are_listed(store: &dyn ObjectStore) {
-    let names: Vec<String> = (0..1100).map(|n| format!("tank/@a/{n:08}")).collect();
+    let names: Vec<String> = (0..1010).map(|n| format!("tank/@a/{n:08}")).collect();
     let put = |name: String| async move { store.put_new(&key(&name), Bytes::from_static(b"x")).await };
     let puts = stream::iter(names.clone()).map(put).buffer_unordered(32);
     puts.try_collect::<Vec<_>>().await.unwrap();
     assert_eq!(keys(store, "tank/@").await, names);
-    assert_eq!(keys(store, "tank/@a/00001").await, names[1000..]);
+    assert_eq!(keys(store, "tank/@a/0000100").await, names[1000..]);
 }
 
 pub(crate) async fn delete_is_idempotent_and_frees_the_key(store: &dyn ObjectStore) {

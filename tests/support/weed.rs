@@ -69,6 +69,7 @@ impl Weed {
     pub(crate) fn client(&self) -> Client {
         let config = Builder::new()
             .behavior_version(BehaviorVersion::latest())
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
             .endpoint_url(self.endpoint())
             .force_path_style(true)
             .region(Region::from_static("us-east-1"))

@@ -29,10 +29,12 @@ END
   printf '[master.volume_growth]\ncopy_1 = 1\n' >"$WEED_FOLDER/master.toml"
   : >"$WEED_FOLDER/weed.log" # what an earlier run wrote must not be taken for this one's
   # In that folder, for it reads master.toml from there. Ports default to 10000 more for grpc: too far apart to
-  # keep two servers from meeting. Iceberg and Lance are further services with fixed ports.
+  # keep two servers from meeting. Iceberg and Lance are further services with fixed ports. With an earlier state it
+  # waits for an election, 10 s if not told otherwise.
   (
     cd "$WEED_FOLDER" && exec "$weed_program" -logtostderr=true server -dir="$WEED_FOLDER/data" \
-      -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false -master.volumeSizeLimitMB=64 -volume.max=60 \
+      -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false -master.electionTimeout=1s \
+      -master.volumeSizeLimitMB=64 -volume.max=60 \
       -filer -s3 -s3.config="$WEED_FOLDER/identities.json" -s3.port.iceberg=0 -s3.port.lance=0 \
       -s3.port="$2" -s3.port.grpc=$(($2 + 1)) -filer.port=$(($2 + 2)) -filer.port.grpc=$(($2 + 3)) \
       -master.port=$(($2 + 4)) -master.port.grpc=$(($2 + 5)) -volume.port=$(($2 + 6)) -volume.port.grpc=$(($2 + 7)) \

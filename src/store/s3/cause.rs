@@ -43,27 +43,32 @@ where
     E: ProvideErrorMetadata + RequestId + Error + 'static,
 {
     fn from(error: SdkError<E>) -> Self {
+        let status = error.raw_response().map(|raw| raw.status().as_u16());
+        let service = error.as_service_error();
+        let code = service.and_then(|service| service.code()).map(str::to_owned);
         let stage = match &error {
             SdkError::ConstructionFailure(_) => Stage::Building,
             SdkError::TimeoutError(_) => Stage::TimeOut,
             SdkError::DispatchFailure(failure) if failure.is_timeout() => Stage::TimeOut,
             SdkError::DispatchFailure(_) => Stage::Transport,
+            // An answer of success that the SDK could not read comes as a refusal without a code.
+            SdkError::ServiceError(_) if code.is_none() && status.is_some_and(|status| status < 300) => Stage::Reading,
             SdkError::ServiceError(_) => Stage::Refused,
             _ => Stage::Reading,
         };
         let header = |name| error.raw_response().and_then(|raw: &HttpResponse| raw.headers().get(name));
-        let service = error.as_service_error();
+        let text = match service {
+            Some(service) => service.message().map(str::to_owned).or_else(|| service.source().map(chain_text)),
+            None => Some(chain_text(error.source().unwrap_or(&error))),
+        };
         Self {
             stage,
-            status: error.raw_response().map(|raw| raw.status().as_u16()),
-            code: service.and_then(|service| service.code()).map(str::to_owned),
-            text: match service {
-                Some(service) => service.message().unwrap_or_default().to_owned(),
-                None => chain_text(error.source().unwrap_or(&error)),
-            },
+            status,
+            text: text.unwrap_or_default(),
             request_id: header("x-amz-request-id").map(str::to_owned),
             region: header("x-amz-bucket-region").map(str::to_owned),
             date: header("date").map(str::to_owned),
+            code,
         }
     }
 }
@@ -217,6 +222,7 @@ impl Cause {
                 self.region_hint(bucket)
             }
             "AccessDenied" => permission_hint(api),
+            _ if self.may_be_the_checksum(api) => CHECKSUM_HINT.to_owned(),
             _ if self.kind() == StoreErrorKind::Full => "make room in the store, or raise its quota".to_owned(),
             _ => match self.status {
                 Some(301 | 307) => self.region_hint(bucket),
@@ -224,6 +230,12 @@ impl Cause {
                 _ => return None,
             },
         })
+    }
+
+    /// Stores that know no new checksums say so in many ways, to HEAD in none.
+    fn may_be_the_checksum(&self, api: &str) -> bool {
+        let unknown = matches!(self.status, Some(400 | 501));
+        unknown && (api == "HeadObject" || self.text.to_ascii_lowercase().contains("checksum"))
     }
 
     fn clock_hint(&self) -> String {
@@ -241,8 +253,18 @@ impl Cause {
     }
 }
 
+const CHECKSUM_HINT: &str = "the store may not know this checksum: set `checksum = \"md5\"` under [s3]";
+
 fn permission_hint(api: &str) -> String {
-    format!("these credentials may not do {api} here: give them that permission on the bucket and the prefix")
+    let permission = match api {
+        "HeadObject" => "GetObject",
+        "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload" => "PutObject",
+        "ListObjectsV2" => "ListBucket",
+        "ListObjectVersions" => "ListBucketVersions",
+        "ListMultipartUploads" => "ListBucketMultipartUploads",
+        same => same,
+    };
+    format!("these credentials may not do {api}: allow s3:{permission} on the bucket and the prefix")
 }
 
 #[cfg(test)]
@@ -290,8 +312,10 @@ mod tests {
         let wrong_region = "the region 'us-east-1' is wrong; expecting 'eu-west-1'";
         for (status, code, text, part) in [
             (404, "NoSuchBucket", "", "create the bucket \"b\""),
-            (403, "AccessDenied", "", "PutObject"),
-            (403, "", "", "PutObject"),
+            (403, "AccessDenied", "", "s3:PutObject"),
+            (403, "", "", "s3:PutObject"),
+            (403, "QuotaExceeded", "", "make room"),
+            (400, "InvalidRequest", "Unsupported header 'x-amz-checksum-crc64nvme'", "md5"),
             (403, "InvalidAccessKeyId", "", "http://e"),
             (403, "RequestTimeTooSkewed", "", "the store says Sun, 22 Nov 2026"),
             (400, "AuthorizationHeaderMalformed", wrong_region, "\"eu-west-1\""),

@@ -1,7 +1,5 @@
 //! Building the SDK's client: credentials, region, time limits and retries, all chosen here and none by default.
 
-use aws_sdk_s3::config::SharedHttpClient;
-use aws_smithy_http_client::tls;
 use super::S3Settings;
 use super::cause::chain_text;
 use crate::store::{StoreError, StoreErrorKind};
@@ -16,12 +14,14 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::SharedHttpClient;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     Builder, Credentials, ProvideCredentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     SharedCredentialsProvider, StalledStreamProtectionConfig,
 };
+use aws_smithy_http_client::tls;
 use std::fs::read_to_string;
 use std::time::Duration;
 
@@ -55,9 +55,10 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
     })?;
     let tls = endpoint.as_ref().is_none_or(|url| url.starts_with("https://"));
     let transport = transport(tls).map_err(|text| {
-        failed(StoreErrorKind::Invalid, text).with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
+        failed(StoreErrorKind::Invalid, text)
+            .with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
     })?;
-    let provider = find_credentials(settings, &region).await?;
+    let provider = find_credentials(settings, &region, &transport).await?;
     let shared = load_shared(settings, region.clone(), provider, transport).await;
     let named = endpoint.clone().unwrap_or_else(|| format!("Amazon S3 in {region}"));
     Ok(Connected { client: build_client(settings, &shared, endpoint), endpoint: named, tls })
@@ -67,13 +68,14 @@ fn endpoint_of_environment() -> Option<String> {
     ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| std::env::var(name).ok())
 }
 
-/// The HTTP client. Without root certificates the SDK's own would panic at the first request, even of plain http.
+/// The HTTP client, for the store and for whatever gives credentials. Without root certificates the SDK's own would
+/// panic at the first request, even of plain http.
 fn transport(tls: bool) -> Result<SharedHttpClient, String> {
-    if !tls {
-        return Ok(aws_smithy_http_client::Builder::new().build_http());
-    }
     if rustls_native_certs::load_native_certs().certs.is_empty() {
-        return Err("this host has no root certificates, so no server can be believed".to_owned());
+        return match tls {
+            true => Err("this host has no root certificates, so no server can be believed".to_owned()),
+            false => Ok(aws_smithy_http_client::Builder::new().build_http()),
+        };
     }
     let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
     Ok(aws_smithy_http_client::Builder::new().tls_provider(provider).build_https())
@@ -137,13 +139,17 @@ async fn find_region(settings: &S3Settings, has_endpoint: bool) -> Option<Region
 }
 
 /// The credentials that were configured, or those of the first source that has any.
-async fn find_credentials(settings: &S3Settings, region: &Region) -> Result<SharedCredentialsProvider, StoreError> {
+async fn find_credentials(
+    settings: &S3Settings,
+    region: &Region,
+    transport: &SharedHttpClient,
+) -> Result<SharedCredentialsProvider, StoreError> {
     if let Some(given) = &settings.credentials {
         let keys = Credentials::new(&given.access_key_id, &given.secret_access_key, None, None, "zfs-backup");
         return Ok(SharedCredentialsProvider::new(keys));
     }
     let ec2 = is_ec2();
-    let chain = SharedCredentialsProvider::new(credential_chain(settings, region, ec2));
+    let chain = SharedCredentialsProvider::new(credential_chain(settings, region, transport, ec2));
     match chain.provide_credentials().await {
         Ok(_) => Ok(chain),
         Err(error) => {
@@ -156,8 +162,13 @@ async fn find_credentials(settings: &S3Settings, region: &Region) -> Result<Shar
 
 /// The SDK's own chain, except that the metadata service is asked only where there can be one: elsewhere each run
 /// would wait seconds for nobody's answer.
-fn credential_chain(settings: &S3Settings, region: &Region, ec2: bool) -> CredentialsProviderChain {
-    let config = ProviderConfig::default().with_region(Some(region.clone()));
+fn credential_chain(
+    settings: &S3Settings,
+    region: &Region,
+    transport: &SharedHttpClient,
+    ec2: bool,
+) -> CredentialsProviderChain {
+    let config = ProviderConfig::default().with_region(Some(region.clone())).with_http_client(transport.clone());
     let mut profile = ProfileFileCredentialsProvider::builder().configure(&config);
     if let Some(name) = &settings.profile {
         profile = profile.profile_name(name);

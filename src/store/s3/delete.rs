@@ -24,7 +24,7 @@ impl Shared {
             Versions::Unknown(cause) => {
                 let only_hidden = self.delete_version(key, None).await?;
                 match only_hidden {
-                    true => Err(self.failed("delete all versions of", "ListBucketVersions", key.as_str(), cause)),
+                    true => Err(self.failed("delete all versions of", "ListObjectVersions", key.as_str(), cause)),
                     false => Ok(()),
                 }
             }
@@ -38,7 +38,10 @@ impl Shared {
         match call.set_version_id(version_id).send().await.map_err(Cause::from) {
             Ok(deleted) => Ok(!named && deleted.delete_marker() == Some(true)),
             Err(cause) if cause.has_code("NoSuchKey") || cause.has_code("NoSuchVersion") => Ok(false),
-            Err(cause) => Err(self.failed("delete", "DeleteObject", key.as_str(), cause)),
+            Err(cause) => {
+                let api = if named { "DeleteObjectVersion" } else { "DeleteObject" };
+                Err(self.failed("delete", api, key.as_str(), cause))
+            }
         }
     }
 

@@ -20,8 +20,13 @@ pub(super) const FEATURE_RAW: u64 = 1 << 24;
 pub(super) const FLAG_CLONE: u32 = 1;
 const FLAG_FREERECORDS: u32 = 4;
 const PLAIN_FILE_CONTENTS: u32 = 19;
-const SYSTEM_ATTRIBUTES: u32 = 44;
+/// A bonus that the kernel does not look into.
+const UINT64_OTHER: u32 = 26;
 const COMPRESSION_OFF: u8 = 2;
+
+/// [`BLOCK_BYTES`] as records have it.
+const BLOCK_BYTES_WORD: u32 = 4096;
+const _: () = assert!(BLOCK_BYTES_WORD as usize == BLOCK_BYTES);
 
 /// A running Fletcher-4 over little-endian words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -171,12 +176,11 @@ impl Writer {
             header
                 .number(8, object)
                 .word(16, PLAIN_FILE_CONTENTS)
-                .word(20, SYSTEM_ATTRIBUTES)
-                .word(24, BLOCK_BYTES as u32)
+                .word(20, UINT64_OTHER)
+                .word(24, BLOCK_BYTES_WORD)
                 .word(28, 8)
                 .put(34, [1])
                 .number(40, guid)
-                .put(48, [17, 1])
                 .number(56, blocks.saturating_sub(1))
         });
         self.record(FREE, &[], |header| {

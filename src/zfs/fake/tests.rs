@@ -70,9 +70,9 @@ fn two_states() -> (FakeZfs, SnapshotName, SnapshotName) {
     let zfs = FakeZfs::new();
     let a = dataset("tank/a");
     zfs.create(&a, DatasetType::Filesystem);
-    let bytes = |len: usize, seed: u8| (0..len).map(|i| (i / 7) as u8 ^ seed).collect::<Vec<_>>();
+    let bytes = |len: usize, seed: u8| (0..len).map(|i| (i / 7).to_le_bytes()[0] ^ seed).collect::<Vec<_>>();
     for (object, len) in [(2, 50_000), (3, 0), (5, 1), (6, 20_000), (9, 4096), (10, 30_000)] {
-        zfs.write_file(&a, object, &bytes(len, object as u8));
+        zfs.write_file(&a, object, &bytes(len, object.to_le_bytes()[0]));
     }
     let first = take(&zfs, "tank/a@1");
     let mut changed = bytes(50_000, 2);

@@ -1,0 +1,157 @@
+//! What a run of the program needs: a pool with files, a server, keys, a configuration.
+
+use crate::pool::{Pool, noise, run};
+use crate::weed::{ACCESS_KEY, SECRET_KEY, Weed};
+use std::fs;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+use zfs_backup::keyring::KeyFile;
+
+pub(crate) const BUCKET: &str = "backups";
+
+/// One bench for one test.
+pub(crate) struct Bench {
+    pub(crate) pool: Pool,
+    pub(crate) weed: Weed,
+    pub(crate) folder: TempDir,
+}
+
+impl Bench {
+    /// A pool with one dataset of more than 60 MB, a server, keys in recipients mode, and a configuration.
+    pub(crate) fn new(name: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let weed = runtime.block_on(Weed::start(BUCKET));
+        let bench = Self { pool: Pool::new(name), weed, folder: TempDir::new().unwrap() };
+        bench.fill();
+        bench.write_keys();
+        bench.write_config("zb.toml", &bench.weed.endpoint());
+        bench
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn dataset(&self) -> String {
+        format!("{}/data", self.pool.name)
+    }
+
+    fn fill(&self) {
+        self.pool.create("data");
+        for number in 0..150 {
+            self.pool.write(&format!("data/small-{number}"), 100 + number * 37, number as u64);
+        }
+        self.pool.write("data/large-1", 40 << 20, 1001);
+        self.pool.write("data/large-2", 22 << 20, 1002);
+        let sparse = fs::File::create(self.pool.file("data/sparse")).unwrap();
+        sparse.set_len(64 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_at(&sparse, b"in the middle", 30 << 20).unwrap();
+        fs::create_dir(self.pool.file("data/folder")).unwrap();
+        symlink("../large-1", self.pool.file("data/folder/link")).unwrap();
+        fs::set_permissions(self.pool.file("data/small-1"), fs::Permissions::from_mode(0o4711)).unwrap();
+        run("setfattr", &["-n", "user.note", "-v", "kept", self.pool.file("data/small-2").to_str().unwrap()]);
+        run(
+            "setfattr",
+            &["-n", "trusted.big", "-v", &"x".repeat(900), self.pool.file("data/folder").to_str().unwrap()],
+        );
+    }
+
+    fn write_keys(&self) {
+        let keys = KeyFile::generate().unwrap();
+        let secret = keys.signing_key().unwrap().to_secret_text().unwrap();
+        write_secret(&self.path("identity.txt"), &keys.to_text().unwrap());
+        write_secret(&self.path("signing.key"), &format!("untrusted comment: test\n{secret}\n"));
+    }
+
+    pub(crate) fn keys(&self) -> KeyFile {
+        KeyFile::parse(&fs::read_to_string(self.path("identity.txt")).unwrap()).unwrap()
+    }
+
+    /// A configuration whose remote is behind that endpoint.
+    pub(crate) fn write_config(&self, name: &str, endpoint: &str) {
+        let keys = self.keys();
+        let text = format!(
+            "[main]\nzfs_fs = \"{}\"\nencryption_recipients = [\"{}\"]\nsigning_key_file = \"{}\"\nverify_keys = [\"{}\"]\n\
+             remote = \"s3:{BUCKET}/nas\"\nintermediate_basedir = \"{}\"\nsplit_size = \"16M\"\nstate_dir = \"{}\"\n\
+             [s3]\nendpoint = \"{endpoint}\"\npart_size = \"5M\"\n",
+            self.dataset(),
+            keys.recipient().unwrap(),
+            self.path("signing.key").display(),
+            keys.signing_key().unwrap().verifying_key(),
+            self.path("intermediate").display(),
+            self.path("state").display(),
+        );
+        fs::create_dir_all(self.path("intermediate")).unwrap();
+        write_secret(&self.path(name), &text);
+    }
+
+    /// The program, not yet started.
+    pub(crate) fn command(&self, config: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new("zfs-backup");
+        command.arg("-c").arg(self.path(config)).args(arguments).stdin(Stdio::null());
+        command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        command
+    }
+
+    pub(crate) fn zb(&self, arguments: &[&str]) -> Output {
+        self.command("zb.toml", arguments).output().unwrap()
+    }
+
+    /// Runs the program, which must succeed; its standard output.
+    #[track_caller]
+    pub(crate) fn good(&self, arguments: &[&str]) -> Vec<u8> {
+        let output = self.zb(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    pub(crate) fn restore_arguments<'a>(&self, dataset: &'a str, identity: &'a str, to: &[&'a str]) -> Vec<&'a str> {
+        let mut arguments = vec!["restore", dataset, "--identity", identity];
+        arguments.extend_from_slice(to);
+        arguments
+    }
+
+    /// All objects of the bucket by an independent client, in a new folder.
+    pub(crate) fn download(&self, name: &str) -> PathBuf {
+        let folder = self.path(name);
+        let remote = format!(
+            ":s3,provider=Other,endpoint='{}',access_key_id={ACCESS_KEY},secret_access_key={SECRET_KEY}:{BUCKET}/nas",
+            self.weed.endpoint()
+        );
+        run("rclone", &["--config", "/dev/null", "copy", &remote, folder.to_str().unwrap()]);
+        folder
+    }
+
+    /// The keys of the bucket, below the prefix, by an independent client.
+    pub(crate) fn keys_in_bucket(&self) -> Vec<String> {
+        let remote = format!(
+            ":s3,provider=Other,endpoint='{}',access_key_id={ACCESS_KEY},secret_access_key={SECRET_KEY}:{BUCKET}",
+            self.weed.endpoint()
+        );
+        let listed =
+            String::from_utf8(run("rclone", &["--config", "/dev/null", "lsf", "-R", "--files-only", &remote])).unwrap();
+        listed.lines().map(str::to_owned).collect()
+    }
+}
+
+fn write_secret(path: &Path, text: &str) {
+    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).unwrap();
+    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+}
+
+/// Everything that a person could compare of a tree: hashes, types, modes, owners, sizes, allocated blocks, times,
+/// extended attributes.
+pub(crate) fn describe(folder: &Path) -> String {
+    let script = "cd \"$1\" && find . -type f -print0 | sort -z | xargs -0 b3sum && \
+                  find . -print0 | sort -z | xargs -0 stat -c '%n %f %u %g %s %b %Y %N' && \
+                  getfattr -R -h -d -m - . | sort";
+    let described = run("sh", &["-c", script, "sh", folder.to_str().unwrap()]);
+    String::from_utf8(described).unwrap()
+}
+
+/// Noise of another seed, for a second snapshot.
+pub(crate) fn change(bench: &Bench, seed: u64) {
+    fs::write(bench.pool.file("data/changed"), noise(1 << 20, seed)).unwrap();
+}

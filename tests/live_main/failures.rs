@@ -1,0 +1,169 @@
+//! What must never become a backup: after each failure, which comes after at least one chunk was confirmed, there is
+//! no manifest, nothing takes it for a backup, the exit says what failed, and the next run succeeds.
+
+use crate::bench::{Bench, change};
+use crate::pool::{noise, run, zfs};
+use crate::proxy::{Action, Proxy};
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// No manifest, no backup shown, nothing restored; and the next run works.
+fn check_no_backup_and_recover(bench: &Bench) {
+    let manifests =
+        |bench: &Bench| bench.keys_in_bucket().into_iter().filter(|key| key.contains("manifest.json")).count();
+    assert_eq!(manifests(bench), 0);
+    let shown = String::from_utf8(bench.good(&["show", "--include-remote"])).unwrap();
+    assert!(shown.contains("no backup") && shown.contains("unfinished, not a backup"), "{shown}");
+    let (dataset, identity) = (bench.dataset(), bench.path("identity.txt").display().to_string());
+    let restored =
+        bench.zb(&bench.restore_arguments(&dataset, &identity, &["--to", &format!("{}/never", bench.pool.name)]));
+    assert_eq!(restored.status.code(), Some(1));
+    assert!(stderr(&restored).contains("no whole backup"), "{}", stderr(&restored));
+    let holds = zfs(&["list", "-Hpo", "userrefs", "-t", "snapshot", &bench.dataset()]);
+    assert!(holds.lines().all(|holds| holds == "0"), "holds are left: {holds}");
+    bench.good(&["stream-to-remote", "--full"]);
+    bench.good(&["verify-checksums"]);
+    assert_eq!(manifests(bench), 2, "a manifest and its signature");
+}
+
+/// A proxy that says when two chunks were completed.
+fn watching(
+    bench: &Bench,
+    action: impl Fn(&str, usize) -> Action + Send + Sync + 'static,
+) -> (Proxy, Arc<AtomicUsize>) {
+    let completed = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&completed);
+    let proxy = Proxy::start(&bench.weed.endpoint(), move |head| {
+        let done = seen.load(Ordering::SeqCst);
+        let action = action(head, done);
+        // HEAD after Complete is the confirmation.
+        if head.starts_with("head ") && head.contains(".zfs.age") && matches!(action, Action::Pass) {
+            seen.fetch_add(1, Ordering::SeqCst);
+        }
+        action
+    });
+    bench.write_config("proxied.toml", &proxy.endpoint());
+    (proxy, completed)
+}
+
+fn wait_for(what: &str, reached: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !reached() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{what}: not reached");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    run("kill", &["-s", name, &pid.to_string()]);
+}
+
+#[test]
+fn a_server_that_refuses_the_last_part_leaves_no_backup() {
+    let bench = Bench::new("refuse");
+    bench.good(&["snapshot"]);
+    let (_proxy, completed) = watching(&bench, |head, done| {
+        let last = head.starts_with("put ") && head.contains("partnumber=4") && done >= 1;
+        if last { Action::Refuse(403, "AccessDenied") } else { Action::Pass }
+    });
+    let output = bench.command("proxied.toml", &["stream-to-remote", "--full"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains(".zfs.age") && stderr(&output).contains("AccessDenied"), "{}", stderr(&output));
+    assert!(completed.load(Ordering::SeqCst) >= 1);
+    check_no_backup_and_recover(&bench);
+}
+
+#[test]
+fn killed_and_interrupted_runs_leave_no_backup() {
+    for (name, signal_name, exit) in [("killed", "KILL", None), ("stopped", "TERM", Some(130))] {
+        let bench = Bench::new(name);
+        bench.good(&["snapshot"]);
+        let hold = Arc::new(AtomicBool::new(true));
+        let held = Arc::clone(&hold);
+        // Parts of the third chunk wait, so that the signal comes in the middle.
+        let (_proxy, completed) = watching(&bench, move |head, done| {
+            while done >= 2 && head.contains("partnumber=2") && held.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Action::Pass
+        });
+        let mut command = bench.command("proxied.toml", &["stream-to-remote", "--full"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for("two confirmed chunks", || completed.load(Ordering::SeqCst) >= 2);
+        signal(child.id(), signal_name);
+        let output = child.wait_with_output().unwrap();
+        hold.store(false, Ordering::SeqCst);
+        assert_eq!(output.status.code(), exit, "{}", stderr(&output));
+        if exit.is_none() {
+            assert_eq!(output.status.signal(), Some(9));
+        }
+        check_no_backup_and_recover(&bench);
+    }
+}
+
+#[test]
+fn a_send_that_the_kernel_gives_up_leaves_no_backup() {
+    let bench = Bench::new("cutpipe");
+    bench.good(&["snapshot"]);
+    // A block of the second large file cannot be read any more: lzc_send ends in the middle of the stream.
+    let pool = bench.pool.name.clone();
+    run("zpool", &["export", &pool]);
+    let needle = noise(22 << 20, 1002)[(11 << 20)..(11 << 20) + 4096].to_vec();
+    let image = fs::OpenOptions::new().read(true).write(true).open(format!("/tmp/{pool}.img")).unwrap();
+    let at = find(&image, &needle);
+    image.write_all_at(&vec![0x5a; 4096], at).unwrap();
+    run("zpool", &["import", "-d", &format!("/tmp/{pool}.img"), &pool]);
+    let (_proxy, completed) = watching(&bench, |_, _| Action::Pass);
+    let output = bench.command("proxied.toml", &["stream-to-remote", "--full"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("send {}@", bench.dataset())),
+        "it must name the snapshot: {}",
+        stderr(&output)
+    );
+    assert!(completed.load(Ordering::SeqCst) >= 1);
+    image.write_all_at(&needle, at).unwrap();
+    run("zpool", &["export", &pool]);
+    run("zpool", &["import", "-d", &format!("/tmp/{pool}.img"), &pool]);
+    check_no_backup_and_recover(&bench);
+}
+
+/// Where the bytes lie in the image. Noise is not compressed, and records of a megabyte lie in one piece.
+fn find(image: &fs::File, needle: &[u8]) -> u64 {
+    let mut block = vec![0; 1 << 20];
+    let mut start = 0;
+    while let Ok(bytes) = image.read_at(&mut block, start) {
+        assert!(bytes > 0, "the block is not in the image");
+        if let Some(at) = block[..bytes].chunks(4096).position(|piece| piece == needle) {
+            return start + at as u64 * 4096;
+        }
+        start += bytes as u64;
+    }
+    panic!("the image cannot be read");
+}
+
+#[test]
+fn a_full_disk_leaves_no_backup() {
+    let bench = Bench::new("fulldisk");
+    bench.good(&["snapshot"]);
+    let intermediate = bench.path("intermediate").display().to_string();
+    run("mount", &["-t", "tmpfs", "-o", "size=40m", "none", &intermediate]);
+    let output = bench.zb(&["export-intermediate", "--full"]);
+    let files = String::from_utf8(run("find", &[&intermediate, "-type", "f"])).unwrap();
+    run("umount", &[&intermediate]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("No space left") && stderr(&output).contains(".zfs.age"), "{}", stderr(&output));
+    assert!(files.contains("00000000-") && !files.contains("manifest"), "{files}");
+    change(&bench, 1);
+    bench.good(&["export-intermediate", "--full"]);
+    bench.good(&["verify-checksums", "--intermediate"]);
+}
