@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::TempDir;
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{ChunkEntry, Manifest};
-use zfs_backup::model::{DatasetName, Guid, SnapshotName};
+use zfs_backup::model::{DatasetName, SnapshotName};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
-use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, RawMode, back_up};
+use zfs_backup::config::RawMode;
+use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, back_up};
 use zfs_backup::run::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::restore::{RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer};
@@ -258,9 +259,4 @@ impl std::io::Write for SharedBytes {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
-}
-
-/// Other guid, other snapshot: for forged manifests.
-pub(crate) fn other_guid(guid: Guid) -> Guid {
-    Guid(guid.0 ^ 1)
 }
