@@ -69,7 +69,8 @@ impl State {
 
     pub(super) fn put_part(&mut self, upload_id: &str, part: Bytes) -> Result<(), Failure> {
         let upload = self.uploads.get_mut(upload_id).ok_or_else(no_such_upload)?;
-        upload.parts.push(part);
+        // A copy: a part is a buffer of its sender, which waits for it to come back.
+        upload.parts.push(Bytes::copy_from_slice(&part));
         Ok(())
     }
 

@@ -1,0 +1,290 @@
+//! Every call fails once, before its effect and after it; sends are cut, lie and flip. What follows is a whole backup
+//! or none, and the next run on a healed host succeeds.
+
+use crate::world::{World, never, quick_keys};
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use zfs_backup::model::{BookmarkName, DatasetName, Guid, SnapshotName};
+use zfs_backup::plan::send::RequestedKind;
+use zfs_backup::run::backup::{BackupOutcome, back_up};
+use zfs_backup::run::restore::RestorePoint;
+use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::store::StoreErrorKind;
+use zfs_backup::store::memory::{Fault, Operation, Outcome};
+use zfs_backup::zfs::fake::{FakeZfs, SendFault};
+use zfs_backup::zfs::{
+    Bookmark, Dataset, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendRequest, SendStream, Snapshot, Zfs,
+    ZfsError,
+};
+
+const EIO: i32 = 5;
+
+/// What must hold after a run that something went wrong in; `Err` names what does not.
+async fn assert_whole_or_none(world: &World, outcome: Result<BackupOutcome, RunError>) {
+    world.store.heal();
+    world.assert_no_holds();
+    match outcome {
+        Ok(outcome) => drop(crate::world::committed(outcome)),
+        Err(error) => {
+            let text = error_chain(&error);
+            assert!(text.contains("tank") || text.contains("the module's version"), "names nothing: {text}");
+            assert_eq!(world.manifest_keys(), [""; 0], "a failed run left a manifest: {text}");
+            assert!(world.catalog().await.backups.is_empty());
+            let refusal = world.find(&RestorePoint::Newest).await.err().unwrap().to_string();
+            assert!(refusal.contains("there is no"), "{refusal}");
+            world.back_up().await;
+        }
+    }
+    world.assert_no_holds();
+    assert_eq!(world.catalog().await.backups.len(), 1);
+    world.assert_restores().await;
+    assert_eq!(world.verify().await.damage, []);
+}
+
+/// Runs all cases, some at once, because a run that makes chunks again sleeps. Panics name the case.
+async fn for_all<C, F>(cases: Vec<C>, run: impl Fn(C) -> F)
+where
+    C: std::fmt::Debug,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (room, mut running, mut names) = (Arc::new(Semaphore::new(100)), JoinSet::new(), BTreeMap::new());
+    for case in cases {
+        let (name, room) = (format!("{case:?}"), Arc::clone(&room));
+        let work = run(case);
+        let handle = running.spawn(async move {
+            let _place = room.acquire().await.unwrap();
+            work.await;
+        });
+        names.insert(handle.id().to_string(), name);
+    }
+    let mut failed = Vec::new();
+    while let Some(joined) = running.join_next().await {
+        if let Err(error) = joined {
+            let id = error.id().to_string();
+            let panic = error.into_panic();
+            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            failed.push(format!("{}: {text}", names[&id]));
+        }
+    }
+    assert!(failed.is_empty(), "{} of the cases failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_store_call_fails_there_is_a_whole_backup_or_none() {
+    let (keys, writer) = quick_keys();
+    let clean = World::with_keys(keys.clone(), writer.clone());
+    clean.back_up().await;
+    let kinds = [
+        StoreErrorKind::Unavailable,
+        StoreErrorKind::Corrupt,
+        StoreErrorKind::Denied,
+        StoreErrorKind::NotFound,
+        StoreErrorKind::Full,
+    ];
+    let calls = 1..=clean.store.events().len();
+    assert!(calls.clone().count() > 40);
+    let faults = calls.flat_map(|n| kinds.map(|kind| [Fault::before(kind).nth(n), Fault::after(kind).nth(n)]));
+    for_all(faults.flatten().collect(), |fault| {
+        let world = World::with_keys(keys.clone(), writer.clone());
+        async move {
+            world.store.fail(fault);
+            let outcome = world.try_back_up().await;
+            assert_whole_or_none(&world, outcome).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_whose_reply_was_lost_is_a_committed_backup() {
+    for kind in [StoreErrorKind::Unavailable, StoreErrorKind::Denied] {
+        let world = World::new();
+        world.store.fail(Fault::after(kind).of(Operation::PutNew).on("manifest.json").nth(2));
+        world.back_up().await;
+        world.assert_restores().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_that_are_confirmed_are_not_sent_again() {
+    let world = World::new();
+    for n in [9, 17] {
+        world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::PutPart).nth(n));
+    }
+    let backup = world.back_up().await;
+    for chunk in world.chunks(&backup.manifest).await {
+        let of_index = |key: &str| key.contains(&format!("/{:08}-", chunk.index));
+        let finished = world.store.events().into_iter().filter(|event| {
+            event.operation == Operation::Finish && event.outcome == Outcome::Done && of_index(&event.key)
+        });
+        assert_eq!(finished.count(), 1, "chunk {}", chunk.index);
+    }
+    world.assert_restores().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_goes_on_failing_is_given_up_by_the_name_of_the_chunk() {
+    let (keys, writer) = quick_keys();
+    let operations = [Operation::Create, Operation::PutPart, Operation::Finish];
+    for_all(operations.to_vec(), |operation| {
+        let world = World::with_keys(keys.clone(), writer.clone());
+        async move {
+            world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(operation).nth(2).forever());
+            let outcome = world.try_back_up().await;
+            let text = error_chain(outcome.as_ref().unwrap_err());
+            assert!(text.contains(".zfs.age"), "{text}");
+            assert_whole_or_none(&world, outcome).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_zfs_call_fails_there_is_a_whole_backup_or_none() {
+    let (keys, writer) = quick_keys();
+    let clean = World::with_keys(keys.clone(), writer.clone());
+    let before = clean.zfs.calls();
+    clean.back_up().await;
+    let calls = 1..=clean.zfs.calls() - before;
+    assert!(calls.clone().count() >= 6);
+    for_all(calls.collect(), |n| {
+        let world = World::with_keys(keys.clone(), writer.clone());
+        async move {
+            let env = world.env();
+            world.zfs.fail_call(n, EIO);
+            let outcome = back_up(&env, &world.dataset, RequestedKind::Full).await;
+            assert_whole_or_none(&world, outcome).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_send_that_is_cut_or_fails_at_its_end_is_never_a_backup() {
+    let (keys, writer) = quick_keys();
+    let whole = World::with_keys(keys.clone(), writer.clone()).stream().len();
+    let split = 64 * 1024;
+    let cuts = [0, 1, 311, 312, 5000, split - 1, split, split + 1, 2 * split, whole - 313, whole - 312, whole - 1];
+    let faults = cuts.into_iter().flat_map(|at| [(at, 0), (at, EIO)]).chain([(whole, EIO), (whole + 9, EIO)]);
+    for_all(faults.collect(), |(after_bytes, errno)| {
+        let world = World::with_keys(keys.clone(), writer.clone());
+        async move {
+            world.zfs.fail_next_send(SendFault { after_bytes, errno });
+            let outcome = world.try_back_up().await;
+            let text = error_chain(outcome.as_ref().unwrap_err());
+            assert!(text.contains("tank/a b@"), "{text}");
+            assert_whole_or_none(&world, outcome).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_bit_in_the_stream_is_never_a_backup() {
+    let (keys, writer) = quick_keys();
+    let whole = World::with_keys(keys.clone(), writer.clone()).stream().len();
+    // All of the first record and the last two, and places between.
+    let places = (0..312).step_by(24).chain((312..whole - 624).step_by(whole / 30)).chain((whole - 624..whole).step_by(8));
+    for_all(places.collect(), |at| {
+        let world = World::with_keys(keys.clone(), writer.clone());
+        async move {
+            let env = world.env_with(Arc::new(FlippedSend { zfs: world.zfs.clone(), at }), never());
+            let outcome = back_up(&env, &world.dataset, RequestedKind::Full).await;
+            let text = error_chain(outcome.as_ref().unwrap_err());
+            assert!(text.contains("tank/a b@"), "{text}");
+            assert_whole_or_none(&world, outcome).await;
+        }
+    })
+    .await;
+}
+
+/// ZFS whose sends have one bit flipped.
+struct FlippedSend {
+    zfs: FakeZfs,
+    at: usize,
+}
+
+impl Zfs for FlippedSend {
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        let mut sending = self.zfs.send(request)?;
+        let mut bytes = Vec::new();
+        sending.reader().read_to_end(&mut bytes).unwrap();
+        bytes[self.at] ^= 4;
+        Ok(SendStream::new(Box::new(std::io::Cursor::new(bytes)), Box::new(move || sending.finish())))
+    }
+
+    fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
+        self.zfs.dataset(name)
+    }
+
+    fn children(&self, name: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
+        self.zfs.children(name)
+    }
+
+    fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
+        self.zfs.snapshots(name)
+    }
+
+    fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
+        self.zfs.bookmarks(name)
+    }
+
+    fn take_snapshots(&self, names: &[SnapshotName], properties: &BTreeMap<String, String>) -> Result<(), ZfsError> {
+        self.zfs.take_snapshots(names, properties)
+    }
+
+    fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError> {
+        self.zfs.destroy_snapshots(names)
+    }
+
+    fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
+        self.zfs.hold(name, tag)
+    }
+
+    fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
+        self.zfs.hold_until_dropped(name, tag)
+    }
+
+    fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
+        self.zfs.release(name, tag)
+    }
+
+    fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, jiff::Timestamp>, ZfsError> {
+        self.zfs.holds(name)
+    }
+
+    fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
+        self.zfs.bookmark(name, source)
+    }
+
+    fn destroy_bookmarks(&self, names: &[BookmarkName]) -> Result<(), ZfsError> {
+        self.zfs.destroy_bookmarks(names)
+    }
+
+    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
+        self.zfs.send_space(request)
+    }
+
+    fn receive(&self, request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
+        self.zfs.receive(request, stream)
+    }
+
+    fn create_filesystem(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+        self.zfs.create_filesystem(name, properties)
+    }
+
+    fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError> {
+        self.zfs.destroy_dataset(name)
+    }
+
+    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
+        self.zfs.pool_guid(pool)
+    }
+
+    fn module_version(&self) -> Result<String, ZfsError> {
+        self.zfs.module_version()
+    }
+}

@@ -1,0 +1,105 @@
+//! Keyrings: made once, put back when they are gone, and never anybody else's. Real ones, so that scrypt takes its
+//! second here.
+
+use crate::world::{World, main_keyring_key, memory_store, PART_BYTES, plant_keyring};
+use age::secrecy::SecretString;
+use tempfile::TempDir;
+use zfs_backup::keyring::KeyringError;
+use zfs_backup::run::RunError;
+use zfs_backup::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
+use zfs_backup::run::restore::RestorePoint;
+use zfs_backup::store::memory::MemoryStore;
+
+fn passphrase(text: &str) -> Result<SecretString, RunError> {
+    Ok(SecretString::from(text.to_owned()))
+}
+
+fn nobody() -> Result<SecretString, RunError> {
+    panic!("the passphrase was asked although there is a cache")
+}
+
+async fn first_keys(store: &MemoryStore, state: &TempDir) -> WriterKeys {
+    writer_keys(store, &KeyCache::new(state.path()), || passphrase("ours")).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_made_keys_seal_the_passphrase_alone_restores() {
+    let (store, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
+    let writer = first_keys(&store, &state).await;
+    let opened = open_keyrings(&store, &passphrase("ours").unwrap()).await.unwrap();
+    let mut world = World::with_keys(opened, writer.clone());
+    world.store = store.clone();
+    let manifest = world.back_up().await.manifest;
+    world.assert_restores().await;
+    let copy = store.object(&crate::world::key_of(&manifest, "keyring.age"));
+    assert_eq!(copy, store.object(&main_keyring_key(&writer)));
+
+    let cache = KeyCache::new(state.path());
+    let again = writer_keys(&store, &cache, nobody).await.unwrap();
+    assert_eq!(again.keyring, writer.keyring);
+    assert!(store.lose(&main_keyring_key(&writer)));
+    writer_keys(&store, &cache, nobody).await.unwrap();
+    assert_eq!(store.object(&main_keyring_key(&writer)), copy, "a lost keyring was not put back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_keyring_that_is_not_ours_is_refused_and_no_new_one_is_made() {
+    let (store, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
+    let writer = first_keys(&store, &state).await;
+    let key = main_keyring_key(&writer);
+    let (foreign_store, foreign_state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
+    let foreign = writer_keys(&foreign_store, &KeyCache::new(foreign_state.path()), || passphrase("theirs")).await.unwrap();
+
+    // Somebody else's keyring instead of ours.
+    store.lose(&key);
+    plant_keyring(&store, &foreign);
+    let cache = KeyCache::new(state.path());
+    let error = writer_keys(&store, &cache, nobody).await.err().unwrap();
+    assert!(error.to_string().contains(&foreign.keyring.as_ref().unwrap().tag), "{error}");
+    let fresh = TempDir::new().unwrap();
+    let keys = store.keys();
+    let error = writer_keys(&store, &KeyCache::new(fresh.path()), || passphrase("ours")).await.err().unwrap();
+    assert!(matches!(error, RunError::Keyring { source: KeyringError::WrongPassphrase, .. }), "{error}");
+    assert_eq!(store.keys(), keys, "a new keyring was made beside another one");
+    assert!(open_keyrings(&store, &passphrase("ours").unwrap()).await.is_err());
+
+    // Theirs under our name.
+    store.lose(&main_keyring_key(&foreign));
+    store.plant(&key, foreign.keyring.as_ref().unwrap().bytes.clone());
+    let error = writer_keys(&store, &cache, nobody).await.err().unwrap();
+    assert!(error.is_damage() && error.to_string().contains(&key), "{error}");
+    assert!(open_keyrings(&store, &passphrase("theirs").unwrap()).await.is_err(), "opened under another's name");
+
+    // Both: ours is found.
+    plant_keyring(&store, &writer);
+    plant_keyring(&store, &foreign);
+    writer_keys(&store, &cache, nobody).await.unwrap();
+    let opened = open_keyrings(&store, &passphrase("ours").unwrap()).await.unwrap();
+    assert_eq!(opened.recipient().unwrap().to_string(), writer.recipients[0].to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_keyring_is_told_from_a_wrong_passphrase_and_a_key_file_still_restores() {
+    let (store, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
+    let writer = first_keys(&store, &state).await;
+    let opened = open_keyrings(&store, &passphrase("ours").unwrap()).await.unwrap();
+    let mut world = World::with_keys(opened, writer.clone());
+    world.store = store.clone();
+    world.back_up().await;
+    let key = main_keyring_key(&writer);
+    let good = store.object(&key).unwrap();
+    for damage in ["cut", "flip", "lose"] {
+        store.plant(&key, good.clone());
+        match damage {
+            "cut" => assert!(store.cut(&key, good.len() / 2)),
+            "flip" => assert!(store.flip(&key, good.len() - 20)),
+            _ => assert!(store.lose(&key)),
+        }
+        let error = open_keyrings(&store, &passphrase("ours").unwrap()).await.err().unwrap();
+        assert!(!matches!(&error, RunError::Keyring { source: KeyringError::WrongPassphrase, .. }), "{damage}: {error}");
+        let report = world.verify().await;
+        assert!(report.damage.iter().any(|damage| damage.key == key), "{damage}: {:?}", report.damage);
+        world.find(&RestorePoint::Newest).await.unwrap();
+        world.assert_restores().await;
+    }
+}

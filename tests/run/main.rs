@@ -1,0 +1,11 @@
+//! The room `run/` against ZFS in memory and a store in memory: that what is backed up restores, that nothing else
+//! ever passes for a backup, and that every failure, attack and damage is told by the name of its object.
+
+mod attacks;
+mod damage;
+mod failures;
+mod flow;
+mod guards;
+mod instructions;
+mod keys;
+mod world;
