@@ -13,8 +13,10 @@ use super::transfer::{ProgressSink, Stop, StreamSource, TransferPlan, Transferre
 use crate::config::RawMode;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{
-    CHUNK_LIST_BYTES_MAX, CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files, LARGE_TEXT_BYTES_MAX, LiveEntry, MANIFEST_BYTES_MAX, Manifest, Origin, PRIVATE_BYTES_MAX,
-    Private, Receipt, ReceiptEntry, RestoreText, SendInfo, SnapshotRef, Started, ZfsKey, parse_chunk_list, parse_manifest, restore_text, to_stored_bytes,
+    CHUNK_LIST_BYTES_MAX, CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files,
+    LARGE_TEXT_BYTES_MAX, LiveEntry, MANIFEST_BYTES_MAX, Manifest, Origin, PRIVATE_BYTES_MAX, Private, Receipt,
+    ReceiptEntry, RestoreText, SendInfo, SnapshotRef, Started, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
+    to_stored_bytes,
 };
 use crate::model::{BackupId, BackupKind, DatasetName, Digest, Guid};
 use crate::plan::send::{RequestedKind, SendConflict, SendPlan, StoredPoint, plan_send};
@@ -142,7 +144,11 @@ fn explain(dataset: &DatasetName, conflict: &SendConflict) -> RunError {
 
 /// Backups are usable when a listing shows every chunk at its size. A chunk list that cannot be believed makes a
 /// backup unusable; one that cannot be read is an error. Only backups of `candidate` are looked at.
-async fn stored_points(store: &dyn ObjectStore, catalog: &Catalog, candidate: Option<Guid>) -> Result<Vec<StoredPoint>, RunError> {
+async fn stored_points(
+    store: &dyn ObjectStore,
+    catalog: &Catalog,
+    candidate: Option<Guid>,
+) -> Result<Vec<StoredPoint>, RunError> {
     let mut points = Vec::new();
     for backup in catalog.backups.iter().filter(|backup| Some(backup.manifest.snapshot.guid) == candidate) {
         let usable = match read_chunks(store, &backup.manifest).await {
@@ -525,7 +531,8 @@ struct Written {
 
 impl Written {
     fn digest(&self, object: &BackupObject) -> Result<Digest, RunError> {
-        let missing = || RunError::Damaged { key: object_name(object), reason: "it was not put: this is a defect".into() };
+        let missing =
+            || RunError::Damaged { key: object_name(object), reason: "it was not put: this is a defect".into() };
         self.digests.get(object).copied().ok_or_else(missing)
     }
 }

@@ -212,13 +212,21 @@ pub async fn get_signed_as(
 ///
 /// # Errors
 /// [`RunError::Damaged`] when it is missing or another; [`RunError::Store`].
-pub async fn get_pinned(store: &dyn ObjectStore, key: &ObjectKey, blake3: Digest, limit_bytes: u64) -> Result<Bytes, RunError> {
+pub async fn get_pinned(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    blake3: Digest,
+    limit_bytes: u64,
+) -> Result<Bytes, RunError> {
     let bytes = get_named(store, key, limit_bytes).await?;
     let actual = Digest::of(&bytes);
     if actual == blake3 {
         return Ok(bytes);
     }
-    Err(RunError::Damaged { key: key.to_string(), reason: format!("its BLAKE3 is {actual}, and the manifest says {blake3}") })
+    Err(RunError::Damaged {
+        key: key.to_string(),
+        reason: format!("its BLAKE3 is {actual}, and the manifest says {blake3}"),
+    })
 }
 
 /// Fetches one manifest and checks it.
@@ -280,7 +288,11 @@ pub async fn read_chunks(store: &dyn ObjectStore, manifest: &Manifest) -> Result
 ///
 /// # Errors
 /// [`RunError::Store`] when a listing or a fetch fails.
-pub async fn read_pruned(store: &dyn ObjectStore, dataset: &DatasetName, trusted: &TrustedKeys) -> Result<BTreeSet<BackupId>, RunError> {
+pub async fn read_pruned(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+) -> Result<BTreeSet<BackupId>, RunError> {
     let mut pruned = BTreeSet::new();
     for object in store.list(&format!("{dataset}/@prune/")).await? {
         let Some(key) = ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json")) else { continue };
@@ -289,7 +301,9 @@ pub async fn read_pruned(store: &dyn ObjectStore, dataset: &DatasetName, trusted
                 Ok(record) => pruned.extend(record.pruned.into_iter().map(|entry| entry.id)),
                 Err(error) => tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed"),
             },
-            Err(error) if error.is_damage() => tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed"),
+            Err(error) if error.is_damage() => {
+                tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed")
+            }
             Err(error) => return Err(error),
         }
     }

@@ -80,7 +80,10 @@ pub async fn find_restore_set(
         let private = match read_private(store, manifest, keys).await {
             Ok(private) => Some(private),
             Err(error) if error.is_damage() => {
-                tracing::warn!(error = error_chain(&error), "going on without it: the snapshot's name is lost, no data");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "going on without it: the snapshot's name is lost, no data"
+                );
                 None
             }
             Err(error) => return Err(error),
@@ -137,7 +140,10 @@ fn newest(catalog: &Catalog) -> Result<BackupId, RunError> {
     match catalog.lost().filter(|attempt| attempt.id > *id).max_by(|a, b| a.id.cmp(&b.id)) {
         None => Ok(id.clone()),
         Some(lost) => Err(RunError::refused(
-            format!("{dataset}: {} is newer than the newest whole backup, and its manifest is missing or not believed", lost.id),
+            format!(
+                "{dataset}: {} is newer than the newest whole backup, and its manifest is missing or not believed",
+                lost.id
+            ),
             format!("look into it with verify-checksums; to take the older one: --backup {id}"),
         )),
     }

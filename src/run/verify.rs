@@ -4,8 +4,8 @@ use super::catalog::{
     StoredBackup, chunk_key, get_pinned, get_signed_as, read_catalog, read_chunks, read_pruned, read_receipt,
 };
 use super::keys::stored_keyrings;
-use crate::keyring::KEYRING_BYTES_MAX;
 use super::{RunError, error_chain};
+use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{ChunkEntry, PRIVATE_BYTES_MAX, Receipt};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::{SignedType, TrustedKeys};
@@ -62,7 +62,9 @@ pub async fn verify_dataset(
         let found = |reason| Damage { key: format!("{prefix}manifest.json"), backup: Some(attempt.id.clone()), reason };
         match &attempt.disbelieved {
             Some(error) => report.damage.push(found(error_chain(error))),
-            None if attempt.was_committed => report.damage.push(found("missing, and its signature is there".to_owned())),
+            None if attempt.was_committed => {
+                report.damage.push(found("missing, and its signature is there".to_owned()))
+            }
             None => report.extra.push(format!("{prefix} ({} objects of an unfinished upload)", attempt.objects)),
         }
     }
@@ -135,9 +137,13 @@ async fn verify_small(
         let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
         damage_or(get_pinned(store, &key, digest, limit_bytes).await, backup, report)?;
     }
-    for (object, signed_type) in [(BackupObject::RestoreText, SignedType::RestoreText), (BackupObject::Started, SignedType::Started)] {
+    for (object, signed_type) in
+        [(BackupObject::RestoreText, SignedType::RestoreText), (BackupObject::Started, SignedType::Started)]
+    {
         let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
-        let Some(bytes) = damage_or(get_signed_as(store, &key, signed_type, trusted).await, backup, report)? else { continue };
+        let Some(bytes) = damage_or(get_signed_as(store, &key, signed_type, trusted).await, backup, report)? else {
+            continue;
+        };
         if object == BackupObject::RestoreText && Digest::of(&bytes) != files.restore_text {
             let reason = "its BLAKE3 is not the one that the manifest says".to_owned();
             report.damage.push(Damage { key: key.to_string(), backup: Some(manifest.id.clone()), reason });

@@ -187,7 +187,8 @@ async fn a_flipped_bit_in_the_stream_is_never_a_backup() {
     let (keys, writer) = quick_keys();
     let whole = World::with_keys(keys.clone(), writer.clone()).stream().len();
     // All of the first record and the last two, and places between.
-    let places = (0..312).step_by(24).chain((312..whole - 624).step_by(whole / 30)).chain((whole - 624..whole).step_by(8));
+    let places =
+        (0..312).step_by(24).chain((312..whole - 624).step_by(whole / 30)).chain((whole - 624..whole).step_by(8));
     for_all(places.collect(), |at| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
@@ -272,7 +273,11 @@ impl Zfs for FlippedSend {
         self.zfs.receive(request, stream)
     }
 
-    fn create_filesystem(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+    fn create_filesystem(
+        &self,
+        name: &DatasetName,
+        properties: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError> {
         self.zfs.create_filesystem(name, properties)
     }
 
