@@ -3,15 +3,15 @@
 //! A backup exists only through a manifest that verifies. Reading an error as "empty" is how others lost data: every
 //! failure to list or fetch is an error here, and an object that cannot be believed is kept apart by name.
 
-use super::RunError;
+use super::{RunError, error_chain};
 use crate::manifest::{
     CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt,
     SIGNATURE_BYTES_MAX, parse_chunk_list, parse_manifest, parse_receipt,
 };
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::sign::{SignatureError, TrustedKeys};
-use crate::store::key::{BackupObject, ParsedKey, dataset_prefix};
-use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use crate::sign::TrustedKeys;
+use crate::store::key::{BackupObject, ParsedKey, dataset_prefix, object_name};
+use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -102,7 +102,9 @@ pub async fn read_catalog(
                     objects: by_name(&id, dataset, &objects),
                 });
             }
-            Some(Err(error @ RunError::Manifest { .. })) => catalog.attempts.push(attempt(id, &objects, Some(error))),
+            Some(Err(error @ (RunError::Manifest { .. } | RunError::Damaged { .. }))) => {
+                catalog.attempts.push(attempt(id, &objects, Some(error)));
+            }
             Some(Err(other)) => return Err(other),
             None => catalog.attempts.push(attempt(id, &objects, None)),
         }
@@ -130,19 +132,29 @@ fn attempt(id: BackupId, objects: &[(ParsedKey, ListedObject)], disbelieved: Opt
     }
 }
 
-/// Fetches a signed object and its signature. A signature that is not there is a signature that does not verify.
-async fn get_signed(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -> Result<(Bytes, Bytes), RunError> {
-    let bytes = store.get(key, None, limit_bytes).await?;
-    match store.get(&key.signature(), None, SIGNATURE_BYTES_MAX).await {
-        Ok(signature) => Ok((bytes, signature)),
-        Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
-            Err(RunError::Manifest {
-                key: key.to_string(),
-                source: ManifestError::Signature(SignatureError::Malformed),
-            })
-        }
-        Err(error) => Err(error.into()),
-    }
+/// What a failure to fetch an object that must be there means: one that is gone, or longer than it may be, is damage.
+pub(super) fn explain_fetch(key: &ObjectKey, error: StoreError) -> RunError {
+    let reason = match error.kind {
+        StoreErrorKind::NotFound => "missing".to_owned(),
+        StoreErrorKind::Corrupt => error_chain(&*error.source),
+        _ => return error.into(),
+    };
+    RunError::Damaged { key: key.to_string(), reason }
+}
+
+/// Fetches an object that must be there.
+pub(super) async fn get_needed(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -> Result<Bytes, RunError> {
+    store.get(key, None, limit_bytes).await.map_err(|error| explain_fetch(key, error))
+}
+
+/// Fetches a signed object and its signature.
+pub(super) async fn get_signed(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    limit_bytes: u64,
+) -> Result<(Bytes, Bytes), RunError> {
+    let bytes = get_needed(store, key, limit_bytes).await?;
+    Ok((bytes, get_needed(store, &key.signature(), SIGNATURE_BYTES_MAX).await?))
 }
 
 /// Fetches one manifest and checks it.
@@ -192,7 +204,7 @@ pub async fn read_chunks(store: &dyn ObjectStore, manifest: &Manifest) -> Result
     for number in 0..manifest.chunk_lists.len() {
         let list = BackupObject::ChunkList(u16::try_from(number).unwrap_or(u16::MAX));
         let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &list);
-        let bytes = store.get(&key, None, CHUNK_LIST_BYTES_MAX).await?;
+        let bytes = get_needed(store, &key, CHUNK_LIST_BYTES_MAX).await?;
         let entries = parse_chunk_list(manifest, number, &bytes)
             .map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
         chunks.extend(entries);
@@ -206,16 +218,18 @@ pub fn chunk_key(manifest: &Manifest, chunk: &ChunkEntry) -> Option<ObjectKey> {
     Some(ObjectKey::backup(&manifest.dataset, &manifest.id, &object))
 }
 
-/// The first object that a listing shows to be missing or to have another size than the manifest says.
-pub fn find_gap(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Option<RunError> {
+/// What a restore needs and a listing shows to be missing or to have another size than the manifest says.
+pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<Item = RunError> {
     let prefix = crate::store::key::backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
-    chunks.iter().find_map(|chunk| {
-        let reason = match backup.objects.get(&chunk.name) {
-            None => "missing".to_owned(),
-            Some(bytes) if *bytes != chunk.sealed_bytes => format!("has {bytes} bytes, not {}", chunk.sealed_bytes),
-            Some(_) => return None,
+    let private = [(object_name(&BackupObject::Private), None)];
+    let needed = chunks.iter().map(|chunk| (chunk.name.clone(), Some(chunk.sealed_bytes))).chain(private);
+    needed.filter_map(move |(name, sealed_bytes)| {
+        let reason = match (backup.objects.get(&name), sealed_bytes) {
+            (None, _) => "missing".to_owned(),
+            (Some(bytes), Some(expected)) if *bytes != expected => format!("has {bytes} bytes, not {expected}"),
+            (Some(_), _) => return None,
         };
-        Some(RunError::Damaged { key: format!("{prefix}{}", chunk.name), reason })
+        Some(RunError::Damaged { key: format!("{prefix}{name}"), reason })
     })
 }
 

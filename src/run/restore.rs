@@ -4,7 +4,9 @@
 //! hash, and a listing shows every chunk at its size. Then chunks are fetched ahead by ranges, in order, opened as they
 //! come, and the stream is parsed once more on its way out.
 
-use super::catalog::{Catalog, StoredBackup, chunk_key, find_gap, read_catalog, read_chunks};
+use super::catalog::{
+    Catalog, StoredBackup, chunk_key, explain_fetch, find_gaps, get_needed, read_catalog, read_chunks,
+};
 use super::{RunError, error_chain};
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest, Private, parse_strict};
@@ -75,7 +77,7 @@ pub async fn find_restore_set(
     let mut backups = Vec::new();
     for manifest in chain {
         let chunks = read_chunks(store, manifest).await?;
-        if let Some(gap) = catalog.backup(&manifest.id).and_then(|backup| find_gap(backup, &chunks)) {
+        if let Some(gap) = catalog.backup(&manifest.id).and_then(|backup| find_gaps(backup, &chunks).next()) {
             return Err(gap);
         }
         let private = read_private(store, manifest, keys).await?;
@@ -118,11 +120,7 @@ fn why_none(catalog: &Catalog, id: Option<&BackupId>) -> RunError {
     let dataset = &catalog.dataset;
     let disbelieved = catalog.disbelieved().find(|(other, _)| id.is_none_or(|id| id == *other));
     if let Some((other, error)) = disbelieved {
-        let cause = error_chain(error);
-        return RunError::refused(
-            format!("{dataset}: the manifest of {other} is not believed: {cause}"),
-            "it was changed, made with other keys, or by somebody else; restore with the key file of that time",
-        );
+        return not_believed(dataset, other, error);
     }
     let attempts = catalog.attempts.len();
     let what = match id {
@@ -133,10 +131,23 @@ fn why_none(catalog: &Catalog, id: Option<&BackupId>) -> RunError {
     RunError::refused(what, "check the name, bucket and prefix; `zfs-backup show --include-remote` lists what there is")
 }
 
+fn not_believed(dataset: &DatasetName, id: &BackupId, error: &RunError) -> RunError {
+    let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest).to_string();
+    let cause = match error {
+        RunError::Manifest { source, .. } => error_chain(source),
+        other => error_chain(other),
+    };
+    if error.is_damage() {
+        let advice = "it was changed, made with other keys, or by somebody else";
+        return RunError::Damaged { key, reason: format!("not believed: {cause} ({advice})") };
+    }
+    RunError::refused(format!("{key}: {cause}"), "restore it with the version of zfs-backup that made it")
+}
+
 async fn read_private(store: &dyn ObjectStore, manifest: &Manifest, keys: &KeyFile) -> Result<Private, RunError> {
     let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &BackupObject::Private);
     let damaged = |reason: String| RunError::Damaged { key: key.to_string(), reason };
-    let sealed = store.get(&key, None, PRIVATE_BYTES_MAX).await?;
+    let sealed = get_needed(store, &key, PRIVATE_BYTES_MAX).await?;
     let actual = Digest::of(&sealed);
     if actual != manifest.files.private {
         return Err(damaged(format!("its BLAKE3 is {actual}, and the manifest says {}", manifest.files.private)));
@@ -165,6 +176,7 @@ pub struct RestoreReader {
     plain: Vec<u8>,
     given: usize,
     next_chunk: usize,
+    failed: bool,
     failure: FailureSlot,
 }
 
@@ -207,6 +219,7 @@ pub fn open_stream(
         plain: Vec::new(),
         given: 0,
         next_chunk: 0,
+        failed: false,
         failure: Arc::clone(&failure),
     };
     (reader, failure)
@@ -231,7 +244,7 @@ async fn fetch(
             let entry = &keys.chunks[chunk];
             let key = chunk_key(&keys.manifest, entry)
                 .ok_or_else(|| RunError::Damaged { key: entry.name.clone(), reason: "not a chunk's name".into() })?;
-            let bytes = store.get(&key, Some(range), RANGE_BYTES).await?;
+            let bytes = store.get(&key, Some(range), RANGE_BYTES).await.map_err(|error| explain_fetch(&key, error))?;
             Ok(Piece { bytes, chunk })
         }
     };
@@ -308,11 +321,16 @@ impl RestoreReader {
 
 impl Read for RestoreReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        // What would come next does not follow from what came before.
+        if self.failed {
+            return Err(std::io::Error::new(ErrorKind::InvalidData, "the stream failed before"));
+        }
         if self.given == self.plain.len() {
             match self.fill() {
                 Ok(true) => {}
                 Ok(false) => return Ok(0),
                 Err(error) => {
+                    self.failed = true;
                     let text = error.to_string();
                     *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     return Err(std::io::Error::new(ErrorKind::InvalidData, text));
