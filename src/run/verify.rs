@@ -1,11 +1,17 @@
-//! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk.
+//! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk; the small
+//! objects are read, because their hashes are signed and reading them is the better proof.
 
-use super::catalog::{StoredBackup, chunk_key, read_catalog, read_chunks, read_receipt};
+use super::catalog::{
+    StoredBackup, chunk_key, find_gaps, get_needed, get_signed, read_catalog, read_chunks, read_receipt,
+};
 use super::{RunError, error_chain};
-use crate::manifest::{ChunkEntry, Receipt};
-use crate::model::{BackupId, DatasetName};
-use crate::sign::TrustedKeys;
-use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
+use crate::keyring::{KEYRING_BYTES_MAX, keyring_tag};
+use crate::manifest::{
+    ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt, parse_started,
+};
+use crate::model::{BackupId, DatasetName, Digest};
+use crate::sign::{SignedType, TrustedKeys};
+use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
@@ -87,9 +93,20 @@ async fn verify_backup(
             reason: "the base of this backup is missing".into(),
         });
     }
-    let Some(chunks) = damage_or(read_chunks(store, &backup.manifest).await, backup, report)? else { return Ok(()) };
-    let Some(receipt) = damage_or(read_receipt(store, backup, trusted).await, backup, report)? else { return Ok(()) };
-    let wanted = wanted_objects(backup, &chunks, &receipt, report);
+    verify_small(store, backup, trusted, report).await?;
+    let chunks = damage_or(read_chunks(store, &backup.manifest).await, backup, report)?;
+    let receipt = damage_or(read_receipt(store, backup, trusted).await, backup, report)?;
+    let Some(chunks) = chunks else { return Ok(()) };
+    report.extra.extend(unnamed_objects(backup, &chunks));
+    let Some(receipt) = receipt else {
+        // Without the store's word at the commit, the listing is what is left.
+        for gap in find_gaps(backup, &chunks) {
+            damage_or::<()>(Err(gap), backup, report)?;
+        }
+        return Ok(());
+    };
+    let mut wanted = wanted_objects(backup, &chunks, &receipt, report);
+    wanted.retain(|(key, _)| !report.damage.iter().any(|damage| damage.key == key.as_str()));
     let heads = stream::iter(wanted).map(|(key, recorded)| async move { (store.head(&key).await, key, recorded) });
     let mut heads = heads.buffer_unordered(HEADS_MAX);
     while let Some((found, key, recorded)) = heads.next().await {
@@ -101,27 +118,100 @@ async fn verify_backup(
     Ok(())
 }
 
-/// Damage found while reading goes into the report; what could not be read at all is an error, except an object that
-/// the listing shows to be gone.
+/// Reads what is small: everything that a person without this tool needs besides the chunks, and the keyring.
+async fn verify_small(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    trusted: &TrustedKeys,
+    report: &mut VerifyReport,
+) -> Result<(), RunError> {
+    let Manifest { dataset, id, files, recipients, .. } = &backup.manifest;
+    let key_of = |object| ObjectKey::backup(dataset, id, &object);
+    damage_or(check_started(store, backup, trusted).await, backup, report)?;
+    let text = key_of(BackupObject::RestoreText);
+    damage_or(check_restore_text(store, &text, files.restore_text, trusted).await, backup, report)?;
+    let private = key_of(BackupObject::Private);
+    damage_or(check_digest(store, &private, LARGE_TEXT_BYTES_MAX, files.private).await, backup, report)?;
+    let Some(keyring) = files.keyring else { return Ok(()) };
+    let tags = recipients.iter().filter_map(|recipient| Some(keyring_tag(&recipient.parse().ok()?)));
+    let main = tags.map(|tag| ObjectKey::keyring(&tag));
+    for key in main.chain([key_of(BackupObject::Keyring)]) {
+        damage_or(check_digest(store, &key, KEYRING_BYTES_MAX, keyring).await, backup, report)?;
+    }
+    Ok(())
+}
+
+async fn check_started(store: &dyn ObjectStore, backup: &StoredBackup, trusted: &TrustedKeys) -> Result<(), RunError> {
+    let Manifest { dataset, id, .. } = &backup.manifest;
+    let key = ObjectKey::backup(dataset, id, &BackupObject::Started);
+    let (bytes, signature) = get_signed(store, &key, MANIFEST_BYTES_MAX).await?;
+    let parsed = parse_started(trusted, dataset, id, &bytes, &signature);
+    parsed.map(drop).map_err(|source| RunError::Manifest { key: key.to_string(), source })
+}
+
+async fn check_restore_text(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    expected: Digest,
+    trusted: &TrustedKeys,
+) -> Result<(), RunError> {
+    let (bytes, signature) = get_signed(store, key, LARGE_TEXT_BYTES_MAX).await?;
+    trusted
+        .verify(SignedType::RestoreText, key.as_str(), &bytes, &signature)
+        .map_err(ManifestError::from)
+        .and_then(|()| same_digest(&bytes, expected))
+        .map_err(|source| RunError::Manifest { key: key.to_string(), source })
+}
+
+async fn check_digest(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    limit_bytes: u64,
+    expected: Digest,
+) -> Result<(), RunError> {
+    let bytes = get_needed(store, key, limit_bytes).await?;
+    same_digest(&bytes, expected).map_err(|source| RunError::Manifest { key: key.to_string(), source })
+}
+
+fn same_digest(bytes: &[u8], expected: Digest) -> Result<(), ManifestError> {
+    let actual = Digest::of(bytes);
+    if actual == expected { Ok(()) } else { Err(ManifestError::Digest { expected, actual }) }
+}
+
+/// Objects under the backup that are not of it, such as chunks that were made again because a reply was lost.
+fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> {
+    let small = [
+        BackupObject::Started,
+        BackupObject::Keyring,
+        BackupObject::Private,
+        BackupObject::RestoreText,
+        BackupObject::Receipt,
+        BackupObject::Manifest,
+    ];
+    let mut named: BTreeSet<String> = small.iter().map(object_name).collect();
+    named.extend(chunks.iter().map(|chunk| chunk.name.clone()));
+    named.extend(backup.manifest.chunk_lists.iter().map(|list| list.name.clone()));
+    let prefix = backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
+    let unnamed =
+        backup.objects.keys().filter(|name| !named.contains(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name)));
+    unnamed.map(|name| format!("{prefix}{name}")).collect()
+}
+
+/// Damage found while reading goes into the report, once for each key; what could not be read at all is an error.
 fn damage_or<T>(
     result: Result<T, RunError>,
     backup: &StoredBackup,
     report: &mut VerifyReport,
 ) -> Result<Option<T>, RunError> {
-    let error = match result {
+    let (key, reason) = match result {
         Ok(value) => return Ok(Some(value)),
-        Err(error) => error,
+        Err(RunError::Damaged { key, reason }) => (key, reason),
+        Err(RunError::Manifest { key, source }) => (key, error_chain(&source)),
+        Err(error) => return Err(error),
     };
-    let missing = matches!(&error, RunError::Store(error) if error.kind == crate::store::StoreErrorKind::NotFound);
-    if !missing && !error.is_damage() {
-        return Err(error);
+    if !report.damage.iter().any(|damage| damage.key == key) {
+        report.damage.push(Damage { key, backup: Some(backup.manifest.id.clone()), reason });
     }
-    let key = match &error {
-        RunError::Manifest { key, .. } => key.clone(),
-        RunError::Store(error) => error.subject.clone(),
-        _ => backup_prefix(&backup.manifest.dataset, &backup.manifest.id),
-    };
-    report.damage.push(Damage { key, backup: Some(backup.manifest.id.clone()), reason: error_chain(&error) });
     Ok(None)
 }
 
