@@ -224,7 +224,8 @@ async fn a_changed_chunk_list_or_private_file_is_refused_before_anything_is_rece
     };
     let recipient = &world.writer.recipients[0] as &dyn age::Recipient;
     let mut sealed = Vec::new();
-    let mut writer = age::Encryptor::with_recipients([recipient].into_iter()).unwrap().wrap_output(&mut sealed).unwrap();
+    let mut writer =
+        age::Encryptor::with_recipients([recipient].into_iter()).unwrap().wrap_output(&mut sealed).unwrap();
     writer.write_all(&to_stored_bytes(&forged).unwrap()).unwrap();
     writer.finish().unwrap();
     world.store.plant(&key, sealed);

@@ -117,7 +117,8 @@ async fn every_snapshot_stays_restorable_by_name_and_by_id() {
         assert_eq!(set.backups[0].manifest.id, first.2.manifest.id);
         assert_eq!(set.backups[0].manifest.stream_bytes, first.1.len() as u64);
     }
-    let receipt: Receipt = parse_strict(&world.store.object(&key_of(&second.manifest, "receipt.json")).unwrap()).unwrap();
+    let receipt: Receipt =
+        parse_strict(&world.store.object(&key_of(&second.manifest, "receipt.json")).unwrap()).unwrap();
     assert_eq!(receipt.live.iter().map(|live| &live.id).collect::<Vec<_>>(), [&first.2.manifest.id]);
 }
 

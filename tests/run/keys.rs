@@ -1,7 +1,7 @@
 //! Keyrings: made once, put back when they are gone, and never anybody else's. Real ones, so that scrypt takes its
 //! second here.
 
-use crate::world::{World, main_keyring_key, memory_store, PART_BYTES, plant_keyring};
+use crate::world::{PART_BYTES, World, main_keyring_key, memory_store, plant_keyring};
 use age::secrecy::SecretString;
 use tempfile::TempDir;
 use zfs_backup::keyring::KeyringError;
@@ -48,7 +48,8 @@ async fn a_keyring_that_is_not_ours_is_refused_and_no_new_one_is_made() {
     let writer = first_keys(&store, &state).await;
     let key = main_keyring_key(&writer);
     let (foreign_store, foreign_state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
-    let foreign = writer_keys(&foreign_store, &KeyCache::new(foreign_state.path()), || passphrase("theirs")).await.unwrap();
+    let foreign =
+        writer_keys(&foreign_store, &KeyCache::new(foreign_state.path()), || passphrase("theirs")).await.unwrap();
 
     // Somebody else's keyring instead of ours.
     store.lose(&key);
@@ -96,7 +97,10 @@ async fn a_damaged_keyring_is_told_from_a_wrong_passphrase_and_a_key_file_still_
             _ => assert!(store.lose(&key)),
         }
         let error = open_keyrings(&store, &passphrase("ours").unwrap()).await.err().unwrap();
-        assert!(!matches!(&error, RunError::Keyring { source: KeyringError::WrongPassphrase, .. }), "{damage}: {error}");
+        assert!(
+            !matches!(&error, RunError::Keyring { source: KeyringError::WrongPassphrase, .. }),
+            "{damage}: {error}"
+        );
         let report = world.verify().await;
         assert!(report.damage.iter().any(|damage| damage.key == key), "{damage}: {:?}", report.damage);
         world.find(&RestorePoint::Newest).await.unwrap();
