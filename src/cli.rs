@@ -121,6 +121,8 @@ pub fn run() -> ExitCode {
             () = stopped_for(&mut stopping, GRACE) => Err(Failure::Run(RunError::Interrupted)),
         }
     });
+    // Blocking threads that still wait for the kernel or a full pipe must not hold the process back.
+    runtime.shutdown_timeout(GRACE);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -28,6 +28,22 @@
 //!   recipient can seal a chunk, but only the sealer of this one can have made pages that open under this head.
 //! - A manifest is the same bytes in every store. What differs by store is in the receipt.
 //!
+//! - An absent optional field is null. An evidence tier that a reader does not know counts as the weakest. A new value
+//!   of any other name needs a name in `requires`.
+//! - A `started.json`, `private.age`, RESTORE.txt or receipt that is missing or damaged is damage, and no reason to
+//!   refuse a restore: it needs manifest, lists and chunks only.
+//! - In a chain each position is its base's plus one, all have one `full_id` and one origin or an adopted one, and a
+//!   base is pinned by the hash of its manifest.
+//! - `live` in a receipt names every other believed backup of the dataset in that store. One that is gone without a
+//!   signed prune record is a finding.
+//! - Keyrings of one recipient are numbered: `0001.age` is the first, a new passphrase makes the next. Readers open all
+//!   that their passphrase opens and believe the keys of all of them.
+//! - Recipients may be X25519 (`age1...`) in this version; a manifest with others names them in `requires`.
+//!
+//! # What is one domain of trust
+//! Everything under one keyring, or under one list of `verify_keys`: its hosts could sign for each other, and a backup
+//! moved from one prefix to another with the same keyring verifies there, under the same dataset name and id.
+//!
 //! # The threat that this is made for
 //! Somebody who can write, replace and delete everything in the bucket and knows the recipients, but not the
 //! passphrase, the identity or the signing key. What he can do: delete, and bring back an older state (receipts'
@@ -38,7 +54,8 @@ mod parse;
 mod restore_text;
 mod strict;
 
-pub use parse::{ManifestError, parse_chunk_list, parse_manifest, parse_receipt, parse_started};
+pub(crate) use parse::parse_as;
+pub use parse::{ManifestError, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt, parse_started};
 pub use restore_text::{RestoreText, restore_text};
 pub use strict::parse_strict;
 
@@ -53,12 +70,18 @@ use std::collections::BTreeMap;
 pub const FORMAT: u32 = 1;
 /// Most chunks in one list.
 pub const CHUNKS_PER_LIST: usize = 10_000;
+/// `split_bytes` is a multiple of this: checksums of the stream run over 32-bit words, and resuming depends on them.
+pub const SPLIT_ALIGNMENT: u64 = 4;
+/// Most chunks in a backup: more would make a receipt that no reader takes.
+pub const CHUNKS_MAX: u32 = 500_000;
 /// Manifests are small; a larger one is refused before it is read.
 pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// The largest list of 10,000 chunks has about 5 MiB.
 pub const CHUNK_LIST_BYTES_MAX: u64 = 16 << 20;
 /// Receipts and RESTORE.txt grow with the chunks: at 1 GiB a chunk this is enough for half a pebibyte.
 pub const LARGE_TEXT_BYTES_MAX: u64 = 256 << 20;
+/// `private.age` holds properties: far less.
+pub const PRIVATE_BYTES_MAX: u64 = 16 << 20;
 /// A minisign signature has about 350 bytes, and its comment a key.
 pub const SIGNATURE_BYTES_MAX: u64 = 8 * 1024;
 
@@ -253,7 +276,8 @@ pub struct ChunkEntry {
     pub blake3: Digest,
     /// Its head.
     pub head: HeadEntry,
-    /// Where the send can take up at its end, if known.
+    /// Where the send can take up at its end. Always null in a committed list: the position, the checksum and the hash
+    /// of a plaintext record would tell the store of the content. The journal of an upload under way has it.
     pub resume: Option<ResumeEntry>,
 }
 
@@ -346,6 +370,55 @@ pub struct Receipt {
     pub objects: Vec<ReceiptEntry>,
     /// The dataset's other backups in this store: a gap later is noticed by this.
     pub live: Vec<LiveEntry>,
+    /// When it was written.
+    pub written_at: Timestamp,
+}
+
+/// One backup that a prune deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrunedEntry {
+    /// Its id.
+    pub id: BackupId,
+    /// The hash of its manifest; null for an attempt that never had one.
+    pub manifest_blake3: Option<Digest>,
+}
+
+/// What a prune is about to delete: put before the first deletion, so that a gap has its reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneRecord {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Always "prune-record".
+    #[serde(rename = "type")]
+    pub object_type: String,
+    /// The dataset as named in the store.
+    pub dataset: DatasetName,
+    /// What is deleted.
+    pub pruned: Vec<PrunedEntry>,
+    /// The version of this program.
+    pub tool_version: String,
+    /// When it was written.
+    pub written_at: Timestamp,
+}
+
+/// How far an upload is, for another host or a lost journal. What would tell of the content is sealed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Always "progress".
+    #[serde(rename = "type")]
+    pub object_type: String,
+    /// The dataset as named in the store.
+    pub dataset: DatasetName,
+    /// The backup.
+    pub id: BackupId,
+    /// The number in the object's name.
+    pub number: u32,
+    /// In base64: a nonce of 12 bytes, then a JSON list of chunk entries with their resume points under
+    /// ChaCha20-Poly1305, whose key is BLAKE3's `derive_key("zfs-backup v1 progress", secret signing key)` and whose
+    /// associated data is the object's key. The host that uploads can read it without the identity.
+    pub sealed: String,
     /// When it was written.
     pub written_at: Timestamp,
 }

@@ -3,6 +3,8 @@
 //! The trusted comment names the type and the key of the object, and both must equal what was read: a signed object
 //! moved to another place, or passed off as another type, is refused.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox, SignatureBox};
 use std::fmt;
 use std::io::Cursor;
@@ -149,6 +151,7 @@ impl TrustedKeys {
         signature: &[u8],
     ) -> Result<(), SignatureError> {
         let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
+        check_grammar(text)?;
         let signature = SignatureBox::from_string(text).map_err(|_| SignatureError::Malformed)?;
         let by_one = |trusted: &VerifyingKey| {
             minisign::verify(&trusted.0, &signature, Cursor::new(bytes), true, false, false).is_ok()
@@ -160,6 +163,18 @@ impl TrustedKeys {
             (trusted_comment(signed_type, key), signature.trusted_comment().map_err(|_| SignatureError::Malformed)?);
         if expected == actual { Ok(()) } else { Err(SignatureError::Elsewhere { expected, actual }) }
     }
+}
+
+/// Exactly four lines, and signatures of exactly their length: the library takes more, and slices what is shorter.
+fn check_grammar(text: &str) -> Result<(), SignatureError> {
+    const SIGNATURE_BYTES: usize = 2 + 8 + 64;
+    const GLOBAL_BYTES: usize = 64;
+    let decoded = |line: &str| BASE64_STANDARD.decode(line).map(|bytes| bytes.len());
+    let lines: Vec<&str> = text.split('\n').collect();
+    let [untrusted, signature, trusted, global, ""] = lines.as_slice() else { return Err(SignatureError::Malformed) };
+    let comments = untrusted.starts_with("untrusted comment: ") && trusted.starts_with("trusted comment: ");
+    let lengths = decoded(signature) == Ok(SIGNATURE_BYTES) && decoded(global) == Ok(GLOBAL_BYTES);
+    if comments && lengths { Ok(()) } else { Err(SignatureError::Malformed) }
 }
 
 fn trusted_comment(signed_type: SignedType, key: &str) -> String {
@@ -241,6 +256,28 @@ mod tests {
             let mut damaged = signature.clone();
             damaged[at] ^= 1;
             assert!(trusted.verify(SignedType::Manifest, "k", b"bytes", &damaged).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_signature_of_another_shape_is_refused_without_a_panic() {
+        let key = SigningKey::generate().unwrap();
+        let trusted = TrustedKeys(vec![key.verifying_key().clone()]);
+        let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
+        assert_eq!(trusted.verify(SignedType::Manifest, "k", b"bytes", &signature), Ok(()));
+        for length in 0..signature.len() {
+            assert!(trusted.verify(SignedType::Manifest, "k", b"bytes", &signature[..length]).is_err(), "cut at {length}");
+        }
+        let lines: Vec<&str> = std::str::from_utf8(&signature).unwrap().lines().collect();
+        for line in 0..4 {
+            for replaced in ["", "AAAA", &format!("{}AAAA", lines[line]), &format!("{} ", lines[line]), &format!("{}\nx", lines[line])] {
+                let mut changed = lines.clone();
+                changed[line] = replaced;
+                // The untrusted comment is nobody's word.
+                let text = format!("{}\n", changed.join("\n"));
+                let result = trusted.verify(SignedType::Manifest, "k", b"bytes", text.as_bytes());
+                assert!(result.is_err() || (line == 0 && replaced.starts_with("untrusted comment: ")), "line {line}: {replaced:?}");
+            }
         }
     }
 

@@ -67,6 +67,9 @@ pub enum EvidenceTier {
     SizeOnly,
     /// The file system's bytes themselves: only reading them is evidence.
     ReadBack,
+    /// A kind that a later version recorded and this one does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What the store says of one object: what receipts keep and `verify-checksums` compares.
@@ -84,6 +87,7 @@ pub struct Evidence {
     /// The version id (S3) or file id (B2).
     pub version_id: Option<String>,
     /// The uniform part size, when it was sent in parts: composite checksums depend on it.
+    #[serde(with = "crate::store::decimal_or_null", default)]
     pub part_bytes: Option<u64>,
     /// Until when the store refuses to delete it, in RFC 3339.
     pub locked_until: Option<String>,
@@ -280,5 +284,25 @@ pub(crate) mod decimal {
             return Err(D::Error::custom(format!("{text:?} is not a plain decimal number")));
         }
         Ok(value)
+    }
+}
+
+/// As [`decimal`], or null.
+pub(crate) mod decimal_or_null {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[derive(Deserialize)]
+    struct Decimal(#[serde(with = "super::decimal")] u64);
+
+    #[expect(clippy::ref_option, reason = "the signature that serde calls")]
+    pub(crate) fn serialize<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::decimal::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        Ok(Option::<Decimal>::deserialize(deserializer)?.map(|decimal| decimal.0))
     }
 }

@@ -3,6 +3,8 @@
 //! `ZFS_BACKUP_STREAMS=FOLDER cargo test --release --test stream_files -- --ignored` takes every file of the folder for
 //! a stream. `X.resumedN` is one that `zfs send -t` made after the receive of X was cut somewhere.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
+
 mod stream_common;
 
 use std::fs;

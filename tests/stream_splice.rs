@@ -1,5 +1,7 @@
 //! The splicer: what a kernel sends after an interruption becomes the bytes of the uninterrupted send, or an error.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
+
 mod stream_common;
 
 use proptest::prelude::*;
@@ -8,6 +10,9 @@ use zfs_backup::model::Guid;
 use zfs_backup::stream::fletcher::ByteOrder;
 use zfs_backup::stream::record::{BeginRecord, ResumePoint, StreamDatasetType, StreamFault, feature};
 use zfs_backup::stream::splice::{SpliceError, Splicer};
+
+/// What makes a BEGIN another.
+type Change = fn(&mut BeginRecord);
 
 /// What the kernel sends when it resumes at that record: a BEGIN of its own, the object again, then the record and the
 /// rest, and checksums from its own start.
@@ -112,7 +117,7 @@ fn another_send_is_refused() {
     let (begin, point, _) = middle();
     let records = all_types();
     let at = records.iter().position(|record| record.block() == Some((point.object, point.offset))).unwrap();
-    let cases: [(&str, fn(&mut BeginRecord)); 6] = [
+    let cases: [(&str, Change); 6] = [
         ("snapshot guid", |begin| begin.snapshot_guid = Guid(1)),
         ("base guid", |begin| begin.base_guid = None),
         ("dataset type", |begin| begin.dataset_type = StreamDatasetType::Volume),

@@ -19,6 +19,10 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
                 "make keys with age-keygen and minisign",
             ));
         }
+        Key::Generate if global.dry_run => {
+            output.line("would look for a keyring in the configured stores, and make one where there is none");
+            return Ok(());
+        }
         Key::Generate => {
             let mut keys = None;
             if config.remote.is_some() {

@@ -49,14 +49,29 @@ impl Output {
     /// Something to know that is no error.
     pub(super) fn note(&self, text: &str) {
         if !self.quiet {
-            write_line(&mut std::io::stderr(), &format!("note: {text}"));
+            self.always(text);
         }
+    }
+
+    /// Something that must be known also when quiet.
+    pub(super) fn always(&self, text: &str) {
+        write_line(&mut std::io::stderr(), &format!("note: {text}"));
     }
 }
 
 /// A reader that went away (`| head`) is no reason to fail: the work is done.
 fn write_line(to: &mut dyn Write, text: &str) {
-    let _ = writeln!(to, "{text}");
+    let _ = writeln!(to, "{}", printable(text));
+}
+
+/// Names in a store are anybody's: nothing but line ends reaches the terminal as a control character.
+fn printable(text: &str) -> String {
+    let escape = |c: char| match c {
+        '\n' => "\n".to_owned(),
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// Bytes as an administrator reads them: binary multiples, three digits.
@@ -124,6 +139,11 @@ mod tests {
         for (number, text) in cases {
             assert_eq!(bytes(number), text);
         }
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\nc\r"), "a\\u{1b}[2Jb\nc\\r");
     }
 
     #[test]

@@ -6,14 +6,15 @@ use super::output::{Output, age, bytes};
 use super::wire::{ReadSide, key_file, open_for_reading, open_zfs, usage};
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::RunError;
-use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer};
+use crate::keyring::KeyFile;
+use crate::run::restore::{RestoreBackup, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer};
 use crate::run::transfer::Stop;
 use jiff::Timestamp;
 use serde_json::json;
 use std::fs::OpenOptions;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(super) async fn restore(
@@ -45,8 +46,10 @@ pub(super) async fn restore(
                 received.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
                 output.json(|| json!({ "received": received }));
             }
-            (None, Some(file)) => write_stream(&side, &set, &keys, new_file(file)?).await?,
-            (None, None) => write_stream(&side, &set, &keys, Box::new(std::io::stdout())).await?,
+            (None, Some(file)) => write_file(&side, &set, &keys, file).await?,
+            (None, None) => {
+                restore_to_writer(Arc::clone(&side.store), only_backup(&set)?, &keys, Box::new(std::io::stdout())).await?;
+            }
         }
         Ok(())
     };
@@ -79,8 +82,8 @@ fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure>
 fn announce(set: &RestoreSet, restore: &Restore, output: &Output) {
     if let Some(backup) = set.backups.last() {
         let at = backup.manifest.snapshot.created_at;
-        output.note(&format!("{} is from {at}, {} ago", restore.what, age(Timestamp::now(), at)));
-        if backup.private.zfs_key.as_ref().is_some_and(|key| key.raw) {
+        output.always(&format!("{} is from {at}, {} ago", restore.what, age(Timestamp::now(), at)));
+        if backup.private.as_ref().and_then(|private| private.zfs_key.as_ref()).is_some_and(|key| key.raw) {
             output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
         }
     }
@@ -93,7 +96,7 @@ fn print_plan(set: &RestoreSet, side: &ReadSide, output: &Output) {
             "{} {} of {}: {} chunks, {} from {}, {} of stream",
             backup.manifest.kind.as_str(),
             backup.manifest.id,
-            backup.private.snapshot_name,
+            backup.private.as_ref().map_or("a snapshot whose name is lost", |private| &private.snapshot_name),
             backup.chunks.len(),
             bytes(stored),
             side.store.url(),
@@ -103,25 +106,30 @@ fn print_plan(set: &RestoreSet, side: &ReadSide, output: &Output) {
     output.json(|| json!({ "backups": set.backups.iter().map(|backup| &backup.manifest).collect::<Vec<_>>() }));
 }
 
-async fn write_stream(
-    side: &ReadSide,
-    set: &RestoreSet,
-    keys: &crate::keyring::KeyFile,
-    to: Box<dyn Write + Send>,
-) -> Result<(), Failure> {
-    let [backup] = set.backups.as_slice() else {
-        return Err(usage(
-            "a bare stream is of one backup, and this chain has several",
-            "name the full with --backup ID",
-        ));
-    };
-    restore_to_writer(Arc::clone(&side.store), backup, keys, to).await?;
-    Ok(())
+fn only_backup(set: &RestoreSet) -> Result<&RestoreBackup, Failure> {
+    match set.backups.as_slice() {
+        [backup] => Ok(backup),
+        _ => Err(usage("a bare stream is of one backup, and this chain has several", "name the full with --backup ID")),
+    }
 }
 
-fn new_file(path: &Path) -> Result<Box<dyn Write + Send>, Failure> {
-    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    let file =
-        opened.map_err(|source| RunError::File { operation: "create", path: path.display().to_string(), source })?;
-    Ok(Box::new(file))
+/// Under its own name only once it is whole and on disk.
+async fn write_file(side: &ReadSide, set: &RestoreSet, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
+    let backup = only_backup(set)?;
+    let failed = |operation: &'static str| {
+        move |source| RunError::File { operation, path: path.display().to_string(), source }
+    };
+    if path.symlink_metadata().is_ok() {
+        return Err(usage(&format!("{} exists already", path.display()), "name a file that does not exist yet"));
+    }
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
+    let file = opened.map_err(failed("create"))?;
+    let copy = file.try_clone().map_err(failed("create"))?;
+    restore_to_writer(Arc::clone(&side.store), backup, keys, Box::new(copy)).await?;
+    file.sync_all().map_err(failed("write"))?;
+    std::fs::rename(&partial, path).map_err(failed("name"))?;
+    Ok(())
 }

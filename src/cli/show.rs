@@ -104,7 +104,7 @@ fn add_rows(catalog: &Catalog, rows: &mut Vec<Vec<String>>, notes: &mut Vec<Stri
             at.strftime("%Y-%m-%d %H:%M").to_string(),
             age(now, at),
             bytes(manifest.stream_bytes),
-            bytes(backup.objects.values().sum()),
+            bytes(backup.stored_bytes()),
             manifest.id.to_string(),
         ]);
     }
@@ -128,7 +128,7 @@ fn to_json(catalog: &Catalog) -> Value {
         .map(|backup| {
             json!({
                 "id": backup.manifest.id, "kind": backup.manifest.kind, "snapshot": backup.manifest.snapshot,
-                "stream_bytes": backup.manifest.stream_bytes, "stored_bytes": backup.objects.values().sum::<u64>(),
+                "stream_bytes": backup.manifest.stream_bytes, "stored_bytes": backup.stored_bytes(),
             })
         })
         .collect();

@@ -18,20 +18,38 @@ pub(super) async fn verify(global: &Global, verify: &Verify, output: &Output) ->
         (true, Some((config, _))) => config.datasets.names.clone(),
         (true, None) => list_datasets(&*side.store).await?,
     };
-    let (mut damaged, mut reports) = (false, Vec::new());
+    let (mut statuses, mut reports) = (Vec::new(), Vec::new());
     for dataset in &datasets {
-        let report = verify_dataset(&*side.store, dataset, &trusted).await?;
-        damaged |= !report.damage.is_empty();
-        print(dataset, &report, &*side.store, output);
-        reports.push(to_json(dataset, &report));
+        // One dataset that cannot be asked about must not hide what is found of the others.
+        match verify_dataset(&*side.store, dataset, &trusted).await {
+            Ok(report) => {
+                statuses.extend(status_of(&report));
+                print(dataset, &report, &*side.store, output);
+                reports.push(to_json(dataset, &report));
+            }
+            Err(error) => {
+                let failure = Failure::Run(error);
+                failure.print(output);
+                statuses.push(failure.status());
+            }
+        }
     }
     output.json(|| json!({ "store": side.store.url(), "datasets": reports }));
-    if damaged { Err(Failure::Reported(status::DAMAGE)) } else { Ok(()) }
+    statuses.into_iter().max().map_or(Ok(()), |status| Err(Failure::Reported(status)))
+}
+
+/// Damage, or no backup where there should be one: a wiped store is not a good one.
+fn status_of(report: &VerifyReport) -> Option<u8> {
+    match (report.damage.is_empty(), report.backups) {
+        (false, _) => Some(status::DAMAGE),
+        (true, 0) => Some(status::FAILED),
+        (true, _) => None,
+    }
 }
 
 fn print(dataset: &DatasetName, report: &VerifyReport, store: &dyn ObjectStore, output: &Output) {
     if report.backups == 0 && report.damage.is_empty() {
-        output.line(format!("{dataset}: no backup in {}", store.url()));
+        output.error_text(&format!("{dataset}: no backup in {}", store.url()), None);
     } else {
         let objects: usize = report.objects.values().sum();
         output.line(format!(
@@ -51,7 +69,7 @@ fn print(dataset: &DatasetName, report: &VerifyReport, store: &dyn ObjectStore, 
         output.line(format!("  newest {newest}"));
     }
     for key in &report.extra {
-        output.line(format!("  extra {key}"));
+        output.line(format!("  extra {}", key.replace('\n', "\\n")));
     }
 }
 
@@ -75,7 +93,7 @@ pub(super) fn tier_words(tier: EvidenceTier) -> &'static str {
         EvidenceTier::Crc32c => "the store's own CRC32C (against accidents)",
         EvidenceTier::Md5Etag => "the store's MD5 ETag (against accidents)",
         EvidenceTier::IdPin => "immutable id and size",
-        EvidenceTier::SizeOnly => "size only",
+        EvidenceTier::SizeOnly | EvidenceTier::Unknown => "size only",
         EvidenceTier::ReadBack => "presence and size (a folder keeps no checksums: `b3sum -c` reads them)",
     }
 }

@@ -3,7 +3,7 @@
 use super::args::{Global, Source};
 use super::output::Output;
 use super::{Failure, status};
-use crate::config::{self, Config, Environment, KeySource, Remote};
+use crate::config::{self, Config, Environment, KeySource, Remote, SecretFile};
 use crate::keyring::KeyFile;
 use crate::run::RunError;
 use crate::run::backup::BackupSettings;
@@ -115,10 +115,7 @@ pub(super) async fn keys_for_writing(
             Ok(writer_keys(store, &cache, ask).await?)
         }
         KeySource::Recipients { recipients, signing_key_file } => {
-            let text = signing_key_file.read_text(env)?;
-            let signing = SigningKey::parse(text.expose()).map_err(RunError::from)?;
-            let mut trusted = verify_keys(config);
-            trusted.0.push(signing.verifying_key().clone());
+            let (signing, trusted) = signing_side(signing_key_file, config, env)?;
             Ok(WriterKeys { recipients: recipients.clone(), signing, trusted, keyring: None })
         }
     }
@@ -159,11 +156,11 @@ pub(super) async fn open_for_reading(
 /// that the passphrase opens. Asks for a passphrase only when nothing else is there.
 pub(super) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<TrustedKeys, Failure> {
     if source.identity.is_none()
-        && let Some((config, _)) = &side.config
+        && let Some((config, env)) = &side.config
     {
         let configured = verify_keys(config);
-        if let KeySource::Recipients { .. } = config.keys {
-            return Ok(with_signing_key(config, side, configured));
+        if let KeySource::Recipients { signing_key_file, .. } = &config.keys {
+            return Ok(signing_side(signing_key_file, config, env)?.1);
         }
         if let Some(mut cached) = KeyCache::new(&config.state_dir).load()? {
             cached.trusted.0.extend(configured.0);
@@ -173,15 +170,13 @@ pub(super) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<Tru
     Ok(key_file(side, source).await?.trusted)
 }
 
-fn with_signing_key(config: &Config, side: &ReadSide, mut trusted: TrustedKeys) -> TrustedKeys {
-    let Some((_, env)) = &side.config else { return trusted };
-    if let KeySource::Recipients { signing_key_file, .. } = &config.keys
-        && let Ok(text) = signing_key_file.read_text(env)
-        && let Ok(key) = SigningKey::parse(text.expose())
-    {
-        trusted.0.push(key.verifying_key().clone());
-    }
-    trusted
+/// Whom a host in recipients mode believes: its own key and those that are configured.
+fn signing_side(signing_key_file: &SecretFile, config: &Config, env: &Environment) -> Result<(SigningKey, TrustedKeys), Failure> {
+    let text = signing_key_file.read_text(env)?;
+    let signing = SigningKey::parse(text.expose()).map_err(RunError::from)?;
+    let mut trusted = verify_keys(config);
+    trusted.0.push(signing.verifying_key().clone());
+    Ok((signing, trusted))
 }
 
 /// The keys that open backups: from the key file, or from the keyring with the passphrase.
@@ -221,7 +216,7 @@ fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
     let line = if stdin.is_terminal() {
         rpassword::prompt_password("passphrase: ")
     } else {
-        let mut line = String::new();
+        let mut line = zeroize::Zeroizing::new(String::new());
         stdin.lock().read_line(&mut line).map(|_| line.trim_end_matches(['\n', '\r']).to_owned())
     };
     match line {

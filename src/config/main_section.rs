@@ -90,6 +90,8 @@ pub struct Pace {
 
 /// Less than this makes more objects than data.
 const SPLIT_SIZE_MIN: Size = Size(64 << 10);
+/// The format demands a multiple of 4 bytes; whole pages of memory are no burden to anybody.
+const SPLIT_SIZE_STEP: u64 = 4096;
 /// The largest object that S3 stores take.
 const SPLIT_SIZE_MAX: Size = Size(5 << 40);
 pub(super) const SPLIT_SIZE_DEFAULT: Size = Size(1 << 30);
@@ -274,5 +276,9 @@ pub(super) fn read_pace(main: &Section<'_>) -> Pace {
 }
 
 pub(super) fn read_split_size(main: &Section<'_>) -> Size {
-    main.size("split_size", SPLIT_SIZE_MIN..=SPLIT_SIZE_MAX).unwrap_or(SPLIT_SIZE_DEFAULT)
+    let size = main.size("split_size", SPLIT_SIZE_MIN..=SPLIT_SIZE_MAX).unwrap_or(SPLIT_SIZE_DEFAULT);
+    if !size.bytes().is_multiple_of(SPLIT_SIZE_STEP) {
+        main.refuse("split_size", "is not a multiple of 4K", None);
+    }
+    size
 }

@@ -1,12 +1,13 @@
 //! From stored bytes to objects that hold together: every rule of the format that one object can break by itself.
 
 use super::strict::parse_strict;
-use super::{ChunkEntry, ChunkList, CompressionName, FORMAT, Manifest, Receipt, Started};
+use super::{CHUNKS_PER_LIST, ChunkEntry, ChunkList, CompressionName, FORMAT, Manifest, PruneRecord, Receipt, SPLIT_ALIGNMENT, Started};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::sign::{SignatureError, SignedType, TrustedKeys};
 use crate::store::ObjectKey;
 use crate::store::key::{BackupObject, object_name, parse_object_name};
 use crate::stream::age_file::{HEAD_BYTES_MAX, TAG_BYTES};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// Why an object is not believed. The subject is named by whoever read it.
@@ -40,7 +41,7 @@ pub enum ManifestError {
     },
 }
 
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 struct Preamble {
     format: u64,
     #[serde(default)]
@@ -50,8 +51,9 @@ struct Preamble {
 }
 
 /// The format is looked at before anything else is understood, so that a later one is refused by its number.
-fn parse_as<T: DeserializeOwned>(bytes: &[u8], object_type: &str) -> Result<T, ManifestError> {
-    let preamble: Preamble = parse_strict(bytes).map_err(ManifestError::Json)?;
+pub(crate) fn parse_as<T: DeserializeOwned>(bytes: &[u8], object_type: &str) -> Result<T, ManifestError> {
+    let value: serde_json::Value = parse_strict(bytes).map_err(ManifestError::Json)?;
+    let preamble = Preamble::deserialize(&value).map_err(ManifestError::Json)?;
     if preamble.format != u64::from(FORMAT) {
         return Err(ManifestError::Format { format: preamble.format });
     }
@@ -61,7 +63,7 @@ fn parse_as<T: DeserializeOwned>(bytes: &[u8], object_type: &str) -> Result<T, M
     check(preamble.object_type == object_type, || {
         format!("its type is {:?}, not {object_type:?}", preamble.object_type)
     })?;
-    parse_strict(bytes).map_err(ManifestError::Json)
+    serde_json::from_value(value).map_err(ManifestError::Json)
 }
 
 fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), ManifestError> {
@@ -84,14 +86,19 @@ pub fn parse_manifest(
     let manifest: Manifest = parse_as(bytes, SignedType::Manifest.as_str())?;
     check_place(dataset, id, &manifest.dataset, &manifest.id)?;
     check(manifest.kind == id.kind(), || "its kind is not that of its id".to_owned())?;
-    check(manifest.snapshot.guid == id.snapshot_guid(), || "its snapshot is not that of its id".to_owned())?;
+    let snapshot = &manifest.snapshot;
+    let same_snapshot = snapshot.guid == id.snapshot_guid() && id.is_at(snapshot.created_at);
+    check(same_snapshot, || "its snapshot is not that of its id".to_owned())?;
     let full = manifest.kind == BackupKind::Full;
     check(manifest.base.is_none() == full, || "a full must have no base, an incremental one".to_owned())?;
     check((manifest.chain.position == 0) == full, || "only a full stands at the start of a chain".to_owned())?;
     check(!full || manifest.chain.full_id == *id, || "a full begins its own chain".to_owned())?;
-    check(manifest.split_bytes > 0, || "its chunks are empty".to_owned())?;
+    let aligned = manifest.split_bytes > 0 && manifest.split_bytes.is_multiple_of(SPLIT_ALIGNMENT);
+    check(aligned, || format!("its split_bytes is not a multiple of {SPLIT_ALIGNMENT}"))?;
+    let lists = manifest.chunk_lists.iter();
+    check(lists.clone().all(|list| list.chunks as usize <= CHUNKS_PER_LIST), || "a list of it is too long".to_owned())?;
     let chunks = manifest.stream_bytes.div_ceil(manifest.split_bytes);
-    let listed: u64 = manifest.chunk_lists.iter().map(|list| u64::from(list.chunks)).sum();
+    let listed: u64 = lists.map(|list| u64::from(list.chunks)).sum();
     check(chunks == listed && listed > 0, || format!("its stream needs {chunks} chunks, its lists have {listed}"))?;
     for (number, list) in manifest.chunk_lists.iter().enumerate() {
         let expected = u16::try_from(number).map(|number| object_name(&BackupObject::ChunkList(number)));
@@ -186,4 +193,21 @@ pub fn parse_started(
     let started: Started = parse_as(bytes, SignedType::Started.as_str())?;
     check_place(dataset, id, &started.dataset, &started.id)?;
     Ok(started)
+}
+
+/// A prune record from the bytes under its key.
+///
+/// # Errors
+/// [`ManifestError`].
+pub fn parse_prune_record(
+    trusted: &TrustedKeys,
+    dataset: &DatasetName,
+    key: &str,
+    bytes: &[u8],
+    signature: &[u8],
+) -> Result<PruneRecord, ManifestError> {
+    trusted.verify(SignedType::PruneRecord, key, bytes, signature)?;
+    let record: PruneRecord = parse_as(bytes, SignedType::PruneRecord.as_str())?;
+    check(record.dataset == *dataset, || format!("it is of dataset {}", record.dataset))?;
+    Ok(record)
 }

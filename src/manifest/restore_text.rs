@@ -11,8 +11,6 @@ pub struct RestoreText<'a> {
     pub dataset: &'a DatasetName,
     /// The backup.
     pub id: &'a BackupId,
-    /// The store for people, with its prefix.
-    pub store_url: &'a str,
     /// Who signs.
     pub verifying_key: &'a VerifyingKey,
     /// The chunks, in order.
@@ -36,57 +34,40 @@ pub fn restore_text(from: &RestoreText<'_>) -> String {
 }
 
 fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
-    let place = shell_quote(&format!("{}/@{}/", from.dataset, from.id));
-    writeln!(text, "# minisign -V -P {} -m RESTORE.txt", from.verifying_key)?;
-    writeln!(text, "#")?;
-    writeln!(
+    let RestoreText { dataset, id, verifying_key, .. } = from;
+    let place = shell_quote(&format!("{dataset}/@{id}/"));
+    let programs = if from.compression == CompressionName::Zstd { "age, b3sum, zstd" } else { "age, b3sum" };
+    write!(
         text,
-        "# Run the line above first: whoever can write to the store can write this file too, and only a good"
+        "# minisign -V -P {verifying_key} -m RESTORE.txt\n\
+         #\n\
+         # Run the line above first: whoever can write to the store can write this file too, and only a good\n\
+         # signature by a key that you know from elsewhere (your key file, your paper copy) makes it safe to run.\n\
+         # The signed comment must read: zfs-backup v1 restore-text {dataset}/@{id}/RESTORE.txt\n\
+         #\n\
+         # Restores {id}\n\
+         # of {dataset} with {programs} and a shell alone.\n\
+         #\n\
+         # 1. Fetch all objects of the backup into an empty folder, by any client:\n\
+         #      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} .\n\
+         #      rclone copy REMOTE:BUCKET/PREFIX/{place} .\n\
+         # 2. Have your key file ready as identity.txt beside them.\n"
     )?;
-    writeln!(
-        text,
-        "# signature by a key that you know from elsewhere (your key file, your paper copy) makes it safe to run."
-    )?;
-    writeln!(
-        text,
-        "# The signed comment must read: zfs-backup v1 restore-text {}/@{}/RESTORE.txt",
-        from.dataset, from.id
-    )?;
-    writeln!(text, "#")?;
-    writeln!(text, "# Restores {} of {} with age, b3sum{} and a shell alone.", from.id, from.dataset, zstd_word(from))?;
-    writeln!(text, "#")?;
-    writeln!(
-        text,
-        "# 1. Fetch all objects of the backup into an empty folder, by any client. The store was {}",
-        from.store_url
-    )?;
-    writeln!(text, "#      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} .")?;
-    writeln!(text, "#      rclone copy REMOTE:BUCKET/PREFIX/{place} .")?;
-    writeln!(text, "# 2. Have the key ready as identity.txt beside them: your key file, or from the passphrase:")?;
     if from.keyring {
-        writeln!(text, "#      age -d -o identity.txt keyring.age")?;
+        writeln!(text, "#    With the passphrase: (umask 077; age -d -o identity.txt keyring.age)")?;
     }
-    writeln!(
-        text,
-        "# 3. Run this file there: sh RESTORE.txt > stream   (or: sh RESTORE.txt | zfs receive -u POOL/NEW)"
-    )?;
+    writeln!(text, "# 3. Run this file there: sh RESTORE.txt > stream   (or: sh RESTORE.txt | zfs receive -u POOL/NEW)")?;
     if from.raw {
-        writeln!(
-            text,
-            "#    The stream is natively encrypted: to mount what was received, the ZFS key of that time is needed too."
-        )?;
+        writeln!(text, "#    The stream is natively encrypted: to mount it, the ZFS key of that time is needed too.")?;
     }
     writeln!(text, "# The commands stop at the first chunk that is missing or damaged; nothing after it is written.")
 }
 
-fn zstd_word(from: &RestoreText<'_>) -> &'static str {
-    if from.compression == CompressionName::Zstd { ", zstd" } else { "" }
-}
-
+/// Each chunk is checked whole before any of it is opened. No pipe hides the failure of its first program.
 fn write_commands(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     let open = match from.compression {
         CompressionName::None => "age -d -i identity.txt \"$2\"",
-        CompressionName::Zstd => "age -d -i identity.txt \"$2\" | zstd -d -q -c",
+        CompressionName::Zstd => "age -d -i identity.txt -o open.zst \"$2\" && zstd -d -q -c open.zst && rm open.zst",
     };
     writeln!(text, "set -e")?;
     writeln!(text, "chunk() {{ echo \"$1  $2\" | b3sum -c >&2 && {open}; }}")?;

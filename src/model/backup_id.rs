@@ -6,6 +6,9 @@ use jiff::tz::TimeZone;
 use std::fmt;
 use std::str::FromStr;
 
+/// Sixteen characters: `20261122T212604Z`.
+const TIME_FORMAT: &str = "%Y%m%dT%H%M%SZ";
+
 /// Full or incremental.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -38,13 +41,18 @@ pub struct BackupId {
 impl BackupId {
     /// Names an attempt. `nonce` must be random: it keeps two attempts at one snapshot apart.
     pub fn new(snapshot_time: Timestamp, kind: BackupKind, snapshot_guid: Guid, nonce: u64) -> Self {
-        let time = snapshot_time.to_zoned(TimeZone::UTC).strftime("%Y%m%dT%H%M%SZ");
+        let time = snapshot_time.to_zoned(TimeZone::UTC).strftime(TIME_FORMAT);
         Self { text: format!("{time}-{}-{snapshot_guid}-{nonce:016x}", kind.as_str()), kind, snapshot_guid }
     }
 
     /// The whole id.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// Whether its time is that of a snapshot taken then.
+    pub fn is_at(&self, snapshot_time: Timestamp) -> bool {
+        self.text.starts_with(&snapshot_time.to_zoned(TimeZone::UTC).strftime(TIME_FORMAT).to_string())
     }
 
     /// Full or incremental.
@@ -82,8 +90,9 @@ fn parse(text: &str) -> Option<BackupId> {
     };
     let snapshot_guid = guid.parse().ok()?;
     let _: Guid = nonce.parse().ok()?;
-    jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", time).ok()?;
-    (fields.next().is_none() && time.len() == 16).then(|| BackupId { text: text.to_owned(), kind, snapshot_guid })
+    let parsed = jiff::civil::DateTime::strptime(TIME_FORMAT, time).ok()?;
+    let canonical = parsed.strftime(TIME_FORMAT).to_string() == time;
+    (fields.next().is_none() && canonical).then(|| BackupId { text: text.to_owned(), kind, snapshot_guid })
 }
 
 impl fmt::Display for BackupId {

@@ -20,6 +20,12 @@ pub enum RestoreGap {
         /// The backup that is not there.
         missing: BackupId,
     },
+    /// The bases lead back to themselves.
+    #[error("the chain of {id} has no full at its start")]
+    Circle {
+        /// The backup asked for.
+        id: BackupId,
+    },
     /// A base is there with another manifest than the one that was built on.
     #[error("{of} follows from {base}, whose manifest is not the one that it was built on")]
     ChangedBase {
@@ -45,11 +51,16 @@ pub fn plan_restore<'a>(
     while let (Some(base), true) = (&current.base, chain.len() <= backups.len()) {
         let missing = || RestoreGap::MissingBase { of: current.id.clone(), missing: base.backup_id.clone() };
         let (manifest, blake3) = find(&base.backup_id).ok_or_else(missing)?;
-        if *blake3 != base.manifest_blake3 || manifest.snapshot.guid != base.guid {
+        let place = &current.chain;
+        let follows = manifest.chain.full_id == place.full_id && manifest.chain.position + 1 == place.position;
+        if *blake3 != base.manifest_blake3 || manifest.snapshot.guid != base.guid || !follows {
             return Err(RestoreGap::ChangedBase { of: current.id.clone(), base: base.backup_id.clone() });
         }
         current = manifest;
         chain.push(current);
+    }
+    if current.base.is_some() {
+        return Err(RestoreGap::Circle { id: target.clone() });
     }
     chain.reverse();
     Ok(chain)

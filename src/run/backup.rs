@@ -11,11 +11,14 @@ use super::snapshot::{find_dataset, is_own};
 use super::transfer::{ProgressSink, Stop, StreamSource, TransferPlan, Transferred, transfer};
 use super::{RunError, error_chain};
 use crate::config::RawMode;
+use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{
-    CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files, LiveEntry, Manifest, Origin,
-    Private, Receipt, ReceiptEntry, RestoreText, SendInfo, SnapshotRef, Started, ZfsKey, restore_text, to_stored_bytes,
+    CHUNK_LIST_BYTES_MAX, CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files,
+    LARGE_TEXT_BYTES_MAX, LiveEntry, MANIFEST_BYTES_MAX, Manifest, Origin, PRIVATE_BYTES_MAX, Private, Receipt,
+    ReceiptEntry, RestoreText, SendInfo, SnapshotRef, Started, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
+    to_stored_bytes,
 };
-use crate::model::{BackupId, BackupKind, DatasetName, Digest};
+use crate::model::{BackupId, BackupKind, DatasetName, Digest, Guid};
 use crate::plan::send::{RequestedKind, SendConflict, SendPlan, StoredPoint, plan_send};
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, backup_prefix, object_name};
@@ -109,8 +112,8 @@ pub async fn back_up(
     for (id, error) in catalog.disbelieved() {
         tracing::warn!(%id, %error, "the store has a manifest that is not believed; it is left alone");
     }
-    let stored = stored_points(&*env.store, &catalog).await?;
     let (own, others) = own_snapshots(&*env.zfs, &local)?;
+    let stored = stored_points(&*env.store, &catalog, own.last().map(|newest| newest.guid)).await?;
     let snapshot = match plan_send(&own, others, &stored, requested).map_err(|conflict| explain(dataset, &conflict))? {
         SendPlan::UpToDate { id } => return Ok(BackupOutcome::UpToDate(id)),
         SendPlan::Full { snapshot } => snapshot,
@@ -145,10 +148,14 @@ fn explain(dataset: &DatasetName, conflict: &SendConflict) -> RunError {
 }
 
 /// Backups are usable when a listing shows every chunk at its size. A chunk list that cannot be believed makes a
-/// backup unusable; one that cannot be read is an error.
-async fn stored_points(store: &dyn ObjectStore, catalog: &Catalog) -> Result<Vec<StoredPoint>, RunError> {
+/// backup unusable; one that cannot be read is an error. Only backups of `candidate` are looked at.
+async fn stored_points(
+    store: &dyn ObjectStore,
+    catalog: &Catalog,
+    candidate: Option<Guid>,
+) -> Result<Vec<StoredPoint>, RunError> {
     let mut points = Vec::new();
-    for backup in &catalog.backups {
+    for backup in catalog.backups.iter().filter(|backup| Some(backup.manifest.snapshot.guid) == candidate) {
         let usable = match read_chunks(store, &backup.manifest).await {
             Ok(chunks) => find_gaps(backup, &chunks).next().is_none(),
             Err(error) if error.is_damage() => false,
@@ -304,6 +311,7 @@ impl<'a> Attempt<'a> {
         let manifest = self.manifest(&transferred, &entries, chunk_lists, &written, finished_at)?;
         let manifest_bytes = json(&manifest)?;
         let manifest_blake3 = Digest::of(&manifest_bytes);
+        self.check_as_a_reader(&manifest_bytes, &entries)?;
         let receipt = self.receipt(catalog, manifest_blake3, written.receipt.clone(), finished_at);
         self.put_signed(BackupObject::Receipt, SignedType::Receipt, json(&receipt)?, &mut written).await?;
         let put = self.put_signed(BackupObject::Manifest, SignedType::Manifest, manifest_bytes, &mut written).await;
@@ -333,6 +341,19 @@ impl<'a> Attempt<'a> {
                 (Err(_), Some(number)) => tokio::time::sleep(TRY_PAUSE * number).await,
             }
         }
+    }
+
+    /// What a reader would refuse must not be committed: the reader's own rules, over the very bytes.
+    fn check_as_a_reader(&self, manifest_bytes: &[u8], entries: &[ChunkEntry]) -> Result<(), RunError> {
+        let key = ObjectKey::backup(&self.local.name, &self.id, &BackupObject::Manifest);
+        let refused = |source| RunError::Manifest { key: key.to_string(), source };
+        let signature = self.env.keys.signing.sign(SignedType::Manifest, key.as_str(), manifest_bytes)?;
+        let keys = &self.env.keys.trusted;
+        let manifest = parse_manifest(keys, &self.local.name, &self.id, manifest_bytes, &signature).map_err(refused)?;
+        for (number, chunks) in entries.chunks(CHUNKS_PER_LIST).enumerate() {
+            parse_chunk_list(&manifest, number, &json(&chunk_list(chunks))?).map_err(refused)?;
+        }
+        Ok(())
     }
 
     fn manifest(
@@ -373,8 +394,8 @@ impl<'a> Attempt<'a> {
             recipients: self.recipients(),
             chunk_lists,
             files: Files {
-                restore_text: written.digest(&BackupObject::RestoreText),
-                private: written.digest(&BackupObject::Private),
+                restore_text: written.digest(&BackupObject::RestoreText)?,
+                private: written.digest(&BackupObject::Private)?,
                 keyring: self.env.keys.keyring.as_ref().map(|keyring| Digest::of(&keyring.bytes)),
                 index: None,
             },
@@ -417,8 +438,7 @@ impl<'a> Attempt<'a> {
             let number = u16::try_from(number)
                 .map_err(|_| RunError::refused("the backup has too many chunks", "make main.split_size larger"))?;
             let object = BackupObject::ChunkList(number);
-            let list = ChunkList { format: FORMAT, object_type: "chunks".to_owned(), chunks: chunks.to_vec() };
-            let bytes = json(&list)?;
+            let bytes = json(&chunk_list(chunks))?;
             let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
             lists.push(ChunkListRef { name: object_name(&object), blake3: Digest::of(&bytes), chunks: count });
             self.put(object, bytes.into(), written).await?;
@@ -430,7 +450,6 @@ impl<'a> Attempt<'a> {
         restore_text(&RestoreText {
             dataset: &self.local.name,
             id: &self.id,
-            store_url: self.env.store.url(),
             verifying_key: self.env.keys.signing.verifying_key(),
             chunks: entries,
             compression: self.env.settings.compression.into(),
@@ -507,6 +526,10 @@ impl<'a> Attempt<'a> {
 
     async fn put(&self, object: BackupObject, bytes: Bytes, written: &mut Written) -> Result<(), RunError> {
         let key = ObjectKey::backup(&self.local.name, &self.id, &object);
+        if bytes.len() as u64 > limit_bytes(&object) {
+            let what = format!("{key} would have {} bytes, more than any reader takes", bytes.len());
+            return Err(RunError::refused(what, "make main.split_size larger, so that there are fewer chunks"));
+        }
         let digest = Digest::of(&bytes);
         let (outcome, evidence) = self.put_again(&key, bytes).await?;
         if outcome == PutOutcome::Identical {
@@ -544,8 +567,25 @@ struct Written {
 }
 
 impl Written {
-    fn digest(&self, object: &BackupObject) -> Digest {
-        self.digests.get(object).copied().unwrap_or_else(|| Digest::of(b""))
+    fn digest(&self, object: &BackupObject) -> Result<Digest, RunError> {
+        let missing =
+            || RunError::Damaged { key: object_name(object), reason: "it was not put: this is a defect".into() };
+        self.digests.get(object).copied().ok_or_else(missing)
+    }
+}
+
+fn chunk_list(chunks: &[ChunkEntry]) -> ChunkList {
+    ChunkList { format: FORMAT, object_type: "chunks".to_owned(), chunks: chunks.to_vec() }
+}
+
+/// The longest that a reader takes of each kind of small object.
+fn limit_bytes(object: &BackupObject) -> u64 {
+    match object {
+        BackupObject::Manifest | BackupObject::Started | BackupObject::Progress(_) => MANIFEST_BYTES_MAX,
+        BackupObject::Keyring => KEYRING_BYTES_MAX,
+        BackupObject::ChunkList(_) => CHUNK_LIST_BYTES_MAX,
+        BackupObject::Private => PRIVATE_BYTES_MAX,
+        BackupObject::RestoreText | BackupObject::Receipt | BackupObject::Chunk { .. } => LARGE_TEXT_BYTES_MAX,
     }
 }
 

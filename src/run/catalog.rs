@@ -6,14 +6,18 @@
 use super::{RunError, error_chain};
 use crate::manifest::{
     CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt,
-    SIGNATURE_BYTES_MAX, parse_chunk_list, parse_manifest, parse_receipt,
+    SIGNATURE_BYTES_MAX, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt,
 };
-use crate::model::{BackupId, DatasetName, Digest};
-use crate::sign::TrustedKeys;
-use crate::store::key::{BackupObject, ParsedKey, dataset_prefix, object_name};
-use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreError, StoreErrorKind};
+use crate::model::{BackupId, DatasetName, Digest, Guid};
+use crate::sign::{SignedType, TrustedKeys};
+use crate::store::key::{BackupObject, ParsedKey, dataset_prefix};
+use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use futures_util::{StreamExt, stream};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Manifests fetched at once.
+const MANIFESTS_MAX: usize = 16;
 
 /// One backup whose manifest verifies.
 #[derive(Debug, Clone)]
@@ -39,6 +43,9 @@ pub struct Attempt {
     pub newest: Option<jiff::Timestamp>,
     /// Why its manifest is not believed; `None` when there is none.
     pub disbelieved: Option<RunError>,
+    /// The manifest's signature, which goes just before it, is there or the manifest is: it was a backup, or within a
+    /// request of becoming one.
+    pub was_committed: bool,
 }
 
 /// What a store holds of one dataset.
@@ -46,7 +53,7 @@ pub struct Attempt {
 pub struct Catalog {
     /// The dataset.
     pub dataset: DatasetName,
-    /// Whole backups, oldest first by snapshot time.
+    /// Whole backups, oldest first: within an origin by createtxg.
     pub backups: Vec<StoredBackup>,
     /// Ids without a believable manifest.
     pub attempts: Vec<Attempt>,
@@ -54,7 +61,34 @@ pub struct Catalog {
     pub unknown: Vec<ListedObject>,
 }
 
+impl StoredBackup {
+    /// Bytes of all its objects, as listed.
+    pub fn stored_bytes(&self) -> u64 {
+        self.objects.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
+    /// The dataset and pool that it came from.
+    pub fn origin(&self) -> (Guid, Guid) {
+        (self.manifest.origin.dataset_guid, self.manifest.origin.pool_guid)
+    }
+}
+
 impl Catalog {
+    /// How many datasets, by guid, have backups here under one name.
+    pub fn origins(&self) -> usize {
+        self.backups.iter().map(StoredBackup::origin).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Ids that were committed, as their other signed objects show, and whose manifest is gone or not believed.
+    pub fn lost(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts.iter().filter(|attempt| attempt.was_committed)
+    }
+
+    /// Whether there is a whole backup of that snapshot.
+    pub fn holds(&self, snapshot: Guid) -> bool {
+        self.backups.iter().any(|backup| backup.manifest.snapshot.guid == snapshot)
+    }
+
     /// The backup with that id.
     pub fn backup(&self, id: &BackupId) -> Option<&StoredBackup> {
         self.backups.iter().find(|backup| backup.manifest.id == *id)
@@ -91,9 +125,13 @@ pub async fn read_catalog(
         }
     }
     let mut catalog = Catalog { dataset: dataset.clone(), backups: Vec::new(), attempts: Vec::new(), unknown };
-    for (id, objects) in groups {
+    let read = |(id, objects): (BackupId, Vec<(ParsedKey, ListedObject)>)| async move {
         let committed = objects.iter().any(|(key, _)| key.object == BackupObject::Manifest && !key.signature);
         let believed = if committed { Some(read_manifest(store, dataset, &id, trusted).await) } else { None };
+        (id, objects, believed)
+    };
+    let mut groups = stream::iter(groups).map(read).buffered(MANIFESTS_MAX);
+    while let Some((id, objects, believed)) = groups.next().await {
         match believed {
             Some(Ok((manifest, manifest_blake3))) => {
                 catalog.backups.push(StoredBackup {
@@ -109,12 +147,21 @@ pub async fn read_catalog(
             None => catalog.attempts.push(attempt(id, &objects, None)),
         }
     }
-    catalog.backups.sort_by(|a, b| order(&a.manifest).cmp(&order(&b.manifest)));
+    sort(&mut catalog.backups);
     Ok(catalog)
 }
 
-fn order(manifest: &Manifest) -> (jiff::Timestamp, u64, &BackupId) {
-    (manifest.snapshot.created_at, manifest.snapshot.createtxg, &manifest.id)
+/// Within an origin by createtxg, because clocks lie; origins by the time of their newest backup.
+fn sort(backups: &mut [StoredBackup]) {
+    let mut newest: BTreeMap<(Guid, Guid), jiff::Timestamp> = BTreeMap::new();
+    for backup in backups.iter() {
+        let at = newest.entry(backup.origin()).or_insert(backup.manifest.snapshot.created_at);
+        *at = backup.manifest.snapshot.created_at.max(*at);
+    }
+    backups.sort_by_key(|backup| {
+        let origin = backup.origin();
+        (newest.get(&origin).copied(), origin, backup.manifest.snapshot.createtxg, backup.manifest.id.clone())
+    });
 }
 
 fn by_name(id: &BackupId, dataset: &DatasetName, objects: &[(ParsedKey, ListedObject)]) -> BTreeMap<String, u64> {
@@ -126,35 +173,67 @@ fn attempt(id: BackupId, objects: &[(ParsedKey, ListedObject)], disbelieved: Opt
     Attempt {
         id,
         objects: objects.len(),
-        bytes: objects.iter().map(|(_, object)| object.bytes).sum(),
+        bytes: objects.iter().fold(0, |sum, (_, object)| u64::saturating_add(sum, object.bytes)),
         newest: objects.iter().filter_map(|(_, object)| object.modified_at).max(),
         disbelieved,
+        was_committed: objects.iter().any(|(key, _)| key.object == BackupObject::Manifest),
     }
 }
 
-/// What a failure to fetch an object that must be there means: one that is gone, or longer than it may be, is damage.
-pub(super) fn explain_fetch(key: &ObjectKey, error: StoreError) -> RunError {
-    let reason = match error.kind {
-        StoreErrorKind::NotFound => "missing".to_owned(),
-        StoreErrorKind::Corrupt => error_chain(&*error.source),
-        _ => return error.into(),
-    };
-    RunError::Damaged { key: key.to_string(), reason }
-}
-
-/// Fetches an object that must be there.
-pub(super) async fn get_needed(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -> Result<Bytes, RunError> {
-    store.get(key, None, limit_bytes).await.map_err(|error| explain_fetch(key, error))
+/// Fetches an object that a manifest or a listing names. One that is gone, or longer than the format allows, is damage
+/// of its backup and no failure of the store.
+async fn get_named(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -> Result<Bytes, RunError> {
+    match store.get(key, None, limit_bytes).await {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
+            let reason = if error.kind == StoreErrorKind::NotFound { "missing".into() } else { error_chain(&error) };
+            Err(RunError::Damaged { key: key.to_string(), reason })
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Fetches a signed object and its signature.
-pub(super) async fn get_signed(
+async fn get_signed(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -> Result<(Bytes, Bytes), RunError> {
+    let bytes = get_named(store, key, limit_bytes).await?;
+    Ok((bytes, get_named(store, &key.signature(), SIGNATURE_BYTES_MAX).await?))
+}
+
+/// Fetches a signed object that needs no parsing, its signature checked.
+///
+/// # Errors
+/// [`RunError::Manifest`] or [`RunError::Damaged`] when it is not to be believed; [`RunError::Store`].
+pub async fn get_signed_as(
     store: &dyn ObjectStore,
     key: &ObjectKey,
+    signed_type: SignedType,
+    trusted: &TrustedKeys,
+) -> Result<Bytes, RunError> {
+    let (bytes, signature) = get_signed(store, key, LARGE_TEXT_BYTES_MAX).await?;
+    let verified = trusted.verify(signed_type, key.as_str(), &bytes, &signature);
+    verified.map_err(|error| RunError::Manifest { key: key.to_string(), source: error.into() })?;
+    Ok(bytes)
+}
+
+/// Fetches a small object of a backup and holds it against the hash in the manifest.
+///
+/// # Errors
+/// [`RunError::Damaged`] when it is missing or another; [`RunError::Store`].
+pub async fn get_pinned(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    blake3: Digest,
     limit_bytes: u64,
-) -> Result<(Bytes, Bytes), RunError> {
-    let bytes = get_needed(store, key, limit_bytes).await?;
-    Ok((bytes, get_needed(store, &key.signature(), SIGNATURE_BYTES_MAX).await?))
+) -> Result<Bytes, RunError> {
+    let bytes = get_named(store, key, limit_bytes).await?;
+    let actual = Digest::of(&bytes);
+    if actual == blake3 {
+        return Ok(bytes);
+    }
+    Err(RunError::Damaged {
+        key: key.to_string(),
+        reason: format!("its BLAKE3 is {actual}, and the manifest says {blake3}"),
+    })
 }
 
 /// Fetches one manifest and checks it.
@@ -204,12 +283,38 @@ pub async fn read_chunks(store: &dyn ObjectStore, manifest: &Manifest) -> Result
     for number in 0..manifest.chunk_lists.len() {
         let list = BackupObject::ChunkList(u16::try_from(number).unwrap_or(u16::MAX));
         let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &list);
-        let bytes = get_needed(store, &key, CHUNK_LIST_BYTES_MAX).await?;
+        let bytes = get_named(store, &key, CHUNK_LIST_BYTES_MAX).await?;
         let entries = parse_chunk_list(manifest, number, &bytes)
             .map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
         chunks.extend(entries);
     }
     Ok(chunks)
+}
+
+/// Ids whose deletion a signed prune record explains. A record that is not believed explains nothing.
+///
+/// # Errors
+/// [`RunError::Store`] when a listing or a fetch fails.
+pub async fn read_pruned(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+) -> Result<BTreeSet<BackupId>, RunError> {
+    let mut pruned = BTreeSet::new();
+    for object in store.list(&format!("{dataset}/@prune/")).await? {
+        let Some(key) = ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json")) else { continue };
+        match get_signed(store, &key, LARGE_TEXT_BYTES_MAX).await {
+            Ok((bytes, signature)) => match parse_prune_record(trusted, dataset, key.as_str(), &bytes, &signature) {
+                Ok(record) => pruned.extend(record.pruned.into_iter().map(|entry| entry.id)),
+                Err(error) => tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed"),
+            },
+            Err(error) if error.is_damage() => {
+                tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed")
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(pruned)
 }
 
 /// The key of a chunk. Its name was checked when its list was parsed.
@@ -218,18 +323,16 @@ pub fn chunk_key(manifest: &Manifest, chunk: &ChunkEntry) -> Option<ObjectKey> {
     Some(ObjectKey::backup(&manifest.dataset, &manifest.id, &object))
 }
 
-/// What a restore needs and a listing shows to be missing or to have another size than the manifest says.
+/// Chunks that a listing shows to be missing or to have another size than the manifest says.
 pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<Item = RunError> {
     let prefix = crate::store::key::backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
-    let private = [(object_name(&BackupObject::Private), None)];
-    let needed = chunks.iter().map(|chunk| (chunk.name.clone(), Some(chunk.sealed_bytes))).chain(private);
-    needed.filter_map(move |(name, sealed_bytes)| {
-        let reason = match (backup.objects.get(&name), sealed_bytes) {
-            (None, _) => "missing".to_owned(),
-            (Some(bytes), Some(expected)) if *bytes != expected => format!("has {bytes} bytes, not {expected}"),
-            (Some(_), _) => return None,
+    chunks.iter().filter_map(move |chunk| {
+        let reason = match backup.objects.get(&chunk.name) {
+            None => "missing".to_owned(),
+            Some(bytes) if *bytes != chunk.sealed_bytes => format!("has {bytes} bytes, not {}", chunk.sealed_bytes),
+            Some(_) => return None,
         };
-        Some(RunError::Damaged { key: format!("{prefix}{name}"), reason })
+        Some(RunError::Damaged { key: format!("{prefix}{}", chunk.name), reason })
     })
 }
 
@@ -239,7 +342,7 @@ pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<
 /// [`RunError::Store`] when the listing fails.
 pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, RunError> {
     let listed = store.list("").await?;
-    let names: std::collections::BTreeSet<DatasetName> =
+    let names: BTreeSet<DatasetName> =
         listed.iter().filter_map(|object| object.key.split_once("/@")?.0.parse().ok()).collect();
     Ok(names.into_iter().collect())
 }

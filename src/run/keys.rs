@@ -4,10 +4,11 @@
 //! a host that backs up cannot open its own backups without the passphrase.
 
 use super::RunError;
+use super::lock::{KernelLock, lock_named};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
 use crate::sign::{SigningKey, TrustedKeys};
-use crate::store::key::KEYRING_PREFIX;
-use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::key::{BackupObject, KEYRING_PREFIX, ParsedKey};
+use crate::store::{ObjectKey, ObjectStore};
 use age::secrecy::SecretString;
 use bytes::Bytes;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -17,6 +18,9 @@ use std::path::{Path, PathBuf};
 
 /// Each planted keyring costs a second of scrypt; more than this under one prefix is refused.
 const KEYRINGS_MAX: usize = 16;
+
+/// Copies beside backups that are tried when the keyrings are gone.
+const KEYRING_COPIES_MAX: usize = 8;
 
 /// A keyring as it lies in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +63,7 @@ impl WriterKeys {
 
 /// The keys cached in the state folder.
 pub struct KeyCache {
+    state_dir: PathBuf,
     folder: PathBuf,
 }
 
@@ -72,7 +77,12 @@ struct CachedKeys {
 impl KeyCache {
     /// The cache below the state folder; nothing is touched yet.
     pub fn new(state_dir: &Path) -> Self {
-        Self { folder: state_dir.join("keys") }
+        Self { state_dir: state_dir.to_owned(), folder: state_dir.join("keys") }
+    }
+
+    /// One run at a time looks for, makes and caches keys.
+    fn lock(&self) -> Result<KernelLock, RunError> {
+        lock_named(&self.state_dir, "keys", &format!("the keys in {}", self.folder.display()))
     }
 
     /// What is cached, or `None` on first use.
@@ -136,7 +146,7 @@ fn write_private(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
 /// The keys for writing to a store in passphrase mode. Makes the keyring on first use: it is put, fetched and opened
 /// before anything is cached. Each later run checks that it is in the store and puts it back if not.
 ///
-/// `passphrase` is asked only when there is no cache yet.
+/// `passphrase` is asked only when there is no cache yet, or when the cached keyring is new to the store.
 ///
 /// # Errors
 /// [`RunError`]; a passphrase that opens no existing keyring is an error, never a new keyring.
@@ -145,12 +155,18 @@ pub async fn writer_keys(
     cache: &KeyCache,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<WriterKeys, RunError> {
-    let stored = stored_keyrings(store).await?;
+    let _lock = cache.lock()?;
     if let Some(keys) = cache.load()? {
-        return ensure_stored(store, keys, &stored).await;
+        ensure_stored(store, &keys, passphrase).await?;
+        return Ok(keys);
     }
     let passphrase = passphrase()?;
-    let keys = match open_any(store, &stored, &passphrase)? {
+    let stored = stored_keyrings(store).await?;
+    let found = match stored.is_empty() {
+        false => Some(open_all(store, &stored, &passphrase)?),
+        true => restore_from_copies(store, &passphrase).await?,
+    };
+    let keys = match found {
         Some((file, keyring)) => writer_from(store, &file, keyring)?,
         None => make_keyring(store, &passphrase).await?,
     };
@@ -160,55 +176,88 @@ pub async fn writer_keys(
 
 async fn ensure_stored(
     store: &dyn ObjectStore,
-    keys: WriterKeys,
-    stored: &[StoredKeyring],
-) -> Result<WriterKeys, RunError> {
-    let Some(keyring) = &keys.keyring else { return Ok(keys) };
-    match stored.iter().find(|other| other.tag == keyring.tag) {
-        Some(same) if same.bytes == keyring.bytes => {}
-        Some(_) => {
-            let key = ObjectKey::keyring(&keyring.tag).to_string();
-            let reason =
-                "the keyring in the store is not the one that this host knows: changed, or replaced".to_owned();
-            return Err(RunError::Damaged { key, reason });
+    keys: &WriterKeys,
+    passphrase: impl FnOnce() -> Result<SecretString, RunError>,
+) -> Result<(), RunError> {
+    let Some(keyring) = &keys.keyring else { return Ok(()) };
+    let places = list_keyrings(store).await?;
+    let ours: Vec<&KeyringPlace> = places.iter().filter(|place| place.tag == keyring.tag).collect();
+    for place in &ours {
+        if fetch_keyring(store, place).await?.bytes == keyring.bytes {
+            return Ok(());
         }
-        None if stored.is_empty() => {
-            tracing::warn!(store = store.url(), "the keyring was not in the store; putting it there");
-            store.put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await?;
-        }
-        None => return Err(foreign_keyring(store, stored)),
     }
-    Ok(keys)
+    if let Some(other) = ours.first() {
+        let reason = "the keyring in the store is not the one that this host knows: changed, or replaced".to_owned();
+        return Err(RunError::Damaged { key: other.key.to_string(), reason });
+    }
+    if !places.is_empty() {
+        return Err(foreign_keyring(store, &places));
+    }
+    // This store does not know our keyring yet, or lost it. Nobody must find later that another passphrase opens it
+    // than the one in the configuration.
+    KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
+    tracing::warn!(store = store.url(), "the keyring was not in the store; putting it there");
+    store.put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await?;
+    Ok(())
 }
 
-fn foreign_keyring(store: &dyn ObjectStore, stored: &[StoredKeyring]) -> RunError {
-    let tags: Vec<&str> = stored.iter().map(|keyring| keyring.tag.as_str()).collect();
+fn foreign_keyring(store: &dyn ObjectStore, places: &[KeyringPlace]) -> RunError {
+    let tags: Vec<&str> = places.iter().map(|place| place.tag.as_str()).collect();
     RunError::refused(
         format!("{} holds the keyring {} of somebody else, and not ours", store.url(), tags.join(", ")),
         "use another prefix in `remote`, or, if that keyring is the right one, remove `keys` from the state folder and run again with its passphrase",
     )
 }
 
+fn keyring_error(store: &dyn ObjectStore, source: KeyringError) -> RunError {
+    RunError::Keyring { store: store.url().to_owned(), source }
+}
+
 async fn make_keyring(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<WriterKeys, RunError> {
-    let failed = |source| RunError::Keyring { store: store.url().to_owned(), source };
+    let failed = |source| keyring_error(store, source);
     let file = KeyFile::generate().map_err(failed)?;
     let sealed = Bytes::from(file.seal(passphrase).map_err(failed)?);
     let keys = WriterKeys::from_keyring(&file, sealed.clone()).map_err(failed)?;
-    let tag = keyring_tag(&file.recipient().map_err(failed)?);
-    store.put_new(&ObjectKey::keyring(&tag), sealed.clone()).await?;
-    let stored = stored_keyrings(store).await?;
-    match stored.as_slice() {
-        [only] if only.bytes == sealed => {}
-        _ => return Err(foreign_keyring(store, &stored)),
-    }
-    let opened = KeyFile::open(&stored[0].bytes, passphrase).map_err(failed)?;
-    if opened.to_text().map_err(failed)? != file.to_text().map_err(failed)? {
-        return Err(RunError::Damaged {
-            key: ObjectKey::keyring(&tag).to_string(),
-            reason: "it opened to other keys".into(),
-        });
+    let key = ObjectKey::keyring(&keyring_tag(&file.recipient().map_err(failed)?));
+    store.put_new(&key, sealed.clone()).await?;
+    let places = list_keyrings(store).await?;
+    let [only] = places.as_slice() else { return Err(foreign_keyring(store, &places)) };
+    let stored = fetch_keyring(store, only).await?;
+    let opened = KeyFile::open(&stored.bytes, passphrase).map_err(failed)?;
+    if stored.bytes != sealed || opened.to_text().map_err(failed)? != file.to_text().map_err(failed)? {
+        return Err(RunError::Damaged { key: key.to_string(), reason: "it came back as other keys".into() });
     }
     Ok(keys)
+}
+
+/// Where a keyring lies: its tag, and its number under it.
+struct KeyringPlace {
+    tag: String,
+    key: ObjectKey,
+}
+
+/// Lists keyrings of every tag and number, in order. One that is too large to be one is passed over with a warning.
+async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, RunError> {
+    let mut places = Vec::new();
+    for object in store.list(KEYRING_PREFIX).await? {
+        let name = object.key.strip_prefix(KEYRING_PREFIX).and_then(|name| name.strip_suffix(".age")?.split_once('/'));
+        let Some((tag, number)) = name else { continue };
+        let is_tag = tag.len() == 16 && tag.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_number = number.len() == 4 && number.bytes().all(|b| b.is_ascii_digit());
+        if object.bytes > KEYRING_BYTES_MAX {
+            tracing::warn!(key = object.key, bytes = object.bytes, "too large for a keyring; passed over");
+        } else if let (true, true, Some(key)) = (is_tag, is_number, ObjectKey::listed(&object.key)) {
+            places.push(KeyringPlace { tag: tag.to_owned(), key });
+        }
+    }
+    Ok(places)
+}
+
+/// One that was listed must be there: its absence is never "none".
+async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace) -> Result<StoredKeyring, RunError> {
+    let bytes = store.get(&place.key, None, KEYRING_BYTES_MAX).await?;
+    Ok(StoredKeyring { tag: place.tag.clone(), bytes })
 }
 
 /// All keyrings of a store. An empty answer means that a listing worked and showed none.
@@ -216,71 +265,105 @@ async fn make_keyring(store: &dyn ObjectStore, passphrase: &SecretString) -> Res
 /// # Errors
 /// [`RunError::Store`]; [`RunError::Refused`] when there are too many to be ours.
 pub async fn stored_keyrings(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
-    let listed = store.list(KEYRING_PREFIX).await?;
-    let tags: Vec<&str> = listed
-        .iter()
-        .filter_map(|object| object.key.strip_prefix(KEYRING_PREFIX)?.strip_suffix("/0001.age"))
-        .filter(|tag| tag.len() == 16 && tag.bytes().all(|b| b.is_ascii_hexdigit()))
-        .collect();
-    if tags.len() > KEYRINGS_MAX {
-        let what =
-            format!("{} has {} keyrings, more than the {KEYRINGS_MAX} that could be ours", store.url(), tags.len());
+    let places = list_keyrings(store).await?;
+    if places.len() > KEYRINGS_MAX {
+        let what = format!("{} has {} keyrings, more than the {KEYRINGS_MAX} that could be ours", store.url(), places.len());
         return Err(RunError::refused(what, "remove those that are not yours, or name the key file with --identity"));
     }
     let mut keyrings = Vec::new();
-    for tag in tags {
-        match store.get(&ObjectKey::keyring(tag), None, KEYRING_BYTES_MAX).await {
-            Ok(bytes) => keyrings.push(StoredKeyring { tag: tag.to_owned(), bytes }),
-            Err(error) if error.kind == StoreErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
+    for place in &places {
+        keyrings.push(fetch_keyring(store, place).await?);
+    }
+    Ok(keyrings)
+}
+
+/// Opens all keyrings of the store that the passphrase opens: what a restore needs. Where the folder of keyrings is
+/// gone, the copies beside the backups serve.
+///
+/// # Errors
+/// [`RunError`] when there is none, or when the passphrase opens none.
+pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<KeyFile, RunError> {
+    let mut stored = stored_keyrings(store).await?;
+    if stored.is_empty() {
+        stored = keyring_copies(store).await?;
+    }
+    if stored.is_empty() {
+        return Err(RunError::refused(
+            format!("there is no keyring in {}", store.url()),
+            "check bucket and prefix; or name the key file with --identity",
+        ));
+    }
+    open_all(store, &stored, passphrase).map(|(file, _)| file)
+}
+
+/// The copies beside the newest few backups, each content once.
+async fn keyring_copies(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
+    let listed = store.list("").await?;
+    let is_copy = |key: &ParsedKey| key.object == BackupObject::Keyring && !key.signature;
+    let mut copies: Vec<_> = listed
+        .iter()
+        .filter(|object| object.bytes <= KEYRING_BYTES_MAX)
+        .filter_map(|object| Some((ObjectKey::parse(&object.key).filter(is_copy)?.id, ObjectKey::listed(&object.key)?)))
+        .collect();
+    copies.sort_by(|a, b| b.cmp(a));
+    let mut keyrings: Vec<StoredKeyring> = Vec::new();
+    for (_, key) in copies.iter().take(KEYRING_COPIES_MAX) {
+        let bytes = store.get(key, None, KEYRING_BYTES_MAX).await?;
+        if keyrings.iter().all(|other| other.bytes != bytes) {
+            keyrings.push(StoredKeyring { tag: String::new(), bytes });
         }
     }
     Ok(keyrings)
 }
 
-/// Opens all keyrings of the store that the passphrase opens: what a restore needs.
-///
-/// # Errors
-/// [`RunError`] when there is none, or when the passphrase opens none.
-pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<KeyFile, RunError> {
-    let stored = stored_keyrings(store).await?;
-    if let Some((file, _)) = open_any(store, &stored, passphrase)? {
-        return Ok(file);
+/// Backups without a keyring are no empty store: the keyring comes back from a copy beside them, or nothing is made.
+async fn restore_from_copies(
+    store: &dyn ObjectStore,
+    passphrase: &SecretString,
+) -> Result<Option<(KeyFile, StoredKeyring)>, RunError> {
+    let copies = keyring_copies(store).await?;
+    if copies.is_empty() {
+        return Ok(None);
     }
-    Err(RunError::refused(
-        format!("there is no keyring in {}", store.url()),
-        "check bucket and prefix; or name the key file with --identity",
-    ))
+    let (file, keyring) = open_all(store, &copies, passphrase)?;
+    tracing::warn!(store = store.url(), "the keyring was gone; putting the copy of a backup in its place");
+    store.put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await?;
+    Ok(Some((file, keyring)))
 }
 
-/// `None` when there are no keyrings at all; an error when there are some and the passphrase opens none.
-fn open_any(
+/// Opens every keyring that the passphrase opens. Identities and verifying keys of all are in the file; what signs and
+/// seals is of the last one, which is returned too. An empty tag is filled in.
+fn open_all(
     store: &dyn ObjectStore,
     stored: &[StoredKeyring],
     passphrase: &SecretString,
-) -> Result<Option<(KeyFile, StoredKeyring)>, RunError> {
-    let mut refusal = None;
+) -> Result<(KeyFile, StoredKeyring), RunError> {
+    let mut opened: Option<(KeyFile, StoredKeyring)> = None;
+    let mut refusal = KeyringError::WrongPassphrase;
     for keyring in stored {
-        match KeyFile::open(&keyring.bytes, passphrase) {
-            Ok(file) => match file.recipient() {
-                Ok(recipient) if keyring_tag(&recipient) == keyring.tag => return Ok(Some((file, keyring.clone()))),
-                _ => tracing::warn!(tag = keyring.tag, "this keyring lies under another one's name; ignored"),
-            },
+        let mut file = match KeyFile::open(&keyring.bytes, passphrase) {
+            Ok(file) => file,
+            Err(KeyringError::WrongPassphrase) => continue,
             // A keyring that cannot be opened at all says more than one for another passphrase.
-            Err(error @ KeyringError::WrongPassphrase) => refusal = refusal.or(Some(error)),
-            Err(error) => refusal = Some(error),
+            Err(error) => {
+                refusal = error;
+                continue;
+            }
+        };
+        let tag = keyring_tag(&file.recipient().map_err(|source| keyring_error(store, source))?);
+        if !keyring.tag.is_empty() && keyring.tag != tag {
+            tracing::warn!(tag = keyring.tag, "this keyring lies under another one's name; ignored");
+            continue;
         }
+        if let Some((before, _)) = opened.take() {
+            file.identities.extend(before.identities);
+            file.trusted.0.extend(before.trusted.0);
+        }
+        opened = Some((file, StoredKeyring { tag, bytes: keyring.bytes.clone() }));
     }
-    match (stored.is_empty(), refusal) {
-        (true, _) => Ok(None),
-        (false, refusal) => Err(RunError::Keyring {
-            store: store.url().to_owned(),
-            source: refusal.unwrap_or(KeyringError::WrongPassphrase),
-        }),
-    }
+    opened.ok_or_else(|| keyring_error(store, refusal))
 }
 
 fn writer_from(store: &dyn ObjectStore, file: &KeyFile, keyring: StoredKeyring) -> Result<WriterKeys, RunError> {
-    WriterKeys::from_keyring(file, keyring.bytes)
-        .map_err(|source| RunError::Keyring { store: store.url().to_owned(), source })
+    WriterKeys::from_keyring(file, keyring.bytes).map_err(|source| keyring_error(store, source))
 }

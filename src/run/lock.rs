@@ -18,14 +18,22 @@ pub struct KernelLock {
 /// # Errors
 /// [`RunError::Locked`] when another process has it; [`RunError::File`] when the lock file cannot be made.
 pub fn lock_dataset(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Result<KernelLock, RunError> {
+    let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
+    lock_named(state_dir, &name[..32], &format!("{dataset} in {store_url}"))
+}
+
+/// Takes the lock of that name, without waiting. `subject` is what a refusal says.
+///
+/// # Errors
+/// As for [`lock_dataset`].
+pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelLock, RunError> {
     let folder = state_dir.join("locks");
     let failed = |operation, path: &Path| {
         let path = path.display().to_string();
         move |source| RunError::File { operation, path, source }
     };
     DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("create", &folder))?;
-    let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
-    let path = folder.join(format!("{}.lock", &name[..32]));
+    let path = folder.join(format!("{name}.lock"));
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -35,7 +43,7 @@ pub fn lock_dataset(state_dir: &Path, store_url: &str, dataset: &DatasetName) ->
         .map_err(failed("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(KernelLock { _file: file }),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked { subject: format!("{dataset} in {store_url}") }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked { subject: subject.to_owned() }),
         Err(errno) => Err(failed("lock", &path)(errno.into())),
     }
 }

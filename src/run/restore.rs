@@ -4,16 +4,15 @@
 //! hash, and a listing shows every chunk at its size. Then chunks are fetched ahead by ranges, in order, opened as they
 //! come, and the stream is parsed once more on its way out.
 
-use super::catalog::{
-    Catalog, StoredBackup, chunk_key, explain_fetch, find_gaps, get_needed, read_catalog, read_chunks,
-};
+use super::catalog::{Catalog, StoredBackup, chunk_key, find_gaps, get_pinned, read_catalog, read_chunks};
 use super::{RunError, error_chain};
 use crate::keyring::KeyFile;
-use crate::manifest::{ChunkEntry, CompressionName, Manifest, Private, parse_strict};
+use crate::manifest::{ChunkEntry, CompressionName, Manifest, PRIVATE_BYTES_MAX, Private, parse_as};
 use crate::model::{BackupId, DatasetName, Digest, SnapshotName};
 use crate::plan::restore::plan_restore;
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
+use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};
 use crate::stream::open::ChunkOpener;
 use crate::stream::record::{StreamExpectation, StreamParser};
 use crate::zfs::{ReceiveRequest, Zfs, ZfsError};
@@ -26,11 +25,9 @@ use tokio::sync::mpsc;
 
 /// Bytes of one ranged read.
 const RANGE_BYTES: u64 = 8 << 20;
+const RANGE_STEP: usize = 8 << 20;
 /// Ranged reads under way: with the two that wait for the opener, 48 MiB at most.
 const RANGES_MAX: usize = 4;
-/// `private.age` holds properties: far less.
-const PRIVATE_BYTES_MAX: u64 = 16 << 20;
-
 /// Which backup to restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RestorePoint {
@@ -54,8 +51,8 @@ pub struct RestoreBackup {
     pub manifest: Manifest,
     /// Its chunks.
     pub chunks: Vec<ChunkEntry>,
-    /// What is known of its source.
-    pub private: Private,
+    /// What is known of its source; `None` when `private.age` is damaged.
+    pub private: Option<Private>,
 }
 
 /// Reads the catalog, finds the backup and checks its whole chain.
@@ -80,7 +77,17 @@ pub async fn find_restore_set(
         if let Some(gap) = catalog.backup(&manifest.id).and_then(|backup| find_gaps(backup, &chunks).next()) {
             return Err(gap);
         }
-        let private = read_private(store, manifest, keys).await?;
+        let private = match read_private(store, manifest, keys).await {
+            Ok(private) => Some(private),
+            Err(error) if error.is_damage() => {
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "going on without it: the snapshot's name is lost, no data"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
         backups.push(RestoreBackup { manifest: manifest.clone(), chunks, private });
     }
     Ok(RestoreSet { backups })
@@ -98,13 +105,17 @@ async fn find_target(
             Some(backup) => Ok(backup.manifest.id.clone()),
             None => Err(why_none(catalog, Some(id))),
         },
-        RestorePoint::Newest => match catalog.newest() {
-            Some(backup) => Ok(backup.manifest.id.clone()),
-            None => Err(why_none(catalog, None)),
-        },
+        RestorePoint::Newest => newest(catalog),
         RestorePoint::Snapshot(short) => {
             for StoredBackup { manifest, .. } in catalog.backups.iter().rev() {
-                let private = read_private(store, manifest, keys).await?;
+                let private = match read_private(store, manifest, keys).await {
+                    Ok(private) => private,
+                    Err(error) if error.is_damage() => {
+                        tracing::warn!(id = %manifest.id, error = error_chain(&error), "its snapshot's name cannot be read");
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 if private.snapshot_name.rsplit_once('@').is_some_and(|(_, name)| name == short) {
                     return Ok(manifest.id.clone());
                 }
@@ -112,6 +123,32 @@ async fn find_target(
             let what = format!("{} has no backup of {dataset}@{short}", store.url());
             Err(RunError::refused(what, "`zfs-backup show --include-remote` lists what there is"))
         }
+    }
+}
+
+/// The newest, unless something newer was there or it is not clear whose is meant: nothing is rolled back silently.
+fn newest(catalog: &Catalog) -> Result<BackupId, RunError> {
+    let dataset = &catalog.dataset;
+    let newest = catalog.newest().ok_or_else(|| why_none(catalog, None))?;
+    let id = &newest.manifest.id;
+    if catalog.origins() > 1 {
+        return Err(RunError::refused(
+            format!("backups of {} datasets lie under the name {dataset}", catalog.origins()),
+            "choose one with --backup ID; `zfs-backup show --include-remote` lists them",
+        ));
+    }
+    // Another attempt at the same snapshot is not newer, such as one that failed between the last signature and the
+    // manifest.
+    let is_newer = |other: &BackupId| other > id && other.snapshot_guid() != id.snapshot_guid();
+    match catalog.lost().filter(|attempt| is_newer(&attempt.id)).max_by(|a, b| a.id.cmp(&b.id)) {
+        None => Ok(id.clone()),
+        Some(lost) => Err(RunError::refused(
+            format!(
+                "{dataset}: {} is newer than the newest whole backup, and its manifest is missing or not believed",
+                lost.id
+            ),
+            format!("look into it with verify-checksums; to take the older one: --backup {id}"),
+        )),
     }
 }
 
@@ -147,11 +184,7 @@ fn not_believed(dataset: &DatasetName, id: &BackupId, error: &RunError) -> RunEr
 async fn read_private(store: &dyn ObjectStore, manifest: &Manifest, keys: &KeyFile) -> Result<Private, RunError> {
     let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &BackupObject::Private);
     let damaged = |reason: String| RunError::Damaged { key: key.to_string(), reason };
-    let sealed = get_needed(store, &key, PRIVATE_BYTES_MAX).await?;
-    let actual = Digest::of(&sealed);
-    if actual != manifest.files.private {
-        return Err(damaged(format!("its BLAKE3 is {actual}, and the manifest says {}", manifest.files.private)));
-    }
+    let sealed = get_pinned(store, &key, manifest.files.private, PRIVATE_BYTES_MAX).await?;
     let identities = keys.identities.iter().map(|identity| identity as &dyn age::Identity);
     let open = || -> Result<Vec<u8>, Box<dyn std::error::Error>> {
         let mut plain = Vec::new();
@@ -162,21 +195,24 @@ async fn read_private(store: &dyn ObjectStore, manifest: &Manifest, keys: &KeyFi
     let plain = open().map_err(|error| {
         RunError::refused(format!("open {key}: {error}"), "the identity must be one that this backup was sealed to")
     })?;
-    parse_strict(&plain).map_err(|error| damaged(error.to_string()))
+    let private: Private = parse_as(&plain, "private").map_err(|error| damaged(error_chain(&error)))?;
+    if private.id == manifest.id { Ok(private) } else { Err(damaged(format!("it is of backup {}", private.id))) }
 }
 
 /// The stream of one backup, for a blocking reader. Every byte that it gives was authenticated; at its end the whole
 /// stream was parsed and is the one that the manifest describes.
 pub struct RestoreReader {
     pieces: mpsc::Receiver<Result<Piece, RunError>>,
-    parser: Option<StreamParser>,
+    parser: StreamParser,
+    expectation: StreamExpectation,
     expected_bytes: u64,
     chunks: Arc<RestoreBackupKeys>,
     opener: Option<(ChunkOpener, usize)>,
+    /// Fetched and not opened yet. It is opened page by page, so that what a page expands to is all that is in memory.
+    sealed: Bytes,
     plain: Vec<u8>,
     given: usize,
     next_chunk: usize,
-    failed: bool,
     failure: FailureSlot,
 }
 
@@ -212,25 +248,26 @@ pub fn open_stream(
     let failure = FailureSlot::default();
     let reader = RestoreReader {
         pieces,
-        parser: backup.manifest.send.checked.then(|| StreamParser::new(expectation)),
+        parser: StreamParser::new(expectation),
+        expectation,
         expected_bytes: backup.manifest.stream_bytes,
         chunks: keys,
         opener: None,
+        sealed: Bytes::new(),
         plain: Vec::new(),
         given: 0,
         next_chunk: 0,
-        failed: false,
         failure: Arc::clone(&failure),
     };
     (reader, failure)
 }
 
-fn ranges(keys: &RestoreBackupKeys) -> Vec<(usize, Range<u64>)> {
-    let of_chunk = |(number, chunk): (usize, &ChunkEntry)| {
-        let (bytes, starts) = (chunk.sealed_bytes, (0..chunk.sealed_bytes).step_by(RANGE_BYTES as usize));
-        starts.map(move |start| (number, start..(start + RANGE_BYTES).min(bytes))).collect::<Vec<_>>()
-    };
-    keys.chunks.iter().enumerate().flat_map(of_chunk).collect()
+fn ranges(keys: Arc<RestoreBackupKeys>) -> impl Iterator<Item = (usize, Range<u64>)> {
+    (0..keys.chunks.len()).flat_map(move |number| {
+        let bytes = keys.chunks[number].sealed_bytes;
+        let starts = (0..bytes).step_by(RANGE_STEP);
+        starts.map(move |start| (number, start..(start + RANGE_BYTES).min(bytes)))
+    })
 }
 
 async fn fetch(
@@ -244,11 +281,11 @@ async fn fetch(
             let entry = &keys.chunks[chunk];
             let key = chunk_key(&keys.manifest, entry)
                 .ok_or_else(|| RunError::Damaged { key: entry.name.clone(), reason: "not a chunk's name".into() })?;
-            let bytes = store.get(&key, Some(range), RANGE_BYTES).await.map_err(|error| explain_fetch(&key, error))?;
+            let bytes = store.get(&key, Some(range), RANGE_BYTES).await?;
             Ok(Piece { bytes, chunk })
         }
     };
-    let mut pieces = stream::iter(ranges(&keys)).map(get).buffered(RANGES_MAX);
+    let mut pieces = stream::iter(ranges(Arc::clone(&keys))).map(get).buffered(RANGES_MAX);
     while let Some(piece) = pieces.next().await {
         let failed = piece.is_err();
         if sender.send(piece).await.is_err() || failed {
@@ -257,48 +294,54 @@ async fn fetch(
     }
 }
 
+fn key_of(keys: &RestoreBackupKeys, chunk: usize) -> String {
+    chunk_key(&keys.manifest, &keys.chunks[chunk]).map_or_else(String::new, |key| key.to_string())
+}
+
 impl RestoreReader {
     fn fill(&mut self) -> Result<bool, RunError> {
         self.plain.clear();
         self.given = 0;
         while self.plain.is_empty() {
-            let Some(piece) = self.pieces.blocking_recv() else {
-                return self.end().map(|()| false);
-            };
-            self.take(piece?)?;
+            if self.sealed.is_empty() {
+                let Some(piece) = self.pieces.blocking_recv() else {
+                    return self.end().map(|()| false);
+                };
+                self.take(piece?)?;
+            }
+            self.open_page()?;
         }
         Ok(true)
     }
 
     fn take(&mut self, piece: Piece) -> Result<(), RunError> {
         let keys = Arc::clone(&self.chunks);
-        let key_of = |chunk: usize| {
-            chunk_key(&keys.manifest, &keys.chunks[chunk]).map_or_else(String::new, |key| key.to_string())
-        };
         if self.opener.as_ref().is_none_or(|(_, chunk)| *chunk != piece.chunk) {
             self.end_chunk()?;
             let compressed = keys.manifest.compression == CompressionName::Zstd;
             let opener = ChunkOpener::new(keys.chunks[piece.chunk].sealed(), compressed, Arc::clone(&keys.identities))
-                .map_err(|source| RunError::Chunk { key: key_of(piece.chunk), source })?;
+                .map_err(|source| RunError::Chunk { key: key_of(&keys, piece.chunk), source })?;
             self.opener = Some((opener, piece.chunk));
         }
-        if let Some((opener, chunk)) = &mut self.opener {
-            opener
-                .write(&piece.bytes, &mut self.plain)
-                .map_err(|source| RunError::Chunk { key: key_of(*chunk), source })?;
-        }
-        if let Some(parser) = &mut self.parser {
-            let snapshot = keys.manifest.id.to_string();
-            parser.feed(&self.plain).map_err(|source| RunError::Stream { snapshot, source })?;
-        }
+        self.sealed = piece.bytes;
         Ok(())
+    }
+
+    fn open_page(&mut self) -> Result<(), RunError> {
+        let page = self.sealed.split_to(self.sealed.len().min(PAGE_BYTES + TAG_BYTES));
+        let keys = Arc::clone(&self.chunks);
+        if let Some((opener, chunk)) = &mut self.opener {
+            let failed = |source| RunError::Chunk { key: key_of(&keys, *chunk), source };
+            opener.write(&page, &mut self.plain).map_err(failed)?;
+        }
+        let snapshot = keys.manifest.id.to_string();
+        self.parser.feed(&self.plain).map_err(|source| RunError::Stream { snapshot, source })
     }
 
     fn end_chunk(&mut self) -> Result<(), RunError> {
         let Some((opener, chunk)) = self.opener.take() else { return Ok(()) };
         self.next_chunk = chunk + 1;
-        let key = chunk_key(&self.chunks.manifest, &self.chunks.chunks[chunk])
-            .map_or_else(String::new, |key| key.to_string());
+        let key = key_of(&self.chunks, chunk);
         opener.finish().map_err(|source| RunError::Chunk { key, source })
     }
 
@@ -309,11 +352,10 @@ impl RestoreReader {
         if self.next_chunk != self.chunks.chunks.len() {
             return Err(cut("the fetch ended before the last chunk"));
         }
-        if let Some(parser) = self.parser.take() {
-            let summary = parser.finish().map_err(|source| RunError::Stream { snapshot: id.clone(), source })?;
-            if summary.bytes != self.expected_bytes {
-                return Err(cut("the stream has another length than the manifest says"));
-            }
+        let parser = std::mem::replace(&mut self.parser, StreamParser::new(self.expectation));
+        let summary = parser.finish().map_err(|source| RunError::Stream { snapshot: id.clone(), source })?;
+        if summary.bytes != self.expected_bytes {
+            return Err(cut("the stream has another length than the manifest says"));
         }
         Ok(())
     }
@@ -321,16 +363,16 @@ impl RestoreReader {
 
 impl Read for RestoreReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        // What would come next does not follow from what came before.
-        if self.failed {
-            return Err(std::io::Error::new(ErrorKind::InvalidData, "the stream failed before"));
-        }
         if self.given == self.plain.len() {
             match self.fill() {
                 Ok(true) => {}
                 Ok(false) => return Ok(0),
                 Err(error) => {
-                    self.failed = true;
+                    // Nothing more comes out of a reader that failed.
+                    self.plain.clear();
+                    self.given = 0;
+                    self.sealed.clear();
+                    self.pieces.close();
                     let text = error.to_string();
                     *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     return Err(std::io::Error::new(ErrorKind::InvalidData, text));
@@ -380,7 +422,7 @@ pub async fn restore_to_dataset(
     check_target(&*zfs, target)?;
     let mut received = Vec::new();
     for backup in &set.backups {
-        let snapshot = target_snapshot(target, &backup.private)?;
+        let snapshot = target_snapshot(target, backup)?;
         let (mut reader, failure) = open_stream(Arc::clone(&store), backup, &keys.identities);
         let request = ReceiveRequest {
             target: snapshot.clone(),
@@ -401,8 +443,10 @@ pub async fn restore_to_dataset(
     Ok(received)
 }
 
-fn target_snapshot(target: &DatasetName, private: &Private) -> Result<SnapshotName, RunError> {
-    let short = private.snapshot_name.rsplit_once('@').map_or("restored", |(_, short)| short);
+fn target_snapshot(target: &DatasetName, backup: &RestoreBackup) -> Result<SnapshotName, RunError> {
+    let private_name = backup.private.as_ref().and_then(|private| private.snapshot_name.rsplit_once('@'));
+    let nameless = format!("restored-{}", backup.manifest.snapshot.guid);
+    let short = private_name.map_or(nameless.as_str(), |(_, short)| short);
     target.snapshot(short).map_err(|error| RunError::refused(error.to_string(), "choose a shorter target"))
 }
 

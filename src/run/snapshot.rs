@@ -17,7 +17,11 @@ const GUIDS_PER_PROPERTY: usize = 400;
 /// Whether this tool took the snapshot, of this dataset.
 pub fn is_own(snapshot: &Snapshot, dataset_guid: Guid) -> bool {
     let own = dataset_guid.to_string();
-    let marks = snapshot.user_properties.iter().filter(|(name, _)| name.starts_with(ORIGIN_PROPERTY));
+    let is_ours = |name: &str| {
+        let rest = name.strip_prefix(ORIGIN_PROPERTY);
+        rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix('-').is_some_and(|n| n.parse::<u32>().is_ok()))
+    };
+    let marks = snapshot.user_properties.iter().filter(|(name, _)| is_ours(name));
     marks.flat_map(|(_, value)| value.split(' ')).any(|guid| guid == own)
 }
 

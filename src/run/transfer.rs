@@ -10,12 +10,12 @@
 //! confirmed are parsed again and not sent again, and the running checksum must be what it was.
 
 use super::{RunError, error_chain};
-use crate::manifest::{ChunkEntry, HeadEntry, ResumeEntry};
-use crate::model::{BackupId, ChunkIndex, DatasetName, Guid};
+use crate::manifest::{CHUNKS_MAX, ChunkEntry, HeadEntry};
+use crate::model::{BackupId, ChunkIndex, DatasetName};
 use crate::store::key::{BackupObject, object_name};
 use crate::store::{Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind};
 use crate::stream::part::PartPool;
-use crate::stream::record::{ResumePoint, StreamExpectation, StreamParser, StreamSummary};
+use crate::stream::record::{StreamExpectation, StreamParser, StreamSummary};
 use crate::stream::seal::{ChunkSealer, Compression, SealError, SealedChunk};
 use crate::zfs::{SendStream, ZfsError};
 use bytes::Bytes;
@@ -228,11 +228,10 @@ impl Uploader<'_> {
             }
             (Event::End(end), writer) => {
                 state.stream_bytes = end.ending.position;
-                if let Some(writer) = writer.take() {
-                    self.confirming.spawn(confirm(writer, *end));
-                }
+                let writer = writer.take().ok_or_else(|| out_of_order(self.store, self.plan))?;
+                self.confirming.spawn(confirm(writer, *end));
             }
-            (Event::Part(_), None) => {}
+            (Event::Part(_), None) => return Err(out_of_order(self.store, self.plan)),
         }
         Ok(())
     }
@@ -248,6 +247,11 @@ impl Uploader<'_> {
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
+}
+
+fn out_of_order(store: &dyn ObjectStore, plan: &TransferPlan) -> StoreError {
+    let reason = "a part came without its chunk: this is a defect, please report it";
+    StoreError::new(StoreErrorKind::Invalid, "upload", plan.id.as_str(), store.url(), reason)
 }
 
 /// Ends when a stop is asked for; never, when nobody can ask any more.
@@ -267,20 +271,11 @@ async fn confirm(writer: Box<dyn PartWriter>, end: SealedEnd) -> Result<Confirme
         sealed_bytes: sealed.sealed_bytes,
         blake3: sealed.blake3,
         head: HeadEntry { bytes: sealed.head.bytes, blake3: sealed.head.blake3 },
-        resume: end.ending.resume.map(resume_entry),
+        // Never published: it would tell the store of the content.
+        resume: None,
     };
     tracing::debug!(chunk = entry.name, bytes = entry.sealed_bytes, "chunk confirmed");
     Ok(ConfirmedChunk { entry, evidence, fletcher4: end.ending.fletcher4 })
-}
-
-fn resume_entry(point: ResumePoint) -> ResumeEntry {
-    ResumeEntry {
-        position: point.position,
-        object: point.object,
-        offset: point.offset,
-        fletcher4: point.fletcher4.map(Guid),
-        record_blake3: point.record_blake3,
-    }
 }
 
 struct Producer {
@@ -312,7 +307,7 @@ impl ProduceError {
             Self::Seal(error) => RunError::Seal(error),
             Self::Changed(index) => RunError::StreamChanged { index, id: plan.id.clone() },
             Self::TooManyChunks => RunError::refused(
-                format!("the stream of {snapshot} needs more than {} chunks", ChunkIndex::MAX),
+                format!("the stream of {snapshot} needs more than {CHUNKS_MAX} chunks"),
                 "make main.split_size larger",
             ),
             Self::Panicked => RunError::refused(
@@ -367,14 +362,12 @@ struct Cutter<'a> {
 /// The state of the stream where a chunk ends.
 struct Ending {
     fletcher4: Option<[u64; 4]>,
-    resume: Option<ResumePoint>,
     position: u64,
 }
 
 impl<'a> Cutter<'a> {
     fn new(producer: &'a Producer) -> Self {
-        let mut parser = StreamParser::new(producer.plan.expectation);
-        parser.note_boundary_at(producer.plan.split_bytes);
+        let parser = StreamParser::new(producer.plan.expectation);
         Self { producer, parser, index: 0, chunk_bytes: 0, sealing: None }
     }
 
@@ -411,14 +404,15 @@ impl<'a> Cutter<'a> {
 
     fn ending(&self) -> Ending {
         let parser = &self.parser;
-        Ending { fletcher4: parser.fletcher4(), resume: parser.resume_point(), position: parser.position() }
+        Ending { fletcher4: parser.fletcher4(), position: parser.position() }
     }
 
     fn begin_chunk(&mut self) -> Result<(), ProduceError> {
         if self.producer.skip.contains_key(&self.index) {
             return Ok(());
         }
-        let index = ChunkIndex::new(self.index).ok_or(ProduceError::TooManyChunks)?;
+        let allowed = |index: &ChunkIndex| index.get() < CHUNKS_MAX;
+        let index = ChunkIndex::new(self.index).filter(allowed).ok_or(ProduceError::TooManyChunks)?;
         let plan = &self.producer.plan;
         let compressed = plan.compression != Compression::None;
         let nonce =
@@ -432,9 +426,7 @@ impl<'a> Cutter<'a> {
     }
 
     fn end_chunk(&mut self) -> Result<(), ProduceError> {
-        let ending = self.ending();
-        self.parser.note_boundary_at(ending.position + self.producer.plan.split_bytes);
-        self.end_chunk_at(ending)
+        self.end_chunk_at(self.ending())
     }
 
     fn end_chunk_at(&mut self, ending: Ending) -> Result<(), ProduceError> {
@@ -446,7 +438,7 @@ impl<'a> Cutter<'a> {
                 let end = SealedEnd { sealed, name: object_name(&object), index, ending };
                 self.producer.send(Event::End(Box::new(end)))?;
             }
-            None if self.producer.skip.get(&self.index).is_some_and(|before| *before != ending.fletcher4) => {
+            None if self.producer.skip.get(&self.index).is_some_and(|before| before.is_none() || *before != ending.fletcher4) => {
                 return Err(ProduceError::Changed(self.index));
             }
             None => {}

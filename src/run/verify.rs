@@ -1,17 +1,17 @@
-//! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk; the small
-//! objects are read, because their hashes are signed and reading them is the better proof.
+//! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk.
 
 use super::catalog::{
-    StoredBackup, chunk_key, find_gaps, get_needed, get_signed, read_catalog, read_chunks, read_receipt,
+    StoredBackup, chunk_key, find_gaps, get_pinned, get_signed_as, read_catalog, read_chunks, read_pruned, read_receipt,
 };
+use super::keys::stored_keyrings;
 use super::{RunError, error_chain};
-use crate::keyring::{KEYRING_BYTES_MAX, keyring_tag};
-use crate::manifest::{
-    ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt, parse_started,
-};
+use crate::keyring::KEYRING_BYTES_MAX;
+use crate::manifest::{ChunkEntry, PRIVATE_BYTES_MAX, Receipt};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::{SignedType, TrustedKeys};
-use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name};
+use crate::store::key::{
+    BackupObject, KEYRING_PREFIX, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
+};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,8 @@ pub struct VerifyReport {
     pub extra: Vec<String>,
     /// The newest backup.
     pub newest: Option<BackupId>,
+    /// Backups that receipts saw in this store.
+    live: BTreeSet<BackupId>,
 }
 
 /// One finding.
@@ -55,18 +57,18 @@ pub async fn verify_dataset(
     trusted: &TrustedKeys,
 ) -> Result<VerifyReport, RunError> {
     let catalog = read_catalog(store, dataset, trusted).await?;
-    let mut report =
-        VerifyReport { newest: catalog.newest().map(|backup| backup.manifest.id.clone()), ..Default::default() };
-    for (id, error) in catalog.disbelieved() {
-        let key = format!("{}manifest.json", backup_prefix(dataset, id));
-        report.damage.push(Damage { key, backup: Some(id.clone()), reason: error_chain(error) });
-    }
-    for attempt in catalog.attempts.iter().filter(|attempt| attempt.disbelieved.is_none()) {
-        report.extra.push(format!(
-            "{} ({} objects of an unfinished upload)",
-            backup_prefix(dataset, &attempt.id),
-            attempt.objects
-        ));
+    let newest = catalog.newest().map(|backup| backup.manifest.id.clone());
+    let mut report = VerifyReport { newest, ..Default::default() };
+    for attempt in &catalog.attempts {
+        let prefix = backup_prefix(dataset, &attempt.id);
+        let found = |reason| Damage { key: format!("{prefix}manifest.json"), backup: Some(attempt.id.clone()), reason };
+        match &attempt.disbelieved {
+            Some(error) => report.damage.push(found(error_chain(error))),
+            None if attempt.was_committed && !catalog.holds(attempt.id.snapshot_guid()) => {
+                report.damage.push(found("missing, and its signature is there".to_owned()))
+            }
+            None => report.extra.push(format!("{prefix} ({} objects of an unfinished upload)", attempt.objects)),
+        }
     }
     report.extra.extend(catalog.unknown.iter().map(|object| object.key.clone()));
     let present: BTreeSet<&BackupId> = catalog.backups.iter().map(|backup| &backup.manifest.id).collect();
@@ -74,7 +76,82 @@ pub async fn verify_dataset(
         report.backups += 1;
         verify_backup(store, backup, trusted, &present, &mut report).await?;
     }
+    report.gaps(store, dataset, trusted, &present).await?;
+    report.keyrings(store, &catalog.backups).await?;
     Ok(report)
+}
+
+impl VerifyReport {
+    /// A backup that a later receipt saw, that is gone, and whose deletion no signed record explains.
+    async fn gaps(
+        &mut self,
+        store: &dyn ObjectStore,
+        dataset: &DatasetName,
+        trusted: &TrustedKeys,
+        present: &BTreeSet<&BackupId>,
+    ) -> Result<(), RunError> {
+        let known = |id: &BackupId, report: &Self| {
+            present.contains(id) || report.damage.iter().any(|damage| damage.backup.as_ref() == Some(id))
+        };
+        let missing: Vec<BackupId> = self.live.iter().filter(|id| !known(id, self)).cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let pruned = read_pruned(store, dataset, trusted).await?;
+        for id in missing.into_iter().filter(|id| !pruned.contains(id)) {
+            let reason = "a later backup saw it here, it is gone, and no signed prune record says why".to_owned();
+            self.damage.push(Damage { key: backup_prefix(dataset, &id), backup: Some(id), reason });
+        }
+        Ok(())
+    }
+
+    /// The keyring of every backup must lie among the keyrings too: a bare host begins there.
+    async fn keyrings(&mut self, store: &dyn ObjectStore, backups: &[StoredBackup]) -> Result<(), RunError> {
+        let needed: BTreeSet<Digest> = backups.iter().filter_map(|backup| backup.manifest.files.keyring).collect();
+        if needed.is_empty() {
+            return Ok(());
+        }
+        let stored: BTreeSet<Digest> =
+            stored_keyrings(store).await?.iter().map(|keyring| Digest::of(&keyring.bytes)).collect();
+        for digest in needed.difference(&stored) {
+            let reason = format!("none of them is the keyring with BLAKE3 {digest} that backups here are sealed for");
+            self.damage.push(Damage { key: KEYRING_PREFIX.to_owned(), backup: None, reason });
+        }
+        Ok(())
+    }
+}
+
+/// The small objects that the manifest pins, read and hashed; and the signatures that must lie beside their objects.
+async fn verify_small(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    trusted: &TrustedKeys,
+    report: &mut VerifyReport,
+) -> Result<(), RunError> {
+    let manifest = &backup.manifest;
+    let files = &manifest.files;
+    let pinned = [
+        (BackupObject::Private, Some(files.private), PRIVATE_BYTES_MAX),
+        (BackupObject::Keyring, files.keyring, KEYRING_BYTES_MAX),
+    ];
+    for (object, digest, limit_bytes) in pinned {
+        let Some(digest) = digest else { continue };
+        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
+        damage_or(get_pinned(store, &key, digest, limit_bytes).await, backup, report)?;
+    }
+    for (object, signed_type) in
+        [(BackupObject::RestoreText, SignedType::RestoreText), (BackupObject::Started, SignedType::Started)]
+    {
+        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
+        let Some(bytes) = damage_or(get_signed_as(store, &key, signed_type, trusted).await, backup, report)? else {
+            continue;
+        };
+        if object == BackupObject::RestoreText && Digest::of(&bytes) != files.restore_text {
+            let reason = "its BLAKE3 is not the one that the manifest says".to_owned();
+            report.damage.push(Damage { key: key.to_string(), backup: Some(manifest.id.clone()), reason });
+        }
+    }
+    Ok(())
 }
 
 async fn verify_backup(
@@ -93,19 +170,19 @@ async fn verify_backup(
             reason: "the base of this backup is missing".into(),
         });
     }
+    let Some(chunks) = damage_or(read_chunks(store, &backup.manifest).await, backup, report)? else { return Ok(()) };
     verify_small(store, backup, trusted, report).await?;
-    let chunks = damage_or(read_chunks(store, &backup.manifest).await, backup, report)?;
-    let receipt = damage_or(read_receipt(store, backup, trusted).await, backup, report)?;
-    let Some(chunks) = chunks else { return Ok(()) };
     report.extra.extend(unnamed_objects(backup, &chunks));
-    let Some(receipt) = receipt else {
+    let Some(receipt) = damage_or(read_receipt(store, backup, trusted).await, backup, report)? else {
         // Without the store's word at the commit, the listing is what is left.
         for gap in find_gaps(backup, &chunks) {
             damage_or::<()>(Err(gap), backup, report)?;
         }
         return Ok(());
     };
+    report.live.extend(receipt.live.iter().map(|entry| entry.id.clone()));
     let mut wanted = wanted_objects(backup, &chunks, &receipt, report);
+    // What is known to be damaged is said once.
     wanted.retain(|(key, _)| !report.damage.iter().any(|damage| damage.key == key.as_str()));
     let heads = stream::iter(wanted).map(|(key, recorded)| async move { (store.head(&key).await, key, recorded) });
     let mut heads = heads.buffer_unordered(HEADS_MAX);
@@ -116,66 +193,6 @@ async fn verify_backup(
         }
     }
     Ok(())
-}
-
-/// Reads what is small: everything that a person without this tool needs besides the chunks, and the keyring.
-async fn verify_small(
-    store: &dyn ObjectStore,
-    backup: &StoredBackup,
-    trusted: &TrustedKeys,
-    report: &mut VerifyReport,
-) -> Result<(), RunError> {
-    let Manifest { dataset, id, files, recipients, .. } = &backup.manifest;
-    let key_of = |object| ObjectKey::backup(dataset, id, &object);
-    damage_or(check_started(store, backup, trusted).await, backup, report)?;
-    let text = key_of(BackupObject::RestoreText);
-    damage_or(check_restore_text(store, &text, files.restore_text, trusted).await, backup, report)?;
-    let private = key_of(BackupObject::Private);
-    damage_or(check_digest(store, &private, LARGE_TEXT_BYTES_MAX, files.private).await, backup, report)?;
-    let Some(keyring) = files.keyring else { return Ok(()) };
-    let tags = recipients.iter().filter_map(|recipient| Some(keyring_tag(&recipient.parse().ok()?)));
-    let main = tags.map(|tag| ObjectKey::keyring(&tag));
-    for key in main.chain([key_of(BackupObject::Keyring)]) {
-        damage_or(check_digest(store, &key, KEYRING_BYTES_MAX, keyring).await, backup, report)?;
-    }
-    Ok(())
-}
-
-async fn check_started(store: &dyn ObjectStore, backup: &StoredBackup, trusted: &TrustedKeys) -> Result<(), RunError> {
-    let Manifest { dataset, id, .. } = &backup.manifest;
-    let key = ObjectKey::backup(dataset, id, &BackupObject::Started);
-    let (bytes, signature) = get_signed(store, &key, MANIFEST_BYTES_MAX).await?;
-    let parsed = parse_started(trusted, dataset, id, &bytes, &signature);
-    parsed.map(drop).map_err(|source| RunError::Manifest { key: key.to_string(), source })
-}
-
-async fn check_restore_text(
-    store: &dyn ObjectStore,
-    key: &ObjectKey,
-    expected: Digest,
-    trusted: &TrustedKeys,
-) -> Result<(), RunError> {
-    let (bytes, signature) = get_signed(store, key, LARGE_TEXT_BYTES_MAX).await?;
-    trusted
-        .verify(SignedType::RestoreText, key.as_str(), &bytes, &signature)
-        .map_err(ManifestError::from)
-        .and_then(|()| same_digest(&bytes, expected))
-        .map_err(|source| RunError::Manifest { key: key.to_string(), source })
-}
-
-async fn check_digest(
-    store: &dyn ObjectStore,
-    key: &ObjectKey,
-    limit_bytes: u64,
-    expected: Digest,
-) -> Result<(), RunError> {
-    let bytes = get_needed(store, key, limit_bytes).await?;
-    same_digest(&bytes, expected).map_err(|source| RunError::Manifest { key: key.to_string(), source })
-}
-
-fn same_digest(bytes: &[u8], expected: Digest) -> Result<(), ManifestError> {
-    let actual = Digest::of(bytes);
-    if actual == expected { Ok(()) } else { Err(ManifestError::Digest { expected, actual }) }
 }
 
 /// Objects under the backup that are not of it, such as chunks that were made again because a reply was lost.
@@ -192,26 +209,29 @@ fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> 
     named.extend(chunks.iter().map(|chunk| chunk.name.clone()));
     named.extend(backup.manifest.chunk_lists.iter().map(|list| list.name.clone()));
     let prefix = backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
-    let unnamed =
-        backup.objects.keys().filter(|name| !named.contains(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name)));
-    unnamed.map(|name| format!("{prefix}{name}")).collect()
+    let is_named = |name: &&String| named.contains(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name));
+    backup.objects.keys().filter(|name| !is_named(name)).map(|name| format!("{prefix}{name}")).collect()
 }
 
-/// Damage found while reading goes into the report, once for each key; what could not be read at all is an error.
+/// Damage found while reading goes into the report; what could not be read at all is an error, except an object that
+/// the listing shows to be gone.
 fn damage_or<T>(
     result: Result<T, RunError>,
     backup: &StoredBackup,
     report: &mut VerifyReport,
 ) -> Result<Option<T>, RunError> {
-    let (key, reason) = match result {
+    let error = match result {
         Ok(value) => return Ok(Some(value)),
-        Err(RunError::Damaged { key, reason }) => (key, reason),
-        Err(RunError::Manifest { key, source }) => (key, error_chain(&source)),
-        Err(error) => return Err(error),
+        Err(error) => error,
     };
-    if !report.damage.iter().any(|damage| damage.key == key) {
-        report.damage.push(Damage { key, backup: Some(backup.manifest.id.clone()), reason });
+    if !error.is_damage() {
+        return Err(error);
     }
+    let key = match &error {
+        RunError::Manifest { key, .. } | RunError::Damaged { key, .. } => key.clone(),
+        _ => backup_prefix(&backup.manifest.dataset, &backup.manifest.id),
+    };
+    report.damage.push(Damage { key, backup: Some(backup.manifest.id.clone()), reason: error_chain(&error) });
     Ok(None)
 }
 
@@ -240,11 +260,9 @@ fn wanted_objects(
             Some(evidence) => wanted.push((key, (*evidence).clone())),
         }
     }
-    let small = receipt.objects.iter().filter(|entry| !chunks.iter().any(|chunk| chunk.name == entry.name));
-    for entry in small {
-        if let Some(object) = parse_object_name(&entry.name)
-            .filter(|object| !matches!(object, BackupObject::Chunk { .. } | BackupObject::Progress(_)))
-        {
+    for entry in &receipt.objects {
+        let chunk = |object: &BackupObject| matches!(object, BackupObject::Chunk { .. } | BackupObject::Progress(_));
+        if let Some(object) = parse_object_name(&entry.name).filter(|object| !chunk(object)) {
             wanted.push((ObjectKey::backup(&manifest.dataset, &manifest.id, &object), entry.evidence.clone()));
         }
     }
@@ -274,7 +292,7 @@ pub fn compare(recorded: &Evidence, found: Option<&Evidence>) -> Result<Evidence
         }
         EvidenceTier::Md5Etag => same("ETag", &recorded.etag, &found.etag)?,
         EvidenceTier::IdPin => same("id", &recorded.version_id, &found.version_id)?,
-        EvidenceTier::SizeOnly | EvidenceTier::ReadBack => {}
+        EvidenceTier::SizeOnly | EvidenceTier::ReadBack | EvidenceTier::Unknown => {}
     }
     Ok(recorded.tier)
 }

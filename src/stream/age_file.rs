@@ -19,8 +19,8 @@ pub const PAGE_BYTES: usize = 64 * 1024;
 pub const TAG_BYTES: usize = 16;
 /// The payload nonce between header and first page.
 pub const NONCE_BYTES: usize = 16;
-/// More than any header of ours: 20 recipients would fit. Longer heads are refused before they are read.
-pub const HEAD_BYTES_MAX: usize = 4096;
+/// The longest head of the format: 600 recipients. Longer ones are refused before they are read, and never made.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 const VERSION_LINE: &[u8] = b"age-encryption.org/v1\n";
 const STANZA_LINE_BYTES: usize = 64;
@@ -119,6 +119,9 @@ pub fn new_head(recipients: &[age::x25519::Recipient]) -> Result<(Vec<u8>, PageK
     head.extend_from_slice(BASE64_STANDARD_NO_PAD.encode(mac.as_ref()).as_bytes());
     head.push(b'\n');
     head.extend_from_slice(&nonce);
+    if head.len() > HEAD_BYTES_MAX {
+        return Err(AgeError::Header("it is longer than 64 KiB: too many recipients"));
+    }
     let key = PageKey::new(&file_key, &nonce)?;
     Ok((head, key))
 }

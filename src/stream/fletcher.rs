@@ -1,6 +1,6 @@
 //! Fletcher-4, the running checksum of send streams: four sums over 32-bit words in the byte order of the sender.
-//! Measured at twice the plain loop's speed or more, because four words go side by side, which compilers turn into
-//! vector instructions that every 64-bit processor has. Knows nothing of records; [`super::record`] does.
+//! Four words go side by side, which compilers turn into vector instructions that every 64-bit processor has. Knows
+//! nothing of records; [`super::record`] does.
 //! Source: OpenZFS `module/zcommon/zfs_fletcher.c`.
 
 /// The byte order of the machine that made a stream; the stream keeps it for ever.
@@ -42,11 +42,12 @@ impl Fletcher4 {
     pub fn absorb(&mut self, words: &[[u8; 4]], order: ByteOrder) {
         let (groups, rest) = words.as_chunks::<LANES>();
         if !groups.is_empty() {
-            let next = match order {
-                ByteOrder::Little => sum_groups(groups, u32::from_le_bytes),
-                ByteOrder::Big => sum_groups(groups, u32::from_be_bytes),
-            };
-            *self = self.combine(next, (groups.len() * LANES) as u64);
+            let mut lanes = Lanes::default();
+            match order {
+                ByteOrder::Little => sum_groups(&mut lanes, groups, u32::from_le_bytes),
+                ByteOrder::Big => sum_groups(&mut lanes, groups, u32::from_be_bytes),
+            }
+            *self = self.combine(join_lanes(lanes), (groups.len() * LANES) as u64);
         }
         for word in rest {
             self.absorb_word(match order {
@@ -72,8 +73,8 @@ impl Fletcher4 {
         let n = u128::from(next_words);
         let pairs = n * (n + 1) / 2;
         // One of n, n+1, n+2 is a multiple of 3: divide before multiplying, or 128 bits would overflow.
-        let triples = match (n + 2) % 3 {
-            0 => wrap(pairs).wrapping_mul(wrap((n + 2) / 3)),
+        let triples = match n % 3 {
+            1 => wrap(pairs).wrapping_mul(wrap(n.div_ceil(3))),
             _ => wrap(pairs / 3).wrapping_mul(wrap(n + 2)),
         };
         let (n, pairs) = (next_words, wrap(pairs));
@@ -97,10 +98,20 @@ fn wrap(value: u128) -> u64 {
 /// 7.0 for one, 8.7 for two and 8.4 for eight), so nothing is chosen at run time.
 const LANES: usize = 4;
 
-/// The sum, from zero, of words dealt out to four lanes in turn.
-#[inline(always)]
-fn sum_groups(groups: &[[[u8; 4]; LANES]], read: impl Fn([u8; 4]) -> u32) -> Fletcher4 {
-    let (mut a, mut b, mut c, mut d) = ([0u64; LANES], [0u64; LANES], [0u64; LANES], [0u64; LANES]);
+/// Four sums for each of the lanes.
+#[derive(Default)]
+struct Lanes {
+    a: [u64; LANES],
+    b: [u64; LANES],
+    c: [u64; LANES],
+    d: [u64; LANES],
+}
+
+/// Adds words dealt out to the lanes in turn. Not inlined, and the lanes kept in memory at both ends: that is what makes
+/// the compiler use vector instructions (14.9 GiB/s; inlined it gave 4.7).
+#[inline(never)]
+fn sum_groups(lanes: &mut Lanes, groups: &[[[u8; 4]; LANES]], read: impl Fn([u8; 4]) -> u32) {
+    let Lanes { mut a, mut b, mut c, mut d } = *lanes;
     for group in groups {
         for lane in 0..LANES {
             a[lane] = a[lane].wrapping_add(u64::from(read(group[lane])));
@@ -115,7 +126,7 @@ fn sum_groups(groups: &[[[u8; 4]; LANES]], read: impl Fn([u8; 4]) -> u32) -> Fle
             d[lane] = d[lane].wrapping_add(c[lane]);
         }
     }
-    join_lanes(a, b, c, d)
+    *lanes = Lanes { a, b, c, d };
 }
 
 /// One sum out of four lanes.
@@ -123,7 +134,7 @@ fn sum_groups(groups: &[[[u8; 4]; LANES]], read: impl Fn([u8; 4]) -> u32) -> Fle
 /// A word of lane j that x-1 words of its lane follow has 4x-j-1 words after it in all. Its weights in the lane are
 /// x, x(x+1)/2 and x(x+1)(x+2)/6; with s = 4x-j, its weights in the whole are s, s(s+1)/2 and s(s+1)(s+2)/6. The
 /// factors below write the second kind in terms of the first (the same as OpenZFS' `zfs_fletcher_intel.c`).
-fn join_lanes(a: [u64; LANES], b: [u64; LANES], c: [u64; LANES], d: [u64; LANES]) -> Fletcher4 {
+fn join_lanes(Lanes { a, b, c, d }: Lanes) -> Fletcher4 {
     const A_IN_B: [i64; LANES] = [0, -1, -2, -3];
     const A_IN_C: [i64; LANES] = [0, 0, 1, 3];
     const A_IN_D: [i64; LANES] = [0, 0, 0, -1];

@@ -2,7 +2,7 @@
 //!
 //! [`StreamParser`] watches a stream go by, on its way out and on its way back, and proves it whole: every record's
 //! checksum, END's sum over everything, the right snapshot and base, nothing missing and nothing after. It copies no
-//! payload and touches nothing but its arguments. `RecordWriter` makes streams, for tests and for the ZFS in memory.
+//! payload and touches nothing but its arguments. [`RecordWriter`] makes streams, for tests and for the ZFS in memory.
 //!
 //! # What is accepted
 //! Exactly one plain stream, in either byte order, of record types 0 to 10 with the payload rules of OpenZFS 2.0 to 2.4.

@@ -139,14 +139,16 @@ fn a_send_that_the_kernel_gives_up_leaves_no_backup() {
 
 /// Where the bytes lie in the image. Noise is not compressed, and records of a megabyte lie in one piece.
 fn find(image: &fs::File, needle: &[u8]) -> u64 {
-    let mut block = vec![0; 1 << 20];
+    const SECTOR: usize = 512;
+    let mut block = vec![0; (1 << 20) + needle.len()];
     let mut start = 0;
     while let Ok(bytes) = image.read_at(&mut block, start) {
-        assert!(bytes > 0, "the block is not in the image");
-        if let Some(at) = block[..bytes].chunks(4096).position(|piece| piece == needle) {
-            return start + at as u64 * 4096;
+        assert!(bytes > needle.len(), "the block is not in the image");
+        let mut sectors = (0..bytes - needle.len()).step_by(SECTOR);
+        if let Some(at) = sectors.find(|at| block[*at..].starts_with(needle)) {
+            return start + at as u64;
         }
-        start += bytes as u64;
+        start += 1 << 20;
     }
     panic!("the image cannot be read");
 }

@@ -4,7 +4,7 @@ use super::{HEADER_BYTES, RecordHeader, RecordType, StreamFault};
 use crate::model::Guid;
 use crate::stream::fletcher::ByteOrder;
 
-const MAGIC: u64 = 0x0002_F5ba_cbac;
+const MAGIC: u64 = 0x0002_f5ba_cbac;
 const NAME_AT: usize = 56;
 const PLAIN_STREAM: u64 = 1;
 
@@ -84,7 +84,7 @@ impl BeginRecord {
         };
         Ok(Self {
             order,
-            feature_flags: version >> 2 & (1 << 56) - 1,
+            feature_flags: (version >> 2) & ((1 << 56) - 1),
             creation_time: header.u64(24),
             dataset_type: match header.u32(32) {
                 2 => StreamDatasetType::Filesystem,
@@ -104,7 +104,7 @@ impl BeginRecord {
         let mut header = RecordHeader::blank(RecordType::Begin, self.order);
         header.set_u32(4, self.payload_bytes);
         header.set_u64(8, MAGIC);
-        header.set_u64(16, self.feature_flags << 2 | PLAIN_STREAM);
+        header.set_u64(16, (self.feature_flags << 2) | PLAIN_STREAM);
         header.set_u64(24, self.creation_time);
         header.set_u32(
             32,
