@@ -139,9 +139,14 @@ impl RunError {
         Self::Refused { what: what.into(), hint: Some(hint.into()) }
     }
 
-    /// Whether stored data is damaged or forged: exit status 4.
+    /// Whether stored data is damaged or forged: exit status 4. What a later version made is neither.
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Manifest { .. } | Self::Chunk { .. } | Self::Damaged { .. })
+        match self {
+            Self::Manifest { source, .. } => {
+                !matches!(source, ManifestError::Format { .. } | ManifestError::Requires(_))
+            }
+            other => matches!(other, Self::Chunk { .. } | Self::Damaged { .. }),
+        }
     }
 
     /// What a person can do, where there is something.

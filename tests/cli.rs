@@ -19,7 +19,10 @@ fn frozen(kind: &str) -> PathBuf {
 fn zb(arguments: &[&str], input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.env_remove("AWS_PROFILE").env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+    command
+        .env_remove("AWS_PROFILE")
+        .env("AWS_CONFIG_FILE", "/dev/null")
+        .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
     let mut child = command.spawn().unwrap();
     // A program that reads no passphrase closes the pipe: that is no failure of the test.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
@@ -44,7 +47,11 @@ fn copy_tree(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() { copy_tree(&entry.path(), &target) } else { fs::copy(entry.path(), target).map(drop).unwrap() }
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target)
+        } else {
+            fs::copy(entry.path(), target).map(drop).unwrap()
+        }
     }
 }
 
@@ -130,11 +137,19 @@ fn damage_is_named_and_ends_with_4() {
 #[test]
 fn a_wrong_passphrase_and_an_empty_store_are_different_answers() {
     let url = format!("file:{}", frozen("none").display());
-    check(&zb(&["restore", "frozen/data", "--remote", &url, "--stdout"], "wrong\n"), 1, &["passphrase does not fit", "hint:"]);
+    check(
+        &zb(&["restore", "frozen/data", "--remote", &url, "--stdout"], "wrong\n"),
+        1,
+        &["passphrase does not fit", "hint:"],
+    );
     let empty = TempDir::new().unwrap();
     let nothing = format!("file:{}", empty.path().display());
     check(&zb(&["restore", "frozen/data", "--remote", &nothing, "--stdout"], "x\n"), 1, &["no keyring", "hint:"]);
-    check(&zb(&["restore", "frozen/data", "--remote", "file:/no/such/folder", "--stdout"], "x\n"), 1, &["/no/such/folder"]);
+    check(
+        &zb(&["restore", "frozen/data", "--remote", "file:/no/such/folder", "--stdout"], "x\n"),
+        1,
+        &["/no/such/folder"],
+    );
     check(&zb(&["restore", "frozen/date", "--remote", &url, "--stdout"], PASSPHRASE), 1, &["no backup of frozen/date"]);
     check(&zb(&["restore", "frozen/data@other", "--remote", &url, "--stdout"], PASSPHRASE), 1, &["frozen/data@other"]);
 }

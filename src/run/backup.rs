@@ -4,12 +4,12 @@
 //! verified and `lzc_send` returned 0 -> bookmark -> RESTORE.txt, private, lists -> receipt -> signatures -> manifest
 //! -> read back and verified -> hold released. Whatever fails before the manifest leaves no backup.
 
-use super::RunError;
-use super::catalog::{Catalog, StoredBackup, find_gap, read_catalog, read_chunks, read_manifest};
+use super::catalog::{Catalog, StoredBackup, find_gaps, read_catalog, read_chunks, read_manifest};
 use super::keys::WriterKeys;
 use super::lock::lock_dataset;
 use super::snapshot::{find_dataset, is_own};
 use super::transfer::{ProgressSink, Stop, StreamSource, TransferPlan, Transferred, transfer};
+use super::{RunError, error_chain};
 use crate::config::RawMode;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{
@@ -31,6 +31,11 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// How often a small object is put or read again.
+const TRIES_MAX: u32 = 3;
+/// Pause before that, times the number of the try.
+const TRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How backups are made.
 #[derive(Debug, Clone)]
@@ -152,7 +157,7 @@ async fn stored_points(
     let mut points = Vec::new();
     for backup in catalog.backups.iter().filter(|backup| Some(backup.manifest.snapshot.guid) == candidate) {
         let usable = match read_chunks(store, &backup.manifest).await {
-            Ok(chunks) => find_gap(backup, &chunks).is_none(),
+            Ok(chunks) => find_gaps(backup, &chunks).next().is_none(),
             Err(error) if error.is_damage() => false,
             Err(error) => return Err(error),
         };
@@ -309,19 +314,33 @@ impl<'a> Attempt<'a> {
         self.check_as_a_reader(&manifest_bytes, &entries)?;
         let receipt = self.receipt(catalog, manifest_blake3, written.receipt.clone(), finished_at);
         self.put_signed(BackupObject::Receipt, SignedType::Receipt, json(&receipt)?, &mut written).await?;
-        self.put_signed(BackupObject::Manifest, SignedType::Manifest, manifest_bytes, &mut written).await?;
-        let (read_back, blake3) =
-            read_manifest(&*self.env.store, &self.local.name, &self.id, &self.env.keys.trusted).await?;
-        if blake3 != manifest_blake3 {
-            let key = ObjectKey::backup(&self.local.name, &self.id, &BackupObject::Manifest).to_string();
-            return Err(RunError::Damaged {
-                key,
-                reason: "read back after the commit, it is not what was written".into(),
-            });
-        }
+        let put = self.put_signed(BackupObject::Manifest, SignedType::Manifest, manifest_bytes, &mut written).await;
+        let read_back = match (put, self.read_back(manifest_blake3).await) {
+            // Also when the put failed: then only its reply was lost.
+            (_, Ok(manifest)) => manifest,
+            (Err(error), Err(_)) | (Ok(()), Err(error)) => return Err(error),
+        };
         let stored_bytes = entries.iter().map(|entry| entry.sealed_bytes).sum();
         let evidence = transferred.chunks.into_iter().map(|chunk| chunk.evidence).max_by_key(|evidence| evidence.tier);
         Ok(CommittedBackup { manifest: read_back, stored_bytes, chunks: entries.len(), evidence })
+    }
+
+    /// Reads the manifest as everybody will. One failure of the store must not hide that the backup is there.
+    async fn read_back(&self, expected: Digest) -> Result<Manifest, RunError> {
+        let mut tries = 1..=TRIES_MAX;
+        loop {
+            let found = read_manifest(&*self.env.store, &self.local.name, &self.id, &self.env.keys.trusted).await;
+            match (found, tries.next()) {
+                (Ok((manifest, blake3)), _) if blake3 == expected => return Ok(manifest),
+                (Ok(_), _) => {
+                    let key = ObjectKey::backup(&self.local.name, &self.id, &BackupObject::Manifest).to_string();
+                    let reason = "read back after the commit, it is not what was written".into();
+                    return Err(RunError::Damaged { key, reason });
+                }
+                (Err(error), None) => return Err(error),
+                (Err(_), Some(number)) => tokio::time::sleep(TRY_PAUSE * number).await,
+            }
+        }
     }
 
     /// What a reader would refuse must not be committed: the reader's own rules, over the very bytes.
@@ -501,7 +520,7 @@ impl<'a> Attempt<'a> {
     ) -> Result<(), RunError> {
         let key = ObjectKey::backup(&self.local.name, &self.id, &object);
         let signature = self.env.keys.signing.sign(signed_type, key.as_str(), &bytes)?;
-        self.env.store.put_new(&key.signature(), signature.into()).await?;
+        self.put_again(&key.signature(), signature.into()).await?;
         self.put(object, bytes.into(), written).await
     }
 
@@ -512,13 +531,31 @@ impl<'a> Attempt<'a> {
             return Err(RunError::refused(what, "make main.split_size larger, so that there are fewer chunks"));
         }
         let digest = Digest::of(&bytes);
-        let (outcome, evidence) = self.env.store.put_new(&key, bytes).await?;
+        let (outcome, evidence) = self.put_again(&key, bytes).await?;
         if outcome == PutOutcome::Identical {
             tracing::debug!(%key, "was there already with the same bytes");
         }
         written.receipt.push(ReceiptEntry { name: object_name(&object), evidence });
         written.digests.insert(object, digest);
         Ok(())
+    }
+}
+
+impl Attempt<'_> {
+    /// Puts a small object, more than once if the store is not well: a put that was done already is no error, and the
+    /// whole upload hangs on it.
+    async fn put_again(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), RunError> {
+        let mut tries = 1..=TRIES_MAX;
+        loop {
+            match (self.env.store.put_new(key, bytes.clone()).await, tries.next()) {
+                (Ok(done), _) => return Ok(done),
+                (Err(error), Some(number)) if error.is_transient() => {
+                    tracing::warn!(error = %error_chain(&error), number, "put failed; trying again");
+                    tokio::time::sleep(TRY_PAUSE * number).await;
+                }
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
     }
 }
 

@@ -84,6 +84,11 @@ impl Catalog {
         self.attempts.iter().filter(|attempt| attempt.was_committed)
     }
 
+    /// Whether there is a whole backup of that snapshot.
+    pub fn holds(&self, snapshot: Guid) -> bool {
+        self.backups.iter().any(|backup| backup.manifest.snapshot.guid == snapshot)
+    }
+
     /// The backup with that id.
     pub fn backup(&self, id: &BackupId) -> Option<&StoredBackup> {
         self.backups.iter().find(|backup| backup.manifest.id == *id)
@@ -135,7 +140,9 @@ pub async fn read_catalog(
                     objects: by_name(&id, dataset, &objects),
                 });
             }
-            Some(Err(error)) if error.is_damage() => catalog.attempts.push(attempt(id, &objects, Some(error))),
+            Some(Err(error @ (RunError::Manifest { .. } | RunError::Damaged { .. }))) => {
+                catalog.attempts.push(attempt(id, &objects, Some(error)));
+            }
             Some(Err(other)) => return Err(other),
             None => catalog.attempts.push(attempt(id, &objects, None)),
         }
@@ -316,10 +323,10 @@ pub fn chunk_key(manifest: &Manifest, chunk: &ChunkEntry) -> Option<ObjectKey> {
     Some(ObjectKey::backup(&manifest.dataset, &manifest.id, &object))
 }
 
-/// The first object that a listing shows to be missing or to have another size than the manifest says.
-pub fn find_gap(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Option<RunError> {
+/// Chunks that a listing shows to be missing or to have another size than the manifest says.
+pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<Item = RunError> {
     let prefix = crate::store::key::backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
-    chunks.iter().find_map(|chunk| {
+    chunks.iter().filter_map(move |chunk| {
         let reason = match backup.objects.get(&chunk.name) {
             None => "missing".to_owned(),
             Some(bytes) if *bytes != chunk.sealed_bytes => format!("has {bytes} bytes, not {}", chunk.sealed_bytes),

@@ -4,7 +4,7 @@
 //! hash, and a listing shows every chunk at its size. Then chunks are fetched ahead by ranges, in order, opened as they
 //! come, and the stream is parsed once more on its way out.
 
-use super::catalog::{Catalog, StoredBackup, chunk_key, find_gap, get_pinned, read_catalog, read_chunks};
+use super::catalog::{Catalog, StoredBackup, chunk_key, find_gaps, get_pinned, read_catalog, read_chunks};
 use super::{RunError, error_chain};
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest, PRIVATE_BYTES_MAX, Private, parse_as};
@@ -74,7 +74,7 @@ pub async fn find_restore_set(
     let mut backups = Vec::new();
     for manifest in chain {
         let chunks = read_chunks(store, manifest).await?;
-        if let Some(gap) = catalog.backup(&manifest.id).and_then(|backup| find_gap(backup, &chunks)) {
+        if let Some(gap) = catalog.backup(&manifest.id).and_then(|backup| find_gaps(backup, &chunks).next()) {
             return Err(gap);
         }
         let private = match read_private(store, manifest, keys).await {
@@ -137,7 +137,10 @@ fn newest(catalog: &Catalog) -> Result<BackupId, RunError> {
             "choose one with --backup ID; `zfs-backup show --include-remote` lists them",
         ));
     }
-    match catalog.lost().filter(|attempt| attempt.id > *id).max_by(|a, b| a.id.cmp(&b.id)) {
+    // Another attempt at the same snapshot is not newer, such as one that failed between the last signature and the
+    // manifest.
+    let is_newer = |other: &BackupId| other > id && other.snapshot_guid() != id.snapshot_guid();
+    match catalog.lost().filter(|attempt| is_newer(&attempt.id)).max_by(|a, b| a.id.cmp(&b.id)) {
         None => Ok(id.clone()),
         Some(lost) => Err(RunError::refused(
             format!(
@@ -154,11 +157,7 @@ fn why_none(catalog: &Catalog, id: Option<&BackupId>) -> RunError {
     let dataset = &catalog.dataset;
     let disbelieved = catalog.disbelieved().find(|(other, _)| id.is_none_or(|id| id == *other));
     if let Some((other, error)) = disbelieved {
-        let cause = error_chain(error);
-        return RunError::refused(
-            format!("{dataset}: the manifest of {other} is not believed: {cause}"),
-            "it was changed, made with other keys, or by somebody else; restore with the key file of that time",
-        );
+        return not_believed(dataset, other, error);
     }
     let attempts = catalog.attempts.len();
     let what = match id {
@@ -167,6 +166,19 @@ fn why_none(catalog: &Catalog, id: Option<&BackupId>) -> RunError {
         None => format!("there is no backup of {dataset}"),
     };
     RunError::refused(what, "check the name, bucket and prefix; `zfs-backup show --include-remote` lists what there is")
+}
+
+fn not_believed(dataset: &DatasetName, id: &BackupId, error: &RunError) -> RunError {
+    let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest).to_string();
+    let cause = match error {
+        RunError::Manifest { source, .. } => error_chain(source),
+        other => error_chain(other),
+    };
+    if error.is_damage() {
+        let advice = "it was changed, made with other keys, or by somebody else";
+        return RunError::Damaged { key, reason: format!("not believed: {cause} ({advice})") };
+    }
+    RunError::refused(format!("{key}: {cause}"), "restore it with the version of zfs-backup that made it")
 }
 
 async fn read_private(store: &dyn ObjectStore, manifest: &Manifest, keys: &KeyFile) -> Result<Private, RunError> {

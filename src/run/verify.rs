@@ -1,7 +1,7 @@
 //! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk.
 
 use super::catalog::{
-    StoredBackup, chunk_key, get_pinned, get_signed_as, read_catalog, read_chunks, read_pruned, read_receipt,
+    StoredBackup, chunk_key, find_gaps, get_pinned, get_signed_as, read_catalog, read_chunks, read_pruned, read_receipt,
 };
 use super::keys::stored_keyrings;
 use super::{RunError, error_chain};
@@ -9,7 +9,9 @@ use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{ChunkEntry, PRIVATE_BYTES_MAX, Receipt};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::{SignedType, TrustedKeys};
-use crate::store::key::{BackupObject, KEYRING_PREFIX, backup_prefix, parse_object_name};
+use crate::store::key::{
+    BackupObject, KEYRING_PREFIX, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
+};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,7 +64,7 @@ pub async fn verify_dataset(
         let found = |reason| Damage { key: format!("{prefix}manifest.json"), backup: Some(attempt.id.clone()), reason };
         match &attempt.disbelieved {
             Some(error) => report.damage.push(found(error_chain(error))),
-            None if attempt.was_committed => {
+            None if attempt.was_committed && !catalog.holds(attempt.id.snapshot_guid()) => {
                 report.damage.push(found("missing, and its signature is there".to_owned()))
             }
             None => report.extra.push(format!("{prefix} ({} objects of an unfinished upload)", attempt.objects)),
@@ -170,9 +172,18 @@ async fn verify_backup(
     }
     let Some(chunks) = damage_or(read_chunks(store, &backup.manifest).await, backup, report)? else { return Ok(()) };
     verify_small(store, backup, trusted, report).await?;
-    let Some(receipt) = damage_or(read_receipt(store, backup, trusted).await, backup, report)? else { return Ok(()) };
+    report.extra.extend(unnamed_objects(backup, &chunks));
+    let Some(receipt) = damage_or(read_receipt(store, backup, trusted).await, backup, report)? else {
+        // Without the store's word at the commit, the listing is what is left.
+        for gap in find_gaps(backup, &chunks) {
+            damage_or::<()>(Err(gap), backup, report)?;
+        }
+        return Ok(());
+    };
     report.live.extend(receipt.live.iter().map(|entry| entry.id.clone()));
-    let wanted = wanted_objects(backup, &chunks, &receipt, report);
+    let mut wanted = wanted_objects(backup, &chunks, &receipt, report);
+    // What is known to be damaged is said once.
+    wanted.retain(|(key, _)| !report.damage.iter().any(|damage| damage.key == key.as_str()));
     let heads = stream::iter(wanted).map(|(key, recorded)| async move { (store.head(&key).await, key, recorded) });
     let mut heads = heads.buffer_unordered(HEADS_MAX);
     while let Some((found, key, recorded)) = heads.next().await {
@@ -182,6 +193,24 @@ async fn verify_backup(
         }
     }
     Ok(())
+}
+
+/// Objects under the backup that are not of it, such as chunks that were made again because a reply was lost.
+fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> {
+    let small = [
+        BackupObject::Started,
+        BackupObject::Keyring,
+        BackupObject::Private,
+        BackupObject::RestoreText,
+        BackupObject::Receipt,
+        BackupObject::Manifest,
+    ];
+    let mut named: BTreeSet<String> = small.iter().map(object_name).collect();
+    named.extend(chunks.iter().map(|chunk| chunk.name.clone()));
+    named.extend(backup.manifest.chunk_lists.iter().map(|list| list.name.clone()));
+    let prefix = backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
+    let is_named = |name: &&String| named.contains(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name));
+    backup.objects.keys().filter(|name| !is_named(name)).map(|name| format!("{prefix}{name}")).collect()
 }
 
 /// Damage found while reading goes into the report; what could not be read at all is an error, except an object that

@@ -54,7 +54,7 @@ pub struct ParsedKey {
 }
 
 /// Objects that are signed have their signature beside them under this suffix.
-const SIGNATURE_SUFFIX: &str = ".minisig";
+pub const SIGNATURE_SUFFIX: &str = ".minisig";
 
 impl ObjectKey {
     /// An object of a backup.

@@ -5,6 +5,7 @@ use crate::world::{World, key_of, name, noise, quick_keys};
 use bytes::Bytes;
 use std::io::Write;
 use zfs_backup::manifest::{Manifest, Private, to_stored_bytes};
+use zfs_backup::model::BackupId;
 use zfs_backup::run::error_chain;
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::sign::SignedType;
@@ -16,6 +17,10 @@ async fn world_with_backup() -> (World, Manifest) {
     let world = World::new();
     let manifest = world.back_up().await.manifest;
     (world, manifest)
+}
+
+fn of_a_newer_snapshot(id: &BackupId) -> BackupId {
+    id.to_string().replace("2026", "2027").replace(&id.snapshot_guid().to_string(), "00000000000000aa").parse().unwrap()
 }
 
 /// That the manifest under this id is not believed, by anybody who reads.
@@ -107,14 +112,17 @@ async fn chunks_in_another_order_or_of_another_backup_are_refused() {
 async fn an_older_manifest_under_a_newer_name_is_refused() {
     let (world, old) = world_with_backup().await;
     let mut newer = old.clone();
-    newer.id = old.id.to_string().replace("2026", "2027").parse().unwrap();
+    newer.id = of_a_newer_snapshot(&old.id);
     for object in world.store.keys().iter().filter_map(|key| key.strip_prefix(&key_of(&old, ""))) {
         world.store.plant(&key_of(&newer, object), world.store.object(&key_of(&old, object)).unwrap());
     }
     assert_only_disbelieved(&world, &newer).await;
     let error = world.find(&RestorePoint::Id(newer.id.clone())).await.err().unwrap();
     assert!(error.is_damage(), "{error}");
-    assert_eq!(world.find(&RestorePoint::Newest).await.unwrap().backups[0].manifest.id, old.id);
+    // Nothing is rolled back silently, and the true one is there for whoever names it.
+    let error = world.find(&RestorePoint::Newest).await.err().unwrap();
+    assert!(error.to_string().contains(newer.id.as_str()), "{error}");
+    assert_eq!(world.find(&RestorePoint::Id(old.id.clone())).await.unwrap().backups[0].manifest.id, old.id);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -199,7 +207,7 @@ async fn a_manifest_that_contradicts_itself_is_refused_even_if_it_is_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_chunk_list_or_private_file_is_refused_before_anything_is_received() {
+async fn a_changed_chunk_list_is_refused_and_a_changed_private_file_passed_over() {
     let target = name("tank/back");
     let (world, manifest) = world_with_backup().await;
     let list = key_of(&manifest, "chunks-0000.json");
@@ -229,9 +237,9 @@ async fn a_changed_chunk_list_or_private_file_is_refused_before_anything_is_rece
     writer.write_all(&to_stored_bytes(&forged).unwrap()).unwrap();
     writer.finish().unwrap();
     world.store.plant(&key, sealed);
-    let error = world.restore_into(&target).await.unwrap_err();
-    assert!(error.is_damage() && error_chain(&error).contains(&key), "{}", error_chain(&error));
-    world.assert_not_received(&target);
+    let received = world.restore_into(&target).await.unwrap();
+    assert_ne!(received[0].short(), "evil");
+    assert_eq!(world.zfs.files(&target), world.zfs.files(&world.dataset));
     assert!(world.verify().await.damage.iter().any(|damage| damage.key == key));
 }
 
@@ -239,8 +247,11 @@ async fn a_changed_chunk_list_or_private_file_is_refused_before_anything_is_rece
 async fn a_planted_monster_does_not_hide_the_true_backups() {
     let (world, manifest) = world_with_backup().await;
     let mut monster = manifest.clone();
-    monster.id = manifest.id.to_string().replace("2026", "2027").parse().unwrap();
+    monster.id = of_a_newer_snapshot(&manifest.id);
     world.store.plant(&key_of(&monster, "manifest.json"), vec![b' '; 2 << 20]);
     assert_only_disbelieved(&world, &monster).await;
-    world.assert_restores().await;
+    let set = world.find(&RestorePoint::Id(manifest.id.clone())).await.unwrap();
+    assert_eq!(set.backups[0].manifest, manifest);
+    let error = world.find(&RestorePoint::Newest).await.err().unwrap();
+    assert!(error.to_string().contains(monster.id.as_str()), "{error}");
 }

@@ -27,15 +27,13 @@ enum Restore {
 enum Seen {
     /// `verify_dataset` names the object, or its signature.
     Damage,
-    /// It cannot be told from an upload that never ended.
-    Unfinished,
     /// Rot that the store does not report: only a restore reads it.
     No,
 }
 
 use Harm::{Cut, Flipped, Lost};
 use Restore::{Fails, NoBackup, Works};
-use Seen::{Damage, No, Unfinished};
+use Seen::{Damage, No};
 
 const ALL: [Harm; 3] = [Lost, Cut, Flipped];
 
@@ -48,12 +46,13 @@ const TABLE: &[(&str, &[Harm], Restore, Seen, usize)] = &[
     ("CHUNK", &[Lost, Cut], Fails, Damage, 1),
     ("CHUNK", &[Flipped], Fails, No, 1),
     ("chunks-0000.json", &ALL, Fails, Damage, 1),
-    ("private.age", &ALL, Fails, Damage, 1),
+    ("private.age", &ALL, Works, Damage, 1),
     ("RESTORE.txt", &ALL, Works, Damage, 1),
     ("RESTORE.txt.minisig", &ALL, Works, Damage, 1),
     ("receipt.json", &ALL, Works, Damage, 1),
     ("receipt.json.minisig", &ALL, Works, Damage, 1),
-    ("manifest.json", &[Lost], NoBackup, Unfinished, 0),
+    // Its signature lies there: it was committed.
+    ("manifest.json", &[Lost], NoBackup, Damage, 0),
     ("manifest.json", &[Cut, Flipped], Fails, Damage, 0),
     ("manifest.json.minisig", &ALL, Fails, Damage, 0),
 ];
@@ -85,10 +84,11 @@ async fn check_case(object: &str, kind: Harm, restore: Restore, seen: Seen, back
 
     assert_eq!(world.catalog().await.backups.len(), backups, "in the catalog");
     let report = world.verify().await;
-    let named = report.damage.iter().any(|damage| damage.key == key || damage.key == signed);
+    let of_keyrings = |damage: &str| damage == "@zfs-backup/keys/" && key.starts_with(damage);
+    let is_named = |damage: &str| damage == key || damage == signed || of_keyrings(damage);
+    let named = report.damage.iter().any(|damage| is_named(&damage.key));
     match seen {
         Damage => assert!(named, "verify says {report:?}"),
-        Unfinished => assert!(report.damage.is_empty() && report.extra.len() == 1, "verify says {report:?}"),
         No => assert_eq!(report.damage, []),
     }
     // Only what was harmed is reported.
@@ -115,8 +115,9 @@ async fn check_case(object: &str, kind: Harm, restore: Restore, seen: Seen, back
     // Damage in what is stored never stops the next backup; what cannot be restored any more is stored again.
     let again = world.try_back_up().await.unwrap_or_else(|error| panic!("the next run: {}", error_chain(&error)));
     let anew = matches!(again, BackupOutcome::Committed(_));
-    let noticed_by_planning = restore != Works && object != "CHUNK" || object == "CHUNK" && kind != Flipped;
-    assert_eq!(anew, noticed_by_planning && object != "private.age", "{again:?}");
+    // Planning looks at listings: rot it cannot see.
+    let unseen = (object, kind) == ("CHUNK", Flipped);
+    assert_eq!(anew, restore != Works && !unseen, "{again:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -109,6 +109,25 @@ async fn a_manifest_whose_reply_was_lost_is_a_committed_backup() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_passing_failure_of_a_small_object_does_not_lose_the_upload() {
+    let (keys, writer) = quick_keys();
+    let objects = ["started.json", "keyring.age", "RESTORE.txt", "private.age", "chunks-0000.json", "receipt.json"];
+    let faults = objects.into_iter().flat_map(|object| {
+        let of = |fault: Fault| fault.of(Operation::PutNew).on(object);
+        [of(Fault::before(StoreErrorKind::Throttled)), of(Fault::after(StoreErrorKind::Unavailable))]
+    });
+    for_all(faults.collect(), |fault| {
+        let world = World::with_keys(keys.clone(), writer.clone());
+        async move {
+            world.store.fail(fault);
+            world.back_up().await;
+            world.assert_restores().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chunks_that_are_confirmed_are_not_sent_again() {
     let world = World::new();
     for n in [9, 17] {

@@ -59,10 +59,12 @@ async fn a_run_that_is_asked_to_stop_leaves_no_backup_and_no_upload_behind() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_failed_gives_no_more_bytes() {
-    let world = World::new();
+    let mut world = World::new();
+    // Two pages a chunk, so that the first one opens before the second one fails.
+    world.settings.split_bytes = 2 * 64 * 1024;
     let backup = world.back_up().await;
-    let chunk = &world.chunks(&backup.manifest).await[1];
-    assert!(world.store.flip(&key_of(&backup.manifest, &chunk.name), 40_000));
+    let chunk = &world.chunks(&backup.manifest).await[0];
+    assert!(world.store.flip(&key_of(&backup.manifest, &chunk.name), 100_000));
     let set = world.find(&RestorePoint::Newest).await.unwrap();
     let (mut reader, failure) = open_stream(world.shared_store(), &set.backups[0], &world.keys.identities);
     let after = tokio::task::spawn_blocking(move || {

@@ -38,7 +38,10 @@ async fn what_the_made_keys_seal_the_passphrase_alone_restores() {
     let again = writer_keys(&store, &cache, nobody).await.unwrap();
     assert_eq!(again.keyring, writer.keyring);
     assert!(store.lose(&main_keyring_key(&writer)));
-    writer_keys(&store, &cache, nobody).await.unwrap();
+    let error = writer_keys(&store, &cache, || passphrase("another")).await.err().unwrap();
+    assert!(matches!(error, RunError::Keyring { source: KeyringError::WrongPassphrase, .. }), "{error}");
+    assert_eq!(store.object(&main_keyring_key(&writer)), None);
+    writer_keys(&store, &cache, || passphrase("ours")).await.unwrap();
     assert_eq!(store.object(&main_keyring_key(&writer)), copy, "a lost keyring was not put back");
 }
 
@@ -96,13 +99,15 @@ async fn a_damaged_keyring_is_told_from_a_wrong_passphrase_and_a_key_file_still_
             "flip" => assert!(store.flip(&key, good.len() - 20)),
             _ => assert!(store.lose(&key)),
         }
-        let error = open_keyrings(&store, &passphrase("ours").unwrap()).await.err().unwrap();
-        assert!(
-            !matches!(&error, RunError::Keyring { source: KeyringError::WrongPassphrase, .. }),
-            "{damage}: {error}"
-        );
+        match (damage, open_keyrings(&store, &passphrase("ours").unwrap()).await) {
+            // The copy beside the backup serves.
+            ("lose", opened) => assert_eq!(opened.unwrap().trusted, world.keys.trusted),
+            (_, Ok(_)) => panic!("{damage}: it opened"),
+            (_, Err(RunError::Keyring { source: KeyringError::WrongPassphrase, .. })) => panic!("{damage}: it fits"),
+            (_, Err(_)) => {}
+        }
         let report = world.verify().await;
-        assert!(report.damage.iter().any(|damage| damage.key == key), "{damage}: {:?}", report.damage);
+        assert!(report.damage.iter().any(|damage| key.starts_with(&damage.key)), "{damage}: {:?}", report.damage);
         world.find(&RestorePoint::Newest).await.unwrap();
         world.assert_restores().await;
     }

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::TempDir;
 use zfs_backup::config::RawMode;
@@ -39,7 +38,7 @@ pub(crate) struct World {
     pub(crate) writer: WriterKeys,
     pub(crate) settings: BackupSettings,
     pub(crate) dataset: DatasetName,
-    pub(crate) state: TempDir,
+    _state: TempDir,
 }
 
 pub(crate) fn name(text: &str) -> DatasetName {
@@ -100,7 +99,7 @@ impl World {
             state_dir: state.path().to_owned(),
             host: "test-host".into(),
         };
-        Self { zfs, store, keys, writer, settings, dataset, state }
+        Self { zfs, store, keys, writer, settings, dataset, _state: state }
     }
 
     pub(crate) fn snapshot(&self) -> SnapshotName {
