@@ -1,5 +1,7 @@
 //! Sealing and opening: against each other, against the `age` crate, and against damage.
 
+#![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::io::{Read, Write};

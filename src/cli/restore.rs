@@ -4,10 +4,12 @@ use super::Failure;
 use super::args::{Global, Restore};
 use super::output::{Output, age, bytes};
 use super::wire::{ReadSide, key_file, open_for_reading, open_zfs, usage};
+use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::RunError;
-use crate::keyring::KeyFile;
-use crate::run::restore::{RestoreBackup, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer};
+use crate::run::restore::{
+    RestoreBackup, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer,
+};
 use crate::run::transfer::Stop;
 use jiff::Timestamp;
 use serde_json::json;
@@ -48,7 +50,8 @@ pub(super) async fn restore(
             }
             (None, Some(file)) => write_file(&side, &set, &keys, file).await?,
             (None, None) => {
-                restore_to_writer(Arc::clone(&side.store), only_backup(&set)?, &keys, Box::new(std::io::stdout())).await?;
+                restore_to_writer(Arc::clone(&side.store), only_backup(&set)?, &keys, Box::new(std::io::stdout()))
+                    .await?;
             }
         }
         Ok(())
@@ -116,9 +119,8 @@ fn only_backup(set: &RestoreSet) -> Result<&RestoreBackup, Failure> {
 /// Under its own name only once it is whole and on disk.
 async fn write_file(side: &ReadSide, set: &RestoreSet, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
     let backup = only_backup(set)?;
-    let failed = |operation: &'static str| {
-        move |source| RunError::File { operation, path: path.display().to_string(), source }
-    };
+    let failed =
+        |operation: &'static str| move |source| RunError::File { operation, path: path.display().to_string(), source };
     if path.symlink_metadata().is_ok() {
         return Err(usage(&format!("{} exists already", path.display()), "name a file that does not exist yet"));
     }

@@ -171,7 +171,11 @@ pub(super) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<Tru
 }
 
 /// Whom a host in recipients mode believes: its own key and those that are configured.
-fn signing_side(signing_key_file: &SecretFile, config: &Config, env: &Environment) -> Result<(SigningKey, TrustedKeys), Failure> {
+fn signing_side(
+    signing_key_file: &SecretFile,
+    config: &Config,
+    env: &Environment,
+) -> Result<(SigningKey, TrustedKeys), Failure> {
     let text = signing_key_file.read_text(env)?;
     let signing = SigningKey::parse(text.expose()).map_err(RunError::from)?;
     let mut trusted = verify_keys(config);

@@ -1,7 +1,10 @@
 //! From stored bytes to objects that hold together: every rule of the format that one object can break by itself.
 
 use super::strict::parse_strict;
-use super::{CHUNKS_PER_LIST, ChunkEntry, ChunkList, CompressionName, FORMAT, Manifest, PruneRecord, Receipt, SPLIT_ALIGNMENT, Started};
+use super::{
+    CHUNKS_PER_LIST, ChunkEntry, ChunkList, CompressionName, FORMAT, Manifest, PruneRecord, Receipt, SPLIT_ALIGNMENT,
+    Started,
+};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::sign::{SignatureError, SignedType, TrustedKeys};
 use crate::store::ObjectKey;

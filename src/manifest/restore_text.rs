@@ -56,7 +56,10 @@ fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     if from.keyring {
         writeln!(text, "#    With the passphrase: (umask 077; age -d -o identity.txt keyring.age)")?;
     }
-    writeln!(text, "# 3. Run this file there: sh RESTORE.txt > stream   (or: sh RESTORE.txt | zfs receive -u POOL/NEW)")?;
+    writeln!(
+        text,
+        "# 3. Run this file there: sh RESTORE.txt > stream   (or: sh RESTORE.txt | zfs receive -u POOL/NEW)"
+    )?;
     if from.raw {
         writeln!(text, "#    The stream is natively encrypted: to mount it, the ZFS key of that time is needed too.")?;
     }

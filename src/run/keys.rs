@@ -267,7 +267,8 @@ async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace) -> Result<
 pub async fn stored_keyrings(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
     let places = list_keyrings(store).await?;
     if places.len() > KEYRINGS_MAX {
-        let what = format!("{} has {} keyrings, more than the {KEYRINGS_MAX} that could be ours", store.url(), places.len());
+        let what =
+            format!("{} has {} keyrings, more than the {KEYRINGS_MAX} that could be ours", store.url(), places.len());
         return Err(RunError::refused(what, "remove those that are not yours, or name the key file with --identity"));
     }
     let mut keyrings = Vec::new();

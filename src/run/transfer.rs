@@ -438,7 +438,12 @@ impl<'a> Cutter<'a> {
                 let end = SealedEnd { sealed, name: object_name(&object), index, ending };
                 self.producer.send(Event::End(Box::new(end)))?;
             }
-            None if self.producer.skip.get(&self.index).is_some_and(|before| before.is_none() || *before != ending.fletcher4) => {
+            None if self
+                .producer
+                .skip
+                .get(&self.index)
+                .is_some_and(|before| before.is_none() || *before != ending.fletcher4) =>
+            {
                 return Err(ProduceError::Changed(self.index));
             }
             None => {}

@@ -16,15 +16,26 @@ pub(crate) struct Bench {
     pub(crate) pool: Pool,
     pub(crate) weed: Weed,
     pub(crate) folder: TempDir,
+    split_size: &'static str,
 }
 
 impl Bench {
-    /// A pool with one dataset of more than 60 MB, a server, keys in recipients mode, and a configuration.
+    /// A pool with one dataset of more than 60 MB, which makes at least 4 chunks of 16M.
     pub(crate) fn new(name: &str) -> Self {
+        Self::with(name, &[40, 22], "16M")
+    }
+
+    /// As much as it takes for at least 4 chunks of 6M: emulated, every megabyte counts.
+    pub(crate) fn small(name: &str) -> Self {
+        Self::with(name, &[10, 11], "6M")
+    }
+
+    /// A pool with one dataset, a server, keys in recipients mode, and a configuration.
+    fn with(name: &str, large_mebibytes: &[usize], split_size: &'static str) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let weed = runtime.block_on(Weed::start(BUCKET));
-        let bench = Self { pool: Pool::new(name), weed, folder: TempDir::new().unwrap() };
-        bench.fill();
+        let bench = Self { pool: Pool::new(name), weed, folder: TempDir::new().unwrap(), split_size };
+        bench.fill(large_mebibytes);
         bench.write_keys();
         bench.write_config("zb.toml", &bench.weed.endpoint());
         bench
@@ -38,13 +49,14 @@ impl Bench {
         format!("{}/data", self.pool.name)
     }
 
-    fn fill(&self) {
+    fn fill(&self, large_mebibytes: &[usize]) {
         self.pool.create("data");
         for number in 0..150 {
             self.pool.write(&format!("data/small-{number}"), 100 + number * 37, number as u64);
         }
-        self.pool.write("data/large-1", 40 << 20, 1001);
-        self.pool.write("data/large-2", 22 << 20, 1002);
+        for (number, mebibytes) in (1..).zip(large_mebibytes) {
+            self.pool.write(&format!("data/large-{number}"), mebibytes << 20, 1000 + number);
+        }
         let sparse = fs::File::create(self.pool.file("data/sparse")).unwrap();
         sparse.set_len(64 << 20).unwrap();
         std::os::unix::fs::FileExt::write_at(&sparse, b"in the middle", 30 << 20).unwrap();
@@ -74,13 +86,14 @@ impl Bench {
         let keys = self.keys();
         let text = format!(
             "[main]\nzfs_fs = \"{}\"\nencryption_recipients = [\"{}\"]\nsigning_key_file = \"{}\"\nverify_keys = [\"{}\"]\n\
-             remote = \"s3:{BUCKET}/nas\"\nintermediate_basedir = \"{}\"\nsplit_size = \"16M\"\nstate_dir = \"{}\"\n\
+             remote = \"s3:{BUCKET}/nas\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\n\
              [s3]\nendpoint = \"{endpoint}\"\npart_size = \"5M\"\n",
             self.dataset(),
             keys.recipient().unwrap(),
             self.path("signing.key").display(),
             keys.signing_key().unwrap().verifying_key(),
             self.path("intermediate").display(),
+            self.split_size,
             self.path("state").display(),
         );
         fs::create_dir_all(self.path("intermediate")).unwrap();

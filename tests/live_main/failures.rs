@@ -69,10 +69,10 @@ fn signal(pid: u32, name: &str) {
 
 #[test]
 fn a_server_that_refuses_the_last_part_leaves_no_backup() {
-    let bench = Bench::new("refuse");
+    let bench = Bench::small("refuse");
     bench.good(&["snapshot"]);
     let (_proxy, completed) = watching(&bench, |head, done| {
-        let last = head.starts_with("put ") && head.contains("partnumber=4") && done >= 1;
+        let last = head.starts_with("put ") && head.contains("partnumber=2") && done >= 1;
         if last { Action::Refuse(403, "AccessDenied") } else { Action::Pass }
     });
     let output = bench.command("proxied.toml", &["stream-to-remote", "--full"]).output().unwrap();
@@ -85,7 +85,7 @@ fn a_server_that_refuses_the_last_part_leaves_no_backup() {
 #[test]
 fn killed_and_interrupted_runs_leave_no_backup() {
     for (name, signal_name, exit) in [("killed", "KILL", None), ("stopped", "TERM", Some(130))] {
-        let bench = Bench::new(name);
+        let bench = Bench::small(name);
         bench.good(&["snapshot"]);
         let hold = Arc::new(AtomicBool::new(true));
         let held = Arc::clone(&hold);
@@ -112,12 +112,12 @@ fn killed_and_interrupted_runs_leave_no_backup() {
 
 #[test]
 fn a_send_that_the_kernel_gives_up_leaves_no_backup() {
-    let bench = Bench::new("cutpipe");
+    let bench = Bench::small("cutpipe");
     bench.good(&["snapshot"]);
     // A block of the second large file cannot be read any more: lzc_send ends in the middle of the stream.
     let pool = bench.pool.name.clone();
     run("zpool", &["export", &pool]);
-    let needle = noise(22 << 20, 1002)[(11 << 20)..(11 << 20) + 4096].to_vec();
+    let needle = noise(11 << 20, 1002)[(7 << 20)..(7 << 20) + 4096].to_vec();
     let image = fs::OpenOptions::new().read(true).write(true).open(format!("/tmp/{pool}.img")).unwrap();
     let at = find(&image, &needle);
     image.write_all_at(&vec![0x5a; 4096], at).unwrap();
@@ -155,10 +155,10 @@ fn find(image: &fs::File, needle: &[u8]) -> u64 {
 
 #[test]
 fn a_full_disk_leaves_no_backup() {
-    let bench = Bench::new("fulldisk");
+    let bench = Bench::small("fulldisk");
     bench.good(&["snapshot"]);
     let intermediate = bench.path("intermediate").display().to_string();
-    run("mount", &["-t", "tmpfs", "-o", "size=40m", "none", &intermediate]);
+    run("mount", &["-t", "tmpfs", "-o", "size=14m", "none", &intermediate]);
     let output = bench.zb(&["export-intermediate", "--full"]);
     let files = String::from_utf8(run("find", &[&intermediate, "-type", "f"])).unwrap();
     run("umount", &[&intermediate]);

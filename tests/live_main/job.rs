@@ -88,7 +88,7 @@ fn b3sums(folder: &Path) -> BTreeMap<String, String> {
 
 #[test]
 fn the_intermediate_directory_is_a_store_like_any_other() {
-    let bench = Bench::new("interm");
+    let bench = Bench::small("interm");
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);
     bench.good(&["export-intermediate", "--full"]);
@@ -105,7 +105,7 @@ fn the_intermediate_directory_is_a_store_like_any_other() {
 
 #[test]
 fn an_encrypted_dataset_is_sent_raw_without_its_key() {
-    let bench = Bench::new("crypted");
+    let bench = Bench::small("crypted");
     let name = format!("{}/secret", bench.pool.name);
     let options =
         ["create", "-o", "encryption=aes-256-gcm", "-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000", &name];

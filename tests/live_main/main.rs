@@ -6,6 +6,8 @@
 //!
 //! `zfs`, `age`, `b3sum`, `rclone` are the independent references. Without ZFS or a server every test fails.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 #[path = "../live_zfs/pool.rs"]
 #[expect(dead_code, reason = "shared with live_zfs, which uses more of it")]
 mod pool;

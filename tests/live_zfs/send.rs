@@ -129,7 +129,7 @@ fn refused_sends_end_at_once_with_the_reason() {
         let mut stream = pool.zfs.send(request).unwrap();
         let mut bytes = Vec::new();
         stream.reader().read_to_end(&mut bytes).unwrap();
-        assert_eq!(bytes, []);
+        assert!(bytes.is_empty());
         errno(stream.finish())
     };
     let with_base = |base| SendRequest { base: Some(base), ..full(&pool.snapshot("a@1")) };

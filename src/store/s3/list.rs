@@ -22,7 +22,8 @@ impl Shared {
             for object in page.contents() {
                 objects.extend(self.listed(object, &full).map_err(failed)?);
             }
-            if page.is_truncated() != Some(true) {
+            // A token without the flag is a page that goes on too: a listing that was cut must not look whole.
+            if page.is_truncated() != Some(true) && page.next_continuation_token().is_none() {
                 break;
             }
             token = page.next_continuation_token().map(str::to_owned);

@@ -249,7 +249,7 @@ fn refusals_have_the_kernels_numbers() {
 
     let verdict = |request: &SendRequest| {
         let (bytes, verdict) = send_and_verdict(&zfs, request);
-        assert_eq!(bytes, []);
+        assert!(bytes.is_empty());
         errno(verdict)
     };
     assert_eq!(verdict(&full(&snapshot("tank/a@gone"))), libc::ENOENT);
