@@ -1,6 +1,8 @@
 //! The room `run/` against ZFS in memory and a store in memory: that what is backed up restores, that nothing else
 //! ever passes for a backup, and that every failure, attack and damage is told by the name of its object.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
+
 mod attacks;
 mod damage;
 mod failures;
