@@ -192,7 +192,8 @@ async fn a_manifest_of_a_later_version_is_refused_and_is_no_damage() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_that_contradicts_itself_is_refused_even_if_it_is_signed() {
     let (world, manifest) = world_with_backup().await;
-    let changes: [(&str, fn(&mut serde_json::Value)); 5] = [
+    type Change = (&'static str, fn(&mut serde_json::Value));
+    let changes: [Change; 5] = [
         ("kind", |json| json["kind"] = "incr".into()),
         ("split", |json| json["split_bytes"] = "0".into()),
         ("guid", |json| json["snapshot"]["guid"] = "0000000000000001".into()),
