@@ -158,7 +158,7 @@ async fn listen_for_signals(sender: watch::Sender<bool>) {
             #[expect(clippy::exit, reason = "the second request to stop is an order")]
             std::process::exit(i32::from(status::INTERRUPTED));
         }
-        tracing::warn!("stopping; what is stored stays, and no backup is made of it. Once more ends at once");
+        tracing::warn!("stopping as soon as nothing half-done is left; once more ends at once");
     }
 }
 

@@ -76,24 +76,28 @@ fn show_local(zfs: &dyn Zfs, names: &[DatasetName], output: &Output) -> Result<V
 async fn show_store(side: &ReadSide, show: &Show, names: &[DatasetName], output: &Output) -> Result<Value, Failure> {
     let trusted = trusted_keys(side, &show.source).await?;
     output.line(format!("\n{}", side.store.url()));
-    let mut rows =
-        vec![["DATASET", "KIND", "SNAPSHOT OF", "AGE", "STREAM", "STORED", "ID"].map(str::to_owned).to_vec()];
-    let (mut notes, mut values) = (Vec::new(), Vec::new());
+    let mut rows = vec![["DATASET", "KIND", "SNAPSHOT OF", "AGE", "STREAM", "STORED"].map(str::to_owned).to_vec()];
+    let (mut ids, mut notes, mut values) = (vec![None], Vec::new(), Vec::new());
     for name in names {
         let catalog = read_catalog(&*side.store, name, &trusted).await?;
-        add_rows(&catalog, &mut rows, &mut notes);
+        add_rows(&catalog, &mut rows, &mut ids, &mut notes);
         values.push(to_json(&catalog));
     }
-    table(&rows, &[3, 4, 5]).iter().for_each(|line| output.line(line));
+    // An id is as long as a line: it stands below its backup.
+    for (line, id) in table(&rows, &[3, 4, 5]).iter().zip(ids) {
+        output.line(line);
+        id.into_iter().for_each(|id: String| output.line(format!("    {id}")));
+    }
     notes.iter().for_each(|note| output.line(note));
     Ok(json!({ "store": side.store.url(), "datasets": values }))
 }
 
-fn add_rows(catalog: &Catalog, rows: &mut Vec<Vec<String>>, notes: &mut Vec<String>) {
+fn add_rows(catalog: &Catalog, rows: &mut Vec<Vec<String>>, ids: &mut Vec<Option<String>>, notes: &mut Vec<String>) {
     let now = Timestamp::now();
     let name = &catalog.dataset;
     if catalog.backups.is_empty() {
         rows.push(vec![name.to_string(), "-".into(), "no backup".into()]);
+        ids.push(None);
     }
     for backup in &catalog.backups {
         let manifest = &backup.manifest;
@@ -105,8 +109,8 @@ fn add_rows(catalog: &Catalog, rows: &mut Vec<Vec<String>>, notes: &mut Vec<Stri
             age(now, at),
             bytes(manifest.stream_bytes),
             bytes(backup.stored_bytes()),
-            manifest.id.to_string(),
         ]);
+        ids.push(Some(manifest.id.to_string()));
     }
     for attempt in &catalog.attempts {
         let newest = attempt.newest.map_or_else(String::new, |newest| format!(", newest {} ago", age(now, newest)));

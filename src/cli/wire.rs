@@ -229,6 +229,7 @@ fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
             "no passphrase was given",
             "type it, or give it as the first line of stdin, or use --identity FILE",
         )),
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(RunError::Interrupted.into()),
         Err(source) => {
             Err(RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source }.into())
         }
