@@ -257,6 +257,11 @@ impl ZfsError {
 #[error("{}", errno::sentence(*.0))]
 pub struct ZfsErrno(pub i32);
 
+impl ZfsErrno {
+    /// EEXIST: the name or tag is taken.
+    pub const EXISTS: Self = Self(libc::EEXIST);
+}
+
 /// ZFS, blocking. Implementations may be called from several threads at once.
 pub trait Zfs: Send + Sync {
     /// The dataset of that name, or `None` when there is none. Every other failure is an error, never `None`.

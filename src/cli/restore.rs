@@ -58,7 +58,7 @@ pub(super) async fn restore(
     };
     tokio::select! {
         result = work => result,
-        // Dropping the work closes the stream: the kernel discards what it has of it.
+        // The fetch ends with the runtime, and the stream with it: the kernel discards what it has of it.
         _ = stop.wait_for(|stop| *stop) => Err(Failure::Run(RunError::Interrupted)),
     }
 }

@@ -3,7 +3,7 @@
 use super::Failure;
 use super::args::{Global, Show};
 use super::output::{Output, age, bytes, table};
-use super::wire::{ReadSide, load_config, open_for_reading, open_intermediate, open_zfs, trusted_keys};
+use super::wire::{ReadSide, load_config, open_configured, open_for_reading, open_zfs, trusted_keys};
 use crate::model::DatasetName;
 use crate::run::catalog::{Catalog, list_datasets, read_catalog};
 use crate::run::snapshot::{find_dataset, is_own};
@@ -13,26 +13,22 @@ use serde_json::{Value, json};
 
 pub(super) async fn show(global: &Global, show: &Show, output: &Output) -> Result<(), Failure> {
     let mut document = json!({ "format": 1 });
-    if show.source.remote.is_none() {
-        let (config, _) = load_config(global, output)?;
-        let names = if show.datasets.is_empty() { &config.datasets.names } else { &show.datasets };
-        document["local"] = show_local(&*open_zfs()?, names, output)?;
-        if config.intermediate.is_some() {
-            let side = ReadSide {
-                store: open_intermediate(&config)?,
-                config: Some(load_config(global, &Output::new(false, true))?),
-            };
-            document["intermediate"] = show_store(&side, show, names, output).await?;
-        }
-    }
-    if show.include_remote || show.source.remote.is_some() {
-        let side = open_for_reading(global, &show.source, false, &Output::new(false, true)).await?;
-        let names = match (&side.config, show.datasets.is_empty()) {
-            (_, false) => show.datasets.clone(),
-            (Some((config, _)), true) => config.datasets.names.clone(),
-            (None, true) => list_datasets(&*side.store).await?,
-        };
+    if show.source.remote.is_some() {
+        let side = open_for_reading(global, &show.source, false, output).await?;
+        let names = if show.datasets.is_empty() { list_datasets(&*side.store).await? } else { show.datasets.clone() };
         document["remote"] = show_store(&side, show, &names, output).await?;
+    } else {
+        let (config, env) = load_config(global, output)?;
+        let names = if show.datasets.is_empty() { config.datasets.names.clone() } else { show.datasets.clone() };
+        document["local"] = show_local(&*open_zfs()?, &names, output)?;
+        if config.intermediate.is_some() {
+            let side = open_configured(config.clone(), env.clone(), true).await?;
+            document["intermediate"] = show_store(&side, show, &names, output).await?;
+        }
+        if show.include_remote {
+            let side = open_configured(config, env, false).await?;
+            document["remote"] = show_store(&side, show, &names, output).await?;
+        }
     }
     output.json(|| document);
     Ok(())

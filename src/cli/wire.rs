@@ -145,6 +145,11 @@ pub(super) async fn open_for_reading(
         return Ok(ReadSide { store: open_store(&remote, S3Settings::default()).await?, config: None });
     }
     let (config, env) = load_config(global, output)?;
+    open_configured(config, env, intermediate).await
+}
+
+/// The intermediate directory, or the remote; where no remote is configured, the intermediate directory too.
+pub(super) async fn open_configured(config: Config, env: Environment, intermediate: bool) -> Result<ReadSide, Failure> {
     let store = match (intermediate, &config.remote) {
         (true, _) | (false, None) => open_intermediate(&config)?,
         (false, Some(_)) => open_remote(&config, &env).await?,

@@ -25,7 +25,9 @@ use crate::store::key::{BackupObject, backup_prefix, object_name};
 use crate::store::{Evidence, ObjectKey, ObjectStore, PutOutcome};
 use crate::stream::record::StreamExpectation;
 use crate::stream::seal::Compression;
-use crate::zfs::{Dataset, PropertyValue, SendBase, SendFlags, SendRequest, SendStream, Snapshot, Zfs, ZfsError};
+use crate::zfs::{
+    Dataset, PropertyValue, SendBase, SendFlags, SendRequest, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError,
+};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -228,7 +230,8 @@ impl<'a> Attempt<'a> {
         transfer(source, &*env.store, plan, Arc::clone(&env.progress), env.stop.clone()).await
     }
 
-    /// What the store lists must be exactly what it confirmed: a store that forgets is found before the commit.
+    /// Every chunk that the store confirmed must be listed, at its size: a store that forgets is found before the
+    /// commit. What it lists besides, such as a chunk whose confirmation was lost, is reported by verify as extra.
     async fn check_listing(&self, transferred: &Transferred) -> Result<(), RunError> {
         let prefix = backup_prefix(&self.local.name, &self.id);
         let listed = self.env.store.list(&prefix).await?;
@@ -256,7 +259,6 @@ impl<'a> Attempt<'a> {
     /// The bookmark is what a later incremental starts from when the snapshot is gone. Its absence costs a full
     /// later, never this backup.
     fn bookmark(&self) {
-        const EEXIST: i32 = 17;
         let made = self
             .local
             .name
@@ -264,7 +266,7 @@ impl<'a> Attempt<'a> {
             .map(|name| self.env.zfs.bookmark(&name, &SendBase::Snapshot(self.snapshot.name.clone())));
         match made {
             Ok(Ok(())) => {}
-            Ok(Err(error)) if error.errno().is_some_and(|errno| errno.0 == EEXIST) => {}
+            Ok(Err(error)) if error.errno() == Some(ZfsErrno::EXISTS) => {}
             Ok(Err(error)) => tracing::warn!(%error, snapshot = %self.snapshot.name, "no bookmark was made"),
             Err(error) => tracing::warn!(%error, "no bookmark was made"),
         }

@@ -79,7 +79,8 @@ impl Catalog {
         self.backups.iter().map(StoredBackup::origin).collect::<BTreeSet<_>>().len()
     }
 
-    /// Ids that were committed, as their other signed objects show, and whose manifest is gone or not believed.
+    /// Ids whose manifest or its signature is there, and which are no believed backups: they were committed, or within
+    /// one request of it.
     pub fn lost(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts.iter().filter(|attempt| attempt.was_committed)
     }

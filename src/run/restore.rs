@@ -15,7 +15,7 @@ use crate::store::{ObjectKey, ObjectStore};
 use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};
 use crate::stream::open::ChunkOpener;
 use crate::stream::record::{StreamExpectation, StreamParser};
-use crate::zfs::{ReceiveRequest, Zfs, ZfsError};
+use crate::zfs::{ReceiveRequest, Zfs};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::io::{ErrorKind, Read};
@@ -435,7 +435,7 @@ pub async fn restore_to_dataset(
         let result = blocking(move || receiver.receive(&request, &mut reader)).await?;
         match (take_failure(&failure), result) {
             (Some(error), _) => return Err(error),
-            (None, Err(error)) => return Err(explain_receive(target, error)),
+            (None, Err(error)) => return Err(error.into()),
             (None, Ok(())) => check_received(&*zfs, &snapshot, backup)?,
         }
         received.push(snapshot);
@@ -465,11 +465,6 @@ fn check_target(zfs: &dyn Zfs, target: &DatasetName) -> Result<(), RunError> {
             "create it, or choose another target",
         )),
     }
-}
-
-fn explain_receive(target: &DatasetName, error: ZfsError) -> RunError {
-    tracing::debug!(%target, "receive failed");
-    RunError::Zfs(error)
 }
 
 fn check_received(zfs: &dyn Zfs, snapshot: &SnapshotName, backup: &RestoreBackup) -> Result<(), RunError> {

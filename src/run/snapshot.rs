@@ -2,7 +2,7 @@
 
 use super::RunError;
 use crate::model::{DatasetName, Guid, SnapshotName};
-use crate::zfs::{Dataset, Snapshot, Zfs, ZfsError};
+use crate::zfs::{Dataset, Snapshot, Zfs, ZfsErrno, ZfsError};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use std::collections::BTreeMap;
@@ -70,10 +70,9 @@ fn take_in_pool(zfs: &dyn Zfs, members: &[&Dataset], prefix: &str, time: &str) -
 }
 
 fn is_taken(error: &ZfsError) -> bool {
-    const EEXIST: i32 = 17;
     match error {
-        ZfsError::Several { failures, .. } => failures.iter().all(|(_, errno)| errno.0 == EEXIST),
-        other => other.errno().is_some_and(|errno| errno.0 == EEXIST),
+        ZfsError::Several { failures, .. } => failures.iter().all(|(_, errno)| *errno == ZfsErrno::EXISTS),
+        other => other.errno() == Some(ZfsErrno::EXISTS),
     }
 }
 

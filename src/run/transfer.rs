@@ -130,16 +130,15 @@ pub async fn transfer(
     // In flight, one being filled, one being handed over.
     let pool = PartPool::new(traits.concurrency + 2, traits.part_bytes);
     let mut confirmed = BTreeMap::new();
-    for attempt in 1.. {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
         let skip = confirmed.iter().map(|(index, chunk): (&u32, &ConfirmedChunk)| (*index, chunk.fletcher4)).collect();
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
-        let producer = spawn_producer(Producer {
-            source: Arc::clone(&source),
-            plan: Arc::clone(&plan),
-            pool: pool.clone(),
-            skip,
-            events,
-        })?;
+        let (source, plan_of_producer) = (Arc::clone(&source), Arc::clone(&plan));
+        let producer = Producer { source, plan: plan_of_producer, pool: pool.clone(), skip, events };
+        // A blocking thread of the runtime's own: it lives as long as the stream.
+        let producer = tokio::task::spawn_blocking(move || producer.run());
         let uploader =
             Uploader { store, plan: &plan, confirmed: &mut confirmed, writer: None, confirming: JoinSet::new() };
         let uploaded = uploader.run(receiver, &progress, stop.clone()).await;
@@ -158,7 +157,6 @@ pub async fn transfer(
             (Ok(()), Err(error)) => return Err(error.into_run_error(&plan)),
         }
     }
-    unreachable!("the loop above ends by returning")
 }
 
 fn may_work_again(error: &StoreError) -> bool {
@@ -316,13 +314,6 @@ impl ProduceError {
             ),
         }
     }
-}
-
-fn spawn_producer(
-    producer: Producer,
-) -> Result<tokio::task::JoinHandle<Result<StreamSummary, ProduceError>>, RunError> {
-    // A blocking thread of the runtime's own: it lives as long as the stream, and the runtime waits for it at its end.
-    Ok(tokio::task::spawn_blocking(move || producer.run()))
 }
 
 impl Producer {

@@ -213,8 +213,7 @@ fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> 
     backup.objects.keys().filter(|name| !is_named(name)).map(|name| format!("{prefix}{name}")).collect()
 }
 
-/// Damage found while reading goes into the report; what could not be read at all is an error, except an object that
-/// the listing shows to be gone.
+/// Damage found while reading, a missing object included, goes into the report; what could not be asked is an error.
 fn damage_or<T>(
     result: Result<T, RunError>,
     backup: &StoredBackup,
