@@ -3,6 +3,7 @@
 mod args;
 mod backup;
 mod check;
+mod context;
 mod keys;
 mod output;
 mod progress;
@@ -16,8 +17,10 @@ use crate::run::RunError;
 use crate::run::transfer::Stop;
 use args::{Args, Command};
 use clap::Parser;
+use context::Context;
 use output::Output;
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio::sync::watch;
 use tracing_subscriber::filter::EnvFilter;
 
@@ -88,6 +91,17 @@ impl Failure {
         }
     }
 
+    /// The reason on one line.
+    fn reason(&self) -> String {
+        match self {
+            Self::Run(error) => crate::run::error_chain(error),
+            Self::Config(error) => crate::run::error_chain(error),
+            Self::Secret(error) => crate::run::error_chain(error),
+            Self::Usage { what, .. } => what.clone(),
+            Self::Reported(status) => format!("ended with status {status}"),
+        }
+    }
+
     fn print(&self, output: &Output) {
         match self {
             Self::Run(error) => output.error(error, error.hint().as_deref()),
@@ -102,7 +116,7 @@ impl Failure {
 /// Parses the command line, runs the command and returns the exit status.
 pub fn run() -> ExitCode {
     let args = Args::parse();
-    let output = Output::new(args.global.json, args.global.quiet);
+    let output = Arc::new(Output::new(args.global.json, args.global.quiet));
     init_log(args.global.verbose);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -115,8 +129,9 @@ pub fn run() -> ExitCode {
     runtime.spawn(listen_for_signals(sender));
     let result = runtime.block_on(async {
         let mut stopping = stop.clone();
+        let context = Context::new(args.global.clone(), Arc::clone(&output), stop);
         tokio::select! {
-            result = dispatch(args, &output, stop) => result,
+            result = dispatch(&args.command, &context) => result,
             // Commands that can leave something behind end by themselves; the others may simply be dropped.
             () = stopped_for(&mut stopping, GRACE) => Err(Failure::Run(RunError::Interrupted)),
         }
@@ -173,16 +188,28 @@ fn init_log(verbose: u8) {
     let _ = log.without_time().try_init();
 }
 
-async fn dispatch(args: Args, output: &Output, stop: Stop) -> Result<(), Failure> {
-    let global = &args.global;
-    match &args.command {
-        Command::Snapshot => backup::snapshot(global, output),
-        Command::StreamToRemote(kind) => backup::stream_to_remote(global, kind, output, stop).await,
-        Command::ExportIntermediate(kind) => backup::export_intermediate(global, kind, output, stop).await,
+/// One arm a command. A step of `perform` comes through here too, with the context of its run.
+async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
+    let Context { global, output, stop, .. } = context;
+    match command {
+        Command::Snapshot => backup::snapshot(context),
+        Command::StreamToRemote(kind) => backup::stream_to_remote(context, kind).await,
+        Command::ExportIntermediate(kind) => backup::export_intermediate(context, kind).await,
         Command::Show(show) => show::show(global, show, output).await,
         Command::VerifyChecksums(verify) => verify::verify(global, verify, output).await,
-        Command::Restore(restore) => restore::restore(global, restore, output, stop).await,
+        Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
         Command::Key(command) => keys::key(global, command, output).await,
         Command::Config(command) => check::config(global, command, output),
+        Command::Perform
+        | Command::Lock
+        | Command::Unlock
+        | Command::UploadIntermediateToRemote(_)
+        | Command::PruneSnapshots(_)
+        | Command::PruneIntermediate(_)
+        | Command::PruneRemote(_)
+        | Command::Health(_)
+        | Command::Holds(_)
+        | Command::Adopt(_)
+        | Command::Forget(_) => Err(wire::usage("this command is not in this version", "see --help")),
     }
 }

@@ -2,3 +2,65 @@
 
 pub mod restore;
 pub mod send;
+
+use crate::manifest::{Manifest, Origin, SnapshotRef};
+use crate::model::{BackupId, BackupKind, Digest};
+
+/// One whole backup of a store, as far as decisions need it. Ids name it everywhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupFacts {
+    /// Its id.
+    pub id: BackupId,
+    /// The hash of its manifest.
+    pub manifest_blake3: Digest,
+    /// What it holds.
+    pub snapshot: SnapshotRef,
+    /// The backup that it follows from; `None` for a full.
+    pub base: Option<BackupId>,
+    /// The full of its chain; itself for a full.
+    pub full_id: BackupId,
+    /// 0 for a full, counting up.
+    pub position: u32,
+    /// Where it came from.
+    pub origin: Origin,
+    /// The flags asked of the kernel, constant within a chain.
+    pub requested: Vec<String>,
+    /// Whom its chunks are sealed to.
+    pub recipients: Vec<String>,
+    /// Bytes of its stream.
+    pub stream_bytes: u64,
+    /// Bytes of all its objects, as listed.
+    pub stored_bytes: u64,
+    /// Why it is not usable: an ancestor or a chunk is missing or has another size. `None` when it is.
+    pub flaw: Option<String>,
+}
+
+impl BackupFacts {
+    /// From a verified manifest, what a listing says of its size, and what is wrong with it or its ancestors.
+    pub fn new(manifest: &Manifest, manifest_blake3: Digest, stored_bytes: u64, flaw: Option<String>) -> Self {
+        Self {
+            id: manifest.id.clone(),
+            manifest_blake3,
+            snapshot: manifest.snapshot.clone(),
+            base: manifest.base.as_ref().map(|base| base.backup_id.clone()),
+            full_id: manifest.chain.full_id.clone(),
+            position: manifest.chain.position,
+            origin: manifest.origin.clone(),
+            requested: manifest.send.requested.clone(),
+            recipients: manifest.recipients.clone(),
+            stream_bytes: manifest.stream_bytes,
+            stored_bytes,
+            flaw,
+        }
+    }
+
+    /// Full or incremental.
+    pub fn kind(&self) -> BackupKind {
+        self.id.kind()
+    }
+
+    /// It and all its ancestors are there whole.
+    pub fn is_usable(&self) -> bool {
+        self.flaw.is_none()
+    }
+}

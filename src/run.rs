@@ -5,8 +5,10 @@ pub mod catalog;
 pub mod keys;
 pub mod lock;
 pub mod restore;
+pub mod select;
 pub mod snapshot;
 pub mod transfer;
+pub mod usable;
 pub mod verify;
 
 use crate::keyring::KeyringError;

@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::config::{Age, TimeLimit};
 use crate::model::{BackupId, DatasetName};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use std::path::PathBuf;
@@ -25,11 +26,17 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
-#[derive(Debug, ClapArgs)]
+#[derive(Debug, Clone, ClapArgs)]
 pub(super) struct Global {
     /// The configuration [default: /etc/zfs-backup/zfs-backup.toml, for an ordinary user the XDG path]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// Work although the lockfile is there; only before the command. The kernel lock is never ignored
+    #[arg(short = 'i', long)]
+    pub(super) ignore_lock: bool,
+    /// Wait so long for the lock, such as 90s, 10m, 2h, instead of ending with status 11
+    #[arg(long, global = true, value_name = "DURATION")]
+    pub(super) lock_wait: Option<TimeLimit>,
     /// Say what would be done, and do nothing
     #[arg(long, global = true)]
     pub(super) dry_run: bool,
@@ -46,24 +53,108 @@ pub(super) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Run the steps of [backup-sequence] in order: what a timer starts every night
+    Perform,
+    /// Make the lockfile by hand: no run starts until `unlock`, also after a reboot
+    Lock,
+    /// Delete the lockfile
+    Unlock,
     /// Take one atomic snapshot of all configured datasets of a pool
     Snapshot,
-    /// Stream the newest snapshots into the remote, with nothing on disk
-    StreamToRemote(Kind),
     /// Write backups of the newest snapshots into the intermediate directory
     ExportIntermediate(Kind),
-    /// Show snapshots and backups, their age, size and state
-    Show(Show),
-    /// Hold the signed manifests against what the store itself reports; downloads no chunk
+    /// Copy to the remote the backups of the intermediate directory that were never committed there
+    UploadIntermediateToRemote(Upload),
+    /// Stream the newest snapshots into the remote, with nothing on disk
+    StreamToRemote(Kind),
+    /// Destroy this tool's snapshots that are older than oldest_snapshot_days and that nothing needs
+    PruneSnapshots(Prune),
+    /// Delete from the intermediate directory what [lifecycle-intermediate] does not keep
+    PruneIntermediate(Prune),
+    /// Delete from the remote what [lifecycle-remote] does not keep
+    PruneRemote(Prune),
+    /// Hold the signed manifests against what the store itself reports; downloads no chunk unless asked
     VerifyChecksums(Verify),
+    /// Show snapshots, chains and unfinished uploads, their age, size and state
+    Show(Show),
     /// Bring a backup back: into a new dataset, or as a bare stream
     Restore(Restore),
+    /// One line a dataset for monitoring; exit status 0, 1 or 2 as monitoring plugins do
+    Health(Health),
+    /// What this tool holds in the pools
+    #[command(subcommand)]
+    Holds(Holds),
+    /// Take over the backups of another origin, such as a pool that was rebuilt
+    Adopt(Adopt),
+    /// Delete one backup that nothing depends on, or what an attempt left behind
+    Forget(Forget),
     /// The keys that seal and sign
     #[command(subcommand)]
     Key(Key),
-    /// Look at the configuration
+    /// Make, check, show or convert the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Upload {
+    /// Also what was pruned in the remote, or what [lifecycle-remote] would delete at once
+    #[arg(long)]
+    pub(super) all: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Prune {
+    /// Delete; without it the plan is printed with its reasons, and nothing changes
+    #[arg(short, long)]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Health {
+    /// A newest backup that is older is critical
+    #[arg(long, value_name = "AGE", default_value = "26h")]
+    pub(super) max_age: Age,
+    /// A last good verify-checksums that is older is a warning
+    #[arg(long, value_name = "AGE", default_value = "8d")]
+    pub(super) max_verify_age: Age,
+    /// A last restore drill that is older is a warning
+    #[arg(long, value_name = "AGE", default_value = "90d")]
+    pub(super) max_drill_age: Age,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Holds {
+    /// List what is held, by which backup, since when, and what releasing it costs
+    List,
+    /// Release holds of runs that are over; without -y says which
+    Release(Prune),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Adopt {
+    /// The dataset, as it is named in the store
+    #[arg(value_name = "DATASET")]
+    pub(super) dataset: DatasetName,
+    /// Do it; without it what would be taken over is printed
+    #[arg(short, long)]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Forget {
+    /// The backup
+    #[arg(value_name = "ID")]
+    pub(super) id: BackupId,
+    /// The dataset, as it is named in the store [default: the configured one that has the backup]
+    #[arg(long, value_name = "DATASET")]
+    pub(super) dataset: Option<DatasetName>,
+    /// In the intermediate directory instead of the remote
+    #[arg(long)]
+    pub(super) intermediate: bool,
+    /// Delete; without it the plan is printed
+    #[arg(short, long)]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -71,7 +162,7 @@ pub(super) struct Kind {
     /// A full backup in any case
     #[arg(short, long, conflicts_with = "incremental")]
     pub(super) full: bool,
-    /// An incremental or nothing; it never becomes a full (comes in a later version)
+    /// An incremental or nothing; it never becomes a full
     #[arg(short, long)]
     pub(super) incremental: bool,
 }
@@ -105,6 +196,9 @@ pub(super) struct Verify {
     /// Verify the intermediate directory instead of the remote
     #[arg(long, conflicts_with = "remote")]
     pub(super) intermediate: bool,
+    /// Also download and check: all, or a share (5%), an amount (10G), or a part by turns (1/7)
+    #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
+    pub(super) read_data: Option<String>,
     #[command(flatten)]
     pub(super) source: Source,
     /// Only these datasets, as they are named in the store [default: all configured; with --remote all found]
@@ -143,12 +237,26 @@ pub(super) enum Key {
     Generate,
     /// Show the public halves: recipient and verifying key
     Show,
+    /// Print the secret identity and signing key, for a paper copy that needs no passphrase
+    Export,
+    /// Seal the keyring with a new passphrase; the old one still opens copies made before
+    Passphrase,
+    /// Make new keys; the next backup of each dataset is a full of a new chain
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
+    /// Write a first configuration, and check it
+    Init,
     /// Check the configuration and give advice
     Check,
     /// Show the merged configuration with all defaults, secrets hidden
     Show,
+    /// Print the TOML form of an older INI configuration
+    Convert {
+        /// The INI file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
 }

@@ -1,80 +1,72 @@
 //! `snapshot`, `stream-to-remote`, `export-intermediate`.
 
-use super::args::{Global, Kind};
+use super::args::Kind;
+use super::context::Context;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
-use super::wire::{
-    backup_settings, keys_for_writing, load_config, open_intermediate, open_remote, open_zfs, status_of,
-};
+use super::wire::{backup_settings, keys_for_writing, open_intermediate, open_remote, open_zfs};
 use super::{Failure, wire};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::send::RequestedKind;
 use crate::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up, estimate_bytes};
+use crate::run::select::Selected;
 use crate::run::snapshot::take_snapshots;
-use crate::run::transfer::Stop;
 use crate::store::ObjectStore;
 use jiff::Timestamp;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(super) fn snapshot(global: &Global, output: &Output) -> Result<(), Failure> {
-    let (config, _) = load_config(global, output)?;
+pub(super) fn snapshot(context: &Context) -> Result<(), Failure> {
+    let Context { global, output, .. } = context;
+    let loaded = context.config()?;
+    let config = &loaded.0;
     let zfs = open_zfs()?;
+    let datasets: Vec<DatasetName> =
+        context.datasets(&*zfs)?.into_iter().map(|selected| selected.dataset.name).collect();
     if global.dry_run {
-        for dataset in &config.datasets.names {
-            crate::run::snapshot::find_dataset(&*zfs, dataset)?;
+        for dataset in &datasets {
             output.line(format!("would snapshot {dataset}@{}TIME", config.snapshots.prefix));
         }
         return Ok(());
     }
-    let taken = take_snapshots(&*zfs, &config.datasets.names, &config.snapshots.prefix, Timestamp::now())?;
+    let taken = take_snapshots(&*zfs, &datasets, &config.snapshots.prefix, Timestamp::now())?;
     for name in &taken {
         output.line(format!("snapshot {name}"));
+        context.done(name.dataset(), 0);
     }
     output.json(|| json!({ "snapshots": taken.iter().map(ToString::to_string).collect::<Vec<_>>() }));
     Ok(())
 }
 
-pub(super) async fn stream_to_remote(global: &Global, kind: &Kind, output: &Output, stop: Stop) -> Result<(), Failure> {
-    let (config, env) = load_config(global, output)?;
-    let store = open_remote(&config, &env).await?;
-    back_up_all(global, kind, output, stop, &config, &env, store).await
+pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(), Failure> {
+    let (config, env) = &*context.config()?;
+    back_up_all(context, kind, open_remote(config, env).await?).await
 }
 
-pub(super) async fn export_intermediate(
-    global: &Global,
-    kind: &Kind,
-    output: &Output,
-    stop: Stop,
-) -> Result<(), Failure> {
-    let (config, env) = load_config(global, output)?;
-    let store = open_intermediate(&config)?;
-    back_up_all(global, kind, output, stop, &config, &env, store).await
+pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
+    let (config, _) = &*context.config()?;
+    back_up_all(context, kind, open_intermediate(config)?).await
 }
 
-async fn back_up_all(
-    global: &Global,
-    kind: &Kind,
-    output: &Output,
-    stop: Stop,
-    config: &Config,
-    env: &crate::config::Environment,
-    store: Arc<dyn ObjectStore>,
-) -> Result<(), Failure> {
+async fn back_up_all(context: &Context, kind: &Kind, store: Arc<dyn ObjectStore>) -> Result<(), Failure> {
+    let Context { global, output, stop, .. } = context;
+    let (config, env) = &*context.config()?;
     let requested = match (kind.full, kind.incremental) {
         (true, _) => RequestedKind::Full,
         (_, true) => RequestedKind::Incremental,
         _ => RequestedKind::Lifecycle,
     };
     let zfs = open_zfs()?;
+    let datasets = context.datasets(&*zfs)?;
     if global.dry_run {
-        return dry_run(&*zfs, config, output);
+        return dry_run(&*zfs, config, &datasets, output);
     }
     let keys = keys_for_writing(config, env, &*store).await?;
-    let (mut failures, mut results) = (Vec::new(), Vec::new());
-    for dataset in &config.datasets.names {
+    let mut results = Vec::new();
+    for Selected { dataset, .. } in &datasets {
+        let dataset = &dataset.name;
         let estimate = estimate_bytes(&*zfs, dataset, &backup_settings(config)).unwrap_or(0);
         let progress = UploadProgress::new(output, dataset.as_str(), estimate);
         let backup = BackupEnv {
@@ -90,26 +82,32 @@ async fn back_up_all(
         let outcome = back_up(&backup, dataset, requested).await;
         progress.finish();
         match outcome {
-            Ok(outcome) => results.push(report(dataset, &outcome, started, output)),
+            Ok(outcome) => {
+                let stored = match &outcome {
+                    BackupOutcome::Committed(committed) => committed.stored_bytes,
+                    BackupOutcome::UpToDate(_) => 0,
+                };
+                results.push(report(dataset, &outcome, started, output));
+                context.done(dataset, stored);
+            }
             Err(error) => {
-                let failure = Failure::Run(error);
-                failure.print(output);
-                failures.push(failure.status());
+                context.failed(dataset, &Failure::Run(error));
                 if *stop.borrow() {
                     break;
                 }
             }
         }
     }
-    output.json(|| json!({ "backups": results, "failed": failures.len() }));
-    status_of(&failures, config.datasets.names.len())
+    let failed: Vec<_> = context.tally().failed.into_keys().collect();
+    output.json(|| json!({ "backups": results, "failed": failed }));
+    context.verdict()
 }
 
-fn dry_run(zfs: &dyn crate::zfs::Zfs, config: &Config, output: &Output) -> Result<(), Failure> {
-    for dataset in &config.datasets.names {
-        let estimate = estimate_bytes(zfs, dataset, &wire::backup_settings(config))?;
+fn dry_run(zfs: &dyn crate::zfs::Zfs, config: &Config, datasets: &[Selected], output: &Output) -> Result<(), Failure> {
+    for Selected { dataset, .. } in datasets {
+        let estimate = estimate_bytes(zfs, &dataset.name, &wire::backup_settings(config))?;
         let chunks = estimate.div_ceil(config.split_size.bytes()).max(1);
-        output.line(format!("{dataset}: would send a full of about {}, {chunks} chunks", bytes(estimate)));
+        output.line(format!("{}: would send a full of about {}, {chunks} chunks", dataset.name, bytes(estimate)));
     }
     Ok(())
 }

@@ -3,12 +3,15 @@
 use super::Failure;
 use super::args::{ConfigCommand, Global};
 use super::output::Output;
-use super::wire::load_config;
+use super::wire::{load_config, usage};
 use serde_json::json;
 
 pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) -> Result<(), Failure> {
     let (config, env) = load_config(global, output)?;
     match command {
+        ConfigCommand::Init | ConfigCommand::Convert { .. } => {
+            return Err(usage("this command is not in this version", "see --help"));
+        }
         ConfigCommand::Show => {
             output.line(config.to_display_toml().trim_end());
             output.json(|| json!({ "file": config.file, "toml": config.to_display_toml() }));

@@ -23,6 +23,9 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
             output.line("would look for a keyring in the configured stores, and make one where there is none");
             return Ok(());
         }
+        Key::Export | Key::Passphrase | Key::Rotate => {
+            return Err(usage("this command is not in this version", "see --help"));
+        }
         Key::Generate => {
             let mut keys = None;
             if config.remote.is_some() {

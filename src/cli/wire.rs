@@ -1,8 +1,8 @@
 //! From configuration to adapters: which ZFS, which store, which keys.
 
+use super::Failure;
 use super::args::{Global, Source};
 use super::output::Output;
-use super::{Failure, status};
 use crate::config::{self, Config, Environment, KeySource, Remote, SecretFile};
 use crate::keyring::KeyFile;
 use crate::run::RunError;
@@ -259,11 +259,4 @@ pub(super) fn backup_settings(config: &Config) -> BackupSettings {
 
 pub(super) fn usage(what: &str, hint: &str) -> Failure {
     Failure::Usage { what: what.to_owned(), hint: hint.to_owned() }
-}
-
-/// The status when some of several datasets failed: the worst failure's own when all failed or it is graver.
-pub(super) fn status_of(failures: &[u8], datasets: usize) -> Result<(), Failure> {
-    let Some(worst) = failures.iter().copied().max() else { return Ok(()) };
-    let partial = failures.len() < datasets && worst <= status::PARTIAL;
-    Err(Failure::Reported(if partial { status::PARTIAL } else { worst }))
 }
