@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod journal;
 pub mod keys;
 pub mod lock;
 pub mod restore;

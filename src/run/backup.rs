@@ -5,6 +5,7 @@
 //! -> read back and verified -> hold released. Whatever fails before the manifest leaves no backup.
 
 use super::catalog::{Catalog, StoredBackup, find_gaps, read_catalog, read_chunks, read_manifest};
+use super::journal::AttemptJournal;
 use super::keys::WriterKeys;
 use super::lock::lock_dataset;
 use super::snapshot::{find_dataset, is_own};
@@ -206,12 +207,18 @@ impl<'a> Attempt<'a> {
         if !self.env.store.list(&prefix).await?.is_empty() {
             return Err(RunError::refused(format!("{prefix} is not empty although its name is new"), "run it again"));
         }
+        let settings = &self.env.settings;
+        let journal = AttemptJournal::begin(&settings.state_dir, self.env.store.url(), &self.local.name, &self.id)?;
         let mut written = Written::default();
         self.put_start(&mut written).await?;
         let transferred = self.transfer().await?;
         self.check_listing(&transferred).await?;
         self.bookmark();
-        self.commit(catalog, transferred, written).await
+        let committed = self.commit(catalog, transferred, written, &journal).await?;
+        if let Err(error) = journal.committed() {
+            tracing::warn!(error = %error_chain(&error), "the backup is committed; its journal stays");
+        }
+        Ok(committed)
     }
 
     async fn transfer(&self) -> Result<Transferred, RunError> {
@@ -300,6 +307,7 @@ impl<'a> Attempt<'a> {
         catalog: &Catalog,
         transferred: Transferred,
         mut written: Written,
+        journal: &AttemptJournal,
     ) -> Result<CommittedBackup, RunError> {
         let finished_at = (self.env.now)();
         let entries: Vec<ChunkEntry> = transferred.chunks.iter().map(|chunk| chunk.entry.clone()).collect();
@@ -314,6 +322,7 @@ impl<'a> Attempt<'a> {
         let manifest_bytes = json(&manifest)?;
         let manifest_blake3 = Digest::of(&manifest_bytes);
         self.check_as_a_reader(&manifest_bytes, &entries)?;
+        journal.committing()?;
         let receipt = self.receipt(catalog, manifest_blake3, written.receipt.clone(), finished_at);
         self.put_signed(BackupObject::Receipt, SignedType::Receipt, json(&receipt)?, &mut written).await?;
         let put = self.put_signed(BackupObject::Manifest, SignedType::Manifest, manifest_bytes, &mut written).await;

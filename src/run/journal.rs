@@ -1,0 +1,145 @@
+//! What this host knows of the attempts that it began: whether one can have reached its commit.
+//!
+//! One empty file an attempt, in a folder a store and dataset: `<id>.begun`, renamed to `<id>.committing` before the
+//! first byte of a receipt or manifest is put, removed when the manifest was read back. Each step is on disk before
+//! the next one is taken. Only an attempt that is `begun` and has no manifest is known never to have been a backup.
+
+use super::RunError;
+use crate::model::{BackupId, DatasetName, Digest};
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+const BEGUN: &str = "begun";
+const COMMITTING: &str = "committing";
+
+/// The record of one attempt that is under way. Dropped without [`AttemptJournal::committed`] it stays on disk.
+#[derive(Debug)]
+pub struct AttemptJournal {
+    folder: PathBuf,
+    id: BackupId,
+}
+
+impl AttemptJournal {
+    /// Notes that this attempt begins, before its first object is put.
+    ///
+    /// # Errors
+    /// [`RunError::File`]; then nothing may be put.
+    pub fn begin(state_dir: &Path, store_url: &str, dataset: &DatasetName, id: &BackupId) -> Result<Self, RunError> {
+        let folder = folder_of(state_dir, store_url, dataset);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(|source| failed("create", &folder, source))?;
+        let journal = Self { folder, id: id.clone() };
+        let file = journal.file(BEGUN);
+        let created = File::create_new(&file).and_then(|file| file.sync_all());
+        created.map_err(|source| failed("create", &file, source))?;
+        journal.sync_folder()?;
+        Ok(journal)
+    }
+
+    /// Notes that from now on the manifest may be there.
+    ///
+    /// # Errors
+    /// [`RunError::File`]; then the manifest may not be put.
+    pub fn committing(&self) -> Result<(), RunError> {
+        let file = self.file(BEGUN);
+        std::fs::rename(&file, self.file(COMMITTING)).map_err(|source| failed("rename", &file, source))?;
+        self.sync_folder()
+    }
+
+    /// The manifest was read back: nothing is left to know.
+    ///
+    /// # Errors
+    /// [`RunError::File`]; the backup is there all the same.
+    pub fn committed(self) -> Result<(), RunError> {
+        let file = self.file(COMMITTING);
+        std::fs::remove_file(&file).map_err(|source| failed("remove", &file, source))
+    }
+
+    fn file(&self, state: &str) -> PathBuf {
+        self.folder.join(format!("{}.{state}", self.id))
+    }
+
+    fn sync_folder(&self) -> Result<(), RunError> {
+        let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| failed("sync", &self.folder, source))
+    }
+}
+
+/// The attempts of this dataset in this store that this host began and that never came near their commit.
+///
+/// # Errors
+/// [`RunError::File`] when that could not be read: nothing is known then.
+pub fn never_committing(
+    state_dir: &Path,
+    store_url: &str,
+    dataset: &DatasetName,
+) -> Result<BTreeSet<BackupId>, RunError> {
+    let folder = folder_of(state_dir, store_url, dataset);
+    let entries = match std::fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(source) => return Err(failed("read", &folder, source)),
+    };
+    let mut ids = BTreeSet::new();
+    for entry in entries {
+        let name = entry.map_err(|source| failed("read", &folder, source))?.file_name();
+        let id = name.to_str().and_then(|name| name.strip_suffix(BEGUN)?.strip_suffix('.')?.parse().ok());
+        ids.extend(id);
+    }
+    Ok(ids)
+}
+
+/// Forgets an attempt whose objects are gone. One that is not known is no error.
+///
+/// # Errors
+/// [`RunError::File`].
+pub fn forget_attempt(state_dir: &Path, store_url: &str, dataset: &DatasetName, id: &BackupId) -> Result<(), RunError> {
+    for state in [BEGUN, COMMITTING] {
+        let file = folder_of(state_dir, store_url, dataset).join(format!("{id}.{state}"));
+        match std::fs::remove_file(&file) {
+            Err(source) if source.kind() != ErrorKind::NotFound => return Err(failed("remove", &file, source)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn folder_of(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> PathBuf {
+    let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
+    state_dir.join("journal").join(&name[..32])
+}
+
+fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
+    RunError::File { operation, path: path.display().to_string(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BackupKind, Guid};
+    use jiff::Timestamp;
+
+    #[test]
+    fn only_an_attempt_that_never_came_near_its_commit_is_told() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset: DatasetName = "tank/a".parse().unwrap();
+        let id = |nonce| BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
+        let known = || never_committing(state.path(), "s3:b", &dataset).unwrap();
+        assert!(known().is_empty());
+        let begin = |nonce| AttemptJournal::begin(state.path(), "s3:b", &dataset, &id(nonce));
+        let (first, second) = (begin(1).unwrap(), begin(2).unwrap());
+        assert!(begin(1).is_err(), "an id is begun once");
+        assert_eq!(known(), BTreeSet::from([id(1), id(2)]));
+        second.committing().unwrap();
+        assert_eq!(known(), BTreeSet::from([id(1)]));
+        second.committed().unwrap();
+        drop(first);
+        assert_eq!(known(), BTreeSet::from([id(1)]));
+        assert!(never_committing(state.path(), "s3:other", &dataset).unwrap().is_empty());
+        forget_attempt(state.path(), "s3:b", &dataset, &id(1)).unwrap();
+        assert!(known().is_empty());
+    }
+}
