@@ -2,9 +2,13 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod here;
+pub mod hooks;
 pub mod journal;
 pub mod keys;
+pub mod last_success;
 pub mod lock;
+pub mod lockfile;
 pub mod restore;
 pub mod select;
 pub mod snapshot;
@@ -101,11 +105,31 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
-    /// Another run has the lock.
-    #[error("{subject} is being worked on by another run")]
+    /// Another run has the kernel lock.
+    #[error("{subject} is being worked on by another run{}", holder.map(|pid| format!(", process {pid}")).unwrap_or_default())]
     Locked {
         /// What is locked.
         subject: String,
+        /// The process that has the lock, where it can be told.
+        holder: Option<u32>,
+    },
+    /// Somebody has the lockfile.
+    #[error("{what}")]
+    LockedBy {
+        /// Who has it, and since when.
+        what: String,
+        /// What ends it.
+        hint: String,
+    },
+    /// A program of the user failed.
+    #[error("run the hook {key} ({program}): {reason}")]
+    Hook {
+        /// The key that names it.
+        key: &'static str,
+        /// The program.
+        program: String,
+        /// How it ended.
+        reason: String,
     },
     /// A person or the system asked to stop.
     #[error("interrupted")]
@@ -167,6 +191,7 @@ impl RunError {
                 Some("load the kernel module (`modprobe zfs`); inside a container /dev/zfs must be passed in".into())
             }
             Self::Locked { .. } => Some("wait until it has ended".into()),
+            Self::LockedBy { hint, .. } => Some(hint.clone()),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@ use super::RunError;
 use crate::model::{DatasetName, Digest};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -34,18 +35,38 @@ pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelL
     };
     DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("create", &folder))?;
     let path = folder.join(format!("{name}.lock"));
-    let file = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .create(true)
         .truncate(false)
+        .read(true)
         .write(true)
         .mode(0o600)
         .open(&path)
         .map_err(failed("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(KernelLock { _file: file }),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked { subject: subject.to_owned() }),
+        Ok(()) => {
+            // Only for the text of a refusal: that it could not be written is no reason to refuse.
+            if let Err(error) = write_holder(&mut file) {
+                tracing::debug!(%error, path = %path.display(), "the lock does not say whose it is");
+            }
+            Ok(KernelLock { _file: file })
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(RunError::Locked { subject: subject.to_owned(), holder: read_holder(&mut file) })
+        }
         Err(errno) => Err(failed("lock", &path)(errno.into())),
     }
+}
+
+fn write_holder(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+}
+
+fn read_holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(16).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -57,7 +78,9 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let held = lock_dataset(state.path(), "s3:b", &dataset).unwrap();
-        assert!(matches!(lock_dataset(state.path(), "s3:b", &dataset), Err(RunError::Locked { .. })));
+        let refused = lock_dataset(state.path(), "s3:b", &dataset).unwrap_err().to_string();
+        let expected = format!("tank/a in s3:b is being worked on by another run, process {}", std::process::id());
+        assert_eq!(refused, expected);
         assert!(lock_dataset(state.path(), "s3:c", &dataset).is_ok());
         assert!(lock_dataset(state.path(), "s3:b", &"tank/b".parse().unwrap()).is_ok());
         drop(held);

@@ -20,7 +20,7 @@ async fn of_two_runs_at_once_one_is_told_that_the_dataset_is_locked() {
     );
     let (done, refused) = if one.is_ok() { (one, other) } else { (other, one) };
     committed(done.unwrap());
-    assert!(matches!(refused, Err(RunError::Locked { subject }) if subject.contains("tank/a b")));
+    assert!(matches!(refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b")));
     assert_eq!(world.catalog().await.backups.len(), 1);
     world.assert_restores().await;
 }

@@ -1,0 +1,64 @@
+//! When `perform` last ended well with a configuration: for the message about one that did not.
+
+use super::RunError;
+use crate::model::Digest;
+use jiff::Timestamp;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// When a run of this configuration last ended well; `None` when none ever did.
+///
+/// # Errors
+/// [`RunError::File`] when that could not be read.
+pub fn last_success(state_dir: &Path, config_file: &Path) -> Result<Option<Timestamp>, RunError> {
+    let path = path_of(state_dir, config_file);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(time) => Ok(Some(time)),
+            Err(error) => Err(failed("read", &path, std::io::Error::new(ErrorKind::InvalidData, error))),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed("read", &path, source)),
+    }
+}
+
+/// Notes that a run of this configuration ended well.
+///
+/// # Errors
+/// [`RunError::File`].
+pub fn note_success(state_dir: &Path, config_file: &Path, at: Timestamp) -> Result<(), RunError> {
+    let path = path_of(state_dir, config_file);
+    let folder = path.parent().unwrap_or(state_dir);
+    std::fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
+    let temporary = path.with_extension("new");
+    let written = std::fs::write(&temporary, format!("{at}\n")).and_then(|()| std::fs::rename(&temporary, &path));
+    written.map_err(|source| failed("write", &path, source))
+}
+
+/// Several configurations may share a state folder.
+fn path_of(state_dir: &Path, config_file: &Path) -> PathBuf {
+    let name = Digest::of(config_file.as_os_str().as_encoded_bytes()).to_string();
+    state_dir.join("perform").join(format!("{}.last-success", &name[..16]))
+}
+
+fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
+    RunError::File { operation, path: path.display().to_string(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_configuration_has_its_own_last_success() {
+        let state = tempfile::tempdir().unwrap();
+        let (a, b) = (Path::new("/etc/a.toml"), Path::new("/etc/b.toml"));
+        assert_eq!(last_success(state.path(), a).unwrap(), None);
+        note_success(state.path(), a, Timestamp::UNIX_EPOCH).unwrap();
+        note_success(state.path(), a, Timestamp::MAX).unwrap();
+        assert_eq!(last_success(state.path(), a).unwrap(), Some(Timestamp::MAX));
+        assert_eq!(last_success(state.path(), b).unwrap(), None);
+        std::fs::write(path_of(state.path(), b), "soon").unwrap();
+        assert!(last_success(state.path(), b).unwrap_err().to_string().contains(".last-success"));
+    }
+}
