@@ -5,10 +5,16 @@ mod backup;
 mod check;
 mod context;
 mod keys;
+mod lock;
+mod log;
 mod output;
+mod perform;
 mod progress;
+mod report;
 mod restore;
+mod sequence;
 mod show;
+mod snapshot;
 mod verify;
 mod wire;
 
@@ -17,21 +23,29 @@ use crate::run::RunError;
 use crate::run::transfer::Stop;
 use args::{Args, Command};
 use clap::Parser;
-use context::Context;
+use context::{Context, Leftovers};
 use output::Output;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::sync::watch;
-use tracing_subscriber::filter::EnvFilter;
 
 /// Exit statuses, as the README documents them.
 mod status {
+    pub(super) const DONE: u8 = 0;
     pub(super) const FAILED: u8 = 1;
     pub(super) const USAGE: u8 = 2;
     pub(super) const PARTIAL: u8 = 3;
     pub(super) const DAMAGE: u8 = 4;
     pub(super) const LOCKED: u8 = 11;
     pub(super) const INTERRUPTED: u8 = 130;
+
+    /// The one that the end of several is told by.
+    pub(super) fn worst(a: u8, b: u8) -> u8 {
+        const ORDER: [u8; 7] = [DONE, USAGE, PARTIAL, FAILED, DAMAGE, LOCKED, INTERRUPTED];
+        // One that is not in the table is another program's failure.
+        let rank = |status| ORDER.iter().position(|other| *other == status).unwrap_or(3);
+        if rank(a) >= rank(b) { a } else { b }
+    }
 }
 
 /// Why a command ended without doing all that was asked.
@@ -83,7 +97,7 @@ impl Failure {
     fn status(&self) -> u8 {
         match self {
             Self::Run(RunError::Interrupted) => status::INTERRUPTED,
-            Self::Run(RunError::Locked { .. }) => status::LOCKED,
+            Self::Run(RunError::Locked { .. } | RunError::LockedBy { .. }) => status::LOCKED,
             Self::Run(error) if error.is_damage() => status::DAMAGE,
             Self::Run(_) => status::FAILED,
             Self::Config(_) | Self::Secret(_) | Self::Usage { .. } => status::USAGE,
@@ -117,7 +131,7 @@ impl Failure {
 pub fn run() -> ExitCode {
     let args = Args::parse();
     let output = Arc::new(Output::new(args.global.json, args.global.quiet));
-    init_log(args.global.verbose);
+    log::init_log(args.global.verbose, args.global.quiet, output.log_tail());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -126,14 +140,17 @@ pub fn run() -> ExitCode {
         }
     };
     let (sender, stop) = watch::channel(false);
-    runtime.spawn(listen_for_signals(sender));
+    let leftovers = Arc::new(Leftovers::default());
+    runtime.spawn(listen_for_signals(sender, Arc::clone(&leftovers)));
     let result = runtime.block_on(async {
         let mut stopping = stop.clone();
-        let context = Context::new(args.global.clone(), Arc::clone(&output), stop);
+        let context = Context::new(args.global.clone(), Arc::clone(&output), stop, leftovers);
         tokio::select! {
             result = dispatch(&args.command, &context) => result,
             // Commands that can leave something behind end by themselves; the others may simply be dropped.
-            () = stopped_for(&mut stopping, GRACE) => Err(Failure::Run(RunError::Interrupted)),
+            () = stopped_for(&mut stopping, GRACE), if !args.command.ends_by_itself() => {
+                Err(Failure::Run(RunError::Interrupted))
+            }
         }
     });
     // Blocking threads that still wait for the kernel or a full pipe must not hold the process back.
@@ -158,7 +175,7 @@ async fn stopped_for(stop: &mut Stop, grace: std::time::Duration) {
 }
 
 /// The first signal asks, a second one ends the process at once. Either way no manifest is half-written: it is one put.
-async fn listen_for_signals(sender: watch::Sender<bool>) {
+async fn listen_for_signals(sender: watch::Sender<bool>, leftovers: Arc<Leftovers>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
@@ -170,6 +187,7 @@ async fn listen_for_signals(sender: watch::Sender<bool>) {
             _ = terminate.recv() => {}
         }
         if sender.send_replace(true) {
+            leftovers.end();
             #[expect(clippy::exit, reason = "the second request to stop is an order")]
             std::process::exit(i32::from(status::INTERRUPTED));
         }
@@ -177,22 +195,15 @@ async fn listen_for_signals(sender: watch::Sender<bool>) {
     }
 }
 
-fn init_log(verbose: u8) {
-    let level = match verbose {
-        0 => "zfs_backup=info,warn",
-        1 => "zfs_backup=debug,warn",
-        _ => "debug",
-    };
-    let filter = EnvFilter::try_from_env("ZFS_BACKUP_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(verbose > 0);
-    let _ = log.without_time().try_init();
-}
-
 /// One arm a command. A step of `perform` comes through here too, with the context of its run.
 async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
     let Context { global, output, stop, .. } = context;
+    lock::check_lock(command, context).await?;
     match command {
-        Command::Snapshot => backup::snapshot(context),
+        Command::Perform => perform::perform(context).await,
+        Command::Lock => lock::lock(context).await,
+        Command::Unlock => lock::unlock(context),
+        Command::Snapshot => snapshot::snapshot(context).await,
         Command::StreamToRemote(kind) => backup::stream_to_remote(context, kind).await,
         Command::ExportIntermediate(kind) => backup::export_intermediate(context, kind).await,
         Command::Show(show) => show::show(global, show, output).await,
@@ -200,10 +211,7 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
         Command::Key(command) => keys::key(global, command, output).await,
         Command::Config(command) => check::config(global, command, output),
-        Command::Perform
-        | Command::Lock
-        | Command::Unlock
-        | Command::UploadIntermediateToRemote(_)
+        Command::UploadIntermediateToRemote(_)
         | Command::PruneSnapshots(_)
         | Command::PruneIntermediate(_)
         | Command::PruneRemote(_)
@@ -211,5 +219,20 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         | Command::Holds(_)
         | Command::Adopt(_)
         | Command::Forget(_) => Err(wire::usage("this command is not in this version", "see --help")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_status_is_that_of_the_table_not_the_largest_number() {
+        let order = [0, 2, 3, 1, 4, 11, 130];
+        for (rank, worse) in order.iter().enumerate() {
+            for better in &order[..=rank] {
+                assert_eq!((status::worst(*better, *worse), status::worst(*worse, *better)), (*worse, *worse));
+            }
+        }
     }
 }

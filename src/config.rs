@@ -153,6 +153,11 @@ impl Config {
         &self.notices
     }
 
+    /// The line, from 1, of a key with its section (`main.remote`), when it stands in the file.
+    pub fn line_of(&self, key: &str) -> Option<usize> {
+        self.given.get(key).copied()
+    }
+
     /// How chunks are cut into parts for the configured remote.
     pub fn parts(&self) -> PartSettings {
         match self.remote {

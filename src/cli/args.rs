@@ -26,7 +26,7 @@ pub(super) struct Args {
     pub(super) command: Command,
 }
 
-#[derive(Debug, Clone, ClapArgs)]
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub(super) struct Global {
     /// The configuration [default: /etc/zfs-backup/zfs-backup.toml, for an ordinary user the XDG path]
     #[arg(short, long, global = true, value_name = "FILE")]
@@ -57,7 +57,10 @@ pub(super) enum Command {
     Perform,
     /// Make the lockfile by hand: no run starts until `unlock`, also after a reboot
     Lock,
-    /// Delete the lockfile
+    /// Delete the lockfile that was made by hand or that a dead run left
+    ///
+    /// The lock of a run that may still be at work, here or on another host, is deleted only with -i before the
+    /// command. In a sequence this deletes the lock of its own run.
     Unlock,
     /// Take one atomic snapshot of all configured datasets of a pool
     Snapshot,

@@ -1,4 +1,4 @@
-//! `snapshot`, `stream-to-remote`, `export-intermediate`.
+//! `stream-to-remote`, `export-intermediate`.
 
 use super::args::Kind;
 use super::context::Context;
@@ -11,34 +11,11 @@ use crate::model::DatasetName;
 use crate::plan::send::RequestedKind;
 use crate::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up, estimate_bytes};
 use crate::run::select::Selected;
-use crate::run::snapshot::take_snapshots;
 use crate::store::ObjectStore;
 use jiff::Timestamp;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
-
-pub(super) fn snapshot(context: &Context) -> Result<(), Failure> {
-    let Context { global, output, .. } = context;
-    let loaded = context.config()?;
-    let config = &loaded.0;
-    let zfs = open_zfs()?;
-    let datasets: Vec<DatasetName> =
-        context.datasets(&*zfs)?.into_iter().map(|selected| selected.dataset.name).collect();
-    if global.dry_run {
-        for dataset in &datasets {
-            output.line(format!("would snapshot {dataset}@{}TIME", config.snapshots.prefix));
-        }
-        return Ok(());
-    }
-    let taken = take_snapshots(&*zfs, &datasets, &config.snapshots.prefix, Timestamp::now())?;
-    for name in &taken {
-        output.line(format!("snapshot {name}"));
-        context.done(name.dataset(), 0);
-    }
-    output.json(|| json!({ "snapshots": taken.iter().map(ToString::to_string).collect::<Vec<_>>() }));
-    Ok(())
-}
 
 pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;

@@ -3,6 +3,7 @@
 use super::Failure;
 use super::args::{ConfigCommand, Global};
 use super::output::Output;
+use super::sequence::parse_steps;
 use super::wire::{load_config, usage};
 use serde_json::json;
 
@@ -17,6 +18,7 @@ pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) 
             output.json(|| json!({ "file": config.file, "toml": config.to_display_toml() }));
         }
         ConfigCommand::Check => {
+            parse_steps(&config)?;
             for missing in config.missing_files(&env) {
                 output.note(&missing.to_string());
             }

@@ -7,11 +7,15 @@ use super::wire::load_config;
 use super::{Failure, status};
 use crate::config::{Config, Environment};
 use crate::model::DatasetName;
+use crate::run::RunError;
+use crate::run::here::host_name;
+use crate::run::hooks::RunningHook;
+use crate::run::lockfile::{HeldLock, Holder};
 use crate::run::select::{Selected, select_datasets};
 use crate::run::transfer::Stop;
 use crate::zfs::Zfs;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What the commands get.
 pub(super) struct Context {
@@ -21,7 +25,11 @@ pub(super) struct Context {
     pub(super) output: Arc<Output>,
     /// Becomes true when the run shall stop.
     pub(super) stop: Stop,
-    loaded: OnceLock<Arc<(Config, Environment)>>,
+    /// What must not outlive this process.
+    pub(super) leftovers: Arc<Leftovers>,
+    /// The key of the step of `perform` that this is.
+    step: Option<String>,
+    loaded: Arc<OnceLock<Arc<(Config, Environment)>>>,
     /// Datasets that failed in an earlier step of this run: they are left out.
     skip: BTreeSet<DatasetName>,
     tally: Mutex<Tally>,
@@ -41,9 +49,30 @@ pub(super) struct Tally {
 }
 
 impl Context {
-    pub(super) fn new(global: Global, output: Arc<Output>, stop: Stop) -> Self {
-        let (loaded, skip, tally) = (OnceLock::new(), BTreeSet::new(), Mutex::default());
-        Self { global, output, stop, loaded, skip, tally }
+    pub(super) fn new(global: Global, output: Arc<Output>, stop: Stop, leftovers: Arc<Leftovers>) -> Self {
+        let (loaded, skip, tally) = (Arc::default(), BTreeSet::new(), Mutex::default());
+        Self { global, output, stop, leftovers, step: None, loaded, skip, tally }
+    }
+
+    /// For one step of this run, without the datasets that failed before.
+    pub(super) fn step(&self, name: &str, global: Global, output: Arc<Output>, skip: BTreeSet<DatasetName>) -> Self {
+        let loaded = Arc::clone(&self.loaded);
+        let step = Some(name.to_owned());
+        let leftovers = Arc::clone(&self.leftovers);
+        Self { global, output, stop: self.stop.clone(), leftovers, step, loaded, skip, tally: Mutex::default() }
+    }
+
+    /// Whether this is a step of `perform`.
+    pub(super) fn is_step(&self) -> bool {
+        self.step.is_some()
+    }
+
+    /// What every hook finds in its environment.
+    pub(super) fn hook_variables(&self, config: &Config) -> Vec<(&'static str, String)> {
+        let mut variables =
+            vec![("ZFS_BACKUP_HOST", host_name()), ("ZFS_BACKUP_CONFIG", config.file.display().to_string())];
+        variables.extend(self.step.clone().map(|step| ("ZFS_BACKUP_STEP", step)));
+        variables
     }
 
     /// The configuration, read once.
@@ -87,12 +116,121 @@ impl Context {
     /// The end of a command that worked on several datasets: 3 when some failed and the rest was done, else the worst.
     pub(super) fn verdict(&self) -> Result<(), Failure> {
         let tally = self.tally();
-        let Some(worst) = tally.failed.values().map(|(status, _)| *status).max() else { return Ok(()) };
-        let partial = !tally.done.is_empty() && worst <= status::PARTIAL;
+        if tally.failed.is_empty() {
+            return Ok(());
+        }
+        let worst = tally.failed.values().map(|(status, _)| *status).fold(status::DONE, status::worst);
+        let may_be_partial = matches!(worst, status::FAILED | status::PARTIAL | status::USAGE);
+        let partial = may_be_partial && !tally.done.is_empty();
         Err(Failure::Reported(if partial { status::PARTIAL } else { worst }))
     }
 
     fn with_tally<T>(&self, work: impl FnOnce(&mut Tally) -> T) -> T {
         work(&mut self.tally.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What must not outlive this process: the lock of its run, and the hook that runs now. Shared by all steps of a run and
+/// by whoever ends the process at once.
+#[derive(Debug, Default)]
+pub(super) struct Leftovers {
+    /// The hook that runs now.
+    pub(super) hook: RunningHook,
+    lock: Mutex<Option<HeldLock>>,
+}
+
+impl Leftovers {
+    /// Keeps the lock of this run until it is released.
+    pub(super) fn keep_lock(&self, lock: HeldLock) {
+        *self.lock() = Some(lock);
+    }
+
+    /// Whether that holder is this run.
+    pub(super) fn has_lock_of(&self, holder: &Holder) -> bool {
+        self.lock().as_ref().is_some_and(|lock| lock.is_of(holder))
+    }
+
+    /// Removes the lock of this run. Returns whether it was still there; `None` when this run has none.
+    pub(super) fn release_lock(&self) -> Result<Option<bool>, RunError> {
+        let lock = self.lock().take();
+        lock.map(HeldLock::release).transpose()
+    }
+
+    /// Ends all of it, because the process ends at once.
+    pub(super) fn end(&self) {
+        self.hook.kill();
+        // Dropped, it removes its file.
+        drop(self.lock().take());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<HeldLock>> {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zfs::DatasetType;
+    use crate::zfs::fake::FakeZfs;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn name(text: &str) -> DatasetName {
+        text.parse().unwrap()
+    }
+
+    /// A context with a configuration of three datasets.
+    fn context(folder: &std::path::Path) -> Context {
+        let file = folder.join("zb.toml");
+        let text =
+            "[main]\nzfs_fs = [\"t/a\", \"t/b\", \"t/c\"]\nencryption_passphrase = \"x\"\nremote = \"file:/x\"\n";
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let global = Global { config: Some(file), ..Global::default() };
+        let output = Arc::new(Output::new(false, true));
+        Context::new(global, output, tokio::sync::watch::channel(false).1, Arc::default())
+    }
+
+    #[test]
+    fn datasets_that_failed_in_one_step_are_left_out_of_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, zfs) = (context(folder.path()), FakeZfs::new());
+        ["t/a", "t/b", "t/c"].iter().for_each(|dataset| zfs.create(&name(dataset), DatasetType::Filesystem));
+        let first = run.step("step01", run.global.clone(), Arc::clone(&run.output), BTreeSet::new());
+        assert_eq!(first.datasets(&zfs).unwrap().len(), 3);
+        first.done(&name("t/a"), 7);
+        first.failed(&name("t/b"), &Failure::Run(RunError::Interrupted));
+        let skip: BTreeSet<_> = first.tally().failed.into_keys().collect();
+        let second = run.step("step02", run.global.clone(), Arc::clone(&run.output), skip.clone());
+        let names: Vec<_> = second.datasets(&zfs).unwrap().into_iter().map(|selected| selected.dataset.name).collect();
+        assert_eq!(names, [name("t/a"), name("t/c")]);
+        assert_eq!(second.tally().skipped, skip);
+        assert!(second.tally().failed.is_empty() && second.tally().done.is_empty(), "each step counts anew");
+    }
+
+    #[test]
+    fn a_command_for_several_datasets_ends_with_the_worst_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = || Failure::Run(RunError::refused("x", "y"));
+        let damaged = || Failure::Run(RunError::Damaged { key: "k".into(), reason: "r".into() });
+        let cases: [(bool, Vec<Failure>, u8); 6] = [
+            (true, vec![], 0),
+            (true, vec![refused()], 3),
+            (false, vec![refused()], 1),
+            (true, vec![refused(), damaged()], 4),
+            (false, vec![Failure::Run(RunError::Interrupted), damaged()], 130),
+            (false, vec![Failure::Reported(3), Failure::Reported(2)], 3),
+        ];
+        for (index, (done, failures, expected)) in cases.into_iter().enumerate() {
+            let context = context(folder.path());
+            if done {
+                context.done(&name("t/done"), 0);
+            }
+            for (number, failure) in failures.iter().enumerate() {
+                context.failed(&name(&format!("t/{number}")), failure);
+            }
+            let status = context.verdict().map_or_else(|failure| failure.status(), |()| 0);
+            assert_eq!(status, expected, "case {index}");
+        }
     }
 }

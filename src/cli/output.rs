@@ -1,18 +1,67 @@
 //! The only place that prints: results on stdout, everything else on stderr.
 
+use super::log::LogTail;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How results are printed.
 pub(super) struct Output {
     json: bool,
     quiet: bool,
+    tail: Arc<LogTail>,
+    /// Notes that were said already: the steps of a run repeat each other.
+    notes: Arc<Mutex<BTreeSet<String>>>,
+    /// JSON of a step, which goes into the document of the run.
+    captured: Option<Mutex<Vec<serde_json::Value>>>,
+    first_error: Mutex<Option<Said>>,
+}
+
+/// An error as it was printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Said {
+    /// What is wrong, with all causes.
+    pub(super) text: String,
+    /// What a person can do.
+    pub(super) hint: Option<String>,
 }
 
 impl Output {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet }
+        let (tail, notes) = (Arc::default(), Arc::default());
+        Self { json, quiet, tail, notes, captured: None, first_error: Mutex::default() }
+    }
+
+    /// For one step of a run: its JSON is kept for [`Output::captured`] instead of being printed.
+    pub(super) fn for_step(&self) -> Self {
+        Self {
+            tail: Arc::clone(&self.tail),
+            notes: Arc::clone(&self.notes),
+            captured: Some(Mutex::default()),
+            ..Self::new(self.json, self.quiet)
+        }
+    }
+
+    /// The JSON of a step.
+    pub(super) fn captured(&self) -> Vec<serde_json::Value> {
+        self.captured.as_ref().map(|captured| std::mem::take(&mut *lock(captured))).unwrap_or_default()
+    }
+
+    /// The first error that was printed.
+    pub(super) fn first_error(&self) -> Option<Said> {
+        lock(&self.first_error).clone()
+    }
+
+    /// Where the log keeps its last lines.
+    pub(super) fn log_tail(&self) -> &Arc<LogTail> {
+        &self.tail
+    }
+
+    /// The last lines of the log and of the errors.
+    pub(super) fn log_lines(&self) -> Vec<String> {
+        self.tail.lines()
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -28,8 +77,10 @@ impl Output {
 
     /// The result for programs, when JSON was asked for.
     pub(super) fn json(&self, value: impl FnOnce() -> serde_json::Value) {
-        if self.json {
-            write_line(&mut std::io::stdout(), &format!("{:#}", value()));
+        match &self.captured {
+            _ if !self.json => {}
+            Some(captured) => lock(captured).push(value()),
+            None => write_line(&mut std::io::stdout(), &format!("{:#}", value())),
         }
     }
 
@@ -39,24 +90,34 @@ impl Output {
     }
 
     pub(super) fn error_text(&self, text: &str, hint: Option<&str>) {
-        let mut stderr = std::io::stderr();
-        write_line(&mut stderr, &format!("error: {text}"));
-        if let Some(hint) = hint {
-            write_line(&mut stderr, &format!("hint: {hint}"));
+        let hint = hint.map(str::to_owned);
+        self.to_stderr(&format!("error: {text}"));
+        if let Some(hint) = &hint {
+            self.to_stderr(&format!("hint: {hint}"));
         }
+        lock(&self.first_error).get_or_insert_with(|| Said { text: text.to_owned(), hint });
     }
 
-    /// Something to know that is no error.
+    /// Something to know that is no error; said once in a run.
     pub(super) fn note(&self, text: &str) {
-        if !self.quiet {
+        if !self.quiet && lock(&self.notes).insert(text.to_owned()) {
             self.always(text);
         }
     }
 
     /// Something that must be known also when quiet.
     pub(super) fn always(&self, text: &str) {
-        write_line(&mut std::io::stderr(), &format!("note: {text}"));
+        self.to_stderr(&format!("note: {text}"));
     }
+
+    fn to_stderr(&self, text: &str) {
+        self.tail.keep(&printable(text));
+        write_line(&mut std::io::stderr(), text);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A reader that went away (`| head`) is no reason to fail: the work is done.

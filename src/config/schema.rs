@@ -35,7 +35,6 @@ const fn section(name: &'static str, keys: &'static [KeySpec], later: Option<&'s
 /// The one key whose value is a secret: it is never printed, neither in an error nor by `config show`.
 pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
-const NO_HOOK: &str = "the hook is not run";
 const FULL_SPEED: &str = "uploads run at full speed, at any hour";
 const NOTHING_PRUNED: &str = "nothing is deleted";
 const BY_FLAG: &str = "an incremental is made whenever it can be";
@@ -64,12 +63,12 @@ const MAIN: &[KeySpec] = &[
     now("snapshot_prefix"),
     later("use_snapshots", "the tool's own snapshots are used"),
     later("store_as", "the dataset's own name is used in the store"),
-    later("pre_snapshot", NO_HOOK),
-    later("post_snapshot", NO_HOOK),
-    later("on_failure", NO_HOOK),
-    later("on_success", NO_HOOK),
-    later("hook_timeout", "no hook is run"),
-    later("lock_file", "only the kernel lock in state_dir keeps two runs apart"),
+    now("pre_snapshot"),
+    now("post_snapshot"),
+    now("on_failure"),
+    now("on_success"),
+    now("hook_timeout"),
+    now("lock_file"),
     now("state_dir"),
     later("resume_days", "an unfinished upload is never given up"),
 ];
@@ -129,7 +128,7 @@ pub(super) const SECTIONS: &[SectionSpec] = &[
     section("prune", PRUNE, Some(NOTHING_PRUNED)),
     section("send", SEND, None),
     section("backup-lifecycle", BACKUP_LIFECYCLE, Some(BY_FLAG)),
-    section("backup-sequence", &[], Some("run the commands one by one")),
+    section("backup-sequence", &[], None),
     section("lifecycle-intermediate", RETENTION, Some(NOTHING_PRUNED)),
     section("lifecycle-remote", RETENTION, Some(NOTHING_PRUNED)),
 ];

@@ -398,17 +398,13 @@ fn both_stores_in_one_folder() {
 fn every_key_for_a_later_version_is_named() {
     assert_snapshot!(notices(EXAMPLE), @r"
     main.bwlimit is checked but not used yet: for now uploads run at full speed, at any hour
-    main.hook_timeout is checked but not used yet: for now no hook is run
     main.intermediate_checksum is checked but not used yet: for now no B3SUMS file is written
-    main.lock_file is checked but not used yet: for now only the kernel lock in state_dir keeps two runs apart
     main.oldest_snapshot_days is checked but not used yet: for now no snapshot is destroyed
-    main.on_failure is checked but not used yet: for now the hook is not run
     main.resume_days is checked but not used yet: for now an unfinished upload is never given up
     main.window is checked but not used yet: for now uploads run at full speed, at any hour
     s3.object_lock_days is checked but not used yet: for now objects are not locked
     [prune] is checked but not used yet: for now nothing is deleted
     [backup-lifecycle] is checked but not used yet: for now an incremental is made whenever it can be
-    [backup-sequence] is checked but not used yet: for now run the commands one by one
     [lifecycle-intermediate] is checked but not used yet: for now nothing is deleted
     [lifecycle-remote] is checked but not used yet: for now nothing is deleted
     ");

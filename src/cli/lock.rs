@@ -1,0 +1,274 @@
+//! `lock`, `unlock`, and the look at the lockfile that other commands begin with.
+
+use super::Failure;
+use super::args::{Command, Holds};
+use super::context::Context;
+use super::output::age;
+use crate::config::{Config, TimeLimit};
+use crate::run::RunError;
+use crate::run::here::Here;
+use crate::run::lockfile::{Holder, LockKind, LockState, TakeOutcome, read_lock, remove_lock, take_lock};
+use jiff::Timestamp;
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// How often a lock that is waited for is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What a command does about the lockfile before it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LockNeed {
+    /// It does not look.
+    Nothing,
+    /// It says that there is a lock, and goes on.
+    Note,
+    /// It does not begin while somebody else has the lock.
+    Check,
+}
+
+impl Command {
+    /// The table of the design: what changes something waits, what reads says so.
+    pub(super) fn lock_need(&self) -> LockNeed {
+        match self {
+            Self::Snapshot
+            | Self::ExportIntermediate(_)
+            | Self::UploadIntermediateToRemote(_)
+            | Self::StreamToRemote(_)
+            | Self::PruneSnapshots(_)
+            | Self::PruneIntermediate(_)
+            | Self::PruneRemote(_)
+            | Self::Holds(Holds::Release(_))
+            | Self::Adopt(_)
+            | Self::Forget(_) => LockNeed::Check,
+            // Without a configuration there is no lockfile.
+            Self::VerifyChecksums(verify) if verify.source.remote.is_none() => LockNeed::Note,
+            Self::Show(show) if show.source.remote.is_none() => LockNeed::Note,
+            Self::Restore(restore) if restore.source.remote.is_none() => LockNeed::Note,
+            _ => LockNeed::Nothing,
+        }
+    }
+
+    /// Whether it has a `-i` of its own, which means `--incremental`.
+    fn has_incremental(&self) -> bool {
+        matches!(self, Self::ExportIntermediate(_) | Self::StreamToRemote(_))
+    }
+}
+
+/// Looks at the lockfile as the command needs it; the lock of our own run is none.
+pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(), Failure> {
+    let need = match command.lock_need() {
+        // What only says what it would do harms nobody.
+        LockNeed::Check if context.global.dry_run => LockNeed::Note,
+        need => need,
+    };
+    if need == LockNeed::Nothing {
+        return Ok(());
+    }
+    let loaded = context.config()?;
+    let (config, here) = (&loaded.0, Here::current());
+    let look = || read_lock(&config.lock_file, &here);
+    if need == LockNeed::Note {
+        match look() {
+            Ok(state) => note(context, config, &state, ""),
+            Err(error) => context.output.note(&crate::run::error_chain(&error)),
+        }
+        return Ok(());
+    }
+    let mut waiting = Waiting::new(context);
+    loop {
+        let state = look()?;
+        match &state {
+            LockState::Free if context.global.ignore_lock && command.has_incremental() && !context.is_step() => {
+                context.output.always(
+                    "there was no lock to ignore: -i before the command is --ignore-lock; \
+                     for --incremental write -i after the command",
+                );
+                return Ok(());
+            }
+            LockState::Free => return Ok(()),
+            LockState::Held(holder) if context.leftovers.has_lock_of(holder) => return Ok(()),
+            LockState::Stale(_) => {
+                note(context, config, &state, "");
+                return Ok(());
+            }
+            LockState::Held(_) | LockState::Damaged(_) if context.global.ignore_lock => {
+                note(context, config, &state, "ignored: ");
+                return Ok(());
+            }
+            LockState::Held(_) | LockState::Damaged(_) => waiting.wait(config, &state).await?,
+        }
+    }
+}
+
+fn note(context: &Context, config: &Config, state: &LockState, how: &str) {
+    match state {
+        LockState::Free => {}
+        LockState::Held(holder) if context.leftovers.has_lock_of(holder) => {}
+        state => context.output.note(&format!("{how}{}", describe(state, config, Timestamp::now()))),
+    }
+}
+
+/// `lock`: by hand, or for the run of `perform` that this is a step of.
+pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
+    let loaded = context.config()?;
+    let config = &loaded.0;
+    let path = config.lock_file.display();
+    if context.global.dry_run {
+        note(context, config, &read_lock(&config.lock_file, &Here::current())?, "");
+        context.output.line(format!("would make the lockfile {path}"));
+        return Ok(());
+    }
+    let kind = if context.is_step() { LockKind::Run } else { LockKind::Manual };
+    let mut waiting = Waiting::new(context);
+    let (lock, replaced) = loop {
+        let holder = Holder::current(kind, Timestamp::now())?;
+        match take_lock(&config.lock_file, &holder)? {
+            TakeOutcome::Taken(lock, replaced) => break (lock, replaced),
+            TakeOutcome::Busy(state) if context.global.ignore_lock && context.is_step() => {
+                note(context, config, &state, "ignored: ");
+                return Ok(());
+            }
+            TakeOutcome::Busy(state) => waiting.wait(config, &state).await?,
+        }
+    };
+    if let Some(holder) = replaced {
+        let old = describe(&LockState::Stale(*holder), config, Timestamp::now());
+        context.output.always(&format!("taken over: {old}"));
+    }
+    context.output.line(format!("locked: {path}"));
+    context.output.json(|| json!({ "lock_file": config.lock_file, "locked": true }));
+    match kind {
+        LockKind::Manual => lock.stay(),
+        LockKind::Run => context.leftovers.keep_lock(lock),
+    }
+    Ok(())
+}
+
+/// `unlock`: what a person or a dead run left; the lock of a run that may be alive only with `-i`. As a step, the lock
+/// of this run.
+pub(super) fn unlock(context: &Context) -> Result<(), Failure> {
+    let loaded = context.config()?;
+    let (config, path) = (&loaded.0, loaded.0.lock_file.display());
+    if context.global.dry_run {
+        context.output.line(format!("would remove the lockfile {path}"));
+        return Ok(());
+    }
+    if context.is_step() {
+        return unlock_own(context);
+    }
+    let may_be_alive = |state: &LockState| matches!(state, LockState::Held(holder) if holder.kind == LockKind::Run);
+    let ignore = context.global.ignore_lock;
+    let (state, removed) = remove_lock(&config.lock_file, &Here::current(), |state| ignore || !may_be_alive(state))?;
+    let about = describe(&state, config, Timestamp::now());
+    match (&state, removed) {
+        (LockState::Free, _) => context.output.line(format!("there is no lock: {path}")),
+        (state, true) if may_be_alive(state) => {
+            context.output.always(&format!("removed although the run may go on: {about}"));
+        }
+        (_, true) => context.output.line(format!("unlocked: {path}; it was {about}")),
+        (state, false) => return Err(refusal(context, config, state, &about).into()),
+    }
+    context.output.json(|| json!({ "lock_file": config.lock_file, "locked": false, "removed": removed }));
+    Ok(())
+}
+
+fn unlock_own(context: &Context) -> Result<(), Failure> {
+    match context.leftovers.release_lock()? {
+        Some(true) => context.output.line("unlocked"),
+        Some(false) => context.output.always("the lock of this run was taken away while it worked"),
+        None => context.output.line("this run has no lock"),
+    }
+    Ok(())
+}
+
+/// Waits for as long as `--lock-wait` says, then refuses.
+struct Waiting<'a> {
+    context: &'a Context,
+    begun: Instant,
+    was_said: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(context: &'a Context) -> Self {
+        Self { context, begun: Instant::now(), was_said: false }
+    }
+
+    async fn wait(&mut self, config: &Config, state: &LockState) -> Result<(), Failure> {
+        let about = describe(state, config, Timestamp::now());
+        let limit = self.context.global.lock_wait.unwrap_or(TimeLimit::seconds(0));
+        let left = limit.duration().saturating_sub(self.begun.elapsed());
+        if left.is_zero() {
+            return Err(refusal(self.context, config, state, &about).into());
+        }
+        if !std::mem::replace(&mut self.was_said, true) {
+            tracing::info!("waiting for at most {limit}: {about}");
+        }
+        let mut stop = self.context.stop.clone();
+        tokio::select! {
+            () = tokio::time::sleep(left.min(LOOK_EVERY)) => Ok(()),
+            Ok(_) = stop.wait_for(|stop| *stop) => Err(RunError::Interrupted.into()),
+        }
+    }
+}
+
+/// Who has the lock, and since when, on one line.
+fn describe(state: &LockState, config: &Config, now: Timestamp) -> String {
+    let place = |holder: &Holder| format!("by {} on {}", holder.user, holder.here.host);
+    let since = |holder: &Holder| {
+        let begun = holder.locked_at.strftime("%Y-%m-%d %H:%M:%S UTC");
+        format!("{} ago, {begun}", age(now, holder.locked_at))
+    };
+    match state {
+        LockState::Free => format!("there is no lock {}", config.lock_file.display()),
+        LockState::Damaged(reason) => {
+            format!("the lockfile {} does not say who has it: {reason}", config.lock_file.display())
+        }
+        LockState::Held(holder) if holder.kind == LockKind::Manual => {
+            format!("locked by hand, {} ({})", place(holder), since(holder))
+        }
+        LockState::Held(holder) => {
+            format!(
+                "locked by a run, `{}`, process {}, {} ({})",
+                holder.command,
+                holder.pid,
+                place(holder),
+                since(holder)
+            )
+        }
+        LockState::Stale(holder) => {
+            format!(
+                "the stale lock of a run that is over, `{}`, process {}, {} ({})",
+                holder.command,
+                holder.pid,
+                place(holder),
+                since(holder)
+            )
+        }
+    }
+}
+
+fn refusal(context: &Context, config: &Config, state: &LockState, about: &str) -> RunError {
+    let unlock = |ignore: &str| match &context.global.config {
+        Some(_) => {
+            let file = config.file.display().to_string();
+            format!("`zfs-backup -c {}{ignore} unlock`", shell_words::quote(&file))
+        }
+        None => format!("`zfs-backup{ignore} unlock`"),
+    };
+    let is_here = |holder: &Holder| holder.here.is_same_host(&Here::current());
+    let hint = match state {
+        LockState::Held(holder) if holder.kind == LockKind::Manual => format!("{} removes it", unlock("")),
+        LockState::Held(holder) if is_here(holder) => {
+            "wait until the run has ended, for instance with --lock-wait 2h".to_owned()
+        }
+        LockState::Held(holder) => {
+            format!(
+                "whether it still runs can only be seen on {}; if it does not, {} removes the lock",
+                holder.here.host,
+                unlock(" -i")
+            )
+        }
+        _ => format!("if nothing runs here, {} removes it", unlock("")),
+    };
+    RunError::LockedBy { what: about.to_owned(), hint }
+}

@@ -1,0 +1,179 @@
+//! `perform`: the steps of `[backup-sequence]`, one after the other; then the summary and the hooks.
+
+use super::args::{Command, Global};
+use super::context::Context;
+use super::report::{RunReport, StepReport};
+use super::sequence::{Step, parse_steps};
+use super::{Failure, GRACE, dispatch, status, stopped_for};
+use crate::config::Config;
+use crate::model::DatasetName;
+use crate::run::RunError;
+use crate::run::here::host_name;
+use crate::run::hooks::{HookCall, run_hook};
+use crate::run::last_success::{last_success, note_success};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Command {
+    /// Whether it ends in good order after a request to stop, however long its hooks take: nobody may drop it.
+    pub(super) fn ends_by_itself(&self) -> bool {
+        matches!(self, Self::Perform | Self::Snapshot)
+    }
+}
+
+pub(super) async fn perform(context: &Context) -> Result<(), Failure> {
+    let loaded = context.config()?;
+    let config = &loaded.0;
+    let (started_at, started) = (Timestamp::now(), Instant::now());
+    let mut report = RunReport {
+        host: host_name(),
+        config_file: config.file.clone(),
+        names: config.datasets.names.clone(),
+        started_at,
+        last_success: None,
+        steps: Vec::new(),
+        status: status::DONE,
+        seconds: 0.0,
+        said: None,
+    };
+    match parse_steps(config) {
+        Ok(steps) => run_steps(context, &steps, &mut report).await,
+        Err(error) => {
+            let failure = Failure::Config(error);
+            failure.print(&context.output);
+            report.status = failure.status();
+            report.said = context.output.first_error();
+        }
+    }
+    if *context.stop.borrow() {
+        report.status = status::worst(report.status, status::INTERRUPTED);
+    }
+    // Whatever happened, the lock of this run ends with it.
+    match context.leftovers.release_lock() {
+        Ok(None | Some(true)) => {}
+        Ok(Some(false)) => context.output.always("the lock of this run was taken away while it worked"),
+        Err(error) => {
+            let failure = Failure::Run(error);
+            failure.print(&context.output);
+            report.status = status::worst(report.status, failure.status());
+            report.said = report.said.or(context.output.first_error());
+        }
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    if !context.global.dry_run {
+        remember(config, &mut report);
+    }
+    report.table().iter().for_each(|line| context.output.line(line));
+    context.output.json(|| report.to_json());
+    if !context.global.dry_run {
+        conclude(context, config, &mut report).await;
+    }
+    if report.status == status::DONE { Ok(()) } else { Err(Failure::Reported(report.status)) }
+}
+
+async fn run_steps(context: &Context, steps: &[Step], report: &mut RunReport) {
+    let mut skip = BTreeSet::new();
+    let mut goes_on = true;
+    for step in steps {
+        if !goes_on || *context.stop.borrow() {
+            report.steps.push(StepReport::not_run(step));
+            continue;
+        }
+        let ended = run_step(context, step, &skip).await;
+        skip.extend(ended.tally.failed.keys().cloned());
+        report.status = status::worst(report.status, ended.status);
+        goes_on = lets_others_run(ended.status);
+        report.steps.push(ended);
+    }
+}
+
+/// A step that failed for some datasets leaves the others to the next one; any other failure ends the sequence.
+fn lets_others_run(status: u8) -> bool {
+    matches!(status, status::DONE | status::PARTIAL)
+}
+
+async fn run_step(context: &Context, step: &Step, skip: &BTreeSet<DatasetName>) -> StepReport {
+    let own = &step.args.global;
+    let global = Global {
+        dry_run: context.global.dry_run || own.dry_run,
+        lock_wait: own.lock_wait.or(context.global.lock_wait),
+        ..context.global.clone()
+    };
+    context.output.line(format!("-- {} {}", step.name, step.line));
+    let output = Arc::new(context.output.for_step());
+    let inner = context.step(&step.name, global, Arc::clone(&output), skip.clone());
+    let started = Instant::now();
+    let mut stop = context.stop.clone();
+    let result = tokio::select! {
+        result = Box::pin(dispatch(&step.args.command, &inner)) => result,
+        () = stopped_for(&mut stop, GRACE), if !step.args.command.ends_by_itself() => {
+            Err(Failure::Run(RunError::Interrupted))
+        }
+    };
+    if let Err(failure) = &result {
+        failure.print(&output);
+    }
+    StepReport {
+        name: step.name.clone(),
+        line: step.line.clone(),
+        was_run: true,
+        status: result.map_or_else(|failure| failure.status(), |()| status::DONE),
+        tally: inner.tally(),
+        seconds: started.elapsed().as_secs_f64(),
+        said: output.first_error(),
+        output: output.captured(),
+    }
+}
+
+/// Notes a success, or finds out when the last one was. Neither is worth failing for.
+fn remember(config: &Config, report: &mut RunReport) {
+    if report.status == status::DONE {
+        if let Err(error) = note_success(&config.state_dir, &config.file, Timestamp::now()) {
+            tracing::warn!(error = crate::run::error_chain(&error), "the time of this success is not noted");
+        }
+        return;
+    }
+    let known = last_success(&config.state_dir, &config.file);
+    report.last_success = known.unwrap_or_else(|error| {
+        tracing::warn!(error = crate::run::error_chain(&error), "the time of the last success is not known");
+        None
+    });
+}
+
+/// `on_success` after a run that ended with 0, `on_failure` after every other. How they end changes nothing, but for a
+/// request to stop meanwhile.
+async fn conclude(context: &Context, config: &Config, report: &mut RunReport) {
+    let hooks = &config.hooks;
+    let (key, command) = match report.status {
+        status::DONE => ("main.on_success", &hooks.on_success),
+        _ => ("main.on_failure", &hooks.on_failure),
+    };
+    let Some(command) = command else { return };
+    let mut variables = context.hook_variables(config);
+    variables.extend(report.variables(&context.output.log_lines()));
+    let mut document = report.to_json();
+    document["log"] = context.output.log_lines().into();
+    document["message"] = report.message().into();
+    let input = Some(format!("{document:#}\n"));
+    let call = HookCall { key, command, time_max: hooks.timeout, variables, input };
+    // The request to stop that ended the run must not end the hook that tells of it; a second one ends everything.
+    let stop = (!*context.stop.borrow()).then_some(&context.stop);
+    match run_hook(&call, stop, &context.leftovers.hook).await {
+        Ok(()) => {}
+        Err(RunError::Interrupted) => report.status = status::worst(report.status, status::INTERRUPTED),
+        Err(error) => context.output.always(&crate::run::error_chain(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_failure_of_some_datasets_lets_the_sequence_go_on() {
+        let going_on: Vec<u8> = (0..=255).filter(|status| lets_others_run(*status)).collect();
+        assert_eq!(going_on, [0, 3]);
+    }
+}
