@@ -223,7 +223,7 @@ pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> Rclone
 }
 
 pub(super) fn read_hooks(main: &Section<'_>) -> Hooks {
-    let hook = |key| main.parsed_unless_empty::<HookCommand>(key).map(|hook| hook.0);
+    let hook = |key| read_hook(main, key);
     let hooks = Hooks {
         pre_snapshot: hook("pre_snapshot"),
         post_snapshot: hook("post_snapshot"),
@@ -235,6 +235,19 @@ pub(super) fn read_hooks(main: &Section<'_>) -> Hooks {
         main.refuse("hook_timeout", "is 0s; expected at least 1s", None);
     }
     hooks
+}
+
+/// A hook may be a text, split as a shell would, or a list of words, which are taken as they stand.
+fn read_hook(main: &Section<'_>, key: &str) -> Option<CommandLine> {
+    if main.is_text(key) {
+        return main.parsed_unless_empty::<HookCommand>(key).map(|hook| hook.0);
+    }
+    let command = CommandLine::from_words(main.list(key)?).and_then(at_a_path);
+    let refused = |invalid: InvalidValue| {
+        let message = format!("is {:?}; expected {}", invalid.value, invalid.expected);
+        main.refuse(key, message, invalid.hint);
+    };
+    command.map_err(refused).ok()
 }
 
 impl Hooks {
@@ -258,13 +271,16 @@ impl std::str::FromStr for HookCommand {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let command: CommandLine = text.parse()?;
-        if Path::new(command.program()).is_absolute() {
-            return Ok(Self(command));
-        }
-        let invalid = InvalidValue::new(text, "the absolute path of a program, and its arguments");
-        Err(invalid.hint(format!("`command -v {}` says where it is", command.program())))
+        at_a_path(text.parse()?).map(Self)
     }
+}
+
+fn at_a_path(command: CommandLine) -> Result<CommandLine, InvalidValue> {
+    if Path::new(command.program()).is_absolute() {
+        return Ok(command);
+    }
+    let invalid = InvalidValue::new(&command.to_string(), "the absolute path of a program, and its arguments");
+    Err(invalid.hint(format!("`command -v {}` says where it is", command.program())))
 }
 
 pub(super) fn read_pace(main: &Section<'_>) -> Pace {

@@ -285,6 +285,11 @@ impl<'d> Section<'d> {
         }
     }
 
+    /// Whether the value is a text.
+    pub(super) fn is_text(&self, key: &str) -> bool {
+        self.value(key).is_some_and(|value| value.get_ref().is_str())
+    }
+
     /// Parses the items of a list, noting each that is wrong. `None` when any is.
     pub(super) fn parse_items<T, E>(
         &self,

@@ -144,6 +144,20 @@ fn every_form_of_remote_and_key_parses() {
 }
 
 #[test]
+fn a_hook_is_a_line_or_a_list_of_words() {
+    let main = "pre_snapshot = \"/bin/sh -c 'a b'\"\npost_snapshot = [\"/bin/sh\", \"-c\", \"a b\"]\n\
+        on_failure = [\"/opt/my hook\"]\non_success = \"\"";
+    let hooks = parse(&with(main, "")).unwrap().hooks;
+    assert_eq!(hooks.pre_snapshot.as_ref().unwrap().argv(), ["/bin/sh", "-c", "a b"]);
+    assert_eq!(hooks.post_snapshot, hooks.pre_snapshot);
+    assert_eq!(hooks.on_failure.unwrap().argv(), ["/opt/my hook"]);
+    assert_eq!(hooks.on_success, None);
+    let screen = screen(&with("on_failure = [\"sh\", \"-c\", \"x\"]\non_success = []", ""));
+    assert!(screen.contains("zb.toml:5: main.on_failure is \"sh -c x\"\n  expected: the absolute path"), "{screen}");
+    assert!(screen.contains("zb.toml:6: main.on_success is \"\"\n  expected: a program"), "{screen}");
+}
+
+#[test]
 fn what_is_not_named_has_its_default() {
     let config = parse(&with("", "")).unwrap();
     assert_eq!(config.split_size, Size(1 << 30));
