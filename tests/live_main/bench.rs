@@ -2,6 +2,7 @@
 
 use crate::pool::{Pool, noise, run};
 use crate::weed::{ACCESS_KEY, SECRET_KEY, Weed};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,11 @@ impl Bench {
     /// As much as it takes for at least 4 chunks of 6M: emulated, every megabyte counts.
     pub(crate) fn small(name: &str) -> Self {
         Self::with(name, &[10, 11], "6M")
+    }
+
+    /// Little files only, in two or three chunks: for what is done many times.
+    pub(crate) fn tiny(name: &str) -> Self {
+        Self::with(name, &[], "256K")
     }
 
     /// A pool with one dataset, a server, keys in recipients mode, and a configuration.
@@ -83,11 +89,16 @@ impl Bench {
 
     /// A configuration whose remote is behind that endpoint.
     pub(crate) fn write_config(&self, name: &str, endpoint: &str) {
+        self.write_config_with(name, endpoint, "", "");
+    }
+
+    /// With more lines at the end of `[main]` and more sections.
+    pub(crate) fn write_config_with(&self, name: &str, endpoint: &str, main: &str, sections: &str) {
         let keys = self.keys();
         let text = format!(
             "[main]\nzfs_fs = \"{}\"\nencryption_recipients = [\"{}\"]\nsigning_key_file = \"{}\"\nverify_keys = [\"{}\"]\n\
-             remote = \"s3:{BUCKET}/nas\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\n\
-             [s3]\nendpoint = \"{endpoint}\"\npart_size = \"5M\"\n",
+             remote = \"s3:{BUCKET}/nas\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\n{main}\
+             [s3]\nendpoint = \"{endpoint}\"\npart_size = \"5M\"\n{sections}",
             self.dataset(),
             keys.recipient().unwrap(),
             self.path("signing.key").display(),
@@ -152,6 +163,24 @@ impl Bench {
 fn write_secret(path: &Path, text: &str) {
     let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).unwrap();
     std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+}
+
+/// Holds two trees against each other, and names only the lines that differ: the failure must fit on a screen.
+#[track_caller]
+pub(crate) fn assert_same_tree(expected: &Path, actual: &Path) {
+    assert_described(&describe(expected), actual);
+}
+
+/// As [`assert_same_tree`], against what [`describe`] said earlier.
+#[track_caller]
+pub(crate) fn assert_described(expected: &str, actual: &Path) {
+    let actual = describe(actual);
+    let only = |these: &str, those: &str| {
+        let those: BTreeSet<&str> = those.lines().collect();
+        these.lines().filter(|line| !those.contains(line)).take(10).collect::<Vec<_>>().join("\n")
+    };
+    let (lost, new) = (only(expected, &actual), only(&actual, expected));
+    assert!(expected == actual, "the trees differ; expected:\n{lost}\nfound:\n{new}");
 }
 
 /// Everything that a person could compare of a tree: hashes, types, modes, owners, sizes, allocated blocks, times,
