@@ -1,7 +1,7 @@
 //! Nights of a host that nobody watches: `perform` with the sequence and the rules of the example configuration, the
 //! guest's own clock put forward between them, files changing, one night without the server, one killed run.
 
-use crate::bench::{Bench, assert_described, describe};
+use crate::bench::{Bench, Tree, assert_same_tree, describe};
 use crate::pool::{noise, run, zfs};
 use crate::proxy::{Action, Proxy};
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,7 +42,7 @@ struct Nights {
     bench: Bench,
     first: SystemTime,
     /// What the dataset was in each night.
-    trees: BTreeMap<u64, String>,
+    trees: BTreeMap<u64, Tree>,
 }
 
 impl Nights {
@@ -61,7 +61,7 @@ impl Nights {
         run("date", &["-s", &format!("@{seconds}")]);
         let file = |name: String| self.bench.pool.file(&format!("data/{name}"));
         fs::write(file(format!("night-{night}")), noise(30_000, night)).unwrap();
-        fs::write(file("diary".into()), noise(50_000 + night as usize * 1000, night + 500)).unwrap();
+        fs::write(file("diary".into()), noise(50_000, night + 500)).unwrap();
         let _ = fs::remove_file(file(format!("small-{night}")));
         self.trees.insert(night, describe(&self.bench.pool.file("data")));
     }
@@ -111,7 +111,7 @@ impl Nights {
             zfs(&["mount", &target]);
         }
         run("zpool", &["sync"]);
-        assert_described(&self.trees[&night], &self.bench.pool.file(&format!("back-{night}")));
+        assert_same_tree(&self.trees[&night], &describe(&self.bench.pool.file(&format!("back-{night}"))));
     }
 
     /// A configuration whose uploads of chunks wait for as long as the flag is set, and the count of those that came.
