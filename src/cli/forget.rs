@@ -1,11 +1,11 @@
 //! `forget` and `adopt`: what only a person may decide.
 
+use super::Failure;
 use super::args::{Adopt, Forget};
 use super::context::Context;
 use super::output::bytes;
 use super::prune::origin_of;
 use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_remote_to_delete, open_zfs, usage};
-use super::Failure;
 use crate::config::{Config, Environment};
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
@@ -108,7 +108,9 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
         let origins: Vec<Origin> = others.iter().map(|(origin, _)| origin.clone()).collect();
         adopt_origins(&config.state_dir, &selected.stored, &own, &origins)?;
     } else if !others.is_empty() {
-        output.note("from then on pruning deletes their backups by the rules too; if another host still makes them, do not");
+        output.note(
+            "from then on pruning deletes their backups by the rules too; if another host still makes them, do not",
+        );
         output.note("nothing was taken over; -y does it");
     }
     output.json(|| {

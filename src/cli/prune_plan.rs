@@ -73,8 +73,7 @@ fn summary(look: &PruneLook, carried_out: bool) -> String {
 fn rows(look: &PruneLook) -> Vec<Row<'_>> {
     let ordered = in_order(&look.facts);
     let chains = chains_newest_first(&ordered);
-    let kept: BTreeMap<&BackupId, &Vec<Reason>> =
-        look.plan.keep.iter().map(|kept| (&kept.id, &kept.reasons)).collect();
+    let kept: BTreeMap<&BackupId, &Vec<Reason>> = look.plan.keep.iter().map(|kept| (&kept.id, &kept.reasons)).collect();
     let mut rows: Vec<Row<'_>> = Vec::new();
     for backup in ordered {
         let row = match kept.get(&backup.id) {
@@ -151,8 +150,7 @@ fn fitting(reasons: &[String], room: usize) -> String {
 pub(super) fn plan_to_json(stored: &DatasetName, look: &PruneLook, carried_out: bool) -> Value {
     let plan = &look.plan;
     let text = |reasons: &[Reason]| reasons.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let keep: Vec<_> =
-        plan.keep.iter().map(|kept| json!({ "id": kept.id, "reasons": text(&kept.reasons) })).collect();
+    let keep: Vec<_> = plan.keep.iter().map(|kept| json!({ "id": kept.id, "reasons": text(&kept.reasons) })).collect();
     let delete: Vec<_> = plan
         .delete
         .iter()

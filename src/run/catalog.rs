@@ -5,8 +5,8 @@
 
 use super::{RunError, error_chain};
 use crate::manifest::{
-    CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt,
-    PruneRecord, SIGNATURE_BYTES_MAX, Started, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt,
+    CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, PruneRecord,
+    Receipt, SIGNATURE_BYTES_MAX, Started, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt,
     parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest, Guid};

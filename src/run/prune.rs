@@ -14,8 +14,8 @@ mod look;
 mod record;
 
 pub use forget::{Forgotten, forget, look_at};
-pub use look::{Beside, PruneLook, look};
 pub(super) use look::read_leftovers;
+pub use look::{Beside, PruneLook, look};
 
 use super::RunError;
 use super::journal::forget_attempt;

@@ -1,9 +1,9 @@
 //! [`forget`]: deletes one backup, or what an attempt left behind, because a person named it.
 
+use super::PruneEnv;
 use super::delete::delete_backup;
 use super::look::read_leftovers;
 use super::record::put_record;
-use super::PruneEnv;
 use crate::manifest::PrunedEntry;
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::prune::StartedFact;

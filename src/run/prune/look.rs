@@ -8,9 +8,7 @@ use crate::plan::prune::{
     self as plan, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, Unreadable, plan_prune,
 };
 use crate::plan::retention::in_order;
-use crate::run::catalog::{
-    Attempt, Catalog, read_catalog, read_prune_records, read_receipt, read_started,
-};
+use crate::run::catalog::{Attempt, Catalog, read_catalog, read_prune_records, read_receipt, read_started};
 use crate::run::journal::never_committing;
 use crate::run::usable::Usability;
 use crate::run::{RunError, error_chain};
@@ -191,11 +189,7 @@ async fn read_other(
     Ok(Some((facts, pruned)))
 }
 
-async fn read_locks(
-    env: &PruneEnv,
-    catalog: &Catalog,
-    plan: &PrunePlan,
-) -> Result<BTreeMap<BackupId, Lock>, RunError> {
+async fn read_locks(env: &PruneEnv, catalog: &Catalog, plan: &PrunePlan) -> Result<BTreeMap<BackupId, Lock>, RunError> {
     let doomed: Vec<_> = plan.delete.iter().filter_map(|doomed| catalog.backup(&doomed.id)).collect();
     let read = |backup| async move { (backup, read_receipt(&*env.store, backup, &env.trusted).await) };
     let mut receipts = stream::iter(doomed).map(read).buffered(RECEIPTS_MAX);
