@@ -253,10 +253,22 @@ pub async fn read_manifest(
     trusted: &TrustedKeys,
 ) -> Result<(Manifest, Digest), RunError> {
     let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
-    let (bytes, signature) = get_signed(store, &key, MANIFEST_BYTES_MAX).await?;
+    let (bytes, signature) = get_signed_manifest(store, dataset, id).await?;
     let manifest = parse_manifest(trusted, dataset, id, &bytes, &signature)
         .map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
     Ok((manifest, Digest::of(&bytes)))
+}
+
+/// Fetches one manifest and its signature, not checked yet.
+///
+/// # Errors
+/// [`RunError::Damaged`] when one of them is missing or too long; [`RunError::Store`].
+pub async fn get_signed_manifest(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    id: &BackupId,
+) -> Result<(Bytes, Bytes), RunError> {
+    get_signed(store, &ObjectKey::backup(dataset, id, &BackupObject::Manifest), MANIFEST_BYTES_MAX).await
 }
 
 /// Fetches the receipt of one backup and checks it, also that it belongs to this manifest.

@@ -10,7 +10,7 @@ use crate::plan::prune::{
 use crate::plan::retention::in_order;
 use crate::run::catalog::{Attempt, Catalog, read_catalog, read_prune_records, read_receipt, read_started};
 use crate::run::journal::never_committing;
-use crate::run::usable::Usability;
+use crate::run::seen::Seen;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
 use crate::store::{ObjectKey, ObjectStore};
@@ -60,11 +60,12 @@ pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunErro
     let pruned = newest_records(&records);
     let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let never_committing = never_committing(&env.state_dir, store.url(), &task.stored)?;
-    let mut usability = Usability::new(store, &catalog);
+    let seen = Seen::look(store, catalog).await?;
     let facts = match task.beside {
-        Beside::Nothing | Beside::Intermediate(_) => usability.facts().await?,
-        Beside::Remote(_) | Beside::Unreachable => usability.own_facts().await?,
+        Beside::Nothing | Beside::Intermediate(_) => seen.facts(None),
+        Beside::Remote(_) | Beside::Unreachable => seen.own_facts(),
     };
+    let catalog = seen.catalog;
     let live = read_live(store, &catalog, &facts, &env.trusted).await?;
     let other = read_other(&task.beside, &task.stored, &env.trusted).await?;
     let beside = match (&task.beside, &other) {
@@ -181,10 +182,10 @@ async fn read_other(
     let (Beside::Remote(store) | Beside::Intermediate(store)) = beside else { return Ok(None) };
     let catalog = read_catalog(&**store, stored, trusted).await?;
     let pruned = newest_records(&read_prune_records(&**store, stored, trusted).await?);
-    let mut usability = Usability::new(&**store, &catalog);
+    let seen = Seen::look(&**store, catalog).await?;
     let facts = match beside {
-        Beside::Remote(_) => usability.facts().await?,
-        _ => usability.own_facts().await?,
+        Beside::Remote(_) => seen.facts(None),
+        _ => seen.own_facts(),
     };
     Ok(Some((facts, pruned)))
 }
