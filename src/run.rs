@@ -1,5 +1,6 @@
 //! Carrying plans out: everything that touches ZFS and a store at once.
 
+pub mod adopt;
 pub mod backup;
 pub mod catalog;
 pub mod here;
@@ -9,11 +10,15 @@ pub mod keys;
 pub mod last_success;
 pub mod lock;
 pub mod lockfile;
+pub mod place;
+pub mod prune;
+pub mod prune_snapshots;
+pub mod remembered;
 pub mod restore;
+pub mod seen;
 pub mod select;
 pub mod snapshot;
 pub mod transfer;
-pub mod usable;
 pub mod verify;
 
 use crate::keyring::KeyringError;

@@ -36,13 +36,11 @@ const fn section(name: &'static str, keys: &'static [KeySpec], later: Option<&'s
 pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
 const FULL_SPEED: &str = "uploads run at full speed, at any hour";
-const NOTHING_PRUNED: &str = "nothing is deleted";
-const BY_FLAG: &str = "an incremental is made whenever it can be";
 
 const MAIN: &[KeySpec] = &[
     now("zfs_fs"),
-    later("recursive", "only the datasets named in zfs_fs are backed up"),
-    later("exclude", "only the datasets named in zfs_fs are backed up"),
+    now("recursive"),
+    now("exclude"),
     now("encryption_passphrase"),
     now("encryption_passphrase_file"),
     now("encryption_passphrase_command"),
@@ -59,10 +57,10 @@ const MAIN: &[KeySpec] = &[
     later("bwlimit", FULL_SPEED),
     later("window", FULL_SPEED),
     later("max_runtime", "a run goes on until it is done"),
-    later("oldest_snapshot_days", "no snapshot is destroyed"),
+    now("oldest_snapshot_days"),
     now("snapshot_prefix"),
-    later("use_snapshots", "the tool's own snapshots are used"),
-    later("store_as", "the dataset's own name is used in the store"),
+    now("use_snapshots"),
+    now("store_as"),
     now("pre_snapshot"),
     now("post_snapshot"),
     now("on_failure"),
@@ -70,7 +68,7 @@ const MAIN: &[KeySpec] = &[
     now("hook_timeout"),
     now("lock_file"),
     now("state_dir"),
-    later("resume_days", "an unfinished upload is never given up"),
+    now("resume_days"),
 ];
 
 const S3: &[KeySpec] = &[
@@ -125,12 +123,12 @@ pub(super) const SECTIONS: &[SectionSpec] = &[
     section("main", MAIN, None),
     section("s3", S3, None),
     section("b2", B2, Some("native B2 is not spoken")),
-    section("prune", PRUNE, Some(NOTHING_PRUNED)),
+    section("prune", PRUNE, None),
     section("send", SEND, None),
-    section("backup-lifecycle", BACKUP_LIFECYCLE, Some(BY_FLAG)),
+    section("backup-lifecycle", BACKUP_LIFECYCLE, None),
     section("backup-sequence", &[], None),
-    section("lifecycle-intermediate", RETENTION, Some(NOTHING_PRUNED)),
-    section("lifecycle-remote", RETENTION, Some(NOTHING_PRUNED)),
+    section("lifecycle-intermediate", RETENTION, None),
+    section("lifecycle-remote", RETENTION, None),
 ];
 
 /// The section of that name. The names are ours, so one that is not there is a slip in this crate.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
 
 mod attacks;
+mod chains;
 mod damage;
 mod failures;
 mod flow;
@@ -11,4 +12,5 @@ mod guards;
 mod instructions;
 mod keys;
 mod snapshot;
+mod two_stores;
 mod world;
