@@ -4,12 +4,25 @@ mod args;
 mod backup;
 mod check;
 mod context;
+mod convert;
+mod details;
+mod health;
+mod holds;
+mod init;
+mod init_text;
 mod keys;
+mod manual;
+mod meter;
 mod output;
+mod overview;
 mod progress;
+mod rekey;
+mod remember;
 mod restore;
 mod show;
+mod survey;
 mod verify;
+mod views;
 mod wire;
 
 use crate::config::{ConfigError, SecretError};
@@ -116,8 +129,8 @@ impl Failure {
 /// Parses the command line, runs the command and returns the exit status.
 pub fn run() -> ExitCode {
     let args = Args::parse();
-    let output = Arc::new(Output::new(args.global.json, args.global.quiet));
-    init_log(args.global.verbose);
+    let output = Arc::new(Output::new(&args.global));
+    init_log(&args.global);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -177,8 +190,10 @@ async fn listen_for_signals(sender: watch::Sender<bool>) {
     }
 }
 
-fn init_log(verbose: u8) {
+fn init_log(global: &args::Global) {
+    let verbose = global.verbose;
     let level = match verbose {
+        0 if global.quiet => "warn",
         0 => "zfs_backup=info,warn",
         1 => "zfs_backup=debug,warn",
         _ => "debug",
@@ -195,10 +210,16 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Snapshot => backup::snapshot(context),
         Command::StreamToRemote(kind) => backup::stream_to_remote(context, kind).await,
         Command::ExportIntermediate(kind) => backup::export_intermediate(context, kind).await,
-        Command::Show(show) => show::show(global, show, output).await,
+        Command::Show(show) => show::show(context, show).await,
+        Command::Health(health) => health::health(context, health),
+        Command::Holds(holds) => holds::holds(context, holds),
+        Command::Completions { shell } => manual::completions(*shell, output),
+        Command::Man { output: folder } => manual::man(folder.as_deref(), output),
         Command::VerifyChecksums(verify) => verify::verify(global, verify, output).await,
         Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
         Command::Key(command) => keys::key(global, command, output).await,
+        Command::Config(args::ConfigCommand::Init(init)) => init::init(global, init, output),
+        Command::Config(args::ConfigCommand::Convert { file }) => convert::convert(file, output),
         Command::Config(command) => check::config(global, command, output),
         Command::Perform
         | Command::Lock
@@ -207,8 +228,6 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         | Command::PruneSnapshots(_)
         | Command::PruneIntermediate(_)
         | Command::PruneRemote(_)
-        | Command::Health(_)
-        | Command::Holds(_)
         | Command::Adopt(_)
         | Command::Forget(_) => Err(wire::usage("this command is not in this version", "see --help")),
     }

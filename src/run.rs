@@ -2,13 +2,17 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod holds;
 pub mod journal;
 pub mod keys;
 pub mod lock;
+pub mod record;
+pub mod rekey;
 pub mod restore;
 pub mod select;
 pub mod snapshot;
 pub mod transfer;
+pub mod unfinished;
 pub mod usable;
 pub mod verify;
 

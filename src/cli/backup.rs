@@ -5,7 +5,7 @@ use super::context::Context;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::wire::{backup_settings, keys_for_writing, open_intermediate, open_remote, open_zfs};
-use super::{Failure, wire};
+use super::{Failure, remember, wire};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::send::RequestedKind;
@@ -65,7 +65,7 @@ async fn back_up_all(context: &Context, kind: &Kind, store: Arc<dyn ObjectStore>
     }
     let keys = keys_for_writing(config, env, &*store).await?;
     let mut results = Vec::new();
-    for Selected { dataset, .. } in &datasets {
+    for Selected { dataset, stored } in &datasets {
         let dataset = &dataset.name;
         let estimate = estimate_bytes(&*zfs, dataset, &backup_settings(config)).unwrap_or(0);
         let progress = UploadProgress::new(output, dataset.as_str(), estimate);
@@ -83,6 +83,7 @@ async fn back_up_all(context: &Context, kind: &Kind, store: Arc<dyn ObjectStore>
         progress.finish();
         match outcome {
             Ok(outcome) => {
+                remember::outcome(config, &*store, stored, &outcome);
                 let stored = match &outcome {
                     BackupOutcome::Committed(committed) => committed.stored_bytes,
                     BackupOutcome::UpToDate(_) => 0,
@@ -91,6 +92,7 @@ async fn back_up_all(context: &Context, kind: &Kind, store: Arc<dyn ObjectStore>
                 context.done(dataset, stored);
             }
             Err(error) => {
+                remember::failed(config, &*store, stored, "backup", &error);
                 context.failed(dataset, &Failure::Run(error));
                 if *stop.borrow() {
                     break;

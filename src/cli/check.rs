@@ -9,8 +9,8 @@ use serde_json::json;
 pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) -> Result<(), Failure> {
     let (config, env) = load_config(global, output)?;
     match command {
-        ConfigCommand::Init | ConfigCommand::Convert { .. } => {
-            return Err(usage("this command is not in this version", "see --help"));
+        ConfigCommand::Init(_) | ConfigCommand::Convert { .. } => {
+            return Err(usage("this needs no configuration", "see --help"));
         }
         ConfigCommand::Show => {
             output.line(config.to_display_toml().trim_end());
