@@ -128,7 +128,8 @@ fn unfinished_lines(place: &str, view: &StoreView, now: Timestamp) -> Vec<String
         let newest = attempt.newest_object_at.map_or_else(String::new, |at| format!(", newest {} ago", age(now, at)));
         let begun = attempt.started_at.map_or_else(String::new, |at| format!(", begun {} ago", age(now, at)));
         let word = if attempt.was_committed { "NO LONGER a backup" } else { "unfinished, not a backup" };
-        lines.push(format!("  {place}: {word}: {} objects, {}{begun}{newest}", attempt.objects, bytes(attempt.bytes)));
+        lines.push(format!("  {place}: {word}"));
+        lines.push(format!("      {} objects, {}{begun}{newest}", attempt.objects, bytes(attempt.bytes)));
         lines.push(format!("      {}", attempt.id));
         lines.extend(attempt.base.iter().map(|base| format!("      on {base}")));
         if let Some(reason) = &attempt.disbelieved {

@@ -49,11 +49,15 @@ pub(super) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
         Failure::Reported(Level::Unknown.exit_status())
     })?;
     judged.sort_by_key(|judged| std::cmp::Reverse(judged.health.level));
+    let worst = judged.iter().map(|judged| judged.health.level).max().unwrap_or(Level::Unknown);
     for line in lines(&judged, &limits, now) {
-        output.line(line);
+        // Quiet is silent on success only.
+        match worst == Level::Ok || output.is_json() {
+            true => output.line(line),
+            false => output.plain(&line),
+        }
     }
     print_json(&judged, now, output);
-    let worst = judged.iter().map(|judged| judged.health.level).max().unwrap_or(Level::Unknown);
     if worst == Level::Ok { Ok(()) } else { Err(Failure::Reported(worst.exit_status())) }
 }
 

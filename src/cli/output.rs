@@ -184,10 +184,12 @@ pub(super) fn age(now: Timestamp, then: Timestamp) -> String {
 pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for paragraph in text.split('\n') {
-        let mut line = String::new();
-        for word in paragraph.split(' ') {
+        let bare = paragraph.trim_start_matches(' ');
+        let margin = &paragraph[..paragraph.len() - bare.len()];
+        let mut line = margin.to_owned();
+        for word in bare.split(' ') {
             let fits = line.chars().count() + 1 + word.chars().count() <= width;
-            if line.is_empty() || line == indent {
+            if line == margin {
                 line.push_str(word);
             } else if fits {
                 line.push(' ');
@@ -201,12 +203,15 @@ pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     lines
 }
 
-/// As [`table`], within `width` where the cells allow it: when the lines would be longer, the first column stands on
-/// lines of its own and the others below it, indented. Gives the lines of each row.
+/// As [`table`], within `width` where the cells allow it: when the lines would be longer, the columns stand closer, and
+/// if that is not enough, the first stands on lines of its own and the others below it, indented. Gives the lines of
+/// each row.
 pub(super) fn narrow_table(rows: &[Vec<String>], right: &[usize], width: usize) -> Vec<Vec<String>> {
-    let lines = table(rows, right);
-    if lines.iter().all(|line| line.chars().count() <= width) {
-        return lines.into_iter().map(|line| vec![line]).collect();
+    for gap in ["  ", " "] {
+        let lines = spaced_table(rows, right, gap);
+        if lines.iter().all(|line| line.chars().count() <= width) {
+            return lines.into_iter().map(|line| vec![line]).collect();
+        }
     }
     let rest: Vec<Vec<String>> = rows.iter().map(|row| row.iter().skip(1).cloned().collect()).collect();
     let right: Vec<usize> = right.iter().filter_map(|column| column.checked_sub(1)).collect();
@@ -216,6 +221,10 @@ pub(super) fn narrow_table(rows: &[Vec<String>], right: &[usize], width: usize) 
 
 /// Lines with their columns aligned; the first row is the heading. Numbers are right-aligned by the caller's choice.
 pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
+    spaced_table(rows, right, "  ")
+}
+
+fn spaced_table(rows: &[Vec<String>], right: &[usize], gap: &str) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |text| text.chars().count());
     let widths: Vec<usize> =
@@ -225,7 +234,7 @@ pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
             true => format!("{text:>width$}", width = widths[column]),
             false => format!("{text:<width$}", width = widths[column]),
         });
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        cells.collect::<Vec<_>>().join(gap).trim_end().to_owned()
     };
     rows.iter().map(line).collect()
 }
@@ -269,7 +278,8 @@ mod tests {
         let rows =
             vec![vec!["NAME".to_owned(), "A".into(), "B".into()], vec!["tank/long".into(), "1".into(), "2".into()]];
         assert_eq!(narrow_table(&rows, &[1, 2], 15), [["NAME       A  B"], ["tank/long  1  2"]]);
-        assert_eq!(narrow_table(&rows, &[1, 2], 14), [["NAME", "  A  B"], ["tank/long", "  1  2"]]);
+        assert_eq!(narrow_table(&rows, &[1, 2], 14), [["NAME      A B"], ["tank/long 1 2"]]);
+        assert_eq!(narrow_table(&rows, &[1, 2], 12), [["NAME", "  A  B"], ["tank/long", "  1  2"]]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(super) fn lines(overview: &Overview) -> Vec<Line> {
         lines.extend(row.into_iter().enumerate().map(marked));
     }
     for dataset in &overview.datasets {
-        lines.extend(remarks(overview, dataset));
+        lines.extend(remarks(dataset));
     }
     let footer = footer(overview).into_iter().flat_map(|line| wrap(&line, WIDTH, "    "));
     lines.extend(footer.map(Line::from));
@@ -96,6 +96,7 @@ fn state(dataset: &DatasetView) -> (String, Mark) {
         () if !dataset.running_in.is_empty() => state("running", Mark::Good),
         () if !failures.is_empty() => state("FAILED", Mark::Bad),
         () if dataset.newest().is_none() && begun => state("unfinished", Mark::Doubtful),
+        () if dataset.newest().is_none() && view.is_none() => state("NONE KNOWN", Mark::Bad),
         () if dataset.newest().is_none() => state("NO BACKUP", Mark::Bad),
         () if late => state("LATE", Mark::Bad),
         () if level.is_some_and(|level| level > Level::Warning) => state("UNKNOWN", Mark::Bad),
@@ -104,8 +105,8 @@ fn state(dataset: &DatasetView) -> (String, Mark) {
     }
 }
 
-/// What the state of one dataset needs said: why, and since when the table is true.
-fn remarks(overview: &Overview, dataset: &DatasetView) -> Vec<Line> {
+/// What the state of one dataset needs said: why.
+fn remarks(dataset: &DatasetView) -> Vec<Line> {
     let mut texts: Vec<String> = dataset.errors.iter().map(|error| format!("could not be asked: {error}")).collect();
     texts.extend(dataset.health.iter().flat_map(|health| health.reasons.clone()));
     if let Some(view) = dataset.counting() {
@@ -120,9 +121,6 @@ fn remarks(overview: &Overview, dataset: &DatasetView) -> Vec<Line> {
                 None => continue,
             });
         }
-    } else if let Some((at, _, _)) = dataset.record.as_ref().and_then(crate::run::record::Record::last_known) {
-        let asks = if overview.remote.error.is_some() { "" } else { "; show --include-remote asks the store" };
-        texts.push(format!("as known {} ago{asks}", age(overview.now, at)));
     }
     let lines = texts.into_iter().flat_map(|text| wrap(&format!("  {}: {text}", dataset.dataset), WIDTH, "    "));
     lines.map(Line::from).collect()
@@ -130,6 +128,13 @@ fn remarks(overview: &Overview, dataset: &DatasetView) -> Vec<Line> {
 
 fn footer(overview: &Overview) -> Vec<String> {
     let (now, mut lines) = (overview.now, Vec::new());
+    // Not asked: the oldest of what is remembered is how old the table is.
+    let remembered = overview.datasets.iter().filter(|dataset| dataset.counting().is_none());
+    let known = remembered.filter_map(|dataset| dataset.record.as_ref()?.last_known());
+    if let Some(oldest) = known.map(|(at, _, _)| at).min() {
+        let asks = if overview.remote.error.is_some() { "" } else { "; --include-remote asks the store" };
+        lines.push(format!("  LAST, CHAIN and REMOTE as known {} ago{asks}", age(now, oldest)));
+    }
     for (what, answer) in [("remote", &overview.remote), ("intermediate", &overview.intermediate)] {
         if let (Some(url), Some(error)) = (&answer.url, &answer.error) {
             lines.push(format!("  {what} {url} could not be asked: {error}"));
@@ -208,3 +213,6 @@ fn locks(overview: &Overview) -> String {
         (false, _) => format!("a run is at work on {}", held.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests;

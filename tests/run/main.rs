@@ -10,4 +10,5 @@ mod flow;
 mod guards;
 mod instructions;
 mod keys;
+mod rekey;
 mod world;
