@@ -2,6 +2,9 @@
 //! the keyring, which is the same file sealed with the passphrase.
 //!
 //! A plain `age -d -i FILE` reads an opened keyring as it is; the comment lines are ours.
+//!
+//! Keys that were rotated have the older identities and verifying keys behind their own: the newest keyring opens and
+//! believes all backups, and shows by that which keyrings it follows. A new passphrase seals the same file again.
 
 use crate::model::Digest;
 use crate::sign::{SignatureError, SigningKey, TrustedKeys, VerifyingKey};

@@ -18,7 +18,7 @@ Exit status:
 /// Streams ZFS snapshots, chunked and sealed with age, straight into S3-compatible storage, proves that they are there,
 /// and restores them. ZFS is driven through libzfs_core; the zfs command is never run.
 #[derive(Debug, Parser)]
-#[command(name = "zfs-backup", version, after_help = EXIT_STATUS, max_term_width = 100)]
+#[command(name = "zfs-backup", version, after_help = EXIT_STATUS, max_term_width = 80)]
 pub(super) struct Args {
     #[command(flatten)]
     pub(super) global: Global,

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::args::{ConfigCommand, Global};
-use super::output::Output;
+use super::output::{Output, WIDTH, wrap};
 use super::wire::{load_config, usage};
 use serde_json::json;
 
@@ -22,7 +22,8 @@ pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) 
             }
             output.line(format!("{}: good", config.file.display()));
             for advice in config.check_advice() {
-                output.line(format!("  {}: {}", advice.subject, advice.text));
+                let text = format!("  {}: {}", advice.subject, advice.text);
+                wrap(&text, WIDTH, "    ").iter().for_each(|line| output.line(line));
             }
             output.json(|| {
                 let advice: Vec<_> = config

@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_passphrase_has_its_bits_and_changes_with_each_of_them() {
-        assert!(PASSPHRASE_BITS >= 100);
+        const { assert!(PASSPHRASE_BITS >= 100) };
         let first = passphrase_of(0);
         assert_eq!(first, "00000-00000-00000-00000-00000");
         let mut seen = std::collections::BTreeSet::from([first]);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// The rate that is shown is that of so long: shorter jumps with every part, longer hides a line that died.
 const RECENT: Duration = Duration::from_secs(30);
-/// Samples kept: one a second is enough for [`RECENT`].
-const SAMPLES_MAX: usize = 40;
+/// Between two samples: 30 of them, and the one before, are enough for [`RECENT`].
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// Rates of one upload, in bytes a second.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Meter {
             self.samples.pop_front();
         }
         let (at, before) = self.samples.front().copied().unwrap_or_default();
-        if self.samples.back().is_none_or(|(at, _)| elapsed.saturating_sub(*at) >= RECENT / SAMPLES_MAX as u32) {
+        if self.samples.back().is_none_or(|(at, _)| elapsed.saturating_sub(*at) >= SAMPLE_EVERY) {
             self.samples.push_back((elapsed, sent));
         }
         Rates { recent: per_second(sent - before, elapsed.saturating_sub(at)), average: per_second(sent, elapsed) }
@@ -129,7 +129,7 @@ mod tests {
         }
         assert_eq!(rates.recent, 0, "a line that died");
         assert_eq!(rates.average, 1000 * M / 150);
-        assert!(meter.samples.len() <= SAMPLES_MAX);
+        assert!(meter.samples.len() <= 32, "{}", meter.samples.len());
     }
 
     #[test]

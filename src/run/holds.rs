@@ -41,6 +41,9 @@ pub struct JudgedHold {
     pub stays: Option<String>,
 }
 
+/// A hold with what releasing it gave; `Ok` for one that stays.
+pub type ReleasedHold = (JudgedHold, Result<(), ZfsError>);
+
 /// Our holds on the snapshots of one dataset, oldest snapshot first.
 ///
 /// # Errors
@@ -86,7 +89,7 @@ pub fn release_holds(
     state_dir: &Path,
     store_urls: &[String],
     selected: &Selected,
-) -> Result<Vec<(JudgedHold, Result<(), ZfsError>)>, RunError> {
+) -> Result<Vec<ReleasedHold>, RunError> {
     let (mut locks, mut running): (Vec<KernelLock>, Option<String>) = (Vec::new(), None);
     for store_url in store_urls {
         match lock_dataset(state_dir, store_url, &selected.stored) {
