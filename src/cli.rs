@@ -4,22 +4,35 @@ mod args;
 mod backup;
 mod check;
 mod context;
+mod convert;
+mod details;
 mod forget;
+mod health;
+mod holds;
+mod init;
+mod init_text;
 mod keys;
 mod lock;
 mod log;
+mod manual;
+mod meter;
 mod output;
+mod overview;
 mod perform;
 mod progress;
 mod prune;
 mod prune_plan;
 mod prune_snapshots;
+mod rekey;
+mod remember;
 mod report;
 mod restore;
 mod sequence;
 mod show;
 mod snapshot;
+mod survey;
 mod verify;
+mod views;
 mod wire;
 
 use crate::config::{ConfigError, SecretError};
@@ -136,7 +149,7 @@ impl Failure {
 /// Parses the command line, runs the command and returns the exit status.
 pub fn run() -> ExitCode {
     let args = Args::parse();
-    let output = Arc::new(Output::new(args.global.json, args.global.quiet));
+    let output = Arc::new(Output::new(&args.global));
     log::init_log(args.global.verbose, args.global.quiet, output.log_tail());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -217,12 +230,18 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::PruneRemote(prune) => prune::prune_remote(context, prune).await,
         Command::Adopt(adopt) => forget::adopt(context, adopt).await,
         Command::Forget(forget) => forget::forget(context, forget).await,
-        Command::Show(show) => show::show(global, show, output).await,
+        Command::Show(show) => show::show(context, show).await,
+        Command::Health(health) => health::health(context, health),
+        Command::Holds(holds) => holds::holds(context, holds),
+        Command::Completions { shell } => manual::completions(*shell, output),
+        Command::Man { output: folder } => manual::man(folder.as_deref(), output),
         Command::VerifyChecksums(verify) => verify::verify(global, verify, output).await,
         Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
         Command::Key(command) => keys::key(global, command, output).await,
+        Command::Config(args::ConfigCommand::Init(init)) => init::init(global, init, output),
+        Command::Config(args::ConfigCommand::Convert { file }) => convert::convert(file, output),
         Command::Config(command) => check::config(global, command, output),
-        Command::Health(_) | Command::Holds(_) => Err(wire::usage("this command is not in this version", "see --help")),
+        Command::UploadIntermediateToRemote(_) => Err(wire::usage("this command is not in this version", "see --help")),
     }
 }
 

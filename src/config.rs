@@ -7,6 +7,7 @@
 //! The keys are listed once, in `schema`. Nothing here opens a store or asks ZFS: `run` and `cli` do.
 
 mod advice;
+pub mod convert;
 mod document;
 mod keys;
 mod lifecycle;

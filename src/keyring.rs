@@ -2,6 +2,9 @@
 //! the keyring, which is the same file sealed with the passphrase.
 //!
 //! A plain `age -d -i FILE` reads an opened keyring as it is; the comment lines are ours.
+//!
+//! Keys that were rotated have the older identities and verifying keys behind their own: the newest keyring opens and
+//! believes all backups, and shows by that which keyrings it follows. A new passphrase seals the same file again.
 
 use crate::model::Digest;
 use crate::sign::{SignatureError, SigningKey, TrustedKeys, VerifyingKey};
@@ -72,6 +75,37 @@ impl KeyFile {
         Ok(Self { identities: vec![age::x25519::Identity::generate()], trusted, signing: Some(signing) })
     }
 
+    /// New keys that follow these: the older identities and verifying keys stay in the file, so that it opens and
+    /// believes all backups made before.
+    ///
+    /// # Errors
+    /// As for [`KeyFile::generate`].
+    pub fn rotated(&self) -> Result<Self, KeyringError> {
+        let mut file = Self::generate()?;
+        file.take_over(self);
+        Ok(file)
+    }
+
+    /// Whether these keys came after the other ones: a rotation keeps the older identity behind the newer.
+    pub fn follows(&self, other: &Self) -> bool {
+        let Some(older) = other.identities.first().map(public) else { return false };
+        self.identities.iter().skip(1).any(|identity| public(identity) == older)
+    }
+
+    /// Also opens and believes what the other one does. What seals and signs stays.
+    pub fn take_over(&mut self, other: &Self) {
+        for identity in &other.identities {
+            if !self.identities.iter().any(|known| public(known) == public(identity)) {
+                self.identities.push(identity.clone());
+            }
+        }
+        for key in &other.trusted.0 {
+            if !self.trusted.0.contains(key) {
+                self.trusted.0.push(key.clone());
+            }
+        }
+    }
+
     /// The recipient that new backups are sealed to.
     ///
     /// # Errors
@@ -132,8 +166,16 @@ impl KeyFile {
     /// # Errors
     /// [`KeyringError::Seal`].
     pub fn seal(&self, passphrase: &SecretString) -> Result<Vec<u8>, KeyringError> {
+        self.seal_with(passphrase, WORK_FACTOR)
+    }
+
+    /// As [`KeyFile::seal`], with another work factor (log2 N): a lower one is only for tests.
+    ///
+    /// # Errors
+    /// [`KeyringError::Seal`].
+    pub fn seal_with(&self, passphrase: &SecretString, work_factor: u8) -> Result<Vec<u8>, KeyringError> {
         let mut recipient = age::scrypt::Recipient::new(passphrase.clone());
-        recipient.set_work_factor(WORK_FACTOR);
+        recipient.set_work_factor(work_factor);
         let recipients = std::iter::once(&recipient as &dyn age::Recipient);
         let encryptor = age::Encryptor::with_recipients(recipients)
             .map_err(|error| KeyringError::Seal(std::io::Error::other(error)))?;
@@ -168,6 +210,10 @@ impl KeyFile {
     }
 }
 
+fn public(identity: &age::x25519::Identity) -> String {
+    identity.to_public().to_string()
+}
+
 /// The folder name of a recipient's keyring in the store.
 pub fn keyring_tag(recipient: &age::x25519::Recipient) -> String {
     Digest::of(recipient.to_string().as_bytes()).to_string()[..16].to_owned()
@@ -189,6 +235,23 @@ mod tests {
         let wrong = KeyFile::open(&sealed, &SecretString::from("wrong".to_owned()));
         assert!(matches!(wrong, Err(KeyringError::WrongPassphrase)));
         assert!(KeyFile::open(&sealed[..sealed.len() / 2], &passphrase).is_err());
+    }
+
+    #[test]
+    fn rotated_keys_open_and_believe_what_the_older_ones_did_and_say_that_they_are_newer() {
+        let first = KeyFile::generate().unwrap();
+        let second = first.rotated().unwrap();
+        let third = KeyFile::parse(&second.rotated().unwrap().to_text().unwrap()).unwrap();
+        assert_eq!((third.identities.len(), third.trusted.0.len()), (3, 3));
+        assert_ne!(second.recipient().unwrap().to_string(), first.recipient().unwrap().to_string());
+        assert_ne!(second.signing_key().unwrap().verifying_key(), first.signing_key().unwrap().verifying_key());
+        assert!(third.trusted.0.contains(first.signing_key().unwrap().verifying_key()));
+        for (newer, older, follows) in
+            [(&second, &first, true), (&third, &first, true), (&first, &second, false), (&first, &first, false)]
+        {
+            assert_eq!(newer.follows(older), follows);
+        }
+        assert!(!KeyFile::generate().unwrap().follows(&first));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Decisions, pure: no clock, network or disk. Every "no" is data that explains itself.
 
 pub mod bookmarks;
+pub mod health;
 pub mod prune;
 pub mod restore;
 pub mod retention;

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+#[path = "cli/people.rs"]
+mod people;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

@@ -1,8 +1,8 @@
 //! The command line.
 
-use crate::config::{Age, TimeLimit};
+use crate::config::{Age, Remote, TimeLimit};
 use crate::model::{BackupId, DatasetName};
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const EXIT_STATUS: &str = "\
@@ -18,7 +18,7 @@ Exit status:
 /// Streams ZFS snapshots, chunked and sealed with age, straight into S3-compatible storage, proves that they are there,
 /// and restores them. ZFS is driven through libzfs_core; the zfs command is never run.
 #[derive(Debug, Parser)]
-#[command(name = "zfs-backup", version, after_help = EXIT_STATUS, max_term_width = 100)]
+#[command(name = "zfs-backup", version, after_help = EXIT_STATUS, max_term_width = 80)]
 pub(super) struct Args {
     #[command(flatten)]
     pub(super) global: Global,
@@ -49,6 +49,21 @@ pub(super) struct Global {
     /// The result as JSON on stdout; logs stay on stderr
     #[arg(long, global = true)]
     pub(super) json: bool,
+    /// How far an upload is: auto is a bar on a terminal and a line every 30 s elsewhere, silent with -q
+    #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
+    pub(super) progress: ProgressWhen,
+}
+
+/// When progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum ProgressWhen {
+    /// Unless quiet.
+    #[default]
+    Auto,
+    /// Also when quiet.
+    Always,
+    /// Never.
+    Never,
 }
 
 #[derive(Debug, Subcommand)]
@@ -82,7 +97,7 @@ pub(super) enum Command {
     Show(Show),
     /// Bring a backup back: into a new dataset, or as a bare stream
     Restore(Restore),
-    /// One line a dataset for monitoring; exit status 0, 1 or 2 as monitoring plugins do
+    /// One line a dataset for monitoring, from this host's records; exit status 0, 1, 2 or 3 as monitoring plugins do
     Health(Health),
     /// What this tool holds in the pools
     #[command(subcommand)]
@@ -97,6 +112,18 @@ pub(super) enum Command {
     /// Make, check, show or convert the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Print the completions of a shell
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command
+    Man {
+        /// Write the pages of all commands into this folder
+        #[arg(long, value_name = "DIR")]
+        output: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, ClapArgs)]
@@ -115,7 +142,7 @@ pub(super) struct Prune {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Health {
-    /// A newest backup that is older is critical
+    /// A newest backup that is older is a warning, and critical when it is more than twice as old
     #[arg(long, value_name = "AGE", default_value = "26h")]
     pub(super) max_age: Age,
     /// A last good verify-checksums that is older is a warning
@@ -241,17 +268,27 @@ pub(super) enum Key {
     /// Show the public halves: recipient and verifying key
     Show,
     /// Print the secret identity and signing key, for a paper copy that needs no passphrase
-    Export,
+    Export {
+        /// Write them into this new file, mode 0600, instead of the terminal
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        source: Source,
+    },
     /// Seal the keyring with a new passphrase; the old one still opens copies made before
-    Passphrase,
+    Passphrase {
+        /// The first line of this file is the new passphrase, instead of asking for it
+        #[arg(long, value_name = "FILE")]
+        new_passphrase_file: Option<PathBuf>,
+    },
     /// Make new keys; the next backup of each dataset is a full of a new chain
     Rotate,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Write a first configuration, and check it
-    Init,
+    /// Write a first configuration, and check it. Asks on a terminal for what is not given
+    Init(Init),
     /// Check the configuration and give advice
     Check,
     /// Show the merged configuration with all defaults, secrets hidden
@@ -262,4 +299,23 @@ pub(super) enum ConfigCommand {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Init {
+    /// Back this dataset up; may be given several times
+    #[arg(long = "dataset", value_name = "DATASET")]
+    pub(super) datasets: Vec<DatasetName>,
+    /// Where to: s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH
+    #[arg(long, value_name = "URL")]
+    pub(super) remote: Option<Remote>,
+    /// The URL of an S3-compatible store that is not AWS
+    #[arg(long, value_name = "URL")]
+    pub(super) endpoint: Option<String>,
+    /// The region of an S3 store
+    #[arg(long, value_name = "REGION")]
+    pub(super) region: Option<String>,
+    /// own, or a glob of snapshots that another tool makes, such as "autosnap_*_daily"
+    #[arg(long, value_name = "GLOB")]
+    pub(super) use_snapshots: Option<String>,
 }

@@ -1,11 +1,11 @@
 //! `stream-to-remote`, `export-intermediate`.
 
-use super::Failure;
 use super::args::Kind;
 use super::context::Context;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::wire::{backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote, open_zfs};
+use super::{Failure, remember};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
@@ -90,6 +90,7 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
         progress.finish();
         match outcome {
             Ok(outcome) => {
+                remember::outcome(config, &*target.store, &selected.stored, &outcome);
                 let stored = match &outcome {
                     BackupOutcome::Committed(committed) => committed.stored_bytes,
                     BackupOutcome::UpToDate(_) => 0,
@@ -98,6 +99,7 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
                 context.done(dataset, stored);
             }
             Err(error) => {
+                remember::failed(config, &*target.store, &selected.stored, "backup", &error);
                 context.failed(dataset, &Failure::Run(error));
                 if *stop.borrow() {
                     break;

@@ -2,7 +2,7 @@
 
 use super::Failure;
 use super::args::{ConfigCommand, Global};
-use super::output::Output;
+use super::output::{Output, WIDTH, wrap};
 use super::sequence::parse_steps;
 use super::wire::{load_config, usage};
 use serde_json::json;
@@ -10,8 +10,8 @@ use serde_json::json;
 pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) -> Result<(), Failure> {
     let (config, env) = load_config(global, output)?;
     match command {
-        ConfigCommand::Init | ConfigCommand::Convert { .. } => {
-            return Err(usage("this command is not in this version", "see --help"));
+        ConfigCommand::Init(_) | ConfigCommand::Convert { .. } => {
+            return Err(usage("this needs no configuration", "see --help"));
         }
         ConfigCommand::Show => {
             output.line(config.to_display_toml().trim_end());
@@ -24,7 +24,8 @@ pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) 
             }
             output.line(format!("{}: good", config.file.display()));
             for advice in config.check_advice() {
-                output.line(format!("  {}: {}", advice.subject, advice.text));
+                let text = format!("  {}: {}", advice.subject, advice.text);
+                wrap(&text, WIDTH, "    ").iter().for_each(|line| output.line(line));
             }
             output.json(|| {
                 let advice: Vec<_> = config

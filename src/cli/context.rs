@@ -192,7 +192,7 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         let global = Global { config: Some(file), ..Global::default() };
-        let output = Arc::new(Output::new(false, true));
+        let output = Arc::new(Output::new(&Global { quiet: true, ..Global::default() }));
         Context::new(global, output, tokio::sync::watch::channel(false).1, Arc::default())
     }
 

@@ -1,15 +1,20 @@
-//! `key generate` and `key show`.
+//! `key generate` and `key show`; the other commands on keys are in `rekey`.
 
 use super::Failure;
 use super::args::{Global, Key};
 use super::output::Output;
+use super::rekey;
 use super::wire::{keys_for_writing, load_config, open_intermediate, open_remote, usage};
 use crate::run::keys::{KeyCache, WriterKeys};
 use serde_json::json;
 
 pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Result<(), Failure> {
+    if let Key::Export { output: file, source } = command {
+        return rekey::export(global, file.as_deref(), source, output).await;
+    }
     let (config, env) = load_config(global, output)?;
     let keys = match command {
+        Key::Export { .. } => return Ok(()),
         Key::Show => KeyCache::new(&config.state_dir).load()?.ok_or_else(|| {
             usage("there is no keyring on this host yet", "run `zfs-backup key generate`, or make the first backup")
         })?,
@@ -23,9 +28,11 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
             output.line("would look for a keyring in the configured stores, and make one where there is none");
             return Ok(());
         }
-        Key::Export | Key::Passphrase | Key::Rotate => {
-            return Err(usage("this command is not in this version", "see --help"));
+        Key::Passphrase { new_passphrase_file } => {
+            let change = rekey::Change::Passphrase(new_passphrase_file.as_deref());
+            return rekey::change(global, &config, &env, &change, output).await;
         }
+        Key::Rotate => return rekey::change(global, &config, &env, &rekey::Change::Keys, output).await,
         Key::Generate => {
             let mut keys = None;
             if config.remote.is_some() {
@@ -43,7 +50,7 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
     Ok(())
 }
 
-fn print(keys: &WriterKeys, output: &Output) {
+pub(super) fn print(keys: &WriterKeys, output: &Output) {
     for recipient in &keys.recipients {
         output.line(format!("recipient      {recipient}"));
     }
@@ -51,7 +58,7 @@ fn print(keys: &WriterKeys, output: &Output) {
         output.line(format!("verifying key  {key}"));
     }
     if let Some(keyring) = &keys.keyring {
-        output.line(format!("keyring        @zfs-backup/keys/{}/0001.age", keyring.tag));
+        output.line(format!("keyring        @zfs-backup/keys/{}/", keyring.tag));
     }
     output.json(|| {
         json!({

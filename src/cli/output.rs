@@ -1,16 +1,25 @@
 //! The only place that prints: results on stdout, everything else on stderr.
 
+use super::args::{Global, ProgressWhen};
 use super::log::LogTail;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::error::Error;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What people see is at most this wide, but for names that cannot be cut.
+pub(super) const WIDTH: usize = 80;
 
 /// How results are printed.
 pub(super) struct Output {
     json: bool,
     quiet: bool,
+    progress: ProgressWhen,
+    /// Stdout takes colours.
+    colour: bool,
+    /// Stderr is read by a person: long messages are broken between words.
+    wrapped: bool,
     tail: Arc<LogTail>,
     /// Notes that were said already: the steps of a run repeat each other.
     notes: Arc<Mutex<BTreeSet<String>>>,
@@ -28,10 +37,35 @@ pub(super) struct Said {
     pub(super) hint: Option<String>,
 }
 
+/// What a word means, where colours are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// As it should be.
+    Good,
+    /// To be looked at.
+    Doubtful,
+    /// Wrong.
+    Bad,
+}
+
 impl Output {
-    pub(super) fn new(json: bool, quiet: bool) -> Self {
-        let (tail, notes) = (Arc::default(), Arc::default());
-        Self { json, quiet, tail, notes, captured: None, first_error: Mutex::default() }
+    pub(super) fn new(global: &Global) -> Self {
+        // An empty NO_COLOR is none, as its definition says.
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let colour = std::io::stdout().is_terminal() && !refused && !dumb;
+        let wrapped = std::io::stderr().is_terminal();
+        Self {
+            json: global.json,
+            quiet: global.quiet,
+            progress: global.progress,
+            colour,
+            wrapped,
+            tail: Arc::default(),
+            notes: Arc::default(),
+            captured: None,
+            first_error: Mutex::default(),
+        }
     }
 
     /// For one step of a run: its JSON is kept for [`Output::captured`] instead of being printed.
@@ -40,7 +74,8 @@ impl Output {
             tail: Arc::clone(&self.tail),
             notes: Arc::clone(&self.notes),
             captured: Some(Mutex::default()),
-            ..Self::new(self.json, self.quiet)
+            first_error: Mutex::default(),
+            ..*self
         }
     }
 
@@ -64,8 +99,45 @@ impl Output {
         self.tail.lines()
     }
 
-    pub(super) fn is_quiet(&self) -> bool {
-        self.quiet
+    /// Whether the result is for a program.
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether progress is to be told at all.
+    pub(super) fn shows_progress(&self) -> bool {
+        match self.progress {
+            ProgressWhen::Auto => !self.quiet,
+            ProgressWhen::Always => true,
+            ProgressWhen::Never => false,
+        }
+    }
+
+    /// Bytes as they are, such as a script or a page: asked for, so also when quiet.
+    pub(super) fn raw(&self, bytes: &[u8]) {
+        // A reader that went away is no reason to fail.
+        let _ = std::io::stdout().write_all(bytes);
+    }
+
+    /// A line of the result whose last occurrence of a word is coloured, where colours are.
+    pub(super) fn marked_line(&self, text: &str, word: &str, mark: Mark) {
+        if !self.colour || self.json || self.quiet || word.is_empty() {
+            return self.line(text);
+        }
+        let text = printable(text);
+        let _ = match text.rfind(word) {
+            Some(at) => {
+                let (before, rest) = text.split_at(at);
+                let (word, after) = rest.split_at(word.len());
+                let code = match mark {
+                    Mark::Good => 32,
+                    Mark::Doubtful => 33,
+                    Mark::Bad => 31,
+                };
+                writeln!(std::io::stdout(), "{before}\x1b[{code}m{word}\x1b[0m{after}")
+            }
+            None => writeln!(std::io::stdout(), "{text}"),
+        };
     }
 
     /// The result for people, unless quiet or JSON was asked for.
@@ -73,6 +145,11 @@ impl Output {
         if !self.json && !self.quiet {
             write_line(&mut std::io::stdout(), text.as_ref());
         }
+    }
+
+    /// A line on stdout in any case: what monitoring must read.
+    pub(super) fn plain(&self, text: &str) {
+        write_line(&mut std::io::stdout(), text);
     }
 
     /// The result for programs, when JSON was asked for.
@@ -90,12 +167,22 @@ impl Output {
     }
 
     pub(super) fn error_text(&self, text: &str, hint: Option<&str>) {
-        let hint = hint.map(str::to_owned);
-        self.to_stderr(&format!("error: {text}"));
-        if let Some(hint) = &hint {
-            self.to_stderr(&format!("hint: {hint}"));
+        self.message("error: ", text);
+        if let Some(hint) = hint {
+            self.message("hint: ", hint);
         }
+        let hint = hint.map(str::to_owned);
         lock(&self.first_error).get_or_insert_with(|| Said { text: text.to_owned(), hint });
+    }
+
+    /// A message for a person. On a terminal it is broken between words; in a log it stays one line.
+    fn message(&self, head: &str, text: &str) {
+        let whole = format!("{head}{text}");
+        self.tail.keep(&printable(&whole));
+        match self.wrapped {
+            true => wrap(&whole, WIDTH, "  ").iter().for_each(|line| write_line(&mut std::io::stderr(), line)),
+            false => write_line(&mut std::io::stderr(), &whole),
+        }
     }
 
     /// Something to know that is no error; said once in a run.
@@ -107,12 +194,7 @@ impl Output {
 
     /// Something that must be known also when quiet.
     pub(super) fn always(&self, text: &str) {
-        self.to_stderr(&format!("note: {text}"));
-    }
-
-    fn to_stderr(&self, text: &str) {
-        self.tail.keep(&printable(text));
-        write_line(&mut std::io::stderr(), text);
+        self.message("note: ", text);
     }
 }
 
@@ -152,8 +234,52 @@ pub(super) fn age(now: Timestamp, then: Timestamp) -> String {
     }
 }
 
+/// Text broken between words into lines of at most `width` characters, but for words that are longer. Lines after the
+/// first begin with `indent`; lines that the text has already stay.
+pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for paragraph in text.split('\n') {
+        let bare = paragraph.trim_start_matches(' ');
+        let margin = &paragraph[..paragraph.len() - bare.len()];
+        let mut line = margin.to_owned();
+        for word in bare.split(' ') {
+            let fits = line.chars().count() + 1 + word.chars().count() <= width;
+            if line == margin {
+                line.push_str(word);
+            } else if fits {
+                line.push(' ');
+                line.push_str(word);
+            } else {
+                lines.push(std::mem::replace(&mut line, format!("{indent}{word}")));
+            }
+        }
+        lines.push(line);
+    }
+    lines
+}
+
+/// As [`table`], within `width` where the cells allow it: when the lines would be longer, the columns stand closer, and
+/// if that is not enough, the first stands on lines of its own and the others below it, indented. Gives the lines of
+/// each row.
+pub(super) fn narrow_table(rows: &[Vec<String>], right: &[usize], width: usize) -> Vec<Vec<String>> {
+    for gap in ["  ", " "] {
+        let lines = spaced_table(rows, right, gap);
+        if lines.iter().all(|line| line.chars().count() <= width) {
+            return lines.into_iter().map(|line| vec![line]).collect();
+        }
+    }
+    let rest: Vec<Vec<String>> = rows.iter().map(|row| row.iter().skip(1).cloned().collect()).collect();
+    let right: Vec<usize> = right.iter().filter_map(|column| column.checked_sub(1)).collect();
+    let first = rows.iter().map(|row| row.first().cloned().unwrap_or_default());
+    first.zip(table(&rest, &right)).map(|(name, line)| vec![name, format!("  {line}")]).collect()
+}
+
 /// Lines with their columns aligned; the first row is the heading. Numbers are right-aligned by the caller's choice.
 pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
+    spaced_table(rows, right, "  ")
+}
+
+fn spaced_table(rows: &[Vec<String>], right: &[usize], gap: &str) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |text| text.chars().count());
     let widths: Vec<usize> =
@@ -163,7 +289,7 @@ pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
             true => format!("{text:>width$}", width = widths[column]),
             false => format!("{text:<width$}", width = widths[column]),
         });
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+        cells.collect::<Vec<_>>().join(gap).trim_end().to_owned()
     };
     rows.iter().map(line).collect()
 }
@@ -192,6 +318,23 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\nc\r"), "a\\u{1b}[2Jb\nc\\r");
+    }
+
+    #[test]
+    fn long_messages_are_broken_between_words_and_nothing_is_lost() {
+        assert_eq!(wrap("aa bb cc dd", 5, "  "), ["aa bb", "  cc", "  dd"]);
+        assert_eq!(wrap("short", 5, "  "), ["short"]);
+        assert_eq!(wrap("longer-than-that x", 5, "  "), ["longer-than-that", "  x"]);
+        assert_eq!(wrap("a\n  b", 9, "  "), ["a", "  b"]);
+    }
+
+    #[test]
+    fn a_table_too_wide_gives_its_names_lines_of_their_own() {
+        let rows =
+            vec![vec!["NAME".to_owned(), "A".into(), "B".into()], vec!["tank/long".into(), "1".into(), "2".into()]];
+        assert_eq!(narrow_table(&rows, &[1, 2], 15), [["NAME       A  B"], ["tank/long  1  2"]]);
+        assert_eq!(narrow_table(&rows, &[1, 2], 14), [["NAME      A B"], ["tank/long 1 2"]]);
+        assert_eq!(narrow_table(&rows, &[1, 2], 12), [["NAME", "  A  B"], ["tank/long", "  1  2"]]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Progress of one upload: a bar on a terminal, a line every half minute elsewhere.
+//! Progress of one upload: a line that moves on a terminal, a line every half minute elsewhere.
 
-use super::output::{Output, bytes};
+use super::meter::{Meter, Step, progress_line};
+use super::output::Output;
 use crate::run::transfer::{Progress, ProgressSink};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -9,58 +10,65 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const LINE_EVERY: Duration = Duration::from_secs(30);
-const BAR: &str = "{msg} {binary_bytes}/{binary_total_bytes} {percent}% {binary_bytes_per_sec} left {eta} {prefix}";
+/// On a terminal: often enough to be alive, seldom enough to cost nothing.
+const DRAW_EVERY: Duration = Duration::from_millis(250);
 
 /// Shows how far an upload is. Clones show the same one.
 #[derive(Clone)]
 pub(super) struct UploadProgress {
     bar: ProgressBar,
-    /// Chunks confirmed, for the last line.
-    confirmed: Arc<AtomicU64>,
+    name: String,
+    /// The kernel's estimate of the stream; 0 while there is none.
+    estimate_bytes: Arc<AtomicU64>,
+    shown: bool,
 }
 
 impl UploadProgress {
     /// For one dataset.
     pub(super) fn new(output: &Output, name: &str) -> Self {
-        let bar = ProgressBar::new(0);
-        let shown = !output.is_quiet() && std::io::stderr().is_terminal();
-        bar.set_draw_target(if shown { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() });
-        if let Ok(style) = ProgressStyle::with_template(BAR) {
+        let (bar, shown) = (ProgressBar::no_length(), output.shows_progress());
+        let moving = shown && std::io::stderr().is_terminal();
+        bar.set_draw_target(if moving { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() });
+        if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
             bar.set_style(style);
         }
-        bar.set_message(name.to_owned());
-        Self { bar, confirmed: Arc::default() }
+        Self { bar, name: name.to_owned(), estimate_bytes: Arc::default(), shown }
     }
 
     /// The kernel's estimate of the stream, once it is known what is sent.
     pub(super) fn expect(&self, estimate_bytes: u64) {
-        self.bar.set_length(estimate_bytes);
+        self.estimate_bytes.store(estimate_bytes, Ordering::Relaxed);
     }
 
     /// What the upload tells.
     pub(super) fn sink(&self) -> ProgressSink {
-        let (bar, confirmed) = (self.bar.clone(), Arc::clone(&self.confirmed));
-        let last_line = Mutex::new(Instant::now());
+        if !self.shown {
+            return Arc::new(|_| {});
+        }
+        let (bar, name, estimate) = (self.bar.clone(), self.name.clone(), Arc::clone(&self.estimate_bytes));
+        let (every, began) = (if bar.is_hidden() { LINE_EVERY } else { DRAW_EVERY }, Instant::now());
+        let state = Mutex::new((Meter::default(), began));
         Arc::new(move |progress: Progress| {
-            // The estimate is never exact: the bar grows rather than passing its end.
-            bar.set_length(bar.length().unwrap_or(0).max(progress.sent_bytes));
-            bar.set_position(progress.sent_bytes);
-            bar.set_prefix(format!("chunk {}", progress.chunks_confirmed));
-            confirmed.store(u64::from(progress.chunks_confirmed), Ordering::Relaxed);
-            let mut last = last_line.lock().unwrap_or_else(PoisonError::into_inner);
-            if bar.is_hidden() && last.elapsed() >= LINE_EVERY {
-                *last = Instant::now();
-                let (sent, total) = (bytes(progress.sent_bytes), bytes(bar.length().unwrap_or(0)));
-                tracing::info!(
-                    "{} {sent} of about {total} sent, {} chunks confirmed",
-                    bar.message(),
-                    progress.chunks_confirmed
-                );
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            let (meter, last) = &mut *state;
+            // What is compressed is less than what was read of the stream; the estimate is of the stream.
+            let sent_bytes = progress.sent_bytes.max(progress.stream_bytes);
+            let rates = meter.update(began.elapsed(), progress.sent_bytes);
+            if last.elapsed() < every {
+                return;
+            }
+            *last = Instant::now();
+            let chunk = progress.chunks_confirmed.saturating_add(1);
+            let total_bytes = estimate.load(Ordering::Relaxed);
+            let line = progress_line(&name, &Step { sent_bytes, total_bytes, rates, chunk });
+            match bar.is_hidden() {
+                true => tracing::info!("{line}"),
+                false => bar.set_message(line),
             }
         })
     }
 
-    /// Takes the bar away.
+    /// Takes the line away.
     pub(super) fn finish(&self) {
         self.bar.finish_and_clear();
     }

@@ -3,7 +3,7 @@
 use super::args::{Global, Verify};
 use super::output::Output;
 use super::wire::{open_for_reading, trusted_keys};
-use super::{Failure, status};
+use super::{Failure, remember, status};
 use crate::model::DatasetName;
 use crate::run::catalog::list_datasets;
 use crate::run::verify::{VerifyReport, verify_dataset};
@@ -23,11 +23,17 @@ pub(super) async fn verify(global: &Global, verify: &Verify, output: &Output) ->
         // One dataset that cannot be asked about must not hide what is found of the others.
         match verify_dataset(&*side.store, dataset, &trusted).await {
             Ok(report) => {
+                if let Some((config, _)) = &side.config {
+                    remember::verified(config, &*side.store, dataset, &report, verify.read_data.as_deref());
+                }
                 statuses.extend(status_of(&report));
                 print(dataset, &report, &*side.store, output);
                 reports.push(to_json(dataset, &report));
             }
             Err(error) => {
+                if let Some((config, _)) = &side.config {
+                    remember::failed(config, &*side.store, dataset, "verify", &error);
+                }
                 let failure = Failure::Run(error);
                 failure.print(output);
                 statuses.push(failure.status());

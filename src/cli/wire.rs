@@ -283,14 +283,38 @@ fn read_key_file(path: &PathBuf) -> Result<KeyFile, Failure> {
     KeyFile::parse(&text).map_err(|source| RunError::Keyring { store, source }.into())
 }
 
+/// The passphrase that the configuration names.
+pub(super) fn configured_passphrase(config: &Config, env: &Environment) -> Result<SecretString, Failure> {
+    match &config.keys {
+        KeySource::Passphrase(source) => Ok(SecretString::from(source.resolve(env)?.expose().to_owned())),
+        KeySource::Recipients { .. } => {
+            Err(usage("this host has no key that opens backups", "name the key file with --identity FILE"))
+        }
+    }
+}
+
+/// Every store that the configuration names: the remote, then the intermediate directory.
+pub(super) async fn open_all_stores(config: &Config, env: &Environment) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
+    let mut stores = Vec::new();
+    if config.remote.is_some() {
+        stores.push(open_remote(config, env).await?);
+    }
+    if config.intermediate.is_some() {
+        stores.push(open_intermediate(config)?);
+    }
+    Ok(stores)
+}
+
+/// What [`ObjectStore::url`] says of every configured store, without opening any: the remote, then the intermediate
+/// directory. State on this host is named by it.
+pub(super) fn store_urls(config: &Config) -> Vec<String> {
+    let intermediate = config.intermediate.as_ref().map(|place| Remote::File { dir: place.basedir.clone() });
+    config.remote.iter().chain(&intermediate).map(ToString::to_string).collect()
+}
+
 fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
     if let Some((config, env)) = &side.config {
-        return match &config.keys {
-            KeySource::Passphrase(source) => Ok(SecretString::from(source.resolve(env)?.expose().to_owned())),
-            KeySource::Recipients { .. } => {
-                Err(usage("this host has no key that opens backups", "name the key file with --identity FILE"))
-            }
-        };
+        return configured_passphrase(config, env);
     }
     let stdin = std::io::stdin();
     let line = if stdin.is_terminal() {

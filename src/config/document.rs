@@ -43,9 +43,7 @@ fn ini_problem() -> Problem {
         line: None,
         key: None,
         message: "this looks like the INI form of older tools, not like TOML".to_owned(),
-        hint: Some(
-            "write it as TOML: text in quotes, comments with # (config convert comes in a later version)".into(),
-        ),
+        hint: Some("run `zfs-backup config convert FILE`, which writes it as TOML".to_owned()),
     }
 }
 

@@ -22,7 +22,7 @@ impl SequenceStep {
 }
 
 /// The known typing error of the INI form's example.
-const KNOWN_TYPO: (&str, &str) = ("upload-intermediate-to-remove", "upload-intermediate-to-remote");
+pub(super) const KNOWN_TYPO: (&str, &str) = ("upload-intermediate-to-remove", "upload-intermediate-to-remote");
 
 /// The number of a step: `step01` is 1.
 fn step_number(name: &str) -> Option<u64> {

@@ -77,6 +77,23 @@ pub fn never_committing(
     store_url: &str,
     dataset: &DatasetName,
 ) -> Result<BTreeSet<BackupId>, RunError> {
+    attempts_in(state_dir, store_url, dataset, &[BEGUN])
+}
+
+/// The attempts of this dataset in this store that this host began and did not see committed, however far they came.
+///
+/// # Errors
+/// [`RunError::File`] when that could not be read: nothing is known then.
+pub fn unended(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Result<BTreeSet<BackupId>, RunError> {
+    attempts_in(state_dir, store_url, dataset, &[BEGUN, COMMITTING])
+}
+
+fn attempts_in(
+    state_dir: &Path,
+    store_url: &str,
+    dataset: &DatasetName,
+    states: &[&str],
+) -> Result<BTreeSet<BackupId>, RunError> {
     let folder = folder_of(state_dir, store_url, dataset);
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
@@ -86,8 +103,8 @@ pub fn never_committing(
     let mut ids = BTreeSet::new();
     for entry in entries {
         let name = entry.map_err(|source| failed("read", &folder, source))?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_suffix(BEGUN)?.strip_suffix('.')?.parse().ok());
-        ids.extend(id);
+        let attempt = name.to_str().and_then(|name| name.split_once('.'));
+        ids.extend(attempt.filter(|(_, state)| states.contains(state)).and_then(|(id, _)| id.parse::<BackupId>().ok()));
     }
     Ok(ids)
 }
@@ -135,6 +152,7 @@ mod tests {
         assert_eq!(known(), BTreeSet::from([id(1), id(2)]));
         second.committing().unwrap();
         assert_eq!(known(), BTreeSet::from([id(1)]));
+        assert_eq!(unended(state.path(), "s3:b", &dataset).unwrap(), BTreeSet::from([id(1), id(2)]));
         second.committed().unwrap();
         drop(first);
         assert_eq!(known(), BTreeSet::from([id(1)]));

@@ -10,6 +10,8 @@ use crate::sign::{SigningKey, TrustedKeys};
 use crate::store::key::{BackupObject, KEYRING_PREFIX, ParsedKey};
 use crate::store::{ObjectKey, ObjectStore};
 use age::secrecy::SecretString;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -17,7 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Each planted keyring costs a second of scrypt; more than this under one prefix is refused.
-const KEYRINGS_MAX: usize = 16;
+pub(super) const KEYRINGS_MAX: usize = 16;
 
 /// Copies beside backups that are tried when the keyrings are gone.
 const KEYRING_COPIES_MAX: usize = 8;
@@ -72,6 +74,10 @@ struct CachedKeys {
     recipient: String,
     signing_key: String,
     verifying_keys: Vec<String>,
+    /// The sealed keyring in base64: in the same file, so that keys and keyring change together. Older caches have it
+    /// in `keyring.age`.
+    #[serde(default)]
+    keyring: Option<String>,
 }
 
 impl KeyCache {
@@ -81,7 +87,7 @@ impl KeyCache {
     }
 
     /// One run at a time looks for, makes and caches keys.
-    fn lock(&self) -> Result<KernelLock, RunError> {
+    pub(super) fn lock(&self) -> Result<KernelLock, RunError> {
         lock_named(&self.state_dir, "keys", &format!("the keys in {}", self.folder.display()))
     }
 
@@ -102,27 +108,32 @@ impl KeyCache {
             cached.recipient.parse().map_err(|reason: &str| unusable(reason.to_owned()))?;
         let signing = SigningKey::parse(&cached.signing_key)?;
         let trusted = cached.verifying_keys.iter().map(|key| key.parse()).collect::<Result<Vec<_>, _>>()?;
-        let keyring = fs::read(&keyring_path).map_err(|source| file_error("read", &keyring_path, source))?;
+        let keyring = match &cached.keyring {
+            Some(text) => BASE64.decode(text).map_err(|error| unusable(error.to_string()))?,
+            None => fs::read(&keyring_path).map_err(|source| file_error("read", &keyring_path, source))?,
+        };
         let keyring = StoredKeyring { tag: keyring_tag(&recipient), bytes: keyring.into() };
         let (recipients, trusted) = (vec![recipient], TrustedKeys(trusted));
         Ok(Some(WriterKeys { recipients, signing, trusted, keyring: Some(keyring) }))
     }
 
-    fn save(&self, keys: &WriterKeys) -> Result<(), RunError> {
+    /// Replaces what is cached, whole or not at all.
+    pub(super) fn save(&self, keys: &WriterKeys) -> Result<(), RunError> {
         let (Some(keyring), Some(recipient)) = (&keys.keyring, keys.recipients.first()) else { return Ok(()) };
         let cached = CachedKeys {
             recipient: recipient.to_string(),
             signing_key: keys.signing.to_secret_text()?,
             verifying_keys: keys.trusted.0.iter().map(ToString::to_string).collect(),
+            keyring: Some(BASE64.encode(&keyring.bytes)),
         };
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.folder)
             .map_err(|source| file_error("create", &self.folder, source))?;
-        let text = serde_json::to_vec_pretty(&cached).unwrap_or_default();
-        write_private(&self.folder.join("keyring.age"), &keyring.bytes)?;
-        write_private(&self.folder.join("writer.json"), &text)
+        let path = self.folder.join("writer.json");
+        let text = serde_json::to_vec_pretty(&cached).map_err(|error| file_error("write", &path, error.into()))?;
+        write_private(&path, &text)
     }
 }
 
@@ -210,7 +221,7 @@ fn foreign_keyring(store: &dyn ObjectStore, places: &[KeyringPlace]) -> RunError
     )
 }
 
-fn keyring_error(store: &dyn ObjectStore, source: KeyringError) -> RunError {
+pub(super) fn keyring_error(store: &dyn ObjectStore, source: KeyringError) -> RunError {
     RunError::Keyring { store: store.url().to_owned(), source }
 }
 
@@ -232,13 +243,13 @@ async fn make_keyring(store: &dyn ObjectStore, passphrase: &SecretString) -> Res
 }
 
 /// Where a keyring lies: its tag, and its number under it.
-struct KeyringPlace {
-    tag: String,
-    key: ObjectKey,
+pub(super) struct KeyringPlace {
+    pub(super) tag: String,
+    pub(super) key: ObjectKey,
 }
 
 /// Lists keyrings of every tag and number, in order. One that is too large to be one is passed over with a warning.
-async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, RunError> {
+pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, RunError> {
     let mut places = Vec::new();
     for object in store.list(KEYRING_PREFIX).await? {
         let name = object.key.strip_prefix(KEYRING_PREFIX).and_then(|name| name.strip_suffix(".age")?.split_once('/'));
@@ -255,7 +266,7 @@ async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, Run
 }
 
 /// One that was listed must be there: its absence is never "none".
-async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace) -> Result<StoredKeyring, RunError> {
+pub(super) async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace) -> Result<StoredKeyring, RunError> {
     let bytes = store.get(&place.key, None, KEYRING_BYTES_MAX).await?;
     Ok(StoredKeyring { tag: place.tag.clone(), bytes })
 }
@@ -333,8 +344,9 @@ async fn restore_from_copies(
 }
 
 /// Opens every keyring that the passphrase opens. Identities and verifying keys of all are in the file; what signs and
-/// seals is of the last one, which is returned too. An empty tag is filled in.
-fn open_all(
+/// seals is of the newest one, which is returned too: of rotated keys that which follows the others, of one keyring
+/// sealed several times the highest number. An empty tag is filled in.
+pub(super) fn open_all(
     store: &dyn ObjectStore,
     stored: &[StoredKeyring],
     passphrase: &SecretString,
@@ -342,7 +354,7 @@ fn open_all(
     let mut opened: Option<(KeyFile, StoredKeyring)> = None;
     let mut refusal = KeyringError::WrongPassphrase;
     for keyring in stored {
-        let mut file = match KeyFile::open(&keyring.bytes, passphrase) {
+        let file = match KeyFile::open(&keyring.bytes, passphrase) {
             Ok(file) => file,
             Err(KeyringError::WrongPassphrase) => continue,
             // A keyring that cannot be opened at all says more than one for another passphrase.
@@ -356,13 +368,27 @@ fn open_all(
             tracing::warn!(tag = keyring.tag, "this keyring lies under another one's name; ignored");
             continue;
         }
-        if let Some((before, _)) = opened.take() {
-            file.identities.extend(before.identities);
-            file.trusted.0.extend(before.trusted.0);
-        }
-        opened = Some((file, StoredKeyring { tag, bytes: keyring.bytes.clone() }));
+        let keyring = StoredKeyring { tag, bytes: keyring.bytes.clone() };
+        opened = Some(match opened.take() {
+            Some(before) => newer_of(before, (file, keyring)),
+            None => (file, keyring),
+        });
     }
     opened.ok_or_else(|| keyring_error(store, refusal))
+}
+
+/// The newer of two opened keyrings, which opens and believes what the other does, too. Of two that do not follow from
+/// each other the second.
+pub(super) fn newer_of(
+    (mut before, old): (KeyFile, StoredKeyring),
+    (mut file, new): (KeyFile, StoredKeyring),
+) -> (KeyFile, StoredKeyring) {
+    if before.follows(&file) {
+        before.take_over(&file);
+        return (before, old);
+    }
+    file.take_over(&before);
+    (file, new)
 }
 
 fn writer_from(store: &dyn ObjectStore, file: &KeyFile, keyring: StoredKeyring) -> Result<WriterKeys, RunError> {

@@ -19,8 +19,35 @@ pub struct KernelLock {
 /// # Errors
 /// [`RunError::Locked`] when another process has it; [`RunError::File`] when the lock file cannot be made.
 pub fn lock_dataset(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Result<KernelLock, RunError> {
-    let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
-    lock_named(state_dir, &name[..32], &format!("{dataset} in {store_url}"))
+    lock_named(state_dir, &name_of(store_url, dataset), &format!("{dataset} in {store_url}"))
+}
+
+fn name_of(store_url: &str, dataset: &DatasetName) -> String {
+    Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string()[..32].to_owned()
+}
+
+/// Whether another process seems to have the lock of one dataset in one store. Looks it up in `/proc/locks` and takes
+/// nothing, so that it is never in the way of a run that begins; for people, not for deciding what may be changed.
+///
+/// # Errors
+/// [`RunError::File`] when it could not be found out.
+pub fn is_held(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Result<bool, RunError> {
+    use std::os::unix::fs::MetadataExt;
+    let path = state_dir.join("locks").join(format!("{}.lock", name_of(store_url, dataset)));
+    let failed = |path: &Path, source| RunError::File { operation: "read", path: path.display().to_string(), source };
+    let inode = match path.metadata() {
+        Ok(facts) => format!(":{}", facts.ino()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(failed(&path, source)),
+    };
+    let table = Path::new("/proc/locks");
+    let locks = std::fs::read_to_string(table).map_err(|source| failed(table, source))?;
+    // The device is left out: overlays and some file systems give another one here than stat does.
+    let is_ours = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.get(1) == Some(&"FLOCK") && words.get(5).is_some_and(|place| place.ends_with(&inode))
+    };
+    Ok(locks.lines().any(is_ours))
 }
 
 /// Takes the lock of that name, without waiting. `subject` is what a refusal says.
@@ -83,7 +110,10 @@ mod tests {
         assert_eq!(refused, expected);
         assert!(lock_dataset(state.path(), "s3:c", &dataset).is_ok());
         assert!(lock_dataset(state.path(), "s3:b", &"tank/b".parse().unwrap()).is_ok());
+        let seems_held = |store| is_held(state.path(), store, &dataset).unwrap();
+        assert!(seems_held("s3:b") && !seems_held("s3:c") && !seems_held("s3:d"));
         drop(held);
+        assert!(!seems_held("s3:b"));
         assert!(lock_dataset(state.path(), "s3:b", &dataset).is_ok());
     }
 }

@@ -30,11 +30,23 @@ impl Seen {
     /// # Errors
     /// [`RunError::Store`] when a chunk list could not be read: nothing is known then.
     pub async fn look(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, RunError> {
+        Self::look_at(store, catalog, |_| true).await
+    }
+
+    /// As [`Seen::look`], but only at those backups; of the others nothing is known, so they pass for flawed.
+    ///
+    /// # Errors
+    /// As for [`Seen::look`].
+    pub async fn look_at(
+        store: &dyn ObjectStore,
+        catalog: Catalog,
+        wanted: impl Fn(&StoredBackup) -> bool,
+    ) -> Result<Self, RunError> {
         let look = |backup: &StoredBackup| {
             let backup = backup.clone();
             async move { Ok::<_, RunError>((backup.manifest.id.clone(), chunk_flaw(store, &backup).await?)) }
         };
-        let looks: Vec<_> = catalog.backups.iter().map(look).collect();
+        let looks: Vec<_> = catalog.backups.iter().filter(|backup| wanted(backup)).map(look).collect();
         let flaws = stream::iter(looks).buffered(LISTS_MAX).try_collect().await?;
         Ok(Self { catalog, flaws })
     }
@@ -58,7 +70,10 @@ impl Seen {
     /// As [`Seen::facts`], but each backup is judged by its own chunks alone: its ancestors may be elsewhere.
     pub fn own_facts(&self) -> Vec<BackupFacts> {
         let facts = |backup: &StoredBackup| {
-            let flaw = self.flaws.get(&backup.manifest.id).cloned().flatten();
+            let flaw = match self.flaws.get(&backup.manifest.id) {
+                Some(known) => known.clone(),
+                None => Some("it was not looked at".to_owned()),
+            };
             BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), flaw)
         };
         self.catalog.backups.iter().map(facts).collect()

@@ -64,7 +64,12 @@ impl ObjectKey {
 
     /// The keyring of a recipient: `tag` is the first 16 hexadecimal digits of BLAKE3 of the recipient.
     pub fn keyring(tag: &str) -> Self {
-        Self(format!("{KEYRING_PREFIX}{tag}/0001.age"))
+        Self::keyring_number(tag, 1)
+    }
+
+    /// The same keys sealed again: with another passphrase they get the next number.
+    pub fn keyring_number(tag: &str, number: u16) -> Self {
+        Self(format!("{KEYRING_PREFIX}{tag}/{number:04}.age"))
     }
 
     /// A signed record of what a prune deleted.

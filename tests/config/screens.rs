@@ -49,7 +49,7 @@ fn all_problems_come_together_in_the_order_of_their_lines() {
 fn ini_is_recognised() {
     assert_snapshot!(screen("[main]\n; the old one\nzfs_fs = data/photos\nrecursive = yes\n"), @r"
     zb.toml: this looks like the INI form of older tools, not like TOML
-      hint: write it as TOML: text in quotes, comments with # (config convert comes in a later version)
+      hint: run `zfs-backup config convert FILE`, which writes it as TOML
     ");
 }
 

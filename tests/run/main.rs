@@ -11,6 +11,7 @@ mod flow;
 mod guards;
 mod instructions;
 mod keys;
+mod rekey;
 mod snapshot;
 mod two_stores;
 mod world;

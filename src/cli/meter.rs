@@ -1,0 +1,166 @@
+//! How fast an upload is and what is said of it. Pure: the clock is an argument.
+
+use super::output::{WIDTH, bytes};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// The rate that is shown is that of so long: shorter jumps with every part, longer hides a line that died.
+const RECENT: Duration = Duration::from_secs(30);
+/// Between two samples: 30 of them, and the one before, are enough for [`RECENT`].
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+
+/// Rates of one upload, in bytes a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Rates {
+    /// Of the last half minute.
+    pub(super) recent: u64,
+    /// Since it began.
+    pub(super) average: u64,
+}
+
+/// Measures one upload.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    samples: VecDeque<(Duration, u64)>,
+    /// Sent before a chunk had to be made again and the count began anew.
+    earlier_bytes: u64,
+    /// The last count.
+    bytes: u64,
+}
+
+impl Meter {
+    /// `elapsed` since it began, `sent_bytes` so far. A count that is smaller than before has begun anew.
+    pub(super) fn update(&mut self, elapsed: Duration, sent_bytes: u64) -> Rates {
+        if sent_bytes < self.bytes {
+            self.earlier_bytes += self.bytes;
+        }
+        self.bytes = sent_bytes;
+        let sent = self.earlier_bytes + sent_bytes;
+        while self.samples.get(1).is_some_and(|(at, _)| elapsed.saturating_sub(*at) >= RECENT) {
+            self.samples.pop_front();
+        }
+        let (at, before) = self.samples.front().copied().unwrap_or_default();
+        if self.samples.back().is_none_or(|(at, _)| elapsed.saturating_sub(*at) >= SAMPLE_EVERY) {
+            self.samples.push_back((elapsed, sent));
+        }
+        Rates { recent: per_second(sent - before, elapsed.saturating_sub(at)), average: per_second(sent, elapsed) }
+    }
+}
+
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    if milliseconds == 0 {
+        0
+    } else {
+        u64::try_from(u128::from(bytes) * 1000 / u128::from(milliseconds)).unwrap_or(u64::MAX)
+    }
+}
+
+/// How far an upload is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Step {
+    /// Bytes so far.
+    pub(super) sent_bytes: u64,
+    /// The estimate of all; 0 when there is none. It is never exact.
+    pub(super) total_bytes: u64,
+    /// How fast.
+    pub(super) rates: Rates,
+    /// The chunk in flight, from 1.
+    pub(super) chunk: u32,
+}
+
+/// One line of at most 80 characters: what, how far, how fast, how long still, and the chunk in flight.
+pub(super) fn progress_line(name: &str, step: &Step) -> String {
+    let Step { sent_bytes, total_bytes, rates, chunk } = *step;
+    let speed = format!("{}/s (avg {}/s)", bytes(rates.recent), bytes(rates.average));
+    let how_far = match total_bytes {
+        0 => format!("{} {speed}", bytes(sent_bytes)),
+        total => {
+            // It grows rather than passing its end, and is done only when it is done.
+            let total = total.max(sent_bytes);
+            let percent = (u128::from(sent_bytes) * 100 / u128::from(total)).min(99);
+            let left = left(total - sent_bytes, rates);
+            format!("{}/{} {percent}% {speed} left {left}", bytes(sent_bytes), bytes(total))
+        }
+    };
+    let rest = format!(" {how_far}  chunk {chunk}");
+    format!("{}{rest}", shortened(name, WIDTH.saturating_sub(rest.chars().count())))
+}
+
+/// By the recent rate; while nothing moves, by none.
+fn left(bytes: u64, rates: Rates) -> String {
+    match bytes.checked_div(rates.recent) {
+        None => "-".to_owned(),
+        Some(seconds @ 0..60) => format!("{seconds}s"),
+        Some(seconds @ 60..3600) => format!("{}m", seconds / 60),
+        Some(seconds @ 3600..172_800) => format!("{}h", seconds / 3600),
+        Some(seconds) => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// The end of a name says more than its beginning.
+fn shortened(name: &str, width: usize) -> String {
+    let count = name.chars().count();
+    if count <= width {
+        return name.to_owned();
+    }
+    let kept: String = name.chars().skip(count + 2 - width.max(2)).collect();
+    format!("..{kept}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M: u64 = 1 << 20;
+
+    #[test]
+    fn the_recent_rate_follows_and_the_average_stays() {
+        let mut meter = Meter::default();
+        let at = |seconds| Duration::from_secs(seconds);
+        assert_eq!(meter.update(at(0), 0), Rates::default());
+        let mut rates = Rates::default();
+        for second in 1..=100 {
+            rates = meter.update(at(second), second * 10 * M);
+        }
+        assert_eq!(rates, Rates { recent: 10 * M, average: 10 * M });
+        for second in 101..=150 {
+            rates = meter.update(at(second), 1000 * M);
+        }
+        assert_eq!(rates.recent, 0, "a line that died");
+        assert_eq!(rates.average, 1000 * M / 150);
+        assert!(meter.samples.len() <= 32, "{}", meter.samples.len());
+    }
+
+    #[test]
+    fn a_count_that_begins_anew_is_no_negative_rate() {
+        let mut meter = Meter::default();
+        meter.update(Duration::from_secs(10), 100 * M);
+        let rates = meter.update(Duration::from_secs(20), 50 * M);
+        assert_eq!(rates.average, 150 * M / 20);
+    }
+
+    #[test]
+    fn lines_fit_and_never_say_done() {
+        let step = |sent_bytes, total_bytes, rate, chunk| Step {
+            sent_bytes,
+            total_bytes,
+            rates: Rates { recent: rate, average: rate },
+            chunk,
+        };
+        let cases = [
+            (
+                "tank/media",
+                step(412 << 30, 1000 << 30, 5 * M, 413),
+                "tank/media 412G/1000G 41% 5.00M/s (avg 5.00M/s) left 33h  chunk 413",
+            ),
+            ("tank/a", step(0, 0, 0, 1), "tank/a 0 0/s (avg 0/s)  chunk 1"),
+            ("tank/a", step(10 * M, 5 * M, 0, 2), "tank/a 10.0M/10.0M 99% 0/s (avg 0/s) left -  chunk 2"),
+        ];
+        for (name, step, line) in cases {
+            assert_eq!(progress_line(name, &step), line);
+        }
+        let long = progress_line(&"x".repeat(200), &step(u64::MAX, u64::MAX, u64::MAX, u32::MAX));
+        assert!(long.chars().count() <= 80 && long.starts_with("..x"), "{long}");
+    }
+}

@@ -1,0 +1,190 @@
+//! `key export`, `key passphrase`, `key rotate`: what needs the secret halves.
+
+use super::Failure;
+use super::args::{Global, Source};
+use super::keys::print;
+use super::output::Output;
+use super::wire::{configured_passphrase, key_file, open_all_stores, open_for_reading, usage};
+use crate::config::{Config, Environment, KeySource, SecretFile};
+use crate::keyring::WORK_FACTOR;
+use crate::run::RunError;
+use crate::run::keys::KeyCache;
+use crate::run::rekey::{Rekey, Rekeyed};
+use age::secrecy::{ExposeSecret, SecretString};
+use std::fs::OpenOptions;
+use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use zeroize::Zeroizing;
+
+/// Shorter ones can be tried out by whoever copies the keyring from the bucket.
+const PASSPHRASE_CHARS_MIN: usize = 16;
+
+const PAPER_HEAD: &str = "\
+# SECRET. Whoever has this page reads every backup and can sign new ones; no
+# passphrase protects it. Keep it on paper, where no network is.
+# As a file it works with `zfs-backup restore --remote URL --identity FILE`
+# and, for the chunks alone, with `age -d -i FILE`.
+";
+
+/// `key export`: to a terminal or a new file, never into a pipe or a log by accident.
+pub(super) async fn export(
+    global: &Global,
+    file: Option<&Path>,
+    source: &Source,
+    output: &Output,
+) -> Result<(), Failure> {
+    if file.is_none() && (global.json || !std::io::stdout().is_terminal()) {
+        return Err(usage(
+            "the keys are secret and are printed on a terminal only",
+            "name a file with --output FILE: it is made with mode 0600",
+        ));
+    }
+    let side = open_for_reading(global, source, false, output).await?;
+    let keys = key_file(&side, source).await?;
+    let text = keys.to_text().map_err(|source| RunError::Keyring { store: side.store.url().to_owned(), source })?;
+    let paper = Zeroizing::new(format!("{PAPER_HEAD}# store: {}\n{}", side.store.url(), *text));
+    match file {
+        None => output.raw(paper.as_bytes()),
+        Some(file) => write_secret(file, paper.as_bytes())?,
+    }
+    if keys.signing.is_none() {
+        output.note("there is no signing key in it: it restores and signs nothing");
+    }
+    Ok(())
+}
+
+/// A new file that nobody else reads.
+fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
+    let failed = |operation| move |source| RunError::File { operation, path: path.display().to_string(), source };
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed("create"))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write"))
+}
+
+/// What `change` changes.
+pub(super) enum Change<'a> {
+    /// The passphrase, to that in the file or one that is typed.
+    Passphrase(Option<&'a Path>),
+    /// The keys themselves.
+    Keys,
+}
+
+/// `key passphrase` and `key rotate`.
+pub(super) async fn change(
+    global: &Global,
+    config: &Config,
+    env: &Environment,
+    change: &Change<'_>,
+    output: &Output,
+) -> Result<(), Failure> {
+    if matches!(config.keys, KeySource::Recipients { .. }) {
+        return Err(usage(
+            "recipients are configured, so there is no keyring to change",
+            "make new keys with age-keygen and minisign, and name them in the configuration",
+        ));
+    }
+    let stores = open_all_stores(config, env).await?;
+    let cache = KeyCache::new(&config.state_dir);
+    let rekey = Rekey { stores: &stores, cache: &cache, work_factor: WORK_FACTOR };
+    let names: Vec<&str> = stores.iter().map(|store| store.url()).collect();
+    if global.dry_run {
+        let what = match change {
+            Change::Passphrase(_) => "would seal the keyring anew beside the old one",
+            Change::Keys => "would make new keys and put their keyring beside the old one",
+        };
+        output.line(format!("{what} in {}", names.join(" and ")));
+        return Ok(());
+    }
+    let old = configured_passphrase(config, env)?;
+    let done = match change {
+        Change::Passphrase(file) => rekey.change_passphrase(&old, &new_passphrase(*file, env, output)?).await?,
+        Change::Keys => rekey.rotate(&old).await?,
+    };
+    report(&done, change, output);
+    Ok(())
+}
+
+fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
+    print(&done.keys, output);
+    for (store, key) in &done.places {
+        output.line(format!("put as         {key}\n            in {store}"));
+    }
+    if done.taken_up {
+        output.note("an earlier run, or another host, had begun this: its keys are used");
+    }
+    match change {
+        Change::Passphrase(_) => {
+            output.always("put the new passphrase into the configuration, and on paper");
+            output.always("the old passphrase still opens every copy of the keyring made before: in the store,");
+            output.always("beside backups, and in any copy of the bucket. If it leaked, run `key rotate` too");
+        }
+        Change::Keys => {
+            output.always("the next backup of each dataset is a full of a new chain");
+            output.always("old keyrings stay: they open the backups made before, for whoever has their passphrase");
+            output.always("other hosts that use this store run `key rotate` too: they take these keys over");
+            output.always("print a new paper copy: `zfs-backup key export`");
+        }
+    }
+}
+
+fn new_passphrase(file: Option<&Path>, env: &Environment, output: &Output) -> Result<SecretString, Failure> {
+    let secret = match file {
+        Some(path) => {
+            let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+            SecretString::from(SecretFile::Path(path).read_line(env)?.expose().to_owned())
+        }
+        None => typed_twice()?,
+    };
+    if secret.expose_secret().chars().count() < PASSPHRASE_CHARS_MIN {
+        output.always(&format!(
+            "the new passphrase is shorter than {PASSPHRASE_CHARS_MIN} characters: it can be tried out"
+        ));
+    }
+    Ok(secret)
+}
+
+fn typed_twice() -> Result<SecretString, Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(usage(
+            "there is no terminal to ask for the new passphrase",
+            "name a file with --new-passphrase-file",
+        ));
+    }
+    let ask = |prompt| {
+        rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|source| match source.kind() {
+            std::io::ErrorKind::Interrupted => RunError::Interrupted,
+            _ => RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source },
+        })
+    };
+    let (first, second) = (ask("new passphrase: ")?, ask("once more: ")?);
+    match *first == *second && !first.is_empty() {
+        true => Ok(SecretString::from(first.as_str().to_owned())),
+        false => Err(usage("the two are not the same, or empty", "run it again: nothing was changed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keyring::KeyFile;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_paper_copy_is_a_key_file() {
+        let keys = KeyFile::generate().unwrap();
+        let text = format!("{PAPER_HEAD}# store: s3:b/p\n{}", *keys.to_text().unwrap());
+        let read = KeyFile::parse(&text).unwrap();
+        assert_eq!(*read.to_text().unwrap(), *keys.to_text().unwrap());
+        assert!(PAPER_HEAD.lines().all(|line| line.len() <= 80));
+    }
+
+    #[test]
+    fn a_secret_file_is_new_and_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("paper");
+        write_secret(&file, b"x").unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(write_secret(&file, b"y").is_err());
+        assert_eq!(std::fs::read(&file).unwrap(), b"x");
+    }
+}

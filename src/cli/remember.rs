@@ -1,0 +1,72 @@
+//! One line where something was done: what this host remembers for `health` and `show`. A record that cannot be
+//! written is said and fails nothing: the backup is there all the same.
+
+use crate::config::Config;
+use crate::model::DatasetName;
+use crate::run::backup::BackupOutcome;
+use crate::run::catalog::Catalog;
+use crate::run::record::{FailureNote, Records, VerifyNote};
+use crate::run::verify::VerifyReport;
+use crate::run::{RunError, error_chain};
+use crate::store::ObjectStore;
+use jiff::Timestamp;
+
+fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Records {
+    Records::new(&config.state_dir, store.url(), stored)
+}
+
+fn told(outcome: Result<(), RunError>) {
+    if let Err(error) = outcome {
+        tracing::warn!("health and show will not know of it: {}", error_chain(&error));
+    }
+}
+
+/// A backup ended well.
+pub(super) fn outcome(config: &Config, store: &dyn ObjectStore, stored: &DatasetName, outcome: &BackupOutcome) {
+    let records = records(config, store, stored);
+    told(match outcome {
+        BackupOutcome::Committed(committed) => {
+            records.note_commit(&committed.manifest, committed.stored_bytes, Timestamp::now())
+        }
+        BackupOutcome::UpToDate(_) => records.note_success("backup"),
+    });
+}
+
+/// A step failed for a dataset. An interruption is no failure.
+pub(super) fn failed(config: &Config, store: &dyn ObjectStore, stored: &DatasetName, step: &str, error: &RunError) {
+    if matches!(error, RunError::Interrupted | RunError::Locked { .. }) {
+        return;
+    }
+    let (step, reason, damage) = (step.to_owned(), error_chain(error), error.is_damage());
+    told(records(config, store, stored).note_failure(&FailureNote { at: Timestamp::now(), step, reason, damage }));
+}
+
+/// A verification ended: without damage, or with it. One that found no backup is no good one.
+pub(super) fn verified(
+    config: &Config,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    report: &VerifyReport,
+    read_data: Option<&str>,
+) {
+    let (at, records) = (Timestamp::now(), records(config, store, stored));
+    let reason = match (report.damage.first(), report.backups) {
+        (Some(first), _) => format!("{} objects damaged, first {}: {}", report.damage.len(), first.key, first.reason),
+        (None, 0) => "no backup is there".to_owned(),
+        (None, backups) => {
+            let read_data = read_data.unwrap_or("none").to_owned();
+            return told(records.note_verify(&VerifyNote { at, backups: backups as u64, read_data }));
+        }
+    };
+    told(records.note_failure(&FailureNote {
+        at,
+        step: "verify".to_owned(),
+        reason,
+        damage: !report.damage.is_empty(),
+    }));
+}
+
+/// A store was looked into.
+pub(super) fn seen(config: &Config, store: &dyn ObjectStore, catalog: &Catalog) {
+    told(records(config, store, &catalog.dataset).note_seen(catalog, Timestamp::now()));
+}

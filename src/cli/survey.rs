@@ -1,0 +1,379 @@
+//! Asks ZFS, the stores and this host's records for what `show` shows. One that cannot be asked is named, and the
+//! others are shown all the same: an error is never shown as "nothing".
+
+use super::args::{Global, Show};
+use super::context::Context;
+use super::health::{DEFAULT_LIMITS, facts_of};
+use super::output::Output;
+use super::views::{
+    AttemptView, BackupView, BookmarkView, DatasetView, HoldView, LocalView, LockfileView, Overview, SnapshotView,
+    StoreAnswer, StoreView, UploadView,
+};
+use super::wire::{ReadSide, open_configured, open_for_reading, open_zfs, store_urls, trusted_keys};
+use super::{Failure, remember};
+use crate::config::Config;
+use crate::model::DatasetName;
+use crate::plan::health::judge_health;
+use crate::run::catalog::{Attempt, Catalog, StoredBackup, list_datasets, read_catalog};
+use crate::run::holds::our_holds;
+use crate::run::lock::is_held;
+use crate::run::record::Records;
+use crate::run::seen::Seen;
+use crate::run::select::{Selected, select_datasets};
+use crate::run::snapshot::is_own;
+use crate::run::unfinished::read_started;
+use crate::run::{RunError, error_chain};
+use crate::sign::TrustedKeys;
+use crate::store::ObjectStore;
+use crate::store::key::dataset_prefix;
+use crate::zfs::Zfs;
+use jiff::Timestamp;
+
+/// What was asked, and what was found out. `failed` is what could not be, said already.
+pub(super) struct Survey {
+    pub(super) overview: Overview,
+    pub(super) failed: bool,
+}
+
+/// A bare host: the store that `--remote` names and nothing else.
+pub(super) async fn survey_store(global: &Global, show: &Show, output: &Output) -> Result<Survey, Failure> {
+    let side = open_for_reading(global, &show.source, false, output).await?;
+    let trusted = trusted_keys(&side, &show.source).await?;
+    let names = match show.datasets.is_empty() {
+        true => list_datasets(&*side.store).await?,
+        false => show.datasets.clone(),
+    };
+    let mut survey = Survey::new(StoreAnswer { url: Some(side.store.url().to_owned()), asked: true, error: None });
+    for name in names {
+        let mut view = DatasetView::new(name);
+        let asked = store_view(&*side.store, &view.dataset, &trusted, true).await;
+        view.remote = survey.keep(asked.map(|(view, _)| view), &mut view.errors, output);
+        survey.overview.datasets.push(view);
+    }
+    Ok(survey)
+}
+
+/// A host with a configuration.
+pub(super) async fn survey_host(context: &Context, show: &Show, deep: bool) -> Result<Survey, Failure> {
+    let loaded = context.config()?;
+    let (config, env) = &*loaded;
+    let output = &*context.output;
+    let remote_url = config.remote.as_ref().map(ToString::to_string);
+    let mut survey = Survey::new(StoreAnswer { url: remote_url, asked: false, error: None });
+    survey.local(config, show, output);
+    for dataset in &mut survey.overview.datasets {
+        dataset.only_intermediate = config.remote.is_none();
+    }
+    if config.intermediate.is_some() {
+        let answer = match open_configured(config.clone(), env.clone(), true).await {
+            Ok(side) => survey.store(&side, show, Place::Intermediate, deep, context).await,
+            Err(failure) => survey.unanswered(&failure, output),
+        };
+        survey.overview.intermediate = answer;
+        survey.overview.intermediate.url = store_urls(config).pop();
+    }
+    if show.include_remote && config.remote.is_some() {
+        let answer = match open_configured(config.clone(), env.clone(), false).await {
+            Ok(side) => survey.store(&side, show, Place::Remote, deep, context).await,
+            Err(failure) => survey.unanswered(&failure, output),
+        };
+        let url = survey.overview.remote.url.take();
+        survey.overview.remote = StoreAnswer { url, ..answer };
+    }
+    survey.records(config, output);
+    survey.overview.lockfile = lockfile(config);
+    survey.overview.never_deleted.extend(never_deleted(config, &survey.overview.datasets));
+    Ok(survey)
+}
+
+/// Which of the two stores.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Intermediate,
+    Remote,
+}
+
+impl DatasetView {
+    fn new(dataset: DatasetName) -> Self {
+        Self {
+            dataset,
+            local: None,
+            intermediate: None,
+            remote: None,
+            record: None,
+            running_in: Vec::new(),
+            errors: Vec::new(),
+            health: None,
+            only_intermediate: false,
+        }
+    }
+}
+
+impl Survey {
+    fn new(remote: StoreAnswer) -> Self {
+        let overview = Overview {
+            format: 1,
+            now: Timestamp::now(),
+            remote,
+            intermediate: StoreAnswer::default(),
+            datasets: Vec::new(),
+            lockfile: None,
+            never_deleted: Vec::new(),
+        };
+        Self { overview, failed: false }
+    }
+
+    /// What was found out, or nothing after it was said why not.
+    fn keep<T>(&mut self, found: Result<T, RunError>, errors: &mut Vec<String>, output: &Output) -> Option<T> {
+        found
+            .map_err(|error| {
+                self.failed = true;
+                errors.push(error_chain(&error));
+                Failure::Run(error).print(output);
+            })
+            .ok()
+    }
+
+    fn unanswered(&mut self, failure: &Failure, output: &Output) -> StoreAnswer {
+        self.failed = true;
+        failure.print(output);
+        StoreAnswer { url: None, asked: false, error: Some(failure.reason()) }
+    }
+
+    /// The datasets, with what the pool has of each. Without ZFS those that the configuration names.
+    fn local(&mut self, config: &Config, show: &Show, output: &Output) {
+        let zfs = open_zfs();
+        let found = zfs.and_then(|zfs| Ok((select_datasets(&*zfs, &config.datasets, &config.state_dir)?, zfs)));
+        let wanted = |name: &DatasetName| show.datasets.is_empty() || show.datasets.contains(name);
+        match found {
+            Ok((selection, zfs)) => {
+                for (name, error) in selection.failed {
+                    let mut view = DatasetView::new(name);
+                    let _: Option<()> = self.keep(Err(error), &mut view.errors, output);
+                    self.overview.datasets.push(view);
+                }
+                for selected in selection.selected.iter().filter(|selected| wanted(&selected.stored)) {
+                    let mut view = DatasetView::new(selected.stored.clone());
+                    let local = local_view(&*zfs, config, selected);
+                    view.local = self.keep(local, &mut view.errors, output);
+                    self.overview.datasets.push(view);
+                }
+            }
+            Err(failure) => {
+                self.failed = true;
+                failure.print(output);
+                let stored = |name: &DatasetName| config.datasets.store_as.clone().unwrap_or_else(|| name.clone());
+                let names = config.datasets.names.iter().map(stored).filter(wanted);
+                self.overview.datasets.extend(names.map(DatasetView::new));
+            }
+        }
+        for name in &show.datasets {
+            if !self.overview.datasets.iter().any(|view| view.dataset == *name) {
+                self.overview.datasets.push(DatasetView::new(name.clone()));
+            }
+        }
+    }
+
+    /// All datasets in one store.
+    async fn store(
+        &mut self,
+        side: &ReadSide,
+        show: &Show,
+        place: Place,
+        deep: bool,
+        context: &Context,
+    ) -> StoreAnswer {
+        let output = &*context.output;
+        let trusted = match trusted_keys(side, &show.source).await {
+            Ok(trusted) => trusted,
+            // Where a whole listing shows nothing there is no keyring either, and nothing to believe.
+            Err(_) if side.store.list("").await.is_ok_and(|listed| listed.is_empty()) => TrustedKeys::default(),
+            Err(failure) => return self.unanswered(&failure, output),
+        };
+        let mut datasets = std::mem::take(&mut self.overview.datasets);
+        for dataset in &mut datasets {
+            let found = store_view(&*side.store, &dataset.dataset, &trusted, deep).await;
+            let Some((view, catalog)) = self.keep(found, &mut dataset.errors, output) else { continue };
+            let counts = place == Place::Remote || dataset.only_intermediate;
+            if let (Some((config, _)), true, false) = (&side.config, counts, context.global.dry_run) {
+                remember::seen(config, &*side.store, &catalog);
+            }
+            match place {
+                Place::Intermediate => dataset.intermediate = Some(view),
+                Place::Remote => dataset.remote = Some(view),
+            }
+        }
+        self.overview.datasets = datasets;
+        if place == Place::Remote && show.datasets.is_empty() {
+            let foreign = list_datasets(&*side.store).await;
+            let foreign = self.keep(foreign, &mut Vec::new(), output).unwrap_or_default();
+            let configured = |name: &DatasetName| self.overview.datasets.iter().any(|view| view.dataset == *name);
+            let kept: Vec<String> = foreign
+                .into_iter()
+                .filter(|name| !configured(name))
+                .map(|name| format!("{name} in the remote: this configuration does not name it"))
+                .collect();
+            self.overview.never_deleted.extend(kept);
+        }
+        StoreAnswer { url: None, asked: true, error: None }
+    }
+
+    /// What this host remembers, and what follows from all of it.
+    fn records(&mut self, config: &Config, output: &Output) {
+        let (urls, now) = (store_urls(config), self.overview.now);
+        let mut datasets = std::mem::take(&mut self.overview.datasets);
+        for dataset in &mut datasets {
+            for url in &urls {
+                let held = is_held(&config.state_dir, url, &dataset.dataset);
+                if self.keep(held, &mut dataset.errors, output) == Some(true) {
+                    dataset.running_in.push(url.clone());
+                }
+            }
+            let Some(url) = urls.first() else { continue };
+            let record = Records::new(&config.state_dir, url, &dataset.dataset).read();
+            dataset.record = self.keep(record, &mut dataset.errors, output);
+            let Some(record) = &dataset.record else { continue };
+            let facts = facts_of(record, dataset.newest().map(|newest| newest.snapshot_at));
+            dataset.health = Some(judge_health(&facts, &DEFAULT_LIMITS, now));
+        }
+        self.overview.datasets = datasets;
+    }
+}
+
+fn local_view(zfs: &dyn Zfs, config: &Config, selected: &Selected) -> Result<LocalView, RunError> {
+    let dataset = &selected.dataset;
+    let snapshots = zfs.snapshots(&dataset.name)?.into_iter().map(|snapshot| SnapshotView {
+        own: is_own(&snapshot, dataset.guid),
+        name: snapshot.name.to_string(),
+        guid: snapshot.guid,
+        created_at: snapshot.created_at,
+        used_bytes: snapshot.used_bytes,
+        referenced_bytes: snapshot.referenced_bytes,
+        holds: snapshot.holds,
+    });
+    let bookmarks = zfs.bookmarks(&dataset.name)?.into_iter().map(|bookmark| BookmarkView {
+        name: bookmark.name.to_string(),
+        guid: bookmark.guid,
+        created_at: bookmark.created_at,
+    });
+    let holds = our_holds(zfs, &dataset.name)?.into_iter().map(|hold| HoldView {
+        snapshot: hold.snapshot.to_string(),
+        tag: hold.tag,
+        since: hold.since,
+        used_bytes: hold.used_bytes,
+    });
+    Ok(LocalView {
+        name: dataset.name.clone(),
+        guid: dataset.guid,
+        encrypted: dataset.encrypted,
+        sent_raw: dataset.encrypted && config.send.raw.is_raw(dataset.encrypted),
+        snapshots: snapshots.collect(),
+        bookmarks: bookmarks.collect(),
+        holds: holds.collect(),
+    })
+}
+
+/// What a store holds of a dataset. `deep` looks at the objects of every backup, else only of the newest chain.
+async fn store_view(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+    deep: bool,
+) -> Result<(StoreView, Catalog), RunError> {
+    let catalog = read_catalog(store, dataset, trusted).await?;
+    let newest_chain = catalog.newest().map(|newest| newest.manifest.chain.full_id.clone());
+    let wanted = |backup: &StoredBackup| deep || Some(&backup.manifest.chain.full_id) == newest_chain.as_ref();
+    let seen = Seen::look_at(store, catalog, wanted).await?;
+    let catalog = &seen.catalog;
+    let mut backups = Vec::new();
+    for (number, backup) in catalog.backups.iter().enumerate() {
+        let manifest = &backup.manifest;
+        let checked = deep || number + 1 == catalog.backups.len();
+        backups.push(BackupView {
+            id: manifest.id.clone(),
+            kind: manifest.kind,
+            full_id: manifest.chain.full_id.clone(),
+            position: manifest.chain.position,
+            base: manifest.base.as_ref().map(|base| base.backup_id.clone()),
+            snapshot_guid: manifest.snapshot.guid,
+            snapshot_at: manifest.snapshot.created_at,
+            stream_bytes: manifest.stream_bytes,
+            stored_bytes: backup.stored_bytes(),
+            raw: manifest.send.requested.iter().any(|flag| flag == "raw"),
+            checked,
+            flaw: if checked { seen.flaw(None, &manifest.id) } else { None },
+        });
+    }
+    let mut unfinished = Vec::new();
+    for attempt in &catalog.attempts {
+        unfinished.push(attempt_view(store, dataset, attempt, trusted).await?);
+    }
+    let uploads = store.unfinished(&dataset_prefix(dataset)).await?;
+    let view = StoreView {
+        backups,
+        unfinished,
+        uploads: uploads.into_iter().map(|u| UploadView { key: u.key, started_at: u.started_at }).collect(),
+        unknown_objects: catalog.unknown.len() as u64,
+        unknown_bytes: catalog.unknown.iter().fold(0, |sum, object| sum.saturating_add(object.bytes)),
+        origins: catalog.origins() as u64,
+    };
+    Ok((view, seen.catalog))
+}
+
+async fn attempt_view(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    attempt: &Attempt,
+    trusted: &TrustedKeys,
+) -> Result<AttemptView, RunError> {
+    let (started, distrust) = match read_started(store, dataset, &attempt.id, trusted).await {
+        Ok(started) => (started, None),
+        Err(error) if error.is_damage() => (None, Some(error_chain(&error))),
+        Err(error) => return Err(error),
+    };
+    Ok(AttemptView {
+        id: attempt.id.clone(),
+        started_at: started.as_ref().map(|started| started.started_at),
+        base: started.and_then(|started| started.base.map(|base| base.backup_id)),
+        objects: attempt.objects as u64,
+        bytes: attempt.bytes,
+        newest_object_at: attempt.newest,
+        was_committed: attempt.was_committed,
+        disbelieved: attempt.disbelieved.as_ref().map(|error| error_chain(error)).or(distrust),
+    })
+}
+
+fn lockfile(config: &Config) -> Option<LockfileView> {
+    let facts = config.lock_file.symlink_metadata().ok()?;
+    let made_at = facts.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
+    Some(LockfileView { path: config.lock_file.display().to_string(), made_at })
+}
+
+/// What stays for ever by what is known: stores without rules, other origins, what is not of this format.
+fn never_deleted(config: &Config, datasets: &[DatasetView]) -> Vec<String> {
+    let mut kept = Vec::new();
+    let rules = [
+        ("remote", config.remote.is_some(), config.lifecycle_remote.keeps_everything()),
+        ("intermediate", config.intermediate.is_some(), config.lifecycle_intermediate.keeps_everything()),
+    ];
+    for (section, _, _) in rules.into_iter().filter(|(_, configured, keeps_all)| *configured && *keeps_all) {
+        kept.push(format!("all backups in the {section}: [lifecycle-{section}] has no rule"));
+    }
+    if config.snapshots.oldest_days.is_none() {
+        kept.push("all own snapshots: oldest_snapshot_days is not set".to_owned());
+    }
+    for dataset in datasets {
+        let stores = [("intermediate", &dataset.intermediate), ("remote", &dataset.remote)];
+        for (place, view) in stores.into_iter().filter_map(|(place, view)| Some((place, view.as_ref()?))) {
+            let name = &dataset.dataset;
+            if view.origins > 1 {
+                let what = "has backups of several origins: prune skips it until `adopt`";
+                kept.push(format!("{name} in the {place} {what}"));
+            }
+            if view.unknown_objects > 0 {
+                kept.push(format!("{} objects under {name} in the {place}: not of this format", view.unknown_objects));
+            }
+        }
+    }
+    kept
+}

@@ -1,0 +1,235 @@
+//! [`convert_ini`]: the INI form of the older tool's configuration as TOML. Pure: the texts are arguments.
+//!
+//! Comments stay where they stood. A key that cannot be carried over becomes a comment and is named besides; nothing is
+//! dropped without a word. What is said of secrets is where they go, never what they are.
+
+mod ini;
+mod rclone;
+
+use super::schema::{self, SECRET_KEY};
+use super::sequence::KNOWN_TYPO;
+use super::units::Size;
+use super::{BandwidthSchedule, Remote};
+use ini::IniLine;
+use std::path::PathBuf;
+use toml::Value;
+
+/// A configuration carried over.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Converted {
+    /// The file.
+    pub toml: String,
+    /// What could not be carried over, a line each.
+    pub lost: Vec<String>,
+    /// What a person must do or should know, a sentence each.
+    pub advice: Vec<String>,
+}
+
+/// The rclone.conf that an INI configuration names, to be read before [`convert_ini`].
+pub fn rclone_conf_of(text: &str) -> Option<PathBuf> {
+    let main = ini::section(text, "main")?;
+    let (_, value) = main.into_iter().find(|(key, _)| plain(key, '_') == "rclone_conf")?;
+    Some(PathBuf::from(ini::unquoted(ini::without_comment(value).0))).filter(|path| !path.as_os_str().is_empty())
+}
+
+/// Carries a configuration over. `rclone_conf` is the text of the rclone.conf that it uses, where it could be read.
+pub fn convert_ini(text: &str, rclone_conf: Option<&str>) -> Converted {
+    let mut work = Work { rclone_conf, ..Work::default() };
+    work.native = remote_of(text).is_some_and(|value| rclone::native_remote(value, rclone_conf).section.is_some());
+    for line in ini::lines(text) {
+        match line {
+            IniLine::Blank => work.out.toml.push('\n'),
+            IniLine::Comment(comment) => work.comment(comment),
+            IniLine::Section(name) => work.section(name),
+            IniLine::Pair(key, value) => work.pair(key, value),
+            IniLine::Other(line) => work.lose(line, line),
+        }
+    }
+    if let Some((name, lines)) = work.appended.take() {
+        work.out.toml.push_str(&format!("\n[{name}]\n"));
+        lines.iter().for_each(|(key, value)| work.line(key, value, None));
+    }
+    work.out
+}
+
+fn remote_of(text: &str) -> Option<&str> {
+    let main = ini::section(text, "main")?;
+    let (_, value) = main.into_iter().find(|(key, _)| plain(key, '_') == "remote")?;
+    Some(ini::unquoted(ini::without_comment(value).0))
+}
+
+/// A name in the spelling of this tool: small letters, one kind of dash.
+fn plain(name: &str, dash: char) -> String {
+    name.to_lowercase().replace(['-', '_'], &dash.to_string())
+}
+
+fn truth(value: &str) -> Option<bool> {
+    match value.to_lowercase().as_str() {
+        "yes" | "true" | "on" | "1" => Some(true),
+        "no" | "false" | "off" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// A size in this tool's spelling: `1GB`, `1GiB` and `1Gi` of others are binary too.
+fn size(value: &str) -> Option<String> {
+    let short = value.trim_end_matches(['B', 'b']).trim_end_matches('i').trim();
+    [value, short].into_iter().find_map(|text| text.parse::<Size>().ok()).map(|size| size.to_string())
+}
+
+fn list(value: &str) -> Vec<String> {
+    value.split(',').map(|item| ini::unquoted(item.trim()).to_owned()).filter(|item| !item.is_empty()).collect()
+}
+
+/// How a value is written.
+enum Kind {
+    Text,
+    Truth,
+    Number,
+    Size,
+    /// A text, or a list when there are commas.
+    TextOrList,
+    List,
+    /// Split as a shell would.
+    Words,
+}
+
+fn kind_of(section: &str, key: &str) -> Kind {
+    match (section, key) {
+        (_, "zfs_fs") => Kind::TextOrList,
+        (_, "exclude" | "encryption_recipients" | "verify_keys" | "keep-full-with-age-closest-to") => Kind::List,
+        (_, "rclone_args") => Kind::Words,
+        (_, "recursive" | "intermediate_checksum" | "path_style" | "compressed" | "embedded") => Kind::Truth,
+        (_, "split_size" | "part_size" | "auto_full_max") => Kind::Size,
+        (_, "oldest_snapshot_days" | "resume_days" | "concurrency" | "object_lock_days" | "max_incrementals") => {
+            Kind::Number
+        }
+        ("lifecycle-intermediate" | "lifecycle-remote", "keep-within") => Kind::Text,
+        ("lifecycle-intermediate" | "lifecycle-remote", _) => Kind::Number,
+        _ => Kind::Text,
+    }
+}
+
+#[derive(Default)]
+struct Work<'t> {
+    out: Converted,
+    rclone_conf: Option<&'t str>,
+    /// The remote becomes one that this tool speaks, so that rclone's keys go.
+    native: bool,
+    section: String,
+    /// The section of the native remote, for the end of the file.
+    appended: Option<(&'static str, Vec<(&'static str, Value)>)>,
+}
+
+impl Work<'_> {
+    fn comment(&mut self, comment: &str) {
+        let space = if comment.is_empty() { "" } else { " " };
+        self.out.toml.push_str(&format!("#{space}{comment}\n"));
+    }
+
+    fn line(&mut self, key: &str, value: &Value, comment: Option<&str>) {
+        let comment = comment.map_or_else(String::new, |comment| format!("  # {comment}"));
+        self.out.toml.push_str(&format!("{key} = {value}{comment}\n"));
+    }
+
+    /// What cannot be carried stays as a comment.
+    fn lose(&mut self, shown: &str, why: &str) {
+        self.comment(&format!("not carried over: {shown}"));
+        self.out.lost.push(why.to_owned());
+    }
+
+    fn section(&mut self, name: &str) {
+        self.section = plain(name, '-');
+        if schema::SECTIONS.iter().any(|section| section.name == self.section) {
+            self.out.toml.push_str(&format!("[{}]\n", self.section));
+        } else {
+            self.lose(&format!("[{name}]"), &format!("[{name}]: there is no such section"));
+        }
+    }
+
+    fn pair(&mut self, given: &str, value: &str) {
+        let dash = if self.section.starts_with("lifecycle-") { '-' } else { '_' };
+        let mut key = plain(given, dash);
+        if key == "keep-last-chain" {
+            key.push('s');
+        }
+        let section = self.section.clone();
+        let Some(spec) = schema::SECTIONS.iter().find(|spec| spec.name == section) else {
+            return self.lose_pair(given, value, "its section is not known");
+        };
+        if section == "backup-sequence" {
+            return self.step(given, value);
+        }
+        if !spec.keys.iter().any(|known| known.name == key) {
+            return self.lose_pair(given, value, "there is no such key");
+        }
+        // Nobody can tell a comment from the end of a passphrase.
+        let (value, comment) = if key == SECRET_KEY { (value, None) } else { ini::without_comment(value) };
+        match key.as_str() {
+            "remote" => self.remote(value, comment),
+            "rclone_conf" | "rclone_bwlimit" | "rclone_args" if self.native => self.rclone_key(&key, value),
+            _ => self.known(&section, &key, value, comment),
+        }
+    }
+
+    fn lose_pair(&mut self, key: &str, value: &str, why: &str) {
+        let lower = key.to_lowercase();
+        let secret = ["pass", "secret", "key", "token"].iter().any(|word| lower.contains(word));
+        let shown = if secret { "(hidden)" } else { value };
+        self.lose(&format!("{key} = {shown}"), &format!("{key}: {why}"));
+    }
+
+    fn known(&mut self, section: &str, key: &str, value: &str, comment: Option<&str>) {
+        let text = ini::unquoted(value);
+        let converted = match kind_of(section, key) {
+            Kind::Text => Some(Value::from(text)),
+            Kind::Truth => truth(text).map(Value::from),
+            Kind::Number => text.parse::<u32>().ok().map(|number| Value::from(i64::from(number))),
+            Kind::Size => size(text).map(Value::from),
+            Kind::List => Some(Value::from(list(value))),
+            Kind::Words => shell_words::split(value).ok().map(Value::from),
+            Kind::TextOrList => match list(value).as_slice() {
+                [one] => Some(Value::from(one.as_str())),
+                several => Some(Value::from(several.to_vec())),
+            },
+        };
+        match converted {
+            Some(value) => self.line(key, &value, comment),
+            None => self.lose_pair(key, value, &format!("{text:?} cannot be read")),
+        }
+    }
+
+    fn step(&mut self, key: &str, value: &str) {
+        let (value, comment) = ini::without_comment(value);
+        let text = ini::unquoted(value).replace(KNOWN_TYPO.0, KNOWN_TYPO.1);
+        if text != ini::unquoted(value) {
+            self.out.advice.push(format!("{key}: {} was a typing error of {}", KNOWN_TYPO.0, KNOWN_TYPO.1));
+        }
+        self.line(&plain(key, '_'), &Value::from(text), comment);
+    }
+
+    fn remote(&mut self, value: &str, comment: Option<&str>) {
+        let native = rclone::native_remote(ini::unquoted(value), self.rclone_conf);
+        self.out.advice.extend(native.advice);
+        self.out.lost.extend(native.lost);
+        match native.remote.parse::<Remote>() {
+            Ok(remote) => self.line("remote", &Value::from(remote.to_string()), comment),
+            Err(_) => self.comment(&format!("not carried over: remote = {value}")),
+        }
+        self.appended = native.section;
+    }
+
+    /// What was for rclone, for a remote that this tool speaks itself.
+    fn rclone_key(&mut self, key: &str, value: &str) {
+        let text = ini::unquoted(value);
+        match (key, text.parse::<BandwidthSchedule>()) {
+            ("rclone_bwlimit", Ok(limit)) => self.line("bwlimit", &Value::from(limit.to_string()), None),
+            ("rclone_conf", _) => self.comment(&format!("rclone is not used any more: {key} = {value}")),
+            ("rclone_args", _) => self.lose_pair(key, value, "the native keys are part_size and concurrency"),
+            _ => self.lose_pair(key, value, "the native key is bwlimit"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
