@@ -19,5 +19,6 @@ mod proxy;
 mod weed;
 
 mod bench;
+mod chains;
 mod failures;
 mod job;
