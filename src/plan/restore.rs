@@ -1,6 +1,6 @@
 //! [`plan_restore`]: which backups, in which order, bring one snapshot back.
 
-use crate::manifest::Manifest;
+use crate::manifest::{BaseRef, Manifest};
 use crate::model::{BackupId, Digest};
 
 /// A chain that cannot be walked to its full.
@@ -49,14 +49,7 @@ pub fn plan_restore<'a>(
     let mut chain = vec![current];
     // Each backup can occur once; a longer walk would be a circle, which no honest signer makes.
     while let (Some(base), true) = (&current.base, chain.len() <= backups.len()) {
-        let missing = || RestoreGap::MissingBase { of: current.id.clone(), missing: base.backup_id.clone() };
-        let (manifest, blake3) = find(&base.backup_id).ok_or_else(missing)?;
-        let place = &current.chain;
-        let follows = manifest.chain.full_id == place.full_id && manifest.chain.position + 1 == place.position;
-        if *blake3 != base.manifest_blake3 || manifest.snapshot.guid != base.guid || !follows {
-            return Err(RestoreGap::ChangedBase { of: current.id.clone(), base: base.backup_id.clone() });
-        }
-        current = manifest;
+        current = check_base(current, base, find(&base.backup_id).copied())?;
         chain.push(current);
     }
     if current.base.is_some() {
@@ -64,4 +57,23 @@ pub fn plan_restore<'a>(
     }
     chain.reverse();
     Ok(chain)
+}
+
+/// The base of a backup, if it is there and the one that was built on: of one chain, one place before it.
+///
+/// # Errors
+/// [`RestoreGap::MissingBase`] or [`RestoreGap::ChangedBase`].
+pub fn check_base<'a>(
+    of: &Manifest,
+    base: &BaseRef,
+    stored: Option<(&'a Manifest, Digest)>,
+) -> Result<&'a Manifest, RestoreGap> {
+    let missing = || RestoreGap::MissingBase { of: of.id.clone(), missing: base.backup_id.clone() };
+    let (manifest, blake3) = stored.ok_or_else(missing)?;
+    let (place, before) = (&of.chain, &manifest.chain);
+    let follows = before.full_id == place.full_id && before.position.checked_add(1) == Some(place.position);
+    if blake3 != base.manifest_blake3 || manifest.snapshot.guid != base.guid || !follows {
+        return Err(RestoreGap::ChangedBase { of: of.id.clone(), base: base.backup_id.clone() });
+    }
+    Ok(manifest)
 }

@@ -8,7 +8,7 @@ use super::{RunError, error_chain};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, Digest};
 use crate::plan::BackupFacts;
-use crate::plan::restore::plan_restore;
+use crate::plan::restore::{check_base, plan_restore};
 use crate::store::ObjectStore;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
@@ -60,8 +60,9 @@ impl Seen {
     /// What planning needs of each backup, chains walked through `beside` too.
     pub fn facts(&self, beside: Option<&Self>) -> Vec<BackupFacts> {
         let known = manifests(self, beside);
+        let flaws = self.chain_flaws(beside, &known);
         let facts = |backup: &StoredBackup| {
-            let flaw = self.chain_flaw(beside, &known, &backup.manifest.id);
+            let flaw = flaws.get(&backup.manifest.id).cloned().flatten();
             BackupFacts::new(&backup.manifest, backup.manifest_blake3, stored_bytes(backup, &known), flaw)
         };
         self.catalog.backups.iter().map(facts).collect()
@@ -81,52 +82,77 @@ impl Seen {
 
     /// Why this backup cannot be restored from the two stores together; `None` when it can.
     pub fn flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
-        self.chain_flaw(beside, &manifests(self, beside), id)
+        let mut flaws = self.chain_flaws(beside, &manifests(self, beside));
+        flaws.remove(id).unwrap_or_else(|| Some(format!("{id} is not there")))
     }
 
-    fn chain_flaw(&self, beside: Option<&Self>, known: &[(&Manifest, Digest)], id: &BackupId) -> Option<String> {
-        let chain = match plan_restore(known, id) {
-            Ok(chain) => chain,
-            Err(gap) => return Some(gap.to_string()),
-        };
-        chain.into_iter().find_map(|manifest| {
-            let places = [Some(self), beside].into_iter().flatten();
-            let mut flaws: Vec<_> = places.filter_map(|seen| seen.flaws.get(&manifest.id)).collect();
-            // Whole in one store is enough.
-            flaws.sort_unstable();
-            match flaws.first() {
-                Some(best) => Option::clone(best),
-                None => Some(format!("{} was not looked at", manifest.id)),
-            }
-        })
+    /// What is wrong with each backup or what it follows from, in one pass: bases come before what follows from them.
+    fn chain_flaws<'a>(
+        &'a self,
+        beside: Option<&'a Self>,
+        known: &Known<'a>,
+    ) -> BTreeMap<&'a BackupId, Option<String>> {
+        let mut in_order: Vec<&Manifest> = known.values().map(|(manifest, _)| *manifest).collect();
+        in_order.sort_by_key(|manifest| manifest.chain.position);
+        let mut flaws: BTreeMap<&BackupId, Option<String>> = BTreeMap::new();
+        for manifest in in_order {
+            let before = match &manifest.base {
+                None => None,
+                Some(base) => match check_base(manifest, base, known.get(&base.backup_id).copied()) {
+                    Ok(base) => flaws.get(&base.id).cloned().flatten(),
+                    Err(gap) => Some(gap.to_string()),
+                },
+            };
+            flaws.insert(&manifest.id, before.or_else(|| self.own_flaw(beside, &manifest.id)));
+        }
+        flaws
+    }
+
+    /// Whole in one store is enough.
+    fn own_flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
+        let stores = [Some(self), beside].into_iter().flatten();
+        let mut flaws: Vec<&Option<String>> = stores.filter_map(|seen| seen.flaws.get(id)).collect();
+        flaws.sort_unstable();
+        match flaws.first() {
+            Some(best) => Option::clone(best),
+            None => Some(format!("{id} was not looked at")),
+        }
     }
 
     /// The chain that leads to this backup, its full first; empty when it cannot be walked.
     pub fn chain(&self, beside: Option<&Self>, id: &BackupId) -> Vec<BackupId> {
-        let known = manifests(self, beside);
+        let known: Vec<_> = manifests(self, beside).into_values().collect();
         let chain = plan_restore(&known, id).unwrap_or_default();
         chain.into_iter().map(|manifest| manifest.id.clone()).collect()
     }
 
-    /// Those backups of this store that are whole.
-    pub fn whole<'a>(&'a self) -> impl Iterator<Item = &'a StoredBackup> {
-        self.catalog.backups.iter().filter(|backup| self.flaw(None, &backup.manifest.id).is_none())
+    /// Those backups of this store that are whole without any other store.
+    pub fn whole(&self) -> Vec<&StoredBackup> {
+        let flaws = self.chain_flaws(None, &manifests(self, None));
+        let is_whole = |backup: &&StoredBackup| matches!(flaws.get(&backup.manifest.id), Some(None));
+        self.catalog.backups.iter().filter(is_whole).collect()
     }
 }
 
-fn manifests<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Vec<(&'a Manifest, Digest)> {
+/// The backups of both stores by id. Manifests are the same bytes in every store.
+type Known<'a> = BTreeMap<&'a BackupId, (&'a Manifest, Digest)>;
+
+fn manifests<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Known<'a> {
     let stores = [Some(seen), beside].into_iter().flatten();
-    let backups = stores.flat_map(|seen| &seen.catalog.backups);
-    backups.map(|backup| (&backup.manifest, backup.manifest_blake3)).collect()
+    let mut known = Known::new();
+    for backup in stores.flat_map(|seen| &seen.catalog.backups) {
+        known.entry(&backup.manifest.id).or_insert((&backup.manifest, backup.manifest_blake3));
+    }
+    known
 }
 
 /// As listed; without a listing, as the manifests tell it.
-fn stored_bytes(backup: &StoredBackup, known: &[(&Manifest, Digest)]) -> u64 {
+fn stored_bytes(backup: &StoredBackup, known: &Known<'_>) -> u64 {
     if !backup.objects.is_empty() {
         return backup.stored_bytes();
     }
     let manifest = &backup.manifest;
-    let base = manifest.base.as_ref().and_then(|base| known.iter().find(|(other, _)| other.id == base.backup_id));
+    let base = manifest.base.as_ref().and_then(|base| known.get(&base.backup_id));
     manifest.chain.stored_bytes.saturating_sub(base.map_or(0, |(base, _)| base.chain.stored_bytes))
 }
 
