@@ -11,7 +11,7 @@ use super::views::{
 };
 use super::wire::{ReadSide, open_configured, open_for_reading, open_zfs, store_urls, trusted_keys};
 use super::{Failure, remember};
-use crate::config::Config;
+use crate::config::{Config, DatasetSelection};
 use crate::model::DatasetName;
 use crate::plan::health::judge_health;
 use crate::run::catalog::{Attempt, Catalog, list_datasets, read_catalog};
@@ -143,29 +143,45 @@ impl Survey {
     /// The datasets, with what the pool has of each. Without ZFS those that the configuration names.
     fn local(&mut self, config: &Config, show: &Show, output: &Output) {
         let zfs = open_zfs();
-        let found = zfs.and_then(|zfs| Ok((select_datasets(&*zfs, &config.datasets)?, zfs)));
         let wanted = |name: &DatasetName| show.datasets.is_empty() || show.datasets.contains(name);
-        match found {
-            Ok((selected, zfs)) => {
-                for selected in selected.iter().filter(|selected| wanted(&selected.stored)) {
-                    let mut view = DatasetView::new(selected.stored.clone());
-                    let local = local_view(&*zfs, config, selected);
-                    view.local = self.keep(local, &mut view.errors, output);
-                    self.overview.datasets.push(view);
+        let zfs = zfs.map_err(|failure| {
+            self.failed = true;
+            failure.print(output);
+        });
+        // One by one: a dataset that is not there must not hide the others.
+        for name in &config.datasets.names {
+            let stored = config.datasets.store_as.clone().unwrap_or_else(|| name.clone());
+            let Ok(zfs) = &zfs else {
+                self.add(DatasetView::new(stored), wanted);
+                continue;
+            };
+            let one = DatasetSelection { names: vec![name.clone()], ..config.datasets.clone() };
+            match select_datasets(&**zfs, &one) {
+                Ok(selected) => {
+                    for selected in selected.iter().filter(|selected| wanted(&selected.stored)) {
+                        let mut view = DatasetView::new(selected.stored.clone());
+                        let local = local_view(&**zfs, config, selected);
+                        view.local = self.keep(local, &mut view.errors, output);
+                        self.add(view, wanted);
+                    }
                 }
-            }
-            Err(failure) => {
-                self.failed = true;
-                failure.print(output);
-                let stored = |name: &DatasetName| config.datasets.store_as.clone().unwrap_or_else(|| name.clone());
-                let names = config.datasets.names.iter().map(stored).filter(wanted);
-                self.overview.datasets.extend(names.map(DatasetView::new));
+                Err(error) => {
+                    let mut view = DatasetView::new(stored);
+                    let _: Option<()> = self.keep(Err(error), &mut view.errors, output);
+                    self.add(view, wanted);
+                }
             }
         }
         for name in &show.datasets {
-            if !self.overview.datasets.iter().any(|view| view.dataset == *name) {
-                self.overview.datasets.push(DatasetView::new(name.clone()));
-            }
+            self.add(DatasetView::new(name.clone()), wanted);
+        }
+    }
+
+    /// Each dataset once, and only those asked for.
+    fn add(&mut self, view: DatasetView, wanted: impl Fn(&DatasetName) -> bool) {
+        let known = self.overview.datasets.iter().any(|known| known.dataset == view.dataset);
+        if !known && wanted(&view.dataset) {
+            self.overview.datasets.push(view);
         }
     }
 
