@@ -142,35 +142,42 @@ impl Survey {
 
     /// The datasets, with what the pool has of each. Without ZFS those that the configuration names.
     fn local(&mut self, config: &Config, show: &Show, output: &Output) {
-        let zfs = open_zfs();
-        let found = zfs.and_then(|zfs| Ok((select_datasets(&*zfs, &config.datasets, &config.state_dir)?, zfs)));
         let wanted = |name: &DatasetName| show.datasets.is_empty() || show.datasets.contains(name);
+        let found = open_zfs().and_then(|zfs| Ok((select_datasets(&*zfs, &config.datasets, &config.state_dir)?, zfs)));
         match found {
+            // One by one: a dataset that is not there must not hide the others.
             Ok((selection, zfs)) => {
-                for (name, error) in selection.failed {
-                    let mut view = DatasetView::new(name);
-                    let _: Option<()> = self.keep(Err(error), &mut view.errors, output);
-                    self.overview.datasets.push(view);
-                }
                 for selected in selection.selected.iter().filter(|selected| wanted(&selected.stored)) {
                     let mut view = DatasetView::new(selected.stored.clone());
                     let local = local_view(&*zfs, config, selected);
                     view.local = self.keep(local, &mut view.errors, output);
-                    self.overview.datasets.push(view);
+                    self.add(view, wanted);
+                }
+                for (name, error) in selection.failed {
+                    let mut view = DatasetView::new(config.datasets.store_as.clone().unwrap_or(name));
+                    let _: Option<()> = self.keep(Err(error), &mut view.errors, output);
+                    self.add(view, wanted);
                 }
             }
             Err(failure) => {
                 self.failed = true;
                 failure.print(output);
-                let stored = |name: &DatasetName| config.datasets.store_as.clone().unwrap_or_else(|| name.clone());
-                let names = config.datasets.names.iter().map(stored).filter(wanted);
-                self.overview.datasets.extend(names.map(DatasetView::new));
+                for name in &config.datasets.names {
+                    let stored = config.datasets.store_as.clone().unwrap_or_else(|| name.clone());
+                    self.add(DatasetView::new(stored), wanted);
+                }
             }
         }
         for name in &show.datasets {
-            if !self.overview.datasets.iter().any(|view| view.dataset == *name) {
-                self.overview.datasets.push(DatasetView::new(name.clone()));
-            }
+            self.add(DatasetView::new(name.clone()), wanted);
+        }
+    }
+
+    /// Each dataset once, and only those asked for.
+    fn add(&mut self, view: DatasetView, wanted: impl Fn(&DatasetName) -> bool) {
+        let known = self.overview.datasets.iter().any(|known| known.dataset == view.dataset);
+        if !known && wanted(&view.dataset) {
+            self.overview.datasets.push(view);
         }
     }
 
