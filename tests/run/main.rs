@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
 
 mod attacks;
+mod builder;
 mod damage;
 mod failures;
 mod flow;
 mod guards;
 mod instructions;
 mod keys;
+mod prune;
 mod world;
