@@ -113,8 +113,18 @@ impl Yard {
         let catalog = read_catalog(store, &self.dataset, &self.keys.trusted).await?;
         let found = base.map(|base| catalog.backup(base).cloned().ok_or_else(|| refused("no such base")));
         let upload = Upload::new(self, host, snapshot, found.transpose()?, self.next);
-        upload.run(store, self, host, &catalog.backups).await?;
+        upload.run(store, self, host, &catalog.backups, true).await?;
         Ok(upload.manifest.id)
+    }
+
+    /// Writes a backup into a store whose base may be in another one.
+    pub(crate) async fn export(&mut self, store: &dyn ObjectStore, base: Option<StoredBackup>) -> BackupId {
+        self.next += 1;
+        let snapshot = SnapshotRef { guid: Guid(self.next), createtxg: self.next, created_at: self.now(0) };
+        let catalog = read_catalog(store, &self.dataset, &self.keys.trusted).await.unwrap();
+        let upload = Upload::new(self, 0, snapshot, base, self.next);
+        upload.run(store, self, 0, &catalog.backups, false).await.unwrap();
+        upload.manifest.id
     }
 
     /// A whole backup on the first host.
@@ -297,13 +307,16 @@ impl Upload {
         yard: &Yard,
         host: usize,
         live: &[StoredBackup],
+        base_is_here: bool,
     ) -> Result<(), RunError> {
         let Manifest { dataset, id, .. } = &self.manifest;
         let journal = AttemptJournal::begin(yard.state(host), store.url(), dataset, id)?;
         let mut receipt = Vec::new();
         let put = Putting { store, yard, upload: self };
         put.signed(BackupObject::Started, SignedType::Started, self.started(), &mut receipt).await?;
-        self.check_base(store, yard).await?;
+        if base_is_here {
+            self.check_base(store, yard).await?;
+        }
         for (entry, bytes) in &self.chunks {
             let object = zfs_backup::store::key::parse_object_name(&entry.name).unwrap();
             put.object(&object, bytes.clone(), &mut receipt).await?;

@@ -11,5 +11,7 @@ mod flow;
 mod guards;
 mod instructions;
 mod keys;
+mod nights;
 mod prune;
+mod prune_property;
 mod world;
