@@ -228,7 +228,7 @@ async fn what_a_failed_upload_left_goes_when_it_is_proved_dead_and_not_before() 
     assert!(yard.try_prune(1, &keep).await.unwrap().deleted.is_empty());
     let outcome = yard.prune(&keep).await;
     assert_eq!(outcome.look.plan.delete_leftovers[0].proof, Proof::Journal);
-    assert_eq!(outcome.deleted, [attempt.clone()]);
+    assert_eq!(outcome.deleted, std::slice::from_ref(&attempt));
     assert!(!yard.ids().contains(&attempt));
     let known = zfs_backup::run::journal::never_committing(yard.state(0), yard.store.url(), &yard.dataset).unwrap();
     assert!(known.is_empty(), "the journal forgets it");
@@ -367,7 +367,8 @@ async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
         if *calls.lock().unwrap() < n {
             break;
         }
-        let yard = yard.lock().unwrap();
+        // The hook is gone with its store, so this is the last hand on it.
+        let yard = Arc::into_inner(yard).unwrap().into_inner().unwrap();
         let uploaded = result.lock().unwrap().take().unwrap();
         match uploaded {
             Ok(id) => {
