@@ -3,7 +3,7 @@
 use super::output::bytes;
 use crate::model::{BackupId, BackupKind, DatasetName};
 use crate::plan::BackupFacts;
-use crate::plan::prune::{Doubt, Proof};
+use crate::plan::prune::{Doubt, Proof, PrunePlan};
 use crate::plan::retention::{Reason, chains_newest_first, in_order};
 use crate::run::prune::PruneLook;
 use serde_json::{Value, json};
@@ -24,7 +24,11 @@ struct Row<'a> {
 
 /// The plan of one dataset.
 pub(super) fn plan_lines(look: &PruneLook, carried_out: bool) -> Vec<String> {
-    let rows = rows(look);
+    lines_of(&look.facts, &look.plan, look.catalog.unknown.len(), carried_out)
+}
+
+fn lines_of(facts: &[BackupFacts], plan: &PrunePlan, unknown: usize, carried_out: bool) -> Vec<String> {
+    let rows = rows(facts, plan);
     let mut lines = Vec::new();
     let mut rest = &rows[..];
     while let Some(first) = rest.first() {
@@ -38,7 +42,6 @@ pub(super) fn plan_lines(look: &PruneLook, carried_out: bool) -> Vec<String> {
         lines.push(line(&rest[..run]));
         rest = &rest[run..];
     }
-    let plan = &look.plan;
     for leftover in &plan.delete_leftovers {
         let why = match leftover.proof {
             Proof::PruneRecord => "a prune record names it",
@@ -52,16 +55,14 @@ pub(super) fn plan_lines(look: &PruneLook, carried_out: bool) -> Vec<String> {
         lines.push(format!("       {} objects, {}: {}", left.objects, bytes(left.bytes), left.why));
         lines.push(format!("       zfs-backup forget {}", left.id));
     }
-    let unknown = look.catalog.unknown.len();
     if unknown > 0 {
         lines.push(format!("foreign {unknown} objects that are not of this format, left alone."));
     }
-    lines.push(summary(look, carried_out));
+    lines.push(summary(plan, carried_out));
     lines
 }
 
-fn summary(look: &PruneLook, carried_out: bool) -> String {
-    let plan = &look.plan;
+fn summary(plan: &PrunePlan, carried_out: bool) -> String {
     let complete = if plan.doubts.is_empty() { "kept chains checked complete" } else { "NOTHING IS DELETED" };
     let gone = plan.delete.len() + plan.delete_leftovers.len();
     let verb = if carried_out { "Deleted" } else { "Deletes" };
@@ -70,10 +71,10 @@ fn summary(look: &PruneLook, carried_out: bool) -> String {
 }
 
 /// Kept ones before those that go; the newest chain first, in a chain the oldest first.
-fn rows(look: &PruneLook) -> Vec<Row<'_>> {
-    let ordered = in_order(&look.facts);
+fn rows<'a>(facts: &'a [BackupFacts], plan: &'a PrunePlan) -> Vec<Row<'a>> {
+    let ordered = in_order(facts);
     let chains = chains_newest_first(&ordered);
-    let kept: BTreeMap<&BackupId, &Vec<Reason>> = look.plan.keep.iter().map(|kept| (&kept.id, &kept.reasons)).collect();
+    let kept: BTreeMap<&BackupId, &Vec<Reason>> = plan.keep.iter().map(|kept| (&kept.id, &kept.reasons)).collect();
     let mut rows: Vec<Row<'_>> = Vec::new();
     for backup in ordered {
         let row = match kept.get(&backup.id) {
@@ -178,4 +179,93 @@ pub(super) fn plan_to_json(stored: &DatasetName, look: &PruneLook, carried_out: 
         "doubts": plan.doubts.iter().map(doubt).collect::<Vec<_>>(), "freed_bytes": plan.freed_bytes(),
         "unknown_objects": look.catalog.unknown.len(), "carried_out": carried_out,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{Origin, SnapshotRef};
+    use crate::model::{Digest, Guid};
+    use crate::plan::prune::{Doomed, DoomedLeftover, Kept, LeftAlone};
+    use jiff::Timestamp;
+
+    fn backup(day: i64, chain: Option<&BackupFacts>, gigabytes: u64) -> BackupFacts {
+        let at = Timestamp::from_second(1_788_000_000 + day * 86_400).unwrap();
+        let kind = if chain.is_some() { BackupKind::Incr } else { BackupKind::Full };
+        let guid = Guid(u64::try_from(day).unwrap());
+        let id = BackupId::new(at, kind, guid, 1);
+        BackupFacts {
+            manifest_blake3: Digest::of(b""),
+            snapshot: SnapshotRef { guid, createtxg: guid.0, created_at: at },
+            base: chain.map(|full| full.id.clone()),
+            full_id: chain.map_or_else(|| id.clone(), |full| full.id.clone()),
+            position: 0,
+            origin: Origin { dataset_guid: Guid(1), pool_guid: Guid(1) },
+            requested: Vec::new(),
+            recipients: Vec::new(),
+            stream_bytes: 0,
+            stored_bytes: gigabytes << 30,
+            flaw: None,
+            id,
+        }
+    }
+
+    #[test]
+    fn a_plan_fits_a_terminal_and_folds_runs() {
+        let (old, new) = (backup(1, None, 9500), backup(60, None, 9800));
+        let mut facts: Vec<BackupFacts> = (2..30).map(|day| backup(day, Some(&old), 2)).collect();
+        facts.extend((61..82).map(|day| backup(day, Some(&new), 2)));
+        let chain = Reason::LastChain { place: 1, of: 1 };
+        let kept = |id: &BackupId, reasons: Vec<Reason>| Kept { id: id.clone(), reasons };
+        let mut keep = vec![kept(&new.id, vec![chain.clone(), Reason::LastFull { place: 1, of: 3 }])];
+        for (day, backup) in facts.iter().filter(|backup| backup.full_id == new.id).enumerate() {
+            let place = 21 - day;
+            let daily = Reason::Period { period: crate::plan::retention::Period::Day, place, of: 30 };
+            keep.push(kept(&backup.id, vec![chain.clone(), daily]));
+        }
+        let doomed = |backup: &BackupFacts| Doomed {
+            id: backup.id.clone(),
+            bytes: backup.stored_bytes,
+            reason: Reason::NoRuleKeepsIt,
+        };
+        facts.extend([old.clone(), new]);
+        let delete = facts.iter().filter(|backup| backup.full_id == old.id).map(doomed).collect();
+        let id: BackupId = "20260901T000000Z-full-00000000000000ff-00000000000000ff".parse().unwrap();
+        let why = "an unfinished upload; no proof that it is over".to_owned();
+        let plan = PrunePlan {
+            keep,
+            delete,
+            delete_leftovers: vec![DoomedLeftover {
+                id: id.clone(),
+                objects: 3,
+                bytes: 5 << 20,
+                proof: Proof::Journal,
+            }],
+            left_alone: vec![LeftAlone { id, objects: 2, bytes: 1 << 20, why }],
+            doubts: Vec::new(),
+        };
+        let lines = lines_of(&facts, &plan, 3, false);
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        keep   2026-10-28 full    9.57T newest chain; last-full 1/3
+        keep   10-29..11-18 x21   42.0G newest chain; daily
+        delete 2026-08-30 full    9.27T no rule keeps it
+        delete 08-31..09-27 x28   56.0G its full goes
+        delete 20260901T000000Z-full-00000000000000ff-00000000000000ff
+               3 objects, 5.00M: its upload never reached a commit, and was given up
+        left   20260901T000000Z-full-00000000000000ff-00000000000000ff
+               2 objects, 1.00M: an unfinished upload; no proof that it is over
+               zfs-backup forget 20260901T000000Z-full-00000000000000ff-00000000000000ff
+        foreign 3 objects that are not of this format, left alone.
+        Deletes 30, keeps 22, frees 9.33T; kept chains checked complete.
+        ");
+    }
+
+    #[test]
+    fn reasons_that_do_not_fit_are_counted() {
+        let reasons: Vec<String> = ["newest chain", "last-full 1/3", "daily 1/7"].map(str::to_owned).to_vec();
+        assert_eq!(fitting(&reasons, 60), "newest chain; last-full 1/3; daily 1/7");
+        assert_eq!(fitting(&reasons, 32), "newest chain; last-full 1/3; +1");
+        assert_eq!(fitting(&reasons, 3), "newest chain; +2");
+    }
 }

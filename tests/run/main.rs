@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
 
 mod attacks;
+mod builder;
 mod chains;
 mod damage;
 mod failures;
@@ -11,6 +12,9 @@ mod flow;
 mod guards;
 mod instructions;
 mod keys;
+mod nights;
+mod prune;
+mod prune_property;
 mod rekey;
 mod snapshot;
 mod two_stores;

@@ -200,7 +200,8 @@ async fn read_locks(env: &PruneEnv, catalog: &Catalog, plan: &PrunePlan) -> Resu
             Ok(receipt) => {
                 let until = receipt.objects.into_iter().filter_map(|entry| entry.evidence.locked_until);
                 // Any lock that holds; the plan says one of them.
-                until.filter_map(|until| lock_at(until, env.now)).last()
+                let mut locks = until.filter_map(|until| lock_at(until, env.now));
+                locks.next()
             }
             Err(error) => Some(Lock::Unknown(unreadable(error)?.reason)),
         };

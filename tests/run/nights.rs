@@ -1,0 +1,286 @@
+//! Nights in the order of the example sequence - export, prune the intermediate directory, copy, prune the remote - when
+//! the copy fails; and the snapshots that are destroyed between.
+
+use crate::builder::Yard;
+use crate::world::{World, memory_store, never, now};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use zfs_backup::config::RetentionRules;
+use zfs_backup::model::{BackupId, DatasetName};
+use zfs_backup::run::RunError;
+use zfs_backup::run::catalog::{StoredBackup, read_catalog};
+use zfs_backup::run::prune::{Beside, prune_dataset};
+use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
+use zfs_backup::run::select::{Selected, select_datasets};
+use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
+use zfs_backup::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
+use zfs_backup::zfs::{SendBase, Zfs};
+
+/// The intermediate directory and the remote of one host.
+struct Host {
+    yard: Yard,
+    here: MemoryStore,
+    remote: MemoryStore,
+    exported: Vec<BackupId>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let yard = Yard::new();
+        let (here, remote) = (yard.store.clone(), memory_store(64 * 1024));
+        Self { yard, here, remote, exported: Vec::new() }
+    }
+
+    async fn backups(&self, store: &MemoryStore) -> Vec<StoredBackup> {
+        read_catalog(store, &self.yard.dataset, &self.yard.keys.trusted).await.unwrap().backups
+    }
+
+    /// The newest of both stores is the base of the next one.
+    async fn export(&mut self, full: bool) {
+        let mut backups = self.backups(&self.here.clone()).await;
+        backups.extend(self.backups(&self.remote.clone()).await);
+        let newest = backups.into_iter().max_by_key(|backup| backup.manifest.snapshot.createtxg);
+        let here = self.here.clone();
+        let id = self.yard.export(&here, newest.filter(|_| !full)).await;
+        self.exported.push(id);
+    }
+
+    async fn prune_intermediate(&self) -> usize {
+        let rules = RetentionRules { last_fulls: Some(1), last_incrementals: Some(1), ..Default::default() };
+        let env = self.yard.env(0, Arc::new(self.here.clone()), never());
+        let task = self.yard.task(&rules, Beside::Remote(Arc::new(self.remote.clone())));
+        let outcome = prune_dataset(&env, &task).await.unwrap();
+        assert_eq!(outcome.look.plan.doubts, []);
+        outcome.deleted.len()
+    }
+
+    async fn prune_remote(&self) -> usize {
+        let rules = RetentionRules { last_chains: Some(1), last_fulls: Some(3), ..Default::default() };
+        let env = self.yard.env(0, Arc::new(self.remote.clone()), never());
+        let task = self.yard.task(&rules, Beside::Intermediate(Arc::new(self.here.clone())));
+        let outcome = prune_dataset(&env, &task).await.unwrap();
+        assert_eq!(outcome.look.plan.doubts, []);
+        outcome.deleted.len()
+    }
+
+    /// Copies what the remote has not committed, parents first, the manifest last.
+    async fn copy(&self) -> Result<(), StoreError> {
+        let committed: BTreeSet<BackupId> =
+            self.backups(&self.remote).await.into_iter().map(|backup| backup.manifest.id).collect();
+        for backup in self.backups(&self.here).await {
+            if committed.contains(&backup.manifest.id) {
+                continue;
+            }
+            let prefix = self.yard.key(&backup.manifest.id, "");
+            let mut names: Vec<&String> = backup.objects.keys().collect();
+            names.sort_by_key(|name| (name.starts_with("manifest"), !name.ends_with(".minisig"), *name));
+            for name in names {
+                let key = ObjectKey::listed(&format!("{prefix}{name}")).unwrap();
+                self.remote.put_new(&key, self.here.object(key.as_str()).unwrap()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every backup ever made that the remote's rules keep comes back from both stores together.
+    async fn assert_all_restore(&mut self, ids: &[BackupId]) {
+        let both = memory_store(1024);
+        for store in [&self.here, &self.remote] {
+            store.keys().into_iter().for_each(|key| both.plant(&key, store.object(&key).unwrap()));
+        }
+        let here = std::mem::replace(&mut self.yard.store, both);
+        self.yard.assert_restores(ids.iter().cloned()).await;
+        self.yard.store = here;
+    }
+
+    fn next_day(&mut self) {
+        self.yard.days(1);
+        self.remote.set_clock(Some(self.yard.clock));
+    }
+}
+
+#[tokio::test]
+async fn three_nights_whose_upload_fails_break_nothing() {
+    // Where in the copy each night fails: at once, in the middle of a backup, just before a manifest.
+    for failing in [["", "", ""], ["private", "00000001", "manifest.json"], ["manifest.json.minisig", "", "started"]] {
+        let mut host = Host::new();
+        for night in 0..3 {
+            host.next_day();
+            host.export(night == 0).await;
+            host.prune_intermediate().await;
+            host.copy().await.unwrap();
+            host.prune_remote().await;
+        }
+        for part in failing {
+            host.next_day();
+            host.export(false).await;
+            host.prune_intermediate().await;
+            host.remote.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::PutNew).on(part).forever());
+            // The failed step stops the sequence: the remote is not pruned.
+            host.copy().await.unwrap_err();
+            host.remote.heal();
+            let ids = host.exported.clone();
+            host.assert_all_restore(&ids).await;
+        }
+        host.next_day();
+        host.export(false).await;
+        host.prune_intermediate().await;
+        host.copy().await.unwrap();
+        assert_eq!(host.prune_remote().await, 0, "the newest chain is whole");
+        let ids = host.exported.clone();
+        assert_eq!(host.backups(&host.remote.clone()).await.len(), ids.len());
+        host.assert_all_restore(&ids).await;
+        // The night after all is well the intermediate directory is small again.
+        host.next_day();
+        host.export(false).await;
+        assert!(host.prune_intermediate().await > 0);
+        let ids = host.exported.clone();
+        host.assert_all_restore(&ids).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_chain_lets_the_old_one_go_but_for_its_full() {
+    let mut host = Host::new();
+    for night in 0..8 {
+        host.next_day();
+        host.export(night % 4 == 0).await;
+        host.prune_intermediate().await;
+        host.copy().await.unwrap();
+        host.prune_remote().await;
+    }
+    let left: Vec<BackupId> =
+        host.backups(&host.remote.clone()).await.into_iter().map(|backup| backup.manifest.id).collect();
+    let expected: Vec<BackupId> =
+        host.exported.iter().enumerate().filter(|(n, _)| *n == 0 || *n >= 4).map(|(_, id)| id.clone()).collect();
+    assert_eq!(left, expected);
+    host.assert_all_restore(&expected).await;
+}
+
+fn snapshots_env(world: &World, oldest_days: u32) -> SnapshotsEnv {
+    SnapshotsEnv {
+        zfs: Arc::new(world.zfs.clone()),
+        stores: vec![SnapshotStore { store: world.shared_store(), beside_remote: false }],
+        trusted: world.keys.trusted.clone(),
+        state_dir: world.settings.state_dir.clone(),
+        oldest_days,
+        now: crate::builder::later(now(), 200 * 86_400),
+    }
+}
+
+fn selected(world: &World) -> Selected {
+    let names: Vec<DatasetName> = vec![world.dataset.clone()];
+    let selection =
+        zfs_backup::config::DatasetSelection { names, recursive: false, exclude: Vec::new(), store_as: None };
+    select_datasets(&world.zfs, &selection).unwrap().remove(0)
+}
+
+fn shorts(world: &World) -> Vec<String> {
+    world.zfs.snapshots(&world.dataset).unwrap().iter().map(|snapshot| snapshot.name.short().to_owned()).collect()
+}
+
+async fn destroy(world: &World, oldest_days: u32) -> Result<Vec<Option<String>>, RunError> {
+    let outcomes = prune_snapshots(&snapshots_env(world, oldest_days), &selected(world)).await?;
+    Ok(outcomes.into_iter().map(|outcome| outcome.refused).collect())
+}
+
+#[tokio::test]
+async fn own_old_snapshots_are_destroyed_and_nobody_elses() {
+    let world = World::new();
+    let others = world.dataset.snapshot("autosnap_2020").unwrap();
+    world.zfs.take_snapshots(std::slice::from_ref(&others), &Default::default()).unwrap();
+    // The name alone makes none of ours.
+    let alike = world.dataset.snapshot("zfs-backup_20200101T000000Z").unwrap();
+    world.zfs.take_snapshots(std::slice::from_ref(&alike), &Default::default()).unwrap();
+    let own = world.newest_own();
+    // The newest, and not stored: it stays, however old.
+    destroy(&world, 120).await.unwrap();
+    assert_eq!(shorts(&world).len(), 3);
+    world.back_up().await;
+    destroy(&world, 300).await.unwrap();
+    assert_eq!(shorts(&world).len(), 3, "young");
+    destroy(&world, 120).await.unwrap();
+    assert_eq!(shorts(&world), ["autosnap_2020", "zfs-backup_20200101T000000Z"]);
+    assert!(!shorts(&world).contains(&own));
+}
+
+#[tokio::test]
+async fn without_its_bookmark_the_base_of_the_next_incremental_stays() {
+    let world = World::new();
+    world.back_up().await;
+    let bookmarks: Vec<_> =
+        world.zfs.bookmarks(&world.dataset).unwrap().into_iter().map(|bookmark| bookmark.name).collect();
+    assert_eq!(bookmarks.len(), 1);
+    world.zfs.destroy_bookmarks(&bookmarks).unwrap();
+    for days in [0, 120] {
+        destroy(&world, days).await.unwrap();
+        assert_eq!(shorts(&world).len(), 1, "{days}");
+    }
+    world.zfs.bookmark(&bookmarks[0], &SendBase::Snapshot(world.newest_snapshot())).unwrap();
+    destroy(&world, 0).await.unwrap();
+    assert_eq!(shorts(&world).len(), 0);
+}
+
+#[tokio::test]
+async fn held_and_cloned_snapshots_stay_and_do_not_keep_the_others() {
+    let world = World::new();
+    for _ in 0..3 {
+        world.snapshot();
+    }
+    world.back_up().await;
+    let all = world.zfs.snapshots(&world.dataset).unwrap();
+    world.zfs.hold(&all[0].name, "mine").unwrap();
+    world.zfs.clone_snapshot(&all[1].name, &crate::world::name("tank/clone")).unwrap();
+    let refused = destroy(&world, 120).await.unwrap();
+    assert_eq!(refused.iter().filter(|refused| refused.is_some()).count(), 1, "{refused:?}");
+    assert!(refused[1].as_ref().unwrap().contains(all[1].name.short()), "{refused:?}");
+    assert_eq!(shorts(&world), [all[0].name.short(), all[1].name.short()]);
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_read_keeps_every_snapshot() {
+    let world = World::new();
+    world.back_up().await;
+    for (operation, part) in [(Operation::List, ""), (Operation::Get, "manifest.json"), (Operation::Get, "chunks-")] {
+        world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(operation).on(part));
+        destroy(&world, 0).await.unwrap_err();
+        world.store.heal();
+        assert_eq!(shorts(&world).len(), 1, "{operation:?} {part}");
+    }
+    let (env, chosen) = (snapshots_env(&world, 300), selected(&world));
+    let calls = world.zfs.calls();
+    prune_snapshots(&env, &chosen).await.unwrap();
+    let calls = world.zfs.calls() - calls;
+    assert!(calls >= 2, "{calls}");
+    for n in 1..=calls {
+        world.zfs.fail_call(n, 5);
+        prune_snapshots(&env, &chosen).await.unwrap_err();
+        assert_eq!(shorts(&world).len(), 1, "{n}");
+    }
+}
+
+#[tokio::test]
+async fn an_unfinished_upload_keeps_its_snapshot() {
+    let world = World::new();
+    world.store.fail(Fault::before(StoreErrorKind::Full).of(Operation::PutNew).on("RESTORE"));
+    world.try_back_up().await.unwrap_err();
+    world.store.heal();
+    world.snapshot();
+    world.back_up().await;
+    destroy(&world, 120).await.unwrap();
+    assert_eq!(shorts(&world).len(), 1, "the one that was being uploaded");
+    let _held =
+        zfs_backup::run::lock::lock_dataset(&world.settings.state_dir, world.store.url(), &world.dataset).unwrap();
+    assert!(matches!(destroy(&world, 120).await, Err(RunError::Locked { .. })));
+}
+
+impl World {
+    fn newest_own(&self) -> String {
+        let guid = self.zfs.dataset(&self.dataset).unwrap().unwrap().guid;
+        let own = self.zfs.snapshots(&self.dataset).unwrap();
+        own.into_iter()
+            .rfind(|snapshot| zfs_backup::run::snapshot::is_own(snapshot, guid))
+            .map(|snapshot| snapshot.name.short().to_owned())
+            .unwrap()
+    }
+}
