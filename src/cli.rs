@@ -8,7 +8,10 @@ mod keys;
 mod output;
 mod progress;
 mod restore;
+mod share;
 mod show;
+mod stored;
+mod upload;
 mod verify;
 mod wire;
 
@@ -195,15 +198,15 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Snapshot => backup::snapshot(context),
         Command::StreamToRemote(kind) => backup::stream_to_remote(context, kind).await,
         Command::ExportIntermediate(kind) => backup::export_intermediate(context, kind).await,
+        Command::UploadIntermediateToRemote(rules) => upload::upload(context, rules).await,
         Command::Show(show) => show::show(global, show, output).await,
-        Command::VerifyChecksums(verify) => verify::verify(global, verify, output).await,
+        Command::VerifyChecksums(verify) => verify::verify(context, verify).await,
         Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
         Command::Key(command) => keys::key(global, command, output).await,
         Command::Config(command) => check::config(global, command, output),
         Command::Perform
         | Command::Lock
         | Command::Unlock
-        | Command::UploadIntermediateToRemote(_)
         | Command::PruneSnapshots(_)
         | Command::PruneIntermediate(_)
         | Command::PruneRemote(_)

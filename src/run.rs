@@ -2,13 +2,17 @@
 
 pub mod backup;
 pub mod catalog;
+pub mod inside;
 pub mod journal;
 pub mod keys;
 pub mod lock;
 pub mod restore;
 pub mod select;
+mod small;
 pub mod snapshot;
+pub mod sums;
 pub mod transfer;
+pub mod upload;
 pub mod usable;
 pub mod verify;
 

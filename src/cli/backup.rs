@@ -10,8 +10,10 @@ use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::send::RequestedKind;
 use crate::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up, estimate_bytes};
+use crate::run::inside::refuse_inside;
 use crate::run::select::Selected;
 use crate::run::snapshot::take_snapshots;
+use crate::run::sums::write_sums;
 use crate::store::ObjectStore;
 use jiff::Timestamp;
 use serde_json::json;
@@ -47,7 +49,38 @@ pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(
 
 pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, _) = &*context.config()?;
-    back_up_all(context, kind, open_intermediate(config)?).await
+    let store = open_intermediate(config)?;
+    refuse_inside_datasets(context, config)?;
+    let exported = back_up_all(context, kind, Arc::clone(&store)).await;
+    let summed = write_all_sums(context, config, &*store).await;
+    exported.and(summed)
+}
+
+/// Each backup would hold the ones before.
+fn refuse_inside_datasets(context: &Context, config: &Config) -> Result<(), Failure> {
+    let Some(intermediate) = &config.intermediate else { return Ok(()) };
+    let datasets: Vec<DatasetName> =
+        context.datasets(&*open_zfs()?)?.into_iter().map(|selected| selected.dataset.name).collect();
+    Ok(refuse_inside(&intermediate.basedir, &datasets)?)
+}
+
+/// `B3SUMS` for every backup of the datasets that are done and have none yet.
+async fn write_all_sums(context: &Context, config: &Config, store: &dyn ObjectStore) -> Result<(), Failure> {
+    let wanted = config.intermediate.as_ref().is_some_and(|intermediate| intermediate.checksum);
+    if !wanted || context.global.dry_run {
+        return Ok(());
+    }
+    let (_, env) = &*context.config()?;
+    let trusted = keys_for_writing(config, env, store).await?.trusted;
+    let done = context.tally().done;
+    for Selected { dataset, stored } in context.datasets(&*open_zfs()?)? {
+        if done.contains(&dataset.name)
+            && let Err(error) = write_sums(store, &stored, &trusted).await
+        {
+            context.failed(&dataset.name, &Failure::Run(error));
+        }
+    }
+    context.verdict()
 }
 
 async fn back_up_all(context: &Context, kind: &Kind, store: Arc<dyn ObjectStore>) -> Result<(), Failure> {

@@ -232,13 +232,13 @@ async fn make_keyring(store: &dyn ObjectStore, passphrase: &SecretString) -> Res
 }
 
 /// Where a keyring lies: its tag, and its number under it.
-struct KeyringPlace {
-    tag: String,
-    key: ObjectKey,
+pub(super) struct KeyringPlace {
+    pub(super) tag: String,
+    pub(super) key: ObjectKey,
 }
 
 /// Lists keyrings of every tag and number, in order. One that is too large to be one is passed over with a warning.
-async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, RunError> {
+pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, RunError> {
     let mut places = Vec::new();
     for object in store.list(KEYRING_PREFIX).await? {
         let name = object.key.strip_prefix(KEYRING_PREFIX).and_then(|name| name.strip_suffix(".age")?.split_once('/'));
@@ -255,7 +255,7 @@ async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, Run
 }
 
 /// One that was listed must be there: its absence is never "none".
-async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace) -> Result<StoredKeyring, RunError> {
+pub(super) async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace) -> Result<StoredKeyring, RunError> {
     let bytes = store.get(&place.key, None, KEYRING_BYTES_MAX).await?;
     Ok(StoredKeyring { tag: place.tag.clone(), bytes })
 }

@@ -57,7 +57,16 @@ impl<'a> Usability<'a> {
         Ok(flaw)
     }
 
-    /// All backups of the catalog with what is wrong with each, in the catalog's order.
+    /// Names the base that would be received in this store: where a twin stands in for the one in the manifest, the
+    /// twin is what must be kept.
+    fn with_real_base(&self, facts: BackupFacts) -> BackupFacts {
+        let Ok(chain) = plan_restore(&self.manifests, &facts.id) else { return facts };
+        let (Some(full), Some(base)) = (chain.first(), chain.iter().rev().nth(1)) else { return facts };
+        BackupFacts { full_id: full.id.clone(), base: Some(base.id.clone()), ..facts }
+    }
+
+    /// All backups of the catalog with what is wrong with each, in the catalog's order. Base and full are those that
+    /// would be received here.
     ///
     /// # Errors
     /// As for [`Usability::flaw`].
@@ -65,7 +74,8 @@ impl<'a> Usability<'a> {
         let mut facts = Vec::new();
         for backup in &self.catalog.backups {
             let flaw = self.flaw(&backup.manifest.id).await?;
-            facts.push(BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), flaw));
+            let own = BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), flaw);
+            facts.push(self.with_real_base(own));
         }
         Ok(facts)
     }

@@ -399,7 +399,6 @@ fn every_key_for_a_later_version_is_named() {
     assert_snapshot!(notices(EXAMPLE), @r"
     main.bwlimit is checked but not used yet: for now uploads run at full speed, at any hour
     main.hook_timeout is checked but not used yet: for now no hook is run
-    main.intermediate_checksum is checked but not used yet: for now no B3SUMS file is written
     main.lock_file is checked but not used yet: for now only the kernel lock in state_dir keeps two runs apart
     main.oldest_snapshot_days is checked but not used yet: for now no snapshot is destroyed
     main.on_failure is checked but not used yet: for now the hook is not run

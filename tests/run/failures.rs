@@ -45,7 +45,7 @@ async fn assert_whole_or_none(world: &World, outcome: Result<BackupOutcome, RunE
 }
 
 /// Runs all cases, some at once, because a run that makes chunks again sleeps. Panics name the case.
-async fn for_all<C, F>(cases: Vec<C>, run: impl Fn(C) -> F)
+pub(crate) async fn for_all<C, F>(cases: Vec<C>, run: impl Fn(C) -> F)
 where
     C: std::fmt::Debug,
     F: Future<Output = ()> + Send + 'static,

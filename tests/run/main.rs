@@ -4,10 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
 
 mod attacks;
+mod chain;
 mod damage;
 mod failures;
 mod flow;
 mod guards;
 mod instructions;
 mod keys;
+mod sums;
+mod upload;
+mod upload_failures;
+mod verify;
 mod world;
