@@ -1,9 +1,13 @@
 //! Decisions, pure: no clock, network or disk. Every "no" is data that explains itself.
 
+pub mod bookmarks;
 pub mod copy;
+pub mod prune;
 pub mod restore;
+pub mod retention;
 pub mod sample;
 pub mod send;
+pub mod snapshots;
 pub mod twin;
 
 use crate::manifest::{Manifest, Origin, SnapshotRef};

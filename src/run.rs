@@ -1,19 +1,24 @@
 //! Carrying plans out: everything that touches ZFS and a store at once.
 
+pub mod adopt;
 pub mod backup;
 pub mod catalog;
 pub mod inside;
 pub mod journal;
 pub mod keys;
 pub mod lock;
+pub mod place;
+pub mod prune;
+pub mod prune_snapshots;
+pub mod remembered;
 pub mod restore;
+pub mod seen;
 pub mod select;
 mod small;
 pub mod snapshot;
 pub mod sums;
 pub mod transfer;
 pub mod upload;
-pub mod usable;
 pub mod verify;
 
 use crate::keyring::KeyringError;

@@ -5,6 +5,7 @@
 
 mod attacks;
 mod chain;
+mod chains;
 mod damage;
 mod failures;
 mod flow;
@@ -12,6 +13,7 @@ mod guards;
 mod instructions;
 mod keys;
 mod sums;
+mod two_stores;
 mod upload;
 mod upload_failures;
 mod verify;
