@@ -28,9 +28,12 @@ mod remember;
 mod report;
 mod restore;
 mod sequence;
+mod share;
 mod show;
 mod snapshot;
+mod stored;
 mod survey;
+mod upload;
 mod verify;
 mod views;
 mod wire;
@@ -225,6 +228,7 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Snapshot => snapshot::snapshot(context).await,
         Command::StreamToRemote(kind) => backup::stream_to_remote(context, kind).await,
         Command::ExportIntermediate(kind) => backup::export_intermediate(context, kind).await,
+        Command::UploadIntermediateToRemote(rules) => upload::upload(context, rules).await,
         Command::PruneSnapshots(prune) => prune_snapshots::prune_snapshots(context, prune).await,
         Command::PruneIntermediate(prune) => prune::prune_intermediate(context, prune).await,
         Command::PruneRemote(prune) => prune::prune_remote(context, prune).await,
@@ -235,13 +239,12 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Holds(holds) => holds::holds(context, holds),
         Command::Completions { shell } => manual::completions(*shell, output),
         Command::Man { output: folder } => manual::man(folder.as_deref(), output),
-        Command::VerifyChecksums(verify) => verify::verify(global, verify, output).await,
+        Command::VerifyChecksums(verify) => verify::verify(context, verify).await,
         Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
         Command::Key(command) => keys::key(global, command, output).await,
         Command::Config(args::ConfigCommand::Init(init)) => init::init(global, init, output),
         Command::Config(args::ConfigCommand::Convert { file }) => convert::convert(file, output),
         Command::Config(command) => check::config(global, command, output),
-        Command::UploadIntermediateToRemote(_) => Err(wire::usage("this command is not in this version", "see --help")),
     }
 }
 

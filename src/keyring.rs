@@ -216,7 +216,12 @@ fn public(identity: &age::x25519::Identity) -> String {
 
 /// The folder name of a recipient's keyring in the store.
 pub fn keyring_tag(recipient: &age::x25519::Recipient) -> String {
-    Digest::of(recipient.to_string().as_bytes()).to_string()[..16].to_owned()
+    tag_of(&recipient.to_string())
+}
+
+/// As [`keyring_tag`], of a recipient as text.
+pub fn tag_of(recipient: &str) -> String {
+    Digest::of(recipient.as_bytes()).to_string()[..16].to_owned()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! <dataset>/@<id>/receipt.json        [`Receipt`]: what this store said of each object, signed
 //! <dataset>/@<id>/manifest.json       [`Manifest`], signed, stored last: its presence is the commit
 //! X.minisig                           the signature of X, stored before X
+//! <dataset>/@<id>/B3SUMS              in an intermediate directory, if asked for: `b3sum -c` reads it; means nothing to us
 //! ```
 //!
 //! # Rules for readers
@@ -33,7 +34,8 @@
 //! - A `started.json`, `private.age`, RESTORE.txt or receipt that is missing or damaged is damage, and no reason to
 //!   refuse a restore: it needs manifest, lists and chunks only.
 //! - In a chain each position is its base's plus one, all have one `full_id` and one origin or an adopted one, and a
-//!   base is pinned by the hash of its manifest.
+//!   base is pinned by the hash of its manifest. Where a base is not in a store, a believed backup of the same snapshot
+//!   at the same position over the same first snapshot, with the same flags, recipients and origin, serves in its place.
 //! - `live` in a receipt names every other believed backup of the dataset in that store. One that is gone without a
 //!   signed prune record is a finding.
 //! - Keyrings of one recipient are numbered: `0001.age` is the first, a new passphrase makes the next. Readers open all

@@ -1,12 +1,15 @@
 //! Decisions, pure: no clock, network or disk. Every "no" is data that explains itself.
 
 pub mod bookmarks;
+pub mod copy;
 pub mod health;
 pub mod prune;
 pub mod restore;
 pub mod retention;
+pub mod sample;
 pub mod send;
 pub mod snapshots;
+pub mod twin;
 
 use crate::manifest::{Manifest, Origin, SnapshotRef};
 use crate::model::{BackupId, BackupKind, Digest};
@@ -20,7 +23,7 @@ pub struct BackupFacts {
     pub manifest_blake3: Digest,
     /// What it holds.
     pub snapshot: SnapshotRef,
-    /// The backup that it follows from; `None` for a full.
+    /// The backup that it follows from in this store, which may be a twin of the one in its manifest; `None` for a full.
     pub base: Option<BackupId>,
     /// The full of its chain; itself for a full.
     pub full_id: BackupId,

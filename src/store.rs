@@ -13,6 +13,7 @@ pub mod dir;
 pub mod key;
 pub mod memory;
 mod parts;
+pub mod proof;
 pub mod s3;
 pub mod spool;
 mod work;

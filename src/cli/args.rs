@@ -2,6 +2,7 @@
 
 use crate::config::{Age, Remote, TimeLimit};
 use crate::model::{BackupId, DatasetName};
+use crate::plan::sample::ReadShare;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -228,7 +229,7 @@ pub(super) struct Verify {
     pub(super) intermediate: bool,
     /// Also download and check: all, or a share (5%), an amount (10G), or a part by turns (1/7)
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "100%")]
-    pub(super) read_data: Option<String>,
+    pub(super) read_data: Option<ReadShare>,
     #[command(flatten)]
     pub(super) source: Source,
     /// Only these datasets, as they are named in the store [default: all configured; with --remote all found]

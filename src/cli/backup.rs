@@ -12,8 +12,10 @@ use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
     BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PlannedBackup, StoreRole, back_up, plan_backup,
 };
+use crate::run::inside::refuse_inside;
 use crate::run::keys::WriterKeys;
 use crate::run::select::Selected;
+use crate::run::sums::write_sums;
 use crate::run::transfer::Stop;
 use crate::store::ObjectStore;
 use crate::zfs::{SendBase, Zfs};
@@ -36,6 +38,7 @@ pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(
 pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let store = open_intermediate(config)?;
+    refuse_inside_datasets(context, config)?;
     let other = match &config.remote {
         None => None,
         // A remote that cannot be opened tonight does not stop the export: what it held is remembered.
@@ -45,7 +48,37 @@ pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Resul
             store: open_remote(config, env).await.map_err(|failure| failure.reason()),
         }),
     };
-    back_up_all(context, kind, Target { store, role: StoreRole::Intermediate, other }).await
+    let target = Target { store: Arc::clone(&store), role: StoreRole::Intermediate, other };
+    let exported = back_up_all(context, kind, target).await;
+    let summed = write_all_sums(context, config, &*store).await;
+    exported.and(summed)
+}
+
+/// Each backup would hold the ones before.
+fn refuse_inside_datasets(context: &Context, config: &Config) -> Result<(), Failure> {
+    let Some(intermediate) = &config.intermediate else { return Ok(()) };
+    let datasets: Vec<DatasetName> =
+        context.datasets(&*open_zfs()?)?.into_iter().map(|selected| selected.dataset.name).collect();
+    Ok(refuse_inside(&intermediate.basedir, &datasets)?)
+}
+
+/// `B3SUMS` for every backup of the datasets that are done and have none yet.
+async fn write_all_sums(context: &Context, config: &Config, store: &dyn ObjectStore) -> Result<(), Failure> {
+    let wanted = config.intermediate.as_ref().is_some_and(|intermediate| intermediate.checksum);
+    if !wanted || context.global.dry_run {
+        return Ok(());
+    }
+    let (_, env) = &*context.config()?;
+    let trusted = keys_for_planning(config, env, store).await?.trusted;
+    let done = context.tally().done;
+    for Selected { dataset, stored } in context.datasets(&*open_zfs()?)? {
+        if done.contains(&dataset.name)
+            && let Err(error) = write_sums(store, &stored, &trusted).await
+        {
+            context.failed(&dataset.name, &Failure::Run(error));
+        }
+    }
+    context.verdict()
 }
 
 /// Where backups go, and the other configured store.

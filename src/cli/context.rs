@@ -98,6 +98,20 @@ impl Context {
         Ok(wanted)
     }
 
+    /// Whether this dataset failed earlier in this run. One that is to be left out is noted as such.
+    pub(super) fn skips(&self, dataset: &DatasetName) -> bool {
+        let skipped = self.skip.contains(dataset);
+        if skipped {
+            self.with_tally(|tally| tally.skipped.insert(dataset.clone()));
+        }
+        skipped
+    }
+
+    /// Bytes were stored or deleted for a dataset that is not done for all that.
+    pub(super) fn moved(&self, bytes: u64) {
+        self.with_tally(|tally| tally.bytes = tally.bytes.saturating_add(bytes));
+    }
+
     /// A dataset is done.
     pub(super) fn done(&self, dataset: &DatasetName, bytes: u64) {
         self.with_tally(|tally| {

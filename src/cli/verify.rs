@@ -1,47 +1,140 @@
 //! `verify-checksums`.
 
-use super::args::{Global, Verify};
-use super::output::Output;
-use super::wire::{open_for_reading, trusted_keys};
+use super::args::Verify;
+use super::context::Context;
+use super::output::{Output, bytes};
+use super::stored::{NamedDataset, by_name};
+use super::wire::{ReadSide, key_file, open_for_reading, open_intermediate, open_zfs, trusted_keys};
 use super::{Failure, remember, status};
-use crate::model::DatasetName;
-use crate::run::catalog::list_datasets;
-use crate::run::verify::{VerifyReport, verify_dataset};
+use crate::keyring::KeyFile;
+use crate::model::{BackupId, BackupKind, Guid};
+use crate::plan::sample::ReadShare;
+use crate::run::RunError;
+use crate::run::catalog::{Catalog, list_datasets, read_catalog};
+use crate::run::verify::{BrokenBackup, ReadData, VerifyOptions, VerifyReport, verify_with};
+use crate::sign::TrustedKeys;
+use crate::store::key::{BackupObject, ObjectKey};
 use crate::store::{EvidenceTier, ObjectStore};
+use crate::zfs::Zfs;
+use jiff::Timestamp;
 use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-pub(super) async fn verify(global: &Global, verify: &Verify, output: &Output) -> Result<(), Failure> {
-    let side = open_for_reading(global, &verify.source, verify.intermediate, output).await?;
+const SECONDS_PER_DAY: i64 = 86_400;
+
+pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Failure> {
+    let output = &context.output;
+    let side = open_for_reading(&context.global, &verify.source, verify.intermediate, output).await?;
     let trusted = trusted_keys(&side, &verify.source).await?;
-    let datasets = match (verify.datasets.is_empty(), &side.config) {
-        (false, _) => verify.datasets.clone(),
-        (true, Some((config, _))) => config.datasets.names.clone(),
-        (true, None) => list_datasets(&*side.store).await?,
+    let datasets = datasets(&side, verify).await?;
+    let opening = match &verify.read_data {
+        Some(_) => opening_keys(&side, verify, output).await,
+        None => None,
     };
     let (mut statuses, mut reports) = (Vec::new(), Vec::new());
-    for dataset in &datasets {
+    for named in &datasets {
+        let intermediate = intermediate_catalog(&side, verify, named, &trusted, output).await;
+        let read = match verify.read_data {
+            Some(share) => Some(read_data(share, opening.clone(), context)?),
+            None => None,
+        };
+        let options = VerifyOptions { read, intermediate: intermediate.as_ref() };
         // One dataset that cannot be asked about must not hide what is found of the others.
-        match verify_dataset(&*side.store, dataset, &trusted).await {
+        match verify_with(Arc::clone(&side.store), &named.stored, &trusted, &options).await {
             Ok(report) => {
                 if let Some((config, _)) = &side.config {
-                    remember::verified(config, &*side.store, dataset, &report, verify.read_data.as_deref());
+                    let share = verify.read_data.as_ref().map(ToString::to_string);
+                    remember::verified(config, &*side.store, &named.stored, &report, share.as_deref());
                 }
+                let sources = sources_here(&side, named, &report);
                 statuses.extend(status_of(&report));
-                print(dataset, &report, &*side.store, output);
-                reports.push(to_json(dataset, &report));
+                print(named, &report, &sources, &*side.store, output);
+                reports.push(to_json(named, &report, &sources));
             }
             Err(error) => {
                 if let Some((config, _)) = &side.config {
-                    remember::failed(config, &*side.store, dataset, "verify", &error);
+                    remember::failed(config, &*side.store, &named.stored, "verify", &error);
                 }
                 let failure = Failure::Run(error);
                 failure.print(output);
                 statuses.push(failure.status());
             }
         }
+        if *context.stop.borrow() {
+            break;
+        }
     }
     output.json(|| json!({ "store": side.store.url(), "datasets": reports }));
     statuses.into_iter().max().map_or(Ok(()), |status| Err(Failure::Reported(status)))
+}
+
+async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>, Failure> {
+    let named = |stored: &crate::model::DatasetName| NamedDataset { in_pool: stored.clone(), stored: stored.clone() };
+    Ok(match (verify.datasets.is_empty(), &side.config) {
+        (false, _) => verify.datasets.iter().map(named).collect(),
+        (true, Some((config, _))) => by_name(config, &*side.store).await?,
+        (true, None) => list_datasets(&*side.store).await?.iter().map(named).collect(),
+    })
+}
+
+/// The keys that open backups, if this host has them: a host that only makes backups has none, and that is well.
+async fn opening_keys(side: &ReadSide, verify: &Verify, output: &Output) -> Option<KeyFile> {
+    match key_file(side, &verify.source).await {
+        Ok(file) => Some(file),
+        Err(failure) => {
+            output.note(&format!("what is read is hashed and not opened, there is no key: {}", failure.reason()));
+            None
+        }
+    }
+}
+
+fn read_data(share: ReadShare, keys: Option<KeyFile>, context: &Context) -> Result<ReadData, Failure> {
+    let seed = getrandom::u64()
+        .map_err(|_| Failure::Run(RunError::refused("the system gives no random bytes", "check /dev/urandom")))?;
+    let day = u64::try_from(Timestamp::now().as_second() / SECONDS_PER_DAY).unwrap_or(0);
+    Ok(ReadData { share, day, seed, keys, stop: context.stop.clone() })
+}
+
+/// What the intermediate directory knows of the dataset, when the remote is verified and there is one. It is a second
+/// witness: without it the remote is verified all the same.
+async fn intermediate_catalog(
+    side: &ReadSide,
+    verify: &Verify,
+    named: &NamedDataset,
+    trusted: &TrustedKeys,
+    output: &Output,
+) -> Option<Catalog> {
+    let (config, _) = side.config.as_ref()?;
+    if verify.intermediate || config.intermediate.is_none() || config.remote.is_none() {
+        return None;
+    }
+    let read = async {
+        let store = open_intermediate(config)?;
+        Ok::<_, Failure>(read_catalog(&*store, &named.stored, trusted).await?)
+    };
+    match read.await {
+        Ok(catalog) => Some(catalog),
+        Err(failure) => {
+            output.note(&format!("the intermediate directory was not compared: {}", failure.reason()));
+            None
+        }
+    }
+}
+
+/// Which of the broken backups' snapshots are still at the source; `None` where that cannot be asked.
+fn sources_here(side: &ReadSide, named: &NamedDataset, report: &VerifyReport) -> BTreeMap<BackupId, bool> {
+    let guids = || -> Option<Vec<Guid>> {
+        side.config.as_ref()?;
+        let zfs: Arc<dyn Zfs> = open_zfs().ok()?;
+        zfs.dataset(&named.in_pool).ok()??;
+        Some(zfs.snapshots(&named.in_pool).ok()?.into_iter().map(|snapshot| snapshot.guid).collect())
+    };
+    if report.broken.is_empty() {
+        return BTreeMap::new();
+    }
+    let Some(guids) = guids() else { return BTreeMap::new() };
+    report.broken.iter().map(|broken| (broken.id.clone(), guids.contains(&broken.snapshot))).collect()
 }
 
 /// Damage, or no backup where there should be one: a wiped store is not a good one.
@@ -53,23 +146,29 @@ fn status_of(report: &VerifyReport) -> Option<u8> {
     }
 }
 
-fn print(dataset: &DatasetName, report: &VerifyReport, store: &dyn ObjectStore, output: &Output) {
+fn print(
+    named: &NamedDataset,
+    report: &VerifyReport,
+    sources: &BTreeMap<BackupId, bool>,
+    store: &dyn ObjectStore,
+    output: &Output,
+) {
+    let dataset = &named.stored;
     if report.backups == 0 && report.damage.is_empty() {
         output.error_text(&format!("{dataset}: no backup in {}", store.url()), None);
     } else {
-        let objects: usize = report.objects.values().sum();
-        output.line(format!(
-            "{dataset}: {} backups, {objects} objects as confirmed, {} damaged",
-            report.backups,
-            report.damage.len()
-        ));
+        output.line(format!("{dataset}: {} backups, {}", report.backups, counts(report)));
     }
     for (tier, count) in &report.objects {
         output.line(format!("  {count} by {}", tier_words(*tier)));
     }
-    for damage in &report.damage {
-        // Damage is said also when quiet: it is the reason to run this.
-        output.error_text(&format!("DAMAGED {}: {}", damage.key, damage.reason), None);
+    if let Some(read) = &report.read {
+        let walked = if read.streams > 0 { format!(", {} backups opened whole", read.streams) } else { String::new() };
+        output.line(format!("  read {} in {} chunks{walked}", bytes(read.bytes), read.chunks));
+    }
+    print_damage(named, report, sources, output);
+    for id in &report.pruned_meanwhile {
+        output.line(format!("  {id} was pruned while it was looked at"));
     }
     if let Some(newest) = &report.newest {
         output.line(format!("  newest {newest}"));
@@ -79,15 +178,140 @@ fn print(dataset: &DatasetName, report: &VerifyReport, store: &dyn ObjectStore, 
     }
 }
 
-fn to_json(dataset: &DatasetName, report: &VerifyReport) -> serde_json::Value {
+/// `10163 by provider hash, 40 by id and size only, 1 MISSING, 2 DAMAGED`
+fn counts(report: &VerifyReport) -> String {
+    let mut by_strength: BTreeMap<Strength, usize> = BTreeMap::new();
+    for (tier, count) in &report.objects {
+        *by_strength.entry(strength(*tier)).or_default() += count;
+    }
+    let missing = report.damage.iter().filter(|damage| damage.is_missing()).count();
+    let damaged = report.damage.len() - missing;
+    let mut words: Vec<String> =
+        by_strength.iter().map(|(strength, count)| format!("{count} by {}", strength.words())).collect();
+    words.extend((missing > 0).then(|| format!("{missing} MISSING")));
+    words.push(match damaged {
+        0 if missing > 0 => return words.join(", "),
+        0 => "0 damaged".to_owned(),
+        _ => format!("{damaged} DAMAGED"),
+    });
+    words.join(", ")
+}
+
+/// Damage is said also when quiet: it is the reason to run this.
+fn print_damage(named: &NamedDataset, report: &VerifyReport, sources: &BTreeMap<BackupId, bool>, output: &Output) {
+    for damage in &report.damage {
+        output.error_text(&format!("DAMAGED {}: {}", damage.key, damage.reason), None);
+    }
+    for broken in &report.broken {
+        let what = format!("{} {} is broken{}", named.stored, words_of(&broken.id), dependents(broken));
+        let hint = match (restorable(broken), sources.get(&broken.id)) {
+            (text, Some(true)) => format!("{text}. Its source snapshot is still here: run --full now"),
+            (text, Some(false)) => format!("{text}. Its source snapshot is gone"),
+            (text, None) => text,
+        };
+        output.error_text(&what, Some(&hint));
+    }
+}
+
+fn dependents(broken: &BrokenBackup) -> String {
+    match broken.dependents.len() {
+        0 => "; no other backup depends on it".to_owned(),
+        1 => "; 1 later backup depends on it".to_owned(),
+        count => format!("; {count} later backups depend on it"),
+    }
+}
+
+fn restorable(broken: &BrokenBackup) -> String {
+    let day = |id: &BackupId| words_of(id);
+    match (&broken.restorable_up_to, &broken.restorable_again_from) {
+        (Some(before), Some(after)) => format!("restorable up to {}, and again from {}", day(before), day(after)),
+        (Some(before), None) => format!("restorable up to {}", day(before)),
+        (None, Some(after)) => format!("restorable only from {}", day(after)),
+        (None, None) => "nothing of this dataset can be restored from this store".to_owned(),
+    }
+}
+
+/// `incr 2026-11-03`. The time of an id is its snapshot's.
+fn words_of(id: &BackupId) -> String {
+    let kind = if id.kind() == BackupKind::Full { "full" } else { "incr" };
+    let digits = id.as_str().as_bytes();
+    let part = |range: std::ops::Range<usize>| String::from_utf8_lossy(&digits[range]).into_owned();
+    format!("{kind} {}-{}-{}", part(0..4), part(4..6), part(6..8))
+}
+
+/// The chunk that a key names, for programs.
+fn chunk_of(key: &str) -> Option<u32> {
+    match ObjectKey::parse(key)?.object {
+        BackupObject::Chunk { index, .. } => Some(index.get()),
+        _ => None,
+    }
+}
+
+fn to_json(named: &NamedDataset, report: &VerifyReport, sources: &BTreeMap<BackupId, bool>) -> serde_json::Value {
     let damage: Vec<_> = report
         .damage
         .iter()
-        .map(|damage| json!({ "key": damage.key, "backup": damage.backup, "reason": damage.reason }))
+        .map(|damage| {
+            json!({
+                "key": damage.key, "backup": damage.backup, "chunk": chunk_of(&damage.key), "reason": damage.reason,
+                "missing": damage.is_missing(), "breaks_restore": damage.breaks,
+            })
+        })
+        .collect();
+    let broken: Vec<_> = report
+        .broken
+        .iter()
+        .map(|broken| {
+            json!({
+                "id": broken.id, "dependents": broken.dependents, "restorable_up_to": broken.restorable_up_to,
+                "restorable_again_from": broken.restorable_again_from,
+                "source_snapshot_here": sources.get(&broken.id),
+            })
+        })
         .collect();
     let objects: serde_json::Map<_, _> =
         report.objects.iter().map(|(tier, count)| (tier_words(*tier).to_owned(), json!(count))).collect();
-    json!({ "dataset": dataset, "backups": report.backups, "objects": objects, "damage": damage, "extra": report.extra, "newest": report.newest })
+    let read = report
+        .read
+        .as_ref()
+        .map(|read| json!({ "chunks": read.chunks, "bytes": read.bytes, "backups_opened": read.streams }));
+    json!({
+        "dataset": named.stored, "backups": report.backups, "objects": objects, "damage": damage, "broken": broken,
+        "extra": report.extra, "newest": report.newest, "pruned_meanwhile": report.pruned_meanwhile, "read": read,
+    })
+}
+
+/// How strong evidence is, the best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Strength {
+    /// The store computed a hash of the content.
+    Provider,
+    /// What we recorded at the commit names an object that cannot be replaced unnoticed.
+    Recorded,
+    /// Presence and size.
+    None,
+}
+
+impl Strength {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Provider => "provider hash",
+            Self::Recorded => "id and size only",
+            Self::None => "size only",
+        }
+    }
+}
+
+fn strength(tier: EvidenceTier) -> Strength {
+    match tier {
+        EvidenceTier::Crc64nvmeFull
+        | EvidenceTier::Sha256Composite
+        | EvidenceTier::Sha1
+        | EvidenceTier::Crc32c
+        | EvidenceTier::Md5Etag => Strength::Provider,
+        EvidenceTier::IdPin => Strength::Recorded,
+        EvidenceTier::SizeOnly | EvidenceTier::ReadBack | EvidenceTier::Unknown => Strength::None,
+    }
 }
 
 /// What a tier means, for people. Which resists a writer and which only accidents belongs to it.

@@ -48,7 +48,7 @@ const MAIN: &[KeySpec] = &[
     now("signing_key_file"),
     now("verify_keys"),
     now("intermediate_basedir"),
-    later("intermediate_checksum", "no B3SUMS file is written"),
+    now("intermediate_checksum"),
     now("split_size"),
     now("remote"),
     later("rclone_conf", "rclone is not run"),

@@ -1,7 +1,9 @@
 //! [`plan_restore`]: which backups, in which order, bring one snapshot back.
 
+use super::twin::stands_in_as_base;
 use crate::manifest::{BaseRef, Manifest};
 use crate::model::{BackupId, Digest};
+use std::collections::BTreeSet;
 
 /// A chain that cannot be walked to its full.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +38,9 @@ pub enum RestoreGap {
     },
 }
 
-/// The chain that leads to `target`: its full first, then each incremental.
+/// The chain that leads to `target`: its full first, then each incremental. Where a base is not there, an identical
+/// backup under another id serves ([`crate::plan::twin`]); one that is there and not the one that was built on never
+/// does.
 ///
 /// # Errors
 /// [`RestoreGap`] naming what is missing.
@@ -44,18 +48,43 @@ pub fn plan_restore<'a>(
     backups: &[(&'a Manifest, Digest)],
     target: &BackupId,
 ) -> Result<Vec<&'a Manifest>, RestoreGap> {
-    let find = |id: &BackupId| backups.iter().find(|(manifest, _)| manifest.id == *id);
-    let &(mut current, _) = find(target).ok_or_else(|| RestoreGap::NoBackup { id: target.clone() })?;
-    let mut chain = vec![current];
+    let (target, _) = find(backups, target).ok_or_else(|| RestoreGap::NoBackup { id: target.clone() })?;
+    let mut chain = walk(backups, target, &mut BTreeSet::new())?;
+    chain.reverse();
+    Ok(chain)
+}
+
+fn find<'a>(backups: &[(&'a Manifest, Digest)], id: &BackupId) -> Option<(&'a Manifest, Digest)> {
+    backups.iter().find(|(manifest, _)| manifest.id == *id).copied()
+}
+
+/// From a backup down to its full. `tried` are twins that lead nowhere, so that each is walked once.
+fn walk<'a>(
+    backups: &[(&'a Manifest, Digest)],
+    from: &'a Manifest,
+    tried: &mut BTreeSet<&'a BackupId>,
+) -> Result<Vec<&'a Manifest>, RestoreGap> {
+    let (mut current, mut chain) = (from, vec![from]);
     // Each backup can occur once; a longer walk would be a circle, which no honest signer makes.
     while let (Some(base), true) = (&current.base, chain.len() <= backups.len()) {
-        current = check_base(current, base, find(&base.backup_id).copied())?;
+        let stored = find(backups, &base.backup_id);
+        if stored.is_none() {
+            let twins = backups.iter().map(|(manifest, _)| *manifest);
+            for twin in twins.filter(|candidate| stands_in_as_base(current, candidate)) {
+                if tried.insert(&twin.id)
+                    && let Ok(rest) = walk(backups, twin, tried)
+                {
+                    chain.extend(rest);
+                    return Ok(chain);
+                }
+            }
+        }
+        current = check_base(current, base, stored)?;
         chain.push(current);
     }
     if current.base.is_some() {
-        return Err(RestoreGap::Circle { id: target.clone() });
+        return Err(RestoreGap::Circle { id: from.id.clone() });
     }
-    chain.reverse();
     Ok(chain)
 }
 
@@ -77,3 +106,6 @@ pub fn check_base<'a>(
     }
     Ok(manifest)
 }
+
+#[cfg(test)]
+mod tests;

@@ -200,7 +200,14 @@ async fn get_named(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -
 }
 
 /// Fetches a signed object and its signature.
-async fn get_signed(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -> Result<(Bytes, Bytes), RunError> {
+///
+/// # Errors
+/// [`RunError::Damaged`] when one is missing; [`RunError::Store`].
+pub(super) async fn get_signed(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    limit_bytes: u64,
+) -> Result<(Bytes, Bytes), RunError> {
     let bytes = get_named(store, key, limit_bytes).await?;
     Ok((bytes, get_named(store, &key.signature(), SIGNATURE_BYTES_MAX).await?))
 }

@@ -3,17 +3,21 @@
 //! One empty file an attempt, in a folder a store and dataset: `<id>.begun`, renamed to `<id>.committing` before the
 //! first byte of a receipt or manifest is put, removed when the manifest was read back. Each step is on disk before
 //! the next one is taken. Only an attempt that is `begun` and has no manifest is known never to have been a backup.
+//!
+//! A copy from another store keeps its id, so an interrupted one is gone on with under the same name, and its receipt,
+//! once written to `<id>.receipt`, is put again as it is: objects never change, and a receipt has a time in it.
 
 use super::RunError;
 use crate::model::{BackupId, DatasetName, Digest};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 const BEGUN: &str = "begun";
 const COMMITTING: &str = "committing";
+const RECEIPT: &str = "receipt";
 
 /// The record of one attempt that is under way. Dropped without [`AttemptJournal::committed`] it stays on disk.
 #[derive(Debug)]
@@ -39,14 +43,78 @@ impl AttemptJournal {
         Ok(journal)
     }
 
-    /// Notes that from now on the manifest may be there.
+    /// As [`AttemptJournal::begin`], or goes on with the same attempt where an earlier run left it: one that came near
+    /// its commit stays so.
+    ///
+    /// # Errors
+    /// [`RunError::File`]; then nothing may be put.
+    pub fn begin_or_go_on(
+        state_dir: &Path,
+        store_url: &str,
+        dataset: &DatasetName,
+        id: &BackupId,
+    ) -> Result<Self, RunError> {
+        let journal = Self { folder: folder_of(state_dir, store_url, dataset), id: id.clone() };
+        for state in [BEGUN, COMMITTING] {
+            let file = journal.file(state);
+            if file.try_exists().map_err(|source| failed("look at", &file, source))? {
+                return Ok(journal);
+            }
+        }
+        Self::begin(state_dir, store_url, dataset, id)
+    }
+
+    /// Notes that from now on the manifest may be there. A second call does nothing.
     ///
     /// # Errors
     /// [`RunError::File`]; then the manifest may not be put.
     pub fn committing(&self) -> Result<(), RunError> {
-        let file = self.file(BEGUN);
-        std::fs::rename(&file, self.file(COMMITTING)).map_err(|source| failed("rename", &file, source))?;
+        let (file, committing) = (self.file(BEGUN), self.file(COMMITTING));
+        if !committing.try_exists().map_err(|source| failed("look at", &committing, source))? {
+            std::fs::rename(&file, &committing).map_err(|source| failed("rename", &file, source))?;
+        }
         self.sync_folder()
+    }
+
+    /// Keeps the very bytes of a receipt and its signature, before either is put.
+    ///
+    /// # Errors
+    /// [`RunError::File`]; then the receipt may not be put.
+    pub fn keep_receipt(&self, receipt: &[u8], signature: &[u8]) -> Result<(), RunError> {
+        let (file, new) = (self.file(RECEIPT), self.file("receipt-new"));
+        // The signature is text; the receipt follows behind its length.
+        let mut bytes = format!("{}\n", signature.len()).into_bytes();
+        bytes.extend_from_slice(signature);
+        bytes.extend_from_slice(receipt);
+        let write = || -> std::io::Result<()> {
+            let mut whole = File::create(&new)?;
+            whole.write_all(&bytes)?;
+            whole.sync_all()?;
+            std::fs::rename(&new, &file)
+        };
+        write().map_err(|source| failed("write", &file, source))?;
+        self.sync_folder()
+    }
+
+    /// The receipt and signature that were kept, if there are any.
+    ///
+    /// # Errors
+    /// [`RunError::File`] when they are there and cannot be read.
+    pub fn kept_receipt(&self) -> Result<Option<(Vec<u8>, Vec<u8>)>, RunError> {
+        let file = self.file(RECEIPT);
+        let bytes = match std::fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(failed("read", &file, source)),
+        };
+        let split = || {
+            let line = bytes.iter().position(|byte| *byte == b'\n')?;
+            let length: usize = std::str::from_utf8(&bytes[..line]).ok()?.parse().ok()?;
+            let (signature, receipt) = bytes[line + 1..].split_at_checked(length)?;
+            Some((receipt.to_vec(), signature.to_vec()))
+        };
+        // What is no receipt verifies as none, and is made anew.
+        Ok(split())
     }
 
     /// The manifest was read back: nothing is left to know.
@@ -54,6 +122,11 @@ impl AttemptJournal {
     /// # Errors
     /// [`RunError::File`]; the backup is there all the same.
     pub fn committed(self) -> Result<(), RunError> {
+        let receipt = self.file(RECEIPT);
+        match std::fs::remove_file(&receipt) {
+            Err(source) if source.kind() != ErrorKind::NotFound => return Err(failed("remove", &receipt, source)),
+            _ => {}
+        }
         let file = self.file(COMMITTING);
         std::fs::remove_file(&file).map_err(|source| failed("remove", &file, source))
     }
@@ -114,7 +187,7 @@ fn attempts_in(
 /// # Errors
 /// [`RunError::File`].
 pub fn forget_attempt(state_dir: &Path, store_url: &str, dataset: &DatasetName, id: &BackupId) -> Result<(), RunError> {
-    for state in [BEGUN, COMMITTING] {
+    for state in [RECEIPT, BEGUN, COMMITTING] {
         let file = folder_of(state_dir, store_url, dataset).join(format!("{id}.{state}"));
         match std::fs::remove_file(&file) {
             Err(source) if source.kind() != ErrorKind::NotFound => return Err(failed("remove", &file, source)),
@@ -159,5 +232,28 @@ mod tests {
         assert!(never_committing(state.path(), "s3:other", &dataset).unwrap().is_empty());
         forget_attempt(state.path(), "s3:b", &dataset, &id(1)).unwrap();
         assert!(known().is_empty());
+    }
+
+    #[test]
+    fn an_attempt_that_is_gone_on_with_keeps_its_state_and_its_receipt() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset: DatasetName = "tank/a".parse().unwrap();
+        let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
+        let go_on = || AttemptJournal::begin_or_go_on(state.path(), "s3:b", &dataset, &id).unwrap();
+        let never = || never_committing(state.path(), "s3:b", &dataset).unwrap();
+        drop(go_on());
+        assert_eq!(go_on().kept_receipt().unwrap(), None);
+        assert_eq!(never(), BTreeSet::from([id.clone()]));
+        let journal = go_on();
+        journal.keep_receipt(b"{\n}\n", b"signed\n").unwrap();
+        journal.committing().unwrap();
+        drop(journal);
+        let journal = go_on();
+        assert!(never().is_empty(), "it came near its commit, whatever began since");
+        assert_eq!(journal.kept_receipt().unwrap(), Some((b"{\n}\n".to_vec(), b"signed\n".to_vec())));
+        journal.committing().unwrap();
+        journal.committed().unwrap();
+        assert_eq!(go_on().kept_receipt().unwrap(), None);
+        assert_eq!(never(), BTreeSet::from([id.clone()]));
     }
 }

@@ -8,7 +8,8 @@ use super::{RunError, error_chain};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, Digest};
 use crate::plan::BackupFacts;
-use crate::plan::restore::{check_base, plan_restore};
+use crate::plan::restore::{RestoreGap, check_base, plan_restore};
+use crate::plan::twin::stands_in_as_base;
 use crate::store::ObjectStore;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
@@ -60,52 +61,76 @@ impl Seen {
     /// What planning needs of each backup, chains walked through `beside` too.
     pub fn facts(&self, beside: Option<&Self>) -> Vec<BackupFacts> {
         let known = manifests(self, beside);
-        let flaws = self.chain_flaws(beside, &known);
-        let facts = |backup: &StoredBackup| {
-            let flaw = flaws.get(&backup.manifest.id).cloned().flatten();
-            BackupFacts::new(&backup.manifest, backup.manifest_blake3, stored_bytes(backup, &known), flaw)
-        };
-        self.catalog.backups.iter().map(facts).collect()
+        let standings = self.standings(beside, &known);
+        self.facts_of(&known, &standings, |backup| standings.get(&backup.manifest.id)?.flaw.clone())
     }
 
     /// As [`Seen::facts`], but each backup is judged by its own chunks alone: its ancestors may be elsewhere.
     pub fn own_facts(&self) -> Vec<BackupFacts> {
+        let known = manifests(self, None);
+        let standings = self.standings(None, &known);
+        self.facts_of(&known, &standings, |backup| self.own_flaw(None, &backup.manifest.id))
+    }
+
+    fn facts_of(
+        &self,
+        known: &Known<'_>,
+        standings: &BTreeMap<&BackupId, Standing<'_>>,
+        flaw: impl Fn(&StoredBackup) -> Option<String>,
+    ) -> Vec<BackupFacts> {
         let facts = |backup: &StoredBackup| {
-            let flaw = match self.flaws.get(&backup.manifest.id) {
-                Some(known) => known.clone(),
-                None => Some("it was not looked at".to_owned()),
-            };
-            BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), flaw)
+            let StoredBackup { manifest, manifest_blake3, .. } = backup;
+            let mut facts = BackupFacts::new(manifest, *manifest_blake3, stored_bytes(backup, known), flaw(backup));
+            if let Some(standing) = standings.get(&manifest.id) {
+                facts.base = standing.base.cloned();
+                facts.full_id = standing.full_id.clone();
+            }
+            facts
         };
         self.catalog.backups.iter().map(facts).collect()
     }
 
     /// Why this backup cannot be restored from the two stores together; `None` when it can.
     pub fn flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
-        let mut flaws = self.chain_flaws(beside, &manifests(self, beside));
-        flaws.remove(id).unwrap_or_else(|| Some(format!("{id} is not there")))
+        let known = manifests(self, beside);
+        let standing = self.standings(beside, &known).remove(id);
+        standing.map_or_else(|| Some(format!("{id} is not there")), |standing| standing.flaw)
     }
 
-    /// What is wrong with each backup or what it follows from, in one pass: bases come before what follows from them.
-    fn chain_flaws<'a>(
-        &'a self,
-        beside: Option<&'a Self>,
-        known: &Known<'a>,
-    ) -> BTreeMap<&'a BackupId, Option<String>> {
-        let mut in_order: Vec<&Manifest> = known.values().map(|(manifest, _)| *manifest).collect();
+    /// Where each backup stands, in one pass: bases come before what follows from them.
+    fn standings<'a>(&'a self, beside: Option<&'a Self>, known: &Known<'a>) -> BTreeMap<&'a BackupId, Standing<'a>> {
+        let mut in_order: Vec<&'a Manifest> = known.values().map(|(manifest, _)| *manifest).collect();
         in_order.sort_by_key(|manifest| manifest.chain.position);
-        let mut flaws: BTreeMap<&BackupId, Option<String>> = BTreeMap::new();
+        let mut standings: BTreeMap<&'a BackupId, Standing<'a>> = BTreeMap::new();
         for manifest in in_order {
-            let before = match &manifest.base {
-                None => None,
-                Some(base) => match check_base(manifest, base, known.get(&base.backup_id).copied()) {
-                    Ok(base) => flaws.get(&base.id).cloned().flatten(),
-                    Err(gap) => Some(gap.to_string()),
-                },
+            let mut standing = Standing {
+                base: manifest.base.as_ref().map(|base| &base.backup_id),
+                full_id: &manifest.chain.full_id,
+                gap: None,
+                flaw: None,
             };
-            flaws.insert(&manifest.id, before.or_else(|| self.own_flaw(beside, &manifest.id)));
+            if let Some(base) = &manifest.base {
+                let found = match check_base(manifest, base, known.get(&base.backup_id).copied()) {
+                    Err(gap @ RestoreGap::MissingBase { .. }) => {
+                        find_twin(manifest, known, &standings).ok_or_else(|| gap.to_string())
+                    }
+                    other => other.map_err(|gap| gap.to_string()),
+                };
+                match found {
+                    Ok(base) => {
+                        let before = standings.get(&base.id);
+                        standing.base = Some(&base.id);
+                        standing.full_id = before.map_or(standing.full_id, |before| before.full_id);
+                        standing.gap = before.and_then(|before| before.gap.clone());
+                        standing.flaw = before.and_then(|before| before.flaw.clone());
+                    }
+                    Err(gap) => (standing.gap, standing.flaw) = (Some(gap.clone()), Some(gap)),
+                }
+            }
+            standing.flaw = standing.flaw.or_else(|| self.own_flaw(beside, &manifest.id));
+            standings.insert(&manifest.id, standing);
         }
-        flaws
+        standings
     }
 
     /// Whole in one store is enough.
@@ -128,10 +153,34 @@ impl Seen {
 
     /// Those backups of this store that are whole without any other store.
     pub fn whole(&self) -> Vec<&StoredBackup> {
-        let flaws = self.chain_flaws(None, &manifests(self, None));
-        let is_whole = |backup: &&StoredBackup| matches!(flaws.get(&backup.manifest.id), Some(None));
+        let known = manifests(self, None);
+        let standings = self.standings(None, &known);
+        let is_whole = |backup: &&StoredBackup| standings.get(&backup.manifest.id).is_some_and(|it| it.flaw.is_none());
         self.catalog.backups.iter().filter(is_whole).collect()
     }
+}
+
+/// What a backup follows from here and now. A twin stands in where the base that its manifest names is not there, as
+/// [`plan_restore`] has it: then the twin is what it must not lose.
+#[derive(Debug)]
+struct Standing<'a> {
+    base: Option<&'a BackupId>,
+    full_id: &'a BackupId,
+    /// Why its chain does not lead to a full.
+    gap: Option<String>,
+    /// Why it cannot be restored: the gap, or what is wrong with a chunk.
+    flaw: Option<String>,
+}
+
+/// The first backup, by id, that stands in for an absent base and leads to a full.
+fn find_twin<'a>(
+    of: &Manifest,
+    known: &Known<'a>,
+    standings: &BTreeMap<&'a BackupId, Standing<'a>>,
+) -> Option<&'a Manifest> {
+    let leads_on = |candidate: &Manifest| standings.get(&candidate.id).is_some_and(|standing| standing.gap.is_none());
+    let manifests = known.values().map(|(manifest, _)| *manifest);
+    manifests.into_iter().find(|candidate| stands_in_as_base(of, candidate) && leads_on(candidate))
 }
 
 /// The backups of both stores by id. Manifests are the same bytes in every store.

@@ -1,23 +1,29 @@
-//! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk.
+//! `verify-checksums`: holds signed manifests against what the store itself reports. Downloads no chunk, unless asked
+//! to read some or all of them.
 
-use super::catalog::{
-    StoredBackup, chunk_key, find_gaps, get_pinned, get_signed_as, read_catalog, read_chunks, read_pruned, read_receipt,
-};
+mod backup;
+mod chains;
+mod data;
+
+use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
 use super::keys::stored_keyrings;
 use super::{RunError, error_chain};
-use crate::keyring::KEYRING_BYTES_MAX;
-use crate::manifest::{ChunkEntry, PRIVATE_BYTES_MAX, Receipt};
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::sign::{SignedType, TrustedKeys};
-use crate::store::key::{
-    BackupObject, KEYRING_PREFIX, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
-};
+use crate::sign::TrustedKeys;
+use crate::store::key::{BackupObject, KEYRING_PREFIX, backup_prefix};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
+use backup::{Found, verify_backup};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-/// HEADs under way at once.
-const HEADS_MAX: usize = 16;
+pub use chains::BrokenBackup;
+pub use data::{ReadData, ReadReport};
+
+/// Backups looked at at once, each with a few requests under way.
+const BACKUPS_MAX: usize = 4;
+/// The reason of an object that is not there.
+const MISSING: &str = "missing";
 
 /// What was found of one dataset in one store.
 #[derive(Debug, Default)]
@@ -28,10 +34,16 @@ pub struct VerifyReport {
     pub objects: BTreeMap<EvidenceTier, usize>,
     /// Everything that is not as it must be.
     pub damage: Vec<Damage>,
+    /// The backups that cannot be restored because of it, and what that costs.
+    pub broken: Vec<BrokenBackup>,
     /// Objects that no manifest names: unfinished attempts and unknown keys. Reported, never damage.
     pub extra: Vec<String>,
+    /// Backups that a prune took away while they were looked at.
+    pub pruned_meanwhile: Vec<BackupId>,
     /// The newest backup.
     pub newest: Option<BackupId>,
+    /// What was downloaded, when that was asked for.
+    pub read: Option<ReadReport>,
     /// Backups that receipts saw in this store.
     live: BTreeSet<BackupId>,
 }
@@ -45,9 +57,40 @@ pub struct Damage {
     pub backup: Option<BackupId>,
     /// What is wrong.
     pub reason: String,
+    /// The backup cannot be restored because of it. A keyring copy, a receipt or instructions lost are damage, and
+    /// no reason to refuse a restore.
+    pub breaks: bool,
 }
 
-/// Verifies all backups of one dataset.
+impl Damage {
+    fn new(key: String, backup: Option<BackupId>, reason: String) -> Self {
+        let needed =
+            |object| matches!(object, BackupObject::Chunk { .. } | BackupObject::ChunkList(_) | BackupObject::Manifest);
+        let breaks = ObjectKey::parse(&key).is_some_and(|parsed| needed(parsed.object));
+        Self { key, backup, reason, breaks }
+    }
+
+    /// A backup that is gone as a whole.
+    fn of_whole(dataset: &DatasetName, id: &BackupId, reason: String) -> Self {
+        Self { key: backup_prefix(dataset, id), backup: Some(id.clone()), reason, breaks: true }
+    }
+
+    /// The object is not there at all.
+    pub fn is_missing(&self) -> bool {
+        self.reason.starts_with(MISSING)
+    }
+}
+
+/// What is asked of a verification beyond what the store reports.
+#[derive(Default)]
+pub struct VerifyOptions<'a> {
+    /// Chunks to download and check.
+    pub read: Option<ReadData>,
+    /// What the intermediate directory has of the dataset: its manifests are held against those of the store.
+    pub intermediate: Option<&'a Catalog>,
+}
+
+/// Verifies all backups of one dataset against what the store reports.
 ///
 /// # Errors
 /// [`RunError`] when something could not be asked; damage is in the report, not an error.
@@ -56,51 +99,118 @@ pub async fn verify_dataset(
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<VerifyReport, RunError> {
-    let catalog = read_catalog(store, dataset, trusted).await?;
-    let newest = catalog.newest().map(|backup| backup.manifest.id.clone());
-    let mut report = VerifyReport { newest, ..Default::default() };
-    for attempt in &catalog.attempts {
-        let prefix = backup_prefix(dataset, &attempt.id);
-        let found = |reason| Damage { key: format!("{prefix}manifest.json"), backup: Some(attempt.id.clone()), reason };
-        match &attempt.disbelieved {
-            Some(error) => report.damage.push(found(error_chain(error))),
-            None if attempt.was_committed && !catalog.holds(attempt.id.snapshot_guid()) => {
-                report.damage.push(found("missing, and its signature is there".to_owned()))
-            }
-            None => report.extra.push(format!("{prefix} ({} objects of an unfinished upload)", attempt.objects)),
-        }
-    }
-    report.extra.extend(catalog.unknown.iter().map(|object| object.key.clone()));
-    let present: BTreeSet<&BackupId> = catalog.backups.iter().map(|backup| &backup.manifest.id).collect();
-    for backup in &catalog.backups {
-        report.backups += 1;
-        verify_backup(store, backup, trusted, &present, &mut report).await?;
-    }
-    report.gaps(store, dataset, trusted, &present).await?;
-    report.keyrings(store, &catalog.backups).await?;
+    let (_, _, mut report) = look(store, dataset, trusted, None).await?;
+    report.settle(store, dataset, trusted).await?;
     Ok(report)
 }
 
+/// As [`verify_dataset`], with more.
+///
+/// # Errors
+/// As for [`verify_dataset`]; [`RunError::Interrupted`] when a stop was asked for while chunks were read.
+pub async fn verify_with(
+    store: Arc<dyn ObjectStore>,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+    options: &VerifyOptions<'_>,
+) -> Result<VerifyReport, RunError> {
+    let (catalog, chunks, mut report) = look(&*store, dataset, trusted, options.intermediate).await?;
+    if let Some(read) = &options.read {
+        let (read, damage) = data::read_chunks_of(&store, &catalog, chunks, read, &report.damage).await?;
+        report.damage.extend(damage);
+        report.read = Some(read);
+        report.broken = chains::broken(&catalog, &report.damage);
+    }
+    report.settle(&*store, dataset, trusted).await?;
+    Ok(report)
+}
+
+type ChunksOf = Vec<Vec<crate::manifest::ChunkEntry>>;
+
+/// Everything but the settling: the catalog, the chunks of each of its backups, and what was found.
+async fn look(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+    intermediate: Option<&Catalog>,
+) -> Result<(Catalog, ChunksOf, VerifyReport), RunError> {
+    let catalog = read_catalog(store, dataset, trusted).await?;
+    let newest = catalog.newest().map(|backup| backup.manifest.id.clone());
+    let mut report = VerifyReport { newest, backups: catalog.backups.len(), ..Default::default() };
+    report.attempts(&catalog, intermediate);
+    report.extra.extend(catalog.unknown.iter().map(|object| object.key.clone()));
+    report.damage.extend(chains::gaps(&catalog));
+    // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+    let work: Vec<_> = catalog.backups.iter().map(|backup| verify_backup(store, backup, trusted)).collect();
+    let mut verified = stream::iter(work).buffered(BACKUPS_MAX);
+    let mut chunks = Vec::new();
+    while let Some(found) = verified.next().await {
+        let Found { objects, damage, extra, live, chunks: of_backup, .. } = found?;
+        objects.into_iter().for_each(|(tier, count)| *report.objects.entry(tier).or_default() += count);
+        report.damage.extend(damage);
+        report.extra.extend(extra);
+        report.live.extend(live);
+        chunks.push(of_backup);
+    }
+    drop(verified);
+    report.missing_backups(store, dataset, trusted, &catalog).await?;
+    report.keyrings(store, &catalog.backups).await?;
+    report.broken = chains::broken(&catalog, &report.damage);
+    Ok((catalog, chunks, report))
+}
+
 impl VerifyReport {
+    /// Ids without a believed manifest, and manifests that the intermediate directory knows otherwise.
+    fn attempts(&mut self, catalog: &Catalog, intermediate: Option<&Catalog>) {
+        let elsewhere = |id: &BackupId| intermediate.and_then(|catalog| catalog.backup(id));
+        for attempt in &catalog.attempts {
+            let prefix = backup_prefix(&catalog.dataset, &attempt.id);
+            let reason = match &attempt.disbelieved {
+                Some(RunError::Damaged { reason, .. }) if reason == MISSING => MISSING.to_owned(),
+                Some(error) => error_chain(error),
+                None if attempt.was_committed && !catalog.holds(attempt.id.snapshot_guid()) => {
+                    format!("{MISSING}, and its signature is there")
+                }
+                None => {
+                    self.extra.push(format!("{prefix} ({} objects of an unfinished upload)", attempt.objects));
+                    continue;
+                }
+            };
+            let advice = match elsewhere(&attempt.id) {
+                Some(_) => "; the intermediate directory has it whole: `forget` it here and upload it again",
+                None => "",
+            };
+            let key = format!("{prefix}manifest.json");
+            self.damage.push(Damage::new(key, Some(attempt.id.clone()), format!("{reason}{advice}")));
+        }
+        for backup in &catalog.backups {
+            let id = &backup.manifest.id;
+            if elsewhere(id).is_some_and(|other| other.manifest_blake3 != backup.manifest_blake3) {
+                let key = format!("{}manifest.json", backup_prefix(&catalog.dataset, id));
+                let reason = "the intermediate directory has another manifest under this id".to_owned();
+                self.damage.push(Damage::new(key, Some(id.clone()), reason));
+            }
+        }
+    }
+
     /// A backup that a later receipt saw, that is gone, and whose deletion no signed record explains.
-    async fn gaps(
+    async fn missing_backups(
         &mut self,
         store: &dyn ObjectStore,
         dataset: &DatasetName,
         trusted: &TrustedKeys,
-        present: &BTreeSet<&BackupId>,
+        catalog: &Catalog,
     ) -> Result<(), RunError> {
-        let known = |id: &BackupId, report: &Self| {
-            present.contains(id) || report.damage.iter().any(|damage| damage.backup.as_ref() == Some(id))
-        };
-        let missing: Vec<BackupId> = self.live.iter().filter(|id| !known(id, self)).cloned().collect();
+        let is_damaged = |id: &BackupId| self.damage.iter().any(|damage| damage.backup.as_ref() == Some(id));
+        let is_known = |id: &&BackupId| catalog.backup(id).is_some() || is_damaged(id);
+        let missing: Vec<BackupId> = self.live.iter().filter(|id| !is_known(id)).cloned().collect();
         if missing.is_empty() {
             return Ok(());
         }
         let pruned = read_pruned(store, dataset, trusted).await?;
-        for id in missing.into_iter().filter(|id| !pruned.contains(id)) {
+        for id in missing.iter().filter(|id| !pruned.contains(id)) {
             let reason = "a later backup saw it here, it is gone, and no signed prune record says why".to_owned();
-            self.damage.push(Damage { key: backup_prefix(dataset, &id), backup: Some(id), reason });
+            self.damage.push(Damage::of_whole(dataset, id, reason));
         }
         Ok(())
     }
@@ -115,157 +225,37 @@ impl VerifyReport {
             stored_keyrings(store).await?.iter().map(|keyring| Digest::of(&keyring.bytes)).collect();
         for digest in needed.difference(&stored) {
             let reason = format!("none of them is the keyring with BLAKE3 {digest} that backups here are sealed for");
-            self.damage.push(Damage { key: KEYRING_PREFIX.to_owned(), backup: None, reason });
+            self.damage.push(Damage::new(KEYRING_PREFIX.to_owned(), None, reason));
         }
         Ok(())
     }
-}
 
-/// The small objects that the manifest pins, read and hashed; and the signatures that must lie beside their objects.
-async fn verify_small(
-    store: &dyn ObjectStore,
-    backup: &StoredBackup,
-    trusted: &TrustedKeys,
-    report: &mut VerifyReport,
-) -> Result<(), RunError> {
-    let manifest = &backup.manifest;
-    let files = &manifest.files;
-    let pinned = [
-        (BackupObject::Private, Some(files.private), PRIVATE_BYTES_MAX),
-        (BackupObject::Keyring, files.keyring, KEYRING_BYTES_MAX),
-    ];
-    for (object, digest, limit_bytes) in pinned {
-        let Some(digest) = digest else { continue };
-        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
-        damage_or(get_pinned(store, &key, digest, limit_bytes).await, backup, report)?;
-    }
-    for (object, signed_type) in
-        [(BackupObject::RestoreText, SignedType::RestoreText), (BackupObject::Started, SignedType::Started)]
-    {
-        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
-        let Some(bytes) = damage_or(get_signed_as(store, &key, signed_type, trusted).await, backup, report)? else {
-            continue;
-        };
-        if object == BackupObject::RestoreText && Digest::of(&bytes) != files.restore_text {
-            let reason = "its BLAKE3 is not the one that the manifest says".to_owned();
-            report.damage.push(Damage { key: key.to_string(), backup: Some(manifest.id.clone()), reason });
-        }
-    }
-    Ok(())
-}
-
-async fn verify_backup(
-    store: &dyn ObjectStore,
-    backup: &StoredBackup,
-    trusted: &TrustedKeys,
-    present: &BTreeSet<&BackupId>,
-    report: &mut VerifyReport,
-) -> Result<(), RunError> {
-    let id = &backup.manifest.id;
-    if let Some(base) = backup.manifest.base.as_ref().filter(|base| !present.contains(&base.backup_id)) {
-        let key = backup_prefix(&backup.manifest.dataset, &base.backup_id);
-        report.damage.push(Damage {
-            key,
-            backup: Some(id.clone()),
-            reason: "the base of this backup is missing".into(),
-        });
-    }
-    let Some(chunks) = damage_or(read_chunks(store, &backup.manifest).await, backup, report)? else { return Ok(()) };
-    verify_small(store, backup, trusted, report).await?;
-    report.extra.extend(unnamed_objects(backup, &chunks));
-    let Some(receipt) = damage_or(read_receipt(store, backup, trusted).await, backup, report)? else {
-        // Without the store's word at the commit, the listing is what is left.
-        for gap in find_gaps(backup, &chunks) {
-            damage_or::<()>(Err(gap), backup, report)?;
-        }
-        return Ok(());
-    };
-    report.live.extend(receipt.live.iter().map(|entry| entry.id.clone()));
-    let mut wanted = wanted_objects(backup, &chunks, &receipt, report);
-    // What is known to be damaged is said once.
-    wanted.retain(|(key, _)| !report.damage.iter().any(|damage| damage.key == key.as_str()));
-    let heads = stream::iter(wanted).map(|(key, recorded)| async move { (store.head(&key).await, key, recorded) });
-    let mut heads = heads.buffer_unordered(HEADS_MAX);
-    while let Some((found, key, recorded)) = heads.next().await {
-        match compare(&recorded, found?.as_ref()) {
-            Ok(tier) => *report.objects.entry(tier).or_default() += 1,
-            Err(reason) => report.damage.push(Damage { key: key.to_string(), backup: Some(id.clone()), reason }),
-        }
-    }
-    Ok(())
-}
-
-/// Objects under the backup that are not of it, such as chunks that were made again because a reply was lost.
-fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> {
-    let small = [
-        BackupObject::Started,
-        BackupObject::Keyring,
-        BackupObject::Private,
-        BackupObject::RestoreText,
-        BackupObject::Receipt,
-        BackupObject::Manifest,
-    ];
-    let mut named: BTreeSet<String> = small.iter().map(object_name).collect();
-    named.extend(chunks.iter().map(|chunk| chunk.name.clone()));
-    named.extend(backup.manifest.chunk_lists.iter().map(|list| list.name.clone()));
-    let prefix = backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
-    let is_named = |name: &&String| named.contains(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name));
-    backup.objects.keys().filter(|name| !is_named(name)).map(|name| format!("{prefix}{name}")).collect()
-}
-
-/// Damage found while reading, a missing object included, goes into the report; what could not be asked is an error.
-fn damage_or<T>(
-    result: Result<T, RunError>,
-    backup: &StoredBackup,
-    report: &mut VerifyReport,
-) -> Result<Option<T>, RunError> {
-    let error = match result {
-        Ok(value) => return Ok(Some(value)),
-        Err(error) => error,
-    };
-    if !error.is_damage() {
-        return Err(error);
-    }
-    let key = match &error {
-        RunError::Manifest { key, .. } | RunError::Damaged { key, .. } => key.clone(),
-        _ => backup_prefix(&backup.manifest.dataset, &backup.manifest.id),
-    };
-    report.damage.push(Damage { key, backup: Some(backup.manifest.id.clone()), reason: error_chain(&error) });
-    Ok(None)
-}
-
-/// Every object that the manifest needs, with what the store said of it at the commit. The receipt must name each of
-/// them; what it names beyond is not of this backup.
-fn wanted_objects(
-    backup: &StoredBackup,
-    chunks: &[ChunkEntry],
-    receipt: &Receipt,
-    report: &mut VerifyReport,
-) -> Vec<(ObjectKey, Evidence)> {
-    let manifest = &backup.manifest;
-    let recorded: BTreeMap<&str, &Evidence> =
-        receipt.objects.iter().map(|entry| (entry.name.as_str(), &entry.evidence)).collect();
-    let mut wanted = Vec::new();
-    let mut damage = |key: String, reason: &str| {
-        report.damage.push(Damage { key, backup: Some(manifest.id.clone()), reason: reason.to_owned() });
-    };
-    for chunk in chunks {
-        let Some(key) = chunk_key(manifest, chunk) else { continue };
-        match recorded.get(chunk.name.as_str()) {
-            None => damage(key.to_string(), "the receipt does not name it"),
-            Some(evidence) if evidence.bytes != chunk.sealed_bytes => {
-                damage(key.to_string(), "receipt and manifest differ in its size")
+    /// Looks again at what seems damaged: a backup whose manifest went away meanwhile was pruned, if a signed record
+    /// says so. What is missing of it is no damage then.
+    async fn settle(
+        &mut self,
+        store: &dyn ObjectStore,
+        dataset: &DatasetName,
+        trusted: &TrustedKeys,
+    ) -> Result<(), RunError> {
+        let suspects: BTreeSet<BackupId> = self.damage.iter().filter_map(|damage| damage.backup.clone()).collect();
+        let mut gone = Vec::new();
+        for id in suspects {
+            if store.head(&ObjectKey::backup(dataset, &id, &BackupObject::Manifest)).await?.is_none() {
+                gone.push(id);
             }
-            Some(evidence) => wanted.push((key, (*evidence).clone())),
         }
-    }
-    for entry in &receipt.objects {
-        let chunk = |object: &BackupObject| matches!(object, BackupObject::Chunk { .. } | BackupObject::Progress(_));
-        if let Some(object) = parse_object_name(&entry.name).filter(|object| !chunk(object)) {
-            wanted.push((ObjectKey::backup(&manifest.dataset, &manifest.id, &object), entry.evidence.clone()));
+        if gone.is_empty() {
+            return Ok(());
         }
+        let pruned = read_pruned(store, dataset, trusted).await?;
+        gone.retain(|id| pruned.contains(id));
+        let is_gone = |id: &BackupId| gone.contains(id);
+        self.damage.retain(|damage| !damage.backup.as_ref().is_some_and(is_gone));
+        self.broken.retain(|broken| !is_gone(&broken.id));
+        self.pruned_meanwhile = gone;
+        Ok(())
     }
-    wanted
 }
 
 /// Holds what the store says now against what it said when it confirmed the object. Evidence of the kind that was

@@ -34,6 +34,9 @@ pub enum BackupObject {
     Receipt,
     /// Stored last: the commit.
     Manifest,
+    /// Hashes of all of them for `b3sum -c`, in a folder that people look into. Of that folder only: unsigned, written
+    /// after the commit, never copied.
+    Sums,
 }
 
 /// The key of one object, below the store's prefix.
@@ -137,6 +140,7 @@ pub fn object_name(object: &BackupObject) -> String {
         BackupObject::RestoreText => "RESTORE.txt".to_owned(),
         BackupObject::Receipt => "receipt.json".to_owned(),
         BackupObject::Manifest => "manifest.json".to_owned(),
+        BackupObject::Sums => "B3SUMS".to_owned(),
     }
 }
 
@@ -149,6 +153,7 @@ pub fn parse_object_name(name: &str) -> Option<BackupObject> {
         "RESTORE.txt" => BackupObject::RestoreText,
         "receipt.json" => BackupObject::Receipt,
         "manifest.json" => BackupObject::Manifest,
+        "B3SUMS" => BackupObject::Sums,
         _ => parse_numbered(name)?,
     };
     (object_name(&object) == name).then_some(object)
@@ -193,6 +198,7 @@ mod tests {
             BackupObject::RestoreText,
             BackupObject::Receipt,
             BackupObject::Manifest,
+            BackupObject::Sums,
         ]
     }
 

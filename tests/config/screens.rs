@@ -398,7 +398,6 @@ fn both_stores_in_one_folder() {
 fn every_key_for_a_later_version_is_named() {
     assert_snapshot!(notices(EXAMPLE), @r"
     main.bwlimit is checked but not used yet: for now uploads run at full speed, at any hour
-    main.intermediate_checksum is checked but not used yet: for now no B3SUMS file is written
     main.window is checked but not used yet: for now uploads run at full speed, at any hour
     s3.object_lock_days is checked but not used yet: for now objects are not locked
     ");

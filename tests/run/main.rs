@@ -5,6 +5,7 @@
 
 mod attacks;
 mod builder;
+mod chain;
 mod chains;
 mod damage;
 mod failures;
@@ -17,5 +18,9 @@ mod prune;
 mod prune_property;
 mod rekey;
 mod snapshot;
+mod sums;
 mod two_stores;
+mod upload;
+mod upload_failures;
+mod verify;
 mod world;

@@ -88,7 +88,9 @@ fn limit_bytes(object: &BackupObject) -> u64 {
         BackupObject::Keyring => KEYRING_BYTES_MAX,
         BackupObject::ChunkList(_) => CHUNK_LIST_BYTES_MAX,
         BackupObject::Private => PRIVATE_BYTES_MAX,
-        BackupObject::RestoreText | BackupObject::Receipt | BackupObject::Chunk { .. } => LARGE_TEXT_BYTES_MAX,
+        BackupObject::RestoreText | BackupObject::Receipt | BackupObject::Chunk { .. } | BackupObject::Sums => {
+            LARGE_TEXT_BYTES_MAX
+        }
     }
 }
 

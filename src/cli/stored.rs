@@ -1,0 +1,50 @@
+//! Which datasets of a store the configuration means, for commands that work without ZFS.
+
+use super::Failure;
+use super::context::Context;
+use super::wire::open_zfs;
+use crate::config::Config;
+use crate::model::DatasetName;
+use crate::run::catalog::list_datasets;
+use crate::run::select::match_stored;
+use crate::store::ObjectStore;
+
+/// A dataset by both its names.
+#[derive(Debug, Clone)]
+pub(super) struct NamedDataset {
+    /// In the pool, where it may be gone.
+    pub(super) in_pool: DatasetName,
+    /// In the store.
+    pub(super) stored: DatasetName,
+}
+
+/// The datasets to work on: what ZFS knows where it is there, because a renamed dataset keeps its place in the store,
+/// and what the names alone say, because a dataset that is gone from the pool may still have its backups here. Without
+/// those that failed earlier in this run.
+pub(super) async fn datasets_of(context: &Context, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
+    let config = &context.config()?.0;
+    let mut named = match open_zfs().and_then(|zfs| context.datasets(&*zfs)) {
+        Ok(selected) => selected
+            .into_iter()
+            .map(|selected| NamedDataset { in_pool: selected.dataset.name, stored: selected.stored })
+            .collect(),
+        Err(failure) => {
+            tracing::debug!("going by names alone, ZFS cannot be asked: {}", failure.reason());
+            Vec::new()
+        }
+    };
+    for other in by_name(config, store).await? {
+        let known = |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
+        if !named.iter().any(known) && !context.skips(&other.in_pool) {
+            named.push(other);
+        }
+    }
+    Ok(named)
+}
+
+/// By their names alone.
+pub(super) async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
+    let found = if config.datasets.recursive { list_datasets(store).await? } else { Vec::new() };
+    let matched = match_stored(&config.datasets, &found)?;
+    Ok(matched.into_iter().map(|(in_pool, stored)| NamedDataset { in_pool, stored }).collect())
+}

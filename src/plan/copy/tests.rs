@@ -1,0 +1,178 @@
+//! What goes to the remote, by table: what is there, what was pruned, what follows from what.
+
+use super::*;
+use crate::manifest::{Origin, SnapshotRef};
+use crate::model::{BackupKind, Digest, Guid};
+use jiff::Timestamp;
+
+/// A backup of snapshot `guid` with that nonce, following from `base`.
+fn facts(guid: u64, nonce: u64, base: Option<&BackupFacts>) -> BackupFacts {
+    let at = Timestamp::from_second(1_760_000_000 + i64::try_from(guid).unwrap() * 86_400).unwrap();
+    let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+    let id = BackupId::new(at, kind, Guid(guid), nonce);
+    BackupFacts {
+        manifest_blake3: Digest::of(id.as_str().as_bytes()),
+        snapshot: SnapshotRef { guid: Guid(guid), createtxg: guid, created_at: at },
+        base: base.map(|base| base.id.clone()),
+        full_id: base.map_or_else(|| id.clone(), |base| base.full_id.clone()),
+        position: base.map_or(0, |base| base.position + 1),
+        origin: Origin { dataset_guid: Guid(7), pool_guid: Guid(8) },
+        requested: vec!["large-blocks".into()],
+        recipients: vec!["age1test".into()],
+        stream_bytes: 1,
+        stored_bytes: 1,
+        flaw: None,
+        id,
+    }
+}
+
+#[derive(Default)]
+struct Case<'a> {
+    local: Vec<&'a BackupFacts>,
+    remote: Vec<&'a BackupFacts>,
+    disbelieved: Vec<&'a BackupFacts>,
+    pruned: Vec<&'a BackupFacts>,
+    would_be_pruned: Vec<&'a BackupFacts>,
+    all: bool,
+}
+
+impl Case<'_> {
+    fn plan(&self) -> CopyPlan {
+        let ids = |list: &[&BackupFacts]| list.iter().map(|facts| facts.id.clone()).collect::<BTreeSet<_>>();
+        let owned = |list: &[&BackupFacts]| list.iter().map(|facts| (*facts).clone()).collect::<Vec<_>>();
+        plan_copy(&CopyInput {
+            local: &owned(&self.local),
+            remote: &owned(&self.remote),
+            disbelieved: &ids(&self.disbelieved),
+            pruned: &ids(&self.pruned),
+            would_be_pruned: &ids(&self.would_be_pruned),
+            all: self.all,
+        })
+    }
+
+    /// The ids that are copied, and that every backup stands in exactly one list.
+    #[track_caller]
+    fn copies(&self, expected: &[&BackupFacts]) -> CopyPlan {
+        let plan = self.plan();
+        let copied: Vec<&BackupId> = plan.copy.iter().map(|step| &step.id).collect();
+        assert_eq!(copied, expected.iter().map(|facts| &facts.id).collect::<Vec<_>>(), "{plan:?}");
+        let mut all: Vec<&BackupId> = copied;
+        all.extend(plan.left.iter().map(|(id, _)| id).chain(plan.refused.iter().map(|(id, _)| id)));
+        all.sort();
+        let mut local: Vec<&BackupId> = self.local.iter().map(|facts| &facts.id).collect();
+        local.sort();
+        assert_eq!(all, local);
+        plan
+    }
+}
+
+#[test]
+fn what_was_never_committed_is_copied_parents_first() {
+    let full = facts(1, 1, None);
+    let (first, other_full) = (facts(2, 1, Some(&full)), facts(4, 1, None));
+    let second = facts(3, 1, Some(&first));
+    let local = vec![&full, &first, &second, &other_full];
+    let plan = Case { local: local.clone(), ..Case::default() }.copies(&[&full, &first, &second, &other_full]);
+    let parents: Vec<Option<&BackupId>> = plan.copy.iter().map(|step| step.parent.as_ref()).collect();
+    assert_eq!(parents, [None, Some(&full.id), Some(&first.id), None]);
+    // Whatever the order of the list.
+    Case { local: vec![&second, &other_full, &first, &full], ..Case::default() }.copies(&[
+        &full,
+        &first,
+        &second,
+        &other_full,
+    ]);
+    let plan =
+        Case { local: local.clone(), remote: vec![&full, &first], ..Case::default() }.copies(&[&second, &other_full]);
+    assert_eq!(plan.left, [(full.id.clone(), LeftReason::Committed), (first.id.clone(), LeftReason::Committed)]);
+    Case { local: local.clone(), remote: local, all: true, ..Case::default() }.copies(&[]);
+}
+
+#[test]
+fn what_is_pruned_or_would_be_is_left_unless_all_is_asked_or_a_child_needs_it() {
+    let full = facts(1, 1, None);
+    let first = facts(2, 1, Some(&full));
+    let local = vec![&full, &first];
+    let pruned = Case { local: local.clone(), pruned: local.clone(), ..Case::default() };
+    assert_eq!(
+        pruned.copies(&[]).left,
+        [(full.id.clone(), LeftReason::Pruned), (first.id.clone(), LeftReason::Pruned)]
+    );
+    Case { all: true, ..pruned }.copies(&[&full, &first]);
+    let doomed = Case { local: local.clone(), would_be_pruned: local.clone(), ..Case::default() };
+    let left = doomed.copies(&[]).left;
+    assert_eq!(left, [(full.id.clone(), LeftReason::WouldBePruned), (first.id.clone(), LeftReason::WouldBePruned)]);
+    Case { all: true, ..doomed }.copies(&[&full, &first]);
+    Case { local: local.clone(), would_be_pruned: vec![&full], ..Case::default() }.copies(&[&full, &first]);
+    // A new child of something that was pruned is a matter for a person.
+    let plan = Case { local, pruned: vec![&full], ..Case::default() }.copies(&[]);
+    let gap = CopyGap::PrunedParent { of: first.id.clone(), parent: full.id.clone() };
+    assert_eq!(plan.refused, [(first.id.clone(), gap.clone())]);
+    let plan = Case { local: vec![&first], pruned: vec![&full], ..Case::default() }.copies(&[]);
+    assert_eq!(plan.refused, [(first.id.clone(), gap)]);
+}
+
+#[test]
+fn a_missing_or_damaged_parent_takes_its_descendants_and_nobody_else() {
+    let full = facts(1, 1, None);
+    let first = facts(2, 1, Some(&full));
+    let (second, other) = (facts(3, 1, Some(&first)), facts(4, 1, None));
+    let plan = Case { local: vec![&first, &second, &other], ..Case::default() }.copies(&[&other]);
+    let missing = CopyGap::MissingParent { of: first.id.clone(), parent: full.id.clone() };
+    let not_copied = CopyGap::ParentNotCopied { of: second.id.clone(), parent: first.id.clone() };
+    assert_eq!(plan.refused, [(first.id.clone(), missing), (second.id.clone(), not_copied)]);
+
+    let damaged = BackupFacts { flaw: Some("a chunk is missing".into()), ..full.clone() };
+    let plan = Case { local: vec![&full, &first, &other], remote: vec![&damaged], ..Case::default() }.copies(&[&other]);
+    let gap =
+        CopyGap::DamagedParent { of: first.id.clone(), parent: full.id.clone(), flaw: "a chunk is missing".into() };
+    assert!(gap.is_damage());
+    assert_eq!(plan.refused, [(first.id.clone(), gap)]);
+}
+
+#[test]
+fn another_manifest_under_the_same_id_is_never_taken_for_the_same_backup() {
+    let full = facts(1, 1, None);
+    let first = facts(2, 1, Some(&full));
+    let other = BackupFacts { manifest_blake3: Digest::of(b"other"), ..full.clone() };
+    let gap = CopyGap::Differs { id: full.id.clone() };
+    assert!(gap.is_damage());
+    for case in [
+        Case { local: vec![&full], remote: vec![&other], all: true, ..Case::default() },
+        Case { local: vec![&full], disbelieved: vec![&full], all: true, ..Case::default() },
+    ] {
+        assert_eq!(case.copies(&[]).refused, [(full.id.clone(), gap.clone())]);
+    }
+    let plan = Case { local: vec![&full, &first], disbelieved: vec![&full], ..Case::default() }.copies(&[]);
+    assert_eq!(plan.refused.len(), 2);
+}
+
+#[test]
+fn a_twin_in_the_remote_stands_for_the_backup_and_for_a_base() {
+    let (full, twin) = (facts(1, 1, None), facts(1, 2, None));
+    let first = facts(2, 1, Some(&full));
+    let plan = Case { local: vec![&full, &first], remote: vec![&twin], ..Case::default() }.copies(&[&first]);
+    assert_eq!(plan.left, [(full.id.clone(), LeftReason::Twin { of: twin.id.clone() })]);
+    assert_eq!(plan.copy[0].parent, Some(twin.id.clone()));
+    // Also when the base is in neither place.
+    let plan = Case { local: vec![&first], remote: vec![&twin], ..Case::default() }.copies(&[&first]);
+    assert_eq!(plan.copy[0].parent, Some(twin.id.clone()));
+    // One that cannot be restored stands for nothing.
+    let flawed = BackupFacts { flaw: Some("a chunk is missing".into()), ..twin.clone() };
+    Case { local: vec![&full, &first], remote: vec![&flawed], ..Case::default() }.copies(&[&full, &first]);
+    let changes: [fn(&mut BackupFacts); 5] = [
+        |twin| twin.requested.clear(),
+        |twin| twin.recipients.clear(),
+        |twin| twin.origin.pool_guid = Guid(1),
+        |twin| twin.position = 3,
+        |twin| twin.snapshot.guid = Guid(99),
+    ];
+    for change in changes {
+        let mut other = twin.clone();
+        change(&mut other);
+        Case { local: vec![&full, &first], remote: vec![&other], ..Case::default() }.copies(&[&full, &first]);
+    }
+    // Twins of the same snapshot over different bases are not the same backup.
+    let (far, near) = (facts(3, 1, Some(&full)), facts(3, 2, Some(&facts(2, 9, None))));
+    Case { local: vec![&far], remote: vec![&full, &near], ..Case::default() }.copies(&[&far]);
+}

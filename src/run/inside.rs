@@ -1,0 +1,151 @@
+//! Where the intermediate directory lies. Inside a dataset that is backed up every run would back up the one before.
+
+use super::RunError;
+use crate::model::DatasetName;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What the kernel says of this process's mounts: the only place that knows what is mounted where, whatever
+/// properties say (`legacy`, another root, bind mounts).
+const MOUNT_INFO: &str = "/proc/self/mountinfo";
+/// Where the kernel names the devices of volumes.
+const VOLUMES: &str = "/dev/zvol";
+
+/// Refuses a folder that lies in one of these datasets, or in a file system on one of these volumes.
+///
+/// # Errors
+/// [`RunError::Refused`] naming both; [`RunError::File`] when it could not be found out.
+pub fn refuse_inside<'a>(folder: &Path, datasets: impl IntoIterator<Item = &'a DatasetName>) -> Result<(), RunError> {
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| RunError::File { operation: "read", path, source }
+    };
+    let device = std::fs::metadata(folder).map_err(failed(folder))?.dev();
+    let table = std::fs::read_to_string(MOUNT_INFO).map_err(failed(Path::new(MOUNT_INFO)))?;
+    let Some(mount) = find_mount(&table, rustix::fs::major(device), rustix::fs::minor(device)) else {
+        // Some file systems have devices that no mount shows; ZFS has not.
+        return Ok(());
+    };
+    let inside = datasets.into_iter().find(|dataset| lies_in(&mount, dataset));
+    inside.map_or(Ok(()), |dataset| {
+        Err(RunError::refused(
+            format!(
+                "{} lies inside {dataset}, which is backed up: each backup would hold the ones before",
+                folder.display()
+            ),
+            "put main.intermediate_basedir into a dataset of its own that is not backed up, or exclude that dataset",
+        ))
+    })
+}
+
+/// One line of the table.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    file_system: String,
+    source: String,
+}
+
+fn lies_in(mount: &Mount, dataset: &DatasetName) -> bool {
+    if mount.file_system == "zfs" {
+        return mount.source == dataset.as_str();
+    }
+    // A file system on a volume: the device, or a partition of it. A source that is no device has no path.
+    let volume = std::fs::canonicalize(Path::new(VOLUMES).join(dataset.as_str()));
+    match (volume, std::fs::canonicalize(&mount.source)) {
+        (Ok(volume), Ok(source)) => is_device_or_partition(&source, &volume),
+        _ => false,
+    }
+}
+
+/// `/dev/zd16` and `/dev/zd16p1`, not `/dev/zd160`.
+fn is_device_or_partition(source: &PathBuf, device: &PathBuf) -> bool {
+    let (source, device) = (source.to_string_lossy(), device.to_string_lossy());
+    let rest = source.strip_prefix(&*device);
+    rest.is_some_and(|rest| {
+        rest.is_empty() || rest.strip_prefix('p').is_some_and(|number| number.parse::<u32>().is_ok())
+    })
+}
+
+/// The mount of that device: `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw`.
+fn find_mount(table: &str, major: u32, minor: u32) -> Option<Mount> {
+    let device = format!("{major}:{minor}");
+    table.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut right = right.split(' ');
+        let is_it = left.split(' ').nth(2) == Some(device.as_str());
+        is_it.then_some(())?;
+        Some(Mount { file_system: right.next()?.to_owned(), source: unescape(right.next()?) })
+    })
+}
+
+/// Spaces, tabs, line ends and backslashes stand as `\040` and so on.
+fn unescape(text: &str) -> String {
+    let mut pieces = text.split('\\');
+    let first = pieces.next().unwrap_or_default().to_owned();
+    pieces.fold(first, |mut whole, piece| {
+        let octal = piece.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) => {
+                whole.push(char::from(byte));
+                whole.push_str(&piece[3..]);
+            }
+            None => {
+                whole.push('\\');
+                whole.push_str(piece);
+            }
+        }
+        whole
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "\
+22 27 0:20 / /proc rw,nosuid - proc proc rw
+36 35 8:1 / / rw,noatime master:1 - ext4 /dev/sda1 rw
+90 36 0:45 / /tank/a\\040b rw shared:7 - zfs tank/a\\040b rw,xattr,noacl
+91 36 0:46 / /mnt/elsewhere rw shared:8 master:3 - zfs tank/a\\040b/child rw
+92 36 230:16 / /mnt/volume rw - ext4 /dev/zd16 rw
+";
+
+    fn mount(file_system: &str, source: &str) -> Mount {
+        Mount { file_system: file_system.into(), source: source.into() }
+    }
+
+    #[test]
+    fn a_folder_is_in_the_dataset_that_is_mounted_there() {
+        let of = |major, minor| find_mount(TABLE, major, minor);
+        assert_eq!(of(0, 45), Some(mount("zfs", "tank/a b")));
+        assert_eq!(of(0, 46), Some(mount("zfs", "tank/a b/child")));
+        assert_eq!(of(230, 16), Some(mount("ext4", "/dev/zd16")));
+        assert_eq!(of(0, 4), None);
+        let (dataset, parent): (DatasetName, DatasetName) = ("tank/a b".parse().unwrap(), "tank".parse().unwrap());
+        assert!(lies_in(&mount("zfs", "tank/a b"), &dataset));
+        assert!(!lies_in(&mount("zfs", "tank/a b/child"), &dataset), "a child has its own snapshots");
+        assert!(!lies_in(&mount("zfs", "tank/a b"), &parent));
+        assert!(!lies_in(&mount("ext4", "tank/a b"), &dataset));
+    }
+
+    #[test]
+    fn partitions_of_a_volume_are_the_volume() {
+        let device = PathBuf::from("/dev/zd16");
+        for (source, expected) in [
+            ("/dev/zd16", true),
+            ("/dev/zd16p1", true),
+            ("/dev/zd160", false),
+            ("/dev/zd16p", false),
+            ("/dev/sda", false),
+        ] {
+            assert_eq!(is_device_or_partition(&source.into(), &device), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn this_machine_s_own_table_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(refuse_inside(folder.path(), &["no/such".parse().unwrap()]).is_ok());
+        assert!(refuse_inside(Path::new("/no/such/folder"), &["no/such".parse().unwrap()]).is_err());
+    }
+}

@@ -1,0 +1,183 @@
+//! One backup: every object that its manifest names, against what the store says of it.
+
+use super::{Damage, compare};
+use crate::keyring::KEYRING_BYTES_MAX;
+use crate::manifest::{ChunkEntry, PRIVATE_BYTES_MAX, Receipt};
+use crate::model::{BackupId, Digest};
+use crate::run::catalog::{StoredBackup, chunk_key, find_gaps, get_pinned, get_signed_as, read_chunks, read_receipt};
+use crate::run::{RunError, error_chain};
+use crate::sign::{SignedType, TrustedKeys};
+use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name};
+use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
+use futures_util::{StreamExt, stream};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// HEADs under way at once for one backup.
+const HEADS_MAX: usize = 8;
+
+/// What was found of one backup.
+pub(super) struct Found {
+    id: BackupId,
+    pub(super) objects: BTreeMap<EvidenceTier, usize>,
+    pub(super) damage: Vec<Damage>,
+    pub(super) extra: Vec<String>,
+    /// Backups that its receipt saw in the store.
+    pub(super) live: Vec<BackupId>,
+    /// Its chunks; none when a list is not to be believed.
+    pub(super) chunks: Vec<ChunkEntry>,
+}
+
+impl Found {
+    fn add(&mut self, key: String, reason: String) {
+        self.damage.push(Damage::new(key, Some(self.id.clone()), reason));
+    }
+}
+
+/// Verifies one backup. Downloads no chunk.
+pub(super) async fn verify_backup(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    trusted: &TrustedKeys,
+) -> Result<Found, RunError> {
+    let (objects, damage, extra, live, chunks) = Default::default();
+    let mut found = Found { id: backup.manifest.id.clone(), objects, damage, extra, live, chunks };
+    let Some(chunks) = damage_or(read_chunks(store, &backup.manifest).await, backup, &mut found)? else {
+        return Ok(found);
+    };
+    verify_small(store, backup, trusted, &mut found).await?;
+    found.extra = unnamed_objects(backup, &chunks);
+    match damage_or(read_receipt(store, backup, trusted).await, backup, &mut found)? {
+        Some(receipt) => verify_evidence(store, backup, &chunks, receipt, &mut found).await?,
+        // Without the store's word at the commit, the listing is what is left.
+        None => {
+            for gap in find_gaps(backup, &chunks) {
+                damage_or::<()>(Err(gap), backup, &mut found)?;
+            }
+        }
+    }
+    found.chunks = chunks;
+    Ok(found)
+}
+
+async fn verify_evidence(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    chunks: &[ChunkEntry],
+    receipt: Receipt,
+    found: &mut Found,
+) -> Result<(), RunError> {
+    found.live = receipt.live.iter().map(|entry| entry.id.clone()).collect();
+    let mut wanted = wanted_objects(backup, chunks, &receipt, found);
+    // What is known to be damaged is said once.
+    wanted.retain(|(key, _)| !found.damage.iter().any(|damage| damage.key == key.as_str()));
+    let heads = stream::iter(wanted).map(|(key, recorded)| async move { (store.head(&key).await, key, recorded) });
+    let mut heads = heads.buffered(HEADS_MAX);
+    while let Some((there, key, recorded)) = heads.next().await {
+        match compare(&recorded, there?.as_ref()) {
+            Ok(tier) => *found.objects.entry(tier).or_default() += 1,
+            Err(reason) => found.add(key.to_string(), reason),
+        }
+    }
+    Ok(())
+}
+
+/// The small objects that the manifest pins, read and hashed; and the signatures that must lie beside their objects.
+async fn verify_small(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    trusted: &TrustedKeys,
+    found: &mut Found,
+) -> Result<(), RunError> {
+    let manifest = &backup.manifest;
+    let files = &manifest.files;
+    let pinned = [
+        (BackupObject::Private, Some(files.private), PRIVATE_BYTES_MAX),
+        (BackupObject::Keyring, files.keyring, KEYRING_BYTES_MAX),
+    ];
+    for (object, digest, limit_bytes) in pinned {
+        let Some(digest) = digest else { continue };
+        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
+        damage_or(get_pinned(store, &key, digest, limit_bytes).await, backup, found)?;
+    }
+    for (object, signed_type) in
+        [(BackupObject::RestoreText, SignedType::RestoreText), (BackupObject::Started, SignedType::Started)]
+    {
+        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
+        let Some(bytes) = damage_or(get_signed_as(store, &key, signed_type, trusted).await, backup, found)? else {
+            continue;
+        };
+        if object == BackupObject::RestoreText && Digest::of(&bytes) != files.restore_text {
+            let reason = "its BLAKE3 is not the one that the manifest says".to_owned();
+            found.add(key.to_string(), reason);
+        }
+    }
+    Ok(())
+}
+
+/// Every object that the manifest needs, with what the store said of it at the commit. The receipt must name each of
+/// them; what it names beyond is not of this backup.
+fn wanted_objects(
+    backup: &StoredBackup,
+    chunks: &[ChunkEntry],
+    receipt: &Receipt,
+    found: &mut Found,
+) -> Vec<(ObjectKey, Evidence)> {
+    let manifest = &backup.manifest;
+    let recorded: BTreeMap<&str, &Evidence> =
+        receipt.objects.iter().map(|entry| (entry.name.as_str(), &entry.evidence)).collect();
+    let mut wanted = Vec::new();
+    let mut damage = |key: String, reason: &str| found.add(key, reason.to_owned());
+    for chunk in chunks {
+        let Some(key) = chunk_key(manifest, chunk) else { continue };
+        match recorded.get(chunk.name.as_str()) {
+            None => damage(key.to_string(), "the receipt does not name it"),
+            Some(evidence) if evidence.bytes != chunk.sealed_bytes => {
+                damage(key.to_string(), "receipt and manifest differ in its size")
+            }
+            Some(evidence) => wanted.push((key, (*evidence).clone())),
+        }
+    }
+    for entry in &receipt.objects {
+        let chunk = |object: &BackupObject| matches!(object, BackupObject::Chunk { .. } | BackupObject::Progress(_));
+        if let Some(object) = parse_object_name(&entry.name).filter(|object| !chunk(object)) {
+            wanted.push((ObjectKey::backup(&manifest.dataset, &manifest.id, &object), entry.evidence.clone()));
+        }
+    }
+    wanted
+}
+
+/// Objects under the backup that are not of it, such as chunks that were made again because a reply was lost.
+fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> {
+    let small = [
+        BackupObject::Started,
+        BackupObject::Keyring,
+        BackupObject::Private,
+        BackupObject::RestoreText,
+        BackupObject::Receipt,
+        BackupObject::Manifest,
+        BackupObject::Sums,
+    ];
+    let mut named: BTreeSet<String> = small.iter().map(object_name).collect();
+    named.extend(chunks.iter().map(|chunk| chunk.name.clone()));
+    named.extend(backup.manifest.chunk_lists.iter().map(|list| list.name.clone()));
+    let prefix = backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
+    let is_named = |name: &&String| named.contains(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name));
+    backup.objects.keys().filter(|name| !is_named(name)).map(|name| format!("{prefix}{name}")).collect()
+}
+
+/// Damage found while reading, a missing object included, goes into the report; what could not be asked is an error.
+fn damage_or<T>(result: Result<T, RunError>, backup: &StoredBackup, found: &mut Found) -> Result<Option<T>, RunError> {
+    let error = match result {
+        Ok(value) => return Ok(Some(value)),
+        Err(error) => error,
+    };
+    if !error.is_damage() {
+        return Err(error);
+    }
+    let key = match &error {
+        RunError::Manifest { key, .. } | RunError::Damaged { key, .. } => key.clone(),
+        _ => backup_prefix(&backup.manifest.dataset, &backup.manifest.id),
+    };
+    found.add(key, error_chain(&error));
+    Ok(None)
+}

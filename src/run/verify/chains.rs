@@ -1,0 +1,95 @@
+//! What damage costs: which later backups depend on a broken one, and up to where its dataset can be restored.
+
+use super::{Damage, MISSING};
+use crate::manifest::Manifest;
+use crate::model::{BackupId, Digest, Guid};
+use crate::plan::restore::{RestoreGap, plan_restore};
+use crate::run::catalog::Catalog;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A backup that cannot be restored, and what that costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokenBackup {
+    /// Its id.
+    pub id: BackupId,
+    /// The snapshot that it holds; while it exists at the source, a full of it mends everything.
+    pub snapshot: Guid,
+    /// Backups that follow from it, oldest first: they cannot be restored either.
+    pub dependents: Vec<BackupId>,
+    /// The newest whole backup before it.
+    pub restorable_up_to: Option<BackupId>,
+    /// The oldest whole backup after it.
+    pub restorable_again_from: Option<BackupId>,
+}
+
+/// Bases that are not there, once each, and bases that are not those that were built on.
+pub(super) fn gaps(catalog: &Catalog) -> Vec<Damage> {
+    let manifests = manifests(catalog);
+    let mut missing = BTreeSet::new();
+    let mut damage = Vec::new();
+    let attempts: BTreeSet<&BackupId> = catalog.lost().map(|attempt| &attempt.id).collect();
+    for backup in &catalog.backups {
+        let id = &backup.manifest.id;
+        match plan_restore(&manifests, id) {
+            // One whose manifest is there and not believed is told as that.
+            Err(RestoreGap::MissingBase { missing: base, .. }) if attempts.contains(&base) => {}
+            Err(RestoreGap::MissingBase { of, missing: base }) if missing.insert(base.clone()) => {
+                let reason = format!("{MISSING}, and {of} follows from it");
+                damage.push(Damage::of_whole(&catalog.dataset, &base, reason));
+            }
+            Err(RestoreGap::MissingBase { .. }) | Ok(_) => {}
+            Err(RestoreGap::ChangedBase { of, .. }) if of != *id => {}
+            Err(gap) => damage.push(Damage::of_whole(&catalog.dataset, id, gap.to_string())),
+        }
+    }
+    damage
+}
+
+/// What the findings mean for restores.
+pub(super) fn broken(catalog: &Catalog, damage: &[Damage]) -> Vec<BrokenBackup> {
+    let breaking = damage.iter().filter(|damage| damage.breaks);
+    let ids: BTreeSet<&BackupId> = breaking.filter_map(|damage| damage.backup.as_ref()).collect();
+    if ids.is_empty() {
+        return Vec::new();
+    }
+    let lineages = lineages(catalog);
+    let is_whole = |lineage: &Vec<&BackupId>| !lineage.iter().any(|id| ids.contains(id));
+    let whole: Vec<&BackupId> = lineages.iter().filter(|(_, lineage)| is_whole(lineage)).map(|(id, _)| *id).collect();
+    let cost = |id: &&BackupId| {
+        let id = *id;
+        let depends = |(other, lineage): (&&BackupId, &Vec<&BackupId>)| {
+            (*other != id && lineage.contains(&id)).then(|| (*other).clone())
+        };
+        BrokenBackup {
+            id: id.clone(),
+            snapshot: id.snapshot_guid(),
+            dependents: lineages.iter().filter_map(depends).collect(),
+            restorable_up_to: whole.iter().filter(|other| **other < id).max().map(|other| (*other).clone()),
+            restorable_again_from: whole.iter().filter(|other| **other > id).min().map(|other| (*other).clone()),
+        }
+    };
+    ids.iter().map(cost).collect()
+}
+
+fn manifests(catalog: &Catalog) -> Vec<(&Manifest, Digest)> {
+    catalog.backups.iter().map(|backup| (&backup.manifest, backup.manifest_blake3)).collect()
+}
+
+/// Each backup with all that a restore of it needs, itself included; where something is missing, down to what is.
+fn lineages(catalog: &Catalog) -> BTreeMap<&BackupId, Vec<&BackupId>> {
+    let manifests = manifests(catalog);
+    let by_name = |from: &'_ BackupId| {
+        let mut lineage: Vec<&BackupId> = Vec::new();
+        let mut next = catalog.backup(from).map(|backup| &backup.manifest.id);
+        while let Some(id) = next.filter(|id| !lineage.contains(id)) {
+            lineage.push(id);
+            next = catalog.backup(id).and_then(|backup| Some(&backup.manifest.base.as_ref()?.backup_id));
+        }
+        lineage
+    };
+    let of = |id| match plan_restore(&manifests, id) {
+        Ok(chain) => chain.into_iter().map(|manifest| &manifest.id).collect(),
+        Err(_) => by_name(id),
+    };
+    catalog.backups.iter().map(|backup| (&backup.manifest.id, of(&backup.manifest.id))).collect()
+}

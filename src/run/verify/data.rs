@@ -1,0 +1,172 @@
+//! `--read-data`: downloads chunks and holds their BLAKE3 against the signed lists. Where a whole backup is read and a
+//! key is there, it is also opened and its stream walked record by record, as a restore would.
+
+use super::{ChunksOf, Damage};
+use crate::keyring::KeyFile;
+use crate::manifest::{ChunkEntry, Manifest};
+use crate::model::Digest;
+use crate::plan::sample::{Candidate, ReadShare, choose_chunks};
+use crate::run::catalog::{Catalog, chunk_key};
+use crate::run::restore::{RestoreBackup, restore_to_writer};
+use crate::run::transfer::{Stop, stopped};
+use crate::run::{RunError, error_chain};
+use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use futures_util::{StreamExt, stream};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes of one ranged read, and how many are under way.
+const RANGE_BYTES: u64 = 8 << 20;
+const RANGES_MAX: usize = 4;
+
+/// What to download.
+pub struct ReadData {
+    /// How much.
+    pub share: ReadShare,
+    /// Days since some day: whose turn it is.
+    pub day: u64,
+    /// Random, for shares that are not by turns.
+    pub seed: u64,
+    /// The keys that open backups, where they are there.
+    pub keys: Option<KeyFile>,
+    /// Asks to stop.
+    pub stop: Stop,
+}
+
+/// What was downloaded.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct ReadReport {
+    /// Chunks whose BLAKE3 was computed.
+    pub chunks: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Backups that were opened whole, and their streams walked to the END record.
+    pub streams: usize,
+}
+
+/// Reads the chosen chunks of all backups of the catalog. What is known to be damaged is not read.
+pub(super) async fn read_chunks_of(
+    store: &Arc<dyn ObjectStore>,
+    catalog: &Catalog,
+    chunks: ChunksOf,
+    read: &ReadData,
+    known: &[Damage],
+) -> Result<(ReadReport, Vec<Damage>), RunError> {
+    let all: Vec<&ChunkEntry> = chunks.iter().flatten().collect();
+    let candidates: Vec<Candidate<'_>> =
+        all.iter().map(|chunk| Candidate { name: &chunk.name, bytes: chunk.sealed_bytes }).collect();
+    let mut chosen = choose_chunks(&candidates, read.share, read.day, read.seed).into_iter();
+    let mut reader = Reader { store, read, report: ReadReport::default(), damage: Vec::new() };
+    for (backup, of_backup) in catalog.backups.iter().zip(&chunks) {
+        let chosen: Vec<bool> = chosen.by_ref().take(of_backup.len()).collect();
+        let manifest = &backup.manifest;
+        let is_sound = !known.iter().any(|damage| damage.breaks && damage.backup.as_ref() == Some(&manifest.id));
+        let whole = !of_backup.is_empty() && is_sound && chosen.iter().all(|chosen| *chosen);
+        let keys = read.keys.as_ref().filter(|keys| whole && opens(keys, manifest));
+        let walked = match keys {
+            Some(keys) => reader.walk(manifest, of_backup, keys).await?,
+            None => false,
+        };
+        if walked {
+            continue;
+        }
+        for chunk in of_backup.iter().zip(chosen).filter(|(_, chosen)| *chosen).map(|(chunk, _)| chunk) {
+            reader.hash(manifest, chunk, known).await?;
+        }
+    }
+    Ok((reader.report, reader.damage))
+}
+
+struct Reader<'a> {
+    store: &'a Arc<dyn ObjectStore>,
+    read: &'a ReadData,
+    report: ReadReport,
+    damage: Vec<Damage>,
+}
+
+impl Reader<'_> {
+    /// Opens the whole backup. `false` when that did not work: then its chunks are hashed one by one, to tell which of
+    /// them are damaged; a stream that is not sound though every chunk is, is damage of the backup.
+    async fn walk(&mut self, manifest: &Manifest, chunks: &[ChunkEntry], keys: &KeyFile) -> Result<bool, RunError> {
+        let backup = RestoreBackup { manifest: manifest.clone(), chunks: chunks.to_vec(), private: None };
+        let mut stop = self.read.stop.clone();
+        let walked = tokio::select! {
+            walked = restore_to_writer(Arc::clone(self.store), &backup, keys, Box::new(std::io::sink())) => walked,
+            () = stopped(&mut stop) => return Err(RunError::Interrupted),
+        };
+        let error = match walked {
+            Ok(_) => {
+                self.report.streams += 1;
+                self.report.chunks += chunks.len();
+                self.report.bytes += chunks.iter().map(|chunk| chunk.sealed_bytes).sum::<u64>();
+                return Ok(true);
+            }
+            Err(error) => error,
+        };
+        match error {
+            RunError::Chunk { ref key, .. } if chunks.iter().any(|chunk| key.ends_with(&chunk.name)) => {
+                self.damage.push(Damage::new(key.clone(), Some(manifest.id.clone()), error_chain(&error)));
+                Ok(false)
+            }
+            RunError::Damaged { .. } | RunError::Stream { .. } => {
+                self.damage.push(Damage::of_whole(&manifest.dataset, &manifest.id, error_chain(&error)));
+                Ok(false)
+            }
+            RunError::Store(ref store) if is_damage(store.kind) => Ok(false),
+            error => Err(error),
+        }
+    }
+
+    async fn hash(&mut self, manifest: &Manifest, chunk: &ChunkEntry, known: &[Damage]) -> Result<(), RunError> {
+        let Some(key) = chunk_key(manifest, chunk) else { return Ok(()) };
+        if known.iter().chain(&self.damage).any(|damage| damage.key == key.as_str()) {
+            return Ok(());
+        }
+        let reason = match self.blake3_of(&key, chunk.sealed_bytes).await {
+            Ok(actual) => {
+                self.report.chunks += 1;
+                self.report.bytes += chunk.sealed_bytes;
+                let differs = actual != chunk.blake3;
+                differs.then(|| format!("its BLAKE3 is {actual}, and the manifest says {}", chunk.blake3))
+            }
+            Err(RunError::Store(error)) if error.kind == StoreErrorKind::NotFound => Some(super::MISSING.to_owned()),
+            Err(RunError::Store(error)) if error.kind == StoreErrorKind::Corrupt => Some(error_chain(&error)),
+            Err(error) => return Err(error),
+        };
+        self.damage.extend(reason.map(|reason| Damage::new(key.to_string(), Some(manifest.id.clone()), reason)));
+        Ok(())
+    }
+
+    async fn blake3_of(&self, key: &ObjectKey, bytes: u64) -> Result<Digest, RunError> {
+        let starts = (0..bytes.div_ceil(RANGE_BYTES)).map(|number| number * RANGE_BYTES);
+        let get = |start: u64| {
+            let range: Range<u64> = start..(start + RANGE_BYTES).min(bytes);
+            self.store.get(key, Some(range), RANGE_BYTES)
+        };
+        let mut pieces = stream::iter(starts).map(get).buffered(RANGES_MAX);
+        let mut hasher = blake3::Hasher::new();
+        while let Some(piece) = pieces.next().await {
+            if *self.read.stop.borrow() {
+                return Err(RunError::Interrupted);
+            }
+            let piece = piece?;
+            let hashed = tokio::task::spawn_blocking(move || {
+                hasher.update(&piece);
+                hasher
+            });
+            hasher = hashed.await.map_err(|_| {
+                RunError::refused("a thread that hashes panicked", "this is a defect: please report it")
+            })?;
+        }
+        Ok(hasher.finalize().into())
+    }
+}
+
+/// Whether one of the identities is among the recipients: a key for something else would find damage everywhere.
+fn opens(keys: &KeyFile, manifest: &Manifest) -> bool {
+    keys.identities.iter().any(|identity| manifest.recipients.contains(&identity.to_public().to_string()))
+}
+
+fn is_damage(kind: StoreErrorKind) -> bool {
+    matches!(kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt)
+}

@@ -1,0 +1,175 @@
+//! `upload-intermediate-to-remote` and `verify-checksums` as people run them, without ZFS, over frozen archives.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+const PASSPHRASE: &str = "frozen for ever in version one";
+
+/// A host with the frozen archive as its intermediate directory and an empty folder as its remote.
+struct Host {
+    folder: TempDir,
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target)
+        } else {
+            fs::copy(entry.path(), target).map(drop).unwrap()
+        }
+    }
+}
+
+impl Host {
+    fn new() -> Self {
+        let host = Self { folder: TempDir::new().unwrap() };
+        let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/none");
+        copy_tree(&frozen, &host.path("intermediate"));
+        fs::create_dir(host.path("remote")).unwrap();
+        host.configure("");
+        host
+    }
+
+    fn configure(&self, more: &str) {
+        let path = |name: &str| self.path(name).display().to_string();
+        let text = format!(
+            "[main]\nzfs_fs = \"frozen/data\"\nencryption_passphrase = \"{PASSPHRASE}\"\nintermediate_basedir = \"{}\"\n\
+             remote = \"file:{}\"\nstate_dir = \"{}\"\n{more}",
+            path("intermediate"),
+            path("remote"),
+            path("state"),
+        );
+        fs::write(self.path("zb.toml"), text).unwrap();
+        fs::set_permissions(self.path("zb.toml"), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let config = self.path("zb.toml");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
+        command.arg("-c").arg(config).args(arguments).output().unwrap()
+    }
+
+    /// The folder of the one backup in a store.
+    fn backup(&self, store: &str) -> PathBuf {
+        let backups = fs::read_dir(self.path(store).join("frozen/data")).unwrap();
+        backups.map(|entry| entry.unwrap().path()).next().unwrap()
+    }
+}
+
+#[track_caller]
+fn check(output: &Output, status: i32, needles: &[&str]) {
+    let (errors, text) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert_eq!(output.status.code(), Some(status), "{errors}{text}");
+    for needle in needles {
+        assert!(errors.contains(needle) || text.contains(needle), "no {needle:?} in:\n{errors}{text}");
+    }
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn chunk(folder: &Path, number: usize) -> PathBuf {
+    folder.join(files(folder).into_iter().filter(|name| name.ends_with(".zfs.age")).nth(number).unwrap())
+}
+
+fn flip(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn a_frozen_archive_is_uploaded_verified_and_restored_from_the_remote() {
+    let host = Host::new();
+    check(&host.run(&["--dry-run", "upload-intermediate-to-remote"]), 0, &["would copy 1", "copy 2026"]);
+    assert_eq!(files(&host.path("remote")), [""; 0], "a dry run put something");
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["copied 2026", "full", "chunks", "1 copied"]);
+    let (from, to) = (host.backup("intermediate"), host.backup("remote"));
+    assert_eq!(files(&from), files(&to));
+    for name in files(&from).iter().filter(|name| !name.starts_with("receipt")) {
+        assert_eq!(fs::read(from.join(name)).unwrap(), fs::read(to.join(name)).unwrap(), "{name}");
+    }
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["nothing copied", "1 there already"]);
+    check(&host.run(&["verify-checksums"]), 0, &["1 backups", "0 damaged"]);
+    check(&host.run(&["verify-checksums", "--read-data"]), 0, &["read", "1 backups opened whole"]);
+    let out = host.path("stream").display().to_string();
+    check(&host.run(&["restore", "frozen/data", "--output", &out]), 0, &[]);
+    let expected = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/stream.b3")).unwrap();
+    assert_eq!(blake3::hash(&fs::read(&out).unwrap()).to_hex().as_str(), expected.trim());
+    let json = host.run(&["--json", "upload-intermediate-to-remote"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["uploads"][0]["left"][0]["reason"], "is in the remote");
+}
+
+#[test]
+fn damage_in_the_directory_ends_with_4_names_the_file_and_commits_nothing() {
+    let host = Host::new();
+    let chunk = chunk(&host.backup("intermediate"), 1);
+    flip(&chunk);
+    let name = chunk.file_name().unwrap().to_str().unwrap().to_owned();
+    check(&host.run(&["upload-intermediate-to-remote"]), 4, &[&name, "BLAKE3", "intermediate"]);
+    assert!(!host.backup("remote").join("manifest.json").exists());
+    check(&host.run(&["verify-checksums", "--intermediate", "--read-data"]), 4, &["DAMAGED", &name]);
+    flip(&chunk);
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["there already", "1 copied"]);
+    check(&host.run(&["verify-checksums", "--read-data=100%"]), 0, &["0 damaged"]);
+}
+
+#[test]
+fn damage_in_the_remote_says_what_it_costs() {
+    let host = Host::new();
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &[]);
+    let chunk = chunk(&host.backup("remote"), 2);
+    let name = chunk.file_name().unwrap().to_str().unwrap().to_owned();
+    flip(&chunk);
+    check(&host.run(&["verify-checksums"]), 0, &["0 damaged"]);
+    check(&host.run(&["verify-checksums", "--read-data"]), 4, &["DAMAGED", &name, "1 DAMAGED"]);
+    fs::remove_file(&chunk).unwrap();
+    check(
+        &host.run(&["verify-checksums"]),
+        4,
+        &["1 MISSING", &name, "no other backup depends on it", "nothing of this dataset can be restored"],
+    );
+    fs::remove_file(host.backup("remote").join("manifest.json")).unwrap();
+    check(&host.run(&["verify-checksums"]), 4, &["manifest.json: missing", "the intermediate directory has it whole"]);
+}
+
+#[test]
+fn an_empty_directory_is_nothing_to_do_and_a_missing_one_is_an_error() {
+    let host = Host::new();
+    fs::remove_dir_all(host.path("intermediate")).unwrap();
+    let lost = host.run(&["upload-intermediate-to-remote"]);
+    check(&lost, 1, &["intermediate", "hint:"]);
+    fs::create_dir(host.path("intermediate")).unwrap();
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["nothing to copy"]);
+    assert_eq!(files(&host.path("remote")), [""; 0], "keys were made for nothing");
+    assert_eq!(files(&host.path("intermediate")), [""; 0], "keys were made for nothing");
+}
+
+#[test]
+fn shares_that_are_none_are_wrong_usage() {
+    let host = Host::new();
+    check(&host.run(&["verify-checksums", "--read-data=2/7"]), 2, &["2/7", "1/7"]);
+    check(&host.run(&["verify-checksums", "--read-data=lots"]), 2, &["lots", "5%"]);
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &[]);
+    for share in ["5%", "1/7", "10M"] {
+        check(&host.run(&["verify-checksums", &format!("--read-data={share}")]), 0, &["read "]);
+    }
+}
