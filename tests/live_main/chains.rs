@@ -83,12 +83,28 @@ fn a_chain_comes_back_whole_and_each_stream_is_the_one_of_zfs_send() {
     assert_eq!(snapshots(&target).len(), 3);
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_eq!(describe(&bench.pool.file("data")), describe(&bench.pool.file("restored")));
+    assert_alike(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("restored")));
     bench.good(&["verify-checksums"]);
     let refused = bench.zb(&bench.restore_arguments(&dataset, &identity, &["--stdout"]));
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains(&all[1]));
     by_hand(&bench, &dataset, &all);
+}
+
+/// Equal, but for a few allocated sectors: blocks that hold the places of others compress by when each was written,
+/// and a received chain was written at other times. A hole that was filled would take thousands.
+fn assert_alike(source: &str, restored: &str) {
+    assert_eq!(source.lines().count(), restored.lines().count());
+    for (one, other) in source.lines().zip(restored.lines()) {
+        // Of `stat`: name, mode, owner, group, size, sectors, time, name.
+        let (mut a, mut b): (Vec<&str>, Vec<&str>) = (one.split(' ').collect(), other.split(' ').collect());
+        if a.len() >= 8 && b.len() == a.len() {
+            let sectors = |field: &str| field.parse::<i64>().unwrap();
+            let difference = sectors(a.remove(5)) - sectors(b.remove(5));
+            assert!(difference.abs() <= 8, "{one}\n{other}");
+        }
+        assert_eq!(a, b);
+    }
 }
 
 /// The bookmark of the incremental whose snapshot is gone: the one without a snapshot.
@@ -121,7 +137,7 @@ fn by_hand(bench: &Bench, dataset: &str, ids: &[String]) {
     }
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_eq!(describe(&bench.pool.file("data")), describe(&bench.pool.file("by-hand")));
+    assert_alike(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("by-hand")));
 }
 
 #[test]
@@ -176,7 +192,7 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
     assert_eq!(property(received.last().unwrap(), "guid"), property(&daily, "guid"));
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_eq!(describe(&bench.pool.file("pictures")), describe(&bench.pool.file("restored")));
+    assert_alike(&describe(&bench.pool.file("pictures")), &describe(&bench.pool.file("restored")));
 
     // Nothing in common any more: refused, and nothing is sent.
     zfs(&["destroy", &daily]);
@@ -207,12 +223,14 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
     let zfs_calls: Arc<dyn Zfs> = Arc::new(RealZfs::open().unwrap());
     let keys = WriterKeys::from_keyring(&KeyFile::generate().unwrap(), bytes::Bytes::from_static(b"k")).unwrap();
     let destroyed = Arc::new(AtomicUsize::new(0));
-    // At the first plan of each run: nothing, the snapshot, the snapshot and its bookmark.
-    let expected = [("full", 0), ("incr", 1), ("full", 2)];
+    // At the first plan of each run goes: nothing, the base, the base and its bookmark, all that could be one.
+    let expected = [("full", 0), ("incr", 1), ("incr", 2), ("full", usize::MAX)];
     for (round, (kind, victims)) in expected.into_iter().enumerate() {
         let base = snapshots(dataset.as_str()).pop();
         let mark = base.as_ref().map(|base| bookmark_of(base, dataset.as_str()));
-        let doomed: Vec<String> = base.into_iter().chain(mark).take(victims).collect();
+        let marks = zfs(&["list", "-Hpo", "name", "-t", "bookmark", dataset.as_str()]);
+        let others = marks.lines().map(str::to_owned).filter(|other| Some(other) != mark.as_ref());
+        let doomed: Vec<String> = base.into_iter().chain(mark.clone()).chain(others).take(victims).collect();
         pool.write("data/file", 3 << 20, round as u64 + 10);
         zfs(&["snapshot", &format!("{dataset}@s{round}")]);
         let (planned, count) = (AtomicUsize::new(0), Arc::clone(&destroyed));
@@ -255,5 +273,5 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
         let BackupOutcome::Committed(backup) = outcome else { panic!("nothing was sent in round {round}") };
         assert_eq!(backup.manifest.kind.as_str(), kind, "round {round}");
     }
-    assert_eq!(destroyed.load(Ordering::SeqCst), 3);
+    assert!(destroyed.load(Ordering::SeqCst) >= 6, "what was to be destroyed was not there");
 }
