@@ -4,9 +4,13 @@ mod args;
 mod backup;
 mod check;
 mod context;
+mod forget;
 mod keys;
 mod output;
 mod progress;
+mod prune;
+mod prune_plan;
+mod prune_snapshots;
 mod restore;
 mod show;
 mod verify;
@@ -45,6 +49,8 @@ enum Failure {
     Secret(SecretError),
     /// The command line asks for something that cannot be.
     Usage { what: String, hint: String },
+    /// Nothing of a dataset was deleted, because something about it is doubtful.
+    Doubtful { what: String, hint: String, status: u8 },
     /// Everything was said already; only the status is left.
     Reported(u8),
 }
@@ -87,7 +93,7 @@ impl Failure {
             Self::Run(error) if error.is_damage() => status::DAMAGE,
             Self::Run(_) => status::FAILED,
             Self::Config(_) | Self::Secret(_) | Self::Usage { .. } => status::USAGE,
-            Self::Reported(status) => *status,
+            Self::Doubtful { status, .. } | Self::Reported(status) => *status,
         }
     }
 
@@ -97,7 +103,7 @@ impl Failure {
             Self::Run(error) => crate::run::error_chain(error),
             Self::Config(error) => crate::run::error_chain(error),
             Self::Secret(error) => crate::run::error_chain(error),
-            Self::Usage { what, .. } => what.clone(),
+            Self::Usage { what, .. } | Self::Doubtful { what, .. } => what.clone(),
             Self::Reported(status) => format!("ended with status {status}"),
         }
     }
@@ -107,7 +113,7 @@ impl Failure {
             Self::Run(error) => output.error(error, error.hint().as_deref()),
             Self::Config(error) => output.error(error, error.hint().as_deref()),
             Self::Secret(error) => output.error(error, error.hint().as_deref()),
-            Self::Usage { what, hint } => output.error_text(what, Some(hint)),
+            Self::Usage { what, hint } | Self::Doubtful { what, hint, .. } => output.error_text(what, Some(hint)),
             Self::Reported(_) => {}
         }
     }
@@ -195,6 +201,11 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Snapshot => backup::snapshot(context),
         Command::StreamToRemote(kind) => backup::stream_to_remote(context, kind).await,
         Command::ExportIntermediate(kind) => backup::export_intermediate(context, kind).await,
+        Command::PruneSnapshots(prune) => prune_snapshots::prune_snapshots(context, prune).await,
+        Command::PruneIntermediate(prune) => prune::prune_intermediate(context, prune).await,
+        Command::PruneRemote(prune) => prune::prune_remote(context, prune).await,
+        Command::Adopt(adopt) => forget::adopt(context, adopt).await,
+        Command::Forget(forget) => forget::forget(context, forget).await,
         Command::Show(show) => show::show(global, show, output).await,
         Command::VerifyChecksums(verify) => verify::verify(global, verify, output).await,
         Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
@@ -204,12 +215,7 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         | Command::Lock
         | Command::Unlock
         | Command::UploadIntermediateToRemote(_)
-        | Command::PruneSnapshots(_)
-        | Command::PruneIntermediate(_)
-        | Command::PruneRemote(_)
         | Command::Health(_)
-        | Command::Holds(_)
-        | Command::Adopt(_)
-        | Command::Forget(_) => Err(wire::usage("this command is not in this version", "see --help")),
+        | Command::Holds(_) => Err(wire::usage("this command is not in this version", "see --help")),
     }
 }

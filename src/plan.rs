@@ -1,7 +1,10 @@
 //! Decisions, pure: no clock, network or disk. Every "no" is data that explains itself.
 
+pub mod prune;
 pub mod restore;
+pub mod retention;
 pub mod send;
+pub mod snapshots;
 
 use crate::manifest::{Manifest, Origin, SnapshotRef};
 use crate::model::{BackupId, BackupKind, Digest};

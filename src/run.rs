@@ -1,10 +1,13 @@
 //! Carrying plans out: everything that touches ZFS and a store at once.
 
+pub mod adopt;
 pub mod backup;
 pub mod catalog;
 pub mod journal;
 pub mod keys;
 pub mod lock;
+pub mod prune;
+pub mod prune_snapshots;
 pub mod restore;
 pub mod select;
 pub mod snapshot;

@@ -29,7 +29,8 @@ const RULES: &[Rule] = &[
 const ROOMS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("config", &["model", "store"]),
-    ("plan", &["model", "manifest", "zfs"]),
+    // The rules of retention are plain data of the configuration; two sets of the same types would drift apart.
+    ("plan", &["model", "config", "manifest", "zfs"]),
     ("zfs", &["model", "stream"]),
     ("stream", &["model"]),
     ("store", &["model"]),

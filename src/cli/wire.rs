@@ -3,7 +3,7 @@
 use super::Failure;
 use super::args::{Global, Source};
 use super::output::Output;
-use crate::config::{self, Config, Environment, KeySource, Remote, SecretFile};
+use crate::config::{self, Config, CredentialFiles, Environment, KeySource, Remote, SecretFile};
 use crate::keyring::KeyFile;
 use crate::run::RunError;
 use crate::run::backup::BackupSettings;
@@ -35,11 +35,32 @@ pub(super) fn open_zfs() -> Result<Arc<dyn Zfs>, Failure> {
 
 /// The configured remote.
 pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let (files, profile) = (config.s3.credential_files.as_ref(), config.s3.profile.clone());
+    open_remote_as(config, env, files, profile).await
+}
+
+/// The configured remote with the credentials of `[prune]`, where there are some: the nightly ones need not delete.
+pub(super) async fn open_remote_to_delete(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let prune = config.prune.as_ref();
+    let files = prune.and_then(|prune| prune.s3_credential_files.as_ref());
+    let profile = prune.and_then(|prune| prune.profile.clone());
+    if files.is_none() && profile.is_none() {
+        return open_remote(config, env).await;
+    }
+    open_remote_as(config, env, files, profile).await
+}
+
+async fn open_remote_as(
+    config: &Config,
+    env: &Environment,
+    files: Option<&CredentialFiles>,
+    profile: Option<String>,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     let Some(remote) = &config.remote else {
         return Err(usage("the configuration names no remote", "set main.remote, such as \"s3:bucket/prefix\""));
     };
     let s3 = &config.s3;
-    let credentials = match &s3.credential_files {
+    let credentials = match files {
         None => None,
         Some(files) => {
             let (id, secret) = files.read(env)?;
@@ -49,7 +70,7 @@ pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Ar
     let settings = S3Settings {
         endpoint: s3.endpoint.clone(),
         region: s3.region.clone(),
-        profile: s3.profile.clone(),
+        profile,
         path_style: s3.path_style,
         storage_class: s3.storage_class.clone(),
         checksum: s3.checksum,
@@ -119,6 +140,30 @@ pub(super) async fn keys_for_writing(
             Ok(WriterKeys { recipients: recipients.clone(), signing, trusted, keyring: None })
         }
     }
+}
+
+/// The key that signs prune records, and whom pruning believes. Never makes a keyring: there is nothing to prune in a
+/// store without one.
+pub(super) async fn keys_for_pruning(
+    config: &Config,
+    env: &Environment,
+    store: &Arc<dyn ObjectStore>,
+) -> Result<(SigningKey, TrustedKeys), Failure> {
+    let source = match &config.keys {
+        KeySource::Recipients { signing_key_file, .. } => return signing_side(signing_key_file, config, env),
+        KeySource::Passphrase(source) => source,
+    };
+    let (signing, mut trusted) = match KeyCache::new(&config.state_dir).load()? {
+        Some(cached) => (cached.signing, cached.trusted),
+        None => {
+            let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());
+            let file = open_keyrings(&**store, &passphrase).await?;
+            let unusable = |source| RunError::Keyring { store: store.url().to_owned(), source };
+            (file.signing_key().map_err(unusable)?.clone(), file.trusted.clone())
+        }
+    };
+    trusted.0.extend(verify_keys(config).0);
+    Ok((signing, trusted))
 }
 
 fn verify_keys(config: &Config) -> TrustedKeys {

@@ -37,7 +37,6 @@ pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
 const NO_HOOK: &str = "the hook is not run";
 const FULL_SPEED: &str = "uploads run at full speed, at any hour";
-const NOTHING_PRUNED: &str = "nothing is deleted";
 const BY_FLAG: &str = "an incremental is made whenever it can be";
 
 const MAIN: &[KeySpec] = &[
@@ -60,7 +59,7 @@ const MAIN: &[KeySpec] = &[
     later("bwlimit", FULL_SPEED),
     later("window", FULL_SPEED),
     later("max_runtime", "a run goes on until it is done"),
-    later("oldest_snapshot_days", "no snapshot is destroyed"),
+    now("oldest_snapshot_days"),
     now("snapshot_prefix"),
     later("use_snapshots", "the tool's own snapshots are used"),
     later("store_as", "the dataset's own name is used in the store"),
@@ -71,7 +70,7 @@ const MAIN: &[KeySpec] = &[
     later("hook_timeout", "no hook is run"),
     later("lock_file", "only the kernel lock in state_dir keeps two runs apart"),
     now("state_dir"),
-    later("resume_days", "an unfinished upload is never given up"),
+    now("resume_days"),
 ];
 
 const S3: &[KeySpec] = &[
@@ -126,12 +125,12 @@ pub(super) const SECTIONS: &[SectionSpec] = &[
     section("main", MAIN, None),
     section("s3", S3, None),
     section("b2", B2, Some("native B2 is not spoken")),
-    section("prune", PRUNE, Some(NOTHING_PRUNED)),
+    section("prune", PRUNE, None),
     section("send", SEND, None),
     section("backup-lifecycle", BACKUP_LIFECYCLE, Some(BY_FLAG)),
     section("backup-sequence", &[], Some("run the commands one by one")),
-    section("lifecycle-intermediate", RETENTION, Some(NOTHING_PRUNED)),
-    section("lifecycle-remote", RETENTION, Some(NOTHING_PRUNED)),
+    section("lifecycle-intermediate", RETENTION, None),
+    section("lifecycle-remote", RETENTION, None),
 ];
 
 /// The section of that name. The names are ours, so one that is not there is a slip in this crate.

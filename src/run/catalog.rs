@@ -5,8 +5,9 @@
 
 use super::{RunError, error_chain};
 use crate::manifest::{
-    CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt,
-    SIGNATURE_BYTES_MAX, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt,
+    CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, PruneRecord,
+    Receipt, SIGNATURE_BYTES_MAX, Started, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt,
+    parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest, Guid};
 use crate::sign::{SignedType, TrustedKeys};
@@ -59,6 +60,8 @@ pub struct Catalog {
     pub attempts: Vec<Attempt>,
     /// Keys under the dataset that are not of this format.
     pub unknown: Vec<ListedObject>,
+    /// Its newest object of any kind: what the store's clock said last. `None` when the store says no times.
+    pub newest_object_at: Option<jiff::Timestamp>,
 }
 
 impl StoredBackup {
@@ -116,6 +119,7 @@ pub async fn read_catalog(
     trusted: &TrustedKeys,
 ) -> Result<Catalog, RunError> {
     let listed = store.list(&dataset_prefix(dataset)).await?;
+    let newest_object_at = listed.iter().filter_map(|object| object.modified_at).max();
     let mut groups: BTreeMap<BackupId, Vec<(ParsedKey, ListedObject)>> = BTreeMap::new();
     let mut unknown = Vec::new();
     for object in listed {
@@ -125,7 +129,8 @@ pub async fn read_catalog(
             None => unknown.push(object),
         }
     }
-    let mut catalog = Catalog { dataset: dataset.clone(), backups: Vec::new(), attempts: Vec::new(), unknown };
+    let (backups, attempts) = (Vec::new(), Vec::new());
+    let mut catalog = Catalog { dataset: dataset.clone(), backups, attempts, unknown, newest_object_at };
     let read = |(id, objects): (BackupId, Vec<(ParsedKey, ListedObject)>)| async move {
         let committed = objects.iter().any(|(key, _)| key.object == BackupObject::Manifest && !key.signature);
         let believed = if committed { Some(read_manifest(store, dataset, &id, trusted).await) } else { None };
@@ -301,12 +306,25 @@ pub async fn read_pruned(
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<BTreeSet<BackupId>, RunError> {
-    let mut pruned = BTreeSet::new();
+    let records = read_prune_records(store, dataset, trusted).await?;
+    Ok(records.into_iter().flat_map(|(_, record)| record.pruned).map(|entry| entry.id).collect())
+}
+
+/// The signed prune records of one dataset with their keys. One that is not believed is warned of and left out.
+///
+/// # Errors
+/// [`RunError::Store`] when a listing or a fetch fails.
+pub async fn read_prune_records(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+) -> Result<Vec<(ObjectKey, PruneRecord)>, RunError> {
+    let mut records = Vec::new();
     for object in store.list(&format!("{dataset}/@prune/")).await? {
         let Some(key) = ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json")) else { continue };
         match get_signed(store, &key, LARGE_TEXT_BYTES_MAX).await {
             Ok((bytes, signature)) => match parse_prune_record(trusted, dataset, key.as_str(), &bytes, &signature) {
-                Ok(record) => pruned.extend(record.pruned.into_iter().map(|entry| entry.id)),
+                Ok(record) => records.push((key, record)),
                 Err(error) => tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed"),
             },
             Err(error) if error.is_damage() => {
@@ -315,7 +333,26 @@ pub async fn read_pruned(
             Err(error) => return Err(error),
         }
     }
-    Ok(pruned)
+    Ok(records)
+}
+
+/// The first object of an attempt, its signature checked; `None` when it is not there.
+///
+/// # Errors
+/// [`RunError::Manifest`] or [`RunError::Damaged`] when it is not to be believed; [`RunError::Store`].
+pub async fn read_started(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    id: &BackupId,
+    trusted: &TrustedKeys,
+) -> Result<Option<Started>, RunError> {
+    let key = ObjectKey::backup(dataset, id, &BackupObject::Started);
+    if store.head(&key).await?.is_none() {
+        return Ok(None);
+    }
+    let (bytes, signature) = get_signed(store, &key, MANIFEST_BYTES_MAX).await?;
+    let started = parse_started(trusted, dataset, id, &bytes, &signature);
+    started.map(Some).map_err(|source| RunError::Manifest { key: key.to_string(), source })
 }
 
 /// The key of a chunk. Its name was checked when its list was parsed.

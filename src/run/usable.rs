@@ -43,7 +43,11 @@ impl<'a> Usability<'a> {
         Ok(None)
     }
 
-    async fn own_flaw(&mut self, id: &BackupId) -> Result<Option<String>, RunError> {
+    /// What is wrong with its own chunks, whatever its ancestors are.
+    ///
+    /// # Errors
+    /// As for [`Usability::flaw`].
+    pub async fn own_flaw(&mut self, id: &BackupId) -> Result<Option<String>, RunError> {
         if let Some(known) = self.chunks.get(id) {
             return Ok(known.clone());
         }
@@ -55,6 +59,19 @@ impl<'a> Usability<'a> {
         };
         self.chunks.insert(id.clone(), flaw.clone());
         Ok(flaw)
+    }
+
+    /// All backups of the catalog with what is wrong with the chunks of each itself, in the catalog's order.
+    ///
+    /// # Errors
+    /// As for [`Usability::flaw`].
+    pub async fn own_facts(&mut self) -> Result<Vec<BackupFacts>, RunError> {
+        let mut facts = Vec::new();
+        for backup in &self.catalog.backups {
+            let flaw = self.own_flaw(&backup.manifest.id).await?;
+            facts.push(BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), flaw));
+        }
+        Ok(facts)
     }
 
     /// All backups of the catalog with what is wrong with each, in the catalog's order.

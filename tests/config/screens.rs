@@ -401,16 +401,11 @@ fn every_key_for_a_later_version_is_named() {
     main.hook_timeout is checked but not used yet: for now no hook is run
     main.intermediate_checksum is checked but not used yet: for now no B3SUMS file is written
     main.lock_file is checked but not used yet: for now only the kernel lock in state_dir keeps two runs apart
-    main.oldest_snapshot_days is checked but not used yet: for now no snapshot is destroyed
     main.on_failure is checked but not used yet: for now the hook is not run
-    main.resume_days is checked but not used yet: for now an unfinished upload is never given up
     main.window is checked but not used yet: for now uploads run at full speed, at any hour
     s3.object_lock_days is checked but not used yet: for now objects are not locked
-    [prune] is checked but not used yet: for now nothing is deleted
     [backup-lifecycle] is checked but not used yet: for now an incremental is made whenever it can be
     [backup-sequence] is checked but not used yet: for now run the commands one by one
-    [lifecycle-intermediate] is checked but not used yet: for now nothing is deleted
-    [lifecycle-remote] is checked but not used yet: for now nothing is deleted
     ");
     assert_snapshot!(notices(&with("recursive = true\nexclude = [\"t/*\"]\nuse_snapshots = \"auto_*\"\nstore_as = \"x\"\nmax_runtime = \"8h\"", "")), @r"
     main.exclude is checked but not used yet: for now only the datasets named in zfs_fs are backed up
@@ -426,7 +421,6 @@ fn what_has_no_effect_is_named() {
     let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"b2:bucket\"\n\
         [s3]\nregion = \"x\"\n[lifecycle-intermediate]\nkeep-last-chains = 1\n";
     assert_snapshot!(notices(text), @r"
-    [lifecycle-intermediate] is checked but not used yet: for now nothing is deleted
     [s3] has no effect: the remote is b2:bucket
     [lifecycle-intermediate] has no effect: there is no intermediate_basedir
     main.remote names a kind of store that comes in a later version: for now use the S3 endpoint of the bucket, s3:BUCKET/PREFIX

@@ -1,0 +1,178 @@
+//! `prune-intermediate` and `prune-remote`.
+
+use super::args::Prune;
+use super::context::Context;
+use super::output::bytes;
+use super::prune_plan::{plan_lines, plan_to_json};
+use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_remote_to_delete, open_zfs};
+use super::{Failure, status};
+use crate::config::{Config, Environment, Remote, RetentionRules};
+use crate::manifest::Origin;
+use crate::plan::prune::Doubt;
+use crate::run::RunError;
+use crate::run::adopt::origins_of;
+use crate::run::prune::{Beside, PruneEnv, PruneLook, PruneTask, look, prune_dataset};
+use crate::run::select::Selected;
+use crate::store::key::dataset_prefix;
+use crate::store::{ObjectStore, StoreErrorKind};
+use crate::zfs::Zfs;
+use jiff::Timestamp;
+use serde_json::json;
+use std::sync::Arc;
+
+/// More doubts than this about one dataset are counted, not printed.
+const DOUBTS_PRINTED_MAX: usize = 10;
+
+pub(super) async fn prune_remote(context: &Context, prune: &Prune) -> Result<(), Failure> {
+    let (config, env) = &*context.config()?;
+    let store = open_remote_to_delete(config, env).await?;
+    let beside = match &config.intermediate {
+        Some(_) => Beside::Intermediate(open_intermediate(config)?),
+        None => Beside::Nothing,
+    };
+    prune_store(context, store, beside, &config.lifecycle_remote, prune).await
+}
+
+pub(super) async fn prune_intermediate(context: &Context, prune: &Prune) -> Result<(), Failure> {
+    let (config, env) = &*context.config()?;
+    let store = open_intermediate(config)?;
+    let beside = match open_remote_if_any(config, env).await? {
+        RemoteState::None => Beside::Nothing,
+        RemoteState::Open(remote) => Beside::Remote(remote),
+        RemoteState::Unreachable(why) => {
+            context.output.always(&format!("the remote cannot be reached, so everything is kept: {why}"));
+            Beside::Unreachable
+        }
+    };
+    prune_store(context, store, beside, &config.lifecycle_intermediate, prune).await
+}
+
+/// What is known of the remote that the configuration names.
+pub(super) enum RemoteState {
+    /// It names none.
+    None,
+    /// It answers.
+    Open(Arc<dyn ObjectStore>),
+    /// The network, the server or the mount is not there. The text says why.
+    Unreachable(String),
+}
+
+/// Opens the remote. That it is away tonight is data: whoever asked keeps everything, and the next steps go on. Wrong
+/// credentials or a wrong name are errors.
+pub(super) async fn open_remote_if_any(config: &Config, env: &Environment) -> Result<RemoteState, Failure> {
+    let Some(remote) = &config.remote else { return Ok(RemoteState::None) };
+    match open_remote(config, env).await {
+        Ok(store) => Ok(RemoteState::Open(store)),
+        Err(failure) if is_away(&failure, remote) => Ok(RemoteState::Unreachable(failure.reason())),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn is_away(failure: &Failure, remote: &Remote) -> bool {
+    let Failure::Run(RunError::Store(error)) = failure else { return false };
+    match error.kind {
+        StoreErrorKind::Unavailable | StoreErrorKind::Throttled => true,
+        // A folder that is not mounted.
+        StoreErrorKind::NotFound => matches!(remote, Remote::File { .. }),
+        _ => false,
+    }
+}
+
+/// The origin of a dataset as it is now.
+pub(super) fn origin_of(zfs: &dyn Zfs, selected: &Selected) -> Result<Origin, RunError> {
+    let pool_guid = zfs.pool_guid(selected.dataset.name.pool())?;
+    Ok(Origin { dataset_guid: selected.dataset.guid, pool_guid })
+}
+
+async fn prune_store(
+    context: &Context,
+    store: Arc<dyn ObjectStore>,
+    beside: Beside,
+    rules: &RetentionRules,
+    prune: &Prune,
+) -> Result<(), Failure> {
+    let (config, env) = &*context.config()?;
+    let output = &context.output;
+    let zfs = open_zfs()?;
+    let datasets = context.datasets(&*zfs)?;
+    let (signing, trusted) = keys_for_pruning(config, env, &store).await?;
+    let (foreign_objects, foreign_bytes) = count_foreign(&*store, &datasets).await?;
+    let env = PruneEnv {
+        store: Arc::clone(&store),
+        signing,
+        trusted,
+        state_dir: config.state_dir.clone(),
+        resume_days: config.resume_days,
+        now: Timestamp::now(),
+        stop: context.stop.clone(),
+    };
+    let carry_out = prune.yes && !context.global.dry_run;
+    let mut results = Vec::new();
+    for selected in &datasets {
+        let work = async {
+            let origins = origins_of(&config.state_dir, &selected.stored, &origin_of(&*zfs, selected)?)?;
+            let (stored, rules, beside) = (selected.stored.clone(), rules.clone(), beside.clone());
+            let task = PruneTask { stored, origins, rules, beside };
+            match carry_out {
+                true => prune_dataset(&env, &task).await.map(|outcome| outcome.look),
+                false => look(&env, &task).await,
+            }
+        };
+        match work.await {
+            Ok(look) => {
+                output.line(format!("{}:", selected.stored));
+                plan_lines(&look, carry_out).iter().for_each(|line| output.line(line));
+                results.push(plan_to_json(&selected.stored, &look, carry_out));
+                finish(context, selected, &look, carry_out);
+            }
+            Err(error) => context.failed(&selected.dataset.name, &Failure::Run(error)),
+        }
+        if *context.stop.borrow() {
+            break;
+        }
+    }
+    if foreign_objects > 0 {
+        output.line(format!("foreign {foreign_objects} objects {} left alone.", bytes(foreign_bytes)));
+    }
+    if !carry_out {
+        output.note("nothing was deleted; -y deletes");
+    }
+    output.json(|| {
+        json!({
+            "store": store.url(), "carried_out": carry_out, "datasets": results,
+            "foreign": { "objects": foreign_objects, "bytes": foreign_bytes },
+            "failed": context.tally().failed.into_keys().collect::<Vec<_>>(),
+        })
+    });
+    context.verdict()
+}
+
+/// Objects under the prefix that belong to no dataset of this configuration. The keyrings are ours.
+async fn count_foreign(store: &dyn ObjectStore, datasets: &[Selected]) -> Result<(usize, u64), Failure> {
+    let ours: Vec<String> = datasets.iter().map(|selected| dataset_prefix(&selected.stored)).collect();
+    let listed = store.list("").await?;
+    let foreign = listed.iter().filter(|object| {
+        let known = ours.iter().any(|prefix| object.key.starts_with(prefix));
+        !known && !object.key.starts_with("@zfs-backup/")
+    });
+    Ok(foreign.fold((0, 0), |(objects, sum), object| (objects + 1, u64::saturating_add(sum, object.bytes))))
+}
+
+fn finish(context: &Context, selected: &Selected, look: &PruneLook, carried_out: bool) {
+    let name = &selected.dataset.name;
+    let Some(first) = look.plan.doubts.first() else {
+        context.done(name, if carried_out { look.plan.freed_bytes() } else { 0 });
+        return;
+    };
+    let status = if look.plan.doubts.iter().any(Doubt::is_damage) { status::DAMAGE } else { status::PARTIAL };
+    let what = format!("{}: nothing is deleted: {first}", selected.stored);
+    context.failed(name, &Failure::Doubtful { what, hint: first.hint(), status });
+    let rest = &look.plan.doubts[1..];
+    for doubt in rest.iter().take(DOUBTS_PRINTED_MAX) {
+        context.output.error_text(&format!("{}: {doubt}", selected.stored), Some(&doubt.hint()));
+    }
+    if rest.len() > DOUBTS_PRINTED_MAX {
+        let more = rest.len() - DOUBTS_PRINTED_MAX;
+        context.output.always(&format!("{more} more of the kind; --json has all"));
+    }
+}

@@ -1,0 +1,89 @@
+//! `prune-snapshots`.
+
+use super::Failure;
+use super::args::Prune;
+use super::context::Context;
+use super::output::bytes;
+use super::prune::{RemoteState, open_remote_if_any};
+use super::wire::{keys_for_pruning, open_intermediate, open_zfs};
+use crate::run::prune_snapshots::{
+    SnapshotOutcome, SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots as prune_dataset,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+pub(super) async fn prune_snapshots(context: &Context, prune: &Prune) -> Result<(), Failure> {
+    let (config, env) = &*context.config()?;
+    let output = &context.output;
+    let Some(oldest_days) = config.snapshots.oldest_days else {
+        output.note("main.oldest_snapshot_days is not set, so no snapshot is destroyed");
+        return Ok(());
+    };
+    let zfs = open_zfs()?;
+    let datasets = context.datasets(&*zfs)?;
+    let mut stores = Vec::new();
+    if config.intermediate.is_some() {
+        let beside_remote = config.remote.is_some();
+        stores.push(SnapshotStore { store: open_intermediate(config)?, beside_remote });
+    }
+    match open_remote_if_any(config, env).await? {
+        RemoteState::None => {}
+        RemoteState::Open(store) => stores.push(SnapshotStore { store, beside_remote: false }),
+        RemoteState::Unreachable(why) => {
+            output.always(&format!("the remote cannot be reached, so no snapshot is destroyed: {why}"));
+            datasets.iter().for_each(|selected| context.done(&selected.dataset.name, 0));
+            return Ok(());
+        }
+    }
+    let Some(store) = stores.last().map(|store| &store.store) else { return Ok(()) };
+    let (_, trusted) = keys_for_pruning(config, env, store).await?;
+    let now = Timestamp::now();
+    let env = SnapshotsEnv { zfs, stores, trusted, state_dir: config.state_dir.clone(), oldest_days, now };
+    let carry_out = prune.yes && !context.global.dry_run;
+    let mut results = Vec::new();
+    for selected in &datasets {
+        let outcomes = match carry_out {
+            true => prune_dataset(&env, selected).await,
+            false => look_at_snapshots(&env, selected).await.map(|verdicts| {
+                verdicts.into_iter().map(|verdict| SnapshotOutcome { verdict, refused: None }).collect()
+            }),
+        };
+        match outcomes {
+            Ok(outcomes) => {
+                print(context, &outcomes, carry_out);
+                results.extend(outcomes.iter().map(|outcome| to_json(outcome, carry_out)));
+                let freed = outcomes.iter().filter(|outcome| outcome.verdict.destroy && carry_out);
+                context.done(&selected.dataset.name, freed.map(|outcome| outcome.verdict.used_bytes).sum());
+            }
+            Err(error) => context.failed(&selected.dataset.name, &Failure::Run(error)),
+        }
+        if *context.stop.borrow() {
+            break;
+        }
+    }
+    if !carry_out {
+        output.note("nothing was destroyed; -y destroys");
+    }
+    output.json(|| json!({ "carried_out": carry_out, "snapshots": results }));
+    context.verdict()
+}
+
+fn print(context: &Context, outcomes: &[SnapshotOutcome], carried_out: bool) {
+    for SnapshotOutcome { verdict, refused } in outcomes {
+        let action = if verdict.destroy { "destroy" } else { "keep" };
+        context.output.line(format!("{action:<7} {:>6} {}", bytes(verdict.used_bytes), verdict.name));
+        context.output.line(format!("               {}", verdict.reason));
+        if let Some(why) = refused.as_ref().filter(|_| carried_out) {
+            context.output.always(&format!("{} stays: {why}", verdict.name));
+        }
+    }
+}
+
+fn to_json(outcome: &SnapshotOutcome, carried_out: bool) -> Value {
+    let SnapshotOutcome { verdict, refused } = outcome;
+    json!({
+        "snapshot": verdict.name, "destroy": verdict.destroy, "reason": verdict.reason.to_string(),
+        "used_bytes": verdict.used_bytes, "refused": refused,
+        "destroyed": carried_out && verdict.destroy && refused.is_none(),
+    })
+}

@@ -1,0 +1,273 @@
+//! [`Doubt`]: why nothing of a dataset is deleted. Whoever deletes must understand all that is there.
+
+use super::{Beside, DoomedLeftover, Keeping, Leftover, PruneInput, StartedFact};
+use crate::manifest::Origin;
+use crate::model::{BackupId, BackupKind, Guid};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+
+/// How far ahead a time may be before clocks are no longer believed.
+const AHEAD_SECONDS_MAX: i64 = 24 * 3600;
+
+/// Why nothing of a dataset is deleted. The text says what was found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    /// Backups of another dataset, or of the same name in another pool, are there.
+    #[error("{} has backups of another origin: dataset guid {dataset_guid} in pool guid {pool_guid}", id)]
+    OtherOrigin {
+        /// One of them.
+        id: BackupId,
+        /// The other dataset.
+        dataset_guid: Guid,
+        /// Its pool.
+        pool_guid: Guid,
+    },
+    /// A manifest is there and not believed.
+    #[error("the manifest of {id} is not believed: {reason}")]
+    ManifestUnreadable {
+        /// The backup.
+        id: BackupId,
+        /// Why.
+        reason: String,
+        /// Damage or forgery.
+        damage: bool,
+    },
+    /// A manifest's signature is there and the manifest is not.
+    #[error("the manifest of {id} is missing, and its signature is there")]
+    ManifestLost {
+        /// The backup.
+        id: BackupId,
+        /// No other backup holds its snapshot.
+        damage: bool,
+    },
+    /// The newest receipt saw a backup that is gone.
+    #[error("{seen_by} saw {id} in this store; it is gone, and no signed prune record says why")]
+    Gone {
+        /// The backup.
+        id: BackupId,
+        /// Whose receipt it is.
+        seen_by: BackupId,
+    },
+    /// The newest receipt cannot be read.
+    #[error("the receipt of {id} is not believed: {reason}")]
+    ReceiptUnreadable {
+        /// The backup.
+        id: BackupId,
+        /// Why.
+        reason: String,
+        /// Damage or forgery.
+        damage: bool,
+    },
+    /// A backup that is to be kept cannot be restored.
+    #[error("{id} is to be kept and is not usable: {reason}")]
+    NotUsable {
+        /// The backup.
+        id: BackupId,
+        /// Why.
+        reason: String,
+    },
+    /// There are backups, and none can be restored.
+    #[error("none of the {count} backups is usable")]
+    NoneUsable {
+        /// How many there are.
+        count: usize,
+    },
+    /// A snapshot's time lies in the future.
+    #[error("{id} is of {at}, more than a day ahead of {clock}, {now}")]
+    Ahead {
+        /// The backup.
+        id: BackupId,
+        /// Its snapshot's time.
+        at: Timestamp,
+        /// Whose clock.
+        clock: &'static str,
+        /// What that clock says.
+        now: Timestamp,
+    },
+    /// Two snapshots of one origin contradict each other.
+    #[error("{earlier} was taken before {later} by its transaction group, and after it by its time")]
+    Order {
+        /// The one with the smaller createtxg.
+        earlier: BackupId,
+        /// The one with the larger createtxg and the earlier time.
+        later: BackupId,
+    },
+    /// What an unfinished upload builds on is not known, so all of it is needed.
+    #[error("what the unfinished upload {id} builds on is not known: {reason}")]
+    UploadUnreadable {
+        /// The attempt.
+        id: BackupId,
+        /// Why.
+        reason: String,
+        /// Damage or forgery.
+        damage: bool,
+    },
+}
+
+impl Doubt {
+    /// Whether it is damage: exit status 4. Else 3.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::ManifestUnreadable { damage, .. }
+            | Self::ManifestLost { damage, .. }
+            | Self::ReceiptUnreadable { damage, .. }
+            | Self::UploadUnreadable { damage, .. } => *damage,
+            Self::Gone { .. } | Self::NotUsable { .. } | Self::NoneUsable { .. } => true,
+            Self::OtherOrigin { .. } | Self::Ahead { .. } | Self::Order { .. } => false,
+        }
+    }
+
+    /// What a person can do.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::OtherOrigin { .. } => {
+                "if this dataset replaces that one: zfs-backup adopt DATASET; if two hosts write here by mistake, give one another prefix".to_owned()
+            }
+            Self::ManifestUnreadable { id, damage: false, .. } => {
+                format!("use the version of this program that made {id}")
+            }
+            Self::ManifestUnreadable { id, .. } | Self::ManifestLost { id, .. } => {
+                format!("bring the object back (an older version of it, another copy); if it is lost: zfs-backup forget {id}")
+            }
+            Self::Gone { .. } => {
+                "look who deletes there; the next backup's receipt takes the store as it is then".to_owned()
+            }
+            Self::ReceiptUnreadable { .. } => "zfs-backup verify-checksums; the next backup has a new receipt".to_owned(),
+            Self::NotUsable { id, .. } => {
+                format!("zfs-backup verify-checksums; if it is lost: zfs-backup forget {id}, what follows from it first")
+            }
+            Self::NoneUsable { .. } => "zfs-backup verify-checksums; make a new full first".to_owned(),
+            Self::Ahead { id, .. } => format!("set the clock; if the snapshot's time is wrong: zfs-backup forget {id}"),
+            Self::Order { later, .. } => {
+                format!("a clock was wrong when one of them was taken; zfs-backup forget {later} ends the contradiction")
+            }
+            Self::UploadUnreadable { id, .. } => format!("if that upload is over: zfs-backup forget {id}"),
+        }
+    }
+}
+
+/// Everything that is doubtful about the dataset, in the order in which a person should look at it.
+pub(super) fn find_doubts(
+    input: &PruneInput<'_>,
+    delete_leftovers: &[DoomedLeftover],
+    keeping: &Keeping<'_>,
+) -> Vec<Doubt> {
+    let mut doubts = Vec::new();
+    other_origins(input, &mut doubts);
+    lost_manifests(input, delete_leftovers, &mut doubts);
+    gaps(input, &mut doubts);
+    times(input, &mut doubts);
+    uploads(input, delete_leftovers, &mut doubts);
+    unusable(input, keeping, &mut doubts);
+    doubts
+}
+
+fn other_origins(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
+    let backups = input.facts.iter().map(|backup| (&backup.id, &backup.origin));
+    let attempts = input.leftovers.iter().filter_map(|leftover| match &leftover.started {
+        StartedFact::Signed { origin, .. } => Some((&leftover.id, origin)),
+        StartedFact::Absent | StartedFact::Unreadable(_) => None,
+    });
+    let mut seen: Vec<&Origin> = Vec::new();
+    for (id, origin) in backups.chain(attempts) {
+        if !input.origins.contains(origin) && !seen.contains(&origin) {
+            seen.push(origin);
+            let Origin { dataset_guid, pool_guid } = origin.clone();
+            doubts.push(Doubt::OtherOrigin { id: id.clone(), dataset_guid, pool_guid });
+        }
+    }
+}
+
+fn lost_manifests(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: &mut Vec<Doubt>) {
+    let explained = |leftover: &Leftover| {
+        input.pruned.contains_key(&leftover.id) || delete_leftovers.iter().any(|doomed| doomed.id == leftover.id)
+    };
+    for leftover in input.leftovers {
+        let id = leftover.id.clone();
+        if let Some(unreadable) = leftover.disbelieved.clone() {
+            doubts.push(Doubt::ManifestUnreadable { id, reason: unreadable.reason, damage: unreadable.damage });
+        } else if leftover.was_committed && !explained(leftover) {
+            let held = input.facts.iter().any(|backup| backup.snapshot.guid == id.snapshot_guid());
+            doubts.push(Doubt::ManifestLost { id, damage: !held });
+        }
+    }
+}
+
+fn gaps(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
+    let Some(live) = input.live else { return };
+    let present: BTreeSet<&BackupId> = input.facts.iter().map(|backup| &backup.id).collect();
+    match &live.ids {
+        Ok(ids) => {
+            let gone = ids.iter().filter(|id| !present.contains(id) && !input.pruned.contains_key(id));
+            doubts.extend(gone.map(|id| Doubt::Gone { id: id.clone(), seen_by: live.of.clone() }));
+        }
+        Err(unreadable) => doubts.push(Doubt::ReceiptUnreadable {
+            id: live.of.clone(),
+            reason: unreadable.reason.clone(),
+            damage: unreadable.damage,
+        }),
+    }
+}
+
+fn times(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
+    let clocks = [(Some(input.now), "this host's clock"), (input.store_clock, "the store's clock")];
+    for backup in input.facts {
+        let at = backup.snapshot.created_at;
+        let ahead = |now: &Timestamp| at.as_second().saturating_sub(now.as_second()) > AHEAD_SECONDS_MAX;
+        let found = clocks.iter().find_map(|(now, clock)| Some((now.filter(ahead)?, *clock)));
+        if let Some((now, clock)) = found {
+            doubts.push(Doubt::Ahead { id: backup.id.clone(), at, clock, now });
+        }
+    }
+    let mut ordered: Vec<_> = input.facts.iter().collect();
+    let key = |origin: &Origin| (origin.dataset_guid, origin.pool_guid);
+    ordered.sort_by_key(|backup| (key(&backup.origin), backup.snapshot.createtxg, backup.snapshot.created_at));
+    for pair in ordered.windows(2) {
+        let (earlier, later) = (&pair[0], &pair[1]);
+        let same_txg = earlier.snapshot.createtxg == later.snapshot.createtxg;
+        let contradict = match same_txg {
+            true => earlier.snapshot.created_at != later.snapshot.created_at,
+            false => earlier.snapshot.created_at > later.snapshot.created_at,
+        };
+        if earlier.origin == later.origin && contradict {
+            doubts.push(Doubt::Order { earlier: earlier.id.clone(), later: later.id.clone() });
+        }
+    }
+}
+
+fn uploads(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: &mut Vec<Doubt>) {
+    for leftover in input.leftovers {
+        if delete_leftovers.iter().any(|doomed| doomed.id == leftover.id) {
+            continue;
+        }
+        let id = leftover.id.clone();
+        match &leftover.started {
+            StartedFact::Unreadable(unreadable) => doubts.push(Doubt::UploadUnreadable {
+                id,
+                reason: unreadable.reason.clone(),
+                damage: unreadable.damage,
+            }),
+            StartedFact::Absent if id.kind() == BackupKind::Incr => {
+                let reason = "its started.json is not there".to_owned();
+                doubts.push(Doubt::UploadUnreadable { id, reason, damage: false });
+            }
+            StartedFact::Absent | StartedFact::Signed { .. } => {}
+        }
+    }
+}
+
+fn unusable(input: &PruneInput<'_>, keeping: &Keeping<'_>, doubts: &mut Vec<Doubt>) {
+    if input.beside == Beside::Unreachable {
+        return;
+    }
+    for backup in keeping.ordered.iter().filter(|backup| keeping.keeps(&backup.id)) {
+        if let Some(reason) = keeping.flaw(backup) {
+            doubts.push(Doubt::NotUsable { id: backup.id.clone(), reason });
+        }
+    }
+    let count = input.facts.len();
+    let said = doubts.iter().any(|doubt| matches!(doubt, Doubt::NotUsable { .. }));
+    if !said && input.beside == Beside::Nothing && count > 0 && !input.facts.iter().any(super::BackupFacts::is_usable) {
+        doubts.push(Doubt::NoneUsable { count });
+    }
+}

@@ -1,0 +1,341 @@
+//! [`decide_retention`]: what a set of rules keeps, and why. What no rule may ever delete is added by
+//! [`plan_prune`](super::prune::plan_prune).
+//!
+//! A chain is the tree of backups under one full. Backups are ordered by createtxg within an origin and by snapshot time
+//! across origins; a chain stands where its newest member stands.
+
+use super::BackupFacts;
+use crate::config::{Age, RetentionRules};
+use crate::manifest::Origin;
+use crate::model::{BackupId, BackupKind, Guid};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// What the rules say of one backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The backup.
+    pub id: BackupId,
+    /// Whether a rule keeps it.
+    pub keep: bool,
+    /// Each rule that keeps it; [`Reason::NoRuleKeepsIt`] alone when none does.
+    pub reasons: Vec<Reason>,
+}
+
+/// A span of the UTC calendar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Period {
+    /// From midnight to midnight.
+    Day,
+    /// From Monday to Sunday.
+    Week,
+    /// A calendar month.
+    Month,
+    /// A calendar year.
+    Year,
+}
+
+/// Why a backup is kept or deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// There is no rule at all, so everything is kept.
+    NoRules,
+    /// `keep-last-chains`: its chain is the `place`-th newest, from 1.
+    LastChain {
+        /// From 1, the newest.
+        place: usize,
+        /// How many the rule keeps.
+        of: u32,
+    },
+    /// `keep-last-full-only`.
+    LastFull {
+        /// From 1, the newest.
+        place: usize,
+        /// How many the rule keeps.
+        of: u32,
+    },
+    /// `keep-last-incremental-only`.
+    LastIncremental {
+        /// From 1, the newest.
+        place: usize,
+        /// How many the rule keeps.
+        of: u32,
+    },
+    /// `keep-full-with-age-closest-to`.
+    FullAge {
+        /// The age that the rule names.
+        wanted: Age,
+        /// Its real age in seconds.
+        real_seconds: i64,
+    },
+    /// `keep-within`.
+    Within {
+        /// The age that the rule names.
+        age: Age,
+    },
+    /// `keep-daily` and its like: the newest of one of the newest periods that have a backup.
+    Period {
+        /// Which span.
+        period: Period,
+        /// From 1, the newest.
+        place: usize,
+        /// How many the rule keeps.
+        of: u32,
+    },
+    /// A backup that is kept follows from it.
+    AncestorOf {
+        /// The backup that needs it.
+        id: BackupId,
+    },
+    /// It is of the newest chain that can be restored.
+    NewestUsableChain,
+    /// An unfinished upload builds on its chain.
+    UnfinishedUpload {
+        /// The attempt.
+        id: BackupId,
+    },
+    /// A backup of the intermediate directory that waits to be copied builds on its chain.
+    Waiting {
+        /// The backup that waits.
+        id: BackupId,
+    },
+    /// The store refuses to delete it until then.
+    Locked {
+        /// In RFC 3339.
+        until: String,
+    },
+    /// What the store said of its locks cannot be read.
+    LockUnknown {
+        /// Why.
+        reason: String,
+    },
+    /// The configured remote has not committed it.
+    NotInRemote,
+    /// The configured remote could not be asked.
+    RemoteUnreachable,
+    /// Nothing of the dataset is deleted, for the reasons that the plan names.
+    NothingIsDeleted,
+    /// The reason to delete it.
+    NoRuleKeepsIt,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoRules => f.write_str("there are no rules"),
+            Self::LastChain { place: 1, of: 1 } => f.write_str("newest chain"),
+            Self::LastChain { place, of } => write!(f, "last-chain {place}/{of}"),
+            Self::LastFull { place, of } => write!(f, "last-full {place}/{of}"),
+            Self::LastIncremental { place, of } => write!(f, "last-incremental {place}/{of}"),
+            Self::FullAge { wanted, real_seconds } => {
+                write!(f, "age {wanted} wanted, is {}", age_words(*real_seconds))
+            }
+            Self::Within { age } => write!(f, "within {age}"),
+            Self::Period { period, place, of } => {
+                let word = match period {
+                    Period::Day => "daily",
+                    Period::Week => "weekly",
+                    Period::Month => "monthly",
+                    Period::Year => "yearly",
+                };
+                write!(f, "{word} {place}/{of}")
+            }
+            Self::AncestorOf { id } => write!(f, "{id} follows from it"),
+            Self::NewestUsableChain => f.write_str("newest usable chain"),
+            Self::UnfinishedUpload { id } => write!(f, "the unfinished upload {id} builds on its chain"),
+            Self::Waiting { id } => write!(f, "{id} in the intermediate directory builds on its chain"),
+            Self::Locked { until } => write!(f, "locked until {until}"),
+            Self::LockUnknown { reason } => write!(f, "its locks are unknown: {reason}"),
+            Self::NotInRemote => f.write_str("not committed in the remote"),
+            Self::RemoteUnreachable => f.write_str("the remote cannot be asked"),
+            Self::NothingIsDeleted => f.write_str("nothing of the dataset is deleted, see above"),
+            Self::NoRuleKeepsIt => f.write_str("no rule keeps it"),
+        }
+    }
+}
+
+/// An age as rules write it, in its two largest units: `6m 6d`, where m is 30 days and y 365.
+pub fn age_words(seconds: i64) -> String {
+    if seconds < 0 {
+        return "in the future".to_owned();
+    }
+    let units = [("y", 365 * 86_400), ("m", 30 * 86_400), ("d", 86_400), ("h", 3600)];
+    let mut rest = seconds;
+    let mut words = Vec::new();
+    for (unit, length) in units {
+        if rest >= length {
+            words.push(format!("{}{unit}", rest / length));
+        }
+        rest %= length;
+    }
+    words.truncate(2);
+    if words.is_empty() { "less than 1h".to_owned() } else { words.join(" ") }
+}
+
+/// What the rules keep of these backups at that time, in [`in_order`], the oldest first.
+pub fn decide_retention(facts: &[BackupFacts], rules: &RetentionRules, now: Timestamp) -> Vec<Verdict> {
+    let ordered = in_order(facts);
+    let mut reasons = Reasons::default();
+    if rules.keeps_everything() {
+        ordered.iter().for_each(|backup| reasons.add(&backup.id, Reason::NoRules));
+    }
+    keep_chains(&ordered, rules, &mut reasons);
+    keep_full_ages(&ordered, rules, now, &mut reasons);
+    keep_within(&ordered, rules, now, &mut reasons);
+    let counts = [
+        (Period::Day, rules.daily),
+        (Period::Week, rules.weekly),
+        (Period::Month, rules.monthly),
+        (Period::Year, rules.yearly),
+    ];
+    for (period, count) in counts {
+        keep_periods(&ordered, period, count.unwrap_or(0), &mut reasons);
+    }
+    let verdict = |backup: &&BackupFacts| {
+        let found = reasons.0.get(&backup.id).cloned().unwrap_or_default();
+        let keep = !found.is_empty();
+        let reasons = if keep { found } else { vec![Reason::NoRuleKeepsIt] };
+        Verdict { id: backup.id.clone(), keep, reasons }
+    };
+    ordered.iter().map(verdict).collect()
+}
+
+/// The backups, oldest first. Time counts only across origins: within one it never goes back, whatever clocks said.
+pub fn in_order(facts: &[BackupFacts]) -> Vec<&BackupFacts> {
+    let mut ordered: Vec<&BackupFacts> = facts.iter().collect();
+    ordered.sort_by_key(|backup| (origin_key(&backup.origin), backup.snapshot.createtxg, &backup.id));
+    let mut latest: BTreeMap<(Guid, Guid), Timestamp> = BTreeMap::new();
+    let mut timed: Vec<(Timestamp, &BackupFacts)> = Vec::new();
+    for backup in ordered {
+        let at = latest.entry(origin_key(&backup.origin)).or_insert(backup.snapshot.created_at);
+        *at = backup.snapshot.created_at.max(*at);
+        timed.push((*at, backup));
+    }
+    timed.sort_by_key(|(at, backup)| (*at, origin_key(&backup.origin), backup.snapshot.createtxg, &backup.id));
+    timed.into_iter().map(|(_, backup)| backup).collect()
+}
+
+/// What orders and tells apart origins: a dataset in a pool.
+fn origin_key(origin: &Origin) -> (Guid, Guid) {
+    (origin.dataset_guid, origin.pool_guid)
+}
+
+/// Chains by the ids of their fulls, the newest first.
+pub fn chains_newest_first<'a>(ordered: &[&'a BackupFacts]) -> Vec<&'a BackupId> {
+    let mut chains: Vec<&BackupId> = Vec::new();
+    for backup in ordered.iter().rev() {
+        if !chains.contains(&&backup.full_id) {
+            chains.push(&backup.full_id);
+        }
+    }
+    chains
+}
+
+#[derive(Default)]
+struct Reasons(BTreeMap<BackupId, Vec<Reason>>);
+
+impl Reasons {
+    fn add(&mut self, id: &BackupId, reason: Reason) {
+        let reasons = self.0.entry(id.clone()).or_default();
+        if !reasons.contains(&reason) {
+            reasons.push(reason);
+        }
+    }
+
+    /// With all that it depends on.
+    fn add_whole(&mut self, ordered: &[&BackupFacts], backup: &BackupFacts, reason: Reason) {
+        self.add(&backup.id, reason);
+        let mut base = backup.base.as_ref();
+        let mut seen = BTreeSet::from([&backup.id]);
+        while let Some(next) = base.and_then(|id| ordered.iter().find(|other| other.id == *id)) {
+            if !seen.insert(&next.id) {
+                return;
+            }
+            self.add(&next.id, Reason::AncestorOf { id: backup.id.clone() });
+            base = next.base.as_ref();
+        }
+    }
+}
+
+fn keep_chains(ordered: &[&BackupFacts], rules: &RetentionRules, reasons: &mut Reasons) {
+    let chains = chains_newest_first(ordered);
+    let newest = |count: Option<u32>| {
+        let of = count.unwrap_or(0);
+        chains.iter().take(of as usize).zip(1..).map(move |(chain, place)| (*chain, place, of))
+    };
+    for (chain, place, of) in newest(rules.last_chains) {
+        for backup in ordered.iter().filter(|backup| backup.full_id == *chain) {
+            reasons.add(&backup.id, Reason::LastChain { place, of });
+        }
+    }
+    for (chain, place, of) in newest(rules.last_fulls) {
+        if let Some(full) = ordered.iter().find(|backup| backup.id == *chain) {
+            reasons.add(&full.id, Reason::LastFull { place, of });
+        }
+    }
+    let (of, newest_chain) = (rules.last_incrementals.unwrap_or(0), chains.first());
+    let incrementals = ordered
+        .iter()
+        .rev()
+        .filter(|backup| backup.kind() == BackupKind::Incr && Some(&&backup.full_id) == newest_chain);
+    for (backup, place) in incrementals.take(of as usize).zip(1..) {
+        reasons.add(&backup.id, Reason::LastIncremental { place, of });
+    }
+}
+
+fn age_seconds(backup: &BackupFacts, now: Timestamp) -> i64 {
+    now.as_second().saturating_sub(backup.snapshot.created_at.as_second())
+}
+
+fn seconds_of(age: Age) -> i64 {
+    i64::try_from(age.duration().as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Of the fulls on both sides of each age the nearest: the older one has the place now, the younger grows into it.
+fn keep_full_ages(ordered: &[&BackupFacts], rules: &RetentionRules, now: Timestamp, reasons: &mut Reasons) {
+    let fulls: Vec<(i64, &BackupFacts)> = ordered
+        .iter()
+        .filter(|backup| backup.kind() == BackupKind::Full)
+        .map(|backup| (age_seconds(backup, now), *backup))
+        .collect();
+    for wanted in rules.full_ages.iter().copied() {
+        let limit = seconds_of(wanted);
+        let not_older = fulls.iter().filter(|(age, _)| *age <= limit).max_by_key(|(age, _)| *age);
+        let not_younger = fulls.iter().filter(|(age, _)| *age >= limit).min_by_key(|(age, _)| *age);
+        for (real_seconds, full) in [not_older, not_younger].into_iter().flatten() {
+            reasons.add(&full.id, Reason::FullAge { wanted, real_seconds: *real_seconds });
+        }
+    }
+}
+
+fn keep_within(ordered: &[&BackupFacts], rules: &RetentionRules, now: Timestamp, reasons: &mut Reasons) {
+    let Some(age) = rules.within else { return };
+    for backup in ordered.iter().filter(|backup| age_seconds(backup, now) <= seconds_of(age)) {
+        reasons.add_whole(ordered, backup, Reason::Within { age });
+    }
+}
+
+fn keep_periods(ordered: &[&BackupFacts], period: Period, of: u32, reasons: &mut Reasons) {
+    let mut seen = BTreeSet::new();
+    for backup in ordered.iter().rev() {
+        if seen.len() >= of as usize {
+            return;
+        }
+        if seen.insert(period_of(period, backup.snapshot.created_at)) {
+            reasons.add_whole(ordered, backup, Reason::Period { period, place: seen.len(), of });
+        }
+    }
+}
+
+/// The span of the UTC calendar that a time lies in, by its year and its number there.
+fn period_of(period: Period, at: Timestamp) -> (i16, i16) {
+    let date = at.to_zoned(TimeZone::UTC).date();
+    match period {
+        Period::Day => (date.year(), date.day_of_year()),
+        Period::Week => (date.iso_week_date().year(), i16::from(date.iso_week_date().week())),
+        Period::Month => (date.year(), i16::from(date.month())),
+        Period::Year => (date.year(), 0),
+    }
+}

@@ -1,0 +1,119 @@
+//! Adoption: whose backups a dataset took over. Written down in the state folder, a file for each name in the store.
+//!
+//! It holds only for the dataset that adopted: when that one is replaced in turn, somebody must decide again. A file
+//! that cannot be read is an error and never "nothing adopted".
+
+use super::RunError;
+use crate::manifest::{Origin, parse_strict};
+use crate::model::{DatasetName, Digest};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+#[derive(Serialize, Deserialize)]
+struct Adoption {
+    format: u32,
+    dataset: DatasetName,
+    by: Origin,
+    adopted: Vec<Origin>,
+}
+
+const FORMAT: u32 = 1;
+
+/// The origins whose backups this dataset may delete: its own, and those that it adopted.
+///
+/// # Errors
+/// [`RunError::File`] when that could not be read.
+pub fn origins_of(state_dir: &Path, stored: &DatasetName, own: &Origin) -> Result<Vec<Origin>, RunError> {
+    let mut origins = vec![own.clone()];
+    if let Some(adoption) = read(state_dir, stored)?.filter(|adoption| adoption.by == *own) {
+        origins.extend(adoption.adopted);
+    }
+    Ok(origins)
+}
+
+/// Takes these origins over too. On disk when it returns.
+///
+/// # Errors
+/// [`RunError::File`].
+pub fn adopt(state_dir: &Path, stored: &DatasetName, own: &Origin, others: &[Origin]) -> Result<(), RunError> {
+    let mut adopted = origins_of(state_dir, stored, own)?.split_off(1);
+    adopted.extend(others.iter().filter(|other| *other != own).cloned());
+    adopted.dedup();
+    let adoption = Adoption { format: FORMAT, dataset: stored.clone(), by: own.clone(), adopted };
+    let path = file_of(state_dir, stored);
+    let folder = state_dir.join("adopted");
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.map_err(|source| failed("create", &folder, source))?;
+    let write = || -> std::io::Result<()> {
+        let temporary = path.with_extension("new");
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(&adoption)?)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)?;
+        File::open(&folder)?.sync_all()
+    };
+    write().map_err(|source| failed("write", &path, source))
+}
+
+fn read(state_dir: &Path, stored: &DatasetName) -> Result<Option<Adoption>, RunError> {
+    let path = file_of(state_dir, stored);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed("read", &path, source)),
+    };
+    let unusable = |reason: String| failed("read", &path, std::io::Error::other(reason));
+    let adoption: Adoption = parse_strict(&bytes).map_err(|error| unusable(error.to_string()))?;
+    match adoption.format == FORMAT && adoption.dataset == *stored {
+        true => Ok(Some(adoption)),
+        false => Err(unusable("it is of another dataset or format".to_owned())),
+    }
+}
+
+fn file_of(state_dir: &Path, stored: &DatasetName) -> PathBuf {
+    let name = Digest::of(stored.as_str().as_bytes()).to_string();
+    state_dir.join("adopted").join(format!("{}.json", &name[..32]))
+}
+
+fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
+    RunError::File { operation, path: path.display().to_string(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Guid;
+
+    fn origin(dataset: u64) -> Origin {
+        Origin { dataset_guid: Guid(dataset), pool_guid: Guid(9) }
+    }
+
+    #[test]
+    fn what_was_adopted_is_known_to_its_adopter_alone() {
+        let state = tempfile::tempdir().unwrap();
+        let (a, b): (DatasetName, DatasetName) = ("tank/a".parse().unwrap(), "tank/b".parse().unwrap());
+        let known = |stored, own| origins_of(state.path(), stored, &own).unwrap();
+        assert_eq!(known(&a, origin(1)), [origin(1)]);
+        adopt(state.path(), &a, &origin(1), &[origin(2), origin(1)]).unwrap();
+        assert_eq!(known(&a, origin(1)), [origin(1), origin(2)]);
+        adopt(state.path(), &a, &origin(1), &[origin(3)]).unwrap();
+        assert_eq!(known(&a, origin(1)), [origin(1), origin(2), origin(3)]);
+        assert_eq!(known(&b, origin(1)), [origin(1)]);
+        assert_eq!(known(&a, origin(4)), [origin(4)], "another adopter");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_an_error() {
+        let state = tempfile::tempdir().unwrap();
+        let stored: DatasetName = "tank/a".parse().unwrap();
+        adopt(state.path(), &stored, &origin(1), &[origin(2)]).unwrap();
+        for bytes in [&b""[..], b"{}", b"{\"format\":1"] {
+            fs::write(file_of(state.path(), &stored), bytes).unwrap();
+            let error = origins_of(state.path(), &stored, &origin(1)).unwrap_err();
+            assert!(error.to_string().contains("adopted"), "{error}");
+        }
+    }
+}

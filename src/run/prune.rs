@@ -1,0 +1,148 @@
+//! Pruning one dataset in one store: read everything, plan, and delete only what two readings agree on.
+//!
+//! lock -> read -> plan -> records of backups that stay are made void -> signed prune record -> read anew, plan anew ->
+//! for each backup, descendants before ancestors: manifest in all versions, its signature, receipt, chunks, the rest.
+//!
+//! The record goes before the second reading, and whoever uploads puts `started.json` before he looks at the records:
+//! one of both always sees the other. A prune that was interrupted is finished by the next one, because the record
+//! proves that what is left is no backup. A record that names a backup which stays would be a false proof later, so it
+//! is made void before anything is deleted.
+
+mod delete;
+mod forget;
+mod look;
+mod record;
+
+pub use forget::{Forgotten, forget, look_at};
+pub(super) use look::read_leftovers;
+pub use look::{Beside, PruneLook, look};
+
+use super::RunError;
+use super::journal::forget_attempt;
+use super::lock::lock_dataset;
+use super::transfer::Stop;
+use crate::config::RetentionRules;
+use crate::manifest::{Origin, PrunedEntry};
+use crate::model::{BackupId, DatasetName};
+use crate::plan::prune::{Proof, PrunePlan};
+use crate::sign::{SigningKey, TrustedKeys};
+use crate::store::ObjectStore;
+use delete::{delete_backup, remove_dead_uploads};
+use jiff::Timestamp;
+use record::{put_record, void_records};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How far this host's clock may be from the store's when something is deleted by its age.
+const SKEW_SECONDS_MAX: i64 = 24 * 3600;
+
+/// The store, and what deleting in it needs.
+pub struct PruneEnv {
+    /// The store.
+    pub store: Arc<dyn ObjectStore>,
+    /// Signs prune records.
+    pub signing: SigningKey,
+    /// Whose objects are believed.
+    pub trusted: TrustedKeys,
+    /// Locks and journals lie here.
+    pub state_dir: PathBuf,
+    /// After so many days without a new object an attempt is given up.
+    pub resume_days: u32,
+    /// The time.
+    pub now: Timestamp,
+    /// Asks to stop.
+    pub stop: Stop,
+}
+
+/// One dataset to prune.
+pub struct PruneTask {
+    /// Its name in the store.
+    pub stored: DatasetName,
+    /// Its own origin and those that it adopted.
+    pub origins: Vec<Origin>,
+    /// What to keep.
+    pub rules: RetentionRules,
+    /// What else holds its backups.
+    pub beside: Beside,
+}
+
+/// What a prune did.
+#[derive(Debug)]
+pub struct PruneOutcome {
+    /// What it had decided.
+    pub look: PruneLook,
+    /// The backups and leftovers that are gone.
+    pub deleted: Vec<BackupId>,
+}
+
+/// Carries the plan of one dataset out.
+///
+/// # Errors
+/// [`RunError::Locked`] when another run works on the dataset; [`RunError::Refused`] when the store changed between the
+/// two readings; [`RunError::Interrupted`]; [`RunError::Store`]. What was deleted until then is whole backups from the
+/// ends of their chains, and at most one that the next prune finishes.
+pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
+    let _lock = lock_dataset(&env.state_dir, env.store.url(), &task.stored)?;
+    let first = look(env, task).await?;
+    let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
+    void_records(env, &task.stored, &first.records, &stay).await?;
+    if first.plan.is_empty() {
+        if first.plan.doubts.is_empty() {
+            remove_dead_uploads(env, &task.stored, &first).await?;
+        }
+        return Ok(PruneOutcome { look: first, deleted: Vec::new() });
+    }
+    let record = put_record(env, &task.stored, entries(&first)).await?;
+    let second = look(env, task).await?;
+    if let Err(why) = check_again(env, &first.plan, &second) {
+        record.withdraw(env).await?;
+        return Err(RunError::refused(format!("{}: {why}; nothing was deleted", task.stored), "run it again"));
+    }
+    let mut deleted = Vec::new();
+    for leftover in &first.plan.delete_leftovers {
+        env.check_stop()?;
+        delete_backup(env, &task.stored, &leftover.id, true).await?;
+        if leftover.proof == Proof::Journal {
+            forget_attempt(&env.state_dir, env.store.url(), &task.stored, &leftover.id)?;
+        }
+        deleted.push(leftover.id.clone());
+    }
+    for doomed in &first.plan.delete {
+        env.check_stop()?;
+        delete_backup(env, &task.stored, &doomed.id, false).await?;
+        deleted.push(doomed.id.clone());
+    }
+    remove_dead_uploads(env, &task.stored, &second).await?;
+    Ok(PruneOutcome { look: first, deleted })
+}
+
+impl PruneEnv {
+    fn check_stop(&self) -> Result<(), RunError> {
+        if *self.stop.borrow() { Err(RunError::Interrupted) } else { Ok(()) }
+    }
+}
+
+fn entries(look: &PruneLook) -> Vec<PrunedEntry> {
+    let hash = |id: &BackupId| look.catalog.backup(id).map(|backup| backup.manifest_blake3);
+    let entry = |id: &BackupId| PrunedEntry { id: id.clone(), manifest_blake3: hash(id) };
+    look.plan.doomed_ids().into_iter().map(entry).collect()
+}
+
+/// Whether a second reading, made after the record was put, still wants all that the first one wanted.
+fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneLook) -> Result<(), String> {
+    if let Some(doubt) = second.plan.doubts.first() {
+        return Err(format!("it changed while it was looked at: {doubt}"));
+    }
+    let wanted = second.plan.doomed_ids();
+    if let Some(id) = first.doomed_ids().into_iter().find(|id| !wanted.contains(*id)) {
+        return Err(format!("it changed while it was looked at, and {id} stays now"));
+    }
+    // The record was put just now, so this is the time there; what goes by its age must not go by a wrong clock.
+    let store_clock = second.catalog.newest_object_at;
+    let skew = store_clock.map_or(0, |store| env.now.as_second().saturating_sub(store.as_second()));
+    if skew > SKEW_SECONDS_MAX {
+        return Err(format!("this host's clock is {} ahead of the store's", crate::plan::retention::age_words(skew)));
+    }
+    Ok(())
+}

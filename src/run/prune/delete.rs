@@ -1,0 +1,97 @@
+//! Deleting one backup or leftover, in the order that a crash cannot turn into a backup with holes.
+
+use super::{PruneEnv, PruneLook};
+use crate::model::{BackupId, DatasetName};
+use crate::run::RunError;
+use crate::store::key::{BackupObject, ParsedKey, backup_prefix, dataset_prefix};
+use crate::store::{ObjectKey, StoreErrorKind};
+use futures_util::{StreamExt, stream};
+
+/// Deletions under way at once, of objects whose order does not matter.
+const DELETES_MAX: usize = 16;
+
+/// Deletes all objects of one id: manifest and its signature first, so that from then on it is no backup; then receipt,
+/// chunks, the rest; `started.json` with its signature last, so that what is left says what it is. Objects under the id
+/// that are not of this format stay. `leftover`: there must be no manifest.
+pub(super) async fn delete_backup(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    id: &BackupId,
+    leftover: bool,
+) -> Result<(), RunError> {
+    let store = &*env.store;
+    let manifest = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
+    if leftover {
+        if store.head(&manifest).await?.is_some() {
+            let what = format!("{manifest} is there now; nothing of {id} was deleted");
+            return Err(RunError::refused(what, "run it again"));
+        }
+    } else {
+        store.delete(&manifest).await?;
+    }
+    store.delete(&manifest.signature()).await?;
+    let mut parsed: Vec<ParsedKey> = store
+        .list(&backup_prefix(dataset, id))
+        .await?
+        .iter()
+        .filter_map(|object| ObjectKey::parse(&object.key))
+        .filter(|key| key.dataset == *dataset && key.id == *id && key.object != BackupObject::Manifest)
+        .collect();
+    parsed.sort_by_key(|key| (rank(&key.object), key.signature));
+    for same in parsed.chunk_by(|a, b| (rank(&a.object), a.signature) == (rank(&b.object), b.signature)) {
+        let keys = same.iter().map(|parsed| {
+            let key = ObjectKey::backup(dataset, id, &parsed.object);
+            if parsed.signature { key.signature() } else { key }
+        });
+        let mut deletions =
+            stream::iter(keys).map(|key| async move { store.delete(&key).await }).buffer_unordered(DELETES_MAX);
+        while let Some(deleted) = deletions.next().await {
+            deleted?;
+        }
+    }
+    Ok(())
+}
+
+fn rank(object: &BackupObject) -> u8 {
+    match object {
+        BackupObject::Manifest => 0,
+        BackupObject::Receipt => 1,
+        BackupObject::Chunk { .. } => 2,
+        BackupObject::Started => 4,
+        _ => 3,
+    }
+}
+
+/// Removes uploads that were begun under ids that are proved dead and never ended. The store keeps their parts, and
+/// costs, for ever otherwise. One whose age is not known, or is less than `resume_days`, stays.
+pub(super) async fn remove_dead_uploads(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    look: &PruneLook,
+) -> Result<(), RunError> {
+    let uploads = match env.store.unfinished(&dataset_prefix(dataset)).await {
+        Err(error) if error.kind == StoreErrorKind::Unsupported => return Ok(()),
+        uploads => uploads?,
+    };
+    // What the store's clock said last, or ours, whichever is earlier: neither may be wrong to the upload's harm.
+    let Some(now) = look.catalog.newest_object_at.map(|store| store.min(env.now)) else { return Ok(()) };
+    for upload in uploads {
+        let Some(key) = ObjectKey::parse(&upload.key).filter(|key| key.dataset == *dataset) else { continue };
+        let given_up = upload.started_at.is_some_and(|started| {
+            now.as_second().saturating_sub(started.as_second()) >= i64::from(env.resume_days) * 86_400
+        });
+        if given_up && is_dead(look, &key.id) {
+            env.store.abort_unfinished(&upload).await?;
+        }
+    }
+    Ok(())
+}
+
+fn is_dead(look: &PruneLook, id: &BackupId) -> bool {
+    if look.plan.doomed_ids().contains(id) {
+        return true;
+    }
+    let proved = look.pruned.contains_key(id) || look.never_committing.contains(id);
+    let stays = look.catalog.backup(id).is_some() || look.plan.left_alone.iter().any(|left| left.id == *id);
+    proved && !stays
+}

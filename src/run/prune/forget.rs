@@ -1,0 +1,111 @@
+//! [`forget`]: deletes one backup, or what an attempt left behind, because a person named it.
+
+use super::PruneEnv;
+use super::delete::delete_backup;
+use super::look::read_leftovers;
+use super::record::put_record;
+use crate::manifest::PrunedEntry;
+use crate::model::{BackupId, DatasetName, Digest};
+use crate::plan::prune::StartedFact;
+use crate::plan::retention::in_order;
+use crate::run::RunError;
+use crate::run::catalog::read_catalog;
+use crate::run::journal::forget_attempt;
+use crate::run::lock::lock_dataset;
+use crate::run::usable::Usability;
+
+/// What is forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The id.
+    pub id: BackupId,
+    /// How many objects.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The hash of its manifest; `None` when it is no backup.
+    pub manifest_blake3: Option<Digest>,
+    /// What a person must know before: that it is the newest usable backup, that its manifest is there.
+    pub warnings: Vec<String>,
+}
+
+/// What forgetting this id means. Changes nothing.
+///
+/// # Errors
+/// [`RunError::Refused`] when it is not there or something depends on it; [`RunError::Store`].
+pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Result<Forgotten, RunError> {
+    let store = &*env.store;
+    let catalog = read_catalog(store, dataset, &env.trusted).await?;
+    let depends = |other: &BackupId| {
+        let what = format!("{other} follows from {id}; nothing was deleted");
+        RunError::refused(what, format!("zfs-backup forget {other} first"))
+    };
+    let mut followers = catalog.backups.iter().filter(|backup| {
+        let base = backup.manifest.base.as_ref();
+        base.is_some_and(|base| base.backup_id == *id)
+    });
+    if let Some(other) = followers.next() {
+        return Err(depends(&other.manifest.id));
+    }
+    for leftover in read_leftovers(store, &catalog, &env.trusted).await?.iter().filter(|leftover| leftover.id != *id) {
+        match &leftover.started {
+            StartedFact::Signed { base: Some(base), .. } if base == id => return Err(depends(&leftover.id)),
+            StartedFact::Unreadable(unreadable) if catalog.backup(id).is_some() => {
+                let what = format!("what {} builds on is not known: {}", leftover.id, unreadable.reason);
+                return Err(RunError::refused(what, format!("zfs-backup forget {} first", leftover.id)));
+            }
+            _ => {}
+        }
+    }
+    if let Some(attempt) = catalog.attempts.iter().find(|attempt| attempt.id == *id) {
+        let mut warnings = Vec::new();
+        if attempt.disbelieved.is_some() {
+            warnings.push("its manifest is there and is not believed: an older version of it may be good".to_owned());
+        } else if attempt.was_committed {
+            warnings.push("its manifest's signature is there: it was a backup, or nearly one".to_owned());
+        }
+        let (objects, bytes) = (attempt.objects, attempt.bytes);
+        return Ok(Forgotten { id: id.clone(), objects, bytes, manifest_blake3: None, warnings });
+    }
+    let Some(backup) = catalog.backup(id) else {
+        return Err(RunError::refused(
+            format!("{} has nothing of {id} under {dataset}", store.url()),
+            "zfs-backup show --include-remote lists what there is",
+        ));
+    };
+    let facts = Usability::new(store, &catalog).facts().await?;
+    let newest_usable = in_order(&facts).into_iter().rev().find(|other| other.is_usable());
+    let mut warnings = Vec::new();
+    if newest_usable.is_some_and(|newest| newest.id == *id) {
+        let left = facts.iter().filter(|other| other.is_usable()).count() - 1;
+        warnings.push(format!(
+            "THIS IS THE NEWEST BACKUP OF {dataset} THAT CAN BE RESTORED; {left} older ones would be left"
+        ));
+    }
+    Ok(Forgotten {
+        id: id.clone(),
+        objects: backup.objects.len(),
+        bytes: backup.stored_bytes(),
+        manifest_blake3: Some(backup.manifest_blake3),
+        warnings,
+    })
+}
+
+/// Deletes it, with a signed record, and removes it from this host's journal.
+///
+/// # Errors
+/// As for [`look_at`]; [`RunError::Locked`].
+pub async fn forget(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Result<Forgotten, RunError> {
+    let _lock = lock_dataset(&env.state_dir, env.store.url(), dataset)?;
+    let found = look_at(env, dataset, id).await?;
+    let entry = PrunedEntry { id: id.clone(), manifest_blake3: found.manifest_blake3 };
+    let record = put_record(env, dataset, vec![entry]).await?;
+    // Whoever began to build on it before the record was there is seen now.
+    if let Err(error) = look_at(env, dataset, id).await {
+        record.withdraw(env).await?;
+        return Err(error);
+    }
+    delete_backup(env, dataset, id, false).await?;
+    forget_attempt(&env.state_dir, env.store.url(), dataset, id)?;
+    Ok(found)
+}

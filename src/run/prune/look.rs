@@ -1,0 +1,233 @@
+//! [`look`]: everything that a prune decides from, read from the store, the journal, and the store beside it.
+
+use super::{PruneEnv, PruneTask};
+use crate::manifest::PruneRecord;
+use crate::model::{BackupId, DatasetName};
+use crate::plan::BackupFacts;
+use crate::plan::prune::{
+    self as plan, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, Unreadable, plan_prune,
+};
+use crate::plan::retention::in_order;
+use crate::run::catalog::{Attempt, Catalog, read_catalog, read_prune_records, read_receipt, read_started};
+use crate::run::journal::never_committing;
+use crate::run::usable::Usability;
+use crate::run::{RunError, error_chain};
+use crate::sign::TrustedKeys;
+use crate::store::{ObjectKey, ObjectStore};
+use futures_util::{StreamExt, stream};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Receipts fetched at once.
+const RECEIPTS_MAX: usize = 8;
+
+/// What else holds the backups of the store that is pruned.
+#[derive(Clone)]
+pub enum Beside {
+    /// Nothing: it must be able to stand alone.
+    Nothing,
+    /// It is the intermediate directory, and this is the remote.
+    Remote(Arc<dyn ObjectStore>),
+    /// It is the intermediate directory, and the remote cannot be reached.
+    Unreachable,
+    /// It is the remote, and this is the intermediate directory, where backups wait to be copied.
+    Intermediate(Arc<dyn ObjectStore>),
+}
+
+/// What was read, and what follows.
+#[derive(Debug)]
+pub struct PruneLook {
+    /// What the store holds of the dataset.
+    pub catalog: Catalog,
+    /// Its whole backups.
+    pub facts: Vec<BackupFacts>,
+    /// What shall become of them.
+    pub plan: PrunePlan,
+    pub(super) records: Vec<(ObjectKey, PruneRecord)>,
+    pub(super) pruned: BTreeMap<BackupId, Pruned>,
+    pub(super) never_committing: BTreeSet<BackupId>,
+}
+
+/// Reads everything and plans. Changes nothing.
+///
+/// # Errors
+/// [`RunError::Store`] when anything could not be read: then nothing is known, and nothing may be deleted.
+pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
+    let store = &*env.store;
+    let catalog = read_catalog(store, &task.stored, &env.trusted).await?;
+    let records = read_prune_records(store, &task.stored, &env.trusted).await?;
+    let pruned = newest_records(&records);
+    let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
+    let never_committing = never_committing(&env.state_dir, store.url(), &task.stored)?;
+    let mut usability = Usability::new(store, &catalog);
+    let facts = match task.beside {
+        Beside::Nothing | Beside::Intermediate(_) => usability.facts().await?,
+        Beside::Remote(_) | Beside::Unreachable => usability.own_facts().await?,
+    };
+    let live = read_live(store, &catalog, &facts, &env.trusted).await?;
+    let other = read_other(&task.beside, &task.stored, &env.trusted).await?;
+    let beside = match (&task.beside, &other) {
+        (Beside::Remote(_), Some((facts, pruned))) => plan::Beside::Remote { facts, pruned },
+        (Beside::Unreachable | Beside::Remote(_), _) => plan::Beside::Unreachable,
+        (Beside::Nothing | Beside::Intermediate(_), _) => plan::Beside::Nothing,
+    };
+    let waiting = match (&task.beside, &other) {
+        (Beside::Intermediate(_), Some((facts, _))) => &facts[..],
+        _ => &[],
+    };
+    let no_locks = BTreeMap::new();
+    let input = PruneInput {
+        facts: &facts,
+        leftovers: &leftovers,
+        beside,
+        rules: &task.rules,
+        now: env.now,
+        store_clock: catalog.newest_object_at,
+        origins: &task.origins,
+        pruned: &pruned,
+        waiting,
+        never_committing: &never_committing,
+        resume_days: env.resume_days,
+        locks: &no_locks,
+        live: live.as_ref(),
+    };
+    let mut plan = plan_prune(&input);
+    // Receipts are large: only of what would go are the locks looked up, and locks only make that less.
+    let locks = read_locks(env, &catalog, &plan).await?;
+    if !locks.is_empty() {
+        plan = plan_prune(&PruneInput { locks: &locks, ..input });
+    }
+    Ok(PruneLook { plan, records, pruned, never_committing, facts, catalog })
+}
+
+fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<BackupId, Pruned> {
+    let mut pruned: BTreeMap<BackupId, Pruned> = BTreeMap::new();
+    for (_, record) in records {
+        for entry in &record.pruned {
+            let (written_at, manifest_blake3) = (record.written_at, entry.manifest_blake3);
+            let known = pruned.entry(entry.id.clone()).or_insert(Pruned { written_at, manifest_blake3 });
+            // A record of what an interrupted prune left knows no manifest any more.
+            known.manifest_blake3 = known.manifest_blake3.or(manifest_blake3);
+            known.written_at = known.written_at.max(written_at);
+        }
+    }
+    pruned
+}
+
+/// The attempts of a catalog with what their first objects say.
+pub(in crate::run) async fn read_leftovers(
+    store: &dyn ObjectStore,
+    catalog: &Catalog,
+    trusted: &TrustedKeys,
+) -> Result<Vec<Leftover>, RunError> {
+    let mut leftovers = Vec::new();
+    for attempt in &catalog.attempts {
+        let Attempt { id, objects, bytes, newest, was_committed, disbelieved } = attempt;
+        let started = match read_started(store, &catalog.dataset, id, trusted).await {
+            Ok(None) => StartedFact::Absent,
+            Ok(Some(started)) => {
+                let base = started.base.map(|base| base.backup_id);
+                StartedFact::Signed { base, origin: started.origin }
+            }
+            Err(error) => StartedFact::Unreadable(unreadable(error)?),
+        };
+        leftovers.push(Leftover {
+            id: id.clone(),
+            objects: *objects,
+            bytes: *bytes,
+            newest: *newest,
+            was_committed: *was_committed,
+            disbelieved: disbelieved.as_ref().map(describe),
+            started,
+        });
+    }
+    Ok(leftovers)
+}
+
+fn describe(error: &RunError) -> Unreadable {
+    Unreadable { reason: error_chain(error), damage: error.is_damage() }
+}
+
+/// What is there and cannot be believed; what could not be asked stays an error.
+fn unreadable(error: RunError) -> Result<Unreadable, RunError> {
+    match &error {
+        RunError::Manifest { .. } | RunError::Damaged { .. } => Ok(describe(&error)),
+        _ => Err(error),
+    }
+}
+
+async fn read_live(
+    store: &dyn ObjectStore,
+    catalog: &Catalog,
+    facts: &[BackupFacts],
+    trusted: &TrustedKeys,
+) -> Result<Option<Live>, RunError> {
+    let newest = in_order(facts).pop().and_then(|newest| catalog.backup(&newest.id));
+    let Some(backup) = newest else { return Ok(None) };
+    let ids = match read_receipt(store, backup, trusted).await {
+        Ok(receipt) => Ok(receipt.live.into_iter().map(|entry| entry.id).collect()),
+        Err(error) => Err(unreadable(error)?),
+    };
+    Ok(Some(Live { of: backup.manifest.id.clone(), ids }))
+}
+
+/// The store beside this one, where one has to be asked.
+async fn read_other(
+    beside: &Beside,
+    stored: &DatasetName,
+    trusted: &TrustedKeys,
+) -> Result<Option<(Vec<BackupFacts>, BTreeMap<BackupId, Pruned>)>, RunError> {
+    let (Beside::Remote(store) | Beside::Intermediate(store)) = beside else { return Ok(None) };
+    let catalog = read_catalog(&**store, stored, trusted).await?;
+    let pruned = newest_records(&read_prune_records(&**store, stored, trusted).await?);
+    let mut usability = Usability::new(&**store, &catalog);
+    let facts = match beside {
+        Beside::Remote(_) => usability.facts().await?,
+        _ => usability.own_facts().await?,
+    };
+    Ok(Some((facts, pruned)))
+}
+
+async fn read_locks(env: &PruneEnv, catalog: &Catalog, plan: &PrunePlan) -> Result<BTreeMap<BackupId, Lock>, RunError> {
+    let doomed: Vec<_> = plan.delete.iter().filter_map(|doomed| catalog.backup(&doomed.id)).collect();
+    let read = |backup| async move { (backup, read_receipt(&*env.store, backup, &env.trusted).await) };
+    let mut receipts = stream::iter(doomed).map(read).buffered(RECEIPTS_MAX);
+    let mut locks = BTreeMap::new();
+    while let Some((backup, receipt)) = receipts.next().await {
+        let lock = match receipt {
+            Ok(receipt) => {
+                let until = receipt.objects.into_iter().filter_map(|entry| entry.evidence.locked_until);
+                // Any lock that holds; the plan says one of them.
+                until.filter_map(|until| lock_at(until, env.now)).last()
+            }
+            Err(error) => Some(Lock::Unknown(unreadable(error)?.reason)),
+        };
+        if let Some(lock) = lock {
+            locks.insert(backup.manifest.id.clone(), lock);
+        }
+    }
+    Ok(locks)
+}
+
+fn lock_at(until: String, now: Timestamp) -> Option<Lock> {
+    match until.parse::<Timestamp>() {
+        Ok(time) if time <= now => None,
+        Ok(_) => Some(Lock::Until(until)),
+        Err(_) => Some(Lock::Unknown(format!("the receipt says {until:?}, which is no time"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_over_is_none_and_one_that_cannot_be_read_stays() {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
+        let at = |text: &str| lock_at(text.to_owned(), now);
+        assert_eq!(at("2026-01-01T23:59:59Z"), None);
+        assert_eq!(at("2026-01-02T00:00:01Z"), Some(Lock::Until("2026-01-02T00:00:01Z".to_owned())));
+        assert!(matches!(at("for ever"), Some(Lock::Unknown(_))));
+    }
+}

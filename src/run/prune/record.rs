@@ -1,0 +1,88 @@
+//! Signed prune records: put before anything is deleted, and made void when what they name stays.
+
+use super::PruneEnv;
+use crate::manifest::{FORMAT, PruneRecord, PrunedEntry, to_stored_bytes};
+use crate::model::{BackupId, DatasetName};
+use crate::run::RunError;
+use crate::sign::SignedType;
+use crate::store::ObjectKey;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use std::collections::BTreeSet;
+
+/// A record that was just put.
+pub(super) struct WrittenRecord {
+    key: ObjectKey,
+}
+
+impl WrittenRecord {
+    /// Takes it back: nothing of what it names was deleted.
+    pub(super) async fn withdraw(&self, env: &PruneEnv) -> Result<(), RunError> {
+        delete_record(env, &self.key).await
+    }
+}
+
+/// Puts a record of what is about to be deleted, its signature first.
+pub(super) async fn put_record(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    pruned: Vec<PrunedEntry>,
+) -> Result<WrittenRecord, RunError> {
+    put_record_of(env, dataset, pruned, env.now).await
+}
+
+async fn put_record_of(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    pruned: Vec<PrunedEntry>,
+    written_at: Timestamp,
+) -> Result<WrittenRecord, RunError> {
+    let nonce =
+        getrandom::u64().map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let time = written_at.to_zoned(TimeZone::UTC).strftime("%Y%m%dT%H%M%SZ").to_string();
+    let key = ObjectKey::prune_record(dataset, &time, nonce);
+    let record = PruneRecord {
+        format: FORMAT,
+        object_type: SignedType::PruneRecord.as_str().to_owned(),
+        dataset: dataset.clone(),
+        pruned,
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        written_at,
+    };
+    let bytes = to_stored_bytes(&record).map_err(|error| RunError::File {
+        operation: "write",
+        path: key.to_string(),
+        source: std::io::Error::other(error),
+    })?;
+    let signature = env.signing.sign(SignedType::PruneRecord, key.as_str(), &bytes)?;
+    env.store.put_new(&key.signature(), signature.into()).await?;
+    env.store.put_new(&key, bytes.into()).await?;
+    Ok(WrittenRecord { key })
+}
+
+/// Takes backups that stay out of all records: a prune that was interrupted, or a plan that changed, left them there,
+/// and a record is a proof. What else such a record names is written anew first, with the time it had.
+pub(super) async fn void_records(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    records: &[(ObjectKey, PruneRecord)],
+    stay: &BTreeSet<&BackupId>,
+) -> Result<(), RunError> {
+    for (key, record) in records {
+        let rest: Vec<PrunedEntry> = record.pruned.iter().filter(|entry| !stay.contains(&entry.id)).cloned().collect();
+        if rest.len() == record.pruned.len() {
+            continue;
+        }
+        if !rest.is_empty() {
+            put_record_of(env, dataset, rest, record.written_at).await?;
+        }
+        delete_record(env, key).await?;
+    }
+    Ok(())
+}
+
+/// The record goes before its signature: alone a signature says nothing.
+async fn delete_record(env: &PruneEnv, key: &ObjectKey) -> Result<(), RunError> {
+    env.store.delete(key).await?;
+    Ok(env.store.delete(&key.signature()).await?)
+}

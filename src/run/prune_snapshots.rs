@@ -1,0 +1,100 @@
+//! Destroying this tool's own old snapshots of one dataset, when nothing needs them any more.
+
+use super::catalog::read_catalog;
+use super::journal::never_committing;
+use super::lock::lock_dataset;
+use super::prune::read_leftovers;
+use super::select::Selected;
+use super::snapshot::is_own;
+use super::usable::Usability;
+use super::{RunError, error_chain};
+use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
+use crate::sign::TrustedKeys;
+use crate::store::ObjectStore;
+use crate::zfs::{Snapshot, Zfs};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A configured store.
+pub struct SnapshotStore {
+    /// The store.
+    pub store: Arc<dyn ObjectStore>,
+    /// It is an intermediate directory beside a remote, which may have what its backups build on.
+    pub beside_remote: bool,
+}
+
+/// What deciding about snapshots needs.
+pub struct SnapshotsEnv {
+    /// ZFS.
+    pub zfs: Arc<dyn Zfs>,
+    /// Every configured store.
+    pub stores: Vec<SnapshotStore>,
+    /// Whose manifests are believed.
+    pub trusted: TrustedKeys,
+    /// Locks and journals lie here.
+    pub state_dir: PathBuf,
+    /// `main.oldest_snapshot_days`.
+    pub oldest_days: u32,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What became of one snapshot.
+#[derive(Debug)]
+pub struct SnapshotOutcome {
+    /// What was decided.
+    pub verdict: SnapshotVerdict,
+    /// It was to go, and ZFS refused: it is held, being read or cloned.
+    pub refused: Option<String>,
+}
+
+/// Decides about the own snapshots of one dataset. Changes nothing.
+///
+/// # Errors
+/// [`RunError::Store`] and [`RunError::Zfs`] when anything could not be read: then no snapshot may be destroyed.
+pub async fn look_at_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotVerdict>, RunError> {
+    let Selected { dataset, stored } = selected;
+    let (mut views, mut journal) = (Vec::new(), BTreeSet::new());
+    for SnapshotStore { store, beside_remote } in &env.stores {
+        journal.extend(never_committing(&env.state_dir, store.url(), stored)?);
+        let catalog = read_catalog(&**store, stored, &env.trusted).await?;
+        let leftovers = read_leftovers(&**store, &catalog, &env.trusted).await?;
+        let mut usability = Usability::new(&**store, &catalog);
+        views.push(StoreView {
+            store: store.url().to_owned(),
+            facts: if *beside_remote { usability.own_facts().await? } else { usability.facts().await? },
+            attempts: leftovers.into_iter().map(|leftover| (leftover.id, leftover.started)).collect(),
+        });
+    }
+    // ZFS is asked last: what was made meanwhile counts.
+    let (snapshots, bookmarks) = (env.zfs.snapshots(&dataset.name)?, env.zfs.bookmarks(&dataset.name)?);
+    let own: Vec<Snapshot> = snapshots.iter().filter(|snapshot| is_own(snapshot, dataset.guid)).cloned().collect();
+    Ok(plan_snapshots(&SnapshotsInput {
+        own: &own,
+        guids: &snapshots.iter().map(|snapshot| snapshot.guid).collect(),
+        bookmarks: &bookmarks,
+        stores: &views,
+        journal: &journal,
+        oldest_days: env.oldest_days,
+        now: env.now,
+    }))
+}
+
+/// Destroys what may go, each by itself. One that ZFS refuses stays and is told of.
+///
+/// # Errors
+/// [`RunError::Locked`] when a run works on the dataset in one of the stores; as for [`look_at_snapshots`].
+pub async fn prune_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotOutcome>, RunError> {
+    let lock = |store: &SnapshotStore| lock_dataset(&env.state_dir, store.store.url(), &selected.stored);
+    let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
+    let mut outcomes = Vec::new();
+    for verdict in look_at_snapshots(env, selected).await? {
+        let names = std::slice::from_ref(&verdict.name);
+        let destroyed = if verdict.destroy { env.zfs.destroy_snapshots(names) } else { Ok(()) };
+        let refused = destroyed.err().map(|error| error_chain(&error));
+        outcomes.push(SnapshotOutcome { verdict, refused });
+    }
+    Ok(outcomes)
+}

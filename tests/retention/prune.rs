@@ -1,0 +1,473 @@
+//! What no rule may delete, and what goes in which order.
+
+use crate::facts::{Shelf, at, deleted, doubts, kept, label, labels, origin, reasons};
+use std::collections::BTreeSet;
+use zfs_backup::config::RetentionRules;
+use zfs_backup::model::BackupId;
+use zfs_backup::plan::prune::{Beside, Live, Lock, Proof, PrunePlan, StartedFact, Unreadable};
+
+fn last_chains(count: u32) -> RetentionRules {
+    RetentionRules { last_chains: Some(count), ..Default::default() }
+}
+
+/// Three chains of three, a month apart; rules that keep the newest.
+fn three_chains() -> (Shelf, Vec<Vec<BackupId>>) {
+    let mut shelf = Shelf::new("2026-04-01");
+    shelf.rules = last_chains(1);
+    let mut chains = Vec::new();
+    for month in 1..=3u64 {
+        let full = shelf.full(month * 10, &format!("2026-0{month}-01"));
+        let one = shelf.incr(month * 10 + 1, &format!("2026-0{month}-02"), &full);
+        let two = shelf.incr(month * 10 + 2, &format!("2026-0{month}-03"), &one);
+        chains.push(vec![full, one, two]);
+    }
+    (shelf, chains)
+}
+
+fn assert_nothing_goes(plan: &PrunePlan, doubt: &str, damage: bool) {
+    assert!(plan.delete.is_empty() && plan.delete_leftovers.is_empty(), "{}", deleted(plan));
+    let found = plan.doubts.iter().find(|found| found.to_string().contains(doubt));
+    let found = found.unwrap_or_else(|| panic!("no {doubt:?} in {:?}", doubts(plan)));
+    assert_eq!(found.is_damage(), damage, "{found}");
+    assert!(!found.hint().is_empty());
+}
+
+#[test]
+fn descendants_go_before_their_ancestors() {
+    let (shelf, _) = three_chains();
+    let plan = shelf.plan();
+    assert_eq!(doubts(&plan), [""; 0]);
+    assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20");
+    assert_eq!(kept(&plan), "F30 i31 i32");
+    assert_eq!(plan.freed_bytes(), 6 * 110);
+}
+
+#[test]
+fn kept_sets_have_all_their_ancestors() {
+    let (mut shelf, chains) = three_chains();
+    shelf.rules = RetentionRules { last_incrementals: Some(1), ..Default::default() };
+    let plan = shelf.plan();
+    assert_eq!(kept(&plan), "F30 i31 i32");
+    assert_eq!(reasons(&plan, &chains[2][2]), "last-incremental 1/1; newest usable chain");
+    // Also those of what only a lock keeps.
+    shelf.locks.insert(chains[0][1].clone(), Lock::Until("2027-01-01T00:00:00Z".to_owned()));
+    let plan = shelf.plan();
+    assert_eq!(deleted(&plan), "i12 i22 i21 F20");
+    assert_eq!(reasons(&plan, &chains[0][1]), "locked until 2027-01-01T00:00:00Z");
+    assert_eq!(reasons(&plan, &chains[0][0]), format!("{} follows from it", chains[0][1]));
+}
+
+#[test]
+fn the_newest_usable_chain_stays_whatever_the_rules_say() {
+    let (mut shelf, chains) = three_chains();
+    shelf.rules = RetentionRules { full_ages: vec!["10y".parse().unwrap()], ..Default::default() };
+    let plan = shelf.plan();
+    assert_eq!(kept(&plan), "F10 F30 i31 i32");
+    assert_eq!(reasons(&plan, &chains[2][1]), "newest usable chain");
+    // The newest chain is no use: the one before stays, and it is not by a rule that the newest goes.
+    shelf.damage(&chains[2][0]);
+    let plan = shelf.plan();
+    assert_eq!(kept(&plan), "F10 F20 i21 i22");
+    assert_eq!(deleted(&plan), "i12 i11 i32 i31 F30");
+}
+
+#[test]
+fn a_backup_to_be_kept_that_is_not_usable_keeps_everything() {
+    let (mut shelf, chains) = three_chains();
+    shelf.rules = last_chains(1);
+    shelf.damage(&chains[2][1]);
+    assert_nothing_goes(&shelf.plan(), "is to be kept and is not usable: chunk 3 is missing", true);
+    assert_eq!(kept(&shelf.plan()), "F10 i11 i12 F20 i21 i22 F30 i31 i32");
+}
+
+#[test]
+fn when_nothing_is_usable_nothing_goes() {
+    let (mut shelf, chains) = three_chains();
+    shelf.rules = RetentionRules { within: Some("1h".parse().unwrap()), ..Default::default() };
+    chains.iter().for_each(|chain| shelf.damage(&chain[0]));
+    assert_nothing_goes(&shelf.plan(), "none of the 9 backups is usable", true);
+}
+
+#[test]
+fn damage_that_the_rules_do_not_keep_may_go() {
+    let (mut shelf, chains) = three_chains();
+    shelf.damage(&chains[0][1]);
+    assert_eq!(deleted(&shelf.plan()), "i12 i11 F10 i22 i21 F20");
+}
+
+#[test]
+fn a_manifest_that_is_not_believed_keeps_everything() {
+    let (mut shelf, _) = three_chains();
+    let id = shelf.attempt(40, "2026-03-20", None);
+    for damage in [true, false] {
+        shelf.leftover(&id).disbelieved = Some(Unreadable { reason: "its format is 2".to_owned(), damage });
+        assert_nothing_goes(&shelf.plan(), "is not believed: its format is 2", damage);
+        // Also when a record would explain that it goes: it did not.
+        let mut named = shelf.clone();
+        named.record(&id, "2026-03-30");
+        assert_nothing_goes(&named.plan(), "is not believed", damage);
+    }
+}
+
+#[test]
+fn a_signature_without_its_manifest_keeps_everything_unless_a_record_explains_it() {
+    let (mut shelf, _) = three_chains();
+    let id = shelf.attempt(40, "2026-03-20", None);
+    shelf.leftover(&id).was_committed = true;
+    assert_nothing_goes(&shelf.plan(), "is missing, and its signature is there", true);
+    let mut held = shelf.clone();
+    held.full(40, "2026-03-20");
+    assert_nothing_goes(&held.plan(), "is missing, and its signature is there", false);
+    shelf.record(&id, "2026-03-30");
+    let plan = shelf.plan();
+    assert_eq!(doubts(&plan), [""; 0]);
+    assert_eq!(plan.delete_leftovers[0].proof, Proof::PruneRecord);
+}
+
+#[test]
+fn times_that_contradict_keep_everything() {
+    let ahead = |now: &str, store: Option<&str>| {
+        let (mut shelf, _) = three_chains();
+        (shelf.now, shelf.store_clock) = (at(now), store.map(at));
+        shelf.plan()
+    };
+    let last = "2026-03-03T12:00:00Z";
+    assert_eq!(doubts(&ahead("2026-03-02T12:00:00Z", Some(last))), [""; 0], "a day is allowed");
+    assert_nothing_goes(&ahead("2026-03-02T11:59:59Z", Some(last)), "ahead of this host's clock", false);
+    assert_nothing_goes(&ahead("2026-04-01", Some("2026-03-02T11:59:59Z")), "ahead of the store's clock", false);
+    assert_eq!(doubts(&ahead("2026-04-01", None)), [""; 0], "a store that says no times");
+
+    let (mut shelf, chains) = three_chains();
+    shelf.get_mut(&chains[1][1]).snapshot.created_at = at("2025-12-31");
+    assert_nothing_goes(&shelf.plan(), "and after it by its time", false);
+    // Of another pool it says nothing.
+    for id in &chains[1] {
+        shelf.get_mut(id).origin = origin(2);
+    }
+    shelf.get_mut(&chains[1][0]).snapshot.created_at = at("2025-12-30");
+    shelf.origins.push(origin(2));
+    assert_eq!(doubts(&shelf.plan()), [""; 0]);
+    // One snapshot has one time.
+    let (mut shelf, _) = three_chains();
+    shelf.full(32, "2026-03-04");
+    assert_nothing_goes(&shelf.plan(), "and after it by its time", false);
+}
+
+#[test]
+fn another_origin_keeps_everything_until_it_is_adopted() {
+    let (mut shelf, chains) = three_chains();
+    chains[0].iter().for_each(|id| shelf.get_mut(id).origin = origin(2));
+    assert_nothing_goes(&shelf.plan(), "another origin: dataset guid 0000000000000002", false);
+    assert_eq!(shelf.plan().doubts.len(), 1, "said once");
+    shelf.origins.push(origin(2));
+    assert_eq!(deleted(&shelf.plan()), "i12 i11 F10 i22 i21 F20");
+    // Only backups of another origin: a pool that was rebuilt, before its first backup.
+    shelf.origins = vec![origin(3)];
+    assert_eq!(shelf.plan().doubts.len(), 2);
+    // An unfinished upload of another origin is two hosts too.
+    let (mut shelf, _) = three_chains();
+    let id = shelf.attempt(40, "2026-03-20", None);
+    shelf.leftover(&id).started = StartedFact::Signed { base: None, origin: origin(2) };
+    assert_nothing_goes(&shelf.plan(), "another origin", false);
+    // The same dataset guid in another pool: a mirror that was split.
+    let (mut shelf, chains) = three_chains();
+    shelf.get_mut(&chains[0][0]).origin.pool_guid = zfs_backup::model::Guid(5);
+    assert_nothing_goes(&shelf.plan(), "in pool guid 0000000000000005", false);
+}
+
+#[test]
+fn an_unfinished_upload_of_anyone_pins_the_chain_of_its_base() {
+    let (mut shelf, chains) = three_chains();
+    let id = shelf.attempt(40, "2020-01-01", Some(&chains[0][1]));
+    let plan = shelf.plan();
+    assert_eq!(deleted(&plan), "i22 i21 F20");
+    assert_eq!(reasons(&plan, &chains[0][2]), format!("the unfinished upload {id} builds on its chain"));
+    assert_eq!(labels(plan.left_alone.iter().map(|left| &left.id)), "i40");
+    assert_eq!(plan.left_alone[0].why, "an unfinished upload; no proof that it is over");
+    // Once it is proved to be over it pins nothing, and goes.
+    shelf.never_committing.insert(id.clone());
+    let plan = shelf.plan();
+    assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20");
+    assert_eq!(plan.delete_leftovers[0].id, id);
+}
+
+#[test]
+fn an_upload_that_cannot_be_read_pins_everything() {
+    let (mut shelf, chains) = three_chains();
+    let id = shelf.attempt(40, "2026-03-20", Some(&chains[0][1]));
+    for damage in [true, false] {
+        shelf.leftover(&id).started = StartedFact::Unreadable(Unreadable { reason: "forged".to_owned(), damage });
+        assert_nothing_goes(&shelf.plan(), "builds on is not known: forged", damage);
+    }
+    shelf.leftover(&id).started = StartedFact::Absent;
+    assert_nothing_goes(&shelf.plan(), "its started.json is not there", false);
+    // A full builds on nothing.
+    let (mut shelf, _) = three_chains();
+    let id = shelf.attempt(40, "2026-03-20", None);
+    shelf.leftover(&id).started = StartedFact::Absent;
+    assert_eq!(deleted(&shelf.plan()), "i12 i11 F10 i22 i21 F20");
+}
+
+#[test]
+fn leftovers_go_only_on_positive_proof() {
+    struct Case {
+        what: &'static str,
+        journal: bool,
+        record: Option<&'static str>,
+        newest: Option<&'static str>,
+        committed: bool,
+        followed: bool,
+        proof: Result<Proof, &'static str>,
+    }
+    let base = Case {
+        what: "",
+        journal: false,
+        record: None,
+        newest: Some("2026-03-01"),
+        committed: false,
+        followed: false,
+        proof: Err("no proof"),
+    };
+    let recent = Some("2026-03-25");
+    let cases = [
+        Case { what: "nothing is known", ..base },
+        Case { what: "the journal, and given up", journal: true, proof: Ok(Proof::Journal), ..base },
+        Case {
+            what: "exactly resume_days",
+            journal: true,
+            newest: Some("2026-03-18"),
+            proof: Ok(Proof::Journal),
+            ..base
+        },
+        Case { what: "a day less", journal: true, newest: Some("2026-03-19"), proof: Err("may go on"), ..base },
+        Case { what: "may go on", journal: true, newest: recent, proof: Err("may go on"), ..base },
+        Case { what: "age unknown", journal: true, newest: None, proof: Err("does not say how old"), ..base },
+        Case { what: "near its commit", journal: true, committed: true, proof: Err("signature is there"), ..base },
+        Case { what: "something follows", journal: true, followed: true, proof: Err("follows from it"), ..base },
+        Case { what: "a record", record: Some("2026-03-02"), proof: Ok(Proof::PruneRecord), ..base },
+        Case {
+            what: "a record, signature left",
+            record: Some("2026-03-02"),
+            committed: true,
+            proof: Ok(Proof::PruneRecord),
+            ..base
+        },
+        Case {
+            what: "put again since",
+            record: Some("2026-03-24"),
+            newest: recent,
+            proof: Err("objects were put since"),
+            ..base
+        },
+        Case { what: "put again, and given up", record: Some("2026-02-01"), proof: Ok(Proof::PruneRecord), ..base },
+        Case {
+            what: "a record, and something follows",
+            record: Some("2026-03-02"),
+            followed: true,
+            proof: Err("follows from it"),
+            ..base
+        },
+        Case {
+            what: "a record, age unknown",
+            record: Some("2026-03-02"),
+            newest: None,
+            proof: Err("does not say how old"),
+            ..base
+        },
+    ];
+    for case in cases {
+        let mut shelf = Shelf::new("2026-04-01");
+        let id = shelf.attempt(5, "2026-03-01", None);
+        let leftover = shelf.leftover(&id);
+        (leftover.newest, leftover.was_committed) = (case.newest.map(at), case.committed);
+        if case.journal {
+            shelf.never_committing.insert(id.clone());
+        }
+        if let Some(written_at) = case.record {
+            shelf.record(&id, written_at);
+        }
+        if case.followed {
+            shelf.attempt(6, "2026-03-01", Some(&id));
+        }
+        let plan = shelf.plan();
+        let found = plan.delete_leftovers.iter().find(|doomed| doomed.id == id).map(|doomed| doomed.proof);
+        match case.proof {
+            Ok(proof) => assert_eq!(found, Some(proof), "{}: {plan:?}", case.what),
+            Err(why) => {
+                assert_eq!(found, None, "{}", case.what);
+                let left = plan.left_alone.iter().find(|left| left.id == id).unwrap();
+                assert!(left.why.contains(why), "{}: {}", case.what, left.why);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_leftover_that_a_backup_follows_from_stays_whatever_a_record_says() {
+    let (mut shelf, chains) = three_chains();
+    // The manifest of a base is hidden: it looks like an attempt, and an old record names it.
+    let hidden = chains[2][0].clone();
+    shelf.facts.retain(|backup| backup.id != hidden);
+    let id = shelf.attempt(30, "2026-03-01", None);
+    shelf.leftover(&id).id = hidden.clone();
+    shelf.record(&hidden, "2026-03-20");
+    let plan = shelf.plan();
+    assert!(plan.delete_leftovers.is_empty(), "{plan:?}");
+}
+
+#[test]
+fn a_backup_that_a_receipt_saw_and_that_is_gone_keeps_everything() {
+    let (mut shelf, chains) = three_chains();
+    let gone = BackupId::new(at("2026-02-20"), zfs_backup::model::BackupKind::Full, zfs_backup::model::Guid(5), 5);
+    let ids = BTreeSet::from([chains[0][0].clone(), gone.clone()]);
+    shelf.live = Some(Live { of: chains[2][2].clone(), ids: Ok(ids) });
+    assert_nothing_goes(&shelf.plan(), "it is gone, and no signed prune record says why", true);
+    let mut named = shelf.clone();
+    named.record(&gone, "2026-03-20");
+    assert_eq!(doubts(&named.plan()), [""; 0]);
+    let unreadable = Unreadable { reason: "missing".to_owned(), damage: true };
+    shelf.live = Some(Live { of: chains[2][2].clone(), ids: Err(unreadable) });
+    assert_nothing_goes(&shelf.plan(), "the receipt of", true);
+}
+
+#[test]
+fn what_is_locked_or_may_be_is_not_planned() {
+    let (mut shelf, chains) = three_chains();
+    shelf.locks.insert(chains[1][2].clone(), Lock::Unknown("missing".to_owned()));
+    let plan = shelf.plan();
+    assert_eq!(deleted(&plan), "i12 i11 F10");
+    assert_eq!(reasons(&plan, &chains[1][2]), "its locks are unknown: missing");
+}
+
+/// The intermediate directory beside a remote: rules keep the newest full and the newest incremental.
+fn intermediate() -> (Shelf, Vec<Vec<BackupId>>) {
+    let (mut shelf, chains) = three_chains();
+    shelf.rules = RetentionRules { last_fulls: Some(1), last_incrementals: Some(1), ..Default::default() };
+    (shelf, chains)
+}
+
+#[test]
+fn beside_a_remote_only_what_it_has_committed_goes() {
+    let (shelf, chains) = intermediate();
+    let none = Default::default();
+    let plan = |remote: &Shelf| shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    // All is there: what the rules keep stays, without ancestors.
+    let mut remote = shelf.clone();
+    assert_eq!(deleted(&plan(&remote)), "i12 i11 F10 i22 i21 F20 i31");
+    assert_eq!(doubts(&plan(&remote)), [""; 0]);
+    // A backup that it lacks stays, and so does what it lacks of its ancestors.
+    remote.facts.retain(|backup| backup.id != chains[0][1] && backup.id != chains[0][2]);
+    let found = plan(&remote);
+    assert_eq!(deleted(&found), "F10 i22 i21 F20 i31");
+    assert_eq!(reasons(&found, &chains[0][1]), "not committed in the remote");
+    remote.facts.retain(|backup| backup.id != chains[0][0]);
+    assert_eq!(deleted(&plan(&remote)), "i22 i21 F20 i31");
+    // An empty remote keeps everything.
+    remote.facts.clear();
+    assert_eq!(deleted(&plan(&remote)), "");
+}
+
+#[test]
+fn beside_a_remote_a_backup_that_is_not_usable_there_is_not_committed() {
+    let (shelf, chains) = intermediate();
+    let none = Default::default();
+    let mut remote = shelf.clone();
+    remote.damage(&chains[0][1]);
+    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    assert_eq!(deleted(&plan), "F10 i22 i21 F20 i31");
+    // Nor is one whose manifest is another.
+    let mut remote = shelf.clone();
+    remote.get_mut(&chains[0][2]).manifest_blake3 = zfs_backup::model::Digest::of(b"other");
+    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    assert_eq!(deleted(&plan), "i11 F10 i22 i21 F20 i31");
+}
+
+#[test]
+fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor() {
+    let (shelf, chains) = intermediate();
+    let none = Default::default();
+    let mut remote = shelf.clone();
+    let replace = |remote: &mut Shelf, id: &BackupId| {
+        let twin = BackupId::new(remote.get(id).snapshot.created_at, id.kind(), id.snapshot_guid(), 0xffff);
+        remote.get_mut(id).id = twin;
+    };
+    // A leaf.
+    replace(&mut remote, &chains[0][2]);
+    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20 i31");
+    // The base of what is kept: its manifest names that id.
+    replace(&mut remote, &chains[2][1]);
+    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    assert_eq!(label(&chains[2][1]), "i31");
+    assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20");
+    // Other flags, or another base, is another backup.
+    let mut remote = shelf.clone();
+    replace(&mut remote, &chains[0][2]);
+    let twin = remote.facts[2].id.clone();
+    remote.get_mut(&twin).requested = vec!["raw".to_owned()];
+    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    assert_eq!(deleted(&plan), "i11 F10 i22 i21 F20 i31");
+}
+
+#[test]
+fn what_the_remote_had_and_pruned_may_go_here_and_its_absence_keeps_ancestors() {
+    let (shelf, chains) = intermediate();
+    let mut remote = shelf.clone();
+    remote.facts.retain(|backup| !chains[0].contains(&backup.id) && backup.id != chains[2][1]);
+    chains[0].iter().for_each(|id| remote.record(id, "2026-03-20"));
+    remote.record(&chains[2][1], "2026-03-20");
+    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &remote.pruned });
+    assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20", "i31 stays for i32");
+    // A record of another manifest proves nothing.
+    let other = Some(zfs_backup::model::Digest::of(b"other"));
+    remote.pruned.get_mut(&chains[0][2]).unwrap().manifest_blake3 = other;
+    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &remote.pruned });
+    assert_eq!(deleted(&plan), "i22 i21 F20");
+}
+
+#[test]
+fn an_unreachable_remote_keeps_everything() {
+    let (shelf, chains) = intermediate();
+    let plan = shelf.plan_beside(Beside::Unreachable);
+    assert_eq!((deleted(&plan).as_str(), doubts(&plan).len()), ("", 0));
+    assert_eq!(reasons(&plan, &chains[0][0]), "the remote cannot be asked");
+}
+
+#[test]
+fn beside_a_remote_a_kept_backup_is_usable_with_the_help_of_the_remote_only() {
+    let (mut shelf, chains) = intermediate();
+    let none = Default::default();
+    let remote = shelf.clone();
+    // Pruned here earlier; the remote has it.
+    shelf.facts.retain(|backup| backup.id != chains[2][1]);
+    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    assert_eq!(doubts(&plan), [""; 0]);
+    assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20");
+    // The remote lacks it too.
+    let mut poorer = remote.clone();
+    poorer.facts.retain(|backup| backup.id != chains[2][1] && backup.id != chains[2][2]);
+    let plan = shelf.plan_beside(Beside::Remote { facts: &poorer.facts, pruned: &none });
+    assert_nothing_goes(&plan, "which is neither here nor in the remote", true);
+}
+
+#[test]
+fn what_waits_in_the_intermediate_directory_pins_its_chain_in_the_remote() {
+    let (mut remote, chains) = three_chains();
+    let mut here = remote.clone();
+    here.incr(13, "2026-03-20", &chains[0][2]);
+    remote.waiting = here.facts.clone();
+    let plan = remote.plan();
+    assert_eq!(deleted(&plan), "i22 i21 F20");
+    assert!(reasons(&plan, &chains[0][0]).contains("in the intermediate directory builds on its chain"));
+}
+
+#[test]
+fn without_rules_backups_stay_and_proved_leftovers_go() {
+    let (mut shelf, _) = three_chains();
+    shelf.rules = RetentionRules::default();
+    let id = shelf.attempt(40, "2026-03-01", None);
+    shelf.never_committing.insert(id.clone());
+    let plan = shelf.plan();
+    assert_eq!((deleted(&plan).as_str(), plan.delete_leftovers.len()), ("", 1));
+    assert_eq!(plan.freed_bytes(), 1000);
+}
