@@ -6,6 +6,7 @@ mod check;
 mod context;
 mod forget;
 mod keys;
+mod native_b2;
 mod output;
 mod progress;
 mod prune;

@@ -184,7 +184,16 @@ async fn verify_backup(
     let mut wanted = wanted_objects(backup, &chunks, &receipt, report);
     // What is known to be damaged is said once.
     wanted.retain(|(key, _)| !report.damage.iter().any(|damage| damage.key == key.as_str()));
-    let heads = stream::iter(wanted).map(|(key, recorded)| async move { (store.head(&key).await, key, recorded) });
+    // Where one listing says as much as asking for each object, thousands of calls are saved.
+    let listed = store.evidence_under(&backup_prefix(&backup.manifest.dataset, id)).await?;
+    let listed = listed.as_ref();
+    let heads = stream::iter(wanted).map(|(key, recorded)| async move {
+        let found = match listed {
+            Some(listed) => Ok(listed.get(key.as_str()).cloned()),
+            None => store.head(&key).await,
+        };
+        (found, key, recorded)
+    });
     let mut heads = heads.buffer_unordered(HEADS_MAX);
     while let Some((found, key, recorded)) = heads.next().await {
         match compare(&recorded, found?.as_ref()) {

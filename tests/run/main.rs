@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
 
 mod attacks;
+mod b2;
+#[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
+#[path = "../support/b2_sim.rs"]
+mod b2_sim;
 mod damage;
 mod failures;
 mod flow;

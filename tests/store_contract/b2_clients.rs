@@ -5,10 +5,11 @@ use crate::b2_sim::{B2Sim, BUCKET, KEY, KEY_ID, SimOptions};
 use crate::contract::{key, pattern, upload};
 use crate::weed::find_program;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
-use zfs_backup::store::ObjectStore;
+use zfs_backup::store::{B2Settings, DirSettings, DirStore, ObjectStore};
 
 /// What both insist on is smallest.
 const PART: usize = 5_000_000;
@@ -117,16 +118,16 @@ try:
     raise SystemExit('a hidden file was given out')
 except FileNotPresent:
     pass
-versions = [v for v, _ in bucket.ls('sdk/large', latest_only=False, recursive=True)]
+versions = list(bucket.list_file_versions('sdk/large'))
 assert [v.action for v in versions] == ['hide', 'upload'], versions
 for version in versions:
     api.delete_file_version(version.id_, version.file_name)
-begun = bucket.start_large_file('sdk/begun')
-assert [f.file_id for f in bucket.list_unfinished_large_files()] == [begun.file_id]
-api.cancel_large_file(begun.file_id)
+begun = api.session.start_large_file(bucket.id_, 'sdk/begun', 'b2/x-auto', {})['fileId']
+assert [f.file_id for f in bucket.list_unfinished_large_files()] == [begun]
+api.cancel_large_file(begun)
 assert list(bucket.list_unfinished_large_files()) == []
 try:
-    api.cancel_large_file(begun.file_id)
+    api.cancel_large_file(begun)
     raise SystemExit('a file was cancelled twice')
 except Exception as error:
     print(type(error).__name__)
@@ -141,4 +142,41 @@ fn b2sdk_finds_the_simulator_to_be_b2() {
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{} (scripts/deps installs b2sdk): {complaint}", python.display());
     assert_eq!(sim.versions(), [("sdk/a b+ü %20/small".to_owned(), "upload".to_owned(), 1000)]);
+}
+
+const PASSPHRASE: &str = "frozen for ever in version one";
+
+/// The program with the simulator for B2; a passphrase comes on stdin.
+fn zb(sim: &B2Sim, key: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
+    command.args(arguments).env("B2_ENVIRONMENT", sim.endpoint());
+    command.env("B2_APPLICATION_KEY_ID", KEY_ID).env("B2_APPLICATION_KEY", key);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // A program that is refused first reads no passphrase.
+    let _ = child.stdin.take().unwrap().write_all(PASSPHRASE.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bare_host_restores_from_b2_with_key_and_passphrase() {
+    let sim = B2Sim::start();
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
+    let frozen = DirStore::open(&DirSettings { root: archive.join("none"), part_bytes: PART }).unwrap();
+    let store = connect(B2Settings { prefix: "nas/1".to_owned(), ..sim.settings() });
+    for object in frozen.list("").await.unwrap() {
+        let bytes = frozen.get(&key(&object.key), None, 1 << 30).await.unwrap();
+        store.put_new(&key(&object.key), bytes).await.unwrap();
+    }
+    let place = format!("b2:{BUCKET}/nas/1");
+    let restored = zb(&sim, KEY, &["restore", "frozen/data", "--remote", &place, "--stdout"]);
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    let expected = fs::read_to_string(archive.join("stream.b3")).unwrap();
+    assert_eq!(blake3::hash(&restored.stdout).to_hex().as_str(), expected.trim());
+    let verified = zb(&sim, KEY, &["verify-checksums", "--remote", &place]);
+    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let refused = zb(&sim, "K005-wrong-and-secret", &["verify-checksums", "--remote", &place]);
+    let words = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{words}");
+    assert!(words.contains("does not accept this application key") && !words.contains("K005"), "{words}");
 }

@@ -177,8 +177,9 @@ pub(super) struct StoredPart {
 pub(super) struct Ignored {}
 
 impl FileVersion {
+    /// A file with bytes; "copy" is one that the store made from another.
     pub(super) fn is_upload(&self) -> bool {
-        self.action == "upload"
+        matches!(self.action.as_str(), "upload" | "copy")
     }
 
     pub(super) fn is_hidden_marker(&self) -> bool {

@@ -8,6 +8,8 @@ const ENDPOINT_DEFAULT: &str = "https://api.backblazeb2.com";
 const MIB: usize = 1024 * 1024;
 /// As for S3; B2 itself recommends 100 MB, at six times the memory.
 const PART_BYTES_DEFAULT: usize = 16 * MIB;
+/// B2's own limit, for parts and for files that go whole.
+const PART_BYTES_MAX: usize = 5_000_000_000;
 const CONCURRENCY_DEFAULT: usize = 4;
 /// 256 kbit/s for each part in flight.
 const RATE_BYTES_MIN_DEFAULT: u64 = 32 * 1024;
@@ -70,6 +72,9 @@ impl B2Settings {
         }
         if self.part_bytes == 0 || self.concurrency == 0 || self.rate_bytes_min == 0 || self.attempt_slack.is_zero() {
             return Err("part size, concurrency, slowest rate and attempt slack must be more than nothing".to_owned());
+        }
+        if self.part_bytes > PART_BYTES_MAX {
+            return Err(format!("parts of {} bytes are above the largest, {PART_BYTES_MAX}", self.part_bytes));
         }
         Ok(())
     }
