@@ -16,6 +16,7 @@ mod lock;
 mod log;
 mod manual;
 mod meter;
+mod native_b2;
 mod output;
 mod overview;
 mod perform;

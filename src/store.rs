@@ -5,19 +5,23 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
+pub mod b2;
 mod checksum;
 pub mod dir;
 pub mod key;
 pub mod memory;
+mod pages;
 mod parts;
 pub mod proof;
 pub mod s3;
 pub mod spool;
 mod work;
 
+pub use b2::{B2Credentials, B2Settings, B2Store};
 pub use dir::DirStore;
 pub use key::ObjectKey;
 pub use memory::MemoryStore;
@@ -246,6 +250,13 @@ pub trait ObjectStore: Send + Sync {
 
     /// What the store says of the object, or `None` when there is none. No other failure is ever `None`.
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError>;
+
+    /// What [`ObjectStore::head`] would say of every object under `prefix`, by key, from listings alone; `None` where
+    /// only asking for each object tells. A listing that says less than `head` must not be used here.
+    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+        let _ = prefix;
+        Ok(None)
+    }
 
     /// All objects whose key begins with `prefix` (a string, not a folder; empty for all), in order of the key.
     /// The listing is whole, or it is an error.

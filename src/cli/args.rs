@@ -201,8 +201,8 @@ pub(super) struct Kind {
 /// Where to read from, and with which keys. On a bare host no configuration is needed.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Source {
-    /// Read from this store instead of the configured remote: s3:bucket/prefix or file:/dir. With it no
-    /// configuration is read; S3 credentials and endpoint come from the environment (AWS_...)
+    /// Read from this store instead of the configured remote: s3:bucket/prefix, b2:bucket/prefix or file:/dir. With it
+    /// no configuration is read; credentials and endpoint come from the environment (AWS_..., B2_...)
     #[arg(long, value_name = "URL")]
     pub(super) remote: Option<String>,
     /// The key file (an age identity file with the verifying key in a comment line), instead of the passphrase

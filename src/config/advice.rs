@@ -85,11 +85,34 @@ impl Config {
                     "verify-checksums compares the MD5 ETag, the weakest sum: crc64nvme is better where the store has it"
                 }
             },
-            Remote::B2 { .. } => "verify-checksums compares the SHA-1 that the store keeps of each chunk, or its id",
+            Remote::B2 { .. } => return Some(self.b2_evidence()),
             Remote::File { .. } => "a folder computes no checksums: only verify-checksums --read-data is evidence",
             Remote::Rclone { .. } => "verify-checksums compares what rclone shows, often the size alone",
         };
         Some(text.to_owned())
+    }
+
+    /// Up to one part a chunk goes as one request, and only then B2 keeps a SHA-1 of its own.
+    fn b2_evidence(&self) -> String {
+        let (split, part) = (self.split_size, self.b2.parts.part_size);
+        if sealed_bytes_max(split) <= part.bytes() {
+            return "verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which goes as one \
+                    request (against accidents; a restore checks BLAKE3 too)"
+                .to_owned();
+        }
+        let fits =
+            (1..=part.bytes() >> 20).rev().map(Size::mebibytes).find(|split| sealed_bytes_max(*split) <= part.bytes());
+        let fits = fits.map_or_else(String::new, |fits| format!("split_size = \"{fits}\", or "));
+        let enough = Size::mebibytes((sealed_bytes_max(split) >> 20) + 1);
+        let declared = match &self.b2.spool_dir {
+            Some(_) => "; the SHA-1 of the whole is taken in spool_dir and kept beside it, unchecked by B2",
+            None => "",
+        };
+        format!(
+            "B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the \
+             file's id, whose content never changes, and its size{declared}. For a SHA-1 of B2's own write {fits}\
+             part_size = \"{enough}\" (memory grows with it)"
+        )
     }
 
     fn duration_advice(&self) -> Option<String> {

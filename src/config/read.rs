@@ -125,12 +125,10 @@ fn note_idle_sections(
 }
 
 fn note_later_remote(config: &Config, main: &Section<'_>) {
-    let instead = match config.remote {
-        Some(Remote::B2 { .. }) => "for now use the S3 endpoint of the bucket, s3:BUCKET/PREFIX",
-        Some(Remote::Rclone { .. }) => "for now use s3: or file:",
-        Some(Remote::S3 { .. } | Remote::File { .. }) | None => return,
-    };
-    main.notice("remote", format!("main.remote names a kind of store that comes in a later version: {instead}"));
+    if let Some(Remote::Rclone { .. }) = config.remote {
+        let text = "main.remote names a kind of store that comes in a later version: for now use s3:, b2: or file:";
+        main.notice("remote", text.to_owned());
+    }
 }
 
 #[cfg(test)]

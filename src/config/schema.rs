@@ -122,7 +122,7 @@ const RETENTION: &[KeySpec] = &[
 pub(super) const SECTIONS: &[SectionSpec] = &[
     section("main", MAIN, None),
     section("s3", S3, None),
-    section("b2", B2, Some("native B2 is not spoken")),
+    section("b2", B2, None),
     section("prune", PRUNE, None),
     section("send", SEND, None),
     section("backup-lifecycle", BACKUP_LIFECYCLE, None),

@@ -13,6 +13,7 @@ use super::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -210,6 +211,10 @@ impl ObjectStore for Spool {
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         self.inner.head(key).await
+    }
+
+    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+        self.inner.evidence_under(prefix).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {

@@ -1,5 +1,6 @@
-//! Small means that the stores share: file work off the async threads, and names that nobody else has.
+//! Small means that the stores share: file work off the async threads, names that nobody else has, errors in a line.
 
+use std::error::Error;
 use std::io;
 use std::panic::resume_unwind;
 use tokio::task::spawn_blocking;
@@ -24,4 +25,19 @@ where
 /// A number from the kernel, for names that nobody else uses.
 pub(crate) fn random_u64() -> io::Result<u64> {
     getrandom::u64().map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// The texts of an error and all its sources in one line, without repetitions.
+pub(crate) fn chain_text(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        let link = error.to_string();
+        if !text.contains(&link) {
+            text.push_str(": ");
+            text.push_str(&link);
+        }
+        next = error.source();
+    }
+    text
 }

@@ -1,8 +1,14 @@
-//! One contract, every store: memory, a folder (by each way of naming files), spools, and S3 on a real server.
+//! One contract, every store: memory, a folder (by each way of naming files), spools, B2 on a simulator, and S3 on a
+//! real server.
 //! Beside it, what only one kind of store can get wrong.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests may do what tests may")]
 
+mod b2;
+mod b2_clients;
+mod b2_faults;
+#[path = "../support/b2_sim.rs"]
+mod b2_sim;
 #[path = "../support/contract.rs"]
 mod contract;
 mod dir;
@@ -13,15 +19,19 @@ mod s3;
 #[path = "../support/weed.rs"]
 mod weed;
 
+use b2_sim::B2Sim;
+use std::any::Any;
 use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::store::dir::CreateOnly;
-use zfs_backup::store::{DirSettings, DirStore, MemoryStore, ObjectStore, Spool, StoreTraits, UploadNeeds};
+use zfs_backup::store::{
+    B2Settings, B2Store, DirSettings, DirStore, MemoryStore, ObjectStore, Spool, StoreTraits, UploadNeeds,
+};
 
 const PART_BYTES: usize = 64 * 1024;
 
 /// A store and what must outlive it.
-type World = (Arc<dyn ObjectStore>, Option<TempDir>);
+type World = (Arc<dyn ObjectStore>, Box<dyn Any>);
 
 /// One test for every case, in a module for every store.
 macro_rules! contract_tests {
@@ -37,14 +47,27 @@ macro_rules! contract_tests {
 fn dir_world(first: CreateOnly) -> World {
     let dir = TempDir::new().unwrap();
     let settings = DirSettings { root: dir.path().to_owned(), part_bytes: PART_BYTES };
-    (Arc::new(DirStore::open_with(&settings, first).unwrap()), Some(dir))
+    (Arc::new(DirStore::open_with(&settings, first).unwrap()), Box::new(dir))
 }
 
 fn spool_world(needs: UploadNeeds) -> World {
     let dir = TempDir::new().unwrap();
     let traits = StoreTraits { needs, part_bytes: PART_BYTES, concurrency: 2, conditional_put: true };
     let spool = Spool::new(Arc::new(MemoryStore::with_traits(traits)), dir.path().to_owned());
-    (Arc::new(spool), Some(dir))
+    (Arc::new(spool), Box::new(dir))
+}
+
+/// B2 on a simulator.
+fn b2_world() -> World {
+    let sim = B2Sim::start();
+    (Arc::new(B2Store::new(sim.settings()).unwrap()), Box::new(sim))
+}
+
+/// B2 behind a spool, below a prefix.
+fn b2_spool_world() -> World {
+    let (sim, dir) = (B2Sim::start(), TempDir::new().unwrap());
+    let store = B2Store::new(B2Settings { prefix: "nas/1".to_owned(), ..sim.settings() }).unwrap();
+    (Arc::new(Spool::new(Arc::new(store), dir.path().to_owned())), Box::new((sim, dir)))
 }
 
 macro_rules! contract_of {
@@ -60,9 +83,11 @@ macro_rules! contract_of {
     };
 }
 
-contract_of!(in_memory, (Arc::new(MemoryStore::new()), None));
+contract_of!(in_memory, (Arc::new(MemoryStore::new()), Box::new(())));
 contract_of!(dir_by_rename, dir_world(CreateOnly::Rename));
 contract_of!(dir_by_link, dir_world(CreateOnly::Link));
 contract_of!(dir_by_claim, dir_world(CreateOnly::Claim));
 contract_of!(spool_for_replay, spool_world(UploadNeeds::Replay));
 contract_of!(spool_for_length, spool_world(UploadNeeds::ExactLength));
+contract_of!(b2_native, b2_world());
+contract_of!(b2_spooled, b2_spool_world());

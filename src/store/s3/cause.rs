@@ -1,6 +1,7 @@
 //! [`Cause`]: why an S3 request failed, in one form for all requests, and what kind of failure that is.
 
 use crate::store::StoreErrorKind;
+use crate::store::work::chain_text;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
@@ -71,21 +72,6 @@ where
             code,
         }
     }
-}
-
-/// The texts of an error and all its sources in one line, without repetitions.
-pub(super) fn chain_text(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        let link = error.to_string();
-        if !text.contains(&link) {
-            text.push_str(": ");
-            text.push_str(&link);
-        }
-        next = error.source();
-    }
-    text
 }
 
 impl fmt::Display for Cause {

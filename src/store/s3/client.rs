@@ -1,7 +1,7 @@
 //! Building the SDK's client: credentials, region, time limits and retries, all chosen here and none by default.
 
 use super::S3Settings;
-use super::cause::chain_text;
+use crate::store::work::chain_text;
 use crate::store::{StoreError, StoreErrorKind};
 use aws_config::ecs::EcsCredentialsProvider;
 use aws_config::environment::{EnvironmentVariableCredentialsProvider, EnvironmentVariableRegionProvider};

@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::cause::Cause;
-use super::list::Marks;
+use crate::store::pages::Marks;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
 
 /// What the bucket said when it was asked for versions.

@@ -1,11 +1,11 @@
 //! Listing objects and unfinished uploads, page by page to the very end.
 
 use super::Shared;
+use crate::store::pages::Marks;
 use crate::store::{ListedObject, StoreError, StoreErrorKind, UnfinishedUpload};
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{MultipartUpload, Object};
 use jiff::Timestamp;
-use std::collections::HashSet;
 
 impl Shared {
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
@@ -83,33 +83,6 @@ impl Shared {
     }
 }
 
-/// The places where pages began: one that comes again would mean turning pages for ever.
-#[derive(Default)]
-pub(super) struct Marks(HashSet<String>);
-
-impl Marks {
-    /// Notes where the next page begins.
-    pub(super) fn pass(&mut self, mark: Option<String>) -> Result<(), &'static str> {
-        let mark = mark.ok_or("the store says that there is more, but not how to go on")?;
-        if self.0.insert(mark) { Ok(()) } else { Err("the store gives the same page again and again") }
-    }
-}
-
 fn timestamp(time: &DateTime) -> Option<Timestamp> {
     i32::try_from(time.subsec_nanos()).ok().and_then(|nanos| Timestamp::new(time.secs(), nanos).ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_that_do_not_go_on_are_noticed() {
-        let mut marks = Marks::default();
-        for mark in ["a", "b"] {
-            assert_eq!(marks.pass(Some(mark.to_owned())), Ok(()));
-        }
-        assert!(marks.pass(Some("a".to_owned())).is_err());
-        assert!(marks.pass(None).is_err());
-    }
 }

@@ -1,8 +1,9 @@
 //! Asking for objects: whether they are there, what the store says of them, and their bytes.
 
-use super::cause::{Cause, Stage, chain_text};
+use super::cause::{Cause, Stage};
 use super::sum::is_md5_etag;
 use super::{S3Checksum, Shared};
+use crate::store::work::chain_text;
 use crate::store::{Evidence, EvidenceTier, ObjectKey, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;

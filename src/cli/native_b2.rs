@@ -1,0 +1,65 @@
+//! Opening a native B2 remote: its application key, and the spool where one is configured.
+
+use super::Failure;
+use crate::config::{Config, CredentialFiles, Environment};
+use crate::store::{B2Credentials, B2Settings, B2Store, ObjectStore, Spool};
+use std::env;
+use std::sync::Arc;
+
+/// The variables that Backblaze's own tools read.
+const KEY_ID: &str = "B2_APPLICATION_KEY_ID";
+const KEY: &str = "B2_APPLICATION_KEY";
+/// Another place than Backblaze's own, where it is a URL.
+const PLACE: &str = "B2_ENVIRONMENT";
+
+/// The configured remote, with the key of these files, or of the environment where there are none.
+pub(super) async fn open_configured(
+    (bucket, prefix): (&str, &str),
+    config: &Config,
+    env: &Environment,
+    files: Option<&CredentialFiles>,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let credentials = match files {
+        None => credentials_of_environment(),
+        Some(files) => {
+            let (id, key) = files.read(env)?;
+            Some(credentials(id.expose(), key.expose()))
+        }
+    };
+    let settings = B2Settings {
+        credentials,
+        part_bytes: config.b2.parts.part_size.in_memory(),
+        concurrency: config.b2.parts.concurrency as usize,
+        ..settings(bucket, prefix)
+    };
+    let store = Arc::new(open(settings).await?);
+    Ok(match &config.b2.spool_dir {
+        Some(dir) => Arc::new(Spool::new(store, dir.clone())),
+        None => store,
+    })
+}
+
+/// A remote that is named on the command line: everything else comes from the environment.
+pub(super) async fn open_bare(bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let settings = B2Settings { credentials: credentials_of_environment(), ..settings(bucket, prefix) };
+    Ok(Arc::new(open(settings).await?))
+}
+
+async fn open(settings: B2Settings) -> Result<B2Store, Failure> {
+    let store = B2Store::new(settings)?;
+    store.check_bucket().await?;
+    Ok(store)
+}
+
+fn settings(bucket: &str, prefix: &str) -> B2Settings {
+    let endpoint = env::var(PLACE).ok().filter(|place| place.contains("://"));
+    B2Settings { bucket: bucket.to_owned(), prefix: prefix.to_owned(), endpoint, ..B2Settings::default() }
+}
+
+fn credentials_of_environment() -> Option<B2Credentials> {
+    Some(credentials(&env::var(KEY_ID).ok()?, &env::var(KEY).ok()?))
+}
+
+fn credentials(id: &str, key: &str) -> B2Credentials {
+    B2Credentials { application_key_id: id.to_owned(), application_key: key.to_owned() }
+}

@@ -1,0 +1,182 @@
+//! [`B2Store`]: Backblaze B2 by its native API.
+//!
+//! **Evidence.** An object of up to one part is sent in one request with its SHA-1; B2 computes it too, refuses what
+//! differs, and keeps it: tier `sha1`. A longer one goes as a large file: B2 checks the SHA-1 of each part as it
+//! comes and of all of them when the file is finished, but keeps none for the whole. What is left to compare later is
+//! the file's id, whose content never changes, and its size: tier `id-pin`. With a spool the SHA-1 of the whole is
+//! known before it begins and is kept with the file, as B2's own tools do; B2 does not check that one.
+//!
+//! **Create-only.** B2 cannot make an upload conditional: a second upload of a name becomes its newest version. So the
+//! name is looked at before the bytes become a file, and again afterwards. Of two small files that came at the same
+//! time the older one stays and the other is taken back by its id; a large file is taken back whenever it finds
+//! another version. Versions with the same bytes, made by a repetition whose first answer was lost, become one.
+//!
+//! **Hidden is absent.** `head`, `get` and `list` see the newest version of a name, and nothing where that is a hide
+//! marker; `delete` removes all versions and markers. A key without `deleteFiles` can only hide: that is done, and
+//! said once as a warning, and the bytes stay until a lifecycle rule or another key removes them. So "absent" means
+//! "not live", for S3 with versions as well as here: whoever needs proof that something never was cannot have it from
+//! one answer of a store.
+
+mod cause;
+mod client;
+mod delete;
+mod list;
+mod messages;
+mod put;
+mod read;
+mod settings;
+mod spooled;
+mod upload;
+
+pub use settings::{B2Credentials, B2Settings};
+
+use super::{
+    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError,
+    StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use cause::Cause;
+use client::{Session, UrlPool};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::Mutex;
+use upload::B2Writer;
+
+/// A bucket, or what is below a prefix in it. Clones share one client and one session.
+#[derive(Clone)]
+pub struct B2Store {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    http: reqwest::Client,
+    settings: B2Settings,
+    url: String,
+    /// Ends with a slash, or is empty.
+    prefix: String,
+    traits: StoreTraits,
+    /// Held while a session is opened, so that one task does it for all.
+    session: Mutex<Option<Arc<Session>>>,
+    bucket_id: OnceLock<String>,
+    /// For files that go whole.
+    upload_urls: UrlPool,
+    warned_of_hiding: AtomicBool,
+}
+
+impl B2Store {
+    /// Builds the client. B2 itself is first spoken to by the first call.
+    ///
+    /// # Errors
+    /// [`StoreErrorKind::Invalid`] for settings that can never work.
+    pub fn new(settings: B2Settings) -> Result<Self, StoreError> {
+        let url = settings.url();
+        let failed = |cause: Cause| {
+            let mut error = StoreError::new(cause.kind(), "connect to", "", &url, cause.clone());
+            error.hint = cause.hint;
+            error
+        };
+        settings.check().map_err(|text| failed(Cause::ours(StoreErrorKind::Invalid, text)))?;
+        let http = client::build_http(&settings).map_err(failed)?;
+        let prefix = if settings.prefix.is_empty() { String::new() } else { format!("{}/", settings.prefix) };
+        let traits = StoreTraits {
+            needs: UploadNeeds::Parts,
+            part_bytes: settings.part_bytes,
+            concurrency: settings.concurrency,
+            conditional_put: false,
+        };
+        let (session, bucket_id, upload_urls) = (Mutex::new(None), OnceLock::new(), UrlPool::default());
+        let warned_of_hiding = AtomicBool::new(false);
+        let shared = Shared { http, url, prefix, traits, session, bucket_id, upload_urls, warned_of_hiding, settings };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Authorizes and finds the bucket: fails unless key, bucket, prefix and part size fit together.
+    pub async fn check_bucket(&self) -> Result<(), StoreError> {
+        let opened = self.shared.session().await;
+        opened.map(|_| ()).map_err(|cause| self.shared.failed("look into", "b2_list_buckets", "", cause))
+    }
+}
+
+impl Shared {
+    /// A failure of the call `api`, with what a person can do.
+    fn failed(&self, operation: &str, api: &str, subject: &str, cause: Cause) -> StoreError {
+        let hint = cause.hint(api, self.settings.endpoint());
+        let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
+        error.hint = hint;
+        error
+    }
+
+    /// A failure that we found, not the store.
+    fn wrong(&self, kind: StoreErrorKind, operation: &str, subject: &str, text: impl Into<String>) -> StoreError {
+        StoreError::new(kind, operation, subject, &self.url, text.into())
+    }
+
+    fn taken(&self, operation: &str, key: &ObjectKey) -> StoreError {
+        self.wrong(StoreErrorKind::AlreadyExists, operation, key.as_str(), "the key is taken by another object")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for B2Store {
+    fn url(&self) -> &str {
+        &self.shared.url
+    }
+
+    fn traits(&self) -> &StoreTraits {
+        &self.shared.traits
+    }
+
+    /// Asks the store nothing yet: whether the key is taken is looked at before the object comes to be.
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        Ok(Box::new(B2Writer::new(&self.shared, key, None)))
+    }
+
+    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.shared.put_new(key, bytes).await
+    }
+
+    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+        self.shared.get(key, range, limit_bytes).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
+        Ok(self.shared.live("look at", key).await?.map(|file| file.evidence()))
+    }
+
+    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+        let live = self.shared.live_under(prefix).await?;
+        Ok(Some(live.into_iter().map(|(key, file)| (key, file.evidence())).collect()))
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
+        let live = self.shared.live_under(prefix).await?.into_iter();
+        let listed = |(key, file): (String, messages::FileVersion)| ListedObject {
+            key,
+            bytes: file.content_length,
+            modified_at: file.uploaded_at(),
+        };
+        Ok(live.map(listed).collect())
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.shared.delete(key).await
+    }
+
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.shared.unfinished(prefix).await
+    }
+
+    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.shared.cancel(&upload.key, &upload.upload_id).await
+    }
+}
+
+#[async_trait]
+impl SpooledStore for B2Store {
+    async fn put_spooled(&self, key: &ObjectKey, file: &SpoolFile) -> Result<Evidence, StoreError> {
+        spooled::put_spooled(&self.shared, key, file).await
+    }
+}

@@ -1,0 +1,266 @@
+//! [`Cause`]: why a B2 call failed, in one form for all calls, and what is to be done about it.
+
+use crate::store::StoreErrorKind;
+use crate::store::work::chain_text;
+use serde::Deserialize;
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+/// Where a call failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// No connection: the store never heard of it.
+    Connect,
+    /// The connection broke, or no answer came in time: the store may have done what was asked.
+    Transport,
+    /// An answer came that could not be read.
+    Reading,
+    /// The store said no.
+    Refused,
+    /// We found that it cannot work.
+    Ours(StoreErrorKind),
+}
+
+/// Why a call failed. Displays as `bad_bucket_id: the text of the store (HTTP 400)`.
+#[derive(Debug, Clone)]
+pub(super) struct Cause {
+    pub(super) stage: Stage,
+    pub(super) status: Option<u16>,
+    pub(super) code: String,
+    pub(super) text: String,
+    /// How long the store wants to be left alone.
+    pub(super) retry_after: Option<Duration>,
+    /// Advice that is better than what status and code give.
+    pub(super) hint: Option<String>,
+}
+
+/// The body of every refusal.
+#[derive(Deserialize, Default)]
+struct Refusal {
+    #[serde(default)]
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl From<reqwest::Error> for Cause {
+    /// Without the URL: upload URLs are nobody's business.
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let stage = match () {
+            () if error.is_connect() => Stage::Connect,
+            () if error.is_builder() => Stage::Ours(StoreErrorKind::Invalid),
+            () if error.is_decode() => Stage::Reading,
+            () => Stage::Transport,
+        };
+        Self { stage, text: chain_text(&error), ..Self::ours(StoreErrorKind::Unavailable, "") }
+    }
+}
+
+impl Cause {
+    /// Something that we found, not the store.
+    pub(super) fn ours(kind: StoreErrorKind, text: impl Into<String>) -> Self {
+        let (stage, text) = (Stage::Ours(kind), text.into());
+        Self { stage, status: None, code: String::new(), text, retry_after: None, hint: None }
+    }
+
+    /// A refusal: `body` is what came with it, the JSON of B2 or whatever stands between it and us.
+    pub(super) fn refused(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
+        let refusal: Refusal = serde_json::from_slice(body).unwrap_or_default();
+        let (stage, status) = (Stage::Refused, Some(status));
+        Self { stage, status, code: refusal.code, text: refusal.message, retry_after, hint: None }
+    }
+
+    /// An answer of success that makes no sense.
+    pub(super) fn unreadable(error: &dyn Error) -> Self {
+        let text = format!("the answer cannot be read: {}", chain_text(error));
+        Self { stage: Stage::Reading, text, ..Self::ours(StoreErrorKind::Unavailable, "") }
+    }
+
+    pub(super) fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The token is over, that of the account or that of an upload URL.
+    pub(super) fn is_token(&self) -> bool {
+        self.stage == Stage::Refused && matches!(self.code.as_str(), "expired_auth_token" | "bad_auth_token")
+    }
+
+    /// There is no such file any more, in the many words that B2 has for it.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.code.as_str(), "file_not_present" | "no_such_file" | "not_found") || self.status == Some(404)
+    }
+
+    /// The bytes changed on the way: to be sent again.
+    pub(super) fn is_garbled(&self) -> bool {
+        let text = self.text.to_ascii_lowercase();
+        self.status == Some(400) && (text.contains("sha1 did not match") || text.contains("checksum did not match"))
+    }
+
+    /// The same call may work if it is made again.
+    pub(super) fn is_transient(&self) -> bool {
+        match self.stage {
+            Stage::Connect | Stage::Transport | Stage::Reading => true,
+            Stage::Refused => matches!(self.status, Some(408 | 429 | 500..=599)),
+            Stage::Ours(_) => false,
+        }
+    }
+
+    /// An upload that failed so goes through another URL.
+    pub(super) fn wants_new_url(&self) -> bool {
+        self.is_transient() || self.is_token() || self.is_garbled() || self.code == "auth_token_limit"
+    }
+
+    /// The store may have done what was asked, though it did not say so. (503 is B2's way to say "elsewhere".)
+    pub(super) fn is_ambiguous(&self) -> bool {
+        let answered = matches!(self.status, Some(..500 | 503));
+        matches!(self.stage, Stage::Transport | Stage::Reading) || (self.stage == Stage::Refused && !answered)
+    }
+
+    /// The kind, for callers to branch on.
+    pub(super) fn kind(&self) -> StoreErrorKind {
+        match self.stage {
+            Stage::Ours(kind) => kind,
+            Stage::Connect | Stage::Transport | Stage::Reading => StoreErrorKind::Unavailable,
+            Stage::Refused => self.kind_of_code().unwrap_or_else(|| self.kind_of_status()),
+        }
+    }
+
+    fn kind_of_code(&self) -> Option<StoreErrorKind> {
+        Some(match self.code.as_str() {
+            code if code.ends_with("cap_exceeded") => StoreErrorKind::Full,
+            "bad_bucket_id" | "file_not_present" | "no_such_file" => StoreErrorKind::NotFound,
+            "part_sha1_mismatch" | "missing_part" => StoreErrorKind::Corrupt,
+            _ if self.is_garbled() => StoreErrorKind::Corrupt,
+            _ => return None,
+        })
+    }
+
+    fn kind_of_status(&self) -> StoreErrorKind {
+        match self.status {
+            Some(401 | 403) => StoreErrorKind::Denied,
+            Some(404) => StoreErrorKind::NotFound,
+            Some(416) => StoreErrorKind::Corrupt,
+            Some(429) => StoreErrorKind::Throttled,
+            Some(408) => StoreErrorKind::Unavailable,
+            Some(300..=499) => StoreErrorKind::Invalid,
+            _ => StoreErrorKind::Unavailable,
+        }
+    }
+
+    /// What a person can do about a failure of the call `api`.
+    pub(super) fn hint(&self, api: &str, endpoint: &str) -> Option<String> {
+        if self.hint.is_some() {
+            return self.hint.clone();
+        }
+        Some(match (self.stage, self.status, self.kind()) {
+            (Stage::Connect | Stage::Transport, ..) => {
+                format!("cannot reach {endpoint}, or it does not answer: look at DNS, firewall and proxy")
+            }
+            (Stage::Refused, _, StoreErrorKind::Full) => {
+                "a cap of the B2 account is reached: raise it under Caps & Alerts, or make room".to_owned()
+            }
+            (Stage::Refused, Some(401), _) if api == AUTHORIZE => {
+                "B2 does not accept this application key: the id or the key is wrong, or the key was deleted or expired"
+                    .to_owned()
+            }
+            (Stage::Refused, Some(401), _) if !self.is_token() => format!(
+                "this application key may not do {api} here: it needs the capability {} for the bucket and the prefix",
+                capability(api)
+            ),
+            _ => return None,
+        })
+    }
+}
+
+/// The call that gives an account its token.
+pub(super) const AUTHORIZE: &str = "b2_authorize_account";
+
+/// The capability that a call needs.
+fn capability(api: &str) -> &'static str {
+    match api {
+        "b2_list_buckets" => "listBuckets",
+        "b2_list_file_versions" | "b2_list_unfinished_large_files" => "listFiles",
+        "b2_download_file_by_name" => "readFiles",
+        "b2_delete_file_version" => "deleteFiles",
+        _ => "writeFiles",
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code.as_str(), self.text.as_str()) {
+            ("", "") => f.write_str("the store refused without a word")?,
+            ("", text) => f.write_str(text)?,
+            (code, "") => f.write_str(code)?,
+            (code, text) => write!(f, "{code}: {text}")?,
+        }
+        self.status.map_or(Ok(()), |status| write!(f, " (HTTP {status})"))
+    }
+}
+
+impl Error for Cause {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, code: &str, text: &str) -> Cause {
+        let body = format!(r#"{{"status": {status}, "code": "{code}", "message": "{text}"}}"#);
+        Cause::refused(status, body.as_bytes(), None)
+    }
+
+    #[test]
+    fn codes_go_before_statuses() {
+        use StoreErrorKind::*;
+        for (status, code, text, kind, transient, new_url, ambiguous) in [
+            (401, "expired_auth_token", "", Denied, false, true, false),
+            (401, "unauthorized", "", Denied, false, false, false),
+            (403, "storage_cap_exceeded", "", Full, false, false, false),
+            (403, "cap_exceeded", "", Full, false, false, false),
+            (403, "access_denied", "", Denied, false, false, false),
+            (400, "bad_bucket_id", "", NotFound, false, false, false),
+            (400, "auth_token_limit", "", Invalid, false, true, false),
+            (400, "bad_request", "Sha1 did not match data received", Corrupt, false, true, false),
+            (400, "part_sha1_mismatch", "", Corrupt, false, false, false),
+            (400, "bad_request", "no", Invalid, false, false, false),
+            (404, "not_found", "", NotFound, false, false, false),
+            (408, "request_timeout", "", Unavailable, true, true, false),
+            (416, "range_not_satisfiable", "", Corrupt, false, false, false),
+            (429, "too_many_requests", "", Throttled, true, true, false),
+            (500, "internal_error", "", Unavailable, true, true, true),
+            (503, "service_unavailable", "", Unavailable, true, true, false),
+        ] {
+            let cause = refused(status, code, text);
+            assert_eq!(
+                (cause.kind(), cause.is_transient(), cause.wants_new_url(), cause.is_ambiguous()),
+                (kind, transient, new_url, ambiguous),
+                "{status} {code}"
+            );
+        }
+    }
+
+    #[test]
+    fn hints_say_what_to_do() {
+        for (cause, api, part) in [
+            (refused(401, "unauthorized", ""), "b2_delete_file_version", "deleteFiles"),
+            (refused(401, "unauthorized", ""), "b2_get_upload_url", "writeFiles"),
+            (refused(401, "unauthorized", ""), AUTHORIZE, "does not accept"),
+            (refused(401, "bad_auth_token", ""), AUTHORIZE, "does not accept"),
+            (refused(403, "storage_cap_exceeded", ""), "b2_upload_file", "Caps & Alerts"),
+            (Cause::ours(StoreErrorKind::Denied, "x").with_hint("do y"), AUTHORIZE, "do y"),
+        ] {
+            let hint = cause.hint(api, "https://e").unwrap();
+            assert!(hint.contains(part), "{hint}");
+        }
+        assert_eq!(refused(500, "internal_error", "").hint(AUTHORIZE, "https://e"), None);
+    }
+
+    #[test]
+    fn text_names_code_and_status() {
+        assert_eq!(refused(400, "bad_request", "what").to_string(), "bad_request: what (HTTP 400)");
+        assert_eq!(Cause::refused(502, b"<html>", None).to_string(), "the store refused without a word (HTTP 502)");
+    }
+}

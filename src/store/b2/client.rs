@@ -1,0 +1,317 @@
+//! Calls: the HTTP client, the account's session, and which failures are tried again.
+//!
+//! A session is opened by the first call and again when its token is over, by one task while the others wait. A token
+//! that is over is no failure; a missing capability is one at once; what is transient is tried again with pauses that
+//! double, or as long as the store says.
+
+use super::cause::{AUTHORIZE, Cause, Stage};
+use super::messages::{Authorized, Buckets, Rights, UploadUrl};
+use super::settings::B2Settings;
+use super::{Shared, settings};
+use crate::store::StoreErrorKind;
+use crate::store::work::random_u64;
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
+use reqwest::redirect::Policy;
+use reqwest::{Client, ClientBuilder, RequestBuilder};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// One call is tried this often before its failure is ours.
+pub(super) const TRIES_MAX: u32 = 6;
+/// How often one call finds that its token is over: once, and once more when another task renewed it with the same fate.
+const RENEWALS_MAX: u32 = 3;
+/// Nobody is waited for longer than this between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// The newest API first; servers that do not know it know the one before.
+const API_VERSIONS: [&str; 2] = ["v4", "v3"];
+
+/// An authorized account. The token lasts at most a day.
+pub(super) struct Session {
+    pub(super) token: String,
+    pub(super) api_url: String,
+    pub(super) download_url: String,
+    pub(super) bucket_id: String,
+    version: &'static str,
+    capabilities: Vec<String>,
+}
+
+impl Session {
+    pub(super) fn may(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|has| has == capability)
+    }
+}
+
+/// Upload URLs that are free. Each takes one upload at a time; one that failed is not put back.
+#[derive(Default)]
+pub(super) struct UrlPool(Mutex<Vec<UploadUrl>>);
+
+impl UrlPool {
+    fn take(&self) -> Option<UploadUrl> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn give_back(&self, url: UploadUrl) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(url);
+    }
+}
+
+/// Waits that double, with some chance in them so that many do not come back at once.
+pub(super) struct Pauses {
+    next: Duration,
+}
+
+impl Pauses {
+    pub(super) fn new(settings: &B2Settings) -> Self {
+        Self { next: settings.pause_first }
+    }
+
+    /// Waits, at least as long as the store asked.
+    pub(super) async fn wait(&mut self, cause: &Cause) {
+        let chance = random_u64().unwrap_or(0) % 256;
+        let jitter = self.next.mul_f64(f64::from(u8::try_from(chance).unwrap_or(0)) / 512.0);
+        let pause = (self.next + jitter).max(cause.retry_after.unwrap_or_default());
+        self.next *= 2;
+        sleep(pause.min(PAUSE_MAX)).await;
+    }
+}
+
+/// The client for one store. Plain http is for tests.
+pub(super) fn build_http(settings: &B2Settings) -> Result<Client, Cause> {
+    let builder = ClientBuilder::new()
+        .user_agent(concat!("zfs-backup/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT_LIMIT)
+        .redirect(Policy::none())
+        .retry(reqwest::retry::never());
+    // Where nothing is encrypted nobody need be believed, and a host without root certificates will do.
+    let builder = match settings.endpoint().starts_with("http://") {
+        true => builder.tls_certs_only([]),
+        false if rustls_native_certs::load_native_certs().certs.is_empty() => {
+            let text = "this host has no root certificates, so no server can be believed";
+            let hint = "install the package ca-certificates, or name a bundle in SSL_CERT_FILE";
+            return Err(Cause::ours(StoreErrorKind::Invalid, text).with_hint(hint));
+        }
+        false => builder,
+    };
+    Ok(builder.build()?)
+}
+
+impl Shared {
+    /// The session; opens one when there is none.
+    pub(super) async fn session(&self) -> Result<Arc<Session>, Cause> {
+        let mut held = self.session.lock().await;
+        if let Some(session) = &*held {
+            return Ok(Arc::clone(session));
+        }
+        let mut pauses = Pauses::new(&self.settings);
+        let mut tries_left = TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.open_session().await {
+                Ok(session) => return Ok(Arc::clone(held.insert(Arc::new(session)))),
+                Err(cause) if (cause.is_transient() || cause.is_token()) && tries_left > 0 => pauses.wait(&cause).await,
+                Err(cause) => return Err(cause),
+            }
+        }
+    }
+
+    /// Forgets a session whose token is over, unless another task has renewed it already.
+    async fn forget(&self, stale: &Arc<Session>) {
+        let mut held = self.session.lock().await;
+        if held.as_ref().is_some_and(|session| Arc::ptr_eq(session, stale)) {
+            *held = None;
+        }
+    }
+
+    async fn open_session(&self) -> Result<Session, Cause> {
+        let (version, authorized) = self.authorize().await?;
+        let (account_id, token, storage, rights) = authorized.into_storage()?;
+        if (self.settings.part_bytes as u64) < storage.absolute_minimum_part_size {
+            let (have, min) = (self.settings.part_bytes, storage.absolute_minimum_part_size);
+            let text = format!("parts of {have} bytes are below the smallest that this account takes, {min}");
+            return Err(Cause::ours(StoreErrorKind::Invalid, text).with_hint("raise `part_size` under [b2]"));
+        }
+        self.check_prefix(&rights)?;
+        let mut session = Session {
+            token,
+            api_url: storage.api_url,
+            download_url: storage.download_url,
+            bucket_id: String::new(),
+            version,
+            capabilities: rights.capabilities.clone(),
+        };
+        session.bucket_id = match self.bucket_id.get() {
+            Some(id) => id.clone(),
+            None => self.find_bucket(&session, &account_id, &rights).await?,
+        };
+        // Another task cannot have set another: the bucket's name is ours and never changes.
+        let _ = self.bucket_id.set(session.bucket_id.clone());
+        Ok(session)
+    }
+
+    async fn authorize(&self) -> Result<(&'static str, Authorized), Cause> {
+        let Some(credentials) = &self.settings.credentials else {
+            return Err(Cause::ours(StoreErrorKind::Denied, "there is no application key")
+                .with_hint("set B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY, or name files of them under [b2]"));
+        };
+        let mut unknown = None;
+        for version in API_VERSIONS {
+            let url = format!("{}/b2api/{version}/{AUTHORIZE}", self.settings.endpoint());
+            let call =
+                self.http.get(url).basic_auth(&credentials.application_key_id, Some(&credentials.application_key));
+            match self.send(call, 0).await {
+                Ok(authorized) => return Ok((version, authorized)),
+                Err(cause) if cause.status == Some(404) => unknown = Some(cause),
+                Err(cause) if cause.status == Some(401) => {
+                    let hint = cause.hint(AUTHORIZE, self.settings.endpoint());
+                    return Err(Cause { stage: Stage::Ours(StoreErrorKind::Denied), hint, ..cause });
+                }
+                Err(cause) => return Err(cause),
+            }
+        }
+        Err(unknown.unwrap_or_else(|| Cause::ours(StoreErrorKind::Unsupported, "no version of the API is known")))
+    }
+
+    /// A key may be for names that begin in some way; ours must begin so.
+    fn check_prefix(&self, rights: &Rights) -> Result<(), Cause> {
+        match rights.name_prefix.as_deref().filter(|allowed| !self.prefix.starts_with(allowed)) {
+            None => Ok(()),
+            Some(allowed) => {
+                let text = format!("this application key is only for names that begin with {allowed:?}");
+                let hint = "correct the prefix in `remote`, or make an application key for it";
+                Err(Cause::ours(StoreErrorKind::Denied, text).with_hint(hint))
+            }
+        }
+    }
+
+    /// The bucket's id. Keys that are restricted to buckets say their ids; others may list buckets.
+    async fn find_bucket(&self, session: &Session, account_id: &str, rights: &Rights) -> Result<String, Cause> {
+        let name = &self.settings.bucket;
+        if let Some(buckets) = &rights.buckets {
+            let found = buckets.iter().find(|bucket| bucket.name.as_ref() == Some(name));
+            return found.map(|bucket| bucket.id.clone()).ok_or_else(|| {
+                let text = format!("this application key is not for the bucket {name:?}, or there is no such bucket");
+                let hint = "correct `remote`, or make an application key for this bucket";
+                Cause::ours(StoreErrorKind::Denied, text).with_hint(hint)
+            });
+        }
+        let body = json!({"accountId": account_id, "bucketName": name});
+        let listed: Buckets = self.post_json(session, "b2_list_buckets", &body).await.map_err(|cause| {
+            let hint = cause.hint("b2_list_buckets", self.settings.endpoint());
+            Cause { hint, ..cause }
+        })?;
+        let found = listed.buckets.into_iter().find(|bucket| bucket.bucket_name == *name);
+        found.map(|bucket| bucket.bucket_id).ok_or_else(|| {
+            let hint = format!("create the bucket {name:?}, or correct `remote`");
+            Cause::ours(StoreErrorKind::NotFound, "there is no such bucket").with_hint(hint)
+        })
+    }
+
+    /// Makes a call that may be made again whatever became of it.
+    pub(super) async fn call<T: DeserializeOwned>(
+        &self,
+        api: &str,
+        body: impl Fn(&Session) -> Value + Sync,
+    ) -> Result<T, Cause> {
+        let mut pauses = Pauses::new(&self.settings);
+        let mut tries_left = TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.call_once(api, &body).await {
+                Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Makes a call once, with a token that is good: a call with one that is over was never made.
+    pub(super) async fn call_once<T: DeserializeOwned>(
+        &self,
+        api: &str,
+        body: impl Fn(&Session) -> Value + Sync,
+    ) -> Result<T, Cause> {
+        let body = &body;
+        self.with_session(|session| async move { self.post_json(&session, api, &body(&session)).await }).await
+    }
+
+    /// Does what needs a session, with a new one when the token is over.
+    pub(super) async fn with_session<T, F>(&self, work: impl Fn(Arc<Session>) -> F) -> Result<T, Cause>
+    where
+        F: Future<Output = Result<T, Cause>>,
+    {
+        let mut renewals_left = RENEWALS_MAX;
+        loop {
+            let session = self.session().await?;
+            match work(Arc::clone(&session)).await {
+                Err(cause) if cause.is_token() && renewals_left > 0 => {
+                    renewals_left -= 1;
+                    self.forget(&session).await;
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn post_json<T: DeserializeOwned>(&self, session: &Session, api: &str, body: &Value) -> Result<T, Cause> {
+        let url = format!("{}/b2api/{}/{api}", session.api_url, session.version);
+        let call = self.http.post(url).header(AUTHORIZATION, &session.token).body(body.to_string());
+        self.send(call, 0).await
+    }
+
+    /// Uploads through a URL of the pool, or a new one: `get` is the call that gives one, for `file` where it is for
+    /// parts. The URL goes back only when it worked.
+    pub(super) async fn post_bytes<T: DeserializeOwned>(
+        &self,
+        pool: &UrlPool,
+        get: (&str, Option<&str>),
+        headers: HeaderMap,
+        bytes: Bytes,
+    ) -> Result<T, Cause> {
+        let url = match pool.take() {
+            Some(url) => url,
+            None => self.new_url(get).await?,
+        };
+        let len = bytes.len() as u64;
+        let call = self.http.post(&url.upload_url).header(AUTHORIZATION, &url.authorization_token);
+        // Said even of an empty body, of which the client would say nothing: B2 wants it always.
+        let call = call.header(CONTENT_LENGTH, len).headers(headers).body(bytes);
+        let stored = self.send(call, len).await?;
+        pool.give_back(url);
+        Ok(stored)
+    }
+
+    async fn new_url(&self, (api, file_id): (&str, Option<&str>)) -> Result<UploadUrl, Cause> {
+        let body = |session: &Session| match file_id {
+            Some(id) => json!({"fileId": id}),
+            None => json!({"bucketId": session.bucket_id}),
+        };
+        self.call(api, body).await
+    }
+
+    /// Sends a request that moves `bytes` and reads the answer, both within the limit of one attempt.
+    async fn send<T: DeserializeOwned>(&self, call: RequestBuilder, bytes: u64) -> Result<T, Cause> {
+        let answer = call.timeout(self.settings.attempt_limit(bytes)).send().await?;
+        let (status, retry_after) = (answer.status(), retry_after(answer.headers()));
+        let body = answer.bytes().await?;
+        if !status.is_success() {
+            return Err(Cause::refused(status.as_u16(), &body, retry_after));
+        }
+        serde_json::from_slice(&body).map_err(|error| Cause::unreadable(&error))
+    }
+
+    /// The name in the bucket.
+    pub(super) fn full_name(&self, key: &str) -> Result<String, Cause> {
+        let name = format!("{}{key}", self.prefix);
+        settings::check_name(&name).map_err(|text| Cause::ours(StoreErrorKind::Invalid, text))?;
+        Ok(name)
+    }
+}
+
+/// How long the store wants to be left alone, where it says so in seconds.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}

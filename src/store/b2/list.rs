@@ -1,0 +1,162 @@
+//! Listing versions, and what of them is live. Also the large files that were begun and not ended.
+
+use super::Shared;
+use super::cause::Cause;
+use super::client::Session;
+use super::messages::{FileVersion, UnfinishedFiles, Versions};
+use crate::store::pages::Marks;
+use crate::store::{ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload};
+use serde_json::json;
+use std::collections::BTreeMap;
+
+/// The most that a page has; B2 counts each thousand as one call.
+const PAGE_MAX: usize = 10_000;
+/// Versions of one name are few; longer names with the same beginning may follow.
+const VERSIONS_PAGE: usize = 100;
+/// The most unfinished files that B2 puts on a page.
+const UNFINISHED_PAGE: usize = 100;
+
+const LIST: &str = "b2_list_file_versions";
+
+impl Shared {
+    /// All versions of exactly this key, newest first: files, hide markers, and large files that were begun.
+    pub(super) async fn versions(&self, operation: &str, key: &ObjectKey) -> Result<Vec<FileVersion>, StoreError> {
+        let failed = |cause| self.failed(operation, LIST, key.as_str(), cause);
+        let name = self.full_name(key.as_str()).map_err(failed)?;
+        let mut versions = Vec::new();
+        let exact = |file: &FileVersion| file.file_name == name;
+        self.turn_pages(&name, VERSIONS_PAGE, |files| {
+            let beyond = files.iter().any(|file| !exact(file));
+            versions.extend(files.into_iter().filter(exact));
+            !beyond
+        })
+        .await
+        .map_err(failed)?;
+        Ok(versions)
+    }
+
+    /// The live version of a key, or `None` when there is none or it is hidden.
+    pub(super) async fn live(&self, operation: &str, key: &ObjectKey) -> Result<Option<FileVersion>, StoreError> {
+        Ok(live_of(self.versions(operation, key).await?).into_iter().next())
+    }
+
+    /// The live versions of all keys under `prefix`.
+    pub(super) async fn live_under(&self, prefix: &str) -> Result<BTreeMap<String, FileVersion>, StoreError> {
+        let full = format!("{}{prefix}", self.prefix);
+        let mut newest: BTreeMap<String, FileVersion> = BTreeMap::new();
+        let turned = self.turn_pages(&full, PAGE_MAX, |files| {
+            for file in files.into_iter().filter(|file| file.is_upload() || file.is_hidden_marker()) {
+                newest.entry(file.file_name[self.prefix.len()..].to_owned()).or_insert(file);
+            }
+            true
+        });
+        turned.await.map_err(|cause| self.failed("list", LIST, prefix, cause))?;
+        newest.retain(|key, file| !key.is_empty() && file.is_upload());
+        Ok(newest)
+    }
+
+    /// Gives page after page of versions whose names begin with `full`, until the end or until `take` has enough.
+    async fn turn_pages(
+        &self,
+        full: &str,
+        page_max: usize,
+        mut take: impl FnMut(Vec<FileVersion>) -> bool,
+    ) -> Result<(), Cause> {
+        let corrupt = |text: &str| Cause::ours(StoreErrorKind::Corrupt, text);
+        let mut marks = Marks::default();
+        let (mut name, mut id): (Option<String>, Option<String>) = (None, None);
+        loop {
+            let body = |session: &Session| {
+                let mut body = json!({"bucketId": session.bucket_id, "prefix": full, "maxFileCount": page_max});
+                if let Some(name) = &name {
+                    body["startFileName"] = json!(name);
+                }
+                if let Some(id) = &id {
+                    body["startFileId"] = json!(id);
+                }
+                body
+            };
+            let page: Versions = self.call(LIST, body).await?;
+            if page.files.iter().any(|file| !file.file_name.starts_with(full)) {
+                return Err(corrupt("an entry is outside the prefix that was asked"));
+            }
+            let more = take(page.files);
+            let Some(next) = page.next_file_name.filter(|_| more) else { return Ok(()) };
+            marks.pass(Some(format!("{next}\0{:?}", page.next_file_id))).map_err(corrupt)?;
+            (name, id) = (Some(next), page.next_file_id);
+        }
+    }
+
+    pub(super) async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        let begun = self.unfinished_files(prefix).await;
+        let begun =
+            begun.map_err(|cause| self.failed("list unfinished uploads under", LIST_UNFINISHED, prefix, cause))?;
+        let upload = |file: FileVersion| {
+            let (key, started_at) = (file.file_name[self.prefix.len()..].to_owned(), file.uploaded_at());
+            Some(UnfinishedUpload { key, upload_id: file.file_id?, started_at })
+        };
+        let mut uploads: Vec<UnfinishedUpload> = begun.into_iter().filter_map(upload).collect();
+        uploads.sort_unstable_by(|a, b| (&a.key, &a.upload_id).cmp(&(&b.key, &b.upload_id)));
+        uploads.dedup();
+        Ok(uploads)
+    }
+
+    /// The large files under a prefix that were begun and not ended.
+    pub(super) async fn unfinished_files(&self, prefix: &str) -> Result<Vec<FileVersion>, Cause> {
+        let full = format!("{}{prefix}", self.prefix);
+        let mut marks = Marks::default();
+        let mut files = Vec::new();
+        let mut next: Option<String> = None;
+        loop {
+            let body = |session: &Session| {
+                let mut body = json!({"bucketId": session.bucket_id, "maxFileCount": UNFINISHED_PAGE});
+                // An empty prefix is left out: not every server takes it for all.
+                if !full.is_empty() {
+                    body["namePrefix"] = json!(full);
+                }
+                if let Some(id) = &next {
+                    body["startFileId"] = json!(id);
+                }
+                body
+            };
+            let page: UnfinishedFiles = self.call(LIST_UNFINISHED, body).await?;
+            files.extend(page.files.into_iter().filter(|file| file.file_name.starts_with(&full)));
+            let Some(id) = page.next_file_id else { return Ok(files) };
+            marks.pass(Some(id.clone())).map_err(|text| Cause::ours(StoreErrorKind::Corrupt, text))?;
+            next = Some(id);
+        }
+    }
+}
+
+const LIST_UNFINISHED: &str = "b2_list_unfinished_large_files";
+
+/// The files among the versions of one name that no hide marker covers, newest first. The first one is what people
+/// get; those behind it come up again when it is deleted.
+pub(super) fn live_of(versions: Vec<FileVersion>) -> Vec<FileVersion> {
+    versions.into_iter().take_while(|file| !file.is_hidden_marker()).filter(FileVersion::is_upload).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_marker_covers_is_not_live() {
+        for (actions, live) in [
+            (&[][..], &[][..]),
+            (&["upload"], &[0][..]),
+            (&["upload", "upload"], &[0, 1]),
+            (&["hide", "upload"], &[]),
+            (&["upload", "hide", "upload"], &[0]),
+            (&["start", "upload", "start"], &[1]),
+            (&["start", "hide", "upload"], &[]),
+        ] {
+            let version = |(n, action): (usize, &&str)| -> FileVersion {
+                serde_json::from_value(json!({"fileId": n.to_string(), "fileName": "x", "action": action})).unwrap()
+            };
+            let found = live_of(actions.iter().enumerate().map(version).collect());
+            let ids: Vec<String> = found.into_iter().filter_map(|file| file.file_id).collect();
+            assert_eq!(ids, live.iter().map(usize::to_string).collect::<Vec<_>>(), "{actions:?}");
+        }
+    }
+}

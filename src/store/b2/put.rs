@@ -1,0 +1,198 @@
+//! Files that go in one request, and the look at the name that every upload ends with.
+
+use super::Shared;
+use super::cause::Cause;
+use super::client::Pauses;
+use super::list::live_of;
+use super::messages::FileVersion;
+use crate::store::work::run_blocking;
+use crate::store::{Evidence, ObjectKey, PutOutcome, StoreError, StoreErrorKind};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use bytes::Bytes;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use tokio::time::sleep;
+
+/// How often one upload is sent. B2's own tools give up as soon.
+pub(super) const UPLOAD_TRIES_MAX: u32 = 5;
+/// How often the store is asked for what it has just confirmed.
+const CONFIRM_TRIES_MAX: u32 = 3;
+/// What B2 lets stand as it is in names; a plus would be taken for a space.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+const UPLOAD: &str = "b2_upload_file";
+pub(super) const SHA1_HEADER: HeaderName = HeaderName::from_static("x-bz-content-sha1");
+const NAME_HEADER: HeaderName = HeaderName::from_static("x-bz-file-name");
+
+/// What was sent, as the store should describe it afterwards.
+pub(super) struct Sent {
+    pub(super) bytes: u64,
+    /// Of the whole, where B2 computes one too.
+    pub(super) sha1: Option<String>,
+    /// The file's id, where an answer said it.
+    pub(super) id: Option<String>,
+}
+
+impl Sent {
+    /// Whether this version has the bytes that were sent: by its id, else by size and SHA-1.
+    fn is(&self, file: &FileVersion) -> bool {
+        let same_id = self.id.as_deref().is_some_and(|id| file.has_id(id));
+        let same_sha1 = self.sha1.is_some() && file.sha1() == self.sha1.as_deref();
+        file.content_length == self.bytes && (same_sha1 || (same_id && self.sha1.is_none()))
+    }
+}
+
+/// The SHA-1 in hexadecimal, taken where it may block.
+pub(super) async fn sha1_of(bytes: Bytes) -> String {
+    let summed: Result<String, Infallible> =
+        run_blocking(move || Ok(hex(digest(&SHA1_FOR_LEGACY_USE_ONLY, &bytes).as_ref()))).await;
+    match summed {
+        Ok(sha1) => sha1,
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// A name as it stands in headers and URLs.
+pub(super) fn encode_name(name: &str) -> String {
+    utf8_percent_encode(name, PLAIN).to_string()
+}
+
+/// A header value of text that is plain ASCII by its making.
+pub(super) fn value(text: &str) -> Result<HeaderValue, Cause> {
+    HeaderValue::from_str(text).map_err(|error| Cause::ours(StoreErrorKind::Invalid, error.to_string()))
+}
+
+impl Shared {
+    pub(super) async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+        let Some(found) = self.live("put", key).await? else {
+            let evidence = self.put_whole(key, bytes).await?;
+            return Ok((PutOutcome::Created, evidence));
+        };
+        let len = bytes.len() as u64;
+        let same = found.content_length == len && self.get(key, None, len).await? == bytes;
+        if same { Ok((PutOutcome::Identical, found.evidence())) } else { Err(self.taken("put", key)) }
+    }
+
+    /// Puts a file in one request, where the name is free.
+    pub(super) async fn create_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
+        if self.live("put", key).await?.is_some() {
+            return Err(self.taken("put", key));
+        }
+        self.put_whole(key, bytes).await
+    }
+
+    /// Sends until the store has it. A request whose answer was lost may have done its work: the name is looked at
+    /// before the bytes are sent again.
+    async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
+        let sha1 = sha1_of(bytes.clone()).await;
+        let mut sent = Sent { bytes: bytes.len() as u64, sha1: Some(sha1), id: None };
+        let mut pauses = Pauses::new(&self.settings);
+        let mut tries_left = UPLOAD_TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            let cause = match self.send_whole(key, &bytes, &sent).await {
+                Ok(stored) => {
+                    sent.id = stored.file_id;
+                    return self.confirm(key, &sent).await;
+                }
+                Err(cause) => cause,
+            };
+            let arrived =
+                cause.is_ambiguous() && live_of(self.versions("put", key).await?).iter().any(|file| sent.is(file));
+            if arrived {
+                return self.confirm(key, &sent).await;
+            }
+            if !cause.wants_new_url() || tries_left == 0 {
+                return Err(self.failed("put", UPLOAD, key.as_str(), cause));
+            }
+            tracing::debug!(%key, %cause, "upload failed; trying another URL");
+            pauses.wait(&cause).await;
+        }
+    }
+
+    async fn send_whole(&self, key: &ObjectKey, bytes: &Bytes, sent: &Sent) -> Result<FileVersion, Cause> {
+        let name = self.full_name(key.as_str())?;
+        let mut headers = HeaderMap::new();
+        headers.insert(NAME_HEADER, value(&encode_name(&name))?);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        headers.insert(SHA1_HEADER, value(sent.sha1.as_deref().unwrap_or_default())?);
+        self.post_bytes(&self.upload_urls, ("b2_get_upload_url", None), headers, bytes.clone()).await
+    }
+
+    /// Looks at the name again after an upload: it must be there as it was sent, and it must be the only one.
+    pub(super) async fn confirm(&self, key: &ObjectKey, sent: &Sent) -> Result<Evidence, StoreError> {
+        for attempt in 1..=CONFIRM_TRIES_MAX {
+            let live = live_of(self.versions("confirm", key).await?);
+            if live.iter().any(|file| sent.is(file)) {
+                return self.settle_versions(key, sent, live).await;
+            }
+            if attempt < CONFIRM_TRIES_MAX {
+                sleep(self.settings.pause_first * attempt).await;
+            }
+        }
+        let sha1 = sent.sha1.as_deref().unwrap_or("of parts");
+        let found = self.live("confirm", key).await?.map_or_else(|| "nothing".to_owned(), |file| describe(&file));
+        let text = format!("{} bytes with SHA-1 {sha1} were sent and accepted, but the store has {found}", sent.bytes);
+        Err(self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text))
+    }
+
+    /// `live`: newest first, at least one of them is what was sent. Of versions with these bytes the oldest is kept; an
+    /// older one with other bytes was there before us, and then ours has to go.
+    async fn settle_versions(
+        &self,
+        key: &ObjectKey,
+        sent: &Sent,
+        live: Vec<FileVersion>,
+    ) -> Result<Evidence, StoreError> {
+        let failed =
+            |cause| self.failed("take back a second version of", "b2_delete_file_version", key.as_str(), cause);
+        let oldest = live.iter().rposition(|file| sent.is(file)).unwrap_or(0);
+        // Large files stand where they were begun, not where they were finished: of two, none can know who was first.
+        let rivals = if sent.sha1.is_some() { &live[oldest + 1..] } else { &live[..] };
+        let lost = rivals.iter().any(|file| !sent.is(file));
+        for (n, file) in live.iter().enumerate() {
+            let ours = sent.id.as_deref().is_some_and(|id| file.has_id(id));
+            if (lost && ours) || (!lost && n != oldest && sent.is(file)) {
+                match self.delete_version(file).await {
+                    Ok(()) => {}
+                    // The same bytes twice: nothing is wrong with that but the room they take.
+                    Err(cause) if !lost => tracing::debug!(%key, %cause, "a second version with the same bytes stays"),
+                    Err(cause) => return Err(failed(cause)),
+                }
+            }
+        }
+        if lost { Err(self.taken("put", key)) } else { Ok(live[oldest].evidence()) }
+    }
+}
+
+fn describe(file: &FileVersion) -> String {
+    format!("{} bytes with SHA-1 {}", file.content_length, file.sha1().unwrap_or("unknown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_encoded_as_b2_wants_them() {
+        for (name, encoded) in
+            [("tank/@a/x-1_2.3~", "tank/%40a/x-1_2.3~"), ("a b+c%20", "a%20b%2Bc%2520"), ("ü/\\", "%C3%BC/%5C")]
+        {
+            assert_eq!(encode_name(name), encoded);
+        }
+    }
+
+    #[tokio::test]
+    async fn sha1_is_that_of_everybody() {
+        assert_eq!(sha1_of(Bytes::from_static(b"abc")).await, "a9993e364706816aba3e25717850c26c9cd0d89d");
+    }
+}

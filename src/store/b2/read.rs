@@ -1,0 +1,142 @@
+//! Fetching a file by its name, whole or a range of it.
+
+use super::Shared;
+use super::cause::Cause;
+use super::client::{Pauses, TRIES_MAX, retry_after};
+use super::put::encode_name;
+use crate::store::{ObjectKey, StoreError, StoreErrorKind};
+use bytes::{Bytes, BytesMut};
+use reqwest::Response;
+use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
+use std::ops::Range;
+use tokio::time::timeout;
+
+const DOWNLOAD: &str = "b2_download_file_by_name";
+
+impl Shared {
+    pub(super) async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        match range {
+            Some(range) if range.start >= range.end => self.get_nothing(key, &range).await,
+            range => self.get_something(key, range, limit_bytes).await,
+        }
+    }
+
+    /// A range of no bytes cannot be written in a Range header, but it must lie within the object all the same.
+    async fn get_nothing(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
+        let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
+        match self.live("get", key).await? {
+            None => Err(wrong(StoreErrorKind::NotFound, "no such object".to_owned())),
+            Some(file) if range.start == range.end && range.end <= file.content_length => Ok(Bytes::new()),
+            Some(file) => {
+                let has = file.content_length;
+                Err(wrong(StoreErrorKind::Corrupt, format!("bytes {range:?} were asked, it has {has}")))
+            }
+        }
+    }
+
+    async fn get_something(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let failed = |cause| self.failed("get", DOWNLOAD, key.as_str(), cause);
+        let name = encode_name(&self.full_name(key.as_str()).map_err(failed)?);
+        let mut pauses = Pauses::new(&self.settings);
+        let mut tries_left = TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.fetch(&name, range.as_ref(), limit_bytes).await {
+                Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
+                fetched => return fetched.map_err(failed),
+            }
+        }
+    }
+
+    async fn fetch(&self, name: &str, range: Option<&Range<u64>>, limit_bytes: u64) -> Result<Bytes, Cause> {
+        self.with_session(|session| async move {
+            let url = format!("{}/file/{}/{name}", session.download_url, self.settings.bucket);
+            let mut call = self.http.get(url).header(AUTHORIZATION, &session.token);
+            if let Some(range) = range {
+                call = call.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+            }
+            let limit = self.settings.attempt_limit(0);
+            let answer =
+                timeout(limit, call.send()).await.map_err(|_| cut_off(format!("no answer within {limit:?}")))??;
+            let status = answer.status();
+            if !status.is_success() {
+                let retry_after = retry_after(answer.headers());
+                let body = timeout(limit, answer.bytes()).await.ok().and_then(Result::ok).unwrap_or_default();
+                return Err(Cause::refused(status.as_u16(), &body, retry_after));
+            }
+            let announced = announced_bytes(&answer, range, limit_bytes)
+                .map_err(|text| Cause::ours(StoreErrorKind::Corrupt, text))?;
+            let limit = self.settings.attempt_limit(announced as u64);
+            let late = |_| cut_off(format!("{announced} bytes did not come within {} s", limit.as_secs()));
+            timeout(limit, collect(answer, announced)).await.map_err(late)?
+        })
+        .await
+    }
+}
+
+/// The connection: another try may work.
+fn cut_off(text: String) -> Cause {
+    Cause { stage: super::cause::Stage::Transport, ..Cause::ours(StoreErrorKind::Unavailable, text) }
+}
+
+/// How many bytes the body will have, if those are the bytes that were asked.
+fn announced_bytes(answer: &Response, range: Option<&Range<u64>>, limit_bytes: u64) -> Result<usize, String> {
+    let bytes = answer.content_length().ok_or("the answer does not say how long it is")?;
+    let came = answer.headers().get(CONTENT_RANGE).and_then(|came| came.to_str().ok());
+    match range {
+        None if bytes > limit_bytes => {
+            return Err(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"));
+        }
+        Some(range) if bytes != range.end - range.start => {
+            return Err(format!("bytes {range:?} were asked, {bytes} bytes came"));
+        }
+        Some(range) if came.and_then(range_start) != Some(range.start) => {
+            return Err(format!("bytes {range:?} were asked, {came:?} came"));
+        }
+        _ => {}
+    }
+    usize::try_from(bytes).map_err(|_| "it has more bytes than memory can have".to_owned())
+}
+
+/// Where a Content-Range begins: `bytes 5-9/100`.
+fn range_start(content_range: &str) -> Option<u64> {
+    content_range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
+
+async fn collect(mut answer: Response, announced: usize) -> Result<Bytes, Cause> {
+    let mut bytes = BytesMut::with_capacity(announced);
+    while let Some(piece) = answer.chunk().await? {
+        if bytes.len() + piece.len() > announced {
+            let text = format!("{announced} bytes were announced and more came");
+            return Err(Cause::ours(StoreErrorKind::Corrupt, text));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    match bytes.len() == announced {
+        true => Ok(bytes.freeze()),
+        false => Err(cut_off(format!("{announced} bytes were announced, {} came", bytes.len()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_of_a_range_is_read() {
+        for (text, start) in [("bytes 5-9/100", Some(5)), ("bytes 0-0/1", Some(0)), ("bytes */3", None), ("5-9", None)]
+        {
+            assert_eq!(range_start(text), start, "{text}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Objects from a spool: the SHA-1 of the whole is known before the first byte is sent, and is kept with the file.
+
+use super::Shared;
+use super::put::hex;
+use super::upload::B2Writer;
+use crate::store::spool::SpoolError;
+use crate::store::work::run_blocking;
+use crate::store::{Evidence, ObjectKey, PartWriter, SpoolFile, StoreError};
+use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
+use bytes::Bytes;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+/// Puts an object from a spool: as one file where it fits into one part, else as a large file.
+pub(super) async fn put_spooled(
+    shared: &Arc<Shared>,
+    key: &ObjectKey,
+    file: &SpoolFile,
+) -> Result<Evidence, StoreError> {
+    let failed = |error: SpoolError| error.in_store(key, &shared.url);
+    match file.part_count() {
+        0 => return shared.create_whole(key, Bytes::new()).await,
+        1 => return shared.create_whole(key, file.read_part(0).await.map_err(failed)?).await,
+        _ => {}
+    }
+    let sha1 = whole_sha1(file).await.map_err(failed)?;
+    let mut writer = Box::new(B2Writer::new(shared, key, Some(sha1)));
+    for index in 0..file.part_count() {
+        let handed_over = match file.read_part(index).await {
+            Ok(part) => writer.put_part(part).await,
+            Err(error) => Err(failed(error)),
+        };
+        if let Err(error) = handed_over {
+            // The first failure is what the caller must hear of; parts that stay are found by `unfinished`.
+            let _ = writer.abort().await;
+            return Err(error);
+        }
+    }
+    writer.finish().await
+}
+
+/// The SHA-1 of a whole spool file, read part by part.
+async fn whole_sha1(file: &SpoolFile) -> Result<String, SpoolError> {
+    let mut context = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
+    for index in 0..file.part_count() {
+        context = sum_on(context, file.read_part(index).await?).await;
+    }
+    Ok(hex(context.finish().as_ref()))
+}
+
+/// Goes on summing where it may block.
+async fn sum_on(mut context: Context, part: Bytes) -> Context {
+    let summed: Result<Context, Infallible> = run_blocking(move || {
+        context.update(&part);
+        Ok(context)
+    })
+    .await;
+    match summed {
+        Ok(context) => context,
+    }
+}
