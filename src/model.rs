@@ -3,10 +3,12 @@
 mod backup_id;
 mod digest;
 mod name;
+mod quantity;
 
 pub use backup_id::{BackupId, BackupKind};
 pub use digest::Digest;
 pub use name::{BookmarkName, DatasetName, SnapshotName};
+pub use quantity::bytes_text;
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,5 +1,6 @@
 //! Decisions, pure: no clock, network or disk. Every "no" is data that explains itself.
 
+pub mod bookmarks;
 pub mod prune;
 pub mod restore;
 pub mod retention;

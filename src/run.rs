@@ -6,13 +6,15 @@ pub mod catalog;
 pub mod journal;
 pub mod keys;
 pub mod lock;
+pub mod place;
 pub mod prune;
 pub mod prune_snapshots;
+pub mod remembered;
 pub mod restore;
+pub mod seen;
 pub mod select;
 pub mod snapshot;
 pub mod transfer;
-pub mod usable;
 pub mod verify;
 
 use crate::keyring::KeyringError;

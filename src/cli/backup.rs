@@ -1,18 +1,23 @@
 //! `snapshot`, `stream-to-remote`, `export-intermediate`.
 
+use super::Failure;
 use super::args::Kind;
 use super::context::Context;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
-use super::wire::{backup_settings, keys_for_writing, open_intermediate, open_remote, open_zfs};
-use super::{Failure, wire};
+use super::wire::{backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote, open_zfs};
 use crate::config::Config;
 use crate::model::DatasetName;
-use crate::plan::send::RequestedKind;
-use crate::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up, estimate_bytes};
+use crate::plan::send::{FullReason, RequestedKind, SendPlan};
+use crate::run::backup::{
+    BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PlannedBackup, StoreRole, back_up, plan_backup,
+};
+use crate::run::keys::WriterKeys;
 use crate::run::select::Selected;
 use crate::run::snapshot::take_snapshots;
+use crate::run::transfer::Stop;
 use crate::store::ObjectStore;
+use crate::zfs::{SendBase, Zfs};
 use jiff::Timestamp;
 use serde_json::json;
 use std::sync::Arc;
@@ -29,7 +34,7 @@ pub(super) fn snapshot(context: &Context) -> Result<(), Failure> {
         for dataset in &datasets {
             output.line(format!("would snapshot {dataset}@{}TIME", config.snapshots.prefix));
         }
-        return Ok(());
+        return context.verdict();
     }
     let taken = take_snapshots(&*zfs, &datasets, &config.snapshots.prefix, Timestamp::now())?;
     for name in &taken {
@@ -37,21 +42,44 @@ pub(super) fn snapshot(context: &Context) -> Result<(), Failure> {
         context.done(name.dataset(), 0);
     }
     output.json(|| json!({ "snapshots": taken.iter().map(ToString::to_string).collect::<Vec<_>>() }));
-    Ok(())
+    context.verdict()
 }
 
 pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    back_up_all(context, kind, open_remote(config, env).await?).await
+    let store = open_remote(config, env).await?;
+    let other = config.intermediate.as_ref().map(|intermediate| OtherStore {
+        role: StoreRole::Intermediate,
+        url: format!("file:{}", intermediate.basedir.display()),
+        store: open_intermediate(config).map_err(|failure| failure.reason()),
+    });
+    back_up_all(context, kind, Target { store, role: StoreRole::Remote, other }).await
 }
 
 pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
-    let (config, _) = &*context.config()?;
-    back_up_all(context, kind, open_intermediate(config)?).await
+    let (config, env) = &*context.config()?;
+    let store = open_intermediate(config)?;
+    let other = match &config.remote {
+        None => None,
+        // A remote that cannot be opened tonight does not stop the export: what it held is remembered.
+        Some(remote) => Some(OtherStore {
+            role: StoreRole::Remote,
+            url: remote.to_string(),
+            store: open_remote(config, env).await.map_err(|failure| failure.reason()),
+        }),
+    };
+    back_up_all(context, kind, Target { store, role: StoreRole::Intermediate, other }).await
 }
 
-async fn back_up_all(context: &Context, kind: &Kind, store: Arc<dyn ObjectStore>) -> Result<(), Failure> {
-    let Context { global, output, stop, .. } = context;
+/// Where backups go, and the other configured store.
+struct Target {
+    store: Arc<dyn ObjectStore>,
+    role: StoreRole,
+    other: Option<OtherStore>,
+}
+
+async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(), Failure> {
+    let Context { output, stop, .. } = context;
     let (config, env) = &*context.config()?;
     let requested = match (kind.full, kind.incremental) {
         (true, _) => RequestedKind::Full,
@@ -60,26 +88,28 @@ async fn back_up_all(context: &Context, kind: &Kind, store: Arc<dyn ObjectStore>
     };
     let zfs = open_zfs()?;
     let datasets = context.datasets(&*zfs)?;
-    if global.dry_run {
-        return dry_run(&*zfs, config, &datasets, output);
+    if context.global.dry_run {
+        return dry_run(context, requested, &target, &zfs, &datasets).await;
     }
-    let keys = keys_for_writing(config, env, &*store).await?;
+    let keys = keys_for_writing(config, env, &*target.store).await?;
     let mut results = Vec::new();
-    for Selected { dataset, .. } in &datasets {
-        let dataset = &dataset.name;
-        let estimate = estimate_bytes(&*zfs, dataset, &backup_settings(config)).unwrap_or(0);
-        let progress = UploadProgress::new(output, dataset.as_str(), estimate);
-        let backup = BackupEnv {
-            zfs: Arc::clone(&zfs),
-            store: Arc::clone(&store),
-            keys: keys.clone(),
-            settings: backup_settings(config),
-            now: Timestamp::now,
-            progress: progress.sink(),
-            stop: stop.clone(),
+    for selected in &datasets {
+        let dataset = &selected.dataset.name;
+        let progress = UploadProgress::new(output, dataset.as_str());
+        let shown = (progress.clone(), Arc::clone(output), dataset.clone());
+        let planned = move |planned: &PlannedBackup| {
+            let (progress, output, dataset) = &shown;
+            progress.expect(planned.estimate_bytes.unwrap_or(0));
+            if let SendPlan::Full { why, .. } = &planned.plan
+                && !matches!(why, FullReason::Requested | FullReason::First)
+            {
+                output.note(&format!("{dataset}: a full, not an incremental: {why}"));
+            }
         };
+        let mut backup = backup_env(config, &target, &zfs, keys.clone(), stop.clone());
+        (backup.progress, backup.planned) = (progress.sink(), Arc::new(planned));
         let started = Instant::now();
-        let outcome = back_up(&backup, dataset, requested).await;
+        let outcome = back_up(&backup, selected, requested).await;
         progress.finish();
         match outcome {
             Ok(outcome) => {
@@ -103,13 +133,90 @@ async fn back_up_all(context: &Context, kind: &Kind, store: Arc<dyn ObjectStore>
     context.verdict()
 }
 
-fn dry_run(zfs: &dyn crate::zfs::Zfs, config: &Config, datasets: &[Selected], output: &Output) -> Result<(), Failure> {
-    for Selected { dataset, .. } in datasets {
-        let estimate = estimate_bytes(zfs, &dataset.name, &wire::backup_settings(config))?;
-        let chunks = estimate.div_ceil(config.split_size.bytes()).max(1);
-        output.line(format!("{}: would send a full of about {}, {chunks} chunks", dataset.name, bytes(estimate)));
+fn backup_env(config: &Config, target: &Target, zfs: &Arc<dyn Zfs>, keys: WriterKeys, stop: Stop) -> BackupEnv {
+    BackupEnv {
+        zfs: Arc::clone(zfs),
+        store: Arc::clone(&target.store),
+        role: target.role,
+        other: target.other.clone(),
+        keys,
+        settings: backup_settings(config),
+        now: Timestamp::now,
+        planned: Arc::new(|_| {}),
+        progress: Arc::new(|_| {}),
+        stop,
     }
-    Ok(())
+}
+
+/// Prints the plan that would run, dataset by dataset.
+async fn dry_run(
+    context: &Context,
+    requested: RequestedKind,
+    target: &Target,
+    zfs: &Arc<dyn Zfs>,
+    datasets: &[Selected],
+) -> Result<(), Failure> {
+    let (config, env) = &*context.config()?;
+    let keys = keys_for_planning(config, env, &*target.store).await?;
+    let backup = backup_env(config, target, zfs, keys, context.stop.clone());
+    let mut plans = Vec::new();
+    for selected in datasets {
+        let dataset = &selected.dataset.name;
+        match plan_backup(&backup, selected, requested).await {
+            Ok(planned) => {
+                print_plan(dataset, &planned, config, &context.output);
+                plans.push(plan_json(dataset, &planned, config));
+                context.done(dataset, 0);
+            }
+            Err(error) => context.failed(dataset, &Failure::Run(error)),
+        }
+    }
+    let failed: Vec<_> = context.tally().failed.into_keys().collect();
+    context.output.json(|| json!({ "plans": plans, "failed": failed }));
+    context.verdict()
+}
+
+fn chunks_of(planned: &PlannedBackup, config: &Config) -> Option<u64> {
+    planned.estimate_bytes.map(|estimate| estimate.div_ceil(config.split_size.bytes()).max(1))
+}
+
+fn print_plan(dataset: &DatasetName, planned: &PlannedBackup, config: &Config, output: &Output) {
+    let size = match (planned.estimate_bytes, chunks_of(planned, config)) {
+        (Some(estimate), Some(chunks)) => format!("about {}, {chunks} chunks", bytes(estimate)),
+        _ => "size not known".to_owned(),
+    };
+    output.line(match &planned.plan {
+        SendPlan::UpToDate { id } => format!("{dataset}: up to date, {id} holds the newest snapshot"),
+        SendPlan::Full { snapshot, why } => format!("{dataset} FULL ({why}) of @{}: {size}", snapshot.name.short()),
+        SendPlan::Incremental { snapshot, base, backup } => format!(
+            "{dataset} incremental of @{}: {size}\n  from {} ({})\n  on {}",
+            snapshot.name.short(),
+            base_text(base),
+            backup.snapshot.created_at.strftime("%Y-%m-%d"),
+            backup.id
+        ),
+    });
+}
+
+fn base_text(base: &SendBase) -> String {
+    match base {
+        SendBase::Snapshot(name) => format!("@{}", name.short()),
+        SendBase::Bookmark(name) => format!("#{}", name.short()),
+    }
+}
+
+fn plan_json(dataset: &DatasetName, planned: &PlannedBackup, config: &Config) -> serde_json::Value {
+    let size = json!({ "bytes": planned.estimate_bytes, "chunks": chunks_of(planned, config) });
+    match &planned.plan {
+        SendPlan::UpToDate { id } => json!({ "dataset": dataset, "plan": "up-to-date", "id": id }),
+        SendPlan::Full { snapshot, why } => json!({
+            "dataset": dataset, "plan": "full", "snapshot": snapshot.name, "why": why.to_string(), "estimate": size,
+        }),
+        SendPlan::Incremental { snapshot, base, backup } => json!({
+            "dataset": dataset, "plan": "incremental", "snapshot": snapshot.name, "base": base_text(base),
+            "base_backup": backup.id, "estimate": size,
+        }),
+    }
 }
 
 fn report(dataset: &DatasetName, outcome: &BackupOutcome, started: Instant, output: &Output) -> serde_json::Value {
@@ -121,7 +228,11 @@ fn report(dataset: &DatasetName, outcome: &BackupOutcome, started: Instant, outp
         BackupOutcome::Committed(committed) => {
             let CommittedBackup { manifest, stored_bytes, chunks, evidence } = &**committed;
             let seconds = started.elapsed().as_secs_f64();
+            let base = manifest.base.as_ref().map(|base| &base.backup_id);
             output.line(format!("{dataset}: committed {}", manifest.id));
+            if let Some(base) = base {
+                output.line(format!("  incremental {} on {base}", manifest.chain.position));
+            }
             output.line(format!(
                 "  {} stream, {} stored in {chunks} chunks, {seconds:.1} s, confirmed by {}",
                 bytes(manifest.stream_bytes),
@@ -132,8 +243,9 @@ fn report(dataset: &DatasetName, outcome: &BackupOutcome, started: Instant, outp
                 output.note("a record of an unknown type was passed through: checked by END only");
             }
             json!({
-                "dataset": dataset, "result": "committed", "id": manifest.id, "stream_bytes": manifest.stream_bytes,
-                "stored_bytes": stored_bytes, "chunks": chunks, "seconds": seconds,
+                "dataset": dataset, "result": "committed", "id": manifest.id, "kind": manifest.kind, "base": base,
+                "stream_bytes": manifest.stream_bytes, "stored_bytes": stored_bytes, "chunks": chunks,
+                "seconds": seconds,
             })
         }
     }

@@ -7,7 +7,7 @@ use super::wire::load_config;
 use super::{Failure, status};
 use crate::config::{Config, Environment};
 use crate::model::DatasetName;
-use crate::run::select::{Selected, select_datasets};
+use crate::run::select::{Selected, Selection, select_datasets};
 use crate::run::transfer::Stop;
 use crate::zfs::Zfs;
 use std::collections::{BTreeMap, BTreeSet};
@@ -55,9 +55,14 @@ impl Context {
         Ok(Arc::clone(self.loaded.get_or_init(|| loaded)))
     }
 
-    /// The datasets to work on: those configured, but for those that failed earlier in this run.
+    /// The datasets to work on: those configured, but for those that failed earlier in this run. One that is missing has
+    /// failed, and does not keep the others back.
     pub(super) fn datasets(&self, zfs: &dyn Zfs) -> Result<Vec<Selected>, Failure> {
-        let selected = select_datasets(zfs, &self.config()?.0.datasets)?;
+        let config = &self.config()?.0;
+        let Selection { selected, failed } = select_datasets(zfs, &config.datasets, &config.state_dir)?;
+        for (dataset, error) in failed.into_iter().filter(|(dataset, _)| !self.skip.contains(dataset)) {
+            self.failed(&dataset, &Failure::Run(error));
+        }
         let (skipped, wanted): (Vec<_>, Vec<_>) =
             selected.into_iter().partition(|selected| self.skip.contains(&selected.dataset.name));
         self.with_tally(|tally| tally.skipped.extend(skipped.into_iter().map(|selected| selected.dataset.name)));

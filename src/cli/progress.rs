@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 const LINE_EVERY: Duration = Duration::from_secs(30);
 const BAR: &str = "{msg} {binary_bytes}/{binary_total_bytes} {percent}% {binary_bytes_per_sec} left {eta} {prefix}";
 
-/// Shows how far an upload is.
+/// Shows how far an upload is. Clones show the same one.
+#[derive(Clone)]
 pub(super) struct UploadProgress {
     bar: ProgressBar,
     /// Chunks confirmed, for the last line.
@@ -19,9 +20,9 @@ pub(super) struct UploadProgress {
 }
 
 impl UploadProgress {
-    /// For one dataset, with the kernel's estimate of the stream.
-    pub(super) fn new(output: &Output, name: &str, estimate_bytes: u64) -> Self {
-        let bar = ProgressBar::new(estimate_bytes);
+    /// For one dataset.
+    pub(super) fn new(output: &Output, name: &str) -> Self {
+        let bar = ProgressBar::new(0);
         let shown = !output.is_quiet() && std::io::stderr().is_terminal();
         bar.set_draw_target(if shown { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() });
         if let Ok(style) = ProgressStyle::with_template(BAR) {
@@ -29,6 +30,11 @@ impl UploadProgress {
         }
         bar.set_message(name.to_owned());
         Self { bar, confirmed: Arc::default() }
+    }
+
+    /// The kernel's estimate of the stream, once it is known what is sent.
+    pub(super) fn expect(&self, estimate_bytes: u64) {
+        self.bar.set_length(estimate_bytes);
     }
 
     /// What the upload tells.

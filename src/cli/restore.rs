@@ -8,7 +8,8 @@ use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::RunError;
 use crate::run::restore::{
-    RestoreBackup, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer,
+    RestoreBackup, RestorePoint, RestoreSet, find_restore_backup, find_restore_set, restore_to_dataset,
+    restore_to_writer,
 };
 use crate::run::transfer::Stop;
 use jiff::Timestamp;
@@ -34,31 +35,39 @@ pub(super) async fn restore(
     }
     let side = open_for_reading(global, &restore.source, restore.intermediate, output).await?;
     let keys = key_file(&side, &restore.source).await?;
-    let set = find_restore_set(&*side.store, &dataset, &keys, &point).await?;
+    let set = match &point {
+        // A bare stream needs nothing before it.
+        RestorePoint::Id(id) if restore.to.is_none() => {
+            RestoreSet { backups: vec![find_restore_backup(&*side.store, &dataset, &keys, id).await?] }
+        }
+        point => find_restore_set(&*side.store, &dataset, &keys, point).await?,
+    };
     announce(&set, restore, output);
     if global.dry_run {
         print_plan(&set, &side, output);
         return Ok(());
     }
+    if let Some(target) = &restore.to {
+        // It ends by itself when it is asked to stop, because what it received must go again.
+        let zfs = open_zfs()?;
+        let received = restore_to_dataset(Arc::clone(&side.store), &set, &keys, zfs, target, stop).await?;
+        received.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
+        output.json(|| json!({ "received": received }));
+        return Ok(());
+    }
+    let backup = only_backup(&set, restore)?;
     let work = async {
-        match (&restore.to, &restore.output) {
-            (Some(target), _) => {
-                let zfs = open_zfs()?;
-                let received = restore_to_dataset(Arc::clone(&side.store), &set, &keys, zfs, target).await?;
-                received.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
-                output.json(|| json!({ "received": received }));
-            }
-            (None, Some(file)) => write_file(&side, &set, &keys, file).await?,
-            (None, None) => {
-                restore_to_writer(Arc::clone(&side.store), only_backup(&set)?, &keys, Box::new(std::io::stdout()))
-                    .await?;
+        match &restore.output {
+            Some(file) => write_file(&side, backup, &keys, file).await,
+            None => {
+                restore_to_writer(Arc::clone(&side.store), backup, &keys, Box::new(std::io::stdout())).await?;
+                Ok(())
             }
         }
-        Ok(())
     };
     tokio::select! {
         result = work => result,
-        // The fetch ends with the runtime, and the stream with it: the kernel discards what it has of it.
+        // The fetch ends with the runtime, and the stream with it.
         _ = stop.wait_for(|stop| *stop) => Err(Failure::Run(RunError::Interrupted)),
     }
 }
@@ -109,16 +118,26 @@ fn print_plan(set: &RestoreSet, side: &ReadSide, output: &Output) {
     output.json(|| json!({ "backups": set.backups.iter().map(|backup| &backup.manifest).collect::<Vec<_>>() }));
 }
 
-fn only_backup(set: &RestoreSet) -> Result<&RestoreBackup, Failure> {
+fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a RestoreBackup, Failure> {
     match set.backups.as_slice() {
         [backup] => Ok(backup),
-        _ => Err(usage("a bare stream is of one backup, and this chain has several", "name the full with --backup ID")),
+        chain => {
+            let ids: Vec<_> = chain.iter().map(|backup| format!("\n  --backup {}", backup.manifest.id)).collect();
+            Err(usage(
+                &format!(
+                    "a bare stream is of one backup, and {} needs a chain of {}, in this order:{}",
+                    restore.what,
+                    chain.len(),
+                    ids.concat()
+                ),
+                "run this once for each with --backup ID, and receive one after the other; or use --to, which does it",
+            ))
+        }
     }
 }
 
 /// Under its own name only once it is whole and on disk.
-async fn write_file(side: &ReadSide, set: &RestoreSet, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
-    let backup = only_backup(set)?;
+async fn write_file(side: &ReadSide, backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
     let failed =
         |operation: &'static str| move |source| RunError::File { operation, path: path.display().to_string(), source };
     if path.symlink_metadata().is_ok() {

@@ -5,6 +5,7 @@ use super::args::{Global, Source};
 use super::output::Output;
 use crate::config::{self, Config, CredentialFiles, Environment, KeySource, Remote, SecretFile};
 use crate::keyring::KeyFile;
+use crate::plan::send::LifecycleRules;
 use crate::run::RunError;
 use crate::run::backup::BackupSettings;
 use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
@@ -166,6 +167,31 @@ pub(super) async fn keys_for_pruning(
     Ok((signing, trusted))
 }
 
+/// The keys for a plan of what would be written. Puts nothing anywhere: keys that do not exist yet are made up, and
+/// then there is no backup that they could verify.
+pub(super) async fn keys_for_planning(
+    config: &Config,
+    env: &Environment,
+    store: &dyn ObjectStore,
+) -> Result<WriterKeys, Failure> {
+    let source = match &config.keys {
+        KeySource::Recipients { .. } => return keys_for_writing(config, env, store).await,
+        KeySource::Passphrase(source) => source,
+    };
+    if let Some(keys) = KeyCache::new(&config.state_dir).load()? {
+        return Ok(keys);
+    }
+    let listed = store.list("").await?;
+    let failed = |source| RunError::Keyring { store: store.url().to_owned(), source };
+    let file = if listed.is_empty() {
+        KeyFile::generate().map_err(failed)?
+    } else {
+        let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());
+        open_keyrings(store, &passphrase).await?
+    };
+    Ok(WriterKeys::from_keyring(&file, bytes::Bytes::new()).map_err(failed)?)
+}
+
 fn verify_keys(config: &Config) -> TrustedKeys {
     TrustedKeys(config.verify_keys.iter().cloned().map(VerifyingKey::from).collect())
 }
@@ -297,8 +323,21 @@ pub(super) fn backup_settings(config: &Config) -> BackupSettings {
         raw: config.send.raw,
         compressed: config.send.compressed,
         embedded: config.send.embedded,
+        source: config.snapshots.source.clone(),
+        lifecycle: lifecycle_rules(config),
         state_dir: config.state_dir.clone(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    }
+}
+
+fn lifecycle_rules(config: &Config) -> LifecycleRules {
+    let rules = &config.backup_lifecycle;
+    LifecycleRules {
+        incrementals_percent_max: rules.full_when_incrementals_exceed.0,
+        // An age is at most a hundred years.
+        full_age_max: rules.full_every.and_then(|age| age.duration().try_into().ok()),
+        incrementals_max: rules.max_incrementals,
+        auto_full_bytes_max: rules.auto_full_max.bytes(),
     }
 }
 

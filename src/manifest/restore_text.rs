@@ -11,6 +11,8 @@ pub struct RestoreText<'a> {
     pub dataset: &'a DatasetName,
     /// The backup.
     pub id: &'a BackupId,
+    /// The backups that must be received before it, the full first; none for a full.
+    pub before: &'a [BackupId],
     /// Who signs.
     pub verifying_key: &'a VerifyingKey,
     /// The chunks, in order.
@@ -29,6 +31,7 @@ pub fn restore_text(from: &RestoreText<'_>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = write_prose(&mut text, from);
+    let _ = write_chain(&mut text, from);
     let _ = write_commands(&mut text, from);
     text
 }
@@ -64,6 +67,37 @@ fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
         writeln!(text, "#    The stream is natively encrypted: to mount it, the ZFS key of that time is needed too.")?;
     }
     writeln!(text, "# The commands stop at the first chunk that is missing or damaged; nothing after it is written.")
+}
+
+/// How to receive the whole chain. The stream of an incremental is of no use alone.
+fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
+    let RestoreText { dataset, id, before, .. } = from;
+    if before.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "#\n\
+         # This backup is an incremental: {} must be received before it, in this order. Fetch each, and\n\
+         # this one, into a folder of its own that is named by its id, beside each other:",
+        if before.len() == 1 { "one other".to_owned() } else { format!("{} others", before.len()) }
+    )?;
+    for member in before.iter().chain([*id]) {
+        let place = shell_quote(&format!("{dataset}/@{member}/"));
+        writeln!(text, "#      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} {member}")?;
+    }
+    writeln!(
+        text,
+        "# (or rclone copy REMOTE:BUCKET/PREFIX/... ID). In each, check RESTORE.txt with minisign as above and have\n\
+         # identity.txt there. Then, in this order, each only after the one before it ended well:"
+    )?;
+    for member in before.iter().chain([*id]) {
+        writeln!(text, "#      (cd {member} && sh RESTORE.txt) | zfs receive -u POOL/NEW")?;
+    }
+    writeln!(
+        text,
+        "# Should a snapshot's name be taken because two had the same one, receive into POOL/NEW@ANOTHER-NAME."
+    )
 }
 
 /// Each chunk is checked whole before any of it is opened. No pipe hides the failure of its first program.

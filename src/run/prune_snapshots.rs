@@ -4,9 +4,9 @@ use super::catalog::read_catalog;
 use super::journal::never_committing;
 use super::lock::lock_dataset;
 use super::prune::read_leftovers;
+use super::seen::Seen;
 use super::select::Selected;
 use super::snapshot::is_own;
-use super::usable::Usability;
 use super::{RunError, error_chain};
 use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
 use crate::sign::TrustedKeys;
@@ -61,10 +61,10 @@ pub async fn look_at_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Resul
         journal.extend(never_committing(&env.state_dir, store.url(), stored)?);
         let catalog = read_catalog(&**store, stored, &env.trusted).await?;
         let leftovers = read_leftovers(&**store, &catalog, &env.trusted).await?;
-        let mut usability = Usability::new(&**store, &catalog);
+        let seen = Seen::look(&**store, catalog).await?;
         views.push(StoreView {
             store: store.url().to_owned(),
-            facts: if *beside_remote { usability.own_facts().await? } else { usability.facts().await? },
+            facts: if *beside_remote { seen.own_facts() } else { seen.facts(None) },
             attempts: leftovers.into_iter().map(|leftover| (leftover.id, leftover.started)).collect(),
         });
     }

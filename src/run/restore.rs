@@ -5,23 +5,27 @@
 //! come, and the stream is parsed once more on its way out.
 
 use super::catalog::{Catalog, StoredBackup, chunk_key, find_gaps, get_pinned, read_catalog, read_chunks};
+use super::transfer::{Stop, stopped};
 use super::{RunError, error_chain};
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest, PRIVATE_BYTES_MAX, Private, parse_as};
-use crate::model::{BackupId, DatasetName, Digest, SnapshotName};
+use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::restore::plan_restore;
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
 use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};
 use crate::stream::open::ChunkOpener;
 use crate::stream::record::{StreamExpectation, StreamParser};
-use crate::zfs::{ReceiveRequest, Zfs};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::io::{ErrorKind, Read};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
+
+mod receive;
+
+pub use receive::restore_to_dataset;
 
 /// Bytes of one ranged read.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -73,24 +77,45 @@ pub async fn find_restore_set(
         .map_err(|gap| RunError::refused(format!("{dataset}: {gap}"), "choose an older backup"))?;
     let mut backups = Vec::new();
     for manifest in chain {
-        let chunks = read_chunks(store, manifest).await?;
-        if let Some(gap) = catalog.backup(&manifest.id).and_then(|backup| find_gaps(backup, &chunks).next()) {
-            return Err(gap);
-        }
-        let private = match read_private(store, manifest, keys).await {
-            Ok(private) => Some(private),
-            Err(error) if error.is_damage() => {
-                tracing::warn!(
-                    error = error_chain(&error),
-                    "going on without it: the snapshot's name is lost, no data"
-                );
-                None
-            }
-            Err(error) => return Err(error),
-        };
-        backups.push(RestoreBackup { manifest: manifest.clone(), chunks, private });
+        backups.push(load_backup(store, &catalog, manifest, keys).await?);
     }
     Ok(RestoreSet { backups })
+}
+
+/// Reads the catalog and checks this one backup, without the chain before it: for its bare stream.
+///
+/// # Errors
+/// As for [`find_restore_set`].
+pub async fn find_restore_backup(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    keys: &KeyFile,
+    id: &BackupId,
+) -> Result<RestoreBackup, RunError> {
+    let catalog = read_catalog(store, dataset, &keys.trusted).await?;
+    let backup = catalog.backup(id).ok_or_else(|| why_none(&catalog, Some(id)))?;
+    load_backup(store, &catalog, &backup.manifest, keys).await
+}
+
+async fn load_backup(
+    store: &dyn ObjectStore,
+    catalog: &Catalog,
+    manifest: &Manifest,
+    keys: &KeyFile,
+) -> Result<RestoreBackup, RunError> {
+    let chunks = read_chunks(store, manifest).await?;
+    if let Some(gap) = catalog.backup(&manifest.id).and_then(|backup| find_gaps(backup, &chunks).next()) {
+        return Err(gap);
+    }
+    let private = match read_private(store, manifest, keys).await {
+        Ok(private) => Some(private),
+        Err(error) if error.is_damage() => {
+            tracing::warn!(error = error_chain(&error), "going on without it: the snapshot's name is lost, no data");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(RestoreBackup { manifest: manifest.clone(), chunks, private })
 }
 
 async fn find_target(
@@ -236,13 +261,23 @@ pub fn open_stream(
     backup: &RestoreBackup,
     identities: &[age::x25519::Identity],
 ) -> (RestoreReader, FailureSlot) {
+    open_stream_until(store, backup, identities, tokio::sync::watch::channel(false).1)
+}
+
+/// As [`open_stream`]; once a stop is asked for, the reader fails with [`RunError::Interrupted`].
+pub fn open_stream_until(
+    store: Arc<dyn ObjectStore>,
+    backup: &RestoreBackup,
+    identities: &[age::x25519::Identity],
+    stop: Stop,
+) -> (RestoreReader, FailureSlot) {
     let (sender, pieces) = mpsc::channel(1);
     let keys = Arc::new(RestoreBackupKeys {
         manifest: backup.manifest.clone(),
         chunks: backup.chunks.clone(),
         identities: identities.into(),
     });
-    tokio::spawn(fetch(store, Arc::clone(&keys), sender));
+    tokio::spawn(fetch(store, Arc::clone(&keys), sender, stop));
     let base_guid = backup.manifest.base.as_ref().map(|base| base.guid);
     let expectation = StreamExpectation { snapshot_guid: backup.manifest.snapshot.guid, base_guid };
     let failure = FailureSlot::default();
@@ -274,6 +309,7 @@ async fn fetch(
     store: Arc<dyn ObjectStore>,
     keys: Arc<RestoreBackupKeys>,
     sender: mpsc::Sender<Result<Piece, RunError>>,
+    mut stop: Stop,
 ) {
     let get = |(chunk, range): (usize, Range<u64>)| {
         let (store, keys) = (Arc::clone(&store), Arc::clone(&keys));
@@ -286,7 +322,12 @@ async fn fetch(
         }
     };
     let mut pieces = stream::iter(ranges(Arc::clone(&keys))).map(get).buffered(RANGES_MAX);
-    while let Some(piece) = pieces.next().await {
+    loop {
+        let piece = tokio::select! {
+            piece = pieces.next() => piece,
+            () = stopped(&mut stop) => Some(Err(RunError::Interrupted)),
+        };
+        let Some(piece) = piece else { return };
         let failed = piece.is_err();
         if sender.send(piece).await.is_err() || failed {
             return;
@@ -406,75 +447,6 @@ pub async fn restore_to_writer(
         (None, Err(source)) => Err(RunError::File { operation: "write the stream of", path: subject, source }),
         (None, Ok(bytes)) => Ok(bytes),
     }
-}
-
-/// Receives a chain into a new dataset, unmounted, and checks that the kernel made the very snapshots.
-///
-/// # Errors
-/// [`RunError`]; when the full fails nothing half-received is left behind.
-pub async fn restore_to_dataset(
-    store: Arc<dyn ObjectStore>,
-    set: &RestoreSet,
-    keys: &KeyFile,
-    zfs: Arc<dyn Zfs>,
-    target: &DatasetName,
-) -> Result<Vec<SnapshotName>, RunError> {
-    check_target(&*zfs, target)?;
-    let mut received = Vec::new();
-    for backup in &set.backups {
-        let snapshot = target_snapshot(target, backup)?;
-        let (mut reader, failure) = open_stream(Arc::clone(&store), backup, &keys.identities);
-        let request = ReceiveRequest {
-            target: snapshot.clone(),
-            force: false,
-            resumable: false,
-            origin: None,
-            properties: Default::default(),
-        };
-        let receiver = Arc::clone(&zfs);
-        let result = blocking(move || receiver.receive(&request, &mut reader)).await?;
-        match (take_failure(&failure), result) {
-            (Some(error), _) => return Err(error),
-            (None, Err(error)) => return Err(error.into()),
-            (None, Ok(())) => check_received(&*zfs, &snapshot, backup)?,
-        }
-        received.push(snapshot);
-    }
-    Ok(received)
-}
-
-fn target_snapshot(target: &DatasetName, backup: &RestoreBackup) -> Result<SnapshotName, RunError> {
-    let private_name = backup.private.as_ref().and_then(|private| private.snapshot_name.rsplit_once('@'));
-    let nameless = format!("restored-{}", backup.manifest.snapshot.guid);
-    let short = private_name.map_or(nameless.as_str(), |(_, short)| short);
-    target.snapshot(short).map_err(|error| RunError::refused(error.to_string(), "choose a shorter target"))
-}
-
-fn check_target(zfs: &dyn Zfs, target: &DatasetName) -> Result<(), RunError> {
-    if zfs.dataset(target)?.is_some() {
-        let what = format!("{target} exists already, and restoring over a dataset would lose what it holds");
-        return Err(RunError::refused(what, "restore into a name that does not exist yet"));
-    }
-    let parent = target.parent().ok_or_else(|| {
-        RunError::refused(format!("{target} is a pool's name"), "name a dataset inside an imported pool: POOL/NAME")
-    })?;
-    match zfs.dataset(&parent)? {
-        Some(_) => Ok(()),
-        None => Err(RunError::refused(
-            format!("{parent}, the parent of {target}, does not exist"),
-            "create it, or choose another target",
-        )),
-    }
-}
-
-fn check_received(zfs: &dyn Zfs, snapshot: &SnapshotName, backup: &RestoreBackup) -> Result<(), RunError> {
-    let guid = backup.manifest.snapshot.guid;
-    let there = zfs.snapshots(snapshot.dataset())?.iter().any(|other| other.name == *snapshot && other.guid == guid);
-    if there {
-        return Ok(());
-    }
-    let reason = format!("the received snapshot does not have the guid {guid}");
-    Err(RunError::Damaged { key: snapshot.to_string(), reason })
 }
 
 fn take_failure(failure: &FailureSlot) -> Option<RunError> {

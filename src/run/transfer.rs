@@ -253,7 +253,7 @@ fn out_of_order(store: &dyn ObjectStore, plan: &TransferPlan) -> StoreError {
 }
 
 /// Ends when a stop is asked for; never, when nobody can ask any more.
-async fn stopped(stop: &mut Stop) {
+pub(super) async fn stopped(stop: &mut Stop) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
     }

@@ -40,8 +40,12 @@ struct Shared {
     module_version: String,
     calls: u64,
     failing: BTreeMap<u64, i32>,
+    happening: BTreeMap<u64, Happening>,
     send_fault: Option<SendFault>,
 }
+
+/// What somebody else does to the pools meanwhile.
+type Happening = Box<dyn FnOnce(&FakeZfs) + Send>;
 
 /// What goes wrong with one send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,7 @@ impl FakeZfs {
             module_version: "2.3.2-1".to_owned(),
             calls: 0,
             failing: BTreeMap::new(),
+            happening: BTreeMap::new(),
             send_fault: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
@@ -175,6 +180,13 @@ impl FakeZfs {
         shared.failing.insert(at, errno);
     }
 
+    /// Lets something happen just before the n-th call of the trait from now on (1 is the next).
+    pub fn before_call(&self, n: u64, what: impl FnOnce(&Self) + Send + 'static) {
+        let mut shared = self.lock();
+        let at = shared.calls + n;
+        shared.happening.insert(at, Box::new(what));
+    }
+
     /// Lets the next send go wrong.
     pub fn fail_next_send(&self, fault: SendFault) {
         self.lock().send_fault = Some(fault);
@@ -187,6 +199,12 @@ impl FakeZfs {
     /// Counts one call of the trait, which may be one that is to fail.
     fn call(&self, attempt: &Attempt) -> Result<MutexGuard<'_, Shared>, ZfsError> {
         let mut shared = self.lock();
+        let next = shared.calls + 1;
+        if let Some(happening) = shared.happening.remove(&next) {
+            drop(shared);
+            happening(self);
+            shared = self.lock();
+        }
         shared.calls += 1;
         let number = shared.calls;
         match shared.failing.remove(&number) {

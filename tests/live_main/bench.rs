@@ -2,6 +2,7 @@
 
 use crate::pool::{Pool, noise, run};
 use crate::weed::{ACCESS_KEY, SECRET_KEY, Weed};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,11 @@ impl Bench {
     /// As much as it takes for at least 4 chunks of 6M: emulated, every megabyte counts.
     pub(crate) fn small(name: &str) -> Self {
         Self::with(name, &[10, 11], "6M")
+    }
+
+    /// Little files only, in two or three chunks: for what is done many times.
+    pub(crate) fn tiny(name: &str) -> Self {
+        Self::with(name, &[], "256K")
     }
 
     /// A pool with one dataset, a server, keys in recipients mode, and a configuration.
@@ -83,11 +89,16 @@ impl Bench {
 
     /// A configuration whose remote is behind that endpoint.
     pub(crate) fn write_config(&self, name: &str, endpoint: &str) {
+        self.write_config_with(name, endpoint, "", "");
+    }
+
+    /// With more lines at the end of `[main]` and more sections.
+    pub(crate) fn write_config_with(&self, name: &str, endpoint: &str, main: &str, sections: &str) {
         let keys = self.keys();
         let text = format!(
             "[main]\nzfs_fs = \"{}\"\nencryption_recipients = [\"{}\"]\nsigning_key_file = \"{}\"\nverify_keys = [\"{}\"]\n\
-             remote = \"s3:{BUCKET}/nas\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\n\
-             [s3]\nendpoint = \"{endpoint}\"\npart_size = \"5M\"\n",
+             remote = \"s3:{BUCKET}/nas\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\n{main}\
+             [s3]\nendpoint = \"{endpoint}\"\npart_size = \"5M\"\n{sections}",
             self.dataset(),
             keys.recipient().unwrap(),
             self.path("signing.key").display(),
@@ -154,14 +165,50 @@ fn write_secret(path: &Path, text: &str) {
     std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
 }
 
-/// Everything that a person could compare of a tree: hashes, types, modes, owners, sizes, allocated blocks, times,
-/// extended attributes.
-pub(crate) fn describe(folder: &Path) -> String {
-    let script = "cd \"$1\" && find . -type f -print0 | sort -z | xargs -0 b3sum && \
-                  find . -print0 | sort -z | xargs -0 stat -c '%n %f %u %g %s %b %Y %N' && \
-                  getfattr -R -h -d -m - . | sort";
-    let described = run("sh", &["-c", script, "sh", folder.to_str().unwrap()]);
-    String::from_utf8(described).unwrap()
+/// How far the allocated 512-byte sectors of a file and its copy may be apart: what sparse or compressed files save is
+/// far more. Indirect blocks are compressed, and the places of blocks in the pool, which are in them, differ; a block
+/// that finds no place in one piece has a header besides.
+fn sectors_apart_max(sectors: u64) -> u64 {
+    16 + sectors / 64
+}
+
+/// Everything that a person could compare of a tree.
+pub(crate) struct Tree {
+    /// Hashes, types, modes, owners, sizes, times, extended attributes.
+    lines: String,
+    /// Allocated sectors of each file.
+    sectors: BTreeMap<String, u64>,
+}
+
+/// Reads a tree.
+pub(crate) fn describe(folder: &Path) -> Tree {
+    let say = |script: &str| {
+        String::from_utf8(run("sh", &["-c", &format!("cd \"$1\" && {script}"), "sh", folder.to_str().unwrap()]))
+            .unwrap()
+    };
+    let lines = say("find . -type f -print0 | sort -z | xargs -0 b3sum && \
+         find . -print0 | sort -z | xargs -0 stat -c '%n %f %u %g %s %Y %N' && getfattr -R -h -d -m - . | sort");
+    let sectors = say("find . -type f -print0 | sort -z | xargs -0 stat -c '%b %n'");
+    let sectors = sectors.lines().map(|line| line.split_once(' ').unwrap());
+    Tree { lines, sectors: sectors.map(|(count, name)| (name.to_owned(), count.parse().unwrap())).collect() }
+}
+
+/// Holds two trees against each other, and names only what differs: the failure must fit on a screen.
+#[track_caller]
+pub(crate) fn assert_same_tree(expected: &Tree, actual: &Tree) {
+    let only = |these: &str, those: &str| {
+        let those: BTreeSet<&str> = those.lines().collect();
+        these.lines().filter(|line| !those.contains(line)).take(10).collect::<Vec<_>>().join("\n")
+    };
+    let (lost, new) = (only(&expected.lines, &actual.lines), only(&actual.lines, &expected.lines));
+    assert!(expected.lines == actual.lines, "the trees differ; expected:\n{lost}\nfound:\n{new}");
+    for (name, sectors) in &expected.sectors {
+        let copied = actual.sectors[name];
+        assert!(
+            sectors.abs_diff(copied) <= sectors_apart_max(*sectors),
+            "{name}: {sectors} sectors, and {copied} in the copy"
+        );
+    }
 }
 
 /// Noise of another seed, for a second snapshot.

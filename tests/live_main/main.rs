@@ -21,3 +21,4 @@ mod weed;
 mod bench;
 mod failures;
 mod job;
+mod nights;

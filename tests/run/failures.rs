@@ -20,7 +20,7 @@ use zfs_backup::zfs::{
     ZfsError,
 };
 
-const EIO: i32 = 5;
+pub(crate) const EIO: i32 = 5;
 
 /// What must hold after a run that something went wrong in; `Err` names what does not.
 async fn assert_whole_or_none(world: &World, outcome: Result<BackupOutcome, RunError>) {
@@ -45,7 +45,7 @@ async fn assert_whole_or_none(world: &World, outcome: Result<BackupOutcome, RunE
 }
 
 /// Runs all cases, some at once, because a run that makes chunks again sleeps. Panics name the case.
-async fn for_all<C, F>(cases: Vec<C>, run: impl Fn(C) -> F)
+pub(crate) async fn for_all<C, F>(cases: Vec<C>, run: impl Fn(C) -> F)
 where
     C: std::fmt::Debug,
     F: Future<Output = ()> + Send + 'static,
@@ -165,16 +165,16 @@ async fn a_store_that_goes_on_failing_is_given_up_by_the_name_of_the_chunk() {
 async fn whichever_zfs_call_fails_there_is_a_whole_backup_or_none() {
     let (keys, writer) = quick_keys();
     let clean = World::with_keys(keys.clone(), writer.clone());
-    let before = clean.zfs.calls();
-    clean.back_up().await;
+    let (env, selected, before) = (clean.env(), clean.selected(), clean.zfs.calls());
+    back_up(&env, &selected, RequestedKind::Full).await.unwrap();
     let calls = 1..=clean.zfs.calls() - before;
     assert!(calls.clone().count() >= 6);
     for_all(calls.collect(), |n| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
-            let env = world.env();
+            let (env, selected) = (world.env(), world.selected());
             world.zfs.fail_call(n, EIO);
-            let outcome = back_up(&env, &world.dataset, RequestedKind::Full).await;
+            let outcome = back_up(&env, &selected, RequestedKind::Full).await;
             assert_whole_or_none(&world, outcome).await;
         }
     })
@@ -212,7 +212,7 @@ async fn a_flipped_bit_in_the_stream_is_never_a_backup() {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
             let env = world.env_with(Arc::new(FlippedSend { zfs: world.zfs.clone(), at }), never());
-            let outcome = back_up(&env, &world.dataset, RequestedKind::Full).await;
+            let outcome = back_up(&env, &world.selected(), RequestedKind::Full).await;
             let text = error_chain(outcome.as_ref().unwrap_err());
             assert!(text.contains("tank/a b@"), "{text}");
             assert_whole_or_none(&world, outcome).await;

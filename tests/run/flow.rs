@@ -125,7 +125,7 @@ async fn every_snapshot_stays_restorable_by_name_and_by_id() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_incremental_is_refused_rather_than_made_full() {
     let world = World::new();
-    let error = back_up(&world.env(), &world.dataset, RequestedKind::Incremental).await.unwrap_err();
+    let error = back_up(&world.env(), &world.selected(), RequestedKind::Incremental).await.unwrap_err();
     assert!(error.to_string().contains("tank/a b"), "{error}");
     assert!(!world.store.events().iter().any(|event| is_put(event.operation)));
 }
@@ -133,7 +133,9 @@ async fn an_incremental_is_refused_rather_than_made_full() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dataset_that_is_not_there_is_named_with_a_similar_one() {
     let world = World::new();
-    let error = back_up(&world.env(), &name("tank/a c"), RequestedKind::Full).await.unwrap_err();
+    let mut selected = world.selected();
+    selected.dataset.name = name("tank/a c");
+    let error = back_up(&world.env(), &selected, RequestedKind::Full).await.unwrap_err();
     assert!(error.to_string().contains("tank/a c"), "{error}");
     assert_eq!(error.hint().as_deref(), Some("did you mean tank/a b?"));
 }

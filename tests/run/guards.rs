@@ -13,11 +13,9 @@ use zfs_backup::store::ObjectStore;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_runs_at_once_one_is_told_that_the_dataset_is_locked() {
     let world = World::new();
-    let env = world.env();
-    let (one, other) = tokio::join!(
-        back_up(&env, &world.dataset, RequestedKind::Full),
-        back_up(&env, &world.dataset, RequestedKind::Full)
-    );
+    let (env, selected) = (world.env(), world.selected());
+    let (one, other) =
+        tokio::join!(back_up(&env, &selected, RequestedKind::Full), back_up(&env, &selected, RequestedKind::Full));
     let (done, refused) = if one.is_ok() { (one, other) } else { (other, one) };
     committed(done.unwrap());
     assert!(matches!(refused, Err(RunError::Locked { subject }) if subject.contains("tank/a b")));
@@ -38,7 +36,7 @@ async fn a_run_that_is_asked_to_stop_leaves_no_backup_and_no_upload_behind() {
                 asker.send_replace(true);
             }
         });
-        match back_up(&env, &world.dataset, RequestedKind::Full).await {
+        match back_up(&env, &world.selected(), RequestedKind::Full).await {
             Err(RunError::Interrupted) => interrupted += 1,
             // It was over before it heard.
             Ok(outcome) => {

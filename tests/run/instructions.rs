@@ -8,7 +8,7 @@ use zfs_backup::manifest::Manifest;
 use zfs_backup::stream::seal::Compression;
 
 /// A folder with the objects of the backup and the key, as RESTORE.txt wants it.
-fn fetch(world: &World, manifest: &Manifest) -> TempDir {
+pub(crate) fn fetch(world: &World, manifest: &Manifest) -> TempDir {
     let (folder, prefix) = (TempDir::new().unwrap(), key_of(manifest, ""));
     for key in world.store.keys().iter().filter(|key| key.starts_with(&prefix)) {
         std::fs::write(folder.path().join(&key[prefix.len()..]), world.store.object(key).unwrap()).unwrap();
@@ -17,7 +17,7 @@ fn fetch(world: &World, manifest: &Manifest) -> TempDir {
     folder
 }
 
-fn run(folder: &Path, program: &str, arguments: &[&str]) -> Output {
+pub(crate) fn run(folder: &Path, program: &str, arguments: &[&str]) -> Output {
     let ran = Command::new(program).args(arguments).current_dir(folder).output();
     ran.unwrap_or_else(|error| panic!("{program}, which this test needs: {error}"))
 }

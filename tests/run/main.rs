@@ -5,6 +5,7 @@
 
 mod attacks;
 mod builder;
+mod chains;
 mod damage;
 mod failures;
 mod flow;
@@ -14,4 +15,5 @@ mod keys;
 mod nights;
 mod prune;
 mod prune_property;
+mod two_stores;
 mod world;

@@ -5,16 +5,17 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::TempDir;
-use zfs_backup::config::RawMode;
+use zfs_backup::config::{RawMode, SnapshotSource};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{ChunkEntry, Manifest};
 use zfs_backup::model::{DatasetName, SnapshotName};
-use zfs_backup::plan::send::RequestedKind;
+use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
 use zfs_backup::run::RunError;
-use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, back_up};
+use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up};
 use zfs_backup::run::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::restore::{RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer};
+use zfs_backup::run::select::Selected;
 use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
@@ -29,6 +30,14 @@ pub(crate) const SPLIT_BYTES: u64 = 64 * 1024;
 pub(crate) const PART_BYTES: usize = 16 * 1024;
 /// What [`BackupSettings`] of a world ask of the kernel.
 const FLAGS: SendFlags = SendFlags { raw: false, compressed: true, embedded: false, large_blocks: true };
+
+/// What `[backup-lifecycle]` says when it says nothing.
+pub(crate) const LIFECYCLE: LifecycleRules = LifecycleRules {
+    incrementals_percent_max: 50,
+    full_age_max: None,
+    incrementals_max: None,
+    auto_full_bytes_max: 100 << 30,
+};
 
 /// One host, one store.
 pub(crate) struct World {
@@ -96,6 +105,8 @@ impl World {
             raw: RawMode::Auto,
             compressed: true,
             embedded: false,
+            source: SnapshotSource::Own,
+            lifecycle: LIFECYCLE,
             state_dir: state.path().to_owned(),
             host: "test-host".into(),
         };
@@ -118,16 +129,29 @@ impl World {
         BackupEnv {
             zfs,
             store: Arc::new(self.store.clone()),
+            role: StoreRole::Remote,
+            other: None,
             keys: self.writer.clone(),
             settings: self.settings.clone(),
             now,
+            planned: Arc::new(|_| {}),
             progress: Arc::new(|_| {}),
             stop,
         }
     }
 
     pub(crate) async fn try_back_up(&self) -> Result<BackupOutcome, RunError> {
-        back_up(&self.env(), &self.dataset, RequestedKind::Full).await
+        self.try_back_up_as(RequestedKind::Full).await
+    }
+
+    pub(crate) async fn try_back_up_as(&self, requested: RequestedKind) -> Result<BackupOutcome, RunError> {
+        back_up(&self.env(), &self.selected(), requested).await
+    }
+
+    /// The dataset as the configuration means it, under its own name in the store.
+    pub(crate) fn selected(&self) -> Selected {
+        let dataset = self.zfs.dataset(&self.dataset).unwrap().unwrap();
+        Selected { dataset, stored: self.dataset.clone() }
     }
 
     pub(crate) async fn back_up(&self) -> CommittedBackup {
@@ -175,7 +199,7 @@ impl World {
     pub(crate) async fn restore_into(&self, target: &DatasetName) -> Result<Vec<SnapshotName>, RunError> {
         let set = self.find(&RestorePoint::Newest).await?;
         let zfs = Arc::new(self.zfs.clone());
-        restore_to_dataset(self.shared_store(), &set, &self.keys, zfs, target).await
+        restore_to_dataset(self.shared_store(), &set, &self.keys, zfs, target, never()).await
     }
 
     /// Restores to bytes and holds them against what ZFS sends.

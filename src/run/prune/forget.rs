@@ -12,7 +12,7 @@ use crate::run::RunError;
 use crate::run::catalog::read_catalog;
 use crate::run::journal::forget_attempt;
 use crate::run::lock::lock_dataset;
-use crate::run::usable::Usability;
+use crate::run::seen::Seen;
 
 /// What is forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,13 +67,14 @@ pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Re
         let (objects, bytes) = (attempt.objects, attempt.bytes);
         return Ok(Forgotten { id: id.clone(), objects, bytes, manifest_blake3: None, warnings });
     }
-    let Some(backup) = catalog.backup(id) else {
+    let seen = Seen::look(store, catalog).await?;
+    let Some(backup) = seen.catalog.backup(id) else {
         return Err(RunError::refused(
             format!("{} has nothing of {id} under {dataset}", store.url()),
             "zfs-backup show --include-remote lists what there is",
         ));
     };
-    let facts = Usability::new(store, &catalog).facts().await?;
+    let facts = seen.facts(None);
     let newest_usable = in_order(&facts).into_iter().rev().find(|other| other.is_usable());
     let mut warnings = Vec::new();
     if newest_usable.is_some_and(|newest| newest.id == *id) {

@@ -10,7 +10,7 @@ use crate::plan::prune::{
 use crate::plan::retention::in_order;
 use crate::run::catalog::{Attempt, Catalog, read_catalog, read_prune_records, read_receipt, read_started};
 use crate::run::journal::never_committing;
-use crate::run::usable::Usability;
+use crate::run::seen::Seen;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
 use crate::store::{ObjectKey, ObjectStore};
@@ -56,25 +56,26 @@ pub struct PruneLook {
 pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
     let store = &*env.store;
     let catalog = read_catalog(store, &task.stored, &env.trusted).await?;
-    let records = read_prune_records(store, &task.stored, &env.trusted).await?;
+    let records = read_prune_records(store, &task.stored, &env.trusted, None).await?;
     let pruned = newest_records(&records);
     let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let never_committing = never_committing(&env.state_dir, store.url(), &task.stored)?;
-    let mut usability = Usability::new(store, &catalog);
+    let seen = Seen::look(store, catalog).await?;
     let facts = match task.beside {
-        Beside::Nothing | Beside::Intermediate(_) => usability.facts().await?,
-        Beside::Remote(_) | Beside::Unreachable => usability.own_facts().await?,
+        Beside::Nothing | Beside::Intermediate(_) => seen.facts(None),
+        Beside::Remote(_) | Beside::Unreachable => seen.own_facts(),
     };
+    let catalog = seen.catalog;
     let live = read_live(store, &catalog, &facts, &env.trusted).await?;
     let other = read_other(&task.beside, &task.stored, &env.trusted).await?;
     let beside = match (&task.beside, &other) {
-        (Beside::Remote(_), Some((facts, pruned))) => plan::Beside::Remote { facts, pruned },
+        (Beside::Remote(_), Some(other)) => plan::Beside::Remote { facts: &other.facts, pruned: &other.pruned },
         (Beside::Unreachable | Beside::Remote(_), _) => plan::Beside::Unreachable,
         (Beside::Nothing | Beside::Intermediate(_), _) => plan::Beside::Nothing,
     };
-    let waiting = match (&task.beside, &other) {
-        (Beside::Intermediate(_), Some((facts, _))) => &facts[..],
-        _ => &[],
+    let (waiting, waiting_attempts) = match (&task.beside, &other) {
+        (Beside::Intermediate(_), Some(other)) => (&other.facts[..], &other.leftovers[..]),
+        _ => (&[][..], &[][..]),
     };
     let no_locks = BTreeMap::new();
     let input = PruneInput {
@@ -87,6 +88,7 @@ pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunErro
         origins: &task.origins,
         pruned: &pruned,
         waiting,
+        waiting_attempts,
         never_committing: &never_committing,
         resume_days: env.resume_days,
         locks: &no_locks,
@@ -172,21 +174,25 @@ async fn read_live(
     Ok(Some(Live { of: backup.manifest.id.clone(), ids }))
 }
 
+/// What the store beside this one holds of the dataset.
+struct Other {
+    facts: Vec<BackupFacts>,
+    pruned: BTreeMap<BackupId, Pruned>,
+    leftovers: Vec<Leftover>,
+}
+
 /// The store beside this one, where one has to be asked.
-async fn read_other(
-    beside: &Beside,
-    stored: &DatasetName,
-    trusted: &TrustedKeys,
-) -> Result<Option<(Vec<BackupFacts>, BTreeMap<BackupId, Pruned>)>, RunError> {
+async fn read_other(beside: &Beside, stored: &DatasetName, trusted: &TrustedKeys) -> Result<Option<Other>, RunError> {
     let (Beside::Remote(store) | Beside::Intermediate(store)) = beside else { return Ok(None) };
     let catalog = read_catalog(&**store, stored, trusted).await?;
-    let pruned = newest_records(&read_prune_records(&**store, stored, trusted).await?);
-    let mut usability = Usability::new(&**store, &catalog);
+    let pruned = newest_records(&read_prune_records(&**store, stored, trusted, None).await?);
+    let leftovers = read_leftovers(&**store, &catalog, trusted).await?;
+    let seen = Seen::look(&**store, catalog).await?;
     let facts = match beside {
-        Beside::Remote(_) => usability.facts().await?,
-        _ => usability.own_facts().await?,
+        Beside::Remote(_) => seen.facts(None),
+        _ => seen.own_facts(),
     };
-    Ok(Some((facts, pruned)))
+    Ok(Some(Other { facts, pruned, leftovers }))
 }
 
 async fn read_locks(env: &PruneEnv, catalog: &Catalog, plan: &PrunePlan) -> Result<BTreeMap<BackupId, Lock>, RunError> {

@@ -1,0 +1,57 @@
+//! Which of our bookmarks nothing needs any more.
+
+use super::BackupFacts;
+use crate::model::{BackupId, BookmarkName, Guid};
+use crate::zfs::Bookmark;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Our bookmarks are named by this and the guid of their snapshot.
+pub const BOOKMARK_PREFIX: &str = "zfs-backup_";
+
+/// Chains of each store whose bookmarks stay.
+const CHAINS_KEPT: usize = 2;
+
+/// Whether the bookmark has exactly the name that this tool gives, which tells its own guid.
+pub fn is_own(bookmark: &Bookmark) -> bool {
+    bookmark.name.short().strip_prefix(BOOKMARK_PREFIX).and_then(|guid| guid.parse().ok()) == Some(bookmark.guid)
+}
+
+/// What keeps bookmarks, and what is known of theirs.
+#[derive(Debug, Default)]
+pub struct BookmarkNeeds {
+    /// Each configured store's backups.
+    pub stores: Vec<Vec<BackupFacts>>,
+    /// Snapshots and bases of unfinished uploads.
+    pub unfinished: BTreeSet<Guid>,
+    /// Snapshots of backups that were pruned: with those in the stores, all that this configuration ever stored. A
+    /// bookmark of any other snapshot may be another configuration's.
+    pub pruned: BTreeSet<Guid>,
+}
+
+/// Our bookmarks that neither the newest two usable chains of any store nor an unfinished upload needs.
+pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<BookmarkName> {
+    let mut needed = needs.unfinished.clone();
+    let mut known = needs.pruned.clone();
+    for store in &needs.stores {
+        needed.extend(needed_guids(store));
+        known.extend(store.iter().map(|backup| backup.snapshot.guid));
+    }
+    let spent =
+        |bookmark: &&Bookmark| is_own(bookmark) && known.contains(&bookmark.guid) && !needed.contains(&bookmark.guid);
+    bookmarks.iter().filter(spent).map(|bookmark| bookmark.name.clone()).collect()
+}
+
+/// All snapshots of the usable backups in the newest chains: should the newest backup be damaged, an older one serves.
+fn needed_guids(store: &[BackupFacts]) -> BTreeSet<Guid> {
+    let mut newest: BTreeMap<&BackupId, _> = BTreeMap::new();
+    for backup in store.iter().filter(|backup| backup.is_usable()) {
+        let at = newest.entry(&backup.full_id).or_insert(backup.snapshot.created_at);
+        *at = backup.snapshot.created_at.max(*at);
+    }
+    let mut chains: Vec<_> = newest.into_iter().collect();
+    chains.sort_by_key(|(id, at)| Reverse((*at, (*id).clone())));
+    let kept: BTreeSet<&BackupId> = chains.into_iter().take(CHAINS_KEPT).map(|(id, _)| id).collect();
+    let members = store.iter().filter(|backup| backup.is_usable() && kept.contains(&backup.full_id));
+    members.map(|backup| backup.snapshot.guid).collect()
+}

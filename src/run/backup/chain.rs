@@ -1,0 +1,134 @@
+//! Whether the chain that an incremental follows from is still there: another host may prune while it is sent.
+
+use super::attempt::Attempt;
+use super::planning::{Base, Beside, Sight};
+use super::put::{TRIES_MAX, TRY_PAUSE};
+use crate::model::{BackupId, Digest};
+use crate::run::catalog::{Catalog, StoredBackup, read_manifest, read_prune_records};
+use crate::run::seen::Seen;
+use crate::run::{RunError, error_chain};
+use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name};
+use crate::store::{ObjectKey, ObjectStore};
+use std::collections::BTreeMap;
+
+/// No prune takes longer, clocks that differ included.
+const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(48);
+
+impl Attempt<'_> {
+    /// Looks once more, by a fresh listing, that all of the base's chain is there with every chunk at its size.
+    pub(super) async fn check_chain(&self, sight: &Sight) -> Result<(), RunError> {
+        let Some(base) = &self.base else { return Ok(()) };
+        let target = self.look_again(&*self.env.store, &sight.target.catalog).await?;
+        let again;
+        let beside = match &sight.beside {
+            Beside::None => None,
+            Beside::Remembered(seen) => Some(seen),
+            Beside::Seen(store, seen) => {
+                again = self.look_again(&**store, &seen.catalog).await?;
+                Some(&again)
+            }
+        };
+        if let Some(flaw) = target.flaw(beside, &base.manifest.id) {
+            return Err(self.gone(base, &flaw));
+        }
+        self.check_records(base, &*self.env.store).await?;
+        match &sight.beside {
+            Beside::Seen(store, _) => self.check_records(base, &**store).await,
+            Beside::None | Beside::Remembered(_) => Ok(()),
+        }
+    }
+
+    /// A prune puts its record before it looks for `started.json` the last time: either it sees ours, or we see its
+    /// record. An older record is one of a prune that failed, and says nothing of what is still here.
+    async fn check_records(&self, base: &Base, store: &dyn ObjectStore) -> Result<(), RunError> {
+        let since = self.started_at.checked_sub(PRUNE_MAX).ok();
+        let records = read_prune_records(store, &self.stored, &self.env.keys.trusted, since).await?;
+        let named = records.iter().flat_map(|(_, record)| &record.pruned).find(|entry| self.before.contains(&entry.id));
+        match named {
+            None => Ok(()),
+            Some(entry) => Err(self.gone(base, &format!("a prune is deleting {}", entry.id))),
+        }
+    }
+
+    /// The chain's members as they are listed now. Manifests are objects that never change: those that are still
+    /// listed are those that were read.
+    async fn look_again(&self, store: &dyn ObjectStore, before: &Catalog) -> Result<Seen, RunError> {
+        let listed = store.list(&dataset_prefix(&self.stored)).await?;
+        let sizes: BTreeMap<&str, u64> = listed.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
+        let manifest = object_name(&BackupObject::Manifest);
+        let relisted = |backup: &StoredBackup| {
+            let prefix = backup_prefix(&self.stored, &backup.manifest.id);
+            let below = sizes.range(prefix.as_str()..).take_while(|(key, _)| key.starts_with(&prefix));
+            let objects: BTreeMap<String, u64> =
+                below.map(|(key, bytes)| (key[prefix.len()..].to_owned(), *bytes)).collect();
+            let signature = format!("{manifest}{SIGNATURE_SUFFIX}");
+            let committed = objects.contains_key(&manifest) && objects.contains_key(&signature);
+            committed.then(|| StoredBackup { objects, ..backup.clone() })
+        };
+        let members = before.backups.iter().filter(|backup| self.before.contains(&backup.manifest.id));
+        let backups = members.filter_map(relisted).collect();
+        let catalog = Catalog {
+            dataset: self.stored.clone(),
+            backups,
+            attempts: Vec::new(),
+            unknown: Vec::new(),
+            newest_object_at: None,
+        };
+        Seen::look(store, catalog).await
+    }
+
+    /// Looks just before the commit that the base's manifest is there and the same. A prune deletes descendants before
+    /// ancestors, so what it took of the chain it took from the base first.
+    pub(super) async fn check_base(&self, sight: &Sight) -> Result<(), RunError> {
+        let Some(base) = &self.base else { return Ok(()) };
+        let id = &base.manifest.id;
+        let found = self.read_base(&*self.env.store, id).await?;
+        let found = match (found, &sight.beside) {
+            (Ok(blake3), _) if blake3 == base.manifest_blake3 => return Ok(()),
+            (missing, Beside::None) => missing,
+            // Nobody can be asked, and it was whole when the remote was last seen.
+            (_, Beside::Remembered(seen)) if seen.catalog.backup(id).is_some() => return Ok(()),
+            (missing, Beside::Remembered(_)) => missing,
+            (_, Beside::Seen(store, _)) => match self.read_base(&**store, id).await {
+                Ok(found) => found,
+                Err(RunError::Store(error)) if super::planning::is_out_of_reach(&error) => {
+                    tracing::warn!(error = error_chain(&error), base = %id, "the remote went out of reach; going on");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        match found {
+            Ok(blake3) if blake3 == base.manifest_blake3 => Ok(()),
+            Ok(_) => Err(self.gone(base, "its manifest is another one now")),
+            Err(reason) => Err(self.gone(base, &reason)),
+        }
+    }
+
+    /// The digest of a manifest that is believed, or why it is none. One failure of the store must not lose an upload.
+    async fn read_base(&self, store: &dyn ObjectStore, id: &BackupId) -> Result<Result<Digest, String>, RunError> {
+        let mut tries = 1..=TRIES_MAX;
+        loop {
+            match (read_manifest(store, &self.stored, id, &self.env.keys.trusted).await, tries.next()) {
+                (Ok((_, blake3)), _) => return Ok(Ok(blake3)),
+                (Err(RunError::Store(error)), Some(number)) if error.is_transient() => {
+                    tracing::warn!(error = error_chain(&error), number, "read failed; trying again");
+                    tokio::time::sleep(TRY_PAUSE * number).await;
+                }
+                (Err(error @ RunError::Store(_)), _) => return Err(error),
+                (Err(error), _) => return Ok(Err(error_chain(&error))),
+            }
+        }
+    }
+
+    fn gone(&self, base: &Base, reason: &str) -> RunError {
+        let key = ObjectKey::backup(&self.stored, &base.manifest.id, &BackupObject::Manifest);
+        RunError::refused(
+            format!(
+                "{key}: the chain that {} follows from is no longer whole: {reason}. Nothing is committed",
+                self.id
+            ),
+            "was it pruned by another host meanwhile? Run it again: another base or a full will be taken",
+        )
+    }
+}

@@ -1,0 +1,251 @@
+//! What the stores and the pool hold of a dataset, and what follows from it.
+
+use super::attempt::{flag_names, send_flags};
+use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
+use crate::config::SnapshotSource;
+use crate::manifest::Manifest;
+use crate::model::{DatasetName, Digest};
+use crate::plan::BackupFacts;
+use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
+use crate::run::catalog::{Catalog, StoredBackup, read_catalog};
+use crate::run::remembered::{recall, remember};
+use crate::run::seen::Seen;
+use crate::run::select::Selected;
+use crate::run::snapshot::{find_dataset, is_own};
+use crate::run::{RunError, error_chain};
+use crate::store::{ObjectStore, StoreError, StoreErrorKind};
+use crate::zfs::{Bookmark, Dataset, SendBase, SendRequest, Snapshot, Zfs};
+use globset::Glob;
+use std::sync::Arc;
+
+/// What the stores hold of one dataset.
+pub(super) struct Sight {
+    /// The target.
+    pub(super) target: Seen,
+    /// The remote, when the target is the intermediate directory.
+    pub(super) beside: Beside,
+    /// Why there may be backups that could not be seen.
+    pub(super) unseen: Option<String>,
+}
+
+/// The other store, as far as bases may lie there.
+pub(super) enum Beside {
+    /// No base may.
+    None,
+    /// It was read.
+    Seen(Arc<dyn ObjectStore>, Seen),
+    /// It could not be reached: as it was last read.
+    Remembered(Seen),
+}
+
+impl Beside {
+    pub(super) fn seen(&self) -> Option<&Seen> {
+        match self {
+            Self::None => None,
+            Self::Seen(_, seen) | Self::Remembered(seen) => Some(seen),
+        }
+    }
+}
+
+impl Sight {
+    pub(super) fn target_facts(&self) -> Vec<BackupFacts> {
+        self.target.facts(self.beside.seen())
+    }
+
+    pub(super) fn beside_facts(&self) -> Vec<BackupFacts> {
+        self.beside.seen().map(|beside| beside.facts(Some(&self.target))).unwrap_or_default()
+    }
+
+    /// A backup of either store, as it was verified.
+    pub(super) fn backup(&self, facts: &BackupFacts) -> Option<&StoredBackup> {
+        let stores = [Some(&self.target), self.beside.seen()].into_iter().flatten();
+        let mut backups = stores.filter_map(|seen| seen.catalog.backup(&facts.id));
+        backups.find(|backup| backup.manifest_blake3 == facts.manifest_blake3)
+    }
+}
+
+/// A base, in the pool and in a store.
+pub(super) struct Base {
+    /// Where the send starts.
+    pub(super) local: SendBase,
+    /// The backup that it is.
+    pub(super) manifest: Manifest,
+    /// The hash of its manifest.
+    pub(super) manifest_blake3: Digest,
+}
+
+/// Reads the target, and the remote where bases may lie there.
+///
+/// # Errors
+/// [`RunError`] when the target cannot be read. A remote beside it that cannot be reached is remembered instead.
+pub(super) async fn look(env: &BackupEnv, stored: &DatasetName) -> Result<Sight, RunError> {
+    let target = see(env, &*env.store, stored).await?;
+    let mut unseen = disbelieved(&target.catalog, env.store.url());
+    if env.role == StoreRole::Remote {
+        keep_in_memory(env, &*env.store, stored, &target).await;
+    }
+    let beside = match &env.other {
+        Some(other) if other.role == StoreRole::Remote => look_beside(env, other, stored, &mut unseen).await?,
+        _ => Beside::None,
+    };
+    Ok(Sight { target, beside, unseen })
+}
+
+async fn see(env: &BackupEnv, store: &dyn ObjectStore, stored: &DatasetName) -> Result<Seen, RunError> {
+    let catalog = read_catalog(store, stored, &env.keys.trusted).await?;
+    for (id, error) in catalog.disbelieved() {
+        tracing::warn!(%id, %error, store = store.url(), "the store has a manifest that is not believed; it is left alone");
+    }
+    Seen::look(store, catalog).await
+}
+
+fn disbelieved(catalog: &Catalog, store_url: &str) -> Option<String> {
+    let count = catalog.disbelieved().count();
+    (count > 0).then(|| format!("{count} manifests in {store_url} are not believed"))
+}
+
+async fn keep_in_memory(env: &BackupEnv, store: &dyn ObjectStore, stored: &DatasetName, seen: &Seen) {
+    let whole: Vec<&StoredBackup> = seen.whole().collect();
+    if let Err(error) = remember(&env.settings.state_dir, store, stored, &whole).await {
+        tracing::warn!(error = error_chain(&error), "what the remote holds is not remembered for a night without it");
+    }
+}
+
+/// Whether a store that fails so may be there all the same, out of our reach.
+pub(super) fn is_out_of_reach(error: &StoreError) -> bool {
+    matches!(error.kind, StoreErrorKind::Unavailable | StoreErrorKind::Throttled | StoreErrorKind::Denied)
+}
+
+async fn look_beside(
+    env: &BackupEnv,
+    other: &OtherStore,
+    stored: &DatasetName,
+    unseen: &mut Option<String>,
+) -> Result<Beside, RunError> {
+    let why = match &other.store {
+        Ok(store) => match see(env, &**store, stored).await {
+            Ok(seen) => {
+                keep_in_memory(env, &**store, stored, &seen).await;
+                *unseen = unseen.take().or_else(|| disbelieved(&seen.catalog, store.url()));
+                return Ok(Beside::Seen(Arc::clone(store), seen));
+            }
+            Err(RunError::Store(error)) if is_out_of_reach(&error) => error_chain(&error),
+            Err(error) => return Err(error),
+        },
+        Err(why) => why.clone(),
+    };
+    tracing::warn!("{} cannot be reached; planning with what it held when it was last read: {why}", other.url);
+    match recall(&env.settings.state_dir, &other.url, stored, &env.keys.trusted)? {
+        Some((catalog, 0)) => Ok(Beside::Remembered(Seen::remembered(catalog))),
+        Some((catalog, count)) => {
+            *unseen = Some(format!("{count} remembered manifests of {} are not believed", other.url));
+            Ok(Beside::Remembered(Seen::remembered(catalog)))
+        }
+        None => {
+            *unseen = Some(format!("{} cannot be reached and was never read from here", other.url));
+            Ok(Beside::None)
+        }
+    }
+}
+
+/// The dataset in the pool, with what can be sent and what can be built on.
+pub(super) struct Local {
+    pub(super) dataset: Dataset,
+    snapshots: Vec<Snapshot>,
+    bookmarks: Vec<Bookmark>,
+}
+
+impl Local {
+    /// Reads the pool.
+    ///
+    /// # Errors
+    /// [`RunError`] when the dataset is gone or another one has its name.
+    pub(super) fn read(zfs: &dyn Zfs, selected: &Selected) -> Result<Self, RunError> {
+        let name = &selected.dataset.name;
+        let dataset = find_dataset(zfs, name)?;
+        if dataset.guid != selected.dataset.guid {
+            return Err(RunError::refused(
+                format!("{name} is another dataset than it was a moment ago"),
+                "run it again",
+            ));
+        }
+        Ok(Self { dataset, snapshots: zfs.snapshots(name)?, bookmarks: zfs.bookmarks(name)? })
+    }
+
+    /// The newest snapshot that may be sent.
+    fn candidate(&self, source: &SnapshotSource) -> Result<Option<&Snapshot>, RunError> {
+        let mut newest_first = self.snapshots.iter().rev();
+        match source {
+            SnapshotSource::Own => Ok(newest_first.find(|snapshot| is_own(snapshot, self.dataset.guid))),
+            SnapshotSource::Matching(pattern) => {
+                let wrong = |error: globset::Error| RunError::refused(error.to_string(), "check main.use_snapshots");
+                let glob = Glob::new(pattern).map_err(wrong)?.compile_matcher();
+                Ok(newest_first.find(|snapshot| glob.is_match(snapshot.name.short())))
+            }
+        }
+    }
+}
+
+/// Decides what to send.
+///
+/// # Errors
+/// [`RunError::Refused`] with the conflict, or [`RunError::Zfs`].
+pub(super) fn decide(
+    env: &BackupEnv,
+    local: &Local,
+    sight: &Sight,
+    requested: RequestedKind,
+) -> Result<PlannedBackup, RunError> {
+    let Dataset { name, encrypted, key_unavailable, .. } = &local.dataset;
+    let settings = &env.settings;
+    let flags = send_flags(&local.dataset, settings);
+    if *encrypted && !flags.raw && *key_unavailable {
+        return Err(RunError::refused(
+            format!("{name} is encrypted, its key is not loaded, and send.raw is \"never\""),
+            "load the key, or set send.raw = \"auto\"",
+        ));
+    }
+    let candidate = local.candidate(&settings.source)?;
+    let estimate = |snapshot: &Snapshot, base: Option<SendBase>| {
+        let request = SendRequest { snapshot: snapshot.name.clone(), base, flags, resume: None };
+        let estimated = env.zfs.send_space(&request);
+        estimated.inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate")).ok()
+    };
+    let full_estimate_bytes = candidate.and_then(|snapshot| estimate(snapshot, None));
+    let recipients: Vec<String> = env.keys.recipients.iter().map(ToString::to_string).collect();
+    let facts = SendFacts {
+        snapshot: candidate,
+        snapshots: &local.snapshots,
+        bookmarks: &local.bookmarks,
+        target: &sight.target_facts(),
+        beside: &sight.beside_facts(),
+        unseen: sight.unseen.as_deref(),
+        flags: &flag_names(flags),
+        recipients: &recipients,
+        full_estimate_bytes,
+        now: (env.now)(),
+    };
+    let plan = plan_send(&facts, &settings.lifecycle, requested)
+        .map_err(|conflict| explain(name, &conflict, env.role, settings))?;
+    let estimate_bytes = match &plan {
+        SendPlan::Full { .. } => full_estimate_bytes,
+        SendPlan::Incremental { snapshot, base, .. } => estimate(snapshot, Some(base.clone())),
+        SendPlan::UpToDate { .. } => None,
+    };
+    Ok(PlannedBackup { plan, estimate_bytes })
+}
+
+fn explain(dataset: &DatasetName, conflict: &SendConflict, role: StoreRole, settings: &BackupSettings) -> RunError {
+    let command = match role {
+        StoreRole::Remote => "stream-to-remote",
+        StoreRole::Intermediate => "export-intermediate",
+    };
+    let hint = match (conflict, &settings.source) {
+        (SendConflict::NoSnapshot { .. }, SnapshotSource::Own) => "run `zfs-backup snapshot` first".to_owned(),
+        (SendConflict::NoSnapshot { .. }, SnapshotSource::Matching(pattern)) => {
+            format!("main.use_snapshots is \"{pattern}\": take a snapshot that it matches")
+        }
+        _ => format!("accept a full: zfs-backup {command} --full"),
+    };
+    RunError::refused(format!("{dataset}: {conflict}"), hint)
+}

@@ -1,0 +1,118 @@
+//! After a backup: bookmarks that nothing needs any more go. Only when all that could need them could be read.
+
+use super::planning::{Beside, Sight};
+use super::{BackupEnv, OtherStore, StoreRole};
+use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, SIGNATURE_BYTES_MAX, parse_started};
+use crate::model::{BackupKind, DatasetName, Digest, Guid};
+use crate::plan::BackupFacts;
+use crate::plan::bookmarks::{BookmarkNeeds, is_own, spent_bookmarks};
+use crate::run::catalog::{Catalog, read_catalog, read_pruned};
+use crate::run::seen::Seen;
+use crate::run::{RunError, error_chain};
+use crate::store::key::BackupObject;
+use crate::store::{ObjectKey, ObjectStore};
+use crate::zfs::Bookmark;
+use std::collections::BTreeSet;
+
+/// Destroys our bookmarks that neither the newest two usable chains of any configured store nor an unfinished upload
+/// needs. A failure costs nothing but a bookmark that stays.
+pub(super) async fn release_bookmarks(
+    env: &BackupEnv,
+    dataset: &DatasetName,
+    stored: &DatasetName,
+    sight: &Sight,
+    committed: &Manifest,
+) {
+    match find_spent(env, dataset, stored, sight, committed).await {
+        Ok(spent) if spent.is_empty() => {}
+        Ok(spent) => match env.zfs.destroy_bookmarks(&spent) {
+            Ok(()) => tracing::debug!(%dataset, count = spent.len(), "bookmarks that nothing needs any more are gone"),
+            Err(error) => tracing::warn!(error = error_chain(&error), "bookmarks that nothing needs stay"),
+        },
+        Err(why) => tracing::warn!(%dataset, why, "all bookmarks stay, because not all that may need them is known"),
+    }
+}
+
+async fn find_spent(
+    env: &BackupEnv,
+    dataset: &DatasetName,
+    stored: &DatasetName,
+    sight: &Sight,
+    committed: &Manifest,
+) -> Result<Vec<crate::model::BookmarkName>, String> {
+    if let Some(unseen) = &sight.unseen {
+        return Err(unseen.clone());
+    }
+    let text = |error: RunError| error_chain(&error);
+    let mut target = sight.target_facts();
+    // Its hash is not looked at here.
+    target.push(BackupFacts::new(committed, Digest::of(b""), 0, None));
+    let mut needs = BookmarkNeeds { stores: vec![target], ..BookmarkNeeds::default() };
+    needs.unfinished.extend(unfinished(env, &*env.store, &sight.target.catalog).await?);
+    let mut stores: Vec<&dyn ObjectStore> = vec![&*env.store];
+    if let Some(other) = &env.other {
+        let store = other.store.as_ref().map_err(|why| format!("{} cannot be reached: {why}", other.url))?;
+        let read;
+        let seen = match &sight.beside {
+            Beside::Seen(_, seen) => seen,
+            Beside::Remembered(_) => return Err(format!("{} cannot be reached", other.url)),
+            Beside::None => {
+                read = read_other(env, other, &**store, stored).await.map_err(text)?;
+                &read
+            }
+        };
+        needs.stores.push(seen.facts(Some(&sight.target)));
+        needs.unfinished.extend(unfinished(env, &**store, &seen.catalog).await?);
+        stores.push(&**store);
+    }
+    let bookmarks = env.zfs.bookmarks(dataset).map_err(|error| error_chain(&error))?;
+    if has_unknown(&bookmarks, &needs) {
+        for store in stores {
+            let pruned = read_pruned(store, stored, &env.keys.trusted).await.map_err(text)?;
+            needs.pruned.extend(pruned.iter().map(crate::model::BackupId::snapshot_guid));
+        }
+    }
+    Ok(spent_bookmarks(&bookmarks, &needs))
+}
+
+async fn read_other(
+    env: &BackupEnv,
+    other: &OtherStore,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+) -> Result<Seen, RunError> {
+    debug_assert_eq!(other.role, StoreRole::Intermediate, "a remote beside the target was read already");
+    Seen::look(store, read_catalog(store, stored, &env.keys.trusted).await?).await
+}
+
+/// Prune records grow with the years: they are read only when there is something to look up.
+fn has_unknown(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> bool {
+    let known: BTreeSet<Guid> = needs.stores.iter().flatten().map(|backup| backup.snapshot.guid).collect();
+    bookmarks.iter().any(|bookmark| {
+        is_own(bookmark) && !known.contains(&bookmark.guid) && !needs.unfinished.contains(&bookmark.guid)
+    })
+}
+
+/// The snapshots and bases of attempts that are no backups yet.
+async fn unfinished(env: &BackupEnv, store: &dyn ObjectStore, catalog: &Catalog) -> Result<Vec<Guid>, String> {
+    let mut guids = Vec::new();
+    for attempt in &catalog.attempts {
+        if let Some(error) = &attempt.disbelieved {
+            return Err(format!("{}: {}", attempt.id, error_chain(error)));
+        }
+        guids.push(attempt.id.snapshot_guid());
+        if attempt.id.kind() == BackupKind::Full {
+            continue;
+        }
+        let key = ObjectKey::backup(&catalog.dataset, &attempt.id, &BackupObject::Started);
+        let read = async {
+            let signature = store.get(&key.signature(), None, SIGNATURE_BYTES_MAX).await?;
+            Ok::<_, crate::store::StoreError>((store.get(&key, None, MANIFEST_BYTES_MAX).await?, signature))
+        };
+        let (bytes, signature) = read.await.map_err(|error| error_chain(&error))?;
+        let started = parse_started(&env.keys.trusted, &catalog.dataset, &attempt.id, &bytes, &signature);
+        let started = started.map_err(|error| format!("{key}: {}", error_chain(&error)))?;
+        guids.extend(started.base.map(|base| base.guid));
+    }
+    Ok(guids)
+}
