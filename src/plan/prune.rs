@@ -125,6 +125,8 @@ pub struct PruneInput<'a> {
     /// What the intermediate directory holds, when this is the remote beside it: what waits there to be copied needs
     /// its chain here.
     pub waiting: &'a [BackupFacts],
+    /// The attempts there: what is being written into the intermediate directory may build on what is here.
+    pub waiting_attempts: &'a [Leftover],
     /// Attempts that this host began and that never came near their commit.
     pub never_committing: &'a BTreeSet<BackupId>,
     /// After so many days without a new object an attempt is given up.
@@ -386,6 +388,12 @@ impl<'a> Keeping<'a> {
             let base = backup.base.as_ref().and_then(|base| self.by_id.get(base).copied());
             if let Some(base) = base {
                 self.add_chain(&base.full_id, &Reason::Waiting { id: backup.id.clone() });
+            }
+        }
+        for attempt in input.waiting_attempts {
+            let StartedFact::Signed { base: Some(base), .. } = &attempt.started else { continue };
+            if let Some(base) = self.by_id.get(base).copied() {
+                self.add_chain(&base.full_id, &Reason::UnfinishedUpload { id: attempt.id.clone() });
             }
         }
     }

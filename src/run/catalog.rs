@@ -325,11 +325,12 @@ pub async fn read_pruned(
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<BTreeSet<BackupId>, RunError> {
-    let records = read_prune_records(store, dataset, trusted).await?;
+    let records = read_prune_records(store, dataset, trusted, None).await?;
     Ok(records.into_iter().flat_map(|(_, record)| record.pruned).map(|entry| entry.id).collect())
 }
 
-/// The signed prune records of one dataset with their keys. One that is not believed is warned of and left out.
+/// The signed prune records of one dataset with their keys, those written before `since` left out. One that is not
+/// believed is warned of and left out too.
 ///
 /// # Errors
 /// [`RunError::Store`] when a listing or a fetch fails.
@@ -337,9 +338,16 @@ pub async fn read_prune_records(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
+    since: Option<jiff::Timestamp>,
 ) -> Result<Vec<(ObjectKey, PruneRecord)>, RunError> {
     let mut records = Vec::new();
-    for object in store.list(&format!("{dataset}/@prune/")).await? {
+    let prefix = format!("{dataset}/@prune/");
+    // The time stands first in a record's name, so that old ones need not be fetched.
+    let oldest = since.map(|since| format!("{prefix}{}", since.strftime("%Y%m%dT%H%M%SZ")));
+    for object in store.list(&prefix).await? {
+        if oldest.as_ref().is_some_and(|oldest| object.key < *oldest) {
+            continue;
+        }
         let Some(key) = ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json")) else { continue };
         match get_signed(store, &key, LARGE_TEXT_BYTES_MAX).await {
             Ok((bytes, signature)) => match parse_prune_record(trusted, dataset, key.as_str(), &bytes, &signature) {

@@ -462,6 +462,19 @@ fn what_waits_in_the_intermediate_directory_pins_its_chain_in_the_remote() {
 }
 
 #[test]
+fn what_is_being_written_into_the_intermediate_directory_pins_its_chain_in_the_remote() {
+    let (mut remote, chains) = three_chains();
+    let mut here = remote.clone();
+    let id = here.attempt(40, "2026-03-20", Some(&chains[0][2]));
+    remote.waiting_attempts = here.leftovers.clone();
+    assert_eq!(deleted(&remote.plan()), "i22 i21 F20");
+    assert!(reasons(&remote.plan(), &chains[0][0]).contains("builds on its chain"));
+    here.leftover(&id).started = StartedFact::Absent;
+    remote.waiting_attempts = here.leftovers;
+    assert_nothing_goes(&remote.plan(), "its started.json is not there", false);
+}
+
+#[test]
 fn without_rules_backups_stay_and_proved_leftovers_go() {
     let (mut shelf, _) = three_chains();
     shelf.rules = RetentionRules::default();

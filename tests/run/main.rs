@@ -4,9 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
 
 mod attacks;
+mod b2;
 #[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
 #[path = "../support/b2_sim.rs"]
-mod b2;
 mod b2_sim;
 mod builder;
 mod chain;

@@ -6,12 +6,11 @@ use crate::world::{World, memory_store, never, now};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use zfs_backup::config::RetentionRules;
-use zfs_backup::model::{BackupId, DatasetName};
+use zfs_backup::model::BackupId;
 use zfs_backup::run::RunError;
 use zfs_backup::run::catalog::{StoredBackup, read_catalog};
 use zfs_backup::run::prune::{Beside, prune_dataset};
 use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
-use zfs_backup::run::select::{Selected, select_datasets};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
 use zfs_backup::zfs::{SendBase, Zfs};
@@ -168,19 +167,12 @@ fn snapshots_env(world: &World, oldest_days: u32) -> SnapshotsEnv {
     }
 }
 
-fn selected(world: &World) -> Selected {
-    let names: Vec<DatasetName> = vec![world.dataset.clone()];
-    let selection =
-        zfs_backup::config::DatasetSelection { names, recursive: false, exclude: Vec::new(), store_as: None };
-    select_datasets(&world.zfs, &selection).unwrap().remove(0)
-}
-
 fn shorts(world: &World) -> Vec<String> {
     world.zfs.snapshots(&world.dataset).unwrap().iter().map(|snapshot| snapshot.name.short().to_owned()).collect()
 }
 
 async fn destroy(world: &World, oldest_days: u32) -> Result<Vec<Option<String>>, RunError> {
-    let outcomes = prune_snapshots(&snapshots_env(world, oldest_days), &selected(world)).await?;
+    let outcomes = prune_snapshots(&snapshots_env(world, oldest_days), &world.selected()).await?;
     Ok(outcomes.into_iter().map(|outcome| outcome.refused).collect())
 }
 
@@ -247,7 +239,7 @@ async fn a_store_that_cannot_be_read_keeps_every_snapshot() {
         world.store.heal();
         assert_eq!(shorts(&world).len(), 1, "{operation:?} {part}");
     }
-    let (env, chosen) = (snapshots_env(&world, 300), selected(&world));
+    let (env, chosen) = (snapshots_env(&world, 300), world.selected());
     let calls = world.zfs.calls();
     prune_snapshots(&env, &chosen).await.unwrap();
     let calls = world.zfs.calls() - calls;

@@ -1,7 +1,7 @@
 //! Pruning against stores that fail, change, lie about what they list, and are used by another host meanwhile.
 
 use crate::builder::{RESUME_DAYS, Yard, at, hours, ids_in};
-use crate::world::{memory_store, never};
+use crate::world::{World, memory_store, never};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use zfs_backup::config::{Age, RetentionRules};
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::prune::Proof;
+use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
-use zfs_backup::run::prune::{Beside, forget, look_at, prune_dataset};
+use zfs_backup::run::prune::{Beside, PruneEnv, forget, look_at, prune_dataset};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreTraits,
@@ -363,7 +364,7 @@ async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
             }
         };
         let hooked = Hooked::new(&store, hook);
-        let pruned = prune_dataset(&zfs_backup::run::prune::PruneEnv { store: Arc::new(hooked), ..env }, &task).await;
+        let pruned = prune_dataset(&PruneEnv { store: Arc::new(hooked), ..env }, &task).await;
         if *calls.lock().unwrap() < n {
             break;
         }
@@ -461,6 +462,44 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     let journal = zfs_backup::run::journal::never_committing(yard.state(0), yard.store.url(), &yard.dataset).unwrap();
     assert!(journal.is_empty());
     forget(&env(&yard), &yard.dataset, &new[1]).await.unwrap();
+}
+
+/// The other half of what a prune relies on: a real run does not build on what a fresh record names.
+#[tokio::test]
+async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
+    let world = World::new();
+    let full = world.back_up().await.manifest;
+    world.zfs.write_file(&world.dataset, 20, b"more");
+    world.snapshot();
+    let mut env = PruneEnv {
+        store: world.shared_store(),
+        signing: world.writer.signing.clone(),
+        trusted: world.keys.trusted.clone(),
+        state_dir: world.settings.state_dir.clone(),
+        resume_days: RESUME_DAYS,
+        now: crate::world::now(),
+        stop: never(),
+    };
+    let interrupted = async |env: &PruneEnv| {
+        world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Delete).forever());
+        forget(env, &world.dataset, &full.id).await.unwrap_err();
+        world.store.heal();
+    };
+    // A record of long ago was left by a prune that failed; the backup is there.
+    env.now = crate::builder::later(crate::world::now(), -hours(50));
+    interrupted(&env).await;
+    let first = world.try_back_up_as(RequestedKind::Incremental).await.unwrap();
+    let first = crate::world::committed(first).manifest;
+    assert_eq!(first.chain.full_id, full.id);
+    world.zfs.write_file(&world.dataset, 20, b"and more");
+    world.snapshot();
+    env.now = crate::world::now();
+    world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Delete).forever());
+    forget(&env, &world.dataset, &first.id).await.unwrap_err();
+    world.store.heal();
+    let error = world.try_back_up_as(RequestedKind::Incremental).await.unwrap_err();
+    assert!(error.to_string().contains(&format!("a prune is deleting {}", first.id)), "{error}");
+    assert_eq!(world.catalog().await.backups.len(), 2);
 }
 
 #[tokio::test]

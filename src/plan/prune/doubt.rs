@@ -236,7 +236,7 @@ fn times(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
 }
 
 fn uploads(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: &mut Vec<Doubt>) {
-    for leftover in input.leftovers {
+    for leftover in input.leftovers.iter().chain(input.waiting_attempts) {
         if delete_leftovers.iter().any(|doomed| doomed.id == leftover.id) {
             continue;
         }

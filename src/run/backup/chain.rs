@@ -4,12 +4,15 @@ use super::attempt::Attempt;
 use super::planning::{Base, Beside, Sight};
 use super::put::{TRIES_MAX, TRY_PAUSE};
 use crate::model::{BackupId, Digest};
-use crate::run::catalog::{Catalog, StoredBackup, read_manifest};
+use crate::run::catalog::{Catalog, StoredBackup, read_manifest, read_prune_records};
 use crate::run::seen::Seen;
 use crate::run::{RunError, error_chain};
 use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name};
 use crate::store::{ObjectKey, ObjectStore};
 use std::collections::BTreeMap;
+
+/// No prune takes longer, clocks that differ included.
+const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(48);
 
 impl Attempt<'_> {
     /// Looks once more, by a fresh listing, that all of the base's chain is there with every chunk at its size.
@@ -25,9 +28,25 @@ impl Attempt<'_> {
                 Some(&again)
             }
         };
-        match target.flaw(beside, &base.manifest.id) {
+        if let Some(flaw) = target.flaw(beside, &base.manifest.id) {
+            return Err(self.gone(base, &flaw));
+        }
+        self.check_records(base, &*self.env.store).await?;
+        match &sight.beside {
+            Beside::Seen(store, _) => self.check_records(base, &**store).await,
+            Beside::None | Beside::Remembered(_) => Ok(()),
+        }
+    }
+
+    /// A prune puts its record before it looks for `started.json` the last time: either it sees ours, or we see its
+    /// record. An older record is one of a prune that failed, and says nothing of what is still here.
+    async fn check_records(&self, base: &Base, store: &dyn ObjectStore) -> Result<(), RunError> {
+        let since = self.started_at.checked_sub(PRUNE_MAX).ok();
+        let records = read_prune_records(store, &self.stored, &self.env.keys.trusted, since).await?;
+        let named = records.iter().flat_map(|(_, record)| &record.pruned).find(|entry| self.before.contains(&entry.id));
+        match named {
             None => Ok(()),
-            Some(flaw) => Err(self.gone(base, &flaw)),
+            Some(entry) => Err(self.gone(base, &format!("a prune is deleting {}", entry.id))),
         }
     }
 

@@ -56,7 +56,7 @@ pub struct PruneLook {
 pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
     let store = &*env.store;
     let catalog = read_catalog(store, &task.stored, &env.trusted).await?;
-    let records = read_prune_records(store, &task.stored, &env.trusted).await?;
+    let records = read_prune_records(store, &task.stored, &env.trusted, None).await?;
     let pruned = newest_records(&records);
     let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let never_committing = never_committing(&env.state_dir, store.url(), &task.stored)?;
@@ -69,13 +69,13 @@ pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunErro
     let live = read_live(store, &catalog, &facts, &env.trusted).await?;
     let other = read_other(&task.beside, &task.stored, &env.trusted).await?;
     let beside = match (&task.beside, &other) {
-        (Beside::Remote(_), Some((facts, pruned))) => plan::Beside::Remote { facts, pruned },
+        (Beside::Remote(_), Some(other)) => plan::Beside::Remote { facts: &other.facts, pruned: &other.pruned },
         (Beside::Unreachable | Beside::Remote(_), _) => plan::Beside::Unreachable,
         (Beside::Nothing | Beside::Intermediate(_), _) => plan::Beside::Nothing,
     };
-    let waiting = match (&task.beside, &other) {
-        (Beside::Intermediate(_), Some((facts, _))) => &facts[..],
-        _ => &[],
+    let (waiting, waiting_attempts) = match (&task.beside, &other) {
+        (Beside::Intermediate(_), Some(other)) => (&other.facts[..], &other.leftovers[..]),
+        _ => (&[][..], &[][..]),
     };
     let no_locks = BTreeMap::new();
     let input = PruneInput {
@@ -88,6 +88,7 @@ pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunErro
         origins: &task.origins,
         pruned: &pruned,
         waiting,
+        waiting_attempts,
         never_committing: &never_committing,
         resume_days: env.resume_days,
         locks: &no_locks,
@@ -173,21 +174,25 @@ async fn read_live(
     Ok(Some(Live { of: backup.manifest.id.clone(), ids }))
 }
 
+/// What the store beside this one holds of the dataset.
+struct Other {
+    facts: Vec<BackupFacts>,
+    pruned: BTreeMap<BackupId, Pruned>,
+    leftovers: Vec<Leftover>,
+}
+
 /// The store beside this one, where one has to be asked.
-async fn read_other(
-    beside: &Beside,
-    stored: &DatasetName,
-    trusted: &TrustedKeys,
-) -> Result<Option<(Vec<BackupFacts>, BTreeMap<BackupId, Pruned>)>, RunError> {
+async fn read_other(beside: &Beside, stored: &DatasetName, trusted: &TrustedKeys) -> Result<Option<Other>, RunError> {
     let (Beside::Remote(store) | Beside::Intermediate(store)) = beside else { return Ok(None) };
     let catalog = read_catalog(&**store, stored, trusted).await?;
-    let pruned = newest_records(&read_prune_records(&**store, stored, trusted).await?);
+    let pruned = newest_records(&read_prune_records(&**store, stored, trusted, None).await?);
+    let leftovers = read_leftovers(&**store, &catalog, trusted).await?;
     let seen = Seen::look(&**store, catalog).await?;
     let facts = match beside {
         Beside::Remote(_) => seen.facts(None),
         _ => seen.own_facts(),
     };
-    Ok(Some((facts, pruned)))
+    Ok(Some(Other { facts, pruned, leftovers }))
 }
 
 async fn read_locks(env: &PruneEnv, catalog: &Catalog, plan: &PrunePlan) -> Result<BTreeMap<BackupId, Lock>, RunError> {
