@@ -11,7 +11,7 @@ use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::store::{B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore};
 
 /// Parts of a size that a chunk needs five of, and of one that it fits into.
-const PART_BYTES: [usize; 2] = [16 * 1024, 2 * SPLIT_BYTES as usize];
+const PART_BYTES: [usize; 2] = [16 * 1024, 128 * 1024];
 
 /// A backup of this world there, with its keyring.
 async fn back_up_there(world: &World, store: &Arc<B2Store>) {
