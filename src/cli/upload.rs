@@ -29,7 +29,12 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     let from = open_intermediate(config)?;
     let to = open_remote(config, env).await?;
     let datasets = datasets_of(context, &*from).await?;
-    let would_be_pruned = |_: &[BackupFacts], _: &[BackupFacts]| BTreeSet::new();
+    let now = Timestamp::now();
+    let would_be_pruned = |remote: &[BackupFacts], local: &[BackupFacts]| {
+        let new = local.iter().filter(|facts| !remote.iter().any(|there| there.id == facts.id));
+        let all: Vec<BackupFacts> = remote.iter().chain(new).cloned().collect();
+        would_go(&all, &config.lifecycle_remote, now)
+    };
     let rules = UploadRules { all: args.all, would_be_pruned: &would_be_pruned };
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;
