@@ -11,6 +11,7 @@ use crate::cli::args::Source;
 use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
 use crate::plan::copy::LeftReason;
+use crate::plan::retention::would_go;
 use crate::run::RunError;
 use crate::run::transfer::ProgressSink;
 use crate::run::upload::{
@@ -19,7 +20,7 @@ use crate::run::upload::{
 use crate::store::ObjectStore;
 use jiff::Timestamp;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
