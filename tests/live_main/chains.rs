@@ -1,7 +1,7 @@
 //! Incrementals on a real pool: files change, snapshots go, datasets are renamed and rolled back, and every point of the
 //! chain is what `zfs send` makes of it.
 
-use crate::bench::{Bench, change, describe};
+use crate::bench::{Bench, assert_same_tree, change, describe};
 use crate::pool::{noise, property, run, zfs};
 use std::fs;
 use std::sync::Arc;
@@ -83,28 +83,12 @@ fn a_chain_comes_back_whole_and_each_stream_is_the_one_of_zfs_send() {
     assert_eq!(snapshots(&target).len(), 3);
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_alike(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("restored")));
+    assert_same_tree(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("restored")));
     bench.good(&["verify-checksums"]);
     let refused = bench.zb(&bench.restore_arguments(&dataset, &identity, &["--stdout"]));
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains(&all[1]));
     by_hand(&bench, &dataset, &all);
-}
-
-/// Equal, but for a few allocated sectors: blocks that hold the places of others compress by when each was written,
-/// and a received chain was written at other times. A hole that was filled would take thousands.
-fn assert_alike(source: &str, restored: &str) {
-    assert_eq!(source.lines().count(), restored.lines().count());
-    for (one, other) in source.lines().zip(restored.lines()) {
-        // Of `stat`: name, mode, owner, group, size, sectors, time, name.
-        let (mut a, mut b): (Vec<&str>, Vec<&str>) = (one.split(' ').collect(), other.split(' ').collect());
-        if a.len() >= 8 && b.len() == a.len() {
-            let sectors = |field: &str| field.parse::<i64>().unwrap();
-            let difference = sectors(a.remove(5)) - sectors(b.remove(5));
-            assert!(difference.abs() <= 8, "{one}\n{other}");
-        }
-        assert_eq!(a, b);
-    }
 }
 
 /// The bookmark of the incremental whose snapshot is gone: the one without a snapshot.
@@ -137,7 +121,7 @@ fn by_hand(bench: &Bench, dataset: &str, ids: &[String]) {
     }
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_alike(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("by-hand")));
+    assert_same_tree(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("by-hand")));
 }
 
 #[test]
@@ -192,7 +176,7 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
     assert_eq!(property(received.last().unwrap(), "guid"), property(&daily, "guid"));
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_alike(&describe(&bench.pool.file("pictures")), &describe(&bench.pool.file("restored")));
+    assert_same_tree(&describe(&bench.pool.file("pictures")), &describe(&bench.pool.file("restored")));
 
     // Nothing in common any more: refused, and nothing is sent.
     zfs(&["destroy", &daily]);
