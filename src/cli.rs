@@ -215,10 +215,8 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
         Command::Key(command) => keys::key(global, command, output).await,
         Command::Config(command) => check::config(global, command, output),
-        Command::Perform
-        | Command::Lock
-        | Command::Unlock
-        | Command::Health(_)
-        | Command::Holds(_) => Err(wire::usage("this command is not in this version", "see --help")),
+        Command::Perform | Command::Lock | Command::Unlock | Command::Health(_) | Command::Holds(_) => {
+            Err(wire::usage("this command is not in this version", "see --help"))
+        }
     }
 }

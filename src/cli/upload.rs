@@ -10,7 +10,7 @@ use super::wire::{keys_for_writing, open_configured, open_intermediate, open_rem
 use crate::cli::args::Source;
 use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
-use crate::plan::copy::LeftReason;
+use crate::plan::copy::{LeftReason, doomed};
 use crate::run::RunError;
 use crate::run::transfer::ProgressSink;
 use crate::run::upload::{
@@ -19,7 +19,7 @@ use crate::run::upload::{
 use crate::store::ObjectStore;
 use jiff::Timestamp;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -29,7 +29,8 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     let from = open_intermediate(config)?;
     let to = open_remote(config, env).await?;
     let datasets = datasets_of(context, &*from).await?;
-    let would_be_pruned = |_: &[BackupFacts], _: &[BackupFacts]| BTreeSet::new();
+    let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
+    let would_be_pruned = |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);
     let rules = UploadRules { all: args.all, would_be_pruned: &would_be_pruned };
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;
@@ -231,7 +232,8 @@ impl ShownProgress {
     fn begin(&self) -> Arc<dyn Fn(u64) -> ProgressSink + Send + Sync> {
         let (output, name, shown) = (Arc::clone(&self.output), self.name.clone(), Arc::clone(&self.shown));
         Arc::new(move |total_bytes| {
-            let progress = UploadProgress::new(&output, &name, total_bytes);
+            let progress = UploadProgress::new(&output, &name);
+            progress.expect(total_bytes);
             let sink = progress.sink();
             *shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress);
             sink

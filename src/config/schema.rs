@@ -37,12 +37,11 @@ pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
 const NO_HOOK: &str = "the hook is not run";
 const FULL_SPEED: &str = "uploads run at full speed, at any hour";
-const BY_FLAG: &str = "an incremental is made whenever it can be";
 
 const MAIN: &[KeySpec] = &[
     now("zfs_fs"),
-    later("recursive", "only the datasets named in zfs_fs are backed up"),
-    later("exclude", "only the datasets named in zfs_fs are backed up"),
+    now("recursive"),
+    now("exclude"),
     now("encryption_passphrase"),
     now("encryption_passphrase_file"),
     now("encryption_passphrase_command"),
@@ -61,8 +60,8 @@ const MAIN: &[KeySpec] = &[
     later("max_runtime", "a run goes on until it is done"),
     now("oldest_snapshot_days"),
     now("snapshot_prefix"),
-    later("use_snapshots", "the tool's own snapshots are used"),
-    later("store_as", "the dataset's own name is used in the store"),
+    now("use_snapshots"),
+    now("store_as"),
     later("pre_snapshot", NO_HOOK),
     later("post_snapshot", NO_HOOK),
     later("on_failure", NO_HOOK),
@@ -127,7 +126,7 @@ pub(super) const SECTIONS: &[SectionSpec] = &[
     section("b2", B2, Some("native B2 is not spoken")),
     section("prune", PRUNE, None),
     section("send", SEND, None),
-    section("backup-lifecycle", BACKUP_LIFECYCLE, Some(BY_FLAG)),
+    section("backup-lifecycle", BACKUP_LIFECYCLE, None),
     section("backup-sequence", &[], Some("run the commands one by one")),
     section("lifecycle-intermediate", RETENTION, None),
     section("lifecycle-remote", RETENTION, None),

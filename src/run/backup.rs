@@ -27,7 +27,7 @@ use crate::stream::seal::Compression;
 use crate::zfs::Zfs;
 use attempt::{Attempt, new_id, send_flags};
 use jiff::Timestamp;
-use planning::{Base, Local, Sight, decide, look};
+use planning::{Base, Local, Sight, decide, look, remember_remote};
 use release::release_bookmarks;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -130,7 +130,7 @@ pub struct CommittedBackup {
     pub evidence: Option<Evidence>,
 }
 
-/// Says what [`back_up`] would do. Changes nothing, but for what is remembered of the remote.
+/// Says what [`back_up`] would do. Changes nothing, here or there.
 ///
 /// # Errors
 /// [`RunError`] as [`back_up`] would give it.
@@ -156,6 +156,7 @@ pub async fn back_up(
     let state_dir = &env.settings.state_dir;
     let _lock = lock_dataset(state_dir, env.store.url(), &selected.stored)?;
     let sight = look(env, &selected.stored).await?;
+    remember_remote(env, &selected.stored, &sight).await;
     let mut is_first_try = true;
     let committed = loop {
         let local = Local::read(&*env.zfs, selected)?;

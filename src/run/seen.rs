@@ -8,7 +8,7 @@ use super::{RunError, error_chain};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, Digest};
 use crate::plan::BackupFacts;
-use crate::plan::restore::plan_restore;
+use crate::plan::restore::Bases;
 use crate::store::ObjectStore;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
@@ -45,12 +45,21 @@ impl Seen {
         Self { catalog, flaws }
     }
 
-    /// What planning needs of each backup, chains walked through `beside` too.
+    /// What planning needs of each backup, chains walked through `beside` too. Base and full are those that would be
+    /// received: where a twin stands in for the base in the manifest, the twin is what must be kept.
     pub fn facts(&self, beside: Option<&Self>) -> Vec<BackupFacts> {
-        let known = manifests(self, beside);
+        let (known, bases) = (manifests(self, beside), bases(self, beside));
+        let (flaws, fulls) = (self.chain_flaws(beside, &bases), fulls(&bases));
         let facts = |backup: &StoredBackup| {
-            let flaw = self.chain_flaw(beside, &known, &backup.manifest.id);
-            BackupFacts::new(&backup.manifest, backup.manifest_blake3, stored_bytes(backup, &known), flaw)
+            let id = &backup.manifest.id;
+            let flaw = flaws.get(id).cloned().flatten();
+            let own = BackupFacts::new(&backup.manifest, backup.manifest_blake3, stored_bytes(backup, &known), flaw);
+            match (bases.base(id), fulls.get(id)) {
+                (Ok(Some(base)), Some(full)) => {
+                    BackupFacts { base: Some(base.id.clone()), full_id: (*full).clone(), ..own }
+                }
+                _ => own,
+            }
         };
         self.catalog.backups.iter().map(facts).collect()
     }
@@ -66,52 +75,89 @@ impl Seen {
 
     /// Why this backup cannot be restored from the two stores together; `None` when it can.
     pub fn flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
-        self.chain_flaw(beside, &manifests(self, beside), id)
+        let mut flaws = self.chain_flaws(beside, &bases(self, beside));
+        flaws.remove(id).unwrap_or_else(|| Some(format!("{id} is not there")))
     }
 
-    fn chain_flaw(&self, beside: Option<&Self>, known: &[(&Manifest, Digest)], id: &BackupId) -> Option<String> {
-        let chain = match plan_restore(known, id) {
-            Ok(chain) => chain,
-            Err(gap) => return Some(gap.to_string()),
-        };
-        chain.into_iter().find_map(|manifest| {
-            let places = [Some(self), beside].into_iter().flatten();
-            let mut flaws: Vec<_> = places.filter_map(|seen| seen.flaws.get(&manifest.id)).collect();
-            // Whole in one store is enough.
-            flaws.sort_unstable();
-            match flaws.first() {
-                Some(best) => Option::clone(best),
-                None => Some(format!("{} was not looked at", manifest.id)),
-            }
-        })
+    /// What is wrong with each backup or what it follows from, in one pass: bases come before what follows from them.
+    fn chain_flaws<'a>(
+        &'a self,
+        beside: Option<&'a Self>,
+        bases: &Bases<'a>,
+    ) -> BTreeMap<&'a BackupId, Option<String>> {
+        let mut flaws: BTreeMap<&BackupId, Option<String>> = BTreeMap::new();
+        for manifest in bases.in_order() {
+            let before = match bases.base(&manifest.id) {
+                Ok(base) => base.and_then(|base| flaws.get(&base.id).cloned().flatten()),
+                Err(gap) => Some(gap.to_string()),
+            };
+            flaws.insert(&manifest.id, before.or_else(|| self.own_flaw(beside, &manifest.id)));
+        }
+        flaws
+    }
+
+    /// Whole in one store is enough.
+    fn own_flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
+        let stores = [Some(self), beside].into_iter().flatten();
+        let mut flaws: Vec<&Option<String>> = stores.filter_map(|seen| seen.flaws.get(id)).collect();
+        flaws.sort_unstable();
+        match flaws.first() {
+            Some(best) => Option::clone(best),
+            None => Some(format!("{id} was not looked at")),
+        }
     }
 
     /// The chain that leads to this backup, its full first; empty when it cannot be walked.
     pub fn chain(&self, beside: Option<&Self>, id: &BackupId) -> Vec<BackupId> {
-        let known = manifests(self, beside);
-        let chain = plan_restore(&known, id).unwrap_or_default();
+        let chain = bases(self, beside).chain(id).unwrap_or_default();
         chain.into_iter().map(|manifest| manifest.id.clone()).collect()
     }
 
-    /// Those backups of this store that are whole.
-    pub fn whole<'a>(&'a self) -> impl Iterator<Item = &'a StoredBackup> {
-        self.catalog.backups.iter().filter(|backup| self.flaw(None, &backup.manifest.id).is_none())
+    /// Those backups of this store that are whole without any other store.
+    pub fn whole(&self) -> Vec<&StoredBackup> {
+        let flaws = self.chain_flaws(None, &bases(self, None));
+        let is_whole = |backup: &&StoredBackup| matches!(flaws.get(&backup.manifest.id), Some(None));
+        self.catalog.backups.iter().filter(is_whole).collect()
     }
 }
 
-fn manifests<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Vec<(&'a Manifest, Digest)> {
+fn bases<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Bases<'a> {
+    Bases::find(manifests(seen, beside).into_values())
+}
+
+/// The full that each backup would be received after; itself for a full.
+fn fulls<'a>(bases: &Bases<'a>) -> BTreeMap<&'a BackupId, &'a BackupId> {
+    let mut fulls = BTreeMap::new();
+    for manifest in bases.in_order() {
+        let full = match bases.base(&manifest.id) {
+            Ok(Some(base)) => fulls.get(&base.id).copied(),
+            Ok(None) => Some(&manifest.id),
+            Err(_) => None,
+        };
+        fulls.extend(full.map(|full| (&manifest.id, full)));
+    }
+    fulls
+}
+
+/// The backups of both stores by id. Manifests are the same bytes in every store.
+type Known<'a> = BTreeMap<&'a BackupId, (&'a Manifest, Digest)>;
+
+fn manifests<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Known<'a> {
     let stores = [Some(seen), beside].into_iter().flatten();
-    let backups = stores.flat_map(|seen| &seen.catalog.backups);
-    backups.map(|backup| (&backup.manifest, backup.manifest_blake3)).collect()
+    let mut known = Known::new();
+    for backup in stores.flat_map(|seen| &seen.catalog.backups) {
+        known.entry(&backup.manifest.id).or_insert((&backup.manifest, backup.manifest_blake3));
+    }
+    known
 }
 
 /// As listed; without a listing, as the manifests tell it.
-fn stored_bytes(backup: &StoredBackup, known: &[(&Manifest, Digest)]) -> u64 {
+fn stored_bytes(backup: &StoredBackup, known: &Known<'_>) -> u64 {
     if !backup.objects.is_empty() {
         return backup.stored_bytes();
     }
     let manifest = &backup.manifest;
-    let base = manifest.base.as_ref().and_then(|base| known.iter().find(|(other, _)| other.id == base.backup_id));
+    let base = manifest.base.as_ref().and_then(|base| known.get(&base.backup_id));
     manifest.chain.stored_bytes.saturating_sub(base.map_or(0, |(base, _)| base.chain.stored_bytes))
 }
 

@@ -15,8 +15,8 @@ use super::RunError;
 use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
 use super::keys::WriterKeys;
 use super::lock::lock_dataset;
+use super::seen::Seen;
 use super::transfer::{Progress, ProgressSink, Stop};
-use super::usable::Usability;
 use crate::manifest::LiveEntry;
 use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
@@ -127,9 +127,10 @@ pub async fn plan_upload(
     }
     let target = read_catalog(to, dataset, trusted).await?;
     let live = target.backups.iter().map(live_entry).collect();
+    let doubted = target.disbelieved().map(|(id, _)| id.clone()).collect();
     let never_there = local.iter().any(|facts| target.backup(&facts.id).is_none());
     let (remote, pruned) = match never_there {
-        true => (Usability::new(to, &target).facts().await?, read_pruned(to, dataset, trusted).await?),
+        true => (Seen::look(to, target).await?.facts(None), read_pruned(to, dataset, trusted).await?),
         // Everything is there: what it is worth is for verify-checksums to say.
         false => (target.backups.iter().map(facts_of).collect(), BTreeSet::new()),
     };
@@ -137,7 +138,7 @@ pub async fn plan_upload(
     let plan = plan_copy(&CopyInput {
         local: &local,
         remote: &remote,
-        disbelieved: &target.disbelieved().map(|(id, _)| id.clone()).collect(),
+        disbelieved: &doubted,
         pruned: &pruned,
         would_be_pruned: &would_be_pruned,
         all: rules.all,

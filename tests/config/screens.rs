@@ -403,15 +403,10 @@ fn every_key_for_a_later_version_is_named() {
     main.on_failure is checked but not used yet: for now the hook is not run
     main.window is checked but not used yet: for now uploads run at full speed, at any hour
     s3.object_lock_days is checked but not used yet: for now objects are not locked
-    [backup-lifecycle] is checked but not used yet: for now an incremental is made whenever it can be
     [backup-sequence] is checked but not used yet: for now run the commands one by one
     ");
     assert_snapshot!(notices(&with("recursive = true\nexclude = [\"t/*\"]\nuse_snapshots = \"auto_*\"\nstore_as = \"x\"\nmax_runtime = \"8h\"", "")), @r"
-    main.exclude is checked but not used yet: for now only the datasets named in zfs_fs are backed up
     main.max_runtime is checked but not used yet: for now a run goes on until it is done
-    main.recursive is checked but not used yet: for now only the datasets named in zfs_fs are backed up
-    main.store_as is checked but not used yet: for now the dataset's own name is used in the store
-    main.use_snapshots is checked but not used yet: for now the tool's own snapshots are used
     ");
 }
 

@@ -19,6 +19,7 @@ mod proxy;
 mod weed;
 
 mod bench;
+mod chains;
 mod failures;
 mod job;
 mod nights;

@@ -58,7 +58,7 @@ pub(crate) async fn assert_comes_back(world: &World, manifest: &Manifest, files:
     let set = world.find(&RestorePoint::Id(manifest.id.clone())).await.unwrap();
     let zfs = Arc::new(world.zfs.clone());
     let received = restore_to_dataset(world.shared_store(), &set, &world.keys, zfs, &target, never()).await.unwrap();
-    assert_eq!(received.len() as u32, manifest.chain.position + 1);
+    assert_eq!(received.len(), manifest.chain.position as usize + 1);
     assert!(world.zfs.files(&target) == *files, "{} came back with other files", manifest.id);
     let newest = world.zfs.snapshots(&target).unwrap().pop().unwrap();
     assert_eq!(newest.guid, manifest.snapshot.guid);
@@ -81,6 +81,14 @@ fn sent(world: &World, snapshot: &SnapshotName, base: SendBase) -> Vec<u8> {
     std::io::Read::read_to_end(sending.reader(), &mut bytes).unwrap();
     sending.finish().unwrap();
     bytes
+}
+
+fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> =
+        entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect();
+    files.sort();
+    files
 }
 
 pub(crate) fn bookmarks(world: &World) -> Vec<String> {
@@ -387,7 +395,9 @@ async fn a_chain_that_lost_a_chunk_is_not_built_on() {
     let lost = world.store.object(&key).unwrap();
     world.store.lose(&key);
     night(&world, 3);
+    let (keys, state) = (world.store.keys(), files_below(&world.settings.state_dir));
     let planned = plan_backup(&world.env(), &world.selected(), RequestedKind::Lifecycle).await.unwrap();
+    assert_eq!((world.store.keys(), files_below(&world.settings.state_dir)), (keys, state), "a plan changed something");
     // The full is whole: it is the newest that can be built on.
     let after = nightly(&world).await.manifest;
     assert_eq!(after.base.as_ref().unwrap().backup_id, points[0].0.id, "{planned:?}");

@@ -81,9 +81,6 @@ pub(super) struct Base {
 pub(super) async fn look(env: &BackupEnv, stored: &DatasetName) -> Result<Sight, RunError> {
     let target = see(env, &*env.store, stored).await?;
     let mut unseen = disbelieved(&target.catalog, env.store.url());
-    if env.role == StoreRole::Remote {
-        keep_in_memory(env, &*env.store, stored, &target).await;
-    }
     let beside = match &env.other {
         Some(other) if other.role == StoreRole::Remote => look_beside(env, other, stored, &mut unseen).await?,
         _ => Beside::None,
@@ -104,9 +101,14 @@ fn disbelieved(catalog: &Catalog, store_url: &str) -> Option<String> {
     (count > 0).then(|| format!("{count} manifests in {store_url} are not believed"))
 }
 
-async fn keep_in_memory(env: &BackupEnv, store: &dyn ObjectStore, stored: &DatasetName, seen: &Seen) {
-    let whole: Vec<&StoredBackup> = seen.whole().collect();
-    if let Err(error) = remember(&env.settings.state_dir, store, stored, &whole).await {
+/// Keeps what the remote holds for a night when it cannot be reached. A failure costs no more than that.
+pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight: &Sight) {
+    let (store, seen): (&dyn ObjectStore, _) = match (&sight.beside, env.role) {
+        (Beside::Seen(store, seen), _) => (&**store, seen),
+        (_, StoreRole::Remote) => (&*env.store, &sight.target),
+        (Beside::None | Beside::Remembered(_), StoreRole::Intermediate) => return,
+    };
+    if let Err(error) = remember(&env.settings.state_dir, store, stored, &seen.whole()).await {
         tracing::warn!(error = error_chain(&error), "what the remote holds is not remembered for a night without it");
     }
 }
@@ -125,7 +127,6 @@ async fn look_beside(
     let why = match &other.store {
         Ok(store) => match see(env, &**store, stored).await {
             Ok(seen) => {
-                keep_in_memory(env, &**store, stored, &seen).await;
                 *unseen = unseen.take().or_else(|| disbelieved(&seen.catalog, store.url()));
                 return Ok(Beside::Seen(Arc::clone(store), seen));
             }
