@@ -1,7 +1,7 @@
 //! Incrementals on a real pool: files change, snapshots go, datasets are renamed and rolled back, and every point of the
 //! chain is what `zfs send` makes of it.
 
-use crate::bench::{Bench, change, describe};
+use crate::bench::{Bench, assert_same_tree, change, describe};
 use crate::pool::{noise, property, run, zfs};
 use std::fs;
 use std::sync::Arc;
@@ -83,7 +83,7 @@ fn a_chain_comes_back_whole_and_each_stream_is_the_one_of_zfs_send() {
     assert_eq!(snapshots(&target).len(), 3);
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_eq!(describe(&bench.pool.file("data")), describe(&bench.pool.file("restored")));
+    assert_same_tree(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("restored")));
     bench.good(&["verify-checksums"]);
     let refused = bench.zb(&bench.restore_arguments(&dataset, &identity, &["--stdout"]));
     assert_eq!(refused.status.code(), Some(2));
@@ -121,7 +121,7 @@ fn by_hand(bench: &Bench, dataset: &str, ids: &[String]) {
     }
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_eq!(describe(&bench.pool.file("data")), describe(&bench.pool.file("by-hand")));
+    assert_same_tree(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("by-hand")));
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
     assert_eq!(property(received.last().unwrap(), "guid"), property(&daily, "guid"));
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_eq!(describe(&bench.pool.file("pictures")), describe(&bench.pool.file("restored")));
+    assert_same_tree(&describe(&bench.pool.file("pictures")), &describe(&bench.pool.file("restored")));
 
     // Nothing in common any more: refused, and nothing is sent.
     zfs(&["destroy", &daily]);
