@@ -10,8 +10,7 @@ use super::wire::{keys_for_writing, open_configured, open_intermediate, open_rem
 use crate::cli::args::Source;
 use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
-use crate::plan::copy::LeftReason;
-use crate::plan::retention::would_go;
+use crate::plan::copy::{LeftReason, doomed};
 use crate::run::RunError;
 use crate::run::transfer::ProgressSink;
 use crate::run::upload::{
@@ -30,12 +29,8 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     let from = open_intermediate(config)?;
     let to = open_remote(config, env).await?;
     let datasets = datasets_of(context, &*from).await?;
-    let now = Timestamp::now();
-    let would_be_pruned = |remote: &[BackupFacts], local: &[BackupFacts]| {
-        let new = local.iter().filter(|facts| !remote.iter().any(|there| there.id == facts.id));
-        let all: Vec<BackupFacts> = remote.iter().chain(new).cloned().collect();
-        would_go(&all, &config.lifecycle_remote, now)
-    };
+    let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
+    let would_be_pruned = |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);
     let rules = UploadRules { all: args.all, would_be_pruned: &would_be_pruned };
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;

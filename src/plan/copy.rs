@@ -1,8 +1,11 @@
 //! [`plan_copy`]: which backups of the intermediate directory go to the remote, in which order, and why others do not.
 
 use super::BackupFacts;
+use super::retention::{chains_newest_first, decide_retention, in_order};
 use super::twin::{are_twins, facts_stand_in_as_base};
+use crate::config::RetentionRules;
 use crate::model::BackupId;
+use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known of both stores.
@@ -130,6 +133,25 @@ pub fn plan_copy(input: &CopyInput<'_>) -> CopyPlan {
         }
     }
     plan
+}
+
+/// Backups of the directory that the rules would delete from the remote as soon as they were there: what no rule keeps
+/// of all of them together, and is not of the newest chain, which always stays.
+pub fn doomed(
+    remote: &[BackupFacts],
+    local: &[BackupFacts],
+    rules: &RetentionRules,
+    now: Timestamp,
+) -> BTreeSet<BackupId> {
+    let is_new = |facts: &&BackupFacts| !remote.iter().any(|there| there.id == facts.id);
+    let new: Vec<&BackupFacts> = local.iter().filter(is_new).collect();
+    let together: Vec<BackupFacts> = remote.iter().chain(new.iter().copied()).cloned().collect();
+    let newest_chain = chains_newest_first(&in_order(&together)).first().map(|id| (*id).clone());
+    let of_newest =
+        |id: &BackupId| together.iter().any(|facts| facts.id == *id && Some(&facts.full_id) == newest_chain.as_ref());
+    let verdicts = decide_retention(&together, rules, now).into_iter();
+    let deleted = verdicts.filter(|verdict| !verdict.keep && !of_newest(&verdict.id)).map(|verdict| verdict.id);
+    deleted.filter(|id| new.iter().any(|facts| facts.id == *id)).collect()
 }
 
 #[derive(Clone)]

@@ -10,6 +10,7 @@ pub use doubt::Doubt;
 
 use super::BackupFacts;
 use super::retention::{Reason, chains_newest_first, decide_retention, in_order};
+use super::twin::{are_twins, facts_stand_in_as_base};
 use crate::config::RetentionRules;
 use crate::manifest::Origin;
 use crate::model::{BackupId, Digest};
@@ -385,8 +386,14 @@ impl<'a> Keeping<'a> {
         let input = self.input;
         let waiting = input.waiting.iter().filter(|backup| !was_committed(input.facts, input.pruned, backup));
         for backup in waiting {
-            let base = backup.base.as_ref().and_then(|base| self.by_id.get(base).copied());
-            if let Some(base) = base {
+            let Some(base) = &backup.base else { continue };
+            // Where the base itself is not here, every twin that could be received in its place.
+            let stands_in = |other: &&BackupFacts| facts_stand_in_as_base(backup, base, other);
+            let bases: Vec<&BackupFacts> = match self.by_id.get(base) {
+                Some(base) => vec![*base],
+                None => input.facts.iter().filter(stands_in).collect(),
+            };
+            for base in bases {
                 self.add_chain(&base.full_id, &Reason::Waiting { id: backup.id.clone() });
             }
         }
@@ -452,7 +459,8 @@ impl<'a> Keeping<'a> {
                 return current.flaw.clone();
             }
             let base = current.base.as_ref()?;
-            if remote.iter().any(|other| other.id == *base && other.is_usable()) {
+            let serves = |other: &BackupFacts| other.id == *base || facts_stand_in_as_base(current, base, other);
+            if remote.iter().any(|other| other.is_usable() && serves(other)) {
                 return None;
             }
             let Some(next) = self.by_id.get(base).copied() else {
@@ -500,13 +508,7 @@ fn is_same(other: &BackupFacts, backup: &BackupFacts) -> bool {
 
 /// Whether the remote has this backup, or an identical one under another id, usable; or had it, and pruned it.
 fn was_committed(remote: &[BackupFacts], pruned: &BTreeMap<BackupId, Pruned>, backup: &BackupFacts) -> bool {
-    let base_guid = |backup: &BackupFacts| backup.base.as_ref().map(BackupId::snapshot_guid);
-    let is_identical = |other: &BackupFacts| {
-        let same_stream = other.snapshot.guid == backup.snapshot.guid
-            && base_guid(other) == base_guid(backup)
-            && other.requested == backup.requested;
-        other.is_usable() && other.id != backup.id && same_stream
-    };
+    let is_identical = |other: &BackupFacts| other.is_usable() && are_twins(other, backup);
     let there = remote.iter().any(|other| is_same(other, backup) || is_identical(other));
     let record = || pruned.get(&backup.id).and_then(|pruned| pruned.manifest_blake3);
     there || record() == Some(backup.manifest_blake3)

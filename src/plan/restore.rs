@@ -1,9 +1,9 @@
-//! [`plan_restore`]: which backups, in which order, bring one snapshot back.
+//! [`plan_restore`]: which backups, in which order, bring one snapshot back. [`Bases`]: the same for all backups at once.
 
 use super::twin::stands_in_as_base;
 use crate::manifest::{BaseRef, Manifest};
 use crate::model::{BackupId, Digest};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 /// A chain that cannot be walked to its full.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,12 +21,6 @@ pub enum RestoreGap {
         of: BackupId,
         /// The backup that is not there.
         missing: BackupId,
-    },
-    /// The bases lead back to themselves.
-    #[error("the chain of {id} has no full at its start")]
-    Circle {
-        /// The backup asked for.
-        id: BackupId,
     },
     /// A base is there with another manifest than the one that was built on.
     #[error("{of} follows from {base}, whose manifest is not the one that it was built on")]
@@ -48,57 +42,85 @@ pub fn plan_restore<'a>(
     backups: &[(&'a Manifest, Digest)],
     target: &BackupId,
 ) -> Result<Vec<&'a Manifest>, RestoreGap> {
-    let (target, _) = find(backups, target).ok_or_else(|| RestoreGap::NoBackup { id: target.clone() })?;
-    let mut chain = walk(backups, target, &mut BTreeSet::new())?;
-    chain.reverse();
-    Ok(chain)
+    Bases::find(backups.iter().copied()).chain(target)
 }
 
-fn find<'a>(backups: &[(&'a Manifest, Digest)], id: &BackupId) -> Option<(&'a Manifest, Digest)> {
-    backups.iter().find(|(manifest, _)| manifest.id == *id).copied()
+/// What each backup would be received after, found for all of them in one pass.
+pub struct Bases<'a> {
+    known: BTreeMap<&'a BackupId, (&'a Manifest, Digest)>,
+    /// By id: its base, none for a full; or the first gap below it.
+    found: BTreeMap<&'a BackupId, Result<Option<&'a Manifest>, RestoreGap>>,
 }
 
-/// From a backup down to its full. `tried` are twins that lead nowhere, so that each is walked once.
-fn walk<'a>(
-    backups: &[(&'a Manifest, Digest)],
-    from: &'a Manifest,
-    tried: &mut BTreeSet<&'a BackupId>,
-) -> Result<Vec<&'a Manifest>, RestoreGap> {
-    let (mut current, mut chain) = (from, vec![from]);
-    // Each backup can occur once; a longer walk would be a circle, which no honest signer makes.
-    while let (Some(base), true) = (&current.base, chain.len() <= backups.len()) {
-        let stored = find(backups, &base.backup_id);
-        if stored.is_none() {
-            let twins = backups.iter().map(|(manifest, _)| *manifest);
-            for twin in twins.filter(|candidate| stands_in_as_base(current, candidate)) {
-                if tried.insert(&twin.id)
-                    && let Ok(rest) = walk(backups, twin, tried)
-                {
-                    chain.extend(rest);
-                    return Ok(chain);
-                }
-            }
+impl<'a> Bases<'a> {
+    /// Of two backups with one id, as two stores have them, the first counts.
+    pub fn find(backups: impl IntoIterator<Item = (&'a Manifest, Digest)>) -> Self {
+        let mut known = BTreeMap::new();
+        for (manifest, blake3) in backups {
+            known.entry(&manifest.id).or_insert((manifest, blake3));
         }
-        current = check_base(current, base, stored)?;
-        chain.push(current);
+        let mut bases = Self { known, found: BTreeMap::new() };
+        // A base stands one place before what follows from it, so it is found before it, and circles cannot be.
+        for manifest in bases.in_order() {
+            let base = bases.base_of(manifest);
+            bases.found.insert(&manifest.id, base);
+        }
+        bases
     }
-    if current.base.is_some() {
-        return Err(RestoreGap::Circle { id: from.id.clone() });
+
+    /// All backups, bases before what follows from them.
+    pub fn in_order(&self) -> Vec<&'a Manifest> {
+        let mut manifests: Vec<&Manifest> = self.known.values().map(|(manifest, _)| *manifest).collect();
+        manifests.sort_by_key(|manifest| manifest.chain.position);
+        manifests
     }
-    Ok(chain)
+
+    /// The base of a backup, none for a full.
+    ///
+    /// # Errors
+    /// [`RestoreGap`]: the first gap between it and its full, or that there is no such backup.
+    pub fn base(&self, id: &BackupId) -> Result<Option<&'a Manifest>, RestoreGap> {
+        self.found.get(id).cloned().unwrap_or_else(|| Err(RestoreGap::NoBackup { id: id.clone() }))
+    }
+
+    /// The chain that leads to a backup, its full first.
+    ///
+    /// # Errors
+    /// As for [`Bases::base`].
+    pub fn chain(&self, id: &BackupId) -> Result<Vec<&'a Manifest>, RestoreGap> {
+        let mut base = self.base(id)?;
+        let mut chain: Vec<&Manifest> = self.known.get(id).map(|(manifest, _)| *manifest).into_iter().collect();
+        while let Some(manifest) = base {
+            chain.push(manifest);
+            base = self.base(&manifest.id)?;
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    fn base_of(&self, of: &'a Manifest) -> Result<Option<&'a Manifest>, RestoreGap> {
+        let Some(base) = &of.base else { return Ok(None) };
+        let named = match self.known.get(&base.backup_id) {
+            Some((manifest, blake3)) => check_base(of, base, manifest, *blake3)?,
+            None => {
+                let twins = self.known.values().map(|(manifest, _)| *manifest);
+                let is_whole = |twin: &&Manifest| matches!(self.found.get(&twin.id), Some(Ok(_)));
+                let mut twins = twins.filter(|candidate| stands_in_as_base(of, candidate)).filter(is_whole);
+                let missing = || RestoreGap::MissingBase { of: of.id.clone(), missing: base.backup_id.clone() };
+                twins.next().ok_or_else(missing)?
+            }
+        };
+        self.base(&named.id).map(|_| Some(named))
+    }
 }
 
-/// The base of a backup, if it is there and the one that was built on: of one chain, one place before it.
-///
-/// # Errors
-/// [`RestoreGap::MissingBase`] or [`RestoreGap::ChangedBase`].
-pub fn check_base<'a>(
+/// The base that is named, if it is the one that was built on: of one chain, one place before.
+fn check_base<'a>(
     of: &Manifest,
     base: &BaseRef,
-    stored: Option<(&'a Manifest, Digest)>,
+    manifest: &'a Manifest,
+    blake3: Digest,
 ) -> Result<&'a Manifest, RestoreGap> {
-    let missing = || RestoreGap::MissingBase { of: of.id.clone(), missing: base.backup_id.clone() };
-    let (manifest, blake3) = stored.ok_or_else(missing)?;
     let (place, before) = (&of.chain, &manifest.chain);
     let follows = before.full_id == place.full_id && before.position.checked_add(1) == Some(place.position);
     if blake3 != base.manifest_blake3 || manifest.snapshot.guid != base.guid || !follows {

@@ -202,25 +202,6 @@ pub fn decide_retention(facts: &[BackupFacts], rules: &RetentionRules, now: Time
     ordered.iter().map(verdict).collect()
 }
 
-/// What of these backups a prune by these rules would delete at once: what neither a rule keeps, nor what a kept one
-/// follows from, nor the newest chain that can be restored.
-pub fn would_go(facts: &[BackupFacts], rules: &RetentionRules, now: Timestamp) -> BTreeSet<BackupId> {
-    let ordered = in_order(facts);
-    let usable: Vec<&BackupFacts> = ordered.iter().copied().filter(|backup| backup.is_usable()).collect();
-    let newest_chain = chains_newest_first(&usable).first().map(|chain| (*chain).clone());
-    let kept = decide_retention(facts, rules, now).into_iter().filter(|verdict| verdict.keep).map(|verdict| verdict.id);
-    let mut kept: BTreeSet<BackupId> = kept.collect();
-    let of_newest = ordered.iter().filter(|backup| Some(&backup.full_id) == newest_chain.as_ref());
-    kept.extend(of_newest.map(|backup| backup.id.clone()));
-    // Whoever follows comes later in the order.
-    for backup in ordered.iter().rev().filter(|backup| backup.base.is_some()) {
-        if kept.contains(&backup.id) {
-            kept.extend(backup.base.clone());
-        }
-    }
-    ordered.into_iter().map(|backup| backup.id.clone()).filter(|id| !kept.contains(id)).collect()
-}
-
 /// The backups, oldest first. Time counts only across origins: within one it never goes back, whatever clocks said.
 pub fn in_order(facts: &[BackupFacts]) -> Vec<&BackupFacts> {
     let mut ordered: Vec<&BackupFacts> = facts.iter().collect();

@@ -3,7 +3,7 @@
 use super::RunError;
 use crate::model::DatasetName;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What the kernel says of this process's mounts: the only place that knows what is mounted where, whatever
 /// properties say (`legacy`, another root, bind mounts).
@@ -58,7 +58,7 @@ fn lies_in(mount: &Mount, dataset: &DatasetName) -> bool {
 }
 
 /// `/dev/zd16` and `/dev/zd16p1`, not `/dev/zd160`.
-fn is_device_or_partition(source: &PathBuf, device: &PathBuf) -> bool {
+fn is_device_or_partition(source: &Path, device: &Path) -> bool {
     let (source, device) = (source.to_string_lossy(), device.to_string_lossy());
     let rest = source.strip_prefix(&*device);
     rest.is_some_and(|rest| {
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn partitions_of_a_volume_are_the_volume() {
-        let device = PathBuf::from("/dev/zd16");
+        let device = Path::new("/dev/zd16");
         for (source, expected) in [
             ("/dev/zd16", true),
             ("/dev/zd16p1", true),
@@ -138,7 +138,7 @@ mod tests {
             ("/dev/zd16p", false),
             ("/dev/sda", false),
         ] {
-            assert_eq!(is_device_or_partition(&source.into(), &device), expected, "{source}");
+            assert_eq!(is_device_or_partition(Path::new(source), device), expected, "{source}");
         }
     }
 

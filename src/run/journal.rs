@@ -19,6 +19,9 @@ const BEGUN: &str = "begun";
 const COMMITTING: &str = "committing";
 const RECEIPT: &str = "receipt";
 
+/// The bytes of an object and of its signature.
+pub type SignedBytes = (Vec<u8>, Vec<u8>);
+
 /// The record of one attempt that is under way. Dropped without [`AttemptJournal::committed`] it stays on disk.
 #[derive(Debug)]
 pub struct AttemptJournal {
@@ -100,7 +103,7 @@ impl AttemptJournal {
     ///
     /// # Errors
     /// [`RunError::File`] when they are there and cannot be read.
-    pub fn kept_receipt(&self) -> Result<Option<(Vec<u8>, Vec<u8>)>, RunError> {
+    pub fn kept_receipt(&self) -> Result<Option<SignedBytes>, RunError> {
         let file = self.file(RECEIPT);
         let bytes = match std::fs::read(&file) {
             Ok(bytes) => bytes,

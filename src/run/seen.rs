@@ -8,8 +8,7 @@ use super::{RunError, error_chain};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, Digest};
 use crate::plan::BackupFacts;
-use crate::plan::restore::{RestoreGap, check_base, plan_restore};
-use crate::plan::twin::stands_in_as_base;
+use crate::plan::restore::Bases;
 use crate::store::ObjectStore;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;
@@ -58,79 +57,55 @@ impl Seen {
         Self { catalog, flaws }
     }
 
-    /// What planning needs of each backup, chains walked through `beside` too.
+    /// What planning needs of each backup, chains walked through `beside` too. Base and full are those that would be
+    /// received: where a twin stands in for the base in the manifest, the twin is what must be kept.
     pub fn facts(&self, beside: Option<&Self>) -> Vec<BackupFacts> {
-        let known = manifests(self, beside);
-        let standings = self.standings(beside, &known);
-        self.facts_of(&known, &standings, |backup| standings.get(&backup.manifest.id)?.flaw.clone())
+        let (known, bases) = (manifests(self, beside), bases(self, beside));
+        let (flaws, fulls) = (self.chain_flaws(beside, &bases), fulls(&bases));
+        let facts = |backup: &StoredBackup| {
+            let id = &backup.manifest.id;
+            let flaw = flaws.get(id).cloned().flatten();
+            let own = BackupFacts::new(&backup.manifest, backup.manifest_blake3, stored_bytes(backup, &known), flaw);
+            match (bases.base(id), fulls.get(id)) {
+                (Ok(Some(base)), Some(full)) => {
+                    BackupFacts { base: Some(base.id.clone()), full_id: (*full).clone(), ..own }
+                }
+                _ => own,
+            }
+        };
+        self.catalog.backups.iter().map(facts).collect()
     }
 
     /// As [`Seen::facts`], but each backup is judged by its own chunks alone: its ancestors may be elsewhere.
     pub fn own_facts(&self) -> Vec<BackupFacts> {
-        let known = manifests(self, None);
-        let standings = self.standings(None, &known);
-        self.facts_of(&known, &standings, |backup| self.own_flaw(None, &backup.manifest.id))
-    }
-
-    fn facts_of(
-        &self,
-        known: &Known<'_>,
-        standings: &BTreeMap<&BackupId, Standing<'_>>,
-        flaw: impl Fn(&StoredBackup) -> Option<String>,
-    ) -> Vec<BackupFacts> {
         let facts = |backup: &StoredBackup| {
-            let StoredBackup { manifest, manifest_blake3, .. } = backup;
-            let mut facts = BackupFacts::new(manifest, *manifest_blake3, stored_bytes(backup, known), flaw(backup));
-            if let Some(standing) = standings.get(&manifest.id) {
-                facts.base = standing.base.cloned();
-                facts.full_id = standing.full_id.clone();
-            }
-            facts
+            let flaw = self.own_flaw(None, &backup.manifest.id);
+            BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), flaw)
         };
         self.catalog.backups.iter().map(facts).collect()
     }
 
     /// Why this backup cannot be restored from the two stores together; `None` when it can.
     pub fn flaw(&self, beside: Option<&Self>, id: &BackupId) -> Option<String> {
-        let known = manifests(self, beside);
-        let standing = self.standings(beside, &known).remove(id);
-        standing.map_or_else(|| Some(format!("{id} is not there")), |standing| standing.flaw)
+        let mut flaws = self.chain_flaws(beside, &bases(self, beside));
+        flaws.remove(id).unwrap_or_else(|| Some(format!("{id} is not there")))
     }
 
-    /// Where each backup stands, in one pass: bases come before what follows from them.
-    fn standings<'a>(&'a self, beside: Option<&'a Self>, known: &Known<'a>) -> BTreeMap<&'a BackupId, Standing<'a>> {
-        let mut in_order: Vec<&'a Manifest> = known.values().map(|(manifest, _)| *manifest).collect();
-        in_order.sort_by_key(|manifest| manifest.chain.position);
-        let mut standings: BTreeMap<&'a BackupId, Standing<'a>> = BTreeMap::new();
-        for manifest in in_order {
-            let mut standing = Standing {
-                base: manifest.base.as_ref().map(|base| &base.backup_id),
-                full_id: &manifest.chain.full_id,
-                gap: None,
-                flaw: None,
+    /// What is wrong with each backup or what it follows from, in one pass: bases come before what follows from them.
+    fn chain_flaws<'a>(
+        &'a self,
+        beside: Option<&'a Self>,
+        bases: &Bases<'a>,
+    ) -> BTreeMap<&'a BackupId, Option<String>> {
+        let mut flaws: BTreeMap<&BackupId, Option<String>> = BTreeMap::new();
+        for manifest in bases.in_order() {
+            let before = match bases.base(&manifest.id) {
+                Ok(base) => base.and_then(|base| flaws.get(&base.id).cloned().flatten()),
+                Err(gap) => Some(gap.to_string()),
             };
-            if let Some(base) = &manifest.base {
-                let found = match check_base(manifest, base, known.get(&base.backup_id).copied()) {
-                    Err(gap @ RestoreGap::MissingBase { .. }) => {
-                        find_twin(manifest, known, &standings).ok_or_else(|| gap.to_string())
-                    }
-                    other => other.map_err(|gap| gap.to_string()),
-                };
-                match found {
-                    Ok(base) => {
-                        let before = standings.get(&base.id);
-                        standing.base = Some(&base.id);
-                        standing.full_id = before.map_or(standing.full_id, |before| before.full_id);
-                        standing.gap = before.and_then(|before| before.gap.clone());
-                        standing.flaw = before.and_then(|before| before.flaw.clone());
-                    }
-                    Err(gap) => (standing.gap, standing.flaw) = (Some(gap.clone()), Some(gap)),
-                }
-            }
-            standing.flaw = standing.flaw.or_else(|| self.own_flaw(beside, &manifest.id));
-            standings.insert(&manifest.id, standing);
+            flaws.insert(&manifest.id, before.or_else(|| self.own_flaw(beside, &manifest.id)));
         }
-        standings
+        flaws
     }
 
     /// Whole in one store is enough.
@@ -146,41 +121,34 @@ impl Seen {
 
     /// The chain that leads to this backup, its full first; empty when it cannot be walked.
     pub fn chain(&self, beside: Option<&Self>, id: &BackupId) -> Vec<BackupId> {
-        let known: Vec<_> = manifests(self, beside).into_values().collect();
-        let chain = plan_restore(&known, id).unwrap_or_default();
+        let chain = bases(self, beside).chain(id).unwrap_or_default();
         chain.into_iter().map(|manifest| manifest.id.clone()).collect()
     }
 
     /// Those backups of this store that are whole without any other store.
     pub fn whole(&self) -> Vec<&StoredBackup> {
-        let known = manifests(self, None);
-        let standings = self.standings(None, &known);
-        let is_whole = |backup: &&StoredBackup| standings.get(&backup.manifest.id).is_some_and(|it| it.flaw.is_none());
+        let flaws = self.chain_flaws(None, &bases(self, None));
+        let is_whole = |backup: &&StoredBackup| matches!(flaws.get(&backup.manifest.id), Some(None));
         self.catalog.backups.iter().filter(is_whole).collect()
     }
 }
 
-/// What a backup follows from here and now. A twin stands in where the base that its manifest names is not there, as
-/// [`plan_restore`] has it: then the twin is what it must not lose.
-#[derive(Debug)]
-struct Standing<'a> {
-    base: Option<&'a BackupId>,
-    full_id: &'a BackupId,
-    /// Why its chain does not lead to a full.
-    gap: Option<String>,
-    /// Why it cannot be restored: the gap, or what is wrong with a chunk.
-    flaw: Option<String>,
+fn bases<'a>(seen: &'a Seen, beside: Option<&'a Seen>) -> Bases<'a> {
+    Bases::find(manifests(seen, beside).into_values())
 }
 
-/// The first backup, by id, that stands in for an absent base and leads to a full.
-fn find_twin<'a>(
-    of: &Manifest,
-    known: &Known<'a>,
-    standings: &BTreeMap<&'a BackupId, Standing<'a>>,
-) -> Option<&'a Manifest> {
-    let leads_on = |candidate: &Manifest| standings.get(&candidate.id).is_some_and(|standing| standing.gap.is_none());
-    let manifests = known.values().map(|(manifest, _)| *manifest);
-    manifests.into_iter().find(|candidate| stands_in_as_base(of, candidate) && leads_on(candidate))
+/// The full that each backup would be received after; itself for a full.
+fn fulls<'a>(bases: &Bases<'a>) -> BTreeMap<&'a BackupId, &'a BackupId> {
+    let mut fulls = BTreeMap::new();
+    for manifest in bases.in_order() {
+        let full = match bases.base(&manifest.id) {
+            Ok(Some(base)) => fulls.get(&base.id).copied(),
+            Ok(None) => Some(&manifest.id),
+            Err(_) => None,
+        };
+        fulls.extend(full.map(|full| (&manifest.id, full)));
+    }
+    fulls
 }
 
 /// The backups of both stores by id. Manifests are the same bytes in every store.

@@ -126,14 +126,11 @@ pub async fn plan_upload(
         return Ok(UploadPlan { plan, disbelieved, from: source, live, pruned });
     }
     let target = read_catalog(to, dataset, trusted).await?;
-    let disbelieved_there = target.disbelieved().map(|(id, _)| id.clone()).collect();
     let live = target.backups.iter().map(live_entry).collect();
+    let doubted = target.disbelieved().map(|(id, _)| id.clone()).collect();
     let never_there = local.iter().any(|facts| target.backup(&facts.id).is_none());
     let (remote, pruned) = match never_there {
-        true => {
-            let seen = Seen::look(to, target).await?;
-            (seen.facts(None), read_pruned(to, dataset, trusted).await?)
-        }
+        true => (Seen::look(to, target).await?.facts(None), read_pruned(to, dataset, trusted).await?),
         // Everything is there: what it is worth is for verify-checksums to say.
         false => (target.backups.iter().map(facts_of).collect(), BTreeSet::new()),
     };
@@ -141,7 +138,7 @@ pub async fn plan_upload(
     let plan = plan_copy(&CopyInput {
         local: &local,
         remote: &remote,
-        disbelieved: &disbelieved_there,
+        disbelieved: &doubted,
         pruned: &pruned,
         would_be_pruned: &would_be_pruned,
         all: rules.all,

@@ -2,7 +2,7 @@
 
 use crate::facts::{Shelf, at, label, origin};
 use zfs_backup::config::RetentionRules;
-use zfs_backup::plan::retention::{age_words, decide_retention, in_order, would_go};
+use zfs_backup::plan::retention::{age_words, decide_retention, in_order};
 
 /// Two chains by month, one of them with a branch.
 ///
@@ -45,26 +45,6 @@ fn ages(ages: &[&str]) -> RetentionRules {
 }
 
 const ALL: &str = "F10 i11 i12 i13 F20 i21 i22 i23";
-
-#[test]
-fn what_would_go_leaves_what_is_kept_its_ancestors_and_the_newest_chain() {
-    let shelf = two_chains();
-    let gone = |rules: &RetentionRules| {
-        let gone = would_go(&shelf.facts, rules, shelf.now);
-        in_order(&shelf.facts)
-            .iter()
-            .map(|f| &f.id)
-            .filter(|id| gone.contains(id))
-            .map(label)
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
-    assert_eq!(gone(&rules(|_| {})), "");
-    assert_eq!(gone(&rules(|r| r.last_fulls = Some(1))), "F10 i11 i12 i13");
-    assert_eq!(gone(&rules(|r| r.last_fulls = Some(2))), "i11 i12 i13");
-    // Of January's newest, i13, everything that it follows from stays.
-    assert_eq!(gone(&rules(|r| r.monthly = Some(2))), "i12");
-}
 
 #[test]
 fn each_rule_by_table() {

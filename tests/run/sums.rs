@@ -24,7 +24,8 @@ async fn exported(world: &World, folder: &Path) -> Manifest {
     let keyring = world.writer.keyring.as_ref().unwrap();
     open(folder).put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await.unwrap();
     let env = BackupEnv { store: open(folder), ..world.env() };
-    let manifest = crate::world::committed(back_up(&env, &world.dataset, RequestedKind::Full).await.unwrap()).manifest;
+    let manifest =
+        crate::world::committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap()).manifest;
     let written = write_sums(&*open(folder), &world.dataset, &world.keys.trusted).await.unwrap();
     assert_eq!(written, std::slice::from_ref(&manifest.id));
     manifest

@@ -11,9 +11,9 @@ use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::copy::LeftReason;
 use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::run::catalog::read_catalog;
+use zfs_backup::run::seen::Seen;
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::upload::{UploadEnv, UploadReport, UploadRules, plan_upload, upload_dataset};
-use zfs_backup::run::usable::Usability;
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{MemoryStore, Operation, Outcome};
@@ -246,7 +246,7 @@ async fn an_identical_backup_in_the_remote_serves_its_children_there() {
     let chain: Vec<&BackupId> = plan_restore(&known, &child.id).unwrap().into_iter().map(|found| &found.id).collect();
     assert_eq!(chain, [&twin.id, &child.id]);
     // What plans see of the child names the twin: that is what must be kept.
-    let facts = Usability::new(&pair.remote, &catalog).facts().await.unwrap();
+    let facts = Seen::look(&pair.remote, catalog).await.unwrap().facts(None);
     let of_child = facts.iter().find(|facts| facts.id == child.id).unwrap();
     assert_eq!((&of_child.base, &of_child.full_id, &of_child.flaw), (&Some(twin.id.clone()), &twin.id, &None));
     let report = verify_dataset(&pair.remote, &pair.world.dataset, &pair.world.keys.trusted).await.unwrap();
@@ -276,7 +276,7 @@ async fn a_parent_that_is_pruned_while_its_child_is_copied_stops_the_child() {
         } else {
             env.progress = Arc::new(move |_| {
                 let (remote, manifest_key) = (remote.clone(), manifest_key.clone());
-                Arc::new(move |_| drop(remote.lose(&manifest_key)))
+                Arc::new(move |_| assert!(remote.lose(&manifest_key) || remote.object(&manifest_key).is_none()))
             });
         }
         let report = pair.upload_with(&env, false, &[]).await.unwrap();

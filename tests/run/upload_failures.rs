@@ -295,7 +295,9 @@ async fn a_folder_as_remote_is_read_back() {
     let asker = Arc::new(asker);
     interrupted.progress = Arc::new(move |_| {
         let asker = Arc::clone(&asker);
-        Arc::new(move |_| drop(asker.send_replace(true)))
+        Arc::new(move |_| {
+            asker.send_replace(true);
+        })
     });
     assert_eq!(pair.upload_with(&interrupted, false, &[]).await.unwrap().failed.len(), 1);
     let chunk = pair.world.chunks(&original.manifest).await[0].name.clone();

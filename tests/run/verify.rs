@@ -49,7 +49,7 @@ async fn damage_says_what_depends_on_it_and_up_to_where_there_is_a_restore() {
     assert!(report.damage[0].key == chunk && report.damage[0].breaks && report.damage[0].is_missing());
     let [broken] = &report.broken[..] else { panic!("{:?}", report.broken) };
     assert_eq!((&broken.id, broken.snapshot), (&second.id, second.snapshot.guid));
-    assert_eq!(broken.dependents, [third.id.clone()]);
+    assert_eq!(broken.dependents, std::slice::from_ref(&third.id));
     assert_eq!(broken.restorable_up_to, Some(first.id.clone()));
     assert_eq!(broken.restorable_again_from, Some(other.id.clone()));
 
@@ -102,7 +102,7 @@ async fn what_is_pruned_while_it_is_looked_at_is_no_damage() {
     plant_prune_record(&world, &world.store, &[&pruned.id]);
     let report = world.verify().await;
     assert_eq!((report.damage, report.broken), (vec![], vec![]));
-    assert_eq!(report.pruned_meanwhile, [pruned.id.clone()]);
+    assert_eq!(report.pruned_meanwhile, std::slice::from_ref(&pruned.id));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

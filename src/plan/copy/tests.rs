@@ -176,3 +176,21 @@ fn a_twin_in_the_remote_stands_for_the_backup_and_for_a_base() {
     let (far, near) = (facts(3, 1, Some(&full)), facts(3, 2, Some(&facts(2, 9, None))));
     Case { local: vec![&far], remote: vec![&full, &near], ..Case::default() }.copies(&[&far]);
 }
+
+#[test]
+fn what_the_rules_would_delete_at_once_is_told_of_new_backups_only() {
+    let rules = RetentionRules { last_fulls: Some(1), ..RetentionRules::default() };
+    let now = Timestamp::from_second(1_770_000_000).unwrap();
+    let doomed_ids = |remote: &[&BackupFacts], local: &[&BackupFacts], rules: &RetentionRules| -> Vec<BackupId> {
+        let owned = |list: &[&BackupFacts]| list.iter().map(|facts| (*facts).clone()).collect::<Vec<_>>();
+        doomed(&owned(remote), &owned(local), rules, now).into_iter().collect()
+    };
+    let (old, older, new) = (facts(2, 1, None), facts(1, 1, None), facts(3, 1, None));
+    let child = facts(4, 1, Some(&new));
+    assert_eq!(doomed_ids(&[], &[&older, &old, &new, &child], &rules), [older.id.clone(), old.id.clone()]);
+    // The newest chain stays whole although no rule names its incrementals; what is there is not ours to judge.
+    assert_eq!(doomed_ids(&[&older, &new], &[&older, &old, &new, &child], &rules), std::slice::from_ref(&old.id));
+    assert_eq!(doomed_ids(&[&new], &[&older], &RetentionRules::default()), []);
+    // A chain that is newer in the remote makes ours the old one.
+    assert_eq!(doomed_ids(&[&facts(9, 1, None)], &[&new, &child], &rules), [new.id, child.id]);
+}

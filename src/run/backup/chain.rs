@@ -2,10 +2,10 @@
 
 use super::attempt::Attempt;
 use super::planning::{Base, Beside, Sight};
-use super::put::{TRIES_MAX, TRY_PAUSE};
 use crate::model::{BackupId, Digest};
 use crate::run::catalog::{Catalog, StoredBackup, read_manifest, read_prune_records};
 use crate::run::seen::Seen;
+use crate::run::small::{TRIES_MAX, TRY_PAUSE};
 use crate::run::{RunError, error_chain};
 use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name};
 use crate::store::{ObjectKey, ObjectStore};

@@ -3,15 +3,16 @@
 use super::CommittedBackup;
 use super::attempt::{Attempt, flag_names};
 use super::planning::Sight;
-use super::put::{TRIES_MAX, TRY_PAUSE, Written, json};
+use super::put::{Written, json};
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files, LiveEntry, Manifest, Private,
     Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
 };
 use crate::model::Digest;
 use crate::run::RunError;
-use crate::run::catalog::{Catalog, StoredBackup, read_manifest};
+use crate::run::catalog::{Catalog, StoredBackup};
 use crate::run::journal::AttemptJournal;
+use crate::run::small::read_back;
 use crate::run::transfer::Transferred;
 use crate::sign::SignedType;
 use crate::store::ObjectKey;
@@ -46,7 +47,8 @@ impl Attempt<'_> {
         let receipt = self.receipt(&sight.target.catalog, manifest_blake3, written.receipt.clone(), finished_at);
         self.put_signed(BackupObject::Receipt, SignedType::Receipt, json(&receipt)?, &mut written).await?;
         let put = self.put_signed(BackupObject::Manifest, SignedType::Manifest, manifest_bytes, &mut written).await;
-        let read_back = match (put, self.read_back(manifest_blake3).await) {
+        let there = read_back(&*self.env.store, &self.stored, &self.id, &self.env.keys.trusted, manifest_blake3).await;
+        let read_back = match (put, there) {
             // Also when the put failed: then only its reply was lost.
             (_, Ok(manifest)) => manifest,
             (Err(error), Err(_)) | (Ok(()), Err(error)) => return Err(error),
@@ -54,24 +56,6 @@ impl Attempt<'_> {
         let stored_bytes = entries.iter().map(|entry| entry.sealed_bytes).sum();
         let evidence = transferred.chunks.into_iter().map(|chunk| chunk.evidence).max_by_key(|evidence| evidence.tier);
         Ok(CommittedBackup { manifest: read_back, stored_bytes, chunks: entries.len(), evidence })
-    }
-
-    /// Reads the manifest as everybody will. One failure of the store must not hide that the backup is there.
-    async fn read_back(&self, expected: Digest) -> Result<Manifest, RunError> {
-        let mut tries = 1..=TRIES_MAX;
-        loop {
-            let found = read_manifest(&*self.env.store, &self.stored, &self.id, &self.env.keys.trusted).await;
-            match (found, tries.next()) {
-                (Ok((manifest, blake3)), _) if blake3 == expected => return Ok(manifest),
-                (Ok(_), _) => {
-                    let key = ObjectKey::backup(&self.stored, &self.id, &BackupObject::Manifest).to_string();
-                    let reason = "read back after the commit, it is not what was written".into();
-                    return Err(RunError::Damaged { key, reason });
-                }
-                (Err(error), None) => return Err(error),
-                (Err(_), Some(number)) => tokio::time::sleep(TRY_PAUSE * number).await,
-            }
-        }
     }
 
     /// What a reader would refuse must not be committed: the reader's own rules, over the very bytes.

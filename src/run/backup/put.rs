@@ -6,17 +6,13 @@ use crate::manifest::{
     CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, PRIVATE_BYTES_MAX, ReceiptEntry, to_stored_bytes,
 };
 use crate::model::Digest;
-use crate::run::{RunError, error_chain};
+use crate::run::RunError;
+use crate::run::small::put_again;
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, object_name};
-use crate::store::{Evidence, ObjectKey, PutOutcome};
+use crate::store::{ObjectKey, PutOutcome};
 use bytes::Bytes;
 use std::collections::BTreeMap;
-
-/// How often a small object is put or read again.
-pub(super) const TRIES_MAX: u32 = 3;
-/// Pause before that, times the number of the try.
-pub(super) const TRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// What was put so far, for the receipt and the manifest.
 #[derive(Default)]
@@ -44,7 +40,7 @@ impl Attempt<'_> {
     ) -> Result<(), RunError> {
         let key = ObjectKey::backup(&self.stored, &self.id, &object);
         let signature = self.env.keys.signing.sign(signed_type, key.as_str(), &bytes)?;
-        self.put_again(&key.signature(), signature.into()).await?;
+        put_again(&*self.env.store, &key.signature(), signature.into()).await?;
         self.put(object, bytes.into(), written).await
     }
 
@@ -55,29 +51,13 @@ impl Attempt<'_> {
             return Err(RunError::refused(what, "make main.split_size larger, so that there are fewer chunks"));
         }
         let digest = Digest::of(&bytes);
-        let (outcome, evidence) = self.put_again(&key, bytes).await?;
+        let (outcome, evidence) = put_again(&*self.env.store, &key, bytes).await?;
         if outcome == PutOutcome::Identical {
             tracing::debug!(%key, "was there already with the same bytes");
         }
         written.receipt.push(ReceiptEntry { name: object_name(&object), evidence });
         written.digests.insert(object, digest);
         Ok(())
-    }
-
-    /// Puts a small object, more than once if the store is not well: a put that was done already is no error, and the
-    /// whole upload hangs on it.
-    async fn put_again(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), RunError> {
-        let mut tries = 1..=TRIES_MAX;
-        loop {
-            match (self.env.store.put_new(key, bytes.clone()).await, tries.next()) {
-                (Ok(done), _) => return Ok(done),
-                (Err(error), Some(number)) if error.is_transient() => {
-                    tracing::warn!(error = %error_chain(&error), number, "put failed; trying again");
-                    tokio::time::sleep(TRY_PAUSE * number).await;
-                }
-                (Err(error), _) => return Err(error.into()),
-            }
-        }
     }
 }
 

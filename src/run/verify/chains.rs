@@ -1,9 +1,8 @@
 //! What damage costs: which later backups depend on a broken one, and up to where its dataset can be restored.
 
 use super::{Damage, MISSING};
-use crate::manifest::Manifest;
-use crate::model::{BackupId, Digest, Guid};
-use crate::plan::restore::{RestoreGap, plan_restore};
+use crate::model::{BackupId, Guid};
+use crate::plan::restore::{Bases, RestoreGap};
 use crate::run::catalog::Catalog;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,13 +23,13 @@ pub struct BrokenBackup {
 
 /// Bases that are not there, once each, and bases that are not those that were built on.
 pub(super) fn gaps(catalog: &Catalog) -> Vec<Damage> {
-    let manifests = manifests(catalog);
+    let bases = bases(catalog);
     let mut missing = BTreeSet::new();
     let mut damage = Vec::new();
     let attempts: BTreeSet<&BackupId> = catalog.lost().map(|attempt| &attempt.id).collect();
     for backup in &catalog.backups {
         let id = &backup.manifest.id;
-        match plan_restore(&manifests, id) {
+        match bases.base(id) {
             // One whose manifest is there and not believed is told as that.
             Err(RestoreGap::MissingBase { missing: base, .. }) if attempts.contains(&base) => {}
             Err(RestoreGap::MissingBase { of, missing: base }) if missing.insert(base.clone()) => {
@@ -71,13 +70,13 @@ pub(super) fn broken(catalog: &Catalog, damage: &[Damage]) -> Vec<BrokenBackup> 
     ids.iter().map(cost).collect()
 }
 
-fn manifests(catalog: &Catalog) -> Vec<(&Manifest, Digest)> {
-    catalog.backups.iter().map(|backup| (&backup.manifest, backup.manifest_blake3)).collect()
+fn bases(catalog: &Catalog) -> Bases<'_> {
+    Bases::find(catalog.backups.iter().map(|backup| (&backup.manifest, backup.manifest_blake3)))
 }
 
 /// Each backup with all that a restore of it needs, itself included; where something is missing, down to what is.
 fn lineages(catalog: &Catalog) -> BTreeMap<&BackupId, Vec<&BackupId>> {
-    let manifests = manifests(catalog);
+    let bases = bases(catalog);
     let by_name = |from: &'_ BackupId| {
         let mut lineage: Vec<&BackupId> = Vec::new();
         let mut next = catalog.backup(from).map(|backup| &backup.manifest.id);
@@ -87,7 +86,7 @@ fn lineages(catalog: &Catalog) -> BTreeMap<&BackupId, Vec<&BackupId>> {
         }
         lineage
     };
-    let of = |id| match plan_restore(&manifests, id) {
+    let of = |id| match bases.chain(id) {
         Ok(chain) => chain.into_iter().map(|manifest| &manifest.id).collect(),
         Err(_) => by_name(id),
     };
