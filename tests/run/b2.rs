@@ -18,7 +18,7 @@ async fn back_up_there(world: &World, store: &Arc<B2Store>) {
     let keyring = world.writer.keyring.as_ref().unwrap().bytes.clone();
     store.put_new(&ObjectKey::listed(&main_keyring_key(&world.writer)).unwrap(), keyring).await.unwrap();
     let env = BackupEnv { store: Arc::clone(store) as Arc<dyn ObjectStore>, ..world.env() };
-    committed(back_up(&env, &world.dataset, RequestedKind::Full).await.unwrap());
+    committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread")]

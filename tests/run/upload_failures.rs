@@ -320,7 +320,7 @@ async fn while_another_run_has_the_lock_nothing_is_even_looked_at() {
     let pair = original.pair();
     let held = lock_dataset(pair.state.path(), pair.remote.url(), &pair.world.dataset).unwrap();
     let refused = pair.try_upload().await;
-    assert!(matches!(&refused, Err(RunError::Locked { subject }) if subject.contains("tank/a b")), "{refused:?}");
+    assert!(matches!(&refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b")), "{refused:?}");
     assert_eq!(pair.remote.events().len(), 0);
     drop(held);
     pair.upload().await;
