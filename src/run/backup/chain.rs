@@ -9,50 +9,53 @@ use crate::run::small::{TRIES_MAX, TRY_PAUSE};
 use crate::run::{RunError, error_chain};
 use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name};
 use crate::store::{ObjectKey, ObjectStore};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// No prune takes longer, clocks that differ included.
 const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(48);
 
 impl Attempt<'_> {
-    /// Looks once more, by a fresh listing, that all of the base's chain is there with every chunk at its size.
+    /// Looks once more, by a fresh listing, that all of the base's chain is there with every chunk at its size, in one
+    /// store or the other, and that no prune is deleting it there.
     pub(super) async fn check_chain(&self, sight: &Sight) -> Result<(), RunError> {
         let Some(base) = &self.base else { return Ok(()) };
-        let target = self.look_again(&*self.env.store, &sight.target.catalog).await?;
+        let (target, mut doomed) = self.look_again(&*self.env.store, &sight.target.catalog).await?;
         let again;
         let beside = match &sight.beside {
             Beside::None => None,
             Beside::Remembered(seen) => Some(seen),
             Beside::Seen(store, seen) => {
-                again = self.look_again(&**store, &seen.catalog).await?;
+                let (seen, doomed_there) = self.look_again(&**store, &seen.catalog).await?;
+                doomed.extend(doomed_there);
+                again = seen;
                 Some(&again)
             }
         };
-        if let Some(flaw) = target.flaw(beside, &base.manifest.id) {
-            return Err(self.gone(base, &flaw));
-        }
-        self.check_records(base, &*self.env.store).await?;
-        match &sight.beside {
-            Beside::Seen(store, _) => self.check_records(base, &**store).await,
-            Beside::None | Beside::Remembered(_) => Ok(()),
+        match (target.flaw(beside, &base.manifest.id), doomed.first()) {
+            (None, _) => Ok(()),
+            (Some(_), Some(id)) => Err(self.gone(base, &format!("a prune is deleting {id}"))),
+            (Some(flaw), None) => Err(self.gone(base, &flaw)),
         }
     }
 
-    /// A prune puts its record before it looks for `started.json` the last time: either it sees ours, or we see its
-    /// record. An older record is one of a prune that failed, and says nothing of what is still here.
-    async fn check_records(&self, base: &Base, store: &dyn ObjectStore) -> Result<(), RunError> {
+    /// The chain's members that a prune is deleting from this store. It puts its record before it looks for
+    /// `started.json` the last time: either it sees ours, or we see its record. An older record is one of a prune that
+    /// failed, and says nothing of what is still here.
+    async fn doomed(&self, store: &dyn ObjectStore) -> Result<BTreeSet<BackupId>, RunError> {
         let since = self.started_at.checked_sub(PRUNE_MAX).ok();
         let records = read_prune_records(store, &self.stored, &self.env.keys.trusted, since).await?;
-        let named = records.iter().flat_map(|(_, record)| &record.pruned).find(|entry| self.before.contains(&entry.id));
-        match named {
-            None => Ok(()),
-            Some(entry) => Err(self.gone(base, &format!("a prune is deleting {}", entry.id))),
-        }
+        let named = records.into_iter().flat_map(|(_, record)| record.pruned).map(|entry| entry.id);
+        Ok(named.filter(|id| self.before.contains(id)).collect())
     }
 
     /// The chain's members as they are listed now. Manifests are objects that never change: those that are still
-    /// listed are those that were read.
-    async fn look_again(&self, store: &dyn ObjectStore, before: &Catalog) -> Result<Seen, RunError> {
+    /// listed are those that were read. Those that a prune is deleting count as gone, and are told.
+    async fn look_again(
+        &self,
+        store: &dyn ObjectStore,
+        before: &Catalog,
+    ) -> Result<(Seen, BTreeSet<BackupId>), RunError> {
+        let doomed = self.doomed(store).await?;
         let listed = store.list(&dataset_prefix(&self.stored)).await?;
         let sizes: BTreeMap<&str, u64> = listed.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
         let manifest = object_name(&BackupObject::Manifest);
@@ -65,7 +68,8 @@ impl Attempt<'_> {
             let committed = objects.contains_key(&manifest) && objects.contains_key(&signature);
             committed.then(|| StoredBackup { objects, ..backup.clone() })
         };
-        let members = before.backups.iter().filter(|backup| self.before.contains(&backup.manifest.id));
+        let is_left = |id: &BackupId| self.before.contains(id) && !doomed.contains(id);
+        let members = before.backups.iter().filter(|backup| is_left(&backup.manifest.id));
         let backups = members.filter_map(relisted).collect();
         let catalog = Catalog {
             dataset: self.stored.clone(),
@@ -74,7 +78,7 @@ impl Attempt<'_> {
             unknown: Vec::new(),
             newest_object_at: None,
         };
-        Seen::look(store, catalog).await
+        Ok((Seen::look(store, catalog).await?, doomed))
     }
 
     /// Looks just before the commit that the base's manifest is there and the same. A prune deletes descendants before
