@@ -400,13 +400,22 @@ fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor
     let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
     assert_eq!(label(&chains[2][1]), "i31");
     assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20");
-    // Other flags, or another base, is another backup.
-    let mut remote = shelf.clone();
-    replace(&mut remote, &chains[0][2]);
-    let twin = remote.facts[2].id.clone();
-    remote.get_mut(&twin).requested = vec!["raw".to_owned()];
-    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
-    assert_eq!(deleted(&plan), "i11 F10 i22 i21 F20 i31");
+    // With other flags, recipients, origin or place it is another backup: nobody could receive its children on it.
+    type Change = fn(&mut zfs_backup::plan::BackupFacts);
+    let changes: [Change; 4] = [
+        |twin| twin.requested = vec!["raw".to_owned()],
+        |twin| twin.recipients = vec!["age1other".to_owned()],
+        |twin| twin.origin.pool_guid.0 += 1,
+        |twin| twin.position += 1,
+    ];
+    for change in changes {
+        let mut remote = shelf.clone();
+        replace(&mut remote, &chains[0][2]);
+        let twin = remote.facts[2].id.clone();
+        change(remote.get_mut(&twin));
+        let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+        assert_eq!(deleted(&plan), "i11 F10 i22 i21 F20 i31");
+    }
 }
 
 #[test]
