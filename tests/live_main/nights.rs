@@ -12,12 +12,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use zfs_backup::model::{BackupId, BackupKind};
 
-/// The example of the design, with a new full every fourth night, so that the rules have something to do.
-const MAIN: &str = "intermediate_checksum = true\noldest_snapshot_days = 3\n";
+/// From one night to the next. Not a whole day, so that no age is just about a rule's.
+const NIGHT_SECONDS: u64 = 25 * 3600;
+/// The example of the design, with a new full every third night, so that the rules have something to do. One lockfile for
+/// all configurations of a bench.
+const MAIN: &str = "intermediate_checksum = true\noldest_snapshot_days = 3\nlock_file = \"/tmp/nights.lock\"\n";
 const SECTIONS: &str = r#"
 [backup-lifecycle]
 full_when_incrementals_exceed = "10000%"
-max_incrementals = 3
+max_incrementals = 2
 [backup-sequence]
 step01 = "lock"
 step02 = "snapshot"
@@ -56,7 +59,7 @@ impl Nights {
 
     /// The night begins: the clock goes on by days, and files have changed.
     fn begin(&mut self, night: u64) {
-        let at = self.first + Duration::from_secs(night * 86_400);
+        let at = self.first + Duration::from_secs(night * NIGHT_SECONDS);
         let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
         run("date", &["-s", &format!("@{seconds}")]);
         let file = |name: String| self.bench.pool.file(&format!("data/{name}"));
@@ -79,7 +82,7 @@ impl Nights {
         let at: jiff::civil::DateTime = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", &text[..16]).unwrap();
         let at = at.to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp().as_second();
         let first = self.first.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        (u64::try_from(at).unwrap() - first) / 86_400
+        (u64::try_from(at).unwrap() - first) / NIGHT_SECONDS
     }
 
     /// The nights whose backups are committed among these keys, with their kinds.
@@ -149,14 +152,14 @@ fn kinds(found: &BTreeMap<u64, (BackupKind, BackupId)>) -> Vec<(u64, BackupKind)
 }
 
 #[test]
-fn the_example_runs_for_two_weeks_without_anybody_watching() {
+fn the_example_runs_for_thirteen_nights_without_anybody_watching() {
     use BackupKind::{Full, Incr};
     let mut nights = Nights::new("nights");
-    for night in 0..=14 {
+    for night in 0..=12 {
         nights.begin(night);
         match night {
-            5 => without_the_server(&nights),
-            9 => killed_in_the_middle(&nights),
+            4 => without_the_server(&nights),
+            7 => killed_in_the_middle(&nights),
             10 => two_at_once(&nights),
             _ => drop(nights.perform()),
         }
@@ -164,17 +167,17 @@ fn the_example_runs_for_two_weeks_without_anybody_watching() {
 
     // One chain whole, and the fulls of the three newest chains.
     let remote = nights.in_remote();
-    assert_eq!(kinds(&remote), [(4, Full), (8, Full), (12, Full), (13, Incr), (14, Incr)]);
+    assert_eq!(kinds(&remote), [(6, Full), (8, Full), (11, Full), (12, Incr)]);
     // The newest full and incremental, the fulls on both sides of a week, and the one that grows into half a year.
     let intermediate = nights.in_intermediate();
-    assert_eq!(kinds(&intermediate), [(0, Full), (4, Full), (8, Full), (12, Full), (14, Incr)]);
+    assert_eq!(kinds(&intermediate), [(0, Full), (3, Full), (8, Full), (11, Full), (12, Incr)]);
 
     let own = zfs(&["list", "-Hpo", "name", "-t", "snapshot", &nights.bench.dataset()]);
     assert!((3..=4).contains(&own.lines().count()), "snapshots of three days are kept:\n{own}");
     let bookmarks = zfs(&["list", "-Hpo", "name", "-t", "bookmark", &nights.bench.dataset()]);
-    assert!(bookmarks.contains(&remote[&14].1.snapshot_guid().to_string()), "{bookmarks}");
+    assert!(bookmarks.contains(&remote[&12].1.snapshot_guid().to_string()), "{bookmarks}");
 
-    for night in [4, 8, 14] {
+    for night in [6, 8, 12] {
         nights.check_restore(night, &remote[&night].1);
     }
     let sums: BTreeSet<String> = intermediate
@@ -195,8 +198,8 @@ fn without_the_server(nights: &Nights) {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let after = nights.in_intermediate();
     assert!(before.keys().all(|night| after.contains_key(night)), "{before:?} {after:?}");
-    assert!(after.contains_key(&5), "{after:?}");
-    assert!(!nights.in_remote().contains_key(&5));
+    assert!(after.contains_key(&4), "{after:?}");
+    assert!(!nights.in_remote().contains_key(&4));
 }
 
 /// Killed while a chunk goes up, it leaves its lock behind; the next run takes the lock over and does all of the work.
@@ -208,10 +211,10 @@ fn killed_in_the_middle(nights: &Nights) {
     child.kill().unwrap();
     child.wait().unwrap();
     hold.store(false, Ordering::SeqCst);
-    assert!(!nights.in_remote().contains_key(&9));
+    assert!(!nights.in_remote().contains_key(&7));
     let said = nights.perform();
     assert!(said.contains("stale"), "{said}");
-    assert!(nights.in_remote().contains_key(&9));
+    assert!(nights.in_remote().contains_key(&7));
 }
 
 /// The second one is refused by the lock, with the number of the first; the first does its work.
