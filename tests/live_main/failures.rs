@@ -21,7 +21,7 @@ fn check_no_backup_and_recover(bench: &Bench) {
     let manifests =
         |bench: &Bench| bench.keys_in_bucket().into_iter().filter(|key| key.contains("manifest.json")).count();
     assert_eq!(manifests(bench), 0);
-    let shown = String::from_utf8(bench.good(&["show", "--include-remote"])).unwrap();
+    let shown = String::from_utf8(bench.good(&["show", "--include-remote", &bench.dataset()])).unwrap();
     assert!(shown.contains("no backup") && shown.contains("unfinished, not a backup"), "{shown}");
     let (dataset, identity) = (bench.dataset(), bench.path("identity.txt").display().to_string());
     let restored =

@@ -14,7 +14,7 @@ fn what_was_backed_up_comes_back_to_the_byte() {
     bench.good(&["snapshot"]);
     let snapshot = zfs(&["list", "-Hpo", "name", "-t", "snapshot", &dataset]);
     bench.good(&["stream-to-remote", "--full"]);
-    let shown = String::from_utf8(bench.good(&["show", "--include-remote"])).unwrap();
+    let shown = String::from_utf8(bench.good(&["show", "--include-remote", &bench.dataset()])).unwrap();
     assert!(
         shown.contains("full")
             && shown.contains(&property(&snapshot, "guid").parse::<u64>().map(|g| format!("{g:016x}")).unwrap()),
