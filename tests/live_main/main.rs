@@ -23,3 +23,4 @@ mod chains;
 mod failures;
 mod job;
 mod nights;
+mod trees;
