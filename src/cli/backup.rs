@@ -6,14 +6,15 @@ use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::wire::{backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote, open_zfs};
 use super::{Failure, remember};
-use crate::config::Config;
+use crate::config::{Config, Environment, KeySource};
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
     BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PlannedBackup, StoreRole, back_up, plan_backup,
 };
+use crate::run::error_chain;
 use crate::run::inside::refuse_inside;
-use crate::run::keys::WriterKeys;
+use crate::run::keys::{KeyCache, WriterKeys};
 use crate::run::select::Selected;
 use crate::run::sums::write_sums;
 use crate::run::transfer::Stop;
@@ -101,6 +102,7 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
     if context.global.dry_run {
         return dry_run(context, requested, &target, &zfs, &datasets).await;
     }
+    learn_keys_of_remote(config, env, &target).await?;
     let keys = keys_for_writing(config, env, &*target.store).await?;
     let mut results = Vec::new();
     for selected in &datasets {
@@ -143,6 +145,24 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
     output.json(|| json!({ "backups": results, "failed": failed }));
     context.verdict()
+}
+
+/// A host that knows no keys and has an empty intermediate directory, such as one that was set up again, takes the keys of
+/// the remote: with new ones every dataset would need a new full.
+async fn learn_keys_of_remote(config: &Config, env: &Environment, target: &Target) -> Result<(), Failure> {
+    let Some(OtherStore { role: StoreRole::Remote, store: Ok(remote), .. }) = &target.other else { return Ok(()) };
+    let asks_store = matches!(config.keys, KeySource::Passphrase(_));
+    if !asks_store || KeyCache::new(&config.state_dir).load()?.is_some() || !target.store.list("").await?.is_empty() {
+        return Ok(());
+    }
+    match remote.list("").await {
+        Ok(listed) if listed.is_empty() => Ok(()),
+        Ok(_) => keys_for_writing(config, env, &**remote).await.map(drop),
+        Err(error) => {
+            tracing::warn!(error = error_chain(&error), "the remote cannot be asked for its keys; going on without");
+            Ok(())
+        }
+    }
 }
 
 fn backup_env(config: &Config, target: &Target, zfs: &Arc<dyn Zfs>, keys: WriterKeys, stop: Stop) -> BackupEnv {
