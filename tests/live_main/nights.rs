@@ -66,6 +66,8 @@ impl Nights {
         fs::write(file(format!("night-{night}")), noise(30_000, night)).unwrap();
         fs::write(file("diary".into()), noise(50_000, night + 500)).unwrap();
         let _ = fs::remove_file(file(format!("small-{night}")));
+        // Allocated sectors settle once they are written.
+        run("zpool", &["sync"]);
         self.trees.insert(night, describe(&self.bench.pool.file("data")));
     }
 
