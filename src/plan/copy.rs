@@ -136,7 +136,7 @@ pub fn plan_copy(input: &CopyInput<'_>) -> CopyPlan {
 }
 
 /// Backups of the directory that the rules would delete from the remote as soon as they were there: what no rule keeps
-/// of all of them together, and is not of the newest chain, which always stays.
+/// of all of them together, and is not of the newest usable chain, which always stays.
 pub fn doomed(
     remote: &[BackupFacts],
     local: &[BackupFacts],
@@ -146,7 +146,8 @@ pub fn doomed(
     let is_new = |facts: &&BackupFacts| !remote.iter().any(|there| there.id == facts.id);
     let new: Vec<&BackupFacts> = local.iter().filter(is_new).collect();
     let together: Vec<BackupFacts> = remote.iter().chain(new.iter().copied()).cloned().collect();
-    let newest_chain = chains_newest_first(&in_order(&together)).first().map(|id| (*id).clone());
+    let usable: Vec<&BackupFacts> = in_order(&together).into_iter().filter(|facts| facts.is_usable()).collect();
+    let newest_chain = chains_newest_first(&usable).first().map(|id| (*id).clone());
     let of_newest =
         |id: &BackupId| together.iter().any(|facts| facts.id == *id && Some(&facts.full_id) == newest_chain.as_ref());
     let verdicts = decide_retention(&together, rules, now).into_iter();

@@ -191,6 +191,9 @@ fn what_the_rules_would_delete_at_once_is_told_of_new_backups_only() {
     // The newest chain stays whole although no rule names its incrementals; what is there is not ours to judge.
     assert_eq!(doomed_ids(&[&older, &new], &[&older, &old, &new, &child], &rules), std::slice::from_ref(&old.id));
     assert_eq!(doomed_ids(&[&new], &[&older], &RetentionRules::default()), []);
-    // A chain that is newer in the remote makes ours the old one.
-    assert_eq!(doomed_ids(&[&facts(9, 1, None)], &[&new, &child], &rules), [new.id, child.id]);
+    // A chain that is newer in the remote makes ours the old one, unless it cannot be restored.
+    let newer = facts(9, 1, None);
+    let damaged = BackupFacts { flaw: Some("a chunk is missing".into()), ..newer.clone() };
+    assert_eq!(doomed_ids(&[&damaged], &[&new, &child], &rules), []);
+    assert_eq!(doomed_ids(&[&newer], &[&new, &child], &rules), [new.id, child.id]);
 }
