@@ -25,7 +25,6 @@ mod small;
 pub mod snapshot;
 pub mod sums;
 pub mod transfer;
-pub mod unfinished;
 pub mod upload;
 pub mod verify;
 

@@ -251,6 +251,13 @@ pub trait ObjectStore: Send + Sync {
     /// What the store says of the object, or `None` when there is none. No other failure is ever `None`.
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError>;
 
+    /// Whether any version of this key exists, also one that a delete marker or a hide marker covers, or such a marker
+    /// alone. A store without versions says what `head` says. Versions that it does not let us see are
+    /// [`StoreErrorKind::Denied`], never "no".
+    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        Ok(self.head(key).await?.is_some())
+    }
+
     /// What [`ObjectStore::head`] would say of every object under `prefix`, by key, from listings alone; `None` where
     /// only asking for each object tells. A listing that says less than `head` must not be used here.
     async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {

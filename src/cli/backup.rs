@@ -2,9 +2,12 @@
 
 use super::args::Kind;
 use super::context::Context;
+use super::lock::wait_for_others;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
-use super::wire::{backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote, open_zfs};
+use super::wire::{
+    ask_passphrase, backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote, open_zfs,
+};
 use super::{Failure, remember};
 use crate::config::{Config, Environment, KeySource};
 use crate::model::DatasetName;
@@ -12,9 +15,8 @@ use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
     BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PlannedBackup, StoreRole, back_up, plan_backup,
 };
-use crate::run::error_chain;
 use crate::run::inside::refuse_inside;
-use crate::run::keys::{KeyCache, WriterKeys};
+use crate::run::keys::{KeyCache, WriterKeys, learn_keys};
 use crate::run::select::Selected;
 use crate::run::sums::write_sums;
 use crate::run::transfer::Stop;
@@ -121,7 +123,7 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
         let mut backup = backup_env(config, &target, &zfs, keys.clone(), stop.clone());
         (backup.progress, backup.planned) = (progress.sink(), Arc::new(planned));
         let started = Instant::now();
-        let outcome = back_up(&backup, selected, requested).await;
+        let outcome = wait_for_others(context, async || back_up(&backup, selected, requested).await).await;
         progress.finish();
         match outcome {
             Ok(outcome) => {
@@ -147,22 +149,12 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
     context.verdict()
 }
 
-/// A host that knows no keys and has an empty intermediate directory, such as one that was set up again, takes the keys of
-/// the remote: with new ones every dataset would need a new full.
+/// The keys of the remote, where this host has none and begins with an empty intermediate directory.
 async fn learn_keys_of_remote(config: &Config, env: &Environment, target: &Target) -> Result<(), Failure> {
-    let Some(OtherStore { role: StoreRole::Remote, store: Ok(remote), .. }) = &target.other else { return Ok(()) };
-    let asks_store = matches!(config.keys, KeySource::Passphrase(_));
-    if !asks_store || KeyCache::new(&config.state_dir).load()?.is_some() || !target.store.list("").await?.is_empty() {
-        return Ok(());
-    }
-    match remote.list("").await {
-        Ok(listed) if listed.is_empty() => Ok(()),
-        Ok(_) => keys_for_writing(config, env, &**remote).await.map(drop),
-        Err(error) => {
-            tracing::warn!(error = error_chain(&error), "the remote cannot be asked for its keys; going on without");
-            Ok(())
-        }
-    }
+    let Some(OtherStore { role: StoreRole::Remote, store: remote, .. }) = &target.other else { return Ok(()) };
+    let KeySource::Passphrase(source) = &config.keys else { return Ok(()) };
+    let remote = remote.as_deref().map_err(String::as_str);
+    Ok(learn_keys(&*target.store, remote, &KeyCache::new(&config.state_dir), || ask_passphrase(source, env)).await?)
 }
 
 fn backup_env(config: &Config, target: &Target, zfs: &Arc<dyn Zfs>, keys: WriterKeys, stop: Stop) -> BackupEnv {

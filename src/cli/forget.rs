@@ -3,18 +3,18 @@
 use super::Failure;
 use super::args::{Adopt, Forget};
 use super::context::Context;
+use super::lock::wait_for_others;
 use super::output::bytes;
-use super::prune::origin_of;
+use super::prune::{origin_of, prune_env};
 use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_remote_to_delete, open_zfs, usage};
 use crate::config::{Config, Environment};
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
 use crate::run::adopt::{adopt as adopt_origins, origins_of};
 use crate::run::catalog::{read_catalog, read_started};
-use crate::run::prune::{PruneEnv, forget as forget_backup, look_at};
+use crate::run::prune::{forget as forget_backup, look_at};
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;
-use jiff::Timestamp;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -29,19 +29,10 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
         Some(dataset) => dataset.clone(),
         None => find_dataset_of(context, &*store, &forget.id).await?,
     };
-    let (signing, trusted) = keys_for_pruning(config, env, &store).await?;
-    let env = PruneEnv {
-        store: Arc::clone(&store),
-        signing,
-        trusted,
-        state_dir: config.state_dir.clone(),
-        resume_days: config.resume_days,
-        now: Timestamp::now(),
-        stop: context.stop.clone(),
-    };
+    let env = prune_env(context, config, env, &store).await?;
     let carry_out = forget.yes && !context.global.dry_run;
     let found = match carry_out {
-        true => forget_backup(&env, &dataset, &forget.id).await?,
+        true => wait_for_others(context, async || forget_backup(&env, &dataset, &forget.id).await).await?,
         false => look_at(&env, &dataset, &forget.id).await?,
     };
     let verb = if carry_out { "deleted" } else { "would delete" };

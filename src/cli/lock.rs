@@ -100,6 +100,21 @@ pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(
     }
 }
 
+/// Does work that begins by taking the kernel lock of a dataset and a store: again and again, for as long as
+/// `--lock-wait` says, while another run has that lock.
+pub(super) async fn wait_for_others<T>(
+    context: &Context,
+    mut work: impl AsyncFnMut() -> Result<T, RunError>,
+) -> Result<T, RunError> {
+    let mut waiting = Waiting::new(context);
+    loop {
+        match work().await {
+            Err(error @ RunError::Locked { .. }) => waiting.pause(&error.to_string(), || error).await?,
+            done => return done,
+        }
+    }
+}
+
 fn note(context: &Context, config: &Config, state: &LockState, how: &str) {
     match state {
         LockState::Free => {}
@@ -195,10 +210,15 @@ impl<'a> Waiting<'a> {
 
     async fn wait(&mut self, config: &Config, state: &LockState) -> Result<(), Failure> {
         let about = describe(state, config, Timestamp::now());
+        let context = self.context;
+        Ok(self.pause(&about, || refusal(context, config, state, &about)).await?)
+    }
+
+    async fn pause(&mut self, about: &str, refusal: impl FnOnce() -> RunError) -> Result<(), RunError> {
         let limit = self.context.global.lock_wait.unwrap_or(TimeLimit::seconds(0));
         let left = limit.duration().saturating_sub(self.begun.elapsed());
         if left.is_zero() {
-            return Err(refusal(self.context, config, state, &about).into());
+            return Err(refusal());
         }
         if !std::mem::replace(&mut self.was_said, true) {
             tracing::info!("waiting for at most {limit}: {about}");
@@ -206,7 +226,7 @@ impl<'a> Waiting<'a> {
         let mut stop = self.context.stop.clone();
         tokio::select! {
             () = tokio::time::sleep(left.min(LOOK_EVERY)) => Ok(()),
-            Ok(_) = stop.wait_for(|stop| *stop) => Err(RunError::Interrupted.into()),
+            Ok(_) = stop.wait_for(|stop| *stop) => Err(RunError::Interrupted),
         }
     }
 }
@@ -271,4 +291,48 @@ fn refusal(context: &Context, config: &Config, state: &LockState, about: &str) -
         _ => format!("if nothing runs here, {} removes it", unlock("")),
     };
     RunError::LockedBy { what: about.to_owned(), hint }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::Global;
+    use super::super::output::Output;
+    use super::*;
+    use crate::run::lock::lock_dataset;
+    use std::sync::Arc;
+
+    /// What a command with this `--lock-wait` gets that finds the kernel lock held for `held`.
+    async fn wait(lock_wait: Option<u64>, held: Duration, stopped: bool) -> Result<u32, RunError> {
+        let state = tempfile::tempdir().unwrap();
+        let dataset = "tank/a".parse().unwrap();
+        let global = Global { lock_wait: lock_wait.map(TimeLimit::seconds), quiet: true, ..Global::default() };
+        let output = Arc::new(Output::new(&global));
+        let (stopper, stop) = tokio::sync::watch::channel(false);
+        let context = Context::new(global, output, stop, Arc::default());
+        let other = lock_dataset(state.path(), "s3:b", &dataset).unwrap();
+        let waiting = wait_for_others(&context, async || lock_dataset(state.path(), "s3:b", &dataset).map(|_| 7));
+        let others = async {
+            tokio::time::sleep(held).await;
+            match stopped {
+                true => drop(stopper.send(true)),
+                false => drop(other),
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            done = waiting => done,
+            () = others => unreachable!(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_kernel_lock_is_waited_for_as_long_as_lock_wait_says() {
+        let short = Duration::from_millis(100);
+        assert_eq!(wait(Some(60), short, false).await.unwrap(), 7);
+        for lock_wait in [None, Some(0), Some(1)] {
+            let refused = wait(lock_wait, Duration::from_secs(60), false).await.unwrap_err();
+            assert!(refused.to_string().contains("tank/a in s3:b is being worked on"), "{refused}");
+        }
+        assert!(matches!(wait(Some(60), short, true).await, Err(RunError::Interrupted)));
+    }
 }

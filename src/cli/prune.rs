@@ -2,6 +2,7 @@
 
 use super::args::Prune;
 use super::context::Context;
+use super::lock::wait_for_others;
 use super::output::bytes;
 use super::prune_plan::{plan_lines, plan_to_json};
 use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_remote_to_delete, open_zfs};
@@ -84,6 +85,25 @@ pub(super) fn origin_of(zfs: &dyn Zfs, selected: &Selected) -> Result<Origin, Ru
     Ok(Origin { dataset_guid: selected.dataset.guid, pool_guid })
 }
 
+/// What deleting in this store needs.
+pub(super) async fn prune_env(
+    context: &Context,
+    config: &Config,
+    env: &Environment,
+    store: &Arc<dyn ObjectStore>,
+) -> Result<PruneEnv, Failure> {
+    let (signing, trusted) = keys_for_pruning(config, env, store).await?;
+    Ok(PruneEnv {
+        store: Arc::clone(store),
+        signing,
+        trusted,
+        state_dir: config.state_dir.clone(),
+        resume_days: config.resume_days,
+        now: Timestamp::now(),
+        stop: context.stop.clone(),
+    })
+}
+
 async fn prune_store(
     context: &Context,
     store: Arc<dyn ObjectStore>,
@@ -95,17 +115,8 @@ async fn prune_store(
     let output = &context.output;
     let zfs = open_zfs()?;
     let datasets = context.datasets(&*zfs)?;
-    let (signing, trusted) = keys_for_pruning(config, env, &store).await?;
+    let env = prune_env(context, config, env, &store).await?;
     let (foreign_objects, foreign_bytes) = count_foreign(&*store, &datasets).await?;
-    let env = PruneEnv {
-        store: Arc::clone(&store),
-        signing,
-        trusted,
-        state_dir: config.state_dir.clone(),
-        resume_days: config.resume_days,
-        now: Timestamp::now(),
-        stop: context.stop.clone(),
-    };
     let carry_out = prune.yes && !context.global.dry_run;
     let mut results = Vec::new();
     for selected in &datasets {
@@ -114,7 +125,10 @@ async fn prune_store(
             let (stored, rules, beside) = (selected.stored.clone(), rules.clone(), beside.clone());
             let task = PruneTask { stored, origins, rules, beside };
             match carry_out {
-                true => prune_dataset(&env, &task).await.map(|outcome| outcome.look),
+                true => {
+                    let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
+                    pruned.map(|outcome| outcome.look)
+                }
                 false => look(&env, &task).await,
             }
         };

@@ -3,6 +3,7 @@
 use super::Failure;
 use super::args::Prune;
 use super::context::Context;
+use super::lock::wait_for_others;
 use super::output::bytes;
 use super::prune::{RemoteState, open_remote_if_any};
 use super::wire::{keys_for_pruning, open_intermediate, open_zfs};
@@ -43,7 +44,7 @@ pub(super) async fn prune_snapshots(context: &Context, prune: &Prune) -> Result<
     let mut results = Vec::new();
     for selected in &datasets {
         let outcomes = match carry_out {
-            true => prune_dataset(&env, selected).await,
+            true => wait_for_others(context, async || prune_dataset(&env, selected).await).await,
             false => look_at_snapshots(&env, selected).await.map(|verdicts| {
                 verdicts.into_iter().map(|verdict| SnapshotOutcome { verdict, refused: None }).collect()
             }),

@@ -3,6 +3,7 @@
 use super::Failure;
 use super::args::Upload;
 use super::context::Context;
+use super::lock::wait_for_others;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::stored::{NamedDataset, datasets_of};
@@ -58,7 +59,7 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
             stop: context.stop.clone(),
         };
         let started = Instant::now();
-        let outcome = upload_dataset(&upload, &named.stored, &rules).await;
+        let outcome = wait_for_others(context, async || upload_dataset(&upload, &named.stored, &rules).await).await;
         shown.finish();
         match outcome {
             Ok(report) => {

@@ -3,7 +3,7 @@
 use super::args::{Global, Source};
 use super::output::Output;
 use super::{Failure, native_b2};
-use crate::config::{self, Config, CredentialFiles, Environment, KeySource, Remote, SecretFile};
+use crate::config::{self, Config, CredentialFiles, Environment, KeySource, Passphrase, Remote, SecretFile};
 use crate::keyring::KeyFile;
 use crate::plan::send::LifecycleRules;
 use crate::run::RunError;
@@ -135,22 +135,22 @@ pub(super) async fn keys_for_writing(
     match &config.keys {
         KeySource::Passphrase(source) => {
             let cache = KeyCache::new(&config.state_dir);
-            let ask = || {
-                let secret = source.resolve(env).map_err(|error| {
-                    RunError::refused(
-                        crate::run::error_chain(&error),
-                        error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into()),
-                    )
-                })?;
-                Ok(SecretString::from(secret.expose().to_owned()))
-            };
-            Ok(writer_keys(store, &cache, ask).await?)
+            Ok(writer_keys(store, &cache, || ask_passphrase(source, env)).await?)
         }
         KeySource::Recipients { recipients, signing_key_file } => {
             let (signing, trusted) = signing_side(signing_key_file, config, env)?;
             Ok(WriterKeys { recipients: recipients.clone(), signing, trusted, keyring: None })
         }
     }
+}
+
+/// The passphrase that the configuration names.
+pub(super) fn ask_passphrase(source: &Passphrase, env: &Environment) -> Result<SecretString, RunError> {
+    let secret = source.resolve(env).map_err(|error| {
+        let hint = error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into());
+        RunError::refused(crate::run::error_chain(&error), hint)
+    })?;
+    Ok(SecretString::from(secret.expose().to_owned()))
 }
 
 /// The key that signs prune records, and whom pruning believes. Never makes a keyring: there is nothing to prune in a

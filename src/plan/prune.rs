@@ -28,8 +28,10 @@ pub struct Leftover {
     pub bytes: u64,
     /// The newest of them by the store's clock; `None` when the store does not say.
     pub newest: Option<Timestamp>,
-    /// Its manifest or the manifest's signature is there.
+    /// Its manifest or the manifest's signature is there, be it behind a delete marker.
     pub was_committed: bool,
+    /// Why it is not known that no version of its manifest lies behind a delete marker.
+    pub versions_unseen: Option<String>,
     /// Why its manifest is not believed, when there is one.
     pub disbelieved: Option<Unreadable>,
     /// What its first object says.
@@ -291,10 +293,13 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
         };
     }
     if leftover.was_committed {
-        return Err("its manifest's signature is there: it was a backup, or nearly one".to_owned());
+        return Err("its manifest's signature is there, or a hidden version: it was a backup, or nearly one".to_owned());
     }
     match (input.never_committing.contains(&leftover.id), given_up) {
-        (true, true) => Ok(Proof::Journal),
+        (true, true) => match &leftover.versions_unseen {
+            None => Ok(Proof::Journal),
+            Some(why) => Err(format!("given up, but hidden versions of its manifest cannot be excluded: {why}")),
+        },
         (true, false) => Err(format!("an unfinished upload that may go on for {} days", input.resume_days)),
         (false, _) => Err("an unfinished upload; no proof that it is over".to_owned()),
     }

@@ -3,6 +3,10 @@
 //! The cache holds what the nightly run needs - recipient, signing key, the sealed keyring - and never an identity:
 //! a host that backs up cannot open its own backups without the passphrase.
 
+mod learn;
+
+pub use learn::learn_keys;
+
 use super::RunError;
 use super::lock::{KernelLock, lock_named};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
@@ -208,7 +212,10 @@ async fn ensure_stored(
     // This store does not know our keyring yet, or lost it. Nobody must find later that another passphrase opens it
     // than the one in the configuration.
     KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
-    tracing::warn!(store = store.url(), "the keyring was not in the store; putting it there");
+    match store.list("").await?.is_empty() {
+        true => tracing::debug!(store = store.url(), "the first keyring of an empty store"),
+        false => tracing::warn!(store = store.url(), "the keyring was not in the store; putting it there"),
+    }
     store.put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await?;
     Ok(())
 }

@@ -146,6 +146,11 @@ impl ObjectStore for B2Store {
         Ok(self.shared.live("look at", key).await?.map(|file| file.evidence()))
     }
 
+    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        let versions = self.shared.versions("list versions of", key).await?;
+        Ok(versions.iter().any(|file| file.is_upload() || file.is_hidden_marker()))
+    }
+
     async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
         let live = self.shared.live_under(prefix).await?;
         Ok(Some(live.into_iter().map(|(key, file)| (key, file.evidence())).collect()))

@@ -114,6 +114,23 @@ impl MemoryStore {
         self.state().objects.remove(key).is_some()
     }
 
+    /// Puts a delete marker over an object, as anybody with the credentials could on a bucket with versions. Returns
+    /// whether there was one.
+    pub fn hide(&self, key: &str) -> bool {
+        let mut state = self.state();
+        let Some(hidden) = state.objects.remove(key) else { return false };
+        state.hidden.insert(key.to_owned(), hidden.bytes);
+        true
+    }
+
+    /// Removes the delete markers.
+    pub fn unhide(&self) {
+        let hidden = std::mem::take(&mut self.state().hidden);
+        for (key, bytes) in hidden {
+            self.plant(&key, bytes);
+        }
+    }
+
     /// Cuts an object to its first `bytes` bytes. The size that is reported follows. Returns whether it was longer.
     pub fn cut(&self, key: &str, bytes: usize) -> bool {
         let short = self.object(key).filter(|whole| whole.len() > bytes).map(|whole| whole.slice(..bytes));
@@ -195,6 +212,12 @@ impl ObjectStore for MemoryStore {
         self.call(Operation::Head, key.as_str(), |state| Ok(state.head(key.as_str())))
     }
 
+    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        self.call(Operation::AnyVersion, key.as_str(), |state| {
+            Ok(state.hidden.contains_key(key.as_str()) || state.head(key.as_str()).is_some())
+        })
+    }
+
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         self.call(Operation::List, prefix, |state| Ok(state.list(prefix)))
     }
@@ -202,6 +225,7 @@ impl ObjectStore for MemoryStore {
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         self.call(Operation::Delete, key.as_str(), |state| {
             state.objects.remove(key.as_str());
+            state.hidden.remove(key.as_str());
             Ok(())
         })
     }

@@ -159,6 +159,10 @@ impl ObjectStore for S3Store {
         self.shared.head(key).await
     }
 
+    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        self.shared.any_version(key).await
+    }
+
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         self.shared.list(prefix).await
     }

@@ -213,6 +213,10 @@ impl ObjectStore for Spool {
         self.inner.head(key).await
     }
 
+    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        self.inner.any_version(key).await
+    }
+
     async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
         self.inner.evidence_under(prefix).await
     }

@@ -93,6 +93,7 @@ impl Shelf {
             bytes: 1000,
             newest: Some(at(newest)),
             was_committed: false,
+            versions_unseen: None,
             disbelieved: None,
             started: StartedFact::Signed { base: base.cloned(), origin: origin(1) },
         });

@@ -6,9 +6,10 @@ use age::secrecy::SecretString;
 use tempfile::TempDir;
 use zfs_backup::keyring::KeyringError;
 use zfs_backup::run::RunError;
-use zfs_backup::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
+use zfs_backup::run::keys::{KeyCache, WriterKeys, learn_keys, open_keyrings, writer_keys};
 use zfs_backup::run::restore::RestorePoint;
-use zfs_backup::store::memory::MemoryStore;
+use zfs_backup::store::StoreErrorKind;
+use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 
 fn passphrase(text: &str) -> Result<SecretString, RunError> {
     Ok(SecretString::from(text.to_owned()))
@@ -111,4 +112,34 @@ async fn a_damaged_keyring_is_told_from_a_wrong_passphrase_and_a_key_file_still_
         world.find(&RestorePoint::Newest).await.unwrap();
         world.assert_restores().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_was_set_up_again_takes_the_keys_of_its_remote() {
+    let remote = memory_store(PART_BYTES);
+    let (directory, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
+    let cache = KeyCache::new(state.path());
+    // A first setup: both are empty, and nothing is asked or made.
+    learn_keys(&directory, Ok(&remote), &cache, nobody).await.unwrap();
+    assert!(cache.load().unwrap().is_none() && remote.keys().is_empty());
+
+    let writer = first_keys(&remote, &TempDir::new().unwrap()).await;
+    // A remote that cannot be asked may have keys: no new ones are made.
+    remote.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::List));
+    for other in [Ok(&remote as &dyn zfs_backup::store::ObjectStore), Err("no route to host")] {
+        let refused = learn_keys(&directory, other, &cache, nobody).await.unwrap_err();
+        assert!(matches!(refused, RunError::Refused { .. }), "{refused}");
+        assert!(refused.to_string().contains("cannot be asked whether it has some"), "{refused}");
+        assert!(cache.load().unwrap().is_none());
+    }
+    learn_keys(&directory, Ok(&remote), &cache, || passphrase("ours")).await.unwrap();
+    assert_eq!(cache.load().unwrap().unwrap().keyring, writer.keyring);
+    // Known keys stay, whatever the remote says.
+    learn_keys(&directory, Err("no route to host"), &cache, nobody).await.unwrap();
+
+    // A directory that holds something says itself which keys are its own.
+    let (other_directory, other_state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
+    first_keys(&other_directory, &TempDir::new().unwrap()).await;
+    learn_keys(&other_directory, Ok(&remote), &KeyCache::new(other_state.path()), nobody).await.unwrap();
+    assert!(KeyCache::new(other_state.path()).load().unwrap().is_none());
 }

@@ -3,16 +3,18 @@
 
 use crate::builder::Yard;
 use crate::world::{World, memory_store, never, now};
-use std::collections::BTreeSet;
 use std::sync::Arc;
+use tempfile::TempDir;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
-use zfs_backup::run::RunError;
+use zfs_backup::plan::copy::doomed;
 use zfs_backup::run::catalog::{StoredBackup, read_catalog};
 use zfs_backup::run::prune::{Beside, prune_dataset};
 use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
+use zfs_backup::run::upload::{UploadEnv, UploadRules, upload_dataset};
+use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
-use zfs_backup::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
+use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::{SendBase, Zfs};
 
 /// The intermediate directory and the remote of one host.
@@ -21,13 +23,19 @@ struct Host {
     here: MemoryStore,
     remote: MemoryStore,
     exported: Vec<BackupId>,
+    /// The state folder of the copies: both stores have one name, and one folder would mix their journals.
+    copies: TempDir,
+}
+
+fn remote_rules() -> RetentionRules {
+    RetentionRules { last_chains: Some(1), last_fulls: Some(3), ..Default::default() }
 }
 
 impl Host {
     fn new() -> Self {
         let yard = Yard::new();
         let (here, remote) = (yard.store.clone(), memory_store(64 * 1024));
-        Self { yard, here, remote, exported: Vec::new() }
+        Self { yard, here, remote, exported: Vec::new(), copies: TempDir::new().unwrap() }
     }
 
     async fn backups(&self, store: &MemoryStore) -> Vec<StoredBackup> {
@@ -54,31 +62,32 @@ impl Host {
     }
 
     async fn prune_remote(&self) -> usize {
-        let rules = RetentionRules { last_chains: Some(1), last_fulls: Some(3), ..Default::default() };
         let env = self.yard.env(0, Arc::new(self.remote.clone()), never());
-        let task = self.yard.task(&rules, Beside::Intermediate(Arc::new(self.here.clone())));
+        let task = self.yard.task(&remote_rules(), Beside::Intermediate(Arc::new(self.here.clone())));
         let outcome = prune_dataset(&env, &task).await.unwrap();
         assert_eq!(outcome.look.plan.doubts, []);
         outcome.deleted.len()
     }
 
-    /// Copies what the remote has not committed, parents first, the manifest last.
-    async fn copy(&self) -> Result<(), StoreError> {
-        let committed: BTreeSet<BackupId> =
-            self.backups(&self.remote).await.into_iter().map(|backup| backup.manifest.id).collect();
-        for backup in self.backups(&self.here).await {
-            if committed.contains(&backup.manifest.id) {
-                continue;
-            }
-            let prefix = self.yard.key(&backup.manifest.id, "");
-            let mut names: Vec<&String> = backup.objects.keys().collect();
-            names.sort_by_key(|name| (name.starts_with("manifest"), !name.ends_with(".minisig"), *name));
-            for name in names {
-                let key = ObjectKey::listed(&format!("{prefix}{name}")).unwrap();
-                self.remote.put_new(&key, self.here.object(key.as_str()).unwrap()).await?;
-            }
+    /// `upload-intermediate-to-remote`, by the remote's rules.
+    async fn copy(&self) -> Result<(), String> {
+        let env = UploadEnv {
+            from: Arc::new(self.here.clone()),
+            to: Arc::new(self.remote.clone()),
+            keys: self.yard.writer.clone(),
+            state_dir: self.copies.path().to_owned(),
+            now,
+            progress: Arc::new(|_| Arc::new(|_| {})),
+            stop: never(),
+        };
+        let clock = self.yard.clock;
+        let would_be_pruned = |remote: &[_], local: &[_]| doomed(remote, local, &remote_rules(), clock);
+        let rules = UploadRules { all: false, would_be_pruned: &would_be_pruned };
+        let report = upload_dataset(&env, &self.yard.dataset, &rules).await.map_err(|error| error_chain(&error))?;
+        match report.failed.first() {
+            Some((id, error)) => Err(format!("{id}: {}", error_chain(error))),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Every backup ever made that the remote's rules keep comes back from both stores together.
@@ -98,10 +107,15 @@ impl Host {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn three_nights_whose_upload_fails_break_nothing() {
     // Where in the copy each night fails: at once, in the middle of a backup, just before a manifest.
-    for failing in [["", "", ""], ["private", "00000001", "manifest.json"], ["manifest.json.minisig", "", "started"]] {
+    use Operation::{Create, PutNew};
+    for failing in [
+        [(PutNew, ""), (PutNew, ""), (PutNew, "")],
+        [(PutNew, "private"), (Create, "00000001"), (PutNew, "manifest.json")],
+        [(PutNew, "manifest.json.minisig"), (PutNew, "receipt"), (PutNew, "started")],
+    ] {
         let mut host = Host::new();
         for night in 0..3 {
             host.next_day();
@@ -110,13 +124,14 @@ async fn three_nights_whose_upload_fails_break_nothing() {
             host.copy().await.unwrap();
             host.prune_remote().await;
         }
-        for part in failing {
+        for (operation, part) in failing {
             host.next_day();
             host.export(false).await;
             host.prune_intermediate().await;
-            host.remote.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::PutNew).on(part).forever());
+            host.remote.fail(Fault::before(StoreErrorKind::Unavailable).of(operation).on(part).forever());
             // The failed step stops the sequence: the remote is not pruned.
-            host.copy().await.unwrap_err();
+            let failure = host.copy().await.unwrap_err();
+            assert!(failure.contains("a test ordered this failure"), "{failure}");
             host.remote.heal();
             let ids = host.exported.clone();
             host.assert_all_restore(&ids).await;

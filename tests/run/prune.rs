@@ -12,6 +12,7 @@ use zfs_backup::model::BackupId;
 use zfs_backup::plan::prune::Proof;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::RunError;
+use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::prune::{Beside, PruneEnv, forget, look_at, prune_dataset};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
@@ -248,6 +249,33 @@ async fn an_attempt_near_its_commit_is_never_taken_for_dead() {
         assert!(outcome.deleted.is_empty(), "{object}");
         assert_eq!(yard.keys_but_records(), before);
     }
+}
+
+#[tokio::test]
+async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_manifest() {
+    let (mut yard, _, new) = two_chains().await;
+    let newest = new.last().unwrap();
+    // What the state folder said before the commit, and a manifest that somebody put delete markers over.
+    drop(AttemptJournal::begin(yard.state(0), yard.store.url(), &yard.dataset, newest).unwrap());
+    for name in ["manifest.json", "manifest.json.minisig"] {
+        assert!(yard.store.hide(&yard.key(newest, name)));
+    }
+    yard.days(100);
+    let before = yard.keys_but_records();
+    let keep = RetentionRules::default();
+    let outcome = yard.prune(&keep).await;
+    let doubts: Vec<String> = outcome.look.plan.doubts.iter().map(ToString::to_string).collect();
+    assert!(doubts.iter().any(|doubt| doubt.contains("a hidden version of it is there")), "{doubts:?}");
+    // A store that does not let us see is no proof either.
+    let denied = Fault::before(StoreErrorKind::Denied).of(Operation::AnyVersion).forever();
+    yard.store.fail(denied);
+    let outcome = yard.prune(&keep).await;
+    let left = outcome.look.plan.left_alone.iter().find(|left| left.id == *newest).unwrap();
+    assert!(left.why.contains("hidden versions of its manifest cannot be excluded"), "{}", left.why);
+    yard.store.heal();
+    assert_eq!(yard.keys_but_records(), before);
+    yard.store.unhide();
+    assert_eq!(yard.not_restorable([newest.clone()].into_iter()).await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -574,6 +602,11 @@ impl ObjectStore for Hooked {
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         (self.hook)(Operation::Head, key.as_str());
         self.inner.head(key).await
+    }
+
+    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        (self.hook)(Operation::AnyVersion, key.as_str());
+        self.inner.any_version(key).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {

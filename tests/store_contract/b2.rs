@@ -130,12 +130,14 @@ async fn hidden_is_absent_and_free() {
     sim.plant("x", b"old");
     sim.hide("x");
     assert_eq!(store.head(&name).await.unwrap(), None);
+    assert!(store.any_version(&name).await.unwrap());
     assert_eq!(store.list("").await.unwrap(), []);
     assert_eq!(store.get(&name, None, 10).await.unwrap_err().kind, StoreErrorKind::NotFound);
     assert_eq!(store.put_new(&name, pattern(5, 1)).await.unwrap().0, PutOutcome::Created);
     assert_eq!(sim.versions().len(), 3);
     store.delete(&name).await.unwrap();
     assert_eq!(sim.versions(), [], "all versions and markers are gone");
+    assert!(!store.any_version(&name).await.unwrap());
 }
 
 #[tokio::test]

@@ -171,13 +171,17 @@ async fn delete_removes_all_versions(weed: Arc<Weed>, settings: S3Settings) {
     let store = connect(S3Settings { bucket: bucket.to_owned(), ..settings }).await;
     let (name, neighbour) = (key("tank/@a/x"), key("tank/@a/x.minisig"));
     store.put_new(&neighbour, pattern(3, 3)).await.unwrap();
+    assert!(!store.any_version(&name).await.unwrap(), "a longer key is another");
     for seed in 0..3 {
         let (_, evidence) = store.put_new(&name, pattern(3, seed)).await.unwrap();
         assert!(evidence.version_id.is_some());
         // Somebody else's plain delete leaves a marker, and the version behind it.
         client.delete_object().bucket(bucket).key(format!("delete_removes_all_versions/{name}")).send().await.unwrap();
     }
+    assert_eq!(store.head(&name).await.unwrap(), None);
+    assert!(store.any_version(&name).await.unwrap(), "behind the marker");
     store.delete(&name).await.unwrap();
+    assert!(!store.any_version(&name).await.unwrap());
     store.delete(&name).await.unwrap();
     let left = client.list_object_versions().bucket(bucket).send().await.unwrap();
     let left: Vec<_> = left.versions().iter().filter_map(|version| version.key()).collect();

@@ -32,8 +32,8 @@ pub enum Doubt {
         /// Damage or forgery.
         damage: bool,
     },
-    /// A manifest's signature is there and the manifest is not.
-    #[error("the manifest of {id} is missing, and its signature is there")]
+    /// A manifest's signature, or a hidden version of a manifest, is there and the manifest is not.
+    #[error("the manifest of {id} is missing, and its signature or a hidden version of it is there")]
     ManifestLost {
         /// The backup.
         id: BackupId,

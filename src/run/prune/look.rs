@@ -13,7 +13,8 @@ use crate::run::journal::never_committing;
 use crate::run::seen::Seen;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
-use crate::store::{ObjectKey, ObjectStore};
+use crate::store::key::BackupObject;
+use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,8 +59,11 @@ pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunErro
     let catalog = read_catalog(store, &task.stored, &env.trusted).await?;
     let records = read_prune_records(store, &task.stored, &env.trusted, None).await?;
     let pruned = newest_records(&records);
-    let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
+    let mut leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let never_committing = never_committing(&env.state_dir, store.url(), &task.stored)?;
+    for leftover in leftovers.iter_mut().filter(|leftover| never_committing.contains(&leftover.id)) {
+        look_behind_markers(store, &task.stored, leftover).await?;
+    }
     let seen = Seen::look(store, catalog).await?;
     let facts = match task.beside {
         Beside::Nothing | Beside::Intermediate(_) => seen.facts(None),
@@ -140,11 +144,28 @@ pub(in crate::run) async fn read_leftovers(
             bytes: *bytes,
             newest: *newest,
             was_committed: *was_committed,
+            versions_unseen: None,
             disbelieved: disbelieved.as_ref().map(describe),
             started,
         });
     }
     Ok(leftovers)
+}
+
+/// A journal may be an old copy that came back, so its word that an attempt never reached its commit holds only where
+/// no version of the manifest says otherwise.
+async fn look_behind_markers(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    leftover: &mut Leftover,
+) -> Result<(), RunError> {
+    let manifest = ObjectKey::backup(dataset, &leftover.id, &BackupObject::Manifest);
+    match store.any_version(&manifest).await {
+        Ok(any) => leftover.was_committed |= any,
+        Err(error) if error.kind == StoreErrorKind::Denied => leftover.versions_unseen = Some(error_chain(&error)),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }
 
 fn describe(error: &RunError) -> Unreadable {

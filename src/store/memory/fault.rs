@@ -22,6 +22,8 @@ pub enum Operation {
     Get,
     /// An object is looked at.
     Head,
+    /// All versions of an object are looked for.
+    AnyVersion,
     /// Objects are listed; the key is the prefix.
     List,
     /// An object is deleted.
@@ -43,6 +45,7 @@ impl Operation {
             Self::PutSpooled | Self::PutNew => "put",
             Self::Get => "get",
             Self::Head => "head",
+            Self::AnyVersion => "list versions of",
             Self::List => "list",
             Self::Delete => "delete",
             Self::Unfinished => "list unfinished uploads under",

@@ -40,6 +40,8 @@ pub(super) struct Upload {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) objects: BTreeMap<String, Stored>,
+    /// Behind delete markers.
+    pub(super) hidden: BTreeMap<String, Bytes>,
     /// By upload id.
     pub(super) uploads: BTreeMap<String, Upload>,
     pub(super) lies: HashMap<String, Option<Evidence>>,

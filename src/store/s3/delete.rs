@@ -1,4 +1,5 @@
-//! Deleting an object in all its versions. On a versioned bucket a plain delete only hides it, and goes on costing.
+//! The versions of an object: whether there are any, and deleting all of them. On a versioned bucket a plain delete only
+//! hides it, and goes on costing.
 
 use super::Shared;
 use super::cause::Cause;
@@ -28,6 +29,17 @@ impl Shared {
                     false => Ok(()),
                 }
             }
+        }
+    }
+
+    /// A store that knows no versions has none that `head` does not show; one that does not let us see them may.
+    pub(super) async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        match self.versions(key).await? {
+            Versions::Listed(ids) => Ok(!ids.is_empty()),
+            Versions::Unknown(cause) if cause.kind() == StoreErrorKind::Denied => {
+                Err(self.failed("list versions of", "ListObjectVersions", key.as_str(), cause))
+            }
+            Versions::Unknown(_) => Ok(self.head(key).await?.is_some()),
         }
     }
 

@@ -1,0 +1,34 @@
+//! [`learn_keys`]: a host that knows no keys, such as one that was set up again, takes those of its other store.
+
+use super::{KeyCache, writer_keys};
+use crate::run::{RunError, error_chain};
+use crate::store::ObjectStore;
+use age::secrecy::SecretString;
+
+/// Where this host knows no keys and `store`, which is written to, is empty: takes the keys that `other` has, if it has
+/// any. With new ones every dataset would need a new full, and `other` would refuse what is sealed for them. `other` is
+/// the store, or why it cannot be reached.
+///
+/// # Errors
+/// [`RunError::Refused`] when `other` cannot be asked: whether there are keys is not known then. As for
+/// [`writer_keys`].
+pub async fn learn_keys(
+    store: &dyn ObjectStore,
+    other: Result<&dyn ObjectStore, &str>,
+    cache: &KeyCache,
+    passphrase: impl FnOnce() -> Result<SecretString, RunError>,
+) -> Result<(), RunError> {
+    if cache.load()?.is_some() || !store.list("").await?.is_empty() {
+        return Ok(());
+    }
+    let unknown = |why: &str| {
+        let what = format!("this host knows no keys yet, and the remote cannot be asked whether it has some: {why}");
+        RunError::refused(what, "run it again when the remote can be reached; new keys would begin every chain anew")
+    };
+    let other = other.map_err(unknown)?;
+    match other.list("").await {
+        Ok(listed) if listed.is_empty() => Ok(()),
+        Ok(_) => writer_keys(other, cache, passphrase).await.map(drop),
+        Err(error) => Err(unknown(&error_chain(&error))),
+    }
+}
