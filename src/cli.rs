@@ -6,6 +6,7 @@ mod check;
 mod context;
 mod convert;
 mod details;
+mod drill;
 mod forget;
 mod health;
 mod holds;
@@ -20,14 +21,17 @@ mod native_b2;
 mod output;
 mod overview;
 mod perform;
+mod places;
 mod progress;
 mod prune;
 mod prune_plan;
 mod prune_snapshots;
+mod recover;
 mod rekey;
 mod remember;
 mod report;
 mod restore;
+mod restore_args;
 mod sequence;
 mod share;
 mod show;
@@ -220,7 +224,7 @@ async fn listen_for_signals(sender: watch::Sender<bool>, leftovers: Arc<Leftover
 
 /// One arm a command. A step of `perform` comes through here too, with the context of its run.
 async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
-    let Context { global, output, stop, .. } = context;
+    let Context { global, output, .. } = context;
     lock::check_lock(command, context).await?;
     match command {
         Command::Perform => perform::perform(context).await,
@@ -241,10 +245,12 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Completions { shell } => manual::completions(*shell, output),
         Command::Man { output: folder } => manual::man(folder.as_deref(), output),
         Command::VerifyChecksums(verify) => verify::verify(context, verify).await,
-        Command::Restore(restore) => restore::restore(global, restore, output, stop.clone()).await,
+        Command::Restore(restore) => restore::restore(context, restore).await,
+        Command::Drill(drill) => drill::drill(context, drill).await,
         Command::Key(command) => keys::key(global, command, output).await,
         Command::Config(args::ConfigCommand::Init(init)) => init::init(global, init, output),
         Command::Config(args::ConfigCommand::Convert { file }) => convert::convert(file, output),
+        Command::Config(args::ConfigCommand::Recover(recover)) => recover::recover(context, recover).await,
         Command::Config(command) => check::config(global, command, output),
     }
 }

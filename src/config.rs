@@ -28,6 +28,7 @@ pub mod trust;
 mod units;
 
 pub use advice::{Advice, PEAK_FIXED};
+pub use document::without_secrets;
 pub use keys::KeySource;
 pub use lifecycle::{BackupLifecycle, Percent, RetentionRules};
 pub use main_section::{DatasetSelection, Hooks, Intermediate, Pace, RcloneSettings, SnapshotSettings, SnapshotSource};

@@ -4,6 +4,7 @@
 //! ```text
 //! @zfs-backup/keys/<tag>/0001.age     keyring: an age identity file with the signing key in comment lines, sealed with
 //!                                     the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
+//! @zfs-backup/config/<time>-<hash>.age   a host's configuration without its secrets, sealed to the recipients, signed
 //! <dataset>/@prune/<time>-<nonce>.json   signed records of what a prune deleted
 //! <dataset>/@<id>/started.json        first object of an attempt, signed
 //! <dataset>/@<id>/keyring.age         a copy of the keyring; absent in recipients mode

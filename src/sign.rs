@@ -25,6 +25,8 @@ pub enum SignedType {
     Manifest,
     /// `@prune/...json`
     PruneRecord,
+    /// `@zfs-backup/config/...age`
+    Config,
 }
 
 impl SignedType {
@@ -37,6 +39,7 @@ impl SignedType {
             Self::Receipt => "receipt",
             Self::Manifest => "manifest",
             Self::PruneRecord => "prune-record",
+            Self::Config => "config",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The command line.
 
+pub(super) use super::restore_args::{Drill, From, Restore};
 use crate::config::{Age, Remote, TimeLimit};
 use crate::model::{BackupId, DatasetName};
 use crate::plan::sample::ReadShare;
@@ -98,6 +99,12 @@ pub(super) enum Command {
     Show(Show),
     /// Bring a backup back: into a new dataset, or as a bare stream
     Restore(Restore),
+    /// Rehearse a restore: into a scratch dataset, which is checked and destroyed again
+    ///
+    /// Every record of every stream is checked by the kernel, the snapshots must have the guids of the manifests, and
+    /// where the pool still has a snapshot and its base, its own stream must be the very bytes that came back. The date
+    /// stands in `show` and `health` from then on. Without DATASET it is the one whose last drill is the oldest.
+    Drill(Drill),
     /// One line a dataset for monitoring, from this host's records; exit status 0, 1, 2 or 3 as monitoring plugins do
     Health(Health),
     /// What this tool holds in the pools
@@ -237,31 +244,6 @@ pub(super) struct Verify {
     pub(super) datasets: Vec<DatasetName>,
 }
 
-#[derive(Debug, ClapArgs)]
-#[command(group(clap::ArgGroup::new("destination").required(true).args(["to", "output", "stdout"])))]
-pub(super) struct Restore {
-    /// The dataset as it is named in the store, with @SNAPSHOT for another than the newest backup
-    #[arg(value_name = "DATASET[@SNAPSHOT]")]
-    pub(super) what: String,
-    /// Receive into this new dataset, unmounted; its parent must exist
-    #[arg(long, value_name = "DATASET")]
-    pub(super) to: Option<DatasetName>,
-    /// Write the bare stream into this new file
-    #[arg(long, value_name = "FILE")]
-    pub(super) output: Option<PathBuf>,
-    /// Write the bare stream to stdout, for `zfs receive` anywhere
-    #[arg(long)]
-    pub(super) stdout: bool,
-    /// This backup, by its id
-    #[arg(long, value_name = "ID")]
-    pub(super) backup: Option<BackupId>,
-    /// Read from the intermediate directory
-    #[arg(long, conflicts_with = "remote")]
-    pub(super) intermediate: bool,
-    #[command(flatten)]
-    pub(super) source: Source,
-}
-
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
     /// Make the keyring in the configured stores, if there is none yet
@@ -294,12 +276,32 @@ pub(super) enum ConfigCommand {
     Check,
     /// Show the merged configuration with all defaults, secrets hidden
     Show,
+    /// Bring the configuration back from the store, on the day when this host is all there is
+    ///
+    /// Backups leave a copy beside the keyring, without its secrets, sealed and signed.
+    Recover(Recover),
     /// Print the TOML form of an older INI configuration
     Convert {
         /// The INI file
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Recover {
+    /// The store: s3:bucket/prefix, b2:bucket/prefix or file:/dir
+    #[arg(long, value_name = "URL")]
+    pub(super) remote: String,
+    /// The key file, instead of the passphrase
+    #[arg(long, value_name = "FILE")]
+    pub(super) identity: Option<PathBuf>,
+    /// The one of this host [default: the newest]
+    #[arg(long, value_name = "HOST")]
+    pub(super) host: Option<String>,
+    /// Write it into this new file, mode 0600, instead of printing it
+    #[arg(long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -8,7 +8,7 @@ use super::progress::UploadProgress;
 use super::wire::{
     ask_passphrase, backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote, open_zfs,
 };
-use super::{Failure, remember};
+use super::{Failure, recover, remember};
 use crate::config::{Config, Environment, KeySource};
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
@@ -143,6 +143,9 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
                 }
             }
         }
+    }
+    if !results.is_empty() && target.role == StoreRole::Remote {
+        recover::keep(config, &*target.store, &keys).await;
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
     output.json(|| json!({ "backups": results, "failed": failed }));

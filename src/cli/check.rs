@@ -10,7 +10,7 @@ use serde_json::json;
 pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) -> Result<(), Failure> {
     let (config, env) = load_config(global, output)?;
     match command {
-        ConfigCommand::Init(_) | ConfigCommand::Convert { .. } => {
+        ConfigCommand::Init(_) | ConfigCommand::Convert { .. } | ConfigCommand::Recover(_) => {
             return Err(usage("this needs no configuration", "see --help"));
         }
         ConfigCommand::Show => {

@@ -218,7 +218,7 @@ impl Person {
 }
 
 /// Whole, closed to others, and never over another file.
-fn write_new(file: &Path, text: &[u8]) -> Result<(), RunError> {
+pub(super) fn write_new(file: &Path, text: &[u8]) -> Result<(), RunError> {
     let failed = |operation, path: &Path| {
         let path = path.display().to_string();
         move |source| RunError::File { operation, path, source }

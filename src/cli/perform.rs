@@ -19,7 +19,8 @@ use std::time::Instant;
 impl Command {
     /// Whether it ends in good order after a request to stop, however long its hooks take: nobody may drop it.
     pub(super) fn ends_by_itself(&self) -> bool {
-        matches!(self, Self::Perform | Self::Snapshot)
+        matches!(self, Self::Perform | Self::Snapshot | Self::Drill(_))
+            || matches!(self, Self::Restore(restore) if restore.to.is_some())
     }
 }
 

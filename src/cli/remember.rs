@@ -1,11 +1,12 @@
 //! One line where something was done: what this host remembers for `health` and `show`. A record that cannot be
 //! written is said and fails nothing: the backup is there all the same.
 
+use super::wire::store_urls;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::backup::BackupOutcome;
 use crate::run::catalog::Catalog;
-use crate::run::record::{FailureNote, Records, VerifyNote};
+use crate::run::record::{DrillNote, FailureNote, Records, VerifyNote};
 use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
@@ -69,4 +70,24 @@ pub(super) fn verified(
 /// A store was looked into.
 pub(super) fn seen(config: &Config, store: &dyn ObjectStore, catalog: &Catalog) {
     told(records(config, store, &catalog.dataset).note_seen(catalog, Timestamp::now()));
+}
+
+/// A drill ended well. What it says holds for the dataset, whichever store it read, so it stands where `health` looks.
+pub(super) fn drilled(config: &Config, stored: &DatasetName, note: &DrillNote) {
+    if let Some(records) = first_records(config, stored) {
+        told(records.note_drill(note));
+    }
+}
+
+/// A drill failed.
+pub(super) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunError) {
+    if let Some(records) = first_records(config, stored).filter(|_| !matches!(error, RunError::Interrupted)) {
+        let (step, reason, damage) = ("drill".to_owned(), error_chain(error), error.is_damage());
+        told(records.note_failure(&FailureNote { at: Timestamp::now(), step, reason, damage }));
+    }
+}
+
+fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
+    let url = store_urls(config).into_iter().next()?;
+    Some(Records::new(&config.state_dir, &url, stored))
 }

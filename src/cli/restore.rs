@@ -1,31 +1,27 @@
 //! `restore`.
 
 use super::Failure;
-use super::args::{Global, Restore};
+use super::args::Restore;
+use super::context::Context;
 use super::output::{Output, age, bytes};
-use super::wire::{ReadSide, key_file, open_for_reading, open_zfs, usage};
+use super::places::{Places, open_places};
+use super::wire::{open_zfs, usage};
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::RunError;
 use crate::run::restore::{
-    RestoreBackup, RestorePoint, RestoreSet, find_restore_backup, find_restore_set, restore_to_dataset,
+    PropertyChoice, ReceiveOptions, ReceivePlan, RestoreBackup, RestorePoint, RestoreSet, RestoreTree, TreeMember,
+    check_target, fetch_requests, find_restore_backup, find_restore_set, find_restore_tree, restore_to_dataset,
     restore_to_writer,
 };
-use crate::run::transfer::Stop;
 use jiff::Timestamp;
 use serde_json::json;
 use std::fs::OpenOptions;
 use std::io::IsTerminal;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-pub(super) async fn restore(
-    global: &Global,
-    restore: &Restore,
-    output: &Output,
-    mut stop: Stop,
-) -> Result<(), Failure> {
+pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), Failure> {
     let (dataset, point) = parse_what(restore)?;
     if restore.stdout && std::io::stdout().is_terminal() {
         return Err(usage(
@@ -33,42 +29,21 @@ pub(super) async fn restore(
             "pipe it: ... --stdout | zfs receive POOL/NEW",
         ));
     }
-    let side = open_for_reading(global, &restore.source, restore.intermediate, output).await?;
-    let keys = key_file(&side, &restore.source).await?;
-    let set = match &point {
-        // A bare stream needs nothing before it.
-        RestorePoint::Id(id) if restore.to.is_none() => {
-            RestoreSet { backups: vec![find_restore_backup(&*side.store, &dataset, &keys, id).await?] }
+    let options = receive_options(restore)?;
+    let places = open_places(&context.global, &restore.source, restore.from.as_ref(), false, &context.output).await?;
+    let (stores, keys) = (&places.stores, &places.keys);
+    match &restore.to {
+        Some(target) if restore.recursive => {
+            let tree = find_restore_tree(stores, &dataset, keys, &point).await?;
+            announce(&tree.members[0].set, restore, &context.output)?;
+            restore_tree(context, &dataset, tree, target, &options, keys).await
         }
-        point => find_restore_set(&*side.store, &dataset, &keys, point).await?,
-    };
-    announce(&set, restore, output);
-    if global.dry_run {
-        print_plan(&set, &side, output);
-        return Ok(());
-    }
-    if let Some(target) = &restore.to {
-        // It ends by itself when it is asked to stop, because what it received must go again.
-        let zfs = open_zfs()?;
-        let received = restore_to_dataset(Arc::clone(&side.store), &set, &keys, zfs, target, stop).await?;
-        received.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
-        output.json(|| json!({ "received": received }));
-        return Ok(());
-    }
-    let backup = only_backup(&set, restore)?;
-    let work = async {
-        match &restore.output {
-            Some(file) => write_file(&side, backup, &keys, file).await,
-            None => {
-                restore_to_writer(Arc::clone(&side.store), backup, &keys, Box::new(std::io::stdout())).await?;
-                Ok(())
-            }
+        Some(target) => {
+            let set = find_restore_set(stores, &dataset, keys, &point).await?;
+            announce(&set, restore, &context.output)?;
+            restore_one(context, &set, target, &options, keys).await
         }
-    };
-    tokio::select! {
-        result = work => result,
-        // The fetch ends with the runtime, and the stream with it.
-        _ = stop.wait_for(|stop| *stop) => Err(Failure::Run(RunError::Interrupted)),
+        None => restore_stream(context, restore, &dataset, &point, &places).await,
     }
 }
 
@@ -82,40 +57,199 @@ fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure>
     } else {
         (restore.what.parse().map_err(wrong)?, None)
     };
-    match (snapshot, &restore.backup) {
-        (Some(_), Some(_)) => Err(usage("@SNAPSHOT and --backup both say which backup", "give one of them")),
-        (Some(short), None) => Ok((dataset, RestorePoint::Snapshot(short))),
-        (None, Some(id)) => Ok((dataset, RestorePoint::Id(id.clone()))),
-        (None, None) => Ok((dataset, RestorePoint::Newest)),
+    match (snapshot, &restore.backup, &restore.at) {
+        (Some(_), Some(_), _) => Err(usage("@SNAPSHOT and --backup both say which backup", "give one of them")),
+        (Some(_), _, Some(_)) => Err(usage("@SNAPSHOT and --at both say which backup", "give one of them")),
+        (Some(short), None, None) => Ok((dataset, RestorePoint::Snapshot(short))),
+        (None, Some(id), _) => Ok((dataset, RestorePoint::Id(id.clone()))),
+        (None, None, Some(at)) => Ok((dataset, RestorePoint::At(at.0))),
+        (None, None, None) => Ok((dataset, RestorePoint::Newest)),
     }
 }
 
-/// A cut tail of the store cannot be noticed without outside knowledge, so the time is always said.
-fn announce(set: &RestoreSet, restore: &Restore, output: &Output) {
-    if let Some(backup) = set.backups.last() {
-        let at = backup.manifest.snapshot.created_at;
-        output.always(&format!("{} is from {at}, {} ago", restore.what, age(Timestamp::now(), at)));
-        if backup.private.as_ref().and_then(|private| private.zfs_key.as_ref()).is_some_and(|key| key.raw) {
-            output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
+fn receive_options(restore: &Restore) -> Result<ReceiveOptions, Failure> {
+    let properties = PropertyChoice::new(restore.with_properties, &restore.set, &restore.without)
+        .map_err(|error| usage(&error.to_string(), "as `zfs receive -o` and `-x` take them"))?;
+    Ok(ReceiveOptions { properties, rollback: restore.force_rollback })
+}
+
+/// A cut tail of the store cannot be noticed without outside knowledge, so the time is always said, and held against
+/// what the caller knows.
+fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), Failure> {
+    for why in &set.unasked {
+        output.always(&format!("a store could not be asked, and may have something newer: {why}"));
+    }
+    let (newest, now) = (set.newest(), Timestamp::now());
+    let (id, at) = (&newest.manifest.id, newest.manifest.snapshot.created_at);
+    output.always(&format!("{} is from {at}, {} ago", restore.what, age(now, at)));
+    if newest.private.as_ref().and_then(|private| private.zfs_key.as_ref()).is_some_and(|key| key.raw) {
+        output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
+    }
+    if let Some(expected) = restore.expect.as_ref().filter(|expected| *expected != id) {
+        let hint = "the store may have lost its newest backups, or --expect names an older one";
+        return Err(RunError::refused(format!("{id} would be restored, and {expected} was expected"), hint).into());
+    }
+    let old = std::time::Duration::try_from(now.duration_since(at)).unwrap_or_default();
+    if let Some(limit) = restore.max_age.filter(|limit| old > limit.duration()) {
+        let what = format!("{id} is {} old, and at most {limit} was expected", age(now, at));
+        return Err(RunError::refused(what, "the store may have lost its newest backups; look with `show`").into());
+    }
+    Ok(())
+}
+
+async fn restore_one(
+    context: &Context,
+    set: &RestoreSet,
+    target: &DatasetName,
+    options: &ReceiveOptions,
+    keys: &KeyFile,
+) -> Result<(), Failure> {
+    let output = &context.output;
+    if context.global.dry_run {
+        // Without ZFS, as on another host, what is in the store is shown all the same.
+        let plan = open_zfs().ok().map(|zfs| check_target(&*zfs, target, set, options.rollback)).transpose()?;
+        print_plan(set, plan.as_ref(), output);
+        output.json(|| json!({ "backups": manifests(set) }));
+        return Ok(());
+    }
+    let zfs = open_zfs()?;
+    say_lost(&check_target(&*zfs, target, set, options.rollback)?, target, output);
+    // It ends by itself when it is asked to stop, because what it received must go again.
+    let received = restore_to_dataset(set, keys, zfs, target, options, context.stop.clone()).await?;
+    received.snapshots.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
+    output.json(|| json!({ "received": received.snapshots }));
+    Ok(())
+}
+
+fn say_lost(plan: &ReceivePlan, target: &DatasetName, output: &Output) {
+    let Some(base) = &plan.rolled_back_to else { return };
+    output.always(&format!("{target} is rolled back to {base}; what was changed since is lost, and:"));
+    plan.lost.iter().for_each(|snapshot| output.always(&format!("  {snapshot}")));
+}
+
+/// Dataset by dataset, parents first. One that fails does not keep the others back.
+async fn restore_tree(
+    context: &Context,
+    root: &DatasetName,
+    tree: RestoreTree,
+    target: &DatasetName,
+    options: &ReceiveOptions,
+    keys: &KeyFile,
+) -> Result<(), Failure> {
+    let output = &context.output;
+    for TreeMember { dataset, set, .. } in tree.members.iter().filter(|member| !member.same_moment) {
+        let at = set.newest().manifest.snapshot.created_at;
+        output.always(&format!("{dataset} has no backup of that moment; its newest before is from {at}"));
+    }
+    for dataset in &tree.younger {
+        output.always(&format!("{dataset} has no backup that is as old; it is left out"));
+    }
+    let mut done = Vec::new();
+    for TreeMember { dataset, set, .. } in &tree.members {
+        let place = below(target, root, dataset)?;
+        if context.global.dry_run {
+            output.line(format!("{place}:"));
+            print_plan(set, None, output);
+            done.push(json!({ "dataset": dataset, "to": place, "backups": manifests(set) }));
+            continue;
+        }
+        match restore_to_dataset(set, keys, open_zfs()?, &place, options, context.stop.clone()).await {
+            Ok(received) => {
+                let newest = received.snapshots.last();
+                newest.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
+                done.push(json!({ "dataset": dataset, "to": place, "received": received.snapshots }));
+                context.done(dataset, 0);
+            }
+            Err(error) => context.failed(dataset, &Failure::Run(error)),
+        }
+        if *context.stop.borrow() {
+            break;
         }
     }
+    for (dataset, error) in tree.failed {
+        context.failed(&dataset, &Failure::Run(error));
+    }
+    output.json(|| json!({ "datasets": done, "failed": context.tally().failed.into_keys().collect::<Vec<_>>() }));
+    context.verdict()
 }
 
-fn print_plan(set: &RestoreSet, side: &ReadSide, output: &Output) {
-    for backup in &set.backups {
-        let stored: u64 = backup.chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
-        output.line(format!(
-            "{} {} of {}: {} chunks, {} from {}, {} of stream",
-            backup.manifest.kind.as_str(),
-            backup.manifest.id,
-            backup.private.as_ref().map_or("a snapshot whose name is lost", |private| &private.snapshot_name),
-            backup.chunks.len(),
-            bytes(stored),
-            side.store.url(),
-            bytes(backup.manifest.stream_bytes),
-        ));
+/// The place of a descendant of `root` under `target`.
+fn below(target: &DatasetName, root: &DatasetName, dataset: &DatasetName) -> Result<DatasetName, Failure> {
+    let rest = dataset.as_str().strip_prefix(root.as_str()).unwrap_or_default();
+    let name = format!("{target}{rest}");
+    name.parse().map_err(|error: InvalidName| usage(&error.to_string(), "choose a shorter target"))
+}
+
+fn manifests(set: &RestoreSet) -> serde_json::Value {
+    set.backups.iter().map(|backup| json!({ "store": backup.store.url(), "manifest": backup.manifest })).collect()
+}
+
+fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, output: &Output) {
+    let skipped = plan.map_or(0, |plan| plan.skipped);
+    let (mut objects, mut stored, mut requests) = (0, 0, 0);
+    for (number, backup) in set.backups.iter().enumerate() {
+        let sealed: u64 = backup.chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
+        let name = backup.private.as_ref().map_or("a snapshot whose name is lost", |private| &private.snapshot_name);
+        output.line(format!("{} {}", backup.manifest.kind.as_str(), backup.manifest.id));
+        if number < skipped {
+            output.line(format!("  of {name}: there already"));
+            continue;
+        }
+        let (count, from) = (backup.chunks.len(), backup.store.url());
+        let stream = bytes(backup.manifest.stream_bytes);
+        output.line(format!("  of {name}: {count} chunks, {} from {from}, {stream} of stream", bytes(sealed)));
+        (objects, stored, requests) = (objects + count, stored + sealed, requests + fetch_requests(&backup.chunks));
     }
-    output.json(|| json!({ "backups": set.backups.iter().map(|backup| &backup.manifest).collect::<Vec<_>>() }));
+    output.line(format!("to fetch: {} in {objects} objects by {requests} requests", bytes(stored)));
+    let Some(plan) = plan else { return };
+    for parent in &plan.parents {
+        output.line(format!("to make: {parent}, canmount=off"));
+    }
+    if let Some(base) = &plan.rolled_back_to {
+        let count = plan.lost.len();
+        output.line(format!("to roll back to: {base}; changes since and {count} snapshots are lost"));
+        plan.lost.iter().for_each(|snapshot| output.line(format!("  {snapshot}")));
+    }
+}
+
+async fn restore_stream(
+    context: &Context,
+    restore: &Restore,
+    dataset: &DatasetName,
+    point: &RestorePoint,
+    places: &Places,
+) -> Result<(), Failure> {
+    let (stores, keys) = (&places.stores, &places.keys);
+    let set = match point {
+        // A bare stream needs nothing before it.
+        RestorePoint::Id(id) => {
+            let backups = vec![find_restore_backup(stores, dataset, keys, id).await?];
+            RestoreSet { backups, unasked: Vec::new() }
+        }
+        point => find_restore_set(stores, dataset, keys, point).await?,
+    };
+    announce(&set, restore, &context.output)?;
+    if context.global.dry_run {
+        print_plan(&set, None, &context.output);
+        context.output.json(|| json!({ "backups": manifests(&set) }));
+        return Ok(());
+    }
+    let backup = only_backup(&set, restore)?;
+    let work = async {
+        match &restore.output {
+            Some(file) => write_file(backup, keys, file).await,
+            None => {
+                restore_to_writer(backup, keys, Box::new(std::io::stdout())).await?;
+                Ok(())
+            }
+        }
+    };
+    let mut stop = context.stop.clone();
+    tokio::select! {
+        result = work => result,
+        // The fetch ends with the runtime, and the stream with it.
+        _ = stop.wait_for(|stop| *stop) => Err(Failure::Run(RunError::Interrupted)),
+    }
 }
 
 fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a RestoreBackup, Failure> {
@@ -137,7 +271,7 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
 }
 
 /// Under its own name only once it is whole and on disk.
-async fn write_file(side: &ReadSide, backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
+async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
     let failed =
         |operation: &'static str| move |source| RunError::File { operation, path: path.display().to_string(), source };
     if path.symlink_metadata().is_ok() {
@@ -149,7 +283,7 @@ async fn write_file(side: &ReadSide, backup: &RestoreBackup, keys: &KeyFile, pat
     let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
     let file = opened.map_err(failed("create"))?;
     let copy = file.try_clone().map_err(failed("create"))?;
-    restore_to_writer(Arc::clone(&side.store), backup, keys, Box::new(copy)).await?;
+    restore_to_writer(backup, keys, Box::new(copy)).await?;
     file.sync_all().map_err(failed("write"))?;
     std::fs::rename(&partial, path).map_err(failed("name"))?;
     Ok(())

@@ -1,6 +1,5 @@
 //! `upload-intermediate-to-remote`.
 
-use super::Failure;
 use super::args::Upload;
 use super::context::Context;
 use super::lock::wait_for_others;
@@ -8,6 +7,7 @@ use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::stored::{NamedDataset, datasets_of};
 use super::wire::{keys_for_writing, open_configured, open_intermediate, open_remote, trusted_keys};
+use super::{Failure, recover};
 use crate::cli::args::Source;
 use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
@@ -72,6 +72,9 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
         if *context.stop.borrow() {
             break;
         }
+    }
+    if !results.is_empty() {
+        recover::keep(config, &*to, &keys).await;
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
     context.output.json(|| json!({ "uploads": results, "failed": failed }));

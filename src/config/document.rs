@@ -34,6 +34,18 @@ impl<'i> Document<'i> {
     }
 }
 
+/// The text of a configuration with its one secret left empty, comments and all; `None` when it is not TOML.
+pub fn without_secrets(text: &str) -> Option<String> {
+    let root = DeTable::parse(text).ok()?;
+    let main = root.get_ref().iter().find(|(name, _)| name.get_ref().as_ref() == "main");
+    let secret = main.and_then(|(_, main)| main.get_ref().as_table()?.get(SECRET_KEY));
+    let mut kept = text.to_owned();
+    if let Some(secret) = secret {
+        kept.replace_range(secret.span(), "\"\"");
+    }
+    Some(kept)
+}
+
 fn line_of(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
@@ -118,6 +130,21 @@ mod tests {
             assert_eq!(looks_like_ini(text), ini, "{text:?}");
             assert!(Document::parse(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn the_secret_is_left_out_and_nothing_else() {
+        for (text, kept) in [
+            (
+                "# hi\n[main]\nencryption_passphrase = \"hunter2\" # x\na = 1\n",
+                "# hi\n[main]\nencryption_passphrase = \"\" # x\na = 1\n",
+            ),
+            ("main.encryption_passphrase = '''hunter2'''\n", "main.encryption_passphrase = \"\"\n"),
+            ("[main]\na = \"x\"\n", "[main]\na = \"x\"\n"),
+        ] {
+            assert_eq!(without_secrets(text).as_deref(), Some(kept));
+        }
+        assert_eq!(without_secrets("encryption_passphrase = hunter2"), None);
     }
 
     #[test]

@@ -55,6 +55,12 @@ impl BackupId {
         self.text.starts_with(&snapshot_time.to_zoned(TimeZone::UTC).strftime(TIME_FORMAT).to_string())
     }
 
+    /// Whether its snapshot was taken after that time, in whole seconds.
+    pub fn is_after(&self, time: Timestamp) -> bool {
+        let time = time.to_zoned(TimeZone::UTC).strftime(TIME_FORMAT).to_string();
+        self.text.get(..time.len()).is_some_and(|own| own > time.as_str())
+    }
+
     /// Full or incremental.
     pub fn kind(&self) -> BackupKind {
         self.kind

@@ -197,7 +197,8 @@ impl Records {
     /// # Errors
     /// [`RunError::File`].
     pub fn note_drill(&self, note: &DrillNote) -> Result<(), RunError> {
-        self.store("drill", note)
+        self.store("drill", note)?;
+        self.note_success("drill")
     }
 
     /// A step failed. The step is a word of letters.

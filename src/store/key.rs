@@ -3,7 +3,8 @@
 //! The layout is that of storage format version 1 (see `manifest.rs`). `@` cannot occur in a dataset name, so a
 //! listing of `DATASET/@` gives exactly the objects of one dataset, without those of its children.
 
-use crate::model::{BackupId, ChunkIndex, DatasetName};
+use crate::model::{BackupId, ChunkIndex, DatasetName, Digest};
+use jiff::Timestamp;
 use std::fmt;
 
 /// The kinds of object that one backup consists of.
@@ -80,6 +81,12 @@ impl ObjectKey {
         Self(format!("{dataset}/@prune/{time}-{nonce:016x}.json"))
     }
 
+    /// A configuration, by its time and the first 16 digits of the hash of its sealed bytes.
+    pub fn config(written_at: Timestamp, sealed: Digest) -> Self {
+        let sealed = sealed.to_string();
+        Self(format!("{CONFIG_PREFIX}{}-{}.age", written_at.strftime("%Y%m%dT%H%M%SZ"), &sealed[..16]))
+    }
+
     /// The signature beside this object.
     #[must_use]
     pub fn signature(&self) -> Self {
@@ -115,6 +122,9 @@ impl ObjectKey {
 
 /// The prefix of all keyrings.
 pub const KEYRING_PREFIX: &str = "@zfs-backup/keys/";
+
+/// The prefix of the configurations that hosts keep here.
+pub const CONFIG_PREFIX: &str = "@zfs-backup/config/";
 
 /// The prefix of all objects of a dataset, without those of its children.
 pub fn dataset_prefix(dataset: &DatasetName) -> String {

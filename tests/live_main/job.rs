@@ -95,7 +95,7 @@ fn the_intermediate_directory_is_a_store_like_any_other() {
     bench.good(&["verify-checksums", "--intermediate"]);
     let snapshot = zfs(&["list", "-Hpo", "name", "-t", "snapshot", &dataset]);
     let identity = bench.path("identity.txt").display().to_string();
-    let to = ["--intermediate", "--stdout"];
+    let to = ["--from", "intermediate", "--stdout"];
     let stream = bench.good(&bench.restore_arguments(&dataset, &identity, &to));
     assert!(stream == run("zfs", &["send", "-L", "-c", &snapshot]));
     let leftover: Vec<PathBuf> =

@@ -23,4 +23,5 @@ mod chains;
 mod failures;
 mod job;
 mod nights;
+mod restores;
 mod trees;

@@ -9,7 +9,9 @@ use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{BackupKind, DatasetName, SnapshotName};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, CommittedBackup, back_up, plan_backup};
-use zfs_backup::run::restore::{RestorePoint, find_restore_backup, restore_to_dataset, restore_to_writer};
+use zfs_backup::run::restore::{
+    ReceiveOptions, RestorePoint, find_restore_backup, restore_to_dataset, restore_to_writer,
+};
 use zfs_backup::run::select::{Selected, select_datasets};
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
@@ -57,7 +59,10 @@ pub(crate) async fn assert_comes_back(world: &World, manifest: &Manifest, files:
     let target = name(&format!("tank/back-{}", manifest.id.snapshot_guid()));
     let set = world.find(&RestorePoint::Id(manifest.id.clone())).await.unwrap();
     let zfs = Arc::new(world.zfs.clone());
-    let received = restore_to_dataset(world.shared_store(), &set, &world.keys, zfs, &target, never()).await.unwrap();
+    let received = restore_to_dataset(&set, &world.keys, zfs, &target, &ReceiveOptions::default(), never())
+        .await
+        .unwrap()
+        .snapshots;
     assert_eq!(received.len(), manifest.chain.position as usize + 1);
     assert!(world.zfs.files(&target) == *files, "{} came back with other files", manifest.id);
     let newest = world.zfs.snapshots(&target).unwrap().pop().unwrap();
@@ -67,10 +72,10 @@ pub(crate) async fn assert_comes_back(world: &World, manifest: &Manifest, files:
 }
 
 async fn bare_stream(world: &World, manifest: &Manifest) -> Vec<u8> {
-    let backup = find_restore_backup(&world.store, &world.dataset, &world.keys, &manifest.id).await.unwrap();
+    let backup = find_restore_backup(&[world.shared_store()], &world.dataset, &world.keys, &manifest.id).await.unwrap();
     let output = crate::world::SharedBytes::default();
     let to = Box::new(output.clone());
-    restore_to_writer(world.shared_store(), &backup, &world.keys, to).await.unwrap();
+    restore_to_writer(&backup, &world.keys, to).await.unwrap();
     output.take()
 }
 
@@ -153,7 +158,7 @@ async fn a_chain_is_readonly_while_it_is_received_and_writable_after() {
     let alone = name("tank/alone");
     let set = world.find(&RestorePoint::Id(world.catalog().await.backups[0].manifest.id.clone())).await.unwrap();
     let zfs = Arc::new(world.zfs.clone());
-    restore_to_dataset(world.shared_store(), &set, &world.keys, zfs, &alone, never()).await.unwrap();
+    restore_to_dataset(&set, &world.keys, zfs, &alone, &ReceiveOptions::default(), never()).await.unwrap();
     assert_eq!(readonly_of(&world.zfs, &alone), None);
 }
 
@@ -180,7 +185,7 @@ async fn a_restore_that_fails_or_is_stopped_within_the_chain_leaves_nothing() {
     let (asker, stop) = tokio::sync::watch::channel(false);
     asker.send_replace(true);
     let zfs = Arc::new(world.zfs.clone());
-    let stopped = restore_to_dataset(world.shared_store(), &set, &world.keys, zfs, &target, stop).await;
+    let stopped = restore_to_dataset(&set, &world.keys, zfs, &target, &ReceiveOptions::default(), stop).await;
     assert!(matches!(stopped, Err(RunError::Interrupted)), "{stopped:?}");
     world.assert_not_received(&target);
     // Each call of ZFS fails once.

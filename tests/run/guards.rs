@@ -64,7 +64,7 @@ async fn a_reader_that_failed_gives_no_more_bytes() {
     let chunk = &world.chunks(&backup.manifest).await[0];
     assert!(world.store.flip(&key_of(&backup.manifest, &chunk.name), 100_000));
     let set = world.find(&RestorePoint::Newest).await.unwrap();
-    let (mut reader, failure) = open_stream(world.shared_store(), &set.backups[0], &world.keys.identities);
+    let (mut reader, failure) = open_stream(&set.backups[0], &world.keys.identities);
     let after = tokio::task::spawn_blocking(move || {
         let mut before = Vec::new();
         assert!(reader.read_to_end(&mut before).is_err());

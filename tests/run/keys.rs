@@ -6,6 +6,7 @@ use age::secrecy::SecretString;
 use tempfile::TempDir;
 use zfs_backup::keyring::KeyringError;
 use zfs_backup::run::RunError;
+use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
 use zfs_backup::run::keys::{KeyCache, WriterKeys, learn_keys, open_keyrings, writer_keys};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::store::StoreErrorKind;
@@ -142,4 +143,39 @@ async fn a_host_that_was_set_up_again_takes_the_keys_of_its_remote() {
     first_keys(&other_directory, &TempDir::new().unwrap()).await;
     learn_keys(&other_directory, Ok(&remote), &KeyCache::new(other_state.path()), nobody).await.unwrap();
     assert!(KeyCache::new(other_state.path()).load().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_configuration_is_kept_once_a_change_and_comes_back_only_if_it_is_ours() {
+    let (file, writer) = crate::world::quick_keys();
+    let (store, state) = (memory_store(PART_BYTES), TempDir::new().unwrap());
+    let kept = |host: &str, text: &str, second: i64| {
+        KeptConfig::new(host, "/etc/zb.toml", text, jiff::Timestamp::from_second(second).unwrap())
+    };
+    let keep = async |kept: &KeptConfig| keep_config(&store, &writer, state.path(), kept).await.unwrap();
+    assert!(keep(&kept("nas", "one", 10)).await);
+    store.clear_events();
+    assert!(!keep(&kept("nas", "one", 20)).await, "nothing changed");
+    assert!(store.events().is_empty(), "and nothing was asked");
+    assert!(keep(&kept("nas", "two", 30)).await);
+    assert!(keep(&kept("old", "three", 5)).await);
+    let texts = async || {
+        let found = kept_configs(&store, &file).await.unwrap();
+        found.into_iter().map(|kept| kept.text).collect::<Vec<_>>()
+    };
+    assert_eq!(texts().await, ["two", "three"], "the newest of each host");
+    assert!(store.keys().iter().all(|key| !String::from_utf8_lossy(&store.object(key).unwrap()).contains("zb.toml")));
+
+    // Hooks run as root: what others sealed, or moved from elsewhere, is not brought back.
+    let (_, foreign) = crate::world::quick_keys();
+    let forger = WriterKeys { recipients: writer.recipients.clone(), ..foreign };
+    let elsewhere = TempDir::new().unwrap();
+    keep_config(&store, &forger, elsewhere.path(), &kept("nas", "forged", 99)).await.unwrap();
+    assert_eq!(texts().await, ["two", "three"]);
+    let newest =
+        store.keys().into_iter().find(|key| key.contains("19700101T000030Z") && key.ends_with(".age")).unwrap();
+    assert!(store.lose(&format!("{newest}.minisig")));
+    assert_eq!(texts().await, ["one", "three"]);
+    store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Get));
+    assert!(kept_configs(&store, &file).await.is_err(), "what cannot be read is not left out in silence");
 }

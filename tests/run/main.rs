@@ -21,6 +21,7 @@ mod nights;
 mod prune;
 mod prune_property;
 mod rekey;
+mod restore;
 mod snapshot;
 mod sums;
 mod two_stores;

@@ -107,7 +107,7 @@ impl Host {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn three_nights_whose_upload_fails_break_nothing() {
     // Where in the copy each night fails: at once, in the middle of a backup, just before a manifest.
     use Operation::{Create, PutNew};
@@ -128,7 +128,7 @@ async fn three_nights_whose_upload_fails_break_nothing() {
             host.next_day();
             host.export(false).await;
             host.prune_intermediate().await;
-            host.remote.fail(Fault::before(StoreErrorKind::Unavailable).of(operation).on(part).forever());
+            host.remote.fail(Fault::before(StoreErrorKind::Full).of(operation).on(part).forever());
             // The failed step stops the sequence: the remote is not pruned.
             let failure = host.copy().await.unwrap_err();
             assert!(failure.contains("a test ordered this failure"), "{failure}");

@@ -14,7 +14,9 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up};
 use zfs_backup::run::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::restore::{RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer};
+use zfs_backup::run::restore::{
+    ReceiveOptions, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer,
+};
 use zfs_backup::run::select::Selected;
 use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::run::transfer::Stop;
@@ -181,7 +183,7 @@ impl World {
     }
 
     pub(crate) async fn find(&self, point: &RestorePoint) -> Result<RestoreSet, RunError> {
-        find_restore_set(&self.store, &self.dataset, &self.keys, point).await
+        find_restore_set(&[self.shared_store()], &self.dataset, &self.keys, point).await
     }
 
     /// The newest backup's stream, or why there is none; with what was written in any case.
@@ -192,14 +194,14 @@ impl World {
         };
         let output = SharedBytes::default();
         let to = Box::new(output.clone());
-        let result = restore_to_writer(self.shared_store(), &set.backups[0], &self.keys, to).await;
+        let result = restore_to_writer(&set.backups[0], &self.keys, to).await;
         (output.take(), result)
     }
 
     pub(crate) async fn restore_into(&self, target: &DatasetName) -> Result<Vec<SnapshotName>, RunError> {
         let set = self.find(&RestorePoint::Newest).await?;
         let zfs = Arc::new(self.zfs.clone());
-        restore_to_dataset(self.shared_store(), &set, &self.keys, zfs, target, never()).await
+        Ok(restore_to_dataset(&set, &self.keys, zfs, target, &ReceiveOptions::default(), never()).await?.snapshots)
     }
 
     /// Restores to bytes and holds them against what ZFS sends.

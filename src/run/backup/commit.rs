@@ -12,6 +12,7 @@ use crate::model::Digest;
 use crate::run::RunError;
 use crate::run::catalog::{Catalog, StoredBackup};
 use crate::run::journal::AttemptJournal;
+use crate::run::sealed::seal_small;
 use crate::run::small::read_back;
 use crate::run::transfer::Transferred;
 use crate::sign::SignedType;
@@ -206,18 +207,13 @@ impl Attempt<'_> {
             properties: names.filter_map(|name| Some((name.clone(), text(name)?))).collect(),
             zfs_key,
         };
-        let recipients = self.env.keys.recipients.iter().map(|recipient| recipient as &dyn age::Recipient);
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| RunError::File {
+        let sealed = seal_small(&self.env.keys.recipients, &json(&private)?);
+        let failed = |source| RunError::File {
             operation: "seal",
             path: "private.age".into(),
             source: std::io::Error::other(source),
         };
-        let encryptor = age::Encryptor::with_recipients(recipients).map_err(|error| failed(error.into()))?;
-        let mut sealed = Vec::new();
-        let mut writer = encryptor.wrap_output(&mut sealed).map_err(|error| failed(error.into()))?;
-        std::io::Write::write_all(&mut writer, &json(&private)?).map_err(|error| failed(error.into()))?;
-        writer.finish().map_err(|error| failed(error.into()))?;
-        Ok(sealed.into())
+        Ok(sealed.map_err(failed)?.into())
     }
 }
 

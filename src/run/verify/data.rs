@@ -88,10 +88,15 @@ impl Reader<'_> {
     /// Opens the whole backup. `false` when that did not work: then its chunks are hashed one by one, to tell which of
     /// them are damaged; a stream that is not sound though every chunk is, is damage of the backup.
     async fn walk(&mut self, manifest: &Manifest, chunks: &[ChunkEntry], keys: &KeyFile) -> Result<bool, RunError> {
-        let backup = RestoreBackup { manifest: manifest.clone(), chunks: chunks.to_vec(), private: None };
+        let backup = RestoreBackup {
+            store: Arc::clone(self.store),
+            manifest: manifest.clone(),
+            chunks: chunks.to_vec(),
+            private: None,
+        };
         let mut stop = self.read.stop.clone();
         let walked = tokio::select! {
-            walked = restore_to_writer(Arc::clone(self.store), &backup, keys, Box::new(std::io::sink())) => walked,
+            walked = restore_to_writer(&backup, keys, Box::new(std::io::sink())) => walked,
             () = stopped(&mut stop) => return Err(RunError::Interrupted),
         };
         let error = match walked {

@@ -1,0 +1,150 @@
+//! `drill`.
+
+use super::args::Drill;
+use super::context::Context;
+use super::output::{Output, bytes};
+use super::places::{Places, open_places};
+use super::wire::{open_zfs, store_urls, usage};
+use super::{Failure, remember};
+use crate::cli::args::From;
+use crate::config::Config;
+use crate::model::DatasetName;
+use crate::run::drill::{Comparison, DrillReport, SCRATCH_PREFIX, drill as run_drill};
+use crate::run::record::{DrillNote, Records};
+use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set};
+use crate::run::select::{Selected, select_datasets};
+use crate::zfs::Zfs;
+use jiff::Timestamp;
+use serde_json::json;
+use std::time::Instant;
+
+pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failure> {
+    let output = &context.output;
+    let zfs = open_zfs()?;
+    let selected = match &drill.source.remote {
+        Some(_) => Vec::new(),
+        None => select_datasets(&*zfs, &context.config()?.0.datasets, &context.config()?.0.state_dir)?.selected,
+    };
+    let stored = match &drill.dataset {
+        Some(dataset) => dataset.clone(),
+        None if drill.source.remote.is_some() => {
+            return Err(usage("which dataset?", "name it as `show --remote URL` does"));
+        }
+        None => longest_undrilled(&context.config()?.0, &selected)?,
+    };
+    let source = selected.iter().find(|selected| selected.stored == stored).map(|selected| &selected.dataset);
+    let parent = match (&drill.into, source) {
+        (Some(parent), _) => parent.clone(),
+        (None, Some(source)) => pool_of(&source.name)?,
+        (None, None) => {
+            let what = format!("{stored} is in no pool here, so there is no place for the scratch dataset");
+            return Err(usage(&what, "name one: --into POOL/DATASET"));
+        }
+    };
+    let from = if drill.cold { Some(From::Remote) } else { drill.from.clone() };
+    let places = open_places(&context.global, &drill.source, from.as_ref(), drill.cold, output).await?;
+    let point = drill.backup.clone().map_or(RestorePoint::Newest, RestorePoint::Id);
+    let set = find_restore_set(&places.stores, &stored, &places.keys, &point).await?;
+    set.unasked.iter().for_each(|why| output.always(&format!("a store could not be asked: {why}")));
+    name_leftovers(&*zfs, &parent, output)?;
+    if context.global.dry_run {
+        output.line(format!("{stored}: would restore {} below {parent}", words_of(&set)));
+        return Ok(());
+    }
+    output.note(&format!("{stored}: restoring {} below {parent}", words_of(&set)));
+    let started = Instant::now();
+    let report = run_drill(&set, &places.keys, &zfs, source, &parent, context.stop.clone()).await;
+    let report = match report {
+        Ok(report) => report,
+        Err(error) => {
+            note(&places, |config| remember::drill_failed(config, &stored, &error));
+            return Err(error.into());
+        }
+    };
+    let id = &set.newest().manifest.id;
+    note(&places, |config| remember::drilled(config, &stored, &DrillNote { at: Timestamp::now(), id: id.clone() }));
+    print(&stored, &set, &report, started, output);
+    output.json(|| to_json(&stored, &set, &report, started));
+    Ok(())
+}
+
+fn note(places: &Places, write: impl FnOnce(&Config)) {
+    if let Some(config) = &places.config {
+        write(&config.0);
+    }
+}
+
+fn pool_of(dataset: &DatasetName) -> Result<DatasetName, Failure> {
+    dataset.pool().parse().map_err(|_| usage(&format!("{dataset} is in no pool"), "name one: --into POOL/DATASET"))
+}
+
+/// The configured dataset that was never drilled, or whose last drill is the oldest.
+fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetName, Failure> {
+    let Some(url) = store_urls(config).into_iter().next() else {
+        return Err(usage("no store is configured", "set `remote` or `intermediate_basedir`"));
+    };
+    let mut oldest: Option<(Option<Timestamp>, &DatasetName)> = None;
+    for Selected { stored, .. } in selected {
+        let at = Records::new(&config.state_dir, &url, stored).read()?.drill.map(|note| note.at);
+        if oldest.is_none_or(|(known, _)| at < known) {
+            oldest = Some((at, stored));
+        }
+    }
+    oldest
+        .map(|(_, stored)| stored.clone())
+        .ok_or_else(|| usage("no configured dataset is here", "name one: drill DATASET"))
+}
+
+/// A drill that was killed leaves its scratch dataset.
+fn name_leftovers(zfs: &dyn Zfs, parent: &DatasetName, output: &Output) -> Result<(), Failure> {
+    for child in zfs.children(parent).map_err(crate::run::RunError::from)? {
+        if child.name.as_str().rsplit('/').next().is_some_and(|last| last.starts_with(SCRATCH_PREFIX)) {
+            output.always(&format!("{0} was left by a drill that was killed: zfs destroy -r {0}", child.name));
+        }
+    }
+    Ok(())
+}
+
+/// `full 20261120T..-full-.. and 3 incrementals, 1.2G`.
+fn words_of(set: &RestoreSet) -> String {
+    let stored = set.backups.iter().flat_map(|backup| &backup.chunks).map(|chunk| chunk.sealed_bytes).sum();
+    let snapshot = set.newest().manifest.snapshot.created_at;
+    let chain = match set.backups.len() - 1 {
+        0 => "a full".to_owned(),
+        1 => "a full and 1 incremental".to_owned(),
+        more => format!("a full and {more} incrementals"),
+    };
+    format!("{chain} up to {snapshot}, {}", bytes(stored))
+}
+
+fn print(stored: &DatasetName, set: &RestoreSet, report: &DrillReport, started: Instant, output: &Output) {
+    let seconds = started.elapsed().as_secs_f64();
+    output.line(format!("{stored}: restored {}, {seconds:.1} s", words_of(set)));
+    let same = report.compared.iter().filter(|compared| **compared == Comparison::Same).count();
+    let count = report.compared.len();
+    output.line(format!(
+        "  every record checked by ZFS, {count} guids right, {same} of {count} streams byte for byte those of the pool"
+    ));
+    for (backup, compared) in set.backups.iter().zip(&report.compared) {
+        if let Comparison::Not(why) = compared {
+            output.line(format!("  not compared {}:", backup.manifest.id));
+            output.line(format!("    {why}"));
+        }
+    }
+}
+
+fn to_json(stored: &DatasetName, set: &RestoreSet, report: &DrillReport, started: Instant) -> serde_json::Value {
+    let backups: Vec<_> = set
+        .backups
+        .iter()
+        .zip(&report.compared)
+        .map(|(backup, compared)| {
+            let not = match compared {
+                Comparison::Same => None,
+                Comparison::Not(why) => Some(why),
+            };
+            json!({ "id": backup.manifest.id, "store": backup.store.url(), "same_bytes": not.is_none(), "not_compared": not })
+        })
+        .collect();
+    json!({ "dataset": stored, "backups": backups, "seconds": started.elapsed().as_secs_f64() })
+}

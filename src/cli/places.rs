@@ -1,0 +1,79 @@
+//! The stores that `restore` and `drill` read, the nearest first, and the keys that open what is there.
+
+use super::args::{From, Global, Source};
+use super::output::Output;
+use super::wire::{ReadSide, key_file, load_config, open_dir, open_for_reading, open_intermediate, open_remote, usage};
+use super::{Failure, prune};
+use crate::config::{Config, Environment};
+use crate::keyring::KeyFile;
+use crate::store::ObjectStore;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes that are read of a folder at once.
+const PART_BYTES: usize = 8 << 20;
+
+/// What is read, and with what.
+pub(super) struct Places {
+    /// The nearest first; never empty.
+    pub(super) stores: Vec<Arc<dyn ObjectStore>>,
+    /// What opens the backups.
+    pub(super) keys: KeyFile,
+    /// What this host is configured for; not with `--remote`.
+    pub(super) config: Option<Arc<(Config, Environment)>>,
+}
+
+/// Opens the stores that are asked for: one, or all that the configuration names. A remote that is away tonight is said,
+/// and the intermediate directory serves. `typed` asks for the passphrase, whatever the configuration knows.
+pub(super) async fn open_places(
+    global: &Global,
+    source: &Source,
+    from: Option<&From>,
+    typed: bool,
+    output: &Output,
+) -> Result<Places, Failure> {
+    if source.remote.is_some() {
+        let side = open_for_reading(global, source, false, output).await?;
+        let keys = key_file(&side, source).await?;
+        return Ok(Places { stores: vec![side.store], keys, config: None });
+    }
+    let config = Arc::new(load_config(global, output)?);
+    let (settings, env) = &*config;
+    let stores = match from {
+        Some(From::Intermediate) => vec![open_intermediate(settings)?],
+        Some(From::Remote) => vec![open_remote(settings, env).await?],
+        Some(From::Folder(folder)) => vec![open_folder(folder)?],
+        None => open_all(settings, env, output).await?,
+    };
+    let mut first = None;
+    for store in &stores {
+        let known = (!typed).then(|| (settings.clone(), env.clone()));
+        match key_file(&ReadSide { store: Arc::clone(store), config: known }, source).await {
+            Ok(keys) => return Ok(Places { stores, keys, config: Some(config) }),
+            Err(failure) => first = first.or(Some(failure)),
+        }
+    }
+    Err(first.unwrap_or_else(|| usage("no store is configured", "set `remote` or `intermediate_basedir`")))
+}
+
+async fn open_all(config: &Config, env: &Environment, output: &Output) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
+    let mut stores = Vec::new();
+    if config.intermediate.is_some() {
+        stores.push(open_intermediate(config)?);
+    }
+    match prune::open_remote_if_any(config, env).await? {
+        prune::RemoteState::None => {}
+        prune::RemoteState::Open(remote) => stores.push(remote),
+        // Once more, for the error itself.
+        prune::RemoteState::Unreachable(_) if stores.is_empty() => stores.push(open_remote(config, env).await?),
+        prune::RemoteState::Unreachable(why) => {
+            output.always(&format!("the remote cannot be reached, and may have something newer: {why}"));
+        }
+    }
+    Ok(stores)
+}
+
+fn open_folder(folder: &Path) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let root = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    open_dir(&root, PART_BYTES)
+}

@@ -1,0 +1,68 @@
+//! `config recover`, and the copy of the configuration that writing commands leave beside the keyring.
+
+use super::Failure;
+use super::args::{Recover, Source};
+use super::context::Context;
+use super::init::write_new;
+use super::output::age;
+use super::wire::{key_file, open_for_reading, usage};
+use crate::config::{Config, without_secrets};
+use crate::run::error_chain;
+use crate::run::here::host_name;
+use crate::run::kept_config::{KeptConfig, keep_config, kept_configs};
+use crate::run::keys::WriterKeys;
+use crate::store::ObjectStore;
+use jiff::Timestamp;
+use serde_json::json;
+
+/// Keeps the configuration in the store, if it changed. That it could not is said and fails nothing.
+pub(super) async fn keep(config: &Config, store: &dyn ObjectStore, keys: &WriterKeys) {
+    let text = std::fs::read_to_string(&config.file).ok().as_deref().and_then(without_secrets);
+    let Some(text) = text else {
+        tracing::warn!(file = %config.file.display(), "cannot be read again, so no copy of it was stored");
+        return;
+    };
+    let kept = KeptConfig::new(&host_name(), &config.file.display().to_string(), &text, Timestamp::now());
+    match keep_config(store, keys, &config.state_dir, &kept).await {
+        Ok(true) => tracing::info!("the configuration was stored beside the keyring, without its secrets"),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(error = error_chain(&error), "no copy of the configuration was stored"),
+    }
+}
+
+pub(super) async fn recover(context: &Context, recover: &Recover) -> Result<(), Failure> {
+    let output = &context.output;
+    let source = Source { remote: Some(recover.remote.clone()), identity: recover.identity.clone() };
+    let side = open_for_reading(&context.global, &source, false, output).await?;
+    let keys = key_file(&side, &source).await?;
+    let mut kept = kept_configs(&*side.store, &keys).await?;
+    if let Some(host) = &recover.host {
+        kept.retain(|kept| kept.host == *host);
+    }
+    let Some(newest) = kept.first() else {
+        let hint = "hosts store it with every backup since version 0.1; `config init` makes a new one";
+        return Err(usage(&format!("no configuration is kept in {}", side.store.url()), hint));
+    };
+    let others = kept.iter().filter(|other| other.host != newest.host || other.file != newest.file);
+    for other in others {
+        output.always(&format!("there is also {}", words_of(other)));
+    }
+    output.always(&format!("this is {}", words_of(newest)));
+    output.always("its secrets are not in it: the passphrase and the credentials have to be put in again");
+    match &recover.output {
+        Some(file) => {
+            write_new(file, newest.text.as_bytes())?;
+            output.line(format!("wrote {}, mode 0600", file.display()));
+        }
+        None if !output.is_json() => output.raw(newest.text.as_bytes()),
+        None => {}
+    }
+    output.json(
+        || json!({ "host": newest.host, "file": newest.file, "written_at": newest.written_at, "toml": newest.text }),
+    );
+    Ok(())
+}
+
+fn words_of(kept: &KeptConfig) -> String {
+    format!("{} of host {}, stored {} ago", kept.file, kept.host, age(Timestamp::now(), kept.written_at))
+}

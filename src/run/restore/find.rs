@@ -1,0 +1,278 @@
+//! Which backups lead to the point that is asked for, and which of several stores gives each of them.
+
+use super::{RestoreBackup, RestorePoint, RestoreSet};
+use crate::keyring::KeyFile;
+use crate::manifest::{Manifest, PRIVATE_BYTES_MAX, Private, parse_as};
+use crate::model::{BackupId, DatasetName, Digest};
+use crate::plan::restore::plan_restore;
+use crate::run::catalog::{Catalog, StoredBackup, find_gaps, get_pinned, read_catalog, read_chunks};
+use crate::run::sealed::open_small;
+use crate::run::{RunError, error_chain};
+use crate::store::key::BackupObject;
+use crate::store::{ObjectKey, ObjectStore};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Reads what the stores hold of a dataset, finds the backup and checks its whole chain. `stores` are the nearest first:
+/// each backup comes from the first one that has it whole. A store that cannot be asked is named in
+/// [`RestoreSet::unasked`]; that none can is an error.
+///
+/// # Errors
+/// [`RunError`] naming what is missing, damaged or not to be believed; nothing was received then.
+pub async fn find_restore_set(
+    stores: &[Arc<dyn ObjectStore>],
+    dataset: &DatasetName,
+    keys: &KeyFile,
+    point: &RestorePoint,
+) -> Result<RestoreSet, RunError> {
+    let shelves = Shelves::read(stores, dataset, keys).await?;
+    let target = shelves.target(keys, point).await?;
+    shelves.chain(&target, keys).await
+}
+
+/// Finds and checks this one backup, without the chain before it: for its bare stream.
+///
+/// # Errors
+/// As for [`find_restore_set`].
+pub async fn find_restore_backup(
+    stores: &[Arc<dyn ObjectStore>],
+    dataset: &DatasetName,
+    keys: &KeyFile,
+    id: &BackupId,
+) -> Result<RestoreBackup, RunError> {
+    let shelves = Shelves::read(stores, dataset, keys).await?;
+    let backup = shelves.backup(id).ok_or_else(|| shelves.why_none(Some(id)))?;
+    shelves.load(&backup.manifest, keys).await
+}
+
+/// What each store holds of one dataset, the nearest first.
+pub(super) struct Shelves {
+    dataset: DatasetName,
+    shelves: Vec<(Arc<dyn ObjectStore>, Catalog)>,
+    unasked: Vec<String>,
+}
+
+impl Shelves {
+    pub(super) async fn read(
+        stores: &[Arc<dyn ObjectStore>],
+        dataset: &DatasetName,
+        keys: &KeyFile,
+    ) -> Result<Self, RunError> {
+        let (mut shelves, mut unasked, mut first) = (Vec::new(), Vec::new(), None);
+        for store in stores {
+            match read_catalog(&**store, dataset, &keys.trusted).await {
+                Ok(catalog) => shelves.push((Arc::clone(store), catalog)),
+                Err(error) => {
+                    unasked.push(error_chain(&error));
+                    first = first.or(Some(error));
+                }
+            }
+        }
+        match (shelves.is_empty(), first) {
+            (true, Some(error)) => Err(error),
+            _ => Ok(Self { dataset: dataset.clone(), shelves, unasked }),
+        }
+    }
+
+    /// Every whole backup once, as the nearest store has it.
+    pub(super) fn backups(&self) -> impl Iterator<Item = &StoredBackup> {
+        let mut seen = BTreeSet::new();
+        let all = self.shelves.iter().flat_map(|(_, catalog)| &catalog.backups);
+        all.filter(move |backup| seen.insert(&backup.manifest.id))
+    }
+
+    fn backup(&self, id: &BackupId) -> Option<&StoredBackup> {
+        self.shelves.iter().find_map(|(_, catalog)| catalog.backup(id))
+    }
+
+    /// The checked chain that leads to this backup.
+    pub(super) async fn chain(&self, target: &BackupId, keys: &KeyFile) -> Result<RestoreSet, RunError> {
+        let known: Vec<(&Manifest, Digest)> =
+            self.backups().map(|backup| (&backup.manifest, backup.manifest_blake3)).collect();
+        let chain = plan_restore(&known, target)
+            .map_err(|gap| RunError::refused(format!("{}: {gap}", self.dataset), "choose an older backup"))?;
+        let mut backups = Vec::new();
+        for manifest in chain {
+            backups.push(self.load(manifest, keys).await?);
+        }
+        Ok(RestoreSet { backups, unasked: self.unasked.clone() })
+    }
+
+    pub(super) async fn target(&self, keys: &KeyFile, point: &RestorePoint) -> Result<BackupId, RunError> {
+        match point {
+            RestorePoint::Id(id) => match self.backup(id) {
+                Some(backup) => Ok(backup.manifest.id.clone()),
+                None => Err(self.why_none(Some(id))),
+            },
+            RestorePoint::Newest => self.newest(None),
+            RestorePoint::At(time) => self.newest(Some(*time)),
+            RestorePoint::Snapshot(short) => self.named(keys, short).await,
+        }
+    }
+
+    /// The newest of that short name.
+    async fn named(&self, keys: &KeyFile, short: &str) -> Result<BackupId, RunError> {
+        let dataset = &self.dataset;
+        let mut found: Option<&Manifest> = None;
+        for (store, catalog) in &self.shelves {
+            for StoredBackup { manifest, .. } in &catalog.backups {
+                if found.is_some_and(|found| found.snapshot.createtxg >= manifest.snapshot.createtxg) {
+                    continue;
+                }
+                let private = match read_private(&**store, manifest, keys).await {
+                    Ok(private) => private,
+                    Err(error) if error.is_damage() => {
+                        tracing::warn!(id = %manifest.id, error = error_chain(&error), "its snapshot's name cannot be read");
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                if private.snapshot_name.rsplit_once('@').is_some_and(|(_, name)| name == short) {
+                    found = Some(manifest);
+                }
+            }
+        }
+        let none = || {
+            let what = format!("{} has no backup of {dataset}@{short}", self.urls());
+            RunError::refused(what, "`zfs-backup show --include-remote` lists what there is")
+        };
+        found.map(|manifest| manifest.id.clone()).ok_or_else(none)
+    }
+
+    /// The newest that is not after `limit`, unless something newer was there or it is not clear whose is meant: nothing
+    /// is rolled back silently.
+    fn newest(&self, limit: Option<Timestamp>) -> Result<BackupId, RunError> {
+        let dataset = &self.dataset;
+        let within = |at: Timestamp| limit.is_none_or(|limit| at <= limit);
+        let candidates: Vec<&StoredBackup> =
+            self.backups().filter(|backup| within(backup.manifest.snapshot.created_at)).collect();
+        let newest = candidates.iter().max_by_key(|backup| (backup.manifest.snapshot.createtxg, &backup.manifest.id));
+        let Some(newest) = newest else { return Err(self.none_until(limit)) };
+        let id = &newest.manifest.id;
+        let origins: BTreeSet<_> = candidates.iter().map(|backup| backup.origin()).collect();
+        if origins.len() > 1 {
+            return Err(RunError::refused(
+                format!("backups of {} datasets lie under the name {dataset}", origins.len()),
+                "choose one with --backup ID; `zfs-backup show --include-remote` lists them",
+            ));
+        }
+        // Another attempt at the same snapshot is not newer, such as one that failed between the last signature and the
+        // manifest; nor is one that another store has whole.
+        let lost = self.shelves.iter().flat_map(|(_, catalog)| catalog.lost()).map(|attempt| &attempt.id);
+        let is_newer = |other: &&BackupId| {
+            *other > id
+                && other.snapshot_guid() != id.snapshot_guid()
+                && self.backup(other).is_none()
+                && limit.is_none_or(|limit| !other.is_after(limit))
+        };
+        match lost.filter(is_newer).max() {
+            None => Ok(id.clone()),
+            Some(lost) => Err(RunError::refused(
+                format!(
+                    "{dataset}: {lost} is newer than the newest whole backup, and its manifest is missing or not believed"
+                ),
+                format!("look into it with verify-checksums; to take the older one: --backup {id}"),
+            )),
+        }
+    }
+
+    fn none_until(&self, limit: Option<Timestamp>) -> RunError {
+        let oldest = self.backups().map(|backup| backup.manifest.snapshot.created_at).min();
+        match (limit, oldest) {
+            (Some(limit), Some(oldest)) => RunError::refused(
+                format!("{}: no backup is as old as {limit}", self.dataset),
+                format!("the oldest is of {oldest}; `zfs-backup show --include-remote` lists what there is"),
+            ),
+            _ => self.why_none(None),
+        }
+    }
+
+    /// One backup with its chunks, from the nearest store that has it whole.
+    async fn load(&self, manifest: &Manifest, keys: &KeyFile) -> Result<RestoreBackup, RunError> {
+        let mut first = None;
+        for (store, catalog) in &self.shelves {
+            let Some(there) = catalog.backup(&manifest.id).filter(|there| there.manifest == *manifest) else {
+                continue;
+            };
+            match load_backup(store, there, keys).await {
+                Ok(backup) => return Ok(backup),
+                Err(error) => {
+                    if self.shelves.len() > 1 {
+                        tracing::warn!(id = %manifest.id, store = store.url(), error = error_chain(&error), "not whole there");
+                    }
+                    first = first.or(Some(error));
+                }
+            }
+        }
+        Err(first.unwrap_or_else(|| self.why_none(Some(&manifest.id))))
+    }
+
+    /// "There is none" and "there is one that is not believed" are different answers.
+    fn why_none(&self, id: Option<&BackupId>) -> RunError {
+        let dataset = &self.dataset;
+        let mut disbelieved = self.shelves.iter().flat_map(|(_, catalog)| catalog.disbelieved());
+        if let Some((other, error)) = disbelieved.find(|(other, _)| id.is_none_or(|id| id == *other)) {
+            return not_believed(dataset, other, error);
+        }
+        let attempts: usize = self.shelves.iter().map(|(_, catalog)| catalog.attempts.len()).sum();
+        let what = match id {
+            Some(id) => format!("there is no whole backup {id} of {dataset}"),
+            None if attempts > 0 => format!("there is no whole backup of {dataset}, only {attempts} unfinished"),
+            None => format!("there is no backup of {dataset}"),
+        };
+        RunError::refused(
+            what,
+            "check the name, bucket and prefix; `zfs-backup show --include-remote` lists what there is",
+        )
+    }
+
+    fn urls(&self) -> String {
+        self.shelves.iter().map(|(store, _)| store.url()).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+async fn load_backup(
+    store: &Arc<dyn ObjectStore>,
+    there: &StoredBackup,
+    keys: &KeyFile,
+) -> Result<RestoreBackup, RunError> {
+    let manifest = &there.manifest;
+    let chunks = read_chunks(&**store, manifest).await?;
+    if let Some(gap) = find_gaps(there, &chunks).next() {
+        return Err(gap);
+    }
+    let private = match read_private(&**store, manifest, keys).await {
+        Ok(private) => Some(private),
+        Err(error) if error.is_damage() => {
+            tracing::warn!(error = error_chain(&error), "going on without it: the snapshot's name is lost, no data");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(RestoreBackup { store: Arc::clone(store), manifest: manifest.clone(), chunks, private })
+}
+
+fn not_believed(dataset: &DatasetName, id: &BackupId, error: &RunError) -> RunError {
+    let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest).to_string();
+    let cause = match error {
+        RunError::Manifest { source, .. } => error_chain(source),
+        other => error_chain(other),
+    };
+    if error.is_damage() {
+        let advice = "it was changed, made with other keys, or by somebody else";
+        return RunError::Damaged { key, reason: format!("not believed: {cause} ({advice})") };
+    }
+    RunError::refused(format!("{key}: {cause}"), "restore it with the version of zfs-backup that made it")
+}
+
+async fn read_private(store: &dyn ObjectStore, manifest: &Manifest, keys: &KeyFile) -> Result<Private, RunError> {
+    let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &BackupObject::Private);
+    let damaged = |reason: String| RunError::Damaged { key: key.to_string(), reason };
+    let sealed = get_pinned(store, &key, manifest.files.private, PRIVATE_BYTES_MAX).await?;
+    let plain = open_small(keys, &sealed, PRIVATE_BYTES_MAX).map_err(|error| {
+        RunError::refused(format!("open {key}: {error}"), "the identity must be one that this backup was sealed to")
+    })?;
+    let private: Private = parse_as(&plain, "private").map_err(|error| damaged(error_chain(&error)))?;
+    if private.id == manifest.id { Ok(private) } else { Err(damaged(format!("it is of backup {}", private.id))) }
+}
