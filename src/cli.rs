@@ -24,6 +24,7 @@ mod progress;
 mod prune;
 mod prune_plan;
 mod prune_snapshots;
+mod rclone_remote;
 mod rekey;
 mod remember;
 mod report;

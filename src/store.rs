@@ -17,6 +17,7 @@ pub mod memory;
 mod pages;
 mod parts;
 pub mod proof;
+pub mod rclone;
 pub mod s3;
 pub mod spool;
 mod work;
@@ -25,6 +26,7 @@ pub use b2::{B2Credentials, B2Settings, B2Store};
 pub use dir::DirStore;
 pub use key::ObjectKey;
 pub use memory::MemoryStore;
+pub use rclone::{RcloneSettings, RcloneStore};
 pub use s3::{S3Checksum, S3Credentials, S3Settings, S3Store};
 pub use spool::{Spool, SpoolFile, SpooledStore};
 

@@ -70,7 +70,6 @@ pub(super) fn read_config(
         Some(Remote::File { .. } | Remote::Rclone { .. }) | None => {}
     }
     note_idle_sections(&config, &s3, &b2, &keep_intermediate, &keep_remote);
-    note_later_remote(&config, &main);
     Some(config)
 }
 
@@ -121,13 +120,6 @@ fn note_idle_sections(
         if section.is_present() && !used {
             section.notice_section(format!("[{name}] has no effect: {why}"));
         }
-    }
-}
-
-fn note_later_remote(config: &Config, main: &Section<'_>) {
-    if let Some(Remote::Rclone { .. }) = config.remote {
-        let text = "main.remote names a kind of store that comes in a later version: for now use s3:, b2: or file:";
-        main.notice("remote", text.to_owned());
     }
 }
 

@@ -222,7 +222,7 @@ fn a_passphrase_of_the_wrong_type_is_not_repeated() {
 
 #[test]
 fn rclone_keys_without_rclone() {
-    let main = "rclone_conf = \"/r\"\nrclone_bwlimit = \"8M\"\nrclone_args = [\"-v\"]";
+    let main = "rclone_conf = \"/r\"\nrclone_bwlimit = \"8M\"\nrclone_args = [\"--transfers=2\"]";
     assert_snapshot!(screen(&with(main, "")), @r"
     zb.toml:5: main.rclone_conf is only for a remote of the form rclone:REMOTE:PATH
       hint: the credentials of a native remote stand in [s3] or [b2]

@@ -1,5 +1,5 @@
-//! One contract, every store: memory, a folder (by each way of naming files), spools, B2 on a simulator, and S3 on a
-//! real server.
+//! One contract, every store: memory, a folder (by each way of naming files), spools, B2 on a simulator, rclone over a
+//! folder and over that simulator, and S3 on a real server.
 //! Beside it, what only one kind of store can get wrong.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests may do what tests may")]
@@ -15,6 +15,8 @@ mod dir;
 mod memory;
 #[path = "../support/proxy.rs"]
 mod proxy;
+mod rclone;
+mod rclone_cli;
 mod s3;
 #[path = "../support/weed.rs"]
 mod weed;
