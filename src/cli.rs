@@ -19,6 +19,7 @@ mod meter;
 mod native_b2;
 mod output;
 mod overview;
+mod pace;
 mod perform;
 mod progress;
 mod prune;

@@ -2,6 +2,7 @@
 
 use super::args::{Global, Source};
 use super::output::Output;
+use super::pace::limiter;
 use super::{Failure, native_b2, rclone_remote};
 use crate::config::{self, Config, CredentialFiles, Environment, KeySource, Remote, SecretFile};
 use crate::keyring::KeyFile;
@@ -10,7 +11,7 @@ use crate::run::RunError;
 use crate::run::backup::BackupSettings;
 use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
-use crate::store::{DirSettings, DirStore, ObjectStore, S3Credentials, S3Settings, S3Store};
+use crate::store::{DirSettings, DirStore, ObjectStore, Renew, S3Credentials, S3Settings, S3Store};
 use crate::stream::seal::Compression;
 use crate::zfs::{RealZfs, Zfs};
 use age::secrecy::SecretString;
@@ -76,11 +77,12 @@ async fn open_remote_as(
         return Err(usage("the configuration names no remote", "set main.remote, such as \"s3:bucket/prefix\""));
     };
     let s3 = &config.s3;
-    let credentials = match files {
-        None => None,
+    let (credentials, renew) = match files {
+        None => (None, None),
         Some(files) => {
-            let (id, secret) = files.read(env)?;
-            Some(S3Credentials { access_key_id: id.expose().to_owned(), secret_access_key: secret.expose().to_owned() })
+            let (files, env) = (files.clone(), env.clone());
+            let read = move || files.read(&env).map(|(id, secret)| s3_credentials(id.expose(), secret.expose()));
+            (Some(read()?), Some(Renew::new(move || Ok(read()?))))
         }
     };
     let settings = S3Settings {
@@ -93,9 +95,15 @@ async fn open_remote_as(
         part_bytes: part_bytes(config),
         concurrency: config.parts().concurrency as usize,
         credentials,
+        renew,
+        limiter: limiter(config),
         ..S3Settings::default()
     };
     open_store(remote, settings).await
+}
+
+fn s3_credentials(id: &str, secret: &str) -> S3Credentials {
+    S3Credentials { access_key_id: id.to_owned(), secret_access_key: secret.to_owned() }
 }
 
 fn part_bytes(config: &Config) -> usize {

@@ -69,6 +69,9 @@ pub(super) fn read_config(
         Some(Remote::B2 { .. }) => stores::check_part_count(&main, &b2, config.split_size, config.b2.parts),
         Some(Remote::File { .. } | Remote::Rclone { .. }) | None => {}
     }
+    if config.pace.bwlimit.is_some() && matches!(config.remote, Some(Remote::File { .. }) | None) {
+        main.notice("bwlimit", "main.bwlimit has no effect: what is written into a folder is not limited".to_owned());
+    }
     note_idle_sections(&config, &s3, &b2, &keep_intermediate, &keep_remote);
     Some(config)
 }

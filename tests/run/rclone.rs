@@ -1,7 +1,7 @@
-//! A full backup and an incremental one through rclone into a folder: verified, damaged, restored.
+//! A full backup and an incremental one through rclone into a folder: verified, damaged, restored, deleted.
 
 use crate::programs::find_program;
-use crate::world::{World, committed, main_keyring_key, never, noise};
+use crate::world::{World, committed, main_keyring_key, never, noise, now};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use zfs_backup::model::DatasetName;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
+use zfs_backup::run::prune::{PruneEnv, forget};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set, restore_to_dataset};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::store::{EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool};
@@ -40,10 +41,10 @@ async fn a_chain_goes_through_rclone_and_comes_back() {
     let keyring = world.writer.keyring.as_ref().unwrap().bytes.clone();
     store.put_new(&ObjectKey::listed(&main_keyring_key(&world.writer)).unwrap(), keyring).await.unwrap();
     let env = BackupEnv { store: Arc::clone(&store), ..world.env() };
-    committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap());
+    let full = committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap());
     world.zfs.write_file(&world.dataset, 12, &noise(9, 30_000));
     world.snapshot();
-    committed(back_up(&env, &world.selected(), RequestedKind::Incremental).await.unwrap());
+    let incremental = committed(back_up(&env, &world.selected(), RequestedKind::Incremental).await.unwrap());
 
     let verify = || verify_dataset(&*store, &world.dataset, &world.keys.trusted);
     let report = verify().await.unwrap();
@@ -70,4 +71,19 @@ async fn a_chain_goes_through_rclone_and_comes_back() {
     let damaged: Vec<String> = verify().await.unwrap().damage.into_iter().map(|damage| damage.key).collect();
     assert_eq!(damaged, [chunk.key.as_str()]);
     assert!(store.unfinished("").await.unwrap().is_empty());
+
+    let prune = PruneEnv {
+        store: Arc::clone(&store),
+        signing: world.writer.signing.clone(),
+        trusted: world.keys.trusted.clone(),
+        state_dir: world.settings.state_dir.clone(),
+        resume_days: 14,
+        now: now(),
+        stop: never(),
+    };
+    for id in [incremental.manifest.id, full.manifest.id] {
+        forget(&prune, &world.dataset, &id).await.unwrap();
+    }
+    let left = store.list("tank/").await.unwrap();
+    assert!(left.iter().all(|object| object.key.contains("/@prune/")), "{left:?}");
 }

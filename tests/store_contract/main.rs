@@ -13,6 +13,7 @@ mod b2_sim;
 mod contract;
 mod dir;
 mod memory;
+mod pace;
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod rclone;
