@@ -203,7 +203,9 @@ impl Config {
         // A program without a path is looked for where the user's own PATH says.
         let command = command.filter(|program| program.is_absolute());
         let command = command.map(|program| ("main.encryption_passphrase_command", program, Demand::Unchangeable));
-        programs.chain(command).chain(located).collect()
+        // It has the secrets of the remote, and may name programs that rclone runs.
+        let conf = self.rclone.conf.clone().map(|conf| ("main.rclone_conf", conf, Demand::Secret));
+        programs.chain(command).chain(conf).chain(located).collect()
     }
 
     fn secret_files(&self) -> Vec<(&'static str, &SecretFile)> {

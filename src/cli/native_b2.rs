@@ -1,8 +1,9 @@
 //! Opening a native B2 remote: its application key, and the spool where one is configured.
 
 use super::Failure;
+use super::pace::limiter;
 use crate::config::{Config, CredentialFiles, Environment};
-use crate::store::{B2Credentials, B2Settings, B2Store, ObjectStore, Spool};
+use crate::store::{B2Credentials, B2Settings, B2Store, ObjectStore, Renew, Spool};
 use std::env;
 use std::sync::Arc;
 
@@ -19,15 +20,18 @@ pub(super) async fn open_configured(
     env: &Environment,
     files: Option<&CredentialFiles>,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let credentials = match files {
-        None => credentials_of_environment(),
+    let (credentials, renew) = match files {
+        None => (credentials_of_environment(), None),
         Some(files) => {
-            let (id, key) = files.read(env)?;
-            Some(credentials(id.expose(), key.expose()))
+            let (files, env) = (files.clone(), env.clone());
+            let read = move || files.read(&env).map(|(id, key)| credentials(id.expose(), key.expose()));
+            (Some(read()?), Some(Renew::new(move || Ok(read()?))))
         }
     };
     let settings = B2Settings {
         credentials,
+        renew,
+        limiter: limiter(config),
         part_bytes: config.b2.parts.part_size.in_memory(),
         concurrency: config.b2.parts.concurrency as usize,
         ..settings(bucket, prefix)

@@ -2,7 +2,8 @@
 
 use super::args::{Global, Source};
 use super::output::Output;
-use super::{Failure, native_b2};
+use super::pace::limiter;
+use super::{Failure, native_b2, rclone_remote};
 use crate::config::{self, Config, CredentialFiles, Environment, KeySource, Passphrase, Remote, SecretFile};
 use crate::keyring::KeyFile;
 use crate::plan::send::LifecycleRules;
@@ -10,7 +11,7 @@ use crate::run::RunError;
 use crate::run::backup::BackupSettings;
 use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
-use crate::store::{DirSettings, DirStore, ObjectStore, S3Credentials, S3Settings, S3Store};
+use crate::store::{DirSettings, DirStore, ObjectStore, Renew, S3Credentials, S3Settings, S3Store};
 use crate::stream::seal::Compression;
 use crate::zfs::{RealZfs, Zfs};
 use age::secrecy::SecretString;
@@ -36,6 +37,9 @@ pub(super) fn open_zfs() -> Result<Arc<dyn Zfs>, Failure> {
 
 /// The configured remote.
 pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
+    if let Some(Remote::Rclone { remote, path }) = &config.remote {
+        return rclone_remote::open_configured((remote, path), config).await;
+    }
     if let Some(Remote::B2 { bucket, prefix }) = &config.remote {
         let files = config.b2.credential_files.as_ref();
         return native_b2::open_configured((bucket, prefix), config, env, files).await;
@@ -47,6 +51,9 @@ pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Ar
 /// The configured remote with the credentials of `[prune]`, where there are some: the nightly ones need not delete.
 pub(super) async fn open_remote_to_delete(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
     let prune = config.prune.as_ref();
+    if let Some(Remote::Rclone { .. }) = &config.remote {
+        return open_remote(config, env).await;
+    }
     if let Some(Remote::B2 { bucket, prefix }) = &config.remote {
         let files = prune.and_then(|prune| prune.b2_credential_files.as_ref());
         let files = files.or(config.b2.credential_files.as_ref());
@@ -70,11 +77,12 @@ async fn open_remote_as(
         return Err(usage("the configuration names no remote", "set main.remote, such as \"s3:bucket/prefix\""));
     };
     let s3 = &config.s3;
-    let credentials = match files {
-        None => None,
+    let (credentials, renew) = match files {
+        None => (None, None),
         Some(files) => {
-            let (id, secret) = files.read(env)?;
-            Some(S3Credentials { access_key_id: id.expose().to_owned(), secret_access_key: secret.expose().to_owned() })
+            let (files, env) = (files.clone(), env.clone());
+            let read = move || files.read(&env).map(|(id, secret)| s3_credentials(id.expose(), secret.expose()));
+            (Some(read()?), Some(Renew::new(move || Ok(read()?))))
         }
     };
     let settings = S3Settings {
@@ -87,9 +95,15 @@ async fn open_remote_as(
         part_bytes: part_bytes(config),
         concurrency: config.parts().concurrency as usize,
         credentials,
+        renew,
+        limiter: limiter(config),
         ..S3Settings::default()
     };
     open_store(remote, settings).await
+}
+
+fn s3_credentials(id: &str, secret: &str) -> S3Credentials {
+    S3Credentials { access_key_id: id.to_owned(), secret_access_key: secret.to_owned() }
 }
 
 fn part_bytes(config: &Config) -> usize {
@@ -106,10 +120,7 @@ async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectSto
         }
         Remote::B2 { bucket, prefix } => native_b2::open_bare(bucket, prefix).await,
         Remote::File { dir } => open_dir(dir, s3.part_bytes),
-        other @ Remote::Rclone { .. } => Err(usage(
-            &format!("{other} cannot be used yet: this version speaks s3:, b2: and file:"),
-            "use the S3 API of the provider: s3:bucket/prefix with s3.endpoint",
-        )),
+        Remote::Rclone { remote, path } => rclone_remote::open_bare(remote, path).await,
     }
 }
 
@@ -221,7 +232,7 @@ pub(super) async fn open_for_reading(
 ) -> Result<ReadSide, Failure> {
     if let Some(url) = &source.remote {
         let remote: Remote = url.parse().map_err(|error: config::InvalidValue| {
-            usage(&format!("--remote: {error}"), "s3:bucket/prefix, b2:bucket/prefix or file:/dir")
+            usage(&format!("--remote: {error}"), "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH")
         })?;
         return Ok(ReadSide { store: open_store(&remote, S3Settings::default()).await?, config: None });
     }

@@ -87,7 +87,10 @@ impl Config {
             },
             Remote::B2 { .. } => return Some(self.b2_evidence()),
             Remote::File { .. } => "a folder computes no checksums: only verify-checksums --read-data is evidence",
-            Remote::Rclone { .. } => "verify-checksums compares what rclone shows, often the size alone",
+            Remote::Rclone { .. } => {
+                "verify-checksums compares the SHA-1 or MD5 that rclone shows of each chunk (against accidents); where \
+                 the remote has neither, the size alone"
+            }
         };
         Some(text.to_owned())
     }

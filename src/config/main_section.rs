@@ -7,6 +7,7 @@ use super::section::Section;
 use super::stores::absolute_path;
 use super::units::{InvalidValue, Size, TimeLimit};
 use crate::model::DatasetName;
+use crate::store::rclone::check_argument;
 use std::path::{Path, PathBuf};
 
 /// Which datasets are backed up.
@@ -58,8 +59,10 @@ pub struct RcloneSettings {
     pub conf: Option<PathBuf>,
     /// Given to rclone as it stands.
     pub bwlimit: Option<String>,
-    /// More arguments.
+    /// More arguments, each `--name` or `--name=value`.
     pub args: Vec<String>,
+    /// Where chunks are spooled; `None`: in `state_dir`.
+    pub spool_dir: Option<PathBuf>,
 }
 
 /// Programs that run around a backup. Each is an absolute path and arguments, never given to a shell.
@@ -200,10 +203,11 @@ pub(super) fn read_remote(main: &Section<'_>, intermediate: Option<&Intermediate
 }
 
 /// The keys that are only for rclone, and what says the same for the other remotes.
-const RCLONE_KEYS: [(&str, &str); 3] = [
+const RCLONE_KEYS: [(&str, &str); 4] = [
     ("rclone_conf", "the credentials of a native remote stand in [s3] or [b2]"),
     ("rclone_bwlimit", "the native key is `bwlimit`"),
     ("rclone_args", "the native keys are `part_size` and `concurrency` in [s3] or [b2]"),
+    ("rclone_spool_dir", "native remotes need no spool; [b2] may have a `spool_dir`"),
 ];
 
 pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> RcloneSettings {
@@ -211,7 +215,13 @@ pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> Rclone
         conf: main.checked("rclone_conf", absolute_path),
         bwlimit: main.text("rclone_bwlimit"),
         args: main.list("rclone_args").unwrap_or_default(),
+        spool_dir: main.checked("rclone_spool_dir", absolute_path),
     };
+    for (n, argument) in settings.args.iter().enumerate() {
+        if let Err(why) = check_argument(argument) {
+            main.refuse("rclone_args", format!("cannot be given to rclone: of argument {}, {why}", n + 1), None);
+        }
+    }
     // A remote that could not be read may have been meant to be one of rclone's.
     let other_remote = matches!(remote, Some(Remote::S3 { .. } | Remote::B2 { .. } | Remote::File { .. }));
     for (key, native) in RCLONE_KEYS {

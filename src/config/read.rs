@@ -69,8 +69,10 @@ pub(super) fn read_config(
         Some(Remote::B2 { .. }) => stores::check_part_count(&main, &b2, config.split_size, config.b2.parts),
         Some(Remote::File { .. } | Remote::Rclone { .. }) | None => {}
     }
+    if config.pace.bwlimit.is_some() && matches!(config.remote, Some(Remote::File { .. }) | None) {
+        main.notice("bwlimit", "main.bwlimit has no effect: what is written into a folder is not limited".to_owned());
+    }
     note_idle_sections(&config, &s3, &b2, &keep_intermediate, &keep_remote);
-    note_later_remote(&config, &main);
     Some(config)
 }
 
@@ -121,13 +123,6 @@ fn note_idle_sections(
         if section.is_present() && !used {
             section.notice_section(format!("[{name}] has no effect: {why}"));
         }
-    }
-}
-
-fn note_later_remote(config: &Config, main: &Section<'_>) {
-    if let Some(Remote::Rclone { .. }) = config.remote {
-        let text = "main.remote names a kind of store that comes in a later version: for now use s3:, b2: or file:";
-        main.notice("remote", text.to_owned());
     }
 }
 

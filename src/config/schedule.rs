@@ -23,6 +23,17 @@ impl BandwidthSchedule {
         current.and_then(|(_, limit)| *limit)
     }
 
+    /// For `--bwlimit` of rclone: uploads only, in bytes.
+    pub fn for_rclone(&self) -> String {
+        let limit =
+            |limit: &Option<Size>| limit.map_or_else(|| "off".to_owned(), |limit| format!("{}B", limit.bytes()));
+        let step = |(from, rate): &(Time, Option<Size>)| format!("{},{}:off", hour_minute(*from), limit(rate));
+        match self.steps.as_slice() {
+            [(_, rate)] => format!("{}:off", limit(rate)),
+            steps => steps.iter().map(step).collect::<Vec<_>>().join(" "),
+        }
+    }
+
     /// The slowest limit of the day, or `None` when there is no limit at any hour.
     pub fn slowest(&self) -> Option<Size> {
         self.steps.iter().filter_map(|(_, limit)| *limit).min()
@@ -152,6 +163,15 @@ mod tests {
         assert_eq!(schedule.at(at(8, 0)), Some(Size(512 << 10)));
         assert_eq!(schedule.at(at(18, 59)), Some(Size(512 << 10)));
         assert_eq!(schedule.slowest(), Some(Size(512 << 10)));
+    }
+
+    #[test]
+    fn rclone_gets_the_same_limits_for_uploads() {
+        for (text, expected) in
+            [("20M", "20971520B:off"), ("off", "off:off"), ("08:00,512K 19:00,off", "08:00,524288B:off 19:00,off:off")]
+        {
+            assert_eq!(text.parse::<BandwidthSchedule>().unwrap().for_rclone(), expected);
+        }
     }
 
     #[test]

@@ -35,8 +35,6 @@ const fn section(name: &'static str, keys: &'static [KeySpec], later: Option<&'s
 /// The one key whose value is a secret: it is never printed, neither in an error nor by `config show`.
 pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
-const FULL_SPEED: &str = "uploads run at full speed, at any hour";
-
 const MAIN: &[KeySpec] = &[
     now("zfs_fs"),
     now("recursive"),
@@ -51,11 +49,12 @@ const MAIN: &[KeySpec] = &[
     now("intermediate_checksum"),
     now("split_size"),
     now("remote"),
-    later("rclone_conf", "rclone is not run"),
-    later("rclone_bwlimit", "rclone is not run"),
-    later("rclone_args", "rclone is not run"),
-    later("bwlimit", FULL_SPEED),
-    later("window", FULL_SPEED),
+    now("rclone_conf"),
+    now("rclone_bwlimit"),
+    now("rclone_args"),
+    now("rclone_spool_dir"),
+    now("bwlimit"),
+    later("window", "uploads run at any hour"),
     later("max_runtime", "a run goes on until it is done"),
     now("oldest_snapshot_days"),
     now("snapshot_prefix"),

@@ -70,6 +70,7 @@ impl Config {
             ("rclone_conf", self.rclone.conf.as_deref().and_then(path)),
             ("rclone_bwlimit", self.rclone.bwlimit.as_ref().and_then(text)),
             ("rclone_args", texts_unless_empty(&self.rclone.args)),
+            ("rclone_spool_dir", self.rclone.spool_dir.as_deref().and_then(path)),
             ("bwlimit", self.pace.bwlimit.as_ref().and_then(text)),
             ("window", self.pace.window.and_then(text)),
             ("max_runtime", self.pace.max_runtime.and_then(text)),

@@ -60,6 +60,8 @@ struct Shared {
     traits: StoreTraits,
     /// Held while a session is opened, so that one task does it for all.
     session: Mutex<Option<Arc<Session>>>,
+    /// Those that were read last.
+    credentials: std::sync::Mutex<Option<B2Credentials>>,
     bucket_id: OnceLock<String>,
     /// For files that go whole.
     upload_urls: UrlPool,
@@ -71,7 +73,8 @@ impl B2Store {
     ///
     /// # Errors
     /// [`StoreErrorKind::Invalid`] for settings that can never work.
-    pub fn new(settings: B2Settings) -> Result<Self, StoreError> {
+    pub fn new(mut settings: B2Settings) -> Result<Self, StoreError> {
+        settings.follow_limiter();
         let url = settings.url();
         let failed = |cause: Cause| {
             let mut error = StoreError::new(cause.kind(), "connect to", "", &url, cause.clone());
@@ -88,8 +91,18 @@ impl B2Store {
             conditional_put: false,
         };
         let (session, bucket_id, upload_urls) = (Mutex::new(None), OnceLock::new(), UrlPool::default());
-        let warned_of_hiding = AtomicBool::new(false);
-        let shared = Shared { http, url, prefix, traits, session, bucket_id, upload_urls, warned_of_hiding, settings };
+        let shared = Shared {
+            http,
+            url,
+            prefix,
+            traits,
+            session,
+            credentials: std::sync::Mutex::new(settings.credentials.clone()),
+            bucket_id,
+            upload_urls,
+            warned_of_hiding: AtomicBool::new(false),
+            settings,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 

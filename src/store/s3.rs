@@ -7,6 +7,7 @@
 mod cause;
 mod client;
 mod delete;
+mod keys;
 mod list;
 mod put;
 mod read;
@@ -16,6 +17,7 @@ mod upload;
 
 pub use settings::{S3Checksum, S3Credentials, S3Settings};
 
+use super::pace::PacedBody;
 use super::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreTraits,
     UnfinishedUpload, UploadNeeds,
@@ -24,6 +26,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Builder, Config};
+use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use bytes::Bytes;
 use cause::Cause;
 use std::ops::Range;
@@ -61,7 +64,8 @@ impl S3Store {
     /// # Errors
     /// [`StoreErrorKind::Invalid`] for settings that can never work, [`StoreErrorKind::Denied`] when there are no
     /// credentials, with all places where they were looked for.
-    pub async fn connect(settings: S3Settings) -> Result<Self, StoreError> {
+    pub async fn connect(mut settings: S3Settings) -> Result<Self, StoreError> {
+        settings.follow_limiter();
         let connected = Box::pin(client::connect(&settings)).await?;
         let prefix = if settings.prefix.is_empty() { String::new() } else { format!("{}/", settings.prefix) };
         let traits = StoreTraits {
@@ -118,6 +122,19 @@ impl Shared {
     fn note_refused_condition(&self, cause: &Cause) -> bool {
         let refused = cause.status == Some(501) || cause.has_code("NotImplemented");
         refused && !self.refuses_conditions.swap(true, Ordering::Relaxed)
+    }
+
+    /// A body that can be sent again, at the pace that is allowed.
+    fn body(&self, bytes: Bytes) -> ByteStream {
+        let Some(limiter) = self.settings.limiter.clone() else { return ByteStream::from(bytes) };
+        ByteStream::new(SdkBody::retryable(move || {
+            SdkBody::from_body_1_x(PacedBody::new(Arc::clone(&limiter), bytes.clone()))
+        }))
+    }
+
+    /// Whether bodies go unsigned: over TLS, with our checksum beside them; and where they are made while they are sent.
+    fn unsigned(&self) -> bool {
+        self.tls || self.settings.limiter.is_some()
     }
 
     /// Limits for a call that moves `bytes`.

@@ -1,4 +1,4 @@
-//! [`Spool`]: gives a store that takes large objects only whole (native B2, rclone) the parts of [`ObjectStore`].
+//! [`Spool`]: gives a store that takes large objects only whole (native B2 where it is wanted, rclone) the parts of [`ObjectStore`].
 //!
 //! Parts go to a file that has no name any more, so that a crash leaves nothing behind; at the end the store gets the
 //! file, which it can read again for every attempt. Each part's CRC64 is kept in memory and checked whenever the part
@@ -104,6 +104,11 @@ impl SpoolFile {
     /// The bytes of the whole.
     pub fn bytes(&self) -> u64 {
         self.parts.last().map_or(0, |part| part.offset + part.bytes as u64)
+    }
+
+    /// The file itself, for another process to read. Blocks for a moment.
+    pub(super) fn share(&self) -> Result<File, SpoolError> {
+        self.file.try_clone().map_err(|error| SpoolError::io(&self.dir, "share", error))
     }
 
     /// How many parts it has: all but the last equally long.

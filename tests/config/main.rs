@@ -178,7 +178,7 @@ fn the_merged_configuration_parses_to_itself() {
         EXAMPLE.to_owned(),
         with("", ""),
         with("bwlimit = \"08:00,512K 19:00,off\"\nencryption_passphrase_file = \"/j\"", "").replace("\nencryption_passphrase_file = \"/k\"", ""),
-        "[main]\nzfs_fs = \"t\"\nencryption_passphrase_command = [\"sh\", \"-c\", \"echo 'a b'\"]\nremote = \"rclone:a:b\"\nrclone_args = [\"-v\"]\n".to_owned(),
+        "[main]\nzfs_fs = \"t\"\nencryption_passphrase_command = [\"sh\", \"-c\", \"echo 'a b'\"]\nremote = \"rclone:a:b\"\nrclone_args = [\"--fast-list\"]\nrclone_spool_dir = \"/x\"\n".to_owned(),
     ] {
         let once = strip(parse(&text).unwrap().to_display_toml());
         let twice = strip(parse(&once).unwrap_or_else(|error| panic!("{once}\n{error}")).to_display_toml());

@@ -222,7 +222,7 @@ fn a_passphrase_of_the_wrong_type_is_not_repeated() {
 
 #[test]
 fn rclone_keys_without_rclone() {
-    let main = "rclone_conf = \"/r\"\nrclone_bwlimit = \"8M\"\nrclone_args = [\"-v\"]";
+    let main = "rclone_conf = \"/r\"\nrclone_bwlimit = \"8M\"\nrclone_args = [\"--transfers=2\"]";
     assert_snapshot!(screen(&with(main, "")), @r"
     zb.toml:5: main.rclone_conf is only for a remote of the form rclone:REMOTE:PATH
       hint: the credentials of a native remote stand in [s3] or [b2]
@@ -397,8 +397,7 @@ fn both_stores_in_one_folder() {
 #[test]
 fn every_key_for_a_later_version_is_named() {
     assert_snapshot!(notices(EXAMPLE), @r"
-    main.bwlimit is checked but not used yet: for now uploads run at full speed, at any hour
-    main.window is checked but not used yet: for now uploads run at full speed, at any hour
+    main.window is checked but not used yet: for now uploads run at any hour
     s3.object_lock_days is checked but not used yet: for now objects are not locked
     ");
     assert_snapshot!(notices(&with("recursive = true\nexclude = [\"t/*\"]\nuse_snapshots = \"auto_*\"\nstore_as = \"x\"\nmax_runtime = \"8h\"", "")), @r"

@@ -18,8 +18,11 @@ mod guards;
 mod instructions;
 mod keys;
 mod nights;
+#[path = "../support/programs.rs"]
+mod programs;
 mod prune;
 mod prune_property;
+mod rclone;
 mod rekey;
 mod restore;
 mod snapshot;

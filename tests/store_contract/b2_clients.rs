@@ -3,7 +3,7 @@
 use crate::b2::connect;
 use crate::b2_sim::{B2Sim, BUCKET, KEY, KEY_ID, SimOptions};
 use crate::contract::{key, pattern, upload};
-use crate::weed::find_program;
+use crate::weed::programs::find_program;
 use std::fs;
 use std::io::Write;
 use std::path::Path;

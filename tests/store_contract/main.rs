@@ -1,5 +1,5 @@
-//! One contract, every store: memory, a folder (by each way of naming files), spools, B2 on a simulator, and S3 on a
-//! real server.
+//! One contract, every store: memory, a folder (by each way of naming files), spools, B2 on a simulator, rclone over a
+//! folder and over that simulator, and S3 on a real server.
 //! Beside it, what only one kind of store can get wrong.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests may do what tests may")]
@@ -13,8 +13,11 @@ mod b2_sim;
 mod contract;
 mod dir;
 mod memory;
+mod pace;
 #[path = "../support/proxy.rs"]
 mod proxy;
+mod rclone;
+mod rclone_cli;
 mod s3;
 #[path = "../support/weed.rs"]
 mod weed;

@@ -2,6 +2,7 @@
 //! cases; each case that fails is reported by its name.
 
 mod broken;
+mod renewal;
 
 use crate::contract::{self, key, pattern, upload};
 use crate::proxy::{Action, Proxy, silent_server};
@@ -23,6 +24,10 @@ use broken::{
     lasting_failure_of_the_last_part_leaves_nothing, lost_replies_are_found_out, pages_that_never_end_are_an_error,
     passing_failures_are_ridden_out, rclone_serve_is_recognised, stores_that_hide_checksums_give_weaker_evidence,
     stores_without_conditions_are_spoken_to_without,
+};
+
+use renewal::{
+    a_session_that_is_over_is_renewed_or_said, keys_are_read_again_when_they_are_refused, uploads_keep_to_the_limit,
 };
 
 const CASES_AT_ONCE: usize = 6;
@@ -73,6 +78,9 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         rclone_serve_is_recognised
         parts_in_flight_are_bounded
         wrong_keys_are_denied
+        keys_are_read_again_when_they_are_refused
+        a_session_that_is_over_is_renewed_or_said
+        uploads_keep_to_the_limit
         missing_bucket_is_said
         unreachable_endpoint_is_named
         silent_server_is_given_up

@@ -169,6 +169,13 @@ impl B2Sim {
         made
     }
 
+    /// Deletes a key; its tokens are over.
+    pub(crate) fn remove_key(&self, id: &str) {
+        let mut state = self.0.state.lock().unwrap();
+        state.keys.remove(id);
+        state.expire_tokens();
+    }
+
     pub(crate) fn add_bucket(&self, name: &str) {
         self.0.state.lock().unwrap().add_bucket(name);
     }

@@ -1,12 +1,15 @@
 //! A real S3 server for tests: SeaweedFS on 127.0.0.1, with all its state in a scratch folder, ended with the test.
 //! Flags and their reasons are those of tests/vm/weed.sh.
 
+#[path = "programs.rs"]
+pub(crate) mod programs;
+
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Builder, Credentials, Region};
-use std::env;
+use programs::find_program;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -98,21 +101,6 @@ impl Drop for Weed {
             let _ = fs::remove_file(format!("/tmp/seaweedfs-{name}-grpc-{}.sock", self.ports[port]));
         }
     }
-}
-
-/// A program that scripts/deps installs: the one that `variable` names, else that of the cache, else of the path.
-pub(crate) fn find_program(name: &str, variable: &str) -> PathBuf {
-    if let Some(named) = env::var_os(variable) {
-        return named.into();
-    }
-    let cache = env::var_os("ZFS_BACKUP_CACHE").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(env::var_os("XDG_CACHE_HOME").map(PathBuf::from)?.join("zfs-backup")));
-    let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache/zfs-backup")));
-    let cached = cache.into_iter().map(|cache| cache.join("venv/bin").join(name));
-    let path = env::var_os("PATH").unwrap_or_default();
-    let on_path = env::split_paths(&path).map(|folder| folder.join(name));
-    let found = cached.chain(on_path).find(|program| program.is_file());
-    found.unwrap_or_else(|| panic!("no `{name}`: run scripts/deps, or name the program in {variable}"))
 }
 
 /// Ports that were free a moment ago.

@@ -8,12 +8,13 @@ use super::cause::{AUTHORIZE, Cause, Stage};
 use super::messages::{Authorized, Buckets, Rights, UploadUrl};
 use super::settings::B2Settings;
 use super::{Shared, settings};
-use crate::store::StoreErrorKind;
+use crate::store::pace::PacedBody;
 use crate::store::work::random_u64;
+use crate::store::{B2Credentials, StoreErrorKind};
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, RequestBuilder};
+use reqwest::{Body, Client, ClientBuilder, RequestBuilder};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +37,8 @@ pub(super) struct Session {
     pub(super) api_url: String,
     pub(super) download_url: String,
     pub(super) bucket_id: String,
+    /// The application key that it was opened with.
+    key_id: String,
     version: &'static str,
     capabilities: Vec<String>,
 }
@@ -127,8 +130,39 @@ impl Shared {
         }
     }
 
+    /// Whether another key can be tried than the one of this session, which is forgotten then.
+    async fn renewed(&self, refused: &Arc<Session>) -> bool {
+        let other = self.credentials().is_some_and(|now| now.application_key_id != refused.key_id);
+        let renewed = other || self.read_again().await;
+        if renewed {
+            self.forget(refused).await;
+        }
+        renewed
+    }
+
+    fn credentials(&self) -> Option<B2Credentials> {
+        self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the application key again: whether it is another one now.
+    async fn read_again(&self) -> bool {
+        let Some(renew) = &self.settings.renew else { return false };
+        let Some(new) = renew.read().await else { return false };
+        let mut held = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = held.as_ref() != Some(&new);
+        if changed {
+            tracing::info!(store = self.url, "B2 refused the application key, and there is a new one");
+            *held = Some(new);
+        }
+        changed
+    }
+
     async fn open_session(&self) -> Result<Session, Cause> {
-        let (version, authorized) = self.authorize().await?;
+        let (version, authorized) = match self.authorize().await {
+            Err(cause) if cause.status == Some(401) && self.read_again().await => self.authorize().await?,
+            authorized => authorized?,
+        };
+        let key_id = self.credentials().map(|held| held.application_key_id).unwrap_or_default();
         let (account_id, token, storage, rights) = authorized.into_storage()?;
         if (self.settings.part_bytes as u64) < storage.absolute_minimum_part_size {
             let (have, min) = (self.settings.part_bytes, storage.absolute_minimum_part_size);
@@ -141,6 +175,7 @@ impl Shared {
             api_url: storage.api_url,
             download_url: storage.download_url,
             bucket_id: String::new(),
+            key_id,
             version,
             capabilities: rights.capabilities.clone(),
         };
@@ -154,7 +189,7 @@ impl Shared {
     }
 
     async fn authorize(&self) -> Result<(&'static str, Authorized), Cause> {
-        let Some(credentials) = &self.settings.credentials else {
+        let Some(credentials) = self.credentials() else {
             return Err(Cause::ours(StoreErrorKind::Denied, "there is no application key")
                 .with_hint("set B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY, or name files of them under [b2]"));
         };
@@ -251,6 +286,10 @@ impl Shared {
                     renewals_left -= 1;
                     self.forget(&session).await;
                 }
+                // It may be the right of another key, which is in the file by now.
+                Err(cause) if cause.status == Some(401) && renewals_left > 0 && self.renewed(&session).await => {
+                    renewals_left -= 1;
+                }
                 ended => return ended,
             }
         }
@@ -278,10 +317,18 @@ impl Shared {
         let len = bytes.len() as u64;
         let call = self.http.post(&url.upload_url).header(AUTHORIZATION, &url.authorization_token);
         // Said even of an empty body, of which the client would say nothing: B2 wants it always.
-        let call = call.header(CONTENT_LENGTH, len).headers(headers).body(bytes);
+        let call = call.header(CONTENT_LENGTH, len).headers(headers).body(self.body(bytes));
         let stored = self.send(call, len).await?;
         pool.give_back(url);
         Ok(stored)
+    }
+
+    /// A body at the pace that is allowed; made again for every attempt.
+    fn body(&self, bytes: Bytes) -> Body {
+        match self.settings.limiter.clone() {
+            Some(limiter) => Body::wrap(PacedBody::new(limiter, bytes)),
+            None => Body::from(bytes),
+        }
     }
 
     async fn new_url(&self, (api, file_id): (&str, Option<&str>)) -> Result<UploadUrl, Cause> {

@@ -1,6 +1,8 @@
 //! [`B2Settings`]: what a configuration says of a native B2 store.
 
+use crate::store::{Limiter, Renew};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where every account is authorized; the answer says where its own servers are.
@@ -31,6 +33,10 @@ pub struct B2Settings {
     pub endpoint: Option<String>,
     /// The application key.
     pub credentials: Option<B2Credentials>,
+    /// How to read it again when it is refused.
+    pub renew: Option<Renew<B2Credentials>>,
+    /// How fast all uploads together may be.
+    pub limiter: Option<Arc<Limiter>>,
     /// Part size in bytes: at least what B2 says is its smallest (5,000,000). A chunk up to this size goes as one
     /// request, and B2 computes and keeps its SHA-1.
     pub part_bytes: usize,
@@ -52,6 +58,8 @@ impl Default for B2Settings {
             prefix: String::new(),
             endpoint: None,
             credentials: None,
+            renew: None,
+            limiter: None,
             part_bytes: PART_BYTES_DEFAULT,
             concurrency: CONCURRENCY_DEFAULT,
             rate_bytes_min: RATE_BYTES_MIN_DEFAULT,
@@ -62,6 +70,13 @@ impl Default for B2Settings {
 }
 
 impl B2Settings {
+    /// Time limits follow the limit of speed.
+    pub(super) fn follow_limiter(&mut self) {
+        if let Some(limiter) = &self.limiter {
+            self.rate_bytes_min = limiter.rate_bytes_min(self.rate_bytes_min, self.concurrency);
+        }
+    }
+
     /// Says in words what can never work.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.bucket.is_empty() {
@@ -112,7 +127,7 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// An application key. Debug output hides the key itself.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct B2Credentials {
     /// The key's id.
     pub application_key_id: String,

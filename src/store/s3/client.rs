@@ -1,6 +1,7 @@
 //! Building the SDK's client: credentials, region, time limits and retries, all chosen here and none by default.
 
 use super::S3Settings;
+use super::keys::{Keys, Origin};
 use crate::store::work::chain_text;
 use crate::store::{StoreError, StoreErrorKind};
 use aws_config::ecs::EcsCredentialsProvider;
@@ -18,8 +19,8 @@ use aws_sdk_s3::config::SharedHttpClient;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Builder, Credentials, ProvideCredentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    SharedCredentialsProvider, StalledStreamProtectionConfig,
+    Builder, Credentials, IdentityCache, ProvideCredentials, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation, SharedCredentialsProvider, StalledStreamProtectionConfig,
 };
 use aws_smithy_http_client::tls;
 use std::fs::read_to_string;
@@ -58,10 +59,10 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
         failed(StoreErrorKind::Invalid, text)
             .with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
     })?;
-    let provider = find_credentials(settings, &region, &transport).await?;
-    let shared = load_shared(settings, region.clone(), provider, transport).await;
+    let keys = find_credentials(settings, &region, &transport).await?;
+    let shared = load_shared(settings, region.clone(), &keys, transport).await;
     let named = endpoint.clone().unwrap_or_else(|| format!("Amazon S3 in {region}"));
-    Ok(Connected { client: build_client(settings, &shared, endpoint), endpoint: named, tls })
+    Ok(Connected { client: build_client(settings, &shared, keys, endpoint), endpoint: named, tls })
 }
 
 fn endpoint_of_environment() -> Option<String> {
@@ -81,15 +82,10 @@ fn transport(tls: bool) -> Result<SharedHttpClient, String> {
     Ok(aws_smithy_http_client::Builder::new().tls_provider(provider).build_https())
 }
 
-async fn load_shared(
-    settings: &S3Settings,
-    region: Region,
-    provider: SharedCredentialsProvider,
-    transport: SharedHttpClient,
-) -> SdkConfig {
+async fn load_shared(settings: &S3Settings, region: Region, keys: &Keys, transport: SharedHttpClient) -> SdkConfig {
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .region(region)
-        .credentials_provider(provider)
+        .credentials_provider(keys.clone())
         .http_client(transport);
     if let Some(profile) = &settings.profile {
         loader = loader.profile_name(profile);
@@ -97,9 +93,12 @@ async fn load_shared(
     loader.load().await
 }
 
-fn build_client(settings: &S3Settings, shared: &SdkConfig, endpoint: Option<String>) -> Client {
+fn build_client(settings: &S3Settings, shared: &SdkConfig, keys: Keys, endpoint: Option<String>) -> Client {
     let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
-    let stall = StalledStreamProtectionConfig::enabled().upload_enabled(true).grace_period(STALL_GRACE).build();
+    let stall = StalledStreamProtectionConfig::enabled()
+        .upload_enabled(settings.limiter.is_none())
+        .grace_period(STALL_GRACE)
+        .build();
     // No read time-out: the SDK counts it from the beginning of the request, so it would cut off the sending of a part
     // on a slow line. The limit of the attempt does what is wanted, and calls that move much set a longer one.
     let limits = TimeoutConfig::builder()
@@ -111,6 +110,9 @@ fn build_client(settings: &S3Settings, shared: &SdkConfig, endpoint: Option<Stri
     let mut config = Builder::from(shared);
     config.set_endpoint_url(endpoint.clone());
     let config = config
+        // Keys are held, renewed and tried again in one place.
+        .identity_cache(IdentityCache::no_cache())
+        .retry_classifier(keys)
         .force_path_style(settings.path_style.unwrap_or(endpoint.is_some()))
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
@@ -143,15 +145,14 @@ async fn find_credentials(
     settings: &S3Settings,
     region: &Region,
     transport: &SharedHttpClient,
-) -> Result<SharedCredentialsProvider, StoreError> {
+) -> Result<Keys, StoreError> {
     if let Some(given) = &settings.credentials {
-        let keys = Credentials::new(&given.access_key_id, &given.secret_access_key, None, None, "zfs-backup");
-        return Ok(SharedCredentialsProvider::new(keys));
+        return Ok(Keys::new(Origin::Given(settings.renew.clone()), Some(Credentials::from(given))));
     }
     let ec2 = is_ec2();
     let chain = SharedCredentialsProvider::new(credential_chain(settings, region, transport, ec2));
     match chain.provide_credentials().await {
-        Ok(_) => Ok(chain),
+        Ok(held) => Ok(Keys::new(Origin::Chain(chain), Some(held))),
         Err(error) => {
             let text = chain_text(&error);
             let error = StoreError::new(StoreErrorKind::Denied, "find credentials for", "", settings.url(), text);

@@ -6,7 +6,6 @@ use super::{S3Checksum, Shared};
 use crate::store::work::run_blocking;
 use crate::store::{Evidence, EvidenceTier, ObjectKey, PutOutcome, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
-use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -61,10 +60,10 @@ impl Shared {
 
     async fn send_whole(&self, key: &ObjectKey, bytes: &Bytes, part: &PartSum) -> Result<(), Cause> {
         let call = self.client.put_object().bucket(&self.settings.bucket).key(self.full_key(key));
-        let call = call.set_if_none_match(self.condition()).body(ByteStream::from(bytes.clone()));
+        let call = call.set_if_none_match(self.condition()).body(self.body(bytes.clone()));
         let call = with_checksum(call, self.settings.checksum, part).customize();
         let call = call.config_override(self.limits_for(bytes.len() as u64));
-        let call = if self.tls { call.disable_payload_signing() } else { call };
+        let call = if self.unsigned() { call.disable_payload_signing() } else { call };
         call.send().await.map(|_| self.saw_bucket()).map_err(Cause::from)
     }
 

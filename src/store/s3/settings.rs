@@ -1,6 +1,8 @@
 //! [`S3Settings`]: what a configuration says of an S3 store.
 
+use crate::store::{Limiter, Renew};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MIB: usize = 1024 * 1024;
@@ -40,6 +42,10 @@ pub struct S3Settings {
     pub concurrency: usize,
     /// Access key and secret, when they come from files; else the default credential chain.
     pub credentials: Option<S3Credentials>,
+    /// How to read those again when they are refused.
+    pub renew: Option<Renew<S3Credentials>>,
+    /// How fast all uploads together may be.
+    pub limiter: Option<Arc<Limiter>>,
     /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at one part.
     pub rate_bytes_min: u64,
     /// How long an attempt may take besides the transfer itself.
@@ -61,6 +67,8 @@ impl Default for S3Settings {
             part_bytes: PART_BYTES_DEFAULT,
             concurrency: CONCURRENCY_DEFAULT,
             credentials: None,
+            renew: None,
+            limiter: None,
             rate_bytes_min: RATE_BYTES_MIN_DEFAULT,
             attempt_slack: ATTEMPT_SLACK_DEFAULT,
         }
@@ -68,6 +76,13 @@ impl Default for S3Settings {
 }
 
 impl S3Settings {
+    /// Time limits follow the limit of speed.
+    pub(super) fn follow_limiter(&mut self) {
+        if let Some(limiter) = &self.limiter {
+            self.rate_bytes_min = limiter.rate_bytes_min(self.rate_bytes_min, self.concurrency);
+        }
+    }
+
     /// Says in words what can never work.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.bucket.is_empty() {

@@ -13,7 +13,6 @@ use crate::store::parts::PartSizes;
 use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind};
 use async_trait::async_trait;
 use aws_sdk_s3::operation::upload_part::UploadPartOutput;
-use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use std::panic::resume_unwind;
@@ -203,8 +202,8 @@ impl Shared {
             S3Checksum::Sha256 => call.checksum_sha256(sum.header()),
             S3Checksum::Md5 => call.content_md5(sum.header()),
         };
-        let call = call.body(ByteStream::from(part)).customize().config_override(self.limits_for(sum.bytes));
-        let call = if self.tls { call.disable_payload_signing() } else { call };
+        let call = call.body(self.body(part)).customize().config_override(self.limits_for(sum.bytes));
+        let call = if self.unsigned() { call.disable_payload_signing() } else { call };
         let operation = format!("upload part {number} of");
         let stored = call.send().await.map_err(|error| self.failed(&operation, "UploadPart", key.as_str(), error))?;
         match echoed_otherwise(&stored, self.settings.checksum, &sum) {

@@ -1,0 +1,290 @@
+//! Putting objects from memory and from a spool, and removing them. What the remote has afterwards decides.
+
+use super::cause::Cause;
+use super::process::{self, Call};
+use super::read::{RATE_BYTES_MIN, partial_of};
+use super::{ANSWER_BYTES_MAX, CALL_LIMIT, RcloneStore};
+use crate::store::work::run_blocking;
+use crate::store::{
+    Evidence, EvidenceTier, ObjectKey, PutOutcome, SpoolFile, StoreError, StoreErrorKind, UnfinishedUpload,
+};
+use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
+use bytes::Bytes;
+use md5::{Digest as _, Md5};
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::fmt::Write as _;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Write as _};
+use std::time::Duration;
+use tokio::sync::MutexGuard;
+use tokio::time::sleep;
+
+/// Standard input as a file that can be opened and read as often as rclone likes, from its beginning.
+const SOURCE: &str = "/proc/self/fd/0";
+/// How often the remote is asked for what it has just taken.
+const CONFIRM_TRIES_MAX: u32 = 3;
+const CONFIRM_PAUSE: Duration = Duration::from_millis(500);
+/// How often one name is deleted: each time an older version may come up.
+const DELETE_TRIES_MAX: u32 = 20;
+
+/// A hash that remotes have and that we can compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HashKind {
+    Sha1,
+    Md5,
+}
+
+enum Hashing {
+    Sha1(Box<Context>),
+    Md5(Md5),
+}
+
+/// What the remote should have.
+struct Sent {
+    bytes: u64,
+    /// Of the kind that the remote has, if it has one.
+    hash: Option<String>,
+}
+
+impl HashKind {
+    /// The better one that a remote has.
+    pub(super) fn best_of(names: &[String]) -> Option<Self> {
+        [Self::Sha1, Self::Md5].into_iter().find(|kind| names.iter().any(|name| name == kind.name()))
+    }
+
+    /// rclone's name for it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "sha1",
+            Self::Md5 => "md5",
+        }
+    }
+
+    pub(super) fn flag(self) -> String {
+        format!("--hash-type={}", self.name())
+    }
+
+    pub(super) fn tier(self) -> EvidenceTier {
+        match self {
+            Self::Sha1 => EvidenceTier::Sha1,
+            Self::Md5 => EvidenceTier::Md5Etag,
+        }
+    }
+
+    fn begin(self) -> Hashing {
+        match self {
+            Self::Sha1 => Hashing::Sha1(Box::new(Context::new(&SHA1_FOR_LEGACY_USE_ONLY))),
+            Self::Md5 => Hashing::Md5(Md5::new()),
+        }
+    }
+}
+
+impl Hashing {
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha1(context) => context.update(bytes),
+            Self::Md5(md5) => md5.update(bytes),
+        }
+    }
+
+    fn finish(self) -> String {
+        let digest = match self {
+            Self::Sha1(context) => context.finish().as_ref().to_vec(),
+            Self::Md5(md5) => md5.finalize().to_vec(),
+        };
+        digest.iter().fold(String::new(), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+impl RcloneStore {
+    pub(super) async fn put_bytes(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+        let _one = self.lock_name(key).await;
+        if let Some(found) = self.look_at("put", key).await? {
+            return self.compare(key, &bytes, found).await;
+        }
+        let (sent, file) = self.prepare(key, bytes.clone()).await?;
+        match self.copy_there(key, file, &sent).await {
+            Ok(evidence) => Ok((PutOutcome::Created, evidence)),
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                let Some(found) = self.look_at("put", key).await? else { return Err(error) };
+                self.compare(key, &bytes, found).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn put_file(&self, key: &ObjectKey, file: &SpoolFile) -> Result<Evidence, StoreError> {
+        let _one = self.lock_name(key).await;
+        if self.look_at("put", key).await?.is_some() {
+            return Err(self.taken(key));
+        }
+        let failed = |error: crate::store::spool::SpoolError| error.in_store(key, &self.url);
+        let mut hashing = self.hash.map(HashKind::begin);
+        for index in 0..file.part_count() {
+            // Read back as it was written: a hash of what the spool's disk got wrong would agree with what rclone reads.
+            hashing = hash_on(hashing, file.read_part(index).await.map_err(failed)?).await;
+        }
+        let sent = Sent { bytes: file.bytes(), hash: hashing.map(Hashing::finish) };
+        self.copy_there(key, file.share().map_err(failed)?, &sent).await
+    }
+
+    /// One put of a name at a time in this process.
+    async fn lock_name(&self, key: &ObjectKey) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        key.hash(&mut hasher);
+        let place = usize::try_from(hasher.finish() % self.put_locks.len() as u64).unwrap_or(0);
+        self.put_locks[place].lock().await
+    }
+
+    /// The bytes as a file in memory, and what the remote should say of them.
+    async fn prepare(&self, key: &ObjectKey, bytes: Bytes) -> Result<(Sent, File), StoreError> {
+        let kind = self.hash;
+        let work = move || -> io::Result<(Sent, File)> {
+            let mut hashing = kind.map(HashKind::begin);
+            if let Some(hashing) = &mut hashing {
+                hashing.update(&bytes);
+            }
+            let mut file = File::from(memfd_create("zfs-backup", MemfdFlags::CLOEXEC)?);
+            file.write_all(&bytes)?;
+            Ok((Sent { bytes: bytes.len() as u64, hash: hashing.map(Hashing::finish) }, file))
+        };
+        run_blocking(work).await.map_err(|error| {
+            let text = format!("a file in memory cannot be made: {error}");
+            self.wrong(StoreErrorKind::Unavailable, "put", key.as_str(), text)
+        })
+    }
+
+    /// Has rclone copy the file there, where the name is free, and looks at what is there then.
+    async fn copy_there(&self, key: &ObjectKey, file: File, sent: &Sent) -> Result<Evidence, StoreError> {
+        // Never closed.
+        let _place = self.uploads.acquire().await.ok();
+        let arguments = ["copyto", "--copy-links", "--ignore-existing", "--error-on-no-transfer"];
+        let call = Call {
+            arguments: arguments.map(str::to_owned).to_vec(),
+            places: vec![SOURCE.to_owned(), self.settings.place_of(key.as_str())],
+            stdin: Some(file),
+            output_bytes_max: ANSWER_BYTES_MAX,
+            limit: CALL_LIMIT + Duration::from_secs(sent.bytes / RATE_BYTES_MIN),
+            quiet: false,
+        };
+        let failure = match process::run(&self.settings, call).await {
+            Ok(ended) => ended.failure,
+            Err(cause) => Some(cause),
+        };
+        if failure.as_ref().is_some_and(Cause::is_taken) {
+            return Err(self.taken(key));
+        }
+        self.confirm(key, sent, failure).await
+    }
+
+    /// What the remote has now must be what was sent, whatever rclone said.
+    async fn confirm(&self, key: &ObjectKey, sent: &Sent, failure: Option<Cause>) -> Result<Evidence, StoreError> {
+        let failed = |cause: Cause| self.failed("put", key.as_str(), cause);
+        let mut found = None;
+        for attempt in 1..=CONFIRM_TRIES_MAX {
+            found = match (self.look_at("confirm", key).await, &failure) {
+                (Err(_), Some(cause)) => return Err(failed(cause.clone())),
+                (looked, _) => looked?,
+            };
+            if found.is_some() || failure.is_some() || attempt == CONFIRM_TRIES_MAX {
+                break;
+            }
+            sleep(CONFIRM_PAUSE).await;
+        }
+        let hash_agrees = found.as_ref().and_then(|found| Some(found.checksum.as_ref()? == sent.hash.as_ref()?));
+        match (found, failure) {
+            (Some(found), None) if found.bytes == sent.bytes && hash_agrees != Some(false) => Ok(found),
+            // It failed after the bytes had arrived, or once more before; only a hash can tell that these are they.
+            (Some(found), Some(_)) if found.bytes == sent.bytes && hash_agrees == Some(true) => Ok(found),
+            (None, Some(cause)) => Err(failed(cause)),
+            (found, cause) => Err(self.differs(key, sent, found.as_ref(), cause)),
+        }
+    }
+
+    fn differs(&self, key: &ObjectKey, sent: &Sent, found: Option<&Evidence>, cause: Option<Cause>) -> StoreError {
+        let describe = |bytes: u64, hash: Option<&String>| {
+            format!("{bytes} bytes with hash {}", hash.map_or("unknown", String::as_str))
+        };
+        let there = found.map_or_else(|| "nothing".to_owned(), |found| describe(found.bytes, found.checksum.as_ref()));
+        let said = cause.map_or_else(|| "rclone reported success".to_owned(), |cause| cause.to_string());
+        let was = describe(sent.bytes, sent.hash.as_ref());
+        let text = format!("{was} were sent, but the store has {there}; {said}");
+        let error = self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text);
+        match found {
+            // Not deleted: that it is what we sent is only likely.
+            Some(_) => error.with_hint(format!(
+                "what is there was not put whole; look at it, then remove it: `rclone deletefile '{}'`",
+                self.settings.place_of(key.as_str())
+            )),
+            None => error,
+        }
+    }
+
+    /// The key is taken: success if the same bytes are there.
+    async fn compare(
+        &self,
+        key: &ObjectKey,
+        bytes: &Bytes,
+        found: Evidence,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        let len = bytes.len() as u64;
+        let same = found.bytes == len && self.read(key, None, len).await? == *bytes;
+        if same { Ok((PutOutcome::Identical, found)) } else { Err(self.taken(key)) }
+    }
+
+    fn taken(&self, key: &ObjectKey) -> StoreError {
+        self.wrong(StoreErrorKind::AlreadyExists, "put", key.as_str(), "the key is taken by another object")
+    }
+
+    /// Deletes until nothing is there any more: where versions are kept, an older one comes up each time.
+    pub(super) async fn remove(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        let _one = self.lock_name(key).await;
+        self.remove_name("delete", key).await
+    }
+
+    pub(super) async fn remove_partial(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        let operation = "remove unfinished upload of";
+        let named = ObjectKey::listed(&upload.upload_id).filter(|name| partial_of(name.as_str()) == Some(&upload.key));
+        match named {
+            Some(name) => self.remove_name(operation, &name).await,
+            None => {
+                let text = format!("{:?} is not the name of one", upload.upload_id);
+                Err(self.wrong(StoreErrorKind::Invalid, operation, &upload.key, text))
+            }
+        }
+    }
+
+    async fn remove_name(&self, operation: &str, key: &ObjectKey) -> Result<(), StoreError> {
+        let failed = |cause| self.failed(operation, key.as_str(), cause);
+        for _ in 0..DELETE_TRIES_MAX {
+            let places = [self.settings.place_of(key.as_str())];
+            let ended = self.run(&["deletefile"], &places, CALL_LIMIT, true).await.map_err(failed)?;
+            let failure = ended.failure.filter(|cause| !cause.is_no_file() && !cause.is_no_folder());
+            let left = self.look_at(operation, key).await?;
+            match (left, failure) {
+                (None, _) => return Ok(()),
+                (Some(_), Some(cause)) => return Err(failed(cause)),
+                (Some(_), None) => {}
+            }
+        }
+        Err(self.wrong(StoreErrorKind::Unavailable, operation, key.as_str(), "it is there again after each deletion"))
+    }
+}
+
+/// Goes on hashing where it may block.
+async fn hash_on(hashing: Option<Hashing>, part: Bytes) -> Option<Hashing> {
+    let mut hashing = hashing?;
+    let hashed: Result<Hashing, std::convert::Infallible> = run_blocking(move || {
+        hashing.update(&part);
+        Ok(hashing)
+    })
+    .await;
+    match hashed {
+        Ok(hashing) => Some(hashing),
+    }
+}

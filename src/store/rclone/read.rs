@@ -1,0 +1,256 @@
+//! What is there: `lsjson` for listings and single objects, `cat` for their bytes.
+
+use super::cause::Cause;
+use super::process::{self, Call, PARTIAL_SUFFIX};
+use super::put::HashKind;
+use super::{CALL_LIMIT, RcloneStore, unreadable};
+use crate::store::{Evidence, EvidenceTier, ListedObject, ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload};
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::time::Duration;
+
+/// Some five million objects.
+const LISTING_BYTES_MAX: u64 = 1 << 30;
+/// A listing with hashes may have every object looked at, or read where the remote computes hashes when it is asked.
+const LISTING_LIMIT: Duration = Duration::from_secs(24 * 3600);
+/// rclone repeats what fails before the first byte; what breaks off is read again here.
+const READ_TRIES_MAX: u32 = 3;
+/// The slowest line for which a time limit is made: 256 kbit/s.
+pub(super) const RATE_BYTES_MIN: u64 = 32 * 1024;
+
+/// An entry of `lsjson`.
+#[derive(Deserialize, Debug)]
+pub(super) struct Entry {
+    #[serde(rename = "Path")]
+    path: String,
+    /// Below nothing where the remote does not know it.
+    #[serde(rename = "Size")]
+    size: i64,
+    #[serde(rename = "ModTime", default)]
+    modified: String,
+    #[serde(rename = "IsDir")]
+    is_folder: bool,
+    #[serde(rename = "Hashes", default)]
+    hashes: Option<HashMap<String, String>>,
+}
+
+impl RcloneStore {
+    /// The object, or `None` when there is none and the place that it would be in is there.
+    pub(super) async fn look_at(&self, operation: &str, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
+        let found = self.stat(key.as_str()).await.map_err(|cause| self.failed(operation, key.as_str(), cause))?;
+        match found {
+            Some(entry) => self.evidence(key.as_str(), &entry).map(Some),
+            None => {
+                if !self.buckets {
+                    self.demand_place(operation).await?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// One file. rclone says `null` of what is not there and of folders.
+    async fn stat(&self, key: &str) -> Result<Option<Entry>, Cause> {
+        let arguments = ["lsjson", "--stat", "--files-only", "--no-mimetype", "--no-modtime"];
+        let mut arguments: Vec<&str> = arguments.to_vec();
+        let hash = self.hash.map(HashKind::flag);
+        arguments.extend(hash.iter().flat_map(|flag| ["--hash", flag.as_str()]));
+        let ended = self.run(&arguments, &[self.settings.place_of(key)], CALL_LIMIT, false).await?;
+        if let Some(cause) = ended.failure {
+            return Err(cause);
+        }
+        let entry: Option<Entry> = serde_json::from_slice(&ended.output).map_err(|error| unreadable(&error))?;
+        Ok(entry.filter(|entry| !entry.is_folder))
+    }
+
+    pub(super) fn evidence(&self, key: &str, entry: &Entry) -> Result<Evidence, StoreError> {
+        let bytes = u64::try_from(entry.size).map_err(|_| {
+            let text = "the remote does not say how long it is";
+            self.wrong(StoreErrorKind::Unsupported, "look at", key, text)
+        })?;
+        let hashes = entry.hashes.as_ref();
+        let told = self.hash.and_then(|kind| Some((kind, hashes?.get(kind.name()).filter(|text| !text.is_empty())?)));
+        let tier = told.map_or(EvidenceTier::SizeOnly, |(kind, _)| kind.tier());
+        let checksum = told.map(|(_, text)| text.to_ascii_lowercase());
+        // An MD5 is compared where the ETags of S3 are.
+        let etag = checksum.clone().filter(|_| tier == EvidenceTier::Md5Etag);
+        Ok(Evidence { tier, bytes, checksum, etag, version_id: None, part_bytes: None, locked_until: None })
+    }
+
+    /// The files whose keys begin with `prefix`, by key. Whole, or an error.
+    pub(super) async fn entries(&self, prefix: &str, hashes: bool) -> Result<BTreeMap<String, Entry>, StoreError> {
+        let failed = |cause| self.failed("list", prefix, cause);
+        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let mut arguments: Vec<String> =
+            ["lsjson", "-R", "--files-only", "--no-mimetype", "--use-server-modtime"].map(str::to_owned).to_vec();
+        if let Some(kind) = self.hash.filter(|_| hashes) {
+            arguments.extend(["--hash".to_owned(), kind.flag()]);
+        }
+        let places = vec![self.settings.place_of(folder)];
+        let (output_bytes_max, limit) = (LISTING_BYTES_MAX, LISTING_LIMIT);
+        let call = Call { arguments, places, stdin: None, output_bytes_max, limit, quiet: true };
+        let ended = process::run(&self.settings, call).await.map_err(failed)?;
+        match ended.failure {
+            None => {}
+            // Only rclone's own word for it means that nothing is there, and only while the place itself is.
+            Some(cause) if cause.is_no_folder() && !folder.is_empty() => {
+                self.demand_place("list").await?;
+                return Ok(BTreeMap::new());
+            }
+            Some(cause) => return Err(failed(cause)),
+        }
+        let entries: Vec<Entry> = serde_json::from_slice(&ended.output).map_err(|error| failed(unreadable(&error)))?;
+        self.below(prefix, folder, entries).await
+    }
+
+    async fn below(
+        &self,
+        prefix: &str,
+        folder: &str,
+        entries: Vec<Entry>,
+    ) -> Result<BTreeMap<String, Entry>, StoreError> {
+        let leaf = folder.rsplit('/').next().unwrap_or_default();
+        // rclone lists a file as if it were a folder with itself in it.
+        if let [only] = entries.as_slice()
+            && !folder.is_empty()
+            && only.path == leaf
+            && self.stat(folder).await.map_err(|cause| self.failed("list", prefix, cause))?.is_some()
+        {
+            return Ok(BTreeMap::new());
+        }
+        let slash = if folder.is_empty() { "" } else { "/" };
+        let mut known = BTreeMap::new();
+        for entry in entries.into_iter().filter(|entry| !entry.is_folder) {
+            let key = format!("{folder}{slash}{}", entry.path);
+            if !key.starts_with(prefix) {
+                continue;
+            }
+            if known.insert(key.clone(), entry).is_some() {
+                let error = self.wrong(StoreErrorKind::Corrupt, "list", &key, "the remote has two files of this name");
+                let hint = format!("`rclone dedupe {}` keeps one of them", self.settings.place());
+                return Err(error.with_hint(hint));
+            }
+        }
+        Ok(known)
+    }
+
+    pub(super) async fn list_objects(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
+        let entries = self.entries(prefix, false).await?.into_iter();
+        let listed = |(key, entry): (String, Entry)| {
+            let bytes = self.evidence(&key, &entry)?.bytes;
+            Ok(ListedObject { key, bytes, modified_at: entry.modified.parse::<Timestamp>().ok() })
+        };
+        entries.filter(|(key, _)| partial_of(key).is_none()).map(listed).collect()
+    }
+
+    pub(super) async fn list_partial(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        let operation = "list unfinished uploads under";
+        let entries = self.entries(prefix, false).await;
+        let entries = entries.map_err(|error| StoreError { operation: operation.to_owned(), ..error })?;
+        let begun = |(name, entry): (String, Entry)| {
+            let key = partial_of(&name)?.to_owned();
+            Some(UnfinishedUpload { key, upload_id: name, started_at: entry.modified.parse::<Timestamp>().ok() })
+        };
+        Ok(entries.into_iter().filter_map(begun).collect())
+    }
+
+    pub(super) async fn read(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
+        let range = match range {
+            Some(range) if range.start < range.end => range,
+            other => {
+                let found = self.look_at("get", key).await?;
+                let has = found.ok_or_else(|| wrong(StoreErrorKind::NotFound, "no such object".to_owned()))?.bytes;
+                match other {
+                    None if has > limit_bytes => {
+                        let text = format!("it has {has} bytes, more than the {limit_bytes} allowed");
+                        return Err(wrong(StoreErrorKind::Corrupt, text));
+                    }
+                    None if has > 0 => 0..has,
+                    Some(range) if range.start != range.end || range.end > has => {
+                        return Err(wrong(StoreErrorKind::Corrupt, outside(&range, has)));
+                    }
+                    _ => return Ok(Bytes::new()),
+                }
+            }
+        };
+        let mut tries_left = READ_TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.read_once(key, &range).await {
+                Err(error) if error.kind == StoreErrorKind::Unavailable && tries_left > 0 => {
+                    tracing::debug!(%key, %error, "reading again");
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Exactly this range. rclone ends well even if there is no such object, so the number of bytes decides.
+    async fn read_once(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
+        let len = range.end - range.start;
+        let (offset, count) = (format!("--offset={}", range.start), format!("--count={len}"));
+        let call = Call {
+            arguments: vec!["cat".to_owned(), offset, count],
+            places: vec![self.settings.place_of(key.as_str())],
+            stdin: None,
+            output_bytes_max: len,
+            limit: CALL_LIMIT + Duration::from_secs(len / RATE_BYTES_MIN),
+            quiet: true,
+        };
+        let ended = process::run(&self.settings, call).await;
+        let cause = match ended {
+            Ok(ended) if ended.failure.is_none() && ended.output.len() as u64 == len => return Ok(ended.output.into()),
+            Ok(ended) => ended.failure.unwrap_or_else(|| {
+                let text = format!("{len} bytes were asked, {} came", ended.output.len());
+                Cause::ours(StoreErrorKind::Unavailable, text)
+            }),
+            Err(cause) => cause,
+        };
+        match self.look_at("get", key).await? {
+            None => Err(self.wrong(StoreErrorKind::NotFound, "get", key.as_str(), "no such object")),
+            Some(found) if range.end > found.bytes => {
+                Err(self.wrong(StoreErrorKind::Corrupt, "get", key.as_str(), outside(range, found.bytes)))
+            }
+            Some(_) => Err(self.failed("get", key.as_str(), cause)),
+        }
+    }
+}
+
+fn outside(range: &Range<u64>, has: u64) -> String {
+    format!("bytes {range:?} were asked, it has {has}")
+}
+
+/// The key whose half-written file this is: `KEY.1a2b3c4d.zb-partial`.
+pub(super) fn partial_of(name: &str) -> Option<&str> {
+    let (key, nonce) = name.strip_suffix(PARTIAL_SUFFIX)?.rsplit_once('.')?;
+    let hex = nonce.len() == 8 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (hex && !key.is_empty() && !key.ends_with('/')).then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_written_files_are_known_by_their_names() {
+        for (name, key) in [
+            ("a/b.0a1b2c3d.zb-partial", Some("a/b")),
+            ("a/b.age.00000000.zb-partial", Some("a/b.age")),
+            ("a/b.zb-partial", None),
+            ("a/.0a1b2c3d.zb-partial", None),
+            ("a/b.0a1b2c3d.partial", None),
+            ("a/b.0a1b2c3.zb-partial", None),
+        ] {
+            assert_eq!(partial_of(name), key, "{name}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! [`RcloneSettings`]: what a configuration says of a remote of rclone, and which arguments rclone may be given.
+
+use std::path::PathBuf;
+
+/// Flags of ours, or flags that would make rclone do or show something else than it is asked: a filter makes a listing
+/// say that objects are missing which are there, and what is missing may be deleted.
+const OURS: &[&str] = &[
+    "--ask-password",
+    "--backup-dir",
+    "--bwlimit",
+    "--compare-dest",
+    "--config",
+    "--copy-dest",
+    "--copy-links",
+    "--disable",
+    "--dry-run",
+    "--dump",
+    "--error-on-no-transfer",
+    "--ignore-checksum",
+    "--ignore-existing",
+    "--ignore-size",
+    "--immutable",
+    "--inplace",
+    "--interactive",
+    "--links",
+    "--log-file",
+    "--log-format",
+    "--log-level",
+    "--max-depth",
+    "--max-duration",
+    "--max-transfer",
+    "--metadata-mapper",
+    "--no-check-dest",
+    "--partial-suffix",
+    "--password-command",
+    "--progress",
+    "--quiet",
+    "--rc",
+    "--skip-links",
+    "--stats",
+    "--suffix",
+    "--syslog",
+    "--use-json-log",
+    "--verbose",
+];
+/// What the names of all filters begin with.
+const FILTERS: &[&str] =
+    &["--exclude", "--files-from", "--filter", "--hash-filter", "--include", "--max-age", "--max-size", "--min-age"];
+const MORE_FILTERS: &[&str] = &["--min-size", "--delete-excluded", "--ignore-case", "--metadata-"];
+/// Words in names of flags whose values are nobody's business: every user of the host can read the arguments of
+/// every process.
+const SECRETS: &[&str] =
+    &["pass", "secret", "token", "access-key", "-key=", "-account", "-sas", "header", "credential"];
+
+/// Where a remote of rclone is and how rclone is run.
+#[derive(Debug, Clone)]
+pub struct RcloneSettings {
+    /// The program: a path, or a name that is looked for in `PATH`.
+    pub program: PathBuf,
+    /// The rclone.conf. It may be missing where the environment describes the remote.
+    pub conf: PathBuf,
+    /// The section of rclone.conf.
+    pub remote: String,
+    /// The path below it; may be empty.
+    pub path: String,
+    /// `--bwlimit`, in rclone's own form. One upload at a time then, so that the limit is that of all together.
+    pub bwlimit: Option<String>,
+    /// More flags, each `--name` or `--name=value`.
+    pub args: Vec<String>,
+    /// How large the pieces are in which large objects come to the spool, in bytes.
+    pub part_bytes: usize,
+}
+
+impl Default for RcloneSettings {
+    /// No remote yet; `rclone` of `PATH`, no rclone.conf, pieces of 16 MiB.
+    fn default() -> Self {
+        Self {
+            program: "rclone".into(),
+            conf: "/dev/null".into(),
+            remote: String::new(),
+            path: String::new(),
+            bwlimit: None,
+            args: Vec::new(),
+            part_bytes: 16 << 20,
+        }
+    }
+}
+
+impl RcloneSettings {
+    /// Says in words what can never work.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let plain = |c: char| c.is_alphanumeric() || "_-.+@ ".contains(c);
+        if self.remote.is_empty() || self.remote.starts_with('-') || !self.remote.chars().all(plain) {
+            // A connection string (`name,key=value`) would show its values to every user of the host.
+            return Err(format!("{:?} is not the name of a section of rclone.conf", self.remote));
+        }
+        if self.path.chars().any(char::is_control) || self.path.split('/').any(|part| part == "..") {
+            return Err(format!("the path {:?} has `..` or a control character in it", self.path));
+        }
+        if self.part_bytes == 0 {
+            return Err("the part size must be more than nothing".to_owned());
+        }
+        self.args.iter().try_for_each(|arg| check_argument(arg))
+    }
+
+    /// What rclone calls the place below which all keys are.
+    pub(super) fn place(&self) -> String {
+        format!("{}:{}", self.remote, self.path)
+    }
+
+    /// What rclone calls this key, or the folder of that name; the place itself for an empty one.
+    pub(super) fn place_of(&self, key: &str) -> String {
+        let slash = if key.is_empty() || self.path.is_empty() || self.path.ends_with('/') { "" } else { "/" };
+        format!("{}{slash}{key}", self.place())
+    }
+
+    /// The store for people.
+    pub(super) fn url(&self) -> String {
+        format!("rclone:{}", self.place())
+    }
+}
+
+/// Says in words why rclone may not be given this argument. Values are not repeated: they may be secrets.
+///
+/// # Errors
+/// For everything but `--name` and `--name=value`, for the flags that this program sets itself, for filters and other
+/// flags that would make listings say too little, and for flags whose value may be a secret.
+pub fn check_argument(argument: &str) -> Result<(), String> {
+    let name = argument.split('=').next().unwrap_or_default();
+    let plain = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if !name.strip_prefix("--").is_some_and(plain) {
+        return Err("it is neither `--name` nor `--name=value`, which each argument must be".to_owned());
+    }
+    if OURS.contains(&name) || name.starts_with("--rc-") || name.starts_with("--stats-") {
+        return Err(format!("{name} is set, or kept from being set, by zfs-backup"));
+    }
+    if FILTERS.iter().chain(MORE_FILTERS).any(|filter| name.starts_with(filter)) {
+        return Err(format!("{name} could hide objects, and what seems to be missing may be made again or deleted"));
+    }
+    let (named, has_value) = (format!("{name}="), argument.contains('='));
+    if has_value && SECRETS.iter().any(|secret| named.contains(secret)) {
+        return Err(format!(
+            "{name} may be a secret, and every user of this host can read it: put it into rclone.conf"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_hide_objects_or_show_secrets_are_refused() {
+        for (argument, good) in [
+            ("--fast-list", true),
+            ("--transfers=2", true),
+            ("--b2-chunk-size=96M", true),
+            ("--s3-no-check-bucket", true),
+            ("--sftp-key-use-agent", true),
+            ("", false),
+            ("-v", false),
+            ("--", false),
+            ("4", false),
+            ("gdrive:x", false),
+            ("--transfers 2", false),
+            ("--config=/x", false),
+            ("--dry-run", false),
+            ("--dump=auth", false),
+            ("--rc-addr=:1", false),
+            ("--include=*.age", false),
+            ("--max-age=1d", false),
+            ("--filter-from=/x", false),
+            ("--files-from-raw=/x", false),
+            ("--b2-key=K005", false),
+            ("--b2-account=0", false),
+            ("--s3-secret-access-key=x", false),
+            ("--sftp-pass=x", false),
+            ("--drive-token=x", false),
+            ("--header-upload=Authorization: x", false),
+        ] {
+            let told = check_argument(argument);
+            assert_eq!(told.is_ok(), good, "{argument}: {told:?}");
+            let value = argument.split_once('=').map_or("none", |(_, value)| value);
+            assert!(value.len() < 3 || !told.err().unwrap_or_default().contains(value), "{argument}");
+        }
+    }
+
+    #[test]
+    fn places_are_those_of_rclone() {
+        for (path, key, place) in [
+            ("", "", "r:"),
+            ("", "a/b", "r:a/b"),
+            ("bucket/x", "", "r:bucket/x"),
+            ("bucket/x", "a/b", "r:bucket/x/a/b"),
+            ("/srv/", "a", "r:/srv/a"),
+            ("/", "a", "r:/a"),
+        ] {
+            let settings = RcloneSettings { remote: "r".into(), path: path.into(), ..Default::default() };
+            assert_eq!(settings.place_of(key), place);
+            settings.check().unwrap();
+        }
+        for (remote, path) in [("", "x"), ("-x", "x"), ("s3,secret_access_key=x", "x"), (":b2", "x"), ("r", "a/../b")] {
+            let settings = RcloneSettings { remote: remote.into(), path: path.into(), ..Default::default() };
+            assert!(settings.check().is_err(), "{remote}:{path}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! [`Renew`]: credentials that are read again when the store refuses them, so that a key which was changed meanwhile
+//! does not end an upload.
+
+use super::work::{chain_text, run_blocking};
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+
+/// Why credentials could not be read again. The text names the source, never the secret.
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Reads credentials anew from where they came. Debug output says nothing of them.
+pub struct Renew<T>(Arc<dyn Fn() -> Result<T, Failure> + Send + Sync>);
+
+impl<T> Clone for Renew<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> fmt::Debug for Renew<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Renew")
+    }
+}
+
+impl<T: Send + 'static> Renew<T> {
+    /// `read` may block for a moment.
+    pub fn new(read: impl Fn() -> Result<T, Failure> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// What is there now, or nothing when it cannot be read: then those that were refused stay, and their refusal is
+    /// what people hear of. A file that is being replaced may be missing for a moment.
+    pub(super) async fn read(&self) -> Option<T> {
+        let read = Arc::clone(&self.0);
+        match run_blocking(move || read()).await {
+            Ok(credentials) => Some(credentials),
+            Err(error) => {
+                tracing::warn!("credentials were refused and cannot be read again: {}", chain_text(&*error));
+                None
+            }
+        }
+    }
+}

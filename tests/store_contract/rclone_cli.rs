@@ -1,0 +1,104 @@
+//! The program with a remote of rclone: a backup goes there, is verified, restored and pruned.
+
+use crate::rclone::{Host, folder_of_rclone};
+use std::env;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const PASSPHRASE: &str = "frozen for ever in version one";
+
+fn zb(host: &Host, arguments: &[&str]) -> Output {
+    let path = env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
+    command.args(arguments).env("PATH", format!("{}:{path}", folder_of_rclone().display()));
+    // Things that a person's environment may have, and that must change nothing.
+    command.env("RCLONE_CONFIG", host.path("rclone.conf")).env("RCLONE_DRY_RUN", "true");
+    command.env("RCLONE_INCLUDE", "*.nothing");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let _ = child.stdin.take().unwrap().write_all(PASSPHRASE.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+#[track_caller]
+fn check(output: &Output, status: i32, needles: &[&str]) {
+    let (errors, text) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert_eq!(output.status.code(), Some(status), "{errors}{text}");
+    for needle in needles {
+        assert!(errors.contains(needle) || text.contains(needle), "no {needle:?} in:\n{errors}{text}");
+    }
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy_tree(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+fn configure(host: &Host, more: &str) -> String {
+    let path = |name: &str| host.path(name).display().to_string();
+    let text = format!(
+        "[main]\nzfs_fs = \"frozen/data\"\nencryption_passphrase = \"{PASSPHRASE}\"\nintermediate_basedir = \"{}\"\n\
+         remote = \"rclone:disk:{}\"\nrclone_conf = \"{}\"\nrclone_bwlimit = \"50M\"\nrclone_args = [\"--transfers=2\"]\n\
+         state_dir = \"{}\"\n{more}",
+        path("intermediate"),
+        path("objects"),
+        path("rclone.conf"),
+        path("state"),
+    );
+    fs::write(host.path("zb.toml"), text).unwrap();
+    fs::set_permissions(host.path("zb.toml"), fs::Permissions::from_mode(0o600)).unwrap();
+    path("zb.toml")
+}
+
+#[test]
+fn a_backup_goes_through_rclone_and_comes_back() {
+    let host = Host::new("http://127.0.0.1:9");
+    let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
+    copy_tree(&archive.join("none"), &host.path("intermediate"));
+    let config = configure(&host, "");
+    check(&zb(&host, &["-c", &config, "config", "check"]), 0, &["SHA-1 or MD5 that rclone shows"]);
+    check(&zb(&host, &["-c", &config, "upload-intermediate-to-remote"]), 0, &["frozen/data"]);
+    check(&zb(&host, &["-c", &config, "upload-intermediate-to-remote"]), 0, &[]);
+    check(&zb(&host, &["-c", &config, "verify-checksums"]), 0, &["0 damaged", "SHA-1"]);
+    check(&zb(&host, &["-c", &config, "verify-checksums", "--read-data"]), 0, &["0 damaged"]);
+    let place = format!("rclone:disk:{}", host.path("objects").display());
+    for arguments in [vec!["-c", &config], vec![]] {
+        let more: &[&str] = if arguments.is_empty() { &["--remote", &place] } else { &[] };
+        let restore = [&arguments[..], &["restore", "frozen/data"], more, &["--stdout"]].concat();
+        let restored = zb(&host, &restore);
+        check(&restored, 0, &[]);
+        let expected = fs::read_to_string(archive.join("stream.b3")).unwrap();
+        assert_eq!(blake3::hash(&restored.stdout).to_hex().as_str(), expected.trim());
+    }
+    // A byte changes at the provider: the hash of the remote tells it, without downloading.
+    let chunk = glob(&host.path("objects"), ".zfs.age").swap_remove(0);
+    let whole = fs::read(&chunk).unwrap();
+    let mut changed = whole.clone();
+    changed[100] ^= 1;
+    fs::write(&chunk, &changed).unwrap();
+    check(&zb(&host, &["-c", &config, "verify-checksums"]), 4, &["DAMAGED", "1 DAMAGED"]);
+    fs::write(&chunk, whole).unwrap();
+    check(&zb(&host, &["-c", &config, "verify-checksums"]), 0, &["0 damaged"]);
+}
+
+fn glob(folder: &Path, suffix: &str) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        match entry.is_dir() {
+            true => found.extend(glob(&entry, suffix)),
+            false if entry.to_string_lossy().ends_with(suffix) => found.push(entry),
+            false => {}
+        }
+    }
+    found
+}

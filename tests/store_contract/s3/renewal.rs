@@ -1,0 +1,77 @@
+//! The limit of speed and keys that change, on S3.
+
+use super::{PART, connect, connect_by};
+use crate::contract::{key, pattern, upload};
+use crate::proxy::{Action, Proxy};
+use crate::weed::{ACCESS_KEY, SECRET_KEY, Weed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use zfs_backup::store::{Limiter, ObjectStore, Renew, S3Credentials, S3Settings, StoreErrorKind};
+
+pub(super) async fn uploads_keep_to_the_limit(weed: Arc<Weed>, settings: S3Settings) {
+    let refused = AtomicUsize::new(0);
+    let proxy = Proxy::start(&weed.endpoint(), move |head| match head.contains("partnumber=2") {
+        true if refused.fetch_add(1, Ordering::SeqCst) < 2 => Action::Refuse(503, "SlowDown"),
+        _ => Action::Pass,
+    });
+    let limiter = Some(Arc::new(Limiter::new(10_000_000, || Some(10_000_000))));
+    let store = connect_by(&proxy, S3Settings { limiter, ..settings }).await;
+    let (large, begun) = (pattern(2 * PART + 5, 1), Instant::now());
+    upload(&store, &key("large"), &large).await.unwrap();
+    let took = begun.elapsed();
+    // Part 2 goes three times: 20 MB in all.
+    println!("    {} bytes and two parts again at 10 MB/s: {took:?}", large.len());
+    assert!((Duration::from_millis(1900)..Duration::from_secs(60)).contains(&took), "{took:?}");
+    assert!(store.get(&key("large"), None, 1 << 30).await.unwrap() == large, "other bytes came");
+    store.put_new(&key("small"), pattern(100, 1)).await.unwrap();
+    store.put_new(&key("nothing"), pattern(0, 1)).await.unwrap();
+}
+
+fn credentials(id: &str, secret: &str) -> S3Credentials {
+    S3Credentials { access_key_id: id.to_owned(), secret_access_key: secret.to_owned() }
+}
+
+pub(super) async fn keys_are_read_again_when_they_are_refused(_: Arc<Weed>, settings: S3Settings) {
+    for (id, secret) in [("nobody", SECRET_KEY), (ACCESS_KEY, "wrong")] {
+        let readings = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&readings);
+        let renew = Renew::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(credentials(ACCESS_KEY, SECRET_KEY))
+        });
+        let prefix = format!("{}/{id}", settings.prefix);
+        let old = Some(credentials(id, secret));
+        let store =
+            connect(S3Settings { credentials: old.clone(), renew: Some(renew), prefix, ..settings.clone() }).await;
+        let bytes = pattern(PART + 5, 1);
+        upload(&store, &key("x"), &bytes).await.unwrap();
+        assert!(store.get(&key("x"), None, 1 << 30).await.unwrap() == bytes, "other bytes came");
+        assert_eq!(readings.load(Ordering::SeqCst), 1, "read once, when they were refused");
+        // A file that cannot be read now: the refusal is what people hear of.
+        let renew = Renew::new(|| Err("the file is gone".into()));
+        let store = connect(S3Settings { credentials: old, renew: Some(renew), ..settings.clone() }).await;
+        assert_eq!(store.list("").await.unwrap_err().kind, StoreErrorKind::Denied);
+    }
+}
+
+pub(super) async fn a_session_that_is_over_is_renewed_or_said(weed: Arc<Weed>, settings: S3Settings) {
+    for over in [3, usize::MAX] {
+        let asked = AtomicUsize::new(0);
+        let proxy = Proxy::start(&weed.endpoint(), move |head| match head.contains("partnumber=") {
+            true if asked.fetch_add(1, Ordering::SeqCst) < over => Action::Refuse(400, "ExpiredToken"),
+            _ => Action::Pass,
+        });
+        let renew = Some(Renew::new(|| Ok(credentials(ACCESS_KEY, SECRET_KEY))));
+        let store = connect_by(&proxy, S3Settings { renew, ..settings.clone() }).await;
+        let uploaded = upload(&store, &key(&format!("x{over}")), &pattern(PART + 5, 1)).await;
+        match over {
+            3 => drop(uploaded.unwrap()),
+            _ => {
+                let error = uploaded.unwrap_err();
+                assert_eq!(error.kind, StoreErrorKind::Denied);
+                super::assert_says(&error, &["ExpiredToken", "the session is over: get new credentials"]);
+            }
+        }
+    }
+}
