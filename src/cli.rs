@@ -6,6 +6,8 @@ mod check;
 mod context;
 mod convert;
 mod details;
+mod doctor;
+mod follow;
 mod forget;
 mod health;
 mod holds;
@@ -237,6 +239,7 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Forget(forget) => forget::forget(context, forget).await,
         Command::Show(show) => show::show(context, show).await,
         Command::Health(health) => health::health(context, health),
+        Command::Doctor => doctor::doctor(context).await,
         Command::Holds(holds) => holds::holds(context, holds),
         Command::Completions { shell } => manual::completions(*shell, output),
         Command::Man { output: folder } => manual::man(folder.as_deref(), output),

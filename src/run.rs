@@ -3,6 +3,7 @@
 pub mod adopt;
 pub mod backup;
 pub mod catalog;
+pub mod doctor;
 pub mod here;
 pub mod holds;
 pub mod hooks;
@@ -13,6 +14,7 @@ pub mod last_success;
 pub mod lock;
 pub mod lockfile;
 pub mod place;
+pub mod probe;
 pub mod prune;
 pub mod prune_snapshots;
 pub mod record;

@@ -16,6 +16,7 @@ pub mod key;
 pub mod memory;
 mod pages;
 mod parts;
+pub mod probe;
 pub mod proof;
 pub mod s3;
 pub mod spool;
@@ -25,6 +26,7 @@ pub use b2::{B2Credentials, B2Settings, B2Store};
 pub use dir::DirStore;
 pub use key::ObjectKey;
 pub use memory::MemoryStore;
+pub use probe::{BucketFacts, Doubt, LockMode, ObjectLock, StoreProbe};
 pub use s3::{S3Checksum, S3Credentials, S3Settings, S3Store};
 pub use spool::{Spool, SpoolFile, SpooledStore};
 
@@ -270,6 +272,31 @@ pub trait ObjectStore: Send + Sync {
 
     /// Removes an unfinished upload. One that is gone is no error.
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError>;
+
+    /// Finds out by trying what this store does, with small objects whose keys begin with `prefix`, and removes them
+    /// again, also after an error. `None` where there is nothing to find out.
+    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
+        let _ = prefix;
+        Ok(None)
+    }
+
+    /// What the bucket says of itself; `None` where there is no bucket. Changes nothing.
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        Ok(None)
+    }
+
+    /// How long what is put is locked; `None`: not at all.
+    fn object_lock(&self) -> Option<ObjectLock> {
+        None
+    }
+
+    /// Locks an object at least until that time; a lock that lasts longer stays. [`StoreErrorKind::Unsupported`] where
+    /// the store cannot.
+    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
+        let _ = until;
+        let text = "this store has no object lock";
+        Err(StoreError::new(StoreErrorKind::Unsupported, "extend the lock of", key.as_str(), self.url(), text))
+    }
 }
 
 /// Where a directory store is.

@@ -1,5 +1,6 @@
 //! [`B2Settings`]: what a configuration says of a native B2 store.
 
+use crate::store::ObjectLock;
 use std::fmt;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct B2Settings {
     pub endpoint: Option<String>,
     /// The application key.
     pub credentials: Option<B2Credentials>,
+    /// How long every file is locked from when it is put; the bucket must have file lock on.
+    pub lock: Option<ObjectLock>,
     /// Part size in bytes: at least what B2 says is its smallest (5,000,000). A chunk up to this size goes as one
     /// request, and B2 computes and keeps its SHA-1.
     pub part_bytes: usize,
@@ -52,6 +55,7 @@ impl Default for B2Settings {
             prefix: String::new(),
             endpoint: None,
             credentials: None,
+            lock: None,
             part_bytes: PART_BYTES_DEFAULT,
             concurrency: CONCURRENCY_DEFAULT,
             rate_bytes_min: RATE_BYTES_MIN_DEFAULT,
