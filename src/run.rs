@@ -13,6 +13,7 @@ pub mod keys;
 pub mod last_success;
 pub mod lock;
 pub mod lockfile;
+mod locks;
 pub mod place;
 pub mod probe;
 pub mod prune;

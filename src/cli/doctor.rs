@@ -144,7 +144,6 @@ fn wanted(config: &Config) -> Wanted {
         checksum: config.s3.checksum,
         parts: config.parts_per_chunk(),
         lock: config.object_lock(),
-        lock_covers_chains: config.lock_covers_chains(),
         prunes: prunes_by_sequence,
         has_prune_credentials: prune.is_some_and(|prune| {
             prune.profile.is_some() || prune.s3_credential_files.is_some() || prune.b2_credential_files.is_some()

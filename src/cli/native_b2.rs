@@ -30,7 +30,7 @@ pub(super) async fn open_configured(
         credentials,
         part_bytes: config.b2.parts.part_size.in_memory(),
         concurrency: config.b2.parts.concurrency as usize,
-        lock: config.b2.lock,
+        lock: config.object_lock(),
         ..settings(bucket, prefix)
     };
     let store = Arc::new(open(settings).await?);

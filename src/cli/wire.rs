@@ -136,7 +136,7 @@ async fn connect_s3(
         path_style: s3.path_style,
         storage_class: s3.storage_class.clone(),
         checksum: s3.checksum.unwrap_or_default(),
-        lock: s3.lock,
+        lock: config.object_lock(),
         part_bytes: part_bytes(config),
         concurrency: config.parts().concurrency as usize,
         credentials,

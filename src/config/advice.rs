@@ -3,7 +3,7 @@
 use super::keys::KeySource;
 use super::secret::Passphrase;
 use super::stores::sealed_bytes_max;
-use super::{Config, RawMode, Remote, Size};
+use super::{Age, Config, RawMode, Remote, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 
 /// Memory that does not depend on the configuration: the runtime, TLS, the stream's pipe and the record parser.
@@ -171,12 +171,12 @@ impl Config {
 
     fn lock_advice(&self) -> Option<String> {
         let lock = self.object_lock()?;
-        let ObjectLock { days, mode } = lock;
+        let ObjectLock { days, mode, covers_chains } = lock;
         let who = match mode {
             LockMode::Governance => "nobody without a special permission",
             LockMode::Compliance => "nobody, you included,",
         };
-        let covers = match self.lock_covers_chains() {
+        let covers = match covers_chains {
             true => {
                 "the days cover the longest chain that full_every allows, so a store that cannot extend locks will do"
             }
@@ -185,20 +185,17 @@ impl Config {
         Some(format!("{who} can delete what is stored for {days} days, and prune-remote waits for it; {covers}"))
     }
 
-    /// How long the remote refuses to delete what is put there.
+    /// How long the remote refuses to delete what is put there. The days cover every chain where the full of each is
+    /// still locked when the last incremental is made that may follow from it.
     pub fn object_lock(&self) -> Option<ObjectLock> {
-        match self.remote.as_ref()? {
+        let lock = match self.remote.as_ref()? {
             Remote::S3 { .. } => self.s3.lock,
             Remote::B2 { .. } => self.b2.lock,
             _ => None,
-        }
-    }
-
-    /// Whether the full of every chain is still locked when the last incremental that may follow from it is made.
-    pub fn lock_covers_chains(&self) -> bool {
-        let Some(full_every) = self.backup_lifecycle.full_every else { return false };
-        let days = self.object_lock().map_or(0, |lock| u64::from(lock.days));
-        days * 86_400 >= full_every.duration().as_secs()
+        }?;
+        let longest = self.backup_lifecycle.full_every.map(Age::duration);
+        let covers_chains = longest.is_some_and(|longest| u64::from(lock.days) * 86_400 >= longest.as_secs());
+        Some(ObjectLock { covers_chains, ..lock })
     }
 
     fn copies_advice(&self) -> Option<String> {

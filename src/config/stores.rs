@@ -256,7 +256,7 @@ fn read_lock(store: &Section<'_>) -> Option<ObjectLock> {
     if mode.is_some() && days.is_none() {
         store.refuse("object_lock_mode", "has no effect without object_lock_days".to_owned(), None);
     }
-    Some(ObjectLock { days: days?, mode: mode.unwrap_or_default() })
+    Some(ObjectLock { days: days?, mode: mode.unwrap_or_default(), covers_chains: false })
 }
 
 /// An absolute path without `..`, whose meaning does not depend on where the program is started.

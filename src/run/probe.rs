@@ -107,6 +107,32 @@ impl ProbeCache {
     }
 }
 
+/// All that is remembered of a store, at whatever endpoint; the newest first. Nothing is asked of it.
+///
+/// # Errors
+/// [`RunError::File`] naming a file or folder that is there and cannot be read or understood.
+pub fn known_probes(state_dir: &Path, store: &str) -> Result<Vec<ProbeNote>, RunError> {
+    let folder = state_dir.join("probes");
+    let failed = |path: &Path, source| RunError::File { operation: "read", path: path.display().to_string(), source };
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed(&folder, source)),
+    };
+    let mut notes = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|source| failed(&folder, source))?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(|source| failed(&path, source))?;
+        let note: ProbeNote = serde_json::from_slice(&bytes).map_err(|error| failed(&path, error.into()))?;
+        notes.extend((note.format == FORMAT && note.store == store).then_some(note));
+    }
+    notes.sort_by_key(|note| std::cmp::Reverse(note.at));
+    Ok(notes)
+}
+
 /// Tries the store, below a prefix that nobody else uses (`nonce`), and remembers what was found. `None` where there is
 /// nothing to find out, as with a folder. A record that cannot be written is said and fails nothing.
 ///
@@ -145,10 +171,13 @@ mod tests {
         cache.save(&note("2026-11-01T00:00:00Z")).unwrap();
         assert_eq!(cache.load().unwrap(), Some(note("2026-11-01T00:00:00Z")));
         assert_eq!(ProbeCache::new(state.path(), "s3:b", "http://f").load().unwrap(), None);
+        assert_eq!(known_probes(state.path(), "s3:b").unwrap().len(), 1);
+        assert_eq!(known_probes(state.path(), "s3:c").unwrap(), []);
         let good = fs::read_to_string(&cache.file).unwrap();
         for damage in ["", "{", &good[..good.len() / 2], &good.replace("\"format\": 1", "\"format\": 2")] {
             fs::write(&cache.file, damage).unwrap();
             assert!(cache.load().unwrap_err().to_string().contains("probes"), "{damage:?}");
+            assert!(damage.contains("\"format\": 2") || known_probes(state.path(), "s3:b").is_err(), "{damage:?}");
         }
         cache.forget().unwrap();
         assert_eq!(cache.load().unwrap(), None);

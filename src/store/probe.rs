@@ -163,6 +163,8 @@ pub struct ObjectLock {
     pub days: u32,
     /// Against whom.
     pub mode: LockMode,
+    /// The days cover the longest chain that can come to be, so that no lock ever has to be extended.
+    pub covers_chains: bool,
 }
 
 impl ObjectLock {
@@ -236,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_lock_lasts_whole_days_and_never_overflows() {
-        let lock = ObjectLock { days: 30, mode: LockMode::default() };
+        let lock = ObjectLock { days: 30, mode: LockMode::default(), covers_chains: false };
         let at: jiff::Timestamp = "2026-11-01T10:00:00.5Z".parse().unwrap();
         assert_eq!(lock.until(at).to_string(), "2026-12-01T10:00:00Z");
         assert_eq!(lock.until(jiff::Timestamp::MAX), jiff::Timestamp::MAX);

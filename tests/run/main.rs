@@ -17,6 +17,7 @@ mod flow;
 mod guards;
 mod instructions;
 mod keys;
+mod locks;
 mod nights;
 mod prune;
 mod prune_property;

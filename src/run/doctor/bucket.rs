@@ -18,8 +18,6 @@ pub struct Wanted {
     pub parts: u64,
     /// How long objects are locked.
     pub lock: Option<ObjectLock>,
-    /// Without extending locks the days cover every chain.
-    pub lock_covers_chains: bool,
     /// Rules of `[lifecycle-remote]` or `prune-remote` are used, so that deleting must work somewhere.
     pub prunes: bool,
     /// Other credentials delete.
@@ -409,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_lock_needs_a_bucket_that_can() {
-        let lock = Some(ObjectLock { days: 30, mode: LockMode::Compliance });
+        let lock = Some(ObjectLock { days: 30, mode: LockMode::Compliance, covers_chains: false });
         for (told, lock, state) in [
             (Told::Is(true), lock, vec![Good]),
             (Told::Is(false), lock, vec![Bad]),
@@ -430,7 +428,7 @@ mod tests {
             buckets: buckets.map(|bucket| vec![bucket.to_owned()]),
             prefix: None,
         };
-        let lock = Some(ObjectLock { days: 1, mode: LockMode::Governance });
+        let lock = Some(ObjectLock { days: 1, mode: LockMode::Governance, covers_chains: false });
         let enough = "listBuckets listFiles readFiles writeFiles";
         for (may, bucket, lock, prune, state) in [
             (enough, Some("b"), None, false, Good),

@@ -161,6 +161,10 @@ pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
         };
     }
     let above = folder.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
+    if !above.is_dir() {
+        let advice = Some("name another in the configuration".to_owned());
+        return Check::bad(subject, format!("{place} cannot be made: {} is no folder", above.display()), advice);
+    }
     match access(above, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => Check::good(subject, format!("{place}, made by the first run")),
         Err(error) => {
@@ -294,7 +298,7 @@ mod tests {
         let made_later = check_folder("state", &later);
         assert!(made_later.state == Good && made_later.text.contains("first run"), "{made_later:?}");
         assert!(!later.exists());
-        assert_eq!(check_folder("state", Path::new("/proc/no/such")).state, Bad);
+        assert_eq!(check_folder("state", &file.join("below")).state, Bad);
         assert_eq!(check_intermediate(&later, &[]).state, Bad, "a mount that is not there is not made");
         assert_eq!(check_intermediate(&here, &[]).state, Good);
     }

@@ -30,6 +30,8 @@ pub enum Operation {
     Unfinished,
     /// An unfinished upload is removed.
     AbortUnfinished,
+    /// An object is locked for longer.
+    ExtendLock,
 }
 
 impl Operation {
@@ -47,6 +49,7 @@ impl Operation {
             Self::Delete => "delete",
             Self::Unfinished => "list unfinished uploads under",
             Self::AbortUnfinished => "remove unfinished upload of",
+            Self::ExtendLock => "extend the lock of",
         }
     }
 }

@@ -255,7 +255,9 @@ fn permission_hint(api: &str) -> String {
         "ListMultipartUploads" => "ListBucketMultipartUploads",
         same => same,
     };
-    format!("these credentials may not do {api}: allow s3:{permission} on the bucket and the prefix")
+    let locked =
+        if api.starts_with("DeleteObject") { "; what is still locked is refused in the same words" } else { "" };
+    format!("these credentials may not do {api}: allow s3:{permission} on the bucket and the prefix{locked}")
 }
 
 #[cfg(test)]
