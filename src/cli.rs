@@ -6,7 +6,9 @@ mod check;
 mod context;
 mod convert;
 mod details;
+mod doctor;
 mod drill;
+mod follow;
 mod forget;
 mod health;
 mod holds;
@@ -27,8 +29,8 @@ mod progress;
 mod prune;
 mod prune_plan;
 mod prune_snapshots;
-mod recover;
 mod rclone_remote;
+mod recover;
 mod rekey;
 mod remember;
 mod report;
@@ -243,6 +245,7 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Forget(forget) => forget::forget(context, forget).await,
         Command::Show(show) => show::show(context, show).await,
         Command::Health(health) => health::health(context, health),
+        Command::Doctor => doctor::doctor(context).await,
         Command::Holds(holds) => holds::holds(context, holds),
         Command::Completions { shell } => manual::completions(*shell, output),
         Command::Man { output: folder } => manual::man(folder.as_deref(), output),

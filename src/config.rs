@@ -160,6 +160,11 @@ impl Config {
         self.given.get(key).copied()
     }
 
+    /// How many parts the longest chunk has.
+    pub fn parts_per_chunk(&self) -> u64 {
+        stores::sealed_bytes_max(self.split_size).div_ceil(self.parts().part_size.bytes())
+    }
+
     /// How chunks are cut into parts for the configured remote.
     pub fn parts(&self) -> PartSettings {
         match self.remote {

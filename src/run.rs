@@ -3,6 +3,7 @@
 pub mod adopt;
 pub mod backup;
 pub mod catalog;
+pub mod doctor;
 pub mod drill;
 pub mod here;
 pub mod holds;
@@ -14,7 +15,9 @@ pub mod keys;
 pub mod last_success;
 pub mod lock;
 pub mod lockfile;
+mod locks;
 pub mod place;
+pub mod probe;
 pub mod prune;
 pub mod prune_snapshots;
 pub mod record;

@@ -17,6 +17,7 @@ pub mod memory;
 mod pace;
 mod pages;
 mod parts;
+pub mod probe;
 pub mod proof;
 pub mod rclone;
 mod renew;
@@ -29,6 +30,7 @@ pub use dir::DirStore;
 pub use key::ObjectKey;
 pub use memory::MemoryStore;
 pub use pace::Limiter;
+pub use probe::{BucketFacts, Doubt, LockMode, ObjectLock, StoreProbe};
 pub use rclone::{RcloneSettings, RcloneStore};
 pub use renew::Renew;
 pub use s3::{S3Checksum, S3Credentials, S3Settings, S3Store};
@@ -283,6 +285,31 @@ pub trait ObjectStore: Send + Sync {
 
     /// Removes an unfinished upload. One that is gone is no error.
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError>;
+
+    /// Finds out by trying what this store does, with small objects whose keys begin with `prefix`, and removes them
+    /// again, also after an error. `None` where there is nothing to find out.
+    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
+        let _ = prefix;
+        Ok(None)
+    }
+
+    /// What the bucket says of itself; `None` where there is no bucket. Changes nothing.
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        Ok(None)
+    }
+
+    /// How long what is put is locked; `None`: not at all.
+    fn object_lock(&self) -> Option<ObjectLock> {
+        None
+    }
+
+    /// Locks an object at least until that time; a lock that lasts longer stays. [`StoreErrorKind::Unsupported`] where
+    /// the store cannot.
+    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
+        let _ = until;
+        let text = "this store has no object lock";
+        Err(StoreError::new(StoreErrorKind::Unsupported, "extend the lock of", key.as_str(), self.url(), text))
+    }
 }
 
 /// Where a directory store is.

@@ -386,6 +386,12 @@ pub trait Zfs: Send + Sync {
     /// # Errors
     /// [`ZfsError`] when it cannot be read.
     fn module_version(&self) -> Result<String, ZfsError>;
+
+    /// What `zfs allow` gave away on this dataset and on those above it.
+    ///
+    /// # Errors
+    /// [`ZfsError`] when it cannot be read.
+    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError>;
 }
 
 /// A hold that ends when this is dropped, or with the process.
@@ -402,6 +408,7 @@ impl HoldGuard {
 
 mod attempt;
 mod core;
+mod delegation;
 mod errno;
 pub mod fake;
 mod list;
@@ -412,5 +419,8 @@ mod send;
 #[rustfmt::skip]
 mod sys;
 
+use attempt::Attempt;
+
+pub use delegation::{Delegation, Who};
 pub use errno::STREAM_TRUNCATED;
 pub use real::RealZfs;

@@ -45,7 +45,8 @@ enum {
 	ZFS_BACKUP_IOC_POOL_STATS = 0x5a05,
 	ZFS_BACKUP_IOC_OBJSET_STATS = 0x5a12,
 	ZFS_BACKUP_IOC_DATASET_LIST_NEXT = 0x5a14,
-	ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT = 0x5a15
+	ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT = 0x5a15,
+	ZFS_BACKUP_IOC_GET_FSACL = 0x5a29
 };
 
 /* A BEGIN record: 312 bytes in the sender's byte order. All others are parsed in src/stream/record.rs. */

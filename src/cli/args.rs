@@ -107,6 +107,11 @@ pub(super) enum Command {
     Drill(Drill),
     /// One line a dataset for monitoring, from this host's records; exit status 0, 1, 2 or 3 as monitoring plugins do
     Health(Health),
+    /// Look at ZFS, permissions, credentials and the store, and say what works and what to do about the rest
+    ///
+    /// Writes nothing but a probe of the store, below @zfs-backup/probe/, and removes it again; with --dry-run not even
+    /// that. Ends with 1 if a backup could not work.
+    Doctor,
     /// What this tool holds in the pools
     #[command(subcommand)]
     Holds(Holds),

@@ -2,11 +2,13 @@
 
 use super::args::Kind;
 use super::context::Context;
+use super::follow::Purpose;
 use super::lock::wait_for_others;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::wire::{
-    ask_passphrase, backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote, open_zfs,
+    ask_passphrase, backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote,
+    open_remote_for, open_zfs,
 };
 use super::{Failure, recover, remember};
 use crate::config::{Config, Environment, KeySource};
@@ -29,7 +31,8 @@ use std::time::Instant;
 
 pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let store = open_remote(config, env).await?;
+    let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
+    let store = open_remote_for(config, env, purpose).await?;
     let other = config.intermediate.as_ref().map(|intermediate| OtherStore {
         role: StoreRole::Intermediate,
         url: format!("file:{}", intermediate.basedir.display()),

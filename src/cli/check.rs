@@ -5,6 +5,9 @@ use super::args::{ConfigCommand, Global};
 use super::output::{Output, WIDTH, wrap};
 use super::sequence::parse_steps;
 use super::wire::{load_config, usage};
+use crate::config::Config;
+use crate::run::error_chain;
+use crate::run::probe::{ProbeNote, known_probes};
 use serde_json::json;
 
 pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) -> Result<(), Failure> {
@@ -27,15 +30,45 @@ pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) 
                 let text = format!("  {}: {}", advice.subject, advice.text);
                 wrap(&text, WIDTH, "    ").iter().for_each(|line| output.line(line));
             }
+            let probes = probes(&config, output);
+            for note in &probes {
+                wrap(&format!("  probe: {}", describe(note)), WIDTH, "    ").iter().for_each(|line| output.line(line));
+            }
             output.json(|| {
                 let advice: Vec<_> = config
                     .check_advice()
                     .iter()
                     .map(|advice| json!({ "subject": advice.subject, "text": advice.text }))
                     .collect();
-                json!({ "file": config.file, "advice": advice })
+                json!({ "file": config.file, "advice": advice, "probes": probes })
             });
         }
     }
     Ok(())
+}
+
+/// What is remembered of the remote. That it cannot be read is said: the next command that writes tries it again.
+fn probes(config: &Config, output: &Output) -> Vec<ProbeNote> {
+    let Some(remote) = &config.remote else { return Vec::new() };
+    known_probes(&config.state_dir, &remote.to_string()).unwrap_or_else(|error| {
+        output.note(&error_chain(&error));
+        Vec::new()
+    })
+}
+
+fn describe(note: &ProbeNote) -> String {
+    let probe = &note.probe;
+    let kept = match probe.kept.as_slice() {
+        [] if probe.checksum.is_none() => "checksums are the store's own".to_owned(),
+        [] => "it keeps no checksum".to_owned(),
+        kept => format!("it keeps {}", kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")),
+    };
+    let (put, complete) = (probe.conditional_put, probe.conditional_complete);
+    format!(
+        "{} was tried on {}: {kept}; create-only put {put}, upload {complete}; unfinished uploads: listing {}, removing {}",
+        note.endpoint,
+        note.at.strftime("%Y-%m-%d"),
+        probe.list_uploads,
+        probe.abort_uploads
+    )
 }

@@ -81,7 +81,7 @@ pub(super) fn config_text(answers: &Answers) -> String {
         "# Without this passphrase nothing restores. It must be kept somewhere else too.".to_owned(),
         format!("encryption_passphrase = {}", text(&answers.passphrase)),
         format!("remote = {}", text(&answers.remote.to_string())),
-        "split_size = \"1G\"".to_owned(),
+        split_line(&answers.remote).to_owned(),
         format!("use_snapshots = {}", text(&answers.use_snapshots)),
     ];
     if let Remote::S3 { .. } = answers.remote {
@@ -97,8 +97,19 @@ pub(super) fn config_text(answers: &Answers) -> String {
         lines.push("# Keys come from B2_APPLICATION_KEY_ID and B2_APPLICATION_KEY, or from files:".to_owned());
         lines.push("# application_key_id_file = \"/etc/zfs-backup/b2.id\"".to_owned());
         lines.push("# application_key_file = \"/etc/zfs-backup/b2.key\"".to_owned());
+        lines.push("# A chunk that fits into one part gets a SHA-1 of B2's own. Memory: 4 parts.".to_owned());
+        lines.push("part_size = \"100M\"".to_owned());
+        lines.push("concurrency = 2".to_owned());
     }
     lines.join("\n") + "\n"
+}
+
+/// Chunks that fit into one part of B2, which then computes and keeps their SHA-1.
+fn split_line(remote: &Remote) -> &'static str {
+    match remote {
+        Remote::B2 { .. } => "split_size = \"99M\"",
+        _ => "split_size = \"1G\"",
+    }
 }
 
 /// What belongs on paper.
@@ -162,6 +173,8 @@ mod tests {
             let KeySource::Passphrase(Passphrase::Inline(secret)) = &config.keys else { panic!("{:?}", config.keys) };
             assert_eq!(secret.expose(), answers.passphrase);
             assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+            let own_sha1 = config.check_advice().iter().any(|advice| advice.text.contains("the SHA-1 that B2 itself"));
+            assert_eq!(own_sha1, remote.starts_with("b2:"), "{text}");
         }
     }
 

@@ -2,9 +2,10 @@
 
 use super::Failure;
 use super::args::{Global, Key};
+use super::follow::Purpose;
 use super::output::Output;
 use super::rekey;
-use super::wire::{keys_for_writing, load_config, open_intermediate, open_remote, usage};
+use super::wire::{keys_for_writing, load_config, open_intermediate, open_remote_for, usage};
 use crate::run::keys::{KeyCache, WriterKeys};
 use serde_json::json;
 
@@ -36,7 +37,7 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
         Key::Generate => {
             let mut keys = None;
             if config.remote.is_some() {
-                let store = open_remote(&config, &env).await?;
+                let store = open_remote_for(&config, &env, Purpose::Write).await?;
                 keys = Some(keys_for_writing(&config, &env, &*store).await?);
             }
             if config.intermediate.is_some() {

@@ -34,6 +34,7 @@ pub(super) async fn open_configured(
         limiter: limiter(config),
         part_bytes: config.b2.parts.part_size.in_memory(),
         concurrency: config.b2.parts.concurrency as usize,
+        lock: config.object_lock(),
         ..settings(bucket, prefix)
     };
     let store = Arc::new(open(settings).await?);
@@ -41,6 +42,11 @@ pub(super) async fn open_configured(
         Some(dir) => Arc::new(Spool::new(store, dir.clone())),
         None => store,
     })
+}
+
+/// Where the account of such a remote is authorized.
+pub(super) fn endpoint(bucket: &str, prefix: &str) -> String {
+    settings(bucket, prefix).endpoint.unwrap_or_else(|| "Backblaze B2".to_owned())
 }
 
 /// A remote that is named on the command line: everything else comes from the environment.

@@ -2,11 +2,12 @@
 
 use super::args::Upload;
 use super::context::Context;
+use super::follow::Purpose;
 use super::lock::wait_for_others;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::stored::{NamedDataset, datasets_of};
-use super::wire::{keys_for_writing, open_configured, open_intermediate, open_remote, trusted_keys};
+use super::wire::{keys_for_writing, open_configured, open_intermediate, open_remote_for, trusted_keys};
 use super::{Failure, recover};
 use crate::cli::args::Source;
 use crate::model::{BackupId, BackupKind};
@@ -28,7 +29,8 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     let loaded = context.config()?;
     let (config, env) = &*loaded;
     let from = open_intermediate(config)?;
-    let to = open_remote(config, env).await?;
+    let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
+    let to = open_remote_for(config, env, purpose).await?;
     let datasets = datasets_of(context, &*from).await?;
     let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
     let would_be_pruned = |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);

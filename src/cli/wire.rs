@@ -1,6 +1,7 @@
 //! From configuration to adapters: which ZFS, which store, which keys.
 
 use super::args::{Global, Source};
+use super::follow::{Purpose, follow};
 use super::output::Output;
 use super::pace::limiter;
 use super::{Failure, native_b2, rclone_remote};
@@ -35,8 +36,17 @@ pub(super) fn open_zfs() -> Result<Arc<dyn Zfs>, Failure> {
     Ok(Arc::new(RealZfs::open()?))
 }
 
-/// The configured remote.
+/// The configured remote, for reading.
 pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
+    open_remote_for(config, env, Purpose::Read).await
+}
+
+/// The configured remote for `purpose`: before the first writing it is tried what the store can do.
+pub(super) async fn open_remote_for(
+    config: &Config,
+    env: &Environment,
+    purpose: Purpose,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     if let Some(Remote::Rclone { remote, path }) = &config.remote {
         return rclone_remote::open_configured((remote, path), config).await;
     }
@@ -45,7 +55,33 @@ pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Ar
         return native_b2::open_configured((bucket, prefix), config, env, files).await;
     }
     let (files, profile) = (config.s3.credential_files.as_ref(), config.s3.profile.clone());
-    open_remote_as(config, env, files, profile).await
+    open_remote_as(config, env, (files, profile), purpose).await
+}
+
+/// A remote as `doctor` looks at it.
+pub(super) struct OpenRemote {
+    pub(super) store: Arc<dyn ObjectStore>,
+    /// Where it answers, for people; `None` for a folder.
+    pub(super) endpoint: Option<String>,
+}
+
+/// The configured remote as it is without any probe.
+pub(super) async fn open_raw_remote(config: &Config, env: &Environment) -> Result<OpenRemote, Failure> {
+    match &config.remote {
+        Some(Remote::S3 { .. }) => {
+            let (files, profile) = (config.s3.credential_files.as_ref(), config.s3.profile.clone());
+            let store = connect_s3(config, env, files, profile).await?;
+            let endpoint = Some(store.endpoint().to_owned());
+            Ok(OpenRemote { store: Arc::new(store), endpoint })
+        }
+        Some(Remote::B2 { bucket, prefix }) => {
+            let files = config.b2.credential_files.as_ref();
+            let endpoint = Some(native_b2::endpoint(bucket, prefix));
+            let store = native_b2::open_configured((bucket, prefix), config, env, files).await?;
+            Ok(OpenRemote { store, endpoint })
+        }
+        _ => Ok(OpenRemote { store: open_remote(config, env).await?, endpoint: None }),
+    }
 }
 
 /// The configured remote with the credentials of `[prune]`, where there are some: the nightly ones need not delete.
@@ -64,17 +100,31 @@ pub(super) async fn open_remote_to_delete(config: &Config, env: &Environment) ->
     if files.is_none() && profile.is_none() {
         return open_remote(config, env).await;
     }
-    open_remote_as(config, env, files, profile).await
+    open_remote_as(config, env, (files, profile), Purpose::Read).await
 }
 
 async fn open_remote_as(
     config: &Config,
     env: &Environment,
+    (files, profile): (Option<&CredentialFiles>, Option<String>),
+    purpose: Purpose,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    match &config.remote {
+        None => Err(usage("the configuration names no remote", "set main.remote, such as \"s3:bucket/prefix\"")),
+        Some(Remote::S3 { .. }) => follow(config, connect_s3(config, env, files, profile).await?, purpose).await,
+        Some(other) => open_store(other, S3Settings { part_bytes: part_bytes(config), ..S3Settings::default() }).await,
+    }
+}
+
+/// The configured S3 store, which answers.
+async fn connect_s3(
+    config: &Config,
+    env: &Environment,
     files: Option<&CredentialFiles>,
     profile: Option<String>,
-) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let Some(remote) = &config.remote else {
-        return Err(usage("the configuration names no remote", "set main.remote, such as \"s3:bucket/prefix\""));
+) -> Result<S3Store, Failure> {
+    let Some(Remote::S3 { bucket, prefix }) = &config.remote else {
+        return Err(usage("the remote is not S3", "this is a defect: please report it"));
     };
     let s3 = &config.s3;
     let (credentials, renew) = match files {
@@ -86,12 +136,15 @@ async fn open_remote_as(
         }
     };
     let settings = S3Settings {
+        bucket: bucket.clone(),
+        prefix: prefix.clone(),
         endpoint: s3.endpoint.clone(),
         region: s3.region.clone(),
         profile,
         path_style: s3.path_style,
         storage_class: s3.storage_class.clone(),
-        checksum: s3.checksum,
+        checksum: s3.checksum.unwrap_or_default(),
+        lock: config.object_lock(),
         part_bytes: part_bytes(config),
         concurrency: config.parts().concurrency as usize,
         credentials,
@@ -99,7 +152,9 @@ async fn open_remote_as(
         limiter: limiter(config),
         ..S3Settings::default()
     };
-    open_store(remote, settings).await
+    let store = S3Store::connect(settings).await?;
+    store.check_bucket().await?;
+    Ok(store)
 }
 
 fn s3_credentials(id: &str, secret: &str) -> S3Credentials {
@@ -314,11 +369,11 @@ pub(super) fn configured_passphrase(config: &Config, env: &Environment) -> Resul
     }
 }
 
-/// Every store that the configuration names: the remote, then the intermediate directory.
+/// Every store that the configuration names, for writing: the remote, then the intermediate directory.
 pub(super) async fn open_all_stores(config: &Config, env: &Environment) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
     let mut stores = Vec::new();
     if config.remote.is_some() {
-        stores.push(open_remote(config, env).await?);
+        stores.push(open_remote_for(config, env, Purpose::Write).await?);
     }
     if config.intermediate.is_some() {
         stores.push(open_intermediate(config)?);

@@ -3,8 +3,8 @@
 use super::keys::KeySource;
 use super::secret::Passphrase;
 use super::stores::sealed_bytes_max;
-use super::{Config, RawMode, Remote, Size};
-use crate::store::S3Checksum;
+use super::{Age, Config, RawMode, Remote, Size};
+use crate::store::{LockMode, ObjectLock, S3Checksum};
 
 /// Memory that does not depend on the configuration: the runtime, TLS, the stream's pipe and the record parser.
 /// An allowance, not yet a measurement of this program.
@@ -41,6 +41,7 @@ impl Config {
             ("passphrase", self.passphrase_advice()),
             ("endpoint", self.endpoint_advice()),
             ("restore", self.archive_advice()),
+            ("lock", self.lock_advice()),
             ("copies", self.copies_advice()),
         ];
         lines.into_iter().filter_map(|(subject, text)| Some(advice(subject, text?))).collect()
@@ -74,14 +75,17 @@ impl Config {
     fn evidence_advice(&self) -> Option<String> {
         let text = match self.remote.as_ref()? {
             Remote::S3 { .. } => match self.s3.checksum {
-                S3Checksum::Crc64nvme => {
-                    "verify-checksums compares a CRC64NVME that the store computed over each whole chunk; a store \
-                     that has none is seen at the first upload, then set checksum = \"sha256\" or \"md5\""
+                None => {
+                    "verify-checksums compares the strongest checksum that the store keeps (crc64nvme, sha256 or md5): \
+                     it is found out by trying, by doctor and by the first command that writes"
                 }
-                S3Checksum::Sha256 => {
+                Some(S3Checksum::Crc64nvme) => {
+                    "verify-checksums compares a CRC64NVME that the store computed over each whole chunk"
+                }
+                Some(S3Checksum::Sha256) => {
                     "verify-checksums compares the SHA-256 of each chunk's part SHA-256s, computed by the store"
                 }
-                S3Checksum::Md5 => {
+                Some(S3Checksum::Md5) => {
                     "verify-checksums compares the MD5 ETag, the weakest sum: crc64nvme is better where the store has it"
                 }
             },
@@ -166,6 +170,35 @@ impl Config {
     fn archive_advice(&self) -> Option<String> {
         let class = self.s3.storage_class.as_deref().filter(|class| ARCHIVE_CLASSES.contains(class))?;
         Some(format!("chunks in {class} must be brought back by the store, hours before they can be read"))
+    }
+
+    fn lock_advice(&self) -> Option<String> {
+        let lock = self.object_lock()?;
+        let ObjectLock { days, mode, covers_chains } = lock;
+        let who = match mode {
+            LockMode::Governance => "nobody without a special permission",
+            LockMode::Compliance => "nobody, you included,",
+        };
+        let covers = match covers_chains {
+            true => {
+                "the days cover the longest chain that full_every allows, so a store that cannot extend locks will do"
+            }
+            false => "each commit extends the locks of its chain; a store that cannot do that will be refused",
+        };
+        Some(format!("{who} can delete what is stored for {days} days, and prune-remote waits for it; {covers}"))
+    }
+
+    /// How long the remote refuses to delete what is put there. The days cover every chain where the full of each is
+    /// still locked when the last incremental is made that may follow from it.
+    pub fn object_lock(&self) -> Option<ObjectLock> {
+        let lock = match self.remote.as_ref()? {
+            Remote::S3 { .. } => self.s3.lock,
+            Remote::B2 { .. } => self.b2.lock,
+            _ => None,
+        }?;
+        let longest = self.backup_lifecycle.full_every.map(Age::duration);
+        let covers_chains = longest.is_some_and(|longest| u64::from(lock.days) * 86_400 >= longest.as_secs());
+        Some(ObjectLock { covers_chains, ..lock })
     }
 
     fn copies_advice(&self) -> Option<String> {

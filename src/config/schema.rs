@@ -81,7 +81,8 @@ const S3: &[KeySpec] = &[
     now("checksum"),
     now("part_size"),
     now("concurrency"),
-    later("object_lock_days", "objects are not locked"),
+    now("object_lock_days"),
+    now("object_lock_mode"),
 ];
 
 const B2: &[KeySpec] = &[
@@ -90,6 +91,8 @@ const B2: &[KeySpec] = &[
     now("part_size"),
     now("concurrency"),
     now("spool_dir"),
+    now("object_lock_days"),
+    now("object_lock_mode"),
 ];
 
 const PRUNE: &[KeySpec] = &[

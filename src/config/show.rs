@@ -3,8 +3,9 @@
 use super::keys::KeySource;
 use super::main_section::SnapshotSource;
 use super::secret::{Passphrase, Secret};
-use super::stores::{CredentialFiles, PartSettings, checksum_name};
+use super::stores::{CHECKSUM_AUTO, CredentialFiles, PartSettings};
 use super::{Config, Remote, RetentionRules};
+use crate::store::ObjectLock;
 use std::fmt::Display;
 use std::path::Path;
 use toml::Value;
@@ -123,6 +124,7 @@ impl Config {
         let s3 = &self.s3;
         let [id_file, secret_file] = credential_values(s3.credential_files.as_ref());
         let [part_size, concurrency] = part_values(s3.parts);
+        let [lock_days, lock_mode] = lock_values(s3.lock);
         vec![
             ("endpoint", s3.endpoint.as_ref().and_then(text)),
             ("region", s3.region.as_ref().and_then(text)),
@@ -131,22 +133,26 @@ impl Config {
             ("secret_access_key_file", secret_file),
             ("storage_class", s3.storage_class.as_ref().and_then(text)),
             ("path_style", switch(s3.path_style.unwrap_or(s3.endpoint.is_some()))),
-            ("checksum", text(checksum_name(s3.checksum))),
+            ("checksum", s3.checksum.map_or_else(|| text(CHECKSUM_AUTO), text)),
             ("part_size", part_size),
             ("concurrency", concurrency),
-            ("object_lock_days", s3.object_lock_days.and_then(number)),
+            ("object_lock_days", lock_days),
+            ("object_lock_mode", lock_mode),
         ]
     }
 
     fn b2_entries(&self) -> Vec<Entry<'_>> {
         let [id_file, secret_file] = credential_values(self.b2.credential_files.as_ref());
         let [part_size, concurrency] = part_values(self.b2.parts);
+        let [lock_days, lock_mode] = lock_values(self.b2.lock);
         vec![
             ("application_key_id_file", id_file),
             ("application_key_file", secret_file),
             ("part_size", part_size),
             ("concurrency", concurrency),
             ("spool_dir", self.b2.spool_dir.as_deref().and_then(path)),
+            ("object_lock_days", lock_days),
+            ("object_lock_mode", lock_mode),
         ]
     }
 
@@ -229,6 +235,10 @@ fn texts_unless_empty<T: Display>(items: &[T]) -> Option<Value> {
 
 fn credential_values(files: Option<&CredentialFiles>) -> [Option<Value>; 2] {
     [files.and_then(|files| text(&files.id_file)), files.and_then(|files| text(&files.secret_file))]
+}
+
+fn lock_values(lock: Option<ObjectLock>) -> [Option<Value>; 2] {
+    [lock.and_then(|lock| number(lock.days)), lock.and_then(|lock| text(lock.mode))]
 }
 
 fn part_values(parts: PartSettings) -> [Option<Value>; 2] {

@@ -4,7 +4,7 @@ use super::paths::Environment;
 use super::secret::{Secret, SecretError, SecretFile};
 use super::section::Section;
 use super::units::{InvalidValue, Size};
-use crate::store::S3Checksum;
+use crate::store::{LockMode, ObjectLock, S3Checksum};
 use std::path::PathBuf;
 
 /// Smaller parts are refused by S3 (all but the last); B2 allows 5,000,000 bytes, which this covers.
@@ -69,12 +69,12 @@ pub struct S3Section {
     pub storage_class: Option<String>,
     /// The bucket in the path; `None`: exactly when an endpoint is given.
     pub path_style: Option<bool>,
-    /// The checksum that the store verifies and keeps.
-    pub checksum: S3Checksum,
+    /// The checksum that the store verifies and keeps; `None`: the strongest that a probe of the store finds.
+    pub checksum: Option<S3Checksum>,
     /// Parts.
     pub parts: PartSettings,
-    /// Days for which the store refuses to delete objects.
-    pub object_lock_days: Option<u32>,
+    /// How long the store refuses to delete objects.
+    pub lock: Option<ObjectLock>,
 }
 
 /// `[b2]`. Without files the keys come from `B2_APPLICATION_KEY_ID` and `B2_APPLICATION_KEY`.
@@ -86,6 +86,8 @@ pub struct B2Section {
     pub parts: PartSettings,
     /// Where chunks are spooled when the store needs them whole.
     pub spool_dir: Option<PathBuf>,
+    /// How long B2 refuses to delete files.
+    pub lock: Option<ObjectLock>,
 }
 
 /// `[prune]`: other credentials for deleting.
@@ -111,9 +113,9 @@ impl S3Section {
             credential_files: read_credential_files(s3, S3_KEYS),
             storage_class: s3.checked("storage_class", storage_class),
             path_style: s3.switch("path_style"),
-            checksum: s3.checked("checksum", checksum).unwrap_or_default(),
+            checksum: s3.checked("checksum", checksum).flatten(),
             parts: read_parts(s3),
-            object_lock_days: s3.number("object_lock_days", 0..=36_500),
+            lock: read_lock(s3),
         };
         check_profile(s3, S3_KEYS);
         section
@@ -126,6 +128,7 @@ impl B2Section {
             credential_files: read_credential_files(b2, B2_KEYS),
             parts: read_parts(b2),
             spool_dir: b2.checked("spool_dir", absolute_path),
+            lock: read_lock(b2),
         }
     }
 }
@@ -231,19 +234,29 @@ fn storage_class(text: &str) -> Result<String, InvalidValue> {
     Err(if text.is_empty() { invalid } else { invalid.hint(format!("write \"{}\"", text.to_ascii_uppercase())) })
 }
 
-fn checksum(text: &str) -> Result<S3Checksum, InvalidValue> {
-    let known = [S3Checksum::Crc64nvme, S3Checksum::Sha256, S3Checksum::Md5];
-    let found = known.into_iter().find(|checksum| checksum_name(*checksum) == text);
-    found.ok_or_else(|| InvalidValue::new(text, "one of crc64nvme, sha256, md5"))
+/// The word for the strongest that the store keeps.
+pub(super) const CHECKSUM_AUTO: &str = "auto";
+
+fn checksum(text: &str) -> Result<Option<S3Checksum>, InvalidValue> {
+    if text == CHECKSUM_AUTO {
+        return Ok(None);
+    }
+    let found = S3Checksum::ALL.into_iter().find(|checksum| checksum.to_string() == text);
+    found.map(Some).ok_or_else(|| InvalidValue::new(text, "one of auto, crc64nvme, sha256, md5"))
 }
 
-/// The word for a checksum in the configuration.
-pub(super) fn checksum_name(checksum: S3Checksum) -> &'static str {
-    match checksum {
-        S3Checksum::Crc64nvme => "crc64nvme",
-        S3Checksum::Sha256 => "sha256",
-        S3Checksum::Md5 => "md5",
+/// The days and the mode; 0 days is no lock.
+fn read_lock(store: &Section<'_>) -> Option<ObjectLock> {
+    let days = store.number("object_lock_days", 0..=36_500).filter(|days| *days > 0);
+    let mode = store.checked("object_lock_mode", |text| {
+        let known = [LockMode::Governance, LockMode::Compliance];
+        let found = known.into_iter().find(|mode| mode.to_string() == text);
+        found.ok_or_else(|| InvalidValue::new(text, "governance or compliance"))
+    });
+    if mode.is_some() && days.is_none() {
+        store.refuse("object_lock_mode", "has no effect without object_lock_days".to_owned(), None);
     }
+    Some(ObjectLock { days: days?, mode: mode.unwrap_or_default(), covers_chains: false })
 }
 
 /// An absolute path without `..`, whose meaning does not depend on where the program is started.

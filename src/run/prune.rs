@@ -55,6 +55,13 @@ pub struct PruneEnv {
     pub stop: Stop,
 }
 
+impl PruneEnv {
+    /// After how many days without a new object what an attempt left is deleted: not while the store has it locked.
+    fn given_up_days(&self) -> u32 {
+        self.resume_days.max(self.store.object_lock().map_or(0, |lock| lock.days))
+    }
+}
+
 /// One dataset to prune.
 pub struct PruneTask {
     /// Its name in the store.

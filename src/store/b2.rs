@@ -17,11 +17,14 @@
 //! "not live", for S3 with versions as well as here: whoever needs proof that something never was cannot have it from
 //! one answer of a store.
 
+mod bucket;
 mod cause;
 mod client;
 mod delete;
 mod list;
+mod lock;
 mod messages;
+mod probe;
 mod put;
 mod read;
 mod settings;
@@ -31,8 +34,8 @@ mod upload;
 pub use settings::{B2Credentials, B2Settings};
 
 use super::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError,
-    StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, SpoolFile,
+    SpooledStore, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -73,7 +76,24 @@ impl B2Store {
     ///
     /// # Errors
     /// [`StoreErrorKind::Invalid`] for settings that can never work.
-    pub fn new(mut settings: B2Settings) -> Result<Self, StoreError> {
+    pub fn new(settings: B2Settings) -> Result<Self, StoreError> {
+        Shared::new(settings).map(|shared| Self { shared: Arc::new(shared) })
+    }
+
+    /// Where the account is authorized.
+    pub fn endpoint(&self) -> &str {
+        self.shared.settings.endpoint()
+    }
+
+    /// Authorizes and finds the bucket: fails unless key, bucket, prefix and part size fit together.
+    pub async fn check_bucket(&self) -> Result<(), StoreError> {
+        let opened = self.shared.session().await;
+        opened.map(|_| ()).map_err(|cause| self.shared.failed("look into", "b2_list_buckets", "", cause))
+    }
+}
+
+impl Shared {
+    fn new(mut settings: B2Settings) -> Result<Self, StoreError> {
         settings.follow_limiter();
         let url = settings.url();
         let failed = |cause: Cause| {
@@ -91,7 +111,7 @@ impl B2Store {
             conditional_put: false,
         };
         let (session, bucket_id, upload_urls) = (Mutex::new(None), OnceLock::new(), UrlPool::default());
-        let shared = Shared {
+        Ok(Self {
             http,
             url,
             prefix,
@@ -102,18 +122,9 @@ impl B2Store {
             upload_urls,
             warned_of_hiding: AtomicBool::new(false),
             settings,
-        };
-        Ok(Self { shared: Arc::new(shared) })
+        })
     }
 
-    /// Authorizes and finds the bucket: fails unless key, bucket, prefix and part size fit together.
-    pub async fn check_bucket(&self) -> Result<(), StoreError> {
-        let opened = self.shared.session().await;
-        opened.map(|_| ()).map_err(|cause| self.shared.failed("look into", "b2_list_buckets", "", cause))
-    }
-}
-
-impl Shared {
     /// A failure of the call `api`, with what a person can do.
     fn failed(&self, operation: &str, api: &str, subject: &str, cause: Cause) -> StoreError {
         let hint = cause.hint(api, self.settings.endpoint());
@@ -189,6 +200,22 @@ impl ObjectStore for B2Store {
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
         self.shared.cancel(&upload.key, &upload.upload_id).await
+    }
+
+    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
+        self.shared.probe(prefix).await.map(Some)
+    }
+
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        self.shared.bucket_facts().await.map(Some)
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.shared.settings.lock
+    }
+
+    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
+        self.shared.extend_lock(key, until).await
     }
 }
 

@@ -120,6 +120,9 @@ impl ObjectKey {
     }
 }
 
+/// The prefix of what a probe of the store tries; nothing stays there.
+pub const PROBE_PREFIX: &str = "@zfs-backup/probe/";
+
 /// The prefix of all keyrings.
 pub const KEYRING_PREFIX: &str = "@zfs-backup/keys/";
 

@@ -10,8 +10,8 @@ mod writer;
 pub use fault::{Fault, Operation, Outcome, StoreEvent};
 
 use super::{
-    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile, SpooledStore,
-    StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, SpoolFile,
+    SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -92,6 +92,13 @@ impl MemoryStore {
     /// The time that objects and uploads get from now on; `None` goes back to the real clock.
     pub fn set_clock(&self, now: Option<Timestamp>) {
         self.state().clock = now;
+    }
+
+    /// From now on every object that is put is locked; `extends`: the store can also lock it for longer later.
+    pub fn set_lock(&self, lock: Option<ObjectLock>, extends: bool) {
+        let mut state = self.state();
+        state.lock = lock;
+        state.cannot_extend_locks = !extends;
     }
 
     /// The bytes under a key, without a call being recorded.
@@ -223,11 +230,7 @@ impl ObjectStore for MemoryStore {
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.call(Operation::Delete, key.as_str(), |state| {
-            state.objects.remove(key.as_str());
-            state.hidden.remove(key.as_str());
-            Ok(())
-        })
+        self.call(Operation::Delete, key.as_str(), |state| state.delete(key.as_str()))
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
@@ -239,6 +242,14 @@ impl ObjectStore for MemoryStore {
             state.uploads.remove(&upload.upload_id);
             Ok(())
         })
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.state().lock
+    }
+
+    async fn extend_lock(&self, key: &ObjectKey, until: Timestamp) -> Result<(), StoreError> {
+        self.call(Operation::ExtendLock, key.as_str(), |state| state.extend_lock(key.as_str(), until))
     }
 }
 

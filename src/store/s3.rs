@@ -4,11 +4,14 @@
 //! adds by default breaks many stores. After each upload the store is asked what it has, and that is compared with what
 //! was sent: servers that ignore a checksum they cannot do are found out, and the evidence says how much they proved.
 
+mod bucket;
 mod cause;
 mod client;
 mod delete;
 mod keys;
 mod list;
+mod lock;
+mod probe;
 mod put;
 mod read;
 mod settings;
@@ -18,9 +21,10 @@ mod upload;
 pub use settings::{S3Checksum, S3Credentials, S3Settings};
 
 use super::pace::PacedBody;
+use super::probe::Ability;
 use super::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreTraits,
-    UnfinishedUpload, UploadNeeds,
+    BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, StoreError,
+    StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -29,6 +33,7 @@ use aws_sdk_s3::config::{Builder, Config};
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use bytes::Bytes;
 use cause::Cause;
+use client::Connected;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,8 +57,14 @@ struct Shared {
     prefix: String,
     traits: StoreTraits,
     tls: bool,
-    /// The store said that it knows no `If-None-Match`.
-    refuses_conditions: AtomicBool,
+    /// The store said that it knows no `If-None-Match` of a put.
+    refuses_put_condition: AtomicBool,
+    /// The store said that it knows no `If-None-Match` at the end of an upload.
+    refuses_complete_condition: AtomicBool,
+    /// HEAD was refused with the header that asks for checksums, and answered without.
+    refuses_checksum_mode: AtomicBool,
+    /// What the store was found to do, and who hears when it does something else.
+    expected: Option<(StoreProbe, Doubt)>,
     /// An answer showed that the bucket exists. Without that, "no such object" may mean "no such bucket".
     bucket_seen: AtomicBool,
 }
@@ -67,25 +78,35 @@ impl S3Store {
     pub async fn connect(mut settings: S3Settings) -> Result<Self, StoreError> {
         settings.follow_limiter();
         let connected = Box::pin(client::connect(&settings)).await?;
-        let prefix = if settings.prefix.is_empty() { String::new() } else { format!("{}/", settings.prefix) };
-        let traits = StoreTraits {
-            needs: UploadNeeds::Parts,
-            part_bytes: settings.part_bytes,
-            concurrency: settings.concurrency,
-            conditional_put: true,
-        };
+        Ok(Self { shared: Arc::new(Shared::new(connected, settings)) })
+    }
+
+    /// The same store, spoken to as its probe says. The checksum is that of the settings; `doubt` hears when the store
+    /// does something else than the probe says.
+    #[must_use]
+    pub fn following(&self, probe: StoreProbe, doubt: Doubt) -> Self {
+        let shared = self.shared.with_settings(self.shared.settings.clone());
+        let refuses = |ability| AtomicBool::new(ability == Ability::Refused);
         let shared = Shared {
-            client: connected.client,
-            url: settings.url(),
-            endpoint: connected.endpoint,
-            prefix,
-            traits,
-            tls: connected.tls,
-            refuses_conditions: AtomicBool::new(false),
-            bucket_seen: AtomicBool::new(false),
-            settings,
+            traits: StoreTraits { conditional_put: probe.conditional_put == Ability::Works, ..shared.traits.clone() },
+            refuses_put_condition: refuses(probe.conditional_put),
+            refuses_complete_condition: refuses(probe.conditional_complete),
+            expected: Some((probe, doubt)),
+            ..shared
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The same store with another checksum.
+    #[must_use]
+    pub fn with_checksum(&self, checksum: S3Checksum) -> Self {
+        let settings = S3Settings { checksum, ..self.shared.settings.clone() };
+        Self { shared: Arc::new(self.shared.with_settings(settings)) }
+    }
+
+    /// Where it answers, for people: a URL, or Amazon's name and region.
+    pub fn endpoint(&self) -> &str {
+        &self.shared.endpoint
     }
 
     /// One cheap call that fails unless endpoint, credentials and bucket work.
@@ -95,6 +116,36 @@ impl S3Store {
 }
 
 impl Shared {
+    fn new(connected: Connected, settings: S3Settings) -> Self {
+        let prefix = if settings.prefix.is_empty() { String::new() } else { format!("{}/", settings.prefix) };
+        let traits = StoreTraits {
+            needs: UploadNeeds::Parts,
+            part_bytes: settings.part_bytes,
+            concurrency: settings.concurrency,
+            conditional_put: true,
+        };
+        Self {
+            client: connected.client,
+            url: settings.url(),
+            endpoint: connected.endpoint,
+            prefix,
+            traits,
+            tls: connected.tls,
+            refuses_put_condition: AtomicBool::new(false),
+            refuses_complete_condition: AtomicBool::new(false),
+            refuses_checksum_mode: AtomicBool::new(false),
+            expected: None,
+            bucket_seen: AtomicBool::new(false),
+            settings,
+        }
+    }
+
+    /// The same connection with other settings, and nothing learned yet.
+    fn with_settings(&self, settings: S3Settings) -> Self {
+        let (client, endpoint, tls) = (self.client.clone(), self.endpoint.clone(), self.tls);
+        Self::new(Connected { client, endpoint, tls }, settings)
+    }
+
     fn full_key(&self, key: &ObjectKey) -> String {
         format!("{}{key}", self.prefix)
     }
@@ -102,6 +153,9 @@ impl Shared {
     /// A failure of the call `api`, with what a person can do.
     fn failed(&self, operation: &str, api: &str, subject: &str, cause: impl Into<Cause>) -> StoreError {
         let cause = cause.into();
+        if cause.may_be_the_checksum(api) {
+            self.contradicts(&format!("{api} was refused: {cause}"));
+        }
         let hint = cause.hint(api, &self.settings.bucket, &self.endpoint);
         let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
         error.hint = hint;
@@ -113,15 +167,39 @@ impl Shared {
         StoreError::new(kind, operation, subject, &self.url, text.into())
     }
 
-    /// The value of `If-None-Match`, as long as the store has not refused it.
-    fn condition(&self) -> Option<String> {
-        (!self.refuses_conditions.load(Ordering::Relaxed)).then(|| NOTHING_THERE.to_owned())
+    /// The value of `If-None-Match` of a put, as long as the store has not refused it.
+    fn put_condition(&self) -> Option<String> {
+        (!self.refuses_put_condition.load(Ordering::Relaxed)).then(|| NOTHING_THERE.to_owned())
+    }
+
+    /// The same for the end of an upload.
+    fn complete_condition(&self) -> Option<String> {
+        (!self.refuses_complete_condition.load(Ordering::Relaxed)).then(|| NOTHING_THERE.to_owned())
     }
 
     /// Notes that the store knows no conditions, if that is why this request failed: then it is worth another try.
-    fn note_refused_condition(&self, cause: &Cause) -> bool {
-        let refused = cause.status == Some(501) || cause.has_code("NotImplemented");
-        refused && !self.refuses_conditions.swap(true, Ordering::Relaxed)
+    fn note_refused_condition(&self, cause: &Cause, noted: &AtomicBool) -> bool {
+        let first = cause.is_not_implemented() && !noted.swap(true, Ordering::Relaxed);
+        if first {
+            self.contradicts(&format!("a condition was refused: {cause}"));
+        }
+        first
+    }
+
+    /// The store does something else than its probe said.
+    fn contradicts(&self, what: &str) {
+        if let Some((_, doubt)) = &self.expected {
+            doubt.tell(what);
+        }
+    }
+
+    /// An object was stored whose checksum the store does not say, although the probe found that it does.
+    fn note_weak_evidence(&self, checksum: S3Checksum) {
+        if let Some((probe, _)) = &self.expected
+            && probe.kept.contains(&checksum)
+        {
+            self.contradicts(&format!("it keeps no {checksum} of what was sent with one"));
+        }
     }
 
     /// A body that can be sent again, at the pace that is allowed.
@@ -194,5 +272,21 @@ impl ObjectStore for S3Store {
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
         self.shared.abort_upload(&upload.key, &upload.upload_id).await
+    }
+
+    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
+        Box::pin(probe::probe(&self.shared, prefix)).await.map(Some)
+    }
+
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        Ok(Some(self.shared.bucket_facts().await))
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.shared.settings.lock
+    }
+
+    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
+        self.shared.extend_lock(key, until).await
     }
 }

@@ -8,8 +8,8 @@ use super::checksum::crc64nvme;
 use super::parts::PartSizes;
 use super::work::{random_u64, run_blocking};
 use super::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreTraits,
-    UnfinishedUpload, UploadNeeds,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, StoreError,
+    StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -240,5 +240,21 @@ impl ObjectStore for Spool {
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
         self.inner.abort_unfinished(upload).await
+    }
+
+    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
+        self.inner.probe(prefix).await
+    }
+
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        self.inner.bucket_facts().await
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner.object_lock()
+    }
+
+    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
+        self.inner.extend_lock(key, until).await
     }
 }

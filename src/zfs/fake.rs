@@ -2,7 +2,7 @@
 //! kernel keeps them, sends are real and valid streams (always the same for the same history), receives check what
 //! the kernel checks. And it breaks on request: its n-th call, a stream after N bytes, a verdict.
 //!
-//! What it leaves out: mounting, quotas, space, delegation, and the cipher of encrypted datasets (a raw stream holds
+//! What it leaves out: mounting, quotas, space, the effect of delegations, and the cipher of encrypted datasets (a raw stream holds
 //! their bytes in clear).
 
 mod content;
@@ -12,8 +12,8 @@ mod stream;
 
 use super::attempt::Attempt;
 use super::{
-    Bookmark, Dataset, DatasetType, HoldGuard, Property, PropertyValue, ReceiveRequest, SendBase, SendRequest,
-    SendResume, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Property, PropertyValue, ReceiveRequest, SendBase,
+    SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use content::Content;
@@ -38,6 +38,7 @@ pub struct FakeZfs {
 struct Shared {
     state: State,
     module_version: String,
+    delegations: Vec<Delegation>,
     calls: u64,
     failing: BTreeMap<u64, i32>,
     happening: BTreeMap<u64, Happening>,
@@ -70,6 +71,7 @@ impl FakeZfs {
         let shared = Shared {
             state: State::new(now),
             module_version: "2.3.2-1".to_owned(),
+            delegations: Vec::new(),
             calls: 0,
             failing: BTreeMap::new(),
             happening: BTreeMap::new(),
@@ -166,6 +168,11 @@ impl FakeZfs {
     /// Sets what [`Zfs::module_version`] says.
     pub fn set_module_version(&self, version: &str) {
         version.clone_into(&mut self.lock().module_version);
+    }
+
+    /// Notes what `zfs allow` gave away; nothing is refused for want of it.
+    pub fn allow(&self, delegation: Delegation) {
+        self.lock().delegations.push(delegation);
     }
 
     /// How many calls of the trait there were.
@@ -426,6 +433,12 @@ impl Zfs for FakeZfs {
 
     fn module_version(&self) -> Result<String, ZfsError> {
         Ok(self.call(&Attempt::new("read", "the module's version"))?.module_version.clone())
+    }
+
+    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        let shared = self.call(&Attempt::new("read the permissions on", name))?;
+        let is_above = |on: &DatasetName| name == on || name.as_str().starts_with(&format!("{on}/"));
+        Ok(shared.delegations.iter().filter(|given| is_above(&given.on)).cloned().collect())
     }
 }
 

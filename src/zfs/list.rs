@@ -6,6 +6,7 @@
 
 use super::attempt::Attempt;
 use super::core::{self, Libraries, ReadRequest};
+use super::delegation::{Delegation, delegations};
 use super::nvlist::{NvList, NvMap, NvValue};
 use super::sys::{self, dmu_objset_stats, zfs_cmd};
 use super::{Dataset, DatasetType, Property, PropertyValue, Snapshot, ZfsErrno, ZfsError};
@@ -60,6 +61,14 @@ impl<'a> Lister<'a> {
             Some(NvValue::Number(guid)) => Ok(Guid(*guid)),
             _ => Err(attempt.malformed("its configuration has no pool_guid")),
         }
+    }
+
+    /// What was given away on the dataset and on those above it. Where nothing was, the kernel's list is empty.
+    pub(super) fn delegations(&mut self, dataset: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        let attempt = Attempt::new("read the permissions on", dataset);
+        let asked = self.ask(ReadRequest::Delegations, dataset.as_str(), 0);
+        asked.map_err(|errno| attempt.refused(errno))?;
+        delegations(&attempt, &self.answer(dataset.as_str())?)
     }
 
     /// The direct children by name.

@@ -5,8 +5,8 @@ use super::core::{Libraries, Outcome};
 use super::list::Lister;
 use super::nvlist::{NvList, NvMap, NvValue, c_string};
 use super::{
-    Bookmark, Dataset, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendFlags, SendRequest, SendStream,
-    Snapshot, Zfs, ZfsErrno, ZfsError, receive, send, sys,
+    Bookmark, Dataset, Delegation, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendFlags, SendRequest,
+    SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, receive, send, sys,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
@@ -295,5 +295,9 @@ impl Zfs for RealZfs {
         let attempt = Attempt::new("read", MODULE_VERSION);
         let text = std::fs::read_to_string(MODULE_VERSION).map_err(|error| attempt.failed(error))?;
         Ok(text.trim().to_owned())
+    }
+
+    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        self.lister().delegations(name)
     }
 }

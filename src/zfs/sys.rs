@@ -144,6 +144,7 @@ pub const ZFS_BACKUP_IOC_POOL_STATS: _bindgen_ty_2 = 23045;
 pub const ZFS_BACKUP_IOC_OBJSET_STATS: _bindgen_ty_2 = 23058;
 pub const ZFS_BACKUP_IOC_DATASET_LIST_NEXT: _bindgen_ty_2 = 23060;
 pub const ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT: _bindgen_ty_2 = 23061;
+pub const ZFS_BACKUP_IOC_GET_FSACL: _bindgen_ty_2 = 23081;
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of dmu_replay_record"][::std::mem::size_of::<dmu_replay_record>() - 312usize];

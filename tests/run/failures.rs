@@ -16,8 +16,8 @@ use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::zfs::fake::{FakeZfs, SendFault};
 use zfs_backup::zfs::{
-    Bookmark, Dataset, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendRequest, SendStream, Snapshot, Zfs,
-    ZfsError,
+    Bookmark, Dataset, Delegation, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendRequest, SendStream,
+    Snapshot, Zfs, ZfsError,
 };
 
 pub(crate) const EIO: i32 = 5;
@@ -310,5 +310,9 @@ impl Zfs for FlippedSend {
 
     fn module_version(&self) -> Result<String, ZfsError> {
         self.zfs.module_version()
+    }
+
+    fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        self.zfs.delegations(name)
     }
 }

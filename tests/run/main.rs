@@ -17,6 +17,7 @@ mod flow;
 mod guards;
 mod instructions;
 mod keys;
+mod locks;
 mod nights;
 #[path = "../support/programs.rs"]
 mod programs;

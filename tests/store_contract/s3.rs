@@ -2,6 +2,8 @@
 //! cases; each case that fails is reported by its name.
 
 mod broken;
+mod lock;
+mod probe;
 mod renewal;
 
 use crate::contract::{self, key, pattern, upload};
@@ -24,6 +26,12 @@ use broken::{
     lasting_failure_of_the_last_part_leaves_nothing, lost_replies_are_found_out, pages_that_never_end_are_an_error,
     passing_failures_are_ridden_out, rclone_serve_is_recognised, stores_that_hide_checksums_give_weaker_evidence,
     stores_without_conditions_are_spoken_to_without,
+};
+use lock::{a_lock_that_is_not_shown_is_none, objects_are_locked_and_locked_on};
+use probe::{
+    a_probe_that_fails_leaves_nothing_behind, behaviour_follows_the_probe_and_a_contradiction_is_heard,
+    the_bucket_says_its_rules_or_that_it_would_not, the_probe_finds_out_what_a_server_does_not_do,
+    the_probe_tells_what_a_good_server_does,
 };
 
 use renewal::{
@@ -76,6 +84,13 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         bodies_that_break_off_are_fetched_again
         pages_that_never_end_are_an_error
         rclone_serve_is_recognised
+        the_probe_tells_what_a_good_server_does
+        the_probe_finds_out_what_a_server_does_not_do
+        a_probe_that_fails_leaves_nothing_behind
+        behaviour_follows_the_probe_and_a_contradiction_is_heard
+        the_bucket_says_its_rules_or_that_it_would_not
+        objects_are_locked_and_locked_on
+        a_lock_that_is_not_shown_is_none
         parts_in_flight_are_bounded
         wrong_keys_are_denied
         keys_are_read_again_when_they_are_refused

@@ -30,7 +30,7 @@ pub(crate) const KEY: &str = "K005-do-not-print-this";
 pub(crate) const BUCKET: &str = "contract";
 /// What the master key may do.
 const ALL: &str = "listKeys writeKeys deleteKeys listBuckets writeBuckets deleteBuckets listFiles readFiles writeFiles \
-    deleteFiles shareFiles";
+    deleteFiles shareFiles readBucketRetentions readFileRetentions writeFileRetentions";
 /// More at once are turned away: a client that leaks connections is found out.
 const CONNECTIONS_MAX: usize = 200;
 /// Nobody is waited for longer.
@@ -174,6 +174,24 @@ impl B2Sim {
         let mut state = self.0.state.lock().unwrap();
         state.keys.remove(id);
         state.expire_tokens();
+    }
+
+    /// Switches file lock on for the bucket.
+    pub(crate) fn allow_locks(&self) {
+        self.0.state.lock().unwrap().buckets[0].locks = true;
+    }
+
+    /// Gives the bucket lifecycle rules, and opens it to everybody.
+    pub(crate) fn describe_bucket(&self, lifecycle: serde_json::Value, public: bool) {
+        let mut state = self.0.state.lock().unwrap();
+        state.buckets[0].lifecycle = lifecycle;
+        state.buckets[0].public = public;
+    }
+
+    /// Until when the newest version of a name is locked, in milliseconds.
+    pub(crate) fn locked_until(&self, name: &str) -> Option<u64> {
+        let state = self.0.state.lock().unwrap();
+        state.buckets[0].files.get(name)?.first()?.retention.as_ref().map(|(_, until)| *until)
     }
 
     pub(crate) fn add_bucket(&self, name: &str) {

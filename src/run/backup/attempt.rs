@@ -7,6 +7,7 @@ use crate::manifest::{BaseRef, FORMAT, Origin, SnapshotRef, Started};
 use crate::model::{BackupId, BackupKind, DatasetName};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
 use crate::run::journal::AttemptJournal;
+use crate::run::locks::extend_keyring;
 use crate::run::transfer::{StreamSource, TransferPlan, Transferred, transfer};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
@@ -152,7 +153,13 @@ impl Attempt<'_> {
         }
     }
 
+    /// Under which tags the keyring lies in the store.
+    pub(super) fn keyring_tags(&self) -> Vec<String> {
+        self.env.keys.keyring.iter().map(|keyring| keyring.tag.clone()).collect()
+    }
+
     async fn put_start(&self, written: &mut Written) -> Result<(), RunError> {
+        extend_keyring(&*self.env.store, &self.keyring_tags(), (self.env.now)()).await?;
         let started = Started {
             format: FORMAT,
             object_type: SignedType::Started.as_str().to_owned(),

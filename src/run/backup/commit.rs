@@ -8,10 +8,11 @@ use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files, LiveEntry, Manifest, Private,
     Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
 };
-use crate::model::Digest;
+use crate::model::{BackupId, Digest};
 use crate::run::RunError;
 use crate::run::catalog::{Catalog, StoredBackup};
 use crate::run::journal::AttemptJournal;
+use crate::run::locks::extend_chain;
 use crate::run::sealed::seal_small;
 use crate::run::small::read_back;
 use crate::run::transfer::Transferred;
@@ -44,6 +45,7 @@ impl Attempt<'_> {
         let manifest_blake3 = Digest::of(&manifest_bytes);
         self.check_as_a_reader(&manifest_bytes, &entries)?;
         self.check_base(sight).await?;
+        self.extend_locks(sight, &written).await?;
         journal.committing()?;
         let receipt = self.receipt(&sight.target.catalog, manifest_blake3, written.receipt.clone(), finished_at);
         self.put_signed(BackupObject::Receipt, SignedType::Receipt, json(&receipt)?, &mut written).await?;
@@ -57,6 +59,13 @@ impl Attempt<'_> {
         let stored_bytes = entries.iter().map(|entry| entry.sealed_bytes).sum();
         let evidence = transferred.chunks.into_iter().map(|chunk| chunk.evidence).max_by_key(|evidence| evidence.tier);
         Ok(CommittedBackup { manifest: read_back, stored_bytes, chunks: entries.len(), evidence })
+    }
+
+    /// What this backup follows from is locked as long as itself, before it counts.
+    async fn extend_locks(&self, sight: &Sight, written: &Written) -> Result<(), RunError> {
+        let here = |id: &&BackupId| sight.target.catalog.backup(id).is_some();
+        let ancestors: Vec<BackupId> = self.before.iter().filter(here).cloned().collect();
+        extend_chain(&*self.env.store, &self.stored, &ancestors, &self.keyring_tags(), &written.receipt).await
     }
 
     /// What a reader would refuse must not be committed: the reader's own rules, over the very bytes.

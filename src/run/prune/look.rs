@@ -94,7 +94,7 @@ pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunErro
         waiting,
         waiting_attempts,
         never_committing: &never_committing,
-        resume_days: env.resume_days,
+        resume_days: env.given_up_days(),
         locks: &no_locks,
         live: live.as_ref(),
     };

@@ -3,20 +3,21 @@
 use super::chunks::copy_chunk;
 use super::keyring::copy_keyring;
 use super::{CopiedBackup, UploadEnv};
-use crate::keyring::KEYRING_BYTES_MAX;
+use crate::keyring::{KEYRING_BYTES_MAX, tag_of};
 use crate::manifest::{
     CHUNK_LIST_BYTES_MAX, ChunkEntry, FORMAT, LARGE_TEXT_BYTES_MAX, LiveEntry, MANIFEST_BYTES_MAX, Manifest,
     PRIVATE_BYTES_MAX, Receipt, ReceiptEntry, parse_receipt, to_stored_bytes,
 };
 use crate::model::{BackupId, Digest};
-use crate::run::catalog::{StoredBackup, find_gaps, get_pinned, get_signed, read_chunks, read_pruned};
+use crate::run::catalog::{StoredBackup, find_gaps, get_pinned, get_signed, read_chunks, read_manifest, read_pruned};
 use crate::run::journal::AttemptJournal;
+use crate::run::locks::extend_chain;
 use crate::run::small::{put_again, read_back};
 use crate::run::transfer::Progress;
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
-use crate::store::key::{BackupObject, backup_prefix, object_name};
+use crate::store::key::{BackupObject, backup_prefix, dataset_prefix, object_name};
 use crate::store::{Evidence, ObjectKey, StoreErrorKind};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -256,6 +257,7 @@ impl Copy<'_> {
             return self.source(Err(RunError::Damaged { key, reason: "it changed while it was being copied".into() }));
         }
         self.check_parent().await?;
+        self.extend_locks(&confirmed.receipt).await?;
         let (receipt, receipt_signature) = self.receipt(journal, &confirmed.receipt).await?;
         self.check_stop()?;
         journal.committing()?;
@@ -275,6 +277,38 @@ impl Copy<'_> {
             (_, Ok(_)) => Ok(()),
             (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
         }
+    }
+
+    /// What the copy follows from in the remote is locked as long as itself, before it counts.
+    async fn extend_locks(&self, own: &[ReceiptEntry]) -> Result<(), RunError> {
+        let to = &*self.env.to;
+        if to.object_lock().is_none() {
+            return Ok(());
+        }
+        let Manifest { dataset, recipients, .. } = self.manifest();
+        let (mut ancestors, mut next) = (Vec::new(), self.parent.cloned());
+        while let Some(id) = next {
+            let manifest = match read_manifest(to, dataset, &id, &self.env.keys.trusted).await {
+                Ok((manifest, _)) => manifest,
+                // A twin has its place, and is not named by its descendants: then all backups there are locked on.
+                Err(error) if error.is_damage() => {
+                    ancestors = self.all_in_target().await?;
+                    break;
+                }
+                Err(error) => return Err(error),
+            };
+            next = manifest.base.map(|base| base.backup_id).filter(|base| !ancestors.contains(base));
+            ancestors.push(id);
+        }
+        let tags: Vec<String> = recipients.iter().map(|recipient| tag_of(recipient)).collect();
+        extend_chain(to, dataset, &ancestors, &tags, own).await
+    }
+
+    async fn all_in_target(&self) -> Result<Vec<BackupId>, RunError> {
+        let listed = self.env.to.list(&dataset_prefix(&self.manifest().dataset)).await?;
+        let ids: BTreeSet<BackupId> =
+            listed.iter().filter_map(|object| ObjectKey::parse(&object.key)).map(|key| key.id).collect();
+        Ok(ids.into_iter().collect())
     }
 
     /// The receipt of the new store and its signature: that of an interrupted run where what it says still holds.

@@ -5,7 +5,7 @@
 //! double, or as long as the store says.
 
 use super::cause::{AUTHORIZE, Cause, Stage};
-use super::messages::{Authorized, Buckets, Rights, UploadUrl};
+use super::messages::{Authorized, Bucket, Buckets, Rights, UploadUrl};
 use super::settings::B2Settings;
 use super::{Shared, settings};
 use crate::store::pace::PacedBody;
@@ -39,13 +39,15 @@ pub(super) struct Session {
     pub(super) bucket_id: String,
     /// The application key that it was opened with.
     key_id: String,
+    pub(super) account_id: String,
+    pub(super) part_bytes_min: u64,
+    pub(super) rights: Rights,
     version: &'static str,
-    capabilities: Vec<String>,
 }
 
 impl Session {
     pub(super) fn may(&self, capability: &str) -> bool {
-        self.capabilities.iter().any(|has| has == capability)
+        self.rights.capabilities.iter().any(|has| has == capability)
     }
 }
 
@@ -176,12 +178,14 @@ impl Shared {
             download_url: storage.download_url,
             bucket_id: String::new(),
             key_id,
+            account_id,
+            part_bytes_min: storage.absolute_minimum_part_size,
+            rights,
             version,
-            capabilities: rights.capabilities.clone(),
         };
         session.bucket_id = match self.bucket_id.get() {
             Some(id) => id.clone(),
-            None => self.find_bucket(&session, &account_id, &rights).await?,
+            None => self.find_bucket(&session).await?,
         };
         // Another task cannot have set another: the bucket's name is ours and never changes.
         let _ = self.bucket_id.set(session.bucket_id.clone());
@@ -224,9 +228,9 @@ impl Shared {
     }
 
     /// The bucket's id. Keys that are restricted to buckets say their ids; others may list buckets.
-    async fn find_bucket(&self, session: &Session, account_id: &str, rights: &Rights) -> Result<String, Cause> {
+    async fn find_bucket(&self, session: &Session) -> Result<String, Cause> {
         let name = &self.settings.bucket;
-        if let Some(buckets) = &rights.buckets {
+        if let Some(buckets) = &session.rights.buckets {
             let found = buckets.iter().find(|bucket| bucket.name.as_ref() == Some(name));
             return found.map(|bucket| bucket.id.clone()).ok_or_else(|| {
                 let text = format!("this application key is not for the bucket {name:?}, or there is no such bucket");
@@ -234,13 +238,19 @@ impl Shared {
                 Cause::ours(StoreErrorKind::Denied, text).with_hint(hint)
             });
         }
-        let body = json!({"accountId": account_id, "bucketName": name});
+        self.look_up_bucket(session).await.map(|bucket| bucket.bucket_id)
+    }
+
+    /// The bucket as B2 describes it.
+    pub(super) async fn look_up_bucket(&self, session: &Session) -> Result<Bucket, Cause> {
+        let name = &self.settings.bucket;
+        let body = json!({"accountId": session.account_id, "bucketName": name});
         let listed: Buckets = self.post_json(session, "b2_list_buckets", &body).await.map_err(|cause| {
             let hint = cause.hint("b2_list_buckets", self.settings.endpoint());
             Cause { hint, ..cause }
         })?;
         let found = listed.buckets.into_iter().find(|bucket| bucket.bucket_name == *name);
-        found.map(|bucket| bucket.bucket_id).ok_or_else(|| {
+        found.ok_or_else(|| {
             let hint = format!("create the bucket {name:?}, or correct `remote`");
             Cause::ours(StoreErrorKind::NotFound, "there is no such bucket").with_hint(hint)
         })

@@ -61,6 +61,7 @@ pub(super) struct AllowedBucket {
 }
 
 /// What an application key may do.
+#[derive(Clone)]
 pub(super) struct Rights {
     /// `None`: all buckets.
     pub(super) buckets: Option<Vec<AllowedBucket>>,
@@ -105,6 +106,36 @@ pub(super) struct Buckets {
 pub(super) struct Bucket {
     pub(super) bucket_id: String,
     pub(super) bucket_name: String,
+    pub(super) bucket_type: Option<String>,
+    #[serde(default)]
+    pub(super) lifecycle_rules: Vec<BucketRule>,
+    pub(super) file_lock_configuration: Option<Readable<FileLock>>,
+}
+
+/// A lifecycle rule of a bucket. B2 applies one to each name: that of the longest beginning.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct BucketRule {
+    #[serde(default)]
+    pub(super) file_name_prefix: String,
+    pub(super) days_from_uploading_to_hiding: Option<u32>,
+    pub(super) days_from_hiding_to_deleting: Option<u32>,
+    pub(super) days_from_starting_to_canceling_unfinished_large_files: Option<u32>,
+}
+
+/// A value that needs a capability to be read.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Readable<T> {
+    pub(super) is_client_authorized_to_read: bool,
+    pub(super) value: Option<T>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct FileLock {
+    #[serde(default)]
+    pub(super) is_file_lock_enabled: bool,
 }
 
 /// Where one upload at a time may go.

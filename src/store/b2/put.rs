@@ -125,6 +125,7 @@ impl Shared {
         headers.insert(NAME_HEADER, value(&encode_name(&name))?);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         headers.insert(SHA1_HEADER, value(sent.sha1.as_deref().unwrap_or_default())?);
+        self.add_lock(&mut headers)?;
         self.post_bytes(&self.upload_urls, ("b2_get_upload_url", None), headers, bytes.clone()).await
     }
 
@@ -170,7 +171,7 @@ impl Shared {
                 }
             }
         }
-        if lost { Err(self.taken("put", key)) } else { Ok(live[oldest].evidence()) }
+        if lost { Err(self.taken("put", key)) } else { self.check_lock(key, live[oldest].evidence()) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! [`B2Settings`]: what a configuration says of a native B2 store.
 
+use crate::store::ObjectLock;
 use crate::store::{Limiter, Renew};
 use std::fmt;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct B2Settings {
     pub renew: Option<Renew<B2Credentials>>,
     /// How fast all uploads together may be.
     pub limiter: Option<Arc<Limiter>>,
+    /// How long every file is locked from when it is put; the bucket must have file lock on.
+    pub lock: Option<ObjectLock>,
     /// Part size in bytes: at least what B2 says is its smallest (5,000,000). A chunk up to this size goes as one
     /// request, and B2 computes and keeps its SHA-1.
     pub part_bytes: usize,
@@ -60,6 +63,7 @@ impl Default for B2Settings {
             credentials: None,
             renew: None,
             limiter: None,
+            lock: None,
             part_bytes: PART_BYTES_DEFAULT,
             concurrency: CONCURRENCY_DEFAULT,
             rate_bytes_min: RATE_BYTES_MIN_DEFAULT,

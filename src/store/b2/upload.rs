@@ -36,8 +36,8 @@ struct DonePart {
 
 /// A large file that was begun.
 #[derive(Clone)]
-struct Large {
-    id: String,
+pub(super) struct Large {
+    pub(super) id: String,
     urls: Arc<UrlPool>,
 }
 
@@ -199,7 +199,7 @@ impl PartWriter for B2Writer {
 impl Shared {
     /// Begins a large file. When the answer is lost, the file is found again by a number of its own, so that no second
     /// one is begun beside it.
-    async fn begin_large(&self, key: &ObjectKey, declared_sha1: Option<&str>) -> Result<Large, StoreError> {
+    pub(super) async fn begin_large(&self, key: &ObjectKey, declared_sha1: Option<&str>) -> Result<Large, StoreError> {
         let failed = |cause| self.failed("begin upload of", START, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
         let nonce = random_u64().map_err(|error| failed(Cause::ours(StoreErrorKind::Invalid, error.to_string())))?;
@@ -208,13 +208,18 @@ impl Shared {
         if let Some(sha1) = declared_sha1 {
             info[DECLARED_SHA1_ENTRY] = json!(sha1);
         }
+        let retention = self.lock_now();
         let body = |session: &Session| {
-            json!({
+            let mut body = json!({
                 "bucketId": session.bucket_id,
                 "fileName": name,
                 "contentType": "application/octet-stream",
                 "fileInfo": info,
-            })
+            });
+            if let Some(retention) = &retention {
+                body["fileRetention"] = retention.clone();
+            }
+            body
         };
         let mut pauses = Pauses::new(&self.settings);
         let mut tries_left = TRIES_MAX;

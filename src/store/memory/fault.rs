@@ -32,6 +32,8 @@ pub enum Operation {
     Unfinished,
     /// An unfinished upload is removed.
     AbortUnfinished,
+    /// An object is locked for longer.
+    ExtendLock,
 }
 
 impl Operation {
@@ -50,6 +52,7 @@ impl Operation {
             Self::Delete => "delete",
             Self::Unfinished => "list unfinished uploads under",
             Self::AbortUnfinished => "remove unfinished upload of",
+            Self::ExtendLock => "extend the lock of",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Fault, StoreEvent};
 use crate::store::checksum::{crc64nvme, crc64nvme_text};
-use crate::store::{Evidence, EvidenceTier, ListedObject, PutOutcome, StoreErrorKind, UnfinishedUpload};
+use crate::store::{Evidence, EvidenceTier, ListedObject, ObjectLock, PutOutcome, StoreErrorKind, UnfinishedUpload};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
@@ -48,6 +48,8 @@ pub(super) struct State {
     pub(super) events: Vec<StoreEvent>,
     pub(super) faults: Vec<Fault>,
     pub(super) clock: Option<Timestamp>,
+    pub(super) lock: Option<ObjectLock>,
+    pub(super) cannot_extend_locks: bool,
     ids_given: u64,
 }
 
@@ -119,7 +121,7 @@ impl State {
             etag: None,
             version_id: (tier == EvidenceTier::IdPin).then(|| self.next_id("version")),
             part_bytes,
-            locked_until: None,
+            locked_until: self.lock.map(|lock| lock.until(self.now()).to_string()),
         };
         let stored = Stored { bytes, evidence: evidence.clone(), modified_at: self.now() };
         self.objects.insert(key.to_owned(), stored);
@@ -178,6 +180,31 @@ impl State {
                 started_at: Some(upload.started_at),
             })
             .collect()
+    }
+
+    /// Locks an object at least until then.
+    pub(super) fn extend_lock(&mut self, key: &str, until: Timestamp) -> Result<(), Failure> {
+        if self.lock.is_none() || self.cannot_extend_locks {
+            return Err(Failure::new(StoreErrorKind::Unsupported, "this store extends no locks"));
+        }
+        let object =
+            self.objects.get_mut(key).ok_or_else(|| Failure::new(StoreErrorKind::NotFound, "no such object"))?;
+        let end = object.evidence.locked_until.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
+        object.evidence.locked_until = Some(end.map_or(until, |end| end.max(until)).to_string());
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self, key: &str) -> Result<(), Failure> {
+        let now = self.now();
+        let end = self.objects.get(key).and_then(|object| object.evidence.locked_until.as_deref());
+        match end.and_then(|text| text.parse::<Timestamp>().ok()).filter(|end| *end > now) {
+            Some(end) => Err(Failure::new(StoreErrorKind::Denied, format!("it is locked until {end}"))),
+            None => {
+                self.objects.remove(key);
+                self.hidden.remove(key);
+                Ok(())
+            }
+        }
     }
 
     pub(super) fn flip(&mut self, key: &str, offset: usize) -> bool {

@@ -98,6 +98,11 @@ impl Cause {
         self.code.as_deref() == Some(code)
     }
 
+    /// The store does not know what was asked.
+    pub(super) fn is_not_implemented(&self) -> bool {
+        self.status == Some(501) || self.has_code("NotImplemented")
+    }
+
     /// The kind, for callers to branch on.
     pub(super) fn kind(&self) -> StoreErrorKind {
         match self.stage {
@@ -219,7 +224,7 @@ impl Cause {
     }
 
     /// Stores that know no new checksums say so in many ways, to HEAD in none.
-    fn may_be_the_checksum(&self, api: &str) -> bool {
+    pub(super) fn may_be_the_checksum(&self, api: &str) -> bool {
         let unknown = matches!(self.status, Some(400 | 501));
         unknown && (api == "HeadObject" || self.text.to_ascii_lowercase().contains("checksum"))
     }
@@ -239,7 +244,7 @@ impl Cause {
     }
 }
 
-const CHECKSUM_HINT: &str = "the store may not know this checksum: set `checksum = \"md5\"` under [s3]";
+const CHECKSUM_HINT: &str = "the store may not know this checksum: `zfs-backup doctor` finds out which it keeps; `checksum = \"md5\"` under [s3] is known everywhere";
 
 fn permission_hint(api: &str) -> String {
     let permission = match api {
@@ -250,7 +255,9 @@ fn permission_hint(api: &str) -> String {
         "ListMultipartUploads" => "ListBucketMultipartUploads",
         same => same,
     };
-    format!("these credentials may not do {api}: allow s3:{permission} on the bucket and the prefix")
+    let locked =
+        if api.starts_with("DeleteObject") { "; what is still locked is refused in the same words" } else { "" };
+    format!("these credentials may not do {api}: allow s3:{permission} on the bucket and the prefix{locked}")
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ impl Shared {
             {
                 return self.compare_whole(key, &bytes, found).await;
             }
-            let again = self.note_refused_condition(&cause) || cause.status == Some(409);
+            let again = self.note_refused_condition(&cause, &self.refuses_put_condition) || cause.status == Some(409);
             if !again || tries_left == 0 {
                 return Err(self.failed("put", "PutObject", key.as_str(), cause));
             }
@@ -58,9 +58,10 @@ impl Shared {
         }
     }
 
-    async fn send_whole(&self, key: &ObjectKey, bytes: &Bytes, part: &PartSum) -> Result<(), Cause> {
+    pub(super) async fn send_whole(&self, key: &ObjectKey, bytes: &Bytes, part: &PartSum) -> Result<(), Cause> {
         let call = self.client.put_object().bucket(&self.settings.bucket).key(self.full_key(key));
-        let call = call.set_if_none_match(self.condition()).body(self.body(bytes.clone()));
+        let call = call.set_if_none_match(self.put_condition()).body(self.body(bytes.clone()));
+        let call = self.locked_put(call);
         let call = with_checksum(call, self.settings.checksum, part).customize();
         let call = call.config_override(self.limits_for(bytes.len() as u64));
         let call = if self.unsigned() { call.disable_payload_signing() } else { call };
@@ -97,8 +98,11 @@ impl Shared {
             sleep(CONFIRM_PAUSE).await;
         }
         match found.map(|found| (sent.compare(&found), found)) {
-            Some((Verdict::Proven, found)) => Ok(found),
-            Some((Verdict::SizeAgrees, found)) => Ok(weakened(found)),
+            Some((Verdict::Proven, found)) => self.check_lock(key, found),
+            Some((Verdict::SizeAgrees, found)) => {
+                self.note_weak_evidence(sent.kind);
+                self.check_lock(key, weakened(found))
+            }
             other => {
                 let found = other.map_or_else(|| "nothing".to_owned(), |(_, found)| describe(&found));
                 let sent = format!("{} bytes with checksum {}", sent.bytes, sent.text);

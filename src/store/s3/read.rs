@@ -39,15 +39,39 @@ impl Shared {
 
     pub(super) async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         // B2 and others answer 400 to this header, and have nothing but the ETag to say.
-        let mode = (self.settings.checksum != S3Checksum::Md5).then_some(ChecksumMode::Enabled);
-        let call = self.client.head_object().bucket(&self.settings.bucket).key(self.full_key(key));
-        match call.set_checksum_mode(mode).send().await {
-            Ok(found) => {
-                self.saw_bucket();
-                Ok(Some(self.evidence(&found)))
-            }
-            Err(error) => self.explain_head(key, error.into()).await,
+        let known = self.settings.checksum != S3Checksum::Md5 && !self.refuses_checksum_mode.load(Ordering::Relaxed);
+        let asked = self.ask_head(key, known.then_some(ChecksumMode::Enabled)).await;
+        let cause = match asked {
+            Ok(found) => return Ok(Some(found)),
+            Err(cause) => cause,
+        };
+        let refused = cause.stage == Stage::Refused && matches!(cause.status, Some(400 | 501));
+        if !known || !refused {
+            return self.explain_head(key, cause).await;
         }
+        match self.ask_head(key, None).await {
+            Ok(found) => {
+                self.note_refused_checksum_mode();
+                Ok(Some(found))
+            }
+            Err(plain) if plain.stage == Stage::Refused && plain.status == Some(404) => {
+                self.note_refused_checksum_mode();
+                self.explain_head(key, plain).await
+            }
+            Err(_) => self.explain_head(key, cause).await,
+        }
+    }
+
+    fn note_refused_checksum_mode(&self) {
+        self.refuses_checksum_mode.store(true, Ordering::Relaxed);
+        self.contradicts("HEAD is refused when it asks for checksums");
+    }
+
+    async fn ask_head(&self, key: &ObjectKey, mode: Option<ChecksumMode>) -> Result<Evidence, Cause> {
+        let call = self.client.head_object().bucket(&self.settings.bucket).key(self.full_key(key));
+        let found = call.set_checksum_mode(mode).send().await.map_err(Cause::from)?;
+        self.saw_bucket();
+        Ok(self.evidence(&found))
     }
 
     /// Answers to HEAD have no body, so that the reason is not in them. A call that has one may tell it.
@@ -69,7 +93,7 @@ impl Shared {
         let version_id = found.version_id().filter(|id| *id != "null").map(str::to_owned);
         let full = found.checksum_type() != Some(&ChecksumType::Composite);
         let crc = found.checksum_crc64_nvme().filter(|text| full && !text.contains('-'));
-        let md5 = etag.as_deref().filter(|etag| self.settings.checksum == S3Checksum::Md5 && is_md5_etag(etag));
+        let md5 = etag.as_deref().filter(|etag| is_md5_etag(etag));
         let (tier, checksum) = match (crc, found.checksum_sha256(), md5) {
             (Some(crc), _, _) => (EvidenceTier::Crc64nvmeFull, Some(crc)),
             (_, Some(sha256), _) => (EvidenceTier::Sha256Composite, Some(sha256)),

@@ -1,6 +1,7 @@
 //! [`S3Settings`]: what a configuration says of an S3 store.
 
-use crate::store::{Limiter, Renew};
+use crate::store::{EvidenceTier, Limiter, ObjectLock, Renew};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,8 @@ pub struct S3Settings {
     pub storage_class: Option<String>,
     /// The checksum that travels with each part.
     pub checksum: S3Checksum,
+    /// How long every object is locked from when it is put; the bucket must have object lock on.
+    pub lock: Option<ObjectLock>,
     /// Part size in bytes, at least 5 MiB.
     pub part_bytes: usize,
     /// Parts in flight.
@@ -64,6 +67,7 @@ impl Default for S3Settings {
             path_style: None,
             storage_class: None,
             checksum: S3Checksum::default(),
+            lock: None,
             part_bytes: PART_BYTES_DEFAULT,
             concurrency: CONCURRENCY_DEFAULT,
             credentials: None,
@@ -130,7 +134,8 @@ impl fmt::Debug for S3Credentials {
 }
 
 /// The checksum given with parts and compared afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum S3Checksum {
     /// CRC64NVME over the whole object.
     #[default]
@@ -139,6 +144,30 @@ pub enum S3Checksum {
     Sha256,
     /// Content-MD5 by parts and the ETag, for stores that know nothing newer.
     Md5,
+}
+
+impl S3Checksum {
+    /// All, the strongest first.
+    pub const ALL: [Self; 3] = [Self::Crc64nvme, Self::Sha256, Self::Md5];
+
+    /// What a store that keeps it says of an object.
+    pub fn tier(self) -> EvidenceTier {
+        match self {
+            Self::Crc64nvme => EvidenceTier::Crc64nvmeFull,
+            Self::Sha256 => EvidenceTier::Sha256Composite,
+            Self::Md5 => EvidenceTier::Md5Etag,
+        }
+    }
+}
+
+impl fmt::Display for S3Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Crc64nvme => "crc64nvme",
+            Self::Sha256 => "sha256",
+            Self::Md5 => "md5",
+        })
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! [`PartSum`] and [`ObjectSum`]: the checksums that we take of what we send, in the three forms that S3 stores know.
 
 use super::S3Checksum;
+use crate::store::Evidence;
 use crate::store::checksum::{crc64nvme, crc64nvme_append, crc64nvme_text};
-use crate::store::{Evidence, EvidenceTier};
 use aws_lc_rs::digest::{SHA256, digest as lc_digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -80,15 +80,10 @@ impl ObjectSum {
     /// Holds the store's word against what was sent. An ETag that is not ours may be that of an encrypted object:
     /// it proves nothing, in either direction.
     pub(super) fn compare(&self, found: &Evidence) -> Verdict {
-        let expected_tier = match self.kind {
-            S3Checksum::Crc64nvme => EvidenceTier::Crc64nvmeFull,
-            S3Checksum::Sha256 => EvidenceTier::Sha256Composite,
-            S3Checksum::Md5 => EvidenceTier::Md5Etag,
-        };
         let agrees = found.checksum.as_deref() == Some(&self.text);
         match () {
             () if found.bytes != self.bytes => Verdict::Differs,
-            () if found.tier != expected_tier => Verdict::SizeAgrees,
+            () if found.tier != self.kind.tier() => Verdict::SizeAgrees,
             () if agrees => Verdict::Proven,
             () if self.kind == S3Checksum::Md5 => Verdict::SizeAgrees,
             () => Verdict::Differs,
@@ -120,6 +115,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::EvidenceTier;
 
     const KINDS: [S3Checksum; 3] = [S3Checksum::Crc64nvme, S3Checksum::Sha256, S3Checksum::Md5];
 

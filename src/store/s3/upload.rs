@@ -29,7 +29,7 @@ const ABORT_LIMIT: Duration = Duration::from_secs(30);
 /// Stores may need minutes to put a large object together.
 const COMPLETE_SLACK_FACTOR: u32 = 5;
 
-struct DonePart {
+pub(super) struct DonePart {
     number: i32,
     etag: String,
     sum: PartSum,
@@ -169,7 +169,7 @@ impl PartWriter for S3Writer {
 }
 
 impl Shared {
-    async fn begin_upload(&self, key: &ObjectKey) -> Result<String, StoreError> {
+    pub(super) async fn begin_upload(&self, key: &ObjectKey) -> Result<String, StoreError> {
         let (algorithm, form) = match self.settings.checksum {
             S3Checksum::Crc64nvme => (Some(ChecksumAlgorithm::Crc64Nvme), Some(ChecksumType::FullObject)),
             S3Checksum::Sha256 => (Some(ChecksumAlgorithm::Sha256), None),
@@ -178,6 +178,7 @@ impl Shared {
         let call = self.client.create_multipart_upload().bucket(&self.settings.bucket).key(self.full_key(key));
         let call = call.set_checksum_algorithm(algorithm).set_checksum_type(form);
         let call = call.set_storage_class(self.settings.storage_class.as_deref().map(Into::into));
+        let call = self.locked_upload(call);
         let call = call.metadata(PART_BYTES_ENTRY, self.settings.part_bytes.to_string());
         let operation = "begin upload of";
         let begun = call.send().await;
@@ -187,7 +188,7 @@ impl Shared {
         upload_id.ok_or_else(|| self.wrong(StoreErrorKind::Unsupported, operation, key.as_str(), "it got no upload id"))
     }
 
-    async fn send_part(
+    pub(super) async fn send_part(
         &self,
         key: &ObjectKey,
         upload_id: &str,
@@ -222,16 +223,18 @@ impl Shared {
         parts: &[DonePart],
         sent: &ObjectSum,
     ) -> Result<(), Cause> {
-        let condition = self.condition();
+        let condition = self.complete_condition();
         match self.send_complete(key, upload_id, parts, sent, condition.clone()).await {
-            Err(cause) if condition.is_some() && self.note_refused_condition(&cause) => {
+            Err(cause)
+                if condition.is_some() && self.note_refused_condition(&cause, &self.refuses_complete_condition) =>
+            {
                 self.send_complete(key, upload_id, parts, sent, None).await
             }
             completed => completed,
         }
     }
 
-    async fn send_complete(
+    pub(super) async fn send_complete(
         &self,
         key: &ObjectKey,
         upload_id: &str,
@@ -267,9 +270,9 @@ impl Shared {
         }
         let Some(found) = self.head(key).await? else { return Err(error) };
         match sent.compare(&found) {
-            Verdict::Proven => Ok(found),
+            Verdict::Proven => self.check_lock(key, found),
             // The upload is gone and an object of its key and size is there: it was completed.
-            Verdict::SizeAgrees if upload_is_gone => Ok(weakened(found)),
+            Verdict::SizeAgrees if upload_is_gone => self.check_lock(key, weakened(found)),
             _ => Err(self.taken("complete upload of", key)),
         }
     }

@@ -2,7 +2,9 @@
 
 use super::Inner;
 use super::http::{Answer, Head};
-use super::state::{Bucket, Key, State, Upload, Version, bad_request, check_info, check_name, unauthorized};
+use super::state::{
+    Bucket, Key, State, Upload, Version, bad_request, check_info, check_name, check_retention, unauthorized,
+};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
@@ -32,6 +34,7 @@ const FIELDS: &[(&str, &[&str])] = &[
     ("b2_get_file_info", &["fileId"]),
     ("b2_hide_file", &["bucketId", "fileName"]),
     ("b2_delete_file_version", &["fileName", "fileId", "bypassGovernance"]),
+    ("b2_update_file_retention", &["fileName", "fileId", "fileRetention", "bypassGovernance"]),
 ];
 
 pub(super) fn authorize(inner: &Inner, state: &mut State, head: &Head) -> Called {
@@ -137,12 +140,16 @@ pub(super) fn json_call(inner: &Inner, state: &mut State, head: &Head, call: &st
         "b2_list_file_names" => list_names(inner, state, &key, &fields, head.version()),
         "b2_get_file_info" => file_info(state, &key, &fields, head.version()),
         "b2_hide_file" => hide(state, &key, &fields, head.version()),
+        "b2_update_file_retention" => update_retention(state, &key, &fields),
         _ => delete(state, &key, &fields),
     }
 }
 
 /// A version as listings and answers show it.
-pub(super) fn file_json(version: &Version, bucket_id: &str, api_version: Option<u32>) -> Value {
+pub(super) fn file_json(version: &Version, bucket_id: &str, api_version: Option<u32>, key: &Key) -> Value {
+    let may_read = key.capabilities.iter().any(|has| has == "readFileRetentions");
+    let retention = version.retention.as_ref().filter(|_| may_read);
+    let retention = retention.map(|(mode, until)| json!({"mode": mode, "retainUntilTimestamp": until}));
     let mut file = json!({
         "accountId": "account0001",
         "action": version.action,
@@ -154,7 +161,7 @@ pub(super) fn file_json(version: &Version, bucket_id: &str, api_version: Option<
         "fileId": version.id,
         "fileInfo": version.info,
         "fileName": version.name,
-        "fileRetention": {"isClientAuthorizedToRead": false, "value": null},
+        "fileRetention": {"isClientAuthorizedToRead": may_read, "value": retention},
         "legalHold": {"isClientAuthorizedToRead": false, "value": null},
         "replicationStatus": null,
         "serverSideEncryption": {"algorithm": null, "mode": null},
@@ -193,11 +200,11 @@ fn create_bucket(state: &mut State, key: &Key, fields: &Fields) -> Called {
 
 fn bucket_json(bucket: &Bucket) -> Value {
     json!({
-        "accountId": "account0001", "bucketId": bucket.id, "bucketName": bucket.name, "bucketType": "allPrivate",
-        "bucketInfo": {}, "corsRules": [], "lifecycleRules": [], "options": [], "revision": 1,
+        "accountId": "account0001", "bucketId": bucket.id, "bucketName": bucket.name, "bucketType": if bucket.public { "allPublic" } else { "allPrivate" },
+        "bucketInfo": {}, "corsRules": [], "lifecycleRules": bucket.lifecycle, "options": [], "revision": 1,
         "defaultServerSideEncryption": {"isClientAuthorizedToRead": true, "value": {"algorithm": null, "mode": "none"}},
         "fileLockConfiguration": {"isClientAuthorizedToRead": true, "value":
-            {"isFileLockEnabled": false, "defaultRetention": {"mode": null, "period": null}}},
+            {"isFileLockEnabled": bucket.locks, "defaultRetention": {"mode": null, "period": null}}},
         "replicationConfiguration": {"isClientAuthorizedToRead": true, "value": null},
     })
 }
@@ -239,11 +246,40 @@ fn start(state: &mut State, key: &Key, fields: &Fields, api_version: Option<u32>
         Some(info) => serde_json::from_value(info.clone()).map_err(|_| bad_request("fileInfo holds texts"))?,
     };
     check_info(&info)?;
-    let begun =
-        Version { action: "start", content_type, info, ..Version::new(&name, Some("none".to_owned()), Vec::new()) };
+    let retention = match fields.0.get("fileRetention") {
+        None | Some(Value::Null) => None,
+        Some(given) => Some(retention_of(key, &state.buckets[bucket], given)?),
+    };
+    let begun = Version {
+        action: "start",
+        content_type,
+        info,
+        retention,
+        ..Version::new(&name, Some("none".to_owned()), Vec::new())
+    };
     let bucket_id = state.buckets[bucket].id.clone();
     let begun = state.add_version(bucket, begun);
-    Ok(Answer::json(&file_json(begun, &bucket_id, api_version)))
+    Ok(Answer::json(&file_json(begun, &bucket_id, api_version, key)))
+}
+
+fn retention_of(key: &Key, bucket: &Bucket, given: &Value) -> Result<(String, u64), Answer> {
+    let mode = given["mode"].as_str().unwrap_or_default();
+    check_retention(key, bucket, mode, given["retainUntilTimestamp"].as_u64())
+}
+
+/// A lock may be made longer; shorter only with a right that nobody here has.
+fn update_retention(state: &mut State, key: &Key, fields: &Fields) -> Called {
+    let (name, id) = (fields.text("fileName")?, fields.text("fileId")?);
+    let gone = || Answer::refused(400, "file_not_present", &format!("File not present: {name} {id}"));
+    let (bucket, _) = state.find(&id).filter(|(_, found)| *found == name).ok_or_else(gone)?;
+    let given = fields.0.get("fileRetention").cloned().unwrap_or_default();
+    let retention = retention_of(key, &state.buckets[bucket], &given)?;
+    let version = state.version_mut(&id).ok_or_else(gone)?;
+    if version.retention.as_ref().is_some_and(|(_, until)| *until > retention.1) {
+        return Err(Answer::refused(401, "access_denied", "a lock cannot be made shorter"));
+    }
+    version.retention = Some(retention);
+    Ok(Answer::json(&json!({"fileName": name, "fileId": id, "fileRetention": given})))
 }
 
 fn finish(inner: &Inner, state: &mut State, key: &Key, fields: &Fields, api_version: Option<u32>) -> Called {
@@ -272,7 +308,7 @@ fn finish(inner: &Inner, state: &mut State, key: &Key, fields: &Fields, api_vers
     }
     version.data = std::mem::take(&mut version.parts).into_values().flat_map(|part| part.data).collect();
     version.action = "upload";
-    Ok(Answer::json(&file_json(version, &bucket_id, api_version)))
+    Ok(Answer::json(&file_json(version, &bucket_id, api_version, key)))
 }
 
 fn cancel(state: &mut State, key: &Key, fields: &Fields) -> Called {
@@ -310,7 +346,8 @@ fn list_unfinished(inner: &Inner, state: &State, key: &Key, fields: &Fields) -> 
     begun.sort_by(|a, b| a.id.cmp(&b.id));
     let start = fields.optional("startFileId").unwrap_or_default();
     let mut rest = begun.into_iter().skip_while(|version| version.id < start);
-    let page: Vec<Value> = rest.by_ref().take(max).map(|version| file_json(version, &bucket.id, Some(2))).collect();
+    let page: Vec<Value> =
+        rest.by_ref().take(max).map(|version| file_json(version, &bucket.id, Some(2), key)).collect();
     Ok(Answer::json(&json!({"files": page, "nextFileId": rest.next().map(|version| &version.id)})))
 }
 
@@ -352,7 +389,8 @@ fn list_versions(inner: &Inner, state: &State, key: &Key, fields: &Fields, api_v
         let at = versions.iter().position(|version| version.name == start && version.id == id);
         versions.drain(..at.unwrap_or(0));
     }
-    let entries = versions.iter().map(|version| (version.name.clone(), file_json(version, &bucket.id, api_version)));
+    let entries =
+        versions.iter().map(|version| (version.name.clone(), file_json(version, &bucket.id, api_version, key)));
     let mut entries = fold(entries.collect(), &prefix, fields.optional("delimiter").as_deref());
     let next = entries.split_off(max.min(entries.len())).into_iter().next();
     let files: Vec<Value> = entries.into_iter().map(|(_, entry)| entry).collect();
@@ -370,7 +408,8 @@ fn list_names(inner: &Inner, state: &State, key: &Key, fields: &Fields, api_vers
     let named = bucket.files.range(from..).take_while(|(name, _)| name.starts_with(&prefix));
     let newest = named.filter_map(|(_, versions)| versions.iter().find(|version| version.action != "start"));
     let visible = newest.filter(|version| version.action == "upload");
-    let entries = visible.map(|version| (version.name.clone(), file_json(version, &bucket.id, api_version))).collect();
+    let entries =
+        visible.map(|version| (version.name.clone(), file_json(version, &bucket.id, api_version, key))).collect();
     let mut entries = fold(entries, &prefix, fields.optional("delimiter").as_deref());
     let next = entries.split_off(max.min(entries.len())).into_iter().next().map(|(name, _)| name);
     let files: Vec<Value> = entries.into_iter().map(|(_, entry)| entry).collect();
@@ -383,7 +422,7 @@ fn file_info(state: &State, key: &Key, fields: &Fields, api_version: Option<u32>
     let (bucket, name) = state.find(&id).ok_or_else(gone)?;
     key.check("readFiles", Some(&state.buckets[bucket]), Some(&name))?;
     let version = state.version(&id).ok_or_else(gone)?;
-    Ok(Answer::json(&file_json(version, &state.buckets[bucket].id, api_version)))
+    Ok(Answer::json(&file_json(version, &state.buckets[bucket].id, api_version, key)))
 }
 
 fn hide(state: &mut State, key: &Key, fields: &Fields, api_version: Option<u32>) -> Called {
@@ -398,7 +437,7 @@ fn hide(state: &mut State, key: &Key, fields: &Fields, api_version: Option<u32>)
         Some(_) => {}
     }
     let bucket_id = state.buckets[bucket].id.clone();
-    Ok(Answer::json(&file_json(state.add_marker(bucket, &name), &bucket_id, api_version)))
+    Ok(Answer::json(&file_json(state.add_marker(bucket, &name), &bucket_id, api_version, key)))
 }
 
 fn delete(state: &mut State, key: &Key, fields: &Fields) -> Called {
@@ -407,6 +446,11 @@ fn delete(state: &mut State, key: &Key, fields: &Fields) -> Called {
     let gone = || Answer::refused(400, "file_not_present", &format!("File not present: {name} {id}"));
     let (bucket, _) = state.find(&id).filter(|(_, found)| *found == name).ok_or_else(gone)?;
     key.check("deleteFiles", Some(&state.buckets[bucket]), Some(&name))?;
+    let now = state.now();
+    let until = state.version(&id).and_then(|version| version.retention.as_ref()).map_or(0, |(_, until)| *until);
+    if until > now {
+        return Err(Answer::refused(401, "access_denied", "the file is under retention"));
+    }
     state.remove(bucket, &name, &id);
     Ok(Answer::json(&json!({"fileName": name, "fileId": id})))
 }

@@ -2,6 +2,7 @@
 
 use super::http::{Answer, Head};
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,10 @@ pub(super) struct Key {
 pub(super) struct Bucket {
     pub(super) id: String,
     pub(super) name: String,
+    /// Files may be locked.
+    pub(super) locks: bool,
+    pub(super) public: bool,
+    pub(super) lifecycle: Value,
     /// Versions by name, newest first.
     pub(super) files: BTreeMap<String, Vec<Version>>,
 }
@@ -39,6 +44,8 @@ pub(super) struct Version {
     pub(super) timestamp: u64,
     pub(super) data: Vec<u8>,
     pub(super) parts: BTreeMap<u32, Part>,
+    /// Mode, and until when, in milliseconds.
+    pub(super) retention: Option<(String, u64)>,
 }
 
 /// Where an upload token may be used, by whose rights, and whether an upload is under way.
@@ -88,7 +95,14 @@ impl State {
 
     pub(super) fn add_bucket(&mut self, name: &str) {
         let id = format!("bucket{:08x}", self.number());
-        self.buckets.push(Bucket { id, name: name.to_owned(), files: BTreeMap::new() });
+        self.buckets.push(Bucket {
+            id,
+            name: name.to_owned(),
+            locks: false,
+            public: false,
+            lifecycle: Value::Array(Vec::new()),
+            files: BTreeMap::new(),
+        });
     }
 
     pub(super) fn expire_tokens(&mut self) {
@@ -170,6 +184,7 @@ impl Version {
             timestamp: 0,
             data,
             parts: BTreeMap::new(),
+            retention: None,
         }
     }
 }
@@ -191,6 +206,24 @@ impl Key {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// B2's rules for locking: the bucket must have it on, the key must be allowed to, and the time must be ahead.
+pub(super) fn check_retention(
+    key: &Key,
+    bucket: &Bucket,
+    mode: &str,
+    until: Option<u64>,
+) -> Result<(String, u64), Answer> {
+    key.check("writeFileRetentions", Some(bucket), None)?;
+    if !bucket.locks {
+        return Err(bad_request("The bucket does not have Object Lock enabled"));
+    }
+    let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+    match until.filter(|until| *until > now && ["governance", "compliance"].contains(&mode)) {
+        Some(until) => Ok((mode.to_owned(), until)),
+        None => Err(bad_request("bad file retention")),
     }
 }
 

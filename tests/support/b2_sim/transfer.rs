@@ -3,7 +3,7 @@
 use super::Inner;
 use super::calls::file_json;
 use super::http::{Answer, Head, decode, encode};
-use super::state::{State, Upload, Version, bad_request, check_info, check_name, sha1_hex};
+use super::state::{State, Upload, Version, bad_request, check_info, check_name, check_retention, sha1_hex};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -100,13 +100,20 @@ pub(super) fn upload_file(state: &mut State, head: &Head, body: Vec<u8>, lie: bo
         }
     }
     check_info(&info)?;
+    let retention = match head.header("x-bz-file-retention-mode") {
+        None => None,
+        Some(mode) => {
+            let until = head.header("x-bz-file-retention-retain-until-timestamp").and_then(|until| until.parse().ok());
+            Some(check_retention(&key, &state.buckets[bucket], mode, until)?)
+        }
+    };
     let (data, sha1) = checked(head, body)?;
     let sha1 = if lie { "0".repeat(40) } else { sha1 };
     let content_type = content_type.to_owned();
-    let version = Version { info, content_type, ..Version::new(&name, Some(sha1), data) };
+    let version = Version { info, content_type, retention, ..Version::new(&name, Some(sha1), data) };
     let bucket_id = state.buckets[bucket].id.clone();
     let version = state.add_version(bucket, version);
-    Ok(Answer::json(&file_json(version, &bucket_id, head.version())))
+    Ok(Answer::json(&file_json(version, &bucket_id, head.version(), &key)))
 }
 
 pub(super) fn upload_part(state: &mut State, head: &Head, body: Vec<u8>) -> Result<Answer, Answer> {

@@ -1,0 +1,99 @@
+//! Speaking to an S3 store as it was found to work: its probe is looked up, or made where something is to be written,
+//! and what the configuration names itself stays and wins.
+
+use super::Failure;
+use super::wire::usage;
+use crate::config::Config;
+use crate::run::error_chain;
+use crate::run::probe::{ProbeCache, ProbeNote, probe_store};
+use crate::store::{Doubt, ObjectStore, S3Store};
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What a remote is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Nothing is put there, no probe either.
+    Read,
+    /// A store that was never tried, or not for long, is tried first.
+    Write,
+}
+
+/// The store, as its probe says.
+pub(super) async fn follow(config: &Config, store: S3Store, purpose: Purpose) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let cache = ProbeCache::new(&config.state_dir, store.url(), store.endpoint());
+    let known = cache.load().unwrap_or_else(|error| {
+        tracing::warn!("what the store can do is not known: {}", error_chain(&error));
+        None
+    });
+    let now = Timestamp::now();
+    let note = match known {
+        Some(note) if purpose == Purpose::Read || note.is_fresh(now) => Some(note),
+        None if purpose == Purpose::Read => None,
+        old => try_store(&store, &cache, now).await.or(old),
+    };
+    let Some(note) = note else { return Ok(Arc::new(store)) };
+    if purpose == Purpose::Write {
+        check_parts(config, &note)?;
+    }
+    let store = match config.s3.checksum {
+        None => store.with_checksum(note.probe.checksum.unwrap_or_default()),
+        Some(given) => {
+            if purpose == Purpose::Write && !note.probe.kept.is_empty() && !note.probe.kept.contains(&given) {
+                tracing::warn!(
+                    "checksum = \"{given}\" is configured, and {} does not keep it; it keeps {}",
+                    store.url(),
+                    note.probe.kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                );
+            }
+            store
+        }
+    };
+    Ok(Arc::new(store.following(note.probe, forget_when_wrong(cache))))
+}
+
+/// A probe that cannot be made is no reason not to back up: what is wrong will be said by the backup itself.
+async fn try_store(store: &S3Store, cache: &ProbeCache, now: Timestamp) -> Option<ProbeNote> {
+    let nonce = match getrandom::u64() {
+        Ok(nonce) => nonce,
+        Err(error) => {
+            tracing::warn!("the store is not tried: {error}");
+            return None;
+        }
+    };
+    tracing::info!("trying what {} can do (once in 30 days)", store.url());
+    match probe_store(store, cache, nonce, now).await {
+        Ok(note) => note,
+        Err(error) => {
+            let error = error_chain(&error);
+            tracing::warn!(error, "what the store can do could not be tried; going on as if it were Amazon's");
+            None
+        }
+    }
+}
+
+/// A store that does something else than it was found to do is tried again by the next command that writes.
+fn forget_when_wrong(cache: ProbeCache) -> Doubt {
+    let said = AtomicBool::new(false);
+    Doubt::new(move |what| {
+        if said.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::warn!("the store does not do what it was found to do: {what}; the next run tries it again");
+        if let Err(error) = cache.forget() {
+            tracing::warn!("{}", error_chain(&error));
+        }
+    })
+}
+
+fn check_parts(config: &Config, note: &ProbeNote) -> Result<(), Failure> {
+    let parts = config.parts_per_chunk();
+    match note.probe.parts_max {
+        Some(max) if parts > u64::from(max) => Err(usage(
+            &format!("a chunk has up to {parts} parts, and {} takes {max}", note.store),
+            "raise part_size or lower split_size",
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,305 @@
+//! The checks of this host: ZFS, permissions, datasets and folders.
+
+use super::Check;
+use crate::config::DatasetSelection;
+use crate::plan::permissions::{Identity, missing_permissions};
+use crate::run::inside::refuse_inside;
+use crate::run::select::{Selected, select_datasets};
+use crate::run::{RunError, error_chain};
+use crate::zfs::Zfs;
+use rustix::fs::{Access, access};
+use std::path::{Path, PathBuf};
+
+/// The oldest module that this tool was tried on.
+const MODULE_MIN: (u32, u32) = (2, 1);
+const LIBRARY: &str = "libzfs_core.so";
+/// The bit of CAP_SYS_ADMIN, which is what the kernel asks of whoever may do everything with ZFS.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Who runs this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Runner {
+    /// The user and its groups.
+    pub identity: Identity,
+    /// The kernel lets it do everything.
+    pub privileged: bool,
+}
+
+impl Runner {
+    /// This process. What cannot be read of it counts as "not privileged": then permissions are looked at.
+    pub fn current() -> Self {
+        use rustix::process::{getegid, geteuid, getgroups};
+        let mut gids = vec![getegid().as_raw()];
+        gids.extend(getgroups().into_iter().flatten().map(|gid| gid.as_raw()));
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Self { identity: Identity { uid: geteuid().as_raw(), gids }, privileged: has_sys_admin(&status) }
+    }
+}
+
+fn has_sys_admin(status: &str) -> bool {
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    bits >> CAP_SYS_ADMIN & 1 == 1
+}
+
+/// The versions of the library and of the kernel module.
+pub fn check_zfs(zfs: &dyn Zfs) -> Check {
+    let subject = "zfs";
+    let version = match zfs.module_version() {
+        Ok(version) => version,
+        Err(error) => return Check::failed(subject, &error.into()),
+    };
+    let library = loaded_library(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default());
+    let library = library.unwrap_or_else(|| "libzfs_core".to_owned());
+    let text = format!("{library}, kernel module {version}");
+    match parse_version(&version) {
+        Some(found) if found >= MODULE_MIN => Check::good(subject, text),
+        Some(_) => {
+            let (major, minor) = MODULE_MIN;
+            Check::warning(
+                subject,
+                format!("{text}: older than any that this tool was tried on"),
+                format!("use OpenZFS {major}.{minor} or newer"),
+            )
+        }
+        None => Check::note(subject, format!("{text}, which is no version that this tool knows")),
+    }
+}
+
+/// The library as it lies on disk: its name has its version in it.
+fn loaded_library(maps: &str) -> Option<String> {
+    let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains(LIBRARY))?;
+    let file = std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
+    file.file_name().map(|name| name.to_string_lossy().into_owned())
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split(['.', '-']);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Which of the configured datasets are there. Also returns them.
+pub fn check_datasets(zfs: &dyn Zfs, configured: &DatasetSelection, state_dir: &Path) -> (Vec<Check>, Vec<Selected>) {
+    let subject = "datasets";
+    let selection = match select_datasets(zfs, configured, state_dir) {
+        Ok(selection) => selection,
+        Err(error) => return (vec![Check::failed(subject, &error)], Vec::new()),
+    };
+    let mut checks: Vec<Check> = selection.failed.iter().map(|(_, error)| Check::failed(subject, error)).collect();
+    let names: Vec<&str> = selection.selected.iter().map(|selected| selected.dataset.name.as_str()).collect();
+    match names.as_slice() {
+        [] if checks.is_empty() => {
+            let advice = Some("check main.zfs_fs, recursive and exclude".to_owned());
+            checks.push(Check::bad(subject, "the configuration means no dataset at all", advice));
+        }
+        [] => {}
+        [one] => checks.push(Check::good(subject, (*one).to_owned())),
+        [first, .., last] => checks.push(Check::good(subject, format!("{} of them: {first} .. {last}", names.len()))),
+    }
+    for selected in &selection.selected {
+        if selected.dataset.inconsistent {
+            let text = format!("{} is in the middle of a receive and cannot be snapshotted", selected.dataset.name);
+            checks.push(Check::warning(subject, text, "wait for the receive, or exclude it"));
+        }
+    }
+    let encrypted = selection.selected.iter().filter(|selected| selected.dataset.encrypted).count();
+    if encrypted > 0 {
+        let text = format!("{encrypted} of them encrypted by ZFS: a raw backup needs the ZFS key to be read");
+        checks.push(Check::note("zfs key", text));
+    }
+    (checks, selection.selected)
+}
+
+/// What the running user may do with these datasets.
+pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) -> Vec<Check> {
+    let subject = "permissions";
+    if runner.privileged {
+        return vec![Check::good(subject, "this user may do everything with ZFS")];
+    }
+    let mut checks = Vec::new();
+    for dataset in selected.iter().map(|selected| &selected.dataset.name) {
+        let given = match zfs.delegations(dataset) {
+            Ok(given) => given,
+            Err(error) => {
+                checks.push(Check::failed(subject, &error.into()));
+                continue;
+            }
+        };
+        let missing = missing_permissions(dataset, &given, &runner.identity);
+        let advice = || format!("zfs allow -u {} {} {dataset}", runner.identity.uid, missing.all().join(","));
+        if !missing.needed.is_empty() {
+            let text = format!("user {} lacks {} on {dataset}", runner.identity.uid, missing.needed.join(", "));
+            checks.push(Check::bad(subject, text, Some(advice())));
+        } else if !missing.tidy.is_empty() {
+            let text = format!(
+                "user {} lacks {} on {dataset}: old snapshots and bookmarks stay",
+                runner.identity.uid,
+                missing.tidy.join(", ")
+            );
+            checks.push(Check::warning(subject, text, advice()));
+        }
+    }
+    if checks.is_empty() {
+        checks.push(Check::good(subject, format!("user {} has what a backup needs", runner.identity.uid)));
+    }
+    checks
+}
+
+/// Whether files can be made in a folder. One that is not there yet is made by the first run.
+pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
+    let place = folder.display();
+    if folder.exists() {
+        return match access(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
+            Ok(()) if folder.is_dir() => Check::good(subject, place.to_string()),
+            Ok(()) => {
+                Check::bad(subject, format!("{place} is no folder"), Some("name another in the configuration".into()))
+            }
+            Err(error) => {
+                let advice = "run this as the user that makes the backups, or give it that folder".to_owned();
+                Check::bad(subject, format!("{place} cannot be written: {error}"), Some(advice))
+            }
+        };
+    }
+    let above = folder.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
+    if !above.is_dir() {
+        let advice = Some("name another in the configuration".to_owned());
+        return Check::bad(subject, format!("{place} cannot be made: {} is no folder", above.display()), advice);
+    }
+    match access(above, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => Check::good(subject, format!("{place}, made by the first run")),
+        Err(error) => {
+            let advice = format!("make it: install -d -m 0700 {place}");
+            Check::bad(
+                subject,
+                format!("{place} is not there and {} cannot be written: {error}", above.display()),
+                Some(advice),
+            )
+        }
+    }
+}
+
+/// The intermediate directory: there, writable, and not inside what is backed up.
+pub fn check_intermediate(folder: &Path, selected: &[Selected]) -> Check {
+    let subject = "intermediate";
+    if !folder.exists() {
+        let advice =
+            Some("mount or make it; a folder that is not there is never made, since it may be a mount".to_owned());
+        return Check::bad(subject, format!("{} is not there", folder.display()), advice);
+    }
+    match refuse_inside(folder, selected.iter().map(|selected| &selected.dataset.name)) {
+        Ok(()) => check_folder(subject, folder),
+        Err(error @ RunError::File { .. }) => Check::warning(
+            subject,
+            error_chain(&error),
+            "whether it lies inside a dataset that is backed up is unknown",
+        ),
+        Err(error) => Check::failed(subject, &error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::CheckState::{Bad, Good, Note, Warning};
+    use super::*;
+    use crate::model::DatasetName;
+    use crate::zfs::fake::FakeZfs;
+    use crate::zfs::{DatasetType, Delegation, Who};
+    use std::os::unix::fs::PermissionsExt;
+
+    fn selection(names: &[&str]) -> DatasetSelection {
+        let names = names.iter().map(|name| name.parse().unwrap()).collect();
+        DatasetSelection { names, recursive: false, exclude: Vec::new(), store_as: None }
+    }
+
+    fn user(privileged: bool) -> Runner {
+        Runner { identity: Identity { uid: 1000, gids: vec![1000] }, privileged }
+    }
+
+    #[test]
+    fn versions_are_told_and_old_ones_warned_of() {
+        let zfs = FakeZfs::new();
+        for (version, state) in
+            [("2.3.2-1", Good), ("2.1.11", Good), ("2.0.7-1", Warning), ("0.8.6", Warning), ("git", Note)]
+        {
+            zfs.set_module_version(version);
+            let check = check_zfs(&zfs);
+            assert_eq!(check.state, state, "{version}");
+            assert!(check.text.contains(version), "{}", check.text);
+        }
+        zfs.fail_call(1, 5);
+        assert_eq!(check_zfs(&zfs).state, Bad);
+    }
+
+    #[test]
+    fn the_library_is_named_as_it_lies_on_disk() {
+        let maps = "7f00 r-xp 0 08:01 12 /nowhere/libzfs_core.so.3.0.0\n7f01 r--p 0 08:01 13 /usr/lib/libc.so.6\n";
+        assert_eq!(loaded_library(maps).as_deref(), Some("libzfs_core.so.3.0.0"));
+        assert_eq!(loaded_library("7f01 r--p 0 08:01 13 /usr/lib/libc.so.6\n"), None);
+    }
+
+    #[test]
+    fn a_missing_dataset_is_named_beside_those_that_are_there() {
+        let (zfs, state) = (FakeZfs::new(), tempfile::tempdir().unwrap());
+        zfs.create(&"tank/a".parse().unwrap(), DatasetType::Filesystem);
+        let states = |names: &[&str]| {
+            let (checks, selected) = check_datasets(&zfs, &selection(names), state.path());
+            (checks.into_iter().map(|check| (check.state, check.text)).collect::<Vec<_>>(), selected.len())
+        };
+        assert_eq!(states(&["tank/a"]), (vec![(Good, "tank/a".to_owned())], 1));
+        let (checks, selected) = states(&["tank/a", "tank/b"]);
+        assert_eq!((checks.len(), selected), (2, 1));
+        assert!(checks[0].0 == Bad && checks[0].1.contains("tank/b"), "{checks:?}");
+    }
+
+    #[test]
+    fn a_missing_permission_is_named_with_the_command_that_gives_it() {
+        let (zfs, state) = (FakeZfs::new(), tempfile::tempdir().unwrap());
+        let name: DatasetName = "tank/a".parse().unwrap();
+        zfs.create(&name, DatasetType::Filesystem);
+        let (_, selected) = check_datasets(&zfs, &selection(&["tank/a"]), state.path());
+        assert_eq!(check_permissions(&zfs, &selected, &user(true))[0].state, Good);
+        let nothing = check_permissions(&zfs, &selected, &user(false));
+        assert_eq!(nothing[0].state, Bad);
+        assert!(nothing[0].text.contains("snapshot, userprop, hold"), "{}", nothing[0].text);
+        let allow = |names: &str| {
+            let permissions = names.split(' ').map(str::to_owned).collect();
+            let (on, who) = ("tank".parse().unwrap(), Who::User(1000));
+            zfs.allow(Delegation { on, who, local: false, descendent: true, permissions });
+        };
+        allow("snapshot userprop hold bookmark send");
+        let check = check_permissions(&zfs, &selected, &user(false)).remove(0);
+        assert_eq!((check.state, check.text.as_str()), (Bad, "user 1000 lacks release on tank/a"));
+        assert_eq!(check.advice.as_deref(), Some("zfs allow -u 1000 release,destroy,mount tank/a"));
+        allow("release");
+        assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Warning);
+        allow("destroy mount");
+        assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Good);
+        zfs.fail_call(1, 5);
+        assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Bad, "unknown is not allowed");
+    }
+
+    #[test]
+    fn privileges_are_read_from_the_kernel() {
+        assert!(has_sys_admin("Name:\tx\nCapEff:\t000001ffffffffff\n"));
+        assert!(has_sys_admin("CapEff:\t0000000000200000\n"));
+        assert!(!has_sys_admin("CapEff:\t00000000a80425fb\n"));
+        assert!(!has_sys_admin(""));
+    }
+
+    #[test]
+    fn folders_are_looked_at_and_never_made() {
+        let root = tempfile::tempdir().unwrap();
+        let (here, file, later) = (root.path().join("here"), root.path().join("file"), root.path().join("a/b"));
+        std::fs::create_dir(&here).unwrap();
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(check_folder("state", &here).state, Good);
+        assert_eq!(check_folder("state", &file).state, Bad);
+        let made_later = check_folder("state", &later);
+        assert!(made_later.state == Good && made_later.text.contains("first run"), "{made_later:?}");
+        assert!(!later.exists());
+        assert_eq!(check_folder("state", &file.join("below")).state, Bad);
+        assert_eq!(check_intermediate(&later, &[]).state, Bad, "a mount that is not there is not made");
+        assert_eq!(check_intermediate(&here, &[]).state, Good);
+    }
+}

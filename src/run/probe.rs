@@ -1,0 +1,198 @@
+//! What each store was found to do, remembered in `state_dir` for a while, so that not every run has to try it.
+//!
+//! One small file a store, named by its url and endpoint. A file that cannot be read is an error, never "not tried"; but
+//! since it can be made again, whoever may write to the store can go on with a new probe.
+
+use super::RunError;
+use crate::model::Digest;
+use crate::store::key::PROBE_PREFIX;
+use crate::store::{ObjectStore, StoreProbe};
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The form of the files. A file of a later one is refused.
+const FORMAT: u32 = 1;
+/// Providers change what their stores do, but not every night.
+const FRESH: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// A probe and when it was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeNote {
+    format: u32,
+    /// The store.
+    pub store: String,
+    /// Where it answers.
+    pub endpoint: String,
+    /// When it was tried, by this host's clock.
+    pub at: Timestamp,
+    /// What was found.
+    pub probe: StoreProbe,
+}
+
+impl ProbeNote {
+    /// Whether it is still to be believed: not too old, and not of the future.
+    pub fn is_fresh(&self, now: Timestamp) -> bool {
+        let age = now.duration_since(self.at);
+        age < FRESH && age > -SignedDuration::from_hours(24)
+    }
+}
+
+/// The file of one store. Clones name the same file.
+#[derive(Debug, Clone)]
+pub struct ProbeCache {
+    folder: PathBuf,
+    file: PathBuf,
+    store: String,
+    endpoint: String,
+}
+
+impl ProbeCache {
+    /// Names it; nothing is touched yet.
+    pub fn new(state_dir: &Path, store: &str, endpoint: &str) -> Self {
+        let name = Digest::of(format!("{store}\n{endpoint}").as_bytes()).to_string();
+        let folder = state_dir.join("probes");
+        let file = folder.join(format!("{}.json", &name[..32]));
+        Self { folder, file, store: store.to_owned(), endpoint: endpoint.to_owned() }
+    }
+
+    /// What was found when the store was last tried; `None` when it never was from this host.
+    ///
+    /// # Errors
+    /// [`RunError::File`] naming a file that is there and cannot be read or understood.
+    pub fn load(&self) -> Result<Option<ProbeNote>, RunError> {
+        let bytes = match fs::read(&self.file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(self.failed("read", source)),
+        };
+        let unusable = |text: String| self.failed("use", std::io::Error::new(ErrorKind::InvalidData, text));
+        let note: ProbeNote = serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+        match note.format == FORMAT && note.store == self.store && note.endpoint == self.endpoint {
+            true => Ok(Some(note)),
+            false => Err(unusable(format!("it is of format {} and of {}", note.format, note.store))),
+        }
+    }
+
+    /// Forgets it: the next command that writes tries the store again. One that is gone is no error.
+    ///
+    /// # Errors
+    /// [`RunError::File`].
+    pub fn forget(&self) -> Result<(), RunError> {
+        match fs::remove_file(&self.file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(self.failed("remove", error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn save(&self, note: &ProbeNote) -> Result<(), RunError> {
+        let text = serde_json::to_vec_pretty(note).map_err(|error| self.failed("write", error.into()))?;
+        let temporary = self.file.with_extension(format!("{}.new", std::process::id()));
+        let written = || -> std::io::Result<()> {
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+            let mut new = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
+            new.write_all(&text)?;
+            new.sync_all()?;
+            fs::rename(&temporary, &self.file)?;
+            File::open(&self.folder)?.sync_all()
+        };
+        written().map_err(|source| self.failed("write", source))
+    }
+
+    fn failed(&self, operation: &'static str, source: std::io::Error) -> RunError {
+        RunError::File { operation, path: self.file.display().to_string(), source }
+    }
+}
+
+/// All that is remembered of a store, at whatever endpoint; the newest first. Nothing is asked of it.
+///
+/// # Errors
+/// [`RunError::File`] naming a file or folder that is there and cannot be read or understood.
+pub fn known_probes(state_dir: &Path, store: &str) -> Result<Vec<ProbeNote>, RunError> {
+    let folder = state_dir.join("probes");
+    let failed = |path: &Path, source| RunError::File { operation: "read", path: path.display().to_string(), source };
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed(&folder, source)),
+    };
+    let mut notes = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|source| failed(&folder, source))?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(|source| failed(&path, source))?;
+        let note: ProbeNote = serde_json::from_slice(&bytes).map_err(|error| failed(&path, error.into()))?;
+        notes.extend((note.format == FORMAT && note.store == store).then_some(note));
+    }
+    notes.sort_by_key(|note| std::cmp::Reverse(note.at));
+    Ok(notes)
+}
+
+/// Tries the store, below a prefix that nobody else uses (`nonce`), and remembers what was found. `None` where there is
+/// nothing to find out, as with a folder. A record that cannot be written is said and fails nothing.
+///
+/// # Errors
+/// [`RunError::Store`] when it could not be found out.
+pub async fn probe_store(
+    store: &dyn ObjectStore,
+    cache: &ProbeCache,
+    nonce: u64,
+    now: Timestamp,
+) -> Result<Option<ProbeNote>, RunError> {
+    let Some(probe) = store.probe(&format!("{PROBE_PREFIX}{nonce:016x}/")).await? else { return Ok(None) };
+    let note =
+        ProbeNote { format: FORMAT, store: cache.store.clone(), endpoint: cache.endpoint.clone(), at: now, probe };
+    if let Err(error) = cache.save(&note) {
+        tracing::warn!("the store will be tried again by the next run: {}", super::error_chain(&error));
+    }
+    Ok(Some(note))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(at: &str) -> ProbeNote {
+        let (store, endpoint) = ("s3:b".to_owned(), "http://e".to_owned());
+        ProbeNote { format: FORMAT, store, endpoint, at: at.parse().unwrap(), probe: StoreProbe::default() }
+    }
+
+    #[test]
+    fn a_probe_is_kept_by_store_and_endpoint_and_one_that_cannot_be_read_is_no_absence() {
+        let state = tempfile::tempdir().unwrap();
+        let cache = ProbeCache::new(state.path(), "s3:b", "http://e");
+        assert_eq!(cache.load().unwrap(), None);
+        cache.forget().unwrap();
+        cache.save(&note("2026-11-01T00:00:00Z")).unwrap();
+        assert_eq!(cache.load().unwrap(), Some(note("2026-11-01T00:00:00Z")));
+        assert_eq!(ProbeCache::new(state.path(), "s3:b", "http://f").load().unwrap(), None);
+        assert_eq!(known_probes(state.path(), "s3:b").unwrap().len(), 1);
+        assert_eq!(known_probes(state.path(), "s3:c").unwrap(), []);
+        let good = fs::read_to_string(&cache.file).unwrap();
+        for damage in ["", "{", &good[..good.len() / 2], &good.replace("\"format\": 1", "\"format\": 2")] {
+            fs::write(&cache.file, damage).unwrap();
+            assert!(cache.load().unwrap_err().to_string().contains("probes"), "{damage:?}");
+            assert!(damage.contains("\"format\": 2") || known_probes(state.path(), "s3:b").is_err(), "{damage:?}");
+        }
+        cache.forget().unwrap();
+        assert_eq!(cache.load().unwrap(), None);
+    }
+
+    #[test]
+    fn a_probe_is_fresh_for_thirty_days() {
+        let note = note("2026-11-01T00:00:00Z");
+        for (now, fresh) in [
+            ("2026-11-01T00:00:00Z", true),
+            ("2026-11-30T23:59:59Z", true),
+            ("2026-12-01T00:00:00Z", false),
+            ("2026-10-30T00:00:00Z", false),
+        ] {
+            assert_eq!(note.is_fresh(now.parse().unwrap()), fresh, "{now}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What the bucket and the application key say of themselves.
+
+use super::Shared;
+use super::messages::{Bucket, BucketRule};
+use crate::store::StoreError;
+use crate::store::probe::{BucketFacts, LifecycleRule, Rights, Told};
+
+impl Shared {
+    pub(super) async fn bucket_facts(&self) -> Result<BucketFacts, StoreError> {
+        let failed = |cause| self.failed("look into", "b2_list_buckets", "", cause);
+        let session = self.session().await.map_err(failed)?;
+        let rights = Rights {
+            may: session.rights.capabilities.clone(),
+            buckets: session.rights.buckets.as_ref().map(|buckets| {
+                buckets.iter().map(|bucket| bucket.name.clone().unwrap_or_else(|| bucket.id.clone())).collect()
+            }),
+            prefix: session.rights.name_prefix.clone(),
+        };
+        if !session.may("listBuckets") {
+            return Ok(untold("the application key lacks listBuckets".to_owned(), rights));
+        }
+        let bucket = self.with_session(|session| async move { self.look_up_bucket(&session).await }).await;
+        match bucket {
+            Ok(bucket) => Ok(BucketFacts {
+                visibility: visibility(&bucket),
+                object_lock: object_lock(&bucket),
+                lifecycle: Told::Is(bucket.lifecycle_rules.iter().filter_map(|rule| self.rule(rule)).collect()),
+                rights: Told::Is(rights),
+            }),
+            Err(cause) if cause.is_transient() => Err(failed(cause)),
+            Err(cause) => Ok(untold(cause.to_string(), rights)),
+        }
+    }
+
+    /// A rule that touches names below our prefix.
+    fn rule(&self, rule: &BucketRule) -> Option<LifecycleRule> {
+        let prefix = &rule.file_name_prefix;
+        let touches = self.prefix.starts_with(prefix) || prefix.starts_with(&self.prefix);
+        touches.then(|| LifecycleRule {
+            name: String::new(),
+            prefix: prefix.clone(),
+            partial: false,
+            unfinished_days: rule.days_from_starting_to_canceling_unfinished_large_files,
+            hidden_days: rule.days_from_hiding_to_deleting,
+            expires: rule.days_from_uploading_to_hiding.map(|days| format!("{days} days")),
+            moves_to: None,
+        })
+    }
+}
+
+fn untold(why: String, rights: Rights) -> BucketFacts {
+    BucketFacts {
+        visibility: Told::Untold(why.clone()),
+        lifecycle: Told::Untold(why.clone()),
+        object_lock: Told::Untold(why),
+        rights: Told::Is(rights),
+    }
+}
+
+fn visibility(bucket: &Bucket) -> Told<String> {
+    match bucket.bucket_type.as_deref() {
+        Some("allPrivate") => Told::Is("private".to_owned()),
+        Some("allPublic") => Told::Is("public".to_owned()),
+        Some(other) => Told::Is(other.to_owned()),
+        None => Told::Untold("B2 does not say".to_owned()),
+    }
+}
+
+fn object_lock(bucket: &Bucket) -> Told<bool> {
+    match &bucket.file_lock_configuration {
+        Some(lock) if lock.is_client_authorized_to_read => {
+            Told::Is(lock.value.as_ref().is_some_and(|lock| lock.is_file_lock_enabled))
+        }
+        _ => Told::Untold("the application key lacks readBucketRetentions".to_owned()),
+    }
+}

@@ -1,0 +1,76 @@
+//! What the bucket says of itself: its lifecycle rules, and whether it can lock.
+
+use super::Shared;
+use super::cause::Cause;
+use crate::store::probe::{BucketFacts, LifecycleRule, Told};
+use aws_sdk_s3::types::{ExpirationStatus, LifecycleRule as S3Rule, ObjectLockEnabled};
+
+impl Shared {
+    /// Asks all of it. What the store would not say stands in the answer as such.
+    pub(super) async fn bucket_facts(&self) -> BucketFacts {
+        let untold = "the S3 protocol has no call for it";
+        BucketFacts {
+            visibility: Told::Untold(untold.to_owned()),
+            lifecycle: self.lifecycle().await,
+            object_lock: self.lock_of_bucket().await,
+            rights: Told::Untold(untold.to_owned()),
+        }
+    }
+
+    async fn lifecycle(&self) -> Told<Vec<LifecycleRule>> {
+        let call = self.client.get_bucket_lifecycle_configuration().bucket(&self.settings.bucket);
+        match call.send().await.map_err(Cause::from) {
+            Ok(found) => Told::Is(found.rules().iter().filter_map(|rule| self.rule(rule)).collect()),
+            Err(cause) if cause.has_code("NoSuchLifecycleConfiguration") => Told::Is(Vec::new()),
+            Err(cause) => Told::Untold(cause.to_string()),
+        }
+    }
+
+    /// A rule that is on and touches names below our prefix.
+    fn rule(&self, rule: &S3Rule) -> Option<LifecycleRule> {
+        let filter = rule.filter();
+        let and = filter.and_then(|filter| filter.and());
+        #[expect(deprecated, reason = "older rules have their prefix there")]
+        let old = rule.prefix();
+        let prefix = filter.and_then(|filter| filter.prefix()).or(and.and_then(|and| and.prefix())).or(old);
+        let prefix = prefix.unwrap_or_default().to_owned();
+        let touches = self.prefix.starts_with(&prefix) || prefix.starts_with(&self.prefix);
+        if *rule.status() != ExpirationStatus::Enabled || !touches {
+            return None;
+        }
+        let by_size = filter.is_some_and(|filter| {
+            filter.object_size_greater_than().is_some() || filter.object_size_less_than().is_some()
+        });
+        let days = |days: Option<i32>| days.and_then(|days| u32::try_from(days).ok());
+        let expires = rule.expiration().and_then(|end| match (end.days(), end.date()) {
+            (Some(days), _) => Some(format!("{days} days")),
+            (None, Some(date)) => Some(format!("the date {}", date.secs() / 86_400)),
+            // Only markers of what is deleted already.
+            (None, None) => None,
+        });
+        let moves = rule.transitions().iter().find_map(|step| step.storage_class());
+        Some(LifecycleRule {
+            name: rule.id().unwrap_or_default().to_owned(),
+            prefix,
+            partial: by_size || and.is_some() || filter.is_some_and(|filter| filter.tag().is_some()),
+            unfinished_days: days(
+                rule.abort_incomplete_multipart_upload().and_then(|rule| rule.days_after_initiation()),
+            ),
+            hidden_days: days(rule.noncurrent_version_expiration().and_then(|rule| rule.noncurrent_days())),
+            expires,
+            moves_to: moves.map(|class| class.as_str().to_owned()),
+        })
+    }
+
+    async fn lock_of_bucket(&self) -> Told<bool> {
+        let call = self.client.get_object_lock_configuration().bucket(&self.settings.bucket);
+        match call.send().await.map_err(Cause::from) {
+            Ok(found) => {
+                let enabled = found.object_lock_configuration().and_then(|lock| lock.object_lock_enabled());
+                Told::Is(enabled == Some(&ObjectLockEnabled::Enabled))
+            }
+            Err(cause) if cause.has_code("ObjectLockConfigurationNotFoundError") => Told::Is(false),
+            Err(cause) => Told::Untold(cause.to_string()),
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Finding out by trying what an S3 store does: small objects below one prefix, and uploads that are given up again.
+//!
+//! Order matters: whether deleting works is tried first, with a few bytes. Where it does not, only a few bytes more are
+//! put, because they stay; where it does, objects of two parts are sent, since a store may say another checksum of
+//! several parts than of one.
+
+use super::cause::Cause;
+use super::put::sum_of;
+use super::sum::ObjectSum;
+use super::upload::S3Writer;
+use super::{S3Checksum, S3Settings, Shared};
+use crate::store::key::PROBE_PREFIX;
+use crate::store::probe::{Ability, Deleting, StoreProbe};
+use crate::store::{EvidenceTier, ObjectKey, PartWriter, StoreError, StoreErrorKind};
+use bytes::Bytes;
+use jiff::Timestamp;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// The smallest part that stores take which is not the last.
+const PART_BYTES: usize = 5 * 1024 * 1024;
+/// Part numbers that are tried: the protocol's limit, then that of some stores.
+const PART_NUMBERS: [i32; 2] = [10_000, 1000];
+/// What lies there longer than this is of a probe that was killed.
+const LEFTOVER_SECONDS: i64 = 3600;
+
+/// One probe under way.
+struct Probing {
+    shared: Arc<Shared>,
+    prefix: String,
+    found: StoreProbe,
+}
+
+pub(super) async fn probe(shared: &Arc<Shared>, prefix: &str) -> Result<StoreProbe, StoreError> {
+    let mut probing = Probing {
+        shared: Arc::new(plain(shared, S3Checksum::Md5)),
+        prefix: prefix.to_owned(),
+        found: StoreProbe::default(),
+    };
+    let tried = probing.run(shared.settings.checksum).await;
+    // Also after an error: nothing stays there.
+    probing.clean_up().await;
+    if let (Err(error), [left, ..]) = (&tried, probing.found.left_behind.as_slice()) {
+        tracing::warn!(%error, store = shared.url, key = left, "the probe failed and could not remove what it had put");
+    }
+    tried.map(|()| probing.found)
+}
+
+/// The store for trying: never locked, since what is locked would stay.
+fn plain(shared: &Shared, checksum: S3Checksum) -> Shared {
+    let settings = S3Settings {
+        checksum,
+        lock: None,
+        storage_class: None,
+        part_bytes: PART_BYTES,
+        concurrency: 1,
+        ..shared.settings.clone()
+    };
+    shared.with_settings(settings)
+}
+
+impl Probing {
+    async fn run(&mut self, configured: S3Checksum) -> Result<(), StoreError> {
+        self.try_put_condition().await?;
+        self.try_delete().await?;
+        let large = self.try_checksums(configured).await?;
+        self.try_complete_condition(&large).await?;
+        self.try_uploads().await
+    }
+
+    fn key(&self, name: &str) -> Result<ObjectKey, StoreError> {
+        let text = format!("{}{name}", self.prefix);
+        let wrong = || self.shared.wrong(StoreErrorKind::Invalid, "probe", &text, "this cannot be a key");
+        ObjectKey::listed(&text).ok_or_else(wrong)
+    }
+
+    fn note(&mut self, what: &str, said: &dyn std::fmt::Display) {
+        self.found.notes.push(format!("{what}: {said}"));
+    }
+
+    /// What cannot be told because the store is not well is an error of the whole.
+    fn told(&self, api: &str, key: &ObjectKey, cause: Cause) -> Result<Cause, StoreError> {
+        let passing = matches!(cause.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Throttled);
+        // 501 is an answer.
+        if passing && !cause.is_not_implemented() && cause.status != Some(409) {
+            return Err(self.shared.failed("probe", api, key.as_str(), cause));
+        }
+        Ok(cause)
+    }
+
+    async fn put(&self, key: &ObjectKey, bytes: &'static [u8]) -> Result<(), Cause> {
+        let bytes = Bytes::from_static(bytes);
+        let sum = sum_of(S3Checksum::Md5, bytes.clone()).await;
+        self.shared.send_whole(key, &bytes, &sum).await
+    }
+
+    /// The first put may not be refused; the second, of other bytes, must be.
+    async fn try_put_condition(&mut self) -> Result<(), StoreError> {
+        let key = self.key("small")?;
+        if let Err(cause) = self.put(&key, b"1").await {
+            let cause = self.told("PutObject", &key, cause)?;
+            self.shared.refuses_put_condition.store(true, Ordering::Relaxed);
+            // Refused for another reason, it is refused again.
+            self.put(&key, b"1")
+                .await
+                .map_err(|cause| self.shared.failed("probe", "PutObject", key.as_str(), cause))?;
+            self.found.conditional_put = Ability::Refused;
+            self.note("a put that shall not replace", &cause);
+            return Ok(());
+        }
+        self.found.conditional_put = match self.put(&key, b"2").await {
+            Ok(()) => Ability::Ignored,
+            Err(cause) => match self.told("PutObject", &key, cause)? {
+                cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
+                cause if cause.is_not_implemented() => Ability::Refused,
+                cause => {
+                    self.note("a second put that shall not replace", &cause);
+                    Ability::Unknown
+                }
+            },
+        };
+        Ok(())
+    }
+
+    /// Also tells the store's clock.
+    async fn try_delete(&mut self) -> Result<(), StoreError> {
+        let key = self.key("small")?;
+        let now = Timestamp::now();
+        let listed = self.shared.list(&self.prefix).await?;
+        let written = listed.iter().find(|object| object.key == key.as_str()).and_then(|object| object.modified_at);
+        self.found.clock_ahead_seconds = written.map(|written| written.as_second() - now.as_second());
+        let has_versions = self.shared.head(&key).await?.is_some_and(|found| found.version_id.is_some());
+        self.found.deleting = match self.shared.delete(&key).await {
+            Ok(()) if self.shared.head(&key).await?.is_some() => {
+                self.note("a delete", &"it was said to be done, and the object is still there");
+                Deleting::Unknown
+            }
+            Ok(()) if has_versions => Deleting::RemovesVersions,
+            Ok(()) => Deleting::Removes,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                let hidden = self.shared.head(&key).await?.is_none();
+                self.note("a delete", &said(&error));
+                if hidden { Deleting::Hides } else { Deleting::Refused }
+            }
+        };
+        Ok(())
+    }
+
+    fn removes(&self) -> bool {
+        matches!(self.found.deleting, Deleting::Removes | Deleting::RemovesVersions)
+    }
+
+    /// Sends an object with each checksum, the strongest first, until one is kept; that of the configuration always.
+    /// Returns the key of one that is there.
+    async fn try_checksums(&mut self, configured: S3Checksum) -> Result<ObjectKey, StoreError> {
+        let mut stored: Option<(ObjectKey, S3Checksum, EvidenceTier)> = None;
+        let mut refused = None;
+        for checksum in S3Checksum::ALL {
+            if !self.found.kept.is_empty() && checksum != configured {
+                continue;
+            }
+            let key = self.key(&format!("large-{checksum}"))?;
+            match self.upload(&key, checksum).await {
+                Ok(tier) => {
+                    if tier == checksum.tier() {
+                        self.found.kept.push(checksum);
+                    }
+                    // Of those that are all not kept, MD5 is the one that most stores check as it comes.
+                    if self.found.kept.len() <= 1 && (tier == checksum.tier() || self.found.kept.is_empty()) {
+                        stored = Some((key, checksum, tier));
+                    }
+                }
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => {
+                    self.note(&format!("{checksum}"), &said(&error));
+                    refused = Some(error);
+                }
+            }
+        }
+        match (stored, refused) {
+            (Some((key, checksum, tier)), _) => {
+                (self.found.checksum, self.found.tier) = (Some(checksum), tier);
+                Ok(key)
+            }
+            (None, Some(error)) => Err(error),
+            (None, None) => Err(self.shared.wrong(StoreErrorKind::Invalid, "probe", "", "nothing was tried")),
+        }
+    }
+
+    /// Two parts where they can be removed again, else one of a few bytes.
+    async fn upload(&self, key: &ObjectKey, checksum: S3Checksum) -> Result<EvidenceTier, StoreError> {
+        let shared = Arc::new(plain(&self.shared, checksum));
+        let mut writer = Box::new(S3Writer::begin(&shared, key).await?);
+        if self.removes() {
+            writer.put_part(Bytes::from(vec![0x5a; PART_BYTES])).await?;
+        }
+        writer.put_part(Bytes::from_static(b"3")).await?;
+        writer.finish().await.map(|evidence| evidence.tier)
+    }
+
+    /// A second upload of a key that is there, to its end.
+    async fn try_complete_condition(&mut self, key: &ObjectKey) -> Result<(), StoreError> {
+        let upload_id = self.shared.begin_upload(key).await?;
+        let part = self.shared.send_part(key, &upload_id, 1, Bytes::from_static(b"4")).await?;
+        let sum = sum_of(S3Checksum::Md5, Bytes::from_static(b"4")).await;
+        let sent = ObjectSum::of_parts(S3Checksum::Md5, &[sum]);
+        let completed = self.shared.send_complete(key, &upload_id, &[part], &sent, Some("*".to_owned())).await;
+        self.found.conditional_complete = match completed {
+            Ok(()) => Ability::Ignored,
+            Err(cause) => match self.told("CompleteMultipartUpload", key, cause)? {
+                cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
+                cause => {
+                    self.note("an upload that shall not replace", &cause);
+                    Ability::Refused
+                }
+            },
+        };
+        if self.found.conditional_complete != Ability::Ignored {
+            // One that cannot be removed is told by the next step.
+            let _ = self.shared.abort_upload(key.as_str(), &upload_id).await;
+        }
+        Ok(())
+    }
+
+    /// Listing unfinished uploads, removing them, and how many parts they may have.
+    async fn try_uploads(&mut self) -> Result<(), StoreError> {
+        let key = self.key("unfinished")?;
+        let upload_id = self.shared.begin_upload(&key).await?;
+        for number in PART_NUMBERS {
+            match self.shared.send_part(&key, &upload_id, number, Bytes::from_static(b"5")).await {
+                Ok(_) => {
+                    self.found.parts_max = u32::try_from(number).ok();
+                    break;
+                }
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => self.note(&format!("part number {number}"), &said(&error)),
+            }
+        }
+        self.found.list_uploads = self.lists(&upload_id).await?;
+        self.found.abort_uploads = match self.shared.abort_upload(key.as_str(), &upload_id).await {
+            Ok(()) if self.found.list_uploads != Ability::Works => Ability::Works,
+            Ok(()) if self.lists(&upload_id).await? == Ability::Works => Ability::Ignored,
+            Ok(()) => Ability::Works,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                self.note("giving an upload up", &said(&error));
+                Ability::Refused
+            }
+        };
+        Ok(())
+    }
+
+    async fn lists(&mut self, upload_id: &str) -> Result<Ability, StoreError> {
+        match self.shared.unfinished(&self.prefix).await {
+            Ok(uploads) if uploads.iter().any(|upload| upload.upload_id == upload_id) => Ok(Ability::Works),
+            Ok(_) => Ok(Ability::Ignored),
+            Err(error) if error.is_transient() => Err(error),
+            Err(error) => {
+                self.note("listing unfinished uploads", &said(&error));
+                Ok(Ability::Refused)
+            }
+        }
+    }
+
+    /// Removes what this probe put, and what earlier ones left that were killed. What stays is named.
+    async fn clean_up(&mut self) {
+        let mut left = Vec::new();
+        if let Ok(uploads) = self.shared.unfinished(PROBE_PREFIX).await {
+            for upload in uploads.into_iter().filter(|upload| self.is_rest(&upload.key, upload.started_at)) {
+                if self.shared.abort_upload(&upload.key, &upload.upload_id).await.is_err() {
+                    left.push(upload.key);
+                }
+            }
+        }
+        match self.shared.list(PROBE_PREFIX).await {
+            Ok(listed) => {
+                for object in listed.into_iter().filter(|object| self.is_rest(&object.key, object.modified_at)) {
+                    let Some(key) = ObjectKey::listed(&object.key) else { continue };
+                    if self.shared.delete(&key).await.is_err() {
+                        left.push(object.key);
+                    }
+                }
+            }
+            Err(_) => left.push(self.prefix.clone()),
+        }
+        if self.found.deleting == Deleting::Hides {
+            // Hidden is not listed, and stays all the same.
+            left.push(self.prefix.clone());
+        }
+        left.sort();
+        left.dedup();
+        self.found.left_behind = left;
+    }
+
+    fn is_rest(&self, key: &str, written_at: Option<Timestamp>) -> bool {
+        let old = written_at.is_some_and(|at| Timestamp::now().as_second() - at.as_second() > LEFTOVER_SECONDS);
+        key.starts_with(&self.prefix) || old
+    }
+}
+
+/// The store's own words, without what was attempted.
+fn said(error: &StoreError) -> String {
+    crate::store::work::chain_text(&*error.source)
+}

@@ -1,0 +1,152 @@
+//! What `zfs allow` has given away: permissions by dataset, who has them, and how far down they reach.
+
+use super::nvlist::{NvMap, NvValue};
+use super::{Attempt, ZfsError};
+use crate::model::DatasetName;
+use std::collections::BTreeSet;
+
+/// Who has permissions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// A user, by number.
+    User(u32),
+    /// A group, by number.
+    Group(u32),
+    /// Everybody.
+    Everyone,
+}
+
+/// Permissions that were given on one dataset. Names that begin with `@` are sets, already resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delegation {
+    /// Where they were given.
+    pub on: DatasetName,
+    /// To whom.
+    pub who: Who,
+    /// They hold for that dataset itself.
+    pub local: bool,
+    /// They hold for everything below it, its own snapshots included.
+    pub descendent: bool,
+    /// Their names, as `zfs allow` has them.
+    pub permissions: BTreeSet<String>,
+}
+
+/// The kernel's answer: by dataset, then by a key such as `ul$1000` (user, local), then names.
+pub(super) fn delegations(attempt: &Attempt, answer: &NvMap) -> Result<Vec<Delegation>, ZfsError> {
+    let mut found = Vec::new();
+    // Sets may be defined on any dataset above; their names are looked up in all.
+    let lists = answer.values().filter_map(map);
+    let sets: Vec<(&str, Vec<&str>)> = lists
+        .flat_map(|list| list.iter())
+        .filter_map(|(key, permissions)| {
+            let set = key.strip_prefix("s-$").or_else(|| key.strip_prefix("S-$"))?;
+            Some((set, names(permissions)))
+        })
+        .collect();
+    for (on, list) in answer {
+        let on: DatasetName =
+            on.parse().map_err(|_| attempt.malformed(format!("permissions of {on:?}, which is no dataset")))?;
+        for (key, permissions) in map(list).into_iter().flatten() {
+            let Some((who, local)) = parse_key(key).map_err(|text| attempt.malformed(text))? else { continue };
+            let mut permissions: BTreeSet<String> = names(permissions).into_iter().map(str::to_owned).collect();
+            resolve(&mut permissions, &sets);
+            let descendent = !local;
+            found.push(Delegation { on: on.clone(), who, local, descendent, permissions });
+        }
+    }
+    Ok(found)
+}
+
+fn map(value: &NvValue) -> Option<&NvMap> {
+    match value {
+        NvValue::Map(map) => Some(map),
+        _ => None,
+    }
+}
+
+fn names(value: &NvValue) -> Vec<&str> {
+    map(value).into_iter().flatten().map(|(name, _)| name.as_str()).collect()
+}
+
+/// Puts the members of sets in their place. Sets may have sets in them; as many rounds as there are sets are enough.
+fn resolve(permissions: &mut BTreeSet<String>, sets: &[(&str, Vec<&str>)]) {
+    for _ in 0..=sets.len() {
+        let members: Vec<String> = sets
+            .iter()
+            .filter(|(name, _)| permissions.contains(*name))
+            .flat_map(|(_, members)| members.iter().map(|member| (*member).to_owned()))
+            .collect();
+        permissions.extend(members);
+    }
+}
+
+/// Whose the permissions are, and whether on the dataset itself or below it. What is for those who create something
+/// (`c`), and the definitions of sets (`s`), are nobody's yet.
+fn parse_key(key: &str) -> Result<Option<(Who, bool)>, String> {
+    let unknown = || format!("permissions of an unknown form: {key:?}");
+    let (head, id) = key.split_once('$').ok_or_else(unknown)?;
+    let mut head = head.chars();
+    let (Some(kind), Some(reach), None) = (head.next(), head.next(), head.next()) else { return Err(unknown()) };
+    let number = || id.parse::<u32>().map_err(|_| unknown());
+    let who = match kind.to_ascii_lowercase() {
+        'u' => Who::User(number()?),
+        'g' => Who::Group(number()?),
+        'e' => Who::Everyone,
+        'c' | 's' => return Ok(None),
+        _ => return Err(unknown()),
+    };
+    match reach {
+        'l' => Ok(Some((who, true))),
+        'd' => Ok(Some((who, false))),
+        _ => Err(unknown()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(names: &[&str]) -> NvValue {
+        NvValue::Map(names.iter().map(|name| ((*name).to_owned(), NvValue::Flag)).collect())
+    }
+
+    fn on(entries: &[(&str, &[&str])]) -> NvValue {
+        NvValue::Map(entries.iter().map(|(key, names)| ((*key).to_owned(), list(names))).collect())
+    }
+
+    #[test]
+    fn the_answer_of_the_kernel_is_taken_apart() {
+        let answer: NvMap = [
+            ("tank".to_owned(), on(&[("s-$@send", &["send", "hold"]), ("Ud$1000", &["@send"]), ("c-$", &["destroy"])])),
+            ("tank/a".to_owned(), on(&[("ul$1000", &["snapshot"]), ("gd$7", &["send"]), ("el$", &["diff"])])),
+        ]
+        .into();
+        let found = delegations(&Attempt::new("read", "tank/a"), &answer).unwrap();
+        let told: Vec<_> = found
+            .iter()
+            .map(|given| {
+                let names: Vec<_> = given.permissions.iter().map(String::as_str).collect();
+                format!("{} {:?} {} {}", given.on, given.who, given.local, names.join(","))
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "tank User(1000) false @send,hold,send",
+                "tank/a Everyone true diff",
+                "tank/a Group(7) false send",
+                "tank/a User(1000) true snapshot",
+            ]
+        );
+        assert!(found.iter().all(|given| given.local != given.descendent));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error_and_never_nothing() {
+        for key in ["x", "zl$1", "ux$1", "ul$one", "ull$1"] {
+            let answer: NvMap = [("tank".to_owned(), on(&[(key, &["send"])]))].into();
+            let error = delegations(&Attempt::new("read", "tank"), &answer).unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+}
