@@ -40,11 +40,12 @@ fn services_run_perform_and_let_it_end_in_good_order() {
     for (name, command) in [
         ("zfs-backup.service", "/usr/local/bin/zfs-backup perform"),
         ("zfs-backup@.service", "/usr/local/bin/zfs-backup -c /etc/zfs-backup/%i.toml perform"),
+        ("zfs-backup-drill.service", "/usr/local/bin/zfs-backup drill"),
     ] {
         let unit = unit(name);
+        assert!(one(&unit, "Unit.After").starts_with("network-online.target zfs.target"), "{name}");
         for (key, value) in [
             ("Unit.Wants", "network-online.target"),
-            ("Unit.After", "network-online.target zfs.target"),
             ("Service.Type", "oneshot"),
             ("Service.ExecStart", command),
             // With any other mode systemd would end the hooks before the run can.
@@ -67,7 +68,7 @@ fn services_run_perform_and_let_it_end_in_good_order() {
 
 #[test]
 fn timers_make_up_for_a_missed_night() {
-    for name in ["zfs-backup.timer", "zfs-backup@.timer"] {
+    for name in ["zfs-backup.timer", "zfs-backup@.timer", "zfs-backup-drill.timer"] {
         let unit = unit(name);
         assert_eq!(one(&unit, "Timer.Persistent"), "true", "{name}");
         assert_eq!(one(&unit, "Install.WantedBy"), "timers.target", "{name}");
