@@ -5,6 +5,7 @@ pub mod copy;
 pub mod health;
 pub mod prune;
 pub mod restore;
+pub mod resume;
 pub mod retention;
 pub mod sample;
 pub mod send;
