@@ -54,11 +54,14 @@
 //! newest backup's time). What he cannot do: make a restore receive one byte that was not sent.
 
 mod parse;
+mod progress;
 mod restore_text;
 mod strict;
 
 pub(crate) use parse::parse_as;
 pub use parse::{ManifestError, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt, parse_started};
+pub(crate) use progress::base64_text;
+pub use progress::{ProgressBody, ProgressChunk, begin_from_bytes, parse_progress, seal_progress};
 pub use restore_text::{RestoreText, restore_text};
 pub use strict::parse_strict;
 
@@ -418,9 +421,9 @@ pub struct Progress {
     pub id: BackupId,
     /// The number in the object's name.
     pub number: u32,
-    /// In base64: a nonce of 12 bytes, then a JSON list of chunk entries with their resume points under
-    /// ChaCha20-Poly1305, whose key is BLAKE3's `derive_key("zfs-backup v1 progress", secret signing key)` and whose
-    /// associated data is the object's key. The host that uploads can read it without the identity.
+    /// In base64: a nonce of 12 bytes, then the JSON of a [`ProgressBody`] under ChaCha20-Poly1305,
+    /// whose key is BLAKE3's `derive_key("zfs-backup v1 progress", secret signing key)` and whose associated data is the
+    /// object's key. The host that uploads can read it without the identity.
     pub sealed: String,
     /// When it was written.
     pub written_at: Timestamp,

@@ -6,6 +6,7 @@ pub mod health;
 pub mod permissions;
 pub mod prune;
 pub mod restore;
+pub mod resume;
 pub mod retention;
 pub mod sample;
 pub mod send;

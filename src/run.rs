@@ -16,6 +16,7 @@ pub mod last_success;
 pub mod lock;
 pub mod lockfile;
 mod locks;
+pub mod pins;
 pub mod place;
 pub mod probe;
 pub mod prune;
@@ -42,6 +43,7 @@ use crate::store::StoreError;
 use crate::stream::open::OpenError;
 use crate::stream::record::StreamError;
 use crate::stream::seal::SealError;
+use crate::stream::splice::SpliceError;
 use crate::zfs::ZfsError;
 
 /// Why a command did not do what it was asked. The text says what was attempted on what; the source says why.
@@ -167,6 +169,23 @@ pub enum RunError {
         what: String,
         /// What a person can do.
         hint: Option<String>,
+    },
+    /// The hours of uploads are over. No failure: the next run goes on.
+    #[error("{id} pauses: {why}")]
+    Paused {
+        /// The backup that is under way.
+        id: BackupId,
+        /// Why.
+        why: String,
+    },
+    /// What ZFS sends now does not continue what an interrupted upload stored: nothing can be added to it.
+    #[error("go on with {id}")]
+    CannotResume {
+        /// The backup.
+        id: BackupId,
+        /// How it differs.
+        #[source]
+        source: SpliceError,
     },
     /// The stream changed between two openings, so a chunk cannot be made again.
     #[error("make chunk {index} of {id} again: the stream is not the same as before")]

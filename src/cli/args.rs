@@ -208,6 +208,11 @@ pub(super) struct Kind {
     /// An incremental or nothing; it never becomes a full
     #[arg(short, long)]
     pub(super) incremental: bool,
+    /// Give up the interrupted uploads of this kind instead of going on with them
+    ///
+    /// Their holds are released. What they stored stays until a prune gives it up or `forget` deletes it.
+    #[arg(long)]
+    pub(super) restart: bool,
 }
 
 /// Where to read from, and with which keys. On a bare host no configuration is needed.

@@ -15,7 +15,7 @@ use crate::config::{Config, Environment, KeySource};
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
-    BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PlannedBackup, StoreRole, back_up, plan_backup,
+    BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup, StoreRole, back_up, plan_backup,
 };
 use crate::run::inside::refuse_inside;
 use crate::run::keys::{KeyCache, WriterKeys, learn_keys};
@@ -109,6 +109,8 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
     }
     learn_keys_of_remote(config, env, &target).await?;
     let keys = keys_for_writing(config, env, &*target.store).await?;
+    // One end for all datasets of the run.
+    let until = backup_settings(config).until;
     let mut results = Vec::new();
     for selected in &datasets {
         let dataset = &selected.dataset.name;
@@ -125,17 +127,20 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
         };
         let mut backup = backup_env(config, &target, &zfs, keys.clone(), stop.clone());
         (backup.progress, backup.planned) = (progress.sink(), Arc::new(planned));
+        (backup.settings.restart, backup.settings.until) = (kind.restart, until);
         let started = Instant::now();
         let outcome = wait_for_others(context, async || back_up(&backup, selected, requested).await).await;
         progress.finish();
         match outcome {
             Ok(outcome) => {
-                remember::outcome(config, &*target.store, &selected.stored, &outcome);
-                let stored = match &outcome {
-                    BackupOutcome::Committed(committed) => committed.stored_bytes,
-                    BackupOutcome::UpToDate(_) => 0,
-                };
-                results.push(report(dataset, &outcome, started, output));
+                let mut stored = 0;
+                for outcome in one_by_one(outcome) {
+                    remember::outcome(config, &*target.store, &selected.stored, &outcome);
+                    if let BackupOutcome::Committed(committed) = &outcome {
+                        stored += committed.stored_bytes;
+                    }
+                    results.push(report(dataset, &outcome, started, output));
+                }
                 context.done(dataset, stored);
             }
             Err(error) => {
@@ -249,14 +254,33 @@ fn plan_json(dataset: &DatasetName, planned: &PlannedBackup, config: &Config) ->
     }
 }
 
+/// What a run came to, in order: uploads that it ended, then the newest.
+fn one_by_one(mut outcome: BackupOutcome) -> Vec<BackupOutcome> {
+    let before = match &mut outcome {
+        BackupOutcome::Committed(last) => std::mem::take(&mut last.before),
+        BackupOutcome::Paused(paused) => std::mem::take(&mut paused.before),
+        BackupOutcome::UpToDate(_) => Vec::new(),
+    };
+    let before = before.into_iter().map(|earlier| BackupOutcome::Committed(Box::new(earlier)));
+    before.chain([outcome]).collect()
+}
+
 fn report(dataset: &DatasetName, outcome: &BackupOutcome, started: Instant, output: &Output) -> serde_json::Value {
     match outcome {
         BackupOutcome::UpToDate(id) => {
             output.line(format!("{dataset}: up to date, {id} holds the newest snapshot"));
             json!({ "dataset": dataset, "result": "up-to-date", "id": id })
         }
+        BackupOutcome::Paused(PausedUpload { id, why, chunks, stream_bytes, .. }) => {
+            output.line(format!("{dataset}: paused, {why}"));
+            output.line(format!("  {id}: {chunks} chunks kept ({}); the next run goes on", bytes(*stream_bytes)));
+            json!({
+                "dataset": dataset, "result": "paused", "id": id, "why": why, "chunks": chunks,
+                "stream_bytes": stream_bytes,
+            })
+        }
         BackupOutcome::Committed(committed) => {
-            let CommittedBackup { manifest, stored_bytes, chunks, evidence } = &**committed;
+            let CommittedBackup { manifest, stored_bytes, chunks, evidence, .. } = &**committed;
             let seconds = started.elapsed().as_secs_f64();
             let base = manifest.base.as_ref().map(|base| &base.backup_id);
             output.line(format!("{dataset}: committed {}", manifest.id));

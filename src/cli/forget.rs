@@ -12,6 +12,7 @@ use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
 use crate::run::adopt::{adopt as adopt_origins, origins_of};
 use crate::run::catalog::{read_catalog, read_started};
+use crate::run::pins::unpin;
 use crate::run::prune::{forget as forget_backup, look_at};
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;
@@ -35,6 +36,9 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
         true => wait_for_others(context, async || forget_backup(&env, &dataset, &forget.id).await).await?,
         false => look_at(&env, &dataset, &forget.id).await?,
     };
+    if carry_out {
+        release(context, &dataset, &forget.id);
+    }
     let verb = if carry_out { "deleted" } else { "would delete" };
     let what = if found.manifest_blake3.is_some() { "backup" } else { "what is left of" };
     output.line(format!("{verb} {what} {}", found.id));
@@ -50,6 +54,21 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
         })
     });
     Ok(())
+}
+
+/// Lets go what an upload of this id kept in the pool. On a host without that pool there is nothing to let go; what
+/// fails is done by the next prune, which reads the record of what was deleted.
+fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
+    let release = || -> Result<(), Failure> {
+        let zfs = open_zfs()?;
+        for selected in context.datasets(&*zfs)?.iter().filter(|selected| selected.stored == *stored) {
+            unpin(&*zfs, &selected.dataset.name, |held| held == id)?;
+        }
+        Ok(())
+    };
+    if let Err(failure) = release() {
+        tracing::warn!(%id, "what it kept in the pool was not released: {}", failure.reason());
+    }
 }
 
 /// The configured dataset that has objects of this id.

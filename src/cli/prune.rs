@@ -12,7 +12,8 @@ use crate::manifest::Origin;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
 use crate::run::adopt::origins_of;
-use crate::run::prune::{Beside, PruneEnv, PruneLook, PruneTask, look, prune_dataset};
+use crate::run::pins::unpin;
+use crate::run::prune::{Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset};
 use crate::run::select::Selected;
 use crate::store::key::dataset_prefix;
 use crate::store::{ObjectStore, StoreErrorKind};
@@ -124,13 +125,14 @@ async fn prune_store(
             let origins = origins_of(&config.state_dir, &selected.stored, &origin_of(&*zfs, selected)?)?;
             let (stored, rules, beside) = (selected.stored.clone(), rules.clone(), beside.clone());
             let task = PruneTask { stored, origins, rules, beside };
-            match carry_out {
-                true => {
-                    let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
-                    pruned.map(|outcome| outcome.look)
-                }
-                false => look(&env, &task).await,
+            if !carry_out {
+                return look(&env, &task).await;
             }
+            let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
+            let PruneOutcome { look, deleted } = pruned?;
+            // Also what a run that was interrupted here left held: the record that names it is still there.
+            unpin(&*zfs, &selected.dataset.name, |id| deleted.contains(id) || look.is_over(id))?;
+            Ok(look)
         };
         match work.await {
             Ok(look) => {

@@ -30,6 +30,8 @@ pub(super) fn outcome(config: &Config, store: &dyn ObjectStore, stored: &Dataset
             records.note_commit(&committed.manifest, committed.stored_bytes, Timestamp::now())
         }
         BackupOutcome::UpToDate(_) => records.note_success("backup"),
+        // Neither a backup nor a failure.
+        BackupOutcome::Paused(_) => Ok(()),
     });
 }
 

@@ -16,6 +16,7 @@ use crate::store::{DirSettings, DirStore, ObjectStore, Renew, S3Credentials, S3S
 use crate::stream::seal::Compression;
 use crate::zfs::{RealZfs, Zfs};
 use age::secrecy::SecretString;
+use jiff::Timestamp;
 use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -427,6 +428,9 @@ pub(super) fn backup_settings(config: &Config) -> BackupSettings {
         lifecycle: lifecycle_rules(config),
         state_dir: config.state_dir.clone(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        restart: false,
+        window: config.pace.window,
+        until: config.pace.max_runtime.and_then(|limit| Timestamp::now().checked_add(limit.duration()).ok()),
     }
 }
 

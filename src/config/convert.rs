@@ -160,7 +160,7 @@ impl Work<'_> {
         if section == "backup-sequence" {
             return self.step(given, value);
         }
-        if !spec.keys.iter().any(|known| known.name == key) {
+        if !spec.keys.contains(&key.as_str()) {
             return self.lose_pair(given, value, "there is no such key");
         }
         // Nobody can tell a comment from the end of a passphrase.

@@ -140,7 +140,7 @@ mod tests {
         let asked = findings.finish().asked;
         for section in SECTIONS {
             for key in section.keys {
-                assert!(asked.contains(&format!("{}.{}", section.name, key.name)), "{}.{}", section.name, key.name);
+                assert!(asked.contains(&format!("{}.{key}", section.name)), "{}.{key}", section.name);
             }
         }
     }

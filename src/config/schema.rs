@@ -1,136 +1,111 @@
 //! Every section and key there is, once: for unknown keys, for notices and for `config show`.
 
-/// A key of a section.
-#[derive(Debug)]
-pub(super) struct KeySpec {
-    /// Its name.
-    pub(super) name: &'static str,
-    /// What this version does instead, when the feature comes in a later one.
-    pub(super) later: Option<&'static str>,
-}
-
 /// A section.
 #[derive(Debug)]
 pub(super) struct SectionSpec {
     /// Its name.
     pub(super) name: &'static str,
     /// Its keys. A section without any has keys of another form (`step01`).
-    pub(super) keys: &'static [KeySpec],
-    /// What this version does instead, when the whole section is for a later one.
-    pub(super) later: Option<&'static str>,
+    pub(super) keys: &'static [&'static str],
 }
 
-const fn now(name: &'static str) -> KeySpec {
-    KeySpec { name, later: None }
-}
-
-const fn later(name: &'static str, instead: &'static str) -> KeySpec {
-    KeySpec { name, later: Some(instead) }
-}
-
-const fn section(name: &'static str, keys: &'static [KeySpec], later: Option<&'static str>) -> SectionSpec {
-    SectionSpec { name, keys, later }
+const fn section(name: &'static str, keys: &'static [&'static str]) -> SectionSpec {
+    SectionSpec { name, keys }
 }
 
 /// The one key whose value is a secret: it is never printed, neither in an error nor by `config show`.
 pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
-const MAIN: &[KeySpec] = &[
-    now("zfs_fs"),
-    now("recursive"),
-    now("exclude"),
-    now("encryption_passphrase"),
-    now("encryption_passphrase_file"),
-    now("encryption_passphrase_command"),
-    now("encryption_recipients"),
-    now("signing_key_file"),
-    now("verify_keys"),
-    now("intermediate_basedir"),
-    now("intermediate_checksum"),
-    now("split_size"),
-    now("remote"),
-    now("rclone_conf"),
-    now("rclone_bwlimit"),
-    now("rclone_args"),
-    now("rclone_spool_dir"),
-    now("bwlimit"),
-    later("window", "uploads run at any hour"),
-    later("max_runtime", "a run goes on until it is done"),
-    now("oldest_snapshot_days"),
-    now("snapshot_prefix"),
-    now("use_snapshots"),
-    now("store_as"),
-    now("pre_snapshot"),
-    now("post_snapshot"),
-    now("on_failure"),
-    now("on_success"),
-    now("hook_timeout"),
-    now("lock_file"),
-    now("state_dir"),
-    now("resume_days"),
+const MAIN: &[&str] = &[
+    "zfs_fs",
+    "recursive",
+    "exclude",
+    "encryption_passphrase",
+    "encryption_passphrase_file",
+    "encryption_passphrase_command",
+    "encryption_recipients",
+    "signing_key_file",
+    "verify_keys",
+    "intermediate_basedir",
+    "intermediate_checksum",
+    "split_size",
+    "remote",
+    "rclone_conf",
+    "rclone_bwlimit",
+    "rclone_args",
+    "rclone_spool_dir",
+    "bwlimit",
+    "window",
+    "max_runtime",
+    "oldest_snapshot_days",
+    "snapshot_prefix",
+    "use_snapshots",
+    "store_as",
+    "pre_snapshot",
+    "post_snapshot",
+    "on_failure",
+    "on_success",
+    "hook_timeout",
+    "lock_file",
+    "state_dir",
+    "resume_days",
 ];
 
-const S3: &[KeySpec] = &[
-    now("endpoint"),
-    now("region"),
-    now("profile"),
-    now("access_key_id_file"),
-    now("secret_access_key_file"),
-    now("storage_class"),
-    now("path_style"),
-    now("checksum"),
-    now("part_size"),
-    now("concurrency"),
-    now("object_lock_days"),
-    now("object_lock_mode"),
+const S3: &[&str] = &[
+    "endpoint",
+    "region",
+    "profile",
+    "access_key_id_file",
+    "secret_access_key_file",
+    "storage_class",
+    "path_style",
+    "checksum",
+    "part_size",
+    "concurrency",
+    "object_lock_days",
+    "object_lock_mode",
 ];
 
-const B2: &[KeySpec] = &[
-    now("application_key_id_file"),
-    now("application_key_file"),
-    now("part_size"),
-    now("concurrency"),
-    now("spool_dir"),
-    now("object_lock_days"),
-    now("object_lock_mode"),
+const B2: &[&str] = &[
+    "application_key_id_file",
+    "application_key_file",
+    "part_size",
+    "concurrency",
+    "spool_dir",
+    "object_lock_days",
+    "object_lock_mode",
 ];
 
-const PRUNE: &[KeySpec] = &[
-    now("profile"),
-    now("access_key_id_file"),
-    now("secret_access_key_file"),
-    now("application_key_id_file"),
-    now("application_key_file"),
-];
+const PRUNE: &[&str] =
+    &["profile", "access_key_id_file", "secret_access_key_file", "application_key_id_file", "application_key_file"];
 
-const SEND: &[KeySpec] = &[now("raw"), now("compressed"), now("embedded"), now("compression")];
+const SEND: &[&str] = &["raw", "compressed", "embedded", "compression"];
 
-const BACKUP_LIFECYCLE: &[KeySpec] =
-    &[now("full_when_incrementals_exceed"), now("full_every"), now("max_incrementals"), now("auto_full_max")];
+const BACKUP_LIFECYCLE: &[&str] = &["full_when_incrementals_exceed", "full_every", "max_incrementals", "auto_full_max"];
 
-const RETENTION: &[KeySpec] = &[
-    now("keep-last-chains"),
-    now("keep-last-full-only"),
-    now("keep-last-incremental-only"),
-    now("keep-full-with-age-closest-to"),
-    now("keep-within"),
-    now("keep-daily"),
-    now("keep-weekly"),
-    now("keep-monthly"),
-    now("keep-yearly"),
+const RETENTION: &[&str] = &[
+    "keep-last-chains",
+    "keep-last-full-only",
+    "keep-last-incremental-only",
+    "keep-full-with-age-closest-to",
+    "keep-within",
+    "keep-daily",
+    "keep-weekly",
+    "keep-monthly",
+    "keep-yearly",
 ];
 
 /// The sections in the order in which `config show` prints them.
 pub(super) const SECTIONS: &[SectionSpec] = &[
-    section("main", MAIN, None),
-    section("s3", S3, None),
-    section("b2", B2, None),
-    section("prune", PRUNE, None),
-    section("send", SEND, None),
-    section("backup-lifecycle", BACKUP_LIFECYCLE, None),
-    section("backup-sequence", &[], None),
-    section("lifecycle-intermediate", RETENTION, None),
-    section("lifecycle-remote", RETENTION, None),
+    section("main", MAIN),
+    section("s3", S3),
+    section("b2", B2),
+    section("prune", PRUNE),
+    section("send", SEND),
+    section("backup-lifecycle", BACKUP_LIFECYCLE),
+    section("backup-sequence", &[]),
+    section("lifecycle-intermediate", RETENTION),
+    section("lifecycle-remote", RETENTION),
 ];
 
 /// The section of that name. The names are ours, so one that is not there is a slip in this crate.
@@ -140,7 +115,7 @@ pub(super) fn section_spec(name: &str) -> &'static SectionSpec {
 
 /// The sections that have a key of that name.
 pub(super) fn sections_with(key: &str) -> Vec<&'static str> {
-    let has_key = |section: &&SectionSpec| section.keys.iter().any(|spec| spec.name == key);
+    let has_key = |section: &&SectionSpec| section.keys.contains(&key);
     SECTIONS.iter().filter(has_key).map(|section| section.name).collect()
 }
 
@@ -158,15 +133,15 @@ mod tests {
 
     #[test]
     fn the_nearest_key_is_found_only_when_it_is_near() {
-        let names = || section_spec("main").keys.iter().map(|key| key.name);
+        let names = || section_spec("main").keys.iter().copied();
         for (given, expected) in [
             ("split_sise", Some("split_size")),
             ("splitsize", Some("split_size")),
             ("split-size", Some("split_size")),
             ("Remote", Some("remote")),
             ("encryption_password", Some("encryption_passphrase")),
-            ("zfs", None),
-            ("frobnicate", None),
+            ("zfs"),
+            ("frobnicate"),
         ] {
             assert_eq!(nearest(given, names()), expected, "{given}");
         }
@@ -175,7 +150,7 @@ mod tests {
     #[test]
     fn no_name_stands_twice() {
         for section in SECTIONS {
-            let mut names: Vec<_> = section.keys.iter().map(|key| key.name).collect();
+            let mut names: Vec<_> = section.keys.iter().copied().collect();
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), section.keys.len(), "{}", section.name);

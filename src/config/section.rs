@@ -139,38 +139,18 @@ impl<'d> Section<'d> {
         self.findings.notices.borrow_mut().push(Notice { key: self.spec.name.to_owned(), text: text.into() });
     }
 
-    /// Reports keys that nobody knows, and keys whose feature comes in a later version.
+    /// Reports keys that nobody knows.
     pub(super) fn check_names(&self) {
-        let names = self.key_names();
-        if let Some(instead) = self.spec.later.filter(|_| !names.is_empty()) {
-            self.notice_section(format!("[{}] is checked but not used yet: for now {instead}", self.spec.name));
-        }
         // A section without a list of keys checks their form itself.
-        for name in names.into_iter().filter(|_| !self.spec.keys.is_empty()) {
-            match self.spec.keys.iter().find(|spec| spec.name == name) {
-                None => self.unknown_key(&name),
-                Some(spec) => {
-                    if let Some(instead) = spec.later.filter(|_| self.asks_something(&name)) {
-                        let key = self.dotted(&name);
-                        self.notice(&name, format!("{key} is checked but not used yet: for now {instead}"));
-                    }
-                }
+        for name in self.key_names().into_iter().filter(|_| !self.spec.keys.is_empty()) {
+            if !self.spec.keys.contains(&name.as_str()) {
+                self.unknown_key(&name);
             }
         }
     }
 
-    /// Whether a value wants anything: `false`, empty text, an empty list and the default "own" do not.
-    fn asks_something(&self, key: &str) -> bool {
-        self.table.and_then(|table| table.get(key)).is_some_and(|value| match value.get_ref() {
-            DeValue::Boolean(on) => *on,
-            DeValue::String(text) => !matches!(text.as_ref(), "" | "own"),
-            DeValue::Array(items) => !items.is_empty(),
-            _ => true,
-        })
-    }
-
     fn unknown_key(&self, name: &str) {
-        let own = schema::nearest(name, self.spec.keys.iter().map(|spec| spec.name));
+        let own = schema::nearest(name, self.spec.keys.iter().copied());
         let elsewhere = schema::sections_with(name);
         let hint = match (elsewhere.is_empty(), own) {
             (false, _) => Some(format!("it belongs in [{}]", elsewhere.join("] or ["))),

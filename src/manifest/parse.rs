@@ -42,6 +42,9 @@ pub enum ManifestError {
         /// Of the bytes.
         actual: Digest,
     },
+    /// What is sealed in it does not open.
+    #[error("open what is sealed in it with the signing key")]
+    Sealed,
 }
 
 #[derive(Deserialize)]
@@ -69,7 +72,7 @@ pub(crate) fn parse_as<T: DeserializeOwned>(bytes: &[u8], object_type: &str) -> 
     serde_json::from_value(value).map_err(ManifestError::Json)
 }
 
-fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), ManifestError> {
+pub(super) fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), ManifestError> {
     if holds { Ok(()) } else { Err(ManifestError::Contradiction(otherwise())) }
 }
 
@@ -110,7 +113,7 @@ pub fn parse_manifest(
     Ok(manifest)
 }
 
-fn check_place(
+pub(super) fn check_place(
     dataset: &DatasetName,
     id: &BackupId,
     inner_dataset: &DatasetName,

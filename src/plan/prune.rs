@@ -360,6 +360,11 @@ impl<'a> Keeping<'a> {
         if let Some(chain) = chains_newest_first(&usable).first() {
             self.add_chain(chain, &Reason::NewestUsableChain);
         }
+        // A full that took many nights is older than the incrementals that were made meanwhile on the chain before it:
+        // the next incremental makes its chain the newest.
+        if let Some(full) = usable.iter().rev().find(|backup| backup.base.is_none()) {
+            self.add_chain(&full.id, &Reason::NewestUsableChain);
+        }
     }
 
     fn by_remote(&mut self) {

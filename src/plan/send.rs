@@ -9,7 +9,8 @@
 //!    `auto_full_max`, above it [`SendConflict::TooLarge`].
 //! 6. Other flags, then other recipients than the base's chain has: a full, of any size.
 //! 7. `[backup-lifecycle]`: as many incrementals as are allowed, then the age of the full, then the share of the
-//!    incrementals: a full, of any size.
+//!    incrementals: a full, of any size. Unless there is one already: a full that took many nights is older than the
+//!    incrementals that were made meanwhile on the chain before it, and the next one follows from it.
 //! 8. An incremental.
 //!
 //! `--incremental` gets a conflict wherever 4 to 6 would make a full, and at the number of incrementals in 7. Age and
@@ -212,7 +213,13 @@ pub fn plan_send(
             }
         };
     };
-    match chain_is_over(facts, rules, backup) {
+    let over = chain_is_over(facts, rules, backup);
+    if over.is_some()
+        && let Some((base, backup)) = base_on_newer_full(facts, rules, snapshot, backup)
+    {
+        return Ok(SendPlan::Incremental { snapshot: snapshot.clone(), base, backup: Box::new(backup.clone()) });
+    }
+    match over {
         Some(why) if !incremental_only => full(why),
         Some(why) if !matches!(why, FullReason::Age { .. } | FullReason::Share { .. }) => {
             Err(SendConflict::OnlyFull(why))
@@ -256,6 +263,33 @@ fn has_same(some: &[String], others: &[String]) -> bool {
 /// The newest usable backup whose snapshot is still here, and older than what is sent. Of two of one snapshot the one
 /// that a new backup can follow, then the one with fewer before it.
 fn newest_base<'a>(facts: &SendFacts<'a>, snapshot: &Snapshot) -> Option<(SendBase, &'a BackupFacts)> {
+    newest_base_of(facts, snapshot, |_| true)
+}
+
+/// The newest base on a chain that began later than that of `over` and that may be followed.
+fn base_on_newer_full<'a>(
+    facts: &SendFacts<'a>,
+    rules: &LifecycleRules,
+    snapshot: &Snapshot,
+    over: &BackupFacts,
+) -> Option<(SendBase, &'a BackupFacts)> {
+    let full_txg = |backup: &BackupFacts| {
+        let full = all(facts).find(|full| full.id == backup.full_id && full.origin == backup.origin)?;
+        Some(full.snapshot.createtxg)
+    };
+    let began = full_txg(over)?;
+    newest_base_of(facts, snapshot, |backup| {
+        backup.origin == over.origin
+            && full_txg(backup).is_some_and(|later| later > began)
+            && chain_is_over(facts, rules, backup).is_none()
+    })
+}
+
+fn newest_base_of<'a>(
+    facts: &SendFacts<'a>,
+    snapshot: &Snapshot,
+    may_be: impl Fn(&BackupFacts) -> bool,
+) -> Option<(SendBase, &'a BackupFacts)> {
     let here = |backup: &'a BackupFacts| {
         let (base, createtxg) = local_base(facts, backup.snapshot.guid)?;
         (createtxg < snapshot.createtxg).then_some((base, createtxg, backup))
@@ -263,7 +297,7 @@ fn newest_base<'a>(facts: &SendFacts<'a>, snapshot: &Snapshot) -> Option<(SendBa
     let rank = |(_, createtxg, backup): &(SendBase, u64, &'a BackupFacts)| {
         (*createtxg, is_made_alike(facts, backup), Reverse(backup.position), backup.id.clone())
     };
-    let bases = all(facts).filter(|backup| backup.is_usable()).filter_map(here);
+    let bases = all(facts).filter(|backup| backup.is_usable() && may_be(backup)).filter_map(here);
     bases.max_by_key(rank).map(|(base, _, backup)| (base, backup))
 }
 

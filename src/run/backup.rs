@@ -1,16 +1,21 @@
 //! One backup of one dataset into one store, in the order of writes that makes a crash harmless.
 //!
-//! lock -> plan -> holds -> empty prefix -> `started` -> base chain still usable -> chunks, each confirmed -> listing
-//! equals what was confirmed -> END verified and `lzc_send` returned 0 -> bookmark -> RESTORE.txt, private, lists ->
-//! base still there -> receipt -> signatures -> manifest -> read back and verified -> holds released -> bookmarks that
-//! nothing needs any more. Whatever fails before the manifest leaves no backup.
+//! lock -> interrupted commits ended -> interrupted uploads gone on with -> plan -> empty prefix -> journal -> holds ->
+//! `started` -> base chain still usable -> chunks, each noted in the journal before it is created and when it is
+//! confirmed -> listing equals what was confirmed -> END verified and `lzc_send` returned 0 -> bookmark -> RESTORE.txt,
+//! private, lists -> base still there -> journal `committing` with the bytes of all that follows -> receipt ->
+//! signatures -> manifest -> read back and verified -> journal removed -> holds released -> bookmarks that nothing needs
+//! any more. Whatever fails before the manifest leaves no backup, and the next run goes on from there.
 
 mod attempt;
 mod chain;
 mod commit;
 mod planning;
 mod put;
+mod recommit;
+mod recorder;
 mod release;
+mod unfinished;
 
 use super::keys::WriterKeys;
 use super::lock::lock_dataset;
@@ -18,19 +23,23 @@ use super::place::record_place;
 use super::select::Selected;
 use super::transfer::{ProgressSink, Stop};
 use super::{RunError, error_chain};
-use crate::config::{RawMode, SnapshotSource};
+use crate::config::{RawMode, SnapshotSource, Window};
 use crate::manifest::Manifest;
-use crate::model::{BackupId, BackupKind};
+use crate::model::BackupId;
 use crate::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use crate::store::{Evidence, ObjectStore};
 use crate::stream::seal::Compression;
 use crate::zfs::Zfs;
-use attempt::{Attempt, new_id, send_flags};
+use attempt::Attempt;
 use jiff::Timestamp;
+use jiff::civil::Time;
+use jiff::tz::TimeZone;
 use planning::{Base, Local, Sight, decide, look, remember_remote};
+use recommit::end_commits;
 use release::release_bookmarks;
 use std::path::PathBuf;
 use std::sync::Arc;
+use unfinished::{GoesOn, find_unfinished, give_up, give_up_id, settle, stored_of};
 
 /// How backups are made.
 #[derive(Debug, Clone)]
@@ -53,6 +62,27 @@ pub struct BackupSettings {
     pub state_dir: PathBuf,
     /// This host's name, for `private.age` only.
     pub host: String,
+    /// Give up what was interrupted, and begin anew.
+    pub restart: bool,
+    /// Outside these hours an upload pauses between two chunks.
+    pub window: Option<Window>,
+    /// From then on an upload pauses between two chunks.
+    pub until: Option<Timestamp>,
+}
+
+impl BackupSettings {
+    /// Why an upload must pause now, if it must. `local` is the time of day where this host is.
+    pub fn pause_reason(&self, now: Timestamp, local: Time) -> Option<String> {
+        if self.until.is_some_and(|until| now >= until) {
+            return Some("main.max_runtime is over".to_owned());
+        }
+        let outside = self.window.filter(|window| !window.contains(local));
+        outside.map(|window| format!("main.window is {window}"))
+    }
+
+    fn pause_reason_now(&self, now: Timestamp) -> Option<String> {
+        self.pause_reason(now, now.to_zoned(TimeZone::system()).time())
+    }
 }
 
 /// Which of the two stores of a configuration.
@@ -115,6 +145,23 @@ pub enum BackupOutcome {
     Committed(Box<CommittedBackup>),
     /// The newest snapshot is stored already.
     UpToDate(BackupId),
+    /// An upload waits for the next run: its time was over. What it stored is kept.
+    Paused(PausedUpload),
+}
+
+/// An upload that waits for the next run.
+#[derive(Debug)]
+pub struct PausedUpload {
+    /// What it may become.
+    pub id: BackupId,
+    /// Why it waits.
+    pub why: String,
+    /// Its chunks that are confirmed.
+    pub chunks: usize,
+    /// Bytes of stream in them.
+    pub stream_bytes: u64,
+    /// What the same run committed before.
+    pub before: Vec<CommittedBackup>,
 }
 
 /// A backup that was just committed.
@@ -128,6 +175,8 @@ pub struct CommittedBackup {
     pub chunks: usize,
     /// The weakest evidence among them.
     pub evidence: Option<Evidence>,
+    /// What the same run committed before: interrupted uploads that it ended.
+    pub before: Vec<CommittedBackup>,
 }
 
 /// Says what [`back_up`] would do. Changes nothing, here or there.
@@ -143,41 +192,164 @@ pub async fn plan_backup(
     decide(env, &Local::read(&*env.zfs, selected)?, &sight, requested)
 }
 
-/// Backs one dataset up.
+/// Backs one dataset up. What was interrupted comes first: commits are ended, uploads gone on with; then the newest
+/// snapshot follows.
 ///
 /// # Errors
-/// [`RunError`]; then there is no new backup, and nothing that was there has changed.
+/// [`RunError`]; then there is no new backup of the newest snapshot, and nothing that was there has changed.
 pub async fn back_up(
     env: &BackupEnv,
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<BackupOutcome, RunError> {
-    let started_at = (env.now)();
-    let state_dir = &env.settings.state_dir;
-    let _lock = lock_dataset(state_dir, env.store.url(), &selected.stored)?;
-    let sight = look(env, &selected.stored).await?;
+    let _lock = lock_dataset(&env.settings.state_dir, env.store.url(), &selected.stored)?;
+    let mut sight = look(env, &selected.stored).await?;
     remember_remote(env, &selected.stored, &sight).await;
+    // That the dataset is there, and the same, comes before anything about its holds.
+    Local::read(&*env.zfs, selected)?;
+    settle(env, selected, &sight)?;
+    let mut ended = end_commits(env, selected, &sight).await?;
+    if !ended.is_empty() {
+        sight = look(env, &selected.stored).await?;
+    }
+    let result = match end_uploads(env, selected, requested, &mut sight, &mut ended).await {
+        Ok(()) => {
+            let follows = match requested {
+                // The full that was asked for is there.
+                RequestedKind::Full if !ended.is_empty() => RequestedKind::Lifecycle,
+                requested => requested,
+            };
+            back_up_newest(env, selected, follows, &sight).await
+        }
+        Err(error) => Err(error),
+    };
+    match result {
+        Ok(outcome) => Ok(join(ended, outcome)),
+        Err(RunError::Paused { id, why }) => {
+            let (chunks, stream_bytes) = stored_of(env, selected, &id)?;
+            Ok(BackupOutcome::Paused(PausedUpload { id, why, chunks, stream_bytes, before: ended }))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The last one with those before it.
+fn join(mut ended: Vec<CommittedBackup>, outcome: BackupOutcome) -> BackupOutcome {
+    match outcome {
+        BackupOutcome::Committed(mut last) => {
+            last.before = ended;
+            BackupOutcome::Committed(last)
+        }
+        BackupOutcome::UpToDate(id) => match ended.pop() {
+            Some(mut last) => {
+                last.before = ended;
+                BackupOutcome::Committed(Box::new(last))
+            }
+            None => BackupOutcome::UpToDate(id),
+        },
+        paused @ BackupOutcome::Paused(_) => paused,
+    }
+}
+
+/// Goes on with the uploads that were interrupted, one after the other. One that turns out not to be the same stream is
+/// given up, and the next plan begins anew.
+async fn end_uploads(
+    env: &BackupEnv,
+    selected: &Selected,
+    requested: RequestedKind,
+    sight: &mut Sight,
+    ended: &mut Vec<CommittedBackup>,
+) -> Result<(), RunError> {
+    let mut may_overtake = requested == RequestedKind::Lifecycle;
+    loop {
+        let unfinished = find_unfinished(env, selected, sight, requested).await?;
+        if env.settings.restart {
+            for GoesOn { upload, .. } in &unfinished {
+                give_up(env, selected, upload, "a restart was asked for").await?;
+            }
+            return Ok(());
+        }
+        let Some(goes_on) = unfinished.into_iter().next() else { return Ok(()) };
+        // A full may take many nights; the incremental of tonight on the chain before it takes minutes.
+        if goes_on.upload.started.base.is_none() && std::mem::take(&mut may_overtake) {
+            if let Some(committed) = overtake(env, selected, sight).await? {
+                ended.push(committed);
+                *sight = look(env, &selected.stored).await?;
+            }
+            continue;
+        }
+        if let Some(why) = env.settings.pause_reason_now((env.now)()) {
+            return Err(RunError::Paused { id: goes_on.upload.id().clone(), why });
+        }
+        let local = Local::read(&*env.zfs, selected)?;
+        let attempt = Attempt::go_on(env, (local.dataset, selected.stored.clone()), goes_on, sight)?;
+        match attempt.run(sight).await {
+            Ok(committed) => {
+                release_bookmarks(env, &selected.dataset.name, &selected.stored, sight, &committed.manifest).await;
+                ended.push(committed);
+                *sight = look(env, &selected.stored).await?;
+            }
+            Err(error) if attempt.is_pointless() || has_lost(&attempt) => {
+                let why = error_chain(&error);
+                tracing::warn!(id = %attempt.id, "an unfinished upload is given up, and a new one begins: {why}");
+                give_up_id(env, selected, &attempt.id, &why)?;
+                if *env.stop.borrow() {
+                    return Err(error);
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The incremental of the newest snapshot on a chain that is whole already, where one can be made.
+async fn overtake(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<Option<CommittedBackup>, RunError> {
+    let local = Local::read(&*env.zfs, selected)?;
+    match decide(env, &local, sight, RequestedKind::Incremental) {
+        Ok(PlannedBackup { plan: SendPlan::Incremental { .. }, .. }) => {}
+        Ok(_) | Err(RunError::Refused { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    match back_up_newest(env, selected, RequestedKind::Incremental, sight).await? {
+        BackupOutcome::Committed(committed) => Ok(Some(*committed)),
+        BackupOutcome::UpToDate(_) | BackupOutcome::Paused(_) => Ok(None),
+    }
+}
+
+async fn back_up_newest(
+    env: &BackupEnv,
+    selected: &Selected,
+    requested: RequestedKind,
+    sight: &Sight,
+) -> Result<BackupOutcome, RunError> {
+    let started_at = (env.now)();
     let mut is_first_try = true;
     let committed = loop {
         let local = Local::read(&*env.zfs, selected)?;
-        let planned = decide(env, &local, &sight, requested)?;
+        let planned = decide(env, &local, sight, requested)?;
         if let SendPlan::UpToDate { id } = planned.plan {
             return Ok(BackupOutcome::UpToDate(id));
         }
-        record_place(state_dir, local.dataset.guid, &selected.stored)?;
+        record_place(&env.settings.state_dir, local.dataset.guid, &selected.stored)?;
         (env.planned)(&planned);
-        let attempt = prepare(env, selected, local, planned.plan, &sight, started_at)?;
-        match attempt.run(&sight).await {
+        let attempt = prepare(env, selected, local, planned.plan, sight, started_at)?;
+        match attempt.run(sight).await {
             Ok(committed) => break committed,
-            Err(error) if is_first_try && !*env.stop.borrow() && has_lost(&attempt) => {
+            Err(error) => {
+                let is_lost = has_lost(&attempt);
+                if attempt.is_pointless() || is_lost {
+                    give_up_id(env, selected, &attempt.id, &error_chain(&error))?;
+                }
+                if !is_first_try || *env.stop.borrow() || !is_lost {
+                    return Err(error);
+                }
                 let error = error_chain(&error);
                 tracing::warn!(error, "what was to be sent or built on was destroyed meanwhile; planning again");
                 is_first_try = false;
             }
-            Err(error) => return Err(error),
         }
     };
-    release_bookmarks(env, &selected.dataset.name, &selected.stored, &sight, &committed.manifest).await;
+    release_bookmarks(env, &selected.dataset.name, &selected.stored, sight, &committed.manifest).await;
     Ok(BackupOutcome::Committed(Box::new(committed)))
 }
 
@@ -207,8 +379,5 @@ fn prepare<'a>(
             return Err(RunError::refused(format!("{id} is up to date"), "this is a defect: please report it"));
         }
     };
-    let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
-    let (id, flags) = (new_id(&snapshot, kind)?, send_flags(&local.dataset, &env.settings));
-    let (local, stored) = (local.dataset, selected.stored.clone());
-    Ok(Attempt { env, local, stored, snapshot, base, before, id, flags, started_at })
+    Attempt::new(env, (local.dataset, selected.stored.clone()), snapshot, base, before, started_at)
 }

@@ -4,12 +4,14 @@
 //! says that its attempt is not over: then nothing will ever ask for that snapshot under that id again.
 
 use super::RunError;
-use super::journal::unended;
+use super::journal::{read_attempts, unended};
 use super::lock::{KernelLock, is_held, lock_dataset};
+use super::pins::unpin;
 use super::select::Selected;
 use crate::model::{BackupId, DatasetName, SnapshotName};
 use crate::zfs::{Zfs, ZfsError};
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// What the tags of our holds begin with.
@@ -106,7 +108,16 @@ pub fn release_holds(
         };
         (judged, outcome)
     };
-    let released = judged.into_iter().map(release).collect();
+    let released: Vec<ReleasedHold> = judged.into_iter().map(release).collect();
+    let over: BTreeSet<&BackupId> = released
+        .iter()
+        .filter(|(judged, _)| judged.stays.is_none())
+        .filter_map(|(judged, _)| judged.hold.id.as_ref())
+        .collect();
+    if !over.is_empty() {
+        // Their private bookmarks go too.
+        unpin(zfs, &selected.dataset.name, |id| over.contains(id))?;
+    }
     drop(locks);
     Ok(released)
 }
@@ -124,8 +135,13 @@ fn judge(
 ) -> Result<Vec<JudgedHold>, RunError> {
     let mut unfinished = Vec::new();
     for store_url in store_urls {
+        let given_up: BTreeSet<BackupId> = read_attempts(state_dir, store_url, &selected.stored)?
+            .into_iter()
+            .filter_map(|attempt| attempt.is_given_up().then_some(attempt.id))
+            .collect();
         let ids = unended(state_dir, store_url, &selected.stored)?;
-        unfinished.extend(ids.into_iter().map(|id| (id, store_url.as_str())));
+        let alive = ids.into_iter().filter(|id| !given_up.contains(id));
+        unfinished.extend(alive.map(|id| (id, store_url.as_str())));
     }
     let judged = our_holds(zfs, &selected.dataset.name)?.into_iter().map(|hold| {
         let attempt = unfinished.iter().find(|(id, _)| Some(id) == hold.id.as_ref());

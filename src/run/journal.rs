@@ -1,16 +1,23 @@
 //! What this host knows of the attempts that it began: whether one can have reached its commit.
 //!
-//! One empty file an attempt, in a folder a store and dataset: `<id>.begun`, renamed to `<id>.committing` before the
-//! first byte of a receipt or manifest is put, removed when the manifest was read back. Each step is on disk before
-//! the next one is taken. Only an attempt that is `begun` and has no manifest is known never to have been a backup.
+//! One file an attempt, in a folder a store and dataset: `<id>.begun`, renamed to `<id>.committing` before the first byte
+//! of a receipt or manifest is put, removed when the manifest was read back. Each step is on disk before the next one is
+//! taken. Only an attempt that is `begun` and has no manifest is known never to have been a backup.
+//!
+//! In the file is the append-only log of a backup ([`log`] has its format): what is needed to go on with it, and from
+//! `committing` on the very bytes of its commit. An attempt that was given up keeps its file, so that a prune knows that
+//! what is stored of it was never a backup.
 //!
 //! A copy from another store keeps its id, so an interrupted one is gone on with under the same name, and its receipt,
 //! once written to `<id>.receipt`, is put again as it is: objects never change, and a receipt has a time in it.
 
+pub mod log;
+
 use super::RunError;
 use crate::model::{BackupId, DatasetName, Digest};
-use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File};
+use log::{AttemptLog, JournalRecord, ReadLog, read_log};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -44,6 +51,25 @@ impl AttemptJournal {
         created.map_err(|source| failed("create", &file, source))?;
         journal.sync_folder()?;
         Ok(journal)
+    }
+
+    /// As [`AttemptJournal::begin`], with a log whose first record is the plan.
+    ///
+    /// # Errors
+    /// As for [`AttemptJournal::begin`].
+    pub fn begin_logged(
+        state_dir: &Path,
+        store_url: &str,
+        dataset: &DatasetName,
+        id: &BackupId,
+        plan: &JournalRecord,
+    ) -> Result<(Self, AttemptLog), RunError> {
+        let journal = Self::begin(state_dir, store_url, dataset, id)?;
+        let path = journal.file(BEGUN);
+        let file = OpenOptions::new().append(true).open(&path).map_err(|source| failed("open", &path, source))?;
+        let mut log = AttemptLog::new(file, path);
+        log.append(plan)?;
+        Ok((journal, log))
     }
 
     /// As [`AttemptJournal::begin`], or goes on with the same attempt where an earlier run left it: one that came near
@@ -185,6 +211,71 @@ fn attempts_in(
     Ok(ids)
 }
 
+/// One attempt that this host began and did not see committed, with what its log holds.
+#[derive(Debug)]
+pub struct JournaledAttempt {
+    /// Its id.
+    pub id: BackupId,
+    /// It came near its commit: its manifest may be there.
+    pub committing: bool,
+    folder: PathBuf,
+    log: ReadLog,
+}
+
+impl JournaledAttempt {
+    /// The records of its log. None for a copy from another store, and for one that was interrupted at its very start.
+    pub fn records(&self) -> &[JournalRecord] {
+        &self.log.records
+    }
+
+    /// Whether it was given up.
+    pub fn is_given_up(&self) -> bool {
+        self.records().iter().any(|record| matches!(record, JournalRecord::GivenUp { .. }))
+    }
+
+    /// Opens its log behind the last sound record.
+    ///
+    /// # Errors
+    /// [`RunError::File`].
+    pub fn go_on(&self) -> Result<(AttemptJournal, AttemptLog), RunError> {
+        let journal = AttemptJournal { folder: self.folder.clone(), id: self.id.clone() };
+        let path = journal.file(if self.committing { COMMITTING } else { BEGUN });
+        let log = AttemptLog::go_on(path, &self.log)?;
+        Ok((journal, log))
+    }
+
+    /// Notes that nobody goes on with it. Its file stays as the proof of what is stored of it.
+    ///
+    /// # Errors
+    /// [`RunError::File`].
+    pub fn give_up(&self, why: &str) -> Result<(), RunError> {
+        let (_, mut log) = self.go_on()?;
+        log.append(&JournalRecord::GivenUp { why: why.to_owned() })
+    }
+}
+
+/// The attempts of this dataset in this store that this host began and did not see committed, by their snapshots' times.
+///
+/// # Errors
+/// [`RunError::File`] when one is there and cannot be read: nothing is known then.
+pub fn read_attempts(
+    state_dir: &Path,
+    store_url: &str,
+    dataset: &DatasetName,
+) -> Result<Vec<JournaledAttempt>, RunError> {
+    let folder = folder_of(state_dir, store_url, dataset);
+    let mut states = BTreeMap::new();
+    for state in [BEGUN, COMMITTING] {
+        let ids = attempts_in(state_dir, store_url, dataset, &[state])?;
+        states.extend(ids.into_iter().map(|id| (id, state)));
+    }
+    let read = |(id, state): (BackupId, &str)| {
+        let log = read_log(&folder.join(format!("{id}.{state}")))?;
+        Ok(JournaledAttempt { id, committing: state == COMMITTING, folder: folder.clone(), log })
+    };
+    states.into_iter().map(read).collect()
+}
+
 /// Forgets an attempt whose objects are gone. One that is not known is no error.
 ///
 /// # Errors
@@ -235,6 +326,25 @@ mod tests {
         assert!(never_committing(state.path(), "s3:other", &dataset).unwrap().is_empty());
         forget_attempt(state.path(), "s3:b", &dataset, &id(1)).unwrap();
         assert!(known().is_empty());
+    }
+
+    #[test]
+    fn a_logged_attempt_is_read_back_until_it_is_committed_or_given_up() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset: DatasetName = "tank/a".parse().unwrap();
+        let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
+        let read = || read_attempts(state.path(), "s3:b", &dataset).unwrap();
+        let plan = JournalRecord::Plan { started: vec![1], keyring: None, zfs_version: "2".into() };
+        let (journal, mut log) = AttemptJournal::begin_logged(state.path(), "s3:b", &dataset, &id, &plan).unwrap();
+        journal.committing().unwrap();
+        let chunk = JournalRecord::Chunk { name: "c".into() };
+        log.append(&chunk).unwrap();
+        let found = read().remove(0);
+        assert_eq!((found.committing, found.is_given_up(), found.records()), (true, false, &[plan, chunk][..]));
+        found.give_up("tired").unwrap();
+        assert!(read()[0].is_given_up());
+        journal.committed().unwrap();
+        assert!(read().is_empty());
     }
 
     #[test]

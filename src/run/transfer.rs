@@ -6,27 +6,30 @@
 //! ```
 //! Backpressure is the pool of part buffers; the event channel only passes handles. While chunk n is being confirmed,
 //! chunk n+1 is going up. A sealed chunk cannot be made twice (its key is random), so when an upload fails for good
-//! but may work again, the source is opened anew and the chunk is made again under a new name; chunks that are
-//! confirmed are parsed again and not sent again, and the running checksum must be what it was.
+//! but may work again, and when an earlier run was interrupted, the source is opened anew and the chunk is made again
+//! under a new name. The source starts at the resume point of the last chunk before the first that is missing; what
+//! comes is joined to what was sent ([`crate::stream::splice`]), confirmed chunks are not sent again, and at the end of
+//! each the running checksum must be what it was.
+
+mod produce;
 
 use super::{RunError, error_chain};
-use crate::manifest::{CHUNKS_MAX, ChunkEntry, HeadEntry};
-use crate::model::{BackupId, ChunkIndex, DatasetName};
+use crate::manifest::{ChunkEntry, HeadEntry, ProgressChunk, ResumeEntry};
+use crate::model::{BackupId, ChunkIndex, DatasetName, Guid};
 use crate::store::key::{BackupObject, object_name};
 use crate::store::{Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, StoreErrorKind};
 use crate::stream::part::PartPool;
-use crate::stream::record::{StreamExpectation, StreamParser, StreamSummary};
-use crate::stream::seal::{ChunkSealer, Compression, SealError, SealedChunk};
-use crate::zfs::{SendStream, ZfsError};
+use crate::stream::record::{BeginRecord, ResumePoint, StreamExpectation, StreamSummary};
+use crate::stream::seal::{Compression, SealedChunk};
+use crate::zfs::{SendResume, SendStream, ZfsError};
+use async_trait::async_trait;
 use bytes::Bytes;
+use produce::{ProduceError, Producer};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Bytes of one read from the pipe, which is itself this long where the system allows.
-const READ_BYTES: usize = 1 << 20;
 /// Parts between producer and uploader. Handles only: the pool bounds the memory.
 const EVENTS_MAX: usize = 4;
 /// Chunks being confirmed while the next one goes up.
@@ -38,11 +41,42 @@ const REDO_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Where the stream comes from; opened again when a chunk must be made again.
 pub trait StreamSource: Send + Sync {
-    /// Starts the stream from its beginning.
+    /// Starts the stream, from its beginning or at a record that was sent before.
     ///
     /// # Errors
     /// [`ZfsError`] when it cannot be started.
-    fn open(&self) -> Result<SendStream, ZfsError>;
+    fn open(&self, resume: Option<SendResume>) -> Result<SendStream, ZfsError>;
+}
+
+/// What an earlier run has stored of the same stream.
+#[derive(Debug, Clone, Default)]
+pub struct Carried {
+    /// The stream's first record; `None` when no chunk was confirmed.
+    pub begin: Option<BeginRecord>,
+    /// The confirmed chunks, by their index.
+    pub chunks: BTreeMap<u32, ConfirmedChunk>,
+}
+
+/// Remembers a transfer step by step, so that another run can go on with it.
+#[async_trait]
+pub trait TransferLog: Send {
+    /// A chunk is about to be created under this name. On an error it is not.
+    ///
+    /// # Errors
+    /// [`RunError`]; the transfer ends with it.
+    fn begins(&mut self, name: &str) -> Result<(), RunError>;
+
+    /// The store gave it an upload id.
+    ///
+    /// # Errors
+    /// As for [`TransferLog::begins`].
+    fn opened(&mut self, name: &str, upload_id: &str) -> Result<(), RunError>;
+
+    /// The store confirmed a chunk of the stream that began with `begin`.
+    ///
+    /// # Errors
+    /// As for [`TransferLog::begins`].
+    async fn confirmed(&mut self, begin: &BeginRecord, chunk: &ConfirmedChunk) -> Result<(), RunError>;
 }
 
 /// What is transferred, and how.
@@ -89,6 +123,27 @@ pub struct ConfirmedChunk {
     pub evidence: Evidence,
     /// The running checksum of the stream at its end: the same chunk again must end with the same.
     fletcher4: Option<[u64; 4]>,
+    /// Where the send can be taken up again, at or before its end.
+    point: Option<ResumePoint>,
+}
+
+impl ConfirmedChunk {
+    /// As it is kept in a journal or a progress object.
+    pub fn to_progress(&self) -> ProgressChunk {
+        let resume = self.point.map(ResumeEntry::from);
+        let entry = ChunkEntry { resume, ..self.entry.clone() };
+        let end_fletcher4 = self.fletcher4.map(|sum| sum.map(Guid));
+        ProgressChunk { entry, evidence: self.evidence.clone(), end_fletcher4 }
+    }
+
+    /// From what was kept of it.
+    pub fn from_progress(kept: ProgressChunk) -> Self {
+        let ProgressChunk { entry, evidence, end_fletcher4 } = kept;
+        let point = entry.resume.as_ref().map(ResumePoint::from);
+        let fletcher4 = end_fletcher4.map(|sum| sum.map(|Guid(number)| number));
+        // In a committed list a resume point would tell the store of the content.
+        Self { entry: ChunkEntry { resume: None, ..entry }, evidence, fletcher4, point }
+    }
 }
 
 /// A whole stream in the store, not yet committed.
@@ -107,6 +162,14 @@ enum Event {
     End(Box<SealedEnd>),
 }
 
+/// The state of the stream where a chunk ends.
+struct Ending {
+    begin: Option<BeginRecord>,
+    fletcher4: Option<[u64; 4]>,
+    point: Option<ResumePoint>,
+    position: u64,
+}
+
 struct SealedEnd {
     sealed: SealedChunk,
     name: String,
@@ -115,32 +178,43 @@ struct SealedEnd {
 }
 
 /// Streams the source into the store until every chunk is confirmed, the stream is verified to its END, and its
-/// producer has reported success. No manifest is written here.
+/// producer has reported success. What was stored before is not sent again. No manifest is written here.
 ///
 /// # Errors
-/// [`RunError`]; whatever was stored stays, without a manifest.
+/// [`RunError`]; whatever was stored stays, without a manifest. [`RunError::CannotResume`] and
+/// [`RunError::StreamChanged`] when what was stored is not of the stream that comes now: nothing can be added to it.
 pub async fn transfer(
     source: Arc<dyn StreamSource>,
     store: &dyn ObjectStore,
     plan: Arc<TransferPlan>,
+    carried: Carried,
+    log: &mut dyn TransferLog,
     progress: ProgressSink,
     stop: Stop,
 ) -> Result<Transferred, RunError> {
     let traits = store.traits();
     // In flight, one being filled, one being handed over.
     let pool = PartPool::new(traits.concurrency + 2, traits.part_bytes);
-    let mut confirmed = BTreeMap::new();
+    let Carried { mut begin, chunks: mut confirmed } = carried;
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let skip = confirmed.iter().map(|(index, chunk): (&u32, &ConfirmedChunk)| (*index, chunk.fletcher4)).collect();
+        let skip = confirmed.iter().map(|(index, chunk)| (*index, chunk.fletcher4)).collect();
+        let resume = begin.clone().zip(resume_point(&confirmed));
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (source, plan_of_producer) = (Arc::clone(&source), Arc::clone(&plan));
-        let producer = Producer { source, plan: plan_of_producer, pool: pool.clone(), skip, events };
+        let producer = Producer { source, plan: plan_of_producer, pool: pool.clone(), skip, resume, events };
         // A blocking thread of the runtime's own: it lives as long as the stream.
         let producer = tokio::task::spawn_blocking(move || producer.run());
-        let uploader =
-            Uploader { store, plan: &plan, confirmed: &mut confirmed, writer: None, confirming: JoinSet::new() };
+        let uploader = Uploader {
+            store,
+            plan: &plan,
+            log: &mut *log,
+            confirmed: &mut confirmed,
+            begin: &mut begin,
+            writer: None,
+            confirming: JoinSet::new(),
+        };
         let uploaded = uploader.run(receiver, &progress, stop.clone()).await;
         let produced = producer.await.unwrap_or_else(|_| Err(ProduceError::Panicked));
         match (uploaded, produced) {
@@ -153,10 +227,17 @@ pub async fn transfer(
                 tokio::time::sleep(REDO_PAUSE * attempt).await;
             }
             (Err(UploadError::Store(error)), _) => return Err(error.into()),
+            (Err(UploadError::Log(error)), _) => return Err(error),
             (Err(UploadError::Stopped), _) => return Err(RunError::Interrupted),
             (Ok(()), Err(error)) => return Err(error.into_run_error(&plan)),
         }
     }
+}
+
+/// Where the stream is taken up for the first chunk that is missing: the last point of the chunks before it.
+fn resume_point(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> Option<ResumePoint> {
+    let before = confirmed.iter().zip(0..).take_while(|((index, _), expected)| **index == *expected);
+    before.filter_map(|((_, chunk), _)| chunk.point).last()
 }
 
 fn may_work_again(error: &StoreError) -> bool {
@@ -165,13 +246,22 @@ fn may_work_again(error: &StoreError) -> bool {
 
 enum UploadError {
     Store(StoreError),
+    Log(RunError),
     Stopped,
+}
+
+impl From<StoreError> for UploadError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 struct Uploader<'a> {
     store: &'a dyn ObjectStore,
     plan: &'a TransferPlan,
+    log: &'a mut dyn TransferLog,
     confirmed: &'a mut BTreeMap<u32, ConfirmedChunk>,
+    begin: &'a mut Option<BeginRecord>,
     writer: Option<Box<dyn PartWriter>>,
     confirming: JoinSet<Result<ConfirmedChunk, StoreError>>,
 }
@@ -194,7 +284,7 @@ impl Uploader<'_> {
             Ok(())
         };
         let mut result = tokio::select! {
-            taken = taken => taken.map_err(UploadError::Store),
+            taken = taken => taken,
             () = stopped(&mut stop) => Err(UploadError::Stopped),
         };
         // From here on the producer sees a closed channel and stops.
@@ -205,20 +295,25 @@ impl Uploader<'_> {
             tracing::debug!(error = %error_chain(&error), "abort of an unfinished chunk failed");
         }
         while !self.confirming.is_empty() {
-            let joined = self.join_one().await.map_err(UploadError::Store);
+            let joined = self.join_one().await;
             result = result.and(joined);
         }
         result
     }
 
-    async fn take(&mut self, event: Event, state: &mut Progress) -> Result<(), StoreError> {
+    async fn take(&mut self, event: Event, state: &mut Progress) -> Result<(), UploadError> {
         match (event, &mut self.writer) {
             (Event::Begin(object), _) => {
                 while self.confirming.len() >= CONFIRMING_MAX {
                     self.join_one().await?;
                 }
-                let key = ObjectKey::backup(&self.plan.dataset, &self.plan.id, &object);
-                self.writer = Some(self.store.create(&key).await?);
+                let (name, key) = (object_name(&object), ObjectKey::backup(&self.plan.dataset, &self.plan.id, &object));
+                self.log.begins(&name).map_err(UploadError::Log)?;
+                let writer = self.store.create(&key).await?;
+                if let Some(upload_id) = writer.upload_id() {
+                    self.log.opened(&name, upload_id).map_err(UploadError::Log)?;
+                }
+                self.writer = Some(writer);
             }
             (Event::Part(part), Some(writer)) => {
                 state.sent_bytes += part.len() as u64;
@@ -226,22 +321,28 @@ impl Uploader<'_> {
             }
             (Event::End(end), writer) => {
                 state.stream_bytes = end.ending.position;
+                if self.begin.is_none() {
+                    self.begin.clone_from(&end.ending.begin);
+                }
                 let writer = writer.take().ok_or_else(|| out_of_order(self.store, self.plan))?;
                 self.confirming.spawn(confirm(writer, *end));
             }
-            (Event::Part(_), None) => return Err(out_of_order(self.store, self.plan)),
+            (Event::Part(_), None) => return Err(out_of_order(self.store, self.plan).into()),
         }
         Ok(())
     }
 
-    async fn join_one(&mut self) -> Result<(), StoreError> {
+    async fn join_one(&mut self) -> Result<(), UploadError> {
         match self.confirming.join_next().await {
             None => Ok(()),
             Some(Ok(Ok(chunk))) => {
+                if let Some(begin) = &*self.begin {
+                    self.log.confirmed(begin, &chunk).await.map_err(UploadError::Log)?;
+                }
                 self.confirmed.insert(chunk.entry.index, chunk);
                 Ok(())
             }
-            Some(Ok(Err(error))) => Err(error),
+            Some(Ok(Err(error))) => Err(error.into()),
             Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
@@ -273,174 +374,5 @@ async fn confirm(writer: Box<dyn PartWriter>, end: SealedEnd) -> Result<Confirme
         resume: None,
     };
     tracing::debug!(chunk = entry.name, bytes = entry.sealed_bytes, "chunk confirmed");
-    Ok(ConfirmedChunk { entry, evidence, fletcher4: end.ending.fletcher4 })
-}
-
-struct Producer {
-    source: Arc<dyn StreamSource>,
-    plan: Arc<TransferPlan>,
-    pool: PartPool,
-    /// Confirmed chunks, with the running checksum at the end of each.
-    skip: BTreeMap<u32, Option<[u64; 4]>>,
-    events: mpsc::Sender<Event>,
-}
-
-enum ProduceError {
-    Zfs(ZfsError),
-    Read(std::io::Error),
-    Stream(crate::stream::record::StreamError),
-    Seal(SealError),
-    Changed(u32),
-    TooManyChunks,
-    Panicked,
-}
-
-impl ProduceError {
-    fn into_run_error(self, plan: &TransferPlan) -> RunError {
-        let snapshot = plan.snapshot.clone();
-        match self {
-            Self::Zfs(error) => RunError::Zfs(error),
-            Self::Read(source) => RunError::ReadStream { subject: snapshot, source },
-            Self::Stream(source) => RunError::Stream { snapshot, source },
-            Self::Seal(error) => RunError::Seal(error),
-            Self::Changed(index) => RunError::StreamChanged { index, id: plan.id.clone() },
-            Self::TooManyChunks => RunError::refused(
-                format!("the stream of {snapshot} needs more than {CHUNKS_MAX} chunks"),
-                "make main.split_size larger",
-            ),
-            Self::Panicked => RunError::refused(
-                format!("the thread that reads {snapshot} panicked"),
-                "this is a defect: please report it",
-            ),
-        }
-    }
-}
-
-impl Producer {
-    fn run(self) -> Result<StreamSummary, ProduceError> {
-        let mut stream = self.source.open().map_err(ProduceError::Zfs)?;
-        let mut cutter = Cutter::new(&self);
-        let mut buffer = vec![0; READ_BYTES];
-        loop {
-            let bytes = match stream.reader().read(&mut buffer) {
-                Ok(0) => break,
-                Ok(bytes) => bytes,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return Err(ProduceError::Read(error)),
-            };
-            cutter.write(&buffer[..bytes])?;
-        }
-        // End of file is not success: the producer's own verdict comes first, then the END record, and only then is
-        // the last chunk completed.
-        stream.finish().map_err(ProduceError::Zfs)?;
-        cutter.finish()
-    }
-
-    fn send(&self, event: Event) -> Result<(), ProduceError> {
-        self.events.blocking_send(event).map_err(|_| ProduceError::Seal(SealError::Stopped))
-    }
-}
-
-/// Cuts the stream into chunks of exactly `split_bytes` and seals those that are not confirmed yet.
-struct Cutter<'a> {
-    producer: &'a Producer,
-    parser: StreamParser,
-    index: u32,
-    chunk_bytes: u64,
-    sealing: Option<(ChunkSealer, ChunkIndex, BackupObject)>,
-}
-
-/// The state of the stream where a chunk ends.
-struct Ending {
-    fletcher4: Option<[u64; 4]>,
-    position: u64,
-}
-
-impl<'a> Cutter<'a> {
-    fn new(producer: &'a Producer) -> Self {
-        let parser = StreamParser::new(producer.plan.expectation);
-        Self { producer, parser, index: 0, chunk_bytes: 0, sealing: None }
-    }
-
-    fn write(&mut self, mut bytes: &[u8]) -> Result<(), ProduceError> {
-        let split_bytes = self.producer.plan.split_bytes;
-        while !bytes.is_empty() {
-            if self.chunk_bytes == split_bytes {
-                self.end_chunk()?;
-            }
-            if self.chunk_bytes == 0 {
-                self.begin_chunk()?;
-            }
-            let room = usize::try_from(split_bytes - self.chunk_bytes).unwrap_or(usize::MAX);
-            let (now, later) = bytes.split_at(bytes.len().min(room));
-            self.parser.feed(now).map_err(ProduceError::Stream)?;
-            if let Some((sealer, _, _)) = &mut self.sealing {
-                let events = &self.producer.events;
-                let sink = &mut |part| events.blocking_send(Event::Part(part)).is_ok();
-                sealer.write(now, sink).map_err(ProduceError::Seal)?;
-            }
-            self.chunk_bytes += now.len() as u64;
-            bytes = later;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<StreamSummary, ProduceError> {
-        let ending = self.ending();
-        let parser = std::mem::replace(&mut self.parser, StreamParser::new(self.producer.plan.expectation));
-        let summary = parser.finish().map_err(ProduceError::Stream)?;
-        self.end_chunk_at(ending)?;
-        Ok(summary)
-    }
-
-    fn ending(&self) -> Ending {
-        let parser = &self.parser;
-        Ending { fletcher4: parser.fletcher4(), position: parser.position() }
-    }
-
-    fn begin_chunk(&mut self) -> Result<(), ProduceError> {
-        if self.producer.skip.contains_key(&self.index) {
-            return Ok(());
-        }
-        let allowed = |index: &ChunkIndex| index.get() < CHUNKS_MAX;
-        let index = ChunkIndex::new(self.index).filter(allowed).ok_or(ProduceError::TooManyChunks)?;
-        let plan = &self.producer.plan;
-        let compressed = plan.compression != Compression::None;
-        let nonce =
-            getrandom::u32().map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
-        let object = BackupObject::Chunk { index, nonce, compressed };
-        let sealer =
-            ChunkSealer::new(&plan.recipients, plan.compression, &self.producer.pool).map_err(ProduceError::Seal)?;
-        self.producer.send(Event::Begin(object.clone()))?;
-        self.sealing = Some((sealer, index, object));
-        Ok(())
-    }
-
-    fn end_chunk(&mut self) -> Result<(), ProduceError> {
-        self.end_chunk_at(self.ending())
-    }
-
-    fn end_chunk_at(&mut self, ending: Ending) -> Result<(), ProduceError> {
-        match self.sealing.take() {
-            Some((sealer, index, object)) => {
-                let events = &self.producer.events;
-                let sink = &mut |part| events.blocking_send(Event::Part(part)).is_ok();
-                let sealed = sealer.finish(sink).map_err(ProduceError::Seal)?;
-                let end = SealedEnd { sealed, name: object_name(&object), index, ending };
-                self.producer.send(Event::End(Box::new(end)))?;
-            }
-            None if self
-                .producer
-                .skip
-                .get(&self.index)
-                .is_some_and(|before| before.is_none() || *before != ending.fletcher4) =>
-            {
-                return Err(ProduceError::Changed(self.index));
-            }
-            None => {}
-        }
-        self.index += 1;
-        self.chunk_bytes = 0;
-        Ok(())
-    }
+    Ok(ConfirmedChunk { entry, evidence, fletcher4: end.ending.fletcher4, point: end.ending.point })
 }

@@ -239,6 +239,9 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
                 },
                 state_dir: state.path().to_owned(),
                 host: "test".into(),
+                restart: false,
+                window: None,
+                until: None,
             },
             now: jiff::Timestamp::now,
             planned: Arc::new(move |_| {

@@ -28,9 +28,9 @@ fn check_no_backup_and_recover(bench: &Bench) {
         bench.zb(&bench.restore_arguments(&dataset, &identity, &["--to", &format!("{}/never", bench.pool.name)]));
     assert_eq!(restored.status.code(), Some(1));
     assert!(stderr(&restored).contains("no whole backup"), "{}", stderr(&restored));
+    bench.good(&["stream-to-remote", "--full"]);
     let holds = zfs(&["list", "-Hpo", "userrefs", "-t", "snapshot", &bench.dataset()]);
     assert!(holds.lines().all(|holds| holds == "0"), "holds are left: {holds}");
-    bench.good(&["stream-to-remote", "--full"]);
     bench.good(&["verify-checksums"]);
     assert_eq!(manifests(bench), 2, "a manifest and its signature");
 }

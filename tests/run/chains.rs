@@ -529,13 +529,15 @@ async fn assert_chain_or_one_more(
     points: &[(Manifest, Files)],
 ) {
     world.store.heal();
-    world.assert_no_holds();
+    world.assert_pins_are_known();
     let there = world.catalog().await.backups.len();
     let files = world.zfs.files(&world.dataset);
     match outcome {
         Ok(outcome) => {
             assert_eq!(there, points.len() + 1);
             assert_comes_back(world, &committed(outcome).manifest, &files).await;
+            // What could not be released then is released now.
+            world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap();
         }
         Err(error) => {
             let text = error_chain(&error);
@@ -545,6 +547,7 @@ async fn assert_chain_or_one_more(
             assert_comes_back(world, &next, &files).await;
         }
     }
+    world.assert_no_holds();
     for (manifest, files) in points {
         assert_comes_back(world, manifest, files).await;
     }

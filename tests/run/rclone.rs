@@ -10,7 +10,7 @@ use zfs_backup::model::DatasetName;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::prune::{PruneEnv, forget};
-use zfs_backup::run::restore::{RestorePoint, find_restore_set, restore_to_dataset};
+use zfs_backup::run::restore::{ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::store::{EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool};
 use zfs_backup::zfs::Zfs;
@@ -51,10 +51,14 @@ async fn a_chain_goes_through_rclone_and_comes_back() {
     assert_eq!((report.backups, report.damage, report.extra), (2, vec![], vec![]));
     assert_eq!(report.objects.keys().collect::<Vec<_>>(), [&EvidenceTier::Sha1], "{:?}", report.objects);
 
-    let set = find_restore_set(&*store, &world.dataset, &world.keys, &RestorePoint::Newest).await.unwrap();
+    let set =
+        find_restore_set(&[Arc::clone(&store)], &world.dataset, &world.keys, &RestorePoint::Newest).await.unwrap();
     let target: DatasetName = "tank/restored".parse().unwrap();
     let zfs: Arc<dyn Zfs> = Arc::new(world.zfs.clone());
-    let received = restore_to_dataset(Arc::clone(&store), &set, &world.keys, zfs, &target, never()).await.unwrap();
+    let received = restore_to_dataset(&set, &world.keys, zfs, &target, &ReceiveOptions::default(), never())
+        .await
+        .unwrap()
+        .snapshots;
     assert_eq!(received.len(), 2);
     let guids = |dataset| -> Vec<_> {
         world.zfs.snapshots(dataset).unwrap().into_iter().map(|snapshot| snapshot.guid).collect()

@@ -111,6 +111,9 @@ impl World {
             lifecycle: LIFECYCLE,
             state_dir: state.path().to_owned(),
             host: "test-host".into(),
+            restart: false,
+            window: None,
+            until: None,
         };
         Self { zfs, store, keys, writer, settings, dataset, _state: state }
     }
@@ -223,6 +226,17 @@ impl World {
         }
     }
 
+    /// That nothing is kept in the pool but for what the next run finds: an upload that this host's journal will go on
+    /// with, or a backup that was committed.
+    pub(crate) fn assert_pins_are_known(&self) {
+        let unended = zfs_backup::run::journal::unended(&self.settings.state_dir, self.store.url(), &self.dataset);
+        let (unended, manifests) = (unended.unwrap(), self.manifest_keys());
+        for id in zfs_backup::run::pins::pinned(&self.zfs, &self.dataset).unwrap() {
+            let is_committed = manifests.iter().any(|key| key.contains(id.as_str()));
+            assert!(is_committed || unended.contains(&id), "{id} is kept for nobody");
+        }
+    }
+
     pub(crate) async fn chunks(&self, manifest: &Manifest) -> Vec<ChunkEntry> {
         read_chunks(&self.store, manifest).await.unwrap()
     }
@@ -242,6 +256,7 @@ pub(crate) fn committed(outcome: BackupOutcome) -> CommittedBackup {
     match outcome {
         BackupOutcome::Committed(backup) => *backup,
         BackupOutcome::UpToDate(id) => panic!("up to date with {id}"),
+        BackupOutcome::Paused(paused) => panic!("{} pauses: {}", paused.id, paused.why),
     }
 }
 

@@ -2,21 +2,31 @@
 
 use super::planning::{Base, Sight};
 use super::put::{Written, json};
+use super::recorder::Recorder;
+use super::unfinished::{GoesOn, Unfinished};
 use super::{BackupEnv, BackupSettings, CommittedBackup};
+use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{BaseRef, FORMAT, Origin, SnapshotRef, Started};
-use crate::model::{BackupId, BackupKind, DatasetName};
+use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
+use crate::run::catalog::get_pinned;
 use crate::run::journal::AttemptJournal;
+use crate::run::journal::log::{AttemptLog, JournalRecord};
 use crate::run::locks::extend_keyring;
-use crate::run::transfer::{StreamSource, TransferPlan, Transferred, transfer};
+use crate::run::pins::{pin, unpin};
+use crate::run::transfer::{Carried, StreamSource, TransferPlan, Transferred, transfer};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, backup_prefix};
 use crate::stream::record::StreamExpectation;
-use crate::zfs::{Dataset, HoldGuard, SendBase, SendFlags, SendRequest, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError};
+use crate::zfs::{
+    Dataset, SendBase, SendFlags, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError,
+};
+use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One attempt at one backup.
 pub(super) struct Attempt<'a> {
@@ -33,41 +43,180 @@ pub(super) struct Attempt<'a> {
     pub(super) id: BackupId,
     pub(super) flags: SendFlags,
     pub(super) started_at: Timestamp,
+    /// What an interrupted run began; `None` for a new attempt.
+    pub(super) unfinished: Option<Unfinished>,
+    /// Nothing can ever be added to it.
+    is_pointless: AtomicBool,
 }
 
-impl Attempt<'_> {
-    /// Backs up. Whatever fails before the manifest leaves no backup.
+/// What an attempt notes while it runs.
+pub(super) struct Course {
+    pub(super) journal: AttemptJournal,
+    pub(super) log: AttemptLog,
+    carried: Carried,
+    /// The very bytes of `private.age`, once they were made.
+    pub(super) private: Option<Vec<u8>>,
+    pub(super) keyring: Option<Bytes>,
+    started: Vec<u8>,
+    next_progress: u16,
+    /// There may be objects that the backup does not need.
+    is_untidy: bool,
+}
+
+impl<'a> Attempt<'a> {
+    /// A new attempt at what was planned.
+    pub(super) fn new(
+        env: &'a BackupEnv,
+        (local, stored): (Dataset, DatasetName),
+        snapshot: Snapshot,
+        base: Option<Base>,
+        before: Vec<BackupId>,
+        started_at: Timestamp,
+    ) -> Result<Self, RunError> {
+        let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+        let (id, flags) = (new_id(&snapshot, kind)?, send_flags(&local, &env.settings));
+        let (unfinished, is_pointless) = (None, AtomicBool::new(false));
+        Ok(Self { env, local, stored, snapshot, base, before, id, flags, started_at, unfinished, is_pointless })
+    }
+
+    /// Goes on with an attempt where an interrupted run left it.
+    pub(super) fn go_on(
+        env: &'a BackupEnv,
+        (local, stored): (Dataset, DatasetName),
+        goes_on: GoesOn,
+        sight: &Sight,
+    ) -> Result<Self, RunError> {
+        let GoesOn { upload, snapshot, base } = goes_on;
+        let (id, flags) = (upload.id().clone(), send_flags(&local, &env.settings));
+        let (base, before) = match (base, &upload.started.base) {
+            (Some(local), Some(base)) => {
+                let stored = sight.stored(&base.backup_id, base.manifest_blake3);
+                let unknown = || RunError::refused(format!("{} is not known any more", base.backup_id), "run it again");
+                let (manifest, manifest_blake3) = (stored.ok_or_else(unknown)?.manifest.clone(), base.manifest_blake3);
+                let before = sight.target.chain(sight.beside.seen(), &base.backup_id);
+                (Some(Base { local, manifest, manifest_blake3 }), before)
+            }
+            _ => (None, Vec::new()),
+        };
+        let (started_at, is_pointless) = (upload.started.started_at, AtomicBool::new(false));
+        let unfinished = Some(upload);
+        Ok(Self { env, local, stored, snapshot, base, before, id, flags, started_at, unfinished, is_pointless })
+    }
+
+    /// Backs up. Whatever fails before the manifest leaves no backup, and what was stored until then is gone on with by
+    /// a later run, unless [`Attempt::is_pointless`] says otherwise.
     pub(super) async fn run(&self, sight: &Sight) -> Result<CommittedBackup, RunError> {
-        let _holds = self.hold()?;
-        let prefix = backup_prefix(&self.stored, &self.id);
-        if !self.env.store.list(&prefix).await?.is_empty() {
-            return Err(RunError::refused(format!("{prefix} is not empty although its name is new"), "run it again"));
-        }
-        let settings = &self.env.settings;
-        let journal = AttemptJournal::begin(&settings.state_dir, self.env.store.url(), &self.stored, &self.id)?;
+        let mut course = self.open().await?;
+        self.pin()?;
         let mut written = Written::default();
-        self.put_start(&mut written).await?;
+        self.put_start(&course, &mut written).await?;
         // Announced first, then looked: whoever prunes from now on sees that this chain is needed.
         self.check_chain(sight).await?;
-        let transferred = self.transfer().await?;
+        let transferred = self.transfer(&mut course).await?;
         self.check_listing(&transferred).await?;
         self.bookmark();
-        let committed = self.commit(sight, transferred, written, &journal).await?;
-        if let Err(error) = journal.committed() {
+        let committed = self.commit(sight, transferred, written, &mut course).await?;
+        if course.is_untidy {
+            self.tidy(&committed.manifest).await;
+        }
+        if let Err(error) = course.journal.committed() {
             tracing::warn!(error = %error_chain(&error), "the backup is committed; its journal stays");
+        }
+        if let Err(error) = unpin(&*self.env.zfs, &self.local.name, |id| *id == self.id) {
+            tracing::warn!(error = %error_chain(&error), "the backup is committed; a hold stays until the next run");
         }
         Ok(committed)
     }
 
-    /// Holds what is sent and a base that is a snapshot, then looks that the names still mean what was planned with.
-    fn hold(&self) -> Result<Vec<HoldGuard>, RunError> {
-        let tag = format!("zfs-backup:{}", self.id);
-        let mut holds = vec![self.env.zfs.hold_until_dropped(&self.snapshot.name, &tag)?];
-        if let Some(Base { local: SendBase::Snapshot(name), .. }) = &self.base {
-            holds.push(self.env.zfs.hold_until_dropped(name, &tag)?);
+    /// Whether nothing can ever be added to it: the next attempt gets a new id.
+    pub(super) fn is_pointless(&self) -> bool {
+        self.is_pointless.load(Ordering::Relaxed)
+    }
+
+    /// Notes that nothing can ever be added to this attempt, for that reason.
+    pub(super) fn pointless(&self, error: RunError) -> RunError {
+        self.is_pointless.store(true, Ordering::Relaxed);
+        error
+    }
+
+    /// The journal comes first: what is put or held from now on is known by it.
+    async fn open(&self) -> Result<Course, RunError> {
+        let Some(upload) = &self.unfinished else { return self.open_new().await };
+        let (journal, mut log) = match &upload.journal {
+            Some(journal) => journal.go_on()?,
+            None => self.begin(&upload.started_bytes, upload.keyring)?,
+        };
+        if upload.from_store && upload.journal.is_some() {
+            log.append(&self.plan_record(&upload.started_bytes, upload.keyring)?)?;
         }
+        if upload.from_store || upload.from_progress {
+            for record in upload.records() {
+                log.note(&record)?;
+            }
+        }
+        super::unfinished::abort_uploads(self.env, &self.stored, upload).await;
+        let carried = upload.carried();
+        let (chunks, bytes) = (carried.chunks.len(), carried.chunks.values().map(|chunk| chunk.entry.stream_bytes));
+        tracing::info!(id = %self.id, chunks, stream_bytes = bytes.sum::<u64>(), "goes on with an interrupted upload");
+        Ok(Course {
+            journal,
+            log,
+            carried,
+            private: upload.private.clone(),
+            keyring: self.keyring_of(upload).await?,
+            started: upload.started_bytes.clone(),
+            next_progress: upload.next_progress,
+            is_untidy: true,
+        })
+    }
+
+    async fn open_new(&self) -> Result<Course, RunError> {
+        let prefix = backup_prefix(&self.stored, &self.id);
+        if !self.env.store.list(&prefix).await?.is_empty() {
+            return Err(RunError::refused(format!("{prefix} is not empty although its name is new"), "run it again"));
+        }
+        let keyring = self.env.keys.keyring.as_ref().map(|keyring| keyring.bytes.clone());
+        let started = json(&self.started()?)?;
+        let (journal, log) = self.begin(&started, keyring.as_ref().map(|bytes| Digest::of(bytes)))?;
+        let (carried, private, next_progress) = (Carried::default(), None, 0);
+        Ok(Course { journal, log, carried, private, keyring, started, next_progress, is_untidy: false })
+    }
+
+    fn begin(&self, started: &[u8], keyring: Option<Digest>) -> Result<(AttemptJournal, AttemptLog), RunError> {
+        let plan = self.plan_record(started, keyring)?;
+        let state_dir = &self.env.settings.state_dir;
+        AttemptJournal::begin_logged(state_dir, self.env.store.url(), &self.stored, &self.id, &plan)
+    }
+
+    fn plan_record(&self, started: &[u8], keyring: Option<Digest>) -> Result<JournalRecord, RunError> {
+        let zfs_version = self.env.zfs.module_version()?;
+        Ok(JournalRecord::Plan { started: started.to_vec(), keyring, zfs_version })
+    }
+
+    /// The keyring that the attempt began with: its passphrase may be another by now.
+    async fn keyring_of(&self, upload: &Unfinished) -> Result<Option<Bytes>, RunError> {
+        let Some(blake3) = upload.keyring else { return Ok(None) };
+        let own = self.env.keys.keyring.as_ref().map(|keyring| keyring.bytes.clone());
+        if own.as_ref().is_some_and(|bytes| Digest::of(bytes) == blake3) {
+            return Ok(own);
+        }
+        let there = get_pinned(&*self.env.store, &self.key(&BackupObject::Keyring), blake3, KEYRING_BYTES_MAX).await;
+        match there {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.is_damage() => {
+                let what = format!("the keyring changed since {} began, and the one of then is gone", self.id);
+                Err(self.pointless(RunError::refused(what, "run it again")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Holds what is sent and a base that is a snapshot, then looks that the names still mean what was planned with.
+    fn pin(&self) -> Result<(), RunError> {
+        let base = self.base.as_ref().map(|base| &base.local);
+        pin(&*self.env.zfs, &self.id, &self.snapshot.name, base)?;
         match self.lost()? {
-            None => Ok(holds),
+            None => Ok(()),
             Some(name) => Err(RunError::refused(format!("{name} was destroyed while it was needed"), "run it again")),
         }
     }
@@ -93,7 +242,7 @@ impl Attempt<'_> {
         Ok((!there).then_some(name))
     }
 
-    async fn transfer(&self) -> Result<Transferred, RunError> {
+    async fn transfer(&self, course: &mut Course) -> Result<Transferred, RunError> {
         let env = self.env;
         let base = self.base.as_ref().map(|base| base.local.clone());
         let request = SendRequest { snapshot: self.snapshot.name.clone(), base, flags: self.flags, resume: None };
@@ -108,7 +257,18 @@ impl Attempt<'_> {
             compression: env.settings.compression,
             recipients: env.keys.recipients.clone(),
         });
-        transfer(source, &*env.store, plan, Arc::clone(&env.progress), env.stop.clone()).await
+        let (carried, stop) = (std::mem::take(&mut course.carried), env.stop.clone());
+        let mut recorder = Recorder::new(self, &mut course.log, carried.begin.is_some(), course.next_progress);
+        let progress = Arc::clone(&env.progress);
+        match transfer(source, &*env.store, plan, carried, &mut recorder, progress, stop).await {
+            Ok(transferred) => {
+                let is_untidy = recorder.is_untidy(transferred.chunks.len());
+                course.is_untidy |= is_untidy;
+                Ok(transferred)
+            }
+            Err(error @ (RunError::CannotResume { .. } | RunError::StreamChanged { .. })) => Err(self.pointless(error)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Every chunk that the store confirmed must be listed, at its size: a store that forgets is found before the
@@ -158,9 +318,8 @@ impl Attempt<'_> {
         self.env.keys.keyring.iter().map(|keyring| keyring.tag.clone()).collect()
     }
 
-    async fn put_start(&self, written: &mut Written) -> Result<(), RunError> {
-        extend_keyring(&*self.env.store, &self.keyring_tags(), (self.env.now)()).await?;
-        let started = Started {
+    fn started(&self) -> Result<Started, RunError> {
+        Ok(Started {
             format: FORMAT,
             object_type: SignedType::Started.as_str().to_owned(),
             dataset: self.stored.clone(),
@@ -174,10 +333,15 @@ impl Attempt<'_> {
             recipients: self.recipients(),
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
-        };
-        self.put_signed(BackupObject::Started, SignedType::Started, json(&started)?, written).await?;
-        if let Some(keyring) = &self.env.keys.keyring {
-            self.put(BackupObject::Keyring, keyring.bytes.clone(), written).await?;
+        })
+    }
+
+    async fn put_start(&self, course: &Course, written: &mut Written) -> Result<(), RunError> {
+        extend_keyring(&*self.env.store, &self.keyring_tags(), (self.env.now)()).await?;
+        let started = course.started.clone();
+        self.put_signed(BackupObject::Started, SignedType::Started, started, written).await?;
+        if let Some(keyring) = &course.keyring {
+            self.put(BackupObject::Keyring, keyring.clone(), written).await?;
         }
         Ok(())
     }
@@ -227,7 +391,7 @@ struct SendSource {
 }
 
 impl StreamSource for SendSource {
-    fn open(&self) -> Result<SendStream, ZfsError> {
-        self.zfs.send(&self.request)
+    fn open(&self, resume: Option<SendResume>) -> Result<SendStream, ZfsError> {
+        self.zfs.send(&SendRequest { resume, ..self.request.clone() })
     }
 }

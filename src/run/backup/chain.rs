@@ -127,12 +127,11 @@ impl Attempt<'_> {
 
     fn gone(&self, base: &Base, reason: &str) -> RunError {
         let key = ObjectKey::backup(&self.stored, &base.manifest.id, &BackupObject::Manifest);
-        RunError::refused(
-            format!(
-                "{key}: the chain that {} follows from is no longer whole: {reason}. Nothing is committed",
-                self.id
-            ),
-            "was it pruned by another host meanwhile? Run it again: another base or a full will be taken",
-        )
+        let what = format!(
+            "{key}: the chain that {} follows from is no longer whole: {reason}. Nothing is committed",
+            self.id
+        );
+        let hint = "was it pruned by another host meanwhile? Run it again: another base or a full will be taken";
+        self.pointless(RunError::refused(what, hint))
     }
 }

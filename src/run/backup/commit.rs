@@ -1,7 +1,7 @@
 //! The commit: everything that makes a whole, confirmed stream a backup, the manifest last.
 
 use super::CommittedBackup;
-use super::attempt::{Attempt, flag_names};
+use super::attempt::{Attempt, Course, flag_names};
 use super::planning::Sight;
 use super::put::{Written, json};
 use crate::manifest::{
@@ -9,19 +9,20 @@ use crate::manifest::{
     Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
 };
 use crate::model::{BackupId, Digest};
-use crate::run::RunError;
-use crate::run::catalog::{Catalog, StoredBackup};
-use crate::run::journal::AttemptJournal;
+use crate::run::catalog::{Catalog, StoredBackup, read_chunks};
+use crate::run::journal::log::{CommitBytes, JournalRecord};
 use crate::run::locks::extend_chain;
 use crate::run::sealed::seal_small;
 use crate::run::small::read_back;
 use crate::run::transfer::Transferred;
+use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::store::ObjectKey;
-use crate::store::key::{BackupObject, object_name};
+use crate::store::key::{BackupObject, ParsedKey, backup_prefix, object_name};
 use crate::zfs::PropertyValue;
 use bytes::Bytes;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 
 impl Attempt<'_> {
     pub(super) async fn commit(
@@ -29,36 +30,101 @@ impl Attempt<'_> {
         sight: &Sight,
         transferred: Transferred,
         mut written: Written,
-        journal: &AttemptJournal,
+        course: &mut Course,
     ) -> Result<CommittedBackup, RunError> {
         let finished_at = (self.env.now)();
         let entries: Vec<ChunkEntry> = transferred.chunks.iter().map(|chunk| chunk.entry.clone()).collect();
         for chunk in &transferred.chunks {
             written.receipt.push(ReceiptEntry { name: chunk.entry.name.clone(), evidence: chunk.evidence.clone() });
         }
-        self.put_signed(BackupObject::RestoreText, SignedType::RestoreText, self.restore_text(&entries), &mut written)
-            .await?;
-        self.put(BackupObject::Private, self.private()?, &mut written).await?;
+        let private = self.private_once(course)?;
+        self.put_signed(
+            BackupObject::RestoreText,
+            SignedType::RestoreText,
+            self.restore_text(&entries, course),
+            &mut written,
+        )
+        .await?;
+        self.put(BackupObject::Private, private, &mut written).await?;
         let chunk_lists = self.put_chunk_lists(&entries, &mut written).await?;
-        let manifest = self.manifest(&transferred, &entries, chunk_lists, &written, finished_at)?;
+        let keyring = course.keyring.as_ref().map(|bytes| Digest::of(bytes));
+        let manifest = self.manifest(&transferred, &entries, (chunk_lists, keyring), &written, finished_at)?;
         let manifest_bytes = json(&manifest)?;
         let manifest_blake3 = Digest::of(&manifest_bytes);
         self.check_as_a_reader(&manifest_bytes, &entries)?;
         self.check_base(sight).await?;
         self.extend_locks(sight, &written).await?;
-        journal.committing()?;
         let receipt = self.receipt(&sight.target.catalog, manifest_blake3, written.receipt.clone(), finished_at);
-        self.put_signed(BackupObject::Receipt, SignedType::Receipt, json(&receipt)?, &mut written).await?;
-        let put = self.put_signed(BackupObject::Manifest, SignedType::Manifest, manifest_bytes, &mut written).await;
-        let there = read_back(&*self.env.store, &self.stored, &self.id, &self.env.keys.trusted, manifest_blake3).await;
-        let read_back = match (put, there) {
-            // Also when the put failed: then only its reply was lost.
-            (_, Ok(manifest)) => manifest,
-            (Err(error), Err(_)) | (Ok(()), Err(error)) => return Err(error),
-        };
+        let bytes = self.sign_commit(json(&receipt)?, manifest_bytes)?;
+        // The bytes first, then the name that says that they may be there.
+        course.log.append(&JournalRecord::Commit(Box::new(bytes.clone())))?;
+        course.journal.committing()?;
+        let manifest = self.put_commit(&bytes, &mut written).await?;
         let stored_bytes = entries.iter().map(|entry| entry.sealed_bytes).sum();
         let evidence = transferred.chunks.into_iter().map(|chunk| chunk.evidence).max_by_key(|evidence| evidence.tier);
-        Ok(CommittedBackup { manifest: read_back, stored_bytes, chunks: entries.len(), evidence })
+        Ok(CommittedBackup { manifest, stored_bytes, chunks: entries.len(), evidence, before: Vec::new() })
+    }
+
+    /// The bytes of `private.age` are new in each sealing, so they are noted before they are put.
+    fn private_once(&self, course: &mut Course) -> Result<Bytes, RunError> {
+        if let Some(private) = &course.private {
+            return Ok(Bytes::copy_from_slice(private));
+        }
+        let private = self.private()?;
+        course.log.append(&JournalRecord::Closing { private: private.to_vec() })?;
+        Ok(private)
+    }
+
+    fn sign_commit(&self, receipt: Vec<u8>, manifest: Vec<u8>) -> Result<CommitBytes, RunError> {
+        let sign = |object, signed_type, bytes: &[u8]| {
+            self.env.keys.signing.sign(signed_type, self.key(&object).as_str(), bytes)
+        };
+        let receipt_signature = sign(BackupObject::Receipt, SignedType::Receipt, &receipt)?;
+        let manifest_signature = sign(BackupObject::Manifest, SignedType::Manifest, &manifest)?;
+        Ok(CommitBytes { receipt, receipt_signature, manifest, manifest_signature })
+    }
+
+    /// Puts receipt and manifest, and reads the manifest back.
+    async fn put_commit(&self, bytes: &CommitBytes, written: &mut Written) -> Result<Manifest, RunError> {
+        let CommitBytes { receipt, receipt_signature, manifest, manifest_signature } = bytes;
+        self.put_both(BackupObject::Receipt, receipt, receipt_signature, written).await?;
+        let put = self.put_both(BackupObject::Manifest, manifest, manifest_signature, written).await;
+        let trusted = &self.env.keys.trusted;
+        let there = read_back(&*self.env.store, &self.stored, &self.id, trusted, Digest::of(manifest)).await;
+        match (put, there) {
+            // Also when the put failed: then only its reply was lost.
+            (_, Ok(manifest)) => Ok(manifest),
+            (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(error),
+        }
+    }
+
+    /// Removes what only an upload under way needs: its progress objects, and chunks that were begun and made again
+    /// under another name. Nothing the manifest names is touched; what cannot be deleted is left to `verify-checksums`
+    /// to report.
+    pub(super) async fn tidy(&self, manifest: &Manifest) {
+        let store = &*self.env.store;
+        let work = async {
+            let prefix = backup_prefix(&self.stored, &self.id);
+            let listed = store.list(&prefix).await?;
+            let parsed = listed.iter().filter_map(|object| ObjectKey::parse(&object.key));
+            let spare = |key: &ParsedKey| matches!(key.object, BackupObject::Chunk { .. } | BackupObject::Progress(_));
+            let loose: Vec<ParsedKey> = parsed.filter(spare).collect();
+            if loose.len() as u64 == manifest.chunk_lists.iter().map(|list| u64::from(list.chunks)).sum::<u64>() {
+                return Ok(());
+            }
+            let named: BTreeSet<String> =
+                read_chunks(store, manifest).await?.into_iter().map(|chunk| chunk.name).collect();
+            for ParsedKey { object, signature, .. } in loose {
+                if !named.contains(&object_name(&object)) {
+                    let key = self.key(&object);
+                    store.delete(&if signature { key.signature() } else { key }).await?;
+                }
+            }
+            Ok::<(), RunError>(())
+        };
+        if let Err(error) = work.await {
+            tracing::warn!(id = %self.id, error = error_chain(&error), "objects that the backup does not need stay");
+        }
     }
 
     /// What this backup follows from is locked as long as itself, before it counts.
@@ -85,7 +151,7 @@ impl Attempt<'_> {
         &self,
         transferred: &Transferred,
         entries: &[ChunkEntry],
-        chunk_lists: Vec<ChunkListRef>,
+        (chunk_lists, keyring): (Vec<ChunkListRef>, Option<Digest>),
         written: &Written,
         finished_at: Timestamp,
     ) -> Result<Manifest, RunError> {
@@ -117,7 +183,7 @@ impl Attempt<'_> {
             files: Files {
                 restore_text: written.digest(&BackupObject::RestoreText)?,
                 private: written.digest(&BackupObject::Private)?,
-                keyring: self.env.keys.keyring.as_ref().map(|keyring| Digest::of(&keyring.bytes)),
+                keyring,
                 index: None,
             },
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -178,7 +244,7 @@ impl Attempt<'_> {
         Ok(lists)
     }
 
-    fn restore_text(&self, entries: &[ChunkEntry]) -> Vec<u8> {
+    fn restore_text(&self, entries: &[ChunkEntry], course: &Course) -> Vec<u8> {
         restore_text(&RestoreText {
             dataset: &self.stored,
             before: &self.before,
@@ -186,7 +252,7 @@ impl Attempt<'_> {
             verifying_key: self.env.keys.signing.verifying_key(),
             chunks: entries,
             compression: self.env.settings.compression.into(),
-            keyring: self.env.keys.keyring.is_some(),
+            keyring: course.keyring.is_some(),
             raw: self.flags.raw && self.local.encrypted,
         })
         .into_bytes()

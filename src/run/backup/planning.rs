@@ -3,8 +3,8 @@
 use super::attempt::{flag_names, send_flags};
 use super::{BackupEnv, BackupSettings, OtherStore, PlannedBackup, StoreRole};
 use crate::config::SnapshotSource;
-use crate::manifest::Manifest;
-use crate::model::{DatasetName, Digest};
+use crate::manifest::{Manifest, Origin};
+use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
 use crate::run::catalog::{Catalog, StoredBackup, read_catalog};
@@ -58,9 +58,14 @@ impl Sight {
 
     /// A backup of either store, as it was verified.
     pub(super) fn backup(&self, facts: &BackupFacts) -> Option<&StoredBackup> {
+        self.stored(&facts.id, facts.manifest_blake3)
+    }
+
+    /// As [`Sight::backup`], by its id and the hash of its manifest.
+    pub(super) fn stored(&self, id: &BackupId, manifest_blake3: Digest) -> Option<&StoredBackup> {
         let stores = [Some(&self.target), self.beside.seen()].into_iter().flatten();
-        let mut backups = stores.filter_map(|seen| seen.catalog.backup(&facts.id));
-        backups.find(|backup| backup.manifest_blake3 == facts.manifest_blake3)
+        let mut backups = stores.filter_map(|seen| seen.catalog.backup(id));
+        backups.find(|backup| backup.manifest_blake3 == manifest_blake3)
     }
 }
 
@@ -152,8 +157,8 @@ async fn look_beside(
 /// The dataset in the pool, with what can be sent and what can be built on.
 pub(super) struct Local {
     pub(super) dataset: Dataset,
-    snapshots: Vec<Snapshot>,
-    bookmarks: Vec<Bookmark>,
+    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) bookmarks: Vec<Bookmark>,
 }
 
 impl Local {
@@ -171,6 +176,14 @@ impl Local {
             ));
         }
         Ok(Self { dataset, snapshots: zfs.snapshots(name)?, bookmarks: zfs.bookmarks(name)? })
+    }
+
+    /// Where what is sent comes from.
+    ///
+    /// # Errors
+    /// [`RunError::Zfs`] when the pool does not say its guid.
+    pub(super) fn origin(&self, zfs: &dyn Zfs) -> Result<Origin, RunError> {
+        Ok(Origin { dataset_guid: self.dataset.guid, pool_guid: zfs.pool_guid(self.dataset.name.pool())? })
     }
 
     /// The newest snapshot that may be sent.

@@ -3,14 +3,15 @@
 use super::attempt::Attempt;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{
-    CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, PRIVATE_BYTES_MAX, ReceiptEntry, to_stored_bytes,
+    CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, PRIVATE_BYTES_MAX, ReceiptEntry,
+    SIGNATURE_BYTES_MAX, to_stored_bytes,
 };
 use crate::model::Digest;
 use crate::run::RunError;
 use crate::run::small::put_again;
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, object_name};
-use crate::store::{ObjectKey, PutOutcome};
+use crate::store::{ObjectKey, PutOutcome, StoreErrorKind};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -30,7 +31,8 @@ impl Written {
 }
 
 impl Attempt<'_> {
-    /// The signature goes first, so that what it signs is never there without it.
+    /// The signature goes first, so that what it signs is never there without it. Signatures are new each time: one of
+    /// an interrupted run that is by us and of the very same bytes stays.
     pub(super) async fn put_signed(
         &self,
         object: BackupObject,
@@ -38,20 +40,47 @@ impl Attempt<'_> {
         bytes: Vec<u8>,
         written: &mut Written,
     ) -> Result<(), RunError> {
-        let key = ObjectKey::backup(&self.stored, &self.id, &object);
+        let key = self.key(&object);
         let signature = self.env.keys.signing.sign(signed_type, key.as_str(), &bytes)?;
-        put_again(&*self.env.store, &key.signature(), signature.into()).await?;
+        match put_again(&*self.env.store, &key.signature(), signature.into()).await {
+            Err(RunError::Store(error)) if error.kind == StoreErrorKind::AlreadyExists => {
+                let there = self.env.store.get(&key.signature(), None, SIGNATURE_BYTES_MAX).await?;
+                if self.env.keys.trusted.verify(signed_type, key.as_str(), &bytes, &there).is_err() {
+                    return Err(self.pointless(error.into()));
+                }
+            }
+            result => drop(result?),
+        }
         self.put(object, bytes.into(), written).await
     }
 
+    /// As [`Attempt::put_signed`], with a signature that was made and noted before.
+    pub(super) async fn put_both(
+        &self,
+        object: BackupObject,
+        bytes: &[u8],
+        signature: &[u8],
+        written: &mut Written,
+    ) -> Result<(), RunError> {
+        let signature = Bytes::copy_from_slice(signature);
+        put_again(&*self.env.store, &self.key(&object).signature(), signature).await?;
+        self.put(object, Bytes::copy_from_slice(bytes), written).await
+    }
+
     pub(super) async fn put(&self, object: BackupObject, bytes: Bytes, written: &mut Written) -> Result<(), RunError> {
-        let key = ObjectKey::backup(&self.stored, &self.id, &object);
+        let key = self.key(&object);
         if bytes.len() as u64 > limit_bytes(&object) {
             let what = format!("{key} would have {} bytes, more than any reader takes", bytes.len());
             return Err(RunError::refused(what, "make main.split_size larger, so that there are fewer chunks"));
         }
         let digest = Digest::of(&bytes);
-        let (outcome, evidence) = put_again(&*self.env.store, &key, bytes).await?;
+        let (outcome, evidence) = match put_again(&*self.env.store, &key, bytes).await {
+            // Other bytes under a name of ours: nothing can be added to this attempt.
+            Err(RunError::Store(error)) if error.kind == StoreErrorKind::AlreadyExists => {
+                return Err(self.pointless(error.into()));
+            }
+            result => result?,
+        };
         if outcome == PutOutcome::Identical {
             tracing::debug!(%key, "was there already with the same bytes");
         }
@@ -59,18 +88,24 @@ impl Attempt<'_> {
         written.digests.insert(object, digest);
         Ok(())
     }
+
+    pub(super) fn key(&self, object: &BackupObject) -> ObjectKey {
+        ObjectKey::backup(&self.stored, &self.id, object)
+    }
 }
 
 /// The longest that a reader takes of each kind of small object.
 fn limit_bytes(object: &BackupObject) -> u64 {
     match object {
-        BackupObject::Manifest | BackupObject::Started | BackupObject::Progress(_) => MANIFEST_BYTES_MAX,
+        BackupObject::Manifest | BackupObject::Started => MANIFEST_BYTES_MAX,
         BackupObject::Keyring => KEYRING_BYTES_MAX,
         BackupObject::ChunkList(_) => CHUNK_LIST_BYTES_MAX,
         BackupObject::Private => PRIVATE_BYTES_MAX,
-        BackupObject::RestoreText | BackupObject::Receipt | BackupObject::Chunk { .. } | BackupObject::Sums => {
-            LARGE_TEXT_BYTES_MAX
-        }
+        BackupObject::RestoreText
+        | BackupObject::Receipt
+        | BackupObject::Progress(_)
+        | BackupObject::Chunk { .. }
+        | BackupObject::Sums => LARGE_TEXT_BYTES_MAX,
     }
 }
 

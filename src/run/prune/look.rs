@@ -50,6 +50,14 @@ pub struct PruneLook {
     pub(super) never_committing: BTreeSet<BackupId>,
 }
 
+impl PruneLook {
+    /// Whether it is known that nobody goes on with that attempt: it is a backup, or a signed record says that it was
+    /// deleted.
+    pub fn is_over(&self, id: &BackupId) -> bool {
+        self.catalog.backup(id).is_some() || self.pruned.contains_key(id)
+    }
+}
+
 /// Reads everything and plans. Changes nothing.
 ///
 /// # Errors

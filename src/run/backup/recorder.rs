@@ -1,0 +1,116 @@
+//! [`Recorder`]: notes each step of a transfer in the journal, and at most once a minute in the store, so that the
+//! upload goes on after a crash, and also without the journal.
+
+use super::attempt::Attempt;
+use super::put::json;
+use crate::manifest::{ProgressBody, ProgressChunk, seal_progress};
+use crate::run::journal::log::{AttemptLog, JournalRecord};
+use crate::run::transfer::{ConfirmedChunk, TransferLog};
+use crate::run::{RunError, error_chain};
+use crate::sign::SignedType;
+use crate::store::key::{BackupObject, parse_object_name};
+use crate::stream::record::BeginRecord;
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+
+/// Progress objects are put no more often.
+const PROGRESS_PAUSE: SignedDuration = SignedDuration::from_mins(1);
+
+/// Writes the journal and the progress objects of one attempt.
+pub(super) struct Recorder<'a> {
+    attempt: &'a Attempt<'a>,
+    log: &'a mut AttemptLog,
+    /// The journal knows the stream's first record.
+    knows_begin: bool,
+    /// Confirmed chunks that no progress object tells of yet.
+    untold: Vec<ProgressChunk>,
+    next_progress: u16,
+    last_progress: Timestamp,
+    begun: usize,
+}
+
+impl<'a> Recorder<'a> {
+    pub(super) fn new(
+        attempt: &'a Attempt<'a>,
+        log: &'a mut AttemptLog,
+        knows_begin: bool,
+        next_progress: u16,
+    ) -> Self {
+        let last_progress = (attempt.env.now)();
+        Self { attempt, log, knows_begin, untold: Vec::new(), next_progress, last_progress, begun: 0 }
+    }
+
+    /// Whether there may be objects that a backup of so many chunks does not need.
+    pub(super) fn is_untidy(&self, chunks: usize) -> bool {
+        self.next_progress > 0 || self.begun != chunks
+    }
+
+    /// A first chunk always goes: what is small is not cut by the hour.
+    fn check_time(&self, name: &str) -> Result<(), RunError> {
+        let Attempt { env, id, .. } = self.attempt;
+        let is_first = matches!(parse_object_name(name), Some(BackupObject::Chunk { index, .. }) if index.get() == 0);
+        match env.settings.pause_reason_now((env.now)()) {
+            Some(why) if !is_first => Err(RunError::Paused { id: id.clone(), why }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the store how far the upload is. A failure costs nothing but that: the journal knows it, and the next
+    /// progress object tells it too.
+    async fn tell(&mut self, begin: &BeginRecord) {
+        let now = (self.attempt.env.now)();
+        // A clock that was set back must not silence it.
+        if now.duration_since(self.last_progress).abs() < PROGRESS_PAUSE || self.next_progress == u16::MAX {
+            return;
+        }
+        self.last_progress = now;
+        let body = ProgressBody { begin: begin.header().bytes().to_vec(), chunks: self.untold.clone() };
+        let number = self.next_progress;
+        self.next_progress += 1;
+        match self.put(number, &body, now).await {
+            Ok(()) => self.untold.clear(),
+            Err(error) => {
+                tracing::warn!(error = error_chain(&error), "the store does not know how far this upload is");
+            }
+        }
+    }
+
+    async fn put(&self, number: u16, body: &ProgressBody, now: Timestamp) -> Result<(), RunError> {
+        let Attempt { env, stored, id, .. } = self.attempt;
+        let object = BackupObject::Progress(number);
+        let key = self.attempt.key(&object);
+        let unsealed = |source| RunError::Manifest { key: key.to_string(), source };
+        let progress = seal_progress(&env.keys.signing, stored, id, number, body, now).map_err(unsealed)?;
+        let bytes = json(&progress)?;
+        let signature = env.keys.signing.sign(SignedType::Progress, key.as_str(), &bytes)?;
+        env.store.put_new(&key.signature(), signature.into()).await?;
+        env.store.put_new(&key, bytes.into()).await?;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl TransferLog for Recorder<'_> {
+    fn begins(&mut self, name: &str) -> Result<(), RunError> {
+        self.check_time(name)?;
+        self.begun += 1;
+        self.log.append(&JournalRecord::Chunk { name: name.to_owned() })
+    }
+
+    fn opened(&mut self, name: &str, upload_id: &str) -> Result<(), RunError> {
+        let (name, upload_id) = (name.to_owned(), upload_id.to_owned());
+        self.log.note(&JournalRecord::Upload { name, upload_id })
+    }
+
+    async fn confirmed(&mut self, begin: &BeginRecord, chunk: &ConfirmedChunk) -> Result<(), RunError> {
+        if !self.knows_begin {
+            self.log.note(&JournalRecord::Stream { begin: begin.header().bytes().to_vec() })?;
+            self.knows_begin = true;
+        }
+        let kept = chunk.to_progress();
+        self.log.append(&JournalRecord::Confirmed(Box::new(kept.clone())))?;
+        self.untold.push(kept);
+        self.tell(begin).await;
+        Ok(())
+    }
+}

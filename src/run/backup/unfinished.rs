@@ -1,0 +1,446 @@
+//! Uploads that were begun and not ended: found by this host's journal, or, where that was lost or rolled back, by what
+//! lies in the store and is held in the pool. What cannot go on is given up, by name and with the reason.
+
+use super::BackupEnv;
+use super::attempt::{flag_names, send_flags};
+use super::planning::{Local, Sight};
+use crate::manifest::{
+    MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as, parse_progress, parse_started,
+};
+use crate::model::{BackupId, DatasetName, Digest};
+use crate::plan::resume::{ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished};
+use crate::plan::send::RequestedKind;
+use crate::run::catalog::{get_signed, read_pruned};
+use crate::run::journal::log::JournalRecord;
+use crate::run::journal::{JournaledAttempt, forget_attempt, read_attempts};
+use crate::run::pins::{pinned, unpin};
+use crate::run::select::Selected;
+use crate::run::transfer::{Carried, ConfirmedChunk};
+use crate::run::verify::compare;
+use crate::run::{RunError, error_chain};
+use crate::sign::SignedType;
+use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name};
+use crate::store::{Evidence, ObjectKey, ObjectStore, StoreErrorKind, UnfinishedUpload};
+use crate::stream::record::BeginRecord;
+use crate::zfs::{SendBase, Snapshot};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Objects that are asked for at once.
+const HEADS_MAX: usize = 16;
+
+/// An upload that was begun, with all that is known of it.
+pub(super) struct Unfinished {
+    pub(super) started: Started,
+    /// The very bytes of `started.json`.
+    pub(super) started_bytes: Vec<u8>,
+    /// The hash of the keyring that goes with it.
+    pub(super) keyring: Option<Digest>,
+    /// The very bytes of `private.age`, once they were made.
+    pub(super) private: Option<Vec<u8>>,
+    begin: Option<BeginRecord>,
+    chunks: BTreeMap<u32, ProgressChunk>,
+    /// Chunks that were begun, by name, with the store's ids of their uploads where known.
+    uploads: BTreeMap<String, Option<String>>,
+    /// The number of the next progress object.
+    pub(super) next_progress: u16,
+    /// Progress objects told more than the journal.
+    pub(super) from_progress: bool,
+    /// It was found in the store: its journal is lost, or has not even the plan.
+    pub(super) from_store: bool,
+    /// Its journal, where there is a file.
+    pub(super) journal: Option<JournaledAttempt>,
+}
+
+/// An unfinished upload that goes on, with what it is sent from.
+pub(super) struct GoesOn {
+    pub(super) upload: Unfinished,
+    pub(super) snapshot: Snapshot,
+    pub(super) base: Option<SendBase>,
+}
+
+impl Unfinished {
+    /// From a journal. `None` when there is no plan in it: a copy's, or one that was interrupted at its very start.
+    fn from_journal(journal: JournaledAttempt) -> Result<Option<Self>, RunError> {
+        let Some(JournalRecord::Plan { started, keyring, .. }) = journal.records().first() else { return Ok(None) };
+        let id = &journal.id;
+        let unusable = |source| RunError::Manifest { key: format!("the journal of {id}"), source };
+        let parsed: Started = parse_as(started, SignedType::Started.as_str()).map_err(unusable)?;
+        let mut upload = Self::new(parsed, started.clone(), *keyring);
+        for record in journal.records() {
+            match record {
+                JournalRecord::Plan { .. } | JournalRecord::Commit(_) | JournalRecord::GivenUp { .. } => {}
+                JournalRecord::Chunk { name } => {
+                    upload.uploads.entry(name.clone()).or_default();
+                }
+                JournalRecord::Upload { name, upload_id } => {
+                    upload.uploads.insert(name.clone(), Some(upload_id.clone()));
+                }
+                JournalRecord::Stream { begin } => upload.begin = begin_from_bytes(begin),
+                JournalRecord::Confirmed(chunk) => upload.add(ProgressChunk::clone(chunk)),
+                JournalRecord::Closing { private } => upload.private = Some(private.clone()),
+            }
+        }
+        upload.journal = Some(journal);
+        Ok(Some(upload))
+    }
+
+    fn new(started: Started, started_bytes: Vec<u8>, keyring: Option<Digest>) -> Self {
+        Self {
+            started,
+            started_bytes,
+            keyring,
+            private: None,
+            begin: None,
+            chunks: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            next_progress: 0,
+            from_progress: false,
+            from_store: false,
+            journal: None,
+        }
+    }
+
+    fn add(&mut self, chunk: ProgressChunk) {
+        self.uploads.entry(chunk.entry.name.clone()).or_default();
+        self.chunks.insert(chunk.entry.index, chunk);
+    }
+
+    pub(super) fn id(&self) -> &BackupId {
+        &self.started.id
+    }
+
+    /// What the transfer goes on from.
+    pub(super) fn carried(&self) -> Carried {
+        let chunk = |(index, chunk): (&u32, &ProgressChunk)| (*index, ConfirmedChunk::from_progress(chunk.clone()));
+        match &self.begin {
+            Some(begin) => Carried { begin: Some(begin.clone()), chunks: self.chunks.iter().map(chunk).collect() },
+            // Without the first record no chunk can be joined to.
+            None => Carried::default(),
+        }
+    }
+
+    /// The records that a new journal of it begins with, behind the plan.
+    pub(super) fn records(&self) -> Vec<JournalRecord> {
+        let begin = self.begin.as_ref().map(|begin| JournalRecord::Stream { begin: begin.header().bytes().to_vec() });
+        let chunks = self.chunks.values().map(|chunk| JournalRecord::Confirmed(Box::new(chunk.clone())));
+        begin.into_iter().chain(chunks).collect()
+    }
+
+    /// The chunks that were begun and not confirmed, with their upload ids.
+    fn unconfirmed(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
+        let confirmed: BTreeSet<&String> = self.chunks.values().map(|chunk| &chunk.entry.name).collect();
+        self.uploads.iter().filter(move |(name, _)| !confirmed.contains(name))
+    }
+
+    /// The names that an upload of this kind has put by now.
+    fn known(&self) -> BTreeSet<String> {
+        let mut objects = vec![BackupObject::Started, BackupObject::Keyring];
+        if self.private.is_some() {
+            objects.extend([BackupObject::RestoreText, BackupObject::Private]);
+            let lists = self.chunks.len().div_ceil(crate::manifest::CHUNKS_PER_LIST);
+            objects.extend((0..u16::try_from(lists).unwrap_or(u16::MAX)).map(BackupObject::ChunkList));
+        }
+        objects.extend((0..self.next_progress).map(BackupObject::Progress));
+        let names = objects.iter().map(object_name);
+        let signed = names.flat_map(|name| [format!("{name}{SIGNATURE_SUFFIX}"), name]);
+        signed.chain(self.uploads.keys().cloned()).collect()
+    }
+}
+
+/// Looks for what was begun and not ended, and decides about each. What can go on comes first of its kind: incrementals
+/// before fulls, the fullest first.
+///
+/// # Errors
+/// [`RunError`] when something could not be read: nothing is known then, and nothing is given up.
+pub(super) async fn find_unfinished(
+    env: &BackupEnv,
+    selected: &Selected,
+    sight: &Sight,
+    requested: RequestedKind,
+) -> Result<Vec<GoesOn>, RunError> {
+    let stored = &selected.stored;
+    let (mut found, mut known, mut lost) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
+    for journal in read_attempts(&env.settings.state_dir, env.store.url(), stored)? {
+        let id = journal.id.clone();
+        if !journal.committing && journal.records().is_empty() {
+            lost.insert(id, journal);
+            continue;
+        }
+        known.insert(id);
+        if !journal.committing && !journal.is_given_up() {
+            found.extend(Unfinished::from_journal(journal)?);
+        }
+    }
+    let pins = pinned(&*env.zfs, &selected.dataset.name)?;
+    for attempt in &sight.target.catalog.attempts {
+        if known.contains(&attempt.id) || !pins.contains(&attempt.id) || attempt.was_committed {
+            continue;
+        }
+        if let Some(mut upload) = in_store(env, stored, &attempt.id).await? {
+            upload.journal = lost.remove(&attempt.id);
+            found.push(upload);
+        }
+    }
+    found.retain(|upload| is_asked_for(requested, upload.id()));
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pruned = read_pruned(&*env.store, stored, &env.keys.trusted).await?;
+    let local = Local::read(&*env.zfs, selected)?;
+    let mut going_on = Vec::new();
+    for mut upload in found {
+        match judge(env, sight, &local, &mut upload, &pruned).await? {
+            ResumeVerdict::GoOn { snapshot, base } => going_on.push(GoesOn { upload, snapshot: *snapshot, base }),
+            ResumeVerdict::Wait { why } => tracing::warn!(id = %upload.id(), "an unfinished upload waits: {why}"),
+            ResumeVerdict::Over { why } => {
+                tracing::warn!(id = %upload.id(), "the journal of an upload is forgotten: {why}");
+                forget_attempt(&env.settings.state_dir, env.store.url(), stored, upload.id())?;
+                unpin(&*env.zfs, &selected.dataset.name, |over| over == upload.id())?;
+            }
+            ResumeVerdict::GiveUp { why } => give_up(env, selected, &upload, &why).await?,
+        }
+    }
+    going_on.sort_by_key(|going_on| {
+        let upload = &going_on.upload;
+        (upload.started.base.is_none(), std::cmp::Reverse(upload.chunks.len()), upload.id().clone())
+    });
+    Ok(going_on)
+}
+
+/// From the store alone: its signed first object. Whose it is the origin in it tells.
+async fn in_store(env: &BackupEnv, stored: &DatasetName, id: &BackupId) -> Result<Option<Unfinished>, RunError> {
+    let key = ObjectKey::backup(stored, id, &BackupObject::Started);
+    let (bytes, signature) = match get_signed(&*env.store, &key, MANIFEST_BYTES_MAX).await {
+        Ok(read) => read,
+        Err(error) if error.is_damage() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match parse_started(&env.keys.trusted, stored, id, &bytes, &signature) {
+        Ok(started) => {
+            let keyring = env.keys.keyring.as_ref().map(|keyring| Digest::of(&keyring.bytes));
+            let upload = Unfinished::new(started, bytes.to_vec(), keyring);
+            Ok(Some(Unfinished { from_store: true, ..upload }))
+        }
+        Err(error) => {
+            tracing::warn!(%key, error = error_chain(&error), "an unfinished upload is not believed");
+            Ok(None)
+        }
+    }
+}
+
+/// Decides about one, after its progress objects were read where the journal does not know all that is there.
+async fn judge(
+    env: &BackupEnv,
+    sight: &Sight,
+    local: &Local,
+    upload: &mut Unfinished,
+    pruned: &BTreeSet<BackupId>,
+) -> Result<ResumeVerdict, RunError> {
+    let stored = &sight.target.catalog.dataset;
+    let prefix = backup_prefix(stored, upload.id());
+    let objects = env.store.list(&prefix).await?;
+    let sizes: BTreeMap<String, u64> =
+        objects.into_iter().map(|object| (object.key[prefix.len()..].to_owned(), object.bytes)).collect();
+    let listed: BTreeSet<String> = sizes.keys().cloned().collect();
+    note_progress_numbers(upload, &listed);
+    if upload.from_store || listed.iter().any(|name| is_chunk(name) && !upload.uploads.contains_key(name)) {
+        read_progress(env, stored, upload, &listed).await?;
+        // Chunks that came after the last progress object. They are neither used nor touched: their names are new for
+        // every sealing, and a manifest that named them would be seen.
+        let unknown: Vec<String> = listed.iter().filter(|name| is_chunk(name)).cloned().collect();
+        for name in unknown {
+            upload.uploads.entry(name).or_default();
+        }
+    }
+    let manifest = ObjectKey::backup(stored, upload.id(), &BackupObject::Manifest);
+    let has_manifest = sight.target.catalog.backup(upload.id()).is_some() || env.store.head(&manifest).await?.is_some();
+    let recipients: Vec<String> = env.keys.recipients.iter().map(ToString::to_string).collect();
+    let flags = flag_names(send_flags(&local.dataset, &env.settings));
+    let facts = UnfinishedFacts {
+        started: &upload.started,
+        listed: &listed,
+        known: &upload.known(),
+        has_manifest,
+        is_pruned: pruned.contains(upload.id()),
+    };
+    let verdict = judge_unfinished(
+        &facts,
+        &ResumeFacts {
+            origin: &local.origin(&*env.zfs)?,
+            snapshots: &local.snapshots,
+            bookmarks: &local.bookmarks,
+            flags: &flags,
+            split_bytes: env.settings.split_bytes,
+            compression: env.settings.compression.into(),
+            recipients: &recipients,
+            target: &sight.target_facts(),
+            beside: &sight.beside_facts(),
+            unseen: sight.unseen.as_deref(),
+        },
+    );
+    match &verdict {
+        ResumeVerdict::GoOn { .. } => Ok(match check_chunks(env, stored, upload).await? {
+            Some(why) => ResumeVerdict::GiveUp { why },
+            None => verdict,
+        }),
+        _ => Ok(verdict),
+    }
+}
+
+fn is_chunk(name: &str) -> bool {
+    matches!(parse_object_name(name), Some(BackupObject::Chunk { .. }))
+}
+
+/// Progress objects are numbered; the next one goes behind all that are there, with or without their signatures.
+fn note_progress_numbers(upload: &mut Unfinished, listed: &BTreeSet<String>) {
+    let numbers =
+        listed.iter().filter_map(|name| match parse_object_name(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name)) {
+            Some(BackupObject::Progress(number)) => Some(number),
+            _ => None,
+        });
+    upload.next_progress = numbers.max().map_or(0, |last| last.saturating_add(1));
+}
+
+/// Adds what the signed progress objects tell. One that is not believed tells nothing.
+async fn read_progress(
+    env: &BackupEnv,
+    stored: &DatasetName,
+    upload: &mut Unfinished,
+    listed: &BTreeSet<String>,
+) -> Result<(), RunError> {
+    let id = upload.id().clone();
+    for number in 0..upload.next_progress {
+        let object = BackupObject::Progress(number);
+        if !listed.contains(&object_name(&object)) {
+            continue;
+        }
+        let key = ObjectKey::backup(stored, &id, &object);
+        let (bytes, signature) = match get_signed(&*env.store, &key, crate::manifest::LARGE_TEXT_BYTES_MAX).await {
+            Ok(read) => read,
+            Err(error) if error.is_damage() => continue,
+            Err(error) => return Err(error),
+        };
+        let keys = &env.keys;
+        match parse_progress(&keys.trusted, &keys.signing, stored, &id, number, &bytes, &signature) {
+            Ok(body) => {
+                upload.begin = upload.begin.take().or_else(|| begin_from_bytes(&body.begin));
+                for chunk in body.chunks {
+                    if !upload.chunks.contains_key(&chunk.entry.index) {
+                        upload.from_progress = true;
+                        upload.add(chunk);
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%key, error = error_chain(&error), "a progress object is not believed"),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the store still says of each confirmed chunk what it said; else what is different.
+async fn check_chunks(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished) -> Result<Option<String>, RunError> {
+    let store: &dyn ObjectStore = &*env.store;
+    let prefix = backup_prefix(stored, upload.id());
+    let listed = store.evidence_under(&prefix).await?;
+    let ask = |chunk: &ProgressChunk| {
+        let (name, recorded) = (chunk.entry.name.clone(), chunk.evidence.clone());
+        let key = parse_object_name(&name).map(|object| ObjectKey::backup(stored, upload.id(), &object));
+        let known = listed.as_ref().map(|listed| listed.get(&format!("{prefix}{name}")).cloned());
+        async move {
+            let found: Option<Evidence> = match (known, key) {
+                (Some(found), _) => found,
+                (None, Some(key)) => store.head(&key).await?,
+                (None, None) => None,
+            };
+            Ok::<_, RunError>(compare(&recorded, found.as_ref()).err().map(|reason| format!("{name}: {reason}")))
+        }
+    };
+    let asked: Vec<_> = upload.chunks.values().map(ask).collect();
+    let flaws: Vec<Option<String>> = stream::iter(asked).buffered(HEADS_MAX).try_collect().await?;
+    Ok(flaws.into_iter().flatten().next())
+}
+
+/// Gives an unfinished upload up: its multipart uploads, what it keeps in the pool, and its place in the journal. What it
+/// stored stays until a prune, which its journal allows to delete it.
+///
+/// # Errors
+/// [`RunError`] when the journal cannot be written or the pool not released: the next run tries again.
+pub(super) async fn give_up(
+    env: &BackupEnv,
+    selected: &Selected,
+    upload: &Unfinished,
+    why: &str,
+) -> Result<(), RunError> {
+    let id = upload.id();
+    tracing::warn!(%id, "an unfinished upload is given up, and a new one begins: {why}");
+    abort_uploads(env, &selected.stored, upload).await;
+    give_up_id(env, selected, id, why)
+}
+
+/// As [`give_up`], for one whose uploads are ended.
+pub(super) fn give_up_id(env: &BackupEnv, selected: &Selected, id: &BackupId, why: &str) -> Result<(), RunError> {
+    let attempts = read_attempts(&env.settings.state_dir, env.store.url(), &selected.stored)?;
+    if let Some(attempt) = attempts.iter().find(|attempt| attempt.id == *id) {
+        attempt.give_up(why)?;
+    }
+    unpin(&*env.zfs, &selected.dataset.name, |over| over == id)
+}
+
+/// How many chunks of an attempt are confirmed, and the bytes of stream in them, by its journal.
+///
+/// # Errors
+/// [`RunError::File`] when that cannot be read.
+pub(super) fn stored_of(env: &BackupEnv, selected: &Selected, id: &BackupId) -> Result<(usize, u64), RunError> {
+    let attempts = read_attempts(&env.settings.state_dir, env.store.url(), &selected.stored)?;
+    let records = attempts.iter().filter(|attempt| attempt.id == *id).flat_map(JournaledAttempt::records);
+    let confirmed = records.filter_map(|record| match record {
+        JournalRecord::Confirmed(chunk) => Some(chunk.entry.stream_bytes),
+        _ => None,
+    });
+    Ok(confirmed.fold((0, 0), |(chunks, sum), bytes| (chunks + 1, sum + bytes)))
+}
+
+/// Releases what runs that were interrupted in between left in the pool for attempts that are over: committed, or given
+/// up by the journal. A journal of what is committed goes too.
+///
+/// # Errors
+/// [`RunError`] when that could not be read or done.
+pub(super) fn settle(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<(), RunError> {
+    let state_dir = &env.settings.state_dir;
+    let attempts = read_attempts(state_dir, env.store.url(), &selected.stored)?;
+    let is_committed = |id: &BackupId| sight.target.catalog.backup(id).is_some();
+    for attempt in attempts.iter().filter(|attempt| is_committed(&attempt.id)) {
+        forget_attempt(state_dir, env.store.url(), &selected.stored, &attempt.id)?;
+    }
+    let given_up: BTreeSet<&BackupId> =
+        attempts.iter().filter(|attempt| attempt.is_given_up()).map(|attempt| &attempt.id).collect();
+    unpin(&*env.zfs, &selected.dataset.name, |id| given_up.contains(id) || is_committed(id))
+}
+
+/// Ends the multipart uploads of its chunks, those that the journal names and those that the store lists. The store
+/// keeps, and costs, what could not be ended until it or a prune removes it.
+pub(super) async fn abort_uploads(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished) {
+    let prefix = backup_prefix(stored, upload.id());
+    let mut uploads: Vec<UnfinishedUpload> = match env.store.unfinished(&prefix).await {
+        Ok(uploads) => uploads,
+        Err(error) => {
+            if error.kind != StoreErrorKind::Unsupported {
+                tracing::debug!(error = error_chain(&error), "unfinished uploads cannot be listed");
+            }
+            Vec::new()
+        }
+    };
+    for (name, upload_id) in upload.unconfirmed() {
+        let Some(upload_id) = upload_id else { continue };
+        if !uploads.iter().any(|listed| listed.upload_id == *upload_id) {
+            let (key, upload_id) = (format!("{prefix}{name}"), upload_id.clone());
+            uploads.push(UnfinishedUpload { key, upload_id, started_at: None });
+        }
+    }
+    for unfinished in uploads {
+        if let Err(error) = env.store.abort_unfinished(&unfinished).await {
+            tracing::warn!(key = unfinished.key, error = error_chain(&error), "an interrupted upload was not removed");
+        }
+    }
+}

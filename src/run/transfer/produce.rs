@@ -1,0 +1,244 @@
+//! The producer's side of a transfer: reads the stream, joins it to what was sent before, cuts it into chunks, seals
+//! those that are missing. Runs on a blocking thread.
+
+use super::{Ending, Event, SealedEnd, StreamSource, TransferPlan};
+use crate::manifest::CHUNKS_MAX;
+use crate::model::ChunkIndex;
+use crate::run::RunError;
+use crate::store::key::{BackupObject, object_name};
+use crate::stream::part::PartPool;
+use crate::stream::record::{BeginRecord, ResumePoint, StreamError, StreamFault, StreamParser, StreamSummary};
+use crate::stream::seal::{ChunkSealer, Compression, SealError};
+use crate::stream::splice::{SpliceError, Splicer};
+use crate::zfs::{SendResume, SendStream, ZfsError};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Bytes of one read from the pipe, which is itself this long where the system allows.
+const READ_BYTES: usize = 1 << 20;
+
+pub(super) struct Producer {
+    pub(super) source: Arc<dyn StreamSource>,
+    pub(super) plan: Arc<TransferPlan>,
+    pub(super) pool: PartPool,
+    /// Confirmed chunks, with the running checksum at the end of each.
+    pub(super) skip: BTreeMap<u32, Option<[u64; 4]>>,
+    /// Where to take up, with the first record of the stream; `None` from the beginning.
+    pub(super) resume: Option<(BeginRecord, ResumePoint)>,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+pub(super) enum ProduceError {
+    Zfs(ZfsError),
+    Read(std::io::Error),
+    Stream(StreamError),
+    Splice(SpliceError),
+    Seal(SealError),
+    Changed(u32),
+    TooManyChunks,
+    Panicked,
+}
+
+impl ProduceError {
+    pub(super) fn into_run_error(self, plan: &TransferPlan) -> RunError {
+        let snapshot = plan.snapshot.clone();
+        match self {
+            Self::Zfs(error) => RunError::Zfs(error),
+            Self::Read(source) => RunError::ReadStream { subject: snapshot, source },
+            Self::Stream(source) => RunError::Stream { snapshot, source },
+            // Damaged or cut on its way: another send may come whole.
+            Self::Splice(SpliceError::Stream(source)) => RunError::Stream { snapshot, source },
+            Self::Splice(source) => RunError::CannotResume { id: plan.id.clone(), source },
+            Self::Seal(error) => RunError::Seal(error),
+            Self::Changed(index) => RunError::StreamChanged { index, id: plan.id.clone() },
+            Self::TooManyChunks => RunError::refused(
+                format!("the stream of {snapshot} needs more than {CHUNKS_MAX} chunks"),
+                "make main.split_size larger",
+            ),
+            Self::Panicked => RunError::refused(
+                format!("the thread that reads {snapshot} panicked"),
+                "this is a defect: please report it",
+            ),
+        }
+    }
+}
+
+impl Producer {
+    pub(super) fn run(self) -> Result<StreamSummary, ProduceError> {
+        match &self.resume {
+            None => self.run_from_start(),
+            Some((begin, point)) => self.run_from(begin, *point),
+        }
+    }
+
+    /// End of file is not success: the producer's own verdict comes first, then the END record, and only then is the
+    /// last chunk completed.
+    fn run_from_start(&self) -> Result<StreamSummary, ProduceError> {
+        let mut stream = self.source.open(None).map_err(ProduceError::Zfs)?;
+        let mut cutter = Cutter::new(self, StreamParser::new(self.plan.expectation));
+        read_all(&mut stream, |bytes| cutter.write(bytes))?;
+        stream.finish().map_err(ProduceError::Zfs)?;
+        cutter.finish()
+    }
+
+    fn run_from(&self, begin: &BeginRecord, point: ResumePoint) -> Result<StreamSummary, ProduceError> {
+        let resume = SendResume { object: point.object, offset: point.offset };
+        let mut stream = self.source.open(Some(resume)).map_err(ProduceError::Zfs)?;
+        let parser = StreamParser::resume(self.plan.expectation, begin.clone(), point);
+        let parser = parser.map_err(|fault| ProduceError::Stream(begin_error(fault)))?;
+        let mut cutter = Cutter::new(self, parser);
+        let mut splicer = Splicer::new(begin.clone(), point);
+        read_all(&mut stream, |bytes| {
+            let mut written = Ok(());
+            let fed = splicer.feed(bytes, &mut |bytes| {
+                if written.is_ok() {
+                    written = cutter.write(bytes);
+                }
+            });
+            // What was written came before what could not be joined.
+            written.and(fed.map_err(ProduceError::Splice))
+        })?;
+        stream.finish().map_err(ProduceError::Zfs)?;
+        splicer.finish().map_err(ProduceError::Splice)?;
+        cutter.finish()
+    }
+
+    fn send(&self, event: Event) -> Result<(), ProduceError> {
+        self.events.blocking_send(event).map_err(|_| ProduceError::Seal(SealError::Stopped))
+    }
+}
+
+fn read_all(
+    stream: &mut SendStream,
+    mut take: impl FnMut(&[u8]) -> Result<(), ProduceError>,
+) -> Result<(), ProduceError> {
+    let mut buffer = vec![0; READ_BYTES];
+    loop {
+        match stream.reader().read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(bytes) => take(&buffer[..bytes])?,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(ProduceError::Read(error)),
+        }
+    }
+}
+
+/// What was kept of the first record is not of the stream that is wanted.
+fn begin_error(fault: StreamFault) -> StreamError {
+    StreamError { record: 0, record_type: None, position: 0, fault }
+}
+
+/// Cuts the stream into chunks of exactly `split_bytes` and seals those that are not confirmed yet.
+struct Cutter<'a> {
+    producer: &'a Producer,
+    parser: StreamParser,
+    index: u32,
+    chunk_bytes: u64,
+    sealing: Option<(ChunkSealer, ChunkIndex, BackupObject)>,
+}
+
+impl<'a> Cutter<'a> {
+    /// At the parser's position, which may lie in the middle of a chunk that is confirmed already.
+    fn new(producer: &'a Producer, parser: StreamParser) -> Self {
+        let (split_bytes, position) = (producer.plan.split_bytes, parser.position());
+        let index = u32::try_from(position / split_bytes).unwrap_or(u32::MAX);
+        let mut cutter = Self { producer, parser, index, chunk_bytes: position % split_bytes, sealing: None };
+        cutter.note_boundary();
+        cutter
+    }
+
+    /// The parser keeps the best resume point for where the chunk will end.
+    fn note_boundary(&mut self) {
+        let split_bytes = self.producer.plan.split_bytes;
+        self.parser.note_boundary_at((u64::from(self.index) + 1).saturating_mul(split_bytes));
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), ProduceError> {
+        let split_bytes = self.producer.plan.split_bytes;
+        while !bytes.is_empty() {
+            if self.chunk_bytes == split_bytes {
+                self.end_chunk()?;
+            }
+            if self.chunk_bytes == 0 {
+                self.begin_chunk()?;
+            }
+            let room = usize::try_from(split_bytes - self.chunk_bytes).unwrap_or(usize::MAX);
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            self.parser.feed(now).map_err(ProduceError::Stream)?;
+            if let Some((sealer, _, _)) = &mut self.sealing {
+                let events = &self.producer.events;
+                let sink = &mut |part| events.blocking_send(Event::Part(part)).is_ok();
+                sealer.write(now, sink).map_err(ProduceError::Seal)?;
+            }
+            self.chunk_bytes += now.len() as u64;
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<StreamSummary, ProduceError> {
+        let ending = self.ending();
+        let parser = std::mem::replace(&mut self.parser, StreamParser::new(self.producer.plan.expectation));
+        let summary = parser.finish().map_err(ProduceError::Stream)?;
+        self.end_chunk_at(ending)?;
+        match self.producer.skip.range(self.index..).next() {
+            Some((beyond, _)) => Err(ProduceError::Changed(*beyond)),
+            None => Ok(summary),
+        }
+    }
+
+    fn ending(&self) -> Ending {
+        let parser = &self.parser;
+        Ending {
+            begin: parser.begin().cloned(),
+            fletcher4: parser.fletcher4(),
+            point: parser.resume_point(),
+            position: parser.position(),
+        }
+    }
+
+    fn begin_chunk(&mut self) -> Result<(), ProduceError> {
+        if self.producer.skip.contains_key(&self.index) {
+            return Ok(());
+        }
+        let allowed = |index: &ChunkIndex| index.get() < CHUNKS_MAX;
+        let index = ChunkIndex::new(self.index).filter(allowed).ok_or(ProduceError::TooManyChunks)?;
+        let plan = &self.producer.plan;
+        let compressed = plan.compression != Compression::None;
+        let nonce =
+            getrandom::u32().map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
+        let object = BackupObject::Chunk { index, nonce, compressed };
+        let sealer =
+            ChunkSealer::new(&plan.recipients, plan.compression, &self.producer.pool).map_err(ProduceError::Seal)?;
+        self.producer.send(Event::Begin(object.clone()))?;
+        self.sealing = Some((sealer, index, object));
+        Ok(())
+    }
+
+    fn end_chunk(&mut self) -> Result<(), ProduceError> {
+        self.end_chunk_at(self.ending())
+    }
+
+    fn end_chunk_at(&mut self, ending: Ending) -> Result<(), ProduceError> {
+        match self.sealing.take() {
+            Some((sealer, index, object)) => {
+                let events = &self.producer.events;
+                let sink = &mut |part| events.blocking_send(Event::Part(part)).is_ok();
+                let sealed = sealer.finish(sink).map_err(ProduceError::Seal)?;
+                let end = SealedEnd { sealed, name: object_name(&object), index, ending };
+                self.producer.send(Event::End(Box::new(end)))?;
+            }
+            // Confirmed before: it must end as it did then, and what is not confirmed must not pass by unsealed.
+            None => match self.producer.skip.get(&self.index) {
+                Some(before) if before.is_some() && *before == ending.fletcher4 => {}
+                _ => return Err(ProduceError::Changed(self.index)),
+            },
+        }
+        self.index += 1;
+        self.chunk_bytes = 0;
+        self.note_boundary();
+        Ok(())
+    }
+}
