@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
+mod answer;
 pub mod b2;
 mod checksum;
 pub mod dir;

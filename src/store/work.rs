@@ -1,9 +1,12 @@
-//! Small means that the stores share: file work off the async threads, names that nobody else has, errors in a line.
+//! Small means that the stores share: file work off the async threads, parts in flight, names that nobody else has,
+//! errors in a line.
 
 use std::error::Error;
 use std::io;
 use std::panic::resume_unwind;
-use tokio::task::spawn_blocking;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
 /// Runs file work where it may block. A panic there goes on here. The work goes on to its end even if the caller
 /// stops waiting.
@@ -20,6 +23,63 @@ where
             Err(_) => std::future::pending().await,
         },
     }
+}
+
+/// Parts of one object on their way: so many at once, and what became of those that arrived. Dropping it stops them.
+pub(crate) struct InFlight<T, E> {
+    places: Arc<Semaphore>,
+    tasks: JoinSet<Result<T, E>>,
+    done: Vec<T>,
+}
+
+impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
+    /// Room for `at_once`.
+    pub(crate) fn new(at_once: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(at_once)), tasks: JoinSet::new(), done: Vec::new() }
+    }
+
+    /// Waits for a free place. A failure of one that is on its way, or was, is returned here.
+    pub(crate) async fn place(&mut self) -> Result<OwnedSemaphorePermit, E> {
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+            // It is closed by nobody.
+            return std::future::pending().await;
+        };
+        while let Some(ended) = self.tasks.try_join_next() {
+            self.done.push(joined(ended)?);
+        }
+        Ok(place)
+    }
+
+    /// Sends one on its way.
+    pub(crate) fn begin(
+        &mut self,
+        place: OwnedSemaphorePermit,
+        part: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move {
+            let ended = part.await;
+            drop(place);
+            ended
+        });
+    }
+
+    /// Waits for all. They come in no order.
+    pub(crate) async fn all(&mut self) -> Result<Vec<T>, E> {
+        while let Some(ended) = self.tasks.join_next().await {
+            self.done.push(joined(ended)?);
+        }
+        Ok(std::mem::take(&mut self.done))
+    }
+
+    /// Stops those that are on their way.
+    pub(crate) async fn stop(&mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Tasks are cancelled only by [`InFlight::stop`], which asks for no results; so what fails here is a panic, and goes on.
+fn joined<T>(ended: Result<T, JoinError>) -> T {
+    ended.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
 /// A number from the kernel, for names that nobody else uses.
@@ -40,4 +100,45 @@ pub(crate) fn chain_text(error: &dyn Error) -> String {
         next = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+    use tokio::time::sleep;
+
+    #[tokio::test]
+    async fn so_many_are_in_flight_and_a_failure_is_told() {
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let part = |n: usize| {
+            let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                sleep(Duration::from_millis(2)).await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                if n == 100 { Err("the hundredth") } else { Ok(n) }
+            }
+        };
+        let mut flight = InFlight::new(3);
+        for n in 0..20 {
+            let place = flight.place().await.unwrap();
+            flight.begin(place, part(n));
+        }
+        let mut all = flight.all().await.unwrap();
+        all.sort_unstable();
+        assert_eq!((all, most.load(Ordering::SeqCst)), ((0..20).collect(), 3));
+        assert_eq!(flight.all().await, Ok(vec![]), "nothing twice");
+        let place = flight.place().await.unwrap();
+        flight.begin(place, part(100));
+        assert_eq!(flight.all().await, Err("the hundredth"));
+        let place = flight.place().await.unwrap();
+        flight.begin(place, async {
+            sleep(Duration::from_secs(1000)).await;
+            Ok(0)
+        });
+        flight.stop().await;
+        assert_eq!(flight.all().await, Ok(vec![]));
+    }
 }

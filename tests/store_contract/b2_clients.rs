@@ -175,6 +175,10 @@ async fn a_bare_host_restores_from_b2_with_key_and_passphrase() {
     assert_eq!(blake3::hash(&restored.stdout).to_hex().as_str(), expected.trim());
     let verified = zb(&sim, KEY, &["verify-checksums", "--remote", &place]);
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    let loud = zb(&sim, KEY, &["-vv", "verify-checksums", "--remote", &place]);
+    let words = String::from_utf8_lossy(&loud.stderr);
+    assert!(loud.status.success() && words.lines().count() > 10, "{words}");
+    assert!(!words.contains(KEY) && !words.contains("_secret") && !words.contains(PASSPHRASE), "a secret in {words}");
     let refused = zb(&sim, "K005-wrong-and-secret", &["verify-checksums", "--remote", &place]);
     let words = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{words}");

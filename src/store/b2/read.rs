@@ -4,8 +4,9 @@ use super::Shared;
 use super::cause::Cause;
 use super::client::{Pauses, TRIES_MAX, retry_after};
 use super::put::encode_name;
+use crate::store::answer::Expected;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use reqwest::Response;
 use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
 use std::ops::Range;
@@ -74,11 +75,11 @@ impl Shared {
                 let body = timeout(limit, answer.bytes()).await.ok().and_then(Result::ok).unwrap_or_default();
                 return Err(Cause::refused(status.as_u16(), &body, retry_after));
             }
-            let announced = announced_bytes(&answer, range, limit_bytes)
-                .map_err(|text| Cause::ours(StoreErrorKind::Corrupt, text))?;
-            let limit = self.settings.attempt_limit(announced as u64);
+            let came = answer.headers().get(CONTENT_RANGE).and_then(|came| came.to_str().ok());
+            let expected = Expected::new(answer.content_length(), came, range, limit_bytes).map_err(wrong)?;
+            let (announced, limit) = (expected.bytes(), self.settings.attempt_limit(expected.bytes()));
             let late = |_| cut_off(format!("{announced} bytes did not come within {} s", limit.as_secs()));
-            timeout(limit, collect(answer, announced)).await.map_err(late)?
+            timeout(limit, collect(answer, expected)).await.map_err(late)?
         })
         .await
     }
@@ -89,54 +90,14 @@ fn cut_off(text: String) -> Cause {
     Cause { stage: super::cause::Stage::Transport, ..Cause::ours(StoreErrorKind::Unavailable, text) }
 }
 
-/// How many bytes the body will have, if those are the bytes that were asked.
-fn announced_bytes(answer: &Response, range: Option<&Range<u64>>, limit_bytes: u64) -> Result<usize, String> {
-    let bytes = answer.content_length().ok_or("the answer does not say how long it is")?;
-    let came = answer.headers().get(CONTENT_RANGE).and_then(|came| came.to_str().ok());
-    match range {
-        None if bytes > limit_bytes => {
-            return Err(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"));
-        }
-        Some(range) if bytes != range.end - range.start => {
-            return Err(format!("bytes {range:?} were asked, {bytes} bytes came"));
-        }
-        Some(range) if came.and_then(range_start) != Some(range.start) => {
-            return Err(format!("bytes {range:?} were asked, {came:?} came"));
-        }
-        _ => {}
-    }
-    usize::try_from(bytes).map_err(|_| "it has more bytes than memory can have".to_owned())
+/// The store gave something else than was asked.
+fn wrong(text: String) -> Cause {
+    Cause::ours(StoreErrorKind::Corrupt, text)
 }
 
-/// Where a Content-Range begins: `bytes 5-9/100`.
-fn range_start(content_range: &str) -> Option<u64> {
-    content_range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
-}
-
-async fn collect(mut answer: Response, announced: usize) -> Result<Bytes, Cause> {
-    let mut bytes = BytesMut::with_capacity(announced);
+async fn collect(mut answer: Response, mut expected: Expected) -> Result<Bytes, Cause> {
     while let Some(piece) = answer.chunk().await? {
-        if bytes.len() + piece.len() > announced {
-            let text = format!("{announced} bytes were announced and more came");
-            return Err(Cause::ours(StoreErrorKind::Corrupt, text));
-        }
-        bytes.extend_from_slice(&piece);
+        expected.take(&piece).map_err(wrong)?;
     }
-    match bytes.len() == announced {
-        true => Ok(bytes.freeze()),
-        false => Err(cut_off(format!("{announced} bytes were announced, {} came", bytes.len()))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_start_of_a_range_is_read() {
-        for (text, start) in [("bytes 5-9/100", Some(5)), ("bytes 0-0/1", Some(0)), ("bytes */3", None), ("5-9", None)]
-        {
-            assert_eq!(range_start(text), start, "{text}");
-        }
-    }
+    expected.finish().map_err(cut_off)
 }

@@ -10,16 +10,14 @@ use super::client::{Pauses, Session, TRIES_MAX, UrlPool};
 use super::messages::{ATTEMPT_ENTRY, DECLARED_SHA1_ENTRY, FileVersion, PART_BYTES_ENTRY, StoredPart};
 use super::put::{SHA1_HEADER, Sent, UPLOAD_TRIES_MAX, sha1_of, value};
 use crate::store::parts::PartSizes;
-use crate::store::work::random_u64;
+use crate::store::work::{InFlight, random_u64};
 use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind};
 use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderName};
 use serde_json::json;
-use std::panic::resume_unwind;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{JoinError, JoinSet};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// The protocol's limit.
 const PARTS_MAX: usize = 10_000;
@@ -51,9 +49,7 @@ pub(super) struct B2Writer {
     held: Option<(Bytes, OwnedSemaphorePermit)>,
     large: Option<Large>,
     parts_begun: usize,
-    places: Arc<Semaphore>,
-    in_flight: JoinSet<Result<DonePart, StoreError>>,
-    done: Vec<DonePart>,
+    in_flight: InFlight<DonePart, StoreError>,
     given_up: bool,
 }
 
@@ -67,9 +63,7 @@ impl B2Writer {
             held: None,
             large: None,
             parts_begun: 0,
-            places: Arc::new(Semaphore::new(shared.settings.concurrency)),
-            in_flight: JoinSet::new(),
-            done: Vec::new(),
+            in_flight: InFlight::new(shared.settings.concurrency),
             given_up: false,
         }
     }
@@ -95,11 +89,7 @@ impl B2Writer {
             self.large = Some(large.clone());
             self.spawn(large, first, place);
         }
-        // The semaphore lives as long as this writer and is never closed.
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| self.invalid("no place"))?;
-        while let Some(done) = self.in_flight.try_join_next() {
-            self.done.push(joined(done)?);
-        }
+        let place = self.in_flight.place().await?;
         match self.large.clone() {
             None => self.held = Some((part, place)),
             Some(large) => self.spawn(large, part, place),
@@ -110,11 +100,7 @@ impl B2Writer {
     fn spawn(&mut self, large: Large, part: Bytes, place: OwnedSemaphorePermit) {
         self.parts_begun += 1;
         let (shared, key, number) = (Arc::clone(&self.shared), self.key.clone(), self.parts_begun);
-        self.in_flight.spawn(async move {
-            let done = shared.send_part(&key, &large, number, part).await;
-            drop(place);
-            done
-        });
+        self.in_flight.begin(place, async move { shared.send_part(&key, &large, number, part).await });
     }
 
     async fn complete(&mut self) -> Result<Evidence, StoreError> {
@@ -128,18 +114,16 @@ impl B2Writer {
             }
             return self.shared.create_whole(&self.key, whole).await;
         };
-        while let Some(done) = self.in_flight.join_next().await {
-            self.done.push(joined(done)?);
-        }
-        self.done.sort_unstable_by_key(|part| part.number);
-        let bytes: u64 = self.done.iter().map(|part| part.bytes).sum();
+        let mut done = self.in_flight.all().await?;
+        done.sort_unstable_by_key(|part| part.number);
+        let bytes: u64 = done.iter().map(|part| part.bytes).sum();
         if bytes != self.sizes.bytes() {
             return Err(self.invalid("a part was interrupted and never sent"));
         }
         if self.shared.live("complete upload of", &self.key).await?.is_some() {
             return Err(self.shared.taken("complete upload of", &self.key));
         }
-        self.shared.finish_large(&self.key, &large, &self.done).await?;
+        self.shared.finish_large(&self.key, &large, &done).await?;
         let sent = Sent { bytes, sha1: None, id: Some(large.id) };
         let confirmed = self.shared.confirm(&self.key, &sent).await;
         // It is a file now, or was taken back: there is no upload left to give up.
@@ -150,21 +134,11 @@ impl B2Writer {
     async fn give_up(&mut self) -> Result<(), StoreError> {
         self.given_up = true;
         self.held = None;
-        self.in_flight.shutdown().await;
+        self.in_flight.stop().await;
         match self.large.take() {
             Some(large) => self.shared.cancel(self.key.as_str(), &large.id).await,
             None => Ok(()),
         }
-    }
-}
-
-fn joined(done: Result<Result<DonePart, StoreError>, JoinError>) -> Result<DonePart, StoreError> {
-    match done {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => resume_unwind(panic),
-            Err(error) => Err(StoreError::new(StoreErrorKind::Unavailable, "upload", "", "", error)),
-        },
     }
 }
 

@@ -3,13 +3,14 @@
 use super::cause::{Cause, Stage};
 use super::sum::is_md5_etag;
 use super::{S3Checksum, Shared};
+use crate::store::answer::Expected;
 use crate::store::work::chain_text;
 use crate::store::{Evidence, EvidenceTier, ObjectKey, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTimeFormat};
 use aws_sdk_s3::types::{ChecksumMode, ChecksumType};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -171,53 +172,21 @@ impl Shared {
         range: Option<&Range<u64>>,
         limit_bytes: u64,
     ) -> Result<Bytes, Broken> {
-        let announced = announced_bytes(&answer, range, limit_bytes).map_err(Broken::Wrong)?;
-        let limit = self.settings.attempt_limit(announced as u64);
-        match timeout(limit, collect(answer.body, announced)).await {
+        let length = answer.content_length().and_then(|bytes| u64::try_from(bytes).ok());
+        let expected = Expected::new(length, answer.content_range(), range, limit_bytes).map_err(Broken::Wrong)?;
+        let (announced, limit) = (expected.bytes(), self.settings.attempt_limit(expected.bytes()));
+        match timeout(limit, collect(answer.body, expected)).await {
             Ok(body) => body,
             Err(_) => Err(Broken::Off(format!("{announced} bytes did not come within {} s", limit.as_secs()))),
         }
     }
 }
 
-/// How many bytes the body will have, if those are the bytes that were asked.
-fn announced_bytes(answer: &GetObjectOutput, range: Option<&Range<u64>>, limit_bytes: u64) -> Result<usize, String> {
-    let announced = answer.content_length().and_then(|bytes| u64::try_from(bytes).ok());
-    let bytes = announced.ok_or_else(|| "the answer does not say how long it is".to_owned())?;
-    match range {
-        None if bytes > limit_bytes => {
-            return Err(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"));
-        }
-        Some(range) if bytes != range.end - range.start => {
-            return Err(format!("bytes {range:?} were asked, {bytes} bytes came"));
-        }
-        Some(range) if answer.content_range().is_some_and(|came| !is_start(came, range.start)) => {
-            return Err(format!("bytes {range:?} were asked, {:?} came", answer.content_range()));
-        }
-        _ => {}
-    }
-    usize::try_from(bytes).map_err(|_| "it has more bytes than memory can have".to_owned())
-}
-
-/// Whether a Content-Range begins there: `bytes 5-9/100`.
-fn is_start(content_range: &str, start: u64) -> bool {
-    let first = content_range.trim_start_matches("bytes ").split('-').next();
-    first.and_then(|digits| digits.trim().parse().ok()) == Some(start)
-}
-
-async fn collect(mut body: ByteStream, announced: usize) -> Result<Bytes, Broken> {
-    let mut bytes = BytesMut::with_capacity(announced);
+async fn collect(mut body: ByteStream, mut expected: Expected) -> Result<Bytes, Broken> {
     while let Some(piece) = body.next().await {
-        let piece = piece.map_err(|error| Broken::Off(chain_text(&error)))?;
-        if bytes.len() + piece.len() > announced {
-            return Err(Broken::Wrong(format!("{announced} bytes were announced and more came")));
-        }
-        bytes.extend_from_slice(&piece);
+        expected.take(&piece.map_err(|error| Broken::Off(chain_text(&error)))?).map_err(Broken::Wrong)?;
     }
-    match bytes.len() == announced {
-        true => Ok(bytes.freeze()),
-        false => Err(Broken::Off(format!("{announced} bytes were announced, {} came", bytes.len()))),
-    }
+    expected.finish().map_err(Broken::Off)
 }
 
 /// The part size that was noted when the upload began. Some servers change the case of the entry's name.

@@ -10,16 +10,14 @@ use super::read::PART_BYTES_ENTRY;
 use super::sum::{ObjectSum, PartSum, Verdict};
 use super::{S3Checksum, Shared};
 use crate::store::parts::PartSizes;
+use crate::store::work::InFlight;
 use crate::store::{Evidence, ObjectKey, PartWriter, StoreError, StoreErrorKind};
 use async_trait::async_trait;
 use aws_sdk_s3::operation::upload_part::UploadPartOutput;
 use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// The protocol's limit.
@@ -41,9 +39,7 @@ pub(super) struct S3Writer {
     upload_id: String,
     sizes: PartSizes,
     parts_begun: usize,
-    places: Arc<Semaphore>,
-    in_flight: JoinSet<Result<DonePart, StoreError>>,
-    done: Vec<DonePart>,
+    in_flight: InFlight<DonePart, StoreError>,
     given_up: bool,
 }
 
@@ -58,9 +54,7 @@ impl S3Writer {
             key: key.clone(),
             sizes: PartSizes::new(shared.settings.part_bytes),
             parts_begun: 0,
-            places: Arc::new(Semaphore::new(shared.settings.concurrency)),
-            in_flight: JoinSet::new(),
-            done: Vec::new(),
+            in_flight: InFlight::new(shared.settings.concurrency),
             given_up: false,
         })
     }
@@ -80,19 +74,11 @@ impl S3Writer {
         if self.parts_begun == PARTS_MAX {
             return Err(self.invalid(format!("an object has at most {PARTS_MAX} parts: choose a larger `part_size`")));
         }
-        // The semaphore lives as long as this writer and is never closed.
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| self.invalid("no place"))?;
-        while let Some(done) = self.in_flight.try_join_next() {
-            self.done.push(joined(done)?);
-        }
+        let place = self.in_flight.place().await?;
         self.parts_begun += 1;
         let number = i32::try_from(self.parts_begun).map_err(|_| self.invalid("too many parts"))?;
         let (shared, key, upload_id) = (Arc::clone(&self.shared), self.key.clone(), self.upload_id.clone());
-        self.in_flight.spawn(async move {
-            let done = shared.send_part(&key, &upload_id, number, part).await;
-            drop(place);
-            done
-        });
+        self.in_flight.begin(place, async move { shared.send_part(&key, &upload_id, number, part).await });
         Ok(())
     }
 
@@ -100,19 +86,17 @@ impl S3Writer {
         if self.given_up {
             return Err(self.invalid("the upload was given up after an earlier failure"));
         }
-        while let Some(done) = self.in_flight.join_next().await {
-            self.done.push(joined(done)?);
-        }
-        self.done.sort_unstable_by_key(|part| part.number);
-        let sums: Vec<PartSum> = self.done.iter().map(|part| part.sum.clone()).collect();
+        let mut done = self.in_flight.all().await?;
+        done.sort_unstable_by_key(|part| part.number);
+        let sums: Vec<PartSum> = done.iter().map(|part| part.sum.clone()).collect();
         let sent = ObjectSum::of_parts(self.shared.settings.checksum, &sums);
         if sent.bytes != self.sizes.bytes() {
             return Err(self.invalid("a part was interrupted and never sent"));
         }
-        if self.done.is_empty() {
+        if done.is_empty() {
             return self.put_empty().await;
         }
-        match self.shared.complete_upload(&self.key, &self.upload_id, &self.done, &sent).await {
+        match self.shared.complete_upload(&self.key, &self.upload_id, &done, &sent).await {
             Ok(()) => self.shared.confirm(&self.key, &sent).await,
             Err(cause) => self.shared.settle(&self.key, cause, &sent).await,
         }
@@ -127,16 +111,8 @@ impl S3Writer {
     /// Stops all requests, and has the store forget the parts.
     async fn give_up(&mut self) -> Result<(), StoreError> {
         self.given_up = true;
-        self.in_flight.shutdown().await;
+        self.in_flight.stop().await;
         self.shared.abort_upload(self.key.as_str(), &self.upload_id).await
-    }
-}
-
-fn joined(done: Result<Result<DonePart, StoreError>, tokio::task::JoinError>) -> Result<DonePart, StoreError> {
-    match done {
-        Ok(done) => done,
-        // Tasks are cancelled only by `give_up`, which asks for no results; so this is a panic, and goes on.
-        Err(error) => resume_unwind(error.into_panic()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{PART, connect, connect_by};
 use crate::contract::{key, pattern, upload};
+use crate::pace::Captured;
 use crate::proxy::{Action, Proxy};
 use crate::weed::{ACCESS_KEY, SECRET_KEY, Weed};
 use std::sync::Arc;
@@ -73,5 +74,27 @@ pub(super) async fn a_session_that_is_over_is_renewed_or_said(weed: Arc<Weed>, s
                 super::assert_says(&error, &["ExpiredToken", "the session is over: get new credentials"]);
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_has_a_secret_of_s3_in_it() {
+    let weed = Weed::start("secrets").await;
+    let log = Captured::begin();
+    for limiter in [None, Some(Arc::new(Limiter::new(100_000_000, || Some(100_000_000))))] {
+        let renew = Some(Renew::new(|| Ok(credentials(ACCESS_KEY, SECRET_KEY))));
+        let wrong = Some(credentials(ACCESS_KEY, "wrong-and-secret"));
+        let store = connect(S3Settings { credentials: wrong, renew, limiter, ..weed.settings("secrets") }).await;
+        let bytes = pattern(PART + 5, 1);
+        let name = key(&format!("{}", log.text().len()));
+        upload(&store, &name, &bytes).await.unwrap();
+        store.get(&name, None, 1 << 30).await.unwrap();
+    }
+    let text = log.text();
+    println!("    {} lines of log", text.lines().count());
+    assert!(text.contains("and there are new ones"), "the log is not the log");
+    for secret in [SECRET_KEY, "wrong-and-secret"] {
+        let line = text.lines().find(|line| line.contains(secret));
+        assert_eq!(line, None, "{secret}");
     }
 }

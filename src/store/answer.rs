@@ -1,0 +1,119 @@
+//! [`Expected`]: the body of an answer to a read, whole or of a range: announced as it was asked, and as long as it was
+//! announced. For every store that is read by HTTP.
+
+use bytes::{Bytes, BytesMut};
+use std::ops::Range;
+
+/// A body on its way.
+pub(crate) struct Expected {
+    announced: usize,
+    came: BytesMut,
+}
+
+impl Expected {
+    /// For an answer with these headers. `range` is what was asked, `None` for all; then `limit_bytes` is the most.
+    ///
+    /// # Errors
+    /// In words, when the answer is not what was asked. Another attempt would be answered likewise.
+    pub(crate) fn new(
+        length: Option<u64>,
+        content_range: Option<&str>,
+        range: Option<&Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Self, String> {
+        let bytes = length.ok_or("the answer does not say how long it is")?;
+        match range {
+            None if bytes > limit_bytes => {
+                return Err(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"));
+            }
+            Some(range) if bytes != range.end - range.start => {
+                return Err(format!("bytes {range:?} were asked, {bytes} bytes came"));
+            }
+            // An answer without this header is that to a request without a range: it begins at the beginning.
+            Some(range) if content_range.map_or(Some(0), range_start) != Some(range.start) => {
+                return Err(format!("bytes {range:?} were asked, {content_range:?} came"));
+            }
+            _ => {}
+        }
+        let announced = usize::try_from(bytes).map_err(|_| "it has more bytes than memory can have")?;
+        Ok(Self { announced, came: BytesMut::with_capacity(announced) })
+    }
+
+    /// How long it will be.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.announced as u64
+    }
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// In words, when it is too much. Another attempt would be answered likewise.
+    pub(crate) fn take(&mut self, piece: &[u8]) -> Result<(), String> {
+        if self.came.len() + piece.len() > self.announced {
+            return Err(format!("{} bytes were announced and more came", self.announced));
+        }
+        self.came.extend_from_slice(piece);
+        Ok(())
+    }
+
+    /// The whole body.
+    ///
+    /// # Errors
+    /// In words, when it broke off: another attempt may work.
+    pub(crate) fn finish(self) -> Result<Bytes, String> {
+        match self.came.len() == self.announced {
+            true => Ok(self.came.freeze()),
+            false => Err(format!("{} bytes were announced, {} came", self.announced, self.came.len())),
+        }
+    }
+}
+
+/// Where a Content-Range begins: `bytes 5-9/100`.
+fn range_start(content_range: &str) -> Option<u64> {
+    content_range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_of_a_range_is_read() {
+        for (text, start) in [("bytes 5-9/100", Some(5)), ("bytes 0-0/1", Some(0)), ("bytes */3", None), ("5-9", None)]
+        {
+            assert_eq!(range_start(text), start, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_asked_is_expected() {
+        for (length, content_range, range, good) in [
+            (Some(5), None, None, true),
+            (Some(10), None, None, true),
+            (Some(11), None, None, false),
+            (None, None, None, false),
+            (Some(5), Some("bytes 5-9/100"), Some(5..10), true),
+            (Some(5), Some("bytes 4-8/100"), Some(5..10), false),
+            (Some(4), Some("bytes 5-8/9"), Some(5..10), false),
+            (Some(5), None, Some(5..10), false),
+            (Some(5), None, Some(0..5), true),
+            (Some(50), Some("bytes 5-54/100"), Some(5..55), true),
+        ] {
+            let told = Expected::new(length, content_range, range.as_ref(), 10);
+            assert_eq!(told.is_ok(), good, "{length:?} {content_range:?} {range:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_the_length_that_was_announced() {
+        let expected = || Expected::new(Some(5), None, None, 10).unwrap();
+        let mut body = expected();
+        body.take(b"12").unwrap();
+        body.take(b"345").unwrap();
+        assert!(body.take(b"6").is_err());
+        assert_eq!(body.finish().unwrap().as_ref(), b"12345");
+        let mut body = expected();
+        body.take(b"1234").unwrap();
+        assert_eq!(body.finish().unwrap_err(), "5 bytes were announced, 4 came");
+    }
+}
