@@ -176,7 +176,7 @@ async fn doctor_looks_at_b2_its_key_and_its_bucket() {
         ("credentials", "good"),
         ("clock", "good"),
         ("uploads", "good"),
-        ("deleting", "good"),
+        ("deleting", "note"),
         ("bucket", "good"),
         ("key", "warning"),
     ] {

@@ -4,7 +4,7 @@ use super::context::Context;
 use super::output::{Mark, Output, WIDTH, wrap};
 use super::wire::{OpenRemote, keys_for_pruning, open_intermediate, open_raw_remote, open_zfs};
 use super::{Failure, status};
-use crate::config::{Config, Environment, KeySource, SecretError};
+use crate::config::{Config, Environment, KeySource, Remote};
 use crate::run::RunError;
 use crate::run::doctor::bucket::{Wanted, check_bucket, check_probe};
 use crate::run::doctor::host::{
@@ -76,8 +76,8 @@ fn host(config: &Config, checks: &mut Vec<Check>) -> Vec<Selected> {
 fn check_of(subject: &'static str, failure: &Failure) -> Check {
     let advice = match failure {
         Failure::Run(error) => error.hint(),
-        Failure::Config(error) => error.hint().map(|hint| hint.to_string()),
-        Failure::Secret(error) => SecretError::hint(error),
+        Failure::Config(error) => error.hint(),
+        Failure::Secret(error) => error.hint(),
         Failure::Usage { hint, .. } | Failure::Doubtful { hint, .. } => Some(hint.clone()),
         Failure::Reported(_) => None,
     };
@@ -118,6 +118,10 @@ async fn store(context: &Context, config: &Config, env: &Environment, checks: &m
         }
     }
     checks.extend(note.iter().flat_map(|note| check_probe(&note.probe, &wanted)));
+    if matches!(config.remote, Some(Remote::B2 { .. })) {
+        let evidence = config.check_advice().into_iter().filter(|advice| advice.subject == "evidence");
+        checks.extend(evidence.map(|advice| Check::note("evidence", advice.text)));
+    }
     match store.bucket_facts().await {
         Ok(Some(facts)) => checks.extend(check_bucket(&facts, note.as_ref().map(|note| &note.probe), &wanted)),
         Ok(None) => {}

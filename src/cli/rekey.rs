@@ -2,6 +2,7 @@
 
 use super::Failure;
 use super::args::{Global, Source};
+use super::follow::Purpose;
 use super::keys::print;
 use super::output::Output;
 use super::wire::{configured_passphrase, key_file, open_all_stores, open_for_reading, usage};
@@ -83,7 +84,8 @@ pub(super) async fn change(
             "make new keys with age-keygen and minisign, and name them in the configuration",
         ));
     }
-    let stores = open_all_stores(config, env).await?;
+    let purpose = if global.dry_run { Purpose::Read } else { Purpose::Write };
+    let stores = open_all_stores(config, env, purpose).await?;
     let cache = KeyCache::new(&config.state_dir);
     let rekey = Rekey { stores: &stores, cache: &cache, work_factor: WORK_FACTOR };
     let names: Vec<&str> = stores.iter().map(|store| store.url()).collect();

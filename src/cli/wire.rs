@@ -370,11 +370,15 @@ pub(super) fn configured_passphrase(config: &Config, env: &Environment) -> Resul
     }
 }
 
-/// Every store that the configuration names, for writing: the remote, then the intermediate directory.
-pub(super) async fn open_all_stores(config: &Config, env: &Environment) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
+/// Every store that the configuration names: the remote, then the intermediate directory.
+pub(super) async fn open_all_stores(
+    config: &Config,
+    env: &Environment,
+    purpose: Purpose,
+) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
     let mut stores = Vec::new();
     if config.remote.is_some() {
-        stores.push(open_remote_for(config, env, Purpose::Write).await?);
+        stores.push(open_remote_for(config, env, purpose).await?);
     }
     if config.intermediate.is_some() {
         stores.push(open_intermediate(config)?);

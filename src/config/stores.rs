@@ -247,13 +247,16 @@ fn checksum(text: &str) -> Result<Option<S3Checksum>, InvalidValue> {
 
 /// The days and the mode; 0 days is no lock.
 fn read_lock(store: &Section<'_>) -> Option<ObjectLock> {
-    let days = store.number("object_lock_days", 0..=36_500).filter(|days| *days > 0);
+    let given = store.number("object_lock_days", 0..=36_500);
+    let days = given.filter(|days| *days > 0);
     let mode = store.checked("object_lock_mode", |text| {
         let known = [LockMode::Governance, LockMode::Compliance];
         let found = known.into_iter().find(|mode| mode.to_string() == text);
         found.ok_or_else(|| InvalidValue::new(text, "governance or compliance"))
     });
-    if mode.is_some() && days.is_none() {
+    // Days that are wrong are told already.
+    let without = days.is_none() && (given == Some(0) || !store.has("object_lock_days"));
+    if mode.is_some() && without {
         store.refuse("object_lock_mode", "has no effect without object_lock_days".to_owned(), None);
     }
     Some(ObjectLock { days: days?, mode: mode.unwrap_or_default(), covers_chains: false })

@@ -266,11 +266,33 @@ fn credentials_by_halves() {
       expected: a URL, https://HOST or https://HOST:PORT, without a bucket in it
       hint: write "https://s3.example.org"
     zb.toml:10: s3.checksum is "crc32"
-      expected: one of crc64nvme, sha256, md5
+      expected: one of auto, crc64nvme, sha256, md5
     zb.toml:11: s3.storage_class is "glacier"
       expected: a storage class such as STANDARD_IA, in capitals
       hint: write "GLACIER"
     "#);
+}
+
+#[test]
+fn a_lock_has_days_and_a_mode() {
+    let rest = "[s3]\nobject_lock_mode = \"forever\"\nobject_lock_days = 36501";
+    assert_snapshot!(screen(&with("", rest)), @r#"
+    zb.toml:7: s3.object_lock_mode is "forever"
+      expected: governance or compliance
+    zb.toml:8: s3.object_lock_days is 36501
+      expected: a whole number from 0 to 36500, without quotes
+    "#);
+    assert_snapshot!(screen(&with("", "[s3]\nobject_lock_mode = \"compliance\"")), @r"
+    zb.toml:7: s3.object_lock_mode has no effect without object_lock_days
+    ");
+    let lock = |rest: &str| {
+        let config = parse(&with("", &format!("[s3]\nobject_lock_days = 90\n{rest}"))).unwrap();
+        config.object_lock().map(|lock| (lock.days, lock.covers_chains))
+    };
+    assert_eq!(lock(""), Some((90, false)));
+    assert_eq!(lock("[backup-lifecycle]\nfull_every = \"90d\""), Some((90, true)));
+    assert_eq!(lock("[backup-lifecycle]\nfull_every = \"91d\""), Some((90, false)));
+    assert_eq!(parse(&with("", "[s3]\nobject_lock_days = 0")).unwrap().object_lock(), None);
 }
 
 #[test]
@@ -437,7 +459,7 @@ fn the_merged_configuration_hides_secrets_and_marks_defaults() {
 
     [s3]
     path_style = false  # default
-    checksum = "crc64nvme"  # default
+    checksum = "auto"  # default
     part_size = "16M"  # default
     concurrency = 4  # default
 
@@ -473,6 +495,7 @@ fn advice_says_what_a_configuration_costs() {
     full: at 20M a second, the slowest limit of the day, 1T takes 15 hours
     zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
     passphrase: it has fewer than 16 characters; whoever copies the keyring from the store can try passphrases at leisure
+    lock: nobody without a special permission can delete what is stored for 30 days, and prune-remote waits for it; each commit extends the locks of its chain; a store that cannot do that will be refused
     ");
     let local = "[main]\nzfs_fs = \"t\"\nencryption_passphrase_file = \"/k\"\nintermediate_basedir = \"/x\"\n";
     assert_snapshot!(advice(local), @r"

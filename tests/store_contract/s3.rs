@@ -5,6 +5,7 @@ mod broken;
 mod lock;
 mod probe;
 mod renewal;
+mod scripted;
 
 use crate::contract::{self, key, pattern, upload};
 use crate::proxy::{Action, Proxy, silent_server};
@@ -32,6 +33,10 @@ use probe::{
     a_probe_that_fails_leaves_nothing_behind, behaviour_follows_the_probe_and_a_contradiction_is_heard,
     the_bucket_says_its_rules_or_that_it_would_not, the_probe_finds_out_what_a_server_does_not_do,
     the_probe_tells_what_a_good_server_does,
+};
+use scripted::{
+    a_part_that_is_echoed_otherwise_ends_the_upload, another_region_and_an_expired_session_say_what_to_do,
+    silence_in_the_middle_of_an_upload_is_waited_out_or_given_up, success_with_an_error_in_it_is_none,
 };
 
 use renewal::{
@@ -89,6 +94,10 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         a_probe_that_fails_leaves_nothing_behind
         behaviour_follows_the_probe_and_a_contradiction_is_heard
         the_bucket_says_its_rules_or_that_it_would_not
+        success_with_an_error_in_it_is_none
+        a_part_that_is_echoed_otherwise_ends_the_upload
+        another_region_and_an_expired_session_say_what_to_do
+        silence_in_the_middle_of_an_upload_is_waited_out_or_given_up
         objects_are_locked_and_locked_on
         a_lock_that_is_not_shown_is_none
         parts_in_flight_are_bounded

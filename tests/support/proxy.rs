@@ -25,6 +25,10 @@ pub(crate) enum Action {
     Answer(String),
     /// It never arrives; the client gets an answer of these header lines, each with its line end.
     AnswerHead(String),
+    /// It never arrives; the client gets this status, these header lines and this XML.
+    AnswerStatus(u16, &'static str, &'static str),
+    /// It never arrives, and nothing is said for so long; then the connection breaks.
+    Silence(Duration),
 }
 
 pub(crate) type Rule = dyn Fn(&str) -> Action + Send + Sync;
@@ -134,6 +138,18 @@ fn answer(action: &Action, upstream: SocketAddr, head: &str, body: &[u8]) -> io:
         }
         Action::Answer(xml) => Ok(response(200, xml)),
         Action::AnswerHead(lines) => Ok(format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n").into_bytes()),
+        Action::AnswerStatus(status, lines, xml) => {
+            let xml = if head.starts_with("HEAD") { "" } else { xml };
+            let head = format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n{lines}\r\n{xml}",
+                xml.len()
+            );
+            Ok(head.into_bytes())
+        }
+        Action::Silence(time) => {
+            thread::sleep(*time);
+            Ok(Vec::new())
+        }
         Action::Pass => forward(upstream, head, body),
         Action::LoseReply => forward(upstream, head, body).map(|_| Vec::new()),
         Action::CutBody(bytes) => {

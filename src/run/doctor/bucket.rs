@@ -138,8 +138,8 @@ fn uploads(probe: &StoreProbe) -> Check {
 fn deleting(probe: &StoreProbe, wanted: &Wanted) -> Check {
     let subject = "deleting";
     match probe.deleting {
-        Deleting::Removes => Check::good(subject, "works; the bucket keeps no versions"),
-        Deleting::RemovesVersions => Check::good(subject, "works, for all versions of an object"),
+        Deleting::Removes => may_delete("works; the bucket keeps no versions", wanted),
+        Deleting::RemovesVersions => may_delete("works, for all versions of an object", wanted),
         Deleting::Refused if wanted.prunes && !wanted.has_prune_credentials => Check::warning(
             subject,
             "these credentials may not delete: prune-remote cannot work with them",
@@ -160,6 +160,20 @@ fn deleting(probe: &StoreProbe, wanted: &Wanted) -> Check {
             Check::warning(subject, "whether deleting works could not be told", "see what the store said")
         }
     }
+}
+
+/// Whoever takes a host whose credentials delete can delete its backups too, unless they are locked.
+fn may_delete(what: &str, wanted: &Wanted) -> Check {
+    let subject = "deleting";
+    if wanted.lock.is_some() {
+        return Check::good(subject, format!("{what}; locks hold against it"));
+    }
+    let advice = match wanted.has_prune_credentials {
+        true => "[prune] has credentials of its own: take the right to delete from those of every night",
+        false => "credentials that may not delete are enough for every night; name others for pruning under [prune]",
+    };
+    let text = format!("{what}; so whoever takes this host can delete the backups too");
+    Check { advice: Some(advice.to_owned()), ..Check::note(subject, text) }
 }
 
 fn parts(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
@@ -333,7 +347,10 @@ mod tests {
 
     #[test]
     fn a_good_store_has_nothing_but_ticks() {
-        let checks = check_probe(&good_probe(), &Wanted { parts: 65, ..Wanted::default() });
+        let lock = Some(ObjectLock { days: 30, mode: LockMode::Compliance, covers_chains: false });
+        let wanted = Wanted { parts: 65, lock, ..Wanted::default() };
+        assert_eq!(states(&check_probe(&good_probe(), &Wanted { lock: None, ..wanted.clone() }), "deleting"), [Note]);
+        let checks = check_probe(&good_probe(), &wanted);
         assert!(checks.iter().all(|check| check.state == Good), "{checks:?}");
     }
 

@@ -148,8 +148,8 @@ pub(super) fn json_call(inner: &Inner, state: &mut State, head: &Head, call: &st
 /// A version as listings and answers show it.
 pub(super) fn file_json(version: &Version, bucket_id: &str, api_version: Option<u32>, key: &Key) -> Value {
     let may_read = key.capabilities.iter().any(|has| has == "readFileRetentions");
-    let retention = version.retention.as_ref().filter(|_| may_read);
-    let retention = retention.map(|(mode, until)| json!({"mode": mode, "retainUntilTimestamp": until}));
+    let (mode, until) = version.retention.as_ref().map_or((None, None), |(mode, until)| (Some(mode), Some(until)));
+    let retention = may_read.then(|| json!({"mode": mode, "retainUntilTimestamp": until}));
     let mut file = json!({
         "accountId": "account0001",
         "action": version.action,
