@@ -1,8 +1,8 @@
 //! The configuration: a TOML file, read whole, checked whole, every error with its key and line.
 //!
 //! [`Config::load`] opens the file (only if nobody else can change it), [`Config::parse`] is the pure part. Either
-//! gives a [`Config`] with all defaults applied, or a [`ConfigError`] with everything that is wrong. Keys whose
-//! feature comes in a later version are checked like all others and named by [`Config::notices`].
+//! gives a [`Config`] with all defaults applied, or a [`ConfigError`] with everything that is wrong. What has no effect
+//! is named by [`Config::notices`].
 //!
 //! The keys are listed once, in `schema`. Nothing here opens a store or asks ZFS: `run` and `cli` do.
 

@@ -18,8 +18,8 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
-/// Something that a person should know although nothing is wrong: a key whose feature comes in a later version, a
-/// section that has no effect, a value that some stores refuse.
+/// Something that a person should know although nothing is wrong: a section that has no effect, a value that some
+/// stores refuse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// The key with its section, `main.bwlimit`, or the section.
