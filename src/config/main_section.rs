@@ -7,7 +7,7 @@ use super::section::Section;
 use super::stores::absolute_path;
 use super::units::{InvalidValue, Size, TimeLimit};
 use crate::model::DatasetName;
-use crate::store::rclone::check_argument;
+use crate::store::rclone::check_arguments;
 use std::path::{Path, PathBuf};
 
 /// Which datasets are backed up.
@@ -59,7 +59,7 @@ pub struct RcloneSettings {
     pub conf: Option<PathBuf>,
     /// Given to rclone as it stands.
     pub bwlimit: Option<String>,
-    /// More arguments, each `--name` or `--name=value`.
+    /// More arguments: `--name`, `--name=value`, or the value in the next place.
     pub args: Vec<String>,
     /// Where chunks are spooled; `None`: in `state_dir`.
     pub spool_dir: Option<PathBuf>,
@@ -217,10 +217,8 @@ pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> Rclone
         args: main.list("rclone_args").unwrap_or_default(),
         spool_dir: main.checked("rclone_spool_dir", absolute_path),
     };
-    for (n, argument) in settings.args.iter().enumerate() {
-        if let Err(why) = check_argument(argument) {
-            main.refuse("rclone_args", format!("cannot be given to rclone: of argument {}, {why}", n + 1), None);
-        }
+    for (n, why) in check_arguments(&settings.args) {
+        main.refuse("rclone_args", format!("cannot be given to rclone: of argument {n}, {why}"), None);
     }
     // A remote that could not be read may have been meant to be one of rclone's.
     let other_remote = matches!(remote, Some(Remote::S3 { .. } | Remote::B2 { .. } | Remote::File { .. }));

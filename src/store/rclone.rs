@@ -24,7 +24,7 @@ mod put;
 mod read;
 mod settings;
 
-pub use settings::{RcloneSettings, check_argument};
+pub use settings::{RcloneSettings, check_arguments};
 
 use super::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError,
@@ -38,14 +38,11 @@ use put::HashKind;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::Duration;
 use tokio::sync::{Mutex, Semaphore};
 
 /// The first version whose behaviour was looked at. Those before 1.75.1 could report an upload that was cut short as
 /// done.
 const VERSION_MIN: [u32; 3] = [1, 75, 2];
-/// A call that moves little. rclone's own time-outs end one that hears nothing; this ends one that hangs.
-const CALL_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// What a call says that lists nothing: versions and features.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 /// Names that are put at the same time seldom share one of these.
@@ -113,7 +110,7 @@ impl RcloneStore {
 
     async fn demand_version(&self) -> Result<(), StoreError> {
         let failed = |cause| self.failed("ask the version of rclone for", "", cause);
-        let ended = self.run(&["version"], &[], CALL_LIMIT, true).await.map_err(failed)?;
+        let ended = self.run(&["version"], &[], true).await.map_err(failed)?;
         let text = String::from_utf8_lossy(&ended.output).into_owned();
         let found = text.lines().find_map(|line| parse_version(line.strip_prefix("rclone v")?));
         match (ended.failure, found) {
@@ -133,7 +130,7 @@ impl RcloneStore {
     }
 
     async fn about(&self) -> Result<About, Cause> {
-        let ended = self.run(&["backend", "features"], &[self.settings.place()], CALL_LIMIT, true).await?;
+        let ended = self.run(&["backend", "features"], &[self.settings.place()], true).await?;
         if let Some(cause) = ended.failure {
             return Err(cause);
         }
@@ -143,7 +140,7 @@ impl RcloneStore {
     /// Fails unless the bucket or folder that the configuration names is there.
     async fn demand_place(&self, operation: &str) -> Result<(), StoreError> {
         let arguments = ["lsjson", "--no-modtime", "--no-mimetype"];
-        let listed = self.run(&arguments, &[self.settings.place()], CALL_LIMIT, true).await;
+        let listed = self.run(&arguments, &[self.settings.place()], true).await;
         let cause = match listed {
             Ok(Ended { failure: None, .. }) => return Ok(()),
             Ok(Ended { failure: Some(cause), .. }) | Err(cause) => cause,
@@ -155,13 +152,13 @@ impl RcloneStore {
     }
 
     /// Runs rclone for an answer of modest size.
-    async fn run(&self, arguments: &[&str], places: &[String], limit: Duration, quiet: bool) -> Result<Ended, Cause> {
+    async fn run(&self, arguments: &[&str], places: &[String], quiet: bool) -> Result<Ended, Cause> {
         let call = Call {
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             places: places.to_vec(),
             stdin: None,
             output_bytes_max: ANSWER_BYTES_MAX,
-            limit,
+            limit: self.settings.call_limit(0),
             quiet,
         };
         process::run(&self.settings, call).await

@@ -234,6 +234,17 @@ fn rclone_keys_without_rclone() {
 }
 
 #[test]
+fn arguments_that_rclone_may_not_have() {
+    let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"rclone:gdrive:zb\"\n\
+        rclone_args = [\"--fast-list\", \"--include=*.age\", \"-v\", \"--b2-key=K005secret\"]\n";
+    assert_snapshot!(screen(text), @r"
+    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 2, --include could hide objects, and what seems to be missing may be made again or deleted
+    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 3, it is neither `--name` nor `--name=value`, which each argument must be
+    zb.toml:5: main.rclone_args cannot be given to rclone: of argument 4, --b2-key may be a secret, and every user of this host can read it: put it into rclone.conf
+    ");
+}
+
+#[test]
 fn remotes_in_other_forms() {
     let remote = |remote: &str| {
         screen(&format!("[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"{remote}\"\n"))
@@ -420,6 +431,12 @@ fn both_stores_in_one_folder() {
 fn no_key_is_without_effect() {
     assert_snapshot!(notices(EXAMPLE), @"");
     assert_snapshot!(notices(&with("recursive = true\nexclude = [\"t/*\"]\nuse_snapshots = \"auto_*\"\nstore_as = \"x\"\nmax_runtime = \"8h\"", "")), @"");
+}
+
+#[test]
+fn a_limit_of_speed_is_not_for_folders() {
+    let text = "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"file:/srv/x\"\nbwlimit = \"1M\"\n";
+    assert_snapshot!(notices(text), @"main.bwlimit has no effect: what is written into a folder is not limited");
 }
 
 #[test]

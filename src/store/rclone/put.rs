@@ -2,8 +2,8 @@
 
 use super::cause::Cause;
 use super::process::{self, Call};
-use super::read::{RATE_BYTES_MIN, partial_of};
-use super::{ANSWER_BYTES_MAX, CALL_LIMIT, RcloneStore};
+use super::read::partial_of;
+use super::{ANSWER_BYTES_MAX, RcloneStore};
 use crate::store::work::run_blocking;
 use crate::store::{
     Evidence, EvidenceTier, ObjectKey, PutOutcome, SpoolFile, StoreError, StoreErrorKind, UnfinishedUpload,
@@ -169,7 +169,7 @@ impl RcloneStore {
             places: vec![SOURCE.to_owned(), self.settings.place_of(key.as_str())],
             stdin: Some(file),
             output_bytes_max: ANSWER_BYTES_MAX,
-            limit: CALL_LIMIT + Duration::from_secs(sent.bytes / RATE_BYTES_MIN),
+            limit: self.settings.call_limit(sent.bytes),
             quiet: false,
         };
         let failure = match process::run(&self.settings, call).await {
@@ -263,7 +263,7 @@ impl RcloneStore {
         let failed = |cause| self.failed(operation, key.as_str(), cause);
         for _ in 0..DELETE_TRIES_MAX {
             let places = [self.settings.place_of(key.as_str())];
-            let ended = self.run(&["deletefile"], &places, CALL_LIMIT, true).await.map_err(failed)?;
+            let ended = self.run(&["deletefile"], &places, true).await.map_err(failed)?;
             let failure = ended.failure.filter(|cause| !cause.is_no_file() && !cause.is_no_folder());
             let left = self.look_at(operation, key).await?;
             match (left, failure) {

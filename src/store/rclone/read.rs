@@ -3,7 +3,7 @@
 use super::cause::Cause;
 use super::process::{self, Call, PARTIAL_SUFFIX};
 use super::put::HashKind;
-use super::{CALL_LIMIT, RcloneStore, unreadable};
+use super::{RcloneStore, unreadable};
 use crate::store::{Evidence, EvidenceTier, ListedObject, ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -18,8 +18,6 @@ const LISTING_BYTES_MAX: u64 = 1 << 30;
 const LISTING_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// rclone repeats what fails before the first byte; what breaks off is read again here.
 const READ_TRIES_MAX: u32 = 3;
-/// The slowest line for which a time limit is made: 256 kbit/s.
-pub(super) const RATE_BYTES_MIN: u64 = 32 * 1024;
 
 /// An entry of `lsjson`.
 #[derive(Deserialize, Debug)]
@@ -58,7 +56,7 @@ impl RcloneStore {
         let mut arguments: Vec<&str> = arguments.to_vec();
         let hash = self.hash.map(HashKind::flag);
         arguments.extend(hash.iter().flat_map(|flag| ["--hash", flag.as_str()]));
-        let ended = self.run(&arguments, &[self.settings.place_of(key)], CALL_LIMIT, false).await?;
+        let ended = self.run(&arguments, &[self.settings.place_of(key)], false).await?;
         if let Some(cause) = ended.failure {
             return Err(cause);
         }
@@ -203,7 +201,7 @@ impl RcloneStore {
             places: vec![self.settings.place_of(key.as_str())],
             stdin: None,
             output_bytes_max: len,
-            limit: CALL_LIMIT + Duration::from_secs(len / RATE_BYTES_MIN),
+            limit: self.settings.call_limit(len),
             quiet: true,
         };
         let ended = process::run(&self.settings, call).await;

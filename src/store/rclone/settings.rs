@@ -1,6 +1,7 @@
 //! [`RcloneSettings`]: what a configuration says of a remote of rclone, and which arguments rclone may be given.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Flags of ours, or flags that would make rclone do or show something else than it is asked: a filter makes a listing
 /// say that objects are missing which are there, and what is missing may be deleted.
@@ -52,6 +53,13 @@ const MORE_FILTERS: &[&str] = &["--min-size", "--delete-excluded", "--ignore-cas
 const SECRETS: &[&str] =
     &["pass", "secret", "token", "access-key", "-key=", "-account", "-sas", "header", "credential"];
 
+/// A call that moves little. rclone's own time-outs end one that hears nothing; this ends one that hangs.
+const CALL_LIMIT: Duration = Duration::from_secs(30 * 60);
+/// The slowest line without a limit of ours: 256 kbit/s.
+const RATE_BYTES_MIN: u64 = 32 * 1024;
+/// A chunk of 1 GiB at 1 KiB/s needs twelve days.
+const PACED_CALL_LIMIT: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Where a remote of rclone is and how rclone is run.
 #[derive(Debug, Clone)]
 pub struct RcloneSettings {
@@ -65,7 +73,7 @@ pub struct RcloneSettings {
     pub path: String,
     /// `--bwlimit`, in rclone's own form. One upload at a time then, so that the limit is that of all together.
     pub bwlimit: Option<String>,
-    /// More flags, each `--name` or `--name=value`.
+    /// More flags: `--name`, `--name=value`, or the value in the next place.
     pub args: Vec<String>,
     /// How large the pieces are in which large objects come to the spool, in bytes.
     pub part_bytes: usize,
@@ -87,6 +95,15 @@ impl Default for RcloneSettings {
 }
 
 impl RcloneSettings {
+    /// How long a call may take that moves `bytes`. Where rclone is told to go slowly, the time is left to it: its own
+    /// time-outs end what stands still.
+    pub(super) fn call_limit(&self, bytes: u64) -> Duration {
+        match self.bwlimit {
+            Some(_) => PACED_CALL_LIMIT,
+            None => CALL_LIMIT + Duration::from_secs(bytes / RATE_BYTES_MIN),
+        }
+    }
+
     /// Says in words what can never work.
     pub(super) fn check(&self) -> Result<(), String> {
         let plain = |c: char| c.is_alphanumeric() || "_-.+@ ".contains(c);
@@ -100,7 +117,10 @@ impl RcloneSettings {
         if self.part_bytes == 0 {
             return Err("the part size must be more than nothing".to_owned());
         }
-        self.args.iter().try_for_each(|arg| check_argument(arg))
+        match check_arguments(&self.args).into_iter().next() {
+            Some((_, why)) => Err(why),
+            None => Ok(()),
+        }
     }
 
     /// What rclone calls the place below which all keys are.
@@ -120,12 +140,25 @@ impl RcloneSettings {
     }
 }
 
-/// Says in words why rclone may not be given this argument. Values are not repeated: they may be secrets.
+/// Says in words why rclone may not be given these arguments: for each that it may not have, its number from 1 and the
+/// reason. Values are not repeated: they may be secrets.
 ///
-/// # Errors
-/// For everything but `--name` and `--name=value`, for the flags that this program sets itself, for filters and other
-/// flags that would make listings say too little, and for flags whose value may be a secret.
-pub fn check_argument(argument: &str) -> Result<(), String> {
+/// Refused is everything but `--name`, `--name=value` and a value that stands after its `--name`; the flags that this
+/// program sets itself; filters and other flags that would make listings say too little; and flags whose value may be
+/// a secret.
+pub fn check_arguments(arguments: &[String]) -> Vec<(usize, String)> {
+    let is_word = |n: usize| arguments.get(n).is_some_and(|word| !word.starts_with('-') && !word.is_empty());
+    let check = |(n, argument): (usize, &String)| {
+        let follows_name = n > 0 && arguments[n - 1].starts_with("--") && !arguments[n - 1].contains('=');
+        if is_word(n) && follows_name {
+            return None;
+        }
+        check_flag(argument, is_word(n + 1)).err().map(|why| (n + 1, why))
+    };
+    arguments.iter().enumerate().filter_map(check).collect()
+}
+
+fn check_flag(argument: &str, word_follows: bool) -> Result<(), String> {
     let name = argument.split('=').next().unwrap_or_default();
     let plain = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     if !name.strip_prefix("--").is_some_and(plain) {
@@ -137,7 +170,7 @@ pub fn check_argument(argument: &str) -> Result<(), String> {
     if FILTERS.iter().chain(MORE_FILTERS).any(|filter| name.starts_with(filter)) {
         return Err(format!("{name} could hide objects, and what seems to be missing may be made again or deleted"));
     }
-    let (named, has_value) = (format!("{name}="), argument.contains('='));
+    let (named, has_value) = (format!("{name}="), argument.contains('=') || word_follows);
     if has_value && SECRETS.iter().any(|secret| named.contains(secret)) {
         return Err(format!(
             "{name} may be a secret, and every user of this host can read it: put it into rclone.conf"
@@ -179,11 +212,37 @@ mod tests {
             ("--drive-token=x", false),
             ("--header-upload=Authorization: x", false),
         ] {
-            let told = check_argument(argument);
+            let told = check_flag(argument, false);
             assert_eq!(told.is_ok(), good, "{argument}: {told:?}");
             let value = argument.split_once('=').map_or("none", |(_, value)| value);
             assert!(value.len() < 3 || !told.err().unwrap_or_default().contains(value), "{argument}");
         }
+    }
+
+    #[test]
+    fn a_value_may_stand_after_its_name() {
+        for (line, refused) in [
+            ("--fast-list --transfers 2 --checkers=4", &[][..]),
+            ("--transfers=2 3", &[2]),
+            ("2 --transfers", &[1]),
+            ("--transfers 2 3", &[3]),
+            ("--b2-key K005", &[1]),
+            ("--b2-key --fast-list", &[]),
+            ("--include x --min-age 1d -v", &[1, 3, 5]),
+        ] {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            let found: Vec<usize> = check_arguments(&words).into_iter().map(|(n, _)| n).collect();
+            assert_eq!(found, refused, "{line}");
+        }
+    }
+
+    #[test]
+    fn time_limits_leave_room_for_a_limit_of_speed() {
+        let settings = RcloneSettings::default();
+        assert_eq!(settings.call_limit(0), CALL_LIMIT);
+        assert_eq!(settings.call_limit(1 << 30), CALL_LIMIT + Duration::from_secs(32 * 1024));
+        let slow = RcloneSettings { bwlimit: Some("1K".to_owned()), ..settings };
+        assert!(slow.call_limit(1 << 30) > Duration::from_secs(1 << 20));
     }
 
     #[test]
