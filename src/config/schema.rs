@@ -140,8 +140,8 @@ mod tests {
             ("split-size", Some("split_size")),
             ("Remote", Some("remote")),
             ("encryption_password", Some("encryption_passphrase")),
-            ("zfs"),
-            ("frobnicate"),
+            ("zfs", None),
+            ("frobnicate", None),
         ] {
             assert_eq!(nearest(given, names()), expected, "{given}");
         }
