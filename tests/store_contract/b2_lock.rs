@@ -27,6 +27,15 @@ async fn a_probe_leaves_nothing_behind_also_after_an_error() {
         assert_eq!(error.kind, StoreErrorKind::Unavailable, "{call}");
         assert_eq!((sim.failures_left(), sim.versions()), (0, vec![]), "{call}");
     }
+    let rules = serde_json::json!([
+        {"fileNamePrefix": "", "daysFromHidingToDeleting": 3, "daysFromStartingToCancelingUnfinishedLargeFiles": 7},
+        {"fileNamePrefix": "nas/", "daysFromUploadingToHiding": 30},
+    ]);
+    sim.describe_bucket(rules, false);
+    let facts = store.bucket_facts().await.unwrap().unwrap();
+    let Told::Is(rules) = facts.lifecycle else { panic!("{:?}", facts.lifecycle) };
+    assert_eq!((rules[0].hidden_days, rules[0].unfinished_days), (Some(3), Some(7)));
+    assert_eq!((rules.len(), rules[1].expires.as_deref()), (2, Some("30 days")));
     let few = sim.add_key("few", "listFiles readFiles writeFiles", &[BUCKET], None);
     let store = connect(B2Settings { credentials: Some(few), ..sim.settings() });
     let probe = store.probe(UNDER).await.unwrap().unwrap();
