@@ -136,8 +136,10 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
                 let mut stored = 0;
                 for outcome in one_by_one(outcome) {
                     remember::outcome(config, &*target.store, &selected.stored, &outcome);
-                    if let BackupOutcome::Committed(committed) = &outcome {
-                        stored += committed.stored_bytes;
+                    match &outcome {
+                        BackupOutcome::Committed(committed) => stored += committed.stored_bytes,
+                        BackupOutcome::Paused(_) => context.paused(dataset),
+                        BackupOutcome::UpToDate(_) => {}
                     }
                     results.push(report(dataset, &outcome, started, output));
                 }

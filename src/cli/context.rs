@@ -42,6 +42,8 @@ pub(super) struct Tally {
     pub(super) done: BTreeSet<DatasetName>,
     /// Failed, with the status of each and the reason.
     pub(super) failed: BTreeMap<DatasetName, (u8, String)>,
+    /// Of those that are done: uploads that wait for a later run.
+    pub(super) paused: BTreeSet<DatasetName>,
     /// Left out because an earlier step failed for them.
     pub(super) skipped: BTreeSet<DatasetName>,
     /// Bytes stored or deleted.
@@ -118,6 +120,11 @@ impl Context {
             tally.done.insert(dataset.clone());
             tally.bytes = tally.bytes.saturating_add(bytes);
         });
+    }
+
+    /// An upload of a dataset waits for a later run; done for this one.
+    pub(super) fn paused(&self, dataset: &DatasetName) {
+        self.with_tally(|tally| tally.paused.insert(dataset.clone()));
     }
 
     /// A dataset failed: said at once, and the others go on.

@@ -132,6 +132,12 @@ fn unfinished_lines(place: &str, view: &StoreView, now: Timestamp) -> Vec<String
         lines.push(format!("      {} objects, {}{begun}{newest}", attempt.objects, bytes(attempt.bytes)));
         lines.push(format!("      {}", attempt.id));
         lines.extend(attempt.base.iter().map(|base| format!("      on {base}")));
+        lines.extend(
+            attempt
+                .given_up_at
+                .iter()
+                .map(|at| format!("      the next backup goes on with it; given up on {}", at.strftime("%Y-%m-%d"))),
+        );
         if let Some(reason) = &attempt.disbelieved {
             lines.extend(wrap(&format!("      NOT BELIEVED: {reason}"), WIDTH, "        "));
         }

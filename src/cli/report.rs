@@ -55,8 +55,13 @@ impl StepReport {
         if !self.was_run {
             return "not run".to_owned();
         }
-        let Tally { done, failed, skipped, .. } = &self.tally;
-        let counts = [(done.len(), "ok"), (failed.len(), "FAILED"), (skipped.len(), "skipped")];
+        let Tally { done, paused, failed, skipped, .. } = &self.tally;
+        let counts = [
+            (done.len() - paused.len(), "ok"),
+            (paused.len(), "paused"),
+            (failed.len(), "FAILED"),
+            (skipped.len(), "skipped"),
+        ];
         let counted = counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
         let counted: Vec<String> = counted.collect();
         match self.status {
@@ -83,14 +88,14 @@ impl StepReport {
     }
 
     fn to_json(&self) -> Value {
-        let Tally { done, failed, skipped, bytes } = &self.tally;
+        let Tally { done, paused, failed, skipped, bytes } = &self.tally;
         let failed: Vec<_> = failed
             .iter()
             .map(|(dataset, (status, error))| json!({ "dataset": dataset, "exit_status": status, "error": error }))
             .collect();
         json!({
             "step": self.name, "command": self.line, "run": self.was_run,
-            "exit_status": self.was_run.then_some(self.status), "done": done, "failed": failed, "skipped": skipped,
+            "exit_status": self.was_run.then_some(self.status), "done": done, "paused": paused, "failed": failed, "skipped": skipped,
             "bytes": bytes, "seconds": self.seconds, "error": self.said.as_ref().map(|said| &said.text),
             "hint": self.said.as_ref().and_then(|said| said.hint.as_ref()), "output": self.output,
         })
@@ -249,6 +254,7 @@ fn shortened(text: &str, chars_max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn step(name: &str, line: &str, status: u8, counts: [usize; 3], bytes: u64, seconds: f64) -> StepReport {
         let name_of = |n: usize| -> DatasetName { format!("tank/{n}").parse().unwrap() };
@@ -257,6 +263,7 @@ mod tests {
             done: (0..done).map(name_of).collect(),
             failed: (10..10 + failed).map(|n| (name_of(n), (1, "B2 401: key deleted".to_owned()))).collect(),
             skipped: (10..10 + skipped).map(name_of).collect(),
+            paused: BTreeSet::new(),
             bytes,
         };
         let said = (status != 0).then(|| Said {

@@ -199,7 +199,10 @@ impl Survey {
         let mut datasets = std::mem::take(&mut self.overview.datasets);
         for dataset in &mut datasets {
             let found = store_view(&*side.store, &dataset.dataset, &trusted, deep).await;
-            let Some((view, catalog)) = self.keep(found, &mut dataset.errors, output) else { continue };
+            let Some((mut view, catalog)) = self.keep(found, &mut dataset.errors, output) else { continue };
+            if let Some((config, _)) = &side.config {
+                view.note_ends(config.resume_days);
+            }
             let counts = place == Place::Remote || dataset.only_intermediate;
             if let (Some((config, _)), true, false) = (&side.config, counts, context.global.dry_run) {
                 remember::seen(config, &*side.store, &catalog);
@@ -344,6 +347,7 @@ async fn attempt_view(
         objects: attempt.objects as u64,
         bytes: attempt.bytes,
         newest_object_at: attempt.newest,
+        given_up_at: None,
         was_committed: attempt.was_committed,
         disbelieved: attempt.disbelieved.as_ref().map(|error| error_chain(error)).or(distrust),
     })

@@ -3,7 +3,7 @@
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::plan::health::Health;
 use crate::run::record::Record;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 /// All that `show` found out.
@@ -137,6 +137,8 @@ pub(super) struct AttemptView {
     pub(super) objects: u64,
     pub(super) bytes: u64,
     pub(super) newest_object_at: Option<Timestamp>,
+    /// When a prune gives it up, unless it goes on.
+    pub(super) given_up_at: Option<Timestamp>,
     /// A manifest or its signature is there.
     pub(super) was_committed: bool,
     /// Why its manifest or its first object is not believed.
@@ -151,6 +153,14 @@ pub(super) struct UploadView {
 }
 
 impl StoreView {
+    /// Notes of each unfinished upload when a prune gives it up: `resume_days` after its newest object.
+    pub(super) fn note_ends(&mut self, resume_days: u32) {
+        let days = SignedDuration::from_hours(24 * i64::from(resume_days));
+        for attempt in self.unfinished.iter_mut().filter(|attempt| !attempt.was_committed) {
+            attempt.given_up_at = attempt.newest_object_at.and_then(|newest| newest.checked_add(days).ok());
+        }
+    }
+
     /// Bytes of all backups and attempts.
     pub(super) fn total_bytes(&self) -> u64 {
         let attempts = self.unfinished.iter().map(|attempt| attempt.bytes);

@@ -229,7 +229,12 @@ pub async fn back_up(
             let (chunks, stream_bytes) = stored_of(env, selected, &id)?;
             Ok(BackupOutcome::Paused(PausedUpload { id, why, chunks, stream_bytes, before: ended }))
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            for committed in &ended {
+                tracing::warn!(id = %committed.manifest.id, "was committed before this run failed");
+            }
+            Err(error)
+        }
     }
 }
 

@@ -21,6 +21,7 @@ mod weed;
 mod bench;
 mod chains;
 mod failures;
+mod interrupted;
 mod job;
 mod nights;
 mod restores;

@@ -119,6 +119,7 @@ fn attempt(guid: u64, was_committed: bool) -> AttemptView {
         objects: 42,
         bytes: 41 * G,
         newest_object_at: Some(ago(10 * 60)),
+        given_up_at: None,
         was_committed,
         disbelieved: None,
     }
@@ -267,6 +268,7 @@ fn the_details_name_snapshots_chains_places_and_what_was_not_finished() {
         uploads: vec![UploadView { key: "tank/media/@x/00000000-feedbeef.zfs.age".into(), started_at: Some(ago(DAY)) }],
         ..StoreView::default()
     });
+    view.remote.iter_mut().for_each(|remote| remote.note_ends(14));
     let all = overview(vec![view]);
     let lines = details::lines(&all, &all.datasets[0]);
     assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
@@ -293,6 +295,7 @@ fn the_details_name_snapshots_chains_places_and_what_was_not_finished() {
       remote: unfinished, not a backup
           42 objects, 41.0G, begun 1h ago, newest 10m ago
           20270115T060000Z-full-0000000000000009-000000000000feed
+          the next backup goes on with it; given up on 2027-01-29
       remote: 3 objects that are not of this format (12.0M), left alone
     ");
     let none = details::lines(&all, &dataset("tank/a", None)).join("\n");

@@ -258,7 +258,7 @@ impl<'a> Attempt<'a> {
             recipients: env.keys.recipients.clone(),
         });
         let (carried, stop) = (std::mem::take(&mut course.carried), env.stop.clone());
-        let mut recorder = Recorder::new(self, &mut course.log, carried.begin.is_some(), course.next_progress);
+        let mut recorder = Recorder::new(self, &mut course.log, &carried, course.next_progress);
         let progress = Arc::clone(&env.progress);
         match transfer(source, &*env.store, plan, carried, &mut recorder, progress, stop).await {
             Ok(transferred) => {

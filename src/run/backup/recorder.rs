@@ -5,7 +5,7 @@ use super::attempt::Attempt;
 use super::put::json;
 use crate::manifest::{ProgressBody, ProgressChunk, seal_progress};
 use crate::run::journal::log::{AttemptLog, JournalRecord};
-use crate::run::transfer::{ConfirmedChunk, TransferLog};
+use crate::run::transfer::{Carried, ConfirmedChunk, TransferLog};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, parse_object_name};
@@ -22,7 +22,8 @@ pub(super) struct Recorder<'a> {
     log: &'a mut AttemptLog,
     /// The journal knows the stream's first record.
     knows_begin: bool,
-    /// Confirmed chunks that no progress object tells of yet.
+    /// Confirmed chunks that no progress object tells of yet; at first all of an interrupted run's, because it may have
+    /// ended before it told of its last ones.
     untold: Vec<ProgressChunk>,
     next_progress: u16,
     last_progress: Timestamp,
@@ -33,11 +34,13 @@ impl<'a> Recorder<'a> {
     pub(super) fn new(
         attempt: &'a Attempt<'a>,
         log: &'a mut AttemptLog,
-        knows_begin: bool,
+        carried: &Carried,
         next_progress: u16,
     ) -> Self {
         let last_progress = (attempt.env.now)();
-        Self { attempt, log, knows_begin, untold: Vec::new(), next_progress, last_progress, begun: 0 }
+        let (knows_begin, untold) = (carried.begin.is_some(), carried.chunks.values());
+        let untold = untold.map(ConfirmedChunk::to_progress).collect();
+        Self { attempt, log, knows_begin, untold, next_progress, last_progress, begun: 0 }
     }
 
     /// Whether there may be objects that a backup of so many chunks does not need.
