@@ -260,6 +260,8 @@ pub struct ZfsErrno(pub i32);
 impl ZfsErrno {
     /// EEXIST: the name or tag is taken.
     pub const EXISTS: Self = Self(libc::EEXIST);
+    /// EINTR: the call was interrupted, by a signal or because its reader went away.
+    pub const INTERRUPTED: Self = Self(libc::EINTR);
 }
 
 /// ZFS, blocking. Implementations may be called from several threads at once.

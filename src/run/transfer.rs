@@ -21,7 +21,7 @@ use crate::store::{Evidence, ObjectKey, ObjectStore, PartWriter, StoreError, Sto
 use crate::stream::part::PartPool;
 use crate::stream::record::{BeginRecord, ResumePoint, StreamExpectation, StreamSummary};
 use crate::stream::seal::{Compression, SealedChunk};
-use crate::zfs::{SendResume, SendStream, ZfsError};
+use crate::zfs::{SendResume, SendStream, ZfsErrno, ZfsError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use produce::{ProduceError, Producer};
@@ -229,6 +229,11 @@ pub async fn transfer(
             (Err(UploadError::Store(error)), _) => return Err(error.into()),
             (Err(UploadError::Log(error)), _) => return Err(error),
             (Err(UploadError::Stopped), _) => return Err(RunError::Interrupted),
+            // The kernel gives a send up when its process was stopped and goes on (SIGSTOP, a suspended machine).
+            (Ok(()), Err(ProduceError::Zfs(error))) if attempt <= REDO_MAX && was_interrupted(&error) => {
+                tracing::warn!(error = %error_chain(&error), attempt, "the send was interrupted; going on with it");
+                tokio::time::sleep(REDO_PAUSE * attempt).await;
+            }
             (Ok(()), Err(error)) => return Err(error.into_run_error(&plan)),
         }
     }
@@ -238,6 +243,10 @@ pub async fn transfer(
 fn resume_point(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> Option<ResumePoint> {
     let before = confirmed.iter().zip(0..).take_while(|((index, _), expected)| **index == *expected);
     before.filter_map(|((_, chunk), _)| chunk.point).last()
+}
+
+fn was_interrupted(error: &ZfsError) -> bool {
+    error.errno() == Some(ZfsErrno::INTERRUPTED)
 }
 
 fn may_work_again(error: &StoreError) -> bool {

@@ -21,6 +21,7 @@ use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, look, prune_dataset};
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::Zfs;
+use zfs_backup::zfs::fake::SendFault;
 
 fn unwatched() -> Watch {
     Arc::new(|_, _| {})
@@ -612,4 +613,22 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
     let origins = vec![Origin { dataset_guid: world.selected().dataset.guid, pool_guid }];
     let again = look(&env, &PruneTask { stored, origins, rules, beside }).await.unwrap();
     assert!(held.iter().all(|id| again.is_over(id)));
+}
+
+/// A stopped process goes on, and the kernel has given the send up meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_send_that_is_interrupted_goes_on_in_the_same_run() {
+    const EINTR: i32 = 4;
+    let world = World::new();
+    world.zfs.fail_next_send(SendFault { after_bytes: 3 * 64 * 1024 + 17, errno: EINTR });
+    let backup = world.back_up().await;
+    for chunk in world.chunks(&backup.manifest).await {
+        let of_index = |key: &str| key.contains(&format!("/{:08}-", chunk.index));
+        let finished = world.store.events().into_iter().filter(|event| {
+            event.operation == Operation::Finish && event.outcome == Outcome::Done && of_index(&event.key)
+        });
+        assert_eq!(finished.count(), 1, "chunk {}", chunk.index);
+    }
+    assert_nothing_is_left(&world, 1).await;
+    world.assert_restores().await;
 }
