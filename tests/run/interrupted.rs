@@ -438,17 +438,23 @@ async fn an_upload_goes_on_only_as_what_it_began() {
 /// A journal of a time when the backup was not committed yet must never touch what was committed since, or pruned.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolled_back_journal_never_touches_a_backup() {
-    for pruned in [false, true] {
+    for fate in ["kept", "pruned", "hidden"] {
         let world = World::new();
         interrupted_late(&world).await;
         let file = journal_files(&world.settings.state_dir).remove(0);
         let bytes = std::fs::read(&file).unwrap();
         let first = world.back_up().await;
         std::fs::write(&file, bytes).unwrap();
-        if pruned {
+        for name in ["manifest.json", "manifest.json.minisig"] {
+            let key = crate::world::key_of(&first.manifest, name);
+            match fate {
+                "kept" => continue,
+                "pruned" => assert!(world.store.lose(&key)),
+                _ => assert!(world.store.hide(&key)),
+            }
+        }
+        if fate == "pruned" {
             crate::chain::plant_prune_record(&world, &world.store, &[&first.manifest.id]);
-            world.store.lose(&crate::world::key_of(&first.manifest, "manifest.json"));
-            world.store.lose(&crate::world::key_of(&first.manifest, "manifest.json.minisig"));
         }
         let objects = |world: &World| -> Vec<String> {
             world.store.keys().into_iter().filter(|key| key.contains(first.manifest.id.as_str())).collect()
@@ -458,7 +464,7 @@ async fn a_rolled_back_journal_never_touches_a_backup() {
         let next = committed(world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap());
         assert_ne!(next.manifest.id, first.manifest.id);
         assert!(next.before.is_empty());
-        assert_eq!(objects(&world), before, "pruned: {pruned}");
+        assert_eq!(objects(&world), before, "{fate}");
         assert!(!file.exists());
         world.assert_no_holds();
     }

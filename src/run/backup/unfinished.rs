@@ -208,6 +208,18 @@ pub(super) async fn find_unfinished(
     Ok(going_on)
 }
 
+/// Whether a manifest lies there, be it behind a delete marker. Where versions may not be listed, only what is seen
+/// counts: the journal of a run that was interrupted is true but for the rare case that it came back from the past.
+async fn was_committed(env: &BackupEnv, manifest: &ObjectKey) -> Result<bool, RunError> {
+    match env.store.any_version(manifest).await {
+        Err(error) if error.kind == StoreErrorKind::Denied => {
+            tracing::warn!(error = error_chain(&error), "hidden versions of {manifest} cannot be excluded");
+            Ok(env.store.head(manifest).await?.is_some())
+        }
+        any => Ok(any?),
+    }
+}
+
 /// From the store alone: its signed first object. Whose it is the origin in it tells.
 async fn in_store(env: &BackupEnv, stored: &DatasetName, id: &BackupId) -> Result<Option<Unfinished>, RunError> {
     let key = ObjectKey::backup(stored, id, &BackupObject::Started);
@@ -254,7 +266,7 @@ async fn judge(
         }
     }
     let manifest = ObjectKey::backup(stored, upload.id(), &BackupObject::Manifest);
-    let has_manifest = sight.target.catalog.backup(upload.id()).is_some() || env.store.head(&manifest).await?.is_some();
+    let has_manifest = sight.target.catalog.backup(upload.id()).is_some() || was_committed(env, &manifest).await?;
     let recipients: Vec<String> = env.keys.recipients.iter().map(ToString::to_string).collect();
     let flags = flag_names(send_flags(&local.dataset, &env.settings));
     let facts = UnfinishedFacts {
