@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn no_name_stands_twice() {
         for section in SECTIONS {
-            let mut names: Vec<_> = section.keys.iter().copied().collect();
+            let mut names = section.keys.to_vec();
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), section.keys.len(), "{}", section.name);

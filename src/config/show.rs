@@ -259,7 +259,7 @@ mod tests {
         for ((name, entries), section) in config.entries().into_iter().zip(SECTIONS) {
             assert_eq!(name, section.name);
             let shown: Vec<&str> = entries.iter().map(|(key, _)| *key).collect();
-            let known: Vec<&str> = section.keys.iter().copied().collect();
+            let known: Vec<&str> = section.keys.to_vec();
             assert!(known.is_empty() || shown == known, "[{name}] {shown:?}");
         }
     }

@@ -26,7 +26,7 @@ fn three_nights(bench: &Bench) {
             change(bench, night);
         }
         bench.good(&["snapshot"]);
-        bench.good(&["stream-to-remote"]);
+        bench.good(&["stream-to-remote", if night == 0 { "--full" } else { "--incremental" }]);
     }
 }
 
