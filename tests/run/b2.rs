@@ -40,7 +40,8 @@ async fn a_backup_survives_a_bad_night_of_b2() {
         assert_eq!(report.objects.contains_key(&EvidenceTier::IdPin), !whole, "{:?}", report.objects);
         assert!(sim.requests("b2_list_file_versions") <= 4, "no object is asked for by itself: {:?}", sim.tally());
 
-        let set = find_restore_set(&[store.clone()], &world.dataset, &world.keys, &RestorePoint::Newest).await.unwrap();
+        let stores: [Arc<dyn ObjectStore>; 1] = [store.clone()];
+        let set = find_restore_set(&stores, &world.dataset, &world.keys, &RestorePoint::Newest).await.unwrap();
         let output = SharedBytes::default();
         restore_to_writer(&set.backups[0], &world.keys, Box::new(output.clone())).await.unwrap();
         assert!(output.take() == world.stream(), "seed {seed}: other bytes came back");

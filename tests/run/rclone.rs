@@ -51,8 +51,9 @@ async fn a_chain_goes_through_rclone_and_comes_back() {
     assert_eq!((report.backups, report.damage, report.extra), (2, vec![], vec![]));
     assert_eq!(report.objects.keys().collect::<Vec<_>>(), [&EvidenceTier::Sha1], "{:?}", report.objects);
 
-    let set =
-        find_restore_set(&[Arc::clone(&store)], &world.dataset, &world.keys, &RestorePoint::Newest).await.unwrap();
+    let set = find_restore_set(std::slice::from_ref(&store), &world.dataset, &world.keys, &RestorePoint::Newest)
+        .await
+        .unwrap();
     let target: DatasetName = "tank/restored".parse().unwrap();
     let zfs: Arc<dyn Zfs> = Arc::new(world.zfs.clone());
     let received = restore_to_dataset(&set, &world.keys, zfs, &target, &ReceiveOptions::default(), never())
