@@ -224,6 +224,9 @@ impl RunError {
             Self::Keyring { source: KeyringError::WrongPassphrase, .. } => {
                 Some("the passphrase must be the one that the keyring was made with; a new keyring is never made beside an existing one".into())
             }
+            Self::Zfs(ZfsError::Device { source }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Some("run it as root, or let this user open /dev/zfs, whose mode is 0666 as udev makes it; ZFS itself checks what `zfs allow` gave".into())
+            }
             Self::Zfs(ZfsError::Device { .. }) => {
                 Some("load the kernel module (`modprobe zfs`); inside a container /dev/zfs must be passed in".into())
             }
