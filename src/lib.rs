@@ -12,7 +12,7 @@
 //! keyring   key files, and their form sealed with the passphrase
 //! manifest  storage format 1: what is stored, and what a reader must check
 //! plan      decisions, pure
-//! run       plans carried out: snapshot, backup, copy, verify, prune, restore; probe and doctor; locks and hooks
+//! run       plans carried out: snapshot, backup, copy, verify, prune, restore, drill; probe and doctor; locks and hooks
 //! cli       people
 //! ```
 //!

@@ -112,7 +112,7 @@ fn check_existing(
 ///
 /// # Errors
 /// [`RunError`]; then nothing half-received is left behind of a new dataset, also when a stop was asked for. One that
-/// was rolled back stays at the last snapshot that was received whole.
+/// was rolled back stays at the last snapshot that was received whole, and readonly if more were to follow.
 pub async fn restore_to_dataset(
     set: &RestoreSet,
     keys: &KeyFile,
@@ -133,7 +133,14 @@ pub async fn restore_to_dataset(
     };
     match received.await {
         Ok(streams) => Ok(Received { snapshots: names[plan.skipped..].to_vec(), streams }),
-        Err(error) if plan.rolled_back_to.is_some() => Err(error),
+        Err(error) if plan.rolled_back_to.is_some() => {
+            if plan.skipped + 1 < set.backups.len() {
+                tracing::warn!(
+                    "{target} may have stayed readonly, as it is between two backups: zfs inherit readonly {target}"
+                );
+            }
+            Err(error)
+        }
         Err(error) => {
             let (zfs, target) = (Arc::clone(&zfs), target.clone());
             let guids = set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect();
