@@ -71,7 +71,7 @@ pub enum EvidenceTier {
     Sha256Composite,
     /// SHA-1 of the whole object, computed by the store.
     Sha1,
-    /// CRC32C, computed by the store.
+    /// CRC32C over the whole object, computed by the store.
     Crc32c,
     /// The MD5 ETag, by parts or whole.
     Md5Etag,

@@ -320,7 +320,7 @@ pub(super) fn tier_words(tier: EvidenceTier) -> &'static str {
         EvidenceTier::Crc64nvmeFull => "the store's own CRC64NVME of the whole object (against accidents)",
         EvidenceTier::Sha256Composite => "the store's own SHA-256 by parts (against a writer too)",
         EvidenceTier::Sha1 => "the store's own SHA-1 (against accidents)",
-        EvidenceTier::Crc32c => "the store's own CRC32C (against accidents)",
+        EvidenceTier::Crc32c => "the store's own CRC32C of the whole object (against accidents)",
         EvidenceTier::Md5Etag => "the store's MD5 ETag (against accidents)",
         EvidenceTier::IdPin => "immutable id and size",
         EvidenceTier::SizeOnly | EvidenceTier::Unknown => "size only",

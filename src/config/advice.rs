@@ -76,14 +76,18 @@ impl Config {
         let text = match self.remote.as_ref()? {
             Remote::S3 { .. } => match self.s3.checksum {
                 None => {
-                    "verify-checksums compares the strongest checksum that the store keeps (crc64nvme, sha256 or md5): \
-                     it is found out by trying, by doctor and by the first command that writes"
+                    "verify-checksums compares the strongest checksum that the store keeps (crc64nvme, sha256, crc32c \
+                     or md5): it is found out by trying, by doctor and by the first command that writes"
                 }
                 Some(S3Checksum::Crc64nvme) => {
                     "verify-checksums compares a CRC64NVME that the store computed over each whole chunk"
                 }
                 Some(S3Checksum::Sha256) => {
                     "verify-checksums compares the SHA-256 of each chunk's part SHA-256s, computed by the store"
+                }
+                Some(S3Checksum::Crc32c) => {
+                    "verify-checksums compares a CRC32C that the store computed over each whole chunk: 32 bits, where \
+                     crc64nvme has 64"
                 }
                 Some(S3Checksum::Md5) => {
                     "verify-checksums compares the MD5 ETag, the weakest sum: crc64nvme is better where the store has it"

@@ -242,7 +242,7 @@ fn checksum(text: &str) -> Result<Option<S3Checksum>, InvalidValue> {
         return Ok(None);
     }
     let found = S3Checksum::ALL.into_iter().find(|checksum| checksum.to_string() == text);
-    found.map(Some).ok_or_else(|| InvalidValue::new(text, "one of auto, crc64nvme, sha256, md5"))
+    found.map(Some).ok_or_else(|| InvalidValue::new(text, "one of auto, crc64nvme, sha256, crc32c, md5"))
 }
 
 /// The days and the mode; 0 days is no lock.

@@ -10,10 +10,13 @@ use crate::model::{BackupId, DatasetName};
 use crate::store::key::{KEYRING_PREFIX, backup_prefix};
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// Locks that are extended at once.
 const AT_ONCE: usize = 8;
+/// By how much the locks of one backup's own objects may end apart before they are extended: an upload of some hours is
+/// left alone, and one that went on for days or weeks is not.
+const APART_MAX: SignedDuration = SignedDuration::from_hours(24);
 
 /// Extends the locks of keyrings with these tags to what an object would get that is put now: a store that cannot is
 /// found out before anything is sent.
@@ -22,11 +25,12 @@ pub(super) async fn extend_keyring(store: &dyn ObjectStore, tags: &[String], now
     extend_all(store, keyrings(store, tags).await?, lock.until(now)).await
 }
 
-/// Extends the locks of the ancestors of a backup, and of its keyrings, to its own: to the first that ends of `own`.
-/// An ancestor that is not in this store has no lock here.
+/// Extends the locks of the ancestors of a backup, of its keyrings and of its own earlier objects to its own: to the
+/// last that ends of `own`, the objects of `id`. An ancestor that is not in this store has no lock here.
 pub(super) async fn extend_chain(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
+    id: &BackupId,
     ancestors: &[BackupId],
     tags: &[String],
     own: &[ReceiptEntry],
@@ -34,20 +38,24 @@ pub(super) async fn extend_chain(
     if store.object_lock().is_none() {
         return Ok(());
     }
-    let ends = own.iter().filter_map(|entry| entry.evidence.locked_until.as_deref());
-    let ends = ends.map(|text| text.parse::<Timestamp>().map_err(|_| text.to_owned()));
-    let ends: Result<Vec<Timestamp>, String> = ends.collect();
-    let ends = ends.map_err(|text| RunError::Damaged {
-        key: store.url().to_owned(),
-        reason: format!("it says that an object is locked until {text:?}, which is no time"),
-    })?;
-    let Some(until) = ends.into_iter().min() else { return Ok(()) };
+    let mut ends = Vec::with_capacity(own.len());
+    for entry in own {
+        let Some(text) = &entry.evidence.locked_until else { continue };
+        let end = text.parse::<Timestamp>().map_err(|_| RunError::Damaged {
+            key: format!("{}{}", backup_prefix(dataset, id), entry.name),
+            reason: format!("{} says that it is locked until {text:?}, which is no time", store.url()),
+        })?;
+        ends.push(end);
+    }
+    let (Some(first), Some(until)) = (ends.iter().min(), ends.iter().max()) else { return Ok(()) };
+    // With the signatures, which no receipt names.
+    let own = (until.duration_since(*first) > APART_MAX).then_some(id);
     let mut keys = keyrings(store, tags).await?;
-    for id in ancestors {
+    for id in ancestors.iter().chain(own) {
         let listed = store.list(&backup_prefix(dataset, id)).await?;
         keys.extend(listed.iter().filter_map(|object| ObjectKey::listed(&object.key)));
     }
-    extend_all(store, keys, until).await
+    extend_all(store, keys, *until).await
 }
 
 async fn keyrings(store: &dyn ObjectStore, tags: &[String]) -> Result<Vec<ObjectKey>, RunError> {

@@ -1,42 +1,77 @@
-//! CRC64NVME as S3 writes it. What else a store may be asked to compare is beside the adapter that speaks it.
+//! [`WholeCrc`]: the CRCs that S3 stores keep of whole objects. What else a store may be asked to compare is beside the
+//! adapter that speaks it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use crc_fast::CrcAlgorithm;
 
-/// The CRC64NVME of bytes that are in memory.
-pub(crate) fn crc64nvme(bytes: &[u8]) -> u64 {
-    crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes)
+/// A CRC that can be taken of parts, in any order, and combined to that of the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WholeCrc {
+    /// 64 bits, CRC-64/NVME.
+    Crc64nvme,
+    /// 32 bits, CRC-32/ISCSI.
+    Crc32c,
 }
 
-/// The CRC64NVME of a whole, from that of its head and that of the `tail_bytes` which follow.
-pub(crate) fn crc64nvme_append(head: u64, tail: u64, tail_bytes: u64) -> u64 {
-    crc_fast::checksum_combine(CrcAlgorithm::Crc64Nvme, head, tail, tail_bytes)
-}
+impl WholeCrc {
+    /// That of bytes that are in memory.
+    pub(crate) fn of(self, bytes: &[u8]) -> u64 {
+        crc_fast::checksum(self.algorithm(), bytes)
+    }
 
-/// The CRC as S3 puts it into headers: big-endian, in base64.
-pub(crate) fn crc64nvme_text(crc: u64) -> String {
-    STANDARD.encode(crc.to_be_bytes())
+    /// That of a whole, from that of its head and that of the `tail_bytes` which follow.
+    pub(crate) fn append(self, head: u64, tail: u64, tail_bytes: u64) -> u64 {
+        crc_fast::checksum_combine(self.algorithm(), head, tail, tail_bytes)
+    }
+
+    /// As S3 puts it into headers: big-endian, in base64.
+    pub(crate) fn text(self, crc: u64) -> String {
+        STANDARD.encode(self.bytes(crc))
+    }
+
+    /// Big-endian, without the leading zeros of the shorter one.
+    pub(crate) fn bytes(self, crc: u64) -> Vec<u8> {
+        let skipped = match self {
+            Self::Crc64nvme => 0,
+            Self::Crc32c => 4,
+        };
+        crc.to_be_bytes()[skipped..].to_vec()
+    }
+
+    fn algorithm(self) -> CrcAlgorithm {
+        match self {
+            Self::Crc64nvme => CrcAlgorithm::Crc64Nvme,
+            Self::Crc32c => CrcAlgorithm::Crc32Iscsi,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::WholeCrc::{self, Crc32c, Crc64nvme};
+
+    const KINDS: [WholeCrc; 2] = [Crc64nvme, Crc32c];
 
     #[test]
-    fn check_value_of_the_catalogue_is_reproduced() {
-        // CRC-64/NVME in the catalogue of parametrised CRC algorithms.
-        assert_eq!(crc64nvme(b"123456789"), 0xae8b_1486_0a79_9888);
-        assert_eq!(crc64nvme_text(0xae8b_1486_0a79_9888), "rosUhgp5mIg=");
+    fn check_values_of_the_catalogue_are_reproduced() {
+        // CRC-64/NVME and CRC-32/ISCSI in the catalogue of parametrised CRC algorithms.
+        for (kind, crc, text) in [(Crc64nvme, 0xae8b_1486_0a79_9888, "rosUhgp5mIg="), (Crc32c, 0xe306_9283, "4waSgw==")]
+        {
+            assert_eq!(kind.of(b"123456789"), crc);
+            assert_eq!(kind.text(crc), text);
+        }
     }
 
     #[test]
     fn parts_combine_to_the_whole() {
         let whole: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
-        for cut in [0, 1, 4_095, 4_096, whole.len()] {
-            let (head, tail) = whole.split_at(cut);
-            let combined = crc64nvme_append(crc64nvme(head), crc64nvme(tail), tail.len() as u64);
-            assert_eq!(combined, crc64nvme(&whole), "cut at {cut}");
+        for kind in KINDS {
+            for cut in [0, 1, 4_095, 4_096, whole.len()] {
+                let (head, tail) = whole.split_at(cut);
+                let combined = kind.append(kind.of(head), kind.of(tail), tail.len() as u64);
+                assert_eq!(combined, kind.of(&whole), "{kind:?} cut at {cut}");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! [`ContentCheck`]: whether the store's word for an object is the word for these bytes. For bytes that were stored by
 //! an earlier run and can be read again here.
 
-use super::checksum::{crc64nvme, crc64nvme_append, crc64nvme_text};
+use super::checksum::WholeCrc;
 use super::{Evidence, EvidenceTier};
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine as _;
@@ -28,7 +28,7 @@ pub struct ContentCheck {
 }
 
 enum Sum {
-    Crc64(u64),
+    Whole(WholeCrc, u64),
     Parts { kind: PartKind, part: PartHasher, room: u64, part_bytes: Option<u64>, digests: Vec<u8>, parts: usize },
 }
 
@@ -60,7 +60,8 @@ impl ContentCheck {
             parts: 0,
         };
         let sum = match found.tier {
-            EvidenceTier::Crc64nvmeFull => Some(Sum::Crc64(crc64nvme(&[]))),
+            EvidenceTier::Crc64nvmeFull => Some(Sum::Whole(WholeCrc::Crc64nvme, WholeCrc::Crc64nvme.of(&[]))),
+            EvidenceTier::Crc32c => Some(Sum::Whole(WholeCrc::Crc32c, WholeCrc::Crc32c.of(&[]))),
             _ => kind.map(by_parts),
         };
         Self { found: found.clone(), sum, bytes: 0 }
@@ -92,7 +93,7 @@ impl ContentCheck {
 impl Sum {
     fn update(&mut self, mut bytes: &[u8]) {
         match self {
-            Self::Crc64(whole) => *whole = crc64nvme_append(*whole, crc64nvme(bytes), bytes.len() as u64),
+            Self::Whole(kind, crc) => *crc = kind.append(*crc, kind.of(bytes), bytes.len() as u64),
             Self::Parts { kind, part, room, part_bytes, digests, parts } => {
                 while !bytes.is_empty() {
                     let now = usize::try_from(*room).unwrap_or(usize::MAX).min(bytes.len());
@@ -109,7 +110,7 @@ impl Sum {
 
     fn finish(self) -> String {
         match self {
-            Self::Crc64(whole) => crc64nvme_text(whole),
+            Self::Whole(kind, crc) => kind.text(crc),
             Self::Parts { kind, part, part_bytes: None, .. } => kind.text(&part.finish()),
             Self::Parts { kind, part, room, part_bytes: Some(part_bytes), mut digests, mut parts } => {
                 if room < part_bytes || parts == 0 {
@@ -173,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_stores_say_of_known_bytes_is_reproduced_in_any_pieces() {
-        use EvidenceTier::{Crc64nvmeFull, IdPin, Md5Etag, ReadBack, Sha256Composite};
+        use EvidenceTier::{Crc32c, Crc64nvmeFull, IdPin, Md5Etag, ReadBack, Sha256Composite};
         // Of parts of 4 bytes, as `openssl dgst -sha256 -binary` twice gives it.
         let parts_of_4 = "RWtJBRAdYQ9Y6rETLya5JMkap8fADJo5biSsdBWQ50E=-3";
         let whole_sha256 = "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU=";
@@ -182,6 +183,8 @@ mod tests {
         for pieces in pieces {
             assert_eq!(check(Crc64nvmeFull, Some("rosUhgp5mIg="), Some(4), pieces), Proven);
             assert_eq!(check(Crc64nvmeFull, Some("AAAAAAAAAAA="), None, pieces), Differs);
+            assert_eq!(check(Crc32c, Some("4waSgw=="), Some(4), pieces), Proven);
+            assert_eq!(check(Crc32c, Some("AAAAAA=="), None, pieces), Differs);
             assert_eq!(check(Sha256Composite, Some(whole_sha256), None, pieces), Proven);
             assert_eq!(check(Sha256Composite, Some(parts_of_4), Some(4), pieces), Proven);
             assert_eq!(check(Sha256Composite, Some(parts_of_4), Some(5), pieces), Differs);

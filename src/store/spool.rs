@@ -4,7 +4,7 @@
 //! file, which it can read again for every attempt. Each part's CRC64 is kept in memory and checked whenever the part
 //! is read back, because a checksum that the store takes afterwards would bless what the spool's disk got wrong.
 
-use super::checksum::crc64nvme;
+use super::checksum::WholeCrc;
 use super::parts::PartSizes;
 use super::work::{random_u64, run_blocking};
 use super::{
@@ -122,7 +122,7 @@ impl SpoolFile {
         run_blocking(move || {
             let mut bytes = vec![0; part.bytes];
             file.read_exact_at(&mut bytes, part.offset).map_err(|error| SpoolError::io(&dir, "read", error))?;
-            match crc64nvme(&bytes) == part.crc64 {
+            match WholeCrc::Crc64nvme.of(&bytes) == part.crc64 {
                 true => Ok(Bytes::from(bytes)),
                 false => Err(SpoolError {
                     kind: StoreErrorKind::Corrupt,
@@ -140,7 +140,7 @@ impl SpoolFile {
         let (file, offset, dir) = (Arc::clone(&self.file), self.bytes(), self.dir.clone());
         let part = run_blocking(move || {
             file.write_all_at(&bytes, offset).map_err(|error| SpoolError::io(&dir, "write", error))?;
-            Ok(SpooledPart { offset, bytes: bytes.len(), crc64: crc64nvme(&bytes) })
+            Ok(SpooledPart { offset, bytes: bytes.len(), crc64: WholeCrc::Crc64nvme.of(&bytes) })
         })
         .await?;
         self.parts.push(part);

@@ -277,7 +277,7 @@ fn credentials_by_halves() {
       expected: a URL, https://HOST or https://HOST:PORT, without a bucket in it
       hint: write "https://s3.example.org"
     zb.toml:10: s3.checksum is "crc32"
-      expected: one of auto, crc64nvme, sha256, md5
+      expected: one of auto, crc64nvme, sha256, crc32c, md5
     zb.toml:11: s3.storage_class is "glacier"
       expected: a storage class such as STANDARD_IA, in capitals
       hint: write "GLACIER"

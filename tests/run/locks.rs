@@ -3,8 +3,11 @@
 use crate::world::{World, committed, main_keyring_key, now};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use zfs_backup::manifest::Receipt;
 use zfs_backup::plan::send::RequestedKind;
+use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::store::{LockMode, ObjectKey, ObjectLock, ObjectStore, StoreErrorKind};
 
@@ -86,4 +89,22 @@ async fn a_store_that_cannot_extend_is_refused_before_anything_is_sent_unless_th
     incremental(&covered, 5).await.unwrap();
     let target = crate::world::name("tank/new");
     assert_eq!(covered.restore_into(&target).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn an_upload_of_many_days_is_locked_from_its_end_with_all_that_it_sent_before() {
+    let world = world(true, false);
+    let count = std::sync::atomic::AtomicI64::new(0);
+    let store = world.store.clone();
+    let env = BackupEnv {
+        // Every chunk takes two days.
+        progress: Arc::new(move |_| store.set_clock(Some(after(count.fetch_add(1, Ordering::SeqCst) / 4)))),
+        ..world.env()
+    };
+    let backup = committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap());
+    let (all, receipt) = (locks(&world).await, crate::world::key_of(&backup.manifest, "manifest.json"));
+    let end = all[&receipt];
+    assert!(end > after(i64::from(DAYS) + 2), "the clock went on: {end}");
+    let short: Vec<_> = all.iter().filter(|(_, locked)| end.duration_since(**locked).as_hours() > 24).collect();
+    assert!(short.is_empty(), "not locked until {end}: {short:?}");
 }

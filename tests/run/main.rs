@@ -8,6 +8,7 @@ mod b2;
 #[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
 #[path = "../support/b2_sim.rs"]
 mod b2_sim;
+mod bad_nights;
 mod builder;
 mod chain;
 mod chains;
@@ -21,8 +22,9 @@ mod interrupted;
 mod keys;
 mod locks;
 mod nights;
-#[path = "../support/programs.rs"]
-mod programs;
+#[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
+#[path = "../support/proxy.rs"]
+mod proxy;
 mod prune;
 mod prune_property;
 mod rclone;
@@ -34,4 +36,7 @@ mod two_stores;
 mod upload;
 mod upload_failures;
 mod verify;
+#[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
+#[path = "../support/weed.rs"]
+mod weed;
 mod world;

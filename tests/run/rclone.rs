@@ -1,6 +1,6 @@
 //! A full backup and an incremental one through rclone into a folder: verified, damaged, restored, deleted.
 
-use crate::programs::find_program;
+use crate::weed::programs::find_program;
 use crate::world::{World, committed, main_keyring_key, never, noise, now};
 use std::fs;
 use std::path::Path;

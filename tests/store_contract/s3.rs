@@ -18,9 +18,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zfs_backup::store::{
-    EvidenceTier, ObjectStore, S3Checksum, S3Credentials, S3Settings, S3Store, StoreError, StoreErrorKind,
-};
+use zfs_backup::store::{ObjectStore, S3Checksum, S3Credentials, S3Settings, S3Store, StoreError, StoreErrorKind};
 
 use broken::{
     bodies_that_break_off_are_fetched_again, false_words_of_the_store_are_found_out,
@@ -31,8 +29,8 @@ use broken::{
 use lock::{a_lock_that_is_not_shown_is_none, objects_are_locked_and_locked_on};
 use probe::{
     a_probe_that_fails_leaves_nothing_behind, behaviour_follows_the_probe_and_a_contradiction_is_heard,
-    the_bucket_says_its_rules_or_that_it_would_not, the_probe_finds_out_what_a_server_does_not_do,
-    the_probe_tells_what_a_good_server_does,
+    the_bucket_says_its_rules_or_that_it_would_not, the_bucket_says_who_may_read_it_or_that_it_would_not,
+    the_probe_finds_out_what_a_server_does_not_do, the_probe_tells_what_a_good_server_does,
 };
 use scripted::{
     a_part_that_is_echoed_otherwise_ends_the_upload, another_region_and_an_expired_session_say_what_to_do,
@@ -94,6 +92,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         a_probe_that_fails_leaves_nothing_behind
         behaviour_follows_the_probe_and_a_contradiction_is_heard
         the_bucket_says_its_rules_or_that_it_would_not
+        the_bucket_says_who_may_read_it_or_that_it_would_not
         success_with_an_error_in_it_is_none
         a_part_that_is_echoed_otherwise_ends_the_upload
         another_region_and_an_expired_session_say_what_to_do
@@ -169,10 +168,8 @@ async fn assert_empty(store: &S3Store) {
 }
 
 async fn evidence_is_as_strong_as_the_checksum(_: Arc<Weed>, settings: S3Settings) {
-    use EvidenceTier::{Crc64nvmeFull, Md5Etag, Sha256Composite};
-    let tiers =
-        [(S3Checksum::Crc64nvme, Crc64nvmeFull), (S3Checksum::Sha256, Sha256Composite), (S3Checksum::Md5, Md5Etag)];
-    for (checksum, tier) in tiers {
+    for checksum in S3Checksum::ALL {
+        let tier = checksum.tier();
         let prefix = format!("{}/{tier:?}", settings.prefix);
         let store = connect(S3Settings { checksum, prefix, ..settings.clone() }).await;
         if checksum != S3Checksum::default() {

@@ -131,7 +131,8 @@ impl Attempt<'_> {
     async fn extend_locks(&self, sight: &Sight, written: &Written) -> Result<(), RunError> {
         let here = |id: &&BackupId| sight.target.catalog.backup(id).is_some();
         let ancestors: Vec<BackupId> = self.before.iter().filter(here).cloned().collect();
-        extend_chain(&*self.env.store, &self.stored, &ancestors, &self.keyring_tags(), &written.receipt).await
+        let tags = self.keyring_tags();
+        extend_chain(&*self.env.store, &self.stored, &self.id, &ancestors, &tags, &written.receipt).await
     }
 
     /// What a reader would refuse must not be committed: the reader's own rules, over the very bytes.

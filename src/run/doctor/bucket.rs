@@ -69,6 +69,7 @@ fn checksum(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
     let meaning = |tier| match tier {
         EvidenceTier::Crc64nvmeFull => "a CRC64NVME of every whole object",
         EvidenceTier::Sha256Composite => "the SHA-256 of the parts' SHA-256s",
+        EvidenceTier::Crc32c => "a CRC32C of every whole object",
         EvidenceTier::Md5Etag => "an MD5 ETag",
         EvidenceTier::IdPin => "no checksum, but an id for every version",
         _ => "no checksum, only the size",
@@ -199,7 +200,9 @@ pub fn check_bucket(facts: &BucketFacts, probe: Option<&StoreProbe>, wanted: &Wa
             "make the bucket private",
         )),
         Told::Is(visibility) => checks.push(Check::good("bucket", visibility.clone())),
-        Told::Untold(_) => {}
+        Told::Untold(why) => {
+            checks.push(Check::note("bucket", format!("the store would not say whether it is public: {why}")));
+        }
     }
     let keeps_versions = probe.is_none_or(|probe| probe.deleting != Deleting::Removes);
     match &facts.lifecycle {

@@ -285,7 +285,7 @@ impl Copy<'_> {
         if to.object_lock().is_none() {
             return Ok(());
         }
-        let Manifest { dataset, recipients, .. } = self.manifest();
+        let Manifest { dataset, id: own_id, recipients, .. } = self.manifest();
         let (mut ancestors, mut next) = (Vec::new(), self.parent.cloned());
         while let Some(id) = next {
             let manifest = match read_manifest(to, dataset, &id, &self.env.keys.trusted).await {
@@ -301,7 +301,7 @@ impl Copy<'_> {
             ancestors.push(id);
         }
         let tags: Vec<String> = recipients.iter().map(|recipient| tag_of(recipient)).collect();
-        extend_chain(to, dataset, &ancestors, &tags, own).await
+        extend_chain(to, dataset, own_id, &ancestors, &tags, own).await
     }
 
     async fn all_in_target(&self) -> Result<Vec<BackupId>, RunError> {

@@ -1,7 +1,7 @@
 //! What a [`MemoryStore`](super::MemoryStore) holds, and what each call does to it. Nothing here fails by order.
 
 use super::{Fault, StoreEvent};
-use crate::store::checksum::{crc64nvme, crc64nvme_text};
+use crate::store::checksum::WholeCrc::Crc64nvme;
 use crate::store::{Evidence, EvidenceTier, ListedObject, ObjectLock, PutOutcome, StoreErrorKind, UnfinishedUpload};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -117,7 +117,7 @@ impl State {
         let evidence = Evidence {
             tier,
             bytes: bytes.len() as u64,
-            checksum: (tier == EvidenceTier::Crc64nvmeFull).then(|| crc64nvme_text(crc64nvme(&bytes))),
+            checksum: (tier == EvidenceTier::Crc64nvmeFull).then(|| Crc64nvme.text(Crc64nvme.of(&bytes))),
             etag: None,
             version_id: (tier == EvidenceTier::IdPin).then(|| self.next_id("version")),
             part_bytes,

@@ -5,15 +5,42 @@ use super::cause::Cause;
 use crate::store::probe::{BucketFacts, LifecycleRule, Told};
 use aws_sdk_s3::types::{ExpirationStatus, LifecycleRule as S3Rule, ObjectLockEnabled};
 
+/// The ends of the names of the groups that hold everybody, in access lists.
+const EVERYBODY: [&str; 2] = ["/global/AllUsers", "/global/AuthenticatedUsers"];
+
 impl Shared {
     /// Asks all of it. What the store would not say stands in the answer as such.
     pub(super) async fn bucket_facts(&self) -> BucketFacts {
-        let untold = "the S3 protocol has no call for it";
         BucketFacts {
-            visibility: Told::Untold(untold.to_owned()),
+            visibility: self.visibility().await,
             lifecycle: self.lifecycle().await,
             object_lock: self.lock_of_bucket().await,
-            rights: Told::Untold(untold.to_owned()),
+            rights: Told::Untold("the S3 protocol has no call for it".to_owned()),
+        }
+    }
+
+    /// Public by its policy, or by its access list; private only where the store answers to both.
+    async fn visibility(&self) -> Told<String> {
+        let call = self.client.get_bucket_policy_status().bucket(&self.settings.bucket);
+        let by_policy = match call.send().await.map_err(Cause::from) {
+            Ok(found) => found.policy_status().and_then(|status| status.is_public()),
+            Err(cause) if cause.has_code("NoSuchBucketPolicy") => Some(false),
+            Err(cause) => return Told::Untold(cause.to_string()),
+        };
+        if by_policy == Some(true) {
+            return Told::Is("public".to_owned());
+        }
+        let call = self.client.get_bucket_acl().bucket(&self.settings.bucket);
+        let found = match call.send().await.map_err(Cause::from) {
+            Ok(found) => found,
+            Err(cause) => return Told::Untold(cause.to_string()),
+        };
+        let everybody = |uri: &str| EVERYBODY.iter().any(|group| uri.ends_with(group));
+        let mut uris = found.grants().iter().filter_map(|grant| grant.grantee()?.uri());
+        match (by_policy, uris.any(everybody)) {
+            (_, true) => Told::Is("public".to_owned()),
+            (Some(false), false) => Told::Is("private".to_owned()),
+            (_, false) => Told::Untold("it answered without saying so".to_owned()),
         }
     }
 

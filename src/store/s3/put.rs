@@ -127,6 +127,7 @@ fn with_checksum(call: PutObjectFluentBuilder, kind: S3Checksum, sum: &PartSum) 
     match kind {
         S3Checksum::Crc64nvme => call.checksum_crc64_nvme(sum.header()),
         S3Checksum::Sha256 => call.checksum_sha256(sum.header()),
+        S3Checksum::Crc32c => call.checksum_crc32_c(sum.header()),
         S3Checksum::Md5 => call.content_md5(sum.header()),
     }
 }

@@ -93,12 +93,14 @@ impl Shared {
         let etag = found.e_tag().map(|etag| etag.trim_matches('"').to_owned());
         let version_id = found.version_id().filter(|id| *id != "null").map(str::to_owned);
         let full = found.checksum_type() != Some(&ChecksumType::Composite);
-        let crc = found.checksum_crc64_nvme().filter(|text| full && !text.contains('-'));
+        let whole = |text: &&str| full && !text.contains('-');
+        let (crc64, crc32c) = (found.checksum_crc64_nvme().filter(whole), found.checksum_crc32_c().filter(whole));
         let md5 = etag.as_deref().filter(|etag| is_md5_etag(etag));
-        let (tier, checksum) = match (crc, found.checksum_sha256(), md5) {
-            (Some(crc), _, _) => (EvidenceTier::Crc64nvmeFull, Some(crc)),
-            (_, Some(sha256), _) => (EvidenceTier::Sha256Composite, Some(sha256)),
-            (_, _, Some(md5)) => (EvidenceTier::Md5Etag, Some(md5)),
+        let (tier, checksum) = match (crc64, found.checksum_sha256(), crc32c, md5) {
+            (Some(crc), _, _, _) => (EvidenceTier::Crc64nvmeFull, Some(crc)),
+            (_, Some(sha256), _, _) => (EvidenceTier::Sha256Composite, Some(sha256)),
+            (_, _, Some(crc), _) => (EvidenceTier::Crc32c, Some(crc)),
+            (_, _, _, Some(md5)) => (EvidenceTier::Md5Etag, Some(md5)),
             _ if version_id.is_some() => (EvidenceTier::IdPin, None),
             _ => (EvidenceTier::SizeOnly, None),
         };

@@ -142,19 +142,22 @@ pub enum S3Checksum {
     Crc64nvme,
     /// SHA-256 by parts.
     Sha256,
+    /// CRC32C over the whole object.
+    Crc32c,
     /// Content-MD5 by parts and the ETag, for stores that know nothing newer.
     Md5,
 }
 
 impl S3Checksum {
     /// All, the strongest first.
-    pub const ALL: [Self; 3] = [Self::Crc64nvme, Self::Sha256, Self::Md5];
+    pub const ALL: [Self; 4] = [Self::Crc64nvme, Self::Sha256, Self::Crc32c, Self::Md5];
 
     /// What a store that keeps it says of an object.
     pub fn tier(self) -> EvidenceTier {
         match self {
             Self::Crc64nvme => EvidenceTier::Crc64nvmeFull,
             Self::Sha256 => EvidenceTier::Sha256Composite,
+            Self::Crc32c => EvidenceTier::Crc32c,
             Self::Md5 => EvidenceTier::Md5Etag,
         }
     }
@@ -165,6 +168,7 @@ impl fmt::Display for S3Checksum {
         f.write_str(match self {
             Self::Crc64nvme => "crc64nvme",
             Self::Sha256 => "sha256",
+            Self::Crc32c => "crc32c",
             Self::Md5 => "md5",
         })
     }

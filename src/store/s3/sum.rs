@@ -1,8 +1,8 @@
-//! [`PartSum`] and [`ObjectSum`]: the checksums that we take of what we send, in the three forms that S3 stores know.
+//! [`PartSum`] and [`ObjectSum`]: the checksums that we take of what we send, in the four forms that S3 stores know.
 
 use super::S3Checksum;
 use crate::store::Evidence;
-use crate::store::checksum::{crc64nvme, crc64nvme_append, crc64nvme_text};
+use crate::store::checksum::WholeCrc;
 use aws_lc_rs::digest::{SHA256, digest as lc_digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -20,7 +20,8 @@ impl PartSum {
     /// Takes it. MD5 runs at some 600 MB/s, so this belongs where it may block.
     pub(super) fn of(kind: S3Checksum, part: &[u8]) -> Self {
         let digest = match kind {
-            S3Checksum::Crc64nvme => crc64nvme(part).to_be_bytes().to_vec(),
+            S3Checksum::Crc64nvme => WholeCrc::Crc64nvme.bytes(WholeCrc::Crc64nvme.of(part)),
+            S3Checksum::Crc32c => WholeCrc::Crc32c.bytes(WholeCrc::Crc32c.of(part)),
             S3Checksum::Sha256 => lc_digest(&SHA256, part).as_ref().to_vec(),
             S3Checksum::Md5 => Md5::digest(part).to_vec(),
         };
@@ -70,7 +71,8 @@ impl ObjectSum {
         let bytes = parts.iter().map(|part| part.bytes).sum();
         let digests: Vec<u8> = parts.iter().flat_map(|part| &part.digest).copied().collect();
         let text = match kind {
-            S3Checksum::Crc64nvme => crc64nvme_text(combined_crc(parts)),
+            S3Checksum::Crc64nvme => combined_crc(WholeCrc::Crc64nvme, parts),
+            S3Checksum::Crc32c => combined_crc(WholeCrc::Crc32c, parts),
             S3Checksum::Sha256 => format!("{}-{}", PartSum::of(kind, &digests).header(), parts.len()),
             S3Checksum::Md5 => format!("{}-{}", PartSum::of(kind, &digests).hex(), parts.len()),
         };
@@ -91,11 +93,13 @@ impl ObjectSum {
     }
 }
 
-fn combined_crc(parts: &[PartSum]) -> u64 {
-    parts.iter().fold(crc64nvme(&[]), |whole, part| {
+/// Of the whole object, as it stands in a header.
+fn combined_crc(kind: WholeCrc, parts: &[PartSum]) -> String {
+    let whole = parts.iter().fold(kind.of(&[]), |whole, part| {
         let crc = part.digest.iter().fold(0, |crc, byte| crc << 8 | u64::from(*byte));
-        crc64nvme_append(whole, crc, part.bytes)
-    })
+        kind.append(whole, crc, part.bytes)
+    });
+    kind.text(whole)
 }
 
 /// Whether an ETag can be an MD5: 32 hexadecimal digits, and perhaps the number of parts.
@@ -117,7 +121,7 @@ mod tests {
     use super::*;
     use crate::store::EvidenceTier;
 
-    const KINDS: [S3Checksum; 3] = [S3Checksum::Crc64nvme, S3Checksum::Sha256, S3Checksum::Md5];
+    const KINDS: [S3Checksum; 4] = S3Checksum::ALL;
 
     fn found(tier: EvidenceTier, bytes: u64, checksum: &str) -> Evidence {
         let checksum = Some(checksum.to_owned());
@@ -129,6 +133,7 @@ mod tests {
         for (kind, text) in KINDS.into_iter().zip([
             "rosUhgp5mIg=",
             "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU=",
+            "4waSgw==",
             "25f9e794323b453885f5181f1b624d0b",
         ]) {
             assert_eq!(ObjectSum::of_whole(kind, &PartSum::of(kind, b"123456789")).text, text, "{kind:?}");
@@ -137,10 +142,11 @@ mod tests {
 
     #[test]
     fn crc_of_parts_is_the_crc_of_the_whole() {
-        let kind = S3Checksum::Crc64nvme;
-        let parts = [b"1234".as_slice(), b"5678", b"9"].map(|part| PartSum::of(kind, part));
-        assert_eq!(ObjectSum::of_parts(kind, &parts).text, "rosUhgp5mIg=");
-        assert_eq!(ObjectSum::of_parts(kind, &parts[..1]).text, PartSum::of(kind, b"1234").header());
+        for (kind, text) in [(S3Checksum::Crc64nvme, "rosUhgp5mIg="), (S3Checksum::Crc32c, "4waSgw==")] {
+            let parts = [b"1234".as_slice(), b"5678", b"9"].map(|part| PartSum::of(kind, part));
+            assert_eq!(ObjectSum::of_parts(kind, &parts).text, text);
+            assert_eq!(ObjectSum::of_parts(kind, &parts[..1]).text, PartSum::of(kind, b"1234").header());
+        }
     }
 
     #[test]
@@ -153,8 +159,9 @@ mod tests {
 
     #[test]
     fn only_an_etag_may_be_opaque() {
-        use EvidenceTier::{Crc64nvmeFull, Md5Etag, Sha256Composite, SizeOnly};
-        for (kind, tier) in KINDS.into_iter().zip([Crc64nvmeFull, Sha256Composite, Md5Etag]) {
+        use EvidenceTier::SizeOnly;
+        for kind in KINDS {
+            let tier = kind.tier();
             let sent = ObjectSum::of_whole(kind, &PartSum::of(kind, b"123"));
             let other = if kind == S3Checksum::Md5 { Verdict::SizeAgrees } else { Verdict::Differs };
             for (tier, bytes, text, verdict) in [

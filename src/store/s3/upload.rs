@@ -149,6 +149,7 @@ impl Shared {
         let (algorithm, form) = match self.settings.checksum {
             S3Checksum::Crc64nvme => (Some(ChecksumAlgorithm::Crc64Nvme), Some(ChecksumType::FullObject)),
             S3Checksum::Sha256 => (Some(ChecksumAlgorithm::Sha256), None),
+            S3Checksum::Crc32c => (Some(ChecksumAlgorithm::Crc32C), Some(ChecksumType::FullObject)),
             S3Checksum::Md5 => (None, None),
         };
         let call = self.client.create_multipart_upload().bucket(&self.settings.bucket).key(self.full_key(key));
@@ -177,6 +178,7 @@ impl Shared {
         let call = match self.settings.checksum {
             S3Checksum::Crc64nvme => call.checksum_crc64_nvme(sum.header()),
             S3Checksum::Sha256 => call.checksum_sha256(sum.header()),
+            S3Checksum::Crc32c => call.checksum_crc32_c(sum.header()),
             S3Checksum::Md5 => call.content_md5(sum.header()),
         };
         let call = call.body(self.body(part)).customize().config_override(self.limits_for(sum.bytes));
@@ -226,6 +228,7 @@ impl Shared {
         let call = match kind {
             S3Checksum::Crc64nvme => call.checksum_type(ChecksumType::FullObject).checksum_crc64_nvme(&sent.text),
             S3Checksum::Sha256 => call.checksum_sha256(&sent.text),
+            S3Checksum::Crc32c => call.checksum_type(ChecksumType::FullObject).checksum_crc32_c(&sent.text),
             S3Checksum::Md5 => call,
         };
         // Stores that know nothing newer than MD5 may refuse this header too.
@@ -275,6 +278,7 @@ fn completed_part(kind: S3Checksum, part: &DonePart) -> CompletedPart {
     match kind {
         S3Checksum::Crc64nvme => entry.checksum_crc64_nvme(part.sum.header()),
         S3Checksum::Sha256 => entry.checksum_sha256(part.sum.header()),
+        S3Checksum::Crc32c => entry.checksum_crc32_c(part.sum.header()),
         S3Checksum::Md5 => entry,
     }
     .build()
@@ -286,6 +290,7 @@ fn echoed_otherwise(stored: &UploadPartOutput, kind: S3Checksum, sum: &PartSum) 
     let echo = match kind {
         S3Checksum::Crc64nvme => stored.checksum_crc64_nvme(),
         S3Checksum::Sha256 => stored.checksum_sha256(),
+        S3Checksum::Crc32c => stored.checksum_crc32_c(),
         S3Checksum::Md5 => None,
     };
     echo.filter(|echo| *echo != sum.header()).map(str::to_owned)

@@ -190,3 +190,34 @@ pub(super) async fn the_bucket_says_its_rules_or_that_it_would_not(weed: Arc<Wee
     assert!(matches!(&facts.lifecycle, Told::Untold(why) if why.contains("AccessDenied")), "{facts:?}");
     assert!(matches!(&facts.object_lock, Told::Untold(why) if why.contains("AccessDenied")), "{facts:?}");
 }
+
+pub(super) async fn the_bucket_says_who_may_read_it_or_that_it_would_not(weed: Arc<Weed>, settings: S3Settings) {
+    let asks = |what: &'static str| move |head: &str| head.starts_with("get") && head.contains(what);
+    let status = |public: &str| Action::Answer(format!("<PolicyStatus><IsPublic>{public}</IsPublic></PolicyStatus>"));
+    let no_policy = || always(Action::Refuse(404, "NoSuchBucketPolicy"), asks("?policystatus"));
+    let access_list = |group: &str| {
+        Action::Answer(format!(
+            "<AccessControlPolicy><Owner><ID>o</ID></Owner><AccessControlList><Grant><Grantee \
+             xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" xsi:type=\"Group\"><URI>{group}</URI></Grantee>\
+             <Permission>READ</Permission></Grant></AccessControlList></AccessControlPolicy>"
+        ))
+    };
+    let everybody = || always(access_list("http://acs.amazonaws.com/groups/global/AllUsers"), asks("?acl"));
+    let logs = || always(access_list("http://acs.amazonaws.com/groups/s3/LogDelivery"), asks("?acl"));
+    for (rules, visibility) in [
+        (vec![always(status("true"), asks("?policystatus")), logs()], Ok("public")),
+        (vec![always(status("false"), asks("?policystatus")), logs()], Ok("private")),
+        (vec![no_policy(), everybody()], Ok("public")),
+        (vec![no_policy(), logs()], Ok("private")),
+        (vec![always(Action::Refuse(403, "AccessDenied"), asks("?policystatus")), everybody()], Err("AccessDenied")),
+        (vec![no_policy(), always(Action::Refuse(501, "NotImplemented"), asks("?acl"))], Err("NotImplemented")),
+    ] {
+        let proxy = Proxy::start(&weed.endpoint(), chain(rules));
+        let facts = connect_by(&proxy, settings.clone()).await.bucket_facts().await.unwrap().unwrap();
+        match (&facts.visibility, visibility) {
+            (Told::Is(found), Ok(visibility)) => assert_eq!(found, visibility),
+            (Told::Untold(why), Err(reason)) => assert!(why.contains(reason), "{why}"),
+            (found, wanted) => panic!("{found:?} where {wanted:?}"),
+        }
+    }
+}
