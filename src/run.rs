@@ -230,6 +230,9 @@ impl RunError {
             Self::Zfs(ZfsError::Device { .. }) => {
                 Some("load the kernel module (`modprobe zfs`); inside a container /dev/zfs must be passed in".into())
             }
+            Self::Zfs(error) => error.permissions_lacking().map(|permissions| {
+                format!("as root: `zfs allow -u USER {permissions} DATASET`; on the dataset or on one above it")
+            }),
             Self::Locked { .. } => Some("wait until it has ended".into()),
             Self::LockedBy { hint, .. } => Some(hint.clone()),
             _ => None,

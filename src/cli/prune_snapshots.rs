@@ -53,7 +53,8 @@ pub(super) async fn prune_snapshots(context: &Context, prune: &Prune) -> Result<
             Ok(outcomes) => {
                 print(context, &outcomes, carry_out);
                 results.extend(outcomes.iter().map(|outcome| to_json(outcome, carry_out)));
-                let freed = outcomes.iter().filter(|outcome| outcome.verdict.destroy && carry_out);
+                let freed =
+                    outcomes.iter().filter(|outcome| outcome.verdict.destroy && outcome.refused.is_none() && carry_out);
                 context.done(&selected.dataset.name, freed.map(|outcome| outcome.verdict.used_bytes).sum());
             }
             Err(error) => context.failed(&selected.dataset.name, &Failure::Run(error)),

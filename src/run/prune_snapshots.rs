@@ -82,10 +82,11 @@ pub async fn look_at_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Resul
     }))
 }
 
-/// Destroys what may go, each by itself. One that ZFS refuses stays and is told of.
+/// Destroys what may go, each by itself. One that ZFS refuses, because it is held or has clones, stays and is told of.
 ///
 /// # Errors
-/// [`RunError::Locked`] when a run works on the dataset in one of the stores; as for [`look_at_snapshots`].
+/// [`RunError::Locked`] when a run works on the dataset in one of the stores; [`RunError::Zfs`] without the permission to
+/// destroy; as for [`look_at_snapshots`].
 pub async fn prune_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotOutcome>, RunError> {
     let lock = |store: &SnapshotStore| lock_dataset(&env.state_dir, store.store.url(), &selected.stored);
     let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
@@ -93,7 +94,10 @@ pub async fn prune_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<
     for verdict in look_at_snapshots(env, selected).await? {
         let names = std::slice::from_ref(&verdict.name);
         let destroyed = if verdict.destroy { env.zfs.destroy_snapshots(names) } else { Ok(()) };
-        let refused = destroyed.err().map(|error| error_chain(&error));
+        let refused = match destroyed {
+            Err(error) if error.permissions_lacking().is_some() => return Err(error.into()),
+            destroyed => destroyed.err().map(|error| error_chain(&error)),
+        };
         outcomes.push(SnapshotOutcome { verdict, refused });
     }
     Ok(outcomes)

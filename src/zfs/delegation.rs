@@ -31,6 +31,31 @@ pub struct Delegation {
     pub permissions: BTreeSet<String>,
 }
 
+impl ZfsError {
+    /// The permissions that `zfs allow` must give for what was attempted, when that was refused for the lack of one.
+    pub fn permissions_lacking(&self) -> Option<&'static str> {
+        let (operation, errno) = match self {
+            Self::Call { operation, source, .. } => (operation, source),
+            Self::Several { operation, failures } => {
+                (operation, failures.iter().map(|(_, errno)| errno).find(|errno| errno.0 == libc::EPERM)?)
+            }
+            _ => return None,
+        };
+        match *operation {
+            _ if errno.0 != libc::EPERM => None,
+            "snapshot" => Some("snapshot,userprop"),
+            "destroy" => Some("destroy,mount"),
+            "hold" => Some("hold"),
+            "release the hold on" => Some("release"),
+            "bookmark" => Some("bookmark"),
+            "send" | "estimate the stream of" => Some("send"),
+            "receive" => Some("receive,create,mount,userprop,canmount,mountpoint,readonly"),
+            "create" => Some("create,mount"),
+            _ => None,
+        }
+    }
+}
+
 /// The kernel's answer: by dataset, then by a key such as `ul$1000` (user, local), then names.
 pub(super) fn delegations(attempt: &Attempt, answer: &NvMap) -> Result<Vec<Delegation>, ZfsError> {
     let mut found = Vec::new();

@@ -24,5 +24,6 @@ mod failures;
 mod interrupted;
 mod job;
 mod nights;
+mod ordinary;
 mod restores;
 mod trees;
