@@ -230,6 +230,13 @@ impl RunError {
             Self::Zfs(ZfsError::Device { .. }) => {
                 Some("load the kernel module (`modprobe zfs`); inside a container /dev/zfs must be passed in".into())
             }
+            Self::File { path, source, .. }
+                if matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) =>
+            {
+                Some(format!(
+                    "make room on the file system of {path}; what the store has confirmed is kept, and the next run goes on"
+                ))
+            }
             Self::Locked { .. } => Some("wait until it has ended".into()),
             Self::LockedBy { hint, .. } => Some(hint.clone()),
             _ => None,
