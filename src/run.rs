@@ -233,6 +233,13 @@ impl RunError {
             Self::Zfs(error) => error.permissions_lacking().map(|permissions| {
                 format!("as root: `zfs allow -u USER {permissions} DATASET`; on the dataset or on one above it")
             }),
+            Self::File { path, source, .. }
+                if matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) =>
+            {
+                Some(format!(
+                    "make room on the file system of {path}; what the store has confirmed is kept, and the next run goes on"
+                ))
+            }
             Self::Locked { .. } => Some("wait until it has ended".into()),
             Self::LockedBy { hint, .. } => Some(hint.clone()),
             _ => None,

@@ -187,8 +187,10 @@ fn every_kind_of_stream_is_accepted_and_damage_is_found() {
             *seen.entry(number).or_insert(0) += summary.records.of(RecordType::from(number));
         }
         let (begin, points) = points_at_blocks(&bytes);
-        let step = bytes.len() / 100 + 1;
-        for at in (7..bytes.len()).step_by(step).chain((0..312).step_by(5)).chain(bytes.len() - 50..bytes.len()) {
+        // Emulated, each place costs a pass over what follows it; tests/stream_parser.rs flips every byte.
+        let step = bytes.len() / 40 + 1;
+        let end = (bytes.len() - 50..bytes.len()).step_by(3);
+        for at in (7..bytes.len()).step_by(step).chain((0..312).step_by(11)).chain(end) {
             assert!(finds_damage(&mut bytes, &begin, &points, at), "{name}: byte {at}");
         }
         assert!(parse_any(&bytes[..bytes.len() - 1]).is_err(), "{name}: cut");

@@ -15,7 +15,8 @@ use crate::config::{Config, Environment, KeySource};
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
-    BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup, StoreRole, back_up, plan_backup,
+    BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup, PlannedResume, StoreRole,
+    back_up, plan_backup, plan_resumes,
 };
 use crate::run::inside::refuse_inside;
 use crate::run::keys::{KeyCache, WriterKeys, learn_keys};
@@ -105,7 +106,7 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
     let zfs = open_zfs()?;
     let datasets = context.datasets(&*zfs)?;
     if context.global.dry_run {
-        return dry_run(context, requested, &target, &zfs, &datasets).await;
+        return dry_run(context, (requested, kind.restart), &target, &zfs, &datasets).await;
     }
     learn_keys_of_remote(config, env, &target).await?;
     let keys = keys_for_writing(config, env, &*target.store).await?;
@@ -131,21 +132,24 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
         let started = Instant::now();
         let outcome = wait_for_others(context, async || back_up(&backup, selected, requested).await).await;
         progress.finish();
-        match outcome {
-            Ok(outcome) => {
-                let mut stored = 0;
-                for outcome in one_by_one(outcome) {
-                    remember::outcome(config, &*target.store, &selected.stored, &outcome);
-                    match &outcome {
-                        BackupOutcome::Committed(committed) => stored += committed.stored_bytes,
-                        BackupOutcome::Paused(_) => context.paused(dataset),
-                        BackupOutcome::UpToDate(_) => {}
-                    }
-                    results.push(report(dataset, &outcome, started, output));
-                }
-                context.done(dataset, stored);
+        let (outcomes, error) = match outcome {
+            Ok(BackupOutcome::EndedThenFailed { ended, error }) => (as_outcomes(ended).collect(), Some(error)),
+            Ok(outcome) => (one_by_one(outcome), None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let mut stored = 0;
+        for outcome in outcomes {
+            remember::outcome(config, &*target.store, &selected.stored, &outcome);
+            match &outcome {
+                BackupOutcome::Committed(committed) => stored += committed.stored_bytes,
+                BackupOutcome::Paused(_) => context.paused(dataset),
+                BackupOutcome::UpToDate(_) | BackupOutcome::EndedThenFailed { .. } => {}
             }
-            Err(error) => {
+            results.extend(report(dataset, &outcome, started, output));
+        }
+        match error {
+            None => context.done(dataset, stored),
+            Some(error) => {
                 remember::failed(config, &*target.store, &selected.stored, "backup", &error);
                 context.failed(dataset, &Failure::Run(error));
                 if *stop.borrow() {
@@ -188,17 +192,35 @@ fn backup_env(config: &Config, target: &Target, zfs: &Arc<dyn Zfs>, keys: Writer
 /// Prints the plan that would run, dataset by dataset.
 async fn dry_run(
     context: &Context,
-    requested: RequestedKind,
+    (requested, restart): (RequestedKind, bool),
     target: &Target,
     zfs: &Arc<dyn Zfs>,
     datasets: &[Selected],
 ) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let keys = keys_for_planning(config, env, &*target.store).await?;
-    let backup = backup_env(config, target, zfs, keys, context.stop.clone());
+    let mut backup = backup_env(config, target, zfs, keys, context.stop.clone());
+    backup.settings.restart = restart;
     let mut plans = Vec::new();
     for selected in datasets {
         let dataset = &selected.dataset.name;
+        let resumes = match plan_resumes(&backup, selected, requested).await {
+            Ok(resumes) => resumes,
+            Err(error) => {
+                context.failed(dataset, &Failure::Run(error));
+                continue;
+            }
+        };
+        for resume in &resumes {
+            print_resume(dataset, resume, config, &context.output);
+            plans.push(resume_json(dataset, resume, config));
+        }
+        if resumes.iter().any(|resume| resume.resumes_at.is_some()) {
+            // What follows depends on what will be stored by then.
+            context.output.line(format!("{dataset}: then the newest snapshot, if that is another one"));
+            context.done(dataset, 0);
+            continue;
+        }
         match plan_backup(&backup, selected, requested).await {
             Ok(planned) => {
                 print_plan(dataset, &planned, config, &context.output);
@@ -235,6 +257,30 @@ fn print_plan(dataset: &DatasetName, planned: &PlannedBackup, config: &Config, o
     });
 }
 
+fn print_resume(dataset: &DatasetName, resume: &PlannedResume, config: &Config, output: &Output) {
+    let PlannedResume { id, chunks, stream_bytes, resumes_at, why_not } = resume;
+    let kept = format!("{chunks} chunks ({}) are confirmed", bytes(*stream_bytes));
+    match (resumes_at, why_not) {
+        (Some(position), _) => {
+            output.line(format!("{dataset} goes on with {id}"));
+            let next = position / config.split_size.bytes();
+            output.line(format!("  {kept}; ZFS is read again from {}, in chunk {next}", bytes(*position)));
+        }
+        (None, why) => {
+            output.line(format!("{dataset} does not go on with {id}: {}", why.as_deref().unwrap_or("not known why")));
+            output.line(format!("  {kept}"));
+        }
+    }
+}
+
+fn resume_json(dataset: &DatasetName, resume: &PlannedResume, config: &Config) -> serde_json::Value {
+    let PlannedResume { id, chunks, stream_bytes, resumes_at, why_not } = resume;
+    json!({
+        "dataset": dataset, "plan": "resume", "id": id, "chunks": chunks, "stream_bytes": stream_bytes,
+        "resumes_at": resumes_at, "split_bytes": config.split_size.bytes(), "why_not": why_not,
+    })
+}
+
 fn base_text(base: &SendBase) -> String {
     match base {
         SendBase::Snapshot(name) => format!("@{}", name.short()),
@@ -261,25 +307,35 @@ fn one_by_one(mut outcome: BackupOutcome) -> Vec<BackupOutcome> {
     let before = match &mut outcome {
         BackupOutcome::Committed(last) => std::mem::take(&mut last.before),
         BackupOutcome::Paused(paused) => std::mem::take(&mut paused.before),
-        BackupOutcome::UpToDate(_) => Vec::new(),
+        BackupOutcome::UpToDate(_) | BackupOutcome::EndedThenFailed { .. } => Vec::new(),
     };
-    let before = before.into_iter().map(|earlier| BackupOutcome::Committed(Box::new(earlier)));
-    before.chain([outcome]).collect()
+    as_outcomes(before).chain([outcome]).collect()
 }
 
-fn report(dataset: &DatasetName, outcome: &BackupOutcome, started: Instant, output: &Output) -> serde_json::Value {
+fn as_outcomes(committed: Vec<CommittedBackup>) -> impl Iterator<Item = BackupOutcome> {
+    committed.into_iter().map(|committed| BackupOutcome::Committed(Box::new(committed)))
+}
+
+fn report(
+    dataset: &DatasetName,
+    outcome: &BackupOutcome,
+    started: Instant,
+    output: &Output,
+) -> Option<serde_json::Value> {
     match outcome {
+        // Its backups are reported one by one, and the error as any other.
+        BackupOutcome::EndedThenFailed { .. } => None,
         BackupOutcome::UpToDate(id) => {
             output.line(format!("{dataset}: up to date, {id} holds the newest snapshot"));
-            json!({ "dataset": dataset, "result": "up-to-date", "id": id })
+            Some(json!({ "dataset": dataset, "result": "up-to-date", "id": id }))
         }
         BackupOutcome::Paused(PausedUpload { id, why, chunks, stream_bytes, .. }) => {
             output.line(format!("{dataset}: paused, {why}"));
             output.line(format!("  {id}: {chunks} chunks kept ({}); the next run goes on", bytes(*stream_bytes)));
-            json!({
+            Some(json!({
                 "dataset": dataset, "result": "paused", "id": id, "why": why, "chunks": chunks,
                 "stream_bytes": stream_bytes,
-            })
+            }))
         }
         BackupOutcome::Committed(committed) => {
             let CommittedBackup { manifest, stored_bytes, chunks, evidence, .. } = &**committed;
@@ -298,11 +354,11 @@ fn report(dataset: &DatasetName, outcome: &BackupOutcome, started: Instant, outp
             if !manifest.send.checked {
                 output.note("a record of an unknown type was passed through: checked by END only");
             }
-            json!({
+            Some(json!({
                 "dataset": dataset, "result": "committed", "id": manifest.id, "kind": manifest.kind, "base": base,
                 "stream_bytes": manifest.stream_bytes, "stored_bytes": stored_bytes, "chunks": chunks,
                 "seconds": seconds,
-            })
+            }))
         }
     }
 }

@@ -49,6 +49,9 @@ impl UploadProgress {
         let (every, began) = (if bar.is_hidden() { LINE_EVERY } else { DRAW_EVERY }, Instant::now());
         let state = Mutex::new((Meter::default(), began));
         Arc::new(move |progress: Progress| {
+            if let Some(bytes) = progress.estimate_bytes {
+                estimate.store(bytes, Ordering::Relaxed);
+            }
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             let (meter, last) = &mut *state;
             // What is compressed is less than what was read of the stream; the estimate is of the stream.

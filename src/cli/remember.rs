@@ -32,6 +32,8 @@ pub(super) fn outcome(config: &Config, store: &dyn ObjectStore, stored: &Dataset
         BackupOutcome::UpToDate(_) => records.note_success("backup"),
         // Neither a backup nor a failure.
         BackupOutcome::Paused(_) => Ok(()),
+        // Told apart before: its backups one by one, and the failure.
+        BackupOutcome::EndedThenFailed { .. } => Ok(()),
     });
 }
 

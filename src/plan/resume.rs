@@ -168,3 +168,6 @@ fn check_plan(started: &Started, now: &ResumeFacts<'_>) -> Result<(), String> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@
 mod attempt;
 mod chain;
 mod commit;
+mod given_up;
 mod planning;
 mod put;
 mod recommit;
@@ -26,11 +27,13 @@ use super::{RunError, error_chain};
 use crate::config::{RawMode, SnapshotSource, Window};
 use crate::manifest::Manifest;
 use crate::model::BackupId;
+use crate::plan::resume::ResumeVerdict;
 use crate::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use crate::store::{Evidence, ObjectStore};
 use crate::stream::seal::Compression;
 use crate::zfs::Zfs;
 use attempt::Attempt;
+use given_up::{give_up, give_up_id, settle};
 use jiff::Timestamp;
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
@@ -39,7 +42,7 @@ use recommit::end_commits;
 use release::release_bookmarks;
 use std::path::PathBuf;
 use std::sync::Arc;
-use unfinished::{GoesOn, find_unfinished, give_up, give_up_id, settle, stored_of};
+use unfinished::{GoesOn, find_unfinished, judge_all, stored_of};
 
 /// How backups are made.
 #[derive(Debug, Clone)]
@@ -138,6 +141,21 @@ pub struct PlannedBackup {
     pub estimate_bytes: Option<u64>,
 }
 
+/// An upload that was begun and not ended, and what a run would make of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedResume {
+    /// What it may become.
+    pub id: BackupId,
+    /// Its chunks that are confirmed.
+    pub chunks: usize,
+    /// Bytes of stream in them.
+    pub stream_bytes: u64,
+    /// The position in the stream from which ZFS would be read again; `None` when it does not go on.
+    pub resumes_at: Option<u64>,
+    /// Why it does not go on, as a sentence about it.
+    pub why_not: Option<String>,
+}
+
 /// What became of one dataset.
 #[derive(Debug)]
 pub enum BackupOutcome {
@@ -147,6 +165,13 @@ pub enum BackupOutcome {
     UpToDate(BackupId),
     /// An upload waits for the next run: its time was over. What it stored is kept.
     Paused(PausedUpload),
+    /// Interrupted uploads were ended, and then the run failed.
+    EndedThenFailed {
+        /// What was committed; never empty.
+        ended: Vec<CommittedBackup>,
+        /// Why there is no backup of the newest snapshot.
+        error: RunError,
+    },
 }
 
 /// An upload that waits for the next run.
@@ -192,6 +217,38 @@ pub async fn plan_backup(
     decide(env, &Local::read(&*env.zfs, selected)?, &sight, requested)
 }
 
+/// Says what [`back_up`] would make of uploads that were interrupted, in the order in which it would. Changes nothing.
+///
+/// # Errors
+/// [`RunError`] when something could not be read.
+pub async fn plan_resumes(
+    env: &BackupEnv,
+    selected: &Selected,
+    requested: RequestedKind,
+) -> Result<Vec<PlannedResume>, RunError> {
+    let sight = look(env, &selected.stored).await?;
+    let mut judged = judge_all(env, selected, &sight, requested).await?;
+    judged.sort_by_key(|(upload, _)| upload.order());
+    let plan = judged.into_iter().filter_map(|(upload, verdict)| {
+        let carried = upload.carried();
+        let why_not = match verdict {
+            // It is a backup, or was one.
+            ResumeVerdict::Over { .. } => return None,
+            ResumeVerdict::GoOn { .. } if env.settings.restart => Some("a restart was asked for".to_owned()),
+            ResumeVerdict::GoOn { .. } => None,
+            ResumeVerdict::Wait { why } | ResumeVerdict::GiveUp { why } => Some(why),
+        };
+        Some(PlannedResume {
+            id: upload.id().clone(),
+            chunks: carried.chunks.len(),
+            stream_bytes: carried.chunks.values().map(|chunk| chunk.entry.stream_bytes).sum(),
+            resumes_at: why_not.is_none().then(|| carried.resumes_at()),
+            why_not,
+        })
+    });
+    Ok(plan.collect())
+}
+
 /// Backs one dataset up. What was interrupted comes first: commits are ended, uploads gone on with; then the newest
 /// snapshot follows.
 ///
@@ -229,12 +286,8 @@ pub async fn back_up(
             let (chunks, stream_bytes) = stored_of(env, selected, &id)?;
             Ok(BackupOutcome::Paused(PausedUpload { id, why, chunks, stream_bytes, before: ended }))
         }
-        Err(error) => {
-            for committed in &ended {
-                tracing::warn!(id = %committed.manifest.id, "was committed before this run failed");
-            }
-            Err(error)
-        }
+        Err(error) if ended.is_empty() => Err(error),
+        Err(error) => Ok(BackupOutcome::EndedThenFailed { ended, error }),
     }
 }
 
@@ -252,7 +305,7 @@ fn join(mut ended: Vec<CommittedBackup>, outcome: BackupOutcome) -> BackupOutcom
             }
             None => BackupOutcome::UpToDate(id),
         },
-        paused @ BackupOutcome::Paused(_) => paused,
+        other @ (BackupOutcome::Paused(_) | BackupOutcome::EndedThenFailed { .. }) => other,
     }
 }
 
@@ -317,7 +370,7 @@ async fn overtake(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result
     }
     match back_up_newest(env, selected, RequestedKind::Incremental, sight).await? {
         BackupOutcome::Committed(committed) => Ok(Some(*committed)),
-        BackupOutcome::UpToDate(_) | BackupOutcome::Paused(_) => Ok(None),
+        BackupOutcome::UpToDate(_) | BackupOutcome::Paused(_) | BackupOutcome::EndedThenFailed { .. } => Ok(None),
     }
 }
 

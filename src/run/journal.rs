@@ -67,8 +67,12 @@ impl AttemptJournal {
         let journal = Self::begin(state_dir, store_url, dataset, id)?;
         let path = journal.file(BEGUN);
         let file = OpenOptions::new().append(true).open(&path).map_err(|source| failed("open", &path, source))?;
-        let mut log = AttemptLog::new(file, path);
-        log.append(plan)?;
+        let mut log = AttemptLog::new(file, path.clone());
+        if let Err(error) = log.append(plan) {
+            // Nothing was put or held yet. On a full disk this is all that can be done, and frees a place.
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
         Ok((journal, log))
     }
 

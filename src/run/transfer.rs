@@ -57,6 +57,13 @@ pub struct Carried {
     pub chunks: BTreeMap<u32, ConfirmedChunk>,
 }
 
+impl Carried {
+    /// The position in the stream from which ZFS is read again.
+    pub fn resumes_at(&self) -> u64 {
+        resume_point(&self.chunks).map_or(0, |point| point.position)
+    }
+}
+
 /// Remembers a transfer step by step, so that another run can go on with it.
 #[async_trait]
 pub trait TransferLog: Send {
@@ -106,6 +113,8 @@ pub struct Progress {
     pub sent_bytes: u64,
     /// Chunks confirmed so far.
     pub chunks_confirmed: u32,
+    /// The kernel's estimate of the whole stream: told once, at the start, of an upload that goes on.
+    pub estimate_bytes: Option<u64>,
 }
 
 /// Becomes true when a person or the system asks to stop.
@@ -245,6 +254,12 @@ fn resume_point(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> Option<ResumePoint
     before.filter_map(|((_, chunk), _)| chunk.point).last()
 }
 
+/// Bytes of stream in the chunks before the first that is missing.
+fn kept_bytes(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> u64 {
+    let before = confirmed.iter().zip(0..).take_while(|((index, _), expected)| **index == *expected);
+    before.map(|((_, chunk), _)| chunk.entry.stream_bytes).sum()
+}
+
 fn was_interrupted(error: &ZfsError) -> bool {
     error.errno() == Some(ZfsErrno::INTERRUPTED)
 }
@@ -283,7 +298,7 @@ impl Uploader<'_> {
         progress: &ProgressSink,
         mut stop: Stop,
     ) -> Result<(), UploadError> {
-        let mut state = Progress::default();
+        let mut state = Progress { stream_bytes: kept_bytes(self.confirmed), ..Progress::default() };
         let taken = async {
             while let Some(event) = events.recv().await {
                 self.take(event, &mut state).await?;

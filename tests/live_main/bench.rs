@@ -2,33 +2,53 @@
 
 use crate::pool::{Pool, noise, run};
 use crate::weed::{ACCESS_KEY, SECRET_KEY, Weed};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use tempfile::TempDir;
 use zfs_backup::keyring::KeyFile;
 
-pub(crate) const BUCKET: &str = "backups";
+const BUCKET: &str = "backups";
+
+/// One server for all benches, each in a place of its own: emulated, it takes some ten seconds to start. It ends with
+/// the machine.
+fn server() -> &'static Weed {
+    static SERVER: OnceLock<Weed> = OnceLock::new();
+    SERVER.get_or_init(|| runtime().block_on(Weed::start(BUCKET)))
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
 
 /// One bench for one test.
 pub(crate) struct Bench {
     pub(crate) pool: Pool,
-    pub(crate) weed: Weed,
+    pub(crate) weed: &'static Weed,
     pub(crate) folder: TempDir,
-    split_size: &'static str,
+    pub(crate) split_size: &'static str,
+    /// The dataset that configurations name.
+    subject: RefCell<String>,
 }
 
 impl Bench {
-    /// A pool with one dataset of more than 60 MB, which makes at least 4 chunks of 16M.
+    /// A pool with one dataset of more than 30 MB, which makes at least 4 chunks of 8M, each of two parts.
     pub(crate) fn new(name: &str) -> Self {
-        Self::with(name, &[40, 22], "16M")
+        Self::with(name, &[20, 12], "8M")
     }
 
-    /// As much as it takes for at least 4 chunks of 6M: emulated, every megabyte counts.
+    /// As much as it takes for at least 3 chunks of two parts: emulated, every megabyte counts.
+    pub(crate) fn parts(name: &str) -> Self {
+        Self::with(name, &[9, 9], "6M")
+    }
+
+    /// As much as it takes for at least 7 chunks, each of one part.
     pub(crate) fn small(name: &str) -> Self {
-        Self::with(name, &[10, 11], "6M")
+        Self::with(name, &[2, 2], "512K")
     }
 
     /// Little files only, in two or three chunks: for what is done many times.
@@ -38,9 +58,8 @@ impl Bench {
 
     /// A pool with one dataset, a server, keys in recipients mode, and a configuration.
     fn with(name: &str, large_mebibytes: &[usize], split_size: &'static str) -> Self {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let weed = runtime.block_on(Weed::start(BUCKET));
-        let bench = Self { pool: Pool::new(name), weed, folder: TempDir::new().unwrap(), split_size };
+        let (pool, folder, subject) = (Pool::new(name), TempDir::new().unwrap(), RefCell::new(format!("{name}/data")));
+        let bench = Self { pool, weed: server(), folder, split_size, subject };
         bench.fill(large_mebibytes);
         bench.write_keys();
         bench.write_config("zb.toml", &bench.weed.endpoint());
@@ -52,7 +71,18 @@ impl Bench {
     }
 
     pub(crate) fn dataset(&self) -> String {
-        format!("{}/data", self.pool.name)
+        self.subject.borrow().clone()
+    }
+
+    /// From now on configurations name another dataset.
+    pub(crate) fn use_dataset(&self, name: &str) {
+        name.clone_into(&mut self.subject.borrow_mut());
+        self.write_config("zb.toml", &self.weed.endpoint());
+    }
+
+    /// Where its backups go: a prefix of its own.
+    pub(crate) fn remote(&self) -> String {
+        format!("s3:{BUCKET}/{}", self.pool.name)
     }
 
     fn fill(&self, large_mebibytes: &[usize]) {
@@ -97,12 +127,13 @@ impl Bench {
         let keys = self.keys();
         let text = format!(
             "[main]\nzfs_fs = \"{}\"\nencryption_recipients = [\"{}\"]\nsigning_key_file = \"{}\"\nverify_keys = [\"{}\"]\n\
-             remote = \"s3:{BUCKET}/nas\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\n{main}\
+             remote = \"{}\"\nintermediate_basedir = \"{}\"\nsplit_size = \"{}\"\nstate_dir = \"{}\"\n{main}\
              [s3]\nendpoint = \"{endpoint}\"\npart_size = \"5M\"\n{sections}",
             self.dataset(),
             keys.recipient().unwrap(),
             self.path("signing.key").display(),
             keys.signing_key().unwrap().verifying_key(),
+            self.remote(),
             self.path("intermediate").display(),
             self.split_size,
             self.path("state").display(),
@@ -137,26 +168,38 @@ impl Bench {
         arguments
     }
 
-    /// All objects of the bucket by an independent client, in a new folder.
+    /// All objects of the bench by an independent client, in a new folder.
     pub(crate) fn download(&self, name: &str) -> PathBuf {
         let folder = self.path(name);
         let remote = format!(
-            ":s3,provider=Other,endpoint='{}',access_key_id={ACCESS_KEY},secret_access_key={SECRET_KEY}:{BUCKET}/nas",
-            self.weed.endpoint()
+            ":s3,provider=Other,endpoint='{}',access_key_id={ACCESS_KEY},secret_access_key={SECRET_KEY}:{BUCKET}/{}",
+            self.weed.endpoint(),
+            self.pool.name
         );
         run("rclone", &["--config", "/dev/null", "copy", &remote, folder.to_str().unwrap()]);
         folder
     }
 
-    /// The keys of the bucket, below the prefix, by an independent client.
+    /// The keys of the bench, below its prefix, by a plain client: rclone alone would take seconds to start.
     pub(crate) fn keys_in_bucket(&self) -> Vec<String> {
-        let remote = format!(
-            ":s3,provider=Other,endpoint='{}',access_key_id={ACCESS_KEY},secret_access_key={SECRET_KEY}:{BUCKET}",
-            self.weed.endpoint()
-        );
-        let listed =
-            String::from_utf8(run("rclone", &["--config", "/dev/null", "lsf", "-R", "--files-only", &remote])).unwrap();
-        listed.lines().map(str::to_owned).collect()
+        let (client, prefix) = (self.weed.client(), format!("{}/", self.pool.name));
+        let listed = async {
+            let mut pages = client.list_objects_v2().bucket(BUCKET).prefix(&prefix).into_paginator().send();
+            let mut keys = Vec::new();
+            while let Some(page) = pages.next().await {
+                keys.extend(page.unwrap().contents().iter().map(|object| object.key().unwrap().to_owned()));
+            }
+            keys
+        };
+        let keys = runtime().block_on(listed);
+        keys.iter().map(|key| key.strip_prefix(&prefix).unwrap().to_owned()).collect()
+    }
+
+    /// The multipart uploads of the bench that were begun and not ended.
+    pub(crate) fn open_uploads(&self) -> usize {
+        let (client, prefix) = (self.weed.client(), format!("{}/", self.pool.name));
+        let listed = client.list_multipart_uploads().bucket(BUCKET).prefix(&prefix).send();
+        runtime().block_on(listed).unwrap().uploads().len()
     }
 }
 

@@ -69,7 +69,7 @@ fn a_chain_comes_back_whole_and_each_stream_is_the_one_of_zfs_send() {
 
     // Its snapshot goes: the bookmark is the base.
     zfs(&["destroy", &first]);
-    fs::OpenOptions::new().write(true).open(bench.pool.file("data/large-1")).unwrap().set_len(5 << 20).unwrap();
+    fs::OpenOptions::new().write(true).open(bench.pool.file("data/large-1")).unwrap().set_len(1 << 20).unwrap();
     let second = next(&bench, &dataset, 2);
     let expected = run("zfs", &["send", "-L", "-c", "-i", &bookmark_of_gone(&bench, &dataset), &second]);
     let all = ids(&bench, &dataset);
@@ -199,7 +199,7 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
 fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
     let pool = crate::pool::Pool::new("replan");
     pool.create("data");
-    pool.write("data/file", 3 << 20, 1);
+    pool.write("data/file", 1 << 20, 1);
     let dataset: DatasetName = format!("{}/data", pool.name).parse().unwrap();
     let state = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -215,7 +215,7 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
         let marks = zfs(&["list", "-Hpo", "name", "-t", "bookmark", dataset.as_str()]);
         let others = marks.lines().map(str::to_owned).filter(|other| Some(other) != mark.as_ref());
         let doomed: Vec<String> = base.into_iter().chain(mark.clone()).chain(others).take(victims).collect();
-        pool.write("data/file", 3 << 20, round as u64 + 10);
+        pool.write("data/file", 1 << 20, round as u64 + 10);
         zfs(&["snapshot", &format!("{dataset}@s{round}")]);
         let (planned, count) = (AtomicUsize::new(0), Arc::clone(&destroyed));
         let env = BackupEnv {
@@ -225,7 +225,7 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
             other: None,
             keys: keys.clone(),
             settings: BackupSettings {
-                split_bytes: 1 << 20,
+                split_bytes: 256 << 10,
                 compression: Compression::None,
                 raw: RawMode::Auto,
                 compressed: true,

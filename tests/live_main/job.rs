@@ -24,7 +24,7 @@ fn what_was_backed_up_comes_back_to_the_byte() {
     assert!(verified.contains("0 damaged"), "{verified}");
 
     let expected = run("zfs", &["send", "-L", "-c", &snapshot]);
-    assert!(expected.len() > 60_000_000);
+    assert!(expected.len() > 30_000_000);
     let identity = bench.path("identity.txt").display().to_string();
     let stream = bench.good(&bench.restore_arguments(&dataset, &identity, &["--stdout"]));
     assert!(stream == expected, "the restored stream differs from zfs send -L -c");

@@ -1,6 +1,6 @@
 //! Ways back on a real pool: drills, properties, a rollback, a tree at one moment, and the configuration on a bare host.
 
-use crate::bench::{BUCKET, Bench, assert_same_tree, change, describe};
+use crate::bench::{Bench, assert_same_tree, change, describe};
 use crate::pool::{noise, property, run, zfs};
 use crate::weed::{ACCESS_KEY, SECRET_KEY};
 use std::fs;
@@ -120,7 +120,7 @@ fn a_tree_comes_back_at_one_moment_and_so_does_the_configuration() {
     // Nothing is left but the bucket, its credentials and the keys.
     let recovered = bench.path("recovered.toml");
     let mut command = Command::new("zfs-backup");
-    command.args(["config", "recover", "--remote", &format!("s3:{BUCKET}/nas"), "--identity", &identity(&bench)]);
+    command.args(["config", "recover", "--remote", &bench.remote(), "--identity", &identity(&bench)]);
     command.arg("--output").arg(&recovered).env("AWS_ENDPOINT_URL", bench.weed.endpoint());
     command
         .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)

@@ -16,7 +16,7 @@ fn reconfigure(bench: &Bench, from: &str, to: &str) {
 /// The datasets that have a committed backup in the bucket.
 fn backed_up(bench: &Bench) -> BTreeSet<String> {
     let manifests = bench.keys_in_bucket().into_iter().filter(|key| key.ends_with("/manifest.json"));
-    manifests.map(|key| key.split_once("/@").unwrap().0.trim_start_matches("nas/").to_owned()).collect()
+    manifests.map(|key| key.split_once("/@").unwrap().0.to_owned()).collect()
 }
 
 fn newest(dataset: &str) -> Option<String> {

@@ -215,7 +215,7 @@ async fn a_flipped_bit_in_the_stream_is_never_a_backup() {
     for_all(places.collect(), |at| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
-            let env = world.env_with(Arc::new(FlippedSend { zfs: world.zfs.clone(), at }), never());
+            let env = world.env_with(Arc::new(flipped(&world.zfs, at)), never());
             let outcome = back_up(&env, &world.selected(), RequestedKind::Full).await;
             let text = error_chain(outcome.as_ref().unwrap_err());
             assert!(text.contains("tank/a b@"), "{text}");
@@ -226,18 +226,25 @@ async fn a_flipped_bit_in_the_stream_is_never_a_backup() {
 }
 
 /// ZFS whose sends have one bit flipped.
-struct FlippedSend {
-    zfs: FakeZfs,
-    at: usize,
-}
-
-impl Zfs for FlippedSend {
-    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
-        let mut sending = self.zfs.send(request)?;
+fn flipped(zfs: &FakeZfs, at: usize) -> ThroughSend {
+    let through = move |mut sending: SendStream| {
         let mut bytes = Vec::new();
         sending.reader().read_to_end(&mut bytes).unwrap();
-        bytes[self.at] ^= 4;
-        Ok(SendStream::new(Box::new(std::io::Cursor::new(bytes)), Box::new(move || sending.finish())))
+        bytes[at] ^= 4;
+        SendStream::new(Box::new(std::io::Cursor::new(bytes)), Box::new(move || sending.finish()))
+    };
+    ThroughSend { zfs: zfs.clone(), through: Box::new(through) }
+}
+
+/// ZFS whose sends go through something.
+pub(crate) struct ThroughSend {
+    pub(crate) zfs: FakeZfs,
+    pub(crate) through: Box<dyn Fn(SendStream) -> SendStream + Send + Sync>,
+}
+
+impl Zfs for ThroughSend {
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        Ok((self.through)(self.zfs.send(request)?))
     }
 
     fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {

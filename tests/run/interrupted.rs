@@ -217,7 +217,7 @@ fn journal_files(state_dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Interrupted runs with confirmed chunks and progress objects for all of them; with the number of confirmed chunks.
-async fn interrupted_late(world: &World) -> usize {
+pub(crate) async fn interrupted_late(world: &World) -> usize {
     let mut env = world.env();
     env.now = ticking;
     // The third part of the last chunk but one.

@@ -257,6 +257,7 @@ pub(crate) fn committed(outcome: BackupOutcome) -> CommittedBackup {
         BackupOutcome::Committed(backup) => *backup,
         BackupOutcome::UpToDate(id) => panic!("up to date with {id}"),
         BackupOutcome::Paused(paused) => panic!("{} pauses: {}", paused.id, paused.why),
+        BackupOutcome::EndedThenFailed { error, .. } => panic!("{error}"),
     }
 }
 

@@ -14,7 +14,7 @@ use crate::run::journal::AttemptJournal;
 use crate::run::journal::log::{AttemptLog, JournalRecord};
 use crate::run::locks::extend_keyring;
 use crate::run::pins::{pin, unpin};
-use crate::run::transfer::{Carried, StreamSource, TransferPlan, Transferred, transfer};
+use crate::run::transfer::{Carried, Progress, StreamSource, TransferPlan, Transferred, transfer};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, backup_prefix};
@@ -154,7 +154,7 @@ impl<'a> Attempt<'a> {
                 log.note(&record)?;
             }
         }
-        super::unfinished::abort_uploads(self.env, &self.stored, upload).await;
+        super::given_up::abort_uploads(self.env, &self.stored, upload).await;
         let carried = upload.carried();
         let (chunks, bytes) = (carried.chunks.len(), carried.chunks.values().map(|chunk| chunk.entry.stream_bytes));
         tracing::info!(id = %self.id, chunks, stream_bytes = bytes.sum::<u64>(), "goes on with an interrupted upload");
@@ -260,6 +260,7 @@ impl<'a> Attempt<'a> {
         let (carried, stop) = (std::mem::take(&mut course.carried), env.stop.clone());
         let mut recorder = Recorder::new(self, &mut course.log, &carried, course.next_progress);
         let progress = Arc::clone(&env.progress);
+        self.tell_what_is_kept(&carried, &source.request);
         match transfer(source, &*env.store, plan, carried, &mut recorder, progress, stop).await {
             Ok(transferred) => {
                 let is_untidy = recorder.is_untidy(transferred.chunks.len());
@@ -269,6 +270,18 @@ impl<'a> Attempt<'a> {
             Err(error @ (RunError::CannotResume { .. } | RunError::StreamChanged { .. })) => Err(self.pointless(error)),
             Err(error) => Err(error),
         }
+    }
+
+    /// Who watches an upload that goes on hears at once how far it is, and of how much.
+    fn tell_what_is_kept(&self, carried: &Carried, request: &SendRequest) {
+        if self.unfinished.is_none() {
+            return;
+        }
+        let estimated = self.env.zfs.send_space(request);
+        let estimated = estimated.inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"));
+        let chunks_confirmed = u32::try_from(carried.chunks.len()).unwrap_or(u32::MAX);
+        let stream_bytes = carried.chunks.values().map(|chunk| chunk.entry.stream_bytes).sum();
+        (self.env.progress)(Progress { stream_bytes, sent_bytes: 0, chunks_confirmed, estimate_bytes: estimated.ok() });
     }
 
     /// Every chunk that the store confirmed must be listed, at its size: a store that forgets is found before the

@@ -1,8 +1,8 @@
 //! Ends commits that were interrupted: a journal that says `committing` has the very bytes of receipt and manifest, and
 //! they are put again, whatever snapshot is the newest by now.
 
+use super::given_up::give_up_id;
 use super::planning::Sight;
-use super::unfinished::give_up_id;
 use super::{BackupEnv, CommittedBackup};
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};

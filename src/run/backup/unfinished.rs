@@ -1,8 +1,9 @@
 //! Uploads that were begun and not ended: found by this host's journal, or, where that was lost or rolled back, by what
-//! lies in the store and is held in the pool. What cannot go on is given up, by name and with the reason.
+//! lies in the store and is held in the pool. What cannot go on is given up ([`super::given_up`]), with the reason.
 
 use super::BackupEnv;
 use super::attempt::{flag_names, send_flags};
+use super::given_up::give_up;
 use super::planning::{Local, Sight};
 use crate::manifest::{
     MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as, parse_progress, parse_started,
@@ -20,7 +21,7 @@ use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name};
-use crate::store::{Evidence, ObjectKey, ObjectStore, StoreErrorKind, UnfinishedUpload};
+use crate::store::{Evidence, ObjectKey, ObjectStore, StoreErrorKind};
 use crate::stream::record::BeginRecord;
 use crate::zfs::{SendBase, Snapshot};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -110,6 +111,11 @@ impl Unfinished {
         &self.started.id
     }
 
+    /// Incrementals before fulls, the fullest first.
+    pub(super) fn order(&self) -> (bool, std::cmp::Reverse<usize>, BackupId) {
+        (self.started.base.is_none(), std::cmp::Reverse(self.chunks.len()), self.id().clone())
+    }
+
     /// What the transfer goes on from.
     pub(super) fn carried(&self) -> Carried {
         let chunk = |(index, chunk): (&u32, &ProgressChunk)| (*index, ConfirmedChunk::from_progress(chunk.clone()));
@@ -128,7 +134,7 @@ impl Unfinished {
     }
 
     /// The chunks that were begun and not confirmed, with their upload ids.
-    fn unconfirmed(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
+    pub(super) fn unconfirmed(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
         let confirmed: BTreeSet<&String> = self.chunks.values().map(|chunk| &chunk.entry.name).collect();
         self.uploads.iter().filter(move |(name, _)| !confirmed.contains(name))
     }
@@ -149,7 +155,7 @@ impl Unfinished {
 }
 
 /// Looks for what was begun and not ended, and decides about each. What can go on comes first of its kind: incrementals
-/// before fulls, the fullest first.
+/// before fulls, the fullest first. What cannot is given up or forgotten.
 ///
 /// # Errors
 /// [`RunError`] when something could not be read: nothing is known then, and nothing is given up.
@@ -159,6 +165,35 @@ pub(super) async fn find_unfinished(
     sight: &Sight,
     requested: RequestedKind,
 ) -> Result<Vec<GoesOn>, RunError> {
+    let stored = &selected.stored;
+    let mut going_on = Vec::new();
+    for (upload, verdict) in judge_all(env, selected, sight, requested).await? {
+        match verdict {
+            ResumeVerdict::GoOn { snapshot, base } => going_on.push(GoesOn { upload, snapshot: *snapshot, base }),
+            ResumeVerdict::Wait { why } => tracing::warn!(id = %upload.id(), "an unfinished upload waits: {why}"),
+            ResumeVerdict::Over { why } => {
+                tracing::warn!(id = %upload.id(), "the journal of an upload is forgotten: {why}");
+                forget_attempt(&env.settings.state_dir, env.store.url(), stored, upload.id())?;
+                unpin(&*env.zfs, &selected.dataset.name, |over| over == upload.id())?;
+            }
+            ResumeVerdict::GiveUp { why } => give_up(env, selected, &upload, &why).await?,
+        }
+    }
+    going_on.sort_by_key(|going_on| going_on.upload.order());
+    Ok(going_on)
+}
+
+/// All that was begun and not ended and that a run of this kind would look at, with what becomes of it. Changes nothing,
+/// here or there.
+///
+/// # Errors
+/// As for [`find_unfinished`].
+pub(super) async fn judge_all(
+    env: &BackupEnv,
+    selected: &Selected,
+    sight: &Sight,
+    requested: RequestedKind,
+) -> Result<Vec<(Unfinished, ResumeVerdict)>, RunError> {
     let stored = &selected.stored;
     let (mut found, mut known, mut lost) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
     for journal in read_attempts(&env.settings.state_dir, env.store.url(), stored)? {
@@ -188,24 +223,12 @@ pub(super) async fn find_unfinished(
     }
     let pruned = read_pruned(&*env.store, stored, &env.keys.trusted).await?;
     let local = Local::read(&*env.zfs, selected)?;
-    let mut going_on = Vec::new();
+    let mut judged = Vec::new();
     for mut upload in found {
-        match judge(env, sight, &local, &mut upload, &pruned).await? {
-            ResumeVerdict::GoOn { snapshot, base } => going_on.push(GoesOn { upload, snapshot: *snapshot, base }),
-            ResumeVerdict::Wait { why } => tracing::warn!(id = %upload.id(), "an unfinished upload waits: {why}"),
-            ResumeVerdict::Over { why } => {
-                tracing::warn!(id = %upload.id(), "the journal of an upload is forgotten: {why}");
-                forget_attempt(&env.settings.state_dir, env.store.url(), stored, upload.id())?;
-                unpin(&*env.zfs, &selected.dataset.name, |over| over == upload.id())?;
-            }
-            ResumeVerdict::GiveUp { why } => give_up(env, selected, &upload, &why).await?,
-        }
+        let verdict = judge(env, sight, &local, &mut upload, &pruned).await?;
+        judged.push((upload, verdict));
     }
-    going_on.sort_by_key(|going_on| {
-        let upload = &going_on.upload;
-        (upload.started.base.is_none(), std::cmp::Reverse(upload.chunks.len()), upload.id().clone())
-    });
-    Ok(going_on)
+    Ok(judged)
 }
 
 /// Whether a manifest lies there, be it behind a delete marker. Where versions may not be listed, only what is seen
@@ -373,32 +396,6 @@ async fn check_chunks(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished
     Ok(flaws.into_iter().flatten().next())
 }
 
-/// Gives an unfinished upload up: its multipart uploads, what it keeps in the pool, and its place in the journal. What it
-/// stored stays until a prune, which its journal allows to delete it.
-///
-/// # Errors
-/// [`RunError`] when the journal cannot be written or the pool not released: the next run tries again.
-pub(super) async fn give_up(
-    env: &BackupEnv,
-    selected: &Selected,
-    upload: &Unfinished,
-    why: &str,
-) -> Result<(), RunError> {
-    let id = upload.id();
-    tracing::warn!(%id, "an unfinished upload is given up, and a new one begins: {why}");
-    abort_uploads(env, &selected.stored, upload).await;
-    give_up_id(env, selected, id, why)
-}
-
-/// As [`give_up`], for one whose uploads are ended.
-pub(super) fn give_up_id(env: &BackupEnv, selected: &Selected, id: &BackupId, why: &str) -> Result<(), RunError> {
-    let attempts = read_attempts(&env.settings.state_dir, env.store.url(), &selected.stored)?;
-    if let Some(attempt) = attempts.iter().find(|attempt| attempt.id == *id) {
-        attempt.give_up(why)?;
-    }
-    unpin(&*env.zfs, &selected.dataset.name, |over| over == id)
-}
-
 /// How many chunks of an attempt are confirmed, and the bytes of stream in them, by its journal.
 ///
 /// # Errors
@@ -411,48 +408,4 @@ pub(super) fn stored_of(env: &BackupEnv, selected: &Selected, id: &BackupId) -> 
         _ => None,
     });
     Ok(confirmed.fold((0, 0), |(chunks, sum), bytes| (chunks + 1, sum + bytes)))
-}
-
-/// Releases what runs that were interrupted in between left in the pool for attempts that are over: committed, or given
-/// up by the journal. A journal of what is committed goes too.
-///
-/// # Errors
-/// [`RunError`] when that could not be read or done.
-pub(super) fn settle(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<(), RunError> {
-    let state_dir = &env.settings.state_dir;
-    let attempts = read_attempts(state_dir, env.store.url(), &selected.stored)?;
-    let is_committed = |id: &BackupId| sight.target.catalog.backup(id).is_some();
-    for attempt in attempts.iter().filter(|attempt| is_committed(&attempt.id)) {
-        forget_attempt(state_dir, env.store.url(), &selected.stored, &attempt.id)?;
-    }
-    let given_up: BTreeSet<&BackupId> =
-        attempts.iter().filter(|attempt| attempt.is_given_up()).map(|attempt| &attempt.id).collect();
-    unpin(&*env.zfs, &selected.dataset.name, |id| given_up.contains(id) || is_committed(id))
-}
-
-/// Ends the multipart uploads of its chunks, those that the journal names and those that the store lists. The store
-/// keeps, and costs, what could not be ended until it or a prune removes it.
-pub(super) async fn abort_uploads(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished) {
-    let prefix = backup_prefix(stored, upload.id());
-    let mut uploads: Vec<UnfinishedUpload> = match env.store.unfinished(&prefix).await {
-        Ok(uploads) => uploads,
-        Err(error) => {
-            if error.kind != StoreErrorKind::Unsupported {
-                tracing::debug!(error = error_chain(&error), "unfinished uploads cannot be listed");
-            }
-            Vec::new()
-        }
-    };
-    for (name, upload_id) in upload.unconfirmed() {
-        let Some(upload_id) = upload_id else { continue };
-        if !uploads.iter().any(|listed| listed.upload_id == *upload_id) {
-            let (key, upload_id) = (format!("{prefix}{name}"), upload_id.clone());
-            uploads.push(UnfinishedUpload { key, upload_id, started_at: None });
-        }
-    }
-    for unfinished in uploads {
-        if let Err(error) = env.store.abort_unfinished(&unfinished).await {
-            tracing::warn!(key = unfinished.key, error = error_chain(&error), "an interrupted upload was not removed");
-        }
-    }
 }

@@ -1,0 +1,295 @@
+//! The decision by a table: one change a case to what was begun and what is here now, and what follows.
+
+use super::*;
+use crate::manifest::{BaseRef, FORMAT, SnapshotRef};
+use crate::model::Digest;
+use ResumeVerdict::{GiveUp, GoOn, Over, Wait};
+use jiff::Timestamp;
+
+/// Snapshot `n` has guid and txg `n` and was taken on day `n`.
+fn at(n: u64) -> Timestamp {
+    Timestamp::from_second(i64::try_from(n).unwrap() * 86_400).unwrap()
+}
+
+fn reference(n: u64) -> SnapshotRef {
+    SnapshotRef { guid: Guid(n), createtxg: n, created_at: at(n) }
+}
+
+fn snapshot(n: u64) -> Snapshot {
+    Snapshot {
+        name: format!("t/a@s{n}").parse().unwrap(),
+        guid: Guid(n),
+        createtxg: n,
+        created_at: at(n),
+        referenced_bytes: 0,
+        used_bytes: 0,
+        holds: 0,
+        user_properties: Default::default(),
+    }
+}
+
+fn bookmark(n: u64) -> Bookmark {
+    Bookmark { name: format!("t/a#b{n}").parse().unwrap(), guid: Guid(n), createtxg: n, created_at: at(n) }
+}
+
+fn id(n: u64, kind: BackupKind) -> BackupId {
+    BackupId::new(at(n), kind, Guid(n), n)
+}
+
+fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// A whole backup of snapshot `n`.
+fn backup(n: u64, kind: BackupKind) -> BackupFacts {
+    let id = id(n, kind);
+    BackupFacts {
+        manifest_blake3: Digest::of(id.as_str().as_bytes()),
+        snapshot: reference(n),
+        base: (kind == BackupKind::Incr).then(|| self::id(1, BackupKind::Full)),
+        full_id: id.clone(),
+        id,
+        position: 0,
+        origin: Origin { dataset_guid: Guid(100), pool_guid: Guid(200) },
+        requested: Vec::new(),
+        recipients: Vec::new(),
+        stream_bytes: 1,
+        stored_bytes: 1,
+        flaw: None,
+    }
+}
+
+/// An upload of snapshot 2, and all that is known now. For an incremental its base is the full of snapshot 1.
+struct Case {
+    started: Started,
+    listed: BTreeSet<String>,
+    known: BTreeSet<String>,
+    has_manifest: bool,
+    is_pruned: bool,
+    origin: Origin,
+    snapshots: Vec<Snapshot>,
+    bookmarks: Vec<Bookmark>,
+    flags: Vec<String>,
+    split_bytes: u64,
+    compression: CompressionName,
+    recipients: Vec<String>,
+    target: Vec<BackupFacts>,
+    beside: Vec<BackupFacts>,
+    unseen: Option<&'static str>,
+}
+
+impl Case {
+    fn new(kind: BackupKind) -> Self {
+        let (base, origin) = (backup(1, BackupKind::Full), backup(1, BackupKind::Full).origin);
+        let (flags, recipients) = (vec!["large-blocks".to_owned()], vec!["age1a".to_owned()]);
+        let started = Started {
+            format: FORMAT,
+            object_type: "started".to_owned(),
+            dataset: "t/a".parse().unwrap(),
+            id: id(2, kind),
+            snapshot: reference(2),
+            base: (kind == BackupKind::Incr).then(|| BaseRef {
+                guid: Guid(1),
+                backup_id: base.id.clone(),
+                manifest_blake3: base.manifest_blake3,
+            }),
+            origin: origin.clone(),
+            requested: flags.clone(),
+            split_bytes: 64,
+            compression: CompressionName::None,
+            recipients: recipients.clone(),
+            tool_version: "0".to_owned(),
+            started_at: at(2),
+        };
+        Self {
+            started,
+            listed: names(&["started.json", "chunk"]),
+            known: names(&["started.json", "chunk", "another chunk"]),
+            has_manifest: false,
+            is_pruned: false,
+            origin,
+            snapshots: vec![snapshot(1), snapshot(2), snapshot(3)],
+            bookmarks: Vec::new(),
+            flags,
+            split_bytes: 64,
+            compression: CompressionName::None,
+            recipients,
+            target: vec![base],
+            beside: Vec::new(),
+            unseen: None,
+        }
+    }
+
+    fn judge(&self) -> ResumeVerdict {
+        let Self { started, listed, known, has_manifest, is_pruned, origin, snapshots, bookmarks, .. } = self;
+        let (has_manifest, is_pruned) = (*has_manifest, *is_pruned);
+        judge_unfinished(
+            &UnfinishedFacts { started, listed, known, has_manifest, is_pruned },
+            &ResumeFacts {
+                origin,
+                snapshots,
+                bookmarks,
+                flags: &self.flags,
+                split_bytes: self.split_bytes,
+                compression: self.compression,
+                recipients: &self.recipients,
+                target: &self.target,
+                beside: &self.beside,
+                unseen: self.unseen,
+            },
+        )
+    }
+}
+
+/// What a verdict is, its sources by name, and why.
+fn said(verdict: &ResumeVerdict) -> (&'static str, String) {
+    match verdict {
+        GoOn { snapshot, base: None } => ("go on", snapshot.name.to_string()),
+        GoOn { snapshot, base: Some(SendBase::Snapshot(base)) } => ("go on", format!("{} from {base}", snapshot.name)),
+        GoOn { snapshot, base: Some(SendBase::Bookmark(base)) } => ("go on", format!("{} from {base}", snapshot.name)),
+        Wait { why } => ("wait", why.clone()),
+        Over { why } => ("over", why.clone()),
+        GiveUp { why } => ("give up", why.clone()),
+    }
+}
+
+type Change = fn(&mut Case);
+
+fn check(kind: BackupKind, cases: &[(&str, Change, (&str, &str))]) {
+    for (what, change, (verdict, why)) in cases {
+        let mut case = Case::new(kind);
+        change(&mut case);
+        let (found, text) = said(&case.judge());
+        assert!(found == *verdict && text.contains(why), "{what}: {found}: {text}");
+    }
+}
+
+#[test]
+fn a_full_goes_on_only_as_what_it_began_as() {
+    check(
+        BackupKind::Full,
+        &[
+            ("nothing changed", |_| {}, ("go on", "t/a@s2")),
+            ("a renamed snapshot", |case| case.snapshots[1].name = "t/b@x".parse().unwrap(), ("go on", "t/b@x")),
+            ("a manifest", |case| case.has_manifest = true, ("over", "it was committed")),
+            ("a prune record", |case| case.is_pruned = true, ("over", "prune record")),
+            (
+                "both, and all else lost",
+                |case| {
+                    (case.has_manifest, case.is_pruned) = (true, true);
+                    case.snapshots.clear();
+                },
+                ("over", "it was committed"),
+            ),
+            (
+                "a stranger's object",
+                |case| drop(case.listed.insert("RESTORE.txt".to_owned())),
+                ("give up", "RESTORE.txt"),
+            ),
+            ("a snapshot that is gone", |case| drop(case.snapshots.remove(1)), ("give up", "no longer in the pool")),
+            (
+                "only its bookmark",
+                |case| {
+                    case.snapshots.remove(1);
+                    case.bookmarks.push(bookmark(2));
+                },
+                ("give up", "its snapshot, guid 0000000000000002, is no longer in the pool"),
+            ),
+            ("another dataset", |case| case.origin.dataset_guid = Guid(9), ("give up", "the dataset or its pool")),
+            ("another pool", |case| case.origin.pool_guid = Guid(9), ("give up", "the dataset or its pool")),
+            ("other flags", |case| case.flags.push("raw".to_owned()), ("give up", "the send flags")),
+            ("another size", |case| case.split_bytes = 65, ("give up", "main.split_size")),
+            ("compression", |case| case.compression = CompressionName::Zstd, ("give up", "send.compression")),
+            ("other recipients", |case| case.recipients.push("age1b".to_owned()), ("give up", "whom it is sealed to")),
+            (
+                "another full of it",
+                |case| case.target.push(backup(2, BackupKind::Full)),
+                ("give up", "holds its snapshot already"),
+            ),
+            ("an incremental of it", |case| case.target.push(backup(2, BackupKind::Incr)), ("go on", "t/a@s2")),
+            (
+                "a full of it with a hole",
+                |case| {
+                    case.target.push(BackupFacts { flaw: Some("a hole".to_owned()), ..backup(2, BackupKind::Full) });
+                },
+                ("go on", "t/a@s2"),
+            ),
+            (
+                "a full of it in the other store",
+                |case| case.beside.push(backup(2, BackupKind::Full)),
+                ("go on", "t/a@s2"),
+            ),
+            ("something unseen, which a full does not need", |case| case.unseen = Some("away"), ("go on", "t/a@s2")),
+        ],
+    );
+}
+
+#[test]
+fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
+    check(
+        BackupKind::Incr,
+        &[
+            ("nothing changed", |_| {}, ("go on", "t/a@s2 from t/a@s1")),
+            (
+                "a bookmark of the base",
+                |case| {
+                    case.snapshots.remove(0);
+                    case.bookmarks.push(bookmark(1));
+                },
+                ("go on", "t/a@s2 from t/a#b1"),
+            ),
+            (
+                "no base in the pool",
+                |case| drop(case.snapshots.remove(0)),
+                ("give up", "its base, guid 0000000000000001"),
+            ),
+            (
+                "the base in the other store",
+                |case| case.beside = std::mem::take(&mut case.target),
+                ("go on", "from t/a@s1"),
+            ),
+            ("no base stored", |case| case.target.clear(), ("give up", "is no longer stored")),
+            (
+                "another manifest of the base",
+                |case| case.target[0].manifest_blake3 = Digest::of(b"x"),
+                ("give up", "no longer stored"),
+            ),
+            (
+                "a base with a hole",
+                |case| case.target[0].flaw = Some("a hole".to_owned()),
+                ("give up", "is not whole: a hole"),
+            ),
+            (
+                "no base seen",
+                |case| {
+                    case.target.clear();
+                    case.unseen = Some("the remote is away");
+                },
+                ("wait", "but the remote is away"),
+            ),
+            (
+                "no base seen, and other flags",
+                |case| {
+                    case.target.clear();
+                    case.unseen = Some("the remote is away");
+                    case.flags.clear();
+                },
+                ("give up", "the send flags"),
+            ),
+            (
+                "any backup of its snapshot",
+                |case| case.target.push(backup(2, BackupKind::Full)),
+                ("give up", "holds its snapshot already"),
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_run_goes_on_with_the_kind_that_it_was_asked_for() {
+    let (full, incr) = (id(1, BackupKind::Full), id(1, BackupKind::Incr));
+    let asked = |requested| (is_asked_for(requested, &full), is_asked_for(requested, &incr));
+    assert_eq!(asked(RequestedKind::Full), (true, false));
+    assert_eq!(asked(RequestedKind::Incremental), (false, true));
+    assert_eq!(asked(RequestedKind::Lifecycle), (true, true));
+}

@@ -1,0 +1,109 @@
+//! Uploads that nobody goes on with: what they keep in the pool, what of them goes up in the store, and the note in the
+//! journal by which a prune may delete what they stored.
+
+use super::BackupEnv;
+use super::planning::Sight;
+use super::unfinished::Unfinished;
+use crate::manifest::Origin;
+use crate::model::{BackupId, DatasetName};
+use crate::run::journal::log::JournalRecord;
+use crate::run::journal::{AttemptJournal, forget_attempt, read_attempts};
+use crate::run::pins::unpin;
+use crate::run::select::Selected;
+use crate::run::{RunError, error_chain};
+use crate::store::key::backup_prefix;
+use crate::store::{StoreErrorKind, UnfinishedUpload};
+use std::collections::BTreeSet;
+
+/// Gives an unfinished upload up: its multipart uploads, what it keeps in the pool, and its place in the journal. What it
+/// stored stays until a prune, which its journal allows to delete it.
+///
+/// # Errors
+/// [`RunError`] when the journal cannot be written or the pool not released: the next run tries again.
+pub(super) async fn give_up(
+    env: &BackupEnv,
+    selected: &Selected,
+    upload: &Unfinished,
+    why: &str,
+) -> Result<(), RunError> {
+    let id = upload.id();
+    tracing::warn!(%id, "an unfinished upload is given up, and a new one begins: {why}");
+    abort_uploads(env, &selected.stored, upload).await;
+    if upload.journal.is_none() {
+        match is_provably_ours(env, selected, upload)? {
+            true => note_given_up(env, &selected.stored, upload, why)?,
+            false => tracing::warn!("`zfs-backup forget {id}` deletes what it stored"),
+        }
+    }
+    give_up_id(env, selected, id, why)
+}
+
+/// Of this very dataset in this very pool.
+fn is_provably_ours(env: &BackupEnv, selected: &Selected, upload: &Unfinished) -> Result<bool, RunError> {
+    let pool_guid = env.zfs.pool_guid(selected.dataset.name.pool())?;
+    Ok(upload.started.origin == Origin { dataset_guid: selected.dataset.guid, pool_guid })
+}
+
+/// One that is known from the store alone gets a journal that says so, which a prune goes by: its first object is signed,
+/// it is of this dataset in this pool, which holds its snapshot, and no manifest of it is there, in any version. Of any
+/// other nobody here can prove that it is over.
+fn note_given_up(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished, why: &str) -> Result<(), RunError> {
+    let zfs_version = env.zfs.module_version()?;
+    let plan = JournalRecord::Plan { started: upload.started_bytes.clone(), keyring: upload.keyring, zfs_version };
+    let (state_dir, url) = (&env.settings.state_dir, env.store.url());
+    let (_, mut log) = AttemptJournal::begin_logged(state_dir, url, stored, upload.id(), &plan)?;
+    log.append(&JournalRecord::GivenUp { why: why.to_owned() })
+}
+
+/// As [`give_up`], for one whose uploads are ended.
+pub(super) fn give_up_id(env: &BackupEnv, selected: &Selected, id: &BackupId, why: &str) -> Result<(), RunError> {
+    let attempts = read_attempts(&env.settings.state_dir, env.store.url(), &selected.stored)?;
+    if let Some(attempt) = attempts.iter().find(|attempt| attempt.id == *id) {
+        attempt.give_up(why)?;
+    }
+    unpin(&*env.zfs, &selected.dataset.name, |over| over == id)
+}
+
+/// Releases what runs that were interrupted in between left in the pool for attempts that are over: committed, or given
+/// up by the journal. A journal of what is committed goes too.
+///
+/// # Errors
+/// [`RunError`] when that could not be read or done.
+pub(super) fn settle(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<(), RunError> {
+    let state_dir = &env.settings.state_dir;
+    let attempts = read_attempts(state_dir, env.store.url(), &selected.stored)?;
+    let is_committed = |id: &BackupId| sight.target.catalog.backup(id).is_some();
+    for attempt in attempts.iter().filter(|attempt| is_committed(&attempt.id)) {
+        forget_attempt(state_dir, env.store.url(), &selected.stored, &attempt.id)?;
+    }
+    let given_up: BTreeSet<&BackupId> =
+        attempts.iter().filter(|attempt| attempt.is_given_up()).map(|attempt| &attempt.id).collect();
+    unpin(&*env.zfs, &selected.dataset.name, |id| given_up.contains(id) || is_committed(id))
+}
+
+/// Ends the multipart uploads of its chunks, those that the journal names and those that the store lists. The store
+/// keeps, and costs, what could not be ended until it or a prune removes it.
+pub(super) async fn abort_uploads(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished) {
+    let prefix = backup_prefix(stored, upload.id());
+    let mut uploads: Vec<UnfinishedUpload> = match env.store.unfinished(&prefix).await {
+        Ok(uploads) => uploads,
+        Err(error) => {
+            if error.kind != StoreErrorKind::Unsupported {
+                tracing::debug!(error = error_chain(&error), "unfinished uploads cannot be listed");
+            }
+            Vec::new()
+        }
+    };
+    for (name, upload_id) in upload.unconfirmed() {
+        let Some(upload_id) = upload_id else { continue };
+        if !uploads.iter().any(|listed| listed.upload_id == *upload_id) {
+            let (key, upload_id) = (format!("{prefix}{name}"), upload_id.clone());
+            uploads.push(UnfinishedUpload { key, upload_id, started_at: None });
+        }
+    }
+    for unfinished in uploads {
+        if let Err(error) = env.store.abort_unfinished(&unfinished).await {
+            tracing::warn!(key = unfinished.key, error = error_chain(&error), "an interrupted upload was not removed");
+        }
+    }
+}
