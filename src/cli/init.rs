@@ -223,7 +223,9 @@ pub(super) fn write_new(file: &Path, text: &[u8]) -> Result<(), RunError> {
         let path = path.display().to_string();
         move |source| RunError::File { operation, path, source }
     };
-    let folder = file.parent().unwrap_or(Path::new("/"));
+    // A bare name lies in the current folder, whose name is not "".
+    let absolute = std::path::absolute(file).map_err(failed("find", file))?;
+    let folder = absolute.parent().unwrap_or(Path::new("/"));
     DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed("create", folder))?;
     let mut written =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed("create", file))?;

@@ -54,6 +54,7 @@ fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
          # 1. Fetch all objects of the backup into an empty folder, by any client:\n\
          #      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} .\n\
          #      rclone copy REMOTE:BUCKET/PREFIX/{place} .\n\
+         #      b2 sync b2://BUCKET/PREFIX/{place} .\n\
          # 2. Have your key file ready as identity.txt beside them.\n"
     )?;
     if from.keyring {
@@ -88,7 +89,7 @@ fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "# (or rclone copy REMOTE:BUCKET/PREFIX/... ID). In each, check RESTORE.txt with minisign as above and have\n\
+        "# (or rclone copy REMOTE:BUCKET/PREFIX/... ID, or b2 sync). In each, check RESTORE.txt with minisign as above and have\n\
          # identity.txt there. Then, in this order, each only after the one before it ended well:"
     )?;
     for member in before.iter().chain([*id]) {

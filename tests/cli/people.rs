@@ -165,6 +165,11 @@ fn a_first_configuration_is_written_once_and_closed() {
     assert!(!stdout(&written).contains(passphrase) && !stderr(&written).contains(passphrase), "it would be in a log");
     check(&zb(&arguments, ""), 2, &["never overwritten"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    // A bare name is in the current folder.
+    let mut here = std::process::Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
+    here.args(["-c", "here.toml"]).args(&arguments[2..]).current_dir(folder.path()).stdin(std::process::Stdio::null());
+    check(&here.output().unwrap(), 0, &["here.toml", "mode 0600"]);
+    assert!(folder.path().join("here.toml").exists());
     check(
         &zb(&["config", "init", "--dataset", "tank/a", "--remote", "gdrive:x"], ""),
         2,

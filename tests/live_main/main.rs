@@ -19,11 +19,13 @@ mod proxy;
 mod weed;
 
 mod bench;
+mod burned;
 mod chains;
 mod failures;
 mod halves;
 mod interrupted;
 mod job;
+mod kinds;
 mod matrix;
 mod nights;
 mod ordinary;
