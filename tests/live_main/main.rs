@@ -25,4 +25,5 @@ mod interrupted;
 mod job;
 mod nights;
 mod restores;
+mod resumed;
 mod trees;
