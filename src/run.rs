@@ -42,6 +42,7 @@ use crate::sign::SignatureError;
 use crate::store::StoreError;
 use crate::stream::open::OpenError;
 use crate::stream::record::StreamError;
+use crate::stream::resuming::ResumingError;
 use crate::stream::seal::SealError;
 use crate::stream::splice::SpliceError;
 use crate::zfs::ZfsError;
@@ -186,6 +187,15 @@ pub enum RunError {
         /// How it differs.
         #[source]
         source: SpliceError,
+    },
+    /// The stored stream does not fit what an interrupted restore has received of it.
+    #[error("go on with the interrupted restore of {id}")]
+    CannotTakeUp {
+        /// The backup.
+        id: String,
+        /// How it does not fit.
+        #[source]
+        source: ResumingError,
     },
     /// The stream changed between two openings, so a chunk cannot be made again.
     #[error("make chunk {index} of {id} again: the stream is not the same as before")]

@@ -2,8 +2,11 @@
 
 pub mod age_file;
 pub mod fletcher;
+pub mod nvlist;
 pub mod open;
 pub mod part;
 pub mod record;
+pub mod resuming;
+pub mod resync;
 pub mod seal;
 pub mod splice;

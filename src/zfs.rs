@@ -361,6 +361,18 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`]; errno 1040 when the stream was cut.
     fn receive(&self, request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<(), ZfsError>;
 
+    /// Gives up a receive that was cut: the hidden state of a dataset that was there before, or a new dataset as a whole.
+    ///
+    /// # Errors
+    /// [`ZfsError`]; ENOENT when there is no such dataset or state.
+    fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError>;
+
+    /// Takes away a property that was set on the dataset itself, as `zfs inherit`; one that is not set is no error.
+    ///
+    /// # Errors
+    /// [`ZfsError`].
+    fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError>;
+
     /// Makes a filesystem that is not mounted; `properties` in native types.
     ///
     /// # Errors
@@ -420,9 +432,11 @@ mod receive;
 mod send;
 #[rustfmt::skip]
 mod sys;
+mod token;
 
 use attempt::Attempt;
 
 pub use delegation::{Delegation, Who};
 pub use errno::STREAM_TRUNCATED;
 pub use real::RealZfs;
+pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};

@@ -33,7 +33,9 @@ struct zfs_cmd {
 	uint64_t zc_nvlist_dst; /* address of the buffer for the properties */
 	uint64_t zc_nvlist_dst_size; /* in: its size; out: the size needed */
 	uint32_t zc_nvlist_dst_filled;
-	uint8_t reserved1[8484];
+	uint8_t reserved1[12];
+	uint8_t zc_value[8192]; /* the property to inherit */
+	uint8_t reserved4[280];
 	uint64_t zc_cookie; /* the cursor; 0 for the first */
 	uint8_t reserved2[80];
 	struct dmu_objset_stats zc_objset_stats;
@@ -46,7 +48,8 @@ enum {
 	ZFS_BACKUP_IOC_OBJSET_STATS = 0x5a12,
 	ZFS_BACKUP_IOC_DATASET_LIST_NEXT = 0x5a14,
 	ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT = 0x5a15,
-	ZFS_BACKUP_IOC_GET_FSACL = 0x5a29
+	ZFS_BACKUP_IOC_GET_FSACL = 0x5a29,
+	ZFS_BACKUP_IOC_INHERIT_PROP = 0x5a2b
 };
 
 /* A BEGIN record: 312 bytes in the sender's byte order. All others are parsed in src/stream/record.rs. */

@@ -7,6 +7,7 @@ use super::output::{Output, WIDTH, age, bytes, wrap};
 use super::wire::{open_zfs, store_urls};
 use crate::run::error_chain;
 use crate::run::holds::{JudgedHold, plan_release, release_holds};
+use crate::run::restore::left_half;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -16,9 +17,10 @@ pub(super) fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
     let config = &context.config()?.0;
     let (zfs, urls) = (open_zfs()?, store_urls(config));
     let act = matches!(command, Holds::Release(prune) if prune.yes) && !global.dry_run;
-    let mut all = Vec::new();
+    let (mut all, mut halves) = (Vec::new(), Vec::new());
     for selected in context.datasets(&*zfs)? {
         let name = &selected.dataset.name;
+        halves.extend(left_half(&selected.dataset)?);
         if !act {
             match plan_release(&*zfs, &config.state_dir, &urls, &selected) {
                 Ok(planned) => {
@@ -46,6 +48,10 @@ pub(super) fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
     }
     let listing = matches!(command, Holds::List);
     lines(&all, listing, Timestamp::now()).iter().for_each(|line| output.line(line));
+    for (what, advice) in halves.iter().filter(|_| listing) {
+        output.line(what);
+        wrap(&format!("  {advice}"), WIDTH, "    ").iter().for_each(|line| output.line(line));
+    }
     print_json(&all, output);
     context.verdict()
 }

@@ -7,12 +7,13 @@ use super::output::{Output, age, bytes};
 use super::places::{Places, open_places};
 use super::wire::{open_zfs, usage};
 use crate::keyring::KeyFile;
+use crate::manifest::ChunkEntry;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::RunError;
 use crate::run::restore::{
-    PropertyChoice, ReceiveOptions, ReceivePlan, RestoreBackup, RestorePoint, RestoreSet, RestoreTree, TreeMember,
-    check_target, fetch_requests, find_restore_backup, find_restore_set, find_restore_tree, restore_to_dataset,
-    restore_to_writer,
+    PropertyChoice, RESTORING_PROPERTY, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestorePoint, RestoreSet,
+    RestoreTree, ResumeChoice, TreeMember, WentOn, check_target, fetch_requests, find_interrupted, find_restore_backup,
+    find_restore_set, find_restore_tree, restore_to_dataset, restore_to_writer,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -70,7 +71,8 @@ fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure>
 fn receive_options(restore: &Restore) -> Result<ReceiveOptions, Failure> {
     let properties = PropertyChoice::new(restore.with_properties, &restore.set, &restore.without)
         .map_err(|error| usage(&error.to_string(), "as `zfs receive -o` and `-x` take them"))?;
-    Ok(ReceiveOptions { properties, rollback: restore.force_rollback })
+    let resume = if restore.restart { ResumeChoice::Restart } else { ResumeChoice::GoOn };
+    Ok(ReceiveOptions { properties, rollback: restore.force_rollback, resume })
 }
 
 /// A cut tail of the store cannot be noticed without outside knowledge, so the time is always said, and held against
@@ -107,18 +109,62 @@ async fn restore_one(
     let output = &context.output;
     if context.global.dry_run {
         // Without ZFS, as on another host, what is in the store is shown all the same.
-        let plan = open_zfs().ok().map(|zfs| check_target(&*zfs, target, set, options.rollback)).transpose()?;
-        print_plan(set, plan.as_ref(), output);
-        output.json(|| json!({ "backups": manifests(set) }));
+        let plan = open_zfs().ok().map(|zfs| check_target(&*zfs, target, set, options)).transpose()?;
+        let went_on = find_went_on(context, set, plan.as_ref(), keys).await?;
+        print_plan(set, plan.as_ref(), went_on.as_ref(), output);
+        output.json(|| json!({ "backups": manifests(set), "goes_on": went_on.as_ref().map(went_on_json) }));
         return Ok(());
     }
     let zfs = open_zfs()?;
-    say_lost(&check_target(&*zfs, target, set, options.rollback)?, target, output);
-    // It ends by itself when it is asked to stop, because what it received must go again.
+    say_lost(&check_target(&*zfs, target, set, options)?, target, output);
+    // It ends by itself when it is asked to stop, because what it received must go again or be left so that it can go on.
     let received = restore_to_dataset(set, keys, zfs, target, options, context.stop.clone()).await?;
-    received.snapshots.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
-    output.json(|| json!({ "received": received.snapshots }));
+    say_received(&received, target, output);
+    let went_on = received.went_on.as_ref().map(went_on_json);
+    output.json(|| json!({ "received": received.snapshots, "went_on": went_on }));
     Ok(())
+}
+
+fn say_received(received: &Received, target: &DatasetName, output: &Output) {
+    if let Some(went_on) = &received.went_on {
+        output.line(words_of(went_on));
+    }
+    received.snapshots.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
+    if received.snapshots.is_empty() {
+        output.line(format!("{target} was received whole by an earlier run"));
+    }
+}
+
+fn words_of(went_on: &WentOn) -> String {
+    let WentOn { id, position, stream_bytes, fetch_bytes } = went_on;
+    let (position, stream) = (bytes(*position), bytes(*stream_bytes));
+    format!("interrupted before; {id} goes on at {position} of {stream}, and {} are fetched", bytes(*fetch_bytes))
+}
+
+fn went_on_json(went_on: &WentOn) -> serde_json::Value {
+    json!({
+        "id": went_on.id,
+        "position": went_on.position,
+        "stream_bytes": went_on.stream_bytes,
+        "fetch_bytes": went_on.fetch_bytes,
+    })
+}
+
+/// Where it would go on; one that would start over is named.
+async fn find_went_on(
+    context: &Context,
+    set: &RestoreSet,
+    plan: Option<&ReceivePlan>,
+    keys: &KeyFile,
+) -> Result<Option<WentOn>, Failure> {
+    let Some(plan) = plan else { return Ok(None) };
+    match find_interrupted(set, plan, keys, &context.stop).await {
+        Err(error @ RunError::CannotTakeUp { .. }) => {
+            context.output.always(&format!("{}: it would start over", crate::run::error_chain(&error)));
+            Ok(None)
+        }
+        found => Ok(found?),
+    }
 }
 
 fn say_lost(plan: &ReceivePlan, target: &DatasetName, output: &Output) {
@@ -149,8 +195,14 @@ async fn restore_tree(
         let place = below(target, root, dataset)?;
         if context.global.dry_run {
             output.line(format!("{place}:"));
-            print_plan(set, None, output);
+            print_plan(set, None, None, output);
             done.push(json!({ "dataset": dataset, "to": place, "backups": manifests(set) }));
+            continue;
+        }
+        if is_there(set, &place)? {
+            output.line(format!("{place} has that snapshot already"));
+            done.push(json!({ "dataset": dataset, "to": place, "received": [] }));
+            context.done(dataset, 0);
             continue;
         }
         match restore_to_dataset(set, keys, open_zfs()?, &place, options, context.stop.clone()).await {
@@ -173,6 +225,16 @@ async fn restore_tree(
     context.verdict()
 }
 
+/// Whether an earlier run of this restore has brought the dataset to its end: its newest snapshot is the one wanted, and
+/// nothing waits to be received.
+fn is_there(set: &RestoreSet, place: &DatasetName) -> Result<bool, Failure> {
+    let zfs = open_zfs()?;
+    let Some(dataset) = zfs.dataset(place)? else { return Ok(false) };
+    let newest = zfs.snapshots(place)?.pop().map(|snapshot| snapshot.guid);
+    let is_marked = dataset.properties.contains_key(RESTORING_PROPERTY) || dataset.resume_token()?.is_some();
+    Ok(newest == Some(set.newest().manifest.snapshot.guid) && !is_marked)
+}
+
 /// The place of a descendant of `root` under `target`.
 fn below(target: &DatasetName, root: &DatasetName, dataset: &DatasetName) -> Result<DatasetName, Failure> {
     let rest = dataset.as_str().strip_prefix(root.as_str()).unwrap_or_default();
@@ -184,7 +246,7 @@ fn manifests(set: &RestoreSet) -> serde_json::Value {
     set.backups.iter().map(|backup| json!({ "store": backup.store.url(), "manifest": backup.manifest })).collect()
 }
 
-fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, output: &Output) {
+fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, went_on: Option<&WentOn>, output: &Output) {
     let skipped = plan.map_or(0, |plan| plan.skipped);
     let (mut objects, mut stored, mut requests) = (0, 0, 0);
     for (number, backup) in set.backups.iter().enumerate() {
@@ -198,10 +260,19 @@ fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, output: &Output) {
         let (count, from) = (backup.chunks.len(), backup.store.url());
         let stream = bytes(backup.manifest.stream_bytes);
         output.line(format!("  of {name}: {count} chunks, {} from {from}, {stream} of stream", bytes(sealed)));
-        (objects, stored, requests) = (objects + count, stored + sealed, requests + fetch_requests(&backup.chunks));
+        let went_on = went_on.filter(|_| number == skipped);
+        if let Some(went_on) = went_on {
+            output.line(format!("  {}", words_of(went_on)));
+        }
+        let chunks = went_on.map_or(&backup.chunks[..], |went_on| chunks_from(backup, went_on));
+        (objects, requests) = (objects + chunks.len(), requests + fetch_requests(chunks));
+        stored += went_on.map_or(sealed, |went_on| went_on.fetch_bytes);
     }
     output.line(format!("to fetch: {} in {objects} objects by {requests} requests", bytes(stored)));
     let Some(plan) = plan else { return };
+    if plan.gives_up {
+        output.line("to give up: what an interrupted restore has received");
+    }
     for parent in &plan.parents {
         output.line(format!("to make: {parent}, canmount=off"));
     }
@@ -210,6 +281,11 @@ fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, output: &Output) {
         output.line(format!("to roll back to: {base}; changes since and {count} snapshots are lost"));
         plan.lost.iter().for_each(|snapshot| output.line(format!("  {snapshot}")));
     }
+}
+
+fn chunks_from<'a>(backup: &'a RestoreBackup, went_on: &WentOn) -> &'a [ChunkEntry] {
+    let first = usize::try_from(went_on.position / backup.manifest.split_bytes.max(1)).unwrap_or(usize::MAX);
+    backup.chunks.get(first..).unwrap_or_default()
 }
 
 async fn restore_stream(
@@ -230,7 +306,7 @@ async fn restore_stream(
     };
     announce(&set, restore, &context.output)?;
     if context.global.dry_run {
-        print_plan(&set, None, &context.output);
+        print_plan(&set, None, None, &context.output);
         context.output.json(|| json!({ "backups": manifests(&set) }));
         return Ok(());
     }

@@ -43,6 +43,9 @@ pub(super) struct Restore {
     /// chain, and everything after that is lost
     #[arg(long, requires = "to")]
     pub(super) force_rollback: bool,
+    /// Destroy what an interrupted restore has received, and start over, instead of going on with it
+    #[arg(long, requires = "to")]
+    pub(super) restart: bool,
     /// Set the properties that the source had; a mount point comes with canmount=noauto
     #[arg(long, requires = "to")]
     pub(super) with_properties: bool,

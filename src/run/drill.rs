@@ -5,7 +5,8 @@
 //! one that came back: both must be the same bytes.
 
 use super::restore::{
-    PropertyChoice, ReceiveOptions, Received, RestoreBackup, RestoreSet, destroy_received, restore_to_dataset,
+    PropertyChoice, ReceiveOptions, Received, RestoreBackup, RestoreSet, ResumeChoice, destroy_received,
+    restore_to_dataset,
 };
 use super::transfer::Stop;
 use super::{RunError, error_chain};
@@ -58,7 +59,8 @@ pub async fn drill(
     let kept_away = if is_volume { "volmode=none" } else { "canmount=off" };
     let properties = PropertyChoice::new(false, &[kept_away.to_owned()], &[])
         .map_err(|error| RunError::refused(error.to_string(), "this is a defect: please report it"))?;
-    let options = ReceiveOptions { properties, rollback: false };
+    // A drill is never gone on with, and leaves nothing.
+    let options = ReceiveOptions { properties, rollback: false, resume: ResumeChoice::Never };
     let received = restore_to_dataset(set, keys, Arc::clone(zfs), &scratch, &options, stop.clone()).await?;
     let compared = match source {
         Some(source) => compare_all(set, &received, zfs, source, &stop).await,

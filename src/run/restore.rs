@@ -4,16 +4,22 @@
 //! hash, and a listing shows every chunk at its size, for each backup in the nearest store that has it whole.
 
 mod find;
+mod leave;
+mod plain;
 mod properties;
 mod reader;
 mod receive;
+mod resume;
+mod target;
 mod tree;
 
 pub use find::{find_restore_backup, find_restore_set};
+pub(super) use leave::destroy_received;
+pub use plain::fetch_requests;
 pub use properties::{PropertyChoice, PropertyError};
-pub use reader::{FailureSlot, RestoreReader, fetch_requests, open_stream, open_stream_until};
-pub(super) use receive::destroy_received;
-pub use receive::{ReceiveOptions, ReceivePlan, Received, check_target, restore_to_dataset};
+pub use reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
+pub use receive::{ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_to_dataset};
+pub use target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target, left_half};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};
 
 use super::RunError;
@@ -47,6 +53,7 @@ pub struct RestoreSet {
 }
 
 /// One backup of the chain.
+#[derive(Clone)]
 pub struct RestoreBackup {
     /// The nearest store that has it whole.
     pub store: Arc<dyn ObjectStore>,

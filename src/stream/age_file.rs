@@ -67,6 +67,12 @@ impl PageKey {
         Ok(Self { key: LessSafeKey::new(key), page: 0 })
     }
 
+    /// To open from that page on: each page's tag holds by itself, at its own number only.
+    #[must_use]
+    pub fn at_page(self, page: u64) -> Self {
+        Self { page, ..self }
+    }
+
     fn next_nonce(&mut self, last: bool) -> Nonce {
         let mut nonce = [0; 12];
         nonce[3..11].copy_from_slice(&self.page.to_be_bytes());

@@ -57,6 +57,22 @@ impl Fletcher4 {
         }
     }
 
+    /// The sum before these words were taken in, which were the last.
+    #[must_use]
+    pub fn without(mut self, words: &[[u8; 4]], order: ByteOrder) -> Self {
+        for word in words.iter().rev() {
+            let word = match order {
+                ByteOrder::Little => u32::from_le_bytes(*word),
+                ByteOrder::Big => u32::from_be_bytes(*word),
+            };
+            self.d = self.d.wrapping_sub(self.c);
+            self.c = self.c.wrapping_sub(self.b);
+            self.b = self.b.wrapping_sub(self.a);
+            self.a = self.a.wrapping_sub(u64::from(word));
+        }
+        self
+    }
+
     fn absorb_word(&mut self, word: u32) {
         self.a = self.a.wrapping_add(u64::from(word));
         self.b = self.b.wrapping_add(self.a);
@@ -259,6 +275,16 @@ mod tests {
                 start = cut;
             }
             prop_assert_eq!(feed.sum(), Some(plain(whole, order)));
+        }
+
+        #[test]
+        fn words_can_be_taken_off_again(
+            first in prop::collection::vec(any::<[u8; 4]>(), 0..60),
+            second in prop::collection::vec(any::<[u8; 4]>(), 0..60),
+            order in order(),
+        ) {
+            let joined = plain(&[first.as_flattened(), second.as_flattened()].concat(), order);
+            prop_assert_eq!(joined.without(&second, order), plain(first.as_flattened(), order));
         }
 
         #[test]

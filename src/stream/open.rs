@@ -60,7 +60,8 @@ pub struct ChunkOpener {
     expected: SealedChunk,
     identities: Arc<[age::x25519::Identity]>,
     key: Option<PageKey>,
-    hasher: blake3::Hasher,
+    /// None when it is not opened from its start: then the pages' own tags are all there is, under a head that was signed.
+    hasher: Option<blake3::Hasher>,
     pending: Vec<u8>,
     sealed_bytes: u64,
     decompressor: Option<zstd::stream::write::Decoder<'static, Vec<u8>>>,
@@ -91,13 +92,33 @@ impl ChunkOpener {
             expected,
             identities,
             key: None,
-            hasher: blake3::Hasher::new(),
+            hasher: Some(blake3::Hasher::new()),
             pending: Vec::with_capacity(PAGE_BYTES + TAG_BYTES),
             sealed_bytes: 0,
             decompressor,
             stream_bytes: 0,
             done: false,
         })
+    }
+
+    /// Begins to open a chunk that is not compressed at a page in its middle, given its head. What [`ChunkOpener::write`]
+    /// takes then begins with that page.
+    ///
+    /// # Errors
+    /// [`OpenError`] when its sizes are impossible, or its head is not the one that was signed or for another key.
+    pub fn from_page(
+        expected: SealedChunk,
+        head: &[u8],
+        page: u64,
+        identities: Arc<[age::x25519::Identity]>,
+    ) -> Result<Self, OpenError> {
+        if Digest::of(head) != expected.head.blake3 {
+            return Err(OpenError::Head);
+        }
+        let key = open_head(head, &identities)?.at_page(page);
+        let sealed_bytes = head.len() as u64 + page * (PAGE_BYTES + TAG_BYTES) as u64;
+        let (key, stream_bytes) = (Some(key), page * PAGE_BYTES as u64);
+        Ok(Self { key, hasher: None, sealed_bytes, stream_bytes, ..Self::new(expected, false, identities)? })
     }
 
     /// Takes sealed bytes and appends the stream bytes that are now sure to `stream`.
@@ -109,7 +130,9 @@ impl ChunkOpener {
         if self.sealed_bytes > self.expected.sealed_bytes {
             return Err(OpenError::Length { expected: self.expected.sealed_bytes, actual: self.sealed_bytes });
         }
-        self.hasher.update(sealed);
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(sealed);
+        }
         while !sealed.is_empty() {
             let wanted = self.piece_bytes();
             let taken = sealed.len().min(wanted - self.pending.len());
@@ -151,8 +174,8 @@ impl ChunkOpener {
                 self.key = Some(open_head(&piece, &self.identities)?);
             }
             Some(key) => {
-                if last {
-                    let actual = Digest::from(self.hasher.finalize());
+                if last && let Some(hasher) = &self.hasher {
+                    let actual = Digest::from(hasher.finalize());
                     if actual != self.expected.blake3 {
                         return Err(OpenError::Digest { expected: self.expected.blake3, actual });
                     }

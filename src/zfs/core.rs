@@ -64,6 +64,9 @@ pub(super) enum ReadRequest {
     Delegations = sys::ZFS_BACKUP_IOC_GET_FSACL as isize,
 }
 
+/// `ZFS_IOC_INHERIT_PROP`.
+const INHERIT: libc::Ioctl = sys::ZFS_BACKUP_IOC_INHERIT_PROP as libc::Ioctl;
+
 impl Libraries {
     /// The libraries of this host, opened at the first call.
     pub(super) fn of_this_host() -> Result<&'static Self, ZfsError> {
@@ -290,6 +293,25 @@ pub(super) fn read_ioctl(
     // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd there, and at most
     // that many bytes of the buffer; both are borrowed for us alone through the call.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), request as libc::Ioctl, &raw mut *command) };
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+/// Takes a dataset's own value of a property away: the only ioctl used here that changes something, because
+/// `libzfs_core` has no call for it.
+#[doc(alias = "zfs_prop_inherit")]
+pub(super) fn inherit(device: BorrowedFd<'_>, dataset: &str, property: &str) -> Result<(), i32> {
+    let mut command = empty_command();
+    for (place, text) in [(&mut command.zc_name[..], dataset), (&mut command.zc_value[..], property)] {
+        // One byte of zero stays behind it.
+        let room = place.len().checked_sub(1).and_then(|room| place[..room].get_mut(..text.len()));
+        room.ok_or(libc::ENAMETOOLONG)?.copy_from_slice(text.as_bytes());
+    }
+    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd there, which is borrowed for
+    // us alone through the call and names no other memory.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), INHERIT, &raw mut *command) };
     match result {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),

@@ -123,6 +123,11 @@ impl FakeZfs {
         self.lock().state.get(dataset).ok()?.partial.as_ref().map(|partial| partial.point)
     }
 
+    /// From now on a received OBJECT moves the point of a cut receive too, as from OpenZFS 2.2.4 on; before, only blocks.
+    pub fn set_points_at_objects(&self) {
+        self.lock().state.points_at_objects = true;
+    }
+
     /// Sets a property of a dataset, if it is there. User properties are inherited by those below.
     pub fn set_property(&self, dataset: &DatasetName, name: &str, value: PropertyValue) {
         if let Ok(found) = self.lock().state.get_mut(dataset) {
@@ -429,6 +434,19 @@ impl Zfs for FakeZfs {
     fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError> {
         let attempt = Attempt::new("destroy", name);
         self.call(&attempt)?.state.destroy(name).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("give up the receive into", name);
+        self.call(&attempt)?.state.abort_receive(name).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
+        let mut shared = self.call(&attempt)?;
+        let dataset = shared.state.get_mut(name).map_err(|errno| attempt.refused(errno))?;
+        dataset.properties.remove(property);
+        Ok(())
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

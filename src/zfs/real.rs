@@ -1,7 +1,7 @@
 //! [`RealZfs`]: the kernel's ZFS. Here every call gets its arguments and its answer a meaning.
 
 use super::attempt::Attempt;
-use super::core::{Libraries, Outcome};
+use super::core::{Libraries, Outcome, inherit};
 use super::list::Lister;
 use super::nvlist::{NvList, NvMap, NvValue, c_string};
 use super::{
@@ -285,6 +285,20 @@ impl Zfs for RealZfs {
         let attempt = Attempt::new("destroy", name);
         let dataset = c_string(name.as_str()).map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(self.libraries.destroy(&dataset))
+    }
+
+    fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("give up the receive into", name);
+        let is_new = self.dataset(name)?.ok_or_else(|| attempt.refused(libc::ENOENT))?.inconsistent;
+        // Onto a dataset that was there the kernel receives into this hidden child.
+        let state = if is_new { name.to_string() } else { format!("{name}/%recv") };
+        let state = c_string(&state).map_err(|errno| attempt.refused(errno))?;
+        attempt.verdict(self.libraries.destroy(&state))
+    }
+
+    fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
+        inherit(self.device.as_fd(), name.as_str(), property).map_err(|errno| attempt.refused(errno))
     }
 
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {

@@ -36,7 +36,9 @@ pub struct zfs_cmd {
     pub zc_nvlist_dst: u64,
     pub zc_nvlist_dst_size: u64,
     pub zc_nvlist_dst_filled: u32,
-    pub reserved1: [u8; 8484usize],
+    pub reserved1: [u8; 12usize],
+    pub zc_value: [u8; 8192usize],
+    pub reserved4: [u8; 280usize],
     pub zc_cookie: u64,
     pub reserved2: [u8; 80usize],
     pub zc_objset_stats: dmu_objset_stats,
@@ -128,6 +130,12 @@ const _: () = {
         "Offset of field: zfs_cmd::reserved1",
     ][::std::mem::offset_of!(zfs_cmd, reserved1) - 4132usize];
     [
+        "Offset of field: zfs_cmd::zc_value",
+    ][::std::mem::offset_of!(zfs_cmd, zc_value) - 4144usize];
+    [
+        "Offset of field: zfs_cmd::reserved4",
+    ][::std::mem::offset_of!(zfs_cmd, reserved4) - 12336usize];
+    [
         "Offset of field: zfs_cmd::zc_cookie",
     ][::std::mem::offset_of!(zfs_cmd, zc_cookie) - 12616usize];
     [
@@ -145,6 +153,7 @@ pub const ZFS_BACKUP_IOC_OBJSET_STATS: _bindgen_ty_2 = 23058;
 pub const ZFS_BACKUP_IOC_DATASET_LIST_NEXT: _bindgen_ty_2 = 23060;
 pub const ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT: _bindgen_ty_2 = 23061;
 pub const ZFS_BACKUP_IOC_GET_FSACL: _bindgen_ty_2 = 23081;
+pub const ZFS_BACKUP_IOC_INHERIT_PROP: _bindgen_ty_2 = 23083;
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of dmu_replay_record"][::std::mem::size_of::<dmu_replay_record>() - 312usize];

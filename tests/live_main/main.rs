@@ -32,4 +32,5 @@ mod ordinary;
 mod power;
 mod random;
 mod restores;
+mod resumed;
 mod trees;

@@ -315,6 +315,14 @@ impl Zfs for ThroughSend {
         self.zfs.destroy_dataset(name)
     }
 
+    fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
+        self.zfs.abort_receive(name)
+    }
+
+    fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
+        self.zfs.inherit_property(name, property)
+    }
+
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         self.zfs.pool_guid(pool)
     }

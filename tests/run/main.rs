@@ -31,6 +31,7 @@ mod prune_property;
 mod rclone;
 mod rekey;
 mod restore;
+mod resumed;
 mod snapshot;
 mod sums;
 mod two_stores;

@@ -157,7 +157,7 @@ async fn a_rollback_keeps_what_is_in_common_and_says_what_goes() {
     assert_eq!(zfs.snapshots(&target).unwrap().len(), 4);
 
     let rollback = ReceiveOptions { rollback: true, ..ReceiveOptions::default() };
-    let plan = check_target(zfs, &target, &set, true).unwrap();
+    let plan = check_target(zfs, &target, &set, &rollback).unwrap();
     assert_eq!((plan.skipped, plan.lost.len()), (2, 2));
     assert_eq!(plan.lost[0].short(), "mine");
     // A stream that fails half-way loses what was announced, and nothing of what is in common.
@@ -218,7 +218,7 @@ async fn recorded_properties_are_set_when_they_are_asked_for() {
     receive(&world, &set, &plain, &ReceiveOptions::default()).await.unwrap();
     assert_eq!(value(&plain, "mountpoint"), None);
     let properties = PropertyChoice::new(true, &["atime=off".to_owned()], &["compression".to_owned()]).unwrap();
-    receive(&world, &set, &with, &ReceiveOptions { properties, rollback: false }).await.unwrap();
+    receive(&world, &set, &with, &ReceiveOptions { properties, ..ReceiveOptions::default() }).await.unwrap();
     assert_eq!(value(&with, "mountpoint"), Some(PropertyValue::Text("/home".into())));
     assert_eq!(value(&with, "canmount"), Some(PropertyValue::Number(2)), "it must not mount over /home");
     assert_eq!(value(&with, "org.example:note"), Some(PropertyValue::Text("7".into())));

@@ -4,6 +4,7 @@ use super::Check;
 use crate::config::DatasetSelection;
 use crate::plan::permissions::{Identity, missing_permissions};
 use crate::run::inside::refuse_inside;
+use crate::run::restore::left_half;
 use crate::run::select::{Selected, select_datasets};
 use crate::run::{RunError, error_chain};
 use crate::zfs::Zfs;
@@ -97,9 +98,14 @@ pub fn check_datasets(zfs: &dyn Zfs, configured: &DatasetSelection, state_dir: &
         [first, .., last] => checks.push(Check::good(subject, format!("{} of them: {first} .. {last}", names.len()))),
     }
     for selected in &selection.selected {
-        if selected.dataset.inconsistent {
-            let text = format!("{} is in the middle of a receive and cannot be snapshotted", selected.dataset.name);
-            checks.push(Check::warning(subject, text, "wait for the receive, or exclude it"));
+        match left_half(&selected.dataset) {
+            Ok(Some((what, advice))) => checks.push(Check::warning(subject, what, advice)),
+            Ok(None) if selected.dataset.inconsistent => {
+                let text = format!("{} is in the middle of a receive and cannot be snapshotted", selected.dataset.name);
+                checks.push(Check::warning(subject, text, "wait for the receive, or exclude it"));
+            }
+            Ok(None) => {}
+            Err(error) => checks.push(Check::failed(subject, &error)),
         }
     }
     let encrypted = selection.selected.iter().filter(|selected| selected.dataset.encrypted).count();

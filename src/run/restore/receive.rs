@@ -1,12 +1,17 @@
-//! Receiving a chain: into a new dataset, which is there whole in the end or not at all, or onto an existing one that is
-//! rolled back to what it has in common with the chain.
+//! Receiving a chain: into a new dataset, onto an existing one that is rolled back to what it has in common with the
+//! chain, or on from where an earlier run was interrupted.
 
+use super::leave::{abort_own, check_own, destroy_begun, leave_half, may_go_on, must_start_over, remove_received};
+use super::plain::Entries;
+use super::reader::{FailureSlot, RestoreReader, open_resumed};
+use super::resume::{FoundStart, find_start};
+use super::target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target};
 use super::{PropertyChoice, RestoreBackup, RestoreSet, blocking, open_stream_until, take_failure};
 use crate::keyring::KeyFile;
-use crate::model::{DatasetName, Digest, Guid, SnapshotName};
+use crate::model::{BackupId, DatasetName, Digest, Guid, SnapshotName};
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{PropertyValue, ReceiveRequest, Zfs, ZfsError};
+use crate::zfs::{PropertyValue, ReceiveRequest, ResumeToken, Zfs, ZfsError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
@@ -18,101 +23,68 @@ pub struct ReceiveOptions {
     pub properties: PropertyChoice,
     /// Receive onto a dataset that exists: what it has after the newest snapshot in common is lost.
     pub rollback: bool,
+    /// What becomes of a restore that was interrupted.
+    pub resume: ResumeChoice,
 }
 
-/// What will be received, and onto what.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReceivePlan {
-    /// How many backups of the chain are there already.
-    pub skipped: usize,
-    /// Filesystems that are made first, with `canmount=off`, outermost first.
-    pub parents: Vec<DatasetName>,
-    /// The snapshot that the dataset is rolled back to; none for a new dataset.
-    pub rolled_back_to: Option<SnapshotName>,
-    /// The names of the snapshots that stay.
-    pub kept: Vec<String>,
-    /// The snapshots that are lost by that, oldest first. What was changed since the newest of them is lost too.
-    pub lost: Vec<SnapshotName>,
+/// What becomes of a restore that was interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ResumeChoice {
+    /// It goes on; one that is interrupted now can go on later.
+    #[default]
+    GoOn,
+    /// What it received is destroyed, and all is received anew.
+    Restart,
+    /// None is expected, and none is left: whatever ends the restore, nothing stays.
+    Never,
 }
 
 /// What was received.
 #[derive(Debug)]
 pub struct Received {
-    /// The snapshots, in order.
+    /// The snapshots, in order; none when an earlier run had received them all.
     pub snapshots: Vec<SnapshotName>,
-    /// BLAKE3 of each one's stream.
+    /// BLAKE3 of each one's stream, as the receiver got it.
     pub streams: Vec<Digest>,
+    /// Where an interrupted receive went on.
+    pub went_on: Option<WentOn>,
 }
 
-/// Looks at what is there, without changing anything.
-///
-/// # Errors
-/// [`RunError::Refused`] when the chain cannot go there; [`RunError::Zfs`].
-pub fn check_target(
-    zfs: &dyn Zfs,
-    target: &DatasetName,
-    set: &RestoreSet,
-    rollback: bool,
-) -> Result<ReceivePlan, RunError> {
-    if zfs.dataset(target)?.is_some() {
-        return check_existing(zfs, target, set, rollback);
-    }
-    let mut parents = Vec::new();
-    let mut parent = target.parent().ok_or_else(|| {
-        RunError::refused(format!("{target} is a pool's name"), "name a dataset inside an imported pool: POOL/NAME")
-    })?;
-    while zfs.dataset(&parent)?.is_none() {
-        let above = parent.parent().ok_or_else(|| {
-            RunError::refused(format!("there is no pool {parent}"), "import it, or choose another target")
-        })?;
-        parents.insert(0, std::mem::replace(&mut parent, above));
-    }
-    Ok(ReceivePlan { skipped: 0, parents, rolled_back_to: None, kept: Vec::new(), lost: Vec::new() })
+/// Where an interrupted receive went on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WentOn {
+    /// The backup.
+    pub id: BackupId,
+    /// From this stream position on it was read.
+    pub position: u64,
+    /// Of so many bytes.
+    pub stream_bytes: u64,
+    /// What is fetched for it, but for the search: sealed bytes.
+    pub fetch_bytes: u64,
 }
 
-fn check_existing(
-    zfs: &dyn Zfs,
-    target: &DatasetName,
-    set: &RestoreSet,
-    rollback: bool,
-) -> Result<ReceivePlan, RunError> {
-    if !rollback {
-        let what = format!("{target} exists already, and restoring over a dataset would lose what it holds");
-        let hint = "restore into a name that does not exist yet; --force-rollback goes on from the newest snapshot that \
-                    it has in common with the chain";
-        return Err(RunError::refused(what, hint));
-    }
-    let there = zfs.snapshots(target)?;
-    let common = |backup: &RestoreBackup| there.iter().position(|s| s.guid == backup.manifest.snapshot.guid);
-    let found = set.backups.iter().enumerate().rev().find_map(|(number, backup)| Some((number, common(backup)?)));
-    let Some((number, at)) = found else {
-        let what = format!("{target} has no snapshot of this chain, so nothing can be rolled back to");
-        return Err(RunError::refused(what, "restore into a new name, look at it, and then rename the two"));
-    };
-    let base = there[at].name.clone();
-    if number + 1 == set.backups.len() {
-        let what = format!("{target} has {base} already, which is what would be restored");
-        return Err(RunError::refused(what, format!("to go back to it: zfs rollback -r {base}")));
-    }
-    let (kept, lost) = there.split_at(at + 1);
-    Ok(ReceivePlan {
-        skipped: number + 1,
-        parents: Vec::new(),
-        rolled_back_to: Some(base),
-        kept: kept.iter().map(|snapshot| snapshot.name.short().to_owned()).collect(),
-        lost: lost.iter().map(|snapshot| snapshot.name.clone()).collect(),
-    })
+/// What does not change from one backup of a chain to the next.
+struct Receiving<'a> {
+    set: &'a RestoreSet,
+    plan: &'a ReceivePlan,
+    keys: &'a KeyFile,
+    zfs: &'a Arc<dyn Zfs>,
+    target: &'a DatasetName,
+    options: &'a ReceiveOptions,
+    stop: &'a Stop,
 }
 
 /// Receives a chain, unmounted, and checks that the kernel made the very snapshots.
 ///
 /// While several backups are being received the dataset is `readonly=on`: a change between two of them, even of an
-/// access time, would make the next one impossible. The last receive sets `readonly=off` and the chosen properties. Where
-/// one backup is received, only those are set.
+/// access time, would make the next one impossible. The last receive sets `readonly=off` and the chosen properties,
+/// whichever run comes to it. Where one backup is received, only those are set.
 ///
 /// # Errors
-/// [`RunError`]; then nothing half-received is left behind of a new dataset, also when a stop was asked for. One that
-/// was rolled back stays at the last snapshot that was received whole, and readonly if more were to follow.
+/// [`RunError`]. An interruption, a store that is away or a full pool leave what was received, so that the next run goes
+/// on ([`ResumeChoice::GoOn`]); so does any end of a run that went on itself. Else nothing is left behind of a new
+/// dataset, and one that was rolled back stays at the last snapshot that was received whole, and readonly if more were
+/// to follow.
 pub async fn restore_to_dataset(
     set: &RestoreSet,
     keys: &KeyFile,
@@ -121,77 +93,235 @@ pub async fn restore_to_dataset(
     options: &ReceiveOptions,
     stop: Stop,
 ) -> Result<Received, RunError> {
-    let plan = check_target(&*zfs, target, set, options.rollback)?;
+    let plan = check_target(&*zfs, target, set, options)?;
     let names = snapshot_names(target, set, &plan)?;
+    let receiving = Receiving { set, plan: &plan, keys, zfs: &zfs, target, options, stop: &stop };
     let mut made = Vec::new();
     let received = async {
+        if plan.gives_up {
+            receiving.give_up().await?;
+        }
         for parent in &plan.parents {
             zfs.create_filesystem(parent, &[("canmount".to_owned(), PropertyValue::Number(0))].into())?;
             made.push(parent.clone());
         }
-        receive_all(set, &names, &plan, keys, &zfs, options, &stop).await
+        receiving.receive_all(&names).await
     };
     match received.await {
-        Ok(streams) => Ok(Received { snapshots: names[plan.skipped..].to_vec(), streams }),
-        Err(error) if plan.rolled_back_to.is_some() => {
-            if plan.skipped + 1 < set.backups.len() {
-                tracing::warn!(
-                    "{target} may have stayed readonly, as it is between two backups: zfs inherit readonly {target}"
-                );
-            }
-            Err(error)
+        Ok(received) => {
+            receiving.end();
+            Ok(received)
         }
         Err(error) => {
-            let (zfs, target) = (Arc::clone(&zfs), target.clone());
-            let guids = set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect();
-            blocking(move || remove_received(&*zfs, &target, &guids, &made)).await?;
+            receiving.leave(&error, made).await?;
             Err(error)
         }
     }
 }
 
-async fn receive_all(
-    set: &RestoreSet,
-    names: &[SnapshotName],
-    plan: &ReceivePlan,
-    keys: &KeyFile,
-    zfs: &Arc<dyn Zfs>,
-    options: &ReceiveOptions,
-    stop: &Stop,
-) -> Result<Vec<Digest>, RunError> {
-    let last = set.backups.len() - 1;
-    let several = plan.skipped < last;
-    let mut streams = Vec::new();
-    for (number, (backup, snapshot)) in set.backups.iter().zip(names).enumerate().skip(plan.skipped) {
-        let mut properties = BTreeMap::new();
-        if number == plan.skipped && several {
-            properties.insert("readonly".to_owned(), PropertyValue::Number(1));
+impl Receiving<'_> {
+    async fn receive_all(&self, names: &[SnapshotName]) -> Result<Received, RunError> {
+        let first = self.plan.skipped;
+        let mut received = Received { snapshots: names[first..].to_vec(), streams: Vec::new(), went_on: None };
+        for (number, (backup, snapshot)) in self.set.backups.iter().zip(names).enumerate().skip(first) {
+            let request = ReceiveRequest {
+                target: snapshot.clone(),
+                force: self.options.rollback && number == first,
+                resumable: self.options.resume != ResumeChoice::Never,
+                origin: None,
+                properties: self.properties(number),
+            };
+            let token = self.plan.unfinished.as_ref().filter(|_| number == first);
+            let digest = match token {
+                None => self.receive(backup, &request, None).await?,
+                Some(token) => {
+                    let (digest, went_on) = self.take_up(backup, &request, token).await?;
+                    received.went_on = went_on;
+                    digest
+                }
+            };
+            received.streams.push(digest);
         }
-        if number == last {
-            if several {
-                properties.insert("readonly".to_owned(), PropertyValue::Number(0));
-            }
-            let recorded = backup.private.as_ref().map(|private| &private.properties);
-            properties.extend(options.properties.resolve(recorded.unwrap_or(&BTreeMap::new())));
-        }
-        let force = options.rollback && number == plan.skipped;
-        let request = ReceiveRequest { target: snapshot.clone(), force, resumable: false, origin: None, properties };
-        let (reader, failure) = open_stream_until(backup, &keys.identities, stop.clone());
+        Ok(received)
+    }
+
+    /// Goes on with a receive that was cut; where that cannot be, and it is ours, starts this backup over.
+    async fn take_up(
+        &self,
+        backup: &RestoreBackup,
+        request: &ReceiveRequest,
+        token: &ResumeToken,
+    ) -> Result<(Digest, Option<WentOn>), RunError> {
+        let went_on = async {
+            let found = find_in(backup, self.keys, token, self.stop).await?;
+            tracing::info!(id = %backup.manifest.id, position = found.1.position, "going on with an interrupted receive");
+            let reader = open_resumed(backup, &self.keys.identities, &found.0, self.stop.clone());
+            Ok((self.receive(backup, request, Some(reader)).await?, found.1))
+        };
+        let why = match went_on.await {
+            Ok((digest, went_on)) => return Ok((digest, Some(went_on))),
+            Err(error) if must_start_over(&error) => error,
+            Err(error) => return Err(error),
+        };
+        check_own(self.target, self.plan.begun.as_ref(), &why)?;
+        tracing::warn!(error = error_chain(&why), "{} cannot go on there, and starts over", backup.manifest.id);
+        self.zfs.abort_receive(self.target)?;
+        Ok((self.receive(backup, request, None).await?, None))
+    }
+
+    async fn receive(
+        &self,
+        backup: &RestoreBackup,
+        request: &ReceiveRequest,
+        resumed: Option<(RestoreReader, FailureSlot)>,
+    ) -> Result<Digest, RunError> {
+        let whole = || open_stream_until(backup, &self.keys.identities, self.stop.clone());
+        let (reader, failure) = resumed.unwrap_or_else(whole);
         let mut reader = Hashing { inner: reader, hasher: blake3::Hasher::new() };
-        let receiver = Arc::clone(zfs);
+        let (receiver, asked) = (Arc::clone(self.zfs), request.clone());
         let (result, digest) = blocking(move || {
-            let result = receiver.receive(&request, &mut reader);
+            let result = receiver.receive(&asked, &mut reader);
             (result, Digest::from(reader.hasher.finalize()))
         })
         .await?;
         match (take_failure(&failure), result) {
             (Some(error), _) => return Err(error),
-            (None, Err(error)) => received_but_for_properties(&**zfs, snapshot, backup, error)?,
-            (None, Ok(())) => check_received(&**zfs, snapshot, backup)?,
+            (None, Err(error)) => received_but_for_properties(&**self.zfs, &request.target, backup, error)?,
+            (None, Ok(())) => check_received(&**self.zfs, &request.target, backup)?,
         }
-        streams.push(digest);
+        Ok(digest)
     }
-    Ok(streams)
+
+    /// What is set with the receive of one backup.
+    fn properties(&self, number: usize) -> BTreeMap<String, PropertyValue> {
+        let (first, last) = (self.plan.skipped, self.set.backups.len() - 1);
+        let sets_readonly = first < last && !self.plan.keeps_readonly;
+        let readonly = sets_readonly || self.plan.begun.as_ref().is_some_and(|begun| begun.readonly);
+        let mut properties = BTreeMap::new();
+        if number == first && self.options.resume != ResumeChoice::Never {
+            let is_new = match &self.plan.begun {
+                Some(begun) => begun.is_new,
+                None => self.plan.rolled_back_to.is_none() && self.plan.unfinished.is_none(),
+            };
+            let begun = Begun { id: self.set.newest().manifest.id.to_string(), is_new, readonly };
+            properties.insert(RESTORING_PROPERTY.to_owned(), begun.to_value());
+        }
+        if number == first && sets_readonly {
+            properties.insert("readonly".to_owned(), PropertyValue::Number(1));
+        }
+        if number == last {
+            if readonly {
+                properties.insert("readonly".to_owned(), PropertyValue::Number(0));
+            }
+            let recorded = self.set.newest().private.as_ref().map(|private| &private.properties);
+            properties.extend(self.options.properties.resolve(recorded.unwrap_or(&BTreeMap::new())));
+        }
+        properties
+    }
+
+    /// All was received: the marks of the restore go.
+    fn end(&self) {
+        if self.options.resume == ResumeChoice::Never {
+            return;
+        }
+        let inherit = |property: &str| {
+            if let Err(error) = self.zfs.inherit_property(self.target, property) {
+                let target = self.target;
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "received; one thing is left: zfs inherit {property} {target}"
+                );
+            }
+        };
+        // An earlier run came to its end but for this.
+        if self.plan.skipped == self.set.backups.len() && self.plan.begun.as_ref().is_some_and(|begun| begun.readonly) {
+            inherit("readonly");
+        }
+        inherit(RESTORING_PROPERTY);
+    }
+
+    /// Destroys what an earlier run received.
+    async fn give_up(&self) -> Result<(), RunError> {
+        let (zfs, target, guids) = (Arc::clone(self.zfs), self.target.clone(), self.guids());
+        let is_rollback = self.options.rollback && self.plan.rolled_back_to.is_some();
+        tracing::warn!("{target}: what an interrupted restore received is given up");
+        let gone = blocking(move || match is_rollback {
+            true => abort_any(&*zfs, &target),
+            false => destroy_begun(&*zfs, &target, &guids),
+        });
+        Ok(gone.await??)
+    }
+
+    fn guids(&self) -> BTreeSet<Guid> {
+        self.set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect()
+    }
+
+    /// The end of a restore that failed.
+    async fn leave(&self, error: &RunError, made: Vec<DatasetName>) -> Result<(), RunError> {
+        let (zfs, target, guids) = (Arc::clone(self.zfs), self.target.clone(), self.guids());
+        let is_rollback = self.plan.rolled_back_to.is_some();
+        let went_on = self.plan.begun.is_some() || self.plan.unfinished.is_some();
+        let stays = self.options.resume != ResumeChoice::Never && (went_on || may_go_on(error));
+        let more_follow = self.plan.skipped + 1 < self.set.backups.len();
+        blocking(move || {
+            if stays {
+                return leave_half(&*zfs, &target, &made);
+            }
+            let removed = match is_rollback {
+                true => abort_own(&*zfs, &target, &guids),
+                false => remove_received(&*zfs, &target, &guids, &made),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(error = error_chain(&error), "{target} is a part of what was to be restored; destroy it");
+            }
+            if is_rollback && more_follow {
+                tracing::warn!(
+                    "{target} may have stayed readonly, as it is between two backups: a restore that ends well ends that, \
+                     and so does zfs inherit readonly {target}"
+                );
+            }
+        })
+        .await
+    }
+}
+
+fn abort_any(zfs: &dyn Zfs, target: &DatasetName) -> Result<(), ZfsError> {
+    match zfs.dataset(target)?.map(|dataset| dataset.resume_token()).transpose()?.flatten() {
+        Some(_) => zfs.abort_receive(target),
+        None => Ok(()),
+    }
+}
+
+/// Where the next receive of this plan would go on, with what it takes; `None` when nothing was interrupted. Only looks.
+///
+/// # Errors
+/// [`RunError::CannotTakeUp`] when it would start over; the others when that cannot be found out.
+pub async fn find_interrupted(
+    set: &RestoreSet,
+    plan: &ReceivePlan,
+    keys: &KeyFile,
+    stop: &Stop,
+) -> Result<Option<WentOn>, RunError> {
+    let (Some(token), Some(backup)) = (&plan.unfinished, set.backups.get(plan.skipped)) else { return Ok(None) };
+    Ok(Some(find_in(backup, keys, token, stop).await?.1))
+}
+
+async fn find_in(
+    backup: &RestoreBackup,
+    keys: &KeyFile,
+    token: &ResumeToken,
+    stop: &Stop,
+) -> Result<(FoundStart, WentOn), RunError> {
+    let (searched, identities) = (backup.clone(), keys.identities.clone());
+    let (token, stop) = (token.clone(), stop.clone());
+    let found = blocking(move || find_start(&searched, &identities, &token, stop)).await??;
+    let went_on = WentOn {
+        id: backup.manifest.id.clone(),
+        position: found.start.from.position,
+        stream_bytes: backup.manifest.stream_bytes,
+        fetch_bytes: Entries::of(backup).sealed_bytes_from(backup, found.entry),
+    };
+    Ok((found, went_on))
 }
 
 /// A property that the kernel refused is no reason to take a received dataset away again.
@@ -220,43 +350,6 @@ impl<R: Read> Read for Hashing<R> {
         self.hasher.update(&buffer[..bytes]);
         Ok(bytes)
     }
-}
-
-/// Takes away what this restore made. The dataset is known to be ours by a snapshot that we received: one that
-/// somebody else made under this name meanwhile has none of them, and is not touched.
-fn remove_received(zfs: &dyn Zfs, target: &DatasetName, guids: &BTreeSet<Guid>, made: &[DatasetName]) {
-    let remove = || -> Result<(), ZfsError> {
-        if zfs.dataset(target)?.is_some() {
-            let (ours, others): (Vec<_>, Vec<_>) =
-                zfs.snapshots(target)?.into_iter().partition(|snapshot| guids.contains(&snapshot.guid));
-            if ours.is_empty() {
-                return Ok(());
-            }
-            zfs.destroy_snapshots(&ours.into_iter().map(|snapshot| snapshot.name).collect::<Vec<_>>())?;
-            if !others.is_empty() {
-                return Ok(());
-            }
-            zfs.destroy_dataset(target)?;
-        }
-        // One that has anything in it by now is not destroyed.
-        made.iter().rev().try_for_each(|parent| zfs.destroy_dataset(parent))
-    };
-    if let Err(error) = remove() {
-        tracing::warn!(error = error_chain(&error), "{target} is a part of what was to be restored; destroy it");
-    }
-}
-
-/// Destroys a dataset that was received whole for a rehearsal: its snapshots and itself, if it has nothing else.
-///
-/// # Errors
-/// [`ZfsError`] naming what stays.
-pub(in crate::run) fn destroy_received(
-    zfs: &dyn Zfs,
-    target: &DatasetName,
-    received: &[SnapshotName],
-) -> Result<(), ZfsError> {
-    zfs.destroy_snapshots(received)?;
-    zfs.destroy_dataset(target)
 }
 
 /// The snapshots' own names; two of one name, because one was destroyed and taken anew, are told apart by their guids.

@@ -269,6 +269,12 @@ impl RecordHeader {
         sum.absorb(self.bytes[CHECKSUM_AT..].as_chunks().0, self.order);
     }
 
+    /// The stream's sum before this header, as its own checksum has it. Proves nothing: the next header must agree.
+    pub(in crate::stream) fn sum_before(&self) -> Fletcher4 {
+        let sum = Fletcher4::from(self.sum_at(CHECKSUM_AT));
+        sum.without(self.bytes[..CHECKSUM_AT].as_chunks().0, self.order)
+    }
+
     fn sum_at(&self, at: usize) -> [u64; 4] {
         [0, 8, 16, 24].map(|word| self.u64(at + word))
     }

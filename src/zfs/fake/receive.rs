@@ -26,6 +26,7 @@ pub(super) enum Stop {
 struct Records<'a> {
     source: &'a mut (dyn Read + Send),
     sum: Sum,
+    bytes: u64,
 }
 
 struct Record {
@@ -39,6 +40,9 @@ pub(super) struct Target {
     point: SendResume,
     to_guid: u64,
     txg: u64,
+    points_at_objects: bool,
+    /// Read so far, by the receives before this one too.
+    bytes: u64,
 }
 
 impl Record {
@@ -76,7 +80,9 @@ impl Records<'_> {
         self.source.read_exact(bytes).map_err(|error| match error.kind() {
             ErrorKind::UnexpectedEof => Stop::Errno(STREAM_TRUNCATED),
             _ => Stop::Source(error),
-        })
+        })?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
     }
 
     /// The next header, checked; its payload is still to come.
@@ -118,6 +124,9 @@ impl Target {
             OBJECT => {
                 let length = record.payload.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
                 self.content.resize(object, size(length)?, self.txg);
+                if self.points_at_objects {
+                    self.point = SendResume { object, offset: 0 };
+                }
             }
             FREEOBJECTS => self.content.remove_range(object, record.number(16), self.txg),
             WRITE => {
@@ -165,7 +174,7 @@ impl<'a> Incoming<'a> {
     /// Reads BEGIN.
     pub(super) fn open(request: &'a ReceiveRequest, source: &'a mut (dyn Read + Send)) -> Result<Self, ZfsError> {
         let attempt = Attempt::new("receive", &request.target);
-        let mut records = Records { source, sum: Sum::default() };
+        let mut records = Records { source, sum: Sum::default(), bytes: 0 };
         let begin = records.header().and_then(|mut begin| {
             if begin.kind() == BEGIN && begin.number(8) == BEGIN_MAGIC {
                 records.payload(&mut begin)?;
@@ -187,7 +196,9 @@ impl<'a> Incoming<'a> {
 
     /// Reads all records: whether bytes follow them.
     pub(super) fn apply(&mut self, target: &mut Target) -> Result<bool, Stop> {
-        target.apply_all(&mut self.records)?;
+        let applied = target.apply_all(&mut self.records);
+        target.bytes += self.records.bytes;
+        applied?;
         self.records.goes_on()
     }
 
@@ -223,14 +234,16 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
     let name = request.target.dataset().as_str();
     let (to_guid, from_guid) = (begin.number(40), begin.number(48));
     let txg = state.next_txg();
-    let target = |content, point| Target { content, point, to_guid, txg };
+    let points_at_objects = state.points_at_objects;
+    let target = |content, point| Target { content, point, to_guid, txg, points_at_objects, bytes: 0 };
     let beginning = SendResume { object: 1, offset: 0 };
     let existing = state.datasets.get_mut(name);
     if begin.features() & FEATURE_RESUMING != 0 {
         let partial = existing.and_then(|dataset| dataset.partial.clone()).ok_or(libc::EINVAL)?;
         let fits = (partial.to_guid, partial.from_guid) == (to_guid, from_guid)
             && read_resume_list(&begin.payload) == Some(partial.point);
-        return if fits { Ok(target(partial.content, partial.point)) } else { Err(libc::EINVAL) };
+        let Partial { content, point, bytes, .. } = partial;
+        return if fits { Ok(Target { bytes, ..target(content, point) }) } else { Err(libc::EINVAL) };
     }
     if existing.as_ref().is_some_and(|dataset| dataset.partial.is_some()) {
         return Err(libc::EBUSY);
@@ -312,19 +325,31 @@ fn commit(state: &mut State, request: &ReceiveRequest, begin: &Record, content: 
         holds: Default::default(),
         user_properties: Default::default(),
     });
-    let source = Some(request.target.dataset().to_string());
-    for (name, value) in &request.properties {
-        dataset.properties.insert(name.clone(), Property { value: value.clone(), source: source.clone() });
-    }
+    set_properties(dataset, request);
 }
 
 fn keep_partial(state: &mut State, request: &ReceiveRequest, begin: &Record, target: Target) {
     let dataset = dataset_for(state, request, begin);
     dataset.inconsistent = dataset.snapshots.is_empty();
+    let name = begin.header[56..].split(|byte| *byte == 0).next().unwrap_or_default();
     dataset.partial = Some(Partial {
         content: target.content,
         to_guid: begin.number(40),
         from_guid: begin.number(48),
+        to_name: String::from_utf8_lossy(name).into_owned(),
+        features: begin.features() & !FEATURE_RESUMING,
+        bytes: target.bytes,
         point: target.point,
     });
+    // Those of a new dataset are set before the first record comes; on one that was there the kernel restores what was.
+    if dataset.inconsistent {
+        set_properties(dataset, request);
+    }
+}
+
+fn set_properties(dataset: &mut FakeDataset, request: &ReceiveRequest) {
+    let source = Some(request.target.dataset().to_string());
+    for (name, value) in &request.properties {
+        dataset.properties.insert(name.clone(), Property { value: value.clone(), source: source.clone() });
+    }
 }

@@ -1,9 +1,11 @@
 //! The pools in memory, and what the calls do to them.
 
 use super::content::Content;
+use super::stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_RAW};
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::zfs::{
-    Bookmark, Dataset, DatasetType, Property, PropertyValue, SendBase, SendRequest, SendResume, Snapshot, ZfsErrno,
+    Bookmark, Dataset, DatasetType, Property, PropertyValue, RESUME_TOKEN_PROPERTY, ResumeToken, SendBase, SendRequest,
+    SendResume, Snapshot, ZfsErrno,
 };
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +42,28 @@ pub(super) struct Partial {
     pub(super) content: Content,
     pub(super) to_guid: u64,
     pub(super) from_guid: u64,
+    pub(super) to_name: String,
+    pub(super) features: u64,
+    pub(super) bytes: u64,
     pub(super) point: SendResume,
+}
+
+impl Partial {
+    fn to_token(&self) -> ResumeToken {
+        let has = |feature: u64| self.features & feature != 0;
+        ResumeToken {
+            object: self.point.object,
+            offset: self.point.offset,
+            bytes: self.bytes,
+            to_guid: Guid(self.to_guid),
+            from_guid: Some(self.from_guid).filter(|guid| *guid != 0).map(Guid),
+            to_name: self.to_name.clone(),
+            large_blocks: has(FEATURE_LARGE_BLOCKS),
+            embedded: false,
+            compressed: has(FEATURE_COMPRESSED),
+            raw: has(FEATURE_RAW),
+        }
+    }
 }
 
 pub(super) struct FakeDataset {
@@ -61,6 +84,8 @@ pub(super) struct FakeDataset {
 pub(super) struct State {
     pub(super) datasets: BTreeMap<String, FakeDataset>,
     pub(super) now: Timestamp,
+    /// A received OBJECT moves the point of a cut receive too, as from OpenZFS 2.2.4 on.
+    pub(super) points_at_objects: bool,
     txg: u64,
     guids: u64,
 }
@@ -87,7 +112,7 @@ impl FakeDataset {
 
 impl State {
     pub(super) fn new(now: Timestamp) -> Self {
-        Self { datasets: BTreeMap::new(), now, txg: 3, guids: 0 }
+        Self { datasets: BTreeMap::new(), now, points_at_objects: false, txg: 3, guids: 0 }
     }
 
     pub(super) fn next_txg(&mut self) -> u64 {
@@ -141,9 +166,9 @@ impl State {
             }
             ancestor = above.parent();
         }
-        if let Some(Partial { point, .. }) = &dataset.partial {
-            let token = PropertyValue::Text(format!("1-fake-{:x}-{:x}", point.object, point.offset));
-            properties.insert("receive_resume_token".to_owned(), Property { value: token, source: None });
+        if let Some(partial) = &dataset.partial {
+            let token = PropertyValue::Text(partial.to_token().to_text());
+            properties.insert(RESUME_TOKEN_PROPERTY.to_owned(), Property { value: token, source: None });
         }
         Ok(Dataset {
             name: name.clone(),
@@ -336,6 +361,18 @@ impl State {
             return Err(libc::EBUSY);
         }
         self.datasets.remove(name.as_str());
+        Ok(())
+    }
+}
+
+impl State {
+    /// Gives a cut receive up.
+    pub(super) fn abort_receive(&mut self, name: &DatasetName) -> Result<(), i32> {
+        let dataset = self.get_mut(name)?;
+        dataset.partial.take().ok_or(libc::ENOENT)?;
+        if dataset.inconsistent {
+            self.datasets.remove(name.as_str());
+        }
         Ok(())
     }
 }

@@ -1,0 +1,189 @@
+//! Packed name-value lists, as far as resuming needs them: a list's own numbers, strings and flags are read, and the
+//! point to resume at is put into the list of a BEGIN record. No library: what a stream or a token says must be told on
+//! any host, and by the ZFS in memory too.
+//!
+//! Source of the layout: OpenZFS `module/nvpair/nvpair.c`, native and XDR encoding.
+
+use std::collections::BTreeMap;
+
+/// The native encoding of a little-endian kernel: encoding, byte order, two reserved bytes.
+const NATIVE_LITTLE: [u8; 4] = [0, 1, 0, 0];
+/// The first byte of a list in XDR, which is big-endian whoever made it.
+const XDR: u8 = 1;
+/// Encoding, version, flags.
+const HEAD_BYTES: usize = 12;
+const PAIR_HEAD_BYTES: usize = 16;
+const FLAG: u32 = 1;
+const UINT64: u32 = 8;
+const STRING: u32 = 9;
+
+/// A value of a list's own level.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackedValue {
+    /// A name alone.
+    Flag,
+    /// A number.
+    Number(u64),
+    /// A string.
+    Text(String),
+}
+
+/// The numbers, strings and flags of a list in native little-endian encoding; values of other kinds are passed over.
+/// `None` when it is no such list, or has lists within it.
+pub fn read_packed(list: &[u8]) -> Option<BTreeMap<String, PackedValue>> {
+    let mut rest = list.strip_prefix(&NATIVE_LITTLE)?.get(8..)?;
+    let mut values = BTreeMap::new();
+    loop {
+        let pair_bytes = usize::try_from(word(rest, 0)?).ok()?;
+        if pair_bytes == 0 {
+            return Some(values);
+        }
+        let pair = rest.get(..pair_bytes)?;
+        rest = &rest[pair_bytes..];
+        let name_bytes = usize::from(u16::from_le_bytes(*pair.get(4..6)?.first_chunk()?));
+        let name = pair.get(PAIR_HEAD_BYTES..PAIR_HEAD_BYTES + name_bytes)?;
+        let name = std::str::from_utf8(name.strip_suffix(b"\0")?).ok()?.to_owned();
+        let value = pair.get((PAIR_HEAD_BYTES + name_bytes).next_multiple_of(8)..).unwrap_or_default();
+        let value = match word(pair, 12)? {
+            FLAG => PackedValue::Flag,
+            UINT64 => PackedValue::Number(u64::from_le_bytes(*value.first_chunk()?)),
+            STRING => {
+                let text = value.split(|byte| *byte == 0).next()?;
+                PackedValue::Text(std::str::from_utf8(text).ok()?.to_owned())
+            }
+            // NVLIST and NVLIST_ARRAY, whose pairs follow in places of their own.
+            19 | 20 => return None,
+            _ => continue,
+        };
+        values.insert(name, value);
+    }
+}
+
+/// A list of those values in native little-endian encoding: the inverse of [`read_packed`].
+pub fn write_packed(values: &BTreeMap<String, PackedValue>) -> Vec<u8> {
+    let mut list = empty_head();
+    for (name, value) in values {
+        let (kind, bytes) = match value {
+            PackedValue::Flag => (FLAG, Vec::new()),
+            PackedValue::Number(number) => (UINT64, number.to_le_bytes().to_vec()),
+            PackedValue::Text(text) => (STRING, [text.as_bytes(), b"\0"].concat()),
+        };
+        push_pair(&mut list, name, kind, &bytes);
+    }
+    list.extend([0; 4]);
+    list
+}
+
+/// The payload of a BEGIN record with `resume_object` and `resume_offset` in it; an empty payload becomes a list.
+/// `None` when it is a list in an encoding that this machine's kernel would not read either.
+pub fn with_resume_point(payload: &[u8], object: u64, offset: u64) -> Option<Vec<u8>> {
+    let pairs = [("resume_object", object), ("resume_offset", offset)];
+    let (mut list, rest) = match payload {
+        [] => (empty_head(), &[0; 4][..]),
+        list if list.starts_with(&NATIVE_LITTLE) || list[0] == XDR => {
+            (list.get(..HEAD_BYTES)?.to_vec(), &list[HEAD_BYTES..])
+        }
+        _ => return None,
+    };
+    for (name, number) in pairs {
+        match list[0] {
+            XDR => push_xdr_number(&mut list, name, number),
+            _ => push_pair(&mut list, name, UINT64, &number.to_le_bytes()),
+        }
+    }
+    list.extend_from_slice(rest);
+    Some(list)
+}
+
+/// Version 0, in which names are unique.
+fn empty_head() -> Vec<u8> {
+    [NATIVE_LITTLE, [0; 4], [1, 0, 0, 0]].concat()
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+fn push_pair(list: &mut Vec<u8>, name: &str, kind: u32, value: &[u8]) {
+    let value_at = (PAIR_HEAD_BYTES + name.len() + 1).next_multiple_of(8);
+    let pair_bytes = value_at + value.len().next_multiple_of(8);
+    let start = list.len();
+    list.extend(length(pair_bytes).to_le_bytes());
+    list.extend(&length(name.len() + 1).to_le_bytes()[..2]);
+    list.extend([0; 2]);
+    list.extend(u32::from(kind != FLAG).to_le_bytes());
+    list.extend(kind.to_le_bytes());
+    list.extend(name.as_bytes());
+    list.resize(start + value_at, 0);
+    list.extend(value);
+    list.resize(start + pair_bytes, 0);
+}
+
+fn push_xdr_number(list: &mut Vec<u8>, name: &str, number: u64) {
+    let name_bytes = name.len().next_multiple_of(4);
+    let decoded_bytes = (PAIR_HEAD_BYTES + name.len() + 1).next_multiple_of(8) + 8;
+    for word in [length(28 + name_bytes), length(decoded_bytes), length(name.len())] {
+        list.extend(word.to_be_bytes());
+    }
+    let start = list.len();
+    list.extend(name.as_bytes());
+    list.resize(start + name_bytes, 0);
+    list.extend(UINT64.to_be_bytes());
+    list.extend(1_u32.to_be_bytes());
+    list.extend(number.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let values = BTreeMap::from([
+            ("toname".to_owned(), PackedValue::Text("tank/a@1".to_owned())),
+            ("object".to_owned(), PackedValue::Number(u64::MAX - 1)),
+            ("rawok".to_owned(), PackedValue::Flag),
+            ("s".to_owned(), PackedValue::Text(String::new())),
+        ]);
+        let list = write_packed(&values);
+        assert!(list.len().is_multiple_of(8));
+        assert_eq!(read_packed(&list), Some(values));
+        for cut in 0..list.len() {
+            assert_eq!(read_packed(&list[..cut]), None, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_resume_point_goes_into_an_empty_payload_and_beside_what_is_there() {
+        let point = |list: &[u8]| {
+            let values = read_packed(list).unwrap();
+            (values["resume_object"].clone(), values["resume_offset"].clone(), values.len())
+        };
+        let (object, offset) = (PackedValue::Number(7), PackedValue::Number(1 << 40));
+        assert_eq!(point(&with_resume_point(&[], 7, 1 << 40).unwrap()), (object.clone(), offset.clone(), 2));
+        let other = write_packed(&BTreeMap::from([("crypt".to_owned(), PackedValue::Number(1))]));
+        assert_eq!(point(&with_resume_point(&other, 7, 1 << 40).unwrap()), (object, offset, 3));
+        assert_eq!(with_resume_point(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], 7, 8), None, "big-endian");
+    }
+
+    /// As `nvlist_pack` of libnvpair 2.1.11 writes `{"n" -> 5}` in XDR, with the two pairs before it.
+    #[test]
+    fn xdr_gets_xdr_pairs() {
+        let tail =
+            [0, 0, 0, 32, 0, 0, 0, 32, 0, 0, 0, 1, b'n', 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 5];
+        let list = [&[1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &tail, &[0; 8]].concat();
+        let with = with_resume_point(&list, 3, 4).unwrap();
+        let pair = |name: &[u8], number: u8| {
+            let head = [0, 0, 0, 44, 0, 0, 0, 40, 0, 0, 0, 13];
+            [&head[..], name, &[0; 3], &[0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, number]].concat()
+        };
+        assert_eq!(
+            with,
+            [&list[..12], &pair(b"resume_object", 3), &pair(b"resume_offset", 4), &tail, &[0; 8]].concat()
+        );
+    }
+}

@@ -1,0 +1,291 @@
+//! Finding one's place in the middle of a stored stream: [`Scout`] finds the first record after any byte of it, and
+//! [`Gather`] takes out the few records that a resumed stream begins with.
+//!
+//! Chunks end anywhere, mostly within a record, and nothing stored says where the next one begins. The stream itself
+//! does: each header has the guid of the snapshot, which nobody knew when the blocks in the stream were written, and the
+//! Fletcher-4 sum of the whole stream up to itself. So a place that looks like a header of this snapshot gives the sum
+//! there, and the sum of the record behind it either agrees with the next header, to 256 bits, or it was none. From
+//! there on all is checked as if the stream had been read from its start, END's sum of the whole included.
+
+use super::fletcher::{ByteOrder, Fletcher4Feed};
+use super::record::walk::{Payload, RecordSink, Walker};
+use super::record::{BeginRecord, HEADER_BYTES, RecordHeader, RecordType, StreamError, StreamFault};
+
+/// Headers and payloads are whole words.
+const ALIGNMENT: usize = 4;
+/// What a resumed stream begins with: a dnode, a spill block, some holes. Far more than any of them.
+pub const GATHERED_BYTES_MAX: usize = 32 << 20;
+
+/// A place between two records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Boundary {
+    /// The stream position.
+    pub position: u64,
+    /// The stream's sum up to there.
+    pub fletcher4: [u64; 4],
+}
+
+/// Where a record stands in the order of every stream: by object, and within one the blocks by offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The object, or the first of a range.
+    pub object: u64,
+    /// The record's rank within it.
+    pub within: Within,
+}
+
+/// What comes first within an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Within {
+    /// OBJECT_RANGE, before the first object of its range.
+    Range,
+    /// OBJECT.
+    Object,
+    /// A block at that offset.
+    Block(u64),
+}
+
+impl Place {
+    /// Of OBJECT_RANGE, OBJECT and blocks; the other records stand in no order among them.
+    pub fn of(header: &RecordHeader) -> Option<Self> {
+        match (header.record_type(), header.block()) {
+            (_, Some((object, offset))) => Some(Self { object, within: Within::Block(offset) }),
+            (RecordType::Object, _) => Some(Self { object: header.u64(8), within: Within::Object }),
+            (RecordType::ObjectRange, _) => Some(Self { object: header.u64(8), within: Within::Range }),
+            _ => None,
+        }
+    }
+}
+
+/// The first record boundary at or after a place in the stream, and what comes there. Fed with the bytes from that
+/// place on, cut anywhere.
+#[derive(Debug)]
+pub struct Scout {
+    begin: BeginRecord,
+    position: u64,
+    held: Vec<u8>,
+    found: Option<(Walker, Boundary)>,
+    seen: Seen,
+}
+
+/// What a scout saw.
+#[derive(Debug, Default)]
+struct Seen {
+    headers: u32,
+    place: Option<Place>,
+    ended: bool,
+}
+
+impl Scout {
+    /// At any word of the stream that began with `begin`, after that record and its payload.
+    pub fn new(begin: BeginRecord, position: u64) -> Self {
+        Self { begin, position, held: Vec::new(), found: None, seen: Seen::default() }
+    }
+
+    /// At a known boundary.
+    pub fn at(begin: BeginRecord, boundary: Boundary) -> Self {
+        let walker = Walker::resume(begin.clone(), boundary.position, boundary.fletcher4.into());
+        let found = Some((walker, boundary));
+        Self { begin, position: boundary.position, held: Vec::new(), found, seen: Seen::default() }
+    }
+
+    /// Takes in the next bytes; true once the boundary is proved and the first place known, or the stream has ended.
+    ///
+    /// # Errors
+    /// [`StreamError`]: what looked like a record is none, or the stream is damaged.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, StreamError> {
+        if self.found.is_none() {
+            self.held.extend_from_slice(bytes);
+            let Some(at) = self.find_header() else { return Ok(false) };
+            let rest = self.held.split_off(at);
+            self.held = Vec::new();
+            self.walk(&rest)?;
+        } else {
+            self.walk(bytes)?;
+        }
+        // One header proves nothing: its sum was taken from itself. The next one does, and END, which has two.
+        Ok(self.seen.ended || (self.seen.headers > 1 && self.seen.place.is_some()))
+    }
+
+    /// The boundary, and the first place after it; no place when the stream ended before any.
+    pub fn found(&self) -> Option<(Boundary, Option<Place>)> {
+        let (_, boundary) = self.found.as_ref()?;
+        Some((*boundary, self.seen.place))
+    }
+
+    fn walk(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
+        match &mut self.found {
+            Some((walker, _)) => walker.feed(bytes, &mut self.seen),
+            None => Ok(()),
+        }
+    }
+
+    /// Where in `held` the header begins; what cannot be one is dropped.
+    fn find_header(&mut self) -> Option<usize> {
+        let (guid, order) = (self.begin.snapshot_guid.0, self.begin.order);
+        let is_header = |bytes: &[u8; HEADER_BYTES]| {
+            let header = RecordHeader::new(*bytes, order);
+            header.snapshot_guid() == Some(guid) && header.payload_bytes().is_ok()
+        };
+        let mut at = 0;
+        while let Some(bytes) = self.held[at..].first_chunk::<HEADER_BYTES>() {
+            // The type, in either byte order: nearly every place is dismissed by it.
+            if (1..=10).contains(&(bytes[0] | bytes[3])) && bytes[1] | bytes[2] == 0 && is_header(bytes) {
+                let fletcher4 = RecordHeader::new(*bytes, order).sum_before().into();
+                let boundary = Boundary { position: self.position + at as u64, fletcher4 };
+                let walker = Walker::resume(self.begin.clone(), boundary.position, boundary.fletcher4.into());
+                self.found = Some((walker, boundary));
+                return Some(at);
+            }
+            at += ALIGNMENT;
+        }
+        self.held.drain(..at);
+        self.position += at as u64;
+        None
+    }
+}
+
+impl RecordSink for Seen {
+    type Error = StreamError;
+
+    fn begin(&mut self, _: &BeginRecord) -> Result<(), StreamFault> {
+        Ok(())
+    }
+
+    fn header(&mut self, header: &RecordHeader, _: Payload) -> Result<(), StreamError> {
+        self.headers += 1;
+        self.place = self.place.or_else(|| Place::of(header));
+        self.ended = header.record_type() == RecordType::End;
+        Ok(())
+    }
+
+    fn payload(&mut self, _: &[u8]) {}
+
+    fn record_end(&mut self, _: super::fletcher::Fletcher4) -> Result<(), StreamError> {
+        Ok(())
+    }
+}
+
+/// The boundary after BEGIN and its payload, which are fed whole.
+pub fn boundary_after_begin(order: ByteOrder, begin: &[u8]) -> Boundary {
+    let mut sum = Fletcher4Feed::new(Default::default(), order);
+    sum.feed(begin);
+    let fletcher4 = sum.sum().unwrap_or_default().into();
+    Boundary { position: begin.len() as u64, fletcher4 }
+}
+
+/// One record with its payload.
+pub type Record = (RecordHeader, Vec<u8>);
+
+/// What is to be gathered of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The OBJECT_RANGE that covers it.
+    Range,
+    /// OBJECT and what follows it before its first block.
+    Object,
+}
+
+/// Takes records of one object out of a stream that is fed from a boundary before them.
+#[derive(Debug)]
+pub struct Gather {
+    walker: Walker,
+    pick: Pick,
+}
+
+#[derive(Debug)]
+struct Pick {
+    object: u64,
+    wanted: Wanted,
+    records: Vec<Record>,
+    bytes: usize,
+    /// The payload that follows belongs to the last record.
+    taking: bool,
+    done: bool,
+}
+
+impl Gather {
+    /// From a boundary on.
+    pub fn new(begin: BeginRecord, from: Boundary, object: u64, wanted: Wanted) -> Self {
+        let walker = Walker::resume(begin, from.position, from.fletcher4.into());
+        let pick = Pick { object, wanted, records: Vec::new(), bytes: 0, taking: false, done: false };
+        Self { walker, pick }
+    }
+
+    /// Takes in the next bytes; true once nothing more can come.
+    ///
+    /// # Errors
+    /// [`StreamError`] where the stream is damaged.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, StreamError> {
+        self.walker.feed(bytes, &mut self.pick)?;
+        Ok(self.pick.done || self.pick.bytes > GATHERED_BYTES_MAX)
+    }
+
+    /// What was found; nothing if the stream does not have it, or too much to be believed.
+    pub fn records(self) -> Vec<Record> {
+        if self.pick.bytes > GATHERED_BYTES_MAX { Vec::new() } else { self.pick.records }
+    }
+}
+
+impl Pick {
+    fn takes(&mut self, header: &RecordHeader) -> bool {
+        let kind = header.record_type();
+        let (object, count) = (header.u64(8), header.u64(16));
+        if self.wanted == Wanted::Range {
+            let covers = |first: u64| first <= self.object && self.object - first < count;
+            let takes = kind == RecordType::ObjectRange && covers(object);
+            let is_past = Place::of(header).is_some_and(|place| place.object > self.object);
+            self.done = takes || is_past || kind == RecordType::End;
+            return takes;
+        }
+        let is_own = object == self.object;
+        match kind {
+            RecordType::Object => {
+                self.done = object > self.object || (is_own && !self.records.is_empty());
+                is_own && !self.done
+            }
+            RecordType::Free | RecordType::Spill if is_own => !self.records.is_empty(),
+            // A block, or another object's record, ends it. Before it began only what is past it does.
+            RecordType::End => {
+                self.done = true;
+                false
+            }
+            _ => {
+                let place = Place { object: self.object, within: Within::Object };
+                self.done = !self.records.is_empty() || Place::of(header).is_some_and(|other| other > place);
+                false
+            }
+        }
+    }
+}
+
+impl RecordSink for Pick {
+    type Error = StreamError;
+
+    fn begin(&mut self, _: &BeginRecord) -> Result<(), StreamFault> {
+        Ok(())
+    }
+
+    fn header(&mut self, header: &RecordHeader, _: Payload) -> Result<(), StreamError> {
+        self.taking = !self.done && self.takes(header);
+        if self.taking {
+            self.bytes += HEADER_BYTES;
+            self.records.push((*header, Vec::new()));
+        }
+        Ok(())
+    }
+
+    fn payload(&mut self, bytes: &[u8]) {
+        if let Some((_, payload)) = self.records.last_mut().filter(|_| self.taking) {
+            self.bytes += bytes.len();
+            payload.extend_from_slice(bytes);
+        }
+    }
+
+    fn record_end(&mut self, _: super::fletcher::Fletcher4) -> Result<(), StreamError> {
+        // With the payload still to come the last record would be cut.
+        self.done |= self.taking && self.wanted == Wanted::Range;
+        self.taking = false;
+        Ok(())
+    }
+}
