@@ -6,7 +6,8 @@ use super::wire::open_zfs;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::catalog::list_datasets;
-use crate::run::select::match_stored;
+use crate::run::select::{Selected, Selection, match_stored, select_datasets};
+use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 
 /// A dataset by both its names.
@@ -24,10 +25,7 @@ pub(super) struct NamedDataset {
 pub(super) async fn datasets_of(context: &Context, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
     let config = &context.config()?.0;
     let mut named = match open_zfs().and_then(|zfs| context.datasets(&*zfs)) {
-        Ok(selected) => selected
-            .into_iter()
-            .map(|selected| NamedDataset { in_pool: selected.dataset.name, stored: selected.stored })
-            .collect(),
+        Ok(selected) => by_both_names(selected),
         Err(failure) => {
             tracing::debug!("going by names alone, ZFS cannot be asked: {}", failure.reason());
             Vec::new()
@@ -42,8 +40,40 @@ pub(super) async fn datasets_of(context: &Context, store: &dyn ObjectStore) -> R
     Ok(named)
 }
 
+/// As [`datasets_of`], for a command that only looks: a dataset that is not in the pool is no failure of it.
+pub(super) async fn datasets_to_look_at(
+    config: &Config,
+    store: &dyn ObjectStore,
+) -> Result<Vec<NamedDataset>, Failure> {
+    let selection = open_zfs().and_then(|zfs| Ok(select_datasets(&*zfs, &config.datasets, &config.state_dir)?));
+    let mut named = match selection {
+        Ok(Selection { selected, failed }) => {
+            for (dataset, error) in failed.iter().filter(|(_, error)| !matches!(error, RunError::NoDataset { .. })) {
+                tracing::warn!(%dataset, "going by its name alone: {}", error_chain(error));
+            }
+            by_both_names(selected)
+        }
+        Err(failure) => {
+            tracing::debug!("going by names alone, ZFS cannot be asked: {}", failure.reason());
+            Vec::new()
+        }
+    };
+    for other in by_name(config, store).await? {
+        let known = |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
+        if !named.iter().any(known) {
+            named.push(other);
+        }
+    }
+    Ok(named)
+}
+
+fn by_both_names(selected: Vec<Selected>) -> Vec<NamedDataset> {
+    let named = |selected: Selected| NamedDataset { in_pool: selected.dataset.name, stored: selected.stored };
+    selected.into_iter().map(named).collect()
+}
+
 /// By their names alone.
-pub(super) async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
+async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
     let found = if config.datasets.recursive { list_datasets(store).await? } else { Vec::new() };
     let matched = match_stored(&config.datasets, &found)?;
     Ok(matched.into_iter().map(|(in_pool, stored)| NamedDataset { in_pool, stored }).collect())

@@ -3,7 +3,7 @@
 use super::args::Verify;
 use super::context::Context;
 use super::output::{Output, bytes};
-use super::stored::{NamedDataset, by_name};
+use super::stored::{NamedDataset, datasets_to_look_at};
 use super::wire::{ReadSide, key_file, open_for_reading, open_intermediate, open_zfs, trusted_keys};
 use super::{Failure, remember, status};
 use crate::keyring::KeyFile;
@@ -73,7 +73,7 @@ async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>,
     let named = |stored: &crate::model::DatasetName| NamedDataset { in_pool: stored.clone(), stored: stored.clone() };
     Ok(match (verify.datasets.is_empty(), &side.config) {
         (false, _) => verify.datasets.iter().map(named).collect(),
-        (true, Some((config, _))) => by_name(config, &*side.store).await?,
+        (true, Some((config, _))) => datasets_to_look_at(config, &*side.store).await?,
         (true, None) => list_datasets(&*side.store).await?.iter().map(named).collect(),
     })
 }
