@@ -52,7 +52,11 @@ pub fn record_place(state_dir: &Path, dataset: Guid, stored: &DatasetName) -> Re
         std::fs::rename(&temporary, &file)?;
         File::open(&folder)?.sync_all()
     };
-    written().map_err(|source| failed("write", &file, source))
+    written().map_err(|source| {
+        // On a full disk an empty file is left, under a name that no later process has.
+        let _ = std::fs::remove_file(&temporary);
+        failed("write", &file, source)
+    })
 }
 
 fn folder_of(state_dir: &Path) -> PathBuf {

@@ -99,7 +99,11 @@ impl ProbeCache {
             fs::rename(&temporary, &self.file)?;
             File::open(&self.folder)?.sync_all()
         };
-        written().map_err(|source| self.failed("write", source))
+        written().map_err(|source| {
+            // On a full disk an empty file is left, under a name that no later process has.
+            let _ = fs::remove_file(&temporary);
+            self.failed("write", source)
+        })
     }
 
     fn failed(&self, operation: &'static str, source: std::io::Error) -> RunError {

@@ -128,7 +128,11 @@ fn write(folder: &Path, file: &Path, bytes: &[u8]) -> Result<(), RunError> {
         new.sync_all()?;
         std::fs::rename(&temporary, file)
     };
-    written().map_err(|source| failed("write", file, source))
+    written().map_err(|source| {
+        // On a full disk an empty file is left, under a name that no later process has.
+        let _ = std::fs::remove_file(&temporary);
+        failed("write", file, source)
+    })
 }
 
 fn folder_of(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> PathBuf {

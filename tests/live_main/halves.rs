@@ -115,10 +115,12 @@ impl Gate {
     }
 }
 
-/// The chunks that the journals know as confirmed. A chunk may be on its way meanwhile.
+/// The chunks that the journals know as confirmed, by whole lines: the last may be torn. A chunk may be on its way
+/// meanwhile.
 pub(crate) fn confirmed(state: &Path) -> usize {
     let texts = journals(state).into_iter().map(|file| fs::read_to_string(file).unwrap_or_default());
-    texts.map(|text| text.matches("\"record\":\"confirmed\"").count()).sum()
+    let is_confirmed = |line: &&str| line.ends_with('\n') && line.contains("\"record\":\"confirmed\"");
+    texts.map(|text| text.split_inclusive('\n').filter(is_confirmed).count()).sum()
 }
 
 /// The files of attempts that are not over.
@@ -143,7 +145,7 @@ pub(crate) fn stop_and_go_on(child: &Child, name: &str, gate: &Gate) {
     signal(child, name);
     let begun = Instant::now();
     let state = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
-    while state().rsplit_once(") ").unwrap().1.chars().next() != Some('T') {
+    while !state().rsplit_once(") ").unwrap().1.starts_with('T') {
         assert!(begun.elapsed() < Duration::from_secs(20), "{name} did not stop it");
         std::thread::sleep(POLL);
     }

@@ -71,7 +71,8 @@ fn setting(name: &str, otherwise: u64) -> u64 {
 
 /// Also when the test succeeds.
 fn tell(line: &str) {
-    writeln!(std::io::stdout(), "{line}").unwrap();
+    let mut terminal = std::io::stdout();
+    writeln!(terminal, "{line}").unwrap();
 }
 
 /// A dataset that is backed up.

@@ -51,9 +51,9 @@ impl Cost {
     fn tell(self, what: &str) {
         let Self { read_bytes, uploaded_bytes, seconds } = self;
         let (read, uploaded) = (read_bytes / MIB, uploaded_bytes / MIB);
-        // To the terminal, also when the test succeeds.
-        writeln!(std::io::stderr(), "{what:<44} read {read:>5} MiB  uploaded {uploaded:>5} MiB  {seconds:>6.1} s")
-            .unwrap();
+        // Also when the test succeeds.
+        let mut terminal = std::io::stderr();
+        writeln!(terminal, "{what:<44} read {read:>5} MiB  uploaded {uploaded:>5} MiB  {seconds:>6.1} s").unwrap();
     }
 }
 

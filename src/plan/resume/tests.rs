@@ -181,11 +181,7 @@ fn a_full_goes_on_only_as_what_it_began_as() {
                 },
                 ("over", "it was committed"),
             ),
-            (
-                "a stranger's object",
-                |case| drop(case.listed.insert("RESTORE.txt".to_owned())),
-                ("give up", "RESTORE.txt"),
-            ),
+            ("a stranger's object", |case| case.listed.extend(names(&["RESTORE.txt"])), ("give up", "RESTORE.txt")),
             ("a snapshot that is gone", |case| drop(case.snapshots.remove(1)), ("give up", "no longer in the pool")),
             (
                 "only its bookmark",
