@@ -417,6 +417,7 @@ mod list;
 mod nvlist;
 mod real;
 mod receive;
+pub mod recorded;
 mod send;
 #[rustfmt::skip]
 mod sys;

@@ -60,6 +60,7 @@ pub struct ChunkOpener {
     expected: SealedChunk,
     identities: Arc<[age::x25519::Identity]>,
     key: Option<PageKey>,
+    next_page: u64,
     hasher: blake3::Hasher,
     pending: Vec<u8>,
     sealed_bytes: u64,
@@ -91,6 +92,7 @@ impl ChunkOpener {
             expected,
             identities,
             key: None,
+            next_page: 0,
             hasher: blake3::Hasher::new(),
             pending: Vec::with_capacity(PAGE_BYTES + TAG_BYTES),
             sealed_bytes: 0,
@@ -157,7 +159,10 @@ impl ChunkOpener {
                         return Err(OpenError::Digest { expected: self.expected.blake3, actual });
                     }
                 }
-                key.open(&mut piece, last)?;
+                let page = self.next_page;
+                self.next_page += 1;
+                let plain_bytes = key.open(page, &mut piece, last)?.len();
+                piece.truncate(plain_bytes);
                 self.take_plain(&piece, last, stream)?;
             }
         }
