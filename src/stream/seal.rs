@@ -8,8 +8,9 @@ use crate::model::Digest;
 use bytes::Bytes;
 use std::io::Write;
 
-/// What one thread of zstd compresses at once, and so what each adds to memory, some four times.
-const COMPRESSION_JOB_BYTES: u32 = 2 << 20;
+/// What one thread of zstd compresses at once, and so what each adds to memory, some four times. A job begins with an
+/// eighth of the window before it, so much smaller ones would do much twice.
+const COMPRESSION_JOB_BYTES: u32 = 1 << 20;
 
 /// Whether and how the stream is compressed before it is sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
