@@ -163,7 +163,9 @@ pub fn run() -> ExitCode {
     let args = Args::parse();
     let output = Arc::new(Output::new(&args.global));
     log::init_log(args.global.verbose, args.global.quiet, output.log_tail());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // They move bytes to and from sockets; what computes has threads of its own. More would only cost memory.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(RUNTIME_THREADS_MAX);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             output.error(&error, None);
@@ -195,6 +197,8 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// So many threads fill any line.
+const RUNTIME_THREADS_MAX: usize = 4;
 /// How long a command has to end by itself after it was asked to stop.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
 

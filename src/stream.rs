@@ -1,6 +1,7 @@
 //! Turning bytes into sealed chunks and back. Reads no clock, network or disk; the only randomness is that of sealing.
 
 pub mod age_file;
+pub mod fill;
 pub mod fletcher;
 pub mod nvlist;
 pub mod open;

@@ -429,6 +429,7 @@ mod list;
 mod nvlist;
 mod real;
 mod receive;
+pub mod recorded;
 mod send;
 #[rustfmt::skip]
 mod sys;

@@ -2,14 +2,15 @@
 
 #![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use std::io::{Read, Write};
 use zfs_backup::model::Digest;
 use zfs_backup::stream::age_file::{NONCE_BYTES, PAGE_BYTES, TAG_BYTES};
-use zfs_backup::stream::open::{ChunkOpener, OpenError};
+use zfs_backup::stream::fill::FilledPart;
+use zfs_backup::stream::open::{ChunkOpener, ChunkPieces, ChunkPlain, OpenError, RUN_BYTES, piece_ranges};
 use zfs_backup::stream::part::PartPool;
-use zfs_backup::stream::seal::{ChunkSealer, Compression, SealedChunk};
+use zfs_backup::stream::seal::{ChunkFiller, ChunkSealer, Compression, SealedChunk};
 
 fn seal(
     plain: &[u8],
@@ -77,8 +78,10 @@ fn pattern(bytes: usize) -> Vec<u8> {
 fn what_we_seal_the_age_crate_opens_at_every_border() {
     let identity = age::x25519::Identity::generate();
     let page = PAGE_BYTES;
-    for bytes in [0, 1, page - 1, page, page + 1, 2 * page - 1, 2 * page, 2 * page + 1, 5 * page + 17] {
-        for part_bytes in [1 << 14, PAGE_BYTES + TAG_BYTES, 1 << 20] {
+    // Of the parts: smaller than a page; one sealed page; pages that end with the part but for the head; many pages.
+    let sealed_page = page + TAG_BYTES;
+    for bytes in [0, 1, page - 1, page, page + 1, 2 * page - 1, 2 * page, 2 * page + 1, 5 * page + 17, 16 * page] {
+        for part_bytes in [1 << 14, sealed_page, sealed_page + 216, sealed_page + 217, 2 * sealed_page + 216, 1 << 20] {
             let plain = pattern(bytes);
             let (parts, chunk) = seal(&plain, &identity, Compression::None, part_bytes);
             let sealed: Vec<u8> = parts.concat();
@@ -128,6 +131,42 @@ fn a_compressed_chunk_comes_back_and_age_and_zstd_alone_open_it() {
 }
 
 #[test]
+fn what_expands_a_thousandfold_comes_in_runs() {
+    let identity = age::x25519::Identity::generate();
+    let plain = vec![0; 8 * RUN_BYTES];
+    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1 }, 1 << 20);
+    let mut pieces = ChunkPieces::new(chunk, [identity].into()).unwrap();
+    let pages = pieces.take(BytesMut::from(&parts.concat()[..])).unwrap().open().unwrap();
+    let (mut plain_of, mut stream_bytes, mut page) =
+        (ChunkPlain::new(&chunk, true).unwrap(), 0, pages.page(0).unwrap());
+    while !page.is_empty() {
+        let mut stream = Vec::new();
+        page = &page[plain_of.take(page, true, &mut stream).unwrap()..];
+        assert!(stream.len() <= RUN_BYTES + (1 << 18), "{} bytes at once", stream.len());
+        stream_bytes += stream.len();
+    }
+    plain_of.finish().unwrap();
+    assert_eq!(stream_bytes, plain.len());
+}
+
+#[test]
+fn many_threads_of_zstd_make_a_frame_that_zstd_alone_opens() {
+    let identity = age::x25519::Identity::generate();
+    let plain = [pattern(5_000_000), vec![7; 5_000_000]].concat();
+    let pool = PartPool::new(64, 1 << 20);
+    let mut sealed = Vec::new();
+    let mut sink = |part: FilledPart| {
+        sealed.extend_from_slice(part.seal()?.as_ref());
+        Ok(())
+    };
+    let mut filler = ChunkFiller::new(&[identity.to_public()], Compression::Zstd { level: 3 }, 3, &pool).unwrap();
+    plain.chunks(1 << 20).for_each(|piece| filler.write(piece, &mut sink).unwrap());
+    filler.finish(&mut sink).unwrap();
+    assert!(sealed.len() < 5_500_000);
+    assert_eq!(zstd::stream::decode_all(&open_with_age(&sealed, &identity)[..]).unwrap(), plain);
+}
+
+#[test]
 fn a_self_sealed_chunk_is_refused_before_its_key_is_tried() {
     let identity = age::x25519::Identity::generate();
     let plain = pattern(200_000);
@@ -157,8 +196,70 @@ fn a_signed_stream_length_that_is_wrong_is_found() {
     }
 }
 
+/// Fills a chunk as a transfer does: bytes are read to their places, and every part is sealed later, in any order.
+fn seal_in_place(plain: &[u8], to: &age::x25519::Identity, part_bytes: usize, reads: &[usize]) -> Vec<u8> {
+    let pool = PartPool::new(4096, part_bytes);
+    let mut filler = ChunkFiller::new(&[to.to_public()], Compression::None, 1, &pool).unwrap();
+    let (mut filled, mut left, mut sizes) = (Vec::new(), plain, reads.iter().cycle());
+    let sink = &mut |part| {
+        filled.push(part);
+        Ok(())
+    };
+    while !left.is_empty() {
+        let most = (*sizes.next().unwrap()).min(left.len());
+        let mut places = filler.places(most, sink).unwrap();
+        let read = left.read_vectored(&mut places).unwrap();
+        let before = &plain[plain.len() - left.len() - read..][..read];
+        let there: Vec<u8> = filler.read_there(read).flatten().copied().collect();
+        assert_eq!(there, before, "what was read is where it is looked for");
+        filler.advance(read, sink).unwrap();
+    }
+    filler.finish(sink).unwrap();
+    let sealed = filled.into_iter().rev().map(|part| part.seal().unwrap().as_ref().to_vec());
+    let mut sealed: Vec<Vec<u8>> = sealed.collect();
+    sealed.reverse();
+    assert!(sealed.iter().rev().skip(1).all(|part| part.len() == part_bytes), "uniform parts");
+    sealed.concat()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn what_is_sealed_in_place_the_age_crate_opens(
+        pages in 0usize..5, beside in -2isize..3, part in prop::sample::select(vec![1usize << 14, 65_552, 65_768, 65_769, 131_320, 200_000, 1 << 20]),
+        reads in prop::collection::vec(prop::sample::select(vec![1usize << 20, 65_536, 65_535, 100_000, 4_097]), 1..4),
+    ) {
+        let identity = age::x25519::Identity::generate();
+        let plain = pattern((pages * PAGE_BYTES).saturating_add_signed(beside));
+        let sealed = seal_in_place(&plain, &identity, part, &reads);
+        prop_assert!(open_with_age(&sealed, &identity) == plain);
+    }
+
+    #[test]
+    fn pieces_opened_in_any_order_are_the_stream(bytes in 0usize..400_000, pages in 1u32..5, level in prop::option::of(1i32..3)) {
+        let identity = age::x25519::Identity::generate();
+        let plain = pattern(bytes);
+        let compression = level.map_or(Compression::None, |level| Compression::Zstd { level });
+        let (parts, chunk) = seal(&plain, &identity, compression, 100_000);
+        let sealed = parts.concat();
+        let mut pieces = ChunkPieces::new(chunk, [identity].into()).unwrap();
+        let mut taken = Vec::new();
+        for range in piece_ranges(&chunk, pages).unwrap() {
+            taken.push(pieces.take(BytesMut::from(&sealed[range.start as usize..range.end as usize])).unwrap());
+        }
+        pieces.finish().unwrap();
+        let mut opened: Vec<_> = taken.into_iter().rev().map(|pages| pages.open().unwrap()).collect();
+        opened.reverse();
+        let (mut plain_of, mut stream) = (ChunkPlain::new(&chunk, level.is_some()).unwrap(), Vec::new());
+        for pages in &opened {
+            for (index, page) in pages.pages().enumerate() {
+                prop_assert_eq!(plain_of.take(page, pages.is_last(index), &mut stream).unwrap(), page.len());
+            }
+        }
+        plain_of.finish().unwrap();
+        prop_assert!(stream == plain);
+    }
 
     #[test]
     fn any_damage_is_found_and_only_true_bytes_went_on(

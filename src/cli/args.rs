@@ -213,6 +213,10 @@ pub(super) struct Kind {
     /// Their holds are released. What they stored stays until a prune gives it up or `forget` deletes it.
     #[arg(long)]
     pub(super) restart: bool,
+    /// Take this recorded full stream (a file or a pipe, as `zfs send` writes them) in place of what ZFS would send, for
+    /// benchmarks and for tests on hosts without ZFS; the dataset and the snapshot are those that it names
+    #[arg(long, value_name = "FILE", hide = true, conflicts_with = "incremental")]
+    pub(super) stream_from: Option<PathBuf>,
 }
 
 /// Where to read from, and with which keys. On a bare host no configuration is needed.

@@ -11,7 +11,7 @@ use super::wire::{
     open_remote_for, open_zfs,
 };
 use super::{Failure, recover, remember};
-use crate::config::{Config, Environment, KeySource};
+use crate::config::{Config, Environment, KeySource, SnapshotSource};
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::backup::{
@@ -24,6 +24,7 @@ use crate::run::select::Selected;
 use crate::run::sums::write_sums;
 use crate::run::transfer::Stop;
 use crate::store::ObjectStore;
+use crate::zfs::recorded::RecordedZfs;
 use crate::zfs::{SendBase, Zfs};
 use jiff::Timestamp;
 use serde_json::json;
@@ -39,13 +40,22 @@ pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(
         url: format!("file:{}", intermediate.basedir.display()),
         store: open_intermediate(config).map_err(|failure| failure.reason()),
     });
-    back_up_all(context, kind, Target { store, role: StoreRole::Remote, other }).await
+    back_up_all(context, kind, &source_of(kind)?, Target { store, role: StoreRole::Remote, other }).await
+}
+
+/// The kernel's ZFS, or a recorded stream in its place.
+fn source_of(kind: &Kind) -> Result<Arc<dyn Zfs>, Failure> {
+    match &kind.stream_from {
+        None => open_zfs(),
+        Some(file) => Ok(Arc::new(RecordedZfs::open(file)?)),
+    }
 }
 
 pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let store = open_intermediate(config)?;
-    refuse_inside_datasets(context, config)?;
+    let zfs = source_of(kind)?;
+    refuse_inside_datasets(context, config, &*zfs)?;
     let other = match &config.remote {
         None => None,
         // A remote that cannot be opened tonight does not stop the export: what it held is remembered.
@@ -56,21 +66,25 @@ pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Resul
         }),
     };
     let target = Target { store: Arc::clone(&store), role: StoreRole::Intermediate, other };
-    let exported = back_up_all(context, kind, target).await;
-    let summed = write_all_sums(context, config, &*store).await;
+    let exported = back_up_all(context, kind, &zfs, target).await;
+    let summed = write_all_sums(context, config, &*zfs, &*store).await;
     exported.and(summed)
 }
 
 /// Each backup would hold the ones before.
-fn refuse_inside_datasets(context: &Context, config: &Config) -> Result<(), Failure> {
+fn refuse_inside_datasets(context: &Context, config: &Config, zfs: &dyn Zfs) -> Result<(), Failure> {
     let Some(intermediate) = &config.intermediate else { return Ok(()) };
-    let datasets: Vec<DatasetName> =
-        context.datasets(&*open_zfs()?)?.into_iter().map(|selected| selected.dataset.name).collect();
+    let datasets: Vec<DatasetName> = context.datasets(zfs)?.into_iter().map(|selected| selected.dataset.name).collect();
     Ok(refuse_inside(&intermediate.basedir, &datasets)?)
 }
 
 /// `B3SUMS` for every backup of the datasets that are done and have none yet.
-async fn write_all_sums(context: &Context, config: &Config, store: &dyn ObjectStore) -> Result<(), Failure> {
+async fn write_all_sums(
+    context: &Context,
+    config: &Config,
+    zfs: &dyn Zfs,
+    store: &dyn ObjectStore,
+) -> Result<(), Failure> {
     let wanted = config.intermediate.as_ref().is_some_and(|intermediate| intermediate.checksum);
     if !wanted || context.global.dry_run {
         return Ok(());
@@ -78,7 +92,7 @@ async fn write_all_sums(context: &Context, config: &Config, store: &dyn ObjectSt
     let (_, env) = &*context.config()?;
     let trusted = keys_for_planning(config, env, store).await?.trusted;
     let done = context.tally().done;
-    for Selected { dataset, stored } in context.datasets(&*open_zfs()?)? {
+    for Selected { dataset, stored } in context.datasets(zfs)? {
         if done.contains(&dataset.name)
             && let Err(error) = write_sums(store, &stored, &trusted).await
         {
@@ -95,7 +109,7 @@ struct Target {
     other: Option<OtherStore>,
 }
 
-async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(), Failure> {
+async fn back_up_all(context: &Context, kind: &Kind, zfs: &Arc<dyn Zfs>, target: Target) -> Result<(), Failure> {
     let Context { output, stop, .. } = context;
     let (config, env) = &*context.config()?;
     let requested = match (kind.full, kind.incremental) {
@@ -103,10 +117,9 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
         (_, true) => RequestedKind::Incremental,
         _ => RequestedKind::Lifecycle,
     };
-    let zfs = open_zfs()?;
-    let datasets = context.datasets(&*zfs)?;
+    let datasets = context.datasets(&**zfs)?;
     if context.global.dry_run {
-        return dry_run(context, (requested, kind.restart), &target, &zfs, &datasets).await;
+        return dry_run(context, kind, requested, &target, zfs, &datasets).await;
     }
     learn_keys_of_remote(config, env, &target).await?;
     let keys = keys_for_writing(config, env, &*target.store).await?;
@@ -126,9 +139,9 @@ async fn back_up_all(context: &Context, kind: &Kind, target: Target) -> Result<(
                 output.note(&format!("{dataset}: a full, not an incremental: {why}"));
             }
         };
-        let mut backup = backup_env(config, &target, &zfs, keys.clone(), stop.clone());
+        let mut backup = backup_env(config, kind, &target, zfs, keys.clone(), stop.clone());
         (backup.progress, backup.planned) = (progress.sink(), Arc::new(planned));
-        (backup.settings.restart, backup.settings.until) = (kind.restart, until);
+        backup.settings.until = until;
         let started = Instant::now();
         let outcome = wait_for_others(context, async || back_up(&backup, selected, requested).await).await;
         progress.finish();
@@ -174,14 +187,27 @@ async fn learn_keys_of_remote(config: &Config, env: &Environment, target: &Targe
     Ok(learn_keys(&*target.store, remote, &KeyCache::new(&config.state_dir), || ask_passphrase(source, env)).await?)
 }
 
-fn backup_env(config: &Config, target: &Target, zfs: &Arc<dyn Zfs>, keys: WriterKeys, stop: Stop) -> BackupEnv {
+fn backup_env(
+    config: &Config,
+    kind: &Kind,
+    target: &Target,
+    zfs: &Arc<dyn Zfs>,
+    keys: WriterKeys,
+    stop: Stop,
+) -> BackupEnv {
+    let mut settings = backup_settings(config);
+    settings.restart = kind.restart;
+    if kind.stream_from.is_some() {
+        // There is one, whoever took it.
+        settings.source = SnapshotSource::Matching("*".to_owned());
+    }
     BackupEnv {
         zfs: Arc::clone(zfs),
         store: Arc::clone(&target.store),
         role: target.role,
         other: target.other.clone(),
         keys,
-        settings: backup_settings(config),
+        settings,
         now: Timestamp::now,
         planned: Arc::new(|_| {}),
         progress: Arc::new(|_| {}),
@@ -192,15 +218,15 @@ fn backup_env(config: &Config, target: &Target, zfs: &Arc<dyn Zfs>, keys: Writer
 /// Prints the plan that would run, dataset by dataset.
 async fn dry_run(
     context: &Context,
-    (requested, restart): (RequestedKind, bool),
+    kind: &Kind,
+    requested: RequestedKind,
     target: &Target,
     zfs: &Arc<dyn Zfs>,
     datasets: &[Selected],
 ) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let keys = keys_for_planning(config, env, &*target.store).await?;
-    let mut backup = backup_env(config, target, zfs, keys, context.stop.clone());
-    backup.settings.restart = restart;
+    let backup = backup_env(config, kind, target, zfs, keys, context.stop.clone());
     let mut plans = Vec::new();
     for selected in datasets {
         let dataset = &selected.dataset.name;

@@ -17,8 +17,9 @@ use crate::run::restore::{
 };
 use jiff::Timestamp;
 use serde_json::json;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -315,7 +316,10 @@ async fn restore_stream(
         match &restore.output {
             Some(file) => write_file(backup, keys, file).await,
             None => {
-                restore_to_writer(backup, keys, Box::new(std::io::stdout())).await?;
+                // Not the standard handle: it looks for the ends of lines.
+                let file = std::io::stdout().as_fd().try_clone_to_owned();
+                let failed = |source| RunError::File { operation: "write to", path: "stdout".into(), source };
+                restore_to_writer(backup, keys, Box::new(File::from(file.map_err(failed)?))).await?;
                 Ok(())
             }
         }

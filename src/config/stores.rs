@@ -15,8 +15,8 @@ const PART_SIZE_MAX: Size = Size(5 << 30);
 pub(super) const PARTS_MAX: u64 = 10_000;
 /// The most parts that every S3-compatible store takes (Scaleway's limit).
 pub(super) const PARTS_EVERYWHERE_MAX: u64 = 1000;
-/// 66 requests a gibibyte, and memory below 200 MiB with four parts in flight.
-const PART_SIZE_DEFAULT: Size = Size::mebibytes(16);
+/// 131 requests a gibibyte, and memory below 96 MiB with four parts in flight.
+const PART_SIZE_DEFAULT: Size = Size::mebibytes(8);
 const CONCURRENCY_DEFAULT: u32 = 4;
 const CONCURRENCY_MAX: u32 = 64;
 

@@ -86,9 +86,7 @@ pub async fn restore_to_writer(
 ) -> Result<u64, RunError> {
     let (mut reader, failure) = open_stream(backup, &keys.identities);
     let subject = backup.manifest.id.to_string();
-    let copied =
-        blocking(move || std::io::copy(&mut reader, &mut output).and_then(|bytes| output.flush().map(|()| bytes)))
-            .await?;
+    let copied = blocking(move || reader.copy_to(&mut *output)).await?;
     match (take_failure(&failure), copied) {
         (Some(error), _) => Err(error),
         (None, Err(source)) => Err(RunError::File { operation: "write the stream of", path: subject, source }),

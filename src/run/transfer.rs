@@ -2,9 +2,10 @@
 //! store on the other.
 //!
 //! ```text
-//! producer thread: read -> parse -> cut -> seal -> parts      uploader: create -> put_part -> finish (confirm)
+//! producer: read -> parse -> cut -> parts      sealers: seal, hash      uploader: create -> put_part -> finish (confirm)
 //! ```
-//! Backpressure is the pool of part buffers; the event channel only passes handles. While chunk n is being confirmed,
+//! The stream is read straight into the part buffers, its pages are sealed there on several threads, and each part is
+//! hashed and handed over in order. Backpressure is the pool of part buffers; the event channel only passes handles. While chunk n is being confirmed,
 //! chunk n+1 is going up. A sealed chunk cannot be made twice (its key is random), so when an upload fails for good
 //! but may work again, and when an earlier run was interrupted, the source is opened anew and the chunk is made again
 //! under a new name. The source starts at the resume point of the last chunk before the first that is missing; what
@@ -12,6 +13,7 @@
 //! each the running checksum must be what it was.
 
 mod produce;
+mod sealers;
 
 use super::{RunError, error_chain};
 use crate::manifest::{ChunkEntry, HeadEntry, ProgressChunk, ResumeEntry};

@@ -57,6 +57,8 @@ struct Shared {
     prefix: String,
     traits: StoreTraits,
     tls: bool,
+    /// The endpoint is on this host.
+    local: bool,
     /// The store said that it knows no `If-None-Match` of a put.
     refuses_put_condition: AtomicBool,
     /// The store said that it knows no `If-None-Match` at the end of an upload.
@@ -127,6 +129,7 @@ impl Shared {
         Self {
             client: connected.client,
             url: settings.url(),
+            local: is_local(&connected.endpoint),
             endpoint: connected.endpoint,
             prefix,
             traits,
@@ -210,9 +213,10 @@ impl Shared {
         }))
     }
 
-    /// Whether bodies go unsigned: over TLS, with our checksum beside them; and where they are made while they are sent.
+    /// Whether bodies go unsigned: over TLS or to this very host, where nobody is between, with our checksum beside them;
+    /// and where they are made while they are sent. A signature costs more than the encryption.
     fn unsigned(&self) -> bool {
-        self.tls || self.settings.limiter.is_some()
+        self.tls || self.local || self.settings.limiter.is_some()
     }
 
     /// Limits for a call that moves `bytes`.
@@ -224,6 +228,17 @@ impl Shared {
     fn saw_bucket(&self) {
         self.bucket_seen.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether a URL leads to this host and nowhere else. A name other than `localhost` may lead anywhere.
+fn is_local(endpoint: &str) -> bool {
+    let place = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let place = place.rsplit('@').next().unwrap_or_default();
+    let host = match place.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => place.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[async_trait]
@@ -288,5 +303,29 @@ impl ObjectStore for S3Store {
 
     async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
         self.shared.extend_lock(key, until).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local;
+
+    #[test]
+    fn only_the_loopback_is_local() {
+        for (endpoint, expected) in [
+            ("http://127.0.0.1:9000", true),
+            ("http://127.1.2.3", true),
+            ("http://localhost:8333/", true),
+            ("http://[::1]:9000", true),
+            ("http://10.0.0.1:9000", false),
+            ("http://[fe80::1]:9000", false),
+            ("http://localhost.example.org", false),
+            ("http://127.0.0.1.example.org", false),
+            ("http://127.0.0.1@example.org", false),
+            ("http://localhost:x@example.org", false),
+            ("Amazon S3 in us-east-1", false),
+        ] {
+            assert_eq!(is_local(endpoint), expected, "{endpoint}");
+        }
     }
 }

@@ -54,53 +54,43 @@ pub enum AgeError {
     Random,
 }
 
-/// The key of one payload, counting pages. Pages must be sealed or opened in order.
+/// The key of one payload. Its pages are independent of each other given their numbers, so that many threads may seal or
+/// open at once.
 pub struct PageKey {
     key: LessSafeKey,
-    page: u64,
 }
 
 impl PageKey {
     fn new(file_key: &FileKey, nonce: &[u8; NONCE_BYTES]) -> Result<Self, AgeError> {
         let bytes = hkdf(nonce, b"payload", file_key.expose_secret());
         let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes).map_err(|_| AgeError::Header("payload key"))?;
-        Ok(Self { key: LessSafeKey::new(key), page: 0 })
+        Ok(Self { key: LessSafeKey::new(key) })
     }
 
-    /// To open from that page on: each page's tag holds by itself, at its own number only.
-    #[must_use]
-    pub fn at_page(self, page: u64) -> Self {
-        Self { page, ..self }
-    }
-
-    fn next_nonce(&mut self, last: bool) -> Nonce {
-        let mut nonce = [0; 12];
-        nonce[3..11].copy_from_slice(&self.page.to_be_bytes());
-        nonce[11] = u8::from(last);
-        self.page += 1;
-        Nonce::assume_unique_for_key(nonce)
-    }
-
-    /// Seals the page where it lies and appends its tag.
+    /// Seals the page with this number, from 0, where it lies. No number may be sealed twice under one key.
     ///
     /// # Errors
     /// [`AgeError::Page`] never happens for pages of at most [`PAGE_BYTES`].
-    pub fn seal(&mut self, page: &mut Vec<u8>, last: bool) -> Result<(), AgeError> {
-        let (number, nonce) = (self.page, self.next_nonce(last));
-        self.key.seal_in_place_append_tag(nonce, Aad::empty(), page).map_err(|_| AgeError::Page { page: number })
+    pub fn seal(&self, page: u64, plain: &mut [u8], last: bool) -> Result<[u8; TAG_BYTES], AgeError> {
+        let sealed = self.key.seal_in_place_separate_tag(nonce_of(page, last), Aad::empty(), plain);
+        let tag = sealed.map_err(|_| AgeError::Page { page })?;
+        tag.as_ref().try_into().map_err(|_| AgeError::Page { page })
     }
 
-    /// Opens the page where it lies and takes its tag off.
+    /// Opens the page with this number where it lies, its tag behind it, and returns the plaintext in front.
     ///
     /// # Errors
     /// [`AgeError::Page`] when its tag does not match; nothing of it may then be used.
-    pub fn open(&mut self, page: &mut Vec<u8>, last: bool) -> Result<(), AgeError> {
-        let (number, nonce) = (self.page, self.next_nonce(last));
-        let plain_bytes =
-            self.key.open_in_place(nonce, Aad::empty(), page).map_err(|_| AgeError::Page { page: number })?.len();
-        page.truncate(plain_bytes);
-        Ok(())
+    pub fn open<'a>(&self, page: u64, sealed: &'a mut [u8], last: bool) -> Result<&'a mut [u8], AgeError> {
+        self.key.open_in_place(nonce_of(page, last), Aad::empty(), sealed).map_err(|_| AgeError::Page { page })
     }
+}
+
+fn nonce_of(page: u64, last: bool) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[3..11].copy_from_slice(&page.to_be_bytes());
+    nonce[11] = u8::from(last);
+    Nonce::assume_unique_for_key(nonce)
 }
 
 /// Makes a header for the recipients and the key of its payload. The returned head is header and payload nonce.

@@ -1,13 +1,23 @@
-//! [`ChunkOpener`]: a sealed chunk becomes stream bytes again. Nothing unauthentic leaves it.
+//! A sealed chunk becomes stream bytes again. Nothing unauthentic leaves here.
 //!
+//! ```text
+//! ChunkPieces (in order: head, length, hash) -> SealedPages (anywhere, side by side) -> PlainPages -> ChunkPlain (in order)
+//! ```
 //! The order matters: the head's hash is compared with the signed list before any key touches it; each page's tag is
-//! checked before its bytes go on; the hash of the whole object is checked before its last page goes on.
+//! checked before its bytes go on; the hash of the whole object is checked before its last page goes on. [`ChunkOpener`]
+//! does it all where it is called.
 
 use super::age_file::{AgeError, HEAD_BYTES_MAX, PAGE_BYTES, PageKey, TAG_BYTES, open_head};
 use super::seal::SealedChunk;
 use crate::model::Digest;
+use bytes::BytesMut;
 use std::io::Write;
+use std::ops::Range;
 use std::sync::Arc;
+
+const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
+/// Stream bytes that are decompressed before they are given away.
+pub const RUN_BYTES: usize = 1 << 20;
 
 /// Why a chunk does not open. Each means that what the store gave is not what was sealed and signed.
 #[derive(Debug, thiserror::Error)]
@@ -55,18 +65,287 @@ pub enum OpenError {
     Decompress(#[source] std::io::Error),
 }
 
-/// Opens one chunk from its bytes, in order and in any pieces.
-pub struct ChunkOpener {
+/// Where an object is cut into pieces of `pages` whole pages, the first with the head besides.
+///
+/// # Errors
+/// [`OpenError::Sizes`] when its sizes are impossible.
+pub fn piece_ranges(chunk: &SealedChunk, pages: u32) -> Result<impl Iterator<Item = Range<u64>> + use<>, OpenError> {
+    piece_ranges_from(chunk, 0, pages)
+}
+
+/// As [`piece_ranges`], from a page on, the head as a piece of its own before it.
+///
+/// # Errors
+/// [`OpenError::Sizes`] when its sizes are impossible, or it has no such page.
+pub fn piece_ranges_from(
+    chunk: &SealedChunk,
+    page: u64,
+    pages: u32,
+) -> Result<impl Iterator<Item = Range<u64>> + use<>, OpenError> {
+    check_sizes(chunk)?;
+    let (head, sealed_bytes) = (u64::from(chunk.head.bytes), chunk.sealed_bytes);
+    let step = u64::from(pages.max(1)) * SEALED_PAGE_BYTES as u64;
+    let begin = page_offset(chunk, page);
+    if begin >= sealed_bytes {
+        return Err(OpenError::Sizes { head_bytes: chunk.head.bytes, sealed_bytes });
+    }
+    let (alone, start) = if page == 0 { (None, 0) } else { (Some(0..head), begin) };
+    let first = start..begin.saturating_add(step).min(sealed_bytes);
+    let next = move |range: &Range<u64>| {
+        (range.end < sealed_bytes).then(|| range.end..range.end.saturating_add(step).min(sealed_bytes))
+    };
+    Ok(alone.into_iter().chain(std::iter::successors(Some(first), next)))
+}
+
+/// Where a page begins in the object.
+fn page_offset(chunk: &SealedChunk, page: u64) -> u64 {
+    u64::from(chunk.head.bytes).saturating_add(page.saturating_mul(SEALED_PAGE_BYTES as u64))
+}
+
+fn check_sizes(chunk: &SealedChunk) -> Result<(), OpenError> {
+    let (head_bytes, sealed_bytes) = (chunk.head.bytes, chunk.sealed_bytes);
+    let body_bytes = sealed_bytes.checked_sub(u64::from(head_bytes));
+    match head_bytes as usize > HEAD_BYTES_MAX || body_bytes.is_none_or(|bytes| bytes < TAG_BYTES as u64) {
+        true => Err(OpenError::Sizes { head_bytes, sealed_bytes }),
+        false => Ok(()),
+    }
+}
+
+/// Takes the pieces of one object in order, and hands them on as pages that may be opened.
+pub struct ChunkPieces {
     expected: SealedChunk,
     identities: Arc<[age::x25519::Identity]>,
-    key: Option<PageKey>,
-    /// None when it is not opened from its start: then the pages' own tags are all there is, under a head that was signed.
+    key: Option<Arc<PageKey>>,
+    next_page: u64,
+    /// None when it is not opened from its start: then the pages' own tags are all there is, under a head that was
+    /// signed.
     hasher: Option<blake3::Hasher>,
-    pending: Vec<u8>,
     sealed_bytes: u64,
-    decompressor: Option<zstd::stream::write::Decoder<'static, Vec<u8>>>,
+}
+
+/// Whole pages, still sealed, of a chunk whose head is authentic.
+pub struct SealedPages {
+    bytes: BytesMut,
+    key: Arc<PageKey>,
+    first_page: u64,
+    /// Its last page is the chunk's.
+    last: bool,
+}
+
+/// Opened pages, each where it lay.
+pub struct PlainPages {
+    bytes: BytesMut,
+    last: bool,
+}
+
+impl ChunkPieces {
+    /// Begins the chunk that the signed list describes.
+    ///
+    /// # Errors
+    /// [`OpenError::Sizes`] when its sizes are impossible.
+    pub fn new(expected: SealedChunk, identities: Arc<[age::x25519::Identity]>) -> Result<Self, OpenError> {
+        check_sizes(&expected)?;
+        let hasher = Some(blake3::Hasher::new());
+        Ok(Self { expected, identities, key: None, next_page: 0, hasher, sealed_bytes: 0 })
+    }
+
+    /// Begins the chunk at a page in its middle, given its head: the pieces of [`piece_ranges_from`] behind that.
+    ///
+    /// # Errors
+    /// [`OpenError`] when its sizes are impossible, or its head is not the one that was signed or for another key.
+    pub fn from_page(
+        expected: SealedChunk,
+        head: &[u8],
+        page: u64,
+        identities: Arc<[age::x25519::Identity]>,
+    ) -> Result<Self, OpenError> {
+        check_sizes(&expected)?;
+        if Digest::of(head) != expected.head.blake3 {
+            return Err(OpenError::Head);
+        }
+        let key = Some(Arc::new(open_head(head, &identities)?));
+        let sealed_bytes = page_offset(&expected, page);
+        Ok(Self { expected, identities, key, next_page: page, hasher: None, sealed_bytes })
+    }
+
+    /// Takes the next piece: the first has the whole head and maybe pages, every other whole pages; the last one ends
+    /// where the object ends.
+    ///
+    /// # Errors
+    /// [`OpenError`]: nothing of this piece may be used.
+    pub fn take(&mut self, mut piece: BytesMut) -> Result<SealedPages, OpenError> {
+        self.sealed_bytes += piece.len() as u64;
+        let expected_bytes = self.expected.sealed_bytes;
+        if self.sealed_bytes > expected_bytes {
+            return Err(OpenError::Length { expected: expected_bytes, actual: self.sealed_bytes });
+        }
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&piece);
+        }
+        let key = match &self.key {
+            Some(key) => Arc::clone(key),
+            None => {
+                let head_bytes = (self.expected.head.bytes as usize).min(piece.len());
+                let head = piece.split_to(head_bytes);
+                if Digest::of(&head) != self.expected.head.blake3 {
+                    return Err(OpenError::Head);
+                }
+                let key = Arc::new(open_head(&head, &self.identities)?);
+                self.key = Some(Arc::clone(&key));
+                key
+            }
+        };
+        let last = self.sealed_bytes == expected_bytes;
+        if last && let Some(hasher) = &self.hasher {
+            let actual = Digest::from(hasher.finalize());
+            if actual != self.expected.blake3 {
+                return Err(OpenError::Digest { expected: self.expected.blake3, actual });
+            }
+        }
+        let first_page = self.next_page;
+        self.next_page += piece.len().div_ceil(SEALED_PAGE_BYTES) as u64;
+        Ok(SealedPages { bytes: piece, key, first_page, last })
+    }
+
+    /// Checks that the object came whole.
+    ///
+    /// # Errors
+    /// [`OpenError::Length`] when it was cut.
+    pub fn finish(self) -> Result<(), OpenError> {
+        match self.sealed_bytes == self.expected.sealed_bytes {
+            true => Ok(()),
+            false => Err(OpenError::Length { expected: self.expected.sealed_bytes, actual: self.sealed_bytes }),
+        }
+    }
+}
+
+impl SealedPages {
+    /// Opens the pages where they lie.
+    ///
+    /// # Errors
+    /// [`OpenError::Age`]: nothing of these pages may be used.
+    pub fn open(mut self) -> Result<PlainPages, OpenError> {
+        let count = self.bytes.len().div_ceil(SEALED_PAGE_BYTES);
+        for (index, page) in self.bytes.chunks_mut(SEALED_PAGE_BYTES).enumerate() {
+            let last = self.last && index + 1 == count;
+            self.key.open(self.first_page + index as u64, page, last)?;
+        }
+        Ok(PlainPages { bytes: self.bytes, last: self.last })
+    }
+}
+
+impl PlainPages {
+    /// The plaintext of each page, in order.
+    pub fn pages(&self) -> impl Iterator<Item = &[u8]> {
+        self.bytes.chunks(SEALED_PAGE_BYTES).map(|page| &page[..page.len().saturating_sub(TAG_BYTES)])
+    }
+
+    /// The plaintext of one page, from 0; `None` behind the last.
+    pub fn page(&self, index: usize) -> Option<&[u8]> {
+        let page = self.bytes.chunks(SEALED_PAGE_BYTES).nth(index)?;
+        Some(&page[..page.len().saturating_sub(TAG_BYTES)])
+    }
+
+    /// Whether that page is the last one of its chunk.
+    pub fn is_last(&self, index: usize) -> bool {
+        self.last && index + 1 == self.bytes.len().div_ceil(SEALED_PAGE_BYTES)
+    }
+}
+
+/// Counts the stream bytes of one chunk, decompressed where it is compressed.
+pub struct ChunkPlain {
+    expected_bytes: u64,
     stream_bytes: u64,
+    decompressor: Option<zstd::stream::write::Decoder<'static, Vec<u8>>>,
     done: bool,
+}
+
+impl ChunkPlain {
+    /// Begins the chunk that the signed list describes.
+    ///
+    /// # Errors
+    /// [`OpenError::Decompress`] when there is no memory for it.
+    pub fn new(expected: &SealedChunk, compressed: bool) -> Result<Self, OpenError> {
+        let decompressor = match compressed {
+            true => Some(zstd::stream::write::Decoder::new(Vec::new()).map_err(OpenError::Decompress)?),
+            false => None,
+        };
+        Ok(Self { expected_bytes: expected.stream_bytes, stream_bytes: 0, decompressor, done: false })
+    }
+
+    /// Begins a chunk that is not compressed at a page in its middle.
+    #[must_use]
+    pub fn from_page(expected: &SealedChunk, page: u64) -> Self {
+        let stream_bytes = page.saturating_mul(PAGE_BYTES as u64);
+        Self { expected_bytes: expected.stream_bytes, stream_bytes, decompressor: None, done: false }
+    }
+
+    /// Notes a page that is stream bytes as it is.
+    ///
+    /// # Errors
+    /// [`OpenError::StreamLength`]; then nothing of it may go on.
+    pub fn pass(&mut self, page: &[u8], last: bool) -> Result<(), OpenError> {
+        self.count(page.len())?;
+        self.done = last;
+        Ok(())
+    }
+
+    /// Takes the next bytes of a page and appends the stream bytes that they are. What a page expands to may be any
+    /// amount, so it stops at some [`RUN_BYTES`], and says how much of the page it took.
+    ///
+    /// # Errors
+    /// [`OpenError::Decompress`], [`OpenError::StreamLength`].
+    pub fn take(&mut self, page: &[u8], last: bool, stream: &mut Vec<u8>) -> Result<usize, OpenError> {
+        let (before, mut taken) = (stream.len(), 0);
+        match &mut self.decompressor {
+            None => {
+                stream.extend_from_slice(page);
+                taken = page.len();
+            }
+            Some(decoder) => {
+                while taken < page.len() && stream.len() - before < RUN_BYTES {
+                    match decoder.write(&page[taken..]).map_err(OpenError::Decompress)? {
+                        0 => return Err(OpenError::Decompress(std::io::ErrorKind::WriteZero.into())),
+                        bytes => taken += bytes,
+                    }
+                    stream.append(decoder.get_mut());
+                }
+                if last && taken == page.len() {
+                    decoder.flush().map_err(OpenError::Decompress)?;
+                    stream.append(decoder.get_mut());
+                }
+            }
+        }
+        self.count(stream.len() - before)?;
+        self.done = last && taken == page.len();
+        Ok(taken)
+    }
+
+    /// Checks that the chunk held what it should.
+    ///
+    /// # Errors
+    /// [`OpenError::StreamLength`] when it holds another run of the stream.
+    pub fn finish(self) -> Result<(), OpenError> {
+        match self.done && self.stream_bytes == self.expected_bytes {
+            true => Ok(()),
+            false => Err(OpenError::StreamLength { expected: self.expected_bytes, actual: self.stream_bytes }),
+        }
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<(), OpenError> {
+        self.stream_bytes += bytes as u64;
+        let (expected, actual) = (self.expected_bytes, self.stream_bytes);
+        if actual > expected { Err(OpenError::StreamLength { expected, actual }) } else { Ok(()) }
+    }
+}
+
+/// Opens one chunk from its bytes, in order and in any pieces.
+pub struct ChunkOpener {
+    pieces: ChunkPieces,
+    plain: ChunkPlain,
+    /// How long the next piece is, unless the object ends before.
+    wanted: usize,
+    pending: BytesMut,
 }
 
 impl ChunkOpener {
@@ -79,46 +358,9 @@ impl ChunkOpener {
         compressed: bool,
         identities: Arc<[age::x25519::Identity]>,
     ) -> Result<Self, OpenError> {
-        let (head_bytes, sealed_bytes) = (expected.head.bytes, expected.sealed_bytes);
-        let body_bytes = sealed_bytes.checked_sub(u64::from(head_bytes));
-        if head_bytes as usize > HEAD_BYTES_MAX || body_bytes.is_none_or(|bytes| bytes < TAG_BYTES as u64) {
-            return Err(OpenError::Sizes { head_bytes, sealed_bytes });
-        }
-        let decompressor = match compressed {
-            true => Some(zstd::stream::write::Decoder::new(Vec::new()).map_err(OpenError::Decompress)?),
-            false => None,
-        };
-        Ok(Self {
-            expected,
-            identities,
-            key: None,
-            hasher: Some(blake3::Hasher::new()),
-            pending: Vec::with_capacity(PAGE_BYTES + TAG_BYTES),
-            sealed_bytes: 0,
-            decompressor,
-            stream_bytes: 0,
-            done: false,
-        })
-    }
-
-    /// Begins to open a chunk that is not compressed at a page in its middle, given its head. What [`ChunkOpener::write`]
-    /// takes then begins with that page.
-    ///
-    /// # Errors
-    /// [`OpenError`] when its sizes are impossible, or its head is not the one that was signed or for another key.
-    pub fn from_page(
-        expected: SealedChunk,
-        head: &[u8],
-        page: u64,
-        identities: Arc<[age::x25519::Identity]>,
-    ) -> Result<Self, OpenError> {
-        if Digest::of(head) != expected.head.blake3 {
-            return Err(OpenError::Head);
-        }
-        let key = open_head(head, &identities)?.at_page(page);
-        let sealed_bytes = head.len() as u64 + page * (PAGE_BYTES + TAG_BYTES) as u64;
-        let (key, stream_bytes) = (Some(key), page * PAGE_BYTES as u64);
-        Ok(Self { key, hasher: None, sealed_bytes, stream_bytes, ..Self::new(expected, false, identities)? })
+        let (pieces, plain) = (ChunkPieces::new(expected, identities)?, ChunkPlain::new(&expected, compressed)?);
+        let wanted = expected.head.bytes as usize + SEALED_PAGE_BYTES;
+        Ok(Self { pieces, plain, wanted, pending: BytesMut::new() })
     }
 
     /// Takes sealed bytes and appends the stream bytes that are now sure to `stream`.
@@ -126,21 +368,26 @@ impl ChunkOpener {
     /// # Errors
     /// [`OpenError`]; what was appended before is authentic, nothing more may follow.
     pub fn write(&mut self, mut sealed: &[u8], stream: &mut Vec<u8>) -> Result<(), OpenError> {
-        self.sealed_bytes += sealed.len() as u64;
-        if self.sealed_bytes > self.expected.sealed_bytes {
-            return Err(OpenError::Length { expected: self.expected.sealed_bytes, actual: self.sealed_bytes });
-        }
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(sealed);
-        }
         while !sealed.is_empty() {
-            let wanted = self.piece_bytes();
+            let left = self.pieces.expected.sealed_bytes - self.pieces.sealed_bytes;
+            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.wanted);
+            if wanted == 0 {
+                let actual = self.pieces.expected.sealed_bytes + sealed.len() as u64;
+                return Err(OpenError::Length { expected: self.pieces.expected.sealed_bytes, actual });
+            }
             let taken = sealed.len().min(wanted - self.pending.len());
             self.pending.extend_from_slice(&sealed[..taken]);
             sealed = &sealed[taken..];
-            let last = sealed.is_empty() && self.sealed_bytes == self.expected.sealed_bytes;
-            if self.pending.len() == wanted || last {
-                self.take_piece(last, stream)?;
+            if self.pending.len() == wanted {
+                self.wanted = SEALED_PAGE_BYTES;
+                let pages = self.pieces.take(std::mem::take(&mut self.pending))?.open()?;
+                for (index, mut page) in pages.pages().enumerate() {
+                    let mut more = true;
+                    while more {
+                        page = &page[self.plain.take(page, pages.is_last(index), stream)?..];
+                        more = !page.is_empty();
+                    }
+                }
             }
         }
         Ok(())
@@ -151,61 +398,7 @@ impl ChunkOpener {
     /// # Errors
     /// [`OpenError::Length`] when it was cut, [`OpenError::StreamLength`] when it holds another run of the stream.
     pub fn finish(self) -> Result<(), OpenError> {
-        if !self.done {
-            return Err(OpenError::Length { expected: self.expected.sealed_bytes, actual: self.sealed_bytes });
-        }
-        if self.stream_bytes != self.expected.stream_bytes {
-            return Err(OpenError::StreamLength { expected: self.expected.stream_bytes, actual: self.stream_bytes });
-        }
-        Ok(())
-    }
-
-    fn piece_bytes(&self) -> usize {
-        if self.key.is_none() { self.expected.head.bytes as usize } else { PAGE_BYTES + TAG_BYTES }
-    }
-
-    fn take_piece(&mut self, last: bool, stream: &mut Vec<u8>) -> Result<(), OpenError> {
-        let mut piece = std::mem::take(&mut self.pending);
-        match &mut self.key {
-            None => {
-                if Digest::of(&piece) != self.expected.head.blake3 {
-                    return Err(OpenError::Head);
-                }
-                self.key = Some(open_head(&piece, &self.identities)?);
-            }
-            Some(key) => {
-                if last && let Some(hasher) = &self.hasher {
-                    let actual = Digest::from(hasher.finalize());
-                    if actual != self.expected.blake3 {
-                        return Err(OpenError::Digest { expected: self.expected.blake3, actual });
-                    }
-                }
-                key.open(&mut piece, last)?;
-                self.take_plain(&piece, last, stream)?;
-            }
-        }
-        self.done = last;
-        piece.clear();
-        self.pending = piece;
-        Ok(())
-    }
-
-    fn take_plain(&mut self, plain: &[u8], last: bool, stream: &mut Vec<u8>) -> Result<(), OpenError> {
-        let before = stream.len();
-        match &mut self.decompressor {
-            None => stream.extend_from_slice(plain),
-            Some(decoder) => {
-                decoder.write_all(plain).map_err(OpenError::Decompress)?;
-                if last {
-                    decoder.flush().map_err(OpenError::Decompress)?;
-                }
-                stream.append(decoder.get_mut());
-            }
-        }
-        self.stream_bytes += (stream.len() - before) as u64;
-        if self.stream_bytes > self.expected.stream_bytes {
-            return Err(OpenError::StreamLength { expected: self.expected.stream_bytes, actual: self.stream_bytes });
-        }
-        Ok(())
+        self.pieces.finish()?;
+        self.plain.finish()
     }
 }

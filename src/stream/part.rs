@@ -17,7 +17,10 @@ struct Shared {
 
 /// A buffer on loan; it goes back to its pool when dropped, also as the owner behind a [`Bytes`].
 pub struct PartBuffer {
+    /// As long as a part, once it was taken.
     bytes: Vec<u8>,
+    /// How much of it is the content.
+    filled: usize,
     pool: Arc<Shared>,
 }
 
@@ -39,9 +42,11 @@ impl PartPool {
         loop {
             if let Some(mut bytes) = free.pop() {
                 drop(free);
-                bytes.clear();
-                bytes.reserve_exact(self.shared.part_bytes);
-                return PartBuffer { bytes, pool: Arc::clone(&self.shared) };
+                // Zeroed once, by the system; what is behind the content is never shown.
+                if bytes.is_empty() {
+                    bytes = vec![0; self.shared.part_bytes];
+                }
+                return PartBuffer { bytes, filled: 0, pool: Arc::clone(&self.shared) };
             }
             free = self.shared.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
@@ -51,19 +56,40 @@ impl PartPool {
 impl PartBuffer {
     /// Bytes that still fit.
     pub fn room(&self) -> usize {
-        self.pool.part_bytes - self.bytes.len()
+        self.bytes.len() - self.filled
     }
 
     /// Whether nothing is in it.
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.filled == 0
+    }
+
+    /// How long its content is.
+    pub fn len(&self) -> usize {
+        self.filled
     }
 
     /// Appends as much of `bytes` as fits and returns how much that was.
     pub fn fill(&mut self, bytes: &[u8]) -> usize {
         let taken = bytes.len().min(self.room());
-        self.bytes.extend_from_slice(&bytes[..taken]);
+        self.bytes[self.filled..][..taken].copy_from_slice(&bytes[..taken]);
+        self.filled += taken;
         taken
+    }
+
+    /// All of the buffer, to be written to in any place.
+    pub(super) fn space(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// The same, to look at.
+    pub(super) fn whole(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Says how long the content is that was written into [`PartBuffer::space`].
+    pub(super) fn set_len(&mut self, filled: usize) {
+        self.filled = filled.min(self.bytes.len());
     }
 
     /// The content as bytes that can be sent more than once; the buffer returns to the pool with the last clone.
@@ -74,7 +100,7 @@ impl PartBuffer {
 
 impl AsRef<[u8]> for PartBuffer {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        &self.bytes[..self.filled]
     }
 }
 

@@ -1,11 +1,16 @@
 //! [`ChunkSealer`]: a run of stream bytes becomes one sealed chunk - optional zstd, then age, hashed on the way out.
 //! Its exact inverse is [`crate::stream::open::ChunkOpener`].
 
-use super::age_file::{AgeError, PAGE_BYTES, PageKey, TAG_BYTES, new_head};
+use super::age_file::{AgeError, new_head};
+use super::fill::{FilledSink, PartFiller, Places};
 use super::part::{PartBuffer, PartPool};
 use crate::model::Digest;
 use bytes::Bytes;
 use std::io::Write;
+
+/// What one thread of zstd compresses at once, and so what each adds to memory, some four times. A job begins with an
+/// eighth of the window before it, so much smaller ones would do much twice.
+const COMPRESSION_JOB_BYTES: u32 = 1 << 20;
 
 /// Whether and how the stream is compressed before it is sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,12 +63,13 @@ pub enum SealError {
 /// Where finished parts go. Returns `false` when nobody wants them any more.
 pub type PartSink<'a> = &'a mut dyn FnMut(Bytes) -> bool;
 
-/// Seals one chunk. Parts leave as soon as they are full; all but the last have the pool's part size.
+/// Seals one chunk where it is called. Parts leave as soon as they are full; all but the last have the pool's part size.
+/// A transfer uses its pieces on several threads instead: [`ChunkFiller`], [`FilledPart::seal`], [`ChunkHasher`].
+///
+/// [`FilledPart::seal`]: super::fill::FilledPart::seal
 pub struct ChunkSealer {
-    pages: PageWriter,
-    compressor: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
-    stream_bytes: u64,
-    head: ChunkHead,
+    filler: ChunkFiller,
+    hasher: ChunkHasher,
 }
 
 impl ChunkSealer {
@@ -76,18 +82,7 @@ impl ChunkSealer {
         compression: Compression,
         pool: &PartPool,
     ) -> Result<Self, SealError> {
-        let (head, key) = new_head(recipients)?;
-        let compressor = match compression {
-            Compression::None => None,
-            Compression::Zstd { level } => {
-                let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), level).map_err(SealError::Compress)?;
-                encoder.include_checksum(true).map_err(SealError::Compress)?;
-                Some(encoder)
-            }
-        };
-        let head_of = ChunkHead { bytes: u32::try_from(head.len()).unwrap_or(u32::MAX), blake3: Digest::of(&head) };
-        let pages = PageWriter::new(key, pool.clone(), head);
-        Ok(Self { pages, compressor, stream_bytes: 0, head: head_of })
+        Ok(Self { filler: ChunkFiller::new(recipients, compression, 1, pool)?, hasher: ChunkHasher::default() })
     }
 
     /// Takes stream bytes, in any pieces.
@@ -95,96 +90,150 @@ impl ChunkSealer {
     /// # Errors
     /// [`SealError::Stopped`] when the sink wants no more.
     pub fn write(&mut self, stream: &[u8], sink: PartSink<'_>) -> Result<(), SealError> {
-        self.stream_bytes += stream.len() as u64;
-        match &mut self.compressor {
-            None => self.pages.write(stream, sink),
-            Some(encoder) => {
-                encoder.write_all(stream).map_err(SealError::Compress)?;
-                let compressed = std::mem::take(encoder.get_mut());
-                self.pages.write(&compressed, sink)
-            }
-        }
+        let Self { filler, hasher } = self;
+        filler.write(stream, &mut |part| hand_over(part.seal()?, hasher, sink))
     }
 
     /// Seals what is left, hands over the last part and says what the chunk is.
     ///
     /// # Errors
     /// As for [`ChunkSealer::write`].
-    pub fn finish(mut self, sink: PartSink<'_>) -> Result<SealedChunk, SealError> {
-        if let Some(encoder) = self.compressor.take() {
-            let rest = encoder.finish().map_err(SealError::Compress)?;
-            self.pages.write(&rest, sink)?;
-        }
-        let (sealed_bytes, blake3) = self.pages.finish(sink)?;
-        Ok(SealedChunk { stream_bytes: self.stream_bytes, sealed_bytes, blake3, head: self.head })
+    pub fn finish(self, sink: PartSink<'_>) -> Result<SealedChunk, SealError> {
+        let Self { filler, mut hasher } = self;
+        let filled = filler.finish(&mut |part| hand_over(part.seal()?, &mut hasher, sink))?;
+        Ok(hasher.finish(filled))
     }
 }
 
-/// Cuts plaintext into pages, seals them, and fills parts of uniform size with the result.
-struct PageWriter {
-    key: PageKey,
-    pool: PartPool,
-    page: Vec<u8>,
-    part: Option<PartBuffer>,
-    pending_head: Vec<u8>,
+fn hand_over(part: PartBuffer, hasher: &mut ChunkHasher, sink: PartSink<'_>) -> Result<(), SealError> {
+    hasher.take(part.as_ref());
+    if sink(part.freeze()) { Ok(()) } else { Err(SealError::Stopped) }
+}
+
+/// Hashes the sealed parts of one chunk in order.
+#[derive(Default)]
+pub struct ChunkHasher {
     hasher: blake3::Hasher,
     sealed_bytes: u64,
 }
 
-impl PageWriter {
-    fn new(key: PageKey, pool: PartPool, head: Vec<u8>) -> Self {
-        let page = Vec::with_capacity(PAGE_BYTES + TAG_BYTES);
-        Self { key, pool, page, part: None, pending_head: head, hasher: blake3::Hasher::new(), sealed_bytes: 0 }
-    }
-
-    fn write(&mut self, mut plain: &[u8], sink: PartSink<'_>) -> Result<(), SealError> {
-        while !plain.is_empty() {
-            // A full page is sealed only when more follows: the last one carries a flag.
-            if self.page.len() == PAGE_BYTES {
-                self.seal_page(false, sink)?;
-            }
-            let taken = plain.len().min(PAGE_BYTES - self.page.len());
-            self.page.extend_from_slice(&plain[..taken]);
-            plain = &plain[taken..];
-        }
-        Ok(())
-    }
-
-    fn finish(mut self, sink: PartSink<'_>) -> Result<(u64, Digest), SealError> {
-        self.seal_page(true, sink)?;
-        if let Some(part) = self.part.take() {
-            hand_over(part, sink)?;
-        }
-        Ok((self.sealed_bytes, self.hasher.finalize().into()))
-    }
-
-    fn seal_page(&mut self, last: bool, sink: PartSink<'_>) -> Result<(), SealError> {
-        let head = std::mem::take(&mut self.pending_head);
-        self.emit(&head, sink)?;
-        let mut page = std::mem::take(&mut self.page);
-        self.key.seal(&mut page, last)?;
-        self.emit(&page, sink)?;
-        page.clear();
-        self.page = page;
-        Ok(())
-    }
-
-    fn emit(&mut self, mut sealed: &[u8], sink: PartSink<'_>) -> Result<(), SealError> {
+impl ChunkHasher {
+    /// Takes the next part.
+    pub fn take(&mut self, sealed: &[u8]) {
         self.hasher.update(sealed);
         self.sealed_bytes += sealed.len() as u64;
-        while !sealed.is_empty() {
-            let part = self.part.get_or_insert_with(|| self.pool.take());
-            sealed = &sealed[part.fill(sealed)..];
-            if part.room() == 0
-                && let Some(full) = self.part.take()
-            {
-                hand_over(full, sink)?;
-            }
-        }
-        Ok(())
+    }
+
+    /// What the chunk is, all its parts taken.
+    pub fn finish(self, filled: FilledChunk) -> SealedChunk {
+        let FilledChunk { stream_bytes, head } = filled;
+        SealedChunk { stream_bytes, sealed_bytes: self.sealed_bytes, blake3: self.hasher.finalize().into(), head }
     }
 }
 
-fn hand_over(part: PartBuffer, sink: PartSink<'_>) -> Result<(), SealError> {
-    if sink(part.freeze()) { Ok(()) } else { Err(SealError::Stopped) }
+/// What is known of a chunk once all its bytes were taken, sealed or not.
+#[derive(Debug, Clone, Copy)]
+pub struct FilledChunk {
+    stream_bytes: u64,
+    head: ChunkHead,
+}
+
+/// Takes the stream bytes of one chunk, compresses them where that is wanted, and fills parts whose pages are still to be
+/// sealed.
+pub struct ChunkFiller {
+    parts: PartFiller,
+    compressor: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
+    stream_bytes: u64,
+    head: ChunkHead,
+}
+
+impl ChunkFiller {
+    /// Begins a chunk for these recipients. zstd gets so many threads of its own, none if it is 1.
+    ///
+    /// # Errors
+    /// [`SealError`] when there is no recipient, or the level is not one of zstd's.
+    pub fn new(
+        recipients: &[age::x25519::Recipient],
+        compression: Compression,
+        threads: u32,
+        pool: &PartPool,
+    ) -> Result<Self, SealError> {
+        let (head, key) = new_head(recipients)?;
+        let compressor = match compression {
+            Compression::None => None,
+            Compression::Zstd { level } => Some(compressor(level, threads).map_err(SealError::Compress)?),
+        };
+        let head_of = ChunkHead { bytes: u32::try_from(head.len()).unwrap_or(u32::MAX), blake3: Digest::of(&head) };
+        Ok(Self { parts: PartFiller::new(head, key, pool.clone()), compressor, stream_bytes: 0, head: head_of })
+    }
+
+    /// Takes stream bytes, in any pieces.
+    ///
+    /// # Errors
+    /// Those of the sink; [`SealError::Compress`].
+    pub fn write(&mut self, stream: &[u8], sink: FilledSink<'_>) -> Result<(), SealError> {
+        self.stream_bytes += stream.len() as u64;
+        match &mut self.compressor {
+            None => self.parts.write(stream, sink),
+            Some(encoder) => {
+                encoder.write_all(stream).map_err(SealError::Compress)?;
+                let compressed = encoder.get_mut();
+                self.parts.write(compressed, sink)?;
+                compressed.clear();
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether stream bytes can be read to their places without a copy: not when they are compressed first.
+    pub fn reads_in_place(&self) -> bool {
+        self.compressor.is_none()
+    }
+
+    /// Where at most `bytes_max` of the stream may be read to, when nothing is compressed. May wait for a free buffer.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    pub fn places(&mut self, bytes_max: usize, sink: FilledSink<'_>) -> Result<Places<'_>, SealError> {
+        self.parts.places(bytes_max, sink)
+    }
+
+    /// The first `bytes` of what was read to the places given last.
+    pub fn read_there(&self, bytes: usize) -> impl Iterator<Item = &[u8]> {
+        self.parts.read_there(bytes)
+    }
+
+    /// Takes so many bytes of what was read there.
+    ///
+    /// # Errors
+    /// Those of the sink.
+    pub fn advance(&mut self, bytes: usize, sink: FilledSink<'_>) -> Result<(), SealError> {
+        self.stream_bytes += bytes as u64;
+        self.parts.advance(bytes, sink)
+    }
+
+    /// Hands over what is left, and says what the chunk is.
+    ///
+    /// # Errors
+    /// As for [`ChunkFiller::write`].
+    pub fn finish(mut self, sink: FilledSink<'_>) -> Result<FilledChunk, SealError> {
+        if let Some(encoder) = self.compressor.take() {
+            let rest = encoder.finish().map_err(SealError::Compress)?;
+            self.parts.write(&rest, sink)?;
+        }
+        self.parts.finish(sink)?;
+        Ok(FilledChunk { stream_bytes: self.stream_bytes, head: self.head })
+    }
+}
+
+/// One frame, with its own checksum.
+fn compressor(level: i32, threads: u32) -> std::io::Result<zstd::stream::write::Encoder<'static, Vec<u8>>> {
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), level)?;
+    encoder.include_checksum(true)?;
+    if threads > 1 {
+        encoder.multithread(threads)?;
+        // Without this a job is four windows long, 32 MiB at level 19, and each thread has several.
+        encoder.set_parameter(zstd::zstd_safe::CParameter::JobSize(COMPRESSION_JOB_BYTES))?;
+    }
+    Ok(encoder)
 }

@@ -164,7 +164,7 @@ fn what_is_not_named_has_its_default() {
     assert_eq!(config.snapshots.prefix, "zfs-backup_");
     assert_eq!(config.state_dir, Path::new("/var/lib/zfs-backup"));
     assert_eq!(config.lock_file, Path::new("/var/lib/zfs-backup/zfs-backup.lock"));
-    assert_eq!(config.parts().part_size, Size::mebibytes(16));
+    assert_eq!(config.parts().part_size, Size::mebibytes(8));
     assert!(config.lifecycle_remote.keeps_everything());
     let steps: Vec<&str> = config.sequence.iter().map(|step| step.line.as_str()).collect();
     assert_eq!(steps, ["lock", "snapshot", "stream-to-remote", "verify-checksums", "unlock"]);

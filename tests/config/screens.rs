@@ -125,7 +125,7 @@ fn sizes_out_of_range() {
 #[test]
 fn too_many_parts_for_one_chunk() {
     assert_snapshot!(screen(&with("split_size = \"1T\"", "")), @r#"
-    zb.toml:5: main.split_size makes 65809 parts of 16M for one chunk
+    zb.toml:5: main.split_size makes 131617 parts of 8M for one chunk
       expected: at most 10000
       hint: lower split_size, or write part_size = "1053M" (memory grows with it)
     "#);
@@ -477,7 +477,7 @@ fn the_merged_configuration_hides_secrets_and_marks_defaults() {
     [s3]
     path_style = false  # default
     checksum = "auto"  # default
-    part_size = "16M"  # default
+    part_size = "8M"  # default
     concurrency = 4  # default
 
     [send]
@@ -506,7 +506,7 @@ fn advice_says_what_a_configuration_costs() {
         lines.iter().map(|line| format!("{}: {}\n", line.subject, line.text)).collect()
     };
     assert_snapshot!(advice(EXAMPLE), @r"
-    memory: at most 384M: parts of 32M x (8 in flight + 2) + 64M
+    memory: at most 368M: parts of 32M x (8 in flight + 2) + 48M
     requests: 1T of stream is 1024 chunks and about 35840 upload requests, 33 parts a chunk
     evidence: verify-checksums compares the SHA-256 of each chunk's part SHA-256s, computed by the store
     full: at 20M a second, the slowest limit of the day, 1T takes 15 hours
@@ -516,7 +516,7 @@ fn advice_says_what_a_configuration_costs() {
     ");
     let local = "[main]\nzfs_fs = \"t\"\nencryption_passphrase_file = \"/k\"\nintermediate_basedir = \"/x\"\n";
     assert_snapshot!(advice(local), @r"
-    memory: at most 160M: parts of 16M x (4 in flight + 2) + 64M
+    memory: at most 96M: parts of 8M x (4 in flight + 2) + 48M
     zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
     copies: there is no remote: all backups lie on this host and go with it
     ");
@@ -526,6 +526,6 @@ fn advice_says_what_a_configuration_costs() {
         lines.lines().find(|line| line.starts_with("evidence")).unwrap().to_owned()
     };
     assert_snapshot!(b2("split_size = \"15M\"\n"), @"evidence: verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which goes as one request (against accidents; a restore checks BLAKE3 too)");
-    assert_snapshot!(b2(""), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size. For a SHA-1 of B2's own write split_size = "15M", or part_size = "1029M" (memory grows with it)"#);
+    assert_snapshot!(b2(""), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size. For a SHA-1 of B2's own write split_size = "7M", or part_size = "1029M" (memory grows with it)"#);
     assert_snapshot!(b2("[b2]\npart_size = \"100M\"\nspool_dir = \"/s\"\n"), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size; the SHA-1 of the whole is taken in spool_dir and kept beside it, unchecked by B2. For a SHA-1 of B2's own write split_size = "99M", or part_size = "1029M" (memory grows with it)"#);
 }

@@ -8,28 +8,36 @@ use crate::run::catalog::chunk_key;
 use crate::run::transfer::{Stop, stopped};
 use crate::store::ObjectStore;
 use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};
-use crate::stream::open::ChunkOpener;
-use bytes::Bytes;
+use crate::stream::open::{
+    ChunkPieces, ChunkPlain, OpenError, PlainPages, SealedPages, piece_ranges, piece_ranges_from,
+};
+use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 /// How a stream is fetched.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
-    /// Bytes of one ranged read.
-    range_bytes: u64,
+    /// Pages of one ranged read. Whole pages, so that pieces are opened side by side.
+    pages: u32,
     /// Ranged reads under way.
     ahead: usize,
 }
 
-/// All of it: with the two ranges that wait for the opener 48 MiB at most.
-pub(super) const WHOLE: Pace = Pace { range_bytes: 8 << 20, ahead: 4 };
-/// The first record after some place, for which one range is mostly enough: 3 MiB at most.
-pub(super) const LOOK: Pace = Pace { range_bytes: 1 << 20, ahead: 1 };
-/// A record that lies within a step, or within a compressed chunk: 6 MiB at most.
-pub(super) const SEARCH: Pace = Pace { range_bytes: 1 << 20, ahead: 4 };
+/// All of it. A line of 1 Gbit/s is full at 200 ms; with those that are opened, the two that wait for that and the one
+/// that is given away, 11 pieces of 4 MiB at most.
+pub(super) const WHOLE: Pace = Pace { pages: 64, ahead: 6 };
+/// The first record after some place, for which one range is mostly enough: 6 MiB at most.
+pub(super) const LOOK: Pace = Pace { pages: 16, ahead: 1 };
+/// A record that lies within a step, or within a compressed chunk: 9 MiB at most.
+pub(super) const SEARCH: Pace = Pace { pages: 16, ahead: 4 };
+/// Pieces being opened.
+const PIECES_OPENED_MAX: usize = 2;
 
 /// Chunks that are not compressed can be entered at each such step; it is a whole number of pages.
 const STEP_BYTES: u64 = 8 << 20;
@@ -92,7 +100,9 @@ const SEALED_PAGE_BYTES: u64 = (PAGE_BYTES + TAG_BYTES) as u64;
 
 /// How many ranged reads it takes to fetch these chunks.
 pub fn fetch_requests(chunks: &[ChunkEntry]) -> u64 {
-    chunks.iter().map(|chunk| chunk.sealed_bytes.div_ceil(WHOLE.range_bytes)).sum()
+    let reads =
+        |chunk: &ChunkEntry| piece_ranges(&chunk.sealed(), WHOLE.pages).map_or(0, |ranges| ranges.count() as u64);
+    chunks.iter().map(reads).sum()
 }
 
 /// What the fetch and the opener share.
@@ -100,6 +110,8 @@ struct Sealed {
     manifest: Manifest,
     chunks: Vec<ChunkEntry>,
     identities: Arc<[age::x25519::Identity]>,
+    /// The chunk that is entered, and the page in it.
+    from: (usize, u64),
 }
 
 impl Sealed {
@@ -107,23 +119,45 @@ impl Sealed {
         let key = self.chunks.get(chunk).and_then(|entry| chunk_key(&self.manifest, entry));
         key.map_or_else(String::new, |key| key.to_string())
     }
+
+    fn damaged(&self, chunk: usize, source: OpenError) -> RunError {
+        RunError::Chunk { key: self.key_of(chunk), source }
+    }
+
+    /// The page at which a chunk is entered.
+    fn page_of(&self, chunk: usize) -> u64 {
+        if chunk == self.from.0 { self.from.1 } else { 0 }
+    }
 }
 
 /// Some bytes of a chunk.
 struct Piece {
     bytes: Bytes,
     chunk: usize,
-    /// It is the head, and what follows begins with this page.
-    before_page: Option<u64>,
+    /// It begins at the object's start.
+    first: bool,
+}
+
+/// A piece that is open, and how far it was given away.
+struct OpenPiece {
+    pages: PlainPages,
+    page: usize,
+    within: usize,
 }
 
 /// The opened bytes of a stream, for a blocking reader. Each byte that it gives was authenticated.
 pub(super) struct PlainStream {
     pieces: mpsc::Receiver<Result<Piece, RunError>>,
+    runtime: Handle,
     shared: Arc<Sealed>,
-    opener: Option<(ChunkOpener, usize)>,
-    /// Fetched and not opened yet. It is opened page by page, so that what a page expands to is all that is in memory.
-    sealed: Bytes,
+    /// The chunk whose pieces come now, and its number.
+    sealed: Option<(ChunkPieces, usize)>,
+    /// Pieces being opened, in order, each with its chunk.
+    opening: VecDeque<(Receiver<Result<PlainPages, OpenError>>, usize)>,
+    /// The chunk whose stream bytes come now, and its number.
+    plain: Option<(ChunkPlain, usize)>,
+    /// The opened piece that is given away now.
+    piece: Option<OpenPiece>,
     next_chunk: usize,
 }
 
@@ -142,66 +176,157 @@ impl PlainStream {
             manifest: backup.manifest.clone(),
             chunks: backup.chunks.clone(),
             identities: identities.into(),
+            from: Entries::of(backup).chunk_and_page(from),
         });
-        let from = Entries::of(backup).chunk_and_page(from);
-        tokio::spawn(fetch(Arc::clone(&backup.store), Arc::clone(&shared), from, pace, sender, stop));
-        Self { pieces, shared, opener: None, sealed: Bytes::new(), next_chunk: 0 }
+        tokio::spawn(fetch(Arc::clone(&backup.store), Arc::clone(&shared), pace, sender, stop));
+        Self {
+            pieces,
+            runtime: Handle::current(),
+            shared,
+            sealed: None,
+            opening: VecDeque::new(),
+            plain: None,
+            piece: None,
+            next_chunk: 0,
+        }
     }
 
-    /// Appends the next bytes, of one page; false at the end of the last chunk. Blocks.
-    pub(super) fn read(&mut self, plain: &mut Vec<u8>) -> Result<bool, RunError> {
-        let before = plain.len();
-        while plain.len() == before {
-            if self.sealed.is_empty() {
-                let Some(piece) = self.pieces.blocking_recv() else {
-                    return self.end().map(|()| false);
-                };
-                self.take(piece?)?;
+    /// Whether whole pieces can be taken: nothing is compressed, and no piece was begun.
+    pub(super) fn gives_pages(&self) -> bool {
+        self.shared.manifest.compression == CompressionName::None && self.piece.is_none()
+    }
+
+    /// The next piece, whose pages are stream bytes as they are; none at the end of the last chunk. Blocks. Only while
+    /// [`PlainStream::gives_pages`].
+    pub(super) fn pages(&mut self) -> Result<Option<PlainPages>, RunError> {
+        if !self.next_piece()? {
+            return Ok(None);
+        }
+        let (Some(OpenPiece { pages, .. }), Some((plain, number))) = (self.piece.take(), &mut self.plain) else {
+            return Ok(None);
+        };
+        for (index, page) in pages.pages().enumerate() {
+            plain.pass(page, pages.is_last(index)).map_err(|source| self.shared.damaged(*number, source))?;
+        }
+        Ok(Some(pages))
+    }
+
+    /// Appends the next bytes, of one page at most and of one run of what it expands to; false at the end of the last
+    /// chunk. Blocks.
+    pub(super) fn read(&mut self, stream: &mut Vec<u8>) -> Result<bool, RunError> {
+        let before = stream.len();
+        while stream.len() == before {
+            let page = self.piece.as_ref().and_then(|piece| Some((piece, piece.pages.page(piece.page)?)));
+            let (Some((piece, page)), Some((plain, number))) = (page, &mut self.plain) else {
+                if !self.next_piece()? {
+                    return Ok(false);
+                }
                 continue;
-            }
-            let page = self.sealed.split_to(self.sealed.len().min(PAGE_BYTES + TAG_BYTES));
-            if let Some((opener, chunk)) = &mut self.opener {
-                let failed = |source| RunError::Chunk { key: self.shared.key_of(*chunk), source };
-                opener.write(&page, plain).map_err(failed)?;
+            };
+            let (rest, last) = (&page[piece.within..], piece.pages.is_last(piece.page));
+            let rest_bytes = rest.len();
+            let taken = plain.take(rest, last, stream).map_err(|source| self.shared.damaged(*number, source))?;
+            if let Some(piece) = &mut self.piece {
+                match taken == rest_bytes {
+                    true => (piece.page, piece.within) = (piece.page + 1, 0),
+                    false => piece.within += taken,
+                }
             }
         }
         Ok(true)
     }
 
-    /// Fetches nothing more.
+    /// Fetches nothing more, and gives nothing more.
     pub(super) fn close(&mut self) {
-        self.sealed.clear();
+        (self.piece, self.plain, self.sealed) = (None, None, None);
+        self.opening.clear();
+        // Whoever asks again is told that it is not the end.
+        self.next_chunk = usize::MAX;
         self.pieces.close();
+        while self.pieces.try_recv().is_ok() {}
     }
 
-    fn take(&mut self, piece: Piece) -> Result<(), RunError> {
-        let shared = Arc::clone(&self.shared);
-        let Sealed { manifest, chunks, identities } = &*shared;
-        let failed = |source| RunError::Chunk { key: shared.key_of(piece.chunk), source };
-        let expected = chunks[piece.chunk].sealed();
-        if let Some(page) = piece.before_page {
-            let opener = ChunkOpener::from_page(expected, &piece.bytes, page, Arc::clone(identities));
-            self.opener = Some((opener.map_err(failed)?, piece.chunk));
-            return Ok(());
-        }
-        if self.opener.as_ref().is_none_or(|(_, chunk)| *chunk != piece.chunk) {
+    /// Waits for the next piece to be open; false at the end of the last chunk.
+    fn next_piece(&mut self) -> Result<bool, RunError> {
+        self.piece = None;
+        self.look_ahead()?;
+        let Some((opened, number)) = self.opening.pop_front() else {
+            return self.end().map(|()| false);
+        };
+        let pages = opened.recv().map_err(|_| panicked())?.map_err(|source| self.shared.damaged(number, source))?;
+        if self.plain.as_ref().is_none_or(|(_, chunk)| *chunk != number) {
             self.end_chunk()?;
-            let compressed = manifest.compression == CompressionName::Zstd;
-            let opener = ChunkOpener::new(expected, compressed, Arc::clone(identities)).map_err(failed)?;
-            self.opener = Some((opener, piece.chunk));
+            let compressed = self.shared.manifest.compression == CompressionName::Zstd;
+            let expected = self.shared.chunks[number].sealed();
+            let plain = match self.shared.page_of(number) {
+                0 => ChunkPlain::new(&expected, compressed).map_err(|source| self.shared.damaged(number, source))?,
+                page => ChunkPlain::from_page(&expected, page),
+            };
+            self.plain = Some((plain, number));
         }
-        self.sealed = piece.bytes;
+        self.piece = Some(OpenPiece { pages, page: 0, within: 0 });
+        // The next ones are opened while this one is given away.
+        self.look_ahead().map(|()| true)
+    }
+
+    /// Has the next pieces opened beside, in order: waits for one only when none is under way.
+    fn look_ahead(&mut self) -> Result<(), RunError> {
+        while self.opening.len() < PIECES_OPENED_MAX {
+            let piece = match self.pieces.try_recv() {
+                Ok(piece) => piece,
+                Err(mpsc::error::TryRecvError::Empty) if self.opening.is_empty() && self.piece.is_none() => {
+                    match self.pieces.blocking_recv() {
+                        Some(piece) => piece,
+                        None => return Ok(()),
+                    }
+                }
+                Err(_) => return Ok(()),
+            };
+            let piece = piece?;
+            let number = piece.chunk;
+            if let Some(pages) = self.take_sealed(piece)? {
+                let (sender, opened) = sync_channel(1);
+                self.runtime.spawn_blocking(move || sender.send(pages.open()));
+                self.opening.push_back((opened, number));
+            }
+        }
         Ok(())
     }
 
+    /// What can be opened of a piece: nothing where it is the head alone.
+    fn take_sealed(&mut self, piece: Piece) -> Result<Option<SealedPages>, RunError> {
+        let (number, shared) = (piece.chunk, Arc::clone(&self.shared));
+        let failed = |source| shared.damaged(number, source);
+        if piece.first {
+            self.end_sealed()?;
+            let (expected, identities) = (shared.chunks[number].sealed(), Arc::clone(&shared.identities));
+            let page = shared.page_of(number);
+            if page > 0 {
+                let pieces = ChunkPieces::from_page(expected, &piece.bytes, page, identities).map_err(failed)?;
+                self.sealed = Some((pieces, number));
+                return Ok(None);
+            }
+            self.sealed = Some((ChunkPieces::new(expected, identities).map_err(failed)?, number));
+        }
+        let Some((pieces, _)) = &mut self.sealed else { return Err(panicked()) };
+        pieces.take(BytesMut::from(piece.bytes)).map(Some).map_err(failed)
+    }
+
+    /// All pieces of the chunk came.
+    fn end_sealed(&mut self) -> Result<(), RunError> {
+        let Some((pieces, number)) = self.sealed.take() else { return Ok(()) };
+        pieces.finish().map_err(|source| self.shared.damaged(number, source))
+    }
+
+    /// All stream bytes of the chunk were given.
     fn end_chunk(&mut self) -> Result<(), RunError> {
-        let Some((opener, chunk)) = self.opener.take() else { return Ok(()) };
-        self.next_chunk = chunk + 1;
-        let key = self.shared.key_of(chunk);
-        opener.finish().map_err(|source| RunError::Chunk { key, source })
+        let Some((plain, number)) = self.plain.take() else { return Ok(()) };
+        self.next_chunk = number + 1;
+        plain.finish().map_err(|source| self.shared.damaged(number, source))
     }
 
     fn end(&mut self) -> Result<(), RunError> {
+        self.end_sealed()?;
         self.end_chunk()?;
         if self.next_chunk != self.shared.chunks.len() {
             let reason = "the fetch ended before the last chunk".to_owned();
@@ -211,41 +336,42 @@ impl PlainStream {
     }
 }
 
-/// One ranged read: the chunk, its bytes, and the page behind them if they are the head.
-type Want = (usize, Range<u64>, Option<u64>);
+fn panicked() -> RunError {
+    RunError::refused("a thread that opens pages panicked", "this is a defect: please report it")
+}
 
-fn wanted(shared: Arc<Sealed>, (first, page): (usize, u64), pace: Pace) -> impl Iterator<Item = Want> {
-    let head = shared.chunks.get(first).filter(|_| page > 0).map(|chunk| u64::from(chunk.head.bytes));
-    let begin = head.map_or(0, |head| head + page * SEALED_PAGE_BYTES);
-    let heads = head.map(|head| (first, 0..head, Some(page)));
-    let step = usize::try_from(pace.range_bytes).unwrap_or(usize::MAX);
-    let pieces = (first..shared.chunks.len()).flat_map(move |number| {
-        let bytes = shared.chunks[number].sealed_bytes;
-        let starts = (if number == first { begin } else { 0 }..bytes).step_by(step);
-        starts.map(move |start| (number, start..(start + pace.range_bytes).min(bytes), None))
-    });
-    heads.into_iter().chain(pieces)
+/// What is to be read of each chunk, in order. A chunk whose sizes are impossible is one error.
+fn wanted(shared: Arc<Sealed>, pace: Pace) -> impl Iterator<Item = Result<(usize, Range<u64>), RunError>> {
+    (shared.from.0..shared.chunks.len()).flat_map(move |number| {
+        let ranges = piece_ranges_from(&shared.chunks[number].sealed(), shared.page_of(number), pace.pages);
+        let (ranges, error) = match ranges {
+            Ok(ranges) => (Some(ranges), None),
+            Err(source) => (None, Some(Err(shared.damaged(number, source)))),
+        };
+        error.into_iter().chain(ranges.into_iter().flatten().map(move |range| Ok((number, range))))
+    })
 }
 
 async fn fetch(
     store: Arc<dyn ObjectStore>,
     shared: Arc<Sealed>,
-    from: (usize, u64),
     pace: Pace,
     sender: mpsc::Sender<Result<Piece, RunError>>,
     mut stop: Stop,
 ) {
-    let get = |(chunk, range, before_page): Want| {
+    let get = |wanted: Result<(usize, Range<u64>), RunError>| {
         let (store, shared) = (Arc::clone(&store), Arc::clone(&shared));
         async move {
+            let (chunk, range) = wanted?;
             let entry = &shared.chunks[chunk];
             let key = chunk_key(&shared.manifest, entry)
                 .ok_or_else(|| RunError::Damaged { key: entry.name.clone(), reason: "not a chunk's name".into() })?;
-            let bytes = store.get(&key, Some(range), pace.range_bytes).await?;
-            Ok(Piece { bytes, chunk, before_page })
+            let (first, bytes_max) = (range.start == 0, range.end - range.start);
+            let bytes = store.get(&key, Some(range), bytes_max).await?;
+            Ok(Piece { bytes, chunk, first })
         }
     };
-    let mut pieces = stream::iter(wanted(Arc::clone(&shared), from, pace)).map(get).buffered(pace.ahead);
+    let mut pieces = stream::iter(wanted(Arc::clone(&shared), pace)).map(get).buffered(pace.ahead);
     loop {
         let piece = tokio::select! {
             piece = pieces.next() => piece,

@@ -6,9 +6,10 @@ use super::plain::{Entry, PlainStream, WHOLE};
 use super::resume::FoundStart;
 use crate::run::RunError;
 use crate::run::transfer::Stop;
+use crate::stream::open::PlainPages;
 use crate::stream::record::{StreamExpectation, StreamParser};
 use crate::stream::resuming::{Resumer, ResumingError};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The stream of one backup, for a blocking reader. Every byte that it gives was authenticated; at its end the whole
@@ -91,6 +92,60 @@ impl RestoreReader {
         (reader, failure)
     }
 
+    /// Writes the rest of the stream, and says how much that was.
+    ///
+    /// # Errors
+    /// Those of `output`; any other reason is in the failure slot, as for [`Read`].
+    pub fn copy_to(&mut self, output: &mut dyn Write) -> std::io::Result<u64> {
+        let mut bytes = 0;
+        loop {
+            match self.next_pages() {
+                // A page lies beside its tag: all pages of a piece go out in one call.
+                Ok(Some(pages)) => {
+                    let mut slices: Vec<IoSlice<'_>> = pages.pages().map(IoSlice::new).collect();
+                    bytes += slices.iter().map(|slice| slice.len() as u64).sum::<u64>();
+                    write_all(output, &mut slices)?;
+                }
+                Ok(None) => break,
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
+        loop {
+            let rest = &self.plain[self.given..];
+            output.write_all(rest)?;
+            bytes += rest.len() as u64;
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
+        output.flush().map(|()| bytes)
+    }
+
+    /// The next whole piece, checked; none where the stream does not go out by whole pieces, and at its end.
+    fn next_pages(&mut self) -> Result<Option<PlainPages>, RunError> {
+        let Some(Passage::Whole(parser)) = &mut self.passage else { return Ok(None) };
+        if self.skip_bytes > 0 || self.given < self.plain.len() || !self.stream.gives_pages() {
+            return Ok(None);
+        }
+        let Some(pages) = self.stream.pages()? else { return Ok(None) };
+        for page in pages.pages() {
+            parser.feed(page).map_err(|source| RunError::Stream { snapshot: self.id.clone(), source })?;
+        }
+        Ok(Some(pages))
+    }
+
+    /// Nothing more comes out of a reader that failed.
+    fn fail(&mut self, error: RunError) -> std::io::Error {
+        self.plain.clear();
+        self.given = 0;
+        self.stream.close();
+        let text = error.to_string();
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        std::io::Error::new(ErrorKind::InvalidData, text)
+    }
+
     fn fill(&mut self) -> Result<bool, RunError> {
         self.plain.clear();
         self.given = 0;
@@ -142,21 +197,27 @@ fn failed(id: &str, error: ResumingError) -> RunError {
     }
 }
 
+/// As [`Write::write_all`], of many slices.
+fn write_all(output: &mut dyn Write, mut slices: &mut [IoSlice<'_>]) -> std::io::Result<()> {
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match output.write_vectored(slices) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(bytes) => IoSlice::advance_slices(&mut slices, bytes),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 impl Read for RestoreReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         if self.given == self.plain.len() {
             match self.fill() {
                 Ok(true) => {}
                 Ok(false) => return Ok(0),
-                Err(error) => {
-                    // Nothing more comes out of a reader that failed.
-                    self.plain.clear();
-                    self.given = 0;
-                    self.stream.close();
-                    let text = error.to_string();
-                    *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    return Err(std::io::Error::new(ErrorKind::InvalidData, text));
-                }
+                Err(error) => return Err(self.fail(error)),
             }
         }
         let bytes = buffer.len().min(self.plain.len() - self.given);

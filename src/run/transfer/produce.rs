@@ -1,18 +1,19 @@
-//! The producer's side of a transfer: reads the stream, joins it to what was sent before, cuts it into chunks, seals
-//! those that are missing. Runs on a blocking thread.
+//! The producer's side of a transfer: reads the stream, joins it to what was sent before, cuts it into chunks, and fills
+//! the parts of those that are missing. Runs on a blocking thread.
 
-use super::{Ending, Event, SealedEnd, StreamSource, TransferPlan};
+use super::sealers::{EndOfChunk, Line, sealers, with_sealers};
+use super::{Ending, Event, StreamSource, TransferPlan};
 use crate::manifest::CHUNKS_MAX;
 use crate::model::ChunkIndex;
 use crate::run::RunError;
-use crate::store::key::{BackupObject, object_name};
+use crate::store::key::BackupObject;
 use crate::stream::part::PartPool;
 use crate::stream::record::{BeginRecord, ResumePoint, StreamError, StreamFault, StreamParser, StreamSummary};
-use crate::stream::seal::{ChunkSealer, Compression, SealError};
+use crate::stream::seal::{ChunkFiller, Compression, SealError};
 use crate::stream::splice::{SpliceError, Splicer};
-use crate::zfs::{SendResume, SendStream, ZfsError};
+use crate::zfs::{SendResume, ZfsError};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -38,6 +39,7 @@ pub(super) enum ProduceError {
     Seal(SealError),
     Changed(u32),
     TooManyChunks,
+    Thread(std::io::Error),
     Panicked,
 }
 
@@ -57,6 +59,10 @@ impl ProduceError {
                 format!("the stream of {snapshot} needs more than {CHUNKS_MAX} chunks"),
                 "make main.split_size larger",
             ),
+            Self::Thread(error) => RunError::refused(
+                format!("start the threads that seal {snapshot}: {error}"),
+                "raise the limit of threads, or run it when less goes on",
+            ),
             Self::Panicked => RunError::refused(
                 format!("the thread that reads {snapshot} panicked"),
                 "this is a defect: please report it",
@@ -67,60 +73,60 @@ impl ProduceError {
 
 impl Producer {
     pub(super) fn run(self) -> Result<StreamSummary, ProduceError> {
-        match &self.resume {
-            None => self.run_from_start(),
-            Some((begin, point)) => self.run_from(begin, *point),
-        }
+        with_sealers(&self.events, |line| match &self.resume {
+            None => self.run_from_start(line),
+            Some((begin, point)) => self.run_from(line, begin, *point),
+        })
     }
 
     /// End of file is not success: the producer's own verdict comes first, then the END record, and only then is the
     /// last chunk completed.
-    fn run_from_start(&self) -> Result<StreamSummary, ProduceError> {
+    fn run_from_start(&self, line: &Line) -> Result<StreamSummary, ProduceError> {
         let mut stream = self.source.open(None).map_err(ProduceError::Zfs)?;
-        let mut cutter = Cutter::new(self, StreamParser::new(self.plan.expectation));
-        read_all(&mut stream, |bytes| cutter.write(bytes))?;
+        let mut cutter = Cutter::new(self, line, StreamParser::new(self.plan.expectation));
+        let mut buffer = vec![0; READ_BYTES];
+        while cutter.read(stream.reader(), &mut buffer)? {}
         stream.finish().map_err(ProduceError::Zfs)?;
         cutter.finish()
     }
 
-    fn run_from(&self, begin: &BeginRecord, point: ResumePoint) -> Result<StreamSummary, ProduceError> {
+    fn run_from(&self, line: &Line, begin: &BeginRecord, point: ResumePoint) -> Result<StreamSummary, ProduceError> {
         let resume = SendResume { object: point.object, offset: point.offset };
         let mut stream = self.source.open(Some(resume)).map_err(ProduceError::Zfs)?;
         let parser = StreamParser::resume(self.plan.expectation, begin.clone(), point);
         let parser = parser.map_err(|fault| ProduceError::Stream(begin_error(fault)))?;
-        let mut cutter = Cutter::new(self, parser);
+        let mut cutter = Cutter::new(self, line, parser);
         let mut splicer = Splicer::new(begin.clone(), point);
-        read_all(&mut stream, |bytes| {
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            let bytes = read(stream.reader(), |reader| reader.read(&mut buffer))?;
+            if bytes == 0 {
+                break;
+            }
             let mut written = Ok(());
-            let fed = splicer.feed(bytes, &mut |bytes| {
+            let fed = splicer.feed(&buffer[..bytes], &mut |bytes| {
                 if written.is_ok() {
                     written = cutter.write(bytes);
                 }
             });
             // What was written came before what could not be joined.
-            written.and(fed.map_err(ProduceError::Splice))
-        })?;
+            written.and(fed.map_err(ProduceError::Splice))?;
+        }
         stream.finish().map_err(ProduceError::Zfs)?;
         splicer.finish().map_err(ProduceError::Splice)?;
         cutter.finish()
     }
-
-    fn send(&self, event: Event) -> Result<(), ProduceError> {
-        self.events.blocking_send(event).map_err(|_| ProduceError::Seal(SealError::Stopped))
-    }
 }
 
-fn read_all(
-    stream: &mut SendStream,
-    mut take: impl FnMut(&[u8]) -> Result<(), ProduceError>,
-) -> Result<(), ProduceError> {
-    let mut buffer = vec![0; READ_BYTES];
+/// One read that a signal does not end.
+fn read(
+    stream: &mut (dyn Read + Send),
+    mut read: impl FnMut(&mut (dyn Read + Send)) -> std::io::Result<usize>,
+) -> Result<usize, ProduceError> {
     loop {
-        match stream.reader().read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(bytes) => take(&buffer[..bytes])?,
+        match read(stream) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(ProduceError::Read(error)),
+            result => return result.map_err(ProduceError::Read),
         }
     }
 }
@@ -130,21 +136,22 @@ fn begin_error(fault: StreamFault) -> StreamError {
     StreamError { record: 0, record_type: None, position: 0, fault }
 }
 
-/// Cuts the stream into chunks of exactly `split_bytes` and seals those that are not confirmed yet.
+/// Cuts the stream into chunks of exactly `split_bytes` and fills the parts of those that are not confirmed yet.
 struct Cutter<'a> {
     producer: &'a Producer,
+    line: &'a Line,
     parser: StreamParser,
     index: u32,
     chunk_bytes: u64,
-    sealing: Option<(ChunkSealer, ChunkIndex, BackupObject)>,
+    filling: Option<(ChunkFiller, ChunkIndex, BackupObject)>,
 }
 
 impl<'a> Cutter<'a> {
     /// At the parser's position, which may lie in the middle of a chunk that is confirmed already.
-    fn new(producer: &'a Producer, parser: StreamParser) -> Self {
+    fn new(producer: &'a Producer, line: &'a Line, parser: StreamParser) -> Self {
         let (split_bytes, position) = (producer.plan.split_bytes, parser.position());
         let index = u32::try_from(position / split_bytes).unwrap_or(u32::MAX);
-        let mut cutter = Self { producer, parser, index, chunk_bytes: position % split_bytes, sealing: None };
+        let mut cutter = Self { producer, line, parser, index, chunk_bytes: position % split_bytes, filling: None };
         cutter.note_boundary();
         cutter
     }
@@ -153,6 +160,28 @@ impl<'a> Cutter<'a> {
     fn note_boundary(&mut self) {
         let split_bytes = self.producer.plan.split_bytes;
         self.parser.note_boundary_at((u64::from(self.index) + 1).saturating_mul(split_bytes));
+    }
+
+    /// Reads what comes next, straight to its place in a part where it has one already. Returns whether there was more.
+    fn read(&mut self, stream: &mut (dyn Read + Send), buffer: &mut [u8]) -> Result<bool, ProduceError> {
+        let room = usize::try_from(self.producer.plan.split_bytes - self.chunk_bytes).unwrap_or(usize::MAX);
+        let in_place = |(filler, _, _): &(ChunkFiller, ChunkIndex, BackupObject)| filler.reads_in_place();
+        // Whether there is another chunk is known only once a byte of it has come.
+        if room == 0 || !self.filling.as_ref().is_some_and(in_place) {
+            let bytes = read(stream, |stream| stream.read(buffer))?;
+            self.write(&buffer[..bytes])?;
+            return Ok(bytes > 0);
+        }
+        let Some((filler, _, _)) = &mut self.filling else { return Ok(false) };
+        let sink = &mut |part| self.line.part(part);
+        let mut places = filler.places(room.min(READ_BYTES), sink).map_err(ProduceError::Seal)?;
+        let bytes = read(stream, |stream| stream.read_vectored(&mut places))?;
+        for bytes in filler.read_there(bytes) {
+            self.parser.feed(bytes).map_err(ProduceError::Stream)?;
+        }
+        filler.advance(bytes, sink).map_err(ProduceError::Seal)?;
+        self.chunk_bytes += bytes as u64;
+        Ok(bytes > 0)
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), ProduceError> {
@@ -167,10 +196,8 @@ impl<'a> Cutter<'a> {
             let room = usize::try_from(split_bytes - self.chunk_bytes).unwrap_or(usize::MAX);
             let (now, later) = bytes.split_at(bytes.len().min(room));
             self.parser.feed(now).map_err(ProduceError::Stream)?;
-            if let Some((sealer, _, _)) = &mut self.sealing {
-                let events = &self.producer.events;
-                let sink = &mut |part| events.blocking_send(Event::Part(part)).is_ok();
-                sealer.write(now, sink).map_err(ProduceError::Seal)?;
+            if let Some((filler, _, _)) = &mut self.filling {
+                filler.write(now, &mut |part| self.line.part(part)).map_err(ProduceError::Seal)?;
             }
             self.chunk_bytes += now.len() as u64;
             bytes = later;
@@ -210,10 +237,11 @@ impl<'a> Cutter<'a> {
         let nonce =
             getrandom::u32().map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
         let object = BackupObject::Chunk { index, nonce, compressed };
-        let sealer =
-            ChunkSealer::new(&plan.recipients, plan.compression, &self.producer.pool).map_err(ProduceError::Seal)?;
-        self.producer.send(Event::Begin(object.clone()))?;
-        self.sealing = Some((sealer, index, object));
+        let threads = u32::try_from(sealers()).unwrap_or(1);
+        let filler = ChunkFiller::new(&plan.recipients, plan.compression, threads, &self.producer.pool);
+        let filler = filler.map_err(ProduceError::Seal)?;
+        self.line.begin(object.clone()).map_err(ProduceError::Seal)?;
+        self.filling = Some((filler, index, object));
         Ok(())
     }
 
@@ -222,13 +250,11 @@ impl<'a> Cutter<'a> {
     }
 
     fn end_chunk_at(&mut self, ending: Ending) -> Result<(), ProduceError> {
-        match self.sealing.take() {
-            Some((sealer, index, object)) => {
-                let events = &self.producer.events;
-                let sink = &mut |part| events.blocking_send(Event::Part(part)).is_ok();
-                let sealed = sealer.finish(sink).map_err(ProduceError::Seal)?;
-                let end = SealedEnd { sealed, name: object_name(&object), index, ending };
-                self.producer.send(Event::End(Box::new(end)))?;
+        match self.filling.take() {
+            Some((filler, index, object)) => {
+                let filled = filler.finish(&mut |part| self.line.part(part)).map_err(ProduceError::Seal)?;
+                let end = EndOfChunk { filled, object, index, ending };
+                self.line.end(end).map_err(ProduceError::Seal)?;
             }
             // Confirmed before: it must end as it did then, and what is not confirmed must not pass by unsealed.
             None => match self.producer.skip.get(&self.index) {

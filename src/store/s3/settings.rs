@@ -9,9 +9,9 @@ use std::time::Duration;
 const MIB: usize = 1024 * 1024;
 /// AWS refuses smaller parts (the last excepted), and so do those who copied it.
 pub(super) const PART_BYTES_MIN: usize = 5 * MIB;
-/// At 1 GiB a chunk this is 64 parts: far from every limit, and little is lost with a part that is sent again.
-const PART_BYTES_DEFAULT: usize = 16 * MIB;
-/// Fills a line of 1 Gbit/s at 50 ms, and holds 5 x 16 MiB with the part that is being filled.
+/// At 1 GiB a chunk this is 129 parts: far from every limit, and little is lost with a part that is sent again.
+const PART_BYTES_DEFAULT: usize = 8 * MIB;
+/// Fills a line of 1 Gbit/s at 200 ms, and holds 6 x 8 MiB with the two parts that are being filled and sealed.
 const CONCURRENCY_DEFAULT: usize = 4;
 /// 256 kbit/s for each part in flight: slower lines exist, but not for backups of this size.
 const RATE_BYTES_MIN_DEFAULT: u64 = 32 * 1024;
@@ -56,7 +56,7 @@ pub struct S3Settings {
 }
 
 impl Default for S3Settings {
-    /// No bucket yet; parts of 16 MiB, four in flight, CRC64NVME.
+    /// No bucket yet; parts of 8 MiB, four in flight, CRC64NVME.
     fn default() -> Self {
         Self {
             bucket: String::new(),

@@ -1,0 +1,40 @@
+//! What the end-to-end benchmark needs besides the programs that it measures: a sink that speaks S3, streams to send, and
+//! the cost of the bare arithmetic. `benches/e2e/run` starts it and prints the table.
+#![allow(missing_docs, reason = "no part of the crate")]
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
+
+mod cost;
+mod generate;
+mod http;
+mod objects;
+mod sink;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const USAGE: &str = "\
+e2e sink PORT [--delay-ms N] [--keep DIR]   an S3 server on 127.0.0.1; without --keep large bodies are discarded
+e2e generate random|mixed BYTES FILE        a valid full send stream of that many bytes of blocks
+e2e cost FILE                               CPU seconds per GiB of the bare arithmetic on one core";
+
+fn main() {
+    // Cargo adds an argument of its own.
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["sink", port, ref options @ ..] => {
+            let (mut delay, mut keep) = (Duration::ZERO, None);
+            for option in options.chunks(2) {
+                match option {
+                    ["--delay-ms", ms] => delay = Duration::from_millis(ms.parse().unwrap()),
+                    ["--keep", folder] => keep = Some(PathBuf::from(folder)),
+                    _ => panic!("{USAGE}"),
+                }
+            }
+            sink::serve(port.parse().unwrap(), delay, keep);
+        }
+        ["generate", kind, bytes, file] => generate::generate(kind, bytes.parse().unwrap(), Path::new(file)),
+        ["cost", file] => cost::cost(Path::new(file)),
+        _ => println!("{USAGE}"),
+    }
+}

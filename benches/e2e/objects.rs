@@ -1,0 +1,80 @@
+//! What the sink remembers: small objects whole, of large ones the size and the checksum of what came.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+/// Larger bodies are discarded, or kept in a file.
+pub(crate) const SMALL_BYTES: u64 = 1 << 20;
+
+/// Where the bytes of an object are.
+#[derive(Clone)]
+pub(crate) enum Content {
+    Small(Vec<u8>),
+    /// One file for each part, and its length.
+    Files(Vec<(PathBuf, u64)>),
+    Discarded,
+}
+
+/// What is known of bytes that came.
+#[derive(Clone)]
+pub(crate) struct Came {
+    pub(crate) bytes: u64,
+    /// Taken here, of what came: never repeated after the client.
+    pub(crate) crc64nvme: u64,
+    pub(crate) content: Content,
+}
+
+#[derive(Clone)]
+pub(crate) struct Object {
+    pub(crate) came: Came,
+    pub(crate) metadata: BTreeMap<String, String>,
+    /// Whether it came in parts.
+    pub(crate) parts: usize,
+    pub(crate) modified: SystemTime,
+}
+
+pub(crate) struct Upload {
+    pub(crate) key: String,
+    pub(crate) metadata: BTreeMap<String, String>,
+    pub(crate) parts: BTreeMap<u32, Came>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// By bucket and key, joined by a slash.
+    pub(crate) objects: BTreeMap<String, Object>,
+    pub(crate) uploads: BTreeMap<String, Upload>,
+    pub(crate) files: u64,
+}
+
+pub(crate) type Shared = Mutex<State>;
+
+impl Object {
+    pub(crate) fn etag(&self) -> String {
+        match self.parts {
+            0 => format!("\"{:032x}\"", self.came.crc64nvme),
+            parts => format!("\"{:032x}-{parts}\"", self.came.crc64nvme),
+        }
+    }
+}
+
+/// The parts in order, as one.
+pub(crate) fn join(parts: &BTreeMap<u32, Came>) -> Came {
+    let mut whole = Came { bytes: 0, crc64nvme: crc_fast::checksum(ALGORITHM, &[]), content: Content::Discarded };
+    let mut files = Vec::new();
+    for part in parts.values() {
+        whole.crc64nvme = crc_fast::checksum_combine(ALGORITHM, whole.crc64nvme, part.crc64nvme, part.bytes);
+        whole.bytes += part.bytes;
+        if let Content::Files(of_part) = &part.content {
+            files.extend(of_part.iter().cloned());
+        }
+    }
+    if files.len() == parts.len() {
+        whole.content = Content::Files(files);
+    }
+    whole
+}
+
+pub(crate) const ALGORITHM: crc_fast::CrcAlgorithm = crc_fast::CrcAlgorithm::Crc64Nvme;

@@ -1,0 +1,363 @@
+//! An S3 server on 127.0.0.1 that costs next to nothing: it checks no signature, discards large bodies (or keeps them in
+//! files), and says of every object the size and the CRC64NVME of what came. A thread for each connection.
+
+use crate::http::{Request, answer, read_body, read_request};
+use crate::objects::{ALGORITHM, Came, Content, Object, SMALL_BYTES, Shared, Upload, join};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufReader, Read, Result, Seek, SeekFrom, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+const BUFFER_BYTES: usize = 256 << 10;
+const PAGE_KEYS_MAX: usize = 1000;
+const NOTHING_THERE: &str = "*";
+
+struct Sink {
+    state: Shared,
+    delay: Duration,
+    keep: Option<PathBuf>,
+}
+
+/// Serves until the process ends.
+pub(crate) fn serve(port: u16, delay: Duration, keep: Option<PathBuf>) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let sink = Arc::new(Sink { state: Shared::default(), delay, keep });
+    println!("listening on http://{}", listener.local_addr().unwrap());
+    for stream in listener.incoming().flatten() {
+        let sink = Arc::clone(&sink);
+        std::thread::spawn(move || {
+            // What fails here is the client's connection, and it notices.
+            let _ = sink.connection(stream);
+        });
+    }
+}
+
+impl Sink {
+    fn connection(&self, stream: TcpStream) -> Result<()> {
+        stream.set_nodelay(true)?;
+        let mut output = stream.try_clone()?;
+        let mut input = BufReader::with_capacity(BUFFER_BYTES, stream);
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while let Some(request) = read_request(&mut input)? {
+            let came = self.take_body(&mut input, &request, &mut buffer)?;
+            std::thread::sleep(self.delay);
+            self.reply(&request, came, &mut output, &mut buffer)?;
+        }
+        Ok(())
+    }
+
+    fn take_body(&self, input: &mut BufReader<TcpStream>, request: &Request, buffer: &mut [u8]) -> Result<Came> {
+        let mut crc = crc_fast::Digest::new(ALGORITHM);
+        let is_part = request.query.contains_key("partNumber");
+        let is_small = !is_part && request.body_bytes() <= SMALL_BYTES;
+        let mut small = Vec::new();
+        let mut file = None;
+        if let (Some(folder), true) = (&self.keep, request.method == "PUT" && !is_small) {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.files += 1;
+            let path = folder.join(state.files.to_string());
+            file = Some((File::create(&path)?, path));
+        }
+        let mut written = Ok(());
+        let bytes = read_body(input, request, buffer, |piece| {
+            crc.update(piece);
+            match &mut file {
+                Some((file, _)) if written.is_ok() => written = file.write_all(piece),
+                None if is_small => small.extend_from_slice(piece),
+                _ => {}
+            }
+        })?;
+        written?;
+        let content = match file {
+            Some((_, path)) => Content::Files(vec![(path, bytes)]),
+            None if is_small => Content::Small(small),
+            None => Content::Discarded,
+        };
+        Ok(Came { bytes, crc64nvme: crc.finalize(), content })
+    }
+
+    fn reply(&self, request: &Request, came: Came, output: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
+        let key = request.path.trim_start_matches('/').to_owned();
+        let asks = |name: &str| request.query.contains_key(name);
+        let is_bucket = !key.trim_end_matches('/').contains('/');
+        match request.method.as_str() {
+            "PUT" | "HEAD" if is_bucket => answer(output, "200 OK", &[], &[]),
+            "GET" if is_bucket => xml(output, &self.list(request, key.trim_end_matches('/'))),
+            "POST" if asks("delete") => self.delete_many(&key, &came, output),
+            "POST" if asks("uploads") => self.begin(request, key, output),
+            "POST" if asks("uploadId") => self.complete(request, &key, output),
+            "PUT" if asks("uploadId") => self.put_part(request, came, output),
+            "PUT" => self.put(request, key, came, output),
+            "DELETE" => self.delete(request, &key, output),
+            "GET" | "HEAD" => self.get(request, &key, output, buffer),
+            _ => error(output, "405 Method Not Allowed", "MethodNotAllowed"),
+        }
+    }
+
+    fn list(&self, request: &Request, bucket: &str) -> String {
+        let asked = |name: &str| request.query.get(name).map(String::as_str);
+        if asked("location").is_some() {
+            return "<LocationConstraint>us-east-1</LocationConstraint>".to_owned();
+        }
+        if asked("versions").is_some() {
+            return self.versions(bucket, asked("prefix").unwrap_or_default());
+        }
+        if asked("uploads").is_some() {
+            return "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>"
+                .to_owned();
+        }
+        let (prefix, delimiter) = (asked("prefix").unwrap_or_default(), asked("delimiter").unwrap_or_default());
+        let after = asked("continuation-token").or(asked("marker")).or(asked("start-after")).unwrap_or_default();
+        let most = asked("max-keys").and_then(|text| text.parse().ok()).unwrap_or(PAGE_KEYS_MAX);
+        let root = format!("{bucket}/");
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = state.objects.range(format!("{root}{prefix}")..).map_while(|(name, object)| {
+            let name = name.strip_prefix(&root)?;
+            name.starts_with(prefix).then_some((name, object))
+        });
+        let (mut lines, mut folders, mut last, mut count, mut more) = (String::new(), BTreeSet::new(), "", 0, false);
+        for (name, object) in all.filter(|(name, _)| *name > after) {
+            let folder = name[prefix.len()..].find(delimiter).filter(|_| !delimiter.is_empty());
+            if let Some(end) = folder {
+                folders.insert(&name[..prefix.len() + end + delimiter.len()]);
+                continue;
+            }
+            if count == most {
+                more = true;
+                break;
+            }
+            (last, count) = (name, count + 1);
+            let (bytes, etag, at) = (object.came.bytes, object.etag(), time_text(object.modified));
+            lines += &format!(
+                "<Contents><Key>{}</Key><Size>{bytes}</Size><ETag>{etag}</ETag><LastModified>{at}</LastModified>\
+                 <StorageClass>STANDARD</StorageClass></Contents>",
+                escape(name)
+            );
+        }
+        for folder in folders {
+            lines += &format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escape(folder));
+        }
+        let next = if more {
+            format!("<NextContinuationToken>{0}</NextContinuationToken><NextMarker>{0}</NextMarker>", escape(last))
+        } else {
+            String::new()
+        };
+        format!(
+            "<ListBucketResult><Name>{bucket}</Name><Prefix>{}</Prefix><KeyCount>{count}</KeyCount>\
+             <MaxKeys>{most}</MaxKeys><IsTruncated>{more}</IsTruncated>{next}{lines}</ListBucketResult>",
+            escape(prefix)
+        )
+    }
+
+    /// There is one of each, as in a bucket without versioning.
+    fn versions(&self, bucket: &str, prefix: &str) -> String {
+        let root = format!("{bucket}/");
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = state.objects.range(format!("{root}{prefix}")..);
+        let names = all.map_while(|(name, _)| name.strip_prefix(&root).filter(|name| name.starts_with(prefix)));
+        let line = |name| {
+            let key = escape(name);
+            format!("<Version><Key>{key}</Key><VersionId>null</VersionId><IsLatest>true</IsLatest></Version>")
+        };
+        let lines: String = names.map(line).collect();
+        format!("<ListVersionsResult><IsTruncated>false</IsTruncated>{lines}</ListVersionsResult>")
+    }
+
+    fn begin(&self, request: &Request, key: String, output: &mut TcpStream) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.files += 1;
+        let id = format!("upload-{}", state.files);
+        let body = format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
+        state.uploads.insert(id, Upload { key, metadata: metadata(request), parts: BTreeMap::new() });
+        drop(state);
+        xml(output, &body)
+    }
+
+    fn put_part(&self, request: &Request, came: Came, output: &mut TcpStream) -> Result<()> {
+        let number = request.query.get("partNumber").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let id = request.query.get("uploadId").cloned().unwrap_or_default();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(upload) = state.uploads.get_mut(&id) else { return error(output, "404 Not Found", "NoSuchUpload") };
+        let crc = crc_text(came.crc64nvme);
+        let etag = format!("\"{:032x}\"", came.crc64nvme);
+        upload.parts.insert(number, came);
+        drop(state);
+        answer(output, "200 OK", &[("ETag", etag), ("x-amz-checksum-crc64nvme", crc)], &[])
+    }
+
+    fn complete(&self, request: &Request, key: &str, output: &mut TcpStream) -> Result<()> {
+        let id = request.query.get("uploadId").cloned().unwrap_or_default();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if request.header("if-none-match") == Some(NOTHING_THERE) && state.objects.contains_key(key) {
+            return error(output, "412 Precondition Failed", "PreconditionFailed");
+        }
+        let Some(upload) = state.uploads.remove(&id).filter(|upload| upload.key == key) else {
+            return error(output, "404 Not Found", "NoSuchUpload");
+        };
+        let (came, parts) = (join(&upload.parts), upload.parts.len());
+        let object = Object { came, metadata: upload.metadata, parts, modified: SystemTime::now() };
+        let (etag, crc) = (object.etag(), crc_text(object.came.crc64nvme));
+        state.objects.insert(key.to_owned(), object);
+        drop(state);
+        xml(
+            output,
+            &format!(
+                "<CompleteMultipartUploadResult><ETag>{etag}</ETag><ChecksumCRC64NVME>{crc}</ChecksumCRC64NVME>\
+                 <ChecksumType>FULL_OBJECT</ChecksumType></CompleteMultipartUploadResult>"
+            ),
+        )
+    }
+
+    fn put(&self, request: &Request, key: String, came: Came, output: &mut TcpStream) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if request.header("if-none-match") == Some(NOTHING_THERE) && state.objects.contains_key(&key) {
+            return error(output, "412 Precondition Failed", "PreconditionFailed");
+        }
+        let object = Object { came, metadata: metadata(request), parts: 0, modified: SystemTime::now() };
+        let headers = [("ETag", object.etag()), ("x-amz-checksum-crc64nvme", crc_text(object.came.crc64nvme))];
+        state.objects.insert(key, object);
+        drop(state);
+        answer(output, "200 OK", &headers, &[])
+    }
+
+    fn delete(&self, request: &Request, key: &str, output: &mut TcpStream) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match request.query.get("uploadId") {
+            Some(id) => _ = state.uploads.remove(id),
+            None => _ = state.objects.remove(key),
+        }
+        drop(state);
+        answer(output, "204 No Content", &[], &[])
+    }
+
+    fn delete_many(&self, bucket: &str, came: &Came, output: &mut TcpStream) -> Result<()> {
+        let Content::Small(body) = &came.content else { return error(output, "400 Bad Request", "MalformedXML") };
+        let body = String::from_utf8_lossy(body);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in body.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
+            state.objects.remove(&format!("{}/{key}", bucket.trim_end_matches('/')));
+        }
+        drop(state);
+        xml(output, "<DeleteResult></DeleteResult>")
+    }
+
+    fn get(&self, request: &Request, key: &str, output: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(object) = state.objects.get(key).cloned() else {
+            drop(state);
+            return error(output, "404 Not Found", if request.method == "HEAD" { "" } else { "NoSuchKey" });
+        };
+        drop(state);
+        let whole = object.came.bytes;
+        let range = request.header("range").and_then(|text| parse_range(text, whole));
+        let (start, end) = range.unwrap_or((0, whole));
+        let mut headers = vec![
+            ("Content-Length", (end - start).to_string()),
+            ("ETag", object.etag()),
+            ("Last-Modified", http_time(object.modified)),
+            ("Accept-Ranges", "bytes".to_owned()),
+            ("Content-Type", "application/octet-stream".to_owned()),
+        ];
+        if range.is_some() {
+            headers.push(("Content-Range", format!("bytes {start}-{}/{whole}", end - 1)));
+        }
+        if request.header("x-amz-checksum-mode").is_some() && range.is_none() {
+            headers.push(("x-amz-checksum-crc64nvme", crc_text(object.came.crc64nvme)));
+            headers.push(("x-amz-checksum-type", "FULL_OBJECT".to_owned()));
+        }
+        headers.extend(object.metadata.iter().map(|(name, value)| (name.as_str(), value.clone())));
+        let status = if range.is_some() { "206 Partial Content" } else { "200 OK" };
+        if request.method == "HEAD" {
+            return answer(output, status, &headers, &[]);
+        }
+        match &object.came.content {
+            Content::Small(bytes) => {
+                let part = bytes.get(index(start)..index(end)).unwrap_or_default();
+                answer(output, status, &headers, part)
+            }
+            Content::Files(files) => {
+                answer(output, status, &headers, &[])?;
+                send_files(files, (start, end), output, buffer)
+            }
+            Content::Discarded => error(output, "410 Gone", "Discarded"),
+        }
+    }
+}
+
+fn send_files(
+    files: &[(PathBuf, u64)],
+    (start, end): (u64, u64),
+    output: &mut TcpStream,
+    buffer: &mut [u8],
+) -> Result<()> {
+    let mut at = 0;
+    for (path, bytes) in files {
+        let (from, to) = (start.max(at), end.min(at + bytes));
+        if from < to {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(from - at))?;
+            let mut left = index(to - from);
+            while left > 0 {
+                let space = left.min(buffer.len());
+                file.read_exact(&mut buffer[..space])?;
+                output.write_all(&buffer[..space])?;
+                left -= space;
+            }
+        }
+        at += bytes;
+    }
+    Ok(())
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn parse_range(text: &str, whole: u64) -> Option<(u64, u64)> {
+    let (from, to) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let from = from.parse().ok()?;
+    let to = to.parse().map_or(whole, |to: u64| (to + 1).min(whole));
+    (from < to).then_some((from, to))
+}
+
+fn metadata(request: &Request) -> BTreeMap<String, String> {
+    let own = request.headers.iter().filter(|(name, _)| name.starts_with("x-amz-meta-"));
+    own.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn crc_text(crc: u64) -> String {
+    BASE64_STANDARD.encode(crc.to_be_bytes())
+}
+
+fn time_text(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map(|time| time.strftime("%Y-%m-%dT%H:%M:%S.000Z").to_string()).unwrap_or_default()
+}
+
+fn http_time(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time)
+        .map(|time| time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string())
+        .unwrap_or_default()
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn xml(output: &mut TcpStream, body: &str) -> Result<()> {
+    let body = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{body}");
+    answer(output, "200 OK", &[("Content-Type", "application/xml".to_owned())], body.as_bytes())
+}
+
+fn error(output: &mut TcpStream, status: &str, code: &str) -> Result<()> {
+    let body = if code.is_empty() {
+        String::new()
+    } else {
+        format!("<Error><Code>{code}</Code><Message>{status}</Message></Error>")
+    };
+    answer(output, status, &[("Content-Type", "application/xml".to_owned())], body.as_bytes())
+}

@@ -1,0 +1,92 @@
+//! Sealing and opening chunks, beside the arithmetic that they cannot do without: BLAKE3 and CRC64NVME.
+#![allow(missing_docs, reason = "criterion makes public functions")]
+
+use bytes::BytesMut;
+use crc_fast::{CrcAlgorithm, checksum};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
+use zfs_backup::stream::open::{ChunkPieces, piece_ranges};
+use zfs_backup::stream::part::PartPool;
+use zfs_backup::stream::seal::{ChunkSealer, Compression, SealedChunk};
+
+const CHUNK_BYTES: usize = 64 << 20;
+const PART_BYTES: usize = 8 << 20;
+const READ_BYTES: usize = 1 << 20;
+const PIECE_PAGES: u32 = 64;
+
+/// Bytes that no compressor makes smaller.
+fn noise() -> Vec<u8> {
+    let mut bytes = vec![0; CHUNK_BYTES];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+fn seal_chunk(stream: &[u8], to: &[age::x25519::Recipient], compression: Compression, pool: &PartPool) -> SealedChunk {
+    let mut sealer = ChunkSealer::new(to, compression, pool).expect("there is a recipient");
+    for piece in stream.chunks(READ_BYTES) {
+        sealer.write(piece, &mut |part| black_box(part).len() > 0).expect("parts are taken");
+    }
+    sealer.finish(&mut |part| black_box(part).len() > 0).expect("parts are taken")
+}
+
+fn seal(criterion: &mut Criterion) {
+    let (stream, to) = (noise(), [age::x25519::Identity::generate().to_public()]);
+    let pool = PartPool::new(2, PART_BYTES);
+    let mut group = criterion.benchmark_group("seal a chunk, one thread");
+    group.throughput(Throughput::Bytes(CHUNK_BYTES as u64)).sample_size(10);
+    group.bench_function("plain", |bencher| bencher.iter(|| seal_chunk(&stream, &to, Compression::None, &pool)));
+    group.bench_function("zstd 1, incompressible", |bencher| {
+        bencher.iter(|| seal_chunk(&stream, &to, Compression::Zstd { level: 1 }, &pool));
+    });
+    let zeros = vec![0; CHUNK_BYTES];
+    group.bench_function("zstd 1, zeros", |bencher| {
+        bencher.iter(|| seal_chunk(&zeros, &to, Compression::Zstd { level: 1 }, &pool));
+    });
+}
+
+fn open(criterion: &mut Criterion) {
+    let identity = age::x25519::Identity::generate();
+    let pool = PartPool::new(CHUNK_BYTES / PART_BYTES + 2, PART_BYTES);
+    let mut parts = Vec::new();
+    let mut sealer = ChunkSealer::new(&[identity.to_public()], Compression::None, &pool).expect("there is a recipient");
+    let mut keep = |part| {
+        parts.push(part);
+        true
+    };
+    sealer.write(&noise(), &mut keep).expect("parts are taken");
+    let chunk = sealer.finish(&mut keep).expect("parts are taken");
+    let sealed = parts.concat();
+    let ranges: Vec<_> = piece_ranges(&chunk, PIECE_PAGES).expect("a chunk").collect();
+    let mut group = criterion.benchmark_group("open a chunk, one thread");
+    group.throughput(Throughput::Bytes(CHUNK_BYTES as u64)).sample_size(10);
+    group.bench_function("4 MiB pieces, copied once", |bencher| {
+        bencher.iter(|| {
+            let mut pieces = ChunkPieces::new(chunk, [identity.clone()].into()).expect("a chunk");
+            for range in &ranges {
+                let range = usize::try_from(range.start).unwrap_or(0)..usize::try_from(range.end).unwrap_or(0);
+                let pages = pieces.take(BytesMut::from(&sealed[range])).expect("authentic");
+                black_box(pages.open().expect("authentic"));
+            }
+            pieces.finish().expect("whole");
+        });
+    });
+}
+
+fn hashes(criterion: &mut Criterion) {
+    let bytes = noise();
+    let mut group = criterion.benchmark_group("one thread, 8 MiB at once");
+    group.throughput(Throughput::Bytes(CHUNK_BYTES as u64)).sample_size(10);
+    group.bench_function("BLAKE3", |bencher| {
+        bencher.iter(|| {
+            let mut hasher = blake3::Hasher::new();
+            bytes.chunks(PART_BYTES).for_each(|part| _ = hasher.update(part));
+            hasher.finalize()
+        });
+    });
+    group.bench_function("CRC64NVME", |bencher| {
+        bencher.iter(|| bytes.chunks(PART_BYTES).fold(0, |sum, part| sum ^ checksum(CrcAlgorithm::Crc64Nvme, part)));
+    });
+}
+
+criterion_group!(benches, seal, open, hashes);
+criterion_main!(benches);

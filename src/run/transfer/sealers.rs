@@ -1,0 +1,152 @@
+//! The threads between the reader and the uploads: parts are sealed side by side, and leave in the order of the stream.
+//!
+//! ```text
+//! reader --(jobs)--> sealers            one part each, at most four at once
+//!        --(steps, in order)--> hasher  waits for each part in turn, hashes it, hands it to the uploader
+//! ```
+//! Every part comes from the pool and goes back to it when it was sent, so the pool bounds what is under way here too.
+//! When the uploader wants no more, the hasher ends, then the reader's next step fails, and the sealers end with it.
+
+use super::produce::ProduceError;
+use super::{Ending, Event, SealedEnd};
+use crate::model::ChunkIndex;
+use crate::store::key::{BackupObject, object_name};
+use crate::stream::fill::FilledPart;
+use crate::stream::part::PartBuffer;
+use crate::stream::seal::{ChunkHasher, FilledChunk, SealError};
+use std::panic::resume_unwind;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, Scope};
+use tokio::sync::mpsc::Sender;
+
+/// More sealers than this do not help: the reader, the hasher and the line come first.
+const SEALERS_MAX: usize = 4;
+/// Steps and jobs that wait. Handles only: the pool bounds the memory, and no pool has more parts than the 64 in flight
+/// that a configuration may name and the two beside.
+const STEPS_MAX: usize = 66;
+
+type Sealed = Result<PartBuffer, SealError>;
+
+struct Job {
+    part: FilledPart,
+    sealed: SyncSender<Sealed>,
+}
+
+/// What happens to the chunks, in order.
+enum Step {
+    Begin(BackupObject),
+    Part(Receiver<Sealed>),
+    End(Box<EndOfChunk>),
+}
+
+pub(super) struct EndOfChunk {
+    pub(super) filled: FilledChunk,
+    pub(super) object: BackupObject,
+    pub(super) index: ChunkIndex,
+    pub(super) ending: Ending,
+}
+
+/// The reader's side.
+pub(super) struct Line {
+    jobs: SyncSender<Job>,
+    steps: SyncSender<Step>,
+}
+
+impl Line {
+    /// A chunk begins.
+    pub(super) fn begin(&self, object: BackupObject) -> Result<(), SealError> {
+        self.step(Step::Begin(object))
+    }
+
+    /// A part is to be sealed and sent.
+    pub(super) fn part(&self, part: FilledPart) -> Result<(), SealError> {
+        let (sealed, receiver) = sync_channel(1);
+        self.step(Step::Part(receiver))?;
+        self.jobs.send(Job { part, sealed }).map_err(|_| SealError::Stopped)
+    }
+
+    /// All parts of the chunk were given.
+    pub(super) fn end(&self, end: EndOfChunk) -> Result<(), SealError> {
+        self.step(Step::End(Box::new(end)))
+    }
+
+    fn step(&self, step: Step) -> Result<(), SealError> {
+        self.steps.send(step).map_err(|_| SealError::Stopped)
+    }
+}
+
+/// How many threads seal on this machine.
+pub(super) fn sealers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(SEALERS_MAX)
+}
+
+/// Does `work`, whose parts go to the uploader; returns when all of them are handed over or nobody wants them.
+pub(super) fn with_sealers<T>(
+    events: &Sender<Event>,
+    work: impl FnOnce(&Line) -> Result<T, ProduceError>,
+) -> Result<T, ProduceError> {
+    let (jobs, waiting) = sync_channel(STEPS_MAX);
+    let (steps, ordered) = sync_channel(STEPS_MAX);
+    let waiting = Mutex::new(waiting);
+    std::thread::scope(|scope| {
+        // Should a later thread not start, the earlier ones end with their channels.
+        let line = Line { jobs, steps };
+        for number in 0..sealers() {
+            spawn(scope, &format!("seal-{number}"), || seal_all(&waiting))?;
+        }
+        // It owns its channel: when it ends, the reader's next step fails and the parts that wait go back to the pool.
+        let hasher = spawn(scope, "hash", move || hand_over_all(ordered, events))?;
+        let worked = work(&line);
+        drop(line);
+        let handed = hasher.join().unwrap_or_else(|panic| resume_unwind(panic));
+        match (worked, handed) {
+            // The reader stopped because of the hasher, so the hasher's reason comes first.
+            (Err(ProduceError::Seal(SealError::Stopped)) | Ok(_), Err(error)) => Err(ProduceError::Seal(error)),
+            (worked, _) => worked,
+        }
+    })
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<std::thread::ScopedJoinHandle<'scope, T>, ProduceError> {
+    Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map_err(ProduceError::Thread)
+}
+
+/// Until the reader has no more.
+fn seal_all(waiting: &Mutex<Receiver<Job>>) {
+    loop {
+        let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job { part, sealed }) = job else { return };
+        // Nobody waits for it when the hasher has ended.
+        let _ = sealed.send(part.seal().map_err(SealError::from));
+    }
+}
+
+/// Takes the steps in order until there are no more.
+fn hand_over_all(steps: Receiver<Step>, events: &Sender<Event>) -> Result<(), SealError> {
+    let mut hasher = ChunkHasher::default();
+    for step in steps {
+        let event = match step {
+            Step::Begin(object) => {
+                hasher = ChunkHasher::default();
+                Event::Begin(object)
+            }
+            Step::Part(sealed) => {
+                let part = sealed.recv().map_err(|_| SealError::Stopped)??;
+                hasher.take(part.as_ref());
+                Event::Part(part.freeze())
+            }
+            Step::End(end) => {
+                let EndOfChunk { filled, object, index, ending } = *end;
+                let sealed = std::mem::take(&mut hasher).finish(filled);
+                Event::End(Box::new(SealedEnd { sealed, name: object_name(&object), index, ending }))
+            }
+        };
+        events.blocking_send(event).map_err(|_| SealError::Stopped)?;
+    }
+    Ok(())
+}

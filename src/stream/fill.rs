@@ -1,0 +1,298 @@
+//! [`PartFiller`]: plaintext finds its place in part buffers, with gaps for the tags, so that every page can be sealed
+//! where it lies, on any thread, and nothing is copied between the pipe and the socket.
+//!
+//! ```text
+//! part    | head or end of a page | page | tag | page | tag | .. | page | tag | beginning of a page |
+//! ```
+//! The page that would cross the end of a part is gathered beside the parts (the bridge), sealed at once and copied into
+//! both. A page can be sealed only when it is known whether it is the last one: so a full bridge waits for one byte more,
+//! which is read to yet another place (ahead).
+
+use super::age_file::{AgeError, PAGE_BYTES, PageKey, TAG_BYTES};
+use super::part::{PartBuffer, PartPool};
+use super::seal::SealError;
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::sync::Arc;
+
+const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
+
+/// Where filled parts go, in order.
+pub type FilledSink<'a> = &'a mut dyn FnMut(FilledPart) -> Result<(), SealError>;
+/// Where bytes may be read to, in order.
+pub type Places<'a> = Vec<IoSliceMut<'a>>;
+
+/// A part whose pages are in place and still plain.
+pub struct FilledPart {
+    buffer: PartBuffer,
+    key: Arc<PageKey>,
+    pages: Pages,
+    /// The last page of the chunk is its last in place.
+    last: bool,
+}
+
+/// The pages in place in one part.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pages {
+    /// Where the first begins.
+    start: usize,
+    /// Its number in the chunk.
+    first: u64,
+    /// So many full ones fit.
+    most: usize,
+    /// Plaintext bytes so far. All pages but the last are full.
+    plain_bytes: usize,
+}
+
+impl Pages {
+    /// The pages that fit into the rest of a part, but for at least one byte: what ends a part is always a bridge.
+    fn behind(buffer: &PartBuffer, first: u64) -> Self {
+        let most = buffer.room().saturating_sub(1) / SEALED_PAGE_BYTES;
+        Self { start: buffer.len(), first, most, plain_bytes: 0 }
+    }
+
+    fn count(&self) -> usize {
+        self.plain_bytes.div_ceil(PAGE_BYTES)
+    }
+
+    fn room(&self) -> usize {
+        self.most * PAGE_BYTES - self.plain_bytes
+    }
+
+    /// Where they end, tags and all.
+    fn end(&self) -> usize {
+        self.start + self.plain_bytes + self.count() * TAG_BYTES
+    }
+
+    fn next(&self) -> u64 {
+        self.first + self.count() as u64
+    }
+}
+
+impl FilledPart {
+    /// Seals the pages where they lie.
+    ///
+    /// # Errors
+    /// [`AgeError::Page`] never happens.
+    pub fn seal(mut self) -> Result<PartBuffer, AgeError> {
+        let Pages { start, first, plain_bytes, .. } = self.pages;
+        let count = self.pages.count();
+        let space = &mut self.buffer.space()[start..];
+        for (index, page) in space.chunks_mut(SEALED_PAGE_BYTES).take(count).enumerate() {
+            let (plain, gap) = page.split_at_mut(PAGE_BYTES.min(plain_bytes - index * PAGE_BYTES));
+            let last = self.last && index + 1 == count;
+            let tag = self.key.seal(first + index as u64, plain, last)?;
+            gap[..TAG_BYTES].copy_from_slice(&tag);
+        }
+        Ok(self.buffer)
+    }
+}
+
+/// One page beside the parts.
+struct SidePage {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl SidePage {
+    fn new() -> Self {
+        Self { bytes: vec![0; PAGE_BYTES], filled: 0 }
+    }
+}
+
+/// Fills the parts of one chunk.
+pub(super) struct PartFiller {
+    key: Arc<PageKey>,
+    pool: PartPool,
+    /// The head of the chunk, until the first byte is wanted.
+    pending: Vec<u8>,
+    part: Option<(PartBuffer, Pages)>,
+    bridge: SidePage,
+    ahead: SidePage,
+    next_page: u64,
+}
+
+/// Where the next bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Part,
+    Bridge,
+    Ahead,
+}
+
+impl PartFiller {
+    pub(super) fn new(head: Vec<u8>, key: PageKey, pool: PartPool) -> Self {
+        let (bridge, ahead) = (SidePage::new(), SidePage::new());
+        Self { key: Arc::new(key), pool, pending: head, part: None, bridge, ahead, next_page: 0 }
+    }
+
+    /// Copies bytes to their places.
+    pub(super) fn write(&mut self, mut plain: &[u8], sink: FilledSink<'_>) -> Result<(), SealError> {
+        while !plain.is_empty() {
+            let mut taken = 0;
+            for mut place in self.places(plain.len(), sink)? {
+                let bytes = place.len();
+                place.copy_from_slice(&plain[taken..taken + bytes]);
+                taken += bytes;
+            }
+            self.advance(taken, sink)?;
+            plain = &plain[taken..];
+        }
+        Ok(())
+    }
+
+    /// Room for at most `bytes_max`, at least one byte if that is more than none. May wait for a free buffer.
+    pub(super) fn places(&mut self, bytes_max: usize, sink: FilledSink<'_>) -> Result<Places<'_>, SealError> {
+        if self.part.is_none() {
+            self.begin_part(sink)?;
+        }
+        let ranges = self.ranges(bytes_max);
+        let Self { part, bridge, ahead, .. } = self;
+        let mut rest = part.as_mut().map(|(buffer, _)| buffer.space()).unwrap_or_default();
+        let (mut bridge, mut ahead, mut at) = (Some(&mut bridge.bytes), Some(&mut ahead.bytes), 0);
+        let mut places = Vec::with_capacity(ranges.len());
+        for (place, range) in ranges {
+            let side = match place {
+                Place::Part => {
+                    let (_, from) = std::mem::take(&mut rest).split_at_mut(range.start - at);
+                    let (wanted, behind) = from.split_at_mut(range.len());
+                    (rest, at) = (behind, range.end);
+                    places.push(IoSliceMut::new(wanted));
+                    continue;
+                }
+                Place::Bridge => bridge.take(),
+                Place::Ahead => ahead.take(),
+            };
+            places.extend(side.map(|side| IoSliceMut::new(&mut side[range])));
+        }
+        Ok(places)
+    }
+
+    /// The first `bytes` of the places given last, as they are now.
+    pub(super) fn read_there(&self, bytes: usize) -> impl Iterator<Item = &[u8]> {
+        self.ranges(bytes).into_iter().map(|(place, range)| match (place, &self.part) {
+            (Place::Part, Some((buffer, _))) => &buffer.whole()[range],
+            (Place::Bridge, _) => &self.bridge.bytes[range],
+            _ => &self.ahead.bytes[range],
+        })
+    }
+
+    /// Takes so many bytes of what was written to the places given last.
+    pub(super) fn advance(&mut self, bytes: usize, sink: FilledSink<'_>) -> Result<(), SealError> {
+        for (place, range) in self.ranges(bytes) {
+            match (place, &mut self.part) {
+                (Place::Part, Some((_, pages))) => pages.plain_bytes += range.len(),
+                (Place::Bridge, _) => self.bridge.filled += range.len(),
+                _ => {
+                    self.seal_bridge(false, sink)?;
+                    let ahead = std::mem::take(&mut self.ahead.bytes);
+                    let written = self.write(&ahead[range], sink);
+                    self.ahead.bytes = ahead;
+                    written?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what is left.
+    pub(super) fn finish(mut self, sink: FilledSink<'_>) -> Result<(), SealError> {
+        if self.part.is_none() {
+            self.begin_part(sink)?;
+        }
+        let in_place = self.part.as_ref().is_some_and(|(_, pages)| pages.plain_bytes > 0);
+        let last_in_place = in_place && self.bridge.filled == 0;
+        if !last_in_place {
+            self.seal_bridge(true, sink)?;
+        }
+        match self.part.take() {
+            Some((buffer, pages)) => self.hand_over(buffer, pages, last_in_place, sink),
+            None => Ok(()),
+        }
+    }
+
+    /// The next bytes' places, in order: pages in place, then the bridge; ahead only when all that is full.
+    fn ranges(&self, bytes_max: usize) -> Vec<(Place, Range<usize>)> {
+        let (mut ranges, mut left) = (Vec::new(), bytes_max);
+        if let Some((_, pages)) = &self.part {
+            let (mut plain_bytes, mut room) = (pages.plain_bytes, pages.room());
+            while left > 0 && room > 0 {
+                let (page, within) = (plain_bytes / PAGE_BYTES, plain_bytes % PAGE_BYTES);
+                let at = pages.start + page * SEALED_PAGE_BYTES + within;
+                let taken = (PAGE_BYTES - within).min(left);
+                ranges.push((Place::Part, at..at + taken));
+                (plain_bytes, room, left) = (plain_bytes + taken, room - taken, left - taken);
+            }
+        }
+        let bridge_room = PAGE_BYTES - self.bridge.filled;
+        if left > 0 && bridge_room > 0 {
+            ranges.push((Place::Bridge, self.bridge.filled..self.bridge.filled + left.min(bridge_room)));
+        } else if left > 0 && ranges.is_empty() {
+            ranges.push((Place::Ahead, 0..left.min(PAGE_BYTES)));
+        }
+        ranges
+    }
+
+    /// Seals the page beside the parts and copies it into them.
+    fn seal_bridge(&mut self, last: bool, sink: FilledSink<'_>) -> Result<(), SealError> {
+        let page = self.part.as_ref().map_or(self.next_page, |(_, pages)| pages.next());
+        let mut bytes = std::mem::take(&mut self.bridge.bytes);
+        let plain = &mut bytes[..std::mem::take(&mut self.bridge.filled)];
+        let tag = self.key.seal(page, plain, last)?;
+        self.next_page = page + 1;
+        if let Some((buffer, pages)) = &mut self.part {
+            buffer.set_len(pages.end());
+        }
+        let copied = self.copy(plain, sink).and_then(|()| self.copy(&tag, sink));
+        self.bridge.bytes = bytes;
+        copied?;
+        self.place_pages();
+        Ok(())
+    }
+
+    fn begin_part(&mut self, sink: FilledSink<'_>) -> Result<(), SealError> {
+        let head = std::mem::take(&mut self.pending);
+        self.copy(&head, sink)?;
+        if self.part.is_none() {
+            self.part = Some((self.pool.take(), Pages::default()));
+        }
+        self.place_pages();
+        Ok(())
+    }
+
+    /// Behind what was copied into a part that has no pages yet, pages begin.
+    fn place_pages(&mut self) {
+        if let Some((buffer, pages)) = &mut self.part
+            && pages.plain_bytes == 0
+        {
+            *pages = Pages::behind(buffer, self.next_page);
+        }
+    }
+
+    /// Copies bytes that are sealed already behind what is there, into as many parts as it takes.
+    fn copy(&mut self, mut sealed: &[u8], sink: FilledSink<'_>) -> Result<(), SealError> {
+        while !sealed.is_empty() {
+            let (mut buffer, pages) = self.part.take().unwrap_or_else(|| (self.pool.take(), Pages::default()));
+            sealed = &sealed[buffer.fill(sealed)..];
+            match buffer.room() {
+                0 => self.hand_over(buffer, pages, false, sink)?,
+                _ => self.part = Some((buffer, pages)),
+            }
+        }
+        Ok(())
+    }
+
+    fn hand_over(
+        &self,
+        mut buffer: PartBuffer,
+        pages: Pages,
+        last: bool,
+        sink: FilledSink<'_>,
+    ) -> Result<(), SealError> {
+        buffer.set_len(buffer.len().max(pages.end()));
+        match buffer.is_empty() {
+            true => Ok(()),
+            false => sink(FilledPart { buffer, key: Arc::clone(&self.key), pages, last }),
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! [`RecordedZfs`]: a send stream that was recorded in a file, in place of a pool. For benchmarks, and for tests on hosts
+//! without ZFS: the stream goes the way of every other, and only where it comes from is made up.
+//!
+//! It has one dataset with one snapshot, both as the stream's first record names them, and changes nothing anywhere:
+//! holds and bookmarks are forgotten with the process. What only a pool can do is refused.
+
+use super::attempt::Attempt;
+use super::{
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendRequest,
+    SendStream, Snapshot, Zfs, ZfsError,
+};
+use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
+use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamDatasetType, feature};
+use jiff::Timestamp;
+use rustix::pipe::fcntl_setpipe_size;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Cursor, Error, Read};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// As the pipe of a send; where it is refused the default serves.
+const PIPE_BYTES: usize = 1 << 20;
+/// What the manifest says in place of a module's version.
+const VERSION: &str = "recorded";
+
+/// One recorded stream. A pipe can be sent from once; a file as often as it must.
+pub struct RecordedZfs {
+    path: PathBuf,
+    head: [u8; HEADER_BYTES],
+    begin: BeginRecord,
+    snapshot: SnapshotName,
+    /// Open behind the first record; taken by the first send.
+    opened: Mutex<Option<File>>,
+    /// The file's length; `None` for a pipe.
+    file_bytes: Option<u64>,
+}
+
+impl RecordedZfs {
+    /// Opens the file or pipe and reads its first record.
+    ///
+    /// # Errors
+    /// [`ZfsError::System`] when it cannot be read; [`ZfsError::Malformed`] unless it begins as a full stream does.
+    pub fn open(path: &Path) -> Result<Self, ZfsError> {
+        let attempt = Attempt::new("read the recorded stream", path.display());
+        let failed = |error| attempt.failed(error);
+        let mut file = File::open(path).map_err(failed)?;
+        let kind = file.metadata().map_err(failed)?;
+        let file_bytes = (!kind.file_type().is_fifo()).then_some(kind.len());
+        if file_bytes.is_none() {
+            // A smaller pipe is slower and nothing else.
+            let _ = fcntl_setpipe_size(&file, PIPE_BYTES);
+        }
+        let mut head = [0; HEADER_BYTES];
+        file.read_exact(&mut head).map_err(failed)?;
+        let begin = BeginRecord::parse(&head).map_err(|fault| attempt.malformed(fault))?;
+        if begin.base_guid.is_some() {
+            return Err(attempt.malformed("it is incremental, and there is no pool to tell what it builds on"));
+        }
+        let snapshot = begin.to_name.parse().map_err(|error| attempt.malformed(error))?;
+        Ok(Self { path: path.to_owned(), head, begin, snapshot, opened: Mutex::new(Some(file)), file_bytes })
+    }
+
+    /// The dataset that the stream names.
+    pub fn dataset_name(&self) -> &DatasetName {
+        self.snapshot.dataset()
+    }
+
+    fn missing(operation: &'static str, name: impl std::fmt::Display) -> ZfsError {
+        Attempt::new(operation, name).refused(libc::ENOENT)
+    }
+
+    fn refused(&self, operation: &'static str, subject: impl std::fmt::Display) -> ZfsError {
+        let reason = format!("{} is a recorded stream, not a pool", self.path.display());
+        Attempt::new(operation, subject).failed(Error::other(reason))
+    }
+
+    fn created_at(&self) -> Timestamp {
+        let seconds = i64::try_from(self.begin.creation_time).ok();
+        seconds.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    /// The rest of the stream, behind its first record.
+    fn rest(&self, attempt: &Attempt) -> Result<File, ZfsError> {
+        if let Some(file) = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Ok(file);
+        }
+        if self.file_bytes.is_none() {
+            return Err(attempt.failed(Error::other("it came through a pipe, which can be read only once")));
+        }
+        let failed = |error| attempt.failed(error);
+        let mut file = File::open(&self.path).map_err(failed)?;
+        let mut head = [0; HEADER_BYTES];
+        file.read_exact(&mut head).map_err(failed)?;
+        match head == self.head {
+            true => Ok(file),
+            false => Err(attempt.failed(Error::other("the recorded stream is another one than before"))),
+        }
+    }
+}
+
+/// A guid for what the stream gives only a name of; always the same.
+fn guid_of(name: &str) -> Guid {
+    Guid(u64::from_le_bytes(*blake3::hash(name.as_bytes()).as_bytes().first_chunk().unwrap_or(&[1; 8])))
+}
+
+impl Zfs for RecordedZfs {
+    fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
+        let dataset_type = match self.begin.dataset_type {
+            StreamDatasetType::Volume => DatasetType::Volume,
+            _ => DatasetType::Filesystem,
+        };
+        Ok((name == self.dataset_name()).then(|| Dataset {
+            name: name.clone(),
+            guid: guid_of(name.as_str()),
+            dataset_type,
+            encrypted: self.begin.has(feature::RAW),
+            key_unavailable: false,
+            origin: None,
+            inconsistent: false,
+            properties: BTreeMap::new(),
+        }))
+    }
+
+    fn children(&self, _: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
+        Ok(Vec::new())
+    }
+
+    fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
+        if name != self.dataset_name() {
+            return Err(Self::missing("list the snapshots of", name));
+        }
+        Ok(vec![Snapshot {
+            name: self.snapshot.clone(),
+            guid: self.begin.snapshot_guid,
+            // The stream does not say it. Times have the same order.
+            createtxg: self.begin.creation_time,
+            created_at: self.created_at(),
+            referenced_bytes: self.file_bytes.unwrap_or(0),
+            used_bytes: 0,
+            holds: 0,
+            user_properties: BTreeMap::new(),
+        }])
+    }
+
+    fn bookmarks(&self, _: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
+        Ok(Vec::new())
+    }
+
+    fn take_snapshots(&self, names: &[SnapshotName], _: &BTreeMap<String, String>) -> Result<(), ZfsError> {
+        Err(self.refused("snapshot", names.first().map(ToString::to_string).unwrap_or_default()))
+    }
+
+    fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError> {
+        Err(self.refused("destroy", names.first().map(ToString::to_string).unwrap_or_default()))
+    }
+
+    fn hold(&self, _: &SnapshotName, _: &str) -> Result<(), ZfsError> {
+        Ok(())
+    }
+
+    fn hold_until_dropped(&self, _: &SnapshotName, _: &str) -> Result<HoldGuard, ZfsError> {
+        Ok(HoldGuard::new(Box::new(())))
+    }
+
+    fn release(&self, _: &SnapshotName, _: &str) -> Result<(), ZfsError> {
+        Ok(())
+    }
+
+    fn holds(&self, _: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn bookmark(&self, _: &BookmarkName, _: &SendBase) -> Result<(), ZfsError> {
+        Ok(())
+    }
+
+    fn destroy_bookmarks(&self, _: &[BookmarkName]) -> Result<(), ZfsError> {
+        Ok(())
+    }
+
+    fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
+        self.file_bytes.ok_or_else(|| self.refused("estimate the stream of", &request.snapshot))
+    }
+
+    /// The verdict is always good: whether the stream is whole, its END record says.
+    fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
+        if request.snapshot != self.snapshot {
+            return Err(Self::missing("send", &request.snapshot));
+        }
+        if request.base.is_some() || request.resume.is_some() {
+            return Err(self.refused("send but the whole of", &request.snapshot));
+        }
+        let rest = self.rest(&Attempt::new("send", &request.snapshot))?;
+        Ok(SendStream::new(Box::new(Cursor::new(self.head).chain(rest)), Box::new(|| Ok(()))))
+    }
+
+    fn receive(&self, request: &ReceiveRequest, _: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
+        Err(self.refused("receive", &request.target))
+    }
+
+    fn create_filesystem(&self, name: &DatasetName, _: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+        Err(self.refused("create", name))
+    }
+
+    fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError> {
+        Err(self.refused("destroy", name))
+    }
+
+    fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
+        Ok(guid_of(pool))
+    }
+
+    fn module_version(&self) -> Result<String, ZfsError> {
+        Ok(VERSION.to_owned())
+    }
+
+    fn delegations(&self, _: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+        Ok(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::fletcher::ByteOrder;
+    use crate::stream::record::RecordWriter;
+    use crate::zfs::{SendFlags, SendResume};
+
+    fn recorded(base_guid: Option<Guid>) -> (tempfile::NamedTempFile, Vec<u8>) {
+        let begin = BeginRecord {
+            order: ByteOrder::Little,
+            feature_flags: feature::LARGE_BLOCKS,
+            creation_time: 1_767_225_600,
+            dataset_type: StreamDatasetType::Filesystem,
+            flags: 0,
+            snapshot_guid: Guid(7),
+            base_guid,
+            to_name: "tank/data@now".to_owned(),
+            payload_bytes: 0,
+        };
+        let mut writer = RecordWriter::new(&begin, &[]);
+        writer.write(1, 0, &[9; 4096]);
+        let bytes = writer.end();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        (file, bytes)
+    }
+
+    fn request(resume: Option<SendResume>) -> SendRequest {
+        let snapshot = "tank/data@now".parse().unwrap();
+        SendRequest { snapshot, base: None, flags: SendFlags::default(), resume }
+    }
+
+    #[test]
+    fn a_file_is_sent_as_often_as_it_must_and_says_what_it_is_of() {
+        let (file, bytes) = recorded(None);
+        let zfs = RecordedZfs::open(file.path()).unwrap();
+        for _ in 0..2 {
+            let mut stream = zfs.send(&request(None)).unwrap();
+            let mut sent = Vec::new();
+            stream.reader().read_to_end(&mut sent).unwrap();
+            stream.finish().unwrap();
+            assert_eq!(sent, bytes);
+        }
+        let snapshots = zfs.snapshots(&"tank/data".parse().unwrap()).unwrap();
+        assert_eq!((snapshots[0].guid, snapshots[0].created_at.as_second()), (Guid(7), 1_767_225_600));
+        assert!(zfs.dataset(&"tank/other".parse().unwrap()).unwrap().is_none());
+        assert!(zfs.snapshots(&"tank/other".parse().unwrap()).is_err(), "missing is not empty");
+    }
+
+    #[test]
+    fn a_pipe_is_sent_once() {
+        let (_file, bytes) = recorded(None);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let (from, sent) = (path.clone(), bytes.clone());
+        let feeder = std::thread::spawn(move || std::fs::write(from, sent));
+        let zfs = RecordedZfs::open(&path).unwrap();
+        let mut read = Vec::new();
+        zfs.send(&request(None)).unwrap().reader().read_to_end(&mut read).unwrap();
+        feeder.join().unwrap().unwrap();
+        assert_eq!(read, bytes);
+        assert!(zfs.send(&request(None)).is_err(), "what is gone must not look like an empty stream");
+        assert!(zfs.send_space(&request(None)).is_err());
+    }
+
+    #[test]
+    fn what_only_a_pool_can_do_is_refused() {
+        let (incremental, _) = recorded(Some(Guid(3)));
+        assert!(RecordedZfs::open(incremental.path()).is_err_and(|error| error.to_string().contains("incremental")));
+        let (file, _) = recorded(None);
+        let zfs = RecordedZfs::open(file.path()).unwrap();
+        assert!(zfs.send(&request(Some(SendResume { object: 1, offset: 0 }))).is_err());
+        assert!(zfs.take_snapshots(&[], &BTreeMap::new()).is_err());
+        std::fs::write(file.path(), b"no stream").unwrap();
+        assert!(RecordedZfs::open(file.path()).is_err());
+    }
+}
