@@ -167,4 +167,40 @@ mod tests {
             assert_eq!(ResumeToken::parse(text), None, "{text}");
         }
     }
+
+    /// As OpenZFS 2.3.2 wrote them, of a full stream and of a raw one; `zstream token` says the same of the second.
+    #[test]
+    fn tokens_of_a_kernel_are_read() {
+        let full = concat!(
+            "1-10d264bd65-110-789c636064000310a500c4ec50360710e72765a526973030c8429460caa7a515a7968064121861f26c4",
+            "8f2499525a9c540bae3550b2336fd25f9e9a599290c0c3db7859ba7df14e8774092e704cbe725e6a6323014e8a72496243a5",
+            "4a515eb262526679716c41b191899191a1a1987181a99989b1a4721dcc7cb80f04f4e62517a6a524e7e72767e364c9e1b493",
+            "e393fb7a028b5b818220b010016c8279c",
+        );
+        let raw = concat!(
+            "1-1519da072c-128-789c636064000310a500c4ec50360710e72765a5269740f80cd8e4d3d28a534b18e00024cf86249f545",
+            "9925acc802a8facbf243fbd34338581c17e667ead6d7b8eb003923c27583e2f31379581a140bf3835b928b5c4a12aad58372",
+            "93139bbb420dec8c0c8ccd0d0c838c4d0c8c4c2d4380a663e2f03c23f398945e9a94939f9c9d9f9d930796e24f9e4fcdc82a",
+            "2d4e262882c038304d4fd30f9a2c47298140300b5c82753",
+        );
+        let expected = ResumeToken {
+            object: 29,
+            offset: 23068672,
+            bytes: 25488008,
+            to_guid: Guid(10308978791813471116),
+            from_guid: None,
+            to_name: "p/data@zfs-backup_20261123T124753Z".to_owned(),
+            large_blocks: true,
+            embedded: false,
+            compressed: true,
+            raw: false,
+        };
+        assert_eq!(ResumeToken::parse(full), Some(expected));
+        let raw = ResumeToken::parse(raw).unwrap();
+        assert_eq!((raw.object, raw.offset, raw.bytes, raw.raw), (1, 0, 0, true));
+        assert_eq!(
+            (raw.to_guid, raw.to_name.as_str()),
+            (Guid(1399642282372602175), "p/secret@zfs-backup_20261123T124853Z")
+        );
+    }
 }

@@ -167,7 +167,7 @@ fn readonly_of(zfs: &FakeZfs, dataset: &DatasetName) -> Option<PropertyValue> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restore_that_fails_or_is_stopped_within_the_chain_leaves_nothing() {
+async fn a_restore_that_fails_within_the_chain_leaves_nothing_and_a_stopped_one_goes_on() {
     let world = World::new();
     let points = chain(&world, 2).await;
     let target = name("tank/back");
@@ -187,7 +187,11 @@ async fn a_restore_that_fails_or_is_stopped_within_the_chain_leaves_nothing() {
     let zfs = Arc::new(world.zfs.clone());
     let stopped = restore_to_dataset(&set, &world.keys, zfs, &target, &ReceiveOptions::default(), stop).await;
     assert!(matches!(stopped, Err(RunError::Interrupted)), "{stopped:?}");
-    world.assert_not_received(&target);
+    world.restore_into(&target).await.unwrap();
+    assert!(world.zfs.files(&target) == points[2].1);
+    let received: Vec<_> = world.zfs.snapshots(&target).unwrap().into_iter().map(|snapshot| snapshot.name).collect();
+    world.zfs.destroy_snapshots(&received).unwrap();
+    world.zfs.destroy_dataset(&target).unwrap();
     // Each call of ZFS fails once.
     for n in 1..=20 {
         world.zfs.fail_call(n, EIO);
