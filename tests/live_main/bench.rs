@@ -11,6 +11,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use tempfile::TempDir;
 use zfs_backup::keyring::KeyFile;
+use zfs_backup::model::Digest;
 
 const BUCKET: &str = "backups";
 
@@ -140,6 +141,18 @@ impl Bench {
         );
         fs::create_dir_all(self.path("intermediate")).unwrap();
         write_secret(&self.path(name), &text);
+    }
+
+    /// What was found out about the server holds behind a proxy too: else each run through a new one would try the
+    /// server again, with several MB, and an interruption would meet that instead of the upload.
+    pub(crate) fn trust_endpoint(&self, endpoint: &str) {
+        let folder = self.path("state/probes");
+        let Some(note) = fs::read_dir(&folder).into_iter().flatten().flatten().next() else { return };
+        let text = fs::read_to_string(note.path()).unwrap();
+        let known: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let text = text.replace(known["endpoint"].as_str().unwrap(), endpoint);
+        let name = Digest::of(format!("{}\n{endpoint}", self.remote()).as_bytes()).to_string();
+        write_secret(&folder.join(format!("{}.json", &name[..32])), &text);
     }
 
     /// The program, not yet started.

@@ -81,6 +81,7 @@ impl Gate {
             }
         });
         bench.write_config("proxied.toml", &proxy.endpoint());
+        bench.trust_endpoint(&proxy.endpoint());
         Self { _proxy: proxy, state, shared }
     }
 
