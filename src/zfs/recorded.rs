@@ -200,6 +200,14 @@ impl Zfs for RecordedZfs {
         Err(self.refused("receive", &request.target))
     }
 
+    fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
+        Err(self.refused("give up the receive of", name))
+    }
+
+    fn inherit_property(&self, name: &DatasetName, _: &str) -> Result<(), ZfsError> {
+        Err(self.refused("set a property of", name))
+    }
+
     fn create_filesystem(&self, name: &DatasetName, _: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
         Err(self.refused("create", name))
     }
