@@ -65,6 +65,8 @@ pub struct Scout {
     position: u64,
     held: Vec<u8>,
     found: Option<(Walker, Boundary)>,
+    /// The boundary was known beforehand.
+    is_given: bool,
     seen: Seen,
 }
 
@@ -79,14 +81,14 @@ struct Seen {
 impl Scout {
     /// At any word of the stream that began with `begin`, after that record and its payload.
     pub fn new(begin: BeginRecord, position: u64) -> Self {
-        Self { begin, position, held: Vec::new(), found: None, seen: Seen::default() }
+        Self { begin, position, held: Vec::new(), found: None, is_given: false, seen: Seen::default() }
     }
 
     /// At a known boundary.
     pub fn at(begin: BeginRecord, boundary: Boundary) -> Self {
         let walker = Walker::resume(begin.clone(), boundary.position, boundary.fletcher4.into());
         let found = Some((walker, boundary));
-        Self { begin, position: boundary.position, held: Vec::new(), found, seen: Seen::default() }
+        Self { begin, position: boundary.position, held: Vec::new(), found, is_given: true, seen: Seen::default() }
     }
 
     /// Takes in the next bytes; true once the boundary is proved and the first place known, or the stream has ended.
@@ -94,22 +96,64 @@ impl Scout {
     /// # Errors
     /// [`StreamError`]: what looked like a record is none, or the stream is damaged.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, StreamError> {
-        if self.found.is_none() {
-            self.held.extend_from_slice(bytes);
-            let Some(at) = self.find_header() else { return Ok(false) };
-            let rest = self.held.split_off(at);
-            self.held = Vec::new();
-            self.walk(&rest)?;
-        } else {
+        if self.is_proved() {
             self.walk(bytes)?;
+            return Ok(self.is_enough());
         }
-        // One header proves nothing: its sum was taken from itself. The next one does, and END, which has two.
-        Ok(self.seen.ended || (self.seen.headers > 1 && self.seen.place.is_some()))
+        self.held.extend_from_slice(bytes);
+        let mut fed = bytes.len();
+        loop {
+            if self.found.is_none() {
+                let Some(at) = self.find_header() else { return Ok(false) };
+                self.held.drain(..at);
+                self.position += at as u64;
+                fed = self.held.len();
+            }
+            let fresh = self.held.split_off(self.held.len() - fed);
+            let walked = self.walk(&fresh);
+            self.held.extend_from_slice(&fresh);
+            match walked {
+                // Fields of a record may look like the head of another: the search goes on behind it.
+                Err(_) if !self.is_proved() && !self.is_given => {
+                    (self.found, self.seen) = (None, Seen::default());
+                    self.held.drain(..ALIGNMENT);
+                    self.position += ALIGNMENT as u64;
+                }
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    if self.is_proved() {
+                        self.held = Vec::new();
+                    }
+                    return Ok(self.is_enough());
+                }
+            }
+        }
     }
 
-    /// The boundary, and the first place after it; no place when the stream ended before any.
+    /// The stream has ended: what was not proved by then was none, and the search goes on behind it.
+    pub fn end(&mut self) {
+        while self.found.is_some() && !self.is_given && !self.is_proved() {
+            (self.found, self.seen) = (None, Seen::default());
+            self.held.drain(..ALIGNMENT);
+            self.position += ALIGNMENT as u64;
+            if self.feed(&[]).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// One header proves nothing: its sum was taken from itself. The next one does, and END, which has two.
+    fn is_proved(&self) -> bool {
+        self.seen.ended || self.seen.headers > 1
+    }
+
+    fn is_enough(&self) -> bool {
+        self.seen.ended || (self.is_proved() && self.seen.place.is_some())
+    }
+
+    /// The boundary once it is proved, and the first place after it; no place when the stream ended before any.
     pub fn found(&self) -> Option<(Boundary, Option<Place>)> {
-        let (_, boundary) = self.found.as_ref()?;
+        let (_, boundary) = self.found.as_ref().filter(|_| self.is_given || self.is_proved())?;
         Some((*boundary, self.seen.place))
     }
 

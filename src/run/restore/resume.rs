@@ -171,6 +171,7 @@ impl Search<'_> {
         };
         let skip = if entry == Entry(0) { boundary.position } else { 0 };
         self.read(entry, skip, LOOK, |bytes| scout.feed(bytes))?;
+        scout.end();
         let sight = scout.found().map_or((None, None), |(boundary, place)| (Some(boundary), place));
         self.seen.insert(entry, sight);
         Ok(sight)
