@@ -32,7 +32,7 @@
 //! # Memory
 //! Backup: `part_size x (concurrency + 2)` in pooled part buffers ([`stream::part`]), into which the stream is read and in
 //! which it is sealed and sent, and a fixed rest; compression adds zstd's window and jobs of 1 MiB for each of its threads.
-//! Restore: eleven pieces of 4 MiB at most ([`run::restore`]). Neither depends on the length of the stream but for the
+//! Restore: eleven pieces of 2 MiB at most ([`run::restore`]). Neither depends on the length of the stream but for the
 //! chunk lists: some 600 bytes a chunk.
 
 pub mod cli;

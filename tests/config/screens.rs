@@ -448,7 +448,7 @@ fn what_has_no_effect_is_named() {
     [lifecycle-intermediate] has no effect: there is no intermediate_basedir
     ");
     assert_snapshot!(notices(&with("split_size = \"64G\"", "")), @r#"
-    main.split_size makes 4114 parts for one chunk, and some stores take only 1000: lower split_size, or write part_size = "66M" (memory grows with it)
+    main.split_size makes 8227 parts for one chunk, and some stores take only 1000: lower split_size, or write part_size = "66M" (memory grows with it)
     "#);
 }
 
@@ -525,7 +525,7 @@ fn advice_says_what_a_configuration_costs() {
         let lines = advice(&format!("{main}{more}"));
         lines.lines().find(|line| line.starts_with("evidence")).unwrap().to_owned()
     };
-    assert_snapshot!(b2("split_size = \"15M\"\n"), @"evidence: verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which goes as one request (against accidents; a restore checks BLAKE3 too)");
+    assert_snapshot!(b2("split_size = \"7M\"\n"), @"evidence: verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which goes as one request (against accidents; a restore checks BLAKE3 too)");
     assert_snapshot!(b2(""), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size. For a SHA-1 of B2's own write split_size = "7M", or part_size = "1029M" (memory grows with it)"#);
     assert_snapshot!(b2("[b2]\npart_size = \"100M\"\nspool_dir = \"/s\"\n"), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size; the SHA-1 of the whole is taken in spool_dir and kept beside it, unchecked by B2. For a SHA-1 of B2's own write split_size = "99M", or part_size = "1029M" (memory grows with it)"#);
 }

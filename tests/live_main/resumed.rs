@@ -153,8 +153,9 @@ fn assert_same_dataset(source: &str, target: &str, flags: &[&str]) {
             let from = base.as_ref().map(|base| format!("{dataset}@{base}"));
             let from = from.iter().flat_map(|from| ["-i", from.as_str()]);
             let name = format!("{dataset}@{short}");
-            let arguments: Vec<&str> =
-                ["send"].into_iter().chain(flags.iter().copied()).chain(from).chain([name.as_str()]).collect();
+            let mut arguments = [&["send"], flags].concat();
+            arguments.extend(from);
+            arguments.push(&name);
             records(&run("zfs", &arguments))
         };
         let (expected, found) = (send(source), send(target));

@@ -142,7 +142,8 @@ impl RestoreReader {
         self.given = 0;
         self.stream.close();
         let text = error.to_string();
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        // The first failure is the reason; later ones only follow from it.
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         std::io::Error::new(ErrorKind::InvalidData, text)
     }
 
