@@ -41,7 +41,7 @@ fn writer(base_guid: Option<Guid>) -> RecordWriter {
 /// A block that no compressor makes smaller; one in four is zeros.
 fn block(number: usize) -> Vec<u8> {
     let mut block = vec![0; BLOCK_BYTES];
-    if number % 4 > 0 {
+    if !number.is_multiple_of(4) {
         blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
     }
     block

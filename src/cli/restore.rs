@@ -13,7 +13,7 @@ use crate::run::RunError;
 use crate::run::restore::{
     PropertyChoice, RESTORING_PROPERTY, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestorePoint, RestoreSet,
     RestoreTree, ResumeChoice, TreeMember, WentOn, check_target, fetch_requests, find_interrupted, find_restore_backup,
-    find_restore_set, find_restore_tree, restore_to_dataset, restore_to_writer,
+    find_restore_set, find_restore_tree, mounted_readonly, restore_to_dataset, restore_to_writer,
 };
 use jiff::Timestamp;
 use serde_json::json;
@@ -133,6 +133,9 @@ fn say_received(received: &Received, target: &DatasetName, output: &Output) {
     received.snapshots.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
     if received.snapshots.is_empty() {
         output.line(format!("{target} was received whole by an earlier run"));
+    }
+    if let Some(place) = mounted_readonly(target) {
+        output.note(&format!("it is mounted readonly, and stays so until: mount -o remount,rw '{place}'"));
     }
 }
 

@@ -19,7 +19,7 @@ pub use plain::fetch_requests;
 pub use properties::{PropertyChoice, PropertyError};
 pub use reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
 pub use receive::{ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_to_dataset};
-pub use target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target, left_half};
+pub use target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target, left_half, mounted_readonly};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};
 
 use super::RunError;

@@ -49,7 +49,7 @@ impl ZfsError {
             "release the hold on" => Some("release"),
             "bookmark" => Some("bookmark"),
             "send" | "estimate the stream of" => Some("send"),
-            "receive" => Some("receive,create,mount,userprop,canmount,mountpoint,readonly"),
+            "receive" => Some("receive,create,destroy,mount,userprop,canmount,readonly"),
             "create" => Some("create,mount"),
             _ => None,
         }

@@ -47,6 +47,11 @@ impl Bench {
         Self::with(name, &[9, 9], "6M")
     }
 
+    /// Chunks so large that not fetching one again is seen.
+    pub(crate) fn large_chunks(name: &str) -> Self {
+        Self::with(name, &[10, 11], "6M")
+    }
+
     /// As much as it takes for at least 7 chunks, each of one part.
     pub(crate) fn small(name: &str) -> Self {
         Self::with(name, &[2, 2], "512K")

@@ -127,7 +127,7 @@ impl Burned {
             self.bench.good(&["adopt", &name, "-y"]);
         }
         fs::write(self.file("two words/after"), noise(60_000, 10)).unwrap();
-        self.night(&[]);
+        self.night(&["--incremental"]);
         let manifests = self.bench.keys_in_bucket().into_iter().filter(|key| key.ends_with("/manifest.json"));
         let (full, incremental): (Vec<_>, Vec<_>) = manifests.partition(|key| key.contains("-full-"));
         assert_eq!((full.len(), incremental.len()), (2, 4), "{full:?} {incremental:?}");

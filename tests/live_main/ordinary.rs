@@ -12,7 +12,7 @@ const UID: u32 = 1000;
 /// What the README says a backup needs.
 const NIGHTLY: &str = "snapshot,userprop,hold,release,bookmark,send,destroy,mount";
 /// And a restore, where it goes.
-const RESTORE: &str = "receive,create,mount,userprop,canmount,mountpoint,readonly";
+const RESTORE: &str = "receive,create,destroy,mount,userprop,canmount,readonly";
 
 struct Nobody {
     bench: Bench,
@@ -102,7 +102,7 @@ fn an_ordinary_user_makes_backups_and_restores_with_what_zfs_allow_gives() {
     let identity = nobody.bench.path("identity.txt").display().to_string();
     let target = format!("{}/back", nobody.bench.pool.name);
     let restore = ["restore", &dataset, "--identity", &identity, "--to", &target];
-    nobody.bad(&restore, &["receive", &target, "zfs allow -u USER receive,create,mount"]);
+    nobody.bad(&restore, &["receive", &target, "zfs allow -u USER receive,create,destroy,mount"]);
     assert!(!zfs(&["list", "-Ho", "name"]).lines().any(|name| name == target));
     zfs(&["allow", "-u", &user, RESTORE, &nobody.bench.pool.name]);
     nobody.good(&restore);

@@ -367,3 +367,26 @@ async fn a_drill_that_fails_at_any_call_leaves_nothing() {
     }
     assert!(failed > 8, "{failed} of {calls}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dataset_that_was_restored_and_goes_on_is_one_line_and_two_that_go_on_are_not() {
+    let world = World::new();
+    world.back_up().await;
+    let target = name("tank/again");
+    world.restore_into(&target).await.unwrap();
+    let later = |hours: i64| now() + jiff::SignedDuration::from_hours(hours);
+    let go_on = async |dataset: &DatasetName, hours: i64| {
+        world.zfs.write_file(dataset, 40 + u64::try_from(hours).unwrap(), &noise(40, 10_000));
+        take_snapshots(&world.zfs, std::slice::from_ref(dataset), "zfs-backup_", later(hours)).unwrap();
+        let dataset = world.zfs.dataset(dataset).unwrap().unwrap();
+        let selected = Selected { dataset, stored: world.dataset.clone() };
+        committed(back_up(&world.env(), &selected, RequestedKind::Incremental).await.unwrap()).manifest.id
+    };
+    let id = go_on(&target, 1).await;
+    let set = world.find(&RestorePoint::Newest).await.unwrap();
+    assert_eq!((set.newest().manifest.id.clone(), set.backups.len()), (id, 2));
+    // The one that it was restored from was not gone after all.
+    go_on(&world.dataset, 2).await;
+    let error = world.find(&RestorePoint::Newest).await.err().unwrap();
+    assert!(error.to_string().contains("backups of 2 datasets lie under the name"), "{error}");
+}

@@ -11,7 +11,7 @@ use crate::run::{RunError, error_chain};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Reads what the stores hold of a dataset, finds the backup and checks its whole chain. `stores` are the nearest first:
@@ -140,6 +140,16 @@ impl Shelves {
         found.map(|manifest| manifest.id.clone()).ok_or_else(none)
     }
 
+    /// The ids that a backup follows from, its own first, as far as they are known.
+    fn chain_of(&self, tip: &StoredBackup) -> BTreeSet<BackupId> {
+        let (mut chain, mut next) = (BTreeSet::new(), Some(tip.manifest.id.clone()));
+        while let Some(id) = next.filter(|id| chain.insert(id.clone())) {
+            let base = self.backup(&id).and_then(|backup| backup.manifest.base.as_ref());
+            next = base.map(|base| base.backup_id.clone());
+        }
+        chain
+    }
+
     /// The newest that is not after `limit`, unless something newer was there or it is not clear whose is meant: nothing
     /// is rolled back silently.
     fn newest(&self, limit: Option<Timestamp>) -> Result<BackupId, RunError> {
@@ -147,16 +157,29 @@ impl Shelves {
         let within = |at: Timestamp| limit.is_none_or(|limit| at <= limit);
         let candidates: Vec<&StoredBackup> =
             self.backups().filter(|backup| within(backup.manifest.snapshot.created_at)).collect();
-        let newest = candidates.iter().max_by_key(|backup| (backup.manifest.snapshot.createtxg, &backup.manifest.id));
-        let Some(newest) = newest else { return Err(self.none_until(limit)) };
-        let id = &newest.manifest.id;
-        let origins: BTreeSet<_> = candidates.iter().map(|backup| backup.origin()).collect();
-        if origins.len() > 1 {
+        let mut newest: BTreeMap<_, &StoredBackup> = BTreeMap::new();
+        let order = |backup: &StoredBackup| (backup.manifest.snapshot.createtxg, backup.manifest.id.clone());
+        for backup in candidates {
+            let of_origin = newest.entry(backup.origin()).or_insert(backup);
+            if order(backup) > order(of_origin) {
+                *of_origin = backup;
+            }
+        }
+        if newest.is_empty() {
+            return Err(self.none_until(limit));
+        }
+        // A dataset that was restored and goes on has another origin, and is the same line.
+        let ends_all = |tip: &StoredBackup| {
+            let chain = self.chain_of(tip);
+            newest.values().all(|other| chain.contains(&other.manifest.id))
+        };
+        let Some(tip) = newest.values().find(|tip| ends_all(tip)) else {
             return Err(RunError::refused(
-                format!("backups of {} datasets lie under the name {dataset}", origins.len()),
+                format!("backups of {} datasets lie under the name {dataset}", newest.len()),
                 "choose one with --backup ID; `zfs-backup show --include-remote` lists them",
             ));
-        }
+        };
+        let id = &tip.manifest.id;
         // Another attempt at the same snapshot is not newer, such as one that failed between the last signature and the
         // manifest; nor is one that another store has whole.
         let lost = self.shelves.iter().flat_map(|(_, catalog)| catalog.lost()).map(|attempt| &attempt.id);

@@ -18,27 +18,25 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 /// How a stream is fetched.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
     /// Pages of one ranged read. Whole pages, so that pieces are opened side by side.
     pages: u32,
-    /// Ranged reads under way.
+    /// Ranged reads under way; 1 is none before it is asked for.
     ahead: usize,
+    /// Pieces being opened.
+    opened: usize,
 }
 
 /// All of it. A line of 1 Gbit/s is full at 100 ms; with those that are opened, the two that wait for that and the one
 /// that is given away, 11 pieces of 2 MiB at most. With pieces of 4 MiB a restore from a folder took 157 MiB in all, much
 /// more than its pieces: the allocator keeps what threads freed.
-pub(super) const WHOLE: Pace = Pace { pages: 32, ahead: 6 };
-/// The first record after some place, for which one range is mostly enough: 6 MiB at most.
-pub(super) const LOOK: Pace = Pace { pages: 16, ahead: 1 };
-/// A record that lies within a step, or within a compressed chunk: 9 MiB at most.
-pub(super) const SEARCH: Pace = Pace { pages: 16, ahead: 4 };
-/// Pieces being opened.
-const PIECES_OPENED_MAX: usize = 2;
+pub(super) const WHOLE: Pace = Pace { pages: 32, ahead: 6, opened: 2 };
+/// A record somewhere behind a place: a piece of 1 MiB is fetched only when the one before it was not enough.
+pub(super) const LOOK: Pace = Pace { pages: 16, ahead: 1, opened: 1 };
 
 /// Chunks that are not compressed can be entered at each such step; it is a whole number of pages.
 const STEP_BYTES: u64 = 8 << 20;
@@ -149,7 +147,10 @@ struct OpenPiece {
 /// The opened bytes of a stream, for a blocking reader. Each byte that it gives was authenticated.
 pub(super) struct PlainStream {
     pieces: mpsc::Receiver<Result<Piece, RunError>>,
+    /// Has a permit for each piece that was asked for.
+    demand: Arc<Semaphore>,
     runtime: Handle,
+    pace: Pace,
     shared: Arc<Sealed>,
     /// The chunk whose pieces come now, and its number.
     sealed: Option<(ChunkPieces, usize)>,
@@ -179,10 +180,14 @@ impl PlainStream {
             identities: identities.into(),
             from: Entries::of(backup).chunk_and_page(from),
         });
-        tokio::spawn(fetch(Arc::clone(&backup.store), Arc::clone(&shared), pace, sender, stop));
+        let demand = Arc::new(Semaphore::new(0));
+        let asked = (pace.ahead == 1).then(|| Arc::clone(&demand));
+        tokio::spawn(fetch(Arc::clone(&backup.store), Arc::clone(&shared), (pace, asked), sender, stop));
         Self {
             pieces,
+            demand,
             runtime: Handle::current(),
+            pace,
             shared,
             sealed: None,
             opening: VecDeque::new(),
@@ -266,16 +271,20 @@ impl PlainStream {
             self.plain = Some((plain, number));
         }
         self.piece = Some(OpenPiece { pages, page: 0, within: 0 });
-        // The next ones are opened while this one is given away.
-        self.look_ahead().map(|()| true)
+        if self.pace.opened > 1 {
+            // The next ones are opened while this one is given away.
+            self.look_ahead()?;
+        }
+        Ok(true)
     }
 
     /// Has the next pieces opened beside, in order: waits for one only when none is under way.
     fn look_ahead(&mut self) -> Result<(), RunError> {
-        while self.opening.len() < PIECES_OPENED_MAX {
+        while self.opening.len() < self.pace.opened {
             let piece = match self.pieces.try_recv() {
                 Ok(piece) => piece,
                 Err(mpsc::error::TryRecvError::Empty) if self.opening.is_empty() && self.piece.is_none() => {
+                    self.demand.add_permits(1);
                     match self.pieces.blocking_recv() {
                         Some(piece) => piece,
                         None => return Ok(()),
@@ -356,7 +365,7 @@ fn wanted(shared: Arc<Sealed>, pace: Pace) -> impl Iterator<Item = Result<(usize
 async fn fetch(
     store: Arc<dyn ObjectStore>,
     shared: Arc<Sealed>,
-    pace: Pace,
+    (pace, asked): (Pace, Option<Arc<Semaphore>>),
     sender: mpsc::Sender<Result<Piece, RunError>>,
     mut stop: Stop,
 ) {
@@ -374,6 +383,13 @@ async fn fetch(
     };
     let mut pieces = stream::iter(wanted(Arc::clone(&shared), pace)).map(get).buffered(pace.ahead);
     loop {
+        if let Some(asked) = &asked {
+            tokio::select! {
+                permit = asked.acquire() => permit.into_iter().for_each(SemaphorePermit::forget),
+                () = stopped(&mut stop) => {}
+                () = sender.closed() => return,
+            }
+        }
         let piece = tokio::select! {
             piece = pieces.next() => piece,
             () = stopped(&mut stop) => Some(Err(RunError::Interrupted)),

@@ -13,7 +13,7 @@
 //! would have to be made, sealed and kept with every backup; the format has a place for one, and needs none for this.
 
 use super::RestoreBackup;
-use super::plain::{Entries, Entry, LOOK, Pace, PlainStream, SEARCH};
+use super::plain::{Entries, Entry, LOOK, PlainStream};
 use crate::run::RunError;
 use crate::run::transfer::Stop;
 use crate::stream::fletcher::ByteOrder;
@@ -170,7 +170,7 @@ impl Search<'_> {
             entry => Scout::new(begin.clone(), self.entries.position(entry)),
         };
         let skip = if entry == Entry(0) { boundary.position } else { 0 };
-        self.read(entry, skip, LOOK, |bytes| scout.feed(bytes))?;
+        self.read(entry, skip, |bytes| scout.feed(bytes))?;
         scout.end();
         let sight = scout.found().map_or((None, None), |(boundary, place)| (Some(boundary), place));
         self.seen.insert(entry, sight);
@@ -182,7 +182,7 @@ impl Search<'_> {
         let from = self.look(entry)?.0.unwrap_or(self.opening.boundary);
         let mut gather = Gather::new(self.opening.begin.clone(), from, object, wanted);
         let skip = from.position - self.entries.position(entry);
-        self.read(entry, skip, SEARCH, |bytes| gather.feed(bytes))?;
+        self.read(entry, skip, |bytes| gather.feed(bytes))?;
         Ok(gather.records())
     }
 
@@ -191,10 +191,9 @@ impl Search<'_> {
         &self,
         entry: Entry,
         mut skip_bytes: u64,
-        pace: Pace,
         mut feed: impl FnMut(&[u8]) -> Result<bool, StreamError>,
     ) -> Result<(), RunError> {
-        let mut stream = PlainStream::open(self.backup, self.identities, entry, pace, self.stop.clone());
+        let mut stream = PlainStream::open(self.backup, self.identities, entry, LOOK, self.stop.clone());
         let mut plain = Vec::new();
         while stream.read(&mut plain)? {
             let skipped = usize::try_from(skip_bytes).unwrap_or(usize::MAX).min(plain.len());
