@@ -38,7 +38,7 @@ fn bad_night(seed: u64) -> impl Fn(&str) -> Action + Send + Sync {
         roll = (roll ^ (roll >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         roll = (roll ^ (roll >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         roll ^= roll >> 31;
-        if roll % ONE_IN != 0 {
+        if !roll.is_multiple_of(ONE_IN) {
             return Action::Pass;
         }
         match roll / ONE_IN % 5 {
