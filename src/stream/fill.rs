@@ -1,4 +1,4 @@
-//! [`PartFiller`]: plaintext finds its place in part buffers, with gaps for the tags, so that every page can be sealed
+//! `PartFiller`: plaintext finds its place in part buffers, with gaps for the tags, so that every page can be sealed
 //! where it lies, on any thread, and nothing is copied between the pipe and the socket.
 //!
 //! ```text
