@@ -4,7 +4,7 @@
 //! what they do differently is said by [`StoreTraits`], never guessed from a name.
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -256,6 +256,14 @@ pub trait ObjectStore: Send + Sync {
     /// [`StoreErrorKind::Corrupt`]: fewer bytes than asked are never returned. A whole read is refused above
     /// `limit_bytes` before it fills memory.
     async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError>;
+
+    /// As [`ObjectStore::get`] of a range, into the memory of a buffer whose content is of no use any more: to give
+    /// memory back and have it anew costs the system as much as the bytes do.
+    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+        drop(buffer);
+        let limit_bytes = range.end.saturating_sub(range.start);
+        Ok(self.get(key, Some(range), limit_bytes).await?.into())
+    }
 
     /// What the store says of the object, or `None` when there is none. No other failure is ever `None`.
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError>;

@@ -23,6 +23,9 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+/// The largest that an ordinary user may have.
+const STDOUT_PIPE_BYTES: usize = 1 << 20;
+
 pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), Failure> {
     let (dataset, point) = parse_what(restore)?;
     if restore.stdout && std::io::stdout().is_terminal() {
@@ -322,7 +325,10 @@ async fn restore_stream(
                 // Not the standard handle: it looks for the ends of lines.
                 let file = std::io::stdout().as_fd().try_clone_to_owned();
                 let failed = |source| RunError::File { operation: "write to", path: "stdout".into(), source };
-                restore_to_writer(backup, keys, Box::new(File::from(file.map_err(failed)?))).await?;
+                let file = file.map_err(failed)?;
+                // What reads works while we do; a smaller pipe is slower and nothing else, and a file is none.
+                let _ = rustix::pipe::fcntl_setpipe_size(&file, STDOUT_PIPE_BYTES);
+                restore_to_writer(backup, keys, Box::new(File::from(file))).await?;
                 Ok(())
             }
         }

@@ -1,7 +1,7 @@
 //! [`Expected`]: the body of an answer to a read, whole or of a range: announced as it was asked, and as long as it was
 //! announced. For every store that is read by HTTP.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use std::ops::Range;
 
 /// A body on its way.
@@ -11,7 +11,8 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    /// For an answer with these headers. `range` is what was asked, `None` for all; then `limit_bytes` is the most.
+    /// For an answer with these headers. `range` is what was asked, `None` for all; then `limit_bytes` is the most. The
+    /// body goes into the memory of `came`.
     ///
     /// # Errors
     /// In words, when the answer is not what was asked. Another attempt would be answered likewise.
@@ -20,6 +21,7 @@ impl Expected {
         content_range: Option<&str>,
         range: Option<&Range<u64>>,
         limit_bytes: u64,
+        mut came: BytesMut,
     ) -> Result<Self, String> {
         let bytes = length.ok_or("the answer does not say how long it is")?;
         match range {
@@ -36,7 +38,9 @@ impl Expected {
             _ => {}
         }
         let announced = usize::try_from(bytes).map_err(|_| "it has more bytes than memory can have")?;
-        Ok(Self { announced, came: BytesMut::with_capacity(announced) })
+        came.clear();
+        came.reserve(announced);
+        Ok(Self { announced, came })
     }
 
     /// How long it will be.
@@ -60,9 +64,9 @@ impl Expected {
     ///
     /// # Errors
     /// In words, when it broke off: another attempt may work.
-    pub(crate) fn finish(self) -> Result<Bytes, String> {
+    pub(crate) fn finish(self) -> Result<BytesMut, String> {
         match self.came.len() == self.announced {
-            true => Ok(self.came.freeze()),
+            true => Ok(self.came),
             false => Err(format!("{} bytes were announced, {} came", self.announced, self.came.len())),
         }
     }
@@ -99,14 +103,14 @@ mod tests {
             (Some(5), None, Some(0..5), true),
             (Some(50), Some("bytes 5-54/100"), Some(5..55), true),
         ] {
-            let told = Expected::new(length, content_range, range.as_ref(), 10);
+            let told = Expected::new(length, content_range, range.as_ref(), 10, BytesMut::new());
             assert_eq!(told.is_ok(), good, "{length:?} {content_range:?} {range:?}");
         }
     }
 
     #[test]
     fn a_body_has_the_length_that_was_announced() {
-        let expected = || Expected::new(Some(5), None, None, 10).unwrap();
+        let expected = || Expected::new(Some(5), None, None, 10, BytesMut::from(&b"of no use"[..])).unwrap();
         let mut body = expected();
         body.take(b"12").unwrap();
         body.take(b"345").unwrap();

@@ -38,7 +38,7 @@ use super::{
     SpooledStore, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cause::Cause;
 use client::{Session, UrlPool};
 use std::collections::BTreeMap;
@@ -164,6 +164,11 @@ impl ObjectStore for B2Store {
 
     async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
         self.shared.get(key, range, limit_bytes).await
+    }
+
+    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+        let limit_bytes = range.end.saturating_sub(range.start);
+        self.shared.get_into(key, Some(range), limit_bytes, buffer).await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {

@@ -17,7 +17,7 @@ use super::{
     StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use folder::{Folder, PathError, Root, split_key};
 use rustix::fs::{FileType, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
@@ -162,7 +162,7 @@ impl Shared {
         if error.kind != StoreErrorKind::AlreadyExists {
             return Err(error);
         }
-        let there = self.read(key, None, bytes.len() as u64);
+        let there = self.read(key, None, bytes.len() as u64, BytesMut::new());
         match there {
             Ok(there) if there == *bytes => Ok((PutOutcome::Identical, self.evidence(bytes.len() as u64))),
             Ok(_) => Err(error),
@@ -181,7 +181,13 @@ impl Shared {
         }
     }
 
-    fn read(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, PathError> {
+    fn read(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+        mut buffer: BytesMut,
+    ) -> Result<BytesMut, PathError> {
         let path = self.root.path().join(key.as_str());
         let (folders, name) = split_key(key);
         let folder = self.root.find(&folders)?.ok_or_else(|| PathError::new(&path, Errno::NOENT))?;
@@ -201,9 +207,9 @@ impl Shared {
         let Ok(len) = usize::try_from(range.end - range.start) else {
             return corrupt("more bytes were asked than memory has".to_owned());
         };
-        let mut buffer = vec![0; len];
+        buffer.resize(len, 0);
         file.read_exact_at(&mut buffer, range.start).map_err(|error| PathError::new(&path, error))?;
-        Ok(buffer.into())
+        Ok(buffer)
     }
 
     fn delete(&self, key: &ObjectKey) -> Result<(), PathError> {
@@ -273,7 +279,13 @@ impl ObjectStore for DirStore {
 
     async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
         let owned = key.clone();
-        self.run("get", key.as_str(), move |shared| shared.read(&owned, range, limit_bytes)).await
+        let read = move |shared: &Shared| shared.read(&owned, range, limit_bytes, BytesMut::new());
+        Ok(self.run("get", key.as_str(), read).await?.freeze())
+    }
+
+    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+        let (owned, limit_bytes) = (key.clone(), range.end.saturating_sub(range.start));
+        self.run("get", key.as_str(), move |shared| shared.read(&owned, Some(range), limit_bytes, buffer)).await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {

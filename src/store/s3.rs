@@ -31,7 +31,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Builder, Config};
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cause::Cause;
 use client::Connected;
 use std::ops::Range;
@@ -263,6 +263,11 @@ impl ObjectStore for S3Store {
 
     async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
         self.shared.get(key, range, limit_bytes).await
+    }
+
+    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+        let limit_bytes = range.end.saturating_sub(range.start);
+        self.shared.get_into(key, Some(range), limit_bytes, buffer).await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {

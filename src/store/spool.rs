@@ -12,7 +12,7 @@ use super::{
     StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -212,6 +212,10 @@ impl ObjectStore for Spool {
 
     async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
         self.inner.get(key, range, limit_bytes).await
+    }
+
+    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+        self.inner.get_into(key, range, buffer).await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {

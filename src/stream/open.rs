@@ -246,6 +246,11 @@ impl PlainPages {
         Some(&page[..page.len().saturating_sub(TAG_BYTES)])
     }
 
+    /// The memory they lay in, to be used again.
+    pub fn into_buffer(self) -> BytesMut {
+        self.bytes
+    }
+
     /// Whether that page is the last one of its chunk.
     pub fn is_last(&self, index: usize) -> bool {
         self.last && index + 1 == self.bytes.len().div_ceil(SEALED_PAGE_BYTES)

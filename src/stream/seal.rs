@@ -1,12 +1,13 @@
 //! [`ChunkSealer`]: a run of stream bytes becomes one sealed chunk - optional zstd, then age, hashed on the way out.
 //! Its exact inverse is [`crate::stream::open::ChunkOpener`].
 
-use super::age_file::{AgeError, new_head};
+use super::age_file::{AgeError, PAGE_BYTES, new_head};
 use super::fill::{FilledSink, PartFiller, Places};
 use super::part::{PartBuffer, PartPool};
 use crate::model::Digest;
 use bytes::Bytes;
-use std::io::Write;
+use zstd::stream::raw::{Encoder, Operation};
+use zstd::zstd_safe::{CParameter, InBuffer, OutBuffer};
 
 /// What one thread of zstd compresses at once, and so what each adds to memory, some four times. A job begins with an
 /// eighth of the window before it, so much smaller ones would do much twice.
@@ -142,7 +143,7 @@ pub struct FilledChunk {
 /// sealed.
 pub struct ChunkFiller {
     parts: PartFiller,
-    compressor: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
+    compressor: Option<Encoder<'static>>,
     stream_bytes: u64,
     head: ChunkHead,
 }
@@ -176,10 +177,10 @@ impl ChunkFiller {
         match &mut self.compressor {
             None => self.parts.write(stream, sink),
             Some(encoder) => {
-                encoder.write_all(stream).map_err(SealError::Compress)?;
-                let compressed = encoder.get_mut();
-                self.parts.write(compressed, sink)?;
-                compressed.clear();
+                let mut input = InBuffer::around(stream);
+                while input.pos() < stream.len() {
+                    compress(&mut self.parts, sink, |output| encoder.run(&mut input, output))?;
+                }
                 Ok(())
             }
         }
@@ -217,23 +218,37 @@ impl ChunkFiller {
     /// # Errors
     /// As for [`ChunkFiller::write`].
     pub fn finish(mut self, sink: FilledSink<'_>) -> Result<FilledChunk, SealError> {
-        if let Some(encoder) = self.compressor.take() {
-            let rest = encoder.finish().map_err(SealError::Compress)?;
-            self.parts.write(&rest, sink)?;
+        if let Some(mut encoder) = self.compressor.take() {
+            while compress(&mut self.parts, sink, |output| encoder.finish(output, true))? > 0 {}
         }
         self.parts.finish(sink)?;
         Ok(FilledChunk { stream_bytes: self.stream_bytes, head: self.head })
     }
 }
 
+/// Has compressed bytes written to their place in a part; returns what `work` does.
+fn compress(
+    parts: &mut PartFiller,
+    sink: FilledSink<'_>,
+    work: impl FnOnce(&mut OutBuffer<'_, [u8]>) -> std::io::Result<usize>,
+) -> Result<usize, SealError> {
+    let mut places = parts.places(PAGE_BYTES, sink)?;
+    let place = places.first_mut().map_or(&mut [][..], |place| &mut **place);
+    let mut output = OutBuffer::around(place);
+    let left = work(&mut output).map_err(SealError::Compress)?;
+    let bytes = output.pos();
+    parts.advance(bytes, sink)?;
+    Ok(left)
+}
+
 /// One frame, with its own checksum.
-fn compressor(level: i32, threads: u32) -> std::io::Result<zstd::stream::write::Encoder<'static, Vec<u8>>> {
-    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), level)?;
-    encoder.include_checksum(true)?;
+fn compressor(level: i32, threads: u32) -> std::io::Result<Encoder<'static>> {
+    let mut encoder = Encoder::new(level)?;
+    encoder.set_parameter(CParameter::ChecksumFlag(true))?;
     if threads > 1 {
-        encoder.multithread(threads)?;
+        encoder.set_parameter(CParameter::NbWorkers(threads))?;
         // Without this a job is four windows long, 32 MiB at level 19, and each thread has several.
-        encoder.set_parameter(zstd::zstd_safe::CParameter::JobSize(COMPRESSION_JOB_BYTES))?;
+        encoder.set_parameter(CParameter::JobSize(COMPRESSION_JOB_BYTES))?;
     }
     Ok(encoder)
 }

@@ -11,12 +11,12 @@ use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};
 use crate::stream::open::{
     ChunkPieces, ChunkPlain, OpenError, PlainPages, SealedPages, piece_ranges, piece_ranges_from,
 };
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::{StreamExt, stream};
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
@@ -129,9 +129,23 @@ impl Sealed {
     }
 }
 
+/// The memory of pieces that were given away, for the next ones. As many come back as are under way at once.
+#[derive(Clone, Default)]
+struct Spare(Arc<Mutex<Vec<BytesMut>>>);
+
+impl Spare {
+    fn take(&self) -> BytesMut {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give(&self, pages: PlainPages) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(pages.into_buffer());
+    }
+}
+
 /// Some bytes of a chunk.
 struct Piece {
-    bytes: Bytes,
+    bytes: BytesMut,
     chunk: usize,
     /// It begins at the object's start.
     first: bool,
@@ -160,6 +174,7 @@ pub(super) struct PlainStream {
     plain: Option<(ChunkPlain, usize)>,
     /// The opened piece that is given away now.
     piece: Option<OpenPiece>,
+    spare: Spare,
     next_chunk: usize,
 }
 
@@ -182,7 +197,9 @@ impl PlainStream {
         });
         let demand = Arc::new(Semaphore::new(0));
         let asked = (pace.ahead == 1).then(|| Arc::clone(&demand));
-        tokio::spawn(fetch(Arc::clone(&backup.store), Arc::clone(&shared), (pace, asked), sender, stop));
+        let spare = Spare::default();
+        let fetch = Fetch { store: Arc::clone(&backup.store), shared: Arc::clone(&shared), spare: spare.clone(), pace };
+        tokio::spawn(fetch.run(asked, sender, stop));
         Self {
             pieces,
             demand,
@@ -193,6 +210,7 @@ impl PlainStream {
             opening: VecDeque::new(),
             plain: None,
             piece: None,
+            spare,
             next_chunk: 0,
         }
     }
@@ -215,6 +233,11 @@ impl PlainStream {
             plain.pass(page, pages.is_last(index)).map_err(|source| self.shared.damaged(*number, source))?;
         }
         Ok(Some(pages))
+    }
+
+    /// Takes the memory of pages back that were used up.
+    pub(super) fn take_back(&self, pages: PlainPages) {
+        self.spare.give(pages);
     }
 
     /// Appends the next bytes, of one page at most and of one run of what it expands to; false at the end of the last
@@ -254,7 +277,9 @@ impl PlainStream {
 
     /// Waits for the next piece to be open; false at the end of the last chunk.
     fn next_piece(&mut self) -> Result<bool, RunError> {
-        self.piece = None;
+        if let Some(used) = self.piece.take() {
+            self.spare.give(used.pages);
+        }
         self.look_ahead()?;
         let Some((opened, number)) = self.opening.pop_front() else {
             return self.end().map(|()| false);
@@ -319,7 +344,7 @@ impl PlainStream {
             self.sealed = Some((ChunkPieces::new(expected, identities).map_err(failed)?, number));
         }
         let Some((pieces, _)) = &mut self.sealed else { return Err(panicked()) };
-        pieces.take(BytesMut::from(piece.bytes)).map(Some).map_err(failed)
+        pieces.take(piece.bytes).map(Some).map_err(failed)
     }
 
     /// All pieces of the chunk came.
@@ -362,44 +387,48 @@ fn wanted(shared: Arc<Sealed>, pace: Pace) -> impl Iterator<Item = Result<(usize
     })
 }
 
-async fn fetch(
+/// What the fetching needs.
+struct Fetch {
     store: Arc<dyn ObjectStore>,
     shared: Arc<Sealed>,
-    (pace, asked): (Pace, Option<Arc<Semaphore>>),
-    sender: mpsc::Sender<Result<Piece, RunError>>,
-    mut stop: Stop,
-) {
-    let get = |wanted: Result<(usize, Range<u64>), RunError>| {
-        let (store, shared) = (Arc::clone(&store), Arc::clone(&shared));
-        async move {
-            let (chunk, range) = wanted?;
-            let entry = &shared.chunks[chunk];
-            let key = chunk_key(&shared.manifest, entry)
-                .ok_or_else(|| RunError::Damaged { key: entry.name.clone(), reason: "not a chunk's name".into() })?;
-            let (first, bytes_max) = (range.start == 0, range.end - range.start);
-            let bytes = store.get(&key, Some(range), bytes_max).await?;
-            Ok(Piece { bytes, chunk, first })
-        }
-    };
-    let mut pieces = stream::iter(wanted(Arc::clone(&shared), pace)).map(get).buffered(pace.ahead);
-    loop {
-        if let Some(asked) = &asked {
-            tokio::select! {
-                permit = asked.acquire() => permit.into_iter().for_each(SemaphorePermit::forget),
-                () = stopped(&mut stop) => {}
-                () = sender.closed() => return,
+    spare: Spare,
+    pace: Pace,
+}
+
+impl Fetch {
+    async fn get(&self, wanted: Result<(usize, Range<u64>), RunError>) -> Result<Piece, RunError> {
+        let (chunk, range) = wanted?;
+        let entry = &self.shared.chunks[chunk];
+        let key = chunk_key(&self.shared.manifest, entry)
+            .ok_or_else(|| RunError::Damaged { key: entry.name.clone(), reason: "not a chunk's name".into() })?;
+        let first = range.start == 0;
+        let bytes = self.store.get_into(&key, range, self.spare.take()).await?;
+        Ok(Piece { bytes, chunk, first })
+    }
+
+    /// Fetches in order, where `asked` is there only what was asked for.
+    async fn run(self, asked: Option<Arc<Semaphore>>, sender: mpsc::Sender<Result<Piece, RunError>>, mut stop: Stop) {
+        let wanted = wanted(Arc::clone(&self.shared), self.pace);
+        let mut pieces = stream::iter(wanted).map(|wanted| self.get(wanted)).buffered(self.pace.ahead);
+        loop {
+            if let Some(asked) = &asked {
+                tokio::select! {
+                    permit = asked.acquire() => permit.into_iter().for_each(SemaphorePermit::forget),
+                    () = stopped(&mut stop) => {}
+                    () = sender.closed() => return,
+                }
             }
-        }
-        let piece = tokio::select! {
-            piece = pieces.next() => piece,
-            () = stopped(&mut stop) => Some(Err(RunError::Interrupted)),
-            // Nobody wants more.
-            () = sender.closed() => return,
-        };
-        let Some(piece) = piece else { return };
-        let failed = piece.is_err();
-        if sender.send(piece).await.is_err() || failed {
-            return;
+            let piece = tokio::select! {
+                piece = pieces.next() => piece,
+                () = stopped(&mut stop) => Some(Err(RunError::Interrupted)),
+                // Nobody wants more.
+                () = sender.closed() => return,
+            };
+            let Some(piece) = piece else { return };
+            let failed = piece.is_err();
+            if sender.send(piece).await.is_err() || failed {
+                return;
+            }
         }
     }
 }

@@ -105,6 +105,7 @@ impl RestoreReader {
                     let mut slices: Vec<IoSlice<'_>> = pages.pages().map(IoSlice::new).collect();
                     bytes += slices.iter().map(|slice| slice.len() as u64).sum::<u64>();
                     write_all(output, &mut slices)?;
+                    self.stream.take_back(pages);
                 }
                 Ok(None) => break,
                 Err(error) => return Err(self.fail(error)),

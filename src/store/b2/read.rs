@@ -6,10 +6,11 @@ use super::client::{Pauses, TRIES_MAX, retry_after};
 use super::put::encode_name;
 use crate::store::answer::Expected;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use reqwest::Response;
 use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, RANGE};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use tokio::time::timeout;
 
 const DOWNLOAD: &str = "b2_download_file_by_name";
@@ -21,18 +22,28 @@ impl Shared {
         range: Option<Range<u64>>,
         limit_bytes: u64,
     ) -> Result<Bytes, StoreError> {
+        Ok(self.get_into(key, range, limit_bytes, BytesMut::new()).await?.freeze())
+    }
+
+    pub(super) async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         match range {
             Some(range) if range.start >= range.end => self.get_nothing(key, &range).await,
-            range => self.get_something(key, range, limit_bytes).await,
+            range => self.get_something(key, range, limit_bytes, buffer).await,
         }
     }
 
     /// A range of no bytes cannot be written in a Range header, but it must lie within the object all the same.
-    async fn get_nothing(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
+    async fn get_nothing(&self, key: &ObjectKey, range: &Range<u64>) -> Result<BytesMut, StoreError> {
         let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
         match self.live("get", key).await? {
             None => Err(wrong(StoreErrorKind::NotFound, "no such object".to_owned())),
-            Some(file) if range.start == range.end && range.end <= file.content_length => Ok(Bytes::new()),
+            Some(file) if range.start == range.end && range.end <= file.content_length => Ok(BytesMut::new()),
             Some(file) => {
                 let has = file.content_length;
                 Err(wrong(StoreErrorKind::Corrupt, format!("bytes {range:?} were asked, it has {has}")))
@@ -45,21 +56,30 @@ impl Shared {
         key: &ObjectKey,
         range: Option<Range<u64>>,
         limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
+        // For the attempt that comes to the body first.
+        let buffer = Mutex::new(buffer);
         let failed = |cause| self.failed("get", DOWNLOAD, key.as_str(), cause);
         let name = encode_name(&self.full_name(key.as_str()).map_err(failed)?);
         let mut pauses = Pauses::new(&self.settings);
         let mut tries_left = TRIES_MAX;
         loop {
             tries_left -= 1;
-            match self.fetch(&name, range.as_ref(), limit_bytes).await {
+            match self.fetch(&name, range.as_ref(), limit_bytes, &buffer).await {
                 Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
                 fetched => return fetched.map_err(failed),
             }
         }
     }
 
-    async fn fetch(&self, name: &str, range: Option<&Range<u64>>, limit_bytes: u64) -> Result<Bytes, Cause> {
+    async fn fetch(
+        &self,
+        name: &str,
+        range: Option<&Range<u64>>,
+        limit_bytes: u64,
+        buffer: &Mutex<BytesMut>,
+    ) -> Result<BytesMut, Cause> {
         self.with_session(|session| async move {
             let url = format!("{}/file/{}/{name}", session.download_url, self.settings.bucket);
             let mut call = self.http.get(url).header(AUTHORIZATION, &session.token);
@@ -76,7 +96,8 @@ impl Shared {
                 return Err(Cause::refused(status.as_u16(), &body, retry_after));
             }
             let came = answer.headers().get(CONTENT_RANGE).and_then(|came| came.to_str().ok());
-            let expected = Expected::new(answer.content_length(), came, range, limit_bytes).map_err(wrong)?;
+            let buffer = std::mem::take(&mut *buffer.lock().unwrap_or_else(PoisonError::into_inner));
+            let expected = Expected::new(answer.content_length(), came, range, limit_bytes, buffer).map_err(wrong)?;
             let (announced, limit) = (expected.bytes(), self.settings.attempt_limit(expected.bytes()));
             let late = |_| cut_off(format!("{announced} bytes did not come within {} s", limit.as_secs()));
             timeout(limit, collect(answer, expected)).await.map_err(late)?
@@ -95,7 +116,7 @@ fn wrong(text: String) -> Cause {
     Cause::ours(StoreErrorKind::Corrupt, text)
 }
 
-async fn collect(mut answer: Response, mut expected: Expected) -> Result<Bytes, Cause> {
+async fn collect(mut answer: Response, mut expected: Expected) -> Result<BytesMut, Cause> {
     while let Some(piece) = answer.chunk().await? {
         expected.take(&piece).map_err(wrong)?;
     }

@@ -10,7 +10,7 @@ use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTimeFormat};
 use aws_sdk_s3::types::{ChecksumMode, ChecksumType};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -123,18 +123,28 @@ impl Shared {
         range: Option<Range<u64>>,
         limit_bytes: u64,
     ) -> Result<Bytes, StoreError> {
+        Ok(self.get_into(key, range, limit_bytes, BytesMut::new()).await?.freeze())
+    }
+
+    pub(super) async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         match range {
             Some(range) if range.start >= range.end => self.get_nothing(key, &range).await,
-            range => self.get_something(key, range, limit_bytes).await,
+            range => self.get_something(key, range, limit_bytes, buffer).await,
         }
     }
 
     /// A range of no bytes cannot be written in a Range header, but it must lie within the object all the same.
-    async fn get_nothing(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
+    async fn get_nothing(&self, key: &ObjectKey, range: &Range<u64>) -> Result<BytesMut, StoreError> {
         let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
         match self.head(key).await? {
             None => Err(wrong(StoreErrorKind::NotFound, "no such object".to_owned())),
-            Some(found) if range.start == range.end && range.end <= found.bytes => Ok(Bytes::new()),
+            Some(found) if range.start == range.end && range.end <= found.bytes => Ok(BytesMut::new()),
             Some(found) => {
                 Err(wrong(StoreErrorKind::Corrupt, format!("bytes {range:?} were asked, it has {}", found.bytes)))
             }
@@ -146,7 +156,8 @@ impl Shared {
         key: &ObjectKey,
         range: Option<Range<u64>>,
         limit_bytes: u64,
-    ) -> Result<Bytes, StoreError> {
+        mut buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         let mut pause = BODY_PAUSE_FIRST;
         let mut tries_left = BODY_TRIES_MAX;
         loop {
@@ -155,7 +166,7 @@ impl Shared {
             let answer = call.set_range(header).send().await;
             let answer = answer.map_err(|error| self.failed("get", "GetObject", key.as_str(), error))?;
             self.saw_bucket();
-            match self.read_body(answer, range.as_ref(), limit_bytes).await {
+            match self.read_body(answer, range.as_ref(), limit_bytes, std::mem::take(&mut buffer)).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(Broken::Wrong(text)) => return Err(self.wrong(StoreErrorKind::Corrupt, "get", key.as_str(), text)),
                 Err(Broken::Off(text)) if tries_left == 1 => {
@@ -173,9 +184,11 @@ impl Shared {
         answer: GetObjectOutput,
         range: Option<&Range<u64>>,
         limit_bytes: u64,
-    ) -> Result<Bytes, Broken> {
+        buffer: BytesMut,
+    ) -> Result<BytesMut, Broken> {
         let length = answer.content_length().and_then(|bytes| u64::try_from(bytes).ok());
-        let expected = Expected::new(length, answer.content_range(), range, limit_bytes).map_err(Broken::Wrong)?;
+        let expected = Expected::new(length, answer.content_range(), range, limit_bytes, buffer);
+        let expected = expected.map_err(Broken::Wrong)?;
         let (announced, limit) = (expected.bytes(), self.settings.attempt_limit(expected.bytes()));
         match timeout(limit, collect(answer.body, expected)).await {
             Ok(body) => body,
@@ -184,7 +197,7 @@ impl Shared {
     }
 }
 
-async fn collect(mut body: ByteStream, mut expected: Expected) -> Result<Bytes, Broken> {
+async fn collect(mut body: ByteStream, mut expected: Expected) -> Result<BytesMut, Broken> {
     while let Some(piece) = body.next().await {
         expected.take(&piece.map_err(|error| Broken::Off(chain_text(&error)))?).map_err(Broken::Wrong)?;
     }
