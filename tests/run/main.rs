@@ -12,6 +12,9 @@ mod bad_nights;
 mod builder;
 mod chain;
 mod chains;
+#[allow(dead_code, reason = "shared with the tests of sealing, which use all of it")]
+#[path = "../support/chunk.rs"]
+mod chunk;
 mod crash;
 mod damage;
 mod failures;
