@@ -499,15 +499,7 @@ async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
     let full = world.back_up().await.manifest;
     world.zfs.write_file(&world.dataset, 20, b"more");
     world.snapshot();
-    let mut env = PruneEnv {
-        store: world.shared_store(),
-        signing: world.writer.signing.clone(),
-        trusted: world.keys.trusted.clone(),
-        state_dir: world.settings.state_dir.clone(),
-        resume_days: RESUME_DAYS,
-        now: crate::world::now(),
-        stop: never(),
-    };
+    let mut env = world.prune_env(crate::world::now());
     let interrupted = async |env: &PruneEnv| {
         world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Delete).forever());
         forget(env, &world.dataset, &full.id).await.unwrap_err();
