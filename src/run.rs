@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod backup;
+pub mod cache;
 pub mod catalog;
 pub mod doctor;
 pub mod drill;

@@ -1,13 +1,15 @@
 //! The remote as it was last seen: its manifests with their signatures, kept in `state_dir`, for nights when it cannot
 //! be reached. They are verified again whenever they are read.
 
+use super::cache::{Keeping, ObjectCache};
 use super::catalog::{Catalog, StoredBackup, get_signed_manifest};
 use super::replace::replace_until_crash;
 use super::{RunError, error_chain};
 use crate::manifest::{MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;
-use crate::store::ObjectStore;
+use crate::store::key::BackupObject;
+use crate::store::{ObjectKey, ObjectStore};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Read};
@@ -17,7 +19,8 @@ use std::path::{Path, PathBuf};
 const MANIFEST: &str = "json";
 const SIGNATURE: &str = "json.minisig";
 
-/// Keeps the manifests of these backups, and no others. Those that are kept already are not fetched again.
+/// Keeps the manifests of these backups, and no others. Those that are kept already, or were read just now, are not fetched
+/// again.
 ///
 /// # Errors
 /// [`RunError`]; then the memory is older than it could be, and never wrong.
@@ -43,14 +46,20 @@ pub async fn remember(
             }
         }
     }
+    let cache = ObjectCache::open(state_dir, store.url(), dataset, Keeping::Nothing);
     for backup in whole {
         let id = &backup.manifest.id;
+        let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
         let kept = read(&file_of(&folder, id, MANIFEST), MANIFEST_BYTES_MAX)?;
         let signed = file_of(&folder, id, SIGNATURE).exists();
         if signed && kept.is_some_and(|bytes| Digest::of(&bytes) == backup.manifest_blake3) {
             continue;
         }
-        let (manifest, signature) = get_signed_manifest(store, dataset, id).await?;
+        let manifest = cache.get_pinned(key.as_str(), backup.manifest_blake3);
+        let (manifest, signature) = match manifest.zip(cache.get_any(key.signature().as_str())) {
+            Some(pair) => pair,
+            None => get_signed_manifest(store, dataset, id).await?,
+        };
         write(&file_of(&folder, id, SIGNATURE), &signature)?;
         write(&file_of(&folder, id, MANIFEST), &manifest)?;
     }
