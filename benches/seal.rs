@@ -7,7 +7,11 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use zfs_backup::stream::open::{ChunkPieces, piece_ranges};
 use zfs_backup::stream::part::PartPool;
-use zfs_backup::stream::seal::{ChunkSealer, Compression, SealedChunk};
+use zfs_backup::stream::seal::{Compression, SealedChunk};
+
+#[allow(dead_code, reason = "shared with the tests of sealing, which use all of it")]
+#[path = "../tests/support/chunk.rs"]
+mod chunk;
 
 const CHUNK_BYTES: usize = 64 << 20;
 const PART_BYTES: usize = 8 << 20;
@@ -22,11 +26,8 @@ fn noise() -> Vec<u8> {
 }
 
 fn seal_chunk(stream: &[u8], to: &[age::x25519::Recipient], compression: Compression, pool: &PartPool) -> SealedChunk {
-    let mut sealer = ChunkSealer::new(to, compression, pool).expect("there is a recipient");
-    for piece in stream.chunks(READ_BYTES) {
-        sealer.write(piece, &mut |part| !black_box(part).is_empty()).expect("parts are taken");
-    }
-    sealer.finish(&mut |part| !black_box(part).is_empty()).expect("parts are taken")
+    let mut drop_part = |part| drop(black_box(part));
+    chunk::seal_chunk(stream.chunks(READ_BYTES), to, compression, pool, &mut drop_part).expect("there is a recipient")
 }
 
 fn seal(criterion: &mut Criterion) {
@@ -48,13 +49,10 @@ fn open(criterion: &mut Criterion) {
     let identity = age::x25519::Identity::generate();
     let pool = PartPool::new(CHUNK_BYTES / PART_BYTES + 2, PART_BYTES);
     let mut parts = Vec::new();
-    let mut sealer = ChunkSealer::new(&[identity.to_public()], Compression::None, &pool).expect("there is a recipient");
-    let mut keep = |part| {
-        parts.push(part);
-        true
-    };
-    sealer.write(&noise(), &mut keep).expect("parts are taken");
-    let chunk = sealer.finish(&mut keep).expect("parts are taken");
+    let stream = noise();
+    let mut keep = |part| parts.push(part);
+    let sealed = chunk::seal_chunk([&stream[..]], &[identity.to_public()], Compression::None, &pool, &mut keep);
+    let chunk = sealed.expect("there is a recipient");
     let sealed = parts.concat();
     let ranges: Vec<_> = piece_ranges(&chunk, PIECE_PAGES).expect("a chunk").collect();
     let mut group = criterion.benchmark_group("open a chunk, one thread");

@@ -2,6 +2,8 @@
 
 pub mod bookmarks;
 pub mod copy;
+#[cfg(test)]
+mod fixtures;
 pub mod health;
 pub mod permissions;
 pub mod prune;

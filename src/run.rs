@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod backup;
+pub mod cache;
 pub mod catalog;
 pub mod doctor;
 pub mod drill;
@@ -24,6 +25,7 @@ pub mod prune_snapshots;
 pub mod record;
 pub mod rekey;
 pub mod remembered;
+mod replace;
 pub mod restore;
 mod sealed;
 pub mod seen;

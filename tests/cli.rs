@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+#[path = "support/output.rs"]
+mod output;
 #[path = "cli/people.rs"]
 mod people;
 
+use output::check;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -34,16 +37,6 @@ fn zb(arguments: &[&str], input: &str) -> Output {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn check(output: &Output, status: i32, needles: &[&str]) {
-    let (errors, text) = (stderr(output), String::from_utf8_lossy(&output.stdout));
-    assert_eq!(output.status.code(), Some(status), "{errors}{text}");
-    for needle in needles {
-        assert!(errors.contains(needle) || text.contains(needle), "no {needle:?} in:\n{errors}{text}");
-    }
-    assert!(!errors.contains("panicked"), "{errors}");
 }
 
 fn copy_tree(from: &Path, to: &Path) {

@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+#[path = "support/output.rs"]
+mod output;
+
+use output::check;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -65,16 +69,6 @@ impl Host {
         let backups = fs::read_dir(self.path(store).join("frozen/data")).unwrap();
         backups.map(|entry| entry.unwrap().path()).next().unwrap()
     }
-}
-
-#[track_caller]
-fn check(output: &Output, status: i32, needles: &[&str]) {
-    let (errors, text) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
-    assert_eq!(output.status.code(), Some(status), "{errors}{text}");
-    for needle in needles {
-        assert!(errors.contains(needle) || text.contains(needle), "no {needle:?} in:\n{errors}{text}");
-    }
-    assert!(!errors.contains("panicked"), "{errors}");
 }
 
 fn files(folder: &Path) -> Vec<String> {

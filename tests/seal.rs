@@ -8,9 +8,13 @@ use std::io::{Read, Write};
 use zfs_backup::model::Digest;
 use zfs_backup::stream::age_file::{NONCE_BYTES, PAGE_BYTES, TAG_BYTES};
 use zfs_backup::stream::fill::FilledPart;
-use zfs_backup::stream::open::{ChunkOpener, ChunkPieces, ChunkPlain, OpenError, RUN_BYTES, piece_ranges};
+use zfs_backup::stream::open::{ChunkPieces, ChunkPlain, OpenError, RUN_BYTES, piece_ranges};
 use zfs_backup::stream::part::PartPool;
-use zfs_backup::stream::seal::{ChunkFiller, ChunkSealer, Compression, SealedChunk};
+use zfs_backup::stream::seal::{ChunkFiller, Compression, SealedChunk};
+
+#[path = "support/chunk.rs"]
+mod chunk;
+use chunk::{ChunkOpener, seal_chunk};
 
 fn seal(
     plain: &[u8],
@@ -20,21 +24,8 @@ fn seal(
 ) -> (Vec<Bytes>, SealedChunk) {
     let pool = PartPool::new(4096, part_bytes);
     let mut parts = Vec::new();
-    let mut sealer = ChunkSealer::new(&[to.to_public()], compression, &pool).unwrap();
-    for piece in plain.chunks(70_001) {
-        sealer
-            .write(piece, &mut |part| {
-                parts.push(part);
-                true
-            })
-            .unwrap();
-    }
-    let sealed = sealer
-        .finish(&mut |part| {
-            parts.push(part);
-            true
-        })
-        .unwrap();
+    let sealed =
+        seal_chunk(plain.chunks(70_001), &[to.to_public()], compression, &pool, &mut |part| parts.push(part)).unwrap();
     (parts, sealed)
 }
 

@@ -3,6 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+#[path = "support/output.rs"]
+mod output;
+
+use output::check;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -94,15 +98,6 @@ impl Host {
         let (output, identity) = (self.text(name), self.text("identity"));
         check(&self.run(&["restore", "tank/data", "--output", &output, "--identity", &identity]), 0, &[]);
         fs::read(self.path(name)).unwrap()
-    }
-}
-
-#[track_caller]
-fn check(output: &Output, status: i32, needles: &[&str]) {
-    let (errors, text) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
-    assert_eq!(output.status.code(), Some(status), "{errors}{text}");
-    for needle in needles {
-        assert!(errors.contains(needle) || text.contains(needle), "no {needle:?} in:\n{errors}{text}");
     }
 }
 

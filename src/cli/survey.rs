@@ -14,7 +14,8 @@ use super::{Failure, remember};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::health::judge_health;
-use crate::run::catalog::{Attempt, Catalog, StoredBackup, list_datasets, read_catalog, read_started};
+use crate::run::cache::{Keeping, ObjectCache};
+use crate::run::catalog::{Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started};
 use crate::run::holds::our_holds;
 use crate::run::lock::is_held;
 use crate::run::record::Records;
@@ -45,7 +46,7 @@ pub(super) async fn survey_store(global: &Global, show: &Show, output: &Output) 
     let mut survey = Survey::new(StoreAnswer { url: Some(side.store.url().to_owned()), asked: true, error: None });
     for name in names {
         let mut view = DatasetView::new(name);
-        let asked = store_view(&*side.store, &view.dataset, &trusted, true).await;
+        let asked = store_view(&*side.store, &view.dataset, &trusted, true, &ObjectCache::none()).await;
         view.remote = survey.keep(asked.map(|(view, _)| view), &mut view.errors, output);
         survey.overview.datasets.push(view);
     }
@@ -198,7 +199,11 @@ impl Survey {
         };
         let mut datasets = std::mem::take(&mut self.overview.datasets);
         for dataset in &mut datasets {
-            let found = store_view(&*side.store, &dataset.dataset, &trusted, deep).await;
+            let keeping = if context.global.dry_run { Keeping::Nothing } else { Keeping::New };
+            let cache = side.config.as_ref().map_or_else(ObjectCache::none, |(config, _)| {
+                ObjectCache::open(&config.state_dir, side.store.url(), &dataset.dataset, keeping)
+            });
+            let found = store_view(&*side.store, &dataset.dataset, &trusted, deep, &cache).await;
             let Some((mut view, catalog)) = self.keep(found, &mut dataset.errors, output) else { continue };
             if let Some((config, _)) = &side.config {
                 view.note_ends(config.resume_days);
@@ -288,12 +293,13 @@ async fn store_view(
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     deep: bool,
+    cache: &ObjectCache,
 ) -> Result<(StoreView, Catalog), RunError> {
-    let catalog = read_catalog(store, dataset, trusted).await?;
+    let catalog = read_catalog_through(store, dataset, trusted, cache).await?;
     let newest_chain = catalog.newest().map(|newest| newest.manifest.chain.full_id.clone());
     let wanted = |backup: &StoredBackup| deep || Some(&backup.manifest.chain.full_id) == newest_chain.as_ref();
-    let seen = Seen::look_at(store, catalog, wanted).await?;
-    let catalog = &seen.catalog;
+    let seen = Seen::look_through(store, catalog, cache, wanted).await?;
+    let (catalog, flaws) = (&seen.catalog, seen.flaws());
     let mut backups = Vec::new();
     for (number, backup) in catalog.backups.iter().enumerate() {
         let manifest = &backup.manifest;
@@ -310,7 +316,7 @@ async fn store_view(
             stored_bytes: backup.stored_bytes(),
             raw: manifest.send.requested.iter().any(|flag| flag == "raw"),
             checked,
-            flaw: if checked { seen.flaw(None, &manifest.id) } else { None },
+            flaw: flaws.get(&manifest.id).cloned().flatten().filter(|_| checked),
         });
     }
     let mut unfinished = Vec::new();

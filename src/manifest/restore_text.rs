@@ -89,7 +89,8 @@ fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     }
     writeln!(
         text,
-        "# (or rclone copy REMOTE:BUCKET/PREFIX/... ID, or b2 sync). In each, check RESTORE.txt with minisign as above and have\n\
+        "# (or rclone copy REMOTE:BUCKET/PREFIX/... ID, or b2 sync). In each, check RESTORE.txt with minisign as above and \
+         have\n\
          # identity.txt there. Then, in this order, each only after the one before it ended well:"
     )?;
     for member in before.iter().chain([*id]) {

@@ -4,12 +4,13 @@
 //! that cannot be read is an error and never "nothing adopted".
 
 use super::RunError;
+use super::replace::replace_file;
 use crate::manifest::{Origin, parse_strict};
 use crate::model::{DatasetName, Digest};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 #[derive(Serialize, Deserialize)]
@@ -47,15 +48,8 @@ pub fn adopt(state_dir: &Path, stored: &DatasetName, own: &Origin, others: &[Ori
     let folder = state_dir.join("adopted");
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(|source| failed("create", &folder, source))?;
-    let write = || -> std::io::Result<()> {
-        let temporary = path.with_extension("new");
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(&adoption)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(&folder)?.sync_all()
-    };
-    write().map_err(|source| failed("write", &path, source))
+    let text = serde_json::to_vec_pretty(&adoption).map_err(|error| failed("write", &path, error.into()))?;
+    replace_file(&path, &text).map_err(|source| failed("write", &path, source))
 }
 
 fn read(state_dir: &Path, stored: &DatasetName) -> Result<Option<Adoption>, RunError> {

@@ -18,6 +18,7 @@ mod recorder;
 mod release;
 mod unfinished;
 
+use super::cache::Keeping;
 use super::keys::WriterKeys;
 use super::lock::lock_dataset;
 use super::place::record_place;
@@ -213,7 +214,7 @@ pub async fn plan_backup(
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<PlannedBackup, RunError> {
-    let sight = look(env, &selected.stored).await?;
+    let sight = look(env, &selected.stored, Keeping::Nothing).await?;
     decide(env, &Local::read(&*env.zfs, selected)?, &sight, requested)
 }
 
@@ -226,7 +227,7 @@ pub async fn plan_resumes(
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<Vec<PlannedResume>, RunError> {
-    let sight = look(env, &selected.stored).await?;
+    let sight = look(env, &selected.stored, Keeping::Nothing).await?;
     let mut judged = judge_all(env, selected, &sight, requested).await?;
     judged.sort_by_key(|(upload, _)| upload.order());
     let plan = judged.into_iter().filter_map(|(upload, verdict)| {
@@ -260,14 +261,14 @@ pub async fn back_up(
     requested: RequestedKind,
 ) -> Result<BackupOutcome, RunError> {
     let _lock = lock_dataset(&env.settings.state_dir, env.store.url(), &selected.stored)?;
-    let mut sight = look(env, &selected.stored).await?;
+    let mut sight = look(env, &selected.stored, Keeping::New).await?;
     remember_remote(env, &selected.stored, &sight).await;
     // That the dataset is there, and the same, comes before anything about its holds.
     Local::read(&*env.zfs, selected)?;
     settle(env, selected, &sight)?;
     let mut ended = end_commits(env, selected, &sight).await?;
     if !ended.is_empty() {
-        sight = look(env, &selected.stored).await?;
+        sight = look(env, &selected.stored, Keeping::New).await?;
     }
     let result = match end_uploads(env, selected, requested, &mut sight, &mut ended).await {
         Ok(()) => {
@@ -332,7 +333,7 @@ async fn end_uploads(
         if goes_on.upload.started.base.is_none() && std::mem::take(&mut may_overtake) {
             if let Some(committed) = overtake(env, selected, sight).await? {
                 ended.push(committed);
-                *sight = look(env, &selected.stored).await?;
+                *sight = look(env, &selected.stored, Keeping::New).await?;
             }
             continue;
         }
@@ -345,7 +346,7 @@ async fn end_uploads(
             Ok(committed) => {
                 release_bookmarks(env, &selected.dataset.name, &selected.stored, sight, &committed.manifest).await;
                 ended.push(committed);
-                *sight = look(env, &selected.stored).await?;
+                *sight = look(env, &selected.stored, Keeping::New).await?;
             }
             Err(error) if attempt.is_pointless() || has_lost(&attempt) => {
                 let why = error_chain(&error);

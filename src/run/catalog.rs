@@ -3,11 +3,15 @@
 //! A backup exists only through a manifest that verifies. Reading an error as "empty" is how others lost data: every
 //! failure to list or fetch is an error here, and an object that cannot be believed is kept apart by name.
 
+mod records;
+
+pub use records::{read_prune_records, read_prune_records_through, read_pruned};
+
+use super::cache::ObjectCache;
 use super::{RunError, error_chain};
 use crate::manifest::{
-    CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, PruneRecord,
-    Receipt, SIGNATURE_BYTES_MAX, Started, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt,
-    parse_started,
+    CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt,
+    SIGNATURE_BYTES_MAX, Started, parse_chunk_list, parse_manifest, parse_receipt, parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest, Guid};
 use crate::sign::{SignedType, TrustedKeys};
@@ -118,7 +122,22 @@ pub async fn read_catalog(
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<Catalog, RunError> {
+    read_catalog_through(store, dataset, trusted, &ObjectCache::none()).await
+}
+
+/// As [`read_catalog`], but what is kept of manifests that are listed as before is not fetched. For plans and for people,
+/// not for proof: see [`super::cache`].
+///
+/// # Errors
+/// As for [`read_catalog`].
+pub async fn read_catalog_through(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+    cache: &ObjectCache,
+) -> Result<Catalog, RunError> {
     let listed = store.list(&dataset_prefix(dataset)).await?;
+    cache.keep_listed(&listed);
     let newest_object_at = listed.iter().filter_map(|object| object.modified_at).max();
     let mut groups: BTreeMap<BackupId, Vec<(ParsedKey, ListedObject)>> = BTreeMap::new();
     let mut unknown = Vec::new();
@@ -132,8 +151,16 @@ pub async fn read_catalog(
     let (backups, attempts) = (Vec::new(), Vec::new());
     let mut catalog = Catalog { dataset: dataset.clone(), backups, attempts, unknown, newest_object_at };
     let read = |(id, objects): (BackupId, Vec<(ParsedKey, ListedObject)>)| async move {
-        let committed = objects.iter().any(|(key, _)| key.object == BackupObject::Manifest && !key.signature);
-        let believed = if committed { Some(read_manifest(store, dataset, &id, trusted).await) } else { None };
+        let is_manifest =
+            |key: &ParsedKey, signature| key.object == BackupObject::Manifest && key.signature == signature;
+        let listed = |signature| objects.iter().find(|(key, _)| is_manifest(key, signature)).map(|(_, object)| object);
+        let believed = match (listed(false), listed(true)) {
+            (None, _) => None,
+            (Some(_), None) => Some(read_manifest(store, dataset, &id, trusted).await),
+            (Some(manifest), Some(signature)) => {
+                Some(read_manifest_through(store, (dataset, &id), trusted, cache, [manifest, signature]).await)
+            }
+        };
         (id, objects, believed)
     };
     let mut groups = stream::iter(groups).map(read).buffered(MANIFESTS_MAX);
@@ -259,11 +286,41 @@ pub async fn read_manifest(
     id: &BackupId,
     trusted: &TrustedKeys,
 ) -> Result<(Manifest, Digest), RunError> {
-    let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
     let (bytes, signature) = get_signed_manifest(store, dataset, id).await?;
-    let manifest = parse_manifest(trusted, dataset, id, &bytes, &signature)
+    parse_fetched(dataset, id, trusted, &bytes, &signature)
+}
+
+fn parse_fetched(
+    dataset: &DatasetName,
+    id: &BackupId,
+    trusted: &TrustedKeys,
+    bytes: &[u8],
+    signature: &[u8],
+) -> Result<(Manifest, Digest), RunError> {
+    let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
+    let manifest = parse_manifest(trusted, dataset, id, bytes, signature)
         .map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
-    Ok((manifest, Digest::of(&bytes)))
+    Ok((manifest, Digest::of(bytes)))
+}
+
+/// As [`read_manifest`]: as it was kept, if that passes every check, else fetched. Only what passes is kept.
+async fn read_manifest_through(
+    store: &dyn ObjectStore,
+    (dataset, id): (&DatasetName, &BackupId),
+    trusted: &TrustedKeys,
+    cache: &ObjectCache,
+    listed: [&ListedObject; 2],
+) -> Result<(Manifest, Digest), RunError> {
+    if let [Some(bytes), Some(signature)] = listed.map(|object| cache.get(object))
+        && let Ok(kept) = parse_fetched(dataset, id, trusted, &bytes, &signature)
+    {
+        return Ok(kept);
+    }
+    let (bytes, signature) = get_signed_manifest(store, dataset, id).await?;
+    let fetched = parse_fetched(dataset, id, trusted, &bytes, &signature)?;
+    cache.put(listed[0], &bytes);
+    cache.put(listed[1], &signature);
+    Ok(fetched)
 }
 
 /// Fetches one manifest and its signature, not checked yet.
@@ -306,61 +363,53 @@ pub async fn read_receipt(
 pub async fn read_chunks(store: &dyn ObjectStore, manifest: &Manifest) -> Result<Vec<ChunkEntry>, RunError> {
     let mut chunks = Vec::new();
     for number in 0..manifest.chunk_lists.len() {
-        let list = BackupObject::ChunkList(u16::try_from(number).unwrap_or(u16::MAX));
-        let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &list);
-        let bytes = get_named(store, &key, CHUNK_LIST_BYTES_MAX).await?;
-        let entries = parse_chunk_list(manifest, number, &bytes)
-            .map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
-        chunks.extend(entries);
+        chunks.extend(fetch_list(store, manifest, number).await?.1);
     }
     Ok(chunks)
 }
 
-/// Ids whose deletion a signed prune record explains. A record that is not believed explains nothing.
+/// As [`read_chunks`], but a list that is kept, has the hash in the manifest and is listed with its size is not fetched.
 ///
 /// # Errors
-/// [`RunError::Store`] when a listing or a fetch fails.
-pub async fn read_pruned(
+/// As for [`read_chunks`].
+pub(super) async fn read_chunks_through(
     store: &dyn ObjectStore,
-    dataset: &DatasetName,
-    trusted: &TrustedKeys,
-) -> Result<BTreeSet<BackupId>, RunError> {
-    let records = read_prune_records(store, dataset, trusted, None).await?;
-    Ok(records.into_iter().flat_map(|(_, record)| record.pruned).map(|entry| entry.id).collect())
-}
-
-/// The signed prune records of one dataset with their keys, those written before `since` left out. One that is not
-/// believed is warned of and left out too.
-///
-/// # Errors
-/// [`RunError::Store`] when a listing or a fetch fails.
-pub async fn read_prune_records(
-    store: &dyn ObjectStore,
-    dataset: &DatasetName,
-    trusted: &TrustedKeys,
-    since: Option<jiff::Timestamp>,
-) -> Result<Vec<(ObjectKey, PruneRecord)>, RunError> {
-    let mut records = Vec::new();
-    let prefix = format!("{dataset}/@prune/");
-    // The time stands first in a record's name, so that old ones need not be fetched.
-    let oldest = since.map(|since| format!("{prefix}{}", since.strftime("%Y%m%dT%H%M%SZ")));
-    for object in store.list(&prefix).await? {
-        if oldest.as_ref().is_some_and(|oldest| object.key < *oldest) {
-            continue;
-        }
-        let Some(key) = ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json")) else { continue };
-        match get_signed(store, &key, LARGE_TEXT_BYTES_MAX).await {
-            Ok((bytes, signature)) => match parse_prune_record(trusted, dataset, key.as_str(), &bytes, &signature) {
-                Ok(record) => records.push((key, record)),
-                Err(error) => tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed"),
-            },
-            Err(error) if error.is_damage() => {
-                tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed")
+    backup: &StoredBackup,
+    cache: &ObjectCache,
+) -> Result<Vec<ChunkEntry>, RunError> {
+    let manifest = &backup.manifest;
+    let mut chunks = Vec::new();
+    for (number, list) in manifest.chunk_lists.iter().enumerate() {
+        let key = list_key(manifest, number);
+        let is_listed = |bytes: &Bytes| backup.objects.get(&list.name) == Some(&(bytes.len() as u64));
+        let kept = cache.get_pinned(key.as_str(), list.blake3).filter(is_listed);
+        match kept.and_then(|bytes| parse_chunk_list(manifest, number, &bytes).ok()) {
+            Some(entries) => chunks.extend(entries),
+            None => {
+                let (bytes, entries) = fetch_list(store, manifest, number).await?;
+                cache.put_pinned(key.as_str(), list.blake3, &bytes);
+                chunks.extend(entries);
             }
-            Err(error) => return Err(error),
         }
     }
-    Ok(records)
+    Ok(chunks)
+}
+
+fn list_key(manifest: &Manifest, number: usize) -> ObjectKey {
+    let list = BackupObject::ChunkList(u16::try_from(number).unwrap_or(u16::MAX));
+    ObjectKey::backup(&manifest.dataset, &manifest.id, &list)
+}
+
+async fn fetch_list(
+    store: &dyn ObjectStore,
+    manifest: &Manifest,
+    number: usize,
+) -> Result<(Bytes, Vec<ChunkEntry>), RunError> {
+    let key = list_key(manifest, number);
+    let bytes = get_named(store, &key, CHUNK_LIST_BYTES_MAX).await?;
+    let entries = parse_chunk_list(manifest, number, &bytes)
+        .map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
+    Ok((bytes, entries))
 }
 
 /// The first object of an attempt, its signature checked; `None` when it is not there.

@@ -9,6 +9,7 @@ pub use learn::learn_keys;
 
 use super::RunError;
 use super::lock::{KernelLock, lock_named};
+use super::replace::replace_file;
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
 use crate::sign::{SigningKey, TrustedKeys};
 use crate::store::key::{BackupObject, KEYRING_PREFIX, ParsedKey};
@@ -17,9 +18,9 @@ use age::secrecy::SecretString;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Each planted keyring costs a second of scrypt; more than this under one prefix is refused.
@@ -137,25 +138,12 @@ impl KeyCache {
             .map_err(|source| file_error("create", &self.folder, source))?;
         let path = self.folder.join("writer.json");
         let text = serde_json::to_vec_pretty(&cached).map_err(|error| file_error("write", &path, error.into()))?;
-        write_private(&path, &text)
+        replace_file(&path, &text).map_err(|source| file_error("write", &path, source))
     }
 }
 
 fn file_error(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
     RunError::File { operation, path: path.display().to_string(), source }
-}
-
-/// Writes a file that only we can read, whole or not at all.
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    let temporary = path.with_extension("new");
-    let written = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        fs::File::open(path.parent().unwrap_or(path))?.sync_all()
-    };
-    written().map_err(|source| file_error("write", path, source))
 }
 
 /// The keys for writing to a store in passphrase mode. Makes the keyring on first use: it is put, fetched and opened

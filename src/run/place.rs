@@ -3,10 +3,11 @@
 //! One small file a dataset in `state_dir`, named by the dataset's guid, which no rename changes.
 
 use super::RunError;
+use super::replace::replace_file;
 use crate::model::{DatasetName, Guid};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// A name has at most 255 bytes.
@@ -44,19 +45,7 @@ pub fn record_place(state_dir: &Path, dataset: Guid, stored: &DatasetName) -> Re
         .mode(0o700)
         .create(&folder)
         .map_err(|source| failed("create", &folder, source))?;
-    let temporary = file.with_extension(format!("{}.new", std::process::id()));
-    let written = || -> std::io::Result<()> {
-        let mut new = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-        writeln!(new, "{stored}")?;
-        new.sync_all()?;
-        std::fs::rename(&temporary, &file)?;
-        File::open(&folder)?.sync_all()
-    };
-    written().map_err(|source| {
-        // On a full disk an empty file is left, under a name that no later process has.
-        let _ = std::fs::remove_file(&temporary);
-        failed("write", &file, source)
-    })
+    replace_file(&file, format!("{stored}\n").as_bytes()).map_err(|source| failed("write", &file, source))
 }
 
 fn folder_of(state_dir: &Path) -> PathBuf {

@@ -4,14 +4,15 @@
 //! since it can be made again, whoever may write to the store can go on with a new probe.
 
 use super::RunError;
+use super::replace::replace_file;
 use crate::model::Digest;
 use crate::store::key::PROBE_PREFIX;
 use crate::store::{ObjectStore, StoreProbe};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The form of the files. A file of a later one is refused.
@@ -90,20 +91,8 @@ impl ProbeCache {
 
     fn save(&self, note: &ProbeNote) -> Result<(), RunError> {
         let text = serde_json::to_vec_pretty(note).map_err(|error| self.failed("write", error.into()))?;
-        let temporary = self.file.with_extension(format!("{}.new", std::process::id()));
-        let written = || -> std::io::Result<()> {
-            DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
-            let mut new = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-            new.write_all(&text)?;
-            new.sync_all()?;
-            fs::rename(&temporary, &self.file)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        written().map_err(|source| {
-            // On a full disk an empty file is left, under a name that no later process has.
-            let _ = fs::remove_file(&temporary);
-            self.failed("write", source)
-        })
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        made.and_then(|()| replace_file(&self.file, &text)).map_err(|source| self.failed("write", source))
     }
 
     fn failed(&self, operation: &'static str, source: std::io::Error) -> RunError {

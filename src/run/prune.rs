@@ -2,6 +2,8 @@
 //!
 //! lock -> read -> plan -> records of backups that stay are made void -> signed prune record -> read anew, plan anew ->
 //! for each backup, descendants before ancestors: manifest in all versions, its signature, receipt, chunks, the rest.
+//! Both readings are of the store itself. Whether there is anything to delete at all is asked of what is kept first
+//! ([`super::cache`]), so that a night with nothing to do costs a listing.
 //!
 //! The record goes before the second reading, and whoever uploads puts `started.json` before he looks at the records:
 //! one of both always sees the other. A prune that was interrupted is finished by the next one, because the record
@@ -14,6 +16,7 @@ mod look;
 mod record;
 
 pub use forget::{Forgotten, forget, look_at};
+use look::look_afresh;
 pub(super) use look::read_leftovers;
 pub use look::{Beside, PruneLook, look};
 
@@ -91,7 +94,10 @@ pub struct PruneOutcome {
 /// ends of their chains, and at most one that the next prune finishes.
 pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
     let _lock = lock_dataset(&env.state_dir, env.store.url(), &task.stored)?;
-    let first = look(env, task).await?;
+    let mut first = look(env, task).await?;
+    if !first.plan.is_empty() {
+        first = look_afresh(env, task).await?;
+    }
     let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
     void_records(env, &task.stored, &first.records, &stay).await?;
     if first.plan.is_empty() {
@@ -101,7 +107,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
         return Ok(PruneOutcome { look: first, deleted: Vec::new() });
     }
     let record = put_record(env, &task.stored, entries(&first)).await?;
-    let second = look(env, task).await?;
+    let second = look_afresh(env, task).await?;
     if let Err(why) = check_again(env, &first.plan, &second) {
         record.withdraw(env).await?;
         return Err(RunError::refused(format!("{}: {why}; nothing was deleted", task.stored), "run it again"));

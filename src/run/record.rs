@@ -6,14 +6,15 @@
 
 use super::RunError;
 use super::catalog::Catalog;
+use super::replace::replace_file;
 use crate::manifest::Manifest;
 use crate::model::{BackupId, DatasetName, Digest};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The form of the files. A file of a later one is refused.
@@ -267,20 +268,11 @@ impl Records {
         made.map_err(|source| failed("create", &self.folder, source))?;
         let path = self.path(event);
         let (dataset, store) = (self.dataset.clone(), self.store_url.clone());
-        let temporary = path.with_extension(format!("{}.new", std::process::id()));
         let written = || -> std::io::Result<()> {
             let bytes = serde_json::to_vec_pretty(&Stored { format: FORMAT, dataset, store, event: note })?;
-            let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(&self.folder)?.sync_all()
+            replace_file(&path, &bytes)
         };
-        written().map_err(|source| {
-            // On a full disk an empty file is left, under a name that no later process has.
-            let _ = fs::remove_file(&temporary);
-            failed("write", &path, source)
-        })
+        written().map_err(|source| failed("write", &path, source))
     }
 }
 

@@ -1,22 +1,26 @@
 //! The remote as it was last seen: its manifests with their signatures, kept in `state_dir`, for nights when it cannot
 //! be reached. They are verified again whenever they are read.
 
+use super::cache::{Keeping, ObjectCache};
 use super::catalog::{Catalog, StoredBackup, get_signed_manifest};
+use super::replace::replace_until_crash;
 use super::{RunError, error_chain};
 use crate::manifest::{MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;
-use crate::store::ObjectStore;
+use crate::store::key::BackupObject;
+use crate::store::{ObjectKey, ObjectStore};
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{DirBuilder, File};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 const MANIFEST: &str = "json";
 const SIGNATURE: &str = "json.minisig";
 
-/// Keeps the manifests of these backups, and no others. Those that are kept already are not fetched again.
+/// Keeps the manifests of these backups, and no others. Those that are kept already, or were read just now, are not fetched
+/// again.
 ///
 /// # Errors
 /// [`RunError`]; then the memory is older than it could be, and never wrong.
@@ -42,16 +46,22 @@ pub async fn remember(
             }
         }
     }
+    let cache = ObjectCache::open(state_dir, store.url(), dataset, Keeping::Nothing);
     for backup in whole {
         let id = &backup.manifest.id;
+        let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
         let kept = read(&file_of(&folder, id, MANIFEST), MANIFEST_BYTES_MAX)?;
         let signed = file_of(&folder, id, SIGNATURE).exists();
         if signed && kept.is_some_and(|bytes| Digest::of(&bytes) == backup.manifest_blake3) {
             continue;
         }
-        let (manifest, signature) = get_signed_manifest(store, dataset, id).await?;
-        write(&folder, &file_of(&folder, id, SIGNATURE), &signature)?;
-        write(&folder, &file_of(&folder, id, MANIFEST), &manifest)?;
+        let manifest = cache.get_pinned(key.as_str(), backup.manifest_blake3);
+        let (manifest, signature) = match manifest.zip(cache.get_any(key.signature().as_str())) {
+            Some(pair) => pair,
+            None => get_signed_manifest(store, dataset, id).await?,
+        };
+        write(&file_of(&folder, id, SIGNATURE), &signature)?;
+        write(&file_of(&folder, id, MANIFEST), &manifest)?;
     }
     Ok(())
 }
@@ -119,20 +129,9 @@ fn read(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, RunError> {
     Ok(Some(bytes))
 }
 
-/// Whole or not at all. What a crash loses of it is fetched again.
-fn write(folder: &Path, file: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    let temporary = folder.join(format!("{}.new", std::process::id()));
-    let written = || -> std::io::Result<()> {
-        let mut new = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-        new.write_all(bytes)?;
-        new.sync_all()?;
-        std::fs::rename(&temporary, file)
-    };
-    written().map_err(|source| {
-        // On a full disk an empty file is left, under a name that no later process has.
-        let _ = std::fs::remove_file(&temporary);
-        failed("write", file, source)
-    })
+/// What a crash loses of it is fetched again.
+fn write(file: &Path, bytes: &[u8]) -> Result<(), RunError> {
+    replace_until_crash(file, bytes).map_err(|source| failed("write", file, source))
 }
 
 fn folder_of(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> PathBuf {

@@ -3,7 +3,8 @@
 //! A backup in the intermediate directory may follow from one that lies only in the remote, so chains may be walked
 //! through two stores at once.
 
-use super::catalog::{Catalog, StoredBackup, find_gaps, read_chunks};
+use super::cache::ObjectCache;
+use super::catalog::{Catalog, StoredBackup, find_gaps, read_chunks_through};
 use super::{RunError, error_chain};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, Digest};
@@ -30,24 +31,27 @@ impl Seen {
     /// # Errors
     /// [`RunError::Store`] when a chunk list could not be read: nothing is known then.
     pub async fn look(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, RunError> {
-        Self::look_at(store, catalog, |_| true).await
+        Self::look_through(store, catalog, &ObjectCache::none(), |_| true).await
     }
 
-    /// As [`Seen::look`], but only at those backups; of the others nothing is known, so they pass for flawed.
+    /// As [`Seen::look`], but chunk lists that are kept are not fetched, and only those backups are looked at that are
+    /// wanted; of the others nothing is known, so they pass for flawed.
     ///
     /// # Errors
     /// As for [`Seen::look`].
-    pub async fn look_at(
+    pub async fn look_through(
         store: &dyn ObjectStore,
         catalog: Catalog,
+        cache: &ObjectCache,
         wanted: impl Fn(&StoredBackup) -> bool,
     ) -> Result<Self, RunError> {
-        let look = |backup: &StoredBackup| {
-            let backup = backup.clone();
-            async move { Ok::<_, RunError>((backup.manifest.id.clone(), chunk_flaw(store, &backup).await?)) }
-        };
-        let looks: Vec<_> = catalog.backups.iter().filter(|backup| wanted(backup)).map(look).collect();
-        let flaws = stream::iter(looks).buffered(LISTS_MAX).try_collect().await?;
+        let look = |backup| async move { chunk_flaw(store, backup, cache).await };
+        // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+        let wanted: Vec<&StoredBackup> = catalog.backups.iter().filter(|backup| wanted(backup)).collect();
+        let looks: Vec<_> = wanted.iter().map(|backup| look(*backup)).collect();
+        let found: Vec<Option<String>> = stream::iter(looks).buffered(LISTS_MAX).try_collect().await?;
+        let ids = wanted.iter().map(|backup| backup.manifest.id.clone());
+        let flaws = ids.zip(found).collect();
         Ok(Self { catalog, flaws })
     }
 
@@ -83,6 +87,11 @@ impl Seen {
             BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), flaw)
         };
         self.catalog.backups.iter().map(facts).collect()
+    }
+
+    /// As [`Seen::flaw`] without a second store, of all that were looked at.
+    pub fn flaws(&self) -> BTreeMap<&BackupId, Option<String>> {
+        self.chain_flaws(None, &bases(self, None))
     }
 
     /// Why this backup cannot be restored from the two stores together; `None` when it can.
@@ -175,8 +184,12 @@ fn stored_bytes(backup: &StoredBackup, known: &Known<'_>) -> u64 {
 
 /// What is wrong with a backup's own chunks. A list that cannot be believed is a flaw; one that cannot be read is an
 /// error.
-async fn chunk_flaw(store: &dyn ObjectStore, backup: &StoredBackup) -> Result<Option<String>, RunError> {
-    match read_chunks(store, &backup.manifest).await {
+async fn chunk_flaw(
+    store: &dyn ObjectStore,
+    backup: &StoredBackup,
+    cache: &ObjectCache,
+) -> Result<Option<String>, RunError> {
+    match read_chunks_through(store, backup, cache).await {
         Ok(chunks) => Ok(find_gaps(backup, &chunks).next().map(|gap| error_chain(&gap))),
         Err(error) if error.is_damage() => Ok(Some(error_chain(&error))),
         Err(error) => Err(error),

@@ -5,10 +5,10 @@
 //! producer: read -> parse -> cut -> parts      sealers: seal, hash      uploader: create -> put_part -> finish (confirm)
 //! ```
 //! The stream is read straight into the part buffers, its pages are sealed there on several threads, and each part is
-//! hashed and handed over in order. Backpressure is the pool of part buffers; the event channel only passes handles. While chunk n is being confirmed,
-//! chunk n+1 is going up. A sealed chunk cannot be made twice (its key is random), so when an upload fails for good
-//! but may work again, and when an earlier run was interrupted, the source is opened anew and the chunk is made again
-//! under a new name. The source starts at the resume point of the last chunk before the first that is missing; what
+//! hashed and handed over in order. Backpressure is the pool of part buffers; the event channel only passes handles.
+//! While chunk n is being confirmed, chunk n+1 is going up. A sealed chunk cannot be made twice (its key is random), so
+//! when an upload fails for good but may work again, and when an earlier run was interrupted, the source is opened anew
+//! and the chunk is made again under a new name. The source starts at the resume point of the last chunk before the first that is missing; what
 //! comes is joined to what was sent ([`crate::stream::splice`]), confirmed chunks are not sent again, and at the end of
 //! each the running checksum must be what it was.
 

@@ -4,8 +4,7 @@
 //! ChunkPieces (in order: head, length, hash) -> SealedPages (anywhere, side by side) -> PlainPages -> ChunkPlain (in order)
 //! ```
 //! The order matters: the head's hash is compared with the signed list before any key touches it; each page's tag is
-//! checked before its bytes go on; the hash of the whole object is checked before its last page goes on. [`ChunkOpener`]
-//! does it all where it is called.
+//! checked before its bytes go on; the hash of the whole object is checked before its last page goes on.
 
 use super::age_file::{AgeError, HEAD_BYTES_MAX, PAGE_BYTES, PageKey, TAG_BYTES, open_head};
 use super::seal::SealedChunk;
@@ -341,69 +340,5 @@ impl ChunkPlain {
         self.stream_bytes += bytes as u64;
         let (expected, actual) = (self.expected_bytes, self.stream_bytes);
         if actual > expected { Err(OpenError::StreamLength { expected, actual }) } else { Ok(()) }
-    }
-}
-
-/// Opens one chunk from its bytes, in order and in any pieces.
-pub struct ChunkOpener {
-    pieces: ChunkPieces,
-    plain: ChunkPlain,
-    /// How long the next piece is, unless the object ends before.
-    wanted: usize,
-    pending: BytesMut,
-}
-
-impl ChunkOpener {
-    /// Begins to open the chunk that the signed list describes.
-    ///
-    /// # Errors
-    /// [`OpenError::Sizes`] when its sizes are impossible.
-    pub fn new(
-        expected: SealedChunk,
-        compressed: bool,
-        identities: Arc<[age::x25519::Identity]>,
-    ) -> Result<Self, OpenError> {
-        let (pieces, plain) = (ChunkPieces::new(expected, identities)?, ChunkPlain::new(&expected, compressed)?);
-        let wanted = expected.head.bytes as usize + SEALED_PAGE_BYTES;
-        Ok(Self { pieces, plain, wanted, pending: BytesMut::new() })
-    }
-
-    /// Takes sealed bytes and appends the stream bytes that are now sure to `stream`.
-    ///
-    /// # Errors
-    /// [`OpenError`]; what was appended before is authentic, nothing more may follow.
-    pub fn write(&mut self, mut sealed: &[u8], stream: &mut Vec<u8>) -> Result<(), OpenError> {
-        while !sealed.is_empty() {
-            let left = self.pieces.expected.sealed_bytes - self.pieces.sealed_bytes;
-            let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(self.wanted);
-            if wanted == 0 {
-                let actual = self.pieces.expected.sealed_bytes + sealed.len() as u64;
-                return Err(OpenError::Length { expected: self.pieces.expected.sealed_bytes, actual });
-            }
-            let taken = sealed.len().min(wanted - self.pending.len());
-            self.pending.extend_from_slice(&sealed[..taken]);
-            sealed = &sealed[taken..];
-            if self.pending.len() == wanted {
-                self.wanted = SEALED_PAGE_BYTES;
-                let pages = self.pieces.take(std::mem::take(&mut self.pending))?.open()?;
-                for (index, mut page) in pages.pages().enumerate() {
-                    let mut more = true;
-                    while more {
-                        page = &page[self.plain.take(page, pages.is_last(index), stream)?..];
-                        more = !page.is_empty();
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Checks that the chunk came whole.
-    ///
-    /// # Errors
-    /// [`OpenError::Length`] when it was cut, [`OpenError::StreamLength`] when it holds another run of the stream.
-    pub fn finish(self) -> Result<(), OpenError> {
-        self.pieces.finish()?;
-        self.plain.finish()
     }
 }

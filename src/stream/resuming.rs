@@ -81,7 +81,7 @@ impl Resumer {
             put(bytes);
         }
         for (header, payload) in &start.prologue {
-            put(relay.rewrite(header).bytes());
+            put(header.sealed_into(&mut relay.sum).bytes());
             relay.sum.feed(payload);
             put(payload);
         }
@@ -105,17 +105,6 @@ impl Resumer {
         let bytes = self.walker.position();
         self.walker.finish()?;
         Ok(bytes)
-    }
-}
-
-impl Relay {
-    /// The header as it is in this stream. Payloads are checked to be whole words, so there is always a sum.
-    fn rewrite(&mut self, header: &RecordHeader) -> RecordHeader {
-        let mut header = *header;
-        let mut sum = self.sum.sum().unwrap_or_default();
-        header.seal(&mut sum);
-        self.sum = Fletcher4Feed::new(sum, self.sum.order());
-        header
     }
 }
 
@@ -146,7 +135,7 @@ impl RecordSink for Passing<'_> {
                 _ => return Ok(()),
             }
         }
-        (self.put)(self.relay.rewrite(header).bytes());
+        (self.put)(header.sealed_into(&mut self.relay.sum).bytes());
         Ok(())
     }
 

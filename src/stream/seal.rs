@@ -1,11 +1,14 @@
-//! [`ChunkSealer`]: a run of stream bytes becomes one sealed chunk - optional zstd, then age, hashed on the way out.
-//! Its exact inverse is [`crate::stream::open::ChunkOpener`].
+//! A run of stream bytes becomes one sealed chunk - optional zstd, then age, hashed on the way out.
+//!
+//! ```text
+//! ChunkFiller (in order) -> FilledPart (anywhere, side by side) -> ChunkHasher (in order)
+//! ```
+//! The exact inverse is [`crate::stream::open`].
 
 use super::age_file::{AgeError, PAGE_BYTES, new_head};
 use super::fill::{FilledSink, PartFiller, Places};
-use super::part::{PartBuffer, PartPool};
+use super::part::PartPool;
 use crate::model::Digest;
-use bytes::Bytes;
 use zstd::stream::raw::{Encoder, Operation};
 use zstd::zstd_safe::{CParameter, InBuffer, OutBuffer};
 
@@ -59,56 +62,6 @@ pub enum SealError {
     /// Nobody takes the parts any more.
     #[error("hand over a sealed part: the upload has stopped")]
     Stopped,
-}
-
-/// Where finished parts go. Returns `false` when nobody wants them any more.
-pub type PartSink<'a> = &'a mut dyn FnMut(Bytes) -> bool;
-
-/// Seals one chunk where it is called. Parts leave as soon as they are full; all but the last have the pool's part size.
-/// A transfer uses its pieces on several threads instead: [`ChunkFiller`], [`FilledPart::seal`], [`ChunkHasher`].
-///
-/// [`FilledPart::seal`]: super::fill::FilledPart::seal
-pub struct ChunkSealer {
-    filler: ChunkFiller,
-    hasher: ChunkHasher,
-}
-
-impl ChunkSealer {
-    /// Begins a chunk for these recipients.
-    ///
-    /// # Errors
-    /// [`SealError`] when there is no recipient, or the level is not one of zstd's.
-    pub fn new(
-        recipients: &[age::x25519::Recipient],
-        compression: Compression,
-        pool: &PartPool,
-    ) -> Result<Self, SealError> {
-        Ok(Self { filler: ChunkFiller::new(recipients, compression, 1, pool)?, hasher: ChunkHasher::default() })
-    }
-
-    /// Takes stream bytes, in any pieces.
-    ///
-    /// # Errors
-    /// [`SealError::Stopped`] when the sink wants no more.
-    pub fn write(&mut self, stream: &[u8], sink: PartSink<'_>) -> Result<(), SealError> {
-        let Self { filler, hasher } = self;
-        filler.write(stream, &mut |part| hand_over(part.seal()?, hasher, sink))
-    }
-
-    /// Seals what is left, hands over the last part and says what the chunk is.
-    ///
-    /// # Errors
-    /// As for [`ChunkSealer::write`].
-    pub fn finish(self, sink: PartSink<'_>) -> Result<SealedChunk, SealError> {
-        let Self { filler, mut hasher } = self;
-        let filled = filler.finish(&mut |part| hand_over(part.seal()?, &mut hasher, sink))?;
-        Ok(hasher.finish(filled))
-    }
-}
-
-fn hand_over(part: PartBuffer, hasher: &mut ChunkHasher, sink: PartSink<'_>) -> Result<(), SealError> {
-    hasher.take(part.as_ref());
-    if sink(part.freeze()) { Ok(()) } else { Err(SealError::Stopped) }
 }
 
 /// Hashes the sealed parts of one chunk in order.

@@ -168,15 +168,6 @@ impl Splice {
         }
         Ok(())
     }
-
-    /// The header as it would have been in the uninterrupted stream.
-    fn rewrite(&mut self, header: &RecordHeader) -> RecordHeader {
-        let mut header = *header;
-        let mut sum = self.sum.sum().expect("payloads are checked to be whole words");
-        header.seal(&mut sum);
-        self.sum = Fletcher4Feed::new(sum, self.begin.order);
-        header
-    }
 }
 
 /// The splice with the way out, for the length of one call.
@@ -198,7 +189,7 @@ impl RecordSink for Joint<'_> {
             return Err(SpliceError::UnknownRecord { number });
         }
         if matches!(self.splice.stage, Stage::Continuing) {
-            (self.put)(self.splice.rewrite(header).bytes());
+            (self.put)(header.sealed_into(&mut self.splice.sum).bytes());
             return Ok(());
         }
         self.splice.approach(header)

@@ -1,6 +1,7 @@
 //! Somebody who can write, replace and delete everything in the bucket and knows the recipient, but has no secret key.
 //! Nothing of his reaches the kernel, and what he did is told by the key of the object.
 
+use crate::chunk::seal_chunk;
 use crate::world::{World, key_of, name, noise, quick_keys};
 use bytes::Bytes;
 use std::io::Write;
@@ -11,7 +12,7 @@ use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::sign::SignedType;
 use zfs_backup::store::key::backup_prefix;
 use zfs_backup::stream::part::PartPool;
-use zfs_backup::stream::seal::{ChunkSealer, Compression};
+use zfs_backup::stream::seal::Compression;
 
 async fn world_with_backup() -> (World, Manifest) {
     let world = World::new();
@@ -63,13 +64,7 @@ async fn assert_stopped_at(world: &World, key: &str) {
 fn seal(world: &World, plain: &[u8]) -> Bytes {
     let pool = PartPool::new(64, 16 * 1024);
     let mut parts = Vec::new();
-    let mut sink = |part| {
-        parts.push(part);
-        true
-    };
-    let mut sealer = ChunkSealer::new(&world.writer.recipients, Compression::None, &pool).unwrap();
-    sealer.write(plain, &mut sink).unwrap();
-    sealer.finish(&mut sink).unwrap();
+    seal_chunk([plain], &world.writer.recipients, Compression::None, &pool, &mut |part| parts.push(part)).unwrap();
     parts.concat().into()
 }
 

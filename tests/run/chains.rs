@@ -558,6 +558,11 @@ async fn assert_chain_or_one_more(
     assert_eq!(world.verify().await.damage, []);
 }
 
+/// So that every call of the planning is made, and can fail.
+fn forget_what_was_read(world: &World) {
+    std::fs::remove_dir_all(world.settings.state_dir.join("cache")).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_call_fails_during_an_incremental_there_is_a_whole_backup_or_none() {
     let (keys, writer) = quick_keys();
@@ -566,6 +571,7 @@ async fn whichever_call_fails_during_an_incremental_there_is_a_whole_backup_or_n
         chain(&world, 1).await;
         night(&world, 2);
         let (env, selected) = (world.env(), world.selected());
+        forget_what_was_read(&world);
         let before = (world.store.events().len(), world.zfs.calls());
         back_up(&env, &selected, RequestedKind::Incremental).await.unwrap();
         (world.store.events().len() - before.0, world.zfs.calls() - before.1)
@@ -581,6 +587,7 @@ async fn whichever_call_fails_during_an_incremental_there_is_a_whole_backup_or_n
             let points = chain(&world, 1).await;
             night(&world, 2);
             let (env, selected) = (world.env(), world.selected());
+            forget_what_was_read(&world);
             match fault {
                 Ok(fault) => world.store.fail(fault),
                 Err(n) => world.zfs.fail_call(n, EIO),

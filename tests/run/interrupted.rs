@@ -17,7 +17,7 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up};
 use zfs_backup::run::journal::{read_attempts, unended};
 use zfs_backup::run::pins::pinned;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, look, prune_dataset};
+use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::Zfs;
@@ -597,15 +597,7 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
     let held = pinned(&world.zfs, &world.dataset).unwrap();
     let later = begun + jiff::SignedDuration::from_hours(15 * 24);
     world.store.set_clock(Some(later));
-    let env = PruneEnv {
-        store: world.shared_store(),
-        signing: world.writer.signing.clone(),
-        trusted: world.keys.trusted.clone(),
-        state_dir: world.settings.state_dir.clone(),
-        resume_days: 14,
-        now: later,
-        stop: crate::world::never(),
-    };
+    let env = world.prune_env(later);
     let pool_guid = world.zfs.pool_guid("tank").unwrap();
     let origins = vec![Origin { dataset_guid: world.selected().dataset.guid, pool_guid }];
     let (stored, rules, beside) = (world.dataset.clone(), RetentionRules::default(), Beside::Nothing);

@@ -10,8 +10,12 @@ mod b2;
 mod b2_sim;
 mod bad_nights;
 mod builder;
+mod cached;
 mod chain;
 mod chains;
+#[allow(dead_code, reason = "shared with the tests of sealing, which use all of it")]
+#[path = "../support/chunk.rs"]
+mod chunk;
 mod crash;
 mod damage;
 mod failures;
@@ -32,7 +36,9 @@ mod rclone;
 mod rekey;
 mod restore;
 mod resumed;
+mod scale;
 mod snapshot;
+mod stock;
 mod sums;
 mod two_stores;
 mod unfinished;

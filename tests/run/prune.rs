@@ -304,7 +304,8 @@ async fn unfinished_uploads_of_the_dead_are_removed_and_others_stay() {
     };
     let other: BackupId = "20260101T000000Z-full-00000000000000ff-00000000000000ff".parse().unwrap();
     let foreign = ObjectKey::listed("elsewhere/x").unwrap();
-    for key in [chunk(&old[0], 9), chunk(&new[0], 9), chunk(&other, 9), foreign] {
+    let probe = |nonce| ObjectKey::listed(&format!("@zfs-backup/probe/{nonce:016x}/parts")).unwrap();
+    for key in [chunk(&old[0], 9), chunk(&new[0], 9), chunk(&other, 9), foreign, probe(1)] {
         drop(yard.store.create(&key).await.unwrap());
     }
     let left = |yard: &Yard| {
@@ -313,14 +314,16 @@ async fn unfinished_uploads_of_the_dead_are_removed_and_others_stay() {
     };
     // Too young.
     yard.prune(&last_chains(1)).await;
-    assert_eq!(left(&yard).len(), 4);
+    assert_eq!(left(&yard).len(), 5);
     yard.days(i64::from(RESUME_DAYS) + 1);
+    // A probe that may be under way.
+    drop(yard.store.create(&probe(2)).await.unwrap());
     yard.put(None).await;
     yard.prune(&last_chains(9)).await;
     let kept: Vec<String> = [chunk(&new[0], 9), chunk(&other, 9)]
         .iter()
         .map(ToString::to_string)
-        .chain(["elsewhere/x".to_owned()])
+        .chain(["elsewhere/x".to_owned(), probe(2).to_string()])
         .collect();
     let mut found = left(&yard);
     found.sort();
@@ -499,15 +502,7 @@ async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
     let full = world.back_up().await.manifest;
     world.zfs.write_file(&world.dataset, 20, b"more");
     world.snapshot();
-    let mut env = PruneEnv {
-        store: world.shared_store(),
-        signing: world.writer.signing.clone(),
-        trusted: world.keys.trusted.clone(),
-        state_dir: world.settings.state_dir.clone(),
-        resume_days: RESUME_DAYS,
-        now: crate::world::now(),
-        stop: never(),
-    };
+    let mut env = world.prune_env(crate::world::now());
     let interrupted = async |env: &PruneEnv| {
         world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Delete).forever());
         forget(env, &world.dataset, &full.id).await.unwrap_err();

@@ -77,15 +77,7 @@ async fn a_chain_goes_through_rclone_and_comes_back() {
     assert_eq!(damaged, [chunk.key.as_str()]);
     assert!(store.unfinished("").await.unwrap().is_empty());
 
-    let prune = PruneEnv {
-        store: Arc::clone(&store),
-        signing: world.writer.signing.clone(),
-        trusted: world.keys.trusted.clone(),
-        state_dir: world.settings.state_dir.clone(),
-        resume_days: 14,
-        now: now(),
-        stop: never(),
-    };
+    let prune = PruneEnv { store: Arc::clone(&store), ..world.prune_env(now()) };
     for id in [incremental.manifest.id, full.manifest.id] {
         forget(&prune, &world.dataset, &id).await.unwrap();
     }

@@ -69,6 +69,17 @@ async fn stream_of(world: &World, set: &RestoreSet, number: usize) -> Vec<u8> {
     output.take()
 }
 
+/// A chain of a full and so many incrementals, what a restore of its newest needs, and the stream of each.
+async fn chain_and_streams(world: &World, incrementals: u64) -> (Vec<(Manifest, Files)>, RestoreSet, Vec<Vec<u8>>) {
+    let points = chain(world, incrementals).await;
+    let set = world.find(&RestorePoint::Newest).await.unwrap();
+    let mut streams = Vec::new();
+    for number in 0..points.len() {
+        streams.push(stream_of(world, &set, number).await);
+    }
+    (points, set, streams)
+}
+
 /// What a kernel that lost its reader at that byte has: the earlier backups whole, this one cut, marked as ours or not.
 fn cut(world: &World, target: &DatasetName, streams: &[Vec<u8>], at: usize, mark: Option<&str>) {
     let mut properties = BTreeMap::new();
@@ -102,9 +113,7 @@ fn worlds() -> Vec<(&'static str, World)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_cut_at_any_byte_goes_on_and_ends_in_the_same() {
     for (what, world) in worlds() {
-        let points = chain(&world, 1).await;
-        let set = world.find(&RestorePoint::Newest).await.unwrap();
-        let streams = [stream_of(&world, &set, 0).await, stream_of(&world, &set, 1).await];
+        let (points, _, streams) = chain_and_streams(&world, 1).await;
         let mark = format!("{} new readonly", points[1].0.id);
         let target = name("tank/back");
         for number in [0, 1] {
@@ -262,10 +271,8 @@ async fn a_rollback_that_failed_with_one_backup_left_ends_its_readonly() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_rollback_goes_on_when_it_is_asked_for_again() {
     let world = World::new();
-    let points = chain(&world, 1).await;
+    let (points, _, streams) = chain_and_streams(&world, 1).await;
     let target = name("tank/back");
-    let set = world.find(&RestorePoint::Newest).await.unwrap();
-    let streams = [stream_of(&world, &set, 0).await, stream_of(&world, &set, 1).await];
     cut(&world, &target, &streams, streams[1].len() / 2, None);
     let refused = go_on(&world, &target).await.unwrap_err();
     assert!(refused.to_string().contains("exists already"), "{refused}");
@@ -278,9 +285,7 @@ async fn an_interrupted_rollback_goes_on_when_it_is_asked_for_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restart_gives_up_what_is_ours_and_nothing_else() {
     let world = World::new();
-    let points = chain(&world, 1).await;
-    let set = world.find(&RestorePoint::Newest).await.unwrap();
-    let streams = [stream_of(&world, &set, 0).await, stream_of(&world, &set, 1).await];
+    let (points, set, streams) = chain_and_streams(&world, 1).await;
     let mark = format!("{} new readonly", points[1].0.id);
     let target = name("tank/back");
     for number in [0, 1] {
@@ -316,9 +321,7 @@ async fn restart_gives_up_what_is_ours_and_nothing_else() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_receive_of_something_else_is_named_and_left_alone() {
     let mut world = World::new();
-    let points = chain(&world, 1).await;
-    let set = world.find(&RestorePoint::Newest).await.unwrap();
-    let streams = [stream_of(&world, &set, 0).await, stream_of(&world, &set, 1).await];
+    let (points, _, streams) = chain_and_streams(&world, 1).await;
     let target = name("tank/back");
     cut(&world, &target, &streams[..1], streams[0].len() / 2, None);
     // The same snapshot with other flags is another stream; so is another chain.
@@ -344,9 +347,7 @@ async fn a_receive_of_something_else_is_named_and_left_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_the_kernel_refuses_it_starts_over_if_that_is_ours() {
     let world = World::new();
-    let points = chain(&world, 1).await;
-    let set = world.find(&RestorePoint::Newest).await.unwrap();
-    let streams = [stream_of(&world, &set, 0).await, stream_of(&world, &set, 1).await];
+    let (points, _, streams) = chain_and_streams(&world, 1).await;
     let target = name("tank/back");
     let mark = format!("{} new readonly", points[1].0.id);
     for number in [0, 1] {
@@ -377,11 +378,9 @@ async fn where_the_kernel_refuses_it_starts_over_if_that_is_ours() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_found_by_a_run_that_went_on_destroys_nothing() {
     let world = World::new();
-    let points = chain(&world, 0).await;
-    let set = world.find(&RestorePoint::Newest).await.unwrap();
-    let stream = stream_of(&world, &set, 0).await;
+    let (points, _, streams) = chain_and_streams(&world, 0).await;
     let target = name("tank/back");
-    cut(&world, &target, std::slice::from_ref(&stream), stream.len() / 2, Some(&format!("{} new", points[0].0.id)));
+    cut(&world, &target, &streams, streams[0].len() / 2, Some(&format!("{} new", points[0].0.id)));
     let manifest = &points[0].0;
     let last = world.chunks(manifest).await.pop().unwrap();
     let key = key_of(manifest, &last.name);
@@ -399,9 +398,7 @@ async fn damage_found_by_a_run_that_went_on_destroys_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_goes_on_and_fails_anywhere_can_be_gone_on_with() {
     let world = World::new();
-    let points = chain(&world, 1).await;
-    let set = world.find(&RestorePoint::Newest).await.unwrap();
-    let streams = [stream_of(&world, &set, 0).await, stream_of(&world, &set, 1).await];
+    let (points, set, streams) = chain_and_streams(&world, 1).await;
     let mark = format!("{} new readonly", points[1].0.id);
     let target = name("tank/back");
     for n in 1..=14 {
@@ -430,11 +427,9 @@ async fn a_run_that_goes_on_and_fails_anywhere_can_be_gone_on_with() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_night_in_between_is_received_behind_the_one_that_goes_on() {
     let world = World::new();
-    let mut points = chain(&world, 0).await;
-    let set = world.find(&RestorePoint::Newest).await.unwrap();
-    let stream = stream_of(&world, &set, 0).await;
+    let (mut points, _, streams) = chain_and_streams(&world, 0).await;
     let target = name("tank/back");
-    cut(&world, &target, std::slice::from_ref(&stream), stream.len() / 2, Some(&format!("{} new", points[0].0.id)));
+    cut(&world, &target, &streams, streams[0].len() / 2, Some(&format!("{} new", points[0].0.id)));
     night(&world, 1);
     points.push((nightly(&world).await.manifest, world.zfs.files(&world.dataset)));
     let received = go_on(&world, &target).await.unwrap();

@@ -3,7 +3,7 @@
 
 use crate::chains::night;
 use crate::interrupted::interrupted_late;
-use crate::world::{World, committed, never};
+use crate::world::{World, committed};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use zfs_backup::model::BackupId;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, PlannedResume, back_up, plan_resumes};
 use zfs_backup::run::pins::pinned;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, prune_dataset};
+use zfs_backup::run::prune::{Beside, PruneTask, prune_dataset};
 use zfs_backup::run::transfer::Progress;
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
@@ -101,15 +101,7 @@ async fn what_is_known_from_the_store_alone_and_given_up_goes_by_prune() {
     let prune = async |days: i64| -> BTreeSet<BackupId> {
         let now = begun + jiff::SignedDuration::from_hours(days * 24);
         world.store.set_clock(Some(now));
-        let env = PruneEnv {
-            store: world.shared_store(),
-            signing: world.writer.signing.clone(),
-            trusted: world.keys.trusted.clone(),
-            state_dir: world.settings.state_dir.clone(),
-            resume_days: 14,
-            now,
-            stop: never(),
-        };
+        let env = world.prune_env(now);
         let (stored, rules, beside) = (world.dataset.clone(), RetentionRules::default(), Beside::Nothing);
         let task = PruneTask { stored, origins: origins.clone(), rules, beside };
         prune_dataset(&env, &task).await.unwrap().deleted.into_iter().collect()

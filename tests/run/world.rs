@@ -14,6 +14,7 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up};
 use zfs_backup::run::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::run::keys::WriterKeys;
+use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer,
 };
@@ -142,6 +143,18 @@ impl World {
             planned: Arc::new(|_| {}),
             progress: Arc::new(|_| {}),
             stop,
+        }
+    }
+
+    pub(crate) fn prune_env(&self, now: Timestamp) -> PruneEnv {
+        PruneEnv {
+            store: self.shared_store(),
+            signing: self.writer.signing.clone(),
+            trusted: self.keys.trusted.clone(),
+            state_dir: self.settings.state_dir.clone(),
+            resume_days: 14,
+            now,
+            stop: never(),
         }
     }
 

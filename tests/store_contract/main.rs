@@ -14,6 +14,8 @@ mod b2_sim;
 mod contract;
 mod dir;
 mod memory;
+#[path = "../support/output.rs"]
+mod output;
 mod pace;
 #[path = "../support/proxy.rs"]
 mod proxy;

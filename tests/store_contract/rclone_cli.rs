@@ -1,5 +1,6 @@
 //! The program with a remote of rclone: a backup goes there, is verified, restored and pruned.
 
+use crate::output::check;
 use crate::rclone::{Host, folder_of_rclone};
 use std::env;
 use std::fs;
@@ -21,16 +22,6 @@ fn zb(host: &Host, arguments: &[&str]) -> Output {
     let mut child = command.spawn().unwrap();
     let _ = child.stdin.take().unwrap().write_all(PASSPHRASE.as_bytes());
     child.wait_with_output().unwrap()
-}
-
-#[track_caller]
-fn check(output: &Output, status: i32, needles: &[&str]) {
-    let (errors, text) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
-    assert_eq!(output.status.code(), Some(status), "{errors}{text}");
-    for needle in needles {
-        assert!(errors.contains(needle) || text.contains(needle), "no {needle:?} in:\n{errors}{text}");
-    }
-    assert!(!errors.contains("panicked"), "{errors}");
 }
 
 fn copy_tree(from: &Path, to: &Path) {

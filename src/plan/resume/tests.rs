@@ -3,33 +3,15 @@
 use super::*;
 use crate::manifest::{BaseRef, FORMAT, SnapshotRef};
 use crate::model::Digest;
+use crate::plan::fixtures::{self, at, snapshot};
 use ResumeVerdict::{GiveUp, GoOn, Over, Wait};
-use jiff::Timestamp;
-
-/// Snapshot `n` has guid and txg `n` and was taken on day `n`.
-fn at(n: u64) -> Timestamp {
-    Timestamp::from_second(i64::try_from(n).unwrap() * 86_400).unwrap()
-}
 
 fn reference(n: u64) -> SnapshotRef {
     SnapshotRef { guid: Guid(n), createtxg: n, created_at: at(n) }
 }
 
-fn snapshot(n: u64) -> Snapshot {
-    Snapshot {
-        name: format!("t/a@s{n}").parse().unwrap(),
-        guid: Guid(n),
-        createtxg: n,
-        created_at: at(n),
-        referenced_bytes: 0,
-        used_bytes: 0,
-        holds: 0,
-        user_properties: Default::default(),
-    }
-}
-
 fn bookmark(n: u64) -> Bookmark {
-    Bookmark { name: format!("t/a#b{n}").parse().unwrap(), guid: Guid(n), createtxg: n, created_at: at(n) }
+    fixtures::bookmark(&format!("b{n}"), n)
 }
 
 fn id(n: u64, kind: BackupKind) -> BackupId {

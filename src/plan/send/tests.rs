@@ -4,9 +4,9 @@ use super::*;
 use crate::manifest::Origin;
 use crate::model::Digest;
 use crate::plan::bookmarks::{BookmarkNeeds, spent_bookmarks};
+use crate::plan::fixtures::{self, at, snapshot};
 use RequestedKind::{Full as F, Incremental as I, Lifecycle as L};
 
-const DAY: i64 = 86_400;
 const RULES: LifecycleRules = LifecycleRules {
     incrementals_percent_max: 50,
     full_age_max: None,
@@ -14,30 +14,8 @@ const RULES: LifecycleRules = LifecycleRules {
     auto_full_bytes_max: 1000,
 };
 
-/// Snapshot `n` has guid and txg `n` and was taken on day `n`.
-fn at(n: u64) -> Timestamp {
-    Timestamp::from_second(i64::try_from(n).unwrap() * DAY).unwrap()
-}
-
-fn snapshot(n: u64) -> Snapshot {
-    Snapshot {
-        name: format!("t/a@s{n}").parse().unwrap(),
-        guid: Guid(n),
-        createtxg: n,
-        created_at: at(n),
-        referenced_bytes: 0,
-        used_bytes: 0,
-        holds: 0,
-        user_properties: Default::default(),
-    }
-}
-
 fn bookmark(n: u64) -> Bookmark {
-    named_bookmark(&format!("zfs-backup_{}", Guid(n)), n)
-}
-
-fn named_bookmark(short: &str, n: u64) -> Bookmark {
-    Bookmark { name: format!("t/a#{short}").parse().unwrap(), guid: Guid(n), createtxg: n, created_at: at(n) }
+    fixtures::bookmark(&format!("zfs-backup_{}", Guid(n)), n)
 }
 
 fn id(n: u64, kind: BackupKind, nonce: u64) -> BackupId {
@@ -292,8 +270,8 @@ fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(decide(&[named_bookmark("a", 1), bookmark(1)]), "zfs-backup_0000000000000001");
-    assert_eq!(decide(&[named_bookmark("zfs-backup_0000000000000002", 1)]), "zfs-backup_0000000000000002");
+    assert_eq!(decide(&[fixtures::bookmark("a", 1), bookmark(1)]), "zfs-backup_0000000000000001");
+    assert_eq!(decide(&[fixtures::bookmark("zfs-backup_0000000000000002", 1)]), "zfs-backup_0000000000000002");
 }
 
 #[test]
@@ -429,9 +407,9 @@ fn bookmarks_go_when_nothing_needs_them_and_only_ours() {
     let unfinished = BookmarkNeeds { unfinished: [Guid(1)].into(), ..needs(vec![store.clone()]) };
     assert_eq!(spent(&all, &unfinished), [name(2)]);
     // Another configuration's, and those of people.
-    let foreign = [bookmark(7), named_bookmark("mine", 1), named_bookmark("zfs-backup_0000000000000001x", 1)];
+    let foreign = [bookmark(7), fixtures::bookmark("mine", 1), fixtures::bookmark("zfs-backup_0000000000000001x", 1)];
     assert_eq!(spent(&foreign, &needs(vec![store.clone()])), [""; 0]);
-    assert_eq!(spent(&[named_bookmark(&name(2), 1)], &needs(vec![store.clone()])), [""; 0]);
+    assert_eq!(spent(&[fixtures::bookmark(&name(2), 1)], &needs(vec![store.clone()])), [""; 0]);
     let pruned = BookmarkNeeds { pruned: [Guid(7)].into(), ..needs(vec![store]) };
     assert_eq!(spent(&foreign, &pruned), [name(7)]);
 }

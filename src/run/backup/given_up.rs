@@ -45,8 +45,9 @@ fn is_provably_ours(env: &BackupEnv, selected: &Selected, upload: &Unfinished) -
 }
 
 /// One that is known from the store alone gets a journal that says so, which a prune goes by: its first object is signed,
-/// it is of this dataset in this pool, which holds its snapshot, and no manifest of it is there, in any version. Of any
-/// other nobody here can prove that it is over.
+/// it is of this dataset in this pool, which holds its snapshot, and no manifest of it is there: in no version, or where
+/// this key may not list versions, under its name. There a prune asks for the versions again, and refuses when it may
+/// not see them either. Of any other nobody here can prove that it is over.
 fn note_given_up(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished, why: &str) -> Result<(), RunError> {
     let zfs_version = env.zfs.module_version()?;
     let plan = JournalRecord::Plan { started: upload.started_bytes.clone(), keyring: upload.keyring, zfs_version };

@@ -7,7 +7,8 @@ use crate::manifest::{Manifest, Origin};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
-use crate::run::catalog::{Catalog, StoredBackup, read_catalog};
+use crate::run::cache::{Keeping, ObjectCache};
+use crate::run::catalog::{Catalog, StoredBackup, read_catalog_through};
 use crate::run::remembered::{recall, remember};
 use crate::run::seen::Seen;
 use crate::run::select::Selected;
@@ -79,26 +80,35 @@ pub(super) struct Base {
     pub(super) manifest_blake3: Digest,
 }
 
-/// Reads the target, and the remote where bases may lie there.
+/// Reads the target, and the remote where bases may lie there. What was read before and is listed as before is not
+/// fetched: the listing says what is whole, and the base is read itself before anything is committed that follows from it.
 ///
 /// # Errors
 /// [`RunError`] when the target cannot be read. A remote beside it that cannot be reached is remembered instead.
-pub(super) async fn look(env: &BackupEnv, stored: &DatasetName) -> Result<Sight, RunError> {
-    let target = see(env, &*env.store, stored).await?;
+pub(super) async fn look(env: &BackupEnv, stored: &DatasetName, keeping: Keeping) -> Result<Sight, RunError> {
+    let target = see(env, &*env.store, stored, keeping).await?;
     let mut unseen = disbelieved(&target.catalog, env.store.url());
     let beside = match &env.other {
-        Some(other) if other.role == StoreRole::Remote => look_beside(env, other, stored, &mut unseen).await?,
+        Some(other) if other.role == StoreRole::Remote => {
+            look_beside(env, other, (stored, keeping), &mut unseen).await?
+        }
         _ => Beside::None,
     };
     Ok(Sight { target, beside, unseen })
 }
 
-async fn see(env: &BackupEnv, store: &dyn ObjectStore, stored: &DatasetName) -> Result<Seen, RunError> {
-    let catalog = read_catalog(store, stored, &env.keys.trusted).await?;
+pub(super) async fn see(
+    env: &BackupEnv,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    keeping: Keeping,
+) -> Result<Seen, RunError> {
+    let cache = ObjectCache::open(&env.settings.state_dir, store.url(), stored, keeping);
+    let catalog = read_catalog_through(store, stored, &env.keys.trusted, &cache).await?;
     for (id, error) in catalog.disbelieved() {
         tracing::warn!(%id, %error, store = store.url(), "the store has a manifest that is not believed; it is left alone");
     }
-    Seen::look(store, catalog).await
+    Seen::look_through(store, catalog, &cache, |_| true).await
 }
 
 fn disbelieved(catalog: &Catalog, store_url: &str) -> Option<String> {
@@ -126,11 +136,11 @@ pub(super) fn is_out_of_reach(error: &StoreError) -> bool {
 async fn look_beside(
     env: &BackupEnv,
     other: &OtherStore,
-    stored: &DatasetName,
+    (stored, keeping): (&DatasetName, Keeping),
     unseen: &mut Option<String>,
 ) -> Result<Beside, RunError> {
     let why = match &other.store {
-        Ok(store) => match see(env, &**store, stored).await {
+        Ok(store) => match see(env, &**store, stored, keeping).await {
             Ok(seen) => {
                 *unseen = unseen.take().or_else(|| disbelieved(&seen.catalog, store.url()));
                 return Ok(Beside::Seen(Arc::clone(store), seen));

@@ -1,13 +1,13 @@
 //! After a backup: bookmarks that nothing needs any more go. Only when all that could need them could be read.
 
-use super::planning::{Beside, Sight};
-use super::{BackupEnv, OtherStore, StoreRole};
+use super::planning::{Beside, Sight, see};
+use super::{BackupEnv, StoreRole};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, SIGNATURE_BYTES_MAX, parse_started};
 use crate::model::{BackupKind, DatasetName, Digest, Guid};
 use crate::plan::BackupFacts;
 use crate::plan::bookmarks::{BookmarkNeeds, is_own, spent_bookmarks};
-use crate::run::catalog::{Catalog, read_catalog, read_pruned};
-use crate::run::seen::Seen;
+use crate::run::cache::Keeping;
+use crate::run::catalog::{Catalog, read_pruned};
 use crate::run::{RunError, error_chain};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
@@ -57,7 +57,8 @@ async fn find_spent(
             Beside::Seen(_, seen) => seen,
             Beside::Remembered(_) => return Err(format!("{} cannot be reached", other.url)),
             Beside::None => {
-                read = read_other(env, other, &**store, stored).await.map_err(text)?;
+                debug_assert_eq!(other.role, StoreRole::Intermediate, "a remote beside the target was read already");
+                read = see(env, &**store, stored, Keeping::New).await.map_err(text)?;
                 &read
             }
         };
@@ -73,16 +74,6 @@ async fn find_spent(
         }
     }
     Ok(spent_bookmarks(&bookmarks, &needs))
-}
-
-async fn read_other(
-    env: &BackupEnv,
-    other: &OtherStore,
-    store: &dyn ObjectStore,
-    stored: &DatasetName,
-) -> Result<Seen, RunError> {
-    debug_assert_eq!(other.role, StoreRole::Intermediate, "a remote beside the target was read already");
-    Seen::look(store, read_catalog(store, stored, &env.keys.trusted).await?).await
 }
 
 /// Prune records grow with the years: they are read only when there is something to look up.

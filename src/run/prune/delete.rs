@@ -3,8 +3,8 @@
 use super::{PruneEnv, PruneLook};
 use crate::model::{BackupId, DatasetName};
 use crate::run::RunError;
-use crate::store::key::{BackupObject, ParsedKey, backup_prefix, dataset_prefix};
-use crate::store::{ObjectKey, StoreErrorKind};
+use crate::store::key::{BackupObject, PROBE_PREFIX, ParsedKey, backup_prefix, dataset_prefix};
+use crate::store::{ObjectKey, StoreErrorKind, UnfinishedUpload};
 use futures_util::{StreamExt, stream};
 
 /// Deletions under way at once, of objects whose order does not matter.
@@ -62,29 +62,39 @@ fn rank(object: &BackupObject) -> u8 {
     }
 }
 
-/// Removes uploads that were begun under ids that are proved dead and never ended. The store keeps their parts, and
-/// costs, for ever otherwise. One whose age is not known, or is less than `resume_days`, stays.
+/// Removes uploads that were begun under ids that are proved dead and never ended, and those of a probe of the store that
+/// was killed. The store keeps their parts, and costs, for ever otherwise. One whose age is not known, or is less than
+/// `resume_days`, stays.
 pub(super) async fn remove_dead_uploads(
     env: &PruneEnv,
     dataset: &DatasetName,
     look: &PruneLook,
 ) -> Result<(), RunError> {
-    let uploads = match env.store.unfinished(&dataset_prefix(dataset)).await {
-        Err(error) if error.kind == StoreErrorKind::Unsupported => return Ok(()),
-        uploads => uploads?,
+    let of_dead = |upload: &UnfinishedUpload| {
+        ObjectKey::parse(&upload.key).is_some_and(|key| key.dataset == *dataset && is_dead(look, &key.id))
     };
+    let mut uploads = unfinished(env, &dataset_prefix(dataset)).await?;
+    uploads.retain(of_dead);
+    // What a probe puts is needed by nobody once it has ended, however it ended.
+    uploads.extend(unfinished(env, PROBE_PREFIX).await?);
     // What the store's clock said last, or ours, whichever is earlier: neither may be wrong to the upload's harm.
     let Some(now) = look.catalog.newest_object_at.map(|store| store.min(env.now)) else { return Ok(()) };
     for upload in uploads {
-        let Some(key) = ObjectKey::parse(&upload.key).filter(|key| key.dataset == *dataset) else { continue };
         let given_up = upload.started_at.is_some_and(|started| {
             now.as_second().saturating_sub(started.as_second()) >= i64::from(env.resume_days) * 86_400
         });
-        if given_up && is_dead(look, &key.id) {
+        if given_up {
             env.store.abort_unfinished(&upload).await?;
         }
     }
     Ok(())
+}
+
+async fn unfinished(env: &PruneEnv, prefix: &str) -> Result<Vec<UnfinishedUpload>, RunError> {
+    match env.store.unfinished(prefix).await {
+        Err(error) if error.kind == StoreErrorKind::Unsupported => Ok(Vec::new()),
+        uploads => Ok(uploads?),
+    }
 }
 
 fn is_dead(look: &PruneLook, id: &BackupId) -> bool {

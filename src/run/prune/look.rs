@@ -8,7 +8,10 @@ use crate::plan::prune::{
     self as plan, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, Unreadable, plan_prune,
 };
 use crate::plan::retention::in_order;
-use crate::run::catalog::{Attempt, Catalog, read_catalog, read_prune_records, read_receipt, read_started};
+use crate::run::cache::{Keeping, ObjectCache};
+use crate::run::catalog::{
+    Attempt, Catalog, read_catalog_through, read_prune_records_through, read_receipt, read_started,
+};
 use crate::run::journal::never_committing;
 use crate::run::seen::Seen;
 use crate::run::{RunError, error_chain};
@@ -58,28 +61,46 @@ impl PruneLook {
     }
 }
 
-/// Reads everything and plans. Changes nothing.
+/// Lists everything and plans, from what was read before as far as it is listed as before. Changes nothing in a store, and
+/// is no word to delete by.
 ///
 /// # Errors
 /// [`RunError::Store`] when anything could not be read: then nothing is known, and nothing may be deleted.
 pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
+    let kept = |store: &dyn ObjectStore| ObjectCache::open(&env.state_dir, store.url(), &task.stored, Keeping::New);
+    look_through(env, task, &kept).await
+}
+
+/// As [`look`], but reads all of it from the stores: what is deleted is what two of these agree on.
+///
+/// # Errors
+/// As for [`look`].
+pub(super) async fn look_afresh(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
+    look_through(env, task, &|_| ObjectCache::none()).await
+}
+
+/// What of a store need not be fetched.
+type CacheOf<'a> = &'a (dyn Fn(&dyn ObjectStore) -> ObjectCache + Sync);
+
+async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -> Result<PruneLook, RunError> {
     let store = &*env.store;
-    let catalog = read_catalog(store, &task.stored, &env.trusted).await?;
-    let records = read_prune_records(store, &task.stored, &env.trusted, None).await?;
+    let cache = cache_of(store);
+    let catalog = read_catalog_through(store, &task.stored, &env.trusted, &cache).await?;
+    let records = read_prune_records_through(store, &task.stored, &env.trusted, None, &cache).await?;
     let pruned = newest_records(&records);
     let mut leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let never_committing = never_committing(&env.state_dir, store.url(), &task.stored)?;
     for leftover in leftovers.iter_mut().filter(|leftover| never_committing.contains(&leftover.id)) {
         look_behind_markers(store, &task.stored, leftover).await?;
     }
-    let seen = Seen::look(store, catalog).await?;
+    let seen = Seen::look_through(store, catalog, &cache, |_| true).await?;
     let facts = match task.beside {
         Beside::Nothing | Beside::Intermediate(_) => seen.facts(None),
         Beside::Remote(_) | Beside::Unreachable => seen.own_facts(),
     };
     let catalog = seen.catalog;
     let live = read_live(store, &catalog, &facts, &env.trusted).await?;
-    let other = read_other(&task.beside, &task.stored, &env.trusted).await?;
+    let other = read_other(task, &env.trusted, cache_of).await?;
     let beside = match (&task.beside, &other) {
         (Beside::Remote(_), Some(other)) => plan::Beside::Remote { facts: &other.facts, pruned: &other.pruned },
         (Beside::Unreachable | Beside::Remote(_), _) => plan::Beside::Unreachable,
@@ -211,12 +232,17 @@ struct Other {
 }
 
 /// The store beside this one, where one has to be asked.
-async fn read_other(beside: &Beside, stored: &DatasetName, trusted: &TrustedKeys) -> Result<Option<Other>, RunError> {
+async fn read_other(
+    PruneTask { beside, stored, .. }: &PruneTask,
+    trusted: &TrustedKeys,
+    cache_of: CacheOf<'_>,
+) -> Result<Option<Other>, RunError> {
     let (Beside::Remote(store) | Beside::Intermediate(store)) = beside else { return Ok(None) };
-    let catalog = read_catalog(&**store, stored, trusted).await?;
-    let pruned = newest_records(&read_prune_records(&**store, stored, trusted, None).await?);
+    let cache = cache_of(&**store);
+    let catalog = read_catalog_through(&**store, stored, trusted, &cache).await?;
+    let pruned = newest_records(&read_prune_records_through(&**store, stored, trusted, None, &cache).await?);
     let leftovers = read_leftovers(&**store, &catalog, trusted).await?;
-    let seen = Seen::look(&**store, catalog).await?;
+    let seen = Seen::look_through(&**store, catalog, &cache, |_| true).await?;
     let facts = match beside {
         Beside::Remote(_) => seen.facts(None),
         _ => seen.own_facts(),

@@ -3,7 +3,7 @@
 use super::target::Begun;
 use crate::model::{DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
-use crate::zfs::{Zfs, ZfsError};
+use crate::zfs::{Dataset, ResumeToken, Zfs, ZfsError};
 use std::collections::BTreeSet;
 
 /// Whether the same restore could go on where this one ended: what stopped it was not the data.
@@ -81,16 +81,21 @@ fn destroy_parents(zfs: &dyn Zfs, made: &[DatasetName]) -> Result<(), ZfsError> 
     made.iter().rev().try_for_each(|parent| zfs.destroy_dataset(parent))
 }
 
-/// Gives up the receive that was cut and is of one of these snapshots; the dataset stays if it was there before.
+/// Gives up the receive that was cut, if there is one and it is such; the dataset stays if it was there before. The
+/// dataset as it was until then; `None` where there is none.
 ///
 /// # Errors
 /// [`ZfsError`].
-pub(super) fn abort_own(zfs: &dyn Zfs, target: &DatasetName, guids: &BTreeSet<Guid>) -> Result<(), ZfsError> {
-    let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
-    match dataset.resume_token()?.is_some_and(|token| guids.contains(&token.to_guid)) {
-        true => zfs.abort_receive(target),
-        false => Ok(()),
+pub(super) fn abort_cut(
+    zfs: &dyn Zfs,
+    target: &DatasetName,
+    is_such: impl Fn(&ResumeToken) -> bool,
+) -> Result<Option<Dataset>, ZfsError> {
+    let Some(dataset) = zfs.dataset(target)? else { return Ok(None) };
+    if dataset.resume_token()?.is_some_and(|token| is_such(&token)) {
+        zfs.abort_receive(target)?;
     }
+    Ok(Some(dataset))
 }
 
 /// Destroys what an earlier run received, as was asked for, once [`super::check_target`] has found all of it to be ours.
@@ -98,10 +103,7 @@ pub(super) fn abort_own(zfs: &dyn Zfs, target: &DatasetName, guids: &BTreeSet<Gu
 /// # Errors
 /// [`ZfsError`]: something of it stays.
 pub(super) fn destroy_begun(zfs: &dyn Zfs, target: &DatasetName, guids: &BTreeSet<Guid>) -> Result<(), ZfsError> {
-    let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
-    if dataset.resume_token()?.is_some() {
-        zfs.abort_receive(target)?;
-    }
+    let Some(dataset) = abort_cut(zfs, target, |_| true)? else { return Ok(()) };
     if dataset.inconsistent {
         return Ok(());
     }

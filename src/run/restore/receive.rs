@@ -1,7 +1,7 @@
 //! Receiving a chain: into a new dataset, onto an existing one that is rolled back to what it has in common with the
 //! chain, or on from where an earlier run was interrupted.
 
-use super::leave::{abort_own, check_own, destroy_begun, leave_half, may_go_on, must_start_over, remove_received};
+use super::leave::{abort_cut, check_own, destroy_begun, leave_half, may_go_on, must_start_over, remove_received};
 use super::plain::Entries;
 use super::reader::{FailureSlot, RestoreReader, open_resumed};
 use super::resume::{FoundStart, find_start};
@@ -246,7 +246,7 @@ impl Receiving<'_> {
         let is_rollback = self.options.rollback && self.plan.rolled_back_to.is_some();
         tracing::warn!("{target}: what an interrupted restore received is given up");
         let gone = blocking(move || match is_rollback {
-            true => abort_any(&*zfs, &target),
+            true => abort_cut(&*zfs, &target, |_| true).map(drop),
             false => destroy_begun(&*zfs, &target, &guids),
         });
         Ok(gone.await??)
@@ -268,7 +268,7 @@ impl Receiving<'_> {
                 return leave_half(&*zfs, &target, &made);
             }
             let removed = match is_rollback {
-                true => abort_own(&*zfs, &target, &guids),
+                true => abort_cut(&*zfs, &target, |token| guids.contains(&token.to_guid)).map(drop),
                 false => remove_received(&*zfs, &target, &guids, &made),
             };
             if let Err(error) = removed {
@@ -282,13 +282,6 @@ impl Receiving<'_> {
             }
         })
         .await
-    }
-}
-
-fn abort_any(zfs: &dyn Zfs, target: &DatasetName) -> Result<(), ZfsError> {
-    match zfs.dataset(target)?.map(|dataset| dataset.resume_token()).transpose()?.flatten() {
-        Some(_) => zfs.abort_receive(target),
-        None => Ok(()),
     }
 }
 

@@ -3,7 +3,7 @@
 //! from 2.0 to 2.4. BEGIN, which has no checksum of its own, is read by [`BeginRecord`](super::BeginRecord).
 
 use super::StreamFault;
-use crate::stream::fletcher::{ByteOrder, Fletcher4};
+use crate::stream::fletcher::{ByteOrder, Fletcher4, Fletcher4Feed};
 use std::fmt;
 
 /// The length of every record header.
@@ -267,6 +267,15 @@ impl RecordHeader {
         sum.absorb(self.bytes[..CHECKSUM_AT].as_chunks().0, self.order);
         self.set_sum(CHECKSUM_AT, *sum);
         sum.absorb(self.bytes[CHECKSUM_AT..].as_chunks().0, self.order);
+    }
+
+    /// The header as it is in another stream, whose sum so far is given and takes the header in. Records end on whole
+    /// words, which the walker that found this one checks.
+    pub(in crate::stream) fn sealed_into(mut self, stream: &mut Fletcher4Feed) -> Self {
+        let mut sum = stream.sum().expect("payloads are checked to be whole words");
+        self.seal(&mut sum);
+        *stream = Fletcher4Feed::new(sum, stream.order());
+        self
     }
 
     /// The stream's sum before this header, as its own checksum has it. Proves nothing: the next header must agree.

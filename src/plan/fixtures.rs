@@ -1,0 +1,29 @@
+//! What the tests of decisions have in common: snapshots and bookmarks that one number says all of.
+
+use crate::model::Guid;
+use crate::zfs::{Bookmark, Snapshot};
+use jiff::Timestamp;
+
+/// Day `n`.
+pub(super) fn at(n: u64) -> Timestamp {
+    Timestamp::from_second(i64::try_from(n).unwrap() * 86_400).unwrap()
+}
+
+/// Snapshot `n` has guid and txg `n` and was taken on day `n`.
+pub(super) fn snapshot(n: u64) -> Snapshot {
+    Snapshot {
+        name: format!("t/a@s{n}").parse().unwrap(),
+        guid: Guid(n),
+        createtxg: n,
+        created_at: at(n),
+        referenced_bytes: 0,
+        used_bytes: 0,
+        holds: 0,
+        user_properties: Default::default(),
+    }
+}
+
+/// A bookmark of snapshot `n`.
+pub(super) fn bookmark(short: &str, n: u64) -> Bookmark {
+    Bookmark { name: format!("t/a#{short}").parse().unwrap(), guid: Guid(n), createtxg: n, created_at: at(n) }
+}

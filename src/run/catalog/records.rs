@@ -1,0 +1,110 @@
+//! What prunes signed before they deleted: which backups are gone because somebody wanted that.
+
+use super::get_signed;
+use crate::manifest::{LARGE_TEXT_BYTES_MAX, ManifestError, PruneRecord, parse_prune_record};
+use crate::model::{BackupId, DatasetName};
+use crate::run::cache::ObjectCache;
+use crate::run::{RunError, error_chain};
+use crate::sign::TrustedKeys;
+use crate::store::key::SIGNATURE_SUFFIX;
+use crate::store::{ListedObject, ObjectKey, ObjectStore};
+use futures_util::{StreamExt, stream};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Records fetched at once.
+const RECORDS_MAX: usize = 16;
+
+/// Ids whose deletion a signed prune record explains. A record that is not believed explains nothing.
+///
+/// # Errors
+/// [`RunError::Store`] when a listing or a fetch fails.
+pub async fn read_pruned(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+) -> Result<BTreeSet<BackupId>, RunError> {
+    let records = read_prune_records(store, dataset, trusted, None).await?;
+    Ok(records.into_iter().flat_map(|(_, record)| record.pruned).map(|entry| entry.id).collect())
+}
+
+/// The signed prune records of one dataset with their keys, in order, those written before `since` left out. One that is
+/// not believed is warned of and left out too.
+///
+/// # Errors
+/// [`RunError::Store`] when a listing or a fetch fails.
+pub async fn read_prune_records(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+    since: Option<jiff::Timestamp>,
+) -> Result<Vec<(ObjectKey, PruneRecord)>, RunError> {
+    read_prune_records_through(store, dataset, trusted, since, &ObjectCache::none()).await
+}
+
+/// As [`read_prune_records`], but what is kept of records that are listed as before is not fetched. What is signed is as
+/// true as when it was fetched, and one that was taken back is not listed.
+///
+/// # Errors
+/// As for [`read_prune_records`].
+pub async fn read_prune_records_through(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+    since: Option<jiff::Timestamp>,
+    cache: &ObjectCache,
+) -> Result<Vec<(ObjectKey, PruneRecord)>, RunError> {
+    let prefix = format!("{dataset}/@prune/");
+    // The time stands first in a record's name, so that old ones need not be fetched.
+    let oldest = since.map(|since| format!("{prefix}{}", since.strftime("%Y%m%dT%H%M%SZ")));
+    let listed = store.list(&prefix).await?;
+    let by_key: BTreeMap<&str, &ListedObject> = listed.iter().map(|object| (object.key.as_str(), object)).collect();
+    let wanted = listed.iter().filter(|object| oldest.as_ref().is_none_or(|oldest| object.key >= *oldest));
+    let keys = wanted.filter_map(|object| ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json")));
+    // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+    let reads: Vec<_> = keys
+        .map(|key| {
+            let signature = format!("{key}{SIGNATURE_SUFFIX}");
+            let pair = by_key.get(key.as_str()).copied().zip(by_key.get(signature.as_str()).copied());
+            async move {
+                let record = read_record(store, dataset, trusted, cache, &key, pair).await;
+                (key, record)
+            }
+        })
+        .collect();
+    let mut reads = stream::iter(reads).buffered(RECORDS_MAX);
+    let mut records = Vec::new();
+    while let Some((key, record)) = reads.next().await {
+        match record {
+            Ok(record) => records.push((key, record)),
+            Err(error) if matches!(error, RunError::Manifest { .. }) || error.is_damage() => {
+                tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(records)
+}
+
+async fn read_record(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    trusted: &TrustedKeys,
+    cache: &ObjectCache,
+    key: &ObjectKey,
+    listed: Option<(&ListedObject, &ListedObject)>,
+) -> Result<PruneRecord, RunError> {
+    let parse = |bytes: &[u8], signature: &[u8]| -> Result<PruneRecord, ManifestError> {
+        parse_prune_record(trusted, dataset, key.as_str(), bytes, signature)
+    };
+    let kept = listed.and_then(|(record, signature)| Some((cache.get(record)?, cache.get(signature)?)));
+    if let Some(Ok(record)) = kept.map(|(bytes, signature)| parse(&bytes, &signature)) {
+        return Ok(record);
+    }
+    let (bytes, signature) = get_signed(store, key, LARGE_TEXT_BYTES_MAX).await?;
+    let record = parse(&bytes, &signature).map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
+    if let Some((listed, listed_signature)) = listed {
+        cache.put(listed, &bytes);
+        cache.put(listed_signature, &signature);
+    }
+    Ok(record)
+}
