@@ -3,6 +3,10 @@
 #![allow(missing_docs, reason = "no part of the crate")]
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
 
+// The same as in the tests.
+#[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../../tests/support/b2_sim.rs"]
+mod b2_sim;
 mod cost;
 mod generate;
 mod http;
@@ -14,6 +18,7 @@ use std::time::Duration;
 
 const USAGE: &str = "\
 e2e sink PORT [--delay-ms N] [--keep DIR]   an S3 server on 127.0.0.1; without --keep large bodies are discarded
+e2e b2                                      a simulator of B2; prints its endpoint, key id and key
 e2e generate random|mixed BYTES FILE        a valid full send stream of that many bytes of blocks
 e2e cost FILE                               CPU seconds per GiB of the bare arithmetic on one core";
 
@@ -32,6 +37,13 @@ fn main() {
                 }
             }
             sink::serve(port.parse().unwrap(), delay, keep);
+        }
+        ["b2"] => {
+            let sim = b2_sim::B2Sim::start();
+            println!("{} {} {}", sim.endpoint(), b2_sim::KEY_ID, b2_sim::KEY);
+            loop {
+                std::thread::park();
+            }
         }
         ["generate", kind, bytes, file] => generate::generate(kind, bytes.parse().unwrap(), Path::new(file)),
         ["cost", file] => cost::cost(Path::new(file)),
