@@ -183,7 +183,8 @@ pub fn decide_retention(facts: &[BackupFacts], rules: &RetentionRules, now: Time
     }
     keep_chains(&ordered, rules, &mut reasons);
     keep_full_ages(&ordered, rules, now, &mut reasons);
-    keep_within(&ordered, rules, now, &mut reasons);
+    let by_id: ById<'_> = ordered.iter().map(|backup| (&backup.id, *backup)).collect();
+    keep_within(&ordered, &by_id, rules, now, &mut reasons);
     let counts = [
         (Period::Day, rules.daily),
         (Period::Week, rules.weekly),
@@ -191,7 +192,7 @@ pub fn decide_retention(facts: &[BackupFacts], rules: &RetentionRules, now: Time
         (Period::Year, rules.yearly),
     ];
     for (period, count) in counts {
-        keep_periods(&ordered, period, count.unwrap_or(0), &mut reasons);
+        keep_periods(&ordered, &by_id, period, count.unwrap_or(0), &mut reasons);
     }
     let verdict = |backup: &&BackupFacts| {
         let found = reasons.0.get(&backup.id).cloned().unwrap_or_default();
@@ -233,6 +234,9 @@ pub fn chains_newest_first<'a>(ordered: &[&'a BackupFacts]) -> Vec<&'a BackupId>
     chains
 }
 
+/// Backups by their ids: chains are walked for thousands of them.
+type ById<'a> = BTreeMap<&'a BackupId, &'a BackupFacts>;
+
 #[derive(Default)]
 struct Reasons(BTreeMap<BackupId, Vec<Reason>>);
 
@@ -245,11 +249,11 @@ impl Reasons {
     }
 
     /// With all that it depends on.
-    fn add_whole(&mut self, ordered: &[&BackupFacts], backup: &BackupFacts, reason: Reason) {
+    fn add_whole(&mut self, by_id: &ById<'_>, backup: &BackupFacts, reason: Reason) {
         self.add(&backup.id, reason);
         let mut base = backup.base.as_ref();
         let mut seen = BTreeSet::from([&backup.id]);
-        while let Some(next) = base.and_then(|id| ordered.iter().find(|other| other.id == *id)) {
+        while let Some(next) = base.and_then(|id| by_id.get(id).copied()) {
             if !seen.insert(&next.id) {
                 return;
             }
@@ -310,21 +314,27 @@ fn keep_full_ages(ordered: &[&BackupFacts], rules: &RetentionRules, now: Timesta
     }
 }
 
-fn keep_within(ordered: &[&BackupFacts], rules: &RetentionRules, now: Timestamp, reasons: &mut Reasons) {
+fn keep_within(
+    ordered: &[&BackupFacts],
+    by_id: &ById<'_>,
+    rules: &RetentionRules,
+    now: Timestamp,
+    reasons: &mut Reasons,
+) {
     let Some(age) = rules.within else { return };
     for backup in ordered.iter().filter(|backup| age_seconds(backup, now) <= seconds_of(age)) {
-        reasons.add_whole(ordered, backup, Reason::Within { age });
+        reasons.add_whole(by_id, backup, Reason::Within { age });
     }
 }
 
-fn keep_periods(ordered: &[&BackupFacts], period: Period, of: u32, reasons: &mut Reasons) {
+fn keep_periods(ordered: &[&BackupFacts], by_id: &ById<'_>, period: Period, of: u32, reasons: &mut Reasons) {
     let mut seen = BTreeSet::new();
     for backup in ordered.iter().rev() {
         if seen.len() >= of as usize {
             return;
         }
         if seen.insert(period_of(period, backup.snapshot.created_at)) {
-            reasons.add_whole(ordered, backup, Reason::Period { period, place: seen.len(), of });
+            reasons.add_whole(by_id, backup, Reason::Period { period, place: seen.len(), of });
         }
     }
 }

@@ -8,13 +8,14 @@
 
 use crate::cached::{asked, catalog, prune_task};
 use crate::stock::stocked;
-use crate::world::{World, now};
+use crate::world::World;
 use std::fs;
 use std::io::Write;
 use std::time::Instant;
+use zfs_backup::config::RetentionRules;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::plan_backup;
-use zfs_backup::run::prune::look;
+use zfs_backup::run::prune::{PruneTask, look};
 use zfs_backup::store::ObjectStore;
 use zfs_backup::store::key::dataset_prefix;
 
@@ -49,7 +50,11 @@ async fn measure<T>(world: &World, what: &str, work: impl Future<Output = T>) ->
 #[ignore = "it measures: the module says how"]
 async fn figures_of_ten_thousand_snapshots_and_five_thousand_backups() {
     let world = stocked(SNAPSHOTS, BACKUPS).await;
-    let (env, selected, prune, task) = (world.env(), world.selected(), world.prune_env(now()), prune_task(&world));
+    let (env, selected, prune) =
+        (world.env(), world.selected(), world.prune_env("2025-02-22T00:00:00Z".parse().unwrap()));
+    let within = Some("90d".parse().unwrap());
+    let rules = RetentionRules { last_chains: Some(1), within, monthly: Some(12), ..RetentionRules::default() };
+    let task = PruneTask { rules, ..prune_task(&world) };
     let lifecycle = RequestedKind::Lifecycle;
     let objects = measure(&world, "the listing itself", world.store.list(&dataset_prefix(&world.dataset))).await;
     writeln!(std::io::stderr(), "of {} objects", objects.unwrap().len()).unwrap();
