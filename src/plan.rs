@@ -3,6 +3,7 @@
 pub mod bookmarks;
 pub mod copy;
 pub mod health;
+pub mod mount;
 pub mod permissions;
 pub mod prune;
 pub mod restore;

@@ -5,6 +5,7 @@ use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::path::Path;
 
 /// Filesystem or volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -395,6 +396,25 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`] when there is no such pool or it cannot be read.
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError>;
 
+    /// The folder below which an imported pool mounts everything (`zpool import -R`), if there is one.
+    ///
+    /// # Errors
+    /// [`ZfsError`] when there is no such pool or it cannot be read.
+    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError>;
+
+    /// Everything that is mounted for this process, of whatever file system.
+    ///
+    /// # Errors
+    /// [`ZfsError`] when it cannot be read.
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError>;
+
+    /// Mounts a filesystem on a folder that is there. Whether that is a good place is for the caller to know: the kernel
+    /// mounts over anything.
+    ///
+    /// # Errors
+    /// [`ZfsError`]; EACCES without its key, EPERM for whoever may not mount.
+    fn mount(&self, name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError>;
+
     /// The version of the kernel module, such as `2.3.2-1`.
     ///
     /// # Errors
@@ -426,6 +446,7 @@ mod delegation;
 mod errno;
 pub mod fake;
 mod list;
+mod mount;
 mod nvlist;
 mod real;
 mod receive;
@@ -439,5 +460,6 @@ use attempt::Attempt;
 
 pub use delegation::{Delegation, Who};
 pub use errno::STREAM_TRUNCATED;
+pub use mount::{AccessTimes, Mount, MountOptions, parse_mounts};
 pub use real::RealZfs;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};

@@ -5,6 +5,7 @@
 
 mod find;
 mod leave;
+mod mount;
 mod plain;
 mod properties;
 mod reader;
@@ -15,11 +16,12 @@ mod tree;
 
 pub use find::{find_restore_backup, find_restore_set};
 pub(super) use leave::destroy_received;
+pub use mount::{Incoming, MountOutlook, foresee_mounts, left_readonly, mount_restored};
 pub use plain::fetch_requests;
 pub use properties::{PropertyChoice, PropertyError};
 pub use reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
 pub use receive::{ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_to_dataset};
-pub use target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target, left_half, mounted_readonly};
+pub use target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target, left_half};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};
 
 use super::RunError;

@@ -5,8 +5,8 @@ use super::core::{Libraries, Outcome, inherit};
 use super::list::Lister;
 use super::nvlist::{NvList, NvMap, NvValue, c_string};
 use super::{
-    Bookmark, Dataset, Delegation, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendFlags, SendRequest,
-    SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, receive, send, sys,
+    Bookmark, Dataset, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest, SendBase, SendFlags,
+    SendRequest, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, mount, receive, send, sys,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
@@ -17,6 +17,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 const DEVICE: &str = "/dev/zfs";
 const MODULE_VERSION: &str = "/sys/module/zfs/version";
@@ -303,6 +304,18 @@ impl Zfs for RealZfs {
 
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         self.lister().pool_guid(pool)
+    }
+
+    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError> {
+        self.lister().alternate_root(pool)
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        mount::mounts()
+    }
+
+    fn mount(&self, name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError> {
+        mount::mount(name, place, options)
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

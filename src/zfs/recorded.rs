@@ -6,8 +6,8 @@
 
 use super::attempt::Attempt;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendRequest,
-    SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest,
+    SendBase, SendRequest, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamDatasetType, feature};
@@ -218,6 +218,18 @@ impl Zfs for RecordedZfs {
 
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         Ok(guid_of(pool))
+    }
+
+    fn alternate_root(&self, _: &str) -> Result<Option<String>, ZfsError> {
+        Ok(None)
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        Ok(Vec::new())
+    }
+
+    fn mount(&self, name: &DatasetName, _: &Path, _: &MountOptions) -> Result<(), ZfsError> {
+        Err(self.refused("mount", name))
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

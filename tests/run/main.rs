@@ -22,6 +22,7 @@ mod instructions;
 mod interrupted;
 mod keys;
 mod locks;
+mod mount;
 mod nights;
 #[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
 #[path = "../support/proxy.rs"]

@@ -11,6 +11,9 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Those of ZFS's own properties that a dataset here has from those above it.
+const INHERITED: [&str; 3] = ["mountpoint", "readonly", "exec"];
+
 /// A source of an incremental: its guid, its txg, and whether it belongs to the origin of a clone.
 pub(super) struct Base {
     pub(super) guid: u64,
@@ -154,14 +157,15 @@ impl State {
         self.datasets.keys().filter_map(|child| child.parse().ok()).filter(is_child).collect()
     }
 
-    /// A dataset as the trait shows it, with the user properties it inherits.
+    /// A dataset as the trait shows it, with the properties it inherits.
     pub(super) fn to_dataset(&self, name: &DatasetName) -> Result<Dataset, i32> {
         let dataset = self.get(name)?;
         let mut properties = dataset.properties.clone();
         let mut ancestor = name.parent();
         while let Some(above) = ancestor {
             let inherited = self.get(&above).map(|dataset| dataset.properties.clone()).unwrap_or_default();
-            for (key, property) in inherited.into_iter().filter(|(key, _)| key.contains(':')) {
+            let is_inherited = |key: &str| key.contains(':') || INHERITED.contains(&key);
+            for (key, property) in inherited.into_iter().filter(|(key, _)| is_inherited(key)) {
                 properties.entry(key).or_insert(property);
             }
             ancestor = above.parent();
