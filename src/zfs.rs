@@ -51,6 +51,8 @@ pub struct Dataset {
     pub origin: Option<SnapshotName>,
     /// In the middle of a receive.
     pub inconsistent: bool,
+    /// It came from a redacted stream: some of its data was taken out.
+    pub redacted: bool,
     /// All properties that are not at their default, user properties included.
     pub properties: BTreeMap<String, Property>,
 }
@@ -72,6 +74,8 @@ pub struct Snapshot {
     pub used_bytes: u64,
     /// How many holds it has.
     pub holds: u64,
+    /// It came from a redacted stream: some of its data was taken out.
+    pub redacted: bool,
     /// User properties set on the snapshot itself, not inherited.
     pub user_properties: BTreeMap<String, String>,
 }
@@ -87,6 +91,8 @@ pub struct Bookmark {
     pub createtxg: u64,
     /// When that snapshot was taken.
     pub created_at: Timestamp,
+    /// It has a redaction list (`zfs redact`): a stream from it fits only a copy that was redacted with that list.
+    pub redacted: bool,
 }
 
 /// Where an incremental starts.
@@ -459,7 +465,7 @@ mod token;
 use attempt::Attempt;
 
 pub use delegation::{Delegation, Who};
-pub use errno::STREAM_TRUNCATED;
+pub use errno::{STREAM_TRUNCATED, UNKNOWN_FEATURE};
 pub use mount::{AccessTimes, Mount, MountOptions, parse_mounts};
 pub use real::RealZfs;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};

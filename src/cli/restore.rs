@@ -15,8 +15,8 @@ use crate::run::RunError;
 use crate::run::doctor::host::Runner;
 use crate::run::restore::{
     Incoming, PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestorePoint, RestoreSet,
-    ResumeChoice, WentOn, check_target, fetch_requests, find_interrupted, find_restore_backup, find_restore_set,
-    find_restore_tree, left_readonly, mount_restored, restore_to_dataset, restore_to_writer,
+    ResumeChoice, WentOn, check_allowed, check_target, fetch_requests, find_interrupted, find_restore_backup,
+    find_restore_set, find_restore_tree, left_readonly, mount_restored, restore_to_dataset, restore_to_writer,
 };
 use crate::zfs::Zfs;
 use jiff::Timestamp;
@@ -43,7 +43,7 @@ pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
         Some(target) if restore.recursive => {
             let tree = find_restore_tree(stores, &dataset, keys, &point).await?;
             announce(&tree.members[0].set, restore, &context.output)?;
-            restore_tree(context, &dataset, tree, target, &wanted, keys).await
+            restore_tree(context, tree, target, &wanted, keys).await
         }
         Some(target) => {
             let set = find_restore_set(stores, &dataset, keys, &point).await?;
@@ -112,6 +112,13 @@ fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), 
     if newest.private.as_ref().and_then(|private| private.zfs_key.as_ref()).is_some_and(|key| key.raw) {
         output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
     }
+    if let Some(guid) = newest.manifest.clone_origin_guid {
+        let private = newest.private.as_ref();
+        let origin = private.and_then(|private| private.clone_origin.clone());
+        let origin = origin.unwrap_or_else(|| format!("the snapshot with guid {guid}"));
+        output
+            .note(&format!("it was a clone of {origin}; what is restored is none, and takes all of its space itself"));
+    }
     if let Some(expected) = restore.expect.as_ref().filter(|expected| *expected != id) {
         let hint = "the store may have lost its newest backups, or --expect names an older one";
         return Err(RunError::refused(format!("{id} would be restored, and {expected} was expected"), hint).into());
@@ -152,6 +159,7 @@ async fn restore_one(
     if wanted.mount {
         foresee(&*zfs)?;
     }
+    check_allowed(&*zfs, target, set, &plan, options, &Runner::current())?;
     say_lost(&plan, target, output);
     // It ends by itself when it is asked to stop, because what it received must go again or be left so that it can go on.
     let received = restore_to_dataset(set, keys, Arc::clone(&zfs), target, options, context.stop.clone()).await?;

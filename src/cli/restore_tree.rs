@@ -7,8 +7,10 @@ use super::restore::{Wanted, manifests, print_plan};
 use super::wire::{open_zfs, usage};
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName};
+use crate::run::doctor::host::Runner;
 use crate::run::restore::{
-    Incoming, RESTORING_PROPERTY, ReceiveOptions, RestoreSet, RestoreTree, TreeMember, restore_to_dataset,
+    Incoming, RESTORING_PROPERTY, ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target,
+    restore_to_dataset,
 };
 use serde_json::json;
 
@@ -29,7 +31,6 @@ impl<'a> Placed<'a> {
 /// Dataset by dataset, parents first. One that fails does not keep the others back.
 pub(super) async fn restore_tree(
     context: &Context,
-    root: &DatasetName,
     tree: RestoreTree,
     target: &DatasetName,
     wanted: &Wanted,
@@ -40,11 +41,12 @@ pub(super) async fn restore_tree(
     let options = &wanted.options;
     let below_root = ReceiveOptions { properties: options.properties.below(), ..options.clone() };
     let mut placed = Vec::new();
-    for TreeMember { dataset, set, .. } in &tree.members {
-        let options = if dataset == root { options } else { &below_root };
-        placed.push(Placed { dataset, target: below(target, root, dataset)?, set, options });
+    for TreeMember { dataset, below, set, .. } in &tree.members {
+        let options = if below.is_empty() { options } else { &below_root };
+        placed.push(Placed { dataset, target: place_of(target, below)?, set, options });
     }
     let mut mounting = foresee(wanted, &placed, context)?;
+    check_all_allowed(&placed, context)?;
     let mut done = Vec::new();
     for Placed { dataset, target, set, options } in &placed {
         if context.global.dry_run {
@@ -92,6 +94,24 @@ pub(super) async fn restore_tree(
     context.verdict()
 }
 
+/// An ordinary user hears what is missing before anything is fetched.
+fn check_all_allowed(placed: &[Placed<'_>], context: &Context) -> Result<(), Failure> {
+    let runner = Runner::current();
+    if runner.privileged || context.global.dry_run {
+        return Ok(());
+    }
+    let zfs = open_zfs()?;
+    for Placed { target, set, options, .. } in placed {
+        if is_there(set, target)? {
+            continue;
+        }
+        // What cannot go there is said when its turn comes.
+        let Ok(plan) = check_target(&*zfs, target, set, options) else { continue };
+        check_allowed(&*zfs, target, set, &plan, options, &runner)?;
+    }
+    Ok(())
+}
+
 /// What is not of the same moment.
 fn say_apart(tree: &RestoreTree, context: &Context) {
     let output = &context.output;
@@ -101,6 +121,11 @@ fn say_apart(tree: &RestoreTree, context: &Context) {
     }
     for dataset in &tree.younger {
         output.always(&format!("{dataset} has no backup that is as old; it is left out"));
+    }
+    for (dataset, at) in &tree.gone {
+        output.always(&format!(
+            "{dataset} was not there at that moment; it is left out (its newest before is from {at})"
+        ));
     }
 }
 
@@ -126,9 +151,8 @@ fn is_there(set: &RestoreSet, place: &DatasetName) -> Result<bool, Failure> {
     Ok(newest == Some(set.newest().manifest.snapshot.guid) && !is_marked)
 }
 
-/// The place of a descendant of `root` under `target`.
-fn below(target: &DatasetName, root: &DatasetName, dataset: &DatasetName) -> Result<DatasetName, Failure> {
-    let rest = dataset.as_str().strip_prefix(root.as_str()).unwrap_or_default();
-    let name = format!("{target}{rest}");
+/// The place of a descendant under `target`.
+fn place_of(target: &DatasetName, below: &str) -> Result<DatasetName, Failure> {
+    let name = format!("{target}{below}");
     name.parse().map_err(|error: InvalidName| usage(&error.to_string(), "choose a shorter target"))
 }

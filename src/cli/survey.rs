@@ -309,6 +309,7 @@ async fn store_view(
             stream_bytes: manifest.stream_bytes,
             stored_bytes: backup.stored_bytes(),
             raw: manifest.send.requested.iter().any(|flag| flag == "raw"),
+            clone_origin_guid: manifest.clone_origin_guid,
             checked,
             flaw: if checked { seen.flaw(None, &manifest.id) } else { None },
         });

@@ -3,6 +3,7 @@
 //! Before a byte is received the chain is planned from verified manifests, every chunk list is checked against its
 //! hash, and a listing shows every chunk at its size, for each backup in the nearest store that has it whole.
 
+mod allowed;
 mod find;
 mod leave;
 mod mount;
@@ -14,6 +15,7 @@ mod resume;
 mod target;
 mod tree;
 
+pub use allowed::check_allowed;
 pub use find::{find_restore_backup, find_restore_set};
 pub(super) use leave::destroy_received;
 pub use mount::{Incoming, MountOutlook, foresee_mounts, left_readonly, mount_restored};

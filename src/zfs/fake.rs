@@ -148,6 +148,20 @@ impl FakeZfs {
         }
     }
 
+    /// Makes a dataset, if it is there, one that came from a redacted stream.
+    pub fn set_redacted(&self, dataset: &DatasetName) {
+        if let Ok(dataset) = self.lock().state.get_mut(dataset) {
+            dataset.redacted = true;
+        }
+    }
+
+    /// Gives all bookmarks of a dataset a redaction list, as `zfs redact` makes them.
+    pub fn redact_bookmarks(&self, dataset: &DatasetName) {
+        if let Ok(dataset) = self.lock().state.get_mut(dataset) {
+            dataset.bookmarks.values_mut().for_each(|bookmark| bookmark.redacted = true);
+        }
+    }
+
     /// Makes a dataset that shares a snapshot's files, as `zfs clone` does.
     ///
     /// # Errors

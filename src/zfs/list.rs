@@ -226,6 +226,7 @@ fn to_dataset(entry: Entry) -> Result<Dataset, ZfsError> {
         key_unavailable: entry.number_if_any("keystatus") == Some(KEY_UNAVAILABLE),
         origin,
         inconsistent: entry.stats.dds_inconsistent != 0,
+        redacted: entry.stats.dds_redacted != 0,
         properties: entry.properties,
     })
 }
@@ -240,6 +241,7 @@ fn to_snapshot(entry: Entry) -> Result<Snapshot, ZfsError> {
         referenced_bytes: entry.number("referenced")?,
         used_bytes: entry.number("used")?,
         holds: entry.number("userrefs")?,
+        redacted: entry.stats.dds_redacted != 0,
         user_properties: own_user_properties(&entry),
         name,
     })

@@ -12,6 +12,7 @@ mod bad_nights;
 mod builder;
 mod chain;
 mod chains;
+mod clones;
 mod crash;
 mod damage;
 mod failures;

@@ -24,12 +24,19 @@ fn snapshot(n: u64) -> Snapshot {
         referenced_bytes: 0,
         used_bytes: 0,
         holds: 0,
+        redacted: false,
         user_properties: Default::default(),
     }
 }
 
 fn bookmark(n: u64) -> Bookmark {
-    Bookmark { name: format!("t/a#b{n}").parse().unwrap(), guid: Guid(n), createtxg: n, created_at: at(n) }
+    Bookmark {
+        name: format!("t/a#b{n}").parse().unwrap(),
+        guid: Guid(n),
+        createtxg: n,
+        created_at: at(n),
+        redacted: false,
+    }
 }
 
 fn id(n: u64, kind: BackupKind) -> BackupId {

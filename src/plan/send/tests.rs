@@ -28,6 +28,7 @@ fn snapshot(n: u64) -> Snapshot {
         referenced_bytes: 0,
         used_bytes: 0,
         holds: 0,
+        redacted: false,
         user_properties: Default::default(),
     }
 }
@@ -37,7 +38,13 @@ fn bookmark(n: u64) -> Bookmark {
 }
 
 fn named_bookmark(short: &str, n: u64) -> Bookmark {
-    Bookmark { name: format!("t/a#{short}").parse().unwrap(), guid: Guid(n), createtxg: n, created_at: at(n) }
+    Bookmark {
+        name: format!("t/a#{short}").parse().unwrap(),
+        guid: Guid(n),
+        createtxg: n,
+        created_at: at(n),
+        redacted: false,
+    }
 }
 
 fn id(n: u64, kind: BackupKind, nonce: u64) -> BackupId {
@@ -293,6 +300,9 @@ fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
         }
     };
     assert_eq!(decide(&[named_bookmark("a", 1), bookmark(1)]), "zfs-backup_0000000000000001");
+    // One with a redaction list is none.
+    let redacted = Bookmark { redacted: true, ..bookmark(1) };
+    assert_eq!(decide(&[redacted, named_bookmark("a", 1)]), "a");
     assert_eq!(decide(&[named_bookmark("zfs-backup_0000000000000002", 1)]), "zfs-backup_0000000000000002");
 }
 
@@ -404,6 +414,24 @@ fn every_no_says_what_each_side_has() {
       store's newest: 1970-01-03 guid 0000000000000002  here: a bookmark of it
       but it is not usable: chunk 3 is missing
       and there may be more: the remote is away
+    ");
+    let case = stored(vec![full(1)]);
+    let (only, redacted) = (snapshot(3), [Bookmark { redacted: true, ..bookmark(1) }]);
+    let facts = SendFacts {
+        snapshot: Some(&only),
+        snapshots: std::slice::from_ref(&only),
+        bookmarks: &redacted,
+        target: &case.target,
+        beside: &[],
+        unseen: None,
+        flags: &case.flags,
+        recipients: &case.recipients,
+        full_estimate_bytes: None,
+        now: at(4),
+    };
+    insta::assert_snapshot!(plan_send(&facts, &RULES, RequestedKind::Incremental).unwrap_err().to_string(), @r"
+    no incremental possible. Nothing sent.
+      store's newest: 1970-01-02 guid 0000000000000001  here: only a bookmark with a redaction list, from which no backup can start
     ");
     let flags = FullReason::Flags { chain: names(&["compressed"]), now: vec![] };
     insta::assert_snapshot!(SendConflict::OnlyFull(flags).to_string(), @"no incremental possible: the chain was sent with other flags: compressed; now none. Nothing sent.");
