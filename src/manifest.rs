@@ -210,7 +210,8 @@ pub struct Manifest {
     pub origin: Origin,
     /// The run that took snapshots of several datasets at one moment.
     pub group: Option<String>,
-    /// The snapshot that a clone came from.
+    /// The snapshot that a clone came from, when the dataset was one. The stream has all of its data all the same, and
+    /// what is restored from it is no clone. Null in what the first builds of version 0.1 made, whatever it was.
     pub clone_origin_guid: Option<Guid>,
     /// Its place in its chain.
     pub chain: ChainPlace,
@@ -445,8 +446,24 @@ pub struct Private {
     pub host: String,
     /// The dataset's own properties, local and received: name to value. Numbers as decimal text.
     pub properties: BTreeMap<String, String>,
+    /// The name of the snapshot that a clone came from, when it was sent. Absent before it was recorded.
+    #[serde(default)]
+    pub clone_origin: Option<String>,
+    /// The datasets that were below this one when the backup began, whatever of them is backed up: a restore of the tree
+    /// at this moment knows by it what there was. Absent when that is not known.
+    #[serde(default)]
+    pub descendants: Option<Vec<Descendant>>,
     /// For natively encrypted datasets: key format and encryption root; the ZFS key must survive too.
     pub zfs_key: Option<ZfsKey>,
+}
+
+/// A dataset below the one that a backup is of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Descendant {
+    /// Its name in the pool then.
+    pub name: String,
+    /// Its guid, which no rename changes.
+    pub guid: Guid,
 }
 
 /// What is known of a dataset's native encryption. Never a key.

@@ -5,6 +5,7 @@ pub mod copy;
 #[cfg(test)]
 mod fixtures;
 pub mod health;
+pub mod mount;
 pub mod permissions;
 pub mod prune;
 pub mod restore;

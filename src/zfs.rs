@@ -5,6 +5,7 @@ use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::path::Path;
 
 /// Filesystem or volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Dataset {
     pub origin: Option<SnapshotName>,
     /// In the middle of a receive.
     pub inconsistent: bool,
+    /// It came from a redacted stream: some of its data was taken out.
+    pub redacted: bool,
     /// All properties that are not at their default, user properties included.
     pub properties: BTreeMap<String, Property>,
 }
@@ -71,6 +74,8 @@ pub struct Snapshot {
     pub used_bytes: u64,
     /// How many holds it has.
     pub holds: u64,
+    /// It came from a redacted stream: some of its data was taken out.
+    pub redacted: bool,
     /// User properties set on the snapshot itself, not inherited.
     pub user_properties: BTreeMap<String, String>,
 }
@@ -86,6 +91,8 @@ pub struct Bookmark {
     pub createtxg: u64,
     /// When that snapshot was taken.
     pub created_at: Timestamp,
+    /// It has a redaction list (`zfs redact`): a stream from it fits only a copy that was redacted with that list.
+    pub redacted: bool,
 }
 
 /// Where an incremental starts.
@@ -395,6 +402,25 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`] when there is no such pool or it cannot be read.
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError>;
 
+    /// The folder below which an imported pool mounts everything (`zpool import -R`), if there is one.
+    ///
+    /// # Errors
+    /// [`ZfsError`] when there is no such pool or it cannot be read.
+    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError>;
+
+    /// Everything that is mounted for this process, of whatever file system.
+    ///
+    /// # Errors
+    /// [`ZfsError`] when it cannot be read.
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError>;
+
+    /// Mounts a filesystem on a folder that is there. Whether that is a good place is for the caller to know: the kernel
+    /// mounts over anything.
+    ///
+    /// # Errors
+    /// [`ZfsError`]; EACCES without its key, EPERM for whoever may not mount.
+    fn mount(&self, name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError>;
+
     /// The version of the kernel module, such as `2.3.2-1`.
     ///
     /// # Errors
@@ -426,6 +452,7 @@ mod delegation;
 mod errno;
 pub mod fake;
 mod list;
+mod mount;
 mod nvlist;
 mod real;
 mod receive;
@@ -438,6 +465,7 @@ mod token;
 use attempt::Attempt;
 
 pub use delegation::{Delegation, Who};
-pub use errno::STREAM_TRUNCATED;
+pub use errno::{STREAM_TRUNCATED, UNKNOWN_FEATURE};
+pub use mount::{AccessTimes, Mount, MountOptions, parse_mounts};
 pub use real::RealZfs;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};

@@ -175,3 +175,11 @@ fn an_endpoint_that_does_not_answer_is_named() {
     check(&output, 1, &["s3:bucket/prefix", "127.0.0.1:9"]);
     assert!(!stderr(&output).contains("\"b\""));
 }
+
+#[test]
+fn a_stream_in_a_file_is_not_mounted() {
+    for to in [&["--stdout"][..], &["--output", "/tmp/never-made"]] {
+        let arguments = [&["restore", "tank/a", "--remote", "file:/nowhere", "--mount"], to].concat();
+        check(&zb(&arguments, ""), 2, &["--mount", to[0]]);
+    }
+}

@@ -112,6 +112,9 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
         lines.push(line);
         let Some(backup) = number.checked_sub(1).and_then(|number| ordered.get(number)) else { continue };
         lines.push(format!("      {}", backup.id));
+        if let Some(guid) = backup.clone_origin_guid.filter(|_| backup.position == 0) {
+            lines.push(format!("      was a clone of the snapshot with guid {guid}; its copy is whole and none"));
+        }
         if let Some(flaw) = &backup.flaw {
             lines.extend(wrap(&format!("      NOT USABLE: {flaw}"), WIDTH, "        "));
         }

@@ -9,7 +9,8 @@ use super::{Failure, remember};
 use crate::cli::args::From;
 use crate::config::Config;
 use crate::model::DatasetName;
-use crate::run::drill::{Comparison, DrillReport, SCRATCH_PREFIX, drill as run_drill};
+use crate::run::doctor::host::Runner;
+use crate::run::drill::{Comparison, DrillReport, SCRATCH_PREFIX, check_drill_allowed, drill as run_drill};
 use crate::run::record::{DrillNote, Records};
 use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set};
 use crate::run::select::{Selected, select_datasets};
@@ -47,6 +48,7 @@ pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     let set = find_restore_set(&places.stores, &stored, &places.keys, &point).await?;
     set.unasked.iter().for_each(|why| output.always(&format!("a store could not be asked: {why}")));
     name_leftovers(&*zfs, &parent, output)?;
+    check_drill_allowed(&*zfs, &set, &parent, &Runner::current())?;
     if context.global.dry_run {
         output.line(format!("{stored}: would restore {} below {parent}", words_of(&set)));
         return Ok(());

@@ -3,18 +3,22 @@
 use super::Failure;
 use super::args::Restore;
 use super::context::Context;
+use super::mounting::Mounting;
 use super::output::{Output, age, bytes};
 use super::places::{Places, open_places};
+use super::restore_tree::restore_tree;
 use super::wire::{open_zfs, usage};
 use crate::keyring::KeyFile;
 use crate::manifest::ChunkEntry;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::RunError;
+use crate::run::doctor::host::Runner;
 use crate::run::restore::{
-    PropertyChoice, RESTORING_PROPERTY, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestorePoint, RestoreSet,
-    RestoreTree, ResumeChoice, TreeMember, WentOn, check_target, fetch_requests, find_interrupted, find_restore_backup,
-    find_restore_set, find_restore_tree, mounted_readonly, restore_to_dataset, restore_to_writer,
+    Incoming, PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestorePoint, RestoreSet,
+    ResumeChoice, WentOn, check_allowed, check_target, fetch_requests, find_interrupted, find_restore_backup,
+    find_restore_set, find_restore_tree, left_readonly, mount_restored, restore_to_dataset, restore_to_writer,
 };
+use crate::zfs::Zfs;
 use jiff::Timestamp;
 use serde_json::json;
 use std::fs::{File, OpenOptions};
@@ -22,6 +26,7 @@ use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The largest that an ordinary user may have.
 const STDOUT_PIPE_BYTES: usize = 1 << 20;
@@ -34,19 +39,19 @@ pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
             "pipe it: ... --stdout | zfs receive POOL/NEW",
         ));
     }
-    let options = receive_options(restore)?;
+    let wanted = Wanted::of(restore, context)?;
     let places = open_places(&context.global, &restore.source, restore.from.as_ref(), false, &context.output).await?;
     let (stores, keys) = (&places.stores, &places.keys);
     match &restore.to {
         Some(target) if restore.recursive => {
             let tree = find_restore_tree(stores, &dataset, keys, &point).await?;
             announce(&tree.members[0].set, restore, &context.output)?;
-            restore_tree(context, &dataset, tree, target, &options, keys).await
+            restore_tree(context, tree, target, &wanted, keys).await
         }
         Some(target) => {
             let set = find_restore_set(stores, &dataset, keys, &point).await?;
             announce(&set, restore, &context.output)?;
-            restore_one(context, &set, target, &options, keys).await
+            restore_one(context, &set, target, &wanted, keys).await
         }
         None => restore_stream(context, restore, &dataset, &point, &places).await,
     }
@@ -72,6 +77,25 @@ fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure>
     }
 }
 
+/// How a chain is received, and what comes after.
+pub(super) struct Wanted {
+    pub(super) options: ReceiveOptions,
+    /// It is mounted in the end.
+    pub(super) mount: bool,
+}
+
+impl Wanted {
+    fn of(restore: &Restore, context: &Context) -> Result<Self, Failure> {
+        // The kernel asks for CAP_SYS_ADMIN, whatever was given away with `zfs allow`.
+        if restore.mount && !context.global.dry_run && !Runner::current().privileged {
+            let what = "on Linux only root mounts a filesystem, and --mount was given";
+            let hint = "leave --mount out; then, as root: zfs mount DATASET";
+            return Err(RunError::refused(what, hint).into());
+        }
+        Ok(Self { options: receive_options(restore)?, mount: restore.mount })
+    }
+}
+
 fn receive_options(restore: &Restore) -> Result<ReceiveOptions, Failure> {
     let properties = PropertyChoice::new(restore.with_properties, &restore.set, &restore.without)
         .map_err(|error| usage(&error.to_string(), "as `zfs receive -o` and `-x` take them"))?;
@@ -91,6 +115,13 @@ fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), 
     if newest.private.as_ref().and_then(|private| private.zfs_key.as_ref()).is_some_and(|key| key.raw) {
         output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
     }
+    if let Some(guid) = newest.manifest.clone_origin_guid {
+        let private = newest.private.as_ref();
+        let origin = private.and_then(|private| private.clone_origin.clone());
+        let origin = origin.unwrap_or_else(|| format!("the snapshot with guid {guid}"));
+        output
+            .note(&format!("it was a clone of {origin}; what is restored is none, and takes all of its space itself"));
+    }
     if let Some(expected) = restore.expect.as_ref().filter(|expected| *expected != id) {
         let hint = "the store may have lost its newest backups, or --expect names an older one";
         return Err(RunError::refused(format!("{id} would be restored, and {expected} was expected"), hint).into());
@@ -107,29 +138,43 @@ async fn restore_one(
     context: &Context,
     set: &RestoreSet,
     target: &DatasetName,
-    options: &ReceiveOptions,
+    wanted: &Wanted,
     keys: &KeyFile,
 ) -> Result<(), Failure> {
-    let output = &context.output;
+    let (output, options) = (&context.output, &wanted.options);
+    let foresee = |zfs: &dyn Zfs| {
+        let incoming = Incoming { target: target.clone(), set, properties: &options.properties };
+        Mounting::foresee(zfs, vec![(target.clone(), target.clone())], &[incoming], output)
+    };
     if context.global.dry_run {
         // Without ZFS, as on another host, what is in the store is shown all the same.
-        let plan = open_zfs().ok().map(|zfs| check_target(&*zfs, target, set, options)).transpose()?;
+        let zfs = open_zfs().ok();
+        let plan = zfs.as_ref().map(|zfs| check_target(&**zfs, target, set, options)).transpose()?;
+        let mounting = zfs.as_ref().filter(|_| wanted.mount).map(|zfs| foresee(&**zfs)).transpose()?;
         let went_on = find_went_on(context, set, plan.as_ref(), keys).await?;
         print_plan(set, plan.as_ref(), went_on.as_ref(), output);
+        mounting.iter().for_each(|mounting| mounting.say(target, output));
         output.json(|| json!({ "backups": manifests(set), "goes_on": went_on.as_ref().map(went_on_json) }));
         return Ok(());
     }
     let zfs = open_zfs()?;
-    say_lost(&check_target(&*zfs, target, set, options)?, target, output);
+    let plan = check_target(&*zfs, target, set, options)?;
+    if wanted.mount {
+        foresee(&*zfs)?;
+    }
+    check_allowed(&*zfs, target, set, &plan, options, &Runner::current())?;
+    say_lost(&plan, target, output);
     // It ends by itself when it is asked to stop, because what it received must go again or be left so that it can go on.
-    let received = restore_to_dataset(set, keys, zfs, target, options, context.stop.clone()).await?;
-    say_received(&received, target, output);
+    let received = restore_to_dataset(set, keys, Arc::clone(&zfs), target, options, context.stop.clone()).await?;
+    say_received(&*zfs, &received, target, output)?;
+    let place = wanted.mount.then(|| mount_restored(&*zfs, target)).transpose()?;
+    place.iter().for_each(|place| output.line(format!("mounted at {}", place.display())));
     let went_on = received.went_on.as_ref().map(went_on_json);
-    output.json(|| json!({ "received": received.snapshots, "went_on": went_on }));
+    output.json(|| json!({ "received": received.snapshots, "went_on": went_on, "mounted": place }));
     Ok(())
 }
 
-fn say_received(received: &Received, target: &DatasetName, output: &Output) {
+fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output: &Output) -> Result<(), Failure> {
     if let Some(went_on) = &received.went_on {
         output.line(words_of(went_on));
     }
@@ -137,9 +182,12 @@ fn say_received(received: &Received, target: &DatasetName, output: &Output) {
     if received.snapshots.is_empty() {
         output.line(format!("{target} was received whole by an earlier run"));
     }
-    if let Some(place) = mounted_readonly(target) {
-        output.note(&format!("it is mounted readonly, and stays so until: mount -o remount,rw '{place}'"));
+    if let Some(place) = left_readonly(zfs, target)? {
+        let place = place.display().to_string();
+        let place = shell_words::quote(&place);
+        output.note(&format!("it is mounted readonly, and stays so until: mount -o remount,rw {place}"));
     }
+    Ok(())
 }
 
 fn words_of(went_on: &WentOn) -> String {
@@ -180,80 +228,11 @@ fn say_lost(plan: &ReceivePlan, target: &DatasetName, output: &Output) {
     plan.lost.iter().for_each(|snapshot| output.always(&format!("  {snapshot}")));
 }
 
-/// Dataset by dataset, parents first. One that fails does not keep the others back.
-async fn restore_tree(
-    context: &Context,
-    root: &DatasetName,
-    tree: RestoreTree,
-    target: &DatasetName,
-    options: &ReceiveOptions,
-    keys: &KeyFile,
-) -> Result<(), Failure> {
-    let output = &context.output;
-    for TreeMember { dataset, set, .. } in tree.members.iter().filter(|member| !member.same_moment) {
-        let at = set.newest().manifest.snapshot.created_at;
-        output.always(&format!("{dataset} has no backup of that moment; its newest before is from {at}"));
-    }
-    for dataset in &tree.younger {
-        output.always(&format!("{dataset} has no backup that is as old; it is left out"));
-    }
-    let mut done = Vec::new();
-    for TreeMember { dataset, set, .. } in &tree.members {
-        let place = below(target, root, dataset)?;
-        if context.global.dry_run {
-            output.line(format!("{place}:"));
-            print_plan(set, None, None, output);
-            done.push(json!({ "dataset": dataset, "to": place, "backups": manifests(set) }));
-            continue;
-        }
-        if is_there(set, &place)? {
-            output.line(format!("{place} has that snapshot already"));
-            done.push(json!({ "dataset": dataset, "to": place, "received": [] }));
-            context.done(dataset, 0);
-            continue;
-        }
-        match restore_to_dataset(set, keys, open_zfs()?, &place, options, context.stop.clone()).await {
-            Ok(received) => {
-                let newest = received.snapshots.last();
-                newest.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
-                done.push(json!({ "dataset": dataset, "to": place, "received": received.snapshots }));
-                context.done(dataset, 0);
-            }
-            Err(error) => context.failed(dataset, &Failure::Run(error)),
-        }
-        if *context.stop.borrow() {
-            break;
-        }
-    }
-    for (dataset, error) in tree.failed {
-        context.failed(&dataset, &Failure::Run(error));
-    }
-    output.json(|| json!({ "datasets": done, "failed": context.tally().failed.into_keys().collect::<Vec<_>>() }));
-    context.verdict()
-}
-
-/// Whether an earlier run of this restore has brought the dataset to its end: its newest snapshot is the one wanted, and
-/// nothing waits to be received.
-fn is_there(set: &RestoreSet, place: &DatasetName) -> Result<bool, Failure> {
-    let zfs = open_zfs()?;
-    let Some(dataset) = zfs.dataset(place)? else { return Ok(false) };
-    let newest = zfs.snapshots(place)?.pop().map(|snapshot| snapshot.guid);
-    let is_marked = dataset.properties.contains_key(RESTORING_PROPERTY) || dataset.resume_token()?.is_some();
-    Ok(newest == Some(set.newest().manifest.snapshot.guid) && !is_marked)
-}
-
-/// The place of a descendant of `root` under `target`.
-fn below(target: &DatasetName, root: &DatasetName, dataset: &DatasetName) -> Result<DatasetName, Failure> {
-    let rest = dataset.as_str().strip_prefix(root.as_str()).unwrap_or_default();
-    let name = format!("{target}{rest}");
-    name.parse().map_err(|error: InvalidName| usage(&error.to_string(), "choose a shorter target"))
-}
-
-fn manifests(set: &RestoreSet) -> serde_json::Value {
+pub(super) fn manifests(set: &RestoreSet) -> serde_json::Value {
     set.backups.iter().map(|backup| json!({ "store": backup.store.url(), "manifest": backup.manifest })).collect()
 }
 
-fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, went_on: Option<&WentOn>, output: &Output) {
+pub(super) fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, went_on: Option<&WentOn>, output: &Output) {
     let skipped = plan.map_or(0, |plan| plan.skipped);
     let (mut objects, mut stored, mut requests) = (0, 0, 0);
     for (number, backup) in set.backups.iter().enumerate() {

@@ -16,7 +16,7 @@ pub(super) struct Restore {
     /// The dataset as it is named in the store, with @SNAPSHOT for another than the newest backup
     #[arg(value_name = "DATASET[@SNAPSHOT]")]
     pub(super) what: String,
-    /// Receive into this dataset, unmounted; parents that are missing are made, with canmount=off
+    /// Receive into this dataset, unmounted but for --mount; parents that are missing are made, with canmount=off
     #[arg(long, value_name = "DATASET")]
     pub(super) to: Option<DatasetName>,
     /// Write the bare stream into this new file
@@ -55,6 +55,10 @@ pub(super) struct Restore {
     /// Leave this one of the source's properties out; may be given several times
     #[arg(short = 'x', value_name = "NAME", requires = "with_properties")]
     pub(super) without: Vec<String>,
+    /// In the end mount it where its mountpoint property says (`-o mountpoint=/FOLDER` gives another place), the tree with
+    /// -r. Refused before anything is fetched where that place is not empty. Only as root
+    #[arg(long, requires = "to", conflicts_with_all = ["output", "stdout"])]
+    pub(super) mount: bool,
     /// Fail if the backup is older: a cut tail of a store cannot be noticed otherwise
     #[arg(long, value_name = "AGE")]
     pub(super) max_age: Option<Age>,

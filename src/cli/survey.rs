@@ -315,6 +315,7 @@ async fn store_view(
             stream_bytes: manifest.stream_bytes,
             stored_bytes: backup.stored_bytes(),
             raw: manifest.send.requested.iter().any(|flag| flag == "raw"),
+            clone_origin_guid: manifest.clone_origin_guid,
             checked,
             flaw: flaws.get(&manifest.id).cloned().flatten().filter(|_| checked),
         });

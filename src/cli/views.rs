@@ -122,6 +122,8 @@ pub(super) struct BackupView {
     pub(super) stream_bytes: u64,
     pub(super) stored_bytes: u64,
     pub(super) raw: bool,
+    /// The snapshot that the dataset was a clone of.
+    pub(super) clone_origin_guid: Option<Guid>,
     /// Whether its objects and its ancestors' were looked at.
     pub(super) checked: bool,
     /// Why it is not usable.

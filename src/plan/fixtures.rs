@@ -19,11 +19,13 @@ pub(super) fn snapshot(n: u64) -> Snapshot {
         referenced_bytes: 0,
         used_bytes: 0,
         holds: 0,
+        redacted: false,
         user_properties: Default::default(),
     }
 }
 
 /// A bookmark of snapshot `n`.
 pub(super) fn bookmark(short: &str, n: u64) -> Bookmark {
-    Bookmark { name: format!("t/a#{short}").parse().unwrap(), guid: Guid(n), createtxg: n, created_at: at(n) }
+    let name = format!("t/a#{short}").parse().unwrap();
+    Bookmark { name, guid: Guid(n), createtxg: n, created_at: at(n), redacted: false }
 }

@@ -2,6 +2,7 @@
 
 use crate::model::DatasetName;
 use crate::zfs::{Delegation, Who};
+use std::collections::BTreeSet;
 
 /// The running user and all groups.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,11 @@ const LOCAL: [&str; 5] = ["snapshot", "userprop", "hold", "release", "bookmark"]
 const BELOW: [&str; 1] = ["send"];
 /// What tidying up needs: bookmarks and old snapshots.
 const TIDY: [&str; 2] = ["destroy", "mount"];
+
+/// What the kernel asks for each receive on the dataset, or on the one above a new dataset.
+const RECEIVE: [&str; 3] = ["receive", "create", "mount"];
+/// What it takes to give back what a restore left that failed, and to start over.
+const GIVE_UP: &str = "destroy";
 
 /// What is missing on one dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,22 +43,80 @@ impl Missing {
 
 /// What this user lacks on this dataset. `given` is what was given on it and on those above it.
 pub fn missing_permissions(dataset: &DatasetName, given: &[Delegation], identity: &Identity) -> Missing {
+    let lacks = |names: &[&'static str], reach| -> Vec<&'static str> {
+        names.iter().copied().filter(|name| !has(given, identity, dataset, reach, name)).collect()
+    };
+    Missing {
+        needed: [lacks(&LOCAL, Reach::Itself), lacks(&BELOW, Reach::Below)].concat(),
+        tidy: lacks(&TIDY, Reach::Below),
+    }
+}
+
+/// What a permission must reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The dataset.
+    Itself,
+    /// What is below it: its snapshots, or datasets that are there.
+    Below,
+    /// A dataset that this user is going to make below it.
+    Made,
+}
+
+fn has(given: &[Delegation], identity: &Identity, dataset: &DatasetName, reach: Reach, name: &str) -> bool {
     let is_ours = |who: &Who| match who {
         Who::User(uid) => *uid == identity.uid,
         Who::Group(gid) => identity.gids.contains(gid),
         Who::Everyone => true,
+        Who::Creator => reach == Reach::Made,
     };
-    let reaches = |delegation: &Delegation, below: bool| match delegation.on == *dataset && !below {
+    let reaches = |delegation: &Delegation| match delegation.on == *dataset && reach == Reach::Itself {
         true => delegation.local,
         false => delegation.descendent,
     };
-    let has = |name: &str, below: bool| {
-        let mut ours = given.iter().filter(|delegation| is_ours(&delegation.who) && reaches(delegation, below));
-        ours.any(|delegation| delegation.permissions.contains(name))
-    };
-    let lacks =
-        |names: &[&'static str], below| names.iter().copied().filter(|name| !has(name, below)).collect::<Vec<_>>();
-    Missing { needed: [lacks(&LOCAL, false), lacks(&BELOW, true)].concat(), tidy: lacks(&TIDY, true) }
+    let mut ours = given.iter().filter(|delegation| is_ours(&delegation.who) && reaches(delegation));
+    ours.any(|delegation| delegation.permissions.contains(name))
+}
+
+/// What a restore is going to do, as far as permissions depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreNeeds<'a> {
+    /// The target, or the nearest dataset above it that is there.
+    pub above: &'a DatasetName,
+    /// The target is not there.
+    pub is_new: bool,
+    /// Nor is what is between.
+    pub makes_parents: bool,
+    /// More than one backup is received.
+    pub is_chain: bool,
+    /// The properties that are set.
+    pub properties: BTreeSet<&'a str>,
+}
+
+/// What this user lacks for a restore, in the words of `zfs allow`; `given` is what was given on [`RestoreNeeds::above`] and
+/// on those above it. (From `zfs_secpolicy_recv`, `zfs_secpolicy_create_clone` and `zfs_secpolicy_setprop` of OpenZFS 2.1
+/// and 2.3: a receive of a new dataset is asked for on its parent, all that follows on the dataset itself.)
+pub fn missing_for_restore(needs: &RestoreNeeds<'_>, given: &[Delegation], identity: &Identity) -> Vec<String> {
+    let on_target = if needs.is_new { Reach::Made } else { Reach::Itself };
+    let mut wanted: Vec<(&str, Reach)> = RECEIVE.iter().map(|name| (*name, Reach::Itself)).collect();
+    if needs.is_new && (needs.is_chain || needs.makes_parents) {
+        wanted.extend(RECEIVE.iter().map(|name| (*name, Reach::Made)));
+    }
+    wanted.push(("userprop", on_target));
+    wanted.extend(needs.makes_parents.then_some(("canmount", Reach::Made)));
+    wanted.extend(needs.is_chain.then_some(("readonly", on_target)));
+    wanted.extend(needs.properties.iter().map(|name| (if name.contains(':') { "userprop" } else { *name }, on_target)));
+    let mut missing: Vec<String> = Vec::new();
+    for (name, reach) in wanted {
+        if !has(given, identity, needs.above, reach, name) && !missing.iter().any(|other| other == name) {
+            missing.push(name.to_owned());
+        }
+    }
+    // Alone it is no reason to refuse: without it a restore that fails leaves what it received.
+    if !missing.is_empty() && !has(given, identity, needs.above, on_target, GIVE_UP) {
+        missing.push(GIVE_UP.to_owned());
+    }
+    missing
 }
 
 #[cfg(test)]
@@ -62,6 +126,61 @@ mod tests {
     fn given(on: &str, who: Who, local: bool, names: &str) -> Delegation {
         let permissions = names.split_whitespace().map(str::to_owned).collect();
         Delegation { on: on.parse().unwrap(), who, local, descendent: !local, permissions }
+    }
+
+    #[test]
+    fn what_a_restore_lacks_by_table() {
+        let me = Identity { uid: 1000, gids: vec![1000] };
+        let tank: DatasetName = "tank".parse().unwrap();
+        let user = || Who::User(1000);
+        let new = RestoreNeeds {
+            above: &tank,
+            is_new: true,
+            makes_parents: false,
+            is_chain: false,
+            properties: BTreeSet::new(),
+        };
+        let chain = RestoreNeeds { is_chain: true, ..new.clone() };
+        let deep = RestoreNeeds { makes_parents: true, ..new.clone() };
+        let set = RestoreNeeds { properties: ["quota", "org.example:note"].into(), ..new.clone() };
+        let onto = RestoreNeeds { is_new: false, ..chain.clone() };
+        let both = |names: &str| vec![given("tank", user(), true, names), given("tank", user(), false, names)];
+        let all = "receive create mount userprop destroy";
+        for (name, needs, given, expected) in [
+            ("nothing given", &new, vec![], "receive create mount userprop destroy"),
+            ("all of it", &new, both(all), ""),
+            ("without destroy", &new, both("receive create mount userprop"), ""),
+            ("one missing", &new, both("receive create userprop destroy"), "mount"),
+            ("only on the parent", &new, vec![given("tank", user(), true, all)], "userprop destroy"),
+            ("only below the parent", &new, vec![given("tank", user(), false, all)], "receive create mount"),
+            (
+                "another user",
+                &new,
+                vec![given("tank", Who::User(7), true, all)],
+                "receive create mount userprop destroy",
+            ),
+            ("a chain", &chain, both(all), "readonly"),
+            ("parents", &deep, both(all), "canmount"),
+            ("properties", &set, both(all), "quota"),
+            (
+                "whoever makes it",
+                &chain,
+                {
+                    let creator = given("tank", Who::Creator, false, "receive create mount userprop readonly");
+                    vec![given("tank", user(), true, all), creator]
+                },
+                "",
+            ),
+            ("onto it", &onto, vec![given("tank", user(), true, "receive create mount userprop readonly")], ""),
+            (
+                "onto it, by what is for makers",
+                &onto,
+                vec![given("tank", Who::Creator, false, all)],
+                "receive create mount userprop readonly destroy",
+            ),
+        ] {
+            assert_eq!(missing_for_restore(needs, &given, &me).join(" "), expected, "{name}");
+        }
     }
 
     #[test]

@@ -133,7 +133,7 @@ fn find_sources(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<(
 /// The snapshot itself, else a bookmark of it.
 fn find_base(guid: Guid, now: &ResumeFacts<'_>) -> Option<SendBase> {
     let snapshot = now.snapshots.iter().find(|snapshot| snapshot.guid == guid);
-    let bookmark = || now.bookmarks.iter().find(|bookmark| bookmark.guid == guid);
+    let bookmark = || now.bookmarks.iter().find(|bookmark| bookmark.guid == guid && !bookmark.redacted);
     let snapshot = snapshot.map(|snapshot| SendBase::Snapshot(snapshot.name.clone()));
     snapshot.or_else(|| bookmark().map(|bookmark| SendBase::Bookmark(bookmark.name.clone())))
 }

@@ -156,6 +156,8 @@ pub enum Here {
     Snapshot,
     /// A bookmark of it.
     Bookmark,
+    /// A bookmark of it with a redaction list, which no ordinary stream can start from.
+    Redacted,
     /// Neither.
     Neither,
 }
@@ -301,12 +303,13 @@ fn newest_base_of<'a>(
     bases.max_by_key(rank).map(|(base, _, backup)| (base, backup))
 }
 
-/// What is here of a snapshot, with its transaction group: the snapshot before a bookmark, ours before another's.
+/// What is here of a snapshot, with its transaction group: the snapshot before a bookmark, ours before another's. A stream
+/// from a bookmark with a redaction list fits only a copy that was redacted, so such a bookmark does not count.
 fn local_base(facts: &SendFacts<'_>, guid: Guid) -> Option<(SendBase, u64)> {
     if let Some(snapshot) = facts.snapshots.iter().find(|snapshot| snapshot.guid == guid) {
         return Some((SendBase::Snapshot(snapshot.name.clone()), snapshot.createtxg));
     }
-    let bookmarks = facts.bookmarks.iter().filter(|bookmark| bookmark.guid == guid);
+    let bookmarks = facts.bookmarks.iter().filter(|bookmark| bookmark.guid == guid && !bookmark.redacted);
     let best = bookmarks.min_by_key(|bookmark| !super::bookmarks::is_own(bookmark))?;
     Some((SendBase::Bookmark(best.name.clone()), best.createtxg))
 }
@@ -317,12 +320,17 @@ fn base_loss(facts: &SendFacts<'_>) -> BaseLoss {
     BaseLoss {
         newest: newest.map(|backup| (backup.snapshot.clone(), backup.flaw.clone())),
         here: match here {
+            None if newest.is_some_and(|newest| has_redacted(facts, newest.snapshot.guid)) => Here::Redacted,
             None => Here::Neither,
             Some((SendBase::Snapshot(_), _)) => Here::Snapshot,
             Some((SendBase::Bookmark(_), _)) => Here::Bookmark,
         },
         unseen: facts.unseen.map(str::to_owned),
     }
+}
+
+fn has_redacted(facts: &SendFacts<'_>, guid: Guid) -> bool {
+    facts.bookmarks.iter().any(|bookmark| bookmark.guid == guid && bookmark.redacted)
 }
 
 /// Why nothing may follow this base, if so.

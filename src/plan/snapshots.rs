@@ -149,7 +149,9 @@ impl SnapshotsInput<'_> {
 
     fn is_bookmarked(&self, guid: Guid) -> bool {
         let name = bookmark_name(guid);
-        self.bookmarks.iter().any(|bookmark| bookmark.guid == guid && bookmark.name.short() == name)
+        self.bookmarks
+            .iter()
+            .any(|bookmark| bookmark.guid == guid && bookmark.name.short() == name && !bookmark.redacted)
     }
 
     fn needed_by_upload(&self, guid: Guid) -> Option<SnapshotReason> {
@@ -195,7 +197,8 @@ impl SnapshotsInput<'_> {
     fn next_base(&self, guid: Guid) -> Option<SnapshotReason> {
         let is_here = |backup: &&&BackupFacts| {
             let base = backup.snapshot.guid;
-            self.guids.contains(&base) || self.bookmarks.iter().any(|bookmark| bookmark.guid == base)
+            self.guids.contains(&base)
+                || self.bookmarks.iter().any(|bookmark| bookmark.guid == base && !bookmark.redacted)
         };
         for store in self.stores {
             let ordered = in_order(&store.facts);

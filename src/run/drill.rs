@@ -4,9 +4,10 @@
 //! Where the source still has a snapshot and its base, the pool's own stream of it is hashed too, and held against the
 //! one that came back: both must be the same bytes.
 
+use super::doctor::host::Runner;
 use super::restore::{
-    PropertyChoice, ReceiveOptions, Received, RestoreBackup, RestoreSet, ResumeChoice, destroy_received,
-    restore_to_dataset,
+    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice, check_allowed,
+    destroy_received, restore_to_dataset,
 };
 use super::transfer::Stop;
 use super::{RunError, error_chain};
@@ -53,14 +54,7 @@ pub async fn drill(
     stop: Stop,
 ) -> Result<DrillReport, RunError> {
     check_space(&**zfs, set, parent)?;
-    let scratch = scratch_name(parent)?;
-    // A volume has no mount point; nothing is mounted by a receive anyway, and this keeps it so over a reboot.
-    let is_volume = set.newest().private.as_ref().is_some_and(|private| private.properties.contains_key("volsize"));
-    let kept_away = if is_volume { "volmode=none" } else { "canmount=off" };
-    let properties = PropertyChoice::new(false, &[kept_away.to_owned()], &[])
-        .map_err(|error| RunError::refused(error.to_string(), "this is a defect: please report it"))?;
-    // A drill is never gone on with, and leaves nothing.
-    let options = ReceiveOptions { properties, rollback: false, resume: ResumeChoice::Never };
+    let (scratch, options) = (scratch_name(parent)?, scratch_options(set)?);
     let received = restore_to_dataset(set, keys, Arc::clone(zfs), &scratch, &options, stop.clone()).await?;
     let compared = match source {
         Some(source) => compare_all(set, &received, zfs, source, &stop).await,
@@ -70,6 +64,30 @@ pub async fn drill(
         tracing::warn!(error = error_chain(&error), "{scratch} was made for the drill and stays; destroy it");
     }
     Ok(DrillReport { snapshots: received.snapshots, compared: compared? })
+}
+
+/// Whether this user may do what a drill below `parent` does.
+///
+/// # Errors
+/// [`RunError::Refused`] naming what is missing.
+pub fn check_drill_allowed(
+    zfs: &dyn Zfs,
+    set: &RestoreSet,
+    parent: &DatasetName,
+    runner: &Runner,
+) -> Result<(), RunError> {
+    let (scratch, options) = (scratch_name(parent)?, scratch_options(set)?);
+    check_allowed(zfs, &scratch, set, &ReceivePlan::default(), &options, runner)
+}
+
+fn scratch_options(set: &RestoreSet) -> Result<ReceiveOptions, RunError> {
+    // A volume has no mount point; nothing is mounted by a receive anyway, and this keeps it so over a reboot.
+    let is_volume = set.newest().private.as_ref().is_some_and(|private| private.properties.contains_key("volsize"));
+    let kept_away = if is_volume { "volmode=none" } else { "canmount=off" };
+    let properties = PropertyChoice::new(false, &[kept_away.to_owned()], &[])
+        .map_err(|error| RunError::refused(error.to_string(), "this is a defect: please report it"))?;
+    // A drill is never gone on with, and leaves nothing.
+    Ok(ReceiveOptions { properties, rollback: false, resume: ResumeChoice::Never })
 }
 
 fn scratch_name(parent: &DatasetName) -> Result<DatasetName, RunError> {
@@ -154,7 +172,7 @@ fn send_again(
         None => None,
         Some(base) => {
             let bookmarks = zfs.bookmarks(&source.name)?;
-            let bookmark = bookmarks.into_iter().find(|bookmark| bookmark.guid == base.guid);
+            let bookmark = bookmarks.into_iter().find(|bookmark| bookmark.guid == base.guid && !bookmark.redacted);
             match (find(base.guid), bookmark) {
                 (Some(snapshot), _) => Some(SendBase::Snapshot(snapshot.name.clone())),
                 (None, Some(bookmark)) => Some(SendBase::Bookmark(bookmark.name)),

@@ -2,11 +2,10 @@
 
 use super::RunError;
 use crate::model::DatasetName;
+use crate::zfs::{Mount, parse_mounts};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// What the kernel says of this process's mounts: the only place that knows what is mounted where, whatever
-/// properties say (`legacy`, another root, bind mounts).
 const MOUNT_INFO: &str = "/proc/self/mountinfo";
 /// Where the kernel names the devices of volumes.
 const VOLUMES: &str = "/dev/zvol";
@@ -21,7 +20,8 @@ pub fn refuse_inside<'a>(folder: &Path, datasets: impl IntoIterator<Item = &'a D
         move |source| RunError::File { operation: "read", path, source }
     };
     let device = std::fs::metadata(folder).map_err(failed(folder))?.dev();
-    let table = std::fs::read_to_string(MOUNT_INFO).map_err(failed(Path::new(MOUNT_INFO)))?;
+    let table = std::fs::read(MOUNT_INFO).map_err(failed(Path::new(MOUNT_INFO)))?;
+    let table = String::from_utf8_lossy(&table);
     let Some(mount) = find_mount(&table, rustix::fs::major(device), rustix::fs::minor(device)) else {
         // Some file systems have devices that no mount shows; ZFS has not.
         return Ok(());
@@ -36,13 +36,6 @@ pub fn refuse_inside<'a>(folder: &Path, datasets: impl IntoIterator<Item = &'a D
             "put main.intermediate_basedir into a dataset of its own that is not backed up, or exclude that dataset",
         ))
     })
-}
-
-/// One line of the table.
-#[derive(Debug, PartialEq, Eq)]
-struct Mount {
-    file_system: String,
-    source: String,
 }
 
 fn lies_in(mount: &Mount, dataset: &DatasetName) -> bool {
@@ -66,36 +59,9 @@ fn is_device_or_partition(source: &Path, device: &Path) -> bool {
     })
 }
 
-/// The mount of that device: `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw`.
+/// The mount of that device.
 fn find_mount(table: &str, major: u32, minor: u32) -> Option<Mount> {
-    let device = format!("{major}:{minor}");
-    table.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut right = right.split(' ');
-        let is_it = left.split(' ').nth(2) == Some(device.as_str());
-        is_it.then_some(())?;
-        Some(Mount { file_system: right.next()?.to_owned(), source: unescape(right.next()?) })
-    })
-}
-
-/// Spaces, tabs, line ends and backslashes stand as `\040` and so on.
-fn unescape(text: &str) -> String {
-    let mut pieces = text.split('\\');
-    let first = pieces.next().unwrap_or_default().to_owned();
-    pieces.fold(first, |mut whole, piece| {
-        let octal = piece.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) => {
-                whole.push(char::from(byte));
-                whole.push_str(&piece[3..]);
-            }
-            None => {
-                whole.push('\\');
-                whole.push_str(piece);
-            }
-        }
-        whole
-    })
+    parse_mounts(table).into_iter().find(|mount| mount.device == (major, minor))
 }
 
 #[cfg(test)]
@@ -111,15 +77,17 @@ mod tests {
 ";
 
     fn mount(file_system: &str, source: &str) -> Mount {
-        Mount { file_system: file_system.into(), source: source.into() }
+        let (device, place) = ((0, 0), "/".into());
+        Mount { device, file_system: file_system.into(), source: source.into(), place, readonly: false }
     }
 
     #[test]
     fn a_folder_is_in_the_dataset_that_is_mounted_there() {
-        let of = |major, minor| find_mount(TABLE, major, minor);
-        assert_eq!(of(0, 45), Some(mount("zfs", "tank/a b")));
-        assert_eq!(of(0, 46), Some(mount("zfs", "tank/a b/child")));
-        assert_eq!(of(230, 16), Some(mount("ext4", "/dev/zd16")));
+        let of = |major, minor| find_mount(TABLE, major, minor).map(|mount| (mount.file_system, mount.source));
+        let expected = |file_system: &str, source: &str| Some((file_system.to_owned(), source.to_owned()));
+        assert_eq!(of(0, 45), expected("zfs", "tank/a b"));
+        assert_eq!(of(0, 46), expected("zfs", "tank/a b/child"));
+        assert_eq!(of(230, 16), expected("ext4", "/dev/zd16"));
         assert_eq!(of(0, 4), None);
         let (dataset, parent): (DatasetName, DatasetName) = ("tank/a b".parse().unwrap(), "tank".parse().unwrap());
         assert!(lies_in(&mount("zfs", "tank/a b"), &dataset));

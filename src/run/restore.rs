@@ -3,8 +3,10 @@
 //! Before a byte is received the chain is planned from verified manifests, every chunk list is checked against its
 //! hash, and a listing shows every chunk at its size, for each backup in the nearest store that has it whole.
 
+mod allowed;
 mod find;
 mod leave;
+mod mount;
 mod plain;
 mod properties;
 mod reader;
@@ -13,13 +15,15 @@ mod resume;
 mod target;
 mod tree;
 
+pub use allowed::check_allowed;
 pub use find::{find_restore_backup, find_restore_set};
 pub(super) use leave::destroy_received;
+pub use mount::{Incoming, MountOutlook, foresee_mounts, left_readonly, mount_restored};
 pub use plain::fetch_requests;
 pub use properties::{PropertyChoice, PropertyError};
 pub use reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
 pub use receive::{ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_to_dataset};
-pub use target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target, left_half, mounted_readonly};
+pub use target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target, left_half};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};
 
 use super::RunError;

@@ -60,6 +60,8 @@ pub(super) enum ReadRequest {
     NextDataset = sys::ZFS_BACKUP_IOC_DATASET_LIST_NEXT as isize,
     /// The next snapshot.
     NextSnapshot = sys::ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT as isize,
+    /// The properties of a pool.
+    PoolProperties = sys::ZFS_BACKUP_IOC_POOL_GET_PROPS as isize,
     /// What `zfs allow` gave away.
     Delegations = sys::ZFS_BACKUP_IOC_GET_FSACL as isize,
 }

@@ -14,6 +14,8 @@ pub enum Who {
     Group(u32),
     /// Everybody.
     Everyone,
+    /// Whoever makes a dataset below, on that dataset.
+    Creator,
 }
 
 /// Permissions that were given on one dataset. Names that begin with `@` are sets, already resolved.
@@ -105,8 +107,7 @@ fn resolve(permissions: &mut BTreeSet<String>, sets: &[(&str, Vec<&str>)]) {
     }
 }
 
-/// Whose the permissions are, and whether on the dataset itself or below it. What is for those who create something
-/// (`c`), and the definitions of sets (`s`), are nobody's yet.
+/// Whose the permissions are, and whether on the dataset itself or below it. The definitions of sets (`s`) are nobody's.
 fn parse_key(key: &str) -> Result<Option<(Who, bool)>, String> {
     let unknown = || format!("permissions of an unknown form: {key:?}");
     let (head, id) = key.split_once('$').ok_or_else(unknown)?;
@@ -117,7 +118,8 @@ fn parse_key(key: &str) -> Result<Option<(Who, bool)>, String> {
         'u' => Who::User(number()?),
         'g' => Who::Group(number()?),
         'e' => Who::Everyone,
-        'c' | 's' => return Ok(None),
+        'c' if reach == '-' => return Ok(Some((Who::Creator, false))),
+        's' => return Ok(None),
         _ => return Err(unknown()),
     };
     match reach {
@@ -158,6 +160,7 @@ mod tests {
             told,
             [
                 "tank User(1000) false @send,hold,send",
+                "tank Creator false destroy",
                 "tank/a Everyone true diff",
                 "tank/a Group(7) false send",
                 "tank/a User(1000) true snapshot",

@@ -4,6 +4,9 @@
 /// The stream ended before its END record.
 pub const STREAM_TRUNCATED: i32 = 1040;
 
+/// The stream has a feature that the module does not know.
+pub const UNKNOWN_FEATURE: i32 = 1037;
+
 /// Number, name, meaning.
 type Row = (i32, &'static str, &'static str);
 

@@ -2,7 +2,7 @@
 //! kernel keeps them, sends are real and valid streams (always the same for the same history), receives check what
 //! the kernel checks. And it breaks on request: its n-th call, a stream after N bytes, a verdict.
 //!
-//! What it leaves out: mounting, quotas, space, the effect of delegations, and the cipher of encrypted datasets (a raw stream holds
+//! What it leaves out: quotas, space, files in what is mounted, the effect of delegations, and the cipher of encrypted datasets (a raw stream holds
 //! their bytes in clear).
 
 mod content;
@@ -12,8 +12,8 @@ mod stream;
 
 use super::attempt::Attempt;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Property, PropertyValue, ReceiveRequest, SendBase,
-    SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, MountOptions, Property, PropertyValue,
+    ReceiveRequest, SendBase, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use content::Content;
@@ -22,6 +22,7 @@ use receive::Incoming;
 use state::State;
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, StreamSource};
@@ -39,6 +40,8 @@ struct Shared {
     state: State,
     module_version: String,
     delegations: Vec<Delegation>,
+    mounts: Vec<Mount>,
+    alternate_root: Option<String>,
     calls: u64,
     failing: BTreeMap<u64, i32>,
     happening: BTreeMap<u64, Happening>,
@@ -72,6 +75,8 @@ impl FakeZfs {
             state: State::new(now),
             module_version: "2.3.2-1".to_owned(),
             delegations: Vec::new(),
+            mounts: Vec::new(),
+            alternate_root: None,
             calls: 0,
             failing: BTreeMap::new(),
             happening: BTreeMap::new(),
@@ -143,6 +148,20 @@ impl FakeZfs {
         }
     }
 
+    /// Makes a dataset, if it is there, one that came from a redacted stream.
+    pub fn set_redacted(&self, dataset: &DatasetName) {
+        if let Ok(dataset) = self.lock().state.get_mut(dataset) {
+            dataset.redacted = true;
+        }
+    }
+
+    /// Gives all bookmarks of a dataset a redaction list, as `zfs redact` makes them.
+    pub fn redact_bookmarks(&self, dataset: &DatasetName) {
+        if let Ok(dataset) = self.lock().state.get_mut(dataset) {
+            dataset.bookmarks.values_mut().for_each(|bookmark| bookmark.redacted = true);
+        }
+    }
+
     /// Makes a dataset that shares a snapshot's files, as `zfs clone` does.
     ///
     /// # Errors
@@ -178,6 +197,16 @@ impl FakeZfs {
     /// Notes what `zfs allow` gave away; nothing is refused for want of it.
     pub fn allow(&self, delegation: Delegation) {
         self.lock().delegations.push(delegation);
+    }
+
+    /// Adds a line to the table of mounts.
+    pub fn add_mount(&self, mount: Mount) {
+        self.lock().mounts.push(mount);
+    }
+
+    /// As if every pool had been imported below that folder.
+    pub fn set_alternate_root(&self, root: &str) {
+        self.lock().alternate_root = Some(root.to_owned());
     }
 
     /// How many calls of the trait there were.
@@ -451,6 +480,33 @@ impl Zfs for FakeZfs {
 
     fn module_version(&self) -> Result<String, ZfsError> {
         Ok(self.call(&Attempt::new("read", "the module's version"))?.module_version.clone())
+    }
+
+    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError> {
+        Ok(self.call(&Attempt::new("read the properties of pool", pool))?.alternate_root.clone())
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        Ok(self.call(&Attempt::new("read", "the table of mounts"))?.mounts.clone())
+    }
+
+    fn mount(&self, name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("mount", name);
+        let mut shared = self.call(&attempt)?;
+        let dataset = shared.state.get(name).map_err(|errno| attempt.refused(errno))?;
+        match dataset.dataset_type {
+            DatasetType::Volume => return Err(attempt.refused(libc::EINVAL)),
+            DatasetType::Filesystem if dataset.key_unavailable => return Err(attempt.refused(libc::EACCES)),
+            DatasetType::Filesystem => {}
+        }
+        shared.mounts.push(Mount {
+            device: (0, 99),
+            file_system: "zfs".to_owned(),
+            source: name.to_string(),
+            place: place.to_owned(),
+            readonly: options.readonly,
+        });
+        Ok(())
     }
 
     fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {

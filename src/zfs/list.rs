@@ -63,6 +63,17 @@ impl<'a> Lister<'a> {
         }
     }
 
+    /// The folder below which an imported pool mounts everything, if it was imported with one. Absent properties stand
+    /// at their defaults.
+    pub(super) fn alternate_root(&mut self, pool: &str) -> Result<Option<String>, ZfsError> {
+        let attempt = Attempt::new("read the properties of pool", pool);
+        self.ask(ReadRequest::PoolProperties, pool, 0).map_err(|errno| attempt.refused(errno))?;
+        match to_properties(self.answer(pool)?).remove("altroot").map(|property| property.value) {
+            Some(PropertyValue::Text(root)) if root != "-" && !root.is_empty() => Ok(Some(root)),
+            _ => Ok(None),
+        }
+    }
+
     /// What was given away on the dataset and on those above it. Where nothing was, the kernel's list is empty.
     pub(super) fn delegations(&mut self, dataset: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
         let attempt = Attempt::new("read the permissions on", dataset);
@@ -215,6 +226,7 @@ fn to_dataset(entry: Entry) -> Result<Dataset, ZfsError> {
         key_unavailable: entry.number_if_any("keystatus") == Some(KEY_UNAVAILABLE),
         origin,
         inconsistent: entry.stats.dds_inconsistent != 0,
+        redacted: entry.stats.dds_redacted != 0,
         properties: entry.properties,
     })
 }
@@ -229,6 +241,7 @@ fn to_snapshot(entry: Entry) -> Result<Snapshot, ZfsError> {
         referenced_bytes: entry.number("referenced")?,
         used_bytes: entry.number("used")?,
         holds: entry.number("userrefs")?,
+        redacted: entry.stats.dds_redacted != 0,
         user_properties: own_user_properties(&entry),
         name,
     })

@@ -5,8 +5,8 @@ use super::core::{Libraries, Outcome, inherit};
 use super::list::Lister;
 use super::nvlist::{NvList, NvMap, NvValue, c_string};
 use super::{
-    Bookmark, Dataset, Delegation, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendFlags, SendRequest,
-    SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, receive, send, sys,
+    Bookmark, Dataset, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest, SendBase, SendFlags,
+    SendRequest, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, mount, receive, send, sys,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
@@ -17,9 +17,12 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 const DEVICE: &str = "/dev/zfs";
 const MODULE_VERSION: &str = "/sys/module/zfs/version";
+/// The property that only a bookmark with a redaction list has.
+const REDACTION_LIST: &str = "redact_snaps";
 /// The key under which the kernel counts the errors that its answer had no room for.
 const MORE_ERRORS: &str = "N_MORE_ERRORS";
 
@@ -132,7 +135,8 @@ fn to_bookmark(attempt: &Attempt, name: BookmarkName, properties: &NvValue) -> R
         _ => Err(attempt.malformed(format!("no number in property {property} of {name}"))),
     };
     let (guid, createtxg, creation) = (number("guid")?, number("createtxg")?, number("creation")?);
-    Ok(Bookmark { created_at: timestamp(attempt, creation)?, guid: Guid(guid), createtxg, name })
+    let redacted = properties.get(REDACTION_LIST).is_some();
+    Ok(Bookmark { created_at: timestamp(attempt, creation)?, guid: Guid(guid), createtxg, redacted, name })
 }
 
 /// The bits of `lzc_send`.
@@ -176,7 +180,7 @@ impl Zfs for RealZfs {
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
         let attempt = Attempt::new("list the bookmarks of", name);
         let refused = |errno| attempt.refused(errno);
-        let wanted = self.names(&["guid", "createtxg", "creation"]).map_err(refused)?;
+        let wanted = self.names(&["guid", "createtxg", "creation", REDACTION_LIST]).map_err(refused)?;
         let dataset = c_string(name.as_str()).map_err(refused)?;
         let found = answer(&attempt, self.libraries.bookmarks(&dataset, &wanted))?;
         let bookmark = |(short, properties): (String, NvValue)| {
@@ -303,6 +307,18 @@ impl Zfs for RealZfs {
 
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         self.lister().pool_guid(pool)
+    }
+
+    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError> {
+        self.lister().alternate_root(pool)
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        mount::mounts()
+    }
+
+    fn mount(&self, name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError> {
+        mount::mount(name, place, options)
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

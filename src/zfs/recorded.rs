@@ -6,8 +6,8 @@
 
 use super::attempt::Attempt;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendRequest,
-    SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest,
+    SendBase, SendRequest, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamDatasetType, feature};
@@ -22,6 +22,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// As the pipe of a send; where it is refused the default serves.
 const PIPE_BYTES: usize = 1 << 20;
+/// The feature flag of a stream from which data was taken out.
+const REDACTED: u64 = 1 << 21;
 /// What the manifest says in place of a module's version.
 const VERSION: &str = "recorded";
 
@@ -119,6 +121,7 @@ impl Zfs for RecordedZfs {
             key_unavailable: false,
             origin: None,
             inconsistent: false,
+            redacted: self.begin.has(REDACTED),
             properties: BTreeMap::new(),
         }))
     }
@@ -140,6 +143,7 @@ impl Zfs for RecordedZfs {
             referenced_bytes: self.file_bytes.unwrap_or(0),
             used_bytes: 0,
             holds: 0,
+            redacted: self.begin.has(REDACTED),
             user_properties: BTreeMap::new(),
         }])
     }
@@ -218,6 +222,18 @@ impl Zfs for RecordedZfs {
 
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         Ok(guid_of(pool))
+    }
+
+    fn alternate_root(&self, _: &str) -> Result<Option<String>, ZfsError> {
+        Ok(None)
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        Ok(Vec::new())
+    }
+
+    fn mount(&self, name: &DatasetName, _: &Path, _: &MountOptions) -> Result<(), ZfsError> {
+        Err(self.refused("mount", name))
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

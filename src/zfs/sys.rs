@@ -152,6 +152,7 @@ pub const ZFS_BACKUP_IOC_POOL_STATS: _bindgen_ty_2 = 23045;
 pub const ZFS_BACKUP_IOC_OBJSET_STATS: _bindgen_ty_2 = 23058;
 pub const ZFS_BACKUP_IOC_DATASET_LIST_NEXT: _bindgen_ty_2 = 23060;
 pub const ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT: _bindgen_ty_2 = 23061;
+pub const ZFS_BACKUP_IOC_POOL_GET_PROPS: _bindgen_ty_2 = 23079;
 pub const ZFS_BACKUP_IOC_GET_FSACL: _bindgen_ty_2 = 23081;
 pub const ZFS_BACKUP_IOC_INHERIT_PROP: _bindgen_ty_2 = 23083;
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]

@@ -8,12 +8,13 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Names below `kinds/all`, with what `zfs create` gets. Where this ZFS or pool lacks what one needs, it is not made.
+/// Names below `kinds/all`, with what `zfs create` gets.
 const KINDS: &[(&str, &[&str])] = &[
     ("plain", &[]),
     ("large-dnodes", &["-o", "dnodesize=auto", "-o", "xattr=sa"]),
     ("records-1M", &["-o", "recordsize=1M"]),
     ("records-16M", &["-o", "recordsize=16M"]),
+    ("file-names", &["-o", "longname=on"]),
     ("embedded", &["-o", "compression=zstd", "-o", "recordsize=4K"]),
     ("zstd", &["-o", "compression=zstd-9"]),
     ("uncompressed", &["-o", "compression=off", "-o", "checksum=sha512"]),
@@ -26,8 +27,8 @@ const KINDS: &[(&str, &[&str])] = &[
     ("volume", &["-V", "4M", "-b", "16K"]),
     ("sparse-volume", &["-s", "-V", "64M", "-b", "64K"]),
 ];
-/// What may be refused on a ZFS before 2.2.
-const NEWER: [&str; 1] = ["records-16M"];
+/// What OpenZFS 2.1 cannot make.
+const NEWER: [&str; 2] = ["records-16M", "file-names"];
 
 struct Kinds {
     bench: Bench,
@@ -40,13 +41,14 @@ impl Kinds {
         let bench = Bench::tiny("kinds");
         zfs(&["create", "kinds/all"]);
         let mut datasets = vec!["kinds/all".to_owned()];
+        let is_old = fs::read_to_string("/sys/module/zfs/version").unwrap().starts_with("2.1.");
         for (name, options) in KINDS {
             let name = format!("kinds/all/{name}");
             let arguments = [&["create"], *options, &[name.as_str()]].concat();
             let made = std::process::Command::new("zfs").args(&arguments).output().unwrap();
             let why = String::from_utf8_lossy(&made.stderr).into_owned();
-            let may_lack = NEWER.iter().any(|newer| name.ends_with(newer));
-            assert!(made.status.success() || may_lack, "{arguments:?}: {why}");
+            let lacks = is_old && NEWER.iter().any(|newer| name.ends_with(newer));
+            assert!(made.status.success() != lacks, "{arguments:?}: {why}");
             if made.status.success() {
                 datasets.push(name);
             }
@@ -77,7 +79,13 @@ impl Kinds {
             }
             let folder = PathBuf::from(property(dataset, "mountpoint"));
             fs::write(folder.join(format!("file-{seed}")), noise(150_000, seed)).unwrap();
+            if dataset.ends_with("records-16M") {
+                fs::write(folder.join(format!("large-{seed}")), noise(17 << 20, seed)).unwrap();
+            }
             fs::write(folder.join(format!("text-{seed}")), "the same words again. ".repeat(9000)).unwrap();
+            if dataset.ends_with("file-names") {
+                fs::write(folder.join(format!("{}-{seed}", "n".repeat(300))), noise(3_000, seed)).unwrap();
+            }
             for small in 0..20 {
                 fs::write(folder.join(format!("small-{seed}-{small}")), noise(30 + small, seed)).unwrap();
             }

@@ -12,7 +12,7 @@ const UID: u32 = 1000;
 /// What the README says a backup needs.
 const NIGHTLY: &str = "snapshot,userprop,hold,release,bookmark,send,destroy,mount";
 /// And a restore, where it goes.
-const RESTORE: &str = "receive,create,destroy,mount,userprop,canmount,readonly";
+const RESTORE: [&str; 6] = ["receive", "create", "mount", "userprop", "readonly", "destroy"];
 
 struct Nobody {
     bench: Bench,
@@ -102,10 +102,33 @@ fn an_ordinary_user_makes_backups_and_restores_with_what_zfs_allow_gives() {
     let identity = nobody.bench.path("identity.txt").display().to_string();
     let target = format!("{}/back", nobody.bench.pool.name);
     let restore = ["restore", &dataset, "--identity", &identity, "--to", &target];
-    nobody.bad(&restore, &["receive", &target, "zfs allow -u USER receive,create,destroy,mount"]);
-    assert!(!zfs(&["list", "-Ho", "name"]).lines().any(|name| name == target));
-    zfs(&["allow", "-u", &user, RESTORE, &nobody.bench.pool.name]);
-    nobody.good(&restore);
+    let pool = nobody.bench.pool.name.clone();
+    let all = RESTORE.join(",");
+    nobody.bad(&restore, &[&target, &format!("as root: zfs allow -u {UID} {all} {pool}")]);
+    // Each of them alone is missed before anything is fetched, but for the last, without which only a failure leaves
+    // something behind.
+    for missing in &RESTORE[..RESTORE.len() - 1] {
+        let others: Vec<&str> = RESTORE.into_iter().filter(|other| other != missing).collect();
+        zfs(&["allow", "-u", &user, &others.join(","), &pool]);
+        nobody.bad(&restore, &[&format!("user {UID} lacks {missing} on {pool}"), &format!("{missing} {pool}")]);
+        zfs(&["unallow", "-u", &user, &all, &pool]);
+    }
+    let mounting = [&restore[..], &["--mount"]].concat();
+    nobody.bad(&mounting, &["only root mounts a filesystem"]);
+    let deep = format!("{target}/below/it");
+    let with_parents = ["restore", &dataset, "--identity", &identity, "--to", &deep, "-o", "quota=1G"];
+    zfs(&["allow", "-u", &user, &all, &pool]);
+    nobody.bad(&with_parents, &[&format!("user {UID} lacks canmount, quota on {pool}")]);
+    assert!(!zfs(&["list", "-Ho", "name"]).lines().any(|name| name.starts_with(&target)));
+    nobody.bad(&["drill", &dataset, "--identity", &identity], &[&format!("user {UID} lacks canmount on {pool}")]);
+    // What is on the list is enough for all of it: no warning says that something could not be set or given back.
+    let said = nobody.good(&restore);
+    assert!(!said.contains("WARN") && !said.contains("zfs inherit"), "{said}");
+    assert_eq!(zfs(&["get", "-Ho", "source", "readonly", &target]), "local", "the end of the chain set it off");
+    zfs(&["allow", "-u", &user, "canmount,quota", &pool]);
+    nobody.good(&with_parents);
+    assert!(nobody.good(&["drill", &dataset, "--identity", &identity]).contains("every record checked"));
+    assert_eq!(property(&deep, "quota"), (1_u64 << 30).to_string());
     let received = format!("{target}@{}", newest.split('@').nth(1).unwrap());
     assert_eq!(property(&received, "guid"), guid);
 }

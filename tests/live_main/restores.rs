@@ -131,6 +131,80 @@ fn a_tree_comes_back_at_one_moment_and_so_does_the_configuration() {
     assert_eq!(fs::read(&recovered).unwrap(), fs::read(bench.path("zb.toml")).unwrap());
 }
 
+#[test]
+fn a_restore_is_mounted_as_its_properties_say_and_never_over_anything() {
+    let bench = Bench::tiny("mounts");
+    let (data, place) = (bench.dataset(), bench.path("place of mine"));
+    bench.pool.create("data/child");
+    fs::write(bench.pool.file("data/child/file"), noise(30_000, 7)).unwrap();
+    let config = fs::read_to_string(bench.path("zb.toml")).unwrap();
+    fs::write(bench.path("zb.toml"), config.replace("state_dir", "recursive = true\nstate_dir")).unwrap();
+    bench.good(&["snapshot"]);
+    bench.good(&["stream-to-remote"]);
+    change(&bench, 5);
+    bench.good(&["snapshot"]);
+    bench.good(&["stream-to-remote", "--incremental"]);
+    run("zpool", &["sync"]);
+    let before = describe_alone(&bench, "data");
+
+    // Somebody's folder: refused before anything is fetched.
+    fs::create_dir_all(place.join("full")).unwrap();
+    fs::write(place.join("full/file"), "somebody's").unwrap();
+    let (new, mountpoint) =
+        (format!("{}/new", bench.pool.name), format!("mountpoint={}", place.join("full").display()));
+    let identity = identity(&bench);
+    let refused = bench.zb(&bench.restore_arguments(&data, &identity, &["--to", &new, "--mount", "-o", &mountpoint]));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("that folder is not empty") && said.contains("place of mine/full"), "{said}");
+    for (set, says) in [("canmount=off", "canmount=off"), ("mountpoint=legacy", "legacy"), ("mountpoint=none", "none")]
+    {
+        let refused = bench.zb(&bench.restore_arguments(&data, &identity, &["--to", &new, "--mount", "-o", set]));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            refused.status.code() == Some(1) && said.contains("would not be mounted") && said.contains(says),
+            "{said}"
+        );
+    }
+    assert!(!datasets(&bench).contains(&new), "{}", datasets(&bench));
+
+    // In a place of its own, with the options that its properties mean.
+    let mountpoint = format!("mountpoint={}", place.join("a/b").display());
+    let options = ["-o", &mountpoint, "-o", "exec=off", "-o", "setuid=off", "-o", "devices=off", "-o", "atime=off"];
+    restore(&bench, &data, &[&["--to", &new, "--mount"], &options[..]].concat());
+    assert_eq!(property(&new, "mounted"), "yes");
+    let shown = fs::read_to_string("/proc/mounts").unwrap();
+    let line = shown.lines().find(|line| line.starts_with(&format!("{new} "))).unwrap();
+    assert!(line.contains("place\\040of\\040mine/a/b zfs rw,nosuid,nodev,noexec,noatime"), "{line}");
+    let hashes = "cd \"$1\" && find . -xdev -type f -print0 | sort -z | xargs -0 b3sum";
+    let found = run("sh", &["-c", hashes, "sh", place.join("a/b").to_str().unwrap()]);
+    assert_eq!(String::from_utf8(found).unwrap(), before);
+    fs::write(place.join("a/b/mine"), "it can be written").unwrap();
+
+    // A tree, below the place of its root; readonly as its owner wants it, so that no advice is given.
+    let tree = format!("{}/tree", bench.pool.name);
+    let mountpoint = format!("mountpoint={}", place.join("tree").display());
+    let arguments = ["--to", &tree, "-r", "--mount", "-o", &mountpoint, "-o", "readonly=on"];
+    let output = bench.zb(&bench.restore_arguments(&data, &identity, &arguments));
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && !said.contains("remount"), "{said}");
+    assert!(said.contains(&format!("mounted {tree}/child at ")), "{said}");
+    assert!(fs::read(place.join("tree/child/file")).unwrap() == noise(30_000, 7));
+    assert!(fs::write(place.join("tree/child/file"), "no").is_err());
+
+    // Without -o it goes where the pool's own mount point leads.
+    let plain = format!("{}/away/plain", bench.pool.name);
+    restore(&bench, &data, &["--to", &plain, "--mount"]);
+    assert_eq!(describe_alone(&bench, "away/plain"), before);
+    // A pool that was imported below another folder.
+    run("zpool", &["export", &bench.pool.name]);
+    let root = place.join("root");
+    run("zpool", &["import", "-N", "-d", "/tmp", "-R", root.to_str().unwrap(), &bench.pool.name]);
+    let rooted = format!("{}/rooted", bench.pool.name);
+    restore(&bench, &data, &["--to", &rooted, "--mount", "-o", "mountpoint=/here"]);
+    assert!(root.join("here/small-7").exists() && !std::path::Path::new("/here").exists());
+}
+
 /// The hashes of the files right there, without those of datasets below.
 fn describe_alone(bench: &Bench, place: &str) -> String {
     let folder = bench.pool.file(place);

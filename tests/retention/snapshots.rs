@@ -25,13 +25,14 @@ fn snapshot(guid: u64) -> Snapshot {
         referenced_bytes: 0,
         used_bytes: 10,
         holds: 0,
+        redacted: false,
         user_properties: Default::default(),
     }
 }
 
 fn bookmark(guid: u64) -> Bookmark {
     let name = format!("t/a#{}", bookmark_name(Guid(guid))).parse().unwrap();
-    Bookmark { name, guid: Guid(guid), createtxg: guid, created_at: at("2026-01-01") }
+    Bookmark { name, guid: Guid(guid), createtxg: guid, created_at: at("2026-01-01"), redacted: false }
 }
 
 impl Case {

@@ -224,6 +224,8 @@ async fn a_changed_chunk_list_is_refused_and_a_changed_private_file_passed_over(
         snapshot_name: "tank/a b@evil".into(),
         host: "evil".into(),
         properties: Default::default(),
+        clone_origin: None,
+        descendants: None,
         zfs_key: None,
     };
     let recipient = &world.writer.recipients[0] as &dyn age::Recipient;

@@ -16,8 +16,8 @@ use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::zfs::fake::{FakeZfs, SendFault};
 use zfs_backup::zfs::{
-    Bookmark, Dataset, Delegation, HoldGuard, PropertyValue, ReceiveRequest, SendBase, SendRequest, SendStream,
-    Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest, SendBase,
+    SendRequest, SendStream, Snapshot, Zfs, ZfsError,
 };
 
 pub(crate) const EIO: i32 = 5;
@@ -325,6 +325,18 @@ impl Zfs for ThroughSend {
 
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         self.zfs.pool_guid(pool)
+    }
+
+    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError> {
+        self.zfs.alternate_root(pool)
+    }
+
+    fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
+        self.zfs.mounts()
+    }
+
+    fn mount(&self, name: &DatasetName, place: &std::path::Path, options: &MountOptions) -> Result<(), ZfsError> {
+        self.zfs.mount(name, place, options)
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

@@ -16,6 +16,7 @@ mod chains;
 #[allow(dead_code, reason = "shared with the tests of sealing, which use all of it")]
 #[path = "../support/chunk.rs"]
 mod chunk;
+mod clones;
 mod crash;
 mod damage;
 mod failures;
@@ -26,6 +27,7 @@ mod instructions;
 mod interrupted;
 mod keys;
 mod locks;
+mod mount;
 mod nights;
 #[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
 #[path = "../support/proxy.rs"]

@@ -273,6 +273,35 @@ async fn a_tree_comes_back_as_it_was_at_one_moment() {
     }
     assert!(world.zfs.dataset(&name("tank/back/one/two")).unwrap().is_some());
 
+    // One that is gone by then is left out; one that was renamed has its name of then; one that has no backup of that
+    // moment and was there comes as it was before.
+    let (renamed, gone) = (child("moved"), child("late"));
+    world.zfs.rename(&name(&one), &name(&renamed));
+    world.zfs.rename(&name(&two), &name(&format!("{renamed}/two")));
+    let snapshots = world.zfs.snapshots(&name(&gone)).unwrap();
+    for snapshot in &snapshots {
+        for tag in world.zfs.holds(&snapshot.name).unwrap().keys() {
+            world.zfs.release(&snapshot.name, tag).unwrap();
+        }
+    }
+    world.zfs.destroy_snapshots(&snapshots.into_iter().map(|snapshot| snapshot.name).collect::<Vec<_>>()).unwrap();
+    world.zfs.destroy_dataset(&name(&gone)).unwrap();
+    take_snapshots(&world.zfs, &[name(&root), name(&renamed)], "zfs-backup_", now()).unwrap();
+    for (dataset, stored) in [(&root, &root), (&renamed, &one)] {
+        let selected = Selected { dataset: world.zfs.dataset(&name(dataset)).unwrap().unwrap(), stored: name(stored) };
+        committed(back_up(&world.env(), &selected, RequestedKind::Lifecycle).await.unwrap());
+    }
+    let now = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest).await.unwrap();
+    let found: Vec<_> =
+        now.members.iter().map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment)).collect();
+    let expected = [(root.as_str(), "", true), (&one, "/moved", true), (&two, "/moved/two", false)];
+    assert_eq!(found, expected);
+    assert_eq!(now.gone.iter().map(|(dataset, _)| dataset.as_str()).collect::<Vec<_>>(), [gone.as_str()]);
+    // The moment before is as it was.
+    let then = find_restore_tree(&stores, &name(&root), &world.keys, &point).await.unwrap();
+    let below: Vec<_> = then.members.iter().map(|member| member.below.as_str()).collect();
+    assert_eq!(below, ["", "/one", "/one/two"]);
+
     // One that is damaged is named, and the others are found.
     let damaged = world.store.keys().into_iter().find(|key| key.starts_with(&two) && key.contains("chunks-0000"));
     assert!(world.store.flip(&damaged.unwrap(), 30));

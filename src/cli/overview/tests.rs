@@ -106,6 +106,7 @@ fn backup(seconds_ago: i64, position: u32, full: &BackupId, flaw: Option<&str>) 
         stream_bytes: 50 * G,
         stored_bytes: 51 * G,
         raw: false,
+        clone_origin_guid: None,
         checked: true,
         flaw: flaw.map(str::to_owned),
     }

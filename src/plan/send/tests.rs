@@ -271,6 +271,9 @@ fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
         }
     };
     assert_eq!(decide(&[fixtures::bookmark("a", 1), bookmark(1)]), "zfs-backup_0000000000000001");
+    // One with a redaction list is none.
+    let redacted = Bookmark { redacted: true, ..bookmark(1) };
+    assert_eq!(decide(&[redacted, fixtures::bookmark("a", 1)]), "a");
     assert_eq!(decide(&[fixtures::bookmark("zfs-backup_0000000000000002", 1)]), "zfs-backup_0000000000000002");
 }
 
@@ -382,6 +385,24 @@ fn every_no_says_what_each_side_has() {
       store's newest: 1970-01-03 guid 0000000000000002  here: a bookmark of it
       but it is not usable: chunk 3 is missing
       and there may be more: the remote is away
+    ");
+    let case = stored(vec![full(1)]);
+    let (only, redacted) = (snapshot(3), [Bookmark { redacted: true, ..bookmark(1) }]);
+    let facts = SendFacts {
+        snapshot: Some(&only),
+        snapshots: std::slice::from_ref(&only),
+        bookmarks: &redacted,
+        target: &case.target,
+        beside: &[],
+        unseen: None,
+        flags: &case.flags,
+        recipients: &case.recipients,
+        full_estimate_bytes: None,
+        now: at(4),
+    };
+    insta::assert_snapshot!(plan_send(&facts, &RULES, RequestedKind::Incremental).unwrap_err().to_string(), @r"
+    no incremental possible. Nothing sent.
+      store's newest: 1970-01-02 guid 0000000000000001  here: only a bookmark with a redaction list, from which no backup can start
     ");
     let flags = FullReason::Flags { chain: names(&["compressed"]), now: vec![] };
     insta::assert_snapshot!(SendConflict::OnlyFull(flags).to_string(), @"no incremental possible: the chain was sent with other flags: compressed; now none. Nothing sent.");

@@ -42,11 +42,14 @@ impl fmt::Display for BaseLoss {
                 f.write_str(match self.here {
                     Here::Snapshot => "its snapshot",
                     Here::Bookmark => "a bookmark of it",
+                    Here::Redacted => "only a bookmark with a redaction list, from which no backup can start",
                     Here::Neither => "neither snapshot nor bookmark",
                 })?;
                 match flaw {
                     Some(flaw) => write!(f, "\n  but it is not usable: {flaw}")?,
-                    None if self.here != Here::Neither => f.write_str(", and not older than what would be sent")?,
+                    None if matches!(self.here, Here::Snapshot | Here::Bookmark) => {
+                        f.write_str(", and not older than what would be sent")?
+                    }
                     None => {}
                 }
             }

@@ -6,7 +6,7 @@ use super::recorder::Recorder;
 use super::unfinished::{GoesOn, Unfinished};
 use super::{BackupEnv, BackupSettings, CommittedBackup};
 use crate::keyring::KEYRING_BYTES_MAX;
-use crate::manifest::{BaseRef, FORMAT, Origin, SnapshotRef, Started};
+use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, SnapshotRef, Started};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
 use crate::run::catalog::get_pinned;
@@ -54,6 +54,8 @@ pub(super) struct Course {
     pub(super) journal: AttemptJournal,
     pub(super) log: AttemptLog,
     carried: Carried,
+    /// What is below the dataset, as it was when a new attempt began; `None` when that is not known.
+    pub(super) descendants: Option<Vec<Descendant>>,
     /// The very bytes of `private.age`, once they were made.
     pub(super) private: Option<Vec<u8>>,
     pub(super) keyring: Option<Bytes>,
@@ -162,6 +164,8 @@ impl<'a> Attempt<'a> {
             journal,
             log,
             carried,
+            // The attempt began another day.
+            descendants: None,
             private: upload.private.clone(),
             keyring: self.keyring_of(upload).await?,
             started: upload.started_bytes.clone(),
@@ -179,7 +183,29 @@ impl<'a> Attempt<'a> {
         let started = json(&self.started()?)?;
         let (journal, log) = self.begin(&started, keyring.as_ref().map(|bytes| Digest::of(bytes)))?;
         let (carried, private, next_progress) = (Carried::default(), None, 0);
-        Ok(Course { journal, log, carried, private, keyring, started, next_progress, is_untidy: false })
+        let descendants = self.descendants();
+        Ok(Course { journal, log, carried, descendants, private, keyring, started, next_progress, is_untidy: false })
+    }
+
+    /// All that is below the dataset now. A restore does without, and says less then.
+    fn descendants(&self) -> Option<Vec<Descendant>> {
+        let (mut waiting, mut found) = (vec![self.local.name.clone()], Vec::new());
+        while let Some(name) = waiting.pop() {
+            match self.env.zfs.children(&name) {
+                Ok(children) => {
+                    found.extend(
+                        children.iter().map(|child| Descendant { name: child.name.to_string(), guid: child.guid }),
+                    );
+                    waiting.extend(children.into_iter().map(|child| child.name));
+                }
+                Err(error) => {
+                    tracing::warn!(error = error_chain(&error), "what is below the dataset is not noted in the backup");
+                    return None;
+                }
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Some(found)
     }
 
     fn begin(&self, started: &[u8], keyring: Option<Digest>) -> Result<(AttemptJournal, AttemptLog), RunError> {

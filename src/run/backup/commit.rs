@@ -5,10 +5,10 @@ use super::attempt::{Attempt, Course, flag_names};
 use super::planning::Sight;
 use super::put::{Written, json};
 use crate::manifest::{
-    CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, FORMAT, Files, LiveEntry, Manifest, Private,
-    Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
+    CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files, LiveEntry, Manifest,
+    Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
 };
-use crate::model::{BackupId, Digest};
+use crate::model::{BackupId, Digest, Guid};
 use crate::run::catalog::{Catalog, StoredBackup, read_chunks};
 use crate::run::journal::log::{CommitBytes, JournalRecord};
 use crate::run::locks::extend_chain;
@@ -70,7 +70,7 @@ impl Attempt<'_> {
         if let Some(private) = &course.private {
             return Ok(Bytes::copy_from_slice(private));
         }
-        let private = self.private()?;
+        let private = self.private(course.descendants.clone())?;
         course.log.append(&JournalRecord::Closing { private: private.to_vec() })?;
         Ok(private)
     }
@@ -168,7 +168,7 @@ impl Attempt<'_> {
             base: self.base_ref(),
             origin: self.origin()?,
             group: None,
-            clone_origin_guid: None,
+            clone_origin_guid: self.clone_origin_guid()?,
             chain: self.chain_place(entries),
             send: SendInfo {
                 requested: flag_names(self.flags),
@@ -191,6 +191,13 @@ impl Attempt<'_> {
             started_at: self.started_at,
             finished_at,
         })
+    }
+
+    /// The guid of the snapshot that the dataset is a clone of. After a `zfs promote` meanwhile it is none any more.
+    fn clone_origin_guid(&self) -> Result<Option<Guid>, RunError> {
+        let Some(origin) = &self.local.origin else { return Ok(None) };
+        let snapshots = self.env.zfs.snapshots(origin.dataset())?;
+        Ok(snapshots.into_iter().find(|snapshot| snapshot.name == *origin).map(|snapshot| snapshot.guid))
     }
 
     fn chain_place(&self, entries: &[ChunkEntry]) -> ChainPlace {
@@ -259,7 +266,7 @@ impl Attempt<'_> {
         .into_bytes()
     }
 
-    fn private(&self) -> Result<Bytes, RunError> {
+    fn private(&self, descendants: Option<Vec<Descendant>>) -> Result<Bytes, RunError> {
         let text = |name: &str| match &self.local.properties.get(name)?.value {
             PropertyValue::Text(text) => Some(text.clone()),
             PropertyValue::Number(number) => Some(number.to_string()),
@@ -281,6 +288,8 @@ impl Attempt<'_> {
             snapshot_name: self.snapshot.name.to_string(),
             host: self.env.settings.host.clone(),
             properties: names.filter_map(|name| Some((name.clone(), text(name)?))).collect(),
+            clone_origin: self.local.origin.as_ref().map(ToString::to_string),
+            descendants,
             zfs_key,
         };
         let sealed = seal_small(&self.env.keys.recipients, &json(&private)?);

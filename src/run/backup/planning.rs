@@ -230,6 +230,7 @@ pub(super) fn decide(
         ));
     }
     let candidate = local.candidate(&settings.source)?;
+    refuse_redacted(&local.dataset, candidate)?;
     let estimate = |snapshot: &Snapshot, base: Option<SendBase>| {
         let request = SendRequest { snapshot: snapshot.name.clone(), base, flags, resume: None };
         let estimated = env.zfs.send_space(&request);
@@ -257,6 +258,19 @@ pub(super) fn decide(
         SendPlan::UpToDate { .. } => None,
     };
     Ok(PlannedBackup { plan, estimate_bytes })
+}
+
+/// Nobody could tell a backup of it from a whole one.
+fn refuse_redacted(dataset: &Dataset, candidate: Option<&Snapshot>) -> Result<(), RunError> {
+    let name = match candidate {
+        Some(snapshot) if snapshot.redacted => snapshot.name.to_string(),
+        _ if dataset.redacted => dataset.name.to_string(),
+        _ => return Ok(()),
+    };
+    Err(RunError::refused(
+        format!("{name} is redacted: some of its data was taken out before it was received here"),
+        "back up the dataset that it was made from, and leave this one out with main.exclude",
+    ))
 }
 
 fn explain(dataset: &DatasetName, conflict: &SendConflict, role: StoreRole, settings: &BackupSettings) -> RunError {

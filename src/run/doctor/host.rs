@@ -2,13 +2,14 @@
 
 use super::Check;
 use crate::config::DatasetSelection;
-use crate::plan::permissions::{Identity, missing_permissions};
+use crate::plan::permissions::{Identity, RestoreNeeds, missing_for_restore, missing_permissions};
 use crate::run::inside::refuse_inside;
 use crate::run::restore::left_half;
 use crate::run::select::{Selected, select_datasets};
 use crate::run::{RunError, error_chain};
 use crate::zfs::Zfs;
 use rustix::fs::{Access, access};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// The oldest module that this tool was tried on.
@@ -148,7 +149,30 @@ pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) 
     if checks.is_empty() {
         checks.push(Check::good(subject, format!("user {} has what a backup needs", runner.identity.uid)));
     }
+    let pools: BTreeSet<&str> = selected.iter().map(|selected| selected.dataset.name.pool()).collect();
+    checks.extend(pools.into_iter().filter_map(|pool| check_drills(zfs, pool, runner)));
     checks
+}
+
+/// What a drill would lack, which restores a chain below the pool's own dataset; nothing when it has all.
+fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
+    let (subject, pool) = ("permissions", pool.parse().ok()?);
+    let needs = RestoreNeeds {
+        above: &pool,
+        is_new: true,
+        makes_parents: false,
+        is_chain: true,
+        properties: BTreeSet::from(["canmount"]),
+    };
+    let missing = match zfs.delegations(&pool) {
+        Ok(given) => missing_for_restore(&needs, &given, &runner.identity),
+        Err(error) => return Some(Check::failed(subject, &error.into())),
+    };
+    let uid = runner.identity.uid;
+    let note =
+        Check::note(subject, format!("user {uid} lacks {} on {pool} for drills and restores", missing.join(", ")));
+    let advice = format!("as root: zfs allow -u {uid} {} {pool}", missing.join(","));
+    (!missing.is_empty()).then(|| Check { advice: Some(advice), ..note })
 }
 
 /// Whether files can be made in a folder. One that is not there yet is made by the first run.
@@ -280,6 +304,12 @@ mod tests {
         assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Warning);
         allow("destroy mount");
         assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Good);
+        let drills = check_permissions(&zfs, &selected, &user(false)).remove(1);
+        assert_eq!(drills.state, Note);
+        assert_eq!(
+            drills.advice.as_deref(),
+            Some("as root: zfs allow -u 1000 receive,create,mount,readonly,canmount tank")
+        );
         zfs.fail_call(1, 5);
         assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Bad, "unknown is not allowed");
     }

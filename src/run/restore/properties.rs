@@ -104,6 +104,16 @@ impl PropertyChoice {
         Ok(Self { recorded, set: chosen, without: without.to_vec() })
     }
 
+    /// For the descendants of a dataset that has these: a mount point that is set is that of the one at the top, and they
+    /// are mounted below it.
+    pub fn below(&self) -> Self {
+        let mut below = self.clone();
+        if below.set.remove("mountpoint").is_some() {
+            below.without.push("mountpoint".to_owned());
+        }
+        below
+    }
+
     /// Those to set. A mount point that comes from the backup comes with `canmount=noauto`, unless that is set too, so
     /// that nothing is ever mounted over what is there.
     pub fn resolve(&self, recorded: &BTreeMap<String, String>) -> BTreeMap<String, PropertyValue> {
@@ -217,6 +227,8 @@ mod tests {
         assert_eq!(resolved, expected.map(|(name, value)| (name.to_owned(), value)).into());
         let mounted = choice(true, &["canmount=on"], &[]).unwrap().resolve(&recorded);
         assert_eq!(mounted["canmount"], Number(1));
+        let below = choice(true, &["mountpoint=/x", "atime=off"], &[]).unwrap().below().resolve(&recorded);
+        assert!(!below.contains_key("mountpoint") && below["atime"] == Number(0), "{below:?}");
         let elsewhere = choice(true, &[], &["mountpoint", "canmount"]).unwrap().resolve(&recorded);
         assert!(!elsewhere.contains_key("mountpoint") && !elsewhere.contains_key("canmount"));
     }

@@ -11,7 +11,7 @@ use crate::keyring::KeyFile;
 use crate::model::{BackupId, DatasetName, Digest, Guid, SnapshotName};
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{PropertyValue, ReceiveRequest, ResumeToken, Zfs, ZfsError};
+use crate::zfs::{PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
@@ -175,6 +175,7 @@ impl Receiving<'_> {
         request: &ReceiveRequest,
         resumed: Option<(RestoreReader, FailureSlot)>,
     ) -> Result<Digest, RunError> {
+        let is_new = resumed.is_none();
         let whole = || open_stream_until(backup, &self.keys.identities, self.stop.clone());
         let (reader, failure) = resumed.unwrap_or_else(whole);
         let mut reader = Hashing { inner: reader, hasher: blake3::Hasher::new() };
@@ -186,10 +187,24 @@ impl Receiving<'_> {
         .await?;
         match (take_failure(&failure), result) {
             (Some(error), _) => return Err(error),
+            (None, Err(error)) if is_new && lacks_feature(&error) => return Err(self.without_feature(backup, &error)?),
             (None, Err(error)) => received_but_for_properties(&**self.zfs, &request.target, backup, error)?,
             (None, Ok(())) => check_received(&**self.zfs, &request.target, backup)?,
         }
         Ok(digest)
+    }
+
+    /// Says who sent what this pool or its ZFS cannot take.
+    fn without_feature(&self, backup: &RestoreBackup, error: &ZfsError) -> Result<RunError, RunError> {
+        let (then, now) = (&backup.manifest.send.zfs_version, self.zfs.module_version()?);
+        let pool = self.target.pool();
+        Ok(RunError::refused(
+            format!("{}; it was sent by ZFS {then}, and this is ZFS {now}", error_chain(error)),
+            format!(
+                "restore it with an OpenZFS as new as the one that sent it, into a pool with its features: \
+                 `zpool upgrade {pool}` enables those that the ZFS here knows"
+            ),
+        ))
     }
 
     /// What is set with the receive of one backup.
@@ -315,6 +330,10 @@ async fn find_in(
         fetch_bytes: Entries::of(backup).sealed_bytes_from(backup, found.entry),
     };
     Ok((found, went_on))
+}
+
+fn lacks_feature(error: &ZfsError) -> bool {
+    error.errno().is_some_and(|errno| [libc::ENOTSUP, UNKNOWN_FEATURE].contains(&errno.0))
 }
 
 /// A property that the kernel refused is no reason to take a received dataset away again.

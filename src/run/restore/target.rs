@@ -266,35 +266,3 @@ impl Place<'_> {
         }
     }
 }
-
-/// Where the kernel has a filesystem mounted that may not be written there: a mount becomes readonly with the property, and
-/// stays so when that ends.
-pub fn mounted_readonly(target: &DatasetName) -> Option<String> {
-    find_readonly(&std::fs::read_to_string("/proc/self/mounts").ok()?, target)
-}
-
-fn find_readonly(mounts: &str, target: &DatasetName) -> Option<String> {
-    let plain = |field: &str| field.replace("\\040", " ").replace("\\134", "\\");
-    let line = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (source, place, kind, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        (kind == "zfs" && plain(source) == target.as_str()).then(|| (plain(place), options.to_owned()))
-    });
-    line.filter(|(_, options)| options.split(',').any(|option| option == "ro")).map(|(place, _)| place)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_mount_of_that_filesystem_that_is_readonly_is_told() {
-        let mounts = "tank /tank zfs rw,relatime 0 0\ntank/a\\040b /mnt/a\\040b zfs ro,relatime,xattr 0 0\n\
-                      tank/c /mnt/c zfs rw,errors=ro 0 0\n/dev/sda1 /tank/d ext4 ro 0 0\n";
-        let found = |name: &str| find_readonly(mounts, &name.parse().unwrap());
-        assert_eq!(found("tank/a b"), Some("/mnt/a b".to_owned()));
-        for name in ["tank", "tank/c", "tank/d", "tank/a"] {
-            assert_eq!(found(name), None, "{name}");
-        }
-    }
-}

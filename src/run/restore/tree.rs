@@ -1,13 +1,17 @@
 //! [`find_restore_tree`]: a dataset with its descendants, as they were at one moment.
+//!
+//! Which there were, and under which names, the backup of the root knows ([`Private::descendants`]). One that was there and
+//! has no backup of that moment is restored as it was before; one that was not there is left out.
 
 use super::find::Shelves;
 use super::{RestorePoint, RestoreSet};
 use crate::keyring::KeyFile;
-use crate::manifest::Manifest;
-use crate::model::DatasetName;
+use crate::manifest::{Descendant, Manifest, Private};
+use crate::model::{DatasetName, Guid, SnapshotName};
 use crate::run::RunError;
 use crate::run::catalog::list_datasets;
 use crate::store::ObjectStore;
+use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -15,6 +19,9 @@ use std::sync::Arc;
 pub struct TreeMember {
     /// Its name in the store.
     pub dataset: DatasetName,
+    /// Its name below the root at that moment, beginning with a slash; empty for the root. A dataset that was renamed
+    /// keeps its name in the store and has another here.
+    pub below: String,
     /// The chain that leads to it.
     pub set: RestoreSet,
     /// Its snapshot was taken in the same transaction group as the root's. Else it is the newest that is older.
@@ -27,6 +34,9 @@ pub struct RestoreTree {
     pub members: Vec<TreeMember>,
     /// Descendants that have no backup as old as the root's.
     pub younger: Vec<DatasetName>,
+    /// Those that have older backups, and were not there at that moment: destroyed, or moved away. With the time of the
+    /// newest that is older.
+    pub gone: Vec<(DatasetName, Timestamp)>,
     /// Descendants of which nothing can be restored, and why.
     pub failed: Vec<(DatasetName, RunError)>,
 }
@@ -46,21 +56,29 @@ pub async fn find_restore_tree(
     let target = shelves.target(keys, point).await?;
     let set = shelves.chain(&target, keys).await?;
     let moment = set.newest().manifest.clone();
-    let first = TreeMember { dataset: root.clone(), set, same_moment: true };
-    let mut tree = RestoreTree { members: vec![first], younger: Vec::new(), failed: Vec::new() };
+    let then = Then::of(set.newest().private.as_ref());
+    let first = TreeMember { dataset: root.clone(), below: String::new(), set, same_moment: true };
+    let mut tree = RestoreTree { members: vec![first], younger: Vec::new(), gone: Vec::new(), failed: Vec::new() };
+    let mut found = Vec::new();
     for dataset in descendants(stores, root).await? {
-        match find_member(stores, &dataset, keys, &moment).await {
-            Ok(Some(member)) => tree.members.push(member),
+        match find_member(stores, root, &dataset, keys, &moment).await {
+            Ok(Some(member)) => found.push(member),
             Ok(None) => tree.younger.push(dataset),
             Err(error) => tree.failed.push((dataset, error)),
         }
     }
+    match then {
+        Some(then) => then.place(found, &mut tree),
+        None => tree.members.extend(found),
+    }
+    tree.members.sort_by(|one, other| one.below.cmp(&other.below));
     Ok(tree)
 }
 
 /// What a descendant was at that moment; `None` when it has no backup that is as old.
 async fn find_member(
     stores: &[Arc<dyn ObjectStore>],
+    root: &DatasetName,
     dataset: &DatasetName,
     keys: &KeyFile,
     moment: &Manifest,
@@ -72,7 +90,8 @@ async fn find_member(
     };
     let same_moment = newest.snapshot.createtxg == moment.snapshot.createtxg;
     let set = shelves.chain(&newest.id, keys).await?;
-    Ok(Some(TreeMember { dataset: dataset.clone(), set, same_moment }))
+    let below = dataset.as_str().strip_prefix(root.as_str()).unwrap_or_default().to_owned();
+    Ok(Some(TreeMember { dataset: dataset.clone(), below, set, same_moment }))
 }
 
 /// Within a pool transaction groups are the order; times are of clocks.
@@ -80,7 +99,55 @@ fn is_not_after(manifest: &Manifest, moment: &Manifest) -> bool {
     manifest.origin.pool_guid == moment.origin.pool_guid && manifest.snapshot.createtxg <= moment.snapshot.createtxg
 }
 
-/// Parents before children, because a parent's name is the beginning of theirs.
+/// What there was below the root at the moment.
+struct Then {
+    /// The root's name in the pool.
+    root: DatasetName,
+    descendants: Vec<Descendant>,
+}
+
+impl Then {
+    /// `None` when it is not known, as in backups that were gone on with another day.
+    fn of(private: Option<&Private>) -> Option<Self> {
+        let private = private?;
+        let snapshot: SnapshotName = private.snapshot_name.parse().ok()?;
+        Some(Self { root: snapshot.dataset().clone(), descendants: private.descendants.clone()? })
+    }
+
+    /// Sorts out what was not there, and gives each of the others its name of then.
+    fn place(&self, found: Vec<TreeMember>, tree: &mut RestoreTree) {
+        let guids: BTreeSet<Guid> = found.iter().map(guid_of).collect();
+        let mut taken = BTreeSet::new();
+        for mut member in found {
+            // By name only where the dataset of that name has no backup of its own: better an older one than none.
+            let by_guid = self.descendants.iter().find(|there| there.guid == guid_of(&member));
+            let in_pool = format!("{}{}", self.root, member.below);
+            let by_name =
+                || self.descendants.iter().find(|there| there.name == in_pool && !guids.contains(&there.guid));
+            let there = by_guid.or_else(by_name);
+            if let Some(below) = there.and_then(|there| there.name.strip_prefix(self.root.as_str())) {
+                below.clone_into(&mut member.below);
+            } else if !member.same_moment {
+                let at = member.set.newest().manifest.snapshot.created_at;
+                tree.gone.push((member.dataset, at));
+                continue;
+            }
+            if taken.insert(member.below.clone()) {
+                tree.members.push(member);
+            } else {
+                let what = format!("{} and another dataset would both be restored to {in_pool}", member.dataset);
+                let error = RunError::refused(what, "restore it by its own name");
+                tree.failed.push((member.dataset, error));
+            }
+        }
+    }
+}
+
+fn guid_of(member: &TreeMember) -> Guid {
+    member.set.newest().manifest.origin.dataset_guid
+}
+
+/// By name.
 async fn descendants(stores: &[Arc<dyn ObjectStore>], root: &DatasetName) -> Result<BTreeSet<DatasetName>, RunError> {
     let mut found = BTreeSet::new();
     let below = format!("{root}/");

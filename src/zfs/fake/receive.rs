@@ -305,6 +305,7 @@ fn dataset_for<'a>(state: &'a mut State, request: &ReceiveRequest, begin: &Recor
     let make = || FakeDataset {
         encrypted: raw,
         key_unavailable: raw,
+        redacted: false,
         origin: request.origin.clone(),
         ..FakeDataset::new(guid, dataset_type)
     };

@@ -11,6 +11,9 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// Those of ZFS's own properties that a dataset here has from those above it.
+const INHERITED: [&str; 3] = ["mountpoint", "readonly", "exec"];
+
 /// A source of an incremental: its guid, its txg, and whether it belongs to the origin of a clone.
 pub(super) struct Base {
     pub(super) guid: u64,
@@ -34,6 +37,7 @@ pub(super) struct FakeBookmark {
     pub(super) guid: u64,
     pub(super) createtxg: u64,
     pub(super) created: u64,
+    pub(super) redacted: bool,
 }
 
 /// What a cut receive left, to go on from.
@@ -72,6 +76,7 @@ pub(super) struct FakeDataset {
     pub(super) encrypted: bool,
     pub(super) key_unavailable: bool,
     pub(super) inconsistent: bool,
+    pub(super) redacted: bool,
     pub(super) origin: Option<SnapshotName>,
     pub(super) properties: BTreeMap<String, Property>,
     pub(super) content: Content,
@@ -100,6 +105,7 @@ impl FakeDataset {
             encrypted: false,
             key_unavailable: false,
             inconsistent: false,
+            redacted: false,
             origin: None,
             properties: BTreeMap::new(),
             content: Content::default(),
@@ -154,14 +160,15 @@ impl State {
         self.datasets.keys().filter_map(|child| child.parse().ok()).filter(is_child).collect()
     }
 
-    /// A dataset as the trait shows it, with the user properties it inherits.
+    /// A dataset as the trait shows it, with the properties it inherits.
     pub(super) fn to_dataset(&self, name: &DatasetName) -> Result<Dataset, i32> {
         let dataset = self.get(name)?;
         let mut properties = dataset.properties.clone();
         let mut ancestor = name.parent();
         while let Some(above) = ancestor {
             let inherited = self.get(&above).map(|dataset| dataset.properties.clone()).unwrap_or_default();
-            for (key, property) in inherited.into_iter().filter(|(key, _)| key.contains(':')) {
+            let is_inherited = |key: &str| key.contains(':') || INHERITED.contains(&key);
+            for (key, property) in inherited.into_iter().filter(|(key, _)| is_inherited(key)) {
                 properties.entry(key).or_insert(property);
             }
             ancestor = above.parent();
@@ -178,6 +185,7 @@ impl State {
             key_unavailable: dataset.key_unavailable,
             origin: dataset.origin.clone(),
             inconsistent: dataset.inconsistent,
+            redacted: dataset.redacted,
             properties,
         })
     }
@@ -197,6 +205,7 @@ impl State {
                     0
                 },
                 holds: snapshot.holds.len() as u64,
+                redacted: dataset.redacted,
                 user_properties: snapshot.user_properties.clone(),
             })
         };
@@ -210,6 +219,7 @@ impl State {
                 guid: Guid(bookmark.guid),
                 createtxg: bookmark.createtxg,
                 created_at: timestamp(bookmark.created),
+                redacted: bookmark.redacted,
             })
         };
         let mut bookmarks: Vec<_> = self.get(name)?.bookmarks.iter().filter_map(to_bookmark).collect();
@@ -305,10 +315,13 @@ impl State {
             SendBase::Bookmark(source) if source.dataset() != name.dataset() => return Err(libc::EINVAL),
             SendBase::Snapshot(source) => {
                 let snapshot = self.snapshot(source).ok_or(libc::ENOENT)?;
-                FakeBookmark { guid: snapshot.guid, createtxg: snapshot.createtxg, created: snapshot.created }
+                let redacted = self.get(source.dataset())?.redacted;
+                FakeBookmark { guid: snapshot.guid, createtxg: snapshot.createtxg, created: snapshot.created, redacted }
             }
             SendBase::Bookmark(source) => {
-                *self.get(source.dataset())?.bookmarks.get(source.short()).ok_or(libc::ESRCH)?
+                // As the kernel does it: a copy has no redaction list.
+                let source = self.get(source.dataset())?.bookmarks.get(source.short()).ok_or(libc::ESRCH)?;
+                FakeBookmark { redacted: false, ..*source }
             }
         };
         let bookmarks = &mut self.get_mut(name.dataset())?.bookmarks;

@@ -1,0 +1,66 @@
+//! Whether an ordinary user may restore there, found out before anything is fetched.
+
+use super::{ReceiveOptions, ReceivePlan, RestoreSet};
+use crate::model::DatasetName;
+use crate::plan::permissions::{RestoreNeeds, missing_for_restore};
+use crate::run::doctor::host::Runner;
+use crate::run::{RunError, error_chain};
+use crate::zfs::Zfs;
+use std::collections::BTreeMap;
+
+/// Looks at what `zfs allow` has given for all that a restore will do. The kernel has the last word: where it cannot be
+/// read, that is said, and the restore begins.
+///
+/// # Errors
+/// [`RunError::Refused`] naming what is missing, and the command that gives it; [`RunError::Zfs`] when what is there
+/// cannot be read.
+pub fn check_allowed(
+    zfs: &dyn Zfs,
+    target: &DatasetName,
+    set: &RestoreSet,
+    plan: &ReceivePlan,
+    options: &ReceiveOptions,
+    runner: &Runner,
+) -> Result<(), RunError> {
+    if runner.privileged {
+        return Ok(());
+    }
+    let above = nearest(zfs, target)?;
+    let recorded = set.newest().private.as_ref().map(|private| &private.properties);
+    let chosen = options.properties.resolve(recorded.unwrap_or(&BTreeMap::new()));
+    let needs = RestoreNeeds {
+        above: &above,
+        is_new: above != *target,
+        makes_parents: !plan.parents.is_empty(),
+        is_chain: plan.skipped + 1 < set.backups.len(),
+        properties: chosen.keys().map(String::as_str).collect(),
+    };
+    let given = match zfs.delegations(&above) {
+        Ok(given) => given,
+        Err(error) => {
+            tracing::warn!(error = error_chain(&error), "what this user may do there is not known; the kernel decides");
+            return Ok(());
+        }
+    };
+    let missing = missing_for_restore(&needs, &given, &runner.identity);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (uid, place) = (runner.identity.uid, shell_words::quote(above.as_str()).into_owned());
+    Err(RunError::refused(
+        format!("restore into {target}: user {uid} lacks {} on {above}", missing.join(", ")),
+        format!("as root: zfs allow -u {uid} {} {place}", missing.join(",")),
+    ))
+}
+
+/// The dataset itself, or the nearest above it that is there.
+fn nearest(zfs: &dyn Zfs, target: &DatasetName) -> Result<DatasetName, RunError> {
+    let mut name = Some(target.clone());
+    while let Some(candidate) = name {
+        if zfs.dataset(&candidate)?.is_some() {
+            return Ok(candidate);
+        }
+        name = candidate.parent();
+    }
+    Err(RunError::refused(format!("there is no pool {}", target.pool()), "import it, or choose another target"))
+}

@@ -1,0 +1,201 @@
+//! Mounting, by mount(2) and not by a command: the kernel's table of what is mounted, and one filesystem put in its
+//! place with the options that `zfs mount` makes of its properties. Where that is, is decided in [`crate::plan::mount`].
+
+use super::ZfsError;
+use super::attempt::Attempt;
+use crate::model::DatasetName;
+use rustix::mount::MountFlags;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// What the kernel says of this process's mounts: the only place that knows what is mounted where, whatever
+/// properties say (`legacy`, another root, bind mounts).
+const TABLE: &str = "/proc/self/mountinfo";
+const FILE_SYSTEM: &str = "zfs";
+
+/// One line of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Major and minor number, as `stat` gives them of files in it.
+    pub device: (u32, u32),
+    /// Its type, such as `zfs`.
+    pub file_system: String,
+    /// What is mounted: for ZFS the dataset's name.
+    pub source: String,
+    /// Where, without links.
+    pub place: PathBuf,
+    /// Nothing can be written there.
+    pub readonly: bool,
+}
+
+/// What a filesystem is mounted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Nothing is written.
+    pub readonly: bool,
+    /// Programs in it may be run.
+    pub exec: bool,
+    /// Programs in it may run as another user.
+    pub setuid: bool,
+    /// Device files in it are devices.
+    pub devices: bool,
+    /// When a read is noted in a file.
+    pub access_times: AccessTimes,
+}
+
+/// When a read is noted in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessTimes {
+    /// As the kernel does it when nobody says.
+    Default,
+    /// Never.
+    Off,
+    /// Where the time noted is older than the last change, or than a day.
+    Relative,
+    /// At every read.
+    Strict,
+}
+
+/// The table of this process.
+pub(super) fn mounts() -> Result<Vec<Mount>, ZfsError> {
+    let attempt = Attempt::new("read", TABLE);
+    let bytes = std::fs::read(TABLE).map_err(|error| attempt.failed(error))?;
+    Ok(parse_mounts(&String::from_utf8_lossy(&bytes)))
+}
+
+/// Lines such as `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw`; others are passed over.
+pub fn parse_mounts(table: &str) -> Vec<Mount> {
+    table.lines().filter_map(parse_line).collect()
+}
+
+fn parse_line(line: &str) -> Option<Mount> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(2);
+    let (major, minor) = left.next()?.split_once(':')?;
+    let (place, options) = (left.nth(1)?, left.next()?);
+    let mut right = right.split(' ');
+    let (file_system, source) = (right.next()?, right.next()?);
+    let is_readonly = |options: &str| options.split(',').any(|option| option == "ro");
+    Some(Mount {
+        device: (major.parse().ok()?, minor.parse().ok()?),
+        file_system: file_system.to_owned(),
+        source: unescape(source),
+        place: PathBuf::from(unescape(place)),
+        readonly: is_readonly(options) || right.next().is_some_and(is_readonly),
+    })
+}
+
+/// Spaces, tabs, line ends and backslashes stand as `\040` and so on.
+fn unescape(text: &str) -> String {
+    let mut pieces = text.split('\\');
+    let first = pieces.next().unwrap_or_default().to_owned();
+    pieces.fold(first, |mut whole, piece| {
+        let octal = piece.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) => {
+                whole.push(char::from(byte));
+                whole.push_str(&piece[3..]);
+            }
+            None => {
+                whole.push('\\');
+                whole.push_str(piece);
+            }
+        }
+        whole
+    })
+}
+
+/// Mounts a dataset, as `zfs mount` does since OpenZFS 2.0. What is no flag of the system the kernel reads from the
+/// properties itself: `xattr`, `acltype` and the like.
+#[doc(alias = "zfs_mount")]
+pub(super) fn mount(name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError> {
+    let attempt = Attempt::new("mount", name);
+    let hint = hint(place);
+    rustix::mount::mount(name.as_str(), place, FILE_SYSTEM, flags(options), hint.as_deref())
+        .map_err(|errno| attempt.refused(errno.raw_os_error()))
+}
+
+fn flags(options: &MountOptions) -> MountFlags {
+    let access_times = match options.access_times {
+        AccessTimes::Default => MountFlags::empty(),
+        AccessTimes::Off => MountFlags::NOATIME,
+        AccessTimes::Relative => MountFlags::RELATIME,
+        AccessTimes::Strict => MountFlags::STRICTATIME,
+    };
+    let flags = [
+        (options.readonly, MountFlags::RDONLY),
+        (!options.exec, MountFlags::NOEXEC),
+        (!options.setuid, MountFlags::NOSUID),
+        (!options.devices, MountFlags::NODEV),
+    ];
+    flags.into_iter().filter(|(on, _)| *on).fold(access_times, |all, (_, flag)| all | flag)
+}
+
+/// Tells the kernel where the filesystem is, so that `.zfs/snapshot` works below it. A comma would begin another option.
+fn hint(place: &Path) -> Option<CString> {
+    let bytes = place.as_os_str().as_bytes();
+    if bytes.contains(&b',') {
+        return None;
+    }
+    CString::new([b"mntpoint=".as_slice(), bytes].concat()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "\
+22 27 0:20 / /proc rw,nosuid - proc proc rw
+36 35 8:1 / / rw,noatime master:1 - ext4 /dev/sda1 rw
+90 36 0:45 / /tank/a\\040b rw shared:7 - zfs tank/a\\040b rw,xattr,noacl
+91 36 0:46 / /mnt/elsewhere ro shared:8 master:3 - zfs tank/a\\040b/child rw
+92 36 0:47 / /mnt/super rw - zfs tank/errors=ro ro,xattr
+no line at all
+";
+
+    #[test]
+    fn the_table_is_taken_apart() {
+        let mount = |device, file_system: &str, source: &str, place: &str, readonly| Mount {
+            device,
+            file_system: file_system.into(),
+            source: source.into(),
+            place: place.into(),
+            readonly,
+        };
+        assert_eq!(
+            parse_mounts(TABLE),
+            [
+                mount((0, 20), "proc", "proc", "/proc", false),
+                mount((8, 1), "ext4", "/dev/sda1", "/", false),
+                mount((0, 45), "zfs", "tank/a b", "/tank/a b", false),
+                mount((0, 46), "zfs", "tank/a b/child", "/mnt/elsewhere", true),
+                mount((0, 47), "zfs", "tank/errors=ro", "/mnt/super", true),
+            ]
+        );
+    }
+
+    #[test]
+    fn this_process_has_a_root() {
+        assert!(mounts().unwrap().iter().any(|mount| mount.place == Path::new("/")));
+    }
+
+    #[test]
+    fn properties_become_flags_and_a_comma_no_option() {
+        let all = MountOptions {
+            readonly: false,
+            exec: true,
+            setuid: true,
+            devices: true,
+            access_times: AccessTimes::Default,
+        };
+        assert_eq!(flags(&all), MountFlags::empty());
+        let none =
+            MountOptions { readonly: true, exec: false, setuid: false, devices: false, access_times: AccessTimes::Off };
+        let expected =
+            MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+        assert_eq!(flags(&none), expected);
+        assert_eq!(hint(Path::new("/a b")).unwrap().as_bytes(), b"mntpoint=/a b");
+        assert_eq!(hint(Path::new("/a,ro")), None);
+    }
+}
