@@ -59,8 +59,8 @@ async fn figures_of_ten_thousand_snapshots_and_five_thousand_backups() {
     let objects = measure(&world, "the listing itself", world.store.list(&dataset_prefix(&world.dataset))).await;
     writeln!(std::io::stderr(), "of {} objects", objects.unwrap().len()).unwrap();
     measure(&world, "plan, nothing kept", plan_backup(&env, &selected, lifecycle)).await.unwrap();
-    measure(&world, "a run that is up to date, cold", world.try_back_up_as(lifecycle)).await.unwrap();
-    measure(&world, "a run that is up to date, warm", world.try_back_up_as(lifecycle)).await.unwrap();
+    measure(&world, "a run that is up to date, cold", Box::pin(world.try_back_up_as(lifecycle))).await.unwrap();
+    measure(&world, "a run that is up to date, warm", Box::pin(world.try_back_up_as(lifecycle))).await.unwrap();
     measure(&world, "plan, warm", plan_backup(&env, &selected, lifecycle)).await.unwrap();
     fs::remove_dir_all(world.settings.state_dir.join("cache")).unwrap();
     measure(&world, "show of all backups, cold", catalog(&world)).await;

@@ -168,11 +168,14 @@ fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
         Ok(given) => missing_for_restore(&needs, &given, &runner.identity),
         Err(error) => return Some(Check::failed(subject, &error.into())),
     };
+    if missing.is_empty() {
+        return None;
+    }
     let uid = runner.identity.uid;
     let note =
         Check::note(subject, format!("user {uid} lacks {} on {pool} for drills and restores", missing.join(", ")));
     let advice = format!("as root: zfs allow -u {uid} {} {pool}", missing.join(","));
-    (!missing.is_empty()).then(|| Check { advice: Some(advice), ..note })
+    Some(Check { advice: Some(advice), ..note })
 }
 
 /// Whether files can be made in a folder. One that is not there yet is made by the first run.
