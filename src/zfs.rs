@@ -466,6 +466,7 @@ use attempt::Attempt;
 
 pub use delegation::{Delegation, Who};
 pub use errno::{STREAM_TRUNCATED, UNKNOWN_FEATURE};
-pub use mount::{AccessTimes, Mount, MountOptions, parse_mounts};
+pub use mount::{AccessTimes, Mount, MountOptions, mounts};
 pub use real::RealZfs;
+pub use send::enlarge_pipe;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};

@@ -11,14 +11,14 @@ use super::wire::{open_zfs, usage};
 use crate::keyring::KeyFile;
 use crate::manifest::ChunkEntry;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
-use crate::run::RunError;
 use crate::run::doctor::host::Runner;
 use crate::run::restore::{
     Incoming, PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestorePoint, RestoreSet,
     ResumeChoice, WentOn, check_allowed, check_target, fetch_requests, find_interrupted, find_restore_backup,
     find_restore_set, find_restore_tree, left_readonly, mount_restored, restore_to_dataset, restore_to_writer,
 };
-use crate::zfs::Zfs;
+use crate::run::{RunError, error_chain};
+use crate::zfs::{Zfs, enlarge_pipe};
 use jiff::Timestamp;
 use serde_json::json;
 use std::fs::{File, OpenOptions};
@@ -27,9 +27,6 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// The largest that an ordinary user may have.
-const STDOUT_PIPE_BYTES: usize = 1 << 20;
 
 pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), Failure> {
     let (dataset, point) = parse_what(restore)?;
@@ -166,7 +163,7 @@ async fn restore_one(
     say_lost(&plan, target, output);
     // It ends by itself when it is asked to stop, because what it received must go again or be left so that it can go on.
     let received = restore_to_dataset(set, keys, Arc::clone(&zfs), target, options, context.stop.clone()).await?;
-    say_received(&*zfs, &received, target, output)?;
+    say_received(&*zfs, &received, target, output);
     let place = wanted.mount.then(|| mount_restored(&*zfs, target)).transpose()?;
     place.iter().for_each(|place| output.line(format!("mounted at {}", place.display())));
     let went_on = received.went_on.as_ref().map(went_on_json);
@@ -174,7 +171,7 @@ async fn restore_one(
     Ok(())
 }
 
-fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output: &Output) -> Result<(), Failure> {
+fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output: &Output) {
     if let Some(went_on) = &received.went_on {
         output.line(words_of(went_on));
     }
@@ -182,12 +179,16 @@ fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output
     if received.snapshots.is_empty() {
         output.line(format!("{target} was received whole by an earlier run"));
     }
-    if let Some(place) = left_readonly(zfs, target)? {
-        let place = place.display().to_string();
-        let place = shell_words::quote(&place);
-        output.note(&format!("it is mounted readonly, and stays so until: mount -o remount,rw {place}"));
+    match left_readonly(zfs, target) {
+        Ok(Some(place)) => {
+            let place = place.display().to_string();
+            let place = shell_words::quote(&place);
+            output.note(&format!("it is mounted readonly, and stays so until: mount -o remount,rw {place}"));
+        }
+        Ok(None) => {}
+        // All was received: a message less is no failed restore.
+        Err(error) => tracing::warn!(error = error_chain(&error), "whether it is mounted readonly is not known"),
     }
-    Ok(())
 }
 
 fn words_of(went_on: &WentOn) -> String {
@@ -305,8 +306,8 @@ async fn restore_stream(
                 let file = std::io::stdout().as_fd().try_clone_to_owned();
                 let failed = |source| RunError::File { operation: "write to", path: "stdout".into(), source };
                 let file = file.map_err(failed)?;
-                // What reads works while we do; a smaller pipe is slower and nothing else, and a file is none.
-                let _ = rustix::pipe::fcntl_setpipe_size(&file, STDOUT_PIPE_BYTES);
+                // What reads works while we do.
+                enlarge_pipe(&file);
                 restore_to_writer(backup, keys, Box::new(File::from(file))).await?;
                 Ok(())
             }

@@ -2,11 +2,10 @@
 
 use super::RunError;
 use crate::model::DatasetName;
-use crate::zfs::{Mount, parse_mounts};
+use crate::zfs::{Mount, mounts};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-const MOUNT_INFO: &str = "/proc/self/mountinfo";
 /// Where the kernel names the devices of volumes.
 const VOLUMES: &str = "/dev/zvol";
 
@@ -15,14 +14,10 @@ const VOLUMES: &str = "/dev/zvol";
 /// # Errors
 /// [`RunError::Refused`] naming both; [`RunError::File`] when it could not be found out.
 pub fn refuse_inside<'a>(folder: &Path, datasets: impl IntoIterator<Item = &'a DatasetName>) -> Result<(), RunError> {
-    let failed = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| RunError::File { operation: "read", path, source }
-    };
-    let device = std::fs::metadata(folder).map_err(failed(folder))?.dev();
-    let table = std::fs::read(MOUNT_INFO).map_err(failed(Path::new(MOUNT_INFO)))?;
-    let table = String::from_utf8_lossy(&table);
-    let Some(mount) = find_mount(&table, rustix::fs::major(device), rustix::fs::minor(device)) else {
+    let failed = |source| RunError::File { operation: "read", path: folder.display().to_string(), source };
+    let device = std::fs::metadata(folder).map_err(failed)?.dev();
+    let device = (rustix::fs::major(device), rustix::fs::minor(device));
+    let Some(mount) = mounts()?.into_iter().find(|mount| mount.device == device) else {
         // Some file systems have devices that no mount shows; ZFS has not.
         return Ok(());
     };
@@ -59,22 +54,9 @@ fn is_device_or_partition(source: &Path, device: &Path) -> bool {
     })
 }
 
-/// The mount of that device.
-fn find_mount(table: &str, major: u32, minor: u32) -> Option<Mount> {
-    parse_mounts(table).into_iter().find(|mount| mount.device == (major, minor))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TABLE: &str = "\
-22 27 0:20 / /proc rw,nosuid - proc proc rw
-36 35 8:1 / / rw,noatime master:1 - ext4 /dev/sda1 rw
-90 36 0:45 / /tank/a\\040b rw shared:7 - zfs tank/a\\040b rw,xattr,noacl
-91 36 0:46 / /mnt/elsewhere rw shared:8 master:3 - zfs tank/a\\040b/child rw
-92 36 230:16 / /mnt/volume rw - ext4 /dev/zd16 rw
-";
 
     fn mount(file_system: &str, source: &str) -> Mount {
         let (device, place) = ((0, 0), "/".into());
@@ -83,12 +65,6 @@ mod tests {
 
     #[test]
     fn a_folder_is_in_the_dataset_that_is_mounted_there() {
-        let of = |major, minor| find_mount(TABLE, major, minor).map(|mount| (mount.file_system, mount.source));
-        let expected = |file_system: &str, source: &str| Some((file_system.to_owned(), source.to_owned()));
-        assert_eq!(of(0, 45), expected("zfs", "tank/a b"));
-        assert_eq!(of(0, 46), expected("zfs", "tank/a b/child"));
-        assert_eq!(of(230, 16), expected("ext4", "/dev/zd16"));
-        assert_eq!(of(0, 4), None);
         let (dataset, parent): (DatasetName, DatasetName) = ("tank/a b".parse().unwrap(), "tank".parse().unwrap());
         assert!(lies_in(&mount("zfs", "tank/a b"), &dataset));
         assert!(!lies_in(&mount("zfs", "tank/a b/child"), &dataset), "a child has its own snapshots");

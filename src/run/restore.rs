@@ -29,10 +29,11 @@ pub use tree::{RestoreTree, TreeMember, find_restore_tree};
 use super::RunError;
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, Manifest, Private};
-use crate::model::BackupId;
+use crate::model::{BackupId, DatasetName};
 use crate::store::ObjectStore;
 use jiff::Timestamp;
 use reader::take_failure;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Which backup to restore.
@@ -77,6 +78,17 @@ impl RestoreSet {
     pub fn newest(&self) -> &RestoreBackup {
         &self.backups[self.backups.len() - 1]
     }
+
+    /// The properties that its source had of its own; none when that is not known.
+    fn recorded_properties(&self) -> &BTreeMap<String, String> {
+        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
+        self.newest().private.as_ref().map_or(NONE, |private| &private.properties)
+    }
+}
+
+/// What is said when not even the pool of a target is there.
+fn no_pool(target: &DatasetName) -> RunError {
+    RunError::refused(format!("there is no pool {}", target.pool()), "import it, or choose another target")
 }
 
 /// Writes the bare stream of one backup to `output`. Blocking work runs beside the runtime.

@@ -58,14 +58,17 @@ pub enum AccessTimes {
 }
 
 /// The table of this process.
-pub(super) fn mounts() -> Result<Vec<Mount>, ZfsError> {
+///
+/// # Errors
+/// [`ZfsError::System`] when it cannot be read.
+pub fn mounts() -> Result<Vec<Mount>, ZfsError> {
     let attempt = Attempt::new("read", TABLE);
     let bytes = std::fs::read(TABLE).map_err(|error| attempt.failed(error))?;
     Ok(parse_mounts(&String::from_utf8_lossy(&bytes)))
 }
 
 /// Lines such as `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw`; others are passed over.
-pub fn parse_mounts(table: &str) -> Vec<Mount> {
+fn parse_mounts(table: &str) -> Vec<Mount> {
     table.lines().filter_map(parse_line).collect()
 }
 

@@ -5,6 +5,7 @@
 //! holds and bookmarks are forgotten with the process. What only a pool can do is refused.
 
 use super::attempt::Attempt;
+use super::send::enlarge_pipe;
 use super::{
     Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest,
     SendBase, SendRequest, SendStream, Snapshot, Zfs, ZfsError,
@@ -12,7 +13,6 @@ use super::{
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamDatasetType, feature};
 use jiff::Timestamp;
-use rustix::pipe::fcntl_setpipe_size;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Cursor, Error, Read};
@@ -20,8 +20,6 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// As the pipe of a send; where it is refused the default serves.
-const PIPE_BYTES: usize = 1 << 20;
 /// The feature flag of a stream from which data was taken out.
 const REDACTED: u64 = 1 << 21;
 /// What the manifest says in place of a module's version.
@@ -51,8 +49,7 @@ impl RecordedZfs {
         let kind = file.metadata().map_err(failed)?;
         let file_bytes = (!kind.file_type().is_fifo()).then_some(kind.len());
         if file_bytes.is_none() {
-            // A smaller pipe is slower and nothing else.
-            let _ = fcntl_setpipe_size(&file, PIPE_BYTES);
+            enlarge_pipe(&file);
         }
         let mut head = [0; HEADER_BYTES];
         file.read_exact(&mut head).map_err(failed)?;

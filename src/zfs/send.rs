@@ -18,9 +18,13 @@ const PIPE_BYTES: usize = 1 << 20;
 /// read, the end to write. Both block; ZFS takes a full pipe that does not block for an error.
 pub(super) fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    // A smaller pipe is slower and nothing else.
-    let _ = fcntl_setpipe_size(&writer, PIPE_BYTES);
+    enlarge_pipe(&writer);
     Ok((reader, writer))
+}
+
+/// Lets a pipe hold more. A smaller one is slower and nothing else, and what is no pipe stays as it is.
+pub fn enlarge_pipe(pipe: impl AsFd) {
+    let _ = fcntl_setpipe_size(pipe, PIPE_BYTES);
 }
 
 /// Starts a send. Dropping the reader cancels it: the kernel's next write fails, and the verdict says so (EINTR

@@ -48,7 +48,7 @@ async fn measure<T>(world: &World, what: &str, work: impl Future<Output = T>) ->
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "it measures: the module says how"]
-async fn figures_of_ten_thousand_snapshots_and_five_thousand_backups() {
+async fn ten_thousand_snapshots_and_five_thousand_backups() {
     let world = stocked(SNAPSHOTS, BACKUPS).await;
     let (env, selected, prune) =
         (world.env(), world.selected(), world.prune_env("2025-02-22T00:00:00Z".parse().unwrap()));

@@ -1,6 +1,6 @@
 //! The contract that every store passes. A case gets an empty store and panics when the contract is broken.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use zfs_backup::store::{Evidence, ObjectKey, ObjectStore, PutOutcome, StoreError, StoreErrorKind};
@@ -190,12 +190,17 @@ pub(crate) async fn ranges_are_exact(store: &dyn ObjectStore) {
         let got = store.get(&name, Some(range.start as u64..range.end as u64), LIMIT).await;
         let got = got.unwrap_or_else(|error| panic!("{range:?} of {len}: {error:?}"));
         assert!(got == bytes.slice(range.clone()), "{range:?} of {len}: {} other bytes", got.len());
+        let (span, used) = (range.start as u64..range.end as u64, BytesMut::from(&b"of an earlier read"[..]));
+        let got = store.get_into(&name, span, used).await.unwrap();
+        assert!(got == bytes.slice(range.clone()), "{range:?} of {len}, into memory: {} other bytes", got.len());
     }
     let len = len as u64;
     #[expect(clippy::reversed_empty_ranges, reason = "that is the case")]
     for range in [0..len + 1, len - 1..len + 1, len..len + 1, len + 5..len + 6, len + 1..len + 1, 7..6] {
         let result = store.get(&name, Some(range.clone()), LIMIT).await;
         assert_eq!(kind(result), StoreErrorKind::Corrupt, "{range:?} of {len}");
+        let result = store.get_into(&name, range.clone(), BytesMut::new()).await;
+        assert_eq!(kind(result), StoreErrorKind::Corrupt, "{range:?} of {len}, into memory");
     }
 }
 

@@ -168,7 +168,7 @@ impl Attempt<'_> {
             base: self.base_ref(),
             origin: self.origin()?,
             group: None,
-            clone_origin_guid: self.clone_origin_guid()?,
+            clone_origin_guid: self.clone_origin_guid(),
             chain: self.chain_place(entries),
             send: SendInfo {
                 requested: flag_names(self.flags),
@@ -193,11 +193,17 @@ impl Attempt<'_> {
         })
     }
 
-    /// The guid of the snapshot that the dataset is a clone of. After a `zfs promote` meanwhile it is none any more.
-    fn clone_origin_guid(&self) -> Result<Option<Guid>, RunError> {
-        let Some(origin) = &self.local.origin else { return Ok(None) };
-        let snapshots = self.env.zfs.snapshots(origin.dataset())?;
-        Ok(snapshots.into_iter().find(|snapshot| snapshot.name == *origin).map(|snapshot| snapshot.guid))
+    /// The guid of the snapshot that the dataset is a clone of. After a `zfs promote` meanwhile it is none any more, and
+    /// a restore does without.
+    fn clone_origin_guid(&self) -> Option<Guid> {
+        let origin = self.local.origin.as_ref()?;
+        match self.env.zfs.snapshots(origin.dataset()) {
+            Ok(snapshots) => snapshots.into_iter().find(|snapshot| snapshot.name == *origin).map(|found| found.guid),
+            Err(error) => {
+                tracing::warn!(error = error_chain(&error), "what it is a clone of is not noted in the backup");
+                None
+            }
+        }
     }
 
     fn chain_place(&self, entries: &[ChunkEntry]) -> ChainPlace {

@@ -1,12 +1,11 @@
 //! Whether an ordinary user may restore there, found out before anything is fetched.
 
-use super::{ReceiveOptions, ReceivePlan, RestoreSet};
+use super::{ReceiveOptions, ReceivePlan, RestoreSet, no_pool};
 use crate::model::DatasetName;
 use crate::plan::permissions::{RestoreNeeds, missing_for_restore};
 use crate::run::doctor::host::Runner;
 use crate::run::{RunError, error_chain};
 use crate::zfs::Zfs;
-use std::collections::BTreeMap;
 
 /// Looks at what `zfs allow` has given for all that a restore will do. The kernel has the last word: where it cannot be
 /// read, that is said, and the restore begins.
@@ -26,8 +25,7 @@ pub fn check_allowed(
         return Ok(());
     }
     let above = nearest(zfs, target)?;
-    let recorded = set.newest().private.as_ref().map(|private| &private.properties);
-    let chosen = options.properties.resolve(recorded.unwrap_or(&BTreeMap::new()));
+    let chosen = options.properties.resolve(set.recorded_properties());
     let needs = RestoreNeeds {
         above: &above,
         is_new: above != *target,
@@ -62,5 +60,5 @@ fn nearest(zfs: &dyn Zfs, target: &DatasetName) -> Result<DatasetName, RunError>
         }
         name = candidate.parent();
     }
-    Err(RunError::refused(format!("there is no pool {}", target.pool()), "import it, or choose another target"))
+    Err(no_pool(target))
 }

@@ -3,7 +3,7 @@
 //! What can be known before is found out before a byte is received: [`foresee_mounts`]. What is done is decided anew from
 //! what the dataset then has: [`mount_restored`].
 
-use super::{PropertyChoice, RestoreSet};
+use super::{PropertyChoice, RestoreSet, no_pool};
 use crate::model::DatasetName;
 use crate::plan::mount::{MountFacts, NotMounted, Properties, plan_mount, properties_below, set_on};
 use crate::run::RunError;
@@ -52,19 +52,15 @@ pub fn foresee_mounts(zfs: &dyn Zfs, incoming: &[Incoming<'_>]) -> Result<Vec<Mo
     let mut places: BTreeMap<PathBuf, &DatasetName> = BTreeMap::new();
     let mut outlooks = Vec::new();
     for Incoming { target, set, properties } in incoming {
-        let newest = set.newest();
-        let recorded = newest.private.as_ref().map(|private| &private.properties);
-        let chosen = properties.resolve(recorded.unwrap_or(&BTreeMap::new()));
-        let is_volume = recorded.is_some_and(|recorded| recorded.contains_key("volsize"));
-        let raw = newest.manifest.send.feature_flags & feature::RAW != 0;
-        let found = expect(zfs, target, &chosen, (is_volume, raw), &expected)?;
+        let recorded = set.recorded_properties();
+        let is_volume = recorded.contains_key("volsize");
+        let raw = set.newest().manifest.send.feature_flags & feature::RAW != 0;
+        let found = expect(zfs, target, &properties.resolve(recorded), (is_volume, raw), &expected)?;
         let root = zfs.alternate_root(target.pool())?;
-        let outlook = match plan_mount(&facts(target, &found, root.as_deref())) {
-            _ if mounted_at(&mounts, target).is_some() => {
-                MountOutlook::There(mounted_at(&mounts, target).unwrap_or_default())
-            }
-            Err(why) => MountOutlook::Not(why),
-            Ok(plan) => {
+        let outlook = match (mounted_at(&mounts, target), plan_mount(&facts(target, &found, root.as_deref()))) {
+            (Some(place), _) => MountOutlook::There(place),
+            (None, Err(why)) => MountOutlook::Not(why),
+            (None, Ok(plan)) => {
                 check_place(target, &plan.place, &mounts)?;
                 if let Some(other) = places.insert(plan.place.clone(), target) {
                     let what = format!("{other} and {target} would both be mounted at {}", plan.place.display());
@@ -112,8 +108,7 @@ fn expect(
         }
         above = parent.parent();
     }
-    let what = format!("there is no pool {}", target.pool());
-    Err(RunError::refused(what, "import it, or choose another target"))
+    Err(no_pool(target))
 }
 
 fn expected_of(dataset: Dataset) -> Expected {

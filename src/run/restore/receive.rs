@@ -228,8 +228,7 @@ impl Receiving<'_> {
             if readonly {
                 properties.insert("readonly".to_owned(), PropertyValue::Number(0));
             }
-            let recorded = self.set.newest().private.as_ref().map(|private| &private.properties);
-            properties.extend(self.options.properties.resolve(recorded.unwrap_or(&BTreeMap::new())));
+            properties.extend(self.options.properties.resolve(self.set.recorded_properties()));
         }
         properties
     }

@@ -7,7 +7,7 @@
 //! whichever run ends the restore ends that too.
 
 use super::{ReceiveOptions, ResumeChoice};
-use super::{RestoreBackup, RestoreSet};
+use super::{RestoreBackup, RestoreSet, no_pool};
 use crate::model::{DatasetName, SnapshotName};
 use crate::run::RunError;
 use crate::stream::record::feature;
@@ -133,9 +133,7 @@ fn plan_new(zfs: &dyn Zfs, target: &DatasetName) -> Result<ReceivePlan, RunError
         RunError::refused(format!("{target} is a pool's name"), "name a dataset inside an imported pool: POOL/NAME")
     })?;
     while zfs.dataset(&parent)?.is_none() {
-        let above = parent.parent().ok_or_else(|| {
-            RunError::refused(format!("there is no pool {parent}"), "import it, or choose another target")
-        })?;
+        let above = parent.parent().ok_or_else(|| no_pool(target))?;
         parents.insert(0, std::mem::replace(&mut parent, above));
     }
     Ok(ReceivePlan { parents, ..ReceivePlan::default() })
