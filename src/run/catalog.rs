@@ -18,6 +18,7 @@ use crate::sign::{SignedType, TrustedKeys};
 use crate::store::key::{BackupObject, ParsedKey, dataset_prefix};
 use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use bytes::Bytes;
+use futures_util::future::try_join;
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -235,8 +236,8 @@ pub(super) async fn get_signed(
     key: &ObjectKey,
     limit_bytes: u64,
 ) -> Result<(Bytes, Bytes), RunError> {
-    let bytes = get_named(store, key, limit_bytes).await?;
-    Ok((bytes, get_named(store, &key.signature(), SIGNATURE_BYTES_MAX).await?))
+    let signature = key.signature();
+    try_join(get_named(store, key, limit_bytes), get_named(store, &signature, SIGNATURE_BYTES_MAX)).await
 }
 
 /// Fetches a signed object that needs no parsing, its signature checked.

@@ -5,6 +5,7 @@ use crate::weed::{ACCESS_KEY, SECRET_KEY, Weed};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -24,6 +25,12 @@ fn server() -> &'static Weed {
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Says something also when the test succeeds.
+pub(crate) fn tell(line: &str) {
+    let mut terminal = std::io::stdout();
+    writeln!(terminal, "{line}").unwrap();
 }
 
 /// One bench for one test.

@@ -5,7 +5,7 @@
 //! ZFS_BACKUP_TEST_SEED=7 ZFS_BACKUP_TEST_INTERRUPTIONS=100 live_main random
 //! ```
 
-use crate::bench::Bench;
+use crate::bench::{Bench, tell};
 use crate::halves::{
     At, Gate, Passage, add_secret, add_volume, check_backup, newest, settle, signal, start, stop_and_go_on, text,
     unfinished,
@@ -13,7 +13,6 @@ use crate::halves::{
 use crate::pool::{noise, property, run, zfs};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -67,12 +66,6 @@ impl Random {
 
 fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
-}
-
-/// Also when the test succeeds.
-fn tell(line: &str) {
-    let mut terminal = std::io::stdout();
-    writeln!(terminal, "{line}").unwrap();
 }
 
 /// A dataset that is backed up.
@@ -254,7 +247,7 @@ impl Rounds {
         let keys = self.bench.keys_in_bucket();
         let known = |id: &&str| {
             let has = |name: &str| keys.iter().any(|key| key.contains(*id) && key.ends_with(name));
-            has("/started.json") && !has("/receipt.json.minisig") && !has("/RESTORE.txt.minisig")
+            has("/started.json") && !has("/private.age") && !has("/RESTORE.txt.minisig")
         };
         if unfinished(&keys).iter().any(known) {
             for entry in fs::read_dir(self.bench.path("state")).unwrap().flatten() {

@@ -23,6 +23,7 @@ use crate::zfs::{
     Dataset, SendBase, SendFlags, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError,
 };
 use bytes::Bytes;
+use futures_util::future::{OptionFuture, join};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -378,10 +379,11 @@ impl<'a> Attempt<'a> {
     async fn put_start(&self, course: &Course, written: &mut Written) -> Result<(), RunError> {
         extend_keyring(&*self.env.store, &self.keyring_tags(), (self.env.now)()).await?;
         let started = course.started.clone();
-        self.put_signed(BackupObject::Started, SignedType::Started, started, written).await?;
-        if let Some(keyring) = &course.keyring {
-            self.put(BackupObject::Keyring, keyring.clone(), written).await?;
-        }
+        let keyring = OptionFuture::from(course.keyring.clone().map(|bytes| self.put(BackupObject::Keyring, bytes)));
+        let (started, keyring) =
+            join(self.put_signed(BackupObject::Started, SignedType::Started, started), keyring).await;
+        written.note(started?);
+        keyring.transpose()?.into_iter().for_each(|put| written.note(put));
         Ok(())
     }
 

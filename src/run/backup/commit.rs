@@ -3,7 +3,7 @@
 use super::CommittedBackup;
 use super::attempt::{Attempt, Course, flag_names};
 use super::planning::Sight;
-use super::put::{Written, json};
+use super::put::{Put, Written, json};
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files, LiveEntry, Manifest,
     Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
@@ -21,6 +21,7 @@ use crate::store::ObjectKey;
 use crate::store::key::{BackupObject, ParsedKey, backup_prefix, object_name};
 use crate::zfs::PropertyValue;
 use bytes::Bytes;
+use futures_util::future::{join, join3};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 
@@ -38,15 +39,16 @@ impl Attempt<'_> {
             written.receipt.push(ReceiptEntry { name: chunk.entry.name.clone(), evidence: chunk.evidence.clone() });
         }
         let private = self.private_once(course)?;
-        self.put_signed(
-            BackupObject::RestoreText,
-            SignedType::RestoreText,
-            self.restore_text(&entries, course),
-            &mut written,
+        let text = self.restore_text(&entries, course);
+        // None needs another, and each takes the store's time several times.
+        let (text, private, lists) = join3(
+            self.put_signed(BackupObject::RestoreText, SignedType::RestoreText, text),
+            self.put(BackupObject::Private, private),
+            self.put_chunk_lists(&entries),
         )
-        .await?;
-        self.put(BackupObject::Private, private, &mut written).await?;
-        let chunk_lists = self.put_chunk_lists(&entries, &mut written).await?;
+        .await;
+        let (chunk_lists, lists): (Vec<_>, Vec<_>) = lists?.into_iter().unzip();
+        [text?, private?].into_iter().chain(lists).for_each(|put| written.note(put));
         let keyring = course.keyring.as_ref().map(|bytes| Digest::of(bytes));
         let manifest = self.manifest(&transferred, &entries, (chunk_lists, keyring), &written, finished_at)?;
         let manifest_bytes = json(&manifest)?;
@@ -59,7 +61,7 @@ impl Attempt<'_> {
         // The bytes first, then the name that says that they may be there.
         course.log.append(&JournalRecord::Commit(Box::new(bytes.clone())))?;
         course.journal.committing()?;
-        let manifest = self.put_commit(&bytes, &mut written).await?;
+        let manifest = self.put_commit(&bytes).await?;
         let stored_bytes = entries.iter().map(|entry| entry.sealed_bytes).sum();
         let evidence = transferred.chunks.into_iter().map(|chunk| chunk.evidence).max_by_key(|evidence| evidence.tier);
         Ok(CommittedBackup { manifest, stored_bytes, chunks: entries.len(), evidence, before: Vec::new() })
@@ -85,16 +87,22 @@ impl Attempt<'_> {
     }
 
     /// Puts receipt and manifest, and reads the manifest back.
-    async fn put_commit(&self, bytes: &CommitBytes, written: &mut Written) -> Result<Manifest, RunError> {
+    async fn put_commit(&self, bytes: &CommitBytes) -> Result<Manifest, RunError> {
         let CommitBytes { receipt, receipt_signature, manifest, manifest_signature } = bytes;
-        self.put_both(BackupObject::Receipt, receipt, receipt_signature, written).await?;
-        let put = self.put_both(BackupObject::Manifest, manifest, manifest_signature, written).await;
+        let (receipt, signature) = join(
+            self.put_both(BackupObject::Receipt, receipt, receipt_signature),
+            self.put_signature(&BackupObject::Manifest, manifest_signature),
+        )
+        .await;
+        (receipt?, signature?);
+        // The last of all: with it the backup counts.
+        let put = self.put(BackupObject::Manifest, Bytes::copy_from_slice(manifest)).await;
         let trusted = &self.env.keys.trusted;
         let there = read_back(&*self.env.store, &self.stored, &self.id, trusted, Digest::of(manifest)).await;
         match (put, there) {
             // Also when the put failed: then only its reply was lost.
             (_, Ok(manifest)) => Ok(manifest),
-            (Err(error), Err(_)) | (Ok(()), Err(error)) => Err(error),
+            (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
         }
     }
 
@@ -157,6 +165,8 @@ impl Attempt<'_> {
         finished_at: Timestamp,
     ) -> Result<Manifest, RunError> {
         let summary = &transferred.summary;
+        let origin = self.origin()?;
+        let group = format!("{}-{:016x}", origin.pool_guid, self.snapshot.createtxg);
         Ok(Manifest {
             format: FORMAT,
             requires: Vec::new(),
@@ -166,8 +176,8 @@ impl Attempt<'_> {
             kind: self.id.kind(),
             snapshot: self.snapshot_ref(),
             base: self.base_ref(),
-            origin: self.origin()?,
-            group: None,
+            origin,
+            group: Some(group),
             clone_origin_guid: self.clone_origin_guid(),
             chain: self.chain_place(entries),
             send: SendInfo {
@@ -240,11 +250,7 @@ impl Attempt<'_> {
         }
     }
 
-    async fn put_chunk_lists(
-        &self,
-        entries: &[ChunkEntry],
-        written: &mut Written,
-    ) -> Result<Vec<ChunkListRef>, RunError> {
+    async fn put_chunk_lists(&self, entries: &[ChunkEntry]) -> Result<Vec<(ChunkListRef, Put)>, RunError> {
         let mut lists = Vec::new();
         for (number, chunks) in entries.chunks(CHUNKS_PER_LIST).enumerate() {
             let number = u16::try_from(number)
@@ -252,8 +258,8 @@ impl Attempt<'_> {
             let object = BackupObject::ChunkList(number);
             let bytes = json(&chunk_list(chunks))?;
             let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-            lists.push(ChunkListRef { name: object_name(&object), blake3: Digest::of(&bytes), chunks: count });
-            self.put(object, bytes.into(), written).await?;
+            let list = ChunkListRef { name: object_name(&object), blake3: Digest::of(&bytes), chunks: count };
+            lists.push((list, self.put(object, bytes.into()).await?));
         }
         Ok(lists)
     }

@@ -11,7 +11,7 @@ use crate::run::RunError;
 use crate::run::small::put_again;
 use crate::sign::SignedType;
 use crate::store::key::{BackupObject, object_name};
-use crate::store::{ObjectKey, PutOutcome, StoreErrorKind};
+use crate::store::{Evidence, ObjectKey, PutOutcome, StoreErrorKind};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -22,7 +22,19 @@ pub(super) struct Written {
     digests: BTreeMap<BackupObject, Digest>,
 }
 
+/// One object that was put and confirmed.
+pub(super) struct Put {
+    object: BackupObject,
+    digest: Digest,
+    evidence: Evidence,
+}
+
 impl Written {
+    pub(super) fn note(&mut self, put: Put) {
+        self.receipt.push(ReceiptEntry { name: object_name(&put.object), evidence: put.evidence });
+        self.digests.insert(put.object, put.digest);
+    }
+
     pub(super) fn digest(&self, object: &BackupObject) -> Result<Digest, RunError> {
         let missing =
             || RunError::Damaged { key: object_name(object), reason: "it was not put: this is a defect".into() };
@@ -38,8 +50,7 @@ impl Attempt<'_> {
         object: BackupObject,
         signed_type: SignedType,
         bytes: Vec<u8>,
-        written: &mut Written,
-    ) -> Result<(), RunError> {
+    ) -> Result<Put, RunError> {
         let key = self.key(&object);
         let signature = self.env.keys.signing.sign(signed_type, key.as_str(), &bytes)?;
         match put_again(&*self.env.store, &key.signature(), signature.into()).await {
@@ -51,23 +62,22 @@ impl Attempt<'_> {
             }
             result => drop(result?),
         }
-        self.put(object, bytes.into(), written).await
+        self.put(object, bytes.into()).await
     }
 
     /// As [`Attempt::put_signed`], with a signature that was made and noted before.
-    pub(super) async fn put_both(
-        &self,
-        object: BackupObject,
-        bytes: &[u8],
-        signature: &[u8],
-        written: &mut Written,
-    ) -> Result<(), RunError> {
-        let signature = Bytes::copy_from_slice(signature);
-        put_again(&*self.env.store, &self.key(&object).signature(), signature).await?;
-        self.put(object, Bytes::copy_from_slice(bytes), written).await
+    pub(super) async fn put_both(&self, object: BackupObject, bytes: &[u8], signature: &[u8]) -> Result<Put, RunError> {
+        self.put_signature(&object, signature).await?;
+        self.put(object, Bytes::copy_from_slice(bytes)).await
     }
 
-    pub(super) async fn put(&self, object: BackupObject, bytes: Bytes, written: &mut Written) -> Result<(), RunError> {
+    /// Puts the signature alone, of an object that follows.
+    pub(super) async fn put_signature(&self, object: &BackupObject, signature: &[u8]) -> Result<(), RunError> {
+        put_again(&*self.env.store, &self.key(object).signature(), Bytes::copy_from_slice(signature)).await?;
+        Ok(())
+    }
+
+    pub(super) async fn put(&self, object: BackupObject, bytes: Bytes) -> Result<Put, RunError> {
         let key = self.key(&object);
         if bytes.len() as u64 > limit_bytes(&object) {
             let what = format!("{key} would have {} bytes, more than any reader takes", bytes.len());
@@ -84,9 +94,7 @@ impl Attempt<'_> {
         if outcome == PutOutcome::Identical {
             tracing::debug!(%key, "was there already with the same bytes");
         }
-        written.receipt.push(ReceiptEntry { name: object_name(&object), evidence });
-        written.digests.insert(object, digest);
-        Ok(())
+        Ok(Put { object, digest, evidence })
     }
 
     pub(super) fn key(&self, object: &BackupObject) -> ObjectKey {
