@@ -208,7 +208,8 @@ pub struct Manifest {
     pub base: Option<BaseRef>,
     /// Where it came from.
     pub origin: Origin,
-    /// The run that took snapshots of several datasets at one moment.
+    /// The moment of its snapshot: the pool's guid and the transaction group, both in hexadecimal. All datasets of which
+    /// one atomic snapshot was taken have the same. Null in what the first builds of version 0.1 made.
     pub group: Option<String>,
     /// The snapshot that a clone came from, when the dataset was one. The stream has all of its data all the same, and
     /// what is restored from it is no clone. Null in what the first builds of version 0.1 made, whatever it was.

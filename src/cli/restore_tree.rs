@@ -127,6 +127,9 @@ fn say_apart(tree: &RestoreTree, context: &Context) {
             "{dataset} was not there at that moment; it is left out (its newest before is from {at})"
         ));
     }
+    for name in &tree.unstored {
+        output.always(&format!("{name} was there at that moment and has no backup; it is not restored"));
+    }
 }
 
 /// Where all will be mounted, if that is wanted; a plan on a host without ZFS goes without.

@@ -2,7 +2,7 @@
 
 use crate::chains::{assert_comes_back, chain, night, nightly};
 use crate::world::{World, committed, key_of, memory_store, name, never, noise, now};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use zfs_backup::config::RawMode;
 use zfs_backup::manifest::Manifest;
@@ -260,6 +260,8 @@ async fn a_tree_comes_back_as_it_was_at_one_moment() {
     let found: Vec<_> = tree.members.iter().map(|member| (member.dataset.as_str(), member.same_moment)).collect();
     assert_eq!(found, [(root.as_str(), true), (&late, true), (&one, true), (&two, false)]);
     assert!(tree.younger.is_empty() && tree.failed.is_empty());
+    let groups = tree.members.iter().map(|member| member.set.newest().manifest.group.clone());
+    assert_eq!(groups.collect::<BTreeSet<_>>().len(), 2, "two moments");
 
     let oldest = world.catalog().await.backups[0].manifest.clone();
     let point = RestorePoint::Id(oldest.id.clone());
@@ -267,6 +269,7 @@ async fn a_tree_comes_back_as_it_was_at_one_moment() {
     assert_eq!(tree.younger, [name(&late)]);
     for (member, expected) in tree.members.iter().zip(&first) {
         assert!(member.same_moment, "{}", member.dataset);
+        assert!(oldest.group.is_some() && member.set.newest().manifest.group == oldest.group, "{}", member.dataset);
         let target = name(&member.dataset.as_str().replace(&root, "tank/back"));
         receive(&world, &member.set, &target, &ReceiveOptions::default()).await.unwrap();
         assert!(world.zfs.files(&target) == *expected, "{target}");
@@ -291,16 +294,42 @@ async fn a_tree_comes_back_as_it_was_at_one_moment() {
         let selected = Selected { dataset: world.zfs.dataset(&name(dataset)).unwrap().unwrap(), stored: name(stored) };
         committed(back_up(&world.env(), &selected, RequestedKind::Lifecycle).await.unwrap());
     }
-    let now = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest).await.unwrap();
-    let found: Vec<_> =
-        now.members.iter().map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment)).collect();
+    let tree = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest).await.unwrap();
+    let found: Vec<_> = tree
+        .members
+        .iter()
+        .map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment))
+        .collect();
     let expected = [(root.as_str(), "", true), (&one, "/moved", true), (&two, "/moved/two", false)];
     assert_eq!(found, expected);
-    assert_eq!(now.gone.iter().map(|(dataset, _)| dataset.as_str()).collect::<Vec<_>>(), [gone.as_str()]);
+    assert_eq!(tree.gone.iter().map(|(dataset, _)| dataset.as_str()).collect::<Vec<_>>(), [gone.as_str()]);
     // The moment before is as it was.
     let then = find_restore_tree(&stores, &name(&root), &world.keys, &point).await.unwrap();
     let below: Vec<_> = then.members.iter().map(|member| member.below.as_str()).collect();
     assert_eq!(below, ["", "/one", "/one/two"]);
+
+    // One that was moved into the tree is stored under its old name; one that was never backed up is named.
+    let (moved_in, unstored) = (child("stray"), child("unstored"));
+    world.zfs.rename(&name(&stray), &name(&moved_in));
+    world.zfs.create(&name(&unstored), DatasetType::Filesystem);
+    take_snapshots(&world.zfs, &[name(&root), name(&moved_in)], "zfs-backup_", now()).unwrap();
+    for (dataset, stored) in [(&root, &root), (&moved_in, &stray)] {
+        let selected = Selected { dataset: world.zfs.dataset(&name(dataset)).unwrap().unwrap(), stored: name(stored) };
+        committed(back_up(&world.env(), &selected, RequestedKind::Lifecycle).await.unwrap());
+    }
+    let tree = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest).await.unwrap();
+    let found: Vec<_> = tree
+        .members
+        .iter()
+        .map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment))
+        .collect();
+    let expected =
+        [(root.as_str(), "", true), (&one, "/moved", false), (&two, "/moved/two", false), (&stray, "/stray", true)];
+    assert_eq!(found, expected);
+    assert_eq!(tree.unstored, [unstored]);
+    // It was not in the tree before.
+    let then = find_restore_tree(&stores, &name(&root), &world.keys, &point).await.unwrap();
+    assert!(then.members.iter().all(|member| member.dataset.as_str() != stray) && then.unstored.is_empty());
 
     // One that is damaged is named, and the others are found.
     let damaged = world.store.keys().into_iter().find(|key| key.starts_with(&two) && key.contains("chunks-0000"));

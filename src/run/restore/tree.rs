@@ -1,18 +1,19 @@
 //! [`find_restore_tree`]: a dataset with its descendants, as they were at one moment.
 //!
 //! Which there were, and under which names, the backup of the root knows ([`Private::descendants`]). One that was there and
-//! has no backup of that moment is restored as it was before; one that was not there is left out.
+//! has no backup of that moment is restored as it was before; one that was not there is left out. One that was moved into
+//! the tree keeps its old name in the store, and is found there by its guid.
 
 use super::find::Shelves;
 use super::{RestorePoint, RestoreSet};
 use crate::keyring::KeyFile;
 use crate::manifest::{Descendant, Manifest, Private};
 use crate::model::{DatasetName, Guid, SnapshotName};
-use crate::run::RunError;
 use crate::run::catalog::list_datasets;
+use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use jiff::Timestamp;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// One dataset of a tree.
@@ -39,6 +40,8 @@ pub struct RestoreTree {
     pub gone: Vec<(DatasetName, Timestamp)>,
     /// Descendants of which nothing can be restored, and why.
     pub failed: Vec<(DatasetName, RunError)>,
+    /// What was there at that moment, by its name in the pool, and was never backed up.
+    pub unstored: Vec<String>,
 }
 
 /// Finds the root's backup as [`super::find_restore_set`] does, and for each descendant that a store knows the backup of
@@ -58,9 +61,11 @@ pub async fn find_restore_tree(
     let moment = set.newest().manifest.clone();
     let then = Then::of(set.newest().private.as_ref());
     let first = TreeMember { dataset: root.clone(), below: String::new(), set, same_moment: true };
-    let mut tree = RestoreTree { members: vec![first], younger: Vec::new(), gone: Vec::new(), failed: Vec::new() };
+    let (younger, gone, failed, unstored) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut tree = RestoreTree { members: vec![first], younger, gone, failed, unstored };
     let mut found = Vec::new();
-    for dataset in descendants(stores, root).await? {
+    let (below, elsewhere) = stored_datasets(stores, root).await?;
+    for dataset in below {
         match find_member(stores, root, &dataset, keys, &moment).await {
             Ok(Some(member)) => found.push(member),
             Ok(None) => tree.younger.push(dataset),
@@ -68,7 +73,11 @@ pub async fn find_restore_tree(
         }
     }
     match then {
-        Some(then) => then.place(found, &mut tree),
+        Some(then) => {
+            let known = found.iter().map(guid_of).collect();
+            found.extend(then.find_moved(stores, root, elsewhere, keys, &moment, known).await);
+            then.place(found, &mut tree);
+        }
         None => tree.members.extend(found),
     }
     tree.members.sort_by(|one, other| one.below.cmp(&other.below));
@@ -114,6 +123,39 @@ impl Then {
         Some(Self { root: snapshot.dataset().clone(), descendants: private.descendants.clone()? })
     }
 
+    /// What was moved into the tree and is stored under a name that is not below the root's. Most trees have none, and
+    /// then nothing is read for it.
+    async fn find_moved(
+        &self,
+        stores: &[Arc<dyn ObjectStore>],
+        root: &DatasetName,
+        elsewhere: BTreeSet<DatasetName>,
+        keys: &KeyFile,
+        moment: &Manifest,
+        known: BTreeSet<Guid>,
+    ) -> Vec<TreeMember> {
+        let mut moved: BTreeMap<Guid, TreeMember> = BTreeMap::new();
+        let is_sought = |guid| self.descendants.iter().any(|there| there.guid == guid && !known.contains(&guid));
+        if !self.descendants.iter().any(|there| is_sought(there.guid)) {
+            return Vec::new();
+        }
+        let createtxg = |member: &TreeMember| member.set.newest().manifest.snapshot.createtxg;
+        for dataset in elsewhere {
+            match find_member(stores, root, &dataset, keys, moment).await {
+                Ok(Some(member)) if is_sought(guid_of(&member)) => {
+                    let newest = moved.remove(&guid_of(&member)).into_iter().chain([member]).max_by_key(createtxg);
+                    moved.extend(newest.map(|member| (guid_of(&member), member)));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::warn!(%dataset, error, "whether it belonged to the tree at that moment is not known");
+                }
+            }
+        }
+        moved.into_values().collect()
+    }
+
     /// Sorts out what was not there, and gives each of the others its name of then.
     fn place(&self, found: Vec<TreeMember>, tree: &mut RestoreTree) {
         let guids: BTreeSet<Guid> = found.iter().map(guid_of).collect();
@@ -140,6 +182,13 @@ impl Then {
                 tree.failed.push((member.dataset, error));
             }
         }
+        let root = &tree.members[0].dataset;
+        let told = tree.younger.iter().chain(tree.failed.iter().map(|(dataset, _)| dataset));
+        taken.extend(told.filter_map(|dataset| Some(dataset.as_str().strip_prefix(root.as_str())?.to_owned())));
+        let unstored = self.descendants.iter().map(|there| &there.name);
+        let unstored =
+            unstored.filter(|name| !name.strip_prefix(self.root.as_str()).is_some_and(|below| taken.contains(below)));
+        tree.unstored = unstored.cloned().collect();
     }
 }
 
@@ -147,12 +196,16 @@ fn guid_of(member: &TreeMember) -> Guid {
     member.set.newest().manifest.origin.dataset_guid
 }
 
-/// By name.
-async fn descendants(stores: &[Arc<dyn ObjectStore>], root: &DatasetName) -> Result<BTreeSet<DatasetName>, RunError> {
+/// The datasets in the stores that are below the root, and the others without it.
+async fn stored_datasets(
+    stores: &[Arc<dyn ObjectStore>],
+    root: &DatasetName,
+) -> Result<(BTreeSet<DatasetName>, BTreeSet<DatasetName>), RunError> {
     let mut found = BTreeSet::new();
-    let below = format!("{root}/");
     for store in stores {
-        found.extend(list_datasets(&**store).await?.into_iter().filter(|name| name.as_str().starts_with(&below)));
+        found.extend(list_datasets(&**store).await?);
     }
-    Ok(found)
+    found.remove(root);
+    let below = format!("{root}/");
+    Ok(found.into_iter().partition(|name| name.as_str().starts_with(&below)))
 }
