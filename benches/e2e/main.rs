@@ -8,6 +8,7 @@
 #[path = "../../tests/support/b2_sim.rs"]
 mod b2_sim;
 mod cost;
+mod floor;
 mod generate;
 mod http;
 mod objects;
@@ -20,7 +21,9 @@ const USAGE: &str = "\
 e2e sink PORT [--delay-ms N] [--keep DIR]   an S3 server on 127.0.0.1; without --keep large bodies are discarded
 e2e b2                                      a simulator of B2; prints its endpoint, key id and key
 e2e generate random|mixed BYTES FILE        a valid full send stream of that many bytes of blocks
-e2e cost FILE                               CPU seconds per GiB of the bare arithmetic on one core";
+e2e cost FILE                               CPU seconds per GiB of the bare arithmetic on one core
+e2e floor upload|restore PORT               the least that the machine asks: pipe, arithmetic, socket; what came back
+                                            is not what went, for only the work is the same";
 
 fn main() {
     // Cargo adds an argument of its own.
@@ -46,6 +49,8 @@ fn main() {
             }
         }
         ["generate", kind, bytes, file] => generate::generate(kind, bytes.parse().unwrap(), Path::new(file)),
+        ["floor", "upload", port] => floor::upload(port.parse().unwrap()),
+        ["floor", "restore", port] => floor::restore(port.parse().unwrap()),
         ["cost", file] => cost::cost(Path::new(file)),
         _ => println!("{USAGE}"),
     }

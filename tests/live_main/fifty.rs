@@ -1,7 +1,7 @@
 //! A tree of fifty datasets over five runs, with datasets made, destroyed and renamed between them; then the third moment
 //! comes back: exactly the datasets that there were, under their names of then, with exactly their files.
 
-use crate::bench::Bench;
+use crate::bench::{Bench, tell};
 use crate::pool::{noise, run, zfs};
 use std::collections::BTreeMap;
 use std::fs;
@@ -136,12 +136,12 @@ fn a_tree_of_fifty_datasets_comes_back_as_it_was_at_the_third_of_five_moments() 
         assert!(said.contains(&format!("{root}/{gone} was not there at that moment")), "{gone}: {said}");
     }
     assert!(said.contains(&format!("{root}/fourth0 has no backup that is as old")), "{said}");
-    println!(
+    tell(&format!(
         "datasets in the five runs: {counts:?}; {} restored to the third moment, {} files; backups {:.0} s, restore {:.0} s",
         back.len(),
         back.values().map(BTreeMap::len).sum::<usize>(),
         backed_up.as_secs_f64(),
         (begun.elapsed() - backed_up).as_secs_f64(),
-    );
+    ));
     assert!(third.len() >= 50 && counts.len() == 5, "{counts:?}");
 }

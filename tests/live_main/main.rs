@@ -36,4 +36,5 @@ mod random;
 mod redacted;
 mod restores;
 mod resumed;
+mod thousands;
 mod trees;
