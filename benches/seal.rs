@@ -37,11 +37,11 @@ fn seal(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(CHUNK_BYTES as u64)).sample_size(10);
     group.bench_function("plain", |bencher| bencher.iter(|| seal_chunk(&stream, &to, Compression::None, &pool)));
     group.bench_function("zstd 1, incompressible", |bencher| {
-        bencher.iter(|| seal_chunk(&stream, &to, Compression::Zstd { level: 1 }, &pool));
+        bencher.iter(|| seal_chunk(&stream, &to, Compression::Zstd { level: 1, long: None }, &pool));
     });
     let zeros = vec![0; CHUNK_BYTES];
     group.bench_function("zstd 1, zeros", |bencher| {
-        bencher.iter(|| seal_chunk(&zeros, &to, Compression::Zstd { level: 1 }, &pool));
+        bencher.iter(|| seal_chunk(&zeros, &to, Compression::Zstd { level: 1, long: None }, &pool));
     });
 }
 

@@ -37,7 +37,7 @@ pub use problem::{ConfigError, Notice, Problem};
 pub use remote::Remote;
 pub use schedule::{BandwidthSchedule, Window};
 pub use secret::{CommandLine, Passphrase, Secret, SecretError, SecretFile};
-pub use send::{Compression, RawMode, SendSection};
+pub use send::{Compression, RawMode, SEALING_THREADS_MAX, SendSection};
 pub use sequence::SequenceStep;
 pub use stores::{B2Section, CredentialFiles, PartSettings, PruneSection, S3Section};
 pub use units::{Age, InvalidValue, Size, TimeLimit};

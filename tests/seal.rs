@@ -114,7 +114,7 @@ fn what_the_age_crate_seals_we_open() {
 fn a_compressed_chunk_comes_back_and_age_and_zstd_alone_open_it() {
     let identity = age::x25519::Identity::generate();
     let plain = [pattern(100_000), vec![7; 500_000]].concat();
-    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 3 }, 1 << 16);
+    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 3, long: None }, 1 << 16);
     let sealed = parts.concat();
     assert!(chunk.sealed_bytes < 200_000);
     assert_eq!(open(&sealed, chunk, &identity, true, 1000).unwrap(), plain);
@@ -122,10 +122,26 @@ fn a_compressed_chunk_comes_back_and_age_and_zstd_alone_open_it() {
 }
 
 #[test]
+fn repetitions_far_apart_are_found_in_a_long_window() {
+    let identity = age::x25519::Identity::generate();
+    let noise = pattern(3 << 20);
+    let plain = [&noise[..], &vec![0; 9 << 20], &noise].concat();
+    let sealed_bytes = |long| seal(&plain, &identity, Compression::Zstd { level: 1, long }, 1 << 20).1.sealed_bytes;
+    assert!(sealed_bytes(None) > 6 << 20, "the window of level 1 is shorter");
+    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1, long: Some(24) }, 1 << 20);
+    assert!(chunk.sealed_bytes < 4 << 20, "{} bytes", chunk.sealed_bytes);
+    assert!(open(&parts.concat(), chunk, &identity, true, 100_000).unwrap() == plain);
+    // The largest window that is allowed needs no option of any reader.
+    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1, long: Some(27) }, 1 << 20);
+    assert!(zstd::stream::decode_all(&open_with_age(&parts.concat(), &identity)[..]).unwrap() == plain);
+    assert!(open(&parts.concat(), chunk, &identity, true, 100_000).unwrap() == plain);
+}
+
+#[test]
 fn what_expands_a_thousandfold_comes_in_runs() {
     let identity = age::x25519::Identity::generate();
     let plain = vec![0; 8 * RUN_BYTES];
-    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1 }, 1 << 20);
+    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1, long: None }, 1 << 20);
     let mut pieces = ChunkPieces::new(chunk, [identity].into()).unwrap();
     let pages = pieces.take(BytesMut::from(&parts.concat()[..])).unwrap().open().unwrap();
     let (mut plain_of, mut stream_bytes, mut page) =
@@ -150,7 +166,8 @@ fn many_threads_of_zstd_make_a_frame_that_zstd_alone_opens() {
         sealed.extend_from_slice(part.seal()?.as_ref());
         Ok(())
     };
-    let mut filler = ChunkFiller::new(&[identity.to_public()], Compression::Zstd { level: 3 }, 3, &pool).unwrap();
+    let mut filler =
+        ChunkFiller::new(&[identity.to_public()], Compression::Zstd { level: 3, long: None }, 3, &pool).unwrap();
     plain.chunks(1 << 20).for_each(|piece| filler.write(piece, &mut sink).unwrap());
     filler.finish(&mut sink).unwrap();
     assert!(sealed.len() < 5_500_000);
@@ -231,7 +248,7 @@ proptest! {
     fn pieces_opened_in_any_order_are_the_stream(bytes in 0usize..400_000, pages in 1u32..5, level in prop::option::of(1i32..3)) {
         let identity = age::x25519::Identity::generate();
         let plain = pattern(bytes);
-        let compression = level.map_or(Compression::None, |level| Compression::Zstd { level });
+        let compression = level.map_or(Compression::None, |level| Compression::Zstd { level, long: None });
         let (parts, chunk) = seal(&plain, &identity, compression, 100_000);
         let sealed = parts.concat();
         let mut pieces = ChunkPieces::new(chunk, [identity].into()).unwrap();
@@ -271,7 +288,7 @@ proptest! {
     fn opening_is_the_inverse_of_sealing(bytes in 0usize..400_000, part in 1000usize..200_000, piece in 1usize..200_000, level in prop::option::of(1i32..4)) {
         let identity = age::x25519::Identity::generate();
         let plain = pattern(bytes);
-        let compression = level.map_or(Compression::None, |level| Compression::Zstd { level });
+        let compression = level.map_or(Compression::None, |level| Compression::Zstd { level, long: None });
         let (parts, chunk) = seal(&plain, &identity, compression, part);
         let opened = open(&parts.concat(), chunk, &identity, level.is_some(), piece);
         prop_assert!(opened.is_ok_and(|opened| opened == plain));

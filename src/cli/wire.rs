@@ -423,7 +423,7 @@ pub(super) fn backup_settings(config: &Config) -> BackupSettings {
         split_bytes: config.split_size.bytes(),
         compression: match config.send.compression {
             config::Compression::None => Compression::None,
-            config::Compression::Zstd(level) => Compression::Zstd { level },
+            config::Compression::Zstd { level, long } => Compression::Zstd { level, long },
         },
         raw: config.send.raw,
         compressed: config.send.compressed,

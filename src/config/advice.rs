@@ -51,14 +51,20 @@ impl Config {
     /// The most memory that a backup or a restore takes, whatever the size of the data.
     pub fn peak_bytes(&self) -> u64 {
         let parts = self.parts();
-        parts.part_size.bytes() * (u64::from(parts.concurrency) + PARTS_BESIDE) + PEAK_FIXED.bytes()
+        parts.part_size.bytes() * (u64::from(parts.concurrency) + PARTS_BESIDE)
+            + PEAK_FIXED.bytes()
+            + self.send.compression.peak_bytes()
     }
 
     fn memory_advice(&self) -> String {
         let parts = self.parts();
         let peak = Size(self.peak_bytes());
+        let compression = match Size(self.send.compression.peak_bytes()) {
+            Size(0) => String::new(),
+            more => format!(" + {more} for {}", self.send.compression),
+        };
         format!(
-            "at most {peak}: parts of {} x ({} in flight + {PARTS_BESIDE}) + {PEAK_FIXED}",
+            "at most {peak}: parts of {} x ({} in flight + {PARTS_BESIDE}) + {PEAK_FIXED}{compression}",
             parts.part_size, parts.concurrency
         )
     }

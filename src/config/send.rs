@@ -1,8 +1,10 @@
 //! `[send]`: the form of the stream.
 
+use super::Size;
 use super::section::Section;
 use super::units::InvalidValue;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// Whether encrypted blocks leave as they lie on disk.
@@ -23,12 +25,21 @@ pub enum Compression {
     /// Nothing.
     #[default]
     None,
-    /// zstd of that level, 1 to 19.
-    Zstd(i32),
+    /// zstd.
+    Zstd {
+        /// 1 to 19.
+        level: i32,
+        /// The bits of a window in which repetitions are found far apart; `None` for that of the level.
+        long: Option<u32>,
+    },
 }
 
+/// So many threads compress and seal at most: with more of them the reader, the hasher and the line come first.
+pub const SEALING_THREADS_MAX: usize = 4;
 /// zstd's own default.
 const ZSTD_LEVEL_DEFAULT: i32 = 3;
+/// Below it finds nothing that the level does not; above it `zstd -d` wants an option, and a restore more memory.
+const LONG_BITS: RangeInclusive<u32> = 20..=27;
 
 /// `[send]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,20 +106,49 @@ impl fmt::Display for RawMode {
     }
 }
 
+impl Compression {
+    /// Memory that it takes beyond what it takes at the lower levels, at most: tables of each thread, and the window.
+    pub(super) fn peak_bytes(self) -> u64 {
+        let Self::Zstd { level, long } = self else { return 0 };
+        // 4 bytes an entry of the level's hash and chain tables, and some for the optimal parser.
+        let thread = match level {
+            ..=8 => 0,
+            9 => 16,
+            10..=11 => 28,
+            12..=14 => 52,
+            15..=18 => 68,
+            _ => 108,
+        };
+        // The window, and what is read ahead of it.
+        let window = long.map_or(0, |bits| 2 << bits);
+        Size::mebibytes(thread).bytes() * SEALING_THREADS_MAX as u64 + window
+    }
+}
+
 impl FromStr for Compression {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let invalid = || InvalidValue::new(text, "none, zstd, or zstd:LEVEL with a level from 1 to 19");
-        match text.split_once(':') {
-            None if text == "none" => Ok(Self::None),
-            None if text == "zstd" => Ok(Self::Zstd(ZSTD_LEVEL_DEFAULT)),
-            Some(("zstd", level)) => {
-                let level = level.parse().ok().filter(|level| (1..=19).contains(level));
-                level.map(Self::Zstd).ok_or_else(invalid)
+        let invalid = || {
+            InvalidValue::new(
+                text,
+                "none, zstd, or zstd:LEVEL with a level from 1 to 19, and perhaps ,long=BITS with 20 to 27 bits",
+            )
+        };
+        let (method, long) = match text.split_once(",long=") {
+            None => (text, None),
+            Some((method, bits)) => {
+                let bits = bits.parse().ok().filter(|bits| LONG_BITS.contains(bits));
+                (method, Some(bits.ok_or_else(invalid)?))
             }
-            _ => Err(invalid()),
-        }
+        };
+        let level = match (method.split_once(':'), long) {
+            (None, None) if method == "none" => return Ok(Self::None),
+            (None, _) if method == "zstd" => Some(ZSTD_LEVEL_DEFAULT),
+            (Some(("zstd", level)), _) => level.parse().ok().filter(|level| (1..=19).contains(level)),
+            _ => None,
+        };
+        Ok(Self::Zstd { level: level.ok_or_else(invalid)?, long })
     }
 }
 
@@ -116,7 +156,8 @@ impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("none"),
-            Self::Zstd(level) => write!(f, "zstd:{level}"),
+            Self::Zstd { level, long: None } => write!(f, "zstd:{level}"),
+            Self::Zstd { level, long: Some(bits) } => write!(f, "zstd:{level},long={bits}"),
         }
     }
 }
@@ -126,12 +167,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn compression_has_levels_from_1_to_19() {
+    fn compression_has_levels_from_1_to_19_and_windows() {
+        let zstd = |level, long| Some(Compression::Zstd { level, long });
         for (text, expected) in [
             ("none", Some(Compression::None)),
-            ("zstd", Some(Compression::Zstd(3))),
-            ("zstd:1", Some(Compression::Zstd(1))),
-            ("zstd:19", Some(Compression::Zstd(19))),
+            ("zstd", zstd(3, None)),
+            ("zstd:1", zstd(1, None)),
+            ("zstd:19", zstd(19, None)),
+            ("zstd,long=20", zstd(3, Some(20))),
+            ("zstd:1,long=27", zstd(1, Some(27))),
+            ("zstd:1,long=28", None),
+            ("zstd:1,long=19", None),
+            ("zstd:1,long=", None),
+            ("zstd:1,long", None),
+            ("none,long=24", None),
             ("zstd:20", None),
             ("zstd:0", None),
             ("zstd:", None),
@@ -139,6 +188,9 @@ mod tests {
             ("none:1", None),
         ] {
             assert_eq!(text.parse().ok(), expected, "{text}");
+            if let Some(expected) = expected {
+                assert_eq!(expected.to_string().parse().ok(), Some(expected), "{text}");
+            }
         }
     }
 }

@@ -25,6 +25,8 @@ pub enum Compression {
     Zstd {
         /// 1 to 19.
         level: i32,
+        /// Repetitions are also looked for so far back, in bits: 24 is 16 MiB. Without, as far as the level's window goes.
+        long: Option<u32>,
     },
 }
 
@@ -115,7 +117,7 @@ impl ChunkFiller {
         let (head, key) = new_head(recipients)?;
         let compressor = match compression {
             Compression::None => None,
-            Compression::Zstd { level } => Some(compressor(level, threads).map_err(SealError::Compress)?),
+            Compression::Zstd { level, long } => Some(compressor(level, long, threads).map_err(SealError::Compress)?),
         };
         let head_of = ChunkHead { bytes: u32::try_from(head.len()).unwrap_or(u32::MAX), blake3: Digest::of(&head) };
         Ok(Self { parts: PartFiller::new(head, key, pool.clone()), compressor, stream_bytes: 0, head: head_of })
@@ -195,9 +197,13 @@ fn compress(
 }
 
 /// One frame, with its own checksum.
-fn compressor(level: i32, threads: u32) -> std::io::Result<Encoder<'static>> {
+fn compressor(level: i32, long: Option<u32>, threads: u32) -> std::io::Result<Encoder<'static>> {
     let mut encoder = Encoder::new(level)?;
     encoder.set_parameter(CParameter::ChecksumFlag(true))?;
+    if let Some(bits) = long {
+        encoder.set_parameter(CParameter::EnableLongDistanceMatching(true))?;
+        encoder.set_parameter(CParameter::WindowLog(bits))?;
+    }
     if threads > 1 {
         encoder.set_parameter(CParameter::NbWorkers(threads))?;
         // Without this a job is four windows long, 32 MiB at level 19, and each thread has several.

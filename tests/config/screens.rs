@@ -520,6 +520,8 @@ fn advice_says_what_a_configuration_costs() {
     zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
     copies: there is no remote: all backups lie on this host and go with it
     ");
+    let strong = advice(&format!("{local}[send]\ncompression = \"zstd:12,long=25\"\n"));
+    assert_snapshot!(strong.lines().next().unwrap(), @"memory: at most 368M: parts of 8M x (4 in flight + 2) + 48M + 272M for zstd:12,long=25");
     let b2 = |more: &str| {
         let main = "[main]\nzfs_fs = \"t\"\nencryption_passphrase_file = \"/k\"\nremote = \"b2:bucket\"\n";
         let lines = advice(&format!("{main}{more}"));

@@ -86,7 +86,7 @@ async fn a_backup_is_stored_whole_and_restores_to_the_same_bytes_and_files() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compressed_backup_restores_to_the_same_bytes_and_files() {
     let mut world = World::new();
-    world.settings.compression = Compression::Zstd { level: 3 };
+    world.settings.compression = Compression::Zstd { level: 3, long: None };
     assert_whole_round(&world).await;
 }
 
@@ -185,7 +185,7 @@ struct Shape {
 
 fn shapes() -> impl Strategy<Value = Shape> {
     let file = (1u64..40, prop_oneof![Just(0usize), 1usize..5000, 5000usize..120_000], any::<bool>());
-    let compression = prop_oneof![Just(Compression::None), Just(Compression::Zstd { level: 1 })];
+    let compression = prop_oneof![Just(Compression::None), Just(Compression::Zstd { level: 1, long: None })];
     let shape = (prop::collection::vec(file, 0..6), 1u64..40, 1usize..40, compression);
     shape.prop_map(|(files, split_pages, part_kib, compression)| Shape { files, split_pages, part_kib, compression })
 }

@@ -30,7 +30,7 @@ async fn backed_up(compression: Compression) -> (World, Manifest, TempDir) {
     (world, manifest, folder)
 }
 
-const ZSTD: Compression = Compression::Zstd { level: 3 };
+const ZSTD: Compression = Compression::Zstd { level: 3, long: None };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_instructions_restore_the_stream_without_this_tool() {

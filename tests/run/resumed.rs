@@ -101,7 +101,7 @@ fn cut(world: &World, target: &DatasetName, streams: &[Vec<u8>], at: usize, mark
 fn worlds() -> Vec<(&'static str, World)> {
     let plain = World::new();
     let mut compressed = World::new();
-    compressed.settings.compression = Compression::Zstd { level: 1 };
+    compressed.settings.compression = Compression::Zstd { level: 1, long: None };
     let objects = World::new();
     objects.zfs.set_points_at_objects();
     let mut raw = World::new();

@@ -9,6 +9,7 @@
 
 use super::produce::ProduceError;
 use super::{Ending, Event, SealedEnd};
+use crate::config::SEALING_THREADS_MAX;
 use crate::model::ChunkIndex;
 use crate::store::key::{BackupObject, object_name};
 use crate::stream::fill::FilledPart;
@@ -20,8 +21,6 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope};
 use tokio::sync::mpsc::Sender;
 
-/// More sealers than this do not help: the reader, the hasher and the line come first.
-const SEALERS_MAX: usize = 4;
 /// Steps and jobs that wait. Handles only: the pool bounds the memory, and no pool has more parts than the 64 in flight
 /// that a configuration may name and the two beside.
 const STEPS_MAX: usize = 66;
@@ -78,7 +77,7 @@ impl Line {
 
 /// How many threads seal on this machine.
 pub(super) fn sealers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(SEALERS_MAX)
+    std::thread::available_parallelism().map_or(1, usize::from).min(SEALING_THREADS_MAX)
 }
 
 /// Does `work`, whose parts go to the uploader; returns when all of them are handed over or nobody wants them.
