@@ -128,7 +128,7 @@ fn say_apart(tree: &RestoreTree, context: &Context) {
         ));
     }
     for name in &tree.unstored {
-        output.always(&format!("{name} was there at that moment and has no backup; it is not restored"));
+        output.always(&format!("{name} was there at that moment, and no backup of it was found; it is not restored"));
     }
 }
 

@@ -38,8 +38,8 @@ pub enum Compression {
 pub const SEALING_THREADS_MAX: usize = 4;
 /// zstd's own default.
 const ZSTD_LEVEL_DEFAULT: i32 = 3;
-/// Below it finds nothing that the level does not; above it `zstd -d` wants an option, and a restore more memory.
-const LONG_BITS: RangeInclusive<u32> = 20..=27;
+/// Levels 17 to 19 look back 23 bits without being told; above 27 `zstd -d` wants an option, and a restore more memory.
+const LONG_BITS: RangeInclusive<u32> = 24..=27;
 
 /// `[send]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,8 +119,9 @@ impl Compression {
             15..=18 => 68,
             _ => 108,
         };
-        // The window, and what is read ahead of it.
-        let window = long.map_or(0, |bits| 2 << bits);
+        // The window, and what is read ahead of it: more where the level makes jobs of 16 MiB of it.
+        let ahead = if level > 18 { Size::mebibytes(128).bytes() } else { 0 };
+        let window = long.map_or(0, |bits| (2 << bits) + ahead);
         Size::mebibytes(thread).bytes() * SEALING_THREADS_MAX as u64 + window
     }
 }
@@ -132,7 +133,7 @@ impl FromStr for Compression {
         let invalid = || {
             InvalidValue::new(
                 text,
-                "none, zstd, or zstd:LEVEL with a level from 1 to 19, and perhaps ,long=BITS with 20 to 27 bits",
+                "none, zstd, or zstd:LEVEL with a level from 1 to 19, and perhaps ,long=BITS with 24 to 27 bits",
             )
         };
         let (method, long) = match text.split_once(",long=") {
@@ -174,10 +175,10 @@ mod tests {
             ("zstd", zstd(3, None)),
             ("zstd:1", zstd(1, None)),
             ("zstd:19", zstd(19, None)),
-            ("zstd,long=20", zstd(3, Some(20))),
+            ("zstd,long=24", zstd(3, Some(24))),
             ("zstd:1,long=27", zstd(1, Some(27))),
             ("zstd:1,long=28", None),
-            ("zstd:1,long=19", None),
+            ("zstd:1,long=23", None),
             ("zstd:1,long=", None),
             ("zstd:1,long", None),
             ("none,long=24", None),

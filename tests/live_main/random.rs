@@ -247,7 +247,8 @@ impl Rounds {
         let keys = self.bench.keys_in_bucket();
         let known = |id: &&str| {
             let has = |name: &str| keys.iter().any(|key| key.contains(*id) && key.ends_with(name));
-            has("/started.json") && !has("/private.age") && !has("/RESTORE.txt.minisig")
+            let is_closing = ["/private.age", "/RESTORE.txt.minisig", "/chunks-0000.json"].into_iter().any(has);
+            has("/started.json") && !is_closing
         };
         if unfinished(&keys).iter().any(known) {
             for entry in fs::read_dir(self.bench.path("state")).unwrap().flatten() {

@@ -327,6 +327,26 @@ async fn a_tree_comes_back_as_it_was_at_one_moment() {
         [(root.as_str(), "", true), (&one, "/moved", false), (&two, "/moved/two", false), (&stray, "/stray", true)];
     assert_eq!(found, expected);
     assert_eq!(tree.unstored, [unstored]);
+    // One moves away and another takes its name: what is stored under that name does not come in its place.
+    let away = "tank/away".to_owned();
+    world.zfs.rename(&name(&renamed), &name(&away));
+    world.zfs.rename(&name(&moved_in), &name(&one));
+    take_snapshots(&world.zfs, &[name(&root), name(&one), name(&away)], "zfs-backup_", now()).unwrap();
+    for (dataset, stored) in [(&root, &root), (&one, &stray), (&away, &one)] {
+        let selected = Selected { dataset: world.zfs.dataset(&name(dataset)).unwrap().unwrap(), stored: name(stored) };
+        committed(back_up(&world.env(), &selected, RequestedKind::Lifecycle).await.unwrap());
+    }
+    let tree = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest).await.unwrap();
+    let found: Vec<_> = tree
+        .members
+        .iter()
+        .map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment))
+        .collect();
+    assert_eq!(found, [(root.as_str(), "", true), (&stray, "/one", true)]);
+    let gone: Vec<_> = tree.gone.iter().map(|(dataset, _)| dataset.as_str()).collect();
+    assert_eq!(gone, [child("late").as_str(), &one, &two]);
+    assert!(tree.failed.is_empty() && tree.unstored.len() == 1, "{:?}", tree.unstored);
+
     // It was not in the tree before.
     let then = find_restore_tree(&stores, &name(&root), &world.keys, &point).await.unwrap();
     assert!(then.members.iter().all(|member| member.dataset.as_str() != stray) && then.unstored.is_empty());

@@ -21,7 +21,7 @@ use crate::store::ObjectKey;
 use crate::store::key::{BackupObject, ParsedKey, backup_prefix, object_name};
 use crate::zfs::PropertyValue;
 use bytes::Bytes;
-use futures_util::future::{join, join3};
+use futures_util::future::join3;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 
@@ -89,14 +89,9 @@ impl Attempt<'_> {
     /// Puts receipt and manifest, and reads the manifest back.
     async fn put_commit(&self, bytes: &CommitBytes) -> Result<Manifest, RunError> {
         let CommitBytes { receipt, receipt_signature, manifest, manifest_signature } = bytes;
-        let (receipt, signature) = join(
-            self.put_both(BackupObject::Receipt, receipt, receipt_signature),
-            self.put_signature(&BackupObject::Manifest, manifest_signature),
-        )
-        .await;
-        (receipt?, signature?);
-        // The last of all: with it the backup counts.
-        let put = self.put(BackupObject::Manifest, Bytes::copy_from_slice(manifest)).await;
+        // One after the other: others take the manifest's signature for a sign that it was there.
+        self.put_both(BackupObject::Receipt, receipt, receipt_signature).await?;
+        let put = self.put_both(BackupObject::Manifest, manifest, manifest_signature).await;
         let trusted = &self.env.keys.trusted;
         let there = read_back(&*self.env.store, &self.stored, &self.id, trusted, Digest::of(manifest)).await;
         match (put, there) {

@@ -67,14 +67,9 @@ impl Attempt<'_> {
 
     /// As [`Attempt::put_signed`], with a signature that was made and noted before.
     pub(super) async fn put_both(&self, object: BackupObject, bytes: &[u8], signature: &[u8]) -> Result<Put, RunError> {
-        self.put_signature(&object, signature).await?;
+        let signature = Bytes::copy_from_slice(signature);
+        put_again(&*self.env.store, &self.key(&object).signature(), signature).await?;
         self.put(object, Bytes::copy_from_slice(bytes)).await
-    }
-
-    /// Puts the signature alone, of an object that follows.
-    pub(super) async fn put_signature(&self, object: &BackupObject, signature: &[u8]) -> Result<(), RunError> {
-        put_again(&*self.env.store, &self.key(object).signature(), Bytes::copy_from_slice(signature)).await?;
-        Ok(())
     }
 
     pub(super) async fn put(&self, object: BackupObject, bytes: Bytes) -> Result<Put, RunError> {

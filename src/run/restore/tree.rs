@@ -40,7 +40,7 @@ pub struct RestoreTree {
     pub gone: Vec<(DatasetName, Timestamp)>,
     /// Descendants of which nothing can be restored, and why.
     pub failed: Vec<(DatasetName, RunError)>,
-    /// What was there at that moment, by its name in the pool, and was never backed up.
+    /// What was there at that moment, by its name in the pool, and has no backup that was found.
     pub unstored: Vec<String>,
 }
 
@@ -63,44 +63,102 @@ pub async fn find_restore_tree(
     let first = TreeMember { dataset: root.clone(), below: String::new(), set, same_moment: true };
     let (younger, gone, failed, unstored) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut tree = RestoreTree { members: vec![first], younger, gone, failed, unstored };
-    let mut found = Vec::new();
     let (below, elsewhere) = stored_datasets(stores, root).await?;
+    let (mut found, mut told) = (Vec::new(), BTreeSet::new());
     for dataset in below {
-        match find_member(stores, root, &dataset, keys, &moment).await {
-            Ok(Some(member)) => found.push(member),
-            Ok(None) => tree.younger.push(dataset),
+        match Shelves::read(stores, &dataset, keys).await {
+            Ok(shelves) => match newest_of(&shelves, &moment) {
+                Some(newest) => match find_member(&shelves, dataset.clone(), root, &newest, &moment, keys).await {
+                    Ok(member) => found.push(member),
+                    Err(error) => {
+                        told.insert(newest.origin.dataset_guid);
+                        tree.failed.push((dataset, error));
+                    }
+                },
+                None => {
+                    told.extend(shelves.backups().map(|backup| backup.manifest.origin.dataset_guid));
+                    tree.younger.push(dataset);
+                }
+            },
             Err(error) => tree.failed.push((dataset, error)),
         }
     }
-    match then {
-        Some(then) => {
-            let known = found.iter().map(guid_of).collect();
-            found.extend(then.find_moved(stores, root, elsewhere, keys, &moment, known).await);
-            then.place(found, &mut tree);
+    let Some(then) = then else {
+        tree.members.extend(found);
+        return Ok(tree.in_order());
+    };
+    told.extend(found.iter().map(guid_of));
+    let sought: BTreeSet<Guid> =
+        then.descendants.iter().map(|there| there.guid).filter(|guid| !told.contains(guid)).collect();
+    if !sought.is_empty() {
+        for (dataset, (shelves, newest)) in find_moved(stores, elsewhere, keys, &moment, &sought).await {
+            told.insert(newest.origin.dataset_guid);
+            match find_member(&shelves, dataset.clone(), root, &newest, &moment, keys).await {
+                Ok(member) => found.push(member),
+                Err(error) => tree.failed.push((dataset, error)),
+            }
         }
-        None => tree.members.extend(found),
     }
-    tree.members.sort_by(|one, other| one.below.cmp(&other.below));
-    Ok(tree)
+    then.place(found, &told, &mut tree);
+    Ok(tree.in_order())
 }
 
-/// What a descendant was at that moment; `None` when it has no backup that is as old.
-async fn find_member(
-    stores: &[Arc<dyn ObjectStore>],
-    root: &DatasetName,
-    dataset: &DatasetName,
-    keys: &KeyFile,
-    moment: &Manifest,
-) -> Result<Option<TreeMember>, RunError> {
-    let shelves = Shelves::read(stores, dataset, keys).await?;
+impl RestoreTree {
+    fn in_order(mut self) -> Self {
+        self.members.sort_by(|one, other| one.below.cmp(&other.below));
+        self
+    }
+}
+
+/// The newest backup of a dataset that is not after the moment.
+fn newest_of(shelves: &Shelves, moment: &Manifest) -> Option<Manifest> {
     let before = shelves.backups().map(|backup| &backup.manifest).filter(|manifest| is_not_after(manifest, moment));
-    let Some(newest) = before.max_by_key(|manifest| (manifest.snapshot.createtxg, &manifest.id)) else {
-        return Ok(None);
-    };
+    before.max_by_key(|manifest| (manifest.snapshot.createtxg, &manifest.id)).cloned()
+}
+
+/// What a dataset was at that moment.
+async fn find_member(
+    shelves: &Shelves,
+    dataset: DatasetName,
+    root: &DatasetName,
+    newest: &Manifest,
+    moment: &Manifest,
+    keys: &KeyFile,
+) -> Result<TreeMember, RunError> {
     let same_moment = newest.snapshot.createtxg == moment.snapshot.createtxg;
     let set = shelves.chain(&newest.id, keys).await?;
     let below = dataset.as_str().strip_prefix(root.as_str()).unwrap_or_default().to_owned();
-    Ok(Some(TreeMember { dataset: dataset.clone(), below, set, same_moment }))
+    Ok(TreeMember { dataset, below, set, same_moment })
+}
+
+/// What was moved into the tree: it is stored under the name that it had at first. Everything else in the stores is looked
+/// at, because only its manifests tell which dataset it is.
+async fn find_moved(
+    stores: &[Arc<dyn ObjectStore>],
+    elsewhere: BTreeSet<DatasetName>,
+    keys: &KeyFile,
+    moment: &Manifest,
+    sought: &BTreeSet<Guid>,
+) -> BTreeMap<DatasetName, (Shelves, Manifest)> {
+    let mut moved: BTreeMap<Guid, (DatasetName, Shelves, Manifest)> = BTreeMap::new();
+    for dataset in elsewhere {
+        let shelves = match Shelves::read(stores, &dataset, keys).await {
+            Ok(shelves) => shelves,
+            Err(error) => {
+                let error = error_chain(&error);
+                tracing::warn!(%dataset, error, "whether it belonged to the tree at that moment is not known");
+                continue;
+            }
+        };
+        let Some(newest) = newest_of(&shelves, moment) else { continue };
+        let guid = newest.origin.dataset_guid;
+        // One dataset may have been stored under two names.
+        let is_newer = |(_, _, other): &(_, _, Manifest)| other.snapshot.createtxg < newest.snapshot.createtxg;
+        if sought.contains(&guid) && moved.get(&guid).is_none_or(is_newer) {
+            moved.insert(guid, (dataset, shelves, newest));
+        }
+    }
+    moved.into_values().map(|(dataset, shelves, newest)| (dataset, (shelves, newest))).collect()
 }
 
 /// Within a pool transaction groups are the order; times are of clocks.
@@ -123,72 +181,55 @@ impl Then {
         Some(Self { root: snapshot.dataset().clone(), descendants: private.descendants.clone()? })
     }
 
-    /// What was moved into the tree and is stored under a name that is not below the root's. Most trees have none, and
-    /// then nothing is read for it.
-    async fn find_moved(
-        &self,
-        stores: &[Arc<dyn ObjectStore>],
-        root: &DatasetName,
-        elsewhere: BTreeSet<DatasetName>,
-        keys: &KeyFile,
-        moment: &Manifest,
-        known: BTreeSet<Guid>,
-    ) -> Vec<TreeMember> {
-        let mut moved: BTreeMap<Guid, TreeMember> = BTreeMap::new();
-        let is_sought = |guid| self.descendants.iter().any(|there| there.guid == guid && !known.contains(&guid));
-        if !self.descendants.iter().any(|there| is_sought(there.guid)) {
-            return Vec::new();
-        }
-        let createtxg = |member: &TreeMember| member.set.newest().manifest.snapshot.createtxg;
-        for dataset in elsewhere {
-            match find_member(stores, root, &dataset, keys, moment).await {
-                Ok(Some(member)) if is_sought(guid_of(&member)) => {
-                    let newest = moved.remove(&guid_of(&member)).into_iter().chain([member]).max_by_key(createtxg);
-                    moved.extend(newest.map(|member| (guid_of(&member), member)));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    let error = error_chain(&error);
-                    tracing::warn!(%dataset, error, "whether it belonged to the tree at that moment is not known");
-                }
-            }
-        }
-        moved.into_values().collect()
-    }
-
-    /// Sorts out what was not there, and gives each of the others its name of then.
-    fn place(&self, found: Vec<TreeMember>, tree: &mut RestoreTree) {
+    /// Sorts out what was not there, and gives each of the others its name of then. Of the guids in `told` it is said
+    /// elsewhere what became of them.
+    fn place(&self, found: Vec<TreeMember>, told: &BTreeSet<Guid>, tree: &mut RestoreTree) {
         let guids: BTreeSet<Guid> = found.iter().map(guid_of).collect();
+        let by_guid = |member: &TreeMember| self.descendants.iter().find(|there| there.guid == guid_of(member));
+        // Those that are known by their guid come first: one that was moved away must not take the place of another.
+        let (known, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|member| by_guid(member).is_some());
         let mut taken = BTreeSet::new();
-        for mut member in found {
+        for mut member in known.into_iter().chain(others) {
             // By name only where the dataset of that name has no backup of its own: better an older one than none.
-            let by_guid = self.descendants.iter().find(|there| there.guid == guid_of(&member));
-            let in_pool = format!("{}{}", self.root, member.below);
+            let stored_name = format!("{}{}", self.root, member.below);
             let by_name =
-                || self.descendants.iter().find(|there| there.name == in_pool && !guids.contains(&there.guid));
-            let there = by_guid.or_else(by_name);
-            if let Some(below) = there.and_then(|there| there.name.strip_prefix(self.root.as_str())) {
-                below.clone_into(&mut member.below);
-            } else if !member.same_moment {
-                let at = member.set.newest().manifest.snapshot.created_at;
-                tree.gone.push((member.dataset, at));
-                continue;
+                || self.descendants.iter().find(|there| there.name == stored_name && !guids.contains(&there.guid));
+            let there = by_guid(&member).or_else(by_name).map(|there| there.name.clone());
+            let there = there.or_else(|| name_of_then(&member).filter(|_| member.same_moment));
+            let below = there.and_then(|there| Some(there.strip_prefix(self.root.as_str())?.to_owned()));
+            match below.filter(|below| below.starts_with('/')) {
+                Some(below) => member.below = below,
+                None => {
+                    let at = member.set.newest().manifest.snapshot.created_at;
+                    tree.gone.push((member.dataset, at));
+                    continue;
+                }
             }
             if taken.insert(member.below.clone()) {
                 tree.members.push(member);
             } else {
-                let what = format!("{} and another dataset would both be restored to {in_pool}", member.dataset);
+                let (dataset, below) = (&member.dataset, &member.below);
+                let what = format!("{dataset} and another dataset would both be restored to {}{below}", self.root);
                 let error = RunError::refused(what, "restore it by its own name");
                 tree.failed.push((member.dataset, error));
             }
         }
         let root = &tree.members[0].dataset;
-        let told = tree.younger.iter().chain(tree.failed.iter().map(|(dataset, _)| dataset));
-        taken.extend(told.filter_map(|dataset| Some(dataset.as_str().strip_prefix(root.as_str())?.to_owned())));
-        let unstored = self.descendants.iter().map(|there| &there.name);
-        let unstored =
-            unstored.filter(|name| !name.strip_prefix(self.root.as_str()).is_some_and(|below| taken.contains(below)));
-        tree.unstored = unstored.cloned().collect();
+        let unread = tree.failed.iter().filter_map(|(dataset, _)| dataset.as_str().strip_prefix(root.as_str()));
+        taken.extend(unread.map(str::to_owned));
+        let is_unstored = |there: &&Descendant| {
+            let below = there.name.strip_prefix(self.root.as_str());
+            !told.contains(&there.guid) && !below.is_some_and(|below| taken.contains(below))
+        };
+        tree.unstored = self.descendants.iter().filter(is_unstored).map(|there| there.name.clone()).collect();
+    }
+}
+
+/// Its name in the pool when its snapshot was taken; that of the store where it is not known.
+fn name_of_then(member: &TreeMember) -> Option<String> {
+    match &member.set.newest().private {
+        Some(private) => Some(private.snapshot_name.split_once('@')?.0.to_owned()),
+        None => Some(member.dataset.to_string()),
     }
 }
 
