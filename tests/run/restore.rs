@@ -11,8 +11,8 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::back_up;
 use zfs_backup::run::drill::{Comparison, DrillReport, drill};
 use zfs_backup::run::restore::{
-    PropertyChoice, ReceiveOptions, RestorePoint, RestoreSet, check_target, find_restore_set, find_restore_tree,
-    restore_to_dataset,
+    PropertyChoice, ReceiveOptions, RestorePoint, RestoreSet, RestoreTree, check_target, find_restore_set,
+    find_restore_tree, restore_to_dataset,
 };
 use zfs_backup::run::select::Selected;
 use zfs_backup::run::snapshot::take_snapshots;
@@ -236,6 +236,20 @@ async fn back_up_together(world: &World, datasets: &[&str], failing: &[&str]) {
     }
 }
 
+/// The same for datasets that the store has under other names: each with that name.
+async fn back_up_as(world: &World, datasets: &[(&String, &String)]) {
+    let names: Vec<DatasetName> = datasets.iter().map(|(dataset, _)| name(dataset)).collect();
+    take_snapshots(&world.zfs, &names, "zfs-backup_", now()).unwrap();
+    for (dataset, stored) in datasets {
+        let selected = Selected { dataset: world.zfs.dataset(&name(dataset)).unwrap().unwrap(), stored: name(stored) };
+        committed(back_up(&world.env(), &selected, RequestedKind::Lifecycle).await.unwrap());
+    }
+}
+
+fn members(tree: &RestoreTree) -> Vec<(&str, &str, bool)> {
+    tree.members.iter().map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tree_comes_back_as_it_was_at_one_moment() {
     let world = World::new();
@@ -289,19 +303,10 @@ async fn a_tree_comes_back_as_it_was_at_one_moment() {
     }
     world.zfs.destroy_snapshots(&snapshots.into_iter().map(|snapshot| snapshot.name).collect::<Vec<_>>()).unwrap();
     world.zfs.destroy_dataset(&name(&gone)).unwrap();
-    take_snapshots(&world.zfs, &[name(&root), name(&renamed)], "zfs-backup_", now()).unwrap();
-    for (dataset, stored) in [(&root, &root), (&renamed, &one)] {
-        let selected = Selected { dataset: world.zfs.dataset(&name(dataset)).unwrap().unwrap(), stored: name(stored) };
-        committed(back_up(&world.env(), &selected, RequestedKind::Lifecycle).await.unwrap());
-    }
+    back_up_as(&world, &[(&root, &root), (&renamed, &one)]).await;
     let tree = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest).await.unwrap();
-    let found: Vec<_> = tree
-        .members
-        .iter()
-        .map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment))
-        .collect();
     let expected = [(root.as_str(), "", true), (&one, "/moved", true), (&two, "/moved/two", false)];
-    assert_eq!(found, expected);
+    assert_eq!(members(&tree), expected);
     assert_eq!(tree.gone.iter().map(|(dataset, _)| dataset.as_str()).collect::<Vec<_>>(), [gone.as_str()]);
     // The moment before is as it was.
     let then = find_restore_tree(&stores, &name(&root), &world.keys, &point).await.unwrap();
@@ -312,37 +317,19 @@ async fn a_tree_comes_back_as_it_was_at_one_moment() {
     let (moved_in, unstored) = (child("stray"), child("unstored"));
     world.zfs.rename(&name(&stray), &name(&moved_in));
     world.zfs.create(&name(&unstored), DatasetType::Filesystem);
-    take_snapshots(&world.zfs, &[name(&root), name(&moved_in)], "zfs-backup_", now()).unwrap();
-    for (dataset, stored) in [(&root, &root), (&moved_in, &stray)] {
-        let selected = Selected { dataset: world.zfs.dataset(&name(dataset)).unwrap().unwrap(), stored: name(stored) };
-        committed(back_up(&world.env(), &selected, RequestedKind::Lifecycle).await.unwrap());
-    }
+    back_up_as(&world, &[(&root, &root), (&moved_in, &stray)]).await;
     let tree = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest).await.unwrap();
-    let found: Vec<_> = tree
-        .members
-        .iter()
-        .map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment))
-        .collect();
     let expected =
         [(root.as_str(), "", true), (&one, "/moved", false), (&two, "/moved/two", false), (&stray, "/stray", true)];
-    assert_eq!(found, expected);
+    assert_eq!(members(&tree), expected);
     assert_eq!(tree.unstored, [unstored]);
     // One moves away and another takes its name: what is stored under that name does not come in its place.
     let away = "tank/away".to_owned();
     world.zfs.rename(&name(&renamed), &name(&away));
     world.zfs.rename(&name(&moved_in), &name(&one));
-    take_snapshots(&world.zfs, &[name(&root), name(&one), name(&away)], "zfs-backup_", now()).unwrap();
-    for (dataset, stored) in [(&root, &root), (&one, &stray), (&away, &one)] {
-        let selected = Selected { dataset: world.zfs.dataset(&name(dataset)).unwrap().unwrap(), stored: name(stored) };
-        committed(back_up(&world.env(), &selected, RequestedKind::Lifecycle).await.unwrap());
-    }
+    back_up_as(&world, &[(&root, &root), (&one, &stray), (&away, &one)]).await;
     let tree = find_restore_tree(&stores, &name(&root), &world.keys, &RestorePoint::Newest).await.unwrap();
-    let found: Vec<_> = tree
-        .members
-        .iter()
-        .map(|member| (member.dataset.as_str(), member.below.as_str(), member.same_moment))
-        .collect();
-    assert_eq!(found, [(root.as_str(), "", true), (&stray, "/one", true)]);
+    assert_eq!(members(&tree), [(root.as_str(), "", true), (&stray, "/one", true)]);
     let gone: Vec<_> = tree.gone.iter().map(|(dataset, _)| dataset.as_str()).collect();
     assert_eq!(gone, [child("late").as_str(), &one, &two]);
     assert!(tree.failed.is_empty() && tree.unstored.len() == 1, "{:?}", tree.unstored);
