@@ -42,7 +42,7 @@ pub(crate) enum At {
 
 /// A proxy that lets requests wait, or fails them, from some point on.
 pub(crate) struct Gate {
-    _proxy: Proxy,
+    proxy: Proxy,
     state: PathBuf,
     shared: Arc<Shared>,
 }
@@ -82,7 +82,12 @@ impl Gate {
         });
         bench.write_config("proxied.toml", &proxy.endpoint());
         bench.trust_endpoint(&proxy.endpoint());
-        Self { _proxy: proxy, state, shared }
+        Self { proxy, state, shared }
+    }
+
+    /// Where it listens.
+    pub(crate) fn endpoint(&self) -> String {
+        self.proxy.endpoint()
     }
 
     pub(crate) fn set(&self, passage: Passage) {

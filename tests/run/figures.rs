@@ -4,7 +4,8 @@
 //! ```text
 //! cargo nextest run --features live-zfs --test run --run-ignored only --no-capture figures
 //! ```
-//! `ZFS_BACKUP_TEST_MIB` is how much is sent; 2048 MiB take 10 GiB of memory.
+//! `ZFS_BACKUP_TEST_MIB` is how much is sent; 2048 MiB take 10 GiB of memory. `ZFS_BACKUP_TEST_SPLIT_MIB` is the size of
+//! chunks, else 64 and 1024.
 
 use crate::failures::ThroughSend;
 use crate::world::{World, committed, name, noise, quick_keys};
@@ -123,7 +124,8 @@ async fn figures_of_an_interruption() {
     }
     world.snapshot();
     let place = || Place { store: TempDir::new().unwrap(), state: TempDir::new().unwrap() };
-    for split_mib in [64, 1024] {
+    let splits = std::env::var("ZFS_BACKUP_TEST_SPLIT_MIB").map_or(vec![64, 1024], |text| vec![text.parse().unwrap()]);
+    for split_mib in splits {
         world.settings.split_bytes = split_mib * MIB;
         let whole = run(&world, &place(), None).await;
         whole.tell(&format!("{mib} MiB in chunks of {split_mib} MiB, not interrupted:"));
