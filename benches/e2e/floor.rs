@@ -78,7 +78,8 @@ pub(crate) fn upload(port: u16) {
             break;
         }
         arithmetic.seal(part);
-        write!(stream, "PUT /bench/floor/{number} HTTP/1.1\r\nHost: sink\r\nContent-Length: {filled}\r\n\r\n").unwrap();
+        let head = format!("PUT /bench/floor/{number} HTTP/1.1\r\nHost: sink\r\nContent-Length: {filled}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(part).unwrap();
         assert!(answer_bytes(&mut answers).is_some(), "a part was refused");
     }
@@ -94,7 +95,7 @@ pub(crate) fn restore(port: u16) {
     let mut answers = BufReader::with_capacity(ANSWER_BYTES, stream.try_clone().unwrap());
     let (mut part, mut arithmetic) = (vec![0; PART_BYTES], Arithmetic::new());
     for number in 0.. {
-        write!(stream, "GET /bench/floor/{number} HTTP/1.1\r\nHost: sink\r\n\r\n").unwrap();
+        stream.write_all(format!("GET /bench/floor/{number} HTTP/1.1\r\nHost: sink\r\n\r\n").as_bytes()).unwrap();
         let Some(bytes) = answer_bytes(&mut answers) else { break };
         let part = &mut part[..bytes];
         answers.read_exact(part).unwrap();
