@@ -12,8 +12,9 @@ use crate::model::Digest;
 use zstd::stream::raw::{Encoder, Operation};
 use zstd::zstd_safe::{CParameter, InBuffer, OutBuffer};
 
-/// What one thread of zstd compresses at once, and so what each adds to memory, some four times. A job begins with an
-/// eighth of the window before it, so much smaller ones would do much twice.
+/// What one thread of zstd compresses at once, and so what each adds to memory, some four times. A job begins with a part
+/// of the window before it, an eighth at the lower levels, so much smaller ones would do much twice. From level 16 on that
+/// part is half the window or all of it, and zstd makes its jobs no shorter: up to 8 MiB.
 const COMPRESSION_JOB_BYTES: u32 = 1 << 20;
 
 /// Whether and how the stream is compressed before it is sealed.

@@ -30,6 +30,7 @@ pub struct TreeMember {
 }
 
 /// A tree, checked as far as it can be without fetching chunks.
+#[derive(Default)]
 pub struct RestoreTree {
     /// The root first, parents before children; never empty.
     pub members: Vec<TreeMember>,
@@ -61,104 +62,117 @@ pub async fn find_restore_tree(
     let moment = set.newest().manifest.clone();
     let then = Then::of(set.newest().private.as_ref());
     let first = TreeMember { dataset: root.clone(), below: String::new(), set, same_moment: true };
-    let (younger, gone, failed, unstored) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut tree = RestoreTree { members: vec![first], younger, gone, failed, unstored };
+    let mut tree = RestoreTree { members: vec![first], ..RestoreTree::default() };
+    let search = Search { stores, root, keys, moment: &moment };
     let (below, elsewhere) = stored_datasets(stores, root).await?;
     let (mut found, mut told) = (Vec::new(), BTreeSet::new());
     for dataset in below {
-        match Shelves::read(stores, &dataset, keys).await {
-            Ok(shelves) => match newest_of(&shelves, &moment) {
-                Some(newest) => match find_member(&shelves, dataset.clone(), root, &newest, &moment, keys).await {
-                    Ok(member) => found.push(member),
-                    Err(error) => {
-                        told.insert(newest.origin.dataset_guid);
-                        tree.failed.push((dataset, error));
-                    }
-                },
-                None => {
-                    told.extend(shelves.backups().map(|backup| backup.manifest.origin.dataset_guid));
-                    tree.younger.push(dataset);
-                }
-            },
-            Err(error) => tree.failed.push((dataset, error)),
-        }
-    }
-    let Some(then) = then else {
-        tree.members.extend(found);
-        return Ok(tree.in_order());
-    };
-    told.extend(found.iter().map(guid_of));
-    let sought: BTreeSet<Guid> =
-        then.descendants.iter().map(|there| there.guid).filter(|guid| !told.contains(guid)).collect();
-    if !sought.is_empty() {
-        for (dataset, (shelves, newest)) in find_moved(stores, elsewhere, keys, &moment, &sought).await {
-            told.insert(newest.origin.dataset_guid);
-            match find_member(&shelves, dataset.clone(), root, &newest, &moment, keys).await {
-                Ok(member) => found.push(member),
-                Err(error) => tree.failed.push((dataset, error)),
-            }
-        }
-    }
-    then.place(found, &told, &mut tree);
-    Ok(tree.in_order())
-}
-
-impl RestoreTree {
-    fn in_order(mut self) -> Self {
-        self.members.sort_by(|one, other| one.below.cmp(&other.below));
-        self
-    }
-}
-
-/// The newest backup of a dataset that is not after the moment.
-fn newest_of(shelves: &Shelves, moment: &Manifest) -> Option<Manifest> {
-    let before = shelves.backups().map(|backup| &backup.manifest).filter(|manifest| is_not_after(manifest, moment));
-    before.max_by_key(|manifest| (manifest.snapshot.createtxg, &manifest.id)).cloned()
-}
-
-/// What a dataset was at that moment.
-async fn find_member(
-    shelves: &Shelves,
-    dataset: DatasetName,
-    root: &DatasetName,
-    newest: &Manifest,
-    moment: &Manifest,
-    keys: &KeyFile,
-) -> Result<TreeMember, RunError> {
-    let same_moment = newest.snapshot.createtxg == moment.snapshot.createtxg;
-    let set = shelves.chain(&newest.id, keys).await?;
-    let below = dataset.as_str().strip_prefix(root.as_str()).unwrap_or_default().to_owned();
-    Ok(TreeMember { dataset, below, set, same_moment })
-}
-
-/// What was moved into the tree: it is stored under the name that it had at first. Everything else in the stores is looked
-/// at, because only its manifests tell which dataset it is.
-async fn find_moved(
-    stores: &[Arc<dyn ObjectStore>],
-    elsewhere: BTreeSet<DatasetName>,
-    keys: &KeyFile,
-    moment: &Manifest,
-    sought: &BTreeSet<Guid>,
-) -> BTreeMap<DatasetName, (Shelves, Manifest)> {
-    let mut moved: BTreeMap<Guid, (DatasetName, Shelves, Manifest)> = BTreeMap::new();
-    for dataset in elsewhere {
-        let shelves = match Shelves::read(stores, &dataset, keys).await {
+        let shelves = match search.read(&dataset).await {
             Ok(shelves) => shelves,
             Err(error) => {
-                let error = error_chain(&error);
-                tracing::warn!(%dataset, error, "whether it belonged to the tree at that moment is not known");
+                tree.failed.push((dataset, error));
                 continue;
             }
         };
-        let Some(newest) = newest_of(&shelves, moment) else { continue };
-        let guid = newest.origin.dataset_guid;
-        // One dataset may have been stored under two names.
-        let is_newer = |(_, _, other): &(_, _, Manifest)| other.snapshot.createtxg < newest.snapshot.createtxg;
-        if sought.contains(&guid) && moved.get(&guid).is_none_or(is_newer) {
-            moved.insert(guid, (dataset, shelves, newest));
+        let Some(newest) = search.newest(&shelves) else {
+            told.extend(shelves.backups().map(|backup| backup.manifest.origin.dataset_guid));
+            tree.younger.push(dataset);
+            continue;
+        };
+        told.insert(newest.origin.dataset_guid);
+        found.push(search.member(Candidate { dataset, shelves, newest }).await);
+    }
+    if let Some(then) = &then {
+        let guids = then.descendants.iter().map(|there| there.guid);
+        let sought: BTreeSet<Guid> = guids.filter(|guid| !told.contains(guid)).collect();
+        if !sought.is_empty() {
+            for moved in search.moved(elsewhere, &sought).await {
+                told.insert(moved.newest.origin.dataset_guid);
+                found.push(search.member(moved).await);
+            }
         }
     }
-    moved.into_values().map(|(dataset, shelves, newest)| (dataset, (shelves, newest))).collect()
+    let mut members = Vec::new();
+    for member in found {
+        match member {
+            Ok(member) => members.push(member),
+            Err(failed) => tree.failed.push(failed),
+        }
+    }
+    match then {
+        Some(then) => then.place(members, &told, &mut tree),
+        None => tree.members.extend(members),
+    }
+    tree.members.sort_by(|one, other| one.below.cmp(&other.below));
+    Ok(tree)
+}
+
+/// Where, with what, and of which moment the datasets of a tree are looked for.
+struct Search<'a> {
+    stores: &'a [Arc<dyn ObjectStore>],
+    root: &'a DatasetName,
+    keys: &'a KeyFile,
+    /// The root's backup.
+    moment: &'a Manifest,
+}
+
+/// A dataset in the stores, with its newest backup that is not after the moment.
+struct Candidate {
+    dataset: DatasetName,
+    shelves: Shelves,
+    newest: Manifest,
+}
+
+impl Search<'_> {
+    async fn read(&self, dataset: &DatasetName) -> Result<Shelves, RunError> {
+        Shelves::read(self.stores, dataset, self.keys).await
+    }
+
+    /// The newest backup that is not after the moment.
+    fn newest(&self, shelves: &Shelves) -> Option<Manifest> {
+        let manifests = shelves.backups().map(|backup| &backup.manifest);
+        let before = manifests.filter(|manifest| is_not_after(manifest, self.moment));
+        before.max_by_key(|manifest| (manifest.snapshot.createtxg, &manifest.id)).cloned()
+    }
+
+    /// What it was at that moment; or which it is, and why that cannot be had.
+    async fn member(
+        &self,
+        Candidate { dataset, shelves, newest }: Candidate,
+    ) -> Result<TreeMember, (DatasetName, RunError)> {
+        let same_moment = newest.snapshot.createtxg == self.moment.snapshot.createtxg;
+        match shelves.chain(&newest.id, self.keys).await {
+            Ok(set) => {
+                let below = dataset.as_str().strip_prefix(self.root.as_str()).unwrap_or_default().to_owned();
+                Ok(TreeMember { dataset, below, set, same_moment })
+            }
+            Err(error) => Err((dataset, error)),
+        }
+    }
+
+    /// What was moved into the tree: it is stored under the name that it had at first. Everything else in the stores is
+    /// looked at, because only its manifests tell which dataset it is.
+    async fn moved(&self, elsewhere: BTreeSet<DatasetName>, sought: &BTreeSet<Guid>) -> Vec<Candidate> {
+        let mut moved: BTreeMap<Guid, Candidate> = BTreeMap::new();
+        for dataset in elsewhere {
+            let shelves = match self.read(&dataset).await {
+                Ok(shelves) => shelves,
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::warn!(%dataset, error, "whether it belonged to the tree at that moment is not known");
+                    continue;
+                }
+            };
+            let Some(newest) = self.newest(&shelves) else { continue };
+            let guid = newest.origin.dataset_guid;
+            // One dataset may have been stored under two names.
+            let is_newer = |other: &Candidate| other.newest.snapshot.createtxg < newest.snapshot.createtxg;
+            if sought.contains(&guid) && moved.get(&guid).is_none_or(is_newer) {
+                moved.insert(guid, Candidate { dataset, shelves, newest });
+            }
+        }
+        moved.into_values().collect()
+    }
 }
 
 /// Within a pool transaction groups are the order; times are of clocks.
