@@ -13,12 +13,12 @@ use crate::stream::open::{
 };
 use bytes::BytesMut;
 use futures_util::{StreamExt, stream};
-use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::task::AbortHandle;
 
 /// How a stream is fetched.
 #[derive(Debug, Clone, Copy)]
@@ -158,18 +158,35 @@ struct OpenPiece {
     within: usize,
 }
 
-/// The opened bytes of a stream, for a blocking reader. Each byte that it gives was authenticated.
-pub(super) struct PlainStream {
+/// A piece that is being opened, with its chunk.
+struct Opening {
+    opened: Receiver<Result<PlainPages, OpenError>>,
+    chunk: usize,
+}
+
+/// Checks the pieces in order, on a thread of its own, and has them opened side by side.
+///
+/// ```text
+/// fetch (ranges side by side) -> checker (in order: head, length, hash) -> openers (side by side) -> PlainStream
+/// ```
+struct Checker {
     pieces: mpsc::Receiver<Result<Piece, RunError>>,
-    /// Has a permit for each piece that was asked for.
+    opening: SyncSender<Result<Opening, RunError>>,
     demand: Arc<Semaphore>,
     runtime: Handle,
-    pace: Pace,
     shared: Arc<Sealed>,
     /// The chunk whose pieces come now, and its number.
     sealed: Option<(ChunkPieces, usize)>,
-    /// Pieces being opened, in order, each with its chunk.
-    opening: VecDeque<(Receiver<Result<PlainPages, OpenError>>, usize)>,
+}
+
+/// The opened bytes of a stream, for a blocking reader. Each byte that it gives was authenticated.
+pub(super) struct PlainStream {
+    /// Pieces in order.
+    opening: Option<Receiver<Result<Opening, RunError>>>,
+    /// Has a permit for each piece that was asked for.
+    demand: Arc<Semaphore>,
+    fetch: AbortHandle,
+    shared: Arc<Sealed>,
     /// The chunk whose stream bytes come now, and its number.
     plain: Option<(ChunkPlain, usize)>,
     /// The opened piece that is given away now.
@@ -188,31 +205,23 @@ impl PlainStream {
         pace: Pace,
         stop: Stop,
     ) -> Self {
-        let (sender, pieces) = mpsc::channel(1);
         let shared = Arc::new(Sealed {
             manifest: backup.manifest.clone(),
             chunks: backup.chunks.clone(),
             identities: identities.into(),
             from: Entries::of(backup).chunk_and_page(from),
         });
+        let (sender, pieces) = mpsc::channel(1);
         let demand = Arc::new(Semaphore::new(0));
         let asked = (pace.ahead == 1).then(|| Arc::clone(&demand));
         let spare = Spare::default();
         let fetch = Fetch { store: Arc::clone(&backup.store), shared: Arc::clone(&shared), spare: spare.clone(), pace };
-        tokio::spawn(fetch.run(asked, sender, stop));
-        Self {
-            pieces,
-            demand,
-            runtime: Handle::current(),
-            pace,
-            shared,
-            sealed: None,
-            opening: VecDeque::new(),
-            plain: None,
-            piece: None,
-            spare,
-            next_chunk: 0,
-        }
+        let fetch = tokio::spawn(fetch.run(asked, sender, stop)).abort_handle();
+        let (opening, opened) = sync_channel(pace.opened - 1);
+        let (runtime, demanded) = (Handle::current(), Arc::clone(&demand));
+        let checker = Checker { pieces, opening, demand: demanded, runtime, shared: Arc::clone(&shared), sealed: None };
+        tokio::task::spawn_blocking(|| checker.run());
+        Self { opening: Some(opened), demand, fetch, shared, plain: None, piece: None, spare, next_chunk: 0 }
     }
 
     /// Whether whole pieces can be taken: nothing is compressed, and no piece was begun.
@@ -267,12 +276,10 @@ impl PlainStream {
 
     /// Fetches nothing more, and gives nothing more.
     pub(super) fn close(&mut self) {
-        (self.piece, self.plain, self.sealed) = (None, None, None);
-        self.opening.clear();
+        (self.piece, self.plain, self.opening) = (None, None, None);
         // Whoever asks again is told that it is not the end.
         self.next_chunk = usize::MAX;
-        self.pieces.close();
-        while self.pieces.try_recv().is_ok() {}
+        self.fetch.abort();
     }
 
     /// Waits for the next piece to be open; false at the end of the last chunk.
@@ -280,10 +287,11 @@ impl PlainStream {
         if let Some(used) = self.piece.take() {
             self.spare.give(used.pages);
         }
-        self.look_ahead()?;
-        let Some((opened, number)) = self.opening.pop_front() else {
+        self.demand.add_permits(1);
+        let Some(opening) = self.opening.as_ref().and_then(|opening| opening.recv().ok()) else {
             return self.end().map(|()| false);
         };
+        let Opening { opened, chunk: number } = opening?;
         let pages = opened.recv().map_err(|_| panicked())?.map_err(|source| self.shared.damaged(number, source))?;
         if self.plain.as_ref().is_none_or(|(_, chunk)| *chunk != number) {
             self.end_chunk()?;
@@ -296,44 +304,71 @@ impl PlainStream {
             self.plain = Some((plain, number));
         }
         self.piece = Some(OpenPiece { pages, page: 0, within: 0 });
-        if self.pace.opened > 1 {
-            // The next ones are opened while this one is given away.
-            self.look_ahead()?;
-        }
         Ok(true)
     }
 
-    /// Has the next pieces opened beside, in order: waits for one only when none is under way.
-    fn look_ahead(&mut self) -> Result<(), RunError> {
-        while self.opening.len() < self.pace.opened {
-            let piece = match self.pieces.try_recv() {
-                Ok(piece) => piece,
-                Err(mpsc::error::TryRecvError::Empty) if self.opening.is_empty() && self.piece.is_none() => {
-                    self.demand.add_permits(1);
-                    match self.pieces.blocking_recv() {
-                        Some(piece) => piece,
-                        None => return Ok(()),
-                    }
-                }
-                Err(_) => return Ok(()),
-            };
-            let piece = piece?;
-            let number = piece.chunk;
-            if let Some(pages) = self.take_sealed(piece)? {
-                let (sender, opened) = sync_channel(1);
-                self.runtime.spawn_blocking(move || sender.send(pages.open()));
-                self.opening.push_back((opened, number));
-            }
+    /// All stream bytes of the chunk were given.
+    fn end_chunk(&mut self) -> Result<(), RunError> {
+        let Some((plain, number)) = self.plain.take() else { return Ok(()) };
+        self.next_chunk = number + 1;
+        plain.finish().map_err(|source| self.shared.damaged(number, source))
+    }
+
+    fn end(&mut self) -> Result<(), RunError> {
+        self.end_chunk()?;
+        if self.next_chunk != self.shared.chunks.len() {
+            let reason = "the fetch ended before the last chunk".to_owned();
+            return Err(RunError::Damaged { key: self.shared.manifest.id.to_string(), reason });
         }
         Ok(())
     }
+}
+
+impl Drop for PlainStream {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Checker {
+    /// Until the last piece, a flaw, or nobody wants more.
+    fn run(mut self) {
+        loop {
+            let opening = match self.next() {
+                Ok(None) => return,
+                Ok(Some(opening)) => Ok(opening),
+                Err(error) => Err(error),
+            };
+            let failed = opening.is_err();
+            if self.opening.send(opening).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    /// The next piece, which is being opened; none at the end of the last chunk.
+    fn next(&mut self) -> Result<Option<Opening>, RunError> {
+        while let Some(piece) = self.pieces.blocking_recv() {
+            let piece = piece?;
+            let chunk = piece.chunk;
+            let Some(pages) = self.take(piece)? else {
+                // A head alone is not what was asked for.
+                self.demand.add_permits(1);
+                continue;
+            };
+            let (sender, opened) = sync_channel(1);
+            self.runtime.spawn_blocking(move || sender.send(pages.open()));
+            return Ok(Some(Opening { opened, chunk }));
+        }
+        self.end().map(|()| None)
+    }
 
     /// What can be opened of a piece: nothing where it is the head alone.
-    fn take_sealed(&mut self, piece: Piece) -> Result<Option<SealedPages>, RunError> {
+    fn take(&mut self, piece: Piece) -> Result<Option<SealedPages>, RunError> {
         let (number, shared) = (piece.chunk, Arc::clone(&self.shared));
         let failed = |source| shared.damaged(number, source);
         if piece.first {
-            self.end_sealed()?;
+            self.end()?;
             let (expected, identities) = (shared.chunks[number].sealed(), Arc::clone(&shared.identities));
             let page = shared.page_of(number);
             if page > 0 {
@@ -348,26 +383,9 @@ impl PlainStream {
     }
 
     /// All pieces of the chunk came.
-    fn end_sealed(&mut self) -> Result<(), RunError> {
+    fn end(&mut self) -> Result<(), RunError> {
         let Some((pieces, number)) = self.sealed.take() else { return Ok(()) };
         pieces.finish().map_err(|source| self.shared.damaged(number, source))
-    }
-
-    /// All stream bytes of the chunk were given.
-    fn end_chunk(&mut self) -> Result<(), RunError> {
-        let Some((plain, number)) = self.plain.take() else { return Ok(()) };
-        self.next_chunk = number + 1;
-        plain.finish().map_err(|source| self.shared.damaged(number, source))
-    }
-
-    fn end(&mut self) -> Result<(), RunError> {
-        self.end_sealed()?;
-        self.end_chunk()?;
-        if self.next_chunk != self.shared.chunks.len() {
-            let reason = "the fetch ended before the last chunk".to_owned();
-            return Err(RunError::Damaged { key: self.shared.manifest.id.to_string(), reason });
-        }
-        Ok(())
     }
 }
 
