@@ -27,7 +27,7 @@ pub(super) struct Pace {
     pages: u32,
     /// Ranged reads under way; 1 is none before it is asked for.
     ahead: usize,
-    /// Pieces being opened.
+    /// Pieces being opened, beside the one that is waited for.
     opened: usize,
 }
 
@@ -164,6 +164,9 @@ struct Opening {
     chunk: usize,
 }
 
+/// What comes of a piece; none at the end of the last chunk.
+type Checked = Result<Option<Opening>, RunError>;
+
 /// Checks the pieces in order, on a thread of its own, and has them opened side by side.
 ///
 /// ```text
@@ -171,7 +174,7 @@ struct Opening {
 /// ```
 struct Checker {
     pieces: mpsc::Receiver<Result<Piece, RunError>>,
-    opening: SyncSender<Result<Opening, RunError>>,
+    opening: SyncSender<Checked>,
     demand: Arc<Semaphore>,
     runtime: Handle,
     shared: Arc<Sealed>,
@@ -181,8 +184,8 @@ struct Checker {
 
 /// The opened bytes of a stream, for a blocking reader. Each byte that it gives was authenticated.
 pub(super) struct PlainStream {
-    /// Pieces in order.
-    opening: Option<Receiver<Result<Opening, RunError>>>,
+    /// Pieces in order; none when no more are to come.
+    opening: Option<Receiver<Checked>>,
     /// Has a permit for each piece that was asked for.
     demand: Arc<Semaphore>,
     fetch: AbortHandle,
@@ -288,10 +291,14 @@ impl PlainStream {
             self.spare.give(used.pages);
         }
         self.demand.add_permits(1);
-        let Some(opening) = self.opening.as_ref().and_then(|opening| opening.recv().ok()) else {
+        let opening = match &self.opening {
+            Some(opening) => opening.recv().map_err(|_| panicked())??,
+            None => None,
+        };
+        let Some(Opening { opened, chunk: number }) = opening else {
+            self.opening = None;
             return self.end().map(|()| false);
         };
-        let Opening { opened, chunk: number } = opening?;
         let pages = opened.recv().map_err(|_| panicked())?.map_err(|source| self.shared.damaged(number, source))?;
         if self.plain.as_ref().is_none_or(|(_, chunk)| *chunk != number) {
             self.end_chunk()?;
@@ -334,20 +341,16 @@ impl Checker {
     /// Until the last piece, a flaw, or nobody wants more.
     fn run(mut self) {
         loop {
-            let opening = match self.next() {
-                Ok(None) => return,
-                Ok(Some(opening)) => Ok(opening),
-                Err(error) => Err(error),
-            };
-            let failed = opening.is_err();
-            if self.opening.send(opening).is_err() || failed {
+            let checked = self.next();
+            let more = matches!(checked, Ok(Some(_)));
+            if self.opening.send(checked).is_err() || !more {
                 return;
             }
         }
     }
 
     /// The next piece, which is being opened; none at the end of the last chunk.
-    fn next(&mut self) -> Result<Option<Opening>, RunError> {
+    fn next(&mut self) -> Checked {
         while let Some(piece) = self.pieces.blocking_recv() {
             let piece = piece?;
             let chunk = piece.chunk;
