@@ -49,6 +49,7 @@ debian_apt_update() {
   cat >"$cache/apt/apt.conf" <<END
 Dir::Etc::sourcelist "$cache/apt/sources.list";
 Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::preferences "$cache/apt/preferences";
 Dir::State::lists "$cache/apt/lists";
 Dir::Cache "$cache/apt/cache";
 Acquire::Languages "none";
@@ -63,6 +64,11 @@ END
     [ "$suite" != "$codename" ] || echo "deb ${key:+[signed-by=$key] }$uri $codename-backports main contrib"
   done >"$cache/apt/sources.list"
   grep -q -- -backports "$cache/apt/sources.list" || die "no apt source of this machine carries $codename"
+  # qemu's packages exclude one another across versions: where the machine has some from the backports, all come from there.
+  : >"$cache/apt/preferences"
+  if dpkg-query -W -f '${db:Status-Status} ${Version}\n' 'qemu-*' 2>/dev/null | grep -q '^installed .*~bpo'; then
+    printf 'Package: %s\nPin: release n=%s\nPin-Priority: 500\n' 'qemu-* seabios' "$codename-backports" >"$cache/apt/preferences"
+  fi
   # One at a time: apt does not wait for another that reads the same lists.
   debian_apt flock "$cache/apt/lock" apt-get -qq update >&2 ||
     die "could not read the package lists of $codename and its backports"
