@@ -3,6 +3,7 @@
 pub mod age_file;
 pub mod fill;
 pub mod fletcher;
+pub mod leaves;
 pub mod nvlist;
 pub mod open;
 pub mod part;

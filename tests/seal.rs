@@ -9,8 +9,8 @@ use zfs_backup::model::Digest;
 use zfs_backup::stream::age_file::{NONCE_BYTES, PAGE_BYTES, TAG_BYTES};
 use zfs_backup::stream::fill::FilledPart;
 use zfs_backup::stream::open::{ChunkPieces, ChunkPlain, OpenError, RUN_BYTES, piece_ranges};
-use zfs_backup::stream::part::PartPool;
-use zfs_backup::stream::seal::{ChunkFiller, Compression, SealedChunk};
+use zfs_backup::stream::part::{PartBuffer, PartPool};
+use zfs_backup::stream::seal::{ChunkFiller, ChunkHasher, Compression, SealedChunk};
 
 #[path = "support/chunk.rs"]
 mod chunk;
@@ -26,6 +26,7 @@ fn seal(
     let mut parts = Vec::new();
     let sealed =
         seal_chunk(plain.chunks(70_001), &[to.to_public()], compression, &pool, &mut |part| parts.push(part)).unwrap();
+    assert_eq!(sealed.blake3, Digest::of(&parts.concat()));
     (parts, sealed)
 }
 
@@ -143,9 +144,10 @@ fn what_expands_a_thousandfold_comes_in_runs() {
     let plain = vec![0; 8 * RUN_BYTES];
     let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1, long: None }, 1 << 20);
     let mut pieces = ChunkPieces::new(chunk, [identity].into()).unwrap();
-    let pages = pieces.take(BytesMut::from(&parts.concat()[..])).unwrap().open().unwrap();
-    let (mut plain_of, mut stream_bytes, mut page) =
-        (ChunkPlain::new(&chunk, true).unwrap(), 0, pages.page(0).unwrap());
+    let opened = pieces.take(BytesMut::from(&parts.concat()[..])).unwrap().open().unwrap();
+    let mut plain_of = ChunkPlain::new(&chunk, true).unwrap();
+    let pages = plain_of.admit(opened).unwrap();
+    let (mut stream_bytes, mut page) = (0, pages.page(0).unwrap());
     while !page.is_empty() {
         let mut stream = Vec::new();
         page = &page[plain_of.take(page, true, &mut stream).unwrap()..];
@@ -163,7 +165,7 @@ fn many_threads_of_zstd_make_a_frame_that_zstd_alone_opens() {
     let pool = PartPool::new(64, 1 << 20);
     let mut sealed = Vec::new();
     let mut sink = |part: FilledPart| {
-        sealed.extend_from_slice(part.seal()?.as_ref());
+        sealed.extend_from_slice(part.seal()?.buffer.as_ref());
         Ok(())
     };
     let mut filler =
@@ -222,12 +224,16 @@ fn seal_in_place(plain: &[u8], to: &age::x25519::Identity, part_bytes: usize, re
         assert_eq!(there, before, "what was read is where it is looked for");
         filler.advance(read, sink).unwrap();
     }
-    filler.finish(sink).unwrap();
-    let sealed = filled.into_iter().rev().map(|part| part.seal().unwrap().as_ref().to_vec());
-    let mut sealed: Vec<Vec<u8>> = sealed.collect();
+    let chunk = filler.finish(sink).unwrap();
+    let mut sealed: Vec<_> = filled.into_iter().rev().map(|part| part.seal().unwrap()).collect();
     sealed.reverse();
+    let mut hasher = ChunkHasher::default();
+    let sealed: Vec<PartBuffer> = sealed.into_iter().map(|part| hasher.take(part).unwrap()).collect();
     assert!(sealed.iter().rev().skip(1).all(|part| part.len() == part_bytes), "uniform parts");
-    sealed.concat()
+    let sealed: Vec<&[u8]> = sealed.iter().map(AsRef::as_ref).collect();
+    let sealed = sealed.concat();
+    assert_eq!(hasher.finish(chunk).blake3, Digest::of(&sealed));
+    sealed
 }
 
 proptest! {
@@ -260,7 +266,8 @@ proptest! {
         let mut opened: Vec<_> = taken.into_iter().rev().map(|pages| pages.open().unwrap()).collect();
         opened.reverse();
         let (mut plain_of, mut stream) = (ChunkPlain::new(&chunk, level.is_some()).unwrap(), Vec::new());
-        for pages in &opened {
+        for opened in opened {
+            let pages = plain_of.admit(opened).unwrap();
             for (index, page) in pages.pages().enumerate() {
                 prop_assert_eq!(plain_of.take(page, pages.is_last(index), &mut stream).unwrap(), page.len());
             }

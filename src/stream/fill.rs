@@ -9,6 +9,7 @@
 //! which is read to yet another place (ahead).
 
 use super::age_file::{AgeError, PAGE_BYTES, PageKey, TAG_BYTES};
+use super::leaves::Leaves;
 use super::part::{PartBuffer, PartPool};
 use super::seal::SealError;
 use std::io::IoSliceMut;
@@ -29,6 +30,16 @@ pub struct FilledPart {
     pages: Pages,
     /// The last page of the chunk is its last in place.
     last: bool,
+    /// Where it begins in the chunk.
+    offset: u64,
+}
+
+/// A part as it is stored.
+pub struct SealedPart {
+    /// Its bytes.
+    pub buffer: PartBuffer,
+    /// The hashes of what can be hashed without the parts beside it.
+    pub leaves: Leaves,
 }
 
 /// The pages in place in one part.
@@ -70,21 +81,25 @@ impl Pages {
 }
 
 impl FilledPart {
-    /// Seals the pages where they lie.
+    /// Seals the pages where they lie, and hashes them while they are in the cache.
     ///
     /// # Errors
     /// [`AgeError::Page`] never happens.
-    pub fn seal(mut self) -> Result<PartBuffer, AgeError> {
+    pub fn seal(mut self) -> Result<SealedPart, AgeError> {
         let Pages { start, first, plain_bytes, .. } = self.pages;
         let count = self.pages.count();
-        let space = &mut self.buffer.space()[start..];
-        for (index, page) in space.chunks_mut(SEALED_PAGE_BYTES).take(count).enumerate() {
-            let (plain, gap) = page.split_at_mut(PAGE_BYTES.min(plain_bytes - index * PAGE_BYTES));
+        let mut leaves = Leaves::of(self.offset, self.buffer.len());
+        for index in 0..count {
+            let begin = start + index * SEALED_PAGE_BYTES;
+            let end = begin + PAGE_BYTES.min(plain_bytes - index * PAGE_BYTES);
+            let (plain, gap) = self.buffer.space()[begin..].split_at_mut(end - begin);
             let last = self.last && index + 1 == count;
             let tag = self.key.seal(first + index as u64, plain, last)?;
             gap[..TAG_BYTES].copy_from_slice(&tag);
+            leaves.advance(&self.buffer.whole()[..end + TAG_BYTES]);
         }
-        Ok(self.buffer)
+        leaves.advance(self.buffer.as_ref());
+        Ok(SealedPart { buffer: self.buffer, leaves })
     }
 }
 
@@ -110,6 +125,8 @@ pub(super) struct PartFiller {
     bridge: SidePage,
     ahead: SidePage,
     next_page: u64,
+    /// Bytes of the chunk in the parts that were handed over.
+    handed_bytes: u64,
 }
 
 /// Where the next bytes go.
@@ -123,7 +140,7 @@ enum Place {
 impl PartFiller {
     pub(super) fn new(head: Vec<u8>, key: PageKey, pool: PartPool) -> Self {
         let (bridge, ahead) = (SidePage::new(), SidePage::new());
-        Self { key: Arc::new(key), pool, pending: head, part: None, bridge, ahead, next_page: 0 }
+        Self { key: Arc::new(key), pool, pending: head, part: None, bridge, ahead, next_page: 0, handed_bytes: 0 }
     }
 
     /// Copies bytes to their places.
@@ -283,16 +300,18 @@ impl PartFiller {
     }
 
     fn hand_over(
-        &self,
+        &mut self,
         mut buffer: PartBuffer,
         pages: Pages,
         last: bool,
         sink: FilledSink<'_>,
     ) -> Result<(), SealError> {
         buffer.set_len(buffer.len().max(pages.end()));
+        let offset = self.handed_bytes;
+        self.handed_bytes += buffer.len() as u64;
         match buffer.is_empty() {
             true => Ok(()),
-            false => sink(FilledPart { buffer, key: Arc::clone(&self.key), pages, last }),
+            false => sink(FilledPart { buffer, key: Arc::clone(&self.key), pages, last, offset }),
         }
     }
 }

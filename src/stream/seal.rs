@@ -1,13 +1,14 @@
 //! A run of stream bytes becomes one sealed chunk - optional zstd, then age, hashed on the way out.
 //!
 //! ```text
-//! ChunkFiller (in order) -> FilledPart (anywhere, side by side) -> ChunkHasher (in order)
+//! ChunkFiller (in order) -> FilledPart (anywhere, side by side: sealed, hashed) -> ChunkHasher (in order: joined)
 //! ```
 //! The exact inverse is [`crate::stream::open`].
 
 use super::age_file::{AgeError, PAGE_BYTES, new_head};
-use super::fill::{FilledSink, PartFiller, Places};
-use super::part::PartPool;
+use super::fill::{FilledSink, PartFiller, Places, SealedPart};
+use super::leaves::LeafHasher;
+use super::part::{PartBuffer, PartPool};
 use crate::model::Digest;
 use zstd::stream::raw::{Encoder, Operation};
 use zstd::zstd_safe::{CParameter, InBuffer, OutBuffer};
@@ -62,29 +63,38 @@ pub enum SealError {
     /// Compression failed.
     #[error("compress the stream")]
     Compress(#[source] std::io::Error),
+    /// The parts of a chunk came in another order than they were filled.
+    #[error("hash a sealed part: it is not the next one; this is a defect, please report it")]
+    Misplaced,
     /// Nobody takes the parts any more.
     #[error("hand over a sealed part: the upload has stopped")]
     Stopped,
 }
 
-/// Hashes the sealed parts of one chunk in order.
+/// Joins the hashes of the sealed parts of one chunk, in order.
 #[derive(Default)]
 pub struct ChunkHasher {
-    hasher: blake3::Hasher,
-    sealed_bytes: u64,
+    hasher: LeafHasher,
 }
 
 impl ChunkHasher {
-    /// Takes the next part.
-    pub fn take(&mut self, sealed: &[u8]) {
-        self.hasher.update(sealed);
-        self.sealed_bytes += sealed.len() as u64;
+    /// Takes the next part; what remains of it is its bytes.
+    ///
+    /// # Errors
+    /// [`SealError::Misplaced`] when it is not the next one.
+    pub fn take(&mut self, part: SealedPart) -> Result<PartBuffer, SealError> {
+        let SealedPart { buffer, leaves } = part;
+        let (before, behind) = leaves.around(buffer.as_ref());
+        match self.hasher.join(before, &leaves, behind) {
+            true => Ok(buffer),
+            false => Err(SealError::Misplaced),
+        }
     }
 
     /// What the chunk is, all its parts taken.
     pub fn finish(self, filled: FilledChunk) -> SealedChunk {
         let FilledChunk { stream_bytes, head } = filled;
-        SealedChunk { stream_bytes, sealed_bytes: self.sealed_bytes, blake3: self.hasher.finalize().into(), head }
+        SealedChunk { stream_bytes, sealed_bytes: self.hasher.bytes(), blake3: self.hasher.finalize(), head }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The threads between the reader and the uploads: parts are sealed side by side, and leave in the order of the stream.
 //!
 //! ```text
-//! reader --(jobs)--> sealers            one part each, at most four at once
-//!        --(steps, in order)--> hasher  waits for each part in turn, hashes it, hands it to the uploader
+//! reader --(jobs)--> sealers            one part each, sealed and hashed; at most four at once
+//!        --(steps, in order)--> hasher  waits for each part in turn, joins its hashes, hands it to the uploader
 //! ```
 //! Every part comes from the pool and goes back to it when it was sent, so the pool bounds what is under way here too.
 //! When the uploader wants no more, the hasher ends, then the reader's next step fails, and the sealers end with it.
@@ -12,8 +12,7 @@ use super::{Ending, Event, SealedEnd};
 use crate::config::SEALING_THREADS_MAX;
 use crate::model::ChunkIndex;
 use crate::store::key::{BackupObject, object_name};
-use crate::stream::fill::FilledPart;
-use crate::stream::part::PartBuffer;
+use crate::stream::fill::{FilledPart, SealedPart};
 use crate::stream::seal::{ChunkHasher, FilledChunk, SealError};
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -25,7 +24,7 @@ use tokio::sync::mpsc::Sender;
 /// that a configuration may name and the two beside.
 const STEPS_MAX: usize = 66;
 
-type Sealed = Result<PartBuffer, SealError>;
+type Sealed = Result<SealedPart, SealError>;
 
 struct Job {
     part: FilledPart,
@@ -136,8 +135,7 @@ fn hand_over_all(steps: Receiver<Step>, events: &Sender<Event>) -> Result<(), Se
             }
             Step::Part(sealed) => {
                 let part = sealed.recv().map_err(|_| SealError::Stopped)??;
-                hasher.take(part.as_ref());
-                Event::Part(part.freeze())
+                Event::Part(hasher.take(part)?.freeze())
             }
             Step::End(end) => {
                 let EndOfChunk { filled, object, index, ending } = *end;
