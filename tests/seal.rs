@@ -144,10 +144,9 @@ fn what_expands_a_thousandfold_comes_in_runs() {
     let plain = vec![0; 8 * RUN_BYTES];
     let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1, long: None }, 1 << 20);
     let mut pieces = ChunkPieces::new(chunk, [identity].into()).unwrap();
-    let opened = pieces.take(BytesMut::from(&parts.concat()[..])).unwrap().open().unwrap();
-    let mut plain_of = ChunkPlain::new(&chunk, true).unwrap();
-    let pages = plain_of.admit(opened).unwrap();
-    let (mut stream_bytes, mut page) = (0, pages.page(0).unwrap());
+    let pages = pieces.take(BytesMut::from(&parts.concat()[..])).unwrap().open().unwrap();
+    let (mut plain_of, mut stream_bytes, mut page) =
+        (ChunkPlain::new(&chunk, true).unwrap(), 0, pages.page(0).unwrap());
     while !page.is_empty() {
         let mut stream = Vec::new();
         page = &page[plain_of.take(page, true, &mut stream).unwrap()..];
@@ -266,8 +265,7 @@ proptest! {
         let mut opened: Vec<_> = taken.into_iter().rev().map(|pages| pages.open().unwrap()).collect();
         opened.reverse();
         let (mut plain_of, mut stream) = (ChunkPlain::new(&chunk, level.is_some()).unwrap(), Vec::new());
-        for opened in opened {
-            let pages = plain_of.admit(opened).unwrap();
+        for pages in &opened {
             for (index, page) in pages.pages().enumerate() {
                 prop_assert_eq!(plain_of.take(page, pages.is_last(index), &mut stream).unwrap(), page.len());
             }

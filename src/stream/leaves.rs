@@ -1,5 +1,5 @@
-//! BLAKE3 of an object whose parts are worked on side by side: each is hashed by whoever seals or opens it, while it lies
-//! in that core's cache.
+//! BLAKE3 of an object whose parts are sealed side by side: each is hashed by whoever seals it, while it lies in that
+//! core's cache.
 //!
 //! BLAKE3 is a binary tree over chunks of 1 KiB. A leaf here is a subtree of [`LEAF_BYTES`] that begins at a multiple of
 //! that in the object. [`Leaves`] are those that lie whole in one part; [`LeafHasher`] takes in order what lies around

@@ -1,14 +1,12 @@
 //! A sealed chunk becomes stream bytes again. Nothing unauthentic leaves here.
 //!
 //! ```text
-//! ChunkPieces (in order: head, length) -> SealedPages (anywhere, side by side: hashed, opened) -> OpenedPages
-//!     -> ChunkPlain (in order: hash of the whole) -> PlainPages
+//! ChunkPieces (in order: head, length, hash) -> SealedPages (anywhere, side by side) -> PlainPages -> ChunkPlain (in order)
 //! ```
 //! The order matters: the head's hash is compared with the signed list before any key touches it; each page's tag is
 //! checked before its bytes go on; the hash of the whole object is checked before its last page goes on.
 
 use super::age_file::{AgeError, HEAD_BYTES_MAX, PAGE_BYTES, PageKey, TAG_BYTES, open_head};
-use super::leaves::{LEAF_BYTES, LeafHasher, Leaves};
 use super::seal::SealedChunk;
 use crate::model::Digest;
 use bytes::BytesMut;
@@ -34,9 +32,6 @@ pub enum OpenError {
         /// Of the bytes that came.
         actual: Digest,
     },
-    /// The pieces of a chunk came in another order than they were taken.
-    #[error("hash an opened piece: it is not the next one; this is a defect, please report it")]
-    Misplaced,
     /// More or fewer sealed bytes than were signed.
     #[error("check the chunk's length: expected {expected} bytes, got {actual}")]
     Length {
@@ -121,40 +116,22 @@ pub struct ChunkPieces {
     identities: Arc<[age::x25519::Identity]>,
     key: Option<Arc<PageKey>>,
     next_page: u64,
+    /// None when it is not opened from its start: then the pages' own tags are all there is, under a head that was
+    /// signed.
+    hasher: Option<blake3::Hasher>,
     sealed_bytes: u64,
-    /// It is opened from its start. Else the pages' own tags are all there is, under a head that was signed.
-    hashed: bool,
 }
 
 /// Whole pages, still sealed, of a chunk whose head is authentic.
 pub struct SealedPages {
-    /// The chunk's head, which lies before its first page; else nothing.
-    head: BytesMut,
     bytes: BytesMut,
     key: Arc<PageKey>,
     first_page: u64,
-    /// Where they begin in the object.
-    offset: u64,
-    hashed: bool,
     /// Its last page is the chunk's.
     last: bool,
 }
 
-/// Opened pages, each where it lay, with what their sealed bytes hash to. Only with those before them it can be said
-/// whether the object was the right one: see [`ChunkPlain::admit`].
-pub struct OpenedPages {
-    pages: PlainPages,
-    hashed: Option<Hashed>,
-}
-
-/// Sealed bytes: their leaves, and what lies around these.
-struct Hashed {
-    before: Vec<u8>,
-    leaves: Leaves,
-    behind: Vec<u8>,
-}
-
-/// Opened pages that may be used, each where it lay.
+/// Opened pages, each where it lay.
 pub struct PlainPages {
     bytes: BytesMut,
     last: bool,
@@ -167,7 +144,8 @@ impl ChunkPieces {
     /// [`OpenError::Sizes`] when its sizes are impossible.
     pub fn new(expected: SealedChunk, identities: Arc<[age::x25519::Identity]>) -> Result<Self, OpenError> {
         check_sizes(&expected)?;
-        Ok(Self { expected, identities, key: None, next_page: 0, sealed_bytes: 0, hashed: true })
+        let hasher = Some(blake3::Hasher::new());
+        Ok(Self { expected, identities, key: None, next_page: 0, hasher, sealed_bytes: 0 })
     }
 
     /// Begins the chunk at a page in its middle, given its head: the pieces of [`piece_ranges_from`] behind that.
@@ -186,7 +164,7 @@ impl ChunkPieces {
         }
         let key = Some(Arc::new(open_head(head, &identities)?));
         let sealed_bytes = page_offset(&expected, page);
-        Ok(Self { expected, identities, key, next_page: page, sealed_bytes, hashed: false })
+        Ok(Self { expected, identities, key, next_page: page, hasher: None, sealed_bytes })
     }
 
     /// Takes the next piece: the first has the whole head and maybe pages, every other whole pages; the last one ends
@@ -195,19 +173,19 @@ impl ChunkPieces {
     /// # Errors
     /// [`OpenError`]: nothing of this piece may be used.
     pub fn take(&mut self, mut piece: BytesMut) -> Result<SealedPages, OpenError> {
-        let mut offset = self.sealed_bytes;
         self.sealed_bytes += piece.len() as u64;
         let expected_bytes = self.expected.sealed_bytes;
         if self.sealed_bytes > expected_bytes {
             return Err(OpenError::Length { expected: expected_bytes, actual: self.sealed_bytes });
         }
-        let mut head = BytesMut::new();
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&piece);
+        }
         let key = match &self.key {
             Some(key) => Arc::clone(key),
             None => {
                 let head_bytes = (self.expected.head.bytes as usize).min(piece.len());
-                head = piece.split_to(head_bytes);
-                offset += head_bytes as u64;
+                let head = piece.split_to(head_bytes);
                 if Digest::of(&head) != self.expected.head.blake3 {
                     return Err(OpenError::Head);
                 }
@@ -217,9 +195,15 @@ impl ChunkPieces {
             }
         };
         let last = self.sealed_bytes == expected_bytes;
+        if last && let Some(hasher) = &self.hasher {
+            let actual = Digest::from(hasher.finalize());
+            if actual != self.expected.blake3 {
+                return Err(OpenError::Digest { expected: self.expected.blake3, actual });
+            }
+        }
         let first_page = self.next_page;
         self.next_page += piece.len().div_ceil(SEALED_PAGE_BYTES) as u64;
-        Ok(SealedPages { head, bytes: piece, key, first_page, offset, hashed: self.hashed, last })
+        Ok(SealedPages { bytes: piece, key, first_page, last })
     }
 
     /// Checks that the object came whole.
@@ -235,28 +219,17 @@ impl ChunkPieces {
 }
 
 impl SealedPages {
-    /// Opens the pages where they lie, and hashes what they were just before, so that it comes from memory once.
+    /// Opens the pages where they lie.
     ///
     /// # Errors
     /// [`OpenError::Age`]: nothing of these pages may be used.
-    pub fn open(self) -> Result<OpenedPages, OpenError> {
-        let Self { head, mut bytes, key, first_page, offset, hashed, last } = self;
-        let mut hashed = hashed.then(|| {
-            let leaves = Leaves::of(offset, bytes.len());
-            let (before, behind) = leaves.around(&bytes);
-            Hashed { before: [&head, before].concat(), behind: behind.to_vec(), leaves }
-        });
-        let count = bytes.len().div_ceil(SEALED_PAGE_BYTES);
-        for index in 0..count {
-            let begin = index * SEALED_PAGE_BYTES;
-            let end = bytes.len().min(begin + SEALED_PAGE_BYTES);
-            if let Some(Hashed { leaves, .. }) = &mut hashed {
-                // All leaves that begin before the page's end.
-                leaves.advance(&bytes[..bytes.len().min(end + LEAF_BYTES)]);
-            }
-            key.open(first_page + index as u64, &mut bytes[begin..end], last && index + 1 == count)?;
+    pub fn open(mut self) -> Result<PlainPages, OpenError> {
+        let count = self.bytes.len().div_ceil(SEALED_PAGE_BYTES);
+        for (index, page) in self.bytes.chunks_mut(SEALED_PAGE_BYTES).enumerate() {
+            let last = self.last && index + 1 == count;
+            self.key.open(self.first_page + index as u64, page, last)?;
         }
-        Ok(OpenedPages { pages: PlainPages { bytes, last }, hashed })
+        Ok(PlainPages { bytes: self.bytes, last: self.last })
     }
 }
 
@@ -283,12 +256,9 @@ impl PlainPages {
     }
 }
 
-/// Takes the opened pages of one chunk in order: says whether they may be used, and counts the stream bytes,
-/// decompressed where they are compressed.
+/// Counts the stream bytes of one chunk, decompressed where it is compressed.
 pub struct ChunkPlain {
-    expected: SealedChunk,
-    /// None when it is not opened from its start.
-    hasher: Option<LeafHasher>,
+    expected_bytes: u64,
     stream_bytes: u64,
     decompressor: Option<zstd::stream::write::Decoder<'static, Vec<u8>>>,
     done: bool,
@@ -304,36 +274,14 @@ impl ChunkPlain {
             true => Some(zstd::stream::write::Decoder::new(Vec::new()).map_err(OpenError::Decompress)?),
             false => None,
         };
-        let hasher = Some(LeafHasher::default());
-        Ok(Self { expected: *expected, hasher, stream_bytes: 0, decompressor, done: false })
+        Ok(Self { expected_bytes: expected.stream_bytes, stream_bytes: 0, decompressor, done: false })
     }
 
     /// Begins a chunk that is not compressed at a page in its middle.
     #[must_use]
     pub fn from_page(expected: &SealedChunk, page: u64) -> Self {
         let stream_bytes = page.saturating_mul(PAGE_BYTES as u64);
-        Self { expected: *expected, hasher: None, stream_bytes, decompressor: None, done: false }
-    }
-
-    /// Takes the next pages; the last ones may be used only if the whole object was the one that was signed.
-    ///
-    /// # Errors
-    /// [`OpenError::Digest`], [`OpenError::Misplaced`]: nothing of these pages may be used.
-    pub fn admit(&mut self, opened: OpenedPages) -> Result<PlainPages, OpenError> {
-        let OpenedPages { pages, hashed } = opened;
-        if let Some(hasher) = &mut self.hasher {
-            let joined = hashed.is_some_and(|Hashed { before, leaves, behind }| hasher.join(&before, &leaves, &behind));
-            if !joined {
-                return Err(OpenError::Misplaced);
-            }
-            if pages.last {
-                let (expected, actual) = (self.expected.blake3, std::mem::take(hasher).finalize());
-                if actual != expected {
-                    return Err(OpenError::Digest { expected, actual });
-                }
-            }
-        }
-        Ok(pages)
+        Self { expected_bytes: expected.stream_bytes, stream_bytes, decompressor: None, done: false }
     }
 
     /// Notes a page that is stream bytes as it is.
@@ -382,16 +330,15 @@ impl ChunkPlain {
     /// # Errors
     /// [`OpenError::StreamLength`] when it holds another run of the stream.
     pub fn finish(self) -> Result<(), OpenError> {
-        let expected = self.expected.stream_bytes;
-        match self.done && self.stream_bytes == expected {
+        match self.done && self.stream_bytes == self.expected_bytes {
             true => Ok(()),
-            false => Err(OpenError::StreamLength { expected, actual: self.stream_bytes }),
+            false => Err(OpenError::StreamLength { expected: self.expected_bytes, actual: self.stream_bytes }),
         }
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), OpenError> {
         self.stream_bytes += bytes as u64;
-        let (expected, actual) = (self.expected.stream_bytes, self.stream_bytes);
+        let (expected, actual) = (self.expected_bytes, self.stream_bytes);
         if actual > expected { Err(OpenError::StreamLength { expected, actual }) } else { Ok(()) }
     }
 }

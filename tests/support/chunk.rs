@@ -76,7 +76,7 @@ impl ChunkOpener {
     fn open_pending(&mut self, stream: &mut Vec<u8>) -> Result<(), OpenError> {
         self.taken_bytes += self.pending.len() as u64;
         self.wanted = SEALED_PAGE_BYTES;
-        let pages = self.plain.admit(self.pieces.take(std::mem::take(&mut self.pending))?.open()?)?;
+        let pages = self.pieces.take(std::mem::take(&mut self.pending))?.open()?;
         for (index, mut page) in pages.pages().enumerate() {
             let mut more = true;
             while more {

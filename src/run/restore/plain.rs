@@ -9,7 +9,7 @@ use crate::run::transfer::{Stop, stopped};
 use crate::store::ObjectStore;
 use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};
 use crate::stream::open::{
-    ChunkPieces, ChunkPlain, OpenError, OpenedPages, PlainPages, SealedPages, piece_ranges, piece_ranges_from,
+    ChunkPieces, ChunkPlain, OpenError, PlainPages, SealedPages, piece_ranges, piece_ranges_from,
 };
 use bytes::BytesMut;
 use futures_util::{StreamExt, stream};
@@ -160,7 +160,7 @@ struct OpenPiece {
 
 /// A piece that is being opened, with its chunk.
 struct Opening {
-    opened: Receiver<Result<OpenedPages, OpenError>>,
+    opened: Receiver<Result<PlainPages, OpenError>>,
     chunk: usize,
 }
 
@@ -170,8 +170,7 @@ type Checked = Result<Option<Opening>, RunError>;
 /// Checks the pieces in order, on a thread of its own, and has them opened side by side.
 ///
 /// ```text
-/// fetch (ranges side by side) -> checker (in order: head, length) -> openers (side by side: hash, pages)
-///     -> PlainStream (in order: hash of the whole)
+/// fetch (ranges side by side) -> checker (in order: head, length, hash) -> openers (side by side) -> PlainStream
 /// ```
 struct Checker {
     pieces: mpsc::Receiver<Result<Piece, RunError>>,
@@ -300,7 +299,7 @@ impl PlainStream {
             self.opening = None;
             return self.end().map(|()| false);
         };
-        let opened = opened.recv().map_err(|_| panicked())?.map_err(|source| self.shared.damaged(number, source))?;
+        let pages = opened.recv().map_err(|_| panicked())?.map_err(|source| self.shared.damaged(number, source))?;
         if self.plain.as_ref().is_none_or(|(_, chunk)| *chunk != number) {
             self.end_chunk()?;
             let compressed = self.shared.manifest.compression == CompressionName::Zstd;
@@ -311,8 +310,6 @@ impl PlainStream {
             };
             self.plain = Some((plain, number));
         }
-        let Some((plain, _)) = &mut self.plain else { return Err(panicked()) };
-        let pages = plain.admit(opened).map_err(|source| self.shared.damaged(number, source))?;
         self.piece = Some(OpenPiece { pages, page: 0, within: 0 });
         Ok(true)
     }
