@@ -153,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn content(bytes: usize) -> Vec<u8> {
-        (0..bytes).map(|at| (at as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect()
+        (0_u32..).take(bytes).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect()
     }
 
     /// Each run hashed on its own, out of order, in steps; then joined.
