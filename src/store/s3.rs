@@ -180,13 +180,20 @@ impl Shared {
         (!self.refuses_complete_condition.load(Ordering::Relaxed)).then(|| NOTHING_THERE.to_owned())
     }
 
-    /// Notes that the store knows no conditions, if that is why this request failed: then it is worth another try.
+    /// The probe saw that a put with the condition replaces nothing. Without a probe nobody knows: there are stores that
+    /// take the condition and pass over it.
+    fn was_found_to_refuse_replacing(&self) -> bool {
+        self.expected.as_ref().is_some_and(|(probe, _)| probe.conditional_put == Ability::Works)
+    }
+
+    /// Whether a request with a condition failed because the store knows none: then it is worth another try without. The
+    /// first time is noted.
     fn note_refused_condition(&self, cause: &Cause, noted: &AtomicBool) -> bool {
-        let first = cause.is_not_implemented() && !noted.swap(true, Ordering::Relaxed);
-        if first {
+        let refused = cause.is_not_implemented();
+        if refused && !noted.swap(true, Ordering::Relaxed) {
             self.contradicts(&format!("a condition was refused: {cause}"));
         }
-        first
+        refused
     }
 
     /// The store does something else than its probe said.

@@ -31,6 +31,7 @@ use probe::{
     a_probe_that_fails_leaves_nothing_behind, behaviour_follows_the_probe_and_a_contradiction_is_heard,
     the_bucket_says_its_rules_or_that_it_would_not, the_bucket_says_who_may_read_it_or_that_it_would_not,
     the_probe_finds_out_what_a_server_does_not_do, the_probe_tells_what_a_good_server_does,
+    what_refuses_replacing_is_not_asked_first,
 };
 use scripted::{
     a_part_that_is_echoed_otherwise_ends_the_upload, another_region_and_an_expired_session_say_what_to_do,
@@ -91,6 +92,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         the_probe_finds_out_what_a_server_does_not_do
         a_probe_that_fails_leaves_nothing_behind
         behaviour_follows_the_probe_and_a_contradiction_is_heard
+        what_refuses_replacing_is_not_asked_first
         the_bucket_says_its_rules_or_that_it_would_not
         the_bucket_says_who_may_read_it_or_that_it_would_not
         success_with_an_error_in_it_is_none

@@ -91,7 +91,7 @@ impl Probing {
     async fn put(&self, key: &ObjectKey, bytes: &'static [u8]) -> Result<(), Cause> {
         let bytes = Bytes::from_static(bytes);
         let sum = sum_of(S3Checksum::Md5, bytes.clone()).await;
-        self.shared.send_whole(key, &bytes, &sum).await
+        self.shared.send_whole(key, &bytes, &sum, self.shared.put_condition()).await
     }
 
     /// The first put may not be refused; the second, of other bytes, must be.

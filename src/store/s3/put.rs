@@ -27,20 +27,23 @@ pub(super) async fn sum_of(kind: S3Checksum, bytes: Bytes) -> PartSum {
 }
 
 impl Shared {
+    /// Puts an object in one request, create-only as far as the store can. It is asked first what is there, unless it
+    /// was found to refuse replacing: then the put itself is the question, and a round trip less.
     pub(super) async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
-        if let Some(found) = self.head(key).await? {
-            return self.compare_whole(key, &bytes, found).await;
-        }
-        self.put_whole(key, bytes).await
-    }
-
-    /// Puts an object in one request, create-only as far as the store can.
-    pub(super) async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
         let part = sum_of(self.settings.checksum, bytes.clone()).await;
         let sent = ObjectSum::of_whole(self.settings.checksum, &part);
-        let mut tries_left = PUT_TRIES_MAX;
+        let (mut tries_left, mut looked) = (PUT_TRIES_MAX, false);
         loop {
-            let Err(cause) = self.send_whole(key, &bytes, &part).await else {
+            let condition = self.put_condition();
+            let asks = condition.is_some() && self.was_found_to_refuse_replacing();
+            if !asks && !looked {
+                if let Some(found) = self.head(key).await? {
+                    return self.compare_whole(key, &bytes, found).await;
+                }
+                looked = true;
+            }
+            let conditional = condition.is_some();
+            let Err(cause) = self.send_whole(key, &bytes, &part, condition).await else {
                 return Ok((PutOutcome::Created, self.confirm(key, &sent).await?));
             };
             tries_left -= 1;
@@ -50,17 +53,23 @@ impl Shared {
             {
                 return self.compare_whole(key, &bytes, found).await;
             }
-            let again = self.note_refused_condition(&cause, &self.refuses_put_condition) || cause.status == Some(409);
-            if !again || tries_left == 0 {
+            let refused = conditional && self.note_refused_condition(&cause, &self.refuses_put_condition);
+            if !(refused || cause.status == Some(409)) || tries_left == 0 {
                 return Err(self.failed("put", "PutObject", key.as_str(), cause));
             }
             sleep(CONFLICT_PAUSE).await;
         }
     }
 
-    pub(super) async fn send_whole(&self, key: &ObjectKey, bytes: &Bytes, part: &PartSum) -> Result<(), Cause> {
+    pub(super) async fn send_whole(
+        &self,
+        key: &ObjectKey,
+        bytes: &Bytes,
+        part: &PartSum,
+        condition: Option<String>,
+    ) -> Result<(), Cause> {
         let call = self.client.put_object().bucket(&self.settings.bucket).key(self.full_key(key));
-        let call = call.set_if_none_match(self.put_condition()).body(self.body(bytes.clone()));
+        let call = call.set_if_none_match(condition).body(self.body(bytes.clone()));
         let call = self.locked_put(call);
         let call = with_checksum(call, self.settings.checksum, part).customize();
         let call = call.config_override(self.limits_for(bytes.len() as u64));

@@ -105,7 +105,7 @@ impl S3Writer {
     /// Nothing cannot be sent in parts: B2 wants at least one byte in each.
     async fn put_empty(&mut self) -> Result<Evidence, StoreError> {
         self.give_up().await?;
-        self.shared.put_whole(&self.key, Bytes::new()).await.map(|(_, evidence)| evidence)
+        self.shared.put_new(&self.key, Bytes::new()).await.map(|(_, evidence)| evidence)
     }
 
     /// Stops all requests, and has the store forget the parts.

@@ -1,14 +1,17 @@
 //! What a probe finds out: on a real server, and on one that a proxy has made worse in one thing.
 
 use super::{BUCKET, assert_empty, connect, connect_by, story};
-use crate::contract::{key, pattern, upload};
+use crate::contract::{self, key, pattern, upload};
 use crate::proxy::{Action, Proxy, Rule, chain, first};
 use crate::weed::Weed;
 use aws_sdk_s3::types::{BucketVersioningStatus, VersioningConfiguration};
+use futures_util::future::join_all;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use zfs_backup::store::probe::{Ability, Deleting, Told};
-use zfs_backup::store::{Doubt, EvidenceTier, ObjectStore, S3Checksum, S3Settings, StoreErrorKind, StoreProbe};
+use zfs_backup::store::{
+    Doubt, EvidenceTier, ObjectStore, PutOutcome, S3Checksum, S3Settings, StoreErrorKind, StoreProbe,
+};
 
 const UNDER: &str = "@zfs-backup/probe/0123456789abcdef/";
 
@@ -160,6 +163,46 @@ pub(super) async fn behaviour_follows_the_probe_and_a_contradiction_is_heard(wee
     assert_eq!(heard.load(Ordering::SeqCst), 1, "it shows no checksum, and the probe said that it does");
     let md5 = store.with_checksum(S3Checksum::Md5);
     assert_eq!(md5.put_new(&key("d"), pattern(9, 1)).await.unwrap().1.tier, EvidenceTier::Md5Etag);
+}
+
+pub(super) async fn what_refuses_replacing_is_not_asked_first(weed: Arc<Weed>, settings: S3Settings) {
+    let refuses = Arc::new(AtomicBool::new(false));
+    let refusing = Arc::clone(&refuses);
+    let proxy = Proxy::start(&weed.endpoint(), move |head| {
+        match refusing.load(Ordering::SeqCst) && head.contains("if-none-match") {
+            true => Action::Refuse(501, "NotImplemented"),
+            false => Action::Pass,
+        }
+    });
+    let unproven = connect_by(&proxy, settings.clone()).await;
+    let works = StoreProbe { conditional_put: Ability::Works, ..StoreProbe::default() };
+    let proven = unproven.following(works.clone(), Doubt::new(|_| {}));
+    contract::put_new_is_create_only(&proven).await;
+    for (store, name, looks) in [(&proven, "one", 1), (&unproven, "two", 2)] {
+        let before = proxy.requests("HEAD /");
+        store.put_new(&key(name), pattern(9, 1)).await.unwrap();
+        assert_eq!(proxy.requests("HEAD /") - before, looks, "{name}");
+    }
+
+    let lost = first(1, Action::LoseReply, |head| head.starts_with("put"));
+    let lossy = connect_by(&Proxy::start(&weed.endpoint(), lost), settings).await.following(works, Doubt::new(|_| {}));
+    assert_eq!(lossy.put_new(&key("three"), pattern(9, 1)).await.unwrap().0, PutOutcome::Identical);
+
+    // What it did when it was tried it does no more, and it is told so by several requests at once.
+    refuses.store(true, Ordering::SeqCst);
+    let puts = ["one", "four", "two", "five", "three"].map(|name| {
+        let proven = proven.clone();
+        async move { (name, proven.put_new(&key(name), pattern(9, 2)).await.map_err(|error| error.kind)) }
+    });
+    for (name, ended) in join_all(puts).await {
+        let created = matches!(name, "four" | "five");
+        match created {
+            true => assert_eq!(ended.unwrap().0, PutOutcome::Created, "{name}"),
+            false => assert_eq!(ended.unwrap_err(), StoreErrorKind::AlreadyExists, "{name}"),
+        }
+        let expected = pattern(9, if created { 2 } else { 1 });
+        assert_eq!(proven.get(&key(name), None, 9).await.unwrap(), expected, "{name}");
+    }
 }
 
 pub(super) async fn the_bucket_says_its_rules_or_that_it_would_not(weed: Arc<Weed>, settings: S3Settings) {
