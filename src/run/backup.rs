@@ -4,8 +4,9 @@
 //! `started` -> base chain still usable -> chunks, each noted in the journal before it is created and when it is
 //! confirmed -> listing equals what was confirmed -> END verified and `lzc_send` returned 0 -> bookmark -> RESTORE.txt,
 //! private, lists -> base still there -> journal `committing` with the bytes of all that follows -> receipt ->
-//! signatures -> manifest -> read back and verified -> journal removed -> holds released -> bookmarks that nothing needs
-//! any more. Whatever fails before the manifest leaves no backup, and the next run goes on from there.
+//! signatures -> manifest -> read back and verified -> what only the upload needed removed -> journal removed -> holds
+//! released -> bookmarks that nothing needs any more. Whatever fails before the manifest leaves no backup, and the next
+//! run goes on from there.
 
 mod attempt;
 mod chain;
@@ -16,6 +17,7 @@ mod put;
 mod recommit;
 mod recorder;
 mod release;
+mod tidy;
 mod unfinished;
 
 use super::cache::Keeping;
@@ -265,7 +267,7 @@ pub async fn back_up(
     remember_remote(env, &selected.stored, &sight).await;
     // That the dataset is there, and the same, comes before anything about its holds.
     Local::read(&*env.zfs, selected)?;
-    settle(env, selected, &sight)?;
+    settle(env, selected, &sight).await?;
     let mut ended = end_commits(env, selected, &sight).await?;
     if !ended.is_empty() {
         sight = look(env, &selected.stored, Keeping::New).await?;

@@ -130,6 +130,29 @@ async fn an_incremental_that_is_dropped_at_any_store_call_is_gone_on_with() {
     .await;
 }
 
+/// Interrupted twice: whichever run it is that ends the commit, it also removes what only the uploads needed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_an_upload_needs_goes_whoever_ends_its_commit() {
+    let (keys, writer) = quick_keys();
+    let clean = World::with_keys(keys.clone(), writer.clone());
+    interrupted_late(&clean).await;
+    assert!(clean.store.keys().iter().any(|key| key.contains("progress-")), "nothing is there to be removed");
+    let calls = store_calls(&clean, clean.env(), RequestedKind::Full).await;
+    let cases: Vec<CrashAt> = (1..=calls).flat_map(|n| [CrashAt::Before(n), CrashAt::After(n)]).collect();
+    for_all(cases, |at| {
+        let world = World::with_keys(keys.clone(), writer.clone());
+        async move {
+            interrupted_late(&world).await;
+            assert!(crash(&world, world.env(), RequestedKind::Full, at).await.is_some(), "the run was over before");
+            world.try_back_up().await.unwrap();
+            assert_nothing_is_left(&world, 1).await;
+            assert_eq!(ids(&world).len(), 1, "it began anew");
+            world.assert_restores().await;
+        }
+    })
+    .await;
+}
+
 /// A crash inside a call of ZFS, by a panic that nobody catches.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_is_dropped_at_any_zfs_call_is_gone_on_with() {

@@ -3,6 +3,7 @@
 use super::planning::{Base, Sight};
 use super::put::{Written, json};
 use super::recorder::Recorder;
+use super::tidy::tidy;
 use super::unfinished::{GoesOn, Unfinished};
 use super::{BackupEnv, BackupSettings, CommittedBackup};
 use crate::keyring::KEYRING_BYTES_MAX;
@@ -120,7 +121,7 @@ impl<'a> Attempt<'a> {
         self.bookmark();
         let committed = self.commit(sight, transferred, written, &mut course).await?;
         if course.is_untidy {
-            self.tidy(&committed.manifest).await;
+            tidy(&*self.env.store, &committed.manifest).await;
         }
         if let Err(error) = course.journal.committed() {
             tracing::warn!(error = %error_chain(&error), "the backup is committed; its journal stays");

@@ -9,7 +9,7 @@ use crate::manifest::{
     Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
 };
 use crate::model::{BackupId, Digest, Guid};
-use crate::run::catalog::{Catalog, StoredBackup, read_chunks};
+use crate::run::catalog::{Catalog, StoredBackup};
 use crate::run::journal::log::{CommitBytes, JournalRecord};
 use crate::run::locks::extend_chain;
 use crate::run::sealed::seal_small;
@@ -18,12 +18,11 @@ use crate::run::transfer::Transferred;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
 use crate::store::ObjectKey;
-use crate::store::key::{BackupObject, ParsedKey, backup_prefix, object_name};
+use crate::store::key::{BackupObject, object_name};
 use crate::zfs::PropertyValue;
 use bytes::Bytes;
 use futures_util::future::join3;
 use jiff::Timestamp;
-use std::collections::BTreeSet;
 
 impl Attempt<'_> {
     pub(super) async fn commit(
@@ -98,35 +97,6 @@ impl Attempt<'_> {
             // Also when the put failed: then only its reply was lost.
             (_, Ok(manifest)) => Ok(manifest),
             (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
-        }
-    }
-
-    /// Removes what only an upload under way needs: its progress objects, and chunks that were begun and made again
-    /// under another name. Nothing the manifest names is touched; what cannot be deleted is left to `verify-checksums`
-    /// to report.
-    pub(super) async fn tidy(&self, manifest: &Manifest) {
-        let store = &*self.env.store;
-        let work = async {
-            let prefix = backup_prefix(&self.stored, &self.id);
-            let listed = store.list(&prefix).await?;
-            let parsed = listed.iter().filter_map(|object| ObjectKey::parse(&object.key));
-            let spare = |key: &ParsedKey| matches!(key.object, BackupObject::Chunk { .. } | BackupObject::Progress(_));
-            let loose: Vec<ParsedKey> = parsed.filter(spare).collect();
-            if loose.len() as u64 == manifest.chunk_lists.iter().map(|list| u64::from(list.chunks)).sum::<u64>() {
-                return Ok(());
-            }
-            let named: BTreeSet<String> =
-                read_chunks(store, manifest).await?.into_iter().map(|chunk| chunk.name).collect();
-            for ParsedKey { object, signature, .. } in loose {
-                if !named.contains(&object_name(&object)) {
-                    let key = self.key(&object);
-                    store.delete(&if signature { key.signature() } else { key }).await?;
-                }
-            }
-            Ok::<(), RunError>(())
-        };
-        if let Err(error) = work.await {
-            tracing::warn!(id = %self.id, error = error_chain(&error), "objects that the backup does not need stay");
         }
     }
 

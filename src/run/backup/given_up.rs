@@ -3,6 +3,7 @@
 
 use super::BackupEnv;
 use super::planning::Sight;
+use super::tidy::tidy;
 use super::unfinished::Unfinished;
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
@@ -66,15 +67,18 @@ pub(super) fn give_up_id(env: &BackupEnv, selected: &Selected, id: &BackupId, wh
 }
 
 /// Releases what runs that were interrupted in between left in the pool for attempts that are over: committed, or given
-/// up by the journal. A journal of what is committed goes too.
+/// up by the journal. A journal of what is committed goes too, and with it what only the upload needed: its run may have
+/// ended between the manifest and that.
 ///
 /// # Errors
 /// [`RunError`] when that could not be read or done.
-pub(super) fn settle(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<(), RunError> {
+pub(super) async fn settle(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<(), RunError> {
     let state_dir = &env.settings.state_dir;
     let attempts = read_attempts(state_dir, env.store.url(), &selected.stored)?;
     let is_committed = |id: &BackupId| sight.target.catalog.backup(id).is_some();
-    for attempt in attempts.iter().filter(|attempt| is_committed(&attempt.id)) {
+    for attempt in &attempts {
+        let Some(backup) = sight.target.catalog.backup(&attempt.id) else { continue };
+        tidy(&*env.store, &backup.manifest).await;
         forget_attempt(state_dir, env.store.url(), &selected.stored, &attempt.id)?;
     }
     let given_up: BTreeSet<&BackupId> =

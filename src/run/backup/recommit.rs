@@ -3,6 +3,7 @@
 
 use super::given_up::give_up_id;
 use super::planning::Sight;
+use super::tidy::tidy;
 use super::{BackupEnv, CommittedBackup};
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};
@@ -43,6 +44,7 @@ pub(super) async fn end_commits(
         let Some(bytes) = commit_bytes(attempt) else { continue };
         match end_commit(env, selected, sight, attempt, bytes).await? {
             Ended::Committed(backup) => {
+                tidy(&*env.store, &backup.manifest).await;
                 forget_attempt(&env.settings.state_dir, env.store.url(), &selected.stored, &attempt.id)?;
                 unpin(&*env.zfs, &selected.dataset.name, |id| *id == attempt.id)?;
                 committed.push(*backup);
