@@ -1,10 +1,15 @@
 //! As much of HTTP/1.1 as S3 clients speak: requests with a length, kept connections, `Expect: 100-continue`, and bodies
-//! in the chunks that AWS signs one by one.
+//! in the chunks that AWS signs one by one. A body that nobody wants never leaves the kernel.
 
+use socket2::SockRef;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Result, Write};
 use std::net::TcpStream;
 
+/// Of recv(2), on Linux.
+const MSG_TRUNC: i32 = 0x20;
+/// At most so much is discarded at once.
+const DISCARD_BYTES: usize = 1 << 20;
 const HEAD_LINES_MAX: usize = 200;
 
 /// One request, without its body.
@@ -67,12 +72,15 @@ fn decode(text: &str) -> String {
     percent_encoding::percent_decode_str(&text.replace('+', "%20")).decode_utf8_lossy().into_owned()
 }
 
-/// Gives the body in pieces, unwrapped, and its length.
+/// What is done with a piece of a body.
+pub(crate) type Take<'a> = &'a mut dyn FnMut(&[u8]);
+
+/// Gives the body in pieces, unwrapped, and its length. A body that nobody takes never leaves the kernel.
 pub(crate) fn read_body(
     input: &mut BufReader<TcpStream>,
     request: &Request,
     buffer: &mut [u8],
-    mut take: impl FnMut(&[u8]),
+    mut take: Option<Take<'_>>,
 ) -> Result<u64> {
     let mut left = request.body_bytes();
     if !request.is_wrapped() {
@@ -88,12 +96,12 @@ pub(crate) fn read_body(
         let Ok(bytes) = u64::from_str_radix(length, 16) else { continue };
         if bytes == 0 {
             // Trailers, and the end.
-            copy(input, &mut left, u64::MAX, buffer, &mut |_| {})?;
+            copy(input, &mut left, u64::MAX, buffer, &mut None)?;
             break;
         }
         copy(input, &mut left, bytes, buffer, &mut take)?;
         unwrapped += bytes;
-        copy(input, &mut left, 2, buffer, &mut |_| {})?;
+        copy(input, &mut left, 2, buffer, &mut None)?;
     }
     Ok(unwrapped)
 }
@@ -103,20 +111,38 @@ fn copy(
     left: &mut u64,
     bytes: u64,
     buffer: &mut [u8],
-    take: &mut impl FnMut(&[u8]),
+    take: &mut Option<Take<'_>>,
 ) -> Result<()> {
     let mut wanted = bytes.min(*left);
     *left -= wanted;
     while wanted > 0 {
-        let space = usize::try_from(wanted).unwrap_or(usize::MAX).min(buffer.len());
-        let read = input.read(&mut buffer[..space])?;
+        let space = usize::try_from(wanted).unwrap_or(usize::MAX);
+        let read = match take {
+            Some(take) => {
+                let space = space.min(buffer.len());
+                let read = input.read(&mut buffer[..space])?;
+                take(&buffer[..read]);
+                read
+            }
+            None if input.buffer().is_empty() => discard(input.get_ref(), space)?,
+            None => {
+                let read = space.min(input.buffer().len());
+                input.consume(read);
+                read
+            }
+        };
         if read == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        take(&buffer[..read]);
         wanted -= read as u64;
     }
     Ok(())
+}
+
+/// Drops what has come, and says how much that was: with `MSG_TRUNC` nothing is copied (tcp(7)).
+fn discard(stream: &TcpStream, bytes_max: usize) -> Result<usize> {
+    let mut untouched = Vec::<u8>::with_capacity(bytes_max.min(DISCARD_BYTES));
+    SockRef::from(stream).recv_with_flags(untouched.spare_capacity_mut(), MSG_TRUNC)
 }
 
 /// Sends an answer whose body is in memory. The answer to HEAD has none, whatever `Content-Length` says.

@@ -21,8 +21,8 @@ pub(crate) enum Content {
 #[derive(Clone)]
 pub(crate) struct Came {
     pub(crate) bytes: u64,
-    /// Taken here, of what came: never repeated after the client.
-    pub(crate) crc64nvme: u64,
+    /// Taken here of what came, or what the client said of bytes that were discarded unseen.
+    pub(crate) crc64nvme: Option<u64>,
     pub(crate) content: Content,
 }
 
@@ -51,21 +51,29 @@ pub(crate) struct State {
 
 pub(crate) type Shared = Mutex<State>;
 
+impl Came {
+    pub(crate) fn etag(&self) -> String {
+        format!("\"{:032x}\"", self.crc64nvme.unwrap_or_default())
+    }
+}
+
 impl Object {
     pub(crate) fn etag(&self) -> String {
         match self.parts {
-            0 => format!("\"{:032x}\"", self.came.crc64nvme),
-            parts => format!("\"{:032x}-{parts}\"", self.came.crc64nvme),
+            0 => self.came.etag(),
+            parts => format!("\"{:032x}-{parts}\"", self.came.crc64nvme.unwrap_or_default()),
         }
     }
 }
 
 /// The parts in order, as one.
 pub(crate) fn join(parts: &BTreeMap<u32, Came>) -> Came {
-    let mut whole = Came { bytes: 0, crc64nvme: crc_fast::checksum(ALGORITHM, &[]), content: Content::Discarded };
+    let empty = Some(crc_fast::checksum(ALGORITHM, &[]));
+    let mut whole = Came { bytes: 0, crc64nvme: empty, content: Content::Discarded };
     let mut files = Vec::new();
     for part in parts.values() {
-        whole.crc64nvme = crc_fast::checksum_combine(ALGORITHM, whole.crc64nvme, part.crc64nvme, part.bytes);
+        let both = whole.crc64nvme.zip(part.crc64nvme);
+        whole.crc64nvme = both.map(|(whole, crc)| crc_fast::checksum_combine(ALGORITHM, whole, crc, part.bytes));
         whole.bytes += part.bytes;
         if let Content::Files(of_part) = &part.content {
             files.extend(of_part.iter().cloned());

@@ -1,5 +1,6 @@
-//! An S3 server on 127.0.0.1 that costs next to nothing: it checks no signature, discards large bodies (or keeps them in
-//! files), and says of every object the size and the CRC64NVME of what came. A thread for each connection.
+//! An S3 server on 127.0.0.1 that costs next to nothing: it checks no signature, keeps large bodies in files, and says of
+//! every object the size and the CRC64NVME of what came. Or it discards large bodies unseen, as if it were another
+//! machine, and repeats the checksum that the client gave. A thread for each connection.
 
 use crate::http::{Request, answer, read_body, read_request};
 use crate::objects::{ALGORITHM, Came, Content, Object, SMALL_BYTES, Shared, Upload, join};
@@ -14,7 +15,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 const BUFFER_BYTES: usize = 256 << 10;
+/// What is read with a head is copied once more.
+const HEAD_BUFFER_BYTES: usize = 8 << 10;
 const PAGE_KEYS_MAX: usize = 1000;
+const CRC_HEADER: &str = "x-amz-checksum-crc64nvme";
 const NOTHING_THERE: &str = "*";
 
 struct Sink {
@@ -41,7 +45,7 @@ impl Sink {
     fn connection(&self, stream: TcpStream) -> Result<()> {
         stream.set_nodelay(true)?;
         let mut output = stream.try_clone()?;
-        let mut input = BufReader::with_capacity(BUFFER_BYTES, stream);
+        let mut input = BufReader::with_capacity(HEAD_BUFFER_BYTES, stream);
         let mut buffer = vec![0; BUFFER_BYTES];
         while let Some(request) = read_request(&mut input)? {
             let came = self.take_body(&mut input, &request, &mut buffer)?;
@@ -52,33 +56,35 @@ impl Sink {
     }
 
     fn take_body(&self, input: &mut BufReader<TcpStream>, request: &Request, buffer: &mut [u8]) -> Result<Came> {
-        let mut crc = crc_fast::Digest::new(ALGORITHM);
         let is_part = request.query.contains_key("partNumber");
-        let is_small = !is_part && request.body_bytes() <= SMALL_BYTES;
-        let mut small = Vec::new();
-        let mut file = None;
-        if let (Some(folder), true) = (&self.keep, request.method == "PUT" && !is_small) {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.files += 1;
-            let path = folder.join(state.files.to_string());
-            file = Some((File::create(&path)?, path));
+        if !is_part && request.body_bytes() <= SMALL_BYTES {
+            let mut small = Vec::new();
+            let bytes = read_body(input, request, buffer, Some(&mut |piece| small.extend_from_slice(piece)))?;
+            let crc64nvme = Some(crc_fast::checksum(ALGORITHM, &small));
+            return Ok(Came { bytes, crc64nvme, content: Content::Small(small) });
         }
-        let mut written = Ok(());
-        let bytes = read_body(input, request, buffer, |piece| {
-            crc.update(piece);
-            match &mut file {
-                Some((file, _)) if written.is_ok() => written = file.write_all(piece),
-                None if is_small => small.extend_from_slice(piece),
-                _ => {}
-            }
-        })?;
-        written?;
-        let content = match file {
-            Some((_, path)) => Content::Files(vec![(path, bytes)]),
-            None if is_small => Content::Small(small),
-            None => Content::Discarded,
+        let Some(folder) = self.keep.as_ref().filter(|_| request.method == "PUT") else {
+            let bytes = read_body(input, request, buffer, None)?;
+            return Ok(Came { bytes, crc64nvme: claimed_crc(request), content: Content::Discarded });
         };
-        Ok(Came { bytes, crc64nvme: crc.finalize(), content })
+        let path = folder.join(self.next_number().to_string());
+        let (mut file, mut crc) = (File::create(&path)?, crc_fast::Digest::new(ALGORITHM));
+        let mut written = Ok(());
+        let mut keep = |piece: &[u8]| {
+            crc.update(piece);
+            if written.is_ok() {
+                written = file.write_all(piece);
+            }
+        };
+        let bytes = read_body(input, request, buffer, Some(&mut keep))?;
+        written?;
+        Ok(Came { bytes, crc64nvme: Some(crc.finalize()), content: Content::Files(vec![(path, bytes)]) })
+    }
+
+    fn next_number(&self) -> u64 {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.files += 1;
+        state.files
     }
 
     fn reply(&self, request: &Request, came: Came, output: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
@@ -169,12 +175,10 @@ impl Sink {
     }
 
     fn begin(&self, request: &Request, key: String, output: &mut TcpStream) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.files += 1;
-        let id = format!("upload-{}", state.files);
+        let id = format!("upload-{}", self.next_number());
         let body = format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
-        state.uploads.insert(id, Upload { key, metadata: metadata(request), parts: BTreeMap::new() });
-        drop(state);
+        let upload = Upload { key, metadata: metadata(request), parts: BTreeMap::new() };
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).uploads.insert(id, upload);
         xml(output, &body)
     }
 
@@ -183,11 +187,10 @@ impl Sink {
         let id = request.query.get("uploadId").cloned().unwrap_or_default();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(upload) = state.uploads.get_mut(&id) else { return error(output, "404 Not Found", "NoSuchUpload") };
-        let crc = crc_text(came.crc64nvme);
-        let etag = format!("\"{:032x}\"", came.crc64nvme);
+        let headers = facts(came.etag(), came.crc64nvme);
         upload.parts.insert(number, came);
         drop(state);
-        answer(output, "200 OK", &[("ETag", etag), ("x-amz-checksum-crc64nvme", crc)], &[])
+        answer(output, "200 OK", &headers, &[])
     }
 
     fn complete(&self, request: &Request, key: &str, output: &mut TcpStream) -> Result<()> {
@@ -201,16 +204,14 @@ impl Sink {
         };
         let (came, parts) = (join(&upload.parts), upload.parts.len());
         let object = Object { came, metadata: upload.metadata, parts, modified: SystemTime::now() };
-        let (etag, crc) = (object.etag(), crc_text(object.came.crc64nvme));
+        let (etag, crc) = (object.etag(), object.came.crc64nvme);
         state.objects.insert(key.to_owned(), object);
         drop(state);
-        xml(
-            output,
-            &format!(
-                "<CompleteMultipartUploadResult><ETag>{etag}</ETag><ChecksumCRC64NVME>{crc}</ChecksumCRC64NVME>\
-                 <ChecksumType>FULL_OBJECT</ChecksumType></CompleteMultipartUploadResult>"
-            ),
-        )
+        let crc = crc.map(crc_text).map_or_else(String::new, |crc| {
+            format!("<ChecksumCRC64NVME>{crc}</ChecksumCRC64NVME><ChecksumType>FULL_OBJECT</ChecksumType>")
+        });
+        let answer = "CompleteMultipartUploadResult";
+        xml(output, &format!("<{answer}><ETag>{etag}</ETag>{crc}</{answer}>"))
     }
 
     fn put(&self, request: &Request, key: String, came: Came, output: &mut TcpStream) -> Result<()> {
@@ -219,7 +220,7 @@ impl Sink {
             return error(output, "412 Precondition Failed", "PreconditionFailed");
         }
         let object = Object { came, metadata: metadata(request), parts: 0, modified: SystemTime::now() };
-        let headers = [("ETag", object.etag()), ("x-amz-checksum-crc64nvme", crc_text(object.came.crc64nvme))];
+        let headers = facts(object.etag(), object.came.crc64nvme);
         state.objects.insert(key, object);
         drop(state);
         answer(output, "200 OK", &headers, &[])
@@ -267,7 +268,7 @@ impl Sink {
             headers.push(("Content-Range", format!("bytes {start}-{}/{whole}", end - 1)));
         }
         if request.header("x-amz-checksum-mode").is_some() && range.is_none() {
-            headers.push(("x-amz-checksum-crc64nvme", crc_text(object.came.crc64nvme)));
+            headers.extend(object.came.crc64nvme.map(|crc| (CRC_HEADER, crc_text(crc))));
             headers.push(("x-amz-checksum-type", "FULL_OBJECT".to_owned()));
         }
         headers.extend(object.metadata.iter().map(|(name, value)| (name.as_str(), value.clone())));
@@ -328,6 +329,18 @@ fn parse_range(text: &str, whole: u64) -> Option<(u64, u64)> {
 fn metadata(request: &Request) -> BTreeMap<String, String> {
     let own = request.headers.iter().filter(|(name, _)| name.starts_with("x-amz-meta-"));
     own.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// What is answered of something that came.
+fn facts(etag: String, crc64nvme: Option<u64>) -> Vec<(&'static str, String)> {
+    let crc = crc64nvme.map(|crc| (CRC_HEADER, crc_text(crc)));
+    [("ETag", etag)].into_iter().chain(crc).collect()
+}
+
+/// The checksum that the client says a body has.
+fn claimed_crc(request: &Request) -> Option<u64> {
+    let bytes = BASE64_STANDARD.decode(request.header(CRC_HEADER)?).ok()?;
+    Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }
 
 fn crc_text(crc: u64) -> String {
