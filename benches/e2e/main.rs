@@ -14,11 +14,11 @@ mod http;
 mod objects;
 mod sink;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 const USAGE: &str = "\
-e2e sink PORT [--delay-ms N] [--keep DIR]   an S3 server on 127.0.0.1; without --keep large bodies are discarded
+e2e sink PORT [--delay-ms N] [--keep]       an S3 server on 127.0.0.1; without --keep large bodies are discarded
 e2e b2                                      a simulator of B2; prints its endpoint, key id and key
 e2e generate random|mixed BYTES FILE        a valid full send stream of that many bytes of blocks
 e2e cost FILE                               CPU seconds per GiB of the bare arithmetic on one core
@@ -31,11 +31,12 @@ fn main() {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
         ["sink", port, ref options @ ..] => {
-            let (mut delay, mut keep) = (Duration::ZERO, None);
-            for option in options.chunks(2) {
-                match option {
-                    ["--delay-ms", ms] => delay = Duration::from_millis(ms.parse().unwrap()),
-                    ["--keep", folder] => keep = Some(PathBuf::from(folder)),
+            let (mut delay, mut keep) = (Duration::ZERO, false);
+            let mut options = options.iter();
+            while let Some(option) = options.next() {
+                match *option {
+                    "--delay-ms" => delay = Duration::from_millis(options.next().expect(USAGE).parse().unwrap()),
+                    "--keep" => keep = true,
                     _ => panic!("{USAGE}"),
                 }
             }

@@ -1,19 +1,18 @@
-//! What the sink remembers: small objects whole, of large ones the size and the checksum of what came.
+//! What the sink remembers: the bytes of objects, or of large ones that it discards size and checksum alone.
 
+use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-/// Larger bodies are discarded, or kept in a file.
+/// A sink that discards keeps objects up to this size, but for parts.
 pub(crate) const SMALL_BYTES: u64 = 1 << 20;
 
 /// Where the bytes of an object are.
 #[derive(Clone)]
 pub(crate) enum Content {
-    Small(Vec<u8>),
-    /// One file for each part, and its length.
-    Files(Vec<(PathBuf, u64)>),
+    /// One run for each part.
+    Kept(Vec<Bytes>),
     Discarded,
 }
 
@@ -46,7 +45,8 @@ pub(crate) struct State {
     /// By bucket and key, joined by a slash.
     pub(crate) objects: BTreeMap<String, Object>,
     pub(crate) uploads: BTreeMap<String, Upload>,
-    pub(crate) files: u64,
+    /// Uploads begun so far.
+    pub(crate) uploads_begun: u64,
 }
 
 pub(crate) type Shared = Mutex<State>;
@@ -69,18 +69,15 @@ impl Object {
 /// The parts in order, as one.
 pub(crate) fn join(parts: &BTreeMap<u32, Came>) -> Came {
     let empty = Some(crc_fast::checksum(ALGORITHM, &[]));
-    let mut whole = Came { bytes: 0, crc64nvme: empty, content: Content::Discarded };
-    let mut files = Vec::new();
+    let mut whole = Came { bytes: 0, crc64nvme: empty, content: Content::Kept(Vec::new()) };
     for part in parts.values() {
         let both = whole.crc64nvme.zip(part.crc64nvme);
         whole.crc64nvme = both.map(|(whole, crc)| crc_fast::checksum_combine(ALGORITHM, whole, crc, part.bytes));
         whole.bytes += part.bytes;
-        if let Content::Files(of_part) = &part.content {
-            files.extend(of_part.iter().cloned());
+        match (&mut whole.content, &part.content) {
+            (Content::Kept(runs), Content::Kept(of_part)) => runs.extend_from_slice(of_part),
+            (content, _) => *content = Content::Discarded,
         }
-    }
-    if files.len() == parts.len() {
-        whole.content = Content::Files(files);
     }
     whole
 }

@@ -1,16 +1,16 @@
-//! An S3 server on 127.0.0.1 that costs next to nothing: it checks no signature, keeps large bodies in files, and says of
-//! every object the size and the CRC64NVME of what came. Or it discards large bodies unseen, as if it were another
-//! machine, and repeats the checksum that the client gave. A thread for each connection.
+//! An S3 server on 127.0.0.1 that costs next to nothing: it checks no signature, keeps what comes in memory, and says of
+//! every object its size and CRC64NVME. Or it discards large bodies unseen, as if it were another machine, and repeats the
+//! checksum that the client gave. A thread for each connection.
 
 use crate::http::{Request, answer, read_body, read_request};
 use crate::objects::{ALGORITHM, Came, Content, Object, SMALL_BYTES, Shared, Upload, join};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{BufReader, Read, Result, Seek, SeekFrom, Write};
+use std::io::{BufReader, Result, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -24,11 +24,11 @@ const NOTHING_THERE: &str = "*";
 struct Sink {
     state: Shared,
     delay: Duration,
-    keep: Option<PathBuf>,
+    keep: bool,
 }
 
 /// Serves until the process ends.
-pub(crate) fn serve(port: u16, delay: Duration, keep: Option<PathBuf>) {
+pub(crate) fn serve(port: u16, delay: Duration, keep: bool) {
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let sink = Arc::new(Sink { state: Shared::default(), delay, keep });
     println!("listening on http://{}", listener.local_addr().unwrap());
@@ -50,44 +50,27 @@ impl Sink {
         while let Some(request) = read_request(&mut input)? {
             let came = self.take_body(&mut input, &request, &mut buffer)?;
             std::thread::sleep(self.delay);
-            self.reply(&request, came, &mut output, &mut buffer)?;
+            self.reply(&request, came, &mut output)?;
         }
         Ok(())
     }
 
     fn take_body(&self, input: &mut BufReader<TcpStream>, request: &Request, buffer: &mut [u8]) -> Result<Came> {
         let is_part = request.query.contains_key("partNumber");
-        if !is_part && request.body_bytes() <= SMALL_BYTES {
-            let mut small = Vec::new();
-            let bytes = read_body(input, request, buffer, Some(&mut |piece| small.extend_from_slice(piece)))?;
-            let crc64nvme = Some(crc_fast::checksum(ALGORITHM, &small));
-            return Ok(Came { bytes, crc64nvme, content: Content::Small(small) });
-        }
-        let Some(folder) = self.keep.as_ref().filter(|_| request.method == "PUT") else {
+        if !self.keep && (is_part || request.body_bytes() > SMALL_BYTES) {
             let bytes = read_body(input, request, buffer, None)?;
             return Ok(Came { bytes, crc64nvme: claimed_crc(request), content: Content::Discarded });
-        };
-        let path = folder.join(self.next_number().to_string());
-        let (mut file, mut crc) = (File::create(&path)?, crc_fast::Digest::new(ALGORITHM));
-        let mut written = Ok(());
+        }
+        let (mut kept, mut crc) = (Vec::with_capacity(index(request.body_bytes())), crc_fast::Digest::new(ALGORITHM));
         let mut keep = |piece: &[u8]| {
             crc.update(piece);
-            if written.is_ok() {
-                written = file.write_all(piece);
-            }
+            kept.extend_from_slice(piece);
         };
         let bytes = read_body(input, request, buffer, Some(&mut keep))?;
-        written?;
-        Ok(Came { bytes, crc64nvme: Some(crc.finalize()), content: Content::Files(vec![(path, bytes)]) })
+        Ok(Came { bytes, crc64nvme: Some(crc.finalize()), content: Content::Kept(vec![kept.into()]) })
     }
 
-    fn next_number(&self) -> u64 {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.files += 1;
-        state.files
-    }
-
-    fn reply(&self, request: &Request, came: Came, output: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
+    fn reply(&self, request: &Request, came: Came, output: &mut TcpStream) -> Result<()> {
         let key = request.path.trim_start_matches('/').to_owned();
         let asks = |name: &str| request.query.contains_key(name);
         let is_bucket = !key.trim_end_matches('/').contains('/');
@@ -100,7 +83,7 @@ impl Sink {
             "PUT" if asks("uploadId") => self.put_part(request, came, output),
             "PUT" => self.put(request, key, came, output),
             "DELETE" => self.delete(request, &key, output),
-            "GET" | "HEAD" => self.get(request, &key, output, buffer),
+            "GET" | "HEAD" => self.get(request, &key, output),
             _ => error(output, "405 Method Not Allowed", "MethodNotAllowed"),
         }
     }
@@ -175,10 +158,12 @@ impl Sink {
     }
 
     fn begin(&self, request: &Request, key: String, output: &mut TcpStream) -> Result<()> {
-        let id = format!("upload-{}", self.next_number());
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.uploads_begun += 1;
+        let id = format!("upload-{}", state.uploads_begun);
         let body = format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
-        let upload = Upload { key, metadata: metadata(request), parts: BTreeMap::new() };
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).uploads.insert(id, upload);
+        state.uploads.insert(id, Upload { key, metadata: metadata(request), parts: BTreeMap::new() });
+        drop(state);
         xml(output, &body)
     }
 
@@ -237,8 +222,9 @@ impl Sink {
     }
 
     fn delete_many(&self, bucket: &str, came: &Came, output: &mut TcpStream) -> Result<()> {
-        let Content::Small(body) = &came.content else { return error(output, "400 Bad Request", "MalformedXML") };
-        let body = String::from_utf8_lossy(body);
+        let Content::Kept(body) = &came.content else { return error(output, "400 Bad Request", "MalformedXML") };
+        let body = body.concat();
+        let body = String::from_utf8_lossy(&body);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for key in body.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
             state.objects.remove(&format!("{}/{key}", bucket.trim_end_matches('/')));
@@ -247,7 +233,7 @@ impl Sink {
         xml(output, "<DeleteResult></DeleteResult>")
     }
 
-    fn get(&self, request: &Request, key: &str, output: &mut TcpStream, buffer: &mut [u8]) -> Result<()> {
+    fn get(&self, request: &Request, key: &str, output: &mut TcpStream) -> Result<()> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(object) = state.objects.get(key).cloned() else {
             drop(state);
@@ -277,40 +263,21 @@ impl Sink {
             return answer(output, status, &headers, &[]);
         }
         match &object.came.content {
-            Content::Small(bytes) => {
-                let part = bytes.get(index(start)..index(end)).unwrap_or_default();
-                answer(output, status, &headers, part)
-            }
-            Content::Files(files) => {
+            Content::Kept(runs) => {
                 answer(output, status, &headers, &[])?;
-                send_files(files, (start, end), output, buffer)
+                send(runs, index(start)..index(end), output)
             }
             Content::Discarded => error(output, "410 Gone", "Discarded"),
         }
     }
 }
 
-fn send_files(
-    files: &[(PathBuf, u64)],
-    (start, end): (u64, u64),
-    output: &mut TcpStream,
-    buffer: &mut [u8],
-) -> Result<()> {
+fn send(runs: &[Bytes], range: Range<usize>, output: &mut TcpStream) -> Result<()> {
     let mut at = 0;
-    for (path, bytes) in files {
-        let (from, to) = (start.max(at), end.min(at + bytes));
-        if from < to {
-            let mut file = File::open(path)?;
-            file.seek(SeekFrom::Start(from - at))?;
-            let mut left = index(to - from);
-            while left > 0 {
-                let space = left.min(buffer.len());
-                file.read_exact(&mut buffer[..space])?;
-                output.write_all(&buffer[..space])?;
-                left -= space;
-            }
-        }
-        at += bytes;
+    for run in runs {
+        let (from, to) = (range.start.clamp(at, at + run.len()), range.end.clamp(at, at + run.len()));
+        output.write_all(&run[from - at..to - at])?;
+        at += run.len();
     }
     Ok(())
 }

@@ -102,6 +102,22 @@ pub(crate) fn chain_text(error: &dyn Error) -> String {
     text
 }
 
+/// What a person can do about a store that was not reached, or did not answer, by the words of the failure.
+pub(crate) fn transport_hint(failure: &str, endpoint: &str) -> String {
+    let failure = failure.to_ascii_lowercase();
+    let has = |word| failure.contains(word);
+    if has("dns") || has("lookup") {
+        return format!("the name in {endpoint} cannot be resolved: correct it, or look at this host's DNS");
+    }
+    if has("certificate") || has("tls") || has("handshake") || has("corruptmessage") {
+        return format!(
+            "no trusted connection to {endpoint}: look at its certificate, http/https, and the port; an authority of \
+             your own is believed when SSL_CERT_FILE names its certificate"
+        );
+    }
+    format!("cannot reach {endpoint}, or it does not answer: look at the address, firewall and proxy")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

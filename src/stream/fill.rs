@@ -271,10 +271,14 @@ impl PartFiller {
         let head = std::mem::take(&mut self.pending);
         self.copy(&head, sink)?;
         if self.part.is_none() {
-            self.part = Some((self.pool.take(), Pages::default()));
+            self.part = Some((self.empty_part()?, Pages::default()));
         }
         self.place_pages();
         Ok(())
+    }
+
+    fn empty_part(&self) -> Result<PartBuffer, SealError> {
+        self.pool.take().map_err(SealError::Memory)
     }
 
     /// Behind what was copied into a part that has no pages yet, pages begin.
@@ -289,7 +293,10 @@ impl PartFiller {
     /// Copies bytes that are sealed already behind what is there, into as many parts as it takes.
     fn copy(&mut self, mut sealed: &[u8], sink: FilledSink<'_>) -> Result<(), SealError> {
         while !sealed.is_empty() {
-            let (mut buffer, pages) = self.part.take().unwrap_or_else(|| (self.pool.take(), Pages::default()));
+            let (mut buffer, pages) = match self.part.take() {
+                Some(part) => part,
+                None => (self.empty_part()?, Pages::default()),
+            };
             sealed = &sealed[buffer.fill(sealed)..];
             match buffer.room() {
                 0 => self.hand_over(buffer, pages, false, sink)?,

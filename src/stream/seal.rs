@@ -66,6 +66,9 @@ pub enum SealError {
     /// The parts of a chunk came in another order than they were filled.
     #[error("hash a sealed part: it is not the next one; this is a defect, please report it")]
     Misplaced,
+    /// The system has no memory for another part.
+    #[error("get memory for a part")]
+    Memory(#[source] std::io::Error),
     /// Nobody takes the parts any more.
     #[error("hand over a sealed part: the upload has stopped")]
     Stopped,

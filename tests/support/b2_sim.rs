@@ -99,6 +99,8 @@ pub(crate) struct Inner {
     parts_now: AtomicUsize,
     parts_at_once_max: AtomicUsize,
     ended: AtomicBool,
+    /// Where clients find it, if that is not its own address.
+    reached_at: Mutex<Option<String>>,
 }
 
 /// A running simulator. Dropping it ends it and its connections.
@@ -127,6 +129,7 @@ impl B2Sim {
             parts_now: AtomicUsize::new(0),
             parts_at_once_max: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
+            reached_at: Mutex::default(),
         });
         let served = Arc::clone(&inner);
         thread::spawn(move || accept(&served, &listener));
@@ -135,6 +138,12 @@ impl B2Sim {
 
     pub(crate) fn endpoint(&self) -> String {
         self.0.endpoint()
+    }
+
+    /// From now on it tells its clients to find it there.
+    #[allow(dead_code, reason = "only what stands behind something else needs it")]
+    pub(crate) fn is_reached_at(&self, url: &str) {
+        *self.0.reached_at.lock().unwrap() = Some(url.to_owned());
     }
 
     /// Settings that reach the bucket on it, with short waits.
@@ -325,7 +334,8 @@ fn serve(inner: &Inner, mut stream: TcpStream) -> io::Result<()> {
 
 impl Inner {
     fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        let reached_at = self.reached_at.lock().unwrap().clone();
+        reached_at.unwrap_or_else(|| format!("http://{}", self.address))
     }
 
     fn next_fault(&self, call: &str) -> Option<Fault> {

@@ -1,7 +1,7 @@
 //! [`Cause`]: why a B2 call failed, in one form for all calls, and what is to be done about it.
 
 use crate::store::StoreErrorKind;
-use crate::store::work::chain_text;
+use crate::store::work::{chain_text, transport_hint};
 use serde::Deserialize;
 use std::error::Error;
 use std::fmt;
@@ -156,9 +156,7 @@ impl Cause {
             return self.hint.clone();
         }
         Some(match (self.stage, self.status, self.kind()) {
-            (Stage::Connect | Stage::Transport, ..) => {
-                format!("cannot reach {endpoint}, or it does not answer: look at DNS, firewall and proxy")
-            }
+            (Stage::Connect | Stage::Transport, ..) => transport_hint(&self.text, endpoint),
             (Stage::Refused, _, StoreErrorKind::Full) => {
                 "a cap of the B2 account is reached: raise it under Caps & Alerts, or make room".to_owned()
             }

@@ -1,7 +1,7 @@
 //! [`Cause`]: why an S3 request failed, in one form for all requests, and what kind of failure that is.
 
 use crate::store::StoreErrorKind;
-use crate::store::work::chain_text;
+use crate::store::work::{chain_text, transport_hint};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
@@ -173,27 +173,13 @@ impl Cause {
     /// What a person can do. `api` is the name of the call, as permissions are named after it.
     pub(super) fn hint(&self, api: &str, bucket: &str, endpoint: &str) -> Option<String> {
         match self.stage {
-            Stage::Transport | Stage::TimeOut => Some(self.transport_hint(endpoint)),
+            Stage::Transport | Stage::TimeOut => Some(transport_hint(&self.text, endpoint)),
             Stage::Reading if self.is_wrong_root() => {
                 Some("this is `rclone serve s3`, which cannot do this: use the remote rclone:REMOTE:PATH".to_owned())
             }
             Stage::Building | Stage::Reading => None,
             Stage::Refused => self.refusal_hint(api, bucket, endpoint),
         }
-    }
-
-    fn transport_hint(&self, endpoint: &str) -> String {
-        let text = self.text.to_ascii_lowercase();
-        let has = |word| text.contains(word);
-        if has("dns") || has("lookup") {
-            return format!(
-                "the name in {endpoint} cannot be resolved: correct `endpoint`, or look at this host's DNS"
-            );
-        }
-        if has("certificate") || has("tls") || has("handshake") || has("corruptmessage") {
-            return format!("no trusted connection to {endpoint}: look at its certificate, http/https, and the port");
-        }
-        format!("cannot reach {endpoint}, or it does not answer: look at `endpoint`, firewall and proxy")
     }
 
     fn refusal_hint(&self, api: &str, bucket: &str, endpoint: &str) -> Option<String> {
