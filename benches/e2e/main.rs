@@ -13,12 +13,16 @@ mod generate;
 mod http;
 mod objects;
 mod sink;
+#[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../../tests/support/tls.rs"]
+mod tls;
 
 use std::path::Path;
 use std::time::Duration;
 
 const USAGE: &str = "\
 e2e sink PORT [--delay-ms N] [--keep]       an S3 server on 127.0.0.1; without --keep large bodies are discarded
+e2e tls PORT URL FILE                       TLS before that server; who is to trust it finds in the file whom to trust
 e2e b2                                      a simulator of B2; prints its endpoint, key id and key
 e2e generate random|mixed BYTES FILE        a valid full send stream of that many bytes of blocks
 e2e cost FILE                               CPU seconds per GiB of the bare arithmetic on one core
@@ -42,17 +46,26 @@ fn main() {
             }
             sink::serve(port.parse().unwrap(), delay, keep);
         }
+        ["tls", port, url, ca_file] => {
+            tls::TlsFront::start(port.parse().unwrap(), url, Path::new(ca_file));
+            wait_for_the_end();
+        }
         ["b2"] => {
             let sim = b2_sim::B2Sim::start();
             println!("{} {} {}", sim.endpoint(), b2_sim::KEY_ID, b2_sim::KEY);
-            loop {
-                std::thread::park();
-            }
+            wait_for_the_end();
         }
         ["generate", kind, bytes, file] => generate::generate(kind, bytes.parse().unwrap(), Path::new(file)),
         ["floor", "upload", port] => floor::upload(port.parse().unwrap()),
         ["floor", "restore", port] => floor::restore(port.parse().unwrap()),
         ["cost", file] => cost::cost(Path::new(file)),
         _ => println!("{USAGE}"),
+    }
+}
+
+/// Whoever started the helper ends it.
+fn wait_for_the_end() {
+    loop {
+        std::thread::park();
     }
 }

@@ -1,7 +1,7 @@
 //! TLS on 127.0.0.1 before a server that speaks none, with a certificate of an authority made for it. It runs on threads
 //! of its own until the process ends.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -75,6 +75,8 @@ async fn connection(
 fn certified() -> (Arc<ServerConfig>, String) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // Without a name of its own, OpenSSL takes the server's certificate for one that vouches for itself.
+    params.distinguished_name.push(DnType::CommonName, "an authority for tests");
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new([NAME.to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
