@@ -192,10 +192,6 @@ impl<'a> Signature<'a> {
         let [untrusted, signature, trusted, global, ""] = lines[..] else { return None };
         untrusted.strip_prefix("untrusted comment: ")?;
         let comment = trusted.strip_prefix("trusted comment: ")?;
-        // minisign trims a comment before it looks at it, and would take one with a space behind it for the signed one.
-        if comment.trim_end() != comment {
-            return None;
-        }
         let signature: [u8; 2 + 8 + 64] = BASE64_STANDARD.decode(signature).ok()?.try_into().ok()?;
         let (algorithm, rest) = signature.split_first_chunk()?;
         let (key_id, of_digest) = rest.split_first_chunk()?;
@@ -208,13 +204,33 @@ impl<'a> Signature<'a> {
         let key = trusted.to_bytes();
         let Some((_algorithm, key)) = key.split_first_chunk::<2>() else { return false };
         let Some((key_id, key)) = key.split_first_chunk::<8>() else { return false };
+        let anyones = is_of_small_order(key);
         let key = UnparsedPublicKey::new(&ED25519, key);
         let commented = [&self.of_digest, self.comment.as_bytes()].concat();
-        self.algorithm == *OF_DIGEST
+        !anyones
+            && self.algorithm == *OF_DIGEST
             && self.key_id == *key_id
             && key.verify(digest, &self.of_digest).is_ok()
             && key.verify(&commented, &self.global).is_ok()
     }
+}
+
+/// Whether anyone can sign for this key: a placeholder of zeros, or another of the few points that have no secret. No key
+/// that was generated is one. They are the points whose order divides 8 (RFC 8032, section 5.1), encoded with either sign.
+fn is_of_small_order(key: &[u8]) -> bool {
+    const TOP: usize = 31;
+    // Their y: those of order 8; 0 and 1; -1, and 0 and 1 with the prime added.
+    const OF_ORDER_8: [&str; 2] = [
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    ];
+    let Ok(mut y) = <[u8; 32]>::try_from(key) else { return true };
+    y[TOP] &= 0x7f;
+    let text: String = y.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (low, middle) = (y[0], &y[1..TOP]);
+    let small = y[TOP] == 0 && low <= 1 && middle.iter().all(|byte| *byte == 0);
+    let near_the_prime = y[TOP] == 0x7f && (0xec..=0xee).contains(&low) && middle.iter().all(|byte| *byte == 0xff);
+    small || near_the_prime || OF_ORDER_8.contains(&text.as_str())
 }
 
 fn trusted_comment(signed_type: SignedType, key: &str) -> String {
@@ -338,19 +354,68 @@ mod tests {
         let (key, other) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
         let text = std::str::from_utf8(&signature).unwrap();
+        // The comment of another place, which nobody signed.
         let elsewhere = text.replace("manifest k", "manifest l");
-        for (by, text, bytes, expected) in [
-            (&key, text, &b"bytes"[..], true),
-            (&key, text, b"bytez", false),
-            (&other, text, b"bytes", false),
-            (&key, &elsewhere, b"bytes", false),
+        // The id of the key that signed, on the bytes of another.
+        let (own, others) = (key.public.0.to_bytes(), other.public.0.to_bytes());
+        let mixed = VerifyingKey(PublicKey::from_bytes(&[&own[..10], &others[10..]].concat()).unwrap());
+        for (by, text, place, bytes, expected) in [
+            (&key.public, text, "k", &b"bytes"[..], true),
+            (&key.public, text, "k", b"bytez", false),
+            (&other.public, text, "k", b"bytes", false),
+            (&mixed, text, "k", b"bytes", false),
+            (&key.public, &elsewhere, "l", b"bytes", false),
         ] {
             let boxed = minisign::SignatureBox::from_string(text).unwrap();
-            let minisign = minisign::verify(&by.public.0, &boxed, Cursor::new(bytes), true, false, false).is_ok();
-            let trusted = TrustedKeys(vec![by.public.clone()]);
-            let ours = trusted.verify(SignedType::Manifest, "k", bytes, text.as_bytes()).is_ok();
-            assert_eq!((minisign, ours), (expected, expected), "{text}");
+            let minisign = minisign::verify(&by.0, &boxed, Cursor::new(bytes), true, false, false).is_ok();
+            let trusted = TrustedKeys(vec![by.clone()]);
+            let ours = trusted.verify(SignedType::Manifest, place, bytes, text.as_bytes());
+            let untrusted = Err(SignatureError::Untrusted { trusted: 1 });
+            assert_eq!((minisign, ours), (expected, if expected { Ok(()) } else { untrusted }), "{text}");
         }
+    }
+
+    #[test]
+    fn a_signature_by_the_program_minisign_is_believed() {
+        // Made by `minisign -S -t "zfs-backup v1 manifest k"`, version 0.11, over the five bytes.
+        let key = "RWSBCp37RUgkoe0SRRWAaFScAW9TYRVa/2Dt3Qdrloom+qd2LUrP+FBD".parse().unwrap();
+        let signature = "untrusted comment: signature by minisign\n\
+            RUSBCp37RUgkoXbwJIpqaravyBWJQO5J7wo7O5pKrSe/hCGgLE7oU+FrC4zXbY2mmf0iAPw9RKZ9cWX/c3eXX9/K7Ua1JMes0QM=\n\
+            trusted comment: zfs-backup v1 manifest k\n\
+            nV3FeGHrNpCjysC2tKJi3eDnPG44UJgtm7FQfgGTdX6lfY6WSCc1n7619ktNxlGAHnvl3KzettUMqg3+ATCrDQ==\n";
+        let trusted = TrustedKeys(vec![key]);
+        assert_eq!(trusted.verify(SignedType::Manifest, "k", b"bytes", signature.as_bytes()), Ok(()));
+    }
+
+    #[test]
+    fn a_key_for_which_anyone_can_sign_is_not_trusted() {
+        let key = SigningKey::generate().unwrap();
+        let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
+        let text = std::str::from_utf8(&signature).unwrap();
+        // For the identity R = identity and S = 0 is a signature of anything.
+        let mut forged_of_digest = BASE64_STANDARD.decode(text.lines().nth(1).unwrap()).unwrap();
+        let mut nothing = [0; 64];
+        nothing[0] = 1;
+        forged_of_digest[10..].copy_from_slice(&nothing);
+        let lines: Vec<&str> = text.lines().collect();
+        let (first, global) = (BASE64_STANDARD.encode(forged_of_digest), BASE64_STANDARD.encode(nothing));
+        let forged = format!("{}\n{first}\n{}\n{global}\n", lines[0], lines[2]);
+        let with_point = |point: [u8; 32]| {
+            let bytes = [&key.public.0.to_bytes()[..10], &point].concat();
+            TrustedKeys(vec![VerifyingKey(PublicKey::from_bytes(&bytes).unwrap())])
+        };
+        let mut identity = [0; 32];
+        identity[0] = 1;
+        let verified = with_point(identity).verify(SignedType::Manifest, "k", b"bytes", forged.as_bytes());
+        assert_eq!(verified, Err(SignatureError::Untrusted { trusted: 1 }));
+        let (mut with_sign, zeros) = (identity, [0; 32]);
+        with_sign[31] = 0x80;
+        let mut below_the_prime = [0xff; 32];
+        (below_the_prime[0], below_the_prime[31]) = (0xec, 0x7f);
+        for point in [identity, with_sign, zeros, below_the_prime] {
+            assert!(is_of_small_order(&point), "{point:02x?}");
+        }
+        assert!(!is_of_small_order(&key.public.0.to_bytes()[10..]));
     }
 
     #[test]

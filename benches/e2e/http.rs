@@ -91,7 +91,11 @@ pub(crate) fn read_body(
     let mut unwrapped = 0;
     while left > 0 {
         let mut line = String::new();
-        left -= input.read_line(&mut line)? as u64;
+        let read = input.read_line(&mut line)? as u64;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        left = left.saturating_sub(read);
         let length = line.trim().split(';').next().unwrap_or_default();
         let Ok(bytes) = u64::from_str_radix(length, 16) else { continue };
         if bytes == 0 {
@@ -141,8 +145,9 @@ fn copy(
 
 /// Drops what has come, and says how much that was: with `MSG_TRUNC` nothing is copied (tcp(7)).
 fn discard(stream: &TcpStream, bytes_max: usize) -> Result<usize> {
-    let mut untouched = Vec::<u8>::with_capacity(bytes_max.min(DISCARD_BYTES));
-    SockRef::from(stream).recv_with_flags(untouched.spare_capacity_mut(), MSG_TRUNC)
+    let space = bytes_max.min(DISCARD_BYTES);
+    let mut untouched = Vec::<u8>::with_capacity(space);
+    SockRef::from(stream).recv_with_flags(&mut untouched.spare_capacity_mut()[..space], MSG_TRUNC)
 }
 
 /// Sends an answer whose body is in memory. The answer to HEAD has none, whatever `Content-Length` says.

@@ -48,6 +48,9 @@ impl Sink {
         let mut input = BufReader::with_capacity(HEAD_BUFFER_BYTES, stream);
         let mut buffer = vec![0; BUFFER_BYTES];
         while let Some(request) = read_request(&mut input)? {
+            if request.header("transfer-encoding").is_some() {
+                return error(&mut output, "411 Length Required", "MissingContentLength");
+            }
             let came = self.take_body(&mut input, &request, &mut buffer)?;
             std::thread::sleep(self.delay);
             self.reply(&request, came, &mut output)?;
@@ -241,7 +244,11 @@ impl Sink {
         };
         drop(state);
         let whole = object.came.bytes;
-        let range = request.header("range").and_then(|text| parse_range(text, whole));
+        let asked = request.header("range");
+        let range = asked.and_then(|text| parse_range(text, whole));
+        if asked.is_some() && range.is_none() {
+            return error(output, "416 Requested Range Not Satisfiable", "InvalidRange");
+        }
         let (start, end) = range.unwrap_or((0, whole));
         let mut headers = vec![
             ("Content-Length", (end - start).to_string()),

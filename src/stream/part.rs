@@ -151,4 +151,14 @@ mod tests {
         assert_eq!(receiver.recv_timeout(Duration::from_secs(5)), Ok(true));
         thread.join().unwrap().unwrap();
     }
+
+    #[test]
+    fn a_buffer_for_which_there_is_no_memory_is_an_error_each_time_and_never_a_wait() {
+        let pool = PartPool::new(1, isize::MAX.unsigned_abs());
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || (0..3).for_each(|_| sender.send(pool.take().is_err()).unwrap()));
+        for _ in 0..3 {
+            assert_eq!(receiver.recv_timeout(Duration::from_secs(5)), Ok(true));
+        }
+    }
 }
