@@ -3,7 +3,7 @@
 //! The trusted comment names the type and the key of the object, and both must equal what was read: a signed object
 //! moved to another place, or passed off as another type, is refused.
 //!
-//! The `minisign` crate makes keys and signatures. They are checked with aws-lc-rs, at a fifth of the crate's cost: a
+//! The `minisign` crate makes keys and signatures. They are checked with aws-lc-rs, at a third of the crate's cost: a
 //! plan looks at thousands of manifests. A test compares with the crate's own check. Source of the format: the page of
 //! minisign, "Signature format" and "Public key format".
 
