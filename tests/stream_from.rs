@@ -5,8 +5,11 @@
 
 #[path = "support/output.rs"]
 mod output;
+#[path = "support/recorded.rs"]
+mod recorded;
 
 use output::check;
+use recorded::writer;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -15,8 +18,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 use zfs_backup::model::Guid;
-use zfs_backup::stream::fletcher::ByteOrder;
-use zfs_backup::stream::record::{BeginRecord, RecordWriter, StreamDatasetType, feature};
 
 const BLOCK_BYTES: usize = 128 << 10;
 /// What a backup or a restore may take at default settings.
@@ -25,21 +26,6 @@ const PEAK_KIB_MAX: u64 = 96 << 10;
 /// A host without ZFS and with an empty folder as its remote.
 struct Host {
     folder: TempDir,
-}
-
-fn writer(base_guid: Option<Guid>) -> RecordWriter {
-    let begin = BeginRecord {
-        order: ByteOrder::Little,
-        feature_flags: feature::LARGE_BLOCKS,
-        creation_time: 1_767_225_600,
-        dataset_type: StreamDatasetType::Filesystem,
-        flags: 0,
-        snapshot_guid: Guid(0x5eed),
-        base_guid,
-        to_name: "tank/data@recorded".to_owned(),
-        payload_bytes: 0,
-    };
-    RecordWriter::new(&begin, &[])
 }
 
 /// A block that no compressor makes smaller; one in four is zeros.

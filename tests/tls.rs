@@ -8,6 +8,8 @@
 mod b2_sim;
 #[path = "support/output.rs"]
 mod output;
+#[path = "support/recorded.rs"]
+mod recorded;
 #[path = "support/tls.rs"]
 mod tls;
 #[expect(dead_code, reason = "others use all of it")]
@@ -16,6 +18,7 @@ mod weed;
 
 use b2_sim::{B2Sim, BUCKET, KEY, KEY_ID};
 use output::check;
+use recorded::writer;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -24,9 +27,6 @@ use tempfile::TempDir;
 use tls::TlsFront;
 use tokio_rustls::rustls::CipherSuite;
 use weed::{ACCESS_KEY, SECRET_KEY, Weed};
-use zfs_backup::model::Guid;
-use zfs_backup::stream::fletcher::ByteOrder;
-use zfs_backup::stream::record::{BeginRecord, RecordWriter, StreamDatasetType, feature};
 
 const BLOCK_BYTES: usize = 128 << 10;
 
@@ -83,18 +83,7 @@ impl Host {
 }
 
 fn stream(blocks: u64) -> Vec<u8> {
-    let begin = BeginRecord {
-        order: ByteOrder::Little,
-        feature_flags: feature::LARGE_BLOCKS,
-        creation_time: 1_767_225_600,
-        dataset_type: StreamDatasetType::Filesystem,
-        flags: 0,
-        snapshot_guid: Guid(0x5eed),
-        base_guid: None,
-        to_name: "tank/data@recorded".to_owned(),
-        payload_bytes: 0,
-    };
-    let mut writer = RecordWriter::new(&begin, &[]);
+    let mut writer = writer(None);
     let mut block = vec![0; BLOCK_BYTES];
     for number in 0..blocks {
         blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
