@@ -47,7 +47,7 @@ use crate::stream::record::StreamError;
 use crate::stream::resuming::ResumingError;
 use crate::stream::seal::SealError;
 use crate::stream::splice::SpliceError;
-use crate::zfs::ZfsError;
+use crate::zfs::{ALLOW_VARIABLE, MODULE_VERSION, ZfsError};
 
 /// Why a command did not do what it was asked. The text says what was attempted on what; the source says why.
 #[derive(Debug, thiserror::Error)]
@@ -241,6 +241,12 @@ impl RunError {
             }
             Self::Zfs(ZfsError::Device { .. }) => {
                 Some("load the kernel module (`modprobe zfs`); inside a container /dev/zfs must be passed in".into())
+            }
+            Self::Zfs(ZfsError::Version { series, .. }) => {
+                Some(format!("use a zfs-backup that knows it; to try this one all the same, run it as `env {ALLOW_VARIABLE}={} zfs-backup ...`", shell_words::quote(series)))
+            }
+            Self::Zfs(ZfsError::System { subject, .. }) if subject == MODULE_VERSION => {
+                Some("where /sys is not mounted, as in a bare chroot: `mount -t sysfs sysfs /sys`".into())
             }
             Self::Zfs(error) => error.permissions_lacking().map(|permissions| {
                 format!("as root: `zfs allow -u USER {permissions} DATASET`; on the dataset or on one above it")

@@ -200,6 +200,14 @@ pub enum ZfsError {
         #[source]
         source: std::io::Error,
     },
+    /// The kernel module is of a series that this tool was never compiled with: its ioctls may have another layout.
+    #[error("open /dev/zfs: the ZFS kernel module is version {version}, and this tool knows {}", KNOWN_SERIES.join(", "))]
+    Version {
+        /// The module's version.
+        version: String,
+        /// Its series: what [`ALLOW_VARIABLE`] must say.
+        series: String,
+    },
     /// A call failed.
     #[error("{operation} {subject}")]
     Call {
@@ -461,6 +469,7 @@ mod send;
 #[rustfmt::skip]
 mod sys;
 mod token;
+mod version;
 
 use attempt::Attempt;
 
@@ -470,3 +479,4 @@ pub use mount::{AccessTimes, Mount, MountOptions, mounts};
 pub use real::RealZfs;
 pub use send::enlarge_pipe;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};
+pub use version::{ALLOW_VARIABLE, KNOWN_SERIES, MODULE_VERSION, is_known as is_known_version};

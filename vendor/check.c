@@ -40,6 +40,7 @@ SAME(LZC_SEND_FLAG_RAW, 8);
 #include <sys/fs/zfs.h>
 #include <sys/dmu.h>
 #include <sys/zfs_ioctl.h>
+#include <sys/zio.h>
 
 /* Ours beside theirs, under other names. */
 #define zfs_cmd our_zfs_cmd
@@ -56,12 +57,15 @@ SAME(LZC_SEND_FLAG_RAW, 8);
 	SAME(sizeof(((struct our_##type *)0)->ours), sizeof(((type##_t *)0)->theirs))
 
 SAME_SIZE(zfs_cmd);
+/* COMMAND_BYTES of src/zfs/core.rs: the kernel copies this many bytes at most. */
+_Static_assert(sizeof(zfs_cmd_t) <= 64 << 10, "zfs_cmd_t fits into the buffer that the kernel gets");
 SAME_PLACE(zfs_cmd, zc_name, zc_name);
 SAME_PLACE(zfs_cmd, zc_nvlist_src, zc_nvlist_src);
 SAME_PLACE(zfs_cmd, zc_nvlist_src_size, zc_nvlist_src_size);
 SAME_PLACE(zfs_cmd, zc_nvlist_dst, zc_nvlist_dst);
 SAME_PLACE(zfs_cmd, zc_nvlist_dst_size, zc_nvlist_dst_size);
 SAME_PLACE(zfs_cmd, zc_nvlist_dst_filled, zc_nvlist_dst_filled);
+SAME_PLACE(zfs_cmd, zc_value, zc_value);
 SAME_PLACE(zfs_cmd, zc_cookie, zc_cookie);
 SAME_PLACE(zfs_cmd, zc_objset_stats, zc_objset_stats);
 
@@ -94,4 +98,12 @@ SAME(ZFS_BACKUP_IOC_OBJSET_STATS, ZFS_IOC_OBJSET_STATS);
 SAME(ZFS_BACKUP_IOC_DATASET_LIST_NEXT, ZFS_IOC_DATASET_LIST_NEXT);
 SAME(ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT, ZFS_IOC_SNAPSHOT_LIST_NEXT);
 SAME(ZFS_BACKUP_IOC_POOL_GET_PROPS, ZFS_IOC_POOL_GET_PROPS);
+SAME(ZFS_BACKUP_IOC_GET_FSACL, ZFS_IOC_GET_FSACL);
+SAME(ZFS_BACKUP_IOC_INHERIT_PROP, ZFS_IOC_INHERIT_PROP);
+
+/* Numbers that src/zfs names itself: list.rs and errno.rs. */
+SAME(2, ZIO_CRYPT_OFF);
+SAME(1, ZFS_KEYSTATUS_UNAVAILABLE);
+SAME(1037, ZFS_ERR_UNKNOWN_SEND_STREAM_FEATURE);
+SAME(1040, ZFS_ERR_STREAM_TRUNCATED);
 #endif

@@ -1,8 +1,8 @@
 /*
  * The part of libnvpair.so.3 that zfs-backup calls, declared for bindgen (see build.rs).
  *
- * Written for this project from the interface alone. Held against the installed headers of OpenZFS 2.1.11
- * and 2.3.2 by vendor/check.sh; the binary interface of these functions is the same from 2.0 to 2.4.
+ * Written for this project from the interface alone. vendor/check.sh compiles every declaration with the
+ * headers of each series in src/zfs/version.rs.
  *
  * Two macros are for that check only:
  *   ZFS_BACKUP_CHECK   the system's headers came first, so they give the enumerations

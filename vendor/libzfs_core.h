@@ -1,9 +1,8 @@
 /*
  * The part of libzfs_core.so.3 that zfs-backup calls, declared for bindgen (see build.rs).
  *
- * Written for this project from the interface alone. Held against the installed headers of OpenZFS 2.1.11
- * and 2.3.2 by vendor/check.sh; none of these functions changed from 2.0 to 2.4. Every int that is returned
- * is 0 or a positive error number.
+ * Written for this project from the interface alone. vendor/check.sh compiles every declaration with the
+ * headers of each series in src/zfs/version.rs. Every int that is returned is 0 or a positive error number.
  */
 #ifndef ZFS_BACKUP_LIBZFS_CORE_H
 #define ZFS_BACKUP_LIBZFS_CORE_H

@@ -2,9 +2,9 @@
  * The two structures that cross the kernel's border without a library in between, as far as zfs-backup uses
  * them: the argument of the listing ioctls on /dev/zfs, and the first record of a send stream.
  *
- * Written for this project: fields that are not used are one run of bytes named reservedN. The offsets are the
- * same in OpenZFS 2.0, 2.1, 2.2, 2.3 and 2.4, on 64-bit Linux; vendor/check.sh compares them with the sources of
- * 2.1.11 and 2.3.2.
+ * Written for this project: fields that are not used are one run of bytes named reservedN. vendor/check.sh compares
+ * every other field, every request and every constant with the sources of each series in src/zfs/version.rs, on
+ * 64-bit Linux.
  */
 #ifndef ZFS_BACKUP_ZFS_LAYOUT_H
 #define ZFS_BACKUP_ZFS_LAYOUT_H

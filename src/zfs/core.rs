@@ -1,7 +1,7 @@
 //! `libzfs_core`, opened at run time, and the read ioctls, each behind a safe function. The second of the two
 //! files with `unsafe`; what the answers mean is decided elsewhere ([`super::real`], [`super::list`]).
 //!
-//! Opened and not linked, so that one binary serves every OpenZFS from 2.0 on, and a host without ZFS gets a
+//! Opened and not linked, so that one binary serves every OpenZFS in `version.rs`, and a host without ZFS gets a
 //! sentence instead of a loader's complaint. `libzfs_core.so.3` only: `.so.1` (0.7 and 0.8) has other arguments
 //! under the same names.
 
@@ -11,16 +11,17 @@ use super::sys::{self, LibNvPair, LibZfsCore, dmu_replay_record, zfs_cmd};
 use std::error::Error;
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::sync::OnceLock;
 
-/// The library's file name: the same from OpenZFS 2.0 to 2.4.
+/// The library's file name: `vendor/check.sh` compares it for each version that it compiles.
 pub(super) const LIBZFS_CORE: &str = "libzfs_core.so.3";
 /// The name-value list library's, opened after the other, whose symbols early versions of it need.
 pub(super) const LIBNVPAIR: &str = "libnvpair.so.3";
 
-const INSTALL_HINT: &str = "install OpenZFS 2.0 or later: Debian and Ubuntu `zfsutils-linux` (which brings libzfs4linux or \
+const INSTALL_HINT: &str = "install OpenZFS 2.1 or later: Debian and Ubuntu `zfsutils-linux` (which brings libzfs4linux or \
      libzfs6linux), Fedora and RHEL `zfs` from zfsonlinux.org, Arch `zfs-utils`, NixOS `boot.supportedFilesystems = \
      [ \"zfs\" ]` and the library's folder in LD_LIBRARY_PATH, elsewhere the package that has libzfs_core.so.3";
 
@@ -272,9 +273,36 @@ impl Libraries {
     }
 }
 
+/// The bytes that an ioctl may copy in and out. The kernel takes the `sizeof(zfs_cmd_t)` of **its** version, not ours:
+/// 13,744 in most versions, 13,760 in 2.3.1. In a version that grows it, the kernel must still write into our memory.
+const COMMAND_BYTES: usize = 64 << 10;
+
+/// An ioctl argument: the fields that are used, and room for all that a kernel may copy.
+#[repr(C, align(8))]
+pub(super) struct Command {
+    fields: zfs_cmd,
+    _room: [u8; COMMAND_BYTES - size_of::<zfs_cmd>()],
+}
+
+const _: () = assert!(size_of::<Command>() == COMMAND_BYTES, "the kernel gets this size and not a smaller one");
+
+impl Deref for Command {
+    type Target = zfs_cmd;
+
+    fn deref(&self) -> &zfs_cmd {
+        &self.fields
+    }
+}
+
+impl DerefMut for Command {
+    fn deref_mut(&mut self) -> &mut zfs_cmd {
+        &mut self.fields
+    }
+}
+
 /// An ioctl argument of zeroes.
-pub(super) fn empty_command() -> Box<zfs_cmd> {
-    let command = Box::<zfs_cmd>::new_zeroed();
+pub(super) fn empty_command() -> Box<Command> {
+    let command = Box::<Command>::new_zeroed();
     // SAFETY: it has only numbers and bytes in it, for which zeroes are valid.
     unsafe { command.assume_init() }
 }
@@ -284,7 +312,7 @@ pub(super) fn empty_command() -> Box<zfs_cmd> {
 pub(super) fn read_ioctl(
     device: BorrowedFd<'_>,
     request: ReadRequest,
-    command: &mut zfs_cmd,
+    command: &mut Command,
     properties: &mut [u8],
 ) -> Result<(), i32> {
     command.zc_nvlist_src = 0;
@@ -292,8 +320,9 @@ pub(super) fn read_ioctl(
     command.zc_nvlist_dst = properties.as_mut_ptr().expose_provenance() as u64;
     command.zc_nvlist_dst_size = properties.len() as u64;
     command.zc_nvlist_dst_filled = 0;
-    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd there, and at most
-    // that many bytes of the buffer; both are borrowed for us alone through the call.
+    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd of its own size at the start
+    // of COMMAND_BYTES, which is larger (the pointer is to all of them, not to the fields), and at most that many bytes
+    // of the buffer; both are borrowed for us alone through the call.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), request as libc::Ioctl, &raw mut *command) };
     match result {
         0 => Ok(()),
@@ -306,13 +335,14 @@ pub(super) fn read_ioctl(
 #[doc(alias = "zfs_prop_inherit")]
 pub(super) fn inherit(device: BorrowedFd<'_>, dataset: &str, property: &str) -> Result<(), i32> {
     let mut command = empty_command();
-    for (place, text) in [(&mut command.zc_name[..], dataset), (&mut command.zc_value[..], property)] {
+    let fields: &mut zfs_cmd = &mut command;
+    for (place, text) in [(&mut fields.zc_name[..], dataset), (&mut fields.zc_value[..], property)] {
         // One byte of zero stays behind it.
         let room = place.len().checked_sub(1).and_then(|room| place[..room].get_mut(..text.len()));
         room.ok_or(libc::ENAMETOOLONG)?.copy_from_slice(text.as_bytes());
     }
-    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd there, which is borrowed for
-    // us alone through the call and names no other memory.
+    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd of its own size at the start
+    // of COMMAND_BYTES, which is larger, is borrowed for us alone through the call, and names no other memory.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), INHERIT, &raw mut *command) };
     match result {
         0 => Ok(()),

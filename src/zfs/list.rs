@@ -5,10 +5,10 @@
 //! listing counts only if the dataset was there, with one guid, before and after. And the order is arbitrary.
 
 use super::attempt::Attempt;
-use super::core::{self, Libraries, ReadRequest};
+use super::core::{self, Command, Libraries, ReadRequest};
 use super::delegation::{Delegation, delegations};
 use super::nvlist::{NvList, NvMap, NvValue};
-use super::sys::{self, dmu_objset_stats, zfs_cmd};
+use super::sys::{self, dmu_objset_stats};
 use super::{Dataset, DatasetType, Property, PropertyValue, Snapshot, ZfsErrno, ZfsError};
 use crate::model::{DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
@@ -35,7 +35,7 @@ struct Entry {
 pub(super) struct Lister<'a> {
     libraries: &'static Libraries,
     device: BorrowedFd<'a>,
-    command: Box<zfs_cmd>,
+    command: Box<Command>,
     properties: Vec<u8>,
 }
 

@@ -7,6 +7,7 @@ use super::nvlist::{NvList, NvMap, NvValue, c_string};
 use super::{
     Bookmark, Dataset, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest, SendBase, SendFlags,
     SendRequest, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, mount, receive, send, sys,
+    version::{self, MODULE_VERSION},
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
@@ -20,7 +21,6 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 const DEVICE: &str = "/dev/zfs";
-const MODULE_VERSION: &str = "/sys/module/zfs/version";
 /// The property that only a bookmark with a redaction list has.
 const REDACTION_LIST: &str = "redact_snaps";
 /// The key under which the kernel counts the errors that its answer had no room for.
@@ -33,13 +33,16 @@ pub struct RealZfs {
 }
 
 impl RealZfs {
-    /// Opens the libraries and the device.
+    /// Opens the libraries and the device. A module of an unknown series is refused before the first ioctl, unless
+    /// `allowed` is that series.
     ///
     /// # Errors
-    /// [`ZfsError::Library`] when OpenZFS is not installed, [`ZfsError::Device`] when its module is not loaded.
-    pub fn open() -> Result<Self, ZfsError> {
+    /// [`ZfsError::Library`] when OpenZFS is not installed, [`ZfsError::Device`] when its module is not loaded,
+    /// [`ZfsError::Version`] when it is of an unknown series, [`ZfsError::System`] when its version cannot be read.
+    pub fn open(allowed: Option<&str>) -> Result<Self, ZfsError> {
         let libraries = Libraries::of_this_host()?;
         let device = open_device(0).map_err(|source| ZfsError::Device { source })?;
+        version::check(&module_version()?, allowed)?;
         Ok(Self { libraries, device })
     }
 
@@ -64,6 +67,13 @@ impl RealZfs {
         let holds = self.list(|list| list.add_text(&name.to_string(), tag)).map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(errno_of_one(self.libraries.hold(&holds, until)))
     }
+}
+
+/// The kernel shows the version of a loaded module, and of one that is built in, without an ioctl.
+fn module_version() -> Result<String, ZfsError> {
+    let attempt = Attempt::new("read", MODULE_VERSION);
+    let text = std::fs::read_to_string(MODULE_VERSION).map_err(|error| attempt.failed(error))?;
+    Ok(text.trim().to_owned())
 }
 
 /// Closed on exec, so that no child keeps it; `flags` beside those to read and write.
@@ -294,7 +304,8 @@ impl Zfs for RealZfs {
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
         let attempt = Attempt::new("give up the receive into", name);
         let is_new = self.dataset(name)?.ok_or_else(|| attempt.refused(libc::ENOENT))?.inconsistent;
-        // Onto a dataset that was there the kernel receives into this hidden child.
+        // Onto a dataset that was there the kernel receives into this hidden child. A receive that ended meanwhile
+        // left a snapshot, and the kernel destroys no dataset that has one.
         let state = if is_new { name.to_string() } else { format!("{name}/%recv") };
         let state = c_string(&state).map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(self.libraries.destroy(&state))
@@ -322,9 +333,7 @@ impl Zfs for RealZfs {
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {
-        let attempt = Attempt::new("read", MODULE_VERSION);
-        let text = std::fs::read_to_string(MODULE_VERSION).map_err(|error| attempt.failed(error))?;
-        Ok(text.trim().to_owned())
+        module_version()
     }
 
     fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {

@@ -204,7 +204,7 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
     let state = tempfile::TempDir::new().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = Arc::new(MemoryStore::new());
-    let zfs_calls: Arc<dyn Zfs> = Arc::new(RealZfs::open().unwrap());
+    let zfs_calls: Arc<dyn Zfs> = Arc::new(RealZfs::open(None).unwrap());
     let keys = WriterKeys::from_keyring(&KeyFile::generate().unwrap(), bytes::Bytes::from_static(b"k")).unwrap();
     let destroyed = Arc::new(AtomicUsize::new(0));
     // At the first plan of each run goes: nothing, the base, the base and its bookmark, all that could be one.

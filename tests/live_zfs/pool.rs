@@ -20,7 +20,7 @@ pub(crate) struct Pool {
 impl Pool {
     /// Mounted below `/tmp/NAME`, with large records so that large blocks matter.
     pub(crate) fn new(name: &str) -> Self {
-        let zfs = RealZfs::open().expect("these tests need ZFS");
+        let zfs = RealZfs::open(None).expect("these tests need ZFS");
         let file = format!("/tmp/{name}.img");
         fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
         let mountpoint = format!("mountpoint=/tmp/{name}");

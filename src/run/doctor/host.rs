@@ -7,13 +7,11 @@ use crate::run::inside::refuse_inside;
 use crate::run::restore::left_half;
 use crate::run::select::{Selected, select_datasets};
 use crate::run::{RunError, error_chain};
-use crate::zfs::Zfs;
+use crate::zfs::{ALLOW_VARIABLE, KNOWN_SERIES, Zfs, is_known_version};
 use rustix::fs::{Access, access};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// The oldest module that this tool was tried on.
-const MODULE_MIN: (u32, u32) = (2, 1);
 const LIBRARY: &str = "libzfs_core.so";
 /// The bit of CAP_SYS_ADMIN, which is what the kernel asks of whoever may do everything with ZFS.
 const CAP_SYS_ADMIN: u32 = 21;
@@ -54,18 +52,14 @@ pub fn check_zfs(zfs: &dyn Zfs) -> Check {
     let library = loaded_library(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default());
     let library = library.unwrap_or_else(|| "libzfs_core".to_owned());
     let text = format!("{library}, kernel module {version}");
-    match parse_version(&version) {
-        Some(found) if found >= MODULE_MIN => Check::good(subject, text),
-        Some(_) => {
-            let (major, minor) = MODULE_MIN;
-            Check::warning(
-                subject,
-                format!("{text}: older than any that this tool was tried on"),
-                format!("use OpenZFS {major}.{minor} or newer"),
-            )
-        }
-        None => Check::note(subject, format!("{text}, which is no version that this tool knows")),
+    if is_known_version(&version) {
+        return Check::good(subject, text);
     }
+    Check::warning(
+        subject,
+        format!("{text}: none of the versions that this tool knows ({})", KNOWN_SERIES.join(", ")),
+        format!("use one of them, or a zfs-backup that knows this one; it runs only because of {ALLOW_VARIABLE}"),
+    )
 }
 
 /// The library as it lies on disk: its name has its version in it.
@@ -73,11 +67,6 @@ fn loaded_library(maps: &str) -> Option<String> {
     let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains(LIBRARY))?;
     let file = std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
     file.file_name().map(|name| name.to_string_lossy().into_owned())
-}
-
-fn parse_version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split(['.', '-']);
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Which of the configured datasets are there. Also returns them.
@@ -249,10 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_told_and_old_ones_warned_of() {
+    fn versions_are_told_and_unknown_ones_warned_of() {
         let zfs = FakeZfs::new();
         for (version, state) in
-            [("2.3.2-1", Good), ("2.1.11", Good), ("2.0.7-1", Warning), ("0.8.6", Warning), ("git", Note)]
+            [("2.3.2-1", Good), ("2.1.11", Good), ("2.0.7-1", Warning), ("2.5.0-1", Warning), ("git", Warning)]
         {
             zfs.set_module_version(version);
             let check = check_zfs(&zfs);

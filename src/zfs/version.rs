@@ -1,0 +1,92 @@
+//! Which versions of the ZFS kernel module this tool talks to. The ioctls have no version of their own, so the version
+//! of the module is checked before the first of them.
+
+use super::ZfsError;
+
+/// The series of OpenZFS that this tool talks to. `vendor/check.sh` compiles our declarations with the headers of each;
+/// a series is added here and there together.
+pub const KNOWN_SERIES: [&str; 4] = ["2.1", "2.2", "2.3", "2.4"];
+
+/// The environment variable that lets this tool talk to one more series; its value is that series.
+pub const ALLOW_VARIABLE: &str = "ZFS_BACKUP_ALLOW_ZFS";
+
+/// The file in which the kernel shows the version of the module.
+pub const MODULE_VERSION: &str = "/sys/module/zfs/version";
+
+/// The minor revision of OpenZFS's development versions: 2.4.99 comes after the last 2.4 and is none.
+const DEVELOPMENT: &str = "99";
+
+/// Returns the series of a module's version, `2.3` of `2.3.2-1`. A development version is a series of its own,
+/// `2.4.99`, and a version of another form is its own series as a whole.
+pub(super) fn series(version: &str) -> &str {
+    let mut dots = version.match_indices('.').map(|(at, _)| at);
+    let Some((first, second)) = dots.next().zip(dots.next()) else { return version };
+    let (major, minor, rest) = (&version[..first], &version[first + 1..second], &version[second + 1..]);
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let revision = rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
+    match is_number(major) && is_number(minor) && !revision.is_empty() {
+        true if revision == DEVELOPMENT => &version[..=second + revision.len()],
+        true => &version[..second],
+        false => version,
+    }
+}
+
+/// Whether this tool was compiled with the headers of that version's series.
+pub fn is_known(version: &str) -> bool {
+    KNOWN_SERIES.contains(&series(version))
+}
+
+/// Refuses a module of another series than the known ones and `allowed`.
+pub(super) fn check(version: &str, allowed: Option<&str>) -> Result<(), ZfsError> {
+    if is_known(version) || allowed == Some(series(version)) {
+        return Ok(());
+    }
+    Err(ZfsError::Version { version: version.to_owned(), series: series(version).to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_of_a_version_is_its_first_two_numbers() {
+        let table = [
+            ("2.3.2-1", "2.3"),
+            ("2.3.2-2~bpo12+2", "2.3"),
+            ("2.2.2-0ubuntu9.4", "2.2"),
+            ("2.4.0-rc1", "2.4"),
+            ("2.1.11-1", "2.1"),
+            ("2.10.0-1", "2.10"),
+            // Development versions may have the next series' structures.
+            ("2.4.99-1", "2.4.99"),
+            ("2.4.99-123_gabcdef012", "2.4.99"),
+            ("git", "git"),
+            ("2.3", "2.3"),
+            ("2.3-1.2.3", "2.3-1.2.3"),
+            ("v2.3.1", "v2.3.1"),
+            ("2.3.x", "2.3.x"),
+            ("..", ".."),
+            ("", ""),
+        ];
+        for (version, expected) in table {
+            assert_eq!(series(version), expected, "{version}");
+        }
+    }
+
+    #[test]
+    fn unknown_series_is_refused_unless_it_is_allowed_by_name() {
+        for version in ["2.1.11-1", "2.2.2-0ubuntu9", "2.3.2-1", "2.4.4-1"] {
+            assert!(check(version, None).is_ok(), "{version}");
+        }
+        for (version, series) in [("2.5.0-1", "2.5"), ("2.0.7-1", "2.0"), ("0.8.6-1", "0.8"), ("2.4.99-1", "2.4.99")] {
+            for allowed in [None, Some(""), Some("1"), Some("2.6"), Some(version)] {
+                let error = check(version, allowed).unwrap_err();
+                assert!(error.to_string().contains(version), "{error}");
+            }
+            assert!(check(version, Some(series)).is_ok(), "{version}");
+        }
+        for version in ["", "git"] {
+            assert!(check(version, None).is_err(), "{version}");
+        }
+    }
+}
