@@ -47,7 +47,7 @@ use minisign::PublicKey;
 use section::Findings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use trust::{Demand, FileError};
+use trust::{Demand, FileError, FolderRule};
 
 /// A configuration file above this is the wrong file.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -124,7 +124,7 @@ impl Config {
             let distrusted = |flaw| ConfigError::File(FileError::Distrusted { path: file.clone(), flaw });
             trust::judge_file(facts, Demand::Secret, env.uid).map_err(distrusted)?;
         }
-        let problems = config.distrusted_files(env);
+        let problems = config.distrusted_places(env);
         if problems.is_empty() { Ok(config) } else { Err(invalid(&file, problems)) }
     }
 
@@ -183,16 +183,41 @@ impl Config {
         self.named_files(env).into_iter().filter_map(missing).collect()
     }
 
-    fn distrusted_files(&self, env: &Environment) -> Vec<Problem> {
-        let problem = |(key, path, demand): (&str, PathBuf, Demand)| {
-            let error = trust::open_trusted(&path, demand, env.uid).err()?;
+    /// The files and folders that others than root and the user could change.
+    fn distrusted_places(&self, env: &Environment) -> Vec<Problem> {
+        let problem = |key: &str, what: String, judged: Result<(), FileError>| {
+            let error = judged.err()?;
             let FileError::Distrusted { .. } = &error else { return None };
-            let message = format!("names a file that cannot be trusted: {error}");
+            let message = format!("names {what} that cannot be trusted: {error}");
             Some(Problem { line: self.given.get(key).copied(), key: Some(key.to_owned()), message, hint: error.hint() })
         };
-        let mut problems: Vec<Problem> = self.named_files(env).into_iter().filter_map(problem).collect();
+        let file = |(key, path, demand): (&str, PathBuf, Demand)| {
+            problem(key, "a file".to_owned(), trust::open_trusted(&path, demand, env.uid).map(drop))
+        };
+        let folder = |(key, path, rule): (&str, &Path, FolderRule)| {
+            problem(key, format!("the folder {}", path.display()), trust::judge_place(path, rule, env.uid))
+        };
+        let files = self.named_files(env).into_iter().filter_map(file);
+        let mut problems: Vec<Problem> = files.chain(self.named_folders().into_iter().filter_map(folder)).collect();
         problems.sort_by_key(|problem| problem.line);
         problems
+    }
+
+    /// The folders that the program writes in and believes what it finds there, each with who else may write in it.
+    fn named_folders(&self) -> Vec<(&'static str, &Path, FolderRule)> {
+        // The signing key and the recipient that all is sealed to lie in state_dir, and what is in the intermediate
+        // directory decides what becomes of backups.
+        let mut folders = vec![("main.state_dir", &*self.state_dir, FolderRule::Closed)];
+        let intermediate = self.intermediate.as_ref().map(|intermediate| &*intermediate.basedir);
+        folders.extend(intermediate.map(|folder| ("main.intermediate_basedir", folder, FolderRule::Closed)));
+        let lock = self.lock_file.parent().filter(|folder| *folder != self.state_dir);
+        let shared = [
+            ("main.lock_file", lock),
+            ("main.rclone_spool_dir", self.rclone.spool_dir.as_deref()),
+            ("b2.spool_dir", self.b2.spool_dir.as_deref()),
+        ];
+        folders.extend(shared.into_iter().filter_map(|(key, folder)| Some((key, folder?, FolderRule::MayBeSticky))));
+        folders
     }
 
     /// The programs and key files with what is demanded of each.

@@ -25,7 +25,7 @@ pub mod prune_snapshots;
 pub mod record;
 pub mod rekey;
 pub mod remembered;
-mod replace;
+pub mod replace;
 pub mod restore;
 mod sealed;
 pub mod seen;

@@ -11,6 +11,7 @@ use crate::run::RunError;
 use crate::run::here::host_name;
 use crate::run::hooks::{HookCall, run_hook};
 use crate::run::last_success::{last_success, note_success};
+use crate::run::replace::sweep_leftovers;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -130,6 +131,14 @@ async fn run_step(context: &Context, step: &Step, skip: &BTreeSet<DatasetName>) 
 
 /// Notes a success, or finds out when the last one was. Neither is worth failing for.
 fn remember(config: &Config, report: &mut RunReport) {
+    // `state_dir` has folders of files, and in some a folder for each dataset and store.
+    match sweep_leftovers(&config.state_dir, 2) {
+        Ok(0) => {}
+        Ok(removed) => tracing::debug!(removed, "removed temporary files of runs that crashed"),
+        Err(error) => {
+            tracing::warn!(%error, "temporary files of runs that crashed stay in {}", config.state_dir.display())
+        }
+    }
     if report.status == status::DONE {
         if let Err(error) = note_success(&config.state_dir, &config.file, Timestamp::now()) {
             tracing::warn!(error = crate::run::error_chain(&error), "the time of this success is not noted");

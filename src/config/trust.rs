@@ -7,10 +7,11 @@
 //! Access control lists need no look of their own: their mask shows in the group bits.
 
 use rustix::fs::{Mode, OFlags};
+use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use zeroize::Zeroizing;
 
 /// What is asked of a file besides that others cannot change it.
@@ -103,6 +104,78 @@ pub fn judge_folder(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
     Ok(())
 }
 
+/// Who besides root and the running user may write in a folder that the program uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FolderRule {
+    /// Nobody: others could put files there under the names that the program reads.
+    Closed,
+    /// Everybody where the folder is sticky, as in `/run/lock` and `/var/tmp`: the program makes its files there with
+    /// `O_EXCL`, and checks what it finds.
+    MayBeSticky,
+}
+
+/// Judges a folder that the program writes in, every folder above it, and every link on the way, as OpenSSH judges the
+/// way to a file. A folder that does not exist yet is judged by the nearest one that does. Blocks.
+///
+/// # Errors
+/// [`FileError::Distrusted`] naming the folder or the link; [`FileError::Io`] when one could not be examined.
+pub fn judge_place(path: &Path, rule: FolderRule, running_uid: u32) -> Result<(), FileError> {
+    let distrusted = |path: &Path| {
+        let path = path.to_owned();
+        move |flaw| FileError::Distrusted { path, flaw }
+    };
+    let stat = |path: &Path| {
+        let failed = |source| FileError::Io { operation: "stat", path: path.to_owned(), source };
+        path.symlink_metadata().map_err(failed)
+    };
+    let io_error = |operation| move |source| FileError::Io { operation, path: path.to_owned(), source };
+    let absolute = std::path::absolute(path).map_err(io_error("find"))?;
+    let mut left = components_reversed(&absolute);
+    let mut here = PathBuf::from("/");
+    let mut links = 0;
+    judge_folder(Facts::from(&stat(&here)?), running_uid).map_err(distrusted(&here))?;
+    while let Some(component) = left.pop() {
+        if component == ".." {
+            here.pop();
+            continue;
+        }
+        let next = here.join(&component);
+        let metadata = match stat(&next) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            metadata => metadata?,
+        };
+        if metadata.is_symlink() {
+            judge_owner(Facts::from(&metadata), running_uid).map_err(distrusted(&next))?;
+            links += 1;
+            if links > LINKS_MAX {
+                return Err(io_error("follow the links of")(io::ErrorKind::TooManyLinks.into()));
+            }
+            let target = next.read_link().map_err(io_error("read the link"))?;
+            if target.is_absolute() {
+                here = PathBuf::from("/");
+            }
+            left.extend(components_reversed(&target));
+            continue;
+        }
+        let facts = Facts::from(&metadata);
+        judge_folder(facts, running_uid).map_err(distrusted(&next))?;
+        if left.is_empty() && rule == FolderRule::Closed && facts.mode & OTHERS_WRITE != 0 {
+            return Err(distrusted(&next)(Flaw::Writable(facts.mode)));
+        }
+        here = next;
+    }
+    Ok(())
+}
+
+/// As many as the kernel follows.
+const LINKS_MAX: u32 = 40;
+
+/// The names of a path, the last one first.
+fn components_reversed(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    names.rev().map(|part| part.as_os_str().to_owned()).collect()
+}
+
 fn judge_owner(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
     if facts.uid == 0 || facts.uid == running_uid { Ok(()) } else { Err(Flaw::Owner(facts.uid)) }
 }
@@ -148,7 +221,8 @@ impl FileError {
     /// The command that mends it, where there is one.
     pub fn hint(&self) -> Option<String> {
         let Self::Distrusted { path, flaw } = self else { return None };
-        let path = path.display();
+        let path = path.display().to_string();
+        let path = shell_words::quote(&path);
         match flaw {
             Flaw::NotAFile => None,
             Flaw::Owner(_) => Some(format!("run `chown root {path}` once you know that its content is yours")),
@@ -338,6 +412,63 @@ mod tests {
         assert!(matches!(flaw(&open.join("link"), Demand::Secret), Some(Flaw::Readable(_))));
         fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(flaw(&open.join("link"), Demand::Unchangeable), Some(Flaw::Writable(_))));
+    }
+
+    fn folder_flaw(path: &Path, rule: FolderRule) -> Option<(PathBuf, Flaw)> {
+        match judge_place(path, rule, uid()) {
+            Err(FileError::Distrusted { path, flaw }) => Some((path, flaw)),
+            Ok(()) => None,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_folder_of_ours_must_be_closed_and_may_be_sticky_only_where_that_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().canonicalize().unwrap().join("state");
+        fs::create_dir(&place).unwrap();
+        for (mode, closed, sticky) in
+            [(0o700, true, true), (0o750, true, true), (0o770, false, false), (0o1777, false, true)]
+        {
+            fs::set_permissions(&place, Permissions::from_mode(mode)).unwrap();
+            let expected = Some((place.clone(), Flaw::Writable(0o040_000 | mode)));
+            for (rule, good) in [(FolderRule::Closed, closed), (FolderRule::MayBeSticky, sticky)] {
+                let found = folder_flaw(&place, rule);
+                assert_eq!(found, if good { None } else { expected.clone() }, "{mode:o} {rule:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_judged_by_those_above_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let above = folder.path().canonicalize().unwrap().join("above");
+        fs::create_dir(&above).unwrap();
+        let place = above.join("not yet/state");
+        for (mode, good) in [(0o755, true), (0o777, false), (0o775, false), (0o1777, true)] {
+            fs::set_permissions(&above, Permissions::from_mode(mode)).unwrap();
+            let expected = Some((above.clone(), Flaw::Writable(0o040_000 | mode)));
+            assert_eq!(folder_flaw(&place, FolderRule::Closed), if good { None } else { expected }, "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn every_link_on_the_way_to_a_folder_is_followed_through_trusted_folders_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let (open, closed) = (root.join("open"), root.join("closed"));
+        fs::create_dir(&open).unwrap();
+        fs::create_dir(&closed).unwrap();
+        // first -> open/second -> ../closed: the path as given and its target look good, the way does not.
+        symlink(open.join("second"), root.join("first")).unwrap();
+        symlink("../closed", open.join("second")).unwrap();
+        let place = root.join("first/state");
+        assert_eq!(folder_flaw(&place, FolderRule::Closed), None);
+        fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(folder_flaw(&place, FolderRule::Closed), Some((open.clone(), Flaw::Writable(0o040_777))));
+        fs::set_permissions(&open, Permissions::from_mode(0o700)).unwrap();
+        symlink(root.join("circle"), root.join("circle")).unwrap();
+        assert!(matches!(judge_place(&root.join("circle"), FolderRule::Closed, uid()), Err(FileError::Io { .. })));
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! is fetched again.
 
 use super::error_chain;
+use super::replace::{create_beside, create_folder, open_or_create};
 use crate::manifest::CHUNK_LIST_BYTES_MAX;
 use crate::model::{DatasetName, Digest};
 use crate::store::ListedObject;
@@ -26,9 +27,9 @@ use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File, OpenOptions, remove_file, rename};
+use std::fs::{File, remove_file, rename};
 use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -268,19 +269,20 @@ impl CacheFile {
         });
         self.dead_bytes += dead_bytes;
         if self.writes && self.dead_bytes > DEAD_BYTES_MAX && self.dead_bytes > self.end / 2 {
-            let temporary = self.path.with_extension(format!("{}.new", std::process::id()));
-            if let Err(error) = self.write_anew(&temporary) {
+            if let Err(error) = self.write_anew() {
                 let path = self.path.display();
                 tracing::debug!(%path, error = error_chain(&error), "what was kept is not written anew");
-                let _ = remove_file(&temporary);
             }
         }
     }
 
     /// The same without what is dead, in a new file, one object at a time in memory. Whoever reads the old one reads on.
-    fn write_anew(&mut self, temporary: &Path) -> Result<()> {
-        let mut new = OpenOptions::new();
-        let new = new.create(true).truncate(true).read(true).write(true).mode(0o600).open(temporary)?;
+    fn write_anew(&mut self) -> Result<()> {
+        let (new, temporary) = create_beside(&self.path)?;
+        self.write_into(new, &temporary).inspect_err(|_| drop(remove_file(&temporary)))
+    }
+
+    fn write_into(&mut self, new: File, temporary: &Path) -> Result<()> {
         flock(&new, FlockOperation::NonBlockingLockExclusive)?;
         let mut end = self.write_heading(&new)?;
         let mut entries = BTreeMap::new();
@@ -310,10 +312,9 @@ fn open_locked(path: &Path) -> Result<(File, bool)> {
     /// Another process may write the file anew just then, but not again and again.
     const TRIES: usize = 3;
     let folder = path.parent().unwrap_or(path);
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    create_folder(folder)?;
     for _ in 0..TRIES {
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).read(true).write(true).mode(0o600).open(path)?;
+        let file = open_or_create(path)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok((file, false)),
             locked => locked?,

@@ -14,12 +14,12 @@
 pub mod log;
 
 use super::RunError;
+use super::replace::{create_folder, create_new, replace_file};
 use crate::model::{BackupId, DatasetName, Digest};
 use log::{AttemptLog, JournalRecord, ReadLog, read_log};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 const BEGUN: &str = "begun";
@@ -43,11 +43,10 @@ impl AttemptJournal {
     /// [`RunError::File`]; then nothing may be put.
     pub fn begin(state_dir: &Path, store_url: &str, dataset: &DatasetName, id: &BackupId) -> Result<Self, RunError> {
         let folder = folder_of(state_dir, store_url, dataset);
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        made.map_err(|source| failed("create", &folder, source))?;
+        create_folder(&folder).map_err(|source| failed("create", &folder, source))?;
         let journal = Self { folder, id: id.clone() };
         let file = journal.file(BEGUN);
-        let created = File::create_new(&file).and_then(|file| file.sync_all());
+        let created = create_new(&file).and_then(|file| file.sync_all());
         created.map_err(|source| failed("create", &file, source))?;
         journal.sync_folder()?;
         Ok(journal)
@@ -114,19 +113,12 @@ impl AttemptJournal {
     /// # Errors
     /// [`RunError::File`]; then the receipt may not be put.
     pub fn keep_receipt(&self, receipt: &[u8], signature: &[u8]) -> Result<(), RunError> {
-        let (file, new) = (self.file(RECEIPT), self.file("receipt-new"));
+        let file = self.file(RECEIPT);
         // The signature is text; the receipt follows behind its length.
         let mut bytes = format!("{}\n", signature.len()).into_bytes();
         bytes.extend_from_slice(signature);
         bytes.extend_from_slice(receipt);
-        let write = || -> std::io::Result<()> {
-            let mut whole = File::create(&new)?;
-            whole.write_all(&bytes)?;
-            whole.sync_all()?;
-            std::fs::rename(&new, &file)
-        };
-        write().map_err(|source| failed("write", &file, source))?;
-        self.sync_folder()
+        replace_file(&file, &bytes).map_err(|source| failed("write", &file, source))
     }
 
     /// The receipt and signature that were kept, if there are any.

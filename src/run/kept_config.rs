@@ -5,6 +5,7 @@
 //! change costs no request.
 
 use super::keys::WriterKeys;
+use super::replace::replace_until_crash;
 use super::sealed::{open_small, seal_small};
 use super::small::put_again;
 use super::{RunError, error_chain};
@@ -75,7 +76,7 @@ pub async fn keep_config(
     let signature = keys.signing.sign(SignedType::Config, key.as_str(), &sealed)?;
     put_again(store, &key.signature(), signature.into()).await?;
     put_again(store, &key, sealed.into()).await?;
-    let written = std::fs::write(&note, format!("{digest}\n"));
+    let written = replace_until_crash(&note, format!("{digest}\n").as_bytes());
     written.map_err(|source| failed("write", &note.display().to_string(), source))?;
     Ok(true)
 }

@@ -1,6 +1,7 @@
 //! When `perform` last ended well with a configuration: for the message about one that did not.
 
 use super::RunError;
+use super::replace::{create_folder, replace_until_crash};
 use crate::model::Digest;
 use jiff::Timestamp;
 use std::io::ErrorKind;
@@ -29,10 +30,8 @@ pub fn last_success(state_dir: &Path, config_file: &Path) -> Result<Option<Times
 pub fn note_success(state_dir: &Path, config_file: &Path, at: Timestamp) -> Result<(), RunError> {
     let path = path_of(state_dir, config_file);
     let folder = path.parent().unwrap_or(state_dir);
-    std::fs::create_dir_all(folder).map_err(|source| failed("create", folder, source))?;
-    let temporary = path.with_extension("new");
-    let written = std::fs::write(&temporary, format!("{at}\n")).and_then(|()| std::fs::rename(&temporary, &path));
-    written.map_err(|source| failed("write", &path, source))
+    create_folder(folder).map_err(|source| failed("create", folder, source))?;
+    replace_until_crash(&path, format!("{at}\n").as_bytes()).map_err(|source| failed("write", &path, source))
 }
 
 /// Several configurations may share a state folder.

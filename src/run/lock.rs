@@ -1,11 +1,11 @@
 //! The kernel lock: one run per store and dataset on this host, whatever the lockfile says. Ends with the process.
 
 use super::RunError;
+use super::replace::{create_folder, open_or_create};
 use crate::model::{DatasetName, Digest};
 use rustix::fs::{FlockOperation, flock};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Held until dropped.
@@ -60,16 +60,9 @@ pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelL
         let path = path.display().to_string();
         move |source| RunError::File { operation, path, source }
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed("create", &folder))?;
+    create_folder(&folder).map_err(failed("create", &folder))?;
     let path = folder.join(format!("{name}.lock"));
-    let mut file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed("open", &path))?;
+    let mut file = open_or_create(&path).map_err(failed("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             // Only for the text of a refusal: that it could not be written is no reason to refuse.

@@ -9,14 +9,20 @@ use super::RunError;
 use super::here::{Here, is_gone, process_started, user_name};
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A lockfile above this is something else.
 const LOCK_BYTES_MAX: u64 = 64 << 10;
+/// How long a kernel lock on the lockfile is waited for. Of this program nobody holds one for longer than it takes to read
+/// a page and rename a file; whoever else may open the file must not stop every command for good.
+const KERNEL_LOCK_WAIT: Duration = Duration::from_secs(10);
+const KERNEL_LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How often a lock that changes under our hands is looked at again: each time somebody else got it or let it go.
 const ROUNDS_MAX: u32 = 100;
 
@@ -257,18 +263,35 @@ fn open(path: &Path, access: OFlags) -> Result<Option<File>, RunError> {
     let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => Ok(Some(file.into())),
-        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(failed("open", path, errno.into())),
     }
 }
 
 /// The file that the name means, with a kernel lock on it. `None` when it was replaced or removed meanwhile.
 fn open_alone(path: &Path) -> Result<Option<File>, RunError> {
+    open_alone_within(path, KERNEL_LOCK_WAIT)
+}
+
+fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, RunError> {
     let Some(file) = open(path, OFlags::RDWR)? else { return Ok(None) };
-    // Nobody holds it longer than it takes to read a page and rename a file.
-    while let Err(errno) = flock(&file, FlockOperation::LockExclusive) {
-        if errno != rustix::io::Errno::INTR {
-            return Err(failed("lock", path, errno.into()));
+    let begun = Instant::now();
+    while let Err(errno) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match errno {
+            Errno::INTR => {}
+            Errno::WOULDBLOCK if begun.elapsed() < wait => std::thread::sleep(KERNEL_LOCK_PAUSE),
+            Errno::WOULDBLOCK => {
+                let what = format!(
+                    "lock the lockfile {}: another process has held a kernel lock on it for {} s, and zfs-backup never \
+                     holds one for longer than a moment",
+                    path.display(),
+                    wait.as_secs()
+                );
+                let path = path.display().to_string();
+                let path = shell_words::quote(&path);
+                return Err(RunError::refused(what, format!("`fuser -v {path}` names the process; end it")));
+            }
+            errno => return Err(failed("lock", path, errno.into())),
         }
     }
     let ours = file.metadata().map_err(|source| failed("read", path, source))?;

@@ -1,9 +1,19 @@
 //! A file of ours that is written anew: whole or not at all, and for us alone to read.
+//!
+//! Every file of `state_dir` that is replaced is replaced here. The temporary file beside it has a random name and is made
+//! with `O_EXCL`, so that nobody can have laid a file or a link under its name before.
 
-use std::fs::{File, OpenOptions, remove_file, rename};
-use std::io::{Result, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use rustix::fs::{Mode, OFlags};
+use std::fs::{DirBuilder, File, remove_file, rename};
+use std::io::{Error, ErrorKind, Result, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The end of the name of a temporary file: `NAME.0123456789abcdef.new`, and `NAME.PID.new` of earlier versions.
+const SUFFIX: &str = ".new";
+/// A temporary file lives for one write and one rename. One of this age belongs to a run that crashed.
+const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Writes the file anew. What was under its name stays until all of it is on disk, and the new is there for good when
 /// this returns. Its folder must exist; its mode is 0600.
@@ -21,17 +31,85 @@ pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// As for [`replace_file`].
 pub(super) fn replace_until_crash(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.new", std::process::id()));
-    let temporary = Path::new(&temporary);
-    let written = || {
-        let mut new = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(temporary)?;
-        new.write_all(bytes)?;
-        new.sync_all()?;
-        rename(temporary, path)
-    };
+    let (mut new, temporary) = create_beside(path)?;
+    let written = new.write_all(bytes).and_then(|()| new.sync_all()).and_then(|()| rename(&temporary, path));
     // Else an empty file would be left on a full disk, under a name that no later process has.
-    written().inspect_err(|_| drop(remove_file(temporary)))
+    written.inspect_err(|_| drop(remove_file(&temporary)))
+}
+
+/// Makes an empty file beside `path`, for us alone to read and write, under a name that nobody can know before.
+///
+/// # Errors
+/// What the file system says, and when the system gives no random bytes.
+pub(super) fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
+    let nonce = getrandom::u64().map_err(Error::other)?;
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{nonce:016x}{SUFFIX}"));
+    let temporary = PathBuf::from(temporary);
+    Ok((create_new(&temporary)?, temporary))
+}
+
+/// Makes a file that must not exist, for us alone to read and write. Follows no link.
+///
+/// # Errors
+/// What the file system says.
+pub(super) fn create_new(path: &Path) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+/// Opens a file of ours for reading and writing, or makes it, for us alone to read and write. Follows no link, and waits
+/// for nobody at the other end of a pipe.
+///
+/// # Errors
+/// What the file system says, and when it is no regular file.
+pub(super) fn open_or_create(path: &Path) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(Error::other("it is no regular file")) }
+}
+
+/// Makes a folder and those above it that are missing, for us alone.
+///
+/// # Errors
+/// What the file system says.
+pub(super) fn create_folder(folder: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Removes temporary files that crashed runs left in a folder of `state_dir` and in those below it, so many levels deep.
+/// Returns how many. One that another run is writing is spared for its age.
+///
+/// # Errors
+/// What the file system says; a folder that is not there has none.
+pub fn sweep_leftovers(folder: &Path, levels: u32) -> Result<usize> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let entry = entry?;
+        let file_type = entry.file_type()?;
+        if file_type.is_dir() && levels > 0 {
+            removed += sweep_leftovers(&entry.path(), levels - 1)?;
+        }
+        let is_ours = file_type.is_file() && entry.file_name().to_str().is_some_and(is_temporary);
+        let is_old = || entry.metadata()?.modified().map(|at| at.elapsed().is_ok_and(|age| age > LEFTOVER_AGE));
+        if is_ours && is_old()? {
+            remove_file(entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// Whether a file of this name is a temporary one: of [`create_beside`], or of an earlier version.
+fn is_temporary(name: &str) -> bool {
+    let tag = name.strip_suffix(SUFFIX).and_then(|name| name.rsplit_once('.')).map(|(_, tag)| tag);
+    let is_nonce = |tag: &str| tag.len() == 16 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_pid = |tag: &str| !tag.is_empty() && tag.bytes().all(|byte| byte.is_ascii_digit());
+    tag.is_some_and(|tag| is_nonce(tag) || is_pid(tag))
 }
 
 /// The folder of a name without one is the current one.
@@ -79,14 +157,55 @@ mod tests {
             assert_eq!(names(folder.path()), ["taken"], "the temporary file stays");
             assert_eq!(fs::read_to_string(path.join("inside")).unwrap(), "old");
         }
-        // Where the temporary file cannot even be made, the file is as it was.
-        let path = folder.path().join("kept");
-        fs::write(&path, "old").unwrap();
-        let temporary = folder.path().join(format!("kept.{}.new", std::process::id()));
-        fs::create_dir(&temporary).unwrap();
-        replace_file(&path, b"new").unwrap_err();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         replace_file(&folder.path().join("absent/file"), b"new").unwrap_err();
         assert!(!folder.path().join("absent").exists());
+    }
+
+    #[test]
+    fn a_file_or_link_that_somebody_laid_is_neither_followed_nor_kept() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let (path, target) = (folder.path().join("file"), folder.path().join("target"));
+        fs::write(&target, "precious").unwrap();
+        // Under the name that earlier versions used, and under the file's own.
+        let old_name = folder.path().join(format!("file.{}.new", std::process::id()));
+        symlink(&target, &old_name).unwrap();
+        symlink(&target, &path).unwrap();
+        replace_file(&path, b"new").unwrap();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        let link = folder.path().join("link");
+        symlink(&target, &link).unwrap();
+        assert_eq!(create_new(&link).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        open_or_create(&link).unwrap_err();
+        assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
+    }
+
+    #[test]
+    fn what_crashed_runs_left_goes_and_what_is_young_or_of_another_name_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let old = std::time::SystemTime::now() - LEFTOVER_AGE - Duration::from_secs(60);
+        create_folder(&folder.path().join("below")).unwrap();
+        for (name, is_old) in [
+            ("a.json.0123456789abcdef.new", true),
+            ("a.json.4711.new", true),
+            ("below/c.json.4711.new", true),
+            ("b.json.0123456789abcdef.new", false),
+            ("receipt-new", true),
+            ("something.new", true),
+            ("a.json", true),
+        ] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            if is_old {
+                file.set_modified(old).unwrap();
+            }
+        }
+        assert_eq!(sweep_leftovers(folder.path(), 1).unwrap(), 3);
+        let mut left = names(folder.path());
+        left.retain(|name| name != "below");
+        left.sort();
+        assert_eq!(left, ["a.json", "b.json.0123456789abcdef.new", "receipt-new", "something.new"]);
+        assert_eq!(sweep_leftovers(&folder.path().join("absent"), 1).unwrap(), 0);
     }
 }

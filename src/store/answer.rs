@@ -4,6 +4,12 @@
 use bytes::BytesMut;
 use std::ops::Range;
 
+/// The most that an answer may have that is no object. The longest are pages of B2's listings: 10,000 entries with a name
+/// of at most 1 KiB and a few short fields, some 6 KiB each when every byte of the name is escaped.
+pub(crate) const ANSWER_BYTES_MAX: u64 = 64 << 20;
+/// The most that a refusal may have: a code, a sentence and an id.
+pub(crate) const REFUSAL_BYTES_MAX: u64 = 64 << 10;
+
 /// A body on its way.
 pub(crate) struct Expected {
     announced: usize,

@@ -9,6 +9,7 @@ mod cause;
 mod client;
 mod delete;
 mod keys;
+mod limit;
 mod list;
 mod lock;
 mod probe;
@@ -50,6 +51,8 @@ pub struct S3Store {
 
 struct Shared {
     client: Client,
+    /// For requests whose answer is an object.
+    objects: Client,
     settings: S3Settings,
     url: String,
     endpoint: String,
@@ -128,6 +131,7 @@ impl Shared {
         };
         Self {
             client: connected.client,
+            objects: connected.objects,
             url: settings.url(),
             local: is_local(&connected.endpoint),
             endpoint: connected.endpoint,
@@ -145,8 +149,9 @@ impl Shared {
 
     /// The same connection with other settings, and nothing learned yet.
     fn with_settings(&self, settings: S3Settings) -> Self {
-        let (client, endpoint, tls) = (self.client.clone(), self.endpoint.clone(), self.tls);
-        Self::new(Connected { client, endpoint, tls }, settings)
+        let (client, objects) = (self.client.clone(), self.objects.clone());
+        let connected = Connected { client, objects, endpoint: self.endpoint.clone(), tls: self.tls };
+        Self::new(connected, settings)
     }
 
     fn full_key(&self, key: &ObjectKey) -> String {

@@ -130,3 +130,18 @@ fn a_lockfile_of_a_later_version_is_understood() {
     std::fs::write(&path, text).unwrap();
     assert_eq!(read_lock(&path, &run.here).unwrap(), LockState::Held(run));
 }
+
+#[test]
+fn a_kernel_lock_that_somebody_keeps_is_an_error_that_names_the_file_and_not_a_hang() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("zb.lock");
+    std::fs::write(&path, "{}").unwrap();
+    let theirs = File::open(&path).unwrap();
+    flock(&theirs, FlockOperation::LockExclusive).unwrap();
+    let error = open_alone_within(&path, Duration::from_millis(50)).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("zb.lock") && text.contains("kernel lock"), "{text}");
+    assert!(error.hint().unwrap().contains(&format!("fuser -v {}", path.display())), "{error:?}");
+    drop(theirs);
+    assert!(open_alone_within(&path, Duration::ZERO).unwrap().is_some());
+}

@@ -8,13 +8,14 @@ use super::cause::{AUTHORIZE, Cause, Stage};
 use super::messages::{Authorized, Bucket, Buckets, Rights, UploadUrl};
 use super::settings::B2Settings;
 use super::{Shared, settings};
+use crate::store::answer::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::store::pace::PacedBody;
 use crate::store::work::random_u64;
 use crate::store::{B2Credentials, StoreErrorKind};
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
 use reqwest::redirect::Policy;
-use reqwest::{Body, Client, ClientBuilder, RequestBuilder};
+use reqwest::{Body, Client, ClientBuilder, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,8 @@ pub(super) const TRIES_MAX: u32 = 6;
 const RENEWALS_MAX: u32 = 3;
 /// Nobody is waited for longer than this between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+const ENCRYPTED: &str = "https://";
+const PLAIN: &str = "http://";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The newest API first; servers that do not know it know the one before.
 const API_VERSIONS: [&str; 2] = ["v4", "v3"];
@@ -172,6 +175,8 @@ impl Shared {
             return Err(Cause::ours(StoreErrorKind::Invalid, text).with_hint("raise `part_size` under [b2]"));
         }
         self.check_prefix(&rights)?;
+        self.check_address("apiUrl", &storage.api_url)?;
+        self.check_address("downloadUrl", &storage.download_url)?;
         let mut session = Session {
             token,
             api_url: storage.api_url,
@@ -213,6 +218,25 @@ impl Shared {
             }
         }
         Err(unknown.unwrap_or_else(|| Cause::ours(StoreErrorKind::Unsupported, "no version of the API is known")))
+    }
+
+    /// An address in an answer must be as safe as the one that was configured: the token goes there.
+    fn check_address(&self, field: &str, address: &str) -> Result<(), Cause> {
+        let starts_with =
+            |text: &str, scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+        let endpoint = self.settings.endpoint();
+        let is_plain_allowed = starts_with(endpoint, PLAIN);
+        if starts_with(address, ENCRYPTED) || (is_plain_allowed && starts_with(address, PLAIN)) {
+            return Ok(());
+        }
+        // Without the path: an upload URL is a secret.
+        let scheme = address.split("://").next().unwrap_or_default();
+        let scheme: String = scheme.chars().filter(char::is_ascii_alphanumeric).take(10).collect();
+        let text =
+            format!("the {field} that B2 gives begins with {scheme:?} and not with {ENCRYPTED}, as {endpoint} does");
+        let hint =
+            "somebody may have changed the answer: check `endpoint` under [b2], and any proxy between this host and B2";
+        Err(Cause::ours(StoreErrorKind::Corrupt, text).with_hint(hint))
     }
 
     /// A key may be for names that begin in some way; ours must begin so.
@@ -346,17 +370,21 @@ impl Shared {
             Some(id) => json!({"fileId": id}),
             None => json!({"bucketId": session.bucket_id}),
         };
-        self.call(api, body).await
+        let url: UploadUrl = self.call(api, body).await?;
+        self.check_address("uploadUrl", &url.upload_url)?;
+        Ok(url)
     }
 
     /// Sends a request that moves `bytes` and reads the answer, both within the limit of one attempt.
     async fn send<T: DeserializeOwned>(&self, call: RequestBuilder, bytes: u64) -> Result<T, Cause> {
         let answer = call.timeout(self.settings.attempt_limit(bytes)).send().await?;
-        let (status, retry_after) = (answer.status(), retry_after(answer.headers()));
-        let body = answer.bytes().await?;
-        if !status.is_success() {
-            return Err(Cause::refused(status.as_u16(), &body, retry_after));
+        if !answer.status().is_success() {
+            return Err(read_refusal(answer).await);
         }
+        let body = read_at_most(answer, ANSWER_BYTES_MAX).await?.map_err(|_| {
+            let text = format!("the answer has more than the {ANSWER_BYTES_MAX} bytes that such an answer may have");
+            Cause::ours(StoreErrorKind::Corrupt, text)
+        })?;
         serde_json::from_slice(&body).map_err(|error| Cause::unreadable(&error))
     }
 
@@ -366,6 +394,30 @@ impl Shared {
         settings::check_name(&name).map_err(|text| Cause::ours(StoreErrorKind::Invalid, text))?;
         Ok(name)
     }
+}
+
+/// Reads a refusal. Of one that is too long to be B2's the status says what there is to know.
+pub(super) async fn read_refusal(answer: Response) -> Cause {
+    let (status, retry_after) = (answer.status().as_u16(), retry_after(answer.headers()));
+    match read_at_most(answer, REFUSAL_BYTES_MAX).await {
+        Ok(Ok(body) | Err(TooLong(body))) => Cause::refused(status, &body, retry_after),
+        Err(error) => error.into(),
+    }
+}
+
+/// The beginning of a body that has more bytes than it may have.
+struct TooLong(Vec<u8>);
+
+/// Reads a body that may have at most `bytes_max`, however long the store says that it is.
+async fn read_at_most(mut answer: Response, bytes_max: u64) -> Result<Result<Vec<u8>, TooLong>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        if (body.len() + piece.len()) as u64 > bytes_max {
+            return Ok(Err(TooLong(body)));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(Ok(body))
 }
 
 /// How long the store wants to be left alone, where it says so in seconds.

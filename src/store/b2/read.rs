@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::cause::Cause;
-use super::client::{Pauses, TRIES_MAX, retry_after};
+use super::client::{Pauses, TRIES_MAX, read_refusal, retry_after};
 use super::put::encode_name;
 use crate::store::answer::Expected;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
@@ -91,9 +91,8 @@ impl Shared {
                 timeout(limit, call.send()).await.map_err(|_| cut_off(format!("no answer within {limit:?}")))??;
             let status = answer.status();
             if !status.is_success() {
-                let retry_after = retry_after(answer.headers());
-                let body = timeout(limit, answer.bytes()).await.ok().and_then(Result::ok).unwrap_or_default();
-                return Err(Cause::refused(status.as_u16(), &body, retry_after));
+                let without_body = Cause::refused(status.as_u16(), &[], retry_after(answer.headers()));
+                return Err(timeout(limit, read_refusal(answer)).await.unwrap_or(without_body));
             }
             let came = answer.headers().get(CONTENT_RANGE).and_then(|came| came.to_str().ok());
             let buffer = std::mem::take(&mut *buffer.lock().unwrap_or_else(PoisonError::into_inner));

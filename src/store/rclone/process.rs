@@ -20,6 +20,8 @@ use tokio::time::timeout;
 pub(super) const PARTIAL_SUFFIX: &str = ".zb-partial";
 /// Messages of rclone that are kept for an error.
 const WORDS_MAX: usize = 20;
+/// A message of rclone with a few long paths in it.
+const LINE_BYTES_MAX: u64 = 64 << 10;
 /// A process that has closed its outputs ends at once; it is looked at this often.
 const END_PAUSE: Duration = Duration::from_millis(2);
 /// The variables of rclone's own that it gets: how to open its configuration, and remotes described in the
@@ -215,7 +217,8 @@ struct LogLine {
 /// Puts rclone's lines into our log as they come, and returns the last of them.
 fn listen(stderr: ChildStderr, quiet: bool) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
-    for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+    let (mut reader, mut line) = (BufReader::new(stderr), Vec::new());
+    while matches!(next_line(&mut reader, &mut line), Ok(true)) {
         let text = String::from_utf8_lossy(&line);
         let line = parse_line(&text);
         if line.msg.is_empty() {
@@ -235,6 +238,21 @@ fn listen(stderr: ChildStderr, quiet: bool) -> Vec<String> {
         }
     }
     words
+}
+
+/// Reads the next line into `line`, without its end. Of a longer one than rclone ever writes, the rest is passed over.
+/// Returns whether there was one.
+fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
+    line.clear();
+    if reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', line)? == 0 {
+        return Ok(false);
+    }
+    if line.ends_with(b"\n") {
+        line.pop();
+    } else {
+        reader.skip_until(b'\n')?;
+    }
+    Ok(true)
 }
 
 /// What is not JSON is taken as it stands: rclone complains of its arguments so.
@@ -267,6 +285,20 @@ mod tests {
         ] {
             let line = parse_line(text);
             assert_eq!((line.level.as_str(), line.msg.as_str(), line.object.as_str()), (level, msg, object));
+        }
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_cut_and_the_next_one_is_read() {
+        let limit = usize::try_from(LINE_BYTES_MAX).unwrap();
+        for (long, kept) in [(limit - 1, limit - 1), (limit, limit), (limit + 1, limit), (5 * limit, limit)] {
+            let text = [&vec![b'x'; long][..], b"\nnext"].concat();
+            let (mut reader, mut line) = (&text[..], Vec::new());
+            assert!(next_line(&mut reader, &mut line).unwrap());
+            assert_eq!(line.len(), kept, "{long}");
+            assert!(next_line(&mut reader, &mut line).unwrap());
+            assert_eq!(line, b"next");
+            assert!(!next_line(&mut reader, &mut line).unwrap());
         }
     }
 

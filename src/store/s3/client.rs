@@ -2,6 +2,7 @@
 
 use super::S3Settings;
 use super::keys::{Keys, Origin};
+use super::limit::AnswerLimit;
 use crate::store::work::chain_text;
 use crate::store::{StoreError, StoreErrorKind};
 use aws_config::ecs::EcsCredentialsProvider;
@@ -40,6 +41,8 @@ const METADATA_ATTEMPTS: u32 = 1;
 /// A client, and what error messages say of where it talks to.
 pub(super) struct Connected {
     pub(super) client: Client,
+    /// The same for requests whose answer is an object.
+    pub(super) objects: Client,
     pub(super) endpoint: String,
     pub(super) tls: bool,
 }
@@ -62,7 +65,10 @@ pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreErr
     let keys = find_credentials(settings, &region, &transport).await?;
     let shared = load_shared(settings, region.clone(), &keys, transport).await;
     let named = endpoint.clone().unwrap_or_else(|| format!("Amazon S3 in {region}"));
-    Ok(Connected { client: build_client(settings, &shared, keys, endpoint), endpoint: named, tls })
+    let config = build_config(settings, &shared, keys, endpoint);
+    let with_limit = |limit| Client::from_conf(config.clone().interceptor(limit).build());
+    let (client, objects) = (with_limit(AnswerLimit::Everything), with_limit(AnswerLimit::Refusals));
+    Ok(Connected { client, objects, endpoint: named, tls })
 }
 
 fn endpoint_of_environment() -> Option<String> {
@@ -93,7 +99,7 @@ async fn load_shared(settings: &S3Settings, region: Region, keys: &Keys, transpo
     loader.load().await
 }
 
-fn build_client(settings: &S3Settings, shared: &SdkConfig, keys: Keys, endpoint: Option<String>) -> Client {
+fn build_config(settings: &S3Settings, shared: &SdkConfig, keys: Keys, endpoint: Option<String>) -> Builder {
     let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
     let stall = StalledStreamProtectionConfig::enabled()
         .upload_enabled(settings.limiter.is_none())
@@ -109,7 +115,7 @@ fn build_client(settings: &S3Settings, shared: &SdkConfig, keys: Keys, endpoint:
         .build();
     let mut config = Builder::from(shared);
     config.set_endpoint_url(endpoint.clone());
-    let config = config
+    config
         // Keys are held, renewed and tried again in one place.
         .identity_cache(IdentityCache::no_cache())
         .retry_classifier(keys)
@@ -119,8 +125,6 @@ fn build_client(settings: &S3Settings, shared: &SdkConfig, keys: Keys, endpoint:
         .stalled_stream_protection(stall)
         .timeout_config(limits)
         .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX).with_initial_backoff(BACKOFF_FIRST))
-        .build();
-    Client::from_conf(config)
 }
 
 async fn find_region(settings: &S3Settings, has_endpoint: bool) -> Option<Region> {

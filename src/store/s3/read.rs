@@ -162,7 +162,7 @@ impl Shared {
         let mut tries_left = BODY_TRIES_MAX;
         loop {
             let header = range.as_ref().map(|range| format!("bytes={}-{}", range.start, range.end - 1));
-            let call = self.client.get_object().bucket(&self.settings.bucket).key(self.full_key(key));
+            let call = self.objects.get_object().bucket(&self.settings.bucket).key(self.full_key(key));
             let answer = call.set_range(header).send().await;
             let answer = answer.map_err(|error| self.failed("get", "GetObject", key.as_str(), error))?;
             self.saw_bucket();
