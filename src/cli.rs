@@ -12,6 +12,7 @@ mod follow;
 mod forget;
 mod health;
 mod holds;
+mod identity;
 mod init;
 mod init_text;
 mod keys;
@@ -247,12 +248,13 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::PruneSnapshots(prune) => prune_snapshots::prune_snapshots(context, prune).await,
         Command::PruneIntermediate(prune) => prune::prune_intermediate(context, prune).await,
         Command::PruneRemote(prune) => prune::prune_remote(context, prune).await,
+        Command::AcceptStore(accept) => identity::accept_store(context, accept).await,
         Command::Adopt(adopt) => forget::adopt(context, adopt).await,
         Command::Forget(forget) => forget::forget(context, forget).await,
         Command::Show(show) => show::show(context, show).await,
         Command::Health(health) => health::health(context, health),
         Command::Doctor => doctor::doctor(context).await,
-        Command::Holds(holds) => holds::holds(context, holds),
+        Command::Holds(holds) => holds::holds(context, holds).await,
         Command::Completions { shell } => manual::completions(*shell, output),
         Command::Man { output: folder } => manual::man(folder.as_deref(), output),
         Command::VerifyChecksums(verify) => verify::verify(context, verify).await,

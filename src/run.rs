@@ -9,6 +9,7 @@ pub mod drill;
 pub mod here;
 pub mod holds;
 pub mod hooks;
+pub mod identity;
 pub mod inside;
 pub mod journal;
 pub mod kept_config;
@@ -165,6 +166,14 @@ pub enum RunError {
         /// A dataset with a similar name, if there is one.
         similar: Option<String>,
     },
+    /// Two configured places are one store.
+    #[error("{one} and {other} are one and the same store: nothing was changed")]
+    OnePlace {
+        /// The name of one.
+        one: String,
+        /// The name of the other.
+        other: String,
+    },
     /// An expected "no" that a person must decide about.
     #[error("{what}")]
     Refused {
@@ -258,6 +267,9 @@ impl RunError {
                     "make room on the file system of {path}; what the store has confirmed is kept, and the next run goes on"
                 ))
             }
+            Self::OnePlace { .. } => Some(
+                "a link, a bind mount, a network mount or an rclone alias leads from one to the other: give remote and intermediate_basedir places of their own. If one is a copy that another program made, delete @zfs-backup/store-id in the copy, and run `zfs-backup accept-store` for it".into(),
+            ),
             Self::Locked { .. } => Some("wait until it has ended".into()),
             Self::LockedBy { hint, .. } => Some(hint.clone()),
             _ => None,

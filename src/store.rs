@@ -3,6 +3,7 @@
 //! Objects are written once. A store is asked for nothing that S3, B2, a folder and memory cannot all do;
 //! what they do differently is said by [`StoreTraits`], never guessed from a name.
 
+use crate::model::KnownStore;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ mod answer;
 pub mod b2;
 mod checksum;
 pub mod dir;
+mod identified;
 pub mod key;
 pub mod memory;
 mod pace;
@@ -28,6 +30,7 @@ mod work;
 
 pub use b2::{B2Credentials, B2Settings, B2Store};
 pub use dir::DirStore;
+pub use identified::IdentifiedStore;
 pub use key::ObjectKey;
 pub use memory::MemoryStore;
 pub use pace::Limiter;
@@ -241,6 +244,12 @@ pub trait PartWriter: Send {
 pub trait ObjectStore: Send + Sync {
     /// The store for people: `s3:bucket/prefix`, `file:/dir`. Never has a secret in it.
     fn url(&self) -> &str;
+
+    /// Which store it is, with its name. What this host keeps about a store is named by that identity. An adapter knows
+    /// no more than the name; [`IdentifiedStore`] knows what the store itself says.
+    fn known(&self) -> KnownStore {
+        KnownStore::of_url(self.url())
+    }
 
     /// What is constant about this store.
     fn traits(&self) -> &StoreTraits;

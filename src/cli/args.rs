@@ -117,6 +117,8 @@ pub(super) enum Command {
     Holds(Holds),
     /// Take over the backups of another origin, such as a pool that was rebuilt
     Adopt(Adopt),
+    /// Take the store that is there now for the right one, after a disk or a bucket was replaced
+    AcceptStore(AcceptStore),
     /// Delete one backup that nothing depends on, or what an attempt left behind
     Forget(Forget),
     /// The keys that seal and sign
@@ -171,7 +173,24 @@ pub(super) enum Holds {
     /// List what is held, by which backup, since when, and what releasing it costs
     List,
     /// Release holds of runs that are over; without -y says which
-    Release(Prune),
+    Release(Release),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct Release {
+    /// Also the holds of this backup, although nothing here says that its upload is over; may be given several times
+    #[arg(long = "id", value_name = "ID")]
+    pub(super) ids: Vec<BackupId>,
+    /// Release them; without it what would be released is printed
+    #[arg(short, long)]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct AcceptStore {
+    /// The intermediate directory, not the remote
+    #[arg(long)]
+    pub(super) intermediate: bool,
 }
 
 #[derive(Debug, ClapArgs)]

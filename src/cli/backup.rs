@@ -3,6 +3,7 @@
 use super::args::Kind;
 use super::context::Context;
 use super::follow::Purpose;
+use super::identity::known_store;
 use super::lock::wait_for_others;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
@@ -14,6 +15,7 @@ use super::{Failure, recover, remember};
 use crate::config::{Config, Environment, KeySource, SnapshotSource};
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
+use crate::run::RunError;
 use crate::run::backup::{
     BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup, PlannedResume, StoreRole,
     back_up, plan_backup, plan_resumes,
@@ -35,11 +37,7 @@ pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(
     let (config, env) = &*context.config()?;
     let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
     let store = open_remote_for(config, env, purpose).await?;
-    let other = config.intermediate.as_ref().map(|intermediate| OtherStore {
-        role: StoreRole::Intermediate,
-        url: format!("file:{}", intermediate.basedir.display()),
-        store: open_intermediate(config).map_err(|failure| failure.reason()),
-    });
+    let other = open_other(config, env, StoreRole::Intermediate).await?;
     back_up_all(context, kind, &source_of(kind)?, Target { store, role: StoreRole::Remote, other }).await
 }
 
@@ -53,22 +51,36 @@ fn source_of(kind: &Kind) -> Result<Arc<dyn Zfs>, Failure> {
 
 pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let store = open_intermediate(config)?;
+    let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
+    let store = open_intermediate(config, purpose).await?;
     let zfs = source_of(kind)?;
     refuse_inside_datasets(context, config, &*zfs)?;
-    let other = match &config.remote {
-        None => None,
-        // A remote that cannot be opened tonight does not stop the export: what it held is remembered.
-        Some(remote) => Some(OtherStore {
-            role: StoreRole::Remote,
-            url: remote.to_string(),
-            store: open_remote(config, env).await.map_err(|failure| failure.reason()),
-        }),
-    };
+    let other = open_other(config, env, StoreRole::Remote).await?;
     let target = Target { store: Arc::clone(&store), role: StoreRole::Intermediate, other };
     let exported = back_up_all(context, kind, &zfs, target).await;
     let summed = write_all_sums(context, config, &*zfs, &*store).await;
     exported.and(summed)
+}
+
+/// The configured store that is not the target. One that cannot be opened tonight stops nothing: what the remote held is
+/// remembered.
+async fn open_other(config: &Config, env: &Environment, role: StoreRole) -> Result<Option<OtherStore>, Failure> {
+    if known_store(config, role)?.is_none() {
+        return Ok(None);
+    }
+    let opened = match role {
+        StoreRole::Remote => open_remote(config, env).await,
+        StoreRole::Intermediate => open_intermediate(config, Purpose::Read).await,
+    };
+    let store = match opened {
+        Err(failure @ Failure::Run(RunError::OnePlace { .. })) => return Err(failure),
+        opened => opened.map_err(|failure| failure.reason()),
+    };
+    let known = match &store {
+        Ok(store) => Some(store.known()),
+        Err(_) => known_store(config, role)?,
+    };
+    Ok(known.map(|known| OtherStore { role, known, store }))
 }
 
 /// Each backup would hold the ones before.

@@ -1,6 +1,7 @@
 //! `doctor`: one screen of checks, each with what it means and what to do. Writes nothing but the probe of the store.
 
 use super::context::Context;
+use super::follow::Purpose;
 use super::output::{Mark, Output, WIDTH, wrap};
 use super::wire::{OpenRemote, keys_for_pruning, open_intermediate, open_raw_remote, open_zfs};
 use super::{Failure, status};
@@ -88,7 +89,7 @@ fn check_of(subject: &'static str, failure: &Failure) -> Check {
 async fn store(context: &Context, config: &Config, env: &Environment, checks: &mut Vec<Check>) -> Option<ProbeNote> {
     if config.remote.is_none() {
         checks.push(Check::note("remote", "none is configured: all backups lie on this host and go with it"));
-        match open_intermediate(config) {
+        match open_intermediate(config, Purpose::Read).await {
             Ok(store) => checks.push(keyring(config, env, &store).await),
             Err(failure) => checks.push(check_of("intermediate", &failure)),
         }

@@ -2,9 +2,10 @@
 
 use super::args::Drill;
 use super::context::Context;
+use super::identity::known_stores;
 use super::output::{Output, bytes};
 use super::places::{Places, open_places};
-use super::wire::{open_zfs, store_urls, usage};
+use super::wire::{open_zfs, usage};
 use super::{Failure, remember};
 use crate::cli::args::From;
 use crate::config::Config;
@@ -82,12 +83,12 @@ fn pool_of(dataset: &DatasetName) -> Result<DatasetName, Failure> {
 
 /// The configured dataset that was never drilled, or whose last drill is the oldest.
 fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetName, Failure> {
-    let Some(url) = store_urls(config).into_iter().next() else {
+    let Some(store) = known_stores(config)?.into_iter().next() else {
         return Err(usage("no store is configured", "set `remote` or `intermediate_basedir`"));
     };
     let mut oldest: Option<(Option<Timestamp>, &DatasetName)> = None;
     for Selected { stored, .. } in selected {
-        let at = Records::new(&config.state_dir, &url, stored).read()?.drill.map(|note| note.at);
+        let at = Records::new(&config.state_dir, &store, stored).read()?.drill.map(|note| note.at);
         if oldest.is_none_or(|(known, _)| at < known) {
             oldest = Some((at, stored));
         }

@@ -5,22 +5,14 @@ use super::Failure;
 use super::wire::usage;
 use crate::config::Config;
 use crate::run::error_chain;
+pub(super) use crate::run::identity::Purpose;
 use crate::run::probe::{ProbeCache, ProbeNote, probe_store};
 use crate::store::{Doubt, ObjectStore, S3Store};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What a remote is opened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// Nothing is put there, no probe either.
-    Read,
-    /// A store that was never tried, or not for long, is tried first.
-    Write,
-}
-
-/// The store, as its probe says.
+/// The store, as its probe says. Before something is written a store that was never tried, or not for long, is tried.
 pub(super) async fn follow(config: &Config, store: S3Store, purpose: Purpose) -> Result<Arc<dyn ObjectStore>, Failure> {
     let cache = ProbeCache::new(&config.state_dir, store.url(), store.endpoint());
     let known = cache.load().unwrap_or_else(|error| {
@@ -29,8 +21,8 @@ pub(super) async fn follow(config: &Config, store: S3Store, purpose: Purpose) ->
     });
     let now = Timestamp::now();
     let note = match known {
-        Some(note) if purpose == Purpose::Read || note.is_fresh(now) => Some(note),
-        None if purpose == Purpose::Read => None,
+        Some(note) if purpose != Purpose::Write || note.is_fresh(now) => Some(note),
+        None if purpose != Purpose::Write => None,
         old => try_store(&store, &cache, now).await.or(old),
     };
     let Some(note) = note else { return Ok(Arc::new(store)) };

@@ -3,6 +3,7 @@
 use super::Failure;
 use super::args::{Adopt, Forget};
 use super::context::Context;
+use super::follow::Purpose;
 use super::lock::wait_for_others;
 use super::output::bytes;
 use super::prune::{origin_of, prune_env};
@@ -22,16 +23,17 @@ use std::sync::Arc;
 pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let output = &context.output;
+    let carry_out = forget.yes && !context.global.dry_run;
+    let purpose = if carry_out { Purpose::Write } else { Purpose::Read };
     let store = match forget.intermediate || config.remote.is_none() {
-        true => open_intermediate(config)?,
-        false => open_remote_to_delete(config, env).await?,
+        true => open_intermediate(config, purpose).await?,
+        false => open_remote_to_delete(config, env, purpose).await?,
     };
     let dataset = match &forget.dataset {
         Some(dataset) => dataset.clone(),
         None => find_dataset_of(context, &*store, &forget.id).await?,
     };
     let env = prune_env(context, config, env, &store).await?;
-    let carry_out = forget.yes && !context.global.dry_run;
     let found = match carry_out {
         true => wait_for_others(context, async || forget_backup(&env, &dataset, &forget.id).await).await?,
         false => look_at(&env, &dataset, &forget.id).await?,
@@ -94,10 +96,11 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
         return Err(usage(&what, "name it as it is named in the store (main.store_as)"));
     };
     let own = origin_of(&*zfs, selected)?;
-    let known = origins_of(&config.state_dir, &selected.stored, &own)?;
+    let stores = configured_stores(config, env).await?;
     let mut others: Vec<(Origin, usize)> = Vec::new();
-    for store in configured_stores(config, env).await? {
-        for origin in origins_in(config, env, &store, &selected.stored).await? {
+    for store in &stores {
+        let known = origins_of(&config.state_dir, &store.known(), &selected.stored, &own)?;
+        for origin in origins_in(config, env, store, &selected.stored).await? {
             match others.iter_mut().find(|(other, _)| *other == origin) {
                 Some((_, count)) => *count += 1,
                 None if !known.contains(&origin) => others.push((origin, 1)),
@@ -116,7 +119,9 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
     }
     if carry_out && !others.is_empty() {
         let origins: Vec<Origin> = others.iter().map(|(origin, _)| origin.clone()).collect();
-        adopt_origins(&config.state_dir, &selected.stored, &own, &origins)?;
+        for store in &stores {
+            adopt_origins(&config.state_dir, &store.known(), &selected.stored, &own, &origins)?;
+        }
     } else if !others.is_empty() {
         output.note(
             "from then on pruning deletes their backups by the rules too; if another host still makes them, do not",
@@ -134,7 +139,7 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
 async fn configured_stores(config: &Config, env: &Environment) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
     let mut stores = Vec::new();
     if config.intermediate.is_some() {
-        stores.push(open_intermediate(config)?);
+        stores.push(open_intermediate(config, Purpose::Read).await?);
     }
     if config.remote.is_some() {
         stores.push(open_remote(config, env).await?);

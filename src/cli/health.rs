@@ -2,13 +2,15 @@
 
 use super::args::Health as HealthArgs;
 use super::context::Context;
+use super::identity::known_stores;
 use super::output::{Output, age};
-use super::wire::{open_zfs, store_urls};
+use super::wire::open_zfs;
 use super::{Failure, wire};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::health::{FailureFact, Health, HealthFacts, HealthLimits, Level, judge_health};
 use crate::run::error_chain;
+use crate::run::identity::refuse_one_place;
 use crate::run::record::{Record, Records};
 use crate::run::select::{Selection, select_datasets};
 use jiff::Timestamp;
@@ -62,10 +64,13 @@ pub(super) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
 }
 
 fn judge_all(config: &Config, limits: &HealthLimits, now: Timestamp) -> Result<Vec<Judged>, Failure> {
-    let urls = store_urls(config);
-    let url = urls.first().ok_or_else(|| wire::usage("the configuration names no store", "set main.remote"))?;
+    let known = known_stores(config)?;
+    if let [one, other] = known.as_slice() {
+        refuse_one_place(one, other)?;
+    }
+    let store = known.first().ok_or_else(|| wire::usage("the configuration names no store", "set main.remote"))?;
     let names = stored_names(config)?;
-    let judge = |dataset: DatasetName| match Records::new(&config.state_dir, url, &dataset).read() {
+    let judge = |dataset: DatasetName| match Records::new(&config.state_dir, store, &dataset).read() {
         Ok(record) => {
             let health = judge_health(&facts_of(&record, record.newest_at()), limits, now);
             Judged { dataset, record: Some(record), health }

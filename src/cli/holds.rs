@@ -1,28 +1,45 @@
 //! `holds list` and `holds release`.
 
 use super::Failure;
-use super::args::Holds;
+use super::args::{Holds, Release};
 use super::context::Context;
+use super::follow::Purpose;
+use super::identity::known_stores;
 use super::output::{Output, WIDTH, age, bytes, wrap};
-use super::wire::{open_zfs, store_urls};
+use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_zfs, usage};
+use crate::model::BackupId;
 use crate::run::error_chain;
-use crate::run::holds::{JudgedHold, plan_release, release_holds};
+use crate::run::holds::{JudgedHold, KnownAttempts, our_holds, over_in, plan_release, release_holds};
 use crate::run::restore::left_half;
+use crate::run::select::Selected;
+use crate::sign::TrustedKeys;
+use crate::store::ObjectStore;
+use crate::zfs::Zfs;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-pub(super) fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
+pub(super) async fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
     let Context { global, output, .. } = context;
     let config = &context.config()?.0;
-    let (zfs, urls) = (open_zfs()?, store_urls(config));
-    let act = matches!(command, Holds::Release(prune) if prune.yes) && !global.dry_run;
+    let (zfs, stores) = (open_zfs()?, known_stores(config)?);
+    let act = matches!(command, Holds::Release(release) if release.yes) && !global.dry_run;
+    let datasets = context.datasets(&*zfs)?;
+    let witnesses = match command {
+        Holds::List => None,
+        Holds::Release(release) => Some(Witnesses::open(context, release, &*zfs, &datasets).await?),
+    };
     let (mut all, mut halves) = (Vec::new(), Vec::new());
-    for selected in context.datasets(&*zfs)? {
+    for selected in datasets {
         let name = &selected.dataset.name;
         halves.extend(left_half(&selected.dataset)?);
+        let known = match &witnesses {
+            None => KnownAttempts::default(),
+            Some(witnesses) => witnesses.ask(&*zfs, &selected, output).await?,
+        };
         if !act {
-            match plan_release(&*zfs, &config.state_dir, &urls, &selected) {
+            match plan_release(&*zfs, &config.state_dir, &stores, &selected, &known) {
                 Ok(planned) => {
                     context.done(name, 0);
                     all.extend(planned.into_iter().map(|judged| (judged, None)));
@@ -31,7 +48,7 @@ pub(super) fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
             }
             continue;
         }
-        match release_holds(&*zfs, &config.state_dir, &urls, &selected) {
+        match release_holds(&*zfs, &config.state_dir, &stores, &selected, &known) {
             Ok(released) => {
                 context.done(name, 0);
                 for (judged, outcome) in released {
@@ -46,6 +63,9 @@ pub(super) fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
             Err(error) => context.failed(name, &error.into()),
         }
     }
+    if let Some(id) = witnesses.iter().flat_map(|witnesses| &witnesses.named).find(|id| !is_listed(&all, id)) {
+        return Err(usage(&format!("nothing is held for {id}"), "see `zfs-backup holds list`"));
+    }
     let listing = matches!(command, Holds::List);
     lines(&all, listing, Timestamp::now()).iter().for_each(|line| output.line(line));
     for (what, advice) in halves.iter().filter(|_| listing) {
@@ -54,6 +74,77 @@ pub(super) fn holds(context: &Context, command: &Holds) -> Result<(), Failure> {
     }
     print_json(&all, output);
     context.verdict()
+}
+
+fn is_listed(all: &[Listed], id: &BackupId) -> bool {
+    all.iter().any(|(judged, _)| judged.hold.id == *id)
+}
+
+/// Who can say that an upload is over: the configured stores that answer, and the person who named it.
+struct Witnesses {
+    stores: Vec<Arc<dyn ObjectStore>>,
+    trusted: TrustedKeys,
+    named: BTreeSet<BackupId>,
+}
+
+impl Witnesses {
+    /// Opens the stores where there is something to ask them. One that cannot be reached says nothing.
+    async fn open(context: &Context, release: &Release, zfs: &dyn Zfs, datasets: &[Selected]) -> Result<Self, Failure> {
+        let (config, env) = &*context.config()?;
+        let named = release.ids.iter().cloned().collect();
+        let mut witnesses = Self { stores: Vec::new(), trusted: TrustedKeys::default(), named };
+        let mut is_held = false;
+        for selected in datasets {
+            is_held |= !our_holds(zfs, &selected.dataset.name)?.is_empty();
+        }
+        if !is_held {
+            return Ok(witnesses);
+        }
+        let mut opened = Vec::new();
+        if config.remote.is_some() {
+            opened.push(open_remote(config, env).await);
+        }
+        if config.intermediate.is_some() {
+            opened.push(open_intermediate(config, Purpose::Read).await);
+        }
+        for store in opened {
+            let asked = match store {
+                Ok(store) => keys_for_pruning(config, env, &store).await.map(|(_, trusted)| (store, trusted)),
+                Err(failure) => Err(failure),
+            };
+            match asked {
+                Ok((store, trusted)) => {
+                    witnesses.stores.push(store);
+                    witnesses.trusted = trusted;
+                }
+                Err(failure) => {
+                    context
+                        .output
+                        .always(&format!("a store cannot be asked which uploads are over: {}", failure.reason()));
+                }
+            }
+        }
+        Ok(witnesses)
+    }
+
+    /// What they know of the attempts for which this dataset is held.
+    async fn ask(&self, zfs: &dyn Zfs, selected: &Selected, output: &Output) -> Result<KnownAttempts, Failure> {
+        let ids: BTreeSet<BackupId> = our_holds(zfs, &selected.dataset.name)?.into_iter().map(|hold| hold.id).collect();
+        let mut over = BTreeSet::new();
+        for store in self.stores.iter().filter(|_| !ids.is_empty()) {
+            match over_in(&**store, &selected.stored, &self.trusted, &ids).await {
+                Ok(found) => over.extend(found),
+                Err(error) => {
+                    output.always(&format!(
+                        "{} cannot be asked which uploads are over: {}",
+                        store.url(),
+                        error_chain(&error)
+                    ));
+                }
+            }
+        }
+        Ok(KnownAttempts { over: Some(over), named: self.named.clone() })
+    }
 }
 
 /// A hold, and once something was done: whether that failed.
@@ -118,7 +209,7 @@ mod tests {
         let hold = OurHold {
             snapshot: "tank/media@zfs-backup_20261122T212604Z".parse().unwrap(),
             tag: format!("zfs-backup:{id}"),
-            id: id.parse().ok(),
+            id: id.parse().unwrap(),
             since: Timestamp::UNIX_EPOCH,
             used_bytes: 31 << 30,
             holds: 2,

@@ -41,7 +41,7 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
                 keys = Some(keys_for_writing(&config, &env, &*store).await?);
             }
             if config.intermediate.is_some() {
-                let store = open_intermediate(&config)?;
+                let store = open_intermediate(&config, Purpose::Write).await?;
                 keys = Some(keys_for_writing(&config, &env, &*store).await?);
             }
             keys.ok_or_else(|| usage("the configuration names no store", "set main.remote"))?

@@ -38,6 +38,7 @@ impl Command {
             | Self::PruneIntermediate(_)
             | Self::PruneRemote(_)
             | Self::Holds(Holds::Release(_))
+            | Self::AcceptStore(_)
             | Self::Adopt(_)
             | Self::Forget(_) => LockNeed::Check,
             // Without a configuration there is no lockfile.
@@ -309,8 +310,10 @@ mod tests {
         let output = Arc::new(Output::new(&global));
         let (stopper, stop) = tokio::sync::watch::channel(false);
         let context = Context::new(global, output, stop, Arc::default());
-        let other = lock_dataset(state.path(), "s3:b", &dataset).unwrap();
-        let waiting = wait_for_others(&context, async || lock_dataset(state.path(), "s3:b", &dataset).map(|_| 7));
+        let other = lock_dataset(state.path(), &crate::model::KnownStore::of_url("s3:b"), &dataset).unwrap();
+        let waiting = wait_for_others(&context, async || {
+            lock_dataset(state.path(), &crate::model::KnownStore::of_url("s3:b"), &dataset).map(|_| 7)
+        });
         let others = async {
             tokio::time::sleep(held).await;
             match stopped {

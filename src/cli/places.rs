@@ -1,8 +1,11 @@
 //! The stores that `restore` and `drill` read, the nearest first, and the keys that open what is there.
 
 use super::args::{From, Global, Source};
+use super::follow::Purpose;
 use super::output::Output;
-use super::wire::{ReadSide, key_file, load_config, open_dir, open_for_reading, open_intermediate, open_remote, usage};
+use super::wire::{
+    ReadSide, key_file, load_config, open_dir, open_for_reading, open_intermediate, open_remote_for, usage,
+};
 use super::{Failure, prune};
 use crate::config::{Config, Environment};
 use crate::keyring::KeyFile;
@@ -40,8 +43,8 @@ pub(super) async fn open_places(
     let config = Arc::new(load_config(global, output)?);
     let (settings, env) = &*config;
     let stores = match from {
-        Some(From::Intermediate) => vec![open_intermediate(settings)?],
-        Some(From::Remote) => vec![open_remote(settings, env).await?],
+        Some(From::Intermediate) => vec![open_intermediate(settings, Purpose::Restore).await?],
+        Some(From::Remote) => vec![open_remote_for(settings, env, Purpose::Restore).await?],
         Some(From::Folder(folder)) => vec![open_folder(folder)?],
         None => open_all(settings, env, output).await?,
     };
@@ -59,13 +62,15 @@ pub(super) async fn open_places(
 async fn open_all(config: &Config, env: &Environment, output: &Output) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
     let mut stores = Vec::new();
     if config.intermediate.is_some() {
-        stores.push(open_intermediate(config)?);
+        stores.push(open_intermediate(config, Purpose::Restore).await?);
     }
-    match prune::open_remote_if_any(config, env).await? {
+    match prune::open_remote_if_any(config, env, Purpose::Restore).await? {
         prune::RemoteState::None => {}
         prune::RemoteState::Open(remote) => stores.push(remote),
         // Once more, for the error itself.
-        prune::RemoteState::Unreachable(_) if stores.is_empty() => stores.push(open_remote(config, env).await?),
+        prune::RemoteState::Unreachable(_) if stores.is_empty() => {
+            stores.push(open_remote_for(config, env, Purpose::Restore).await?);
+        }
         prune::RemoteState::Unreachable(why) => {
             output.always(&format!("the remote cannot be reached, and may have something newer: {why}"));
         }

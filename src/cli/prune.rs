@@ -2,10 +2,11 @@
 
 use super::args::Prune;
 use super::context::Context;
+use super::follow::Purpose;
 use super::lock::wait_for_others;
 use super::output::bytes;
 use super::prune_plan::{plan_lines, plan_to_json};
-use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_remote_to_delete, open_zfs};
+use super::wire::{keys_for_pruning, open_intermediate, open_remote_for, open_remote_to_delete, open_zfs};
 use super::{Failure, status};
 use crate::config::{Config, Environment, Remote, RetentionRules};
 use crate::manifest::Origin;
@@ -27,9 +28,9 @@ const DOUBTS_PRINTED_MAX: usize = 10;
 
 pub(super) async fn prune_remote(context: &Context, prune: &Prune) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let store = open_remote_to_delete(config, env).await?;
+    let store = open_remote_to_delete(config, env, purpose_of(context, prune)).await?;
     let beside = match &config.intermediate {
-        Some(_) => Beside::Intermediate(open_intermediate(config)?),
+        Some(_) => Beside::Intermediate(open_intermediate(config, Purpose::Read).await?),
         None => Beside::Nothing,
     };
     prune_store(context, store, beside, &config.lifecycle_remote, prune).await
@@ -37,8 +38,8 @@ pub(super) async fn prune_remote(context: &Context, prune: &Prune) -> Result<(),
 
 pub(super) async fn prune_intermediate(context: &Context, prune: &Prune) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let store = open_intermediate(config)?;
-    let beside = match open_remote_if_any(config, env).await? {
+    let store = open_intermediate(config, purpose_of(context, prune)).await?;
+    let beside = match open_remote_if_any(config, env, Purpose::Read).await? {
         RemoteState::None => Beside::Nothing,
         RemoteState::Open(remote) => Beside::Remote(remote),
         RemoteState::Unreachable(why) => {
@@ -47,6 +48,11 @@ pub(super) async fn prune_intermediate(context: &Context, prune: &Prune) -> Resu
         }
     };
     prune_store(context, store, beside, &config.lifecycle_intermediate, prune).await
+}
+
+/// What a store is opened for whose backups may be deleted.
+pub(super) fn purpose_of(context: &Context, prune: &Prune) -> Purpose {
+    if prune.yes && !context.global.dry_run { Purpose::Write } else { Purpose::Read }
 }
 
 /// What is known of the remote that the configuration names.
@@ -61,9 +67,13 @@ pub(super) enum RemoteState {
 
 /// Opens the remote. That it is away tonight is data: whoever asked keeps everything, and the next steps go on. Wrong
 /// credentials or a wrong name are errors.
-pub(super) async fn open_remote_if_any(config: &Config, env: &Environment) -> Result<RemoteState, Failure> {
+pub(super) async fn open_remote_if_any(
+    config: &Config,
+    env: &Environment,
+    purpose: Purpose,
+) -> Result<RemoteState, Failure> {
     let Some(remote) = &config.remote else { return Ok(RemoteState::None) };
-    match open_remote(config, env).await {
+    match open_remote_for(config, env, purpose).await {
         Ok(store) => Ok(RemoteState::Open(store)),
         Err(failure) if is_away(&failure, remote) => Ok(RemoteState::Unreachable(failure.reason())),
         Err(failure) => Err(failure),
@@ -122,7 +132,8 @@ async fn prune_store(
     let mut results = Vec::new();
     for selected in &datasets {
         let work = async {
-            let origins = origins_of(&config.state_dir, &selected.stored, &origin_of(&*zfs, selected)?)?;
+            let origins =
+                origins_of(&config.state_dir, &store.known(), &selected.stored, &origin_of(&*zfs, selected)?)?;
             let (stored, rules, beside) = (selected.stored.clone(), rules.clone(), beside.clone());
             let task = PruneTask { stored, origins, rules, beside };
             if !carry_out {

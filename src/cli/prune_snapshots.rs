@@ -5,7 +5,7 @@ use super::args::Prune;
 use super::context::Context;
 use super::lock::wait_for_others;
 use super::output::bytes;
-use super::prune::{RemoteState, open_remote_if_any};
+use super::prune::{RemoteState, open_remote_if_any, purpose_of};
 use super::wire::{keys_for_pruning, open_intermediate, open_zfs};
 use crate::run::prune_snapshots::{
     SnapshotOutcome, SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots as prune_dataset,
@@ -22,12 +22,13 @@ pub(super) async fn prune_snapshots(context: &Context, prune: &Prune) -> Result<
     };
     let zfs = open_zfs()?;
     let datasets = context.datasets(&*zfs)?;
+    let purpose = purpose_of(context, prune);
     let mut stores = Vec::new();
     if config.intermediate.is_some() {
         let beside_remote = config.remote.is_some();
-        stores.push(SnapshotStore { store: open_intermediate(config)?, beside_remote });
+        stores.push(SnapshotStore { store: open_intermediate(config, purpose).await?, beside_remote });
     }
-    match open_remote_if_any(config, env).await? {
+    match open_remote_if_any(config, env, purpose).await? {
         RemoteState::None => {}
         RemoteState::Open(store) => stores.push(SnapshotStore { store, beside_remote: false }),
         RemoteState::Unreachable(why) => {

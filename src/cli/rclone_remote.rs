@@ -15,7 +15,7 @@ pub(super) async fn open_configured(
     let rclone = &config.rclone;
     let ours = config.pace.bwlimit.as_ref().map(|limit| limit.for_rclone());
     let settings = RcloneSettings {
-        conf: rclone.conf.clone().unwrap_or_else(default_conf),
+        conf: conf_of(config),
         bwlimit: rclone.bwlimit.clone().or(ours),
         args: rclone.args.clone(),
         part_bytes: config.parts().part_size.in_memory(),
@@ -33,6 +33,11 @@ pub(super) async fn open_bare(remote: &str, path: &str) -> Result<Arc<dyn Object
 
 fn settings(remote: &str, path: &str) -> RcloneSettings {
     RcloneSettings { remote: remote.to_owned(), path: path.to_owned(), conf: default_conf(), ..Default::default() }
+}
+
+/// The configuration file that names the remote.
+pub(super) fn conf_of(config: &Config) -> PathBuf {
+    config.rclone.conf.clone().unwrap_or_else(default_conf)
 }
 
 /// Where rclone itself looks.

@@ -1,7 +1,7 @@
 //! One line where something was done: what this host remembers for `health` and `show`. A record that cannot be
 //! written is said and fails nothing: the backup is there all the same.
 
-use super::wire::store_urls;
+use super::identity::known_stores;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::backup::BackupOutcome;
@@ -13,7 +13,7 @@ use crate::store::ObjectStore;
 use jiff::Timestamp;
 
 fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Records {
-    Records::new(&config.state_dir, store.url(), stored)
+    Records::new(&config.state_dir, &store.known(), stored)
 }
 
 fn told(outcome: Result<(), RunError>) {
@@ -92,6 +92,9 @@ pub(super) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunErr
 }
 
 fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
-    let url = store_urls(config).into_iter().next()?;
-    Some(Records::new(&config.state_dir, &url, stored))
+    let known = known_stores(config).unwrap_or_else(|error| {
+        tracing::warn!("health and show will not know of it: {}", error_chain(&error));
+        Vec::new()
+    });
+    Some(Records::new(&config.state_dir, known.first()?, stored))
 }

@@ -4,12 +4,13 @@
 use super::args::{Global, Show};
 use super::context::Context;
 use super::health::{DEFAULT_LIMITS, facts_of};
+use super::identity::known_stores;
 use super::output::Output;
 use super::views::{
     AttemptView, BackupView, BookmarkView, DatasetView, HoldView, LocalView, LockfileView, Overview, SnapshotView,
     StoreAnswer, StoreView, UploadView,
 };
-use super::wire::{ReadSide, open_configured, open_for_reading, open_zfs, store_urls, trusted_keys};
+use super::wire::{ReadSide, open_configured, open_for_reading, open_zfs, trusted_keys};
 use super::{Failure, remember};
 use crate::config::Config;
 use crate::model::DatasetName;
@@ -17,6 +18,7 @@ use crate::plan::health::judge_health;
 use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::catalog::{Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started};
 use crate::run::holds::our_holds;
+use crate::run::identity::{is_unused, refuse_one_place};
 use crate::run::lock::is_held;
 use crate::run::record::Records;
 use crate::run::seen::Seen;
@@ -70,7 +72,8 @@ pub(super) async fn survey_host(context: &Context, show: &Show, deep: bool) -> R
             Err(failure) => survey.unanswered(&failure, output),
         };
         survey.overview.intermediate = answer;
-        survey.overview.intermediate.url = store_urls(config).pop();
+        survey.overview.intermediate.url =
+            config.intermediate.as_ref().map(|place| format!("file:{}", place.basedir.display()));
     }
     if show.include_remote && config.remote.is_some() {
         let answer = match open_configured(config.clone(), env.clone(), false).await {
@@ -194,14 +197,14 @@ impl Survey {
         let trusted = match trusted_keys(side, &show.source).await {
             Ok(trusted) => trusted,
             // Where a whole listing shows nothing there is no keyring either, and nothing to believe.
-            Err(_) if side.store.list("").await.is_ok_and(|listed| listed.is_empty()) => TrustedKeys::default(),
+            Err(_) if side.store.list("").await.is_ok_and(|listed| is_unused(&listed)) => TrustedKeys::default(),
             Err(failure) => return self.unanswered(&failure, output),
         };
         let mut datasets = std::mem::take(&mut self.overview.datasets);
         for dataset in &mut datasets {
             let keeping = if context.global.dry_run { Keeping::Nothing } else { Keeping::New };
             let cache = side.config.as_ref().map_or_else(ObjectCache::none, |(config, _)| {
-                ObjectCache::open(&config.state_dir, side.store.url(), &dataset.dataset, keeping)
+                ObjectCache::open(&config.state_dir, &side.store.known(), &dataset.dataset, keeping)
             });
             let found = store_view(&*side.store, &dataset.dataset, &trusted, deep, &cache).await;
             let Some((mut view, catalog)) = self.keep(found, &mut dataset.errors, output) else { continue };
@@ -234,17 +237,21 @@ impl Survey {
 
     /// What this host remembers, and what follows from all of it.
     fn records(&mut self, config: &Config, output: &Output) {
-        let (urls, now) = (store_urls(config), self.overview.now);
+        let now = self.overview.now;
+        let known = self.keep(known_stores(config), &mut Vec::new(), output).unwrap_or_default();
+        if let [one, other] = known.as_slice() {
+            let _: Option<()> = self.keep(refuse_one_place(one, other), &mut Vec::new(), output);
+        }
         let mut datasets = std::mem::take(&mut self.overview.datasets);
         for dataset in &mut datasets {
-            for url in &urls {
-                let held = is_held(&config.state_dir, url, &dataset.dataset);
+            for store in &known {
+                let held = is_held(&config.state_dir, store, &dataset.dataset);
                 if self.keep(held, &mut dataset.errors, output) == Some(true) {
-                    dataset.running_in.push(url.clone());
+                    dataset.running_in.push(store.url.clone());
                 }
             }
-            let Some(url) = urls.first() else { continue };
-            let record = Records::new(&config.state_dir, url, &dataset.dataset).read();
+            let Some(store) = known.first() else { continue };
+            let record = Records::new(&config.state_dir, store, &dataset.dataset).read();
             dataset.record = self.keep(record, &mut dataset.errors, output);
             let Some(record) = &dataset.record else { continue };
             let facts = facts_of(record, dataset.newest().map(|newest| newest.snapshot_at));

@@ -14,6 +14,7 @@ use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{LeftReason, doomed};
 use crate::run::RunError;
+use crate::run::identity::is_unused;
 use crate::run::transfer::ProgressSink;
 use crate::run::upload::{
     CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal, upload_dataset,
@@ -28,8 +29,8 @@ use std::time::Instant;
 pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failure> {
     let loaded = context.config()?;
     let (config, env) = &*loaded;
-    let from = open_intermediate(config)?;
     let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
+    let from = open_intermediate(config, purpose).await?;
     let to = open_remote_for(config, env, purpose).await?;
     let datasets = datasets_of(context, &*from).await?;
     let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
@@ -38,7 +39,7 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;
     }
-    if from.list("").await?.is_empty() {
+    if is_unused(&from.list("").await?) {
         // Keys are not asked for either: where nothing was ever exported they would be made here.
         context.output.line("the intermediate directory is empty: nothing to copy");
         context.output.json(|| json!({ "uploads": [], "failed": [] }));

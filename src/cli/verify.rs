@@ -2,6 +2,7 @@
 
 use super::args::Verify;
 use super::context::Context;
+use super::follow::Purpose;
 use super::output::{Output, bytes};
 use super::stored::{NamedDataset, datasets_to_look_at};
 use super::wire::{ReadSide, key_file, open_for_reading, open_intermediate, open_zfs, trusted_keys};
@@ -11,6 +12,7 @@ use crate::model::{BackupId, BackupKind, Guid};
 use crate::plan::sample::ReadShare;
 use crate::run::RunError;
 use crate::run::catalog::{Catalog, list_datasets, read_catalog};
+use crate::run::identity::refuse_one_place;
 use crate::run::verify::{BrokenBackup, ReadData, VerifyOptions, VerifyReport, verify_with};
 use crate::sign::TrustedKeys;
 use crate::store::key::{BackupObject, ObjectKey};
@@ -110,7 +112,8 @@ async fn intermediate_catalog(
         return None;
     }
     let read = async {
-        let store = open_intermediate(config)?;
+        let store = open_intermediate(config, Purpose::Read).await?;
+        refuse_one_place(&side.store.known(), &store.known())?;
         Ok::<_, Failure>(read_catalog(&*store, &named.stored, trusted).await?)
     };
     match read.await {

@@ -2,6 +2,7 @@
 
 use super::args::{Global, Source};
 use super::follow::{Purpose, follow};
+use super::identity::identified;
 use super::output::Output;
 use super::pace::limiter;
 use super::{Failure, native_b2, rclone_remote};
@@ -9,7 +10,8 @@ use crate::config::{self, Config, CredentialFiles, Environment, KeySource, Passp
 use crate::keyring::KeyFile;
 use crate::plan::send::LifecycleRules;
 use crate::run::RunError;
-use crate::run::backup::BackupSettings;
+use crate::run::backup::{BackupSettings, StoreRole};
+use crate::run::identity::is_unused;
 use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::{DirSettings, DirStore, ObjectStore, Renew, S3Credentials, S3Settings, S3Store};
@@ -49,6 +51,27 @@ pub(super) async fn open_remote_for(
     env: &Environment,
     purpose: Purpose,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let store = open_bare_remote(config, env, purpose).await?;
+    identified(config, StoreRole::Remote, store, purpose).await
+}
+
+/// A configured store without regard to its identity.
+pub(super) async fn open_raw_store(
+    config: &Config,
+    env: &Environment,
+    role: StoreRole,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    match role {
+        StoreRole::Remote => open_bare_remote(config, env, Purpose::Read).await,
+        StoreRole::Intermediate => open_bare_intermediate(config),
+    }
+}
+
+async fn open_bare_remote(
+    config: &Config,
+    env: &Environment,
+    purpose: Purpose,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     if let Some(Remote::Rclone { remote, path }) = &config.remote {
         return rclone_remote::open_configured((remote, path), config).await;
     }
@@ -82,15 +105,24 @@ pub(super) async fn open_raw_remote(config: &Config, env: &Environment) -> Resul
             let store = native_b2::open_configured((bucket, prefix), config, env, files).await?;
             Ok(OpenRemote { store, endpoint })
         }
-        _ => Ok(OpenRemote { store: open_remote(config, env).await?, endpoint: None }),
+        _ => Ok(OpenRemote { store: open_bare_remote(config, env, Purpose::Read).await?, endpoint: None }),
     }
 }
 
 /// The configured remote with the credentials of `[prune]`, where there are some: the nightly ones need not delete.
-pub(super) async fn open_remote_to_delete(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
+pub(super) async fn open_remote_to_delete(
+    config: &Config,
+    env: &Environment,
+    purpose: Purpose,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let store = open_bare_remote_to_delete(config, env).await?;
+    identified(config, StoreRole::Remote, store, purpose).await
+}
+
+async fn open_bare_remote_to_delete(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
     let prune = config.prune.as_ref();
     if let Some(Remote::Rclone { .. }) = &config.remote {
-        return open_remote(config, env).await;
+        return open_bare_remote(config, env, Purpose::Read).await;
     }
     if let Some(Remote::B2 { bucket, prefix }) = &config.remote {
         let files = prune.and_then(|prune| prune.b2_credential_files.as_ref());
@@ -100,7 +132,7 @@ pub(super) async fn open_remote_to_delete(config: &Config, env: &Environment) ->
     let files = prune.and_then(|prune| prune.s3_credential_files.as_ref());
     let profile = prune.and_then(|prune| prune.profile.clone());
     if files.is_none() && profile.is_none() {
-        return open_remote(config, env).await;
+        return open_bare_remote(config, env, Purpose::Read).await;
     }
     open_remote_as(config, env, (files, profile), Purpose::Read).await
 }
@@ -186,8 +218,12 @@ pub(super) fn open_dir(root: &Path, part_bytes: usize) -> Result<Arc<dyn ObjectS
     Ok(Arc::new(DirStore::open(&DirSettings { root: root.to_owned(), part_bytes })?))
 }
 
-/// The configured intermediate directory.
-pub(super) fn open_intermediate(config: &Config) -> Result<Arc<dyn ObjectStore>, Failure> {
+/// The configured intermediate directory for `purpose`.
+pub(super) async fn open_intermediate(config: &Config, purpose: Purpose) -> Result<Arc<dyn ObjectStore>, Failure> {
+    identified(config, StoreRole::Intermediate, open_bare_intermediate(config)?, purpose).await
+}
+
+fn open_bare_intermediate(config: &Config) -> Result<Arc<dyn ObjectStore>, Failure> {
     match &config.intermediate {
         Some(intermediate) => open_dir(&intermediate.basedir, part_bytes(config)),
         None => Err(usage("the configuration names no intermediate directory", "set main.intermediate_basedir")),
@@ -261,7 +297,7 @@ pub(super) async fn keys_for_planning(
     }
     let listed = store.list("").await?;
     let failed = |source| RunError::Keyring { store: store.url().to_owned(), source };
-    let file = if listed.is_empty() {
+    let file = if is_unused(&listed) {
         KeyFile::generate().map_err(failed)?
     } else {
         let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());
@@ -300,7 +336,7 @@ pub(super) async fn open_for_reading(
 /// The intermediate directory, or the remote; where no remote is configured, the intermediate directory too.
 pub(super) async fn open_configured(config: Config, env: Environment, intermediate: bool) -> Result<ReadSide, Failure> {
     let store = match (intermediate, &config.remote) {
-        (true, _) | (false, None) => open_intermediate(&config)?,
+        (true, _) | (false, None) => open_intermediate(&config, Purpose::Read).await?,
         (false, Some(_)) => open_remote(&config, &env).await?,
     };
     Ok(ReadSide { store, config: Some((config, env)) })
@@ -382,16 +418,9 @@ pub(super) async fn open_all_stores(
         stores.push(open_remote_for(config, env, purpose).await?);
     }
     if config.intermediate.is_some() {
-        stores.push(open_intermediate(config)?);
+        stores.push(open_intermediate(config, purpose).await?);
     }
     Ok(stores)
-}
-
-/// What [`ObjectStore::url`] says of every configured store, without opening any: the remote, then the intermediate
-/// directory. State on this host is named by it.
-pub(super) fn store_urls(config: &Config) -> Vec<String> {
-    let intermediate = config.intermediate.as_ref().map(|place| Remote::File { dir: place.basedir.clone() });
-    config.remote.iter().chain(&intermediate).map(ToString::to_string).collect()
 }
 
 fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {

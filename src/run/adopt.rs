@@ -1,12 +1,14 @@
-//! Adoption: whose backups a dataset took over. Written down in the state folder, a file for each name in the store.
+//! Adoption: whose backups a dataset took over. Written down in the state folder, a file for each store and name in it.
+//! A file of an earlier version, which holds for every store, counts until the next adoption.
 //!
 //! It holds only for the dataset that adopted: when that one is replaced in turn, somebody must decide again. A file
 //! that cannot be read is an error and never "nothing adopted".
 
 use super::RunError;
+use super::identity::state_name;
 use super::replace::replace_file;
 use crate::manifest::{Origin, parse_strict};
-use crate::model::{DatasetName, Digest};
+use crate::model::{DatasetName, Digest, KnownStore};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
@@ -27,9 +29,14 @@ const FORMAT: u32 = 1;
 ///
 /// # Errors
 /// [`RunError::File`] when that could not be read.
-pub fn origins_of(state_dir: &Path, stored: &DatasetName, own: &Origin) -> Result<Vec<Origin>, RunError> {
+pub fn origins_of(
+    state_dir: &Path,
+    store: &KnownStore,
+    stored: &DatasetName,
+    own: &Origin,
+) -> Result<Vec<Origin>, RunError> {
     let mut origins = vec![own.clone()];
-    if let Some(adoption) = read(state_dir, stored)?.filter(|adoption| adoption.by == *own) {
+    if let Some(adoption) = read(state_dir, store, stored)?.filter(|adoption| adoption.by == *own) {
         origins.extend(adoption.adopted);
     }
     Ok(origins)
@@ -39,12 +46,18 @@ pub fn origins_of(state_dir: &Path, stored: &DatasetName, own: &Origin) -> Resul
 ///
 /// # Errors
 /// [`RunError::File`].
-pub fn adopt(state_dir: &Path, stored: &DatasetName, own: &Origin, others: &[Origin]) -> Result<(), RunError> {
-    let mut adopted = origins_of(state_dir, stored, own)?.split_off(1);
+pub fn adopt(
+    state_dir: &Path,
+    store: &KnownStore,
+    stored: &DatasetName,
+    own: &Origin,
+    others: &[Origin],
+) -> Result<(), RunError> {
+    let mut adopted = origins_of(state_dir, store, stored, own)?.split_off(1);
     adopted.extend(others.iter().filter(|other| *other != own).cloned());
     adopted.dedup();
     let adoption = Adoption { format: FORMAT, dataset: stored.clone(), by: own.clone(), adopted };
-    let path = file_of(state_dir, stored);
+    let path = file_of(state_dir, &state_name(store, stored));
     let folder = state_dir.join("adopted");
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
     made.map_err(|source| failed("create", &folder, source))?;
@@ -52,14 +65,21 @@ pub fn adopt(state_dir: &Path, stored: &DatasetName, own: &Origin, others: &[Ori
     replace_file(&path, &text).map_err(|source| failed("write", &path, source))
 }
 
-fn read(state_dir: &Path, stored: &DatasetName) -> Result<Option<Adoption>, RunError> {
-    let path = file_of(state_dir, stored);
-    let bytes = match fs::read(&path) {
+fn read(state_dir: &Path, store: &KnownStore, stored: &DatasetName) -> Result<Option<Adoption>, RunError> {
+    let old_name = || Digest::of(stored.as_str().as_bytes()).to_string()[..32].to_owned();
+    match read_file(&file_of(state_dir, &state_name(store, stored)), stored)? {
+        None => read_file(&file_of(state_dir, &old_name()), stored),
+        found => Ok(found),
+    }
+}
+
+fn read_file(path: &Path, stored: &DatasetName) -> Result<Option<Adoption>, RunError> {
+    let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(failed("read", &path, source)),
+        Err(source) => return Err(failed("read", path, source)),
     };
-    let unusable = |reason: String| failed("read", &path, std::io::Error::other(reason));
+    let unusable = |reason: String| failed("read", path, std::io::Error::other(reason));
     let adoption: Adoption = parse_strict(&bytes).map_err(|error| unusable(error.to_string()))?;
     match adoption.format == FORMAT && adoption.dataset == *stored {
         true => Ok(Some(adoption)),
@@ -67,9 +87,8 @@ fn read(state_dir: &Path, stored: &DatasetName) -> Result<Option<Adoption>, RunE
     }
 }
 
-fn file_of(state_dir: &Path, stored: &DatasetName) -> PathBuf {
-    let name = Digest::of(stored.as_str().as_bytes()).to_string();
-    state_dir.join("adopted").join(format!("{}.json", &name[..32]))
+fn file_of(state_dir: &Path, name: &str) -> PathBuf {
+    state_dir.join("adopted").join(format!("{name}.json"))
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
@@ -89,24 +108,32 @@ mod tests {
     fn what_was_adopted_is_known_to_its_adopter_alone() {
         let state = tempfile::tempdir().unwrap();
         let (a, b): (DatasetName, DatasetName) = ("tank/a".parse().unwrap(), "tank/b".parse().unwrap());
-        let known = |stored, own| origins_of(state.path(), stored, &own).unwrap();
+        let store = KnownStore::of_url("s3:b");
+        let known = |stored, own| origins_of(state.path(), &store, stored, &own).unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1)]);
-        adopt(state.path(), &a, &origin(1), &[origin(2), origin(1)]).unwrap();
+        adopt(state.path(), &store, &a, &origin(1), &[origin(2), origin(1)]).unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1), origin(2)]);
-        adopt(state.path(), &a, &origin(1), &[origin(3)]).unwrap();
+        adopt(state.path(), &store, &a, &origin(1), &[origin(3)]).unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1), origin(2), origin(3)]);
         assert_eq!(known(&b, origin(1)), [origin(1)]);
         assert_eq!(known(&a, origin(4)), [origin(4)], "another adopter");
+        let other = KnownStore::of_url("s3:c");
+        assert_eq!(origins_of(state.path(), &other, &a, &origin(1)).unwrap(), [origin(1)], "another store");
+        // An earlier version named the file by the dataset alone.
+        let old = Digest::of(a.as_str().as_bytes()).to_string();
+        fs::rename(file_of(state.path(), &state_name(&store, &a)), file_of(state.path(), &old[..32])).unwrap();
+        assert_eq!(known(&a, origin(1)), [origin(1), origin(2), origin(3)]);
     }
 
     #[test]
     fn a_file_that_cannot_be_read_is_an_error() {
         let state = tempfile::tempdir().unwrap();
         let stored: DatasetName = "tank/a".parse().unwrap();
-        adopt(state.path(), &stored, &origin(1), &[origin(2)]).unwrap();
+        let store = KnownStore::of_url("s3:b");
+        adopt(state.path(), &store, &stored, &origin(1), &[origin(2)]).unwrap();
         for bytes in [&b""[..], b"{}", b"{\"format\":1"] {
-            fs::write(file_of(state.path(), &stored), bytes).unwrap();
-            let error = origins_of(state.path(), &stored, &origin(1)).unwrap_err();
+            fs::write(file_of(state.path(), &state_name(&store, &stored)), bytes).unwrap();
+            let error = origins_of(state.path(), &store, &stored, &origin(1)).unwrap_err();
             assert!(error.to_string().contains("adopted"), "{error}");
         }
     }

@@ -29,7 +29,7 @@ use super::transfer::{ProgressSink, Stop};
 use super::{RunError, error_chain};
 use crate::config::{RawMode, SnapshotSource, Window};
 use crate::manifest::Manifest;
-use crate::model::BackupId;
+use crate::model::{BackupId, KnownStore};
 use crate::plan::resume::ResumeVerdict;
 use crate::plan::send::{LifecycleRules, RequestedKind, SendPlan};
 use crate::store::{Evidence, ObjectStore};
@@ -105,8 +105,8 @@ pub enum StoreRole {
 pub struct OtherStore {
     /// Which one.
     pub role: StoreRole,
-    /// Its URL, also when it could not be opened.
-    pub url: String,
+    /// Which store it is, also when it could not be opened.
+    pub known: KnownStore,
     /// The store, or why it cannot be reached.
     pub store: Result<Arc<dyn ObjectStore>, String>,
 }
@@ -262,7 +262,7 @@ pub async fn back_up(
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<BackupOutcome, RunError> {
-    let _lock = lock_dataset(&env.settings.state_dir, env.store.url(), &selected.stored)?;
+    let _lock = lock_dataset(&env.settings.state_dir, &env.store.known(), &selected.stored)?;
     let mut sight = look(env, &selected.stored, Keeping::New).await?;
     remember_remote(env, &selected.stored, &sight).await;
     // That the dataset is there, and the same, comes before anything about its holds.

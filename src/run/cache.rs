@@ -18,9 +18,10 @@
 //! is fetched again.
 
 use super::error_chain;
+use super::identity::state_name;
 use super::replace::{create_beside, create_folder, open_or_create};
 use crate::manifest::CHUNK_LIST_BYTES_MAX;
-use crate::model::{DatasetName, Digest};
+use crate::model::{DatasetName, Digest, KnownStore};
 use crate::store::ListedObject;
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -116,9 +117,9 @@ impl ObjectCache {
 
     /// Opens what is kept of one dataset in one store, or begins it. Another process may be writing it: then what is
     /// there is used, and nothing is added.
-    pub fn open(state_dir: &Path, store_url: &str, dataset: &DatasetName, keeping: Keeping) -> Self {
-        let path = path_of(state_dir, store_url, dataset);
-        let heading = Heading { format: FORMAT, store: store_url.to_owned(), dataset: dataset.clone() };
+    pub fn open(state_dir: &Path, store: &KnownStore, dataset: &DatasetName, keeping: Keeping) -> Self {
+        let path = path_of(state_dir, store, dataset);
+        let heading = Heading { format: FORMAT, store: store.id.to_string(), dataset: dataset.clone() };
         match CacheFile::open(&path, heading, keeping) {
             Ok(file) => Self { inner: Some(Mutex::new(file)) },
             Err(error) => {
@@ -175,9 +176,8 @@ impl ObjectCache {
     }
 }
 
-fn path_of(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> PathBuf {
-    let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
-    state_dir.join("cache").join(&name[..32])
+pub(super) fn path_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> PathBuf {
+    state_dir.join("cache").join(state_name(store, dataset))
 }
 
 impl CacheFile {

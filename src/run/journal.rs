@@ -14,8 +14,9 @@
 pub mod log;
 
 use super::RunError;
+use super::identity::state_name;
 use super::replace::{create_folder, create_new, replace_file};
-use crate::model::{BackupId, DatasetName, Digest};
+use crate::model::{BackupId, DatasetName, KnownStore};
 use log::{AttemptLog, JournalRecord, ReadLog, read_log};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
@@ -41,8 +42,8 @@ impl AttemptJournal {
     ///
     /// # Errors
     /// [`RunError::File`]; then nothing may be put.
-    pub fn begin(state_dir: &Path, store_url: &str, dataset: &DatasetName, id: &BackupId) -> Result<Self, RunError> {
-        let folder = folder_of(state_dir, store_url, dataset);
+    pub fn begin(state_dir: &Path, store: &KnownStore, dataset: &DatasetName, id: &BackupId) -> Result<Self, RunError> {
+        let folder = folder_of(state_dir, store, dataset);
         create_folder(&folder).map_err(|source| failed("create", &folder, source))?;
         let journal = Self { folder, id: id.clone() };
         let file = journal.file(BEGUN);
@@ -58,12 +59,12 @@ impl AttemptJournal {
     /// As for [`AttemptJournal::begin`].
     pub fn begin_logged(
         state_dir: &Path,
-        store_url: &str,
+        store: &KnownStore,
         dataset: &DatasetName,
         id: &BackupId,
         plan: &JournalRecord,
     ) -> Result<(Self, AttemptLog), RunError> {
-        let journal = Self::begin(state_dir, store_url, dataset, id)?;
+        let journal = Self::begin(state_dir, store, dataset, id)?;
         let path = journal.file(BEGUN);
         let file = OpenOptions::new().append(true).open(&path).map_err(|source| failed("open", &path, source))?;
         let mut log = AttemptLog::new(file, path.clone());
@@ -82,18 +83,18 @@ impl AttemptJournal {
     /// [`RunError::File`]; then nothing may be put.
     pub fn begin_or_go_on(
         state_dir: &Path,
-        store_url: &str,
+        store: &KnownStore,
         dataset: &DatasetName,
         id: &BackupId,
     ) -> Result<Self, RunError> {
-        let journal = Self { folder: folder_of(state_dir, store_url, dataset), id: id.clone() };
+        let journal = Self { folder: folder_of(state_dir, store, dataset), id: id.clone() };
         for state in [BEGUN, COMMITTING] {
             let file = journal.file(state);
             if file.try_exists().map_err(|source| failed("look at", &file, source))? {
                 return Ok(journal);
             }
         }
-        Self::begin(state_dir, store_url, dataset, id)
+        Self::begin(state_dir, store, dataset, id)
     }
 
     /// Notes that from now on the manifest may be there. A second call does nothing.
@@ -172,27 +173,27 @@ impl AttemptJournal {
 /// [`RunError::File`] when that could not be read: nothing is known then.
 pub fn never_committing(
     state_dir: &Path,
-    store_url: &str,
+    store: &KnownStore,
     dataset: &DatasetName,
 ) -> Result<BTreeSet<BackupId>, RunError> {
-    attempts_in(state_dir, store_url, dataset, &[BEGUN])
+    attempts_in(state_dir, store, dataset, &[BEGUN])
 }
 
 /// The attempts of this dataset in this store that this host began and did not see committed, however far they came.
 ///
 /// # Errors
 /// [`RunError::File`] when that could not be read: nothing is known then.
-pub fn unended(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Result<BTreeSet<BackupId>, RunError> {
-    attempts_in(state_dir, store_url, dataset, &[BEGUN, COMMITTING])
+pub fn unended(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Result<BTreeSet<BackupId>, RunError> {
+    attempts_in(state_dir, store, dataset, &[BEGUN, COMMITTING])
 }
 
 fn attempts_in(
     state_dir: &Path,
-    store_url: &str,
+    store: &KnownStore,
     dataset: &DatasetName,
     states: &[&str],
 ) -> Result<BTreeSet<BackupId>, RunError> {
-    let folder = folder_of(state_dir, store_url, dataset);
+    let folder = folder_of(state_dir, store, dataset);
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
@@ -256,13 +257,13 @@ impl JournaledAttempt {
 /// [`RunError::File`] when one is there and cannot be read: nothing is known then.
 pub fn read_attempts(
     state_dir: &Path,
-    store_url: &str,
+    store: &KnownStore,
     dataset: &DatasetName,
 ) -> Result<Vec<JournaledAttempt>, RunError> {
-    let folder = folder_of(state_dir, store_url, dataset);
+    let folder = folder_of(state_dir, store, dataset);
     let mut states = BTreeMap::new();
     for state in [BEGUN, COMMITTING] {
-        let ids = attempts_in(state_dir, store_url, dataset, &[state])?;
+        let ids = attempts_in(state_dir, store, dataset, &[state])?;
         states.extend(ids.into_iter().map(|id| (id, state)));
     }
     let read = |(id, state): (BackupId, &str)| {
@@ -272,13 +273,55 @@ pub fn read_attempts(
     states.into_iter().map(read).collect()
 }
 
+/// An attempt as any journal of this host has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownAttempt {
+    /// The name of what this host keeps about that dataset in that store.
+    pub folder: String,
+    /// Whether it was given up.
+    pub is_given_up: bool,
+}
+
+/// What the journals of this host know of an attempt, whichever store and dataset it is for: several configurations may
+/// share the state folder.
+///
+/// # Errors
+/// [`RunError::File`] when one is there and cannot be read: nothing is known then.
+pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAttempt>, RunError> {
+    let journals = state_dir.join("journal");
+    let entries = match std::fs::read_dir(&journals) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed("read", &journals, source)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let folder = entry.map_err(|source| failed("read", &journals, source))?.file_name();
+        for state in [BEGUN, COMMITTING] {
+            let path = journals.join(&folder).join(format!("{id}.{state}"));
+            if path.try_exists().map_err(|source| failed("look at", &path, source))? {
+                let log = read_log(&path)?;
+                let is_given_up = log.records.iter().any(|record| matches!(record, JournalRecord::GivenUp { .. }));
+                found.push(KnownAttempt { folder: folder.to_string_lossy().into_owned(), is_given_up });
+            }
+        }
+    }
+    found.sort_by(|a, b| a.folder.cmp(&b.folder));
+    Ok(found)
+}
+
 /// Forgets an attempt whose objects are gone. One that is not known is no error.
 ///
 /// # Errors
 /// [`RunError::File`].
-pub fn forget_attempt(state_dir: &Path, store_url: &str, dataset: &DatasetName, id: &BackupId) -> Result<(), RunError> {
+pub fn forget_attempt(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+    id: &BackupId,
+) -> Result<(), RunError> {
     for state in [RECEIPT, BEGUN, COMMITTING] {
-        let file = folder_of(state_dir, store_url, dataset).join(format!("{id}.{state}"));
+        let file = folder_of(state_dir, store, dataset).join(format!("{id}.{state}"));
         match std::fs::remove_file(&file) {
             Err(source) if source.kind() != ErrorKind::NotFound => return Err(failed("remove", &file, source)),
             _ => {}
@@ -287,9 +330,8 @@ pub fn forget_attempt(state_dir: &Path, store_url: &str, dataset: &DatasetName, 
     Ok(())
 }
 
-fn folder_of(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> PathBuf {
-    let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
-    state_dir.join("journal").join(&name[..32])
+fn folder_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> PathBuf {
+    state_dir.join("journal").join(state_name(store, dataset))
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
@@ -302,25 +344,29 @@ mod tests {
     use crate::model::{BackupKind, Guid};
     use jiff::Timestamp;
 
+    fn store(url: &str) -> KnownStore {
+        KnownStore::of_url(url)
+    }
+
     #[test]
     fn only_an_attempt_that_never_came_near_its_commit_is_told() {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = |nonce| BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
-        let known = || never_committing(state.path(), "s3:b", &dataset).unwrap();
+        let known = || never_committing(state.path(), &store("s3:b"), &dataset).unwrap();
         assert!(known().is_empty());
-        let begin = |nonce| AttemptJournal::begin(state.path(), "s3:b", &dataset, &id(nonce));
+        let begin = |nonce| AttemptJournal::begin(state.path(), &store("s3:b"), &dataset, &id(nonce));
         let (first, second) = (begin(1).unwrap(), begin(2).unwrap());
         assert!(begin(1).is_err(), "an id is begun once");
         assert_eq!(known(), BTreeSet::from([id(1), id(2)]));
         second.committing().unwrap();
         assert_eq!(known(), BTreeSet::from([id(1)]));
-        assert_eq!(unended(state.path(), "s3:b", &dataset).unwrap(), BTreeSet::from([id(1), id(2)]));
+        assert_eq!(unended(state.path(), &store("s3:b"), &dataset).unwrap(), BTreeSet::from([id(1), id(2)]));
         second.committed().unwrap();
         drop(first);
         assert_eq!(known(), BTreeSet::from([id(1)]));
-        assert!(never_committing(state.path(), "s3:other", &dataset).unwrap().is_empty());
-        forget_attempt(state.path(), "s3:b", &dataset, &id(1)).unwrap();
+        assert!(never_committing(state.path(), &store("s3:other"), &dataset).unwrap().is_empty());
+        forget_attempt(state.path(), &store("s3:b"), &dataset, &id(1)).unwrap();
         assert!(known().is_empty());
     }
 
@@ -329,9 +375,10 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
-        let read = || read_attempts(state.path(), "s3:b", &dataset).unwrap();
+        let read = || read_attempts(state.path(), &store("s3:b"), &dataset).unwrap();
         let plan = JournalRecord::Plan { started: vec![1], keyring: None, zfs_version: "2".into() };
-        let (journal, mut log) = AttemptJournal::begin_logged(state.path(), "s3:b", &dataset, &id, &plan).unwrap();
+        let (journal, mut log) =
+            AttemptJournal::begin_logged(state.path(), &store("s3:b"), &dataset, &id, &plan).unwrap();
         journal.committing().unwrap();
         let chunk = JournalRecord::Chunk { name: "c".into() };
         log.append(&chunk).unwrap();
@@ -348,8 +395,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
-        let go_on = || AttemptJournal::begin_or_go_on(state.path(), "s3:b", &dataset, &id).unwrap();
-        let never = || never_committing(state.path(), "s3:b", &dataset).unwrap();
+        let go_on = || AttemptJournal::begin_or_go_on(state.path(), &store("s3:b"), &dataset, &id).unwrap();
+        let never = || never_committing(state.path(), &store("s3:b"), &dataset).unwrap();
         drop(go_on());
         assert_eq!(go_on().kept_receipt().unwrap(), None);
         assert_eq!(never(), BTreeSet::from([id.clone()]));

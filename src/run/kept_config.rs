@@ -82,7 +82,7 @@ pub async fn keep_config(
 }
 
 fn note_of(state_dir: &Path, store: &dyn ObjectStore, file: &str) -> PathBuf {
-    let name = Digest::of(format!("{}\n{file}", store.url()).as_bytes()).to_string();
+    let name = Digest::of(format!("{}\n{file}", store.known().id).as_bytes()).to_string();
     state_dir.join(format!("kept-config-{}", &name[..16]))
 }
 

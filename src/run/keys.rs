@@ -8,6 +8,7 @@ mod learn;
 pub use learn::learn_keys;
 
 use super::RunError;
+use super::identity::is_unused;
 use super::lock::{KernelLock, lock_named};
 use super::replace::replace_file;
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
@@ -200,7 +201,7 @@ async fn ensure_stored(
     // This store does not know our keyring yet, or lost it. Nobody must find later that another passphrase opens it
     // than the one in the configuration.
     KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
-    match store.list("").await?.is_empty() {
+    match is_unused(&store.list("").await?) {
         true => tracing::debug!(store = store.url(), "the first keyring of an empty store"),
         false => tracing::warn!(store = store.url(), "the keyring was not in the store; putting it there"),
     }

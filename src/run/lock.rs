@@ -1,8 +1,9 @@
 //! The kernel lock: one run per store and dataset on this host, whatever the lockfile says. Ends with the process.
 
 use super::RunError;
+use super::identity::state_name;
 use super::replace::{create_folder, open_or_create};
-use crate::model::{DatasetName, Digest};
+use crate::model::{DatasetName, KnownStore};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,12 +19,8 @@ pub struct KernelLock {
 ///
 /// # Errors
 /// [`RunError::Locked`] when another process has it; [`RunError::File`] when the lock file cannot be made.
-pub fn lock_dataset(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Result<KernelLock, RunError> {
-    lock_named(state_dir, &name_of(store_url, dataset), &format!("{dataset} in {store_url}"))
-}
-
-fn name_of(store_url: &str, dataset: &DatasetName) -> String {
-    Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string()[..32].to_owned()
+pub fn lock_dataset(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Result<KernelLock, RunError> {
+    lock_named(state_dir, &state_name(store, dataset), &format!("{dataset} in {}", store.url))
 }
 
 /// Whether another process seems to have the lock of one dataset in one store. Looks it up in `/proc/locks` and takes
@@ -31,9 +28,17 @@ fn name_of(store_url: &str, dataset: &DatasetName) -> String {
 ///
 /// # Errors
 /// [`RunError::File`] when it could not be found out.
-pub fn is_held(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Result<bool, RunError> {
+pub fn is_held(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Result<bool, RunError> {
+    is_held_named(state_dir, &state_name(store, dataset))
+}
+
+/// As [`is_held`], by the lock's name.
+///
+/// # Errors
+/// As for [`is_held`].
+pub(super) fn is_held_named(state_dir: &Path, name: &str) -> Result<bool, RunError> {
     use std::os::unix::fs::MetadataExt;
-    let path = state_dir.join("locks").join(format!("{}.lock", name_of(store_url, dataset)));
+    let path = state_dir.join("locks").join(format!("{name}.lock"));
     let failed = |path: &Path, source| RunError::File { operation: "read", path: path.display().to_string(), source };
     let inode = match path.metadata() {
         Ok(facts) => format!(":{}", facts.ino()),
@@ -97,16 +102,16 @@ mod tests {
     fn a_second_lock_of_the_same_dataset_and_store_is_refused_and_others_are_not() {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
-        let held = lock_dataset(state.path(), "s3:b", &dataset).unwrap();
-        let refused = lock_dataset(state.path(), "s3:b", &dataset).unwrap_err().to_string();
+        let held = lock_dataset(state.path(), &KnownStore::of_url("s3:b"), &dataset).unwrap();
+        let refused = lock_dataset(state.path(), &KnownStore::of_url("s3:b"), &dataset).unwrap_err().to_string();
         let expected = format!("tank/a in s3:b is being worked on by another run, process {}", std::process::id());
         assert_eq!(refused, expected);
-        assert!(lock_dataset(state.path(), "s3:c", &dataset).is_ok());
-        assert!(lock_dataset(state.path(), "s3:b", &"tank/b".parse().unwrap()).is_ok());
-        let seems_held = |store| is_held(state.path(), store, &dataset).unwrap();
+        assert!(lock_dataset(state.path(), &KnownStore::of_url("s3:c"), &dataset).is_ok());
+        assert!(lock_dataset(state.path(), &KnownStore::of_url("s3:b"), &"tank/b".parse().unwrap()).is_ok());
+        let seems_held = |store| is_held(state.path(), &KnownStore::of_url(store), &dataset).unwrap();
         assert!(seems_held("s3:b") && !seems_held("s3:c") && !seems_held("s3:d"));
         drop(held);
         assert!(!seems_held("s3:b"));
-        assert!(lock_dataset(state.path(), "s3:b", &dataset).is_ok());
+        assert!(lock_dataset(state.path(), &KnownStore::of_url("s3:b"), &dataset).is_ok());
     }
 }

@@ -93,7 +93,7 @@ pub struct PruneOutcome {
 /// two readings; [`RunError::Interrupted`]; [`RunError::Store`]. What was deleted until then is whole backups from the
 /// ends of their chains, and at most one that the next prune finishes.
 pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
-    let _lock = lock_dataset(&env.state_dir, env.store.url(), &task.stored)?;
+    let _lock = lock_dataset(&env.state_dir, &env.store.known(), &task.stored)?;
     let mut first = look(env, task).await?;
     if !first.plan.is_empty() {
         first = look_afresh(env, task).await?;
@@ -117,7 +117,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
         env.check_stop()?;
         delete_backup(env, &task.stored, &leftover.id, true).await?;
         if leftover.proof == Proof::Journal {
-            forget_attempt(&env.state_dir, env.store.url(), &task.stored, &leftover.id)?;
+            forget_attempt(&env.state_dir, &env.store.known(), &task.stored, &leftover.id)?;
         }
         deleted.push(leftover.id.clone());
     }

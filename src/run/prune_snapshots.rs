@@ -1,6 +1,7 @@
 //! Destroying this tool's own old snapshots of one dataset, when nothing needs them any more.
 
 use super::catalog::read_catalog;
+use super::identity::refuse_one_place;
 use super::journal::never_committing;
 use super::lock::lock_dataset;
 use super::prune::read_leftovers;
@@ -57,8 +58,12 @@ pub struct SnapshotOutcome {
 pub async fn look_at_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotVerdict>, RunError> {
     let Selected { dataset, stored } = selected;
     let (mut views, mut journal) = (Vec::new(), BTreeSet::new());
+    for (number, one) in env.stores.iter().enumerate() {
+        let others = env.stores.iter().skip(number + 1);
+        others.map(|other| refuse_one_place(&one.store.known(), &other.store.known())).collect::<Result<(), _>>()?;
+    }
     for SnapshotStore { store, beside_remote } in &env.stores {
-        journal.extend(never_committing(&env.state_dir, store.url(), stored)?);
+        journal.extend(never_committing(&env.state_dir, &store.known(), stored)?);
         let catalog = read_catalog(&**store, stored, &env.trusted).await?;
         let leftovers = read_leftovers(&**store, &catalog, &env.trusted).await?;
         let seen = Seen::look(&**store, catalog).await?;
@@ -88,7 +93,7 @@ pub async fn look_at_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Resul
 /// [`RunError::Locked`] when a run works on the dataset in one of the stores; [`RunError::Zfs`] without the permission to
 /// destroy; as for [`look_at_snapshots`].
 pub async fn prune_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotOutcome>, RunError> {
-    let lock = |store: &SnapshotStore| lock_dataset(&env.state_dir, store.store.url(), &selected.stored);
+    let lock = |store: &SnapshotStore| lock_dataset(&env.state_dir, &store.store.known(), &selected.stored);
     let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
     let mut outcomes = Vec::new();
     for verdict in look_at_snapshots(env, selected).await? {

@@ -6,9 +6,10 @@
 
 use super::RunError;
 use super::catalog::Catalog;
+use super::identity::state_name;
 use super::replace::replace_file;
 use crate::manifest::Manifest;
-use crate::model::{BackupId, DatasetName, Digest};
+use crate::model::{BackupId, DatasetName, KnownStore};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -120,15 +121,14 @@ struct Stored<T> {
 pub struct Records {
     folder: PathBuf,
     dataset: DatasetName,
-    store_url: String,
+    store: KnownStore,
 }
 
 impl Records {
-    /// Names them by the store's url and the dataset's name there; nothing is touched yet.
-    pub fn new(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> Self {
-        let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
-        let folder = state_dir.join("records").join(&name[..32]);
-        Self { folder, dataset: dataset.clone(), store_url: store_url.to_owned() }
+    /// Names them by the store's identity and the dataset's name there; nothing is touched yet.
+    pub fn new(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Self {
+        let folder = state_dir.join("records").join(state_name(store, dataset));
+        Self { folder, dataset: dataset.clone(), store: store.clone() }
     }
 
     /// All that is remembered.
@@ -256,10 +256,15 @@ impl Records {
         if stored.format != FORMAT {
             return Err(wrong(format!("it has format {}, and this version knows {FORMAT}", stored.format)));
         }
-        if stored.dataset != self.dataset || stored.store != self.store_url {
+        if stored.dataset != self.dataset || !self.is_of(&stored.store) {
             return Err(wrong(format!("it is of {} in {}", stored.dataset, stored.store)));
         }
         Ok(Some(stored.event))
+    }
+
+    /// A record that moved here from its old name still has the URL in it.
+    fn is_of(&self, store: &str) -> bool {
+        store == self.store.id.as_str() || store == self.store.url
     }
 
     /// Whole or not at all, and on disk when this returns.
@@ -267,7 +272,7 @@ impl Records {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
         made.map_err(|source| failed("create", &self.folder, source))?;
         let path = self.path(event);
-        let (dataset, store) = (self.dataset.clone(), self.store_url.clone());
+        let (dataset, store) = (self.dataset.clone(), self.store.id.to_string());
         let written = || -> std::io::Result<()> {
             let bytes = serde_json::to_vec_pretty(&Stored { format: FORMAT, dataset, store, event: note })?;
             replace_file(&path, &bytes)
@@ -306,7 +311,7 @@ mod tests {
     use crate::run::error_chain;
 
     fn records(state: &Path) -> Records {
-        Records::new(state, "s3:b/p", &"tank/a b".parse().unwrap())
+        Records::new(state, &KnownStore::of_url("s3:b/p"), &"tank/a b".parse().unwrap())
     }
 
     fn failure(step: &str, second: i64) -> FailureNote {
@@ -328,7 +333,7 @@ mod tests {
         assert_eq!((record.verify, record.failures), (Some(verify), vec![failure("backup", 5)]));
         records.note_success("backup").unwrap();
         assert_eq!(records.read().unwrap().failures, []);
-        let other = Records::new(state.path(), "s3:b/q", &"tank/a b".parse().unwrap());
+        let other = Records::new(state.path(), &KnownStore::of_url("s3:b/q"), &"tank/a b".parse().unwrap());
         assert_eq!(other.read().unwrap(), Record::default(), "another store's record");
     }
 

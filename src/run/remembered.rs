@@ -3,10 +3,11 @@
 
 use super::cache::{Keeping, ObjectCache};
 use super::catalog::{Catalog, StoredBackup, get_signed_manifest};
+use super::identity::state_name;
 use super::replace::replace_until_crash;
 use super::{RunError, error_chain};
 use crate::manifest::{MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX, parse_manifest};
-use crate::model::{BackupId, DatasetName, Digest};
+use crate::model::{BackupId, DatasetName, Digest, KnownStore};
 use crate::sign::TrustedKeys;
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
@@ -30,7 +31,7 @@ pub async fn remember(
     dataset: &DatasetName,
     whole: &[&StoredBackup],
 ) -> Result<(), RunError> {
-    let folder = folder_of(state_dir, store.url(), dataset);
+    let folder = folder_of(state_dir, &store.known(), dataset);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -46,7 +47,7 @@ pub async fn remember(
             }
         }
     }
-    let cache = ObjectCache::open(state_dir, store.url(), dataset, Keeping::Nothing);
+    let cache = ObjectCache::open(state_dir, &store.known(), dataset, Keeping::Nothing);
     for backup in whole {
         let id = &backup.manifest.id;
         let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
@@ -73,11 +74,11 @@ pub async fn remember(
 /// [`RunError::File`] when the memory cannot be read: never taken for "nothing".
 pub fn recall(
     state_dir: &Path,
-    store_url: &str,
+    store: &KnownStore,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<Option<(Catalog, usize)>, RunError> {
-    let folder = folder_of(state_dir, store_url, dataset);
+    let folder = folder_of(state_dir, store, dataset);
     if let Err(source) = std::fs::metadata(&folder) {
         return if source.kind() == ErrorKind::NotFound { Ok(None) } else { Err(failed("read", &folder, source)) };
     }
@@ -134,9 +135,8 @@ fn write(file: &Path, bytes: &[u8]) -> Result<(), RunError> {
     replace_until_crash(file, bytes).map_err(|source| failed("write", file, source))
 }
 
-fn folder_of(state_dir: &Path, store_url: &str, dataset: &DatasetName) -> PathBuf {
-    let name = Digest::of(format!("{store_url}\n{dataset}").as_bytes()).to_string();
-    state_dir.join("remote").join(&name[..32])
+fn folder_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> PathBuf {
+    state_dir.join("remote").join(state_name(store, dataset))
 }
 
 fn file_of(folder: &Path, id: &BackupId, kind: &str) -> PathBuf {

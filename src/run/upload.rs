@@ -13,6 +13,7 @@ mod keyring;
 
 use super::RunError;
 use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
+use super::identity::refuse_one_place;
 use super::keys::WriterKeys;
 use super::lock::lock_dataset;
 use super::seen::Seen;
@@ -116,6 +117,7 @@ pub async fn plan_upload(
     dataset: &DatasetName,
     rules: &UploadRules<'_>,
 ) -> Result<UploadPlan, RunError> {
+    refuse_one_place(&from.known(), &to.known())?;
     let mut source = read_catalog(from, dataset, trusted).await?;
     let disbelieved = source.attempts.iter_mut();
     let disbelieved = disbelieved.filter_map(|attempt| Some((attempt.id.clone(), attempt.disbelieved.take()?)));
@@ -164,7 +166,7 @@ pub async fn upload_dataset(
     dataset: &DatasetName,
     rules: &UploadRules<'_>,
 ) -> Result<UploadReport, RunError> {
-    let _lock = lock_dataset(&env.state_dir, env.to.url(), dataset)?;
+    let _lock = lock_dataset(&env.state_dir, &env.to.known(), dataset)?;
     let planned = plan_upload(&*env.from, &*env.to, &env.keys.trusted, dataset, rules).await?;
     let UploadPlan { plan, disbelieved, from, mut live, pruned } = planned;
     let mut report = UploadReport { left: plan.left, failed: disbelieved, ..UploadReport::default() };

@@ -87,6 +87,11 @@ impl ObjectKey {
         Self(format!("{CONFIG_PREFIX}{}-{}.age", written_at.strftime("%Y%m%dT%H%M%SZ"), &sealed[..16]))
     }
 
+    /// The object that says which store this is.
+    pub fn store_id() -> Self {
+        Self(STORE_ID.to_owned())
+    }
+
     /// The signature beside this object.
     #[must_use]
     pub fn signature(&self) -> Self {
@@ -119,6 +124,9 @@ impl ObjectKey {
         Some(ParsedKey { dataset: dataset.parse().ok()?, id: id.parse().ok()?, object, signature })
     }
 }
+
+/// The key of the store's identity: an object that is there before anything else.
+pub const STORE_ID: &str = "@zfs-backup/store-id";
 
 /// The prefix of what a probe of the store tries; nothing stays there.
 pub const PROBE_PREFIX: &str = "@zfs-backup/probe/";

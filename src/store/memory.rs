@@ -13,12 +13,14 @@ use super::{
     Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, SpoolFile,
     SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
+use crate::model::{KnownStore, StoreId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use fault::{Fate, next_fate};
 use jiff::Timestamp;
 use state::{Failure, State};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use writer::MemoryWriter;
 
@@ -34,6 +36,7 @@ pub struct MemoryStore {
 
 struct Shared {
     url: String,
+    id: StoreId,
     traits: StoreTraits,
     tier: EvidenceTier,
     state: Mutex<State>,
@@ -65,8 +68,10 @@ impl MemoryStore {
 
     /// An empty store that gives evidence of this tier: CRC64NVME, or only version ids, or only sizes.
     pub fn with_tier(traits: StoreTraits, tier: EvidenceTier) -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
         let url = "memory:".to_owned();
-        Self { shared: Arc::new(Shared { url, traits, tier, state: Mutex::default() }) }
+        let id = StoreId::from_random(MADE.fetch_add(1, Ordering::Relaxed).into());
+        Self { shared: Arc::new(Shared { url, id, traits, tier, state: Mutex::default() }) }
     }
 
     /// All calls so far, in order.
@@ -193,6 +198,10 @@ impl MemoryStore {
 impl ObjectStore for MemoryStore {
     fn url(&self) -> &str {
         &self.shared.url
+    }
+
+    fn known(&self) -> KnownStore {
+        KnownStore { id: self.shared.id.clone(), url: self.shared.url.clone() }
     }
 
     fn traits(&self) -> &StoreTraits {

@@ -190,6 +190,10 @@ impl ObjectStore for Spool {
         self.inner.url()
     }
 
+    fn known(&self) -> crate::model::KnownStore {
+        self.inner.known()
+    }
+
     fn traits(&self) -> &StoreTraits {
         &self.traits
     }

@@ -310,7 +310,7 @@ impl Upload {
         base_is_here: bool,
     ) -> Result<(), RunError> {
         let Manifest { dataset, id, .. } = &self.manifest;
-        let journal = AttemptJournal::begin(yard.state(host), store.url(), dataset, id)?;
+        let journal = AttemptJournal::begin(yard.state(host), &store.known(), dataset, id)?;
         let mut receipt = Vec::new();
         let put = Putting { store, yard, upload: self };
         put.signed(BackupObject::Started, SignedType::Started, self.started(), &mut receipt).await?;

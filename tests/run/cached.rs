@@ -33,7 +33,7 @@ pub(crate) fn asked(world: &World) -> (usize, usize, usize) {
 }
 
 fn cache(world: &World) -> ObjectCache {
-    ObjectCache::open(&world.settings.state_dir, world.store.url(), &world.dataset, Keeping::New)
+    ObjectCache::open(&world.settings.state_dir, &world.store.known(), &world.dataset, Keeping::New)
 }
 
 fn cache_file(state: &Path) -> PathBuf {

@@ -126,6 +126,10 @@ impl ObjectStore for CrashStore {
         self.store.url()
     }
 
+    fn known(&self) -> zfs_backup::model::KnownStore {
+        self.store.known()
+    }
+
     fn traits(&self) -> &StoreTraits {
         self.store.traits()
     }

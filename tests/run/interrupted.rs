@@ -72,7 +72,7 @@ async fn assert_nothing_is_left(world: &World, backups: usize) {
     assert_eq!((report.damage, report.extra), (vec![], vec![]));
     assert_eq!(world.catalog().await.backups.len(), backups);
     assert_eq!(world.store.unfinished("").await.unwrap(), [], "parts are left that nobody sees");
-    let journal = unended(&world.settings.state_dir, world.store.url(), &world.dataset).unwrap();
+    let journal = unended(&world.settings.state_dir, &world.store.known(), &world.dataset).unwrap();
     assert_eq!(journal, BTreeSet::new());
 }
 
@@ -223,7 +223,7 @@ async fn what_was_confirmed_is_neither_sent_nor_read_again() {
 /// The chunks that the journals of the world know as confirmed.
 fn confirmed_names(world: &World) -> BTreeSet<String> {
     use zfs_backup::run::journal::log::JournalRecord;
-    let attempts = read_attempts(&world.settings.state_dir, world.store.url(), &world.dataset).unwrap();
+    let attempts = read_attempts(&world.settings.state_dir, &world.store.known(), &world.dataset).unwrap();
     let records = attempts.iter().flat_map(|attempt| attempt.records());
     records
         .filter_map(|record| match record {
@@ -626,7 +626,7 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
     let (stored, rules, beside) = (world.dataset.clone(), RetentionRules::default(), Beside::Nothing);
     let outcome = prune_dataset(&env, &PruneTask { stored, origins, rules, beside }).await.unwrap();
     assert_eq!(outcome.deleted.iter().collect::<BTreeSet<_>>(), held.iter().collect());
-    assert!(unended(&world.settings.state_dir, world.store.url(), &world.dataset).unwrap().is_empty());
+    assert!(unended(&world.settings.state_dir, &world.store.known(), &world.dataset).unwrap().is_empty());
     zfs_backup::run::pins::unpin(&world.zfs, &world.dataset, |id| outcome.deleted.contains(id)).unwrap();
     world.assert_no_holds();
     // The record is the proof for a run that comes after a crash in between.

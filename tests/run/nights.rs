@@ -280,7 +280,7 @@ async fn an_unfinished_upload_keeps_its_snapshot() {
     destroy(&world, 120).await.unwrap();
     assert!(!shorts(&world).contains(&unfinished[0]), "the one that was uploaded stays");
     let _held =
-        zfs_backup::run::lock::lock_dataset(&world.settings.state_dir, world.store.url(), &world.dataset).unwrap();
+        zfs_backup::run::lock::lock_dataset(&world.settings.state_dir, &world.store.known(), &world.dataset).unwrap();
     assert!(matches!(destroy(&world, 120).await, Err(RunError::Locked { .. })));
 }
 

@@ -146,7 +146,7 @@ async fn a_prune_stops_between_backups() {
 #[tokio::test]
 async fn another_run_on_this_host_keeps_a_prune_out() {
     let (yard, ..) = two_chains().await;
-    let _held = zfs_backup::run::lock::lock_dataset(yard.state(0), yard.store.url(), &yard.dataset).unwrap();
+    let _held = zfs_backup::run::lock::lock_dataset(yard.state(0), &yard.store.known(), &yard.dataset).unwrap();
     assert!(matches!(yard.try_prune(0, &last_chains(1)).await, Err(RunError::Locked { .. })));
 }
 
@@ -232,7 +232,7 @@ async fn what_a_failed_upload_left_goes_when_it_is_proved_dead_and_not_before() 
     assert_eq!(outcome.look.plan.delete_leftovers[0].proof, Proof::Journal);
     assert_eq!(outcome.deleted, std::slice::from_ref(&attempt));
     assert!(!yard.ids().contains(&attempt));
-    let known = zfs_backup::run::journal::never_committing(yard.state(0), yard.store.url(), &yard.dataset).unwrap();
+    let known = zfs_backup::run::journal::never_committing(yard.state(0), &yard.store.known(), &yard.dataset).unwrap();
     assert!(known.is_empty(), "the journal forgets it");
 }
 
@@ -256,7 +256,7 @@ async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_
     let (mut yard, _, new) = two_chains().await;
     let newest = new.last().unwrap();
     // What the state folder said before the commit, and a manifest that somebody put delete markers over.
-    drop(AttemptJournal::begin(yard.state(0), yard.store.url(), &yard.dataset, newest).unwrap());
+    drop(AttemptJournal::begin(yard.state(0), &yard.store.known(), &yard.dataset, newest).unwrap());
     for name in ["manifest.json", "manifest.json.minisig"] {
         assert!(yard.store.hide(&yard.key(newest, name)));
     }
@@ -490,7 +490,8 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     let found = forget(&env(&yard), &yard.dataset, &attempt).await.unwrap();
     assert_eq!(found.manifest_blake3, None);
     assert!(!yard.ids().contains(&attempt));
-    let journal = zfs_backup::run::journal::never_committing(yard.state(0), yard.store.url(), &yard.dataset).unwrap();
+    let journal =
+        zfs_backup::run::journal::never_committing(yard.state(0), &yard.store.known(), &yard.dataset).unwrap();
     assert!(journal.is_empty());
     forget(&env(&yard), &yard.dataset, &new[1]).await.unwrap();
 }
@@ -573,6 +574,10 @@ impl Hooked {
 impl ObjectStore for Hooked {
     fn url(&self) -> &str {
         self.inner.url()
+    }
+
+    fn known(&self) -> zfs_backup::model::KnownStore {
+        self.inner.known()
     }
 
     fn traits(&self) -> &StoreTraits {

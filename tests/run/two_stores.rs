@@ -5,7 +5,7 @@ use crate::chains::{assert_comes_back, bookmark_of, bookmarks, chain, night, nig
 use crate::world::{World, committed, memory_store, plant_keyring};
 use std::sync::Arc;
 use zfs_backup::manifest::Manifest;
-use zfs_backup::model::BackupKind;
+use zfs_backup::model::{BackupKind, KnownStore};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, OtherStore, StoreRole, back_up};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -16,8 +16,9 @@ use zfs_backup::zfs::{SendBase, Zfs};
 fn intermediate(world: &World, remote: &Result<MemoryStore, String>) -> BackupEnv {
     let mut env = world.env();
     env.role = StoreRole::Intermediate;
+    let known = remote.as_ref().map_or_else(|_| KnownStore::of_url("memory:away"), |remote| remote.known());
     let store = remote.clone().map(|remote| Arc::new(remote) as Arc<dyn ObjectStore>);
-    env.other = Some(OtherStore { role: StoreRole::Remote, url: memory_store(1).url().to_owned(), store });
+    env.other = Some(OtherStore { role: StoreRole::Remote, known, store });
     env
 }
 
@@ -123,7 +124,8 @@ async fn bookmarks_stay_for_the_newest_two_chains_and_whatever_cannot_be_read() 
     night(&world, 9);
     let mut env = world.env();
     let away = Err("not mounted".to_owned());
-    env.other = Some(OtherStore { role: StoreRole::Intermediate, url: "file:/away".into(), store: away });
+    env.other =
+        Some(OtherStore { role: StoreRole::Intermediate, known: KnownStore::of_url("file:/away"), store: away });
     manifests.push(committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap()).manifest);
     assert_eq!(ours(&world), kept(&manifests[2..]));
     // With it there, what it needs stays.
@@ -138,7 +140,7 @@ async fn bookmarks_stay_for_the_newest_two_chains_and_whatever_cannot_be_read() 
     }
     night(&world, 10);
     let store: Arc<dyn ObjectStore> = Arc::new(other);
-    env.other = Some(OtherStore { role: StoreRole::Intermediate, url: store.url().to_owned(), store: Ok(store) });
+    env.other = Some(OtherStore { role: StoreRole::Intermediate, known: store.known(), store: Ok(store) });
     manifests.push(committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap()).manifest);
     assert_eq!(ours(&world), kept(&[&manifests[2..4], &manifests[6..]].concat()));
 }

@@ -318,7 +318,7 @@ async fn a_folder_as_remote_is_read_back() {
 async fn while_another_run_has_the_lock_nothing_is_even_looked_at() {
     let original = Original::new().await;
     let pair = original.pair();
-    let held = lock_dataset(pair.state.path(), pair.remote.url(), &pair.world.dataset).unwrap();
+    let held = lock_dataset(pair.state.path(), &pair.remote.known(), &pair.world.dataset).unwrap();
     let refused = pair.try_upload().await;
     assert!(matches!(&refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b")), "{refused:?}");
     assert_eq!(pair.remote.events().len(), 0);

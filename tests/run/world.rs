@@ -242,7 +242,7 @@ impl World {
     /// That nothing is kept in the pool but for what the next run finds: an upload that this host's journal will go on
     /// with, or a backup that was committed.
     pub(crate) fn assert_pins_are_known(&self) {
-        let unended = zfs_backup::run::journal::unended(&self.settings.state_dir, self.store.url(), &self.dataset);
+        let unended = zfs_backup::run::journal::unended(&self.settings.state_dir, &self.store.known(), &self.dataset);
         let (unended, manifests) = (unended.unwrap(), self.manifest_keys());
         for id in zfs_backup::run::pins::pinned(&self.zfs, &self.dataset).unwrap() {
             let is_committed = manifests.iter().any(|key| key.contains(id.as_str()));

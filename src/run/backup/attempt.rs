@@ -213,7 +213,7 @@ impl<'a> Attempt<'a> {
     fn begin(&self, started: &[u8], keyring: Option<Digest>) -> Result<(AttemptJournal, AttemptLog), RunError> {
         let plan = self.plan_record(started, keyring)?;
         let state_dir = &self.env.settings.state_dir;
-        AttemptJournal::begin_logged(state_dir, self.env.store.url(), &self.stored, &self.id, &plan)
+        AttemptJournal::begin_logged(state_dir, &self.env.store.known(), &self.stored, &self.id, &plan)
     }
 
     fn plan_record(&self, started: &[u8], keyring: Option<Digest>) -> Result<JournalRecord, RunError> {

@@ -52,14 +52,14 @@ fn is_provably_ours(env: &BackupEnv, selected: &Selected, upload: &Unfinished) -
 fn note_given_up(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished, why: &str) -> Result<(), RunError> {
     let zfs_version = env.zfs.module_version()?;
     let plan = JournalRecord::Plan { started: upload.started_bytes.clone(), keyring: upload.keyring, zfs_version };
-    let (state_dir, url) = (&env.settings.state_dir, env.store.url());
-    let (_, mut log) = AttemptJournal::begin_logged(state_dir, url, stored, upload.id(), &plan)?;
+    let (state_dir, known) = (&env.settings.state_dir, env.store.known());
+    let (_, mut log) = AttemptJournal::begin_logged(state_dir, &known, stored, upload.id(), &plan)?;
     log.append(&JournalRecord::GivenUp { why: why.to_owned() })
 }
 
 /// As [`give_up`], for one whose uploads are ended.
 pub(super) fn give_up_id(env: &BackupEnv, selected: &Selected, id: &BackupId, why: &str) -> Result<(), RunError> {
-    let attempts = read_attempts(&env.settings.state_dir, env.store.url(), &selected.stored)?;
+    let attempts = read_attempts(&env.settings.state_dir, &env.store.known(), &selected.stored)?;
     if let Some(attempt) = attempts.iter().find(|attempt| attempt.id == *id) {
         attempt.give_up(why)?;
     }
@@ -74,12 +74,12 @@ pub(super) fn give_up_id(env: &BackupEnv, selected: &Selected, id: &BackupId, wh
 /// [`RunError`] when that could not be read or done.
 pub(super) async fn settle(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<(), RunError> {
     let state_dir = &env.settings.state_dir;
-    let attempts = read_attempts(state_dir, env.store.url(), &selected.stored)?;
+    let attempts = read_attempts(state_dir, &env.store.known(), &selected.stored)?;
     let is_committed = |id: &BackupId| sight.target.catalog.backup(id).is_some();
     for attempt in &attempts {
         let Some(backup) = sight.target.catalog.backup(&attempt.id) else { continue };
         tidy(&*env.store, &backup.manifest).await;
-        forget_attempt(state_dir, env.store.url(), &selected.stored, &attempt.id)?;
+        forget_attempt(state_dir, &env.store.known(), &selected.stored, &attempt.id)?;
     }
     let given_up: BTreeSet<&BackupId> =
         attempts.iter().filter(|attempt| attempt.is_given_up()).map(|attempt| &attempt.id).collect();

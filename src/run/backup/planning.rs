@@ -9,6 +9,7 @@ use crate::plan::BackupFacts;
 use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_send};
 use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::catalog::{Catalog, StoredBackup, read_catalog_through};
+use crate::run::identity::refuse_one_place;
 use crate::run::remembered::{recall, remember};
 use crate::run::seen::Seen;
 use crate::run::select::Selected;
@@ -86,6 +87,9 @@ pub(super) struct Base {
 /// # Errors
 /// [`RunError`] when the target cannot be read. A remote beside it that cannot be reached is remembered instead.
 pub(super) async fn look(env: &BackupEnv, stored: &DatasetName, keeping: Keeping) -> Result<Sight, RunError> {
+    if let Some(other) = &env.other {
+        refuse_one_place(&env.store.known(), &other.known)?;
+    }
     let target = see(env, &*env.store, stored, keeping).await?;
     let mut unseen = disbelieved(&target.catalog, env.store.url());
     let beside = match &env.other {
@@ -103,7 +107,7 @@ pub(super) async fn see(
     stored: &DatasetName,
     keeping: Keeping,
 ) -> Result<Seen, RunError> {
-    let cache = ObjectCache::open(&env.settings.state_dir, store.url(), stored, keeping);
+    let cache = ObjectCache::open(&env.settings.state_dir, &store.known(), stored, keeping);
     let catalog = read_catalog_through(store, stored, &env.keys.trusted, &cache).await?;
     for (id, error) in catalog.disbelieved() {
         tracing::warn!(%id, %error, store = store.url(), "the store has a manifest that is not believed; it is left alone");
@@ -150,15 +154,15 @@ async fn look_beside(
         },
         Err(why) => why.clone(),
     };
-    tracing::warn!("{} cannot be reached; planning with what it held when it was last read: {why}", other.url);
-    match recall(&env.settings.state_dir, &other.url, stored, &env.keys.trusted)? {
+    tracing::warn!("{} cannot be reached; planning with what it held when it was last read: {why}", other.known.url);
+    match recall(&env.settings.state_dir, &other.known, stored, &env.keys.trusted)? {
         Some((catalog, 0)) => Ok(Beside::Remembered(Seen::remembered(catalog))),
         Some((catalog, count)) => {
-            *unseen = Some(format!("{count} remembered manifests of {} are not believed", other.url));
+            *unseen = Some(format!("{count} remembered manifests of {} are not believed", other.known.url));
             Ok(Beside::Remembered(Seen::remembered(catalog)))
         }
         None => {
-            *unseen = Some(format!("{} cannot be reached and was never read from here", other.url));
+            *unseen = Some(format!("{} cannot be reached and was never read from here", other.known.url));
             Ok(Beside::None)
         }
     }

@@ -37,7 +37,7 @@ pub(super) async fn end_commits(
     selected: &Selected,
     sight: &Sight,
 ) -> Result<Vec<CommittedBackup>, RunError> {
-    let attempts = read_attempts(&env.settings.state_dir, env.store.url(), &selected.stored)?;
+    let attempts = read_attempts(&env.settings.state_dir, &env.store.known(), &selected.stored)?;
     let mut committed = Vec::new();
     for attempt in attempts.iter().filter(|attempt| attempt.committing && !attempt.is_given_up()) {
         // A copy from another store has none: whoever copies goes on with it.
@@ -45,7 +45,7 @@ pub(super) async fn end_commits(
         match end_commit(env, selected, sight, attempt, bytes).await? {
             Ended::Committed(backup) => {
                 tidy(&*env.store, &backup.manifest).await;
-                forget_attempt(&env.settings.state_dir, env.store.url(), &selected.stored, &attempt.id)?;
+                forget_attempt(&env.settings.state_dir, &env.store.known(), &selected.stored, &attempt.id)?;
                 unpin(&*env.zfs, &selected.dataset.name, |id| *id == attempt.id)?;
                 committed.push(*backup);
             }

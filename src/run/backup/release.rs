@@ -51,11 +51,11 @@ async fn find_spent(
     needs.unfinished.extend(unfinished(env, &*env.store, &sight.target.catalog).await?);
     let mut stores: Vec<&dyn ObjectStore> = vec![&*env.store];
     if let Some(other) = &env.other {
-        let store = other.store.as_ref().map_err(|why| format!("{} cannot be reached: {why}", other.url))?;
+        let store = other.store.as_ref().map_err(|why| format!("{} cannot be reached: {why}", other.known.url))?;
         let read;
         let seen = match &sight.beside {
             Beside::Seen(_, seen) => seen,
-            Beside::Remembered(_) => return Err(format!("{} cannot be reached", other.url)),
+            Beside::Remembered(_) => return Err(format!("{} cannot be reached", other.known.url)),
             Beside::None => {
                 debug_assert_eq!(other.role, StoreRole::Intermediate, "a remote beside the target was read already");
                 read = see(env, &**store, stored, Keeping::New).await.map_err(text)?;

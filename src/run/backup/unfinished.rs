@@ -173,7 +173,7 @@ pub(super) async fn find_unfinished(
             ResumeVerdict::Wait { why } => tracing::warn!(id = %upload.id(), "an unfinished upload waits: {why}"),
             ResumeVerdict::Over { why } => {
                 tracing::warn!(id = %upload.id(), "the journal of an upload is forgotten: {why}");
-                forget_attempt(&env.settings.state_dir, env.store.url(), stored, upload.id())?;
+                forget_attempt(&env.settings.state_dir, &env.store.known(), stored, upload.id())?;
                 unpin(&*env.zfs, &selected.dataset.name, |over| over == upload.id())?;
             }
             ResumeVerdict::GiveUp { why } => give_up(env, selected, &upload, &why).await?,
@@ -196,7 +196,7 @@ pub(super) async fn judge_all(
 ) -> Result<Vec<(Unfinished, ResumeVerdict)>, RunError> {
     let stored = &selected.stored;
     let (mut found, mut known, mut lost) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
-    for journal in read_attempts(&env.settings.state_dir, env.store.url(), stored)? {
+    for journal in read_attempts(&env.settings.state_dir, &env.store.known(), stored)? {
         let id = journal.id.clone();
         if !journal.committing && journal.records().is_empty() {
             lost.insert(id, journal);
@@ -401,7 +401,7 @@ async fn check_chunks(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished
 /// # Errors
 /// [`RunError::File`] when that cannot be read.
 pub(super) fn stored_of(env: &BackupEnv, selected: &Selected, id: &BackupId) -> Result<(usize, u64), RunError> {
-    let attempts = read_attempts(&env.settings.state_dir, env.store.url(), &selected.stored)?;
+    let attempts = read_attempts(&env.settings.state_dir, &env.store.known(), &selected.stored)?;
     let records = attempts.iter().filter(|attempt| attempt.id == *id).flat_map(JournaledAttempt::records);
     let confirmed = records.filter_map(|record| match record {
         JournalRecord::Confirmed(chunk) => Some(chunk.entry.stream_bytes),

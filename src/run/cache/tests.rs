@@ -11,7 +11,7 @@ fn dataset() -> DatasetName {
 }
 
 fn open(state: &Path) -> ObjectCache {
-    ObjectCache::open(state, STORE, &dataset(), Keeping::New)
+    ObjectCache::open(state, &KnownStore::of_url(STORE), &dataset(), Keeping::New)
 }
 
 fn listed(key: &str, bytes: &[u8], second: i64) -> ListedObject {
@@ -29,7 +29,7 @@ fn objects() -> Vec<(ListedObject, Vec<u8>)> {
 fn filled(state: &Path) -> PathBuf {
     let cache = open(state);
     objects().iter().for_each(|(object, body)| cache.put(object, body));
-    path_of(state, STORE, &dataset())
+    path_of(state, &KnownStore::of_url(STORE), &dataset())
 }
 
 #[test]
@@ -53,7 +53,9 @@ fn what_was_kept_comes_back_while_it_is_listed_as_it_was() {
     assert_eq!(cache.get(object).unwrap(), b"first"[..]);
     cache.put(&listed(&object.key, b"other", 200), b"other");
     assert_eq!(cache.get(object), None);
-    let another = |store, name: &str| ObjectCache::open(state.path(), store, &name.parse().unwrap(), Keeping::New);
+    let another = |store, name: &str| {
+        ObjectCache::open(state.path(), &KnownStore::of_url(store), &name.parse().unwrap(), Keeping::New)
+    };
     assert_eq!(another("s3:bucket/q", "tank/a b").get(object), None);
     assert_eq!(another(STORE, "tank/a").get(object), None);
     assert_eq!(ObjectCache::none().get(object), None);
@@ -87,7 +89,7 @@ fn a_byte_that_changed_is_never_given_for_what_was_kept() {
         damaged[at] ^= 1;
         fs::write(&path, &damaged).unwrap();
         // Read only, so that the next turn finds what this one wrote.
-        let cache = ObjectCache::open(state.path(), STORE, &dataset(), Keeping::Nothing);
+        let cache = ObjectCache::open(state.path(), &KnownStore::of_url(STORE), &dataset(), Keeping::Nothing);
         for (object, body) in objects() {
             match cache.get(&object) {
                 Some(found) => assert_eq!(found, body, "byte {at}"),
@@ -101,12 +103,12 @@ fn a_byte_that_changed_is_never_given_for_what_was_kept() {
 #[test]
 fn what_is_not_listed_any_more_is_dropped_and_its_room_comes_back() {
     let state = tempfile::tempdir().unwrap();
-    let path = path_of(state.path(), STORE, &dataset());
+    let path = path_of(state.path(), &KnownStore::of_url(STORE), &dataset());
     let body = vec![9; 600_000];
     let keys = ["tank/a b/@1", "tank/a b/@2", "tank/a b/@3", "tank/a b/@4"].map(|key| listed(key, &body, 100));
     let cache = open(state.path());
     keys.iter().for_each(|object| cache.put(object, &body));
-    let reader = ObjectCache::open(state.path(), STORE, &dataset(), Keeping::Nothing);
+    let reader = ObjectCache::open(state.path(), &KnownStore::of_url(STORE), &dataset(), Keeping::Nothing);
     cache.keep_listed(&keys[..3]);
     assert_eq!(cache.get(&keys[3]), None);
     assert!(fs::metadata(&path).unwrap().len() > 4 * 600_000, "for one of four it is not written anew");
@@ -138,7 +140,7 @@ fn one_process_writes_and_the_others_read() {
     assert_eq!(open(state.path()).get(&new).unwrap(), b"new"[..]);
     // Nothing is made by those who keep nothing.
     let empty = tempfile::tempdir().unwrap();
-    let cache = ObjectCache::open(empty.path(), STORE, &dataset(), Keeping::Nothing);
+    let cache = ObjectCache::open(empty.path(), &KnownStore::of_url(STORE), &dataset(), Keeping::Nothing);
     cache.put(&new, b"new");
     assert_eq!((cache.get(&new), fs::read_dir(empty.path()).unwrap().count()), (None, 0));
 }
@@ -153,6 +155,6 @@ fn where_nothing_can_be_kept_everything_is_fetched() {
     cache.put(object, body);
     assert_eq!(cache.get(object), None);
     fs::remove_file(state.path().join("cache")).unwrap();
-    fs::create_dir_all(path_of(state.path(), STORE, &dataset())).unwrap();
+    fs::create_dir_all(path_of(state.path(), &KnownStore::of_url(STORE), &dataset())).unwrap();
     assert_eq!(open(state.path()).get(object), None);
 }

@@ -1,6 +1,7 @@
 //! [`learn_keys`]: a host that knows no keys, such as one that was set up again, takes those of its other store.
 
 use super::{KeyCache, writer_keys};
+use crate::run::identity::is_unused;
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use age::secrecy::SecretString;
@@ -18,7 +19,7 @@ pub async fn learn_keys(
     cache: &KeyCache,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<(), RunError> {
-    if cache.load()?.is_some() || !store.list("").await?.is_empty() {
+    if cache.load()?.is_some() || !is_unused(&store.list("").await?) {
         return Ok(());
     }
     let unknown = |why: &str| {
@@ -27,7 +28,7 @@ pub async fn learn_keys(
     };
     let other = other.map_err(unknown)?;
     match other.list("").await {
-        Ok(listed) if listed.is_empty() => Ok(()),
+        Ok(listed) if is_unused(&listed) => Ok(()),
         Ok(_) => writer_keys(other, cache, passphrase).await.map(drop),
         Err(error) => Err(unknown(&error_chain(&error))),
     }

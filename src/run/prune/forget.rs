@@ -97,7 +97,7 @@ pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Re
 /// # Errors
 /// As for [`look_at`]; [`RunError::Locked`].
 pub async fn forget(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Result<Forgotten, RunError> {
-    let _lock = lock_dataset(&env.state_dir, env.store.url(), dataset)?;
+    let _lock = lock_dataset(&env.state_dir, &env.store.known(), dataset)?;
     let found = look_at(env, dataset, id).await?;
     let entry = PrunedEntry { id: id.clone(), manifest_blake3: found.manifest_blake3 };
     let record = put_record(env, dataset, vec![entry]).await?;
@@ -107,6 +107,6 @@ pub async fn forget(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Res
         return Err(error);
     }
     delete_backup(env, dataset, id, false).await?;
-    forget_attempt(&env.state_dir, env.store.url(), dataset, id)?;
+    forget_attempt(&env.state_dir, &env.store.known(), dataset, id)?;
     Ok(found)
 }

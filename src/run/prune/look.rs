@@ -12,6 +12,7 @@ use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::catalog::{
     Attempt, Catalog, read_catalog_through, read_prune_records_through, read_receipt, read_started,
 };
+use crate::run::identity::refuse_one_place;
 use crate::run::journal::never_committing;
 use crate::run::seen::Seen;
 use crate::run::{RunError, error_chain};
@@ -67,7 +68,7 @@ impl PruneLook {
 /// # Errors
 /// [`RunError::Store`] when anything could not be read: then nothing is known, and nothing may be deleted.
 pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
-    let kept = |store: &dyn ObjectStore| ObjectCache::open(&env.state_dir, store.url(), &task.stored, Keeping::New);
+    let kept = |store: &dyn ObjectStore| ObjectCache::open(&env.state_dir, &store.known(), &task.stored, Keeping::New);
     look_through(env, task, &kept).await
 }
 
@@ -84,12 +85,15 @@ type CacheOf<'a> = &'a (dyn Fn(&dyn ObjectStore) -> ObjectCache + Sync);
 
 async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -> Result<PruneLook, RunError> {
     let store = &*env.store;
+    if let Beside::Remote(other) | Beside::Intermediate(other) = &task.beside {
+        refuse_one_place(&store.known(), &other.known())?;
+    }
     let cache = cache_of(store);
     let catalog = read_catalog_through(store, &task.stored, &env.trusted, &cache).await?;
     let records = read_prune_records_through(store, &task.stored, &env.trusted, None, &cache).await?;
     let pruned = newest_records(&records);
     let mut leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
-    let never_committing = never_committing(&env.state_dir, store.url(), &task.stored)?;
+    let never_committing = never_committing(&env.state_dir, &store.known(), &task.stored)?;
     for leftover in leftovers.iter_mut().filter(|leftover| never_committing.contains(&leftover.id)) {
         look_behind_markers(store, &task.stored, leftover).await?;
     }

@@ -1,0 +1,113 @@
+//! Which stores the configured names lead to: every store that is opened passes through here before anything uses it
+//! together with the state of this host.
+
+use super::args::AcceptStore;
+use super::context::Context;
+use super::follow::Purpose;
+use super::wire::{open_raw_store, usage};
+use super::{Failure, native_b2, rclone_remote};
+use crate::config::{Config, Remote};
+use crate::model::{DatasetName, KnownStore};
+use crate::run::RunError;
+use crate::run::backup::StoreRole;
+use crate::run::identity::{Place, accept, identify, is_unused, known_at};
+use crate::store::ObjectStore;
+use serde_json::json;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The configured place, and all that decides where it leads; `None` when none is configured.
+fn place_of(config: &Config, role: StoreRole) -> Option<Place> {
+    let intermediate = config.intermediate.as_ref().map(|place| Remote::File { dir: place.basedir.clone() });
+    let (remote, option) = match role {
+        StoreRole::Remote => (config.remote.clone()?, ""),
+        StoreRole::Intermediate => (intermediate?, " --intermediate"),
+    };
+    let words = |words: [&Option<String>; 3]| words.map(|word| word.as_deref().unwrap_or_default()).join(" ");
+    let endpoint = match &remote {
+        Remote::S3 { .. } => words([&config.s3.endpoint, &config.s3.region, &config.s3.profile]),
+        Remote::B2 { bucket, prefix } => native_b2::endpoint(bucket, prefix),
+        Remote::Rclone { .. } => rclone_remote::conf_of(config).display().to_string(),
+        Remote::File { .. } => String::new(),
+    };
+    Some(Place { url: remote.to_string(), endpoint, option })
+}
+
+/// The configured store as this host last found it, without asking it.
+pub(super) fn known_store(config: &Config, role: StoreRole) -> Result<Option<KnownStore>, RunError> {
+    place_of(config, role).map(|place| known_at(&config.state_dir, &place)).transpose()
+}
+
+/// Every configured store as this host last found it: the remote, then the intermediate directory.
+pub(super) fn known_stores(config: &Config) -> Result<Vec<KnownStore>, RunError> {
+    let known = [StoreRole::Remote, StoreRole::Intermediate].map(|role| known_store(config, role));
+    known.into_iter().filter_map(Result::transpose).collect()
+}
+
+/// The opened store with its identity.
+pub(super) async fn identified(
+    config: &Config,
+    role: StoreRole,
+    store: Arc<dyn ObjectStore>,
+    purpose: Purpose,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let Some(place) = place_of(config, role) else { return Ok(store) };
+    if purpose != Purpose::Restore {
+        refuse_one_folder(config)?;
+    }
+    Ok(identify(&config.state_dir, &place, store, purpose, &stored_names(config)).await?)
+}
+
+/// One folder under two names is found out also before it has an identity.
+fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
+    let (Some(Remote::File { dir }), Some(intermediate)) = (&config.remote, &config.intermediate) else {
+        return Ok(());
+    };
+    let inode = |dir: &Path| dir.metadata().map(|facts| (facts.dev(), facts.ino()));
+    match (inode(dir), inode(&intermediate.basedir)) {
+        (Ok(one), Ok(other)) if one == other => {
+            let file = |dir: &Path| format!("file:{}", dir.display());
+            Err(RunError::OnePlace { one: file(dir), other: file(&intermediate.basedir) })
+        }
+        // That a folder is missing is said by whoever opens it.
+        _ => Ok(()),
+    }
+}
+
+/// The names in the store that the configuration itself tells.
+fn stored_names(config: &Config) -> Vec<DatasetName> {
+    config.datasets.names.iter().chain(&config.datasets.store_as).cloned().collect()
+}
+
+/// `accept-store`.
+pub(super) async fn accept_store(context: &Context, args: &AcceptStore) -> Result<(), Failure> {
+    let (config, env) = &*context.config()?;
+    let output = &context.output;
+    let role = match args.intermediate || config.remote.is_none() {
+        true => StoreRole::Intermediate,
+        false => StoreRole::Remote,
+    };
+    let Some(place) = place_of(config, role) else {
+        return Err(usage("the configuration names no store", "set main.remote"));
+    };
+    let store = open_raw_store(config, env, role).await?;
+    let objects = store.list("").await?;
+    let before = known_at(&config.state_dir, &place)?;
+    let holds = match is_unused(&objects) {
+        true => "it is empty".to_owned(),
+        false => format!("it has {} objects", objects.len()),
+    };
+    output.line(format!("{}: {holds}", place.url));
+    if before.id.is_random() {
+        output.line(format!("  until now this host knows it as {}", before.id));
+    }
+    if context.global.dry_run {
+        output.note("nothing was changed");
+        return Ok(());
+    }
+    let (_, now) = accept(&config.state_dir, &place, &store, &stored_names(config)).await?;
+    output.line(format!("  from now on {now} is the right store there"));
+    output.json(|| json!({ "store": place.url, "before": before.id.is_random().then_some(before.id), "now": now }));
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! [`StoreId`]: which store it is, whatever name leads there; [`KnownStore`]: that, with the name.
+
+use super::InvalidName;
+use std::fmt;
+use std::str::FromStr;
+
+const HEX_DIGITS: usize = 32;
+const EXPECTED: &str = "expected 32 lower-case hexadecimal digits";
+
+/// The identity of a store. What this host keeps about a store is named by it.
+///
+/// A store that was written to has 128 random bits in an object of its own. A store that has none yet, because nothing
+/// wrote to it since identities exist, is known by its URL; that is how the state of earlier versions was named, so
+/// such a store finds its state where it was.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StoreId(String);
+
+impl StoreId {
+    /// The identity that these random bits make.
+    pub fn from_random(bits: u128) -> Self {
+        Self(format!("{bits:032x}"))
+    }
+
+    /// What stands for the identity of a store that has none yet. A URL has a colon, so it is never a random identity.
+    pub fn of_url(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+
+    /// Whether the store itself says so. Only these may be compared to tell two stores apart.
+    pub fn is_random(&self) -> bool {
+        is_hex(&self.0)
+    }
+
+    /// The identity as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn is_hex(text: &str) -> bool {
+    text.len() == HEX_DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Parses random identities only.
+impl FromStr for StoreId {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        if is_hex(text) { Ok(Self(text.to_owned())) } else { Err(InvalidName::new("store id", text, EXPECTED)) }
+    }
+}
+
+/// A store as this host knows it: which one it is, and what people call it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownStore {
+    /// Its identity.
+    pub id: StoreId,
+    /// Its URL.
+    pub url: String,
+}
+
+impl KnownStore {
+    /// A store without an identity of its own.
+    pub fn of_url(url: &str) -> Self {
+        Self { id: StoreId::of_url(url), url: url.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_random_identities_parse_and_a_url_never_is_one() {
+        let id = StoreId::from_random(0xfe);
+        assert_eq!(id.as_str(), "000000000000000000000000000000fe");
+        assert_eq!(id.as_str().parse(), Ok(id.clone()));
+        assert!(id.is_random() && !StoreId::of_url("s3:b/p").is_random());
+        for wrong in ["", "s3:b/p", "000000000000000000000000000000FE", "000000000000000000000000000000fe ", "fe"] {
+            assert!(wrong.parse::<StoreId>().is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Which store a configured place leads to.
+//!
+//! A store says who it is in one small object, [`STORE_ID`], which the first command that writes puts there. Names do
+//! not tell: a symbolic link, a bind mount, an NFS export or an rclone alias give one store two names, and one bucket
+//! name at two endpoints is two stores.
+//!
+//! [`refuse_one_place`] stops everything that relies on two stores. [`places`] remembers which identity a place had,
+//! for commands that work without the store, and to notice that another store answers at a place. [`take_over`] renames
+//! the state of versions that named it by URL.
+
+mod places;
+mod take_over;
+
+pub use places::{Place, Purpose, accept, identify, known_at};
+
+use super::RunError;
+use crate::manifest::{FORMAT, parse_as, to_stored_bytes};
+use crate::model::{DatasetName, Digest, KnownStore, StoreId};
+use crate::store::key::STORE_ID;
+use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use serde::{Deserialize, Serialize};
+
+/// What stands in the object.
+#[derive(Serialize, Deserialize)]
+struct StoredId {
+    format: u32,
+    #[serde(rename = "type")]
+    object_type: String,
+    id: StoreId,
+}
+
+const OBJECT_TYPE: &str = "store-id";
+/// Far more than the object has.
+const STORE_ID_BYTES_MAX: u64 = 4096;
+
+/// The name of what this host keeps about one dataset in one store.
+pub(super) fn state_name(store: &KnownStore, dataset: &DatasetName) -> String {
+    Digest::of(format!("{}\n{dataset}", store.id).as_bytes()).to_string()[..32].to_owned()
+}
+
+/// Whether the listing of a whole store shows that nothing was stored in it: its identity is there before anything else.
+pub fn is_unused(listed: &[ListedObject]) -> bool {
+    listed.iter().all(|object| object.key == STORE_ID)
+}
+
+/// Refuses to take one store for two. With one store under two names each backup seems to be stored twice, and one of
+/// the two seems to be free to go.
+///
+/// # Errors
+/// [`RunError::OnePlace`] with both names.
+pub fn refuse_one_place(one: &KnownStore, other: &KnownStore) -> Result<(), RunError> {
+    if one.id != other.id {
+        return Ok(());
+    }
+    Err(RunError::OnePlace { one: one.url.clone(), other: other.url.clone() })
+}
+
+/// The identity that a store says it has; `None` when a store that answers has none yet.
+///
+/// # Errors
+/// [`RunError::Store`] when it could not be read; [`RunError::Refused`] when what is there is no identity. Neither is
+/// ever "none".
+pub(super) async fn read_store_id(store: &dyn ObjectStore) -> Result<Option<StoreId>, RunError> {
+    let bytes = match store.get(&ObjectKey::store_id(), None, STORE_ID_BYTES_MAX).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind == StoreErrorKind::Corrupt => {
+            return Err(unusable(store, &super::error_chain(&error)));
+        }
+        Err(error) if error.kind == StoreErrorKind::Denied && error.hint.is_none() => {
+            let hint = format!("allow these credentials to read {STORE_ID}, as all other objects there");
+            return Err(error.with_hint(hint).into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match parse_as::<StoredId>(&bytes, OBJECT_TYPE) {
+        Ok(stored) => Ok(Some(stored.id)),
+        Err(error) => Err(unusable(store, &super::error_chain(&error))),
+    }
+}
+
+fn unusable(store: &dyn ObjectStore, why: &str) -> RunError {
+    RunError::refused(
+        format!("{STORE_ID} in {} does not say which store this is: {why}", store.url()),
+        format!(
+            "bring its earlier version back, or delete {STORE_ID} there and run `zfs-backup accept-store` to give the store a new identity"
+        ),
+    )
+}
+
+/// Gives a store an identity, and returns the one that it has then: another host may have been faster.
+///
+/// # Errors
+/// [`RunError`] when it could not be put or read back.
+async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
+    let random = || getrandom::u64().map(u128::from);
+    let bits = random().and_then(|high| Ok((high << 64) | random()?));
+    let bits = bits.map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let stored = StoredId { format: FORMAT, object_type: OBJECT_TYPE.to_owned(), id: StoreId::from_random(bits) };
+    let key = ObjectKey::store_id();
+    let bytes = to_stored_bytes(&stored)
+        .map_err(|error| RunError::Damaged { key: key.to_string(), reason: error.to_string() })?;
+    match store.put_new(&key, bytes.into()).await {
+        Err(error) if error.kind != StoreErrorKind::AlreadyExists => return Err(error.into()),
+        _ => {}
+    }
+    let gone = || RunError::Damaged { key: key.to_string(), reason: "it was put and is not there".to_owned() };
+    let id = read_store_id(store).await?.ok_or_else(gone)?;
+    tracing::info!(%id, store = store.url(), "the store has an identity now");
+    Ok(id)
+}

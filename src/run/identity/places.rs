@@ -1,0 +1,240 @@
+//! [`Place`]: where a configured name leads, and which identities this host found there.
+//!
+//! One small file a place in `state_dir/stores`, named by the URL and whatever else of the configuration decides where
+//! it leads. Several identities may be known of one place, such as disks that take turns; the last one is the newest.
+
+use super::take_over::take_over;
+use super::{make_store_id, read_store_id};
+use crate::model::{DatasetName, Digest, KnownStore, StoreId};
+use crate::run::lock::{KernelLock, lock_named};
+use crate::run::replace::replace_file;
+use crate::run::{RunError, error_chain};
+use crate::store::{IdentifiedStore, ObjectStore};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const FORMAT: u32 = 1;
+/// Taking over the state of an earlier version lists the store once for each unfinished upload.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// What decides where a configured name leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The store's URL.
+    pub url: String,
+    /// The endpoint and whatever else the URL does not say; empty for a folder.
+    pub endpoint: String,
+    /// How the command line names the place: "" for the remote, " --intermediate" for the directory.
+    pub option: &'static str,
+}
+
+/// What a store is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Objects are written or deleted, or something is destroyed because of what is stored: the store must be the one
+    /// that it was.
+    Write,
+    /// Nothing is changed. A store without an identity is known by its URL.
+    Read,
+    /// Data is brought back: nothing about the identity may stand in the way.
+    Restore,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredPlace {
+    format: u32,
+    url: String,
+    endpoint: String,
+    ids: Vec<StoreId>,
+}
+
+/// The file of one place.
+struct PlaceFile<'a> {
+    path: PathBuf,
+    place: &'a Place,
+}
+
+impl<'a> PlaceFile<'a> {
+    fn new(state_dir: &Path, place: &'a Place) -> Self {
+        let name = Digest::of(format!("{}\n{}", place.url, place.endpoint).as_bytes()).to_string();
+        Self { path: state_dir.join("stores").join(format!("{}.json", &name[..32])), place }
+    }
+
+    /// The identities that were found there, the newest last; none for a place that was never used.
+    fn load(&self) -> Result<Vec<StoreId>, RunError> {
+        let bytes = match fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(self.failed("read", source)),
+        };
+        let unusable = |why: String| self.failed("use", std::io::Error::new(ErrorKind::InvalidData, why));
+        let stored: StoredPlace = serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+        match stored.format == FORMAT && stored.url == self.place.url && stored.endpoint == self.place.endpoint {
+            true => Ok(stored.ids),
+            false => Err(unusable(format!("it is of format {} and of {}", stored.format, stored.url))),
+        }
+    }
+
+    /// Notes the identity as the newest, whole or not at all.
+    fn save(&self, mut ids: Vec<StoreId>, newest: &StoreId) -> Result<(), RunError> {
+        ids.retain(|id| id != newest);
+        ids.push(newest.clone());
+        let Place { url, endpoint, .. } = self.place.clone();
+        let stored = StoredPlace { format: FORMAT, url, endpoint, ids };
+        let text = serde_json::to_vec_pretty(&stored).map_err(|error| self.failed("write", error.into()))?;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.and_then(|()| replace_file(&self.path, &text)).map_err(|source| self.failed("write", source))
+    }
+
+    fn failed(&self, operation: &'static str, source: std::io::Error) -> RunError {
+        RunError::File { operation, path: self.path.display().to_string(), source }
+    }
+}
+
+/// The store at a place as this host last found it, without asking the store.
+///
+/// # Errors
+/// [`RunError::File`] when that cannot be read: never taken for "never seen".
+pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError> {
+    let url = place.url.clone();
+    Ok(match PlaceFile::new(state_dir, place).load()?.pop() {
+        Some(id) => KnownStore { id, url },
+        None => KnownStore::of_url(&url),
+    })
+}
+
+/// The store with its identity. Before the first write the store gets one. `datasets` are the names whose state an
+/// earlier version may have left under the URL.
+///
+/// # Errors
+/// [`RunError::Refused`] when another store answers at this place than before and something would be changed;
+/// [`RunError`] when the identity cannot be read, unless data is brought back.
+pub async fn identify(
+    state_dir: &Path,
+    place: &Place,
+    store: Arc<dyn ObjectStore>,
+    access: Purpose,
+    datasets: &[DatasetName],
+) -> Result<Arc<dyn ObjectStore>, RunError> {
+    let id = match find_id(state_dir, place, &store, access, datasets).await {
+        Ok(id) => id,
+        Err(error) if access == Purpose::Restore => {
+            tracing::warn!("which store {} is could not be found out: {}", place.url, error_chain(&error));
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(match id {
+        Some(id) => Arc::new(IdentifiedStore::new(store, id)),
+        None => store,
+    })
+}
+
+async fn find_id(
+    state_dir: &Path,
+    place: &Place,
+    store: &Arc<dyn ObjectStore>,
+    access: Purpose,
+    datasets: &[DatasetName],
+) -> Result<Option<StoreId>, RunError> {
+    let file = PlaceFile::new(state_dir, place);
+    let known = file.load()?;
+    let found = read_store_id(&**store).await?;
+    match (found, known.last(), access) {
+        (Some(id), Some(_), _) if known.contains(&id) => {
+            if known.last() != Some(&id)
+                && let Err(error) = file.save(known, &id)
+            {
+                tracing::debug!("{}", error_chain(&error));
+            }
+            Ok(Some(id))
+        }
+        (Some(id), None, Purpose::Write) => register(state_dir, &file, store, Some(id), datasets).await.map(Some),
+        (Some(id), None, _) => {
+            if let Err(error) = register(state_dir, &file, store, Some(id.clone()), datasets).await {
+                tracing::debug!("the identity of {} is not remembered: {}", place.url, error_chain(&error));
+            }
+            Ok(Some(id))
+        }
+        (Some(id), Some(last), Purpose::Write) => Err(other_store(place, last, &format!("is {id} now"))),
+        (Some(id), Some(last), _) => {
+            tracing::warn!("another store answers at {} than before: it was {last} and is {id} now", place.url);
+            Ok(Some(id))
+        }
+        (None, None, Purpose::Write) => register(state_dir, &file, store, None, datasets).await.map(Some),
+        (None, None, _) => Ok(None),
+        (None, Some(last), Purpose::Write) => Err(other_store(place, last, "has no identity now")),
+        (None, Some(last), _) => {
+            tracing::warn!("{} was {last} and has no identity now: emptied, or another store", place.url);
+            Ok(Some(last.clone()))
+        }
+    }
+}
+
+fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
+    RunError::refused(
+        format!("{} is not the store that it was: it was {last} and {now}; nothing was changed", place.url),
+        format!(
+            "look that the right disk is mounted there and that the name leads to the right bucket; if this store is meant: zfs-backup accept-store{}",
+            place.option
+        ),
+    )
+}
+
+/// Takes the store that is at this place now for the right one, and gives it an identity if it has none. Returns the
+/// identity that was known before, and the one that holds from now on.
+///
+/// # Errors
+/// As for [`identify`], but for another store.
+pub async fn accept(
+    state_dir: &Path,
+    place: &Place,
+    store: &Arc<dyn ObjectStore>,
+    datasets: &[DatasetName],
+) -> Result<(Option<StoreId>, StoreId), RunError> {
+    let file = PlaceFile::new(state_dir, place);
+    let before = file.load()?.pop();
+    let found = read_store_id(&**store).await?;
+    let id = register(state_dir, &file, store, found, datasets).await?;
+    Ok((before, id))
+}
+
+/// Remembers the identity of this place, after what an earlier version kept under the URL has moved to it.
+async fn register(
+    state_dir: &Path,
+    file: &PlaceFile<'_>,
+    store: &Arc<dyn ObjectStore>,
+    found: Option<StoreId>,
+    datasets: &[DatasetName],
+) -> Result<StoreId, RunError> {
+    let _lock = lock_stores(state_dir).await?;
+    let id = match found {
+        Some(id) => id,
+        None => match read_store_id(&**store).await? {
+            Some(id) => id,
+            None => make_store_id(&**store).await?,
+        },
+    };
+    let known = KnownStore { id: id.clone(), url: file.place.url.clone() };
+    take_over(state_dir, &known, &**store, datasets).await?;
+    file.save(file.load()?, &id)?;
+    Ok(id)
+}
+
+/// Several configurations may begin at the same minute: they wait for each other.
+async fn lock_stores(state_dir: &Path) -> Result<KernelLock, RunError> {
+    let begun = Instant::now();
+    loop {
+        match lock_named(state_dir, "stores", "the identities of stores") {
+            Err(RunError::Locked { .. }) if begun.elapsed() < LOCK_WAIT_MAX => tokio::time::sleep(LOCK_RETRY).await,
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! State of versions that named it by the store's URL moves to the store's identity, once.
+//!
+//! Two configurations with one URL and two endpoints shared that state. So each file moves only to the store that
+//! proves to be the one meant: a journal to the store that has objects of its attempt, records and remembered manifests
+//! to the store that has a backup which they name. Ids are random, so no other store has these. What no store proves
+//! stays where it is: `holds list` shows the holds of such attempts.
+//!
+//! A file is renamed at a time, and the place is remembered only after all of them: an interrupted run is repeated.
+
+use super::state_name;
+use crate::model::{BackupId, DatasetName, KnownStore};
+use crate::run::RunError;
+use crate::run::cache;
+use crate::run::lock::lock_dataset;
+use crate::store::key::{BackupObject, backup_prefix};
+use crate::store::{ObjectKey, ObjectStore};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Moves what the URL named to the identity.
+///
+/// # Errors
+/// [`RunError::Locked`] while a run of an earlier version works on one of the datasets; [`RunError::Store`];
+/// [`RunError::File`].
+pub(super) async fn take_over(
+    state_dir: &Path,
+    store: &KnownStore,
+    asked: &dyn ObjectStore,
+    datasets: &[DatasetName],
+) -> Result<(), RunError> {
+    let old = KnownStore::of_url(&store.url);
+    for dataset in known_datasets(state_dir, datasets)? {
+        let folder = |kind: &str, store: &KnownStore| state_dir.join(kind).join(state_name(store, &dataset));
+        let is_there = |kind: &&str| folder(kind, &old).exists();
+        if !["journal", "records", "remote", "cache"].iter().any(is_there) {
+            continue;
+        }
+        let _lock = lock_dataset(state_dir, &old, &dataset)?;
+        let mut proofs = Proofs { asked, dataset: &dataset, known: BTreeMap::new() };
+        for (name, id) in files_of(&folder("journal", &old))? {
+            if let Some(id) = id
+                && proofs.has_objects(&id).await?
+            {
+                move_file(&name, &folder("journal", &old), &folder("journal", store))?;
+            }
+        }
+        for kind in ["records", "remote"] {
+            let (from, to) = (folder(kind, &old), folder(kind, store));
+            if proofs.has_any(&named_backups(&from)?).await? {
+                for (name, _) in files_of(&from)? {
+                    move_file(&name, &from, &to)?;
+                }
+            }
+        }
+        // What was read can be read again.
+        remove_if_there(&cache::path_of(state_dir, &old, &dataset))?;
+        for kind in ["journal", "records", "remote"] {
+            let _ = fs::remove_dir(folder(kind, &old));
+        }
+    }
+    Ok(())
+}
+
+/// What the store says of the backups that old state names.
+struct Proofs<'a> {
+    asked: &'a dyn ObjectStore,
+    dataset: &'a DatasetName,
+    known: BTreeMap<BackupId, bool>,
+}
+
+impl Proofs<'_> {
+    /// Whether the store has objects of that attempt.
+    async fn has_objects(&mut self, id: &BackupId) -> Result<bool, RunError> {
+        if let Some(known) = self.known.get(id) {
+            return Ok(*known);
+        }
+        let found = !self.asked.list(&backup_prefix(self.dataset, id)).await?.is_empty();
+        self.known.insert(id.clone(), found);
+        Ok(found)
+    }
+
+    /// Whether the store has one of these backups. State that names none is nobody else's.
+    async fn has_any(&self, ids: &BTreeSet<BackupId>) -> Result<bool, RunError> {
+        for id in ids {
+            let key = ObjectKey::backup(self.dataset, id, &BackupObject::Manifest);
+            if self.asked.head(&key).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(ids.is_empty())
+    }
+}
+
+#[derive(Deserialize)]
+struct OldRecord {
+    dataset: DatasetName,
+    event: OldEvent,
+}
+
+/// What records of all kinds have that names a backup.
+#[derive(Deserialize)]
+struct OldEvent {
+    id: Option<BackupId>,
+    newest: Option<BackupId>,
+}
+
+/// The backups that the files of a folder are about, by their names or by what is in them.
+fn named_backups(folder: &Path) -> Result<BTreeSet<BackupId>, RunError> {
+    let mut ids = BTreeSet::new();
+    for (name, id) in files_of(folder)? {
+        ids.extend(id);
+        if let Some(record) = read_record(&folder.join(name))? {
+            ids.extend(record.event.id.into_iter().chain(record.event.newest));
+        }
+    }
+    Ok(ids)
+}
+
+/// `None` for a file that is no record: whoever uses the records says what is wrong with one.
+fn read_record(path: &Path) -> Result<Option<OldRecord>, RunError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(failed("read", path, source)),
+    }
+}
+
+/// The names in the store under which this host may have kept something: the configured ones, those that were recorded
+/// when a dataset was first stored, and those in old records.
+fn known_datasets(state_dir: &Path, configured: &[DatasetName]) -> Result<BTreeSet<DatasetName>, RunError> {
+    let mut names: BTreeSet<DatasetName> = configured.iter().cloned().collect();
+    let places = state_dir.join("stored-as");
+    for (name, _) in files_of(&places)? {
+        let path = places.join(name);
+        let text = fs::read_to_string(&path).map_err(|source| failed("read", &path, source))?;
+        names.extend(text.trim_end_matches('\n').parse::<DatasetName>());
+    }
+    let records = state_dir.join("records");
+    for (folder, _) in files_of(&records)? {
+        for (name, _) in files_of(&records.join(&folder))? {
+            names.extend(read_record(&records.join(&folder).join(name))?.map(|record| record.dataset));
+        }
+    }
+    Ok(names)
+}
+
+/// The entries of a folder, each with the backup that its name begins with. None where there is no folder.
+fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, RunError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        Err(source) => return Err(failed("read", folder, source)),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|source| failed("read", folder, source))?.file_name();
+        if let Ok(name) = name.into_string() {
+            let id = name.split_once('.').and_then(|(id, _)| id.parse().ok());
+            files.push((name, id));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Renames one file. What is there already is newer and stays.
+fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), RunError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(to);
+    made.map_err(|source| failed("create", to, source))?;
+    let (old, new): (PathBuf, PathBuf) = (from.join(name), to.join(name));
+    if new.try_exists().map_err(|source| failed("look at", &new, source))? {
+        return Ok(());
+    }
+    fs::rename(&old, &new).map_err(|source| failed("rename", &old, source))?;
+    File::open(to).and_then(|folder| folder.sync_all()).map_err(|source| failed("sync", to, source))
+}
+
+fn remove_if_there(path: &Path) -> Result<(), RunError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", path, source)),
+        _ => Ok(()),
+    }
+}
+
+fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
+    RunError::File { operation, path: path.display().to_string(), source }
+}

@@ -1,0 +1,101 @@
+//! [`IdentifiedStore`]: a store together with the identity that it says it has.
+
+use super::{
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, StoreError,
+    StoreProbe, StoreTraits, UnfinishedUpload,
+};
+use crate::model::{KnownStore, StoreId};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A store whose identity was found out. Everything but [`ObjectStore::known`] is the store's own.
+pub struct IdentifiedStore {
+    inner: Arc<dyn ObjectStore>,
+    known: KnownStore,
+}
+
+impl IdentifiedStore {
+    /// The store under this identity.
+    pub fn new(inner: Arc<dyn ObjectStore>, id: StoreId) -> Self {
+        let known = KnownStore { id, url: inner.url().to_owned() };
+        Self { inner, known }
+    }
+}
+
+#[async_trait]
+impl ObjectStore for IdentifiedStore {
+    fn url(&self) -> &str {
+        self.inner.url()
+    }
+
+    fn known(&self) -> KnownStore {
+        self.known.clone()
+    }
+
+    fn traits(&self) -> &StoreTraits {
+        self.inner.traits()
+    }
+
+    async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
+        self.inner.create(key).await
+    }
+
+    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.inner.put_new(key, bytes).await
+    }
+
+    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+        self.inner.get(key, range, limit_bytes).await
+    }
+
+    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+        self.inner.get_into(key, range, buffer).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
+        self.inner.head(key).await
+    }
+
+    async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
+        self.inner.any_version(key).await
+    }
+
+    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+        self.inner.evidence_under(prefix).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
+        self.inner.list(prefix).await
+    }
+
+    async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
+        self.inner.delete(key).await
+    }
+
+    async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.inner.unfinished(prefix).await
+    }
+
+    async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.inner.abort_unfinished(upload).await
+    }
+
+    async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
+        self.inner.probe(prefix).await
+    }
+
+    async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
+        self.inner.bucket_facts().await
+    }
+
+    fn object_lock(&self) -> Option<ObjectLock> {
+        self.inner.object_lock()
+    }
+
+    async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
+        self.inner.extend_lock(key, until).await
+    }
+}
