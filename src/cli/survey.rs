@@ -194,7 +194,7 @@ impl Survey {
         let trusted = match trusted_keys(side, &show.source).await {
             Ok(trusted) => trusted,
             // Where a whole listing shows nothing there is no keyring either, and nothing to believe.
-            Err(_) if side.store.list("").await.is_ok_and(|listed| listed.is_empty()) => TrustedKeys::default(),
+            Err(_) if side.store.has_objects("").await.is_ok_and(|has| !has) => TrustedKeys::default(),
             Err(failure) => return self.unanswered(&failure, output),
         };
         let mut datasets = std::mem::take(&mut self.overview.datasets);

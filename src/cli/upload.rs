@@ -38,7 +38,7 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;
     }
-    if from.list("").await?.is_empty() {
+    if !from.has_objects("").await? {
         // Keys are not asked for either: where nothing was ever exported they would be made here.
         context.output.line("the intermediate directory is empty: nothing to copy");
         context.output.json(|| json!({ "uploads": [], "failed": [] }));

@@ -258,9 +258,8 @@ pub(super) async fn keys_for_planning(
     if let Some(keys) = KeyCache::new(&config.state_dir).load()? {
         return Ok(keys);
     }
-    let listed = store.list("").await?;
     let failed = |source| RunError::Keyring { store: store.url().to_owned(), source };
-    let file = if listed.is_empty() {
+    let file = if !store.has_objects("").await? {
         KeyFile::generate().map_err(failed)?
     } else {
         let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());

@@ -24,6 +24,7 @@ use bytes::Bytes;
 use fetch::{get_checked, get_with_signature};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 /// Manifests fetched at once.
 const MANIFESTS_MAX: usize = 16;
@@ -31,6 +32,9 @@ const MANIFESTS_MAX: usize = 16;
 /// upload that fails every hour leaves one a run, so that this takes more than a year without a prune. Each costs a few
 /// requests of a few KiB in every run.
 const UNTRUSTED_MAX: usize = 10_000;
+
+/// Most datasets that one store is believed to have.
+const DATASETS_MAX: usize = 100_000;
 
 /// One backup whose manifest verifies.
 #[derive(Debug, Clone)]
@@ -454,8 +458,15 @@ pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<
 /// # Errors
 /// [`RunError::Store`] when the listing fails.
 pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, RunError> {
-    let listed = store.list("").await?;
-    let names: BTreeSet<DatasetName> =
-        listed.iter().filter_map(|object| object.key.split_once("/@")?.0.parse().ok()).collect();
+    let mut names: BTreeSet<DatasetName> = BTreeSet::new();
+    let mut take = |page: Vec<ListedObject>| {
+        names.extend(page.iter().filter_map(|object| object.key.split_once("/@")?.0.parse().ok()));
+        if names.len() > DATASETS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    store.visit("", &mut take).await?;
+    if names.len() > DATASETS_MAX {
+        let what = format!("{} has objects of more than {DATASETS_MAX} datasets", store.url());
+        return Err(RunError::refused(what, "find out who writes there; or name the dataset that you want"));
+    }
     Ok(names.into_iter().collect())
 }

@@ -18,7 +18,7 @@ pub async fn learn_keys(
     cache: &KeyCache,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<(), RunError> {
-    if cache.load()?.is_some() || !store.list("").await?.is_empty() {
+    if cache.load()?.is_some() || store.has_objects("").await? {
         return Ok(());
     }
     let unknown = |why: &str| {
@@ -26,9 +26,9 @@ pub async fn learn_keys(
         RunError::refused(what, "run it again when the remote can be reached; new keys would begin every chain anew")
     };
     let other = other.map_err(unknown)?;
-    match other.list("").await {
-        Ok(listed) if listed.is_empty() => Ok(()),
-        Ok(_) => writer_keys(other, cache, passphrase).await.map(drop),
+    match other.has_objects("").await {
+        Ok(false) => Ok(()),
+        Ok(true) => writer_keys(other, cache, passphrase).await.map(drop),
         Err(error) => Err(unknown(&error_chain(&error))),
     }
 }
