@@ -82,7 +82,7 @@ mod tests {
         };
         let entry = ReceiptEntry { name, evidence };
         assert!(bytes_of(&entry) < RECEIPT_ENTRY_BYTES_MAX, "{}", bytes_of(&entry));
-        let id = BackupId::new(Timestamp::MAX, BackupKind::Incremental, Guid(u64::MAX), u32::MAX);
+        let id = BackupId::new(Timestamp::MAX, BackupKind::Incr, Guid(u64::MAX), u64::MAX);
         let live = LiveEntry { id: id.clone(), manifest_blake3: digest };
         assert!(bytes_of(&live) < BACKUP_ENTRY_BYTES_MAX, "{}", bytes_of(&live));
         let pruned = PrunedEntry { id, manifest_blake3: Some(digest) };
