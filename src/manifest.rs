@@ -53,11 +53,13 @@
 //! `live` lists and prune records make gaps noticeable; a cut tail needs outside knowledge, so restore prints the
 //! newest backup's time). What he cannot do: make a restore receive one byte that was not sent.
 
+mod limits;
 mod parse;
 mod progress;
 mod restore_text;
 mod strict;
 
+pub use limits::{PRUNE_RECORD_BYTES_MAX, chunk_list_bytes_max};
 pub(crate) use parse::parse_as;
 pub use parse::{ManifestError, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt, parse_started};
 pub(crate) use progress::base64_text;

@@ -7,6 +7,8 @@
 //! plan looks at thousands of manifests. A test compares with the crate's own check. Source of the format: the page of
 //! minisign, "Signature format" and "Public key format".
 
+mod claim;
+
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;

@@ -7,7 +7,7 @@ use crate::model::KnownStore;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 
 mod answer;
@@ -239,6 +239,9 @@ pub trait PartWriter: Send {
     async fn abort(self: Box<Self>) -> Result<(), StoreError>;
 }
 
+/// Takes the pages of a listing.
+pub type PageVisitor<'a> = &'a mut (dyn FnMut(Vec<ListedObject>) -> ControlFlow<()> + Send);
+
 /// A store of objects. All keys are below the store's configured prefix; nothing outside it is touched.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
@@ -294,6 +297,24 @@ pub trait ObjectStore: Send + Sync {
     /// All objects whose key begins with `prefix` (a string, not a folder; empty for all), in order of the key.
     /// The listing is whole, or it is an error.
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError>;
+
+    /// Gives all objects whose key begins with `prefix` to `take`, page by page and in no order, one perhaps twice: for a
+    /// whole bucket, which may have more than memory holds. Ends early, without an error, when `take` breaks.
+    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+        let _ = take(self.list(prefix).await?);
+        Ok(())
+    }
+
+    /// Whether nothing is stored here yet, but for the store's identity, which is there before anything else.
+    async fn is_unused(&self) -> Result<bool, StoreError> {
+        let mut unused = true;
+        let mut look = |page: Vec<ListedObject>| {
+            unused = page.iter().all(|object| object.key == key::STORE_ID);
+            if unused { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        self.visit("", &mut look).await?;
+        Ok(unused)
+    }
 
     /// Deletes one object, in all its versions where the store keeps versions. One that is gone is no error.
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError>;

@@ -17,10 +17,11 @@ use crate::run::pins::unpin;
 use crate::run::prune::{Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset};
 use crate::run::select::Selected;
 use crate::store::key::dataset_prefix;
-use crate::store::{ObjectStore, StoreErrorKind};
+use crate::store::{ListedObject, ObjectStore, StoreErrorKind};
 use crate::zfs::Zfs;
 use jiff::Timestamp;
 use serde_json::json;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// More doubts than this about one dataset are counted, not printed.
@@ -177,12 +178,19 @@ async fn prune_store(
 /// Objects under the prefix that belong to no dataset of this configuration. The keyrings are ours.
 async fn count_foreign(store: &dyn ObjectStore, datasets: &[Selected]) -> Result<(usize, u64), Failure> {
     let ours: Vec<String> = datasets.iter().map(|selected| dataset_prefix(&selected.stored)).collect();
-    let listed = store.list("").await?;
-    let foreign = listed.iter().filter(|object| {
+    let is_foreign = |object: &ListedObject| {
         let known = ours.iter().any(|prefix| object.key.starts_with(prefix));
         !known && !object.key.starts_with("@zfs-backup/")
-    });
-    Ok(foreign.fold((0, 0), |(objects, sum), object| (objects + 1, u64::saturating_add(sum, object.bytes))))
+    };
+    let (mut objects, mut bytes) = (0, 0_u64);
+    let mut count = |page: Vec<ListedObject>| {
+        for object in page.into_iter().filter(is_foreign) {
+            (objects, bytes) = (objects + 1, bytes.saturating_add(object.bytes));
+        }
+        ControlFlow::Continue(())
+    };
+    store.visit("", &mut count).await?;
+    Ok((objects, bytes))
 }
 
 fn finish(context: &Context, selected: &Selected, look: &PruneLook, carried_out: bool) {

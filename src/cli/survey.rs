@@ -18,7 +18,7 @@ use crate::plan::health::judge_health;
 use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::catalog::{Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started};
 use crate::run::holds::our_holds;
-use crate::run::identity::{is_unused, refuse_one_place};
+use crate::run::identity::refuse_one_place;
 use crate::run::lock::is_held;
 use crate::run::record::Records;
 use crate::run::seen::Seen;
@@ -197,7 +197,7 @@ impl Survey {
         let trusted = match trusted_keys(side, &show.source).await {
             Ok(trusted) => trusted,
             // Where a whole listing shows nothing there is no keyring either, and nothing to believe.
-            Err(_) if side.store.list("").await.is_ok_and(|listed| is_unused(&listed)) => TrustedKeys::default(),
+            Err(_) if side.store.is_unused().await.is_ok_and(|unused| unused) => TrustedKeys::default(),
             Err(failure) => return self.unanswered(&failure, output),
         };
         let mut datasets = std::mem::take(&mut self.overview.datasets);

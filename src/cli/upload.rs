@@ -14,7 +14,6 @@ use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{LeftReason, doomed};
 use crate::run::RunError;
-use crate::run::identity::is_unused;
 use crate::run::transfer::ProgressSink;
 use crate::run::upload::{
     CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal, upload_dataset,
@@ -39,7 +38,7 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;
     }
-    if is_unused(&from.list("").await?) {
+    if from.is_unused().await? {
         // Keys are not asked for either: where nothing was ever exported they would be made here.
         context.output.line("the intermediate directory is empty: nothing to copy");
         context.output.json(|| json!({ "uploads": [], "failed": [] }));

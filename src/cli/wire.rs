@@ -11,7 +11,6 @@ use crate::keyring::KeyFile;
 use crate::plan::send::LifecycleRules;
 use crate::run::RunError;
 use crate::run::backup::{BackupSettings, StoreRole};
-use crate::run::identity::is_unused;
 use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::{DirSettings, DirStore, ObjectStore, Renew, S3Credentials, S3Settings, S3Store};
@@ -295,9 +294,8 @@ pub(super) async fn keys_for_planning(
     if let Some(keys) = KeyCache::new(&config.state_dir).load()? {
         return Ok(keys);
     }
-    let listed = store.list("").await?;
     let failed = |source| RunError::Keyring { store: store.url().to_owned(), source };
-    let file = if is_unused(&listed) {
+    let file = if store.is_unused().await? {
         KeyFile::generate().map_err(failed)?
     } else {
         let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());

@@ -4,7 +4,9 @@
 //! # What it is worth
 //! Nothing is believed because it is here. A manifest is kept with its signature, and both are checked each time as if
 //! they had just come; a chunk list is held against the hash in its manifest. What does not pass is fetched, so a file
-//! that is torn or was tampered with costs a request and decides nothing. An entry counts only while a listing that was
+//! that is torn or was tampered with costs a request and decides nothing. The one exception saves the host from whoever
+//! fills a store: a signature that is not by a trusted key is kept too, and as long as it is listed with its size and time,
+//! neither it nor its object is fetched again. Trust is decided anew each time. An entry counts only while a listing that was
 //! made just now shows its key with the size, and for what is signed the time, under which it was read.
 //!
 //! What it cannot see are bytes that change in the store behind the same size and time. So everything that proves what a
@@ -153,6 +155,16 @@ impl ObjectCache {
             let (key, blake3) = (listed.key.clone(), Digest::of(bytes));
             file.append(&Line { key, bytes: listed.bytes, modified_at: listed.modified_at, blake3 }, bytes);
         }
+    }
+
+    /// As [`ObjectCache::put`], for bytes that have passed no check yet: only where a change in the store would change the
+    /// time that it lists. Returns whether they may be kept so.
+    pub(super) fn put_dated(&self, listed: &ListedObject, bytes: &[u8]) -> bool {
+        let is_dated = listed.modified_at.is_some();
+        if is_dated {
+            self.put(listed, bytes);
+        }
+        is_dated
     }
 
     /// Keeps the bytes of an object that is known by its hash alone.

@@ -3,27 +3,38 @@
 //! A backup exists only through a manifest that verifies. Reading an error as "empty" is how others lost data: every
 //! failure to list or fetch is an error here, and an object that cannot be believed is kept apart by name.
 
+mod fetch;
 mod records;
 
+pub use fetch::get_pinned;
+pub(super) use fetch::{get_signature, get_signed};
 pub use records::{read_prune_records, read_prune_records_through, read_pruned};
 
 use super::cache::ObjectCache;
 use super::{RunError, error_chain};
 use crate::manifest::{
-    CHUNK_LIST_BYTES_MAX, ChunkEntry, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt,
-    SIGNATURE_BYTES_MAX, Started, parse_chunk_list, parse_manifest, parse_receipt, parse_started,
+    ChunkEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt, SIGNATURE_BYTES_MAX, Started,
+    chunk_list_bytes_max, parse_chunk_list, parse_manifest, parse_receipt, parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest, Guid};
 use crate::sign::{SignedType, TrustedKeys};
-use crate::store::key::{BackupObject, ParsedKey, dataset_prefix};
-use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::key::{BackupObject, ParsedKey, SIGNATURE_SUFFIX, dataset_prefix};
+use crate::store::{ListedObject, ObjectKey, ObjectStore};
 use bytes::Bytes;
-use futures_util::future::try_join;
+use fetch::{get_checked, get_with_signature};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 /// Manifests fetched at once.
 const MANIFESTS_MAX: usize = 16;
+/// Most ids of one dataset without a trusted manifest: unfinished uploads, damaged backups, and what others put there. An
+/// upload that fails every hour leaves one a run, so that this takes more than a year without a prune. Each costs a few
+/// requests of a few KiB in every run.
+const UNTRUSTED_MAX: usize = 10_000;
+
+/// Most datasets that one store is believed to have.
+const DATASETS_MAX: usize = 100_000;
 
 /// One backup whose manifest verifies.
 #[derive(Debug, Clone)]
@@ -149,6 +160,11 @@ pub async fn read_catalog_through(
             None => unknown.push(object),
         }
     }
+    let has_manifest = |objects: &[(ParsedKey, ListedObject)]| {
+        objects.iter().any(|(key, _)| key.object == BackupObject::Manifest && !key.signature)
+    };
+    let unfinished = groups.values().filter(|objects| !has_manifest(objects)).count();
+    check_untrusted(store, dataset, unfinished, None)?;
     let (backups, attempts) = (Vec::new(), Vec::new());
     let mut catalog = Catalog { dataset: dataset.clone(), backups, attempts, unknown, newest_object_at };
     let read = |(id, objects): (BackupId, Vec<(ParsedKey, ListedObject)>)| async move {
@@ -157,7 +173,11 @@ pub async fn read_catalog_through(
         let listed = |signature| objects.iter().find(|(key, _)| is_manifest(key, signature)).map(|(_, object)| object);
         let believed = match (listed(false), listed(true)) {
             (None, _) => None,
-            (Some(_), None) => Some(read_manifest(store, dataset, &id, trusted).await),
+            // The signature is put first, and the listing is whole.
+            (Some(manifest), None) => Some(Err(RunError::Damaged {
+                key: format!("{}{SIGNATURE_SUFFIX}", manifest.key),
+                reason: "missing".into(),
+            })),
             (Some(manifest), Some(signature)) => {
                 Some(read_manifest_through(store, (dataset, &id), trusted, cache, [manifest, signature]).await)
             }
@@ -165,6 +185,7 @@ pub async fn read_catalog_through(
         (id, objects, believed)
     };
     let mut groups = stream::iter(groups).map(read).buffered(MANIFESTS_MAX);
+    let mut untrusted = unfinished;
     while let Some((id, objects, believed)) = groups.next().await {
         match believed {
             Some(Ok((manifest, manifest_blake3))) => {
@@ -175,6 +196,8 @@ pub async fn read_catalog_through(
                 });
             }
             Some(Err(error @ (RunError::Manifest { .. } | RunError::Damaged { .. }))) => {
+                untrusted += 1;
+                check_untrusted(store, dataset, untrusted, Some(&error))?;
                 catalog.attempts.push(attempt(id, &objects, Some(error)));
             }
             Some(Err(other)) => return Err(other),
@@ -183,6 +206,30 @@ pub async fn read_catalog_through(
     }
     sort(&mut catalog.backups);
     Ok(catalog)
+}
+
+/// Refuses a dataset of which there is more than can be ours, before all of it was fetched. `last` is why the last one is
+/// not trusted.
+fn check_untrusted(
+    store: &dyn ObjectStore,
+    dataset: &DatasetName,
+    untrusted: usize,
+    last: Option<&RunError>,
+) -> Result<(), RunError> {
+    if untrusted <= UNTRUSTED_MAX {
+        return Ok(());
+    }
+    let why = last.map(|error| format!("; one of them: {}", error_chain(error))).unwrap_or_default();
+    let what = format!(
+        "{dataset} in {} has more than {UNTRUSTED_MAX} backups and unfinished uploads without a trusted manifest, or so many \
+         untrusted prune records: more than this program leaves{why}",
+        store.url()
+    );
+    let hint = format!(
+        "find out who writes below {dataset}/ there, and remove what is not yours with the tools of the store; if the keys \
+         were rotated, check `verify_keys` first"
+    );
+    Err(RunError::refused(what, hint))
 }
 
 /// Within an origin by createtxg, because clocks lie; origins by the time of their newest backup.
@@ -214,69 +261,6 @@ fn attempt(id: BackupId, objects: &[(ParsedKey, ListedObject)], disbelieved: Opt
     }
 }
 
-/// Fetches an object that a manifest or a listing names. One that is gone, or longer than the format allows, is damage
-/// of its backup and no failure of the store.
-async fn get_named(store: &dyn ObjectStore, key: &ObjectKey, limit_bytes: u64) -> Result<Bytes, RunError> {
-    match store.get(key, None, limit_bytes).await {
-        Ok(bytes) => Ok(bytes),
-        Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
-            let reason = if error.kind == StoreErrorKind::NotFound { "missing".into() } else { error_chain(&error) };
-            Err(RunError::Damaged { key: key.to_string(), reason })
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Fetches a signed object and its signature.
-///
-/// # Errors
-/// [`RunError::Damaged`] when one is missing; [`RunError::Store`].
-pub(super) async fn get_signed(
-    store: &dyn ObjectStore,
-    key: &ObjectKey,
-    limit_bytes: u64,
-) -> Result<(Bytes, Bytes), RunError> {
-    let signature = key.signature();
-    try_join(get_named(store, key, limit_bytes), get_named(store, &signature, SIGNATURE_BYTES_MAX)).await
-}
-
-/// Fetches a signed object that needs no parsing, its signature checked.
-///
-/// # Errors
-/// [`RunError::Manifest`] or [`RunError::Damaged`] when it is not to be believed; [`RunError::Store`].
-pub async fn get_signed_as(
-    store: &dyn ObjectStore,
-    key: &ObjectKey,
-    signed_type: SignedType,
-    trusted: &TrustedKeys,
-) -> Result<Bytes, RunError> {
-    let (bytes, signature) = get_signed(store, key, LARGE_TEXT_BYTES_MAX).await?;
-    let verified = trusted.verify(signed_type, key.as_str(), &bytes, &signature);
-    verified.map_err(|error| RunError::Manifest { key: key.to_string(), source: error.into() })?;
-    Ok(bytes)
-}
-
-/// Fetches a small object of a backup and holds it against the hash in the manifest.
-///
-/// # Errors
-/// [`RunError::Damaged`] when it is missing or another; [`RunError::Store`].
-pub async fn get_pinned(
-    store: &dyn ObjectStore,
-    key: &ObjectKey,
-    blake3: Digest,
-    limit_bytes: u64,
-) -> Result<Bytes, RunError> {
-    let bytes = get_named(store, key, limit_bytes).await?;
-    let actual = Digest::of(&bytes);
-    if actual == blake3 {
-        return Ok(bytes);
-    }
-    Err(RunError::Damaged {
-        key: key.to_string(),
-        reason: format!("its BLAKE3 is {actual}, and the manifest says {blake3}"),
-    })
-}
-
 /// Fetches one manifest and checks it.
 ///
 /// # Errors
@@ -287,7 +271,8 @@ pub async fn read_manifest(
     id: &BackupId,
     trusted: &TrustedKeys,
 ) -> Result<(Manifest, Digest), RunError> {
-    let (bytes, signature) = get_signed_manifest(store, dataset, id).await?;
+    let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
+    let (bytes, signature) = get_signed(store, &key, SignedType::Manifest, trusted, MANIFEST_BYTES_MAX).await?;
     parse_fetched(dataset, id, trusted, &bytes, &signature)
 }
 
@@ -304,7 +289,8 @@ fn parse_fetched(
     Ok((manifest, Digest::of(bytes)))
 }
 
-/// As [`read_manifest`]: as it was kept, if that passes every check, else fetched. Only what passes is kept.
+/// As [`read_manifest`]: as it was kept, if that passes every check, else fetched. A manifest is kept when it passes; a
+/// signature as soon as it is there, so that one which is not by a trusted key costs no request a second time.
 async fn read_manifest_through(
     store: &dyn ObjectStore,
     (dataset, id): (&DatasetName, &BackupId),
@@ -312,28 +298,42 @@ async fn read_manifest_through(
     cache: &ObjectCache,
     listed: [&ListedObject; 2],
 ) -> Result<(Manifest, Digest), RunError> {
-    if let [Some(bytes), Some(signature)] = listed.map(|object| cache.get(object))
-        && let Ok(kept) = parse_fetched(dataset, id, trusted, &bytes, &signature)
+    for (object, limit_bytes) in listed.into_iter().zip([MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX]) {
+        check_listed_size(object, limit_bytes)?;
+    }
+    let [kept_bytes, kept_signature] = listed.map(|object| cache.get(object));
+    if let (Some(bytes), Some(signature)) = (&kept_bytes, &kept_signature)
+        && let Ok(kept) = parse_fetched(dataset, id, trusted, bytes, signature)
     {
         return Ok(kept);
     }
-    let (bytes, signature) = get_signed_manifest(store, dataset, id).await?;
+    let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
+    // Beside a kept manifest that does not pass, the kept signature is as doubtful.
+    let (signature, is_kept) = match kept_signature.filter(|_| kept_bytes.is_none()) {
+        Some(kept) => (kept, true),
+        None => {
+            let signature = get_signature(store, &key).await?;
+            let is_kept = cache.put_dated(listed[1], &signature);
+            (signature, is_kept)
+        }
+    };
+    let signed_type = SignedType::Manifest;
+    let bytes = get_with_signature(store, &key, signed_type, trusted, MANIFEST_BYTES_MAX, &signature).await?;
     let fetched = parse_fetched(dataset, id, trusted, &bytes, &signature)?;
     cache.put(listed[0], &bytes);
-    cache.put(listed[1], &signature);
+    if !is_kept {
+        cache.put(listed[1], &signature);
+    }
     Ok(fetched)
 }
 
-/// Fetches one manifest and its signature, not checked yet.
-///
-/// # Errors
-/// [`RunError::Damaged`] when one of them is missing or too long; [`RunError::Store`].
-pub async fn get_signed_manifest(
-    store: &dyn ObjectStore,
-    dataset: &DatasetName,
-    id: &BackupId,
-) -> Result<(Bytes, Bytes), RunError> {
-    get_signed(store, &ObjectKey::backup(dataset, id, &BackupObject::Manifest), MANIFEST_BYTES_MAX).await
+/// What a listing shows to be longer than the format allows is not asked for.
+fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), RunError> {
+    if listed.bytes <= limit_bytes {
+        return Ok(());
+    }
+    let reason = format!("it has {} bytes, more than the {limit_bytes} allowed", listed.bytes);
+    Err(RunError::Damaged { key: listed.key.clone(), reason })
 }
 
 /// Fetches the receipt of one backup and checks it, also that it belongs to this manifest.
@@ -348,7 +348,8 @@ pub async fn read_receipt(
     let Manifest { dataset, id, .. } = &backup.manifest;
     let key = ObjectKey::backup(dataset, id, &BackupObject::Receipt);
     let disbelieve = |source| RunError::Manifest { key: key.to_string(), source };
-    let (bytes, signature) = get_signed(store, &key, LARGE_TEXT_BYTES_MAX).await?;
+    let limit_bytes = backup.manifest.receipt_bytes_max();
+    let (bytes, signature) = get_signed(store, &key, SignedType::Receipt, trusted, limit_bytes).await?;
     let receipt = parse_receipt(trusted, dataset, id, &bytes, &signature).map_err(disbelieve)?;
     if receipt.manifest_blake3 != backup.manifest_blake3 {
         let (expected, actual) = (backup.manifest_blake3, receipt.manifest_blake3);
@@ -407,10 +408,11 @@ async fn fetch_list(
     number: usize,
 ) -> Result<(Bytes, Vec<ChunkEntry>), RunError> {
     let key = list_key(manifest, number);
-    let bytes = get_named(store, &key, CHUNK_LIST_BYTES_MAX).await?;
-    let entries = parse_chunk_list(manifest, number, &bytes)
-        .map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
-    Ok((bytes, entries))
+    let limit_bytes = chunk_list_bytes_max(manifest.chunk_lists.get(number).map_or(0, |list| list.chunks));
+    let parse = |bytes: &Bytes| {
+        parse_chunk_list(manifest, number, bytes).map_err(|source| RunError::Manifest { key: key.to_string(), source })
+    };
+    get_checked(store, &key, limit_bytes, parse).await
 }
 
 /// The first object of an attempt, its signature checked; `None` when it is not there.
@@ -427,7 +429,7 @@ pub async fn read_started(
     if store.head(&key).await?.is_none() {
         return Ok(None);
     }
-    let (bytes, signature) = get_signed(store, &key, MANIFEST_BYTES_MAX).await?;
+    let (bytes, signature) = get_signed(store, &key, SignedType::Started, trusted, MANIFEST_BYTES_MAX).await?;
     let started = parse_started(trusted, dataset, id, &bytes, &signature);
     started.map(Some).map_err(|source| RunError::Manifest { key: key.to_string(), source })
 }
@@ -456,8 +458,15 @@ pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<
 /// # Errors
 /// [`RunError::Store`] when the listing fails.
 pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, RunError> {
-    let listed = store.list("").await?;
-    let names: BTreeSet<DatasetName> =
-        listed.iter().filter_map(|object| object.key.split_once("/@")?.0.parse().ok()).collect();
+    let mut names: BTreeSet<DatasetName> = BTreeSet::new();
+    let mut take = |page: Vec<ListedObject>| {
+        names.extend(page.iter().filter_map(|object| object.key.split_once("/@")?.0.parse().ok()));
+        if names.len() > DATASETS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    store.visit("", &mut take).await?;
+    if names.len() > DATASETS_MAX {
+        let what = format!("{} has objects of more than {DATASETS_MAX} datasets", store.url());
+        return Err(RunError::refused(what, "find out who writes there; or name the dataset that you want"));
+    }
     Ok(names.into_iter().collect())
 }

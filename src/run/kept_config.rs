@@ -4,16 +4,17 @@
 //! object for every change, below [`CONFIG_PREFIX`]; this host remembers what it stored last, so that a night without a
 //! change costs no request.
 
+use super::catalog::get_signed;
 use super::keys::WriterKeys;
 use super::replace::replace_until_crash;
 use super::sealed::{open_small, seal_small};
 use super::small::put_again;
 use super::{RunError, error_chain};
 use crate::keyring::KeyFile;
-use crate::manifest::{PRIVATE_BYTES_MAX, SIGNATURE_BYTES_MAX, parse_as, to_stored_bytes};
+use crate::manifest::{parse_as, to_stored_bytes};
 use crate::model::Digest;
 use crate::sign::SignedType;
-use crate::store::key::CONFIG_PREFIX;
+use crate::store::key::{CONFIG_PREFIX, SIGNATURE_SUFFIX};
 use crate::store::{ObjectKey, ObjectStore};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const FORMAT: u32 = 1;
+/// A configuration file has at most 1 MiB, and at most six times as much when JSON escapes every byte of it.
+const SEALED_CONFIG_BYTES_MAX: u64 = 8 << 20;
+/// So many objects whose signatures are not trusted are fetched and passed over: a host keeps one for each change.
+const UNTRUSTED_MAX: usize = 10_000;
 
 /// One configuration as a host had it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,12 +97,25 @@ fn note_of(state_dir: &Path, store: &dyn ObjectStore, file: &str) -> PathBuf {
 /// [`RunError::Store`] when the store cannot be listed or read.
 pub async fn kept_configs(store: &dyn ObjectStore, keys: &KeyFile) -> Result<Vec<KeptConfig>, RunError> {
     let mut found: Vec<KeptConfig> = Vec::new();
-    for object in store.list(CONFIG_PREFIX).await? {
+    let listed = store.list(CONFIG_PREFIX).await?;
+    let signed: BTreeSet<&str> = listed.iter().filter_map(|object| object.key.strip_suffix(SIGNATURE_SUFFIX)).collect();
+    let mut untrusted = 0;
+    for object in &listed {
         let Some(key) = ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".age")) else { continue };
+        // The signature is put first: without one it is not ours, and is not asked for.
+        if !signed.contains(key.as_str()) {
+            tracing::warn!(%key, "passed over: it has no signature");
+            continue;
+        }
+        if untrusted == UNTRUSTED_MAX {
+            let what = format!("{} has more than {UNTRUSTED_MAX} configurations that are not trusted", store.url());
+            return Err(RunError::refused(what, format!("find out who writes below {CONFIG_PREFIX}, and remove them")));
+        }
         match read_config(store, &key, keys).await {
             Ok(kept) => found.push(kept),
             Err(error @ (RunError::Manifest { .. } | RunError::Damaged { .. } | RunError::Refused { .. })) => {
-                tracing::warn!(%key, error = error_chain(&error), "not believed");
+                untrusted += 1;
+                tracing::warn!(%key, error = error_chain(&error), "passed over");
             }
             Err(error) => return Err(error),
         }
@@ -110,17 +128,8 @@ pub async fn kept_configs(store: &dyn ObjectStore, keys: &KeyFile) -> Result<Vec
 
 async fn read_config(store: &dyn ObjectStore, key: &ObjectKey, keys: &KeyFile) -> Result<KeptConfig, RunError> {
     let damaged = |reason: String| RunError::Damaged { key: key.to_string(), reason };
-    let signature = store.get(&key.signature(), None, SIGNATURE_BYTES_MAX).await;
-    let signature = match signature {
-        Err(error) if error.kind == crate::store::StoreErrorKind::NotFound => {
-            return Err(damaged("its signature is missing".to_owned()));
-        }
-        signature => signature?,
-    };
-    let sealed = store.get(key, None, PRIVATE_BYTES_MAX).await?;
-    let verified = keys.trusted.verify(SignedType::Config, key.as_str(), &sealed, &signature);
-    verified.map_err(|error| RunError::Manifest { key: key.to_string(), source: error.into() })?;
-    let plain = open_small(keys, &sealed, PRIVATE_BYTES_MAX)
+    let (sealed, _) = get_signed(store, key, SignedType::Config, &keys.trusted, SEALED_CONFIG_BYTES_MAX).await?;
+    let plain = open_small(keys, &sealed, SEALED_CONFIG_BYTES_MAX)
         .map_err(|error| RunError::refused(format!("open {key}: {error}"), "it was sealed to other keys"))?;
     parse_as(&plain, SignedType::Config.as_str()).map_err(|error| damaged(error_chain(&error)))
 }

@@ -8,7 +8,6 @@ mod learn;
 pub use learn::learn_keys;
 
 use super::RunError;
-use super::identity::is_unused;
 use super::lock::{KernelLock, lock_named};
 use super::replace::replace_file;
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
@@ -19,13 +18,17 @@ use age::secrecy::SecretString;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use jiff::Timestamp;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Each planted keyring costs a second of scrypt; more than this under one prefix is refused.
+/// Most keyrings of one store that are opened: each costs seconds of scrypt, and anybody with the bucket can put more. A
+/// store of ours has one a rotation or new passphrase.
 pub(super) const KEYRINGS_MAX: usize = 16;
+/// Most keyrings that are fetched to be compared, each of at most 64 KiB.
+const KEYRINGS_COMPARED_MAX: usize = 1000;
 
 /// Copies beside backups that are tried when the keyrings are gone.
 const KEYRING_COPIES_MAX: usize = 8;
@@ -201,7 +204,7 @@ async fn ensure_stored(
     // This store does not know our keyring yet, or lost it. Nobody must find later that another passphrase opens it
     // than the one in the configuration.
     KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
-    match is_unused(&store.list("").await?) {
+    match store.is_unused().await? {
         true => tracing::debug!(store = store.url(), "the first keyring of an empty store"),
         false => tracing::warn!(store = store.url(), "the keyring was not in the store; putting it there"),
     }
@@ -242,6 +245,8 @@ async fn make_keyring(store: &dyn ObjectStore, passphrase: &SecretString) -> Res
 pub(super) struct KeyringPlace {
     pub(super) tag: String,
     pub(super) key: ObjectKey,
+    /// When it was put, by the store's clock.
+    modified_at: Option<Timestamp>,
 }
 
 /// Lists keyrings of every tag and number, in order. One that is too large to be one is passed over with a warning.
@@ -255,7 +260,7 @@ pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<Keyring
         if object.bytes > KEYRING_BYTES_MAX {
             tracing::warn!(key = object.key, bytes = object.bytes, "too large for a keyring; passed over");
         } else if let (true, true, Some(key)) = (is_tag, is_number, ObjectKey::listed(&object.key)) {
-            places.push(KeyringPlace { tag: tag.to_owned(), key });
+            places.push(KeyringPlace { tag: tag.to_owned(), key, modified_at: object.modified_at });
         }
     }
     Ok(places)
@@ -267,19 +272,61 @@ pub(super) async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace)
     Ok(StoredKeyring { tag: place.tag.clone(), bytes })
 }
 
-/// All keyrings of a store. An empty answer means that a listing worked and showed none.
+/// The keyrings of a store that are worth opening, in order. An empty answer means that a listing worked and showed none.
+/// Of more than [`KEYRINGS_MAX`] the oldest and the newest are returned: whoever fills the folder comes after the first
+/// keyring and cannot date his own back, and a copy of each keyring lies beside its backups besides.
+///
+/// # Errors
+/// [`RunError::Store`].
+pub async fn stored_keyrings(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
+    let places = list_keyrings(store).await?;
+    let count = places.len();
+    let places = oldest_and_newest(places, KEYRINGS_MAX);
+    if places.len() < count {
+        tracing::warn!(
+            store = store.url(),
+            keyrings = count,
+            "more keyrings than this program makes; only the {KEYRINGS_MAX} oldest and newest are tried. Find out who put \
+             them there, and remove those that are not yours; if none opens, name the key file with --identity"
+        );
+    }
+    fetch_keyrings(store, &places).await
+}
+
+/// All keyrings of a store, to be compared and not to be opened.
 ///
 /// # Errors
 /// [`RunError::Store`]; [`RunError::Refused`] when there are too many to be ours.
-pub async fn stored_keyrings(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
+pub(super) async fn every_keyring(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
     let places = list_keyrings(store).await?;
-    if places.len() > KEYRINGS_MAX {
-        let what =
-            format!("{} has {} keyrings, more than the {KEYRINGS_MAX} that could be ours", store.url(), places.len());
-        return Err(RunError::refused(what, "remove those that are not yours, or name the key file with --identity"));
+    if places.len() > KEYRINGS_COMPARED_MAX {
+        let what = format!(
+            "{} has {} keyrings below {KEYRING_PREFIX}, more than {KEYRINGS_COMPARED_MAX}: this program makes a few",
+            store.url(),
+            places.len()
+        );
+        return Err(RunError::refused(what, "find out who put them there, and remove those that are not yours"));
     }
+    fetch_keyrings(store, &places).await
+}
+
+/// Of more places than `max` the oldest half and the newest half, in the order in which they were. A store that says no
+/// times gives them by their names.
+fn oldest_and_newest(mut places: Vec<KeyringPlace>, max: usize) -> Vec<KeyringPlace> {
+    if places.len() <= max {
+        return places;
+    }
+    places.sort_by_key(|place| place.modified_at);
+    let newest = places.split_off(places.len() - max / 2);
+    places.truncate(max - max / 2);
+    places.extend(newest);
+    places.sort_by(|a, b| a.key.cmp(&b.key));
+    places
+}
+
+async fn fetch_keyrings(store: &dyn ObjectStore, places: &[KeyringPlace]) -> Result<Vec<StoredKeyring>, RunError> {
     let mut keyrings = Vec::new();
-    for place in &places {
+    for place in places {
         keyrings.push(fetch_keyring(store, place).await?);
     }
     Ok(keyrings)

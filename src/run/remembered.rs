@@ -2,7 +2,7 @@
 //! be reached. They are verified again whenever they are read.
 
 use super::cache::{Keeping, ObjectCache};
-use super::catalog::{Catalog, StoredBackup, get_signed_manifest};
+use super::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
 use super::identity::state_name;
 use super::replace::replace_until_crash;
 use super::{RunError, error_chain};
@@ -59,7 +59,10 @@ pub async fn remember(
         let manifest = cache.get_pinned(key.as_str(), backup.manifest_blake3);
         let (manifest, signature) = match manifest.zip(cache.get_any(key.signature().as_str())) {
             Some(pair) => pair,
-            None => get_signed_manifest(store, dataset, id).await?,
+            None => (
+                get_pinned(store, &key, backup.manifest_blake3, MANIFEST_BYTES_MAX).await?,
+                get_signature(store, &key).await?,
+            ),
         };
         write(&file_of(&folder, id, SIGNATURE), &signature)?;
         write(&file_of(&folder, id, MANIFEST), &manifest)?;

@@ -6,7 +6,7 @@ mod chains;
 mod data;
 
 use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
-use super::keys::stored_keyrings;
+use super::keys::every_keyring;
 use super::{RunError, error_chain};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;
@@ -222,7 +222,7 @@ impl VerifyReport {
             return Ok(());
         }
         let stored: BTreeSet<Digest> =
-            stored_keyrings(store).await?.iter().map(|keyring| Digest::of(&keyring.bytes)).collect();
+            every_keyring(store).await?.iter().map(|keyring| Digest::of(&keyring.bytes)).collect();
         for digest in needed.difference(&stored) {
             let reason = format!("none of them is the keyring with BLAKE3 {digest} that backups here are sealed for");
             self.damage.push(Damage::new(KEYRING_PREFIX.to_owned(), None, reason));

@@ -34,8 +34,8 @@ mod upload;
 pub use settings::{B2Credentials, B2Settings};
 
 use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, SpoolFile,
-    SpooledStore, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor, PartWriter, PutOutcome,
+    SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -187,12 +187,11 @@ impl ObjectStore for B2Store {
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         let live = self.shared.live_under(prefix).await?.into_iter();
-        let listed = |(key, file): (String, messages::FileVersion)| ListedObject {
-            key,
-            bytes: file.content_length,
-            modified_at: file.uploaded_at(),
-        };
-        Ok(live.map(listed).collect())
+        Ok(live.map(|(key, file)| file.listed(key)).collect())
+    }
+
+    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+        self.shared.visit_live(prefix, take).await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {

@@ -1,6 +1,21 @@
-//! [`Marks`]: turning the pages of a listing to its very end, and not for ever.
+//! [`Marks`]: turning the pages of a listing to its very end, and not for ever. [`check_count`]: and not until memory is full.
 
 use std::collections::HashSet;
+
+/// The most that one listing may have when it is gathered in memory, some 200 bytes each. A backup has at most
+/// [`CHUNKS_MAX`](crate::manifest::CHUNKS_MAX) chunks: ten of the largest fulls of one dataset, petabytes, fit.
+const LISTED_MAX: usize = 10 * crate::manifest::CHUNKS_MAX as usize;
+
+/// Refuses a listing that is longer than any of ours, before it fills memory.
+pub(crate) fn check_count(listed: usize) -> Result<(), String> {
+    if listed <= LISTED_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "there are more than {LISTED_MAX} objects, more than this program ever has there: find out who puts them there, and \
+         remove them with the tools of the store"
+    ))
+}
 
 /// The places where pages began: one that comes again would mean turning pages for ever.
 #[derive(Default)]
@@ -17,6 +32,12 @@ impl Marks {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_listing_longer_than_any_of_ours_is_refused() {
+        assert_eq!(check_count(LISTED_MAX), Ok(()));
+        assert!(check_count(LISTED_MAX + 1).unwrap_err().contains("more than 5000000 objects"));
+    }
 
     #[test]
     fn pages_that_do_not_go_on_are_noticed() {

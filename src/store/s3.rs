@@ -24,8 +24,8 @@ pub use settings::{S3Checksum, S3Credentials, S3Settings};
 use super::pace::PacedBody;
 use super::probe::Ability;
 use super::{
-    BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, StoreError,
-    StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
+    BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor, PartWriter,
+    PutOutcome, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -292,6 +292,10 @@ impl ObjectStore for S3Store {
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         self.shared.list(prefix).await
+    }
+
+    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+        self.shared.turn_pages(prefix, &mut |page| Ok(take(page))).await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {

@@ -8,8 +8,8 @@ use super::checksum::WholeCrc;
 use super::parts::PartSizes;
 use super::work::{random_u64, run_blocking};
 use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, StoreError,
-    StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor, PartWriter, PutOutcome,
+    StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -236,6 +236,10 @@ impl ObjectStore for Spool {
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         self.inner.list(prefix).await
+    }
+
+    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+        self.inner.visit(prefix, take).await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {

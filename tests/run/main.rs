@@ -38,6 +38,7 @@ mod rclone;
 mod rekey;
 mod restore;
 mod resumed;
+mod safety_bounds;
 mod safety_kernel;
 mod scale;
 mod snapshot;

@@ -7,6 +7,7 @@
 mod b2;
 mod b2_clients;
 mod b2_faults;
+mod b2_limits;
 mod b2_lock;
 #[path = "../support/b2_sim.rs"]
 mod b2_sim;

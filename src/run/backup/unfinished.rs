@@ -6,7 +6,8 @@ use super::attempt::{flag_names, send_flags};
 use super::given_up::give_up;
 use super::planning::{Local, Sight};
 use crate::manifest::{
-    MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as, parse_progress, parse_started,
+    LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as, parse_progress,
+    parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::resume::{ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished};
@@ -246,9 +247,15 @@ async fn was_committed(env: &BackupEnv, manifest: &ObjectKey) -> Result<bool, Ru
 /// From the store alone: its signed first object. Whose it is the origin in it tells.
 async fn in_store(env: &BackupEnv, stored: &DatasetName, id: &BackupId) -> Result<Option<Unfinished>, RunError> {
     let key = ObjectKey::backup(stored, id, &BackupObject::Started);
-    let (bytes, signature) = match get_signed(&*env.store, &key, MANIFEST_BYTES_MAX).await {
+    let trusted = &env.keys.trusted;
+    let (bytes, signature) = match get_signed(&*env.store, &key, SignedType::Started, trusted, MANIFEST_BYTES_MAX).await
+    {
         Ok(read) => read,
-        Err(error) if error.is_damage() => return Ok(None),
+        Err(RunError::Damaged { .. }) => return Ok(None),
+        Err(error) if error.is_damage() => {
+            tracing::warn!(%key, error = error_chain(&error), "an unfinished upload is not believed");
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     match parse_started(&env.keys.trusted, stored, id, &bytes, &signature) {
@@ -351,12 +358,17 @@ async fn read_progress(
             continue;
         }
         let key = ObjectKey::backup(stored, &id, &object);
-        let (bytes, signature) = match get_signed(&*env.store, &key, crate::manifest::LARGE_TEXT_BYTES_MAX).await {
+        let keys = &env.keys;
+        let read = get_signed(&*env.store, &key, SignedType::Progress, &keys.trusted, LARGE_TEXT_BYTES_MAX).await;
+        let (bytes, signature) = match read {
             Ok(read) => read,
-            Err(error) if error.is_damage() => continue,
+            Err(RunError::Damaged { .. }) => continue,
+            Err(error) if error.is_damage() => {
+                tracing::warn!(%key, error = error_chain(&error), "a progress object is not believed");
+                continue;
+            }
             Err(error) => return Err(error),
         };
-        let keys = &env.keys;
         match parse_progress(&keys.trusted, &keys.signing, stored, &id, number, &bytes, &signature) {
             Ok(body) => {
                 upload.begin = upload.begin.take().or_else(|| begin_from_bytes(&body.begin));

@@ -1,11 +1,12 @@
 //! What prunes signed before they deleted: which backups are gone because somebody wanted that.
 
-use super::get_signed;
-use crate::manifest::{LARGE_TEXT_BYTES_MAX, ManifestError, PruneRecord, parse_prune_record};
+use super::check_untrusted;
+use super::fetch::{get_signature, get_with_signature};
+use crate::manifest::{ManifestError, PRUNE_RECORD_BYTES_MAX, PruneRecord, parse_prune_record};
 use crate::model::{BackupId, DatasetName};
 use crate::run::cache::ObjectCache;
 use crate::run::{RunError, error_chain};
-use crate::sign::TrustedKeys;
+use crate::sign::{SignedType, TrustedKeys};
 use crate::store::key::SIGNATURE_SUFFIX;
 use crate::store::{ListedObject, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
@@ -72,11 +73,13 @@ pub async fn read_prune_records_through(
         })
         .collect();
     let mut reads = stream::iter(reads).buffered(RECORDS_MAX);
-    let mut records = Vec::new();
+    let (mut records, mut untrusted) = (Vec::new(), 0);
     while let Some((key, record)) = reads.next().await {
         match record {
             Ok(record) => records.push((key, record)),
             Err(error) if matches!(error, RunError::Manifest { .. }) || error.is_damage() => {
+                untrusted += 1;
+                check_untrusted(store, dataset, untrusted, Some(&error))?;
                 tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed");
             }
             Err(error) => return Err(error),
@@ -93,17 +96,33 @@ async fn read_record(
     key: &ObjectKey,
     listed: Option<(&ListedObject, &ListedObject)>,
 ) -> Result<PruneRecord, RunError> {
+    // The signature is put first, and the listing is whole.
+    let Some((listed, listed_signature)) = listed else {
+        return Err(RunError::Damaged { key: key.signature().to_string(), reason: "missing".into() });
+    };
     let parse = |bytes: &[u8], signature: &[u8]| -> Result<PruneRecord, ManifestError> {
         parse_prune_record(trusted, dataset, key.as_str(), bytes, signature)
     };
-    let kept = listed.and_then(|(record, signature)| Some((cache.get(record)?, cache.get(signature)?)));
-    if let Some(Ok(record)) = kept.map(|(bytes, signature)| parse(&bytes, &signature)) {
+    let (kept_bytes, kept_signature) = (cache.get(listed), cache.get(listed_signature));
+    if let (Some(bytes), Some(signature)) = (&kept_bytes, &kept_signature)
+        && let Ok(record) = parse(bytes, signature)
+    {
         return Ok(record);
     }
-    let (bytes, signature) = get_signed(store, key, LARGE_TEXT_BYTES_MAX).await?;
+    // Beside a kept record that does not pass, the kept signature is as doubtful.
+    let (signature, is_kept) = match kept_signature.filter(|_| kept_bytes.is_none()) {
+        Some(kept) => (kept, true),
+        None => {
+            let signature = get_signature(store, key).await?;
+            let is_kept = cache.put_dated(listed_signature, &signature);
+            (signature, is_kept)
+        }
+    };
+    let (signed_type, limit_bytes) = (SignedType::PruneRecord, PRUNE_RECORD_BYTES_MAX);
+    let bytes = get_with_signature(store, key, signed_type, trusted, limit_bytes, &signature).await?;
     let record = parse(&bytes, &signature).map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
-    if let Some((listed, listed_signature)) = listed {
-        cache.put(listed, &bytes);
+    cache.put(listed, &bytes);
+    if !is_kept {
         cache.put(listed_signature, &signature);
     }
     Ok(record)

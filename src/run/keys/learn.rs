@@ -1,7 +1,6 @@
 //! [`learn_keys`]: a host that knows no keys, such as one that was set up again, takes those of its other store.
 
 use super::{KeyCache, writer_keys};
-use crate::run::identity::is_unused;
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use age::secrecy::SecretString;
@@ -19,7 +18,7 @@ pub async fn learn_keys(
     cache: &KeyCache,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<(), RunError> {
-    if cache.load()?.is_some() || !is_unused(&store.list("").await?) {
+    if cache.load()?.is_some() || !store.is_unused().await? {
         return Ok(());
     }
     let unknown = |why: &str| {
@@ -27,9 +26,9 @@ pub async fn learn_keys(
         RunError::refused(what, "run it again when the remote can be reached; new keys would begin every chain anew")
     };
     let other = other.map_err(unknown)?;
-    match other.list("").await {
-        Ok(listed) if is_unused(&listed) => Ok(()),
-        Ok(_) => writer_keys(other, cache, passphrase).await.map(drop),
+    match other.is_unused().await {
+        Ok(true) => Ok(()),
+        Ok(false) => writer_keys(other, cache, passphrase).await.map(drop),
         Err(error) => Err(unknown(&error_chain(&error))),
     }
 }

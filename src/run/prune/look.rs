@@ -24,6 +24,8 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// First objects of attempts fetched at once.
+const STARTED_MAX: usize = 16;
 /// Receipts fetched at once.
 const RECEIPTS_MAX: usize = 8;
 
@@ -160,10 +162,17 @@ pub(in crate::run) async fn read_leftovers(
     catalog: &Catalog,
     trusted: &TrustedKeys,
 ) -> Result<Vec<Leftover>, RunError> {
+    // Collected first: a stream that made them as it goes would tie them to its own lifetime.
+    let reads: Vec<_> = catalog
+        .attempts
+        .iter()
+        .map(|attempt| async move { (attempt, read_started(store, &catalog.dataset, &attempt.id, trusted).await) })
+        .collect();
+    let mut reads = stream::iter(reads).buffered(STARTED_MAX);
     let mut leftovers = Vec::new();
-    for attempt in &catalog.attempts {
+    while let Some((attempt, started)) = reads.next().await {
         let Attempt { id, objects, bytes, newest, was_committed, disbelieved } = attempt;
-        let started = match read_started(store, &catalog.dataset, id, trusted).await {
+        let started = match started {
             Ok(None) => StartedFact::Absent,
             Ok(Some(started)) => {
                 let base = started.base.map(|base| base.backup_id);

@@ -1,7 +1,7 @@
 //! Signed prune records: put before anything is deleted, and made void when what they name stays.
 
 use super::PruneEnv;
-use crate::manifest::{FORMAT, PruneRecord, PrunedEntry, to_stored_bytes};
+use crate::manifest::{FORMAT, PRUNE_RECORD_BYTES_MAX, PruneRecord, PrunedEntry, to_stored_bytes};
 use crate::model::{BackupId, DatasetName};
 use crate::run::RunError;
 use crate::sign::SignedType;
@@ -54,6 +54,11 @@ async fn put_record_of(
         path: key.to_string(),
         source: std::io::Error::other(error),
     })?;
+    if bytes.len() as u64 > PRUNE_RECORD_BYTES_MAX {
+        let what =
+            format!("the record of {} deletions of {dataset} is longer than any reader takes", record.pruned.len());
+        return Err(RunError::refused(what, "keep more for now: raise a `keep-` rule, prune, and lower it again"));
+    }
     let signature = env.signing.sign(SignedType::PruneRecord, key.as_str(), &bytes)?;
     env.store.put_new(&key.signature(), signature.into()).await?;
     env.store.put_new(&key, bytes.into()).await?;

@@ -195,12 +195,8 @@ impl Copy<'_> {
         limit_bytes: u64,
     ) -> Result<(Bytes, Bytes), RunError> {
         let key = self.key(object);
-        let (bytes, signature) = self.source(get_signed(&*self.env.from, &key, limit_bytes).await)?;
-        let verified = self.env.keys.trusted.verify(signed_type, key.as_str(), &bytes, &signature);
-        let disbelieved =
-            |error: crate::sign::SignatureError| RunError::Manifest { key: key.to_string(), source: error.into() };
-        self.source(verified.map_err(disbelieved))?;
-        Ok((bytes, signature))
+        let trusted = &self.env.keys.trusted;
+        self.source(get_signed(&*self.env.from, &key, signed_type, trusted, limit_bytes).await)
     }
 
     async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, RunError> {
@@ -323,7 +319,8 @@ impl Copy<'_> {
             return Ok((receipt, signature));
         }
         let key = self.key(&BackupObject::Receipt);
-        match get_signed(&*self.env.to, &key, LARGE_TEXT_BYTES_MAX).await {
+        let (trusted, limit_bytes) = (&self.env.keys.trusted, self.manifest().receipt_bytes_max());
+        match get_signed(&*self.env.to, &key, SignedType::Receipt, trusted, limit_bytes).await {
             Ok((receipt, signature)) if self.still_holds(&receipt, &signature, entries) => {
                 return Ok((receipt.to_vec(), signature.to_vec()));
             }

@@ -2,9 +2,9 @@
 
 use super::{Damage, compare};
 use crate::keyring::KEYRING_BYTES_MAX;
-use crate::manifest::{ChunkEntry, Manifest, PRIVATE_BYTES_MAX, Receipt};
+use crate::manifest::{ChunkEntry, MANIFEST_BYTES_MAX, Manifest, PRIVATE_BYTES_MAX, Receipt};
 use crate::model::{BackupId, Digest};
-use crate::run::catalog::{StoredBackup, chunk_key, find_gaps, get_pinned, get_signed_as, read_chunks, read_receipt};
+use crate::run::catalog::{StoredBackup, chunk_key, find_gaps, get_pinned, get_signed, read_chunks, read_receipt};
 use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, TrustedKeys};
 use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name};
@@ -109,13 +109,13 @@ async fn verify_small(
         let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
         damage_or(get_pinned(store, &key, digest, limit_bytes).await, backup, found)?;
     }
-    for (object, signed_type) in
-        [(BackupObject::RestoreText, SignedType::RestoreText), (BackupObject::Started, SignedType::Started)]
-    {
+    for (object, signed_type, limit_bytes) in [
+        (BackupObject::RestoreText, SignedType::RestoreText, manifest.restore_text_bytes_max()),
+        (BackupObject::Started, SignedType::Started, MANIFEST_BYTES_MAX),
+    ] {
         let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
-        let Some(bytes) = damage_or(get_signed_as(store, &key, signed_type, trusted).await, backup, found)? else {
-            continue;
-        };
+        let read = get_signed(store, &key, signed_type, trusted, limit_bytes).await;
+        let Some((bytes, _)) = damage_or(read, backup, found)? else { continue };
         if object == BackupObject::RestoreText && Digest::of(&bytes) != files.restore_text {
             let reason = "its BLAKE3 is not the one that the manifest says".to_owned();
             found.add(key.to_string(), reason);

@@ -222,11 +222,8 @@ impl Shared {
 
     /// An address in an answer must be as safe as the one that was configured: the token goes there.
     fn check_address(&self, field: &str, address: &str) -> Result<(), Cause> {
-        let starts_with =
-            |text: &str, scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
         let endpoint = self.settings.endpoint();
-        let is_plain_allowed = starts_with(endpoint, PLAIN);
-        if starts_with(address, ENCRYPTED) || (is_plain_allowed && starts_with(address, PLAIN)) {
+        if is_as_safe(endpoint, address) {
             return Ok(());
         }
         // Without the path: an upload URL is a secret.
@@ -396,6 +393,13 @@ impl Shared {
     }
 }
 
+/// Whether what is sent to `address` is as safe as what is sent to `endpoint`: encrypted, unless the endpoint is not.
+fn is_as_safe(endpoint: &str, address: &str) -> bool {
+    let has =
+        |text: &str, scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    has(address, ENCRYPTED) || (has(endpoint, PLAIN) && has(address, PLAIN))
+}
+
 /// Reads a refusal. Of one that is too long to be B2's the status says what there is to know.
 pub(super) async fn read_refusal(answer: Response) -> Cause {
     let (status, retry_after) = (answer.status().as_u16(), retry_after(answer.headers()));
@@ -423,4 +427,26 @@ async fn read_at_most(mut answer: Response, bytes_max: u64) -> Result<Result<Vec
 /// How long the store wants to be left alone, where it says so in seconds.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_goes_in_clear_only_where_the_endpoint_itself_is_not_encrypted() {
+        for (endpoint, address, safe) in [
+            ("https://api.backblazeb2.com", "https://api005.backblazeb2.com", true),
+            ("https://api.backblazeb2.com", "HTTPS://api005.backblazeb2.com", true),
+            ("https://api.backblazeb2.com", "http://api005.backblazeb2.com", false),
+            ("HTTPS://api.backblazeb2.com", "http://api005.backblazeb2.com", false),
+            ("https://api.backblazeb2.com", "ftp://api005.backblazeb2.com", false),
+            ("https://api.backblazeb2.com", "", false),
+            ("http://127.0.0.1:4000", "http://127.0.0.1:4000", true),
+            ("http://127.0.0.1:4000", "https://127.0.0.1:4000", true),
+            ("http://127.0.0.1:4000", "file:///etc/passwd", false),
+        ] {
+            assert_eq!(is_as_safe(endpoint, address), safe, "{endpoint} {address}");
+        }
+    }
 }

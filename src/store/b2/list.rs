@@ -4,8 +4,8 @@ use super::Shared;
 use super::cause::Cause;
 use super::client::Session;
 use super::messages::{FileVersion, UnfinishedFiles, Versions};
-use crate::store::pages::Marks;
-use crate::store::{ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload};
+use crate::store::pages::{Marks, check_count};
+use crate::store::{ObjectKey, PageVisitor, StoreError, StoreErrorKind, UnfinishedUpload};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -23,15 +23,17 @@ impl Shared {
     pub(super) async fn versions(&self, operation: &str, key: &ObjectKey) -> Result<Vec<FileVersion>, StoreError> {
         let failed = |cause| self.failed(operation, LIST, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
-        let mut versions = Vec::new();
+        let (mut versions, mut counted) = (Vec::new(), Ok(()));
         let exact = |file: &FileVersion| file.file_name == name;
         self.turn_pages(&name, VERSIONS_PAGE, |files| {
             let beyond = files.iter().any(|file| !exact(file));
             versions.extend(files.into_iter().filter(exact));
-            !beyond
+            counted = check_count(versions.len());
+            !beyond && counted.is_ok()
         })
         .await
         .map_err(failed)?;
+        counted.map_err(|text| failed(Cause::ours(StoreErrorKind::Corrupt, text)))?;
         Ok(versions)
     }
 
@@ -44,15 +46,37 @@ impl Shared {
     pub(super) async fn live_under(&self, prefix: &str) -> Result<BTreeMap<String, FileVersion>, StoreError> {
         let full = format!("{}{prefix}", self.prefix);
         let mut newest: BTreeMap<String, FileVersion> = BTreeMap::new();
+        let mut counted = Ok(());
         let turned = self.turn_pages(&full, PAGE_MAX, |files| {
             for file in files.into_iter().filter(|file| file.is_upload() || file.is_hidden_marker()) {
                 newest.entry(file.file_name[self.prefix.len()..].to_owned()).or_insert(file);
             }
-            true
+            counted = check_count(newest.len());
+            counted.is_ok()
         });
         turned.await.map_err(|cause| self.failed("list", LIST, prefix, cause))?;
+        counted.map_err(|text| self.failed("list", LIST, prefix, Cause::ours(StoreErrorKind::Corrupt, text)))?;
         newest.retain(|key, file| !key.is_empty() && file.is_upload());
         Ok(newest)
+    }
+
+    /// Gives page after page of the live objects under `prefix`. B2 lists versions by name, the newest of each first.
+    pub(super) async fn visit_live(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+        let full = format!("{}{prefix}", self.prefix);
+        let mut last_name = String::new();
+        let turned = self.turn_pages(&full, PAGE_MAX, |files| {
+            let mut page = Vec::new();
+            for file in files.into_iter().filter(|file| file.is_upload() || file.is_hidden_marker()) {
+                let is_newest = file.file_name != last_name;
+                last_name.clone_from(&file.file_name);
+                let key = &file.file_name[self.prefix.len()..];
+                if is_newest && file.is_upload() && !key.is_empty() {
+                    page.push(file.listed(key.to_owned()));
+                }
+            }
+            take(page).is_continue()
+        });
+        turned.await.map_err(|cause| self.failed("list", LIST, prefix, cause))
     }
 
     /// Gives page after page of versions whose names begin with `full`, until the end or until `take` has enough.

@@ -1,7 +1,7 @@
 //! What B2 answers, as far as we read it.
 
 use super::cause::Cause;
-use crate::store::{Evidence, EvidenceTier, StoreErrorKind};
+use crate::store::{Evidence, EvidenceTier, ListedObject, StoreErrorKind};
 use jiff::Timestamp;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -234,6 +234,11 @@ impl FileVersion {
 
     pub(super) fn uploaded_at(&self) -> Option<Timestamp> {
         self.upload_timestamp.and_then(|millis| Timestamp::from_millisecond(millis).ok())
+    }
+
+    /// Its line in a listing.
+    pub(super) fn listed(&self, key: String) -> ListedObject {
+        ListedObject { key, bytes: self.content_length, modified_at: self.uploaded_at() }
     }
 
     /// What the store says of it. A large file has no SHA-1 of B2's own: then the id, which never changes its content,

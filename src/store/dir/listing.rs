@@ -2,6 +2,7 @@
 
 use super::folder::{Folder, PathError, Root};
 use super::temp::TempName;
+use crate::store::pages::check_count;
 use crate::store::{ListedObject, ObjectKey, StoreErrorKind, UnfinishedUpload};
 use jiff::Timestamp;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat, flock, openat};
@@ -19,6 +20,8 @@ pub(super) fn list_objects(root: &Root, prefix: &str) -> Result<Vec<ListedObject
         {
             let bytes = u64::try_from(stat.st_size).unwrap_or(0);
             objects.push(ListedObject { key: key.to_owned(), bytes, modified_at: modified_at(&stat) });
+            let too_many = |text| PathError::told(StoreErrorKind::Corrupt, root.path(), text);
+            check_count(objects.len()).map_err(too_many)?;
         }
         Ok(())
     })?;

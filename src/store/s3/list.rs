@@ -1,17 +1,36 @@
 //! Listing objects and unfinished uploads, page by page to the very end.
 
 use super::Shared;
-use crate::store::pages::Marks;
+use crate::store::pages::{Marks, check_count};
 use crate::store::{ListedObject, StoreError, StoreErrorKind, UnfinishedUpload};
 use aws_sdk_s3::primitives::DateTime;
 use aws_sdk_s3::types::{MultipartUpload, Object};
 use jiff::Timestamp;
+use std::ops::ControlFlow;
 
 impl Shared {
     pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
+        let mut objects = Vec::new();
+        self.turn_pages(prefix, &mut |page| {
+            objects.extend(page);
+            check_count(objects.len()).map(ControlFlow::Continue)
+        })
+        .await?;
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        // An object that is written while pages turn may be on two of them.
+        objects.dedup_by(|a, b| a.key == b.key);
+        Ok(objects)
+    }
+
+    /// Gives page after page of the objects under `prefix`, until the end, until `take` breaks, or until it says in words what
+    /// is wrong.
+    pub(super) async fn turn_pages(
+        &self,
+        prefix: &str,
+        take: &mut (dyn FnMut(Vec<ListedObject>) -> Result<ControlFlow<()>, String> + Send),
+    ) -> Result<(), StoreError> {
         let full = format!("{}{prefix}", self.prefix);
         let failed = |text: &str| self.wrong(StoreErrorKind::Corrupt, "list", prefix, text);
-        let mut objects = Vec::new();
         let mut marks = Marks::default();
         let mut token = None;
         loop {
@@ -19,20 +38,18 @@ impl Shared {
             let page = call.set_continuation_token(token.clone()).send().await;
             let page = page.map_err(|error| self.failed("list", "ListObjectsV2", prefix, error))?;
             self.saw_bucket();
-            for object in page.contents() {
-                objects.extend(self.listed(object, &full).map_err(failed)?);
+            let listed = page.contents().iter().filter_map(|object| self.listed(object, &full).transpose());
+            let listed = listed.collect::<Result<Vec<_>, _>>().map_err(failed)?;
+            if take(listed).map_err(|text| failed(&text))?.is_break() {
+                return Ok(());
             }
             // A token without the flag is a page that goes on too: a listing that was cut must not look whole.
             if page.is_truncated() != Some(true) && page.next_continuation_token().is_none() {
-                break;
+                return Ok(());
             }
             token = page.next_continuation_token().map(str::to_owned);
             marks.pass(token.clone()).map_err(failed)?;
         }
-        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        // An object that is written while pages turn may be on two of them.
-        objects.dedup_by(|a, b| a.key == b.key);
-        Ok(objects)
     }
 
     /// One line, or nothing for the entry that consoles make for the folder itself.

@@ -1,0 +1,99 @@
+//! How long the objects of one backup can be: a reader refuses longer ones before they fill its memory.
+
+use super::{CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, Manifest};
+
+/// What an object says besides its list: names of datasets, hashes, times, the prose of RESTORE.txt.
+const FRAME_BYTES_MAX: u64 = 64 << 10;
+/// A line of a chunk list: a name of at most 35 bytes, two hashes and four numbers, some 530 bytes with the words.
+const CHUNK_ENTRY_BYTES_MAX: u64 = 1 << 10;
+/// What a receipt says of one object: its name, a checksum, and an ETag and a version id of at most 1,024 bytes.
+const RECEIPT_ENTRY_BYTES_MAX: u64 = 3 << 10;
+/// A backup in a receipt's `live` and in a prune record: an id and a hash, some 200 bytes with the words.
+const BACKUP_ENTRY_BYTES_MAX: u64 = 256;
+/// A line of RESTORE.txt for one chunk: a word, a hash and a name, 110 bytes.
+const COMMAND_BYTES_MAX: u64 = 128;
+/// The lines of RESTORE.txt for one backup of the chain: its id five times, and the dataset.
+const MEMBER_BYTES_MAX: u64 = 1 << 10;
+/// More backups than one dataset has in one store: one an hour for five years, and some.
+const BACKUPS_MAX: u64 = 50_000;
+/// The small objects of a backup that a receipt names too.
+const SMALL_OBJECTS_MAX: u64 = 64;
+
+/// The longest prune record: one that names every backup that a dataset can have.
+pub const PRUNE_RECORD_BYTES_MAX: u64 = FRAME_BYTES_MAX + BACKUPS_MAX * BACKUP_ENTRY_BYTES_MAX;
+
+/// The longest list of so many chunks.
+pub fn chunk_list_bytes_max(chunks: u32) -> u64 {
+    (FRAME_BYTES_MAX + u64::from(chunks) * CHUNK_ENTRY_BYTES_MAX).min(CHUNK_LIST_BYTES_MAX)
+}
+
+impl Manifest {
+    /// How many chunks the lists have together.
+    fn chunks(&self) -> u64 {
+        self.chunk_lists.iter().map(|list| u64::from(list.chunks)).sum()
+    }
+
+    /// The longest receipt of this backup.
+    pub fn receipt_bytes_max(&self) -> u64 {
+        let lists = self.chunk_lists.len() as u64;
+        let objects = self.chunks().saturating_add(lists + SMALL_OBJECTS_MAX).saturating_mul(RECEIPT_ENTRY_BYTES_MAX);
+        let live = BACKUPS_MAX * BACKUP_ENTRY_BYTES_MAX;
+        objects.saturating_add(FRAME_BYTES_MAX + live).min(LARGE_TEXT_BYTES_MAX)
+    }
+
+    /// The longest RESTORE.txt of this backup.
+    pub fn restore_text_bytes_max(&self) -> u64 {
+        let commands = self.chunks().saturating_mul(COMMAND_BYTES_MAX);
+        let members = (u64::from(self.chain.position) + 1) * MEMBER_BYTES_MAX;
+        commands.saturating_add(FRAME_BYTES_MAX + members).min(LARGE_TEXT_BYTES_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{CHUNKS_MAX, CHUNKS_PER_LIST, ChunkEntry, HeadEntry, LiveEntry, PrunedEntry, ReceiptEntry};
+    use crate::model::{BackupId, BackupKind, Digest, Guid};
+    use crate::store::{Evidence, EvidenceTier};
+    use jiff::Timestamp;
+
+    fn bytes_of<T: serde::Serialize>(value: &T) -> u64 {
+        crate::manifest::to_stored_bytes(value).unwrap().len() as u64
+    }
+
+    #[test]
+    fn the_longest_entries_that_this_program_writes_fit() {
+        let digest = Digest::of(b"");
+        let name = format!("{:08}-ffffffff.zfs.zst.age", CHUNKS_MAX - 1);
+        let head = HeadEntry { bytes: u32::MAX, blake3: digest };
+        let (index, stream_bytes, sealed_bytes) = (CHUNKS_MAX - 1, u64::MAX, u64::MAX);
+        let resume = None;
+        let chunk = ChunkEntry { name: name.clone(), index, stream_bytes, sealed_bytes, blake3: digest, head, resume };
+        assert!(bytes_of(&chunk) < CHUNK_ENTRY_BYTES_MAX, "{}", bytes_of(&chunk));
+        let long = Some("x".repeat(1024));
+        let evidence = Evidence {
+            tier: EvidenceTier::Sha256Composite,
+            bytes: u64::MAX,
+            checksum: Some("x".repeat(88)),
+            etag: Some("x".repeat(100)),
+            version_id: long,
+            part_bytes: Some(u64::MAX),
+            locked_until: Some(Timestamp::MAX.to_string()),
+        };
+        let entry = ReceiptEntry { name, evidence };
+        assert!(bytes_of(&entry) < RECEIPT_ENTRY_BYTES_MAX, "{}", bytes_of(&entry));
+        let id = BackupId::new(Timestamp::MAX, BackupKind::Incr, Guid(u64::MAX), u64::MAX);
+        let live = LiveEntry { id: id.clone(), manifest_blake3: digest };
+        assert!(bytes_of(&live) < BACKUP_ENTRY_BYTES_MAX, "{}", bytes_of(&live));
+        let pruned = PrunedEntry { id, manifest_blake3: Some(digest) };
+        assert!(bytes_of(&pruned) < BACKUP_ENTRY_BYTES_MAX, "{}", bytes_of(&pruned));
+    }
+
+    #[test]
+    fn a_full_list_has_its_limit_and_a_short_one_less() {
+        let full = chunk_list_bytes_max(u32::try_from(CHUNKS_PER_LIST).unwrap());
+        assert!(full < CHUNK_LIST_BYTES_MAX, "{full}");
+        assert!(chunk_list_bytes_max(1) < 1 << 17);
+        assert_eq!(chunk_list_bytes_max(u32::MAX), CHUNK_LIST_BYTES_MAX);
+    }
+}

@@ -1,0 +1,50 @@
+//! Answers of a server that is not B2, or no longer: longer than any of B2's.
+
+use crate::b2::{assert_says, connect};
+use crate::b2_sim::credentials;
+use crate::contract::key;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use zfs_backup::store::{B2Settings, ObjectStore, StoreErrorKind};
+
+/// More than any answer of B2 may have.
+const LONG_BYTES: usize = 80 << 20;
+
+/// A server that answers every request with this status and [`LONG_BYTES`], until the client has enough.
+fn serve(status: &'static str) -> B2Settings {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = Some(format!("http://{}", listener.local_addr().unwrap()));
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            // The client goes away when it has enough.
+            let _ = answer(stream, status);
+        }
+    });
+    let credentials = Some(credentials("id", "key"));
+    B2Settings { bucket: "bucket".into(), endpoint, credentials, ..B2Settings::default() }
+}
+
+fn answer(mut stream: TcpStream, status: &str) -> std::io::Result<()> {
+    let mut request = [0; 16 * 1024];
+    let _ = stream.read(&mut request)?;
+    write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\n\r\n")?;
+    let piece = vec![b' '; 1 << 20];
+    (0..LONG_BYTES / piece.len()).try_for_each(|_| stream.write_all(&piece))
+}
+
+#[tokio::test]
+async fn an_answer_longer_than_any_of_b2_is_not_gathered_in_memory() {
+    let store = connect(serve("200 OK"));
+    let error = store.head(&key("x")).await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Corrupt);
+    assert_says(&error, &["the answer has more than the 67108864 bytes"]);
+}
+
+#[tokio::test]
+async fn of_a_refusal_without_an_end_the_status_counts() {
+    let store = connect(serve("403 Forbidden"));
+    let error = store.head(&key("x")).await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Denied);
+    assert_says(&error, &["403"]);
+}
