@@ -407,8 +407,12 @@ pub struct PruneRecord {
     pub pruned: Vec<PrunedEntry>,
     /// The version of this program.
     pub tool_version: String,
-    /// When it was written.
+    /// When it was written, by the clock of the host that pruned.
     pub written_at: Timestamp,
+    /// When it was put, by the store's clock. Only a record that replaces another one holds it: the time of that one. A
+    /// reader fills in the time of the listing where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded_at: Option<Timestamp>,
 }
 
 /// How far an upload is, for another host or a lost journal. What would tell of the content is sealed.

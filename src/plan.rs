@@ -1,6 +1,7 @@
 //! Decisions, pure: no clock, network or disk. Every "no" is data that explains itself.
 
 pub mod bookmarks;
+pub mod clock;
 pub mod copy;
 #[cfg(test)]
 mod fixtures;

@@ -4,6 +4,7 @@ pub mod adopt;
 pub mod backup;
 pub mod cache;
 pub mod catalog;
+pub mod clock;
 pub mod doctor;
 pub mod drill;
 pub mod here;

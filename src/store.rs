@@ -337,6 +337,12 @@ pub trait ObjectStore: Send + Sync {
         Ok(None)
     }
 
+    /// What the store's own clock says now; `None` where the store has no clock but this host's (a folder), or does not
+    /// tell. Objects are dated by it.
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        Ok(None)
+    }
+
     /// How long what is put is locked; `None`: not at all.
     fn object_lock(&self) -> Option<ObjectLock> {
         None

@@ -473,6 +473,7 @@ mod version;
 
 use attempt::Attempt;
 
+pub use core::is_clock_synchronised;
 pub use delegation::{Delegation, Who};
 pub use errno::{STREAM_TRUNCATED, UNKNOWN_FEATURE};
 pub use mount::{AccessTimes, Mount, MountOptions, mounts};

@@ -55,6 +55,7 @@ fn chain(folder: &Path) -> Vec<(Manifest, Vec<u8>)> {
             compressed: true,
             embedded: false,
             source: SnapshotSource::Own,
+            snapshot_prefix: "own_".into(),
             lifecycle,
             state_dir: folder.join("state"),
             host: "test".into(),

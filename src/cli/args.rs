@@ -88,11 +88,11 @@ pub(super) enum Command {
     /// Stream the newest snapshots into the remote, with nothing on disk
     StreamToRemote(Kind),
     /// Destroy this tool's snapshots that are older than oldest_snapshot_days and that nothing needs
-    PruneSnapshots(Prune),
+    PruneSnapshots(PruneByAge),
     /// Delete from the intermediate directory what [lifecycle-intermediate] does not keep
-    PruneIntermediate(Prune),
+    PruneIntermediate(PruneByAge),
     /// Delete from the remote what [lifecycle-remote] does not keep
-    PruneRemote(Prune),
+    PruneRemote(PruneByAge),
     /// Hold the signed manifests against what the store itself reports; downloads no chunk unless asked
     VerifyChecksums(Verify),
     /// Show snapshots, chains and unfinished uploads, their age, size and state
@@ -153,6 +153,20 @@ pub(super) struct Prune {
     /// Delete; without it the plan is printed with its reasons, and nothing changes
     #[arg(short, long)]
     pub(super) yes: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PruneByAge {
+    /// Delete; without it the plan is printed with its reasons, and nothing changes
+    #[arg(short, long)]
+    pub(super) yes: bool,
+    /// This host's clock is right, although nothing confirms it
+    ///
+    /// Nothing is deleted while the clock is more than a day ahead of what earlier runs noted, such as after a long time
+    /// without power on a host without NTP. With -y this option notes the time as confirmed, for the runs that follow. The
+    /// clock of an S3 or B2 store stands above it.
+    #[arg(long)]
+    pub(super) clock_is_right: bool,
 }
 
 #[derive(Debug, ClapArgs)]

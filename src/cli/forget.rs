@@ -13,6 +13,7 @@ use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
 use crate::run::adopt::{adopt as adopt_origins, origins_of};
 use crate::run::catalog::{read_catalog, read_started};
+use crate::run::clock::ClockCheck;
 use crate::run::pins::unpin;
 use crate::run::prune::{forget as forget_backup, look_at};
 use crate::store::ObjectStore;
@@ -33,7 +34,9 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
         Some(dataset) => dataset.clone(),
         None => find_dataset_of(context, &*store, &forget.id).await?,
     };
-    let env = prune_env(context, config, env, &store).await?;
+    // Forgetting goes by a name, never by an age.
+    let clock = ClockCheck::read(&config.state_dir, true)?;
+    let env = prune_env(context, config, env, &store, clock).await?;
     let found = match carry_out {
         true => wait_for_others(context, async || forget_backup(&env, &dataset, &forget.id).await).await?,
         false => look_at(&env, &dataset, &forget.id).await?,

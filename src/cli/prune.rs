@@ -1,25 +1,25 @@
 //! `prune-intermediate` and `prune-remote`.
 
-use super::args::Prune;
+use super::args::PruneByAge;
 use super::context::Context;
 use super::follow::Purpose;
 use super::lock::wait_for_others;
 use super::output::bytes;
 use super::prune_plan::{plan_lines, plan_to_json};
 use super::wire::{keys_for_pruning, open_intermediate, open_remote_for, open_remote_to_delete, open_zfs};
-use super::{Failure, status};
+use super::{Failure, remember, status};
 use crate::config::{Config, Environment, Remote, RetentionRules};
 use crate::manifest::Origin;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
 use crate::run::adopt::origins_of;
+use crate::run::clock::ClockCheck;
 use crate::run::pins::unpin;
 use crate::run::prune::{Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset};
 use crate::run::select::Selected;
 use crate::store::key::dataset_prefix;
 use crate::store::{ListedObject, ObjectStore, StoreErrorKind};
 use crate::zfs::Zfs;
-use jiff::Timestamp;
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -27,17 +27,18 @@ use std::sync::Arc;
 /// More doubts than this about one dataset are counted, not printed.
 const DOUBTS_PRINTED_MAX: usize = 10;
 
-pub(super) async fn prune_remote(context: &Context, prune: &Prune) -> Result<(), Failure> {
+pub(super) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let store = open_remote_to_delete(config, env, purpose_of(context, prune)).await?;
     let beside = match &config.intermediate {
         Some(_) => Beside::Intermediate(open_intermediate(config, Purpose::Read).await?),
         None => Beside::Nothing,
     };
-    prune_store(context, store, beside, &config.lifecycle_remote, prune).await
+    let call = PruneCall { step: "prune-remote", rules: &config.lifecycle_remote, prune };
+    prune_store(context, &*open_zfs()?, store, beside, &call).await
 }
 
-pub(super) async fn prune_intermediate(context: &Context, prune: &Prune) -> Result<(), Failure> {
+pub(super) async fn prune_intermediate(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let store = open_intermediate(config, purpose_of(context, prune)).await?;
     let beside = match open_remote_if_any(config, env, Purpose::Read).await? {
@@ -48,11 +49,12 @@ pub(super) async fn prune_intermediate(context: &Context, prune: &Prune) -> Resu
             Beside::Unreachable
         }
     };
-    prune_store(context, store, beside, &config.lifecycle_intermediate, prune).await
+    let call = PruneCall { step: "prune-intermediate", rules: &config.lifecycle_intermediate, prune };
+    prune_store(context, &*open_zfs()?, store, beside, &call).await
 }
 
 /// What a store is opened for whose backups may be deleted.
-pub(super) fn purpose_of(context: &Context, prune: &Prune) -> Purpose {
+pub(super) fn purpose_of(context: &Context, prune: &PruneByAge) -> Purpose {
     if prune.yes && !context.global.dry_run { Purpose::Write } else { Purpose::Read }
 }
 
@@ -103,6 +105,7 @@ pub(super) async fn prune_env(
     config: &Config,
     env: &Environment,
     store: &Arc<dyn ObjectStore>,
+    clock: ClockCheck,
 ) -> Result<PruneEnv, Failure> {
     let (signing, trusted) = keys_for_pruning(config, env, store).await?;
     Ok(PruneEnv {
@@ -111,30 +114,39 @@ pub(super) async fn prune_env(
         trusted,
         state_dir: config.state_dir.clone(),
         resume_days: config.resume_days,
-        now: Timestamp::now(),
+        now: clock.reading.wall,
+        clock,
         stop: context.stop.clone(),
     })
 }
 
+/// What distinguishes the two commands.
+#[derive(Clone, Copy)]
+struct PruneCall<'a> {
+    /// The command, by which `health` names it too.
+    step: &'static str,
+    rules: &'a RetentionRules,
+    prune: &'a PruneByAge,
+}
+
 async fn prune_store(
     context: &Context,
+    zfs: &dyn Zfs,
     store: Arc<dyn ObjectStore>,
     beside: Beside,
-    rules: &RetentionRules,
-    prune: &Prune,
+    call: &PruneCall<'_>,
 ) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let output = &context.output;
-    let zfs = open_zfs()?;
-    let datasets = context.datasets(&*zfs)?;
-    let env = prune_env(context, config, env, &store).await?;
+    let (output, PruneCall { step, rules, prune }) = (&context.output, *call);
+    let datasets = context.datasets(zfs)?;
+    let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
+    let env = prune_env(context, config, env, &store, clock).await?;
     let (foreign_objects, foreign_bytes) = count_foreign(&*store, &datasets).await?;
     let carry_out = prune.yes && !context.global.dry_run;
     let mut results = Vec::new();
     for selected in &datasets {
         let work = async {
-            let origins =
-                origins_of(&config.state_dir, &store.known(), &selected.stored, &origin_of(&*zfs, selected)?)?;
+            let origins = origins_of(&config.state_dir, &store.known(), &selected.stored, &origin_of(zfs, selected)?)?;
             let (stored, rules, beside) = (selected.stored.clone(), rules.clone(), beside.clone());
             let task = PruneTask { stored, origins, rules, beside };
             if !carry_out {
@@ -143,17 +155,28 @@ async fn prune_store(
             let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
             let PruneOutcome { look, deleted } = pruned?;
             // Also what a run that was interrupted here left held: the record that names it is still there.
-            unpin(&*zfs, &selected.dataset.name, |id| deleted.contains(id) || look.is_over(id))?;
+            unpin(zfs, &selected.dataset.name, |id| deleted.contains(id) || look.is_over(id))?;
             Ok(look)
         };
         match work.await {
             Ok(look) => {
                 output.line(format!("{}:", selected.stored));
                 plan_lines(&look, carry_out).iter().for_each(|line| output.line(line));
-                results.push(plan_to_json(&selected.stored, &look, carry_out));
-                finish(context, selected, &look, carry_out);
+                results.push(plan_to_json(&selected.stored, &look, step, carry_out));
+                finish(context, selected, &look, step, carry_out);
+                if carry_out {
+                    let doubts = &look.plan.doubts;
+                    let is_damage = doubts.iter().any(Doubt::is_damage);
+                    let doubt = doubts.first().map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
+                    remember::pruned(config, &selected.stored, step, doubt);
+                }
             }
-            Err(error) => context.failed(&selected.dataset.name, &Failure::Run(error)),
+            Err(error) => {
+                if carry_out {
+                    remember::prune_failed(config, &selected.stored, step, &error);
+                }
+                context.failed(&selected.dataset.name, &Failure::Run(error));
+            }
         }
         if *context.stop.borrow() {
             break;
@@ -193,7 +216,7 @@ async fn count_foreign(store: &dyn ObjectStore, datasets: &[Selected]) -> Result
     Ok((objects, bytes))
 }
 
-fn finish(context: &Context, selected: &Selected, look: &PruneLook, carried_out: bool) {
+fn finish(context: &Context, selected: &Selected, look: &PruneLook, step: &str, carried_out: bool) {
     let name = &selected.dataset.name;
     let Some(first) = look.plan.doubts.first() else {
         context.done(name, if carried_out { look.plan.freed_bytes() } else { 0 });
@@ -201,10 +224,10 @@ fn finish(context: &Context, selected: &Selected, look: &PruneLook, carried_out:
     };
     let status = if look.plan.doubts.iter().any(Doubt::is_damage) { status::DAMAGE } else { status::PARTIAL };
     let what = format!("{}: nothing is deleted: {first}", selected.stored);
-    context.failed(name, &Failure::Doubtful { what, hint: first.hint(), status });
+    context.failed(name, &Failure::Doubtful { what, hint: first.hint(step), status });
     let rest = &look.plan.doubts[1..];
     for doubt in rest.iter().take(DOUBTS_PRINTED_MAX) {
-        context.output.error_text(&format!("{}: {doubt}", selected.stored), Some(&doubt.hint()));
+        context.output.error_text(&format!("{}: {doubt}", selected.stored), Some(&doubt.hint(step)));
     }
     if rest.len() > DOUBTS_PRINTED_MAX {
         let more = rest.len() - DOUBTS_PRINTED_MAX;

@@ -148,7 +148,7 @@ fn fitting(reasons: &[String], room: usize) -> String {
 }
 
 /// Every verdict, for programs.
-pub(super) fn plan_to_json(stored: &DatasetName, look: &PruneLook, carried_out: bool) -> Value {
+pub(super) fn plan_to_json(stored: &DatasetName, look: &PruneLook, step: &str, carried_out: bool) -> Value {
     let plan = &look.plan;
     let text = |reasons: &[Reason]| reasons.iter().map(ToString::to_string).collect::<Vec<_>>();
     let keep: Vec<_> = plan.keep.iter().map(|kept| json!({ "id": kept.id, "reasons": text(&kept.reasons) })).collect();
@@ -173,7 +173,8 @@ pub(super) fn plan_to_json(stored: &DatasetName, look: &PruneLook, carried_out: 
         .iter()
         .map(|left| json!({ "id": left.id, "objects": left.objects, "bytes": left.bytes, "why": left.why }))
         .collect();
-    let doubt = |doubt: &Doubt| json!({ "text": doubt.to_string(), "damage": doubt.is_damage(), "hint": doubt.hint() });
+    let doubt =
+        |doubt: &Doubt| json!({ "text": doubt.to_string(), "damage": doubt.is_damage(), "hint": doubt.hint(step) });
     json!({
         "dataset": stored, "keep": keep, "delete": delete, "delete_leftovers": leftovers, "left_alone": left,
         "doubts": plan.doubts.iter().map(doubt).collect::<Vec<_>>(), "freed_bytes": plan.freed_bytes(),

@@ -1,26 +1,37 @@
 //! `prune-snapshots`.
 
-use super::Failure;
-use super::args::Prune;
+use super::args::PruneByAge;
 use super::context::Context;
 use super::lock::wait_for_others;
 use super::output::bytes;
 use super::prune::{RemoteState, open_remote_if_any, purpose_of};
 use super::wire::{keys_for_pruning, open_intermediate, open_zfs};
+use super::{Failure, remember, status};
+use crate::plan::snapshots::find_snapshots_doubt;
+use crate::run::clock::ClockCheck;
 use crate::run::prune_snapshots::{
     SnapshotOutcome, SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots as prune_dataset,
 };
-use jiff::Timestamp;
+use crate::run::select::Selected;
+use crate::zfs::Zfs;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
-pub(super) async fn prune_snapshots(context: &Context, prune: &Prune) -> Result<(), Failure> {
+/// The command, by which `health` names it too.
+const STEP: &str = "prune-snapshots";
+
+pub(super) async fn prune_snapshots(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
+    if context.config()?.0.snapshots.oldest_days.is_none() {
+        context.output.note("main.oldest_snapshot_days is not set, so no snapshot is destroyed");
+        return Ok(());
+    }
+    prune_snapshots_of(context, open_zfs()?, prune).await
+}
+
+async fn prune_snapshots_of(context: &Context, zfs: Arc<dyn Zfs>, prune: &PruneByAge) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let output = &context.output;
-    let Some(oldest_days) = config.snapshots.oldest_days else {
-        output.note("main.oldest_snapshot_days is not set, so no snapshot is destroyed");
-        return Ok(());
-    };
-    let zfs = open_zfs()?;
+    let Some(oldest_days) = config.snapshots.oldest_days else { return Ok(()) };
     let datasets = context.datasets(&*zfs)?;
     let purpose = purpose_of(context, prune);
     let mut stores = Vec::new();
@@ -39,8 +50,10 @@ pub(super) async fn prune_snapshots(context: &Context, prune: &Prune) -> Result<
     }
     let Some(store) = stores.last().map(|store| &store.store) else { return Ok(()) };
     let (_, trusted) = keys_for_pruning(config, env, store).await?;
-    let now = Timestamp::now();
-    let env = SnapshotsEnv { zfs, stores, trusted, state_dir: config.state_dir.clone(), oldest_days, now };
+    let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
+    let (prefix, now) = (config.snapshots.prefix.clone(), clock.reading.wall);
+    let state_dir = config.state_dir.clone();
+    let env = SnapshotsEnv { zfs, stores, trusted, state_dir, oldest_days, prefix, now, clock };
     let carry_out = prune.yes && !context.global.dry_run;
     let mut results = Vec::new();
     for selected in &datasets {
@@ -54,11 +67,14 @@ pub(super) async fn prune_snapshots(context: &Context, prune: &Prune) -> Result<
             Ok(outcomes) => {
                 print(context, &outcomes, carry_out);
                 results.extend(outcomes.iter().map(|outcome| to_json(outcome, carry_out)));
-                let freed =
-                    outcomes.iter().filter(|outcome| outcome.verdict.destroy && outcome.refused.is_none() && carry_out);
-                context.done(&selected.dataset.name, freed.map(|outcome| outcome.verdict.used_bytes).sum());
+                finish(context, selected, &outcomes, carry_out)?;
             }
-            Err(error) => context.failed(&selected.dataset.name, &Failure::Run(error)),
+            Err(error) => {
+                if carry_out {
+                    remember::prune_failed(config, &selected.stored, STEP, &error);
+                }
+                context.failed(&selected.dataset.name, &Failure::Run(error));
+            }
         }
         if *context.stop.borrow() {
             break;
@@ -69,6 +85,34 @@ pub(super) async fn prune_snapshots(context: &Context, prune: &Prune) -> Result<
     }
     output.json(|| json!({ "carried_out": carry_out, "snapshots": results }));
     context.verdict()
+}
+
+/// Counts a dataset as done, or says why none of its snapshots is destroyed. What -y found is remembered for `health`.
+fn finish(
+    context: &Context,
+    selected: &Selected,
+    outcomes: &[SnapshotOutcome],
+    carried_out: bool,
+) -> Result<(), Failure> {
+    let (config, name) = (&context.config()?.0, &selected.dataset.name);
+    let verdicts: Vec<_> = outcomes.iter().map(|outcome| outcome.verdict.clone()).collect();
+    let doubt = find_snapshots_doubt(&verdicts, STEP);
+    if carried_out {
+        let doubt = doubt.as_ref().map(|doubt| (format!("no snapshot is destroyed: {}", doubt.what), false));
+        remember::pruned(config, &selected.stored, STEP, doubt);
+    }
+    match doubt {
+        Some(doubt) => {
+            let what = format!("{name}: no snapshot is destroyed: {}", doubt.what);
+            context.failed(name, &Failure::Doubtful { what, hint: doubt.hint, status: status::PARTIAL });
+        }
+        None => {
+            let freed =
+                outcomes.iter().filter(|outcome| outcome.verdict.destroy && outcome.refused.is_none() && carried_out);
+            context.done(name, freed.map(|outcome| outcome.verdict.used_bytes).sum());
+        }
+    }
+    Ok(())
 }
 
 fn print(context: &Context, outcomes: &[SnapshotOutcome], carried_out: bool) {

@@ -91,6 +91,24 @@ pub(super) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunErr
     }
 }
 
+/// A prune of a dataset ended: well, or with a doubt (and whether that is damage) for which nothing was deleted.
+pub(super) fn pruned(config: &Config, stored: &DatasetName, step: &str, doubt: Option<(String, bool)>) {
+    let Some(records) = first_records(config, stored) else { return };
+    told(match doubt {
+        None => records.note_success(step),
+        Some((reason, damage)) => {
+            records.note_failure(&FailureNote { at: Timestamp::now(), step: step.to_owned(), reason, damage })
+        }
+    });
+}
+
+/// A prune of a dataset failed. One that was interrupted or found another run at work says nothing.
+pub(super) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, error: &RunError) {
+    if !matches!(error, RunError::Interrupted | RunError::Locked { .. }) {
+        pruned(config, stored, step, Some((error_chain(error), error.is_damage())));
+    }
+}
+
 fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
     let known = known_stores(config).unwrap_or_else(|error| {
         tracing::warn!("health and show will not know of it: {}", error_chain(&error));

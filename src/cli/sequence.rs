@@ -64,7 +64,13 @@ fn parse_step(step: &SequenceStep) -> Result<Args, Refusal> {
             return Err(refused(&format!("{option} is not for a step"), whole_run));
         }
     }
-    match args.command {
+    match &args.command {
+        Command::PruneSnapshots(prune) | Command::PruneIntermediate(prune) | Command::PruneRemote(prune)
+            if prune.clock_is_right =>
+        {
+            let hint = "run it by hand once; the runs that follow go by the time that it notes";
+            Err(refused("--clock-is-right is a person's word, not for a sequence", Some(hint)))
+        }
         Command::Perform => Err(refused("a sequence cannot run itself", None)),
         Command::Config(_) | Command::Key(_) => Err(refused("this command is for people, not for a sequence", None)),
         _ => Ok(args),
@@ -154,6 +160,7 @@ mod tests {
             "lock",
             "lock",
             "forget",
+            "prune-remote -y --clock-is-right",
         ];
         insta::assert_snapshot!(parse_steps(&config(&steps)).unwrap_err().to_string(), @r#"
         zb.toml:6: backup-sequence.step01 is "snapshto": unrecognized subcommand 'snapshto'
@@ -173,6 +180,8 @@ mod tests {
         zb.toml:16: backup-sequence.step11 is "lock": locks again
           expected: `unlock` before
         zb.toml:17: backup-sequence.step12 is "forget": the following required arguments were not provided: <ID>
+        zb.toml:18: backup-sequence.step13 is "prune-remote -y --clock-is-right": --clock-is-right is a person's word, not for a sequence
+          hint: run it by hand once; the runs that follow go by the time that it notes
         "#);
     }
 }

@@ -264,7 +264,7 @@ impl Survey {
 fn local_view(zfs: &dyn Zfs, config: &Config, selected: &Selected) -> Result<LocalView, RunError> {
     let dataset = &selected.dataset;
     let snapshots = zfs.snapshots(&dataset.name)?.into_iter().map(|snapshot| SnapshotView {
-        own: is_own(&snapshot, dataset.guid),
+        own: is_own(&snapshot, dataset.guid, &config.snapshots.prefix),
         name: snapshot.name.to_string(),
         guid: snapshot.guid,
         created_at: snapshot.created_at,

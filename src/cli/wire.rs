@@ -457,6 +457,7 @@ pub(super) fn backup_settings(config: &Config) -> BackupSettings {
         compressed: config.send.compressed,
         embedded: config.send.embedded,
         source: config.snapshots.source.clone(),
+        snapshot_prefix: config.snapshots.prefix.clone(),
         lifecycle: lifecycle_rules(config),
         state_dir: config.state_dir.clone(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),

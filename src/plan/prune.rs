@@ -9,8 +9,9 @@ mod doubt;
 pub use doubt::Doubt;
 
 use super::BackupFacts;
+use super::clock::ClockDoubt;
 use super::retention::{Reason, chains_newest_first, decide_retention, in_order};
-use super::twin::{are_twins, facts_stand_in_as_base};
+use super::twin::{are_twins, attempt_bases, facts_stand_in_as_base};
 use crate::config::RetentionRules;
 use crate::manifest::Origin;
 use crate::model::{BackupId, Digest};
@@ -82,8 +83,8 @@ pub enum Beside<'a> {
 /// What the newest signed prune record that names a backup says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pruned {
-    /// When the record was written.
-    pub written_at: Timestamp,
+    /// When the record was put, by the store's clock: the same clock that dates the objects of a backup.
+    pub recorded_at: Timestamp,
     /// The hash of the backup's manifest; `None` for an attempt that never had one.
     pub manifest_blake3: Option<Digest>,
 }
@@ -121,6 +122,8 @@ pub struct PruneInput<'a> {
     pub now: Timestamp,
     /// The store's clock: the newest object of the dataset.
     pub store_clock: Option<Timestamp>,
+    /// Why this host's clock may not decide what is deleted; `None` when it may.
+    pub clock: Option<&'a ClockDoubt>,
     /// The origins whose backups may go: the dataset's own and those that it adopted.
     pub origins: &'a [Origin],
     /// What signed prune records name.
@@ -239,8 +242,11 @@ pub fn plan_prune(input: &PruneInput<'_>) -> PrunePlan {
     keeping.by_waiting();
     keeping.by_locks();
     keeping.close();
-    let doubts = doubt::find_doubts(input, &delete_leftovers, &keeping);
+    let mut doubts = doubt::find_doubts(input, &delete_leftovers, &keeping);
     let (mut keep, mut delete) = keeping.into_lists();
+    // Where nothing goes, the clock decides nothing.
+    let clock = input.clock.filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
+    doubts.extend(clock.map(|doubt| Doubt::Clock(doubt.clone())));
     if doubts.is_empty() {
         return PrunePlan { keep, delete, delete_leftovers, left_alone, doubts };
     }
@@ -279,7 +285,7 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
     if let Some(unreadable) = &leftover.disbelieved {
         return Err(format!("its manifest is not believed: {}", unreadable.reason));
     }
-    if let Some(other) = follower(input, &leftover.id) {
+    if let Some(other) = follower(input.facts, input.leftovers, &leftover.id) {
         return Err(format!("{other} follows from it"));
     }
     let Some(newest) = leftover.newest else { return Err("the store does not say how old it is".to_owned()) };
@@ -287,7 +293,7 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
     let given_up = days >= i64::from(input.resume_days);
     if let Some(pruned) = input.pruned.get(&leftover.id) {
         // Newer objects are those of somebody who puts the same backup again.
-        return match newest <= pruned.written_at || given_up {
+        return match newest <= pruned.recorded_at || given_up {
             true => Ok(Proof::PruneRecord),
             false => Err("it was pruned, and objects were put since".to_owned()),
         };
@@ -305,14 +311,18 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
     }
 }
 
-/// A backup or an attempt that builds on this one.
-fn follower<'a>(input: &PruneInput<'a>, id: &BackupId) -> Option<&'a BackupId> {
-    let backups = input.facts.iter().find(|backup| backup.base.as_ref() == Some(id)).map(|backup| &backup.id);
+/// Returns a backup or an attempt that builds on this one, other than itself. `facts` have their bases resolved: where a
+/// twin stands in for the base that a manifest names, the twin is the base.
+pub fn follower<'a>(facts: &'a [BackupFacts], leftovers: &'a [Leftover], id: &BackupId) -> Option<&'a BackupId> {
+    let backup = facts.iter().find(|backup| backup.base.as_ref() == Some(id)).map(|backup| &backup.id);
     let builds_on = |leftover: &&Leftover| match &leftover.started {
-        StartedFact::Signed { base, .. } => base.as_ref() == Some(id),
-        StartedFact::Absent | StartedFact::Unreadable(_) => false,
+        StartedFact::Signed { base: Some(base), .. } => {
+            base == id || attempt_bases(facts, base).any(|stands_in| stands_in.id == *id)
+        }
+        StartedFact::Signed { base: None, .. } | StartedFact::Absent | StartedFact::Unreadable(_) => false,
     };
-    backups.or_else(|| input.leftovers.iter().find(builds_on).map(|leftover| &leftover.id))
+    let mut attempts = leftovers.iter().filter(|leftover| leftover.id != *id);
+    backup.or_else(|| attempts.find(builds_on).map(|leftover| &leftover.id))
 }
 
 /// The kept set while it grows.
@@ -384,8 +394,10 @@ impl<'a> Keeping<'a> {
     fn by_uploads(&mut self, left_alone: &[LeftAlone]) {
         for leftover in self.input.leftovers {
             let StartedFact::Signed { base: Some(base), .. } = &leftover.started else { continue };
-            let alive = left_alone.iter().any(|left| left.id == leftover.id);
-            if let Some(backup) = self.by_id.get(base).copied().filter(|_| alive) {
+            if !left_alone.iter().any(|left| left.id == leftover.id) {
+                continue;
+            }
+            for backup in attempt_bases(self.input.facts, base) {
                 self.add_chain(&backup.full_id, &Reason::UnfinishedUpload { id: leftover.id.clone() });
             }
         }
@@ -409,7 +421,7 @@ impl<'a> Keeping<'a> {
         }
         for attempt in input.waiting_attempts {
             let StartedFact::Signed { base: Some(base), .. } = &attempt.started else { continue };
-            if let Some(base) = self.by_id.get(base).copied() {
+            for base in attempt_bases(input.facts, base) {
                 self.add_chain(&base.full_id, &Reason::UnfinishedUpload { id: attempt.id.clone() });
             }
         }

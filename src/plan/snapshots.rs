@@ -4,6 +4,7 @@
 //! unfinished upload reads it or builds on it, and while the next incremental starts from it and no bookmark could.
 
 use super::BackupFacts;
+use super::clock::ClockDoubt;
 use super::prune::StartedFact;
 use super::retention::in_order;
 use crate::model::{BackupId, BackupKind, Guid, SnapshotName};
@@ -24,7 +25,9 @@ pub struct StoreView {
     pub store: String,
     /// Its whole backups.
     pub facts: Vec<BackupFacts>,
-    /// Its attempts without a believed manifest, with what their first objects say.
+    /// Its attempts without a believed manifest that this pool or a journal of this host knows, with what their first
+    /// objects say. Of any other attempt an object in the store proves nothing about this pool: a run holds its snapshots
+    /// and has its journal before it puts the first object.
     pub attempts: Vec<(BackupId, StartedFact)>,
 }
 
@@ -54,10 +57,17 @@ pub enum SnapshotReason {
         /// The attempt.
         id: BackupId,
     },
-    /// What an unfinished upload needs is not known, so it may be this.
+    /// What an unfinished upload of this host needs is not known, so it may be this.
     UploadUnknown {
         /// The attempt.
         id: BackupId,
+    },
+    /// It would be old, and the clock that says so is doubtful.
+    ClockDoubtful(ClockDoubt),
+    /// It has the mark of this tool and not its name: a person's, or of a `snapshot_prefix` that was changed.
+    NotOurName {
+        /// What names of own snapshots begin with.
+        prefix: String,
     },
     /// Nothing needs it any more.
     Old,
@@ -75,7 +85,13 @@ impl fmt::Display for SnapshotReason {
             }
             Self::NoBookmark => f.write_str("no bookmark stands in for it"),
             Self::UnfinishedUpload { id } => write!(f, "the unfinished upload {id} needs it"),
-            Self::UploadUnknown { id } => write!(f, "the unfinished upload {id} may need it; nobody knows"),
+            Self::UploadUnknown { id } => {
+                write!(f, "the unfinished upload {id} may need it: its started.json is missing or not believed")
+            }
+            Self::ClockDoubtful(doubt) => write!(f, "{doubt}"),
+            Self::NotOurName { prefix } => {
+                write!(f, "marked as own, but its name is not {prefix}TIME: destroy it by hand if it is not needed")
+            }
             Self::Old => f.write_str("old, and nothing needs it"),
         }
     }
@@ -94,11 +110,41 @@ pub struct SnapshotVerdict {
     pub reason: SnapshotReason,
 }
 
+/// Why no old snapshot of a dataset is destroyed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotsDoubt {
+    /// What was found.
+    pub what: String,
+    /// What a person can do.
+    pub hint: String,
+}
+
+/// Returns why nothing of a dataset is destroyed, where something about it is doubtful. `command` is the command that met
+/// the doubt.
+pub fn find_snapshots_doubt(verdicts: &[SnapshotVerdict], command: &str) -> Option<SnapshotsDoubt> {
+    verdicts.iter().find_map(|verdict| match &verdict.reason {
+        SnapshotReason::UploadUnknown { id } => Some(SnapshotsDoubt {
+            what: format!(
+                "what the unfinished upload {id} builds on is not known: started.json is missing or not believed"
+            ),
+            hint: format!("if that upload is over: zfs-backup forget {id}"),
+        }),
+        SnapshotReason::ClockDoubtful(doubt) => {
+            Some(SnapshotsDoubt { what: doubt.to_string(), hint: doubt.hint(command) })
+        }
+        _ => None,
+    })
+}
+
 /// Everything that is decided from.
 #[derive(Debug, Clone, Copy)]
 pub struct SnapshotsInput<'a> {
     /// The own snapshots of one dataset, oldest first.
     pub own: &'a [Snapshot],
+    /// Snapshots that have the mark of own ones and another name. They are never destroyed.
+    pub marked: &'a [Snapshot],
+    /// What names of own snapshots begin with.
+    pub prefix: &'a str,
     /// All its snapshots: a base may be another tool's.
     pub guids: &'a BTreeSet<Guid>,
     /// Its bookmarks.
@@ -107,16 +153,22 @@ pub struct SnapshotsInput<'a> {
     pub stores: &'a [StoreView],
     /// Attempts that this host began and that never came near their commit.
     pub journal: &'a BTreeSet<BackupId>,
+    /// Attempts for which this pool holds snapshots. What they need is held, so nothing else about them is asked.
+    pub pinned: &'a BTreeSet<BackupId>,
     /// Own snapshots that are older go; with 0 each goes as soon as a bookmark stands in for it.
     pub oldest_days: u32,
     /// The time.
     pub now: Timestamp,
+    /// Why that time may not decide what is old; `None` when it may.
+    pub clock: Option<&'a ClockDoubt>,
 }
 
 /// Decides about the own snapshots of one dataset.
 pub fn plan_snapshots(input: &SnapshotsInput<'_>) -> Vec<SnapshotVerdict> {
     let verdict = |snapshot: &Snapshot| {
-        let need = input.need(snapshot);
+        // Where nothing goes, the clock decides nothing.
+        let doubtful = || input.clock.map(|doubt| SnapshotReason::ClockDoubtful(doubt.clone()));
+        let need = input.need(snapshot).or_else(doubtful);
         SnapshotVerdict {
             name: snapshot.name.clone(),
             destroy: need.is_none(),
@@ -124,7 +176,13 @@ pub fn plan_snapshots(input: &SnapshotsInput<'_>) -> Vec<SnapshotVerdict> {
             reason: need.unwrap_or(SnapshotReason::Old),
         }
     };
-    input.own.iter().map(verdict).collect()
+    let misnamed = |snapshot: &Snapshot| SnapshotVerdict {
+        name: snapshot.name.clone(),
+        destroy: false,
+        used_bytes: snapshot.used_bytes,
+        reason: SnapshotReason::NotOurName { prefix: input.prefix.to_owned() },
+    };
+    input.own.iter().map(verdict).chain(input.marked.iter().map(misnamed)).collect()
 }
 
 impl SnapshotsInput<'_> {
@@ -162,8 +220,9 @@ impl SnapshotsInput<'_> {
         }
         for (id, started) in self.stores.iter().flat_map(|store| &store.attempts) {
             let needs = match started {
-                StartedFact::Unreadable(_) => return Some(SnapshotReason::UploadUnknown { id: id.clone() }),
                 StartedFact::Signed { base, .. } => base.as_ref().is_some_and(|base| base.snapshot_guid() == guid),
+                _ if self.pinned.contains(id) => false,
+                StartedFact::Unreadable(_) => return Some(SnapshotReason::UploadUnknown { id: id.clone() }),
                 // An incremental builds on something.
                 StartedFact::Absent if id.kind() == BackupKind::Incr => {
                     return Some(SnapshotReason::UploadUnknown { id: id.clone() });

@@ -67,6 +67,17 @@ pub fn facts_stand_in_as_base(child: &BackupFacts, base: &BackupId, candidate: &
     Likeness::of_facts(child).base(base) == Some(Likeness::of_facts(candidate))
 }
 
+/// Returns the backups that an attempt on this base may follow from: the base itself, or, where that is not here, every
+/// backup of the same kind of the same snapshot. An attempt does not say its place in the chain, so more than the twins
+/// count: each of them is needed while the attempt is under way.
+pub fn attempt_bases<'a>(facts: &'a [BackupFacts], base: &'a BackupId) -> impl Iterator<Item = &'a BackupFacts> {
+    let is_here = facts.iter().any(|backup| backup.id == *base);
+    facts.iter().filter(move |backup| match is_here {
+        true => backup.id == *base,
+        false => backup.kind() == base.kind() && backup.snapshot.guid == base.snapshot_guid(),
+    })
+}
+
 /// Whether two backups under different ids hold the same: snapshot, base snapshot, root of the chain, flags,
 /// recipients and origin.
 pub fn are_twins(one: &BackupFacts, other: &BackupFacts) -> bool {

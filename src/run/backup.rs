@@ -62,6 +62,8 @@ pub struct BackupSettings {
     pub embedded: bool,
     /// Which snapshots are sent.
     pub source: SnapshotSource,
+    /// What names of own snapshots begin with.
+    pub snapshot_prefix: String,
     /// Which kind is made when nobody asks for one.
     pub lifecycle: LifecycleRules,
     /// Locks, journals and what is remembered lie here.

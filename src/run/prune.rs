@@ -21,12 +21,14 @@ pub(super) use look::read_leftovers;
 pub use look::{Beside, PruneLook, look};
 
 use super::RunError;
+use super::clock::{ClockCheck, store_clocks};
 use super::journal::forget_attempt;
 use super::lock::lock_dataset;
 use super::transfer::Stop;
 use crate::config::RetentionRules;
 use crate::manifest::{Origin, PrunedEntry};
 use crate::model::{BackupId, DatasetName};
+use crate::plan::clock::{AHEAD_SECONDS_MAX, StoreClock};
 use crate::plan::prune::{Proof, PrunePlan};
 use crate::sign::{SigningKey, TrustedKeys};
 use crate::store::ObjectStore;
@@ -36,9 +38,6 @@ use record::{put_record, void_records};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-
-/// How far this host's clock may be from the store's when something is deleted by its age.
-const SKEW_SECONDS_MAX: i64 = 24 * 3600;
 
 /// The store, and what deleting in it needs.
 pub struct PruneEnv {
@@ -54,6 +53,8 @@ pub struct PruneEnv {
     pub resume_days: u32,
     /// The time.
     pub now: Timestamp,
+    /// Whether that time may be trusted.
+    pub clock: ClockCheck,
     /// Asks to stop.
     pub stop: Stop,
 }
@@ -100,9 +101,10 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
     }
     let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
     void_records(env, &task.stored, &first.records, &stay).await?;
+    env.clock.keep_note(&env.state_dir, &first.clock)?;
     if first.plan.is_empty() {
         if first.plan.doubts.is_empty() {
-            remove_dead_uploads(env, &task.stored, &first).await?;
+            remove_dead_uploads(env, task, &first).await?;
         }
         return Ok(PruneOutcome { look: first, deleted: Vec::new() });
     }
@@ -126,11 +128,20 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
         delete_backup(env, &task.stored, &doomed.id, false).await?;
         deleted.push(doomed.id.clone());
     }
-    remove_dead_uploads(env, &task.stored, &second).await?;
+    remove_dead_uploads(env, task, &second).await?;
     Ok(PruneOutcome { look: first, deleted })
 }
 
 impl PruneEnv {
+    /// What the clocks of the store and of the one beside it say, where they have any.
+    async fn store_clocks(&self, beside: &Beside) -> Result<Vec<StoreClock>, RunError> {
+        let beside = match beside {
+            Beside::Remote(store) | Beside::Intermediate(store) => Some(&**store),
+            Beside::Nothing | Beside::Unreachable => None,
+        };
+        store_clocks([Some(&*self.store), beside].into_iter().flatten()).await
+    }
+
     fn check_stop(&self) -> Result<(), RunError> {
         if *self.stop.borrow() { Err(RunError::Interrupted) } else { Ok(()) }
     }
@@ -154,7 +165,7 @@ fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneLook) -> Result<
     // The record was put just now, so this is the time there; what goes by its age must not go by a wrong clock.
     let store_clock = second.catalog.newest_object_at;
     let skew = store_clock.map_or(0, |store| env.now.as_second().saturating_sub(store.as_second()));
-    if skew > SKEW_SECONDS_MAX {
+    if skew > AHEAD_SECONDS_MAX {
         return Err(format!("this host's clock is {} ahead of the store's", crate::plan::retention::age_words(skew)));
     }
     Ok(())

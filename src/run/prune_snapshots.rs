@@ -1,14 +1,17 @@
 //! Destroying this tool's own old snapshots of one dataset, when nothing needs them any more.
 
 use super::catalog::read_catalog;
+use super::clock::{ClockCheck, store_clocks};
 use super::identity::refuse_one_place;
-use super::journal::never_committing;
+use super::journal::{never_committing, unended};
 use super::lock::lock_dataset;
+use super::pins::pinned;
 use super::prune::read_leftovers;
 use super::seen::Seen;
 use super::select::Selected;
-use super::snapshot::is_own;
+use super::snapshot::{has_own_name, is_marked};
 use super::{RunError, error_chain};
+use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
 use crate::sign::TrustedKeys;
 use crate::store::ObjectStore;
@@ -38,8 +41,12 @@ pub struct SnapshotsEnv {
     pub state_dir: PathBuf,
     /// `main.oldest_snapshot_days`.
     pub oldest_days: u32,
+    /// What names of own snapshots begin with.
+    pub prefix: String,
     /// The time.
     pub now: Timestamp,
+    /// Whether that time may be trusted.
+    pub clock: ClockCheck,
 }
 
 /// What became of one snapshot.
@@ -56,15 +63,33 @@ pub struct SnapshotOutcome {
 /// # Errors
 /// [`RunError::Store`] and [`RunError::Zfs`] when anything could not be read: then no snapshot may be destroyed.
 pub async fn look_at_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotVerdict>, RunError> {
+    Ok(look(env, selected).await?.0)
+}
+
+async fn look(
+    env: &SnapshotsEnv,
+    selected: &Selected,
+) -> Result<(Vec<SnapshotVerdict>, Result<ClockTrust, ClockDoubt>), RunError> {
     let Selected { dataset, stored } = selected;
-    let (mut views, mut journal) = (Vec::new(), BTreeSet::new());
     for (number, one) in env.stores.iter().enumerate() {
         let others = env.stores.iter().skip(number + 1);
         others.map(|other| refuse_one_place(&one.store.known(), &other.store.known())).collect::<Result<(), _>>()?;
     }
-    for SnapshotStore { store, beside_remote } in &env.stores {
+    let (mut journal, mut known) = (BTreeSet::new(), BTreeSet::new());
+    for SnapshotStore { store, .. } in &env.stores {
         journal.extend(never_committing(&env.state_dir, &store.known(), stored)?);
-        let catalog = read_catalog(&**store, stored, &env.trusted).await?;
+        known.extend(unended(&env.state_dir, &store.known(), stored)?);
+    }
+    let mut catalogs = Vec::new();
+    for SnapshotStore { store, .. } in &env.stores {
+        catalogs.push(read_catalog(&**store, stored, &env.trusted).await?);
+    }
+    // Asked after the stores: an upload holds its snapshots before its first object can be listed.
+    let pinned = pinned(&*env.zfs, &dataset.name)?;
+    known.extend(pinned.iter().cloned());
+    let mut views = Vec::new();
+    for (SnapshotStore { store, beside_remote }, mut catalog) in env.stores.iter().zip(catalogs) {
+        catalog.attempts.retain(|attempt| known.contains(&attempt.id));
         let leftovers = read_leftovers(&**store, &catalog, &env.trusted).await?;
         let seen = Seen::look(&**store, catalog).await?;
         views.push(StoreView {
@@ -75,16 +100,32 @@ pub async fn look_at_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Resul
     }
     // ZFS is asked last: what was made meanwhile counts.
     let (snapshots, bookmarks) = (env.zfs.snapshots(&dataset.name)?, env.zfs.bookmarks(&dataset.name)?);
-    let own: Vec<Snapshot> = snapshots.iter().filter(|snapshot| is_own(snapshot, dataset.guid)).cloned().collect();
-    Ok(plan_snapshots(&SnapshotsInput {
+    let marked = snapshots.iter().filter(|snapshot| is_marked(snapshot, dataset.guid)).cloned();
+    let (own, marked): (Vec<Snapshot>, Vec<Snapshot>) =
+        marked.partition(|snapshot| has_own_name(snapshot, &env.prefix));
+    let input = SnapshotsInput {
         own: &own,
+        marked: &marked,
+        prefix: &env.prefix,
         guids: &snapshots.iter().map(|snapshot| snapshot.guid).collect(),
         bookmarks: &bookmarks,
         stores: &views,
         journal: &journal,
+        pinned: &pinned,
         oldest_days: env.oldest_days,
         now: env.now,
-    }))
+        clock: None,
+    };
+    let verdicts = plan_snapshots(&input);
+    let is_needed = verdicts.iter().any(|verdict| verdict.destroy);
+    let stores = env.stores.iter().filter(|_| is_needed).map(|store| &*store.store);
+    let times = snapshots.iter().map(|snapshot| snapshot.created_at);
+    let clock = env.clock.judge(&store_clocks(stores).await?, times);
+    let verdicts = match &clock {
+        Ok(_) => verdicts,
+        Err(doubt) => plan_snapshots(&SnapshotsInput { clock: Some(doubt), ..input }),
+    };
+    Ok((verdicts, clock))
 }
 
 /// Destroys what may go, each by itself. One that ZFS refuses, because it is held or has clones, stays and is told of.
@@ -96,7 +137,9 @@ pub async fn prune_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<
     let lock = |store: &SnapshotStore| lock_dataset(&env.state_dir, &store.store.known(), &selected.stored);
     let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
     let mut outcomes = Vec::new();
-    for verdict in look_at_snapshots(env, selected).await? {
+    let (verdicts, clock) = look(env, selected).await?;
+    env.clock.keep_note(&env.state_dir, &clock)?;
+    for verdict in verdicts {
         let names = std::slice::from_ref(&verdict.name);
         let destroyed = if verdict.destroy { env.zfs.destroy_snapshots(names) } else { Ok(()) };
         let refused = match destroyed {

@@ -17,11 +17,34 @@ pub const ORIGIN_PROPERTY: &str = "zfs-backup:origin";
 /// ZFS keeps user property values up to 8 KiB; a guid takes 17 bytes of it.
 const GUIDS_PER_PROPERTY: usize = 400;
 
+/// The time in the name of an own snapshot; each 0 stands for a digit.
+const TIME_SHAPE: &str = "00000000T000000Z";
+
 /// A name with so many suffixes is looked for; more runs do not fit into a second.
 const SUFFIXES_MAX: u32 = 100;
 
-/// Whether this tool took the snapshot, of this dataset.
-pub fn is_own(snapshot: &Snapshot, dataset_guid: Guid) -> bool {
+/// Whether this tool took the snapshot, of this dataset: by its name, which is `prefix` and a time, and by its mark. A mark
+/// alone makes none: whoever has the permission `userprop` can set it on anybody's snapshot.
+pub fn is_own(snapshot: &Snapshot, dataset_guid: Guid, prefix: &str) -> bool {
+    has_own_name(snapshot, prefix) && is_marked(snapshot, dataset_guid)
+}
+
+/// Whether the name is one that [`take_each_snapshot`] gives with this prefix.
+pub fn has_own_name(snapshot: &Snapshot, prefix: &str) -> bool {
+    let Some(rest) = snapshot.name.short().strip_prefix(prefix) else { return false };
+    let (time, suffix) = rest.split_once('-').map_or((rest, None), |(time, suffix)| (time, Some(suffix)));
+    let is_time = time.len() == TIME_SHAPE.len()
+        && time.bytes().zip(TIME_SHAPE.bytes()).all(|(byte, shape)| match shape {
+            b'0' => byte.is_ascii_digit(),
+            shape => byte == shape,
+        });
+    let is_suffix = |suffix: &str| (1..=2).contains(&suffix.len()) && suffix.bytes().all(|byte| byte.is_ascii_digit());
+    is_time && suffix.is_none_or(is_suffix)
+}
+
+/// Whether the snapshot has the mark of own ones with the guid of this dataset. Only a property that was set on the
+/// snapshot itself counts: a received one came with a replica, an inherited one is of the dataset.
+pub fn is_marked(snapshot: &Snapshot, dataset_guid: Guid) -> bool {
     let own = dataset_guid.to_string();
     let is_ours = |name: &str| {
         let rest = name.strip_prefix(ORIGIN_PROPERTY);

@@ -12,7 +12,7 @@ mod copy;
 mod keyring;
 
 use super::RunError;
-use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
+use super::catalog::{Catalog, StoredBackup, read_catalog, read_prune_records};
 use super::identity::refuse_one_place;
 use super::keys::WriterKeys;
 use super::lock::lock_dataset;
@@ -23,7 +23,7 @@ use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{CopyGap, CopyInput, CopyPlan, CopyStep, LeftReason, plan_copy};
 use crate::sign::TrustedKeys;
-use crate::store::ObjectStore;
+use crate::store::{ObjectKey, ObjectStore};
 use copy::Copy;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -70,7 +70,7 @@ pub struct UploadPlan {
     pub disbelieved: Vec<(BackupId, RunError)>,
     from: Catalog,
     live: Vec<LiveEntry>,
-    pruned: BTreeSet<BackupId>,
+    records: BTreeSet<ObjectKey>,
 }
 
 /// What became of one dataset.
@@ -124,18 +124,22 @@ pub async fn plan_upload(
     let disbelieved = disbelieved.collect();
     let local: Vec<BackupFacts> = source.backups.iter().map(facts_of).collect();
     if local.is_empty() {
-        let (plan, live, pruned) = Default::default();
-        return Ok(UploadPlan { plan, disbelieved, from: source, live, pruned });
+        let (plan, live, records) = Default::default();
+        return Ok(UploadPlan { plan, disbelieved, from: source, live, records });
     }
+    // Before the backups: a record that is put from now on is a new one.
+    let records = read_prune_records(to, dataset, trusted, None).await?;
     let target = read_catalog(to, dataset, trusted).await?;
     let live = target.backups.iter().map(live_entry).collect();
     let doubted = target.disbelieved().map(|(id, _)| id.clone()).collect();
     let never_there = local.iter().any(|facts| target.backup(&facts.id).is_none());
-    let (remote, pruned) = match never_there {
-        true => (Seen::look(to, target).await?.facts(None), read_pruned(to, dataset, trusted).await?),
+    let remote = match never_there {
+        true => Seen::look(to, target).await?.facts(None),
         // Everything is there: what it is worth is for verify-checksums to say.
-        false => (target.backups.iter().map(facts_of).collect(), BTreeSet::new()),
+        false => target.backups.iter().map(facts_of).collect(),
     };
+    let pruned = records.iter().flat_map(|(_, record)| &record.pruned).map(|entry| entry.id.clone()).collect();
+    let records = records.into_iter().map(|(key, _)| key).collect();
     let would_be_pruned = if never_there { (rules.would_be_pruned)(&remote, &local) } else { BTreeSet::new() };
     let plan = plan_copy(&CopyInput {
         local: &local,
@@ -145,7 +149,7 @@ pub async fn plan_upload(
         would_be_pruned: &would_be_pruned,
         all: rules.all,
     });
-    Ok(UploadPlan { plan, disbelieved, from: source, live, pruned })
+    Ok(UploadPlan { plan, disbelieved, from: source, live, records })
 }
 
 fn facts_of(backup: &StoredBackup) -> BackupFacts {
@@ -168,7 +172,7 @@ pub async fn upload_dataset(
 ) -> Result<UploadReport, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.to.known(), dataset)?;
     let planned = plan_upload(&*env.from, &*env.to, &env.keys.trusted, dataset, rules).await?;
-    let UploadPlan { plan, disbelieved, from, mut live, pruned } = planned;
+    let UploadPlan { plan, disbelieved, from, mut live, records } = planned;
     let mut report = UploadReport { left: plan.left, failed: disbelieved, ..UploadReport::default() };
     report.failed.extend(plan.refused.into_iter().map(|(id, gap)| (id, refusal(dataset, &gap))));
     let total_bytes = plan.copy.iter().filter_map(|step| from.backup(&step.id)).map(StoredBackup::stored_bytes).sum();
@@ -185,7 +189,7 @@ pub async fn upload_dataset(
             report.failed.push((id, refusal(dataset, &gap)));
             continue;
         }
-        let copy = Copy { env, backup, parent: parent.as_ref(), live: &live, pruned: &pruned, progress: &*progress };
+        let copy = Copy { env, backup, parent: parent.as_ref(), live: &live, records: &records, progress: &*progress };
         match copy.run(&mut done).await {
             Ok(copied) => {
                 live.push(live_entry(backup));

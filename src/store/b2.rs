@@ -39,7 +39,7 @@ use super::{
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use cause::Cause;
+use cause::{AUTHORIZE, Cause};
 use client::{Session, UrlPool};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -212,6 +212,10 @@ impl ObjectStore for B2Store {
 
     async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
         self.shared.bucket_facts().await.map(Some)
+    }
+
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        self.shared.clock().await.map_err(|cause| self.shared.failed("ask for the clock of", AUTHORIZE, "", cause))
     }
 
     fn object_lock(&self) -> Option<ObjectLock> {

@@ -99,6 +99,12 @@ impl MemoryStore {
         self.state().clock = now;
     }
 
+    /// As [`MemoryStore::set_clock`], for a store that is dated by the host's clock and has none of its own, as a folder.
+    pub fn set_host_clock(&self, now: Timestamp) {
+        let mut state = self.state();
+        (state.clock, state.has_host_clock) = (Some(now), true);
+    }
+
     /// From now on every object that is put is locked; `extends`: the store can also lock it for longer later.
     pub fn set_lock(&self, lock: Option<ObjectLock>, extends: bool) {
         let mut state = self.state();
@@ -251,6 +257,11 @@ impl ObjectStore for MemoryStore {
             state.uploads.remove(&upload.upload_id);
             Ok(())
         })
+    }
+
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        let state = self.state();
+        Ok(state.clock.filter(|_| !state.has_host_clock))
     }
 
     fn object_lock(&self) -> Option<ObjectLock> {

@@ -318,6 +318,10 @@ impl ObjectStore for S3Store {
         Ok(Some(self.shared.bucket_facts().await))
     }
 
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        self.shared.clock().await
+    }
+
     fn object_lock(&self) -> Option<ObjectLock> {
         self.shared.settings.lock
     }

@@ -262,6 +262,10 @@ impl ObjectStore for Spool {
         self.inner.bucket_facts().await
     }
 
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        self.inner.clock().await
+    }
+
     fn object_lock(&self) -> Option<ObjectLock> {
         self.inner.object_lock()
     }

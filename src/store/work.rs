@@ -1,6 +1,7 @@
 //! Small means that the stores share: file work off the async threads, parts in flight, names that nobody else has,
 //! errors in a line.
 
+use jiff::Timestamp;
 use std::error::Error;
 use std::io;
 use std::panic::resume_unwind;
@@ -87,6 +88,11 @@ pub(crate) fn random_u64() -> io::Result<u64> {
     getrandom::u64().map_err(|error| io::Error::other(error.to_string()))
 }
 
+/// The time in a `Date` header, as every HTTP server writes it.
+pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text.trim()).ok()
+}
+
 /// The texts of an error and all its sources in one line, without repetitions.
 pub(crate) fn chain_text(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -124,6 +130,15 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
     use tokio::time::sleep;
+
+    #[test]
+    fn the_date_of_an_answer_is_a_time_or_nothing() {
+        let time = |text| http_date(text).map(|time| time.to_string());
+        assert_eq!(time("Sun, 22 Nov 2026 21:26:04 GMT").as_deref(), Some("2026-11-22T21:26:04Z"));
+        for wrong in ["", "now", "2026-11-22T21:26:04Z", "Sun, 32 Nov 2026 21:26:04 GMT"] {
+            assert_eq!(time(wrong), None, "{wrong}");
+        }
+    }
 
     #[tokio::test]
     async fn so_many_are_in_flight_and_a_failure_is_told() {

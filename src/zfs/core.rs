@@ -359,6 +359,18 @@ pub(super) fn block_signals() {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut()) };
 }
 
+/// Whether the kernel says that NTP or PTP keeps the clock. Setting the time of day by hand ends that until the next
+/// synchronisation. Needs no privilege.
+pub fn is_clock_synchronised() -> bool {
+    let mut state = MaybeUninit::<libc::timex>::zeroed();
+    // SAFETY: all fields are plain integers, so zeros are a value, and `modes` of zero asks to change nothing; the kernel
+    // writes the whole structure, which is ours.
+    let answer = unsafe { libc::adjtimex(state.as_mut_ptr()) };
+    // SAFETY: it was zeroed above, which is a value, whatever the kernel wrote since.
+    let status = unsafe { state.assume_init() }.status;
+    answer >= 0 && answer != libc::TIME_ERROR && status & libc::STA_UNSYNC == 0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -231,6 +231,7 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
                 compressed: true,
                 embedded: false,
                 source: SnapshotSource::Matching("s*".into()),
+                snapshot_prefix: "zfs-backup_".into(),
                 lifecycle: LifecycleRules {
                     incrementals_percent_max: 10_000,
                     full_age_max: None,

@@ -6,6 +6,7 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::manifest::{Origin, SnapshotRef};
 use zfs_backup::model::{BackupId, BackupKind, Digest, Guid};
 use zfs_backup::plan::BackupFacts;
+use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{Beside, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, plan_prune};
 
 pub(crate) fn at(text: &str) -> Timestamp {
@@ -27,6 +28,7 @@ pub(crate) struct Shelf {
     pub(crate) rules: RetentionRules,
     pub(crate) now: Timestamp,
     pub(crate) store_clock: Option<Timestamp>,
+    pub(crate) clock: Option<ClockDoubt>,
     pub(crate) origins: Vec<Origin>,
     pub(crate) pruned: BTreeMap<BackupId, Pruned>,
     pub(crate) waiting: Vec<BackupFacts>,
@@ -44,6 +46,7 @@ impl Shelf {
             rules: RetentionRules::default(),
             now: at(now),
             store_clock: Some(at(now)),
+            clock: None,
             origins: vec![origin(1)],
             pruned: BTreeMap::new(),
             waiting: Vec::new(),
@@ -123,9 +126,9 @@ impl Shelf {
         }
     }
 
-    pub(crate) fn record(&mut self, id: &BackupId, written_at: &str) {
+    pub(crate) fn record(&mut self, id: &BackupId, recorded_at: &str) {
         let manifest_blake3 = Some(Digest::of(id.as_str().as_bytes()));
-        self.pruned.insert(id.clone(), Pruned { written_at: at(written_at), manifest_blake3 });
+        self.pruned.insert(id.clone(), Pruned { recorded_at: at(recorded_at), manifest_blake3 });
     }
 
     pub(crate) fn plan(&self) -> PrunePlan {
@@ -140,6 +143,7 @@ impl Shelf {
             rules: &self.rules,
             now: self.now,
             store_clock: self.store_clock,
+            clock: self.clock.as_ref(),
             origins: &self.origins,
             pruned: &self.pruned,
             waiting: &self.waiting,

@@ -3,6 +3,7 @@
 use crate::facts::{Shelf, at};
 use std::collections::BTreeSet;
 use zfs_backup::model::{BackupId, BackupKind, Guid};
+use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{StartedFact, Unreadable};
 use zfs_backup::plan::snapshots::{SnapshotReason, SnapshotsInput, StoreView, bookmark_name, plan_snapshots};
 use zfs_backup::zfs::{Bookmark, Snapshot};
@@ -13,6 +14,9 @@ struct Case {
     bookmarks: Vec<Bookmark>,
     stores: Vec<StoreView>,
     journal: BTreeSet<BackupId>,
+    marked: Vec<Snapshot>,
+    pinned: BTreeSet<BackupId>,
+    clock: Option<ClockDoubt>,
     oldest_days: u32,
 }
 
@@ -47,6 +51,9 @@ impl Case {
             bookmarks: (1..=3).map(bookmark).collect(),
             stores: vec![store],
             journal: BTreeSet::new(),
+            marked: Vec::new(),
+            pinned: BTreeSet::new(),
+            clock: None,
             oldest_days: 10,
         }
     }
@@ -60,12 +67,16 @@ impl Case {
     fn verdicts(&self) -> Vec<(u64, SnapshotReason)> {
         let input = SnapshotsInput {
             own: &self.own,
+            marked: &self.marked,
+            prefix: "zfs-backup_",
             guids: &self.own.iter().map(|snapshot| snapshot.guid).collect(),
             bookmarks: &self.bookmarks,
             stores: &self.stores,
             journal: &self.journal,
+            pinned: &self.pinned,
             oldest_days: self.oldest_days,
             now: at("2026-04-01"),
+            clock: self.clock.as_ref(),
         };
         let verdicts = plan_snapshots(&input);
         for verdict in &verdicts {

@@ -18,6 +18,7 @@ use zfs_backup::model::{BackupId, BackupKind, DatasetName, Digest, Guid};
 use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::run::RunError;
 use zfs_backup::run::catalog::{StoredBackup, read_catalog, read_chunks, read_pruned};
+use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::prune::{Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset};
@@ -151,6 +152,7 @@ impl Yard {
             state_dir: self.state(host).to_owned(),
             resume_days: RESUME_DAYS,
             now: self.now(host),
+            clock: ClockCheck::vouched_at(self.now(host)),
             stop,
         }
     }

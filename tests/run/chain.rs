@@ -79,6 +79,7 @@ pub(crate) fn plant_prune_record(world: &World, store: &MemoryStore, pruned: &[&
         pruned,
         tool_version: "test".into(),
         written_at: crate::world::now(),
+        recorded_at: None,
     };
     let bytes = to_stored_bytes(&record).unwrap();
     let signature = world.writer.signing.sign(SignedType::PruneRecord, key.as_str(), &bytes).unwrap();

@@ -40,6 +40,7 @@ mod restore;
 mod resumed;
 mod safety_bounds;
 mod safety_kernel;
+mod safety_pruning;
 mod scale;
 mod snapshot;
 mod stock;

@@ -2,13 +2,14 @@
 //! the copy fails; and the snapshots that are destroyed between.
 
 use crate::builder::Yard;
-use crate::world::{World, memory_store, never, now};
+use crate::world::{SNAPSHOT_PREFIX, World, memory_store, never, now};
 use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::copy::doomed;
 use zfs_backup::run::catalog::{StoredBackup, read_catalog};
+use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::prune::{Beside, prune_dataset};
 use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
 use zfs_backup::run::upload::{UploadEnv, UploadRules, upload_dataset};
@@ -178,7 +179,9 @@ fn snapshots_env(world: &World, oldest_days: u32) -> SnapshotsEnv {
         trusted: world.keys.trusted.clone(),
         state_dir: world.settings.state_dir.clone(),
         oldest_days,
+        prefix: SNAPSHOT_PREFIX.into(),
         now: crate::builder::later(now(), 200 * 86_400),
+        clock: ClockCheck::vouched_at(crate::builder::later(now(), 200 * 86_400)),
     }
 }
 
@@ -289,7 +292,7 @@ impl World {
         let guid = self.zfs.dataset(&self.dataset).unwrap().unwrap().guid;
         let own = self.zfs.snapshots(&self.dataset).unwrap();
         own.into_iter()
-            .rfind(|snapshot| zfs_backup::run::snapshot::is_own(snapshot, guid))
+            .rfind(|snapshot| zfs_backup::run::snapshot::is_own(snapshot, guid, SNAPSHOT_PREFIX))
             .map(|snapshot| snapshot.name.short().to_owned())
             .unwrap()
     }

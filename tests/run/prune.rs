@@ -284,7 +284,14 @@ async fn a_clock_that_is_ahead_of_the_stores_deletes_nothing() {
     let within = RetentionRules { within: Some(Age::days(30)), ..Default::default() };
     yard.hosts[0].1 = hours(24 * 365);
     let before = yard.store.keys();
-    let error = yard.try_prune(0, &within).await.unwrap_err();
+    let outcome = yard.try_prune(0, &within).await.unwrap();
+    let doubts: Vec<String> = outcome.look.plan.doubts.iter().map(ToString::to_string).collect();
+    assert!(doubts.iter().any(|doubt| doubt.contains("is 1y ahead of the clock of memory:")), "{doubts:?}");
+    assert_eq!(yard.store.keys(), before, "a record was put");
+    // A store that does not tell its clock dates the record by it.
+    let silent = Arc::new(Hooked::new(&yard.store, |_, _| {}));
+    let env = yard.env(0, silent, never());
+    let error = prune_dataset(&env, &yard.task(&within, Beside::Nothing)).await.unwrap_err();
     assert!(error.to_string().contains("this host's clock is 1y ahead of the store's"), "{error}");
     assert_eq!(yard.store.keys(), before, "the record is withdrawn");
     // A clock that is behind is told by the snapshots.

@@ -177,6 +177,7 @@ fn plant_record(world: &World, number: u64, bytes: usize) -> ObjectKey {
         pruned: Vec::new(),
         tool_version: "0".into(),
         written_at: now(),
+        recorded_at: None,
     };
     let mut text = to_stored_bytes(&record).unwrap();
     text.resize(bytes.max(text.len()), b' ');

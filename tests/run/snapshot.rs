@@ -71,7 +71,7 @@ fn one_call_a_pool_takes_all_in_one_transaction_group() {
     let txg = |dataset: &str| zfs.snapshots(&name(dataset)).unwrap().pop().unwrap().createtxg;
     assert_eq!(txg("tank/a"), txg("tank/b"));
     for dataset in chosen {
-        assert!(is_own(&zfs.snapshots(&dataset.name).unwrap()[0], dataset.guid), "{}", dataset.name);
+        assert!(is_own(&zfs.snapshots(&dataset.name).unwrap()[0], dataset.guid, "zfs-backup_"), "{}", dataset.name);
     }
 }
 

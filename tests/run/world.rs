@@ -13,6 +13,7 @@ use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
 use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up};
 use zfs_backup::run::catalog::{Catalog, read_catalog, read_chunks};
+use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::restore::{
@@ -31,6 +32,8 @@ use zfs_backup::zfs::{DatasetType, SendFlags, SendRequest, Zfs};
 
 pub(crate) const SPLIT_BYTES: u64 = 64 * 1024;
 pub(crate) const PART_BYTES: usize = 16 * 1024;
+/// What names of own snapshots begin with.
+pub(crate) const SNAPSHOT_PREFIX: &str = "zfs-backup_";
 /// What [`BackupSettings`] of a world ask of the kernel.
 const FLAGS: SendFlags = SendFlags { raw: false, compressed: true, embedded: false, large_blocks: true };
 
@@ -109,6 +112,7 @@ impl World {
             compressed: true,
             embedded: false,
             source: SnapshotSource::Own,
+            snapshot_prefix: SNAPSHOT_PREFIX.into(),
             lifecycle: LIFECYCLE,
             state_dir: state.path().to_owned(),
             host: "test-host".into(),
@@ -120,7 +124,7 @@ impl World {
     }
 
     pub(crate) fn snapshot(&self) -> SnapshotName {
-        take_snapshots(&self.zfs, std::slice::from_ref(&self.dataset), "zfs-backup_", now()).unwrap().remove(0)
+        take_snapshots(&self.zfs, std::slice::from_ref(&self.dataset), SNAPSHOT_PREFIX, now()).unwrap().remove(0)
     }
 
     pub(crate) fn newest_snapshot(&self) -> SnapshotName {
@@ -154,6 +158,7 @@ impl World {
             state_dir: self.settings.state_dir.clone(),
             resume_days: 14,
             now,
+            clock: ClockCheck::vouched_at(now),
             stop: never(),
         }
     }

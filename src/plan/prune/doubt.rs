@@ -3,11 +3,9 @@
 use super::{Beside, DoomedLeftover, Keeping, Leftover, PruneInput, StartedFact};
 use crate::manifest::Origin;
 use crate::model::{BackupId, BackupKind, Guid};
+use crate::plan::clock::{AHEAD_SECONDS_MAX, ClockDoubt};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
-
-/// How far ahead a time may be before clocks are no longer believed.
-const AHEAD_SECONDS_MAX: i64 = 24 * 3600;
 
 /// Why nothing of a dataset is deleted. The text says what was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -102,6 +100,9 @@ pub enum Doubt {
         /// Damage or forgery.
         damage: bool,
     },
+    /// This host's clock may not decide what is old.
+    #[error(transparent)]
+    Clock(ClockDoubt),
 }
 
 impl Doubt {
@@ -113,12 +114,12 @@ impl Doubt {
             | Self::ReceiptUnreadable { damage, .. }
             | Self::UploadUnreadable { damage, .. } => *damage,
             Self::Gone { .. } | Self::NotUsable { .. } | Self::NoneUsable { .. } => true,
-            Self::OtherOrigin { .. } | Self::Ahead { .. } | Self::Order { .. } => false,
+            Self::OtherOrigin { .. } | Self::Ahead { .. } | Self::Order { .. } | Self::Clock(_) => false,
         }
     }
 
-    /// What a person can do.
-    pub fn hint(&self) -> String {
+    /// What a person can do. `command` is the command that prunes.
+    pub fn hint(&self, command: &str) -> String {
         match self {
             Self::OtherOrigin { .. } => {
                 "if this dataset replaces that one: zfs-backup adopt DATASET; if two hosts write here by mistake, give one another prefix".to_owned()
@@ -142,6 +143,7 @@ impl Doubt {
                 format!("a clock was wrong when one of them was taken; zfs-backup forget {later} ends the contradiction")
             }
             Self::UploadUnreadable { id, .. } => format!("if that upload is over: zfs-backup forget {id}"),
+            Self::Clock(doubt) => doubt.hint(command),
         }
     }
 }

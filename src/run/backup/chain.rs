@@ -2,8 +2,10 @@
 
 use super::attempt::Attempt;
 use super::planning::{Base, Beside, Sight};
+use crate::manifest::PruneRecord;
 use crate::model::{BackupId, Digest};
-use crate::run::catalog::{Catalog, StoredBackup, read_manifest, read_prune_records};
+use crate::run::cache::{Keeping, ObjectCache};
+use crate::run::catalog::{Catalog, StoredBackup, read_manifest, read_prune_records, read_prune_records_through};
 use crate::run::seen::Seen;
 use crate::run::small::{TRIES_MAX, TRY_PAUSE};
 use crate::run::{RunError, error_chain};
@@ -107,6 +109,25 @@ impl Attempt<'_> {
             Ok(_) => Err(self.gone(base, "its manifest is another one now")),
             Err(reason) => Err(self.gone(base, &reason)),
         }
+    }
+
+    /// The last look at the prune records before the manifest may be put: a person may have had this attempt deleted from
+    /// another host (`forget`), or a prune there that goes by a copy of this host's journal. The id is new, so any record
+    /// that names it is about this attempt.
+    pub(super) async fn check_not_doomed(&self) -> Result<(), RunError> {
+        let (state_dir, store) = (&self.env.settings.state_dir, &*self.env.store);
+        let cache = ObjectCache::open(state_dir, &store.known(), &self.stored, Keeping::New);
+        let records = read_prune_records_through(store, &self.stored, &self.env.keys.trusted, None, &cache).await?;
+        let names_it = |(_, record): &(_, PruneRecord)| record.pruned.iter().any(|entry| entry.id == self.id);
+        if records.iter().any(names_it) {
+            let what = format!(
+                "{} was pruned from {} while it was being uploaded; nothing is committed",
+                self.id,
+                store.url()
+            );
+            return Err(self.pointless(RunError::refused(what, "run it again: a new upload begins")));
+        }
+        Ok(())
     }
 
     /// The digest of a manifest that is believed, or why it is none. One failure of the store must not lose an upload.

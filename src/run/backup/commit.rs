@@ -57,6 +57,7 @@ impl Attempt<'_> {
         self.extend_locks(sight, &written).await?;
         let receipt = self.receipt(&sight.target.catalog, manifest_blake3, written.receipt.clone(), finished_at);
         let bytes = self.sign_commit(json(&receipt)?, manifest_bytes)?;
+        self.check_not_doomed().await?;
         // The bytes first, then the name that says that they may be there.
         course.log.append(&JournalRecord::Commit(Box::new(bytes.clone())))?;
         course.journal.committing()?;

@@ -201,10 +201,13 @@ impl Local {
     }
 
     /// The newest snapshot that may be sent.
-    fn candidate(&self, source: &SnapshotSource) -> Result<Option<&Snapshot>, RunError> {
+    fn candidate(&self, settings: &BackupSettings) -> Result<Option<&Snapshot>, RunError> {
         let mut newest_first = self.snapshots.iter().rev();
-        match source {
-            SnapshotSource::Own => Ok(newest_first.find(|snapshot| is_own(snapshot, self.dataset.guid))),
+        match &settings.source {
+            SnapshotSource::Own => {
+                let prefix = &settings.snapshot_prefix;
+                Ok(newest_first.find(|snapshot| is_own(snapshot, self.dataset.guid, prefix)))
+            }
             SnapshotSource::Matching(pattern) => {
                 let wrong = |error: globset::Error| RunError::refused(error.to_string(), "check main.use_snapshots");
                 let glob = Glob::new(pattern).map_err(wrong)?.compile_matcher();
@@ -233,7 +236,7 @@ pub(super) fn decide(
             "load the key, or set send.raw = \"auto\"",
         ));
     }
-    let candidate = local.candidate(&settings.source)?;
+    let candidate = local.candidate(settings)?;
     refuse_redacted(&local.dataset, candidate)?;
     let estimate = |snapshot: &Snapshot, base: Option<SendBase>| {
         let request = SendRequest { snapshot: snapshot.name.clone(), base, flags, resume: None };

@@ -29,7 +29,7 @@ pub async fn read_pruned(
 }
 
 /// The signed prune records of one dataset with their keys, in order, those written before `since` left out. One that is
-/// not believed is warned of and left out too.
+/// not believed is warned of and left out too. Each says when it was put by the store's clock, where the store tells.
 ///
 /// # Errors
 /// [`RunError::Store`] when a listing or a fetch fails.
@@ -66,9 +66,10 @@ pub async fn read_prune_records_through(
         .map(|key| {
             let signature = format!("{key}{SIGNATURE_SUFFIX}");
             let pair = by_key.get(key.as_str()).copied().zip(by_key.get(signature.as_str()).copied());
+            let modified_at = by_key.get(key.as_str()).and_then(|object| object.modified_at);
             async move {
                 let record = read_record(store, dataset, trusted, cache, &key, pair).await;
-                (key, record)
+                (key, record.map(|record| PruneRecord { recorded_at: record.recorded_at.or(modified_at), ..record }))
             }
         })
         .collect();

@@ -1,6 +1,6 @@
 //! Deleting one backup or leftover, in the order that a crash cannot turn into a backup with holes.
 
-use super::{PruneEnv, PruneLook};
+use super::{PruneEnv, PruneLook, PruneTask};
 use crate::model::{BackupId, DatasetName};
 use crate::run::RunError;
 use crate::store::key::{BackupObject, PROBE_PREFIX, ParsedKey, backup_prefix, dataset_prefix};
@@ -64,12 +64,9 @@ fn rank(object: &BackupObject) -> u8 {
 
 /// Removes uploads that were begun under ids that are proved dead and never ended, and those of a probe of the store that
 /// was killed. The store keeps their parts, and costs, for ever otherwise. One whose age is not known, or is less than
-/// `resume_days`, stays.
-pub(super) async fn remove_dead_uploads(
-    env: &PruneEnv,
-    dataset: &DatasetName,
-    look: &PruneLook,
-) -> Result<(), RunError> {
+/// `resume_days`, stays, and so do all of them while this host's clock is doubtful.
+pub(super) async fn remove_dead_uploads(env: &PruneEnv, task: &PruneTask, look: &PruneLook) -> Result<(), RunError> {
+    let dataset = &task.stored;
     let of_dead = |upload: &UnfinishedUpload| {
         ObjectKey::parse(&upload.key).is_some_and(|key| key.dataset == *dataset && is_dead(look, &key.id))
     };
@@ -79,13 +76,22 @@ pub(super) async fn remove_dead_uploads(
     uploads.extend(unfinished(env, PROBE_PREFIX).await?);
     // What the store's clock said last, or ours, whichever is earlier: neither may be wrong to the upload's harm.
     let Some(now) = look.catalog.newest_object_at.map(|store| store.min(env.now)) else { return Ok(()) };
-    for upload in uploads {
-        let given_up = upload.started_at.is_some_and(|started| {
+    let is_given_up = |upload: &UnfinishedUpload| {
+        upload.started_at.is_some_and(|started| {
             now.as_second().saturating_sub(started.as_second()) >= i64::from(env.resume_days) * 86_400
-        });
-        if given_up {
-            env.store.abort_unfinished(&upload).await?;
-        }
+        })
+    };
+    uploads.retain(is_given_up);
+    if uploads.is_empty() {
+        return Ok(());
+    }
+    let times = look.facts.iter().map(|backup| backup.snapshot.created_at);
+    if let Err(doubt) = env.clock.judge(&env.store_clocks(&task.beside).await?, times) {
+        tracing::warn!("{} unfinished uploads of {dataset} stay: {doubt}", uploads.len());
+        return Ok(());
+    }
+    for upload in uploads {
+        env.store.abort_unfinished(&upload).await?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::look::read_leftovers;
 use super::record::put_record;
 use crate::manifest::PrunedEntry;
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::plan::prune::StartedFact;
+use crate::plan::prune::{StartedFact, follower};
 use crate::plan::retention::in_order;
 use crate::run::RunError;
 use crate::run::catalog::read_catalog;
@@ -40,24 +40,23 @@ pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Re
         let what = format!("{other} follows from {id}; nothing was deleted");
         RunError::refused(what, format!("zfs-backup forget {other} first"))
     };
-    let mut followers = catalog.backups.iter().filter(|backup| {
-        let base = backup.manifest.base.as_ref();
-        base.is_some_and(|base| base.backup_id == *id)
-    });
-    if let Some(other) = followers.next() {
-        return Err(depends(&other.manifest.id));
+    let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
+    let seen = Seen::look(store, catalog).await?;
+    // As a prune resolves them: where a twin stands in for the base that a manifest names, the twin is the base.
+    let facts = seen.facts(None);
+    if let Some(other) = follower(&facts, &leftovers, id) {
+        return Err(depends(other));
     }
-    for leftover in read_leftovers(store, &catalog, &env.trusted).await?.iter().filter(|leftover| leftover.id != *id) {
+    for leftover in leftovers.iter().filter(|leftover| leftover.id != *id) {
         match &leftover.started {
-            StartedFact::Signed { base: Some(base), .. } if base == id => return Err(depends(&leftover.id)),
-            StartedFact::Unreadable(unreadable) if catalog.backup(id).is_some() => {
+            StartedFact::Unreadable(unreadable) if seen.catalog.backup(id).is_some() => {
                 let what = format!("what {} builds on is not known: {}", leftover.id, unreadable.reason);
                 return Err(RunError::refused(what, format!("zfs-backup forget {} first", leftover.id)));
             }
             _ => {}
         }
     }
-    if let Some(attempt) = catalog.attempts.iter().find(|attempt| attempt.id == *id) {
+    if let Some(attempt) = seen.catalog.attempts.iter().find(|attempt| attempt.id == *id) {
         let mut warnings = Vec::new();
         if attempt.disbelieved.is_some() {
             warnings.push("its manifest is there and is not believed: an older version of it may be good".to_owned());
@@ -67,14 +66,12 @@ pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Re
         let (objects, bytes) = (attempt.objects, attempt.bytes);
         return Ok(Forgotten { id: id.clone(), objects, bytes, manifest_blake3: None, warnings });
     }
-    let seen = Seen::look(store, catalog).await?;
     let Some(backup) = seen.catalog.backup(id) else {
         return Err(RunError::refused(
             format!("{} has nothing of {id} under {dataset}", store.url()),
             "zfs-backup show --include-remote lists what there is",
         ));
     };
-    let facts = seen.facts(None);
     let newest_usable = in_order(&facts).into_iter().rev().find(|other| other.is_usable());
     let mut warnings = Vec::new();
     if newest_usable.is_some_and(|newest| newest.id == *id) {

@@ -4,6 +4,7 @@ use super::{PruneEnv, PruneTask};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
+use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::prune::{
     self as plan, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, Unreadable, plan_prune,
 };
@@ -51,6 +52,8 @@ pub struct PruneLook {
     pub facts: Vec<BackupFacts>,
     /// What shall become of them.
     pub plan: PrunePlan,
+    /// Whether this host's clock may be trusted. The clocks of the stores are asked only where something is to go.
+    pub clock: Result<ClockTrust, ClockDoubt>,
     pub(super) records: Vec<(ObjectKey, PruneRecord)>,
     pub(super) pruned: BTreeMap<BackupId, Pruned>,
     pub(super) never_committing: BTreeSet<BackupId>,
@@ -124,6 +127,7 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
         rules: &task.rules,
         now: env.now,
         store_clock: catalog.newest_object_at,
+        clock: None,
         origins: &task.origins,
         pruned: &pruned,
         waiting,
@@ -134,23 +138,40 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
         live: live.as_ref(),
     };
     let mut plan = plan_prune(&input);
+    let clock = judge_clock(env, task, &facts, &leftovers, plan.is_empty()).await?;
     // Receipts are large: only of what would go are the locks looked up, and locks only make that less.
     let locks = read_locks(env, &catalog, &plan).await?;
-    if !locks.is_empty() {
-        plan = plan_prune(&PruneInput { locks: &locks, ..input });
+    if !locks.is_empty() || clock.is_err() {
+        plan = plan_prune(&PruneInput { locks: &locks, clock: clock.as_ref().err(), ..input });
     }
-    Ok(PruneLook { plan, records, pruned, never_committing, facts, catalog })
+    Ok(PruneLook { plan, records, pruned, never_committing, facts, catalog, clock })
+}
+
+/// Judges this host's clock. Where something is to go the stores are asked for the time: the one that is pruned and the
+/// one beside it.
+async fn judge_clock(
+    env: &PruneEnv,
+    task: &PruneTask,
+    facts: &[BackupFacts],
+    leftovers: &[Leftover],
+    is_empty: bool,
+) -> Result<Result<ClockTrust, ClockDoubt>, RunError> {
+    let clocks = if is_empty { Vec::new() } else { env.store_clocks(&task.beside).await? };
+    let backups = facts.iter().map(|backup| backup.snapshot.created_at);
+    let objects = leftovers.iter().filter_map(|leftover| leftover.newest);
+    Ok(env.clock.judge(&clocks, backups.chain(objects)))
 }
 
 fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<BackupId, Pruned> {
     let mut pruned: BTreeMap<BackupId, Pruned> = BTreeMap::new();
     for (_, record) in records {
         for entry in &record.pruned {
-            let (written_at, manifest_blake3) = (record.written_at, entry.manifest_blake3);
-            let known = pruned.entry(entry.id.clone()).or_insert(Pruned { written_at, manifest_blake3 });
+            let recorded_at = record.recorded_at.unwrap_or(record.written_at);
+            let manifest_blake3 = entry.manifest_blake3;
+            let known = pruned.entry(entry.id.clone()).or_insert(Pruned { recorded_at, manifest_blake3 });
             // A record of what an interrupted prune left knows no manifest any more.
             known.manifest_blake3 = known.manifest_blake3.or(manifest_blake3);
-            known.written_at = known.written_at.max(written_at);
+            known.recorded_at = known.recorded_at.max(recorded_at);
         }
     }
     pruned

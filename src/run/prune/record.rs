@@ -28,14 +28,14 @@ pub(super) async fn put_record(
     dataset: &DatasetName,
     pruned: Vec<PrunedEntry>,
 ) -> Result<WrittenRecord, RunError> {
-    put_record_of(env, dataset, pruned, env.now).await
+    put_record_of(env, dataset, pruned, (env.now, None)).await
 }
 
 async fn put_record_of(
     env: &PruneEnv,
     dataset: &DatasetName,
     pruned: Vec<PrunedEntry>,
-    written_at: Timestamp,
+    (written_at, recorded_at): (Timestamp, Option<Timestamp>),
 ) -> Result<WrittenRecord, RunError> {
     let nonce =
         getrandom::u64().map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
@@ -48,6 +48,7 @@ async fn put_record_of(
         pruned,
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         written_at,
+        recorded_at,
     };
     let bytes = to_stored_bytes(&record).map_err(|error| RunError::File {
         operation: "write",
@@ -66,7 +67,8 @@ async fn put_record_of(
 }
 
 /// Takes backups that stay out of all records: a prune that was interrupted, or a plan that changed, left them there,
-/// and a record is a proof. What else such a record names is written anew first, with the time it had.
+/// and a record is a proof. What else such a record names is written anew first, with the times that it had: objects
+/// that were put after the first record must not pass for older than the new one.
 pub(super) async fn void_records(
     env: &PruneEnv,
     dataset: &DatasetName,
@@ -79,7 +81,7 @@ pub(super) async fn void_records(
             continue;
         }
         if !rest.is_empty() {
-            put_record_of(env, dataset, rest, record.written_at).await?;
+            put_record_of(env, dataset, rest, (record.written_at, record.recorded_at)).await?;
         }
         delete_record(env, key).await?;
     }

@@ -9,7 +9,9 @@ use crate::manifest::{
     PRIVATE_BYTES_MAX, Receipt, ReceiptEntry, parse_receipt, to_stored_bytes,
 };
 use crate::model::{BackupId, Digest};
-use crate::run::catalog::{StoredBackup, find_gaps, get_pinned, get_signed, read_chunks, read_manifest, read_pruned};
+use crate::run::catalog::{
+    StoredBackup, find_gaps, get_pinned, get_signed, read_chunks, read_manifest, read_prune_records,
+};
 use crate::run::journal::AttemptJournal;
 use crate::run::locks::extend_chain;
 use crate::run::small::{put_again, read_back};
@@ -30,8 +32,8 @@ pub(super) struct Copy<'a> {
     pub(super) parent: Option<&'a BackupId>,
     /// The dataset's backups that are in the remote by now.
     pub(super) live: &'a [LiveEntry],
-    /// What prune records named before this run put anything.
-    pub(super) pruned: &'a BTreeSet<BackupId>,
+    /// The prune records that were there before this run put anything.
+    pub(super) records: &'a BTreeSet<ObjectKey>,
     /// Hears how far this and the backups before it are.
     pub(super) progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
@@ -222,11 +224,33 @@ impl Copy<'_> {
     /// the records: one of both sees the other. Descendants go before ancestors, so the parent tells for its chain.
     async fn check_parent_is_not_doomed(&self) -> Result<(), RunError> {
         let Some(parent) = self.parent else { return Ok(()) };
-        let now = read_pruned(&*self.env.to, &self.manifest().dataset, &self.env.keys.trusted).await?;
-        if now.contains(parent) && !self.pruned.contains(parent) {
+        if self.named_by_new_records().await?.contains(parent) {
             return Err(self.parent_gone(parent));
         }
         self.check_parent().await
+    }
+
+    /// What prunes wrote down since this run began: they delete it now, or have deleted it.
+    async fn named_by_new_records(&self) -> Result<BTreeSet<BackupId>, RunError> {
+        let now = read_prune_records(&*self.env.to, &self.manifest().dataset, &self.env.keys.trusted, None).await?;
+        let new = now.into_iter().filter(|(key, _)| !self.records.contains(key));
+        Ok(new.flat_map(|(_, record)| record.pruned).map(|entry| entry.id).collect())
+    }
+
+    /// The last look at the records before the manifest may be put. A prune of another host takes what an earlier run
+    /// left of this copy for dead; its record is there before it deletes the first object, so that no copy is committed
+    /// with holes.
+    async fn check_not_doomed(&self) -> Result<(), RunError> {
+        let (id, to) = (&self.manifest().id, self.env.to.url());
+        let named = self.named_by_new_records().await?;
+        if named.contains(id) {
+            let what = format!("{id} was pruned from {to} while it was being copied; nothing is committed");
+            return Err(RunError::refused(what, "run it again: what can be copied then is decided anew"));
+        }
+        match self.parent.filter(|parent| named.contains(*parent)) {
+            Some(parent) => Err(self.parent_gone(parent)),
+            None => Ok(()),
+        }
     }
 
     async fn check_parent(&self) -> Result<(), RunError> {
@@ -256,6 +280,7 @@ impl Copy<'_> {
         self.extend_locks(&confirmed.receipt).await?;
         let (receipt, receipt_signature) = self.receipt(journal, &confirmed.receipt).await?;
         self.check_stop()?;
+        self.check_not_doomed().await?;
         journal.committing()?;
         let key = self.key(&BackupObject::Receipt);
         self.put(&key.signature(), receipt_signature.into()).await?;

@@ -10,10 +10,11 @@ use super::settings::B2Settings;
 use super::{Shared, settings};
 use crate::store::answer::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::store::pace::PacedBody;
-use crate::store::work::random_u64;
+use crate::store::work::{http_date, random_u64};
 use crate::store::{B2Credentials, StoreErrorKind};
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, RETRY_AFTER};
+use jiff::Timestamp;
+use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, DATE, HeaderMap, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Body, Client, ClientBuilder, RequestBuilder, Response};
 use serde::de::DeserializeOwned;
@@ -234,6 +235,21 @@ impl Shared {
         let hint =
             "somebody may have changed the answer: check `endpoint` under [b2], and any proxy between this host and B2";
         Err(Cause::ours(StoreErrorKind::Corrupt, text).with_hint(hint))
+    }
+
+    /// What B2's clock says: the date of an answer, whatever else it says. No credentials are sent.
+    pub(super) async fn clock(&self) -> Result<Option<Timestamp>, Cause> {
+        let url = format!("{}/b2api/{}/{AUTHORIZE}", self.settings.endpoint(), API_VERSIONS[0]);
+        let mut pauses = Pauses::new(&self.settings);
+        let mut tries_left = TRIES_MAX;
+        loop {
+            tries_left -= 1;
+            match self.http.get(&url).timeout(self.settings.attempt_limit(0)).send().await.map_err(Cause::from) {
+                Ok(answer) => return Ok(answer.headers().get(DATE).and_then(|date| http_date(date.to_str().ok()?))),
+                Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
+                Err(cause) => return Err(cause),
+            }
+        }
     }
 
     /// A key may be for names that begin in some way; ours must begin so.

@@ -48,6 +48,8 @@ pub(super) struct State {
     pub(super) events: Vec<StoreEvent>,
     pub(super) faults: Vec<Fault>,
     pub(super) clock: Option<Timestamp>,
+    /// The clock is that of the host, as in a folder.
+    pub(super) has_host_clock: bool,
     pub(super) lock: Option<ObjectLock>,
     pub(super) cannot_extend_locks: bool,
     ids_given: u64,

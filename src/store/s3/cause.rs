@@ -1,7 +1,7 @@
 //! [`Cause`]: why an S3 request failed, in one form for all requests, and what kind of failure that is.
 
 use crate::store::StoreErrorKind;
-use crate::store::work::{chain_text, transport_hint};
+use crate::store::work::{chain_text, http_date, transport_hint};
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::RequestId;
@@ -94,6 +94,11 @@ impl fmt::Display for Cause {
 impl Error for Cause {}
 
 impl Cause {
+    /// The store's clock, where the answer says it.
+    pub(super) fn date(&self) -> Option<Timestamp> {
+        http_date(self.date.as_deref()?)
+    }
+
     pub(super) fn has_code(&self, code: &str) -> bool {
         self.code.as_deref() == Some(code)
     }

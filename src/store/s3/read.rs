@@ -4,13 +4,15 @@ use super::cause::{Cause, Stage};
 use super::sum::is_md5_etag;
 use super::{S3Checksum, Shared};
 use crate::store::answer::Expected;
-use crate::store::work::chain_text;
+use crate::store::key::PROBE_PREFIX;
+use crate::store::work::{chain_text, random_u64};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, StoreError, StoreErrorKind};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, DateTimeFormat};
 use aws_sdk_s3::types::{ChecksumMode, ChecksumType};
 use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,6 +38,25 @@ impl Shared {
         call.send().await.map_err(|error| self.failed("look into", "ListObjectsV2", "", error))?;
         self.saw_bucket();
         Ok(())
+    }
+
+    /// What the store's clock says: the date of the answer about an object that is not there. A server on this very host
+    /// has no clock but this host's.
+    pub(super) async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        if self.local {
+            return Ok(None);
+        }
+        let failed = |cause| self.failed("ask for the clock of", "HeadObject", "", cause);
+        let nonce = random_u64()
+            .map_err(|error| self.wrong(StoreErrorKind::Unavailable, "name a probe in", "", error.to_string()))?;
+        let key = format!("{}{PROBE_PREFIX}clock-{nonce:016x}", self.prefix);
+        let Err(error) = self.client.head_object().bucket(&self.settings.bucket).key(key).send().await else {
+            return Ok(None);
+        };
+        match Cause::from(error) {
+            cause if matches!(cause.stage, Stage::Refused | Stage::Reading) => Ok(cause.date()),
+            cause => Err(failed(cause)),
+        }
     }
 
     pub(super) async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {

@@ -1,0 +1,204 @@
+//! This host's clocks, the note of the last run that trusted them, and the clocks of the stores: what
+//! [`crate::plan::clock`] decides from.
+//!
+//! The note is one small file for the whole host, `state_dir/clock.json`. Only a confirmed clock is noted, so that a
+//! clock that is wrong for several nights never confirms itself.
+
+use super::RunError;
+use super::here::{Here, process_started};
+use super::replace::replace_file;
+use crate::plan::clock::{ClockDoubt, ClockFacts, ClockReading, ClockTrust, StoreClock, judge_clock};
+use crate::store::ObjectStore;
+use crate::zfs::is_clock_synchronised;
+use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// The form of the file. A file of a later one is refused.
+const FORMAT: u32 = 1;
+/// The kernel tells the start of a process in these parts of a second, on every architecture that has OpenZFS.
+const TICKS_PER_SECOND: u64 = 100;
+/// Stands for the length of this run when the kernel does not tell it: nothing of the last day counts as older.
+const RUN_SECONDS_UNKNOWN: i64 = 24 * 3600;
+
+/// This host's clock, and what this host knows about it.
+#[derive(Debug, Clone)]
+pub struct ClockCheck {
+    /// The clocks at the start of the command.
+    pub reading: ClockReading,
+    /// The last reading that was confirmed.
+    pub note: Option<ClockReading>,
+    /// A person says that the clock is right.
+    pub is_vouched: bool,
+    /// For how long this process has run. What is younger was dated by the clock in question, and confirms nothing.
+    pub run_seconds: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    clock: ClockReading,
+}
+
+impl ClockCheck {
+    /// Reads the clocks and the note. With a person's word the note is not needed, so one that is damaged is no error.
+    ///
+    /// # Errors
+    /// [`RunError::File`] naming a note that is there and cannot be read or understood.
+    pub fn read(state_dir: &Path, is_vouched: bool) -> Result<Self, RunError> {
+        let reading = read_clocks();
+        let note = if is_vouched { None } else { read_note(state_dir)? };
+        let started =
+            process_started(std::process::id()).and_then(|ticks| i64::try_from(ticks / TICKS_PER_SECOND).ok());
+        let run_seconds =
+            started.map_or(RUN_SECONDS_UNKNOWN, |started| reading.since_boot_seconds.saturating_sub(started).max(0));
+        Ok(Self { reading, note, is_vouched, run_seconds })
+    }
+
+    /// A clock that a person vouches for, at this time.
+    pub fn vouched_at(now: Timestamp) -> Self {
+        let reading = ClockReading { wall: now, ..read_clocks() };
+        Self { reading, note: None, is_vouched: true, run_seconds: 0 }
+    }
+
+    /// Decides whether the clock may be used to delete by age. `times` are those of snapshots and objects.
+    ///
+    /// # Errors
+    /// [`ClockDoubt`].
+    pub fn judge(
+        &self,
+        stores: &[StoreClock],
+        times: impl IntoIterator<Item = Timestamp>,
+    ) -> Result<ClockTrust, ClockDoubt> {
+        let begun = self.reading.wall.as_second().saturating_sub(self.run_seconds);
+        // A second of slack: times of snapshots and objects are whole seconds.
+        let is_before = |time: &Timestamp| time.as_second() < begun.saturating_sub(1);
+        judge_clock(&ClockFacts {
+            reading: &self.reading,
+            note: self.note.as_ref(),
+            stores,
+            newest_before: times.into_iter().filter(is_before).max(),
+            is_vouched: self.is_vouched,
+        })
+    }
+
+    /// Keeps the reading for later runs, where it was confirmed.
+    ///
+    /// # Errors
+    /// [`RunError::File`].
+    pub fn keep_note(&self, state_dir: &Path, judged: &Result<ClockTrust, ClockDoubt>) -> Result<(), RunError> {
+        if *judged != Ok(ClockTrust::Confirmed) {
+            return Ok(());
+        }
+        let path = note_path(state_dir);
+        let write = || -> std::io::Result<()> {
+            DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
+            let stored = Stored { format: FORMAT, clock: self.reading.clone() };
+            replace_file(&path, &serde_json::to_vec_pretty(&stored)?)
+        };
+        write().map_err(|source| failed("write", &path, source))
+    }
+}
+
+/// Asks the stores that have a clock of their own for its time.
+///
+/// # Errors
+/// [`RunError::Store`] when one could not be asked.
+pub(super) async fn store_clocks<'a>(
+    stores: impl IntoIterator<Item = &'a dyn ObjectStore>,
+) -> Result<Vec<StoreClock>, RunError> {
+    let mut clocks = Vec::new();
+    for store in stores {
+        let at = store.clock().await?;
+        clocks.extend(at.map(|at| StoreClock { store: store.url().to_owned(), at }));
+    }
+    Ok(clocks)
+}
+
+fn read_clocks() -> ClockReading {
+    ClockReading {
+        wall: Timestamp::now(),
+        since_boot_seconds: clock_gettime(ClockId::Boottime).tv_sec,
+        boot_id: Here::current().boot_id,
+        is_synchronised: is_clock_synchronised(),
+    }
+}
+
+fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, RunError> {
+    let path = note_path(state_dir);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(failed("read", &path, source)),
+    };
+    let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
+    let stored: Stored = serde_json::from_slice(&bytes)
+        .map_err(|error| wrong(format!("{error}; --clock-is-right writes it anew if this host's clock is right")))?;
+    if stored.format != FORMAT {
+        return Err(wrong(format!("it has format {}, and this version knows {FORMAT}", stored.format)));
+    }
+    Ok(Some(stored.clock))
+}
+
+fn note_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("clock.json")
+}
+
+fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
+    RunError::File { operation, path: path.display().to_string(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::error_chain;
+
+    #[test]
+    fn only_a_confirmed_clock_is_noted_and_the_note_comes_back() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = state.path().join("new");
+        let check = ClockCheck::read(&folder, false).unwrap();
+        assert_eq!(check.note, None);
+        assert!(check.reading.since_boot_seconds > 0 && !check.reading.boot_id.is_empty(), "{:?}", check.reading);
+        assert!(check.run_seconds < check.reading.since_boot_seconds, "{check:?}");
+        let (now, last) = (check.reading.wall, Timestamp::UNIX_EPOCH);
+        for judged in [Ok(ClockTrust::Behind), Err(ClockDoubt::Idle { now, last })] {
+            check.keep_note(&folder, &judged).unwrap();
+            assert_eq!(ClockCheck::read(&folder, false).unwrap().note, None);
+        }
+        check.keep_note(&folder, &Ok(ClockTrust::Confirmed)).unwrap();
+        let again = ClockCheck::read(&folder, false).unwrap();
+        assert_eq!(again.note, Some(check.reading));
+        assert_eq!(again.judge(&[], []), Ok(ClockTrust::Confirmed));
+    }
+
+    #[test]
+    fn a_note_that_cannot_be_understood_is_an_error_that_a_person_can_end() {
+        let state = tempfile::tempdir().unwrap();
+        for wrong in ["", "{", "{\"format\":2,\"clock\":null}"] {
+            std::fs::write(note_path(state.path()), wrong).unwrap();
+            let error = error_chain(&ClockCheck::read(state.path(), false).unwrap_err());
+            assert!(error.contains("clock.json"), "{error}");
+        }
+        let check = ClockCheck::read(state.path(), true).unwrap();
+        check.keep_note(state.path(), &check.judge(&[], [Timestamp::UNIX_EPOCH])).unwrap();
+        assert!(ClockCheck::read(state.path(), false).unwrap().note.is_some());
+    }
+
+    #[test]
+    fn what_this_run_made_does_not_confirm_its_clock() {
+        let now: Timestamp = "2040-02-10T00:00:00Z".parse().unwrap();
+        let before: Timestamp = "2026-02-09T00:00:00Z".parse().unwrap();
+        let reading = ClockReading { wall: now, since_boot_seconds: 90, boot_id: "b".into(), is_synchronised: false };
+        let check = ClockCheck { reading, note: None, is_vouched: false, run_seconds: 60 };
+        let ago = |seconds: i64| Timestamp::from_second(now.as_second() - seconds).unwrap();
+        for made in [ago(0), ago(30), ago(60)] {
+            assert_eq!(check.judge(&[], [before, made]), Err(ClockDoubt::Unconfirmed { now, newest: before }));
+        }
+        assert_eq!(check.judge(&[], [before, ago(3600)]), Ok(ClockTrust::Confirmed));
+    }
+}
