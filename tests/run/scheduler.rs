@@ -318,11 +318,7 @@ impl GatedStore {
 
     /// As a store without conditions: the name is looked at, then the object is put whatever is there by now, then the
     /// store is asked what it has.
-    async fn put_unconditionally(
-        &self,
-        key: &ObjectKey,
-        bytes: Bytes,
-    ) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_unconditionally(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
         let taken = || self.error(StoreErrorKind::AlreadyExists, Operation::PutNew, key.as_str(), "the key is taken");
         let found = self.call(Operation::Head, key.as_str(), self.inner.head(key)).await?;
         if let Some(found) = found {

@@ -131,10 +131,10 @@ pub(crate) struct Facts {
     /// The operations of this race.
     pub(crate) actors: Vec<Actor>,
     relation: Option<Relation>,
+    pub(crate) are_clocks_right: bool,
     /// Committed, and nothing that was named in a prune record of its store was deleted of it.
     pub(crate) alive: BTreeSet<Stored>,
     pub(crate) committed: BTreeSet<Stored>,
-    pub(crate) forgotten: BTreeSet<Stored>,
     /// Backups that a host deleted from a store although another one may still build on them: it cannot see that.
     deleted_by_host: BTreeMap<Stored, usize>,
     /// Which host made it; `None` for those that both made before they were two.
@@ -142,10 +142,10 @@ pub(crate) struct Facts {
     /// Unfinished attempts: whose, and when their newest object was put.
     living: BTreeMap<Stored, (usize, i64)>,
     records: BTreeMap<(Place, String), BTreeSet<BackupId>>,
-    /// What the records named that each operation of this race put.
-    pub(crate) named: BTreeMap<usize, BTreeSet<BackupId>>,
-    /// Of what each operation of this race deleted objects.
-    pub(crate) deleted: BTreeMap<usize, BTreeSet<BackupId>>,
+    /// What the records named that the command of each actor put.
+    named: BTreeMap<usize, BTreeSet<BackupId>>,
+    /// Of what the command of each actor deleted objects.
+    deleted: BTreeMap<usize, BTreeSet<BackupId>>,
     pub(crate) violations: BTreeSet<String>,
 }
 
@@ -154,6 +154,36 @@ pub(crate) struct Facts {
 pub(crate) struct Observer(Arc<Mutex<Facts>>);
 
 impl Observer {
+    /// An actor begins a command.
+    pub(crate) fn begin(&self, number: usize, actor: Actor) {
+        let mut facts = self.facts();
+        facts.actors[number] = actor;
+        facts.named.remove(&number);
+        facts.deleted.remove(&number);
+    }
+
+    /// The command of an actor ends, well or not: it deleted exactly what its plan printed (with what it says that it
+    /// deleted), and one that failed nothing beside it.
+    pub(crate) fn end(&self, number: usize, planned: Option<(BTreeSet<&BackupId>, BTreeSet<&BackupId>)>) {
+        let mut facts = self.facts();
+        let deleted = facts.deleted.remove(&number).unwrap_or_default();
+        let named = facts.named.remove(&number).unwrap_or_default();
+        if facts.actors[number].job != Job::Prune {
+            return;
+        }
+        let violation = match planned {
+            Some((planned, told)) => {
+                let is_exact = planned == told && deleted.iter().all(|id| planned.contains(id));
+                (!is_exact).then(|| format!("it planned {planned:?}, said {told:?} and deleted of {deleted:?}"))
+            }
+            None => {
+                let mut beside = deleted.difference(&named);
+                beside.next().map(|id| format!("it deleted of {id}, which its record does not name"))
+            }
+        };
+        facts.violations.extend(violation.map(|what| format!("prune of actor {number}: {what}")));
+    }
+
     pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,7 +243,6 @@ impl Watch for Observer {
             facts.deleted_by_host.insert(stored.clone(), host);
             if is_forgotten {
                 facts.living.remove(&stored);
-                facts.forgotten.insert(stored);
             }
         }
     }
@@ -237,6 +266,14 @@ impl Facts {
                 let is_fork = self.relation == Some(Relation::Cloned) && maker.is_some_and(|maker| maker != host);
                 if is_fork && self.committed.contains(stored) {
                     return Some(format!("host {host} pruned it, and it is of the other time line of its origin"));
+                }
+                let of_place = self.alive.iter().filter(|(place, _)| *place == stored.0);
+                // An id begins with the time of its snapshot.
+                if stored.0 == Place::Remote
+                    && self.are_clocks_right
+                    && of_place.max_by_key(|(_, id)| id) == Some(stored)
+                {
+                    return Some(format!("host {host} pruned it, and it is the newest backup in the remote"));
                 }
                 let ahead = seconds_ahead(host);
                 (ahead > hours(AHEAD_HOURS_MAX)).then(|| format!("host {host} pruned it, its clock {ahead} s ahead"))
@@ -314,6 +351,7 @@ impl TwoHosts {
             contents: BTreeMap::new(),
             nights: 0,
         };
+        site.observer.facts().are_clocks_right = true;
         plant_keyring(&site.remote, &site.writer);
         let zfs = FakeZfs::new();
         site.add_host(zfs);
@@ -364,6 +402,9 @@ impl TwoHosts {
     }
 
     pub(crate) fn set_hours_ahead(&self, host: usize, count: i64) {
+        let mut facts = self.observer.facts();
+        facts.are_clocks_right &= count == 0;
+        drop(facts);
         let (now, mut ahead) = CLOCKS.get();
         ahead[host] = hours(count);
         CLOCKS.set((now, ahead));
@@ -377,7 +418,8 @@ impl TwoHosts {
     }
 
     fn set_clocks(&self, actor: usize) {
-        let remote = if self.kind.host_clock { host_time(actor) } else { Timestamp::from_second(true_seconds()).unwrap() };
+        let remote =
+            if self.kind.host_clock { host_time(actor) } else { Timestamp::from_second(true_seconds()).unwrap() };
         self.remote.set_clock(Some(remote));
         for (number, host) in self.hosts.iter().enumerate() {
             host.intermediate.set_clock(Some(host_time(number)));
@@ -522,9 +564,17 @@ impl TwoHosts {
         }
     }
 
-    /// Ids of which a store has any object.
-    pub(crate) fn ids(&self, place: Place) -> Vec<BackupId> {
-        crate::builder::ids_in(self.inner(place)).into_iter().collect()
+    /// What a person may name there: backups, and attempts that nobody works on. Who names another host's upload while
+    /// it runs has been warned.
+    pub(crate) fn forgettable(&self, place: Place) -> Vec<BackupId> {
+        let facts = self.observer.facts();
+        let ids = crate::builder::ids_in(self.inner(place)).into_iter();
+        ids.filter(|id| facts.alive.contains(&(place, id.clone()))).collect()
+    }
+
+    pub(crate) fn snapshots(&self, host: usize) -> BTreeSet<Guid> {
+        let snapshots = self.hosts[host].zfs.snapshots(&self.dataset).unwrap();
+        snapshots.into_iter().map(|snapshot| snapshot.guid).collect()
     }
 
     /// What is wrong with the backups that must be whole: chain, chunk lists, and every byte of every chunk. What is in
@@ -534,7 +584,7 @@ impl TwoHosts {
         let mut failures = Vec::new();
         let places = std::iter::once(Place::Remote).chain((0..self.hosts.len()).map(Place::Intermediate));
         for place in places {
-            let here = alive.iter().filter(|(of, _)| *of == place);
+            let here = alive.iter().filter(|(of, id)| *of == place && !(place != Place::Remote && self.was_remote(id)));
             let stores = match place {
                 Place::Remote => vec![place],
                 Place::Intermediate(_) => vec![place, Place::Remote],
@@ -543,6 +593,13 @@ impl TwoHosts {
             failures.append(&mut found);
         }
         failures
+    }
+
+    /// Whether the remote has or had the backup, or another one of the same snapshot and kind: then the rules of each
+    /// store decide, and what the intermediate directory keeps may have no chain of its own.
+    fn was_remote(&self, id: &BackupId) -> bool {
+        let is_alike = |other: &BackupId| other.snapshot_guid() == id.snapshot_guid() && other.kind() == id.kind();
+        self.observer.facts().committed.iter().any(|(place, other)| *place == Place::Remote && is_alike(other))
     }
 
     async fn not_whole_in(&self, places: &[Place], ids: impl Iterator<Item = &BackupId>) -> Vec<String> {
@@ -566,7 +623,7 @@ impl TwoHosts {
             let chain = match plan_restore(&known, id) {
                 Ok(chain) => chain,
                 Err(gap) => {
-                    if !self.is_forgiven(places, id) {
+                    if !self.is_forgiven(places) {
                         failures.push(format!("{:?}: {gap}", places[0]));
                     }
                     continue;
@@ -591,7 +648,7 @@ impl TwoHosts {
 
     /// A host does not see the intermediate directory of the other one, so it may delete from the remote what a backup
     /// there builds on.
-    fn is_forgiven(&self, places: &[Place], _id: &BackupId) -> bool {
+    fn is_forgiven(&self, places: &[Place]) -> bool {
         let Place::Intermediate(host) = places[0] else { return false };
         let facts = self.observer.facts();
         facts.deleted_by_host.iter().any(|((place, _), by)| *place == Place::Remote && *by != host)
