@@ -85,6 +85,19 @@ impl FakeZfs {
         Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
+    /// Copies all pools, as a cloned virtual machine has them: the same guids, and new ones that differ from those of
+    /// the original. Ordered failures are not copied.
+    #[must_use]
+    pub fn copy_pools(&self) -> Self {
+        let copy = Self::new();
+        {
+            let (original, mut shared) = (self.lock(), copy.lock());
+            shared.state = original.state.copy();
+            shared.module_version.clone_from(&original.module_version);
+        }
+        copy
+    }
+
     /// Makes a dataset and those above it that are not there, the pool included. No effect on one that is there.
     pub fn create(&self, name: &DatasetName, dataset_type: DatasetType) {
         if let Some(parent) = name.parent() {

@@ -49,7 +49,7 @@ enum Op {
     Return,
 }
 
-fn any_rules() -> impl Strategy<Value = RetentionRules> {
+pub(crate) fn any_rules() -> impl Strategy<Value = RetentionRules> {
     let count = |max| proptest::option::weighted(0.4, 0u32..max);
     (count(3), count(3), proptest::option::weighted(0.2, 1u32..6), count(4), proptest::option::weighted(0.2, 1u32..4))
         .prop_map(|(last_chains, last_fulls, within, daily, age)| RetentionRules {

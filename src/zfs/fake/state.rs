@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// Those of ZFS's own properties that a dataset here has from those above it.
 const INHERITED: [&str; 3] = ["mountpoint", "readonly", "exec"];
 
+/// The guids of a copied pool continue so far from those of the original that the two never meet.
+const COPY_GUIDS_SKIPPED: u64 = 1 << 32;
+
 /// A source of an incremental: its guid, its txg, and whether it belongs to the origin of a clone.
 pub(super) struct Base {
     pub(super) guid: u64,
@@ -21,6 +24,7 @@ pub(super) struct Base {
     pub(super) is_of_origin: bool,
 }
 
+#[derive(Clone)]
 pub(super) struct FakeSnapshot {
     pub(super) short: String,
     pub(super) guid: u64,
@@ -70,6 +74,7 @@ impl Partial {
     }
 }
 
+#[derive(Clone)]
 pub(super) struct FakeDataset {
     pub(super) guid: u64,
     pub(super) dataset_type: DatasetType,
@@ -86,6 +91,7 @@ pub(super) struct FakeDataset {
     pub(super) partial: Option<Partial>,
 }
 
+#[derive(Clone)]
 pub(super) struct State {
     pub(super) datasets: BTreeMap<String, FakeDataset>,
     pub(super) now: Timestamp,
@@ -119,6 +125,17 @@ impl FakeDataset {
 impl State {
     pub(super) fn new(now: Timestamp) -> Self {
         Self { datasets: BTreeMap::new(), now, points_at_objects: false, txg: 3, guids: 0 }
+    }
+
+    /// A copy that shares nothing with the original and gives other guids from now on. Sends that are under way keep
+    /// the snapshots of the original only.
+    pub(super) fn copy(&self) -> Self {
+        let mut copy = self.clone();
+        copy.guids += COPY_GUIDS_SKIPPED;
+        for snapshot in copy.datasets.values_mut().flat_map(|dataset| &mut dataset.snapshots) {
+            snapshot.content = Arc::new(Content::clone(&snapshot.content));
+        }
+        copy
     }
 
     pub(super) fn next_txg(&mut self) -> u64 {
