@@ -234,3 +234,6 @@ fn finish(context: &Context, selected: &Selected, look: &PruneLook, step: &str, 
         context.output.always(&format!("{more} more of the kind; --json has all"));
     }
 }
+
+#[cfg(test)]
+mod tests;

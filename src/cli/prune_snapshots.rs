@@ -28,7 +28,12 @@ pub(super) async fn prune_snapshots(context: &Context, prune: &PruneByAge) -> Re
     prune_snapshots_of(context, open_zfs()?, prune).await
 }
 
-async fn prune_snapshots_of(context: &Context, zfs: Arc<dyn Zfs>, prune: &PruneByAge) -> Result<(), Failure> {
+/// As [`prune_snapshots`], with this ZFS.
+pub(super) async fn prune_snapshots_of(
+    context: &Context,
+    zfs: Arc<dyn Zfs>,
+    prune: &PruneByAge,
+) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let output = &context.output;
     let Some(oldest_days) = config.snapshots.oldest_days else { return Ok(()) };

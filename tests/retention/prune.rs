@@ -3,8 +3,9 @@
 use crate::facts::{Shelf, at, deleted, doubts, kept, label, labels, origin, reasons};
 use std::collections::BTreeSet;
 use zfs_backup::config::RetentionRules;
-use zfs_backup::model::BackupId;
-use zfs_backup::plan::prune::{Beside, Live, Lock, Proof, PrunePlan, StartedFact, Unreadable};
+use zfs_backup::model::{BackupId, BackupKind, Guid};
+use zfs_backup::plan::clock::ClockDoubt;
+use zfs_backup::plan::prune::{Beside, Live, Lock, Proof, PrunePlan, StartedFact, Unreadable, follower};
 
 fn last_chains(count: u32) -> RetentionRules {
     RetentionRules { last_chains: Some(count), ..Default::default() }
@@ -189,6 +190,55 @@ fn an_unfinished_upload_of_anyone_pins_the_chain_of_its_base() {
     let plan = shelf.plan();
     assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20");
     assert_eq!(plan.delete_leftovers[0].id, id);
+}
+
+#[test]
+fn an_unfinished_upload_pins_what_may_stand_in_for_its_base() {
+    let (mut shelf, chains) = three_chains();
+    // Its base lies in another store; here are backups of the same snapshot.
+    let elsewhere = |txg: u64, kind| BackupId::new(at("2026-01-01"), kind, Guid(txg), 0x99);
+    let id = shelf.attempt(40, "2026-03-20", Some(&elsewhere(12, BackupKind::Incr)));
+    assert_eq!(deleted(&shelf.plan()), "i22 i21 F20");
+    assert_eq!(follower(&shelf.facts, &shelf.leftovers, &chains[0][2]), Some(&id));
+    // An attempt in the intermediate directory pins what it may build on here.
+    let mut waiting = shelf.clone();
+    waiting.waiting_attempts = std::mem::take(&mut waiting.leftovers);
+    assert_eq!(deleted(&waiting.plan()), "i22 i21 F20");
+    // Of another kind it is no twin.
+    let base = Some(elsewhere(12, BackupKind::Full));
+    shelf.leftover(&id).started = StartedFact::Signed { base, origin: origin(1) };
+    assert_eq!(deleted(&shelf.plan()), "i12 i11 F10 i22 i21 F20");
+    assert_eq!(follower(&shelf.facts, &shelf.leftovers, &chains[0][2]), None);
+}
+
+#[test]
+fn a_doubtful_clock_keeps_everything_that_would_go_and_is_said_only_then() {
+    let (mut shelf, _) = three_chains();
+    shelf.clock = Some(ClockDoubt::Jumped { now: at("2040-04-01"), expected: at("2026-04-01") });
+    assert_nothing_goes(&shelf.plan(), "ahead of what it was in an earlier run", false);
+    assert_eq!(kept(&shelf.plan()), "F10 i11 i12 F20 i21 i22 F30 i31 i32");
+    shelf.rules = last_chains(3);
+    assert_eq!(doubts(&shelf.plan()), [""; 0]);
+    // What an attempt left goes by its age too.
+    let id = shelf.attempt(40, "2026-01-01", None);
+    shelf.never_committing.insert(id);
+    assert_nothing_goes(&shelf.plan(), "ahead of what it was", false);
+}
+
+#[test]
+fn objects_of_before_a_record_go_and_those_of_after_it_stay_until_they_are_old() {
+    for (recorded, now, goes) in [
+        ("2026-03-20T12:00:00Z", "2026-03-21", true),
+        ("2026-03-20T11:59:59Z", "2026-03-21", false),
+        ("2026-03-20T11:59:59Z", "2026-04-03", true),
+    ] {
+        let (mut shelf, _) = three_chains();
+        shelf.now = at(now);
+        let id = shelf.attempt(40, "2026-03-20", None);
+        shelf.record(&id, recorded);
+        let plan = shelf.plan();
+        assert_eq!(plan.delete_leftovers.len(), usize::from(goes), "{recorded} {now}: {:?}", plan.left_alone);
+    }
 }
 
 #[test]

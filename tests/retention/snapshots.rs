@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{StartedFact, Unreadable};
-use zfs_backup::plan::snapshots::{SnapshotReason, SnapshotsInput, StoreView, bookmark_name, plan_snapshots};
+use zfs_backup::plan::snapshots::{
+    SnapshotReason, SnapshotVerdict, SnapshotsInput, StoreView, bookmark_name, find_snapshots_doubt, plan_snapshots,
+};
 use zfs_backup::zfs::{Bookmark, Snapshot};
 
 /// Own snapshots 1, 2, 3 of January, February, March; each backed up in one store and bookmarked; now is April.
@@ -64,7 +66,7 @@ impl Case {
         verdicts.into_iter().filter(|(_, reason)| *reason == SnapshotReason::Old).map(|(guid, _)| guid).collect()
     }
 
-    fn verdicts(&self) -> Vec<(u64, SnapshotReason)> {
+    fn plan(&self) -> Vec<SnapshotVerdict> {
         let input = SnapshotsInput {
             own: &self.own,
             marked: &self.marked,
@@ -78,7 +80,11 @@ impl Case {
             now: at("2026-04-01"),
             clock: self.clock.as_ref(),
         };
-        let verdicts = plan_snapshots(&input);
+        plan_snapshots(&input)
+    }
+
+    fn verdicts(&self) -> Vec<(u64, SnapshotReason)> {
+        let verdicts = self.plan();
         for verdict in &verdicts {
             assert_eq!(verdict.destroy, verdict.reason == SnapshotReason::Old, "{verdict:?}");
             assert!(!verdict.reason.to_string().is_empty());
@@ -220,6 +226,29 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
             &[2, 3],
         ),
         (
+            "an upload that cannot be read, and whose hold is in the pool: what it needs is held",
+            Box::new(move |case| {
+                case.stores[0].attempts.push((attempt(7, None).0, unreadable()));
+                case.stores[0].attempts.push((attempt(8, Some(1)).0, StartedFact::Absent));
+                case.pinned = [attempt(7, None).0, attempt(8, Some(1)).0].into();
+                case.own[1].holds = 1;
+            }),
+            &[1, 3],
+        ),
+        (
+            "the snapshot of an upload that is pinned stays, also without the hold",
+            Box::new(move |case| {
+                case.stores[0].attempts.push((attempt(2, None).0, StartedFact::Absent));
+                case.pinned.insert(attempt(2, None).0);
+            }),
+            &[1, 3],
+        ),
+        (
+            "a clock that is ahead",
+            Box::new(|case| case.clock = Some(ClockDoubt::Idle { now: at("2026-04-01"), last: at("2026-03-01") })),
+            &[],
+        ),
+        (
             "a clock that is behind makes all of them young",
             Box::new(|case| {
                 case.own.iter_mut().for_each(|own| own.created_at = at("2027-01-01"));
@@ -232,4 +261,40 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
         edit(&mut case);
         assert_eq!(case.destroyed(), expected, "{what}: {:?}", case.verdicts());
     }
+}
+
+#[test]
+fn a_doubt_about_the_snapshots_of_a_dataset_is_told_once_with_what_to_do() {
+    let doubt = |case: &Case| find_snapshots_doubt(&case.plan(), "prune-snapshots");
+    let mut case = Case::new();
+    assert_eq!(doubt(&case), None);
+    case.clock = Some(ClockDoubt::Idle { now: at("2026-04-01"), last: at("2026-03-01") });
+    let told = doubt(&case).unwrap();
+    assert!(told.what.contains("1m 1d after the last run"), "{told:?}");
+    assert!(told.hint.contains("zfs-backup prune-snapshots -y --clock-is-right"), "{told:?}");
+    // Young ones are kept by no doubt.
+    case.oldest_days = 120;
+    assert_eq!(doubt(&case), None);
+    let id = BackupId::new(at("2026-03-01"), BackupKind::Incr, Guid(7), 9);
+    case.stores[0].attempts.push((id.clone(), StartedFact::Absent));
+    assert_eq!(doubt(&case), None);
+    case.oldest_days = 10;
+    let told = doubt(&case).unwrap();
+    assert!(told.what.contains(id.as_str()) && told.hint.contains(&format!("zfs-backup forget {id}")), "{told:?}");
+}
+
+#[test]
+fn a_snapshot_with_our_mark_and_another_name_is_named_and_never_destroyed() {
+    let mut case = Case::new();
+    case.marked = vec![snapshot(4)];
+    for days in [0, 10] {
+        case.oldest_days = days;
+        let plan = case.plan();
+        assert_eq!(plan.len(), 4);
+        assert_eq!((plan[3].name.short(), plan[3].destroy), ("s4", false));
+        assert_eq!(plan[3].reason, SnapshotReason::NotOurName { prefix: "zfs-backup_".to_owned() });
+    }
+    // The newest own one is the newest of those that are ours.
+    case.stores[0].facts.pop();
+    assert_eq!(case.destroyed(), [1, 2]);
 }

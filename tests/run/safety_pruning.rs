@@ -6,7 +6,7 @@ use crate::chains::{night, nightly};
 use crate::prune::Hooked;
 use crate::upload::{Pair, reasons};
 use crate::world::{SNAPSHOT_PREFIX, World, key_of, never, now};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use std::sync::Arc;
 use zfs_backup::config::{Age, RetentionRules};
 use zfs_backup::manifest::{Manifest, PruneRecord, PrunedEntry, to_stored_bytes};
@@ -82,8 +82,10 @@ fn task(world: &World, from: &Manifest, rules: &RetentionRules) -> PruneTask {
 async fn child_of_a_twin() -> (Pair, Manifest, Manifest) {
     let world = World::new();
     let full = world.back_up().await.manifest;
+    night(&world, 1);
+    let child = nightly(&world).await.manifest;
+    assert_eq!(child.base.as_ref().map(|base| &base.backup_id), Some(&full.id));
     let twin = plant_twin(&world, &full, 0x77);
-    let child = plant(&world, &full, 1, Some(&full));
     let pair = Pair::new(world);
     for key in pair.world.store.keys().iter().filter(|key| key.starts_with(&key_of(&twin, ""))) {
         pair.remote.plant(key, pair.world.store.object(key).unwrap());
@@ -171,11 +173,11 @@ async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
         prune_dataset(&env, &task(&world, &first, &rules)).await.unwrap()
     };
     let state_dir = &world.settings.state_dir;
-    let begun = alone_at(time("2026-01-06T00:00:00Z"));
-    let done = prune("2026-01-06T00:00:00Z", begun).await;
+    let begun = alone_at(time("2026-01-04T12:00:00Z"));
+    let done = prune("2026-01-04T12:00:00Z", begun).await;
     assert_eq!((done.deleted.len(), done.look.clock.clone()), (0, Ok(ClockTrust::Confirmed)));
     let note = ClockCheck::read(state_dir, false).unwrap().note.unwrap();
-    assert_eq!(note.wall, time("2026-01-06T00:00:00Z"));
+    assert_eq!(note.wall, time("2026-01-04T12:00:00Z"));
 
     // A day after the note by the time since boot, and 14 years after it by the time of day.
     let jumped = ClockCheck {

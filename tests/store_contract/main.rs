@@ -11,6 +11,7 @@ mod b2_limits;
 mod b2_lock;
 #[path = "../support/b2_sim.rs"]
 mod b2_sim;
+mod clocks;
 #[path = "../support/contract.rs"]
 mod contract;
 mod dir;

@@ -1,0 +1,81 @@
+//! The clock of a store: told by those that have one of their own, and by no other.
+
+use crate::b2::connect;
+use crate::b2_sim::B2Sim;
+use jiff::Timestamp;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use tempfile::TempDir;
+use zfs_backup::store::{DirSettings, DirStore, MemoryStore, ObjectStore, S3Credentials, S3Settings, S3Store, Spool};
+
+const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";
+
+/// A server that gives one answer to everything. Its port.
+fn serve(status: &'static str, lines: &'static str) -> u16 {
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let answer = format!("HTTP/1.1 {status}\r\n{lines}Content-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    port
+}
+
+async fn s3(host: &str, port: u16) -> S3Store {
+    let credentials =
+        S3Credentials { access_key_id: "id".to_owned(), secret_access_key: "not-a-secret-key".to_owned() };
+    let settings = S3Settings {
+        bucket: "bucket".to_owned(),
+        endpoint: Some(format!("http://{host}:{port}")),
+        region: Some("here".to_owned()),
+        credentials: Some(credentials),
+        ..S3Settings::default()
+    };
+    S3Store::connect(settings).await.unwrap()
+}
+
+#[tokio::test]
+async fn s3_tells_its_clock_by_any_answer() {
+    let expected: Timestamp = "2026-11-22T21:26:04Z".parse().unwrap();
+    for (status, lines, clock) in [
+        ("404 Not Found", DATE, Some(expected)),
+        ("403 Forbidden", DATE, Some(expected)),
+        ("404 Not Found", "", None),
+        ("404 Not Found", "Date: tomorrow\r\n", None),
+        ("200 OK", DATE, None),
+    ] {
+        // Another name for this host: the store takes it for another one.
+        let store = s3("0.0.0.0", serve(status, lines)).await;
+        assert_eq!(store.clock().await.unwrap(), clock, "{status} {lines}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_on_this_host_and_a_folder_have_the_clock_of_this_host_only() {
+    assert_eq!(s3("127.0.0.1", serve("404 Not Found", DATE)).await.clock().await.unwrap(), None);
+    let folder = TempDir::new().unwrap();
+    let settings = DirSettings { root: folder.path().to_owned(), part_bytes: 1 << 16 };
+    assert_eq!(DirStore::open(&settings).unwrap().clock().await.unwrap(), None);
+    let (memory, at) = (MemoryStore::new(), "2026-11-22T21:26:04Z".parse().unwrap());
+    memory.set_clock(Some(at));
+    assert_eq!(memory.clock().await.unwrap(), Some(at));
+    memory.set_host_clock(at);
+    assert_eq!(memory.clock().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn b2_tells_its_clock_also_through_a_spool() {
+    let sim = B2Sim::start();
+    let (store, folder) = (connect(sim.settings()), TempDir::new().unwrap());
+    let spool = Spool::new(Arc::new(store.clone()), folder.path().to_owned());
+    let stores: [&dyn ObjectStore; 2] = [&store, &spool];
+    for store in stores {
+        let clock = store.clock().await.unwrap().unwrap();
+        assert!((Timestamp::now().as_second() - clock.as_second()).abs() <= 2, "{clock}");
+    }
+}
