@@ -91,6 +91,10 @@ impl ObjectStore for IdentifiedStore {
         self.inner.bucket_facts().await
     }
 
+    async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
+        self.inner.clock().await
+    }
+
     fn object_lock(&self) -> Option<ObjectLock> {
         self.inner.object_lock()
     }

@@ -7,7 +7,8 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use tempfile::TempDir;
-use zfs_backup::store::{DirSettings, DirStore, MemoryStore, ObjectStore, S3Credentials, S3Settings, S3Store, Spool};
+use zfs_backup::model::StoreId;
+use zfs_backup::store::{DirSettings, DirStore, IdentifiedStore, MemoryStore, ObjectStore, S3Credentials, S3Settings, S3Store, Spool};
 
 const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";
 
@@ -69,11 +70,12 @@ async fn a_server_on_this_host_and_a_folder_have_the_clock_of_this_host_only() {
 }
 
 #[tokio::test]
-async fn b2_tells_its_clock_also_through_a_spool() {
+async fn b2_tells_its_clock_also_through_a_spool_and_with_an_identity() {
     let sim = B2Sim::start();
     let (store, folder) = (connect(sim.settings()), TempDir::new().unwrap());
     let spool = Spool::new(Arc::new(store.clone()), folder.path().to_owned());
-    let stores: [&dyn ObjectStore; 2] = [&store, &spool];
+    let identified = IdentifiedStore::new(Arc::new(store.clone()), StoreId::of_url("b2:x"));
+    let stores: [&dyn ObjectStore; 3] = [&store, &spool, &identified];
     for store in stores {
         let clock = store.clock().await.unwrap().unwrap();
         assert!((Timestamp::now().as_second() - clock.as_second()).abs() <= 2, "{clock}");

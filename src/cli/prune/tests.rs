@@ -3,8 +3,9 @@
 use super::super::health::{DEFAULT_LIMITS, facts_of};
 use super::super::output::{Output, Said};
 use super::super::prune_snapshots::prune_snapshots_of;
-use super::super::wire::{backup_settings, open_dir, store_urls};
-use super::super::{Leftovers, args::Global};
+use super::super::identity::{identified, known_stores};
+use super::super::wire::{backup_settings, open_dir};
+use super::super::{Leftovers, args::Global, follow::Purpose};
 use super::*;
 use crate::config::{Config, Environment};
 use crate::keyring::KeyFile;
@@ -87,8 +88,9 @@ impl Host {
         Context::new(global, output, tokio::sync::watch::channel(false).1, Arc::<Leftovers>::default())
     }
 
-    fn remote(&self) -> Arc<dyn ObjectStore> {
-        open_dir(&self.path("remote"), 1 << 16).unwrap()
+    async fn remote(&self) -> Arc<dyn ObjectStore> {
+        let folder = open_dir(&self.path("remote"), 1 << 16).unwrap();
+        identified(&self.config(), StoreRole::Remote, folder, Purpose::Write).await.unwrap()
     }
 
     async fn back_up_full(&self, days: i64) {
@@ -98,7 +100,7 @@ impl Host {
         take_snapshots(&*self.zfs(), std::slice::from_ref(&self.dataset), "zfs-backup_", at).unwrap();
         let env = BackupEnv {
             zfs: self.zfs(),
-            store: self.remote(),
+            store: self.remote().await,
             role: StoreRole::Remote,
             other: None,
             keys: self.keys.clone(),
@@ -134,7 +136,7 @@ impl Host {
         let (context, config) = (self.context(), self.config());
         let prune = PruneByAge { yes: true, clock_is_right };
         let call = PruneCall { step: "prune-remote", rules: &config.lifecycle_remote, prune: &prune };
-        let done = prune_store(&context, &*self.zfs(), self.remote(), Beside::Nothing, &call).await;
+        let done = prune_store(&context, &*self.zfs(), self.remote().await, Beside::Nothing, &call).await;
         ended(&context, done)
     }
 
@@ -146,7 +148,7 @@ impl Host {
     /// What `health` says of failures.
     fn failures(&self) -> Vec<String> {
         let config = self.config();
-        let record = Records::new(&config.state_dir, &store_urls(&config)[0], &self.dataset).read().unwrap();
+        let record = Records::new(&config.state_dir, &known_stores(&config).unwrap()[0], &self.dataset).read().unwrap();
         let health = judge_health(&facts_of(&record, record.newest_at()), &DEFAULT_LIMITS, Timestamp::now());
         health.reasons.into_iter().filter(|reason| reason.contains("failed")).collect()
     }
