@@ -10,7 +10,7 @@ use crate::config::{Config, Remote};
 use crate::model::{DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::run::identity::{Place, accept, identify, is_unused, known_at};
+use crate::run::identity::{Place, accept, check_place, identify, is_unused, known_at, refuse_one_place};
 use crate::store::ObjectStore;
 use serde_json::json;
 use std::os::unix::fs::MetadataExt;
@@ -57,6 +57,22 @@ pub(super) async fn identified(
         refuse_one_folder(config)?;
     }
     Ok(identify(&config.state_dir, &place, store, purpose, &stored_names(config)).await?)
+}
+
+/// Which stores the configured names lead to, when backups could not be made because of it.
+pub(super) async fn check_identities(
+    config: &Config,
+    stores: &[(StoreRole, &dyn ObjectStore)],
+) -> Result<(), RunError> {
+    refuse_one_folder(config)?;
+    let mut found: Vec<KnownStore> = Vec::new();
+    for (role, store) in stores {
+        let Some(place) = place_of(config, *role) else { continue };
+        let known = check_place(&config.state_dir, &place, *store).await?;
+        found.iter().try_for_each(|other| refuse_one_place(other, &known))?;
+        found.push(known);
+    }
+    Ok(())
 }
 
 /// One folder under two names is found out also before it has an identity.
