@@ -10,7 +10,7 @@ use crate::config::{Config, Remote};
 use crate::model::{DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::run::identity::{Place, accept, check_place, identify, is_unused, known_at, refuse_one_place};
+use crate::run::identity::{Place, accept, check_place, identify, known_at, refuse_one_place};
 use crate::store::ObjectStore;
 use serde_json::json;
 use std::os::unix::fs::MetadataExt;
@@ -110,7 +110,7 @@ pub(super) async fn accept_store(context: &Context, args: &AcceptStore) -> Resul
     let store = open_raw_store(config, env, role).await?;
     let objects = store.list("").await?;
     let before = known_at(&config.state_dir, &place)?;
-    let holds = match is_unused(&objects) {
+    let holds = match store.is_unused().await? {
         true => "it is empty".to_owned(),
         false => format!("it has {} objects", objects.len()),
     };

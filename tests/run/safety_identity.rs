@@ -15,8 +15,9 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::model::{BackupId, BackupKind, DatasetName, Guid, KnownStore, StoreId};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, OtherStore, StoreRole, back_up, plan_backup};
+use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::holds::{HOLD_PREFIX, KnownAttempts, over_in, release_holds};
-use zfs_backup::run::identity::{Place, Purpose, accept, identify, is_unused, known_at};
+use zfs_backup::run::identity::{Place, Purpose, accept, identify, known_at};
 use zfs_backup::run::journal::{AttemptJournal, read_attempts, unended};
 use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
 use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots};
@@ -72,7 +73,9 @@ async fn one_store_under_two_names_is_refused_by_all_that_relies_on_two() {
         trusted: world.keys.trusted.clone(),
         state_dir: world.settings.state_dir.clone(),
         oldest_days: 1,
+        prefix: "zfs-backup_".into(),
         now: at,
+        clock: ClockCheck::vouched_at(at),
     };
     assert_one_place(look_at_snapshots(&snapshots, &world.selected()).await);
     assert_one_place(prune_snapshots(&snapshots, &world.selected()).await);
@@ -123,7 +126,7 @@ async fn a_folder_has_one_identity_under_all_its_names() {
     assert_eq!(known_at(state.path(), &place_of(&real)).unwrap(), one.known());
     assert_eq!(known_at(state.path(), &place_of(&link)).unwrap(), other.known());
     let listed = one.list("").await.unwrap();
-    assert!(listed.len() == 1 && listed[0].key == STORE_ID && is_unused(&listed));
+    assert!(listed.len() == 1 && listed[0].key == STORE_ID && one.is_unused().await.unwrap());
     // It stays, on this host and on every other one.
     let elsewhere = TempDir::new().unwrap();
     for state in [state.path(), elsewhere.path()] {
