@@ -4,6 +4,7 @@
 //! ```text
 //! @zfs-backup/keys/<tag>/0001.age     keyring: an age identity file with the signing key in comment lines, sealed with
 //!                                     the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
+//! @zfs-backup/store-id                which store this is: 128 random bits, put before anything else, not signed
 //! @zfs-backup/config/<time>-<hash>.age   a host's configuration without its secrets, sealed to the recipients, signed
 //! <dataset>/@prune/<time>-<nonce>.json   signed records of what a prune deleted
 //! <dataset>/@<id>/started.json        first object of an attempt, signed
@@ -50,8 +51,8 @@
 //! # The threat that this is made for
 //! Somebody who can write, replace and delete everything in the bucket and knows the recipients, but not the
 //! passphrase, the identity or the signing key. What he can do: delete, and bring back an older state (receipts'
-//! `live` lists and prune records make gaps noticeable; a cut tail needs outside knowledge, so restore prints the
-//! newest backup's time). What he cannot do: make a restore receive one byte that was not sent.
+//! `live` lists and prune records make gaps noticeable; a cut tail needs outside knowledge: the host that made it
+//! finds it by its own records, and restore prints the newest backup's time). What he cannot do: make a restore receive one byte that was not sent.
 
 mod limits;
 mod parse;

@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod backup;
+mod bookmark_notes;
 pub mod cache;
 pub mod catalog;
 pub mod clock;

@@ -167,3 +167,94 @@ fn shares_that_are_none_are_wrong_usage() {
         check(&host.run(&["verify-checksums", &format!("--read-data={share}")]), 0, &["read "]);
     }
 }
+
+/// Every file below a folder, with its bytes.
+fn tree(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = std::collections::BTreeMap::new();
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            found.extend(tree(&path))
+        } else {
+            drop(found.insert(path.clone(), fs::read(&path).unwrap()))
+        }
+    }
+    found
+}
+
+const RELIES_ON_TWO: [&[&str]; 7] = [
+    &["prune-intermediate", "-y"],
+    &["prune-intermediate"],
+    &["prune-remote", "-y"],
+    &["upload-intermediate-to-remote"],
+    &["--dry-run", "upload-intermediate-to-remote"],
+    &["stream-to-remote"],
+    &["export-intermediate"],
+];
+
+const RULES: &str =
+    "[lifecycle-intermediate]\nkeep-last-incremental-only = 1\n[lifecycle-remote]\nkeep-last-chains = 1\n";
+
+#[test]
+fn a_link_to_the_intermediate_directory_is_no_remote() {
+    let host = Host::new();
+    host.configure(RULES);
+    let (real, link) = (host.path("intermediate"), host.path("remote"));
+    fs::remove_dir(&link).unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let before = tree(&real);
+    for command in RELIES_ON_TWO {
+        let names = [real.to_str().unwrap(), link.to_str().unwrap(), "one and the same store", "hint: a link"];
+        check(&host.run(command), 1, &names);
+        assert!(tree(&real) == before, "{command:?} changed something");
+    }
+    // Whoever restores needs one of them only.
+    let out = host.path("stream").display().to_string();
+    check(&host.run(&["restore", "frozen/data", "--output", &out]), 0, &[]);
+}
+
+#[test]
+fn a_copy_that_another_program_made_is_no_second_store_until_it_gets_an_identity_of_its_own() {
+    let host = Host::new();
+    host.configure(RULES);
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["1 copied"]);
+    let (remote, intermediate) = (host.path("remote"), host.path("intermediate"));
+    fs::remove_dir_all(&remote).unwrap();
+    copy_tree(&intermediate, &remote);
+    // The remote that this host knew is gone: what only reads says so, and nothing is written.
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        1,
+        &["is not the store that it was", "zfs-backup accept-store"],
+    );
+    check(&host.run(&["accept-store"]), 0, &["from now on"]);
+    let before = tree(&remote);
+    for command in RELIES_ON_TWO {
+        check(&host.run(command), 1, &["one and the same store", "accept-store"]);
+    }
+    check(&host.run(&["health"]), 3, &["UNKNOWN", "one and the same store"]);
+    assert!(tree(&remote) == before);
+    fs::remove_file(remote.join("@zfs-backup/store-id")).unwrap();
+    check(&host.run(&["upload-intermediate-to-remote"]), 1, &["has no identity now"]);
+    check(&host.run(&["--dry-run", "accept-store"]), 0, &["nothing was changed"]);
+    check(&host.run(&["accept-store"]), 0, &["until now", "from now on"]);
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["1 there already"]);
+    assert_ne!(
+        tree(&remote)[&remote.join("@zfs-backup/store-id")],
+        tree(&intermediate)[&intermediate.join("@zfs-backup/store-id")]
+    );
+}
+
+#[test]
+fn a_backup_that_this_host_uploaded_and_that_vanished_is_damage() {
+    let host = Host::new();
+    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["1 copied"]);
+    check(&host.run(&["verify-checksums"]), 0, &["0 damaged"]);
+    let backup = host.backup("remote");
+    let id = backup.file_name().unwrap().to_str().unwrap().to_owned();
+    fs::remove_dir_all(&backup).unwrap();
+    let gone = host.run(&["verify-checksums"]);
+    check(&gone, 4, &[id.trim_start_matches('@'), "this host stored it here", "no signed prune record"]);
+    // On a host that never stored anything there nothing is missing.
+    fs::remove_dir_all(host.path("state")).unwrap();
+    check(&host.run(&["verify-checksums"]), 1, &["no backup"]);
+}

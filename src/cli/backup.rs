@@ -20,6 +20,7 @@ use crate::run::backup::{
     BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup, PlannedResume, StoreRole,
     back_up, plan_backup, plan_resumes,
 };
+use crate::run::identity::refuse_one_place;
 use crate::run::inside::refuse_inside;
 use crate::run::keys::{KeyCache, WriterKeys, learn_keys};
 use crate::run::select::Selected;
@@ -124,6 +125,10 @@ struct Target {
 async fn back_up_all(context: &Context, kind: &Kind, zfs: &Arc<dyn Zfs>, target: Target) -> Result<(), Failure> {
     let Context { output, stop, .. } = context;
     let (config, env) = &*context.config()?;
+    if let Some(other) = &target.other {
+        // Before keys are put anywhere.
+        refuse_one_place(&target.store.known(), &other.known)?;
+    }
     let requested = match (kind.full, kind.incremental) {
         (true, _) => RequestedKind::Full,
         (_, true) => RequestedKind::Incremental,

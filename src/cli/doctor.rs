@@ -1,12 +1,13 @@
 //! `doctor`: one screen of checks, each with what it means and what to do. Writes nothing but the probe of the store.
 
 use super::context::Context;
-use super::follow::Purpose;
+use super::identity::check_identities;
 use super::output::{Mark, Output, WIDTH, wrap};
-use super::wire::{OpenRemote, keys_for_pruning, open_intermediate, open_raw_remote, open_zfs};
+use super::wire::{OpenRemote, keys_for_pruning, open_raw_remote, open_raw_store, open_zfs};
 use super::{Failure, status};
 use crate::config::{Config, Environment, KeySource, Remote};
 use crate::run::RunError;
+use crate::run::backup::StoreRole;
 use crate::run::doctor::bucket::{Wanted, check_bucket, check_probe};
 use crate::run::doctor::host::{
     Runner, check_datasets, check_folder, check_intermediate, check_permissions, check_zfs,
@@ -89,8 +90,12 @@ fn check_of(subject: &'static str, failure: &Failure) -> Check {
 async fn store(context: &Context, config: &Config, env: &Environment, checks: &mut Vec<Check>) -> Option<ProbeNote> {
     if config.remote.is_none() {
         checks.push(Check::note("remote", "none is configured: all backups lie on this host and go with it"));
-        match open_intermediate(config, Purpose::Read).await {
-            Ok(store) => checks.push(keyring(config, env, &store).await),
+        match open_raw_store(config, env, StoreRole::Intermediate).await {
+            Ok(store) => {
+                let identities = check_identities(config, &[(StoreRole::Intermediate, &*store)]).await;
+                checks.extend(identities.err().map(|error| Check::failed("identity", &error)));
+                checks.push(keyring(config, env, &store).await);
+            }
             Err(failure) => checks.push(check_of("intermediate", &failure)),
         }
         return None;
@@ -110,6 +115,11 @@ async fn store(context: &Context, config: &Config, env: &Environment, checks: &m
             None => format!("{} is there", store.url()),
         },
     ));
+    let mut stores = vec![(StoreRole::Remote, &*store)];
+    let intermediate = open_raw_store(config, env, StoreRole::Intermediate).await.ok();
+    stores.extend(intermediate.as_deref().map(|store| (StoreRole::Intermediate, store)));
+    let identities = check_identities(config, &stores).await;
+    checks.extend(identities.err().map(|error| Check::failed("identity", &error)));
     let wanted = wanted(config);
     let mut note = None;
     if let (Some(endpoint), false) = (&endpoint, context.global.dry_run) {

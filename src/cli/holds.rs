@@ -63,9 +63,6 @@ pub(super) async fn holds(context: &Context, command: &Holds) -> Result<(), Fail
             Err(error) => context.failed(name, &error.into()),
         }
     }
-    if let Some(id) = witnesses.iter().flat_map(|witnesses| &witnesses.named).find(|id| !is_listed(&all, id)) {
-        return Err(usage(&format!("nothing is held for {id}"), "see `zfs-backup holds list`"));
-    }
     let listing = matches!(command, Holds::List);
     lines(&all, listing, Timestamp::now()).iter().for_each(|line| output.line(line));
     for (what, advice) in halves.iter().filter(|_| listing) {
@@ -73,6 +70,9 @@ pub(super) async fn holds(context: &Context, command: &Holds) -> Result<(), Fail
         wrap(&format!("  {advice}"), WIDTH, "    ").iter().for_each(|line| output.line(line));
     }
     print_json(&all, output);
+    if let Some(id) = witnesses.iter().flat_map(|witnesses| &witnesses.named).find(|id| !is_listed(&all, id)) {
+        return Err(usage(&format!("nothing is held for {id}"), "see `zfs-backup holds list`"));
+    }
     context.verdict()
 }
 

@@ -10,7 +10,7 @@ use crate::config::{Config, Remote};
 use crate::model::{DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
-use crate::run::identity::{Place, accept, identify, is_unused, known_at};
+use crate::run::identity::{Place, accept, check_place, identify, known_at, refuse_one_place};
 use crate::store::ObjectStore;
 use serde_json::json;
 use std::os::unix::fs::MetadataExt;
@@ -59,6 +59,22 @@ pub(super) async fn identified(
     Ok(identify(&config.state_dir, &place, store, purpose, &stored_names(config)).await?)
 }
 
+/// Which stores the configured names lead to, when backups could not be made because of it.
+pub(super) async fn check_identities(
+    config: &Config,
+    stores: &[(StoreRole, &dyn ObjectStore)],
+) -> Result<(), RunError> {
+    refuse_one_folder(config)?;
+    let mut found: Vec<KnownStore> = Vec::new();
+    for (role, store) in stores {
+        let Some(place) = place_of(config, *role) else { continue };
+        let known = check_place(&config.state_dir, &place, *store).await?;
+        found.iter().try_for_each(|other| refuse_one_place(other, &known))?;
+        found.push(known);
+    }
+    Ok(())
+}
+
 /// One folder under two names is found out also before it has an identity.
 fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
     let (Some(Remote::File { dir }), Some(intermediate)) = (&config.remote, &config.intermediate) else {
@@ -94,7 +110,7 @@ pub(super) async fn accept_store(context: &Context, args: &AcceptStore) -> Resul
     let store = open_raw_store(config, env, role).await?;
     let objects = store.list("").await?;
     let before = known_at(&config.state_dir, &place)?;
-    let holds = match is_unused(&objects) {
+    let holds = match store.is_unused().await? {
         true => "it is empty".to_owned(),
         false => format!("it has {} objects", objects.len()),
     };

@@ -14,6 +14,7 @@ use crate::plan::prune::Doubt;
 use crate::run::RunError;
 use crate::run::adopt::origins_of;
 use crate::run::clock::ClockCheck;
+use crate::run::identity::refuse_one_place;
 use crate::run::pins::unpin;
 use crate::run::prune::{Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset};
 use crate::run::select::Selected;
@@ -34,6 +35,7 @@ pub(super) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Resul
         Some(_) => Beside::Intermediate(open_intermediate(config, Purpose::Read).await?),
         None => Beside::Nothing,
     };
+    refuse_one_place_beside(&*store, &beside)?;
     let call = PruneCall { step: "prune-remote", rules: &config.lifecycle_remote, prune };
     prune_store(context, &*open_zfs()?, store, beside, &call).await
 }
@@ -49,8 +51,17 @@ pub(super) async fn prune_intermediate(context: &Context, prune: &PruneByAge) ->
             Beside::Unreachable
         }
     };
+    refuse_one_place_beside(&*store, &beside)?;
     let call = PruneCall { step: "prune-intermediate", rules: &config.lifecycle_intermediate, prune };
     prune_store(context, &*open_zfs()?, store, beside, &call).await
+}
+
+/// Before anything else is looked at.
+fn refuse_one_place_beside(store: &dyn ObjectStore, beside: &Beside) -> Result<(), RunError> {
+    match beside {
+        Beside::Remote(other) | Beside::Intermediate(other) => refuse_one_place(&store.known(), &other.known()),
+        Beside::Nothing | Beside::Unreachable => Ok(()),
+    }
 }
 
 /// What a store is opened for whose backups may be deleted.

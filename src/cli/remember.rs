@@ -6,7 +6,8 @@ use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::backup::BackupOutcome;
 use crate::run::catalog::Catalog;
-use crate::run::record::{DrillNote, FailureNote, Records, VerifyNote};
+use crate::run::record::{DrillNote, FailureNote, OwnCommit, Records, VerifyNote};
+use crate::run::upload::CopiedBackup;
 use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
@@ -35,6 +36,14 @@ pub(super) fn outcome(config: &Config, store: &dyn ObjectStore, stored: &Dataset
         // Told apart before: its backups one by one, and the failure.
         BackupOutcome::EndedThenFailed { .. } => Ok(()),
     });
+}
+
+/// Backups were copied into a store; the newest is the last.
+pub(super) fn copied(config: &Config, store: &dyn ObjectStore, stored: &DatasetName, newest: Option<&CopiedBackup>) {
+    if let Some(newest) = newest {
+        let copied = OwnCommit { id: newest.id.clone(), at: Timestamp::now() };
+        told(records(config, store, stored).note_copy(&copied));
+    }
 }
 
 /// A step failed for a dataset. An interruption is no failure.

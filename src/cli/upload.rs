@@ -8,12 +8,13 @@ use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::stored::{NamedDataset, datasets_of};
 use super::wire::{keys_for_writing, open_configured, open_intermediate, open_remote_for, trusted_keys};
-use super::{Failure, recover};
+use super::{Failure, recover, remember};
 use crate::cli::args::Source;
 use crate::model::{BackupId, BackupKind};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{LeftReason, doomed};
 use crate::run::RunError;
+use crate::run::identity::refuse_one_place;
 use crate::run::transfer::ProgressSink;
 use crate::run::upload::{
     CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal, upload_dataset,
@@ -29,21 +30,23 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     let loaded = context.config()?;
     let (config, env) = &*loaded;
     let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
-    let from = open_intermediate(config, purpose).await?;
+    let mut from = open_intermediate(config, Purpose::Read).await?;
+    let is_unused = from.is_unused().await? && !from.known().id.is_random();
+    if !is_unused {
+        from = open_intermediate(config, purpose).await?;
+    } else if purpose == Purpose::Write {
+        // Neither identity nor keys are made where nothing was ever exported.
+        return nothing_to_copy(context, &datasets_of(context, &*from).await?);
+    }
     let to = open_remote_for(config, env, purpose).await?;
+    // Before keys are put anywhere.
+    refuse_one_place(&from.known(), &to.known())?;
     let datasets = datasets_of(context, &*from).await?;
     let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
     let would_be_pruned = |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);
     let rules = UploadRules { all: args.all, would_be_pruned: &would_be_pruned };
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;
-    }
-    if from.is_unused().await? {
-        // Keys are not asked for either: where nothing was ever exported they would be made here.
-        context.output.line("the intermediate directory is empty: nothing to copy");
-        context.output.json(|| json!({ "uploads": [], "failed": [] }));
-        datasets.iter().for_each(|named| context.done(&named.in_pool, 0));
-        return context.verdict();
     }
     // The keys of the directory come first: what lies there is sealed to them, and the remote shall have them too.
     keys_for_writing(config, env, &*from).await?;
@@ -65,6 +68,7 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
         shown.finish();
         match outcome {
             Ok(report) => {
+                remember::copied(config, &*to, &named.stored, report.copied.last());
                 print(named, &report, started, &context.output);
                 results.push(to_json(named, &report));
                 settle(context, named, report);
@@ -80,6 +84,13 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
     context.output.json(|| json!({ "uploads": results, "failed": failed }));
+    context.verdict()
+}
+
+fn nothing_to_copy(context: &Context, datasets: &[NamedDataset]) -> Result<(), Failure> {
+    context.output.line("the intermediate directory is empty: nothing to copy");
+    context.output.json(|| json!({ "uploads": [], "failed": [] }));
+    datasets.iter().for_each(|named| context.done(&named.in_pool, 0));
     context.verdict()
 }
 

@@ -13,6 +13,7 @@ use crate::plan::sample::ReadShare;
 use crate::run::RunError;
 use crate::run::catalog::{Catalog, list_datasets, read_catalog};
 use crate::run::identity::refuse_one_place;
+use crate::run::record::{OwnCommit, Records};
 use crate::run::verify::{BrokenBackup, ReadData, VerifyOptions, VerifyReport, verify_with};
 use crate::sign::TrustedKeys;
 use crate::store::key::{BackupObject, ObjectKey};
@@ -41,7 +42,12 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
             Some(share) => Some(read_data(share, opening.clone(), context)?),
             None => None,
         };
-        let options = VerifyOptions { read, intermediate: intermediate.as_ref() };
+        let own_commits = own_commits(&side, named).unwrap_or_else(|failure| {
+            failure.print(output);
+            statuses.push(failure.status());
+            Vec::new()
+        });
+        let options = VerifyOptions { read, intermediate: intermediate.as_ref(), own_commits };
         // One dataset that cannot be asked about must not hide what is found of the others.
         match verify_with(Arc::clone(&side.store), &named.stored, &trusted, &options).await {
             Ok(report) => {
@@ -78,6 +84,12 @@ async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>,
         (true, Some((config, _))) => datasets_to_look_at(config, &*side.store).await?,
         (true, None) => list_datasets(&*side.store).await?.iter().map(named).collect(),
     })
+}
+
+/// What this host last stored there itself.
+fn own_commits(side: &ReadSide, named: &NamedDataset) -> Result<Vec<OwnCommit>, Failure> {
+    let Some((config, _)) = &side.config else { return Ok(Vec::new()) };
+    Ok(Records::new(&config.state_dir, &side.store.known(), &named.stored).own_commits()?)
 }
 
 /// The keys that open backups, if this host has them: a host that only makes backups has none, and that is well.

@@ -27,11 +27,13 @@ pub struct BookmarkNeeds {
     /// Snapshots of backups that were pruned: with those in the stores, all that this configuration ever stored. A
     /// bookmark of any other snapshot may be another configuration's.
     pub pruned: BTreeSet<Guid>,
+    /// Snapshots that the stores of other configurations on this host need.
+    pub elsewhere: BTreeSet<Guid>,
 }
 
 /// Our bookmarks that neither the newest two usable chains of any store nor an unfinished upload needs.
 pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<BookmarkName> {
-    let mut needed = needs.unfinished.clone();
+    let mut needed: BTreeSet<Guid> = needs.unfinished.union(&needs.elsewhere).copied().collect();
     let mut known = needs.pruned.clone();
     for store in &needs.stores {
         needed.extend(needed_guids(store));
@@ -43,7 +45,7 @@ pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<Boo
 }
 
 /// All snapshots of the usable backups in the newest chains: should the newest backup be damaged, an older one serves.
-fn needed_guids(store: &[BackupFacts]) -> BTreeSet<Guid> {
+pub fn needed_guids(store: &[BackupFacts]) -> BTreeSet<Guid> {
     let mut newest: BTreeMap<&BackupId, _> = BTreeMap::new();
     for backup in store.iter().filter(|backup| backup.is_usable()) {
         let at = newest.entry(&backup.full_id).or_insert(backup.snapshot.created_at);

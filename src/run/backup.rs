@@ -348,7 +348,7 @@ async fn end_uploads(
         let attempt = Attempt::go_on(env, (local.dataset, selected.stored.clone()), goes_on, sight)?;
         match attempt.run(sight).await {
             Ok(committed) => {
-                release_bookmarks(env, &selected.dataset.name, &selected.stored, sight, &committed.manifest).await;
+                release_bookmarks(env, selected, sight, &committed.manifest).await;
                 ended.push(committed);
                 *sight = look(env, &selected.stored, Keeping::New).await?;
             }
@@ -412,7 +412,7 @@ async fn back_up_newest(
             }
         }
     };
-    release_bookmarks(env, &selected.dataset.name, &selected.stored, sight, &committed.manifest).await;
+    release_bookmarks(env, selected, sight, &committed.manifest).await;
     Ok(BackupOutcome::Committed(Box::new(committed)))
 }
 

@@ -11,13 +11,13 @@
 mod places;
 mod take_over;
 
-pub use places::{Place, Purpose, accept, identify, known_at};
+pub use places::{Place, Purpose, accept, check_place, identify, known_at};
 
 use super::RunError;
 use crate::manifest::{FORMAT, parse_as, to_stored_bytes};
 use crate::model::{DatasetName, Digest, KnownStore, StoreId};
 use crate::store::key::STORE_ID;
-use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 
 /// What stands in the object.
@@ -36,11 +36,6 @@ const STORE_ID_BYTES_MAX: u64 = 4096;
 /// The name of what this host keeps about one dataset in one store.
 pub(super) fn state_name(store: &KnownStore, dataset: &DatasetName) -> String {
     Digest::of(format!("{}\n{dataset}", store.id).as_bytes()).to_string()[..32].to_owned()
-}
-
-/// Whether the listing of a whole store shows that nothing was stored in it: its identity is there before anything else.
-pub fn is_unused(listed: &[ListedObject]) -> bool {
-    listed.iter().all(|object| object.key == STORE_ID)
 }
 
 /// Refuses to take one store for two. With one store under two names each backup seems to be stored twice, and one of

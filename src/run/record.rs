@@ -57,6 +57,15 @@ pub struct CommitNote {
     pub raw: bool,
 }
 
+/// A backup that this host committed to a store, by making or by copying it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnCommit {
+    /// Its id.
+    pub id: BackupId,
+    /// When it was committed.
+    pub at: Timestamp,
+}
+
 /// What a listing of the store showed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenNote {
@@ -167,6 +176,27 @@ impl Records {
         self.note_success("backup")
     }
 
+    /// A backup was copied into this store.
+    ///
+    /// # Errors
+    /// [`RunError::File`]; the backup is there all the same.
+    pub fn note_copy(&self, copied: &OwnCommit) -> Result<(), RunError> {
+        self.store("copied", copied)
+    }
+
+    /// The last backups that this host committed to this very store. A record of an earlier version does not count: it
+    /// was made for the store's URL, which may have led elsewhere then.
+    ///
+    /// # Errors
+    /// As for [`Records::read`].
+    pub fn own_commits(&self) -> Result<Vec<OwnCommit>, RunError> {
+        let is_ours = |store: &String| self.store.id.is_random() && *store == self.store.id.as_str();
+        let made = self.load_stored::<CommitNote>("commit")?.filter(|stored| is_ours(&stored.store));
+        let copied = self.load_stored::<OwnCommit>("copied")?.filter(|stored| is_ours(&stored.store));
+        let made = made.map(|stored| OwnCommit { id: stored.event.id, at: stored.event.committed_at });
+        Ok(made.into_iter().chain(copied.map(|stored| stored.event)).collect())
+    }
+
     /// The store was looked into at `now`, and the catalog is what it held.
     ///
     /// # Errors
@@ -245,6 +275,10 @@ impl Records {
     }
 
     fn load<T: DeserializeOwned>(&self, event: &str) -> Result<Option<T>, RunError> {
+        Ok(self.load_stored(event)?.map(|stored| stored.event))
+    }
+
+    fn load_stored<T: DeserializeOwned>(&self, event: &str) -> Result<Option<Stored<T>>, RunError> {
         let path = self.path(event);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -259,7 +293,7 @@ impl Records {
         if stored.dataset != self.dataset || !self.is_of(&stored.store) {
             return Err(wrong(format!("it is of {} in {}", stored.dataset, stored.store)));
         }
-        Ok(Some(stored.event))
+        Ok(Some(stored))
     }
 
     /// A record that moved here from its old name still has the URL in it.
@@ -279,6 +313,39 @@ impl Records {
         };
         written().map_err(|source| failed("write", &path, source))
     }
+}
+
+/// The stores into which this host committed a backup of a dataset since then, as the records name them: by identity, or
+/// by URL in those of an earlier version.
+///
+/// # Errors
+/// [`RunError::File`] when the records cannot be read.
+pub(super) fn recent_committers(
+    state_dir: &Path,
+    dataset: &DatasetName,
+    since: Timestamp,
+) -> Result<Vec<String>, RunError> {
+    let folder = state_dir.join("records");
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(failed("read", &folder, source)),
+    };
+    let mut stores = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|source| failed("read", &folder, source))?.path().join("commit.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            Err(source) => return Err(failed("read", &path, source)),
+        };
+        let stored: Stored<CommitNote> =
+            serde_json::from_slice(&bytes).map_err(|error| failed("understand", &path, error.into()))?;
+        if stored.dataset == *dataset && stored.event.committed_at >= since {
+            stores.push(stored.store);
+        }
+    }
+    Ok(stores)
 }
 
 impl Record {

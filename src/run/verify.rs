@@ -7,6 +7,7 @@ mod data;
 
 use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
 use super::keys::every_keyring;
+use super::record::OwnCommit;
 use super::{RunError, error_chain};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;
@@ -88,6 +89,8 @@ pub struct VerifyOptions<'a> {
     pub read: Option<ReadData>,
     /// What the intermediate directory has of the dataset: its manifests are held against those of the store.
     pub intermediate: Option<&'a Catalog>,
+    /// The last backups that this host itself committed to this store: the only word from outside about the newest.
+    pub own_commits: Vec<OwnCommit>,
 }
 
 /// Verifies all backups of one dataset against what the store reports.
@@ -99,7 +102,7 @@ pub async fn verify_dataset(
     dataset: &DatasetName,
     trusted: &TrustedKeys,
 ) -> Result<VerifyReport, RunError> {
-    let (_, _, mut report) = look(store, dataset, trusted, None).await?;
+    let (_, _, mut report) = look(store, dataset, trusted, &VerifyOptions::default()).await?;
     report.settle(store, dataset, trusted).await?;
     Ok(report)
 }
@@ -114,7 +117,7 @@ pub async fn verify_with(
     trusted: &TrustedKeys,
     options: &VerifyOptions<'_>,
 ) -> Result<VerifyReport, RunError> {
-    let (catalog, chunks, mut report) = look(&*store, dataset, trusted, options.intermediate).await?;
+    let (catalog, chunks, mut report) = look(&*store, dataset, trusted, options).await?;
     if let Some(read) = &options.read {
         let (read, damage) = data::read_chunks_of(&store, &catalog, chunks, read, &report.damage).await?;
         report.damage.extend(damage);
@@ -132,12 +135,12 @@ async fn look(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
-    intermediate: Option<&Catalog>,
+    options: &VerifyOptions<'_>,
 ) -> Result<(Catalog, ChunksOf, VerifyReport), RunError> {
     let catalog = read_catalog(store, dataset, trusted).await?;
     let newest = catalog.newest().map(|backup| backup.manifest.id.clone());
     let mut report = VerifyReport { newest, backups: catalog.backups.len(), ..Default::default() };
-    report.attempts(&catalog, intermediate);
+    report.attempts(&catalog, options.intermediate);
     report.extra.extend(catalog.unknown.iter().map(|object| object.key.clone()));
     report.damage.extend(chains::gaps(&catalog));
     // Collected first: a stream that made them as it goes would tie them to its own lifetime.
@@ -153,7 +156,7 @@ async fn look(
         chunks.push(of_backup);
     }
     drop(verified);
-    report.missing_backups(store, dataset, trusted, &catalog).await?;
+    report.missing_backups(store, trusted, &catalog, &options.own_commits).await?;
     report.keyrings(store, &catalog.backups).await?;
     report.broken = chains::broken(&catalog, &report.damage);
     Ok((catalog, chunks, report))
@@ -193,24 +196,30 @@ impl VerifyReport {
         }
     }
 
-    /// A backup that a later receipt saw, that is gone, and whose deletion no signed record explains.
+    /// A backup that a later receipt saw, or that this host itself committed, that is gone, and whose deletion no signed
+    /// record explains.
     async fn missing_backups(
         &mut self,
         store: &dyn ObjectStore,
-        dataset: &DatasetName,
         trusted: &TrustedKeys,
         catalog: &Catalog,
+        own_commits: &[OwnCommit],
     ) -> Result<(), RunError> {
         let is_damaged = |id: &BackupId| self.damage.iter().any(|damage| damage.backup.as_ref() == Some(id));
         let is_known = |id: &&BackupId| catalog.backup(id).is_some() || is_damaged(id);
-        let missing: Vec<BackupId> = self.live.iter().filter(|id| !is_known(id)).cloned().collect();
+        let seen = self.live.iter().map(|id| (id, "a later backup saw it here".to_owned()));
+        let own = own_commits
+            .iter()
+            .map(|own| (&own.id, format!("this host stored it here on {}", own.at.strftime("%Y-%m-%d"))));
+        let missing: BTreeMap<BackupId, String> =
+            own.chain(seen).filter(|(id, _)| !is_known(id)).map(|(id, why)| (id.clone(), why)).collect();
         if missing.is_empty() {
             return Ok(());
         }
-        let pruned = read_pruned(store, dataset, trusted).await?;
-        for id in missing.iter().filter(|id| !pruned.contains(id)) {
-            let reason = "a later backup saw it here, it is gone, and no signed prune record says why".to_owned();
-            self.damage.push(Damage::of_whole(dataset, id, reason));
+        let pruned = read_pruned(store, &catalog.dataset, trusted).await?;
+        for (id, who) in missing.iter().filter(|(id, _)| !pruned.contains(id)) {
+            let reason = format!("{who}, it is gone, and no signed prune record says why");
+            self.damage.push(Damage::of_whole(&catalog.dataset, id, reason));
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! [`IdentifiedStore`]: a store together with the identity that it says it has.
 
 use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, StoreError,
-    StoreProbe, StoreTraits, UnfinishedUpload,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor, PartWriter, PutOutcome,
+    StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
 };
 use crate::model::{KnownStore, StoreId};
 use async_trait::async_trait;
@@ -71,6 +71,14 @@ impl ObjectStore for IdentifiedStore {
         self.inner.list(prefix).await
     }
 
+    async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+        self.inner.visit(prefix, take).await
+    }
+
+    async fn is_unused(&self) -> Result<bool, StoreError> {
+        self.inner.is_unused().await
+    }
+
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         self.inner.delete(key).await
     }
@@ -101,5 +109,22 @@ impl ObjectStore for IdentifiedStore {
 
     async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
         self.inner.extend_lock(key, until).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// A method with a default that is not passed on would quietly do less than the store can.
+    #[test]
+    fn every_method_of_a_store_is_passed_on() {
+        let methods = |source: &'static str, begin: &str| -> Vec<&'static str> {
+            let body = source.split(begin).nth(1).unwrap().split("\n}\n").next().unwrap();
+            let lines = body.lines().map(|line| line.trim_start_matches("    "));
+            let names = lines.filter_map(|line| line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn ")));
+            names.map(|rest| rest.split('(').next().unwrap()).collect()
+        };
+        let wanted = methods(include_str!("../store.rs"), "\npub trait ObjectStore: Send + Sync {");
+        assert!(wanted.len() > 15 && wanted.contains(&"clock"), "{wanted:?}");
+        assert_eq!(methods(include_str!("identified.rs"), "\nimpl ObjectStore for IdentifiedStore {"), wanted);
     }
 }

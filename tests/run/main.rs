@@ -39,6 +39,7 @@ mod rekey;
 mod restore;
 mod resumed;
 mod safety_bounds;
+mod safety_identity;
 mod safety_interleave;
 mod safety_kernel;
 mod safety_pruning;

@@ -25,7 +25,7 @@ fn lose_all(world: &World, manifest: &Manifest) {
 
 fn read(share: ReadShare, keys: Option<&KeyFile>, stop: Stop) -> VerifyOptions<'static> {
     let read = ReadData { share, day: 0, seed: 1, keys: keys.cloned(), stop };
-    VerifyOptions { read: Some(read), intermediate: None }
+    VerifyOptions { read: Some(read), ..Default::default() }
 }
 
 async fn verify_reading(world: &World, share: ReadShare, keys: Option<&KeyFile>) -> VerifyReport {
@@ -164,7 +164,7 @@ async fn by_turns_every_chunk_is_downloaded_once_in_a_round() {
         world.store.clear_events();
         let options = VerifyOptions {
             read: Some(ReadData { share: ReadShare::Turn(3), day, seed: day, keys: None, stop: never() }),
-            intermediate: None,
+            ..Default::default()
         };
         let store = Arc::new(world.store.clone());
         let report = verify_with(store, &world.dataset, &world.keys.trusted, &options).await.unwrap();
@@ -193,7 +193,7 @@ async fn reading_stops_when_it_is_asked_to() {
 async fn manifests_of_the_intermediate_directory_are_held_against_those_of_the_store() {
     let (world, full) = world_with_backup().await;
     let directory = world.catalog().await;
-    let options = VerifyOptions { read: None, intermediate: Some(&directory) };
+    let options = VerifyOptions { intermediate: Some(&directory), ..Default::default() };
     let store = || Arc::new(world.store.clone());
     let verify = || async { verify_with(store(), &world.dataset, &world.keys.trusted, &options).await.unwrap() };
     assert_eq!(verify().await.damage, []);

@@ -10,6 +10,7 @@ use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, SnapshotRef, Started};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
+use crate::run::bookmark_notes::BookmarkNotes;
 use crate::run::catalog::get_pinned;
 use crate::run::journal::AttemptJournal;
 use crate::run::journal::log::{AttemptLog, JournalRecord};
@@ -341,6 +342,11 @@ impl<'a> Attempt<'a> {
     /// The bookmark is what a later incremental starts from when the snapshot is gone. Its absence costs a full
     /// later, never this backup.
     fn bookmark(&self) {
+        let notes = BookmarkNotes::new(&self.env.settings.state_dir, self.local.guid);
+        if let Err(error) = notes.add(&self.env.store.known(), self.snapshot.guid) {
+            let error = error_chain(&error);
+            tracing::warn!(error, "other configurations do not know that the bookmark is needed");
+        }
         let made = self
             .local
             .name

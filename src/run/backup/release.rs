@@ -3,11 +3,13 @@
 use super::planning::{Beside, Sight, see};
 use super::{BackupEnv, StoreRole};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, SIGNATURE_BYTES_MAX, parse_started};
-use crate::model::{BackupKind, DatasetName, Digest, Guid};
+use crate::model::{BackupId, BackupKind, BookmarkName, Digest, Guid, KnownStore};
 use crate::plan::BackupFacts;
-use crate::plan::bookmarks::{BookmarkNeeds, is_own, spent_bookmarks};
+use crate::plan::bookmarks::{BookmarkNeeds, is_own, needed_guids, spent_bookmarks};
+use crate::run::bookmark_notes::BookmarkNotes;
 use crate::run::cache::Keeping;
 use crate::run::catalog::{Catalog, read_pruned};
+use crate::run::select::Selected;
 use crate::run::{RunError, error_chain};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
@@ -15,15 +17,10 @@ use crate::zfs::Bookmark;
 use std::collections::BTreeSet;
 
 /// Destroys our bookmarks that neither the newest two usable chains of any configured store nor an unfinished upload
-/// needs. A failure costs nothing but a bookmark that stays.
-pub(super) async fn release_bookmarks(
-    env: &BackupEnv,
-    dataset: &DatasetName,
-    stored: &DatasetName,
-    sight: &Sight,
-    committed: &Manifest,
-) {
-    match find_spent(env, dataset, stored, sight, committed).await {
+/// needs, nor the store of another configuration on this host. A failure costs nothing but a bookmark that stays.
+pub(super) async fn release_bookmarks(env: &BackupEnv, selected: &Selected, sight: &Sight, committed: &Manifest) {
+    let dataset = &selected.dataset.name;
+    match find_spent(env, selected, sight, committed).await {
         Ok(spent) if spent.is_empty() => {}
         Ok(spent) => match env.zfs.destroy_bookmarks(&spent) {
             Ok(()) => tracing::debug!(%dataset, count = spent.len(), "bookmarks that nothing needs any more are gone"),
@@ -35,11 +32,11 @@ pub(super) async fn release_bookmarks(
 
 async fn find_spent(
     env: &BackupEnv,
-    dataset: &DatasetName,
-    stored: &DatasetName,
+    selected: &Selected,
     sight: &Sight,
     committed: &Manifest,
-) -> Result<Vec<crate::model::BookmarkName>, String> {
+) -> Result<Vec<BookmarkName>, String> {
+    let (dataset, stored) = (&selected.dataset.name, &selected.stored);
     if let Some(unseen) = &sight.unseen {
         return Err(unseen.clone());
     }
@@ -47,8 +44,15 @@ async fn find_spent(
     let mut target = sight.target_facts();
     // Its hash is not looked at here.
     target.push(BackupFacts::new(committed, Digest::of(b""), 0, None));
+    let notes = BookmarkNotes::new(&env.settings.state_dir, selected.dataset.guid);
+    let note = |store: &dyn ObjectStore, facts: &[BackupFacts], begun: &[Guid]| {
+        let needed = needed_guids(facts).into_iter().chain(begun.iter().copied()).collect();
+        notes.replace(&store.known(), needed).map_err(text)
+    };
+    let begun = unfinished(env, &*env.store, &sight.target.catalog).await?;
+    note(&*env.store, &target, &begun)?;
     let mut needs = BookmarkNeeds { stores: vec![target], ..BookmarkNeeds::default() };
-    needs.unfinished.extend(unfinished(env, &*env.store, &sight.target.catalog).await?);
+    needs.unfinished.extend(begun);
     let mut stores: Vec<&dyn ObjectStore> = vec![&*env.store];
     if let Some(other) = &env.other {
         let store = other.store.as_ref().map_err(|why| format!("{} cannot be reached: {why}", other.known.url))?;
@@ -62,15 +66,20 @@ async fn find_spent(
                 &read
             }
         };
-        needs.stores.push(seen.facts(Some(&sight.target)));
-        needs.unfinished.extend(unfinished(env, &**store, &seen.catalog).await?);
+        let facts = seen.facts(Some(&sight.target));
+        let begun = unfinished(env, &**store, &seen.catalog).await?;
+        note(&**store, &facts, &begun)?;
+        needs.stores.push(facts);
+        needs.unfinished.extend(begun);
         stores.push(&**store);
     }
+    let own: Vec<KnownStore> = stores.iter().map(|store| store.known()).collect();
+    needs.elsewhere = notes.needed_elsewhere(&own, stored, (env.now)())?;
     let bookmarks = env.zfs.bookmarks(dataset).map_err(|error| error_chain(&error))?;
     if has_unknown(&bookmarks, &needs) {
         for store in stores {
             let pruned = read_pruned(store, stored, &env.keys.trusted).await.map_err(text)?;
-            needs.pruned.extend(pruned.iter().map(crate::model::BackupId::snapshot_guid));
+            needs.pruned.extend(pruned.iter().map(BackupId::snapshot_guid));
         }
     }
     Ok(spent_bookmarks(&bookmarks, &needs))

@@ -157,7 +157,8 @@ async fn find_id(
             Ok(Some(id))
         }
         (Some(id), None, Purpose::Write) => register(state_dir, &file, store, Some(id), datasets).await.map(Some),
-        (Some(id), None, _) => {
+        (Some(id), None, Purpose::Restore) => Ok(Some(id)),
+        (Some(id), None, Purpose::Read) => {
             if let Err(error) = register(state_dir, &file, store, Some(id.clone()), datasets).await {
                 tracing::debug!("the identity of {} is not remembered: {}", place.url, error_chain(&error));
             }
@@ -175,6 +176,21 @@ async fn find_id(
             tracing::warn!("{} was {last} and has no identity now: emptied, or another store", place.url);
             Ok(Some(last.clone()))
         }
+    }
+}
+
+/// The store at this place, if it may be written to. Changes nothing.
+///
+/// # Errors
+/// As for [`identify`] before something is written.
+pub async fn check_place(state_dir: &Path, place: &Place, store: &dyn ObjectStore) -> Result<KnownStore, RunError> {
+    let known = PlaceFile::new(state_dir, place).load()?;
+    let url = place.url.clone();
+    match (read_store_id(store).await?, known.last()) {
+        (Some(id), Some(last)) if !known.contains(&id) => Err(other_store(place, last, &format!("is {id} now"))),
+        (None, Some(last)) => Err(other_store(place, last, "has no identity now")),
+        (Some(id), _) => Ok(KnownStore { id, url }),
+        (None, None) => Ok(KnownStore::of_url(&url)),
     }
 }
 

@@ -21,6 +21,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+/// So many of the newest backups that old state names are looked for.
+const BACKUPS_ASKED_MAX: usize = 5;
+
 /// Moves what the URL named to the identity.
 ///
 /// # Errors
@@ -85,7 +88,7 @@ impl Proofs<'_> {
 
     /// Whether the store has one of these backups. State that names none is nobody else's.
     async fn has_any(&self, ids: &BTreeSet<BackupId>) -> Result<bool, RunError> {
-        for id in ids {
+        for id in ids.iter().rev().take(BACKUPS_ASKED_MAX) {
             let key = ObjectKey::backup(self.dataset, id, &BackupObject::Manifest);
             if self.asked.head(&key).await?.is_some() {
                 return Ok(true);
