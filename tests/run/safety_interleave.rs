@@ -20,7 +20,7 @@ use zfs_backup::plan::copy::doomed;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::prune::{Beside, PruneOutcome, PruneTask, forget, prune_dataset};
+use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, forget, prune_dataset};
 use zfs_backup::run::prune_snapshots::{SnapshotOutcome, prune_snapshots};
 use zfs_backup::run::upload::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::{RunError, error_chain};
@@ -230,17 +230,21 @@ impl Command {
             Self::PruneRemote { rules } => {
                 let env = site.prune_env(host, actor, Place::Remote);
                 let beside = Beside::Intermediate(site.store(Place::Intermediate(host), actor));
-                Done::Prune(prune_dataset(&env, &task(site, rules, beside)).await)
+                prune(site, host, &env, &task(site, rules, beside)).await
             }
             Self::PruneIntermediate { rules } => {
                 let env = site.prune_env(host, actor, Place::Intermediate(host));
                 let beside = Beside::Remote(site.store(Place::Remote, actor));
-                Done::Prune(prune_dataset(&env, &task(site, rules, beside)).await)
+                prune(site, host, &env, &task(site, rules, beside)).await
             }
             Self::ForgetInRemote { .. } | Self::ForgetInIntermediate { .. } => {
                 let Job::Forget(id) = job else { return Done::Nothing };
                 let env = site.prune_env(host, actor, self.place(host));
-                Done::Forget(forget(&env, &site.dataset, id).await.map(drop))
+                let forgotten = forget(&env, &site.dataset, id).await.map(drop);
+                if forgotten.is_ok() {
+                    site.unpin(host, |held| held == id);
+                }
+                Done::Forget(forgotten)
             }
             Self::PruneSnapshots { days } => {
                 let env = site.snapshots_env(host, actor, *days);
@@ -272,6 +276,15 @@ impl Op {
             done.borrow_mut().push((actor, outcome));
         }
     }
+}
+
+/// Prunes, and lets go what was held for what went.
+async fn prune(site: &TwoHosts, host: usize, env: &PruneEnv, task: &PruneTask) -> Done {
+    let outcome = prune_dataset(env, task).await;
+    if let Ok(PruneOutcome { look, deleted }) = &outcome {
+        site.unpin(host, |id| deleted.contains(id) || look.is_over(id));
+    }
+    Done::Prune(outcome)
 }
 
 fn task(site: &TwoHosts, rules: &RetentionRules, beside: Beside) -> PruneTask {
@@ -343,6 +356,12 @@ impl Run<'_> {
         self.race(&[Op { host: 0, commands: vec![command] }], &Schedule { segments: Vec::new(), mishaps })
             .await
             .map(drop)
+    }
+
+    /// A prune that keeps all. The host notes its clock then, as it does every night.
+    async fn prune_nothing(&mut self, host: usize) -> Result<(), String> {
+        let commands = vec![Command::PruneRemote { rules: Box::default() }];
+        self.race(&[Op { host, commands }], &Schedule::default()).await.map(drop)
     }
 
     async fn night(&mut self, command: Command) -> Result<(), String> {
@@ -433,6 +452,9 @@ async fn run(keys: KeyFile, writer: WriterKeys, case: &Case, seen: &Seen) -> Res
     let mut run = Run { site: TwoHosts::new(keys, writer, case.remote), seen };
     run.prelude(case.prelude).await?;
     run.site.add_second(case.relation);
+    for host in 0..2 {
+        run.prune_nothing(host).await?;
+    }
     for (number, round) in case.rounds.iter().enumerate() {
         if let Some((host, from, hours)) = case.clock
             && from == number

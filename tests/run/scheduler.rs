@@ -6,6 +6,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::ops::Range;
@@ -394,6 +395,10 @@ impl ObjectStore for GatedStore {
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         self.call(Operation::List, prefix, self.inner.list(prefix)).await
+    }
+
+    async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.call(Operation::Head, "the clock", self.inner.clock()).await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 
 use crate::builder::{RESUME_DAYS, hours};
 use crate::scheduler::{GatedStore, Scheduler, Watch};
-use crate::world::{LIFECYCLE, PART_BYTES, memory_store, name, never, noise, plant_keyring};
+use crate::world::{LIFECYCLE, PART_BYTES, SNAPSHOT_PREFIX, memory_store, name, never, noise, plant_keyring};
 use jiff::Timestamp;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,15 +12,17 @@ use tempfile::TempDir;
 use zfs_backup::config::{RawMode, SnapshotSource};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{Manifest, Origin, PruneRecord, parse_strict};
-use zfs_backup::model::{BackupId, DatasetName, Digest, Guid};
+use zfs_backup::model::{BackupId, DatasetName, Digest, Guid, KnownStore};
+use zfs_backup::plan::clock::ClockReading;
 use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::plan::send::LifecycleRules;
 use zfs_backup::run::backup::{BackupEnv, BackupSettings, OtherStore, StoreRole};
 use zfs_backup::run::catalog::{read_catalog, read_chunks};
+use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::error_chain;
 use zfs_backup::run::journal::unended;
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::pins::pinned;
+use zfs_backup::run::pins::{pinned, unpin};
 use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv};
 use zfs_backup::run::restore::{ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset};
@@ -102,6 +104,10 @@ impl Place {
             Self::Remote => "memory:remote".to_owned(),
             Self::Intermediate(_) => "memory:intermediate".to_owned(),
         }
+    }
+
+    fn known(self) -> KnownStore {
+        KnownStore::of_url(&self.url())
     }
 }
 
@@ -422,7 +428,7 @@ impl TwoHosts {
             if self.kind.host_clock { host_time(actor) } else { Timestamp::from_second(true_seconds()).unwrap() };
         self.remote.set_clock(Some(remote));
         for (number, host) in self.hosts.iter().enumerate() {
-            host.intermediate.set_clock(Some(host_time(number)));
+            host.intermediate.set_host_clock(host_time(number));
             host.zfs.set_now(host_time(number));
         }
     }
@@ -436,7 +442,7 @@ impl TwoHosts {
         if self.nights == 1 {
             zfs.write_file(&self.dataset, 8, &noise(1000, 1500));
         }
-        let taken = take_snapshots(zfs, std::slice::from_ref(&self.dataset), "zfs-backup_", host_time(host)).unwrap();
+        let taken = take_snapshots(zfs, std::slice::from_ref(&self.dataset), SNAPSHOT_PREFIX, host_time(host)).unwrap();
         let files = zfs.snapshot_files(&taken[0]).unwrap();
         let guid = zfs.snapshots(&self.dataset).unwrap().last().unwrap().guid;
         self.contents.insert(guid, files);
@@ -473,6 +479,7 @@ impl TwoHosts {
             compressed: true,
             embedded: false,
             source: SnapshotSource::Own,
+            snapshot_prefix: SNAPSHOT_PREFIX.to_owned(),
             // The sizes of so small backups say nothing.
             lifecycle: LifecycleRules { incrementals_percent_max: 1_000_000, ..LIFECYCLE },
             state_dir: self.hosts[host].state.path().to_owned(),
@@ -493,7 +500,7 @@ impl TwoHosts {
             StoreRole::Remote => (Place::Remote, (StoreRole::Intermediate, Place::Intermediate(host))),
             StoreRole::Intermediate => (Place::Intermediate(host), (StoreRole::Remote, Place::Remote)),
         };
-        let other = OtherStore { role: other.0, url: other.1.url(), store: Ok(self.store(other.1, actor)) };
+        let other = OtherStore { role: other.0, known: other.1.known(), store: Ok(self.store(other.1, actor)) };
         BackupEnv {
             zfs: Arc::new(self.hosts[host].zfs.clone()),
             store: self.store(target, actor),
@@ -528,8 +535,21 @@ impl TwoHosts {
             state_dir: self.hosts[host].state.path().to_owned(),
             resume_days: RESUME_DAYS,
             now: host_time(host),
+            clock: self.clock(host),
             stop: never(),
         }
+    }
+
+    /// The clocks of a host that was never switched off, and what it noted of them.
+    fn clock(&self, host: usize) -> ClockCheck {
+        let reading = ClockReading {
+            wall: host_time(host),
+            since_boot_seconds: true_seconds() - FIRST_SECOND + DAY_SECONDS,
+            boot_id: "the only boot".to_owned(),
+            is_synchronised: false,
+        };
+        let read = ClockCheck::read(self.hosts[host].state.path(), false).unwrap();
+        ClockCheck { reading, run_seconds: 0, ..read }
     }
 
     pub(crate) fn snapshots_env(&self, host: usize, actor: usize, oldest_days: u32) -> SnapshotsEnv {
@@ -540,7 +560,9 @@ impl TwoHosts {
             trusted: self.keys.trusted.clone(),
             state_dir: self.hosts[host].state.path().to_owned(),
             oldest_days,
+            prefix: SNAPSHOT_PREFIX.to_owned(),
             now: host_time(host),
+            clock: self.clock(host),
         }
     }
 
@@ -562,6 +584,11 @@ impl TwoHosts {
             Place::Remote => &self.remote,
             Place::Intermediate(host) => &self.hosts[host].intermediate,
         }
+    }
+
+    /// Releases what a host keeps in its pool for attempts that are over.
+    pub(crate) fn unpin(&self, host: usize, is_over: impl Fn(&BackupId) -> bool) {
+        unpin(&self.hosts[host].zfs, &self.dataset, is_over).unwrap();
     }
 
     /// What a person may name there: backups, and attempts that nobody works on. Who names another host's upload while
@@ -690,7 +717,7 @@ impl TwoHosts {
         let Host { zfs, state, .. } = &self.hosts[host];
         let mut known = BTreeSet::new();
         for place in [Place::Remote, Place::Intermediate(host)] {
-            known.extend(unended(state.path(), &place.url(), &self.dataset).unwrap());
+            known.extend(unended(state.path(), &place.known(), &self.dataset).unwrap());
         }
         let facts = self.observer.facts();
         let is_known = |id: &BackupId| known.contains(id) || facts.committed.iter().any(|(_, other)| other == id);
