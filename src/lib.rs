@@ -37,6 +37,9 @@
 
 pub mod cli;
 pub mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod keyring;
 pub mod manifest;
 pub mod model;

@@ -40,6 +40,9 @@ pub mod transfer;
 pub mod upload;
 pub mod verify;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use sealed::open_small;
+
 use crate::keyring::KeyringError;
 use crate::manifest::ManifestError;
 use crate::model::{BackupId, DatasetName};

@@ -481,3 +481,5 @@ pub use real::RealZfs;
 pub use send::enlarge_pipe;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};
 pub use version::{ALLOW_VARIABLE, KNOWN_SERIES, MODULE_VERSION, is_known as is_known_version};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use {list::read_kernel_list, token::token_of_list};

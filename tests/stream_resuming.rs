@@ -126,6 +126,19 @@ fn what_the_kernel_repeats_is_gathered() {
     }
 }
 
+#[test]
+fn record_that_the_stream_ends_in_is_not_gathered() {
+    let bytes =
+        stream(&begin(ByteOrder::Little), &[], &[Rec::Object(5, pattern(1, 64)), Rec::Write(5, 0, pattern(2, 64))]);
+    let (begin, from) = opening(&bytes);
+    let payload = at(from) + HEADER_BYTES..at(from) + HEADER_BYTES + 64;
+    for end in payload {
+        let mut gather = Gather::new(begin.clone(), from, 5, Wanted::Object);
+        assert_eq!(gather.feed(&bytes[at(from)..end]), Ok(false));
+        assert_eq!(gather.records(), [], "cut at {end}");
+    }
+}
+
 /// What the resumer makes of the stream, read from the boundary before record `from` of `records`.
 fn resume(bytes: &[u8], start: &ResumeStart, slice: usize) -> Result<Vec<u8>, ResumingError> {
     let mut out = Vec::new();

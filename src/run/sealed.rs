@@ -17,7 +17,7 @@ pub(super) fn seal_small(recipients: &[age::x25519::Recipient], plain: &[u8]) ->
 }
 
 /// Opens what was sealed to one of these keys, at most `limit_bytes` of it.
-pub(super) fn open_small(keys: &KeyFile, sealed: &[u8], limit_bytes: u64) -> Result<Vec<u8>, AgeFailure> {
+pub(crate) fn open_small(keys: &KeyFile, sealed: &[u8], limit_bytes: u64) -> Result<Vec<u8>, AgeFailure> {
     let identities = keys.identities.iter().map(|identity| identity as &dyn age::Identity);
     let mut plain = Vec::new();
     age::Decryptor::new(sealed)?.decrypt(identities)?.take(limit_bytes).read_to_end(&mut plain)?;

@@ -31,6 +31,8 @@ mod settings;
 mod spooled;
 mod upload;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use messages::read_any_answer;
 pub use settings::{B2Credentials, B2Settings};
 
 use super::{

@@ -26,6 +26,19 @@ mod settings;
 
 pub use settings::{RcloneSettings, check_arguments};
 
+/// Reads bytes as what rclone prints: a listing, an entry of it, and lines of its log.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_any_answer(bytes: &[u8]) {
+    let _ = serde_json::from_slice::<Vec<read::Entry>>(bytes).map_err(|error| unreadable(&error).to_string());
+    let _ = serde_json::from_slice::<Option<read::Entry>>(bytes);
+    let text = String::from_utf8_lossy(bytes);
+    let words: Vec<String> = text.lines().map(process::words_of_line).collect();
+    let _ = text.lines().map(read::partial_of).count();
+    let status = std::os::unix::process::ExitStatusExt::from_raw(256);
+    let cause = Cause::ended(status, &words);
+    let _ = (cause.kind(), cause.hint("r", "/etc/rclone.conf"), cause.to_string());
+}
+
 use super::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError,
     StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,

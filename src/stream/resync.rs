@@ -265,8 +265,12 @@ impl Gather {
         Ok(self.pick.done || self.pick.bytes > GATHERED_BYTES_MAX)
     }
 
-    /// What was found; nothing if the stream does not have it, or too much to be believed.
-    pub fn records(self) -> Vec<Record> {
+    /// What was found; nothing if the stream does not have it, or too much to be believed. A record that the stream
+    /// ended in is not whole, and is none.
+    pub fn records(mut self) -> Vec<Record> {
+        if self.pick.taking {
+            self.pick.records.pop();
+        }
         if self.pick.bytes > GATHERED_BYTES_MAX { Vec::new() } else { self.pick.records }
     }
 }

@@ -258,6 +258,59 @@ fn own_user_properties(entry: &Entry) -> BTreeMap<String, String> {
     entry.properties.iter().filter_map(own).collect()
 }
 
+/// Makes a list of the bytes that `byte` gives, and reads it as the kernel's answer about `subject`.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_kernel_list(subject: &[u8], mut byte: impl FnMut() -> u8) {
+    fn list_of(byte: &mut dyn FnMut() -> u8, depth: u8) -> NvMap {
+        const NAMES: [&str; 16] = [
+            "value",
+            "source",
+            "guid",
+            "createtxg",
+            "creation",
+            "referenced",
+            "used",
+            "userrefs",
+            "encryption",
+            "keystatus",
+            "altroot",
+            "a:b",
+            "ul$1000",
+            "e-$",
+            "tank/a",
+            "snapshot",
+        ];
+        let mut list = NvMap::new();
+        for _ in 0..byte() % 12 {
+            let name = NAMES[usize::from(byte() % 16)].to_owned();
+            let value = match byte() % 7 {
+                0 => NvValue::Flag,
+                1 => NvValue::Boolean(byte() & 1 == 1),
+                2 => NvValue::Number(u64::MAX >> (byte() % 65).min(63)),
+                3 => NvValue::Signed(i64::from(byte()) - 128),
+                4 => NvValue::Text(String::from_utf8_lossy(&[byte(), byte()]).into_owned()),
+                5 => NvValue::Other(u32::from(byte())),
+                _ if depth > 3 => NvValue::Flag,
+                _ => NvValue::Map(list_of(byte, depth + 1)),
+            };
+            list.insert(name, value);
+        }
+        list
+    }
+    let mut command = core::empty_command();
+    let stats = &mut command.zc_objset_stats;
+    (stats.dds_type, stats.dds_inconsistent, stats.dds_guid) = (u32::from(byte() % 5), byte() & 1, u64::from(byte()));
+    stats.dds_origin.fill_with(|| byte());
+    let (list, name) = (list_of(&mut byte, 0), text_of(subject));
+    let _ = delegations(&Attempt::new("read the permissions on", &name), &list);
+    let entry =
+        || Entry { name: name.clone(), stats: command.zc_objset_stats, properties: to_properties(list.clone()) };
+    let (dataset, snapshot) = (to_dataset(entry()), to_snapshot(entry()));
+    for error in [dataset.err(), snapshot.err()].into_iter().flatten() {
+        assert!(error.to_string().contains(&name), "{error} does not name {name:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

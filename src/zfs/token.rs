@@ -92,11 +92,15 @@ impl ResumeToken {
         ] {
             values.extend(is_set.then(|| (name.to_owned(), PackedValue::Flag)));
         }
-        let list = write_packed(&values);
-        let packed = miniz_oxide::deflate::compress_to_vec_zlib(&list, 6);
-        let hex: String = packed.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("1-{:x}-{:x}-{hex}", first_word(&packed), list.len())
+        token_of_list(&write_packed(&values))
     }
+}
+
+/// The token of a packed list, whatever is in that.
+pub(crate) fn token_of_list(list: &[u8]) -> String {
+    let packed = miniz_oxide::deflate::compress_to_vec_zlib(list, 6);
+    let hex: String = packed.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("1-{:x}-{:x}-{hex}", first_word(&packed), list.len())
 }
 
 impl Dataset {

@@ -207,6 +207,19 @@ fn parse_log(bytes: &[u8]) -> Result<ReadLog, serde_json::Error> {
     Ok(read)
 }
 
+/// The records in the bytes of a log.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn records_of_log(bytes: &[u8]) -> Result<Vec<JournalRecord>, serde_json::Error> {
+    parse_log(bytes).map(|read| read.records)
+}
+
+/// The line of a record given as JSON, behind the line whose digits are in `last` (empty: the first), which it replaces.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn line_of_log(last: &mut String, json: &[u8]) -> Vec<u8> {
+    *last = sum(if last.is_empty() { SEED } else { last.as_str() }, json);
+    [last.as_bytes(), b" ", json, b"\n"].concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -262,6 +262,36 @@ impl FileVersion {
     }
 }
 
+/// Reads bytes as each of the answers.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read_any_answer(bytes: &[u8]) {
+    let file = |file: &FileVersion| {
+        let evidence = file.evidence();
+        let _ = (file.is_upload(), file.is_hidden_marker(), file.uploaded_at());
+        assert!(file.sha1().is_none_or(|sha1| evidence.checksum.as_deref() == Some(sha1)));
+    };
+    if let Ok(authorized) = serde_json::from_slice::<Authorized>(bytes) {
+        let _ = authorized.into_storage().map_err(|cause| cause.to_string());
+    }
+    if let Ok(versions) = serde_json::from_slice::<Versions>(bytes) {
+        versions.files.iter().for_each(file);
+        let count = versions.files.len();
+        assert!(super::list::live_of(versions.files).len() <= count);
+    }
+    if let Ok(unfinished) = serde_json::from_slice::<UnfinishedFiles>(bytes) {
+        unfinished.files.iter().for_each(file);
+    }
+    let _ = serde_json::from_slice::<FileVersion>(bytes).map(|version| file(&version));
+    let _ = serde_json::from_slice::<Buckets>(bytes);
+    let _ = serde_json::from_slice::<UploadUrl>(bytes);
+    let _ = serde_json::from_slice::<StoredPart>(bytes);
+    let _ = serde_json::from_slice::<Ignored>(bytes);
+    for status in [400, 401, 403, 429, 503, 999] {
+        let cause = Cause::refused(status, bytes, None);
+        let _ = (cause.kind(), cause.hint("b2_upload_file", "https://a"), cause.is_transient(), cause.to_string());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

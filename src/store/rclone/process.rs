@@ -263,6 +263,12 @@ fn parse_line(text: &str) -> LogLine {
     line
 }
 
+/// What a line of the log says.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn words_of_line(text: &str) -> String {
+    parse_line(text).msg
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,106 @@
+//! Fuzz targets: functions that take any bytes for what a store, a kernel or a person gave, and must return. Each target
+//! panics when a parser does, and when an answer contradicts the bytes: a text that does not print as it was read, a
+//! stream whose verdict depends on where it was cut, a signature that vouches for other bytes.
+//!
+//! Compiled for tests and with the feature `fuzzing` only. The same functions run twice: in `tests.rs` below, on their
+//! seeds and on random mutations of them, as an ordinary test; and guided by coverage in `fuzz/` (`scripts/fuzz`).
+
+#[cfg(any(test, feature = "fuzzing"))]
+mod configured;
+#[cfg(any(test, feature = "fuzzing"))]
+mod hostile;
+#[cfg(any(test, feature = "fuzzing"))]
+mod local;
+#[cfg(any(test, feature = "fuzzing"))]
+mod records;
+#[cfg(any(test, feature = "fuzzing"))]
+mod stored;
+#[cfg(test)]
+mod tests;
+
+/// One function with what it is started with.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Its name.
+    pub name: &'static str,
+    /// Takes any bytes, and panics where it finds a defect.
+    pub run: fn(&[u8]),
+    /// Inputs that get far, made by our own code.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Words of the format, for mutations.
+    pub words: &'static [&'static str],
+}
+
+/// All targets.
+pub const TARGETS: &[Target] = &[
+    records::STREAM_BYTES,
+    records::STREAM_RECORDS,
+    records::PACKED_LIST,
+    records::RESUME_TOKEN,
+    stored::SIGNATURE,
+    stored::SIGNED_OBJECT,
+    stored::NAMES,
+    stored::AGE_HEAD,
+    stored::CHUNK,
+    hostile::B2_ANSWER,
+    hostile::RCLONE_ANSWER,
+    hostile::KERNEL_LIST,
+    local::JOURNAL,
+    local::CACHE_FILE,
+    local::LOCKFILE,
+    configured::CONFIGURATION,
+    configured::INI,
+    configured::VALUES,
+    configured::KEY_FILE,
+];
+
+/// Takes an input apart, from its front. At its end all is zero.
+struct Choices<'a>(&'a [u8]);
+
+impl<'a> Choices<'a> {
+    fn byte(&mut self) -> u8 {
+        self.take(1).first().copied().unwrap_or_default()
+    }
+
+    fn number(&mut self) -> u64 {
+        // Short numbers, numbers beside a power of two, and any others.
+        match self.byte() {
+            small @ 0..=127 => u64::from(small),
+            power @ 128..=247 => {
+                let bit = 1_u64 << ((power - 128) / 2);
+                if power % 2 == 0 { bit } else { bit.wrapping_sub(1) }
+            }
+            _ => {
+                let mut bytes = [0; 8];
+                let taken = self.take(8);
+                bytes[..taken.len()].copy_from_slice(taken);
+                u64::from_le_bytes(bytes)
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(bytes.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Cuts bytes into slices of lengths that follow from `seed`: short ones, and those of and around a record's header.
+fn cut(mut bytes: &[u8], seed: u8) -> Vec<&[u8]> {
+    const LENGTHS: [usize; 8] = [1, 3, 4, 7, 280, 311, 313, 4096];
+    let (mut slices, mut state) = (Vec::new(), usize::from(seed));
+    while !bytes.is_empty() {
+        state = state.wrapping_mul(31).wrapping_add(7);
+        // One in a hundred cuts of a single byte is enough.
+        let length = LENGTHS[state % LENGTHS.len()] * (1 + state / 8 % 3);
+        let (slice, rest) = bytes.split_at(length.min(bytes.len()));
+        slices.push(slice);
+        bytes = rest;
+    }
+    slices
+}
