@@ -1,7 +1,7 @@
 //! Files of this host that a crash may have cut and a person may have touched: journal, cache, lockfile.
 
 use super::{Choices, Target};
-use crate::model::DatasetName;
+use crate::model::{DatasetName, KnownStore};
 use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::here::Here;
 use crate::run::journal::log::{JournalRecord, line_of_log, records_of_log};
@@ -106,21 +106,21 @@ fn journal(input: &[u8]) {
 
 /// Any bytes behind the first line of a cache.
 fn cache_file(input: &[u8]) {
-    const STORE: &str = "file:/srv/b";
+    let store = KnownStore::of_url("file:/srv/b");
     let state_dir = &*FOLDER;
     let dataset: DatasetName = "tank/a".parse().expect("the name is one");
     let _ = std::fs::remove_dir_all(state_dir.join("cache"));
-    drop(ObjectCache::open(state_dir, STORE, &dataset, Keeping::New));
+    drop(ObjectCache::open(state_dir, &store, &dataset, Keeping::New));
     let files = std::fs::read_dir(state_dir.join("cache")).expect("opening a cache makes it");
     for file in files.flatten() {
         let mut bytes = std::fs::read(file.path()).expect("it is a file");
         let heading = bytes.clone();
         bytes.extend_from_slice(input);
         std::fs::write(file.path(), &bytes).expect("memory is not full");
-        drop(ObjectCache::open(state_dir, STORE, &dataset, Keeping::Nothing));
+        drop(ObjectCache::open(state_dir, &store, &dataset, Keeping::Nothing));
         let untouched = std::fs::read(file.path()).expect("it is a file");
         assert_eq!(untouched, bytes, "a cache that keeps nothing changed its file");
-        drop(ObjectCache::open(state_dir, STORE, &dataset, Keeping::New));
+        drop(ObjectCache::open(state_dir, &store, &dataset, Keeping::New));
         let left = std::fs::read(file.path()).expect("it is a file");
         assert!(bytes.starts_with(&left) && left.starts_with(&heading), "more than a torn tail was cut");
     }

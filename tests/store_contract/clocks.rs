@@ -8,7 +8,9 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::model::StoreId;
-use zfs_backup::store::{DirSettings, DirStore, IdentifiedStore, MemoryStore, ObjectStore, S3Credentials, S3Settings, S3Store, Spool};
+use zfs_backup::store::{
+    DirSettings, DirStore, IdentifiedStore, MemoryStore, ObjectStore, S3Credentials, S3Settings, S3Store, Spool,
+};
 
 const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";
 

@@ -1,9 +1,9 @@
 //! The commands that delete, as a person and as monitoring see them: exit status, text, and what `health` says after.
 
 use super::super::health::{DEFAULT_LIMITS, facts_of};
+use super::super::identity::{identified, known_stores};
 use super::super::output::{Output, Said};
 use super::super::prune_snapshots::prune_snapshots_of;
-use super::super::identity::{identified, known_stores};
 use super::super::wire::{backup_settings, open_dir};
 use super::super::{Leftovers, args::Global, follow::Purpose};
 use super::*;
