@@ -1,5 +1,6 @@
 //! Talking to people: arguments in, text, JSON and an exit status out. Adapters are chosen here and nowhere else.
 
+mod adopt;
 mod args;
 mod backup;
 mod check;
@@ -249,7 +250,7 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::PruneIntermediate(prune) => prune::prune_intermediate(context, prune).await,
         Command::PruneRemote(prune) => prune::prune_remote(context, prune).await,
         Command::AcceptStore(accept) => identity::accept_store(context, accept).await,
-        Command::Adopt(adopt) => forget::adopt(context, adopt).await,
+        Command::Adopt(adopt) => adopt::adopt(context, adopt).await,
         Command::Forget(forget) => forget::forget(context, forget).await,
         Command::Show(show) => show::show(context, show).await,
         Command::Health(health) => health::health(context, health),

@@ -68,7 +68,7 @@ pub use progress::{ProgressBody, ProgressChunk, begin_from_bytes, parse_progress
 pub use restore_text::{RestoreText, restore_text};
 pub use strict::parse_strict;
 
-use crate::model::{BackupId, BackupKind, DatasetName, Digest, Guid};
+use crate::model::{BackupId, BackupKind, DatasetName, Digest, Guid, HostMark};
 use crate::store::{Evidence, decimal};
 use crate::stream::seal::{ChunkHead, Compression, SealedChunk};
 use jiff::Timestamp;
@@ -211,6 +211,14 @@ pub struct Manifest {
     pub base: Option<BaseRef>,
     /// Where it came from.
     pub origin: Origin,
+    /// The host that committed it. Hosts that were cloned, and pools that were copied, have one origin and two marks.
+    /// Null in what the first builds of version 0.1 made.
+    pub host_mark: Option<HostMark>,
+    /// The newest stored backups, of whatever origin, whose snapshots the pool knew when this backup was committed:
+    /// those that no other one of them follows from, at most 16. With `base` they make a tree of all backups, fulls
+    /// included, in which a pool that was copied or rewound shows as a fork (`plan/timeline.rs`). Null in what
+    /// the first builds of version 0.1 made; empty when the pool knew none.
+    pub previous: Option<Vec<BackupId>>,
     /// The moment of its snapshot: the pool's guid and the transaction group, both in hexadecimal. All datasets of which
     /// one atomic snapshot was taken have the same. Null in what the first builds of version 0.1 made.
     pub group: Option<String>,
@@ -330,6 +338,8 @@ pub struct Started {
     pub base: Option<BaseRef>,
     /// Where it comes from.
     pub origin: Origin,
+    /// The host that began it. Null in what the first builds of version 0.1 made.
+    pub host_mark: Option<HostMark>,
     /// The flags asked for.
     pub requested: Vec<String>,
     /// Bytes of stream in every chunk but the last.

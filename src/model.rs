@@ -2,12 +2,14 @@
 
 mod backup_id;
 mod digest;
+mod host_mark;
 mod name;
 mod quantity;
 mod store_id;
 
 pub use backup_id::{BackupId, BackupKind};
 pub use digest::Digest;
+pub use host_mark::HostMark;
 pub use name::{BookmarkName, DatasetName, SnapshotName};
 pub use quantity::bytes_text;
 pub use store_id::{KnownStore, StoreId};
@@ -50,7 +52,7 @@ macro_rules! serde_as_text {
     )+};
 }
 
-serde_as_text!(Guid, Digest, BackupId, DatasetName, SnapshotName, StoreId);
+serde_as_text!(Guid, Digest, BackupId, DatasetName, HostMark, SnapshotName, StoreId);
 
 /// A 64-bit ZFS guid: of a snapshot, a dataset or a pool. Written as 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,5 +1,6 @@
 //! Decisions, pure: no clock, network or disk. Every "no" is data that explains itself.
 
+pub mod adopt;
 pub mod bookmarks;
 pub mod clock;
 pub mod copy;
@@ -15,10 +16,12 @@ pub mod retention;
 pub mod sample;
 pub mod send;
 pub mod snapshots;
+pub mod timeline;
 pub mod twin;
 
 use crate::manifest::{Manifest, Origin, SnapshotRef};
-use crate::model::{BackupId, BackupKind, Digest};
+use crate::model::{BackupId, BackupKind, Digest, HostMark};
+use jiff::Timestamp;
 
 /// One whole backup of a store, as far as decisions need it. Ids name it everywhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +40,8 @@ pub struct BackupFacts {
     pub position: u32,
     /// Where it came from.
     pub origin: Origin,
+    /// Who made it, and what was known there then.
+    pub made: Making,
     /// The flags asked of the kernel, constant within a chain.
     pub requested: Vec<String>,
     /// Whom its chunks are sealed to.
@@ -47,6 +52,33 @@ pub struct BackupFacts {
     pub stored_bytes: u64,
     /// Why it is not usable: an ancestor or a chunk is missing or has another size. `None` when it is.
     pub flaw: Option<String>,
+}
+
+/// Which host made a backup, when, and what its pool knew of the other backups then.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Making {
+    /// The host; `None` in old manifests.
+    pub host: Option<HostMark>,
+    /// The newest backups that its pool knew; `None` in old manifests.
+    pub previous: Option<Vec<BackupId>>,
+    /// When the attempt began.
+    pub started_at: Timestamp,
+    /// When its last chunk was confirmed.
+    pub finished_at: Timestamp,
+    /// A person took it over with the time line that it is of. Its place among the others is told by its time alone.
+    pub adopted: bool,
+}
+
+impl Making {
+    fn of(manifest: &Manifest) -> Self {
+        Self {
+            host: manifest.host_mark.clone(),
+            previous: manifest.previous.clone(),
+            started_at: manifest.started_at,
+            finished_at: manifest.finished_at,
+            adopted: false,
+        }
+    }
 }
 
 impl BackupFacts {
@@ -60,6 +92,7 @@ impl BackupFacts {
             full_id: manifest.chain.full_id.clone(),
             position: manifest.chain.position,
             origin: manifest.origin.clone(),
+            made: Making::of(manifest),
             requested: manifest.send.requested.clone(),
             recipients: manifest.recipients.clone(),
             stream_bytes: manifest.stream_bytes,

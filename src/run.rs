@@ -11,6 +11,7 @@ pub mod drill;
 pub mod here;
 pub mod holds;
 pub mod hooks;
+pub mod host_mark;
 pub mod identity;
 pub mod inside;
 pub mod journal;

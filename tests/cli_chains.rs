@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use zfs_backup::config::{RawMode, SnapshotSource};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::Manifest;
-use zfs_backup::model::DatasetName;
+use zfs_backup::model::{DatasetName, SnapshotName};
 use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
@@ -24,12 +24,38 @@ const FLAGS: SendFlags = SendFlags { raw: false, compressed: true, embedded: fal
 
 /// A folder as a store with a full and two incrementals of `tank/data`, and what ZFS sent for each.
 fn chain(folder: &Path) -> Vec<(Manifest, Vec<u8>)> {
-    let (zfs, dataset) = (FakeZfs::new(), "tank/data".parse::<DatasetName>().unwrap());
-    zfs.create(&dataset, DatasetType::Filesystem);
+    let (zfs, file) = begin(folder);
+    let env = env(folder, &zfs, &file, "state");
+    let mut base = None;
+    (0..3u8)
+        .map(|number| {
+            let (manifest, snapshot) = night(&env, &zfs, number, RequestedKind::Lifecycle);
+            let request = SendRequest { snapshot: snapshot.clone(), base: base.take(), flags: FLAGS, resume: None };
+            let (mut sending, mut stream) = (zfs.send(&request).unwrap(), Vec::new());
+            std::io::Read::read_to_end(sending.reader(), &mut stream).unwrap();
+            base = Some(SendBase::Snapshot(snapshot));
+            (manifest, stream)
+        })
+        .collect()
+}
+
+fn dataset() -> DatasetName {
+    "tank/data".parse().unwrap()
+}
+
+/// A pool, the keys, and a folder for a store.
+fn begin(folder: &Path) -> (FakeZfs, KeyFile) {
+    let zfs = FakeZfs::new();
+    zfs.create(&dataset(), DatasetType::Filesystem);
     let file = KeyFile::generate().unwrap();
     std::fs::write(folder.join("identity.txt"), &*file.to_text().unwrap()).unwrap();
+    std::fs::create_dir(folder.join("store")).unwrap();
+    (zfs, file)
+}
+
+/// A host with that state folder.
+fn env(folder: &Path, zfs: &FakeZfs, file: &KeyFile, state: &str) -> BackupEnv {
     let root = folder.join("store");
-    std::fs::create_dir(&root).unwrap();
     let keys = WriterKeys {
         recipients: vec![file.recipient().unwrap()],
         signing: file.signing_key().unwrap().clone(),
@@ -42,7 +68,7 @@ fn chain(folder: &Path) -> Vec<(Manifest, Vec<u8>)> {
         incrementals_max: None,
         auto_full_bytes_max: 0,
     };
-    let env = BackupEnv {
+    BackupEnv {
         zfs: Arc::new(zfs.clone()),
         store: Arc::new(DirStore::open(&DirSettings { root, part_bytes: 1 << 16 }).unwrap()),
         role: StoreRole::Remote,
@@ -57,7 +83,7 @@ fn chain(folder: &Path) -> Vec<(Manifest, Vec<u8>)> {
             source: SnapshotSource::Own,
             snapshot_prefix: "own_".into(),
             lifecycle,
-            state_dir: folder.join("state"),
+            state_dir: folder.join(state),
             host: "test".into(),
             restart: false,
             window: None,
@@ -67,25 +93,21 @@ fn chain(folder: &Path) -> Vec<(Manifest, Vec<u8>)> {
         planned: Arc::new(|_| {}),
         progress: Arc::new(|_| {}),
         stop: tokio::sync::watch::channel(false).1,
-    };
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut points = Vec::new();
-    let mut base = None;
-    for number in 0..3u8 {
-        zfs.set_now(jiff::Timestamp::from_second(1_770_000_000 + i64::from(number) * 86_400).unwrap());
-        zfs.write_file(&dataset, 5 + u64::from(number), &vec![number; 100_000]);
-        let now = jiff::Timestamp::from_second(1_770_000_000 + i64::from(number)).unwrap();
-        let snapshot = take_snapshots(&zfs, std::slice::from_ref(&dataset), "own_", now).unwrap().remove(0);
-        let selected = Selected { dataset: zfs.dataset(&dataset).unwrap().unwrap(), stored: dataset.clone() };
-        let outcome = runtime.block_on(back_up(&env, &selected, RequestedKind::Lifecycle)).unwrap();
-        let BackupOutcome::Committed(backup) = outcome else { panic!("nothing was sent") };
-        let request = SendRequest { snapshot: snapshot.clone(), base, flags: FLAGS, resume: None };
-        let (mut sending, mut stream) = (zfs.send(&request).unwrap(), Vec::new());
-        std::io::Read::read_to_end(sending.reader(), &mut stream).unwrap();
-        points.push((backup.manifest, stream));
-        base = Some(SendBase::Snapshot(snapshot));
     }
-    points
+}
+
+/// Backs up what is new that day.
+fn night(env: &BackupEnv, zfs: &FakeZfs, number: u8, requested: RequestedKind) -> (Manifest, SnapshotName) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let dataset = dataset();
+    zfs.set_now(jiff::Timestamp::from_second(1_770_000_000 + i64::from(number) * 86_400).unwrap());
+    zfs.write_file(&dataset, 5 + u64::from(number), &vec![number; 100_000]);
+    let now = jiff::Timestamp::from_second(1_770_000_000 + i64::from(number)).unwrap();
+    let snapshot = take_snapshots(zfs, std::slice::from_ref(&dataset), "own_", now).unwrap().remove(0);
+    let selected = Selected { dataset: zfs.dataset(&dataset).unwrap().unwrap(), stored: dataset };
+    let outcome = runtime.block_on(back_up(env, &selected, requested)).unwrap();
+    let BackupOutcome::Committed(backup) = outcome else { panic!("nothing was sent") };
+    (backup.manifest, snapshot)
 }
 
 fn restore(folder: &Path, arguments: &[&str]) -> Output {
@@ -131,4 +153,30 @@ fn a_bare_stream_is_of_one_backup_and_a_chain_says_how_to_get_each() {
     let output = restore(folder.path(), &["--backup", points[1].0.id.as_str(), "--to", "tank/x"]);
     let said = stderr(&output);
     assert!(!output.status.success() && said.contains(points[0].0.id.as_str()), "{said}");
+}
+
+#[test]
+fn two_time_lines_are_a_question_and_each_is_there_for_whoever_names_it() {
+    let folder = TempDir::new().unwrap();
+    let (zfs, file) = begin(folder.path());
+    let ours = env(folder.path(), &zfs, &file, "state");
+    night(&ours, &zfs, 0, RequestedKind::Full);
+    let copy = zfs.copy_pools();
+    let theirs = env(folder.path(), &copy, &file, "state of a clone");
+    let (theirs, _) = night(&theirs, &copy, 1, RequestedKind::Full);
+    let (ours, _) = night(&ours, &zfs, 2, RequestedKind::Full);
+    let refused = restore(folder.path(), &["--stdout"]);
+    assert_eq!((refused.status.code(), &refused.stdout[..]), (Some(1), &b""[..]), "{}", stderr(&refused));
+    for manifest in [&ours, &theirs] {
+        let id = manifest.id.as_str();
+        let host = manifest.host_mark.as_ref().unwrap().as_str();
+        for part in [id, host, &manifest.snapshot.created_at.to_string(), "choose one with --backup ID"] {
+            assert!(stderr(&refused).contains(part), "no {part} in {}", stderr(&refused));
+        }
+        let chosen = restore(folder.path(), &["--stdout", "--backup", id]);
+        assert!(chosen.status.success() && chosen.stdout.len() as u64 == manifest.stream_bytes, "{}", stderr(&chosen));
+    }
+    // As it was before they parted.
+    let before = restore(folder.path(), &["--stdout", "--at", "2026-02-03"]);
+    assert!(before.status.success(), "{}", stderr(&before));
 }

@@ -2,10 +2,11 @@
 
 pub(super) use super::restore_args::{Drill, From, Restore};
 use crate::config::{Age, Remote, TimeLimit};
-use crate::model::{BackupId, DatasetName};
+use crate::model::{BackupId, DatasetName, Guid, InvalidName};
 use crate::plan::sample::ReadShare;
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -115,7 +116,12 @@ pub(super) enum Command {
     /// What this tool holds in the pools
     #[command(subcommand)]
     Holds(Holds),
-    /// Take over the backups of another origin, such as a pool that was rebuilt
+    /// Take over the backups of another origin, such as a pool that was rebuilt, or of another time line of this one, as
+    /// a cloned machine or a pool that was rewound leaves it
+    ///
+    /// Without --origin and --line this lists what there is, with the command for each. From then on pruning deletes
+    /// what was taken over by the rules too. Of a time line those backups are taken over that are listed: if its host
+    /// still makes others, pruning stops again.
     Adopt(Adopt),
     /// Take the store that is there now for the right one, after a disk or a bucket was replaced
     AcceptStore(AcceptStore),
@@ -212,9 +218,35 @@ pub(super) struct Adopt {
     /// The dataset, as it is named in the store
     #[arg(value_name = "DATASET")]
     pub(super) dataset: DatasetName,
+    /// Take over what this dataset made: its guid, where needed with that of its pool
+    #[arg(long, value_name = "GUID[/POOL_GUID]", conflicts_with = "line")]
+    pub(super) origin: Option<OriginChoice>,
+    /// Take over the other time line whose newest backup this is
+    #[arg(long, value_name = "ID")]
+    pub(super) line: Option<BackupId>,
+    /// Also one whose newest snapshot is newer than all of ours that are stored: its host may live
+    #[arg(long)]
+    pub(super) although_newer: bool,
     /// Do it; without it what would be taken over is printed
     #[arg(short, long)]
     pub(super) yes: bool,
+}
+
+/// The guid of a dataset, and of the pool that it was in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct OriginChoice {
+    pub(super) dataset_guid: Guid,
+    /// `None` for whatever pool.
+    pub(super) pool_guid: Option<Guid>,
+}
+
+impl FromStr for OriginChoice {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let (dataset, pool) = text.split_once('/').map_or((text, None), |(dataset, pool)| (dataset, Some(pool)));
+        Ok(Self { dataset_guid: dataset.parse()?, pool_guid: pool.map(str::parse).transpose()? })
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,25 +1,20 @@
-//! `forget` and `adopt`: what only a person may decide.
+//! `forget`: deletes one backup because a person named it.
 
 use super::Failure;
-use super::args::{Adopt, Forget};
+use super::args::Forget;
 use super::context::Context;
 use super::follow::Purpose;
 use super::lock::wait_for_others;
 use super::output::bytes;
-use super::prune::{origin_of, prune_env};
-use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_remote_to_delete, open_zfs, usage};
-use crate::config::{Config, Environment};
-use crate::manifest::Origin;
+use super::prune::prune_env;
+use super::wire::{open_intermediate, open_remote_to_delete, open_zfs, usage};
 use crate::model::{BackupId, DatasetName};
-use crate::run::adopt::{adopt as adopt_origins, origins_of};
-use crate::run::catalog::{read_catalog, read_started};
 use crate::run::clock::ClockCheck;
 use crate::run::pins::unpin;
 use crate::run::prune::{forget as forget_backup, look_at};
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;
 use serde_json::json;
-use std::sync::Arc;
 
 pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
@@ -87,85 +82,4 @@ async fn find_dataset_of(context: &Context, store: &dyn ObjectStore, id: &Backup
         &format!("no configured dataset has anything of {id} in {}", store.url()),
         "name the dataset as it is named in the store: --dataset DATASET; or --intermediate",
     ))
-}
-
-pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failure> {
-    let (config, env) = &*context.config()?;
-    let output = &context.output;
-    let zfs = open_zfs()?;
-    let datasets = context.datasets(&*zfs)?;
-    let Some(selected) = datasets.iter().find(|selected| selected.stored == adopt.dataset) else {
-        let what = format!("{} is no dataset of this configuration", adopt.dataset);
-        return Err(usage(&what, "name it as it is named in the store (main.store_as)"));
-    };
-    let own = origin_of(&*zfs, selected)?;
-    let stores = configured_stores(config, env).await?;
-    let mut others: Vec<(Origin, usize)> = Vec::new();
-    for store in &stores {
-        let known = origins_of(&config.state_dir, &store.known(), &selected.stored, &own)?;
-        for origin in origins_in(config, env, store, &selected.stored).await? {
-            match others.iter_mut().find(|(other, _)| *other == origin) {
-                Some((_, count)) => *count += 1,
-                None if !known.contains(&origin) => others.push((origin, 1)),
-                None => {}
-            }
-        }
-    }
-    let carry_out = adopt.yes && !context.global.dry_run;
-    if others.is_empty() {
-        output.line(format!("{}: there is no other origin to take over", selected.stored));
-    }
-    for (origin, count) in &others {
-        let verb = if carry_out { "takes over" } else { "would take over" };
-        output.line(format!("{} {verb} {count} backups and attempts", selected.stored));
-        output.line(format!("  of dataset guid {} in pool guid {}", origin.dataset_guid, origin.pool_guid));
-    }
-    if carry_out && !others.is_empty() {
-        let origins: Vec<Origin> = others.iter().map(|(origin, _)| origin.clone()).collect();
-        for store in &stores {
-            adopt_origins(&config.state_dir, &store.known(), &selected.stored, &own, &origins)?;
-        }
-    } else if !others.is_empty() {
-        output.note(
-            "from then on pruning deletes their backups by the rules too; if another host still makes them, do not",
-        );
-        output.note("nothing was taken over; -y does it");
-    }
-    output.json(|| {
-        let others: Vec<_> =
-            others.iter().map(|(origin, count)| json!({ "origin": origin, "backups": count })).collect();
-        json!({ "dataset": selected.stored, "own": own, "others": others, "carried_out": carry_out })
-    });
-    Ok(())
-}
-
-async fn configured_stores(config: &Config, env: &Environment) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
-    let mut stores = Vec::new();
-    if config.intermediate.is_some() {
-        stores.push(open_intermediate(config, Purpose::Read).await?);
-    }
-    if config.remote.is_some() {
-        stores.push(open_remote(config, env).await?);
-    }
-    Ok(stores)
-}
-
-/// The origin of each backup and attempt there. What cannot be believed has none.
-async fn origins_in(
-    config: &Config,
-    env: &Environment,
-    store: &Arc<dyn ObjectStore>,
-    stored: &DatasetName,
-) -> Result<Vec<Origin>, Failure> {
-    let (_, trusted) = keys_for_pruning(config, env, store).await?;
-    let catalog = read_catalog(&**store, stored, &trusted).await?;
-    let mut origins: Vec<Origin> = catalog.backups.iter().map(|backup| backup.manifest.origin.clone()).collect();
-    for attempt in &catalog.attempts {
-        match read_started(&**store, stored, &attempt.id, &trusted).await {
-            Ok(started) => origins.extend(started.map(|started| started.origin)),
-            Err(error) if error.is_damage() => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(origins)
 }

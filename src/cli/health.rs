@@ -114,6 +114,7 @@ pub(super) fn facts_of(record: &Record, newest_at: Option<Timestamp>) -> HealthF
         verified_at: record.verify.as_ref().map(|note| note.at),
         drilled_at: record.drill.as_ref().map(|note| note.at),
         failures: record.failures.iter().map(failure).collect(),
+        time_lines: record.seen.as_ref().map_or(0, |seen| seen.time_lines),
     }
 }
 
@@ -188,6 +189,7 @@ mod tests {
                 chain_position: 0,
                 backups: 1,
                 total_bytes: 7,
+                time_lines: 1,
             }),
             verify: Some(VerifyNote { at: at(6), backups: 1, read_data: "none".into() }),
             failures,

@@ -12,7 +12,7 @@ use crate::config::{Config, Environment, Remote, RetentionRules};
 use crate::manifest::Origin;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
-use crate::run::adopt::origins_of;
+use crate::run::adopt::{origins_of, pool_sight};
 use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
 use crate::run::pins::unpin;
@@ -22,6 +22,7 @@ use crate::store::key::dataset_prefix;
 use crate::store::{ListedObject, ObjectStore, StoreErrorKind};
 use crate::zfs::Zfs;
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -125,6 +126,7 @@ pub(super) async fn prune_env(
         trusted,
         state_dir: config.state_dir.clone(),
         resume_days: config.resume_days,
+        pools: BTreeMap::new(),
         now: clock.reading.wall,
         clock,
         stop: context.stop.clone(),
@@ -151,13 +153,16 @@ async fn prune_store(
     let (output, PruneCall { step, rules, prune }) = (&context.output, *call);
     let datasets = context.datasets(zfs)?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
-    let env = prune_env(context, config, env, &store, clock).await?;
+    let mut env = prune_env(context, config, env, &store, clock).await?;
     let (foreign_objects, foreign_bytes) = count_foreign(&*store, &datasets).await?;
     let carry_out = prune.yes && !context.global.dry_run;
     let mut results = Vec::new();
     for selected in &datasets {
         let work = async {
-            let origins = origins_of(&config.state_dir, &store.known(), &selected.stored, &origin_of(zfs, selected)?)?;
+            let (place, own) = ((&config.state_dir, &store.known(), &selected.stored), origin_of(zfs, selected)?);
+            let origins = origins_of(place.0, place.1, place.2, &own)?;
+            let pool = pool_sight(zfs, &selected.dataset.name, (place.0, place.1, place.2), &own)?;
+            env.pools.insert(selected.stored.clone(), pool);
             let (stored, rules, beside) = (selected.stored.clone(), rules.clone(), beside.clone());
             let task = PruneTask { stored, origins, rules, beside };
             if !carry_out {
@@ -235,10 +240,10 @@ fn finish(context: &Context, selected: &Selected, look: &PruneLook, step: &str, 
     };
     let status = if look.plan.doubts.iter().any(Doubt::is_damage) { status::DAMAGE } else { status::PARTIAL };
     let what = format!("{}: nothing is deleted: {first}", selected.stored);
-    context.failed(name, &Failure::Doubtful { what, hint: first.hint(step), status });
+    context.failed(name, &Failure::Doubtful { what, hint: first.hint(step, &selected.stored), status });
     let rest = &look.plan.doubts[1..];
     for doubt in rest.iter().take(DOUBTS_PRINTED_MAX) {
-        context.output.error_text(&format!("{}: {doubt}", selected.stored), Some(&doubt.hint(step)));
+        context.output.error_text(&format!("{}: {doubt}", selected.stored), Some(&doubt.hint(step, &selected.stored)));
     }
     if rest.len() > DOUBTS_PRINTED_MAX {
         let more = rest.len() - DOUBTS_PRINTED_MAX;

@@ -173,8 +173,7 @@ pub(super) fn plan_to_json(stored: &DatasetName, look: &PruneLook, step: &str, c
         .iter()
         .map(|left| json!({ "id": left.id, "objects": left.objects, "bytes": left.bytes, "why": left.why }))
         .collect();
-    let doubt =
-        |doubt: &Doubt| json!({ "text": doubt.to_string(), "damage": doubt.is_damage(), "hint": doubt.hint(step) });
+    let doubt = |doubt: &Doubt| json!({ "text": doubt.to_string(), "damage": doubt.is_damage(), "hint": doubt.hint(step, stored) });
     json!({
         "dataset": stored, "keep": keep, "delete": delete, "delete_leftovers": leftovers, "left_alone": left,
         "doubts": plan.doubts.iter().map(doubt).collect::<Vec<_>>(), "freed_bytes": plan.freed_bytes(),
@@ -202,6 +201,7 @@ mod tests {
             full_id: chain.map_or_else(|| id.clone(), |full| full.id.clone()),
             position: 0,
             origin: Origin { dataset_guid: Guid(1), pool_guid: Guid(1) },
+            made: Default::default(),
             requested: Vec::new(),
             recipients: Vec::new(),
             stream_bytes: 0,

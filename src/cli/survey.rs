@@ -339,6 +339,7 @@ async fn store_view(
         unknown_objects: catalog.unknown.len() as u64,
         unknown_bytes: catalog.unknown.iter().fold(0, |sum, object| sum.saturating_add(object.bytes)),
         origins: catalog.origins() as u64,
+        time_lines: catalog.time_lines() as u64,
     };
     Ok((view, seen.catalog))
 }
@@ -392,6 +393,10 @@ fn never_deleted(config: &Config, datasets: &[DatasetView]) -> Vec<String> {
             let name = &dataset.dataset;
             if view.origins > 1 {
                 let what = "has backups of several origins: prune skips it until `adopt`";
+                kept.push(format!("{name} in the {place} {what}"));
+            }
+            if view.time_lines > 1 {
+                let what = "has backups of two time lines: prune skips it until `adopt`";
                 kept.push(format!("{name} in the {place} {what}"));
             }
             if view.unknown_objects > 0 {

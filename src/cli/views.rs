@@ -108,6 +108,8 @@ pub(super) struct StoreView {
     pub(super) unknown_bytes: u64,
     /// Datasets, by guid, that have backups here under this name.
     pub(super) origins: u64,
+    /// Time lines of the newest of them, as far as the store alone tells.
+    pub(super) time_lines: u64,
 }
 
 #[derive(Debug, Clone, Serialize)]

@@ -49,6 +49,8 @@ pub struct HealthFacts {
     pub drilled_at: Option<Timestamp>,
     /// What failed and has not succeeded since.
     pub failures: Vec<FailureFact>,
+    /// How many time lines the backups of it are of.
+    pub time_lines: u64,
 }
 
 /// A step that failed and has not succeeded since.
@@ -108,6 +110,10 @@ pub fn judge_health(facts: &HealthFacts, limits: &HealthLimits, now: Timestamp) 
         found.extend(aged("verified", facts.verified_at, limits.verify, now, true));
         found.extend(aged("drilled", facts.drilled_at, limits.drill, now, false));
     }
+    if facts.time_lines > 1 {
+        let what = format!("backups of {} time lines are stored: `zfs-backup adopt` shows them", facts.time_lines);
+        found.push((Level::Warning, what));
+    }
     for failure in &facts.failures {
         let level = if failure.damage { Level::Critical } else { Level::Warning };
         let ago =
@@ -163,7 +169,12 @@ mod tests {
     }
 
     fn judge(newest: Option<Timestamp>, verified: Option<Timestamp>, drilled: Option<Timestamp>) -> (Level, String) {
-        judge_with(HealthFacts { newest_at: newest, verified_at: verified, drilled_at: drilled, failures: vec![] })
+        judge_with(HealthFacts {
+            newest_at: newest,
+            verified_at: verified,
+            drilled_at: drilled,
+            ..HealthFacts::default()
+        })
     }
 
     fn judge_with(facts: HealthFacts) -> (Level, String) {
@@ -219,9 +230,18 @@ mod tests {
                 verified_at: ago(HOUR),
                 drilled_at: None,
                 failures: vec![failure(damage)],
+                time_lines: 1,
             };
             assert_eq!(judge_with(facts), (level, "verify failed 3h ago: B2 401".to_owned()));
         }
+    }
+
+    #[test]
+    fn two_time_lines_are_a_warning() {
+        let facts =
+            HealthFacts { newest_at: ago(HOUR), verified_at: ago(HOUR), time_lines: 2, ..HealthFacts::default() };
+        let (level, reasons) = judge_with(facts);
+        assert_eq!((level, reasons.contains("2 time lines")), (Level::Warning, true), "{reasons}");
     }
 
     #[test]

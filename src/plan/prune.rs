@@ -6,11 +6,12 @@
 
 mod doubt;
 
-pub use doubt::Doubt;
+pub use doubt::{Doubt, adopt_command};
 
 use super::BackupFacts;
 use super::clock::ClockDoubt;
 use super::retention::{Reason, chains_newest_first, decide_retention, in_order};
+use super::timeline::PoolSight;
 use super::twin::{are_twins, attempt_bases, facts_stand_in_as_base};
 use crate::config::RetentionRules;
 use crate::manifest::Origin;
@@ -126,6 +127,8 @@ pub struct PruneInput<'a> {
     pub clock: Option<&'a ClockDoubt>,
     /// The origins whose backups may go: the dataset's own and those that it adopted.
     pub origins: &'a [Origin],
+    /// What the pool knows of the backups, where there is a pool to ask.
+    pub pool: Option<&'a PoolSight>,
     /// What signed prune records name.
     pub pruned: &'a BTreeMap<BackupId, Pruned>,
     /// What the intermediate directory holds, when this is the remote beside it: what waits there to be copied needs

@@ -6,7 +6,6 @@
 
 use super::BackupFacts;
 use crate::config::{Age, RetentionRules};
-use crate::manifest::Origin;
 use crate::model::{BackupId, BackupKind, Guid};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -206,21 +205,22 @@ pub fn decide_retention(facts: &[BackupFacts], rules: &RetentionRules, now: Time
 /// The backups, oldest first. Time counts only across origins: within one it never goes back, whatever clocks said.
 pub fn in_order(facts: &[BackupFacts]) -> Vec<&BackupFacts> {
     let mut ordered: Vec<&BackupFacts> = facts.iter().collect();
-    ordered.sort_by_key(|backup| (origin_key(&backup.origin), backup.snapshot.createtxg, &backup.id));
-    let mut latest: BTreeMap<(Guid, Guid), Timestamp> = BTreeMap::new();
+    ordered.sort_by_key(|backup| (origin_key(backup), backup.snapshot.createtxg, &backup.id));
+    let mut latest: BTreeMap<(Guid, Guid, bool), Timestamp> = BTreeMap::new();
     let mut timed: Vec<(Timestamp, &BackupFacts)> = Vec::new();
     for backup in ordered {
-        let at = latest.entry(origin_key(&backup.origin)).or_insert(backup.snapshot.created_at);
+        let at = latest.entry(origin_key(backup)).or_insert(backup.snapshot.created_at);
         *at = backup.snapshot.created_at.max(*at);
         timed.push((*at, backup));
     }
-    timed.sort_by_key(|(at, backup)| (*at, origin_key(&backup.origin), backup.snapshot.createtxg, &backup.id));
+    timed.sort_by_key(|(at, backup)| (*at, origin_key(backup), backup.snapshot.createtxg, &backup.id));
     timed.into_iter().map(|(_, backup)| backup).collect()
 }
 
-/// What orders and tells apart origins: a dataset in a pool.
-fn origin_key(origin: &Origin) -> (Guid, Guid) {
-    (origin.dataset_guid, origin.pool_guid)
+/// The key that tells time lines apart: a dataset in a pool, and what was taken over of another time line of it, whose
+/// transaction groups say nothing of ours.
+fn origin_key(backup: &BackupFacts) -> (Guid, Guid, bool) {
+    (backup.origin.dataset_guid, backup.origin.pool_guid, backup.made.adopted)
 }
 
 /// Chains by the ids of their fulls, the newest first.

@@ -1,6 +1,9 @@
 //! Adoption: whose backups a dataset took over. Written down in the state folder, a file for each store and name in it.
 //! A file of an earlier version, which holds for every store, counts until the next adoption.
 //!
+//! Another origin is taken over whole. Of another time line of the own origin (a cloned machine, a copied or rewound pool)
+//! those backups are taken over that a person saw: one that is made later is again a doubt, because its host lives.
+//!
 //! It holds only for the dataset that adopted: when that one is replaced in turn, somebody must decide again. A file
 //! that cannot be read is an error and never "nothing adopted".
 
@@ -8,8 +11,11 @@ use super::RunError;
 use super::identity::state_name;
 use super::replace::replace_file;
 use crate::manifest::{Origin, parse_strict};
-use crate::model::{DatasetName, Digest, KnownStore};
+use crate::model::{BackupId, DatasetName, Digest, KnownStore};
+use crate::plan::timeline::PoolSight;
+use crate::zfs::Zfs;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
@@ -21,6 +27,9 @@ struct Adoption {
     dataset: DatasetName,
     by: Origin,
     adopted: Vec<Origin>,
+    /// Backups of other time lines of the own origin. Absent in what older builds wrote.
+    #[serde(default)]
+    backups: BTreeSet<BackupId>,
 }
 
 const FORMAT: u32 = 1;
@@ -42,7 +51,32 @@ pub fn origins_of(
     Ok(origins)
 }
 
-/// Takes these origins over too. On disk when it returns.
+/// The backups of other time lines that this dataset took over.
+///
+/// # Errors
+/// [`RunError::File`] when that could not be read.
+pub fn adopted_backups(state_dir: &Path, stored: &DatasetName, own: &Origin) -> Result<BTreeSet<BackupId>, RunError> {
+    let adoption = read(state_dir, stored)?.filter(|adoption| adoption.by == *own);
+    Ok(adoption.map(|adoption| adoption.backups).unwrap_or_default())
+}
+
+/// Reads what the pool knows of the backups of a dataset: its snapshots and bookmarks, and what was taken over in that store.
+///
+/// # Errors
+/// [`RunError::Zfs`] when the pool cannot be read, [`RunError::File`] when the adoptions cannot.
+pub fn pool_sight(
+    zfs: &dyn Zfs,
+    dataset: &DatasetName,
+    (state_dir, store, stored): (&Path, &KnownStore, &DatasetName),
+    own: &Origin,
+) -> Result<PoolSight, RunError> {
+    let snapshots = zfs.snapshots(dataset)?.into_iter().map(|snapshot| snapshot.guid);
+    let bookmarks = zfs.bookmarks(dataset)?.into_iter().map(|bookmark| bookmark.guid);
+    let (known, adopted) = (snapshots.chain(bookmarks).collect(), adopted_backups(state_dir, store, stored, own)?);
+    Ok(PoolSight { origin: own.clone(), known, adopted })
+}
+
+/// Takes these origins and these backups over too. On disk when it returns.
 ///
 /// # Errors
 /// [`RunError::File`].
@@ -52,11 +86,15 @@ pub fn adopt(
     stored: &DatasetName,
     own: &Origin,
     others: &[Origin],
+    backups: &[BackupId],
 ) -> Result<(), RunError> {
     let mut adopted = origins_of(state_dir, store, stored, own)?.split_off(1);
-    adopted.extend(others.iter().filter(|other| *other != own).cloned());
-    adopted.dedup();
-    let adoption = Adoption { format: FORMAT, dataset: stored.clone(), by: own.clone(), adopted };
+    let mut others: Vec<Origin> = others.iter().filter(|other| *other != own).cloned().collect();
+    others.retain(|other| !adopted.contains(other));
+    adopted.extend(others);
+    let mut taken = adopted_backups(state_dir, store, stored, own)?;
+    taken.extend(backups.iter().cloned());
+    let adoption = Adoption { format: FORMAT, dataset: stored.clone(), by: own.clone(), adopted, backups: taken };
     let path = file_of(state_dir, &state_name(store, stored));
     let folder = state_dir.join("adopted");
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
@@ -98,7 +136,7 @@ fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunEr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Guid;
+    use crate::model::{BackupKind, Guid};
 
     fn origin(dataset: u64) -> Origin {
         Origin { dataset_guid: Guid(dataset), pool_guid: Guid(9) }
@@ -111,9 +149,9 @@ mod tests {
         let store = KnownStore::of_url("s3:b");
         let known = |stored, own| origins_of(state.path(), &store, stored, &own).unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1)]);
-        adopt(state.path(), &store, &a, &origin(1), &[origin(2), origin(1)]).unwrap();
+        adopt(state.path(), &store, &a, &origin(1), &[origin(2), origin(1)], &[]).unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1), origin(2)]);
-        adopt(state.path(), &store, &a, &origin(1), &[origin(3)]).unwrap();
+        adopt(state.path(), &store, &a, &origin(1), &[origin(3)], &[]).unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1), origin(2), origin(3)]);
         assert_eq!(known(&b, origin(1)), [origin(1)]);
         assert_eq!(known(&a, origin(4)), [origin(4)], "another adopter");
@@ -126,11 +164,30 @@ mod tests {
     }
 
     #[test]
+    fn backups_of_another_time_line_are_taken_over_beside_origins() {
+        let state = tempfile::tempdir().unwrap();
+        let stored: DatasetName = "tank/a".parse().unwrap();
+        let id = |nonce| BackupId::new(jiff::Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
+        // As an older build wrote it.
+        let old = r#"{"format":1,"dataset":"tank/a","by":{"dataset_guid":"0000000000000001","pool_guid":"0000000000000009"},"adopted":[{"dataset_guid":"0000000000000002","pool_guid":"0000000000000009"}]}"#;
+        fs::create_dir(state.path().join("adopted")).unwrap();
+        let store = KnownStore::of_url("s3:b");
+        let name = Digest::of(b"tank/a").to_string();
+        fs::write(file_of(state.path(), &name[..32]), old).unwrap();
+        adopt(state.path(), &store, &stored, &origin(1), &[], &[id(5)]).unwrap();
+        adopt(state.path(), &store, &stored, &origin(1), &[origin(2)], &[id(6)]).unwrap();
+        assert_eq!(origins_of(state.path(), &store, &stored, &origin(1)).unwrap(), [origin(1), origin(2)]);
+        let taken = |own| adopted_backups(state.path(), &store, &stored, &own).unwrap();
+        assert_eq!(taken(origin(1)), BTreeSet::from([id(5), id(6)]));
+        assert_eq!(taken(origin(4)), BTreeSet::new(), "another adopter");
+    }
+
+    #[test]
     fn a_file_that_cannot_be_read_is_an_error() {
         let state = tempfile::tempdir().unwrap();
         let stored: DatasetName = "tank/a".parse().unwrap();
         let store = KnownStore::of_url("s3:b");
-        adopt(state.path(), &store, &stored, &origin(1), &[origin(2)]).unwrap();
+        adopt(state.path(), &store, &stored, &origin(1), &[origin(2)], &[]).unwrap();
         for bytes in [&b""[..], b"{}", b"{\"format\":1"] {
             fs::write(file_of(state.path(), &state_name(&store, &stored)), bytes).unwrap();
             let error = origins_of(state.path(), &store, &stored, &origin(1)).unwrap_err();

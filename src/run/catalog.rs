@@ -17,6 +17,8 @@ use crate::manifest::{
     chunk_list_bytes_max, parse_chunk_list, parse_manifest, parse_receipt, parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest, Guid};
+use crate::plan::BackupFacts;
+use crate::plan::timeline::Timeline;
 use crate::sign::{SignedType, TrustedKeys};
 use crate::store::key::{BackupObject, ParsedKey, SIGNATURE_SUFFIX, dataset_prefix};
 use crate::store::{ListedObject, ObjectKey, ObjectStore};
@@ -114,9 +116,34 @@ impl Catalog {
         self.backups.iter().find(|backup| backup.manifest.id == *id)
     }
 
-    /// The newest backup.
+    /// The newest backup. Where that is not clear, the one whose snapshot is the youngest by its time: see
+    /// [`Catalog::time_lines`].
     pub fn newest(&self) -> Option<&StoredBackup> {
-        self.backups.last()
+        let facts = self.facts();
+        match Timeline::new(&facts).newest(&self.of_newest_origin(&facts)) {
+            Ok(newest) => self.backup(&newest?.id),
+            Err(candidates) => self.backup(&candidates.first()?.id),
+        }
+    }
+
+    /// How many time lines the backups of the newest origin are of, as far as the store alone tells: more than one where a
+    /// machine was cloned, or a pool copied or rewound.
+    pub fn time_lines(&self) -> usize {
+        let facts = self.facts();
+        match Timeline::new(&facts).newest(&self.of_newest_origin(&facts)) {
+            Ok(newest) => usize::from(newest.is_some()),
+            Err(candidates) => candidates.len(),
+        }
+    }
+
+    fn facts(&self) -> Vec<BackupFacts> {
+        let facts = |backup: &StoredBackup| BackupFacts::new(&backup.manifest, backup.manifest_blake3, 0, None);
+        self.backups.iter().map(facts).collect()
+    }
+
+    fn of_newest_origin<'a>(&self, facts: &'a [BackupFacts]) -> Vec<&'a BackupFacts> {
+        let Some(last) = self.backups.last() else { return Vec::new() };
+        facts.iter().filter(|backup| backup.origin == last.manifest.origin).collect()
     }
 
     /// Ids whose manifest is there and not believed: damage, or somebody else's.

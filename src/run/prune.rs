@@ -30,12 +30,13 @@ use crate::manifest::{Origin, PrunedEntry};
 use crate::model::{BackupId, DatasetName};
 use crate::plan::clock::{AHEAD_SECONDS_MAX, StoreClock};
 use crate::plan::prune::{Proof, PrunePlan};
+use crate::plan::timeline::PoolSight;
 use crate::sign::{SigningKey, TrustedKeys};
 use crate::store::ObjectStore;
 use delete::{delete_backup, remove_dead_uploads};
 use jiff::Timestamp;
 use record::{put_record, void_records};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -51,6 +52,9 @@ pub struct PruneEnv {
     pub state_dir: PathBuf,
     /// After so many days without a new object an attempt is given up.
     pub resume_days: u32,
+    /// What the pool knows of the backups of each dataset, by its name in the store. One that is not named here is pruned
+    /// without a pool to ask: other time lines are not noticed then.
+    pub pools: BTreeMap<DatasetName, PoolSight>,
     /// The time.
     pub now: Timestamp,
     /// Whether that time may be trusted.

@@ -81,6 +81,9 @@ pub struct SeenNote {
     pub backups: u64,
     /// Bytes of all their objects.
     pub total_bytes: u64,
+    /// How many time lines they are of; 0 in what older builds wrote.
+    #[serde(default)]
+    pub time_lines: u64,
 }
 
 /// A verification that found no damage.
@@ -210,6 +213,7 @@ impl Records {
             chain_position: newest.map_or(0, |manifest| manifest.chain.position),
             backups: catalog.backups.len() as u64,
             total_bytes: catalog.backups.iter().fold(0, |sum, backup| sum.saturating_add(backup.stored_bytes())),
+            time_lines: catalog.time_lines() as u64,
         };
         self.store("seen", &note)
     }

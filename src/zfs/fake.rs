@@ -68,6 +68,16 @@ impl Default for FakeZfs {
 
 /// What a test does to the pools and what goes wrong with them.
 impl FakeZfs {
+    /// Makes the pools what they were when `checkpoint` was copied, as an import with `--rewind-to-checkpoint` does:
+    /// transaction groups count from there again, and the clock goes on.
+    pub fn rewind_to(&self, checkpoint: &Self) {
+        let then = checkpoint.lock().state.copy();
+        let state = &mut self.lock().state;
+        let now = state.now;
+        *state = then;
+        state.now = now;
+    }
+
     /// Without any pool.
     pub fn new() -> Self {
         let now = Timestamp::from_second(FIRST_SECOND).unwrap_or(Timestamp::UNIX_EPOCH);

@@ -8,6 +8,7 @@ use zfs_backup::model::{BackupId, BackupKind, Digest, Guid};
 use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{Beside, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, plan_prune};
+use zfs_backup::plan::timeline::PoolSight;
 
 pub(crate) fn at(text: &str) -> Timestamp {
     match text.len() {
@@ -30,6 +31,7 @@ pub(crate) struct Shelf {
     pub(crate) store_clock: Option<Timestamp>,
     pub(crate) clock: Option<ClockDoubt>,
     pub(crate) origins: Vec<Origin>,
+    pub(crate) pool: Option<PoolSight>,
     pub(crate) pruned: BTreeMap<BackupId, Pruned>,
     pub(crate) waiting: Vec<BackupFacts>,
     pub(crate) waiting_attempts: Vec<Leftover>,
@@ -48,6 +50,7 @@ impl Shelf {
             store_clock: Some(at(now)),
             clock: None,
             origins: vec![origin(1)],
+            pool: None,
             pruned: BTreeMap::new(),
             waiting: Vec::new(),
             waiting_attempts: Vec::new(),
@@ -68,6 +71,7 @@ impl Shelf {
             full_id: before.as_ref().map_or_else(|| id.clone(), |before| before.full_id.clone()),
             position: before.as_ref().map_or(0, |before| before.position + 1),
             origin: origin(1),
+            made: Default::default(),
             requested: vec!["compressed".to_owned()],
             recipients: Vec::new(),
             stream_bytes: 100,
@@ -145,6 +149,7 @@ impl Shelf {
             store_clock: self.store_clock,
             clock: self.clock.as_ref(),
             origins: &self.origins,
+            pool: self.pool.as_ref(),
             pruned: &self.pruned,
             waiting: &self.waiting,
             waiting_attempts: &self.waiting_attempts,

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod facts;
+mod lines;
 mod properties;
 mod prune;
 mod rules;

@@ -30,7 +30,7 @@ fn assert_nothing_goes(plan: &PrunePlan, doubt: &str, damage: bool) {
     let found = plan.doubts.iter().find(|found| found.to_string().contains(doubt));
     let found = found.unwrap_or_else(|| panic!("no {doubt:?} in {:?}", doubts(plan)));
     assert_eq!(found.is_damage(), damage, "{found}");
-    assert!(!found.hint("prune-remote").is_empty());
+    assert!(!found.hint("prune-remote", &"tank/a".parse().unwrap()).is_empty());
 }
 
 #[test]

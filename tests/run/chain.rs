@@ -29,7 +29,7 @@ pub(crate) fn plant(world: &World, from: &Manifest, number: u64, base: Option<&M
     });
     manifest.chain.full_id = base.map_or_else(|| manifest.id.clone(), |base| base.chain.full_id.clone());
     manifest.chain.position = base.map_or(0, |base| base.chain.position + 1);
-    plant_under(world, from, &manifest);
+    plant_as(world, from, &manifest);
     manifest
 }
 
@@ -40,11 +40,12 @@ pub(crate) fn plant_twin(world: &World, from: &Manifest, nonce: u64) -> Manifest
     if from.base.is_none() {
         manifest.chain.full_id = manifest.id.clone();
     }
-    plant_under(world, from, &manifest);
+    plant_as(world, from, &manifest);
     manifest
 }
 
-fn plant_under(world: &World, from: &Manifest, manifest: &Manifest) {
+/// The objects of a backup under the id of this manifest, signed anew.
+pub(crate) fn plant_as(world: &World, from: &Manifest, manifest: &Manifest) {
     let (old, new) = (key_of(from, ""), key_of(manifest, ""));
     for key in world.store.keys().iter().filter(|key| key.starts_with(&old) && !key.contains("manifest.json")) {
         world.store.plant(&key.replace(&old, &new), world.store.object(key).unwrap());
@@ -89,5 +90,5 @@ pub(crate) fn plant_prune_record(world: &World, store: &MemoryStore, pruned: &[&
 
 /// Signs a manifest and its receipt anew under the same id, as only somebody with the key could.
 pub(crate) fn replant(world: &World, manifest: &Manifest) {
-    plant_under(world, manifest, manifest);
+    plant_as(world, manifest, manifest);
 }

@@ -42,6 +42,7 @@ mod safety_bounds;
 mod safety_identity;
 mod safety_interleave;
 mod safety_kernel;
+mod safety_origins;
 mod safety_pruning;
 mod scale;
 mod scheduler;

@@ -157,6 +157,7 @@ impl World {
             trusted: self.keys.trusted.clone(),
             state_dir: self.settings.state_dir.clone(),
             resume_days: 14,
+            pools: BTreeMap::new(),
             now,
             clock: ClockCheck::vouched_at(now),
             stop: never(),

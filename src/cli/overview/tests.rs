@@ -34,6 +34,7 @@ fn record(newest_ago: i64, position: u32) -> Record {
             chain_position: position,
             backups: 22,
             total_bytes: 10_076 * G,
+            time_lines: 1,
         }),
         verify: Some(VerifyNote { at: ago(6 * HOUR), backups: 22, read_data: "none".into() }),
         ..Record::default()

@@ -17,6 +17,7 @@ fn facts(guid: u64, nonce: u64, base: Option<&BackupFacts>) -> BackupFacts {
         full_id: base.map_or_else(|| id.clone(), |base| base.full_id.clone()),
         position: base.map_or(0, |base| base.position + 1),
         origin: Origin { dataset_guid: Guid(7), pool_guid: Guid(8) },
+        made: Default::default(),
         requested: vec!["large-blocks".into()],
         recipients: vec!["age1test".into()],
         stream_bytes: 1,

@@ -2,8 +2,9 @@
 
 use super::{Beside, DoomedLeftover, Keeping, Leftover, PruneInput, StartedFact};
 use crate::manifest::Origin;
-use crate::model::{BackupId, BackupKind, Guid};
+use crate::model::{BackupId, BackupKind, DatasetName, Guid, HostMark};
 use crate::plan::clock::{AHEAD_SECONDS_MAX, ClockDoubt};
+use crate::plan::timeline::{Stray, Timeline};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 
@@ -19,6 +20,19 @@ pub enum Doubt {
         dataset_guid: Guid,
         /// Its pool.
         pool_guid: Guid,
+    },
+    /// Backups of the own origin are of a pool that went another way.
+    #[error(
+        "{id}{} is of another time line of this dataset, as a cloned machine, a copied pool or a pool that was rewound makes one: {why}",
+        host_words(host.as_ref())
+    )]
+    OtherLine {
+        /// The newest of them that one host made.
+        id: BackupId,
+        /// That host.
+        host: Option<HostMark>,
+        /// How that is known.
+        why: String,
     },
     /// A manifest is there and not believed.
     #[error("the manifest of {id} is not believed: {reason}")]
@@ -114,38 +128,74 @@ impl Doubt {
             | Self::ReceiptUnreadable { damage, .. }
             | Self::UploadUnreadable { damage, .. } => *damage,
             Self::Gone { .. } | Self::NotUsable { .. } | Self::NoneUsable { .. } => true,
-            Self::OtherOrigin { .. } | Self::Ahead { .. } | Self::Order { .. } | Self::Clock(_) => false,
+            Self::OtherOrigin { .. }
+            | Self::OtherLine { .. }
+            | Self::Ahead { .. }
+            | Self::Order { .. }
+            | Self::Clock(_) => false,
         }
     }
 
-    /// What a person can do. `command` is the command that prunes.
-    pub fn hint(&self, command: &str) -> String {
+    /// Says what a person can do about the dataset of this name in the store. `command` is the command that prunes.
+    pub fn hint(&self, command: &str, stored: &DatasetName) -> String {
         match self {
-            Self::OtherOrigin { .. } => {
-                "if this dataset replaces that one: zfs-backup adopt DATASET; if two hosts write here by mistake, give one another prefix".to_owned()
+            Self::OtherOrigin { dataset_guid, pool_guid, .. } => {
+                let adopt = adopt_command(stored, &format!("--origin {dataset_guid}/{pool_guid}"));
+                format!(
+                    "if this dataset replaces that one: {adopt}; if two hosts write here by mistake, give one another prefix"
+                )
+            }
+            Self::OtherLine { id, .. } => {
+                let adopt = adopt_command(stored, &format!("--line {id}"));
+                format!(
+                    "if two hosts write here, give one another prefix; if that time line is abandoned, or its snapshots and bookmarks were destroyed here: {adopt}"
+                )
             }
             Self::ManifestUnreadable { id, damage: false, .. } => {
                 format!("use the version of this program that made {id}")
             }
             Self::ManifestUnreadable { id, .. } | Self::ManifestLost { id, .. } => {
-                format!("bring the object back (an older version of it, another copy); if it is lost: zfs-backup forget {id}")
+                format!(
+                    "bring the object back (an older version of it, another copy); if it is lost: zfs-backup forget {id}"
+                )
             }
             Self::Gone { .. } => {
                 "look who deletes there; the next backup's receipt takes the store as it is then".to_owned()
             }
-            Self::ReceiptUnreadable { .. } => "zfs-backup verify-checksums; the next backup has a new receipt".to_owned(),
+            Self::ReceiptUnreadable { .. } => {
+                "zfs-backup verify-checksums; the next backup has a new receipt".to_owned()
+            }
             Self::NotUsable { id, .. } => {
-                format!("zfs-backup verify-checksums; if it is lost: zfs-backup forget {id}, what follows from it first")
+                format!(
+                    "zfs-backup verify-checksums; if it is lost: zfs-backup forget {id}, what follows from it first"
+                )
             }
             Self::NoneUsable { .. } => "zfs-backup verify-checksums; make a new full first".to_owned(),
             Self::Ahead { id, .. } => format!("set the clock; if the snapshot's time is wrong: zfs-backup forget {id}"),
             Self::Order { later, .. } => {
-                format!("a clock was wrong when one of them was taken; zfs-backup forget {later} ends the contradiction")
+                format!(
+                    "a clock was wrong when one of them was taken; zfs-backup forget {later} ends the contradiction"
+                )
             }
             Self::UploadUnreadable { id, .. } => format!("if that upload is over: zfs-backup forget {id}"),
             Self::Clock(doubt) => doubt.hint(command),
         }
     }
+}
+
+/// ` by the host MARK`, where it is known.
+fn host_words(host: Option<&HostMark>) -> String {
+    host.map(|host| format!(" by host {host}")).unwrap_or_default()
+}
+
+/// The command that takes over what `chosen` names, quoted for a shell.
+pub fn adopt_command(stored: &DatasetName, chosen: &str) -> String {
+    format!("zfs-backup adopt {} {chosen} -y", quote(stored.as_str()))
+}
+
+/// A dataset's name may hold spaces, and no other character that a shell understands.
+fn quote(name: &str) -> String {
+    if name.contains(' ') { format!("'{name}'") } else { name.to_owned() }
 }
 
 /// Everything that is doubtful about the dataset, in the order in which a person should look at it.
@@ -156,9 +206,11 @@ pub(super) fn find_doubts(
 ) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     other_origins(input, &mut doubts);
+    let strays = other_lines(input, &mut doubts);
     lost_manifests(input, delete_leftovers, &mut doubts);
     gaps(input, &mut doubts);
     times(input, &mut doubts);
+    order(input, &strays, &mut doubts);
     uploads(input, delete_leftovers, &mut doubts);
     unusable(input, keeping, &mut doubts);
     doubts
@@ -178,6 +230,20 @@ fn other_origins(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
             doubts.push(Doubt::OtherOrigin { id: id.clone(), dataset_guid, pool_guid });
         }
     }
+}
+
+/// One doubt for each host whose backups are not of this pool's time line. Returns all of those backups.
+fn other_lines<'a>(input: &PruneInput<'a>, doubts: &mut Vec<Doubt>) -> BTreeSet<&'a BackupId> {
+    let Some(pool) = input.pool else { return BTreeSet::new() };
+    let strays = Timeline::new(input.facts).strays(pool);
+    let mut hosts = BTreeSet::new();
+    for Stray { backup, why } in &strays {
+        let host = &backup.made.host;
+        if hosts.insert(host) {
+            doubts.push(Doubt::OtherLine { id: backup.id.clone(), host: host.clone(), why: why.to_string() });
+        }
+    }
+    strays.iter().map(|stray| &stray.backup.id).collect()
 }
 
 fn lost_manifests(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: &mut Vec<Doubt>) {
@@ -221,7 +287,13 @@ fn times(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
             doubts.push(Doubt::Ahead { id: backup.id.clone(), at, clock, now });
         }
     }
-    let mut ordered: Vec<_> = input.facts.iter().collect();
+}
+
+/// Within one time line transaction groups and times grow together. What is known to be of another one, or was taken over,
+/// is not held against it.
+fn order(input: &PruneInput<'_>, strays: &BTreeSet<&BackupId>, doubts: &mut Vec<Doubt>) {
+    let mut ordered: Vec<_> = input.facts.iter().filter(|backup| !backup.made.adopted).collect();
+    ordered.retain(|backup| !strays.contains(&backup.id));
     let key = |origin: &Origin| (origin.dataset_guid, origin.pool_guid);
     ordered.sort_by_key(|backup| (key(&backup.origin), backup.snapshot.createtxg, backup.snapshot.created_at));
     for pair in ordered.windows(2) {

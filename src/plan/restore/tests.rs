@@ -27,6 +27,8 @@ fn backup(guid: u64, nonce: u64, base: Option<&Manifest>) -> Manifest {
             manifest_blake3: digest(base),
         }),
         origin: Origin { dataset_guid: Guid(7), pool_guid: Guid(8) },
+        host_mark: None,
+        previous: None,
         group: None,
         clone_origin_guid: None,
         chain,

@@ -37,6 +37,7 @@ fn full(n: u64) -> BackupFacts {
         id,
         position: 0,
         origin: Origin { dataset_guid: Guid(1), pool_guid: Guid(2) },
+        made: Default::default(),
         requested: names(&["compressed", "large-blocks"]),
         recipients: names(&["age1a"]),
         stream_bytes: 90,

@@ -12,6 +12,7 @@ use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
 use crate::run::bookmark_notes::BookmarkNotes;
 use crate::run::catalog::get_pinned;
+use crate::run::host_mark::host_mark;
 use crate::run::journal::AttemptJournal;
 use crate::run::journal::log::{AttemptLog, JournalRecord};
 use crate::run::locks::extend_keyring;
@@ -19,7 +20,7 @@ use crate::run::pins::{pin, unpin};
 use crate::run::transfer::{Carried, Progress, StreamSource, TransferPlan, Transferred, transfer};
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
-use crate::store::key::{BackupObject, backup_prefix};
+use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
 use crate::stream::record::StreamExpectation;
 use crate::zfs::{
     Dataset, SendBase, SendFlags, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError,
@@ -27,7 +28,7 @@ use crate::zfs::{
 use bytes::Bytes;
 use futures_util::future::{OptionFuture, join};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -64,6 +65,8 @@ pub(super) struct Course {
     pub(super) keyring: Option<Bytes>,
     started: Vec<u8>,
     next_progress: u16,
+    /// The chunks that this run began.
+    begun: BTreeSet<String>,
     /// There may be objects that the backup does not need.
     is_untidy: bool,
 }
@@ -118,7 +121,7 @@ impl<'a> Attempt<'a> {
         // Announced first, then looked: whoever prunes from now on sees that this chain is needed.
         self.check_chain(sight).await?;
         let transferred = self.transfer(&mut course).await?;
-        self.check_listing(&transferred).await?;
+        self.check_listing(&transferred, &course).await?;
         self.bookmark();
         let committed = self.commit(sight, transferred, written, &mut course).await?;
         if course.is_untidy {
@@ -173,6 +176,7 @@ impl<'a> Attempt<'a> {
             keyring: self.keyring_of(upload).await?,
             started: upload.started_bytes.clone(),
             next_progress: upload.next_progress,
+            begun: BTreeSet::new(),
             is_untidy: true,
         })
     }
@@ -186,8 +190,8 @@ impl<'a> Attempt<'a> {
         let started = json(&self.started()?)?;
         let (journal, log) = self.begin(&started, keyring.as_ref().map(|bytes| Digest::of(bytes)))?;
         let (carried, private, next_progress) = (Carried::default(), None, 0);
-        let descendants = self.descendants();
-        Ok(Course { journal, log, carried, descendants, private, keyring, started, next_progress, is_untidy: false })
+        let (descendants, begun, is_untidy) = (self.descendants(), BTreeSet::new(), false);
+        Ok(Course { journal, log, carried, descendants, private, keyring, started, next_progress, begun, is_untidy })
     }
 
     /// All that is below the dataset now. A restore does without, and says less then.
@@ -293,6 +297,7 @@ impl<'a> Attempt<'a> {
         match transfer(source, &*env.store, plan, carried, &mut recorder, progress, stop).await {
             Ok(transferred) => {
                 let is_untidy = recorder.is_untidy(transferred.chunks.len());
+                course.begun = recorder.into_begun();
                 course.is_untidy |= is_untidy;
                 Ok(transferred)
             }
@@ -314,8 +319,11 @@ impl<'a> Attempt<'a> {
     }
 
     /// Every chunk that the store confirmed must be listed, at its size: a store that forgets is found before the
-    /// commit. What it lists besides, such as a chunk whose confirmation was lost, is reported by verify as extra.
-    async fn check_listing(&self, transferred: &Transferred) -> Result<(), RunError> {
+    /// commit. What it lists besides, such as a chunk whose confirmation was lost, is reported by verify as extra. But a
+    /// chunk that neither this run nor an earlier one put, or a manifest, is of another host that goes on with the very
+    /// same upload, as a clone of this machine does: each of both would remove the chunks of the other. Whoever of them
+    /// lists last sees the other's, because each puts before it lists.
+    async fn check_listing(&self, transferred: &Transferred, course: &Course) -> Result<(), RunError> {
         let prefix = backup_prefix(&self.stored, &self.id);
         let listed = self.env.store.list(&prefix).await?;
         let sizes: BTreeMap<&str, u64> = listed.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
@@ -336,7 +344,23 @@ impl<'a> Attempt<'a> {
                 }
             }
         }
-        Ok(())
+        let is_known = |name: &str| {
+            let earlier = self.unfinished.as_ref().is_some_and(|upload| upload.knows(name));
+            earlier || course.begun.contains(name) || transferred.chunks.iter().any(|chunk| chunk.entry.name == name)
+        };
+        let is_strange = |key: &&str| match parse_object_name(&key[prefix.len()..]) {
+            Some(BackupObject::Chunk { .. }) => !is_known(&key[prefix.len()..]),
+            Some(BackupObject::Manifest) => true,
+            _ => false,
+        };
+        match sizes.keys().copied().find(is_strange) {
+            None => Ok(()),
+            Some(key) => {
+                let what = format!("{key} was put by another host, which goes on with the same upload: is it a clone?");
+                let hint = "nothing is committed, and the next run begins a new upload; give one of the two hosts another prefix";
+                Err(self.pointless(RunError::refused(what, hint)))
+            }
+        }
     }
 
     /// The bookmark is what a later incremental starts from when the snapshot is gone. Its absence costs a full
@@ -374,6 +398,7 @@ impl<'a> Attempt<'a> {
             snapshot: self.snapshot_ref(),
             base: self.base_ref(),
             origin: self.origin()?,
+            host_mark: Some(host_mark(&self.env.settings.state_dir)?),
             requested: flag_names(self.flags),
             split_bytes: self.env.settings.split_bytes,
             compression: self.env.settings.compression.into(),

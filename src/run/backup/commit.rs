@@ -6,10 +6,14 @@ use super::planning::Sight;
 use super::put::{Put, Written, json};
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files, LiveEntry, Manifest,
-    Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest, restore_text,
+    Origin, Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest,
+    restore_text,
 };
 use crate::model::{BackupId, Digest, Guid};
+use crate::plan::timeline::previous_of;
+use crate::run::adopt::pool_sight;
 use crate::run::catalog::{Catalog, StoredBackup};
+use crate::run::host_mark::host_mark;
 use crate::run::journal::log::{CommitBytes, JournalRecord};
 use crate::run::locks::extend_chain;
 use crate::run::sealed::seal_small;
@@ -49,7 +53,7 @@ impl Attempt<'_> {
         let (chunk_lists, lists): (Vec<_>, Vec<_>) = lists?.into_iter().unzip();
         [text?, private?].into_iter().chain(lists).for_each(|put| written.note(put));
         let keyring = course.keyring.as_ref().map(|bytes| Digest::of(bytes));
-        let manifest = self.manifest(&transferred, &entries, (chunk_lists, keyring), &written, finished_at)?;
+        let manifest = self.manifest(sight, &transferred, &entries, (chunk_lists, keyring), &written, finished_at)?;
         let manifest_bytes = json(&manifest)?;
         let manifest_blake3 = Digest::of(&manifest_bytes);
         self.check_as_a_reader(&manifest_bytes, &entries)?;
@@ -124,6 +128,7 @@ impl Attempt<'_> {
 
     fn manifest(
         &self,
+        sight: &Sight,
         transferred: &Transferred,
         entries: &[ChunkEntry],
         (chunk_lists, keyring): (Vec<ChunkListRef>, Option<Digest>),
@@ -133,6 +138,7 @@ impl Attempt<'_> {
         let summary = &transferred.summary;
         let origin = self.origin()?;
         let group = format!("{}-{:016x}", origin.pool_guid, self.snapshot.createtxg);
+        let previous = self.previous(sight, &origin)?;
         Ok(Manifest {
             format: FORMAT,
             requires: Vec::new(),
@@ -143,6 +149,8 @@ impl Attempt<'_> {
             snapshot: self.snapshot_ref(),
             base: self.base_ref(),
             origin,
+            host_mark: Some(host_mark(&self.env.settings.state_dir)?),
+            previous: Some(previous),
             group: Some(group),
             clone_origin_guid: self.clone_origin_guid(),
             chain: self.chain_place(entries),
@@ -167,6 +175,14 @@ impl Attempt<'_> {
             started_at: self.started_at,
             finished_at,
         })
+    }
+
+    /// The newest backups that this pool knows, as it is now: a full says by them what it comes after.
+    fn previous(&self, sight: &Sight, origin: &Origin) -> Result<Vec<BackupId>, RunError> {
+        let place = (&*self.env.settings.state_dir, &self.env.store.known(), &self.stored);
+        let pool = pool_sight(&*self.env.zfs, &self.local.name, place, origin)?;
+        let facts = [sight.target_facts(), sight.beside_facts()].concat();
+        Ok(previous_of(&facts, &pool, self.snapshot.guid))
     }
 
     /// The guid of the snapshot that the dataset is a clone of. After a `zfs promote` meanwhile it is none any more, and

@@ -12,6 +12,7 @@ use crate::store::key::{BackupObject, parse_object_name};
 use crate::stream::record::BeginRecord;
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeSet;
 
 /// Progress objects are put no more often.
 const PROGRESS_PAUSE: SignedDuration = SignedDuration::from_mins(1);
@@ -27,7 +28,8 @@ pub(super) struct Recorder<'a> {
     untold: Vec<ProgressChunk>,
     next_progress: u16,
     last_progress: Timestamp,
-    begun: usize,
+    /// The names of the chunks that this run began.
+    begun: BTreeSet<String>,
 }
 
 impl<'a> Recorder<'a> {
@@ -40,12 +42,17 @@ impl<'a> Recorder<'a> {
         let last_progress = (attempt.env.now)();
         let (knows_begin, untold) = (carried.begin.is_some(), carried.chunks.values());
         let untold = untold.map(ConfirmedChunk::to_progress).collect();
-        Self { attempt, log, knows_begin, untold, next_progress, last_progress, begun: 0 }
+        Self { attempt, log, knows_begin, untold, next_progress, last_progress, begun: BTreeSet::new() }
     }
 
     /// Whether there may be objects that a backup of so many chunks does not need.
     pub(super) fn is_untidy(&self, chunks: usize) -> bool {
-        self.next_progress > 0 || self.begun != chunks
+        self.next_progress > 0 || self.begun.len() != chunks
+    }
+
+    /// The names of the chunks that this run began.
+    pub(super) fn into_begun(self) -> BTreeSet<String> {
+        self.begun
     }
 
     /// A first chunk always goes: what is small is not cut by the hour.
@@ -96,7 +103,7 @@ impl<'a> Recorder<'a> {
 impl TransferLog for Recorder<'_> {
     fn begins(&mut self, name: &str) -> Result<(), RunError> {
         self.check_time(name)?;
-        self.begun += 1;
+        self.begun.insert(name.to_owned());
         self.log.append(&JournalRecord::Chunk { name: name.to_owned() })
     }
 

@@ -134,6 +134,11 @@ impl Unfinished {
         begin.into_iter().chain(chunks).collect()
     }
 
+    /// Whether that chunk was begun before this run, as the journal, the progress objects or the listing told.
+    pub(super) fn knows(&self, chunk: &str) -> bool {
+        self.uploads.contains_key(chunk)
+    }
+
     /// The chunks that were begun and not confirmed, with their upload ids.
     pub(super) fn unconfirmed(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
         let confirmed: BTreeSet<&String> = self.chunks.values().map(|chunk| &chunk.entry.name).collect();

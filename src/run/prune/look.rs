@@ -9,6 +9,7 @@ use crate::plan::prune::{
     self as plan, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, Unreadable, plan_prune,
 };
 use crate::plan::retention::in_order;
+use crate::plan::timeline::PoolSight;
 use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::catalog::{
     Attempt, Catalog, read_catalog_through, read_prune_records_through, read_receipt, read_started,
@@ -103,10 +104,12 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
         look_behind_markers(store, &task.stored, leftover).await?;
     }
     let seen = Seen::look_through(store, catalog, &cache, |_| true).await?;
-    let facts = match task.beside {
+    let mut facts = match task.beside {
         Beside::Nothing | Beside::Intermediate(_) => seen.facts(None),
         Beside::Remote(_) | Beside::Unreachable => seen.own_facts(),
     };
+    let pool = env.pools.get(&task.stored);
+    mark_adopted(&mut facts, pool);
     let catalog = seen.catalog;
     let live = read_live(store, &catalog, &facts, &env.trusted).await?;
     let other = read_other(task, &env.trusted, cache_of).await?;
@@ -129,6 +132,7 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
         store_clock: catalog.newest_object_at,
         clock: None,
         origins: &task.origins,
+        pool,
         pruned: &pruned,
         waiting,
         waiting_attempts,
@@ -160,6 +164,12 @@ async fn judge_clock(
     let backups = facts.iter().map(|backup| backup.snapshot.created_at);
     let objects = leftovers.iter().filter_map(|leftover| leftover.newest);
     Ok(env.clock.judge(&clocks, backups.chain(objects)))
+}
+
+/// Only a person's word tells the order of two time lines.
+fn mark_adopted(facts: &mut [BackupFacts], pool: Option<&PoolSight>) {
+    let Some(pool) = pool else { return };
+    facts.iter_mut().for_each(|backup| backup.made.adopted = pool.adopted.contains(&backup.id));
 }
 
 fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<BackupId, Pruned> {

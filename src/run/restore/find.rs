@@ -4,7 +4,9 @@ use super::{RestoreBackup, RestorePoint, RestoreSet};
 use crate::keyring::KeyFile;
 use crate::manifest::{Manifest, PRIVATE_BYTES_MAX, Private, parse_as};
 use crate::model::{BackupId, DatasetName, Digest};
+use crate::plan::BackupFacts;
 use crate::plan::restore::plan_restore;
+use crate::plan::timeline::Timeline;
 use crate::run::catalog::{Catalog, StoredBackup, find_gaps, get_pinned, read_catalog, read_chunks};
 use crate::run::sealed::open_small;
 use crate::run::{RunError, error_chain};
@@ -111,13 +113,13 @@ impl Shelves {
         }
     }
 
-    /// The newest of that short name.
+    /// The newest of that short name. Two time lines may have snapshots of one name.
     async fn named(&self, keys: &KeyFile, short: &str) -> Result<BackupId, RunError> {
         let dataset = &self.dataset;
-        let mut found: Option<&Manifest> = None;
+        let (mut seen, mut named) = (BTreeSet::new(), BTreeSet::new());
         for (store, catalog) in &self.shelves {
             for StoredBackup { manifest, .. } in &catalog.backups {
-                if found.is_some_and(|found| found.snapshot.createtxg >= manifest.snapshot.createtxg) {
+                if seen.contains(&manifest.id) {
                     continue;
                 }
                 let private = match read_private(&**store, manifest, keys).await {
@@ -128,26 +130,44 @@ impl Shelves {
                     }
                     Err(error) => return Err(error),
                 };
+                seen.insert(&manifest.id);
                 if private.snapshot_name.rsplit_once('@').is_some_and(|(_, name)| name == short) {
-                    found = Some(manifest);
+                    named.insert(&manifest.id);
                 }
             }
         }
-        let none = || {
+        let facts = self.facts();
+        let timeline = Timeline::new(&facts);
+        let named: Vec<&BackupFacts> = facts.iter().filter(|backup| named.contains(&backup.id)).collect();
+        let Some(newest) = named.iter().max_by_key(|backup| (backup.snapshot.createtxg, &backup.id)) else {
             let what = format!("{} has no backup of {dataset}@{short}", self.urls());
-            RunError::refused(what, "`zfs-backup show --include-remote` lists what there is")
+            return Err(RunError::refused(what, "`zfs-backup show --include-remote` lists what there is"));
         };
-        found.map(|manifest| manifest.id.clone()).ok_or_else(none)
+        let others = timeline.forks(newest, &named);
+        match others.is_empty() {
+            true => Ok(newest.id.clone()),
+            false => Err(two_lines(dataset, &[vec![*newest], others].concat())),
+        }
     }
 
-    /// The ids that a backup follows from, its own first, as far as they are known.
-    fn chain_of(&self, tip: &StoredBackup) -> BTreeSet<BackupId> {
-        let (mut chain, mut next) = (BTreeSet::new(), Some(tip.manifest.id.clone()));
-        while let Some(id) = next.filter(|id| chain.insert(id.clone())) {
-            let base = self.backup(&id).and_then(|backup| backup.manifest.base.as_ref());
-            next = base.map(|base| base.backup_id.clone());
+    /// Returns what decisions need of every backup.
+    fn facts(&self) -> Vec<BackupFacts> {
+        let facts = |backup: &StoredBackup| BackupFacts::new(&backup.manifest, backup.manifest_blake3, 0, None);
+        self.backups().map(facts).collect()
+    }
+
+    /// The newest of those backups that are wanted, which are of one origin; `None` where none is.
+    ///
+    /// # Errors
+    /// [`RunError::Refused`] with the candidates when two time lines are there.
+    pub(super) fn newest_of(&self, is_wanted: impl Fn(&Manifest) -> bool) -> Result<Option<&Manifest>, RunError> {
+        let facts = self.facts();
+        let is_wanted = |id: &BackupId| self.backup(id).is_some_and(|backup| is_wanted(&backup.manifest));
+        let wanted: Vec<&BackupFacts> = facts.iter().filter(|backup| is_wanted(&backup.id)).collect();
+        match Timeline::new(&facts).newest(&wanted) {
+            Ok(newest) => Ok(newest.and_then(|newest| self.backup(&newest.id)).map(|backup| &backup.manifest)),
+            Err(candidates) => Err(two_lines(&self.dataset, &candidates)),
         }
-        chain
     }
 
     /// The newest that is not after `limit`, unless something newer was there or it is not clear whose is meant: nothing
@@ -155,31 +175,29 @@ impl Shelves {
     fn newest(&self, limit: Option<Timestamp>) -> Result<BackupId, RunError> {
         let dataset = &self.dataset;
         let within = |at: Timestamp| limit.is_none_or(|limit| at <= limit);
-        let candidates: Vec<&StoredBackup> =
-            self.backups().filter(|backup| within(backup.manifest.snapshot.created_at)).collect();
-        let mut newest: BTreeMap<_, &StoredBackup> = BTreeMap::new();
-        let order = |backup: &StoredBackup| (backup.manifest.snapshot.createtxg, backup.manifest.id.clone());
-        for backup in candidates {
-            let of_origin = newest.entry(backup.origin()).or_insert(backup);
-            if order(backup) > order(of_origin) {
-                *of_origin = backup;
-            }
+        let facts = self.facts();
+        let timeline = Timeline::new(&facts);
+        let mut by_origin: BTreeMap<_, Vec<&BackupFacts>> = BTreeMap::new();
+        for backup in facts.iter().filter(|backup| within(backup.snapshot.created_at)) {
+            let origin = (backup.origin.dataset_guid, backup.origin.pool_guid);
+            by_origin.entry(origin).or_default().push(backup);
+        }
+        let mut newest: Vec<&BackupFacts> = Vec::new();
+        for backups in by_origin.values() {
+            newest.extend(timeline.newest(backups).map_err(|candidates| two_lines(dataset, &candidates))?);
         }
         if newest.is_empty() {
             return Err(self.none_until(limit));
         }
         // A dataset that was restored and goes on has another origin, and is the same line.
-        let ends_all = |tip: &StoredBackup| {
-            let chain = self.chain_of(tip);
-            newest.values().all(|other| chain.contains(&other.manifest.id))
-        };
-        let Some(tip) = newest.values().find(|tip| ends_all(tip)) else {
+        let ends_all = |tip: &BackupFacts| newest.iter().all(|other| timeline.follows(tip, other));
+        let Some(tip) = newest.iter().find(|tip| ends_all(tip)) else {
             return Err(RunError::refused(
                 format!("backups of {} datasets lie under the name {dataset}", newest.len()),
                 "choose one with --backup ID; `zfs-backup show --include-remote` lists them",
             ));
         };
-        let id = &tip.manifest.id;
+        let id = &tip.id;
         // Another attempt at the same snapshot is not newer, such as one that failed between the last signature and the
         // manifest; nor is one that another store has whole.
         let lost = self.shelves.iter().flat_map(|(_, catalog)| catalog.lost()).map(|attempt| &attempt.id);
@@ -274,6 +292,23 @@ async fn load_backup(
         Err(error) => return Err(error),
     };
     Ok(RestoreBackup { store: Arc::clone(store), manifest: manifest.clone(), chunks, private })
+}
+
+/// The error that shows the candidates: only a person can say which of them is meant.
+fn two_lines(dataset: &DatasetName, candidates: &[&BackupFacts]) -> RunError {
+    let words = |backup: &&BackupFacts| {
+        let host =
+            backup.made.host.as_ref().map_or_else(|| "a host without mark".to_owned(), |host| format!("host {host}"));
+        format!("{} (snapshot of {}, by {host})", backup.id, backup.snapshot.created_at)
+    };
+    let candidates: Vec<String> = candidates.iter().map(words).collect();
+    RunError::refused(
+        format!(
+            "{dataset}: backups of two time lines are stored, as a cloned machine, a copied pool or a pool that was rewound makes them, and which one is meant is not known: {}",
+            candidates.join("; ")
+        ),
+        "choose one with --backup ID",
+    )
 }
 
 fn not_believed(dataset: &DatasetName, id: &BackupId, error: &RunError) -> RunError {

@@ -74,7 +74,15 @@ pub async fn find_restore_tree(
                 continue;
             }
         };
-        let Some(newest) = search.newest(&shelves) else {
+        let newest = match search.newest(&shelves) {
+            Ok(newest) => newest,
+            Err(error) => {
+                told.extend(shelves.backups().map(|backup| backup.manifest.origin.dataset_guid));
+                tree.failed.push((dataset, error));
+                continue;
+            }
+        };
+        let Some(newest) = newest else {
             told.extend(shelves.backups().map(|backup| backup.manifest.origin.dataset_guid));
             tree.younger.push(dataset);
             continue;
@@ -128,11 +136,14 @@ impl Search<'_> {
         Shelves::read(self.stores, dataset, self.keys).await
     }
 
-    /// The newest backup that is not after the moment.
-    fn newest(&self, shelves: &Shelves) -> Option<Manifest> {
+    /// The backup of the moment itself, else the newest that is not after it.
+    fn newest(&self, shelves: &Shelves) -> Result<Option<Manifest>, RunError> {
         let manifests = shelves.backups().map(|backup| &backup.manifest);
-        let before = manifests.filter(|manifest| is_not_after(manifest, self.moment));
-        before.max_by_key(|manifest| (manifest.snapshot.createtxg, &manifest.id)).cloned()
+        let of_moment = manifests.filter(|manifest| is_of_moment(manifest, self.moment));
+        if let Some(manifest) = of_moment.max_by_key(|manifest| &manifest.id) {
+            return Ok(Some(manifest.clone()));
+        }
+        shelves.newest_of(|manifest| is_not_after(manifest, self.moment)).map(Option::<&Manifest>::cloned)
     }
 
     /// What it was at that moment; or which it is, and why that cannot be had.
@@ -140,7 +151,7 @@ impl Search<'_> {
         &self,
         Candidate { dataset, shelves, newest }: Candidate,
     ) -> Result<TreeMember, (DatasetName, RunError)> {
-        let same_moment = newest.snapshot.createtxg == self.moment.snapshot.createtxg;
+        let same_moment = is_of_moment(&newest, self.moment);
         match shelves.chain(&newest.id, self.keys).await {
             Ok(set) => {
                 let below = dataset.as_str().strip_prefix(self.root.as_str()).unwrap_or_default().to_owned();
@@ -163,7 +174,14 @@ impl Search<'_> {
                     continue;
                 }
             };
-            let Some(newest) = self.newest(&shelves) else { continue };
+            let newest = match self.newest(&shelves) {
+                Ok(newest) => newest,
+                Err(error) => {
+                    tracing::warn!(%dataset, error = error_chain(&error), "it is not looked for in the tree");
+                    continue;
+                }
+            };
+            let Some(newest) = newest else { continue };
             let guid = newest.origin.dataset_guid;
             // One dataset may have been stored under two names.
             let is_newer = |other: &Candidate| other.newest.snapshot.createtxg < newest.snapshot.createtxg;
@@ -173,6 +191,13 @@ impl Search<'_> {
         }
         moved.into_values().collect()
     }
+}
+
+/// One atomic snapshot. Two time lines of a pool may come to the same transaction group, and not at the same time.
+fn is_of_moment(manifest: &Manifest, moment: &Manifest) -> bool {
+    let (one, other) = (&manifest.snapshot, &moment.snapshot);
+    manifest.origin.pool_guid == moment.origin.pool_guid
+        && (one.createtxg, one.created_at) == (other.createtxg, other.created_at)
 }
 
 /// Within a pool transaction groups are the order; times are of clocks.

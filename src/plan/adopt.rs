@@ -1,0 +1,144 @@
+//! [`find_holdings`]: what of a dataset's backups a person may take over, and whether its maker seems to live.
+
+use super::BackupFacts;
+use super::timeline::{PoolSight, Timeline};
+use crate::manifest::Origin;
+use crate::model::{BackupId, Guid, HostMark};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// An unfinished upload, as its signed first object tells of it.
+#[derive(Debug, Clone)]
+pub struct HeldAttempt {
+    /// Its id.
+    pub id: BackupId,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Who began it.
+    pub host: Option<HostMark>,
+    /// When its snapshot was taken.
+    pub at: Timestamp,
+    /// Bytes of its objects.
+    pub bytes: u64,
+}
+
+/// Names what can be taken over at once, as the command line does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// Another dataset, or one in another pool.
+    Origin(Origin),
+    /// Another time line of the own origin, by its newest backup.
+    Line(BackupId),
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Origin(Origin { dataset_guid, pool_guid }) => write!(f, "--origin {dataset_guid}/{pool_guid}"),
+            Self::Line(id) => write!(f, "--line {id}"),
+        }
+    }
+}
+
+/// The backups and uploads that somebody else holds under the dataset's name, in all stores together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// Who.
+    pub holder: Holder,
+    /// The origin.
+    pub origin: Origin,
+    /// The hosts that made it, as far as they left their marks.
+    pub hosts: BTreeSet<HostMark>,
+    /// Its backups.
+    pub ids: BTreeSet<BackupId>,
+    /// How many unfinished uploads there are.
+    pub attempts: usize,
+    /// Bytes of all objects.
+    pub bytes: u64,
+    /// When the oldest snapshot was taken.
+    pub oldest: Timestamp,
+    /// When the newest snapshot was taken.
+    pub newest: Timestamp,
+    /// The newest snapshot is newer than all that the pool knows: the host that makes it may live.
+    pub is_newer: bool,
+}
+
+impl Holding {
+    fn new(holder: Holder, origin: Origin, at: Timestamp) -> Self {
+        let (hosts, ids) = (BTreeSet::new(), BTreeSet::new());
+        Self { holder, origin, hosts, ids, attempts: 0, bytes: 0, oldest: at, newest: at, is_newer: false }
+    }
+
+    fn add(&mut self, at: Timestamp, bytes: u64, host: Option<&HostMark>) {
+        (self.oldest, self.newest) = (self.oldest.min(at), self.newest.max(at));
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.hosts.extend(host.cloned());
+    }
+
+    fn add_backup(&mut self, backup: &BackupFacts) {
+        self.add(backup.snapshot.created_at, backup.stored_bytes, backup.made.host.as_ref());
+        self.ids.insert(backup.id.clone());
+    }
+
+    fn add_attempt(&mut self, attempt: &HeldAttempt) {
+        self.add(attempt.at, attempt.bytes, attempt.host.as_ref());
+        self.attempts += 1;
+    }
+
+    /// Whether `--origin` with these guids means it.
+    pub fn is_origin(&self, dataset_guid: Guid, pool_guid: Option<Guid>) -> bool {
+        matches!(&self.holder, Holder::Origin(origin)
+            if origin.dataset_guid == dataset_guid && pool_guid.is_none_or(|guid| guid == origin.pool_guid))
+    }
+}
+
+/// Returns what others hold: other origins but those in `origins`, which are the own one and those that were adopted, and other time
+/// lines of the own one, by host. A backup that is in two stores is in `backups` twice.
+pub fn find_holdings(
+    backups: &[BackupFacts],
+    attempts: &[HeldAttempt],
+    pool: &PoolSight,
+    origins: &[Origin],
+) -> Vec<Holding> {
+    let strays = Timeline::new(backups).strays(pool);
+    let mut lines: BTreeMap<Option<&HostMark>, Holding> = BTreeMap::new();
+    // The newest comes first, and names the time line.
+    for backup in strays.iter().map(|stray| stray.backup) {
+        let host = backup.made.host.as_ref();
+        let (holder, at) = (Holder::Line(backup.id.clone()), backup.snapshot.created_at);
+        let line = lines.entry(host).or_insert_with(|| Holding::new(holder, backup.origin.clone(), at));
+        line.add_backup(backup);
+    }
+    let mut others: Vec<Holding> = Vec::new();
+    for backup in backups.iter().filter(|backup| !origins.contains(&backup.origin)) {
+        holding_of(&mut others, &backup.origin, backup.snapshot.created_at).add_backup(backup);
+    }
+    for attempt in attempts {
+        if !origins.contains(&attempt.origin) {
+            holding_of(&mut others, &attempt.origin, attempt.at).add_attempt(attempt);
+        } else if attempt.origin == pool.origin
+            && !pool.known.contains(&attempt.id.snapshot_guid())
+            && let Some(line) = lines.get_mut(&attempt.host.as_ref()).filter(|_| attempt.host.is_some())
+        {
+            line.add_attempt(attempt);
+        }
+    }
+    let stray: BTreeSet<&BackupId> = strays.iter().map(|stray| &stray.backup.id).collect();
+    let is_ours = |backup: &&BackupFacts| {
+        let is_of_line = backup.origin == pool.origin && !stray.contains(&backup.id);
+        is_of_line || pool.known.contains(&backup.snapshot.guid)
+    };
+    let ours = backups.iter().filter(is_ours).map(|backup| backup.snapshot.created_at).max();
+    let mut holdings: Vec<Holding> = others.into_iter().chain(lines.into_values()).collect();
+    holdings.iter_mut().for_each(|holding| holding.is_newer = ours.is_none_or(|ours| holding.newest > ours));
+    holdings
+}
+
+fn holding_of<'a>(others: &'a mut Vec<Holding>, origin: &Origin, at: Timestamp) -> &'a mut Holding {
+    let place = others.iter().position(|other| other.origin == *origin).unwrap_or_else(|| {
+        others.push(Holding::new(Holder::Origin(origin.clone()), origin.clone(), at));
+        others.len() - 1
+    });
+    &mut others[place]
+}

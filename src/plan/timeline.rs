@@ -1,0 +1,291 @@
+//! Time lines: whether all backups of an origin come from one pool that went on, or from two.
+//!
+//! A cloned machine, a pool copied block by block and a pool rewound to a checkpoint have the guids of their model. Their
+//! backups have one origin and are of two time lines. What tells them apart:
+//!
+//! - **The tree.** A manifest names its base, and the newest backups whose snapshots its pool knew
+//!   ([`Making::previous`](super::Making)). A backup that was stored by then and is no ancestor was *skipped*: the pool
+//!   did not know its snapshot.
+//! - **The pool**, where it can be asked: which snapshots and bookmarks it has. The newest backup of a pool is always
+//!   one of them, and so is the base of its next one.
+//! - **The host marks**, where only the store can be asked.
+//! - **Times against transaction groups**: in one time line both grow.
+//!
+//! A missing link is no evidence: a deleted backup may have been one, an old manifest names its base only, and snapshots and
+//! bookmarks of older chains are destroyed in time.
+
+use super::BackupFacts;
+use crate::manifest::Origin;
+use crate::model::{BackupId, Guid, HostMark};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Most ids in [`Making::previous`](super::Making).
+const PREVIOUS_MAX: usize = 16;
+
+/// The backups of one dataset that a pool knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSight {
+    /// The dataset and the pool.
+    pub origin: Origin,
+    /// The guids of its snapshots and bookmarks.
+    pub known: BTreeSet<Guid>,
+    /// Backups of other time lines that a person took over.
+    pub adopted: BTreeSet<BackupId>,
+}
+
+/// A backup of a pool's origin that is not of its time line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stray<'a> {
+    /// The backup.
+    pub backup: &'a BackupFacts,
+    /// How that is known.
+    pub why: StrayReason<'a>,
+}
+
+/// Why a backup is not of a pool's time line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StrayReason<'a> {
+    /// The pool has neither its snapshot nor a bookmark of it, and has those of an older backup.
+    Later {
+        /// The newest backup that the pool knows.
+        known: &'a BackupFacts,
+    },
+    /// A later backup of the pool does not follow from it.
+    Skipped {
+        /// The later backup.
+        by: &'a BackupFacts,
+    },
+}
+
+impl fmt::Display for StrayReason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Later { known } => {
+                write!(
+                    f,
+                    "the pool has neither its snapshot nor a bookmark, and the newest that it has is of {}",
+                    known.id
+                )
+            }
+            Self::Skipped { by } => write!(f, "{} was made later and does not follow from it", by.id),
+        }
+    }
+}
+
+/// The backups of one snapshot.
+struct Moment<'a> {
+    /// Of several the one with the greatest id.
+    backup: &'a BackupFacts,
+    all: Vec<&'a BackupFacts>,
+    /// The snapshots that it follows from, with an id of a backup of each.
+    parents: BTreeMap<Guid, &'a BackupId>,
+    bases: BTreeSet<Guid>,
+    /// The manifest of one of them names more than its base.
+    names_previous: bool,
+    begun_at: Timestamp,
+    stored_at: Timestamp,
+}
+
+impl<'a> Moment<'a> {
+    fn new(backup: &'a BackupFacts) -> Self {
+        Self {
+            backup,
+            all: Vec::new(),
+            parents: BTreeMap::new(),
+            bases: BTreeSet::new(),
+            names_previous: false,
+            begun_at: backup.made.started_at,
+            stored_at: backup.made.finished_at,
+        }
+    }
+
+    fn add(&mut self, backup: &'a BackupFacts) {
+        let previous = backup.made.previous.as_deref().unwrap_or_default();
+        let own = backup.snapshot.guid;
+        let parents = backup.base.iter().chain(previous).map(|id| (id.snapshot_guid(), id));
+        self.parents.extend(parents.filter(|(guid, _)| *guid != own));
+        self.bases.extend(backup.base.as_ref().map(BackupId::snapshot_guid));
+        self.names_previous |= !previous.is_empty();
+        self.begun_at = self.begun_at.min(backup.made.started_at);
+        self.stored_at = self.stored_at.min(backup.made.finished_at);
+        self.all.push(backup);
+        if backup.id > self.backup.id {
+            self.backup = backup;
+        }
+    }
+
+    fn at(&self) -> Timestamp {
+        self.backup.snapshot.created_at
+    }
+
+    fn is_of(&self, origin: &Origin) -> bool {
+        self.all.iter().any(|backup| backup.origin == *origin)
+    }
+
+    fn hosts(&self) -> BTreeSet<&'a HostMark> {
+        self.all.iter().filter_map(|backup| backup.made.host.as_ref()).collect()
+    }
+}
+
+/// The tree of all backups of a dataset's name, by the guids of their snapshots. Backups of one snapshot are one node.
+pub struct Timeline<'a>(BTreeMap<Guid, Moment<'a>>);
+
+impl<'a> Timeline<'a> {
+    /// Of all backups that are known, of whatever origin.
+    pub fn new(facts: impl IntoIterator<Item = &'a BackupFacts>) -> Self {
+        let mut moments: BTreeMap<Guid, Moment<'a>> = BTreeMap::new();
+        for backup in facts {
+            moments.entry(backup.snapshot.guid).or_insert_with(|| Moment::new(backup)).add(backup);
+        }
+        Self(moments)
+    }
+
+    /// The snapshots that these follow from, themselves included.
+    fn line_of(&self, heads: impl IntoIterator<Item = Guid>) -> BTreeSet<Guid> {
+        let (mut line, mut waiting) = (BTreeSet::new(), heads.into_iter().collect::<Vec<_>>());
+        while let Some(guid) = waiting.pop() {
+            if line.insert(guid) {
+                waiting.extend(self.0.get(&guid).into_iter().flat_map(|moment| moment.parents.keys().copied()));
+            }
+        }
+        line
+    }
+
+    /// Whether the one follows from the other, or holds the same snapshot.
+    pub fn follows(&self, one: &BackupFacts, other: &BackupFacts) -> bool {
+        self.line_of([one.snapshot.guid]).contains(&other.snapshot.guid)
+    }
+
+    /// The backups of the pool's origin that are not of its time line, the newest first. None where the pool knows no
+    /// backup at all: then nothing can be told apart.
+    pub fn strays(&self, pool: &PoolSight) -> Vec<Stray<'a>> {
+        let known = self.line_of(self.0.keys().copied().filter(|guid| pool.known.contains(guid)));
+        if known.is_empty() {
+            return Vec::new();
+        }
+        let is_adopted = |moment: &&Moment<'a>| moment.all.iter().any(|backup| pool.adopted.contains(&backup.id));
+        let adopted = self.line_of(self.0.values().filter(is_adopted).map(|moment| moment.backup.snapshot.guid));
+        let own = || self.0.values().filter(|moment| moment.is_of(&pool.origin));
+        let here = || own().filter(|moment| pool.known.contains(&moment.backup.snapshot.guid));
+        let newest = |key: fn(&Moment<'_>) -> (Timestamp, u64)| here().max_by_key(|moment| key(moment));
+        let latest = newest(|moment| (moment.at(), moment.backup.snapshot.createtxg));
+        let txg_max = here().map(|moment| moment.backup.snapshot.createtxg).max();
+        let is_later = |moment: &Moment<'_>, latest: &Moment<'_>| {
+            moment.at() > latest.at() || Some(moment.backup.snapshot.createtxg) > txg_max
+        };
+        let mut strays = Vec::new();
+        for moment in own() {
+            let guid = moment.backup.snapshot.guid;
+            if known.contains(&guid) || adopted.contains(&guid) {
+                continue;
+            }
+            let why = match latest.filter(|latest| is_later(moment, latest)) {
+                Some(latest) => Some(StrayReason::Later { known: latest.backup }),
+                None => self.skipped_by(&known, &known, moment).map(|by| StrayReason::Skipped { by: by.backup }),
+            };
+            let of_own = moment.all.iter().filter(|backup| backup.origin == pool.origin);
+            strays.extend(why.into_iter().flat_map(|why| of_own.clone().map(move |backup| Stray { backup, why })));
+        }
+        strays.sort_by_key(|stray| std::cmp::Reverse((stray.backup.snapshot.created_at, stray.backup.id.clone())));
+        strays
+    }
+
+    /// The newest of these backups, which are of one origin. Transaction groups and times must agree on which it is, or
+    /// one must follow from the other; and no other time line may be there.
+    ///
+    /// # Errors
+    /// One candidate of each time line, when only a person can say which is meant.
+    pub fn newest(&self, candidates: &[&'a BackupFacts]) -> Result<Option<&'a BackupFacts>, Vec<&'a BackupFacts>> {
+        let by_txg = candidates.iter().max_by_key(|backup| (backup.snapshot.createtxg, &backup.id));
+        let by_time =
+            candidates.iter().max_by_key(|backup| (backup.snapshot.created_at, backup.snapshot.createtxg, &backup.id));
+        let (Some(by_txg), Some(by_time)) = (by_txg.copied(), by_time.copied()) else { return Ok(None) };
+        let head = match (self.follows(by_txg, by_time), self.follows(by_time, by_txg)) {
+            (true, _) => by_txg,
+            (false, true) => by_time,
+            (false, false) => return Err(vec![by_time, by_txg]),
+        };
+        let forks = self.forks(head, candidates);
+        if forks.is_empty() { Ok(Some(head)) } else { Err([vec![head], forks].concat()) }
+    }
+
+    /// Returns the candidates that are of another time line than `head`: the newest of each host.
+    pub fn forks(&self, head: &BackupFacts, candidates: &[&'a BackupFacts]) -> Vec<&'a BackupFacts> {
+        let line = self.line_of([head.snapshot.guid]);
+        let mut newest: BTreeMap<Option<&HostMark>, &'a BackupFacts> = BTreeMap::new();
+        for backup in candidates.iter().filter(|backup| !line.contains(&backup.snapshot.guid)) {
+            let Some(missed) = self.0.get(&backup.snapshot.guid) else { continue };
+            let Some(by) = self.skipped_by(&line, &line, missed) else { continue };
+            let (one, other) = (by.hosts(), missed.hosts());
+            let are_two_hosts = !one.is_empty() && !other.is_empty() && one.is_disjoint(&other);
+            if are_two_hosts || self.skips_any_of(missed, &line) {
+                let known = newest.entry(backup.made.host.as_ref()).or_insert(backup);
+                if (known.snapshot.created_at, &known.id) < (backup.snapshot.created_at, &backup.id) {
+                    *known = backup;
+                }
+            }
+        }
+        let mut newest: Vec<&BackupFacts> = newest.into_values().collect();
+        newest.sort_by_key(|backup| std::cmp::Reverse((backup.snapshot.created_at, &backup.id)));
+        newest
+    }
+
+    /// Whether what leads to `moment` and is not of the line skipped something of the line: then both went on. One
+    /// alone that was skipped is no second time line: its bookmark may have been destroyed, or it may have waited in
+    /// another store.
+    fn skips_any_of(&self, moment: &Moment<'a>, line: &BTreeSet<Guid>) -> bool {
+        let theirs = self.line_of([moment.backup.snapshot.guid]);
+        let theirs_alone: BTreeSet<Guid> = theirs.difference(line).copied().collect();
+        let ours_alone = line.difference(&theirs).filter_map(|guid| self.0.get(guid));
+        ours_alone.into_iter().any(|missed| self.skipped_by(&theirs, &theirs_alone, missed).is_some())
+    }
+
+    /// Returns the one of `later` that was made after `missed` was stored and shows that its pool did not know it. `missed` is
+    /// not of the line, `later` is.
+    fn skipped_by(&self, line: &BTreeSet<Guid>, later: &BTreeSet<Guid>, missed: &Moment<'a>) -> Option<&Moment<'a>> {
+        let fork = self.bases_of(missed).find(|guid| line.contains(guid));
+        later.iter().filter_map(|guid| self.0.get(guid)).find(|later| {
+            let was_there = later.at() > missed.at() && later.begun_at >= missed.stored_at;
+            let branches_off = || fork.is_some_and(|fork| self.bases_of(later).any(|base| base == fork));
+            was_there && (self.jumps_over(later, missed) || branches_off())
+        })
+    }
+
+    /// Whether all that `later` names is older than `missed`.
+    fn jumps_over(&self, later: &Moment<'a>, missed: &Moment<'a>) -> bool {
+        let is_before = |(guid, id): (&Guid, &&BackupId)| match self.0.get(guid) {
+            Some(parent) => parent.at() <= missed.at(),
+            None => !id.is_after(missed.at()),
+        };
+        later.names_previous && later.parents.iter().all(is_before)
+    }
+
+    /// The snapshots that it follows from by its base, the nearest first.
+    fn bases_of(&self, moment: &Moment<'a>) -> impl Iterator<Item = Guid> {
+        let mut seen = BTreeSet::new();
+        std::iter::successors(moment.bases.first().copied(), |guid| self.0.get(guid)?.bases.first().copied())
+            .take_while(move |guid| seen.insert(*guid))
+    }
+}
+
+/// Returns what a new backup of `snapshot` names as [`Making::previous`](super::Making): the newest backups that the pool knows or
+/// that were taken over, without those that another one of them follows from.
+pub fn previous_of(facts: &[BackupFacts], pool: &PoolSight, snapshot: Guid) -> Vec<BackupId> {
+    let timeline = Timeline::new(facts);
+    let is_known = |moment: &&Moment<'_>| {
+        let is_adopted = moment.all.iter().any(|backup| pool.adopted.contains(&backup.id));
+        moment.backup.snapshot.guid != snapshot && (is_adopted || pool.known.contains(&moment.backup.snapshot.guid))
+    };
+    let known: Vec<&Moment<'_>> = timeline.0.values().filter(is_known).collect();
+    let followed = timeline.line_of(known.iter().flat_map(|moment| moment.parents.keys().copied()));
+    let mut newest: Vec<&BackupFacts> = known.into_iter().map(|moment| moment.backup).collect();
+    newest.retain(|backup| !followed.contains(&backup.snapshot.guid));
+    newest.sort_by_key(|backup| std::cmp::Reverse((backup.snapshot.created_at, &backup.id)));
+    newest.truncate(PREVIOUS_MAX);
+    newest.into_iter().map(|backup| backup.id.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests;

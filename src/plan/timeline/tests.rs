@@ -1,0 +1,335 @@
+//! Scenes of one dataset, written as lines of a table: what each backup is, and what must be said of all.
+
+use super::*;
+use crate::manifest::SnapshotRef;
+use crate::model::{BackupKind, Digest};
+use crate::plan::Making;
+use crate::plan::fixtures::at;
+
+/// `NAME host TXG DAY [base=NAME] [after=NAME,NAME]`, where the host is `x`, `y` or `-` for an old manifest. An old
+/// manifest names its base only; all others name what they come after. `-` as `after` is the empty list.
+fn backups(table: &str) -> Vec<(String, BackupFacts)> {
+    let mut made: Vec<(String, BackupFacts)> = Vec::new();
+    for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let mut words = line.split_whitespace();
+        let mut next = || words.next().unwrap().to_owned();
+        let (name, host, txg, day) = (next(), next(), next(), next());
+        let (mut base, mut after) = (None, None);
+        let find = |name: &str| made.iter().find(|(other, _)| other == name).map(|(_, backup)| backup.clone());
+        let absent = |name: &str| id_of(name.trim_start_matches('!'), BackupKind::Full, 1);
+        for word in words {
+            match word.split_once('=').unwrap() {
+                ("base", name) => base = Some(find(name).unwrap()),
+                ("after", "-") => after = Some(Vec::new()),
+                // A name with `!` was deleted.
+                (_, names) => {
+                    let id = |name: &str| find(name).map_or_else(|| absent(name), |backup| backup.id);
+                    after = Some(names.split(',').map(id).collect());
+                }
+            }
+        }
+        let (txg, day): (u64, u64) = (txg.parse().unwrap(), day.parse().unwrap());
+        let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+        let id = id_of(&name, kind, day);
+        let host =
+            (host != "-").then(|| format!("{}-0123456789abcdef", host.repeat(16).replace('x', "a").replace('y', "b")));
+        let facts = BackupFacts {
+            manifest_blake3: Digest::of(name.as_bytes()),
+            snapshot: SnapshotRef { guid: id.snapshot_guid(), createtxg: txg, created_at: at(day) },
+            full_id: base.as_ref().map_or_else(|| id.clone(), |base: &BackupFacts| base.full_id.clone()),
+            position: base.as_ref().map_or(0, |base| base.position + 1),
+            base: base.map(|base| base.id),
+            origin: origin(),
+            made: Making {
+                host: host.map(|host| host.parse().unwrap()),
+                previous: after,
+                started_at: at(day),
+                finished_at: at(day),
+                adopted: false,
+            },
+            requested: Vec::new(),
+            recipients: Vec::new(),
+            stream_bytes: 1,
+            stored_bytes: 1,
+            flaw: None,
+            id,
+        };
+        made.push((name, facts));
+    }
+    made
+}
+
+fn origin() -> Origin {
+    Origin { dataset_guid: Guid(1), pool_guid: Guid(2) }
+}
+
+/// The guid is the name.
+fn id_of(name: &str, kind: BackupKind, day: u64) -> BackupId {
+    let guid = name.bytes().fold(0, |guid, byte| guid * 256 + u64::from(byte));
+    BackupId::new(at(day), kind, Guid(guid), 1)
+}
+
+fn name_of(guid: Guid) -> String {
+    let bytes = guid.0.to_be_bytes();
+    String::from_utf8(bytes.into_iter().filter(|byte| *byte != 0).collect()).unwrap()
+}
+
+fn sight(known: &str, adopted: &[BackupId]) -> PoolSight {
+    let known = known.split_whitespace().map(|name| id_of(name, BackupKind::Full, 0).snapshot_guid()).collect();
+    PoolSight { origin: origin(), known, adopted: adopted.iter().cloned().collect() }
+}
+
+fn strays(table: &str, known: &str) -> String {
+    strays_after(table, known, "")
+}
+
+fn strays_after(table: &str, known: &str, adopted: &str) -> String {
+    let made = backups(table);
+    let adopted: Vec<BackupId> = adopted
+        .split_whitespace()
+        .map(|name| made.iter().find(|(other, _)| other == name).unwrap().1.id.clone())
+        .collect();
+    let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
+    let found = Timeline::new(&facts).strays(&sight(known, &adopted));
+    found.iter().map(|stray| name_of(stray.backup.snapshot.guid)).collect::<Vec<_>>().join(" ")
+}
+
+/// The newest, or the candidates with question marks.
+fn newest(table: &str) -> String {
+    let facts: Vec<BackupFacts> = backups(table).into_iter().map(|(_, facts)| facts).collect();
+    let all: Vec<&BackupFacts> = facts.iter().collect();
+    let name = |backup: &BackupFacts| name_of(backup.snapshot.guid);
+    match Timeline::new(&facts).newest(&all) {
+        Ok(newest) => newest.map(name).unwrap_or_default(),
+        Err(candidates) => candidates.into_iter().map(|backup| name(backup) + "?").collect::<Vec<_>>().join(" "),
+    }
+}
+
+const LINEAR: &str = "
+    p1 x 10 1 after=-
+    p2 x 20 2 base=p1 after=p1
+    p3 x 30 3 after=p2
+    p4 x 40 4 base=p3 after=p3";
+
+/// Both hosts go on from p2, by fulls.
+const CLONED: &str = "
+    p1 x 10 1 after=-
+    p2 x 20 2 base=p1 after=p1
+    a3 x 30 3 after=p2
+    b4 y 40 4 after=p2
+    a5 x 50 5 after=a3
+    b6 y 60 6 after=b4";
+
+/// As above, and the clone has machine id and state folder of its model.
+const TWINS: &str = "
+    p1 x 10 1 after=-
+    p2 x 20 2 base=p1 after=p1
+    a3 x 30 3 base=p2 after=p2
+    b4 x 40 4 base=p2 after=p2
+    a5 x 50 5 base=a3 after=a3";
+
+#[test]
+fn one_time_line_is_silent_whatever_the_pool_still_knows() {
+    for known in ["p1 p2 p3 p4", "p4", "p3 p4", "p1 p4", "", "other"] {
+        assert_eq!(strays(LINEAR, known), "", "{known}");
+    }
+    assert_eq!(newest(LINEAR), "p4");
+}
+
+#[test]
+fn old_manifests_without_marks_that_ours_follow_are_silent() {
+    let table = "
+        p1 - 10 1
+        p2 - 20 2 base=p1
+        q3 - 30 3
+        q4 - 40 4 base=q3
+        n5 x 50 5 base=q4 after=q4
+        n6 x 60 6 after=n5";
+    for known in ["n6", "n5 n6", "q4 n5 n6", "q3 n6", "p2 n6"] {
+        assert_eq!(strays(table, known), "", "{known}");
+    }
+    assert_eq!(newest(table), "n6");
+    let old = "
+        p1 - 10 1
+        p2 - 20 2 base=p1
+        q3 - 30 3";
+    assert_eq!((strays(old, "q3"), newest(old)), (String::new(), "q3".to_owned()));
+}
+
+#[test]
+fn a_pool_that_moved_or_a_host_that_was_installed_anew_goes_on_silently() {
+    let moved = "
+        p1 x 10 1 after=-
+        p2 x 20 2 base=p1 after=p1
+        q3 y 30 3 base=p2 after=p2
+        q4 y 40 4 after=q3
+        p5 x 50 5 after=q4";
+    for known in ["p5", "q4 p5", "p1 p5"] {
+        assert_eq!(strays(moved, known), "", "{known}: there and back again");
+    }
+    assert_eq!(newest(moved), "p5");
+    // Nothing was known any more when the new one began.
+    let anew = "
+        p1 x 10 1 after=-
+        p2 x 20 2 base=p1 after=p1
+        q3 y 30 3 after=-
+        q4 y 40 4 base=q3 after=q3";
+    assert_eq!((strays(anew, "q3 q4"), newest(anew)), (String::new(), "q4".to_owned()));
+    // Before its first backup: what the other one stored is known by its newest.
+    assert_eq!(strays(LINEAR, "p4"), "");
+}
+
+#[test]
+fn a_clone_is_a_stray_for_each_of_both_and_a_question_for_whoever_has_no_pool() {
+    assert_eq!(strays(CLONED, "p2 a3 a5"), "b6 b4");
+    assert_eq!(strays(CLONED, "p2 b4 b6"), "a5 a3");
+    // Before the pool's own next backup, and after it.
+    assert_eq!(strays(CLONED, "p2"), "b6 a5 b4 a3");
+    assert_eq!(strays(CLONED, "a5"), "b6 b4");
+    assert_eq!(newest(CLONED), "b6? a5?");
+}
+
+#[test]
+fn a_clone_with_the_mark_of_its_model_is_found_once_both_went_on() {
+    assert_eq!(strays(TWINS, "p2 a3 a5"), "b4");
+    assert_eq!(strays(TWINS, "p2 b4"), "a5 a3");
+    assert_eq!(newest(TWINS), "a5? b4?");
+    let fulls = TWINS.replace("base=p2 ", "").replace("base=a3 ", "");
+    assert_eq!((strays(&fulls, "p2 a5"), newest(&fulls)), ("b4".to_owned(), "a5? b4?".to_owned()));
+}
+
+#[test]
+fn a_clone_that_stopped_is_a_question_and_its_model_that_stopped_too() {
+    let table = "
+        p1 x 10 1 after=-
+        a2 x 20 2 base=p1 after=p1
+        a3 x 30 3 base=a2 after=a2
+        b4 y 40 4 base=p1 after=p1";
+    assert_eq!(newest(table), "b4? a3?");
+    assert_eq!(strays(table, "p1 b4"), "a3 a2");
+    assert_eq!(strays(table, "a3"), "b4");
+}
+
+#[test]
+fn old_manifests_fork_by_their_bases() {
+    let table = "
+        p1 - 10 1
+        a2 - 20 2 base=p1
+        b3 - 30 3 base=p1
+        a4 - 40 4 base=a2
+        b5 - 50 5 base=b3";
+    assert_eq!(strays(table, "a4"), "b5 b3");
+    assert_eq!(strays(table, "b5"), "a4 a2");
+    assert_eq!(newest(table), "b5? a4?");
+}
+
+#[test]
+fn a_rewound_pool_has_strays_and_whoever_has_no_pool_is_asked_while_the_orders_differ() {
+    let rewound = "
+        p1 x 100 1 after=-
+        p2 x 200 2 base=p1 after=p1
+        p3 x 300 3 base=p2 after=p2
+        r4 x 150 4 base=p1 after=p1";
+    assert_eq!(strays(rewound, "p1"), "r4 p3 p2");
+    assert_eq!(strays(rewound, "p1 r4"), "p3 p2");
+    assert_eq!(newest(rewound), "r4? p3?");
+    // Once it has caught up, both orders say what is newest; the pool does not forget.
+    let caught_up = format!("{rewound}\nr5 x 400 5 base=r4 after=r4");
+    assert_eq!((strays(&caught_up, "r4 r5"), newest(&caught_up)), ("p3 p2".to_owned(), "r5".to_owned()));
+}
+
+#[test]
+fn a_clock_that_was_set_back_is_no_question_where_one_follows_from_the_other() {
+    let table = "
+        p1 x 10 5 after=-
+        p2 x 20 6 base=p1 after=p1
+        p3 x 30 2 base=p2 after=p2";
+    assert_eq!(newest(table), "p3");
+    assert_eq!(strays(table, "p3"), "");
+    assert_eq!(newest("p1 - 10 5\np2 - 20 2"), "p1? p2?");
+}
+
+#[test]
+fn what_waited_in_another_store_or_took_many_nights_is_no_other_time_line() {
+    // i3 was exported, and i4 streamed by a run that did not see it; from i5 on both are known.
+    let waited = "
+        p1 x 10 1 after=-
+        i3 x 30 3 base=p1 after=p1
+        i4 x 40 4 base=p1 after=p1
+        i5 x 50 5 base=i4 after=i4,i3";
+    assert_eq!((strays(waited, "i5"), newest(waited)), (String::new(), "i5".to_owned()));
+    let (until_then, _) = waited.rsplit_once('\n').unwrap();
+    assert_eq!((strays(until_then, "p1 i3 i4"), newest(until_then)), (String::new(), "i4".to_owned()));
+    // The full of day 2 was committed on day 4.
+    let mut long = backups(
+        "
+        p1 x 10 1 after=-
+        i3 x 30 3 base=p1 after=p1
+        i4 x 40 4 base=i3 after=i3
+        f2 x 20 2 after=i4
+        i5 x 50 5 base=f2 after=f2",
+    );
+    long[3].1.made.finished_at = at(4);
+    let facts: Vec<BackupFacts> = long.into_iter().map(|(_, facts)| facts).collect();
+    assert_eq!(Timeline::new(&facts).strays(&sight("i5", &[])), []);
+    assert_eq!(Timeline::new(&facts).newest(&facts.iter().collect::<Vec<_>>()).unwrap().unwrap().id, facts[4].id);
+    assert_eq!(
+        Timeline::new(&facts[..4]).newest(&facts[..4].iter().collect::<Vec<_>>()).unwrap().unwrap().id,
+        facts[2].id
+    );
+}
+
+#[test]
+fn a_link_that_was_deleted_proves_nothing() {
+    // Of the chain between them nothing is left; `!q4` is newer than both.
+    let mut made = backups(
+        "
+        p1 y 10 1 after=-
+        p2 y 20 2 after=!p0
+        n5 x 50 5 after=!q4",
+    );
+    let gone = id_of("q4", BackupKind::Full, 4);
+    made[2].1.made.previous = Some(vec![gone]);
+    let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
+    assert_eq!(Timeline::new(&facts).strays(&sight("n5", &[])), []);
+    assert_eq!(Timeline::new(&facts).newest(&facts.iter().collect::<Vec<_>>()).unwrap().unwrap().id, facts[2].id);
+}
+
+#[test]
+fn what_was_taken_over_is_no_stray_and_what_its_host_makes_later_is_one() {
+    assert_eq!(strays_after(CLONED, "p2 a3 a5", "b6"), "");
+    assert_eq!(strays_after(CLONED, "p2 a3 a5", "b4"), "b6");
+    let merged = format!("{CLONED}\na7 x 70 7 after=a5,b6\nb8 y 80 8 after=b6\na9 x 90 9 after=a7");
+    assert_eq!(strays_after(&merged, "a7 a9", "b4 b6"), "b8");
+    assert_eq!(newest(&merged), "a9? b8?");
+    let merged = format!("{CLONED}\na7 x 70 7 after=a5,b6");
+    assert_eq!((strays(&merged, "a7"), newest(&merged)), (String::new(), "a7".to_owned()));
+}
+
+#[test]
+fn another_origin_is_no_stray() {
+    let mut made = backups(CLONED);
+    for (name, facts) in &mut made {
+        if name.starts_with('b') {
+            facts.origin.dataset_guid = Guid(9);
+        }
+    }
+    let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
+    assert_eq!(Timeline::new(&facts).strays(&sight("a3 a5", &[])), []);
+}
+
+#[test]
+fn a_backup_names_the_newest_that_its_pool_knows_and_what_was_taken_over() {
+    let made = backups(CLONED);
+    let facts: Vec<BackupFacts> = made.iter().map(|(_, facts)| facts.clone()).collect();
+    let names = |known: &str, adopted: &[BackupId], own: &str| {
+        let own = id_of(own, BackupKind::Full, 0).snapshot_guid();
+        let previous = previous_of(&facts, &sight(known, adopted), own);
+        previous.iter().map(|id| name_of(id.snapshot_guid())).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names("p1 p2 a3 a5", &[], "n7"), "a5");
+    assert_eq!(names("p2", &[], "n7"), "p2");
+    assert_eq!(names("", &[], "n7"), "");
+    assert_eq!(names("a5", &[facts[5].id.clone()], "n7"), "b6 a5");
+    assert_eq!(names("p2 a3 a5", &[], "a5"), "a3", "a second attempt at the same snapshot");
+}
