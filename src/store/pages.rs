@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-/// The most that one listing may have when it is gathered in memory, some 200 bytes each. A backup has at most
-/// [`CHUNKS_MAX`](crate::manifest::CHUNKS_MAX) chunks: ten of the largest fulls of one dataset, petabytes, fit.
-const LISTED_MAX: usize = 10 * crate::manifest::CHUNKS_MAX as usize;
+/// The most that one listing may have when it is gathered in memory, some 200 bytes each. A backup has at most 500,000
+/// chunks: ten of the largest fulls of one dataset, petabytes, fit.
+const LISTED_MAX: usize = 5_000_000;
 
 /// Refuses a listing that is longer than any of ours, before it fills memory.
 pub(crate) fn check_count(listed: usize) -> Result<(), String> {

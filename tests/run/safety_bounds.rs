@@ -20,6 +20,7 @@ use zfs_backup::run::catalog::{Catalog, read_catalog, read_catalog_through, read
 use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
 use zfs_backup::run::keys::{open_keyrings, stored_keyrings};
 use zfs_backup::run::prune::look;
+use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::sign::SignedType;
 use zfs_backup::store::memory::{MemoryStore, Operation};
@@ -219,7 +220,7 @@ async fn an_object_without_a_signature_of_ours_is_never_fetched() {
     assert_eq!(objects.collect::<Vec<_>>(), [&ours]);
     assert_eq!(fetched.len(), 2 + 26 + 26, "one signature each, and of what has none nothing");
     assert!(store.held_bytes.most() < 64 << 10, "{} bytes were held", store.held_bytes.most());
-    world.assert_restores().await;
+    world.find(&RestorePoint::Id(manifest.id)).await.unwrap();
 }
 
 #[tokio::test]
