@@ -15,7 +15,7 @@ use crate::run::adopt::{adopt as adopt_origins, origins_of};
 use crate::run::catalog::{read_catalog, read_started};
 use crate::run::clock::ClockCheck;
 use crate::run::pins::unpin;
-use crate::run::prune::{forget as forget_backup, look_at};
+use crate::run::prune::{forget_beside, look_at_beside};
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;
 use serde_json::json;
@@ -37,9 +37,18 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     // Forgetting goes by a name, never by an age.
     let clock = ClockCheck::read(&config.state_dir, true)?;
     let env = prune_env(context, config, env, &store, clock).await?;
+    // What waits in the intermediate directory may build on a backup in the remote.
+    let intermediate = match (&config.intermediate, &config.remote) {
+        (Some(_), Some(_)) if !forget.intermediate => Some(open_intermediate(config, Purpose::Read).await?),
+        _ => None,
+    };
+    let beside = intermediate.as_deref();
     let found = match carry_out {
-        true => wait_for_others(context, async || forget_backup(&env, &dataset, &forget.id).await).await?,
-        false => look_at(&env, &dataset, &forget.id).await?,
+        true => {
+            let forget = async || forget_beside(&env, &dataset, &forget.id, beside).await;
+            wait_for_others(context, forget).await?
+        }
+        false => look_at_beside(&env, &dataset, &forget.id, beside).await?,
     };
     if carry_out {
         release(context, &dataset, &forget.id);

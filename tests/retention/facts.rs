@@ -144,6 +144,7 @@ impl Shelf {
             now: self.now,
             store_clock: self.store_clock,
             clock: self.clock.as_ref(),
+            other_prune: None,
             origins: &self.origins,
             pruned: &self.pruned,
             waiting: &self.waiting,

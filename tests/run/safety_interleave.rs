@@ -20,7 +20,7 @@ use zfs_backup::plan::copy::doomed;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, StoreRole, back_up};
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, forget, prune_dataset};
+use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, forget_beside, prune_dataset};
 use zfs_backup::run::prune_snapshots::{SnapshotOutcome, prune_snapshots};
 use zfs_backup::run::upload::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::{RunError, error_chain};
@@ -240,7 +240,10 @@ impl Command {
             Self::ForgetInRemote { .. } | Self::ForgetInIntermediate { .. } => {
                 let Job::Forget(id) = job else { return Done::Nothing };
                 let env = site.prune_env(host, actor, self.place(host));
-                let forgotten = forget(&env, &site.dataset, id).await.map(drop);
+                let intermediate = site.store(Place::Intermediate(host), actor);
+                let is_remote = matches!(self, Self::ForgetInRemote { .. });
+                let beside = is_remote.then_some(&*intermediate);
+                let forgotten = forget_beside(&env, &site.dataset, id, beside).await.map(drop);
                 if forgotten.is_ok() {
                     site.unpin(host, |held| held == id);
                 }

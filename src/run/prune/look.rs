@@ -1,5 +1,6 @@
 //! [`look`]: everything that a prune decides from, read from the store, the journal, and the store beside it.
 
+use super::at_work::OwnRecords;
 use super::{PruneEnv, PruneTask};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
@@ -120,6 +121,7 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
         _ => (&[][..], &[][..]),
     };
     let no_locks = BTreeMap::new();
+    let other_prune = OwnRecords::read(env, &task.stored)?.other_prune(env, &records, &catalog);
     let input = PruneInput {
         facts: &facts,
         leftovers: &leftovers,
@@ -128,6 +130,7 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
         now: env.now,
         store_clock: catalog.newest_object_at,
         clock: None,
+        other_prune: other_prune.as_ref(),
         origins: &task.origins,
         pruned: &pruned,
         waiting,
@@ -162,7 +165,7 @@ async fn judge_clock(
     Ok(env.clock.judge(&clocks, backups.chain(objects)))
 }
 
-fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<BackupId, Pruned> {
+pub(super) fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<BackupId, Pruned> {
     let mut pruned: BTreeMap<BackupId, Pruned> = BTreeMap::new();
     for (_, record) in records {
         for entry in &record.pruned {
