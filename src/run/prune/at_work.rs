@@ -78,9 +78,9 @@ impl OwnRecords {
         records: &[(ObjectKey, PruneRecord)],
         catalog: &Catalog,
     ) -> Option<OtherPrune> {
-        let others = records.iter().filter(|record| self.is_of_other_prune(env, record));
+        let mut others = records.iter().filter(|record| self.is_of_other_prune(env, record));
         let is_there = |id: &&BackupId| catalog.backup(id).is_some();
-        others.into_iter().find_map(|(_, record)| {
+        others.find_map(|(_, record)| {
             let id = record.pruned.iter().map(|entry| &entry.id).find(is_there)?.clone();
             Some(OtherPrune { id, at: record.recorded_at.unwrap_or(record.written_at) })
         })
