@@ -484,7 +484,7 @@ fn number_from(variable: &str) -> Option<u64> {
 fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
     let (keys, writer) = quick_keys();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let cases = u32::try_from(number_from("ZFS_BACKUP_CASES").unwrap_or(30)).unwrap();
+    let cases = u32::try_from(number_from("ZFS_BACKUP_CASES").unwrap_or(50)).unwrap();
     let random = || {
         u64::from_le_bytes(
             *blake3::hash(format!("{:?}", std::time::Instant::now()).as_bytes()).as_bytes().first_chunk().unwrap(),

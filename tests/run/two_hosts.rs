@@ -74,7 +74,7 @@ pub(crate) struct TwoHosts {
 }
 
 /// State folders are written and flushed all the time: in memory where the system has a folder for that.
-fn state_folder() -> TempDir {
+pub(crate) fn state_folder() -> TempDir {
     TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
 }
 
