@@ -11,7 +11,7 @@ use super::wire::{open_intermediate, open_remote_to_delete, open_zfs, usage};
 use crate::model::{BackupId, DatasetName};
 use crate::run::clock::ClockCheck;
 use crate::run::pins::unpin;
-use crate::run::prune::{forget as forget_backup, look_at};
+use crate::run::prune::{forget_beside, look_at_beside};
 use crate::store::ObjectStore;
 use crate::store::key::backup_prefix;
 use serde_json::json;
@@ -32,9 +32,18 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     // Forgetting goes by a name, never by an age.
     let clock = ClockCheck::read(&config.state_dir, true)?;
     let env = prune_env(context, config, env, &store, clock).await?;
+    // What waits in the intermediate directory may build on a backup in the remote.
+    let intermediate = match (&config.intermediate, &config.remote) {
+        (Some(_), Some(_)) if !forget.intermediate => Some(open_intermediate(config, Purpose::Read).await?),
+        _ => None,
+    };
+    let beside = intermediate.as_deref();
     let found = match carry_out {
-        true => wait_for_others(context, async || forget_backup(&env, &dataset, &forget.id).await).await?,
-        false => look_at(&env, &dataset, &forget.id).await?,
+        true => {
+            let forget = async || forget_beside(&env, &dataset, &forget.id, beside).await;
+            wait_for_others(context, forget).await?
+        }
+        false => look_at_beside(&env, &dataset, &forget.id, beside).await?,
     };
     if carry_out {
         release(context, &dataset, &forget.id);

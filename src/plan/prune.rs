@@ -90,6 +90,27 @@ pub struct Pruned {
     pub manifest_blake3: Option<Digest>,
 }
 
+/// A prune that may be at work on another host: its record names a backup that is still there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "another host is deleting here, or was when it stopped: its prune record of {at} names {id}, which is still there"
+)]
+pub struct OtherPrune {
+    /// The backup.
+    pub id: BackupId,
+    /// The time of the record.
+    pub at: Timestamp,
+}
+
+impl OtherPrune {
+    /// What a person can do.
+    pub fn hint(&self) -> String {
+        "run it again when the other host has ended; a prune that crashed counts for 48 hours, or until its own host \
+         prunes again"
+            .to_owned()
+    }
+}
+
 /// Until when the store refuses to delete a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lock {
@@ -125,6 +146,8 @@ pub struct PruneInput<'a> {
     pub store_clock: Option<Timestamp>,
     /// Why this host's clock may not decide what is deleted; `None` when it may.
     pub clock: Option<&'a ClockDoubt>,
+    /// The prune of another host that may be at work; `None` when none is seen.
+    pub other_prune: Option<&'a OtherPrune>,
     /// The origins whose backups may go: the dataset's own and those that it adopted.
     pub origins: &'a [Origin],
     /// What the pool knows of the backups, where there is a pool to ask.
@@ -250,6 +273,9 @@ pub fn plan_prune(input: &PruneInput<'_>) -> PrunePlan {
     // Where nothing goes, the clock decides nothing.
     let clock = input.clock.filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
     doubts.extend(clock.map(|doubt| Doubt::Clock(doubt.clone())));
+    // Where nothing goes, two prunes are not in each other's way.
+    let other = input.other_prune.filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
+    doubts.extend(other.map(|other| Doubt::OtherPrune(other.clone())));
     if doubts.is_empty() {
         return PrunePlan { keep, delete, delete_leftovers, left_alone, doubts };
     }
@@ -326,6 +352,44 @@ pub fn follower<'a>(facts: &'a [BackupFacts], leftovers: &'a [Leftover], id: &Ba
     };
     let mut attempts = leftovers.iter().filter(|leftover| leftover.id != *id);
     backup.or_else(|| attempts.find(builds_on).map(|leftover| &leftover.id))
+}
+
+/// What the store beside holds of the dataset.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Its whole backups.
+    pub facts: &'a [BackupFacts],
+    /// Its attempts.
+    pub leftovers: &'a [Leftover],
+}
+
+/// Returns a backup or an attempt that waits in the intermediate directory, and can be received after `id` in the remote
+/// only: nothing else there or here serves as its base.
+pub fn waiting_follower<'a>(
+    waiting: Waiting<'a>,
+    remote: &[BackupFacts],
+    pruned: &BTreeMap<BackupId, Pruned>,
+    id: &BackupId,
+) -> Option<&'a BackupId> {
+    let is_only = |here: Vec<&BackupFacts>, there: Vec<&BackupFacts>| {
+        let mut there = there.into_iter().filter(|backup| backup.is_usable()).peekable();
+        let has_one = there.peek().is_some();
+        has_one && there.all(|backup| backup.id == *id) && !here.iter().any(|backup| backup.is_usable())
+    };
+    let follows = |backup: &&BackupFacts| {
+        let Some(base) = &backup.base else { return false };
+        let serves = |other: &&BackupFacts| other.id == *base || facts_stand_in_as_base(backup, base, other);
+        is_only(waiting.facts.iter().filter(serves).collect(), remote.iter().filter(serves).collect())
+    };
+    let mut backups = waiting.facts.iter().filter(|backup| !was_committed(remote, pruned, backup));
+    let attempt_follows = |attempt: &&Leftover| match &attempt.started {
+        StartedFact::Signed { base: Some(base), .. } => {
+            is_only(attempt_bases(waiting.facts, base).collect(), attempt_bases(remote, base).collect())
+        }
+        _ => false,
+    };
+    let backup = backups.find(follows).map(|backup| &backup.id);
+    backup.or_else(|| waiting.leftovers.iter().find(attempt_follows).map(|attempt| &attempt.id))
 }
 
 /// The kept set while it grows.

@@ -8,6 +8,7 @@ mod records;
 
 pub use fetch::get_pinned;
 pub(super) use fetch::{get_signature, get_signed};
+pub(super) use records::PRUNE_MAX;
 pub use records::{read_prune_records, read_prune_records_through, read_pruned};
 
 use super::cache::ObjectCache;

@@ -8,14 +8,15 @@
 //! The record goes before the second reading, and whoever uploads puts `started.json` before he looks at the records:
 //! one of both always sees the other. A prune that was interrupted is finished by the next one, because the record
 //! proves that what is left is no backup. A record that names a backup which stays would be a false proof later, so it
-//! is made void before anything is deleted.
+//! is made void before anything is deleted, unless another host may be at work by it (`at_work`).
 
+mod at_work;
 mod delete;
 mod forget;
 mod look;
 mod record;
 
-pub use forget::{Forgotten, forget, look_at};
+pub use forget::{Forgotten, forget, forget_beside, look_at, look_at_beside};
 use look::look_afresh;
 pub(super) use look::read_leftovers;
 pub use look::{Beside, PruneLook, look};

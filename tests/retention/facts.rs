@@ -148,6 +148,7 @@ impl Shelf {
             now: self.now,
             store_clock: self.store_clock,
             clock: self.clock.as_ref(),
+            other_prune: None,
             origins: &self.origins,
             pool: self.pool.as_ref(),
             pruned: &self.pruned,

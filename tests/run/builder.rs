@@ -1,6 +1,7 @@
 //! [`Yard`]: signed backups of tiny chunks, put straight into a store in the order of a real upload, and prunes of them by
 //! one of two hosts. What is sealed in a chunk does not matter here: whether it is still there does.
 
+use crate::two_hosts::state_folder;
 use crate::world::{memory_store, never, noise, quick_keys};
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -69,7 +70,7 @@ impl Yard {
             writer,
             dataset: "tank/a".parse().unwrap(),
             clock: at("2026-01-01T00:00:00Z"),
-            hosts: vec![(TempDir::new().unwrap(), 0), (TempDir::new().unwrap(), 0)],
+            hosts: vec![(state_folder(), 0), (state_folder(), 0)],
             next: 0,
         };
         yard.store.set_clock(Some(yard.clock));

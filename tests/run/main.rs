@@ -29,6 +29,7 @@ mod keys;
 mod locks;
 mod mount;
 mod nights;
+mod observer;
 #[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
 #[path = "../support/proxy.rs"]
 mod proxy;

@@ -2,16 +2,19 @@
 //! crashes, refusals, lost replies and wrong clocks. Whatever the order of the calls: what was committed, and what no
 //! command was entitled to delete, restores.
 
+use crate::builder::{Yard, hours};
+use crate::observer::{Actor, Job, Place, Relation, seconds_ahead};
 use crate::prune_property::any_rules;
 use crate::scheduler::{Mishap, Racer, Schedule};
-use crate::two_hosts::{Actor, Job, Place, Relation, RemoteKind, TwoHosts, seconds_ahead};
-use crate::world::quick_keys;
+use crate::two_hosts::{RemoteKind, TwoHosts};
+use crate::world::{memory_store, never, quick_keys};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::model::BackupId;
@@ -19,11 +22,14 @@ use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::copy::doomed;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, StoreRole, back_up};
+use zfs_backup::run::catalog::read_catalog;
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, forget, prune_dataset};
+use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, forget_beside, prune_dataset};
 use zfs_backup::run::prune_snapshots::{SnapshotOutcome, prune_snapshots};
 use zfs_backup::run::upload::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::store::StoreErrorKind;
+use zfs_backup::store::memory::{Fault, Operation};
 
 #[derive(Debug, Clone)]
 enum Command {
@@ -240,7 +246,10 @@ impl Command {
             Self::ForgetInRemote { .. } | Self::ForgetInIntermediate { .. } => {
                 let Job::Forget(id) = job else { return Done::Nothing };
                 let env = site.prune_env(host, actor, self.place(host));
-                let forgotten = forget(&env, &site.dataset, id).await.map(drop);
+                let intermediate = site.store(Place::Intermediate(host), actor);
+                let is_remote = matches!(self, Self::ForgetInRemote { .. });
+                let beside = is_remote.then_some(&*intermediate);
+                let forgotten = forget_beside(&env, &site.dataset, id, beside).await.map(drop);
                 if forgotten.is_ok() {
                     site.unpin(host, |held| held == id);
                 }
@@ -475,7 +484,7 @@ fn number_from(variable: &str) -> Option<u64> {
 fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
     let (keys, writer) = quick_keys();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let cases = u32::try_from(number_from("ZFS_BACKUP_CASES").unwrap_or(30)).unwrap();
+    let cases = u32::try_from(number_from("ZFS_BACKUP_CASES").unwrap_or(50)).unwrap();
     let random = || {
         u64::from_le_bytes(
             *blake3::hash(format!("{:?}", std::time::Instant::now()).as_bytes()).as_bytes().first_chunk().unwrap(),
@@ -506,4 +515,67 @@ fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
         began.elapsed()
     );
     assert!(deleted.get() > cases as usize / 4, "only {} were deleted: this tests nothing", deleted.get());
+}
+
+/// What a prune that is at work on another host names is about to go: an upload must see its record.
+#[tokio::test]
+async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_beside_it() {
+    let mut yard = Yard::new();
+    let (old, new) = (yard.chain(2).await, yard.chain(2).await);
+    let one_chain = RetentionRules { last_chains: Some(1), ..Default::default() };
+    yard.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::Delete).forever());
+    yard.try_prune(1, &one_chain).await.unwrap_err();
+    yard.store.heal();
+    let records = yard.record_keys();
+    assert_eq!(records.len(), 1);
+    // A host that keeps all of it, one that would delete the same, and a person.
+    assert_eq!(yard.try_prune(0, &RetentionRules::default()).await.unwrap().look.plan.doubts, []);
+    let outcome = yard.try_prune(0, &one_chain).await.unwrap();
+    let doubts: Vec<String> = outcome.look.plan.doubts.iter().map(ToString::to_string).collect();
+    assert!(doubts.len() == 1 && doubts[0].contains("another host is deleting here"), "{doubts:?}");
+    let env = yard.env(0, Arc::new(yard.store.clone()), never());
+    let error = forget_beside(&env, &yard.dataset, &new[1], None).await.unwrap_err();
+    assert!(error.to_string().contains("another host is deleting here"), "{error}");
+    assert_eq!(yard.record_keys(), records);
+    yard.assert_restores(old.iter().chain(&new).cloned()).await;
+    // Its own host knows what it left.
+    assert_eq!(yard.try_prune(1, &one_chain).await.unwrap().deleted.len(), 2);
+    yard.assert_restores(new).await;
+}
+
+#[tokio::test]
+async fn the_record_of_a_prune_that_crashed_on_another_host_counts_for_two_days() {
+    let mut yard = Yard::new();
+    let (old, new) = (yard.chain(2).await, yard.chain(2).await);
+    let one_chain = RetentionRules { last_chains: Some(1), ..Default::default() };
+    yard.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::Delete).forever());
+    yard.try_prune(1, &one_chain).await.unwrap_err();
+    yard.store.heal();
+    yard.wait(hours(47));
+    yard.try_prune(0, &RetentionRules::default()).await.unwrap();
+    assert_eq!(yard.record_keys().len(), 1);
+    yard.wait(hours(2));
+    yard.try_prune(0, &RetentionRules::default()).await.unwrap();
+    assert_eq!(yard.record_keys(), [""; 0]);
+    yard.assert_restores(old.iter().chain(&new).cloned()).await;
+}
+
+#[tokio::test]
+async fn what_waits_in_the_intermediate_directory_keeps_its_base_in_the_remote() {
+    let mut yard = Yard::new();
+    let full = yard.put(None).await;
+    let intermediate = memory_store(64 * 1024);
+    intermediate.set_clock(Some(yard.clock));
+    let catalog = read_catalog(&yard.store, &yard.dataset, &yard.keys.trusted).await.unwrap();
+    let child = yard.export(&intermediate, catalog.backup(&full).cloned()).await;
+    let env = yard.env(0, Arc::new(yard.store.clone()), never());
+    let error = forget_beside(&env, &yard.dataset, &full, Some(&intermediate)).await.unwrap_err();
+    assert!(error.to_string().contains(&format!("{child} in memory: follows from {full}")), "{error}");
+    assert_eq!(yard.record_keys(), [""; 0]);
+    yard.assert_restores([full.clone()]).await;
+    // Once the child is gone, or is in the remote itself, the directory does not matter.
+    let here = yard.env(0, Arc::new(intermediate.clone()), never());
+    forget_beside(&here, &yard.dataset, &child, None).await.unwrap();
+    forget_beside(&env, &yard.dataset, &full, Some(&intermediate)).await.unwrap();
+    assert!(yard.ids().is_empty());
 }

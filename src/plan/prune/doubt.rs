@@ -1,6 +1,6 @@
 //! [`Doubt`]: why nothing of a dataset is deleted. Whoever deletes must understand all that is there.
 
-use super::{Beside, DoomedLeftover, Keeping, Leftover, PruneInput, StartedFact};
+use super::{Beside, DoomedLeftover, Keeping, Leftover, OtherPrune, PruneInput, StartedFact};
 use crate::manifest::Origin;
 use crate::model::{BackupId, BackupKind, DatasetName, Guid, HostMark};
 use crate::plan::clock::{AHEAD_SECONDS_MAX, ClockDoubt};
@@ -117,6 +117,9 @@ pub enum Doubt {
     /// This host's clock may not decide what is old.
     #[error(transparent)]
     Clock(ClockDoubt),
+    /// Another host may be deleting.
+    #[error(transparent)]
+    OtherPrune(OtherPrune),
 }
 
 impl Doubt {
@@ -132,7 +135,8 @@ impl Doubt {
             | Self::OtherLine { .. }
             | Self::Ahead { .. }
             | Self::Order { .. }
-            | Self::Clock(_) => false,
+            | Self::Clock(_)
+            | Self::OtherPrune(_) => false,
         }
     }
 
@@ -179,6 +183,7 @@ impl Doubt {
             }
             Self::UploadUnreadable { id, .. } => format!("if that upload is over: zfs-backup forget {id}"),
             Self::Clock(doubt) => doubt.hint(command),
+            Self::OtherPrune(other) => other.hint(),
         }
     }
 }

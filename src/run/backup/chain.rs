@@ -5,16 +5,15 @@ use super::planning::{Base, Beside, Sight};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, Digest};
 use crate::run::cache::{Keeping, ObjectCache};
-use crate::run::catalog::{Catalog, StoredBackup, read_manifest, read_prune_records, read_prune_records_through};
+use crate::run::catalog::{
+    Catalog, PRUNE_MAX, StoredBackup, read_manifest, read_prune_records, read_prune_records_through,
+};
 use crate::run::seen::Seen;
 use crate::run::small::{TRIES_MAX, TRY_PAUSE};
 use crate::run::{RunError, error_chain};
 use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name};
 use crate::store::{ObjectKey, ObjectStore};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// No prune takes longer, clocks that differ included.
-const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(48);
 
 impl Attempt<'_> {
     /// Looks once more, by a fresh listing, that all of the base's chain is there with every chunk at its size, in one

@@ -12,6 +12,8 @@ use crate::store::{ListedObject, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// No prune takes longer, clocks that differ included.
+pub(in crate::run) const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(48);
 /// Records fetched at once.
 const RECORDS_MAX: usize = 16;
 

@@ -1,18 +1,21 @@
 //! [`forget`]: deletes one backup, or what an attempt left behind, because a person named it.
 
 use super::PruneEnv;
+use super::at_work::OwnRecords;
 use super::delete::delete_backup;
-use super::look::read_leftovers;
+use super::look::{newest_records, read_leftovers};
 use super::record::put_record;
-use crate::manifest::PrunedEntry;
+use crate::manifest::{PruneRecord, PrunedEntry};
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::plan::prune::{StartedFact, follower};
+use crate::plan::BackupFacts;
+use crate::plan::prune::{StartedFact, Waiting, follower, waiting_follower};
 use crate::plan::retention::in_order;
 use crate::run::RunError;
-use crate::run::catalog::read_catalog;
+use crate::run::catalog::{read_catalog, read_prune_records};
 use crate::run::journal::forget_attempt;
 use crate::run::lock::lock_dataset;
 use crate::run::seen::Seen;
+use crate::store::{ObjectKey, ObjectStore};
 
 /// What is forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,18 +37,39 @@ pub struct Forgotten {
 /// # Errors
 /// [`RunError::Refused`] when it is not there or something depends on it; [`RunError::Store`].
 pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Result<Forgotten, RunError> {
+    look_at_beside(env, dataset, id, None).await
+}
+
+/// As [`look_at`], in the remote beside this intermediate directory: what waits there to be copied may build on the backup.
+///
+/// # Errors
+/// As for [`look_at`].
+pub async fn look_at_beside(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    id: &BackupId,
+    intermediate: Option<&dyn ObjectStore>,
+) -> Result<Forgotten, RunError> {
     let store = &*env.store;
     let catalog = read_catalog(store, dataset, &env.trusted).await?;
     let depends = |other: &BackupId| {
         let what = format!("{other} follows from {id}; nothing was deleted");
         RunError::refused(what, format!("zfs-backup forget {other} first"))
     };
+    let records = read_prune_records(store, dataset, &env.trusted, None).await?;
+    if let Some(other) = OwnRecords::read(env, dataset)?.other_prune(env, &records, &catalog) {
+        // What it still deletes must not count as what is left.
+        return Err(RunError::refused(format!("{other}; nothing was deleted"), other.hint()));
+    }
     let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let seen = Seen::look(store, catalog).await?;
     // As a prune resolves them: where a twin stands in for the base that a manifest names, the twin is the base.
     let facts = seen.facts(None);
     if let Some(other) = follower(&facts, &leftovers, id) {
         return Err(depends(other));
+    }
+    if let Some(intermediate) = intermediate {
+        check_waiting(env, intermediate, (dataset, id), &facts, &records).await?;
     }
     for leftover in leftovers.iter().filter(|leftover| leftover.id != *id) {
         match &leftover.started {
@@ -89,17 +113,47 @@ pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Re
     })
 }
 
+/// Refuses to forget what a backup or an attempt in the intermediate directory needs.
+async fn check_waiting(
+    env: &PruneEnv,
+    intermediate: &dyn ObjectStore,
+    (dataset, id): (&DatasetName, &BackupId),
+    remote: &[BackupFacts],
+    records: &[(ObjectKey, PruneRecord)],
+) -> Result<(), RunError> {
+    let catalog = read_catalog(intermediate, dataset, &env.trusted).await?;
+    let leftovers = read_leftovers(intermediate, &catalog, &env.trusted).await?;
+    let facts = Seen::look(intermediate, catalog).await?.own_facts();
+    let waiting = Waiting { facts: &facts, leftovers: &leftovers };
+    let Some(other) = waiting_follower(waiting, remote, &newest_records(records), id) else { return Ok(()) };
+    let what = format!("{other} in {} follows from {id}; nothing was deleted", intermediate.url());
+    Err(RunError::refused(what, format!("zfs-backup forget --intermediate {other} first")))
+}
+
 /// Deletes it, with a signed record, and removes it from this host's journal.
 ///
 /// # Errors
 /// As for [`look_at`]; [`RunError::Locked`].
 pub async fn forget(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Result<Forgotten, RunError> {
+    forget_beside(env, dataset, id, None).await
+}
+
+/// As [`forget`], in the remote beside this intermediate directory.
+///
+/// # Errors
+/// As for [`forget`].
+pub async fn forget_beside(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    id: &BackupId,
+    intermediate: Option<&dyn ObjectStore>,
+) -> Result<Forgotten, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), dataset)?;
-    let found = look_at(env, dataset, id).await?;
+    let found = look_at_beside(env, dataset, id, intermediate).await?;
     let entry = PrunedEntry { id: id.clone(), manifest_blake3: found.manifest_blake3 };
     let record = put_record(env, dataset, vec![entry]).await?;
     // Whoever began to build on it before the record was there is seen now.
-    if let Err(error) = look_at(env, dataset, id).await {
+    if let Err(error) = look_at_beside(env, dataset, id, intermediate).await {
         record.withdraw(env).await?;
         return Err(error);
     }

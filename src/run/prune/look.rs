@@ -1,5 +1,6 @@
 //! [`look`]: everything that a prune decides from, read from the store, the journal, and the store beside it.
 
+use super::at_work::OwnRecords;
 use super::{PruneEnv, PruneTask};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
@@ -123,6 +124,7 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
         _ => (&[][..], &[][..]),
     };
     let no_locks = BTreeMap::new();
+    let other_prune = OwnRecords::read(env, &task.stored)?.other_prune(env, &records, &catalog);
     let input = PruneInput {
         facts: &facts,
         leftovers: &leftovers,
@@ -131,6 +133,7 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
         now: env.now,
         store_clock: catalog.newest_object_at,
         clock: None,
+        other_prune: other_prune.as_ref(),
         origins: &task.origins,
         pool,
         pruned: &pruned,
@@ -172,7 +175,7 @@ fn mark_adopted(facts: &mut [BackupFacts], pool: Option<&PoolSight>) {
     facts.iter_mut().for_each(|backup| backup.made.adopted = pool.adopted.contains(&backup.id));
 }
 
-fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<BackupId, Pruned> {
+pub(super) fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<BackupId, Pruned> {
     let mut pruned: BTreeMap<BackupId, Pruned> = BTreeMap::new();
     for (_, record) in records {
         for entry in &record.pruned {

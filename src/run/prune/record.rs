@@ -1,6 +1,7 @@
 //! Signed prune records: put before anything is deleted, and made void when what they name stays.
 
 use super::PruneEnv;
+use super::at_work::OwnRecords;
 use crate::manifest::{FORMAT, PRUNE_RECORD_BYTES_MAX, PruneRecord, PrunedEntry, to_stored_bytes};
 use crate::model::{BackupId, DatasetName};
 use crate::run::RunError;
@@ -61,6 +62,7 @@ async fn put_record_of(
         return Err(RunError::refused(what, "keep more for now: raise a `keep-` rule, prune, and lower it again"));
     }
     let signature = env.signing.sign(SignedType::PruneRecord, key.as_str(), &bytes)?;
+    OwnRecords::read(env, dataset)?.note(&key)?;
     env.store.put_new(&key.signature(), signature.into()).await?;
     env.store.put_new(&key, bytes.into()).await?;
     Ok(WrittenRecord { key })
@@ -68,14 +70,16 @@ async fn put_record_of(
 
 /// Takes backups that stay out of all records: a prune that was interrupted, or a plan that changed, left them there,
 /// and a record is a proof. What else such a record names is written anew first, with the times that it had: objects
-/// that were put after the first record must not pass for older than the new one.
+/// that were put after the first record must not pass for older than the new one. The record of a prune that may be at
+/// work on another host stays.
 pub(super) async fn void_records(
     env: &PruneEnv,
     dataset: &DatasetName,
     records: &[(ObjectKey, PruneRecord)],
     stay: &BTreeSet<&BackupId>,
 ) -> Result<(), RunError> {
-    for (key, record) in records {
+    let own = OwnRecords::read(env, dataset)?;
+    for (key, record) in records.iter().filter(|record| !own.is_of_other_prune(env, record)) {
         let rest: Vec<PrunedEntry> = record.pruned.iter().filter(|entry| !stay.contains(&entry.id)).cloned().collect();
         if rest.len() == record.pruned.len() {
             continue;
