@@ -27,7 +27,6 @@ mod instructions;
 mod interrupted;
 mod keys;
 mod locks;
-mod mount;
 mod nights;
 #[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
 #[path = "../support/proxy.rs"]
@@ -43,6 +42,7 @@ mod safety_identity;
 mod safety_interleave;
 mod safety_kernel;
 mod safety_pruning;
+mod safety_restore;
 mod scale;
 mod scheduler;
 mod snapshot;
