@@ -7,7 +7,6 @@ pub mod copy;
 #[cfg(test)]
 mod fixtures;
 pub mod health;
-pub mod mount;
 pub mod permissions;
 pub mod prune;
 pub mod restore;

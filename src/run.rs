@@ -214,6 +214,14 @@ pub enum RunError {
         #[source]
         source: ResumingError,
     },
+    /// Somebody else changed the dataset that is being received into.
+    #[error("{target} was changed while it was being received into: {what}")]
+    TargetChanged {
+        /// The dataset.
+        target: DatasetName,
+        /// What is there that was not.
+        what: String,
+    },
     /// The stream changed between two openings, so a chunk cannot be made again.
     #[error("make chunk {index} of {id} again: the stream is not the same as before")]
     StreamChanged {
@@ -277,6 +285,11 @@ impl RunError {
                 "a link, a bind mount, a network mount or an rclone alias leads from one to the other: give remote and intermediate_basedir places of their own. If one is a copy that another program made, delete @zfs-backup/store-id in the copy, and run `zfs-backup accept-store` for it".into(),
             ),
             Self::Locked { .. } => Some("wait until it has ended".into()),
+            Self::TargetChanged { .. } => Some(
+                "nothing of that was destroyed; keep what you need, then the same command with --force-rollback lists what \
+                 would have to go, and resumes"
+                    .into(),
+            ),
             Self::LockedBy { hint, .. } => Some(hint.clone()),
             _ => None,
         }

@@ -5,7 +5,6 @@ use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
 
 /// Filesystem or volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +73,8 @@ pub struct Snapshot {
     pub used_bytes: u64,
     /// How many holds it has.
     pub holds: u64,
+    /// How many datasets are clones of it, hidden ones of a receive included.
+    pub clones: u64,
     /// It came from a redacted stream: some of its data was taken out.
     pub redacted: bool,
     /// User properties set on the snapshot itself, not inherited.
@@ -299,6 +300,12 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`] when they could not be listed.
     fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError>;
 
+    /// The snapshot of that name, or `None` when there is none. Every other failure is an error, never `None`.
+    ///
+    /// # Errors
+    /// [`ZfsError`] when it could not be found out.
+    fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError>;
+
     /// The bookmarks of one dataset, oldest first by createtxg.
     ///
     /// # Errors
@@ -382,6 +389,19 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`]; ENOENT when there is no such dataset or state.
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError>;
 
+    /// Sets properties on the dataset itself, in native types, as `zfs set`: all or none where the kernel can.
+    ///
+    /// # Errors
+    /// [`ZfsError`].
+    fn set_properties(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError>;
+
+    /// Undoes what was changed since `snapshot`, which must be the newest of the dataset and older than its bookmarks
+    /// are: nothing else is destroyed.
+    ///
+    /// # Errors
+    /// [`ZfsError`]; EEXIST when there are newer snapshots or bookmarks, ESRCH when it is not the dataset's.
+    fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError>;
+
     /// Takes away a property that was set on the dataset itself, as `zfs inherit`; one that is not set is no error.
     ///
     /// # Errors
@@ -410,24 +430,11 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`] when there is no such pool or it cannot be read.
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError>;
 
-    /// The folder below which an imported pool mounts everything (`zpool import -R`), if there is one.
-    ///
-    /// # Errors
-    /// [`ZfsError`] when there is no such pool or it cannot be read.
-    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError>;
-
     /// Everything that is mounted for this process, of whatever file system.
     ///
     /// # Errors
     /// [`ZfsError`] when it cannot be read.
     fn mounts(&self) -> Result<Vec<Mount>, ZfsError>;
-
-    /// Mounts a filesystem on a folder that is there. Whether that is a good place is for the caller to know: the kernel
-    /// mounts over anything.
-    ///
-    /// # Errors
-    /// [`ZfsError`]; EACCES without its key, EPERM for whoever may not mount.
-    fn mount(&self, name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError>;
 
     /// The version of the kernel module, such as `2.3.2-1`.
     ///
@@ -476,7 +483,7 @@ use attempt::Attempt;
 pub use core::is_clock_synchronised;
 pub use delegation::{Delegation, Who};
 pub use errno::{STREAM_TRUNCATED, UNKNOWN_FEATURE};
-pub use mount::{AccessTimes, Mount, MountOptions, mounts};
+pub use mount::{Mount, mounts};
 pub use real::RealZfs;
 pub use send::enlarge_pipe;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};

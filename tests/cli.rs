@@ -177,9 +177,9 @@ fn an_endpoint_that_does_not_answer_is_named() {
 }
 
 #[test]
-fn a_stream_in_a_file_is_not_mounted() {
-    for to in [&["--stdout"][..], &["--output", "/tmp/never-made"]] {
+fn who_asks_for_a_mount_hears_what_to_do_instead() {
+    for to in [&["--to", "tank/b"][..], &["--output", "/tmp/never-made"]] {
         let arguments = [&["restore", "tank/a", "--remote", "file:/nowhere", "--mount"], to].concat();
-        check(&zb(&arguments, ""), 2, &["--mount", to[0]]);
+        check(&zb(&arguments, ""), 2, &["there is no --mount", "zfs load-key, zfs set, zfs mount"]);
     }
 }

@@ -27,6 +27,7 @@ int libzfs_core_init(void);
 
 int lzc_create(const char *name, enum lzc_dataset_type type, nvlist_t *properties, uint8_t *key, uint_t key_bytes);
 int lzc_destroy(const char *name);
+int lzc_rollback_to(const char *filesystem, const char *snapshot);
 
 int lzc_snapshot(nvlist_t *snapshots, nvlist_t *properties, nvlist_t **errors);
 int lzc_destroy_snaps(nvlist_t *snapshots, boolean_t deferred, nvlist_t **errors);

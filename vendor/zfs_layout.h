@@ -28,7 +28,7 @@ struct dmu_objset_stats {
 
 struct zfs_cmd {
 	uint8_t zc_name[4096]; /* in: the dataset; out of the two list calls: the next name */
-	uint64_t zc_nvlist_src;
+	uint64_t zc_nvlist_src; /* address of the packed properties to set */
 	uint64_t zc_nvlist_src_size;
 	uint64_t zc_nvlist_dst; /* address of the buffer for the properties */
 	uint64_t zc_nvlist_dst_size; /* in: its size; out: the size needed */
@@ -48,7 +48,7 @@ enum {
 	ZFS_BACKUP_IOC_OBJSET_STATS = 0x5a12,
 	ZFS_BACKUP_IOC_DATASET_LIST_NEXT = 0x5a14,
 	ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT = 0x5a15,
-	ZFS_BACKUP_IOC_POOL_GET_PROPS = 0x5a27,
+	ZFS_BACKUP_IOC_SET_PROP = 0x5a16,
 	ZFS_BACKUP_IOC_GET_FSACL = 0x5a29,
 	ZFS_BACKUP_IOC_INHERIT_PROP = 0x5a2b
 };

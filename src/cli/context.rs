@@ -11,7 +11,7 @@ use crate::run::RunError;
 use crate::run::here::host_name;
 use crate::run::hooks::RunningHook;
 use crate::run::lockfile::{HeldLock, Holder};
-use crate::run::select::{Selected, Selection, select_datasets};
+use crate::run::select::{LeftOut, Selected, Selection, select_datasets};
 use crate::run::transfer::Stop;
 use crate::zfs::Zfs;
 use std::collections::{BTreeMap, BTreeSet};
@@ -90,7 +90,14 @@ impl Context {
     /// failed, and does not keep the others back.
     pub(super) fn datasets(&self, zfs: &dyn Zfs) -> Result<Vec<Selected>, Failure> {
         let config = &self.config()?.0;
-        let Selection { selected, failed } = select_datasets(zfs, &config.datasets, &config.state_dir)?;
+        let Selection { selected, failed, left_out } = select_datasets(zfs, &config.datasets, &config.state_dir)?;
+        for LeftOut { dataset, why, recorded } in &left_out {
+            match recorded {
+                // It was backed up before, and nobody may take that for going on.
+                Some(_) => self.output.always(&format!("{why}, and is not worked on")),
+                None => tracing::info!(dataset = %dataset.name, "left out: {why}"),
+            }
+        }
         for (dataset, error) in failed.into_iter().filter(|(dataset, _)| !self.skip.contains(dataset)) {
             self.failed(&dataset, &Failure::Run(error));
         }

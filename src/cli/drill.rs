@@ -11,13 +11,17 @@ use crate::cli::args::From;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::doctor::host::Runner;
-use crate::run::drill::{Comparison, DrillReport, SCRATCH_PREFIX, check_drill_allowed, drill as run_drill};
+use crate::run::drill::{
+    Comparison, DrillReport, Leftover, check_drill_allowed, clean_up, drill as run_drill, find_leftovers,
+};
 use crate::run::record::{DrillNote, Records};
-use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set};
+use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folder};
 use crate::run::select::{Selected, select_datasets};
+use crate::run::{RunError, error_chain};
 use crate::zfs::Zfs;
 use jiff::Timestamp;
 use serde_json::json;
+use std::path::Path;
 use std::time::Instant;
 
 pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failure> {
@@ -48,7 +52,8 @@ pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     let point = drill.backup.clone().map_or(RestorePoint::Newest, RestorePoint::Id);
     let set = find_restore_set(&places.stores, &stored, &places.keys, &point).await?;
     set.unasked.iter().for_each(|why| output.always(&format!("a store could not be asked: {why}")));
-    name_leftovers(&*zfs, &parent, output)?;
+    let locks = lock_folder();
+    see_to_leftovers(&*zfs, &parent, locks.as_deref(), context)?;
     check_drill_allowed(&*zfs, &set, &parent, &Runner::current())?;
     if context.global.dry_run {
         output.line(format!("{stored}: would restore {} below {parent}", words_of(&set)));
@@ -56,7 +61,7 @@ pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     }
     output.note(&format!("{stored}: restoring {} below {parent}", words_of(&set)));
     let started = Instant::now();
-    let report = run_drill(&set, &places.keys, &zfs, source, &parent, context.stop.clone()).await;
+    let report = run_drill(&set, &places.keys, &zfs, source, &parent, locks.as_deref(), context.stop.clone()).await;
     let report = match report {
         Ok(report) => report,
         Err(error) => {
@@ -68,7 +73,8 @@ pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     note(&places, |config| remember::drilled(config, &stored, &DrillNote { at: Timestamp::now(), id: id.clone() }));
     print(&stored, &set, &report, started, output);
     output.json(|| to_json(&stored, &set, &report, started));
-    Ok(())
+    // The backup is good, and something is left that a person must see to: no drill that ended well.
+    report.left.map_or(Ok(()), |left| Err(left.into()))
 }
 
 fn note(places: &Places, write: impl FnOnce(&Config)) {
@@ -98,11 +104,36 @@ fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetNa
         .ok_or_else(|| usage("no configured dataset is here", "name one: drill DATASET"))
 }
 
-/// A drill that was killed leaves its scratch dataset.
-fn name_leftovers(zfs: &dyn Zfs, parent: &DatasetName, output: &Output) -> Result<(), Failure> {
-    for child in zfs.children(parent).map_err(crate::run::RunError::from)? {
-        if child.name.as_str().rsplit('/').next().is_some_and(|last| last.starts_with(SCRATCH_PREFIX)) {
-            output.always(&format!("{0} was left by a drill that was killed: zfs destroy -r {0}", child.name));
+/// A drill that was killed leaves its scratch dataset: the next one destroys it, or says why it stays.
+fn see_to_leftovers(
+    zfs: &dyn Zfs,
+    parent: &DatasetName,
+    locks: Option<&Path>,
+    context: &Context,
+) -> Result<(), Failure> {
+    let output = &context.output;
+    if context.global.dry_run {
+        for left in find_leftovers(zfs, parent)? {
+            output.always(&format!(
+                "{} is there of an earlier drill: a drill would destroy it if that has ended",
+                left.name
+            ));
+        }
+        return Ok(());
+    }
+    for leftover in clean_up(zfs, parent, locks)? {
+        match leftover {
+            Leftover::Destroyed(name) => {
+                output.always(&format!("destroyed {name}, which a drill that was killed left"))
+            }
+            Leftover::Stays(_, RunError::Locked { holder, .. }) => {
+                let process = holder.map(|pid| format!(", process {pid}")).unwrap_or_default();
+                output.note(&format!("another drill is at work below {parent}{process}"));
+            }
+            Leftover::Stays(_, error) => {
+                output.always(&error_chain(&error));
+                error.hint().iter().for_each(|hint| output.always(&format!("  {hint}")));
+            }
         }
     }
     Ok(())

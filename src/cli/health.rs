@@ -95,8 +95,10 @@ fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
             return Ok(configured.names.iter().map(stored).collect());
         }
     };
-    let Selection { selected, failed } = select_datasets(&*zfs, configured, &config.state_dir)?;
+    let Selection { selected, failed, left_out } = select_datasets(&*zfs, configured, &config.state_dir)?;
+    // One that was backed up before and is half restored now is judged too: its backups grow old.
     let known = selected.into_iter().map(|selected| selected.stored);
+    let known = known.chain(left_out.into_iter().filter_map(|left_out| left_out.recorded));
     // One that is missing in the pool is judged by its name: its backups grow old.
     Ok(known.chain(failed.into_iter().map(|(name, _)| name)).collect())
 }

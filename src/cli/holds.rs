@@ -11,7 +11,7 @@ use crate::model::BackupId;
 use crate::run::error_chain;
 use crate::run::holds::{JudgedHold, KnownAttempts, our_holds, over_in, plan_release, release_holds};
 use crate::run::restore::left_half;
-use crate::run::select::Selected;
+use crate::run::select::{Selected, select_datasets};
 use crate::sign::TrustedKeys;
 use crate::store::ObjectStore;
 use crate::zfs::Zfs;
@@ -31,6 +31,9 @@ pub(super) async fn holds(context: &Context, command: &Holds) -> Result<(), Fail
         Holds::Release(release) => Some(Witnesses::open(context, release, &*zfs, &datasets).await?),
     };
     let (mut all, mut halves) = (Vec::new(), Vec::new());
+    for left_out in select_datasets(&*zfs, &config.datasets, &config.state_dir)?.left_out {
+        halves.extend(left_half(&left_out.dataset)?);
+    }
     for selected in datasets {
         let name = &selected.dataset.name;
         halves.extend(left_half(&selected.dataset)?);

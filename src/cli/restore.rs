@@ -3,7 +3,7 @@
 use super::Failure;
 use super::args::Restore;
 use super::context::Context;
-use super::mounting::Mounting;
+use super::new_file::NewFile;
 use super::output::{Output, age, bytes};
 use super::places::{Places, open_places};
 use super::restore_tree::restore_tree;
@@ -13,19 +13,19 @@ use crate::manifest::ChunkEntry;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::doctor::host::Runner;
 use crate::run::restore::{
-    Incoming, PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestorePoint, RestoreSet,
-    ResumeChoice, WentOn, check_allowed, check_target, fetch_requests, find_interrupted, find_restore_backup,
-    find_restore_set, find_restore_tree, left_readonly, mount_restored, restore_to_dataset, restore_to_writer,
+    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreLock, RestorePoint, RestoreSet,
+    ResumeChoice, Rollback, VisibleSteps, WentOn, check_allowed, check_target, fetch_requests, find_interrupted,
+    find_restore_backup, find_restore_set, find_restore_tree, left_readonly, lock_folder, lock_target,
+    restore_as_planned, restore_to_writer, visible_steps,
 };
 use crate::run::{RunError, error_chain};
 use crate::zfs::{Zfs, enlarge_pipe};
 use jiff::Timestamp;
 use serde_json::json;
-use std::fs::{File, OpenOptions};
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), Failure> {
@@ -36,19 +36,25 @@ pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
             "pipe it: ... --stdout | zfs receive POOL/NEW",
         ));
     }
-    let wanted = Wanted::of(restore, context)?;
+    if restore.mount {
+        return Err(usage(
+            "there is no --mount: a restore mounts nothing, because only you know which folder is free",
+            "leave it out; when it has ended, restore prints the commands: zfs load-key, zfs set, zfs mount",
+        ));
+    }
+    let options = receive_options(restore)?;
     let places = open_places(&context.global, &restore.source, restore.from.as_ref(), false, &context.output).await?;
     let (stores, keys) = (&places.stores, &places.keys);
     match &restore.to {
         Some(target) if restore.recursive => {
             let tree = find_restore_tree(stores, &dataset, keys, &point).await?;
             announce(&tree.members[0].set, restore, &context.output)?;
-            restore_tree(context, tree, target, &wanted, keys).await
+            restore_tree(context, tree, target, &options, keys).await
         }
         Some(target) => {
             let set = find_restore_set(stores, &dataset, keys, &point).await?;
             announce(&set, restore, &context.output)?;
-            restore_one(context, &set, target, &wanted, keys).await
+            restore_one(context, &set, target, &options, restore.yes, keys).await
         }
         None => restore_stream(context, restore, &dataset, &point, &places).await,
     }
@@ -71,25 +77,6 @@ fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure>
         (None, Some(id), _) => Ok((dataset, RestorePoint::Id(id.clone()))),
         (None, None, Some(at)) => Ok((dataset, RestorePoint::At(at.0))),
         (None, None, None) => Ok((dataset, RestorePoint::Newest)),
-    }
-}
-
-/// How a chain is received, and what comes after.
-pub(super) struct Wanted {
-    pub(super) options: ReceiveOptions,
-    /// It is mounted in the end.
-    pub(super) mount: bool,
-}
-
-impl Wanted {
-    fn of(restore: &Restore, context: &Context) -> Result<Self, Failure> {
-        // The kernel asks for CAP_SYS_ADMIN, whatever was given away with `zfs allow`.
-        if restore.mount && !context.global.dry_run && !Runner::current().privileged {
-            let what = "on Linux only root mounts a filesystem, and --mount was given";
-            let hint = "leave --mount out; then, as root: zfs mount DATASET";
-            return Err(RunError::refused(what, hint).into());
-        }
-        Ok(Self { options: receive_options(restore)?, mount: restore.mount })
     }
 }
 
@@ -135,40 +122,67 @@ async fn restore_one(
     context: &Context,
     set: &RestoreSet,
     target: &DatasetName,
-    wanted: &Wanted,
+    options: &ReceiveOptions,
+    yes: bool,
     keys: &KeyFile,
 ) -> Result<(), Failure> {
-    let (output, options) = (&context.output, &wanted.options);
-    let foresee = |zfs: &dyn Zfs| {
-        let incoming = Incoming { target: target.clone(), set, properties: &options.properties };
-        Mounting::foresee(zfs, vec![(target.clone(), target.clone())], &[incoming], output)
-    };
+    let output = &context.output;
     if context.global.dry_run {
         // Without ZFS, as on another host, what is in the store is shown all the same.
         let zfs = open_zfs().ok();
         let plan = zfs.as_ref().map(|zfs| check_target(&**zfs, target, set, options)).transpose()?;
-        let mounting = zfs.as_ref().filter(|_| wanted.mount).map(|zfs| foresee(&**zfs)).transpose()?;
         let went_on = find_went_on(context, set, plan.as_ref(), keys).await?;
         print_plan(set, plan.as_ref(), went_on.as_ref(), output);
-        mounting.iter().for_each(|mounting| mounting.say(target, output));
-        output.json(|| json!({ "backups": manifests(set), "goes_on": went_on.as_ref().map(went_on_json) }));
+        let rollback = plan.as_ref().and_then(|plan| plan.rollback.as_ref()).map(rollback_json);
+        output.json(|| {
+            let goes_on = went_on.as_ref().map(went_on_json);
+            json!({ "backups": manifests(set), "goes_on": goes_on, "rollback": rollback })
+        });
         return Ok(());
     }
+    let _lock = lock(target)?;
     let zfs = open_zfs()?;
     let plan = check_target(&*zfs, target, set, options)?;
-    if wanted.mount {
-        foresee(&*zfs)?;
-    }
     check_allowed(&*zfs, target, set, &plan, options, &Runner::current())?;
-    say_lost(&plan, target, output);
+    if let Some(rollback) = &plan.rollback {
+        say_lost(rollback, yes, output);
+        if !yes {
+            output.json(|| json!({ "rollback": rollback_json(rollback), "carried_out": false }));
+            let what = format!("{target} would be rolled back, and nothing was done");
+            let hint = "the same command with -y destroys what is listed, and receives";
+            return Err(RunError::refused(what, hint).into());
+        }
+    }
     // It ends by itself when it is asked to stop, because what it received must go again or be left so that it can go on.
-    let received = restore_to_dataset(set, keys, Arc::clone(&zfs), target, options, context.stop.clone()).await?;
+    let received =
+        restore_as_planned(set, keys, Arc::clone(&zfs), target, &plan, options, context.stop.clone()).await?;
     say_received(&*zfs, &received, target, output);
-    let place = wanted.mount.then(|| mount_restored(&*zfs, target)).transpose()?;
-    place.iter().for_each(|place| output.line(format!("mounted at {}", place.display())));
+    let visible = say_visible(&*zfs, target, output);
     let went_on = received.went_on.as_ref().map(went_on_json);
-    output.json(|| json!({ "received": received.snapshots, "went_on": went_on, "mounted": place }));
+    output.json(|| json!({ "received": received.snapshots, "went_on": went_on, "to_mount": visible.commands }));
     Ok(())
+}
+
+/// Keeps other restores of this host away from the target, those above it and those below it.
+pub(super) fn lock(target: &DatasetName) -> Result<Option<RestoreLock>, Failure> {
+    Ok(lock_folder().map(|folder| lock_target(&folder, target)).transpose()?)
+}
+
+/// The commands that make it visible, for a person to give.
+pub(super) fn say_visible(zfs: &dyn Zfs, target: &DatasetName, output: &Output) -> VisibleSteps {
+    let steps = visible_steps(zfs, target).unwrap_or_else(|error| {
+        tracing::warn!(error = error_chain(&error), "how {target} becomes visible is not known");
+        VisibleSteps::default()
+    });
+    match (&steps.place, steps.commands.is_empty()) {
+        (Some(place), true) => output.line(format!("its data is at {}", place.display())),
+        (Some(place), false) => output.line(format!("not mounted; to have it at {}:", place.display())),
+        (None, false) => output.line("not mounted; to have it in a folder:"),
+        (None, true) => {}
+    }
+    steps.commands.iter().for_each(|command| output.line(format!("  {command}")));
+    steps.note.iter().for_each(|note| output.note(note));
+    steps
 }
 
 fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output: &Output) {
@@ -223,10 +237,44 @@ async fn find_went_on(
     }
 }
 
-fn say_lost(plan: &ReceivePlan, target: &DatasetName, output: &Output) {
-    let Some(base) = &plan.rolled_back_to else { return };
-    output.always(&format!("{target} is rolled back to {base}; what was changed since is lost, and:"));
-    plan.lost.iter().for_each(|snapshot| output.always(&format!("  {snapshot}")));
+/// Lists exactly what is destroyed.
+fn say_lost(rollback: &Rollback, yes: bool, output: &Output) {
+    let (is, are) = if yes { ("is", "are") } else { ("would be", "would be") };
+    let (target, base) = (rollback.base.dataset(), &rollback.base);
+    output.always(&format!("{target} {is} rolled back to {base}; these {are} destroyed:"));
+    lost_lines(rollback).iter().for_each(|line| output.always(&format!("  {line}")));
+}
+
+fn lost_lines(rollback: &Rollback) -> Vec<String> {
+    let mut lines = Vec::new();
+    for lost in &rollback.snapshots {
+        lines.push(format!("{}, guid {}, taken {}", lost.name, lost.guid, lost.created_at));
+    }
+    for (bookmark, guid) in &rollback.bookmarks {
+        lines.push(format!("{bookmark}, guid {guid}, a bookmark"));
+    }
+    lines.push(match rollback.written_bytes {
+        Some(0) => "no data: nothing was written since the newest snapshot".to_owned(),
+        Some(written) => format!("{} written since the newest snapshot", bytes(written)),
+        None => "whatever was written since the newest snapshot: ZFS does not say how much".to_owned(),
+    });
+    lines
+}
+
+fn rollback_json(rollback: &Rollback) -> serde_json::Value {
+    let snapshots: Vec<_> = rollback
+        .snapshots
+        .iter()
+        .map(|lost| json!({ "name": lost.name, "guid": lost.guid, "created_at": lost.created_at }))
+        .collect();
+    let bookmarks: Vec<_> =
+        rollback.bookmarks.iter().map(|(name, guid)| json!({ "name": name.to_string(), "guid": guid })).collect();
+    json!({
+        "base": rollback.base,
+        "snapshots": snapshots,
+        "bookmarks": bookmarks,
+        "written_bytes": rollback.written_bytes,
+    })
 }
 
 pub(super) fn manifests(set: &RestoreSet) -> serde_json::Value {
@@ -263,10 +311,9 @@ pub(super) fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, went_on: 
     for parent in &plan.parents {
         output.line(format!("to make: {parent}, canmount=off"));
     }
-    if let Some(base) = &plan.rolled_back_to {
-        let count = plan.lost.len();
-        output.line(format!("to roll back to: {base}; changes since and {count} snapshots are lost"));
-        plan.lost.iter().for_each(|snapshot| output.line(format!("  {snapshot}")));
+    if let Some(rollback) = &plan.rollback {
+        output.line(format!("to roll back to: {}; destroys:", rollback.base));
+        lost_lines(rollback).iter().for_each(|line| output.line(format!("  {line}")));
     }
 }
 
@@ -339,21 +386,21 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
     }
 }
 
-/// Under its own name only once it is whole and on disk.
+/// Under its own name only once it is whole and on disk. Until then a file beside it, with a random name that nobody can
+/// prepare, has what was written; it goes when the restore fails.
 async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
+    let exists = || usage(&format!("{} exists already", path.display()), "name a file that does not exist yet");
     let failed =
         |operation: &'static str| move |source| RunError::File { operation, path: path.display().to_string(), source };
     if path.symlink_metadata().is_ok() {
-        return Err(usage(&format!("{} exists already", path.display()), "name a file that does not exist yet"));
+        return Err(exists());
     }
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
-    let file = opened.map_err(failed("create"))?;
+    let (file, partial) = NewFile::create_beside(path).map_err(failed("create"))?;
     let copy = file.try_clone().map_err(failed("create"))?;
     restore_to_writer(backup, keys, Box::new(copy)).await?;
     file.sync_all().map_err(failed("write"))?;
-    std::fs::rename(&partial, path).map_err(failed("name"))?;
-    Ok(())
+    match partial.become_named(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists()),
+        named => Ok(named.map_err(failed("name"))?),
+    }
 }

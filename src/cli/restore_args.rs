@@ -16,7 +16,7 @@ pub(super) struct Restore {
     /// The dataset as it is named in the store, with @SNAPSHOT for another than the newest backup
     #[arg(value_name = "DATASET[@SNAPSHOT]")]
     pub(super) what: String,
-    /// Receive into this dataset, unmounted but for --mount; parents that are missing are made, with canmount=off
+    /// Receive into this dataset, unmounted; parents that are missing are made, with canmount=off
     #[arg(long, value_name = "DATASET")]
     pub(super) to: Option<DatasetName>,
     /// Write the bare stream into this new file
@@ -40,9 +40,12 @@ pub(super) struct Restore {
     #[arg(long, value_name = "PLACE", conflicts_with = "remote")]
     pub(super) from: Option<From>,
     /// Receive onto a dataset that exists: it is rolled back to the newest snapshot that it has in common with the
-    /// chain, and everything after that is lost
+    /// chain. Without -y only lists what that would destroy
     #[arg(long, requires = "to")]
     pub(super) force_rollback: bool,
+    /// Do what --force-rollback lists
+    #[arg(short, long, requires = "force_rollback")]
+    pub(super) yes: bool,
     /// Destroy what an interrupted restore has received, and start over, instead of going on with it
     #[arg(long, requires = "to")]
     pub(super) restart: bool,
@@ -55,9 +58,8 @@ pub(super) struct Restore {
     /// Leave this one of the source's properties out; may be given several times
     #[arg(short = 'x', value_name = "NAME", requires = "with_properties")]
     pub(super) without: Vec<String>,
-    /// In the end mount it where its mountpoint property says (`-o mountpoint=/FOLDER` gives another place), the tree with
-    /// -r. Refused before anything is fetched where that place is not empty. Only as root
-    #[arg(long, requires = "to", conflicts_with_all = ["output", "stdout"])]
+    /// Was an option of earlier builds: only to say what to do instead
+    #[arg(long, hide = true)]
     pub(super) mount: bool,
     /// Fail if the backup is older: a cut tail of a store cannot be noticed otherwise
     #[arg(long, value_name = "AGE")]

@@ -2,14 +2,13 @@
 
 use super::Failure;
 use super::context::Context;
-use super::mounting::Mounting;
-use super::restore::{Wanted, manifests, print_plan};
+use super::restore::{lock, manifests, print_plan, say_visible};
 use super::wire::{open_zfs, usage};
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName};
 use crate::run::doctor::host::Runner;
 use crate::run::restore::{
-    Incoming, RESTORING_PROPERTY, ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target,
+    RESTORING_PROPERTY, ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target,
     restore_to_dataset,
 };
 use serde_json::json;
@@ -22,37 +21,30 @@ struct Placed<'a> {
     options: &'a ReceiveOptions,
 }
 
-impl<'a> Placed<'a> {
-    fn incoming(&self) -> Incoming<'a> {
-        Incoming { target: self.target.clone(), set: self.set, properties: &self.options.properties }
-    }
-}
-
 /// Dataset by dataset, parents first. One that fails does not keep the others back.
 pub(super) async fn restore_tree(
     context: &Context,
     tree: RestoreTree,
     target: &DatasetName,
-    wanted: &Wanted,
+    options: &ReceiveOptions,
     keys: &KeyFile,
 ) -> Result<(), Failure> {
     let output = &context.output;
     say_apart(&tree, context);
-    let options = &wanted.options;
     let below_root = ReceiveOptions { properties: options.properties.below(), ..options.clone() };
     let mut placed = Vec::new();
     for TreeMember { dataset, below, set, .. } in &tree.members {
         let options = if below.is_empty() { options } else { &below_root };
         placed.push(Placed { dataset, target: place_of(target, below)?, set, options });
     }
-    let mut mounting = foresee(wanted, &placed, context)?;
+    // The lock of the root is for all below it.
+    let _lock = if context.global.dry_run { None } else { lock(target)? };
     check_all_allowed(&placed, context)?;
-    let mut done = Vec::new();
+    let (mut done, mut received_all) = (Vec::new(), Vec::new());
     for Placed { dataset, target, set, options } in &placed {
         if context.global.dry_run {
             output.line(format!("{target}:"));
             print_plan(set, None, None, output);
-            mounting.iter().for_each(|mounting| mounting.say(target, output));
             done.push(json!({ "dataset": dataset, "to": target, "backups": manifests(set) }));
             continue;
         }
@@ -70,11 +62,9 @@ pub(super) async fn restore_tree(
                 }
                 done.push(json!({ "dataset": dataset, "to": target, "received": snapshots }));
                 context.done(dataset, 0);
+                received_all.push(target);
             }
-            Err(error) => {
-                mounting.iter_mut().for_each(|mounting| mounting.block(target));
-                context.failed(dataset, &Failure::Run(error));
-            }
+            Err(error) => context.failed(dataset, &Failure::Run(error)),
         }
         if *context.stop.borrow() {
             break;
@@ -83,13 +73,16 @@ pub(super) async fn restore_tree(
     for (dataset, error) in tree.failed {
         context.failed(&dataset, &Failure::Run(error));
     }
-    let mounted = match mounting.filter(|_| !context.global.dry_run && !*context.stop.borrow()) {
-        Some(mounting) => mounting.mount_all(&*open_zfs()?, context),
-        None => Vec::new(),
-    };
+    let mut to_mount = Vec::new();
+    if !context.global.dry_run && !received_all.is_empty() {
+        let zfs = open_zfs()?;
+        for target in received_all {
+            to_mount.extend(say_visible(&*zfs, target, output).commands);
+        }
+    }
     output.json(|| {
         let failed: Vec<_> = context.tally().failed.into_keys().collect();
-        json!({ "datasets": done, "mounted": mounted, "failed": failed })
+        json!({ "datasets": done, "to_mount": to_mount, "failed": failed })
     });
     context.verdict()
 }
@@ -130,18 +123,6 @@ fn say_apart(tree: &RestoreTree, context: &Context) {
     for name in &tree.unstored {
         output.always(&format!("{name} was there at that moment, and no backup of it was found; it is not restored"));
     }
-}
-
-/// Where all will be mounted, if that is wanted; a plan on a host without ZFS goes without.
-fn foresee(wanted: &Wanted, placed: &[Placed<'_>], context: &Context) -> Result<Option<Mounting>, Failure> {
-    let zfs = match open_zfs() {
-        _ if !wanted.mount => return Ok(None),
-        Err(_) if context.global.dry_run => return Ok(None),
-        opened => opened?,
-    };
-    let names = placed.iter().map(|placed| (placed.dataset.clone(), placed.target.clone())).collect();
-    let incoming: Vec<Incoming<'_>> = placed.iter().map(Placed::incoming).collect();
-    Mounting::foresee(&*zfs, names, &incoming, &context.output).map(Some)
 }
 
 /// Whether an earlier run of this restore has brought the dataset to its end: its newest snapshot is the one wanted, and

@@ -47,7 +47,7 @@ pub(super) async fn datasets_to_look_at(
 ) -> Result<Vec<NamedDataset>, Failure> {
     let selection = open_zfs().and_then(|zfs| Ok(select_datasets(&*zfs, &config.datasets, &config.state_dir)?));
     let mut named = match selection {
-        Ok(Selection { selected, failed }) => {
+        Ok(Selection { selected, failed, .. }) => {
             for (dataset, error) in failed.iter().filter(|(_, error)| !matches!(error, RunError::NoDataset { .. })) {
                 tracing::warn!(%dataset, "going by its name alone: {}", error_chain(error));
             }

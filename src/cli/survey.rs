@@ -150,6 +150,9 @@ impl Survey {
         match found {
             // One by one: a dataset that is not there must not hide the others.
             Ok((selection, zfs)) => {
+                for left_out in &selection.left_out {
+                    output.always(&format!("{}; it is left out", left_out.why));
+                }
                 for selected in selection.selected.iter().filter(|selected| wanted(&selected.stored)) {
                     let mut view = DatasetView::new(selected.stored.clone());
                     let local = local_view(&*zfs, config, selected);

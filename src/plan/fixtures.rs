@@ -19,6 +19,7 @@ pub(super) fn snapshot(n: u64) -> Snapshot {
         referenced_bytes: 0,
         used_bytes: 0,
         holds: 0,
+        clones: 0,
         redacted: false,
         user_properties: Default::default(),
     }

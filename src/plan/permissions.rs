@@ -89,6 +89,8 @@ pub struct RestoreNeeds<'a> {
     pub makes_parents: bool,
     /// More than one backup is received.
     pub is_chain: bool,
+    /// Snapshots of the target are destroyed, and it is rolled back.
+    pub rolls_back: bool,
     /// The properties that are set.
     pub properties: BTreeSet<&'a str>,
 }
@@ -104,7 +106,11 @@ pub fn missing_for_restore(needs: &RestoreNeeds<'_>, given: &[Delegation], ident
     }
     wanted.push(("userprop", on_target));
     wanted.extend(needs.makes_parents.then_some(("canmount", Reach::Made)));
-    wanted.extend(needs.is_chain.then_some(("readonly", on_target)));
+    wanted.extend((needs.is_chain || needs.rolls_back).then_some(("readonly", on_target)));
+    if needs.rolls_back {
+        // The kernel asks for `destroy` and `mount` on the snapshots, and for `rollback` on the dataset.
+        wanted.extend([("rollback", Reach::Itself), ("destroy", Reach::Below), ("mount", Reach::Below)]);
+    }
     wanted.extend(needs.properties.iter().map(|name| (if name.contains(':') { "userprop" } else { *name }, on_target)));
     let mut missing: Vec<String> = Vec::new();
     for (name, reach) in wanted {
@@ -138,12 +144,14 @@ mod tests {
             is_new: true,
             makes_parents: false,
             is_chain: false,
+            rolls_back: false,
             properties: BTreeSet::new(),
         };
         let chain = RestoreNeeds { is_chain: true, ..new.clone() };
         let deep = RestoreNeeds { makes_parents: true, ..new.clone() };
         let set = RestoreNeeds { properties: ["quota", "org.example:note"].into(), ..new.clone() };
         let onto = RestoreNeeds { is_new: false, ..chain.clone() };
+        let back = RestoreNeeds { is_new: false, rolls_back: true, ..new.clone() };
         let both = |names: &str| vec![given("tank", user(), true, names), given("tank", user(), false, names)];
         let all = "receive create mount userprop destroy";
         for (name, needs, given, expected) in [
@@ -172,6 +180,16 @@ mod tests {
                 "",
             ),
             ("onto it", &onto, vec![given("tank", user(), true, "receive create mount userprop readonly")], ""),
+            ("rolled back", &back, both(all), "readonly rollback"),
+            (
+                "rolled back, without destroy below it",
+                &back,
+                vec![
+                    given("tank", user(), true, "receive create mount userprop readonly rollback destroy"),
+                    given("tank", user(), false, "mount"),
+                ],
+                "destroy",
+            ),
             (
                 "onto it, by what is for makers",
                 &onto,

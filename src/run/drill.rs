@@ -6,14 +6,16 @@
 
 use super::doctor::host::Runner;
 use super::restore::{
-    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice, check_allowed,
-    destroy_received, restore_to_dataset,
+    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice, Scratch,
+    check_allowed, destroy_scratch, lock_target, restore_to_dataset,
 };
 use super::transfer::Stop;
 use super::{RunError, error_chain};
 use crate::keyring::KeyFile;
 use crate::model::{DatasetName, Digest, Guid, SnapshotName};
 use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Zfs, ZfsError};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What the names of scratch datasets begin with.
@@ -37,10 +39,62 @@ pub struct DrillReport {
     pub snapshots: Vec<SnapshotName>,
     /// A comparison for each backup of the chain.
     pub compared: Vec<Comparison>,
+    /// Why the scratch dataset is still there, if it is.
+    pub left: Option<RunError>,
+}
+
+/// What was found of earlier drills.
+#[derive(Debug)]
+pub enum Leftover {
+    /// The drill that made it had ended, and it was destroyed now.
+    Destroyed(DatasetName),
+    /// It stays: why, and what a person can do.
+    Stays(DatasetName, RunError),
+}
+
+/// Destroys the scratch datasets below `parent` whose drills have ended: those with the mark of a drill that nobody has
+/// locked in `locks`, if they have nothing but what the drill received. Everything else is only named.
+///
+/// # Errors
+/// [`RunError::Zfs`] when the datasets cannot be listed.
+pub fn clean_up(zfs: &dyn Zfs, parent: &DatasetName, locks: Option<&Path>) -> Result<Vec<Leftover>, RunError> {
+    find_leftovers(zfs, parent)?.into_iter().map(|dataset| Ok(clean_up_one(zfs, dataset, locks))).collect()
+}
+
+/// The scratch datasets of drills below `parent`, by their marks and their names.
+///
+/// # Errors
+/// [`RunError::Zfs`] when the datasets cannot be listed.
+pub fn find_leftovers(zfs: &dyn Zfs, parent: &DatasetName) -> Result<Vec<Dataset>, RunError> {
+    let is_scratch = |dataset: &Dataset| {
+        let last = dataset.name.as_str().rsplit('/').next().unwrap_or_default();
+        Scratch::of(dataset).is_some() || last.starts_with(SCRATCH_PREFIX)
+    };
+    Ok(zfs.children(parent)?.into_iter().filter(is_scratch).collect())
+}
+
+fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftover {
+    let name = dataset.name.clone();
+    let by_hand = format!("once no drill is at work: zfs destroy -r {}", shell_words::quote(name.as_str()));
+    let stays =
+        |what: &str| RunError::refused(format!("{name} was left by an earlier drill, and stays: {what}"), &by_hand);
+    let Some(locks) = locks else {
+        return Leftover::Stays(name.clone(), stays("whether that drill is still at work cannot be told"));
+    };
+    let Some(scratch) = Scratch::of(&dataset) else {
+        return Leftover::Stays(name.clone(), stays("it does not carry the mark of a drill"));
+    };
+    // Held while it is destroyed, so that it is nobody's meanwhile.
+    let destroyed = lock_target(locks, &name).and_then(|_lock| destroy_scratch(zfs, &name, &scratch.guids));
+    match destroyed {
+        Ok(()) => Leftover::Destroyed(name),
+        Err(error) => Leftover::Stays(name, error),
+    }
 }
 
 /// Restores a chain into a scratch dataset below `parent`, checks it and destroys the scratch dataset again. `source` is
-/// the dataset that the backups are of, where it is in this pool.
+/// the dataset that the backups are of, where it is in this pool. In `locks` the scratch dataset is locked meanwhile, so that
+/// the next drill knows that this one is at work.
 ///
 /// # Errors
 /// [`RunError`] when the chain does not restore, or [`RunError::Damaged`] when a stream is not the one that the pool
@@ -51,19 +105,31 @@ pub async fn drill(
     zfs: &Arc<dyn Zfs>,
     source: Option<&Dataset>,
     parent: &DatasetName,
+    locks: Option<&Path>,
     stop: Stop,
 ) -> Result<DrillReport, RunError> {
     check_space(&**zfs, set, parent)?;
     let (scratch, options) = (scratch_name(parent)?, scratch_options(set)?);
+    let _lock = locks.map(|locks| lock_target(locks, &scratch)).transpose()?;
     let received = restore_to_dataset(set, keys, Arc::clone(zfs), &scratch, &options, stop.clone()).await?;
     let compared = match source {
         Some(source) => compare_all(set, &received, zfs, source, &stop).await,
         None => Ok(set.backups.iter().map(|_| Comparison::Not("the dataset is not in this pool".to_owned())).collect()),
     };
-    if let Err(error) = destroy_received(&**zfs, &scratch, &received.snapshots) {
-        tracing::warn!(error = error_chain(&error), "{scratch} was made for the drill and stays; destroy it");
+    let guids: BTreeSet<Guid> = set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect();
+    let left = destroy_scratch(&**zfs, &scratch, &guids).err().map(|error| {
+        let what = format!("the scratch dataset {scratch} of this drill stays: {}", error_chain(&error));
+        RunError::refused(what, format!("zfs destroy -r {}", shell_words::quote(scratch.as_str())))
+    });
+    match compared {
+        Ok(compared) => Ok(DrillReport { snapshots: received.snapshots, compared, left }),
+        Err(error) => {
+            if let Some(left) = left {
+                tracing::warn!(hint = left.hint(), "{left}");
+            }
+            Err(error)
+        }
     }
-    Ok(DrillReport { snapshots: received.snapshots, compared: compared? })
 }
 
 /// Whether this user may do what a drill below `parent` does.

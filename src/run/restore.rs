@@ -6,25 +6,33 @@
 mod allowed;
 mod find;
 mod leave;
-mod mount;
+mod lock;
+mod mark;
 mod plain;
 mod properties;
 mod reader;
 mod receive;
 mod resume;
+mod rollback;
 mod target;
 mod tree;
+mod visible;
 
 pub use allowed::check_allowed;
 pub use find::{find_restore_backup, find_restore_set};
-pub(super) use leave::destroy_received;
-pub use mount::{Incoming, MountOutlook, foresee_mounts, left_readonly, mount_restored};
+pub(super) use leave::destroy_scratch;
+pub use lock::{RestoreLock, lock_folder, lock_target};
+pub use mark::{Begun, RESTORING_PROPERTY, RestoreToken, SCRATCH_PROPERTY, Scratch, is_makeshift, left_half};
 pub use plain::fetch_requests;
 pub use properties::{PropertyChoice, PropertyError};
 pub use reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
-pub use receive::{ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_to_dataset};
-pub use target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target, left_half};
+pub use receive::{
+    ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_as_planned, restore_to_dataset,
+};
+pub use rollback::{LostSnapshot, Rollback};
+pub use target::{ReceivePlan, check_target};
 pub use tree::{RestoreTree, TreeMember, find_restore_tree};
+pub use visible::{VisibleSteps, left_readonly, visible_steps};
 
 use super::RunError;
 use crate::keyring::KeyFile;

@@ -2,12 +2,16 @@
 
 use super::RunError;
 use super::place::recorded_place;
+use super::restore::{RESTORING_PROPERTY, SCRATCH_PROPERTY, is_makeshift};
 use super::snapshot::find_dataset;
 use crate::config::DatasetSelection;
 use crate::model::DatasetName;
-use crate::zfs::{Dataset, Zfs};
+use crate::zfs::{Dataset, Property, Zfs};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::Path;
+
+/// The properties that mark what is no source of backups.
+const MARKS: [&str; 2] = [RESTORING_PROPERTY, SCRATCH_PROPERTY];
 
 /// One dataset to be backed up.
 #[derive(Debug, Clone)]
@@ -25,13 +29,28 @@ pub struct Selection {
     pub selected: Vec<Selected>,
     /// Those that cannot be worked on, and why.
     pub failed: Vec<(DatasetName, RunError)>,
+    /// Scratch datasets of drills and half restored datasets below a configured one: neither they nor what is below them
+    /// is worked on.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A dataset that only looks like one to back up.
+#[derive(Debug, Clone)]
+pub struct LeftOut {
+    /// What it is now.
+    pub dataset: Dataset,
+    /// What it is, in one sentence.
+    pub why: String,
+    /// Its name in the store, if it was backed up from this host before.
+    pub recorded: Option<DatasetName>,
 }
 
 /// The configured datasets, with `recursive` their descendants too, without those that `exclude` matches; in order of
 /// the configuration, parents before children, none twice.
 ///
 /// A dataset is stored under `store_as`, else under the name recorded in `state_dir` at its first use, else below its
-/// configured ancestor's place, else under its own name.
+/// configured ancestor's place, else under its own name. A scratch dataset of a drill or a half restored one is never
+/// selected, nor is what lies below it; one that is configured by its name has failed.
 ///
 /// # Errors
 /// [`RunError::Refused`] when `exclude` is no pattern; what fails for one dataset is in [`Selection::failed`].
@@ -56,12 +75,20 @@ fn select_below(
     selection: &mut Selection,
 ) -> Result<(), RunError> {
     let root = find_dataset(zfs, name)?;
+    refuse_makeshift(zfs, &root)?;
     let root_stored = match &configured.store_as {
         Some(store_as) => store_as.clone(),
         None => recorded_place(state_dir, root.guid)?.unwrap_or_else(|| name.clone()),
     };
     let mut waiting = vec![root];
     while let Some(dataset) = waiting.pop() {
+        if let Some(why) = is_makeshift(&dataset) {
+            if !selection.left_out.iter().any(|other| other.dataset.name == dataset.name) {
+                let recorded = recorded_place(state_dir, dataset.guid)?;
+                selection.left_out.push(LeftOut { dataset, why, recorded });
+            }
+            continue;
+        }
         if configured.recursive {
             let mut children = zfs.children(&dataset.name)?;
             children.reverse();
@@ -85,6 +112,24 @@ fn select_below(
         }
     }
     Ok(())
+}
+
+/// Refuses a configured dataset that is a drill's or half restored, itself or by what it lies below.
+fn refuse_makeshift(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
+    let mut why = is_makeshift(dataset);
+    for property in MARKS {
+        // An inherited mark names the dataset above that it was set on, where it counts only if it was set there locally.
+        let source = dataset.properties.get(property).and_then(|Property { source, .. }| source.as_deref());
+        let above = source.and_then(|source| source.parse::<DatasetName>().ok()).filter(|above| *above != dataset.name);
+        if let (None, Some(above)) = (&why, above) {
+            why = zfs.dataset(&above)?.as_ref().and_then(is_makeshift);
+        }
+    }
+    let Some(why) = why else { return Ok(()) };
+    Err(RunError::refused(
+        format!("{} is not backed up: {why}", dataset.name),
+        "end the restore or the drill, or name another dataset in main.zfs_fs; `zfs-backup holds list` shows what is left",
+    ))
 }
 
 fn patterns(exclude: &[String]) -> Result<GlobSet, RunError> {

@@ -61,12 +61,12 @@ pub(super) enum ReadRequest {
     NextDataset = sys::ZFS_BACKUP_IOC_DATASET_LIST_NEXT as isize,
     /// The next snapshot.
     NextSnapshot = sys::ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT as isize,
-    /// The properties of a pool.
-    PoolProperties = sys::ZFS_BACKUP_IOC_POOL_GET_PROPS as isize,
     /// What `zfs allow` gave away.
     Delegations = sys::ZFS_BACKUP_IOC_GET_FSACL as isize,
 }
 
+/// `ZFS_IOC_SET_PROP`.
+const SET: libc::Ioctl = sys::ZFS_BACKUP_IOC_SET_PROP as libc::Ioctl;
 /// `ZFS_IOC_INHERIT_PROP`.
 const INHERIT: libc::Ioctl = sys::ZFS_BACKUP_IOC_INHERIT_PROP as libc::Ioctl;
 
@@ -266,6 +266,13 @@ impl Libraries {
         unsafe { self.core.lzc_destroy(name.as_ptr()) }
     }
 
+    /// Rolls a dataset back to its newest snapshot, which must be the one named.
+    #[doc(alias = "lzc_rollback_to")]
+    pub(super) fn roll_back(&self, name: &CStr, snapshot: &CStr) -> i32 {
+        // SAFETY: both names live through the call; nothing is kept of them.
+        unsafe { self.core.lzc_rollback_to(name.as_ptr(), snapshot.as_ptr()) }
+    }
+
     fn with_list(&'static self, call: impl FnOnce(&mut NvSlot) -> i32) -> Outcome {
         let mut slot = NvSlot::new(&self.nvpair);
         let errno = call(&mut slot);
@@ -330,8 +337,27 @@ pub(super) fn read_ioctl(
     }
 }
 
-/// Takes a dataset's own value of a property away: the only ioctl used here that changes something, because
-/// `libzfs_core` has no call for it.
+/// Sets a dataset's own properties: `packed` is a packed list of them in native types. An ioctl, because `libzfs_core`
+/// has no call for it.
+#[doc(alias = "zfs_prop_set_list")]
+pub(super) fn set_properties(device: BorrowedFd<'_>, dataset: &str, packed: &[u8]) -> Result<(), i32> {
+    let mut command = empty_command();
+    // One byte of zero stays behind the name.
+    let room = command.zc_name.len() - 1;
+    let place = command.zc_name[..room].get_mut(..dataset.len());
+    place.ok_or(libc::ENAMETOOLONG)?.copy_from_slice(dataset.as_bytes());
+    command.zc_nvlist_src = packed.as_ptr().expose_provenance() as u64;
+    command.zc_nvlist_src_size = packed.len() as u64;
+    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd there, which is borrowed for
+    // us alone through the call, and only reads the packed list, which lives as long.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), SET, &raw mut *command) };
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
+    }
+}
+
+/// Takes a dataset's own value of a property away: an ioctl, because `libzfs_core` has no call for it.
 #[doc(alias = "zfs_prop_inherit")]
 pub(super) fn inherit(device: BorrowedFd<'_>, dataset: &str, property: &str) -> Result<(), i32> {
     let mut command = empty_command();

@@ -12,8 +12,8 @@ mod stream;
 
 use super::attempt::Attempt;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, MountOptions, Property, PropertyValue,
-    ReceiveRequest, SendBase, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, Property, PropertyValue, ReceiveRequest, SendBase,
+    SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use content::Content;
@@ -22,7 +22,6 @@ use receive::Incoming;
 use state::State;
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, StreamSource};
@@ -41,10 +40,10 @@ struct Shared {
     module_version: String,
     delegations: Vec<Delegation>,
     mounts: Vec<Mount>,
-    alternate_root: Option<String>,
     calls: u64,
     failing: BTreeMap<u64, i32>,
     happening: BTreeMap<u64, Happening>,
+    during_receive: Option<Happening>,
     send_fault: Option<SendFault>,
 }
 
@@ -86,10 +85,10 @@ impl FakeZfs {
             module_version: "2.3.2-1".to_owned(),
             delegations: Vec::new(),
             mounts: Vec::new(),
-            alternate_root: None,
             calls: 0,
             failing: BTreeMap::new(),
             happening: BTreeMap::new(),
+            during_receive: None,
             send_fault: None,
         };
         Self { shared: Arc::new(Mutex::new(shared)) }
@@ -118,7 +117,7 @@ impl FakeZfs {
     }
 
     /// Writes a file of a dataset, which must be there, as a whole. Blocks of 4,096 bytes that stay the same are not
-    /// in the next incremental.
+    /// in the next incremental. No effect while the dataset is readonly, as on a mounted one.
     pub fn write_file(&self, dataset: &DatasetName, object: u64, bytes: &[u8]) {
         self.change(dataset, |content, txg| content.write(object, bytes.to_vec(), txg));
     }
@@ -131,6 +130,9 @@ impl FakeZfs {
     fn change(&self, dataset: &DatasetName, change: impl FnOnce(&mut Content, u64)) {
         let mut shared = self.lock();
         let txg = shared.state.next_txg();
+        if shared.state.is_readonly(dataset) {
+            return;
+        }
         if let Ok(dataset) = shared.state.get_mut(dataset) {
             change(&mut dataset.content, txg);
         }
@@ -227,11 +229,6 @@ impl FakeZfs {
         self.lock().mounts.push(mount);
     }
 
-    /// As if every pool had been imported below that folder.
-    pub fn set_alternate_root(&self, root: &str) {
-        self.lock().alternate_root = Some(root.to_owned());
-    }
-
     /// How many calls of the trait there were.
     pub fn calls(&self) -> u64 {
         self.lock().calls
@@ -249,6 +246,11 @@ impl FakeZfs {
         let mut shared = self.lock();
         let at = shared.calls + n;
         shared.happening.insert(at, Box::new(what));
+    }
+
+    /// Lets something happen in the middle of the next receive, once the kernel has let it begin.
+    pub fn during_next_receive(&self, what: impl FnOnce(&Self) + Send + 'static) {
+        self.lock().during_receive = Some(Box::new(what));
     }
 
     /// Lets the next send go wrong.
@@ -365,6 +367,12 @@ impl Zfs for FakeZfs {
         self.call(&attempt)?.state.to_snapshots(name).map_err(|errno| attempt.refused(errno))
     }
 
+    fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError> {
+        let shared = self.call(&Attempt::new("read", name))?;
+        let Ok(snapshots) = shared.state.to_snapshots(name.dataset()) else { return Ok(None) };
+        Ok(snapshots.into_iter().find(|snapshot| snapshot.name == *name))
+    }
+
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
         let attempt = Attempt::new("list the bookmarks of", name);
         self.call(&attempt)?.state.to_bookmarks(name).map_err(|errno| attempt.refused(errno))
@@ -464,6 +472,8 @@ impl Zfs for FakeZfs {
         drop(self.call(&Attempt::new("receive", &request.target))?);
         let mut incoming = Incoming::open(request, stream)?;
         let mut target = incoming.start(&mut self.lock().state)?;
+        let happening = self.lock().during_receive.take();
+        happening.into_iter().for_each(|happening| happening(self));
         let applied = incoming.apply(&mut target);
         incoming.finish(&mut self.lock().state, target, applied)
     }
@@ -493,6 +503,22 @@ impl Zfs for FakeZfs {
         self.call(&attempt)?.state.abort_receive(name).map_err(|errno| attempt.refused(errno))
     }
 
+    fn set_properties(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("set properties of", name);
+        let mut shared = self.call(&attempt)?;
+        let dataset = shared.state.get_mut(name).map_err(|errno| attempt.refused(errno))?;
+        for (key, value) in properties {
+            let property = Property { value: value.clone(), source: Some(name.to_string()) };
+            dataset.properties.insert(key.clone(), property);
+        }
+        Ok(())
+    }
+
+    fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("roll back to", snapshot);
+        self.call(&attempt)?.state.roll_back(name, snapshot).map_err(|errno| attempt.refused(errno))
+    }
+
     fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
         let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
         let mut shared = self.call(&attempt)?;
@@ -505,31 +531,8 @@ impl Zfs for FakeZfs {
         Ok(self.call(&Attempt::new("read", "the module's version"))?.module_version.clone())
     }
 
-    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError> {
-        Ok(self.call(&Attempt::new("read the properties of pool", pool))?.alternate_root.clone())
-    }
-
     fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
         Ok(self.call(&Attempt::new("read", "the table of mounts"))?.mounts.clone())
-    }
-
-    fn mount(&self, name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("mount", name);
-        let mut shared = self.call(&attempt)?;
-        let dataset = shared.state.get(name).map_err(|errno| attempt.refused(errno))?;
-        match dataset.dataset_type {
-            DatasetType::Volume => return Err(attempt.refused(libc::EINVAL)),
-            DatasetType::Filesystem if dataset.key_unavailable => return Err(attempt.refused(libc::EACCES)),
-            DatasetType::Filesystem => {}
-        }
-        shared.mounts.push(Mount {
-            device: (0, 99),
-            file_system: "zfs".to_owned(),
-            source: name.to_string(),
-            place: place.to_owned(),
-            readonly: options.readonly,
-        });
-        Ok(())
     }
 
     fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {

@@ -53,6 +53,15 @@ impl<'a> Lister<'a> {
         }
     }
 
+    /// The snapshot, or `None` when there is none.
+    pub(super) fn snapshot(&mut self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError> {
+        match self.ask(ReadRequest::Stats, &name.to_string(), 0) {
+            Ok(()) => self.entry().and_then(to_snapshot).map(Some),
+            Err(libc::ENOENT) => Ok(None),
+            Err(errno) => Err(Attempt::new("read", name).refused(errno)),
+        }
+    }
+
     /// The guid of an imported pool.
     pub(super) fn pool_guid(&mut self, pool: &str) -> Result<Guid, ZfsError> {
         let attempt = Attempt::new("read pool", pool);
@@ -60,17 +69,6 @@ impl<'a> Lister<'a> {
         match self.answer(pool)?.get("pool_guid") {
             Some(NvValue::Number(guid)) => Ok(Guid(*guid)),
             _ => Err(attempt.malformed("its configuration has no pool_guid")),
-        }
-    }
-
-    /// The folder below which an imported pool mounts everything, if it was imported with one. Absent properties stand
-    /// at their defaults.
-    pub(super) fn alternate_root(&mut self, pool: &str) -> Result<Option<String>, ZfsError> {
-        let attempt = Attempt::new("read the properties of pool", pool);
-        self.ask(ReadRequest::PoolProperties, pool, 0).map_err(|errno| attempt.refused(errno))?;
-        match to_properties(self.answer(pool)?).remove("altroot").map(|property| property.value) {
-            Some(PropertyValue::Text(root)) if root != "-" && !root.is_empty() => Ok(Some(root)),
-            _ => Ok(None),
         }
     }
 
@@ -241,6 +239,7 @@ fn to_snapshot(entry: Entry) -> Result<Snapshot, ZfsError> {
         referenced_bytes: entry.number("referenced")?,
         used_bytes: entry.number("used")?,
         holds: entry.number("userrefs")?,
+        clones: entry.stats.dds_num_clones,
         redacted: entry.stats.dds_redacted != 0,
         user_properties: own_user_properties(&entry),
         name,

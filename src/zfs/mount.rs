@@ -1,18 +1,12 @@
-//! Mounting, by mount(2) and not by a command: the kernel's table of what is mounted, and one filesystem put in its
-//! place with the options that `zfs mount` makes of its properties. Where that is, is decided in [`crate::plan::mount`].
+//! The kernel's table of what is mounted. Nothing is mounted here: that is for `zfs mount`, and for people.
 
 use super::ZfsError;
 use super::attempt::Attempt;
-use crate::model::DatasetName;
-use rustix::mount::MountFlags;
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What the kernel says of this process's mounts: the only place that knows what is mounted where, whatever
 /// properties say (`legacy`, another root, bind mounts).
 const TABLE: &str = "/proc/self/mountinfo";
-const FILE_SYSTEM: &str = "zfs";
 
 /// One line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,34 +21,6 @@ pub struct Mount {
     pub place: PathBuf,
     /// Nothing can be written there.
     pub readonly: bool,
-}
-
-/// What a filesystem is mounted with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MountOptions {
-    /// Nothing is written.
-    pub readonly: bool,
-    /// Programs in it may be run.
-    pub exec: bool,
-    /// Programs in it may run as another user.
-    pub setuid: bool,
-    /// Device files in it are devices.
-    pub devices: bool,
-    /// When a read is noted in a file.
-    pub access_times: AccessTimes,
-}
-
-/// When a read is noted in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AccessTimes {
-    /// As the kernel does it when nobody says.
-    Default,
-    /// Never.
-    Off,
-    /// Where the time noted is older than the last change, or than a day.
-    Relative,
-    /// At every read.
-    Strict,
 }
 
 /// The table of this process.
@@ -109,44 +75,10 @@ fn unescape(text: &str) -> String {
     })
 }
 
-/// Mounts a dataset, as `zfs mount` does since OpenZFS 2.0. What is no flag of the system the kernel reads from the
-/// properties itself: `xattr`, `acltype` and the like.
-#[doc(alias = "zfs_mount")]
-pub(super) fn mount(name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError> {
-    let attempt = Attempt::new("mount", name);
-    let hint = hint(place);
-    rustix::mount::mount(name.as_str(), place, FILE_SYSTEM, flags(options), hint.as_deref())
-        .map_err(|errno| attempt.refused(errno.raw_os_error()))
-}
-
-fn flags(options: &MountOptions) -> MountFlags {
-    let access_times = match options.access_times {
-        AccessTimes::Default => MountFlags::empty(),
-        AccessTimes::Off => MountFlags::NOATIME,
-        AccessTimes::Relative => MountFlags::RELATIME,
-        AccessTimes::Strict => MountFlags::STRICTATIME,
-    };
-    let flags = [
-        (options.readonly, MountFlags::RDONLY),
-        (!options.exec, MountFlags::NOEXEC),
-        (!options.setuid, MountFlags::NOSUID),
-        (!options.devices, MountFlags::NODEV),
-    ];
-    flags.into_iter().filter(|(on, _)| *on).fold(access_times, |all, (_, flag)| all | flag)
-}
-
-/// Tells the kernel where the filesystem is, so that `.zfs/snapshot` works below it. A comma would begin another option.
-fn hint(place: &Path) -> Option<CString> {
-    let bytes = place.as_os_str().as_bytes();
-    if bytes.contains(&b',') {
-        return None;
-    }
-    CString::new([b"mntpoint=".as_slice(), bytes].concat()).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     const TABLE: &str = "\
 22 27 0:20 / /proc rw,nosuid - proc proc rw
@@ -181,24 +113,5 @@ no line at all
     #[test]
     fn this_process_has_a_root() {
         assert!(mounts().unwrap().iter().any(|mount| mount.place == Path::new("/")));
-    }
-
-    #[test]
-    fn properties_become_flags_and_a_comma_no_option() {
-        let all = MountOptions {
-            readonly: false,
-            exec: true,
-            setuid: true,
-            devices: true,
-            access_times: AccessTimes::Default,
-        };
-        assert_eq!(flags(&all), MountFlags::empty());
-        let none =
-            MountOptions { readonly: true, exec: false, setuid: false, devices: false, access_times: AccessTimes::Off };
-        let expected =
-            MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-        assert_eq!(flags(&none), expected);
-        assert_eq!(hint(Path::new("/a b")).unwrap().as_bytes(), b"mntpoint=/a b");
-        assert_eq!(hint(Path::new("/a,ro")), None);
     }
 }

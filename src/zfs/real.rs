@@ -1,15 +1,16 @@
 //! [`RealZfs`]: the kernel's ZFS. Here every call gets its arguments and its answer a meaning.
 
 use super::attempt::Attempt;
-use super::core::{Libraries, Outcome, inherit};
+use super::core::{Libraries, Outcome, inherit, set_properties};
 use super::list::Lister;
 use super::nvlist::{NvList, NvMap, NvValue, c_string};
 use super::{
-    Bookmark, Dataset, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest, SendBase, SendFlags,
-    SendRequest, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, mount, receive, send, sys,
+    Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase, SendFlags, SendRequest,
+    SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, mount, receive, send, sys,
     version::{self, MODULE_VERSION},
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
+use crate::stream::nvlist::{PackedValue, write_packed};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -18,7 +19,6 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 const DEVICE: &str = "/dev/zfs";
 /// The property that only a bookmark with a redaction list has.
@@ -187,6 +187,10 @@ impl Zfs for RealZfs {
         self.lister().snapshots(name)
     }
 
+    fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError> {
+        self.lister().snapshot(name)
+    }
+
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
         let attempt = Attempt::new("list the bookmarks of", name);
         let refused = |errno| attempt.refused(errno);
@@ -311,6 +315,23 @@ impl Zfs for RealZfs {
         attempt.verdict(self.libraries.destroy(&state))
     }
 
+    fn set_properties(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("set properties of", name);
+        let packed = |value: &PropertyValue| match value {
+            PropertyValue::Number(number) => PackedValue::Number(*number),
+            PropertyValue::Text(text) => PackedValue::Text(text.clone()),
+        };
+        let list = properties.iter().map(|(name, value)| (name.clone(), packed(value))).collect();
+        set_properties(self.device.as_fd(), name.as_str(), &write_packed(&list)).map_err(|errno| attempt.refused(errno))
+    }
+
+    fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError> {
+        let attempt = Attempt::new("roll back to", snapshot);
+        let names = c_string(name.as_str()).and_then(|name| Ok((name, c_string(&snapshot.to_string())?)));
+        let (dataset, snapshot) = names.map_err(|errno| attempt.refused(errno))?;
+        attempt.verdict(self.libraries.roll_back(&dataset, &snapshot))
+    }
+
     fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
         let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
         inherit(self.device.as_fd(), name.as_str(), property).map_err(|errno| attempt.refused(errno))
@@ -320,16 +341,8 @@ impl Zfs for RealZfs {
         self.lister().pool_guid(pool)
     }
 
-    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError> {
-        self.lister().alternate_root(pool)
-    }
-
     fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
         mount::mounts()
-    }
-
-    fn mount(&self, name: &DatasetName, place: &Path, options: &MountOptions) -> Result<(), ZfsError> {
-        mount::mount(name, place, options)
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

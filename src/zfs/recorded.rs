@@ -7,8 +7,8 @@
 use super::attempt::Attempt;
 use super::send::enlarge_pipe;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest,
-    SendBase, SendRequest, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase, SendRequest,
+    SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamDatasetType, feature};
@@ -140,9 +140,17 @@ impl Zfs for RecordedZfs {
             referenced_bytes: self.file_bytes.unwrap_or(0),
             used_bytes: 0,
             holds: 0,
+            clones: 0,
             redacted: self.begin.has(REDACTED),
             user_properties: BTreeMap::new(),
         }])
+    }
+
+    fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError> {
+        if name.dataset() != self.dataset_name() {
+            return Ok(None);
+        }
+        Ok(self.snapshots(name.dataset())?.into_iter().find(|snapshot| snapshot.name == *name))
     }
 
     fn bookmarks(&self, _: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
@@ -217,20 +225,20 @@ impl Zfs for RecordedZfs {
         Err(self.refused("destroy", name))
     }
 
+    fn set_properties(&self, name: &DatasetName, _: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+        Err(self.refused("set properties of", name))
+    }
+
+    fn roll_back(&self, name: &DatasetName, _: &SnapshotName) -> Result<(), ZfsError> {
+        Err(self.refused("roll back", name))
+    }
+
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         Ok(guid_of(pool))
     }
 
-    fn alternate_root(&self, _: &str) -> Result<Option<String>, ZfsError> {
-        Ok(None)
-    }
-
     fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
         Ok(Vec::new())
-    }
-
-    fn mount(&self, name: &DatasetName, _: &Path, _: &MountOptions) -> Result<(), ZfsError> {
-        Err(self.refused("mount", name))
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

@@ -152,7 +152,7 @@ pub const ZFS_BACKUP_IOC_POOL_STATS: _bindgen_ty_2 = 23045;
 pub const ZFS_BACKUP_IOC_OBJSET_STATS: _bindgen_ty_2 = 23058;
 pub const ZFS_BACKUP_IOC_DATASET_LIST_NEXT: _bindgen_ty_2 = 23060;
 pub const ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT: _bindgen_ty_2 = 23061;
-pub const ZFS_BACKUP_IOC_POOL_GET_PROPS: _bindgen_ty_2 = 23079;
+pub const ZFS_BACKUP_IOC_SET_PROP: _bindgen_ty_2 = 23062;
 pub const ZFS_BACKUP_IOC_GET_FSACL: _bindgen_ty_2 = 23081;
 pub const ZFS_BACKUP_IOC_INHERIT_PROP: _bindgen_ty_2 = 23083;
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -222,6 +222,10 @@ pub struct LibZfsCore {
     ) -> ::std::os::raw::c_int,
     pub lzc_destroy: unsafe extern "C" fn(
         name: *const ::std::os::raw::c_char,
+    ) -> ::std::os::raw::c_int,
+    pub lzc_rollback_to: unsafe extern "C" fn(
+        filesystem: *const ::std::os::raw::c_char,
+        snapshot: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int,
     pub lzc_snapshot: unsafe extern "C" fn(
         snapshots: *mut nvlist_t,
@@ -316,6 +320,8 @@ impl LibZfsCore {
             .map(|sym| *sym)?;
         let lzc_create = unsafe { __library.get(b"lzc_create\0") }.map(|sym| *sym)?;
         let lzc_destroy = unsafe { __library.get(b"lzc_destroy\0") }.map(|sym| *sym)?;
+        let lzc_rollback_to = unsafe { __library.get(b"lzc_rollback_to\0") }
+            .map(|sym| *sym)?;
         let lzc_snapshot = unsafe { __library.get(b"lzc_snapshot\0") }.map(|sym| *sym)?;
         let lzc_destroy_snaps = unsafe { __library.get(b"lzc_destroy_snaps\0") }
             .map(|sym| *sym)?;
@@ -342,6 +348,7 @@ impl LibZfsCore {
             libzfs_core_init,
             lzc_create,
             lzc_destroy,
+            lzc_rollback_to,
             lzc_snapshot,
             lzc_destroy_snaps,
             lzc_hold,
@@ -374,6 +381,13 @@ impl LibZfsCore {
         name: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int {
         unsafe { (self.lzc_destroy)(name) }
+    }
+    pub unsafe fn lzc_rollback_to(
+        &self,
+        filesystem: *const ::std::os::raw::c_char,
+        snapshot: *const ::std::os::raw::c_char,
+    ) -> ::std::os::raw::c_int {
+        unsafe { (self.lzc_rollback_to)(filesystem, snapshot) }
     }
     pub unsafe fn lzc_snapshot(
         &self,

@@ -123,11 +123,12 @@ fn a_tree_of_fifty_datasets_comes_back_as_it_was_at_the_third_of_five_moments() 
     let identity = fifty.bench.path("identity.txt").display().to_string();
     let (target, place) = (format!("{}/then", fifty.bench.pool.name), fifty.bench.path("then"));
     let mountpoint = format!("mountpoint={}", place.display());
-    let to = ["-r", "--at", &then, "--to", &target, "--mount", "-o", &mountpoint];
+    let to = ["-r", "--at", &then, "--to", &target, "-o", &mountpoint];
     let root = fifty.root();
     let output = fifty.bench.zb(&fifty.bench.restore_arguments(&root, &identity, &to));
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}");
+    zfs(&["list", "-Hro", "name", &target]).lines().for_each(|name| drop(zfs(&["mount", name])));
     let back = moment(&target, &place);
     let names = |moment: &Moment| moment.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&back), names(&third), "{said}");

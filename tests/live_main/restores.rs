@@ -78,11 +78,35 @@ fn properties_come_back_and_a_rollback_goes_on_from_what_is_in_common() {
     let refused = bench.zb(&bench.restore_arguments(&dataset, &identity(&bench), &["--to", &target]));
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--force-rollback"));
-    let rollback = ["--to", &target, "--force-rollback"];
+    let guid = property(&format!("{target}@mine"), "guid").parse::<u64>().unwrap();
+    let listed = format!("  {target}@mine, guid {guid:016x}, taken ");
+    let rollback = ["--to", &target, "--force-rollback", "-y"];
     let dry =
         bench.good(&[&["--dry-run"][..], &bench.restore_arguments(&dataset, &identity(&bench), &rollback)].concat());
-    assert!(String::from_utf8(dry).unwrap().contains(&format!("  {target}@mine")));
+    assert!(String::from_utf8(dry).unwrap().contains(&listed));
+    // Without -y, held, or cloned: the list or the reason, and nothing happens.
+    let refused = |to: &[&str], says: &str| {
+        let output = bench.zb(&bench.restore_arguments(&dataset, &identity(&bench), to));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(flat.contains(says.trim()), "{says:?} is not in {said}");
+        assert!(zfs(&["list", "-Hro", "name", "-t", "snapshot", &target]).contains("@mine"));
+        assert_eq!(property(&target, "readonly"), "off");
+        assert!(bench.pool.file("back/mine").exists());
+    };
+    refused(&rollback[..3], &listed);
+    zfs(&["hold", "keep", &format!("{target}@mine")]);
+    refused(&rollback, &format!("zfs release keep {target}@mine"));
+    zfs(&["release", "keep", &format!("{target}@mine")]);
+    let clone = format!("{}/clone", bench.pool.name);
+    zfs(&["clone", &format!("{target}@mine"), &clone]);
+    refused(&rollback, &format!("{target}@mine has a clone"));
+    zfs(&["destroy", &clone]);
+    zfs(&["bookmark", &format!("{target}@mine"), &format!("{target}#mine")]);
     restore(&bench, &dataset, &rollback);
+    assert_eq!(property(&target, "readonly"), "off");
+    assert_eq!(zfs(&["get", "-Ho", "source", "zfs-backup:restoring", &target]), "-");
     assert!(!zfs(&["list", "-Hro", "name", "-t", "snapshot", &target]).contains("@mine"));
     run("zpool", &["sync"]);
     assert_same_tree(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("back")));
@@ -131,9 +155,10 @@ fn a_tree_comes_back_at_one_moment_and_so_does_the_configuration() {
     assert_eq!(fs::read(&recovered).unwrap(), fs::read(bench.path("zb.toml")).unwrap());
 }
 
+/// The commands are for a shell: they are given to one.
 #[test]
-fn a_restore_is_mounted_as_its_properties_say_and_never_over_anything() {
-    let bench = Bench::tiny("mounts");
+fn a_restore_mounts_nothing_and_prints_the_commands_that_do() {
+    let bench = Bench::tiny("commands");
     let (data, place) = (bench.dataset(), bench.path("place of mine"));
     bench.pool.create("data/child");
     fs::write(bench.pool.file("data/child/file"), noise(30_000, 7)).unwrap();
@@ -141,68 +166,29 @@ fn a_restore_is_mounted_as_its_properties_say_and_never_over_anything() {
     fs::write(bench.path("zb.toml"), config.replace("state_dir", "recursive = true\nstate_dir")).unwrap();
     bench.good(&["snapshot"]);
     bench.good(&["stream-to-remote"]);
-    change(&bench, 5);
-    bench.good(&["snapshot"]);
-    bench.good(&["stream-to-remote", "--incremental"]);
     run("zpool", &["sync"]);
     let before = describe_alone(&bench, "data");
-
-    // Somebody's folder: refused before anything is fetched.
-    fs::create_dir_all(place.join("full")).unwrap();
-    fs::write(place.join("full/file"), "somebody's").unwrap();
-    let (new, mountpoint) =
-        (format!("{}/new", bench.pool.name), format!("mountpoint={}", place.join("full").display()));
     let identity = identity(&bench);
-    let refused = bench.zb(&bench.restore_arguments(&data, &identity, &["--to", &new, "--mount", "-o", &mountpoint]));
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert_eq!(refused.status.code(), Some(1), "{said}");
-    assert!(said.contains("that folder is not empty") && said.contains("place of mine/full"), "{said}");
-    for (set, says) in [("canmount=off", "canmount=off"), ("mountpoint=legacy", "legacy"), ("mountpoint=none", "none")]
-    {
-        let refused = bench.zb(&bench.restore_arguments(&data, &identity, &["--to", &new, "--mount", "-o", set]));
-        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(
-            refused.status.code() == Some(1) && said.contains("would not be mounted") && said.contains(says),
-            "{said}"
-        );
+    let target = format!("{}/old files", bench.pool.name);
+    let mountpoint = format!("mountpoint={}", place.display());
+    for (options, chosen) in [(&["-o", &mountpoint][..], false), (&["-o", "mountpoint=none"], true)] {
+        let arguments = [&["--to", &target, "-r"], options].concat();
+        let said = String::from_utf8(bench.good(&bench.restore_arguments(&data, &identity, &arguments))).unwrap();
+        assert_eq!(property(&target, "mounted"), "no");
+        let commands: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("  zfs ")).collect();
+        for command in &commands {
+            // A child of a dataset without a place has its place below that one's, once that has one.
+            let command = command.replace("mountpoint=/FOLDER", &mountpoint.replace(' ', "\\ "));
+            if !(chosen && command.contains("/child")) {
+                run("sh", &["-c", &format!("zfs {command}")]);
+            }
+        }
+        assert!(commands.iter().any(|command| command.contains("'")), "quoted: {said}");
+        let hashes = "cd \"$1\" && find . -xdev -type f -print0 | sort -z | xargs -0 b3sum";
+        let found = run("sh", &["-c", hashes, "sh", place.to_str().unwrap()]);
+        assert_eq!(String::from_utf8(found).unwrap(), before, "{said}");
+        zfs(&["destroy", "-r", &target]);
     }
-    assert!(!datasets(&bench).contains(&new), "{}", datasets(&bench));
-
-    // In a place of its own, with the options that its properties mean.
-    let mountpoint = format!("mountpoint={}", place.join("a/b").display());
-    let options = ["-o", &mountpoint, "-o", "exec=off", "-o", "setuid=off", "-o", "devices=off", "-o", "atime=off"];
-    restore(&bench, &data, &[&["--to", &new, "--mount"], &options[..]].concat());
-    assert_eq!(property(&new, "mounted"), "yes");
-    let shown = fs::read_to_string("/proc/mounts").unwrap();
-    let line = shown.lines().find(|line| line.starts_with(&format!("{new} "))).unwrap();
-    assert!(line.contains("place\\040of\\040mine/a/b zfs rw,nosuid,nodev,noexec,noatime"), "{line}");
-    let hashes = "cd \"$1\" && find . -xdev -type f -print0 | sort -z | xargs -0 b3sum";
-    let found = run("sh", &["-c", hashes, "sh", place.join("a/b").to_str().unwrap()]);
-    assert_eq!(String::from_utf8(found).unwrap(), before);
-    fs::write(place.join("a/b/mine"), "it can be written").unwrap();
-
-    // A tree, below the place of its root; readonly as its owner wants it, so that no advice is given.
-    let tree = format!("{}/tree", bench.pool.name);
-    let mountpoint = format!("mountpoint={}", place.join("tree").display());
-    let arguments = ["--to", &tree, "-r", "--mount", "-o", &mountpoint, "-o", "readonly=on"];
-    let output = bench.zb(&bench.restore_arguments(&data, &identity, &arguments));
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && !said.contains("remount"), "{said}");
-    assert!(said.contains(&format!("mounted {tree}/child at ")), "{said}");
-    assert!(fs::read(place.join("tree/child/file")).unwrap() == noise(30_000, 7));
-    assert!(fs::write(place.join("tree/child/file"), "no").is_err());
-
-    // Without -o it goes where the pool's own mount point leads.
-    let plain = format!("{}/away/plain", bench.pool.name);
-    restore(&bench, &data, &["--to", &plain, "--mount"]);
-    assert_eq!(describe_alone(&bench, "away/plain"), before);
-    // A pool that was imported below another folder.
-    run("zpool", &["export", &bench.pool.name]);
-    let root = place.join("root");
-    run("zpool", &["import", "-N", "-d", "/tmp", "-R", root.to_str().unwrap(), &bench.pool.name]);
-    let rooted = format!("{}/rooted", bench.pool.name);
-    restore(&bench, &data, &["--to", &rooted, "--mount", "-o", "mountpoint=/here"]);
-    assert!(root.join("here/small-7").exists() && !std::path::Path::new("/here").exists());
 }
 
 /// The hashes of the files right there, without those of datasets below.

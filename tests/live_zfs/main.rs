@@ -13,6 +13,7 @@ mod encryption;
 mod list;
 mod pool;
 mod receive;
+mod same;
 mod send;
 mod snapshots;
 mod stream;

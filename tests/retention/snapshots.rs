@@ -31,6 +31,7 @@ fn snapshot(guid: u64) -> Snapshot {
         referenced_bytes: 0,
         used_bytes: 10,
         holds: 0,
+        clones: 0,
         redacted: false,
         user_properties: Default::default(),
     }

@@ -16,8 +16,8 @@ use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::zfs::fake::{FakeZfs, SendFault};
 use zfs_backup::zfs::{
-    Bookmark, Dataset, Delegation, HoldGuard, Mount, MountOptions, PropertyValue, ReceiveRequest, SendBase,
-    SendRequest, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase, SendRequest, SendStream,
+    Snapshot, Zfs, ZfsError,
 };
 
 pub(crate) const EIO: i32 = 5;
@@ -259,6 +259,10 @@ impl Zfs for ThroughSend {
         self.zfs.snapshots(name)
     }
 
+    fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError> {
+        self.zfs.snapshot(name)
+    }
+
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
         self.zfs.bookmarks(name)
     }
@@ -323,20 +327,20 @@ impl Zfs for ThroughSend {
         self.zfs.inherit_property(name, property)
     }
 
+    fn set_properties(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+        self.zfs.set_properties(name, properties)
+    }
+
+    fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError> {
+        self.zfs.roll_back(name, snapshot)
+    }
+
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         self.zfs.pool_guid(pool)
     }
 
-    fn alternate_root(&self, pool: &str) -> Result<Option<String>, ZfsError> {
-        self.zfs.alternate_root(pool)
-    }
-
     fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
         self.zfs.mounts()
-    }
-
-    fn mount(&self, name: &DatasetName, place: &std::path::Path, options: &MountOptions) -> Result<(), ZfsError> {
-        self.zfs.mount(name, place, options)
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {

@@ -27,7 +27,6 @@ mod instructions;
 mod interrupted;
 mod keys;
 mod locks;
-mod mount;
 mod nights;
 mod observer;
 #[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
@@ -45,6 +44,7 @@ mod safety_interleave;
 mod safety_kernel;
 mod safety_origins;
 mod safety_pruning;
+mod safety_restore;
 mod scale;
 mod scheduler;
 mod snapshot;

@@ -114,7 +114,7 @@ fn worlds() -> Vec<(&'static str, World)> {
 async fn a_restore_cut_at_any_byte_goes_on_and_ends_in_the_same() {
     for (what, world) in worlds() {
         let (points, _, streams) = chain_and_streams(&world, 1).await;
-        let mark = format!("{} new readonly", points[1].0.id);
+        let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
         let target = name("tank/back");
         for number in [0, 1] {
             let length = streams[number].len();
@@ -157,7 +157,8 @@ async fn what_was_received_is_not_fetched_again() {
     assert!(matches!(error, RunError::Store(_)), "{error}");
     assert!(world.zfs.receive_point(&target).unwrap().object == 21);
     let mark = property(&world, &target, RESTORING_PROPERTY);
-    assert_eq!(mark, Some(PropertyValue::Text(format!("{} new", manifest.id))));
+    let Some(PropertyValue::Text(mark)) = mark else { panic!("{mark:?}") };
+    assert!(mark.starts_with(&format!("{} new token=", manifest.id)), "{mark}");
     // The store is still away: what is there stays.
     go_on(&world, &target).await.unwrap_err();
     assert!(world.zfs.receive_point(&target).unwrap().object == 21);
@@ -226,7 +227,7 @@ async fn a_restore_that_was_received_whole_only_ends() {
     let points = chain(&world, 1).await;
     let target = name("tank/back");
     go_on(&world, &target).await.unwrap();
-    let mark = PropertyValue::Text(format!("{} new readonly", points[1].0.id));
+    let mark = PropertyValue::Text(format!("{} new readonly token=0123456789abcdef", points[1].0.id));
     world.zfs.set_property(&target, RESTORING_PROPERTY, mark);
     world.zfs.set_property(&target, "readonly", PropertyValue::Number(1));
     let received = go_on(&world, &target).await.unwrap();
@@ -286,7 +287,7 @@ async fn an_interrupted_rollback_goes_on_when_it_is_asked_for_again() {
 async fn restart_gives_up_what_is_ours_and_nothing_else() {
     let world = World::new();
     let (points, set, streams) = chain_and_streams(&world, 1).await;
-    let mark = format!("{} new readonly", points[1].0.id);
+    let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
     let target = name("tank/back");
     for number in [0, 1] {
         cut(&world, &target, &streams[..=number], streams[number].len() / 2, Some(&mark));
@@ -298,7 +299,13 @@ async fn restart_gives_up_what_is_ours_and_nothing_else() {
         destroy(&world, &target);
     }
     // Begun by us onto a dataset that was somebody's: nothing of it is destroyed.
-    cut(&world, &target, &streams, streams[1].len() / 2, Some(&format!("{} readonly", points[1].0.id)));
+    cut(
+        &world,
+        &target,
+        &streams,
+        streams[1].len() / 2,
+        Some(&format!("{} readonly token=0123456789abcdef", points[1].0.id)),
+    );
     restore(&world, &target, &restart()).await.unwrap_err();
     assert!(world.zfs.receive_point(&target).is_some() && guids(&world, &target).len() == 1);
     // Somebody took a snapshot of it meanwhile.
@@ -336,7 +343,13 @@ async fn a_receive_of_something_else_is_named_and_left_alone() {
     }
     // One that is ours says which backup it is of.
     world.zfs.abort_receive(&target).unwrap();
-    cut(&world, &target, &streams[..1], streams[0].len() / 2, Some(&format!("{} new", points[1].0.id)));
+    cut(
+        &world,
+        &target,
+        &streams[..1],
+        streams[0].len() / 2,
+        Some(&format!("{} new token=0123456789abcdef", points[1].0.id)),
+    );
     let refused = go_on(&world, &target).await.unwrap_err();
     assert!(refused.hint().unwrap().contains(&format!("--backup {}", points[1].0.id)), "{refused}");
     let received = restore(&world, &target, &restart()).await.unwrap();
@@ -349,7 +362,7 @@ async fn where_the_kernel_refuses_it_starts_over_if_that_is_ours() {
     let world = World::new();
     let (points, _, streams) = chain_and_streams(&world, 1).await;
     let target = name("tank/back");
-    let mark = format!("{} new readonly", points[1].0.id);
+    let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
     for number in [0, 1] {
         for (mark, starts_over) in [(Some(mark.as_str()), true), (None, false)] {
             if number == 1 && !starts_over {
@@ -380,7 +393,13 @@ async fn damage_found_by_a_run_that_went_on_destroys_nothing() {
     let world = World::new();
     let (points, _, streams) = chain_and_streams(&world, 0).await;
     let target = name("tank/back");
-    cut(&world, &target, &streams, streams[0].len() / 2, Some(&format!("{} new", points[0].0.id)));
+    cut(
+        &world,
+        &target,
+        &streams,
+        streams[0].len() / 2,
+        Some(&format!("{} new token=0123456789abcdef", points[0].0.id)),
+    );
     let manifest = &points[0].0;
     let last = world.chunks(manifest).await.pop().unwrap();
     let key = key_of(manifest, &last.name);
@@ -399,7 +418,7 @@ async fn damage_found_by_a_run_that_went_on_destroys_nothing() {
 async fn a_run_that_goes_on_and_fails_anywhere_can_be_gone_on_with() {
     let world = World::new();
     let (points, set, streams) = chain_and_streams(&world, 1).await;
-    let mark = format!("{} new readonly", points[1].0.id);
+    let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
     let target = name("tank/back");
     for n in 1..=14 {
         for of_store in [false, true] {
@@ -429,7 +448,13 @@ async fn another_night_in_between_is_received_behind_the_one_that_goes_on() {
     let world = World::new();
     let (mut points, _, streams) = chain_and_streams(&world, 0).await;
     let target = name("tank/back");
-    cut(&world, &target, &streams, streams[0].len() / 2, Some(&format!("{} new", points[0].0.id)));
+    cut(
+        &world,
+        &target,
+        &streams,
+        streams[0].len() / 2,
+        Some(&format!("{} new token=0123456789abcdef", points[0].0.id)),
+    );
     night(&world, 1);
     points.push((nightly(&world).await.manifest, world.zfs.files(&world.dataset)));
     let received = go_on(&world, &target).await.unwrap();

@@ -87,6 +87,12 @@ pub fn check_datasets(zfs: &dyn Zfs, configured: &DatasetSelection, state_dir: &
         [one] => checks.push(Check::good(subject, (*one).to_owned())),
         [first, .., last] => checks.push(Check::good(subject, format!("{} of them: {first} .. {last}", names.len()))),
     }
+    for dataset in selection.left_out.iter().map(|left_out| &left_out.dataset) {
+        match left_half(dataset) {
+            Ok(found) => checks.extend(found.map(|(what, advice)| Check::warning(subject, what, advice))),
+            Err(error) => checks.push(Check::failed(subject, &error)),
+        }
+    }
     for selected in &selection.selected {
         match left_half(&selected.dataset) {
             Ok(Some((what, advice))) => checks.push(Check::warning(subject, what, advice)),
@@ -151,6 +157,7 @@ fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
         is_new: true,
         makes_parents: false,
         is_chain: true,
+        rolls_back: false,
         properties: BTreeSet::from(["canmount"]),
     };
     let missing = match zfs.delegations(&pool) {

@@ -31,6 +31,7 @@ pub fn check_allowed(
         is_new: above != *target,
         makes_parents: !plan.parents.is_empty(),
         is_chain: plan.skipped + 1 < set.backups.len(),
+        rolls_back: plan.rollback.is_some(),
         properties: chosen.keys().map(String::as_str).collect(),
     };
     let given = match zfs.delegations(&above) {

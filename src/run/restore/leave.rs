@@ -1,9 +1,11 @@
-//! What is left of a restore that ended early: kept so that the next run goes on, or taken away, and only what is ours.
+//! What is left of a restore that ended early: kept so that the next run resumes it, or taken away, and only what is ours.
+//!
+//! Ours is what carries the [`Mark`] of this restore, with its token. All of it is looked at before any of it is destroyed.
 
-use super::target::Begun;
+use super::mark::{Begun, Mark, RestoreToken, Scratch, is_made_parent};
 use crate::model::{DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
-use crate::zfs::{Dataset, ResumeToken, Zfs, ZfsError};
+use crate::zfs::{Dataset, ResumeToken, Snapshot, Zfs, ZfsError};
 use std::collections::BTreeSet;
 
 /// Whether the same restore could go on where this one ended: what stopped it was not the data.
@@ -11,7 +13,7 @@ pub(super) fn may_go_on(error: &RunError) -> bool {
     // The last two are of a target that somebody else works on.
     const PASSING: [i32; 6] = [libc::EINTR, libc::ENOSPC, libc::EDQUOT, libc::EAGAIN, libc::EBUSY, libc::ETXTBSY];
     match error {
-        RunError::Interrupted | RunError::Store(_) => true,
+        RunError::Interrupted | RunError::Store(_) | RunError::TargetChanged { .. } => true,
         RunError::Zfs(error) => error.errno().is_some_and(|errno| PASSING.contains(&errno.0)),
         _ => false,
     }
@@ -26,16 +28,17 @@ pub(super) fn must_start_over(error: &RunError) -> bool {
     }
 }
 
-/// Says what stays of a restore that can go on; where nothing was received yet, the parents that it made go again.
-pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, made: &[DatasetName]) {
+/// Says what stays of a restore that can be resumed; where nothing was received yet, the parents that it made go again.
+pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made: &[DatasetName]) {
     match zfs.dataset(target) {
-        Ok(Some(_)) => {
+        Ok(Some(dataset)) if stays_ours(&dataset, mark) => {
             tracing::warn!(
-                "{target} keeps what was received: the same command goes on there, with --restart it starts over"
+                "{target} keeps what was received: the same command resumes the restore, with --restart it starts over"
             );
         }
+        Ok(Some(_)) => say_not_ours(target),
         Ok(None) => {
-            if let Err(error) = destroy_parents(zfs, made) {
+            if let Err(error) = destroy_parents(zfs, mark.token(), made) {
                 tracing::warn!(error = error_chain(&error), "parents that were made for {target} stay");
             }
         }
@@ -43,99 +46,164 @@ pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, made: &[DatasetNam
     }
 }
 
-/// Takes away what this restore, or an earlier run of it, made. The dataset is known to be ours by a snapshot that we
-/// received or by the receive that was cut: one that somebody else made under this name meanwhile has neither, and is
-/// not touched.
+/// Whether what stays can be resumed. A mark of an older build has no token.
+fn stays_ours(dataset: &Dataset, mark: &Mark) -> bool {
+    let is_old = mark.token().is_none() && Begun::of(dataset).is_some();
+    mark.is_on(dataset) || is_old || !mark.is_of_new()
+}
+
+fn say_not_ours(target: &DatasetName) {
+    tracing::warn!("{target} does not carry the mark of this restore: somebody else made it, and it is left as it is");
+}
+
+/// Takes away what this restore, or an earlier run of it, made. A dataset without this restore's mark is not touched, and
+/// neither is one that has anything besides what the restore received.
 ///
 /// # Errors
-/// [`ZfsError`]: something of it stays.
+/// [`RunError`]: something of it stays.
 pub(super) fn remove_received(
     zfs: &dyn Zfs,
     target: &DatasetName,
+    mark: &Mark,
     guids: &BTreeSet<Guid>,
     made: &[DatasetName],
-) -> Result<(), ZfsError> {
-    if let Some(dataset) = zfs.dataset(target)? {
-        let is_cut = dataset.resume_token()?.is_some_and(|token| guids.contains(&token.to_guid));
-        let (ours, others): (Vec<_>, Vec<_>) =
-            zfs.snapshots(target)?.into_iter().partition(|snapshot| guids.contains(&snapshot.guid));
-        if ours.is_empty() && !(is_cut && dataset.inconsistent) {
+) -> Result<(), RunError> {
+    match zfs.dataset(target)? {
+        Some(dataset) if mark.is_on(&dataset) && mark.is_of_new() => destroy_whole(zfs, &dataset, guids)?,
+        Some(_) => {
+            say_not_ours(target);
             return Ok(());
         }
-        if is_cut {
-            zfs.abort_receive(target)?;
-        }
-        if !dataset.inconsistent {
-            zfs.destroy_snapshots(&ours.into_iter().map(|snapshot| snapshot.name).collect::<Vec<_>>())?;
-            if !others.is_empty() {
-                return Ok(());
-            }
-            zfs.destroy_dataset(target)?;
+        None => {}
+    }
+    Ok(destroy_parents(zfs, mark.token(), made)?)
+}
+
+/// Destroys a dataset that was found to be ours, with its snapshots, if they are all of the chain and nothing else is
+/// there. Everything is looked at first.
+fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Result<(), RunError> {
+    let target = &dataset.name;
+    let stays = |what: &str| {
+        let name = shell_words::quote(target.as_str());
+        RunError::refused(format!("{target} stays: it has {what}"), format!("if it may go: zfs destroy -r {name}"))
+    };
+    if dataset.inconsistent {
+        // Nothing but the receive that was cut is in it, and the mark came with that.
+        return Ok(zfs.abort_receive(target)?);
+    }
+    let token = dataset.resume_token()?;
+    if token.as_ref().is_some_and(|token| !guids.contains(&token.to_guid)) {
+        return Err(stays("an interrupted receive of something else"));
+    }
+    let snapshots = zfs.snapshots(target)?;
+    let strange = |snapshot: &&Snapshot| !guids.contains(&snapshot.guid) || snapshot.holds > 0;
+    if let Some(other) = snapshots.iter().find(strange) {
+        return Err(stays(&format!("{}, which is not of the restore or is held", other.name)));
+    }
+    if let Some(child) = zfs.children(target)?.first() {
+        return Err(stays(&format!("the dataset {} below it", child.name)));
+    }
+    if let Some(bookmark) = zfs.bookmarks(target)?.first() {
+        return Err(stays(&format!("the bookmark {}", bookmark.name)));
+    }
+    if token.is_some() {
+        zfs.abort_receive(target)?;
+    }
+    // The kernel destroys all of them or none; one that has a clone or is sent by now keeps all.
+    let names: Vec<SnapshotName> = snapshots.into_iter().map(|snapshot| snapshot.name).collect();
+    if !names.is_empty() {
+        zfs.destroy_snapshots(&names)?;
+    }
+    Ok(zfs.destroy_dataset(target)?)
+}
+
+/// Destroys those that this restore made and that are empty; ZFS refuses those with anything in them.
+fn destroy_parents(zfs: &dyn Zfs, token: Option<RestoreToken>, made: &[DatasetName]) -> Result<(), ZfsError> {
+    for parent in made.iter().rev() {
+        match zfs.dataset(parent)? {
+            Some(dataset) if is_made_parent(&dataset, token) => zfs.destroy_dataset(parent)?,
+            // With another mark it is not ours, and those above it have it in them.
+            Some(_) => return Ok(()),
+            None => {}
         }
     }
-    destroy_parents(zfs, made)
+    Ok(())
 }
 
-/// Those that have anything in them by now are not destroyed.
-fn destroy_parents(zfs: &dyn Zfs, made: &[DatasetName]) -> Result<(), ZfsError> {
-    made.iter().rev().try_for_each(|parent| zfs.destroy_dataset(parent))
-}
-
-/// Gives up the receive that was cut, if there is one and it is such; the dataset stays if it was there before. The
-/// dataset as it was until then; `None` where there is none.
+/// Gives up the receive that was cut onto a dataset that stays, if the dataset carries that token and the receive is such.
 ///
 /// # Errors
 /// [`ZfsError`].
 pub(super) fn abort_cut(
     zfs: &dyn Zfs,
     target: &DatasetName,
+    token: Option<RestoreToken>,
     is_such: impl Fn(&ResumeToken) -> bool,
-) -> Result<Option<Dataset>, ZfsError> {
-    let Some(dataset) = zfs.dataset(target)? else { return Ok(None) };
-    if dataset.resume_token()?.is_some_and(|token| is_such(&token)) {
-        zfs.abort_receive(target)?;
+) -> Result<(), ZfsError> {
+    let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
+    let is_ours = token.is_some() && Begun::of(&dataset).is_some_and(|begun| begun.token == token);
+    match dataset.resume_token()? {
+        Some(cut) if is_ours && !dataset.inconsistent && is_such(&cut) => zfs.abort_receive(target),
+        _ => Ok(()),
     }
-    Ok(Some(dataset))
 }
 
-/// Destroys what an earlier run received, as was asked for, once [`super::check_target`] has found all of it to be ours.
+/// Destroys what an earlier run received, as was asked for, if the dataset still carries that run's token.
 ///
 /// # Errors
-/// [`ZfsError`]: something of it stays.
-pub(super) fn destroy_begun(zfs: &dyn Zfs, target: &DatasetName, guids: &BTreeSet<Guid>) -> Result<(), ZfsError> {
-    let Some(dataset) = abort_cut(zfs, target, |_| true)? else { return Ok(()) };
-    if dataset.inconsistent {
-        return Ok(());
-    }
-    let ours = zfs.snapshots(target)?.into_iter().filter(|snapshot| guids.contains(&snapshot.guid));
-    zfs.destroy_snapshots(&ours.map(|snapshot| snapshot.name).collect::<Vec<_>>())?;
-    // One that has others by now is not destroyed.
-    zfs.destroy_dataset(target)
-}
-
-/// Before a receive that was cut is given up to start over: that it is ours.
-///
-/// # Errors
-/// [`RunError::Refused`] naming it when it is not.
-pub(super) fn check_own(target: &DatasetName, begun: Option<&Begun>, why: &RunError) -> Result<(), RunError> {
-    match begun {
-        Some(_) => Ok(()),
-        None => Err(RunError::refused(
-            format!("{target} has an interrupted receive that cannot go on: {}", error_chain(why)),
-            format!("nothing says that it is of this tool; to give it up: zfs receive -A {target}"),
+/// [`RunError`]: something of it stays.
+pub(super) fn destroy_begun(
+    zfs: &dyn Zfs,
+    target: &DatasetName,
+    token: RestoreToken,
+    guids: &BTreeSet<Guid>,
+) -> Result<(), RunError> {
+    let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
+    match Begun::of(&dataset) {
+        Some(begun) if begun.token == Some(token) && begun.is_new => destroy_whole(zfs, &dataset, guids),
+        _ => Err(RunError::refused(
+            format!("{target} no longer carries the mark of the restore that was to be given up"),
+            "somebody else works on it: look at it, and run the command again",
         )),
     }
 }
 
-/// Destroys a dataset that was received whole for a rehearsal: its snapshots and itself, if it has nothing else.
+/// Before a receive that was cut is given up to start over: that it is of the restore with that token.
 ///
 /// # Errors
-/// [`ZfsError`] naming what stays.
-pub(in crate::run) fn destroy_received(
+/// [`RunError::Refused`] naming it when it is not.
+pub(super) fn check_own(
     zfs: &dyn Zfs,
     target: &DatasetName,
-    received: &[SnapshotName],
-) -> Result<(), ZfsError> {
-    zfs.destroy_snapshots(received)?;
-    zfs.destroy_dataset(target)
+    token: Option<RestoreToken>,
+    why: &RunError,
+) -> Result<(), RunError> {
+    let found = zfs.dataset(target)?.and_then(|dataset| Begun::of(&dataset)?.token);
+    if found.is_some() && found == token {
+        return Ok(());
+    }
+    let name = shell_words::quote(target.as_str());
+    Err(RunError::refused(
+        format!("{target} has an interrupted receive that cannot be resumed: {}", error_chain(why)),
+        format!("nothing proves that it is of this restore; to give it up: zfs receive -A {name}"),
+    ))
+}
+
+/// Destroys the scratch dataset of a drill that has ended, if it has no more than the snapshots with these guids.
+///
+/// # Errors
+/// [`RunError`] naming what stays.
+pub(in crate::run) fn destroy_scratch(
+    zfs: &dyn Zfs,
+    target: &DatasetName,
+    guids: &BTreeSet<Guid>,
+) -> Result<(), RunError> {
+    let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
+    match Scratch::of(&dataset) {
+        Some(_) => destroy_whole(zfs, &dataset, guids),
+        None => Err(RunError::refused(
+            format!("{target} does not carry the mark of a drill"),
+            format!("if it may go: zfs destroy -r {}", shell_words::quote(target.as_str())),
+        )),
+    }
 }

@@ -2,16 +2,18 @@
 //! chain, or on from where an earlier run was interrupted.
 
 use super::leave::{abort_cut, check_own, destroy_begun, leave_half, may_go_on, must_start_over, remove_received};
+use super::mark::{Begun, Mark, PARENT_PROPERTY, RESTORING_PROPERTY, RestoreToken, parent_properties};
 use super::plain::Entries;
 use super::reader::{FailureSlot, RestoreReader, open_resumed};
 use super::resume::{FoundStart, find_start};
-use super::target::{Begun, RESTORING_PROPERTY, ReceivePlan, check_target};
+use super::rollback::find_stranger;
+use super::target::{ReceivePlan, check_target};
 use super::{PropertyChoice, RestoreBackup, RestoreSet, blocking, open_stream_until, take_failure};
 use crate::keyring::KeyFile;
 use crate::model::{BackupId, DatasetName, Digest, Guid, SnapshotName};
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsError};
+use crate::zfs::{Dataset, PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 pub struct ReceiveOptions {
     /// Which properties the dataset gets.
     pub properties: PropertyChoice,
-    /// Receive onto a dataset that exists: what it has after the newest snapshot in common is lost.
+    /// Receive onto a dataset that exists: what it has after the newest snapshot in common is destroyed first.
     pub rollback: bool,
     /// What becomes of a restore that was interrupted.
     pub resume: ResumeChoice,
@@ -35,7 +37,8 @@ pub enum ResumeChoice {
     GoOn,
     /// What it received is destroyed, and all is received anew.
     Restart,
-    /// None is expected, and none is left: whatever ends the restore, nothing stays.
+    /// A rehearsal: the dataset gets the mark of a scratch dataset, none is expected, and whatever ends the restore with
+    /// an error, nothing stays.
     Never,
 }
 
@@ -72,19 +75,14 @@ struct Receiving<'a> {
     target: &'a DatasetName,
     options: &'a ReceiveOptions,
     stop: &'a Stop,
+    /// What is put on the target, and proves that it is ours.
+    mark: Mark,
 }
 
-/// Receives a chain, unmounted, and checks that the kernel made the very snapshots.
-///
-/// While several backups are being received the dataset is `readonly=on`: a change between two of them, even of an
-/// access time, would make the next one impossible. The last receive sets `readonly=off` and the chosen properties,
-/// whichever run comes to it. Where one backup is received, only those are set.
+/// Receives a chain as [`check_target`] plans it now; see [`restore_as_planned`].
 ///
 /// # Errors
-/// [`RunError`]. An interruption, a store that is away or a full pool leave what was received, so that the next run goes
-/// on ([`ResumeChoice::GoOn`]); so does any end of a run that went on itself. Else nothing is left behind of a new
-/// dataset, and one that was rolled back stays at the last snapshot that was received whole, and readonly if more were
-/// to follow.
+/// As for [`check_target`] and [`restore_as_planned`].
 pub async fn restore_to_dataset(
     set: &RestoreSet,
     keys: &KeyFile,
@@ -94,22 +92,57 @@ pub async fn restore_to_dataset(
     stop: Stop,
 ) -> Result<Received, RunError> {
     let plan = check_target(&*zfs, target, set, options)?;
-    let names = snapshot_names(target, set, &plan)?;
-    let receiving = Receiving { set, plan: &plan, keys, zfs: &zfs, target, options, stop: &stop };
+    carry_out(set, keys, zfs, target, &plan, options, stop).await
+}
+
+/// Receives a chain by a plan that was shown, unmounted, and checks that the kernel made the very snapshots.
+///
+/// While several backups are being received, and from a rollback on, the dataset is `readonly=on`: a change between two of
+/// them, even of an access time, would make the next one impossible. The end of the restore ends that, whichever run comes
+/// to it. Where one backup is received into a new dataset, only the chosen properties are set. Nothing is received with
+/// force: what somebody else does to the dataset meanwhile stops the restore and stays.
+///
+/// # Errors
+/// [`RunError::Refused`] when the plan is no longer what would be done. An interruption, a store that is away or a full
+/// pool leave what was received, so that the next run resumes it ([`ResumeChoice::GoOn`]); so does any end of a run that
+/// resumed one itself. Else nothing is left behind of a new dataset, and one that was rolled back stays at the last
+/// snapshot that was received whole, and readonly if more were to follow.
+pub async fn restore_as_planned(
+    set: &RestoreSet,
+    keys: &KeyFile,
+    zfs: Arc<dyn Zfs>,
+    target: &DatasetName,
+    plan: &ReceivePlan,
+    options: &ReceiveOptions,
+    stop: Stop,
+) -> Result<Received, RunError> {
+    if check_target(&*zfs, target, set, options)? != *plan {
+        let what = format!("{target} was changed since it was shown what a restore would do to it");
+        return Err(RunError::refused(what, "run it again: it shows what it would do now"));
+    }
+    carry_out(set, keys, zfs, target, plan, options, stop).await
+}
+
+async fn carry_out(
+    set: &RestoreSet,
+    keys: &KeyFile,
+    zfs: Arc<dyn Zfs>,
+    target: &DatasetName,
+    plan: &ReceivePlan,
+    options: &ReceiveOptions,
+    stop: Stop,
+) -> Result<Received, RunError> {
+    let names = snapshot_names(target, set, plan)?;
+    let mark = mark_of(set, plan, options)?;
+    let receiving = Receiving { set, plan, keys, zfs: &zfs, target, options, stop: &stop, mark };
     let mut made = Vec::new();
     let received = async {
-        if plan.gives_up {
-            receiving.give_up().await?;
-        }
-        for parent in &plan.parents {
-            zfs.create_filesystem(parent, &[("canmount".to_owned(), PropertyValue::Number(0))].into())?;
-            made.push(parent.clone());
-        }
+        receiving.prepare(&mut made).await?;
         receiving.receive_all(&names).await
     };
     match received.await {
         Ok(received) => {
-            receiving.end();
+            receiving.end(&made);
             Ok(received)
         }
         Err(error) => {
@@ -119,14 +152,51 @@ pub async fn restore_to_dataset(
     }
 }
 
+/// What proves that the target is of this restore. One that is resumed keeps the mark that it has.
+fn mark_of(set: &RestoreSet, plan: &ReceivePlan, options: &ReceiveOptions) -> Result<Mark, RunError> {
+    if options.resume == ResumeChoice::Never {
+        return Mark::scratch(set);
+    }
+    let is_chain = plan.skipped + 1 < set.backups.len();
+    let sets_readonly = !plan.keeps_readonly && (plan.rollback.is_some() || is_chain);
+    let id = set.newest().manifest.id.to_string();
+    let begun = match &plan.begun {
+        Some(begun) => Begun { id, readonly: begun.readonly || sets_readonly, ..begun.clone() },
+        None => Begun {
+            id,
+            is_new: plan.rollback.is_none() && plan.unfinished.is_none(),
+            readonly: sets_readonly,
+            was_writable: plan.was_writable,
+            token: Some(RestoreToken::random()?),
+        },
+    };
+    Ok(Mark::Restoring(begun))
+}
+
 impl Receiving<'_> {
+    /// Gives up what is to be given up, makes the parents, or rolls back: all that comes before the first receive.
+    async fn prepare(&self, made: &mut Vec<DatasetName>) -> Result<(), RunError> {
+        if self.plan.gives_up {
+            self.give_up().await?;
+        }
+        for parent in &self.plan.parents {
+            self.zfs.create_filesystem(parent, &parent_properties(self.mark.token()))?;
+            made.push(parent.clone());
+        }
+        if let Some(rollback) = &self.plan.rollback {
+            let (zfs, rollback, mark) = (Arc::clone(self.zfs), rollback.clone(), self.mark.clone());
+            blocking(move || rollback.carry_out(&*zfs, &mark)).await??;
+        }
+        Ok(())
+    }
+
     async fn receive_all(&self, names: &[SnapshotName]) -> Result<Received, RunError> {
         let first = self.plan.skipped;
         let mut received = Received { snapshots: names[first..].to_vec(), streams: Vec::new(), went_on: None };
         for (number, (backup, snapshot)) in self.set.backups.iter().zip(names).enumerate().skip(first) {
             let request = ReceiveRequest {
                 target: snapshot.clone(),
-                force: self.options.rollback && number == first,
+                force: false,
                 resumable: self.options.resume != ResumeChoice::Never,
                 origin: None,
                 properties: self.properties(number),
@@ -163,7 +233,7 @@ impl Receiving<'_> {
             Err(error) if must_start_over(&error) => error,
             Err(error) => return Err(error),
         };
-        check_own(self.target, self.plan.begun.as_ref(), &why)?;
+        check_own(&**self.zfs, self.target, self.plan.begun.as_ref().and_then(|begun| begun.token), &why)?;
         tracing::warn!(error = error_chain(&why), "{} cannot go on there, and starts over", backup.manifest.id);
         self.zfs.abort_receive(self.target)?;
         Ok((self.receive(backup, request, None).await?, None))
@@ -188,10 +258,28 @@ impl Receiving<'_> {
         match (take_failure(&failure), result) {
             (Some(error), _) => return Err(error),
             (None, Err(error)) if is_new && lacks_feature(&error) => return Err(self.without_feature(backup, &error)?),
+            (None, Err(error)) if was_changed(&error) => return Err(self.name_change(error)),
             (None, Err(error)) => received_but_for_properties(&**self.zfs, &request.target, backup, error)?,
             (None, Ok(())) => check_received(&**self.zfs, &request.target, backup)?,
         }
         Ok(digest)
+    }
+
+    /// Says what came in between, where the kernel found the target changed; its own error where nothing is to be seen.
+    fn name_change(&self, error: ZfsError) -> RunError {
+        let is_ours = |dataset: &Dataset| self.mark.is_on(dataset) || !self.mark.is_of_new();
+        // Another's dataset has come under this name: then the snapshots there say nothing.
+        if !self.zfs.dataset(self.target).is_ok_and(|found| found.as_ref().is_some_and(is_ours)) {
+            return error.into();
+        }
+        let guids = self.guids();
+        let known = |guid: Guid, short: &str| guids.contains(&guid) || self.plan.kept.iter().any(|kept| kept == short);
+        let what = match find_stranger(&**self.zfs, self.target, known) {
+            Ok(Some(stranger)) => format!("{stranger} appeared"),
+            _ if error.errno().is_some_and(|errno| errno.0 == libc::ETXTBSY) => "its data was changed".to_owned(),
+            _ => return error.into(),
+        };
+        RunError::TargetChanged { target: self.target.clone(), what }
     }
 
     /// Says who sent what this pool or its ZFS cannot take.
@@ -207,63 +295,79 @@ impl Receiving<'_> {
         ))
     }
 
-    /// What is set with the receive of one backup.
+    /// What is set with the receive of one backup. The kernel sets it when the receive begins.
     fn properties(&self, number: usize) -> BTreeMap<String, PropertyValue> {
         let (first, last) = (self.plan.skipped, self.set.backups.len() - 1);
-        let sets_readonly = first < last && !self.plan.keeps_readonly;
-        let readonly = sets_readonly || self.plan.begun.as_ref().is_some_and(|begun| begun.readonly);
         let mut properties = BTreeMap::new();
-        if number == first && self.options.resume != ResumeChoice::Never {
-            let is_new = match &self.plan.begun {
-                Some(begun) => begun.is_new,
-                None => self.plan.rolled_back_to.is_none() && self.plan.unfinished.is_none(),
-            };
-            let begun = Begun { id: self.set.newest().manifest.id.to_string(), is_new, readonly };
-            properties.insert(RESTORING_PROPERTY.to_owned(), begun.to_value());
-        }
-        if number == first && sets_readonly {
-            properties.insert("readonly".to_owned(), PropertyValue::Number(1));
-        }
         if number == last {
-            if readonly {
+            // Nobody writes into a new dataset that is not mounted. One that was there is readonly until the end.
+            if self.sets_readonly() && self.mark.is_of_new() {
                 properties.insert("readonly".to_owned(), PropertyValue::Number(0));
             }
             properties.extend(self.options.properties.resolve(self.set.recorded_properties()));
+            if !self.mark.is_of_new() {
+                properties.remove("readonly");
+            }
+        } else if number == first && self.sets_readonly() {
+            properties.insert("readonly".to_owned(), PropertyValue::Number(1));
+        }
+        if number == first {
+            properties.extend([self.mark.to_property()]);
         }
         properties
     }
 
-    /// All was received: the marks of the restore go.
-    fn end(&self) {
-        if self.options.resume == ResumeChoice::Never {
-            return;
+    /// Whether `readonly=on` is set for the restore, by this run or by an earlier one.
+    fn sets_readonly(&self) -> bool {
+        match &self.mark {
+            Mark::Restoring(begun) => begun.readonly,
+            Mark::Scratch(_) => self.set.backups.len() > 1,
         }
-        let inherit = |property: &str| {
-            if let Err(error) = self.zfs.inherit_property(self.target, property) {
-                let target = self.target;
+    }
+
+    /// All was received: the marks of the restore go. A scratch dataset keeps its own until it is destroyed.
+    fn end(&self, made: &[DatasetName]) {
+        let warn_if_left = |name: &DatasetName, property: &str, ended: Result<(), ZfsError>| {
+            if let Err(error) = ended {
+                let name = shell_words::quote(name.as_str());
                 tracing::warn!(
                     error = error_chain(&error),
-                    "received; one thing is left: zfs inherit {property} {target}"
+                    "received; one thing is left: zfs inherit {property} {name}"
                 );
             }
         };
-        // An earlier run came to its end but for this.
-        if self.plan.skipped == self.set.backups.len() && self.plan.begun.as_ref().is_some_and(|begun| begun.readonly) {
-            inherit("readonly");
+        for parent in made {
+            warn_if_left(parent, PARENT_PROPERTY, self.zfs.inherit_property(parent, PARENT_PROPERTY));
         }
-        inherit(RESTORING_PROPERTY);
+        let Mark::Restoring(begun) = &self.mark else { return };
+        // An earlier run came to its end but for this.
+        let is_whole = self.plan.skipped == self.set.backups.len();
+        if begun.readonly && (is_whole || !begun.is_new) {
+            warn_if_left(self.target, "readonly", self.end_readonly(begun));
+        }
+        warn_if_left(self.target, RESTORING_PROPERTY, self.zfs.inherit_property(self.target, RESTORING_PROPERTY));
+    }
+
+    /// Gives back what `readonly` was, or what was chosen.
+    fn end_readonly(&self, begun: &Begun) -> Result<(), ZfsError> {
+        let chosen = self.options.properties.resolve(self.set.recorded_properties()).remove("readonly");
+        match chosen.or(begun.was_writable.then_some(PropertyValue::Number(0))) {
+            Some(value) => self.zfs.set_properties(self.target, &[("readonly".to_owned(), value)].into()),
+            None => self.zfs.inherit_property(self.target, "readonly"),
+        }
     }
 
     /// Destroys what an earlier run received.
     async fn give_up(&self) -> Result<(), RunError> {
         let (zfs, target, guids) = (Arc::clone(self.zfs), self.target.clone(), self.guids());
-        let is_rollback = self.options.rollback && self.plan.rolled_back_to.is_some();
+        let begun = self.plan.begun.as_ref().and_then(|begun| begun.token);
+        let whole = self.plan.given_up;
         tracing::warn!("{target}: what an interrupted restore received is given up");
-        let gone = blocking(move || match is_rollback {
-            true => abort_cut(&*zfs, &target, |_| true).map(drop),
-            false => destroy_begun(&*zfs, &target, &guids),
+        let gone = blocking(move || match whole {
+            Some(token) => destroy_begun(&*zfs, &target, token, &guids),
+            None => Ok(abort_cut(&*zfs, &target, begun, |_| true)?),
         });
-        Ok(gone.await??)
+        gone.await?
     }
 
     fn guids(&self) -> BTreeSet<Guid> {
@@ -272,26 +376,32 @@ impl Receiving<'_> {
 
     /// The end of a restore that failed.
     async fn leave(&self, error: &RunError, made: Vec<DatasetName>) -> Result<(), RunError> {
-        let (zfs, target, guids) = (Arc::clone(self.zfs), self.target.clone(), self.guids());
-        let is_rollback = self.plan.rolled_back_to.is_some();
+        let (zfs, target, guids, mark) = (Arc::clone(self.zfs), self.target.clone(), self.guids(), self.mark.clone());
+        let is_rollback = self.plan.rollback.is_some();
         let went_on = self.plan.begun.is_some() || self.plan.unfinished.is_some();
         let stays = self.options.resume != ResumeChoice::Never && (went_on || may_go_on(error));
-        let more_follow = self.plan.skipped + 1 < self.set.backups.len();
         blocking(move || {
             if stays {
-                return leave_half(&*zfs, &target, &made);
+                return leave_half(&*zfs, &target, &mark, &made);
             }
             let removed = match is_rollback {
-                true => abort_cut(&*zfs, &target, |token| guids.contains(&token.to_guid)).map(drop),
-                false => remove_received(&*zfs, &target, &guids, &made),
+                true => {
+                    let token = mark.token();
+                    let aborted = abort_cut(&*zfs, &target, token, |cut| guids.contains(&cut.to_guid));
+                    aborted.map_err(RunError::from)
+                }
+                false => remove_received(&*zfs, &target, &mark, &guids, &made),
             };
+            let hint = removed.as_ref().err().and_then(RunError::hint).unwrap_or_default();
             if let Err(error) = removed {
-                tracing::warn!(error = error_chain(&error), "{target} is a part of what was to be restored; destroy it");
+                tracing::warn!(error = error_chain(&error), hint, "a part of what was to be restored stays");
             }
-            if is_rollback && more_follow {
+            if is_rollback && zfs.dataset(&target).ok().flatten().is_some_and(|dataset| mark.is_on(&dataset)) {
+                let name = shell_words::quote(target.as_str());
                 tracing::warn!(
-                    "{target} may have stayed readonly, as it is between two backups: a restore that ends well ends that, \
-                     and so does zfs inherit readonly {target}"
+                    "{target} stays readonly, and marked as half restored, as it is between two backups: the same \
+                     command resumes the restore; to keep the dataset as it is: zfs inherit readonly {name}; zfs \
+                     inherit {RESTORING_PROPERTY} {name}"
                 );
             }
         })
@@ -329,6 +439,11 @@ async fn find_in(
         fetch_bytes: Entries::of(backup).sealed_bytes_from(backup, found.entry),
     };
     Ok((found, went_on))
+}
+
+/// Whether the kernel found the target changed: its data (ETXTBSY), or a snapshot that came in between (EINVAL at the end).
+fn was_changed(error: &ZfsError) -> bool {
+    error.errno().is_some_and(|errno| [libc::EINVAL, libc::ETXTBSY].contains(&errno.0))
 }
 
 fn lacks_feature(error: &ZfsError) -> bool {

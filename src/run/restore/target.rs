@@ -1,21 +1,17 @@
 //! [`check_target`]: what is in the place that a chain is to be received into, and what that means: a new dataset, one
 //! that is rolled back, or what an earlier run left when it was interrupted.
 //!
-//! A dataset that a restore has begun has the user property [`RESTORING_PROPERTY`], set with the first receive and taken
-//! away after the last. It is the proof that what is there is ours: only then is it gone on with without being asked
-//! for a rollback, and given up where going on is impossible. It also says whether `readonly` was set by us, so that
-//! whichever run ends the restore ends that too.
+//! A dataset that a restore has begun has a mark ([`Begun`]), set with the first receive and taken away after the last.
+//! Without it nothing is resumed unless a rollback was asked for, and nothing is ever destroyed for a restart.
 
+use super::mark::{Begun, RestoreToken, own};
+use super::rollback::Rollback;
 use super::{ReceiveOptions, ResumeChoice};
 use super::{RestoreBackup, RestoreSet, no_pool};
-use crate::model::{DatasetName, SnapshotName};
+use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::stream::record::feature;
-use crate::zfs::{Dataset, Property, PropertyValue, ResumeToken, Snapshot, Zfs};
-
-/// Marks a dataset as being restored: the id of the backup that it will be, `new` if the restore made the dataset, and
-/// `readonly` if that was set for the restore.
-pub const RESTORING_PROPERTY: &str = "zfs-backup:restoring";
+use crate::zfs::{Dataset, PropertyValue, ResumeToken, Snapshot, Zfs};
 
 /// What will be received, and onto what.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,50 +20,22 @@ pub struct ReceivePlan {
     pub skipped: usize,
     /// Filesystems that are made first, with `canmount=off`, outermost first.
     pub parents: Vec<DatasetName>,
-    /// The snapshot that the dataset is rolled back to; none for a new dataset, or one that an earlier run began.
-    pub rolled_back_to: Option<SnapshotName>,
+    /// What is destroyed so that the chain can go on; none for a new dataset, or one that an earlier run began.
+    pub rollback: Option<Rollback>,
     /// The names of the snapshots that stay.
     pub kept: Vec<String>,
-    /// The snapshots that are lost by that, oldest first. What was changed since the newest of them is lost too.
-    pub lost: Vec<SnapshotName>,
     /// A receive of the next backup that was cut and can go on.
     pub unfinished: Option<ResumeToken>,
     /// What an earlier run noted on the dataset.
     pub begun: Option<Begun>,
     /// What an earlier run received is destroyed first, as was asked for.
     pub gives_up: bool,
+    /// The token of a whole dataset that is given up.
+    pub given_up: Option<RestoreToken>,
     /// The dataset is readonly by the will of its owner, and stays so.
     pub keeps_readonly: bool,
-}
-
-/// The value of [`RESTORING_PROPERTY`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Begun {
-    /// The backup that the chain led to.
-    pub id: String,
-    /// The dataset was made by the restore: nothing in it is anybody else's.
-    pub is_new: bool,
-    /// `readonly=on` was set for the restore.
-    pub readonly: bool,
-}
-
-impl Begun {
-    /// As it was set on the dataset itself, not above it.
-    pub(super) fn of(dataset: &Dataset) -> Option<Self> {
-        let PropertyValue::Text(text) = &own(dataset, RESTORING_PROPERTY)?.value else { return None };
-        let (id, flags) = text.split_once(' ').unwrap_or((text, ""));
-        let has = |flag: &str| flags.split(' ').any(|other| other == flag);
-        Some(Self { id: id.to_owned(), is_new: has("new"), readonly: has("readonly") })
-    }
-
-    pub(super) fn to_value(&self) -> PropertyValue {
-        let flag = |is_set: bool, flag: &'static str| if is_set { flag } else { "" };
-        PropertyValue::Text(format!("{}{}{}", self.id, flag(self.is_new, " new"), flag(self.readonly, " readonly")))
-    }
-}
-
-fn own<'a>(dataset: &'a Dataset, property: &str) -> Option<&'a Property> {
-    dataset.properties.get(property).filter(|property| property.source.as_deref() == Some(dataset.name.as_str()))
+    /// The dataset has `readonly=off` of its own, which it gets back.
+    pub was_writable: bool,
 }
 
 /// Whether a cut receive is one of this very backup: snapshot, base, and the form that blocks are sent in.
@@ -78,26 +46,6 @@ pub(super) fn fits(token: &ResumeToken, backup: &RestoreBackup) -> bool {
         && token.from_guid == manifest.base.as_ref().map(|base| base.guid)
         && [token.raw, token.compressed, token.embedded, token.large_blocks]
             == [has(feature::RAW), has(feature::COMPRESSED), has(feature::EMBED_DATA), has(feature::LARGE_BLOCKS)]
-}
-
-/// What an interrupted restore, or another receive, has left on a dataset, and what a person can do about it.
-///
-/// # Errors
-/// [`RunError::Zfs`] when its state cannot be read.
-pub fn left_half(dataset: &Dataset) -> Result<Option<(String, String)>, RunError> {
-    let name = &dataset.name;
-    let token = dataset.resume_token()?;
-    Ok(match (Begun::of(dataset), token) {
-        (Some(begun), _) => Some((
-            format!("{name} is half restored, on the way to backup {}", begun.id),
-            format!("the same restore into {name} goes on; with --restart it starts over"),
-        )),
-        (None, Some(token)) => Some((
-            format!("{name} has an interrupted receive of {}", token.to_name),
-            format!("go on with it, or give it up: zfs receive -A {name}"),
-        )),
-        (None, None) => None,
-    })
 }
 
 /// Looks at what is there, without changing anything.
@@ -116,8 +64,7 @@ pub fn check_target(
     }
     let (token, begun) = (dataset.resume_token()?, Begun::of(&dataset));
     let snapshots = zfs.snapshots(target)?;
-    let owner = own(&dataset, "readonly").is_some_and(|readonly| readonly.value == PropertyValue::Number(1));
-    let place = Place { target, set, dataset, token, snapshots, keeps_readonly: owner && begun.is_none(), begun };
+    let place = Place { zfs, target, set, dataset, token, snapshots, begun };
     match options.resume {
         ResumeChoice::Restart if place.begun.is_some() || place.token.is_some() => place.restart(options.rollback),
         _ if place.dataset.inconsistent => place.go_on_with_first(),
@@ -141,20 +88,20 @@ fn plan_new(zfs: &dyn Zfs, target: &DatasetName) -> Result<ReceivePlan, RunError
 
 fn exists(target: &DatasetName) -> RunError {
     let what = format!("{target} exists already, and restoring over a dataset would lose what it holds");
-    let hint = "restore into a name that does not exist yet; --force-rollback goes on from the newest snapshot that it \
-                has in common with the chain";
+    let hint = "restore into a name that does not exist yet; --force-rollback lists what going on from the newest \
+                snapshot that it has in common with the chain would destroy";
     RunError::refused(what, hint)
 }
 
 /// A target that exists.
 struct Place<'a> {
+    zfs: &'a dyn Zfs,
     target: &'a DatasetName,
     set: &'a RestoreSet,
     dataset: Dataset,
     token: Option<ResumeToken>,
     begun: Option<Begun>,
     snapshots: Vec<Snapshot>,
-    keeps_readonly: bool,
 }
 
 impl Place<'_> {
@@ -162,7 +109,8 @@ impl Place<'_> {
     fn go_on_with_first(self) -> Result<ReceivePlan, RunError> {
         if self.token.is_none() {
             let what = format!("{} is in the middle of a receive that cannot go on", self.target);
-            return Err(RunError::refused(what, format!("if nobody receives into it: zfs destroy {}", self.target)));
+            let name = shell_words::quote(self.target.as_str());
+            return Err(RunError::refused(what, format!("if nobody receives into it: zfs destroy {name}")));
         }
         self.plan(0)
     }
@@ -175,7 +123,7 @@ impl Place<'_> {
         };
         if let Some(newer) = self.snapshots.get(at + 1) {
             let what = format!("{} was begun by a restore, and has {} besides", self.target, newer.name);
-            return Err(RunError::refused(what, "--force-rollback goes on all the same, and loses it"));
+            return Err(RunError::refused(what, "--force-rollback lists what going on all the same would destroy"));
         }
         self.plan(number + 1)
     }
@@ -187,41 +135,49 @@ impl Place<'_> {
             let what = format!("{target} has no snapshot of this chain, so nothing can be rolled back to");
             return Err(RunError::refused(what, "restore into a new name, look at it, and then rename the two"));
         };
-        let base = self.snapshots[at].name.clone();
+        let base = &self.snapshots[at];
         let is_end = number + 1 == self.set.backups.len();
         if is_end && (self.begun.is_none() || at + 1 < self.snapshots.len()) {
-            let what = format!("{target} has {base} already, which is what would be restored");
-            return Err(RunError::refused(what, format!("to go back to it: zfs rollback -r {base}")));
+            let what = format!("{target} has {} already, which is what would be restored", base.name);
+            let name = base.name.to_string();
+            return Err(RunError::refused(
+                what,
+                format!("to go back to it: zfs rollback -r {}", shell_words::quote(&name)),
+            ));
         }
-        let lost = self.snapshots[at + 1..].iter().map(|snapshot| snapshot.name.clone()).collect();
-        let rolled_back_to = Some(base).filter(|_| !is_end);
+        let rollback = match is_end {
+            true => None,
+            false => Some(Rollback::plan(self.zfs, &self.dataset, base, &self.snapshots[at + 1..])?),
+        };
         let plan = self.plan(number + 1)?;
         let kept = plan.kept[..=at].to_vec();
-        Ok(ReceivePlan { rolled_back_to, kept, lost, ..plan })
+        Ok(ReceivePlan { rollback, kept, ..plan })
     }
 
     /// As if nothing had been received, if what was is ours.
     fn restart(self, rollback: bool) -> Result<ReceivePlan, RunError> {
-        let fits_any = |token: &ResumeToken| self.set.backups.iter().any(|backup| fits(token, backup));
-        if self.begun.is_none() && !self.token.as_ref().is_some_and(fits_any) {
-            return Err(self.foreign());
+        let Some(begun) = &self.begun else { return Err(self.foreign()) };
+        if begun.token.is_none() {
+            let what =
+                format!("{} was begun by an older build, whose mark does not prove what is its own", self.target);
+            let name = shell_words::quote(self.target.as_str());
+            return Err(RunError::refused(what, format!("resume it without --restart, or: zfs destroy -r {name}")));
         }
         if rollback && !self.dataset.inconsistent {
             let plan = Self { token: None, ..self }.roll_back()?;
             return Ok(ReceivePlan { gives_up: true, ..plan });
         }
-        let guids: Vec<_> = self.set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect();
-        let other = self.snapshots.iter().find(|snapshot| !guids.contains(&snapshot.guid));
-        match (&self.begun, other) {
-            (Some(begun), None) if begun.is_new => {}
-            (None, None) if self.dataset.inconsistent => {}
-            (_, Some(other)) => {
-                let what = format!("{} is not of this restore alone: it has {}", self.target, other.name);
-                return Err(RunError::refused(what, format!("destroy it yourself: zfs destroy -r {}", self.target)));
-            }
-            _ => return Err(exists(self.target)),
+        if !begun.is_new {
+            return Err(exists(self.target));
         }
-        Ok(ReceivePlan { gives_up: true, ..ReceivePlan::default() })
+        let guids: Vec<_> = self.set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect();
+        if let Some(other) = self.snapshots.iter().find(|snapshot| !guids.contains(&snapshot.guid)) {
+            let what = format!("{} is not of this restore alone: it has {}", self.target, other.name);
+            let name = shell_words::quote(self.target.as_str());
+            return Err(RunError::refused(what, format!("destroy it yourself: zfs destroy -r {name}")));
+        }
+        let token = begun.token;
+        Ok(ReceivePlan { gives_up: true, given_up: token, ..ReceivePlan::default() })
     }
 
     fn plan(self, skipped: usize) -> Result<ReceivePlan, RunError> {
@@ -231,12 +187,15 @@ impl Place<'_> {
         {
             return Err(self.foreign());
         }
+        let readonly = own(&self.dataset, "readonly").map(|readonly| readonly.value.clone());
+        let is_owners = self.begun.is_none();
         Ok(ReceivePlan {
             skipped,
             kept: self.snapshots.iter().map(|snapshot| snapshot.name.short().to_owned()).collect(),
             unfinished: self.token,
+            keeps_readonly: is_owners && readonly == Some(PropertyValue::Number(1)),
+            was_writable: is_owners && readonly == Some(PropertyValue::Number(0)),
             begun: self.begun,
-            keeps_readonly: self.keeps_readonly,
             ..ReceivePlan::default()
         })
     }
@@ -260,7 +219,10 @@ impl Place<'_> {
             Some(begun) => {
                 format!("--backup {} goes on with it; --restart destroys it and starts over", begun.id)
             }
-            None => format!("`zfs receive -A {}` gives it up, if nobody needs it", self.target),
+            None => {
+                let name = shell_words::quote(self.target.as_str());
+                format!("`zfs receive -A {name}` gives it up, if nobody needs it")
+            }
         }
     }
 }

@@ -121,6 +121,13 @@ impl Content {
         self.files.values().any(|file| file.is_newer_than(txg)) || self.freed_after(txg).next().is_some()
     }
 
+    /// What was written after `txg`: at least 1 when anything changed.
+    pub(super) fn bytes_after(&self, txg: u64) -> u64 {
+        let blocks: usize =
+            self.files.values().map(|file| file.block_txgs.iter().filter(|at| **at > txg).count()).sum();
+        ((blocks * BLOCK_BYTES) as u64).max(u64::from(self.is_newer_than(txg)))
+    }
+
     /// The sum of all lengths.
     pub(super) fn bytes(&self) -> u64 {
         self.files.values().map(|file| file.data.len() as u64).sum()

@@ -41,6 +41,8 @@ pub(super) struct Target {
     to_guid: u64,
     txg: u64,
     points_at_objects: bool,
+    /// Onto a dataset that is there: the snapshot that the hidden dataset of the receive is a clone of, 0 for a full one.
+    onto: Option<u64>,
     /// Read so far, by the receives before this one too.
     bytes: u64,
 }
@@ -206,6 +208,12 @@ impl<'a> Incoming<'a> {
     pub(super) fn finish(self, state: &mut State, target: Target, applied: Result<bool, Stop>) -> Result<(), ZfsError> {
         match applied {
             Ok(goes_on) => {
+                if let Err(errno) = check_end(state, self.request, &target) {
+                    if self.request.resumable {
+                        keep_partial(state, self.request, &self.begin, target);
+                    }
+                    return Err(self.attempt.refused(errno));
+                }
                 commit(state, self.request, &self.begin, target.content);
                 match goes_on {
                     true => Err(self.attempt.malformed("the stream goes on after its END record")),
@@ -235,28 +243,35 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
     let (to_guid, from_guid) = (begin.number(40), begin.number(48));
     let txg = state.next_txg();
     let points_at_objects = state.points_at_objects;
-    let target = |content, point| Target { content, point, to_guid, txg, points_at_objects, bytes: 0 };
+    let target = |content, point, onto| Target { content, point, to_guid, txg, points_at_objects, onto, bytes: 0 };
     let beginning = SendResume { object: 1, offset: 0 };
     let existing = state.datasets.get_mut(name);
     if begin.features() & FEATURE_RESUMING != 0 {
         let partial = existing.and_then(|dataset| dataset.partial.clone()).ok_or(libc::EINVAL)?;
         let fits = (partial.to_guid, partial.from_guid) == (to_guid, from_guid)
             && read_resume_list(&begin.payload) == Some(partial.point);
-        let Partial { content, point, bytes, .. } = partial;
-        return if fits { Ok(Target { bytes, ..target(content, point) }) } else { Err(libc::EINVAL) };
+        let Partial { content, point, bytes, onto, .. } = partial;
+        return if fits { Ok(Target { bytes, ..target(content, point, onto) }) } else { Err(libc::EINVAL) };
     }
     if existing.as_ref().is_some_and(|dataset| dataset.partial.is_some()) {
         return Err(libc::EBUSY);
     }
     let is_clone = begin.word(36) & FLAG_CLONE != 0;
+    if is_clone && request.origin.is_none() {
+        return Err(libc::EINVAL);
+    }
     match existing {
+        Some(dataset) if dataset.snapshots.iter().any(|snapshot| snapshot.short == request.target.short()) => {
+            Err(libc::EEXIST)
+        }
         Some(dataset) if from_guid != 0 && !is_clone => {
-            let content = base_content(dataset, request, from_guid)?;
-            Ok(target(content, beginning))
+            let raw = begin.features() & FEATURE_RAW != 0;
+            let (content, branch) = base_content(dataset, request, from_guid, raw)?;
+            Ok(target(content, beginning, Some(branch)))
         }
         Some(_) if !request.force || is_clone => Err(libc::EEXIST),
-        Some(dataset) if begin.features() & FEATURE_RAW != 0 || !dataset.snapshots.is_empty() => Err(libc::EINVAL),
-        Some(_) => Ok(target(Content::default(), beginning)),
+        Some(dataset) if begin.features() & FEATURE_RAW != 0 || dataset.encrypted => Err(libc::EINVAL),
+        Some(_) => Ok(target(Content::default(), beginning, Some(0))),
         None if from_guid != 0 && !is_clone => Err(libc::ENOENT),
         None => {
             let parent = request.target.dataset().parent().ok_or(libc::ENOENT)?;
@@ -265,31 +280,54 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
                 return Err(WRONG_PARENT);
             }
             let content = if is_clone { origin_content(state, request, from_guid)? } else { Content::default() };
-            Ok(target(content, beginning))
+            Ok(target(content, beginning, None))
         }
     }
 }
 
-/// The base of an incremental, which must be the newest state of the dataset, or be made so by force.
-fn base_content(dataset: &mut FakeDataset, request: &ReceiveRequest, from_guid: u64) -> Result<Content, i32> {
-    let at = dataset.snapshots.iter().position(|snapshot| snapshot.guid == from_guid).ok_or(libc::ENODEV)?;
-    let base = &dataset.snapshots[at];
-    let (content, createtxg) = (Content::clone(&base.content), base.createtxg);
-    let newer = &dataset.snapshots[at + 1..];
-    if !newer.is_empty() || dataset.content.is_newer_than(createtxg) {
-        if !request.force {
-            return Err(libc::ETXTBSY);
-        }
-        if newer.iter().any(|snapshot| !snapshot.holds.is_empty()) {
-            return Err(libc::EBUSY);
-        }
-        dataset.snapshots.truncate(at + 1);
-        dataset.content = content.clone();
+/// The base of an incremental, and the snapshot that what is received branches off from. Without force nothing may have
+/// changed since the base; snapshots without a change do not matter, except to raw streams. With force what came after is
+/// destroyed, but only at the end.
+fn base_content(
+    dataset: &FakeDataset,
+    request: &ReceiveRequest,
+    from_guid: u64,
+    raw: bool,
+) -> Result<(Content, u64), i32> {
+    let base = dataset.snapshots.iter().find(|snapshot| snapshot.guid == from_guid).ok_or(libc::ENODEV)?;
+    let content = Content::clone(&base.content);
+    if request.force {
+        return Ok((content, from_guid));
     }
+    let newest = dataset.snapshots.last().map_or(from_guid, |snapshot| snapshot.guid);
+    match dataset.content.is_newer_than(base.createtxg) || raw && newest != from_guid {
+        true => Err(libc::ETXTBSY),
+        false => Ok((content, newest)),
+    }
+}
+
+/// What the kernel checks once all has come: onto a dataset that was there, that nothing came in between. With force it
+/// destroys now what is newer than the base, whenever that was made.
+fn check_end(state: &mut State, request: &ReceiveRequest, target: &Target) -> Result<(), i32> {
+    let (Some(branch), name) = (target.onto, request.target.dataset()) else { return Ok(()) };
+    let dataset = state.get(name)?;
     if dataset.snapshots.iter().any(|snapshot| snapshot.short == request.target.short()) {
         return Err(libc::EEXIST);
     }
-    Ok(content)
+    let kept = dataset.snapshots.iter().position(|snapshot| snapshot.guid == branch).map_or(0, |at| at + 1);
+    if request.force {
+        let mut newer = dataset.snapshots[kept..].iter();
+        return match newer.find_map(|snapshot| state.keeps(name, snapshot)) {
+            Some(errno) => Err(errno),
+            None => state.get_mut(name).map(|dataset| dataset.snapshots.truncate(kept)),
+        };
+    }
+    let changed = dataset.snapshots.last().is_some_and(|newest| dataset.content.is_newer_than(newest.createtxg));
+    match kept == dataset.snapshots.len() {
+        false => Err(libc::EINVAL),
+        true if changed => Err(libc::ETXTBSY),
+        true => Ok(()),
+    }
 }
 
 fn origin_content(state: &State, request: &ReceiveRequest, from_guid: u64) -> Result<Content, i32> {
@@ -341,6 +379,7 @@ fn keep_partial(state: &mut State, request: &ReceiveRequest, begin: &Record, tar
         features: begin.features() & !FEATURE_RESUMING,
         bytes: target.bytes,
         point: target.point,
+        onto: target.onto,
     });
     // Those of a new dataset are set before the first record comes; on one that was there the kernel restores what was.
     if dataset.inconsistent {

@@ -54,6 +54,8 @@ pub(super) struct Partial {
     pub(super) features: u64,
     pub(super) bytes: u64,
     pub(super) point: SendResume,
+    /// The snapshot that the hidden dataset of a receive onto an existing one is a clone of.
+    pub(super) onto: Option<u64>,
 }
 
 impl Partial {
@@ -190,6 +192,9 @@ impl State {
             }
             ancestor = above.parent();
         }
+        let newest_txg = dataset.snapshots.last().map_or(0, |snapshot| snapshot.createtxg);
+        let written = PropertyValue::Number(dataset.content.bytes_after(newest_txg));
+        properties.insert("written".to_owned(), Property { value: written, source: None });
         if let Some(partial) = &dataset.partial {
             let token = PropertyValue::Text(partial.to_token().to_text());
             properties.insert(RESUME_TOKEN_PROPERTY.to_owned(), Property { value: token, source: None });
@@ -222,11 +227,20 @@ impl State {
                     0
                 },
                 holds: snapshot.holds.len() as u64,
+                clones: self.clones_of(name, snapshot),
                 redacted: dataset.redacted,
                 user_properties: snapshot.user_properties.clone(),
             })
         };
         Ok(dataset.snapshots.iter().filter_map(to_snapshot).collect())
+    }
+
+    /// How many datasets began as this snapshot, the hidden one of a cut receive included.
+    fn clones_of(&self, name: &DatasetName, snapshot: &FakeSnapshot) -> u64 {
+        let is_origin = |origin: &SnapshotName| origin.dataset() == name && origin.short() == snapshot.short;
+        let clones = self.datasets.values().filter(|other| other.origin.as_ref().is_some_and(is_origin)).count();
+        let partial = self.get(name).ok().and_then(|dataset| dataset.partial.as_ref()?.onto);
+        clones as u64 + u64::from(partial == Some(snapshot.guid))
     }
 
     pub(super) fn to_bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, i32> {
@@ -287,16 +301,7 @@ impl State {
 
     /// All or none; those that are gone do not count.
     pub(super) fn destroy_snapshots(&mut self, names: &[SnapshotName]) -> Failures {
-        let is_origin =
-            |name: &SnapshotName| self.datasets.values().any(|dataset| dataset.origin.as_ref() == Some(name));
-        let refused = |name: &SnapshotName| {
-            let snapshot = self.snapshot(name)?;
-            // The snapshot has one reference; another is a send's.
-            match !snapshot.holds.is_empty() || Arc::strong_count(&snapshot.content) > 1 {
-                true => Some(libc::EBUSY),
-                false => is_origin(name).then_some(libc::EEXIST),
-            }
-        };
+        let refused = |name: &SnapshotName| self.keeps(name.dataset(), self.snapshot(name)?);
         let failures: Failures =
             names.iter().filter_map(|name| Some((name.to_string(), ZfsErrno(refused(name)?)))).collect();
         if failures.is_empty() {
@@ -307,6 +312,15 @@ impl State {
             }
         }
         failures
+    }
+
+    /// Why a snapshot cannot be destroyed.
+    pub(super) fn keeps(&self, name: &DatasetName, snapshot: &FakeSnapshot) -> Option<i32> {
+        // The snapshot has one reference; another is a send's.
+        match !snapshot.holds.is_empty() || Arc::strong_count(&snapshot.content) > 1 {
+            true => Some(libc::EBUSY),
+            false => (self.clones_of(name, snapshot) > 0).then_some(libc::EEXIST),
+        }
     }
 
     pub(super) fn hold(&mut self, name: &SnapshotName, tag: &str) -> Result<(), i32> {
@@ -387,8 +401,11 @@ impl State {
 
     pub(super) fn destroy(&mut self, name: &DatasetName) -> Result<(), i32> {
         let dataset = self.get(name)?;
-        if !dataset.snapshots.is_empty() || !self.children(name).is_empty() {
+        if !dataset.snapshots.is_empty() {
             return Err(libc::EBUSY);
+        }
+        if !self.children(name).is_empty() {
+            return Err(libc::EEXIST);
         }
         self.datasets.remove(name.as_str());
         Ok(())
@@ -396,6 +413,37 @@ impl State {
 }
 
 impl State {
+    /// Whether nothing can be written there, by its own property or by one above it.
+    pub(super) fn is_readonly(&self, name: &DatasetName) -> bool {
+        let readonly = self.to_dataset(name).ok().and_then(|mut dataset| dataset.properties.remove("readonly"));
+        readonly.is_some_and(|readonly| readonly.value == PropertyValue::Number(1))
+    }
+
+    /// Undoes what was changed since the newest snapshot, which must be that one.
+    pub(super) fn roll_back(&mut self, name: &DatasetName, to: &SnapshotName) -> Result<(), i32> {
+        // A clone without snapshots of its own goes back to its origin.
+        let origin = self.get(name)?.origin.as_ref().filter(|origin| *origin == to);
+        let origin = origin.and_then(|origin| self.snapshot(origin)).map(|origin| Content::clone(&origin.content));
+        let dataset = self.get_mut(name)?;
+        if let Some(content) = origin {
+            if !dataset.snapshots.is_empty() || !dataset.bookmarks.is_empty() {
+                return Err(libc::EEXIST);
+            }
+            dataset.content = content;
+            return Ok(());
+        }
+        let missing = if dataset.origin.is_some() { libc::ESRCH } else { libc::EINVAL };
+        let newest = dataset.snapshots.last().ok_or(missing)?;
+        if to.dataset() != name || !dataset.snapshots.iter().any(|snapshot| snapshot.short == to.short()) {
+            return Err(libc::ESRCH);
+        }
+        if newest.short != to.short() || dataset.bookmarks.values().any(|mark| mark.createtxg > newest.createtxg) {
+            return Err(libc::EEXIST);
+        }
+        dataset.content = Content::clone(&newest.content);
+        Ok(())
+    }
+
     /// Gives a cut receive up.
     pub(super) fn abort_receive(&mut self, name: &DatasetName) -> Result<(), i32> {
         let dataset = self.get_mut(name)?;

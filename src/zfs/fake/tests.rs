@@ -263,6 +263,90 @@ fn refusals_have_the_kernels_numbers() {
     }
 }
 
+/// What a reader does in the middle of its bytes.
+struct Halfway<'a>(&'a [u8], usize, Option<Box<dyn FnOnce() + Send + 'a>>);
+
+impl Read for Halfway<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.0.len() <= self.1
+            && let Some(what) = self.2.take()
+        {
+            what();
+        }
+        let most = buffer.len().min(512);
+        self.0.read(&mut buffer[..most])
+    }
+}
+
+#[test]
+fn force_destroys_at_the_end_and_without_it_what_came_in_between_stops_the_receive() {
+    let replica = || {
+        let (zfs, first, second) = two_states();
+        let whole = send(&zfs, &full(&first));
+        receive(&zfs, &into("tank/r@1"), &whole).unwrap();
+        let incremental = send(&zfs, &since(SendBase::Snapshot(first), &second));
+        (zfs, incremental)
+    };
+    let shorts = |zfs: &FakeZfs| {
+        let snapshots = zfs.snapshots(&dataset("tank/r")).unwrap();
+        snapshots.iter().map(|snapshot| snapshot.name.short().to_owned()).collect::<Vec<_>>()
+    };
+    for (force, what, expected, left) in [
+        (true, "snapshot", Ok(()), vec!["1", "2"]),
+        (true, "held", Err(libc::EBUSY), vec!["1", "late"]),
+        (true, "cloned", Err(libc::EEXIST), vec!["1", "late"]),
+        (true, "data", Ok(()), vec!["1", "2"]),
+        (false, "snapshot", Err(libc::EINVAL), vec!["1", "late"]),
+        (false, "data", Err(libc::ETXTBSY), vec!["1"]),
+    ] {
+        let (zfs, incremental) = replica();
+        let late = || {
+            if what == "data" {
+                zfs.write_file(&dataset("tank/r"), 99, b"late");
+                return;
+            }
+            let late = take(&zfs, "tank/r@late");
+            match what {
+                "held" => zfs.hold(&late, "keep").unwrap(),
+                "cloned" => zfs.clone_snapshot(&late, &dataset("tank/c")).unwrap(),
+                _ => {}
+            }
+        };
+        let request = ReceiveRequest { force, ..into("tank/r@2") };
+        let mut source = Halfway(&incremental, incremental.len() / 2, Some(Box::new(late)));
+        let received = zfs.receive(&request, &mut source);
+        assert_eq!(received.map_err(|error| error.errno().unwrap().0), expected, "force {force}, {what}");
+        assert_eq!(shorts(&zfs), left, "force {force}, {what}");
+    }
+    // A snapshot without a change is in nobody's way, but the name of one is.
+    let (zfs, incremental) = replica();
+    take(&zfs, "tank/r@noop");
+    receive(&zfs, &into("tank/r@2"), &incremental).unwrap();
+    let (zfs, incremental) = replica();
+    take(&zfs, "tank/r@2");
+    assert_eq!(errno(receive(&zfs, &ReceiveRequest { force: true, ..into("tank/r@2") }, &incremental)), libc::EEXIST);
+}
+
+#[test]
+fn a_rollback_undoes_changes_and_destroys_nothing() {
+    let (zfs, first, second) = two_states();
+    let a = dataset("tank/a");
+    let expected = zfs.snapshot_files(&second).unwrap();
+    zfs.write_file(&a, 99, b"late");
+    assert_eq!(errno(zfs.roll_back(&a, &first)), libc::EEXIST);
+    assert_eq!(errno(zfs.roll_back(&a, &snapshot("tank/a@none"))), libc::ESRCH);
+    assert_eq!(errno(zfs.roll_back(&dataset("tank/none"), &first)), libc::ENOENT);
+    assert!(zfs.files(&a).contains_key(&99));
+    zfs.roll_back(&a, &second).unwrap();
+    assert_eq!(zfs.files(&a), expected);
+    // A bookmark of a state after it is in the way.
+    zfs.bookmark(&bookmark("tank/a#2"), &SendBase::Snapshot(second.clone())).unwrap();
+    zfs.destroy_snapshots(&[second]).unwrap();
+    assert_eq!(errno(zfs.roll_back(&a, &first)), libc::EEXIST);
+    zfs.destroy_bookmarks(&[bookmark("tank/a#2")]).unwrap();
+    zfs.roll_back(&a, &first).unwrap();
+}
+
 #[test]
 fn snapshots_are_atomic_and_name_what_was_refused() {
     let (zfs, ..) = two_states();

@@ -1,0 +1,93 @@
+//! [`NewFile`]: a file that gets its name only once it is whole, and never takes the place of another.
+
+use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions, remove_file};
+use std::io::{Error, Result};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file under a random name beside the one that it is to become. It is removed when this is dropped before that.
+#[derive(Debug)]
+pub(super) struct NewFile {
+    partial: Option<PathBuf>,
+}
+
+impl NewFile {
+    /// Makes it, for this user alone. Nobody can have prepared its name, and a link in its place is not followed.
+    pub(super) fn create_beside(path: &Path) -> Result<(File, Self)> {
+        let random = getrandom::u64().map_err(|error| Error::other(error.to_string()))?;
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(format!(".{random:016x}.partial"));
+        let partial = PathBuf::from(partial);
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&partial)?;
+        Ok((file, Self { partial: Some(partial) }))
+    }
+
+    /// Gives it its name, which must not exist: [`std::io::ErrorKind::AlreadyExists`] if it does by now.
+    pub(super) fn become_named(mut self, path: &Path) -> Result<()> {
+        let Some(partial) = self.partial.take() else { return Ok(()) };
+        let named = match renameat_with(CWD, &partial, CWD, path, RenameFlags::NOREPLACE) {
+            // This file system has no such rename. A second name refuses to replace too, where there are hard links.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                linkat(CWD, &partial, CWD, path, AtFlags::empty()).map(|()| drop(remove_file(&partial)))
+            }
+            renamed => renamed,
+        };
+        if named.is_err() {
+            self.partial = Some(partial);
+        }
+        Ok(named?)
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(partial) = &self.partial {
+            drop(remove_file(partial));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{ErrorKind, Write};
+    use std::os::unix::fs::PermissionsExt;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_file_gets_its_name_when_it_is_whole_and_is_for_us_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stream");
+        let (mut file, partial) = NewFile::create_beside(&path).unwrap();
+        file.write_all(b"whole").unwrap();
+        assert!(!path.exists());
+        partial.become_named(&path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(names(folder.path()), ["stream"]);
+    }
+
+    #[test]
+    fn what_has_come_under_the_name_meanwhile_stays_and_nothing_is_left_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stream");
+        let (_, partial) = NewFile::create_beside(&path).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
+        assert_eq!(partial.become_named(&path).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert!(path.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(names(folder.path()), ["stream"]);
+        drop(NewFile::create_beside(&folder.path().join("other")).unwrap());
+        assert_eq!(names(folder.path()), ["stream"]);
+    }
+}

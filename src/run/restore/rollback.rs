@@ -1,0 +1,205 @@
+//! [`Rollback`]: what is destroyed so that a chain can go on from the newest snapshot that a dataset has in common with it.
+//!
+//! The kernel's forced receive destroys at its END whatever is newer than the base by then: also a snapshot that was taken
+//! hours after the list was shown. So nothing is received with force. The list is made first, with all that would hinder
+//! it; what is destroyed is exactly the list, by name and guid, before a byte is fetched; then the dataset is readonly and
+//! rolled back, and whatever appears later stops the receive.
+
+use super::mark::Mark;
+use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
+use crate::run::{RunError, error_chain};
+use crate::zfs::{Dataset, PropertyValue, Snapshot, Zfs};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+/// What a rollback destroys: this and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollback {
+    /// The dataset's guid.
+    pub dataset: Guid,
+    /// The snapshot that the dataset is rolled back to.
+    pub base: SnapshotName,
+    /// That snapshot's guid.
+    pub base_guid: Guid,
+    /// The snapshots after it, oldest first.
+    pub snapshots: Vec<LostSnapshot>,
+    /// Bookmarks of states after it: the kernel rolls nothing back while they are there.
+    pub bookmarks: Vec<(BookmarkName, Guid)>,
+    /// What was written since the newest snapshot, in bytes; `None` when ZFS does not say.
+    pub written_bytes: Option<u64>,
+}
+
+/// A snapshot that is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostSnapshot {
+    /// Its name.
+    pub name: SnapshotName,
+    /// Its guid.
+    pub guid: Guid,
+    /// When it was taken.
+    pub created_at: Timestamp,
+}
+
+impl Rollback {
+    /// Lists what is lost; `newer` are the snapshots after `base`.
+    ///
+    /// # Errors
+    /// [`RunError::Refused`] naming holds and clones, which would hinder it; [`RunError::Zfs`].
+    pub(super) fn plan(
+        zfs: &dyn Zfs,
+        dataset: &Dataset,
+        base: &Snapshot,
+        newer: &[Snapshot],
+    ) -> Result<Self, RunError> {
+        refuse_kept(zfs, newer)?;
+        let bookmarks = zfs.bookmarks(&dataset.name)?.into_iter();
+        let bookmarks = bookmarks.filter(|bookmark| bookmark.createtxg > base.createtxg);
+        let lost = |snapshot: &Snapshot| LostSnapshot {
+            name: snapshot.name.clone(),
+            guid: snapshot.guid,
+            created_at: snapshot.created_at,
+        };
+        Ok(Self {
+            dataset: dataset.guid,
+            base: base.name.clone(),
+            base_guid: base.guid,
+            snapshots: newer.iter().map(lost).collect(),
+            bookmarks: bookmarks.map(|bookmark| (bookmark.name, bookmark.guid)).collect(),
+            written_bytes: written_bytes(dataset),
+        })
+    }
+
+    /// The same list, made again from what is there now.
+    fn plan_again(&self, zfs: &dyn Zfs) -> Result<Self, RunError> {
+        let name = self.base.dataset();
+        let dataset = zfs.dataset(name)?.filter(|dataset| dataset.guid == self.dataset);
+        let dataset = dataset.ok_or_else(|| self.changed("it is another dataset now"))?;
+        let snapshots = zfs.snapshots(name)?;
+        let at = snapshots.iter().position(|snapshot| snapshot.guid == self.base_guid);
+        let at = at.ok_or_else(|| self.changed(&format!("{} is gone", self.base)))?;
+        Self::plan(zfs, &dataset, &snapshots[at], &snapshots[at + 1..])
+    }
+
+    /// Marks the dataset, makes it readonly, destroys what is listed if that is still all there is, and rolls back.
+    ///
+    /// # Errors
+    /// [`RunError`]. When nothing was destroyed, the dataset is as it was.
+    pub(super) fn carry_out(&self, zfs: &dyn Zfs, mark: &Mark) -> Result<(), RunError> {
+        // Before anything is set: a list that is no longer right changes nothing at all.
+        if self.plan_again(zfs)? != *self {
+            return Err(self.changed("other snapshots, bookmarks or data than were listed"));
+        }
+        let target = self.base.dataset();
+        let before = zfs.dataset(target)?.ok_or_else(|| self.changed("it is gone"))?;
+        let properties: BTreeMap<_, _> =
+            [mark.to_property(), ("readonly".to_owned(), PropertyValue::Number(1))].into_iter().collect();
+        zfs.set_properties(target, &properties)?;
+        match self.destroy_listed(zfs) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                give_back(zfs, &before, &properties);
+                Err(error)
+            }
+        }
+    }
+
+    fn destroy_listed(&self, zfs: &dyn Zfs) -> Result<(), RunError> {
+        // Nothing can be written any more, so this comparison holds but for snapshots and bookmarks.
+        if self.plan_again(zfs)? != *self {
+            return Err(self.changed("other snapshots, bookmarks or data than were listed"));
+        }
+        for lost in self.snapshots.iter().rev() {
+            match zfs.snapshot(&lost.name)? {
+                Some(there) if there.guid == lost.guid => zfs.destroy_snapshots(std::slice::from_ref(&lost.name))?,
+                Some(_) => return Err(self.changed(&format!("{} is another snapshot now", lost.name))),
+                // Gone is what it was to become.
+                None => {}
+            }
+        }
+        if !self.bookmarks.is_empty() {
+            let there = zfs.bookmarks(self.base.dataset())?;
+            for (name, guid) in &self.bookmarks {
+                if there.iter().any(|bookmark| bookmark.name == *name && bookmark.guid == *guid) {
+                    zfs.destroy_bookmarks(std::slice::from_ref(name))?;
+                }
+            }
+        }
+        zfs.roll_back(self.base.dataset(), &self.base).map_err(|error| match error.errno() {
+            Some(errno) if errno.0 == libc::EEXIST => self.changed("a snapshot or a bookmark appeared"),
+            _ => error.into(),
+        })
+    }
+
+    fn changed(&self, what: &str) -> RunError {
+        let target = self.base.dataset();
+        RunError::refused(
+            format!("{target} is not as it was when the list of what would be lost was made: {what}"),
+            format!(
+                "run it again for a new list; to keep others from changing it meanwhile: zfs set readonly=on {}",
+                shell_words::quote(target.as_str())
+            ),
+        )
+    }
+}
+
+/// What was written since the newest snapshot.
+fn written_bytes(dataset: &Dataset) -> Option<u64> {
+    match dataset.properties.get("written")?.value {
+        PropertyValue::Number(bytes) => Some(bytes),
+        PropertyValue::Text(_) => None,
+    }
+}
+
+/// Names what keeps snapshots from being destroyed, before anything is.
+fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
+    let mut commands = Vec::new();
+    let mut kept = Vec::new();
+    for snapshot in snapshots {
+        let name = snapshot.name.to_string();
+        let quoted = shell_words::quote(&name);
+        if snapshot.holds > 0 {
+            for tag in zfs.holds(&snapshot.name)?.keys() {
+                commands.push(format!("zfs release {} {quoted}", shell_words::quote(tag)));
+            }
+            kept.push(format!("{name} is held"));
+        }
+        if snapshot.clones > 0 {
+            commands.push(format!("zfs get -H -o value clones {quoted}"));
+            kept.push(format!("{name} has a clone"));
+        }
+    }
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let what = format!("the rollback would have to destroy what is kept: {}", kept.join(", "));
+    Err(RunError::refused(what, format!("if it may go: {}", commands.join("; "))))
+}
+
+/// Undoes what was set, as far as it was otherwise before.
+fn give_back(zfs: &dyn Zfs, before: &Dataset, set: &BTreeMap<String, PropertyValue>) {
+    let name = &before.name;
+    for property in set.keys() {
+        let own = super::mark::own(before, property).map(|own| own.value.clone());
+        let undone = match own {
+            Some(value) => zfs.set_properties(name, &[(property.clone(), value)].into()),
+            None => zfs.inherit_property(name, property),
+        };
+        if let Err(error) = undone {
+            tracing::warn!(error = error_chain(&error), "{property} of {name} was set for the restore, and stays so");
+        }
+    }
+}
+
+/// Names a snapshot of the target that is not known by its guid or its short name.
+///
+/// # Errors
+/// [`RunError::Zfs`].
+pub(super) fn find_stranger(
+    zfs: &dyn Zfs,
+    target: &DatasetName,
+    known: impl Fn(Guid, &str) -> bool,
+) -> Result<Option<SnapshotName>, RunError> {
+    let mut snapshots = zfs.snapshots(target)?.into_iter();
+    let stranger = snapshots.find(|snapshot| !known(snapshot.guid, snapshot.name.short()));
+    Ok(stranger.map(|snapshot| snapshot.name))
+}
