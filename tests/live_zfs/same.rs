@@ -266,7 +266,9 @@ fn clear() {
     for name in ["same/r", "same/b", "same/a"] {
         let holds = zfs(&["list", "-Hro", "name", "-t", "snapshot", POOL]);
         for snapshot in holds.lines() {
-            ["keep", "also"].iter().for_each(|tag| drop(tried(&["release", tag, snapshot])));
+            for tag in ["keep", "also"] {
+                tried(&["release", tag, snapshot]);
+            }
         }
         tried(&["destroy", "-R", name]);
     }
