@@ -11,9 +11,9 @@ mod successor;
 pub use find::open_keyrings;
 pub(super) use find::{find_keys, newer_of, number_of};
 pub use learn::learn_keys;
-pub(super) use lists::put_lists;
 pub use lists::read_lists;
-pub(super) use successor::Successor;
+pub(super) use lists::{list_flaws, put_lists};
+pub(super) use successor::{Successor, foreign_recipient};
 
 use super::lock::{KernelLock, lock_named};
 use super::replace::replace_file;
@@ -155,8 +155,11 @@ impl KeyCache {
         replace_file(&path, tag.as_bytes()).map_err(|source| file_error("write", &path, source))
     }
 
-    /// The rotation that this host began and did not end.
-    pub(super) fn noted_rotation(&self) -> Result<Option<String>, RunError> {
+    /// The rotation that this host began and did not end: the folder of the new keyring.
+    ///
+    /// # Errors
+    /// [`RunError::File`] when the note is there and cannot be read.
+    pub fn noted_rotation(&self) -> Result<Option<String>, RunError> {
         let path = self.note_path();
         match fs::read_to_string(&path) {
             Ok(tag) => Ok(Some(tag)),

@@ -38,6 +38,7 @@ mod rclone;
 mod rekey;
 mod restore;
 mod resumed;
+mod safety_trust;
 mod scale;
 mod snapshot;
 mod stock;

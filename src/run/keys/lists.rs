@@ -78,6 +78,28 @@ pub(in crate::run) async fn put_lists(store: &dyn ObjectStore, trusted: &Trusted
     Ok(())
 }
 
+/// What is wrong with the lists in this store that these keys pin, by object.
+///
+/// # Errors
+/// [`RunError::Store`] when the store cannot be asked.
+pub(in crate::run) async fn list_flaws(
+    store: &dyn ObjectStore,
+    trusted: &TrustedKeys,
+) -> Result<Vec<(ObjectKey, String)>, RunError> {
+    let mut flaws = Vec::new();
+    for list in &trusted.lists {
+        let Some(key) = key_of(list) else { continue };
+        match store.get(&key, None, BELIEVED_BYTES_MAX).await {
+            Ok(bytes) => flaws.extend(open(list, &bytes).err().map(|reason| (key, reason))),
+            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
+                flaws.push((key, error_chain(&error)));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(flaws)
+}
+
 impl KeyCache {
     fn list_path(&self, list: &BelievedList) -> PathBuf {
         self.folder.join(format!("believed-{}.json", list.blake3))

@@ -145,7 +145,6 @@ pub(super) async fn find_newer(
     if let Some(error) = find_successor(store, file, tag).await? {
         return Ok(Some(error));
     }
-    let known: BTreeSet<String> = file.identities.iter().map(|identity| identity.to_public().to_string()).collect();
     let is_manifest = |object: &&ListedObject| {
         ObjectKey::parse(&object.key).is_some_and(|key| key.object == BackupObject::Manifest && !key.signature)
     };
@@ -154,20 +153,19 @@ pub(super) async fn find_newer(
     let reads: Vec<_> = keys
         .into_iter()
         .map(|key| async move {
-            let recipients = recipients_of(store, &key).await;
-            (key, recipients)
+            let recipient = foreign_recipient(store, &key, file).await;
+            (key, recipient)
         })
         .collect();
     let mut reads = stream::iter(reads).buffered(AT_ONCE);
-    while let Some((key, recipients)) = reads.next().await {
-        let recipients = recipients?;
-        if let Some(other) = recipients.first().filter(|_| recipients.iter().all(|other| !known.contains(other))) {
+    while let Some((key, recipient)) = reads.next().await {
+        if let Some(other) = recipient? {
             return Ok(Some(RunError::refused(
                 format!(
                     "{} holds backups for newer or other keys than those that the passphrase opens (keyring {tag}): \
                      {key} is sealed to {other}, whose keyring {} is gone or has another passphrase",
                     store.url(),
-                    tag_of(other)
+                    tag_of(&other)
                 ),
                 way_out(),
             )));
@@ -204,6 +202,17 @@ fn way_out() -> &'static str {
     "use the passphrase of the newest keyring; or put a copy of it back below `@zfs-backup/keys/`, from another store or \
      from `keyring.age` beside a backup; or delete the backups that are not yours; or, if these keys are the right ones \
      and you know why, `zfs-backup key generate --trust-found-keys`, then `zfs-backup key rotate`"
+}
+
+/// The recipient of a manifest that these keys do not open: it was made with newer keys, or by somebody else.
+pub(in crate::run) async fn foreign_recipient(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    file: &KeyFile,
+) -> Result<Option<String>, RunError> {
+    let known: BTreeSet<String> = file.identities.iter().map(|identity| identity.to_public().to_string()).collect();
+    let recipients = recipients_of(store, key).await?;
+    Ok(if recipients.iter().any(|recipient| known.contains(recipient)) { None } else { recipients.into_iter().next() })
 }
 
 /// Whom a manifest says that it is sealed to. Not verified: it is a reason for doubt only. Nothing when it cannot be read.
