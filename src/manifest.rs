@@ -6,6 +6,7 @@
 //!                                     the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
 //! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are still trusted for, by
 //!                                     folder, name and BLAKE3; pinned by its own BLAKE3 in the keyring of this tag
+//! <dataset>/@prune/believed-<blake3>.list   a copy of that list, below up to three datasets
 //! @zfs-backup/keys/<tag>/successor-<tag>-<nonce>.json   that a rotation replaced this keyring, signed with its key
 //! @zfs-backup/config/<time>-<hash>.age   a host's configuration without its secrets, sealed to the recipients, signed
 //! <dataset>/@prune/<time>-<nonce>.json   signed records of what a prune deleted

@@ -12,7 +12,7 @@ pub use find::open_keyrings;
 pub(super) use find::{find_keys, newer_of, number_of};
 pub use learn::learn_keys;
 pub use lists::read_lists;
-pub(super) use lists::{list_flaws, put_lists};
+pub(super) use lists::{list_flaws, put_list_copies, put_lists};
 pub(super) use successor::{Successor, foreign_recipient};
 
 use super::lock::{KernelLock, lock_named};
@@ -113,9 +113,9 @@ struct CachedList {
 impl CachedKeys {
     fn trusted(&self, own: &VerifyingKey) -> Result<TrustedKeys, RunError> {
         let parse = |keys: &[String]| keys.iter().map(|key| key.parse()).collect::<Result<Vec<VerifyingKey>, _>>();
-        let (kept, mut trusted) = (parse(&self.kept_keys)?, TrustedKeys::default());
-        parse(&self.retired_keys)?.into_iter().for_each(|key| trusted.add(key, Trust::Retired));
-        for key in parse(&self.verifying_keys)? {
+        let (kept, retired) = (parse(&self.kept_keys)?, parse(&self.retired_keys)?);
+        let mut trusted = TrustedKeys::default();
+        for key in parse(&self.verifying_keys)?.into_iter().filter(|key| !retired.contains(key)) {
             let trust = match kept.contains(&key) {
                 _ if key == *own => Trust::Current,
                 true => Trust::Kept,
@@ -123,6 +123,7 @@ impl CachedKeys {
             };
             trusted.add(key, trust);
         }
+        retired.into_iter().for_each(|key| trusted.add(key, Trust::Retired));
         let list = |list: &CachedList| BelievedList { tag: list.tag.clone(), blake3: list.blake3, content: None };
         trusted.lists = self.believed_lists.iter().map(list).collect();
         Ok(trusted)

@@ -17,7 +17,7 @@ pub use collect::CollectedDataset;
 use super::RunError;
 use super::keys::{
     KEYRINGS_MAX, KeyCache, StoredKeyring, Successor, WriterKeys, fetch_keyring, find_keys, keyring_error,
-    list_keyrings, newer_of, number_of, put_lists, read_lists, stored_keyrings,
+    list_keyrings, newer_of, number_of, put_list_copies, put_lists, read_lists, stored_keyrings,
 };
 use super::lock::{KernelLock, lock_dataset};
 use crate::keyring::{KeyFile, KeyringError, keyring_tag};
@@ -121,6 +121,10 @@ impl Rekey<'_> {
         }
         let replaced = self.replaced(is_newer, &file)?;
         let done = self.put_everywhere(&next, sealed, passphrase).await?;
+        for store in self.stores {
+            let datasets = collect::datasets_of(&store.list("").await?);
+            put_list_copies(&**store, &next.trusted, datasets).await?;
+        }
         if let Some((old_tag, old)) = replaced.filter(|(old_tag, _)| *old_tag != tag) {
             let new = next.signing_key().map_err(|source| self.failed(source))?;
             let keeps_trust = next.trusted.trust_in(old.verifying_key()) != Some(Trust::Retired);

@@ -163,11 +163,13 @@ async fn another_host_of_the_store_takes_rotated_keys_over() {
     let other = Host { stores: host.stores.clone(), state: TempDir::new().unwrap(), first: host.first.clone() };
     writer_keys(&other.stores[0], &other.cache(), || Ok(secret("old"))).await.unwrap();
     host.change(Change::Keys).await.unwrap();
-    other.assert_works().await;
+    let error = writer_keys(&other.stores[0], &other.cache(), nobody).await.err().unwrap();
+    assert!(error.to_string().contains("were replaced by `key rotate`"), "{error}");
     let error = other.change(Change::Passphrase).await.err().unwrap();
     assert!(error.to_string().contains("rotation"), "{error}");
     let done = other.change(Change::Keys).await.unwrap();
     assert!(done.taken_up && other.recipient() == host.recipient());
+    other.assert_works().await;
     assert_eq!(host.keyrings(), [2, 2]);
 }
 

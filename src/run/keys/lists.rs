@@ -4,7 +4,7 @@
 //! takes trust away and never gives any.
 
 use super::KeyCache;
-use crate::model::Digest;
+use crate::model::{DatasetName, Digest};
 use crate::run::replace::replace_file;
 use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, BelievedList, TrustedKeys};
@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// Enough for 150,000 backups, at some 420 bytes each.
 pub(in crate::run) const BELIEVED_BYTES_MAX: u64 = 64 << 20;
 
+/// Copies of a list in one store.
+const COPIES_MAX: usize = 3;
+
 /// Fetches the lists that these keys pin and that were not read yet. One that is missing or damaged is warned of: what
 /// the retired keys signed does not verify then, and everything else does.
 ///
@@ -25,13 +28,15 @@ pub(in crate::run) const BELIEVED_BYTES_MAX: u64 = 64 << 20;
 pub async fn read_lists(store: &dyn ObjectStore, trusted: &mut TrustedKeys) -> Result<(), RunError> {
     for list in trusted.lists.iter_mut().filter(|list| list.content.is_none()) {
         let Some(key) = key_of(list) else { continue };
-        let read = match store.get(&key, None, BELIEVED_BYTES_MAX).await {
-            Ok(bytes) => open(list, &bytes),
-            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
-                Err(error_chain(&error))
+        let mut read = fetch(store, &key, list).await?;
+        if read.is_err() {
+            let name = copy_name(list);
+            let copies: Vec<_> =
+                store.list("").await?.into_iter().filter(|object| object.key.ends_with(&name)).collect();
+            for copy in copies.iter().filter_map(|object| ObjectKey::listed(&object.key)).take(COPIES_MAX) {
+                read = read.or(fetch(store, &copy, list).await?);
             }
-            Err(error) => return Err(error.into()),
-        };
+        }
         match read {
             Ok(content) => list.content = Some(Arc::new(content)),
             Err(reason) => tracing::warn!(
@@ -44,6 +49,49 @@ pub async fn read_lists(store: &dyn ObjectStore, trusted: &mut TrustedKeys) -> R
         }
     }
     Ok(())
+}
+
+async fn fetch(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    list: &BelievedList,
+) -> Result<Result<Believed, String>, RunError> {
+    match store.get(key, None, BELIEVED_BYTES_MAX).await {
+        Ok(bytes) => Ok(open(list, &bytes)),
+        Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
+            Ok(Err(error_chain(&error)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Puts copies of the lists beside the prune records of a few datasets: where the folder of keyrings is lost, the keyring
+/// comes back from the copies beside backups, and its list from here.
+///
+/// # Errors
+/// [`RunError::Store`].
+pub(in crate::run) async fn put_list_copies(
+    store: &dyn ObjectStore,
+    trusted: &TrustedKeys,
+    datasets: impl IntoIterator<Item = DatasetName>,
+) -> Result<(), RunError> {
+    let datasets: Vec<DatasetName> = datasets.into_iter().take(COPIES_MAX).collect();
+    for list in &trusted.lists {
+        let Some(content) = &list.content else { continue };
+        let bytes = content.to_bytes().map_err(|error| RunError::refused(error.to_string(), "report this defect"))?;
+        for dataset in &datasets {
+            let Some(key) = ObjectKey::listed(&format!("{dataset}{}", copy_name(list))) else { continue };
+            if store.head(&key).await?.is_none() {
+                store.put_new(&key, bytes.clone().into()).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Not `.json`, so that nobody takes it for a prune record.
+fn copy_name(list: &BelievedList) -> String {
+    format!("/@prune/believed-{}.list", list.blake3)
 }
 
 /// Puts the lists that these keys pin where they are not yet, and reads a new one back.
