@@ -3,13 +3,17 @@
 //!
 //! A plain `age -d -i FILE` reads an opened keyring as it is; the comment lines are ours.
 //!
-//! Keys that were rotated have the older identities and verifying keys behind their own: the newest keyring opens and
-//! believes all backups, and shows by that which keyrings it follows. A new passphrase seals the same file again.
+//! Keys that were rotated have the older identities and verifying keys behind their own: the newest keyring opens all
+//! backups, and shows by that which keyrings it follows. A new passphrase seals the same file again.
+//!
+//! A rotation retires the older verifying keys: the new file names them as retired, and pins by BLAKE3 the list of the
+//! objects that they are still trusted for. Only the holder of the passphrase can make such a file.
 
 use crate::model::Digest;
-use crate::sign::{SignatureError, SigningKey, TrustedKeys, VerifyingKey};
+use crate::sign::{Believed, BelievedList, SignatureError, SigningKey, Trust, TrustedKeys, VerifyingKey};
 use age::secrecy::{ExposeSecret, SecretString};
 use std::io::{Read, Write};
+use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// The scrypt work factor (log2 N) of a new keyring: about a second and 256 MiB.
@@ -21,6 +25,12 @@ pub const KEYRING_BYTES_MAX: u64 = 64 * 1024;
 
 const VERIFYING_LINE: &str = "# verifying key: ";
 const SIGNING_LINE: &str = "# signing key: ";
+/// An older key that is trusted on purpose. Stands beside its verifying line.
+const KEPT_LINE: &str = "# kept key: ";
+/// An older key that is trusted for the objects on the lists only. Has no verifying line.
+const RETIRED_LINE: &str = "# retired key: ";
+/// A list of such objects: the folder of a keyring, and the BLAKE3 of the list.
+const LIST_LINE: &str = "# believed list: ";
 
 /// Why a key file or keyring cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -71,19 +81,55 @@ impl KeyFile {
     /// [`KeyringError::Key`] when the system gives no random bytes.
     pub fn generate() -> Result<Self, KeyringError> {
         let signing = SigningKey::generate()?;
-        let trusted = TrustedKeys(vec![signing.verifying_key().clone()]);
+        let trusted = TrustedKeys::new(vec![signing.verifying_key().clone()]);
         Ok(Self { identities: vec![age::x25519::Identity::generate()], trusted, signing: Some(signing) })
     }
 
-    /// New keys that follow these: the older identities and verifying keys stay in the file, so that it opens and
-    /// believes all backups made before.
+    /// New keys that follow these and retire them. The older identities stay in the file, so that it opens all backups
+    /// made before; the older verifying keys are trusted for the objects in `believed` and nothing else. The list has
+    /// to be stored beside the new keyring before the keyring is.
     ///
     /// # Errors
     /// As for [`KeyFile::generate`].
-    pub fn rotated(&self) -> Result<Self, KeyringError> {
-        let mut file = Self::generate()?;
-        file.take_over(self);
+    pub fn rotated(&self, believed: Believed) -> Result<Self, KeyringError> {
+        let mut file = self.rotated_with(Trust::Retired)?;
+        file.pin(believed)?;
         Ok(file)
+    }
+
+    /// New keys that follow these, whose older verifying keys are trusted as before: for a rotation without a leak. Keys
+    /// that an earlier rotation retired stay retired.
+    ///
+    /// # Errors
+    /// As for [`KeyFile::generate`].
+    pub fn rotated_keeping_trust(&self) -> Result<Self, KeyringError> {
+        let mut file = self.rotated_with(Trust::Kept)?;
+        if file.trusted.with(Trust::Retired).next().is_some() {
+            file.pin(self.trusted.believed())?;
+        }
+        Ok(file)
+    }
+
+    fn rotated_with(&self, older: Trust) -> Result<Self, KeyringError> {
+        let mut file = Self::generate()?;
+        file.identities.extend(self.identities.iter().cloned());
+        let mut trusted = self.trusted.clone();
+        trusted.demote_all(older);
+        trusted.lists.clear();
+        trusted.put_first(file.signing_key()?.verifying_key().clone());
+        file.trusted = trusted;
+        Ok(file)
+    }
+
+    /// Trusts the retired keys for this list alone.
+    ///
+    /// # Errors
+    /// [`KeyringError::NoIdentity`] when there is none; a list always has a stored form.
+    pub fn pin(&mut self, believed: Believed) -> Result<(), KeyringError> {
+        let tag = keyring_tag(&self.recipient()?);
+        let bytes = believed.to_bytes().map_err(|error| KeyringError::Seal(std::io::Error::other(error)))?;
+        self.trusted.lists = vec![BelievedList { tag, blake3: Digest::of(&bytes), content: Some(Arc::new(believed)) }];
+        Ok(())
     }
 
     /// Whether these keys came after the other ones: a rotation keeps the older identity behind the newer.
@@ -92,18 +138,15 @@ impl KeyFile {
         self.identities.iter().skip(1).any(|identity| public(identity) == older)
     }
 
-    /// Also opens and believes what the other one does. What seals and signs stays.
+    /// Also opens what the other one does, and trusts its keys unless these keys know better. What seals and signs stays.
     pub fn take_over(&mut self, other: &Self) {
+        let replaces_other = self.follows(other);
         for identity in &other.identities {
             if !self.identities.iter().any(|known| public(known) == public(identity)) {
                 self.identities.push(identity.clone());
             }
         }
-        for key in &other.trusted.0 {
-            if !self.trusted.0.contains(key) {
-                self.trusted.0.push(key.clone());
-            }
-        }
+        self.trusted.merge(&other.trusted, replaces_other);
     }
 
     /// The recipient that new backups are sealed to.
@@ -128,8 +171,17 @@ impl KeyFile {
     /// [`KeyringError::Key`] never happens for keys that were made or parsed here.
     pub fn to_text(&self) -> Result<Zeroizing<String>, KeyringError> {
         let mut text = Zeroizing::new("# zfs-backup key file, version 1: an age identity file\n".to_owned());
-        for key in &self.trusted.0 {
+        for (key, _) in self.trusted.iter().filter(|(_, trust)| *trust != Trust::Retired) {
             text.push_str(&format!("{VERIFYING_LINE}{key}\n"));
+        }
+        for key in self.trusted.with(Trust::Retired) {
+            text.push_str(&format!("{RETIRED_LINE}{key}\n"));
+        }
+        for key in self.trusted.with(Trust::Kept) {
+            text.push_str(&format!("{KEPT_LINE}{key}\n"));
+        }
+        for list in &self.trusted.lists {
+            text.push_str(&format!("{LIST_LINE}{}/{}\n", list.tag, list.blake3));
         }
         if let Some(key) = &self.signing {
             text.push_str(&format!("{SIGNING_LINE}{}\n", key.to_secret_text()?));
@@ -148,16 +200,34 @@ impl KeyFile {
     /// [`KeyringError`] naming the line.
     pub fn parse(text: &str) -> Result<Self, KeyringError> {
         let mut file = Self { identities: Vec::new(), trusted: TrustedKeys::default(), signing: None };
+        let (mut verifying, mut kept, mut retired) = (Vec::new(), Vec::new(), Vec::new());
         for (number, line) in text.lines().enumerate() {
             let malformed = |reason: String| KeyringError::Malformed { line: number + 1, reason };
             if let Some(key) = line.strip_prefix(VERIFYING_LINE) {
-                file.trusted.0.push(key.parse::<VerifyingKey>()?);
+                verifying.push(key.parse::<VerifyingKey>()?);
+            } else if let Some(key) = line.strip_prefix(KEPT_LINE) {
+                kept.push(key.parse::<VerifyingKey>()?);
+            } else if let Some(key) = line.strip_prefix(RETIRED_LINE) {
+                retired.push(key.parse::<VerifyingKey>()?);
+            } else if let Some(list) = line.strip_prefix(LIST_LINE) {
+                let list = parse_list(list).ok_or_else(|| malformed(format!("{list:?} names no list")))?;
+                file.trusted.lists.push(list);
             } else if let Some(key) = line.strip_prefix(SIGNING_LINE) {
                 file.signing = Some(SigningKey::parse(key)?);
             } else if !line.is_empty() && !line.starts_with('#') {
                 file.identities.push(line.parse().map_err(|reason: &str| malformed(reason.to_owned()))?);
             }
         }
+        let signing = file.signing.as_ref().map(SigningKey::verifying_key);
+        for key in verifying.into_iter().filter(|key| !retired.contains(key)) {
+            let trust = match signing {
+                Some(signing) if *signing != key && kept.contains(&key) => Trust::Kept,
+                Some(signing) if *signing != key => Trust::Unlimited,
+                _ => Trust::Current,
+            };
+            file.trusted.add(key, trust);
+        }
+        retired.into_iter().for_each(|key| file.trusted.add(key, Trust::Retired));
         if file.identities.is_empty() { Err(KeyringError::NoIdentity) } else { Ok(file) }
     }
 
@@ -210,6 +280,11 @@ impl KeyFile {
     }
 }
 
+fn parse_list(text: &str) -> Option<BelievedList> {
+    let (tag, blake3) = text.split_once('/')?;
+    Some(BelievedList { tag: tag.to_owned(), blake3: blake3.parse().ok()?, content: None })
+}
+
 fn public(identity: &age::x25519::Identity) -> String {
     identity.to_public().to_string()
 }
@@ -242,21 +317,62 @@ mod tests {
         assert!(KeyFile::open(&sealed[..sealed.len() / 2], &passphrase).is_err());
     }
 
+    fn trust_in(file: &KeyFile, of: &KeyFile) -> Option<Trust> {
+        file.trusted.trust_in(of.signing_key().unwrap().verifying_key())
+    }
+
+    fn parsed(file: &KeyFile) -> KeyFile {
+        let text = file.to_text().unwrap();
+        let parsed = KeyFile::parse(&text).unwrap();
+        assert_eq!(*parsed.to_text().unwrap(), *text, "another text");
+        parsed
+    }
+
     #[test]
-    fn rotated_keys_open_and_believe_what_the_older_ones_did_and_say_that_they_are_newer() {
+    fn rotated_keys_open_all_retire_the_older_ones_and_say_that_they_are_newer() {
         let first = KeyFile::generate().unwrap();
-        let second = first.rotated().unwrap();
-        let third = KeyFile::parse(&second.rotated().unwrap().to_text().unwrap()).unwrap();
-        assert_eq!((third.identities.len(), third.trusted.0.len()), (3, 3));
+        let second = parsed(&first.rotated(Believed::default()).unwrap());
+        let third = parsed(&second.rotated(Believed::default()).unwrap());
+        assert_eq!((third.identities.len(), third.trusted.len()), (3, 3));
         assert_ne!(second.recipient().unwrap().to_string(), first.recipient().unwrap().to_string());
-        assert_ne!(second.signing_key().unwrap().verifying_key(), first.signing_key().unwrap().verifying_key());
-        assert!(third.trusted.0.contains(first.signing_key().unwrap().verifying_key()));
+        for (file, of, trust) in [
+            (&third, &first, Some(Trust::Retired)),
+            (&third, &second, Some(Trust::Retired)),
+            (&third, &third, Some(Trust::Current)),
+            (&first, &second, None),
+        ] {
+            assert_eq!(trust_in(file, of), trust);
+        }
+        assert_eq!(third.trusted.lists.len(), 1, "a rotation carries one list, that of its own keyring");
+        assert_eq!(third.trusted.lists[0].tag, keyring_tag(&third.recipient().unwrap()));
         for (newer, older, follows) in
             [(&second, &first, true), (&third, &first, true), (&first, &second, false), (&first, &first, false)]
         {
             assert_eq!(newer.follows(older), follows);
         }
         assert!(!KeyFile::generate().unwrap().follows(&first));
+        let mut merged = third.clone();
+        merged.take_over(&first);
+        assert_eq!(*merged.to_text().unwrap(), *third.to_text().unwrap(), "the older keyring changed the newer");
+    }
+
+    #[test]
+    fn a_rotation_that_keeps_trust_says_so_and_an_early_one_without_a_word_is_told_from_it() {
+        let first = KeyFile::generate().unwrap();
+        let second = first.rotated_keeping_trust().unwrap();
+        assert_eq!(trust_in(&parsed(&second), &first), Some(Trust::Kept));
+        assert!(second.trusted.lists.is_empty());
+        let early: String = second
+            .to_text()
+            .unwrap()
+            .lines()
+            .filter(|line| !line.starts_with(KEPT_LINE))
+            .map(|l| format!("{l}\n"))
+            .collect();
+        assert_eq!(trust_in(&KeyFile::parse(&early).unwrap(), &first), Some(Trust::Unlimited));
+        let retired = second.rotated(Believed::default()).unwrap().rotated_keeping_trust().unwrap();
+        assert_eq!(trust_in(&parsed(&retired), &first), Some(Trust::Retired), "a retired key came back");
+        assert_eq!(retired.trusted.lists[0].tag, keyring_tag(&retired.recipient().unwrap()));
     }
 
     #[test]
@@ -275,7 +391,7 @@ mod tests {
             identity.to_string().expose_secret()
         );
         let file = KeyFile::parse(&text).unwrap();
-        assert_eq!((file.identities.len(), file.trusted.0.len(), file.signing.is_some()), (1, 0, false));
+        assert_eq!((file.identities.len(), file.trusted.len(), file.signing.is_some()), (1, 0, false));
         assert!(matches!(KeyFile::parse("# nothing\n"), Err(KeyringError::NoIdentity)));
         assert!(matches!(KeyFile::parse("AGE-SECRET-KEY-1X\n"), Err(KeyringError::Malformed { line: 1, .. })));
     }

@@ -5,6 +5,10 @@
 //! @zfs-backup/keys/<tag>/0001.age     keyring: an age identity file with the signing key in comment lines, sealed with
 //!                                     the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
 //! @zfs-backup/store-id                which store this is: 128 random bits, put before anything else, not signed
+//! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are still trusted for, by
+//!                                     folder, name and BLAKE3; pinned by its own BLAKE3 in the keyring of this tag
+//! <dataset>/@prune/believed-<blake3>.list   a copy of that list, below up to three datasets
+//! @zfs-backup/keys/<tag>/successor-<tag>-<nonce>.json   that a rotation replaced this keyring, signed with its key
 //! @zfs-backup/config/<time>-<hash>.age   a host's configuration without its secrets, sealed to the recipients, signed
 //! <dataset>/@prune/<time>-<nonce>.json   signed records of what a prune deleted
 //! <dataset>/@<id>/started.json        first object of an attempt, signed
@@ -41,7 +45,9 @@
 //! - `live` in a receipt names every other believed backup of the dataset in that store. One that is gone without a
 //!   signed prune record is a finding.
 //! - Keyrings of one recipient are numbered: `0001.age` is the first, a new passphrase makes the next. Readers open all
-//!   that their passphrase opens and believe the keys of all of them.
+//!   that their passphrase opens, the copies beside backups too. Of rotated keys the newest says what the older ones are
+//!   worth: a `# verifying key:` line trusts a key, a `# retired key:` line trusts it for the objects on the lists that
+//!   `# believed list:` lines name, and for nothing else. No older key signs configurations or progress.
 //! - Recipients may be X25519 (`age1...`) in this version; a manifest with others names them in `requires`.
 //!
 //! # What is one domain of trust
@@ -51,8 +57,10 @@
 //! # The threat that this is made for
 //! Somebody who can write, replace and delete everything in the bucket and knows the recipients, but not the
 //! passphrase, the identity or the signing key. What he can do: delete, and bring back an older state (receipts'
-//! `live` lists and prune records make gaps noticeable; a cut tail needs outside knowledge: the host that made it
-//! finds it by its own records, and restore prints the newest backup's time). What he cannot do: make a restore receive one byte that was not sent.
+//! `live` lists and prune records make gaps noticeable; a cut tail needs outside knowledge: the host that made it finds it
+//! by its own records, and restore prints the newest backup's time). What he cannot do: make a restore receive one byte
+//! that was not sent. After a rotation the same holds for somebody who has the older identity and signing key, but he
+//! reads the backups made before.
 
 mod limits;
 mod parse;

@@ -7,12 +7,16 @@
 //! plan looks at thousands of manifests. A test compares with the crate's own check. Source of the format: the page of
 //! minisign, "Signature format" and "Public key format".
 
+mod believed;
 mod claim;
+mod trust;
+
+pub use believed::Believed;
+pub use trust::{BelievedList, Trust, TrustedKeys};
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use blake2::{Blake2b512, Digest as _};
 use curve25519_dalek::edwards::CompressedEdwardsY;
 use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox};
 use std::fmt;
@@ -36,6 +40,8 @@ pub enum SignedType {
     PruneRecord,
     /// `@zfs-backup/config/...age`
     Config,
+    /// `@zfs-backup/keys/<tag>/successor-<tag>.json`
+    Successor,
 }
 
 impl SignedType {
@@ -49,6 +55,7 @@ impl SignedType {
             Self::Manifest => "manifest",
             Self::PruneRecord => "prune-record",
             Self::Config => "config",
+            Self::Successor => "successor",
         }
     }
 }
@@ -64,6 +71,34 @@ pub enum SignatureError {
     Untrusted {
         /// How many keys were tried.
         trusted: usize,
+    },
+    /// Signed by a key that a rotation retired, and not on the list of what this key made before the rotation.
+    #[error(
+        "the signature is by {key}, which `key rotate` retired, and the object is not on the list of what that key \
+         signed before: somebody who has the old key made it, or a host that has not run `zfs-backup key rotate` yet"
+    )]
+    Retired {
+        /// The retired key.
+        key: String,
+    },
+    /// Signed by a retired key, and the list of what it signed before the rotation could not be read.
+    #[error(
+        "the signature is by {key}, which `key rotate` retired, and {list} is missing, the list of what that key \
+         signed before: put it back from another copy of the store"
+    )]
+    RetiredWithoutList {
+        /// The retired key.
+        key: String,
+        /// The object that is missing.
+        list: String,
+    },
+    /// Signed by a key that is trusted for backups and not for this type of object.
+    #[error("the signature is by {key}, an older key, which is not trusted for an object of type {object_type}")]
+    Outdated {
+        /// The older key.
+        key: String,
+        /// The type of object.
+        object_type: &'static str,
     },
     /// A true signature of something else.
     #[error("the signature is for {actual:?}, not for {expected:?}: the object was moved or replaced")]
@@ -87,10 +122,6 @@ pub enum SignatureError {
 /// The public half: what a reader trusts. Written as minisign writes it, `RW...`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifyingKey(PublicKey);
-
-/// The keys that a reader trusts; with none nothing verifies.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TrustedKeys(pub Vec<VerifyingKey>);
 
 /// The secret half. Debug output hides it.
 #[derive(Clone)]
@@ -147,29 +178,6 @@ impl SigningKey {
         minisign::sign(Some(&self.public.0), &self.secret, Cursor::new(bytes), Some(&comment), Some(&untrusted))
             .map(|signature| signature.to_string().into_bytes())
             .map_err(|_| SignatureError::Sign)
-    }
-}
-
-impl TrustedKeys {
-    /// Checks the signature before anything parses the bytes.
-    ///
-    /// # Errors
-    /// [`SignatureError`] unless one of the keys signed exactly these bytes for exactly this place.
-    pub fn verify(
-        &self,
-        signed_type: SignedType,
-        key: &str,
-        bytes: &[u8],
-        signature: &[u8],
-    ) -> Result<(), SignatureError> {
-        let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
-        let signature = Signature::parse(text).ok_or(SignatureError::Malformed)?;
-        let digest = Blake2b512::digest(bytes);
-        if !self.0.iter().any(|trusted| signature.is_by(trusted, &digest)) {
-            return Err(SignatureError::Untrusted { trusted: self.0.len() });
-        }
-        let (expected, actual) = (trusted_comment(signed_type, key), signature.comment.to_owned());
-        if expected == actual { Ok(()) } else { Err(SignatureError::Elsewhere { expected, actual }) }
     }
 }
 
@@ -268,8 +276,10 @@ mod tests {
     #[test]
     fn a_signature_holds_for_its_bytes_its_place_and_its_type_only() {
         let key = SigningKey::generate().unwrap();
-        let trusted =
-            TrustedKeys(vec![SigningKey::generate().unwrap().verifying_key().clone(), key.verifying_key().clone()]);
+        let trusted = TrustedKeys::new(vec![
+            SigningKey::generate().unwrap().verifying_key().clone(),
+            key.verifying_key().clone(),
+        ]);
         let signature = key.sign(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes").unwrap();
         let verify = |signed_type, place: &str, bytes: &[u8]| trusted.verify(signed_type, place, bytes, &signature);
         assert_eq!(verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes"), Ok(()));
@@ -297,7 +307,7 @@ mod tests {
     #[test]
     fn any_changed_byte_of_a_signature_file_is_found_or_harmless() {
         let key = SigningKey::generate().unwrap();
-        let trusted = TrustedKeys(vec![key.verifying_key().clone()]);
+        let trusted = TrustedKeys::new(vec![key.verifying_key().clone()]);
         let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
         let first_line = signature.iter().position(|b| *b == b'\n').unwrap();
         for at in first_line + 1..signature.len() - 1 {
@@ -310,7 +320,7 @@ mod tests {
     #[test]
     fn a_signature_of_another_shape_is_refused_without_a_panic() {
         let key = SigningKey::generate().unwrap();
-        let trusted = TrustedKeys(vec![key.verifying_key().clone()]);
+        let trusted = TrustedKeys::new(vec![key.verifying_key().clone()]);
         let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
         assert_eq!(trusted.verify(SignedType::Manifest, "k", b"bytes", &signature), Ok(()));
         for length in 0..signature.len() {
@@ -360,7 +370,7 @@ mod tests {
         ] {
             let boxed = minisign::SignatureBox::from_string(text).unwrap();
             let minisign = minisign::verify(&by.0, &boxed, Cursor::new(bytes), true, false, false).is_ok();
-            let trusted = TrustedKeys(vec![by.clone()]);
+            let trusted = TrustedKeys::new(vec![by.clone()]);
             let ours = trusted.verify(SignedType::Manifest, place, bytes, text.as_bytes());
             let untrusted = Err(SignatureError::Untrusted { trusted: 1 });
             assert_eq!((minisign, ours), (expected, if expected { Ok(()) } else { untrusted }), "{text}");
@@ -375,7 +385,7 @@ mod tests {
             RUSBCp37RUgkoXbwJIpqaravyBWJQO5J7wo7O5pKrSe/hCGgLE7oU+FrC4zXbY2mmf0iAPw9RKZ9cWX/c3eXX9/K7Ua1JMes0QM=\n\
             trusted comment: zfs-backup v1 manifest k\n\
             nV3FeGHrNpCjysC2tKJi3eDnPG44UJgtm7FQfgGTdX6lfY6WSCc1n7619ktNxlGAHnvl3KzettUMqg3+ATCrDQ==\n";
-        let trusted = TrustedKeys(vec![key]);
+        let trusted = TrustedKeys::new(vec![key]);
         assert_eq!(trusted.verify(SignedType::Manifest, "k", b"bytes", signature.as_bytes()), Ok(()));
     }
 
@@ -394,7 +404,7 @@ mod tests {
         let forged = format!("{}\n{first}\n{}\n{global}\n", lines[0], lines[2]);
         let with_point = |point: [u8; 32]| {
             let bytes = [&key.public.0.to_bytes()[..10], &point].concat();
-            TrustedKeys(vec![VerifyingKey(PublicKey::from_bytes(&bytes).unwrap())])
+            TrustedKeys::new(vec![VerifyingKey(PublicKey::from_bytes(&bytes).unwrap())])
         };
         let mut identity = [0; 32];
         identity[0] = 1;
@@ -413,7 +423,7 @@ mod tests {
     #[test]
     fn a_signature_over_the_bytes_themselves_is_refused() {
         let key = SigningKey::generate().unwrap();
-        let trusted = TrustedKeys(vec![key.verifying_key().clone()]);
+        let trusted = TrustedKeys::new(vec![key.verifying_key().clone()]);
         let text = String::from_utf8(key.sign(SignedType::Manifest, "k", b"bytes").unwrap()).unwrap();
         let signed = text.lines().nth(1).unwrap();
         let mut older = BASE64_STANDARD.decode(signed).unwrap();

@@ -326,7 +326,12 @@ pub(super) struct Verify {
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
     /// Make the keyring in the configured stores, if there is none yet
-    Generate,
+    Generate {
+        /// Use the keys that the passphrase opens although the store holds backups for newer or other keys. Look at them
+        /// first: somebody who deletes the newest keyring wants this host to seal to old, leaked keys
+        #[arg(long)]
+        trust_found_keys: bool,
+    },
     /// Show the public halves: recipient and verifying key
     Show,
     /// Print the secret identity and signing key, for a paper copy that needs no passphrase
@@ -343,8 +348,20 @@ pub(super) enum Key {
         #[arg(long, value_name = "FILE")]
         new_passphrase_file: Option<PathBuf>,
     },
-    /// Make new keys; the next backup of each dataset is a full of a new chain
-    Rotate,
+    /// Make new keys and retire the old ones, for after a leak. The next backup of each dataset is a full of a new chain
+    ///
+    /// Old verifying keys are trusted from now on for exactly the backups and prune records that verify in the configured
+    /// stores at this moment, whatever somebody with the old key signs later. Before you run it, delete backups that you
+    /// did not make (`zfs-backup forget`), and let no other host back up meanwhile; --dry-run shows what would be trusted.
+    ///
+    /// What it does not do: backups made before stay sealed to the old identity, so whoever has it and a copy of the bucket
+    /// reads them. Once new fulls are stored, delete the old backups with prune-remote and prune-intermediate. If the
+    /// passphrase leaked, run `key passphrase` first.
+    Rotate {
+        /// Trust what the old keys sign as before: for a rotation by the calendar, without a leak
+        #[arg(long)]
+        keep_trust: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,6 +16,7 @@ use crate::run::doctor::{Check, CheckState};
 use crate::run::keys::KeyCache;
 use crate::run::probe::{ProbeCache, ProbeNote, probe_store};
 use crate::run::select::Selected;
+use crate::sign::Trust;
 use crate::store::ObjectStore;
 use crate::store::key::KEYRING_PREFIX;
 use jiff::Timestamp;
@@ -202,6 +203,18 @@ async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore
         }
     }
     match keys_for_pruning(config, env, store).await {
+        Ok((_, trusted)) if trusted.with(Trust::Unlimited).next().is_some() => Check::warning(
+            subject,
+            "an older signing key is trusted for everything: an early version rotated it, or two hosts rotated at once",
+            "`zfs-backup key rotate` retires it",
+        ),
+        Ok(_) if KeyCache::new(&config.state_dir).noted_rotation().is_ok_and(|noted| noted.is_some()) => {
+            Check::warning(
+                subject,
+                "a rotation of the keys was interrupted: this host still uses the old ones",
+                "run `zfs-backup key rotate` again",
+            )
+        }
         Ok(_) => Check::good(
             subject,
             match &config.keys {

@@ -3,15 +3,18 @@
 use super::Failure;
 use super::args::{Global, Source};
 use super::follow::Purpose;
-use super::keys::print;
+use super::keys::{keys_json, print_lines};
 use super::output::Output;
+use super::recover;
 use super::wire::{configured_passphrase, key_file, open_all_stores, open_for_reading, usage};
 use crate::config::{Config, Environment, KeySource, SecretFile};
 use crate::keyring::WORK_FACTOR;
 use crate::run::RunError;
 use crate::run::keys::KeyCache;
-use crate::run::rekey::{Rekey, Rekeyed};
+use crate::run::rekey::{CollectedDataset, OldKeys, Rekey, Rekeyed};
+use crate::sign::Trust;
 use age::secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
 use std::fs::OpenOptions;
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -67,7 +70,7 @@ pub(super) enum Change<'a> {
     /// The passphrase, to that in the file or one that is typed.
     Passphrase(Option<&'a Path>),
     /// The keys themselves.
-    Keys,
+    Keys(OldKeys),
 }
 
 /// `key passphrase` and `key rotate`.
@@ -81,7 +84,9 @@ pub(super) async fn change(
     if matches!(config.keys, KeySource::Recipients { .. }) {
         return Err(usage(
             "recipients are configured, so there is no keyring to change",
-            "make new keys with age-keygen and minisign, and name them in the configuration",
+            "make new keys with age-keygen and minisign, and name them in the configuration. What the old key signs \
+             counts as long as `verify_keys` or a key file names it: remove it there after a leak; an old backup then \
+             restores with `--identity FILE`, a key file that has the old `# verifying key:` line, and `--backup ID`",
         ));
     }
     let purpose = if global.dry_run { Purpose::Read } else { Purpose::Write };
@@ -92,25 +97,41 @@ pub(super) async fn change(
     if global.dry_run {
         let what = match change {
             Change::Passphrase(_) => "would seal the keyring anew beside the old one",
-            Change::Keys => "would make new keys and put their keyring beside the old one",
+            Change::Keys(_) => "would make new keys and put their keyring beside the old one",
         };
         output.line(format!("{what} in {}", names.join(" and ")));
+        if let Change::Keys(OldKeys::Retire) = change {
+            let collected = rekey.preview(&configured_passphrase(config, env)?).await?;
+            report_collected(&collected, "would be trusted", output);
+            output.json(|| json!({ "believed": collected.iter().map(collected_json).collect::<Vec<_>>() }));
+        }
         return Ok(());
     }
     let old = configured_passphrase(config, env)?;
     let done = match change {
         Change::Passphrase(file) => rekey.change_passphrase(&old, &new_passphrase(*file, env, output)?).await?,
-        Change::Keys => rekey.rotate(&old).await?,
+        Change::Keys(old_keys) => rekey.rotate(&old, *old_keys).await?,
     };
+    if let Change::Keys(_) = change {
+        for store in &stores {
+            recover::keep(config, &**store, &done.keys).await;
+        }
+    }
     report(&done, change, output);
     Ok(())
 }
 
 fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
-    print(&done.keys, output);
+    print_lines(&done.keys, output);
     for (store, key) in &done.places {
         output.line(format!("put as         {key}\n            in {store}"));
     }
+    report_collected(&done.collected, "trusted", output);
+    output.json(|| {
+        let mut value = keys_json(&done.keys);
+        value["believed"] = done.collected.iter().map(collected_json).collect();
+        value
+    });
     if done.taken_up {
         output.note("an earlier run, or another host, had begun this: its keys are used");
     }
@@ -120,13 +141,57 @@ fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
             output.always("the old passphrase still opens every copy of the keyring made before: in the store,");
             output.always("beside backups, and in any copy of the bucket. If it leaked, run `key rotate` too");
         }
-        Change::Keys => {
-            output.always("the next backup of each dataset is a full of a new chain");
-            output.always("old keyrings stay: they open the backups made before, for whoever has their passphrase");
-            output.always("other hosts that use this store run `key rotate` too: they take these keys over");
-            output.always("print a new paper copy: `zfs-backup key export`");
+        Change::Keys(_) => report_rotation(done, output),
+    }
+}
+
+/// What a rotation did, and what it cannot do.
+fn report_rotation(done: &Rekeyed, output: &Output) {
+    let has = |trust| done.keys.trusted.with(trust).next().is_some();
+    if has(Trust::Retired) {
+        output.always("retired keys count for the backups and prune records that verified when they were retired,");
+        output.always("and for nothing that anybody signs with them later. A backup that somebody with a leaked key");
+        output
+            .always("had planted before is among them: look with `zfs-backup show --include-remote`, then `forget` it");
+    }
+    if has(Trust::Kept) {
+        output.always("older keys are trusted as before, as --keep-trust says: after a leak run it without");
+    }
+    if has(Trust::Unlimited) {
+        output.always("an older key is trusted for everything, because an early version rotated it: run `key rotate`");
+    }
+    output.always("backups made before stay sealed to the old identity: whoever has it and a copy of the bucket reads");
+    output.always("them. When new fulls are stored, delete the old ones: prune-remote, prune-intermediate, or forget");
+    output.always("the next backup of each dataset is a full of a new chain; an unfinished upload begins anew");
+    output.always("old keyrings stay: they open the backups made before, for whoever has their passphrase");
+    output.always("other hosts that use this store run `key rotate` too: they take these keys over, and until then");
+    output.always("they refuse to back up");
+    output.always("print a new paper copy: `zfs-backup key export`");
+}
+
+fn report_collected(collected: &[CollectedDataset], trusted: &str, output: &Output) {
+    for found in collected {
+        let newest = found.newest.map(|newest| format!(", the newest of {newest}")).unwrap_or_default();
+        output.line(format!("{trusted:<14} {}: {} backups{newest}", found.dataset, found.backups));
+        output.line(format!("            in {}", found.store));
+        if found.unfinished > 0 {
+            output.line(format!("given up       {}: unfinished uploads: {}", found.dataset, found.unfinished));
+        }
+        for key in &found.disbelieved {
+            output.line(format!("not {trusted:<10} {key}: it does not verify"));
         }
     }
+}
+
+fn collected_json(found: &CollectedDataset) -> serde_json::Value {
+    json!({
+        "store": found.store,
+        "dataset": found.dataset.to_string(),
+        "backups": found.backups,
+        "newest": found.newest,
+        "unfinished": found.unfinished,
+        "not_believed": found.disbelieved,
+    })
 }
 
 fn new_passphrase(file: Option<&Path>, env: &Environment, output: &Output) -> Result<SecretString, Failure> {

@@ -11,7 +11,7 @@ use crate::keyring::KeyFile;
 use crate::plan::send::LifecycleRules;
 use crate::run::RunError;
 use crate::run::backup::{BackupSettings, StoreRole};
-use crate::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
+use crate::run::keys::{KeyCache, NewerKeys, WriterKeys, open_keyrings, read_lists, writer_keys_with};
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::{DirSettings, DirStore, ObjectStore, Renew, S3Credentials, S3Settings, S3Store};
 use crate::stream::seal::Compression;
@@ -235,10 +235,20 @@ pub(super) async fn keys_for_writing(
     env: &Environment,
     store: &dyn ObjectStore,
 ) -> Result<WriterKeys, Failure> {
+    keys_for_writing_with(config, env, store, NewerKeys::Refuse).await
+}
+
+/// As [`keys_for_writing`], with a person's word about keys that are newer than those that are found.
+pub(super) async fn keys_for_writing_with(
+    config: &Config,
+    env: &Environment,
+    store: &dyn ObjectStore,
+    newer: NewerKeys,
+) -> Result<WriterKeys, Failure> {
     match &config.keys {
         KeySource::Passphrase(source) => {
             let cache = KeyCache::new(&config.state_dir);
-            Ok(writer_keys(store, &cache, || ask_passphrase(source, env)).await?)
+            Ok(writer_keys_with(store, &cache, newer, || ask_passphrase(source, env)).await?)
         }
         KeySource::Recipients { recipients, signing_key_file } => {
             let (signing, trusted) = signing_side(signing_key_file, config, env)?;
@@ -276,7 +286,7 @@ pub(super) async fn keys_for_pruning(
             (file.signing_key().map_err(unusable)?.clone(), file.trusted.clone())
         }
     };
-    trusted.0.extend(verify_keys(config).0);
+    trusted.add_all(verify_keys(config));
     Ok((signing, trusted))
 }
 
@@ -304,8 +314,8 @@ pub(super) async fn keys_for_planning(
     Ok(WriterKeys::from_keyring(&file, bytes::Bytes::new()).map_err(failed)?)
 }
 
-fn verify_keys(config: &Config) -> TrustedKeys {
-    TrustedKeys(config.verify_keys.iter().cloned().map(VerifyingKey::from).collect())
+fn verify_keys(config: &Config) -> Vec<VerifyingKey> {
+    config.verify_keys.iter().cloned().map(VerifyingKey::from).collect()
 }
 
 /// Where a reading command reads, and what it knows of the configuration.
@@ -351,7 +361,7 @@ pub(super) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<Tru
             return Ok(signing_side(signing_key_file, config, env)?.1);
         }
         if let Some(mut cached) = KeyCache::new(&config.state_dir).load()? {
-            cached.trusted.0.extend(configured.0);
+            cached.trusted.add_all(configured);
             return Ok(cached.trusted);
         }
     }
@@ -366,8 +376,8 @@ fn signing_side(
 ) -> Result<(SigningKey, TrustedKeys), Failure> {
     let text = signing_key_file.read_text(env)?;
     let signing = SigningKey::parse(text.expose()).map_err(RunError::from)?;
-    let mut trusted = verify_keys(config);
-    trusted.0.push(signing.verifying_key().clone());
+    let mut trusted = TrustedKeys::new(verify_keys(config));
+    trusted.add_all([signing.verifying_key().clone()]);
     Ok((signing, trusted))
 }
 
@@ -378,8 +388,9 @@ pub(super) async fn key_file(side: &ReadSide, source: &Source) -> Result<KeyFile
         Some(path) => read_key_file(path)?,
         None => open_keyrings(&*side.store, &passphrase(side)?).await?,
     };
-    file.trusted.0.extend(configured.0);
-    if file.trusted.0.is_empty() {
+    read_lists(&*side.store, &mut file.trusted).await?;
+    file.trusted.add_all(configured);
+    if file.trusted.is_empty() {
         return Err(usage(
             "there is no key that manifests could be verified with",
             "use a key file that has a `# verifying key:` line, or set main.verify_keys",

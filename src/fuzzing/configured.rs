@@ -124,7 +124,7 @@ pub(super) const KEY_FILE: Target = Target {
     name: "key_file",
     run: key_file,
     seeds: || {
-        let files = [KeyFile::generate(), KeyFile::generate().and_then(|file| file.rotated())];
+        let files = [KeyFile::generate(), KeyFile::generate().and_then(|file| file.rotated(Default::default()))];
         let texts = files.into_iter().flatten().filter_map(|file| file.to_text().ok());
         texts.map(|text| text.as_bytes().to_vec()).collect()
     },

@@ -175,7 +175,7 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| {
     let signing = SigningKey::parse(SIGNING_KEY).expect("the key is one");
     Keys {
         identities: file.identities.clone().into(),
-        trusted: TrustedKeys(vec![signing.verifying_key().clone()]),
+        trusted: TrustedKeys::new(vec![signing.verifying_key().clone()]),
         file,
         signing,
         dataset: DATASET.parse().expect("the name is one"),
@@ -217,7 +217,7 @@ fn signature(input: &[u8]) {
             let text = key.to_string();
             assert_eq!(text.parse().as_ref(), Ok(&key), "it is not read as it is printed");
             let ours = KEYS.sign(MESSAGE);
-            let verified = TrustedKeys(vec![key.clone()]).verify(SignedType::Manifest, "a", MESSAGE, &ours);
+            let verified = TrustedKeys::new(vec![key.clone()]).verify(SignedType::Manifest, "a", MESSAGE, &ours);
             // Not `==`, which the minisign crate defines without the id of the key.
             let is_ours = text == KEYS.signing.verifying_key().to_string();
             assert_eq!(verified.is_ok(), is_ours, "{text} vouches for what we signed");

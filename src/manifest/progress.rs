@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn progress_is_read_back_by_the_signing_key_alone_and_in_its_place_alone() {
         let (signing, other) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
-        let trusted = TrustedKeys(vec![signing.verifying_key().clone()]);
+        let trusted = TrustedKeys::new(vec![signing.verifying_key().clone()]);
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = |nonce| BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
         let body = ProgressBody { begin: vec![7; HEADER_BYTES], chunks: Vec::new() };

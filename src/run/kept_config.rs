@@ -13,7 +13,7 @@ use super::{RunError, error_chain};
 use crate::keyring::KeyFile;
 use crate::manifest::{parse_as, to_stored_bytes};
 use crate::model::Digest;
-use crate::sign::SignedType;
+use crate::sign::{SignedType, VerifyingKey};
 use crate::store::key::{CONFIG_PREFIX, SIGNATURE_SUFFIX};
 use crate::store::{ObjectKey, ObjectStore};
 use jiff::Timestamp;
@@ -52,8 +52,8 @@ impl KeptConfig {
         Self { format: FORMAT, object_type: SignedType::Config.as_str().to_owned(), host, file, written_at: now, text }
     }
 
-    fn digest(&self) -> Digest {
-        Digest::of(format!("{}\n{}\n{}", self.host, self.file, self.text).as_bytes())
+    fn digest(&self, signed_by: &VerifyingKey) -> Digest {
+        Digest::of(format!("{}\n{}\n{signed_by}\n{}", self.host, self.file, self.text).as_bytes())
     }
 }
 
@@ -68,7 +68,8 @@ pub async fn keep_config(
     kept: &KeptConfig,
 ) -> Result<bool, RunError> {
     let note = note_of(state_dir, store, &kept.file);
-    let digest = kept.digest().to_string();
+    // Only a current key vouches for a configuration, so new keys sign it again.
+    let digest = kept.digest(keys.signing.verifying_key()).to_string();
     if std::fs::read_to_string(&note).is_ok_and(|known| known.trim() == digest) {
         return Ok(false);
     }

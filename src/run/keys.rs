@@ -3,35 +3,44 @@
 //! The cache holds what the nightly run needs - recipient, signing key, the sealed keyring - and never an identity:
 //! a host that backs up cannot open its own backups without the passphrase.
 
+mod find;
 mod learn;
+mod lists;
+mod successor;
 
+pub use find::open_keyrings;
+pub(super) use find::{find_keys, newer_of, number_of};
 pub use learn::learn_keys;
+pub use lists::read_lists;
+pub(super) use lists::{list_flaws, put_list_copies, put_lists};
+pub(super) use successor::{Successor, foreign_recipient};
 
-use super::RunError;
 use super::lock::{KernelLock, lock_named};
 use super::replace::replace_file;
+use super::{RunError, error_chain};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
-use crate::sign::{SigningKey, TrustedKeys};
-use crate::store::key::{BackupObject, KEYRING_PREFIX, ParsedKey};
+use crate::model::Digest;
+use crate::sign::{BelievedList, SigningKey, Trust, TrustedKeys, VerifyingKey};
+use crate::store::key::KEYRING_PREFIX;
 use crate::store::{ObjectKey, ObjectStore};
 use age::secrecy::SecretString;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
+use find::put_back;
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use successor::{find_newer, refuse_replaced};
 
 /// Most keyrings of one store that are opened: each costs seconds of scrypt, and anybody with the bucket can put more. A
 /// store of ours has one a rotation or new passphrase.
 pub(super) const KEYRINGS_MAX: usize = 16;
 /// Most keyrings that are fetched to be compared, each of at most 64 KiB.
 const KEYRINGS_COMPARED_MAX: usize = 1000;
-
-/// Copies beside backups that are tried when the keyrings are gone.
-const KEYRING_COPIES_MAX: usize = 8;
 
 /// A keyring as it lies in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,11 +91,47 @@ pub struct KeyCache {
 struct CachedKeys {
     recipient: String,
     signing_key: String,
+    /// All that are trusted without a list, the retired ones left out.
     verifying_keys: Vec<String>,
+    /// Those of them that a rotation kept on purpose.
+    #[serde(default)]
+    kept_keys: Vec<String>,
+    /// Those that count for the objects on the lists.
+    #[serde(default)]
+    retired_keys: Vec<String>,
+    #[serde(default)]
+    believed_lists: Vec<CachedList>,
     /// The sealed keyring in base64: in the same file, so that keys and keyring change together. Older caches have it
     /// in `keyring.age`.
     #[serde(default)]
     keyring: Option<String>,
+}
+
+/// A list beside the cached keys, in `believed-<blake3>.json`.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct CachedList {
+    tag: String,
+    blake3: Digest,
+}
+
+impl CachedKeys {
+    fn trusted(&self, own: &VerifyingKey) -> Result<TrustedKeys, RunError> {
+        let parse = |keys: &[String]| keys.iter().map(|key| key.parse()).collect::<Result<Vec<VerifyingKey>, _>>();
+        let (kept, retired) = (parse(&self.kept_keys)?, parse(&self.retired_keys)?);
+        let mut trusted = TrustedKeys::default();
+        for key in parse(&self.verifying_keys)?.into_iter().filter(|key| !retired.contains(key)) {
+            let trust = match kept.contains(&key) {
+                _ if key == *own => Trust::Current,
+                true => Trust::Kept,
+                false => Trust::Unlimited,
+            };
+            trusted.add(key, trust);
+        }
+        retired.into_iter().for_each(|key| trusted.add(key, Trust::Retired));
+        let list = |list: &CachedList| BelievedList { tag: list.tag.clone(), blake3: list.blake3, content: None };
+        trusted.lists = self.believed_lists.iter().map(list).collect();
+        Ok(trusted)
+    }
 }
 
 impl KeyCache {
@@ -98,6 +143,48 @@ impl KeyCache {
     /// One run at a time looks for, makes and caches keys.
     pub(super) fn lock(&self) -> Result<KernelLock, RunError> {
         lock_named(&self.state_dir, "keys", &format!("the keys in {}", self.folder.display()))
+    }
+
+    pub(super) fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    fn note_path(&self) -> PathBuf {
+        self.folder.join("rotating")
+    }
+
+    /// Notes that this host is about to put new keys, by the folder of their keyring.
+    pub(super) fn note_rotation(&self, tag: &str) -> Result<(), RunError> {
+        self.make_folder()?;
+        let path = self.note_path();
+        replace_file(&path, tag.as_bytes()).map_err(|source| file_error("write", &path, source))
+    }
+
+    /// The rotation that this host began and did not end: the folder of the new keyring.
+    ///
+    /// # Errors
+    /// [`RunError::File`] when the note is there and cannot be read.
+    pub fn noted_rotation(&self) -> Result<Option<String>, RunError> {
+        let path = self.note_path();
+        match fs::read_to_string(&path) {
+            Ok(tag) => Ok(Some(tag)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(file_error("read", &path, source)),
+        }
+    }
+
+    /// The rotation is over.
+    pub(super) fn forget_rotation(&self) -> Result<(), RunError> {
+        let path = self.note_path();
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(file_error("remove", &path, source)),
+            _ => Ok(()),
+        }
+    }
+
+    fn make_folder(&self) -> Result<(), RunError> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        made.map_err(|source| file_error("create", &self.folder, source))
     }
 
     /// What is cached, or `None` on first use.
@@ -116,30 +203,32 @@ impl KeyCache {
         let recipient: age::x25519::Recipient =
             cached.recipient.parse().map_err(|reason: &str| unusable(reason.to_owned()))?;
         let signing = SigningKey::parse(&cached.signing_key)?;
-        let trusted = cached.verifying_keys.iter().map(|key| key.parse()).collect::<Result<Vec<_>, _>>()?;
+        let mut trusted = cached.trusted(signing.verifying_key())?;
+        self.load_lists(&mut trusted)?;
         let keyring = match &cached.keyring {
             Some(text) => BASE64.decode(text).map_err(|error| unusable(error.to_string()))?,
             None => fs::read(&keyring_path).map_err(|source| file_error("read", &keyring_path, source))?,
         };
         let keyring = StoredKeyring { tag: keyring_tag(&recipient), bytes: keyring.into() };
-        let (recipients, trusted) = (vec![recipient], TrustedKeys(trusted));
-        Ok(Some(WriterKeys { recipients, signing, trusted, keyring: Some(keyring) }))
+        Ok(Some(WriterKeys { recipients: vec![recipient], signing, trusted, keyring: Some(keyring) }))
     }
 
     /// Replaces what is cached, whole or not at all.
     pub(super) fn save(&self, keys: &WriterKeys) -> Result<(), RunError> {
         let (Some(keyring), Some(recipient)) = (&keys.keyring, keys.recipients.first()) else { return Ok(()) };
+        let with = |trust| keys.trusted.with(trust).map(ToString::to_string).collect::<Vec<_>>();
+        let lists = keys.trusted.lists.iter();
         let cached = CachedKeys {
             recipient: recipient.to_string(),
             signing_key: keys.signing.to_secret_text()?,
-            verifying_keys: keys.trusted.0.iter().map(ToString::to_string).collect(),
+            verifying_keys: [with(Trust::Current), with(Trust::Kept), with(Trust::Unlimited)].concat(),
+            kept_keys: with(Trust::Kept),
+            retired_keys: with(Trust::Retired),
+            believed_lists: lists.map(|list| CachedList { tag: list.tag.clone(), blake3: list.blake3 }).collect(),
             keyring: Some(BASE64.encode(&keyring.bytes)),
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder)
-            .map_err(|source| file_error("create", &self.folder, source))?;
+        self.make_folder()?;
+        self.save_lists(&keys.trusted)?;
         let path = self.folder.join("writer.json");
         let text = serde_json::to_vec_pretty(&cached).map_err(|error| file_error("write", &path, error.into()))?;
         replace_file(&path, &text).map_err(|source| file_error("write", &path, source))
@@ -162,19 +251,45 @@ pub async fn writer_keys(
     cache: &KeyCache,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<WriterKeys, RunError> {
+    writer_keys_with(store, cache, NewerKeys::Refuse, passphrase).await
+}
+
+/// What a host without keys does where the store tells of newer keys than those that the passphrase opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewerKeys {
+    /// Nothing is sealed to keys that were replaced.
+    Refuse,
+    /// A person looked, and says that the found keys are the right ones.
+    Ignore,
+}
+
+/// As [`writer_keys`], with a person's word about newer keys.
+///
+/// # Errors
+/// As for [`writer_keys`].
+pub async fn writer_keys_with(
+    store: &dyn ObjectStore,
+    cache: &KeyCache,
+    newer: NewerKeys,
+    passphrase: impl FnOnce() -> Result<SecretString, RunError>,
+) -> Result<WriterKeys, RunError> {
     let _lock = cache.lock()?;
     if let Some(keys) = cache.load()? {
-        ensure_stored(store, &keys, passphrase).await?;
+        ensure_stored(store, &keys, cache.noted_rotation()?.as_deref(), passphrase).await?;
         return Ok(keys);
     }
     let passphrase = passphrase()?;
-    let stored = stored_keyrings(store).await?;
-    let found = match stored.is_empty() {
-        false => Some(open_all(store, &stored, &passphrase)?),
-        true => restore_from_copies(store, &passphrase).await?,
-    };
-    let keys = match found {
-        Some((file, keyring)) => writer_from(store, &file, keyring)?,
+    let keys = match find_keys(store, &passphrase).await? {
+        Some(found) => {
+            if let Some(refusal) = find_newer(store, &found.listed, &found.file, &found.keyring.tag).await? {
+                match newer {
+                    NewerKeys::Refuse => return Err(refusal),
+                    NewerKeys::Ignore => tracing::warn!(error = error_chain(&refusal), "ignored, as it was said"),
+                }
+            }
+            put_back(store, &found).await?;
+            writer_from(store, &found.file, found.keyring)?
+        }
         None => make_keyring(store, &passphrase).await?,
     };
     cache.save(&keys)?;
@@ -184,39 +299,72 @@ pub async fn writer_keys(
 async fn ensure_stored(
     store: &dyn ObjectStore,
     keys: &WriterKeys,
+    own_rotation: Option<&str>,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<(), RunError> {
     let Some(keyring) = &keys.keyring else { return Ok(()) };
     let places = list_keyrings(store).await?;
     let ours: Vec<&KeyringPlace> = places.iter().filter(|place| place.tag == keyring.tag).collect();
+    let mut is_stored = false;
     for place in &ours {
-        if fetch_keyring(store, place).await?.bytes == keyring.bytes {
-            return Ok(());
-        }
+        is_stored = is_stored || fetch_keyring(store, place).await?.bytes == keyring.bytes;
     }
-    if let Some(other) = ours.first() {
+    if let (false, Some(other)) = (is_stored, ours.first()) {
         let reason = "the keyring in the store is not the one that this host knows: changed, or replaced".to_owned();
         return Err(RunError::Damaged { key: other.key.to_string(), reason });
     }
-    if !places.is_empty() {
+    let is_first_pair = keys.trusted.len() == 1;
+    if !is_stored && !places.is_empty() && is_first_pair {
         return Err(foreign_keyring(store, &places));
+    }
+    if !places.is_empty() {
+        refuse_replaced(store, &keyring.tag, &keys.trusted, own_rotation).await?;
+    }
+    if is_stored {
+        warn_of_unknown(store, keys, &places);
+        return put_lists(store, &keys.trusted).await;
     }
     // This store does not know our keyring yet, or lost it. Nobody must find later that another passphrase opens it
     // than the one in the configuration.
-    KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
-    match store.is_unused().await? {
+    if !places.is_empty() {
+        tracing::warn!(
+            store = store.url(),
+            keyring = keyring.tag,
+            "the newest keyring is gone and older ones are there"
+        );
+    }
+    let file = KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
+    let own: BTreeSet<String> = file.identities.iter().map(|identity| keyring_tag(&identity.to_public())).collect();
+    if !places.is_empty() && !places.iter().any(|place| own.contains(&place.tag)) {
+        return Err(foreign_keyring(store, &places));
+    }
+    match places.is_empty() && store.is_unused().await? {
         true => tracing::debug!(store = store.url(), "the first keyring of an empty store"),
         false => tracing::warn!(store = store.url(), "the keyring was not in the store; putting it there"),
     }
+    put_lists(store, &keys.trusted).await?;
     store.put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await?;
     Ok(())
+}
+
+/// Each rotation adds a folder and a verifying key. A folder more is somebody else's, or of a rotation on another host.
+fn warn_of_unknown(store: &dyn ObjectStore, keys: &WriterKeys, places: &[KeyringPlace]) {
+    let tags: BTreeSet<&str> = places.iter().map(|place| place.tag.as_str()).collect();
+    if tags.len() > keys.trusted.len() {
+        tracing::warn!(
+            store = store.url(),
+            keyrings = tags.into_iter().collect::<Vec<_>>().join(", "),
+            "there are keyrings that this host does not know; if keys were rotated on another host, run `zfs-backup key \
+             rotate` here too"
+        );
+    }
 }
 
 fn foreign_keyring(store: &dyn ObjectStore, places: &[KeyringPlace]) -> RunError {
     let tags: Vec<&str> = places.iter().map(|place| place.tag.as_str()).collect();
     RunError::refused(
         format!("{} holds the keyring {} of somebody else, and not ours", store.url(), tags.join(", ")),
-        "use another prefix in `remote`, or, if that keyring is the right one, remove `keys` from the state folder and run again with its passphrase",
+        "use another prefix in `remote`; if the keys were rotated on another host and that keyring is the new one, run `zfs-backup key rotate`",
     )
 }
 
@@ -330,108 +478,6 @@ async fn fetch_keyrings(store: &dyn ObjectStore, places: &[KeyringPlace]) -> Res
         keyrings.push(fetch_keyring(store, place).await?);
     }
     Ok(keyrings)
-}
-
-/// Opens all keyrings of the store that the passphrase opens: what a restore needs. Where the folder of keyrings is
-/// gone, the copies beside the backups serve.
-///
-/// # Errors
-/// [`RunError`] when there is none, or when the passphrase opens none.
-pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<KeyFile, RunError> {
-    let mut stored = stored_keyrings(store).await?;
-    if stored.is_empty() {
-        stored = keyring_copies(store).await?;
-    }
-    if stored.is_empty() {
-        return Err(RunError::refused(
-            format!("there is no keyring in {}", store.url()),
-            "check bucket and prefix; or name the key file with --identity",
-        ));
-    }
-    open_all(store, &stored, passphrase).map(|(file, _)| file)
-}
-
-/// The copies beside the newest few backups, each content once.
-async fn keyring_copies(store: &dyn ObjectStore) -> Result<Vec<StoredKeyring>, RunError> {
-    let listed = store.list("").await?;
-    let is_copy = |key: &ParsedKey| key.object == BackupObject::Keyring && !key.signature;
-    let mut copies: Vec<_> = listed
-        .iter()
-        .filter(|object| object.bytes <= KEYRING_BYTES_MAX)
-        .filter_map(|object| Some((ObjectKey::parse(&object.key).filter(is_copy)?.id, ObjectKey::listed(&object.key)?)))
-        .collect();
-    copies.sort_by(|a, b| b.cmp(a));
-    let mut keyrings: Vec<StoredKeyring> = Vec::new();
-    for (_, key) in copies.iter().take(KEYRING_COPIES_MAX) {
-        let bytes = store.get(key, None, KEYRING_BYTES_MAX).await?;
-        if keyrings.iter().all(|other| other.bytes != bytes) {
-            keyrings.push(StoredKeyring { tag: String::new(), bytes });
-        }
-    }
-    Ok(keyrings)
-}
-
-/// Backups without a keyring are no empty store: the keyring comes back from a copy beside them, or nothing is made.
-async fn restore_from_copies(
-    store: &dyn ObjectStore,
-    passphrase: &SecretString,
-) -> Result<Option<(KeyFile, StoredKeyring)>, RunError> {
-    let copies = keyring_copies(store).await?;
-    if copies.is_empty() {
-        return Ok(None);
-    }
-    let (file, keyring) = open_all(store, &copies, passphrase)?;
-    tracing::warn!(store = store.url(), "the keyring was gone; putting the copy of a backup in its place");
-    store.put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await?;
-    Ok(Some((file, keyring)))
-}
-
-/// Opens every keyring that the passphrase opens. Identities and verifying keys of all are in the file; what signs and
-/// seals is of the newest one, which is returned too: of rotated keys that which follows the others, of one keyring
-/// sealed several times the highest number. An empty tag is filled in.
-pub(super) fn open_all(
-    store: &dyn ObjectStore,
-    stored: &[StoredKeyring],
-    passphrase: &SecretString,
-) -> Result<(KeyFile, StoredKeyring), RunError> {
-    let mut opened: Option<(KeyFile, StoredKeyring)> = None;
-    let mut refusal = KeyringError::WrongPassphrase;
-    for keyring in stored {
-        let file = match KeyFile::open(&keyring.bytes, passphrase) {
-            Ok(file) => file,
-            Err(KeyringError::WrongPassphrase) => continue,
-            // A keyring that cannot be opened at all says more than one for another passphrase.
-            Err(error) => {
-                refusal = error;
-                continue;
-            }
-        };
-        let tag = keyring_tag(&file.recipient().map_err(|source| keyring_error(store, source))?);
-        if !keyring.tag.is_empty() && keyring.tag != tag {
-            tracing::warn!(tag = keyring.tag, "this keyring lies under another one's name; ignored");
-            continue;
-        }
-        let keyring = StoredKeyring { tag, bytes: keyring.bytes.clone() };
-        opened = Some(match opened.take() {
-            Some(before) => newer_of(before, (file, keyring)),
-            None => (file, keyring),
-        });
-    }
-    opened.ok_or_else(|| keyring_error(store, refusal))
-}
-
-/// The newer of two opened keyrings, which opens and believes what the other does, too. Of two that do not follow from
-/// each other the second.
-pub(super) fn newer_of(
-    (mut before, old): (KeyFile, StoredKeyring),
-    (mut file, new): (KeyFile, StoredKeyring),
-) -> (KeyFile, StoredKeyring) {
-    if before.follows(&file) {
-        before.take_over(&file);
-        return (before, old);
-    }
-    file.take_over(&before);
-    (file, new)
 }
 
 fn writer_from(store: &dyn ObjectStore, file: &KeyFile, keyring: StoredKeyring) -> Result<WriterKeys, RunError> {

@@ -3,13 +3,25 @@
 //! Nothing that is in a store is changed or removed. The new keyring is put beside the old ones in every store, fetched
 //! and opened; only then is it cached on this host, in one rename. Whatever fails before that leaves this host with the
 //! keys that it had, and the same command again takes up what was put.
+//!
+//! # Order of a rotation
+//! locks of all datasets -> list of what the old keys signed, from every store -> note on this host -> the list into every
+//! store -> the keyring into every store -> successor objects, signed with the old key, into every store -> cache -> note
+//! removed. A keyring is never in a store without its list. Between keyring and cache this host still backs up with the
+//! old keys; by its note it knows that the rotation was its own, and then adds what it signed meanwhile to the list.
+
+mod collect;
+
+pub use collect::CollectedDataset;
 
 use super::RunError;
 use super::keys::{
-    KEYRINGS_MAX, KeyCache, StoredKeyring, WriterKeys, fetch_keyring, keyring_error, list_keyrings, newer_of, open_all,
-    stored_keyrings,
+    KEYRINGS_MAX, KeyCache, StoredKeyring, Successor, WriterKeys, fetch_keyring, find_keys, keyring_error,
+    list_keyrings, newer_of, number_of, put_list_copies, put_lists, read_lists, stored_keyrings,
 };
+use super::lock::{KernelLock, lock_dataset};
 use crate::keyring::{KeyFile, KeyringError, keyring_tag};
+use crate::sign::{Believed, SigningKey, Trust, TrustedKeys};
 use crate::store::{ObjectKey, ObjectStore};
 use age::secrecy::{ExposeSecret, SecretString};
 use bytes::Bytes;
@@ -33,6 +45,17 @@ pub struct Rekeyed {
     pub places: Vec<(String, ObjectKey)>,
     /// An earlier run had begun this, and it was taken up.
     pub taken_up: bool,
+    /// What the retired keys are still trusted for, by store and dataset. Empty when no list was made.
+    pub collected: Vec<CollectedDataset>,
+}
+
+/// What a rotation does with the keys that it replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OldKeys {
+    /// They are trusted for what they signed so far: after a leak, or when in doubt.
+    Retire,
+    /// They are trusted as before: for a rotation by the calendar.
+    KeepTrust,
 }
 
 impl Rekey<'_> {
@@ -62,26 +85,139 @@ impl Rekey<'_> {
             Some(sealed) => sealed,
             None => self.seal(&file, new)?,
         };
-        self.put_and_cache(&file, sealed, new, taken_up).await
+        let done = self.put_everywhere(&file, sealed, new).await?;
+        self.cache.save(&done.keys)?;
+        Ok(Rekeyed { taken_up, ..done })
     }
 
-    /// Makes new keys, which follow the old ones, and puts their keyring into every store.
+    /// Makes new keys, which follow the old ones, and puts their keyring into every store. Retired keys are trusted for
+    /// what verifies in one of the stores at this moment, and for what earlier rotations listed.
     ///
     /// # Errors
     /// [`RunError`]; then this host keeps the keys that it had.
-    pub async fn rotate(&self, passphrase: &SecretString) -> Result<Rekeyed, RunError> {
+    pub async fn rotate(&self, passphrase: &SecretString, old_keys: OldKeys) -> Result<Rekeyed, RunError> {
         let _lock = self.cache.lock()?;
         let (file, newest) = self.open_everywhere(passphrase).await?;
-        match self.relation(&file)? {
-            Relation::Newer => {
-                let own = KeyFile::open(&newest.bytes, passphrase).map_err(|source| self.failed(source))?;
-                self.put_and_cache(&own, newest.bytes, passphrase, true).await
+        let is_newer = matches!(self.relation(&file)?, Relation::Newer);
+        let _locks = self.lock_datasets().await?;
+        let (next, sealed, collected) = match (is_newer, old_keys) {
+            (true, _) => self.take_up(&newest, passphrase).await?,
+            (false, OldKeys::KeepTrust) => {
+                let next = file.rotated_keeping_trust().map_err(|source| self.failed(source))?;
+                (next, None, Vec::new())
             }
-            Relation::Same => {
-                let file = file.rotated().map_err(|source| self.failed(source))?;
-                let sealed = self.seal(&file, passphrase)?;
-                self.put_and_cache(&file, sealed, passphrase, false).await
+            (false, OldKeys::Retire) => {
+                let (believed, collected) = self.collect(&file.trusted).await?;
+                (file.rotated(believed).map_err(|source| self.failed(source))?, None, collected)
             }
+        };
+        let sealed = match sealed {
+            Some(sealed) => sealed,
+            None => self.seal(&next, passphrase)?,
+        };
+        let tag = keyring_tag(&next.recipient().map_err(|source| self.failed(source))?);
+        if !is_newer {
+            self.cache.note_rotation(&tag)?;
+        }
+        let replaced = self.replaced(is_newer, &file)?;
+        let done = self.put_everywhere(&next, sealed, passphrase).await?;
+        for store in self.stores {
+            let datasets = collect::datasets_of(&store.list("").await?);
+            put_list_copies(&**store, &next.trusted, datasets).await?;
+        }
+        if let Some((old_tag, old)) = replaced.filter(|(old_tag, _)| *old_tag != tag) {
+            let new = next.signing_key().map_err(|source| self.failed(source))?;
+            let keeps_trust = next.trusted.trust_in(old.verifying_key()) != Some(Trust::Retired);
+            for store in self.stores {
+                Successor::new(&old_tag, &tag, new, keeps_trust).put(&**store, &old).await?;
+            }
+        }
+        self.cache.save(&done.keys)?;
+        self.cache.forget_rotation()?;
+        Ok(Rekeyed { taken_up: is_newer, collected, ..done })
+    }
+
+    /// What a rotation would list, without any change.
+    ///
+    /// # Errors
+    /// [`RunError`] when something could not be read.
+    pub async fn preview(&self, passphrase: &SecretString) -> Result<Vec<CollectedDataset>, RunError> {
+        let (file, _) = self.open_everywhere(passphrase).await?;
+        Ok(self.collect(&file.trusted).await?.1)
+    }
+
+    /// All that these keys vouch for in any store, and what earlier rotations listed.
+    async fn collect(&self, trusted: &TrustedKeys) -> Result<(Believed, Vec<CollectedDataset>), RunError> {
+        let (mut believed, mut collected) = (trusted.believed(), Vec::new());
+        for store in self.stores {
+            collected.extend(collect::collect(&**store, trusted, &mut believed).await?);
+        }
+        Ok((believed, collected))
+    }
+
+    /// The keys that somebody has put already. Where this host did, in a rotation that was interrupted, what it signed
+    /// since is added to the list; a rotation by another host stays as it is: nothing proves who signed what since.
+    async fn take_up(
+        &self,
+        newest: &StoredKeyring,
+        passphrase: &SecretString,
+    ) -> Result<(KeyFile, Option<Bytes>, Vec<CollectedDataset>), RunError> {
+        let mut own = KeyFile::open(&newest.bytes, passphrase).map_err(|source| self.failed(source))?;
+        self.read_lists(&mut own.trusted).await?;
+        let is_own = self.cache.noted_rotation()?.as_ref() == Some(&newest.tag);
+        let is_limited = own.trusted.with(Trust::Retired).next().is_some();
+        let cached = self.cache.load()?;
+        let (true, true, Some(cached)) = (is_own, is_limited, cached) else {
+            return Ok((own, Some(newest.bytes.clone()), Vec::new()));
+        };
+        let (more, collected) = self.collect(&cached.trusted).await?;
+        let before = own.trusted.believed();
+        let mut all = before.clone();
+        all.extend(&more);
+        if all == before {
+            return Ok((own, Some(newest.bytes.clone()), collected));
+        }
+        own.pin(all).map_err(|source| self.failed(source))?;
+        Ok((own, None, collected))
+    }
+
+    /// The tag and key that sign the successor object: those of this host where it takes newer keys up.
+    fn replaced(&self, is_newer: bool, file: &KeyFile) -> Result<Option<(String, SigningKey)>, RunError> {
+        if is_newer {
+            let cached = self.cache.load()?;
+            return Ok(cached.and_then(|keys| Some((keys.keyring?.tag, keys.signing))));
+        }
+        let old = file.signing_key().map_err(|source| self.failed(source))?;
+        let recipient = file.recipient().map_err(|source| self.failed(source))?;
+        Ok(Some((keyring_tag(&recipient), old.clone())))
+    }
+
+    /// No backup of this host may be under way: its manifest would be signed with the old key after the list was made.
+    async fn lock_datasets(&self) -> Result<Vec<KernelLock>, RunError> {
+        let mut locks = Vec::new();
+        for store in self.stores {
+            for dataset in collect::datasets_of(&store.list("").await?) {
+                locks.push(lock_dataset(self.cache.state_dir(), &store.known(), &dataset)?);
+            }
+        }
+        Ok(locks)
+    }
+
+    /// Reads the lists that these keys pin, from whichever store has them. A rotation must not lose one.
+    async fn read_lists(&self, trusted: &mut TrustedKeys) -> Result<(), RunError> {
+        for store in self.stores {
+            read_lists(&**store, trusted).await?;
+        }
+        match trusted.lists.iter().find(|list| list.content.is_none()) {
+            None => Ok(()),
+            Some(list) => Err(RunError::refused(
+                format!(
+                    "{} is in none of the configured stores: the list of what retired keys are trusted for",
+                    list.name()
+                ),
+                "put it back below `@zfs-backup/keys/` from another copy of the store; a host that has rotated puts it \
+                 back with its next backup",
+            )),
         }
     }
 
@@ -90,19 +226,18 @@ impl Rekey<'_> {
     async fn open_everywhere(&self, passphrase: &SecretString) -> Result<(KeyFile, StoredKeyring), RunError> {
         let mut opened = None;
         for store in self.stores {
-            let stored = stored_keyrings(&**store).await?;
-            if stored.is_empty() {
-                continue;
-            }
-            let found = open_all(&**store, &stored, passphrase)?;
+            let Some(found) = find_keys(&**store, passphrase).await? else { continue };
+            let found = (found.file, found.keyring);
             opened = Some(match opened.take() {
                 Some(before) => newer_of(before, found),
                 None => found,
             });
         }
-        opened.ok_or_else(|| {
+        let (mut file, newest) = opened.ok_or_else(|| {
             RunError::refused("there is no keyring in the configured stores", "run `zfs-backup key generate` first")
-        })
+        })?;
+        self.read_lists(&mut file.trusted).await?;
+        Ok((file, newest))
     }
 
     /// How the keys in the stores stand to those of this host.
@@ -142,12 +277,12 @@ impl Rekey<'_> {
         file.seal_with(passphrase, self.work_factor).map(Bytes::from).map_err(|source| self.failed(source))
     }
 
-    async fn put_and_cache(
+    /// Puts lists and keyring into every store, the lists first.
+    async fn put_everywhere(
         &self,
         file: &KeyFile,
         sealed: Bytes,
         passphrase: &SecretString,
-        taken_up: bool,
     ) -> Result<Rekeyed, RunError> {
         let keys = WriterKeys::from_keyring(file, sealed.clone()).map_err(|source| self.failed(source))?;
         for store in self.stores {
@@ -157,13 +292,15 @@ impl Rekey<'_> {
                 return Err(RunError::refused(what, "remove keyrings whose passphrase is of no use any more"));
             }
         }
+        for store in self.stores {
+            put_lists(&**store, &file.trusted).await?;
+        }
         let mut places = Vec::new();
         for store in self.stores {
             let key = put_keyring(&**store, file, &sealed, passphrase).await?;
             places.push((store.url().to_owned(), key));
         }
-        self.cache.save(&keys)?;
-        Ok(Rekeyed { keys, places, taken_up })
+        Ok(Rekeyed { keys, places, taken_up: false, collected: Vec::new() })
     }
 
     fn failed(&self, source: KeyringError) -> RunError {
@@ -207,12 +344,6 @@ async fn put_keyring(
         return Err(lost("it came back as other keys"));
     }
     Ok(key)
-}
-
-/// `0002` of `.../0002.age`, whose form the listing has checked.
-fn number_of(key: &ObjectKey) -> u16 {
-    let name = key.as_str().rsplit('/').next().and_then(|name| name.strip_suffix(".age"));
-    name.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 fn same_keys(one: &KeyFile, other: &KeyFile) -> Result<bool, KeyringError> {

@@ -6,7 +6,7 @@ mod chains;
 mod data;
 
 use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
-use super::keys::every_keyring;
+use super::keys::{every_keyring, list_flaws};
 use super::record::OwnCommit;
 use super::{RunError, error_chain};
 use crate::model::{BackupId, DatasetName, Digest};
@@ -157,7 +157,7 @@ async fn look(
     }
     drop(verified);
     report.missing_backups(store, trusted, &catalog, &options.own_commits).await?;
-    report.keyrings(store, &catalog.backups).await?;
+    report.keyrings(store, &catalog.backups, trusted).await?;
     report.broken = chains::broken(&catalog, &report.damage);
     Ok((catalog, chunks, report))
 }
@@ -224,8 +224,17 @@ impl VerifyReport {
         Ok(())
     }
 
-    /// The keyring of every backup must lie among the keyrings too: a bare host begins there.
-    async fn keyrings(&mut self, store: &dyn ObjectStore, backups: &[StoredBackup]) -> Result<(), RunError> {
+    /// The keyring of every backup must lie among the keyrings too: a bare host begins there. So must the lists of what
+    /// retired keys are trusted for.
+    async fn keyrings(
+        &mut self,
+        store: &dyn ObjectStore,
+        backups: &[StoredBackup],
+        trusted: &TrustedKeys,
+    ) -> Result<(), RunError> {
+        for (key, reason) in list_flaws(store, trusted).await? {
+            self.damage.push(Damage::new(key.to_string(), None, reason));
+        }
         let needed: BTreeSet<Digest> = backups.iter().filter_map(|backup| backup.manifest.files.keyring).collect();
         if needed.is_empty() {
             return Ok(());

@@ -13,8 +13,8 @@ impl TrustedKeys {
     pub fn verify_claim(&self, signed_type: SignedType, key: &str, signature: &[u8]) -> Result<(), SignatureError> {
         let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
         let signature = Signature::parse(text).ok_or(SignatureError::Malformed)?;
-        if !self.0.iter().any(|trusted| signature.is_claim_by(trusted)) {
-            return Err(SignatureError::Untrusted { trusted: self.0.len() });
+        if !self.iter().any(|(trusted, _)| signature.is_claim_by(trusted)) {
+            return Err(SignatureError::Untrusted { trusted: self.len() });
         }
         let (expected, actual) = (trusted_comment(signed_type, key), signature.comment.to_owned());
         if expected == actual { Ok(()) } else { Err(SignatureError::Elsewhere { expected, actual }) }
@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn a_claim_holds_for_its_place_its_type_and_its_key_alone() {
         let (ours, theirs) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
-        let trusted: TrustedKeys = TrustedKeys(vec![ours.verifying_key().clone()]);
+        let trusted: TrustedKeys = TrustedKeys::new(vec![ours.verifying_key().clone()]);
         let signature = |key: &SigningKey| key.sign(SignedType::Manifest, "a/manifest.json", b"bytes").unwrap();
         let check = |signed_type, place: &str, by| trusted.verify_claim(signed_type, place, &signature(by));
         assert_eq!(check(SignedType::Manifest, "a/manifest.json", &ours), Ok(()));

@@ -45,6 +45,7 @@ mod safety_kernel;
 mod safety_origins;
 mod safety_pruning;
 mod safety_restore;
+mod safety_trust;
 mod scale;
 mod scheduler;
 mod snapshot;

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use zfs_backup::keyring::{KeyFile, keyring_tag};
 use zfs_backup::run::RunError;
 use zfs_backup::run::keys::{KeyCache, WriterKeys, open_keyrings, writer_keys};
-use zfs_backup::run::rekey::{Rekey, Rekeyed};
+use zfs_backup::run::rekey::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::store::memory::{Fault, MemoryStore};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 
@@ -59,7 +59,7 @@ impl Host {
         let rekey = Rekey { stores: &stores, cache: &cache, work_factor };
         match change {
             Change::Passphrase => rekey.change_passphrase(&secret("old"), &secret("new")).await,
-            Change::Keys => rekey.rotate(&secret("old")).await,
+            Change::Keys => rekey.rotate(&secret("old"), OldKeys::Retire).await,
         }
     }
 
@@ -84,7 +84,8 @@ impl Host {
     }
 
     fn keyrings(&self) -> Vec<usize> {
-        self.stores.iter().map(|store| store.keys().len()).collect()
+        let count = |store: &MemoryStore| store.keys().iter().filter(|key| key.ends_with(".age")).count();
+        self.stores.iter().map(count).collect()
     }
 }
 
@@ -162,11 +163,13 @@ async fn another_host_of_the_store_takes_rotated_keys_over() {
     let other = Host { stores: host.stores.clone(), state: TempDir::new().unwrap(), first: host.first.clone() };
     writer_keys(&other.stores[0], &other.cache(), || Ok(secret("old"))).await.unwrap();
     host.change(Change::Keys).await.unwrap();
-    other.assert_works().await;
+    let error = writer_keys(&other.stores[0], &other.cache(), nobody).await.err().unwrap();
+    assert!(error.to_string().contains("were replaced by `key rotate`"), "{error}");
     let error = other.change(Change::Passphrase).await.err().unwrap();
     assert!(error.to_string().contains("rotation"), "{error}");
     let done = other.change(Change::Keys).await.unwrap();
     assert!(done.taken_up && other.recipient() == host.recipient());
+    other.assert_works().await;
     assert_eq!(host.keyrings(), [2, 2]);
 }
 
@@ -176,7 +179,7 @@ async fn a_wrong_passphrase_foreign_keys_and_a_full_folder_change_nothing() {
     let stores: Vec<Arc<dyn ObjectStore>> = vec![Arc::new(host.stores[0].clone())];
     let cache = host.cache();
     let rekey = Rekey { stores: &stores, cache: &cache, work_factor: QUICK };
-    assert!(rekey.rotate(&secret("wrong")).await.is_err());
+    assert!(rekey.rotate(&secret("wrong"), OldKeys::Retire).await.is_err());
     assert!(rekey.change_passphrase(&secret("wrong"), &secret("new")).await.is_err());
     assert!(rekey.change_passphrase(&secret("old"), &secret("old")).await.is_err());
     assert_eq!(host.keyrings(), [1, 1]);

@@ -2,14 +2,16 @@
 
 use super::{RestoreBackup, RestorePoint, RestoreSet};
 use crate::keyring::KeyFile;
-use crate::manifest::{Manifest, PRIVATE_BYTES_MAX, Private, parse_as};
+use crate::manifest::{Manifest, ManifestError, PRIVATE_BYTES_MAX, Private, parse_as};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::restore::plan_restore;
 use crate::plan::timeline::Timeline;
 use crate::run::catalog::{Catalog, StoredBackup, find_gaps, get_pinned, read_catalog, read_chunks};
+use crate::run::keys::foreign_recipient;
 use crate::run::sealed::open_small;
 use crate::run::{RunError, error_chain};
+use crate::sign::SignatureError;
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
 use jiff::Timestamp;
@@ -53,6 +55,8 @@ pub(super) struct Shelves {
     dataset: DatasetName,
     shelves: Vec<(Arc<dyn ObjectStore>, Catalog)>,
     unasked: Vec<String>,
+    /// A backup that is sealed to keys which ours do not know, with its recipient: ours may not be the newest.
+    foreign: Option<(BackupId, String)>,
 }
 
 impl Shelves {
@@ -71,10 +75,11 @@ impl Shelves {
                 }
             }
         }
-        match (shelves.is_empty(), first) {
-            (true, Some(error)) => Err(error),
-            _ => Ok(Self { dataset: dataset.clone(), shelves, unasked }),
+        if let (true, Some(error)) = (shelves.is_empty(), first) {
+            return Err(error);
         }
+        let foreign = find_foreign(&shelves, keys).await?;
+        Ok(Self { dataset: dataset.clone(), shelves, unasked, foreign })
     }
 
     /// Every whole backup once, as the nearest store has it.
@@ -198,6 +203,20 @@ impl Shelves {
             ));
         };
         let id = &tip.id;
+        if let Some((foreign, recipient)) = &self.foreign {
+            return Err(RunError::refused(
+                format!(
+                    "{dataset}: {foreign} is sealed to {recipient}, a key that is not known here: these keys were replaced \
+                     and the newest keyring is gone or has another passphrase, or somebody else made that backup. With \
+                     old, leaked keys anybody could have made the newest backup"
+                ),
+                format!(
+                    "use the newest passphrase, or --identity with the newest paper copy; `{}/@{foreign}/keyring.age` may \
+                     be a copy of the keyring. To take what these keys vouch for: --backup {id}",
+                    self.dataset
+                ),
+            ));
+        }
         // Another attempt at the same snapshot is not newer, such as one that failed between the last signature and the
         // manifest; nor is one that another store has whole.
         let lost = self.shelves.iter().flat_map(|(_, catalog)| catalog.lost()).map(|attempt| &attempt.id);
@@ -271,6 +290,26 @@ impl Shelves {
     fn urls(&self) -> String {
         self.shelves.iter().map(|(store, _)| store.url()).collect::<Vec<_>>().join(" and ")
     }
+}
+
+/// A manifest that nobody known signed, and that is sealed to nobody known.
+async fn find_foreign(
+    shelves: &[(Arc<dyn ObjectStore>, Catalog)],
+    keys: &KeyFile,
+) -> Result<Option<(BackupId, String)>, RunError> {
+    for (store, catalog) in shelves {
+        for (id, error) in catalog.disbelieved() {
+            let RunError::Manifest { source: ManifestError::Signature(SignatureError::Untrusted { .. }), .. } = error
+            else {
+                continue;
+            };
+            let key = ObjectKey::backup(&catalog.dataset, id, &BackupObject::Manifest);
+            if let Some(recipient) = foreign_recipient(&**store, &key, keys).await? {
+                return Ok(Some((id.clone(), recipient)));
+            }
+        }
+    }
+    Ok(None)
 }
 
 async fn load_backup(

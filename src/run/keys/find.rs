@@ -1,0 +1,163 @@
+//! The keys of a store from its keyrings: those in their folder, and the copies beside backups.
+
+use super::lists::read_lists;
+use super::successor::find_successor;
+use super::{StoredKeyring, keyring_error, list_keyrings, stored_keyrings};
+use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
+use crate::run::{RunError, error_chain};
+use crate::store::key::{BackupObject, ParsedKey};
+use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use age::secrecy::SecretString;
+use std::collections::BTreeSet;
+
+/// Copies beside backups that are opened besides the keyrings in their folder: of the newest backups, and of sizes.
+const KEYRING_COPIES_MAX: usize = 8;
+
+/// Opens all keyrings of the store that the passphrase opens, in their folder and beside backups: what a restore needs.
+///
+/// # Errors
+/// [`RunError`] when there is none, or when the passphrase opens none.
+pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<KeyFile, RunError> {
+    let found = find_keys(store, passphrase).await?.ok_or_else(|| {
+        RunError::refused(
+            format!("there is no keyring in {}", store.url()),
+            "check bucket and prefix; or name the key file with --identity",
+        )
+    })?;
+    if let Some(error) = find_successor(store, &found.file, &found.keyring.tag).await? {
+        tracing::warn!(error = error_chain(&error), "newer keys exist; backups that were made with them do not verify");
+    }
+    Ok(found.file)
+}
+
+/// The keys of a store that was asked for its keyrings and their copies.
+pub(in crate::run) struct FoundKeys {
+    pub(in crate::run) file: KeyFile,
+    pub(in crate::run) keyring: StoredKeyring,
+    /// Whether the newest keyring is in its folder, and not only beside a backup.
+    in_place: bool,
+    /// All objects of the store.
+    pub(super) listed: Vec<ListedObject>,
+}
+
+/// Opens what the passphrase opens, and reads the lists of retired keys. The copies beside backups are always asked: an
+/// older keyring alone in the folder would pass for the newest. `None` when there is no keyring of any kind.
+pub(in crate::run) async fn find_keys(
+    store: &dyn ObjectStore,
+    passphrase: &SecretString,
+) -> Result<Option<FoundKeys>, RunError> {
+    let stored = stored_keyrings(store).await?;
+    let listed = store.list("").await?;
+    let mut all = keyring_copies(store, &listed).await?;
+    all.retain(|copy| stored.iter().all(|keyring| keyring.bytes != copy.bytes));
+    all.extend(stored.iter().cloned());
+    if all.is_empty() {
+        return Ok(None);
+    }
+    let (mut file, keyring) = open_all(store, &all, passphrase)?;
+    read_lists(store, &mut file.trusted).await?;
+    let in_place = stored.iter().any(|stored| stored.bytes == keyring.bytes);
+    Ok(Some(FoundKeys { file, keyring, in_place, listed }))
+}
+
+/// The copies beside the newest few backups, and beside the newest of each size, each content once: a keyring has a size
+/// of its own, so that one which is beside few backups is not missed.
+async fn keyring_copies(store: &dyn ObjectStore, listed: &[ListedObject]) -> Result<Vec<StoredKeyring>, RunError> {
+    let is_copy = |key: &ParsedKey| key.object == BackupObject::Keyring && !key.signature;
+    let mut copies: Vec<_> = listed
+        .iter()
+        .filter(|object| object.bytes <= KEYRING_BYTES_MAX)
+        .filter_map(|object| {
+            let id = ObjectKey::parse(&object.key).filter(is_copy)?.id;
+            Some((id, ObjectKey::listed(&object.key)?, object.bytes))
+        })
+        .collect();
+    copies.sort_by(|a, b| b.cmp(a));
+    let mut sizes = BTreeSet::new();
+    let (first, more): (Vec<_>, Vec<_>) = copies.into_iter().partition(|(_, _, bytes)| sizes.insert(*bytes));
+    let firsts = first.into_iter().take(KEYRING_COPIES_MAX);
+    let mut keyrings: Vec<StoredKeyring> = Vec::new();
+    for (_, key, _) in firsts.chain(more.into_iter().take(KEYRING_COPIES_MAX)) {
+        let bytes = match store.get(&key, None, KEYRING_BYTES_MAX).await {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind == StoreErrorKind::NotFound => continue,
+            Err(error) => return Err(error.into()),
+        };
+        if keyrings.iter().all(|other| other.bytes != bytes) {
+            keyrings.push(StoredKeyring { tag: String::new(), bytes });
+        }
+    }
+    Ok(keyrings)
+}
+
+/// Puts the newest keyring into its folder where only a copy beside a backup was left of it.
+pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Result<(), RunError> {
+    if found.in_place {
+        return Ok(());
+    }
+    let keyring = &found.keyring;
+    tracing::warn!(
+        store = store.url(),
+        keyring = keyring.tag,
+        "the keyring was gone; putting the copy of a backup in its place. Find out who deleted it"
+    );
+    let places = list_keyrings(store).await?;
+    let numbers = places.iter().filter(|place| place.tag == keyring.tag).map(|place| number_of(&place.key));
+    let number = numbers.max().unwrap_or(0).saturating_add(1);
+    store.put_new(&ObjectKey::keyring_number(&keyring.tag, number), keyring.bytes.clone()).await?;
+    Ok(())
+}
+
+/// `0002` of `.../0002.age`, whose form the listing has checked.
+pub(in crate::run) fn number_of(key: &ObjectKey) -> u16 {
+    let name = key.as_str().rsplit('/').next().and_then(|name| name.strip_suffix(".age"));
+    name.and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Opens every keyring that the passphrase opens. Identities and verifying keys of all are in the file; what signs and
+/// seals is of the newest one, which is returned too: of rotated keys that which follows the others, of one keyring
+/// sealed several times the highest number. An empty tag is filled in.
+fn open_all(
+    store: &dyn ObjectStore,
+    stored: &[StoredKeyring],
+    passphrase: &SecretString,
+) -> Result<(KeyFile, StoredKeyring), RunError> {
+    let mut opened: Option<(KeyFile, StoredKeyring)> = None;
+    let mut refusal = KeyringError::WrongPassphrase;
+    for keyring in stored {
+        let file = match KeyFile::open(&keyring.bytes, passphrase) {
+            Ok(file) => file,
+            Err(KeyringError::WrongPassphrase) => continue,
+            // A keyring that cannot be opened at all says more than one for another passphrase.
+            Err(error) => {
+                refusal = error;
+                continue;
+            }
+        };
+        let tag = keyring_tag(&file.recipient().map_err(|source| keyring_error(store, source))?);
+        if !keyring.tag.is_empty() && keyring.tag != tag {
+            tracing::warn!(tag = keyring.tag, "this keyring lies under another one's name; ignored");
+            continue;
+        }
+        let keyring = StoredKeyring { tag, bytes: keyring.bytes.clone() };
+        opened = Some(match opened.take() {
+            Some(before) => newer_of(before, (file, keyring)),
+            None => (file, keyring),
+        });
+    }
+    opened.ok_or_else(|| keyring_error(store, refusal))
+}
+
+/// The newer of two opened keyrings, which opens and believes what the other does, too. Of two that do not follow from
+/// each other the second.
+pub(in crate::run) fn newer_of(
+    (mut before, old): (KeyFile, StoredKeyring),
+    (mut file, new): (KeyFile, StoredKeyring),
+) -> (KeyFile, StoredKeyring) {
+    if before.follows(&file) {
+        before.take_over(&file);
+        return (before, old);
+    }
+    file.take_over(&before);
+    (file, new)
+}

@@ -1,0 +1,254 @@
+//! [`TrustedKeys`]: whose signatures count, and for what. The only place that decides it.
+
+use super::{Believed, Signature, SignatureError, SignedType, VerifyingKey, trusted_comment};
+use crate::model::Digest;
+use blake2::{Blake2b512, Digest as _};
+use std::sync::Arc;
+
+/// What a signature by a key is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// The key signs now, or the configuration names it: everything.
+    Current,
+    /// An older key whose rotation said `--keep-trust`: everything but configurations, progress and successors.
+    Kept,
+    /// An older key of a rotation that kept no list, as early builds did: as [`Trust::Kept`], and worth a warning.
+    Unlimited,
+    /// An older key that a rotation retired: only the objects on the lists.
+    Retired,
+}
+
+/// A list of what retired keys signed before they were retired, as a keyring names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BelievedList {
+    /// The folder of keyrings that the list lies in.
+    pub tag: String,
+    /// The hash of its stored bytes.
+    pub blake3: Digest,
+    /// The list, once it was read. Nothing is on a list that is missing.
+    pub content: Option<Arc<Believed>>,
+}
+
+/// The keys that a reader trusts; with none nothing verifies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TrustedKeys {
+    keys: Vec<(VerifyingKey, Trust)>,
+    /// What the retired keys are still trusted for: the union of all lists.
+    pub lists: Vec<BelievedList>,
+}
+
+impl TrustedKeys {
+    /// Trusts these for everything.
+    pub fn new(keys: Vec<VerifyingKey>) -> Self {
+        let keys = keys.into_iter().map(|key| (key, Trust::Current)).collect();
+        Self { keys, lists: Vec::new() }
+    }
+
+    /// All keys with what they are trusted for, in the order in which they were added.
+    pub fn iter(&self) -> impl Iterator<Item = (&VerifyingKey, Trust)> {
+        self.keys.iter().map(|(key, trust)| (key, *trust))
+    }
+
+    /// The keys with this trust.
+    pub fn with(&self, trust: Trust) -> impl Iterator<Item = &VerifyingKey> {
+        self.iter().filter(move |(_, actual)| *actual == trust).map(|(key, _)| key)
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether nothing can verify.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// What this key is trusted for, or `None` when it is not known.
+    pub fn trust_in(&self, key: &VerifyingKey) -> Option<Trust> {
+        self.iter().find(|(known, _)| *known == key).map(|(_, trust)| trust)
+    }
+
+    /// Adds a key. A key that is known keeps its trust: a configuration that still names a retired key does not bring
+    /// it back.
+    pub fn add(&mut self, key: VerifyingKey, trust: Trust) {
+        if self.trust_in(&key).is_none() {
+            self.keys.push((key, trust));
+        }
+    }
+
+    /// Adds all keys of the configuration.
+    pub fn add_all(&mut self, keys: impl IntoIterator<Item = VerifyingKey>) {
+        keys.into_iter().for_each(|key| self.add(key, Trust::Current));
+    }
+
+    /// Takes this trust for each key that is not the one that signs from now on. Retired keys stay retired.
+    pub(crate) fn demote_all(&mut self, to: Trust) {
+        for (_, trust) in &mut self.keys {
+            *trust = if *trust == Trust::Retired { Trust::Retired } else { to };
+        }
+    }
+
+    /// Puts a key before all others.
+    pub(crate) fn put_first(&mut self, key: VerifyingKey) {
+        self.keys.retain(|(known, _)| *known != key);
+        self.keys.insert(0, (key, Trust::Current));
+    }
+
+    /// Adds what keys know that these replaced, or that were made beside them. Keys that replaced others know better
+    /// what those are worth; of two that do not know each other the stricter word counts, and both lists.
+    pub(crate) fn merge(&mut self, other: &Self, replaces_other: bool) {
+        for (key, trust) in &other.keys {
+            match self.keys.iter_mut().find(|(known, _)| known == key) {
+                None => self.keys.push((key.clone(), *trust)),
+                Some((_, known)) if !replaces_other && *trust == Trust::Retired => *known = Trust::Retired,
+                Some(_) => {}
+            }
+        }
+        if !replaces_other {
+            for list in &other.lists {
+                match self.lists.iter_mut().find(|known| known.blake3 == list.blake3) {
+                    None => self.lists.push(list.clone()),
+                    Some(known) => known.content = known.content.take().or_else(|| list.content.clone()),
+                }
+            }
+        }
+    }
+
+    /// All lists in one.
+    pub fn believed(&self) -> Believed {
+        let mut all = Believed::default();
+        self.lists.iter().filter_map(|list| list.content.as_deref()).for_each(|list| all.extend(list));
+        all
+    }
+
+    /// Checks the signature before anything parses the bytes. A retired key counts for the objects on the lists alone,
+    /// and never for a configuration or for the progress of an upload: these are made again.
+    ///
+    /// # Errors
+    /// [`SignatureError`] unless a key that is trusted for it signed exactly these bytes for exactly this place.
+    pub fn verify(
+        &self,
+        signed_type: SignedType,
+        key: &str,
+        bytes: &[u8],
+        signature: &[u8],
+    ) -> Result<(), SignatureError> {
+        let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
+        let signature = Signature::parse(text).ok_or(SignatureError::Malformed)?;
+        let digest = Blake2b512::digest(bytes);
+        let signer = self.iter().find(|(trusted, _)| signature.is_by(trusted, &digest));
+        let Some((signer, trust)) = signer else {
+            return Err(SignatureError::Untrusted { trusted: self.keys.len() });
+        };
+        let (expected, actual) = (trusted_comment(signed_type, key), signature.comment.to_owned());
+        if expected != actual {
+            return Err(SignatureError::Elsewhere { expected, actual });
+        }
+        match trust {
+            Trust::Current => Ok(()),
+            _ if signed_type.is_of_current_key() => {
+                Err(SignatureError::Outdated { key: signer.to_string(), object_type: signed_type.as_str() })
+            }
+            Trust::Kept | Trust::Unlimited => Ok(()),
+            Trust::Retired => self.check_listed(signer, key, bytes),
+        }
+    }
+
+    fn check_listed(&self, signer: &VerifyingKey, key: &str, bytes: &[u8]) -> Result<(), SignatureError> {
+        let blake3 = Digest::of(bytes);
+        let is_on = |list: &BelievedList| list.content.as_ref().is_some_and(|list| list.contains(key, blake3));
+        if self.lists.iter().any(is_on) {
+            return Ok(());
+        }
+        let signer = signer.to_string();
+        match self.lists.iter().find(|list| list.content.is_none()) {
+            Some(list) => Err(SignatureError::RetiredWithoutList { key: signer, list: list.name() }),
+            None => Err(SignatureError::Retired { key: signer }),
+        }
+    }
+}
+
+impl BelievedList {
+    /// Where the list lies below the folder of all keyrings.
+    pub fn name(&self) -> String {
+        format!("{}/believed-{}.json", self.tag, self.blake3)
+    }
+}
+
+impl SignedType {
+    /// Whether only a current key counts: what is made again by itself, or would run as root.
+    fn is_of_current_key(self) -> bool {
+        matches!(self, Self::Config | Self::Progress | Self::Successor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sign::SigningKey;
+
+    const TYPES: [SignedType; 8] = [
+        SignedType::Started,
+        SignedType::Progress,
+        SignedType::RestoreText,
+        SignedType::Receipt,
+        SignedType::Manifest,
+        SignedType::PruneRecord,
+        SignedType::Config,
+        SignedType::Successor,
+    ];
+
+    #[test]
+    fn a_retired_key_counts_for_listed_objects_alone_and_never_for_configurations_and_progress() {
+        let (old, new) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let place = "tank/a/@x/manifest.json";
+        let mut list = Believed::default();
+        list.insert(place, Digest::of(b"listed"));
+        for trust in [Trust::Current, Trust::Kept, Trust::Unlimited, Trust::Retired] {
+            let mut trusted = TrustedKeys::new(vec![new.verifying_key().clone()]);
+            trusted.add(old.verifying_key().clone(), trust);
+            for signed_type in TYPES {
+                let verify = |trusted: &TrustedKeys, by: &SigningKey, place: &str, bytes: &[u8]| {
+                    trusted.verify(signed_type, place, bytes, &by.sign(signed_type, place, bytes).unwrap())
+                };
+                let pinned = BelievedList { tag: "t".into(), blake3: Digest::of(b""), content: None };
+                assert_eq!(verify(&trusted, &new, place, b"x"), Ok(()), "{trust:?}, {signed_type:?}");
+                let limited = trust != Trust::Current && signed_type.is_of_current_key();
+                let old_counts = trust != Trust::Retired && !limited;
+                assert_eq!(verify(&trusted, &old, place, b"x").is_ok(), old_counts, "{trust:?}, {signed_type:?}");
+                let (mut lost, mut with_list) = (trusted.clone(), trusted.clone());
+                lost.lists.push(pinned.clone());
+                with_list.lists.push(BelievedList { content: Some(Arc::new(list.clone())), ..pinned });
+                assert_eq!(verify(&with_list, &old, place, b"listed").is_ok(), !limited, "{trust:?}, {signed_type:?}");
+                if trust == Trust::Retired && !limited {
+                    assert!(matches!(
+                        verify(&lost, &old, place, b"listed"),
+                        Err(SignatureError::RetiredWithoutList { list, .. }) if list.starts_with("t/believed-")
+                    ));
+                    assert!(matches!(verify(&with_list, &old, place, b"other"), Err(SignatureError::Retired { .. })));
+                    assert!(matches!(
+                        verify(&with_list, &old, "tank/b/@x/manifest.json", b"listed"),
+                        Err(SignatureError::Retired { .. })
+                    ));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_retired_key_is_not_brought_back_by_the_configuration_or_by_an_older_keyring() {
+        let key = SigningKey::generate().unwrap().verifying_key().clone();
+        let mut trusted = TrustedKeys::default();
+        trusted.add(key.clone(), Trust::Retired);
+        trusted.add_all([key.clone()]);
+        for replaces_other in [true, false] {
+            trusted.merge(&TrustedKeys::new(vec![key.clone()]), replaces_other);
+        }
+        trusted.demote_all(Trust::Kept);
+        assert_eq!(trusted.trust_in(&key), Some(Trust::Retired));
+        let mut beside = TrustedKeys::new(vec![key.clone()]);
+        beside.merge(&trusted, false);
+        assert_eq!(beside.trust_in(&key), Some(Trust::Retired), "a rotation on another host retired it");
+    }
+}
