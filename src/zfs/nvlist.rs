@@ -284,7 +284,7 @@ mod tests {
             ("inner", NvValue::Map(NvMap::from([("tag".to_owned(), NvValue::Flag)]))),
             ("again", NvValue::Text(String::new())),
         ];
-        assert_eq!(map, expected.map(|(name, value)| (name.to_owned(), value)).into());
+        assert_eq!(map, NvMap::from(expected.map(|(name, value)| (name.to_owned(), value))));
     }
 
     #[test]
