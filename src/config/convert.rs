@@ -121,14 +121,19 @@ struct Work<'t> {
     appended: Option<(&'static str, Vec<(&'static str, Value)>)>,
 }
 
+/// A comment as TOML allows it: without control characters.
+fn printable(comment: &str) -> String {
+    comment.replace(|letter: char| letter.is_control() && letter != '\t', "\u{fffd}")
+}
+
 impl Work<'_> {
     fn comment(&mut self, comment: &str) {
         let space = if comment.is_empty() { "" } else { " " };
-        self.out.toml.push_str(&format!("#{space}{comment}\n"));
+        self.out.toml.push_str(&format!("#{space}{}\n", printable(comment)));
     }
 
     fn line(&mut self, key: &str, value: &Value, comment: Option<&str>) {
-        let comment = comment.map_or_else(String::new, |comment| format!("  # {comment}"));
+        let comment = comment.map_or_else(String::new, |comment| format!("  # {}", printable(comment)));
         self.out.toml.push_str(&format!("{key} = {value}{comment}\n"));
     }
 

@@ -42,7 +42,8 @@ pub fn read_packed(list: &[u8]) -> Option<BTreeMap<String, PackedValue>> {
         rest = &rest[pair_bytes..];
         let name_bytes = usize::from(u16::from_le_bytes(*pair.get(4..6)?.first_chunk()?));
         let name = pair.get(PAIR_HEAD_BYTES..PAIR_HEAD_BYTES + name_bytes)?;
-        let name = std::str::from_utf8(name.strip_suffix(b"\0")?).ok()?.to_owned();
+        let name = name.strip_suffix(b"\0").filter(|name| !name.contains(&0))?;
+        let name = std::str::from_utf8(name).ok()?.to_owned();
         let value = pair.get((PAIR_HEAD_BYTES + name_bytes).next_multiple_of(8)..).unwrap_or_default();
         let value = match word(pair, 12)? {
             FLAG => PackedValue::Flag,

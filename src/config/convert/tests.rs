@@ -183,3 +183,11 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn control_characters_in_comments_do_not_break_the_toml() {
+    let ini = "[main]\n; a\u{4}b\nzfs_fs = tank # c\u{1b}d\nunknown = e\u{7f}\n[no\u{1}such]\nsplit_size = 1\u{0}\n";
+    let converted = convert_ini(ini, None).toml;
+    toml::de::DeTable::parse(&converted).unwrap_or_else(|error| panic!("{error}in\n{converted}"));
+    assert!(converted.contains("# a\u{fffd}b"), "{converted}");
+}
