@@ -55,8 +55,13 @@ pub fn origins_of(
 ///
 /// # Errors
 /// [`RunError::File`] when that could not be read.
-pub fn adopted_backups(state_dir: &Path, stored: &DatasetName, own: &Origin) -> Result<BTreeSet<BackupId>, RunError> {
-    let adoption = read(state_dir, stored)?.filter(|adoption| adoption.by == *own);
+pub fn adopted_backups(
+    state_dir: &Path,
+    store: &KnownStore,
+    stored: &DatasetName,
+    own: &Origin,
+) -> Result<BTreeSet<BackupId>, RunError> {
+    let adoption = read(state_dir, store, stored)?.filter(|adoption| adoption.by == *own);
     Ok(adoption.map(|adoption| adoption.backups).unwrap_or_default())
 }
 
