@@ -196,7 +196,7 @@ async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
         ClockCheck { reading: ClockReading { boot_id: "b".into(), since_boot_seconds: 60, ..note.clone() }, ..jumped };
     let done = prune("2026-07-20T00:00:00Z", off.clone()).await;
     assert!(done.deleted.is_empty() && done.look.plan.doubts[0].to_string().contains("after the last run"));
-    assert!(done.look.plan.doubts[0].hint("prune-remote").contains("prune-remote -y --clock-is-right"));
+    assert!(done.look.plan.doubts[0].hint("prune-remote", &world.dataset).contains("prune-remote -y --clock-is-right"));
     let done = prune("2026-07-20T00:00:00Z", ClockCheck { is_vouched: true, ..off.clone() }).await;
     assert_eq!((done.deleted.len(), done.look.plan.doubts.len()), (3, 0));
     let note = ClockCheck::read(state_dir, false).unwrap().note;

@@ -293,6 +293,7 @@ impl TwoHosts {
             trusted: self.keys.trusted.clone(),
             state_dir: self.hosts[host].state.path().to_owned(),
             resume_days: RESUME_DAYS,
+            pools: std::collections::BTreeMap::new(),
             now: host_time(host),
             clock: self.clock(host),
             stop: never(),
