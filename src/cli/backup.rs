@@ -38,7 +38,7 @@ pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(
     let (config, env) = &*context.config()?;
     let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
     let store = open_remote_for(config, env, purpose).await?;
-    let other = open_other(config, env, StoreRole::Intermediate).await?;
+    let other = open_other(config, env, StoreRole::Intermediate, &*store).await?;
     back_up_all(context, kind, &source_of(kind)?, Target { store, role: StoreRole::Remote, other }).await
 }
 
@@ -54,18 +54,23 @@ pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Resul
     let (config, env) = &*context.config()?;
     let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
     let store = open_intermediate(config, purpose).await?;
+    let other = open_other(config, env, StoreRole::Remote, &*store).await?;
     let zfs = source_of(kind)?;
     refuse_inside_datasets(context, config, &*zfs)?;
-    let other = open_other(config, env, StoreRole::Remote).await?;
     let target = Target { store: Arc::clone(&store), role: StoreRole::Intermediate, other };
     let exported = back_up_all(context, kind, &zfs, target).await;
     let summed = write_all_sums(context, config, &*zfs, &*store).await;
     exported.and(summed)
 }
 
-/// The configured store that is not the target. One that cannot be opened tonight stops nothing: what the remote held is
+/// The configured store that is not the target, which must be another one. One that cannot be opened tonight stops nothing: what the remote held is
 /// remembered.
-async fn open_other(config: &Config, env: &Environment, role: StoreRole) -> Result<Option<OtherStore>, Failure> {
+async fn open_other(
+    config: &Config,
+    env: &Environment,
+    role: StoreRole,
+    target: &dyn ObjectStore,
+) -> Result<Option<OtherStore>, Failure> {
     if known_store(config, role)?.is_none() {
         return Ok(None);
     }
@@ -81,6 +86,7 @@ async fn open_other(config: &Config, env: &Environment, role: StoreRole) -> Resu
         Ok(store) => Some(store.known()),
         Err(_) => known_store(config, role)?,
     };
+    known.iter().try_for_each(|known| refuse_one_place(&target.known(), known))?;
     Ok(known.map(|known| OtherStore { role, known, store }))
 }
 
@@ -125,10 +131,6 @@ struct Target {
 async fn back_up_all(context: &Context, kind: &Kind, zfs: &Arc<dyn Zfs>, target: Target) -> Result<(), Failure> {
     let Context { output, stop, .. } = context;
     let (config, env) = &*context.config()?;
-    if let Some(other) = &target.other {
-        // Before keys are put anywhere.
-        refuse_one_place(&target.store.known(), &other.known)?;
-    }
     let requested = match (kind.full, kind.incremental) {
         (true, _) => RequestedKind::Full,
         (_, true) => RequestedKind::Incremental,
