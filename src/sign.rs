@@ -181,6 +181,8 @@ impl SigningKey {
     }
 }
 
+/// The algorithm of every verifying key: Ed25519.
+const KEY_ALGORITHM: &[u8] = b"Ed";
 /// Of a signature over a digest. minisign has an older form, over the bytes themselves, that we never made.
 const OF_DIGEST: &[u8; 2] = b"ED";
 
@@ -265,7 +267,10 @@ impl FromStr for VerifyingKey {
     type Err = SignatureError;
 
     fn from_str(text: &str) -> Result<Self, SignatureError> {
-        PublicKey::from_base64(text.trim()).map(Self).map_err(|_| SignatureError::Key { what: "verifying key" })
+        let invalid = || SignatureError::Key { what: "verifying key" };
+        let key = PublicKey::from_base64(text.trim()).map_err(|_| invalid())?;
+        // The crate takes any two bytes for the algorithm. Two texts of one key would be two keys to a reader.
+        if key.to_bytes().starts_with(KEY_ALGORITHM) { Ok(Self(key)) } else { Err(invalid()) }
     }
 }
 

@@ -202,7 +202,10 @@ pub enum ZfsError {
         source: std::io::Error,
     },
     /// The kernel module is of a series that this tool was never compiled with: its ioctls may have another layout.
-    #[error("open /dev/zfs: the ZFS kernel module is version {version}, and this tool knows {}", KNOWN_SERIES.join(", "))]
+    #[error(
+        "open /dev/zfs: the ZFS kernel module is version {version}, and this tool knows {}",
+        version::known_series()
+    )]
     Version {
         /// The module's version.
         version: String,
@@ -487,6 +490,6 @@ pub use mount::{Mount, mounts};
 pub use real::RealZfs;
 pub use send::enlarge_pipe;
 pub use token::{RESUME_TOKEN_PROPERTY, ResumeToken};
-pub use version::{ALLOW_VARIABLE, KNOWN_SERIES, MODULE_VERSION, is_known as is_known_version};
+pub use version::{ALLOW_VARIABLE, MODULE_VERSION, is_known as is_known_version, known_series};
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use {list::read_kernel_list, token::token_of_list};

@@ -224,7 +224,7 @@ fn mend(stream: &mut [u8]) {
         header.seal(&mut sum);
         *head = *header.bytes();
         let Ok(bytes) = header.payload_bytes() else { return };
-        (payload_bytes, rest) = (bytes as usize, after);
+        (payload_bytes, rest) = (usize::try_from(bytes).unwrap_or(usize::MAX), after);
     }
 }
 

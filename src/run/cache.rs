@@ -280,11 +280,13 @@ impl CacheFile {
             keeps
         });
         self.dead_bytes += dead_bytes;
-        if self.writes && self.dead_bytes > DEAD_BYTES_MAX && self.dead_bytes > self.end / 2 {
-            if let Err(error) = self.write_anew() {
-                let path = self.path.display();
-                tracing::debug!(%path, error = error_chain(&error), "what was kept is not written anew");
-            }
+        if self.writes
+            && self.dead_bytes > DEAD_BYTES_MAX
+            && self.dead_bytes > self.end / 2
+            && let Err(error) = self.write_anew()
+        {
+            let path = self.path.display();
+            tracing::debug!(%path, error = error_chain(&error), "what was kept is not written anew");
         }
     }
 

@@ -72,8 +72,8 @@ async fn look(
 ) -> Result<(Vec<SnapshotVerdict>, Result<ClockTrust, ClockDoubt>), RunError> {
     let Selected { dataset, stored } = selected;
     for (number, one) in env.stores.iter().enumerate() {
-        let others = env.stores.iter().skip(number + 1);
-        others.map(|other| refuse_one_place(&one.store.known(), &other.store.known())).collect::<Result<(), _>>()?;
+        let mut others = env.stores.iter().skip(number + 1);
+        others.try_for_each(|other| refuse_one_place(&one.store.known(), &other.store.known()))?;
     }
     let (mut journal, mut known) = (BTreeSet::new(), BTreeSet::new());
     for SnapshotStore { store, .. } in &env.stores {

@@ -299,7 +299,7 @@ pub(crate) fn read_kernel_list(subject: &[u8], mut byte: impl FnMut() -> u8) {
     let mut command = core::empty_command();
     let stats = &mut command.zc_objset_stats;
     (stats.dds_type, stats.dds_inconsistent, stats.dds_guid) = (u32::from(byte() % 5), byte() & 1, u64::from(byte()));
-    stats.dds_origin.fill_with(|| byte());
+    stats.dds_origin.fill_with(&mut byte);
     let (list, name) = (list_of(&mut byte, 0), text_of(subject));
     let _ = delegations(&Attempt::new("read the permissions on", &name), &list);
     let entry =

@@ -148,6 +148,7 @@ fn any_case() -> impl Strategy<Value = Case> {
 }
 
 /// What a command returned.
+#[allow(clippy::large_enum_variant, reason = "a few of them live at a time")]
 enum Done {
     Backup(Result<BackupOutcome, RunError>),
     Copy(Result<UploadReport, RunError>),

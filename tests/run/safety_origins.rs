@@ -226,7 +226,7 @@ async fn the_next_backup_ends_the_question_for_hosts_without_a_pool() {
     let copy = copied_pool(&world);
     let (theirs, ours) = (full(&copy, 1).await, full(&world, 2).await);
     assert_asked(&world, &RestorePoint::Newest, &[&ours, &theirs]).await;
-    take_over(&world, &[theirs.id.clone()]);
+    take_over(&world, std::slice::from_ref(&theirs.id));
     let next = full(&world, 3).await;
     assert_eq!(next.previous, Some(vec![ours.id, theirs.id]));
     assert_newest(&world, &next).await;

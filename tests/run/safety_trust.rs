@@ -133,7 +133,7 @@ async fn a_leaked_key_signs_nothing_that_counts_after_a_rotation() {
     let mut site = Site::new().await;
     let before = site.world.back_up().await.manifest;
     let leaked = site.rotate(OldKeys::Retire).await;
-    assert_eq!(site.ids().await, [before.id.clone()], "what was made before is lost");
+    assert_eq!(site.ids().await, std::slice::from_ref(&before.id), "what was made before is lost");
     site.world.assert_restores().await;
     assert_eq!(site.world.verify().await.damage, []);
     let forged = site.forge(&leaked, &before, 300);
@@ -142,7 +142,7 @@ async fn a_leaked_key_signs_nothing_that_counts_after_a_rotation() {
     let key = key_of(&before, "manifest.json");
     let bytes = site.world.store.object(&key).unwrap();
     site.world.store.plant(&format!("{key}.minisig"), leaked.signing.sign(SignedType::Manifest, &key, &bytes).unwrap());
-    assert_eq!(site.ids().await, [before.id.clone()]);
+    assert_eq!(site.ids().await, std::slice::from_ref(&before.id));
     // A listed manifest in which one word was changed is another one.
     let changed = String::from_utf8(bytes.to_vec()).unwrap().replace("\"tool_version\": \"", "\"tool_version\": \"9");
     site.world.store.plant(&key, changed.clone());
@@ -366,7 +366,7 @@ async fn planted_older_keyrings_and_forged_lists_give_no_trust() {
     assert!(report.damage.iter().any(|damage| damage.key == key), "{:?}", report.damage);
     // This host's own copy of the list is not the store's to change.
     site.world.keys.trusted = site.world.writer.trusted.clone();
-    assert_eq!(site.ids().await, [full.id.clone()]);
+    assert_eq!(site.ids().await, std::slice::from_ref(&full.id));
     site.world.store.plant(&key, true_list);
     writer_keys(&site.world.store, &site.cache(), nobody).await.unwrap();
 }
@@ -514,10 +514,10 @@ async fn a_keyring_rotated_by_an_early_version_trusts_as_before_until_it_is_rota
     assert!(taken.taken_up);
     assert_eq!(taken.keys.trusted.with(Trust::Unlimited).count(), 1, "nobody is told of it");
     (site.world.writer, site.world.keys) = (taken.keys, open_keyrings(&site.world.store, &secret()).await.unwrap());
-    assert_eq!(site.ids().await, [full.id.clone()]);
+    assert_eq!(site.ids().await, std::slice::from_ref(&full.id));
     site.rotate(OldKeys::Retire).await;
     assert_eq!(site.world.writer.trusted.with(Trust::Unlimited).count(), 0);
-    assert_eq!(site.ids().await, [full.id.clone()]);
+    assert_eq!(site.ids().await, std::slice::from_ref(&full.id));
     let forged = site.forge(&old, &full, 300);
     site.assert_disbelieved(&forged, "`key rotate` retired").await;
 }

@@ -7,7 +7,7 @@ use crate::run::inside::refuse_inside;
 use crate::run::restore::left_half;
 use crate::run::select::{Selected, select_datasets};
 use crate::run::{RunError, error_chain};
-use crate::zfs::{ALLOW_VARIABLE, KNOWN_SERIES, Zfs, is_known_version};
+use crate::zfs::{ALLOW_VARIABLE, Zfs, is_known_version, known_series};
 use rustix::fs::{Access, access};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ pub fn check_zfs(zfs: &dyn Zfs) -> Check {
     }
     Check::warning(
         subject,
-        format!("{text}: none of the versions that this tool knows ({})", KNOWN_SERIES.join(", ")),
+        format!("{text}: none of the versions that this tool knows ({})", known_series()),
         format!("use one of them, or a zfs-backup that knows this one; it runs only because of {ALLOW_VARIABLE}"),
     )
 }
