@@ -356,7 +356,13 @@ async fn planted_older_keyrings_and_forged_lists_give_no_trust() {
     let manifest = site.world.store.object(&key_of(&forged, "manifest.json")).unwrap();
     let digest = zfs_backup::model::Digest::of(&manifest);
     let text = text.replacen("{\"", &format!("{{\"{more}\":{{\"manifest.json\":[\"{digest}\"]}},\""), 2);
-    site.world.store.plant(&key, text);
+    site.world.store.plant(&key, text.clone());
+    // The copies beside prune records serve in its place, and know nothing of the forged one.
+    site.world.keys = open_keyrings(&site.world.store, &secret()).await.unwrap();
+    site.assert_disbelieved(&forged, "`key rotate` retired").await;
+    let copies: Vec<_> = site.world.store.keys().into_iter().filter(|key| key.contains("/@prune/believed-")).collect();
+    assert!(!copies.is_empty());
+    copies.iter().for_each(|copy| drop(site.world.store.plant(copy, text.clone())));
     site.world.keys = open_keyrings(&site.world.store, &secret()).await.unwrap();
     site.assert_disbelieved(&forged, "is missing, the list").await;
     let error = writer_keys(&site.world.store, &site.cache(), nobody).await.err().unwrap();
