@@ -362,7 +362,7 @@ async fn planted_older_keyrings_and_forged_lists_give_no_trust() {
     site.assert_disbelieved(&forged, "`key rotate` retired").await;
     let copies: Vec<_> = site.world.store.keys().into_iter().filter(|key| key.contains("/@prune/believed-")).collect();
     assert!(!copies.is_empty());
-    copies.iter().for_each(|copy| drop(site.world.store.plant(copy, text.clone())));
+    copies.iter().for_each(|copy| site.world.store.plant(copy, text.clone()));
     site.world.keys = open_keyrings(&site.world.store, &secret()).await.unwrap();
     site.assert_disbelieved(&forged, "is missing, the list").await;
     let error = writer_keys(&site.world.store, &site.cache(), nobody).await.err().unwrap();
