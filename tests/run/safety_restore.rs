@@ -543,3 +543,16 @@ async fn a_restart_destroys_no_data_that_was_written_after_the_restore() {
     assert_eq!(restore(&world, &set, &target, &restart).await.unwrap().len(), 2);
     assert_eq!(world.zfs.files(&target), world.zfs.files(&world.dataset));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_complete_restore_can_end_although_a_snapshot_was_taken_since() {
+    let world = World::new();
+    let (set, target) = killed_at_the_end(&world).await;
+    world.zfs.write_file(&target, 900, b"in use");
+    take(&world, &target, "hourly");
+    let received = restore(&world, &set, &target, &ReceiveOptions::default()).await.unwrap();
+    assert!(received.is_empty());
+    assert_eq!(property(&world, &target, RESTORING_PROPERTY), None);
+    assert_eq!(shorts(&world, &target).last().unwrap(), "hourly");
+    assert_eq!(world.zfs.files(&target)[&900], b"in use");
+}
