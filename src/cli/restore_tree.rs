@@ -8,8 +8,7 @@ use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName};
 use crate::run::doctor::host::Runner;
 use crate::run::restore::{
-    RESTORING_PROPERTY, ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target,
-    restore_to_dataset,
+    ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target, is_makeshift, restore_to_dataset,
 };
 use serde_json::json;
 
@@ -131,7 +130,8 @@ fn is_there(set: &RestoreSet, place: &DatasetName) -> Result<bool, Failure> {
     let zfs = open_zfs()?;
     let Some(dataset) = zfs.dataset(place)? else { return Ok(false) };
     let newest = zfs.snapshots(place)?.pop().map(|snapshot| snapshot.guid);
-    let is_marked = dataset.properties.contains_key(RESTORING_PROPERTY) || dataset.resume_token()?.is_some();
+    // Only the mark of the dataset itself: below a root that is half restored every dataset inherits that root's mark.
+    let is_marked = is_makeshift(&dataset).is_some() || dataset.resume_token()?.is_some();
     Ok(newest == Some(set.newest().manifest.snapshot.guid) && !is_marked)
 }
 

@@ -6,8 +6,8 @@
 
 use super::doctor::host::Runner;
 use super::restore::{
-    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice, Scratch,
-    check_allowed, destroy_scratch, lock_target, restore_to_dataset,
+    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice, SCRATCH_PROPERTY,
+    Scratch, check_allowed, destroy_left_scratch, destroy_scratch, lock_target, restore_to_dataset,
 };
 use super::transfer::Stop;
 use super::{RunError, error_chain};
@@ -52,8 +52,9 @@ pub enum Leftover {
     Stays(DatasetName, RunError),
 }
 
-/// Destroys the scratch datasets below `parent` whose drills have ended: those with the mark of a drill that nobody has
-/// locked in `locks`, if they have nothing but what the drill received. Everything else is only named.
+/// Destroys the scratch datasets below `parent` whose drills have ended: those with the name and the mark of a scratch
+/// dataset that nobody has locked in `locks`, if they have nothing but what the drill received. Everything else is only
+/// named.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the datasets cannot be listed.
@@ -66,11 +67,12 @@ pub fn clean_up(zfs: &dyn Zfs, parent: &DatasetName, locks: Option<&Path>) -> Re
 /// # Errors
 /// [`RunError::Zfs`] when the datasets cannot be listed.
 pub fn find_leftovers(zfs: &dyn Zfs, parent: &DatasetName) -> Result<Vec<Dataset>, RunError> {
-    let is_scratch = |dataset: &Dataset| {
-        let last = dataset.name.as_str().rsplit('/').next().unwrap_or_default();
-        Scratch::of(dataset).is_some() || last.starts_with(SCRATCH_PREFIX)
-    };
+    let is_scratch = |dataset: &Dataset| Scratch::of(dataset).is_some() || has_scratch_name(dataset);
     Ok(zfs.children(parent)?.into_iter().filter(is_scratch).collect())
+}
+
+fn has_scratch_name(dataset: &Dataset) -> bool {
+    dataset.name.as_str().rsplit('/').next().unwrap_or_default().starts_with(SCRATCH_PREFIX)
 }
 
 fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftover {
@@ -84,8 +86,20 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
     let Some(scratch) = Scratch::of(&dataset) else {
         return Leftover::Stays(name.clone(), stays("it does not carry the mark of a drill"));
     };
+    // The mark alone proves nothing: a user with the permission `userprop` can set it on any dataset, with the guids of
+    // its snapshots. An administrator who renames a scratch dataset wants to keep it.
+    if !has_scratch_name(&dataset) {
+        let quoted = shell_words::quote(name.as_str());
+        return Leftover::Stays(
+            name.clone(),
+            RunError::refused(
+                format!("{name} carries the mark of a drill, but not the name of a scratch dataset, and stays"),
+                format!("to keep it: zfs inherit {SCRATCH_PROPERTY} {quoted}; if it may go: zfs destroy -r {quoted}"),
+            ),
+        );
+    }
     // Held while it is destroyed, so that it is nobody's meanwhile.
-    let destroyed = lock_target(locks, &name).and_then(|_lock| destroy_scratch(zfs, &name, &scratch.guids));
+    let destroyed = lock_target(locks, &name).and_then(|_lock| destroy_left_scratch(zfs, &name, &scratch.guids));
     match destroyed {
         Ok(()) => Leftover::Destroyed(name),
         Err(error) => Leftover::Stays(name, error),

@@ -20,7 +20,7 @@ mod visible;
 
 pub use allowed::check_allowed;
 pub use find::{find_restore_backup, find_restore_set};
-pub(super) use leave::destroy_scratch;
+pub(super) use leave::{destroy_left_scratch, destroy_scratch};
 pub use lock::{RestoreLock, lock_folder, lock_target};
 pub use mark::{Begun, RESTORING_PROPERTY, RestoreToken, SCRATCH_PROPERTY, Scratch, is_makeshift, left_half};
 pub use plain::fetch_requests;

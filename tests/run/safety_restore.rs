@@ -481,3 +481,78 @@ async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
     assert!(matches!(&found[..], [Leftover::Stays(..)]) && scratch_of(&world).is_some(), "{found:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scratch_mark_on_a_dataset_with_another_name_destroys_nothing() {
+    let (world, locks) = (World::new(), TempDir::new().unwrap());
+    let theirs = name("tank/theirs");
+    world.zfs.create(&theirs, DatasetType::Filesystem);
+    world.zfs.write_file(&theirs, 5, b"theirs");
+    let snapshot = take(&world, &theirs, "KEEP");
+    let guid = world.zfs.snapshot(&snapshot).unwrap().unwrap().guid;
+    world.zfs.set_property(&theirs, SCRATCH_PROPERTY, text(&format!("0123456789abcdef {guid}")));
+    let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
+    let [Leftover::Stays(stays, error)] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(*stays, theirs);
+    assert!(error.hint().unwrap().contains("zfs inherit zfs-backup:scratch tank/theirs"), "{error}");
+    assert_eq!(shorts(&world, &theirs), ["KEEP"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_left_scratch_dataset_that_was_written_to_stays() {
+    let (world, locks) = (World::new(), TempDir::new().unwrap());
+    chain(&world, 1).await;
+    let calls = world.zfs.calls();
+    rehearse(&world, &locks).await.unwrap();
+    world.zfs.fail_call(world.zfs.calls() - calls - 1, EBUSY);
+    rehearse(&world, &locks).await.unwrap().unwrap();
+    let scratch = scratch_of(&world).unwrap();
+    world.zfs.set_property(&scratch, "readonly", PropertyValue::Number(0));
+    world.zfs.write_file(&scratch, 900, b"written after the drill");
+    let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
+    let [Leftover::Stays(_, error)] = &found[..] else { panic!("{found:?}") };
+    assert!(error.to_string().contains("written to it since"), "{error}");
+    assert_eq!(shorts(&world, &scratch).len(), 2);
+}
+
+/// A complete target whose restore was killed before it removed its mark.
+async fn killed_at_the_end(world: &World) -> (RestoreSet, DatasetName) {
+    let points = chain(world, 1).await;
+    let (set, target) = (world.find(&RestorePoint::Newest).await.unwrap(), name("tank/back"));
+    restore(world, &set, &target, &ReceiveOptions::default()).await.unwrap();
+    let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
+    world.zfs.set_property(&target, RESTORING_PROPERTY, text(&mark));
+    (set, target)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_destroys_no_data_that_was_written_after_the_restore() {
+    let world = World::new();
+    let (set, target) = killed_at_the_end(&world).await;
+    world.zfs.write_file(&target, 900, b"a month of work");
+    let restart = ReceiveOptions { resume: ResumeChoice::Restart, ..ReceiveOptions::default() };
+    let refused = restore(&world, &set, &target, &restart).await.unwrap_err();
+    assert!(refused.to_string().contains("written to it since"), "{refused}");
+    assert_eq!(refused.hint().unwrap(), "look at what is in it; if it may go: zfs destroy -r tank/back");
+    assert_eq!(world.zfs.files(&target)[&900], b"a month of work");
+    assert_eq!(shorts(&world, &target).len(), 2);
+    // A restart that was killed between the snapshots and the dataset can be repeated.
+    world.zfs.remove_file(&target, 900);
+    let names: Vec<SnapshotName> = world.zfs.snapshots(&target).unwrap().into_iter().map(|s| s.name).collect();
+    world.zfs.destroy_snapshots(&names).unwrap();
+    assert_eq!(restore(&world, &set, &target, &restart).await.unwrap().len(), 2);
+    assert_eq!(world.zfs.files(&target), world.zfs.files(&world.dataset));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_complete_restore_can_end_although_a_snapshot_was_taken_since() {
+    let world = World::new();
+    let (set, target) = killed_at_the_end(&world).await;
+    world.zfs.write_file(&target, 900, b"in use");
+    take(&world, &target, "hourly");
+    let received = restore(&world, &set, &target, &ReceiveOptions::default()).await.unwrap();
+    assert!(received.is_empty());
+    assert_eq!(property(&world, &target, RESTORING_PROPERTY), None);
+    assert_eq!(shorts(&world, &target).last().unwrap(), "hourly");
+    assert_eq!(world.zfs.files(&target)[&900], b"in use");
+}

@@ -3,6 +3,7 @@
 //! Ours is what carries the [`Mark`] of this restore, with its token. All of it is looked at before any of it is destroyed.
 
 use super::mark::{Begun, Mark, RestoreToken, Scratch, is_made_parent};
+use super::rollback::written_bytes;
 use crate::model::{DatasetName, Guid, SnapshotName};
 use crate::run::{RunError, error_chain};
 use crate::zfs::{Dataset, ResumeToken, Snapshot, Zfs, ZfsError};
@@ -160,12 +161,32 @@ pub(super) fn destroy_begun(
 ) -> Result<(), RunError> {
     let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
     match Begun::of(&dataset) {
-        Some(begun) if begun.token == Some(token) && begun.is_new => destroy_whole(zfs, &dataset, guids),
+        Some(begun) if begun.token == Some(token) && begun.is_new => {
+            refuse_written(zfs, &dataset)?;
+            destroy_whole(zfs, &dataset, guids)
+        }
         _ => Err(RunError::refused(
             format!("{target} no longer carries the mark of the restore that was to be given up"),
             "somebody else works on it: look at it, and run the command again",
         )),
     }
+}
+
+/// Refuses a dataset that somebody wrote to after its newest snapshot was received. The snapshots alone do not show that:
+/// a restore that was killed before it removed its mark leaves a complete dataset, which people may use for months.
+fn refuse_written(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
+    // An inconsistent dataset cannot be mounted: its bytes are those of the stream.
+    let Some(bytes) = written_bytes(dataset).filter(|bytes| *bytes > 0 && !dataset.inconsistent) else { return Ok(()) };
+    // Without a snapshot ZFS counts all bytes as written. An earlier run destroyed the snapshots after this same check,
+    // and was killed before it destroyed the dataset.
+    if zfs.snapshots(&dataset.name)?.is_empty() {
+        return Ok(());
+    }
+    let name = shell_words::quote(dataset.name.as_str());
+    Err(RunError::refused(
+        format!("{} stays: {bytes} bytes were written to it since its newest snapshot", dataset.name),
+        format!("look at what is in it; if it may go: zfs destroy -r {name}"),
+    ))
 }
 
 /// Before a receive that was cut is given up to start over: that it is of the restore with that token.
@@ -187,6 +208,21 @@ pub(super) fn check_own(
         format!("{target} has an interrupted receive that cannot be resumed: {}", error_chain(why)),
         format!("nothing proves that it is of this restore; to give it up: zfs receive -A {name}"),
     ))
+}
+
+/// Destroys the scratch dataset that an earlier drill left, if it has the same snapshots and nothing was written to it.
+///
+/// # Errors
+/// [`RunError`] naming what stays.
+pub(in crate::run) fn destroy_left_scratch(
+    zfs: &dyn Zfs,
+    target: &DatasetName,
+    guids: &BTreeSet<Guid>,
+) -> Result<(), RunError> {
+    if let Some(dataset) = zfs.dataset(target)? {
+        refuse_written(zfs, &dataset)?;
+    }
+    destroy_scratch(zfs, target, guids)
 }
 
 /// Destroys the scratch dataset of a drill that has ended, if it has no more than the snapshots with these guids.

@@ -143,7 +143,7 @@ impl Rollback {
 }
 
 /// What was written since the newest snapshot.
-fn written_bytes(dataset: &Dataset) -> Option<u64> {
+pub(super) fn written_bytes(dataset: &Dataset) -> Option<u64> {
     match dataset.properties.get("written")?.value {
         PropertyValue::Number(bytes) => Some(bytes),
         PropertyValue::Text(_) => None,

@@ -121,7 +121,10 @@ impl Place<'_> {
             let what = format!("{} is the beginning of another restore", self.target);
             return Err(RunError::refused(what, self.advice()));
         };
-        if let Some(newer) = self.snapshots.get(at + 1) {
+        // After the last receive only the marks are left to remove, and later snapshots do not matter. Somebody may have
+        // taken some: the run that received the chain was killed, and the dataset was complete and in use.
+        let is_whole = number + 1 == self.set.backups.len();
+        if let Some(newer) = self.snapshots.get(at + 1).filter(|_| !is_whole) {
             let what = format!("{} was begun by a restore, and has {} besides", self.target, newer.name);
             return Err(RunError::refused(what, "--force-rollback lists what going on all the same would destroy"));
         }
