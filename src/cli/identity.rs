@@ -11,8 +11,9 @@ use crate::model::{DatasetName, KnownStore};
 use crate::run::RunError;
 use crate::run::backup::StoreRole;
 use crate::run::identity::{Place, accept, check_place, identify, known_at, refuse_one_place};
-use crate::store::ObjectStore;
+use crate::store::{ListedObject, ObjectStore};
 use serde_json::json;
+use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -108,11 +109,16 @@ pub(super) async fn accept_store(context: &Context, args: &AcceptStore) -> Resul
         return Err(usage("the configuration names no store", "set main.remote"));
     };
     let store = open_raw_store(config, env, role).await?;
-    let objects = store.list("").await?;
+    let mut objects = 0;
+    let mut count = |page: Vec<ListedObject>| {
+        objects += page.len();
+        ControlFlow::Continue(())
+    };
+    store.visit("", &mut count).await?;
     let before = known_at(&config.state_dir, &place)?;
     let holds = match store.is_unused().await? {
         true => "it is empty".to_owned(),
-        false => format!("it has {} objects", objects.len()),
+        false => format!("it has {objects} objects"),
     };
     output.line(format!("{}: {holds}", place.url));
     if before.id.is_random() {

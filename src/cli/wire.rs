@@ -11,7 +11,9 @@ use crate::keyring::KeyFile;
 use crate::plan::send::LifecycleRules;
 use crate::run::RunError;
 use crate::run::backup::{BackupSettings, StoreRole};
-use crate::run::keys::{KeyCache, NewerKeys, WriterKeys, open_keyrings, read_lists, writer_keys_with};
+use crate::run::keys::{
+    KeyCache, NewerKeys, WriterKeys, check_current, open_keyrings, read_lists, warn_of_newer, writer_keys_with,
+};
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::{DirSettings, DirStore, ObjectStore, Renew, S3Credentials, S3Settings, S3Store};
 use crate::stream::seal::Compression;
@@ -277,8 +279,12 @@ pub(super) async fn keys_for_pruning(
         KeySource::Recipients { signing_key_file, .. } => return signing_side(signing_key_file, config, env),
         KeySource::Passphrase(source) => source,
     };
-    let (signing, mut trusted) = match KeyCache::new(&config.state_dir).load()? {
-        Some(cached) => (cached.signing, cached.trusted),
+    let cache = KeyCache::new(&config.state_dir);
+    let (signing, mut trusted) = match cache.load()? {
+        Some(cached) => {
+            check_current(&**store, &cache, &cached).await?;
+            (cached.signing, cached.trusted)
+        }
         None => {
             let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());
             let file = open_keyrings(&**store, &passphrase).await?;
@@ -385,7 +391,11 @@ fn signing_side(
 pub(super) async fn key_file(side: &ReadSide, source: &Source) -> Result<KeyFile, Failure> {
     let configured = side.config.as_ref().map(|(config, _)| verify_keys(config)).unwrap_or_default();
     let mut file = match &source.identity {
-        Some(path) => read_key_file(path)?,
+        Some(path) => {
+            let file = read_key_file(path)?;
+            warn_of_newer(&*side.store, &file).await?;
+            file
+        }
         None => open_keyrings(&*side.store, &passphrase(side)?).await?,
     };
     read_lists(&*side.store, &mut file.trusted).await?;

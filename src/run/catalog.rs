@@ -36,6 +36,9 @@ const MANIFESTS_MAX: usize = 16;
 /// requests of a few KiB in every run.
 const UNTRUSTED_MAX: usize = 10_000;
 
+/// Most objects that [`list_wanted`] gathers, some 200 bytes each.
+const WANTED_MAX: usize = 5_000_000;
+
 /// Most datasets that one store is believed to have.
 const DATASETS_MAX: usize = 100_000;
 
@@ -479,6 +482,31 @@ pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<
         };
         Some(RunError::Damaged { key: format!("{prefix}{}", chunk.name), reason })
     })
+}
+
+/// Lists the objects of the whole store whose keys are wanted, in order of the key. A whole store has more objects than
+/// [`ObjectStore::list`] gathers in memory, so the listing is filtered page by page.
+///
+/// # Errors
+/// [`RunError::Store`] when the listing fails.
+pub(super) async fn list_wanted(
+    store: &dyn ObjectStore,
+    is_wanted: impl Fn(&str) -> bool + Send + Sync,
+) -> Result<Vec<ListedObject>, RunError> {
+    let mut wanted = Vec::new();
+    let mut take = |page: Vec<ListedObject>| {
+        wanted.extend(page.into_iter().filter(|object| is_wanted(&object.key)));
+        if wanted.len() > WANTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    store.visit("", &mut take).await?;
+    if wanted.len() > WANTED_MAX {
+        let what = format!("{} has more than {WANTED_MAX} manifests, keyrings and records", store.url());
+        return Err(RunError::refused(what, "find out who writes there, and remove what is not yours"));
+    }
+    wanted.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    // An object that is written while pages turn may be on two of them.
+    wanted.dedup_by(|a, b| a.key == b.key);
+    Ok(wanted)
 }
 
 /// Every dataset that has an object in the store, whether or not it is ours.

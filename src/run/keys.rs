@@ -8,8 +8,8 @@ mod learn;
 mod lists;
 mod successor;
 
-pub use find::open_keyrings;
-pub(super) use find::{find_keys, newer_of, number_of};
+pub(super) use find::{find_keys, free_number, newer_of};
+pub use find::{open_keyrings, warn_of_newer};
 pub use learn::learn_keys;
 pub use lists::read_lists;
 pub(super) use lists::{list_flaws, put_list_copies, put_lists};
@@ -294,6 +294,18 @@ pub async fn writer_keys_with(
     };
     cache.save(&keys)?;
     Ok(keys)
+}
+
+/// Refuses to delete in a store with cached keys that a rotation on another host replaced: these keys do not know the newer
+/// backups, still trust a key that may have leaked, and sign prune records that the other hosts do not trust.
+///
+/// # Errors
+/// [`RunError::Refused`] when the keys were replaced; [`RunError::Store`].
+pub async fn check_current(store: &dyn ObjectStore, cache: &KeyCache, keys: &WriterKeys) -> Result<(), RunError> {
+    match &keys.keyring {
+        Some(keyring) => refuse_replaced(store, &keyring.tag, &keys.trusted, cache.noted_rotation()?.as_deref()).await,
+        None => Ok(()),
+    }
 }
 
 async fn ensure_stored(

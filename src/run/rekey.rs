@@ -15,9 +15,10 @@ mod collect;
 pub use collect::CollectedDataset;
 
 use super::RunError;
+use super::catalog::list_datasets;
 use super::keys::{
-    KEYRINGS_MAX, KeyCache, StoredKeyring, Successor, WriterKeys, fetch_keyring, find_keys, keyring_error,
-    list_keyrings, newer_of, number_of, put_list_copies, put_lists, read_lists, stored_keyrings,
+    KEYRINGS_MAX, KeyCache, StoredKeyring, Successor, WriterKeys, fetch_keyring, find_keys, free_number, keyring_error,
+    list_keyrings, newer_of, put_list_copies, put_lists, read_lists, stored_keyrings,
 };
 use super::lock::{KernelLock, lock_dataset};
 use crate::keyring::{KeyFile, KeyringError, keyring_tag};
@@ -122,7 +123,7 @@ impl Rekey<'_> {
         let replaced = self.replaced(is_newer, &file)?;
         let done = self.put_everywhere(&next, sealed, passphrase).await?;
         for store in self.stores {
-            let datasets = collect::datasets_of(&store.list("").await?);
+            let datasets = list_datasets(&**store).await?;
             put_list_copies(&**store, &next.trusted, datasets).await?;
         }
         if let Some((old_tag, old)) = replaced.filter(|(old_tag, _)| *old_tag != tag) {
@@ -196,7 +197,7 @@ impl Rekey<'_> {
     async fn lock_datasets(&self) -> Result<Vec<KernelLock>, RunError> {
         let mut locks = Vec::new();
         for store in self.stores {
-            for dataset in collect::datasets_of(&store.list("").await?) {
+            for dataset in list_datasets(&**store).await? {
                 locks.push(lock_dataset(self.cache.state_dir(), &store.known(), &dataset)?);
             }
         }
@@ -326,14 +327,12 @@ async fn put_keyring(
 ) -> Result<ObjectKey, RunError> {
     let failed = |source| keyring_error(store, source);
     let tag = keyring_tag(&file.recipient().map_err(failed)?);
-    let mut highest = 0;
     for place in list_keyrings(store).await?.into_iter().filter(|place| place.tag == tag) {
         if fetch_keyring(store, &place).await?.bytes == *sealed {
             return Ok(place.key);
         }
-        highest = highest.max(number_of(&place.key));
     }
-    let key = ObjectKey::keyring_number(&tag, highest + 1);
+    let key = ObjectKey::keyring_number(&tag, free_number(store, &tag).await?);
     store.put_new(&key, sealed.clone()).await?;
     let lost = |reason: &str| RunError::Damaged { key: key.to_string(), reason: reason.to_owned() };
     let places = list_keyrings(store).await?;

@@ -51,6 +51,11 @@ impl Believed {
         digests.is_some_and(|digests| digests.contains(&blake3))
     }
 
+    /// Whether an object with this key is listed, of whatever content.
+    pub fn names(&self, key: &str) -> bool {
+        key.rsplit_once('/').and_then(|(folder, name)| self.0.get(folder)?.get(name)).is_some()
+    }
+
     /// How many objects of this name are listed, such as `manifest.json`.
     pub fn count(&self, name: &str) -> usize {
         self.0.values().filter(|names| names.contains_key(name)).count()

@@ -13,11 +13,16 @@ impl TrustedKeys {
     pub fn verify_claim(&self, signed_type: SignedType, key: &str, signature: &[u8]) -> Result<(), SignatureError> {
         let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
         let signature = Signature::parse(text).ok_or(SignatureError::Malformed)?;
-        if !self.iter().any(|(trusted, _)| signature.is_claim_by(trusted)) {
+        let signer = self.iter().find(|(trusted, _)| signature.is_claim_by(trusted));
+        let Some((signer, trust)) = signer else {
             return Err(SignatureError::Untrusted { trusted: self.len() });
-        }
+        };
         let (expected, actual) = (trusted_comment(signed_type, key), signature.comment.to_owned());
-        if expected == actual { Ok(()) } else { Err(SignatureError::Elsewhere { expected, actual }) }
+        if expected != actual {
+            return Err(SignatureError::Elsewhere { expected, actual });
+        }
+        // Whoever has a retired key can sign a claim for any place, so the object is fetched only when a list names it.
+        self.judge(signed_type, signer, trust, |list| list.names(key))
     }
 }
 
@@ -35,7 +40,31 @@ impl Signature<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sign::SigningKey;
+    use crate::model::Digest;
+    use crate::sign::{Believed, BelievedList, SigningKey, Trust};
+    use std::sync::Arc;
+
+    #[test]
+    fn claim_of_a_retired_key_holds_for_listed_places_alone() {
+        let (old, new) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let mut list = Believed::default();
+        list.insert("a/manifest.json", Digest::of(b"bytes"));
+        let mut trusted = TrustedKeys::new(vec![new.verifying_key().clone()]);
+        trusted.add(old.verifying_key().clone(), Trust::Retired);
+        trusted.lists = vec![BelievedList { tag: "t".into(), blake3: Digest::of(b""), content: Some(Arc::new(list)) }];
+        let check = |trusted: &TrustedKeys, signed_type, place: &str, by: &SigningKey| {
+            trusted.verify_claim(signed_type, place, &by.sign(signed_type, place, b"bytes").unwrap())
+        };
+        assert_eq!(check(&trusted, SignedType::Manifest, "a/manifest.json", &old), Ok(()));
+        assert_eq!(check(&trusted, SignedType::Manifest, "b/manifest.json", &new), Ok(()));
+        let planted = check(&trusted, SignedType::Manifest, "b/manifest.json", &old);
+        assert!(matches!(planted, Err(SignatureError::Retired { .. })), "{planted:?}");
+        let config = check(&trusted, SignedType::Config, "a/manifest.json", &old);
+        assert!(matches!(config, Err(SignatureError::Outdated { .. })), "{config:?}");
+        trusted.lists[0].content = None;
+        let without = check(&trusted, SignedType::Manifest, "a/manifest.json", &old);
+        assert!(matches!(without, Err(SignatureError::RetiredWithoutList { .. })), "{without:?}");
+    }
 
     #[test]
     fn a_claim_holds_for_its_place_its_type_and_its_key_alone() {

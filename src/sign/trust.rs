@@ -145,20 +145,29 @@ impl TrustedKeys {
         if expected != actual {
             return Err(SignatureError::Elsewhere { expected, actual });
         }
+        self.judge(signed_type, signer, trust, |list| list.contains(key, Digest::of(bytes)))
+    }
+
+    /// Decides what a signature by this key is worth for an object of this type, which `is_on` finds on a list or not.
+    pub(super) fn judge(
+        &self,
+        signed_type: SignedType,
+        signer: &VerifyingKey,
+        trust: Trust,
+        is_on: impl Fn(&Believed) -> bool,
+    ) -> Result<(), SignatureError> {
         match trust {
             Trust::Current => Ok(()),
             _ if signed_type.is_of_current_key() => {
                 Err(SignatureError::Outdated { key: signer.to_string(), object_type: signed_type.as_str() })
             }
             Trust::Kept | Trust::Unlimited => Ok(()),
-            Trust::Retired => self.check_listed(signer, key, bytes),
+            Trust::Retired => self.check_listed(signer, is_on),
         }
     }
 
-    fn check_listed(&self, signer: &VerifyingKey, key: &str, bytes: &[u8]) -> Result<(), SignatureError> {
-        let blake3 = Digest::of(bytes);
-        let is_on = |list: &BelievedList| list.content.as_ref().is_some_and(|list| list.contains(key, blake3));
-        if self.lists.iter().any(is_on) {
+    fn check_listed(&self, signer: &VerifyingKey, is_on: impl Fn(&Believed) -> bool) -> Result<(), SignatureError> {
+        if self.lists.iter().filter_map(|list| list.content.as_deref()).any(is_on) {
             return Ok(());
         }
         let signer = signer.to_string();

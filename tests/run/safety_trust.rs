@@ -14,7 +14,9 @@ use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::catalog::{read_catalog, read_pruned};
 use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
-use zfs_backup::run::keys::{KeyCache, NewerKeys, WriterKeys, open_keyrings, writer_keys, writer_keys_with};
+use zfs_backup::run::keys::{
+    KeyCache, NewerKeys, WriterKeys, check_current, open_keyrings, writer_keys, writer_keys_with,
+};
 use zfs_backup::run::rekey::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set};
 use zfs_backup::run::verify::verify_dataset;
@@ -525,4 +527,68 @@ async fn a_keyring_rotated_by_an_early_version_trusts_as_before_until_it_is_rota
     assert_eq!(site.ids().await, std::slice::from_ref(&full.id));
     let forged = site.forge(&old, &full, 300);
     site.assert_disbelieved(&forged, "`key rotate` retired").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planted_successors_do_not_hide_a_rotation_from_another_host() {
+    let mut site = Site::new().await;
+    let state = TempDir::new().unwrap();
+    let other = KeyCache::new(state.path());
+    let stale = writer_keys(&site.world.store, &other, asked).await.unwrap();
+    check_current(&site.world.store, &other, &stale).await.unwrap();
+    let old_tag = tag(&stale);
+    site.rotate(OldKeys::Retire).await;
+    // These names sort before any that a rotation makes.
+    for number in 0..40 {
+        let key = format!("@zfs-backup/keys/{old_tag}/successor-0000000000000000-{number:08x}.json");
+        site.world.store.plant(&key, "{}");
+        if number % 2 == 0 {
+            site.world.store.plant(&format!("{key}.minisig"), "planted");
+        }
+    }
+    for error in [
+        writer_keys(&site.world.store, &other, nobody).await.err().unwrap(),
+        // Deleting needs current keys too: the stale ones do not know the newer backups.
+        check_current(&site.world.store, &other, &stale).await.unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("were replaced by `key rotate`"), "{error}");
+    }
+    check_current(&site.world.store, &site.cache(), &site.world.writer).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keyring_planted_under_the_last_or_the_next_number_does_not_stop_a_new_passphrase() {
+    for (name, bytes) in [("9999", 10), ("0002", 100_000)] {
+        let site = Site::new().await;
+        let (stores, cache) = (site.stores(&[]), site.cache());
+        site.world.store.plant(&format!("@zfs-backup/keys/{}/{name}.age", tag(&site.world.writer)), vec![b'x'; bytes]);
+        let rekey = Rekey { stores: &stores, cache: &cache, work_factor: QUICK };
+        let new = SecretString::from("another long passphrase".to_owned());
+        rekey.change_passphrase(&secret(), &new).await.unwrap();
+        open_keyrings(&site.world.store, &new).await.unwrap();
+        writer_keys(&site.world.store, &site.cache(), nobody).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotation_after_one_that_kept_trust_stops_a_host_that_missed_both() {
+    let mut site = Site::new().await;
+    let state = TempDir::new().unwrap();
+    let other = KeyCache::new(state.path());
+    let stale = writer_keys(&site.world.store, &other, asked).await.unwrap();
+    site.rotate(OldKeys::KeepTrust).await;
+    writer_keys(&site.world.store, &other, nobody).await.unwrap();
+    site.rotate(OldKeys::Retire).await;
+    assert_eq!(site.world.keys.trusted.trust_in(stale.signing.verifying_key()), Some(Trust::Retired));
+    let error = writer_keys(&site.world.store, &other, nobody).await.err().unwrap();
+    assert!(error.to_string().contains("were replaced by `key rotate`"), "{error}");
+    let stores = site.stores(&[]);
+    let done = Rekey { stores: &stores, cache: &other, work_factor: QUICK }.rotate(&secret(), OldKeys::Retire).await;
+    assert_eq!(recipient(&done.unwrap().keys), recipient(&site.world.writer));
+    writer_keys(&site.world.store, &other, nobody).await.unwrap();
+    // A fresh host that finds the first keyring alone does not take its keys for the newest.
+    let first = tag(&stale);
+    site.lose(|key| key.ends_with(".age") && !key.contains(&first));
+    let error = site.fresh_host().await.err().unwrap();
+    assert!(error.to_string().contains("were replaced by `key rotate`"), "{error}");
 }

@@ -2,16 +2,20 @@
 
 use super::lists::read_lists;
 use super::successor::find_successor;
-use super::{StoredKeyring, keyring_error, list_keyrings, stored_keyrings};
+use super::{StoredKeyring, keyring_error, stored_keyrings};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
+use crate::run::catalog::list_wanted;
 use crate::run::{RunError, error_chain};
-use crate::store::key::{BackupObject, ParsedKey};
+use crate::store::key::{BackupObject, KEYRING_PREFIX, ParsedKey};
 use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use age::secrecy::SecretString;
 use std::collections::BTreeSet;
 
 /// Copies beside backups that are opened besides the keyrings in their folder: of the newest backups, and of sizes.
 const KEYRING_COPIES_MAX: usize = 8;
+
+/// The last number of a keyring: names have four digits.
+const NUMBER_MAX: u16 = 9999;
 
 /// Opens all keyrings of the store that the passphrase opens, in their folder and beside backups: what a restore needs.
 ///
@@ -24,10 +28,24 @@ pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -
             "check bucket and prefix; or name the key file with --identity",
         )
     })?;
-    if let Some(error) = find_successor(store, &found.file, &found.keyring.tag).await? {
-        tracing::warn!(error = error_chain(&error), "newer keys exist; backups that were made with them do not verify");
-    }
+    warn_of_newer(store, &found.file).await?;
     Ok(found.file)
+}
+
+/// Warns when the store says that a rotation replaced these keys. An old key file must not pass for the current one.
+///
+/// # Errors
+/// [`RunError::Store`] when the store cannot be asked.
+pub async fn warn_of_newer(store: &dyn ObjectStore, file: &KeyFile) -> Result<(), RunError> {
+    let tag = keyring_tag(&file.recipient().map_err(|source| keyring_error(store, source))?);
+    if let Some(error) = find_successor(store, file, &tag).await? {
+        tracing::warn!(
+            error = error_chain(&error),
+            "newer keys exist: backups that were made with them do not verify, and whoever has the old key can sign \
+             backups and configurations that do"
+        );
+    }
+    Ok(())
 }
 
 /// The keys of a store that was asked for its keyrings and their copies.
@@ -36,7 +54,7 @@ pub(in crate::run) struct FoundKeys {
     pub(in crate::run) keyring: StoredKeyring,
     /// Whether the newest keyring is in its folder, and not only beside a backup.
     in_place: bool,
-    /// All objects of the store.
+    /// The manifests and the copies of keyrings in the store.
     pub(super) listed: Vec<ListedObject>,
 }
 
@@ -47,7 +65,7 @@ pub(in crate::run) async fn find_keys(
     passphrase: &SecretString,
 ) -> Result<Option<FoundKeys>, RunError> {
     let stored = stored_keyrings(store).await?;
-    let listed = store.list("").await?;
+    let listed = list_wanted(store, is_manifest_or_copy).await?;
     let mut all = keyring_copies(store, &listed).await?;
     all.retain(|copy| stored.iter().all(|keyring| keyring.bytes != copy.bytes));
     all.extend(stored.iter().cloned());
@@ -58,6 +76,11 @@ pub(in crate::run) async fn find_keys(
     read_lists(store, &mut file.trusted).await?;
     let in_place = stored.iter().any(|stored| stored.bytes == keyring.bytes);
     Ok(Some(FoundKeys { file, keyring, in_place, listed }))
+}
+
+fn is_manifest_or_copy(key: &str) -> bool {
+    let wanted = |parsed: &ParsedKey| matches!(parsed.object, BackupObject::Manifest | BackupObject::Keyring);
+    ObjectKey::parse(key).as_ref().is_some_and(wanted)
 }
 
 /// The copies beside the newest few backups, and beside the newest of each size, each content once: a keyring has a size
@@ -101,17 +124,25 @@ pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Resu
         keyring = keyring.tag,
         "the keyring was gone; putting the copy of a backup in its place. Find out who deleted it"
     );
-    let places = list_keyrings(store).await?;
-    let numbers = places.iter().filter(|place| place.tag == keyring.tag).map(|place| number_of(&place.key));
-    let number = numbers.max().unwrap_or(0).saturating_add(1);
+    let number = free_number(store, &keyring.tag).await?;
     store.put_new(&ObjectKey::keyring_number(&keyring.tag, number), keyring.bytes.clone()).await?;
     Ok(())
 }
 
-/// `0002` of `.../0002.age`, whose form the listing has checked.
-pub(in crate::run) fn number_of(key: &ObjectKey) -> u16 {
-    let name = key.as_str().rsplit('/').next().and_then(|name| name.strip_suffix(".age"));
-    name.and_then(|number| number.parse().ok()).unwrap_or(0)
+/// Returns the number for the next keyring of this tag: the one after the highest, or the lowest free number when
+/// somebody planted a keyring under the last one. Objects of any size take a number.
+pub(in crate::run) async fn free_number(store: &dyn ObjectStore, tag: &str) -> Result<u16, RunError> {
+    let prefix = format!("{KEYRING_PREFIX}{tag}/");
+    let listed = store.list(&prefix).await?;
+    let number = |key: &str| key.strip_prefix(&prefix)?.strip_suffix(".age")?.parse::<u16>().ok();
+    let taken: BTreeSet<u16> = listed.iter().filter_map(|object| number(&object.key)).collect();
+    let highest = taken.last().copied().unwrap_or(0);
+    (highest.saturating_add(1)..=NUMBER_MAX).chain(1..=NUMBER_MAX).find(|number| !taken.contains(number)).ok_or_else(
+        || {
+            let what = format!("every number below {prefix} in {} is taken", store.url());
+            RunError::refused(what, "find out who put keyrings there, and remove those that are not yours")
+        },
+    )
 }
 
 /// Opens every keyring that the passphrase opens. Identities and verifying keys of all are in the file; what signs and

@@ -5,6 +5,7 @@
 
 use super::KeyCache;
 use crate::model::{DatasetName, Digest};
+use crate::run::catalog::list_wanted;
 use crate::run::replace::replace_file;
 use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, BelievedList, TrustedKeys};
@@ -31,8 +32,7 @@ pub async fn read_lists(store: &dyn ObjectStore, trusted: &mut TrustedKeys) -> R
         let mut read = fetch(store, &key, list).await?;
         if read.is_err() {
             let name = copy_name(list);
-            let copies: Vec<_> =
-                store.list("").await?.into_iter().filter(|object| object.key.ends_with(&name)).collect();
+            let copies = list_wanted(store, |key| key.ends_with(&name)).await?;
             for copy in copies.iter().filter_map(|object| ObjectKey::listed(&object.key)).take(COPIES_MAX) {
                 read = read.or(fetch(store, &copy, list).await?);
             }

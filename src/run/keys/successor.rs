@@ -4,12 +4,13 @@
 //! with the old key. And backups made since are sealed to a recipient that older keyrings do not have. Somebody who can
 //! delete in the bucket has to delete all of that, and all newer backups with it, to make old keys look current.
 
+use super::KEYRINGS_MAX;
 use crate::keyring::{KeyFile, tag_of};
 use crate::manifest::{FORMAT, MANIFEST_BYTES_MAX, parse_as, to_stored_bytes};
 use crate::run::catalog::get_signed;
 use crate::run::small::put_again;
 use crate::run::{RunError, error_chain};
-use crate::sign::{SignedType, SigningKey, TrustedKeys};
+use crate::sign::{SignedType, SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::key::{BackupObject, KEYRING_PREFIX, SIGNATURE_SUFFIX};
 use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, stream};
@@ -17,8 +18,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// More rotations than anybody makes of one keyring; more objects than these are planted.
-const SUCCESSORS_MAX: usize = 16;
+/// Most objects with a signature that are tried. A rotation makes one, so all others are planted.
+const SUCCESSORS_MAX: usize = 1000;
 /// Manifests fetched at once.
 const AT_ONCE: usize = 16;
 
@@ -80,9 +81,17 @@ pub(in crate::run) async fn read_successors(
 ) -> Result<Vec<Successor>, RunError> {
     let prefix = format!("{KEYRING_PREFIX}{tag}/successor-");
     let listed = store.list(&prefix).await?;
-    let keys = listed.iter().filter(|object| !object.key.ends_with(SIGNATURE_SUFFIX));
+    // The signature is put first, and the listing is whole: an object without one says nothing.
+    let signed: BTreeSet<&str> = listed.iter().filter_map(|object| object.key.strip_suffix(SIGNATURE_SUFFIX)).collect();
+    let keys = listed.iter().filter(|object| signed.contains(object.key.as_str()));
+    let keys: Vec<ObjectKey> = keys.filter_map(|object| ObjectKey::listed(&object.key)).collect();
+    if keys.len() > SUCCESSORS_MAX {
+        // To try some of them only would let planted objects hide a rotation.
+        let what = format!("{} has {} objects below {prefix}, and a rotation makes one", store.url(), keys.len());
+        return Err(RunError::refused(what, "find out who put them there, and remove those that are not yours"));
+    }
     let mut successors = Vec::new();
-    for key in keys.filter_map(|object| ObjectKey::listed(&object.key)).take(SUCCESSORS_MAX) {
+    for key in keys {
         let verified = match get_signed(store, &key, SignedType::Successor, trusted, MANIFEST_BYTES_MAX).await {
             Ok((bytes, _)) => parse_as::<Successor>(&bytes, "successor").map_err(|error| error_chain(&error)),
             Err(error) if error.is_damage() => Err(error_chain(&error)),
@@ -96,6 +105,28 @@ pub(in crate::run) async fn read_successors(
     Ok(successors)
 }
 
+/// Returns the successors of a keyring, and the successors of those that keep trust in it: a later rotation retires all
+/// older keys and leaves its successor object in the folder of the keyring before it alone.
+async fn read_all_successors(
+    store: &dyn ObjectStore,
+    tag: &str,
+    trusted: &TrustedKeys,
+) -> Result<Vec<Successor>, RunError> {
+    let mut all = read_successors(store, tag, trusted).await?;
+    let mut seen = BTreeSet::from([tag.to_owned()]);
+    let mut at = 0;
+    while let Some(successor) = all.get(at).cloned() {
+        at += 1;
+        // An older key vouches for the newer one, which signs what replaces it.
+        let key = successor.verifying_key.parse::<VerifyingKey>();
+        let (true, true, Ok(key)) = (successor.keeps_trust, seen.len() <= KEYRINGS_MAX, key) else { continue };
+        if seen.insert(successor.tag.clone()) {
+            all.extend(read_successors(store, &successor.tag, &TrustedKeys::new(vec![key])).await?);
+        }
+    }
+    Ok(all)
+}
+
 /// Refuses to write with cached keys that a rotation on another host replaced. A rotation that this host began and did
 /// not end is no reason: its end adds what was signed meanwhile to the list.
 pub(super) async fn refuse_replaced(
@@ -104,7 +135,7 @@ pub(super) async fn refuse_replaced(
     trusted: &TrustedKeys,
     own_rotation: Option<&str>,
 ) -> Result<(), RunError> {
-    for successor in read_successors(store, tag, trusted).await? {
+    for successor in read_all_successors(store, tag, trusted).await? {
         let Successor { tag: new, written_at, .. } = &successor;
         if own_rotation == Some(new) {
             tracing::warn!("a rotation of the keys was interrupted; run `zfs-backup key rotate` again");
@@ -179,7 +210,7 @@ pub(super) async fn find_successor(
 ) -> Result<Option<RunError>, RunError> {
     let opened: BTreeSet<String> =
         file.identities.iter().map(|identity| tag_of(&identity.to_public().to_string())).collect();
-    let successors = read_successors(store, tag, &file.trusted).await?;
+    let successors = read_all_successors(store, tag, &file.trusted).await?;
     let missing = successors.iter().find(|successor| !successor.keeps_trust && !opened.contains(&successor.tag));
     Ok(missing.map(|successor| {
         RunError::refused(

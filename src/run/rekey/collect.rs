@@ -2,10 +2,10 @@
 
 use crate::manifest::{LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, PRUNE_RECORD_BYTES_MAX, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::run::catalog::get_signed;
+use crate::run::catalog::{get_signed, list_wanted};
 use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, SignedType, TrustedKeys};
-use crate::store::key::{BackupObject, SIGNATURE_SUFFIX};
+use crate::store::key::BackupObject;
 use crate::store::{ListedObject, ObjectKey, ObjectStore};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -71,7 +71,7 @@ pub(super) async fn collect(
     trusted: &TrustedKeys,
     believed: &mut Believed,
 ) -> Result<Vec<CollectedDataset>, RunError> {
-    let objects = signed_objects(&store.list("").await?);
+    let objects = signed_objects(&list_wanted(store, |key| key.ends_with(".json")).await?);
     let mut found = BTreeMap::new();
     for (dataset, count) in count_unfinished(&objects) {
         let of_dataset = found.entry(dataset.clone()).or_insert_with(|| CollectedDataset::new(store, &dataset));
@@ -106,14 +106,9 @@ pub(super) async fn collect(
     Ok(found.into_values().collect())
 }
 
-/// The datasets that have an object in the store.
-pub(super) fn datasets_of(listed: &[ListedObject]) -> BTreeSet<DatasetName> {
-    listed.iter().filter_map(|object| object.key.split_once("/@")?.0.parse().ok()).collect()
-}
-
 fn signed_objects(listed: &[ListedObject]) -> Vec<Signed> {
     let mut objects = Vec::new();
-    for ListedObject { key, bytes, .. } in listed.iter().filter(|object| !object.key.ends_with(SIGNATURE_SUFFIX)) {
+    for ListedObject { key, bytes, .. } in listed {
         let Some(object_key) = ObjectKey::listed(key) else { continue };
         let backup = ObjectKey::parse(key).filter(|parsed| {
             // RESTORE.txt is pinned by the manifest, so it need not be fetched.
