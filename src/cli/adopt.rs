@@ -6,7 +6,7 @@ use super::context::Context;
 use super::follow::Purpose;
 use super::output::{Output, bytes};
 use super::prune::origin_of;
-use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_zfs, usage};
+use super::wire::{keys_for_pruning, open_intermediate, open_remote_for, open_zfs, usage};
 use crate::config::{Config, Environment};
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName, HostMark};
@@ -35,7 +35,9 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
     };
     let stored = &selected.stored;
     let own = origin_of(&*zfs, selected)?;
-    let stores = configured_stores(config, env).await?;
+    // A store that nothing was written to yet gets its identity first: the adoption is kept under it.
+    let purpose = if adopt.yes && !context.global.dry_run { Purpose::Write } else { Purpose::Read };
+    let stores = configured_stores(config, env, purpose).await?;
     let (pool, origins) = read_pool(&*zfs, config, selected, &own, &stores)?;
     let holdings = read_holdings(config, env, (stored, &stores), &pool, &origins).await?;
     let chosen = choose(adopt, &holdings)?;
@@ -241,13 +243,17 @@ async fn read_holdings(
     Ok(find_holdings(&backups, &attempts, pool, origins))
 }
 
-async fn configured_stores(config: &Config, env: &Environment) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
+async fn configured_stores(
+    config: &Config,
+    env: &Environment,
+    purpose: Purpose,
+) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
     let mut stores = Vec::new();
     if config.intermediate.is_some() {
-        stores.push(open_intermediate(config, Purpose::Read).await?);
+        stores.push(open_intermediate(config, purpose).await?);
     }
     if config.remote.is_some() {
-        stores.push(open_remote(config, env).await?);
+        stores.push(open_remote_for(config, env, purpose).await?);
     }
     Ok(stores)
 }

@@ -6,9 +6,10 @@ use super::context::Context;
 use super::follow::Purpose;
 use super::lock::wait_for_others;
 use super::output::bytes;
-use super::prune::prune_env;
+use super::prune::{check_other_store, prune_env};
 use super::wire::{open_intermediate, open_remote_to_delete, open_zfs, usage};
 use crate::model::{BackupId, DatasetName};
+use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::pins::unpin;
 use crate::run::prune::{forget_beside, look_at_beside};
@@ -38,6 +39,9 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
         _ => None,
     };
     let beside = intermediate.as_deref();
+    if let Some(other) = beside {
+        check_other_store(config, StoreRole::Intermediate, other, purpose).await?;
+    }
     let found = match carry_out {
         true => {
             let forget = async || forget_beside(&env, &dataset, &forget.id, beside).await;

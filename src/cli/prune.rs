@@ -3,6 +3,7 @@
 use super::args::PruneByAge;
 use super::context::Context;
 use super::follow::Purpose;
+use super::identity::check_identities;
 use super::lock::wait_for_others;
 use super::output::bytes;
 use super::prune_plan::{plan_lines, plan_to_json};
@@ -13,6 +14,7 @@ use crate::manifest::Origin;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
 use crate::run::adopt::{origins_of, pool_sight};
+use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
 use crate::run::pins::unpin;
@@ -31,19 +33,24 @@ const DOUBTS_PRINTED_MAX: usize = 10;
 
 pub(super) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let store = open_remote_to_delete(config, env, purpose_of(context, prune)).await?;
+    let purpose = purpose_of(context, prune);
+    let store = open_remote_to_delete(config, env, purpose).await?;
     let beside = match &config.intermediate {
         Some(_) => Beside::Intermediate(open_intermediate(config, Purpose::Read).await?),
         None => Beside::Nothing,
     };
     refuse_one_place_beside(&*store, &beside)?;
+    if let Beside::Intermediate(other) = &beside {
+        check_other_store(config, StoreRole::Intermediate, &**other, purpose).await?;
+    }
     let call = PruneCall { step: "prune-remote", rules: &config.lifecycle_remote, prune };
     prune_store(context, &*open_zfs()?, store, beside, &call).await
 }
 
 pub(super) async fn prune_intermediate(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let store = open_intermediate(config, purpose_of(context, prune)).await?;
+    let purpose = purpose_of(context, prune);
+    let store = open_intermediate(config, purpose).await?;
     let beside = match open_remote_if_any(config, env, Purpose::Read).await? {
         RemoteState::None => Beside::Nothing,
         RemoteState::Open(remote) => Beside::Remote(remote),
@@ -53,8 +60,25 @@ pub(super) async fn prune_intermediate(context: &Context, prune: &PruneByAge) ->
         }
     };
     refuse_one_place_beside(&*store, &beside)?;
+    if let Beside::Remote(other) = &beside {
+        check_other_store(config, StoreRole::Remote, &**other, purpose).await?;
+    }
     let call = PruneCall { step: "prune-intermediate", rules: &config.lifecycle_intermediate, prune };
     prune_store(context, &*open_zfs()?, store, beside, &call).await
+}
+
+/// Refuses to delete from one store because of what another store holds, unless the other one is the store that it was.
+/// The empty mount point of a disk that is not there holds nothing that follows from a backup. Changes nothing.
+pub(super) async fn check_other_store(
+    config: &Config,
+    role: StoreRole,
+    other: &dyn ObjectStore,
+    purpose: Purpose,
+) -> Result<(), RunError> {
+    match purpose {
+        Purpose::Write => check_identities(config, &[(role, other)]).await,
+        Purpose::Read | Purpose::Restore => Ok(()),
+    }
 }
 
 /// Before anything else is looked at.

@@ -130,7 +130,8 @@ impl<'a> Moment<'a> {
 }
 
 /// The tree of all backups of a dataset's name, by the guids of their snapshots. Backups of one snapshot are one node.
-pub struct Timeline<'a>(BTreeMap<Guid, Moment<'a>>);
+/// The list has the same snapshots in the order of their times.
+pub struct Timeline<'a>(BTreeMap<Guid, Moment<'a>>, Vec<(Timestamp, Guid)>);
 
 impl<'a> Timeline<'a> {
     /// Of all backups that are known, of whatever origin.
@@ -139,7 +140,9 @@ impl<'a> Timeline<'a> {
         for backup in facts {
             moments.entry(backup.snapshot.guid).or_insert_with(|| Moment::new(backup)).add(backup);
         }
-        Self(moments)
+        let mut in_order: Vec<(Timestamp, Guid)> = moments.iter().map(|(guid, moment)| (moment.at(), *guid)).collect();
+        in_order.sort_unstable();
+        Self(moments, in_order)
     }
 
     /// The snapshots that these follow from, themselves included.
@@ -242,24 +245,37 @@ impl<'a> Timeline<'a> {
         ours_alone.into_iter().any(|missed| self.skipped_by(&theirs, &theirs_alone, missed).is_some())
     }
 
-    /// Returns the one of `later` that was made after `missed` was stored and shows that its pool did not know it. `missed` is
-    /// not of the line, `later` is.
+    /// Returns the first of `later` that was begun after `missed` was stored and shows that its pool did not know `missed`.
+    /// `missed` is not of the line, `later` is.
+    ///
+    /// A backup shows it when nothing that it names leads past `missed`: each named backup is older than `missed`, or shows
+    /// the same. The two hosts of a cloned machine often work at the same hour. Then the first backup that is newer than
+    /// `missed` was begun before `missed` was stored and proves nothing by itself, and its successors do.
     fn skipped_by(&self, line: &BTreeSet<Guid>, later: &BTreeSet<Guid>, missed: &Moment<'a>) -> Option<&Moment<'a>> {
         let fork = self.bases_of(missed).find(|guid| line.contains(guid));
-        later.iter().filter_map(|guid| self.0.get(guid)).find(|later| {
-            let was_there = later.at() > missed.at() && later.begun_at >= missed.stored_at;
-            let branches_off = || fork.is_some_and(|fork| self.bases_of(later).any(|base| base == fork));
-            was_there && (self.jumps_over(later, missed) || branches_off())
-        })
+        let first = self.1.partition_point(|(at, _)| *at <= missed.at());
+        let mut ignorant = BTreeSet::new();
+        for (_, guid) in self.1[first..].iter().filter(|(_, guid)| later.contains(guid)) {
+            let Some(moment) = self.0.get(guid) else { continue };
+            let jumps = self.jumps_over(moment, missed, &ignorant);
+            if jumps {
+                ignorant.insert(*guid);
+            }
+            let branches_off = || fork.is_some_and(|fork| self.bases_of(moment).any(|base| base == fork));
+            if moment.begun_at >= missed.stored_at && (jumps || branches_off()) {
+                return Some(moment);
+            }
+        }
+        None
     }
 
-    /// Whether all that `later` names is older than `missed`.
-    fn jumps_over(&self, later: &Moment<'a>, missed: &Moment<'a>) -> bool {
-        let is_before = |(guid, id): (&Guid, &&BackupId)| match self.0.get(guid) {
-            Some(parent) => parent.at() <= missed.at(),
-            None => !id.is_after(missed.at()),
+    /// Returns whether each backup that `later` names is older than `missed` or in `ignorant`.
+    fn jumps_over(&self, later: &Moment<'a>, missed: &Moment<'a>, ignorant: &BTreeSet<Guid>) -> bool {
+        let leads_past = |(guid, id): (&Guid, &&BackupId)| match self.0.get(guid) {
+            Some(parent) => parent.at() > missed.at() && !ignorant.contains(guid),
+            None => id.is_after(missed.at()),
         };
-        later.names_previous && later.parents.iter().all(is_before)
+        later.names_previous && !later.parents.iter().any(leads_past)
     }
 
     /// The snapshots that it follows from by its base, the nearest first.

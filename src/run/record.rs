@@ -9,7 +9,7 @@ use super::catalog::Catalog;
 use super::identity::state_name;
 use super::replace::replace_file;
 use crate::manifest::Manifest;
-use crate::model::{BackupId, DatasetName, KnownStore};
+use crate::model::{BackupId, DatasetName, KnownStore, StoreId};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -300,9 +300,11 @@ impl Records {
         Ok(Some(stored))
     }
 
-    /// A record that moved here from its old name still has the URL in it.
+    /// Returns whether a record in this folder is of this store. A record that an earlier version made names the URL of
+    /// then. Only a store that proved to be meant got the folder, and its URL may be another one by now.
     fn is_of(&self, store: &str) -> bool {
-        store == self.store.id.as_str() || store == self.store.url
+        let names_url = store.parse::<StoreId>().is_err();
+        store == self.store.id.as_str() || store == self.store.url || (names_url && self.store.id.is_random())
     }
 
     /// Whole or not at all, and on disk when this returns.
@@ -406,6 +408,26 @@ mod tests {
         assert_eq!(records.read().unwrap().failures, []);
         let other = Records::new(state.path(), &KnownStore::of_url("s3:b/q"), &"tank/a b".parse().unwrap());
         assert_eq!(other.read().unwrap(), Record::default(), "another store's record");
+    }
+
+    #[test]
+    fn a_record_that_moved_to_an_identity_is_read_under_every_later_url() {
+        let state = tempfile::tempdir().unwrap();
+        let dataset = "tank/a b".parse().unwrap();
+        let old = records(state.path());
+        old.note_failure(&failure("drill", 5)).unwrap();
+        let of = |id: u128| KnownStore { id: StoreId::from_random(id), url: "file:/elsewhere".into() };
+        let now = Records::new(state.path(), &of(1), &dataset);
+        fs::rename(&old.folder, &now.folder).unwrap();
+        assert_eq!(now.read().unwrap().failures, [failure("drill", 5)]);
+        // A record of another identity, or of another URL where the store has no identity, stays an error.
+        now.note_failure(&failure("drill", 6)).unwrap();
+        let other = Records::new(state.path(), &of(2), &dataset);
+        fs::rename(&now.folder, &other.folder).unwrap();
+        assert!(other.read().is_err());
+        let unnamed = Records::new(state.path(), &KnownStore::of_url("s3:b/q"), &dataset);
+        fs::rename(&other.folder, &unnamed.folder).unwrap();
+        assert!(unnamed.read().is_err());
     }
 
     #[test]

@@ -20,6 +20,8 @@ use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::host_mark::{host_mark, known_host_mark};
 use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, prune_dataset};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set, find_restore_tree};
+use zfs_backup::run::select::Selected;
+use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::store::memory::{Fault, Operation};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::{DatasetType, Zfs};
@@ -391,6 +393,32 @@ async fn a_snapshot_name_that_two_time_lines_have_is_a_question() {
     let short = world.newest_snapshot().short().to_owned();
     assert_eq!(copy.newest_snapshot().short(), short, "or it is no test");
     assert_asked(&world, &RestorePoint::Snapshot(short), &[&ours, &theirs]).await;
+}
+
+/// A dataset and the one that was restored from it both have a snapshot of that name. Their transaction groups may be of
+/// two pools, so the greater one is not the newer one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_name_that_two_datasets_have_is_a_question() {
+    let world = World::new();
+    world.back_up().await;
+    let target = name("tank/again");
+    world.restore_into(&target).await.unwrap();
+    let at = now() + jiff::SignedDuration::from_hours(1);
+    let mut ids = Vec::new();
+    for dataset in [&target, &world.dataset] {
+        world.zfs.write_file(dataset, 41, &noise(41, 10_000));
+        take_snapshots(&world.zfs, std::slice::from_ref(dataset), "zfs-backup_", at).unwrap();
+        let selected =
+            Selected { dataset: world.zfs.dataset(dataset).unwrap().unwrap(), stored: world.dataset.clone() };
+        ids.push(committed(back_up(&world.env(), &selected, RequestedKind::Full).await.unwrap()).manifest.id);
+    }
+    let short = world.newest_snapshot().short().to_owned();
+    let refused = world.find(&RestorePoint::Snapshot(short)).await.map(|set| set.newest().manifest.id.clone());
+    let refused = refused.unwrap_err();
+    assert!(refused.to_string().contains("backups of 2 datasets lie under the name"), "{refused}");
+    for id in ids {
+        assert_eq!(world.find(&RestorePoint::Id(id.clone())).await.unwrap().newest().manifest.id, id);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

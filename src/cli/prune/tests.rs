@@ -5,7 +5,7 @@ use super::super::identity::{identified, known_stores};
 use super::super::output::{Output, Said};
 use super::super::prune_snapshots::prune_snapshots_of;
 use super::super::wire::{backup_settings, open_dir};
-use super::super::{Leftovers, args::Global, follow::Purpose};
+use super::super::{Leftovers, args::Forget, args::Global, follow::Purpose};
 use super::*;
 use crate::config::{Config, Environment};
 use crate::keyring::KeyFile;
@@ -13,7 +13,7 @@ use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::plan::clock::{ClockReading, ClockTrust};
 use crate::plan::health::judge_health;
 use crate::plan::send::RequestedKind;
-use crate::run::backup::{BackupEnv, StoreRole, back_up};
+use crate::run::backup::{BackupEnv, back_up};
 use crate::run::keys::WriterKeys;
 use crate::run::record::Records;
 use crate::run::snapshot::take_snapshots;
@@ -145,6 +145,12 @@ impl Host {
         folders.filter(|folder| folder.as_ref().unwrap().path().join("manifest.json").exists()).count()
     }
 
+    fn catalog_ids(&self) -> Vec<BackupId> {
+        let folders = std::fs::read_dir(self.path("remote/tank/data")).unwrap();
+        let names = folders.map(|folder| folder.unwrap().file_name().into_string().unwrap());
+        names.filter_map(|name| name.strip_prefix('@')?.parse().ok()).collect()
+    }
+
     /// What `health` says of failures.
     fn failures(&self) -> Vec<String> {
         let config = self.config();
@@ -221,4 +227,38 @@ async fn a_planted_object_and_a_doubtful_clock_keep_backups_end_with_3_and_stand
     let Ended { status, said } = host.prune_remote(true).await;
     assert_eq!((status, host.backups()), (0, 1), "{said:?}");
     assert_eq!(host.failures(), [""; 0]);
+}
+
+/// What waits on the disk may follow from backups in the remote. Its empty mount point must not look like a disk on which
+/// nothing waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_intermediate_directory_that_is_not_mounted_stops_prune_remote_and_forget() {
+    let host = Host::new();
+    host.back_up_full(60).await;
+    let disk = host.path("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let text = std::fs::read_to_string(host.path("zb.toml")).unwrap();
+    let key = format!("intermediate_basedir = \"{}\"\noldest_snapshot_days", disk.display());
+    write_secret(&host.path("zb.toml"), &text.replace("oldest_snapshot_days", &key));
+    open_intermediate(&host.config(), Purpose::Write).await.unwrap();
+    let other = open_intermediate(&host.config(), Purpose::Read).await.unwrap();
+    let check = async |other: &dyn ObjectStore, purpose| {
+        check_other_store(&host.config(), StoreRole::Intermediate, other, purpose).await
+    };
+    check(&*other, Purpose::Write).await.unwrap();
+    std::fs::rename(&disk, host.path("unplugged")).unwrap();
+    std::fs::create_dir(&disk).unwrap();
+    let other = open_intermediate(&host.config(), Purpose::Read).await.unwrap();
+    check(&*other, Purpose::Read).await.unwrap();
+    let refused = check(&*other, Purpose::Write).await.unwrap_err();
+    assert!(refused.hint().unwrap().contains("zfs-backup accept-store --intermediate"), "{refused}");
+    let context = host.context();
+    let prune = PruneByAge { yes: true, clock_is_right: true };
+    let refused = prune_remote(&context, &prune).await.unwrap_err().reason();
+    assert!(refused.contains("is not the store that it was"), "{refused}");
+    let newest = host.catalog_ids().pop().unwrap();
+    let forget = Forget { id: newest, dataset: Some(host.dataset.clone()), intermediate: false, yes: true };
+    let refused = super::super::forget::forget(&context, &forget).await.unwrap_err().reason();
+    assert!(refused.contains("is not the store that it was"), "{refused}");
+    assert_eq!(host.backups(), 1);
 }

@@ -190,6 +190,33 @@ fn a_clone_is_a_stray_for_each_of_both_and_a_question_for_whoever_has_no_pool() 
 }
 
 #[test]
+fn clones_that_work_at_the_same_hour_are_found_by_both() {
+    // Each night the snapshots are of two days, and both uploads end on the third. Both begin with fulls of their own.
+    let mut made = backups(
+        "
+        p1 x 10 1 after=-
+        a2 x 20 2 after=p1
+        b3 y 30 3 after=p1
+        a5 x 50 5 base=a2 after=a2
+        b6 y 60 6 base=b3 after=b3
+        a8 x 80 8 base=a5 after=a5
+        b9 y 90 9 base=b6 after=b6",
+    );
+    for (number, (_, facts)) in made.iter_mut().enumerate().skip(1) {
+        facts.made.finished_at = at([4, 4, 7, 7, 10, 10][number - 1]);
+    }
+    let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
+    let strays = |known: &str| {
+        let found = Timeline::new(&facts).strays(&sight(known, &[]));
+        found.iter().map(|stray| name_of(stray.backup.snapshot.guid)).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(strays("p1 a2 a5 a8"), "b9 b6 b3");
+    assert_eq!(strays("p1 b3 b6 b9"), "a5 a2", "the last one is still under way");
+    let all: Vec<&BackupFacts> = facts.iter().collect();
+    assert!(Timeline::new(&facts).newest(&all).is_err());
+}
+
+#[test]
 fn a_clone_with_the_mark_of_its_model_is_found_once_both_went_on() {
     assert_eq!(strays(TWINS, "p2 a3 a5"), "b4");
     assert_eq!(strays(TWINS, "p2 b4"), "a5 a3");

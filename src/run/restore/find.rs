@@ -142,16 +142,44 @@ impl Shelves {
             }
         }
         let facts = self.facts();
-        let timeline = Timeline::new(&facts);
-        let named: Vec<&BackupFacts> = facts.iter().filter(|backup| named.contains(&backup.id)).collect();
-        let Some(newest) = named.iter().max_by_key(|backup| (backup.snapshot.createtxg, &backup.id)) else {
-            let what = format!("{} has no backup of {dataset}@{short}", self.urls());
-            return Err(RunError::refused(what, "`zfs-backup show --include-remote` lists what there is"));
-        };
-        let others = timeline.forks(newest, &named);
-        match others.is_empty() {
-            true => Ok(newest.id.clone()),
-            false => Err(two_lines(dataset, &[vec![*newest], others].concat())),
+        let named = facts.iter().filter(|backup| named.contains(&backup.id));
+        match self.only_tip(&Timeline::new(&facts), named)? {
+            Some(newest) => Ok(newest.id.clone()),
+            None => {
+                let what = format!("{} has no backup of {dataset}@{short}", self.urls());
+                Err(RunError::refused(what, "`zfs-backup show --include-remote` lists what there is"))
+            }
+        }
+    }
+
+    /// Returns the newest of these backups; `None` when there are none.
+    ///
+    /// # Errors
+    /// [`RunError::Refused`] when they are of several time lines or datasets, so that only a person can choose. Transaction
+    /// groups of two pools cannot be compared.
+    fn only_tip<'a>(
+        &self,
+        timeline: &Timeline<'a>,
+        backups: impl Iterator<Item = &'a BackupFacts>,
+    ) -> Result<Option<&'a BackupFacts>, RunError> {
+        let dataset = &self.dataset;
+        let mut by_origin: BTreeMap<_, Vec<&BackupFacts>> = BTreeMap::new();
+        for backup in backups {
+            let origin = (backup.origin.dataset_guid, backup.origin.pool_guid);
+            by_origin.entry(origin).or_default().push(backup);
+        }
+        let mut newest: Vec<&BackupFacts> = Vec::new();
+        for backups in by_origin.values() {
+            newest.extend(timeline.newest(backups).map_err(|candidates| two_lines(dataset, &candidates))?);
+        }
+        // A dataset that was restored and goes on has another origin, and is the same line.
+        let ends_all = |tip: &BackupFacts| newest.iter().all(|other| timeline.follows(tip, other));
+        match newest.iter().find(|tip| ends_all(tip)) {
+            None if !newest.is_empty() => Err(RunError::refused(
+                format!("backups of {} datasets lie under the name {dataset}", newest.len()),
+                "choose one with --backup ID; `zfs-backup show --include-remote` lists them",
+            )),
+            tip => Ok(tip.copied()),
         }
     }
 
@@ -181,26 +209,9 @@ impl Shelves {
         let dataset = &self.dataset;
         let within = |at: Timestamp| limit.is_none_or(|limit| at <= limit);
         let facts = self.facts();
-        let timeline = Timeline::new(&facts);
-        let mut by_origin: BTreeMap<_, Vec<&BackupFacts>> = BTreeMap::new();
-        for backup in facts.iter().filter(|backup| within(backup.snapshot.created_at)) {
-            let origin = (backup.origin.dataset_guid, backup.origin.pool_guid);
-            by_origin.entry(origin).or_default().push(backup);
-        }
-        let mut newest: Vec<&BackupFacts> = Vec::new();
-        for backups in by_origin.values() {
-            newest.extend(timeline.newest(backups).map_err(|candidates| two_lines(dataset, &candidates))?);
-        }
-        if newest.is_empty() {
+        let wanted = facts.iter().filter(|backup| within(backup.snapshot.created_at));
+        let Some(tip) = self.only_tip(&Timeline::new(&facts), wanted)? else {
             return Err(self.none_until(limit));
-        }
-        // A dataset that was restored and goes on has another origin, and is the same line.
-        let ends_all = |tip: &BackupFacts| newest.iter().all(|other| timeline.follows(tip, other));
-        let Some(tip) = newest.iter().find(|tip| ends_all(tip)) else {
-            return Err(RunError::refused(
-                format!("backups of {} datasets lie under the name {dataset}", newest.len()),
-                "choose one with --backup ID; `zfs-backup show --include-remote` lists them",
-            ));
         };
         let id = &tip.id;
         if let Some((foreign, recipient)) = &self.foreign {
