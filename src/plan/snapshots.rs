@@ -125,7 +125,7 @@ pub fn find_snapshots_doubt(verdicts: &[SnapshotVerdict], command: &str) -> Opti
     verdicts.iter().find_map(|verdict| match &verdict.reason {
         SnapshotReason::UploadUnknown { id } => Some(SnapshotsDoubt {
             what: format!(
-                "what the unfinished upload {id} builds on is not known: started.json is missing or not believed"
+                "the base of the unfinished upload {id} is unknown: started.json is missing or untrusted"
             ),
             hint: format!("if that upload is over: zfs-backup forget {id}"),
         }),

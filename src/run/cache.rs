@@ -286,7 +286,7 @@ impl CacheFile {
             && let Err(error) = self.write_anew()
         {
             let path = self.path.display();
-            tracing::debug!(%path, error = error_chain(&error), "what was kept is not written anew");
+            tracing::debug!(%path, error = error_chain(&error), "cannot rewrite the object cache");
         }
     }
 

@@ -137,7 +137,7 @@ fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, RunError> {
     };
     let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
     let stored: Stored = serde_json::from_slice(&bytes)
-        .map_err(|error| wrong(format!("{error}; --clock-is-right writes it anew if this host's clock is right")))?;
+        .map_err(|error| wrong(format!("{error}; if this host's clock is right, --clock-is-right rewrites the note")))?;
     if stored.format != FORMAT {
         return Err(wrong(format!("it has format {}, and this version knows {FORMAT}", stored.format)));
     }

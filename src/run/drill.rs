@@ -79,7 +79,7 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
     let stays =
         |what: &str| RunError::refused(format!("{name} was left by an earlier drill, and stays: {what}"), &by_hand);
     let Some(locks) = locks else {
-        return Leftover::Stays(name.clone(), stays("whether that drill is still at work cannot be told"));
+        return Leftover::Stays(name.clone(), stays("that drill may still be running"));
     };
     let Some(scratch) = Scratch::of(&dataset) else {
         return Leftover::Stays(name.clone(), stays("it does not carry the mark of a drill"));

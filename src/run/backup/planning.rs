@@ -158,7 +158,7 @@ async fn look_beside(
     match recall(&env.settings.state_dir, &other.known, stored, &env.keys.trusted)? {
         Some((catalog, 0)) => Ok(Beside::Remembered(Seen::remembered(catalog))),
         Some((catalog, count)) => {
-            *unseen = Some(format!("{count} remembered manifests of {} are not believed", other.known.url));
+            *unseen = Some(format!("{count} remembered manifests of {} are untrusted", other.known.url));
             Ok(Beside::Remembered(Seen::remembered(catalog)))
         }
         None => {

@@ -162,8 +162,8 @@ pub(super) fn destroy_begun(
     match Begun::of(&dataset) {
         Some(begun) if begun.token == Some(token) && begun.is_new => destroy_whole(zfs, &dataset, guids),
         _ => Err(RunError::refused(
-            format!("{target} no longer carries the mark of the restore that was to be given up"),
-            "somebody else works on it: look at it, and run the command again",
+            format!("{target} no longer carries the mark of the restore that was to be abandoned"),
+            "something else changed the dataset: check it, and run the command again",
         )),
     }
 }

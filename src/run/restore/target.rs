@@ -221,7 +221,7 @@ impl Place<'_> {
             }
             None => {
                 let name = shell_words::quote(self.target.as_str());
-                format!("`zfs receive -A {name}` gives it up, if nobody needs it")
+                format!("`zfs receive -A {name}` abandons it, if nobody needs it")
             }
         }
     }

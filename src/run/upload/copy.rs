@@ -245,7 +245,7 @@ impl Copy<'_> {
         let named = self.named_by_new_records().await?;
         if named.contains(id) {
             let what = format!("{id} was pruned from {to} while it was being copied; nothing is committed");
-            return Err(RunError::refused(what, "run it again: what can be copied then is decided anew"));
+            return Err(RunError::refused(what, "run the command again: it plans the copy again"));
         }
         match self.parent.filter(|parent| named.contains(*parent)) {
             Some(parent) => Err(self.parent_gone(parent)),
@@ -265,7 +265,7 @@ impl Copy<'_> {
     fn parent_gone(&self, parent: &BackupId) -> RunError {
         let (id, to) = (&self.manifest().id, self.env.to.url());
         let what = format!("{parent}, which {id} follows from, was pruned from {to} meanwhile; nothing is committed");
-        RunError::refused(what, "run it again: what can be copied then is decided anew")
+        RunError::refused(what, "run the command again: it plans the copy again")
     }
 
     async fn commit(&self, journal: &AttemptJournal, confirmed: &Confirmed) -> Result<(), RunError> {
