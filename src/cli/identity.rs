@@ -75,7 +75,7 @@ pub(super) async fn check_identities(
     Ok(())
 }
 
-/// One folder under two names is found out also before it has an identity.
+/// Refuses one folder under two names, even before the folder has an identity.
 fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
     let (Some(Remote::File { dir }), Some(intermediate)) = (&config.remote, &config.intermediate) else {
         return Ok(());
@@ -86,7 +86,7 @@ fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
             let file = |dir: &Path| format!("file:{}", dir.display());
             Err(RunError::OnePlace { one: file(dir), other: file(&intermediate.basedir) })
         }
-        // That a folder is missing is said by whoever opens it.
+        // The code that opens a missing folder reports it.
         _ => Ok(()),
     }
 }

@@ -57,7 +57,7 @@ pub(super) async fn prune_intermediate(context: &Context, prune: &PruneByAge) ->
     prune_store(context, &*open_zfs()?, store, beside, &call).await
 }
 
-/// Before anything else is looked at.
+/// Refuses a second store that is the pruned one under another name. Called before anything else is read.
 fn refuse_one_place_beside(store: &dyn ObjectStore, beside: &Beside) -> Result<(), RunError> {
     match beside {
         Beside::Remote(other) | Beside::Intermediate(other) => refuse_one_place(&store.known(), &other.known()),
@@ -65,7 +65,7 @@ fn refuse_one_place_beside(store: &dyn ObjectStore, beside: &Beside) -> Result<(
     }
 }
 
-/// What a store is opened for whose backups may be deleted.
+/// Returns the purpose for which the pruned store is opened: a plan only reads.
 pub(super) fn purpose_of(context: &Context, prune: &PruneByAge) -> Purpose {
     if prune.yes && !context.global.dry_run { Purpose::Write } else { Purpose::Read }
 }
@@ -133,7 +133,7 @@ pub(super) async fn prune_env(
     })
 }
 
-/// What distinguishes the two commands.
+/// The parts in which the two commands differ.
 #[derive(Clone, Copy)]
 struct PruneCall<'a> {
     /// The command, by which `health` names it too.

@@ -386,8 +386,8 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
     }
 }
 
-/// Under its own name only once it is whole and on disk. Until then a file beside it, with a random name that nobody can
-/// prepare, has what was written; it goes when the restore fails.
+/// Writes the stream to a temporary file in the same folder, and renames it once it is whole and on disk. The temporary
+/// name is random, so it cannot be prepared in advance. A failed restore removes the temporary file.
 async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
     let exists = || usage(&format!("{} exists already", path.display()), "name a file that does not exist yet");
     let failed =

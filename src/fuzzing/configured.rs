@@ -1,4 +1,4 @@
-//! What a person writes: the configuration, its older INI form, single values, key files.
+//! Targets for input that a person writes: the configuration, its older INI form, single values, key files.
 
 use super::Target;
 use crate::config::convert::{convert_ini, rclone_conf_of};

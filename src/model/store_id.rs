@@ -21,12 +21,12 @@ impl StoreId {
         Self(format!("{bits:032x}"))
     }
 
-    /// What stands for the identity of a store that has none yet. A URL has a colon, so it is never a random identity.
+    /// Stands for the identity of a store that has none yet. A URL has a colon, so it never equals a random identity.
     pub fn of_url(url: &str) -> Self {
         Self(url.to_owned())
     }
 
-    /// Whether the store itself says so. Only these may be compared to tell two stores apart.
+    /// Whether the identity is stored in the store. Only such identities may be compared to distinguish two stores.
     pub fn is_random(&self) -> bool {
         is_hex(&self.0)
     }
@@ -59,9 +59,9 @@ impl FromStr for StoreId {
 /// A store as this host knows it: which one it is, and what people call it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownStore {
-    /// Its identity.
+    /// The store's identity.
     pub id: StoreId,
-    /// Its URL.
+    /// The store's URL.
     pub url: String,
 }
 

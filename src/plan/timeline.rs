@@ -153,13 +153,13 @@ impl<'a> Timeline<'a> {
         line
     }
 
-    /// Whether the one follows from the other, or holds the same snapshot.
+    /// Whether `one` follows from `other`, or holds the same snapshot.
     pub fn follows(&self, one: &BackupFacts, other: &BackupFacts) -> bool {
         self.line_of([one.snapshot.guid]).contains(&other.snapshot.guid)
     }
 
-    /// The backups of the pool's origin that are not of its time line, the newest first. None where the pool knows no
-    /// backup at all: then nothing can be told apart.
+    /// Returns the backups of the pool's origin that are not of its time line, newest first. The list is empty when the
+    /// pool knows no backup at all, because nothing then distinguishes the time lines.
     pub fn strays(&self, pool: &PoolSight) -> Vec<Stray<'a>> {
         let known = self.line_of(self.0.keys().copied().filter(|guid| pool.known.contains(guid)));
         if known.is_empty() {
@@ -192,11 +192,11 @@ impl<'a> Timeline<'a> {
         strays
     }
 
-    /// The newest of these backups, which are of one origin. Transaction groups and times must agree on which it is, or
-    /// one must follow from the other; and no other time line may be there.
+    /// Returns the newest of these backups, which are of one origin. The newest by transaction group and the newest by
+    /// time must be one backup, or one must follow from the other; and there must be no other time line.
     ///
     /// # Errors
-    /// One candidate of each time line, when only a person can say which is meant.
+    /// One candidate of each time line, when only a person can choose.
     pub fn newest(&self, candidates: &[&'a BackupFacts]) -> Result<Option<&'a BackupFacts>, Vec<&'a BackupFacts>> {
         let by_txg = candidates.iter().max_by_key(|backup| (backup.snapshot.createtxg, &backup.id));
         let by_time =
@@ -232,9 +232,9 @@ impl<'a> Timeline<'a> {
         newest
     }
 
-    /// Whether what leads to `moment` and is not of the line skipped something of the line: then both went on. One
-    /// alone that was skipped is no second time line: its bookmark may have been destroyed, or it may have waited in
-    /// another store.
+    /// Whether a moment that leads to `moment` and is not on the line skipped a moment of the line: then both lines
+    /// continued. A single skipped moment is no second time line: its bookmark may have been destroyed, or its backup
+    /// may have waited in another store.
     fn skips_any_of(&self, moment: &Moment<'a>, line: &BTreeSet<Guid>) -> bool {
         let theirs = self.line_of([moment.backup.snapshot.guid]);
         let theirs_alone: BTreeSet<Guid> = theirs.difference(line).copied().collect();
@@ -242,8 +242,8 @@ impl<'a> Timeline<'a> {
         ours_alone.into_iter().any(|missed| self.skipped_by(&theirs, &theirs_alone, missed).is_some())
     }
 
-    /// Returns the one of `later` that was made after `missed` was stored and shows that its pool did not know it. `missed` is
-    /// not of the line, `later` is.
+    /// Returns a moment of `later` that was made after `missed` was stored and whose pool did not know `missed`.
+    /// `missed` is not on the line, `later` is.
     fn skipped_by(&self, line: &BTreeSet<Guid>, later: &BTreeSet<Guid>, missed: &Moment<'a>) -> Option<&Moment<'a>> {
         let fork = self.bases_of(missed).find(|guid| line.contains(guid));
         later.iter().filter_map(|guid| self.0.get(guid)).find(|later| {
@@ -253,7 +253,7 @@ impl<'a> Timeline<'a> {
         })
     }
 
-    /// Whether all that `later` names is older than `missed`.
+    /// Whether every backup that `later` names is older than `missed`.
     fn jumps_over(&self, later: &Moment<'a>, missed: &Moment<'a>) -> bool {
         let is_before = |(guid, id): (&Guid, &&BackupId)| match self.0.get(guid) {
             Some(parent) => parent.at() <= missed.at(),

@@ -145,7 +145,7 @@ impl Host {
         folders.filter(|folder| folder.as_ref().unwrap().path().join("manifest.json").exists()).count()
     }
 
-    /// What `health` says of failures.
+    /// Returns the failures that `health` reports.
     fn failures(&self) -> Vec<String> {
         let config = self.config();
         let record = Records::new(&config.state_dir, &known_stores(&config).unwrap()[0], &self.dataset).read().unwrap();
