@@ -219,7 +219,7 @@ pub enum RunError {
     TargetChanged {
         /// The dataset.
         target: DatasetName,
-        /// What is there that was not.
+        /// The difference to the list.
         what: String,
     },
     /// The stream changed between two openings, so a chunk cannot be made again.

@@ -1,8 +1,8 @@
 //! Which bookmarks of a dataset each store needs, written down for the other configurations of this host.
 //!
-//! A bookmark is named by its snapshot alone, and configurations that back up one snapshot share it. One small file a
-//! dataset (by its guid) and store, in `state_dir/bookmarks`: whoever lets bookmarks go leaves those that another
-//! store's note names.
+//! A bookmark is named by its snapshot alone, and configurations that back up one snapshot share it.
+//! `state_dir/bookmarks` has one small file for each dataset (by its guid) and store. A run that destroys bookmarks
+//! keeps those that another store's note names.
 
 use super::RunError;
 use super::record::recent_committers;
@@ -72,10 +72,10 @@ impl BookmarkNotes {
         if needed.insert(snapshot) { self.replace(store, needed) } else { Ok(()) }
     }
 
-    /// What all stores but these need. `stored` is the dataset's name in the stores.
+    /// Returns the bookmarks that stores other than these need. `stored` is the dataset's name in the stores.
     ///
     /// # Errors
-    /// A sentence, when what another store needs is not known.
+    /// A sentence, when the needs of another store are unknown.
     pub(super) fn needed_elsewhere(
         &self,
         own: &[KnownStore],

@@ -36,7 +36,7 @@ const MANIFESTS_MAX: usize = 16;
 /// requests of a few KiB in every run.
 const UNTRUSTED_MAX: usize = 10_000;
 
-/// Most datasets that one store is believed to have.
+/// The most datasets that one store may have.
 const DATASETS_MAX: usize = 100_000;
 
 /// One backup whose manifest verifies.
@@ -336,7 +336,7 @@ async fn read_manifest_through(
         return Ok(kept);
     }
     let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
-    // Beside a kept manifest that does not pass, the kept signature is as doubtful.
+    // If the cached manifest fails, its cached signature is as doubtful.
     let (signature, is_kept) = match kept_signature.filter(|_| kept_bytes.is_none()) {
         Some(kept) => (kept, true),
         None => {
@@ -355,7 +355,7 @@ async fn read_manifest_through(
     Ok(fetched)
 }
 
-/// What a listing shows to be longer than the format allows is not asked for.
+/// Refuses an object that is listed as longer than the format allows, before it is fetched.
 fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), RunError> {
     if listed.bytes <= limit_bytes {
         return Ok(());

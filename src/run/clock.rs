@@ -1,5 +1,5 @@
-//! This host's clocks, the note of the last run that trusted them, and the clocks of the stores: what
-//! [`crate::plan::clock`] decides from.
+//! The input of [`crate::plan::clock`]: this host's clocks, the note of the last run that trusted them, and the clocks
+//! of the stores.
 //!
 //! The note is one small file for the whole host, `state_dir/clock.json`. Only a confirmed clock is noted, so that a
 //! clock that is wrong for several nights never confirms itself.
@@ -25,7 +25,7 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Stands for the length of this run when the kernel does not tell it: nothing of the last day counts as older.
 const RUN_SECONDS_UNKNOWN: i64 = 24 * 3600;
 
-/// This host's clock, and what this host knows about it.
+/// This host's clock and the evidence for it.
 #[derive(Debug, Clone)]
 pub struct ClockCheck {
     /// The clocks at the start of the command.

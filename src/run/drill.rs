@@ -43,17 +43,17 @@ pub struct DrillReport {
     pub left: Option<RunError>,
 }
 
-/// What was found of earlier drills.
+/// A scratch dataset that an earlier drill left, and its fate.
 #[derive(Debug)]
 pub enum Leftover {
     /// The drill that made it had ended, and it was destroyed now.
     Destroyed(DatasetName),
-    /// It stays: why, and what a person can do.
+    /// The dataset stays; the error has the reason and the remedy.
     Stays(DatasetName, RunError),
 }
 
-/// Destroys the scratch datasets below `parent` whose drills have ended: those with the mark of a drill that nobody has
-/// locked in `locks`, if they have nothing but what the drill received. Everything else is only named.
+/// Destroys the scratch datasets below `parent` whose drills have ended: datasets with the mark of a drill, without a
+/// lock in `locks`, and with no other content than the drill received. All others are only reported.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the datasets cannot be listed.
@@ -84,7 +84,7 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
     let Some(scratch) = Scratch::of(&dataset) else {
         return Leftover::Stays(name.clone(), stays("it does not carry the mark of a drill"));
     };
-    // Held while it is destroyed, so that it is nobody's meanwhile.
+    // Hold the lock while destroying, so that no other process uses the dataset meanwhile.
     let destroyed = lock_target(locks, &name).and_then(|_lock| destroy_scratch(zfs, &name, &scratch.guids));
     match destroyed {
         Ok(()) => Leftover::Destroyed(name),

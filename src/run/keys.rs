@@ -91,12 +91,12 @@ pub struct KeyCache {
 struct CachedKeys {
     recipient: String,
     signing_key: String,
-    /// All that are trusted without a list, the retired ones left out.
+    /// The keys that are trusted without a list, retired keys left out.
     verifying_keys: Vec<String>,
-    /// Those of them that a rotation kept on purpose.
+    /// The verifying keys that a rotation with `--keep-trust` kept.
     #[serde(default)]
     kept_keys: Vec<String>,
-    /// Those that count for the objects on the lists.
+    /// The keys that are trusted for the objects on the lists only.
     #[serde(default)]
     retired_keys: Vec<String>,
     #[serde(default)]
@@ -107,7 +107,7 @@ struct CachedKeys {
     keyring: Option<String>,
 }
 
-/// A list beside the cached keys, in `believed-<blake3>.json`.
+/// A list in the folder of the cached keys, in `believed-<blake3>.json`.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct CachedList {
     tag: String,
@@ -254,12 +254,12 @@ pub async fn writer_keys(
     writer_keys_with(store, cache, NewerKeys::Refuse, passphrase).await
 }
 
-/// What a host without keys does where the store tells of newer keys than those that the passphrase opens.
+/// How a host without keys treats a store that shows newer keys than the passphrase opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewerKeys {
-    /// Nothing is sealed to keys that were replaced.
+    /// Refuse, so that nothing is sealed to replaced keys.
     Refuse,
-    /// A person looked, and says that the found keys are the right ones.
+    /// A person has checked that the found keys are the right ones.
     Ignore,
 }
 
@@ -420,9 +420,9 @@ pub(super) async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace)
     Ok(StoredKeyring { tag: place.tag.clone(), bytes })
 }
 
-/// The keyrings of a store that are worth opening, in order. An empty answer means that a listing worked and showed none.
-/// Of more than [`KEYRINGS_MAX`] the oldest and the newest are returned: whoever fills the folder comes after the first
-/// keyring and cannot date his own back, and a copy of each keyring lies beside its backups besides.
+/// Returns the keyrings of a store that are worth opening, in order. An empty answer means that a listing worked and
+/// showed none. Of more than [`KEYRINGS_MAX`] the oldest and the newest are returned: an attacker who fills the folder
+/// comes after the first keyring and cannot backdate his own, and each backup also has a copy of its keyring.
 ///
 /// # Errors
 /// [`RunError::Store`].

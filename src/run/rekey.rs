@@ -45,16 +45,16 @@ pub struct Rekeyed {
     pub places: Vec<(String, ObjectKey)>,
     /// An earlier run had begun this, and it was taken up.
     pub taken_up: bool,
-    /// What the retired keys are still trusted for, by store and dataset. Empty when no list was made.
+    /// The objects for which retired keys stay trusted, by store and dataset. Empty when no list was made.
     pub collected: Vec<CollectedDataset>,
 }
 
-/// What a rotation does with the keys that it replaces.
+/// How a rotation treats the keys that it replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OldKeys {
-    /// They are trusted for what they signed so far: after a leak, or when in doubt.
+    /// Trust the old keys only for the objects that they have signed so far: after a leak, or when in doubt.
     Retire,
-    /// They are trusted as before: for a rotation by the calendar.
+    /// Trust the old keys as before: for a scheduled rotation.
     KeepTrust,
 }
 
@@ -137,10 +137,10 @@ impl Rekey<'_> {
         Ok(Rekeyed { taken_up: is_newer, collected, ..done })
     }
 
-    /// What a rotation would list, without any change.
+    /// Returns the objects that a rotation would list; changes nothing.
     ///
     /// # Errors
-    /// [`RunError`] when something could not be read.
+    /// [`RunError`] when an object could not be read.
     pub async fn preview(&self, passphrase: &SecretString) -> Result<Vec<CollectedDataset>, RunError> {
         let (file, _) = self.open_everywhere(passphrase).await?;
         Ok(self.collect(&file.trusted).await?.1)

@@ -134,7 +134,7 @@ impl Unfinished {
         begin.into_iter().chain(chunks).collect()
     }
 
-    /// Whether that chunk was begun before this run, as the journal, the progress objects or the listing told.
+    /// Whether the journal, the progress objects or the listing show that the chunk was begun before this run.
     pub(super) fn knows(&self, chunk: &str) -> bool {
         self.uploads.contains_key(chunk)
     }

@@ -1,7 +1,7 @@
 //! [`Place`]: where a configured name leads, and which identities this host found there.
 //!
-//! One small file a place in `state_dir/stores`, named by the URL and whatever else of the configuration decides where
-//! it leads. Several identities may be known of one place, such as disks that take turns; the last one is the newest.
+//! `state_dir/stores` has one small file for each place, named by the URL and the other settings that decide where the
+//! URL leads. A place may have several known identities, such as rotating disks; the last one is the newest.
 
 use super::take_over::take_over;
 use super::{make_store_id, read_store_id};
@@ -23,7 +23,7 @@ const FORMAT: u32 = 1;
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
-/// What decides where a configured name leads.
+/// The settings that decide where a configured name leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The store's URL.
@@ -34,13 +34,13 @@ pub struct Place {
     pub option: &'static str,
 }
 
-/// What a store is opened for.
+/// The purpose for which a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Objects are written or deleted, or something is destroyed because of what is stored: the store must be the one
     /// that it was.
     Write,
-    /// Nothing is changed. A store without an identity is known by its URL.
+    /// The command changes nothing. A store without an identity is known by its URL.
     Read,
     /// Data is brought back: nothing about the identity may stand in the way.
     Restore,

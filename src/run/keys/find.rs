@@ -1,4 +1,4 @@
-//! The keys of a store from its keyrings: those in their folder, and the copies beside backups.
+//! Finds the keys of a store in its keyrings: those in their folder, and the copies in the folders of backups.
 
 use super::lists::read_lists;
 use super::successor::find_successor;
@@ -10,13 +10,14 @@ use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use age::secrecy::SecretString;
 use std::collections::BTreeSet;
 
-/// Copies beside backups that are opened besides the keyrings in their folder: of the newest backups, and of sizes.
+/// How many keyring copies of the newest backups, and how many of distinct sizes, are opened.
 const KEYRING_COPIES_MAX: usize = 8;
 
-/// Opens all keyrings of the store that the passphrase opens, in their folder and beside backups: what a restore needs.
+/// Opens all keyrings that the passphrase opens, in their folder and in the folders of backups, as a restore needs
+/// them.
 ///
 /// # Errors
-/// [`RunError`] when there is none, or when the passphrase opens none.
+/// [`RunError`] when there is no keyring, or when the passphrase opens none.
 pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<KeyFile, RunError> {
     let found = find_keys(store, passphrase).await?.ok_or_else(|| {
         RunError::refused(
@@ -34,14 +35,15 @@ pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -
 pub(in crate::run) struct FoundKeys {
     pub(in crate::run) file: KeyFile,
     pub(in crate::run) keyring: StoredKeyring,
-    /// Whether the newest keyring is in its folder, and not only beside a backup.
+    /// Whether the newest keyring is in its own folder, and not only in the folder of a backup.
     in_place: bool,
     /// All objects of the store.
     pub(super) listed: Vec<ListedObject>,
 }
 
-/// Opens what the passphrase opens, and reads the lists of retired keys. The copies beside backups are always asked: an
-/// older keyring alone in the folder would pass for the newest. `None` when there is no keyring of any kind.
+/// Opens the keyrings that the passphrase opens, and reads the lists of retired keys. The copies of backups are always
+/// read too: otherwise an older keyring alone in the folder would pass for the newest. Returns `None` when the store
+/// has no keyring of any kind.
 pub(in crate::run) async fn find_keys(
     store: &dyn ObjectStore,
     passphrase: &SecretString,
@@ -60,8 +62,8 @@ pub(in crate::run) async fn find_keys(
     Ok(Some(FoundKeys { file, keyring, in_place, listed }))
 }
 
-/// The copies beside the newest few backups, and beside the newest of each size, each content once: a keyring has a size
-/// of its own, so that one which is beside few backups is not missed.
+/// Returns the copies of the newest few backups, and the newest copy of each size, each content once. Different
+/// keyrings differ in size, so a keyring that only a few backups have is not missed.
 async fn keyring_copies(store: &dyn ObjectStore, listed: &[ListedObject]) -> Result<Vec<StoredKeyring>, RunError> {
     let is_copy = |key: &ParsedKey| key.object == BackupObject::Keyring && !key.signature;
     let mut copies: Vec<_> = listed
@@ -90,7 +92,7 @@ async fn keyring_copies(store: &dyn ObjectStore, listed: &[ListedObject]) -> Res
     Ok(keyrings)
 }
 
-/// Puts the newest keyring into its folder where only a copy beside a backup was left of it.
+/// Puts the newest keyring back into its folder when only a backup's copy was left.
 pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Result<(), RunError> {
     if found.in_place {
         return Ok(());
@@ -148,8 +150,8 @@ fn open_all(
     opened.ok_or_else(|| keyring_error(store, refusal))
 }
 
-/// The newer of two opened keyrings, which opens and believes what the other does, too. Of two that do not follow from
-/// each other the second.
+/// Returns the newer of two opened keyrings, with the identities and the trust of the other added. Of two that do not
+/// follow from each other the second is the newer.
 pub(in crate::run) fn newer_of(
     (mut before, old): (KeyFile, StoredKeyring),
     (mut file, new): (KeyFile, StoredKeyring),
