@@ -276,9 +276,9 @@ pub fn read_attempts(
 /// An attempt as any journal of this host has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownAttempt {
-    /// The name of what this host keeps about that dataset in that store.
+    /// The name of this host's state folder for that dataset and store.
     pub folder: String,
-    /// Whether it was given up.
+    /// Whether the attempt was abandoned.
     pub is_given_up: bool,
 }
 

@@ -60,7 +60,7 @@ pub struct CommitNote {
 /// A backup that this host committed to a store, by making or by copying it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnCommit {
-    /// Its id.
+    /// The backup's id.
     pub id: BackupId,
     /// When it was committed.
     pub at: Timestamp,

@@ -292,7 +292,7 @@ impl Shelves {
     }
 }
 
-/// A manifest that nobody known signed, and that is sealed to nobody known.
+/// Finds a manifest that no known key signed, and that is sealed to no known recipient.
 async fn find_foreign(
     shelves: &[(Arc<dyn ObjectStore>, Catalog)],
     keys: &KeyFile,

@@ -1,6 +1,7 @@
-//! What is left of a restore that ended early: kept so that the next run resumes it, or taken away, and only what is ours.
+//! Handles the remains of a restore that ended early: keeps them for the next run to resume, or destroys those of ours.
 //!
-//! Ours is what carries the [`Mark`] of this restore, with its token. All of it is looked at before any of it is destroyed.
+//! Ours are the datasets that carry the [`Mark`] of this restore, with its token. All are checked before any is
+//! destroyed.
 
 use super::mark::{Begun, Mark, RestoreToken, Scratch, is_made_parent};
 use crate::model::{DatasetName, Guid, SnapshotName};
@@ -46,7 +47,7 @@ pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made:
     }
 }
 
-/// Whether what stays can be resumed. A mark of an older build has no token.
+/// Whether the dataset stays and can be resumed. A mark of an older build has no token.
 fn stays_ours(dataset: &Dataset, mark: &Mark) -> bool {
     let is_old = mark.token().is_none() && Begun::of(dataset).is_some();
     mark.is_on(dataset) || is_old || !mark.is_of_new()
@@ -79,8 +80,8 @@ pub(super) fn remove_received(
     Ok(destroy_parents(zfs, mark.token(), made)?)
 }
 
-/// Destroys a dataset that was found to be ours, with its snapshots, if they are all of the chain and nothing else is
-/// there. Everything is looked at first.
+/// Destroys a dataset that is known to be ours, with its snapshots, if all belong to the chain and the dataset has
+/// nothing else. Checks everything before it destroys anything.
 fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Result<(), RunError> {
     let target = &dataset.name;
     let stays = |what: &str| {
@@ -88,7 +89,7 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
         RunError::refused(format!("{target} stays: it has {what}"), format!("if it may go: zfs destroy -r {name}"))
     };
     if dataset.inconsistent {
-        // Nothing but the receive that was cut is in it, and the mark came with that.
+        // The dataset has only the receive that was cut, and the mark came with that receive.
         return Ok(zfs.abort_receive(target)?);
     }
     let token = dataset.resume_token()?;
@@ -117,12 +118,12 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
     Ok(zfs.destroy_dataset(target)?)
 }
 
-/// Destroys those that this restore made and that are empty; ZFS refuses those with anything in them.
+/// Destroys the parents that this restore made and that are empty; ZFS refuses to destroy the others.
 fn destroy_parents(zfs: &dyn Zfs, token: Option<RestoreToken>, made: &[DatasetName]) -> Result<(), ZfsError> {
     for parent in made.iter().rev() {
         match zfs.dataset(parent)? {
             Some(dataset) if is_made_parent(&dataset, token) => zfs.destroy_dataset(parent)?,
-            // With another mark it is not ours, and those above it have it in them.
+            // A parent with another mark is not ours, and the parents above contain it.
             Some(_) => return Ok(()),
             None => {}
         }
@@ -130,7 +131,8 @@ fn destroy_parents(zfs: &dyn Zfs, token: Option<RestoreToken>, made: &[DatasetNa
     Ok(())
 }
 
-/// Gives up the receive that was cut onto a dataset that stays, if the dataset carries that token and the receive is such.
+/// Abandons a cut receive onto a dataset that stays, if the dataset carries the token and `is_such` accepts the
+/// receive.
 ///
 /// # Errors
 /// [`ZfsError`].
@@ -148,10 +150,10 @@ pub(super) fn abort_cut(
     }
 }
 
-/// Destroys what an earlier run received, as was asked for, if the dataset still carries that run's token.
+/// Destroys the datasets that an earlier run received, as requested, if they still carry that run's token.
 ///
 /// # Errors
-/// [`RunError`]: something of it stays.
+/// [`RunError`] when anything stays.
 pub(super) fn destroy_begun(
     zfs: &dyn Zfs,
     target: &DatasetName,
@@ -168,7 +170,7 @@ pub(super) fn destroy_begun(
     }
 }
 
-/// Before a receive that was cut is given up to start over: that it is of the restore with that token.
+/// Checks that a cut receive belongs to the restore with this token, before it is abandoned to start over.
 ///
 /// # Errors
 /// [`RunError::Refused`] naming it when it is not.

@@ -75,7 +75,7 @@ struct Receiving<'a> {
     target: &'a DatasetName,
     options: &'a ReceiveOptions,
     stop: &'a Stop,
-    /// What is put on the target, and proves that it is ours.
+    /// The mark that is put on the target and proves that the target is ours.
     mark: Mark,
 }
 
@@ -152,7 +152,7 @@ async fn carry_out(
     }
 }
 
-/// What proves that the target is of this restore. One that is resumed keeps the mark that it has.
+/// Returns the mark that proves that the target belongs to this restore. A resumed target keeps its mark.
 fn mark_of(set: &RestoreSet, plan: &ReceivePlan, options: &ReceiveOptions) -> Result<Mark, RunError> {
     if options.resume == ResumeChoice::Never {
         return Mark::scratch(set);
@@ -174,7 +174,8 @@ fn mark_of(set: &RestoreSet, plan: &ReceivePlan, options: &ReceiveOptions) -> Re
 }
 
 impl Receiving<'_> {
-    /// Gives up what is to be given up, makes the parents, or rolls back: all that comes before the first receive.
+    /// Does everything that comes before the first receive: abandons an earlier restore, makes the parents, or rolls
+    /// back.
     async fn prepare(&self, made: &mut Vec<DatasetName>) -> Result<(), RunError> {
         if self.plan.gives_up {
             self.give_up().await?;
@@ -295,12 +296,13 @@ impl Receiving<'_> {
         ))
     }
 
-    /// What is set with the receive of one backup. The kernel sets it when the receive begins.
+    /// Returns the properties to set with the receive of one backup. The kernel sets them when the receive begins.
     fn properties(&self, number: usize) -> BTreeMap<String, PropertyValue> {
         let (first, last) = (self.plan.skipped, self.set.backups.len() - 1);
         let mut properties = BTreeMap::new();
         if number == last {
-            // Nobody writes into a new dataset that is not mounted. One that was there is readonly until the end.
+            // A new dataset is not mounted, so nothing writes into it. An existing dataset stays readonly until the
+            // end.
             if self.sets_readonly() && self.mark.is_of_new() {
                 properties.insert("readonly".to_owned(), PropertyValue::Number(0));
             }

@@ -1,9 +1,11 @@
-//! [`Rollback`]: what is destroyed so that a chain can go on from the newest snapshot that a dataset has in common with it.
+//! [`Rollback`]: the list of snapshots and bookmarks to destroy so that a chain can continue from the newest snapshot
+//! that a dataset has in common with the chain.
 //!
-//! The kernel's forced receive destroys at its END whatever is newer than the base by then: also a snapshot that was taken
-//! hours after the list was shown. So nothing is received with force. The list is made first, with all that would hinder
-//! it; what is destroyed is exactly the list, by name and guid, before a byte is fetched; then the dataset is readonly and
-//! rolled back, and whatever appears later stops the receive.
+//! The kernel's forced receive destroys at its END everything that is then newer than the base, even a snapshot that
+//! was taken hours after the list was shown. So nothing is received with force:
+//! - the list is made first, with every obstacle to the rollback;
+//! - exactly the list is destroyed, by name and guid, before a byte is fetched;
+//! - the dataset is then readonly and rolled back, and any later change stops the receive.
 
 use super::mark::Mark;
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
@@ -12,7 +14,7 @@ use crate::zfs::{Dataset, PropertyValue, Snapshot, Zfs};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
-/// What a rollback destroys: this and nothing else.
+/// The list of a rollback: exactly these snapshots and bookmarks are destroyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rollback {
     /// The dataset's guid.
@@ -25,16 +27,16 @@ pub struct Rollback {
     pub snapshots: Vec<LostSnapshot>,
     /// Bookmarks of states after it: the kernel rolls nothing back while they are there.
     pub bookmarks: Vec<(BookmarkName, Guid)>,
-    /// What was written since the newest snapshot, in bytes; `None` when ZFS does not say.
+    /// The bytes written since the newest snapshot; `None` when ZFS does not report them.
     pub written_bytes: Option<u64>,
 }
 
 /// A snapshot that is lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostSnapshot {
-    /// Its name.
+    /// The snapshot's name.
     pub name: SnapshotName,
-    /// Its guid.
+    /// The snapshot's guid.
     pub guid: Guid,
     /// When it was taken.
     pub created_at: Timestamp,
@@ -104,7 +106,7 @@ impl Rollback {
     }
 
     fn destroy_listed(&self, zfs: &dyn Zfs) -> Result<(), RunError> {
-        // Nothing can be written any more, so this comparison holds but for snapshots and bookmarks.
+        // The dataset is readonly, so after this comparison only snapshots and bookmarks can still change.
         if self.plan_again(zfs)? != *self {
             return Err(self.changed("other snapshots, bookmarks or data than were listed"));
         }
@@ -142,7 +144,7 @@ impl Rollback {
     }
 }
 
-/// What was written since the newest snapshot.
+/// Returns the bytes written since the newest snapshot.
 fn written_bytes(dataset: &Dataset) -> Option<u64> {
     match dataset.properties.get("written")?.value {
         PropertyValue::Number(bytes) => Some(bytes),

@@ -20,7 +20,7 @@ pub struct ReceivePlan {
     pub skipped: usize,
     /// Filesystems that are made first, with `canmount=off`, outermost first.
     pub parents: Vec<DatasetName>,
-    /// What is destroyed so that the chain can go on; none for a new dataset, or one that an earlier run began.
+    /// The rollback that lets the chain continue; `None` for a new dataset, or one that an earlier run began.
     pub rollback: Option<Rollback>,
     /// The names of the snapshots that stay.
     pub kept: Vec<String>,
@@ -30,7 +30,7 @@ pub struct ReceivePlan {
     pub begun: Option<Begun>,
     /// What an earlier run received is destroyed first, as was asked for.
     pub gives_up: bool,
-    /// The token of a whole dataset that is given up.
+    /// The token of a whole dataset that is abandoned.
     pub given_up: Option<RestoreToken>,
     /// The dataset is readonly by the will of its owner, and stays so.
     pub keeps_readonly: bool,

@@ -193,7 +193,8 @@ impl Search<'_> {
     }
 }
 
-/// One atomic snapshot. Two time lines of a pool may come to the same transaction group, and not at the same time.
+/// Whether both manifests are of one atomic snapshot. Two time lines of a pool may reach the same transaction group,
+/// but not at the same time.
 fn is_of_moment(manifest: &Manifest, moment: &Manifest) -> bool {
     let (one, other) = (&manifest.snapshot, &moment.snapshot);
     manifest.origin.pool_guid == moment.origin.pool_guid

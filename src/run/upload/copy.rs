@@ -230,7 +230,7 @@ impl Copy<'_> {
         self.check_parent().await
     }
 
-    /// What prunes wrote down since this run began: they delete it now, or have deleted it.
+    /// Returns the backups that prunes have recorded since this run began: they are being deleted, or are deleted.
     async fn named_by_new_records(&self) -> Result<BTreeSet<BackupId>, RunError> {
         let now = read_prune_records(&*self.env.to, &self.manifest().dataset, &self.env.keys.trusted, None).await?;
         let new = now.into_iter().filter(|(key, _)| !self.records.contains(key));

@@ -237,7 +237,7 @@ impl Shared {
         Err(Cause::ours(StoreErrorKind::Corrupt, text).with_hint(hint))
     }
 
-    /// What B2's clock says: the date of an answer, whatever else it says. No credentials are sent.
+    /// Returns the time by B2's clock: the date of any answer, even a refusal. Sends no credentials.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, Cause> {
         let url = format!("{}/b2api/{}/{AUTHORIZE}", self.settings.endpoint(), API_VERSIONS[0]);
         let mut pauses = Pauses::new(&self.settings);
@@ -409,7 +409,7 @@ impl Shared {
     }
 }
 
-/// Whether what is sent to `address` is as safe as what is sent to `endpoint`: encrypted, unless the endpoint is not.
+/// Whether requests to `address` are as safe as requests to `endpoint`: encrypted, unless the endpoint is not.
 fn is_as_safe(endpoint: &str, address: &str) -> bool {
     let has =
         |text: &str, scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
