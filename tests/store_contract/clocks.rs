@@ -1,4 +1,4 @@
-//! The clock of a store: told by those that have one of their own, and by no other.
+//! The clock of a store: stores with a clock of their own report it, all others report none.
 
 use crate::b2::connect;
 use crate::b2_sim::B2Sim;
