@@ -1,6 +1,6 @@
-//! Fuzz targets: functions that take any bytes for what a store, a kernel or a person gave, and must return. Each target
+//! Fuzz targets: functions that take any bytes as the input of a store, a kernel or a person, and must return. A target
 //! panics when a parser does, and when an answer contradicts the bytes: a text that does not print as it was read, a
-//! stream whose verdict depends on where it was cut, a signature that vouches for other bytes.
+//! stream whose verdict depends on where it was cut, a signature that verifies other bytes.
 //!
 //! Compiled for tests and with the feature `fuzzing` only. The same functions run twice: in `tests.rs` below, on their
 //! seeds and on random mutations of them, as an ordinary test; and guided by coverage in `fuzz/` (`scripts/fuzz`).

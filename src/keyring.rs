@@ -138,7 +138,8 @@ impl KeyFile {
         self.identities.iter().skip(1).any(|identity| public(identity) == older)
     }
 
-    /// Also opens what the other one does, and trusts its keys unless these keys know better. What seals and signs stays.
+    /// Adds the identities of another key file, and its trust unless these keys replaced the others. The recipients and
+    /// the signing key stay.
     pub fn take_over(&mut self, other: &Self) {
         let replaces_other = self.follows(other);
         for identity in &other.identities {

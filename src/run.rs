@@ -214,7 +214,7 @@ pub enum RunError {
         #[source]
         source: ResumingError,
     },
-    /// Somebody else changed the dataset that is being received into.
+    /// The target of a receive changed meanwhile.
     #[error("{target} was changed while it was being received into: {what}")]
     TargetChanged {
         /// The dataset.

@@ -248,8 +248,8 @@ pub trait ObjectStore: Send + Sync {
     /// The store for people: `s3:bucket/prefix`, `file:/dir`. Never has a secret in it.
     fn url(&self) -> &str;
 
-    /// Which store it is, with its name. What this host keeps about a store is named by that identity. An adapter knows
-    /// no more than the name; [`IdentifiedStore`] knows what the store itself says.
+    /// Returns the store's identity and URL; the identity names this host's state for the store. An adapter knows only
+    /// the URL; [`IdentifiedStore`] knows the stored identity.
     fn known(&self) -> KnownStore {
         KnownStore::of_url(self.url())
     }

@@ -94,7 +94,7 @@ impl Context {
         for LeftOut { dataset, why, recorded } in &left_out {
             match recorded {
                 // An earlier run backed this dataset up, so report that its backups have stopped.
-                Some(_) => self.output.always(&format!("{why}, and is not worked on")),
+                Some(_) => self.output.always(&format!("{why}, and is skipped")),
                 None => tracing::info!(dataset = %dataset.name, "left out: {why}"),
             }
         }

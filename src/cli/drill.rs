@@ -115,7 +115,7 @@ fn see_to_leftovers(
     if context.global.dry_run {
         for left in find_leftovers(zfs, parent)? {
             output.always(&format!(
-                "{} is there of an earlier drill: a drill would destroy it if that has ended",
+                "{} remains of an earlier drill: a drill would destroy it if that drill has ended",
                 left.name
             ));
         }

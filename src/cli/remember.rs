@@ -111,7 +111,7 @@ pub(super) fn pruned(config: &Config, stored: &DatasetName, step: &str, doubt: O
     });
 }
 
-/// A prune of a dataset failed. One that was interrupted or found another run at work says nothing.
+/// Records that a prune of a dataset failed. An interruption or a concurrent run is not recorded.
 pub(super) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, error: &RunError) {
     if !matches!(error, RunError::Interrupted | RunError::Locked { .. }) {
         pruned(config, stored, step, Some((error_chain(error), error.is_damage())));

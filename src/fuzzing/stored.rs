@@ -231,7 +231,8 @@ fn signature(input: &[u8]) {
     }
 }
 
-/// Any bytes as one of the signed objects, behind a true signature of ours. What is read must be written as it was read.
+/// Any bytes as one of the signed objects, with a valid signature of ours. An object that is read must write the same
+/// bytes again.
 fn signed_object(input: &[u8]) {
     let mut choices = Choices(input);
     let kind = choices.byte() % 7;

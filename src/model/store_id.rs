@@ -7,7 +7,7 @@ use std::str::FromStr;
 const HEX_DIGITS: usize = 32;
 const EXPECTED: &str = "expected 32 lower-case hexadecimal digits";
 
-/// The identity of a store. What this host keeps about a store is named by it.
+/// The identity of a store, which names this host's state for that store.
 ///
 /// A store that was written to has 128 random bits in an object of its own. A store that has none yet, because nothing
 /// wrote to it since identities exist, is known by its URL; that is how the state of earlier versions was named, so

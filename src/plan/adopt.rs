@@ -41,7 +41,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The backups and uploads that somebody else holds under the dataset's name, in all stores together.
+/// The backups and uploads of another origin or time line under the dataset's name, in all stores together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     /// The origin or time line.

@@ -51,7 +51,7 @@ pub struct ClockFacts<'a> {
 /// How a clock that may be used compares with what else is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockTrust {
-    /// Something confirms it.
+    /// Another clock or a person confirms the clock.
     Confirmed,
     /// The clock is behind another time: deleting by it is safe, but it must not be noted.
     Behind,
@@ -122,7 +122,7 @@ impl ClockDoubt {
 /// [`ClockDoubt`] when the clock is more than [`AHEAD_SECONDS_MAX`] ahead of something, or nothing confirms it.
 pub fn judge_clock(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
     let now = facts.reading.wall;
-    // A store's clock is the only one that another machine keeps: its word stands above a person's.
+    // A store's clock is the only one on another machine, so it overrules even a person.
     let latest = facts.stores.iter().max_by_key(|clock| seconds(clock.at, now));
     if let Some(clock) = latest {
         return match standing(clock.at, now) {

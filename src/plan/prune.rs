@@ -90,7 +90,7 @@ pub struct Pruned {
     pub manifest_blake3: Option<Digest>,
 }
 
-/// A prune that may be at work on another host: its record names a backup that is still there.
+/// A prune that may be running on another host: its record names a backup that still exists.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "another host is deleting here, or was when it stopped: its prune record of {at} names {id}, which is still there"
@@ -105,8 +105,8 @@ pub struct OtherPrune {
 impl OtherPrune {
     /// Returns the remedy for a person.
     pub fn hint(&self) -> String {
-        "run it again when the other host has ended; a prune that crashed counts for 48 hours, or until its own host \
-         prunes again"
+        "run the command again when the other prune has ended; a crashed prune counts for 48 hours, or until its own \
+         host prunes again"
             .to_owned()
     }
 }
@@ -146,7 +146,7 @@ pub struct PruneInput<'a> {
     pub store_clock: Option<Timestamp>,
     /// Why this host's clock may not decide what is deleted; `None` when it may.
     pub clock: Option<&'a ClockDoubt>,
-    /// The prune of another host that may be at work; `None` when none is seen.
+    /// The prune of another host that may be running; `None` when none is seen.
     pub other_prune: Option<&'a OtherPrune>,
     /// The origins whose backups may go: the dataset's own and those that it adopted.
     pub origins: &'a [Origin],

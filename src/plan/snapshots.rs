@@ -86,7 +86,7 @@ impl fmt::Display for SnapshotReason {
             Self::NoBookmark => f.write_str("no bookmark stands in for it"),
             Self::UnfinishedUpload { id } => write!(f, "the unfinished upload {id} needs it"),
             Self::UploadUnknown { id } => {
-                write!(f, "the unfinished upload {id} may need it: its started.json is missing or not believed")
+                write!(f, "the unfinished upload {id} may need it: its started.json is missing or untrusted")
             }
             Self::ClockDoubtful(doubt) => write!(f, "{doubt}"),
             Self::NotOurName { prefix } => {
@@ -124,9 +124,7 @@ pub struct SnapshotsDoubt {
 pub fn find_snapshots_doubt(verdicts: &[SnapshotVerdict], command: &str) -> Option<SnapshotsDoubt> {
     verdicts.iter().find_map(|verdict| match &verdict.reason {
         SnapshotReason::UploadUnknown { id } => Some(SnapshotsDoubt {
-            what: format!(
-                "the base of the unfinished upload {id} is unknown: started.json is missing or untrusted"
-            ),
+            what: format!("the base of the unfinished upload {id} is unknown: started.json is missing or untrusted"),
             hint: format!("if that upload is over: zfs-backup forget {id}"),
         }),
         SnapshotReason::ClockDoubtful(doubt) => {
@@ -153,7 +151,7 @@ pub struct SnapshotsInput<'a> {
     pub stores: &'a [StoreView],
     /// Attempts that this host began and that never came near their commit.
     pub journal: &'a BTreeSet<BackupId>,
-    /// Attempts for which this pool holds snapshots. What they need is held, so nothing else about them is asked.
+    /// Attempts for which this pool holds snapshots. The holds protect the snapshots that they need.
     pub pinned: &'a BTreeSet<BackupId>,
     /// Own snapshots that are older go; with 0 each goes as soon as a bookmark stands in for it.
     pub oldest_days: u32,

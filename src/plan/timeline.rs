@@ -1,7 +1,7 @@
-//! Time lines: whether all backups of an origin come from one pool that went on, or from two.
+//! Time lines: whether all backups of an origin come from one continuing pool, or from two.
 //!
-//! A cloned machine, a pool copied block by block and a pool rewound to a checkpoint have the guids of their model. Their
-//! backups have one origin and are of two time lines. What tells them apart:
+//! A cloned machine, a pool copied block by block and a pool rewound to a checkpoint have the guids of the original.
+//! Their backups have one origin and are of two time lines. These facts distinguish them:
 //!
 //! - **The tree.** A manifest names its base, and the newest backups whose snapshots its pool knew
 //!   ([`Making::previous`](super::Making)). A backup that was stored by then and is no ancestor was *skipped*: the pool

@@ -89,7 +89,7 @@ impl BookmarkNotes {
         for store in recent_committers(&self.state_dir, stored, since).map_err(text)? {
             let is_noted = notes.iter().any(|note| note.store == store || note.url == store);
             if !is_own(&store) && !is_noted {
-                return Err(format!("this host also backs it up to {store}, which has not said yet what it needs"));
+                return Err(format!("this host also backs the dataset up to {store}, whose needs are not noted yet"));
             }
         }
         Ok(notes.into_iter().filter(|note| !is_own(&note.store)).flat_map(|note| note.needed).collect())

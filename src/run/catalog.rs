@@ -117,7 +117,7 @@ impl Catalog {
         self.backups.iter().find(|backup| backup.manifest.id == *id)
     }
 
-    /// The newest backup. Where that is not clear, the one whose snapshot is the youngest by its time: see
+    /// Returns the newest backup. In doubt, that is the backup with the youngest snapshot by its time: see
     /// [`Catalog::time_lines`].
     pub fn newest(&self) -> Option<&StoredBackup> {
         let facts = self.facts();

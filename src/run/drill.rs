@@ -94,7 +94,7 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
 
 /// Restores a chain into a scratch dataset below `parent`, checks it and destroys the scratch dataset again. `source` is
 /// the dataset that the backups are of, where it is in this pool. In `locks` the scratch dataset is locked meanwhile, so that
-/// the next drill knows that this one is at work.
+/// the next drill knows that this one is running.
 ///
 /// # Errors
 /// [`RunError`] when the chain does not restore, or [`RunError::Damaged`] when a stream is not the one that the pool

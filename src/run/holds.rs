@@ -61,7 +61,7 @@ pub struct KnownAttempts {
     pub named: BTreeSet<BackupId>,
 }
 
-/// Our holds on the snapshots of one dataset, oldest snapshot first. A tag that names no attempt is somebody else's.
+/// Returns our holds on the snapshots of one dataset, oldest snapshot first. A tag that names no attempt is not ours.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when they could not be listed.

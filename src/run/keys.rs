@@ -347,7 +347,8 @@ async fn ensure_stored(
     Ok(())
 }
 
-/// Each rotation adds a folder and a verifying key. A folder more is somebody else's, or of a rotation on another host.
+/// Warns of unknown keyring folders. Each rotation adds a folder and a verifying key, so another folder is foreign, or
+/// of a rotation on another host.
 fn warn_of_unknown(store: &dyn ObjectStore, keys: &WriterKeys, places: &[KeyringPlace]) {
     let tags: BTreeSet<&str> = places.iter().map(|place| place.tag.as_str()).collect();
     if tags.len() > keys.trusted.len() {

@@ -8,7 +8,7 @@
 //! The record goes before the second reading, and whoever uploads puts `started.json` before he looks at the records:
 //! one of both always sees the other. A prune that was interrupted is finished by the next one, because the record
 //! proves that what is left is no backup. A record that names a backup which stays would be a false proof later, so it
-//! is made void before anything is deleted, unless another host may be at work by it (`at_work`).
+//! is made void before anything is deleted, unless another host may be pruning by it (`at_work`).
 
 mod at_work;
 mod delete;

@@ -187,8 +187,8 @@ impl Records {
         self.store("copied", copied)
     }
 
-    /// The last backups that this host committed to this very store. A record of an earlier version does not count: it
-    /// was made for the store's URL, which may have led elsewhere then.
+    /// Returns the last backups that this host committed to this store. A record of an earlier version does not count:
+    /// it was made for the store's URL, which may have led elsewhere then.
     ///
     /// # Errors
     /// As for [`Records::read`].

@@ -146,7 +146,7 @@ impl Rekey<'_> {
         Ok(self.collect(&file.trusted).await?.1)
     }
 
-    /// All that these keys vouch for in any store, and what earlier rotations listed.
+    /// Collects the objects that these keys signed in all stores, and those that earlier rotations listed.
     async fn collect(&self, trusted: &TrustedKeys) -> Result<(Believed, Vec<CollectedDataset>), RunError> {
         let (mut believed, mut collected) = (trusted.believed(), Vec::new());
         for store in self.stores {
@@ -155,8 +155,8 @@ impl Rekey<'_> {
         Ok((believed, collected))
     }
 
-    /// The keys that somebody has put already. Where this host did, in a rotation that was interrupted, what it signed
-    /// since is added to the list; a rotation by another host stays as it is: nothing proves who signed what since.
+    /// Takes the new keys that are stored already. If an interrupted rotation of this host put them, the objects signed
+    /// since are added to the list. A rotation by another host stays as it is: nothing proves who signed objects since.
     async fn take_up(
         &self,
         newest: &StoredKeyring,

@@ -1,4 +1,5 @@
-//! [`Marks`]: turning the pages of a listing to its very end, and not for ever. [`check_count`]: and not until memory is full.
+//! [`Marks`]: reads the pages of a listing to the end, but refuses an endless listing. [`check_count`]: refuses a
+//! listing that would fill the memory.
 
 use std::collections::HashSet;
 

@@ -1,5 +1,5 @@
-//! [`FakeZfs`] against the kernel: the same random operations on both, the same answers and the same refusals. What the
-//! tests of the room `run` prove about the fake is worth what this shows.
+//! [`FakeZfs`] against the kernel: the same random operations on both, the same answers and the same refusals. The
+//! tests of the room `run` rely on this equality.
 //!
 //! `ZFS_BACKUP_TEST_SEED` repeats a run; `ZFS_BACKUP_TEST_SECONDS` is how long new sequences are begun.
 

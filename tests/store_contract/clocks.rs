@@ -14,7 +14,7 @@ use zfs_backup::store::{
 
 const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";
 
-/// A server that gives one answer to everything. Its port.
+/// Starts a server that gives one answer to everything. Returns its port.
 fn serve(status: &'static str, lines: &'static str) -> u16 {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();

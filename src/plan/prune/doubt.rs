@@ -294,8 +294,8 @@ fn times(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
     }
 }
 
-/// Within one time line transaction groups and times grow together. What is known to be of another one, or was taken over,
-/// is not held against it.
+/// Checks that transaction groups and times grow together, as they do within one time line. Backups of other or adopted
+/// time lines are left out of the comparison.
 fn order(input: &PruneInput<'_>, strays: &BTreeSet<&BackupId>, doubts: &mut Vec<Doubt>) {
     let mut ordered: Vec<_> = input.facts.iter().filter(|backup| !backup.made.adopted).collect();
     ordered.retain(|backup| !strays.contains(&backup.id));

@@ -128,7 +128,10 @@ pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight
         (Beside::None | Beside::Remembered(_), StoreRole::Intermediate) => return,
     };
     if let Err(error) = remember(&env.settings.state_dir, store, stored, &seen.whole()).await {
-        tracing::warn!(error = error_chain(&error), "what the remote holds is not remembered for a night without it");
+        tracing::warn!(
+            error = error_chain(&error),
+            "cannot save the remote's manifests for planning while it is offline"
+        );
     }
 }
 

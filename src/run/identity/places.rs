@@ -126,7 +126,7 @@ pub async fn identify(
     let id = match find_id(state_dir, place, &store, access, datasets).await {
         Ok(id) => id,
         Err(error) if access == Purpose::Restore => {
-            tracing::warn!("which store {} is could not be found out: {}", place.url, error_chain(&error));
+            tracing::warn!("cannot find out which store {} is: {}", place.url, error_chain(&error));
             None
         }
         Err(error) => return Err(error),
@@ -160,7 +160,7 @@ async fn find_id(
         (Some(id), None, Purpose::Restore) => Ok(Some(id)),
         (Some(id), None, Purpose::Read) => {
             if let Err(error) = register(state_dir, &file, store, Some(id.clone()), datasets).await {
-                tracing::debug!("the identity of {} is not remembered: {}", place.url, error_chain(&error));
+                tracing::debug!("cannot save the identity of {}: {}", place.url, error_chain(&error));
             }
             Ok(Some(id))
         }
@@ -198,7 +198,8 @@ fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
     RunError::refused(
         format!("{} is not the store that it was: it was {last} and {now}; nothing was changed", place.url),
         format!(
-            "look that the right disk is mounted there and that the name leads to the right bucket; if this store is meant: zfs-backup accept-store{}",
+            "check that the right disk is mounted there and that the name leads to the right bucket; if this store is meant: \
+             zfs-backup accept-store{}",
             place.option
         ),
     )

@@ -2,8 +2,8 @@
 //!
 //! Two configurations with one URL and two endpoints shared that state. So each file moves only to the store that
 //! proves to be the one meant: a journal to the store that has objects of its attempt, records and remembered manifests
-//! to the store that has a backup which they name. Ids are random, so no other store has these. What no store proves
-//! stays where it is: `holds list` shows the holds of such attempts.
+//! to the store that has a backup which they name. Ids are random, so no other store has these. State that no store
+//! proves stays where it is: `holds list` shows the holds of such attempts.
 //!
 //! A file is renamed at a time, and the place is remembered only after all of them: an interrupted run is repeated.
 
@@ -151,7 +151,7 @@ fn known_datasets(state_dir: &Path, configured: &[DatasetName]) -> Result<BTreeS
     Ok(names)
 }
 
-/// The entries of a folder, each with the backup that its name begins with. None where there is no folder.
+/// Returns the entries of a folder, each with the backup that its name begins with. A missing folder has none.
 fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, RunError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -170,7 +170,7 @@ fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, RunError> 
     Ok(files)
 }
 
-/// Renames one file. What is there already is newer and stays.
+/// Renames one file. An existing file under the new name is newer and stays.
 fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), RunError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(to);
     made.map_err(|source| failed("create", to, source))?;

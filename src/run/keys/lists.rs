@@ -20,8 +20,8 @@ pub(in crate::run) const BELIEVED_BYTES_MAX: u64 = 64 << 20;
 /// Copies of a list in one store.
 const COPIES_MAX: usize = 3;
 
-/// Fetches the lists that these keys pin and that were not read yet. One that is missing or damaged is warned of: what
-/// the retired keys signed does not verify then, and everything else does.
+/// Fetches the lists that these keys pin and that were not read yet. Warns of a missing or damaged list: objects that
+/// the retired keys signed then do not verify, but all others do.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be asked.

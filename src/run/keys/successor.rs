@@ -73,7 +73,7 @@ impl Successor {
     }
 }
 
-/// The successors of a keyring that these keys signed. What does not verify says nothing.
+/// Returns the successors of a keyring that these keys signed. Objects that do not verify are ignored.
 pub(in crate::run) async fn read_successors(
     store: &dyn ObjectStore,
     tag: &str,
@@ -202,7 +202,7 @@ fn way_out() -> &'static str {
      and you know why, `zfs-backup key generate --trust-found-keys`, then `zfs-backup key rotate`"
 }
 
-/// The recipient of a manifest that these keys do not open: it was made with newer keys, or by somebody else.
+/// Returns the recipient of a manifest that these keys do not open: newer keys or a stranger made it.
 pub(in crate::run) async fn foreign_recipient(
     store: &dyn ObjectStore,
     key: &ObjectKey,

@@ -22,7 +22,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
-/// Older records of this host count for nothing more: no prune of that age is at work.
+/// How many of this host's own records are remembered. Older ones do not matter: no prune of that age is running.
 const OWN_RECORDS_MAX: usize = 64;
 
 /// The records that this host put into one store for one dataset, the newest last.
@@ -71,7 +71,7 @@ impl OwnRecords {
         is_young && !self.keys.iter().any(|own| own == key.as_str())
     }
 
-    /// The prune of another host that may be at work: one of its records names a backup that is still there.
+    /// Returns the prune of another host that may be running: one of its records names a backup that still exists.
     pub(super) fn other_prune(
         &self,
         env: &PruneEnv,

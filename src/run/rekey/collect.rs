@@ -1,4 +1,4 @@
-//! [`collect`]: what the keys of today vouch for in one store, before a rotation retires them.
+//! [`collect`]: lists the objects that the present keys signed in one store, before a rotation retires these keys.
 
 use crate::manifest::{LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, PRUNE_RECORD_BYTES_MAX, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};

@@ -43,7 +43,7 @@ pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made:
                 tracing::warn!(error = error_chain(&error), "parents that were made for {target} stay");
             }
         }
-        Err(error) => tracing::warn!(error = error_chain(&error), "look at {target}: it may be half received"),
+        Err(error) => tracing::warn!(error = error_chain(&error), "check {target}: it may be half received"),
     }
 }
 
@@ -54,11 +54,11 @@ fn stays_ours(dataset: &Dataset, mark: &Mark) -> bool {
 }
 
 fn say_not_ours(target: &DatasetName) {
-    tracing::warn!("{target} does not carry the mark of this restore: somebody else made it, and it is left as it is");
+    tracing::warn!("{target} does not carry the mark of this restore, so it is not ours and stays unchanged");
 }
 
-/// Takes away what this restore, or an earlier run of it, made. A dataset without this restore's mark is not touched, and
-/// neither is one that has anything besides what the restore received.
+/// Destroys the datasets that this restore, or an earlier run of it, made. A dataset without this restore's mark stays
+/// untouched, and so does one that has anything else than the restore received.
 ///
 /// # Errors
 /// [`RunError`]: something of it stays.

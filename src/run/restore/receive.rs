@@ -95,12 +95,12 @@ pub async fn restore_to_dataset(
     carry_out(set, keys, zfs, target, &plan, options, stop).await
 }
 
-/// Receives a chain by a plan that was shown, unmounted, and checks that the kernel made the very snapshots.
+/// Receives a chain by a plan that was shown, unmounted, and checks that the kernel made exactly its snapshots.
 ///
 /// While several backups are being received, and from a rollback on, the dataset is `readonly=on`: a change between two of
 /// them, even of an access time, would make the next one impossible. The end of the restore ends that, whichever run comes
 /// to it. Where one backup is received into a new dataset, only the chosen properties are set. Nothing is received with
-/// force: what somebody else does to the dataset meanwhile stops the restore and stays.
+/// force: any other change to the dataset meanwhile stops the restore and stays.
 ///
 /// # Errors
 /// [`RunError::Refused`] when the plan is no longer what would be done. An interruption, a store that is away or a full

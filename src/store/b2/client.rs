@@ -416,7 +416,7 @@ fn is_as_safe(endpoint: &str, address: &str) -> bool {
     has(address, ENCRYPTED) || (has(endpoint, PLAIN) && has(address, PLAIN))
 }
 
-/// Reads a refusal. Of one that is too long to be B2's the status says what there is to know.
+/// Reads a refusal. If the body is too long to be B2's, only the status counts.
 pub(super) async fn read_refusal(answer: Response) -> Cause {
     let (status, retry_after) = (answer.status().as_u16(), retry_after(answer.headers()));
     match read_at_most(answer, REFUSAL_BYTES_MAX).await {
