@@ -128,7 +128,7 @@ fn see_to_leftovers(
             }
             Leftover::Stays(_, RunError::Locked { holder, .. }) => {
                 let process = holder.map(|pid| format!(", process {pid}")).unwrap_or_default();
-                output.note(&format!("another drill is at work below {parent}{process}"));
+                output.note(&format!("another drill is running below {parent}{process}"));
             }
             Leftover::Stays(_, error) => {
                 output.always(&error_chain(&error));

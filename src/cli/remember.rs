@@ -19,7 +19,7 @@ fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Re
 
 fn told(outcome: Result<(), RunError>) {
     if let Err(error) = outcome {
-        tracing::warn!("health and show will not know of it: {}", error_chain(&error));
+        tracing::warn!("cannot save this for health and show: {}", error_chain(&error));
     }
 }
 
@@ -120,7 +120,7 @@ pub(super) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, er
 
 fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
     let known = known_stores(config).unwrap_or_else(|error| {
-        tracing::warn!("health and show will not know of it: {}", error_chain(&error));
+        tracing::warn!("cannot save this for health and show: {}", error_chain(&error));
         Vec::new()
     });
     Some(Records::new(&config.state_dir, known.first()?, stored))

@@ -305,9 +305,6 @@ mod tests {
         assert!(doubt.hint("prune-remote").contains("zfs-backup prune-remote -y --clock-is-right"));
         let doubt = ClockDoubt::AheadOfStore { now: at(2 * DAY), store: "s3:b".to_owned(), at: at(0) };
         assert!(doubt.to_string().contains("2d ahead of the clock of s3:b"), "{doubt}");
-        assert!(
-            !doubt.hint("prune-remote").contains("--clock-is-right"),
-            "a store's clock stands above a person's word"
-        );
+        assert!(!doubt.hint("prune-remote").contains("--clock-is-right"), "a store's clock overrules a person");
     }
 }

@@ -92,9 +92,7 @@ pub struct Pruned {
 
 /// A prune that may be running on another host: its record names a backup that still exists.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "another host is deleting here, or was when it stopped: its prune record of {at} names {id}, which is still there"
-)]
+#[error("another host is pruning here, or its prune crashed: its prune record of {at} names {id}, which still exists")]
 pub struct OtherPrune {
     /// The backup.
     pub id: BackupId,

@@ -75,7 +75,7 @@ pub fn find_leftovers(zfs: &dyn Zfs, parent: &DatasetName) -> Result<Vec<Dataset
 
 fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftover {
     let name = dataset.name.clone();
-    let by_hand = format!("once no drill is at work: zfs destroy -r {}", shell_words::quote(name.as_str()));
+    let by_hand = format!("once no drill is running: zfs destroy -r {}", shell_words::quote(name.as_str()));
     let stays =
         |what: &str| RunError::refused(format!("{name} was left by an earlier drill, and stays: {what}"), &by_hand);
     let Some(locks) = locks else {

@@ -183,7 +183,7 @@ impl Judge<'_> {
                 return Ok(Some(format!("its upload to {} is unfinished: see `forget {id}`", store.url)));
             }
             if is_held_named(self.state_dir, &attempt.folder)? {
-                return Ok(Some("a run of another configuration is at work on it".to_owned()));
+                return Ok(Some("a run of another configuration is working on it".to_owned()));
             }
             if !is_named {
                 return Ok(Some(format!(
@@ -291,7 +291,7 @@ mod tests {
         let said = why(&over(&[1])).unwrap();
         assert!(said.contains("another configuration") && said.contains(&format!("--id {}", id(1))), "{said}");
         let running = lock_dataset(state.path(), &other, &selected.stored).unwrap();
-        assert!(why(&named).unwrap().contains("at work"));
+        assert!(why(&named).unwrap().contains("working on"));
         drop(running);
         assert_eq!(why(&named), None);
     }

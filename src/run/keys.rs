@@ -284,7 +284,10 @@ pub async fn writer_keys_with(
             if let Some(refusal) = find_newer(store, &found.listed, &found.file, &found.keyring.tag).await? {
                 match newer {
                     NewerKeys::Refuse => return Err(refusal),
-                    NewerKeys::Ignore => tracing::warn!(error = error_chain(&refusal), "ignored, as it was said"),
+                    NewerKeys::Ignore => tracing::warn!(
+                        error = error_chain(&refusal),
+                        "continuing with the found keys (--trust-found-keys)"
+                    ),
                 }
             }
             put_back(store, &found).await?;
@@ -327,11 +330,7 @@ async fn ensure_stored(
     // This store does not know our keyring yet, or lost it. Nobody must find later that another passphrase opens it
     // than the one in the configuration.
     if !places.is_empty() {
-        tracing::warn!(
-            store = store.url(),
-            keyring = keyring.tag,
-            "the newest keyring is gone and older ones are there"
-        );
+        tracing::warn!(store = store.url(), keyring = keyring.tag, "the newest keyring is gone, but older ones exist");
     }
     let file = KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
     let own: BTreeSet<String> = file.identities.iter().map(|identity| keyring_tag(&identity.to_public())).collect();

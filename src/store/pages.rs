@@ -13,7 +13,7 @@ pub(crate) fn check_count(listed: usize) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "there are more than {LISTED_MAX} objects, more than this program ever has there: find out who puts them there, and \
+        "there are more than {LISTED_MAX} objects, more than this program ever makes: find out who puts them there, and \
          remove them with the tools of the store"
     ))
 }

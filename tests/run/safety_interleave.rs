@@ -533,10 +533,10 @@ async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_besi
     assert_eq!(yard.try_prune(0, &RetentionRules::default()).await.unwrap().look.plan.doubts, []);
     let outcome = yard.try_prune(0, &one_chain).await.unwrap();
     let doubts: Vec<String> = outcome.look.plan.doubts.iter().map(ToString::to_string).collect();
-    assert!(doubts.len() == 1 && doubts[0].contains("another host is deleting here"), "{doubts:?}");
+    assert!(doubts.len() == 1 && doubts[0].contains("another host is pruning here"), "{doubts:?}");
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
     let error = forget_beside(&env, &yard.dataset, &new[1], None).await.unwrap_err();
-    assert!(error.to_string().contains("another host is deleting here"), "{error}");
+    assert!(error.to_string().contains("another host is pruning here"), "{error}");
     assert_eq!(yard.record_keys(), records);
     yard.assert_restores(old.iter().chain(&new).cloned()).await;
     // The host that put the record knows what its prune left.

@@ -231,7 +231,7 @@ async fn what_took_the_place_of_a_restore_is_not_given_up_for_it() {
     world.zfs.set_property(&target, RESTORING_PROPERTY, other);
     let zfs = Arc::new(world.zfs.clone());
     let done = restore_as_planned(&set, &world.keys, zfs, &target, &plan, &restart, never()).await;
-    assert!(done.unwrap_err().to_string().contains("was changed since it was shown"));
+    assert!(done.unwrap_err().to_string().contains("changed after the plan of the restore was shown"));
     assert_eq!(shorts(&world, &target).len(), 1);
 }
 

@@ -26,7 +26,7 @@ pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -
         )
     })?;
     if let Some(error) = find_successor(store, &found.file, &found.keyring.tag).await? {
-        tracing::warn!(error = error_chain(&error), "newer keys exist; backups that were made with them do not verify");
+        tracing::warn!(error = error_chain(&error), "newer keys exist; backups made with them do not verify");
     }
     Ok(found.file)
 }
@@ -101,7 +101,7 @@ pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Resu
     tracing::warn!(
         store = store.url(),
         keyring = keyring.tag,
-        "the keyring was gone; putting the copy of a backup in its place. Find out who deleted it"
+        "the keyring was gone; restoring it from the copy of a backup. Find out who deleted it"
     );
     let places = list_keyrings(store).await?;
     let numbers = places.iter().filter(|place| place.tag == keyring.tag).map(|place| number_of(&place.key));
@@ -138,7 +138,7 @@ fn open_all(
         };
         let tag = keyring_tag(&file.recipient().map_err(|source| keyring_error(store, source))?);
         if !keyring.tag.is_empty() && keyring.tag != tag {
-            tracing::warn!(tag = keyring.tag, "this keyring lies under another one's name; ignored");
+            tracing::warn!(tag = keyring.tag, "ignoring a keyring that lies under the name of another");
             continue;
         }
         let keyring = StoredKeyring { tag, bytes: keyring.bytes.clone() };

@@ -120,7 +120,7 @@ pub(in crate::run) async fn put_lists(store: &dyn ObjectStore, trusted: &Trusted
         }
         let there = store.get(&key, None, BELIEVED_BYTES_MAX).await?;
         if Digest::of(&there) != list.blake3 {
-            return Err(damaged("it came back as another list"));
+            return Err(damaged("the store returned another list"));
         }
     }
     Ok(())
@@ -173,7 +173,7 @@ impl KeyCache {
                 RunError::refused(
                     format!("read {}, the list of what retired keys are trusted for: {reason}", path.display()),
                     format!(
-                        "remove {} and run this again: the keys come back from the store with the passphrase",
+                        "remove {} and run the command again: the keys come back from the store with the passphrase",
                         self.folder.display()
                     ),
                 )

@@ -91,7 +91,7 @@ pub(in crate::run) async fn read_successors(
         };
         match verified {
             Ok(successor) => successors.push(successor),
-            Err(reason) => tracing::debug!(%key, reason, "ignored: it says nothing of these keys"),
+            Err(reason) => tracing::debug!(%key, reason, "ignoring an invalid successor object"),
         }
     }
     Ok(successors)
@@ -115,7 +115,7 @@ pub(super) async fn refuse_replaced(
             tracing::warn!(
                 store = store.url(),
                 keyring = new,
-                "the keys of this host were replaced, and are trusted still; run `zfs-backup key rotate` here too"
+                "the keys of this host were replaced, but are still trusted; run `zfs-backup key rotate` here too"
             );
             continue;
         }

@@ -343,7 +343,8 @@ fn two_lines(dataset: &DatasetName, candidates: &[&BackupFacts]) -> RunError {
     let candidates: Vec<String> = candidates.iter().map(words).collect();
     RunError::refused(
         format!(
-            "{dataset}: backups of two time lines are stored, as a cloned machine, a copied pool or a pool that was rewound makes them, and which one is meant is not known: {}",
+            "{dataset}: backups of two time lines are stored, as a cloned machine, a copied pool or a pool that was rewound makes them; \
+             this restore cannot choose between them: {}",
             candidates.join("; ")
         ),
         "choose one with --backup ID",

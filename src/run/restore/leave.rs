@@ -99,7 +99,7 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
     let snapshots = zfs.snapshots(target)?;
     let strange = |snapshot: &&Snapshot| !guids.contains(&snapshot.guid) || snapshot.holds > 0;
     if let Some(other) = snapshots.iter().find(strange) {
-        return Err(stays(&format!("{}, which is not of the restore or is held", other.name)));
+        return Err(stays(&format!("{}, which the restore did not make or which is held", other.name)));
     }
     if let Some(child) = zfs.children(target)?.first() {
         return Err(stays(&format!("the dataset {} below it", child.name)));
@@ -187,7 +187,7 @@ pub(super) fn check_own(
     let name = shell_words::quote(target.as_str());
     Err(RunError::refused(
         format!("{target} has an interrupted receive that cannot be resumed: {}", error_chain(why)),
-        format!("nothing proves that it is of this restore; to give it up: zfs receive -A {name}"),
+        format!("nothing proves that it belongs to this restore; to abandon it: zfs receive -A {name}"),
     ))
 }
 

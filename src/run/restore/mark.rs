@@ -214,7 +214,7 @@ pub fn left_half(dataset: &Dataset) -> Result<Option<(String, String)>, RunError
         }
         (None, Some(token)) => Some((
             format!("{} has an interrupted receive of {}", dataset.name, token.to_name),
-            format!("resume it, or give it up: zfs receive -A {name}"),
+            format!("resume the receive, or abandon it: zfs receive -A {name}"),
         )),
         (None, None) => None,
     })

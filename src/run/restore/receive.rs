@@ -117,8 +117,8 @@ pub async fn restore_as_planned(
     stop: Stop,
 ) -> Result<Received, RunError> {
     if check_target(&*zfs, target, set, options)? != *plan {
-        let what = format!("{target} was changed since it was shown what a restore would do to it");
-        return Err(RunError::refused(what, "run it again: it shows what it would do now"));
+        let what = format!("{target} changed after the plan of the restore was shown");
+        return Err(RunError::refused(what, "run the command again: it shows the new plan"));
     }
     carry_out(set, keys, zfs, target, plan, options, stop).await
 }
@@ -334,7 +334,7 @@ impl Receiving<'_> {
                 let name = shell_words::quote(name.as_str());
                 tracing::warn!(
                     error = error_chain(&error),
-                    "received; one thing is left: zfs inherit {property} {name}"
+                    "received; one step remains: zfs inherit {property} {name}"
                 );
             }
         };
@@ -396,7 +396,7 @@ impl Receiving<'_> {
             };
             let hint = removed.as_ref().err().and_then(RunError::hint).unwrap_or_default();
             if let Err(error) = removed {
-                tracing::warn!(error = error_chain(&error), hint, "a part of what was to be restored stays");
+                tracing::warn!(error = error_chain(&error), hint, "part of the failed restore stays");
             }
             if is_rollback && zfs.dataset(&target).ok().flatten().is_some_and(|dataset| mark.is_on(&dataset)) {
                 let name = shell_words::quote(target.as_str());

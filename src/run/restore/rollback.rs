@@ -135,9 +135,9 @@ impl Rollback {
     fn changed(&self, what: &str) -> RunError {
         let target = self.base.dataset();
         RunError::refused(
-            format!("{target} is not as it was when the list of what would be lost was made: {what}"),
+            format!("{target} changed after the list of what would be destroyed was made: {what}"),
             format!(
-                "run it again for a new list; to keep others from changing it meanwhile: zfs set readonly=on {}",
+                "run the command again for a new list; to prevent other changes meanwhile: zfs set readonly=on {}",
                 shell_words::quote(target.as_str())
             ),
         )
@@ -173,7 +173,7 @@ fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
     if kept.is_empty() {
         return Ok(());
     }
-    let what = format!("the rollback would have to destroy what is kept: {}", kept.join(", "));
+    let what = format!("the rollback would have to destroy protected snapshots: {}", kept.join(", "));
     Err(RunError::refused(what, format!("if it may go: {}", commands.join("; "))))
 }
 
@@ -187,7 +187,7 @@ fn give_back(zfs: &dyn Zfs, before: &Dataset, set: &BTreeMap<String, PropertyVal
             None => zfs.inherit_property(name, property),
         };
         if let Err(error) = undone {
-            tracing::warn!(error = error_chain(&error), "{property} of {name} was set for the restore, and stays so");
+            tracing::warn!(error = error_chain(&error), "cannot reset {property} of {name}, which the restore had set");
         }
     }
 }

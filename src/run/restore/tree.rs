@@ -170,14 +170,14 @@ impl Search<'_> {
                 Ok(shelves) => shelves,
                 Err(error) => {
                     let error = error_chain(&error);
-                    tracing::warn!(%dataset, error, "whether it belonged to the tree at that moment is not known");
+                    tracing::warn!(%dataset, error, "cannot find out whether it belonged to the tree at that moment");
                     continue;
                 }
             };
             let newest = match self.newest(&shelves) {
                 Ok(newest) => newest,
                 Err(error) => {
-                    tracing::warn!(%dataset, error = error_chain(&error), "it is not looked for in the tree");
+                    tracing::warn!(%dataset, error = error_chain(&error), "cannot look for this dataset in the tree");
                     continue;
                 }
             };

@@ -68,7 +68,7 @@ fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> boo
             if canmount == 1 {
                 sets.push("canmount=noauto".to_owned());
             }
-            steps.note = Some(format!("it has no place of its own: choose an empty folder for {CHOSEN_FOLDER}"));
+            steps.note = Some(format!("the dataset has no mount point: choose an empty folder for {CHOSEN_FOLDER}"));
             sets.push(format!("mountpoint={CHOSEN_FOLDER}"));
         }
     }
