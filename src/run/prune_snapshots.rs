@@ -71,10 +71,7 @@ async fn look(
     selected: &Selected,
 ) -> Result<(Vec<SnapshotVerdict>, Result<ClockTrust, ClockDoubt>), RunError> {
     let Selected { dataset, stored } = selected;
-    for (number, one) in env.stores.iter().enumerate() {
-        let mut others = env.stores.iter().skip(number + 1);
-        others.try_for_each(|other| refuse_one_place(&one.store.known(), &other.store.known()))?;
-    }
+    refuse_one_store_twice(env)?;
     let (mut journal, mut known) = (BTreeSet::new(), BTreeSet::new());
     for SnapshotStore { store, .. } in &env.stores {
         journal.extend(never_committing(&env.state_dir, &store.known(), stored)?);
@@ -128,12 +125,22 @@ async fn look(
     Ok((verdicts, clock))
 }
 
+/// Before anything is locked: a store that is there twice would be in its own way.
+fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
+    for (number, one) in env.stores.iter().enumerate() {
+        let others = env.stores.iter().skip(number + 1);
+        others.map(|other| refuse_one_place(&one.store.known(), &other.store.known())).collect::<Result<(), _>>()?;
+    }
+    Ok(())
+}
+
 /// Destroys what may go, each by itself. One that ZFS refuses, because it is held or has clones, stays and is told of.
 ///
 /// # Errors
 /// [`RunError::Locked`] when a run works on the dataset in one of the stores; [`RunError::Zfs`] without the permission to
 /// destroy; as for [`look_at_snapshots`].
 pub async fn prune_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotOutcome>, RunError> {
+    refuse_one_store_twice(env)?;
     let lock = |store: &SnapshotStore| lock_dataset(&env.state_dir, &store.store.known(), &selected.stored);
     let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
     let mut outcomes = Vec::new();

@@ -203,7 +203,7 @@ fn a_new_passphrase_and_new_keys_leave_every_backup_restorable() {
     let change = ["-c", &file, "key", "passphrase", "--new-passphrase-file", new.to_str().unwrap()];
     check(&zb(&change, ""), 0, &["0002.age", "the old passphrase still opens"]);
     check(&zb(&["-c", &file, "key", "rotate"], ""), 0, &["0001.age", "a full of a new chain"]);
-    let keyrings = glob(&store.path().join("@zfs-backup"), ".age");
+    let keyrings = glob(&store.path().join("@zfs-backup/keys"), ".age");
     assert_eq!(keyrings.len(), 3, "{keyrings:?}");
     let url = format!("file:{}", store.path().display());
     let restored = zb(&["restore", "frozen/data", "--remote", &url, "--stdout"], "the new passphrase of this test\n");

@@ -6,13 +6,15 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use tempfile::TempDir;
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::model::Digest;
+use zfs_backup::plan::clock::ClockTrust;
+use zfs_backup::run::clock::ClockCheck;
 
 const BUCKET: &str = "backups";
 
@@ -77,6 +79,16 @@ impl Bench {
         bench.write_keys();
         bench.write_config("zb.toml", &bench.weed.endpoint());
         bench
+    }
+
+    /// Sets the guest's clock as if the time until then had passed. The time since boot stays behind, so the note of the
+    /// last run, which a clock that jumped contradicts, is written anew.
+    pub(crate) fn pass_time_until(&self, seconds: u64) {
+        run("date", &["-s", &format!("@{seconds}")]);
+        let state = self.path("state");
+        ClockCheck::read(&state, true).unwrap().keep_note(&state, &Ok(ClockTrust::Confirmed)).unwrap();
+        let owner = fs::metadata(&state).unwrap();
+        chown(state.join("clock.json"), Some(owner.uid()), Some(owner.gid())).unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -91,7 +91,7 @@ fn an_ordinary_user_makes_backups_and_restores_with_what_zfs_allow_gives() {
     change(&nobody.bench, 6);
     nobody.good(&["snapshot"]);
     let later = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 3 * 86_400;
-    run("date", &["-s", &format!("@{later}")]);
+    nobody.bench.pass_time_until(later);
     let first = snapshots.lines().next().unwrap();
     nobody.bad(&["prune-snapshots", "-y"], &[first, "zfs allow -u USER destroy,mount"]);
     zfs(&["allow", "-u", &user, "destroy,mount", &dataset]);

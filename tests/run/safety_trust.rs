@@ -356,7 +356,13 @@ async fn planted_older_keyrings_and_forged_lists_give_no_trust() {
     let manifest = site.world.store.object(&key_of(&forged, "manifest.json")).unwrap();
     let digest = zfs_backup::model::Digest::of(&manifest);
     let text = text.replacen("{\"", &format!("{{\"{more}\":{{\"manifest.json\":[\"{digest}\"]}},\""), 2);
-    site.world.store.plant(&key, text);
+    site.world.store.plant(&key, text.clone());
+    // The copies beside prune records serve in its place, and know nothing of the forged one.
+    site.world.keys = open_keyrings(&site.world.store, &secret()).await.unwrap();
+    site.assert_disbelieved(&forged, "`key rotate` retired").await;
+    let copies: Vec<_> = site.world.store.keys().into_iter().filter(|key| key.contains("/@prune/believed-")).collect();
+    assert!(!copies.is_empty());
+    copies.iter().for_each(|copy| site.world.store.plant(copy, text.clone()));
     site.world.keys = open_keyrings(&site.world.store, &secret()).await.unwrap();
     site.assert_disbelieved(&forged, "is missing, the list").await;
     let error = writer_keys(&site.world.store, &site.cache(), nobody).await.err().unwrap();
@@ -470,10 +476,11 @@ async fn a_backup_under_way_and_an_object_that_cannot_be_read_stop_a_rotation() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_manifests_are_listed_and_read_in_bounded_time() {
+async fn a_rotation_fetches_each_manifest_once_and_the_keyring_stays_small() {
+    const MANIFESTS: usize = 1000;
     let site = Site::new().await;
     let mut manifest = site.world.back_up().await.manifest;
-    for number in 0..10_000_u64 {
+    for number in 0..MANIFESTS as u64 {
         let at: Timestamp = now() + SignedDuration::from_hours(i64::try_from(number).unwrap());
         manifest.id = BackupId::new(at, BackupKind::Full, Guid(number), number);
         (manifest.snapshot.guid, manifest.snapshot.created_at) = (Guid(number), at);
@@ -483,19 +490,17 @@ async fn ten_thousand_manifests_are_listed_and_read_in_bounded_time() {
         site.world.store.plant(&format!("{key}.minisig"), signature);
         site.world.store.plant(&key, bytes);
     }
-    let begun = std::time::Instant::now();
+    site.world.store.clear_events();
     let done = site.try_rotate(OldKeys::Retire, &[]).await.unwrap();
-    assert_eq!(done.collected[0].backups, 10_001);
-    println!("rotated in {:?}", begun.elapsed());
-    let loaded = std::time::Instant::now();
+    assert_eq!(done.collected[0].backups, MANIFESTS + 1);
+    let gets = site.world.store.events().into_iter().filter(|event| event.operation == Operation::Get).count();
+    // The manifest and its signature; the one real backup has a receipt, a first object and a keyring besides.
+    assert!(gets <= 2 * MANIFESTS + 40, "{gets} requests");
     let keys = site.cache().load().unwrap().unwrap();
-    println!("keys loaded in {:?}", loaded.elapsed());
     let sealed = keys.keyring.clone().unwrap().bytes;
     assert!(sealed.len() < 4096, "the keyring grew to {} bytes", sealed.len());
     let catalog = read_catalog(&site.world.store, &site.world.dataset, &keys.trusted).await.unwrap();
-    assert_eq!(catalog.backups.len(), 10_001);
-    println!("all in {:?}", begun.elapsed());
-    assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!(catalog.backups.len(), MANIFESTS + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,7 @@ use zfs_backup::model::{BackupId, DatasetName, Digest, Guid};
 use zfs_backup::plan::clock::ClockReading;
 use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::plan::send::LifecycleRules;
+use zfs_backup::run::adopt::pool_sight;
 use zfs_backup::run::backup::{BackupEnv, BackupSettings, OtherStore, StoreRole};
 use zfs_backup::run::catalog::{read_catalog, read_chunks};
 use zfs_backup::run::clock::ClockCheck;
@@ -287,13 +288,16 @@ impl TwoHosts {
     }
 
     pub(crate) fn prune_env(&self, host: usize, actor: usize, place: Place) -> PruneEnv {
+        let store = self.store(place, actor);
+        let (state_dir, zfs) = (self.hosts[host].state.path().to_owned(), &self.hosts[host].zfs);
+        let sight = pool_sight(zfs, &self.dataset, (&state_dir, &store.known(), &self.dataset), &self.origin(host));
         PruneEnv {
-            store: self.store(place, actor),
+            store,
             signing: self.writer.signing.clone(),
             trusted: self.keys.trusted.clone(),
-            state_dir: self.hosts[host].state.path().to_owned(),
+            state_dir,
             resume_days: RESUME_DAYS,
-            pools: BTreeMap::new(),
+            pools: [(self.dataset.clone(), sight.unwrap())].into(),
             now: host_time(host),
             clock: self.clock(host),
             stop: never(),
@@ -329,14 +333,18 @@ impl TwoHosts {
     /// The origins that a host prunes: both where each adopted the other.
     pub(crate) fn origins(&self) -> Vec<Origin> {
         let mut origins: Vec<Origin> = Vec::new();
-        for host in &self.hosts {
-            let dataset_guid = host.zfs.dataset(&self.dataset).unwrap().unwrap().guid;
-            let origin = Origin { dataset_guid, pool_guid: host.zfs.pool_guid(self.dataset.pool()).unwrap() };
+        for origin in (0..self.hosts.len()).map(|host| self.origin(host)) {
             if !origins.contains(&origin) {
                 origins.push(origin);
             }
         }
         origins
+    }
+
+    fn origin(&self, host: usize) -> Origin {
+        let zfs = &self.hosts[host].zfs;
+        let dataset_guid = zfs.dataset(&self.dataset).unwrap().unwrap().guid;
+        Origin { dataset_guid, pool_guid: zfs.pool_guid(self.dataset.pool()).unwrap() }
     }
 
     fn inner(&self, place: Place) -> &MemoryStore {

@@ -13,12 +13,11 @@ use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::{SendBase, Zfs};
 
 /// The world's store as the intermediate directory, with a remote beside it.
-fn intermediate(world: &World, remote: &Result<MemoryStore, String>) -> BackupEnv {
+fn intermediate(world: &World, known: &KnownStore, remote: &Result<MemoryStore, String>) -> BackupEnv {
     let mut env = world.env();
     env.role = StoreRole::Intermediate;
-    let known = remote.as_ref().map_or_else(|_| KnownStore::of_url("memory:away"), |remote| remote.known());
     let store = remote.clone().map(|remote| Arc::new(remote) as Arc<dyn ObjectStore>);
-    env.other = Some(OtherStore { role: StoreRole::Remote, known, store });
+    env.other = Some(OtherStore { role: StoreRole::Remote, known: known.clone(), store });
     env
 }
 
@@ -27,15 +26,16 @@ async fn an_export_builds_on_the_remote_also_when_it_cannot_be_reached() {
     let mut world = World::new();
     let points = chain(&world, 1).await;
     let remote = world.store.clone();
+    let known = remote.known();
     world.store = memory_store(crate::world::PART_BYTES);
     plant_keyring(&world.store, &world.writer);
     let selected = world.selected();
     let reached = Ok(remote.clone());
     // The newest is in the remote already.
-    let outcome = back_up(&intermediate(&world, &reached), &selected, RequestedKind::Lifecycle).await.unwrap();
+    let outcome = back_up(&intermediate(&world, &known, &reached), &selected, RequestedKind::Lifecycle).await.unwrap();
     assert!(matches!(outcome, BackupOutcome::UpToDate(id) if id == points[1].0.id));
     night(&world, 2);
-    let export = back_up(&intermediate(&world, &reached), &selected, RequestedKind::Lifecycle).await.unwrap();
+    let export = back_up(&intermediate(&world, &known, &reached), &selected, RequestedKind::Lifecycle).await.unwrap();
     let first = committed(export).manifest;
     assert_eq!(first.base.as_ref().unwrap().backup_id, points[1].0.id);
     assert_eq!(first.chain.position, 2);
@@ -47,7 +47,8 @@ async fn an_export_builds_on_the_remote_also_when_it_cannot_be_reached() {
         if let Some(kind) = kind {
             remote.fail(Fault::before(kind).forever());
         }
-        let export = back_up(&intermediate(&world, &away), &selected, RequestedKind::Incremental).await.unwrap();
+        let export =
+            back_up(&intermediate(&world, &known, &away), &selected, RequestedKind::Incremental).await.unwrap();
         remote.heal();
         let manifest = committed(export).manifest;
         assert_eq!(
@@ -70,33 +71,36 @@ async fn an_export_builds_on_the_remote_also_when_it_cannot_be_reached() {
 async fn a_remote_that_was_never_read_is_not_an_empty_one() {
     let mut world = World::new();
     world.settings.lifecycle.auto_full_bytes_max = 1000;
+    let known = KnownStore::of_url("memory:away");
     let away = Err("no route to host".to_owned());
-    let refused = back_up(&intermediate(&world, &away), &world.selected(), RequestedKind::Lifecycle).await.unwrap_err();
+    let refused =
+        back_up(&intermediate(&world, &known, &away), &world.selected(), RequestedKind::Lifecycle).await.unwrap_err();
     assert!(refused.to_string().contains("was never read from here"), "{refused}");
     assert!(refused.hint().unwrap().contains("export-intermediate --full"));
-    let full = back_up(&intermediate(&world, &away), &world.selected(), RequestedKind::Full).await.unwrap();
+    let full = back_up(&intermediate(&world, &known, &away), &world.selected(), RequestedKind::Full).await.unwrap();
     assert_eq!(committed(full).manifest.kind, BackupKind::Full);
     // What is remembered and cannot be read is no absence either.
     let remembered = world.settings.state_dir.join("remote");
     std::fs::write(&remembered, b"not a folder").unwrap();
     night(&world, 1);
-    assert!(back_up(&intermediate(&world, &away), &world.selected(), RequestedKind::Lifecycle).await.is_err());
+    assert!(back_up(&intermediate(&world, &known, &away), &world.selected(), RequestedKind::Lifecycle).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_remembered_manifest_is_verified_again() {
     let mut world = World::new();
     let points = chain(&world, 1).await;
-    let remote: Result<MemoryStore, String> = Ok(world.store.clone());
+    let (known, remote): (_, Result<MemoryStore, String>) = (world.store.known(), Ok(world.store.clone()));
     world.store = memory_store(crate::world::PART_BYTES);
-    back_up(&intermediate(&world, &remote), &world.selected(), RequestedKind::Lifecycle).await.unwrap();
+    back_up(&intermediate(&world, &known, &remote), &world.selected(), RequestedKind::Lifecycle).await.unwrap();
     let folder = std::fs::read_dir(world.settings.state_dir.join("remote")).unwrap().next().unwrap().unwrap().path();
     let file = folder.join(format!("{}.json", points[1].0.id));
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("\"position\": 1", "\"position\": 2")).unwrap();
     night(&world, 2);
     let away = Err("no route to host".to_owned());
-    let export = back_up(&intermediate(&world, &away), &world.selected(), RequestedKind::Lifecycle).await.unwrap();
+    let export =
+        back_up(&intermediate(&world, &known, &away), &world.selected(), RequestedKind::Lifecycle).await.unwrap();
     assert_eq!(committed(export).manifest.base.unwrap().backup_id, points[0].0.id);
 }
 

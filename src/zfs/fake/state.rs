@@ -11,6 +11,8 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// The kernel's refusal of a bookmark of another dataset's state, ZFS_ERR_BOOKMARK_SOURCE_NOT_ANCESTOR.
+const SOURCE_NOT_ANCESTOR: i32 = 1039;
 /// Those of ZFS's own properties that a dataset here has from those above it.
 const INHERITED: [&str; 3] = ["mountpoint", "readonly", "exec"];
 
@@ -340,26 +342,28 @@ impl State {
         }
     }
 
+    /// In the order of the kernel's checks: the dataset, the new name, the source, and whether it is of this dataset.
     pub(super) fn bookmark(&mut self, name: &BookmarkName, source: &SendBase) -> Result<(), i32> {
-        let made = match source {
-            SendBase::Snapshot(source) if source.dataset() != name.dataset() => return Err(libc::EINVAL),
-            SendBase::Bookmark(source) if source.dataset() != name.dataset() => return Err(libc::EINVAL),
+        if self.get(name.dataset())?.bookmarks.contains_key(name.short()) {
+            return Err(libc::EEXIST);
+        }
+        let (made, of) = match source {
             SendBase::Snapshot(source) => {
                 let snapshot = self.snapshot(source).ok_or(libc::ENOENT)?;
                 let redacted = self.get(source.dataset())?.redacted;
-                FakeBookmark { guid: snapshot.guid, createtxg: snapshot.createtxg, created: snapshot.created, redacted }
+                let (guid, createtxg, created) = (snapshot.guid, snapshot.createtxg, snapshot.created);
+                (FakeBookmark { guid, createtxg, created, redacted }, source.dataset())
             }
             SendBase::Bookmark(source) => {
                 // As the kernel does it: a copy has no redaction list.
-                let source = self.get(source.dataset())?.bookmarks.get(source.short()).ok_or(libc::ESRCH)?;
-                FakeBookmark { redacted: false, ..*source }
+                let bookmark = self.get(source.dataset())?.bookmarks.get(source.short()).ok_or(libc::ESRCH)?;
+                (FakeBookmark { redacted: false, ..*bookmark }, source.dataset())
             }
         };
-        let bookmarks = &mut self.get_mut(name.dataset())?.bookmarks;
-        if bookmarks.contains_key(name.short()) {
-            return Err(libc::EEXIST);
+        if of != name.dataset() {
+            return Err(SOURCE_NOT_ANCESTOR);
         }
-        bookmarks.insert(name.short().to_owned(), made);
+        self.get_mut(name.dataset())?.bookmarks.insert(name.short().to_owned(), made);
         Ok(())
     }
 
