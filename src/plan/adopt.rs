@@ -60,7 +60,7 @@ pub struct Holding {
     pub oldest: Timestamp,
     /// When the newest snapshot was taken.
     pub newest: Timestamp,
-    /// The newest snapshot is newer than all that the pool knows: the host that makes it may live.
+    /// The newest snapshot is newer than all that the pool knows: its host may still be active.
     pub is_newer: bool,
 }
 
