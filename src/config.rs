@@ -203,7 +203,7 @@ impl Config {
         problems
     }
 
-    /// The folders that the program writes in and believes what it finds there, each with who else may write in it.
+    /// The folders that the program writes in and whose contents it trusts, each with the rule for other writers.
     fn named_folders(&self) -> Vec<(&'static str, &Path, FolderRule)> {
         // The signing key and the recipient that all is sealed to lie in state_dir, and what is in the intermediate
         // directory decides what becomes of backups.

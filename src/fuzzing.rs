@@ -1,6 +1,6 @@
-//! Fuzz targets: functions that take any bytes for what a store, a kernel or a person gave, and must return. Each target
+//! Fuzz targets: functions that take any bytes as the input of a store, a kernel or a person, and must return. A target
 //! panics when a parser does, and when an answer contradicts the bytes: a text that does not print as it was read, a
-//! stream whose verdict depends on where it was cut, a signature that vouches for other bytes.
+//! stream whose verdict depends on where it was cut, a signature that verifies other bytes.
 //!
 //! Compiled for tests and with the feature `fuzzing` only. The same functions run twice: in `tests.rs` below, on their
 //! seeds and on random mutations of them, as an ordinary test; and guided by coverage in `fuzz/` (`scripts/fuzz`).
@@ -18,10 +18,10 @@ mod stored;
 #[cfg(test)]
 mod tests;
 
-/// One function with what it is started with.
+/// A fuzzed function with its first inputs.
 #[derive(Debug, Clone, Copy)]
 pub struct Target {
-    /// Its name.
+    /// The target's name.
     pub name: &'static str,
     /// Takes any bytes, and panics where it finds a defect.
     pub run: fn(&[u8]),
@@ -63,7 +63,7 @@ impl<'a> Choices<'a> {
     }
 
     fn number(&mut self) -> u64 {
-        // Short numbers, numbers beside a power of two, and any others.
+        // Short numbers, numbers next to a power of two, and any others.
         match self.byte() {
             small @ 0..=127 => u64::from(small),
             power @ 128..=247 => {
@@ -96,7 +96,7 @@ fn cut(mut bytes: &[u8], seed: u8) -> Vec<&[u8]> {
     let (mut slices, mut state) = (Vec::new(), usize::from(seed));
     while !bytes.is_empty() {
         state = state.wrapping_mul(31).wrapping_add(7);
-        // One in a hundred cuts of a single byte is enough.
+        // Single-byte cuts are slow; one in a hundred is enough.
         let length = LENGTHS[state % LENGTHS.len()] * (1 + state / 8 % 3);
         let (slice, rest) = bytes.split_at(length.min(bytes.len()));
         slices.push(slice);

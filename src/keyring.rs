@@ -25,7 +25,7 @@ pub const KEYRING_BYTES_MAX: u64 = 64 * 1024;
 
 const VERIFYING_LINE: &str = "# verifying key: ";
 const SIGNING_LINE: &str = "# signing key: ";
-/// An older key that is trusted on purpose. Stands beside its verifying line.
+/// An older key that a rotation keeps trusting. The line stands next to the key's verifying line.
 const KEPT_LINE: &str = "# kept key: ";
 /// An older key that is trusted for the objects on the lists only. Has no verifying line.
 const RETIRED_LINE: &str = "# retired key: ";
@@ -85,9 +85,9 @@ impl KeyFile {
         Ok(Self { identities: vec![age::x25519::Identity::generate()], trusted, signing: Some(signing) })
     }
 
-    /// New keys that follow these and retire them. The older identities stay in the file, so that it opens all backups
-    /// made before; the older verifying keys are trusted for the objects in `believed` and nothing else. The list has
-    /// to be stored beside the new keyring before the keyring is.
+    /// Makes new keys that follow these and retire them. The older identities stay in the file, so that it opens all
+    /// earlier backups. The older verifying keys are trusted for the objects in `believed` and nothing else. The caller
+    /// must store that list before the new keyring, in the same folder.
     ///
     /// # Errors
     /// As for [`KeyFile::generate`].
@@ -138,7 +138,8 @@ impl KeyFile {
         self.identities.iter().skip(1).any(|identity| public(identity) == older)
     }
 
-    /// Also opens what the other one does, and trusts its keys unless these keys know better. What seals and signs stays.
+    /// Adds the identities of another key file, and its trust unless these keys replaced the others. The recipients and
+    /// the signing key stay.
     pub fn take_over(&mut self, other: &Self) {
         let replaces_other = self.follows(other);
         for identity in &other.identities {

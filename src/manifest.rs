@@ -57,10 +57,10 @@
 //! # The threat that this is made for
 //! Somebody who can write, replace and delete everything in the bucket and knows the recipients, but not the
 //! passphrase, the identity or the signing key. What he can do: delete, and bring back an older state (receipts'
-//! `live` lists and prune records make gaps noticeable; a cut tail needs outside knowledge: the host that made it finds it
-//! by its own records, and restore prints the newest backup's time). What he cannot do: make a restore receive one byte
-//! that was not sent. After a rotation the same holds for somebody who has the older identity and signing key, but he
-//! reads the backups made before.
+//! `live` lists and prune records make gaps noticeable; missing newest backups need outside knowledge: the records of
+//! the host that made them, and the newest backup's time that restore prints). What he cannot do: make a restore
+//! receive one byte that was not sent. After a rotation the same holds for somebody who has the older identity and
+//! signing key, but he can read the backups made before.
 
 mod limits;
 mod parse;

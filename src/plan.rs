@@ -39,7 +39,7 @@ pub struct BackupFacts {
     pub position: u32,
     /// Where it came from.
     pub origin: Origin,
-    /// Who made it, and what was known there then.
+    /// The host that made the backup, and the earlier backups that it knew.
     pub made: Making,
     /// The flags asked of the kernel, constant within a chain.
     pub requested: Vec<String>,
@@ -64,7 +64,7 @@ pub struct Making {
     pub started_at: Timestamp,
     /// When its last chunk was confirmed.
     pub finished_at: Timestamp,
-    /// A person took it over with the time line that it is of. Its place among the others is told by its time alone.
+    /// A person adopted the backup with its time line. Only its time decides its place among the others.
     pub adopted: bool,
 }
 

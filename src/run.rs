@@ -214,12 +214,12 @@ pub enum RunError {
         #[source]
         source: ResumingError,
     },
-    /// Somebody else changed the dataset that is being received into.
+    /// The target of a receive changed meanwhile.
     #[error("{target} was changed while it was being received into: {what}")]
     TargetChanged {
         /// The dataset.
         target: DatasetName,
-        /// What is there that was not.
+        /// The difference to the list.
         what: String,
     },
     /// The stream changed between two openings, so a chunk cannot be made again.

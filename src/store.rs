@@ -248,8 +248,8 @@ pub trait ObjectStore: Send + Sync {
     /// The store for people: `s3:bucket/prefix`, `file:/dir`. Never has a secret in it.
     fn url(&self) -> &str;
 
-    /// Which store it is, with its name. What this host keeps about a store is named by that identity. An adapter knows
-    /// no more than the name; [`IdentifiedStore`] knows what the store itself says.
+    /// Returns the store's identity and URL; the identity names this host's state for the store. An adapter knows only
+    /// the URL; [`IdentifiedStore`] knows the stored identity.
     fn known(&self) -> KnownStore {
         KnownStore::of_url(self.url())
     }
@@ -305,7 +305,7 @@ pub trait ObjectStore: Send + Sync {
         Ok(())
     }
 
-    /// Whether nothing is stored here yet, but for the store's identity, which is there before anything else.
+    /// Whether the store is empty except for its identity, which is stored before anything else.
     async fn is_unused(&self) -> Result<bool, StoreError> {
         let mut unused = true;
         let mut look = |page: Vec<ListedObject>| {
@@ -337,8 +337,8 @@ pub trait ObjectStore: Send + Sync {
         Ok(None)
     }
 
-    /// What the store's own clock says now; `None` where the store has no clock but this host's (a folder), or does not
-    /// tell. Objects are dated by it.
+    /// Returns the time by the store's own clock, which dates its objects. `None` when the store has no clock but this
+    /// host's (a folder), or does not report it.
     async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
         Ok(None)
     }

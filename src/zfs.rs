@@ -209,7 +209,7 @@ pub enum ZfsError {
     Version {
         /// The module's version.
         version: String,
-        /// Its series: what [`ALLOW_VARIABLE`] must say.
+        /// The module's series, which [`ALLOW_VARIABLE`] must name.
         series: String,
     },
     /// A call failed.

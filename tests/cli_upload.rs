@@ -207,7 +207,7 @@ fn a_link_to_the_intermediate_directory_is_no_remote() {
         check(&host.run(command), 1, &names);
         assert!(tree(&real) == before, "{command:?} changed something");
     }
-    // Whoever restores needs one of them only.
+    // A restore needs only one of the two stores.
     let out = host.path("stream").display().to_string();
     check(&host.run(&["restore", "frozen/data", "--output", &out]), 0, &[]);
 }

@@ -99,7 +99,7 @@ fn choose<'a>(adopt: &Adopt, holdings: &'a [Holding]) -> Result<Option<&'a Holdi
         ([one], _) => Ok(Some(one)),
         ([], Some(id)) => {
             let what = format!("{id} is not the newest backup of another time line of {}", adopt.dataset);
-            Err(RunError::refused(what, format!("{}; one that grows has a host that lives", commands())).into())
+            Err(RunError::refused(what, format!("{}; a time line that grows has an active host", commands())).into())
         }
         ([], None) => {
             let what = format!("no other origin with that guid has backups of {}", adopt.dataset);
@@ -115,7 +115,7 @@ fn refuse_newer(adopt: &Adopt, holding: &Holding) -> Result<(), Failure> {
     }
     let command = adopt_command(&adopt.dataset, &format!("{} --although-newer", holding.holder));
     let what = format!(
-        "{}: its newest snapshot, of {}, is newer than all of ours that are stored: the host that makes it may live",
+        "{}: its newest snapshot, of {}, is newer than all our stored ones: its host may still be active",
         adopt.dataset, holding.newest
     );
     let hint = format!(
@@ -152,7 +152,7 @@ fn print(
             output.line(format!("  {}", adopt_command(stored, &holding.holder.to_string())));
         }
     }
-    output.note("what is taken over, pruning deletes by the rules too; if another host still makes it, do not");
+    output.note("the retention rules then apply to the adopted backups too; do not adopt those of an active host");
 }
 
 fn holding_lines(holding: &Holding, own: Option<&HostMark>) -> Vec<String> {
@@ -162,7 +162,7 @@ fn holding_lines(holding: &Holding, own: Option<&HostMark>) -> Vec<String> {
         format!("snapshots from {oldest} to {newest}"),
     ];
     if holding.is_newer {
-        lines.push("its newest is newer than all of ours that are stored: the host that makes it may live".to_owned());
+        lines.push("its newest is newer than all our stored ones: its host may still be active".to_owned());
     }
     for host in hosts {
         let this = if Some(host) == own { ", as this one" } else { "" };
@@ -344,7 +344,7 @@ mod tests {
         insta::assert_snapshot!(said.join("\n"), @r"
         1 backups and 1 unfinished uploads, 2.00G in all stores
         snapshots from 2026-02-07T02:40:00Z to 2026-02-07T02:40:00Z
-        its newest is newer than all of ours that are stored: the host that makes it may live
+        its newest is newer than all our stored ones: its host may still be active
         by host aaaaaaaaaaaaaaaa-0123456789abcdef, as this one
         zfs-backup adopt 'tank/a b' --origin 0000000000000007/0000000000000009 -y
         2 backups and 0 unfinished uploads, 2.00G in all stores
@@ -388,7 +388,7 @@ mod tests {
         let refused = refuse_newer(&parsed("--origin 0000000000000007 -y"), &holdings[0]).unwrap_err();
         let reason = reason_of(&refused);
         let command = "zfs-backup adopt tank/a --origin 0000000000000007/0000000000000009 --although-newer -y";
-        assert!(reason.contains("may live") && reason.contains(command), "{reason}");
+        assert!(reason.contains("may still be active") && reason.contains(command), "{reason}");
         refuse_newer(&parsed("--origin 0000000000000007"), &holdings[0]).unwrap();
         refuse_newer(&parsed("--origin 0000000000000007 --although-newer -y"), &holdings[0]).unwrap();
         refuse_newer(&parsed("-y"), &holdings[1]).unwrap();

@@ -119,9 +119,9 @@ pub(super) enum Command {
     /// Take over the backups of another origin, such as a pool that was rebuilt, or of another time line of this one, as
     /// a cloned machine or a pool that was rewound leaves it
     ///
-    /// Without --origin and --line this lists what there is, with the command for each. From then on pruning deletes
-    /// what was taken over by the rules too. Of a time line those backups are taken over that are listed: if its host
-    /// still makes others, pruning stops again.
+    /// Without --origin and --line the command lists the origins and time lines, with the command for each. Afterwards
+    /// the retention rules apply to the adopted backups too. Only the listed backups of a time line are adopted: if its
+    /// host makes more, pruning stops again.
     Adopt(Adopt),
     /// Take the store that is there now for the right one, after a disk or a bucket was replaced
     AcceptStore(AcceptStore),
@@ -166,11 +166,11 @@ pub(super) struct PruneByAge {
     /// Delete; without it the plan is printed with its reasons, and nothing changes
     #[arg(short, long)]
     pub(super) yes: bool,
-    /// This host's clock is right, although nothing confirms it
+    /// Confirm that this host's clock is right when nothing else confirms it
     ///
-    /// Nothing is deleted while the clock is more than a day ahead of what earlier runs noted, such as after a long time
-    /// without power on a host without NTP. With -y this option notes the time as confirmed, for the runs that follow. The
-    /// clock of an S3 or B2 store stands above it.
+    /// Pruning deletes nothing while the clock is more than a day ahead of the time that earlier runs noted, for
+    /// example after a long time without power on a host without NTP. With -y this option notes the time as confirmed,
+    /// for later runs. The clock of an S3 or B2 store overrules this option.
     #[arg(long)]
     pub(super) clock_is_right: bool,
 }
@@ -198,10 +198,10 @@ pub(super) enum Holds {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Release {
-    /// Also the holds of this backup, although nothing here says that its upload is over; may be given several times
+    /// Also release the holds of this backup when no journal and no store proves its upload over; repeatable
     #[arg(long = "id", value_name = "ID")]
     pub(super) ids: Vec<BackupId>,
-    /// Release them; without it what would be released is printed
+    /// Release the holds; without -y the command only prints which holds it would release
     #[arg(short, long)]
     pub(super) yes: bool,
 }
@@ -218,13 +218,14 @@ pub(super) struct Adopt {
     /// The dataset, as it is named in the store
     #[arg(value_name = "DATASET")]
     pub(super) dataset: DatasetName,
-    /// Take over what this dataset made: its guid, where needed with that of its pool
+    /// Take over the backups of the dataset with this guid; add the guid of its pool where needed
     #[arg(long, value_name = "GUID[/POOL_GUID]", conflicts_with = "line")]
     pub(super) origin: Option<OriginChoice>,
     /// Take over the other time line whose newest backup this is
     #[arg(long, value_name = "ID")]
     pub(super) line: Option<BackupId>,
-    /// Also one whose newest snapshot is newer than all of ours that are stored: its host may live
+    /// Accept a time line or origin whose newest snapshot is newer than all our stored ones: its host may still be
+    /// active
     #[arg(long)]
     pub(super) although_newer: bool,
     /// Do it; without it what would be taken over is printed
@@ -236,7 +237,7 @@ pub(super) struct Adopt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct OriginChoice {
     pub(super) dataset_guid: Guid,
-    /// `None` for whatever pool.
+    /// `None` accepts any pool.
     pub(super) pool_guid: Option<Guid>,
 }
 
@@ -327,8 +328,8 @@ pub(super) struct Verify {
 pub(super) enum Key {
     /// Make the keyring in the configured stores, if there is none yet
     Generate {
-        /// Use the keys that the passphrase opens although the store holds backups for newer or other keys. Look at them
-        /// first: somebody who deletes the newest keyring wants this host to seal to old, leaked keys
+        /// Use the keys that the passphrase opens although the store holds backups for newer or other keys. Check those
+        /// backups first: an attacker who deletes the newest keyring wants this host to seal to old, leaked keys
         #[arg(long)]
         trust_found_keys: bool,
     },
@@ -350,15 +351,16 @@ pub(super) enum Key {
     },
     /// Make new keys and retire the old ones, for after a leak. The next backup of each dataset is a full of a new chain
     ///
-    /// Old verifying keys are trusted from now on for exactly the backups and prune records that verify in the configured
-    /// stores at this moment, whatever somebody with the old key signs later. Before you run it, delete backups that you
-    /// did not make (`zfs-backup forget`), and let no other host back up meanwhile; --dry-run shows what would be trusted.
+    /// From now on the old verifying keys are trusted for exactly the backups and prune records that verify in the
+    /// configured stores at this moment, and for nothing that is signed with them later. Before the rotation, delete
+    /// the backups that you did not make (`zfs-backup forget`). Let no other host back up meanwhile. --dry-run shows
+    /// the objects that would stay trusted.
     ///
-    /// What it does not do: backups made before stay sealed to the old identity, so whoever has it and a copy of the bucket
-    /// reads them. Once new fulls are stored, delete the old backups with prune-remote and prune-intermediate. If the
-    /// passphrase leaked, run `key passphrase` first.
+    /// A rotation does not protect older backups: they stay sealed to the old identity, so anyone who has that identity
+    /// and a copy of the bucket can read them. Once new fulls are stored, delete the old backups with prune-remote and
+    /// prune-intermediate. If the passphrase leaked, run `key passphrase` first.
     Rotate {
-        /// Trust what the old keys sign as before: for a rotation by the calendar, without a leak
+        /// Keep trusting the old keys as before: for a scheduled rotation without a leak
         #[arg(long)]
         keep_trust: bool,
     },

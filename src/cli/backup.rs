@@ -63,8 +63,8 @@ pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Resul
     exported.and(summed)
 }
 
-/// The configured store that is not the target, which must be another one. One that cannot be opened tonight stops nothing: what the remote held is
-/// remembered.
+/// Opens the configured store that is not the target, and requires that the two differ. A store that cannot be opened
+/// does not stop the run: the remote's last known contents are used.
 async fn open_other(
     config: &Config,
     env: &Environment,

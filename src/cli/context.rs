@@ -93,8 +93,8 @@ impl Context {
         let Selection { selected, failed, left_out } = select_datasets(zfs, &config.datasets, &config.state_dir)?;
         for LeftOut { dataset, why, recorded } in &left_out {
             match recorded {
-                // It was backed up before, and nobody may take that for going on.
-                Some(_) => self.output.always(&format!("{why}, and is not worked on")),
+                // An earlier run backed this dataset up, so report that its backups have stopped.
+                Some(_) => self.output.always(&format!("{why}, and is skipped")),
                 None => tracing::info!(dataset = %dataset.name, "left out: {why}"),
             }
         }

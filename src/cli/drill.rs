@@ -115,7 +115,7 @@ fn see_to_leftovers(
     if context.global.dry_run {
         for left in find_leftovers(zfs, parent)? {
             output.always(&format!(
-                "{} is there of an earlier drill: a drill would destroy it if that has ended",
+                "{} remains of an earlier drill: a drill would destroy it if that drill has ended",
                 left.name
             ));
         }
@@ -128,7 +128,7 @@ fn see_to_leftovers(
             }
             Leftover::Stays(_, RunError::Locked { holder, .. }) => {
                 let process = holder.map(|pid| format!(", process {pid}")).unwrap_or_default();
-                output.note(&format!("another drill is at work below {parent}{process}"));
+                output.note(&format!("another drill is running below {parent}{process}"));
             }
             Leftover::Stays(_, error) => {
                 output.always(&error_chain(&error));

@@ -33,7 +33,7 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     // Forgetting goes by a name, never by an age.
     let clock = ClockCheck::read(&config.state_dir, true)?;
     let env = prune_env(context, config, env, &store, clock).await?;
-    // What waits in the intermediate directory may build on a backup in the remote.
+    // A backup that waits in the intermediate directory may build on a backup in the remote.
     let intermediate = match (&config.intermediate, &config.remote) {
         (Some(_), Some(_)) if !forget.intermediate => Some(open_intermediate(config, Purpose::Read).await?),
         _ => None,

@@ -96,7 +96,7 @@ fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
         }
     };
     let Selection { selected, failed, left_out } = select_datasets(&*zfs, configured, &config.state_dir)?;
-    // One that was backed up before and is half restored now is judged too: its backups grow old.
+    // A half-restored dataset that was backed up before is judged too: its backups grow old.
     let known = selected.into_iter().map(|selected| selected.stored);
     let known = known.chain(left_out.into_iter().filter_map(|left_out| left_out.recorded));
     // One that is missing in the pool is judged by its name: its backups grow old.

@@ -83,7 +83,7 @@ fn is_listed(all: &[Listed], id: &BackupId) -> bool {
     all.iter().any(|(judged, _)| judged.hold.id == *id)
 }
 
-/// Who can say that an upload is over: the configured stores that answer, and the person who named it.
+/// The evidence that an upload is over: the configured stores that answer, and the ids that the person named.
 struct Witnesses {
     stores: Vec<Arc<dyn ObjectStore>>,
     trusted: TrustedKeys,
@@ -91,7 +91,7 @@ struct Witnesses {
 }
 
 impl Witnesses {
-    /// Opens the stores where there is something to ask them. One that cannot be reached says nothing.
+    /// Opens the stores when any dataset is held. A store that cannot be reached is reported and left out.
     async fn open(context: &Context, release: &Release, zfs: &dyn Zfs, datasets: &[Selected]) -> Result<Self, Failure> {
         let (config, env) = &*context.config()?;
         let named = release.ids.iter().cloned().collect();
@@ -130,7 +130,7 @@ impl Witnesses {
         Ok(witnesses)
     }
 
-    /// What they know of the attempts for which this dataset is held.
+    /// Asks the stores which of the attempts that hold this dataset's snapshots are over.
     async fn ask(&self, zfs: &dyn Zfs, selected: &Selected, output: &Output) -> Result<KnownAttempts, Failure> {
         let ids: BTreeSet<BackupId> = our_holds(zfs, &selected.dataset.name)?.into_iter().map(|hold| hold.id).collect();
         let mut over = BTreeSet::new();

@@ -76,7 +76,7 @@ pub(super) async fn check_identities(
     Ok(())
 }
 
-/// One folder under two names is found out also before it has an identity.
+/// Refuses one folder under two names, even before the folder has an identity.
 fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
     let (Some(Remote::File { dir }), Some(intermediate)) = (&config.remote, &config.intermediate) else {
         return Ok(());
@@ -87,7 +87,7 @@ fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
             let file = |dir: &Path| format!("file:{}", dir.display());
             Err(RunError::OnePlace { one: file(dir), other: file(&intermediate.basedir) })
         }
-        // That a folder is missing is said by whoever opens it.
+        // The code that opens a missing folder reports it.
         _ => Ok(()),
     }
 }
@@ -122,7 +122,7 @@ pub(super) async fn accept_store(context: &Context, args: &AcceptStore) -> Resul
     };
     output.line(format!("{}: {holds}", place.url));
     if before.id.is_random() {
-        output.line(format!("  until now this host knows it as {}", before.id));
+        output.line(format!("  this host knows it as {} so far", before.id));
     }
     if context.global.dry_run {
         output.note("nothing was changed");

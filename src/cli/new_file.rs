@@ -7,14 +7,14 @@ use std::io::{Error, Result};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A file under a random name beside the one that it is to become. It is removed when this is dropped before that.
+/// A temporary file with a random name in the folder of the file that it becomes. Dropping it earlier removes the file.
 #[derive(Debug)]
 pub(super) struct NewFile {
     partial: Option<PathBuf>,
 }
 
 impl NewFile {
-    /// Makes it, for this user alone. Nobody can have prepared its name, and a link in its place is not followed.
+    /// Makes the file for this user alone. The random name cannot be prepared in advance, and links are not followed.
     pub(super) fn create_beside(path: &Path) -> Result<(File, Self)> {
         let random = getrandom::u64().map_err(|error| Error::other(error.to_string()))?;
         let mut partial = path.as_os_str().to_owned();
@@ -33,7 +33,8 @@ impl NewFile {
     pub(super) fn become_named(mut self, path: &Path) -> Result<()> {
         let Some(partial) = self.partial.take() else { return Ok(()) };
         let named = match renameat_with(CWD, &partial, CWD, path, RenameFlags::NOREPLACE) {
-            // This file system has no such rename. A second name refuses to replace too, where there are hard links.
+            // The file system cannot rename without replacing. A hard link refuses to replace too, where it is
+            // supported.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 linkat(CWD, &partial, CWD, path, AtFlags::empty()).map(|()| drop(remove_file(&partial)))
             }

@@ -89,7 +89,7 @@ fn refuse_one_place_beside(store: &dyn ObjectStore, beside: &Beside) -> Result<(
     }
 }
 
-/// What a store is opened for whose backups may be deleted.
+/// Returns the purpose for which the pruned store is opened: a plan only reads.
 pub(super) fn purpose_of(context: &Context, prune: &PruneByAge) -> Purpose {
     if prune.yes && !context.global.dry_run { Purpose::Write } else { Purpose::Read }
 }
@@ -157,7 +157,7 @@ pub(super) async fn prune_env(
     })
 }
 
-/// What distinguishes the two commands.
+/// The parts in which the two commands differ.
 #[derive(Clone, Copy)]
 struct PruneCall<'a> {
     /// The command, by which `health` names it too.

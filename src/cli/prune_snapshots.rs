@@ -92,7 +92,8 @@ pub(super) async fn prune_snapshots_of(
     context.verdict()
 }
 
-/// Counts a dataset as done, or says why none of its snapshots is destroyed. What -y found is remembered for `health`.
+/// Counts a dataset as done, or reports why none of its snapshots is destroyed. With -y the result is saved for
+/// `health`.
 fn finish(
     context: &Context,
     selected: &Selected,

@@ -84,9 +84,9 @@ pub(super) async fn change(
     if matches!(config.keys, KeySource::Recipients { .. }) {
         return Err(usage(
             "recipients are configured, so there is no keyring to change",
-            "make new keys with age-keygen and minisign, and name them in the configuration. What the old key signs \
-             counts as long as `verify_keys` or a key file names it: remove it there after a leak; an old backup then \
-             restores with `--identity FILE`, a key file that has the old `# verifying key:` line, and `--backup ID`",
+            "make new keys with age-keygen and minisign, and name them in the configuration. Signatures of the old key \
+             are valid as long as `verify_keys` or a key file names it: remove it there after a leak; an old backup \
+             then restores with `--identity FILE`, a key file that has the old `# verifying key:` line, and `--backup ID`",
         ));
     }
     let purpose = if global.dry_run { Purpose::Read } else { Purpose::Write };
@@ -96,8 +96,8 @@ pub(super) async fn change(
     let names: Vec<&str> = stores.iter().map(|store| store.url()).collect();
     if global.dry_run {
         let what = match change {
-            Change::Passphrase(_) => "would seal the keyring anew beside the old one",
-            Change::Keys(_) => "would make new keys and put their keyring beside the old one",
+            Change::Passphrase(_) => "would seal another copy of the keyring and keep the old one",
+            Change::Keys(_) => "would make new keys, store their keyring and keep the old one",
         };
         output.line(format!("{what} in {}", names.join(" and ")));
         if let Change::Keys(OldKeys::Retire) = change {
@@ -145,26 +145,25 @@ fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
     }
 }
 
-/// What a rotation did, and what it cannot do.
+/// Prints the effect of a rotation and its limits.
 fn report_rotation(done: &Rekeyed, output: &Output) {
     let has = |trust| done.keys.trusted.with(trust).next().is_some();
     if has(Trust::Retired) {
-        output.always("retired keys count for the backups and prune records that verified when they were retired,");
-        output.always("and for nothing that anybody signs with them later. A backup that somebody with a leaked key");
-        output
-            .always("had planted before is among them: look with `zfs-backup show --include-remote`, then `forget` it");
+        output.always("retired keys stay valid for the backups and prune records that verified at the rotation, and");
+        output.always("for nothing that they sign later. A backup that an attacker with a leaked key planted before");
+        output.always("the rotation is among them: find it with `zfs-backup show --include-remote`, then `forget` it");
     }
     if has(Trust::Kept) {
-        output.always("older keys are trusted as before, as --keep-trust says: after a leak run it without");
+        output.always("older keys are trusted as before (--keep-trust). After a leak run `key rotate` without it");
     }
     if has(Trust::Unlimited) {
         output.always("an older key is trusted for everything, because an early version rotated it: run `key rotate`");
     }
-    output.always("backups made before stay sealed to the old identity: whoever has it and a copy of the bucket reads");
+    output.always("older backups stay sealed to the old identity: anyone with it and a copy of the bucket can read");
     output.always("them. When new fulls are stored, delete the old ones: prune-remote, prune-intermediate, or forget");
-    output.always("the next backup of each dataset is a full of a new chain; an unfinished upload begins anew");
-    output.always("old keyrings stay: they open the backups made before, for whoever has their passphrase");
-    output.always("other hosts that use this store run `key rotate` too: they take these keys over, and until then");
+    output.always("the next backup of each dataset is a full of a new chain; an unfinished upload starts over");
+    output.always("old keyrings stay: with their passphrase they open the older backups");
+    output.always("run `key rotate` on the other hosts of this store, which then take these keys over; until then");
     output.always("they refuse to back up");
     output.always("print a new paper copy: `zfs-backup key export`");
 }
@@ -175,7 +174,7 @@ fn report_collected(collected: &[CollectedDataset], trusted: &str, output: &Outp
         output.line(format!("{trusted:<14} {}: {} backups{newest}", found.dataset, found.backups));
         output.line(format!("            in {}", found.store));
         if found.unfinished > 0 {
-            output.line(format!("given up       {}: unfinished uploads: {}", found.dataset, found.unfinished));
+            output.line(format!("abandoned      {}: unfinished uploads: {}", found.dataset, found.unfinished));
         }
         for key in &found.disbelieved {
             output.line(format!("not {trusted:<10} {key}: it does not verify"));

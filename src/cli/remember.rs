@@ -19,7 +19,7 @@ fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Re
 
 fn told(outcome: Result<(), RunError>) {
     if let Err(error) = outcome {
-        tracing::warn!("health and show will not know of it: {}", error_chain(&error));
+        tracing::warn!("cannot save this for health and show: {}", error_chain(&error));
     }
 }
 
@@ -111,7 +111,7 @@ pub(super) fn pruned(config: &Config, stored: &DatasetName, step: &str, doubt: O
     });
 }
 
-/// A prune of a dataset failed. One that was interrupted or found another run at work says nothing.
+/// Records that a prune of a dataset failed. An interruption or a concurrent run is not recorded.
 pub(super) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, error: &RunError) {
     if !matches!(error, RunError::Interrupted | RunError::Locked { .. }) {
         pruned(config, stored, step, Some((error_chain(error), error.is_damage())));
@@ -120,7 +120,7 @@ pub(super) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, er
 
 fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
     let known = known_stores(config).unwrap_or_else(|error| {
-        tracing::warn!("health and show will not know of it: {}", error_chain(&error));
+        tracing::warn!("cannot save this for health and show: {}", error_chain(&error));
         Vec::new()
     });
     Some(Records::new(&config.state_dir, known.first()?, stored))

@@ -39,7 +39,7 @@ pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
     if restore.mount {
         return Err(usage(
             "there is no --mount: a restore mounts nothing, because only you know which folder is free",
-            "leave it out; when it has ended, restore prints the commands: zfs load-key, zfs set, zfs mount",
+            "leave the option out; at the end restore prints the commands: zfs load-key, zfs set, zfs mount",
         ));
     }
     let options = receive_options(restore)?;
@@ -171,7 +171,7 @@ pub(super) fn lock(target: &DatasetName) -> Result<Option<RestoreLock>, Failure>
 /// The commands that make it visible, for a person to give.
 pub(super) fn say_visible(zfs: &dyn Zfs, target: &DatasetName, output: &Output) -> VisibleSteps {
     let steps = visible_steps(zfs, target).unwrap_or_else(|error| {
-        tracing::warn!(error = error_chain(&error), "how {target} becomes visible is not known");
+        tracing::warn!(error = error_chain(&error), "cannot find out how to make {target} visible");
         VisibleSteps::default()
     });
     match (&steps.place, steps.commands.is_empty()) {
@@ -386,8 +386,8 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
     }
 }
 
-/// Under its own name only once it is whole and on disk. Until then a file beside it, with a random name that nobody can
-/// prepare, has what was written; it goes when the restore fails.
+/// Writes the stream to a temporary file in the same folder, and renames it once it is whole and on disk. The temporary
+/// name is random, so it cannot be prepared in advance. A failed restore removes the temporary file.
 async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
     let exists = || usage(&format!("{} exists already", path.display()), "name a file that does not exist yet");
     let failed =

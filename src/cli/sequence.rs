@@ -68,7 +68,7 @@ fn parse_step(step: &SequenceStep) -> Result<Args, Refusal> {
         Command::PruneSnapshots(prune) | Command::PruneIntermediate(prune) | Command::PruneRemote(prune)
             if prune.clock_is_right =>
         {
-            let hint = "run it by hand once; the runs that follow go by the time that it notes";
+            let hint = "run the step by hand once; later runs use the time that it notes";
             Err(refused("--clock-is-right is a person's word, not for a sequence", Some(hint)))
         }
         Command::Perform => Err(refused("a sequence cannot run itself", None)),
@@ -181,7 +181,7 @@ mod tests {
           expected: `unlock` before
         zb.toml:17: backup-sequence.step12 is "forget": the following required arguments were not provided: <ID>
         zb.toml:18: backup-sequence.step13 is "prune-remote -y --clock-is-right": --clock-is-right is a person's word, not for a sequence
-          hint: run it by hand once; the runs that follow go by the time that it notes
+          hint: run the step by hand once; later runs use the time that it notes
         "#);
     }
 }

@@ -35,7 +35,7 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     if !is_unused {
         from = open_intermediate(config, purpose).await?;
     } else if purpose == Purpose::Write {
-        // Neither identity nor keys are made where nothing was ever exported.
+        // Make no identity and no keys in a store to which nothing was ever exported.
         return nothing_to_copy(context, &datasets_of(context, &*from).await?);
     }
     let to = open_remote_for(config, env, purpose).await?;

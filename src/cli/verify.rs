@@ -86,7 +86,7 @@ async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>,
     })
 }
 
-/// What this host last stored there itself.
+/// Returns the newest backups that this host itself stored there.
 fn own_commits(side: &ReadSide, named: &NamedDataset) -> Result<Vec<OwnCommit>, Failure> {
     let Some((config, _)) = &side.config else { return Ok(Vec::new()) };
     Ok(Records::new(&config.state_dir, &side.store.known(), &named.stored).own_commits()?)

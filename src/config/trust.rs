@@ -104,10 +104,10 @@ pub fn judge_folder(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
     Ok(())
 }
 
-/// Who besides root and the running user may write in a folder that the program uses.
+/// Which users, other than root and the running user, may write in a folder that the program uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FolderRule {
-    /// Nobody: others could put files there under the names that the program reads.
+    /// No other user: others could put files there under the names that the program reads.
     Closed,
     /// Everybody where the folder is sticky, as in `/run/lock` and `/var/tmp`: the program makes its files there with
     /// `O_EXCL`, and checks what it finds.
@@ -167,7 +167,7 @@ pub fn judge_place(path: &Path, rule: FolderRule, running_uid: u32) -> Result<()
     Ok(())
 }
 
-/// As many as the kernel follows.
+/// The most links on one path; the kernel follows no more.
 const LINKS_MAX: u32 = 40;
 
 /// The names of a path, the last one first.

@@ -1,4 +1,4 @@
-//! What a person writes: the configuration, its older INI form, single values, key files.
+//! Targets for input that a person writes: the configuration, its older INI form, single values, key files.
 
 use super::Target;
 use crate::config::convert::{convert_ini, rclone_conf_of};
@@ -145,7 +145,7 @@ fn configuration(input: &[u8]) {
     }
 }
 
-/// Any text as an INI file with an rclone.conf behind a zero byte. What it becomes is TOML.
+/// Any text as an INI file with an rclone.conf behind a zero byte. The conversion must give valid TOML.
 fn ini(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
     let (text, conf) = text.split_once('\0').map_or((text, None), |(text, conf)| (text, Some(conf)));

@@ -60,7 +60,7 @@ fn stream_bytes(input: &[u8]) {
     let _ = read_every_way(&stream, seed);
 }
 
-/// A list of records with the right sums, whole, with one byte changed, and taken up in its middle.
+/// Parses a list of records with the right sums: whole, with one byte changed, and resumed in its middle.
 fn stream_records(input: &[u8]) {
     let mut choices = Choices(input);
     let (seed, change_at, change) = (choices.byte(), choices.byte(), choices.byte());
@@ -197,8 +197,8 @@ fn begin(order: ByteOrder) -> BeginRecord {
     }
 }
 
-/// Puts the right guid and the right sums into every record, as far as records can be told; without that no mutation
-/// gets past the first record.
+/// Puts the right guid and the right sums into every record that can be recognised. Without them no mutation gets past
+/// the first record.
 fn mend(stream: &mut [u8]) {
     let Some((head, mut rest)) = stream.split_first_chunk_mut::<HEADER_BYTES>() else { return };
     let Ok(begin) = BeginRecord::parse(head) else { return };
@@ -228,7 +228,7 @@ fn mend(stream: &mut [u8]) {
     }
 }
 
-/// What a parser says of a stream: its verdict, and what it knew at the end.
+/// Parses a stream; returns the verdict and the parser's resume point at the end.
 fn parse(slices: &[&[u8]]) -> Result<(StreamSummary, Option<ResumePoint>), (StreamError, Option<ResumePoint>)> {
     let mut parser = StreamParser::new(EXPECT);
     let total: usize = slices.iter().map(|slice| slice.len()).sum();

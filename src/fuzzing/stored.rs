@@ -1,4 +1,4 @@
-//! What comes out of a store: signatures, signed objects, keys of objects, age files and chunks.
+//! Targets for data that comes out of a store: signatures, signed objects, keys of objects, age files and chunks.
 
 use super::{Choices, Target};
 use crate::keyring::KeyFile;
@@ -218,7 +218,7 @@ fn signature(input: &[u8]) {
             assert_eq!(text.parse().as_ref(), Ok(&key), "it is not read as it is printed");
             let ours = KEYS.sign(MESSAGE);
             let verified = TrustedKeys::new(vec![key.clone()]).verify(SignedType::Manifest, "a", MESSAGE, &ours);
-            // Not `==`, which the minisign crate defines without the id of the key.
+            // Compare the texts: `==` of the minisign crate ignores the id of the key.
             let is_ours = text == KEYS.signing.verifying_key().to_string();
             assert_eq!(verified.is_ok(), is_ours, "{text} vouches for what we signed");
         }
@@ -231,7 +231,8 @@ fn signature(input: &[u8]) {
     }
 }
 
-/// Any bytes as one of the signed objects, behind a true signature of ours. What is read must be written as it was read.
+/// Any bytes as one of the signed objects, with a valid signature of ours. An object that is read must write the same
+/// bytes again.
 fn signed_object(input: &[u8]) {
     let mut choices = Choices(input);
     let kind = choices.byte() % 7;

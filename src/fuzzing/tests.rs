@@ -29,7 +29,7 @@ impl Random {
     }
 }
 
-/// One change: a bit, a byte, a number at its border, a run cut, repeated or exchanged, a word of the format.
+/// Makes one change: a bit, a byte, a number at its border, a run cut, repeated or exchanged, a word of the format.
 fn mutate(input: &mut Vec<u8>, pool: &[Vec<u8>], words: &[&str], random: &mut Random) {
     let at = random.below(input.len() + 1);
     let end = (at + 1 + random.below(16)).min(input.len());

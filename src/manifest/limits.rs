@@ -2,11 +2,11 @@
 
 use super::{CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, Manifest};
 
-/// What an object says besides its list: names of datasets, hashes, times, the prose of RESTORE.txt.
+/// Room for everything in an object except its list: names of datasets, hashes, times, the prose of RESTORE.txt.
 const FRAME_BYTES_MAX: u64 = 64 << 10;
 /// A line of a chunk list: a name of at most 35 bytes, two hashes and four numbers, some 530 bytes with the words.
 const CHUNK_ENTRY_BYTES_MAX: u64 = 1 << 10;
-/// What a receipt says of one object: its name, a checksum, and an ETag and a version id of at most 1,024 bytes.
+/// Room for one object in a receipt: its name, a checksum, and an ETag and a version id of at most 1,024 bytes each.
 const RECEIPT_ENTRY_BYTES_MAX: u64 = 3 << 10;
 /// A backup in a receipt's `live` and in a prune record: an id and a hash, some 200 bytes with the words.
 const BACKUP_ENTRY_BYTES_MAX: u64 = 256;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 const HEX_DIGITS: usize = 32;
 const EXPECTED: &str = "expected 32 lower-case hexadecimal digits";
 
-/// The identity of a store. What this host keeps about a store is named by it.
+/// The identity of a store, which names this host's state for that store.
 ///
 /// A store that was written to has 128 random bits in an object of its own. A store that has none yet, because nothing
 /// wrote to it since identities exist, is known by its URL; that is how the state of earlier versions was named, so
@@ -21,12 +21,12 @@ impl StoreId {
         Self(format!("{bits:032x}"))
     }
 
-    /// What stands for the identity of a store that has none yet. A URL has a colon, so it is never a random identity.
+    /// Stands for the identity of a store that has none yet. A URL has a colon, so it never equals a random identity.
     pub fn of_url(url: &str) -> Self {
         Self(url.to_owned())
     }
 
-    /// Whether the store itself says so. Only these may be compared to tell two stores apart.
+    /// Whether the identity is stored in the store. Only such identities may be compared to distinguish two stores.
     pub fn is_random(&self) -> bool {
         is_hex(&self.0)
     }
@@ -59,9 +59,9 @@ impl FromStr for StoreId {
 /// A store as this host knows it: which one it is, and what people call it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownStore {
-    /// Its identity.
+    /// The store's identity.
     pub id: StoreId,
-    /// Its URL.
+    /// The store's URL.
     pub url: String,
 }
 

@@ -8,14 +8,14 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// An unfinished upload, as its signed first object tells of it.
+/// An unfinished upload, as its signed first object describes it.
 #[derive(Debug, Clone)]
 pub struct HeldAttempt {
-    /// Its id.
+    /// The upload's id.
     pub id: BackupId,
-    /// Where it comes from.
+    /// The dataset and pool that the upload comes from.
     pub origin: Origin,
-    /// Who began it.
+    /// The host that began the upload.
     pub host: Option<HostMark>,
     /// When its snapshot was taken.
     pub at: Timestamp,
@@ -23,7 +23,7 @@ pub struct HeldAttempt {
     pub bytes: u64,
 }
 
-/// Names what can be taken over at once, as the command line does.
+/// An origin or time line that can be taken over, as the command line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
     /// Another dataset, or one in another pool.
@@ -41,16 +41,16 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The backups and uploads that somebody else holds under the dataset's name, in all stores together.
+/// The backups and uploads of another origin or time line under the dataset's name, in all stores together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
-    /// Who.
+    /// The origin or time line.
     pub holder: Holder,
     /// The origin.
     pub origin: Origin,
     /// The hosts that made it, as far as they left their marks.
     pub hosts: BTreeSet<HostMark>,
-    /// Its backups.
+    /// The ids of its backups.
     pub ids: BTreeSet<BackupId>,
     /// How many unfinished uploads there are.
     pub attempts: usize,
@@ -60,7 +60,7 @@ pub struct Holding {
     pub oldest: Timestamp,
     /// When the newest snapshot was taken.
     pub newest: Timestamp,
-    /// The newest snapshot is newer than all that the pool knows: the host that makes it may live.
+    /// The newest snapshot is newer than all that the pool knows: its host may still be active.
     pub is_newer: bool,
 }
 
@@ -86,7 +86,7 @@ impl Holding {
         self.attempts += 1;
     }
 
-    /// Whether `--origin` with these guids means it.
+    /// Whether `--origin` with these guids selects this holding.
     pub fn is_origin(&self, dataset_guid: Guid, pool_guid: Option<Guid>) -> bool {
         matches!(&self.holder, Holder::Origin(origin)
             if origin.dataset_guid == dataset_guid && pool_guid.is_none_or(|guid| guid == origin.pool_guid))

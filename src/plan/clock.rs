@@ -1,8 +1,8 @@
 //! [`judge_clock`]: whether this host's clock may decide what is old enough to be deleted.
 //!
-//! A clock that is years ahead makes everything old. No single clock is trusted: the store's own clock, the notes of
-//! earlier runs, the kernel's synchronisation and the newest snapshots stand beside it. A clock that is behind deletes
-//! less, and is no reason to refuse.
+//! A clock that is years ahead makes everything look old, so no single clock is trusted. This host's clock is compared
+//! with the store's own clock, the notes of earlier runs, the kernel's synchronisation and the newest snapshots. A
+//! clock that is behind only deletes less, so it is accepted.
 
 use super::retention::age_words;
 use jiff::{SignedDuration, Timestamp};
@@ -20,16 +20,16 @@ pub struct ClockReading {
     pub since_boot_seconds: i64,
     /// The kernel's boot; empty when it cannot be read.
     pub boot_id: String,
-    /// The kernel says that NTP or PTP keeps the clock. Setting the time of day by hand ends that.
+    /// The kernel reports that NTP or PTP synchronises the clock. Setting the time of day by hand ends that.
     pub is_synchronised: bool,
 }
 
-/// What the own clock of a store says now.
+/// The present time by a store's own clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreClock {
     /// The store, for people.
     pub store: String,
-    /// Its time.
+    /// The store's time.
     pub at: Timestamp,
 }
 
@@ -51,9 +51,9 @@ pub struct ClockFacts<'a> {
 /// How a clock that may be used compares with what else is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockTrust {
-    /// Something confirms it.
+    /// Another clock or a person confirms the clock.
     Confirmed,
-    /// It is behind what else is known: deleting by it is safe, keeping it as a note is not.
+    /// The clock is behind another time: deleting by it is safe, but it must not be noted.
     Behind,
 }
 
@@ -78,7 +78,7 @@ pub enum ClockDoubt {
     Jumped {
         /// This host's time.
         now: Timestamp,
-        /// What it would be if nobody had set it.
+        /// The time that an undisturbed clock would show.
         expected: Timestamp,
     },
     /// The host was off, or the clock is wrong; only the clock itself says which.
@@ -103,7 +103,7 @@ pub enum ClockDoubt {
 }
 
 impl ClockDoubt {
-    /// What a person can do. `command` is the command that met the doubt.
+    /// Returns the remedy for a person. `command` is the command that met the doubt.
     pub fn hint(&self, command: &str) -> String {
         match self {
             Self::AheadOfStore { .. } => {
@@ -122,7 +122,7 @@ impl ClockDoubt {
 /// [`ClockDoubt`] when the clock is more than [`AHEAD_SECONDS_MAX`] ahead of something, or nothing confirms it.
 pub fn judge_clock(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
     let now = facts.reading.wall;
-    // A store's clock is the only one that another machine keeps: its word stands above a person's.
+    // A store's clock is the only one on another machine, so it overrules even a person.
     let latest = facts.stores.iter().max_by_key(|clock| seconds(clock.at, now));
     if let Some(clock) = latest {
         return match standing(clock.at, now) {
@@ -305,9 +305,6 @@ mod tests {
         assert!(doubt.hint("prune-remote").contains("zfs-backup prune-remote -y --clock-is-right"));
         let doubt = ClockDoubt::AheadOfStore { now: at(2 * DAY), store: "s3:b".to_owned(), at: at(0) };
         assert!(doubt.to_string().contains("2d ahead of the clock of s3:b"), "{doubt}");
-        assert!(
-            !doubt.hint("prune-remote").contains("--clock-is-right"),
-            "a store's clock stands above a person's word"
-        );
+        assert!(!doubt.hint("prune-remote").contains("--clock-is-right"), "a store's clock overrules a person");
     }
 }

@@ -90,11 +90,9 @@ pub struct Pruned {
     pub manifest_blake3: Option<Digest>,
 }
 
-/// A prune that may be at work on another host: its record names a backup that is still there.
+/// A prune that may be running on another host: its record names a backup that still exists.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "another host is deleting here, or was when it stopped: its prune record of {at} names {id}, which is still there"
-)]
+#[error("another host is pruning here, or its prune crashed: its prune record of {at} names {id}, which still exists")]
 pub struct OtherPrune {
     /// The backup.
     pub id: BackupId,
@@ -103,10 +101,10 @@ pub struct OtherPrune {
 }
 
 impl OtherPrune {
-    /// What a person can do.
+    /// Returns the remedy for a person.
     pub fn hint(&self) -> String {
-        "run it again when the other host has ended; a prune that crashed counts for 48 hours, or until its own host \
-         prunes again"
+        "run the command again when the other prune has ended; a crashed prune counts for 48 hours, or until its own \
+         host prunes again"
             .to_owned()
     }
 }
@@ -146,11 +144,11 @@ pub struct PruneInput<'a> {
     pub store_clock: Option<Timestamp>,
     /// Why this host's clock may not decide what is deleted; `None` when it may.
     pub clock: Option<&'a ClockDoubt>,
-    /// The prune of another host that may be at work; `None` when none is seen.
+    /// The prune of another host that may be running; `None` when none is seen.
     pub other_prune: Option<&'a OtherPrune>,
     /// The origins whose backups may go: the dataset's own and those that it adopted.
     pub origins: &'a [Origin],
-    /// What the pool knows of the backups, where there is a pool to ask.
+    /// The backups that the pool knows, when there is a pool to ask.
     pub pool: Option<&'a PoolSight>,
     /// What signed prune records name.
     pub pruned: &'a BTreeMap<BackupId, Pruned>,
@@ -270,10 +268,10 @@ pub fn plan_prune(input: &PruneInput<'_>) -> PrunePlan {
     keeping.close();
     let mut doubts = doubt::find_doubts(input, &delete_leftovers, &keeping);
     let (mut keep, mut delete) = keeping.into_lists();
-    // Where nothing goes, the clock decides nothing.
+    // The clock matters only when something is deleted.
     let clock = input.clock.filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
     doubts.extend(clock.map(|doubt| Doubt::Clock(doubt.clone())));
-    // Where nothing goes, two prunes are not in each other's way.
+    // Another prune matters only when something is deleted.
     let other = input.other_prune.filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
     doubts.extend(other.map(|other| Doubt::OtherPrune(other.clone())));
     if doubts.is_empty() {
@@ -354,12 +352,12 @@ pub fn follower<'a>(facts: &'a [BackupFacts], leftovers: &'a [Leftover], id: &Ba
     backup.or_else(|| attempts.find(builds_on).map(|leftover| &leftover.id))
 }
 
-/// What the store beside holds of the dataset.
+/// The dataset's backups and attempts in the second configured store.
 #[derive(Debug, Clone, Copy)]
 pub struct Waiting<'a> {
-    /// Its whole backups.
+    /// The whole backups in that store.
     pub facts: &'a [BackupFacts],
-    /// Its attempts.
+    /// The attempts in that store.
     pub leftovers: &'a [Leftover],
 }
 

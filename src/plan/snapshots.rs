@@ -25,9 +25,9 @@ pub struct StoreView {
     pub store: String,
     /// Its whole backups.
     pub facts: Vec<BackupFacts>,
-    /// Its attempts without a believed manifest that this pool or a journal of this host knows, with what their first
-    /// objects say. Of any other attempt an object in the store proves nothing about this pool: a run holds its snapshots
-    /// and has its journal before it puts the first object.
+    /// The attempts without a valid manifest that this pool or a journal of this host knows, with the facts of their
+    /// first objects. Other attempts in the store say nothing about this pool, because a run holds its snapshots and
+    /// writes its journal before it puts the first object.
     pub attempts: Vec<(BackupId, StartedFact)>,
 }
 
@@ -57,16 +57,16 @@ pub enum SnapshotReason {
         /// The attempt.
         id: BackupId,
     },
-    /// What an unfinished upload of this host needs is not known, so it may be this.
+    /// The base of an unfinished upload of this host is unknown, so the upload may need this snapshot.
     UploadUnknown {
         /// The attempt.
         id: BackupId,
     },
-    /// It would be old, and the clock that says so is doubtful.
+    /// The snapshot looks old, but by a doubtful clock.
     ClockDoubtful(ClockDoubt),
-    /// It has the mark of this tool and not its name: a person's, or of a `snapshot_prefix` that was changed.
+    /// The snapshot has this tool's mark but another name: a person's, or one with an earlier `snapshot_prefix`.
     NotOurName {
-        /// What names of own snapshots begin with.
+        /// The prefix of the names of own snapshots.
         prefix: String,
     },
     /// Nothing needs it any more.
@@ -86,7 +86,7 @@ impl fmt::Display for SnapshotReason {
             Self::NoBookmark => f.write_str("no bookmark stands in for it"),
             Self::UnfinishedUpload { id } => write!(f, "the unfinished upload {id} needs it"),
             Self::UploadUnknown { id } => {
-                write!(f, "the unfinished upload {id} may need it: its started.json is missing or not believed")
+                write!(f, "the unfinished upload {id} may need it: its started.json is missing or untrusted")
             }
             Self::ClockDoubtful(doubt) => write!(f, "{doubt}"),
             Self::NotOurName { prefix } => {
@@ -113,9 +113,9 @@ pub struct SnapshotVerdict {
 /// Why no old snapshot of a dataset is destroyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotsDoubt {
-    /// What was found.
+    /// The finding.
     pub what: String,
-    /// What a person can do.
+    /// The remedy for a person.
     pub hint: String,
 }
 
@@ -124,9 +124,7 @@ pub struct SnapshotsDoubt {
 pub fn find_snapshots_doubt(verdicts: &[SnapshotVerdict], command: &str) -> Option<SnapshotsDoubt> {
     verdicts.iter().find_map(|verdict| match &verdict.reason {
         SnapshotReason::UploadUnknown { id } => Some(SnapshotsDoubt {
-            what: format!(
-                "what the unfinished upload {id} builds on is not known: started.json is missing or not believed"
-            ),
+            what: format!("the base of the unfinished upload {id} is unknown: started.json is missing or untrusted"),
             hint: format!("if that upload is over: zfs-backup forget {id}"),
         }),
         SnapshotReason::ClockDoubtful(doubt) => {
@@ -143,7 +141,7 @@ pub struct SnapshotsInput<'a> {
     pub own: &'a [Snapshot],
     /// Snapshots that have the mark of own ones and another name. They are never destroyed.
     pub marked: &'a [Snapshot],
-    /// What names of own snapshots begin with.
+    /// The prefix of the names of own snapshots.
     pub prefix: &'a str,
     /// All its snapshots: a base may be another tool's.
     pub guids: &'a BTreeSet<Guid>,
@@ -153,7 +151,7 @@ pub struct SnapshotsInput<'a> {
     pub stores: &'a [StoreView],
     /// Attempts that this host began and that never came near their commit.
     pub journal: &'a BTreeSet<BackupId>,
-    /// Attempts for which this pool holds snapshots. What they need is held, so nothing else about them is asked.
+    /// Attempts for which this pool holds snapshots. The holds protect the snapshots that they need.
     pub pinned: &'a BTreeSet<BackupId>,
     /// Own snapshots that are older go; with 0 each goes as soon as a bookmark stands in for it.
     pub oldest_days: u32,
@@ -166,7 +164,7 @@ pub struct SnapshotsInput<'a> {
 /// Decides about the own snapshots of one dataset.
 pub fn plan_snapshots(input: &SnapshotsInput<'_>) -> Vec<SnapshotVerdict> {
     let verdict = |snapshot: &Snapshot| {
-        // Where nothing goes, the clock decides nothing.
+        // The clock matters only when something is destroyed.
         let doubtful = || input.clock.map(|doubt| SnapshotReason::ClockDoubtful(doubt.clone()));
         let need = input.need(snapshot).or_else(doubtful);
         SnapshotVerdict {

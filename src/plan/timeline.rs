@@ -1,7 +1,7 @@
-//! Time lines: whether all backups of an origin come from one pool that went on, or from two.
+//! Time lines: whether all backups of an origin come from one continuing pool, or from two.
 //!
-//! A cloned machine, a pool copied block by block and a pool rewound to a checkpoint have the guids of their model. Their
-//! backups have one origin and are of two time lines. What tells them apart:
+//! A cloned machine, a pool copied block by block and a pool rewound to a checkpoint have the guids of the original.
+//! Their backups have one origin and are of two time lines. These facts distinguish them:
 //!
 //! - **The tree.** A manifest names its base, and the newest backups whose snapshots its pool knew
 //!   ([`Making::previous`](super::Making)). A backup that was stored by then and is no ancestor was *skipped*: the pool
@@ -156,13 +156,13 @@ impl<'a> Timeline<'a> {
         line
     }
 
-    /// Whether the one follows from the other, or holds the same snapshot.
+    /// Whether `one` follows from `other`, or holds the same snapshot.
     pub fn follows(&self, one: &BackupFacts, other: &BackupFacts) -> bool {
         self.line_of([one.snapshot.guid]).contains(&other.snapshot.guid)
     }
 
-    /// The backups of the pool's origin that are not of its time line, the newest first. None where the pool knows no
-    /// backup at all: then nothing can be told apart.
+    /// Returns the backups of the pool's origin that are not of its time line, newest first. The list is empty when the
+    /// pool knows no backup at all, because nothing then distinguishes the time lines.
     pub fn strays(&self, pool: &PoolSight) -> Vec<Stray<'a>> {
         let known = self.line_of(self.0.keys().copied().filter(|guid| pool.known.contains(guid)));
         if known.is_empty() {
@@ -195,11 +195,11 @@ impl<'a> Timeline<'a> {
         strays
     }
 
-    /// The newest of these backups, which are of one origin. Transaction groups and times must agree on which it is, or
-    /// one must follow from the other; and no other time line may be there.
+    /// Returns the newest of these backups, which are of one origin. The newest by transaction group and the newest by
+    /// time must be one backup, or one must follow from the other; and there must be no other time line.
     ///
     /// # Errors
-    /// One candidate of each time line, when only a person can say which is meant.
+    /// One candidate of each time line, when only a person can choose.
     pub fn newest(&self, candidates: &[&'a BackupFacts]) -> Result<Option<&'a BackupFacts>, Vec<&'a BackupFacts>> {
         let by_txg = candidates.iter().max_by_key(|backup| (backup.snapshot.createtxg, &backup.id));
         let by_time =
@@ -235,9 +235,9 @@ impl<'a> Timeline<'a> {
         newest
     }
 
-    /// Whether what leads to `moment` and is not of the line skipped something of the line: then both went on. One
-    /// alone that was skipped is no second time line: its bookmark may have been destroyed, or it may have waited in
-    /// another store.
+    /// Whether a moment that leads to `moment` and is not on the line skipped a moment of the line: then both lines
+    /// continued. A single skipped moment is no second time line: its bookmark may have been destroyed, or its backup
+    /// may have waited in another store.
     fn skips_any_of(&self, moment: &Moment<'a>, line: &BTreeSet<Guid>) -> bool {
         let theirs = self.line_of([moment.backup.snapshot.guid]);
         let theirs_alone: BTreeSet<Guid> = theirs.difference(line).copied().collect();

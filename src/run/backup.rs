@@ -62,7 +62,7 @@ pub struct BackupSettings {
     pub embedded: bool,
     /// Which snapshots are sent.
     pub source: SnapshotSource,
-    /// What names of own snapshots begin with.
+    /// The prefix of the names of own snapshots.
     pub snapshot_prefix: String,
     /// Which kind is made when nobody asks for one.
     pub lifecycle: LifecycleRules,

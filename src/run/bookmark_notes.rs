@@ -1,8 +1,8 @@
 //! Which bookmarks of a dataset each store needs, written down for the other configurations of this host.
 //!
-//! A bookmark is named by its snapshot alone, and configurations that back up one snapshot share it. One small file a
-//! dataset (by its guid) and store, in `state_dir/bookmarks`: whoever lets bookmarks go leaves those that another
-//! store's note names.
+//! A bookmark is named by its snapshot alone, and configurations that back up one snapshot share it.
+//! `state_dir/bookmarks` has one small file for each dataset (by its guid) and store. A run that destroys bookmarks
+//! keeps those that another store's note names.
 
 use super::RunError;
 use super::record::recent_committers;
@@ -72,10 +72,10 @@ impl BookmarkNotes {
         if needed.insert(snapshot) { self.replace(store, needed) } else { Ok(()) }
     }
 
-    /// What all stores but these need. `stored` is the dataset's name in the stores.
+    /// Returns the bookmarks that stores other than these need. `stored` is the dataset's name in the stores.
     ///
     /// # Errors
-    /// A sentence, when what another store needs is not known.
+    /// A sentence, when the needs of another store are unknown.
     pub(super) fn needed_elsewhere(
         &self,
         own: &[KnownStore],
@@ -89,7 +89,7 @@ impl BookmarkNotes {
         for store in recent_committers(&self.state_dir, stored, since).map_err(text)? {
             let is_noted = notes.iter().any(|note| note.store == store || note.url == store);
             if !is_own(&store) && !is_noted {
-                return Err(format!("this host also backs it up to {store}, which has not said yet what it needs"));
+                return Err(format!("this host also backs the dataset up to {store}, whose needs are not noted yet"));
             }
         }
         Ok(notes.into_iter().filter(|note| !is_own(&note.store)).flat_map(|note| note.needed).collect())

@@ -2,12 +2,12 @@
 //! backups asks a store for the pages of a listing and for nothing that it gave before.
 //!
 //! # What it is worth
-//! Nothing is believed because it is here. A manifest is kept with its signature, and both are checked each time as if
-//! they had just come; a chunk list is held against the hash in its manifest. What does not pass is fetched, so a file
-//! that is torn or was tampered with costs a request and decides nothing. The one exception saves the host from whoever
-//! fills a store: a signature that is not by a trusted key is kept too, and as long as it is listed with its size and time,
-//! neither it nor its object is fetched again. Trust is decided anew each time. An entry counts only while a listing that was
-//! made just now shows its key with the size, and for what is signed the time, under which it was read.
+//! Being in the cache makes nothing trusted. A manifest is kept with its signature, and both are verified on each use;
+//! a chunk list is compared with the hash in its manifest. An entry that fails is fetched again, so a torn or tampered
+//! file costs a request and decides nothing. One exception protects the host from an attacker who fills the store: the
+//! cache also keeps signatures of untrusted keys. As long as such a signature is listed with its size and time, neither
+//! it nor its object is fetched again. Trust is evaluated on each use. An entry is valid only while a current listing
+//! shows its key with the same size and, for signed objects, the same time as when it was read.
 //!
 //! What it cannot see are bytes that change in the store behind the same size and time. So everything that proves what a
 //! store has, or deletes by it, reads the store itself: `verify-checksums`, `restore`, `forget`, `prune-snapshots`, the
@@ -286,7 +286,7 @@ impl CacheFile {
             && let Err(error) = self.write_anew()
         {
             let path = self.path.display();
-            tracing::debug!(%path, error = error_chain(&error), "what was kept is not written anew");
+            tracing::debug!(%path, error = error_chain(&error), "cannot rewrite the object cache");
         }
     }
 

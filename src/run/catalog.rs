@@ -120,7 +120,7 @@ impl Catalog {
         self.backups.iter().find(|backup| backup.manifest.id == *id)
     }
 
-    /// The newest backup. Where that is not clear, the one whose snapshot is the youngest by its time: see
+    /// Returns the newest backup. In doubt, that is the backup with the youngest snapshot by its time: see
     /// [`Catalog::time_lines`].
     pub fn newest(&self) -> Option<&StoredBackup> {
         let facts = self.facts();
@@ -339,7 +339,7 @@ async fn read_manifest_through(
         return Ok(kept);
     }
     let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
-    // Beside a kept manifest that does not pass, the kept signature is as doubtful.
+    // If the cached manifest fails, its cached signature is as doubtful.
     let (signature, is_kept) = match kept_signature.filter(|_| kept_bytes.is_none()) {
         Some(kept) => (kept, true),
         None => {
@@ -358,7 +358,7 @@ async fn read_manifest_through(
     Ok(fetched)
 }
 
-/// What a listing shows to be longer than the format allows is not asked for.
+/// Refuses an object that is listed as longer than the format allows, before it is fetched.
 fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), RunError> {
     if listed.bytes <= limit_bytes {
         return Ok(());

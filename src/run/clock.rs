@@ -1,5 +1,5 @@
-//! This host's clocks, the note of the last run that trusted them, and the clocks of the stores: what
-//! [`crate::plan::clock`] decides from.
+//! The input of [`crate::plan::clock`]: this host's clocks, the note of the last run that trusted them, and the clocks
+//! of the stores.
 //!
 //! The note is one small file for the whole host, `state_dir/clock.json`. Only a confirmed clock is noted, so that a
 //! clock that is wrong for several nights never confirms itself.
@@ -25,7 +25,7 @@ const TICKS_PER_SECOND: u64 = 100;
 /// Stands for the length of this run when the kernel does not tell it: nothing of the last day counts as older.
 const RUN_SECONDS_UNKNOWN: i64 = 24 * 3600;
 
-/// This host's clock, and what this host knows about it.
+/// This host's clock and the evidence for it.
 #[derive(Debug, Clone)]
 pub struct ClockCheck {
     /// The clocks at the start of the command.
@@ -34,7 +34,8 @@ pub struct ClockCheck {
     pub note: Option<ClockReading>,
     /// A person says that the clock is right.
     pub is_vouched: bool,
-    /// For how long this process has run. What is younger was dated by the clock in question, and confirms nothing.
+    /// For how long this process has run. Objects younger than that have their date from this clock and confirm
+    /// nothing.
     pub run_seconds: i64,
 }
 
@@ -59,7 +60,7 @@ impl ClockCheck {
         Ok(Self { reading, note, is_vouched, run_seconds })
     }
 
-    /// A clock that a person vouches for, at this time.
+    /// Makes a clock that a person has confirmed, at this time.
     pub fn vouched_at(now: Timestamp) -> Self {
         let reading = ClockReading { wall: now, ..read_clocks() };
         Self { reading, note: None, is_vouched: true, run_seconds: 0 }
@@ -136,8 +137,9 @@ fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, RunError> {
         Err(source) => return Err(failed("read", &path, source)),
     };
     let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
-    let stored: Stored = serde_json::from_slice(&bytes)
-        .map_err(|error| wrong(format!("{error}; --clock-is-right writes it anew if this host's clock is right")))?;
+    let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| {
+        wrong(format!("{error}; if this host's clock is right, --clock-is-right rewrites the note"))
+    })?;
     if stored.format != FORMAT {
         return Err(wrong(format!("it has format {}, and this version knows {FORMAT}", stored.format)));
     }

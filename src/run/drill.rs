@@ -43,12 +43,12 @@ pub struct DrillReport {
     pub left: Option<RunError>,
 }
 
-/// What was found of earlier drills.
+/// A scratch dataset that an earlier drill left, and its fate.
 #[derive(Debug)]
 pub enum Leftover {
     /// The drill that made it had ended, and it was destroyed now.
     Destroyed(DatasetName),
-    /// It stays: why, and what a person can do.
+    /// The dataset stays; the error has the reason and the remedy.
     Stays(DatasetName, RunError),
 }
 
@@ -77,11 +77,11 @@ fn has_scratch_name(dataset: &Dataset) -> bool {
 
 fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftover {
     let name = dataset.name.clone();
-    let by_hand = format!("once no drill is at work: zfs destroy -r {}", shell_words::quote(name.as_str()));
+    let by_hand = format!("once no drill is running: zfs destroy -r {}", shell_words::quote(name.as_str()));
     let stays =
         |what: &str| RunError::refused(format!("{name} was left by an earlier drill, and stays: {what}"), &by_hand);
     let Some(locks) = locks else {
-        return Leftover::Stays(name.clone(), stays("whether that drill is still at work cannot be told"));
+        return Leftover::Stays(name.clone(), stays("that drill may still be running"));
     };
     let Some(scratch) = Scratch::of(&dataset) else {
         return Leftover::Stays(name.clone(), stays("it does not carry the mark of a drill"));
@@ -108,7 +108,7 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
 
 /// Restores a chain into a scratch dataset below `parent`, checks it and destroys the scratch dataset again. `source` is
 /// the dataset that the backups are of, where it is in this pool. In `locks` the scratch dataset is locked meanwhile, so that
-/// the next drill knows that this one is at work.
+/// the next drill knows that this one is running.
 ///
 /// # Errors
 /// [`RunError`] when the chain does not restore, or [`RunError::Damaged`] when a stream is not the one that the pool

@@ -1,9 +1,9 @@
 //! What we hold in the pools: which snapshots, for which attempt, since when; and which of that may go.
 //!
-//! A hold of ours has the tag `zfs-backup:<id>`. It may go when nobody works on its dataset and something says that its
-//! attempt is over: a journal of this host, or a store that has the backup or the signed record of its deletion. No
-//! journal is no proof: the attempt may be of another host, or of another configuration with a state folder of its own.
-//! Then a person must name the attempt.
+//! A hold of ours has the tag `zfs-backup:<id>`. The hold may be released when no process works on its dataset and its
+//! attempt is proved over: by a journal of this host, or by a store that has the backup or the signed record of its
+//! deletion. A missing journal proves nothing: the attempt may belong to another host, or to another configuration with
+//! its own state folder. Then a person must name the attempt.
 
 use super::RunError;
 use super::catalog::{read_catalog, read_pruned};
@@ -52,16 +52,16 @@ pub struct JudgedHold {
 /// A hold with what releasing it gave; `Ok` for one that stays.
 pub type ReleasedHold = (JudgedHold, Result<(), ZfsError>);
 
-/// What is known of attempts besides the journals of this host.
+/// Facts about attempts from outside this host's journals.
 #[derive(Debug, Default)]
 pub struct KnownAttempts {
-    /// Those of which a store says that they are over; `None` when no store was asked.
+    /// The attempts that a store proves over; `None` when no store was asked.
     pub over: Option<BTreeSet<BackupId>>,
-    /// Those whose holds a person wants released.
+    /// The attempts whose holds a person wants released.
     pub named: BTreeSet<BackupId>,
 }
 
-/// Our holds on the snapshots of one dataset, oldest snapshot first. A tag that names no attempt is somebody else's.
+/// Returns our holds on the snapshots of one dataset, oldest snapshot first. A tag that names no attempt is not ours.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when they could not be listed.
@@ -77,7 +77,7 @@ pub fn our_holds(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<Vec<OurHold>, R
     Ok(ours)
 }
 
-/// Those of these attempts that are over as a store has it: it has the backup, or a signed record that it was deleted.
+/// Returns the attempts that this store proves over, because it has the backup or a signed record of its deletion.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store could not be asked.
@@ -183,7 +183,7 @@ impl Judge<'_> {
                 return Ok(Some(format!("its upload to {} is unfinished: see `forget {id}`", store.url)));
             }
             if is_held_named(self.state_dir, &attempt.folder)? {
-                return Ok(Some("a run of another configuration is at work on it".to_owned()));
+                return Ok(Some("a run of another configuration is working on it".to_owned()));
             }
             if !is_named {
                 return Ok(Some(format!(
@@ -291,7 +291,7 @@ mod tests {
         let said = why(&over(&[1])).unwrap();
         assert!(said.contains("another configuration") && said.contains(&format!("--id {}", id(1))), "{said}");
         let running = lock_dataset(state.path(), &other, &selected.stored).unwrap();
-        assert!(why(&named).unwrap().contains("at work"));
+        assert!(why(&named).unwrap().contains("working on"));
         drop(running);
         assert_eq!(why(&named), None);
     }

@@ -56,7 +56,8 @@ fn read(path: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
-/// Creates the file whole or not at all, and never in place of another: of two runs at once the second keeps what the first made.
+/// Creates the file whole or not at all, and never replaces one: of two concurrent runs the second uses the first one's
+/// file.
 fn create(path: &Path) -> Result<(), Error> {
     let random = || getrandom::u64().map_err(|_| Error::other("the system gives no random bytes"));
     let mut temporary = path.as_os_str().to_owned();

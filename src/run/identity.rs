@@ -20,7 +20,7 @@ use crate::store::key::STORE_ID;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use serde::{Deserialize, Serialize};
 
-/// What stands in the object.
+/// The contents of the object.
 #[derive(Serialize, Deserialize)]
 struct StoredId {
     format: u32,

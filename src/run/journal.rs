@@ -276,17 +276,17 @@ pub fn read_attempts(
 /// An attempt as any journal of this host has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownAttempt {
-    /// The name of what this host keeps about that dataset in that store.
+    /// The name of this host's state folder for that dataset and store.
     pub folder: String,
-    /// Whether it was given up.
+    /// Whether the attempt was abandoned.
     pub is_given_up: bool,
 }
 
-/// What the journals of this host know of an attempt, whichever store and dataset it is for: several configurations may
+/// Looks for an attempt in all journals of this host, for every store and dataset, because several configurations may
 /// share the state folder.
 ///
 /// # Errors
-/// [`RunError::File`] when one is there and cannot be read: nothing is known then.
+/// [`RunError::File`] when a journal exists and cannot be read: the answer is unknown then.
 pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAttempt>, RunError> {
     let journals = state_dir.join("journal");
     let entries = match std::fs::read_dir(&journals) {

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 const FORMAT: u32 = 1;
 /// A configuration file has at most 1 MiB, and at most six times as much when JSON escapes every byte of it.
 const SEALED_CONFIG_BYTES_MAX: u64 = 8 << 20;
-/// So many objects whose signatures are not trusted are fetched and passed over: a host keeps one for each change.
+/// The most objects with untrusted signatures that are fetched and skipped. A host stores one for each change.
 const UNTRUSTED_MAX: usize = 10_000;
 
 /// One configuration as a host had it.
@@ -68,7 +68,7 @@ pub async fn keep_config(
     kept: &KeptConfig,
 ) -> Result<bool, RunError> {
     let note = note_of(state_dir, store, &kept.file);
-    // Only a current key vouches for a configuration, so new keys sign it again.
+    // A configuration needs the signature of a current key, so new keys sign it again.
     let digest = kept.digest(keys.signing.verifying_key()).to_string();
     if std::fs::read_to_string(&note).is_ok_and(|known| known.trim() == digest) {
         return Ok(false);

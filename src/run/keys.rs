@@ -91,12 +91,12 @@ pub struct KeyCache {
 struct CachedKeys {
     recipient: String,
     signing_key: String,
-    /// All that are trusted without a list, the retired ones left out.
+    /// The keys that are trusted without a list, retired keys left out.
     verifying_keys: Vec<String>,
-    /// Those of them that a rotation kept on purpose.
+    /// The verifying keys that a rotation with `--keep-trust` kept.
     #[serde(default)]
     kept_keys: Vec<String>,
-    /// Those that count for the objects on the lists.
+    /// The keys that are trusted for the objects on the lists only.
     #[serde(default)]
     retired_keys: Vec<String>,
     #[serde(default)]
@@ -107,7 +107,7 @@ struct CachedKeys {
     keyring: Option<String>,
 }
 
-/// A list beside the cached keys, in `believed-<blake3>.json`.
+/// A list in the folder of the cached keys, in `believed-<blake3>.json`.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct CachedList {
     tag: String,
@@ -254,12 +254,12 @@ pub async fn writer_keys(
     writer_keys_with(store, cache, NewerKeys::Refuse, passphrase).await
 }
 
-/// What a host without keys does where the store tells of newer keys than those that the passphrase opens.
+/// How a host without keys treats a store that shows newer keys than the passphrase opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewerKeys {
-    /// Nothing is sealed to keys that were replaced.
+    /// Refuse, so that nothing is sealed to replaced keys.
     Refuse,
-    /// A person looked, and says that the found keys are the right ones.
+    /// A person has checked that the found keys are the right ones.
     Ignore,
 }
 
@@ -284,7 +284,10 @@ pub async fn writer_keys_with(
             if let Some(refusal) = find_newer(store, &found.listed, &found.file, &found.keyring.tag).await? {
                 match newer {
                     NewerKeys::Refuse => return Err(refusal),
-                    NewerKeys::Ignore => tracing::warn!(error = error_chain(&refusal), "ignored, as it was said"),
+                    NewerKeys::Ignore => tracing::warn!(
+                        error = error_chain(&refusal),
+                        "continuing with the found keys (--trust-found-keys)"
+                    ),
                 }
             }
             put_back(store, &found).await?;
@@ -339,11 +342,7 @@ async fn ensure_stored(
     // This store does not know our keyring yet, or lost it. Nobody must find later that another passphrase opens it
     // than the one in the configuration.
     if !places.is_empty() {
-        tracing::warn!(
-            store = store.url(),
-            keyring = keyring.tag,
-            "the newest keyring is gone and older ones are there"
-        );
+        tracing::warn!(store = store.url(), keyring = keyring.tag, "the newest keyring is gone, but older ones exist");
     }
     let file = KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
     let own: BTreeSet<String> = file.identities.iter().map(|identity| keyring_tag(&identity.to_public())).collect();
@@ -359,7 +358,8 @@ async fn ensure_stored(
     Ok(())
 }
 
-/// Each rotation adds a folder and a verifying key. A folder more is somebody else's, or of a rotation on another host.
+/// Warns of unknown keyring folders. Each rotation adds a folder and a verifying key, so another folder is foreign, or
+/// of a rotation on another host.
 fn warn_of_unknown(store: &dyn ObjectStore, keys: &WriterKeys, places: &[KeyringPlace]) {
     let tags: BTreeSet<&str> = places.iter().map(|place| place.tag.as_str()).collect();
     if tags.len() > keys.trusted.len() {
@@ -432,9 +432,9 @@ pub(super) async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace)
     Ok(StoredKeyring { tag: place.tag.clone(), bytes })
 }
 
-/// The keyrings of a store that are worth opening, in order. An empty answer means that a listing worked and showed none.
-/// Of more than [`KEYRINGS_MAX`] the oldest and the newest are returned: whoever fills the folder comes after the first
-/// keyring and cannot date his own back, and a copy of each keyring lies beside its backups besides.
+/// Returns the keyrings of a store that are worth opening, in order. An empty answer means that a listing worked and
+/// showed none. Of more than [`KEYRINGS_MAX`] the oldest and the newest are returned: an attacker who fills the folder
+/// comes after the first keyring and cannot backdate his own, and each backup also has a copy of its keyring.
 ///
 /// # Errors
 /// [`RunError::Store`].

@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 /// A lockfile above this is something else.
 const LOCK_BYTES_MAX: u64 = 64 << 10;
-/// How long a kernel lock on the lockfile is waited for. Of this program nobody holds one for longer than it takes to read
-/// a page and rename a file; whoever else may open the file must not stop every command for good.
+/// How long to wait for a kernel lock on the lockfile. This program holds the lock only while it reads a page and
+/// renames a file; another program that locks the file must not stop every command for good.
 const KERNEL_LOCK_WAIT: Duration = Duration::from_secs(10);
 const KERNEL_LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How often a lock that changes under our hands is looked at again: each time somebody else got it or let it go.

@@ -8,7 +8,7 @@
 //! The record goes before the second reading, and whoever uploads puts `started.json` before he looks at the records:
 //! one of both always sees the other. A prune that was interrupted is finished by the next one, because the record
 //! proves that what is left is no backup. A record that names a backup which stays would be a false proof later, so it
-//! is made void before anything is deleted, unless another host may be at work by it (`at_work`).
+//! is made void before anything is deleted, unless another host may be pruning by it (`at_work`).
 
 mod at_work;
 mod delete;
@@ -53,7 +53,7 @@ pub struct PruneEnv {
     pub state_dir: PathBuf,
     /// After so many days without a new object an attempt is given up.
     pub resume_days: u32,
-    /// What the pool knows of the backups of each dataset, by its name in the store. One that is not named here is pruned
+    /// The backups that the pool knows, by the dataset's name in the store. A dataset without an entry is pruned
     /// without a pool to ask: other time lines are not noticed then.
     pub pools: BTreeMap<DatasetName, PoolSight>,
     /// The time.
@@ -138,7 +138,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
 }
 
 impl PruneEnv {
-    /// What the clocks of the store and of the one beside it say, where they have any.
+    /// Returns the times by the clocks of the pruned store and of the second store, if they have clocks.
     async fn store_clocks(&self, beside: &Beside) -> Result<Vec<StoreClock>, RunError> {
         let beside = match beside {
             Beside::Remote(store) | Beside::Intermediate(store) => Some(&**store),

@@ -41,7 +41,7 @@ pub struct SnapshotsEnv {
     pub state_dir: PathBuf,
     /// `main.oldest_snapshot_days`.
     pub oldest_days: u32,
-    /// What names of own snapshots begin with.
+    /// The prefix of the names of own snapshots.
     pub prefix: String,
     /// The time.
     pub now: Timestamp,

@@ -60,7 +60,7 @@ pub struct CommitNote {
 /// A backup that this host committed to a store, by making or by copying it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OwnCommit {
-    /// Its id.
+    /// The backup's id.
     pub id: BackupId,
     /// When it was committed.
     pub at: Timestamp,
@@ -187,8 +187,8 @@ impl Records {
         self.store("copied", copied)
     }
 
-    /// The last backups that this host committed to this very store. A record of an earlier version does not count: it
-    /// was made for the store's URL, which may have led elsewhere then.
+    /// Returns the last backups that this host committed to this store. A record of an earlier version does not count:
+    /// it was made for the store's URL, which may have led elsewhere then.
     ///
     /// # Errors
     /// As for [`Records::read`].

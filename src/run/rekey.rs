@@ -46,16 +46,16 @@ pub struct Rekeyed {
     pub places: Vec<(String, ObjectKey)>,
     /// An earlier run had begun this, and it was taken up.
     pub taken_up: bool,
-    /// What the retired keys are still trusted for, by store and dataset. Empty when no list was made.
+    /// The objects for which retired keys stay trusted, by store and dataset. Empty when no list was made.
     pub collected: Vec<CollectedDataset>,
 }
 
-/// What a rotation does with the keys that it replaces.
+/// How a rotation treats the keys that it replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OldKeys {
-    /// They are trusted for what they signed so far: after a leak, or when in doubt.
+    /// Trust the old keys only for the objects that they have signed so far: after a leak, or when in doubt.
     Retire,
-    /// They are trusted as before: for a rotation by the calendar.
+    /// Trust the old keys as before: for a scheduled rotation.
     KeepTrust,
 }
 
@@ -138,16 +138,16 @@ impl Rekey<'_> {
         Ok(Rekeyed { taken_up: is_newer, collected, ..done })
     }
 
-    /// What a rotation would list, without any change.
+    /// Returns the objects that a rotation would list; changes nothing.
     ///
     /// # Errors
-    /// [`RunError`] when something could not be read.
+    /// [`RunError`] when an object could not be read.
     pub async fn preview(&self, passphrase: &SecretString) -> Result<Vec<CollectedDataset>, RunError> {
         let (file, _) = self.open_everywhere(passphrase).await?;
         Ok(self.collect(&file.trusted).await?.1)
     }
 
-    /// All that these keys vouch for in any store, and what earlier rotations listed.
+    /// Collects the objects that these keys signed in all stores, and those that earlier rotations listed.
     async fn collect(&self, trusted: &TrustedKeys) -> Result<(Believed, Vec<CollectedDataset>), RunError> {
         let (mut believed, mut collected) = (trusted.believed(), Vec::new());
         for store in self.stores {
@@ -156,8 +156,8 @@ impl Rekey<'_> {
         Ok((believed, collected))
     }
 
-    /// The keys that somebody has put already. Where this host did, in a rotation that was interrupted, what it signed
-    /// since is added to the list; a rotation by another host stays as it is: nothing proves who signed what since.
+    /// Takes the new keys that are stored already. If an interrupted rotation of this host put them, the objects signed
+    /// since are added to the list. A rotation by another host stays as it is: nothing proves who signed objects since.
     async fn take_up(
         &self,
         newest: &StoredKeyring,

@@ -1,7 +1,7 @@
-//! A file of ours that is written anew: whole or not at all, and for us alone to read.
+//! Replaces a file of ours: whole or not at all, and readable for us alone.
 //!
-//! Every file of `state_dir` that is replaced is replaced here. The temporary file beside it has a random name and is made
-//! with `O_EXCL`, so that nobody can have laid a file or a link under its name before.
+//! Every file of `state_dir` that is replaced is replaced here. The temporary file in the same folder has a random name
+//! and is made with `O_EXCL`, so that no other user can prepare a file or a link under its name.
 
 use rustix::fs::{Mode, OFlags};
 use std::fs::{DirBuilder, File, remove_file, rename};
@@ -37,10 +37,10 @@ pub(super) fn replace_until_crash(path: &Path, bytes: &[u8]) -> Result<()> {
     written.inspect_err(|_| drop(remove_file(&temporary)))
 }
 
-/// Makes an empty file beside `path`, for us alone to read and write, under a name that nobody can know before.
+/// Makes an empty file in the folder of `path`, for us alone to read and write, under an unpredictable name.
 ///
 /// # Errors
-/// What the file system says, and when the system gives no random bytes.
+/// The file system's error, and when the system gives no random bytes.
 pub(super) fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
     let nonce = getrandom::u64().map_err(Error::other)?;
     let mut temporary = path.as_os_str().to_owned();
@@ -52,36 +52,36 @@ pub(super) fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
 /// Makes a file that must not exist, for us alone to read and write. Follows no link.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system's error.
 pub(super) fn create_new(path: &Path) -> Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 /// Opens a file of ours for reading and writing, or makes it, for us alone to read and write. Follows no link, and waits
-/// for nobody at the other end of a pipe.
+/// for no process at the other end of a pipe.
 ///
 /// # Errors
-/// What the file system says, and when it is no regular file.
+/// The file system's error, and when it is no regular file.
 pub(super) fn open_or_create(path: &Path) -> Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
     if file.metadata()?.is_file() { Ok(file) } else { Err(Error::other("it is no regular file")) }
 }
 
-/// Makes a folder and those above it that are missing, for us alone.
+/// Makes a folder and the missing folders above it, for us alone.
 ///
 /// # Errors
-/// What the file system says.
+/// The file system's error.
 pub(super) fn create_folder(folder: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Removes temporary files that crashed runs left in a folder of `state_dir` and in those below it, so many levels deep.
-/// Returns how many. One that another run is writing is spared for its age.
+/// Removes temporary files that crashed runs left in a folder of `state_dir` and up to `levels` folders below it.
+/// Returns how many. Young files are kept, because another run may be writing them.
 ///
 /// # Errors
-/// What the file system says; a folder that is not there has none.
+/// The file system's error; a missing folder counts as empty.
 pub fn sweep_leftovers(folder: &Path, levels: u32) -> Result<usize> {
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),

@@ -37,11 +37,11 @@ pub struct Selection {
 /// A dataset that only looks like one to back up.
 #[derive(Debug, Clone)]
 pub struct LeftOut {
-    /// What it is now.
+    /// The dataset as it is now.
     pub dataset: Dataset,
-    /// What it is, in one sentence.
+    /// The reason for leaving it out, in one sentence.
     pub why: String,
-    /// Its name in the store, if it was backed up from this host before.
+    /// The dataset's name in the store, if this host backed it up before.
     pub recorded: Option<DatasetName>,
 }
 

@@ -24,7 +24,7 @@ const TIME_SHAPE: &str = "00000000T000000Z";
 const SUFFIXES_MAX: u32 = 100;
 
 /// Whether this tool took the snapshot, of this dataset: by its name, which is `prefix` and a time, and by its mark. A mark
-/// alone makes none: whoever has the permission `userprop` can set it on anybody's snapshot.
+/// alone does not count: any user with the permission `userprop` can set it on any snapshot.
 pub fn is_own(snapshot: &Snapshot, dataset_guid: Guid, prefix: &str) -> bool {
     has_own_name(snapshot, prefix) && is_marked(snapshot, dataset_guid)
 }

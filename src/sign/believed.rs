@@ -1,8 +1,8 @@
-//! [`Believed`]: the exact objects that retired verifying keys still vouch for, collected when the keys were rotated.
+//! [`Believed`]: the exact objects for which retired verifying keys stay trusted, collected when the keys were rotated.
 //!
-//! Whoever has a leaked signing key can sign anything at any later time, but cannot make other bytes of a listed BLAKE3.
-//! So a list of hashes is the border between "made before the rotation" and "made by somebody else". Keyrings pin the
-//! list by its own BLAKE3.
+//! An attacker with a leaked signing key can sign anything at any later time, but cannot make other bytes with a listed
+//! BLAKE3. So a list of hashes separates "made before the rotation" from "made by an attacker". Keyrings pin the list
+//! by its own BLAKE3.
 
 use crate::model::Digest;
 use serde::{Deserialize, Serialize};
@@ -75,7 +75,7 @@ impl Believed {
     /// Reads the stored form. The caller has compared the BLAKE3 of the bytes with the one in a keyring.
     ///
     /// # Errors
-    /// What is wrong with it: no JSON of this type, or of a later format.
+    /// A sentence naming the fault: no JSON of this type, or a later format.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let stored: Stored<BTreeMap<String, BTreeMap<String, Vec<Digest>>>> =
             serde_json::from_slice(bytes).map_err(|error| error.to_string())?;

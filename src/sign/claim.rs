@@ -1,5 +1,5 @@
-//! What a signature file says before its object was fetched: minisign signs the trusted comment on its own, so whether one
-//! of our keys signed an object of this place at all is known from a few hundred bytes.
+//! Checks a signature file before its object is fetched. Minisign signs the trusted comment separately, so a few
+//! hundred bytes show whether one of our keys signed an object for this key at all.
 
 use super::{Signature, SignatureError, SignedType, TrustedKeys, VerifyingKey, trusted_comment};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};

@@ -1,11 +1,11 @@
-//! [`TrustedKeys`]: whose signatures count, and for what. The only place that decides it.
+//! [`TrustedKeys`]: which keys are trusted, and for which objects. No other module decides this.
 
 use super::{Believed, Signature, SignatureError, SignedType, VerifyingKey, trusted_comment};
 use crate::model::Digest;
 use blake2::{Blake2b512, Digest as _};
 use std::sync::Arc;
 
-/// What a signature by a key is worth.
+/// The objects for which a key is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
     /// The key signs now, or the configuration names it: everything.
@@ -33,7 +33,7 @@ pub struct BelievedList {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedKeys {
     keys: Vec<(VerifyingKey, Trust)>,
-    /// What the retired keys are still trusted for: the union of all lists.
+    /// The lists of objects for which retired keys stay trusted; their union counts.
     pub lists: Vec<BelievedList>,
 }
 
@@ -64,7 +64,7 @@ impl TrustedKeys {
         self.keys.is_empty()
     }
 
-    /// What this key is trusted for, or `None` when it is not known.
+    /// Returns the trust of this key, or `None` when the key is unknown.
     pub fn trust_in(&self, key: &VerifyingKey) -> Option<Trust> {
         self.iter().find(|(known, _)| *known == key).map(|(_, trust)| trust)
     }
@@ -95,8 +95,8 @@ impl TrustedKeys {
         self.keys.insert(0, (key, Trust::Current));
     }
 
-    /// Adds what keys know that these replaced, or that were made beside them. Keys that replaced others know better
-    /// what those are worth; of two that do not know each other the stricter word counts, and both lists.
+    /// Adds the keys and lists of another keyring. If these keys replaced the others, this keyring decides the others'
+    /// trust. If the two keyrings are unrelated, the stricter trust counts, and the lists are united.
     pub(crate) fn merge(&mut self, other: &Self, replaces_other: bool) {
         for (key, trust) in &other.keys {
             match self.keys.iter_mut().find(|(known, _)| known == key) {
@@ -179,14 +179,14 @@ impl TrustedKeys {
 }
 
 impl BelievedList {
-    /// Where the list lies below the folder of all keyrings.
+    /// The list's path below the folder of all keyrings.
     pub fn name(&self) -> String {
         format!("{}/believed-{}.json", self.tag, self.blake3)
     }
 }
 
 impl SignedType {
-    /// Whether only a current key counts: what is made again by itself, or would run as root.
+    /// Whether only a current key may sign this type: objects that are made again anyway, or that would run as root.
     fn is_of_current_key(self) -> bool {
         matches!(self, Self::Config | Self::Progress | Self::Successor)
     }

@@ -1,4 +1,5 @@
-//! [`Marks`]: turning the pages of a listing to its very end, and not for ever. [`check_count`]: and not until memory is full.
+//! [`Marks`]: reads the pages of a listing to the end, but refuses an endless listing. [`check_count`]: refuses a
+//! listing that would fill the memory.
 
 use std::collections::HashSet;
 
@@ -12,7 +13,7 @@ pub(crate) fn check_count(listed: usize) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "there are more than {LISTED_MAX} objects, more than this program ever has there: find out who puts them there, and \
+        "there are more than {LISTED_MAX} objects, more than this program ever makes: find out who puts them there, and \
          remove them with the tools of the store"
     ))
 }

@@ -265,8 +265,8 @@ impl Gather {
         Ok(self.pick.done || self.pick.bytes > GATHERED_BYTES_MAX)
     }
 
-    /// What was found; nothing if the stream does not have it, or too much to be believed. A record that the stream
-    /// ended in is not whole, and is none.
+    /// Returns the records found; empty if the stream has none, or too many to be plausible. A record that the end of
+    /// the stream cuts off does not count.
     pub fn records(mut self) -> Vec<Record> {
         if self.pick.taking {
             self.pick.records.pop();

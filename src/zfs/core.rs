@@ -342,7 +342,7 @@ pub(super) fn read_ioctl(
 #[doc(alias = "zfs_prop_set_list")]
 pub(super) fn set_properties(device: BorrowedFd<'_>, dataset: &str, packed: &[u8]) -> Result<(), i32> {
     let mut command = empty_command();
-    // One byte of zero stays behind the name.
+    // The name needs a terminating zero byte.
     let room = command.zc_name.len() - 1;
     let place = command.zc_name[..room].get_mut(..dataset.len());
     place.ok_or(libc::ENAMETOOLONG)?.copy_from_slice(dataset.as_bytes());
@@ -385,8 +385,8 @@ pub(super) fn block_signals() {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut()) };
 }
 
-/// Whether the kernel says that NTP or PTP keeps the clock. Setting the time of day by hand ends that until the next
-/// synchronisation. Needs no privilege.
+/// Whether the kernel reports that NTP or PTP synchronises the clock. Setting the time of day by hand ends that until
+/// the next synchronisation. Needs no privilege.
 pub fn is_clock_synchronised() -> bool {
     let mut state = MaybeUninit::<libc::timex>::zeroed();
     // SAFETY: all fields are plain integers, so zeros are a value, and `modes` of zero asks to change nothing; the kernel

@@ -68,7 +68,7 @@ impl Default for FakeZfs {
 /// What a test does to the pools and what goes wrong with them.
 impl FakeZfs {
     /// Makes the pools what they were when `checkpoint` was copied, as an import with `--rewind-to-checkpoint` does:
-    /// transaction groups count from there again, and the clock goes on.
+    /// transaction groups count from there again, and the clock continues.
     pub fn rewind_to(&self, checkpoint: &Self) {
         let then = checkpoint.lock().state.copy();
         let state = &mut self.lock().state;

@@ -352,7 +352,7 @@ mod tests {
             cut in any::<prop::sample::Index>(),
         ) {
             let mut packed = write_packed(&values);
-            // Not the length or the kind of a pair: an older library trusts those.
+            // Leave the length and the kind of a pair intact: an older library trusts those.
             let texts = packed.len() - 4;
             for (at, byte) in changes {
                 let at = 12 + at.index(texts.saturating_sub(12).max(1));

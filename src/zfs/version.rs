@@ -40,7 +40,7 @@ pub fn known_series() -> String {
     known.join(", ")
 }
 
-/// Whether our declarations were checked against the headers of that version's series.
+/// Whether our declarations were checked against the headers of this version's series.
 pub fn is_known(version: &str) -> bool {
     COMPILED_SERIES.iter().chain(&COMPARED_SERIES).any(|known| *known == series(version))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use zfs_backup::config::{Config, Environment};
 
-/// What loading a configuration says that has these lines, in a folder of its own.
+/// Loads a configuration with these lines, in a folder of its own.
 fn load(folder: &Path, lines: &str) -> Result<Config, String> {
     let file = folder.join("zb.toml");
     let state = folder.join("state").display().to_string();

@@ -124,7 +124,7 @@ impl Burned {
 
         fs::rename(bare.join("zb.toml"), self.bench.path("zb.toml")).unwrap();
         for name in [self.dataset.clone(), format!("{}/be low", self.dataset)] {
-            // It prints the command that takes over what was restored.
+            // `adopt` prints the command that takes over the restored dataset.
             let listed = String::from_utf8(self.bench.good(&["adopt", &name])).unwrap();
             let origin = listed.split_whitespace().skip_while(|word| *word != "--origin").nth(1).unwrap().to_owned();
             self.bench.good(&["adopt", &name, "--origin", &origin, "-y"]);

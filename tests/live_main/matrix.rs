@@ -29,7 +29,7 @@ fn check_gone_after_prune(bench: &Bench) {
     assert_eq!(unfinished(&bench.keys_in_bucket()).len(), 1, "it went too early");
     let now = jiff::Timestamp::now().as_second();
     run("date", &["-s", &format!("@{}", now + 15 * 86_400)]);
-    // Nothing confirms a clock that was set within one boot: the server is on this host.
+    // The clock was set within one boot and stays unconfirmed: the server is on this host.
     assert_eq!(bench.zb(&["prune-remote", "-y"]).status.code(), Some(3));
     let said = String::from_utf8(bench.good(&["prune-remote", "-y", "--clock-is-right"])).unwrap();
     assert_eq!(unfinished(&bench.keys_in_bucket()), BTreeSet::new(), "{said}");

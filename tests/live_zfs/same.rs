@@ -1,5 +1,5 @@
-//! [`FakeZfs`] against the kernel: the same random operations on both, the same answers and the same refusals. What the
-//! tests of the room `run` prove about the fake is worth what this shows.
+//! [`FakeZfs`] against the kernel: the same random operations on both, the same answers and the same refusals. The
+//! tests of the room `run` rely on this equality.
 //!
 //! `ZFS_BACKUP_TEST_SEED` repeats a run; `ZFS_BACKUP_TEST_SECONDS` is how long new sequences are begun.
 
@@ -16,7 +16,7 @@ const DATASETS: [&str; 4] = ["same/a", "same/b", "same/a/c", "same/r"];
 const SECONDS: u64 = 25;
 const STEPS: usize = 30;
 
-/// One operation, of names that may or may not be there.
+/// An operation on names that may or may not exist.
 #[derive(Debug, Clone)]
 enum Operation {
     Create(DatasetName),
@@ -102,7 +102,7 @@ impl Random {
     }
 }
 
-/// What a result says, without its words: which of the two may differ in what they cannot both have.
+/// Returns a result's kind without its text, because the two sides word their errors differently.
 fn kind<T>(result: Result<T, ZfsError>) -> String {
     match result {
         Ok(_) => "done".to_owned(),
@@ -111,7 +111,7 @@ fn kind<T>(result: Result<T, ZfsError>) -> String {
     }
 }
 
-/// What the two have in ways of their own.
+/// The operations that the two sides do in different ways.
 trait Side {
     fn zfs(&self) -> &dyn Zfs;
     fn write(&self, dataset: &DatasetName, file: u64, bytes: &[u8]);
@@ -132,7 +132,7 @@ impl Side for FakeZfs {
     }
 }
 
-/// Whether the reference command does it.
+/// Runs the reference command; returns whether it succeeded.
 fn tried(arguments: &[&str]) -> bool {
     std::process::Command::new("zfs").args(arguments).output().unwrap().status.success()
 }

@@ -65,7 +65,7 @@ fn what_was_taken_over_goes_by_its_time_whatever_its_transaction_groups() {
         let plan = shelf.plan();
         assert_eq!((doubts(&plan), deleted(&plan)), (Vec::new(), "F10 F200 F300".to_owned()));
     }
-    // What the other one makes later was not taken over.
+    // Later backups of the other host were not taken over.
     let later = shelf.full(400, "2026-03-05");
     let doubts = shelf.plan().doubts;
     assert!(matches!(&doubts[..], [Doubt::OtherLine { id, .. }] if *id == later), "{doubts:?}");

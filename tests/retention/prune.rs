@@ -195,7 +195,7 @@ fn an_unfinished_upload_of_anyone_pins_the_chain_of_its_base() {
 #[test]
 fn an_unfinished_upload_pins_what_may_stand_in_for_its_base() {
     let (mut shelf, chains) = three_chains();
-    // Its base lies in another store; here are backups of the same snapshot.
+    // The base lies in another store; this store has backups of the same snapshot.
     let elsewhere = |txg: u64, kind| BackupId::new(at("2026-01-01"), kind, Guid(txg), 0x99);
     let id = shelf.attempt(40, "2026-03-20", Some(&elsewhere(12, BackupKind::Incr)));
     assert_eq!(deleted(&shelf.plan()), "i22 i21 F20");
@@ -219,7 +219,7 @@ fn a_doubtful_clock_keeps_everything_that_would_go_and_is_said_only_then() {
     assert_eq!(kept(&shelf.plan()), "F10 i11 i12 F20 i21 i22 F30 i31 i32");
     shelf.rules = last_chains(3);
     assert_eq!(doubts(&shelf.plan()), [""; 0]);
-    // What an attempt left goes by its age too.
+    // Leftovers of an attempt are deleted by age too.
     let id = shelf.attempt(40, "2026-01-01", None);
     shelf.never_committing.insert(id);
     assert_nothing_goes(&shelf.plan(), "ahead of what it was", false);

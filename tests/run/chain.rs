@@ -44,7 +44,7 @@ pub(crate) fn plant_twin(world: &World, from: &Manifest, nonce: u64) -> Manifest
     manifest
 }
 
-/// The objects of a backup under the id of this manifest, signed anew.
+/// Copies the objects of a backup under the id of this manifest, and signs them again.
 pub(crate) fn plant_as(world: &World, from: &Manifest, manifest: &Manifest) {
     let (old, new) = (key_of(from, ""), key_of(manifest, ""));
     for key in world.store.keys().iter().filter(|key| key.starts_with(&old) && !key.contains("manifest.json")) {

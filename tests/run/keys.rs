@@ -102,7 +102,7 @@ async fn a_damaged_keyring_is_told_from_a_wrong_passphrase_and_a_key_file_still_
             "flip" => assert!(store.flip(&key, good.len() - 20)),
             _ => assert!(store.lose(&key)),
         }
-        // The copy beside the backup serves.
+        // The copy in the backup's folder opens.
         let opened = open_keyrings(&store, &passphrase("ours").unwrap()).await.unwrap();
         assert_eq!(opened.trusted, world.keys.trusted, "{damage}");
         store.lose(&copy_key);

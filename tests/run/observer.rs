@@ -1,5 +1,5 @@
-//! [`Observer`]: sees every object come and go in the stores of [`crate::two_hosts`], keeps the true time, and says what
-//! nobody may do.
+//! [`Observer`]: sees every object come and go in the stores of [`crate::two_hosts`], keeps the true time, and reports
+//! forbidden operations.
 
 use crate::builder::{RESUME_DAYS, hours};
 use crate::scheduler::{GatedStore, Watch};
@@ -48,7 +48,7 @@ pub(crate) fn clock_of(host: usize) -> fn() -> Timestamp {
     [first_host_time, second_host_time][host]
 }
 
-/// What the two hosts have to do with each other.
+/// How the two hosts relate to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Relation {
     /// Two datasets under one name in the store; each host adopted the other's origin.
@@ -57,7 +57,7 @@ pub(crate) enum Relation {
     Cloned,
 }
 
-/// One of the three stores.
+/// A store of the three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
     Remote,
@@ -77,7 +77,7 @@ impl Place {
     }
 }
 
-/// What an operation is, as far as it decides what it may delete.
+/// The kind of an operation, which decides what the operation may delete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Job {
     /// A backup or a copy: deletes nothing but what is spare of its own.
@@ -88,7 +88,7 @@ pub(crate) enum Job {
     Forget(BackupId),
 }
 
-/// One operation of a race, for [`Observer`].
+/// An operation of a race, for [`Observer`].
 #[derive(Debug, Clone)]
 pub(crate) struct Actor {
     pub(crate) host: usize,
@@ -114,7 +114,7 @@ pub(crate) struct Facts {
     /// Unfinished attempts: whose, and when their newest object was put.
     living: BTreeMap<Stored, (usize, i64)>,
     records: BTreeMap<(Place, String), BTreeSet<BackupId>>,
-    /// What the records named that the command of each actor put.
+    /// The backups in the records that each actor's command put.
     named: BTreeMap<usize, BTreeSet<BackupId>>,
     /// Of what the command of each actor deleted objects.
     deleted: BTreeMap<usize, BTreeSet<BackupId>>,
@@ -134,8 +134,8 @@ impl Observer {
         facts.deleted.remove(&number);
     }
 
-    /// The command of an actor ends, well or not: it deleted exactly what its plan printed (with what it says that it
-    /// deleted), and one that failed nothing beside it.
+    /// Ends an actor's command. A successful command deleted exactly the objects that its plan printed and that it
+    /// reports as deleted; a failed one deleted no others.
     pub(crate) fn end(&self, number: usize, planned: Option<(BTreeSet<&BackupId>, BTreeSet<&BackupId>)>) {
         let mut facts = self.facts();
         let deleted = facts.deleted.remove(&number).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What others put into a store costs bounded memory and bounded requests, and stops nothing that is ours. All bounds are
-//! counted: bytes that are held at once, objects that are fetched, calls that are under way together.
+//! Foreign objects in a store cost bounded memory and bounded requests, and block no backup of ours. The tests count
+//! all bounds: bytes in memory at once, objects fetched, concurrent calls.
 
 use crate::chains::{night, nightly};
 use crate::world::{PART_BYTES, World, key_of, memory_store, now};
@@ -202,7 +202,7 @@ async fn an_object_without_a_signature_of_ours_is_never_fetched() {
         plant(&world, number, "manifest.json", vec![b'x'; MIB]);
         let record = record_key(&world, number);
         world.store.plant(record.as_str(), vec![b'x'; 3 * MIB]);
-        // None at all, no signature, and a true one that is of another object.
+        // No object at all, no signature, and a valid signature of another object.
         if number % 3 > 0 {
             let signature = if number % 3 == 1 { Bytes::from_static(b"x") } else { true_signature.clone() };
             plant(&world, number, "manifest.json.minisig", signature.clone());
@@ -296,12 +296,12 @@ async fn what_is_not_trusted_is_not_fetched_again_until_it_changes() {
     };
     assert_eq!(disbelieved().await, (20, 22));
     assert_eq!(disbelieved().await, (20, 0));
-    // Written anew, it is looked at anew.
+    // A rewritten object is fetched again.
     world.store.set_clock(Some(now() + SignedDuration::from_hours(5)));
     plant(&world, 7, "manifest.json.minisig", &b"no signature"[..]);
     assert_eq!(disbelieved().await, (20, 1));
     assert_eq!(disbelieved().await, (20, 0));
-    // Trust is decided anew each time: with our keys gone nothing is ours, and with them back all is as it was.
+    // Trust is evaluated on each use: without our keys nothing verifies, and with them everything verifies again.
     let (place, nobody) = (world.store.known(), zfs_backup::sign::TrustedKeys::default());
     let cache = ObjectCache::open(&world.settings.state_dir, &place, &world.dataset, Keeping::Nothing);
     let catalog = read_catalog_through(&world.store, &world.dataset, &nobody, &cache).await.unwrap();

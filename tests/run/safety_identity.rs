@@ -116,7 +116,7 @@ async fn a_folder_has_one_identity_under_all_its_names() {
     let (real, link) = (folder.path().join("real"), folder.path().join("link"));
     fs::create_dir(&real).unwrap();
     symlink(&real, &link).unwrap();
-    // Whoever only reads makes nothing, here or there.
+    // A command that only reads makes nothing, on this host or in the store.
     let read = open(state.path(), &real, Purpose::Read).await.unwrap();
     assert_eq!(read.known(), KnownStore::of_url(read.url()));
     assert!(read.list("").await.unwrap().is_empty() && fs::read_dir(state.path()).unwrap().next().is_none());
@@ -127,7 +127,7 @@ async fn a_folder_has_one_identity_under_all_its_names() {
     assert_eq!(known_at(state.path(), &place_of(&link)).unwrap(), other.known());
     let listed = one.list("").await.unwrap();
     assert!(listed.len() == 1 && listed[0].key == STORE_ID && one.is_unused().await.unwrap());
-    // It stays, on this host and on every other one.
+    // The identity stays the same, on this host and on every other.
     let elsewhere = TempDir::new().unwrap();
     for state in [state.path(), elsewhere.path()] {
         assert_eq!(open(state, &real, Purpose::Write).await.unwrap().known(), one.known());
@@ -149,7 +149,7 @@ async fn another_store_at_a_place_is_not_written_to_until_somebody_accepts_it() 
     assert!(text.contains(first.id.as_str()) && text.contains("has no identity now"), "{text}");
     assert!(refused.hint().unwrap().contains("zfs-backup accept-store"));
     assert!(dir_store(&root).list("").await.unwrap().is_empty());
-    // What only looks goes on, and does not forget which store it was.
+    // Read-only commands still work, and the host still knows the earlier store.
     assert_eq!(open(state.path(), &root, Purpose::Read).await.unwrap().known(), first);
     // Another disk.
     fs::rename(&root, &spare).unwrap();
@@ -249,7 +249,7 @@ async fn the_same_bucket_name_elsewhere_leaves_the_upload_alone() {
     assert!(attempts().len() == 1 && !attempts()[0].is_given_up());
     let holds = world.zfs.holds(&world.newest_snapshot()).unwrap();
     assert!(holds.contains_key(&format!("{HOLD_PREFIX}{id}")), "{holds:?}");
-    // And its own configuration goes on with it.
+    // The upload's own configuration resumes it.
     assert_eq!(nightly(&world).await.manifest.id, id);
     world.assert_no_holds();
 }
@@ -288,7 +288,7 @@ async fn bookmarks_that_another_configuration_needs_survive() {
     let elsewhere = || BackupEnv { store: shared(&other), ..world.env() };
     let full =
         async |env: BackupEnv| committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap()).manifest;
-    // Both back up one snapshot, and share its bookmark.
+    // The two configurations back up one snapshot, and share its bookmark.
     let first = full(elsewhere()).await;
     assert_eq!(full(world.env()).await.snapshot.guid, first.snapshot.guid);
     for number in 0..3 {
@@ -400,7 +400,7 @@ async fn old_state_moves_only_to_the_store_that_proves_to_be_meant() {
     let (first, second) = (open(&ours, "http://a").await, open(&theirs, "http://b").await);
     let begun = |store: &KnownStore| unended(&state, store, &world.dataset).unwrap();
     assert_eq!((begun(&first), begun(&second)), ([id(1)].into(), [id(2)].into()));
-    // What nobody proves stays, and is not forgotten.
+    // State that no store proves stays where it is.
     assert_eq!(begun(&old), [id(3)].into());
     assert!(read_attempts(&state, &second, &world.dataset).unwrap()[0].committing);
     let commit_of = |store| Records::new(&state, store, &world.dataset).read().unwrap().commit.map(|note| note.id);

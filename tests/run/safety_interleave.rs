@@ -61,11 +61,11 @@ struct Round {
     mishap: Option<(usize, Mishap)>,
 }
 
-/// What is there before the second host comes.
+/// The stores' contents before the second host comes.
 #[derive(Debug, Clone, Copy)]
 enum Prelude {
     TwoChains,
-    /// One snapshot in the remote and in the intermediate directory, under two ids, and a child of one of them.
+    /// The same snapshot in the remote and in the intermediate directory, under two ids, and a child of one of them.
     Twins,
     /// Chains that were copied to the remote.
     Copied,
@@ -147,7 +147,7 @@ fn any_case() -> impl Strategy<Value = Case> {
         .prop_map(|(relation, remote, prelude, clock, rounds)| Case { relation, remote, prelude, clock, rounds })
 }
 
-/// What a command returned.
+/// The result of a command.
 #[allow(clippy::large_enum_variant, reason = "a few of them live at a time")]
 enum Done {
     Backup(Result<BackupOutcome, RunError>),
@@ -265,7 +265,7 @@ impl Command {
 }
 
 impl Op {
-    /// Runs its commands as one process would. What was done is told as it is done, for one that is killed too.
+    /// Runs the actor's commands as one process would. Results are recorded at once, so a killed actor has them too.
     async fn run(&self, site: &TwoHosts, actor: usize, done: &RefCell<Vec<(usize, Done)>>) {
         for command in &self.commands {
             let job = command.resolve(site, self.host);
@@ -301,7 +301,7 @@ fn task(site: &TwoHosts, rules: &RetentionRules, beside: Beside) -> PruneTask {
     PruneTask { stored: site.dataset.clone(), origins: site.origins(), rules: rules.clone(), beside }
 }
 
-/// What the property saw, so that it can show that it tests something.
+/// Counts the property's cases, to show that it tests something.
 #[derive(Default)]
 struct Seen {
     deleted: Cell<usize>,
@@ -334,7 +334,7 @@ impl Run<'_> {
         });
         let before_call = |actor: usize| site.tick(ops[actor].host);
         let ended = site.scheduler.race(racers.collect(), schedule, before_call).await;
-        // Commands that were killed told of no end.
+        // Killed commands never reported their end.
         (0..ops.len()).for_each(|actor| site.observer.end(actor, None));
         let done = done.into_inner();
         let mut failures = site.not_whole().await;
@@ -518,7 +518,7 @@ fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
     assert!(deleted.get() > cases as usize / 4, "only {} were deleted: this tests nothing", deleted.get());
 }
 
-/// What a prune that is at work on another host names is about to go: an upload must see its record.
+/// A running prune on another host is about to delete the backups in its record: an upload must see that record.
 #[tokio::test]
 async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_beside_it() {
     let mut yard = Yard::new();
@@ -533,13 +533,13 @@ async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_besi
     assert_eq!(yard.try_prune(0, &RetentionRules::default()).await.unwrap().look.plan.doubts, []);
     let outcome = yard.try_prune(0, &one_chain).await.unwrap();
     let doubts: Vec<String> = outcome.look.plan.doubts.iter().map(ToString::to_string).collect();
-    assert!(doubts.len() == 1 && doubts[0].contains("another host is deleting here"), "{doubts:?}");
+    assert!(doubts.len() == 1 && doubts[0].contains("another host is pruning here"), "{doubts:?}");
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
     let error = forget_beside(&env, &yard.dataset, &new[1], None).await.unwrap_err();
-    assert!(error.to_string().contains("another host is deleting here"), "{error}");
+    assert!(error.to_string().contains("another host is pruning here"), "{error}");
     assert_eq!(yard.record_keys(), records);
     yard.assert_restores(old.iter().chain(&new).cloned()).await;
-    // Its own host knows what it left.
+    // The host that put the record knows what its prune left.
     assert_eq!(yard.try_prune(1, &one_chain).await.unwrap().deleted.len(), 2);
     yard.assert_restores(new).await;
 }

@@ -1,4 +1,4 @@
-//! What a host is told whose kernel module this tool does not know.
+//! The errors on a host whose kernel module this tool does not know.
 
 use zfs_backup::run::RunError;
 use zfs_backup::zfs::{MODULE_VERSION, ZfsError};

@@ -1,5 +1,5 @@
 //! Two time lines of one origin: a cloned machine, a copied pool, a pool that was rewound. Nothing is deleted and nothing
-//! is chosen silently, and whoever moved or was installed anew notices nothing of it.
+//! is chosen silently. A pool that moved and a new installation work as before.
 
 use crate::chain::{plant, replant};
 use crate::chains::{night, nightly};
@@ -59,7 +59,7 @@ async fn prune(world: &World) -> PruneOutcome {
     prune_dataset(&env(world), &task).await.unwrap()
 }
 
-/// That prune refuses because of these, the newest of each host, and of nothing else; and says what ends it.
+/// Asserts that prune refuses because of exactly these backups, the newest of each host, and names the remedy.
 async fn assert_doubts(world: &World, newest: &[&Manifest]) {
     let done = prune(world).await;
     assert_eq!(done.deleted, []);
@@ -85,7 +85,7 @@ async fn assert_doubts(world: &World, newest: &[&Manifest]) {
     }
 }
 
-/// That a restore asks which of these is meant, shows them all, and takes each when it is told.
+/// Asserts that a restore asks for a choice, shows all of these, and accepts each by its id.
 async fn assert_asked(world: &World, point: &RestorePoint, candidates: &[&Manifest]) {
     let refused = world.find(point).await.map(|set| set.newest().manifest.id.clone()).unwrap_err();
     assert!(matches!(refused, RunError::Refused { .. }), "{refused}");
@@ -310,7 +310,7 @@ async fn manifests_of_older_builds_are_followed_silently() {
     assert_silent(&world).await;
 }
 
-/// What is restored has another dataset guid and goes on; the pool knows its snapshots.
+/// A restored dataset has another guid and continues its chain; the pool knows its snapshots.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_dataset_that_goes_on_is_the_same_line() {
     let mut world = World::new();
@@ -335,7 +335,7 @@ async fn two_hosts_never_commit_one_upload() {
     world.store.heal();
     let begun = world.store.keys().into_iter().find(|key| key.ends_with("/started.json")).unwrap();
     let folder = begun.strip_suffix("started.json").unwrap().to_owned();
-    // The clone puts a chunk of it, under a name of its own, while we go on.
+    // The clone puts a chunk of this upload, under another name, while we resume it.
     let (store, theirs) = (world.store.clone(), format!("{folder}00000003-0badcafe.zfs.age"));
     let planted = theirs.clone();
     let progress = Arc::new(move |_| store.plant(&planted, noise(9, 100)));
@@ -454,7 +454,7 @@ async fn a_tree_takes_the_descendants_of_the_root_that_was_chosen() {
         assert_eq!(ids, [first.id.clone(), second.id.clone()]);
         assert!(tree.failed.is_empty());
     }
-    // Where the child has none of that moment, its two time lines are a question again.
+    // If the child has no backup of that moment, the restore must ask about its two time lines again.
     let key = key_of(&ours[1], "manifest.json");
     assert!(world.store.lose(&key) && world.store.lose(&format!("{key}.minisig")));
     let again = plant_child(&world, &theirs[1]);
@@ -469,7 +469,7 @@ fn plant_child(world: &World, theirs: &Manifest) -> BackupId {
     let at = theirs.snapshot.created_at + jiff::SignedDuration::from_hours(1);
     manifest.id = BackupId::new(at, BackupKind::Full, Guid(0xc0de), 7);
     (manifest.snapshot.guid, manifest.snapshot.created_at) = (Guid(0xc0de), at);
-    // Its transaction group is before theirs: both orders differ.
+    // The transaction group is before theirs: both orders differ.
     manifest.snapshot.createtxg = theirs.snapshot.createtxg - 1;
     manifest.chain.full_id = manifest.id.clone();
     manifest.previous = Some(Vec::new());

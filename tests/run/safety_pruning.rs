@@ -1,5 +1,5 @@
-//! What deleting commands must never do: follow a wrong clock, take somebody else's snapshot for their own, miss what
-//! follows from a backup, or stop for ever because of one object that anybody can plant.
+//! Deleting commands must never follow a wrong clock, take a foreign snapshot for their own, miss a backup that builds
+//! on another, or stop for ever because of one object that anybody can plant.
 
 use crate::chain::{plant, plant_prune_record, plant_twin};
 use crate::chains::{night, nightly};
@@ -151,7 +151,7 @@ async fn a_clock_years_ahead_destroys_no_snapshot() {
     assert!(doubt.what.contains("after the newest snapshot") && doomed(&found).is_empty(), "{doubt:?}");
     assert!(doubt.hint.contains("zfs-backup prune-snapshots -y --clock-is-right"), "{doubt:?}");
     assert!(doomed(&verdicts(&world, ahead, ClockCheck::vouched_at(ahead)).await).len() >= 3);
-    // Where nothing would go the clock is no matter.
+    // If nothing would be destroyed, the clock does not matter.
     let young = SnapshotsEnv { oldest_days: 36_500, ..snapshots_env(&world, ahead, alone_at(ahead)) };
     let found = look_at_snapshots(&young, &world.selected()).await.unwrap();
     assert_eq!(find_snapshots_doubt(&found, "prune-snapshots"), None);
@@ -271,7 +271,7 @@ async fn a_user_property_alone_makes_no_snapshot_ours() {
     let replica = world.dataset.snapshot("zfs-backup_20260101T000000Z").unwrap();
     let other = [("zfs-backup:origin".to_owned(), Guid(guid.0 + 1).to_string())].into();
     world.zfs.take_snapshots(std::slice::from_ref(&replica), &other).unwrap();
-    // None of them is what a backup is made of, although each is newer than what is stored.
+    // A backup uses none of these snapshots, although each is newer than the stored ones.
     let outcome = world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap();
     assert!(matches!(outcome, BackupOutcome::UpToDate(_)), "{outcome:?}");
     let later = time("2026-12-08T00:00:00Z");
@@ -409,8 +409,8 @@ async fn objects_that_are_newer_than_the_record_by_the_stores_clock_are_of_someb
         assert!(left[0].id == again.id && left[0].why.contains("objects were put since"), "{left:?}");
         assert!(there.iter().all(|key| world.store.object(key).is_some()));
     };
-    // The record may be of a prune that is at work on another host, so it stays for two days. After that it names a backup
-    // that stays, so it is written anew; the new one proves no more than the old one did.
+    // The record may be of a prune that is running on another host, so it stays for two days. Then it names a backup
+    // that stays, so the record is rewritten; the new one proves no more than the old one.
     let records = || world.store.keys().into_iter().filter(|key| key.contains("/@prune/")).collect::<Vec<_>>();
     let before = records();
     prune("2026-01-01T12:00:00Z").await;

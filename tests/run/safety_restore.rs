@@ -108,7 +108,7 @@ async fn the_loser_of_two_restores_leaves_what_the_winner_received() {
     }
 }
 
-/// Whatever the kernel says to the first receive, what lies under the name is not touched without our token.
+/// A dataset under the target's name without our token stays untouched, whichever error the first receive returns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_error_of_the_first_receive_removes_what_is_not_marked_as_ours() {
     for errno in [EEXIST, EBUSY, ETXTBSY, 5, 22] {
@@ -231,7 +231,7 @@ async fn what_took_the_place_of_a_restore_is_not_given_up_for_it() {
     world.zfs.set_property(&target, RESTORING_PROPERTY, other);
     let zfs = Arc::new(world.zfs.clone());
     let done = restore_as_planned(&set, &world.keys, zfs, &target, &plan, &restart, never()).await;
-    assert!(done.unwrap_err().to_string().contains("was changed since it was shown"));
+    assert!(done.unwrap_err().to_string().contains("changed after the plan of the restore was shown"));
     assert_eq!(shorts(&world, &target).len(), 1);
 }
 
@@ -314,7 +314,7 @@ async fn every_call_of_a_rollback_that_fails_loses_no_more_than_was_listed() {
         let left = shorts(&world, &target);
         assert!(!left.is_empty() && left.iter().all(|short| short != "strange"), "call {n}: {left:?}");
         if outcome.is_ok() {
-            // What was to fail later fails nobody.
+            // Use up the failures that are still scheduled.
             (0..40).for_each(|_| drop(world.zfs.pool_guid("tank")));
             done = true;
             break;
@@ -426,7 +426,7 @@ fn scratch_and_half_restored_datasets_are_never_selected() {
         assert!(found.selected.is_empty(), "{configured}");
         assert!(found.failed[0].1.to_string().contains(says), "{}", found.failed[0].1);
     }
-    // A mark that came with a replica is nobody's here.
+    // A mark that came with a replica belongs to no drill on this host.
     zfs.set_property(&name("tank/x/kept"), SCRATCH_PROPERTY, text("no token"));
     assert_eq!(select(&["tank/x/kept"]).selected.len(), 1);
 }
@@ -455,7 +455,6 @@ async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes
     rehearse(&world, &locks).await.unwrap();
     let last = calls(&world) - before;
     world.zfs.fail_call(last - 1, EBUSY);
-    // One call more than a drill has is made to find the world.
     let left = rehearse(&world, &locks).await.unwrap().unwrap();
     let scratch = scratch_of(&world).unwrap();
     assert!(left.to_string().contains(scratch.as_str()), "{left}");
@@ -476,7 +475,7 @@ async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
     assert!(matches!(&found[..], [Leftover::Destroyed(_)]), "{found:?}");
     assert_eq!(scratch_of(&world), None);
-    // A dataset that only has such a name is nobody's to destroy.
+    // A dataset with such a name but no mark is never destroyed.
     world.zfs.create(&name("tank/zfs-backup-drill-0badcafe"), DatasetType::Filesystem);
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
     assert!(matches!(&found[..], [Leftover::Stays(..)]) && scratch_of(&world).is_some(), "{found:?}");

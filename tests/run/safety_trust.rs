@@ -165,7 +165,7 @@ async fn deleting_the_new_keyring_does_not_bring_the_old_keys_back() {
     let list_bytes = site.world.store.object(&list[0]).unwrap();
     let keyring = site.world.writer.keyring.clone().unwrap().bytes;
 
-    // 1. The folder of the new keyring: the copy beside the newest backup serves, and comes back to its place.
+    // 1. The folder of the new keyring: the copy of the newest backup opens, and is put back into the folder.
     assert_eq!(site.lose(|key| key.starts_with(&new_folder) && key.ends_with(".age")), 1);
     let opened = open_keyrings(&site.world.store, &secret()).await.unwrap();
     assert_eq!(opened.recipient().unwrap().to_string(), new);
@@ -372,7 +372,7 @@ async fn planted_older_keyrings_and_forged_lists_give_no_trust() {
     let trusted = &site.world.writer.trusted;
     let report = verify_dataset(&site.world.store, &site.world.dataset, trusted).await.unwrap();
     assert!(report.damage.iter().any(|damage| damage.key == key), "{:?}", report.damage);
-    // This host's own copy of the list is not the store's to change.
+    // The store cannot change this host's own copy of the list.
     site.world.keys.trusted = site.world.writer.trusted.clone();
     assert_eq!(site.ids().await, std::slice::from_ref(&full.id));
     site.world.store.plant(&key, true_list);
@@ -418,7 +418,7 @@ async fn another_host_with_old_keys_refuses_to_back_up_until_it_takes_the_new_on
                 assert!(error.hint().unwrap().contains("`zfs-backup key rotate`"), "{error}");
             }
         }
-        // What somebody with the old key signs after the rotation does not get in when the other host follows.
+        // An object signed with the old key after the rotation is not accepted when the other host rotates too.
         let forged = site.forge(&leaked, &full, 300);
         let stores = site.stores(&[]);
         let rekey = Rekey { stores: &stores, cache: &other, work_factor: QUICK };

@@ -23,18 +23,19 @@ use zfs_backup::store::{
 /// An operation that neither ends nor calls a store for so long is stuck. The longest pause of a retry is 6 s.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// What happens to one operation.
+/// The mishap of one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mishap {
-    /// Its process is killed once it has made so many calls.
+    /// The process is killed after this many calls.
     Killed(usize),
     /// From that call on the stores refuse it.
     Refused(usize),
-    /// That call does its work, and the reply is an error.
+    /// The call with this number does its work, but its reply is an error.
     ReplyLost(usize),
 }
 
-/// Who makes the next calls, how many of them; then all that is left, one operation after the other.
+/// The order of calls: which operation makes how many of the next ones. The rest follows, one operation after the
+/// other.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Schedule {
     pub(crate) segments: Vec<(usize, usize)>,
@@ -42,7 +43,7 @@ pub(crate) struct Schedule {
     pub(crate) mishaps: BTreeMap<usize, Mishap>,
 }
 
-/// One operation of a race.
+/// An operation of a race.
 pub(crate) type Racer<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// Lets operations wait for their turn.
@@ -73,7 +74,7 @@ struct Waiting {
     waker: Waker,
 }
 
-/// What a call meets.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Works,
@@ -82,8 +83,8 @@ enum Fate {
 }
 
 impl State {
-    /// A transfer completes a chunk beside the creation of the next one, in an order that depends on threads: here
-    /// always one after the other.
+    /// A transfer completes a chunk while it creates the next one, in an order that depends on threads. Here the two
+    /// always run one after the other.
     fn may_go(&self, call: &Waiting) -> bool {
         let has_open_chunk = self.open_chunks.get(&call.actor).is_some_and(|open| *open > 0);
         !call.is_granted && (call.operation != Operation::Create || !has_open_chunk)
@@ -137,7 +138,7 @@ impl Scheduler {
         mut before_call: impl FnMut(usize),
     ) -> Vec<Option<T>> {
         {
-            // Ids go on: what is left of an earlier race must not be taken for a call of this one.
+            // Continue the ids: a call left from an earlier race must not be taken for a call of this one.
             let (mut state, mishaps) = (self.state(), schedule.mishaps.clone());
             *state = State { mishaps, ids_given: state.ids_given, ..State::default() };
         }
@@ -271,7 +272,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// What happens in a store, as somebody who sees all of it sees it.
+/// Observes every change in a store.
 pub(crate) trait Watch: Send + Sync {
     /// An object is there now.
     fn put(&self, store: &GatedStore, key: &str);
@@ -317,8 +318,8 @@ impl GatedStore {
         self.traits.conditional_put
     }
 
-    /// As a store without conditions: the name is looked at, then the object is put whatever is there by now, then the
-    /// store is asked what it has.
+    /// Puts like a store without conditions: asks for the name, puts the object even if the name exists by now, then
+    /// asks the store what it has.
     async fn put_unconditionally(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
         let taken = || self.error(StoreErrorKind::AlreadyExists, Operation::PutNew, key.as_str(), "the key is taken");
         let found = self.call(Operation::Head, key.as_str(), self.inner.head(key)).await?;
@@ -426,7 +427,7 @@ impl ObjectStore for GatedStore {
 struct GatedWriter {
     store: GatedStore,
     key: ObjectKey,
-    /// `None` once it was completed or given up.
+    /// `None` once the write was completed or aborted.
     inner: Option<Box<dyn PartWriter>>,
 }
 

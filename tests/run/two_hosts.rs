@@ -40,15 +40,15 @@ use zfs_backup::zfs::{DatasetType, Zfs};
 /// A night's incremental has two chunks of this length.
 const SPLIT_BYTES: u64 = 4096;
 
-/// What kind of store the remote is.
+/// The remote's kind of store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RemoteKind {
     pub(crate) create_only: bool,
-    /// Its clock is that of the host that puts something, as with a folder.
+    /// Objects are dated by the clock of the host that puts them, as in a folder.
     pub(crate) host_clock: bool,
 }
 
-/// One host.
+/// A host of the two.
 pub(crate) struct Host {
     pub(crate) zfs: FakeZfs,
     pub(crate) intermediate: MemoryStore,
@@ -101,7 +101,7 @@ fn copy_store(from: &MemoryStore) -> MemoryStore {
 }
 
 impl TwoHosts {
-    /// One host with a dataset, and its empty stores.
+    /// Makes a single host with a dataset, and its empty stores.
     pub(crate) fn new(keys: KeyFile, writer: WriterKeys, kind: RemoteKind) -> Self {
         CLOCKS.set((FIRST_SECOND, [0, 0]));
         let (dataset, remote) = (name("tank/a"), memory_store(PART_BYTES));
@@ -359,8 +359,8 @@ impl TwoHosts {
         unpin(&self.hosts[host].zfs, &self.dataset, is_over).unwrap();
     }
 
-    /// What a person may name there: backups, and attempts that nobody works on. Who names another host's upload while
-    /// it runs has been warned.
+    /// Returns the ids that a person may name there: backups, and attempts that no process works on. (The documentation
+    /// warns against naming another host's running upload.)
     pub(crate) fn forgettable(&self, place: Place) -> Vec<BackupId> {
         let facts = self.observer.facts();
         let ids = crate::builder::ids_in(self.inner(place)).into_iter();
@@ -372,8 +372,8 @@ impl TwoHosts {
         snapshots.into_iter().map(|snapshot| snapshot.guid).collect()
     }
 
-    /// What is wrong with the backups that must be whole: chain, chunk lists, and every byte of every chunk. What is in
-    /// an intermediate directory may build on what is in the remote.
+    /// Returns the faults of the backups that must be whole: chain, chunk lists, and every byte of every chunk. Backups
+    /// in an intermediate directory may build on backups in the remote.
     pub(crate) async fn not_whole(&self) -> Vec<String> {
         let alive = self.observer.facts().alive.clone();
         let mut failures = Vec::new();
@@ -390,8 +390,8 @@ impl TwoHosts {
         failures
     }
 
-    /// Whether the remote has or had the backup, or another one of the same snapshot and kind: then the rules of each
-    /// store decide, and what the intermediate directory keeps may have no chain of its own.
+    /// Whether the remote has or had the backup, or another one of the same snapshot and kind. Then each store follows
+    /// its own rules, and a backup in the intermediate directory may lack a chain there.
     fn was_remote(&self, id: &BackupId) -> bool {
         let is_alike = |other: &BackupId| other.snapshot_guid() == id.snapshot_guid() && other.kind() == id.kind();
         self.observer.facts().committed.iter().any(|(place, other)| *place == Place::Remote && is_alike(other))
@@ -480,7 +480,7 @@ impl TwoHosts {
         }
     }
 
-    /// What a host keeps in its pool for attempts that neither its journals nor the stores know.
+    /// Returns the pins in a host's pool for attempts that neither its journals nor the stores know.
     pub(crate) fn leaked_pins(&self, host: usize) -> Vec<String> {
         let Host { zfs, state, .. } = &self.hosts[host];
         let mut known = BTreeSet::new();

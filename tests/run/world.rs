@@ -32,7 +32,7 @@ use zfs_backup::zfs::{DatasetType, SendFlags, SendRequest, Zfs};
 
 pub(crate) const SPLIT_BYTES: u64 = 64 * 1024;
 pub(crate) const PART_BYTES: usize = 16 * 1024;
-/// What names of own snapshots begin with.
+/// The prefix of the names of own snapshots.
 pub(crate) const SNAPSHOT_PREFIX: &str = "zfs-backup_";
 /// What [`BackupSettings`] of a world ask of the kernel.
 const FLAGS: SendFlags = SendFlags { raw: false, compressed: true, embedded: false, large_blocks: true };

@@ -1,4 +1,4 @@
-//! The clock of a store: told by those that have one of their own, and by no other.
+//! The clock of a store: stores with a clock of their own report it, all others report none.
 
 use crate::b2::connect;
 use crate::b2_sim::B2Sim;
@@ -14,7 +14,7 @@ use zfs_backup::store::{
 
 const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";
 
-/// A server that gives one answer to everything. Its port.
+/// Starts a server that gives one answer to everything. Returns its port.
 fn serve(status: &'static str, lines: &'static str) -> u16 {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -29,7 +29,7 @@ pub enum Doubt {
     OtherLine {
         /// The newest of them that one host made.
         id: BackupId,
-        /// That host.
+        /// The other host's mark.
         host: Option<HostMark>,
         /// How that is known.
         why: String,
@@ -114,7 +114,7 @@ pub enum Doubt {
         /// Damage or forgery.
         damage: bool,
     },
-    /// This host's clock may not decide what is old.
+    /// The age rules cannot use this host's clock.
     #[error(transparent)]
     Clock(ClockDoubt),
     /// Another host may be deleting.
@@ -237,7 +237,7 @@ fn other_origins(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
     }
 }
 
-/// One doubt for each host whose backups are not of this pool's time line. Returns all of those backups.
+/// Adds one doubt for each host whose backups are not of this pool's time line. Returns all of those backups.
 fn other_lines<'a>(input: &PruneInput<'a>, doubts: &mut Vec<Doubt>) -> BTreeSet<&'a BackupId> {
     let Some(pool) = input.pool else { return BTreeSet::new() };
     let strays = Timeline::new(input.facts).strays(pool);
@@ -294,8 +294,8 @@ fn times(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
     }
 }
 
-/// Within one time line transaction groups and times grow together. What is known to be of another one, or was taken over,
-/// is not held against it.
+/// Checks that transaction groups and times grow together, as they do within one time line. Backups of other or adopted
+/// time lines are left out of the comparison.
 fn order(input: &PruneInput<'_>, strays: &BTreeSet<&BackupId>, doubts: &mut Vec<Doubt>) {
     let mut ordered: Vec<_> = input.facts.iter().filter(|backup| !backup.made.adopted).collect();
     ordered.retain(|backup| !strays.contains(&backup.id));

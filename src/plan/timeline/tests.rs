@@ -111,7 +111,7 @@ const LINEAR: &str = "
     p3 x 30 3 after=p2
     p4 x 40 4 base=p3 after=p3";
 
-/// Both hosts go on from p2, by fulls.
+/// Both hosts continue from p2, with fulls.
 const CLONED: &str = "
     p1 x 10 1 after=-
     p2 x 20 2 base=p1 after=p1
@@ -168,7 +168,7 @@ fn a_pool_that_moved_or_a_host_that_was_installed_anew_goes_on_silently() {
         assert_eq!(strays(moved, known), "", "{known}: there and back again");
     }
     assert_eq!(newest(moved), "p5");
-    // Nothing was known any more when the new one began.
+    // The new host knew no earlier backup when it began.
     let anew = "
         p1 x 10 1 after=-
         p2 x 20 2 base=p1 after=p1

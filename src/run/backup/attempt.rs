@@ -318,11 +318,11 @@ impl<'a> Attempt<'a> {
         (self.env.progress)(Progress { stream_bytes, sent_bytes: 0, chunks_confirmed, estimate_bytes: estimated.ok() });
     }
 
-    /// Every chunk that the store confirmed must be listed, at its size: a store that forgets is found before the
-    /// commit. What it lists besides, such as a chunk whose confirmation was lost, is reported by verify as extra. But a
-    /// chunk that neither this run nor an earlier one put, or a manifest, is of another host that goes on with the very
-    /// same upload, as a clone of this machine does: each of both would remove the chunks of the other. Whoever of them
-    /// lists last sees the other's, because each puts before it lists.
+    /// Requires that the store lists every confirmed chunk at its size, so that a store which loses objects is found
+    /// before the commit. Other objects, such as a chunk whose confirmation was lost, are left for `verify` to report
+    /// as extra. A manifest, or a chunk that neither this run nor an earlier one put, comes from another host that
+    /// continues the same upload, as a clone of this machine does. Each of the two would remove the other's chunks.
+    /// Each host puts before it lists, so the host that lists last sees the other's objects.
     async fn check_listing(&self, transferred: &Transferred, course: &Course) -> Result<(), RunError> {
         let prefix = backup_prefix(&self.stored, &self.id);
         let listed = self.env.store.list(&prefix).await?;
@@ -356,7 +356,7 @@ impl<'a> Attempt<'a> {
         match sizes.keys().copied().find(is_strange) {
             None => Ok(()),
             Some(key) => {
-                let what = format!("{key} was put by another host, which goes on with the same upload: is it a clone?");
+                let what = format!("another host put {key} and continues the same upload: is that host a clone?");
                 let hint = "nothing is committed, and the next run begins a new upload; give one of the two hosts another prefix";
                 Err(self.pointless(RunError::refused(what, hint)))
             }

@@ -124,7 +124,7 @@ impl Attempt<'_> {
                 self.id,
                 store.url()
             );
-            return Err(self.pointless(RunError::refused(what, "run it again: a new upload begins")));
+            return Err(self.pointless(RunError::refused(what, "run the command again: it begins a new upload")));
         }
         Ok(())
     }

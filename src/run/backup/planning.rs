@@ -128,7 +128,10 @@ pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight
         (Beside::None | Beside::Remembered(_), StoreRole::Intermediate) => return,
     };
     if let Err(error) = remember(&env.settings.state_dir, store, stored, &seen.whole()).await {
-        tracing::warn!(error = error_chain(&error), "what the remote holds is not remembered for a night without it");
+        tracing::warn!(
+            error = error_chain(&error),
+            "cannot save the remote's manifests for planning while it is offline"
+        );
     }
 }
 
@@ -158,7 +161,7 @@ async fn look_beside(
     match recall(&env.settings.state_dir, &other.known, stored, &env.keys.trusted)? {
         Some((catalog, 0)) => Ok(Beside::Remembered(Seen::remembered(catalog))),
         Some((catalog, count)) => {
-            *unseen = Some(format!("{count} remembered manifests of {} are not believed", other.known.url));
+            *unseen = Some(format!("{count} remembered manifests of {} are untrusted", other.known.url));
             Ok(Beside::Remembered(Seen::remembered(catalog)))
         }
         None => {

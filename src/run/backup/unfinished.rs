@@ -134,7 +134,7 @@ impl Unfinished {
         begin.into_iter().chain(chunks).collect()
     }
 
-    /// Whether that chunk was begun before this run, as the journal, the progress objects or the listing told.
+    /// Whether the journal, the progress objects or the listing show that the chunk was begun before this run.
     pub(super) fn knows(&self, chunk: &str) -> bool {
         self.uploads.contains_key(chunk)
     }
@@ -258,7 +258,7 @@ async fn in_store(env: &BackupEnv, stored: &DatasetName, id: &BackupId) -> Resul
         Ok(read) => read,
         Err(RunError::Damaged { .. }) => return Ok(None),
         Err(error) if error.is_damage() => {
-            tracing::warn!(%key, error = error_chain(&error), "an unfinished upload is not believed");
+            tracing::warn!(%key, error = error_chain(&error), "an unfinished upload is not trusted");
             return Ok(None);
         }
         Err(error) => return Err(error),
@@ -270,7 +270,7 @@ async fn in_store(env: &BackupEnv, stored: &DatasetName, id: &BackupId) -> Resul
             Ok(Some(Unfinished { from_store: true, ..upload }))
         }
         Err(error) => {
-            tracing::warn!(%key, error = error_chain(&error), "an unfinished upload is not believed");
+            tracing::warn!(%key, error = error_chain(&error), "an unfinished upload is not trusted");
             Ok(None)
         }
     }
@@ -369,7 +369,7 @@ async fn read_progress(
             Ok(read) => read,
             Err(RunError::Damaged { .. }) => continue,
             Err(error) if error.is_damage() => {
-                tracing::warn!(%key, error = error_chain(&error), "a progress object is not believed");
+                tracing::warn!(%key, error = error_chain(&error), "a progress object is not trusted");
                 continue;
             }
             Err(error) => return Err(error),
@@ -384,7 +384,7 @@ async fn read_progress(
                     }
                 }
             }
-            Err(error) => tracing::warn!(%key, error = error_chain(&error), "a progress object is not believed"),
+            Err(error) => tracing::warn!(%key, error = error_chain(&error), "a progress object is not trusted"),
         }
     }
     Ok(())

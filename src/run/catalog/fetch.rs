@@ -1,10 +1,10 @@
-//! Fetching objects that nobody vouches for yet, at a cost that does not depend on what lies in the store.
+//! Fetches objects that are not verified yet, at a cost that does not depend on the contents of the store.
 //!
-//! - The signature comes first: it has a few hundred bytes, and without one of ours for this very place the object is never
-//!   fetched.
+//! - The signature comes first: it has a few hundred bytes, and without a signature of ours for this key the object is
+//!   never fetched.
 //! - Each type of object has a limit that fits it ([`crate::manifest`] derives them).
-//! - What is not verified and has more than [`SMALL_BYTES_MAX`] is fetched by one task of the process at a time, and is
-//!   verified or dropped before the next one is.
+//! - Only one task of the process at a time fetches an unverified object of more than [`SMALL_BYTES_MAX`], and verifies
+//!   or drops it before the next one starts.
 
 use crate::manifest::SIGNATURE_BYTES_MAX;
 use crate::model::Digest;
@@ -44,7 +44,7 @@ pub(super) async fn get_checked<T>(
     check: impl Fn(&Bytes) -> Result<T, RunError>,
 ) -> Result<(Bytes, T), RunError> {
     match store.get(key, None, limit_bytes.min(SMALL_BYTES_MAX)).await {
-        // It may only be larger than a small one.
+        // The object may just be larger than the small limit: fetch it again with its own limit.
         Err(error) if error.kind == StoreErrorKind::Corrupt && limit_bytes > SMALL_BYTES_MAX => {}
         fetched => {
             let bytes = named(key, fetched)?;

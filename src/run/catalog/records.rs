@@ -30,8 +30,9 @@ pub async fn read_pruned(
     Ok(records.into_iter().flat_map(|(_, record)| record.pruned).map(|entry| entry.id).collect())
 }
 
-/// The signed prune records of one dataset with their keys, in order, those written before `since` left out. One that is
-/// not believed is warned of and left out too. Each says when it was put by the store's clock, where the store tells.
+/// Returns the signed prune records of one dataset with their keys, in order, without those written before `since`. An
+/// untrusted record is left out with a warning. Each record has its time by the store's clock, if the store reports
+/// one.
 ///
 /// # Errors
 /// [`RunError::Store`] when a listing or a fetch fails.
@@ -112,7 +113,7 @@ async fn read_record(
     {
         return Ok(record);
     }
-    // Beside a kept record that does not pass, the kept signature is as doubtful.
+    // If the cached record fails, its cached signature is as doubtful.
     let (signature, is_kept) = match kept_signature.filter(|_| kept_bytes.is_none()) {
         Some(kept) => (kept, true),
         None => {

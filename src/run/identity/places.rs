@@ -1,7 +1,7 @@
 //! [`Place`]: where a configured name leads, and which identities this host found there.
 //!
-//! One small file a place in `state_dir/stores`, named by the URL and whatever else of the configuration decides where
-//! it leads. Several identities may be known of one place, such as disks that take turns; the last one is the newest.
+//! `state_dir/stores` has one small file for each place, named by the URL and the other settings that decide where the
+//! URL leads. A place may have several known identities, such as rotating disks; the last one is the newest.
 
 use super::take_over::take_over;
 use super::{make_store_id, read_store_id};
@@ -23,7 +23,7 @@ const FORMAT: u32 = 1;
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
-/// What decides where a configured name leads.
+/// The settings that decide where a configured name leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The store's URL.
@@ -34,13 +34,13 @@ pub struct Place {
     pub option: &'static str,
 }
 
-/// What a store is opened for.
+/// The purpose for which a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Objects are written or deleted, or something is destroyed because of what is stored: the store must be the one
     /// that it was.
     Write,
-    /// Nothing is changed. A store without an identity is known by its URL.
+    /// The command changes nothing. A store without an identity is known by its URL.
     Read,
     /// Data is brought back: nothing about the identity may stand in the way.
     Restore,
@@ -126,7 +126,7 @@ pub async fn identify(
     let id = match find_id(state_dir, place, &store, access, datasets).await {
         Ok(id) => id,
         Err(error) if access == Purpose::Restore => {
-            tracing::warn!("which store {} is could not be found out: {}", place.url, error_chain(&error));
+            tracing::warn!("cannot find out which store {} is: {}", place.url, error_chain(&error));
             None
         }
         Err(error) => return Err(error),
@@ -160,7 +160,7 @@ async fn find_id(
         (Some(id), None, Purpose::Restore) => Ok(Some(id)),
         (Some(id), None, Purpose::Read) => {
             if let Err(error) = register(state_dir, &file, store, Some(id.clone()), datasets).await {
-                tracing::debug!("the identity of {} is not remembered: {}", place.url, error_chain(&error));
+                tracing::debug!("cannot save the identity of {}: {}", place.url, error_chain(&error));
             }
             Ok(Some(id))
         }
@@ -198,7 +198,8 @@ fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
     RunError::refused(
         format!("{} is not the store that it was: it was {last} and {now}; nothing was changed", place.url),
         format!(
-            "look that the right disk is mounted there and that the name leads to the right bucket; if this store is meant: zfs-backup accept-store{}",
+            "check that the right disk is mounted there and that the name leads to the right bucket; if this store is meant: \
+             zfs-backup accept-store{}",
             place.option
         ),
     )

@@ -2,8 +2,8 @@
 //!
 //! Two configurations with one URL and two endpoints shared that state. So each file moves only to the store that
 //! proves to be the one meant: a journal to the store that has objects of its attempt, records and remembered manifests
-//! to the store that has a backup which they name. Ids are random, so no other store has these. What no store proves
-//! stays where it is: `holds list` shows the holds of such attempts.
+//! to the store that has a backup which they name. Ids are random, so no other store has these. State that no store
+//! proves stays where it is: `holds list` shows the holds of such attempts.
 //!
 //! A file is renamed at a time, and the place is remembered only after all of them: an interrupted run is repeated.
 
@@ -21,7 +21,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// So many of the newest backups that old state names are looked for.
+/// How many of the newest backups in old state are looked for in the store.
 const BACKUPS_ASKED_MAX: usize = 5;
 
 /// Moves what the URL named to the identity.
@@ -59,7 +59,7 @@ pub(super) async fn take_over(
                 }
             }
         }
-        // What was read can be read again.
+        // The cache need not move: its objects can be fetched again.
         remove_if_there(&cache::path_of(state_dir, &old, &dataset))?;
         for kind in ["journal", "records", "remote"] {
             let _ = fs::remove_dir(folder(kind, &old));
@@ -68,7 +68,7 @@ pub(super) async fn take_over(
     Ok(())
 }
 
-/// What the store says of the backups that old state names.
+/// Looks in the store for the backups that old state names.
 struct Proofs<'a> {
     asked: &'a dyn ObjectStore,
     dataset: &'a DatasetName,
@@ -86,7 +86,7 @@ impl Proofs<'_> {
         Ok(found)
     }
 
-    /// Whether the store has one of these backups. State that names none is nobody else's.
+    /// Whether the store has one of these backups. State that names no backup belongs to no other store: `true`.
     async fn has_any(&self, ids: &BTreeSet<BackupId>) -> Result<bool, RunError> {
         for id in ids.iter().rev().take(BACKUPS_ASKED_MAX) {
             let key = ObjectKey::backup(self.dataset, id, &BackupObject::Manifest);
@@ -104,7 +104,7 @@ struct OldRecord {
     event: OldEvent,
 }
 
-/// What records of all kinds have that names a backup.
+/// The fields that name a backup, in records of all kinds.
 #[derive(Deserialize)]
 struct OldEvent {
     id: Option<BackupId>,
@@ -123,7 +123,7 @@ fn named_backups(folder: &Path) -> Result<BTreeSet<BackupId>, RunError> {
     Ok(ids)
 }
 
-/// `None` for a file that is no record: whoever uses the records says what is wrong with one.
+/// Returns `None` for a file that is no record; the code that uses the records reports the fault.
 fn read_record(path: &Path) -> Result<Option<OldRecord>, RunError> {
     match fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
@@ -151,7 +151,7 @@ fn known_datasets(state_dir: &Path, configured: &[DatasetName]) -> Result<BTreeS
     Ok(names)
 }
 
-/// The entries of a folder, each with the backup that its name begins with. None where there is no folder.
+/// Returns the entries of a folder, each with the backup that its name begins with. A missing folder has none.
 fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, RunError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -170,7 +170,7 @@ fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, RunError> 
     Ok(files)
 }
 
-/// Renames one file. What is there already is newer and stays.
+/// Renames one file. An existing file under the new name is newer and stays.
 fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), RunError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(to);
     made.map_err(|source| failed("create", to, source))?;

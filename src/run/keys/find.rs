@@ -1,4 +1,4 @@
-//! The keys of a store from its keyrings: those in their folder, and the copies beside backups.
+//! Finds the keys of a store in its keyrings: those in their folder, and the copies in the folders of backups.
 
 use super::lists::read_lists;
 use super::successor::find_successor;
@@ -11,7 +11,7 @@ use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
 use age::secrecy::SecretString;
 use std::collections::BTreeSet;
 
-/// Copies beside backups that are opened besides the keyrings in their folder: of the newest backups, and of sizes.
+/// How many keyring copies of the newest backups, and how many of distinct sizes, are opened.
 const KEYRING_COPIES_MAX: usize = 8;
 
 /// The last number of a keyring: names have four digits.
@@ -20,7 +20,7 @@ const NUMBER_MAX: u16 = 9999;
 /// Opens all keyrings of the store that the passphrase opens, in their folder and beside backups: what a restore needs.
 ///
 /// # Errors
-/// [`RunError`] when there is none, or when the passphrase opens none.
+/// [`RunError`] when there is no keyring, or when the passphrase opens none.
 pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<KeyFile, RunError> {
     let found = find_keys(store, passphrase).await?.ok_or_else(|| {
         RunError::refused(
@@ -52,14 +52,15 @@ pub async fn warn_of_newer(store: &dyn ObjectStore, file: &KeyFile) -> Result<()
 pub(in crate::run) struct FoundKeys {
     pub(in crate::run) file: KeyFile,
     pub(in crate::run) keyring: StoredKeyring,
-    /// Whether the newest keyring is in its folder, and not only beside a backup.
+    /// Whether the newest keyring is in its own folder, and not only in the folder of a backup.
     in_place: bool,
     /// The manifests and the copies of keyrings in the store.
     pub(super) listed: Vec<ListedObject>,
 }
 
-/// Opens what the passphrase opens, and reads the lists of retired keys. The copies beside backups are always asked: an
-/// older keyring alone in the folder would pass for the newest. `None` when there is no keyring of any kind.
+/// Opens the keyrings that the passphrase opens, and reads the lists of retired keys. The copies of backups are always
+/// read too: otherwise an older keyring alone in the folder would pass for the newest. Returns `None` when the store
+/// has no keyring of any kind.
 pub(in crate::run) async fn find_keys(
     store: &dyn ObjectStore,
     passphrase: &SecretString,
@@ -113,7 +114,7 @@ async fn keyring_copies(store: &dyn ObjectStore, listed: &[ListedObject]) -> Res
     Ok(keyrings)
 }
 
-/// Puts the newest keyring into its folder where only a copy beside a backup was left of it.
+/// Puts the newest keyring back into its folder when only a backup's copy was left.
 pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Result<(), RunError> {
     if found.in_place {
         return Ok(());
@@ -122,7 +123,7 @@ pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Resu
     tracing::warn!(
         store = store.url(),
         keyring = keyring.tag,
-        "the keyring was gone; putting the copy of a backup in its place. Find out who deleted it"
+        "the keyring was gone; restoring it from the copy of a backup. Find out who deleted it"
     );
     let number = free_number(store, &keyring.tag).await?;
     store.put_new(&ObjectKey::keyring_number(&keyring.tag, number), keyring.bytes.clone()).await?;
@@ -167,7 +168,7 @@ fn open_all(
         };
         let tag = keyring_tag(&file.recipient().map_err(|source| keyring_error(store, source))?);
         if !keyring.tag.is_empty() && keyring.tag != tag {
-            tracing::warn!(tag = keyring.tag, "this keyring lies under another one's name; ignored");
+            tracing::warn!(tag = keyring.tag, "ignoring a keyring that lies under the name of another");
             continue;
         }
         let keyring = StoredKeyring { tag, bytes: keyring.bytes.clone() };
@@ -179,8 +180,8 @@ fn open_all(
     opened.ok_or_else(|| keyring_error(store, refusal))
 }
 
-/// The newer of two opened keyrings, which opens and believes what the other does, too. Of two that do not follow from
-/// each other the second.
+/// Returns the newer of two opened keyrings, with the identities and the trust of the other added. Of two that do not
+/// follow from each other the second is the newer.
 pub(in crate::run) fn newer_of(
     (mut before, old): (KeyFile, StoredKeyring),
     (mut file, new): (KeyFile, StoredKeyring),

@@ -1,7 +1,7 @@
-//! The lists of what retired keys are still trusted for: beside the keyring in every store, and beside the cached keys.
+//! The lists of objects for which retired keys stay trusted: with the keyring in every store, and with the cached keys.
 //!
-//! A keyring pins its list by BLAKE3, so a list needs no signature: other bytes are not the list. A list that is missing
-//! takes trust away and never gives any.
+//! A keyring pins its list by BLAKE3, so a list needs no signature: other bytes are not the list. A missing list only
+//! removes trust.
 
 use super::KeyCache;
 use crate::model::{DatasetName, Digest};
@@ -21,8 +21,8 @@ pub(in crate::run) const BELIEVED_BYTES_MAX: u64 = 64 << 20;
 /// Copies of a list in one store.
 const COPIES_MAX: usize = 3;
 
-/// Fetches the lists that these keys pin and that were not read yet. One that is missing or damaged is warned of: what
-/// the retired keys signed does not verify then, and everything else does.
+/// Fetches the lists that these keys pin and that were not read yet. Warns of a missing or damaged list: objects that
+/// the retired keys signed then do not verify, but all others do.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be asked.
@@ -65,8 +65,8 @@ async fn fetch(
     }
 }
 
-/// Puts copies of the lists beside the prune records of a few datasets: where the folder of keyrings is lost, the keyring
-/// comes back from the copies beside backups, and its list from here.
+/// Puts copies of the lists into the prune-record folders of a few datasets. When the folder of keyrings is lost, the
+/// keyring comes back from the copies of backups, and its list from here.
 ///
 /// # Errors
 /// [`RunError::Store`].
@@ -89,7 +89,7 @@ pub(in crate::run) async fn put_list_copies(
     Ok(())
 }
 
-/// Not `.json`, so that nobody takes it for a prune record.
+/// Names a copy. The suffix is not `.json`, so that no reader takes the copy for a prune record.
 fn copy_name(list: &BelievedList) -> String {
     format!("/@prune/believed-{}.list", list.blake3)
 }
@@ -120,13 +120,13 @@ pub(in crate::run) async fn put_lists(store: &dyn ObjectStore, trusted: &Trusted
         }
         let there = store.get(&key, None, BELIEVED_BYTES_MAX).await?;
         if Digest::of(&there) != list.blake3 {
-            return Err(damaged("it came back as another list"));
+            return Err(damaged("the store returned another list"));
         }
     }
     Ok(())
 }
 
-/// What is wrong with the lists in this store that these keys pin, by object.
+/// Returns the faults of the lists in this store that these keys pin, by object.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be asked.
@@ -153,7 +153,8 @@ impl KeyCache {
         self.folder.join(format!("believed-{}.json", list.blake3))
     }
 
-    /// Writes the lists beside the cached keys. Before these: keys without their list would be of no use.
+    /// Writes the lists into the folder of the cached keys. Call before the keys are written: keys without their list
+    /// are of no use.
     pub(super) fn save_lists(&self, trusted: &TrustedKeys) -> Result<(), RunError> {
         for list in &trusted.lists {
             let (path, Some(content)) = (self.list_path(list), &list.content) else { continue };
@@ -172,7 +173,7 @@ impl KeyCache {
                 RunError::refused(
                     format!("read {}, the list of what retired keys are trusted for: {reason}", path.display()),
                     format!(
-                        "remove {} and run this again: the keys come back from the store with the passphrase",
+                        "remove {} and run the command again: the keys come back from the store with the passphrase",
                         self.folder.display()
                     ),
                 )

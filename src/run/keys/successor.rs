@@ -1,8 +1,8 @@
 //! Whether newer keys exist than those that were found: a host must not seal to keys that `key rotate` replaced.
 //!
-//! Two things in a store tell. A rotation leaves a successor object in the folder of the keyring that it replaces, signed
-//! with the old key. And backups made since are sealed to a recipient that older keyrings do not have. Somebody who can
-//! delete in the bucket has to delete all of that, and all newer backups with it, to make old keys look current.
+//! Two things in a store show it. A rotation leaves a successor object in the folder of the keyring that it replaces,
+//! signed with the old key. Backups made since are sealed to a recipient that older keyrings do not have. To make old
+//! keys look current, an attacker who can delete in the bucket must delete the successor and all newer backups.
 
 use super::KEYRINGS_MAX;
 use crate::keyring::{KeyFile, tag_of};
@@ -23,7 +23,7 @@ const SUCCESSORS_MAX: usize = 1000;
 /// Manifests fetched at once.
 const AT_ONCE: usize = 16;
 
-/// That keys were replaced, and by which.
+/// The statement that keys were replaced, and by which keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::run) struct Successor {
     format: u32,
@@ -53,8 +53,9 @@ impl Successor {
         }
     }
 
-    /// Puts it, signed with the key that is replaced, unless one is there that this key signed. Each has a name of its
-    /// own, so that half of one, left by an interrupted run or by somebody else, is in nobody's way.
+    /// Puts the successor object, signed with the replaced key, unless the store has one that this key signed. Each
+    /// object has its own name, so that an incomplete one, left by an interrupted run or an attacker, does not block
+    /// it.
     pub(in crate::run) async fn put(&self, store: &dyn ObjectStore, old: &SigningKey) -> Result<(), RunError> {
         let trusted = TrustedKeys::new(vec![old.verifying_key().clone()]);
         let known = read_successors(store, &self.replaced, &trusted).await?;
@@ -73,7 +74,7 @@ impl Successor {
     }
 }
 
-/// The successors of a keyring that these keys signed. What does not verify says nothing.
+/// Returns the successors of a keyring that these keys signed. Objects that do not verify are ignored.
 pub(in crate::run) async fn read_successors(
     store: &dyn ObjectStore,
     tag: &str,
@@ -99,7 +100,7 @@ pub(in crate::run) async fn read_successors(
         };
         match verified {
             Ok(successor) => successors.push(successor),
-            Err(reason) => tracing::debug!(%key, reason, "ignored: it says nothing of these keys"),
+            Err(reason) => tracing::debug!(%key, reason, "ignoring an invalid successor object"),
         }
     }
     Ok(successors)
@@ -145,7 +146,7 @@ pub(super) async fn refuse_replaced(
             tracing::warn!(
                 store = store.url(),
                 keyring = new,
-                "the keys of this host were replaced, and are trusted still; run `zfs-backup key rotate` here too"
+                "the keys of this host were replaced, but are still trusted; run `zfs-backup key rotate` here too"
             );
             continue;
         }
@@ -202,7 +203,7 @@ pub(super) async fn find_newer(
     Ok(None)
 }
 
-/// Whether the keyring that a rotation made was not opened.
+/// Looks for a keyring that a rotation made and that was not opened.
 pub(super) async fn find_successor(
     store: &dyn ObjectStore,
     file: &KeyFile,
@@ -232,7 +233,7 @@ fn way_out() -> &'static str {
      and you know why, `zfs-backup key generate --trust-found-keys`, then `zfs-backup key rotate`"
 }
 
-/// The recipient of a manifest that these keys do not open: it was made with newer keys, or by somebody else.
+/// Returns the recipient of a manifest that these keys do not open: newer keys or a stranger made it.
 pub(in crate::run) async fn foreign_recipient(
     store: &dyn ObjectStore,
     key: &ObjectKey,

@@ -1,10 +1,10 @@
-//! Prunes of other hosts that may be at work in the same dataset, as their records tell.
+//! Prunes of other hosts that may be running in the same dataset, as their records show.
 //!
-//! The kernel lock keeps the other runs of this host out, and nothing keeps another host out of the store. But whoever
-//! deletes puts a signed record before. A young record that this host did not put, and that names a backup which is
-//! still there, is of a prune that deletes now, or of one that crashed. Until that prune has ended or is too old:
-//! - nothing is deleted here, because what it still deletes must not count as kept;
-//! - its record stays, because an upload that begins now must see that its base is about to go.
+//! The kernel lock excludes the other runs of this host, but nothing excludes another host from the store. A prune puts
+//! a signed record before it deletes. A young record that this host did not put, and that names a backup which still
+//! exists, belongs to a prune that is running or has crashed. Until that prune has ended or is too old:
+//! - this host deletes nothing, because backups that the other prune will delete must not count as kept;
+//! - the record stays, because an upload that begins now must see that its base is about to be deleted.
 //!
 //! `state_dir/prune-records` names the records that this host put, a file for each store and dataset.
 
@@ -22,7 +22,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
-/// Older records of this host count for nothing more: no prune of that age is at work.
+/// How many of this host's own records are remembered. Older ones do not matter: no prune of that age is running.
 const OWN_RECORDS_MAX: usize = 64;
 
 /// The records that this host put into one store for one dataset, the newest last.
@@ -64,14 +64,14 @@ impl OwnRecords {
         write().map_err(|source| RunError::File { operation: "write", path, source })
     }
 
-    /// Whether the prune that put this record may still be at work on another host.
+    /// Whether the prune that put this record may still be running on another host.
     pub(super) fn is_of_other_prune(&self, env: &PruneEnv, (key, record): &(ObjectKey, PruneRecord)) -> bool {
         let recorded_at = record.recorded_at.unwrap_or(record.written_at);
         let is_young = env.now.duration_since(recorded_at) < PRUNE_MAX;
         is_young && !self.keys.iter().any(|own| own == key.as_str())
     }
 
-    /// The prune of another host that may be at work: one of its records names a backup that is still there.
+    /// Returns the prune of another host that may be running: one of its records names a backup that still exists.
     pub(super) fn other_prune(
         &self,
         env: &PruneEnv,

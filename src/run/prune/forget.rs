@@ -40,7 +40,7 @@ pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Re
     look_at_beside(env, dataset, id, None).await
 }
 
-/// As [`look_at`], in the remote beside this intermediate directory: what waits there to be copied may build on the backup.
+/// As [`look_at`], for a remote with this intermediate directory: a backup that waits there may build on the backup.
 ///
 /// # Errors
 /// As for [`look_at`].
@@ -58,7 +58,7 @@ pub async fn look_at_beside(
     };
     let records = read_prune_records(store, dataset, &env.trusted, None).await?;
     if let Some(other) = OwnRecords::read(env, dataset)?.other_prune(env, &records, &catalog) {
-        // What it still deletes must not count as what is left.
+        // Backups that the other prune will still delete must not count as kept.
         return Err(RunError::refused(format!("{other}; nothing was deleted"), other.hint()));
     }
     let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
@@ -138,7 +138,7 @@ pub async fn forget(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Res
     forget_beside(env, dataset, id, None).await
 }
 
-/// As [`forget`], in the remote beside this intermediate directory.
+/// As [`forget`], for a remote with this intermediate directory.
 ///
 /// # Errors
 /// As for [`forget`].

@@ -154,8 +154,8 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
     Ok(PruneLook { plan, records, pruned, never_committing, facts, catalog, clock })
 }
 
-/// Judges this host's clock. Where something is to go the stores are asked for the time: the one that is pruned and the
-/// one beside it.
+/// Judges this host's clock. When something is to be deleted, both stores are asked for the time: the pruned one and
+/// the second one.
 async fn judge_clock(
     env: &PruneEnv,
     task: &PruneTask,
@@ -169,7 +169,7 @@ async fn judge_clock(
     Ok(env.clock.judge(&clocks, backups.chain(objects)))
 }
 
-/// Only a person's word tells the order of two time lines.
+/// Marks adopted backups: only a person decides the order of two time lines.
 fn mark_adopted(facts: &mut [BackupFacts], pool: Option<&PoolSight>) {
     let Some(pool) = pool else { return };
     facts.iter_mut().for_each(|backup| backup.made.adopted = pool.adopted.contains(&backup.id));

@@ -69,9 +69,9 @@ async fn put_record_of(
 }
 
 /// Takes backups that stay out of all records: a prune that was interrupted, or a plan that changed, left them there,
-/// and a record is a proof. What else such a record names is written anew first, with the times that it had: objects
-/// that were put after the first record must not pass for older than the new one. The record of a prune that may be at
-/// work on another host stays.
+/// and a record is a proof. The other backups in such a record are first written to a new record with the old times:
+/// objects that were put after the first record must not pass for older than the new one. The record of a prune that
+/// may be running on another host stays.
 pub(super) async fn void_records(
     env: &PruneEnv,
     dataset: &DatasetName,

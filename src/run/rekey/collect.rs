@@ -1,4 +1,4 @@
-//! [`collect`]: what the keys of today vouch for in one store, before a rotation retires them.
+//! [`collect`]: lists the objects that the present keys signed in one store, before a rotation retires these keys.
 
 use crate::manifest::{LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, PRUNE_RECORD_BYTES_MAX, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};
@@ -16,7 +16,7 @@ const AT_ONCE: usize = 16;
 /// Larger objects are fetched one at a time.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
 
-/// What was found of one dataset in one store.
+/// The signed objects of one dataset in one store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CollectedDataset {
     /// The store.
@@ -27,9 +27,9 @@ pub struct CollectedDataset {
     pub backups: usize,
     /// The newest of them, by its snapshot.
     pub newest: Option<jiff::Timestamp>,
-    /// Unfinished uploads. None of them can go on with other keys.
+    /// Unfinished uploads. They cannot be resumed with other keys.
     pub unfinished: usize,
-    /// Signed objects that do not verify, by key. Nothing vouches for them after the rotation either.
+    /// Signed objects that do not verify, by key. They stay untrusted after the rotation.
     pub disbelieved: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ struct Signed {
 }
 
 impl Signed {
-    /// What it is signed as, and the most bytes that it can have.
+    /// Returns the type under which the object is signed, and its most bytes.
     fn signed_as(&self) -> (SignedType, u64) {
         match &self.backup {
             Some((_, BackupObject::Manifest)) => (SignedType::Manifest, MANIFEST_BYTES_MAX),

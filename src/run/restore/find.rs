@@ -303,7 +303,7 @@ impl Shelves {
     }
 }
 
-/// A manifest that nobody known signed, and that is sealed to nobody known.
+/// Finds a manifest that no known key signed, and that is sealed to no known recipient.
 async fn find_foreign(
     shelves: &[(Arc<dyn ObjectStore>, Catalog)],
     keys: &KeyFile,
@@ -354,7 +354,8 @@ fn two_lines(dataset: &DatasetName, candidates: &[&BackupFacts]) -> RunError {
     let candidates: Vec<String> = candidates.iter().map(words).collect();
     RunError::refused(
         format!(
-            "{dataset}: backups of two time lines are stored, as a cloned machine, a copied pool or a pool that was rewound makes them, and which one is meant is not known: {}",
+            "{dataset}: backups of two time lines are stored, as a cloned machine, a copied pool or a pool that was rewound makes them; \
+             this restore cannot choose between them: {}",
             candidates.join("; ")
         ),
         "choose one with --backup ID",

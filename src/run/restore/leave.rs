@@ -1,6 +1,7 @@
-//! What is left of a restore that ended early: kept so that the next run resumes it, or taken away, and only what is ours.
+//! Handles the remains of a restore that ended early: keeps them for the next run to resume, or destroys those of ours.
 //!
-//! Ours is what carries the [`Mark`] of this restore, with its token. All of it is looked at before any of it is destroyed.
+//! Ours are the datasets that carry the [`Mark`] of this restore, with its token. All are checked before any is
+//! destroyed.
 
 use super::mark::{Begun, Mark, RestoreToken, Scratch, is_made_parent};
 use super::rollback::written_bytes;
@@ -43,22 +44,22 @@ pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made:
                 tracing::warn!(error = error_chain(&error), "parents that were made for {target} stay");
             }
         }
-        Err(error) => tracing::warn!(error = error_chain(&error), "look at {target}: it may be half received"),
+        Err(error) => tracing::warn!(error = error_chain(&error), "check {target}: it may be half received"),
     }
 }
 
-/// Whether what stays can be resumed. A mark of an older build has no token.
+/// Whether the dataset stays and can be resumed. A mark of an older build has no token.
 fn stays_ours(dataset: &Dataset, mark: &Mark) -> bool {
     let is_old = mark.token().is_none() && Begun::of(dataset).is_some();
     mark.is_on(dataset) || is_old || !mark.is_of_new()
 }
 
 fn say_not_ours(target: &DatasetName) {
-    tracing::warn!("{target} does not carry the mark of this restore: somebody else made it, and it is left as it is");
+    tracing::warn!("{target} does not carry the mark of this restore, so it is not ours and stays unchanged");
 }
 
-/// Takes away what this restore, or an earlier run of it, made. A dataset without this restore's mark is not touched, and
-/// neither is one that has anything besides what the restore received.
+/// Destroys the datasets that this restore, or an earlier run of it, made. A dataset without this restore's mark stays
+/// untouched, and so does one that has anything else than the restore received.
 ///
 /// # Errors
 /// [`RunError`]: something of it stays.
@@ -80,8 +81,8 @@ pub(super) fn remove_received(
     Ok(destroy_parents(zfs, mark.token(), made)?)
 }
 
-/// Destroys a dataset that was found to be ours, with its snapshots, if they are all of the chain and nothing else is
-/// there. Everything is looked at first.
+/// Destroys a dataset that is known to be ours, with its snapshots, if all belong to the chain and the dataset has
+/// nothing else. Checks everything before it destroys anything.
 fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Result<(), RunError> {
     let target = &dataset.name;
     let stays = |what: &str| {
@@ -89,7 +90,7 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
         RunError::refused(format!("{target} stays: it has {what}"), format!("if it may go: zfs destroy -r {name}"))
     };
     if dataset.inconsistent {
-        // Nothing but the receive that was cut is in it, and the mark came with that.
+        // The dataset has only the receive that was cut, and the mark came with that receive.
         return Ok(zfs.abort_receive(target)?);
     }
     let token = dataset.resume_token()?;
@@ -99,7 +100,7 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
     let snapshots = zfs.snapshots(target)?;
     let strange = |snapshot: &&Snapshot| !guids.contains(&snapshot.guid) || snapshot.holds > 0;
     if let Some(other) = snapshots.iter().find(strange) {
-        return Err(stays(&format!("{}, which is not of the restore or is held", other.name)));
+        return Err(stays(&format!("{}, which the restore did not make or which is held", other.name)));
     }
     if let Some(child) = zfs.children(target)?.first() {
         return Err(stays(&format!("the dataset {} below it", child.name)));
@@ -118,12 +119,12 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
     Ok(zfs.destroy_dataset(target)?)
 }
 
-/// Destroys those that this restore made and that are empty; ZFS refuses those with anything in them.
+/// Destroys the parents that this restore made and that are empty; ZFS refuses to destroy the others.
 fn destroy_parents(zfs: &dyn Zfs, token: Option<RestoreToken>, made: &[DatasetName]) -> Result<(), ZfsError> {
     for parent in made.iter().rev() {
         match zfs.dataset(parent)? {
             Some(dataset) if is_made_parent(&dataset, token) => zfs.destroy_dataset(parent)?,
-            // With another mark it is not ours, and those above it have it in them.
+            // A parent with another mark is not ours, and the parents above contain it.
             Some(_) => return Ok(()),
             None => {}
         }
@@ -131,7 +132,8 @@ fn destroy_parents(zfs: &dyn Zfs, token: Option<RestoreToken>, made: &[DatasetNa
     Ok(())
 }
 
-/// Gives up the receive that was cut onto a dataset that stays, if the dataset carries that token and the receive is such.
+/// Abandons a cut receive onto a dataset that stays, if the dataset carries the token and `is_such` accepts the
+/// receive.
 ///
 /// # Errors
 /// [`ZfsError`].
@@ -149,10 +151,10 @@ pub(super) fn abort_cut(
     }
 }
 
-/// Destroys what an earlier run received, as was asked for, if the dataset still carries that run's token.
+/// Destroys the datasets that an earlier run received, as requested, if they still carry that run's token.
 ///
 /// # Errors
-/// [`RunError`]: something of it stays.
+/// [`RunError`] when anything stays.
 pub(super) fn destroy_begun(
     zfs: &dyn Zfs,
     target: &DatasetName,
@@ -166,8 +168,8 @@ pub(super) fn destroy_begun(
             destroy_whole(zfs, &dataset, guids)
         }
         _ => Err(RunError::refused(
-            format!("{target} no longer carries the mark of the restore that was to be given up"),
-            "somebody else works on it: look at it, and run the command again",
+            format!("{target} no longer carries the mark of the restore that was to be abandoned"),
+            "something else changed the dataset: check it, and run the command again",
         )),
     }
 }
@@ -206,7 +208,7 @@ pub(super) fn check_own(
     let name = shell_words::quote(target.as_str());
     Err(RunError::refused(
         format!("{target} has an interrupted receive that cannot be resumed: {}", error_chain(why)),
-        format!("nothing proves that it is of this restore; to give it up: zfs receive -A {name}"),
+        format!("nothing proves that it belongs to this restore; to abandon it: zfs receive -A {name}"),
     ))
 }
 

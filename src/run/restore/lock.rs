@@ -1,10 +1,10 @@
 //! [`lock_target`]: one restore or drill at a time into a dataset, those above it and those below it, on this host.
 //!
-//! Two restores may have two configurations, or none, so their `state_dir`s say nothing: the locks lie in a folder that all
-//! of one user share and that a reboot empties, `/run/zfs-backup` for root and `/run/user/UID/zfs-backup` for others. The
-//! lock is for people: it says at once who is at work. What keeps one restore from destroying what another received is
-//! the token in the marks, which also holds between users, hosts and tools ([`super::RestoreToken`]); so where the folder
-//! cannot be had, a restore goes on without a lock.
+//! Two restores may have two configurations, or none, so `state_dir` cannot hold the locks. They lie in a folder that
+//! all processes of one user share and that a reboot empties: `/run/zfs-backup` for root, `/run/user/UID/zfs-backup`
+//! for others. The lock serves people: its error names the other process at once. The token in the marks keeps one
+//! restore from destroying data that another received, also between users, hosts and tools ([`super::RestoreToken`]).
+//! So when the folder cannot be made, a restore continues without a lock.
 
 use crate::model::{DatasetName, Digest};
 use crate::run::RunError;
@@ -15,7 +15,8 @@ use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Held until dropped: the target alone, and those above it together with other restores beside it.
+/// A lock until dropped: exclusive on the target, and shared on the datasets above it with restores into their other
+/// children.
 #[derive(Debug)]
 pub struct RestoreLock {
     _files: Vec<File>,

@@ -111,7 +111,7 @@ impl Scratch {
     }
 }
 
-/// What a restore puts on its target.
+/// The mark that a restore puts on its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Mark {
     /// A restore that can be resumed.
@@ -144,7 +144,7 @@ impl Mark {
         }
     }
 
-    /// Whether the dataset carries this very mark's token.
+    /// Whether the dataset carries this mark's token.
     pub(super) fn is_on(&self, dataset: &Dataset) -> bool {
         let found = match self {
             Self::Restoring(_) => Begun::of(dataset).and_then(|begun| begun.token),
@@ -169,7 +169,7 @@ pub(super) fn parent_properties(token: Option<RestoreToken>) -> BTreeMap<String,
     properties
 }
 
-/// Whether the restore with this token made the parent, and nobody gave it another use since.
+/// Whether the restore with this token made the parent, and the parent has had no other use since.
 pub(super) fn is_made_parent(dataset: &Dataset, token: Option<RestoreToken>) -> bool {
     let marked = own_text(dataset, PARENT_PROPERTY).and_then(RestoreToken::parse);
     let is_kept_away = own(dataset, "canmount").is_some_and(|property| property.value == PropertyValue::Number(0));
@@ -197,10 +197,10 @@ pub fn is_makeshift(dataset: &Dataset) -> Option<String> {
     Begun::of(dataset).map(|begun| format!("{name} is half restored, on the way to backup {}", begun.id))
 }
 
-/// What an interrupted restore, a drill or another receive has left on a dataset, and what a person can do about it.
+/// Returns what an interrupted restore, a drill or another receive has left on a dataset, and the remedy for a person.
 ///
 /// # Errors
-/// [`RunError::Zfs`] when its state cannot be read.
+/// [`RunError::Zfs`] when the dataset's state cannot be read.
 pub fn left_half(dataset: &Dataset) -> Result<Option<(String, String)>, RunError> {
     let name = shell_words::quote(dataset.name.as_str());
     let token = dataset.resume_token()?;
@@ -214,7 +214,7 @@ pub fn left_half(dataset: &Dataset) -> Result<Option<(String, String)>, RunError
         }
         (None, Some(token)) => Some((
             format!("{} has an interrupted receive of {}", dataset.name, token.to_name),
-            format!("resume it, or give it up: zfs receive -A {name}"),
+            format!("resume the receive, or abandon it: zfs receive -A {name}"),
         )),
         (None, None) => None,
     })

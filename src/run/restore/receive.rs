@@ -75,7 +75,7 @@ struct Receiving<'a> {
     target: &'a DatasetName,
     options: &'a ReceiveOptions,
     stop: &'a Stop,
-    /// What is put on the target, and proves that it is ours.
+    /// The mark that is put on the target and proves that the target is ours.
     mark: Mark,
 }
 
@@ -95,12 +95,12 @@ pub async fn restore_to_dataset(
     carry_out(set, keys, zfs, target, &plan, options, stop).await
 }
 
-/// Receives a chain by a plan that was shown, unmounted, and checks that the kernel made the very snapshots.
+/// Receives a chain by a plan that was shown, unmounted, and checks that the kernel made exactly its snapshots.
 ///
 /// While several backups are being received, and from a rollback on, the dataset is `readonly=on`: a change between two of
 /// them, even of an access time, would make the next one impossible. The end of the restore ends that, whichever run comes
 /// to it. Where one backup is received into a new dataset, only the chosen properties are set. Nothing is received with
-/// force: what somebody else does to the dataset meanwhile stops the restore and stays.
+/// force: any other change to the dataset meanwhile stops the restore and stays.
 ///
 /// # Errors
 /// [`RunError::Refused`] when the plan is no longer what would be done. An interruption, a store that is away or a full
@@ -117,8 +117,8 @@ pub async fn restore_as_planned(
     stop: Stop,
 ) -> Result<Received, RunError> {
     if check_target(&*zfs, target, set, options)? != *plan {
-        let what = format!("{target} was changed since it was shown what a restore would do to it");
-        return Err(RunError::refused(what, "run it again: it shows what it would do now"));
+        let what = format!("{target} changed after the plan of the restore was shown");
+        return Err(RunError::refused(what, "run the command again: it shows the new plan"));
     }
     carry_out(set, keys, zfs, target, plan, options, stop).await
 }
@@ -152,7 +152,7 @@ async fn carry_out(
     }
 }
 
-/// What proves that the target is of this restore. One that is resumed keeps the mark that it has.
+/// Returns the mark that proves that the target belongs to this restore. A resumed target keeps its mark.
 fn mark_of(set: &RestoreSet, plan: &ReceivePlan, options: &ReceiveOptions) -> Result<Mark, RunError> {
     if options.resume == ResumeChoice::Never {
         return Mark::scratch(set);
@@ -174,7 +174,8 @@ fn mark_of(set: &RestoreSet, plan: &ReceivePlan, options: &ReceiveOptions) -> Re
 }
 
 impl Receiving<'_> {
-    /// Gives up what is to be given up, makes the parents, or rolls back: all that comes before the first receive.
+    /// Does everything that comes before the first receive: abandons an earlier restore, makes the parents, or rolls
+    /// back.
     async fn prepare(&self, made: &mut Vec<DatasetName>) -> Result<(), RunError> {
         if self.plan.gives_up {
             self.give_up().await?;
@@ -295,12 +296,13 @@ impl Receiving<'_> {
         ))
     }
 
-    /// What is set with the receive of one backup. The kernel sets it when the receive begins.
+    /// Returns the properties to set with the receive of one backup. The kernel sets them when the receive begins.
     fn properties(&self, number: usize) -> BTreeMap<String, PropertyValue> {
         let (first, last) = (self.plan.skipped, self.set.backups.len() - 1);
         let mut properties = BTreeMap::new();
         if number == last {
-            // Nobody writes into a new dataset that is not mounted. One that was there is readonly until the end.
+            // A new dataset is not mounted, so nothing writes into it. An existing dataset stays readonly until the
+            // end.
             if self.sets_readonly() && self.mark.is_of_new() {
                 properties.insert("readonly".to_owned(), PropertyValue::Number(0));
             }
@@ -332,7 +334,7 @@ impl Receiving<'_> {
                 let name = shell_words::quote(name.as_str());
                 tracing::warn!(
                     error = error_chain(&error),
-                    "received; one thing is left: zfs inherit {property} {name}"
+                    "received; one step remains: zfs inherit {property} {name}"
                 );
             }
         };
@@ -394,7 +396,7 @@ impl Receiving<'_> {
             };
             let hint = removed.as_ref().err().and_then(RunError::hint).unwrap_or_default();
             if let Err(error) = removed {
-                tracing::warn!(error = error_chain(&error), hint, "a part of what was to be restored stays");
+                tracing::warn!(error = error_chain(&error), hint, "part of the failed restore stays");
             }
             if is_rollback && zfs.dataset(&target).ok().flatten().is_some_and(|dataset| mark.is_on(&dataset)) {
                 let name = shell_words::quote(target.as_str());

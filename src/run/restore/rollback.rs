@@ -1,9 +1,11 @@
-//! [`Rollback`]: what is destroyed so that a chain can go on from the newest snapshot that a dataset has in common with it.
+//! [`Rollback`]: the list of snapshots and bookmarks to destroy so that a chain can continue from the newest snapshot
+//! that a dataset has in common with the chain.
 //!
-//! The kernel's forced receive destroys at its END whatever is newer than the base by then: also a snapshot that was taken
-//! hours after the list was shown. So nothing is received with force. The list is made first, with all that would hinder
-//! it; what is destroyed is exactly the list, by name and guid, before a byte is fetched; then the dataset is readonly and
-//! rolled back, and whatever appears later stops the receive.
+//! The kernel's forced receive destroys at its END everything that is then newer than the base, even a snapshot that
+//! was taken hours after the list was shown. So nothing is received with force:
+//! - the list is made first, with every obstacle to the rollback;
+//! - exactly the list is destroyed, by name and guid, before a byte is fetched;
+//! - the dataset is then readonly and rolled back, and any later change stops the receive.
 
 use super::mark::Mark;
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
@@ -12,7 +14,7 @@ use crate::zfs::{Dataset, PropertyValue, Snapshot, Zfs};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 
-/// What a rollback destroys: this and nothing else.
+/// The list of a rollback: exactly these snapshots and bookmarks are destroyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rollback {
     /// The dataset's guid.
@@ -25,16 +27,16 @@ pub struct Rollback {
     pub snapshots: Vec<LostSnapshot>,
     /// Bookmarks of states after it: the kernel rolls nothing back while they are there.
     pub bookmarks: Vec<(BookmarkName, Guid)>,
-    /// What was written since the newest snapshot, in bytes; `None` when ZFS does not say.
+    /// The bytes written since the newest snapshot; `None` when ZFS does not report them.
     pub written_bytes: Option<u64>,
 }
 
 /// A snapshot that is lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LostSnapshot {
-    /// Its name.
+    /// The snapshot's name.
     pub name: SnapshotName,
-    /// Its guid.
+    /// The snapshot's guid.
     pub guid: Guid,
     /// When it was taken.
     pub created_at: Timestamp,
@@ -104,7 +106,7 @@ impl Rollback {
     }
 
     fn destroy_listed(&self, zfs: &dyn Zfs) -> Result<(), RunError> {
-        // Nothing can be written any more, so this comparison holds but for snapshots and bookmarks.
+        // The dataset is readonly, so after this comparison only snapshots and bookmarks can still change.
         if self.plan_again(zfs)? != *self {
             return Err(self.changed("other snapshots, bookmarks or data than were listed"));
         }
@@ -133,9 +135,9 @@ impl Rollback {
     fn changed(&self, what: &str) -> RunError {
         let target = self.base.dataset();
         RunError::refused(
-            format!("{target} is not as it was when the list of what would be lost was made: {what}"),
+            format!("{target} changed after the list of what would be destroyed was made: {what}"),
             format!(
-                "run it again for a new list; to keep others from changing it meanwhile: zfs set readonly=on {}",
+                "run the command again for a new list; to prevent other changes meanwhile: zfs set readonly=on {}",
                 shell_words::quote(target.as_str())
             ),
         )
@@ -171,7 +173,7 @@ fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
     if kept.is_empty() {
         return Ok(());
     }
-    let what = format!("the rollback would have to destroy what is kept: {}", kept.join(", "));
+    let what = format!("the rollback would have to destroy protected snapshots: {}", kept.join(", "));
     Err(RunError::refused(what, format!("if it may go: {}", commands.join("; "))))
 }
 
@@ -185,7 +187,7 @@ fn give_back(zfs: &dyn Zfs, before: &Dataset, set: &BTreeMap<String, PropertyVal
             None => zfs.inherit_property(name, property),
         };
         if let Err(error) = undone {
-            tracing::warn!(error = error_chain(&error), "{property} of {name} was set for the restore, and stays so");
+            tracing::warn!(error = error_chain(&error), "cannot reset {property} of {name}, which the restore had set");
         }
     }
 }

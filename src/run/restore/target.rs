@@ -20,7 +20,7 @@ pub struct ReceivePlan {
     pub skipped: usize,
     /// Filesystems that are made first, with `canmount=off`, outermost first.
     pub parents: Vec<DatasetName>,
-    /// What is destroyed so that the chain can go on; none for a new dataset, or one that an earlier run began.
+    /// The rollback that lets the chain continue; `None` for a new dataset, or one that an earlier run began.
     pub rollback: Option<Rollback>,
     /// The names of the snapshots that stay.
     pub kept: Vec<String>,
@@ -30,7 +30,7 @@ pub struct ReceivePlan {
     pub begun: Option<Begun>,
     /// What an earlier run received is destroyed first, as was asked for.
     pub gives_up: bool,
-    /// The token of a whole dataset that is given up.
+    /// The token of a whole dataset that is abandoned.
     pub given_up: Option<RestoreToken>,
     /// The dataset is readonly by the will of its owner, and stays so.
     pub keeps_readonly: bool,
@@ -126,7 +126,7 @@ impl Place<'_> {
         let is_whole = number + 1 == self.set.backups.len();
         if let Some(newer) = self.snapshots.get(at + 1).filter(|_| !is_whole) {
             let what = format!("{} was begun by a restore, and has {} besides", self.target, newer.name);
-            return Err(RunError::refused(what, "--force-rollback lists what going on all the same would destroy"));
+            return Err(RunError::refused(what, "--force-rollback lists what it would destroy to continue"));
         }
         self.plan(number + 1)
     }
@@ -141,11 +141,11 @@ impl Place<'_> {
         let base = &self.snapshots[at];
         let is_end = number + 1 == self.set.backups.len();
         if is_end && (self.begun.is_none() || at + 1 < self.snapshots.len()) {
-            let what = format!("{target} has {} already, which is what would be restored", base.name);
+            let what = format!("{target} already has {}, the snapshot to restore", base.name);
             let name = base.name.to_string();
             return Err(RunError::refused(
                 what,
-                format!("to go back to it: zfs rollback -r {}", shell_words::quote(&name)),
+                format!("to roll back to it: zfs rollback -r {}", shell_words::quote(&name)),
             ));
         }
         let rollback = match is_end {
@@ -161,8 +161,10 @@ impl Place<'_> {
     fn restart(self, rollback: bool) -> Result<ReceivePlan, RunError> {
         let Some(begun) = &self.begun else { return Err(self.foreign()) };
         if begun.token.is_none() {
-            let what =
-                format!("{} was begun by an older build, whose mark does not prove what is its own", self.target);
+            let what = format!(
+                "an older build began {}, and its mark does not prove which snapshots are its own",
+                self.target
+            );
             let name = shell_words::quote(self.target.as_str());
             return Err(RunError::refused(what, format!("resume it without --restart, or: zfs destroy -r {name}")));
         }
@@ -175,7 +177,7 @@ impl Place<'_> {
         }
         let guids: Vec<_> = self.set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect();
         if let Some(other) = self.snapshots.iter().find(|snapshot| !guids.contains(&snapshot.guid)) {
-            let what = format!("{} is not of this restore alone: it has {}", self.target, other.name);
+            let what = format!("{} has more than this restore received: {}", self.target, other.name);
             let name = shell_words::quote(self.target.as_str());
             return Err(RunError::refused(what, format!("destroy it yourself: zfs destroy -r {name}")));
         }
@@ -224,7 +226,7 @@ impl Place<'_> {
             }
             None => {
                 let name = shell_words::quote(self.target.as_str());
-                format!("`zfs receive -A {name}` gives it up, if nobody needs it")
+                format!("`zfs receive -A {name}` abandons it, if nobody needs it")
             }
         }
     }

@@ -170,14 +170,14 @@ impl Search<'_> {
                 Ok(shelves) => shelves,
                 Err(error) => {
                     let error = error_chain(&error);
-                    tracing::warn!(%dataset, error, "whether it belonged to the tree at that moment is not known");
+                    tracing::warn!(%dataset, error, "cannot find out whether it belonged to the tree at that moment");
                     continue;
                 }
             };
             let newest = match self.newest(&shelves) {
                 Ok(newest) => newest,
                 Err(error) => {
-                    tracing::warn!(%dataset, error = error_chain(&error), "it is not looked for in the tree");
+                    tracing::warn!(%dataset, error = error_chain(&error), "cannot look for this dataset in the tree");
                     continue;
                 }
             };
@@ -193,7 +193,8 @@ impl Search<'_> {
     }
 }
 
-/// One atomic snapshot. Two time lines of a pool may come to the same transaction group, and not at the same time.
+/// Whether both manifests are of one atomic snapshot. Two time lines of a pool may reach the same transaction group,
+/// but not at the same time.
 fn is_of_moment(manifest: &Manifest, moment: &Manifest) -> bool {
     let (one, other) = (&manifest.snapshot, &moment.snapshot);
     manifest.origin.pool_guid == moment.origin.pool_guid

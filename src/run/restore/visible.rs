@@ -1,12 +1,12 @@
-//! What a person does to see a restored dataset: [`visible_steps`]. A restore mounts nothing, because only the owner knows
-//! which folder is free and who may change the folders above it.
+//! [`visible_steps`]: the commands that make a restored dataset visible. A restore mounts nothing, because only the
+//! owner knows which folder is free and who may change the folders above it.
 
 use crate::model::DatasetName;
 use crate::run::RunError;
 use crate::zfs::{Dataset, DatasetType, Mount, Property, PropertyValue, Zfs};
 use std::path::{Path, PathBuf};
 
-/// Where `zfs mount` puts a dataset that no `mountpoint` says anything of: below the root, under its own name.
+/// The folder below which `zfs mount` puts a dataset without any `mountpoint`, under the dataset's own name.
 const DEFAULT_ROOT: &str = "/";
 /// Stands for a folder that the owner chooses.
 const CHOSEN_FOLDER: &str = "/FOLDER";
@@ -16,9 +16,9 @@ const CHOSEN_FOLDER: &str = "/FOLDER";
 pub struct VisibleSteps {
     /// The commands, in order, quoted for a shell. None when nothing is left to do.
     pub commands: Vec<String>,
-    /// Where its data then is.
+    /// The folder in which the data then is.
     pub place: Option<PathBuf>,
-    /// What else the owner should know, in one sentence.
+    /// Another fact for the owner, in one sentence.
     pub note: Option<String>,
 }
 
@@ -68,7 +68,7 @@ fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> boo
             if canmount == 1 {
                 sets.push("canmount=noauto".to_owned());
             }
-            steps.note = Some(format!("it has no place of its own: choose an empty folder for {CHOSEN_FOLDER}"));
+            steps.note = Some(format!("the dataset has no mount point: choose an empty folder for {CHOSEN_FOLDER}"));
             sets.push(format!("mountpoint={CHOSEN_FOLDER}"));
         }
     }
@@ -111,7 +111,7 @@ fn quoted(text: &str) -> String {
     shell_words::quote(text).into_owned()
 }
 
-/// A folder that is not there, or is empty. What cannot be looked at counts as in use.
+/// Whether a folder is missing or empty. A folder that cannot be read counts as in use.
 fn is_free(place: &Path) -> bool {
     match std::fs::read_dir(place) {
         Ok(mut entries) => entries.next().is_none(),
@@ -119,11 +119,11 @@ fn is_free(place: &Path) -> bool {
     }
 }
 
-/// Where a filesystem has stayed readonly although it is not meant to be: a mount becomes readonly with the property, and
-/// stays so when that ends.
+/// Returns the mount that is still readonly although its filesystem no longer is: a mount becomes readonly with the
+/// property, but stays readonly when the property is reset.
 ///
 /// # Errors
-/// [`RunError::Zfs`] when that cannot be found out.
+/// [`RunError::Zfs`] when the property or the mount cannot be read.
 pub fn left_readonly(zfs: &dyn Zfs, name: &DatasetName) -> Result<Option<PathBuf>, RunError> {
     let wanted = zfs.dataset(name)?.and_then(|mut dataset| dataset.properties.remove("readonly"));
     if wanted.is_some_and(|readonly| readonly.value == PropertyValue::Number(1)) {

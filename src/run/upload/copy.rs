@@ -230,7 +230,7 @@ impl Copy<'_> {
         self.check_parent().await
     }
 
-    /// What prunes wrote down since this run began: they delete it now, or have deleted it.
+    /// Returns the backups that prunes have recorded since this run began: they are being deleted, or are deleted.
     async fn named_by_new_records(&self) -> Result<BTreeSet<BackupId>, RunError> {
         let now = read_prune_records(&*self.env.to, &self.manifest().dataset, &self.env.keys.trusted, None).await?;
         let new = now.into_iter().filter(|(key, _)| !self.records.contains(key));
@@ -245,7 +245,7 @@ impl Copy<'_> {
         let named = self.named_by_new_records().await?;
         if named.contains(id) {
             let what = format!("{id} was pruned from {to} while it was being copied; nothing is committed");
-            return Err(RunError::refused(what, "run it again: what can be copied then is decided anew"));
+            return Err(RunError::refused(what, "run the command again: it plans the copy again"));
         }
         match self.parent.filter(|parent| named.contains(*parent)) {
             Some(parent) => Err(self.parent_gone(parent)),
@@ -265,7 +265,7 @@ impl Copy<'_> {
     fn parent_gone(&self, parent: &BackupId) -> RunError {
         let (id, to) = (&self.manifest().id, self.env.to.url());
         let what = format!("{parent}, which {id} follows from, was pruned from {to} meanwhile; nothing is committed");
-        RunError::refused(what, "run it again: what can be copied then is decided anew")
+        RunError::refused(what, "run the command again: it plans the copy again")
     }
 
     async fn commit(&self, journal: &AttemptJournal, confirmed: &Confirmed) -> Result<(), RunError> {

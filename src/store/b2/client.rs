@@ -237,7 +237,7 @@ impl Shared {
         Err(Cause::ours(StoreErrorKind::Corrupt, text).with_hint(hint))
     }
 
-    /// What B2's clock says: the date of an answer, whatever else it says. No credentials are sent.
+    /// Returns the time by B2's clock: the date of any answer, even a refusal. Sends no credentials.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, Cause> {
         let url = format!("{}/b2api/{}/{AUTHORIZE}", self.settings.endpoint(), API_VERSIONS[0]);
         let mut pauses = Pauses::new(&self.settings);
@@ -409,14 +409,14 @@ impl Shared {
     }
 }
 
-/// Whether what is sent to `address` is as safe as what is sent to `endpoint`: encrypted, unless the endpoint is not.
+/// Whether requests to `address` are as safe as requests to `endpoint`: encrypted, unless the endpoint is not.
 fn is_as_safe(endpoint: &str, address: &str) -> bool {
     let has =
         |text: &str, scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
     has(address, ENCRYPTED) || (has(endpoint, PLAIN) && has(address, PLAIN))
 }
 
-/// Reads a refusal. Of one that is too long to be B2's the status says what there is to know.
+/// Reads a refusal. If the body is too long to be B2's, only the status counts.
 pub(super) async fn read_refusal(answer: Response) -> Cause {
     let (status, retry_after) = (answer.status().as_u16(), retry_after(answer.headers()));
     match read_at_most(answer, REFUSAL_BYTES_MAX).await {

@@ -236,7 +236,7 @@ impl FileVersion {
         self.upload_timestamp.and_then(|millis| Timestamp::from_millisecond(millis).ok())
     }
 
-    /// Its line in a listing.
+    /// Returns the file's entry in a listing.
     pub(super) fn listed(&self, key: String) -> ListedObject {
         ListedObject { key, bytes: self.content_length, modified_at: self.uploaded_at() }
     }

@@ -263,7 +263,7 @@ fn parse_line(text: &str) -> LogLine {
     line
 }
 
-/// What a line of the log says.
+/// Parses a line of the log.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn words_of_line(text: &str) -> String {
     parse_line(text).msg

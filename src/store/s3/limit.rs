@@ -1,4 +1,4 @@
-//! [`AnswerLimit`]: what is not the body of an object is read whole by the SDK, and so has a limit here.
+//! [`AnswerLimit`]: limits every answer except the body of an object, because the SDK reads such answers whole.
 
 use crate::store::answer::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextMut;
@@ -15,9 +15,9 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// Limits the answers of one client.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum AnswerLimit {
-    /// Listings, what else is no object, and refusals.
+    /// All answers: listings, other answers that are no object, and refusals.
     Everything,
-    /// Refusals: the body of an object is limited by whoever asked for it.
+    /// Refusals only: the caller limits the body of an object.
     Refusals,
 }
 

@@ -40,7 +40,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What the store's clock says: the date of the answer about an object that is not there. A server on this very host
+    /// Returns the time by the store's clock: the date of the answer about a missing object. A server on this same host
     /// has no clock but this host's.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
         if self.local {

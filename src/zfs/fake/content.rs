@@ -121,7 +121,7 @@ impl Content {
         self.files.values().any(|file| file.is_newer_than(txg)) || self.freed_after(txg).next().is_some()
     }
 
-    /// What was written after `txg`: at least 1 when anything changed.
+    /// Returns the bytes written after `txg`: at least 1 when anything changed.
     pub(super) fn bytes_after(&self, txg: u64) -> u64 {
         let blocks: usize =
             self.files.values().map(|file| file.block_txgs.iter().filter(|at| **at > txg).count()).sum();

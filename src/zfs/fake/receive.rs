@@ -306,8 +306,8 @@ fn base_content(
     }
 }
 
-/// What the kernel checks once all has come: onto a dataset that was there, that nothing came in between. With force it
-/// destroys now what is newer than the base, whenever that was made.
+/// Does the kernel's checks at the end of a receive: an existing dataset must not have changed meanwhile. With force
+/// the kernel now destroys everything newer than the base, however late it was made.
 fn check_end(state: &mut State, request: &ReceiveRequest, target: &Target) -> Result<(), i32> {
     let (Some(branch), name) = (target.onto, request.target.dataset()) else { return Ok(()) };
     let dataset = state.get(name)?;

@@ -417,7 +417,7 @@ impl State {
 }
 
 impl State {
-    /// Whether nothing can be written there, by its own property or by one above it.
+    /// Whether the dataset is readonly, by its own property or an inherited one.
     pub(super) fn is_readonly(&self, name: &DatasetName) -> bool {
         let readonly = self.to_dataset(name).ok().and_then(|mut dataset| dataset.properties.remove("readonly"));
         readonly.is_some_and(|readonly| readonly.value == PropertyValue::Number(1))

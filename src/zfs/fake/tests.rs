@@ -263,7 +263,7 @@ fn refusals_have_the_kernels_numbers() {
     }
 }
 
-/// What a reader does in the middle of its bytes.
+/// A reader that runs a closure in the middle of its bytes.
 struct Halfway<'a>(&'a [u8], usize, Option<Box<dyn FnOnce() + Send + 'a>>);
 
 impl Read for Halfway<'_> {
@@ -318,7 +318,7 @@ fn force_destroys_at_the_end_and_without_it_what_came_in_between_stops_the_recei
         assert_eq!(received.map_err(|error| error.errno().unwrap().0), expected, "force {force}, {what}");
         assert_eq!(shorts(&zfs), left, "force {force}, {what}");
     }
-    // A snapshot without a change is in nobody's way, but the name of one is.
+    // A snapshot without a change does not block the receive, but a snapshot with the same name does.
     let (zfs, incremental) = replica();
     take(&zfs, "tank/r@noop");
     receive(&zfs, &into("tank/r@2"), &incremental).unwrap();
