@@ -6,7 +6,7 @@ use crate::chains::{night, nightly};
 use crate::prune::Hooked;
 use crate::upload::{Pair, reasons};
 use crate::world::{SNAPSHOT_PREFIX, World, key_of, never, now};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 use zfs_backup::config::{Age, RetentionRules};
 use zfs_backup::manifest::{Manifest, PruneRecord, PrunedEntry, to_stored_bytes};
@@ -402,7 +402,7 @@ async fn objects_that_are_newer_than_the_record_by_the_stores_clock_are_of_someb
     let there: Vec<_> = world.store.keys().into_iter().filter(|key| key.contains(again.id.as_str())).collect();
     let prune = async |store_time: &str| {
         world.store.set_clock(Some(time(store_time)));
-        let env = world.prune_env(now());
+        let env = world.prune_env(time(store_time) + SignedDuration::from_hours(17));
         let done = prune_dataset(&env, &task(&world, &full, &RetentionRules::default())).await.unwrap();
         assert!(done.deleted.is_empty(), "{:?}", done.deleted);
         let left = &done.look.plan.left_alone;
