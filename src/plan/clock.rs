@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 /// How far a clock may be ahead of another one, in seconds.
 pub const AHEAD_SECONDS_MAX: i64 = 24 * 3600;
 
+/// The longest gap, in seconds, that NTP explains by itself: 90 days. A server that serves a wrong year, or a receiver
+/// whose week counter rolled over, makes a longer one; then a person decides.
+pub const SYNCHRONISED_SECONDS_MAX: i64 = 90 * 24 * 3600;
+
 /// This host's clocks at one moment. The reading of a run whose clock was confirmed is kept as a note.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClockReading {
@@ -147,7 +151,7 @@ fn judge_by_note(reading: &ClockReading, note: &ClockReading) -> Result<ClockTru
         && reading.since_boot_seconds >= note.since_boot_seconds;
     if !same_boot {
         return match standing(note.wall, now) {
-            _ if reading.is_synchronised => Ok(ClockTrust::Confirmed),
+            _ if explains_gap(reading, note.wall) => Ok(ClockTrust::Confirmed),
             Standing::Near => Ok(ClockTrust::Confirmed),
             Standing::Behind => Ok(ClockTrust::Behind),
             Standing::Ahead => Err(ClockDoubt::Idle { now, last: note.wall }),
@@ -158,7 +162,7 @@ fn judge_by_note(reading: &ClockReading, note: &ClockReading) -> Result<ClockTru
     match standing(expected, now) {
         Standing::Near => Ok(ClockTrust::Confirmed),
         // The first synchronisation after a boot sets a clock that was wrong. A later jump is none.
-        _ if reading.is_synchronised && !note.is_synchronised => Ok(ClockTrust::Confirmed),
+        _ if !note.is_synchronised && explains_gap(reading, expected) => Ok(ClockTrust::Confirmed),
         Standing::Behind => Ok(ClockTrust::Behind),
         Standing::Ahead => Err(ClockDoubt::Jumped { now, expected }),
     }
@@ -166,7 +170,7 @@ fn judge_by_note(reading: &ClockReading, note: &ClockReading) -> Result<ClockTru
 
 fn judge_first(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
     let now = facts.reading.wall;
-    let Some(newest) = facts.newest_before.filter(|_| !facts.reading.is_synchronised) else {
+    let Some(newest) = facts.newest_before.filter(|newest| !explains_gap(facts.reading, *newest)) else {
         return Ok(ClockTrust::Confirmed);
     };
     match standing(newest, now) {
@@ -174,6 +178,11 @@ fn judge_first(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
         Standing::Behind => Ok(ClockTrust::Behind),
         Standing::Ahead => Err(ClockDoubt::Unconfirmed { now, newest }),
     }
+}
+
+/// Whether NTP synchronises the clock, and the clock is not so far ahead of the reference that NTP itself is in doubt.
+fn explains_gap(reading: &ClockReading, reference: Timestamp) -> bool {
+    reading.is_synchronised && seconds(reference, reading.wall) <= SYNCHRONISED_SECONDS_MAX
 }
 
 enum Standing {
@@ -234,11 +243,14 @@ mod tests {
             ("a second more", note(free), reading("a", 2 * DAY + 1, 1000 + DAY, free), "jumped"),
             ("set years ahead", note(free), reading("a", 14 * YEAR, 1000 + DAY, free), "jumped"),
             ("years ahead by NTP after NTP", note(kept), reading("a", 14 * YEAR, 1000 + DAY, kept), "jumped"),
-            ("the first NTP of a boot", note(free), reading("a", 14 * YEAR, 1000 + DAY, kept), "confirmed"),
+            ("the first NTP of a boot", note(free), reading("a", 91 * DAY, 1000 + DAY, kept), "confirmed"),
+            ("a wrong year by the first NTP of a boot", note(free), reading("a", YEAR, 1000 + DAY, kept), "jumped"),
             ("set back", note(free), reading("a", -YEAR, 1000 + DAY, free), "behind"),
             ("another boot, a day later", note(free), reading("b", DAY, 5, free), "confirmed"),
             ("another boot, a weekend later", note(free), reading("b", 3 * DAY, 5, free), "idle"),
             ("another boot, by NTP", note(free), reading("b", 3 * DAY, 5, kept), "confirmed"),
+            ("another boot, 90 days by NTP", note(kept), reading("b", 90 * DAY, 5, kept), "confirmed"),
+            ("another boot, a wrong year by NTP", note(kept), reading("b", 14 * YEAR, 5, kept), "idle"),
             ("another boot, earlier", note(free), reading("b", -YEAR, 5, free), "behind"),
             ("fewer seconds since the same boot", note(free), reading("a", 3 * DAY, 5, free), "idle"),
             ("a boot without a name", reading("", 0, 5, free), reading("", 3 * DAY, 5 + 3 * DAY, free), "idle"),
@@ -287,7 +299,8 @@ mod tests {
             (Some(-DAY), false, "confirmed"),
             (Some(-DAY - 1), false, "unconfirmed"),
             (Some(-14 * YEAR), false, "unconfirmed"),
-            (Some(-14 * YEAR), true, "confirmed"),
+            (Some(-90 * DAY), true, "confirmed"),
+            (Some(-14 * YEAR), true, "unconfirmed"),
             (Some(2 * DAY), false, "behind"),
         ];
         for (newest, is_synchronised, expected) in table {
