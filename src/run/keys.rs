@@ -15,12 +15,13 @@ pub use lists::read_lists;
 pub(super) use lists::{list_flaws, put_list_copies, put_lists};
 pub(super) use successor::{Successor, foreign_recipient};
 
+use super::catalog::{get_signature, list_wanted};
 use super::lock::{KernelLock, lock_named};
 use super::replace::replace_file;
 use super::{RunError, error_chain};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
 use crate::model::Digest;
-use crate::sign::{BelievedList, SigningKey, Trust, TrustedKeys, VerifyingKey};
+use crate::sign::{BelievedList, SignatureError, SignedType, SigningKey, Trust, TrustedKeys, VerifyingKey};
 use crate::store::key::KEYRING_PREFIX;
 use crate::store::{ObjectKey, ObjectStore};
 use age::secrecy::SecretString;
@@ -346,8 +347,11 @@ async fn ensure_stored(
     }
     let file = KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
     let own: BTreeSet<String> = file.identities.iter().map(|identity| keyring_tag(&identity.to_public())).collect();
-    if !places.is_empty() && !places.iter().any(|place| own.contains(&place.tag)) {
-        return Err(foreign_keyring(store, &places));
+    if !places.is_empty() {
+        if !places.iter().any(|place| own.contains(&place.tag)) {
+            return Err(foreign_keyring(store, &places));
+        }
+        refuse_unlisted(store, &keys.trusted).await?;
     }
     match places.is_empty() && store.is_unused().await? {
         true => tracing::debug!(store = store.url(), "the first keyring of an empty store"),
@@ -355,6 +359,28 @@ async fn ensure_stored(
     }
     put_lists(store, &keys.trusted).await?;
     store.put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await?;
+    Ok(())
+}
+
+/// Refuses to bring the newest keyring into a store with a backup that a retired key signed and that no list names. The
+/// rotation did not read this store; with the newest keyring in it a restore would no longer trust that backup.
+async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Result<(), RunError> {
+    for object in list_wanted(store, |key| key.ends_with("/manifest.json")).await? {
+        let Some(key) = ObjectKey::listed(&object.key) else { continue };
+        let signature = match get_signature(store, &key).await {
+            Ok(signature) => signature,
+            Err(error) if error.is_damage() => continue,
+            Err(error) => return Err(error),
+        };
+        let claim = trusted.verify_claim(SignedType::Manifest, key.as_str(), &signature);
+        if let Err(error @ SignatureError::Retired { .. }) = claim {
+            return Err(RunError::refused(
+                format!("{} was not read when `key rotate` ran: {key}: {error}", store.url()),
+                "nothing was changed there, and the passphrase still restores its backups. To keep them, use another prefix \
+                 in `remote` from now on; if somebody else made that backup, `zfs-backup forget` it",
+            ));
+        }
+    }
     Ok(())
 }
 

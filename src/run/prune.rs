@@ -105,7 +105,10 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
         first = look_afresh(env, task).await?;
     }
     let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
-    void_records(env, &task.stored, &first.records, &stay).await?;
+    // By a clock that is years ahead a record of a prune that is at work elsewhere would seem to be old.
+    if first.clock.is_ok() {
+        void_records(env, &task.stored, &first.records, &stay).await?;
+    }
     env.clock.keep_note(&env.state_dir, &first.clock)?;
     if first.plan.is_empty() {
         if first.plan.doubts.is_empty() {

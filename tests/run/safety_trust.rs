@@ -3,7 +3,7 @@
 
 use crate::chain::{plant, plant_prune_record};
 use crate::upload::Pair;
-use crate::world::{World, key_of, main_keyring_key, now};
+use crate::world::{World, key_of, main_keyring_key, memory_store, now, plant_keyring};
 use age::secrecy::SecretString;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
@@ -591,4 +591,27 @@ async fn rotation_after_one_that_kept_trust_stops_a_host_that_missed_both() {
     site.lose(|key| key.ends_with(".age") && !key.contains(&first));
     let error = site.fresh_host().await.err().unwrap();
     assert!(error.to_string().contains("were replaced by `key rotate`"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_a_rotation_did_not_read_keeps_its_keyring_and_its_backups() {
+    let mut site = Site::new().await;
+    let elsewhere = site.world.store.clone();
+    let full = site.world.back_up().await.manifest;
+    let old_keys = site.world.keys.clone();
+    // Another configuration with the same keys rotates: it knows another remote alone.
+    site.world.store = memory_store(crate::world::PART_BYTES);
+    plant_keyring(&site.world.store, &site.world.writer);
+    site.rotate(OldKeys::Retire).await;
+    let before = elsewhere.keys();
+    let error = writer_keys(&elsewhere, &site.cache(), || Ok(secret())).await.err().unwrap();
+    let key = key_of(&full, "manifest.json");
+    assert!(!error.is_damage() && error.to_string().contains(&key), "{}", error_chain(&error));
+    assert!(error.hint().unwrap().contains("another prefix"), "{error}");
+    assert_eq!(elsewhere.keys(), before, "something was put");
+    // The keyring that is there opens and trusts what it did.
+    let opened = open_keyrings(&elsewhere, &secret()).await.unwrap();
+    assert_eq!(opened.recipient().unwrap().to_string(), old_keys.recipient().unwrap().to_string());
+    let catalog = read_catalog(&elsewhere, &site.world.dataset, &opened.trusted).await.unwrap();
+    assert_eq!(catalog.backups.len(), 1);
 }
