@@ -98,9 +98,11 @@ fn the_intermediate_directory_is_a_store_like_any_other() {
     let to = ["--from", "intermediate", "--stdout"];
     let stream = bench.good(&bench.restore_arguments(&dataset, &identity, &to));
     assert!(stream == run("zfs", &["send", "-L", "-c", &snapshot]));
-    let leftover: Vec<PathBuf> =
-        fs::read_dir(bench.path("intermediate")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(leftover, [bench.path("intermediate").join(&bench.pool.name)], "nothing but the dataset's folder");
+    let folder = bench.path("intermediate");
+    let mut left: Vec<PathBuf> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    left.sort();
+    // The identity of the store, and the folder of the dataset.
+    assert_eq!(left, [folder.join("@zfs-backup"), folder.join(&bench.pool.name)]);
 }
 
 #[test]
