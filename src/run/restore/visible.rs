@@ -53,24 +53,25 @@ fn steps_for(dataset: &Dataset, mounts: &[Mount], is_free: impl Fn(&Path) -> boo
         return VisibleSteps { place: Some(mount.place.clone()), ..VisibleSteps::default() };
     }
     let canmount = number(dataset, "canmount").unwrap_or(1);
+    let Some(place) = mountpoint(dataset) else {
+        // ZFS mounts what gets its first place at once, if canmount=on, and so it does with the children that inherit the
+        // place: in order, parents first. A parent with canmount=noauto would be mounted over them afterwards.
+        if canmount != 1 {
+            steps.commands.push(format!("zfs set canmount=on {name}"));
+        }
+        steps.commands.push(format!("zfs set mountpoint={CHOSEN_FOLDER} {name}"));
+        steps.note = Some(format!("the dataset has no mount point: choose an empty folder for {CHOSEN_FOLDER}"));
+        return steps;
+    };
     let mut sets = Vec::new();
     if canmount == 0 {
         sets.push("canmount=noauto".to_owned());
     }
-    match mountpoint(dataset) {
-        Some(place) if is_free(&place) && !mounts.iter().any(|mount| mount.place == place) => steps.place = Some(place),
-        Some(place) => {
-            steps.note = Some(format!("{} is in use: choose an empty folder for {CHOSEN_FOLDER}", place.display()));
-            sets.push(format!("mountpoint={CHOSEN_FOLDER}"));
-        }
-        // With canmount=on ZFS mounts at once a dataset that gets its first place, and `zfs mount` would then fail.
-        None => {
-            if canmount == 1 {
-                sets.push("canmount=noauto".to_owned());
-            }
-            steps.note = Some(format!("the dataset has no mount point: choose an empty folder for {CHOSEN_FOLDER}"));
-            sets.push(format!("mountpoint={CHOSEN_FOLDER}"));
-        }
+    if is_free(&place) && !mounts.iter().any(|mount| mount.place == place) {
+        steps.place = Some(place);
+    } else {
+        steps.note = Some(format!("{} is in use: choose an empty folder for {CHOSEN_FOLDER}", place.display()));
+        sets.push(format!("mountpoint={CHOSEN_FOLDER}"));
     }
     if !sets.is_empty() {
         steps.commands.push(format!("zfs set {} {name}", sets.join(" ")));
@@ -177,8 +178,11 @@ mod tests {
         let off = dataset(&[("canmount", Number(0), "tank/old files")]);
         assert_eq!(commands(&off), [format!("zfs set canmount=noauto {name}"), format!("zfs mount {name}")]);
         let nowhere = dataset(&[("mountpoint", Text("none".into()), "tank")]);
-        let set = format!("zfs set canmount=noauto mountpoint=/FOLDER {name}");
-        assert_eq!(commands(&nowhere), [set, format!("zfs mount {name}")]);
+        let set = format!("zfs set mountpoint=/FOLDER {name}");
+        assert_eq!(commands(&nowhere), [set.clone()], "ZFS mounts it at once");
+        let mut never = nowhere.clone();
+        never.properties.extend(dataset(&[("canmount", Number(2), "tank/old files")]).properties);
+        assert_eq!(commands(&never), [format!("zfs set canmount=on {name}"), set]);
         let locked = Dataset { encrypted: true, key_unavailable: true, ..dataset(&[]) };
         assert_eq!(commands(&locked), [format!("zfs load-key {name}"), format!("zfs mount {name}")]);
         let below = dataset(&[("encryptionroot", Text("tank".into()), "tank")]);
