@@ -236,7 +236,7 @@ fn a_copy_that_another_program_made_is_no_second_store_until_it_gets_an_identity
     fs::remove_file(remote.join("@zfs-backup/store-id")).unwrap();
     check(&host.run(&["upload-intermediate-to-remote"]), 1, &["has no identity now"]);
     check(&host.run(&["--dry-run", "accept-store"]), 0, &["nothing was changed"]);
-    check(&host.run(&["accept-store"]), 0, &["until now", "from now on"]);
+    check(&host.run(&["accept-store"]), 0, &["so far", "from now on"]);
     check(&host.run(&["upload-intermediate-to-remote"]), 0, &["1 there already"]);
     assert_ne!(
         tree(&remote)[&remote.join("@zfs-backup/store-id")],
