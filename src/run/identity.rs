@@ -4,8 +4,8 @@
 //! not tell: a symbolic link, a bind mount, an NFS export or an rclone alias give one store two names, and one bucket
 //! name at two endpoints is two stores.
 //!
-//! [`refuse_one_place`] stops everything that relies on two stores. [`places`] remembers which identity a place had,
-//! for commands that work without the store, and to notice that another store answers at a place. [`take_over`] renames
+//! [`refuse_one_place`] stops everything that relies on two stores. `places` remembers which identity a place had,
+//! for commands that work without the store, and to notice that another store answers at a place. `take_over` renames
 //! the state of versions that named it by URL.
 
 mod places;

@@ -459,7 +459,7 @@ pub(super) async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace)
 }
 
 /// Returns the keyrings of a store that are worth opening, in order. An empty answer means that a listing worked and
-/// showed none. Of more than [`KEYRINGS_MAX`] the oldest and the newest are returned: an attacker who fills the folder
+/// showed none. Of more than `KEYRINGS_MAX` the oldest and the newest are returned: an attacker who fills the folder
 /// comes after the first keyring and cannot backdate his own, and each backup also has a copy of its keyring.
 ///
 /// # Errors

@@ -128,8 +128,8 @@ async fn look(
 /// Before anything is locked: a store that is there twice would be in its own way.
 fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
     for (number, one) in env.stores.iter().enumerate() {
-        let others = env.stores.iter().skip(number + 1);
-        others.map(|other| refuse_one_place(&one.store.known(), &other.store.known())).collect::<Result<(), _>>()?;
+        let mut others = env.stores.iter().skip(number + 1);
+        others.try_for_each(|other| refuse_one_place(&one.store.known(), &other.store.known()))?;
     }
     Ok(())
 }

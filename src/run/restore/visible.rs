@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(commands(&off), [format!("zfs set canmount=noauto {name}"), format!("zfs mount {name}")]);
         let nowhere = dataset(&[("mountpoint", Text("none".into()), "tank")]);
         let set = format!("zfs set mountpoint=/FOLDER {name}");
-        assert_eq!(commands(&nowhere), [set.clone()], "ZFS mounts it at once");
+        assert_eq!(commands(&nowhere), std::slice::from_ref(&set), "ZFS mounts it at once");
         let mut never = nowhere.clone();
         never.properties.extend(dataset(&[("canmount", Number(2), "tank/old files")]).properties);
         assert_eq!(commands(&never), [format!("zfs set canmount=on {name}"), set]);
