@@ -266,7 +266,8 @@ impl Rekey<'_> {
                     Ok(opened) if same_keys(&opened, file).map_err(|source| self.failed(source))? => {
                         return Ok(Some(stored.bytes));
                     }
-                    Ok(_) | Err(KeyringError::WrongPassphrase) => {}
+                    // A keyring that does not open is for another passphrase, or planted; neither is one of that run.
+                    Ok(_) | Err(KeyringError::WrongPassphrase | KeyringError::Open(_)) => {}
                     Err(source) => return Err(keyring_error(&**store, source)),
                 }
             }
