@@ -365,6 +365,8 @@ async fn ensure_stored(
 /// Refuses to bring the newest keyring into a store with a backup that a retired key signed and that no list names. The
 /// rotation did not read this store; with the newest keyring in it a restore would no longer trust that backup.
 async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Result<(), RunError> {
+    let current = TrustedKeys::new(trusted.with(Trust::Current).cloned().collect());
+    let mut unlisted = None;
     for object in list_wanted(store, |key| key.ends_with("/manifest.json")).await? {
         let Some(key) = ObjectKey::listed(&object.key) else { continue };
         let signature = match get_signature(store, &key).await {
@@ -372,16 +374,21 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
             Err(error) if error.is_damage() => continue,
             Err(error) => return Err(error),
         };
+        // Backups with the newest keys: the rotation did read this store, and somebody deleted the keyring.
+        if current.verify_claim(SignedType::Manifest, key.as_str(), &signature).is_ok() {
+            return Ok(());
+        }
         let claim = trusted.verify_claim(SignedType::Manifest, key.as_str(), &signature);
         if let Err(error @ SignatureError::Retired { .. }) = claim {
-            return Err(RunError::refused(
-                format!("{} was not read when `key rotate` ran: {key}: {error}", store.url()),
-                "nothing was changed there, and the passphrase still restores its backups. To keep them, use another prefix \
-                 in `remote` from now on; if somebody else made that backup, `zfs-backup forget` it",
-            ));
+            unlisted = unlisted.or(Some((key, error)));
         }
     }
-    Ok(())
+    let Some((key, error)) = unlisted else { return Ok(()) };
+    Err(RunError::refused(
+        format!("{} was not read when `key rotate` ran: {key}: {error}", store.url()),
+        "nothing was changed there, and the passphrase still restores its backups. To keep them, use another prefix in \
+         `remote` from now on; if somebody else made that backup, `zfs-backup forget` it",
+    ))
 }
 
 /// Warns of unknown keyring folders. Each rotation adds a folder and a verifying key, so another folder is foreign, or
