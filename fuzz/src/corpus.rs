@@ -57,7 +57,7 @@ fn keep(folder: &Path) {
     let files = fs::read_dir(folder).expect("the folder can be read").flatten();
     let inputs: BTreeSet<Vec<u8>> = files.filter_map(|file| fs::read(file.path()).ok()).collect();
     let mut inputs: Vec<Vec<u8>> = inputs.into_iter().filter(|input| input.len() <= KEPT_BYTES_MAX).collect();
-    // Those that are left out are spread evenly.
+    // The omitted inputs are spread evenly.
     let step = inputs.len().div_ceil(KEPT_INPUTS_MAX).max(1);
     inputs = inputs.into_iter().step_by(step).collect();
     for input in inputs {

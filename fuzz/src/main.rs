@@ -1,4 +1,4 @@
-//! One target of `zfs_backup::fuzzing`, named by `FUZZ_TARGET`, under libFuzzer; or, with `FUZZ_CORPUS`, what
+//! Runs one target of `zfs_backup::fuzzing`, named by `FUZZ_TARGET`, under libFuzzer; or, with `FUZZ_CORPUS`, what
 //! `corpus.rs` does with the inputs. (One binary for both, since only one that has libFuzzer links.)
 #![no_main]
 

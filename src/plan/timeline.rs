@@ -199,7 +199,7 @@ impl<'a> Timeline<'a> {
     /// time must be one backup, or one must follow from the other; and there must be no other time line.
     ///
     /// # Errors
-    /// One candidate of each time line, when only a person can choose.
+    /// Holds one candidate of each time line, when only a person can choose.
     pub fn newest(&self, candidates: &[&'a BackupFacts]) -> Result<Option<&'a BackupFacts>, Vec<&'a BackupFacts>> {
         let by_txg = candidates.iter().max_by_key(|backup| (backup.snapshot.createtxg, &backup.id));
         let by_time =

@@ -64,7 +64,7 @@ impl Believed {
     /// The stored form: the same bytes for the same list.
     ///
     /// # Errors
-    /// None for this type; serde's signature has one.
+    /// This type has no error; serde's signature has one.
     pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
         let stored = Stored { format: FORMAT, requires: Vec::new(), object_type: TYPE.to_owned(), folders: &self.0 };
         let mut bytes = serde_json::to_vec(&stored)?;

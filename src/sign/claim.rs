@@ -21,7 +21,7 @@ impl TrustedKeys {
         if expected != actual {
             return Err(SignatureError::Elsewhere { expected, actual });
         }
-        // Whoever has a retired key can sign a claim for any place, so the object is fetched only when a list names it.
+        // The holder of a retired key can sign a claim for any place, so the object is fetched only when a list names it.
         self.judge(signed_type, signer, trust, |list| list.names(key))
     }
 }

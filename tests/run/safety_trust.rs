@@ -538,7 +538,7 @@ async fn planted_successors_do_not_hide_a_rotation_from_another_host() {
     check_current(&site.world.store, &other, &stale).await.unwrap();
     let old_tag = tag(&stale);
     site.rotate(OldKeys::Retire).await;
-    // These names sort before any that a rotation makes.
+    // The planted names sort before any that a rotation makes.
     for number in 0..40 {
         let key = format!("@zfs-backup/keys/{old_tag}/successor-0000000000000000-{number:08x}.json");
         site.world.store.plant(&key, "{}");

@@ -151,7 +151,7 @@ impl Host {
         names.filter_map(|name| name.strip_prefix('@')?.parse().ok()).collect()
     }
 
-    /// What `health` says of failures.
+    /// Returns the failures that `health` reports.
     fn failures(&self) -> Vec<String> {
         let config = self.config();
         let record = Records::new(&config.state_dir, &known_stores(&config).unwrap()[0], &self.dataset).read().unwrap();
@@ -229,7 +229,7 @@ async fn a_planted_object_and_a_doubtful_clock_keep_backups_end_with_3_and_stand
     assert_eq!(host.failures(), [""; 0]);
 }
 
-/// What waits on the disk may follow from backups in the remote. Its empty mount point must not look like a disk on which
+/// Exports that wait on the disk may follow from backups in the remote. Its empty mount point must not look like a disk on which
 /// nothing waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intermediate_directory_that_is_not_mounted_stops_prune_remote_and_forget() {

@@ -21,7 +21,7 @@ pub struct Rollback {
     pub dataset: Guid,
     /// The snapshot that the dataset is rolled back to.
     pub base: SnapshotName,
-    /// That snapshot's guid.
+    /// The guid of the snapshot that the dataset is rolled back to.
     pub base_guid: Guid,
     /// The snapshots after it, oldest first.
     pub snapshots: Vec<LostSnapshot>,
@@ -144,7 +144,7 @@ impl Rollback {
     }
 }
 
-/// What was written since the newest snapshot.
+/// Returns the bytes written since the newest snapshot.
 pub(super) fn written_bytes(dataset: &Dataset) -> Option<u64> {
     match dataset.properties.get("written")?.value {
         PropertyValue::Number(bytes) => Some(bytes),
