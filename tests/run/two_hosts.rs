@@ -184,9 +184,11 @@ impl TwoHosts {
     }
 
     fn set_clocks(&self, actor: usize) {
-        let remote =
-            if self.kind.host_clock { host_time(actor) } else { Timestamp::from_second(true_seconds()).unwrap() };
-        self.remote.set_clock(Some(remote));
+        if self.kind.host_clock {
+            self.remote.set_host_clock(host_time(actor));
+        } else {
+            self.remote.set_clock(Some(Timestamp::from_second(true_seconds()).unwrap()));
+        }
         for (number, host) in self.hosts.iter().enumerate() {
             host.intermediate.set_host_clock(host_time(number));
             host.zfs.set_now(host_time(number));
