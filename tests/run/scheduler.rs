@@ -361,12 +361,10 @@ impl ObjectStore for GatedStore {
     }
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        let created = async {
-            let writer = self.inner.create(key).await?;
-            self.note_open_chunk(1);
-            Ok(writer)
-        };
-        let inner = Some(self.call(Operation::Create, key.as_str(), created).await?);
+        let writer = self.call(Operation::Create, key.as_str(), self.inner.create(key)).await?;
+        // Not within the call: when its reply is lost, nobody has a chunk that could be completed.
+        self.note_open_chunk(1);
+        let inner = Some(writer);
         Ok(Box::new(GatedWriter { store: self.clone(), key: key.clone(), inner }))
     }
 
