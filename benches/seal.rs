@@ -1,4 +1,5 @@
-//! Sealing and opening chunks, beside the arithmetic that they cannot do without: BLAKE3 and CRC64NVME.
+//! Sealing and opening chunks, beside the arithmetic that they cannot do without: BLAKE3 and
+//! CRC64NVME.
 #![allow(missing_docs, reason = "criterion makes public functions")]
 
 use bytes::BytesMut;
@@ -9,7 +10,10 @@ use zfs_backup::stream::open::{ChunkPieces, piece_ranges};
 use zfs_backup::stream::part::PartPool;
 use zfs_backup::stream::seal::{Compression, SealedChunk};
 
-#[allow(dead_code, reason = "shared with the tests of sealing, which use all of it")]
+#[allow(
+    dead_code,
+    reason = "shared with the tests of sealing, which use all of it"
+)]
 #[path = "../tests/support/chunk.rs"]
 mod chunk;
 
@@ -25,23 +29,59 @@ fn noise() -> Vec<u8> {
     bytes
 }
 
-fn seal_chunk(stream: &[u8], to: &[age::x25519::Recipient], compression: Compression, pool: &PartPool) -> SealedChunk {
+fn seal_chunk(
+    stream: &[u8],
+    to: &[age::x25519::Recipient],
+    compression: Compression,
+    pool: &PartPool,
+) -> SealedChunk {
     let mut drop_part = |part| drop(black_box(part));
-    chunk::seal_chunk(stream.chunks(READ_BYTES), to, compression, pool, &mut drop_part).expect("there is a recipient")
+    chunk::seal_chunk(
+        stream.chunks(READ_BYTES),
+        to,
+        compression,
+        pool,
+        &mut drop_part,
+    )
+    .expect("there is a recipient")
 }
 
 fn seal(criterion: &mut Criterion) {
     let (stream, to) = (noise(), [age::x25519::Identity::generate().to_public()]);
     let pool = PartPool::new(2, PART_BYTES);
     let mut group = criterion.benchmark_group("seal a chunk, one thread");
-    group.throughput(Throughput::Bytes(CHUNK_BYTES as u64)).sample_size(10);
-    group.bench_function("plain", |bencher| bencher.iter(|| seal_chunk(&stream, &to, Compression::None, &pool)));
+    group
+        .throughput(Throughput::Bytes(CHUNK_BYTES as u64))
+        .sample_size(10);
+    group.bench_function("plain", |bencher| {
+        bencher.iter(|| seal_chunk(&stream, &to, Compression::None, &pool))
+    });
     group.bench_function("zstd 1, incompressible", |bencher| {
-        bencher.iter(|| seal_chunk(&stream, &to, Compression::Zstd { level: 1, long: None }, &pool));
+        bencher.iter(|| {
+            seal_chunk(
+                &stream,
+                &to,
+                Compression::Zstd {
+                    level: 1,
+                    long: None,
+                },
+                &pool,
+            )
+        });
     });
     let zeros = vec![0; CHUNK_BYTES];
     group.bench_function("zstd 1, zeros", |bencher| {
-        bencher.iter(|| seal_chunk(&zeros, &to, Compression::Zstd { level: 1, long: None }, &pool));
+        bencher.iter(|| {
+            seal_chunk(
+                &zeros,
+                &to,
+                Compression::Zstd {
+                    level: 1,
+                    long: None,
+                },
+                &pool,
+            )
+        });
     });
 }
 
@@ -51,18 +91,31 @@ fn open(criterion: &mut Criterion) {
     let mut parts = Vec::new();
     let stream = noise();
     let mut keep = |part| parts.push(part);
-    let sealed = chunk::seal_chunk([&stream[..]], &[identity.to_public()], Compression::None, &pool, &mut keep);
+    let sealed = chunk::seal_chunk(
+        [&stream[..]],
+        &[identity.to_public()],
+        Compression::None,
+        &pool,
+        &mut keep,
+    );
     let chunk = sealed.expect("there is a recipient");
     let sealed = parts.concat();
-    let ranges: Vec<_> = piece_ranges(&chunk, PIECE_PAGES).expect("a chunk").collect();
+    let ranges: Vec<_> = piece_ranges(&chunk, PIECE_PAGES)
+        .expect("a chunk")
+        .collect();
     let mut group = criterion.benchmark_group("open a chunk, one thread");
-    group.throughput(Throughput::Bytes(CHUNK_BYTES as u64)).sample_size(10);
+    group
+        .throughput(Throughput::Bytes(CHUNK_BYTES as u64))
+        .sample_size(10);
     group.bench_function("4 MiB pieces, copied once", |bencher| {
         bencher.iter(|| {
             let mut pieces = ChunkPieces::new(chunk, [identity.clone()].into()).expect("a chunk");
             for range in &ranges {
-                let range = usize::try_from(range.start).unwrap_or(0)..usize::try_from(range.end).unwrap_or(0);
-                let pages = pieces.take(BytesMut::from(&sealed[range])).expect("authentic");
+                let range = usize::try_from(range.start).unwrap_or(0)
+                    ..usize::try_from(range.end).unwrap_or(0);
+                let pages = pieces
+                    .take(BytesMut::from(&sealed[range]))
+                    .expect("authentic");
                 black_box(pages.open().expect("authentic"));
             }
             pieces.finish().expect("whole");
@@ -73,16 +126,24 @@ fn open(criterion: &mut Criterion) {
 fn hashes(criterion: &mut Criterion) {
     let bytes = noise();
     let mut group = criterion.benchmark_group("one thread, 8 MiB at once");
-    group.throughput(Throughput::Bytes(CHUNK_BYTES as u64)).sample_size(10);
+    group
+        .throughput(Throughput::Bytes(CHUNK_BYTES as u64))
+        .sample_size(10);
     group.bench_function("BLAKE3", |bencher| {
         bencher.iter(|| {
             let mut hasher = blake3::Hasher::new();
-            bytes.chunks(PART_BYTES).for_each(|part| _ = hasher.update(part));
+            bytes
+                .chunks(PART_BYTES)
+                .for_each(|part| _ = hasher.update(part));
             hasher.finalize()
         });
     });
     group.bench_function("CRC64NVME", |bencher| {
-        bencher.iter(|| bytes.chunks(PART_BYTES).fold(0, |sum, part| sum ^ checksum(CrcAlgorithm::Crc64Nvme, part)));
+        bencher.iter(|| {
+            bytes
+                .chunks(PART_BYTES)
+                .fold(0, |sum, part| sum ^ checksum(CrcAlgorithm::Crc64Nvme, part))
+        });
     });
 }
 

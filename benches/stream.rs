@@ -29,7 +29,9 @@ fn begin() -> BeginRecord {
 
 fn blocks(begin: &BeginRecord) -> Vec<u8> {
     let mut writer = RecordWriter::new(begin, &[]);
-    let block: Vec<u8> = (0..BLOCK_BYTES).map(|index| (index * 31 % 251).to_le_bytes()[0]).collect();
+    let block: Vec<u8> = (0..BLOCK_BYTES)
+        .map(|index| (index * 31 % 251).to_le_bytes()[0])
+        .collect();
     for index in 0..BLOCKS {
         writer.write(7, index * BLOCK_BYTES as u64, &block);
     }
@@ -38,7 +40,10 @@ fn blocks(begin: &BeginRecord) -> Vec<u8> {
 
 /// `chunk_bytes`: a boundary is noted each time so many bytes have gone by.
 fn parse(stream: &[u8], slice_bytes: usize, chunk_bytes: u64) {
-    let expect = StreamExpectation { snapshot_guid: Guid(1), base_guid: None };
+    let expect = StreamExpectation {
+        snapshot_guid: Guid(1),
+        base_guid: None,
+    };
     let mut parser = StreamParser::new(expect);
     let mut boundary = 0;
     for slice in stream.chunks(slice_bytes) {
@@ -57,21 +62,29 @@ fn fletcher(criterion: &mut Criterion) {
     let bytes = vec![0x5a; 1 << 20];
     group.throughput(Throughput::Bytes(1 << 20));
     for order in [ByteOrder::Little, ByteOrder::Big] {
-        group.bench_function(BenchmarkId::from_parameter(format!("{order:?}")), |bencher| {
-            let mut sum = Fletcher4::default();
-            bencher.iter(|| sum.absorb(black_box(&bytes).as_chunks().0, order));
-            black_box(sum);
-        });
+        group.bench_function(
+            BenchmarkId::from_parameter(format!("{order:?}")),
+            |bencher| {
+                let mut sum = Fletcher4::default();
+                bencher.iter(|| sum.absorb(black_box(&bytes).as_chunks().0, order));
+                black_box(sum);
+            },
+        );
     }
 }
 
 fn parser(criterion: &mut Criterion) {
     let stream = blocks(&begin());
     let mut group = criterion.benchmark_group("parser, 128 KiB blocks");
-    group.throughput(Throughput::Bytes(stream.len() as u64)).sample_size(20);
+    group
+        .throughput(Throughput::Bytes(stream.len() as u64))
+        .sample_size(20);
     for (name, slice_bytes) in [("64 KiB slices", 64 << 10), ("1 MiB slices", 1 << 20)] {
-        // The real share of hashed records at split_size 1 GiB: one each 32 MiB, and none near the boundary.
-        group.bench_function(name, |bencher| bencher.iter(|| parse(&stream, slice_bytes, 1 << 30)));
+        // The real share of hashed records at split_size 1 GiB: one each 32 MiB, and none near the
+        // boundary.
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| parse(&stream, slice_bytes, 1 << 30))
+        });
         group.bench_function(format!("{name}, boundary every 32 MiB"), |bencher| {
             bencher.iter(|| parse(&stream, slice_bytes, 32 << 20));
         });
@@ -80,9 +93,15 @@ fn parser(criterion: &mut Criterion) {
 
 fn splicer(criterion: &mut Criterion) {
     let saved = begin();
-    let resumed = blocks(&BeginRecord { feature_flags: saved.feature_flags | feature::RESUMING, ..saved.clone() });
+    let resumed = blocks(&BeginRecord {
+        feature_flags: saved.feature_flags | feature::RESUMING,
+        ..saved.clone()
+    });
     let point = {
-        let expect = StreamExpectation { snapshot_guid: Guid(1), base_guid: None };
+        let expect = StreamExpectation {
+            snapshot_guid: Guid(1),
+            base_guid: None,
+        };
         let mut parser = StreamParser::new(expect);
         let stream = blocks(&saved);
         parser.note_boundary_at(200_000);
@@ -90,12 +109,16 @@ fn splicer(criterion: &mut Criterion) {
         parser.resume_point().expect("one block is complete")
     };
     let mut group = criterion.benchmark_group("splicer, 128 KiB blocks");
-    group.throughput(Throughput::Bytes(resumed.len() as u64)).sample_size(20);
+    group
+        .throughput(Throughput::Bytes(resumed.len() as u64))
+        .sample_size(20);
     group.bench_function("1 MiB slices", |bencher| {
         bencher.iter(|| {
             let mut splicer = Splicer::new(saved.clone(), point);
             for slice in resumed.chunks(1 << 20) {
-                splicer.feed(slice, &mut |bytes| _ = black_box(bytes.len())).expect("the same stream");
+                splicer
+                    .feed(slice, &mut |bytes| _ = black_box(bytes.len()))
+                    .expect("the same stream");
             }
             splicer.finish().expect("the same stream");
         });

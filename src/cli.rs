@@ -1,4 +1,5 @@
-//! Talking to people: arguments in, text, JSON and an exit status out. Adapters are chosen here and nowhere else.
+//! Talking to people: arguments in, text, JSON and an exit status out. Adapters are chosen here and
+//! nowhere else.
 
 mod adopt;
 mod args;
@@ -93,7 +94,11 @@ enum Failure {
     /// The command line asks for something that cannot be.
     Usage { what: String, hint: String },
     /// Nothing of a dataset was deleted, because something about it is doubtful.
-    Doubtful { what: String, hint: String, status: u8 },
+    Doubtful {
+        what: String,
+        hint: String,
+        status: u8,
+    },
     /// Everything was said already; only the status is left.
     Reported(u8),
 }
@@ -156,7 +161,9 @@ impl Failure {
             Self::Run(error) => output.error(error, error.hint().as_deref()),
             Self::Config(error) => output.error(error, error.hint().as_deref()),
             Self::Secret(error) => output.error(error, error.hint().as_deref()),
-            Self::Usage { what, hint } | Self::Doubtful { what, hint, .. } => output.error_text(what, Some(hint)),
+            Self::Usage { what, hint } | Self::Doubtful { what, hint, .. } => {
+                output.error_text(what, Some(hint))
+            }
             Self::Reported(_) => {}
         }
     }
@@ -167,9 +174,16 @@ pub fn run() -> ExitCode {
     let args = Args::parse();
     let output = Arc::new(Output::new(&args.global));
     log::init_log(args.global.verbose, args.global.quiet, output.log_tail());
-    // They move bytes to and from sockets; what computes has threads of its own. More would only cost memory.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(RUNTIME_THREADS_MAX);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
+    // They move bytes to and from sockets; what computes has threads of its own. More would only
+    // cost memory.
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(RUNTIME_THREADS_MAX);
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             output.error(&error, None);
@@ -184,13 +198,15 @@ pub fn run() -> ExitCode {
         let context = Context::new(args.global.clone(), Arc::clone(&output), stop, leftovers);
         tokio::select! {
             result = dispatch(&args.command, &context) => result,
-            // Commands that can leave something behind end by themselves; the others may simply be dropped.
+            // Commands that can leave something behind end by themselves; the others may simply be
+            // dropped.
             () = stopped_for(&mut stopping, GRACE), if !args.command.ends_by_itself() => {
                 Err(Failure::Run(RunError::Interrupted))
             }
         }
     });
-    // Blocking threads that still wait for the kernel or a full pipe must not hold the process back.
+    // Blocking threads that still wait for the kernel or a full pipe must not hold the process
+    // back.
     runtime.shutdown_timeout(GRACE);
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -213,11 +229,14 @@ async fn stopped_for(stop: &mut Stop, grace: std::time::Duration) {
     tokio::time::sleep(grace).await;
 }
 
-/// The first signal asks, a second one ends the process at once. Either way no manifest is half-written: it is one put.
+/// The first signal asks, a second one ends the process at once. Either way no manifest is
+/// half-written: it is one put.
 async fn listen_for_signals(sender: watch::Sender<bool>, leftovers: Arc<Leftovers>) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         return;
     };
     loop {
@@ -264,7 +283,9 @@ async fn dispatch(command: &Command, context: &Context) -> Result<(), Failure> {
         Command::Key(command) => keys::key(global, command, output).await,
         Command::Config(args::ConfigCommand::Init(init)) => init::init(global, init, output),
         Command::Config(args::ConfigCommand::Convert { file }) => convert::convert(file, output),
-        Command::Config(args::ConfigCommand::Recover(recover)) => recover::recover(context, recover).await,
+        Command::Config(args::ConfigCommand::Recover(recover)) => {
+            recover::recover(context, recover).await
+        }
         Command::Config(command) => check::config(global, command, output),
     }
 }
@@ -278,7 +299,13 @@ mod tests {
         let order = [0, 2, 3, 1, 4, 11, 130];
         for (rank, worse) in order.iter().enumerate() {
             for better in &order[..=rank] {
-                assert_eq!((status::worst(*better, *worse), status::worst(*worse, *better)), (*worse, *worse));
+                assert_eq!(
+                    (
+                        status::worst(*better, *worse),
+                        status::worst(*worse, *better)
+                    ),
+                    (*worse, *worse)
+                );
             }
         }
     }

@@ -1,10 +1,11 @@
 //! The configuration: a TOML file, read whole, checked whole, every error with its key and line.
 //!
-//! [`Config::load`] opens the file (only if nobody else can change it), [`Config::parse`] is the pure part. Either
-//! gives a [`Config`] with all defaults applied, or a [`ConfigError`] with everything that is wrong. What has no effect
-//! is named by [`Config::notices`].
+//! [`Config::load`] opens the file (only if nobody else can change it), [`Config::parse`] is the
+//! pure part. Either gives a [`Config`] with all defaults applied, or a [`ConfigError`] with
+//! everything that is wrong. What has no effect is named by [`Config::notices`].
 //!
-//! The keys are listed once, in `schema`. Nothing here opens a store or asks ZFS: `run` and `cli` do.
+//! The keys are listed once, in `schema`. Nothing here opens a store or asks ZFS: `run` and `cli`
+//! do.
 
 mod advice;
 pub mod convert;
@@ -31,7 +32,9 @@ pub use advice::{Advice, PEAK_FIXED};
 pub use document::without_secrets;
 pub use keys::KeySource;
 pub use lifecycle::{BackupLifecycle, Percent, RetentionRules};
-pub use main_section::{DatasetSelection, Hooks, Intermediate, Pace, RcloneSettings, SnapshotSettings, SnapshotSource};
+pub use main_section::{
+    DatasetSelection, Hooks, Intermediate, Pace, RcloneSettings, SnapshotSettings, SnapshotSource,
+};
 pub use paths::{Environment, default_config_file, default_lock_file, default_state_dir};
 pub use problem::{ConfigError, Notice, Problem};
 pub use remote::Remote;
@@ -100,13 +103,15 @@ pub struct Config {
     /// What the remote keeps.
     pub lifecycle_remote: RetentionRules,
     notices: Vec<Notice>,
-    /// The keys that stand in the file, with their sections and lines; the others have their defaults.
+    /// The keys that stand in the file, with their sections and lines; the others have their
+    /// defaults.
     given: BTreeMap<String, usize>,
 }
 
 impl Config {
-    /// Reads a configuration file that belongs to root or the user, and checks it with the files that it names.
-    /// Blocks. Files that are named and not there are no error here: a restore may not need them.
+    /// Reads a configuration file that belongs to root or the user, and checks it with the files
+    /// that it names. Blocks. Files that are named and not there are no error here: a restore may
+    /// not need them.
     ///
     /// # Errors
     /// [`ConfigError`] with all problems.
@@ -121,15 +126,24 @@ impl Config {
         let text = std::str::from_utf8(&bytes).map_err(not_text)?;
         let config = Self::parse(text, &file, env)?;
         if matches!(config.keys, KeySource::Passphrase(Passphrase::Inline(_))) {
-            let distrusted = |flaw| ConfigError::File(FileError::Distrusted { path: file.clone(), flaw });
+            let distrusted = |flaw| {
+                ConfigError::File(FileError::Distrusted {
+                    path: file.clone(),
+                    flaw,
+                })
+            };
             trust::judge_file(facts, Demand::Secret, env.uid).map_err(distrusted)?;
         }
         let problems = config.distrusted_places(env);
-        if problems.is_empty() { Ok(config) } else { Err(invalid(&file, problems)) }
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(invalid(&file, problems))
+        }
     }
 
-    /// Reads a configuration from text. `file` is its place, from which defaults follow and which errors name.
-    /// Opens nothing.
+    /// Reads a configuration from text. `file` is its place, from which defaults follow and which
+    /// errors name. Opens nothing.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with all problems.
@@ -150,7 +164,8 @@ impl Config {
         Ok(config)
     }
 
-    /// What a person should know although nothing is wrong: above all every key that is set and has no effect yet.
+    /// What a person should know although nothing is wrong: above all every key that is set and has
+    /// no effect yet.
     pub fn notices(&self) -> &[Notice] {
         &self.notices
     }
@@ -174,81 +189,147 @@ impl Config {
         }
     }
 
-    /// The files that are named and not there: for `config check`. Credentials of systemd are not looked for.
+    /// The files that are named and not there: for `config check`. Credentials of systemd are not
+    /// looked for.
     pub fn missing_files(&self, env: &Environment) -> Vec<Notice> {
         let missing = |(key, path, demand): (&str, PathBuf, Demand)| {
-            trust::open_trusted(&path, demand, env.uid).err().filter(FileError::is_not_found)?;
-            Some(Notice { key: key.to_owned(), text: format!("{key} names {}, which is not there", path.display()) })
+            trust::open_trusted(&path, demand, env.uid)
+                .err()
+                .filter(FileError::is_not_found)?;
+            Some(Notice {
+                key: key.to_owned(),
+                text: format!("{key} names {}, which is not there", path.display()),
+            })
         };
-        self.named_files(env).into_iter().filter_map(missing).collect()
+        self.named_files(env)
+            .into_iter()
+            .filter_map(missing)
+            .collect()
     }
 
     /// The files and folders that others than root and the user could change.
     fn distrusted_places(&self, env: &Environment) -> Vec<Problem> {
         let problem = |key: &str, what: String, judged: Result<(), FileError>| {
             let error = judged.err()?;
-            let FileError::Distrusted { .. } = &error else { return None };
+            let FileError::Distrusted { .. } = &error else {
+                return None;
+            };
             let message = format!("names {what} that cannot be trusted: {error}");
-            Some(Problem { line: self.given.get(key).copied(), key: Some(key.to_owned()), message, hint: error.hint() })
+            Some(Problem {
+                line: self.given.get(key).copied(),
+                key: Some(key.to_owned()),
+                message,
+                hint: error.hint(),
+            })
         };
         let file = |(key, path, demand): (&str, PathBuf, Demand)| {
-            problem(key, "a file".to_owned(), trust::open_trusted(&path, demand, env.uid).map(drop))
+            problem(
+                key,
+                "a file".to_owned(),
+                trust::open_trusted(&path, demand, env.uid).map(drop),
+            )
         };
         let folder = |(key, path, rule): (&str, &Path, FolderRule)| {
-            problem(key, format!("the folder {}", path.display()), trust::judge_place(path, rule, env.uid))
+            problem(
+                key,
+                format!("the folder {}", path.display()),
+                trust::judge_place(path, rule, env.uid),
+            )
         };
         let files = self.named_files(env).into_iter().filter_map(file);
-        let mut problems: Vec<Problem> = files.chain(self.named_folders().into_iter().filter_map(folder)).collect();
+        let mut problems: Vec<Problem> = files
+            .chain(self.named_folders().into_iter().filter_map(folder))
+            .collect();
         problems.sort_by_key(|problem| problem.line);
         problems
     }
 
-    /// The folders that the program writes in and whose contents it trusts, each with the rule for other writers.
+    /// The folders that the program writes in and whose contents it trusts, each with the rule for
+    /// other writers.
     fn named_folders(&self) -> Vec<(&'static str, &Path, FolderRule)> {
-        // The signing key and the recipient that all is sealed to lie in state_dir, and what is in the intermediate
-        // directory decides what becomes of backups.
+        // The signing key and the recipient that all is sealed to lie in state_dir, and what is in
+        // the intermediate directory decides what becomes of backups.
         let mut folders = vec![("main.state_dir", &*self.state_dir, FolderRule::Closed)];
-        let intermediate = self.intermediate.as_ref().map(|intermediate| &*intermediate.basedir);
-        folders.extend(intermediate.map(|folder| ("main.intermediate_basedir", folder, FolderRule::Closed)));
-        let lock = self.lock_file.parent().filter(|folder| *folder != self.state_dir);
+        let intermediate = self
+            .intermediate
+            .as_ref()
+            .map(|intermediate| &*intermediate.basedir);
+        folders.extend(
+            intermediate.map(|folder| ("main.intermediate_basedir", folder, FolderRule::Closed)),
+        );
+        let lock = self
+            .lock_file
+            .parent()
+            .filter(|folder| *folder != self.state_dir);
         let shared = [
             ("main.lock_file", lock),
             ("main.rclone_spool_dir", self.rclone.spool_dir.as_deref()),
             ("b2.spool_dir", self.b2.spool_dir.as_deref()),
         ];
-        folders.extend(shared.into_iter().filter_map(|(key, folder)| Some((key, folder?, FolderRule::MayBeSticky))));
+        folders.extend(
+            shared
+                .into_iter()
+                .filter_map(|(key, folder)| Some((key, folder?, FolderRule::MayBeSticky))),
+        );
         folders
     }
 
     /// The programs and key files with what is demanded of each.
     fn named_files(&self, env: &Environment) -> Vec<(&'static str, PathBuf, Demand)> {
         let hooks = self.hooks.iter();
-        let programs = hooks.map(|(key, hook)| (key, PathBuf::from(hook.program()), Demand::Unchangeable));
+        let programs =
+            hooks.map(|(key, hook)| (key, PathBuf::from(hook.program()), Demand::Unchangeable));
         let secrets = self.secret_files();
-        let located = secrets.into_iter().filter_map(|(key, file)| Some((key, file.locate(env).ok()?, file.demand())));
+        let located = secrets
+            .into_iter()
+            .filter_map(|(key, file)| Some((key, file.locate(env).ok()?, file.demand())));
         let command = match &self.keys {
-            KeySource::Passphrase(Passphrase::Command(command)) => Some(PathBuf::from(command.program())),
+            KeySource::Passphrase(Passphrase::Command(command)) => {
+                Some(PathBuf::from(command.program()))
+            }
             _ => None,
         };
         // A program without a path is looked for where the user's own PATH says.
         let command = command.filter(|program| program.is_absolute());
-        let command = command.map(|program| ("main.encryption_passphrase_command", program, Demand::Unchangeable));
+        let command = command.map(|program| {
+            (
+                "main.encryption_passphrase_command",
+                program,
+                Demand::Unchangeable,
+            )
+        });
         // It has the secrets of the remote, and may name programs that rclone runs.
-        let conf = self.rclone.conf.clone().map(|conf| ("main.rclone_conf", conf, Demand::Secret));
+        let conf = self
+            .rclone
+            .conf
+            .clone()
+            .map(|conf| ("main.rclone_conf", conf, Demand::Secret));
         programs.chain(command).chain(conf).chain(located).collect()
     }
 
     fn secret_files(&self) -> Vec<(&'static str, &SecretFile)> {
         let mut files = Vec::new();
         match &self.keys {
-            KeySource::Passphrase(Passphrase::File(file)) => files.push(("main.encryption_passphrase_file", file)),
-            KeySource::Recipients { signing_key_file, .. } => files.push(("main.signing_key_file", signing_key_file)),
+            KeySource::Passphrase(Passphrase::File(file)) => {
+                files.push(("main.encryption_passphrase_file", file))
+            }
+            KeySource::Recipients {
+                signing_key_file, ..
+            } => files.push(("main.signing_key_file", signing_key_file)),
             KeySource::Passphrase(_) => {}
         }
         let prune = self.prune.as_ref();
         let pairs = [
-            ("s3.access_key_id_file", "s3.secret_access_key_file", self.s3.credential_files.as_ref()),
-            ("b2.application_key_id_file", "b2.application_key_file", self.b2.credential_files.as_ref()),
+            (
+                "s3.access_key_id_file",
+                "s3.secret_access_key_file",
+                self.s3.credential_files.as_ref(),
+            ),
+            (
+                "b2.application_key_id_file",
+                "b2.application_key_file",
+                self.b2.credential_files.as_ref(),
+            ),
             (
                 "prune.access_key_id_file",
                 "prune.secret_access_key_file",
@@ -261,16 +342,27 @@ impl Config {
             ),
         ];
         for (id_key, secret_key, pair) in pairs {
-            files.extend(pair.into_iter().flat_map(|p| [(id_key, &p.id_file), (secret_key, &p.secret_file)]));
+            files.extend(
+                pair.into_iter()
+                    .flat_map(|p| [(id_key, &p.id_file), (secret_key, &p.secret_file)]),
+            );
         }
         files
     }
 }
 
 fn invalid(file: &Path, problems: Vec<Problem>) -> ConfigError {
-    ConfigError::Invalid { file: file.to_path_buf(), problems }
+    ConfigError::Invalid {
+        file: file.to_path_buf(),
+        problems,
+    }
 }
 
 fn whole_file_problem(message: &str) -> Problem {
-    Problem { line: None, key: None, message: message.to_owned(), hint: None }
+    Problem {
+        line: None,
+        key: None,
+        message: message.to_owned(),
+        hint: None,
+    }
 }

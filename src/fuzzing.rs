@@ -1,9 +1,11 @@
-//! Fuzz targets: functions that take any bytes as the input of a store, a kernel or a person, and must return. A target
-//! panics when a parser does, and when an answer contradicts the bytes: a text that does not print as it was read, a
-//! stream whose verdict depends on where it was cut, a signature that verifies other bytes.
+//! Fuzz targets: functions that take any bytes as the input of a store, a kernel or a person, and
+//! must return. A target panics when a parser does, and when an answer contradicts the bytes: a
+//! text that does not print as it was read, a stream whose verdict depends on where it was cut, a
+//! signature that verifies other bytes.
 //!
-//! Compiled for tests and with the feature `fuzzing` only. The same functions run twice: in `tests.rs` below, on their
-//! seeds and on random mutations of them, as an ordinary test; and guided by coverage in `fuzz/` (`scripts/fuzz`).
+//! Compiled for tests and with the feature `fuzzing` only. The same functions run twice: in
+//! `tests.rs` below, on their seeds and on random mutations of them, as an ordinary test; and
+//! guided by coverage in `fuzz/` (`scripts/fuzz`).
 
 #[cfg(any(test, feature = "fuzzing"))]
 mod configured;
@@ -68,7 +70,11 @@ impl<'a> Choices<'a> {
             small @ 0..=127 => u64::from(small),
             power @ 128..=247 => {
                 let bit = 1_u64 << ((power - 128) / 2);
-                if power % 2 == 0 { bit } else { bit.wrapping_sub(1) }
+                if power % 2 == 0 {
+                    bit
+                } else {
+                    bit.wrapping_sub(1)
+                }
             }
             _ => {
                 let mut bytes = [0; 8];
@@ -90,7 +96,8 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// Cuts bytes into slices of lengths that follow from `seed`: short ones, and those of and around a record's header.
+/// Cuts bytes into slices of lengths that follow from `seed`: short ones, and those of and around a
+/// record's header.
 fn cut(mut bytes: &[u8], seed: u8) -> Vec<&[u8]> {
     const LENGTHS: [usize; 8] = [1, 3, 4, 7, 280, 311, 313, 4096];
     let (mut slices, mut state) = (Vec::new(), usize::from(seed));

@@ -1,16 +1,20 @@
-//! Key files: an age identity file that also carries the signing key in comment lines, and its form in the store,
-//! the keyring, which is the same file sealed with the passphrase.
+//! Key files: an age identity file that also carries the signing key in comment lines, and its form
+//! in the store, the keyring, which is the same file sealed with the passphrase.
 //!
 //! A plain `age -d -i FILE` reads an opened keyring as it is; the comment lines are ours.
 //!
-//! Keys that were rotated have the older identities and verifying keys behind their own: the newest keyring opens all
-//! backups, and shows by that which keyrings it follows. A new passphrase seals the same file again.
+//! Keys that were rotated have the older identities and verifying keys behind their own: the newest
+//! keyring opens all backups, and shows by that which keyrings it follows. A new passphrase seals
+//! the same file again.
 //!
-//! A rotation retires the older verifying keys: the new file names them as retired, and pins by BLAKE3 the list of the
-//! objects that they are still trusted for. Only the holder of the passphrase can make such a file.
+//! A rotation retires the older verifying keys: the new file names them as retired, and pins by
+//! BLAKE3 the list of the objects that they are still trusted for. Only the holder of the
+//! passphrase can make such a file.
 
 use crate::model::Digest;
-use crate::sign::{Believed, BelievedList, SignatureError, SigningKey, Trust, TrustedKeys, VerifyingKey};
+use crate::sign::{
+    Believed, BelievedList, SignatureError, SigningKey, Trust, TrustedKeys, VerifyingKey,
+};
 use age::secrecy::{ExposeSecret, SecretString};
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -82,12 +86,17 @@ impl KeyFile {
     pub fn generate() -> Result<Self, KeyringError> {
         let signing = SigningKey::generate()?;
         let trusted = TrustedKeys::new(vec![signing.verifying_key().clone()]);
-        Ok(Self { identities: vec![age::x25519::Identity::generate()], trusted, signing: Some(signing) })
+        Ok(Self {
+            identities: vec![age::x25519::Identity::generate()],
+            trusted,
+            signing: Some(signing),
+        })
     }
 
-    /// Makes new keys that follow these and retire them. The older identities stay in the file, so that it opens all
-    /// earlier backups. The older verifying keys are trusted for the objects in `believed` and nothing else. The caller
-    /// must store that list before the new keyring, in the same folder.
+    /// Makes new keys that follow these and retire them. The older identities stay in the file, so
+    /// that it opens all earlier backups. The older verifying keys are trusted for the objects in
+    /// `believed` and nothing else. The caller must store that list before the new keyring, in the
+    /// same folder.
     ///
     /// # Errors
     /// As for [`KeyFile::generate`].
@@ -97,8 +106,8 @@ impl KeyFile {
         Ok(file)
     }
 
-    /// New keys that follow these, whose older verifying keys are trusted as before: for a rotation without a leak. Keys
-    /// that an earlier rotation retired stay retired.
+    /// New keys that follow these, whose older verifying keys are trusted as before: for a rotation
+    /// without a leak. Keys that an earlier rotation retired stay retired.
     ///
     /// # Errors
     /// As for [`KeyFile::generate`].
@@ -127,23 +136,39 @@ impl KeyFile {
     /// [`KeyringError::NoIdentity`] when there is none; a list always has a stored form.
     pub fn pin(&mut self, believed: Believed) -> Result<(), KeyringError> {
         let tag = keyring_tag(&self.recipient()?);
-        let bytes = believed.to_bytes().map_err(|error| KeyringError::Seal(std::io::Error::other(error)))?;
-        self.trusted.lists = vec![BelievedList { tag, blake3: Digest::of(&bytes), content: Some(Arc::new(believed)) }];
+        let bytes = believed
+            .to_bytes()
+            .map_err(|error| KeyringError::Seal(std::io::Error::other(error)))?;
+        self.trusted.lists = vec![BelievedList {
+            tag,
+            blake3: Digest::of(&bytes),
+            content: Some(Arc::new(believed)),
+        }];
         Ok(())
     }
 
-    /// Whether these keys came after the other ones: a rotation keeps the older identity behind the newer.
+    /// Whether these keys came after the other ones: a rotation keeps the older identity behind the
+    /// newer.
     pub fn follows(&self, other: &Self) -> bool {
-        let Some(older) = other.identities.first().map(public) else { return false };
-        self.identities.iter().skip(1).any(|identity| public(identity) == older)
+        let Some(older) = other.identities.first().map(public) else {
+            return false;
+        };
+        self.identities
+            .iter()
+            .skip(1)
+            .any(|identity| public(identity) == older)
     }
 
-    /// Adds the identities of another key file, and its trust unless these keys replaced the others. The recipients and
-    /// the signing key stay.
+    /// Adds the identities of another key file, and its trust unless these keys replaced the
+    /// others. The recipients and the signing key stay.
     pub fn take_over(&mut self, other: &Self) {
         let replaces_other = self.follows(other);
         for identity in &other.identities {
-            if !self.identities.iter().any(|known| public(known) == public(identity)) {
+            if !self
+                .identities
+                .iter()
+                .any(|known| public(known) == public(identity))
+            {
                 self.identities.push(identity.clone());
             }
         }
@@ -155,7 +180,10 @@ impl KeyFile {
     /// # Errors
     /// [`KeyringError::NoIdentity`] when there is none.
     pub fn recipient(&self) -> Result<age::x25519::Recipient, KeyringError> {
-        self.identities.first().map(age::x25519::Identity::to_public).ok_or(KeyringError::NoIdentity)
+        self.identities
+            .first()
+            .map(age::x25519::Identity::to_public)
+            .ok_or(KeyringError::NoIdentity)
     }
 
     /// The signing key.
@@ -171,8 +199,13 @@ impl KeyFile {
     /// # Errors
     /// [`KeyringError::Key`] never happens for keys that were made or parsed here.
     pub fn to_text(&self) -> Result<Zeroizing<String>, KeyringError> {
-        let mut text = Zeroizing::new("# zfs-backup key file, version 1: an age identity file\n".to_owned());
-        for (key, _) in self.trusted.iter().filter(|(_, trust)| *trust != Trust::Retired) {
+        let mut text =
+            Zeroizing::new("# zfs-backup key file, version 1: an age identity file\n".to_owned());
+        for (key, _) in self
+            .trusted
+            .iter()
+            .filter(|(_, trust)| *trust != Trust::Retired)
+        {
             text.push_str(&format!("{VERIFYING_LINE}{key}\n"));
         }
         for key in self.trusted.with(Trust::Retired) {
@@ -200,10 +233,17 @@ impl KeyFile {
     /// # Errors
     /// [`KeyringError`] naming the line.
     pub fn parse(text: &str) -> Result<Self, KeyringError> {
-        let mut file = Self { identities: Vec::new(), trusted: TrustedKeys::default(), signing: None };
+        let mut file = Self {
+            identities: Vec::new(),
+            trusted: TrustedKeys::default(),
+            signing: None,
+        };
         let (mut verifying, mut kept, mut retired) = (Vec::new(), Vec::new(), Vec::new());
         for (number, line) in text.lines().enumerate() {
-            let malformed = |reason: String| KeyringError::Malformed { line: number + 1, reason };
+            let malformed = |reason: String| KeyringError::Malformed {
+                line: number + 1,
+                reason,
+            };
             if let Some(key) = line.strip_prefix(VERIFYING_LINE) {
                 verifying.push(key.parse::<VerifyingKey>()?);
             } else if let Some(key) = line.strip_prefix(KEPT_LINE) {
@@ -211,12 +251,16 @@ impl KeyFile {
             } else if let Some(key) = line.strip_prefix(RETIRED_LINE) {
                 retired.push(key.parse::<VerifyingKey>()?);
             } else if let Some(list) = line.strip_prefix(LIST_LINE) {
-                let list = parse_list(list).ok_or_else(|| malformed(format!("{list:?} names no list")))?;
+                let list =
+                    parse_list(list).ok_or_else(|| malformed(format!("{list:?} names no list")))?;
                 file.trusted.lists.push(list);
             } else if let Some(key) = line.strip_prefix(SIGNING_LINE) {
                 file.signing = Some(SigningKey::parse(key)?);
             } else if !line.is_empty() && !line.starts_with('#') {
-                file.identities.push(line.parse().map_err(|reason: &str| malformed(reason.to_owned()))?);
+                file.identities.push(
+                    line.parse()
+                        .map_err(|reason: &str| malformed(reason.to_owned()))?,
+                );
             }
         }
         let signing = file.signing.as_ref().map(SigningKey::verifying_key);
@@ -228,8 +272,14 @@ impl KeyFile {
             };
             file.trusted.add(key, trust);
         }
-        retired.into_iter().for_each(|key| file.trusted.add(key, Trust::Retired));
-        if file.identities.is_empty() { Err(KeyringError::NoIdentity) } else { Ok(file) }
+        retired
+            .into_iter()
+            .for_each(|key| file.trusted.add(key, Trust::Retired));
+        if file.identities.is_empty() {
+            Err(KeyringError::NoIdentity)
+        } else {
+            Ok(file)
+        }
     }
 
     /// The keyring: this file sealed with the passphrase. Takes [`WORK_FACTOR`]'s second.
@@ -244,23 +294,33 @@ impl KeyFile {
     ///
     /// # Errors
     /// [`KeyringError::Seal`].
-    pub fn seal_with(&self, passphrase: &SecretString, work_factor: u8) -> Result<Vec<u8>, KeyringError> {
+    pub fn seal_with(
+        &self,
+        passphrase: &SecretString,
+        work_factor: u8,
+    ) -> Result<Vec<u8>, KeyringError> {
         let mut recipient = age::scrypt::Recipient::new(passphrase.clone());
         recipient.set_work_factor(work_factor);
         let recipients = std::iter::once(&recipient as &dyn age::Recipient);
         let encryptor = age::Encryptor::with_recipients(recipients)
             .map_err(|error| KeyringError::Seal(std::io::Error::other(error)))?;
         let mut sealed = Vec::new();
-        let mut writer = encryptor.wrap_output(&mut sealed).map_err(KeyringError::Seal)?;
-        writer.write_all(self.to_text()?.as_bytes()).map_err(KeyringError::Seal)?;
+        let mut writer = encryptor
+            .wrap_output(&mut sealed)
+            .map_err(KeyringError::Seal)?;
+        writer
+            .write_all(self.to_text()?.as_bytes())
+            .map_err(KeyringError::Seal)?;
         writer.finish().map_err(KeyringError::Seal)?;
         Ok(sealed)
     }
 
-    /// Opens a keyring. Takes up to four seconds and 1 GiB for one of the highest accepted work factor.
+    /// Opens a keyring. Takes up to four seconds and 1 GiB for one of the highest accepted work
+    /// factor.
     ///
     /// # Errors
-    /// [`KeyringError::WrongPassphrase`] when it is for another passphrase, [`KeyringError`] when it is none.
+    /// [`KeyringError::WrongPassphrase`] when it is for another passphrase, [`KeyringError`] when
+    /// it is none.
     pub fn open(sealed: &[u8], passphrase: &SecretString) -> Result<Self, KeyringError> {
         let mut identity = age::scrypt::Identity::new(passphrase.clone());
         identity.set_max_work_factor(WORK_FACTOR_MAX);
@@ -268,22 +328,29 @@ impl KeyFile {
         if !decryptor.is_scrypt() {
             return Err(KeyringError::Open(age::DecryptError::NoMatchingKeys));
         }
-        let mut reader =
-            decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity)).map_err(|error| match error {
+        let mut reader = decryptor
+            .decrypt(std::iter::once(&identity as &dyn age::Identity))
+            .map_err(|error| match error {
                 age::DecryptError::DecryptionFailed | age::DecryptError::KeyDecryptionFailed => {
                     KeyringError::WrongPassphrase
                 }
                 other => KeyringError::Open(other),
             })?;
         let mut text = Zeroizing::new(String::new());
-        reader.read_to_string(&mut text).map_err(|error| KeyringError::Open(age::DecryptError::Io(error)))?;
+        reader
+            .read_to_string(&mut text)
+            .map_err(|error| KeyringError::Open(age::DecryptError::Io(error)))?;
         Self::parse(&text)
     }
 }
 
 fn parse_list(text: &str) -> Option<BelievedList> {
     let (tag, blake3) = text.split_once('/')?;
-    Some(BelievedList { tag: tag.to_owned(), blake3: blake3.parse().ok()?, content: None })
+    Some(BelievedList {
+        tag: tag.to_owned(),
+        blake3: blake3.parse().ok()?,
+        content: None,
+    })
 }
 
 fn public(identity: &age::x25519::Identity) -> String {
@@ -310,16 +377,23 @@ mod tests {
         let passphrase = SecretString::from("correct horse".to_owned());
         let sealed = file.seal(&passphrase).unwrap();
         let opened = KeyFile::open(&sealed, &passphrase).unwrap();
-        assert_eq!(opened.recipient().unwrap().to_string(), file.recipient().unwrap().to_string());
+        assert_eq!(
+            opened.recipient().unwrap().to_string(),
+            file.recipient().unwrap().to_string()
+        );
         assert_eq!(opened.trusted, file.trusted);
-        assert_eq!(opened.signing_key().unwrap().verifying_key(), file.signing_key().unwrap().verifying_key());
+        assert_eq!(
+            opened.signing_key().unwrap().verifying_key(),
+            file.signing_key().unwrap().verifying_key()
+        );
         let wrong = KeyFile::open(&sealed, &SecretString::from("wrong".to_owned()));
         assert!(matches!(wrong, Err(KeyringError::WrongPassphrase)));
         assert!(KeyFile::open(&sealed[..sealed.len() / 2], &passphrase).is_err());
     }
 
     fn trust_in(file: &KeyFile, of: &KeyFile) -> Option<Trust> {
-        file.trusted.trust_in(of.signing_key().unwrap().verifying_key())
+        file.trusted
+            .trust_in(of.signing_key().unwrap().verifying_key())
     }
 
     fn parsed(file: &KeyFile) -> KeyFile {
@@ -335,7 +409,10 @@ mod tests {
         let second = parsed(&first.rotated(Believed::default()).unwrap());
         let third = parsed(&second.rotated(Believed::default()).unwrap());
         assert_eq!((third.identities.len(), third.trusted.len()), (3, 3));
-        assert_ne!(second.recipient().unwrap().to_string(), first.recipient().unwrap().to_string());
+        assert_ne!(
+            second.recipient().unwrap().to_string(),
+            first.recipient().unwrap().to_string()
+        );
         for (file, of, trust) in [
             (&third, &first, Some(Trust::Retired)),
             (&third, &second, Some(Trust::Retired)),
@@ -344,17 +421,31 @@ mod tests {
         ] {
             assert_eq!(trust_in(file, of), trust);
         }
-        assert_eq!(third.trusted.lists.len(), 1, "a rotation carries one list, that of its own keyring");
-        assert_eq!(third.trusted.lists[0].tag, keyring_tag(&third.recipient().unwrap()));
-        for (newer, older, follows) in
-            [(&second, &first, true), (&third, &first, true), (&first, &second, false), (&first, &first, false)]
-        {
+        assert_eq!(
+            third.trusted.lists.len(),
+            1,
+            "a rotation carries one list, that of its own keyring"
+        );
+        assert_eq!(
+            third.trusted.lists[0].tag,
+            keyring_tag(&third.recipient().unwrap())
+        );
+        for (newer, older, follows) in [
+            (&second, &first, true),
+            (&third, &first, true),
+            (&first, &second, false),
+            (&first, &first, false),
+        ] {
             assert_eq!(newer.follows(older), follows);
         }
         assert!(!KeyFile::generate().unwrap().follows(&first));
         let mut merged = third.clone();
         merged.take_over(&first);
-        assert_eq!(*merged.to_text().unwrap(), *third.to_text().unwrap(), "the older keyring changed the newer");
+        assert_eq!(
+            *merged.to_text().unwrap(),
+            *third.to_text().unwrap(),
+            "the older keyring changed the newer"
+        );
     }
 
     #[test]
@@ -370,17 +461,34 @@ mod tests {
             .filter(|line| !line.starts_with(KEPT_LINE))
             .map(|l| format!("{l}\n"))
             .collect();
-        assert_eq!(trust_in(&KeyFile::parse(&early).unwrap(), &first), Some(Trust::Unlimited));
-        let retired = second.rotated(Believed::default()).unwrap().rotated_keeping_trust().unwrap();
-        assert_eq!(trust_in(&parsed(&retired), &first), Some(Trust::Retired), "a retired key came back");
-        assert_eq!(retired.trusted.lists[0].tag, keyring_tag(&retired.recipient().unwrap()));
+        assert_eq!(
+            trust_in(&KeyFile::parse(&early).unwrap(), &first),
+            Some(Trust::Unlimited)
+        );
+        let retired = second
+            .rotated(Believed::default())
+            .unwrap()
+            .rotated_keeping_trust()
+            .unwrap();
+        assert_eq!(
+            trust_in(&parsed(&retired), &first),
+            Some(Trust::Retired),
+            "a retired key came back"
+        );
+        assert_eq!(
+            retired.trusted.lists[0].tag,
+            keyring_tag(&retired.recipient().unwrap())
+        );
     }
 
     #[test]
     fn a_file_for_a_recipient_is_no_keyring() {
         let identity = age::x25519::Identity::generate();
         let sealed = age::encrypt(&identity.to_public(), b"x").unwrap();
-        assert!(matches!(KeyFile::open(&sealed, &SecretString::from("p".to_owned())), Err(KeyringError::Open(_))));
+        assert!(matches!(
+            KeyFile::open(&sealed, &SecretString::from("p".to_owned())),
+            Err(KeyringError::Open(_))
+        ));
     }
 
     #[test]
@@ -392,8 +500,21 @@ mod tests {
             identity.to_string().expose_secret()
         );
         let file = KeyFile::parse(&text).unwrap();
-        assert_eq!((file.identities.len(), file.trusted.len(), file.signing.is_some()), (1, 0, false));
-        assert!(matches!(KeyFile::parse("# nothing\n"), Err(KeyringError::NoIdentity)));
-        assert!(matches!(KeyFile::parse("AGE-SECRET-KEY-1X\n"), Err(KeyringError::Malformed { line: 1, .. })));
+        assert_eq!(
+            (
+                file.identities.len(),
+                file.trusted.len(),
+                file.signing.is_some()
+            ),
+            (1, 0, false)
+        );
+        assert!(matches!(
+            KeyFile::parse("# nothing\n"),
+            Err(KeyringError::NoIdentity)
+        ));
+        assert!(matches!(
+            KeyFile::parse("AGE-SECRET-KEY-1X\n"),
+            Err(KeyringError::Malformed { line: 1, .. })
+        ));
     }
 }

@@ -23,17 +23,18 @@
 //! ```
 //!
 //! # What must always hold
-//! - A backup exists only through a manifest that verifies, and a manifest is put only after the stream was seen whole
-//!   and every chunk was confirmed ([`run::backup`]).
+//! - A backup exists only through a manifest that verifies, and a manifest is put only after the
+//!   stream was seen whole and every chunk was confirmed ([`run::backup`]).
 //! - Stored objects never change; every put is create-only ([`store`]).
 //! - Nothing unauthentic reaches zstd or the kernel ([`stream::open`], [`manifest`]).
 //! - An error is never read as "empty" ([`run::catalog`]).
 //!
 //! # Memory
-//! Backup: `part_size x (concurrency + 2)` in pooled part buffers ([`stream::part`]), into which the stream is read and in
-//! which it is sealed and sent, and a fixed rest; compression adds zstd's window and jobs of 1 MiB for each of its threads.
-//! Restore: eleven pieces of 2 MiB at most ([`run::restore`]). Neither depends on the length of the stream but for the
-//! chunk lists: some 600 bytes a chunk.
+//! Backup: `part_size x (concurrency + 2)` in pooled part buffers ([`stream::part`]), into which
+//! the stream is read and in which it is sealed and sent, and a fixed rest; compression adds zstd's
+//! window and jobs of 1 MiB for each of its threads. Restore: eleven pieces of 2 MiB at most
+//! ([`run::restore`]). Neither depends on the length of the stream but for the chunk lists: some
+//! 600 bytes a chunk.
 
 pub mod cli;
 pub mod config;

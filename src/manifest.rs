@@ -1,4 +1,5 @@
-//! Storage format, version 1: the objects of one backup, what is in them, and what a reader must check.
+//! Storage format, version 1: the objects of one backup, what is in them, and what a reader must
+//! check.
 //!
 //! # Keys, below the store's prefix
 //! ```text
@@ -25,42 +26,51 @@
 //! ```
 //!
 //! # Rules for readers
-//! - A signature is checked over the stored bytes before anything parses them, and its trusted comment must name the
-//!   type and the key that was read ([`crate::sign`]).
-//! - JSON is parsed strictly: a duplicate key or trailing bytes are refused. A reader ignores fields that it does not
-//!   know, refuses a `format` that it does not know, and refuses a name in `requires` that it does not know.
-//! - 64-bit numbers are decimal strings, guids 16 and digests 64 hexadecimal digits, times RFC 3339 in UTC.
-//! - Nothing is ever opened by a path out of a file: chunk names are parsed, and must be those of their index.
-//! - A chunk's `head` (age header and payload nonce) is checked before a key touches it: anybody who knows the
-//!   recipient can seal a chunk, but only the sealer of this one can have made pages that open under this head.
+//! - A signature is checked over the stored bytes before anything parses them, and its trusted
+//!   comment must name the type and the key that was read ([`crate::sign`]).
+//! - JSON is parsed strictly: a duplicate key or trailing bytes are refused. A reader ignores
+//!   fields that it does not know, refuses a `format` that it does not know, and refuses a name in
+//!   `requires` that it does not know.
+//! - 64-bit numbers are decimal strings, guids 16 and digests 64 hexadecimal digits, times RFC 3339
+//!   in UTC.
+//! - Nothing is ever opened by a path out of a file: chunk names are parsed, and must be those of
+//!   their index.
+//! - A chunk's `head` (age header and payload nonce) is checked before a key touches it: anybody
+//!   who knows the recipient can seal a chunk, but only the sealer of this one can have made pages
+//!   that open under this head.
 //! - A manifest is the same bytes in every store. What differs by store is in the receipt.
 //!
-//! - An absent optional field is null. An evidence tier that a reader does not know counts as the weakest. A new value
-//!   of any other name needs a name in `requires`.
-//! - A `started.json`, `private.age`, RESTORE.txt or receipt that is missing or damaged is damage, and no reason to
-//!   refuse a restore: it needs manifest, lists and chunks only.
-//! - In a chain each position is its base's plus one, all have one `full_id` and one origin or an adopted one, and a
-//!   base is pinned by the hash of its manifest. Where a base is not in a store, a believed backup of the same snapshot
-//!   at the same position over the same first snapshot, with the same flags, recipients and origin, serves in its place.
-//! - `live` in a receipt names every other believed backup of the dataset in that store. One that is gone without a
-//!   signed prune record is a finding.
-//! - Keyrings of one recipient are numbered: `0001.age` is the first, a new passphrase makes the next. Readers open all
-//!   that their passphrase opens, the copies beside backups too. Of rotated keys the newest says what the older ones are
-//!   worth: a `# verifying key:` line trusts a key, a `# retired key:` line trusts it for the objects on the lists that
-//!   `# believed list:` lines name, and for nothing else. No older key signs configurations or progress.
-//! - Recipients may be X25519 (`age1...`) in this version; a manifest with others names them in `requires`.
+//! - An absent optional field is null. An evidence tier that a reader does not know counts as the
+//!   weakest. A new value of any other name needs a name in `requires`.
+//! - A `started.json`, `private.age`, RESTORE.txt or receipt that is missing or damaged is damage,
+//!   and no reason to refuse a restore: it needs manifest, lists and chunks only.
+//! - In a chain each position is its base's plus one, all have one `full_id` and one origin or an
+//!   adopted one, and a base is pinned by the hash of its manifest. Where a base is not in a store,
+//!   a believed backup of the same snapshot at the same position over the same first snapshot, with
+//!   the same flags, recipients and origin, serves in its place.
+//! - `live` in a receipt names every other believed backup of the dataset in that store. One that
+//!   is gone without a signed prune record is a finding.
+//! - Keyrings of one recipient are numbered: `0001.age` is the first, a new passphrase makes the
+//!   next. Readers open all that their passphrase opens, the copies beside backups too. Of rotated
+//!   keys the newest says what the older ones are worth: a `# verifying key:` line trusts a key, a
+//!   `# retired key:` line trusts it for the objects on the lists that `# believed list:` lines
+//!   name, and for nothing else. No older key signs configurations or progress.
+//! - Recipients may be X25519 (`age1...`) in this version; a manifest with others names them in
+//!   `requires`.
 //!
 //! # What is one domain of trust
-//! Everything under one keyring, or under one list of `verify_keys`: its hosts could sign for each other, and a backup
-//! moved from one prefix to another with the same keyring verifies there, under the same dataset name and id.
+//! Everything under one keyring, or under one list of `verify_keys`: its hosts could sign for each
+//! other, and a backup moved from one prefix to another with the same keyring verifies there, under
+//! the same dataset name and id.
 //!
 //! # The threat that this is made for
-//! Somebody who can write, replace and delete everything in the bucket and knows the recipients, but not the
-//! passphrase, the identity or the signing key. What he can do: delete, and bring back an older state (receipts'
-//! `live` lists and prune records make gaps noticeable; missing newest backups need outside knowledge: the records of
-//! the host that made them, and the newest backup's time that restore prints). What he cannot do: make a restore
-//! receive one byte that was not sent. After a rotation the same holds for somebody who has the older identity and
-//! signing key, but he can read the backups made before.
+//! Somebody who can write, replace and delete everything in the bucket and knows the recipients,
+//! but not the passphrase, the identity or the signing key. What he can do: delete, and bring back
+//! an older state (receipts' `live` lists and prune records make gaps noticeable; missing newest
+//! backups need outside knowledge: the records of the host that made them, and the newest backup's
+//! time that restore prints). What he cannot do: make a restore receive one byte that was not sent.
+//! After a rotation the same holds for somebody who has the older identity and signing key, but he
+//! can read the backups made before.
 
 mod limits;
 mod parse;
@@ -70,7 +80,10 @@ mod strict;
 
 pub use limits::{PRUNE_RECORD_BYTES_MAX, chunk_list_bytes_max};
 pub(crate) use parse::parse_as;
-pub use parse::{ManifestError, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt, parse_started};
+pub use parse::{
+    ManifestError, parse_chunk_list, parse_manifest, parse_prune_record, parse_receipt,
+    parse_started,
+};
 pub(crate) use progress::base64_text;
 pub use progress::{ProgressBody, ProgressChunk, begin_from_bytes, parse_progress, seal_progress};
 pub use restore_text::{RestoreText, restore_text};
@@ -87,7 +100,8 @@ use std::collections::BTreeMap;
 pub const FORMAT: u32 = 1;
 /// Most chunks in one list.
 pub const CHUNKS_PER_LIST: usize = 10_000;
-/// `split_bytes` is a multiple of this: checksums of the stream run over 32-bit words, and resuming depends on them.
+/// `split_bytes` is a multiple of this: checksums of the stream run over 32-bit words, and resuming
+/// depends on them.
 pub const SPLIT_ALIGNMENT: u64 = 4;
 /// Most chunks in a backup: more would make a receipt that no reader takes.
 pub const CHUNKS_MAX: u32 = 500_000;
@@ -95,7 +109,8 @@ pub const CHUNKS_MAX: u32 = 500_000;
 pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// The largest list of 10,000 chunks has about 5 MiB.
 pub const CHUNK_LIST_BYTES_MAX: u64 = 16 << 20;
-/// Receipts and RESTORE.txt grow with the chunks: at 1 GiB a chunk this is enough for half a pebibyte.
+/// Receipts and RESTORE.txt grow with the chunks: at 1 GiB a chunk this is enough for half a
+/// pebibyte.
 pub const LARGE_TEXT_BYTES_MAX: u64 = 256 << 20;
 /// `private.age` holds properties: far less.
 pub const PRIVATE_BYTES_MAX: u64 = 16 << 20;
@@ -149,14 +164,16 @@ pub struct ChainPlace {
 /// How the stream was made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendInfo {
-    /// The flags asked for, constant within a chain: "raw", "compressed", "embedded", "large-blocks".
+    /// The flags asked for, constant within a chain: "raw", "compressed", "embedded",
+    /// "large-blocks".
     pub requested: Vec<String>,
     /// The feature flags in the stream's BEGIN record.
     #[serde(with = "decimal")]
     pub feature_flags: u64,
     /// The kernel module's version.
     pub zfs_version: String,
-    /// Every record's checksum was verified on the way. `false` when a record of an unknown type was passed through.
+    /// Every record's checksum was verified on the way. `false` when a record of an unknown type
+    /// was passed through.
     pub checked: bool,
 }
 
@@ -219,19 +236,22 @@ pub struct Manifest {
     pub base: Option<BaseRef>,
     /// Where it came from.
     pub origin: Origin,
-    /// The host that committed it. Hosts that were cloned, and pools that were copied, have one origin and two marks.
-    /// Null in what the first builds of version 0.1 made.
+    /// The host that committed it. Hosts that were cloned, and pools that were copied, have one
+    /// origin and two marks. Null in what the first builds of version 0.1 made.
     pub host_mark: Option<HostMark>,
-    /// The newest stored backups, of whatever origin, whose snapshots the pool knew when this backup was committed:
-    /// those that no other one of them follows from, at most 16. With `base` they make a tree of all backups, fulls
-    /// included, in which a pool that was copied or rewound shows as a fork (`plan/timeline.rs`). Null in what
-    /// the first builds of version 0.1 made; empty when the pool knew none.
+    /// The newest stored backups, of whatever origin, whose snapshots the pool knew when this
+    /// backup was committed: those that no other one of them follows from, at most 16. With `base`
+    /// they make a tree of all backups, fulls included, in which a pool that was copied or rewound
+    /// shows as a fork (`plan/timeline.rs`). Null in what the first builds of version 0.1 made;
+    /// empty when the pool knew none.
     pub previous: Option<Vec<BackupId>>,
-    /// The moment of its snapshot: the pool's guid and the transaction group, both in hexadecimal. All datasets of which
-    /// one atomic snapshot was taken have the same. Null in what the first builds of version 0.1 made.
+    /// The moment of its snapshot: the pool's guid and the transaction group, both in hexadecimal.
+    /// All datasets of which one atomic snapshot was taken have the same. Null in what the first
+    /// builds of version 0.1 made.
     pub group: Option<String>,
-    /// The snapshot that a clone came from, when the dataset was one. The stream has all of its data all the same, and
-    /// what is restored from it is no clone. Null in what the first builds of version 0.1 made, whatever it was.
+    /// The snapshot that a clone came from, when the dataset was one. The stream has all of its
+    /// data all the same, and what is restored from it is no clone. Null in what the first builds
+    /// of version 0.1 made, whatever it was.
     pub clone_origin_guid: Option<Guid>,
     /// Its place in its chain.
     pub chain: ChainPlace,
@@ -303,16 +323,25 @@ pub struct ChunkEntry {
     pub blake3: Digest,
     /// Its head.
     pub head: HeadEntry,
-    /// Where the send can take up at its end. Always null in a committed list: the position, the checksum and the hash
-    /// of a plaintext record would tell the store of the content. The journal of an upload under way has it.
+    /// Where the send can take up at its end. Always null in a committed list: the position, the
+    /// checksum and the hash of a plaintext record would tell the store of the content. The journal
+    /// of an upload under way has it.
     pub resume: Option<ResumeEntry>,
 }
 
 impl ChunkEntry {
     /// What opening it must find.
     pub fn sealed(&self) -> SealedChunk {
-        let head = ChunkHead { bytes: self.head.bytes, blake3: self.head.blake3 };
-        SealedChunk { stream_bytes: self.stream_bytes, sealed_bytes: self.sealed_bytes, blake3: self.blake3, head }
+        let head = ChunkHead {
+            bytes: self.head.bytes,
+            blake3: self.head.blake3,
+        };
+        SealedChunk {
+            stream_bytes: self.stream_bytes,
+            sealed_bytes: self.sealed_bytes,
+            blake3: self.blake3,
+            head,
+        }
     }
 }
 
@@ -328,7 +357,8 @@ pub struct ChunkList {
     pub chunks: Vec<ChunkEntry>,
 }
 
-/// The first object of an attempt: what it is going to be. Pins the chain of its base until it ends.
+/// The first object of an attempt: what it is going to be. Pins the chain of its base until it
+/// ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// [`FORMAT`].
@@ -428,13 +458,14 @@ pub struct PruneRecord {
     pub tool_version: String,
     /// When it was written, by the clock of the host that pruned.
     pub written_at: Timestamp,
-    /// When it was put, by the store's clock. Only a record that replaces another one holds it: the time of that one. A
-    /// reader fills in the time of the listing where it is absent.
+    /// When it was put, by the store's clock. Only a record that replaces another one holds it: the
+    /// time of that one. A reader fills in the time of the listing where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded_at: Option<Timestamp>,
 }
 
-/// How far an upload is, for another host or a lost journal. What would tell of the content is sealed.
+/// How far an upload is, for another host or a lost journal. What would tell of the content is
+/// sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// [`FORMAT`].
@@ -449,14 +480,15 @@ pub struct Progress {
     /// The number in the object's name.
     pub number: u32,
     /// In base64: a nonce of 12 bytes, then the JSON of a [`ProgressBody`] under ChaCha20-Poly1305,
-    /// whose key is BLAKE3's `derive_key("zfs-backup v1 progress", secret signing key)` and whose associated data is the
-    /// object's key. The host that uploads can read it without the identity.
+    /// whose key is BLAKE3's `derive_key("zfs-backup v1 progress", secret signing key)` and whose
+    /// associated data is the object's key. The host that uploads can read it without the identity.
     pub sealed: String,
     /// When it was written.
     pub written_at: Timestamp,
 }
 
-/// What planning does not need and the store need not know; sealed to the recipients as `private.age`.
+/// What planning does not need and the store need not know; sealed to the recipients as
+/// `private.age`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Private {
     /// [`FORMAT`].
@@ -472,14 +504,17 @@ pub struct Private {
     pub host: String,
     /// The dataset's own properties, local and received: name to value. Numbers as decimal text.
     pub properties: BTreeMap<String, String>,
-    /// The name of the snapshot that a clone came from, when it was sent. Absent before it was recorded.
+    /// The name of the snapshot that a clone came from, when it was sent. Absent before it was
+    /// recorded.
     #[serde(default)]
     pub clone_origin: Option<String>,
-    /// The datasets that were below this one when the backup began, whatever of them is backed up: a restore of the tree
-    /// at this moment knows by it what there was. Absent when that is not known.
+    /// The datasets that were below this one when the backup began, whatever of them is backed up:
+    /// a restore of the tree at this moment knows by it what there was. Absent when that is not
+    /// known.
     #[serde(default)]
     pub descendants: Option<Vec<Descendant>>,
-    /// For natively encrypted datasets: key format and encryption root; the ZFS key must survive too.
+    /// For natively encrypted datasets: key format and encryption root; the ZFS key must survive
+    /// too.
     pub zfs_key: Option<ZfsKey>,
 }
 

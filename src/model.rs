@@ -17,7 +17,8 @@ pub use store_id::{KnownStore, StoreId};
 use std::fmt;
 use std::str::FromStr;
 
-/// A name, id or digest that is not what it should be. The text names the value and says what was expected.
+/// A name, id or digest that is not what it should be. The text names the value and says what was
+/// expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value:?}: {expected}")]
 pub struct InvalidName {
@@ -31,7 +32,11 @@ pub struct InvalidName {
 
 impl InvalidName {
     pub(crate) fn new(what: &'static str, value: &str, expected: &'static str) -> Self {
-        Self { what, value: value.to_owned(), expected }
+        Self {
+            what,
+            value: value.to_owned(),
+            expected,
+        }
     }
 }
 
@@ -52,7 +57,15 @@ macro_rules! serde_as_text {
     )+};
 }
 
-serde_as_text!(Guid, Digest, BackupId, DatasetName, HostMark, SnapshotName, StoreId);
+serde_as_text!(
+    Guid,
+    Digest,
+    BackupId,
+    DatasetName,
+    HostMark,
+    SnapshotName,
+    StoreId
+);
 
 /// A 64-bit ZFS guid: of a snapshot, a dataset or a pool. Written as 16 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,15 +81,19 @@ impl FromStr for Guid {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let invalid = || InvalidName::new("guid", text, "expected 16 lower-case hexadecimal digits");
+        let invalid =
+            || InvalidName::new("guid", text, "expected 16 lower-case hexadecimal digits");
         if text.len() != 16 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
             return Err(invalid());
         }
-        u64::from_str_radix(text, 16).map(Guid).map_err(|_| invalid())
+        u64::from_str_radix(text, 16)
+            .map(Guid)
+            .map_err(|_| invalid())
     }
 }
 
-/// The position of a chunk in its backup, from 0. Eight digits in object names, so at most 99,999,999.
+/// The position of a chunk in its backup, from 0. Eight digits in object names, so at most
+/// 99,999,999.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkIndex(u32);
 

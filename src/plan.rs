@@ -31,7 +31,8 @@ pub struct BackupFacts {
     pub manifest_blake3: Digest,
     /// What it holds.
     pub snapshot: SnapshotRef,
-    /// The backup that it follows from in this store, which may be a twin of the one in its manifest; `None` for a full.
+    /// The backup that it follows from in this store, which may be a twin of the one in its
+    /// manifest; `None` for a full.
     pub base: Option<BackupId>,
     /// The full of its chain; itself for a full.
     pub full_id: BackupId,
@@ -49,7 +50,8 @@ pub struct BackupFacts {
     pub stream_bytes: u64,
     /// Bytes of all its objects, as listed.
     pub stored_bytes: u64,
-    /// Why it is not usable: an ancestor or a chunk is missing or has another size. `None` when it is.
+    /// Why it is not usable: an ancestor or a chunk is missing or has another size. `None` when it
+    /// is.
     pub flaw: Option<String>,
 }
 
@@ -64,7 +66,8 @@ pub struct Making {
     pub started_at: Timestamp,
     /// When its last chunk was confirmed.
     pub finished_at: Timestamp,
-    /// A person adopted the backup with its time line. Only its time decides its place among the others.
+    /// A person adopted the backup with its time line. Only its time decides its place among the
+    /// others.
     pub adopted: bool,
 }
 
@@ -81,8 +84,14 @@ impl Making {
 }
 
 impl BackupFacts {
-    /// From a verified manifest, what a listing says of its size, and what is wrong with it or its ancestors.
-    pub fn new(manifest: &Manifest, manifest_blake3: Digest, stored_bytes: u64, flaw: Option<String>) -> Self {
+    /// From a verified manifest, what a listing says of its size, and what is wrong with it or its
+    /// ancestors.
+    pub fn new(
+        manifest: &Manifest,
+        manifest_blake3: Digest,
+        stored_bytes: u64,
+        flaw: Option<String>,
+    ) -> Self {
         Self {
             id: manifest.id.clone(),
             manifest_blake3,

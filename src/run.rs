@@ -56,7 +56,8 @@ use crate::stream::seal::SealError;
 use crate::stream::splice::SpliceError;
 use crate::zfs::{ALLOW_VARIABLE, MODULE_VERSION, ZfsError};
 
-/// Why a command did not do what it was asked. The text says what was attempted on what; the source says why.
+/// Why a command did not do what it was asked. The text says what was attempted on what; the source
+/// says why.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// ZFS refused.
@@ -196,7 +197,8 @@ pub enum RunError {
         /// Why.
         why: String,
     },
-    /// What ZFS sends now does not continue what an interrupted upload stored: nothing can be added to it.
+    /// What ZFS sends now does not continue what an interrupted upload stored: nothing can be added
+    /// to it.
     #[error("go on with {id}")]
     CannotResume {
         /// The backup.
@@ -235,15 +237,20 @@ pub enum RunError {
 impl RunError {
     /// A refusal with a hint.
     pub fn refused(what: impl Into<String>, hint: impl Into<String>) -> Self {
-        Self::Refused { what: what.into(), hint: Some(hint.into()) }
+        Self::Refused {
+            what: what.into(),
+            hint: Some(hint.into()),
+        }
     }
 
-    /// Whether stored data is damaged or forged: exit status 4. What a later version made is neither.
+    /// Whether stored data is damaged or forged: exit status 4. What a later version made is
+    /// neither.
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Manifest { source, .. } => {
-                !matches!(source, ManifestError::Format { .. } | ManifestError::Requires(_))
-            }
+            Self::Manifest { source, .. } => !matches!(
+                source,
+                ManifestError::Format { .. } | ManifestError::Requires(_)
+            ),
             other => matches!(other, Self::Chunk { .. } | Self::Damaged { .. }),
         }
     }
@@ -296,7 +303,8 @@ impl RunError {
     }
 }
 
-/// An error with its causes, outermost first, on one line. Each text says its own part only, so none is there twice.
+/// An error with its causes, outermost first, on one line. Each text says its own part only, so
+/// none is there twice.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

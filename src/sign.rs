@@ -1,11 +1,12 @@
-//! Signatures over stored bytes, in minisign's format, so that a person can check them without this tool.
+//! Signatures over stored bytes, in minisign's format, so that a person can check them without this
+//! tool.
 //!
-//! The trusted comment names the type and the key of the object, and both must equal what was read: a signed object
-//! moved to another place, or passed off as another type, is refused.
+//! The trusted comment names the type and the key of the object, and both must equal what was read:
+//! a signed object moved to another place, or passed off as another type, is refused.
 //!
-//! The `minisign` crate makes keys and signatures. They are checked with aws-lc-rs, at a third of the crate's cost: a
-//! plan looks at thousands of manifests. A test compares with the crate's own check. Source of the format: the page of
-//! minisign, "Signature format" and "Public key format".
+//! The `minisign` crate makes keys and signatures. They are checked with aws-lc-rs, at a third of
+//! the crate's cost: a plan looks at thousands of manifests. A test compares with the crate's own
+//! check. Source of the format: the page of minisign, "Signature format" and "Public key format".
 
 mod believed;
 mod claim;
@@ -72,7 +73,8 @@ pub enum SignatureError {
         /// How many keys were tried.
         trusted: usize,
     },
-    /// Signed by a key that a rotation retired, and not on the list of what this key made before the rotation.
+    /// Signed by a key that a rotation retired, and not on the list of what this key made before
+    /// the rotation.
     #[error(
         "the signature is by {key}, which `key rotate` retired, and the object is not on the list of what that key \
          signed before: somebody who has the old key made it, or a host that has not run `zfs-backup key rotate` yet"
@@ -81,7 +83,8 @@ pub enum SignatureError {
         /// The retired key.
         key: String,
     },
-    /// Signed by a retired key, and the list of what it signed before the rotation could not be read.
+    /// Signed by a retired key, and the list of what it signed before the rotation could not be
+    /// read.
     #[error(
         "the signature is by {key}, which `key rotate` retired, and {list} is missing, the list of what that key \
          signed before: put it back from another copy of the store"
@@ -93,7 +96,9 @@ pub enum SignatureError {
         list: String,
     },
     /// Signed by a key that is trusted for backups and not for this type of object.
-    #[error("the signature is by {key}, an older key, which is not trusted for an object of type {object_type}")]
+    #[error(
+        "the signature is by {key}, an older key, which is not trusted for an object of type {object_type}"
+    )]
     Outdated {
         /// The older key.
         key: String,
@@ -101,7 +106,9 @@ pub enum SignatureError {
         object_type: &'static str,
     },
     /// A true signature of something else.
-    #[error("the signature is for {actual:?}, not for {expected:?}: the object was moved or replaced")]
+    #[error(
+        "the signature is for {actual:?}, not for {expected:?}: the object was moved or replaced"
+    )]
     Elsewhere {
         /// What the place demands.
         expected: String,
@@ -137,7 +144,10 @@ impl SigningKey {
     /// [`SignatureError::Sign`] when the system gives no random bytes.
     pub fn generate() -> Result<Self, SignatureError> {
         let pair = KeyPair::generate_unencrypted_keypair().map_err(|_| SignatureError::Sign)?;
-        Ok(Self { secret: pair.sk, public: VerifyingKey(pair.pk) })
+        Ok(Self {
+            secret: pair.sk,
+            public: VerifyingKey(pair.pk),
+        })
     }
 
     /// The key from its base64 text, or from the two lines of an unencrypted minisign key file.
@@ -145,13 +155,24 @@ impl SigningKey {
     /// # Errors
     /// [`SignatureError::Key`] when it is something else, also when it is protected by a password.
     pub fn parse(text: &str) -> Result<Self, SignatureError> {
-        let invalid = |_| SignatureError::Key { what: "signing key" };
-        let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+        let invalid = |_| SignatureError::Key {
+            what: "signing key",
+        };
+        let line = text
+            .lines()
+            .map(str::trim)
+            .rfind(|line| !line.is_empty())
+            .unwrap_or_default();
         let boxed = format!("untrusted comment: zfs-backup\n{line}\n");
-        let secret =
-            SecretKeyBox::from_string(&boxed).map_err(invalid)?.into_unencrypted_secret_key().map_err(invalid)?;
+        let secret = SecretKeyBox::from_string(&boxed)
+            .map_err(invalid)?
+            .into_unencrypted_secret_key()
+            .map_err(invalid)?;
         let public = PublicKey::from_secret_key(&secret).map_err(invalid)?;
-        Ok(Self { secret, public: VerifyingKey(public) })
+        Ok(Self {
+            secret,
+            public: VerifyingKey(public),
+        })
     }
 
     /// The key as base64 text. A secret.
@@ -159,7 +180,13 @@ impl SigningKey {
     /// # Errors
     /// [`SignatureError::Key`] never happens for a key that was made or parsed here.
     pub fn to_secret_text(&self) -> Result<String, SignatureError> {
-        let boxed = self.secret.to_box(None).map_err(|_| SignatureError::Key { what: "signing key" })?.into_string();
+        let boxed = self
+            .secret
+            .to_box(None)
+            .map_err(|_| SignatureError::Key {
+                what: "signing key",
+            })?
+            .into_string();
         Ok(boxed.lines().nth(1).unwrap_or_default().to_owned())
     }
 
@@ -172,18 +199,30 @@ impl SigningKey {
     ///
     /// # Errors
     /// [`SignatureError::Sign`] when the system gives no random bytes.
-    pub fn sign(&self, signed_type: SignedType, key: &str, bytes: &[u8]) -> Result<Vec<u8>, SignatureError> {
+    pub fn sign(
+        &self,
+        signed_type: SignedType,
+        key: &str,
+        bytes: &[u8],
+    ) -> Result<Vec<u8>, SignatureError> {
         let comment = trusted_comment(signed_type, key);
         let untrusted = format!("signature by zfs-backup, key {}", self.public);
-        minisign::sign(Some(&self.public.0), &self.secret, Cursor::new(bytes), Some(&comment), Some(&untrusted))
-            .map(|signature| signature.to_string().into_bytes())
-            .map_err(|_| SignatureError::Sign)
+        minisign::sign(
+            Some(&self.public.0),
+            &self.secret,
+            Cursor::new(bytes),
+            Some(&comment),
+            Some(&untrusted),
+        )
+        .map(|signature| signature.to_string().into_bytes())
+        .map_err(|_| SignatureError::Sign)
     }
 }
 
 /// The algorithm of every verifying key: Ed25519.
 const KEY_ALGORITHM: &[u8] = b"Ed";
-/// Of a signature over a digest. minisign has an older form, over the bytes themselves, that we never made.
+/// Of a signature over a digest. minisign has an older form, over the bytes themselves, that we
+/// never made.
 const OF_DIGEST: &[u8; 2] = b"ED";
 
 /// A signature file.
@@ -202,21 +241,34 @@ impl<'a> Signature<'a> {
     /// Of exactly four lines, and signatures of exactly their length.
     fn parse(text: &'a str) -> Option<Self> {
         let lines: Vec<&str> = text.split('\n').collect();
-        let [untrusted, signature, trusted, global, ""] = lines[..] else { return None };
+        let [untrusted, signature, trusted, global, ""] = lines[..] else {
+            return None;
+        };
         untrusted.strip_prefix("untrusted comment: ")?;
         let comment = trusted.strip_prefix("trusted comment: ")?;
-        let signature: [u8; 2 + 8 + 64] = BASE64_STANDARD.decode(signature).ok()?.try_into().ok()?;
+        let signature: [u8; 2 + 8 + 64] =
+            BASE64_STANDARD.decode(signature).ok()?.try_into().ok()?;
         let (algorithm, rest) = signature.split_first_chunk()?;
         let (key_id, of_digest) = rest.split_first_chunk()?;
         let global = BASE64_STANDARD.decode(global).ok()?.try_into().ok()?;
-        Some(Self { algorithm: *algorithm, key_id: *key_id, of_digest: of_digest.try_into().ok()?, comment, global })
+        Some(Self {
+            algorithm: *algorithm,
+            key_id: *key_id,
+            of_digest: of_digest.try_into().ok()?,
+            comment,
+            global,
+        })
     }
 
     /// Whether this key made it, over bytes of this digest.
     fn is_by(&self, VerifyingKey(trusted): &VerifyingKey, digest: &[u8]) -> bool {
         let key = trusted.to_bytes();
-        let Some((_algorithm, key)) = key.split_first_chunk::<2>() else { return false };
-        let Some((key_id, key)) = key.split_first_chunk::<8>() else { return false };
+        let Some((_algorithm, key)) = key.split_first_chunk::<2>() else {
+            return false;
+        };
+        let Some((key_id, key)) = key.split_first_chunk::<8>() else {
+            return false;
+        };
         let anyones = is_of_small_order(key);
         let key = UnparsedPublicKey::new(&ED25519, key);
         let commented = [&self.of_digest, self.comment.as_bytes()].concat();
@@ -228,10 +280,12 @@ impl<'a> Signature<'a> {
     }
 }
 
-/// Whether anyone can sign for this key: a placeholder of zeros, or another of the few points that have no secret. No key
-/// that was generated is one, and aws-lc-rs does not look.
+/// Whether anyone can sign for this key: a placeholder of zeros, or another of the few points that
+/// have no secret. No key that was generated is one, and aws-lc-rs does not look.
 fn is_of_small_order(key: &[u8]) -> bool {
-    let point = CompressedEdwardsY::from_slice(key).ok().and_then(|key| key.decompress());
+    let point = CompressedEdwardsY::from_slice(key)
+        .ok()
+        .and_then(|key| key.decompress());
     point.is_none_or(|point| point.is_small_order())
 }
 
@@ -267,10 +321,17 @@ impl FromStr for VerifyingKey {
     type Err = SignatureError;
 
     fn from_str(text: &str) -> Result<Self, SignatureError> {
-        let invalid = || SignatureError::Key { what: "verifying key" };
+        let invalid = || SignatureError::Key {
+            what: "verifying key",
+        };
         let key = PublicKey::from_base64(text.trim()).map_err(|_| invalid())?;
-        // The crate takes any two bytes for the algorithm. Two texts of one key would be two keys to a reader.
-        if key.to_bytes().starts_with(KEY_ALGORITHM) { Ok(Self(key)) } else { Err(invalid()) }
+        // The crate takes any two bytes for the algorithm. Two texts of one key would be two keys
+        // to a reader.
+        if key.to_bytes().starts_with(KEY_ALGORITHM) {
+            Ok(Self(key))
+        } else {
+            Err(invalid())
+        }
     }
 }
 
@@ -285,9 +346,16 @@ mod tests {
             SigningKey::generate().unwrap().verifying_key().clone(),
             key.verifying_key().clone(),
         ]);
-        let signature = key.sign(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes").unwrap();
-        let verify = |signed_type, place: &str, bytes: &[u8]| trusted.verify(signed_type, place, bytes, &signature);
-        assert_eq!(verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes"), Ok(()));
+        let signature = key
+            .sign(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes")
+            .unwrap();
+        let verify = |signed_type, place: &str, bytes: &[u8]| {
+            trusted.verify(signed_type, place, bytes, &signature)
+        };
+        assert_eq!(
+            verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes"),
+            Ok(())
+        );
         assert!(matches!(
             verify(SignedType::Manifest, "tank/b/@x/manifest.json", b"bytes"),
             Err(SignatureError::Elsewhere { .. })
@@ -305,7 +373,16 @@ mod tests {
             Err(SignatureError::Untrusted { trusted: 0 })
         );
         for damaged in [&signature[..signature.len() / 2], b"", b"\xff"] {
-            assert!(trusted.verify(SignedType::Manifest, "tank/a/@x/manifest.json", b"bytes", damaged).is_err());
+            assert!(
+                trusted
+                    .verify(
+                        SignedType::Manifest,
+                        "tank/a/@x/manifest.json",
+                        b"bytes",
+                        damaged
+                    )
+                    .is_err()
+            );
         }
     }
 
@@ -318,7 +395,12 @@ mod tests {
         for at in first_line + 1..signature.len() - 1 {
             let mut damaged = signature.clone();
             damaged[at] ^= 1;
-            assert!(trusted.verify(SignedType::Manifest, "k", b"bytes", &damaged).is_err(), "byte {at}");
+            assert!(
+                trusted
+                    .verify(SignedType::Manifest, "k", b"bytes", &damaged)
+                    .is_err(),
+                "byte {at}"
+            );
         }
     }
 
@@ -327,10 +409,15 @@ mod tests {
         let key = SigningKey::generate().unwrap();
         let trusted = TrustedKeys::new(vec![key.verifying_key().clone()]);
         let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
-        assert_eq!(trusted.verify(SignedType::Manifest, "k", b"bytes", &signature), Ok(()));
+        assert_eq!(
+            trusted.verify(SignedType::Manifest, "k", b"bytes", &signature),
+            Ok(())
+        );
         for length in 0..signature.len() {
             assert!(
-                trusted.verify(SignedType::Manifest, "k", b"bytes", &signature[..length]).is_err(),
+                trusted
+                    .verify(SignedType::Manifest, "k", b"bytes", &signature[..length])
+                    .is_err(),
                 "cut at {length}"
             );
         }
@@ -358,14 +445,18 @@ mod tests {
 
     #[test]
     fn what_minisign_says_of_a_signature_is_said_here() {
-        let (key, other) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let (key, other) = (
+            SigningKey::generate().unwrap(),
+            SigningKey::generate().unwrap(),
+        );
         let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
         let text = std::str::from_utf8(&signature).unwrap();
         // The comment of another place, which nobody signed.
         let elsewhere = text.replace("manifest k", "manifest l");
         // The id of the key that signed, on the bytes of another.
         let (own, others) = (key.public.0.to_bytes(), other.public.0.to_bytes());
-        let mixed = VerifyingKey(PublicKey::from_bytes(&[&own[..10], &others[10..]].concat()).unwrap());
+        let mixed =
+            VerifyingKey(PublicKey::from_bytes(&[&own[..10], &others[10..]].concat()).unwrap());
         for (by, text, place, bytes, expected) in [
             (&key.public, text, "k", &b"bytes"[..], true),
             (&key.public, text, "k", b"bytez", false),
@@ -374,24 +465,34 @@ mod tests {
             (&key.public, &elsewhere, "l", b"bytes", false),
         ] {
             let boxed = minisign::SignatureBox::from_string(text).unwrap();
-            let minisign = minisign::verify(&by.0, &boxed, Cursor::new(bytes), true, false, false).is_ok();
+            let minisign =
+                minisign::verify(&by.0, &boxed, Cursor::new(bytes), true, false, false).is_ok();
             let trusted = TrustedKeys::new(vec![by.clone()]);
             let ours = trusted.verify(SignedType::Manifest, place, bytes, text.as_bytes());
             let untrusted = Err(SignatureError::Untrusted { trusted: 1 });
-            assert_eq!((minisign, ours), (expected, if expected { Ok(()) } else { untrusted }), "{text}");
+            assert_eq!(
+                (minisign, ours),
+                (expected, if expected { Ok(()) } else { untrusted }),
+                "{text}"
+            );
         }
     }
 
     #[test]
     fn a_signature_by_the_program_minisign_is_believed() {
         // Made by `minisign -S -t "zfs-backup v1 manifest k"`, version 0.11, over the five bytes.
-        let key = "RWSBCp37RUgkoe0SRRWAaFScAW9TYRVa/2Dt3Qdrloom+qd2LUrP+FBD".parse().unwrap();
+        let key = "RWSBCp37RUgkoe0SRRWAaFScAW9TYRVa/2Dt3Qdrloom+qd2LUrP+FBD"
+            .parse()
+            .unwrap();
         let signature = "untrusted comment: signature by minisign\n\
             RUSBCp37RUgkoXbwJIpqaravyBWJQO5J7wo7O5pKrSe/hCGgLE7oU+FrC4zXbY2mmf0iAPw9RKZ9cWX/c3eXX9/K7Ua1JMes0QM=\n\
             trusted comment: zfs-backup v1 manifest k\n\
             nV3FeGHrNpCjysC2tKJi3eDnPG44UJgtm7FQfgGTdX6lfY6WSCc1n7619ktNxlGAHnvl3KzettUMqg3+ATCrDQ==\n";
         let trusted = TrustedKeys::new(vec![key]);
-        assert_eq!(trusted.verify(SignedType::Manifest, "k", b"bytes", signature.as_bytes()), Ok(()));
+        assert_eq!(
+            trusted.verify(SignedType::Manifest, "k", b"bytes", signature.as_bytes()),
+            Ok(())
+        );
     }
 
     #[test]
@@ -400,12 +501,17 @@ mod tests {
         let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
         let text = std::str::from_utf8(&signature).unwrap();
         // For the identity R = identity and S = 0 is a signature of anything.
-        let mut forged_of_digest = BASE64_STANDARD.decode(text.lines().nth(1).unwrap()).unwrap();
+        let mut forged_of_digest = BASE64_STANDARD
+            .decode(text.lines().nth(1).unwrap())
+            .unwrap();
         let mut nothing = [0; 64];
         nothing[0] = 1;
         forged_of_digest[10..].copy_from_slice(&nothing);
         let lines: Vec<&str> = text.lines().collect();
-        let (first, global) = (BASE64_STANDARD.encode(forged_of_digest), BASE64_STANDARD.encode(nothing));
+        let (first, global) = (
+            BASE64_STANDARD.encode(forged_of_digest),
+            BASE64_STANDARD.encode(nothing),
+        );
         let forged = format!("{}\n{first}\n{}\n{global}\n", lines[0], lines[2]);
         let with_point = |point: [u8; 32]| {
             let bytes = [&key.public.0.to_bytes()[..10], &point].concat();
@@ -413,7 +519,8 @@ mod tests {
         };
         let mut identity = [0; 32];
         identity[0] = 1;
-        let verified = with_point(identity).verify(SignedType::Manifest, "k", b"bytes", forged.as_bytes());
+        let verified =
+            with_point(identity).verify(SignedType::Manifest, "k", b"bytes", forged.as_bytes());
         assert_eq!(verified, Err(SignatureError::Untrusted { trusted: 1 }));
         let (mut with_sign, zeros) = (identity, [0; 32]);
         with_sign[31] = 0x80;
@@ -429,7 +536,8 @@ mod tests {
     fn a_signature_over_the_bytes_themselves_is_refused() {
         let key = SigningKey::generate().unwrap();
         let trusted = TrustedKeys::new(vec![key.verifying_key().clone()]);
-        let text = String::from_utf8(key.sign(SignedType::Manifest, "k", b"bytes").unwrap()).unwrap();
+        let text =
+            String::from_utf8(key.sign(SignedType::Manifest, "k", b"bytes").unwrap()).unwrap();
         let signed = text.lines().nth(1).unwrap();
         let mut older = BASE64_STANDARD.decode(signed).unwrap();
         older[..2].copy_from_slice(b"Ed");
@@ -442,8 +550,17 @@ mod tests {
     fn keys_come_back_from_their_text_and_debug_output_hides_the_secret() {
         let key = SigningKey::generate().unwrap();
         let text = key.to_secret_text().unwrap();
-        assert_eq!(SigningKey::parse(&text).unwrap().verifying_key(), key.verifying_key());
-        assert_eq!(key.verifying_key().to_string().parse::<VerifyingKey>().as_ref(), Ok(key.verifying_key()));
+        assert_eq!(
+            SigningKey::parse(&text).unwrap().verifying_key(),
+            key.verifying_key()
+        );
+        assert_eq!(
+            key.verifying_key()
+                .to_string()
+                .parse::<VerifyingKey>()
+                .as_ref(),
+            Ok(key.verifying_key())
+        );
         assert!(!format!("{key:?}").contains(&text));
         assert!(SigningKey::parse("nonsense").is_err());
         assert!("nonsense".parse::<VerifyingKey>().is_err());

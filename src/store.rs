@@ -1,7 +1,7 @@
 //! Places that hold objects, behind one narrow trait: [`ObjectStore`].
 //!
-//! Objects are written once. A store is asked for nothing that S3, B2, a folder and memory cannot all do;
-//! what they do differently is said by [`StoreTraits`], never guessed from a name.
+//! Objects are written once. A store is asked for nothing that S3, B2, a folder and memory cannot
+//! all do; what they do differently is said by [`StoreTraits`], never guessed from a name.
 
 use crate::model::KnownStore;
 use async_trait::async_trait;
@@ -65,7 +65,9 @@ pub struct StoreTraits {
 }
 
 /// How strong the store's own word for an object's content is, best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum EvidenceTier {
     /// CRC64NVME over the whole object, computed by the store.
@@ -97,7 +99,8 @@ pub struct Evidence {
     /// The object's bytes.
     #[serde(with = "crate::store::decimal")]
     pub bytes: u64,
-    /// The checksum as the store writes it (base64 for S3 checksums, hexadecimal for ETags and SHA-1), if it keeps one.
+    /// The checksum as the store writes it (base64 for S3 checksums, hexadecimal for ETags and
+    /// SHA-1), if it keeps one.
     pub checksum: Option<String>,
     /// The ETag, without quotes.
     pub etag: Option<String>,
@@ -184,7 +187,11 @@ pub struct StoreError {
 }
 
 fn place(subject: &str, store: &str) -> String {
-    if subject.is_empty() { store.to_owned() } else { format!("{subject} in {store}") }
+    if subject.is_empty() {
+        store.to_owned()
+    } else {
+        format!("{subject} in {store}")
+    }
 }
 
 impl StoreError {
@@ -215,24 +222,28 @@ impl StoreError {
 
     /// Whether the same request may work if it is made again.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, StoreErrorKind::Throttled | StoreErrorKind::Unavailable)
+        matches!(
+            self.kind,
+            StoreErrorKind::Throttled | StoreErrorKind::Unavailable
+        )
     }
 }
 
-/// A large object on its way into the store. Dropping it without [`PartWriter::finish`] leaves at most an
-/// unfinished upload behind, never an object.
+/// A large object on its way into the store. Dropping it without [`PartWriter::finish`] leaves at
+/// most an unfinished upload behind, never an object.
 #[async_trait]
 pub trait PartWriter: Send {
     /// The store's id of this upload, where it has one.
     fn upload_id(&self) -> Option<&str>;
 
-    /// Hands over the next part. All parts but the last must have exactly [`StoreTraits::part_bytes`].
-    /// Returns when a place among the parts in flight is free, which may be before the part is stored;
-    /// a failure of an earlier part is returned by a later call.
+    /// Hands over the next part. All parts but the last must have exactly
+    /// [`StoreTraits::part_bytes`]. Returns when a place among the parts in flight is free, which
+    /// may be before the part is stored; a failure of an earlier part is returned by a later call.
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError>;
 
-    /// Waits for all parts, completes the object, asks the store what it has now and compares that with what was
-    /// sent. `Ok` means confirmed by the store. On an error the upload is aborted (best effort).
+    /// Waits for all parts, completes the object, asks the store what it has now and compares that
+    /// with what was sent. `Ok` means confirmed by the store. On an error the upload is aborted
+    /// (best effort).
     async fn finish(self: Box<Self>) -> Result<Evidence, StoreError>;
 
     /// Gives the upload up and removes its parts. No object remains.
@@ -242,14 +253,15 @@ pub trait PartWriter: Send {
 /// Takes the pages of a listing.
 pub type PageVisitor<'a> = &'a mut (dyn FnMut(Vec<ListedObject>) -> ControlFlow<()> + Send);
 
-/// A store of objects. All keys are below the store's configured prefix; nothing outside it is touched.
+/// A store of objects. All keys are below the store's configured prefix; nothing outside it is
+/// touched.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
     /// The store for people: `s3:bucket/prefix`, `file:/dir`. Never has a secret in it.
     fn url(&self) -> &str;
 
-    /// Returns the store's identity and URL; the identity names this host's state for the store. An adapter knows only
-    /// the URL; [`IdentifiedStore`] knows the stored identity.
+    /// Returns the store's identity and URL; the identity names this host's state for the store. An
+    /// adapter knows only the URL; [`IdentifiedStore`] knows the stored identity.
     fn known(&self) -> KnownStore {
         KnownStore::of_url(self.url())
     }
@@ -260,46 +272,66 @@ pub trait ObjectStore: Send + Sync {
     /// Begins a large object. Create-only: an existing key fails here or in [`PartWriter::finish`].
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError>;
 
-    /// Puts a small object whole, create-only, and confirms it. Identical bytes under the key are success;
-    /// other bytes are [`StoreErrorKind::AlreadyExists`].
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError>;
+    /// Puts a small object whole, create-only, and confirms it. Identical bytes under the key are
+    /// success; other bytes are [`StoreErrorKind::AlreadyExists`].
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError>;
 
     /// Reads an object whole (`None`) or a range of it. A range must lie within the object, else
-    /// [`StoreErrorKind::Corrupt`]: fewer bytes than asked are never returned. A whole read is refused above
-    /// `limit_bytes` before it fills memory.
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError>;
+    /// [`StoreErrorKind::Corrupt`]: fewer bytes than asked are never returned. A whole read is
+    /// refused above `limit_bytes` before it fills memory.
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError>;
 
-    /// As [`ObjectStore::get`] of a range, into the memory of a buffer whose content is of no use any more: to give
-    /// memory back and have it anew costs the system as much as the bytes do.
-    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+    /// As [`ObjectStore::get`] of a range, into the memory of a buffer whose content is of no use
+    /// any more: to give memory back and have it anew costs the system as much as the bytes do.
+    async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         drop(buffer);
         let limit_bytes = range.end.saturating_sub(range.start);
         Ok(self.get(key, Some(range), limit_bytes).await?.into())
     }
 
-    /// What the store says of the object, or `None` when there is none. No other failure is ever `None`.
+    /// What the store says of the object, or `None` when there is none. No other failure is ever
+    /// `None`.
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError>;
 
-    /// Whether any version of this key exists, also one that a delete marker or a hide marker covers, or such a marker
-    /// alone. A store without versions says what `head` says. Versions that it does not let us see are
-    /// [`StoreErrorKind::Denied`], never "no".
+    /// Whether any version of this key exists, also one that a delete marker or a hide marker
+    /// covers, or such a marker alone. A store without versions says what `head` says. Versions
+    /// that it does not let us see are [`StoreErrorKind::Denied`], never "no".
     async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
         Ok(self.head(key).await?.is_some())
     }
 
-    /// What [`ObjectStore::head`] would say of every object under `prefix`, by key, from listings alone; `None` where
-    /// only asking for each object tells. A listing that says less than `head` must not be used here.
-    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+    /// What [`ObjectStore::head`] would say of every object under `prefix`, by key, from listings
+    /// alone; `None` where only asking for each object tells. A listing that says less than `head`
+    /// must not be used here.
+    async fn evidence_under(
+        &self,
+        prefix: &str,
+    ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
         let _ = prefix;
         Ok(None)
     }
 
-    /// All objects whose key begins with `prefix` (a string, not a folder; empty for all), in order of the key.
-    /// The listing is whole, or it is an error.
+    /// All objects whose key begins with `prefix` (a string, not a folder; empty for all), in order
+    /// of the key. The listing is whole, or it is an error.
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError>;
 
-    /// Gives all objects whose key begins with `prefix` to `take`, page by page and in no order, one perhaps twice: for a
-    /// whole bucket, which may have more than memory holds. Ends early, without an error, when `take` breaks.
+    /// Gives all objects whose key begins with `prefix` to `take`, page by page and in no order,
+    /// one perhaps twice: for a whole bucket, which may have more than memory holds. Ends early,
+    /// without an error, when `take` breaks.
     async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
         let _ = take(self.list(prefix).await?);
         Ok(())
@@ -310,13 +342,18 @@ pub trait ObjectStore: Send + Sync {
         let mut unused = true;
         let mut look = |page: Vec<ListedObject>| {
             unused = page.iter().all(|object| object.key == key::STORE_ID);
-            if unused { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if unused {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         };
         self.visit("", &mut look).await?;
         Ok(unused)
     }
 
-    /// Deletes one object, in all its versions where the store keeps versions. One that is gone is no error.
+    /// Deletes one object, in all its versions where the store keeps versions. One that is gone is
+    /// no error.
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError>;
 
     /// Uploads that were begun under `prefix` and not ended.
@@ -325,8 +362,8 @@ pub trait ObjectStore: Send + Sync {
     /// Removes an unfinished upload. One that is gone is no error.
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError>;
 
-    /// Finds out by trying what this store does, with small objects whose keys begin with `prefix`, and removes them
-    /// again, also after an error. `None` where there is nothing to find out.
+    /// Finds out by trying what this store does, with small objects whose keys begin with `prefix`,
+    /// and removes them again, also after an error. `None` where there is nothing to find out.
     async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
         let _ = prefix;
         Ok(None)
@@ -337,8 +374,8 @@ pub trait ObjectStore: Send + Sync {
         Ok(None)
     }
 
-    /// Returns the time by the store's own clock, which dates its objects. `None` when the store has no clock but this
-    /// host's (a folder), or does not report it.
+    /// Returns the time by the store's own clock, which dates its objects. `None` when the store
+    /// has no clock but this host's (a folder), or does not report it.
     async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
         Ok(None)
     }
@@ -348,12 +385,18 @@ pub trait ObjectStore: Send + Sync {
         None
     }
 
-    /// Locks an object at least until that time; a lock that lasts longer stays. [`StoreErrorKind::Unsupported`] where
-    /// the store cannot.
+    /// Locks an object at least until that time; a lock that lasts longer stays.
+    /// [`StoreErrorKind::Unsupported`] where the store cannot.
     async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
         let _ = until;
         let text = "this store has no object lock";
-        Err(StoreError::new(StoreErrorKind::Unsupported, "extend the lock of", key.as_str(), self.url(), text))
+        Err(StoreError::new(
+            StoreErrorKind::Unsupported,
+            "extend the lock of",
+            key.as_str(),
+            self.url(),
+            text,
+        ))
     }
 }
 
@@ -362,7 +405,8 @@ pub trait ObjectStore: Send + Sync {
 pub struct DirSettings {
     /// The folder; it must exist.
     pub root: PathBuf,
-    /// How many bytes are written between two looks at failures; the directory store has no parts of its own.
+    /// How many bytes are written between two looks at failures; the directory store has no parts
+    /// of its own.
     pub part_bytes: usize,
 }
 
@@ -376,9 +420,13 @@ pub(crate) mod decimal {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let value: u64 = text.parse().map_err(|_| D::Error::custom(format!("{text:?} is not a 64-bit number")))?;
+        let value: u64 = text
+            .parse()
+            .map_err(|_| D::Error::custom(format!("{text:?} is not a 64-bit number")))?;
         if value.to_string() != text {
-            return Err(D::Error::custom(format!("{text:?} is not a plain decimal number")));
+            return Err(D::Error::custom(format!(
+                "{text:?} is not a plain decimal number"
+            )));
         }
         Ok(value)
     }
@@ -392,14 +440,19 @@ pub(crate) mod decimal_or_null {
     struct Decimal(#[serde(with = "super::decimal")] u64);
 
     #[expect(clippy::ref_option, reason = "the signature that serde calls")]
-    pub(crate) fn serialize<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(
+        value: &Option<u64>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => super::decimal::serialize(value, serializer),
             None => serializer.serialize_none(),
         }
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<u64>, D::Error> {
         Ok(Option::<Decimal>::deserialize(deserializer)?.map(|decimal| decimal.0))
     }
 }

@@ -1,4 +1,5 @@
-//! Turning bytes into sealed chunks and back. Reads no clock, network or disk; the only randomness is that of sealing.
+//! Turning bytes into sealed chunks and back. Reads no clock, network or disk; the only randomness
+//! is that of sealing.
 
 pub mod age_file;
 pub mod fill;

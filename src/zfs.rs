@@ -1,5 +1,6 @@
 //! ZFS as the rest of the crate sees it: one blocking trait, [`Zfs`], with only what `run/` needs.
-//! The real one ([`RealZfs`]) drives `libzfs_core`, opened at run time, and the read ioctls; [`fake::FakeZfs`] keeps pools in memory.
+//! The real one ([`RealZfs`]) drives `libzfs_core`, opened at run time, and the read ioctls;
+//! [`fake::FakeZfs`] keeps pools in memory.
 
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use jiff::Timestamp;
@@ -24,7 +25,8 @@ pub enum PropertyValue {
     Text(String),
 }
 
-/// A property with where it was set: `None` for statistics, else a dataset name, `$recvd`, or empty for a default.
+/// A property with where it was set: `None` for statistics, else a dataset name, `$recvd`, or empty
+/// for a default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Property {
     /// The value.
@@ -92,7 +94,8 @@ pub struct Bookmark {
     pub createtxg: u64,
     /// When that snapshot was taken.
     pub created_at: Timestamp,
-    /// It has a redaction list (`zfs redact`): a stream from it fits only a copy that was redacted with that list.
+    /// It has a redaction list (`zfs redact`): a stream from it fits only a copy that was redacted
+    /// with that list.
     pub redacted: bool,
 }
 
@@ -148,7 +151,10 @@ pub struct SendStream {
 
 impl SendStream {
     /// Joins a reader with the call that waits for the producer.
-    pub fn new(reader: Box<dyn Read + Send>, verdict: Box<dyn FnOnce() -> Result<(), ZfsError> + Send>) -> Self {
+    pub fn new(
+        reader: Box<dyn Read + Send>,
+        verdict: Box<dyn FnOnce() -> Result<(), ZfsError> + Send>,
+    ) -> Self {
         Self { reader, verdict }
     }
 
@@ -157,8 +163,8 @@ impl SendStream {
         &mut *self.reader
     }
 
-    /// Closes the read end (which cancels a producer still running) and says how the producer ended.
-    /// Blocks until it has.
+    /// Closes the read end (which cancels a producer still running) and says how the producer
+    /// ended. Blocks until it has.
     ///
     /// # Errors
     /// [`ZfsError`] when the producer failed.
@@ -183,7 +189,8 @@ pub struct ReceiveRequest {
     pub properties: BTreeMap<String, PropertyValue>,
 }
 
-/// What ZFS refused, by kind and with its subject. `errno` is the kernel's, 1024 and above are ZFS's own.
+/// What ZFS refused, by kind and with its subject. `errno` is the kernel's, 1024 and above are
+/// ZFS's own.
 #[derive(Debug, thiserror::Error)]
 pub enum ZfsError {
     /// The library cannot be opened here.
@@ -201,7 +208,8 @@ pub enum ZfsError {
         #[source]
         source: std::io::Error,
     },
-    /// The kernel module is of a series that this tool was never compiled with: its ioctls may have another layout.
+    /// The kernel module is of a series that this tool was never compiled with: its ioctls may have
+    /// another layout.
     #[error(
         "open /dev/zfs: the ZFS kernel module is version {version}, and this tool knows {}",
         version::known_series()
@@ -242,7 +250,8 @@ pub enum ZfsError {
         #[source]
         source: std::io::Error,
     },
-    /// A receive failed because the stream given to it could not be read on: the fault lies there, not with ZFS.
+    /// A receive failed because the stream given to it could not be read on: the fault lies there,
+    /// not with ZFS.
     #[error("read the stream for {subject}")]
     Source {
         /// The snapshot that was being received.
@@ -285,7 +294,8 @@ impl ZfsErrno {
 
 /// ZFS, blocking. Implementations may be called from several threads at once.
 pub trait Zfs: Send + Sync {
-    /// The dataset of that name, or `None` when there is none. Every other failure is an error, never `None`.
+    /// The dataset of that name, or `None` when there is none. Every other failure is an error,
+    /// never `None`.
     ///
     /// # Errors
     /// [`ZfsError`] when it could not be found out.
@@ -303,7 +313,8 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`] when they could not be listed.
     fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError>;
 
-    /// The snapshot of that name, or `None` when there is none. Every other failure is an error, never `None`.
+    /// The snapshot of that name, or `None` when there is none. Every other failure is an error,
+    /// never `None`.
     ///
     /// # Errors
     /// [`ZfsError`] when it could not be found out.
@@ -315,8 +326,8 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`] when they could not be listed.
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError>;
 
-    /// Takes all snapshots in one transaction group, or none. All must be of one pool, at most one a dataset.
-    /// The user properties are set on each snapshot itself.
+    /// Takes all snapshots in one transaction group, or none. All must be of one pool, at most one
+    /// a dataset. The user properties are set on each snapshot itself.
     ///
     /// # Errors
     /// [`ZfsError::Several`] names each that was refused.
@@ -326,7 +337,8 @@ pub trait Zfs: Send + Sync {
         user_properties: &BTreeMap<String, String>,
     ) -> Result<(), ZfsError>;
 
-    /// Destroys snapshots of one pool; those that are already gone are no error. Not to be relied on as atomic.
+    /// Destroys snapshots of one pool; those that are already gone are no error. Not to be relied
+    /// on as atomic.
     ///
     /// # Errors
     /// [`ZfsError::Several`] names each that is held, being sent or cloned.
@@ -377,35 +389,48 @@ pub trait Zfs: Send + Sync {
     /// Starts a send on a thread of its own.
     ///
     /// # Errors
-    /// [`ZfsError`] when it could not be started; a failure after that comes from [`SendStream::finish`].
+    /// [`ZfsError`] when it could not be started; a failure after that comes from
+    /// [`SendStream::finish`].
     fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError>;
 
     /// Receives a stream, unmounted. Blocks until it is received whole or refused.
     ///
     /// # Errors
     /// [`ZfsError`]; errno 1040 when the stream was cut.
-    fn receive(&self, request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<(), ZfsError>;
+    fn receive(
+        &self,
+        request: &ReceiveRequest,
+        stream: &mut (dyn Read + Send),
+    ) -> Result<(), ZfsError>;
 
-    /// Gives up a receive that was cut: the hidden state of a dataset that was there before, or a new dataset as a whole.
+    /// Gives up a receive that was cut: the hidden state of a dataset that was there before, or a
+    /// new dataset as a whole.
     ///
     /// # Errors
     /// [`ZfsError`]; ENOENT when there is no such dataset or state.
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError>;
 
-    /// Sets properties on the dataset itself, in native types, as `zfs set`: all or none where the kernel can.
+    /// Sets properties on the dataset itself, in native types, as `zfs set`: all or none where the
+    /// kernel can.
     ///
     /// # Errors
     /// [`ZfsError`].
-    fn set_properties(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError>;
+    fn set_properties(
+        &self,
+        name: &DatasetName,
+        properties: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError>;
 
-    /// Undoes what was changed since `snapshot`, which must be the newest of the dataset and older than its bookmarks
-    /// are: nothing else is destroyed.
+    /// Undoes what was changed since `snapshot`, which must be the newest of the dataset and older
+    /// than its bookmarks are: nothing else is destroyed.
     ///
     /// # Errors
-    /// [`ZfsError`]; EEXIST when there are newer snapshots or bookmarks, ESRCH when it is not the dataset's.
+    /// [`ZfsError`]; EEXIST when there are newer snapshots or bookmarks, ESRCH when it is not the
+    /// dataset's.
     fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError>;
 
-    /// Takes away a property that was set on the dataset itself, as `zfs inherit`; one that is not set is no error.
+    /// Takes away a property that was set on the dataset itself, as `zfs inherit`; one that is not
+    /// set is no error.
     ///
     /// # Errors
     /// [`ZfsError`].
@@ -458,7 +483,8 @@ pub struct HoldGuard {
 }
 
 impl HoldGuard {
-    /// Keeps `resource` (an open descriptor, in the real implementation) for as long as the hold shall last.
+    /// Keeps `resource` (an open descriptor, in the real implementation) for as long as the hold
+    /// shall last.
     pub fn new(resource: Box<dyn Send>) -> Self {
         Self { _keep: resource }
     }

@@ -1,4 +1,5 @@
-//! The program as people run it, without ZFS: frozen archives come back, mistakes are named, damage is found.
+//! The program as people run it, without ZFS: frozen archives come back, mistakes are named, damage
+//! is found.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -18,13 +19,19 @@ use tempfile::TempDir;
 const PASSPHRASE: &str = "frozen for ever in version one";
 
 fn frozen(kind: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1").join(kind)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/v1")
+        .join(kind)
 }
 
 /// Runs the program with that on its stdin, as far from the user's own settings as can be.
 fn zb(arguments: &[&str], input: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
-    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
         .env_remove("AWS_PROFILE")
         .env("AWS_CONFIG_FILE", "/dev/null")
@@ -74,12 +81,41 @@ fn frozen_archives_of_every_version_restore_to_the_same_bytes() {
     let expected = fs::read_to_string(frozen("stream.b3")).unwrap();
     for kind in ["none", "zstd"] {
         let url = format!("file:{}", frozen(kind).display());
-        let output = zb(&["restore", "frozen/data", "--remote", &url, "--stdout"], PASSPHRASE);
+        let output = zb(
+            &["restore", "frozen/data", "--remote", &url, "--stdout"],
+            PASSPHRASE,
+        );
         check(&output, 0, &["frozen/data is from"]);
-        assert_eq!(blake3::hash(&output.stdout).to_hex().as_str(), expected.trim(), "{kind}");
-        check(&zb(&["verify-checksums", "--remote", &url], PASSPHRASE), 0, &["1 backups", "0 damaged"]);
-        check(&zb(&["show", "--remote", &url], PASSPHRASE), 0, &["frozen/data", "full"]);
-        check(&zb(&["restore", "frozen/data", "--remote", &url, "--stdout", "--dry-run"], PASSPHRASE), 0, &["chunks"]);
+        assert_eq!(
+            blake3::hash(&output.stdout).to_hex().as_str(),
+            expected.trim(),
+            "{kind}"
+        );
+        check(
+            &zb(&["verify-checksums", "--remote", &url], PASSPHRASE),
+            0,
+            &["1 backups", "0 damaged"],
+        );
+        check(
+            &zb(&["show", "--remote", &url], PASSPHRASE),
+            0,
+            &["frozen/data", "full"],
+        );
+        check(
+            &zb(
+                &[
+                    "restore",
+                    "frozen/data",
+                    "--remote",
+                    &url,
+                    "--stdout",
+                    "--dry-run",
+                ],
+                PASSPHRASE,
+            ),
+            0,
+            &["chunks"],
+        );
     }
 }
 
@@ -87,13 +123,27 @@ fn frozen_archives_of_every_version_restore_to_the_same_bytes() {
 fn a_file_is_named_only_once_it_is_whole() {
     let (_store, url, backup) = thawed("none");
     let folder = TempDir::new().unwrap();
-    let (file, partial) = (folder.path().join("stream"), folder.path().join("stream.partial"));
+    let (file, partial) = (
+        folder.path().join("stream"),
+        folder.path().join("stream.partial"),
+    );
     let name = file.display().to_string();
-    let arguments = ["restore", "frozen/data", "--remote", &url, "--output", &name];
+    let arguments = [
+        "restore",
+        "frozen/data",
+        "--remote",
+        &url,
+        "--output",
+        &name,
+    ];
     let chunk = chunks(&backup).pop().unwrap();
     let whole = fs::read(&chunk).unwrap();
     flip(&chunk);
-    check(&zb(&arguments, PASSPHRASE), 4, &[chunk.file_name().unwrap().to_str().unwrap()]);
+    check(
+        &zb(&arguments, PASSPHRASE),
+        4,
+        &[chunk.file_name().unwrap().to_str().unwrap()],
+    );
     assert!(!file.exists());
     fs::write(&chunk, whole).unwrap();
     check(&zb(&arguments, PASSPHRASE), 0, &[]);
@@ -102,8 +152,12 @@ fn a_file_is_named_only_once_it_is_whole() {
 }
 
 fn chunks(backup: &Path) -> Vec<PathBuf> {
-    let files = fs::read_dir(backup).unwrap().map(|entry| entry.unwrap().path());
-    let mut chunks: Vec<_> = files.filter(|file| file.to_string_lossy().ends_with(".zfs.age")).collect();
+    let files = fs::read_dir(backup)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut chunks: Vec<_> = files
+        .filter(|file| file.to_string_lossy().ends_with(".zfs.age"))
+        .collect();
     chunks.sort();
     chunks
 }
@@ -121,56 +175,132 @@ fn damage_is_named_and_ends_with_4() {
     let chunk = chunks(&backup).swap_remove(1);
     let name = chunk.file_name().unwrap().to_str().unwrap().to_owned();
     fs::write(&chunk, b"short").unwrap();
-    check(&zb(&["verify-checksums", "--remote", &url], PASSPHRASE), 4, &["DAMAGED", &name, "has 5 bytes"]);
-    check(&zb(&["restore", "frozen/data", "--remote", &url, "--stdout"], PASSPHRASE), 4, &[&name]);
+    check(
+        &zb(&["verify-checksums", "--remote", &url], PASSPHRASE),
+        4,
+        &["DAMAGED", &name, "has 5 bytes"],
+    );
+    check(
+        &zb(
+            &["restore", "frozen/data", "--remote", &url, "--stdout"],
+            PASSPHRASE,
+        ),
+        4,
+        &[&name],
+    );
     fs::remove_file(&chunk).unwrap();
-    check(&zb(&["verify-checksums", "--remote", &url], PASSPHRASE), 4, &["DAMAGED", &name, "missing"]);
-    let restored = zb(&["restore", "frozen/data", "--remote", &url, "--stdout"], PASSPHRASE);
+    check(
+        &zb(&["verify-checksums", "--remote", &url], PASSPHRASE),
+        4,
+        &["DAMAGED", &name, "missing"],
+    );
+    let restored = zb(
+        &["restore", "frozen/data", "--remote", &url, "--stdout"],
+        PASSPHRASE,
+    );
     check(&restored, 4, &[&name, "missing"]);
-    assert!(restored.stdout.is_empty(), "bytes came out before the gap was found");
+    assert!(
+        restored.stdout.is_empty(),
+        "bytes came out before the gap was found"
+    );
 }
 
 #[test]
 fn a_wrong_passphrase_and_an_empty_store_are_different_answers() {
     let url = format!("file:{}", frozen("none").display());
     check(
-        &zb(&["restore", "frozen/data", "--remote", &url, "--stdout"], "wrong\n"),
+        &zb(
+            &["restore", "frozen/data", "--remote", &url, "--stdout"],
+            "wrong\n",
+        ),
         1,
         &["passphrase does not fit", "hint:"],
     );
     let empty = TempDir::new().unwrap();
     let nothing = format!("file:{}", empty.path().display());
-    check(&zb(&["restore", "frozen/data", "--remote", &nothing, "--stdout"], "x\n"), 1, &["no keyring", "hint:"]);
     check(
-        &zb(&["restore", "frozen/data", "--remote", "file:/no/such/folder", "--stdout"], "x\n"),
+        &zb(
+            &["restore", "frozen/data", "--remote", &nothing, "--stdout"],
+            "x\n",
+        ),
+        1,
+        &["no keyring", "hint:"],
+    );
+    check(
+        &zb(
+            &[
+                "restore",
+                "frozen/data",
+                "--remote",
+                "file:/no/such/folder",
+                "--stdout",
+            ],
+            "x\n",
+        ),
         1,
         &["/no/such/folder"],
     );
-    check(&zb(&["restore", "frozen/date", "--remote", &url, "--stdout"], PASSPHRASE), 1, &["no backup of frozen/date"]);
-    check(&zb(&["restore", "frozen/data@other", "--remote", &url, "--stdout"], PASSPHRASE), 1, &["frozen/data@other"]);
+    check(
+        &zb(
+            &["restore", "frozen/date", "--remote", &url, "--stdout"],
+            PASSPHRASE,
+        ),
+        1,
+        &["no backup of frozen/date"],
+    );
+    check(
+        &zb(
+            &["restore", "frozen/data@other", "--remote", &url, "--stdout"],
+            PASSPHRASE,
+        ),
+        1,
+        &["frozen/data@other"],
+    );
 }
 
 #[test]
 fn mistakes_in_the_configuration_name_key_line_and_remedy() {
-    let good = "[main]\nzfs_fs = \"tank/a\"\nencryption_passphrase = \"x\"\nremote = \"file:/tmp\"\n";
+    let good =
+        "[main]\nzfs_fs = \"tank/a\"\nencryption_passphrase = \"x\"\nremote = \"file:/tmp\"\n";
     let (_keep, file) = config(&format!("{good}split_sise = \"1G\"\n"), 0o600);
-    check(&zb(&["-c", &file, "config", "check"], ""), 2, &["split_sise", "split_size", ":5"]);
+    check(
+        &zb(&["-c", &file, "config", "check"], ""),
+        2,
+        &["split_sise", "split_size", ":5"],
+    );
     let (_keep, file) = config(good, 0o644);
-    check(&zb(&["-c", &file, "config", "check"], ""), 2, &["chmod 600"]);
+    check(
+        &zb(&["-c", &file, "config", "check"], ""),
+        2,
+        &["chmod 600"],
+    );
     let (_keep, file) = config(good, 0o600);
     check(&zb(&["-c", &file, "config", "check"], ""), 0, &["good"]);
     let shown = zb(&["-c", &file, "config", "show"], "");
     check(&shown, 0, &["tank/a"]);
-    assert!(!String::from_utf8_lossy(&shown.stdout).contains("= \"x\""), "the passphrase is shown");
-    check(&zb(&["-c", "/no/such/file.toml", "snapshot"], ""), 2, &["/no/such/file.toml", "hint:"]);
+    assert!(
+        !String::from_utf8_lossy(&shown.stdout).contains("= \"x\""),
+        "the passphrase is shown"
+    );
+    check(
+        &zb(&["-c", "/no/such/file.toml", "snapshot"], ""),
+        2,
+        &["/no/such/file.toml", "hint:"],
+    );
 }
 
 #[test]
 fn an_endpoint_that_does_not_answer_is_named() {
     let main = "[main]\nzfs_fs = \"tank/a\"\nencryption_passphrase = \"x\"\nremote = \"s3:bucket/prefix\"\n";
-    let (_keep, file) = config(&format!("{main}[s3]\nendpoint = \"http://127.0.0.1:9\"\n"), 0o600);
+    let (_keep, file) = config(
+        &format!("{main}[s3]\nendpoint = \"http://127.0.0.1:9\"\n"),
+        0o600,
+    );
     let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
-    command.args(["-c", &file, "key", "generate"]).env("AWS_ACCESS_KEY_ID", "a").env("AWS_SECRET_ACCESS_KEY", "b");
+    command
+        .args(["-c", &file, "key", "generate"])
+        .env("AWS_ACCESS_KEY_ID", "a")
+        .env("AWS_SECRET_ACCESS_KEY", "b");
     let output = command.output().unwrap();
     check(&output, 1, &["s3:bucket/prefix", "127.0.0.1:9"]);
     assert!(!stderr(&output).contains("\"b\""));
@@ -179,7 +309,15 @@ fn an_endpoint_that_does_not_answer_is_named() {
 #[test]
 fn who_asks_for_a_mount_hears_what_to_do_instead() {
     for to in [&["--to", "tank/b"][..], &["--output", "/tmp/never-made"]] {
-        let arguments = [&["restore", "tank/a", "--remote", "file:/nowhere", "--mount"], to].concat();
-        check(&zb(&arguments, ""), 2, &["there is no --mount", "zfs load-key, zfs set, zfs mount"]);
+        let arguments = [
+            &["restore", "tank/a", "--remote", "file:/nowhere", "--mount"],
+            to,
+        ]
+        .concat();
+        check(
+            &zb(&arguments, ""),
+            2,
+            &["there is no --mount", "zfs load-key, zfs set, zfs mount"],
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The program and a store with a chain, without a kernel: the bare streams of incrementals, and what is said of a chain.
+//! The program and a store with a chain, without a kernel: the bare streams of incrementals, and
+//! what is said of a chain.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -20,7 +21,12 @@ use zfs_backup::stream::seal::Compression;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{DatasetType, SendBase, SendFlags, SendRequest, Zfs};
 
-const FLAGS: SendFlags = SendFlags { raw: false, compressed: true, embedded: false, large_blocks: true };
+const FLAGS: SendFlags = SendFlags {
+    raw: false,
+    compressed: true,
+    embedded: false,
+    large_blocks: true,
+};
 
 /// A folder as a store with a full and two incrementals of `tank/data`, and what ZFS sent for each.
 fn chain(folder: &Path) -> Vec<(Manifest, Vec<u8>)> {
@@ -30,7 +36,12 @@ fn chain(folder: &Path) -> Vec<(Manifest, Vec<u8>)> {
     (0..3u8)
         .map(|number| {
             let (manifest, snapshot) = night(&env, &zfs, number, RequestedKind::Lifecycle);
-            let request = SendRequest { snapshot: snapshot.clone(), base: base.take(), flags: FLAGS, resume: None };
+            let request = SendRequest {
+                snapshot: snapshot.clone(),
+                base: base.take(),
+                flags: FLAGS,
+                resume: None,
+            };
             let (mut sending, mut stream) = (zfs.send(&request).unwrap(), Vec::new());
             std::io::Read::read_to_end(sending.reader(), &mut stream).unwrap();
             base = Some(SendBase::Snapshot(snapshot));
@@ -70,7 +81,13 @@ fn env(folder: &Path, zfs: &FakeZfs, file: &KeyFile, state: &str) -> BackupEnv {
     };
     BackupEnv {
         zfs: Arc::new(zfs.clone()),
-        store: Arc::new(DirStore::open(&DirSettings { root, part_bytes: 1 << 16 }).unwrap()),
+        store: Arc::new(
+            DirStore::open(&DirSettings {
+                root,
+                part_bytes: 1 << 16,
+            })
+            .unwrap(),
+        ),
         role: StoreRole::Remote,
         other: None,
         keys,
@@ -97,23 +114,45 @@ fn env(folder: &Path, zfs: &FakeZfs, file: &KeyFile, state: &str) -> BackupEnv {
 }
 
 /// Backs up what is new that day.
-fn night(env: &BackupEnv, zfs: &FakeZfs, number: u8, requested: RequestedKind) -> (Manifest, SnapshotName) {
+fn night(
+    env: &BackupEnv,
+    zfs: &FakeZfs,
+    number: u8,
+    requested: RequestedKind,
+) -> (Manifest, SnapshotName) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let dataset = dataset();
     zfs.set_now(jiff::Timestamp::from_second(1_770_000_000 + i64::from(number) * 86_400).unwrap());
     zfs.write_file(&dataset, 5 + u64::from(number), &vec![number; 100_000]);
     let now = jiff::Timestamp::from_second(1_770_000_000 + i64::from(number)).unwrap();
-    let snapshot = take_snapshots(zfs, std::slice::from_ref(&dataset), "own_", now).unwrap().remove(0);
-    let selected = Selected { dataset: zfs.dataset(&dataset).unwrap().unwrap(), stored: dataset };
-    let outcome = runtime.block_on(back_up(env, &selected, requested)).unwrap();
-    let BackupOutcome::Committed(backup) = outcome else { panic!("nothing was sent") };
+    let snapshot = take_snapshots(zfs, std::slice::from_ref(&dataset), "own_", now)
+        .unwrap()
+        .remove(0);
+    let selected = Selected {
+        dataset: zfs.dataset(&dataset).unwrap().unwrap(),
+        stored: dataset,
+    };
+    let outcome = runtime
+        .block_on(back_up(env, &selected, requested))
+        .unwrap();
+    let BackupOutcome::Committed(backup) = outcome else {
+        panic!("nothing was sent")
+    };
     (backup.manifest, snapshot)
 }
 
 fn restore(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
-    command.args(["restore", "tank/data", "--remote", &format!("file:{}", folder.join("store").display())]);
-    command.arg("--identity").arg(folder.join("identity.txt")).args(arguments);
+    command.args([
+        "restore",
+        "tank/data",
+        "--remote",
+        &format!("file:{}", folder.join("store").display()),
+    ]);
+    command
+        .arg("--identity")
+        .arg(folder.join("identity.txt"))
+        .args(arguments);
     command.output().unwrap()
 }
 
@@ -126,7 +165,10 @@ fn a_bare_stream_is_of_one_backup_and_a_chain_says_how_to_get_each() {
     let folder = TempDir::new().unwrap();
     let points = chain(folder.path());
     for (manifest, stream) in &points {
-        let output = restore(folder.path(), &["--backup", manifest.id.as_str(), "--stdout"]);
+        let output = restore(
+            folder.path(),
+            &["--backup", manifest.id.as_str(), "--stdout"],
+        );
         assert!(output.status.success(), "{}", stderr(&output));
         assert!(output.stdout == *stream, "{}", manifest.id);
     }
@@ -138,21 +180,44 @@ fn a_bare_stream_is_of_one_backup_and_a_chain_says_how_to_get_each() {
         assert!(output.stdout.is_empty() && !file.exists());
         let places: Vec<usize> = points
             .iter()
-            .map(|(manifest, _)| said.find(&format!("--backup {}", manifest.id)).unwrap_or_else(|| panic!("{said}")))
+            .map(|(manifest, _)| {
+                said.find(&format!("--backup {}", manifest.id))
+                    .unwrap_or_else(|| panic!("{said}"))
+            })
             .collect();
         assert!(places.is_sorted(), "{said}");
     }
     let plan = restore(folder.path(), &["--stdout", "--dry-run"]);
     let listed = String::from_utf8_lossy(&plan.stdout);
-    assert!(points.iter().all(|(manifest, _)| listed.contains(manifest.id.as_str())), "{listed}");
+    assert!(
+        points
+            .iter()
+            .all(|(manifest, _)| listed.contains(manifest.id.as_str())),
+        "{listed}"
+    );
 
     // What an incremental needs is not what its bare stream needs.
-    std::fs::remove_dir_all(folder.path().join("store/tank/data").join(format!("@{}", points[0].0.id))).unwrap();
-    let output = restore(folder.path(), &["--backup", points[1].0.id.as_str(), "--stdout"]);
+    std::fs::remove_dir_all(
+        folder
+            .path()
+            .join("store/tank/data")
+            .join(format!("@{}", points[0].0.id)),
+    )
+    .unwrap();
+    let output = restore(
+        folder.path(),
+        &["--backup", points[1].0.id.as_str(), "--stdout"],
+    );
     assert!(output.stdout == points[1].1, "{}", stderr(&output));
-    let output = restore(folder.path(), &["--backup", points[1].0.id.as_str(), "--to", "tank/x"]);
+    let output = restore(
+        folder.path(),
+        &["--backup", points[1].0.id.as_str(), "--to", "tank/x"],
+    );
     let said = stderr(&output);
-    assert!(!output.status.success() && said.contains(points[0].0.id.as_str()), "{said}");
+    assert!(
+        !output.status.success() && said.contains(points[0].0.id.as_str()),
+        "{said}"
+    );
 }
 
 #[test]
@@ -166,15 +231,33 @@ fn two_time_lines_are_a_question_and_each_is_there_for_whoever_names_it() {
     let (theirs, _) = night(&theirs, &copy, 1, RequestedKind::Full);
     let (ours, _) = night(&ours, &zfs, 2, RequestedKind::Full);
     let refused = restore(folder.path(), &["--stdout"]);
-    assert_eq!((refused.status.code(), &refused.stdout[..]), (Some(1), &b""[..]), "{}", stderr(&refused));
+    assert_eq!(
+        (refused.status.code(), &refused.stdout[..]),
+        (Some(1), &b""[..]),
+        "{}",
+        stderr(&refused)
+    );
     for manifest in [&ours, &theirs] {
         let id = manifest.id.as_str();
         let host = manifest.host_mark.as_ref().unwrap().as_str();
-        for part in [id, host, &manifest.snapshot.created_at.to_string(), "choose one with --backup ID"] {
-            assert!(stderr(&refused).contains(part), "no {part} in {}", stderr(&refused));
+        for part in [
+            id,
+            host,
+            &manifest.snapshot.created_at.to_string(),
+            "choose one with --backup ID",
+        ] {
+            assert!(
+                stderr(&refused).contains(part),
+                "no {part} in {}",
+                stderr(&refused)
+            );
         }
         let chosen = restore(folder.path(), &["--stdout", "--backup", id]);
-        assert!(chosen.status.success() && chosen.stdout.len() as u64 == manifest.stream_bytes, "{}", stderr(&chosen));
+        assert!(
+            chosen.status.success() && chosen.stdout.len() as u64 == manifest.stream_bytes,
+            "{}",
+            stderr(&chosen)
+        );
     }
     // As it was before they parted.
     let before = restore(folder.path(), &["--stdout", "--at", "2026-02-03"]);

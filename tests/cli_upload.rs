@@ -1,4 +1,5 @@
-//! `upload-intermediate-to-remote` and `verify-checksums` as people run them, without ZFS, over frozen archives.
+//! `upload-intermediate-to-remote` and `verify-checksums` as people run them, without ZFS, over
+//! frozen archives.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -33,7 +34,9 @@ fn copy_tree(from: &Path, to: &Path) {
 
 impl Host {
     fn new() -> Self {
-        let host = Self { folder: TempDir::new().unwrap() };
+        let host = Self {
+            folder: TempDir::new().unwrap(),
+        };
         let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/none");
         copy_tree(&frozen, &host.path("intermediate"));
         fs::create_dir(host.path("remote")).unwrap();
@@ -61,7 +64,12 @@ impl Host {
     fn run(&self, arguments: &[&str]) -> Output {
         let config = self.path("zb.toml");
         let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
-        command.arg("-c").arg(config).args(arguments).output().unwrap()
+        command
+            .arg("-c")
+            .arg(config)
+            .args(arguments)
+            .output()
+            .unwrap()
     }
 
     /// The folder of the one backup in a store.
@@ -72,14 +80,22 @@ impl Host {
 }
 
 fn files(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
 
 fn chunk(folder: &Path, number: usize) -> PathBuf {
-    folder.join(files(folder).into_iter().filter(|name| name.ends_with(".zfs.age")).nth(number).unwrap())
+    folder.join(
+        files(folder)
+            .into_iter()
+            .filter(|name| name.ends_with(".zfs.age"))
+            .nth(number)
+            .unwrap(),
+    )
 }
 
 fn flip(file: &Path) {
@@ -92,21 +108,61 @@ fn flip(file: &Path) {
 #[test]
 fn a_frozen_archive_is_uploaded_verified_and_restored_from_the_remote() {
     let host = Host::new();
-    check(&host.run(&["--dry-run", "upload-intermediate-to-remote"]), 0, &["would copy 1", "copy 2026"]);
-    assert_eq!(files(&host.path("remote")), [""; 0], "a dry run put something");
-    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["copied 2026", "full", "chunks", "1 copied"]);
+    check(
+        &host.run(&["--dry-run", "upload-intermediate-to-remote"]),
+        0,
+        &["would copy 1", "copy 2026"],
+    );
+    assert_eq!(
+        files(&host.path("remote")),
+        [""; 0],
+        "a dry run put something"
+    );
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        0,
+        &["copied 2026", "full", "chunks", "1 copied"],
+    );
     let (from, to) = (host.backup("intermediate"), host.backup("remote"));
     assert_eq!(files(&from), files(&to));
-    for name in files(&from).iter().filter(|name| !name.starts_with("receipt")) {
-        assert_eq!(fs::read(from.join(name)).unwrap(), fs::read(to.join(name)).unwrap(), "{name}");
+    for name in files(&from)
+        .iter()
+        .filter(|name| !name.starts_with("receipt"))
+    {
+        assert_eq!(
+            fs::read(from.join(name)).unwrap(),
+            fs::read(to.join(name)).unwrap(),
+            "{name}"
+        );
     }
-    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["nothing copied", "1 there already"]);
-    check(&host.run(&["verify-checksums"]), 0, &["1 backups", "0 damaged"]);
-    check(&host.run(&["verify-checksums", "--read-data"]), 0, &["read", "1 backups opened whole"]);
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        0,
+        &["nothing copied", "1 there already"],
+    );
+    check(
+        &host.run(&["verify-checksums"]),
+        0,
+        &["1 backups", "0 damaged"],
+    );
+    check(
+        &host.run(&["verify-checksums", "--read-data"]),
+        0,
+        &["read", "1 backups opened whole"],
+    );
     let out = host.path("stream").display().to_string();
-    check(&host.run(&["restore", "frozen/data", "--output", &out]), 0, &[]);
-    let expected = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/stream.b3")).unwrap();
-    assert_eq!(blake3::hash(&fs::read(&out).unwrap()).to_hex().as_str(), expected.trim());
+    check(
+        &host.run(&["restore", "frozen/data", "--output", &out]),
+        0,
+        &[],
+    );
+    let expected =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1/stream.b3"))
+            .unwrap();
+    assert_eq!(
+        blake3::hash(&fs::read(&out).unwrap()).to_hex().as_str(),
+        expected.trim()
+    );
     let json = host.run(&["--json", "upload-intermediate-to-remote"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["uploads"][0]["left"][0]["reason"], "is in the remote");
@@ -118,12 +174,28 @@ fn damage_in_the_directory_ends_with_4_names_the_file_and_commits_nothing() {
     let chunk = chunk(&host.backup("intermediate"), 1);
     flip(&chunk);
     let name = chunk.file_name().unwrap().to_str().unwrap().to_owned();
-    check(&host.run(&["upload-intermediate-to-remote"]), 4, &[&name, "BLAKE3", "intermediate"]);
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        4,
+        &[&name, "BLAKE3", "intermediate"],
+    );
     assert!(!host.backup("remote").join("manifest.json").exists());
-    check(&host.run(&["verify-checksums", "--intermediate", "--read-data"]), 4, &["DAMAGED", &name]);
+    check(
+        &host.run(&["verify-checksums", "--intermediate", "--read-data"]),
+        4,
+        &["DAMAGED", &name],
+    );
     flip(&chunk);
-    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["there already", "1 copied"]);
-    check(&host.run(&["verify-checksums", "--read-data=100%"]), 0, &["0 damaged"]);
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        0,
+        &["there already", "1 copied"],
+    );
+    check(
+        &host.run(&["verify-checksums", "--read-data=100%"]),
+        0,
+        &["0 damaged"],
+    );
 }
 
 #[test]
@@ -134,15 +206,31 @@ fn damage_in_the_remote_says_what_it_costs() {
     let name = chunk.file_name().unwrap().to_str().unwrap().to_owned();
     flip(&chunk);
     check(&host.run(&["verify-checksums"]), 0, &["0 damaged"]);
-    check(&host.run(&["verify-checksums", "--read-data"]), 4, &["DAMAGED", &name, "1 DAMAGED"]);
+    check(
+        &host.run(&["verify-checksums", "--read-data"]),
+        4,
+        &["DAMAGED", &name, "1 DAMAGED"],
+    );
     fs::remove_file(&chunk).unwrap();
     check(
         &host.run(&["verify-checksums"]),
         4,
-        &["1 MISSING", &name, "no other backup depends on it", "nothing of this dataset can be restored"],
+        &[
+            "1 MISSING",
+            &name,
+            "no other backup depends on it",
+            "nothing of this dataset can be restored",
+        ],
     );
     fs::remove_file(host.backup("remote").join("manifest.json")).unwrap();
-    check(&host.run(&["verify-checksums"]), 4, &["manifest.json: missing", "the intermediate directory has it whole"]);
+    check(
+        &host.run(&["verify-checksums"]),
+        4,
+        &[
+            "manifest.json: missing",
+            "the intermediate directory has it whole",
+        ],
+    );
 }
 
 #[test]
@@ -152,26 +240,53 @@ fn an_empty_directory_is_nothing_to_do_and_a_missing_one_is_an_error() {
     let lost = host.run(&["upload-intermediate-to-remote"]);
     check(&lost, 1, &["intermediate", "hint:"]);
     fs::create_dir(host.path("intermediate")).unwrap();
-    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["nothing to copy"]);
-    assert_eq!(files(&host.path("remote")), [""; 0], "keys were made for nothing");
-    assert_eq!(files(&host.path("intermediate")), [""; 0], "keys were made for nothing");
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        0,
+        &["nothing to copy"],
+    );
+    assert_eq!(
+        files(&host.path("remote")),
+        [""; 0],
+        "keys were made for nothing"
+    );
+    assert_eq!(
+        files(&host.path("intermediate")),
+        [""; 0],
+        "keys were made for nothing"
+    );
 }
 
 #[test]
 fn shares_that_are_none_are_wrong_usage() {
     let host = Host::new();
-    check(&host.run(&["verify-checksums", "--read-data=2/7"]), 2, &["2/7", "1/7"]);
-    check(&host.run(&["verify-checksums", "--read-data=lots"]), 2, &["lots", "5%"]);
+    check(
+        &host.run(&["verify-checksums", "--read-data=2/7"]),
+        2,
+        &["2/7", "1/7"],
+    );
+    check(
+        &host.run(&["verify-checksums", "--read-data=lots"]),
+        2,
+        &["lots", "5%"],
+    );
     check(&host.run(&["upload-intermediate-to-remote"]), 0, &[]);
     for share in ["5%", "1/7", "10M"] {
-        check(&host.run(&["verify-checksums", &format!("--read-data={share}")]), 0, &["read "]);
+        check(
+            &host.run(&["verify-checksums", &format!("--read-data={share}")]),
+            0,
+            &["read "],
+        );
     }
 }
 
 /// Every file below a folder, with its bytes.
 fn tree(folder: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
     let mut found = std::collections::BTreeMap::new();
-    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+    for path in fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
         if path.is_dir() {
             found.extend(tree(&path))
         } else {
@@ -191,8 +306,7 @@ const RELIES_ON_TWO: [&[&str]; 7] = [
     &["export-intermediate"],
 ];
 
-const RULES: &str =
-    "[lifecycle-intermediate]\nkeep-last-incremental-only = 1\n[lifecycle-remote]\nkeep-last-chains = 1\n";
+const RULES: &str = "[lifecycle-intermediate]\nkeep-last-incremental-only = 1\n[lifecycle-remote]\nkeep-last-chains = 1\n";
 
 #[test]
 fn a_link_to_the_intermediate_directory_is_no_remote() {
@@ -203,20 +317,33 @@ fn a_link_to_the_intermediate_directory_is_no_remote() {
     std::os::unix::fs::symlink(&real, &link).unwrap();
     let before = tree(&real);
     for command in RELIES_ON_TWO {
-        let names = [real.to_str().unwrap(), link.to_str().unwrap(), "one and the same store", "hint: a link"];
+        let names = [
+            real.to_str().unwrap(),
+            link.to_str().unwrap(),
+            "one and the same store",
+            "hint: a link",
+        ];
         check(&host.run(command), 1, &names);
         assert!(tree(&real) == before, "{command:?} changed something");
     }
     // A restore needs only one of the two stores.
     let out = host.path("stream").display().to_string();
-    check(&host.run(&["restore", "frozen/data", "--output", &out]), 0, &[]);
+    check(
+        &host.run(&["restore", "frozen/data", "--output", &out]),
+        0,
+        &[],
+    );
 }
 
 #[test]
 fn a_copy_that_another_program_made_is_no_second_store_until_it_gets_an_identity_of_its_own() {
     let host = Host::new();
     host.configure(RULES);
-    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["1 copied"]);
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        0,
+        &["1 copied"],
+    );
     let (remote, intermediate) = (host.path("remote"), host.path("intermediate"));
     fs::remove_dir_all(&remote).unwrap();
     copy_tree(&intermediate, &remote);
@@ -229,15 +356,35 @@ fn a_copy_that_another_program_made_is_no_second_store_until_it_gets_an_identity
     check(&host.run(&["accept-store"]), 0, &["from now on"]);
     let before = tree(&remote);
     for command in RELIES_ON_TWO {
-        check(&host.run(command), 1, &["one and the same store", "accept-store"]);
+        check(
+            &host.run(command),
+            1,
+            &["one and the same store", "accept-store"],
+        );
     }
-    check(&host.run(&["health"]), 3, &["UNKNOWN", "one and the same store"]);
+    check(
+        &host.run(&["health"]),
+        3,
+        &["UNKNOWN", "one and the same store"],
+    );
     assert!(tree(&remote) == before);
     fs::remove_file(remote.join("@zfs-backup/store-id")).unwrap();
-    check(&host.run(&["upload-intermediate-to-remote"]), 1, &["has no identity now"]);
-    check(&host.run(&["--dry-run", "accept-store"]), 0, &["nothing was changed"]);
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        1,
+        &["has no identity now"],
+    );
+    check(
+        &host.run(&["--dry-run", "accept-store"]),
+        0,
+        &["nothing was changed"],
+    );
     check(&host.run(&["accept-store"]), 0, &["so far", "from now on"]);
-    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["1 there already"]);
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        0,
+        &["1 there already"],
+    );
     assert_ne!(
         tree(&remote)[&remote.join("@zfs-backup/store-id")],
         tree(&intermediate)[&intermediate.join("@zfs-backup/store-id")]
@@ -247,13 +394,25 @@ fn a_copy_that_another_program_made_is_no_second_store_until_it_gets_an_identity
 #[test]
 fn a_backup_that_this_host_uploaded_and_that_vanished_is_damage() {
     let host = Host::new();
-    check(&host.run(&["upload-intermediate-to-remote"]), 0, &["1 copied"]);
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        0,
+        &["1 copied"],
+    );
     check(&host.run(&["verify-checksums"]), 0, &["0 damaged"]);
     let backup = host.backup("remote");
     let id = backup.file_name().unwrap().to_str().unwrap().to_owned();
     fs::remove_dir_all(&backup).unwrap();
     let gone = host.run(&["verify-checksums"]);
-    check(&gone, 4, &[id.trim_start_matches('@'), "this host stored it here", "no signed prune record"]);
+    check(
+        &gone,
+        4,
+        &[
+            id.trim_start_matches('@'),
+            "this host stored it here",
+            "no signed prune record",
+        ],
+    );
     // On a host that never stored anything there nothing is missing.
     fs::remove_dir_all(host.path("state")).unwrap();
     check(&host.run(&["verify-checksums"]), 1, &["no backup"]);

@@ -1,11 +1,18 @@
-//! `doctor` as people run it: against a real S3 server and against our B2 simulator, on a host that may have no ZFS.
+//! `doctor` as people run it: against a real S3 server and against our B2 simulator, on a host that
+//! may have no ZFS.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-#[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
+#[allow(
+    dead_code,
+    reason = "shared with the contract suite, which uses all of it"
+)]
 #[path = "support/b2_sim.rs"]
 mod b2_sim;
-#[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
+#[allow(
+    dead_code,
+    reason = "shared with the contract suite, which uses all of it"
+)]
 #[path = "support/weed.rs"]
 mod weed;
 
@@ -26,7 +33,10 @@ struct Host {
 
 impl Host {
     fn new(remote: &str, section: &str, id: &str, key: &str, endpoint: &str) -> Self {
-        let host = Self { folder: TempDir::new().unwrap(), endpoint: endpoint.to_owned() };
+        let host = Self {
+            folder: TempDir::new().unwrap(),
+            endpoint: endpoint.to_owned(),
+        };
         for (name, text) in [("id", id), ("key", key)] {
             host.write(name, text);
         }
@@ -58,8 +68,12 @@ impl Host {
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
         command.arg("-c").arg(self.path("zb.toml")).args(arguments);
-        command.env("B2_ENVIRONMENT", &self.endpoint).env("LC_ALL", "C.UTF-8");
-        command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+        command
+            .env("B2_ENVIRONMENT", &self.endpoint)
+            .env("LC_ALL", "C.UTF-8");
+        command
+            .env("AWS_CONFIG_FILE", "/dev/null")
+            .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
         command.output().unwrap()
     }
 
@@ -75,8 +89,18 @@ impl Host {
         assert_eq!(json["can_back_up"], !any_bad);
         let text = |check: &Value, field: &str| check[field].as_str().unwrap().to_owned();
         let of_host = ["zfs", "permissions", "datasets", "zfs key"];
-        let rest = all.iter().filter(|check| !of_host.contains(&check["subject"].as_str().unwrap()));
-        let checks = rest.map(|check| (text(check, "subject"), text(check, "state"), text(check, "text"))).collect();
+        let rest = all
+            .iter()
+            .filter(|check| !of_host.contains(&check["subject"].as_str().unwrap()));
+        let checks = rest
+            .map(|check| {
+                (
+                    text(check, "subject"),
+                    text(check, "state"),
+                    text(check, "text"),
+                )
+            })
+            .collect();
         (checks, json)
     }
 
@@ -84,17 +108,24 @@ impl Host {
     fn screen(&self) -> String {
         let output = self.run(&["doctor"]);
         let text = String::from_utf8(output.stdout).unwrap();
-        assert!(text.lines().all(|line| line.chars().count() <= 80 || line.contains('/')), "{text}");
+        assert!(
+            text.lines()
+                .all(|line| line.chars().count() <= 80 || line.contains('/')),
+            "{text}"
+        );
         let folder = self.folder.path().display().to_string();
-        let text = text.replace(&folder, "DIR").replace(&self.endpoint, "ENDPOINT");
+        let text = text
+            .replace(&folder, "DIR")
+            .replace(&self.endpoint, "ENDPOINT");
         let mut kept = String::new();
         let mut of_host = false;
         for line in text.lines() {
             let begins = !line.starts_with(' ');
             of_host = if begins {
-                ["zfs", "permissions", "datasets"]
-                    .iter()
-                    .any(|name| line[line.chars().next().map_or(0, char::len_utf8)..].starts_with(&format!(" {name}")))
+                ["zfs", "permissions", "datasets"].iter().any(|name| {
+                    line[line.chars().next().map_or(0, char::len_utf8)..]
+                        .starts_with(&format!(" {name}"))
+                })
             } else {
                 of_host
             };
@@ -106,13 +137,21 @@ impl Host {
     }
 
     fn probes(&self) -> Vec<String> {
-        let Ok(files) = fs::read_dir(self.path("state/probes")) else { return Vec::new() };
-        files.map(|file| fs::read_to_string(file.unwrap().path()).unwrap()).collect()
+        let Ok(files) = fs::read_dir(self.path("state/probes")) else {
+            return Vec::new();
+        };
+        files
+            .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+            .collect()
     }
 }
 
 fn states<'c>(checks: &'c [(String, String, String)], subject: &str) -> Vec<&'c str> {
-    checks.iter().filter(|(of, ..)| of == subject).map(|(_, state, _)| state.as_str()).collect()
+    checks
+        .iter()
+        .filter(|(of, ..)| of == subject)
+        .map(|(_, state, _)| state.as_str())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,27 +161,57 @@ async fn doctor_looks_at_an_s3_store_and_leaves_nothing_there() {
         "[s3]\nendpoint = \"{}\"\nregion = \"us-east-1\"\naccess_key_id_file = \"ID\"\nsecret_access_key_file = \"KEY\"\n",
         weed.endpoint()
     );
-    let host = Host::new("s3:bucket/nas", &section, weed::ACCESS_KEY, weed::SECRET_KEY, &weed.endpoint());
+    let host = Host::new(
+        "s3:bucket/nas",
+        &section,
+        weed::ACCESS_KEY,
+        weed::SECRET_KEY,
+        &weed.endpoint(),
+    );
     let objects = async || {
-        let listed = weed.client().list_objects_v2().bucket("bucket").send().await.unwrap();
-        let uploads = weed.client().list_multipart_uploads().bucket("bucket").send().await.unwrap();
+        let listed = weed
+            .client()
+            .list_objects_v2()
+            .bucket("bucket")
+            .send()
+            .await
+            .unwrap();
+        let uploads = weed
+            .client()
+            .list_multipart_uploads()
+            .bucket("bucket")
+            .send()
+            .await
+            .unwrap();
         listed.contents().len() + uploads.uploads().len()
     };
     let (checks, json) = host.checks();
-    assert!(checks.iter().all(|(_, state, text)| state == "good" || state == "note" || panic!("{text}")));
+    assert!(
+        checks
+            .iter()
+            .all(|(_, state, text)| state == "good" || state == "note" || panic!("{text}"))
+    );
     assert_eq!(json["probe"]["probe"]["checksum"], "crc64nvme");
     assert_eq!(states(&checks, "keyring"), ["note"], "none yet");
     assert_eq!((host.probes().len(), objects().await), (1, 0));
     insta::assert_snapshot!(host.screen());
     let checked = String::from_utf8(host.run(&["config", "check"]).stdout).unwrap();
-    assert!(checked.contains("probe: ") && checked.contains("it keeps crc64nvme"), "{checked}");
+    assert!(
+        checked.contains("probe: ") && checked.contains("it keeps crc64nvme"),
+        "{checked}"
+    );
 
     fs::remove_dir_all(host.path("state")).unwrap();
     assert!(host.run(&["--dry-run", "doctor"]).status.code().is_some());
     assert_eq!(host.probes().len(), 0, "a dry run tries nothing");
     // The first command that writes tries the store; the next one does not.
     let made = host.run(&["key", "generate"]);
-    assert_eq!(made.status.code(), Some(0), "{}", String::from_utf8_lossy(&made.stderr));
+    assert_eq!(
+        made.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     let first = host.probes();
     // The keyring, and the store's identity.
     assert_eq!((first.len(), objects().await), (1, 2));
@@ -150,26 +219,51 @@ async fn doctor_looks_at_an_s3_store_and_leaves_nothing_there() {
     assert_eq!(host.probes(), first);
     assert_eq!(states(&host.checks().0, "keyring"), ["good"]);
 
-    for (name, wrong, part) in [("key", "wrong", "SignatureDoesNotMatch"), ("id", "nobody", "InvalidAccessKeyId")] {
+    for (name, wrong, part) in [
+        ("key", "wrong", "SignatureDoesNotMatch"),
+        ("id", "nobody", "InvalidAccessKeyId"),
+    ] {
         let right = fs::read_to_string(host.path(name)).unwrap();
         host.write(name, wrong);
         let (checks, _) = host.checks();
-        assert!(checks.iter().any(|(of, state, text)| of == "credentials" && state == "bad" && text.contains(part)));
+        assert!(
+            checks.iter().any(|(of, state, text)| of == "credentials"
+                && state == "bad"
+                && text.contains(part))
+        );
         host.write(name, &right);
     }
-    host.configure("s3:bucket/nas", &format!("{section}object_lock_days = 30\nchecksum = \"sha256\"\n"));
+    host.configure(
+        "s3:bucket/nas",
+        &format!("{section}object_lock_days = 30\nchecksum = \"sha256\"\n"),
+    );
     let (checks, _) = host.checks();
     assert_eq!(states(&checks, "object lock"), ["bad"], "{checks:?}");
-    assert_eq!(states(&checks, "checksum"), ["note"], "it stays, and is weaker than could be: {checks:?}");
+    assert_eq!(
+        states(&checks, "checksum"),
+        ["note"],
+        "it stays, and is weaker than could be: {checks:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_looks_at_b2_its_key_and_its_bucket() {
     let sim = B2Sim::start();
-    let few = sim.add_key("few", "listBuckets listFiles readFiles writeFiles", &[b2_sim::BUCKET], Some("nas/"));
+    let few = sim.add_key(
+        "few",
+        "listBuckets listFiles readFiles writeFiles",
+        &[b2_sim::BUCKET],
+        Some("nas/"),
+    );
     let section = "[b2]\napplication_key_id_file = \"ID\"\napplication_key_file = \"KEY\"\n";
     let remote = format!("b2:{}/nas", b2_sim::BUCKET);
-    let host = Host::new(&remote, section, b2_sim::KEY_ID, b2_sim::KEY, &sim.endpoint());
+    let host = Host::new(
+        &remote,
+        section,
+        b2_sim::KEY_ID,
+        b2_sim::KEY,
+        &sim.endpoint(),
+    );
     let (checks, json) = host.checks();
     assert_eq!(sim.versions(), [], "nothing stays");
     assert_eq!(json["probe"]["probe"]["deleting"], "removes-versions");
@@ -199,13 +293,28 @@ async fn doctor_looks_at_b2_its_key_and_its_bucket() {
     host.write("id", &few.application_key_id);
     host.write("key", &few.application_key);
     let (checks, json) = host.checks();
-    assert_eq!((states(&checks, "key"), states(&checks, "deleting")), (vec!["good"], vec!["good"]), "{checks:?}");
-    assert_eq!(json["probe"]["probe"]["left_behind"].as_array().unwrap().len(), 1, "it may not delete");
+    assert_eq!(
+        (states(&checks, "key"), states(&checks, "deleting")),
+        (vec!["good"], vec!["good"]),
+        "{checks:?}"
+    );
+    assert_eq!(
+        json["probe"]["probe"]["left_behind"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1,
+        "it may not delete"
+    );
     host.configure(&remote, &format!("{section}object_lock_days = 7\n"));
     assert_eq!(states(&host.checks().0, "key"), ["bad"], "it may not lock");
     host.write("id", b2_sim::KEY_ID);
     host.write("key", b2_sim::KEY);
-    assert_eq!(states(&host.checks().0, "object lock"), ["bad"], "the bucket cannot");
+    assert_eq!(
+        states(&host.checks().0, "object lock"),
+        ["bad"],
+        "the bucket cannot"
+    );
     sim.allow_locks();
     assert_eq!(states(&host.checks().0, "object lock"), ["good"]);
     host.write("key", "wrong");

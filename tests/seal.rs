@@ -1,6 +1,10 @@
 //! Sealing and opening: against each other, against the `age` crate, and against damage.
 
-#![expect(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that cannot go on fails"
+)]
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
@@ -24,8 +28,14 @@ fn seal(
 ) -> (Vec<Bytes>, SealedChunk) {
     let pool = PartPool::new(4096, part_bytes);
     let mut parts = Vec::new();
-    let sealed =
-        seal_chunk(plain.chunks(70_001), &[to.to_public()], compression, &pool, &mut |part| parts.push(part)).unwrap();
+    let sealed = seal_chunk(
+        plain.chunks(70_001),
+        &[to.to_public()],
+        compression,
+        &pool,
+        &mut |part| parts.push(part),
+    )
+    .unwrap();
     assert_eq!(sealed.blake3, Digest::of(&parts.concat()));
     (parts, sealed)
 }
@@ -39,7 +49,8 @@ fn open(
 ) -> Result<Vec<u8>, (OpenError, Vec<u8>)> {
     let identities = [identity.clone()].into();
     let mut stream = Vec::new();
-    let mut opener = ChunkOpener::new(chunk, compressed, identities).map_err(|e| (e, Vec::new()))?;
+    let mut opener =
+        ChunkOpener::new(chunk, compressed, identities).map_err(|e| (e, Vec::new()))?;
     for bytes in sealed.chunks(piece.max(1)) {
         if let Err(error) = opener.write(bytes, &mut stream) {
             return Err((error, stream));
@@ -54,7 +65,11 @@ fn open(
 fn open_with_age(sealed: &[u8], identity: &age::x25519::Identity) -> Vec<u8> {
     let decryptor = age::Decryptor::new(sealed).unwrap();
     let mut plain = Vec::new();
-    decryptor.decrypt(std::iter::once(identity as &dyn age::Identity)).unwrap().read_to_end(&mut plain).unwrap();
+    decryptor
+        .decrypt(std::iter::once(identity as &dyn age::Identity))
+        .unwrap()
+        .read_to_end(&mut plain)
+        .unwrap();
     plain
 }
 
@@ -70,18 +85,48 @@ fn pattern(bytes: usize) -> Vec<u8> {
 fn what_we_seal_the_age_crate_opens_at_every_border() {
     let identity = age::x25519::Identity::generate();
     let page = PAGE_BYTES;
-    // Of the parts: smaller than a page; one sealed page; pages that end with the part but for the head; many pages.
+    // Of the parts: smaller than a page; one sealed page; pages that end with the part but for the
+    // head; many pages.
     let sealed_page = page + TAG_BYTES;
-    for bytes in [0, 1, page - 1, page, page + 1, 2 * page - 1, 2 * page, 2 * page + 1, 5 * page + 17, 16 * page] {
-        for part_bytes in [1 << 14, sealed_page, sealed_page + 216, sealed_page + 217, 2 * sealed_page + 216, 1 << 20] {
+    for bytes in [
+        0,
+        1,
+        page - 1,
+        page,
+        page + 1,
+        2 * page - 1,
+        2 * page,
+        2 * page + 1,
+        5 * page + 17,
+        16 * page,
+    ] {
+        for part_bytes in [
+            1 << 14,
+            sealed_page,
+            sealed_page + 216,
+            sealed_page + 217,
+            2 * sealed_page + 216,
+            1 << 20,
+        ] {
             let plain = pattern(bytes);
             let (parts, chunk) = seal(&plain, &identity, Compression::None, part_bytes);
             let sealed: Vec<u8> = parts.concat();
-            assert!(parts.iter().rev().skip(1).all(|part| part.len() == part_bytes), "{bytes}: uniform parts");
+            assert!(
+                parts
+                    .iter()
+                    .rev()
+                    .skip(1)
+                    .all(|part| part.len() == part_bytes),
+                "{bytes}: uniform parts"
+            );
             assert_eq!(chunk.sealed_bytes, sealed.len() as u64);
             assert_eq!(chunk.blake3, Digest::of(&sealed));
             assert_eq!(open_with_age(&sealed, &identity), plain, "{bytes} bytes");
-            assert_eq!(open(&sealed, chunk, &identity, false, 100_000).unwrap(), plain, "{bytes} bytes");
+            assert_eq!(
+                open(&sealed, chunk, &identity, false, 100_000).unwrap(),
+                plain,
+                "{bytes} bytes"
+            );
         }
     }
 }
@@ -92,22 +137,30 @@ fn what_the_age_crate_seals_we_open() {
     for bytes in [0, 1, PAGE_BYTES, 3 * PAGE_BYTES + 5] {
         let plain = pattern(bytes);
         let recipient = identity.to_public();
-        let encryptor = age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient)).unwrap();
+        let encryptor =
+            age::Encryptor::with_recipients(std::iter::once(&recipient as &dyn age::Recipient))
+                .unwrap();
         let mut sealed = Vec::new();
         let mut writer = encryptor.wrap_output(&mut sealed).unwrap();
         writer.write_all(&plain).unwrap();
         writer.finish().unwrap();
         let mac_at = sealed.windows(4).position(|w| w == b"\n---").unwrap() + 1;
-        let head_bytes = mac_at + sealed[mac_at..].iter().position(|b| *b == b'\n').unwrap() + 1 + NONCE_BYTES;
-        let head =
-            zfs_backup::stream::seal::ChunkHead { bytes: head_bytes as u32, blake3: Digest::of(&sealed[..head_bytes]) };
+        let head_bytes =
+            mac_at + sealed[mac_at..].iter().position(|b| *b == b'\n').unwrap() + 1 + NONCE_BYTES;
+        let head = zfs_backup::stream::seal::ChunkHead {
+            bytes: head_bytes as u32,
+            blake3: Digest::of(&sealed[..head_bytes]),
+        };
         let chunk = SealedChunk {
             stream_bytes: bytes as u64,
             sealed_bytes: sealed.len() as u64,
             blake3: Digest::of(&sealed),
             head,
         };
-        assert_eq!(open(&sealed, chunk, &identity, false, 7_001).unwrap(), plain);
+        assert_eq!(
+            open(&sealed, chunk, &identity, false, 7_001).unwrap(),
+            plain
+        );
     }
 }
 
@@ -115,11 +168,22 @@ fn what_the_age_crate_seals_we_open() {
 fn a_compressed_chunk_comes_back_and_age_and_zstd_alone_open_it() {
     let identity = age::x25519::Identity::generate();
     let plain = [pattern(100_000), vec![7; 500_000]].concat();
-    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 3, long: None }, 1 << 16);
+    let (parts, chunk) = seal(
+        &plain,
+        &identity,
+        Compression::Zstd {
+            level: 3,
+            long: None,
+        },
+        1 << 16,
+    );
     let sealed = parts.concat();
     assert!(chunk.sealed_bytes < 200_000);
     assert_eq!(open(&sealed, chunk, &identity, true, 1000).unwrap(), plain);
-    assert_eq!(zstd::stream::decode_all(&open_with_age(&sealed, &identity)[..]).unwrap(), plain);
+    assert_eq!(
+        zstd::stream::decode_all(&open_with_age(&sealed, &identity)[..]).unwrap(),
+        plain
+    );
 }
 
 #[test]
@@ -127,14 +191,44 @@ fn repetitions_far_apart_are_found_in_a_long_window() {
     let identity = age::x25519::Identity::generate();
     let noise = pattern(3 << 20);
     let plain = [&noise[..], &vec![0; 9 << 20], &noise].concat();
-    let sealed_bytes = |long| seal(&plain, &identity, Compression::Zstd { level: 1, long }, 1 << 20).1.sealed_bytes;
-    assert!(sealed_bytes(None) > 6 << 20, "the window of level 1 is shorter");
-    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1, long: Some(24) }, 1 << 20);
+    let sealed_bytes = |long| {
+        seal(
+            &plain,
+            &identity,
+            Compression::Zstd { level: 1, long },
+            1 << 20,
+        )
+        .1
+        .sealed_bytes
+    };
+    assert!(
+        sealed_bytes(None) > 6 << 20,
+        "the window of level 1 is shorter"
+    );
+    let (parts, chunk) = seal(
+        &plain,
+        &identity,
+        Compression::Zstd {
+            level: 1,
+            long: Some(24),
+        },
+        1 << 20,
+    );
     assert!(chunk.sealed_bytes < 4 << 20, "{} bytes", chunk.sealed_bytes);
     assert!(open(&parts.concat(), chunk, &identity, true, 100_000).unwrap() == plain);
     // The largest window that is allowed needs no option of any reader.
-    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1, long: Some(27) }, 1 << 20);
-    assert!(zstd::stream::decode_all(&open_with_age(&parts.concat(), &identity)[..]).unwrap() == plain);
+    let (parts, chunk) = seal(
+        &plain,
+        &identity,
+        Compression::Zstd {
+            level: 1,
+            long: Some(27),
+        },
+        1 << 20,
+    );
+    assert!(
+        zstd::stream::decode_all(&open_with_age(&parts.concat(), &identity)[..]).unwrap() == plain
+    );
     assert!(open(&parts.concat(), chunk, &identity, true, 100_000).unwrap() == plain);
 }
 
@@ -142,15 +236,34 @@ fn repetitions_far_apart_are_found_in_a_long_window() {
 fn what_expands_a_thousandfold_comes_in_runs() {
     let identity = age::x25519::Identity::generate();
     let plain = vec![0; 8 * RUN_BYTES];
-    let (parts, chunk) = seal(&plain, &identity, Compression::Zstd { level: 1, long: None }, 1 << 20);
+    let (parts, chunk) = seal(
+        &plain,
+        &identity,
+        Compression::Zstd {
+            level: 1,
+            long: None,
+        },
+        1 << 20,
+    );
     let mut pieces = ChunkPieces::new(chunk, [identity].into()).unwrap();
-    let pages = pieces.take(BytesMut::from(&parts.concat()[..])).unwrap().open().unwrap();
-    let (mut plain_of, mut stream_bytes, mut page) =
-        (ChunkPlain::new(&chunk, true).unwrap(), 0, pages.page(0).unwrap());
+    let pages = pieces
+        .take(BytesMut::from(&parts.concat()[..]))
+        .unwrap()
+        .open()
+        .unwrap();
+    let (mut plain_of, mut stream_bytes, mut page) = (
+        ChunkPlain::new(&chunk, true).unwrap(),
+        0,
+        pages.page(0).unwrap(),
+    );
     while !page.is_empty() {
         let mut stream = Vec::new();
         page = &page[plain_of.take(page, true, &mut stream).unwrap()..];
-        assert!(stream.len() <= RUN_BYTES + (1 << 18), "{} bytes at once", stream.len());
+        assert!(
+            stream.len() <= RUN_BYTES + (1 << 18),
+            "{} bytes at once",
+            stream.len()
+        );
         stream_bytes += stream.len();
     }
     plain_of.finish().unwrap();
@@ -167,12 +280,25 @@ fn many_threads_of_zstd_make_a_frame_that_zstd_alone_opens() {
         sealed.extend_from_slice(part.seal()?.buffer.as_ref());
         Ok(())
     };
-    let mut filler =
-        ChunkFiller::new(&[identity.to_public()], Compression::Zstd { level: 3, long: None }, 3, &pool).unwrap();
-    plain.chunks(1 << 20).for_each(|piece| filler.write(piece, &mut sink).unwrap());
+    let mut filler = ChunkFiller::new(
+        &[identity.to_public()],
+        Compression::Zstd {
+            level: 3,
+            long: None,
+        },
+        3,
+        &pool,
+    )
+    .unwrap();
+    plain
+        .chunks(1 << 20)
+        .for_each(|piece| filler.write(piece, &mut sink).unwrap());
     filler.finish(&mut sink).unwrap();
     assert!(sealed.len() < 5_500_000);
-    assert_eq!(zstd::stream::decode_all(&open_with_age(&sealed, &identity)[..]).unwrap(), plain);
+    assert_eq!(
+        zstd::stream::decode_all(&open_with_age(&sealed, &identity)[..]).unwrap(),
+        plain
+    );
 }
 
 #[test]
@@ -189,8 +315,20 @@ fn a_self_sealed_chunk_is_refused_before_its_key_is_tried() {
 #[test]
 fn another_identity_does_not_open_it() {
     let plain = pattern(10);
-    let (parts, chunk) = seal(&plain, &age::x25519::Identity::generate(), Compression::None, 1 << 20);
-    let (error, _) = open(&parts.concat(), chunk, &age::x25519::Identity::generate(), false, 1 << 20).unwrap_err();
+    let (parts, chunk) = seal(
+        &plain,
+        &age::x25519::Identity::generate(),
+        Compression::None,
+        1 << 20,
+    );
+    let (error, _) = open(
+        &parts.concat(),
+        chunk,
+        &age::x25519::Identity::generate(),
+        false,
+        1 << 20,
+    )
+    .unwrap_err();
     assert_eq!(error.to_string(), "open the age header: no matching key");
 }
 
@@ -199,14 +337,23 @@ fn a_signed_stream_length_that_is_wrong_is_found() {
     let identity = age::x25519::Identity::generate();
     let (parts, chunk) = seal(&pattern(10), &identity, Compression::None, 1 << 20);
     for stream_bytes in [9, 11] {
-        let wrong = SealedChunk { stream_bytes, ..chunk };
+        let wrong = SealedChunk {
+            stream_bytes,
+            ..chunk
+        };
         let (error, _) = open(&parts.concat(), wrong, &identity, false, 1 << 20).unwrap_err();
         assert!(matches!(error, OpenError::StreamLength { .. }));
     }
 }
 
-/// Fills a chunk as a transfer does: bytes are read to their places, and every part is sealed later, in any order.
-fn seal_in_place(plain: &[u8], to: &age::x25519::Identity, part_bytes: usize, reads: &[usize]) -> Vec<u8> {
+/// Fills a chunk as a transfer does: bytes are read to their places, and every part is sealed
+/// later, in any order.
+fn seal_in_place(
+    plain: &[u8],
+    to: &age::x25519::Identity,
+    part_bytes: usize,
+    reads: &[usize],
+) -> Vec<u8> {
     let pool = PartPool::new(4096, part_bytes);
     let mut filler = ChunkFiller::new(&[to.to_public()], Compression::None, 1, &pool).unwrap();
     let (mut filled, mut left, mut sizes) = (Vec::new(), plain, reads.iter().cycle());
@@ -224,11 +371,25 @@ fn seal_in_place(plain: &[u8], to: &age::x25519::Identity, part_bytes: usize, re
         filler.advance(read, sink).unwrap();
     }
     let chunk = filler.finish(sink).unwrap();
-    let mut sealed: Vec<_> = filled.into_iter().rev().map(|part| part.seal().unwrap()).collect();
+    let mut sealed: Vec<_> = filled
+        .into_iter()
+        .rev()
+        .map(|part| part.seal().unwrap())
+        .collect();
     sealed.reverse();
     let mut hasher = ChunkHasher::default();
-    let sealed: Vec<PartBuffer> = sealed.into_iter().map(|part| hasher.take(part).unwrap()).collect();
-    assert!(sealed.iter().rev().skip(1).all(|part| part.len() == part_bytes), "uniform parts");
+    let sealed: Vec<PartBuffer> = sealed
+        .into_iter()
+        .map(|part| hasher.take(part).unwrap())
+        .collect();
+    assert!(
+        sealed
+            .iter()
+            .rev()
+            .skip(1)
+            .all(|part| part.len() == part_bytes),
+        "uniform parts"
+    );
     let sealed: Vec<&[u8]> = sealed.iter().map(AsRef::as_ref).collect();
     let sealed = sealed.concat();
     assert_eq!(hasher.finish(chunk).blake3, Digest::of(&sealed));

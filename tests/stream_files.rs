@@ -1,7 +1,8 @@
 //! Real streams, kept as files by hand: not run by default.
 //!
-//! `ZFS_BACKUP_STREAMS=FOLDER cargo test --release --test stream_files -- --ignored` takes every file of the folder for
-//! a stream. `X.resumedN` is one that `zfs send -t` made after the receive of X was cut somewhere.
+//! `ZFS_BACKUP_STREAMS=FOLDER cargo test --release --test stream_files -- --ignored` takes every
+//! file of the folder for a stream. `X.resumedN` is one that `zfs send -t` made after the receive
+//! of X was cut somewhere.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
@@ -13,7 +14,10 @@ use stream_common::{finds_damage, first_block, parse_any, points_at_blocks, spli
 
 fn files(resumed: bool) -> Vec<PathBuf> {
     let folder = std::env::var("ZFS_BACKUP_STREAMS").expect("ZFS_BACKUP_STREAMS names the folder");
-    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.retain(|file| file.to_string_lossy().contains(".resumed") == resumed);
     files.sort();
     assert!(!files.is_empty());
@@ -26,12 +30,25 @@ fn real_streams_are_accepted_and_damage_is_found() {
     for file in files(false) {
         let mut bytes = fs::read(&file).unwrap();
         let summary = parse_any(&bytes).unwrap();
-        println!("{} {:#x} {:?}", file.display(), summary.feature_flags, summary.records);
+        println!(
+            "{} {:#x} {:?}",
+            file.display(),
+            summary.feature_flags,
+            summary.records
+        );
         assert!(summary.checked);
         let (begin, points) = points_at_blocks(&bytes);
         let step = bytes.len() / 500 + 1;
-        for at in (0..bytes.len()).step_by(step).chain(bytes.len() - 312..bytes.len()).chain(0..312) {
-            assert!(finds_damage(&mut bytes, &begin, &points, at), "{} byte {at}", file.display());
+        for at in (0..bytes.len())
+            .step_by(step)
+            .chain(bytes.len() - 312..bytes.len())
+            .chain(0..312)
+        {
+            assert!(
+                finds_damage(&mut bytes, &begin, &points, at),
+                "{} byte {at}",
+                file.display()
+            );
         }
     }
 }
@@ -45,9 +62,16 @@ fn real_resumed_streams_splice_to_the_original() {
         let resumed = fs::read(&file).unwrap();
         let block = first_block(&resumed);
         let (begin, points) = points_at_blocks(&original);
-        let point = *points.iter().find(|point| (point.object, point.offset) == block).unwrap();
+        let point = *points
+            .iter()
+            .find(|point| (point.object, point.offset) == block)
+            .unwrap();
         let spliced = splice_onto(&original, begin, point, &resumed);
         assert!(spliced == original, "{name}");
-        println!("{name} taken up at {} of {}", point.position, original.len());
+        println!(
+            "{name} taken up at {} of {}",
+            point.position,
+            original.len()
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! The whole way of a stream through the real program without ZFS: a recorded stream goes in through a pipe or from a
-//! file, is stored, and comes back the same; in bounded memory, however long it is.
+//! The whole way of a stream through the real program without ZFS: a recorded stream goes in
+//! through a pipe or from a file, is stored, and comes back the same; in bounded memory, however
+//! long it is.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -32,7 +33,10 @@ struct Host {
 fn block(number: usize) -> Vec<u8> {
     let mut block = vec![0; BLOCK_BYTES];
     if !number.is_multiple_of(4) {
-        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
+        blake3::Hasher::new()
+            .update(&number.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut block);
     }
     block
 }
@@ -45,7 +49,9 @@ fn stream(blocks: usize) -> Vec<u8> {
 
 impl Host {
     fn new(more: &str) -> Self {
-        let host = Self { folder: TempDir::new().unwrap() };
+        let host = Self {
+            folder: TempDir::new().unwrap(),
+        };
         fs::create_dir(host.path("remote")).unwrap();
         let (remote, state) = (host.path("remote"), host.path("state"));
         let text = format!(
@@ -58,7 +64,11 @@ impl Host {
         fs::set_permissions(host.path("zb.toml"), fs::Permissions::from_mode(0o600)).unwrap();
         // Here scrypt takes its 256 MiB, and never again.
         check(&host.run(&["key", "generate"]), 0, &[]);
-        check(&host.run(&["key", "export", "--output", &host.text("identity")]), 0, &[]);
+        check(
+            &host.run(&["key", "export", "--output", &host.text("identity")]),
+            0,
+            &[],
+        );
         host
     }
 
@@ -82,7 +92,18 @@ impl Host {
 
     fn restored(&self, name: &str) -> Vec<u8> {
         let (output, identity) = (self.text(name), self.text("identity"));
-        check(&self.run(&["restore", "tank/data", "--output", &output, "--identity", &identity]), 0, &[]);
+        check(
+            &self.run(&[
+                "restore",
+                "tank/data",
+                "--output",
+                &output,
+                "--identity",
+                &identity,
+            ]),
+            0,
+            &[],
+        );
         fs::read(self.path(name)).unwrap()
     }
 }
@@ -96,9 +117,20 @@ fn a_recorded_stream_comes_back_the_same() {
         fs::write(host.path("recorded"), &recorded).unwrap();
         let from = host.text("recorded");
         let arguments = ["stream-to-remote", "--full", "--stream-from", &from];
-        check(&host.run(&arguments), 0, &["tank/data: committed", "3 chunks"]);
-        assert!(host.restored("back") == recorded, "another stream came back");
-        check(&host.run(&["stream-to-remote", "--stream-from", &from]), 0, &["up to date"]);
+        check(
+            &host.run(&arguments),
+            0,
+            &["tank/data: committed", "3 chunks"],
+        );
+        assert!(
+            host.restored("back") == recorded,
+            "another stream came back"
+        );
+        check(
+            &host.run(&["stream-to-remote", "--stream-from", &from]),
+            0,
+            &["up to date"],
+        );
     }
 }
 
@@ -110,13 +142,24 @@ fn what_cannot_be_is_refused() {
     check(&host.run(&arguments), 1, &["recorded"]);
     fs::write(host.path("recorded"), writer(Some(Guid(3))).end()).unwrap();
     check(&host.run(&arguments), 1, &["incremental"]);
-    check(&host.run(&["stream-to-remote", "--incremental", "--stream-from", &from]), 2, &["cannot be used with"]);
+    check(
+        &host.run(&["stream-to-remote", "--incremental", "--stream-from", &from]),
+        2,
+        &["cannot be used with"],
+    );
     // A stream that was cut is no backup, whatever the file says of itself.
     let whole = stream(3);
     fs::write(host.path("recorded"), &whole[..whole.len() - 1]).unwrap();
-    check(&host.run(&arguments), 1, &["check the stream of tank/data@recorded"]);
+    check(
+        &host.run(&arguments),
+        1,
+        &["check the stream of tank/data@recorded"],
+    );
     let help = host.run(&["stream-to-remote", "--help"]);
-    assert!(!String::from_utf8_lossy(&help.stdout).contains("stream-from"), "it is for nobody's daily use");
+    assert!(
+        !String::from_utf8_lossy(&help.stdout).contains("stream-from"),
+        "it is for nobody's daily use"
+    );
 }
 
 /// The most memory that a running process had, told by the kernel until it ended.
@@ -136,8 +179,14 @@ fn peak_kib(child: &mut Child) -> u64 {
 fn memory_is_bounded_whatever_the_length() {
     for more in ["", "[send]\ncompression = \"zstd:1\"\n"] {
         let host = Host::new(&format!("split_size = \"64M\"\n{more}"));
-        let mut command = host.command(&["stream-to-remote", "--full", "--stream-from", "/dev/stdin"]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut command =
+            host.command(&["stream-to-remote", "--full", "--stream-from", "/dev/stdin"]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut pipe = child.stdin.take().unwrap();
         let feeder = std::thread::spawn(move || {
             let mut writer = writer(None);
@@ -150,12 +199,23 @@ fn memory_is_bounded_whatever_the_length() {
         let peak = peak_kib(&mut child);
         feeder.join().unwrap();
         assert!(child.wait().unwrap().success());
-        assert!((1..PEAK_KIB_MAX).contains(&peak), "a backup of 250 MiB took {peak} KiB ({more:?})");
+        assert!(
+            (1..PEAK_KIB_MAX).contains(&peak),
+            "a backup of 250 MiB took {peak} KiB ({more:?})"
+        );
         let identity = host.text("identity");
-        let mut command = host.command(&["restore", "tank/data", "--stdout", "--identity", &identity]);
-        let mut child = command.stdout(fs::File::create("/dev/null").unwrap()).stderr(Stdio::null()).spawn().unwrap();
+        let mut command =
+            host.command(&["restore", "tank/data", "--stdout", "--identity", &identity]);
+        let mut child = command
+            .stdout(fs::File::create("/dev/null").unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let peak = peak_kib(&mut child);
         assert!(child.wait().unwrap().success());
-        assert!((1..PEAK_KIB_MAX).contains(&peak), "a restore of 250 MiB took {peak} KiB ({more:?})");
+        assert!(
+            (1..PEAK_KIB_MAX).contains(&peak),
+            "a restore of 250 MiB took {peak} KiB ({more:?})"
+        );
     }
 }

@@ -1,16 +1,19 @@
-//! The stream parser: what it accepts, what it finds, and that where slices are cut makes no difference.
+//! The stream parser: what it accepts, what it finds, and that where slices are cut makes no
+//! difference.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
 mod stream_common;
 
 use proptest::prelude::*;
-use stream_common::{BASE, EXPECT, Rec, SNAPSHOT, all_types, begin, parse, parse_cut, pattern, sample, stream};
+use stream_common::{
+    BASE, EXPECT, Rec, SNAPSHOT, all_types, begin, parse, parse_cut, pattern, sample, stream,
+};
 use zfs_backup::model::Guid;
 use zfs_backup::stream::fletcher::{ByteOrder, Fletcher4};
 use zfs_backup::stream::record::{
-    BeginRecord, HEADER_BYTES, RecordHeader, RecordType, RecordWriter, StreamDatasetType, StreamError,
-    StreamExpectation, StreamFault, StreamParser, feature,
+    BeginRecord, HEADER_BYTES, RecordHeader, RecordType, RecordWriter, StreamDatasetType,
+    StreamError, StreamExpectation, StreamFault, StreamParser, feature,
 };
 
 /// What makes a BEGIN another.
@@ -22,15 +25,23 @@ fn fault(bytes: &[u8]) -> StreamFault {
     parse(bytes).unwrap_err().fault
 }
 
-/// Where the records of a stream lie: type, start, end; up to one of unknown type. Independent of the walker's loop.
+/// Where the records of a stream lie: type, start, end; up to one of unknown type. Independent of
+/// the walker's loop.
 fn layout(bytes: &[u8], order: ByteOrder) -> Vec<(RecordType, usize, usize)> {
     let mut records = vec![];
     let mut start = 0;
     while start < bytes.len() {
-        let header = RecordHeader::new(bytes[start..start + HEADER_BYTES].try_into().unwrap(), order);
+        let header = RecordHeader::new(
+            bytes[start..start + HEADER_BYTES].try_into().unwrap(),
+            order,
+        );
         let end = start + HEADER_BYTES + usize::try_from(header.payload_bytes().unwrap()).unwrap();
         records.push((header.record_type(), start, end));
-        start = if matches!(header.record_type(), RecordType::Unknown(_)) { bytes.len() } else { end };
+        start = if matches!(header.record_type(), RecordType::Unknown(_)) {
+            bytes.len()
+        } else {
+            end
+        };
     }
     records
 }
@@ -42,7 +53,10 @@ fn whole_stream_is_summed_up() {
         let summary = parse(&bytes).unwrap();
         assert_eq!(summary.bytes, bytes.len() as u64);
         assert_eq!(summary.to_name, "tank/home@2026-11-22");
-        assert_eq!((summary.snapshot_guid, summary.base_guid), (SNAPSHOT, Some(BASE)));
+        assert_eq!(
+            (summary.snapshot_guid, summary.base_guid),
+            (SNAPSHOT, Some(BASE))
+        );
         assert_eq!(summary.dataset_type, StreamDatasetType::Filesystem);
         assert_eq!((summary.creation_time, summary.flags), (1_764_000_000, 4));
         assert_eq!(summary.feature_flags, begin(order).feature_flags);
@@ -60,14 +74,17 @@ fn whole_stream_is_summed_up() {
 
 #[test]
 fn every_known_type_is_in_the_sample() {
-    let seen: Vec<_> =
-        layout(&sample(ByteOrder::Little), ByteOrder::Little).into_iter().map(|(kind, ..)| kind).collect();
+    let seen: Vec<_> = layout(&sample(ByteOrder::Little), ByteOrder::Little)
+        .into_iter()
+        .map(|(kind, ..)| kind)
+        .collect();
     for number in 0..=10 {
         assert!(seen.contains(&RecordType::from(number)), "{number}");
     }
 }
 
-/// The stream ends in its own sums, so no byte is exempt: not in BEGIN, not in padding, not in a checksum.
+/// The stream ends in its own sums, so no byte is exempt: not in BEGIN, not in padding, not in a
+/// checksum.
 #[test]
 fn any_changed_byte_is_found() {
     for order in ORDERS {
@@ -87,7 +104,11 @@ fn truncation_at_any_byte_is_found() {
     for order in ORDERS {
         let bytes = sample(order);
         for end in 0..bytes.len() {
-            assert_eq!(fault(&bytes[..end]), StreamFault::Truncated, "{order:?}: {end}");
+            assert_eq!(
+                fault(&bytes[..end]),
+                StreamFault::Truncated,
+                "{order:?}: {end}"
+            );
         }
     }
 }
@@ -97,7 +118,10 @@ fn appended_bytes_are_found() {
     let bytes = sample(ByteOrder::Little);
     for tail in [vec![0], vec![0; 312], bytes.clone()] {
         let error = parse(&[bytes.clone(), tail].concat()).unwrap_err();
-        assert_eq!((error.fault, error.position), (StreamFault::DataAfterEnd, bytes.len() as u64));
+        assert_eq!(
+            (error.fault, error.position),
+            (StreamFault::DataAfterEnd, bytes.len() as u64)
+        );
     }
 }
 
@@ -105,7 +129,10 @@ fn appended_bytes_are_found() {
 fn a_removed_doubled_or_moved_record_is_found() {
     for order in ORDERS {
         let bytes = sample(order);
-        let records: Vec<&[u8]> = layout(&bytes, order).iter().map(|(_, start, end)| &bytes[*start..*end]).collect();
+        let records: Vec<&[u8]> = layout(&bytes, order)
+            .iter()
+            .map(|(_, start, end)| &bytes[*start..*end])
+            .collect();
         for first in 0..records.len() {
             let removed = [&records[..first], &records[first + 1..]].concat().concat();
             assert!(parse(&removed).is_err(), "without record {first}");
@@ -114,7 +141,10 @@ fn a_removed_doubled_or_moved_record_is_found() {
             for second in first + 1..records.len() {
                 let mut moved = records.clone();
                 moved.swap(first, second);
-                assert!(parse(&moved.concat()).is_err(), "records {first} and {second} swapped");
+                assert!(
+                    parse(&moved.concat()).is_err(),
+                    "records {first} and {second} swapped"
+                );
             }
         }
     }
@@ -132,23 +162,53 @@ fn second_begin_is_named() {
 #[test]
 fn streams_of_other_snapshots_are_refused() {
     let cases: [(Change, StreamFault); 5] = [
-        (|begin| begin.snapshot_guid = Guid(7), StreamFault::WrongSnapshot { expected: SNAPSHOT, found: Guid(7) }),
+        (
+            |begin| begin.snapshot_guid = Guid(7),
+            StreamFault::WrongSnapshot {
+                expected: SNAPSHOT,
+                found: Guid(7),
+            },
+        ),
         (
             |begin| begin.base_guid = Some(Guid(8)),
-            StreamFault::WrongBase { expected: Some(BASE), found: Some(Guid(8)) },
+            StreamFault::WrongBase {
+                expected: Some(BASE),
+                found: Some(Guid(8)),
+            },
         ),
-        (|begin| begin.base_guid = None, StreamFault::WrongBase { expected: Some(BASE), found: None }),
-        (|begin| begin.feature_flags |= feature::RESUMING, StreamFault::Resuming),
-        (|begin| begin.to_name = "\u{e9}".repeat(200), StreamFault::Name),
+        (
+            |begin| begin.base_guid = None,
+            StreamFault::WrongBase {
+                expected: Some(BASE),
+                found: None,
+            },
+        ),
+        (
+            |begin| begin.feature_flags |= feature::RESUMING,
+            StreamFault::Resuming,
+        ),
+        (
+            |begin| begin.to_name = "\u{e9}".repeat(200),
+            StreamFault::Name,
+        ),
     ];
     for (change, expected) in cases {
         let mut begin = begin(ByteOrder::Big);
         change(&mut begin);
         assert_eq!(fault(&stream(&begin, &[], &all_types())), expected);
     }
-    let mut parser = StreamParser::new(StreamExpectation { base_guid: None, ..EXPECT });
+    let mut parser = StreamParser::new(StreamExpectation {
+        base_guid: None,
+        ..EXPECT
+    });
     let error = parser.feed(&sample(ByteOrder::Little)).unwrap_err();
-    assert_eq!(error.fault, StreamFault::WrongBase { expected: None, found: Some(BASE) });
+    assert_eq!(
+        error.fault,
+        StreamFault::WrongBase {
+            expected: None,
+            found: Some(BASE)
+        }
+    );
     assert_eq!(parser.feed(&[]), Err(error.clone()), "an error stays");
     assert_eq!(parser.finish(), Err(error));
 }
@@ -161,19 +221,31 @@ fn a_record_of_another_snapshot_is_found_in_every_type() {
         let blank = RecordHeader::blank(record_type, ByteOrder::Little);
         let mut probe = RecordWriter::new(&begin(ByteOrder::Little), &[]);
         probe.put(record_type, &[], |header| {
-            let at = (8..280).step_by(8).find(|at| header.u64(*at) == SNAPSHOT.0).unwrap();
+            let at = (8..280)
+                .step_by(8)
+                .find(|at| header.u64(*at) == SNAPSHOT.0)
+                .unwrap();
             assert_eq!(blank.u64(at), 0);
             header.set_u64(at, 3);
         });
-        let expected = StreamFault::WrongSnapshot { expected: SNAPSHOT, found: Guid(3) };
+        let expected = StreamFault::WrongSnapshot {
+            expected: SNAPSHOT,
+            found: Guid(3),
+        };
         assert_eq!(fault(&probe.end()), expected, "{record_type}");
     }
 }
 
 #[test]
 fn what_is_not_a_stream_is_refused() {
-    assert!(matches!(fault(&[0; 4096]), StreamFault::NotAStream { found: 0 }));
-    assert!(matches!(fault(&pattern(1, 4096)), StreamFault::NotAStream { .. }));
+    assert!(matches!(
+        fault(&[0; 4096]),
+        StreamFault::NotAStream { found: 0 }
+    ));
+    assert!(matches!(
+        fault(&pattern(1, 4096)),
+        StreamFault::NotAStream { .. }
+    ));
     let mut package = sample(ByteOrder::Little);
     package[16] = package[16] & !3 | 2;
     assert_eq!(fault(&package), StreamFault::Compound { found: 2 });
@@ -185,7 +257,13 @@ fn a_checksum_that_is_not_set_is_refused() {
     let mut bytes = sample(ByteOrder::Little);
     let (_, start, _) = layout(&bytes, ByteOrder::Little)[3];
     bytes[start + 280..start + 312].fill(0);
-    assert!(matches!(fault(&bytes), StreamFault::Checksum { found: [0, 0, 0, 0], .. }));
+    assert!(matches!(
+        fault(&bytes),
+        StreamFault::Checksum {
+            found: [0, 0, 0, 0],
+            ..
+        }
+    ));
 }
 
 #[test]
@@ -212,14 +290,23 @@ fn damage_in_a_payload_is_named_at_the_next_record() {
     let error = parse(&bytes).unwrap_err();
     assert_eq!((error.record, error.position), (5, end as u64));
     let text = error.to_string();
-    assert!(text.starts_with(&format!("send stream: record 5 (FREEOBJECTS) at byte {end}: checksum")), "{text}");
+    assert!(
+        text.starts_with(&format!(
+            "send stream: record 5 (FREEOBJECTS) at byte {end}: checksum"
+        )),
+        "{text}"
+    );
 }
 
 #[test]
 fn begin_is_its_own_inverse() {
     for order in ORDERS {
         for base_guid in [None, Some(BASE)] {
-            let begin = BeginRecord { base_guid, payload_bytes: 16, ..begin(order) };
+            let begin = BeginRecord {
+                base_guid,
+                payload_bytes: 16,
+                ..begin(order)
+            };
             assert_eq!(BeginRecord::parse(begin.header().bytes()), Ok(begin));
         }
     }
@@ -239,7 +326,12 @@ mod unknown_types {
     #[test]
     fn are_accepted_and_end_still_proves_the_stream() {
         let bytes = bytes();
-        for cuts in [vec![], vec![5000], (0..bytes.len()).collect(), (0..bytes.len()).step_by(311).collect()] {
+        for cuts in [
+            vec![],
+            vec![5000],
+            (0..bytes.len()).collect(),
+            (0..bytes.len()).step_by(311).collect(),
+        ] {
             let summary = parse_cut(&bytes, &cuts).unwrap();
             assert!(!summary.checked);
             assert_eq!(summary.records.of(RecordType::Unknown(0)), 1);

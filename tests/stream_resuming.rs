@@ -1,5 +1,5 @@
-//! Taking up a stored stream in its middle: the first record after any byte is found, and what is made of the rest is
-//! what the kernel would send again.
+//! Taking up a stored stream in its middle: the first record after any byte is found, and what is
+//! made of the rest is what the kernel would send again.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
@@ -10,7 +10,9 @@ use stream_common::{Rec, all_types, begin, layout, pattern, sample, stream};
 use zfs_backup::stream::fletcher::ByteOrder;
 use zfs_backup::stream::record::{BeginRecord, HEADER_BYTES, RecordHeader, RecordType, feature};
 use zfs_backup::stream::resuming::{ResumeStart, Resumer, ResumingError};
-use zfs_backup::stream::resync::{Boundary, Gather, Place, Record, Scout, Wanted, Within, boundary_after_begin};
+use zfs_backup::stream::resync::{
+    Boundary, Gather, Place, Record, Scout, Wanted, Within, boundary_after_begin,
+};
 
 /// The stream fed from that byte on, in slices of a few hundred bytes.
 fn scout(bytes: &[u8], from: usize, slice: usize) -> (Scout, bool) {
@@ -47,11 +49,22 @@ fn the_first_record_after_any_word_is_found() {
         for from in (after_begin..bytes.len() - HEADER_BYTES + 1).step_by(4) {
             let (scout, enough) = scout(&bytes, from, 100 + from % 500);
             assert!(enough, "at {from}");
-            let start = records.iter().map(|(_, end)| *end).find(|end| *end >= from).unwrap();
+            let start = records
+                .iter()
+                .map(|(_, end)| *end)
+                .find(|end| *end >= from)
+                .unwrap();
             let (boundary, place) = scout.found().unwrap();
             assert_eq!(boundary.position, start as u64, "at {from}");
-            let next = records.iter().zip(&records[1..]).filter(|((_, end), _)| *end >= start);
-            assert_eq!(place, next.map(|(_, (header, _))| header).find_map(Place::of), "at {from}");
+            let next = records
+                .iter()
+                .zip(&records[1..])
+                .filter(|((_, end), _)| *end >= start);
+            assert_eq!(
+                place,
+                next.map(|(_, (header, _))| header).find_map(Place::of),
+                "at {from}"
+            );
         }
         // In the last record there is none.
         let (scout, enough) = scout(&bytes, bytes.len() - HEADER_BYTES + 4, 50);
@@ -59,18 +72,32 @@ fn the_first_record_after_any_word_is_found() {
     }
 }
 
-/// A block may hold a stream: of this very snapshot it cannot be, since its guid came later, but of any other.
+/// A block may hold a stream: of this very snapshot it cannot be, since its guid came later, but of
+/// any other.
 #[test]
 fn a_stream_within_a_block_is_passed_by() {
-    let other = BeginRecord { snapshot_guid: zfs_backup::model::Guid(99), ..begin(ByteOrder::Little) };
+    let other = BeginRecord {
+        snapshot_guid: zfs_backup::model::Guid(99),
+        ..begin(ByteOrder::Little)
+    };
     let within = stream(&other, &[], &all_types());
-    let records = [Rec::Object(5, vec![]), Rec::Write(5, 0, within.clone()), Rec::Write(5, 1 << 20, pattern(1, 64))];
+    let records = [
+        Rec::Object(5, vec![]),
+        Rec::Write(5, 0, within.clone()),
+        Rec::Write(5, 1 << 20, pattern(1, 64)),
+    ];
     let bytes = stream(&begin(ByteOrder::Little), &[], &records);
     let in_block = layout(&bytes)[1].1 + HEADER_BYTES;
     for from in (in_block..in_block + within.len()).step_by(312) {
         let (boundary, place) = scout(&bytes, from / 4 * 4, 1000).0.found().unwrap();
         assert_eq!(at(boundary), layout(&bytes)[2].1);
-        assert_eq!(place, Some(Place { object: 5, within: Within::Block(1 << 20) }));
+        assert_eq!(
+            place,
+            Some(Place {
+                object: 5,
+                within: Within::Block(1 << 20)
+            })
+        );
     }
 }
 
@@ -84,7 +111,8 @@ fn what_only_looks_like_a_record_is_passed_by() {
     let begin = BeginRecord::parse(bytes.first_chunk().unwrap()).unwrap();
     let mut scout = Scout::new(begin, records[4].1 as u64);
     assert!(scout.feed(&bytes[records[4].1..]).unwrap());
-    // Of the first header that is found only its sum counts; that its bytes are right is for age to say.
+    // Of the first header that is found only its sum counts; that its bytes are right is for age to
+    // say.
     assert_eq!(at(scout.found().unwrap().0), records[5].1);
 }
 
@@ -96,7 +124,11 @@ fn gather(bytes: &[u8], object: u64, wanted: Wanted) -> Vec<RecordType> {
             break;
         }
     }
-    gather.records().iter().map(|(header, _)| header.record_type()).collect()
+    gather
+        .records()
+        .iter()
+        .map(|(header, _)| header.record_type())
+        .collect()
 }
 
 #[test]
@@ -121,15 +153,26 @@ fn what_the_kernel_repeats_is_gathered() {
     for none in [1, 5, 41] {
         assert_eq!(gather(&bytes, none, Wanted::Object), [], "{none}");
     }
-    for (object, expected) in [(3, vec![ObjectRange]), (31, vec![ObjectRange]), (63, vec![ObjectRange]), (64, vec![])] {
+    for (object, expected) in [
+        (3, vec![ObjectRange]),
+        (31, vec![ObjectRange]),
+        (63, vec![ObjectRange]),
+        (64, vec![]),
+    ] {
         assert_eq!(gather(&bytes, object, Wanted::Range), expected, "{object}");
     }
 }
 
 #[test]
 fn record_that_the_stream_ends_in_is_not_gathered() {
-    let bytes =
-        stream(&begin(ByteOrder::Little), &[], &[Rec::Object(5, pattern(1, 64)), Rec::Write(5, 0, pattern(2, 64))]);
+    let bytes = stream(
+        &begin(ByteOrder::Little),
+        &[],
+        &[
+            Rec::Object(5, pattern(1, 64)),
+            Rec::Write(5, 0, pattern(2, 64)),
+        ],
+    );
     let (begin, from) = opening(&bytes);
     let payload = at(from) + HEADER_BYTES..at(from) + HEADER_BYTES + 64;
     for end in payload {
@@ -159,12 +202,27 @@ fn boundary_before(bytes: &[u8], record: usize) -> Boundary {
 fn objects() -> Vec<Rec> {
     let blocks = |seed: u32| {
         let object = u64::from(seed);
-        let block = move |n: u8| Rec::Write(object, u64::from(n) << 17, pattern(seed + 9, 1000 + usize::from(n)));
+        let block = move |n: u8| {
+            Rec::Write(
+                object,
+                u64::from(n) << 17,
+                pattern(seed + 9, 1000 + usize::from(n)),
+            )
+        };
         let writes = (0..4).map(block);
-        let head = [Rec::Object(object, pattern(seed, 44)), Rec::Free(object, 1 << 20, u64::MAX)];
-        head.into_iter().chain(writes).chain([Rec::Spill(object, pattern(8, 64))])
+        let head = [
+            Rec::Object(object, pattern(seed, 44)),
+            Rec::Free(object, 1 << 20, u64::MAX),
+        ];
+        head.into_iter()
+            .chain(writes)
+            .chain([Rec::Spill(object, pattern(8, 64))])
     };
-    [7, 8, 12].into_iter().flat_map(blocks).chain([Rec::FreeObjects(13, 19)]).collect()
+    [7, 8, 12]
+        .into_iter()
+        .flat_map(blocks)
+        .chain([Rec::FreeObjects(13, 19)])
+        .collect()
 }
 
 #[test]
@@ -174,8 +232,13 @@ fn what_goes_out_is_what_a_resumed_send_would_be() {
     let (parsed, _) = opening(&bytes);
     let payload = pattern(12, 160);
     for (number, record) in records.iter().enumerate() {
-        let Some((object, offset)) = record.block() else { continue };
-        let head = records.iter().position(|record| matches!(record, Rec::Object(o, _) if *o == object)).unwrap();
+        let Some((object, offset)) = record.block() else {
+            continue;
+        };
+        let head = records
+            .iter()
+            .position(|record| matches!(record, Rec::Object(o, _) if *o == object))
+            .unwrap();
         let prologue: Vec<Record> = (head..head + 2)
             .map(|index| {
                 let (header, end) = layout(&bytes)[index + 1];
@@ -184,8 +247,15 @@ fn what_goes_out_is_what_a_resumed_send_would_be() {
             })
             .collect();
         // As the kernel would: BEGIN, the object again, the record and the rest.
-        let resuming = BeginRecord { feature_flags: saved.feature_flags | feature::RESUMING, ..saved.clone() };
-        let again: Vec<Rec> = records[head..head + 2].iter().chain(&records[number..]).cloned().collect();
+        let resuming = BeginRecord {
+            feature_flags: saved.feature_flags | feature::RESUMING,
+            ..saved.clone()
+        };
+        let again: Vec<Rec> = records[head..head + 2]
+            .iter()
+            .chain(&records[number..])
+            .cloned()
+            .collect();
         let expected = stream(&resuming, &payload, &again);
         for from in [0, number.saturating_sub(3), number] {
             let start = ResumeStart {
@@ -193,9 +263,15 @@ fn what_goes_out_is_what_a_resumed_send_would_be() {
                 payload: payload.clone(),
                 prologue: prologue.clone(),
                 from: boundary_before(&bytes, from),
-                first: Some(Place { object, within: Within::Block(offset) }),
+                first: Some(Place {
+                    object,
+                    within: Within::Block(offset),
+                }),
             };
-            assert!(resume(&bytes, &start, 333).unwrap() == expected, "record {number} from {from}");
+            assert!(
+                resume(&bytes, &start, 333).unwrap() == expected,
+                "record {number} from {from}"
+            );
         }
     }
 }
@@ -205,12 +281,30 @@ fn a_place_that_is_not_there_is_never_passed_by() {
     let bytes = stream(&begin(ByteOrder::Little), &[], &objects());
     let (begin, from) = opening(&bytes);
     for place in [
-        Place { object: 9, within: Within::Object },
-        Place { object: 8, within: Within::Block(5) },
-        Place { object: 99, within: Within::Block(0) },
+        Place {
+            object: 9,
+            within: Within::Object,
+        },
+        Place {
+            object: 8,
+            within: Within::Block(5),
+        },
+        Place {
+            object: 99,
+            within: Within::Block(0),
+        },
     ] {
-        let start = ResumeStart { begin: begin.clone(), payload: vec![], prologue: vec![], from, first: Some(place) };
-        assert_eq!(resume(&bytes, &start, 500), Err(ResumingError::NoPlace { place }));
+        let start = ResumeStart {
+            begin: begin.clone(),
+            payload: vec![],
+            prologue: vec![],
+            from,
+            first: Some(place),
+        };
+        assert_eq!(
+            resume(&bytes, &start, 500),
+            Err(ResumingError::NoPlace { place })
+        );
     }
 }
 
@@ -231,7 +325,29 @@ proptest! {
 #[test]
 fn headers_keep_their_fields() {
     let header = RecordHeader::blank(RecordType::Write, ByteOrder::Little);
-    assert_eq!(Place::of(&header), Some(Place { object: 0, within: Within::Block(0) }));
-    assert!(Place { object: 1, within: Within::Range } < Place { object: 1, within: Within::Object });
-    assert!(Place { object: 1, within: Within::Object } < Place { object: 1, within: Within::Block(0) });
+    assert_eq!(
+        Place::of(&header),
+        Some(Place {
+            object: 0,
+            within: Within::Block(0)
+        })
+    );
+    assert!(
+        Place {
+            object: 1,
+            within: Within::Range
+        } < Place {
+            object: 1,
+            within: Within::Object
+        }
+    );
+    assert!(
+        Place {
+            object: 1,
+            within: Within::Object
+        } < Place {
+            object: 1,
+            within: Within::Block(0)
+        }
+    );
 }

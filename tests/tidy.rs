@@ -1,7 +1,9 @@
-//! The house rules of the architecture, held against every file in each test run. A rule in prose rots.
+//! The house rules of the architecture, held against every file in each test run. A rule in prose
+//! rots.
 //!
-//! [`RULES`] is the list; the tables under it are what to change when a rule changes. Each rule gets all files and
-//! gives the places that break it; each is shown to fail on a small bad sample, so that none can pass by being blind.
+//! [`RULES`] is the list; the tables under it are what to change when a rule changes. Each rule
+//! gets all files and gives the places that break it; each is shown to fail on a small bad sample,
+//! so that none can pass by being blind.
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::BTreeSet;
@@ -17,7 +19,10 @@ type Rule = (&'static str, Check);
 const RULES: &[Rule] = &[
     ("rooms use only the rooms before them", direction),
     ("async lives in the outer rooms", async_rooms),
-    ("unsafe lives in two files, each block with a SAFETY comment", unsafe_files),
+    (
+        "unsafe lives in two files, each block with a SAFETY comment",
+        unsafe_files,
+    ),
     ("files are short", file_lines),
     ("functions are short", function_lines),
     ("no unwrap, and few panics, outside tests", panics),
@@ -29,7 +34,8 @@ const RULES: &[Rule] = &[
 const ROOMS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("config", &["model", "store"]),
-    // The rules of retention are plain data of the configuration; two sets of the same types would drift apart.
+    // The rules of retention are plain data of the configuration; two sets of the same types would
+    // drift apart.
     ("plan", &["model", "config", "manifest", "zfs"]),
     ("zfs", &["model", "stream"]),
     ("stream", &["model"]),
@@ -37,8 +43,19 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("sign", &["model"]),
     ("keyring", &["model", "sign"]),
     ("manifest", &["model", "sign", "store", "stream"]),
-    ("run", &["model", "config", "plan", "zfs", "stream", "store", "sign", "keyring", "manifest"]),
-    ("cli", &["model", "config", "plan", "zfs", "stream", "store", "sign", "keyring", "manifest", "run"]),
+    (
+        "run",
+        &[
+            "model", "config", "plan", "zfs", "stream", "store", "sign", "keyring", "manifest",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "model", "config", "plan", "zfs", "stream", "store", "sign", "keyring", "manifest",
+            "run",
+        ],
+    ),
     ("main", &["cli"]),
 ];
 /// The rooms that may be asynchronous.
@@ -61,8 +78,13 @@ const PANICS_PER_THOUSAND_LINES_MAX: usize = 5;
 const SAFETY_DISTANCE_LINES_MAX: usize = 4;
 
 /// The hosts of package registries, in two pieces, so that this file does not name them itself.
-const REGISTRIES: [(&str, &str); 5] =
-    [("crates", ".io"), ("npmjs", ".org"), ("pypi", ".org"), ("rubygems", ".org"), ("proxy.golang", ".org")];
+const REGISTRIES: [(&str, &str); 5] = [
+    ("crates", ".io"),
+    ("npmjs", ".org"),
+    ("pypi", ".org"),
+    ("rubygems", ".org"),
+    ("proxy.golang", ".org"),
+];
 
 /// A place that breaks a rule.
 struct Breach {
@@ -73,7 +95,11 @@ struct Breach {
 
 impl Breach {
     fn new(source: &Source, line: usize, what: impl Into<String>) -> Self {
-        Self { path: source.path.clone(), line, what: what.into() }
+        Self {
+            path: source.path.clone(),
+            line,
+            what: what.into(),
+        }
     }
 }
 
@@ -115,7 +141,11 @@ struct Function {
 impl Source {
     fn new(path: &str, text: &str) -> Self {
         let rust = path.ends_with(".rs").then(|| Rust::parse(path, text));
-        Self { path: path.to_owned(), text: text.to_owned(), rust }
+        Self {
+            path: path.to_owned(),
+            text: text.to_owned(),
+            rust,
+        }
     }
 
     /// Our own code: Rust below `src`, not generated.
@@ -127,7 +157,11 @@ impl Source {
     /// The room: `src/store.rs` and everything below `src/store/` is "store".
     fn room(&self) -> &str {
         let below = self.path.strip_prefix("src/").unwrap_or(&self.path);
-        below.split('/').next().unwrap_or(below).trim_end_matches(".rs")
+        below
+            .split('/')
+            .next()
+            .unwrap_or(below)
+            .trim_end_matches(".rs")
     }
 
     fn line_count(&self) -> usize {
@@ -138,7 +172,10 @@ impl Source {
     fn module_path(&self, module: &str) -> String {
         match self.path.as_str() {
             "src/lib.rs" | "src/main.rs" => format!("src/{module}.rs"),
-            path => format!("{}/{module}.rs", path.trim_end_matches(".rs").trim_end_matches("/mod")),
+            path => format!(
+                "{}/{module}.rs",
+                path.trim_end_matches(".rs").trim_end_matches("/mod")
+            ),
         }
     }
 }
@@ -146,9 +183,15 @@ impl Source {
 impl Rust {
     fn parse(path: &str, text: &str) -> Self {
         let file = syn::parse_file(text).unwrap_or_else(|error| panic!("{path}: {error}"));
-        let stream: TokenStream = text.parse().unwrap_or_else(|error| panic!("{path}: {error}"));
-        let mut rust =
-            Self { tokens: Vec::new(), functions: Vec::new(), test_lines: Vec::new(), test_modules: Vec::new() };
+        let stream: TokenStream = text
+            .parse()
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
+        let mut rust = Self {
+            tokens: Vec::new(),
+            functions: Vec::new(),
+            test_lines: Vec::new(),
+            test_modules: Vec::new(),
+        };
         flatten(stream, &mut rust.tokens);
         rust.visit_file(&file);
         rust
@@ -161,8 +204,14 @@ impl Rust {
     /// Runs of tokens outside tests that match the words, by the line of the first.
     fn find<'t>(&'t self, words: &'t [&str]) -> impl Iterator<Item = usize> + 't {
         let runs = self.tokens.windows(words.len());
-        let matching = runs.filter(move |run| run.iter().zip(words).all(|(token, word)| token.text == *word));
-        matching.map(|run| run[0].line).filter(|line| !self.is_test_line(*line))
+        let matching = runs.filter(move |run| {
+            run.iter()
+                .zip(words)
+                .all(|(token, word)| token.text == *word)
+        });
+        matching
+            .map(|run| run[0].line)
+            .filter(|line| !self.is_test_line(*line))
     }
 }
 
@@ -177,16 +226,31 @@ fn flatten(stream: TokenStream, tokens: &mut Vec<Token>) {
                     Delimiter::Bracket => ("[", "]"),
                     Delimiter::None => ("", ""),
                 };
-                tokens.push(Token { text: open.to_owned(), line });
+                tokens.push(Token {
+                    text: open.to_owned(),
+                    line,
+                });
                 flatten(group.stream(), tokens);
-                tokens.push(Token { text: close.to_owned(), line: group.span_close().start().line });
+                tokens.push(Token {
+                    text: close.to_owned(),
+                    line: group.span_close().start().line,
+                });
             }
             TokenTree::Literal(literal) => {
                 let empty = literal.to_string() == "\"\"";
-                tokens.push(Token { text: if empty { "\"\"" } else { "literal" }.to_owned(), line });
+                tokens.push(Token {
+                    text: if empty { "\"\"" } else { "literal" }.to_owned(),
+                    line,
+                });
             }
-            TokenTree::Ident(ident) => tokens.push(Token { text: ident.to_string(), line }),
-            TokenTree::Punct(punct) => tokens.push(Token { text: punct.as_char().to_string(), line }),
+            TokenTree::Ident(ident) => tokens.push(Token {
+                text: ident.to_string(),
+                line,
+            }),
+            TokenTree::Punct(punct) => tokens.push(Token {
+                text: punct.as_char().to_string(),
+                line,
+            }),
         }
     }
 }
@@ -196,7 +260,8 @@ impl Visit<'_> for Rust {
         if let Some(attributes) = item_attributes(item)
             && attributes.iter().any(is_cfg_test)
         {
-            self.test_lines.push(item.span().start().line..=item.span().end().line);
+            self.test_lines
+                .push(item.span().start().line..=item.span().end().line);
             if let syn::Item::Mod(module) = item
                 && module.content.is_none()
             {
@@ -228,7 +293,11 @@ impl Rust {
     fn note_function(&mut self, signature: &syn::Signature, block: &syn::Block) {
         let line = signature.span().start().line;
         let lines = block.span().end().line - line + 1;
-        self.functions.push(Function { name: signature.ident.to_string(), line, lines });
+        self.functions.push(Function {
+            name: signature.ident.to_string(),
+            line,
+            lines,
+        });
     }
 }
 
@@ -250,7 +319,9 @@ fn item_attributes(item: &syn::Item) -> Option<&[syn::Attribute]> {
 
 /// `#[cfg(test)]` and `#[cfg(any(test, ..))]`, not `#[cfg(not(test))]`.
 fn is_cfg_test(attribute: &syn::Attribute) -> bool {
-    let syn::Meta::List(list) = &attribute.meta else { return false };
+    let syn::Meta::List(list) = &attribute.meta else {
+        return false;
+    };
     let mut tokens = Vec::new();
     flatten(list.tokens.clone(), &mut tokens);
     let has = |word: &str| tokens.iter().any(|token| token.text == word);
@@ -259,10 +330,21 @@ fn is_cfg_test(attribute: &syn::Attribute) -> bool {
 
 /// Our own files that are not declared as modules of tests.
 fn production(sources: &[Source]) -> Vec<(&Source, &Rust)> {
-    let own = || sources.iter().filter_map(|source| Some((source, source.own()?)));
-    let test_files: BTreeSet<String> =
-        own().flat_map(|(source, rust)| rust.test_modules.iter().map(|module| source.module_path(module))).collect();
-    own().filter(|(source, _)| !test_files.contains(&source.path)).collect()
+    let own = || {
+        sources
+            .iter()
+            .filter_map(|source| Some((source, source.own()?)))
+    };
+    let test_files: BTreeSet<String> = own()
+        .flat_map(|(source, rust)| {
+            rust.test_modules
+                .iter()
+                .map(|module| source.module_path(module))
+        })
+        .collect();
+    own()
+        .filter(|(source, _)| !test_files.contains(&source.path))
+        .collect()
 }
 
 fn direction(sources: &[Source]) -> Vec<Breach> {
@@ -273,7 +355,11 @@ fn direction(sources: &[Source]) -> Vec<Breach> {
             continue;
         }
         let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
-            breaches.push(Breach::new(source, 1, format!("{room} is no room of the architecture")));
+            breaches.push(Breach::new(
+                source,
+                1,
+                format!("{room} is no room of the architecture"),
+            ));
             continue;
         };
         for (used, line) in used_rooms(source, rust) {
@@ -285,18 +371,27 @@ fn direction(sources: &[Source]) -> Vec<Breach> {
     breaches
 }
 
-/// The rooms that are named by a path from the crate's root: `crate::x`, `crate::{x, y}`, and `super::x` where that
-/// is the same.
+/// The rooms that are named by a path from the crate's root: `crate::x`, `crate::{x, y}`, and
+/// `super::x` where that is the same.
 fn used_rooms(source: &Source, rust: &Rust) -> Vec<(String, usize)> {
     // src/store.rs is one module deep, src/store/key.rs two.
     let depth = source.path.matches('/').count();
     let by_climbing = ["super", ":", ":"].repeat(depth);
     let mut used = Vec::new();
-    let by_name = if source.room() == "main" { "zfs_backup" } else { "crate" };
+    let by_name = if source.room() == "main" {
+        "zfs_backup"
+    } else {
+        "crate"
+    };
     for start in [vec![by_name, ":", ":"], by_climbing] {
         for (index, run) in rust.tokens.windows(start.len()).enumerate() {
             let climbs_from_here = index < 3 || rust.tokens[index - 3].text != "super";
-            if !start.is_empty() && climbs_from_here && run.iter().zip(&start).all(|(token, word)| token.text == *word)
+            if !start.is_empty()
+                && climbs_from_here
+                && run
+                    .iter()
+                    .zip(&start)
+                    .all(|(token, word)| token.text == *word)
             {
                 used.extend(names_after(&rust.tokens[index + start.len()..]));
             }
@@ -308,7 +403,9 @@ fn used_rooms(source: &Source, rust: &Rust) -> Vec<(String, usize)> {
 
 /// The first name of a path, or of each path in braces.
 fn names_after(tokens: &[Token]) -> Vec<(String, usize)> {
-    let Some(first) = tokens.first() else { return Vec::new() };
+    let Some(first) = tokens.first() else {
+        return Vec::new();
+    };
     if first.text != "{" {
         return vec![(first.text.clone(), first.line)];
     }
@@ -332,12 +429,17 @@ fn names_after(tokens: &[Token]) -> Vec<(String, usize)> {
 }
 
 fn async_rooms(sources: &[Source]) -> Vec<Breach> {
-    let inner = production(sources).into_iter().filter(|(source, _)| !ASYNC_ROOMS.contains(&source.room()));
+    let inner = production(sources)
+        .into_iter()
+        .filter(|(source, _)| !ASYNC_ROOMS.contains(&source.room()));
     let mut breaches = Vec::new();
     for (source, rust) in inner {
         for words in [&["async"][..], &[".", "await"], &["tokio"]] {
             let what = format!("`{}` in a room that blocks", words.concat());
-            breaches.extend(rust.find(words).map(|line| Breach::new(source, line, what.as_str())));
+            breaches.extend(
+                rust.find(words)
+                    .map(|line| Breach::new(source, line, what.as_str())),
+            );
         }
     }
     breaches
@@ -348,60 +450,115 @@ fn unsafe_files(sources: &[Source]) -> Vec<Breach> {
     for source in sources {
         let Some(rust) = source.own() else { continue };
         let allowed = UNSAFE_FILES.contains(&source.path.as_str());
-        for pair in rust.tokens.windows(2).filter(|pair| pair[0].text == "unsafe") {
+        for pair in rust
+            .tokens
+            .windows(2)
+            .filter(|pair| pair[0].text == "unsafe")
+        {
             let line = pair[0].line;
             if !allowed {
-                breaches.push(Breach::new(source, line, "unsafe outside the two files that may have it"));
-            } else if matches!(pair[1].text.as_str(), "{" | "impl") && !has_safety_comment(&source.text, line) {
-                breaches.push(Breach::new(source, line, "unsafe without a `// SAFETY:` comment before it"));
+                breaches.push(Breach::new(
+                    source,
+                    line,
+                    "unsafe outside the two files that may have it",
+                ));
+            } else if matches!(pair[1].text.as_str(), "{" | "impl")
+                && !has_safety_comment(&source.text, line)
+            {
+                breaches.push(Breach::new(
+                    source,
+                    line,
+                    "unsafe without a `// SAFETY:` comment before it",
+                ));
             }
         }
     }
     breaches
 }
 
-/// Whether the comment above the statement says SAFETY. The statement may have begun a few lines higher.
+/// Whether the comment above the statement says SAFETY. The statement may have begun a few lines
+/// higher.
 fn has_safety_comment(text: &str, line: usize) -> bool {
     let above: Vec<&str> = text.lines().take(line - 1).map(str::trim).collect();
     let begins_statement = |line: &&str| line.is_empty() || line.ends_with([';', '}']);
     let is_comment = |line: &&str| line.starts_with("//");
-    let skipped = above.iter().rev().take_while(|line| !is_comment(line)).collect::<Vec<_>>();
-    let near = skipped.len() < SAFETY_DISTANCE_LINES_MAX && !skipped.into_iter().any(begins_statement);
-    let mut comment = above.iter().rev().skip_while(|line| !is_comment(line)).take_while(|line| is_comment(line));
+    let skipped = above
+        .iter()
+        .rev()
+        .take_while(|line| !is_comment(line))
+        .collect::<Vec<_>>();
+    let near =
+        skipped.len() < SAFETY_DISTANCE_LINES_MAX && !skipped.into_iter().any(begins_statement);
+    let mut comment = above
+        .iter()
+        .rev()
+        .skip_while(|line| !is_comment(line))
+        .take_while(|line| is_comment(line));
     near && comment.any(|line| line.starts_with("// SAFETY:"))
 }
 
 /// No Rust file is too long, tests included; that most are short is asked of our own code only.
 fn file_lines(sources: &[Source]) -> Vec<Breach> {
-    let written = sources.iter().filter(|source| source.rust.is_some() && !GENERATED.contains(&source.path.as_str()));
-    let own: Vec<&Source> = sources.iter().filter(|source| source.own().is_some()).collect();
-    let long: Vec<&&Source> = own.iter().filter(|source| source.line_count() > FILE_LINES_LONG).collect();
+    let written = sources
+        .iter()
+        .filter(|source| source.rust.is_some() && !GENERATED.contains(&source.path.as_str()));
+    let own: Vec<&Source> = sources
+        .iter()
+        .filter(|source| source.own().is_some())
+        .collect();
+    let long: Vec<&&Source> = own
+        .iter()
+        .filter(|source| source.line_count() > FILE_LINES_LONG)
+        .collect();
     let breach = |source: &Source, limit: &str| {
-        Breach::new(source, source.line_count(), format!("{} lines, {limit}", source.line_count()))
+        Breach::new(
+            source,
+            source.line_count(),
+            format!("{} lines, {limit}", source.line_count()),
+        )
     };
     let too_long = written.filter(|source| source.line_count() > FILE_LINES_MAX);
-    let mut breaches: Vec<Breach> =
-        too_long.map(|source| breach(source, &format!("at most {FILE_LINES_MAX}"))).collect();
+    let mut breaches: Vec<Breach> = too_long
+        .map(|source| breach(source, &format!("at most {FILE_LINES_MAX}")))
+        .collect();
     if long.len() * 100 > own.len() * LONG_FILES_PERCENT_MAX {
-        let limit = format!("and more than {LONG_FILES_PERCENT_MAX}% of the files are over {FILE_LINES_LONG}");
+        let limit = format!(
+            "and more than {LONG_FILES_PERCENT_MAX}% of the files are over {FILE_LINES_LONG}"
+        );
         breaches.extend(long.iter().map(|source| breach(source, &limit)));
     }
     breaches
 }
 
 fn function_lines(sources: &[Source]) -> Vec<Breach> {
-    let own = sources.iter().filter_map(|source| Some((source, source.own()?)));
-    let all: Vec<(&Source, &Function)> =
-        own.flat_map(|(source, rust)| rust.functions.iter().map(move |function| (source, function))).collect();
-    let over = |lines: usize| all.iter().filter(move |(_, function)| function.lines > lines);
-    let breach = |(source, function): &(&Source, &Function), limit: &str| {
-        Breach::new(source, function.line, format!("{} has {} lines, {limit}", function.name, function.lines))
+    let own = sources
+        .iter()
+        .filter_map(|source| Some((source, source.own()?)));
+    let all: Vec<(&Source, &Function)> = own
+        .flat_map(|(source, rust)| {
+            rust.functions
+                .iter()
+                .map(move |function| (source, function))
+        })
+        .collect();
+    let over = |lines: usize| {
+        all.iter()
+            .filter(move |(_, function)| function.lines > lines)
     };
-    let mut breaches: Vec<Breach> =
-        over(FUNCTION_LINES_MAX).map(|found| breach(found, &format!("at most {FUNCTION_LINES_MAX}"))).collect();
+    let breach = |(source, function): &(&Source, &Function), limit: &str| {
+        Breach::new(
+            source,
+            function.line,
+            format!("{} has {} lines, {limit}", function.name, function.lines),
+        )
+    };
+    let mut breaches: Vec<Breach> = over(FUNCTION_LINES_MAX)
+        .map(|found| breach(found, &format!("at most {FUNCTION_LINES_MAX}")))
+        .collect();
     if over(FUNCTION_LINES_LONG).count() * 100 > all.len() * LONG_FUNCTIONS_PERCENT_MAX {
-        let limit =
-            format!("and more than {LONG_FUNCTIONS_PERCENT_MAX}% of the functions are over {FUNCTION_LINES_LONG}");
+        let limit = format!(
+            "and more than {LONG_FUNCTIONS_PERCENT_MAX}% of the functions are over {FUNCTION_LINES_LONG}"
+        );
         breaches.extend(over(FUNCTION_LINES_LONG).map(|found| breach(found, &limit)));
     }
     breaches
@@ -410,14 +567,30 @@ fn function_lines(sources: &[Source]) -> Vec<Breach> {
 fn panics(sources: &[Source]) -> Vec<Breach> {
     let (mut breaches, mut reasoned, mut line_count) = (Vec::new(), Vec::new(), 0);
     for (source, rust) in production(sources) {
-        line_count += (1..=source.line_count()).filter(|line| !rust.is_test_line(*line)).count();
-        let bare = [&[".", "unwrap", "(", ")"][..], &[".", "expect", "(", ")"], &[".", "expect", "(", "\"\""]];
+        line_count += (1..=source.line_count())
+            .filter(|line| !rust.is_test_line(*line))
+            .count();
+        let bare = [
+            &[".", "unwrap", "(", ")"][..],
+            &[".", "expect", "(", ")"],
+            &[".", "expect", "(", "\"\""],
+        ];
         for words in bare {
             let what = format!("`{}` without a reason why it cannot fail", words[1]);
-            breaches.extend(rust.find(words).map(|line| Breach::new(source, line, what.as_str())));
+            breaches.extend(
+                rust.find(words)
+                    .map(|line| Breach::new(source, line, what.as_str())),
+            );
         }
-        for words in [&[".", "expect", "(", "literal"][..], &["panic", "!"], &["unreachable", "!"]] {
-            reasoned.extend(rust.find(words).map(|line| Breach::new(source, line, "one panic too many")));
+        for words in [
+            &[".", "expect", "(", "literal"][..],
+            &["panic", "!"],
+            &["unreachable", "!"],
+        ] {
+            reasoned.extend(
+                rust.find(words)
+                    .map(|line| Breach::new(source, line, "one panic too many")),
+            );
         }
     }
     if reasoned.len() * 1000 > line_count * PANICS_PER_THOUSAND_LINES_MAX {
@@ -427,9 +600,17 @@ fn panics(sources: &[Source]) -> Vec<Breach> {
 }
 
 fn file_docs(sources: &[Source]) -> Vec<Breach> {
-    let rust = sources.iter().filter(|source| source.rust.is_some() && !GENERATED.contains(&source.path.as_str()));
-    let bare = rust.filter(|source| !source.text.lines().any(|line| line.starts_with("//!") && line.len() > 4));
-    bare.map(|source| Breach::new(source, 1, "no `//!` says what the file holds")).collect()
+    let rust = sources
+        .iter()
+        .filter(|source| source.rust.is_some() && !GENERATED.contains(&source.path.as_str()));
+    let bare = rust.filter(|source| {
+        !source
+            .text
+            .lines()
+            .any(|line| line.starts_with("//!") && line.len() > 4)
+    });
+    bare.map(|source| Breach::new(source, 1, "no `//!` says what the file holds"))
+        .collect()
 }
 
 fn registry_names(sources: &[Source]) -> Vec<Breach> {
@@ -439,7 +620,11 @@ fn registry_names(sources: &[Source]) -> Vec<Breach> {
         for (index, line) in source.text.lines().enumerate() {
             let line = line.to_lowercase();
             if hosts.iter().any(|host| line.contains(host)) {
-                breaches.push(Breach::new(source, index + 1, "names the host of a package registry"));
+                breaches.push(Breach::new(
+                    source,
+                    index + 1,
+                    "names the host of a package registry",
+                ));
             }
         }
     }
@@ -448,7 +633,8 @@ fn registry_names(sources: &[Source]) -> Vec<Breach> {
 
 /// All text files of the repository.
 fn repository() -> Vec<Source> {
-    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let root = std::env::var("CARGO_MANIFEST_DIR")
+        .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
     let root = PathBuf::from(root);
     let mut paths = Vec::new();
     collect(&root, &mut paths);
@@ -461,12 +647,15 @@ fn repository() -> Vec<Source> {
 }
 
 fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
-    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let entries =
+        std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     for entry in entries.flatten() {
         if NOT_READ.iter().any(|name| entry.file_name() == *name) {
             continue;
         }
-        let Ok(kind) = entry.file_type() else { continue };
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
         if kind.is_dir() {
             collect(&entry.path(), paths);
         } else if kind.is_file() {
@@ -478,15 +667,25 @@ fn collect(folder: &Path, paths: &mut Vec<PathBuf>) {
 #[test]
 fn the_repository_keeps_every_rule() {
     let sources = repository();
-    assert!(sources.iter().any(|source| source.path == "src/lib.rs"), "the sources were not found");
-    let breaches = RULES.iter().flat_map(|(rule, check)| check(&sources).into_iter().map(move |found| (rule, found)));
-    let screen: Vec<String> = breaches.map(|(rule, found)| format!("{found} ({rule})")).collect();
+    assert!(
+        sources.iter().any(|source| source.path == "src/lib.rs"),
+        "the sources were not found"
+    );
+    let breaches = RULES
+        .iter()
+        .flat_map(|(rule, check)| check(&sources).into_iter().map(move |found| (rule, found)));
+    let screen: Vec<String> = breaches
+        .map(|(rule, found)| format!("{found} ({rule})"))
+        .collect();
     assert!(screen.is_empty(), "\n{}\n", screen.join("\n"));
 }
 
 /// The places that a rule finds in one file, as `line`.
 fn lines_found(check: Check, path: &str, text: &str) -> Vec<usize> {
-    check(&[Source::new(path, text)]).iter().map(|breach| breach.line).collect()
+    check(&[Source::new(path, text)])
+        .iter()
+        .map(|breach| breach.line)
+        .collect()
 }
 
 #[test]
@@ -494,66 +693,224 @@ fn each_rule_fails_on_a_bad_sample_and_passes_a_good_one() {
     let many = |count: usize, line: &str| line.repeat(count);
     let long_function = format!("fn f() {{\n{}}}\n", many(100, "    g();\n"));
     let rather_long_function = format!("fn f() {{\n{}}}\n", many(70, "    g();\n"));
-    let short_functions = |count: usize| (0..count).map(|n| format!("fn g{n}() {{}}\n")).collect::<String>();
+    let short_functions = |count: usize| {
+        (0..count)
+            .map(|n| format!("fn g{n}() {{}}\n"))
+            .collect::<String>()
+    };
     let host = format!("see {}{}\n", REGISTRIES[0].0, REGISTRIES[0].1);
     let cases: &[(Check, &str, &str, &[usize])] = &[
-        (direction, "src/plan.rs", "use crate::model::X;\nuse crate::run::Y;\n", &[2]),
-        (direction, "src/plan/send.rs", "use crate::{model::{A, store}, store::X};\n", &[1]),
-        (direction, "src/plan/send.rs", "fn f() { super::super::cli::g() }\n", &[1]),
+        (
+            direction,
+            "src/plan.rs",
+            "use crate::model::X;\nuse crate::run::Y;\n",
+            &[2],
+        ),
+        (
+            direction,
+            "src/plan/send.rs",
+            "use crate::{model::{A, store}, store::X};\n",
+            &[1],
+        ),
+        (
+            direction,
+            "src/plan/send.rs",
+            "fn f() { super::super::cli::g() }\n",
+            &[1],
+        ),
         (direction, "src/plan/send.rs", "use super::cli;\n", &[]),
-        (direction, "src/store.rs", "use crate::config::Config;\n", &[1]),
-        (direction, "src/run.rs", "use crate::config::Config;\nuse crate::cli;\n", &[2]),
-        (direction, "src/model.rs", "// crate::run\nconst X: &str = \"crate::run\";\n", &[]),
-        (direction, "src/model.rs", "#[cfg(test)]\nmod tests {\n    use crate::run::X;\n}\n", &[]),
+        (
+            direction,
+            "src/store.rs",
+            "use crate::config::Config;\n",
+            &[1],
+        ),
+        (
+            direction,
+            "src/run.rs",
+            "use crate::config::Config;\nuse crate::cli;\n",
+            &[2],
+        ),
+        (
+            direction,
+            "src/model.rs",
+            "// crate::run\nconst X: &str = \"crate::run\";\n",
+            &[],
+        ),
+        (
+            direction,
+            "src/model.rs",
+            "#[cfg(test)]\nmod tests {\n    use crate::run::X;\n}\n",
+            &[],
+        ),
         (direction, "src/attic.rs", "", &[1]),
-        (direction, "src/main.rs", "fn main() { zfs_backup::cli::run(); zfs_backup::run::x(); }\n", &[1]),
+        (
+            direction,
+            "src/main.rs",
+            "fn main() { zfs_backup::cli::run(); zfs_backup::run::x(); }\n",
+            &[1],
+        ),
         (direction, "src/lib.rs", "use crate::run::X;\n", &[]),
         (async_rooms, "src/plan.rs", "async fn f() {}\n", &[1]),
-        (async_rooms, "src/zfs/fake.rs", "fn f() {\n    x.await;\n}\n", &[2]),
+        (
+            async_rooms,
+            "src/zfs/fake.rs",
+            "fn f() {\n    x.await;\n}\n",
+            &[2],
+        ),
         (async_rooms, "src/stream.rs", "use tokio::fs;\n", &[1]),
-        (async_rooms, "src/store/s3.rs", "async fn f() { tokio::x().await }\n", &[]),
-        (async_rooms, "src/plan.rs", "// tokio::x().await\nfn await_hold() {}\n", &[]),
-        (unsafe_files, "src/store.rs", "fn f() { unsafe { g() } }\n", &[1]),
-        (unsafe_files, "src/zfs/core.rs", "fn f() {\n    unsafe { g() }\n}\n", &[2]),
+        (
+            async_rooms,
+            "src/store/s3.rs",
+            "async fn f() { tokio::x().await }\n",
+            &[],
+        ),
+        (
+            async_rooms,
+            "src/plan.rs",
+            "// tokio::x().await\nfn await_hold() {}\n",
+            &[],
+        ),
+        (
+            unsafe_files,
+            "src/store.rs",
+            "fn f() { unsafe { g() } }\n",
+            &[1],
+        ),
+        (
+            unsafe_files,
+            "src/zfs/core.rs",
+            "fn f() {\n    unsafe { g() }\n}\n",
+            &[2],
+        ),
         (
             unsafe_files,
             "src/zfs/core.rs",
             "fn f() {\n    // SAFETY: g is\n    // fine.\n    let x =\n        unsafe { g() };\n}\n",
             &[],
         ),
-        (unsafe_files, "src/zfs/core.rs", "fn f() {\n    // SAFETY: fine.\n    a();\n    unsafe { g() }\n}\n", &[4]),
-        (unsafe_files, "src/zfs/core.rs", "// Sends.\nunsafe impl Send for X {}\n", &[2]),
-        (unsafe_files, "src/zfs/core.rs", "fn f(g: unsafe fn()) {}\n", &[]),
-        (unsafe_files, "src/zfs/sys.rs", "fn f() { unsafe { g() } }\n", &[]),
+        (
+            unsafe_files,
+            "src/zfs/core.rs",
+            "fn f() {\n    // SAFETY: fine.\n    a();\n    unsafe { g() }\n}\n",
+            &[4],
+        ),
+        (
+            unsafe_files,
+            "src/zfs/core.rs",
+            "// Sends.\nunsafe impl Send for X {}\n",
+            &[2],
+        ),
+        (
+            unsafe_files,
+            "src/zfs/core.rs",
+            "fn f(g: unsafe fn()) {}\n",
+            &[],
+        ),
+        (
+            unsafe_files,
+            "src/zfs/sys.rs",
+            "fn f() { unsafe { g() } }\n",
+            &[],
+        ),
         (file_lines, "src/plan.rs", &many(701, "// x\n"), &[701, 701]),
         (file_lines, "src/plan.rs", &many(401, "// x\n"), &[401]),
         (file_lines, "tests/x.rs", &many(701, "// x\n"), &[701]),
         (file_lines, "tests/x.rs", &many(700, "// x\n"), &[]),
         (file_lines, "src/plan.rs", &many(400, "// x\n"), &[]),
         (file_lines, "src/zfs/sys.rs", &many(701, "// x\n"), &[]),
-        (function_lines, "src/plan.rs", &(long_function + &short_functions(99)), &[1]),
-        (function_lines, "src/plan.rs", &format!("{rather_long_function}{}", short_functions(48)), &[1]),
-        (function_lines, "src/plan.rs", &format!("{rather_long_function}{}", short_functions(49)), &[]),
-        (function_lines, "src/plan.rs", &format!("impl X {{\n{rather_long_function}}}"), &[2]),
-        (panics, "src/plan.rs", "fn f() {\n    x.unwrap();\n}\n", &[2]),
-        (panics, "src/plan.rs", "fn f() {\n    x.expect(\"\");\n}\n", &[2]),
-        (panics, "src/plan.rs", "fn f() {\n    x.expect(\"proved above\");\n}\n", &[2]),
-        (panics, "src/plan.rs", &format!("fn f() {{ x.expect(\"proved above\") }}\n{}", many(200, "\n")), &[]),
-        (panics, "src/plan.rs", "#[cfg(test)]\nmod tests {\n    fn f() { x.unwrap() }\n}\n", &[]),
-        (panics, "src/plan.rs", "#[cfg(not(test))]\nmod x {\n    fn f() { x.unwrap() }\n}\n", &[3]),
-        (panics, "src/plan.rs", "/// `x.unwrap()`\nfn f() { x.unwrap_or(1); }\n", &[]),
+        (
+            function_lines,
+            "src/plan.rs",
+            &(long_function + &short_functions(99)),
+            &[1],
+        ),
+        (
+            function_lines,
+            "src/plan.rs",
+            &format!("{rather_long_function}{}", short_functions(48)),
+            &[1],
+        ),
+        (
+            function_lines,
+            "src/plan.rs",
+            &format!("{rather_long_function}{}", short_functions(49)),
+            &[],
+        ),
+        (
+            function_lines,
+            "src/plan.rs",
+            &format!("impl X {{\n{rather_long_function}}}"),
+            &[2],
+        ),
+        (
+            panics,
+            "src/plan.rs",
+            "fn f() {\n    x.unwrap();\n}\n",
+            &[2],
+        ),
+        (
+            panics,
+            "src/plan.rs",
+            "fn f() {\n    x.expect(\"\");\n}\n",
+            &[2],
+        ),
+        (
+            panics,
+            "src/plan.rs",
+            "fn f() {\n    x.expect(\"proved above\");\n}\n",
+            &[2],
+        ),
+        (
+            panics,
+            "src/plan.rs",
+            &format!(
+                "fn f() {{ x.expect(\"proved above\") }}\n{}",
+                many(200, "\n")
+            ),
+            &[],
+        ),
+        (
+            panics,
+            "src/plan.rs",
+            "#[cfg(test)]\nmod tests {\n    fn f() { x.unwrap() }\n}\n",
+            &[],
+        ),
+        (
+            panics,
+            "src/plan.rs",
+            "#[cfg(not(test))]\nmod x {\n    fn f() { x.unwrap() }\n}\n",
+            &[3],
+        ),
+        (
+            panics,
+            "src/plan.rs",
+            "/// `x.unwrap()`\nfn f() { x.unwrap_or(1); }\n",
+            &[],
+        ),
         (file_docs, "src/plan.rs", "fn f() {}\n", &[1]),
         (file_docs, "tests/x.rs", "// x\nfn f() {}\n", &[1]),
         (file_docs, "src/plan.rs", "//! Plans.\n", &[]),
         (registry_names, "README.md", &format!("a\n{host}"), &[2]),
-        (registry_names, "src/plan.rs", "// crates, io and the like\n", &[]),
+        (
+            registry_names,
+            "src/plan.rs",
+            "// crates, io and the like\n",
+            &[],
+        ),
     ];
     for (check, path, text, expected) in cases {
         let start: String = text.chars().take(80).collect();
-        assert_eq!(lines_found(*check, path, text), *expected, "{path}: {start}");
+        assert_eq!(
+            lines_found(*check, path, text),
+            *expected,
+            "{path}: {start}"
+        );
     }
     for (rule, check) in RULES {
-        let fails = cases.iter().any(|(other, .., lines)| std::ptr::fn_addr_eq(*check, *other) && !lines.is_empty());
+        let fails = cases
+            .iter()
+            .any(|(other, .., lines)| std::ptr::fn_addr_eq(*check, *other) && !lines.is_empty());
         assert!(fails, "no bad sample for: {rule}");
     }
 }
@@ -565,6 +922,9 @@ fn files_of_tests_may_unwrap() {
         Source::new("src/store/contract.rs", "fn f() { x.unwrap() }\n"),
         Source::new("src/store/key.rs", "fn f() { x.unwrap() }\n"),
     ];
-    let paths: Vec<String> = panics(&sources).into_iter().map(|breach| breach.path).collect();
+    let paths: Vec<String> = panics(&sources)
+        .into_iter()
+        .map(|breach| breach.path)
+        .collect();
     assert_eq!(paths, ["src/store/key.rs"]);
 }

@@ -1,5 +1,5 @@
-//! Stores as people have them, behind TLS: a whole backup and its way back, with a server that an authority vouches for,
-//! and none with a server for which nobody does.
+//! Stores as people have them, behind TLS: a whole backup and its way back, with a server that an
+//! authority vouches for, and none with a server for which nobody does.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -38,7 +38,10 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        Self { folder: TempDir::new().unwrap(), more_env: Vec::new() }
+        Self {
+            folder: TempDir::new().unwrap(),
+            more_env: Vec::new(),
+        }
     }
 
     fn configure(&self, remote_and_section: &str) {
@@ -62,9 +65,15 @@ impl Host {
     fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
         command.arg("-c").arg(self.path("zb.toml")).args(arguments);
-        command.env("SSL_CERT_FILE", self.path("ca.pem")).env_remove("SSL_CERT_DIR");
-        command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+        command
+            .env("SSL_CERT_FILE", self.path("ca.pem"))
+            .env_remove("SSL_CERT_DIR");
+        command
+            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        command
+            .env("AWS_CONFIG_FILE", "/dev/null")
+            .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
         command.envs(self.more_env.iter().map(|(name, value)| (name, value)));
         command.output().unwrap()
     }
@@ -73,12 +82,35 @@ impl Host {
     fn back_up_and_restore(&self) {
         let recorded = stream(160);
         fs::write(self.path("recorded"), &recorded).unwrap();
-        check(&self.run(&["stream-to-remote", "--full", "--stream-from", &self.text("recorded")]), 0, &["committed"]);
+        check(
+            &self.run(&[
+                "stream-to-remote",
+                "--full",
+                "--stream-from",
+                &self.text("recorded"),
+            ]),
+            0,
+            &["committed"],
+        );
         check(&self.run(&["verify-checksums"]), 0, &[]);
         let (back, identity) = (self.text("back"), self.text("identity"));
         check(&self.run(&["key", "export", "--output", &identity]), 0, &[]);
-        check(&self.run(&["restore", "tank/data", "--output", &back, "--identity", &identity]), 0, &[]);
-        assert!(fs::read(&back).unwrap() == recorded, "another stream came back");
+        check(
+            &self.run(&[
+                "restore",
+                "tank/data",
+                "--output",
+                &back,
+                "--identity",
+                &identity,
+            ]),
+            0,
+            &[],
+        );
+        assert!(
+            fs::read(&back).unwrap() == recorded,
+            "another stream came back"
+        );
     }
 }
 
@@ -86,7 +118,10 @@ fn stream(blocks: u64) -> Vec<u8> {
     let mut writer = writer(None);
     let mut block = vec![0; BLOCK_BYTES];
     for number in 0..blocks {
-        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut block);
+        blake3::Hasher::new()
+            .update(&number.to_le_bytes())
+            .finalize_xof()
+            .fill(&mut block);
         writer.write(2, number * BLOCK_BYTES as u64, &block);
     }
     writer.end()
@@ -106,8 +141,16 @@ fn check_suites(front: &TlsFront) {
     let offered = front.offered();
     assert!(!offered.is_empty());
     for suites in offered {
-        let best = suites.iter().find(|suite| !matches!(suite, CipherSuite::Unknown(_)));
-        assert!(matches!(best, Some(&(TLS13_AES_128_GCM_SHA256 | TLS13_AES_256_GCM_SHA384))), "{suites:?}");
+        let best = suites
+            .iter()
+            .find(|suite| !matches!(suite, CipherSuite::Unknown(_)));
+        assert!(
+            matches!(
+                best,
+                Some(&(TLS13_AES_128_GCM_SHA256 | TLS13_AES_256_GCM_SHA384))
+            ),
+            "{suites:?}"
+        );
     }
 }
 
@@ -130,7 +173,9 @@ fn a_backup_goes_to_b2_and_back() {
         ("B2_APPLICATION_KEY_ID", KEY_ID.to_owned()),
         ("B2_APPLICATION_KEY", KEY.to_owned()),
     ];
-    host.configure(&format!("remote = \"b2:{BUCKET}/nas\"\n[b2]\npart_size = \"5M\"\n"));
+    host.configure(&format!(
+        "remote = \"b2:{BUCKET}/nas\"\n[b2]\npart_size = \"5M\"\n"
+    ));
     host.back_up_and_restore();
     check_suites(&front);
 }
@@ -143,13 +188,21 @@ fn a_server_for_which_nobody_vouches_is_refused_before_it_gets_a_request() {
     TlsFront::start(0, &sim.endpoint(), &host.path("ca.pem"));
     let endpoint = front.endpoint();
     host.configure(&s3(&endpoint));
-    check(&host.run(&["key", "generate"]), 1, &[&endpoint, "hint: no trusted connection", "SSL_CERT_FILE"]);
+    check(
+        &host.run(&["key", "generate"]),
+        1,
+        &[&endpoint, "hint: no trusted connection", "SSL_CERT_FILE"],
+    );
     host.more_env = vec![
         ("B2_ENVIRONMENT", endpoint.clone()),
         ("B2_APPLICATION_KEY_ID", KEY_ID.to_owned()),
         ("B2_APPLICATION_KEY", KEY.to_owned()),
     ];
     host.configure(&format!("remote = \"b2:{BUCKET}/nas\"\n"));
-    check(&host.run(&["key", "generate"]), 1, &[&endpoint, "hint: no trusted connection", "SSL_CERT_FILE"]);
+    check(
+        &host.run(&["key", "generate"]),
+        1,
+        &[&endpoint, "hint: no trusted connection", "SSL_CERT_FILE"],
+    );
     assert!(sim.tally().is_empty(), "it got a request");
 }

@@ -1,5 +1,5 @@
-//! What no backup can do without: ChaCha20-Poly1305, BLAKE3, CRC64NVME and Fletcher-4 over the same bytes, one after the
-//! other on one core. The cost of a backup is told in multiples of it.
+//! What no backup can do without: ChaCha20-Poly1305, BLAKE3, CRC64NVME and Fletcher-4 over the same
+//! bytes, one after the other on one core. The cost of a backup is told in multiples of it.
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use std::hint::black_box;
@@ -15,7 +15,9 @@ const TURNS: usize = 3;
 
 pub(crate) fn cost(path: &Path) {
     let mut bytes = vec![0; BYTES];
-    let read = std::fs::File::open(path).and_then(|file| file.take(BYTES as u64).read(&mut bytes)).unwrap();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(BYTES as u64).read(&mut bytes))
+        .unwrap();
     assert!(read > 0, "{}: empty", path.display());
     let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &[7; 32]).unwrap());
     let parts: [(&str, Work); 4] = [
@@ -32,7 +34,10 @@ pub(crate) fn cost(path: &Path) {
             Box::new(move |part: &mut [u8]| {
                 for page in part.chunks_mut(PAGE_BYTES) {
                     let nonce = Nonce::assume_unique_for_key([1; 12]);
-                    _ = black_box(key.seal_in_place_separate_tag(nonce, Aad::empty(), page).unwrap());
+                    _ = black_box(
+                        key.seal_in_place_separate_tag(nonce, Aad::empty(), page)
+                            .unwrap(),
+                    );
                 }
             }),
         ),
@@ -51,7 +56,9 @@ pub(crate) fn cost(path: &Path) {
     ];
     let mut total = 0.0;
     for (name, mut work) in parts {
-        let mut turns: Vec<f64> = (0..TURNS).map(|_| seconds_per_gib(&mut bytes, &mut work)).collect();
+        let mut turns: Vec<f64> = (0..TURNS)
+            .map(|_| seconds_per_gib(&mut bytes, &mut work))
+            .collect();
         turns.sort_unstable_by(f64::total_cmp);
         println!("{name} {:.4}", turns[TURNS / 2]);
         total += turns[TURNS / 2];

@@ -1,6 +1,7 @@
-//! The least that any program of this kind can do: bytes out of a pipe, the arithmetic page by page while a page is in the
-//! cache, bytes into a socket; and the same the other way. One thread, no part waits for another, nothing is checked.
-//! What it costs is what the machine asks; what a program costs beyond is its own.
+//! The least that any program of this kind can do: bytes out of a pipe, the arithmetic page by page
+//! while a page is in the cache, bytes into a socket; and the same the other way. One thread, no
+//! part waits for another, nothing is checked. What it costs is what the machine asks; what a
+//! program costs beyond is its own.
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use std::fs::File;
@@ -24,7 +25,11 @@ struct Arithmetic {
 impl Arithmetic {
     fn new() -> Self {
         let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, &[7; 32]).unwrap());
-        Self { key, blake3: blake3::Hasher::new(), fletcher: Fletcher4::default() }
+        Self {
+            key,
+            blake3: blake3::Hasher::new(),
+            fletcher: Fletcher4::default(),
+        }
     }
 
     fn seal(&mut self, part: &mut [u8]) {
@@ -49,7 +54,11 @@ impl Arithmetic {
 
     fn encrypt(&self, page: &mut [u8]) {
         let nonce = Nonce::assume_unique_for_key([1; 12]);
-        _ = black_box(self.key.seal_in_place_separate_tag(nonce, Aad::empty(), page).unwrap());
+        _ = black_box(
+            self.key
+                .seal_in_place_separate_tag(nonce, Aad::empty(), page)
+                .unwrap(),
+        );
     }
 
     fn end(self) {
@@ -78,7 +87,9 @@ pub(crate) fn upload(port: u16) {
             break;
         }
         arithmetic.seal(part);
-        let head = format!("PUT /bench/floor/{number} HTTP/1.1\r\nHost: sink\r\nContent-Length: {filled}\r\n\r\n");
+        let head = format!(
+            "PUT /bench/floor/{number} HTTP/1.1\r\nHost: sink\r\nContent-Length: {filled}\r\n\r\n"
+        );
         stream.write_all(head.as_bytes()).unwrap();
         stream.write_all(part).unwrap();
         assert!(answer_bytes(&mut answers).is_some(), "a part was refused");
@@ -95,8 +106,14 @@ pub(crate) fn restore(port: u16) {
     let mut answers = BufReader::with_capacity(ANSWER_BYTES, stream.try_clone().unwrap());
     let (mut part, mut arithmetic) = (vec![0; PART_BYTES], Arithmetic::new());
     for number in 0.. {
-        stream.write_all(format!("GET /bench/floor/{number} HTTP/1.1\r\nHost: sink\r\n\r\n").as_bytes()).unwrap();
-        let Some(bytes) = answer_bytes(&mut answers) else { break };
+        stream
+            .write_all(
+                format!("GET /bench/floor/{number} HTTP/1.1\r\nHost: sink\r\n\r\n").as_bytes(),
+            )
+            .unwrap();
+        let Some(bytes) = answer_bytes(&mut answers) else {
+            break;
+        };
         let part = &mut part[..bytes];
         answers.read_exact(part).unwrap();
         arithmetic.open(part);

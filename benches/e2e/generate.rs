@@ -8,7 +8,8 @@ use zfs_backup::stream::fletcher::ByteOrder;
 use zfs_backup::stream::record::{BeginRecord, RecordWriter, StreamDatasetType, feature};
 
 const BLOCK_BYTES: usize = 128 << 10;
-/// Of each eight blocks that are mixed so many are random and so many are zeros; the rest is text of programs.
+/// Of each eight blocks that are mixed so many are random and so many are zeros; the rest is text
+/// of programs.
 const RANDOM_IN_EIGHT: usize = 2;
 const ZEROS_IN_EIGHT: usize = 1;
 /// Each kind comes in runs of this many blocks: 1 MiB.
@@ -46,7 +47,8 @@ pub(crate) fn generate(kind: &str, bytes: u64, path: &Path) {
     out.write_all(&writer.end()).unwrap();
 }
 
-/// What lies under /usr, file after file in the order of their names, again from the start when it ends.
+/// What lies under /usr, file after file in the order of their names, again from the start when it
+/// ends.
 #[derive(Default)]
 struct Files {
     waiting: Vec<std::path::PathBuf>,
@@ -56,7 +58,11 @@ struct Files {
 impl Files {
     fn read(&mut self, mut space: &mut [u8]) {
         while !space.is_empty() {
-            let read = self.open.as_mut().and_then(|file| file.read(space).ok()).unwrap_or(0);
+            let read = self
+                .open
+                .as_mut()
+                .and_then(|file| file.read(space).ok())
+                .unwrap_or(0);
             if read == 0 {
                 self.open = None;
                 self.next();
@@ -67,7 +73,9 @@ impl Files {
 
     fn next(&mut self) {
         let path = self.waiting.pop().unwrap_or_else(|| "/usr".into());
-        let Ok(kind) = path.symlink_metadata() else { return };
+        let Ok(kind) = path.symlink_metadata() else {
+            return;
+        };
         if kind.is_dir() {
             let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
             let mut below: Vec<_> = entries.map(|entry| entry.path()).collect();

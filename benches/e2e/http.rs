@@ -1,5 +1,6 @@
-//! As much of HTTP/1.1 as S3 clients speak: requests with a length, kept connections, `Expect: 100-continue`, and bodies
-//! in the chunks that AWS signs one by one. A body that nobody wants never leaves the kernel.
+//! As much of HTTP/1.1 as S3 clients speak: requests with a length, kept connections, `Expect:
+//! 100-continue`, and bodies in the chunks that AWS signs one by one. A body that nobody wants
+//! never leaves the kernel.
 
 use socket2::SockRef;
 use std::collections::BTreeMap;
@@ -29,13 +30,18 @@ impl Request {
 
     /// Bytes that follow on the connection.
     pub(crate) fn body_bytes(&self) -> u64 {
-        self.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0)
+        self.header("content-length")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
     }
 
     /// Whether the body is wrapped in chunks of AWS's own.
     pub(crate) fn is_wrapped(&self) -> bool {
-        self.header("content-encoding").is_some_and(|coding| coding.contains("aws-chunked"))
-            || self.header("x-amz-content-sha256").is_some_and(|kind| kind.starts_with("STREAMING-"))
+        self.header("content-encoding")
+            .is_some_and(|coding| coding.contains("aws-chunked"))
+            || self
+                .header("x-amz-content-sha256")
+                .is_some_and(|kind| kind.starts_with("STREAMING-"))
     }
 }
 
@@ -46,36 +52,50 @@ pub(crate) fn read_request(input: &mut BufReader<TcpStream>) -> Result<Option<Re
         return Ok(None);
     }
     let mut words = line.split_whitespace();
-    let (method, target) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or("/").to_owned());
+    let (method, target) = (
+        words.next().unwrap_or_default().to_owned(),
+        words.next().unwrap_or("/").to_owned(),
+    );
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let query = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     let mut request = Request {
         method,
         path: decode(path),
-        query: query.map(|(name, value)| (decode(name), decode(value))).collect(),
+        query: query
+            .map(|(name, value)| (decode(name), decode(value)))
+            .collect(),
         headers: BTreeMap::new(),
     };
     for _ in 0..HEAD_LINES_MAX {
         line.clear();
         input.read_line(&mut line)?;
-        let Some((name, value)) = line.split_once(':') else { break };
-        request.headers.insert(name.trim().to_lowercase(), value.trim().to_owned());
+        let Some((name, value)) = line.split_once(':') else {
+            break;
+        };
+        request
+            .headers
+            .insert(name.trim().to_lowercase(), value.trim().to_owned());
     }
     if request.header("expect").is_some() {
-        input.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        input
+            .get_mut()
+            .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     Ok(Some(request))
 }
 
 fn decode(text: &str) -> String {
-    percent_encoding::percent_decode_str(&text.replace('+', "%20")).decode_utf8_lossy().into_owned()
+    percent_encoding::percent_decode_str(&text.replace('+', "%20"))
+        .decode_utf8_lossy()
+        .into_owned()
 }
 
 /// What is done with a piece of a body.
 pub(crate) type Take<'a> = &'a mut dyn FnMut(&[u8]);
 
-/// Gives the body in pieces, unwrapped, and its length. A body that nobody takes never leaves the kernel.
+/// Gives the body in pieces, unwrapped, and its length. A body that nobody takes never leaves the
+/// kernel.
 pub(crate) fn read_body(
     input: &mut BufReader<TcpStream>,
     request: &Request,
@@ -97,7 +117,9 @@ pub(crate) fn read_body(
         }
         left = left.saturating_sub(read);
         let length = line.trim().split(';').next().unwrap_or_default();
-        let Ok(bytes) = u64::from_str_radix(length, 16) else { continue };
+        let Ok(bytes) = u64::from_str_radix(length, 16) else {
+            continue;
+        };
         if bytes == 0 {
             // Trailers, and the end.
             copy(input, &mut left, u64::MAX, buffer, &mut None)?;
@@ -150,8 +172,14 @@ fn discard(stream: &TcpStream, bytes_max: usize) -> Result<usize> {
     SockRef::from(stream).recv_with_flags(&mut untouched.spare_capacity_mut()[..space], MSG_TRUNC)
 }
 
-/// Sends an answer whose body is in memory. The answer to HEAD has none, whatever `Content-Length` says.
-pub(crate) fn answer(output: &mut TcpStream, status: &str, headers: &[(&str, String)], body: &[u8]) -> Result<()> {
+/// Sends an answer whose body is in memory. The answer to HEAD has none, whatever `Content-Length`
+/// says.
+pub(crate) fn answer(
+    output: &mut TcpStream,
+    status: &str,
+    headers: &[(&str, String)],
+    body: &[u8],
+) -> Result<()> {
     let mut text = format!("HTTP/1.1 {status}\r\n");
     if !headers.iter().any(|(name, _)| *name == "Content-Length") {
         text += &format!("Content-Length: {}\r\n", body.len());

@@ -1,7 +1,12 @@
-//! What the end-to-end benchmark needs besides the programs that it measures: a sink that speaks S3, streams to send, and
-//! the cost of the bare arithmetic. `benches/e2e/run` starts it and prints the table.
+//! What the end-to-end benchmark needs besides the programs that it measures: a sink that speaks
+//! S3, streams to send, and the cost of the bare arithmetic. `benches/e2e/run` starts it and prints
+//! the table.
 #![allow(missing_docs, reason = "no part of the crate")]
-#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark that cannot go on fails")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot go on fails"
+)]
 
 // The same as in the tests.
 #[expect(dead_code, reason = "the tests use all of it")]
@@ -31,7 +36,10 @@ e2e floor upload|restore PORT               the least that the machine asks: pip
 
 fn main() {
     // Cargo adds an argument of its own.
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| arg != "--bench")
+        .collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words[..] {
         ["sink", port, ref options @ ..] => {
@@ -39,7 +47,9 @@ fn main() {
             let mut options = options.iter();
             while let Some(option) = options.next() {
                 match *option {
-                    "--delay-ms" => delay = Duration::from_millis(options.next().expect(USAGE).parse().unwrap()),
+                    "--delay-ms" => {
+                        delay = Duration::from_millis(options.next().expect(USAGE).parse().unwrap())
+                    }
                     "--keep" => keep = true,
                     _ => panic!("{USAGE}"),
                 }
@@ -55,7 +65,9 @@ fn main() {
             println!("{} {} {}", sim.endpoint(), b2_sim::KEY_ID, b2_sim::KEY);
             wait_for_the_end();
         }
-        ["generate", kind, bytes, file] => generate::generate(kind, bytes.parse().unwrap(), Path::new(file)),
+        ["generate", kind, bytes, file] => {
+            generate::generate(kind, bytes.parse().unwrap(), Path::new(file))
+        }
         ["floor", "upload", port] => floor::upload(port.parse().unwrap()),
         ["floor", "restore", port] => floor::restore(port.parse().unwrap()),
         ["cost", file] => cost::cost(Path::new(file)),

@@ -1,4 +1,5 @@
-//! What the sink remembers: the bytes of objects, or of large ones that it discards size and checksum alone.
+//! What the sink remembers: the bytes of objects, or of large ones that it discards size and
+//! checksum alone.
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -61,7 +62,10 @@ impl Object {
     pub(crate) fn etag(&self) -> String {
         match self.parts {
             0 => self.came.etag(),
-            parts => format!("\"{:032x}-{parts}\"", self.came.crc64nvme.unwrap_or_default()),
+            parts => format!(
+                "\"{:032x}-{parts}\"",
+                self.came.crc64nvme.unwrap_or_default()
+            ),
         }
     }
 }
@@ -69,10 +73,15 @@ impl Object {
 /// The parts in order, as one.
 pub(crate) fn join(parts: &BTreeMap<u32, Came>) -> Came {
     let empty = Some(crc_fast::checksum(ALGORITHM, &[]));
-    let mut whole = Came { bytes: 0, crc64nvme: empty, content: Content::Kept(Vec::new()) };
+    let mut whole = Came {
+        bytes: 0,
+        crc64nvme: empty,
+        content: Content::Kept(Vec::new()),
+    };
     for part in parts.values() {
         let both = whole.crc64nvme.zip(part.crc64nvme);
-        whole.crc64nvme = both.map(|(whole, crc)| crc_fast::checksum_combine(ALGORITHM, whole, crc, part.bytes));
+        whole.crc64nvme =
+            both.map(|(whole, crc)| crc_fast::checksum_combine(ALGORITHM, whole, crc, part.bytes));
         whole.bytes += part.bytes;
         match (&mut whole.content, &part.content) {
             (Content::Kept(runs), Content::Kept(of_part)) => runs.extend_from_slice(of_part),

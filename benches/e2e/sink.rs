@@ -1,6 +1,7 @@
-//! An S3 server on 127.0.0.1 that costs next to nothing: it checks no signature, keeps what comes in memory, and says of
-//! every object its size and CRC64NVME. Or it discards large bodies unseen, as if it were another machine, and repeats the
-//! checksum that the client gave. A thread for each connection.
+//! An S3 server on 127.0.0.1 that costs next to nothing: it checks no signature, keeps what comes
+//! in memory, and says of every object its size and CRC64NVME. Or it discards large bodies unseen,
+//! as if it were another machine, and repeats the checksum that the client gave. A thread for each
+//! connection.
 
 use crate::http::{Request, answer, read_body, read_request};
 use crate::objects::{ALGORITHM, Came, Content, Object, SMALL_BYTES, Shared, Upload, join};
@@ -30,7 +31,11 @@ struct Sink {
 /// Serves until the process ends.
 pub(crate) fn serve(port: u16, delay: Duration, keep: bool) {
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let sink = Arc::new(Sink { state: Shared::default(), delay, keep });
+    let sink = Arc::new(Sink {
+        state: Shared::default(),
+        delay,
+        keep,
+    });
     println!("listening on http://{}", listener.local_addr().unwrap());
     for stream in listener.incoming().flatten() {
         let sink = Arc::clone(&sink);
@@ -58,19 +63,35 @@ impl Sink {
         Ok(())
     }
 
-    fn take_body(&self, input: &mut BufReader<TcpStream>, request: &Request, buffer: &mut [u8]) -> Result<Came> {
+    fn take_body(
+        &self,
+        input: &mut BufReader<TcpStream>,
+        request: &Request,
+        buffer: &mut [u8],
+    ) -> Result<Came> {
         let is_part = request.query.contains_key("partNumber");
         if !self.keep && (is_part || request.body_bytes() > SMALL_BYTES) {
             let bytes = read_body(input, request, buffer, None)?;
-            return Ok(Came { bytes, crc64nvme: claimed_crc(request), content: Content::Discarded });
+            return Ok(Came {
+                bytes,
+                crc64nvme: claimed_crc(request),
+                content: Content::Discarded,
+            });
         }
-        let (mut kept, mut crc) = (Vec::with_capacity(index(request.body_bytes())), crc_fast::Digest::new(ALGORITHM));
+        let (mut kept, mut crc) = (
+            Vec::with_capacity(index(request.body_bytes())),
+            crc_fast::Digest::new(ALGORITHM),
+        );
         let mut keep = |piece: &[u8]| {
             crc.update(piece);
             kept.extend_from_slice(piece);
         };
         let bytes = read_body(input, request, buffer, Some(&mut keep))?;
-        Ok(Came { bytes, crc64nvme: Some(crc.finalize()), content: Content::Kept(vec![kept.into()]) })
+        Ok(Came {
+            bytes,
+            crc64nvme: Some(crc.finalize()),
+            content: Content::Kept(vec![kept.into()]),
+        })
     }
 
     fn reply(&self, request: &Request, came: Came, output: &mut TcpStream) -> Result<()> {
@@ -103,18 +124,32 @@ impl Sink {
             return "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>"
                 .to_owned();
         }
-        let (prefix, delimiter) = (asked("prefix").unwrap_or_default(), asked("delimiter").unwrap_or_default());
-        let after = asked("continuation-token").or(asked("marker")).or(asked("start-after")).unwrap_or_default();
-        let most = asked("max-keys").and_then(|text| text.parse().ok()).unwrap_or(PAGE_KEYS_MAX);
+        let (prefix, delimiter) = (
+            asked("prefix").unwrap_or_default(),
+            asked("delimiter").unwrap_or_default(),
+        );
+        let after = asked("continuation-token")
+            .or(asked("marker"))
+            .or(asked("start-after"))
+            .unwrap_or_default();
+        let most = asked("max-keys")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(PAGE_KEYS_MAX);
         let root = format!("{bucket}/");
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = state.objects.range(format!("{root}{prefix}")..).map_while(|(name, object)| {
-            let name = name.strip_prefix(&root)?;
-            name.starts_with(prefix).then_some((name, object))
-        });
-        let (mut lines, mut folders, mut last, mut count, mut more) = (String::new(), BTreeSet::new(), "", 0, false);
+        let all = state
+            .objects
+            .range(format!("{root}{prefix}")..)
+            .map_while(|(name, object)| {
+                let name = name.strip_prefix(&root)?;
+                name.starts_with(prefix).then_some((name, object))
+            });
+        let (mut lines, mut folders, mut last, mut count, mut more) =
+            (String::new(), BTreeSet::new(), "", 0, false);
         for (name, object) in all.filter(|(name, _)| *name > after) {
-            let folder = name[prefix.len()..].find(delimiter).filter(|_| !delimiter.is_empty());
+            let folder = name[prefix.len()..]
+                .find(delimiter)
+                .filter(|_| !delimiter.is_empty());
             if let Some(end) = folder {
                 folders.insert(&name[..prefix.len() + end + delimiter.len()]);
                 continue;
@@ -132,10 +167,16 @@ impl Sink {
             );
         }
         for folder in folders {
-            lines += &format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", escape(folder));
+            lines += &format!(
+                "<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>",
+                escape(folder)
+            );
         }
         let next = if more {
-            format!("<NextContinuationToken>{0}</NextContinuationToken><NextMarker>{0}</NextMarker>", escape(last))
+            format!(
+                "<NextContinuationToken>{0}</NextContinuationToken><NextMarker>{0}</NextMarker>",
+                escape(last)
+            )
         } else {
             String::new()
         };
@@ -151,10 +192,15 @@ impl Sink {
         let root = format!("{bucket}/");
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let all = state.objects.range(format!("{root}{prefix}")..);
-        let names = all.map_while(|(name, _)| name.strip_prefix(&root).filter(|name| name.starts_with(prefix)));
+        let names = all.map_while(|(name, _)| {
+            name.strip_prefix(&root)
+                .filter(|name| name.starts_with(prefix))
+        });
         let line = |name| {
             let key = escape(name);
-            format!("<Version><Key>{key}</Key><VersionId>null</VersionId><IsLatest>true</IsLatest></Version>")
+            format!(
+                "<Version><Key>{key}</Key><VersionId>null</VersionId><IsLatest>true</IsLatest></Version>"
+            )
         };
         let lines: String = names.map(line).collect();
         format!("<ListVersionsResult><IsTruncated>false</IsTruncated>{lines}</ListVersionsResult>")
@@ -164,17 +210,32 @@ impl Sink {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.uploads_begun += 1;
         let id = format!("upload-{}", state.uploads_begun);
-        let body = format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
-        state.uploads.insert(id, Upload { key, metadata: metadata(request), parts: BTreeMap::new() });
+        let body = format!(
+            "<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>"
+        );
+        state.uploads.insert(
+            id,
+            Upload {
+                key,
+                metadata: metadata(request),
+                parts: BTreeMap::new(),
+            },
+        );
         drop(state);
         xml(output, &body)
     }
 
     fn put_part(&self, request: &Request, came: Came, output: &mut TcpStream) -> Result<()> {
-        let number = request.query.get("partNumber").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let number = request
+            .query
+            .get("partNumber")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0);
         let id = request.query.get("uploadId").cloned().unwrap_or_default();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(upload) = state.uploads.get_mut(&id) else { return error(output, "404 Not Found", "NoSuchUpload") };
+        let Some(upload) = state.uploads.get_mut(&id) else {
+            return error(output, "404 Not Found", "NoSuchUpload");
+        };
         let headers = facts(came.etag(), came.crc64nvme);
         upload.parts.insert(number, came);
         drop(state);
@@ -184,14 +245,20 @@ impl Sink {
     fn complete(&self, request: &Request, key: &str, output: &mut TcpStream) -> Result<()> {
         let id = request.query.get("uploadId").cloned().unwrap_or_default();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if request.header("if-none-match") == Some(NOTHING_THERE) && state.objects.contains_key(key) {
+        if request.header("if-none-match") == Some(NOTHING_THERE) && state.objects.contains_key(key)
+        {
             return error(output, "412 Precondition Failed", "PreconditionFailed");
         }
         let Some(upload) = state.uploads.remove(&id).filter(|upload| upload.key == key) else {
             return error(output, "404 Not Found", "NoSuchUpload");
         };
         let (came, parts) = (join(&upload.parts), upload.parts.len());
-        let object = Object { came, metadata: upload.metadata, parts, modified: SystemTime::now() };
+        let object = Object {
+            came,
+            metadata: upload.metadata,
+            parts,
+            modified: SystemTime::now(),
+        };
         let (etag, crc) = (object.etag(), object.came.crc64nvme);
         state.objects.insert(key.to_owned(), object);
         drop(state);
@@ -199,15 +266,31 @@ impl Sink {
             format!("<ChecksumCRC64NVME>{crc}</ChecksumCRC64NVME><ChecksumType>FULL_OBJECT</ChecksumType>")
         });
         let answer = "CompleteMultipartUploadResult";
-        xml(output, &format!("<{answer}><ETag>{etag}</ETag>{crc}</{answer}>"))
+        xml(
+            output,
+            &format!("<{answer}><ETag>{etag}</ETag>{crc}</{answer}>"),
+        )
     }
 
-    fn put(&self, request: &Request, key: String, came: Came, output: &mut TcpStream) -> Result<()> {
+    fn put(
+        &self,
+        request: &Request,
+        key: String,
+        came: Came,
+        output: &mut TcpStream,
+    ) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if request.header("if-none-match") == Some(NOTHING_THERE) && state.objects.contains_key(&key) {
+        if request.header("if-none-match") == Some(NOTHING_THERE)
+            && state.objects.contains_key(&key)
+        {
             return error(output, "412 Precondition Failed", "PreconditionFailed");
         }
-        let object = Object { came, metadata: metadata(request), parts: 0, modified: SystemTime::now() };
+        let object = Object {
+            came,
+            metadata: metadata(request),
+            parts: 0,
+            modified: SystemTime::now(),
+        };
         let headers = facts(object.etag(), object.came.crc64nvme);
         state.objects.insert(key, object);
         drop(state);
@@ -225,12 +308,20 @@ impl Sink {
     }
 
     fn delete_many(&self, bucket: &str, came: &Came, output: &mut TcpStream) -> Result<()> {
-        let Content::Kept(body) = &came.content else { return error(output, "400 Bad Request", "MalformedXML") };
+        let Content::Kept(body) = &came.content else {
+            return error(output, "400 Bad Request", "MalformedXML");
+        };
         let body = body.concat();
         let body = String::from_utf8_lossy(&body);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        for key in body.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
-            state.objects.remove(&format!("{}/{key}", bucket.trim_end_matches('/')));
+        for key in body
+            .split("<Key>")
+            .skip(1)
+            .filter_map(|rest| rest.split("</Key>").next())
+        {
+            state
+                .objects
+                .remove(&format!("{}/{key}", bucket.trim_end_matches('/')));
         }
         drop(state);
         xml(output, "<DeleteResult></DeleteResult>")
@@ -240,14 +331,26 @@ impl Sink {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(object) = state.objects.get(key).cloned() else {
             drop(state);
-            return error(output, "404 Not Found", if request.method == "HEAD" { "" } else { "NoSuchKey" });
+            return error(
+                output,
+                "404 Not Found",
+                if request.method == "HEAD" {
+                    ""
+                } else {
+                    "NoSuchKey"
+                },
+            );
         };
         drop(state);
         let whole = object.came.bytes;
         let asked = request.header("range");
         let range = asked.and_then(|text| parse_range(text, whole));
         if asked.is_some() && range.is_none() {
-            return error(output, "416 Requested Range Not Satisfiable", "InvalidRange");
+            return error(
+                output,
+                "416 Requested Range Not Satisfiable",
+                "InvalidRange",
+            );
         }
         let (start, end) = range.unwrap_or((0, whole));
         let mut headers = vec![
@@ -258,14 +361,26 @@ impl Sink {
             ("Content-Type", "application/octet-stream".to_owned()),
         ];
         if range.is_some() {
-            headers.push(("Content-Range", format!("bytes {start}-{}/{whole}", end - 1)));
+            headers.push((
+                "Content-Range",
+                format!("bytes {start}-{}/{whole}", end - 1),
+            ));
         }
         if request.header("x-amz-checksum-mode").is_some() && range.is_none() {
             headers.extend(object.came.crc64nvme.map(|crc| (CRC_HEADER, crc_text(crc))));
             headers.push(("x-amz-checksum-type", "FULL_OBJECT".to_owned()));
         }
-        headers.extend(object.metadata.iter().map(|(name, value)| (name.as_str(), value.clone())));
-        let status = if range.is_some() { "206 Partial Content" } else { "200 OK" };
+        headers.extend(
+            object
+                .metadata
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.clone())),
+        );
+        let status = if range.is_some() {
+            "206 Partial Content"
+        } else {
+            "200 OK"
+        };
         if request.method == "HEAD" {
             return answer(output, status, &headers, &[]);
         }
@@ -282,7 +397,10 @@ impl Sink {
 fn send(runs: &[Bytes], range: Range<usize>, output: &mut TcpStream) -> Result<()> {
     let mut at = 0;
     for run in runs {
-        let (from, to) = (range.start.clamp(at, at + run.len()), range.end.clamp(at, at + run.len()));
+        let (from, to) = (
+            range.start.clamp(at, at + run.len()),
+            range.end.clamp(at, at + run.len()),
+        );
         output.write_all(&run[from - at..to - at])?;
         at += run.len();
     }
@@ -301,8 +419,12 @@ fn parse_range(text: &str, whole: u64) -> Option<(u64, u64)> {
 }
 
 fn metadata(request: &Request) -> BTreeMap<String, String> {
-    let own = request.headers.iter().filter(|(name, _)| name.starts_with("x-amz-meta-"));
-    own.map(|(name, value)| (name.clone(), value.clone())).collect()
+    let own = request
+        .headers
+        .iter()
+        .filter(|(name, _)| name.starts_with("x-amz-meta-"));
+    own.map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 /// What is answered of something that came.
@@ -322,7 +444,9 @@ fn crc_text(crc: u64) -> String {
 }
 
 fn time_text(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time).map(|time| time.strftime("%Y-%m-%dT%H:%M:%S.000Z").to_string()).unwrap_or_default()
+    jiff::Timestamp::try_from(time)
+        .map(|time| time.strftime("%Y-%m-%dT%H:%M:%S.000Z").to_string())
+        .unwrap_or_default()
 }
 
 fn http_time(time: SystemTime) -> String {
@@ -332,12 +456,19 @@ fn http_time(time: SystemTime) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
 }
 
 fn xml(output: &mut TcpStream, body: &str) -> Result<()> {
     let body = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{body}");
-    answer(output, "200 OK", &[("Content-Type", "application/xml".to_owned())], body.as_bytes())
+    answer(
+        output,
+        "200 OK",
+        &[("Content-Type", "application/xml".to_owned())],
+        body.as_bytes(),
+    )
 }
 
 fn error(output: &mut TcpStream, status: &str, code: &str) -> Result<()> {
@@ -346,5 +477,10 @@ fn error(output: &mut TcpStream, status: &str, code: &str) -> Result<()> {
     } else {
         format!("<Error><Code>{code}</Code><Message>{status}</Message></Error>")
     };
-    answer(output, status, &[("Content-Type", "application/xml".to_owned())], body.as_bytes())
+    answer(
+        output,
+        status,
+        &[("Content-Type", "application/xml".to_owned())],
+        body.as_bytes(),
+    )
 }

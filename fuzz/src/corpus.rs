@@ -1,5 +1,5 @@
-//! The inputs of the fuzz targets, between `fuzz/corpus` (a file for each target, an input a line, in hexadecimal
-//! digits) and the folders of files that libFuzzer reads and writes.
+//! The inputs of the fuzz targets, between `fuzz/corpus` (a file for each target, an input a line,
+//! in hexadecimal digits) and the folders of files that libFuzzer reads and writes.
 //!
 //! ```text
 //! FUZZ_CORPUS=names                  the names of all targets
@@ -13,7 +13,8 @@ use std::path::Path;
 use std::{env, fs};
 use zfs_backup::fuzzing::{TARGETS, Target};
 
-/// Longer inputs are not kept: they would fill the repository, and the seeds are made anew each time.
+/// Longer inputs are not kept: they would fill the repository, and the seeds are made anew each
+/// time.
 const KEPT_BYTES_MAX: usize = 600;
 /// At most so many inputs of one target are kept.
 const KEPT_INPUTS_MAX: usize = 150;

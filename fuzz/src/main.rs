@@ -1,5 +1,6 @@
-//! Runs one target of `zfs_backup::fuzzing`, named by `FUZZ_TARGET`, under libFuzzer; or, with `FUZZ_CORPUS`, what
-//! `corpus.rs` does with the inputs. (One binary for both, since only one that has libFuzzer links.)
+//! Runs one target of `zfs_backup::fuzzing`, named by `FUZZ_TARGET`, under libFuzzer; or, with
+//! `FUZZ_CORPUS`, what `corpus.rs` does with the inputs. (One binary for both, since only one that
+//! has libFuzzer links.)
 #![no_main]
 
 mod corpus;

@@ -1,4 +1,5 @@
-//! `adopt`: a person decides that the backups of another origin, or of another time line of the own one, are ours.
+//! `adopt`: a person decides that the backups of another origin, or of another time line of the own
+//! one, are ours.
 
 use super::Failure;
 use super::args::{Adopt, OriginChoice};
@@ -29,20 +30,38 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
     let output = &context.output;
     let zfs = open_zfs()?;
     let datasets = context.datasets(&*zfs)?;
-    let Some(selected) = datasets.iter().find(|selected| selected.stored == adopt.dataset) else {
+    let Some(selected) = datasets
+        .iter()
+        .find(|selected| selected.stored == adopt.dataset)
+    else {
         let what = format!("{} is no dataset of this configuration", adopt.dataset);
-        return Err(usage(&what, "name it as it is named in the store (main.store_as)"));
+        return Err(usage(
+            &what,
+            "name it as it is named in the store (main.store_as)",
+        ));
     };
     let stored = &selected.stored;
     let own = origin_of(&*zfs, selected)?;
-    // A store that nothing was written to yet gets its identity first: the adoption is kept under it.
-    let purpose = if adopt.yes && !context.global.dry_run { Purpose::Write } else { Purpose::Read };
+    // A store that nothing was written to yet gets its identity first: the adoption is kept under
+    // it.
+    let purpose = if adopt.yes && !context.global.dry_run {
+        Purpose::Write
+    } else {
+        Purpose::Read
+    };
     let stores = configured_stores(config, env, purpose).await?;
     let (pool, origins) = read_pool(&*zfs, config, selected, &own, &stores)?;
     let holdings = read_holdings(config, env, (stored, &stores), &pool, &origins).await?;
     let chosen = choose(adopt, &holdings)?;
     let carry_out = adopt.yes && !context.global.dry_run && chosen.is_some();
-    print(stored, &holdings, chosen, carry_out, known_host_mark(&config.state_dir)?.as_ref(), output);
+    print(
+        stored,
+        &holdings,
+        chosen,
+        carry_out,
+        known_host_mark(&config.state_dir)?.as_ref(),
+        output,
+    );
     if let Some(holding) = chosen {
         refuse_newer(adopt, holding)?;
     }
@@ -75,37 +94,65 @@ pub(super) async fn adopt(context: &Context, adopt: &Adopt) -> Result<(), Failur
 /// Returns what the arguments name; `None` when they name nothing and nothing is to be done.
 fn choose<'a>(adopt: &Adopt, holdings: &'a [Holding]) -> Result<Option<&'a Holding>, Failure> {
     let commands = || {
-        let commands: Vec<String> =
-            holdings.iter().map(|holding| adopt_command(&adopt.dataset, &holding.holder.to_string())).collect();
+        let commands: Vec<String> = holdings
+            .iter()
+            .map(|holding| adopt_command(&adopt.dataset, &holding.holder.to_string()))
+            .collect();
         match commands.is_empty() {
             true => "nothing is there to take over".to_owned(),
             false => format!("choose one: {}", commands.join("; or: ")),
         }
     };
     let found: Vec<&Holding> = match (&adopt.origin, &adopt.line) {
-        (Some(OriginChoice { dataset_guid, pool_guid }), _) => {
-            holdings.iter().filter(|holding| holding.is_origin(*dataset_guid, *pool_guid)).collect()
-        }
+        (
+            Some(OriginChoice {
+                dataset_guid,
+                pool_guid,
+            }),
+            _,
+        ) => holdings
+            .iter()
+            .filter(|holding| holding.is_origin(*dataset_guid, *pool_guid))
+            .collect(),
         (None, Some(id)) => {
             let line = Holder::Line(id.clone());
-            holdings.iter().filter(|holding| holding.holder == line).collect()
+            holdings
+                .iter()
+                .filter(|holding| holding.holder == line)
+                .collect()
         }
         (None, None) if adopt.yes && !holdings.is_empty() => {
-            return Err(usage("-y alone does not say what is taken over", &commands()));
+            return Err(usage(
+                "-y alone does not say what is taken over",
+                &commands(),
+            ));
         }
         (None, None) => return Ok(None),
     };
     match (&found[..], &adopt.line) {
         ([one], _) => Ok(Some(one)),
         ([], Some(id)) => {
-            let what = format!("{id} is not the newest backup of another time line of {}", adopt.dataset);
-            Err(RunError::refused(what, format!("{}; a time line that grows has an active host", commands())).into())
+            let what = format!(
+                "{id} is not the newest backup of another time line of {}",
+                adopt.dataset
+            );
+            Err(RunError::refused(
+                what,
+                format!("{}; a time line that grows has an active host", commands()),
+            )
+            .into())
         }
         ([], None) => {
-            let what = format!("no other origin with that guid has backups of {}", adopt.dataset);
+            let what = format!(
+                "no other origin with that guid has backups of {}",
+                adopt.dataset
+            );
             Err(RunError::refused(what, commands()).into())
         }
-        _ => Err(usage("several pools have a dataset with that guid", &commands())),
+        _ => Err(usage(
+            "several pools have a dataset with that guid",
+            &commands(),
+        )),
     }
 }
 
@@ -113,7 +160,10 @@ fn refuse_newer(adopt: &Adopt, holding: &Holding) -> Result<(), Failure> {
     if !holding.is_newer || adopt.although_newer || !adopt.yes {
         return Ok(());
     }
-    let command = adopt_command(&adopt.dataset, &format!("{} --although-newer", holding.holder));
+    let command = adopt_command(
+        &adopt.dataset,
+        &format!("{} --although-newer", holding.holder),
+    );
     let what = format!(
         "{}: its newest snapshot, of {}, is newer than all our stored ones: its host may still be active",
         adopt.dataset, holding.newest
@@ -133,39 +183,74 @@ fn print(
     output: &Output,
 ) {
     if holdings.is_empty() {
-        output.line(format!("{stored}: there is no other origin or time line to take over"));
+        output.line(format!(
+            "{stored}: there is no other origin or time line to take over"
+        ));
         return;
     }
-    for holding in holdings.iter().filter(|holding| chosen.is_none_or(|chosen| chosen == *holding)) {
+    for holding in holdings
+        .iter()
+        .filter(|holding| chosen.is_none_or(|chosen| chosen == *holding))
+    {
         let verb = match (chosen, carry_out) {
             (None, _) => "could take over",
             (Some(_), false) => "would take over",
             (Some(_), true) => "takes over",
         };
-        let Origin { dataset_guid, pool_guid } = &holding.origin;
+        let Origin {
+            dataset_guid,
+            pool_guid,
+        } = &holding.origin;
         output.line(match &holding.holder {
-            Holder::Origin(_) => format!("{stored} {verb} dataset guid {dataset_guid} in pool guid {pool_guid}:"),
-            Holder::Line(id) => format!("{stored} {verb} another time line of its own, up to {id}:"),
+            Holder::Origin(_) => {
+                format!("{stored} {verb} dataset guid {dataset_guid} in pool guid {pool_guid}:")
+            }
+            Holder::Line(id) => {
+                format!("{stored} {verb} another time line of its own, up to {id}:")
+            }
         });
-        holding_lines(holding, own).iter().for_each(|line| output.line(format!("  {line}")));
+        holding_lines(holding, own)
+            .iter()
+            .for_each(|line| output.line(format!("  {line}")));
         if chosen.is_none() {
-            output.line(format!("  {}", adopt_command(stored, &holding.holder.to_string())));
+            output.line(format!(
+                "  {}",
+                adopt_command(stored, &holding.holder.to_string())
+            ));
         }
     }
     output.note("the retention rules then apply to the adopted backups too; do not adopt those of an active host");
 }
 
 fn holding_lines(holding: &Holding, own: Option<&HostMark>) -> Vec<String> {
-    let Holding { ids, attempts, bytes: held, oldest, newest, hosts, .. } = holding;
+    let Holding {
+        ids,
+        attempts,
+        bytes: held,
+        oldest,
+        newest,
+        hosts,
+        ..
+    } = holding;
     let mut lines = vec![
-        format!("{} backups and {attempts} unfinished uploads, {} in all stores", ids.len(), bytes(*held)),
+        format!(
+            "{} backups and {attempts} unfinished uploads, {} in all stores",
+            ids.len(),
+            bytes(*held)
+        ),
         format!("snapshots from {oldest} to {newest}"),
     ];
     if holding.is_newer {
-        lines.push("its newest is newer than all our stored ones: its host may still be active".to_owned());
+        lines.push(
+            "its newest is newer than all our stored ones: its host may still be active".to_owned(),
+        );
     }
     for host in hosts {
-        let this = if Some(host) == own { ", as this one" } else { "" };
+        let this = if Some(host) == own {
+            ", as this one"
+        } else {
+            ""
+        };
         lines.push(format!("by host {host}{this}"));
     }
     if hosts.is_empty() {
@@ -186,8 +271,8 @@ fn holding_to_json(holding: &Holding, is_chosen: bool) -> serde_json::Value {
     })
 }
 
-/// Reads what the pool knows, and the origins and backups that are ours in every store: what was taken over in one of two only is
-/// still there to take over.
+/// Reads what the pool knows, and the origins and backups that are ours in every store: what was
+/// taken over in one of two only is still there to take over.
 fn read_pool(
     zfs: &dyn Zfs,
     config: &Config,
@@ -223,7 +308,12 @@ async fn read_holdings(
         let (_, trusted) = keys_for_pruning(config, env, store).await?;
         let catalog = read_catalog(&**store, stored, &trusted).await?;
         for backup in &catalog.backups {
-            backups.push(BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), None));
+            backups.push(BackupFacts::new(
+                &backup.manifest,
+                backup.manifest_blake3,
+                backup.stored_bytes(),
+                None,
+            ));
         }
         for attempt in &catalog.attempts {
             // An untrusted `started.json` tells of no origin.
@@ -272,15 +362,23 @@ mod tests {
     const MARK: &str = "aaaaaaaaaaaaaaaa-0123456789abcdef";
 
     fn origin(dataset: u64) -> Origin {
-        Origin { dataset_guid: Guid(dataset), pool_guid: Guid(9) }
+        Origin {
+            dataset_guid: Guid(dataset),
+            pool_guid: Guid(9),
+        }
     }
 
     fn backup(guid: u64, origin: Origin, previous: &[&BackupFacts]) -> BackupFacts {
-        let at = Timestamp::from_second(1_770_000_000 + i64::try_from(guid).unwrap() * 86_400).unwrap();
+        let at =
+            Timestamp::from_second(1_770_000_000 + i64::try_from(guid).unwrap() * 86_400).unwrap();
         let id = BackupId::new(at, BackupKind::Full, Guid(guid), 1);
         BackupFacts {
             manifest_blake3: Digest::of(b""),
-            snapshot: SnapshotRef { guid: Guid(guid), createtxg: guid, created_at: at },
+            snapshot: SnapshotRef {
+                guid: Guid(guid),
+                createtxg: guid,
+                created_at: at,
+            },
             base: None,
             full_id: id.clone(),
             position: 0,
@@ -299,7 +397,8 @@ mod tests {
         }
     }
 
-    /// The pool knows 1 and 4; 2 and 3 are of another time line, 5 of another origin that was there last.
+    /// The pool knows 1 and 4; 2 and 3 are of another time line, 5 of another origin that was there
+    /// last.
     fn holdings() -> Vec<Holding> {
         let first = backup(1, origin(1), &[]);
         let second = backup(2, origin(1), &[&first]);
@@ -314,8 +413,17 @@ mod tests {
             bytes: 1 << 30,
         };
         let known = BTreeSet::from([Guid(1), Guid(4)]);
-        let pool = PoolSight { origin: origin(1), known, adopted: BTreeSet::new() };
-        find_holdings(&[first, second, third, fourth, fifth], &[attempt], &pool, &[origin(1)])
+        let pool = PoolSight {
+            origin: origin(1),
+            known,
+            adopted: BTreeSet::new(),
+        };
+        find_holdings(
+            &[first, second, third, fourth, fifth],
+            &[attempt],
+            &pool,
+            &[origin(1)],
+        )
     }
 
     fn parsed(arguments: &str) -> Adopt {
@@ -337,8 +445,11 @@ mod tests {
         let said: Vec<String> = holdings
             .iter()
             .flat_map(|holding| {
-                let command = adopt_command(&"tank/a b".parse().unwrap(), &holding.holder.to_string());
-                holding_lines(holding, Some(&mark)).into_iter().chain([command])
+                let command =
+                    adopt_command(&"tank/a b".parse().unwrap(), &holding.holder.to_string());
+                holding_lines(holding, Some(&mark))
+                    .into_iter()
+                    .chain([command])
             })
             .collect();
         insta::assert_snapshot!(said.join("\n"), @r"
@@ -359,15 +470,27 @@ mod tests {
         let holdings = holdings();
         assert_eq!(choose(&parsed(""), &holdings).unwrap(), None);
         let line = "--line 20260205T024000Z-full-0000000000000003-0000000000000001";
-        for (arguments, chosen) in
-            [("--origin 0000000000000007", 0), ("--origin 0000000000000007/0000000000000009 -y", 0), (line, 1)]
-        {
-            assert_eq!(choose(&parsed(arguments), &holdings).unwrap(), Some(&holdings[chosen]), "{arguments}");
+        for (arguments, chosen) in [
+            ("--origin 0000000000000007", 0),
+            ("--origin 0000000000000007/0000000000000009 -y", 0),
+            (line, 1),
+        ] {
+            assert_eq!(
+                choose(&parsed(arguments), &holdings).unwrap(),
+                Some(&holdings[chosen]),
+                "{arguments}"
+            );
         }
         for (arguments, told) in [
             ("-y", "-y alone does not say what is taken over"),
-            ("--origin 0000000000000008 -y", "no other origin with that guid"),
-            ("--origin 0000000000000007/0000000000000008", "no other origin with that guid"),
+            (
+                "--origin 0000000000000008 -y",
+                "no other origin with that guid",
+            ),
+            (
+                "--origin 0000000000000007/0000000000000008",
+                "no other origin with that guid",
+            ),
             (
                 "--line 20260204T024000Z-full-0000000000000002-0000000000000001 -y",
                 "is not the newest backup of another",
@@ -375,22 +498,35 @@ mod tests {
         ] {
             let reason = reason_of(&choose(&parsed(arguments), &holdings).unwrap_err());
             assert!(
-                reason.contains(told) && reason.contains(&format!("zfs-backup adopt tank/a {line} -y")),
+                reason.contains(told)
+                    && reason.contains(&format!("zfs-backup adopt tank/a {line} -y")),
                 "{reason}"
             );
         }
-        assert_eq!(choose(&parsed("-y"), &[]).unwrap(), None, "nothing to take over is no error");
+        assert_eq!(
+            choose(&parsed("-y"), &[]).unwrap(),
+            None,
+            "nothing to take over is no error"
+        );
     }
 
     #[test]
     fn one_that_is_newer_than_ours_is_taken_over_only_by_those_words() {
         let holdings = holdings();
-        let refused = refuse_newer(&parsed("--origin 0000000000000007 -y"), &holdings[0]).unwrap_err();
+        let refused =
+            refuse_newer(&parsed("--origin 0000000000000007 -y"), &holdings[0]).unwrap_err();
         let reason = reason_of(&refused);
         let command = "zfs-backup adopt tank/a --origin 0000000000000007/0000000000000009 --although-newer -y";
-        assert!(reason.contains("may still be active") && reason.contains(command), "{reason}");
+        assert!(
+            reason.contains("may still be active") && reason.contains(command),
+            "{reason}"
+        );
         refuse_newer(&parsed("--origin 0000000000000007"), &holdings[0]).unwrap();
-        refuse_newer(&parsed("--origin 0000000000000007 --although-newer -y"), &holdings[0]).unwrap();
+        refuse_newer(
+            &parsed("--origin 0000000000000007 --although-newer -y"),
+            &holdings[0],
+        )
+        .unwrap();
         refuse_newer(&parsed("-y"), &holdings[1]).unwrap();
     }
 }

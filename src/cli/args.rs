@@ -18,8 +18,9 @@ Exit status:
   11   another run has the lock
   130  interrupted";
 
-/// Streams ZFS snapshots, chunked and sealed with age, straight into S3-compatible storage, proves that they are there,
-/// and restores them. ZFS is driven through libzfs_core; the zfs command is never run.
+/// Streams ZFS snapshots, chunked and sealed with age, straight into S3-compatible storage, proves
+/// that they are there, and restores them. ZFS is driven through libzfs_core; the zfs command is
+/// never run.
 #[derive(Debug, Parser)]
 #[command(name = "zfs-backup", version, after_help = EXIT_STATUS, max_term_width = 80)]
 pub(super) struct Args {
@@ -31,10 +32,12 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Default, ClapArgs)]
 pub(super) struct Global {
-    /// The configuration [default: /etc/zfs-backup/zfs-backup.toml, for an ordinary user the XDG path]
+    /// The configuration [default: /etc/zfs-backup/zfs-backup.toml, for an ordinary user the XDG
+    /// path]
     #[arg(short, long, global = true, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Work although the lockfile is there; only before the command. The kernel lock is never ignored
+    /// Work although the lockfile is there; only before the command. The kernel lock is never
+    /// ignored
     #[arg(short = 'i', long)]
     pub(super) ignore_lock: bool,
     /// Wait so long for the lock, such as 90s, 10m, 2h, instead of ending with status 11
@@ -52,7 +55,8 @@ pub(super) struct Global {
     /// The result as JSON on stdout; logs stay on stderr
     #[arg(long, global = true)]
     pub(super) json: bool,
-    /// How far an upload is: auto is a bar on a terminal and a line every 30 s elsewhere, silent with -q
+    /// How far an upload is: auto is a bar on a terminal and a line every 30 s elsewhere, silent
+    /// with -q
     #[arg(long, global = true, value_name = "WHEN", value_enum, default_value_t)]
     pub(super) progress: ProgressWhen,
 }
@@ -77,8 +81,8 @@ pub(super) enum Command {
     Lock,
     /// Delete the lockfile that was made by hand or that a dead run left
     ///
-    /// The lock of a run that may still be at work, here or on another host, is deleted only with -i before the
-    /// command. In a sequence this deletes the lock of its own run.
+    /// The lock of a run that may still be at work, here or on another host, is deleted only with
+    /// -i before the command. In a sequence this deletes the lock of its own run.
     Unlock,
     /// Take one atomic snapshot of all configured datasets of a pool
     Snapshot,
@@ -88,13 +92,15 @@ pub(super) enum Command {
     UploadIntermediateToRemote(Upload),
     /// Stream the newest snapshots into the remote, with nothing on disk
     StreamToRemote(Kind),
-    /// Destroy this tool's snapshots that are older than oldest_snapshot_days and that nothing needs
+    /// Destroy this tool's snapshots that are older than oldest_snapshot_days and that nothing
+    /// needs
     PruneSnapshots(PruneByAge),
     /// Delete from the intermediate directory what [lifecycle-intermediate] does not keep
     PruneIntermediate(PruneByAge),
     /// Delete from the remote what [lifecycle-remote] does not keep
     PruneRemote(PruneByAge),
-    /// Hold the signed manifests against what the store itself reports; downloads no chunk unless asked
+    /// Hold the signed manifests against what the store itself reports; downloads no chunk unless
+    /// asked
     VerifyChecksums(Verify),
     /// Show snapshots, chains and unfinished uploads, their age, size and state
     Show(Show),
@@ -102,26 +108,29 @@ pub(super) enum Command {
     Restore(Restore),
     /// Rehearse a restore: into a scratch dataset, which is checked and destroyed again
     ///
-    /// Every record of every stream is checked by the kernel, the snapshots must have the guids of the manifests, and
-    /// where the pool still has a snapshot and its base, its own stream must be the very bytes that came back. The date
-    /// stands in `show` and `health` from then on. Without DATASET it is the one whose last drill is the oldest.
+    /// Every record of every stream is checked by the kernel, the snapshots must have the guids of
+    /// the manifests, and where the pool still has a snapshot and its base, its own stream must be
+    /// the very bytes that came back. The date stands in `show` and `health` from then on. Without
+    /// DATASET it is the one whose last drill is the oldest.
     Drill(Drill),
-    /// One line a dataset for monitoring, from this host's records; exit status 0, 1, 2 or 3 as monitoring plugins do
+    /// One line a dataset for monitoring, from this host's records; exit status 0, 1, 2 or 3 as
+    /// monitoring plugins do
     Health(Health),
-    /// Look at ZFS, permissions, credentials and the store, and say what works and what to do about the rest
+    /// Look at ZFS, permissions, credentials and the store, and say what works and what to do about
+    /// the rest
     ///
-    /// Writes nothing but a probe of the store, below @zfs-backup/probe/, and removes it again; with --dry-run not even
-    /// that. Ends with 1 if a backup could not work.
+    /// Writes nothing but a probe of the store, below @zfs-backup/probe/, and removes it again;
+    /// with --dry-run not even that. Ends with 1 if a backup could not work.
     Doctor,
     /// What this tool holds in the pools
     #[command(subcommand)]
     Holds(Holds),
-    /// Take over the backups of another origin, such as a pool that was rebuilt, or of another time line of this one, as
-    /// a cloned machine or a pool that was rewound leaves it
+    /// Take over the backups of another origin, such as a pool that was rebuilt, or of another time
+    /// line of this one, as a cloned machine or a pool that was rewound leaves it
     ///
-    /// Without --origin and --line the command lists the origins and time lines, with the command for each. Afterwards
-    /// the retention rules apply to the adopted backups too. Only the listed backups of a time line are adopted: if its
-    /// host makes more, pruning stops again.
+    /// Without --origin and --line the command lists the origins and time lines, with the command
+    /// for each. Afterwards the retention rules apply to the adopted backups too. Only the listed
+    /// backups of a time line are adopted: if its host makes more, pruning stops again.
     Adopt(Adopt),
     /// Take the store that is there now for the right one, after a disk or a bucket was replaced
     AcceptStore(AcceptStore),
@@ -168,9 +177,10 @@ pub(super) struct PruneByAge {
     pub(super) yes: bool,
     /// Confirm that this host's clock is right when nothing else confirms it
     ///
-    /// Pruning deletes nothing while the clock is more than a day ahead of the time that earlier runs noted, for
-    /// example after a long time without power on a host without NTP. With -y this option notes the time as confirmed,
-    /// for later runs. The clock of an S3 or B2 store overrules this option.
+    /// Pruning deletes nothing while the clock is more than a day ahead of the time that earlier
+    /// runs noted, for example after a long time without power on a host without NTP. With -y this
+    /// option notes the time as confirmed, for later runs. The clock of an S3 or B2 store overrules
+    /// this option.
     #[arg(long)]
     pub(super) clock_is_right: bool,
 }
@@ -198,7 +208,8 @@ pub(super) enum Holds {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Release {
-    /// Also release the holds of this backup when no journal and no store proves its upload over; repeatable
+    /// Also release the holds of this backup when no journal and no store proves its upload over;
+    /// repeatable
     #[arg(long = "id", value_name = "ID")]
     pub(super) ids: Vec<BackupId>,
     /// Release the holds; without -y the command only prints which holds it would release
@@ -224,8 +235,8 @@ pub(super) struct Adopt {
     /// Take over the other time line whose newest backup this is
     #[arg(long, value_name = "ID")]
     pub(super) line: Option<BackupId>,
-    /// Accept a time line or origin whose newest snapshot is newer than all our stored ones: its host may still be
-    /// active
+    /// Accept a time line or origin whose newest snapshot is newer than all our stored ones: its
+    /// host may still be active
     #[arg(long)]
     pub(super) although_newer: bool,
     /// Do it; without it what would be taken over is printed
@@ -245,8 +256,13 @@ impl FromStr for OriginChoice {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let (dataset, pool) = text.split_once('/').map_or((text, None), |(dataset, pool)| (dataset, Some(pool)));
-        Ok(Self { dataset_guid: dataset.parse()?, pool_guid: pool.map(str::parse).transpose()? })
+        let (dataset, pool) = text
+            .split_once('/')
+            .map_or((text, None), |(dataset, pool)| (dataset, Some(pool)));
+        Ok(Self {
+            dataset_guid: dataset.parse()?,
+            pool_guid: pool.map(str::parse).transpose()?,
+        })
     }
 }
 
@@ -276,11 +292,13 @@ pub(super) struct Kind {
     pub(super) incremental: bool,
     /// Give up the interrupted uploads of this kind instead of going on with them
     ///
-    /// Their holds are released. What they stored stays until a prune gives it up or `forget` deletes it.
+    /// Their holds are released. What they stored stays until a prune gives it up or `forget`
+    /// deletes it.
     #[arg(long)]
     pub(super) restart: bool,
-    /// Take this recorded full stream (a file or a pipe, as `zfs send` writes them) in place of what ZFS would send, for
-    /// benchmarks and for tests on hosts without ZFS; the dataset and the snapshot are those that it names
+    /// Take this recorded full stream (a file or a pipe, as `zfs send` writes them) in place of
+    /// what ZFS would send, for benchmarks and for tests on hosts without ZFS; the dataset and the
+    /// snapshot are those that it names
     #[arg(long, value_name = "FILE", hide = true, conflicts_with = "incremental")]
     pub(super) stream_from: Option<PathBuf>,
 }
@@ -288,11 +306,13 @@ pub(super) struct Kind {
 /// Where to read from, and with which keys. On a bare host no configuration is needed.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Source {
-    /// Read from this store instead of the configured remote: s3:bucket/prefix, b2:bucket/prefix or file:/dir. With it
-    /// no configuration is read; credentials and endpoint come from the environment (AWS_..., B2_...)
+    /// Read from this store instead of the configured remote: s3:bucket/prefix, b2:bucket/prefix or
+    /// file:/dir. With it no configuration is read; credentials and endpoint come from the
+    /// environment (AWS_..., B2_...)
     #[arg(long, value_name = "URL")]
     pub(super) remote: Option<String>,
-    /// The key file (an age identity file with the verifying key in a comment line), instead of the passphrase
+    /// The key file (an age identity file with the verifying key in a comment line), instead of the
+    /// passphrase
     #[arg(long, value_name = "FILE")]
     pub(super) identity: Option<PathBuf>,
 }
@@ -304,7 +324,8 @@ pub(super) struct Show {
     pub(super) include_remote: bool,
     #[command(flatten)]
     pub(super) source: Source,
-    /// Only these datasets, as they are named in the store [default: all configured; with --remote all found]
+    /// Only these datasets, as they are named in the store [default: all configured; with --remote
+    /// all found]
     #[arg(value_name = "DATASET")]
     pub(super) datasets: Vec<DatasetName>,
 }
@@ -319,7 +340,8 @@ pub(super) struct Verify {
     pub(super) read_data: Option<ReadShare>,
     #[command(flatten)]
     pub(super) source: Source,
-    /// Only these datasets, as they are named in the store [default: all configured; with --remote all found]
+    /// Only these datasets, as they are named in the store [default: all configured; with --remote
+    /// all found]
     #[arg(value_name = "DATASET")]
     pub(super) datasets: Vec<DatasetName>,
 }
@@ -328,8 +350,9 @@ pub(super) struct Verify {
 pub(super) enum Key {
     /// Make the keyring in the configured stores, if there is none yet
     Generate {
-        /// Use the keys that the passphrase opens although the store holds backups for newer or other keys. Check those
-        /// backups first: an attacker who deletes the newest keyring wants this host to seal to old, leaked keys
+        /// Use the keys that the passphrase opens although the store holds backups for newer or
+        /// other keys. Check those backups first: an attacker who deletes the newest keyring wants
+        /// this host to seal to old, leaked keys
         #[arg(long)]
         trust_found_keys: bool,
     },
@@ -349,16 +372,19 @@ pub(super) enum Key {
         #[arg(long, value_name = "FILE")]
         new_passphrase_file: Option<PathBuf>,
     },
-    /// Make new keys and retire the old ones, for after a leak. The next backup of each dataset is a full of a new chain
+    /// Make new keys and retire the old ones, for after a leak. The next backup of each dataset is
+    /// a full of a new chain
     ///
-    /// From now on the old verifying keys are trusted for exactly the backups and prune records that verify in the
-    /// configured stores at this moment, and for nothing that is signed with them later. Before the rotation, delete
-    /// the backups that you did not make (`zfs-backup forget`). Let no other host back up meanwhile. --dry-run shows
-    /// the objects that would stay trusted.
+    /// From now on the old verifying keys are trusted for exactly the backups and prune records
+    /// that verify in the configured stores at this moment, and for nothing that is signed with
+    /// them later. Before the rotation, delete the backups that you did not make (`zfs-backup
+    /// forget`). Let no other host back up meanwhile. --dry-run shows the objects that would stay
+    /// trusted.
     ///
-    /// A rotation does not protect older backups: they stay sealed to the old identity, so anyone who has that identity
-    /// and a copy of the bucket can read them. Once new fulls are stored, delete the old backups with prune-remote and
-    /// prune-intermediate. If the passphrase leaked, run `key passphrase` first.
+    /// A rotation does not protect older backups: they stay sealed to the old identity, so anyone
+    /// who has that identity and a copy of the bucket can read them. Once new fulls are stored,
+    /// delete the old backups with prune-remote and prune-intermediate. If the passphrase leaked,
+    /// run `key passphrase` first.
     Rotate {
         /// Keep trusting the old keys as before: for a scheduled rotation without a leak
         #[arg(long)]

@@ -8,8 +8,8 @@ use super::lock::wait_for_others;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::wire::{
-    ask_passphrase, backup_settings, keys_for_planning, keys_for_writing, open_intermediate, open_remote,
-    open_remote_for, open_zfs,
+    ask_passphrase, backup_settings, keys_for_planning, keys_for_writing, open_intermediate,
+    open_remote, open_remote_for, open_zfs,
 };
 use super::{Failure, recover, remember};
 use crate::config::{Config, Environment, KeySource, SnapshotSource};
@@ -17,8 +17,8 @@ use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
 use crate::run::RunError;
 use crate::run::backup::{
-    BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup, PlannedResume, StoreRole,
-    back_up, plan_backup, plan_resumes,
+    BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup,
+    PlannedResume, StoreRole, back_up, plan_backup, plan_resumes,
 };
 use crate::run::identity::refuse_one_place;
 use crate::run::inside::refuse_inside;
@@ -36,10 +36,24 @@ use std::time::Instant;
 
 pub(super) async fn stream_to_remote(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
+    let purpose = if context.global.dry_run {
+        Purpose::Read
+    } else {
+        Purpose::Write
+    };
     let store = open_remote_for(config, env, purpose).await?;
     let other = open_other(config, env, StoreRole::Intermediate, &*store).await?;
-    back_up_all(context, kind, &source_of(kind)?, Target { store, role: StoreRole::Remote, other }).await
+    back_up_all(
+        context,
+        kind,
+        &source_of(kind)?,
+        Target {
+            store,
+            role: StoreRole::Remote,
+            other,
+        },
+    )
+    .await
 }
 
 /// The kernel's ZFS, or a recorded stream in its place.
@@ -52,19 +66,27 @@ fn source_of(kind: &Kind) -> Result<Arc<dyn Zfs>, Failure> {
 
 pub(super) async fn export_intermediate(context: &Context, kind: &Kind) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
-    let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
+    let purpose = if context.global.dry_run {
+        Purpose::Read
+    } else {
+        Purpose::Write
+    };
     let store = open_intermediate(config, purpose).await?;
     let other = open_other(config, env, StoreRole::Remote, &*store).await?;
     let zfs = source_of(kind)?;
     refuse_inside_datasets(context, config, &*zfs)?;
-    let target = Target { store: Arc::clone(&store), role: StoreRole::Intermediate, other };
+    let target = Target {
+        store: Arc::clone(&store),
+        role: StoreRole::Intermediate,
+        other,
+    };
     let exported = back_up_all(context, kind, &zfs, target).await;
     let summed = write_all_sums(context, config, &*zfs, &*store).await;
     exported.and(summed)
 }
 
-/// Opens the configured store that is not the target, and requires that the two differ. A store that cannot be opened
-/// does not stop the run: the remote's last known contents are used.
+/// Opens the configured store that is not the target, and requires that the two differ. A store
+/// that cannot be opened does not stop the run: the remote's last known contents are used.
 async fn open_other(
     config: &Config,
     env: &Environment,
@@ -86,14 +108,26 @@ async fn open_other(
         Ok(store) => Some(store.known()),
         Err(_) => known_store(config, role)?,
     };
-    known.iter().try_for_each(|known| refuse_one_place(&target.known(), known))?;
+    known
+        .iter()
+        .try_for_each(|known| refuse_one_place(&target.known(), known))?;
     Ok(known.map(|known| OtherStore { role, known, store }))
 }
 
 /// Each backup would hold the ones before.
-fn refuse_inside_datasets(context: &Context, config: &Config, zfs: &dyn Zfs) -> Result<(), Failure> {
-    let Some(intermediate) = &config.intermediate else { return Ok(()) };
-    let datasets: Vec<DatasetName> = context.datasets(zfs)?.into_iter().map(|selected| selected.dataset.name).collect();
+fn refuse_inside_datasets(
+    context: &Context,
+    config: &Config,
+    zfs: &dyn Zfs,
+) -> Result<(), Failure> {
+    let Some(intermediate) = &config.intermediate else {
+        return Ok(());
+    };
+    let datasets: Vec<DatasetName> = context
+        .datasets(zfs)?
+        .into_iter()
+        .map(|selected| selected.dataset.name)
+        .collect();
     Ok(refuse_inside(&intermediate.basedir, &datasets)?)
 }
 
@@ -104,7 +138,10 @@ async fn write_all_sums(
     zfs: &dyn Zfs,
     store: &dyn ObjectStore,
 ) -> Result<(), Failure> {
-    let wanted = config.intermediate.as_ref().is_some_and(|intermediate| intermediate.checksum);
+    let wanted = config
+        .intermediate
+        .as_ref()
+        .is_some_and(|intermediate| intermediate.checksum);
     if !wanted || context.global.dry_run {
         return Ok(());
     }
@@ -128,7 +165,12 @@ struct Target {
     other: Option<OtherStore>,
 }
 
-async fn back_up_all(context: &Context, kind: &Kind, zfs: &Arc<dyn Zfs>, target: Target) -> Result<(), Failure> {
+async fn back_up_all(
+    context: &Context,
+    kind: &Kind,
+    zfs: &Arc<dyn Zfs>,
+    target: Target,
+) -> Result<(), Failure> {
     let Context { output, stop, .. } = context;
     let (config, env) = &*context.config()?;
     let requested = match (kind.full, kind.incremental) {
@@ -162,10 +204,15 @@ async fn back_up_all(context: &Context, kind: &Kind, zfs: &Arc<dyn Zfs>, target:
         (backup.progress, backup.planned) = (progress.sink(), Arc::new(planned));
         backup.settings.until = until;
         let started = Instant::now();
-        let outcome = wait_for_others(context, async || back_up(&backup, selected, requested).await).await;
+        let outcome = wait_for_others(context, async || {
+            back_up(&backup, selected, requested).await
+        })
+        .await;
         progress.finish();
         let (outcomes, error) = match outcome {
-            Ok(BackupOutcome::EndedThenFailed { ended, error }) => (as_outcomes(ended).collect(), Some(error)),
+            Ok(BackupOutcome::EndedThenFailed { ended, error }) => {
+                (as_outcomes(ended).collect(), Some(error))
+            }
             Ok(outcome) => (one_by_one(outcome), None),
             Err(error) => (Vec::new(), Some(error)),
         };
@@ -198,12 +245,32 @@ async fn back_up_all(context: &Context, kind: &Kind, zfs: &Arc<dyn Zfs>, target:
     context.verdict()
 }
 
-/// The keys of the remote, where this host has none and begins with an empty intermediate directory.
-async fn learn_keys_of_remote(config: &Config, env: &Environment, target: &Target) -> Result<(), Failure> {
-    let Some(OtherStore { role: StoreRole::Remote, store: remote, .. }) = &target.other else { return Ok(()) };
-    let KeySource::Passphrase(source) = &config.keys else { return Ok(()) };
+/// The keys of the remote, where this host has none and begins with an empty intermediate
+/// directory.
+async fn learn_keys_of_remote(
+    config: &Config,
+    env: &Environment,
+    target: &Target,
+) -> Result<(), Failure> {
+    let Some(OtherStore {
+        role: StoreRole::Remote,
+        store: remote,
+        ..
+    }) = &target.other
+    else {
+        return Ok(());
+    };
+    let KeySource::Passphrase(source) = &config.keys else {
+        return Ok(());
+    };
     let remote = remote.as_deref().map_err(String::as_str);
-    Ok(learn_keys(&*target.store, remote, &KeyCache::new(&config.state_dir), || ask_passphrase(source, env)).await?)
+    Ok(learn_keys(
+        &*target.store,
+        remote,
+        &KeyCache::new(&config.state_dir),
+        || ask_passphrase(source, env),
+    )
+    .await?)
 }
 
 fn backup_env(
@@ -262,7 +329,9 @@ async fn dry_run(
         }
         if resumes.iter().any(|resume| resume.resumes_at.is_some()) {
             // What follows depends on what will be stored by then.
-            context.output.line(format!("{dataset}: then the newest snapshot, if that is another one"));
+            context.output.line(format!(
+                "{dataset}: then the newest snapshot, if that is another one"
+            ));
             context.done(dataset, 0);
             continue;
         }
@@ -276,12 +345,16 @@ async fn dry_run(
         }
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
-    context.output.json(|| json!({ "plans": plans, "failed": failed }));
+    context
+        .output
+        .json(|| json!({ "plans": plans, "failed": failed }));
     context.verdict()
 }
 
 fn chunks_of(planned: &PlannedBackup, config: &Config) -> Option<u64> {
-    planned.estimate_bytes.map(|estimate| estimate.div_ceil(config.split_size.bytes()).max(1))
+    planned
+        .estimate_bytes
+        .map(|estimate| estimate.div_ceil(config.split_size.bytes()).max(1))
 }
 
 fn print_plan(dataset: &DatasetName, planned: &PlannedBackup, config: &Config, output: &Output) {
@@ -290,9 +363,18 @@ fn print_plan(dataset: &DatasetName, planned: &PlannedBackup, config: &Config, o
         _ => "size not known".to_owned(),
     };
     output.line(match &planned.plan {
-        SendPlan::UpToDate { id } => format!("{dataset}: up to date, {id} holds the newest snapshot"),
-        SendPlan::Full { snapshot, why } => format!("{dataset} FULL ({why}) of @{}: {size}", snapshot.name.short()),
-        SendPlan::Incremental { snapshot, base, backup } => format!(
+        SendPlan::UpToDate { id } => {
+            format!("{dataset}: up to date, {id} holds the newest snapshot")
+        }
+        SendPlan::Full { snapshot, why } => format!(
+            "{dataset} FULL ({why}) of @{}: {size}",
+            snapshot.name.short()
+        ),
+        SendPlan::Incremental {
+            snapshot,
+            base,
+            backup,
+        } => format!(
             "{dataset} incremental of @{}: {size}\n  from {} ({})\n  on {}",
             snapshot.name.short(),
             base_text(base),
@@ -303,23 +385,45 @@ fn print_plan(dataset: &DatasetName, planned: &PlannedBackup, config: &Config, o
 }
 
 fn print_resume(dataset: &DatasetName, resume: &PlannedResume, config: &Config, output: &Output) {
-    let PlannedResume { id, chunks, stream_bytes, resumes_at, why_not } = resume;
+    let PlannedResume {
+        id,
+        chunks,
+        stream_bytes,
+        resumes_at,
+        why_not,
+    } = resume;
     let kept = format!("{chunks} chunks ({}) are confirmed", bytes(*stream_bytes));
     match (resumes_at, why_not) {
         (Some(position), _) => {
             output.line(format!("{dataset} goes on with {id}"));
             let next = position / config.split_size.bytes();
-            output.line(format!("  {kept}; ZFS is read again from {}, in chunk {next}", bytes(*position)));
+            output.line(format!(
+                "  {kept}; ZFS is read again from {}, in chunk {next}",
+                bytes(*position)
+            ));
         }
         (None, why) => {
-            output.line(format!("{dataset} does not go on with {id}: {}", why.as_deref().unwrap_or("not known why")));
+            output.line(format!(
+                "{dataset} does not go on with {id}: {}",
+                why.as_deref().unwrap_or("not known why")
+            ));
             output.line(format!("  {kept}"));
         }
     }
 }
 
-fn resume_json(dataset: &DatasetName, resume: &PlannedResume, config: &Config) -> serde_json::Value {
-    let PlannedResume { id, chunks, stream_bytes, resumes_at, why_not } = resume;
+fn resume_json(
+    dataset: &DatasetName,
+    resume: &PlannedResume,
+    config: &Config,
+) -> serde_json::Value {
+    let PlannedResume {
+        id,
+        chunks,
+        stream_bytes,
+        resumes_at,
+        why_not,
+    } = resume;
     json!({
         "dataset": dataset, "plan": "resume", "id": id, "chunks": chunks, "stream_bytes": stream_bytes,
         "resumes_at": resumes_at, "split_bytes": config.split_size.bytes(), "why_not": why_not,
@@ -340,7 +444,11 @@ fn plan_json(dataset: &DatasetName, planned: &PlannedBackup, config: &Config) ->
         SendPlan::Full { snapshot, why } => json!({
             "dataset": dataset, "plan": "full", "snapshot": snapshot.name, "why": why.to_string(), "estimate": size,
         }),
-        SendPlan::Incremental { snapshot, base, backup } => json!({
+        SendPlan::Incremental {
+            snapshot,
+            base,
+            backup,
+        } => json!({
             "dataset": dataset, "plan": "incremental", "snapshot": snapshot.name, "base": base_text(base),
             "base_backup": backup.id, "estimate": size,
         }),
@@ -358,7 +466,9 @@ fn one_by_one(mut outcome: BackupOutcome) -> Vec<BackupOutcome> {
 }
 
 fn as_outcomes(committed: Vec<CommittedBackup>) -> impl Iterator<Item = BackupOutcome> {
-    committed.into_iter().map(|committed| BackupOutcome::Committed(Box::new(committed)))
+    committed
+        .into_iter()
+        .map(|committed| BackupOutcome::Committed(Box::new(committed)))
 }
 
 fn report(
@@ -371,30 +481,54 @@ fn report(
         // Its backups are reported one by one, and the error as any other.
         BackupOutcome::EndedThenFailed { .. } => None,
         BackupOutcome::UpToDate(id) => {
-            output.line(format!("{dataset}: up to date, {id} holds the newest snapshot"));
+            output.line(format!(
+                "{dataset}: up to date, {id} holds the newest snapshot"
+            ));
             Some(json!({ "dataset": dataset, "result": "up-to-date", "id": id }))
         }
-        BackupOutcome::Paused(PausedUpload { id, why, chunks, stream_bytes, .. }) => {
+        BackupOutcome::Paused(PausedUpload {
+            id,
+            why,
+            chunks,
+            stream_bytes,
+            ..
+        }) => {
             output.line(format!("{dataset}: paused, {why}"));
-            output.line(format!("  {id}: {chunks} chunks kept ({}); the next run goes on", bytes(*stream_bytes)));
+            output.line(format!(
+                "  {id}: {chunks} chunks kept ({}); the next run goes on",
+                bytes(*stream_bytes)
+            ));
             Some(json!({
                 "dataset": dataset, "result": "paused", "id": id, "why": why, "chunks": chunks,
                 "stream_bytes": stream_bytes,
             }))
         }
         BackupOutcome::Committed(committed) => {
-            let CommittedBackup { manifest, stored_bytes, chunks, evidence, .. } = &**committed;
+            let CommittedBackup {
+                manifest,
+                stored_bytes,
+                chunks,
+                evidence,
+                ..
+            } = &**committed;
             let seconds = started.elapsed().as_secs_f64();
             let base = manifest.base.as_ref().map(|base| &base.backup_id);
             output.line(format!("{dataset}: committed {}", manifest.id));
             if let Some(base) = base {
-                output.line(format!("  incremental {} on {base}", manifest.chain.position));
+                output.line(format!(
+                    "  incremental {} on {base}",
+                    manifest.chain.position
+                ));
             }
             output.line(format!(
                 "  {} stream, {} stored in {chunks} chunks, {seconds:.1} s, confirmed by {}",
                 bytes(manifest.stream_bytes),
                 bytes(*stored_bytes),
-                evidence.as_ref().map_or("nothing", |evidence| super::verify::tier_words(evidence.tier)),
+                evidence
+                    .as_ref()
+                    .map_or("nothing", |evidence| super::verify::tier_words(
+                        evidence.tier
+                    )),
             ));
             if !manifest.send.checked {
                 output.note("a record of an unknown type was passed through: checked by END only");

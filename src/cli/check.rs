@@ -10,7 +10,11 @@ use crate::run::error_chain;
 use crate::run::probe::{ProbeNote, known_probes};
 use serde_json::json;
 
-pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) -> Result<(), Failure> {
+pub(super) fn config(
+    global: &Global,
+    command: &ConfigCommand,
+    output: &Output,
+) -> Result<(), Failure> {
     let (config, env) = load_config(global, output)?;
     match command {
         ConfigCommand::Init(_) | ConfigCommand::Convert { .. } | ConfigCommand::Recover(_) => {
@@ -28,11 +32,15 @@ pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) 
             output.line(format!("{}: good", config.file.display()));
             for advice in config.check_advice() {
                 let text = format!("  {}: {}", advice.subject, advice.text);
-                wrap(&text, WIDTH, "    ").iter().for_each(|line| output.line(line));
+                wrap(&text, WIDTH, "    ")
+                    .iter()
+                    .for_each(|line| output.line(line));
             }
             let probes = probes(&config, output);
             for note in &probes {
-                wrap(&format!("  probe: {}", describe(note)), WIDTH, "    ").iter().for_each(|line| output.line(line));
+                wrap(&format!("  probe: {}", describe(note)), WIDTH, "    ")
+                    .iter()
+                    .for_each(|line| output.line(line));
             }
             output.json(|| {
                 let advice: Vec<_> = config
@@ -47,9 +55,12 @@ pub(super) fn config(global: &Global, command: &ConfigCommand, output: &Output) 
     Ok(())
 }
 
-/// What is remembered of the remote. That it cannot be read is said: the next command that writes tries it again.
+/// What is remembered of the remote. That it cannot be read is said: the next command that writes
+/// tries it again.
 fn probes(config: &Config, output: &Output) -> Vec<ProbeNote> {
-    let Some(remote) = &config.remote else { return Vec::new() };
+    let Some(remote) = &config.remote else {
+        return Vec::new();
+    };
     known_probes(&config.state_dir, &remote.to_string()).unwrap_or_else(|error| {
         output.note(&error_chain(&error));
         Vec::new()
@@ -61,7 +72,13 @@ fn describe(note: &ProbeNote) -> String {
     let kept = match probe.kept.as_slice() {
         [] if probe.checksum.is_none() => "checksums are the store's own".to_owned(),
         [] => "it keeps no checksum".to_owned(),
-        kept => format!("it keeps {}", kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")),
+        kept => format!(
+            "it keeps {}",
+            kept.iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" and ")
+        ),
     };
     let (put, complete) = (probe.conditional_put, probe.conditional_complete);
     format!(

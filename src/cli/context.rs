@@ -1,5 +1,5 @@
-//! What one command, or one step of `perform`, works with: options, configuration, and a tally of what became of each
-//! dataset.
+//! What one command, or one step of `perform`, works with: options, configuration, and a tally of
+//! what became of each dataset.
 
 use super::args::Global;
 use super::output::Output;
@@ -51,17 +51,46 @@ pub(super) struct Tally {
 }
 
 impl Context {
-    pub(super) fn new(global: Global, output: Arc<Output>, stop: Stop, leftovers: Arc<Leftovers>) -> Self {
+    pub(super) fn new(
+        global: Global,
+        output: Arc<Output>,
+        stop: Stop,
+        leftovers: Arc<Leftovers>,
+    ) -> Self {
         let (loaded, skip, tally) = (Arc::default(), BTreeSet::new(), Mutex::default());
-        Self { global, output, stop, leftovers, step: None, loaded, skip, tally }
+        Self {
+            global,
+            output,
+            stop,
+            leftovers,
+            step: None,
+            loaded,
+            skip,
+            tally,
+        }
     }
 
     /// For one step of this run, without the datasets that failed before.
-    pub(super) fn step(&self, name: &str, global: Global, output: Arc<Output>, skip: BTreeSet<DatasetName>) -> Self {
+    pub(super) fn step(
+        &self,
+        name: &str,
+        global: Global,
+        output: Arc<Output>,
+        skip: BTreeSet<DatasetName>,
+    ) -> Self {
         let loaded = Arc::clone(&self.loaded);
         let step = Some(name.to_owned());
         let leftovers = Arc::clone(&self.leftovers);
-        Self { global, output, stop: self.stop.clone(), leftovers, step, loaded, skip, tally: Mutex::default() }
+        Self {
+            global,
+            output,
+            stop: self.stop.clone(),
+            leftovers,
+            step,
+            loaded,
+            skip,
+            tally: Mutex::default(),
+        }
     }
 
     /// Whether this is a step of `perform`.
@@ -71,8 +100,10 @@ impl Context {
 
     /// What every hook finds in its environment.
     pub(super) fn hook_variables(&self, config: &Config) -> Vec<(&'static str, String)> {
-        let mut variables =
-            vec![("ZFS_BACKUP_HOST", host_name()), ("ZFS_BACKUP_CONFIG", config.file.display().to_string())];
+        let mut variables = vec![
+            ("ZFS_BACKUP_HOST", host_name()),
+            ("ZFS_BACKUP_CONFIG", config.file.display().to_string()),
+        ];
         variables.extend(self.step.clone().map(|step| ("ZFS_BACKUP_STEP", step)));
         variables
     }
@@ -86,28 +117,46 @@ impl Context {
         Ok(Arc::clone(self.loaded.get_or_init(|| loaded)))
     }
 
-    /// The datasets to work on: those configured, but for those that failed earlier in this run. One that is missing has
-    /// failed, and does not keep the others back.
+    /// The datasets to work on: those configured, but for those that failed earlier in this run.
+    /// One that is missing has failed, and does not keep the others back.
     pub(super) fn datasets(&self, zfs: &dyn Zfs) -> Result<Vec<Selected>, Failure> {
         let config = &self.config()?.0;
-        let Selection { selected, failed, left_out } = select_datasets(zfs, &config.datasets, &config.state_dir)?;
-        for LeftOut { dataset, why, recorded } in &left_out {
+        let Selection {
+            selected,
+            failed,
+            left_out,
+        } = select_datasets(zfs, &config.datasets, &config.state_dir)?;
+        for LeftOut {
+            dataset,
+            why,
+            recorded,
+        } in &left_out
+        {
             match recorded {
                 // An earlier run backed this dataset up, so report that its backups have stopped.
                 Some(_) => self.output.always(&format!("{why}, and is skipped")),
                 None => tracing::info!(dataset = %dataset.name, "left out: {why}"),
             }
         }
-        for (dataset, error) in failed.into_iter().filter(|(dataset, _)| !self.skip.contains(dataset)) {
+        for (dataset, error) in failed
+            .into_iter()
+            .filter(|(dataset, _)| !self.skip.contains(dataset))
+        {
             self.failed(&dataset, &Failure::Run(error));
         }
-        let (skipped, wanted): (Vec<_>, Vec<_>) =
-            selected.into_iter().partition(|selected| self.skip.contains(&selected.dataset.name));
-        self.with_tally(|tally| tally.skipped.extend(skipped.into_iter().map(|selected| selected.dataset.name)));
+        let (skipped, wanted): (Vec<_>, Vec<_>) = selected
+            .into_iter()
+            .partition(|selected| self.skip.contains(&selected.dataset.name));
+        self.with_tally(|tally| {
+            tally
+                .skipped
+                .extend(skipped.into_iter().map(|selected| selected.dataset.name))
+        });
         Ok(wanted)
     }
 
-    /// Whether this dataset failed earlier in this run. One that is to be left out is noted as such.
+    /// Whether this dataset failed earlier in this run. One that is to be left out is noted as
+    /// such.
     pub(super) fn skips(&self, dataset: &DatasetName) -> bool {
         let skipped = self.skip.contains(dataset);
         if skipped {
@@ -138,7 +187,11 @@ impl Context {
     pub(super) fn failed(&self, dataset: &DatasetName, failure: &Failure) {
         failure.print(&self.output);
         let reason = failure.reason();
-        self.with_tally(|tally| tally.failed.insert(dataset.clone(), (failure.status(), reason)));
+        self.with_tally(|tally| {
+            tally
+                .failed
+                .insert(dataset.clone(), (failure.status(), reason))
+        });
     }
 
     /// What became of the datasets so far.
@@ -146,16 +199,25 @@ impl Context {
         self.with_tally(|tally| tally.clone())
     }
 
-    /// The end of a command that worked on several datasets: 3 when some failed and the rest was done, else the worst.
+    /// The end of a command that worked on several datasets: 3 when some failed and the rest was
+    /// done, else the worst.
     pub(super) fn verdict(&self) -> Result<(), Failure> {
         let tally = self.tally();
         if tally.failed.is_empty() {
             return Ok(());
         }
-        let worst = tally.failed.values().map(|(status, _)| *status).fold(status::DONE, status::worst);
+        let worst = tally
+            .failed
+            .values()
+            .map(|(status, _)| *status)
+            .fold(status::DONE, status::worst);
         let may_be_partial = matches!(worst, status::FAILED | status::PARTIAL | status::USAGE);
         let partial = may_be_partial && !tally.done.is_empty();
-        Err(Failure::Reported(if partial { status::PARTIAL } else { worst }))
+        Err(Failure::Reported(if partial {
+            status::PARTIAL
+        } else {
+            worst
+        }))
     }
 
     fn with_tally<T>(&self, work: impl FnOnce(&mut Tally) -> T) -> T {
@@ -163,8 +225,8 @@ impl Context {
     }
 }
 
-/// What must not outlive this process: the lock of its run, and the hook that runs now. Shared by all steps of a run and
-/// by whoever ends the process at once.
+/// What must not outlive this process: the lock of its run, and the hook that runs now. Shared by
+/// all steps of a run and by whoever ends the process at once.
 #[derive(Debug, Default)]
 pub(super) struct Leftovers {
     /// The hook that runs now.
@@ -183,7 +245,8 @@ impl Leftovers {
         self.lock().as_ref().is_some_and(|lock| lock.is_of(holder))
     }
 
-    /// Removes the lock of this run. Returns whether it was still there; `None` when this run has none.
+    /// Removes the lock of this run. Returns whether it was still there; `None` when this run has
+    /// none.
     pub(super) fn release_lock(&self) -> Result<Option<bool>, RunError> {
         let lock = self.lock().take();
         lock.map(HeldLock::release).transpose()
@@ -215,43 +278,82 @@ mod tests {
     /// A context with a configuration of three datasets.
     fn context(folder: &std::path::Path) -> Context {
         let file = folder.join("zb.toml");
-        let text =
-            "[main]\nzfs_fs = [\"t/a\", \"t/b\", \"t/c\"]\nencryption_passphrase = \"x\"\nremote = \"file:/x\"\n";
+        let text = "[main]\nzfs_fs = [\"t/a\", \"t/b\", \"t/c\"]\nencryption_passphrase = \"x\"\nremote = \"file:/x\"\n";
         std::fs::write(&file, text).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        let global = Global { config: Some(file), ..Global::default() };
-        let output = Arc::new(Output::new(&Global { quiet: true, ..Global::default() }));
-        Context::new(global, output, tokio::sync::watch::channel(false).1, Arc::default())
+        let global = Global {
+            config: Some(file),
+            ..Global::default()
+        };
+        let output = Arc::new(Output::new(&Global {
+            quiet: true,
+            ..Global::default()
+        }));
+        Context::new(
+            global,
+            output,
+            tokio::sync::watch::channel(false).1,
+            Arc::default(),
+        )
     }
 
     #[test]
     fn datasets_that_failed_in_one_step_are_left_out_of_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let (run, zfs) = (context(folder.path()), FakeZfs::new());
-        ["t/a", "t/b", "t/c"].iter().for_each(|dataset| zfs.create(&name(dataset), DatasetType::Filesystem));
-        let first = run.step("step01", run.global.clone(), Arc::clone(&run.output), BTreeSet::new());
+        ["t/a", "t/b", "t/c"]
+            .iter()
+            .for_each(|dataset| zfs.create(&name(dataset), DatasetType::Filesystem));
+        let first = run.step(
+            "step01",
+            run.global.clone(),
+            Arc::clone(&run.output),
+            BTreeSet::new(),
+        );
         assert_eq!(first.datasets(&zfs).unwrap().len(), 3);
         first.done(&name("t/a"), 7);
         first.failed(&name("t/b"), &Failure::Run(RunError::Interrupted));
         let skip: BTreeSet<_> = first.tally().failed.into_keys().collect();
-        let second = run.step("step02", run.global.clone(), Arc::clone(&run.output), skip.clone());
-        let names: Vec<_> = second.datasets(&zfs).unwrap().into_iter().map(|selected| selected.dataset.name).collect();
+        let second = run.step(
+            "step02",
+            run.global.clone(),
+            Arc::clone(&run.output),
+            skip.clone(),
+        );
+        let names: Vec<_> = second
+            .datasets(&zfs)
+            .unwrap()
+            .into_iter()
+            .map(|selected| selected.dataset.name)
+            .collect();
         assert_eq!(names, [name("t/a"), name("t/c")]);
         assert_eq!(second.tally().skipped, skip);
-        assert!(second.tally().failed.is_empty() && second.tally().done.is_empty(), "each step counts anew");
+        assert!(
+            second.tally().failed.is_empty() && second.tally().done.is_empty(),
+            "each step counts anew"
+        );
     }
 
     #[test]
     fn a_command_for_several_datasets_ends_with_the_worst_of_them() {
         let folder = tempfile::tempdir().unwrap();
         let refused = || Failure::Run(RunError::refused("x", "y"));
-        let damaged = || Failure::Run(RunError::Damaged { key: "k".into(), reason: "r".into() });
+        let damaged = || {
+            Failure::Run(RunError::Damaged {
+                key: "k".into(),
+                reason: "r".into(),
+            })
+        };
         let cases: [(bool, Vec<Failure>, u8); 6] = [
             (true, vec![], 0),
             (true, vec![refused()], 3),
             (false, vec![refused()], 1),
             (true, vec![refused(), damaged()], 4),
-            (false, vec![Failure::Run(RunError::Interrupted), damaged()], 130),
+            (
+                false,
+                vec![Failure::Run(RunError::Interrupted), damaged()],
+                130,
+            ),
             (false, vec![Failure::Reported(3), Failure::Reported(2)], 3),
         ];
         for (index, (done, failures, expected)) in cases.into_iter().enumerate() {
@@ -262,7 +364,9 @@ mod tests {
             for (number, failure) in failures.iter().enumerate() {
                 context.failed(&name(&format!("t/{number}")), failure);
             }
-            let status = context.verdict().map_or_else(|failure| failure.status(), |()| 0);
+            let status = context
+                .verdict()
+                .map_or_else(|failure| failure.status(), |()| 0);
             assert_eq!(status, expected, "case {index}");
         }
     }

@@ -19,18 +19,28 @@ pub(super) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
     let (text, env) = (read(file)?, Environment::current());
     let conf = rclone_conf_of(&text).or_else(|| default_rclone_conf(&env));
     let conf_text = conf.as_deref().map(read).and_then(|text| {
-        // It may be elsewhere on the host that the configuration is for: what follows from it is said by the conversion.
-        text.map_err(|error| tracing::info!("{}", crate::run::error_chain(&error))).ok()
+        // It may be elsewhere on the host that the configuration is for: what follows from it is
+        // said by the conversion.
+        text.map_err(|error| tracing::info!("{}", crate::run::error_chain(&error)))
+            .ok()
     });
     let converted = convert_ini(&text, conf_text.as_deref());
-    converted.lost.iter().for_each(|lost| output.always(&format!("not carried over: {lost}")));
-    converted.advice.iter().for_each(|advice| output.always(advice));
+    converted
+        .lost
+        .iter()
+        .for_each(|lost| output.always(&format!("not carried over: {lost}")));
+    converted
+        .advice
+        .iter()
+        .for_each(|advice| output.always(advice));
     // What comes out is held against the real parser, so that nobody finds the mistakes at night.
     if let Err(error) = Config::parse(&converted.toml, Path::new("(converted)"), &env) {
         output.always("the result needs an edit before it can be used:");
         output.always(&error.to_string());
     }
-    output.json(|| json!({ "toml": converted.toml, "lost": converted.lost, "advice": converted.advice }));
+    output.json(
+        || json!({ "toml": converted.toml, "lost": converted.lost, "advice": converted.advice }),
+    );
     if !output.is_json() {
         output.raw(converted.toml.as_bytes());
     }
@@ -40,6 +50,11 @@ pub(super) fn convert(file: &Path, output: &Output) -> Result<(), Failure> {
 /// Where rclone looks when nothing is said.
 fn default_rclone_conf(env: &Environment) -> Option<PathBuf> {
     let named = std::env::var_os("RCLONE_CONFIG").map(PathBuf::from);
-    let folder = env.xdg_config_home.clone().or_else(|| Some(env.home.as_ref()?.join(".config")));
-    named.or_else(|| Some(folder?.join("rclone/rclone.conf"))).filter(|path| path.exists())
+    let folder = env
+        .xdg_config_home
+        .clone()
+        .or_else(|| Some(env.home.as_ref()?.join(".config")));
+    named
+        .or_else(|| Some(folder?.join("rclone/rclone.conf")))
+        .filter(|path| path.exists())
 }

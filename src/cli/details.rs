@@ -1,4 +1,5 @@
-//! What `show DATASET` and `show -v` say of one dataset: snapshots, bookmarks, chains, unfinished uploads. Pure.
+//! What `show DATASET` and `show -v` say of one dataset: snapshots, bookmarks, chains, unfinished
+//! uploads. Pure.
 
 use super::output::{WIDTH, age, bytes, table, wrap};
 use super::views::{BackupView, DatasetView, LocalView, Overview, StoreView};
@@ -21,12 +22,21 @@ pub(super) fn lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
 }
 
 fn stores(dataset: &DatasetView) -> impl Iterator<Item = (&'static str, &StoreView)> {
-    let intermediate = dataset.intermediate.as_ref().map(|view| ("intermediate", view));
-    intermediate.into_iter().chain(dataset.remote.as_ref().map(|view| ("remote", view)))
+    let intermediate = dataset
+        .intermediate
+        .as_ref()
+        .map(|view| ("intermediate", view));
+    intermediate
+        .into_iter()
+        .chain(dataset.remote.as_ref().map(|view| ("remote", view)))
 }
 
 fn local_lines(local: &LocalView, now: Timestamp) -> Vec<String> {
-    let own = local.snapshots.iter().filter(|snapshot| snapshot.own).count();
+    let own = local
+        .snapshots
+        .iter()
+        .filter(|snapshot| snapshot.own)
+        .count();
     let mut lines = vec![format!(
         "  in the pool as {}: {} snapshots, {own} of them ours; {} bookmarks",
         local.name,
@@ -34,7 +44,11 @@ fn local_lines(local: &LocalView, now: Timestamp) -> Vec<String> {
         local.bookmarks.len()
     )];
     let short = |name: &str| name.split(['@', '#']).nth(1).unwrap_or(name).to_owned();
-    let mut rows = vec![["  SNAPSHOT", "AGE", "USED", "REFERS", "OURS", "HELD"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["  SNAPSHOT", "AGE", "USED", "REFERS", "OURS", "HELD"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for snapshot in &local.snapshots {
         rows.push(vec![
             format!("  @{}", short(&snapshot.name)),
@@ -42,7 +56,11 @@ fn local_lines(local: &LocalView, now: Timestamp) -> Vec<String> {
             bytes(snapshot.used_bytes),
             bytes(snapshot.referenced_bytes),
             if snapshot.own { "yes" } else { "no" }.to_owned(),
-            if snapshot.holds > 0 { snapshot.holds.to_string() } else { "-".to_owned() },
+            if snapshot.holds > 0 {
+                snapshot.holds.to_string()
+            } else {
+                "-".to_owned()
+            },
         ]);
     }
     rows.extend(local.bookmarks.iter().map(|bookmark| {
@@ -56,7 +74,11 @@ fn local_lines(local: &LocalView, now: Timestamp) -> Vec<String> {
         ]
     }));
     if rows.len() > 1 {
-        lines.extend(super::output::narrow_table(&rows, &[1, 2, 3, 5], WIDTH).into_iter().flatten());
+        lines.extend(
+            super::output::narrow_table(&rows, &[1, 2, 3, 5], WIDTH)
+                .into_iter()
+                .flatten(),
+        );
     }
     for hold in &local.holds {
         lines.extend([
@@ -68,7 +90,8 @@ fn local_lines(local: &LocalView, now: Timestamp) -> Vec<String> {
     lines
 }
 
-/// Every backup of either store once, chains in the order of their newest member, a full before what follows from it.
+/// Every backup of either store once, chains in the order of their newest member, a full before
+/// what follows from it.
 fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
     let mut places: BTreeMap<&BackupId, Vec<&'static str>> = BTreeMap::new();
     let mut backups: BTreeMap<&BackupId, &BackupView> = BTreeMap::new();
@@ -86,18 +109,36 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
         }
     }
     let mut ordered: Vec<&BackupView> = backups.into_values().collect();
-    ordered.sort_by_key(|backup| (newest.get(&backup.full_id).copied(), &backup.full_id, backup.position, &backup.id));
+    ordered.sort_by_key(|backup| {
+        (
+            newest.get(&backup.full_id).copied(),
+            &backup.full_id,
+            backup.position,
+            &backup.id,
+        )
+    });
     if ordered.is_empty() {
-        let asked = stores(dataset).map(|(place, _)| place).collect::<Vec<_>>().join(" and ");
+        let asked = stores(dataset)
+            .map(|(place, _)| place)
+            .collect::<Vec<_>>()
+            .join(" and ");
         return match asked.is_empty() {
             true => vec!["  no store was asked".to_owned()],
             false => vec![format!("  no backup in {asked}")],
         };
     }
-    let mut rows = vec![["  KIND", "SNAPSHOT OF", "AGE", "STREAM", "STORED", "WHERE"].map(str::to_owned).to_vec()];
+    let mut rows = vec![
+        ["  KIND", "SNAPSHOT OF", "AGE", "STREAM", "STORED", "WHERE"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for backup in &ordered {
         let indent = if backup.position == 0 { "" } else { "+ " };
-        let place = places.get(&backup.id).map_or("", |places| if places.len() > 1 { "both" } else { places[0] });
+        let place =
+            places.get(&backup.id).map_or(
+                "",
+                |places| if places.len() > 1 { "both" } else { places[0] },
+            );
         rows.push(vec![
             format!("  {indent}{}", backup.kind.as_str()),
             backup.snapshot_at.strftime("%Y-%m-%d %H:%M").to_string(),
@@ -110,13 +151,21 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
     let mut lines = Vec::new();
     for (number, line) in table(&rows, &[2, 3, 4]).into_iter().enumerate() {
         lines.push(line);
-        let Some(backup) = number.checked_sub(1).and_then(|number| ordered.get(number)) else { continue };
+        let Some(backup) = number.checked_sub(1).and_then(|number| ordered.get(number)) else {
+            continue;
+        };
         lines.push(format!("      {}", backup.id));
         if let Some(guid) = backup.clone_origin_guid.filter(|_| backup.position == 0) {
-            lines.push(format!("      was a clone of the snapshot with guid {guid}; its copy is whole and none"));
+            lines.push(format!(
+                "      was a clone of the snapshot with guid {guid}; its copy is whole and none"
+            ));
         }
         if let Some(flaw) = &backup.flaw {
-            lines.extend(wrap(&format!("      NOT USABLE: {flaw}"), WIDTH, "        "));
+            lines.extend(wrap(
+                &format!("      NOT USABLE: {flaw}"),
+                WIDTH,
+                "        ",
+            ));
         }
     }
     if dataset.remote.is_none() && overview.remote.url.is_some() {
@@ -128,30 +177,53 @@ fn chain_lines(overview: &Overview, dataset: &DatasetView) -> Vec<String> {
 fn unfinished_lines(place: &str, view: &StoreView, now: Timestamp) -> Vec<String> {
     let mut lines = Vec::new();
     for attempt in &view.unfinished {
-        let newest = attempt.newest_object_at.map_or_else(String::new, |at| format!(", newest {} ago", age(now, at)));
-        let begun = attempt.started_at.map_or_else(String::new, |at| format!(", begun {} ago", age(now, at)));
-        let word = if attempt.was_committed { "NO LONGER a backup" } else { "unfinished, not a backup" };
+        let newest = attempt
+            .newest_object_at
+            .map_or_else(String::new, |at| format!(", newest {} ago", age(now, at)));
+        let begun = attempt
+            .started_at
+            .map_or_else(String::new, |at| format!(", begun {} ago", age(now, at)));
+        let word = if attempt.was_committed {
+            "NO LONGER a backup"
+        } else {
+            "unfinished, not a backup"
+        };
         lines.push(format!("  {place}: {word}"));
-        lines.push(format!("      {} objects, {}{begun}{newest}", attempt.objects, bytes(attempt.bytes)));
+        lines.push(format!(
+            "      {} objects, {}{begun}{newest}",
+            attempt.objects,
+            bytes(attempt.bytes)
+        ));
         lines.push(format!("      {}", attempt.id));
         lines.extend(attempt.base.iter().map(|base| format!("      on {base}")));
-        lines.extend(
-            attempt
-                .given_up_at
-                .iter()
-                .map(|at| format!("      the next backup goes on with it; given up on {}", at.strftime("%Y-%m-%d"))),
-        );
+        lines.extend(attempt.given_up_at.iter().map(|at| {
+            format!(
+                "      the next backup goes on with it; given up on {}",
+                at.strftime("%Y-%m-%d")
+            )
+        }));
         if let Some(reason) = &attempt.disbelieved {
-            lines.extend(wrap(&format!("      NOT BELIEVED: {reason}"), WIDTH, "        "));
+            lines.extend(wrap(
+                &format!("      NOT BELIEVED: {reason}"),
+                WIDTH,
+                "        ",
+            ));
         }
     }
     for upload in &view.uploads {
-        let begun = upload.started_at.map_or_else(String::new, |at| format!(" begun {} ago", age(now, at)));
-        lines.extend([format!("  {place}: an upload{begun} was not ended"), format!("      {}", upload.key)]);
+        let begun = upload
+            .started_at
+            .map_or_else(String::new, |at| format!(" begun {} ago", age(now, at)));
+        lines.extend([
+            format!("  {place}: an upload{begun} was not ended"),
+            format!("      {}", upload.key),
+        ]);
     }
     if view.unknown_objects > 0 {
         let (count, size) = (view.unknown_objects, bytes(view.unknown_bytes));
-        lines.push(format!("  {place}: {count} objects that are not of this format ({size}), left alone"));
+        lines.push(format!(
+            "  {place}: {count} objects that are not of this format ({size}), left alone"
+        ));
     }
     lines
 }

@@ -1,4 +1,5 @@
-//! `doctor`: one screen of checks, each with what it means and what to do. Writes nothing but the probe of the store.
+//! `doctor`: one screen of checks, each with what it means and what to do. Writes nothing but the
+//! probe of the store.
 
 use super::context::Context;
 use super::identity::check_identities;
@@ -43,7 +44,10 @@ pub(super) async fn doctor(context: &Context) -> Result<(), Failure> {
     }
     let probed = Box::pin(store(context, config, env, &mut checks)).await;
     show(output, config, &checks);
-    let bad = checks.iter().filter(|check| check.state == CheckState::Bad).count();
+    let bad = checks
+        .iter()
+        .filter(|check| check.state == CheckState::Bad)
+        .count();
     output.json(|| {
         json!({
             "format": 1,
@@ -88,13 +92,26 @@ fn check_of(subject: &'static str, failure: &Failure) -> Check {
 }
 
 /// The stores: credentials, what the remote can do, and the keyring.
-async fn store(context: &Context, config: &Config, env: &Environment, checks: &mut Vec<Check>) -> Option<ProbeNote> {
+async fn store(
+    context: &Context,
+    config: &Config,
+    env: &Environment,
+    checks: &mut Vec<Check>,
+) -> Option<ProbeNote> {
     if config.remote.is_none() {
-        checks.push(Check::note("remote", "none is configured: all backups lie on this host and go with it"));
+        checks.push(Check::note(
+            "remote",
+            "none is configured: all backups lie on this host and go with it",
+        ));
         match open_raw_store(config, env, StoreRole::Intermediate).await {
             Ok(store) => {
-                let identities = check_identities(config, &[(StoreRole::Intermediate, &*store)]).await;
-                checks.extend(identities.err().map(|error| Check::failed("identity", &error)));
+                let identities =
+                    check_identities(config, &[(StoreRole::Intermediate, &*store)]).await;
+                checks.extend(
+                    identities
+                        .err()
+                        .map(|error| Check::failed("identity", &error)),
+                );
                 checks.push(keyring(config, env, &store).await);
             }
             Err(failure) => checks.push(check_of("intermediate", &failure)),
@@ -117,10 +134,20 @@ async fn store(context: &Context, config: &Config, env: &Environment, checks: &m
         },
     ));
     let mut stores = vec![(StoreRole::Remote, &*store)];
-    let intermediate = open_raw_store(config, env, StoreRole::Intermediate).await.ok();
-    stores.extend(intermediate.as_deref().map(|store| (StoreRole::Intermediate, store)));
+    let intermediate = open_raw_store(config, env, StoreRole::Intermediate)
+        .await
+        .ok();
+    stores.extend(
+        intermediate
+            .as_deref()
+            .map(|store| (StoreRole::Intermediate, store)),
+    );
     let identities = check_identities(config, &stores).await;
-    checks.extend(identities.err().map(|error| Check::failed("identity", &error)));
+    checks.extend(
+        identities
+            .err()
+            .map(|error| Check::failed("identity", &error)),
+    );
     let wanted = wanted(config);
     let mut note = None;
     if let (Some(endpoint), false) = (&endpoint, context.global.dry_run) {
@@ -129,13 +156,23 @@ async fn store(context: &Context, config: &Config, env: &Environment, checks: &m
             Err(failure) => checks.push(check_of("probe", &failure)),
         }
     }
-    checks.extend(note.iter().flat_map(|note| check_probe(&note.probe, &wanted)));
+    checks.extend(
+        note.iter()
+            .flat_map(|note| check_probe(&note.probe, &wanted)),
+    );
     if matches!(config.remote, Some(Remote::B2 { .. })) {
-        let evidence = config.check_advice().into_iter().filter(|advice| advice.subject == "evidence");
+        let evidence = config
+            .check_advice()
+            .into_iter()
+            .filter(|advice| advice.subject == "evidence");
         checks.extend(evidence.map(|advice| Check::note("evidence", advice.text)));
     }
     match store.bucket_facts().await {
-        Ok(Some(facts)) => checks.extend(check_bucket(&facts, note.as_ref().map(|note| &note.probe), &wanted)),
+        Ok(Some(facts)) => checks.extend(check_bucket(
+            &facts,
+            note.as_ref().map(|note| &note.probe),
+            &wanted,
+        )),
         Ok(None) => {}
         Err(error) => checks.push(Check::failed("bucket", &RunError::from(error))),
     }
@@ -143,10 +180,18 @@ async fn store(context: &Context, config: &Config, env: &Environment, checks: &m
     note
 }
 
-async fn try_store(config: &Config, store: &dyn ObjectStore, endpoint: &str) -> Result<Option<ProbeNote>, Failure> {
+async fn try_store(
+    config: &Config,
+    store: &dyn ObjectStore,
+    endpoint: &str,
+) -> Result<Option<ProbeNote>, Failure> {
     let failed = |error: getrandom::Error| {
         let source = std::io::Error::other(error.to_string());
-        RunError::File { operation: "read", path: "random numbers of the kernel".to_owned(), source }
+        RunError::File {
+            operation: "read",
+            path: "random numbers of the kernel".to_owned(),
+            source,
+        }
     };
     let nonce = getrandom::u64().map_err(failed)?;
     let cache = ProbeCache::new(&config.state_dir, store.url(), endpoint);
@@ -155,14 +200,19 @@ async fn try_store(config: &Config, store: &dyn ObjectStore, endpoint: &str) -> 
 
 fn wanted(config: &Config) -> Wanted {
     let prune = config.prune.as_ref();
-    let prunes_by_sequence = config.sequence.iter().any(|step| step.line.contains("prune-remote"));
+    let prunes_by_sequence = config
+        .sequence
+        .iter()
+        .any(|step| step.line.contains("prune-remote"));
     Wanted {
         checksum: config.s3.checksum,
         parts: config.parts_per_chunk(),
         lock: config.object_lock(),
         prunes: prunes_by_sequence,
         has_prune_credentials: prune.is_some_and(|prune| {
-            prune.profile.is_some() || prune.s3_credential_files.is_some() || prune.b2_credential_files.is_some()
+            prune.profile.is_some()
+                || prune.s3_credential_files.is_some()
+                || prune.b2_credential_files.is_some()
         }),
         resume_days: config.resume_days,
     }
@@ -193,9 +243,10 @@ async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore
             }
             (true, false) => {
                 return match source.resolve(env) {
-                    Ok(_) => {
-                        Check::note(subject, "none yet: the first backup makes it, with the configured passphrase")
-                    }
+                    Ok(_) => Check::note(
+                        subject,
+                        "none yet: the first backup makes it, with the configured passphrase",
+                    ),
                     Err(error) => check_of(subject, &Failure::Secret(error)),
                 };
             }
@@ -208,7 +259,11 @@ async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore
             "an older signing key is trusted for everything: an early version rotated it, or two hosts rotated at once",
             "`zfs-backup key rotate` retires it",
         ),
-        Ok(_) if KeyCache::new(&config.state_dir).noted_rotation().is_ok_and(|noted| noted.is_some()) => {
+        Ok(_)
+            if KeyCache::new(&config.state_dir)
+                .noted_rotation()
+                .is_ok_and(|noted| noted.is_some()) =>
+        {
             Check::warning(
                 subject,
                 "a rotation of the keys was interrupted: this host still uses the old ones",
@@ -219,7 +274,9 @@ async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore
             subject,
             match &config.keys {
                 KeySource::Passphrase(_) => "in the store, and this host can sign and seal",
-                KeySource::Recipients { .. } => "recipients are configured: no secret on this host opens backups",
+                KeySource::Recipients { .. } => {
+                    "recipients are configured: no secret on this host opens backups"
+                }
             },
         ),
         Err(failure) => check_of(subject, &failure),
@@ -227,7 +284,10 @@ async fn keyring(config: &Config, env: &Environment, store: &Arc<dyn ObjectStore
 }
 
 fn show(output: &Output, config: &Config, checks: &[Check]) {
-    let remote = config.remote.as_ref().map_or_else(|| "no remote".to_owned(), ToString::to_string);
+    let remote = config
+        .remote
+        .as_ref()
+        .map_or_else(|| "no remote".to_owned(), ToString::to_string);
     output.line(format!("{} -> {remote}", config.file.display()));
     let indent = " ".repeat(TEXT_COLUMN);
     let marks = MARKS[usize::from(knows_utf8())];
@@ -242,13 +302,17 @@ fn show(output: &Output, config: &Config, checks: &[Check]) {
         let mut lines = wrap(&format!("{head} {}", check.text), WIDTH, &indent).into_iter();
         if let Some(first) = lines.next() {
             match meaning {
-                Some(meaning) if check.state != CheckState::Good => output.marked_line(&first, check.subject, meaning),
+                Some(meaning) if check.state != CheckState::Good => {
+                    output.marked_line(&first, check.subject, meaning)
+                }
                 _ => output.line(first),
             }
         }
         lines.for_each(|line| output.line(line));
         if let Some(advice) = &check.advice {
-            wrap(&format!("{indent}do: {advice}"), WIDTH, &indent).iter().for_each(|line| output.line(line));
+            wrap(&format!("{indent}do: {advice}"), WIDTH, &indent)
+                .iter()
+                .for_each(|line| output.line(line));
         }
     }
     let count = |state| checks.iter().filter(|check| check.state == state).count();
@@ -259,12 +323,21 @@ fn show(output: &Output, config: &Config, checks: &[Check]) {
     };
     match count(CheckState::Bad) {
         0 => output.line(format!("a backup can work{warnings}")),
-        bad => output.line(format!("a backup could not work: {bad} of {} checks failed{warnings}", checks.len())),
+        bad => output.line(format!(
+            "a backup could not work: {bad} of {} checks failed{warnings}",
+            checks.len()
+        )),
     }
 }
 
 fn knows_utf8() -> bool {
-    let set =
-        ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
-    set.is_some_and(|locale| locale.to_ascii_lowercase().replace('-', "").contains("utf8"))
+    let set = ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    set.is_some_and(|locale| {
+        locale
+            .to_ascii_lowercase()
+            .replace('-', "")
+            .contains("utf8")
+    })
 }

@@ -12,7 +12,8 @@ use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::doctor::host::Runner;
 use crate::run::drill::{
-    Comparison, DrillReport, Leftover, check_drill_allowed, clean_up, drill as run_drill, find_leftovers,
+    Comparison, DrillReport, Leftover, check_drill_allowed, clean_up, drill as run_drill,
+    find_leftovers,
 };
 use crate::run::record::{DrillNote, Records};
 use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folder};
@@ -29,51 +30,109 @@ pub(super) async fn drill(context: &Context, drill: &Drill) -> Result<(), Failur
     let zfs = open_zfs()?;
     let selected = match &drill.source.remote {
         Some(_) => Vec::new(),
-        None => select_datasets(&*zfs, &context.config()?.0.datasets, &context.config()?.0.state_dir)?.selected,
+        None => {
+            select_datasets(
+                &*zfs,
+                &context.config()?.0.datasets,
+                &context.config()?.0.state_dir,
+            )?
+            .selected
+        }
     };
     let stored = match &drill.dataset {
         Some(dataset) => dataset.clone(),
         None if drill.source.remote.is_some() => {
-            return Err(usage("which dataset?", "name it as `show --remote URL` does"));
+            return Err(usage(
+                "which dataset?",
+                "name it as `show --remote URL` does",
+            ));
         }
         None => longest_undrilled(&context.config()?.0, &selected)?,
     };
-    let source = selected.iter().find(|selected| selected.stored == stored).map(|selected| &selected.dataset);
+    let source = selected
+        .iter()
+        .find(|selected| selected.stored == stored)
+        .map(|selected| &selected.dataset);
     let parent = match (&drill.into, source) {
         (Some(parent), _) => parent.clone(),
         (None, Some(source)) => pool_of(&source.name)?,
         (None, None) => {
-            let what = format!("{stored} is in no pool here, so there is no place for the scratch dataset");
+            let what = format!(
+                "{stored} is in no pool here, so there is no place for the scratch dataset"
+            );
             return Err(usage(&what, "name one: --into POOL/DATASET"));
         }
     };
-    let from = if drill.cold { Some(From::Remote) } else { drill.from.clone() };
-    let places = open_places(&context.global, &drill.source, from.as_ref(), drill.cold, output).await?;
-    let point = drill.backup.clone().map_or(RestorePoint::Newest, RestorePoint::Id);
+    let from = if drill.cold {
+        Some(From::Remote)
+    } else {
+        drill.from.clone()
+    };
+    let places = open_places(
+        &context.global,
+        &drill.source,
+        from.as_ref(),
+        drill.cold,
+        output,
+    )
+    .await?;
+    let point = drill
+        .backup
+        .clone()
+        .map_or(RestorePoint::Newest, RestorePoint::Id);
     let set = find_restore_set(&places.stores, &stored, &places.keys, &point).await?;
-    set.unasked.iter().for_each(|why| output.always(&format!("a store could not be asked: {why}")));
+    set.unasked
+        .iter()
+        .for_each(|why| output.always(&format!("a store could not be asked: {why}")));
     let locks = lock_folder();
     see_to_leftovers(&*zfs, &parent, locks.as_deref(), context)?;
     check_drill_allowed(&*zfs, &set, &parent, &Runner::current())?;
     if context.global.dry_run {
-        output.line(format!("{stored}: would restore {} below {parent}", words_of(&set)));
+        output.line(format!(
+            "{stored}: would restore {} below {parent}",
+            words_of(&set)
+        ));
         return Ok(());
     }
-    output.note(&format!("{stored}: restoring {} below {parent}", words_of(&set)));
+    output.note(&format!(
+        "{stored}: restoring {} below {parent}",
+        words_of(&set)
+    ));
     let started = Instant::now();
-    let report = run_drill(&set, &places.keys, &zfs, source, &parent, locks.as_deref(), context.stop.clone()).await;
+    let report = run_drill(
+        &set,
+        &places.keys,
+        &zfs,
+        source,
+        &parent,
+        locks.as_deref(),
+        context.stop.clone(),
+    )
+    .await;
     let report = match report {
         Ok(report) => report,
         Err(error) => {
-            note(&places, |config| remember::drill_failed(config, &stored, &error));
+            note(&places, |config| {
+                remember::drill_failed(config, &stored, &error)
+            });
             return Err(error.into());
         }
     };
     let id = &set.newest().manifest.id;
-    note(&places, |config| remember::drilled(config, &stored, &DrillNote { at: Timestamp::now(), id: id.clone() }));
+    note(&places, |config| {
+        remember::drilled(
+            config,
+            &stored,
+            &DrillNote {
+                at: Timestamp::now(),
+                id: id.clone(),
+            },
+        )
+    });
     print(&stored, &set, &report, started, output);
     output.json(|| to_json(&stored, &set, &report, started));
-    // The backup is good, and something is left that a person must see to: no drill that ended well.
+    // The backup is good, and something is left that a person must see to: no drill that ended
+    // well.
     report.left.map_or(Ok(()), |left| Err(left.into()))
 }
 
@@ -84,17 +143,28 @@ fn note(places: &Places, write: impl FnOnce(&Config)) {
 }
 
 fn pool_of(dataset: &DatasetName) -> Result<DatasetName, Failure> {
-    dataset.pool().parse().map_err(|_| usage(&format!("{dataset} is in no pool"), "name one: --into POOL/DATASET"))
+    dataset.pool().parse().map_err(|_| {
+        usage(
+            &format!("{dataset} is in no pool"),
+            "name one: --into POOL/DATASET",
+        )
+    })
 }
 
 /// The configured dataset that was never drilled, or whose last drill is the oldest.
 fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetName, Failure> {
     let Some(store) = known_stores(config)?.into_iter().next() else {
-        return Err(usage("no store is configured", "set `remote` or `intermediate_basedir`"));
+        return Err(usage(
+            "no store is configured",
+            "set `remote` or `intermediate_basedir`",
+        ));
     };
     let mut oldest: Option<(Option<Timestamp>, &DatasetName)> = None;
     for Selected { stored, .. } in selected {
-        let at = Records::new(&config.state_dir, &store, stored).read()?.drill.map(|note| note.at);
+        let at = Records::new(&config.state_dir, &store, stored)
+            .read()?
+            .drill
+            .map(|note| note.at);
         if oldest.is_none_or(|(known, _)| at < known) {
             oldest = Some((at, stored));
         }
@@ -104,7 +174,8 @@ fn longest_undrilled(config: &Config, selected: &[Selected]) -> Result<DatasetNa
         .ok_or_else(|| usage("no configured dataset is here", "name one: drill DATASET"))
 }
 
-/// A drill that was killed leaves its scratch dataset: the next one destroys it, or says why it stays.
+/// A drill that was killed leaves its scratch dataset: the next one destroys it, or says why it
+/// stays.
 fn see_to_leftovers(
     zfs: &dyn Zfs,
     parent: &DatasetName,
@@ -123,16 +194,21 @@ fn see_to_leftovers(
     }
     for leftover in clean_up(zfs, parent, locks)? {
         match leftover {
-            Leftover::Destroyed(name) => {
-                output.always(&format!("destroyed {name}, which a drill that was killed left"))
-            }
+            Leftover::Destroyed(name) => output.always(&format!(
+                "destroyed {name}, which a drill that was killed left"
+            )),
             Leftover::Stays(_, RunError::Locked { holder, .. }) => {
-                let process = holder.map(|pid| format!(", process {pid}")).unwrap_or_default();
+                let process = holder
+                    .map(|pid| format!(", process {pid}"))
+                    .unwrap_or_default();
                 output.note(&format!("another drill is running below {parent}{process}"));
             }
             Leftover::Stays(_, error) => {
                 output.always(&error_chain(&error));
-                error.hint().iter().for_each(|hint| output.always(&format!("  {hint}")));
+                error
+                    .hint()
+                    .iter()
+                    .for_each(|hint| output.always(&format!("  {hint}")));
             }
         }
     }
@@ -141,7 +217,12 @@ fn see_to_leftovers(
 
 /// `full 20261120T..-full-.. and 3 incrementals, 1.2G`.
 fn words_of(set: &RestoreSet) -> String {
-    let stored = set.backups.iter().flat_map(|backup| &backup.chunks).map(|chunk| chunk.sealed_bytes).sum();
+    let stored = set
+        .backups
+        .iter()
+        .flat_map(|backup| &backup.chunks)
+        .map(|chunk| chunk.sealed_bytes)
+        .sum();
     let snapshot = set.newest().manifest.snapshot.created_at;
     let chain = match set.backups.len() - 1 {
         0 => "a full".to_owned(),
@@ -151,10 +232,23 @@ fn words_of(set: &RestoreSet) -> String {
     format!("{chain} up to {snapshot}, {}", bytes(stored))
 }
 
-fn print(stored: &DatasetName, set: &RestoreSet, report: &DrillReport, started: Instant, output: &Output) {
+fn print(
+    stored: &DatasetName,
+    set: &RestoreSet,
+    report: &DrillReport,
+    started: Instant,
+    output: &Output,
+) {
     let seconds = started.elapsed().as_secs_f64();
-    output.line(format!("{stored}: restored {}, {seconds:.1} s", words_of(set)));
-    let same = report.compared.iter().filter(|compared| **compared == Comparison::Same).count();
+    output.line(format!(
+        "{stored}: restored {}, {seconds:.1} s",
+        words_of(set)
+    ));
+    let same = report
+        .compared
+        .iter()
+        .filter(|compared| **compared == Comparison::Same)
+        .count();
     let count = report.compared.len();
     output.line(format!(
         "  every record checked by ZFS, {count} guids right, {same} of {count} streams byte for byte those of the pool"
@@ -167,7 +261,12 @@ fn print(stored: &DatasetName, set: &RestoreSet, report: &DrillReport, started: 
     }
 }
 
-fn to_json(stored: &DatasetName, set: &RestoreSet, report: &DrillReport, started: Instant) -> serde_json::Value {
+fn to_json(
+    stored: &DatasetName,
+    set: &RestoreSet,
+    report: &DrillReport,
+    started: Instant,
+) -> serde_json::Value {
     let backups: Vec<_> = set
         .backups
         .iter()

@@ -1,5 +1,5 @@
-//! Speaking to an S3 store as it was found to work: its probe is looked up, or made where something is to be written,
-//! and what the configuration names itself stays and wins.
+//! Speaking to an S3 store as it was found to work: its probe is looked up, or made where something
+//! is to be written, and what the configuration names itself stays and wins.
 
 use super::Failure;
 use super::wire::usage;
@@ -12,11 +12,19 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The store, as its probe says. Before something is written a store that was never tried, or not for long, is tried.
-pub(super) async fn follow(config: &Config, store: S3Store, purpose: Purpose) -> Result<Arc<dyn ObjectStore>, Failure> {
+/// The store, as its probe says. Before something is written a store that was never tried, or not
+/// for long, is tried.
+pub(super) async fn follow(
+    config: &Config,
+    store: S3Store,
+    purpose: Purpose,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     let cache = ProbeCache::new(&config.state_dir, store.url(), store.endpoint());
     let known = cache.load().unwrap_or_else(|error| {
-        tracing::warn!("what the store can do is not known: {}", error_chain(&error));
+        tracing::warn!(
+            "what the store can do is not known: {}",
+            error_chain(&error)
+        );
         None
     });
     let now = Timestamp::now();
@@ -25,27 +33,40 @@ pub(super) async fn follow(config: &Config, store: S3Store, purpose: Purpose) ->
         None if purpose != Purpose::Write => None,
         old => try_store(&store, &cache, now).await.or(old),
     };
-    let Some(note) = note else { return Ok(Arc::new(store)) };
+    let Some(note) = note else {
+        return Ok(Arc::new(store));
+    };
     if purpose == Purpose::Write {
         check_parts(config, &note)?;
     }
     let store = match config.s3.checksum {
         None => store.with_checksum(note.probe.checksum.unwrap_or_default()),
         Some(given) => {
-            if purpose == Purpose::Write && !note.probe.kept.is_empty() && !note.probe.kept.contains(&given) {
+            if purpose == Purpose::Write
+                && !note.probe.kept.is_empty()
+                && !note.probe.kept.contains(&given)
+            {
                 tracing::warn!(
                     "checksum = \"{given}\" is configured, and {} does not keep it; it keeps {}",
                     store.url(),
-                    note.probe.kept.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+                    note.probe
+                        .kept
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 );
             }
             store
         }
     };
-    Ok(Arc::new(store.following(note.probe, forget_when_wrong(cache))))
+    Ok(Arc::new(
+        store.following(note.probe, forget_when_wrong(cache)),
+    ))
 }
 
-/// A probe that cannot be made is no reason not to back up: what is wrong will be said by the backup itself.
+/// A probe that cannot be made is no reason not to back up: what is wrong will be said by the
+/// backup itself.
 async fn try_store(store: &S3Store, cache: &ProbeCache, now: Timestamp) -> Option<ProbeNote> {
     let nonce = match getrandom::u64() {
         Ok(nonce) => nonce,
@@ -59,20 +80,26 @@ async fn try_store(store: &S3Store, cache: &ProbeCache, now: Timestamp) -> Optio
         Ok(note) => note,
         Err(error) => {
             let error = error_chain(&error);
-            tracing::warn!(error, "what the store can do could not be tried; going on as if it were Amazon's");
+            tracing::warn!(
+                error,
+                "what the store can do could not be tried; going on as if it were Amazon's"
+            );
             None
         }
     }
 }
 
-/// A store that does something else than it was found to do is tried again by the next command that writes.
+/// A store that does something else than it was found to do is tried again by the next command that
+/// writes.
 fn forget_when_wrong(cache: ProbeCache) -> Doubt {
     let said = AtomicBool::new(false);
     Doubt::new(move |what| {
         if said.swap(true, Ordering::Relaxed) {
             return;
         }
-        tracing::warn!("the store does not do what it was found to do: {what}; the next run tries it again");
+        tracing::warn!(
+            "the store does not do what it was found to do: {what}; the next run tries it again"
+        );
         if let Err(error) = cache.forget() {
             tracing::warn!("{}", error_chain(&error));
         }
@@ -83,7 +110,10 @@ fn check_parts(config: &Config, note: &ProbeNote) -> Result<(), Failure> {
     let parts = config.parts_per_chunk();
     match note.probe.parts_max {
         Some(max) if parts > u64::from(max) => Err(usage(
-            &format!("a chunk has up to {parts} parts, and {} takes {max}", note.store),
+            &format!(
+                "a chunk has up to {parts} parts, and {} takes {max}",
+                note.store
+            ),
             "raise part_size or lower split_size",
         )),
         _ => Ok(()),

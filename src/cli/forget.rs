@@ -21,7 +21,11 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     let (config, env) = &*context.config()?;
     let output = &context.output;
     let carry_out = forget.yes && !context.global.dry_run;
-    let purpose = if carry_out { Purpose::Write } else { Purpose::Read };
+    let purpose = if carry_out {
+        Purpose::Write
+    } else {
+        Purpose::Read
+    };
     let store = match forget.intermediate || config.remote.is_none() {
         true => open_intermediate(config, purpose).await?,
         false => open_remote_to_delete(config, env, purpose).await?,
@@ -35,7 +39,9 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     let env = prune_env(context, config, env, &store, clock).await?;
     // A backup that waits in the intermediate directory may build on a backup in the remote.
     let intermediate = match (&config.intermediate, &config.remote) {
-        (Some(_), Some(_)) if !forget.intermediate => Some(open_intermediate(config, Purpose::Read).await?),
+        (Some(_), Some(_)) if !forget.intermediate => {
+            Some(open_intermediate(config, Purpose::Read).await?)
+        }
         _ => None,
     };
     let beside = intermediate.as_deref();
@@ -53,10 +59,22 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
         release(context, &dataset, &forget.id);
     }
     let verb = if carry_out { "deleted" } else { "would delete" };
-    let what = if found.manifest_blake3.is_some() { "backup" } else { "what is left of" };
+    let what = if found.manifest_blake3.is_some() {
+        "backup"
+    } else {
+        "what is left of"
+    };
     output.line(format!("{verb} {what} {}", found.id));
-    output.line(format!("  of {dataset} in {}: {} objects, {}", store.url(), found.objects, bytes(found.bytes)));
-    found.warnings.iter().for_each(|warning| output.always(warning));
+    output.line(format!(
+        "  of {dataset} in {}: {} objects, {}",
+        store.url(),
+        found.objects,
+        bytes(found.bytes)
+    ));
+    found
+        .warnings
+        .iter()
+        .for_each(|warning| output.always(warning));
     if !carry_out {
         output.note("nothing was deleted; -y deletes");
     }
@@ -69,12 +87,16 @@ pub(super) async fn forget(context: &Context, forget: &Forget) -> Result<(), Fai
     Ok(())
 }
 
-/// Lets go what an upload of this id kept in the pool. On a host without that pool there is nothing to let go; what
-/// fails is done by the next prune, which reads the record of what was deleted.
+/// Lets go what an upload of this id kept in the pool. On a host without that pool there is nothing
+/// to let go; what fails is done by the next prune, which reads the record of what was deleted.
 fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
     let release = || -> Result<(), Failure> {
         let zfs = open_zfs()?;
-        for selected in context.datasets(&*zfs)?.iter().filter(|selected| selected.stored == *stored) {
+        for selected in context
+            .datasets(&*zfs)?
+            .iter()
+            .filter(|selected| selected.stored == *stored)
+        {
             unpin(&*zfs, &selected.dataset.name, |held| held == id)?;
         }
         Ok(())
@@ -85,14 +107,25 @@ fn release(context: &Context, stored: &DatasetName, id: &BackupId) {
 }
 
 /// The configured dataset that has objects of this id.
-async fn find_dataset_of(context: &Context, store: &dyn ObjectStore, id: &BackupId) -> Result<DatasetName, Failure> {
+async fn find_dataset_of(
+    context: &Context,
+    store: &dyn ObjectStore,
+    id: &BackupId,
+) -> Result<DatasetName, Failure> {
     for selected in context.datasets(&*open_zfs()?)? {
-        if !store.list(&backup_prefix(&selected.stored, id)).await?.is_empty() {
+        if !store
+            .list(&backup_prefix(&selected.stored, id))
+            .await?
+            .is_empty()
+        {
             return Ok(selected.stored);
         }
     }
     Err(usage(
-        &format!("no configured dataset has anything of {id} in {}", store.url()),
+        &format!(
+            "no configured dataset has anything of {id} in {}",
+            store.url()
+        ),
         "name the dataset as it is named in the store: --dataset DATASET; or --intermediate",
     ))
 }

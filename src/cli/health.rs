@@ -45,13 +45,18 @@ pub(super) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
         Ok(loaded) => judge_all(&loaded.0, &limits, now),
         Err(failure) => Err(failure),
     };
-    // Monitoring reads 3 as "could not be found out", and nothing that is wrong here may read as anything else.
+    // Monitoring reads 3 as "could not be found out", and nothing that is wrong here may read as
+    // anything else.
     let mut judged = judged.map_err(|failure| {
         output.plain(&format!("UNKNOWN {}", failure.reason()));
         Failure::Reported(Level::Unknown.exit_status())
     })?;
     judged.sort_by_key(|judged| std::cmp::Reverse(judged.health.level));
-    let worst = judged.iter().map(|judged| judged.health.level).max().unwrap_or(Level::Unknown);
+    let worst = judged
+        .iter()
+        .map(|judged| judged.health.level)
+        .max()
+        .unwrap_or(Level::Unknown);
     for line in lines(&judged, &limits, now) {
         // Quiet is silent on success only.
         match worst == Level::Ok || output.is_json() {
@@ -60,47 +65,81 @@ pub(super) fn health(context: &Context, args: &HealthArgs) -> Result<(), Failure
         }
     }
     print_json(&judged, now, output);
-    if worst == Level::Ok { Ok(()) } else { Err(Failure::Reported(worst.exit_status())) }
+    if worst == Level::Ok {
+        Ok(())
+    } else {
+        Err(Failure::Reported(worst.exit_status()))
+    }
 }
 
-fn judge_all(config: &Config, limits: &HealthLimits, now: Timestamp) -> Result<Vec<Judged>, Failure> {
+fn judge_all(
+    config: &Config,
+    limits: &HealthLimits,
+    now: Timestamp,
+) -> Result<Vec<Judged>, Failure> {
     let known = known_stores(config)?;
     if let [one, other] = known.as_slice() {
         refuse_one_place(one, other)?;
     }
-    let store = known.first().ok_or_else(|| wire::usage("the configuration names no store", "set main.remote"))?;
+    let store = known
+        .first()
+        .ok_or_else(|| wire::usage("the configuration names no store", "set main.remote"))?;
     let names = stored_names(config)?;
-    let judge = |dataset: DatasetName| match Records::new(&config.state_dir, store, &dataset).read() {
+    let judge = |dataset: DatasetName| match Records::new(&config.state_dir, store, &dataset).read()
+    {
         Ok(record) => {
             let health = judge_health(&facts_of(&record, record.newest_at()), limits, now);
-            Judged { dataset, record: Some(record), health }
+            Judged {
+                dataset,
+                record: Some(record),
+                health,
+            }
         }
         Err(error) => {
-            let health = Health { level: Level::Unknown, reasons: vec![error_chain(&error)], late: false };
-            Judged { dataset, record: None, health }
+            let health = Health {
+                level: Level::Unknown,
+                reasons: vec![error_chain(&error)],
+                late: false,
+            };
+            Judged {
+                dataset,
+                record: None,
+                health,
+            }
         }
     };
     Ok(names.into_iter().map(judge).collect())
 }
 
-/// The names in the store. Without ZFS those of the configuration; what is below a dataset stands nowhere else, and
-/// where a renamed one has its place only its guid tells.
+/// The names in the store. Without ZFS those of the configuration; what is below a dataset stands
+/// nowhere else, and where a renamed one has its place only its guid tells.
 fn stored_names(config: &Config) -> Result<Vec<DatasetName>, Failure> {
     let configured = &config.datasets;
     let zfs = match open_zfs() {
         Ok(zfs) => zfs,
         Err(failure) if configured.recursive => return Err(failure),
         Err(_) => {
-            let stored = |name: &DatasetName| configured.store_as.clone().unwrap_or_else(|| name.clone());
+            let stored =
+                |name: &DatasetName| configured.store_as.clone().unwrap_or_else(|| name.clone());
             return Ok(configured.names.iter().map(stored).collect());
         }
     };
-    let Selection { selected, failed, left_out } = select_datasets(&*zfs, configured, &config.state_dir)?;
+    let Selection {
+        selected,
+        failed,
+        left_out,
+    } = select_datasets(&*zfs, configured, &config.state_dir)?;
     // A half-restored dataset that was backed up before is judged too: its backups grow old.
     let known = selected.into_iter().map(|selected| selected.stored);
-    let known = known.chain(left_out.into_iter().filter_map(|left_out| left_out.recorded));
+    let known = known.chain(
+        left_out
+            .into_iter()
+            .filter_map(|left_out| left_out.recorded),
+    );
     // One that is missing in the pool is judged by its name: its backups grow old.
-    Ok(known.chain(failed.into_iter().map(|(name, _)| name)).collect())
+    Ok(known
+        .chain(failed.into_iter().map(|(name, _)| name))
+        .collect())
 }
 
 /// What there is to judge by.
@@ -140,15 +179,29 @@ fn lines(judged: &[Judged], limits: &HealthLimits, now: Timestamp) -> Vec<String
 }
 
 fn line(judged: &Judged, now: Timestamp) -> String {
-    let Judged { dataset, record, health } = judged;
+    let Judged {
+        dataset,
+        record,
+        health,
+    } = judged;
     let ago = |at: Option<Timestamp>| at.map_or_else(|| "never".to_owned(), |at| age(now, at));
     let mut parts = health.reasons.clone();
     if let (Some(record), Level::Ok) = (record, health.level) {
         parts.push(format!("backup {} old", ago(record.newest_at())));
-        parts.push(format!("verified {}", ago(record.verify.as_ref().map(|note| note.at))));
-        parts.push(format!("drill {}", ago(record.drill.as_ref().map(|note| note.at))));
+        parts.push(format!(
+            "verified {}",
+            ago(record.verify.as_ref().map(|note| note.at))
+        ));
+        parts.push(format!(
+            "drill {}",
+            ago(record.drill.as_ref().map(|note| note.at))
+        ));
     }
-    if record.as_ref().and_then(|record| record.commit.as_ref()).is_some_and(|commit| commit.raw) {
+    if record
+        .as_ref()
+        .and_then(|record| record.commit.as_ref())
+        .is_some_and(|commit| commit.raw)
+    {
         parts.push("raw: its ZFS key must survive too".to_owned());
     }
     // One line a dataset, whatever a reason holds; a bar would begin performance data.
@@ -193,18 +246,38 @@ mod tests {
                 total_bytes: 7,
                 time_lines: 1,
             }),
-            verify: Some(VerifyNote { at: at(6), backups: 1, read_data: "none".into() }),
+            verify: Some(VerifyNote {
+                at: at(6),
+                backups: 1,
+                read_data: "none".into(),
+            }),
             failures,
             ..Record::default()
         };
-        let health = judge_health(&facts_of(&record, record.newest_at()), &DEFAULT_LIMITS, at(0));
-        Judged { dataset: name.parse().unwrap(), record: Some(record), health }
+        let health = judge_health(
+            &facts_of(&record, record.newest_at()),
+            &DEFAULT_LIMITS,
+            at(0),
+        );
+        Judged {
+            dataset: name.parse().unwrap(),
+            record: Some(record),
+            health,
+        }
     }
 
     #[test]
     fn one_line_a_dataset_the_worst_first_and_performance_data_last() {
-        let failure = FailureNote { at: at(3), step: "backup".into(), reason: "a|b\nc".into(), damage: false };
-        let mut all = vec![judged("tank/photos", 6, vec![]), judged("tank/secret", 50, vec![failure])];
+        let failure = FailureNote {
+            at: at(3),
+            step: "backup".into(),
+            reason: "a|b\nc".into(),
+            damage: false,
+        };
+        let mut all = vec![
+            judged("tank/photos", 6, vec![]),
+            judged("tank/secret", 50, vec![failure]),
+        ];
         all.sort_by_key(|judged| std::cmp::Reverse(judged.health.level));
         insta::assert_snapshot!(lines(&all, &DEFAULT_LIMITS, at(0)).join("\n"), @r"
         WARNING tank/secret 50h old (max 26h); backup failed 3h ago: a b c

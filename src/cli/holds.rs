@@ -9,7 +9,9 @@ use super::output::{Output, WIDTH, age, bytes, wrap};
 use super::wire::{keys_for_pruning, open_intermediate, open_remote, open_zfs, usage};
 use crate::model::BackupId;
 use crate::run::error_chain;
-use crate::run::holds::{JudgedHold, KnownAttempts, our_holds, over_in, plan_release, release_holds};
+use crate::run::holds::{
+    JudgedHold, KnownAttempts, our_holds, over_in, plan_release, release_holds,
+};
 use crate::run::restore::left_half;
 use crate::run::select::{Selected, select_datasets};
 use crate::sign::TrustedKeys;
@@ -67,14 +69,25 @@ pub(super) async fn holds(context: &Context, command: &Holds) -> Result<(), Fail
         }
     }
     let listing = matches!(command, Holds::List);
-    lines(&all, listing, Timestamp::now()).iter().for_each(|line| output.line(line));
+    lines(&all, listing, Timestamp::now())
+        .iter()
+        .for_each(|line| output.line(line));
     for (what, advice) in halves.iter().filter(|_| listing) {
         output.line(what);
-        wrap(&format!("  {advice}"), WIDTH, "    ").iter().for_each(|line| output.line(line));
+        wrap(&format!("  {advice}"), WIDTH, "    ")
+            .iter()
+            .for_each(|line| output.line(line));
     }
     print_json(&all, output);
-    if let Some(id) = witnesses.iter().flat_map(|witnesses| &witnesses.named).find(|id| !is_listed(&all, id)) {
-        return Err(usage(&format!("nothing is held for {id}"), "see `zfs-backup holds list`"));
+    if let Some(id) = witnesses
+        .iter()
+        .flat_map(|witnesses| &witnesses.named)
+        .find(|id| !is_listed(&all, id))
+    {
+        return Err(usage(
+            &format!("nothing is held for {id}"),
+            "see `zfs-backup holds list`",
+        ));
     }
     context.verdict()
 }
@@ -83,7 +96,8 @@ fn is_listed(all: &[Listed], id: &BackupId) -> bool {
     all.iter().any(|(judged, _)| judged.hold.id == *id)
 }
 
-/// The evidence that an upload is over: the configured stores that answer, and the ids that the person named.
+/// The evidence that an upload is over: the configured stores that answer, and the ids that the
+/// person named.
 struct Witnesses {
     stores: Vec<Arc<dyn ObjectStore>>,
     trusted: TrustedKeys,
@@ -91,11 +105,21 @@ struct Witnesses {
 }
 
 impl Witnesses {
-    /// Opens the stores when any dataset is held. A store that cannot be reached is reported and left out.
-    async fn open(context: &Context, release: &Release, zfs: &dyn Zfs, datasets: &[Selected]) -> Result<Self, Failure> {
+    /// Opens the stores when any dataset is held. A store that cannot be reached is reported and
+    /// left out.
+    async fn open(
+        context: &Context,
+        release: &Release,
+        zfs: &dyn Zfs,
+        datasets: &[Selected],
+    ) -> Result<Self, Failure> {
         let (config, env) = &*context.config()?;
         let named = release.ids.iter().cloned().collect();
-        let mut witnesses = Self { stores: Vec::new(), trusted: TrustedKeys::default(), named };
+        let mut witnesses = Self {
+            stores: Vec::new(),
+            trusted: TrustedKeys::default(),
+            named,
+        };
         let mut is_held = false;
         for selected in datasets {
             is_held |= !our_holds(zfs, &selected.dataset.name)?.is_empty();
@@ -112,7 +136,9 @@ impl Witnesses {
         }
         for store in opened {
             let asked = match store {
-                Ok(store) => keys_for_pruning(config, env, &store).await.map(|(_, trusted)| (store, trusted)),
+                Ok(store) => keys_for_pruning(config, env, &store)
+                    .await
+                    .map(|(_, trusted)| (store, trusted)),
                 Err(failure) => Err(failure),
             };
             match asked {
@@ -121,9 +147,10 @@ impl Witnesses {
                     witnesses.trusted = trusted;
                 }
                 Err(failure) => {
-                    context
-                        .output
-                        .always(&format!("a store cannot be asked which uploads are over: {}", failure.reason()));
+                    context.output.always(&format!(
+                        "a store cannot be asked which uploads are over: {}",
+                        failure.reason()
+                    ));
                 }
             }
         }
@@ -131,8 +158,16 @@ impl Witnesses {
     }
 
     /// Asks the stores which of the attempts that hold this dataset's snapshots are over.
-    async fn ask(&self, zfs: &dyn Zfs, selected: &Selected, output: &Output) -> Result<KnownAttempts, Failure> {
-        let ids: BTreeSet<BackupId> = our_holds(zfs, &selected.dataset.name)?.into_iter().map(|hold| hold.id).collect();
+    async fn ask(
+        &self,
+        zfs: &dyn Zfs,
+        selected: &Selected,
+        output: &Output,
+    ) -> Result<KnownAttempts, Failure> {
+        let ids: BTreeSet<BackupId> = our_holds(zfs, &selected.dataset.name)?
+            .into_iter()
+            .map(|hold| hold.id)
+            .collect();
         let mut over = BTreeSet::new();
         for store in self.stores.iter().filter(|_| !ids.is_empty()) {
             match over_in(&**store, &selected.stored, &self.trusted, &ids).await {
@@ -146,7 +181,10 @@ impl Witnesses {
                 }
             }
         }
-        Ok(KnownAttempts { over: Some(over), named: self.named.clone() })
+        Ok(KnownAttempts {
+            over: Some(over),
+            named: self.named.clone(),
+        })
     }
 }
 
@@ -161,7 +199,11 @@ fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
     let mut lines = Vec::new();
     for (judged, done) in all {
         let hold = &judged.hold;
-        let alone = if hold.holds > 1 { format!(", held {} times", hold.holds) } else { String::new() };
+        let alone = if hold.holds > 1 {
+            format!(", held {} times", hold.holds)
+        } else {
+            String::new()
+        };
         let verdict = match (&judged.stays, done) {
             (Some(why), _) => format!("stays: {why}"),
             (None, None) if listing => "may be released".to_owned(),
@@ -170,17 +212,36 @@ fn lines(all: &[Listed], listing: bool, now: Timestamp) -> Vec<String> {
             (None, Some(Some(error))) => format!("NOT released: {error}"),
         };
         lines.push(hold.snapshot.to_string());
-        lines.push(format!("  since {}, keeps {}{alone}", age(now, hold.since), bytes(hold.used_bytes)));
+        lines.push(format!(
+            "  since {}, keeps {}{alone}",
+            age(now, hold.since),
+            bytes(hold.used_bytes)
+        ));
         lines.push(format!("  {}", hold.tag));
         lines.extend(wrap(&format!("  {verdict}"), WIDTH, "    "));
     }
     let free = all.iter().filter(|(judged, _)| judged.stays.is_none());
-    let snapshots: BTreeSet<_> =
-        free.clone().map(|(judged, _)| (&judged.hold.snapshot, judged.hold.used_bytes)).collect();
-    let sum = snapshots.iter().fold(0, |sum, (_, bytes)| u64::saturating_add(sum, *bytes));
-    lines.push(format!("{} of {} may go; prune-snapshots can then free {}", free.count(), all.len(), bytes(sum)));
-    if all.iter().any(|(judged, done)| judged.stays.is_none() && done.is_none()) && !listing {
-        lines.push("-y releases them. An interrupted upload that needs one would start over.".to_owned());
+    let snapshots: BTreeSet<_> = free
+        .clone()
+        .map(|(judged, _)| (&judged.hold.snapshot, judged.hold.used_bytes))
+        .collect();
+    let sum = snapshots
+        .iter()
+        .fold(0, |sum, (_, bytes)| u64::saturating_add(sum, *bytes));
+    lines.push(format!(
+        "{} of {} may go; prune-snapshots can then free {}",
+        free.count(),
+        all.len(),
+        bytes(sum)
+    ));
+    if all
+        .iter()
+        .any(|(judged, done)| judged.stays.is_none() && done.is_none())
+        && !listing
+    {
+        lines.push(
+            "-y releases them. An interrupted upload that needs one would start over.".to_owned(),
+        );
     }
     lines
 }
@@ -217,13 +278,22 @@ mod tests {
             used_bytes: 31 << 30,
             holds: 2,
         };
-        (JudgedHold { hold, stays: stays.map(str::to_owned) }, done.map(|failed| failed.map(str::to_owned)))
+        (
+            JudgedHold {
+                hold,
+                stays: stays.map(str::to_owned),
+            },
+            done.map(|failed| failed.map(str::to_owned)),
+        )
     }
 
     #[test]
     fn every_hold_says_what_it_keeps_and_what_becomes_of_it() {
         let now = Timestamp::from_second(7200).unwrap();
-        let all = [listed(None, None), listed(Some("a run is at work on the dataset in s3:b"), None)];
+        let all = [
+            listed(None, None),
+            listed(Some("a run is at work on the dataset in s3:b"), None),
+        ];
         let screen = lines(&all, false, now).join("\n");
         insta::assert_snapshot!(screen, @r"
         tank/media@zfs-backup_20261122T212604Z
@@ -238,8 +308,16 @@ mod tests {
         -y releases them. An interrupted upload that needs one would start over.
         ");
         assert!(screen.lines().all(|line| line.chars().count() <= 80));
-        let after = lines(&[listed(None, Some(None)), listed(None, Some(Some("EPERM")))], false, now).join("\n");
-        assert!(after.contains("  released") && after.contains("NOT released: EPERM"), "{after}");
+        let after = lines(
+            &[listed(None, Some(None)), listed(None, Some(Some("EPERM")))],
+            false,
+            now,
+        )
+        .join("\n");
+        assert!(
+            after.contains("  released") && after.contains("NOT released: EPERM"),
+            "{after}"
+        );
         assert_eq!(lines(&[], true, now).len(), 1);
     }
 }

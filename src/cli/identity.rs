@@ -1,5 +1,5 @@
-//! Which stores the configured names lead to: every store that is opened passes through here before anything uses it
-//! together with the state of this host.
+//! Which stores the configured names lead to: every store that is opened passes through here before
+//! anything uses it together with the state of this host.
 
 use super::args::AcceptStore;
 use super::context::Context;
@@ -20,24 +20,39 @@ use std::sync::Arc;
 
 /// The configured place, and all that decides where it leads; `None` when none is configured.
 fn place_of(config: &Config, role: StoreRole) -> Option<Place> {
-    let intermediate = config.intermediate.as_ref().map(|place| Remote::File { dir: place.basedir.clone() });
+    let intermediate = config.intermediate.as_ref().map(|place| Remote::File {
+        dir: place.basedir.clone(),
+    });
     let (remote, option) = match role {
         StoreRole::Remote => (config.remote.clone()?, ""),
         StoreRole::Intermediate => (intermediate?, " --intermediate"),
     };
-    let words = |words: [&Option<String>; 3]| words.map(|word| word.as_deref().unwrap_or_default()).join(" ");
+    let words = |words: [&Option<String>; 3]| {
+        words
+            .map(|word| word.as_deref().unwrap_or_default())
+            .join(" ")
+    };
     let endpoint = match &remote {
         Remote::S3 { .. } => words([&config.s3.endpoint, &config.s3.region, &config.s3.profile]),
         Remote::B2 { bucket, prefix } => native_b2::endpoint(bucket, prefix),
         Remote::Rclone { .. } => rclone_remote::conf_of(config).display().to_string(),
         Remote::File { .. } => String::new(),
     };
-    Some(Place { url: remote.to_string(), endpoint, option })
+    Some(Place {
+        url: remote.to_string(),
+        endpoint,
+        option,
+    })
 }
 
 /// The configured store as this host last found it, without asking it.
-pub(super) fn known_store(config: &Config, role: StoreRole) -> Result<Option<KnownStore>, RunError> {
-    place_of(config, role).map(|place| known_at(&config.state_dir, &place)).transpose()
+pub(super) fn known_store(
+    config: &Config,
+    role: StoreRole,
+) -> Result<Option<KnownStore>, RunError> {
+    place_of(config, role)
+        .map(|place| known_at(&config.state_dir, &place))
+        .transpose()
 }
 
 /// Every configured store as this host last found it: the remote, then the intermediate directory.
@@ -53,11 +68,20 @@ pub(super) async fn identified(
     store: Arc<dyn ObjectStore>,
     purpose: Purpose,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let Some(place) = place_of(config, role) else { return Ok(store) };
+    let Some(place) = place_of(config, role) else {
+        return Ok(store);
+    };
     if purpose != Purpose::Restore {
         refuse_one_folder(config)?;
     }
-    Ok(identify(&config.state_dir, &place, store, purpose, &stored_names(config)).await?)
+    Ok(identify(
+        &config.state_dir,
+        &place,
+        store,
+        purpose,
+        &stored_names(config),
+    )
+    .await?)
 }
 
 /// Which stores the configured names lead to, when backups could not be made because of it.
@@ -68,9 +92,13 @@ pub(super) async fn check_identities(
     refuse_one_folder(config)?;
     let mut found: Vec<KnownStore> = Vec::new();
     for (role, store) in stores {
-        let Some(place) = place_of(config, *role) else { continue };
+        let Some(place) = place_of(config, *role) else {
+            continue;
+        };
         let known = check_place(&config.state_dir, &place, *store).await?;
-        found.iter().try_for_each(|other| refuse_one_place(other, &known))?;
+        found
+            .iter()
+            .try_for_each(|other| refuse_one_place(other, &known))?;
         found.push(known);
     }
     Ok(())
@@ -78,14 +106,18 @@ pub(super) async fn check_identities(
 
 /// Refuses one folder under two names, even before the folder has an identity.
 fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
-    let (Some(Remote::File { dir }), Some(intermediate)) = (&config.remote, &config.intermediate) else {
+    let (Some(Remote::File { dir }), Some(intermediate)) = (&config.remote, &config.intermediate)
+    else {
         return Ok(());
     };
     let inode = |dir: &Path| dir.metadata().map(|facts| (facts.dev(), facts.ino()));
     match (inode(dir), inode(&intermediate.basedir)) {
         (Ok(one), Ok(other)) if one == other => {
             let file = |dir: &Path| format!("file:{}", dir.display());
-            Err(RunError::OnePlace { one: file(dir), other: file(&intermediate.basedir) })
+            Err(RunError::OnePlace {
+                one: file(dir),
+                other: file(&intermediate.basedir),
+            })
         }
         // The code that opens a missing folder reports it.
         _ => Ok(()),
@@ -94,7 +126,13 @@ fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
 
 /// The names in the store that the configuration itself tells.
 fn stored_names(config: &Config) -> Vec<DatasetName> {
-    config.datasets.names.iter().chain(&config.datasets.store_as).cloned().collect()
+    config
+        .datasets
+        .names
+        .iter()
+        .chain(&config.datasets.store_as)
+        .cloned()
+        .collect()
 }
 
 /// `accept-store`.

@@ -12,16 +12,25 @@ use crate::sign::Trust;
 use serde_json::json;
 
 pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Result<(), Failure> {
-    if let Key::Export { output: file, source } = command {
+    if let Key::Export {
+        output: file,
+        source,
+    } = command
+    {
         return rekey::export(global, file.as_deref(), source, output).await;
     }
     let (config, env) = load_config(global, output)?;
     let keys = match command {
         Key::Export { .. } => return Ok(()),
         Key::Show => KeyCache::new(&config.state_dir).load()?.ok_or_else(|| {
-            usage("there is no keyring on this host yet", "run `zfs-backup key generate`, or make the first backup")
+            usage(
+                "there is no keyring on this host yet",
+                "run `zfs-backup key generate`, or make the first backup",
+            )
         })?,
-        Key::Generate { .. } if matches!(config.keys, crate::config::KeySource::Recipients { .. }) => {
+        Key::Generate { .. }
+            if matches!(config.keys, crate::config::KeySource::Recipients { .. }) =>
+        {
             return Err(usage(
                 "recipients are configured, so no keyring is made",
                 "make keys with age-keygen and minisign",
@@ -31,16 +40,33 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
             output.line("would look for a keyring in the configured stores, and make one where there is none");
             return Ok(());
         }
-        Key::Passphrase { new_passphrase_file } => {
+        Key::Passphrase {
+            new_passphrase_file,
+        } => {
             let change = rekey::Change::Passphrase(new_passphrase_file.as_deref());
             return rekey::change(global, &config, &env, &change, output).await;
         }
         Key::Rotate { keep_trust } => {
-            let old_keys = if *keep_trust { OldKeys::KeepTrust } else { OldKeys::Retire };
-            return rekey::change(global, &config, &env, &rekey::Change::Keys(old_keys), output).await;
+            let old_keys = if *keep_trust {
+                OldKeys::KeepTrust
+            } else {
+                OldKeys::Retire
+            };
+            return rekey::change(
+                global,
+                &config,
+                &env,
+                &rekey::Change::Keys(old_keys),
+                output,
+            )
+            .await;
         }
         Key::Generate { trust_found_keys } => {
-            let newer = if *trust_found_keys { NewerKeys::Ignore } else { NewerKeys::Refuse };
+            let newer = if *trust_found_keys {
+                NewerKeys::Ignore
+            } else {
+                NewerKeys::Refuse
+            };
             let mut keys = None;
             if config.remote.is_some() {
                 let store = open_remote_for(&config, &env, Purpose::Write).await?;
@@ -83,7 +109,10 @@ pub(super) fn print_lines(keys: &WriterKeys, output: &Output) {
 
 pub(super) fn keys_json(keys: &WriterKeys) -> serde_json::Value {
     let with = |wanted: &[Trust]| {
-        let chosen = keys.trusted.iter().filter(|(_, trust)| wanted.contains(trust));
+        let chosen = keys
+            .trusted
+            .iter()
+            .filter(|(_, trust)| wanted.contains(trust));
         chosen.map(|(key, _)| key.to_string()).collect::<Vec<_>>()
     };
     json!({

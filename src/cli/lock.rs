@@ -7,7 +7,9 @@ use super::output::age;
 use crate::config::{Config, TimeLimit};
 use crate::run::RunError;
 use crate::run::here::Here;
-use crate::run::lockfile::{Holder, LockKind, LockState, TakeOutcome, read_lock, remove_lock, take_lock};
+use crate::run::lockfile::{
+    Holder, LockKind, LockState, TakeOutcome, read_lock, remove_lock, take_lock,
+};
 use jiff::Timestamp;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -79,7 +81,11 @@ pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(
     loop {
         let state = look()?;
         match &state {
-            LockState::Free if context.global.ignore_lock && command.has_incremental() && !context.is_step() => {
+            LockState::Free
+                if context.global.ignore_lock
+                    && command.has_incremental()
+                    && !context.is_step() =>
+            {
                 context.output.always(
                     "there was no lock to ignore: -i before the command is --ignore-lock; \
                      for --incremental write -i after the command",
@@ -101,8 +107,8 @@ pub(super) async fn check_lock(command: &Command, context: &Context) -> Result<(
     }
 }
 
-/// Does work that begins by taking the kernel lock of a dataset and a store: again and again, for as long as
-/// `--lock-wait` says, while another run has that lock.
+/// Does work that begins by taking the kernel lock of a dataset and a store: again and again, for
+/// as long as `--lock-wait` says, while another run has that lock.
 pub(super) async fn wait_for_others<T>(
     context: &Context,
     mut work: impl AsyncFnMut() -> Result<T, RunError>,
@@ -110,7 +116,9 @@ pub(super) async fn wait_for_others<T>(
     let mut waiting = Waiting::new(context);
     loop {
         match work().await {
-            Err(error @ RunError::Locked { .. }) => waiting.pause(&error.to_string(), || error).await?,
+            Err(error @ RunError::Locked { .. }) => {
+                waiting.pause(&error.to_string(), || error).await?
+            }
             done => return done,
         }
     }
@@ -120,7 +128,10 @@ fn note(context: &Context, config: &Config, state: &LockState, how: &str) {
     match state {
         LockState::Free => {}
         LockState::Held(holder) if context.leftovers.has_lock_of(holder) => {}
-        state => context.output.note(&format!("{how}{}", describe(state, config, Timestamp::now()))),
+        state => context.output.note(&format!(
+            "{how}{}",
+            describe(state, config, Timestamp::now())
+        )),
     }
 }
 
@@ -130,11 +141,22 @@ pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
     let config = &loaded.0;
     let path = config.lock_file.display();
     if context.global.dry_run {
-        note(context, config, &read_lock(&config.lock_file, &Here::current())?, "");
-        context.output.line(format!("would make the lockfile {path}"));
+        note(
+            context,
+            config,
+            &read_lock(&config.lock_file, &Here::current())?,
+            "",
+        );
+        context
+            .output
+            .line(format!("would make the lockfile {path}"));
         return Ok(());
     }
-    let kind = if context.is_step() { LockKind::Run } else { LockKind::Manual };
+    let kind = if context.is_step() {
+        LockKind::Run
+    } else {
+        LockKind::Manual
+    };
     let mut waiting = Waiting::new(context);
     let (lock, replaced) = loop {
         let holder = Holder::current(kind, Timestamp::now())?;
@@ -152,7 +174,9 @@ pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
         context.output.always(&format!("taken over: {old}"));
     }
     context.output.line(format!("locked: {path}"));
-    context.output.json(|| json!({ "lock_file": config.lock_file, "locked": true }));
+    context
+        .output
+        .json(|| json!({ "lock_file": config.lock_file, "locked": true }));
     match kind {
         LockKind::Manual => lock.stay(),
         LockKind::Run => context.leftovers.keep_lock(lock),
@@ -160,13 +184,15 @@ pub(super) async fn lock(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `unlock`: what a person or a dead run left; the lock of a run that may be alive only with `-i`. As a step, the lock
-/// of this run.
+/// `unlock`: what a person or a dead run left; the lock of a run that may be alive only with `-i`.
+/// As a step, the lock of this run.
 pub(super) fn unlock(context: &Context) -> Result<(), Failure> {
     let loaded = context.config()?;
     let (config, path) = (&loaded.0, loaded.0.lock_file.display());
     if context.global.dry_run {
-        context.output.line(format!("would remove the lockfile {path}"));
+        context
+            .output
+            .line(format!("would remove the lockfile {path}"));
         return Ok(());
     }
     if context.is_step() {
@@ -174,24 +200,34 @@ pub(super) fn unlock(context: &Context) -> Result<(), Failure> {
     }
     let may_be_alive = |state: &LockState| matches!(state, LockState::Held(holder) if holder.kind == LockKind::Run);
     let ignore = context.global.ignore_lock;
-    let (state, removed) = remove_lock(&config.lock_file, &Here::current(), |state| ignore || !may_be_alive(state))?;
+    let (state, removed) = remove_lock(&config.lock_file, &Here::current(), |state| {
+        ignore || !may_be_alive(state)
+    })?;
     let about = describe(&state, config, Timestamp::now());
     match (&state, removed) {
         (LockState::Free, _) => context.output.line(format!("there is no lock: {path}")),
         (state, true) if may_be_alive(state) => {
-            context.output.always(&format!("removed although the run may go on: {about}"));
+            context
+                .output
+                .always(&format!("removed although the run may go on: {about}"));
         }
-        (_, true) => context.output.line(format!("unlocked: {path}; it was {about}")),
+        (_, true) => context
+            .output
+            .line(format!("unlocked: {path}; it was {about}")),
         (state, false) => return Err(refusal(context, config, state, &about).into()),
     }
-    context.output.json(|| json!({ "lock_file": config.lock_file, "locked": false, "removed": removed }));
+    context
+        .output
+        .json(|| json!({ "lock_file": config.lock_file, "locked": false, "removed": removed }));
     Ok(())
 }
 
 fn unlock_own(context: &Context) -> Result<(), Failure> {
     match context.leftovers.release_lock()? {
         Some(true) => context.output.line("unlocked"),
-        Some(false) => context.output.always("the lock of this run was taken away while it worked"),
+        Some(false) => context
+            .output
+            .always("the lock of this run was taken away while it worked"),
         None => context.output.line("this run has no lock"),
     }
     Ok(())
@@ -206,17 +242,31 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn new(context: &'a Context) -> Self {
-        Self { context, begun: Instant::now(), was_said: false }
+        Self {
+            context,
+            begun: Instant::now(),
+            was_said: false,
+        }
     }
 
     async fn wait(&mut self, config: &Config, state: &LockState) -> Result<(), Failure> {
         let about = describe(state, config, Timestamp::now());
         let context = self.context;
-        Ok(self.pause(&about, || refusal(context, config, state, &about)).await?)
+        Ok(self
+            .pause(&about, || refusal(context, config, state, &about))
+            .await?)
     }
 
-    async fn pause(&mut self, about: &str, refusal: impl FnOnce() -> RunError) -> Result<(), RunError> {
-        let limit = self.context.global.lock_wait.unwrap_or(TimeLimit::seconds(0));
+    async fn pause(
+        &mut self,
+        about: &str,
+        refusal: impl FnOnce() -> RunError,
+    ) -> Result<(), RunError> {
+        let limit = self
+            .context
+            .global
+            .lock_wait
+            .unwrap_or(TimeLimit::seconds(0));
         let left = limit.duration().saturating_sub(self.begun.elapsed());
         if left.is_zero() {
             return Err(refusal());
@@ -242,7 +292,10 @@ fn describe(state: &LockState, config: &Config, now: Timestamp) -> String {
     match state {
         LockState::Free => format!("there is no lock {}", config.lock_file.display()),
         LockState::Damaged(reason) => {
-            format!("the lockfile {} does not say who has it: {reason}", config.lock_file.display())
+            format!(
+                "the lockfile {} does not say who has it: {reason}",
+                config.lock_file.display()
+            )
         }
         LockState::Held(holder) if holder.kind == LockKind::Manual => {
             format!("locked by hand, {} ({})", place(holder), since(holder))
@@ -272,13 +325,18 @@ fn refusal(context: &Context, config: &Config, state: &LockState, about: &str) -
     let unlock = |ignore: &str| match &context.global.config {
         Some(_) => {
             let file = config.file.display().to_string();
-            format!("`zfs-backup -c {}{ignore} unlock`", shell_words::quote(&file))
+            format!(
+                "`zfs-backup -c {}{ignore} unlock`",
+                shell_words::quote(&file)
+            )
         }
         None => format!("`zfs-backup{ignore} unlock`"),
     };
     let is_here = |holder: &Holder| holder.here.is_same_host(&Here::current());
     let hint = match state {
-        LockState::Held(holder) if holder.kind == LockKind::Manual => format!("{} removes it", unlock("")),
+        LockState::Held(holder) if holder.kind == LockKind::Manual => {
+            format!("{} removes it", unlock(""))
+        }
         LockState::Held(holder) if is_here(holder) => {
             "wait until the run has ended, for instance with --lock-wait 2h".to_owned()
         }
@@ -291,7 +349,10 @@ fn refusal(context: &Context, config: &Config, state: &LockState, about: &str) -
         }
         _ => format!("if nothing runs here, {} removes it", unlock("")),
     };
-    RunError::LockedBy { what: about.to_owned(), hint }
+    RunError::LockedBy {
+        what: about.to_owned(),
+        hint,
+    }
 }
 
 #[cfg(test)]
@@ -306,13 +367,27 @@ mod tests {
     async fn wait(lock_wait: Option<u64>, held: Duration, stopped: bool) -> Result<u32, RunError> {
         let state = tempfile::tempdir().unwrap();
         let dataset = "tank/a".parse().unwrap();
-        let global = Global { lock_wait: lock_wait.map(TimeLimit::seconds), quiet: true, ..Global::default() };
+        let global = Global {
+            lock_wait: lock_wait.map(TimeLimit::seconds),
+            quiet: true,
+            ..Global::default()
+        };
         let output = Arc::new(Output::new(&global));
         let (stopper, stop) = tokio::sync::watch::channel(false);
         let context = Context::new(global, output, stop, Arc::default());
-        let other = lock_dataset(state.path(), &crate::model::KnownStore::of_url("s3:b"), &dataset).unwrap();
+        let other = lock_dataset(
+            state.path(),
+            &crate::model::KnownStore::of_url("s3:b"),
+            &dataset,
+        )
+        .unwrap();
         let waiting = wait_for_others(&context, async || {
-            lock_dataset(state.path(), &crate::model::KnownStore::of_url("s3:b"), &dataset).map(|_| 7)
+            lock_dataset(
+                state.path(),
+                &crate::model::KnownStore::of_url("s3:b"),
+                &dataset,
+            )
+            .map(|_| 7)
         });
         let others = async {
             tokio::time::sleep(held).await;
@@ -333,9 +408,19 @@ mod tests {
         let short = Duration::from_millis(100);
         assert_eq!(wait(Some(60), short, false).await.unwrap(), 7);
         for lock_wait in [None, Some(0), Some(1)] {
-            let refused = wait(lock_wait, Duration::from_secs(60), false).await.unwrap_err();
-            assert!(refused.to_string().contains("tank/a in s3:b is being worked on"), "{refused}");
+            let refused = wait(lock_wait, Duration::from_secs(60), false)
+                .await
+                .unwrap_err();
+            assert!(
+                refused
+                    .to_string()
+                    .contains("tank/a in s3:b is being worked on"),
+                "{refused}"
+            );
         }
-        assert!(matches!(wait(Some(60), short, true).await, Err(RunError::Interrupted)));
+        assert!(matches!(
+            wait(Some(60), short, true).await,
+            Err(RunError::Interrupted)
+        ));
     }
 }

@@ -7,7 +7,8 @@ use tracing_subscriber::filter::EnvFilter;
 
 /// Lines that are kept.
 const LINES_MAX: usize = 60;
-/// Characters that are kept of a line: 60 of 300 and of up to 4 bytes fit into one environment variable.
+/// Characters that are kept of a line: 60 of 300 and of up to 4 bytes fit into one environment
+/// variable.
 const LINE_CHARS_MAX: usize = 300;
 
 /// The last lines that went to stderr, log and errors alike.
@@ -28,7 +29,12 @@ impl LogTail {
 
     /// The lines, oldest first.
     pub(super) fn lines(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 }
 
@@ -48,7 +54,8 @@ pub(super) fn init_log(verbose: u8, quiet: bool, tail: &Arc<LogTail>) {
         1 => "zfs_backup=debug,warn",
         _ => "debug",
     };
-    let filter = EnvFilter::try_from_env("ZFS_BACKUP_LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new(level));
+    let filter =
+        EnvFilter::try_from_env("ZFS_BACKUP_LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new(level));
     let tail = Arc::clone(tail);
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -84,6 +91,13 @@ mod tests {
         tail.keep(&"x".repeat(1000));
         let lines = tail.lines();
         assert_eq!((lines.len(), lines[0].as_str()), (LINES_MAX, "line 43"));
-        assert_eq!(lines[LINES_MAX - 3..], [" WARN a".to_owned(), "b".to_owned(), "x".repeat(LINE_CHARS_MAX)]);
+        assert_eq!(
+            lines[LINES_MAX - 3..],
+            [
+                " WARN a".to_owned(),
+                "b".to_owned(),
+                "x".repeat(LINE_CHARS_MAX)
+            ]
+        );
     }
 }

@@ -20,7 +20,10 @@ pub(super) fn completions(shell: Shell, output: &Output) -> Result<(), Failure> 
 pub(super) fn man(folder: Option<&Path>, output: &Output) -> Result<(), Failure> {
     let failed = |source| RunError::File {
         operation: "write",
-        path: folder.map_or_else(|| "the manual page".to_owned(), |folder| folder.display().to_string()),
+        path: folder.map_or_else(
+            || "the manual page".to_owned(),
+            |folder| folder.display().to_string(),
+        ),
         source,
     };
     let command = Args::command();
@@ -28,7 +31,9 @@ pub(super) fn man(folder: Option<&Path>, output: &Output) -> Result<(), Failure>
         Some(folder) => clap_mangen::generate_to(command, folder).map_err(failed)?,
         None => {
             let mut text = Vec::new();
-            clap_mangen::Man::new(command).render(&mut text).map_err(failed)?;
+            clap_mangen::Man::new(command)
+                .render(&mut text)
+                .map_err(failed)?;
             output.raw(&text);
         }
     }

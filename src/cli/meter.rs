@@ -4,7 +4,8 @@ use super::output::{WIDTH, bytes};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// The rate that is shown is that of so long: shorter jumps with every part, longer hides a line that died.
+/// The rate that is shown is that of so long: shorter jumps with every part, longer hides a line
+/// that died.
 const RECENT: Duration = Duration::from_secs(30);
 /// Between two samples: 30 of them, and the one before, are enough for [`RECENT`].
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
@@ -29,21 +30,33 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// `elapsed` since it began, `sent_bytes` so far. A count that is smaller than before has begun anew.
+    /// `elapsed` since it began, `sent_bytes` so far. A count that is smaller than before has begun
+    /// anew.
     pub(super) fn update(&mut self, elapsed: Duration, sent_bytes: u64) -> Rates {
         if sent_bytes < self.bytes {
             self.earlier_bytes += self.bytes;
         }
         self.bytes = sent_bytes;
         let sent = self.earlier_bytes + sent_bytes;
-        while self.samples.get(1).is_some_and(|(at, _)| elapsed.saturating_sub(*at) >= RECENT) {
+        while self
+            .samples
+            .get(1)
+            .is_some_and(|(at, _)| elapsed.saturating_sub(*at) >= RECENT)
+        {
             self.samples.pop_front();
         }
         let (at, before) = self.samples.front().copied().unwrap_or_default();
-        if self.samples.back().is_none_or(|(at, _)| elapsed.saturating_sub(*at) >= SAMPLE_EVERY) {
+        if self
+            .samples
+            .back()
+            .is_none_or(|(at, _)| elapsed.saturating_sub(*at) >= SAMPLE_EVERY)
+        {
             self.samples.push_back((elapsed, sent));
         }
-        Rates { recent: per_second(sent - before, elapsed.saturating_sub(at)), average: per_second(sent, elapsed) }
+        Rates {
+            recent: per_second(sent - before, elapsed.saturating_sub(at)),
+            average: per_second(sent, elapsed),
+        }
     }
 }
 
@@ -69,9 +82,15 @@ pub(super) struct Step {
     pub(super) chunk: u32,
 }
 
-/// One line of at most 80 characters: what, how far, how fast, how long still, and the chunk in flight.
+/// One line of at most 80 characters: what, how far, how fast, how long still, and the chunk in
+/// flight.
 pub(super) fn progress_line(name: &str, step: &Step) -> String {
-    let Step { sent_bytes, total_bytes, rates, chunk } = *step;
+    let Step {
+        sent_bytes,
+        total_bytes,
+        rates,
+        chunk,
+    } = *step;
     let speed = format!("{}/s (avg {}/s)", bytes(rates.recent), bytes(rates.average));
     let how_far = match total_bytes {
         0 => format!("{} {speed}", bytes(sent_bytes)),
@@ -80,11 +99,18 @@ pub(super) fn progress_line(name: &str, step: &Step) -> String {
             let total = total.max(sent_bytes);
             let percent = (u128::from(sent_bytes) * 100 / u128::from(total)).min(99);
             let left = left(total - sent_bytes, rates);
-            format!("{}/{} {percent}% {speed} left {left}", bytes(sent_bytes), bytes(total))
+            format!(
+                "{}/{} {percent}% {speed} left {left}",
+                bytes(sent_bytes),
+                bytes(total)
+            )
         }
     };
     let rest = format!(" {how_far}  chunk {chunk}");
-    format!("{}{rest}", shortened(name, WIDTH.saturating_sub(rest.chars().count())))
+    format!(
+        "{}{rest}",
+        shortened(name, WIDTH.saturating_sub(rest.chars().count()))
+    )
 }
 
 /// By the recent rate; while nothing moves, by none.
@@ -123,7 +149,13 @@ mod tests {
         for second in 1..=100 {
             rates = meter.update(at(second), second * 10 * M);
         }
-        assert_eq!(rates, Rates { recent: 10 * M, average: 10 * M });
+        assert_eq!(
+            rates,
+            Rates {
+                recent: 10 * M,
+                average: 10 * M
+            }
+        );
         for second in 101..=150 {
             rates = meter.update(at(second), 1000 * M);
         }
@@ -145,7 +177,10 @@ mod tests {
         let step = |sent_bytes, total_bytes, rate, chunk| Step {
             sent_bytes,
             total_bytes,
-            rates: Rates { recent: rate, average: rate },
+            rates: Rates {
+                recent: rate,
+                average: rate,
+            },
             chunk,
         };
         let cases = [
@@ -154,13 +189,27 @@ mod tests {
                 step(412 << 30, 1000 << 30, 5 * M, 413),
                 "tank/media 412G/1000G 41% 5.00M/s (avg 5.00M/s) left 33h  chunk 413",
             ),
-            ("tank/a", step(0, 0, 0, 1), "tank/a 0 0/s (avg 0/s)  chunk 1"),
-            ("tank/a", step(10 * M, 5 * M, 0, 2), "tank/a 10.0M/10.0M 99% 0/s (avg 0/s) left -  chunk 2"),
+            (
+                "tank/a",
+                step(0, 0, 0, 1),
+                "tank/a 0 0/s (avg 0/s)  chunk 1",
+            ),
+            (
+                "tank/a",
+                step(10 * M, 5 * M, 0, 2),
+                "tank/a 10.0M/10.0M 99% 0/s (avg 0/s) left -  chunk 2",
+            ),
         ];
         for (name, step, line) in cases {
             assert_eq!(progress_line(name, &step), line);
         }
-        let long = progress_line(&"x".repeat(200), &step(u64::MAX, u64::MAX, u64::MAX, u32::MAX));
-        assert!(long.chars().count() <= 80 && long.starts_with("..x"), "{long}");
+        let long = progress_line(
+            &"x".repeat(200),
+            &step(u64::MAX, u64::MAX, u64::MAX, u32::MAX),
+        );
+        assert!(
+            long.chars().count() <= 80 && long.starts_with("..x"),
+            "{long}"
+        );
     }
 }

@@ -24,7 +24,11 @@ pub(super) async fn open_configured(
         None => (credentials_of_environment(), None),
         Some(files) => {
             let (files, env) = (files.clone(), env.clone());
-            let read = move || files.read(&env).map(|(id, key)| credentials(id.expose(), key.expose()));
+            let read = move || {
+                files
+                    .read(&env)
+                    .map(|(id, key)| credentials(id.expose(), key.expose()))
+            };
             (Some(read()?), Some(Renew::new(move || Ok(read()?))))
         }
     };
@@ -46,12 +50,17 @@ pub(super) async fn open_configured(
 
 /// Where the account of such a remote is authorized.
 pub(super) fn endpoint(bucket: &str, prefix: &str) -> String {
-    settings(bucket, prefix).endpoint.unwrap_or_else(|| "Backblaze B2".to_owned())
+    settings(bucket, prefix)
+        .endpoint
+        .unwrap_or_else(|| "Backblaze B2".to_owned())
 }
 
 /// A remote that is named on the command line: everything else comes from the environment.
 pub(super) async fn open_bare(bucket: &str, prefix: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let settings = B2Settings { credentials: credentials_of_environment(), ..settings(bucket, prefix) };
+    let settings = B2Settings {
+        credentials: credentials_of_environment(),
+        ..settings(bucket, prefix)
+    };
     Ok(Arc::new(open(settings).await?))
 }
 
@@ -63,7 +72,12 @@ async fn open(settings: B2Settings) -> Result<B2Store, Failure> {
 
 fn settings(bucket: &str, prefix: &str) -> B2Settings {
     let endpoint = env::var(PLACE).ok().filter(|place| place.contains("://"));
-    B2Settings { bucket: bucket.to_owned(), prefix: prefix.to_owned(), endpoint, ..B2Settings::default() }
+    B2Settings {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        endpoint,
+        ..B2Settings::default()
+    }
 }
 
 fn credentials_of_environment() -> Option<B2Credentials> {
@@ -71,5 +85,8 @@ fn credentials_of_environment() -> Option<B2Credentials> {
 }
 
 fn credentials(id: &str, key: &str) -> B2Credentials {
-    B2Credentials { application_key_id: id.to_owned(), application_key: key.to_owned() }
+    B2Credentials {
+        application_key_id: id.to_owned(),
+        application_key: key.to_owned(),
+    }
 }

@@ -1,4 +1,5 @@
-//! [`NewFile`]: a file that gets its name only once it is whole, and never takes the place of another.
+//! [`NewFile`]: a file that gets its name only once it is whole, and never takes the place of
+//! another.
 
 use rustix::fs::{AtFlags, CWD, RenameFlags, linkat, renameat_with};
 use rustix::io::Errno;
@@ -7,14 +8,16 @@ use std::io::{Error, Result};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A temporary file with a random name in the folder of the file that it becomes. Dropping it earlier removes the file.
+/// A temporary file with a random name in the folder of the file that it becomes. Dropping it
+/// earlier removes the file.
 #[derive(Debug)]
 pub(super) struct NewFile {
     partial: Option<PathBuf>,
 }
 
 impl NewFile {
-    /// Makes the file for this user alone. The random name cannot be prepared in advance, and links are not followed.
+    /// Makes the file for this user alone. The random name cannot be prepared in advance, and links
+    /// are not followed.
     pub(super) fn create_beside(path: &Path) -> Result<(File, Self)> {
         let random = getrandom::u64().map_err(|error| Error::other(error.to_string()))?;
         let mut partial = path.as_os_str().to_owned();
@@ -26,18 +29,25 @@ impl NewFile {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&partial)?;
-        Ok((file, Self { partial: Some(partial) }))
+        Ok((
+            file,
+            Self {
+                partial: Some(partial),
+            },
+        ))
     }
 
-    /// Gives it its name, which must not exist: [`std::io::ErrorKind::AlreadyExists`] if it does by now.
+    /// Gives it its name, which must not exist: [`std::io::ErrorKind::AlreadyExists`] if it does by
+    /// now.
     pub(super) fn become_named(mut self, path: &Path) -> Result<()> {
-        let Some(partial) = self.partial.take() else { return Ok(()) };
+        let Some(partial) = self.partial.take() else {
+            return Ok(());
+        };
         let named = match renameat_with(CWD, &partial, CWD, path, RenameFlags::NOREPLACE) {
-            // The file system cannot rename without replacing. A hard link refuses to replace too, where it is
-            // supported.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                linkat(CWD, &partial, CWD, path, AtFlags::empty()).map(|()| drop(remove_file(&partial)))
-            }
+            // The file system cannot rename without replacing. A hard link refuses to replace too,
+            // where it is supported.
+            Err(Errno::INVAL | Errno::NOSYS) => linkat(CWD, &partial, CWD, path, AtFlags::empty())
+                .map(|()| drop(remove_file(&partial))),
             renamed => renamed,
         };
         if named.is_err() {
@@ -63,7 +73,9 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 
     #[test]
@@ -75,7 +87,10 @@ mod tests {
         assert!(!path.exists());
         partial.become_named(&path).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"whole");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+            0o600
+        );
         assert_eq!(names(folder.path()), ["stream"]);
     }
 
@@ -85,7 +100,10 @@ mod tests {
         let path = folder.path().join("stream");
         let (_, partial) = NewFile::create_beside(&path).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
-        assert_eq!(partial.become_named(&path).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(
+            partial.become_named(&path).unwrap_err().kind(),
+            ErrorKind::AlreadyExists
+        );
         assert!(path.symlink_metadata().unwrap().is_symlink());
         assert_eq!(names(folder.path()), ["stream"]);
         drop(NewFile::create_beside(&folder.path().join("other")).unwrap());

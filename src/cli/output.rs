@@ -81,7 +81,10 @@ impl Output {
 
     /// The JSON of a step.
     pub(super) fn captured(&self) -> Vec<serde_json::Value> {
-        self.captured.as_ref().map(|captured| std::mem::take(&mut *lock(captured))).unwrap_or_default()
+        self.captured
+            .as_ref()
+            .map(|captured| std::mem::take(&mut *lock(captured)))
+            .unwrap_or_default()
     }
 
     /// The first error that was printed.
@@ -134,7 +137,10 @@ impl Output {
                     Mark::Doubtful => 33,
                     Mark::Bad => 31,
                 };
-                writeln!(std::io::stdout(), "{before}\x1b[{code}m{word}\x1b[0m{after}")
+                writeln!(
+                    std::io::stdout(),
+                    "{before}\x1b[{code}m{word}\x1b[0m{after}"
+                )
             }
             None => writeln!(std::io::stdout(), "{text}"),
         };
@@ -172,15 +178,21 @@ impl Output {
             self.message("hint: ", hint);
         }
         let hint = hint.map(str::to_owned);
-        lock(&self.first_error).get_or_insert_with(|| Said { text: text.to_owned(), hint });
+        lock(&self.first_error).get_or_insert_with(|| Said {
+            text: text.to_owned(),
+            hint,
+        });
     }
 
-    /// A message for a person. On a terminal it is broken between words; in a log it stays one line.
+    /// A message for a person. On a terminal it is broken between words; in a log it stays one
+    /// line.
     fn message(&self, head: &str, text: &str) {
         let whole = format!("{head}{text}");
         self.tail.keep(&printable(&whole));
         match self.wrapped {
-            true => wrap(&whole, WIDTH, "  ").iter().for_each(|line| write_line(&mut std::io::stderr(), line)),
+            true => wrap(&whole, WIDTH, "  ")
+                .iter()
+                .for_each(|line| write_line(&mut std::io::stderr(), line)),
             false => write_line(&mut std::io::stderr(), &whole),
         }
     }
@@ -207,7 +219,8 @@ fn write_line(to: &mut dyn Write, text: &str) {
     let _ = writeln!(to, "{}", printable(text));
 }
 
-/// Names in a store are anybody's: nothing but line ends reaches the terminal as a control character.
+/// Names in a store are anybody's: nothing but line ends reaches the terminal as a control
+/// character.
 fn printable(text: &str) -> String {
     let escape = |c: char| match c {
         '\n' => "\n".to_owned(),
@@ -234,8 +247,8 @@ pub(super) fn age(now: Timestamp, then: Timestamp) -> String {
     }
 }
 
-/// Text broken between words into lines of at most `width` characters, but for words that are longer. Lines after the
-/// first begin with `indent`; lines that the text has already stay.
+/// Text broken between words into lines of at most `width` characters, but for words that are
+/// longer. Lines after the first begin with `indent`; lines that the text has already stay.
 pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for paragraph in text.split('\n') {
@@ -258,37 +271,58 @@ pub(super) fn wrap(text: &str, width: usize, indent: &str) -> Vec<String> {
     lines
 }
 
-/// As [`table`], within `width` where the cells allow it: when the lines would be longer, the columns stand closer, and
-/// if that is not enough, the first stands on lines of its own and the others below it, indented. Gives the lines of
-/// each row.
-pub(super) fn narrow_table(rows: &[Vec<String>], right: &[usize], width: usize) -> Vec<Vec<String>> {
+/// As [`table`], within `width` where the cells allow it: when the lines would be longer, the
+/// columns stand closer, and if that is not enough, the first stands on lines of its own and the
+/// others below it, indented. Gives the lines of each row.
+pub(super) fn narrow_table(
+    rows: &[Vec<String>],
+    right: &[usize],
+    width: usize,
+) -> Vec<Vec<String>> {
     for gap in ["  ", " "] {
         let lines = spaced_table(rows, right, gap);
         if lines.iter().all(|line| line.chars().count() <= width) {
             return lines.into_iter().map(|line| vec![line]).collect();
         }
     }
-    let rest: Vec<Vec<String>> = rows.iter().map(|row| row.iter().skip(1).cloned().collect()).collect();
-    let right: Vec<usize> = right.iter().filter_map(|column| column.checked_sub(1)).collect();
-    let first = rows.iter().map(|row| row.first().cloned().unwrap_or_default());
-    first.zip(table(&rest, &right)).map(|(name, line)| vec![name, format!("  {line}")]).collect()
+    let rest: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().skip(1).cloned().collect())
+        .collect();
+    let right: Vec<usize> = right
+        .iter()
+        .filter_map(|column| column.checked_sub(1))
+        .collect();
+    let first = rows
+        .iter()
+        .map(|row| row.first().cloned().unwrap_or_default());
+    first
+        .zip(table(&rest, &right))
+        .map(|(name, line)| vec![name, format!("  {line}")])
+        .collect()
 }
 
-/// Lines with their columns aligned; the first row is the heading. Numbers are right-aligned by the caller's choice.
+/// Lines with their columns aligned; the first row is the heading. Numbers are right-aligned by the
+/// caller's choice.
 pub(super) fn table(rows: &[Vec<String>], right: &[usize]) -> Vec<String> {
     spaced_table(rows, right, "  ")
 }
 
 fn spaced_table(rows: &[Vec<String>], right: &[usize], gap: &str) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |text| text.chars().count());
-    let widths: Vec<usize> =
-        (0..columns).map(|column| rows.iter().map(|row| cell(row, column)).max().unwrap_or(0)).collect();
+    let cell =
+        |row: &Vec<String>, column: usize| row.get(column).map_or(0, |text| text.chars().count());
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().map(|row| cell(row, column)).max().unwrap_or(0))
+        .collect();
     let line = |row: &Vec<String>| {
-        let cells = row.iter().enumerate().map(|(column, text)| match right.contains(&column) {
-            true => format!("{text:>width$}", width = widths[column]),
-            false => format!("{text:<width$}", width = widths[column]),
-        });
+        let cells = row
+            .iter()
+            .enumerate()
+            .map(|(column, text)| match right.contains(&column) {
+                true => format!("{text:>width$}", width = widths[column]),
+                false => format!("{text:<width$}", width = widths[column]),
+            });
         cells.collect::<Vec<_>>().join(gap).trim_end().to_owned()
     };
     rows.iter().map(line).collect()
@@ -324,22 +358,39 @@ mod tests {
     fn long_messages_are_broken_between_words_and_nothing_is_lost() {
         assert_eq!(wrap("aa bb cc dd", 5, "  "), ["aa bb", "  cc", "  dd"]);
         assert_eq!(wrap("short", 5, "  "), ["short"]);
-        assert_eq!(wrap("longer-than-that x", 5, "  "), ["longer-than-that", "  x"]);
+        assert_eq!(
+            wrap("longer-than-that x", 5, "  "),
+            ["longer-than-that", "  x"]
+        );
         assert_eq!(wrap("a\n  b", 9, "  "), ["a", "  b"]);
     }
 
     #[test]
     fn a_table_too_wide_gives_its_names_lines_of_their_own() {
-        let rows =
-            vec![vec!["NAME".to_owned(), "A".into(), "B".into()], vec!["tank/long".into(), "1".into(), "2".into()]];
-        assert_eq!(narrow_table(&rows, &[1, 2], 15), [["NAME       A  B"], ["tank/long  1  2"]]);
-        assert_eq!(narrow_table(&rows, &[1, 2], 14), [["NAME      A B"], ["tank/long 1 2"]]);
-        assert_eq!(narrow_table(&rows, &[1, 2], 12), [["NAME", "  A  B"], ["tank/long", "  1  2"]]);
+        let rows = vec![
+            vec!["NAME".to_owned(), "A".into(), "B".into()],
+            vec!["tank/long".into(), "1".into(), "2".into()],
+        ];
+        assert_eq!(
+            narrow_table(&rows, &[1, 2], 15),
+            [["NAME       A  B"], ["tank/long  1  2"]]
+        );
+        assert_eq!(
+            narrow_table(&rows, &[1, 2], 14),
+            [["NAME      A B"], ["tank/long 1 2"]]
+        );
+        assert_eq!(
+            narrow_table(&rows, &[1, 2], 12),
+            [["NAME", "  A  B"], ["tank/long", "  1  2"]]
+        );
     }
 
     #[test]
     fn tables_align_their_columns() {
-        let rows = vec![vec!["A".into(), "SIZE".into()], vec!["long".into(), "1".into()]];
+        let rows = vec![
+            vec!["A".into(), "SIZE".into()],
+            vec!["long".into(), "1".into()],
+        ];
         assert_eq!(table(&rows, &[1]), ["A     SIZE", "long     1"]);
     }
 }

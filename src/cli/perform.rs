@@ -1,4 +1,5 @@
-//! `perform`: the steps of `[backup-sequence]`, one after the other; then the summary and the hooks.
+//! `perform`: the steps of `[backup-sequence]`, one after the other; then the summary and the
+//! hooks.
 
 use super::args::{Command, Global};
 use super::context::Context;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 impl Command {
-    /// Whether it ends in good order after a request to stop, however long its hooks take: nobody may drop it.
+    /// Whether it ends in good order after a request to stop, however long its hooks take: nobody
+    /// may drop it.
     pub(super) fn ends_by_itself(&self) -> bool {
         matches!(self, Self::Perform | Self::Snapshot | Self::Drill(_))
             || matches!(self, Self::Restore(restore) if restore.to.is_some())
@@ -55,7 +57,9 @@ pub(super) async fn perform(context: &Context) -> Result<(), Failure> {
     // Whatever happened, the lock of this run ends with it.
     match context.leftovers.release_lock() {
         Ok(None | Some(true)) => {}
-        Ok(Some(false)) => context.output.always("the lock of this run was taken away while it worked"),
+        Ok(Some(false)) => context
+            .output
+            .always("the lock of this run was taken away while it worked"),
         Err(error) => {
             let failure = Failure::Run(error);
             failure.print(&context.output);
@@ -67,12 +71,19 @@ pub(super) async fn perform(context: &Context) -> Result<(), Failure> {
     if !context.global.dry_run {
         remember(config, &mut report);
     }
-    report.table().iter().for_each(|line| context.output.line(line));
+    report
+        .table()
+        .iter()
+        .for_each(|line| context.output.line(line));
     context.output.json(|| report.to_json());
     if !context.global.dry_run {
         conclude(context, config, &mut report).await;
     }
-    if report.status == status::DONE { Ok(()) } else { Err(Failure::Reported(report.status)) }
+    if report.status == status::DONE {
+        Ok(())
+    } else {
+        Err(Failure::Reported(report.status))
+    }
 }
 
 async fn run_steps(context: &Context, steps: &[Step], report: &mut RunReport) {
@@ -91,7 +102,8 @@ async fn run_steps(context: &Context, steps: &[Step], report: &mut RunReport) {
     }
 }
 
-/// A step that failed for some datasets leaves the others to the next one; any other failure ends the sequence.
+/// A step that failed for some datasets leaves the others to the next one; any other failure ends
+/// the sequence.
 fn lets_others_run(status: u8) -> bool {
     matches!(status, status::DONE | status::PARTIAL)
 }
@@ -103,7 +115,9 @@ async fn run_step(context: &Context, step: &Step, skip: &BTreeSet<DatasetName>) 
         lock_wait: own.lock_wait.or(context.global.lock_wait),
         ..context.global.clone()
     };
-    context.output.line(format!("-- {} {}", step.name, step.line));
+    context
+        .output
+        .line(format!("-- {} {}", step.name, step.line));
     let output = Arc::new(context.output.for_step());
     let inner = context.step(&step.name, global, Arc::clone(&output), skip.clone());
     let started = Instant::now();
@@ -141,19 +155,25 @@ fn remember(config: &Config, report: &mut RunReport) {
     }
     if report.status == status::DONE {
         if let Err(error) = note_success(&config.state_dir, &config.file, Timestamp::now()) {
-            tracing::warn!(error = crate::run::error_chain(&error), "the time of this success is not noted");
+            tracing::warn!(
+                error = crate::run::error_chain(&error),
+                "the time of this success is not noted"
+            );
         }
         return;
     }
     let known = last_success(&config.state_dir, &config.file);
     report.last_success = known.unwrap_or_else(|error| {
-        tracing::warn!(error = crate::run::error_chain(&error), "the time of the last success is not known");
+        tracing::warn!(
+            error = crate::run::error_chain(&error),
+            "the time of the last success is not known"
+        );
         None
     });
 }
 
-/// `on_success` after a run that ended with 0, `on_failure` after every other. How they end changes nothing, but for a
-/// request to stop meanwhile.
+/// `on_success` after a run that ended with 0, `on_failure` after every other. How they end changes
+/// nothing, but for a request to stop meanwhile.
 async fn conclude(context: &Context, config: &Config, report: &mut RunReport) {
     let hooks = &config.hooks;
     let (key, command) = match report.status {
@@ -167,12 +187,21 @@ async fn conclude(context: &Context, config: &Config, report: &mut RunReport) {
     document["log"] = context.output.log_lines().into();
     document["message"] = report.message().into();
     let input = Some(format!("{document:#}\n"));
-    let call = HookCall { key, command, time_max: hooks.timeout, variables, input };
-    // The request to stop that ended the run must not end the hook that tells of it; a second one ends everything.
+    let call = HookCall {
+        key,
+        command,
+        time_max: hooks.timeout,
+        variables,
+        input,
+    };
+    // The request to stop that ended the run must not end the hook that tells of it; a second one
+    // ends everything.
     let stop = (!*context.stop.borrow()).then_some(&context.stop);
     match run_hook(&call, stop, &context.leftovers.hook).await {
         Ok(()) => {}
-        Err(RunError::Interrupted) => report.status = status::worst(report.status, status::INTERRUPTED),
+        Err(RunError::Interrupted) => {
+            report.status = status::worst(report.status, status::INTERRUPTED)
+        }
         Err(error) => context.output.always(&crate::run::error_chain(&error)),
     }
 }
@@ -183,7 +212,9 @@ mod tests {
 
     #[test]
     fn only_a_failure_of_some_datasets_lets_the_sequence_go_on() {
-        let going_on: Vec<u8> = (0..=255).filter(|status| lets_others_run(*status)).collect();
+        let going_on: Vec<u8> = (0..=255)
+            .filter(|status| lets_others_run(*status))
+            .collect();
         assert_eq!(going_on, [0, 3]);
     }
 }

@@ -1,10 +1,12 @@
-//! The stores that `restore` and `drill` read, the nearest first, and the keys that open what is there.
+//! The stores that `restore` and `drill` read, the nearest first, and the keys that open what is
+//! there.
 
 use super::args::{From, Global, Source};
 use super::follow::Purpose;
 use super::output::Output;
 use super::wire::{
-    ReadSide, key_file, load_config, open_dir, open_for_reading, open_intermediate, open_remote_for, usage,
+    ReadSide, key_file, load_config, open_dir, open_for_reading, open_intermediate,
+    open_remote_for, usage,
 };
 use super::{Failure, prune};
 use crate::config::{Config, Environment};
@@ -26,8 +28,9 @@ pub(super) struct Places {
     pub(super) config: Option<Arc<(Config, Environment)>>,
 }
 
-/// Opens the stores that are asked for: one, or all that the configuration names. A remote that is away tonight is said,
-/// and the intermediate directory serves. `typed` asks for the passphrase, whatever the configuration knows.
+/// Opens the stores that are asked for: one, or all that the configuration names. A remote that is
+/// away tonight is said, and the intermediate directory serves. `typed` asks for the passphrase,
+/// whatever the configuration knows.
 pub(super) async fn open_places(
     global: &Global,
     source: &Source,
@@ -38,7 +41,11 @@ pub(super) async fn open_places(
     if source.remote.is_some() {
         let side = open_for_reading(global, source, false, output).await?;
         let keys = key_file(&side, source).await?;
-        return Ok(Places { stores: vec![side.store], keys, config: None });
+        return Ok(Places {
+            stores: vec![side.store],
+            keys,
+            config: None,
+        });
     }
     let config = Arc::new(load_config(global, output)?);
     let (settings, env) = &*config;
@@ -51,15 +58,38 @@ pub(super) async fn open_places(
     let mut first = None;
     for store in &stores {
         let known = (!typed).then(|| (settings.clone(), env.clone()));
-        match key_file(&ReadSide { store: Arc::clone(store), config: known }, source).await {
-            Ok(keys) => return Ok(Places { stores, keys, config: Some(config) }),
+        match key_file(
+            &ReadSide {
+                store: Arc::clone(store),
+                config: known,
+            },
+            source,
+        )
+        .await
+        {
+            Ok(keys) => {
+                return Ok(Places {
+                    stores,
+                    keys,
+                    config: Some(config),
+                });
+            }
             Err(failure) => first = first.or(Some(failure)),
         }
     }
-    Err(first.unwrap_or_else(|| usage("no store is configured", "set `remote` or `intermediate_basedir`")))
+    Err(first.unwrap_or_else(|| {
+        usage(
+            "no store is configured",
+            "set `remote` or `intermediate_basedir`",
+        )
+    }))
 }
 
-async fn open_all(config: &Config, env: &Environment, output: &Output) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
+async fn open_all(
+    config: &Config,
+    env: &Environment,
+    output: &Output,
+) -> Result<Vec<Arc<dyn ObjectStore>>, Failure> {
     let mut stores = Vec::new();
     if config.intermediate.is_some() {
         stores.push(open_intermediate(config, Purpose::Restore).await?);
@@ -72,7 +102,9 @@ async fn open_all(config: &Config, env: &Environment, output: &Output) -> Result
             stores.push(open_remote_for(config, env, Purpose::Restore).await?);
         }
         prune::RemoteState::Unreachable(why) => {
-            output.always(&format!("the remote cannot be reached, and may have something newer: {why}"));
+            output.always(&format!(
+                "the remote cannot be reached, and may have something newer: {why}"
+            ));
         }
     }
     Ok(stores)

@@ -28,11 +28,20 @@ impl UploadProgress {
     pub(super) fn new(output: &Output, name: &str) -> Self {
         let (bar, shown) = (ProgressBar::no_length(), output.shows_progress());
         let moving = shown && std::io::stderr().is_terminal();
-        bar.set_draw_target(if moving { ProgressDrawTarget::stderr_with_hz(4) } else { ProgressDrawTarget::hidden() });
+        bar.set_draw_target(if moving {
+            ProgressDrawTarget::stderr_with_hz(4)
+        } else {
+            ProgressDrawTarget::hidden()
+        });
         if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
             bar.set_style(style);
         }
-        Self { bar, name: name.to_owned(), estimate_bytes: Arc::default(), shown }
+        Self {
+            bar,
+            name: name.to_owned(),
+            estimate_bytes: Arc::default(),
+            shown,
+        }
     }
 
     /// The kernel's estimate of the stream, once it is known what is sent.
@@ -45,8 +54,19 @@ impl UploadProgress {
         if !self.shown {
             return Arc::new(|_| {});
         }
-        let (bar, name, estimate) = (self.bar.clone(), self.name.clone(), Arc::clone(&self.estimate_bytes));
-        let (every, began) = (if bar.is_hidden() { LINE_EVERY } else { DRAW_EVERY }, Instant::now());
+        let (bar, name, estimate) = (
+            self.bar.clone(),
+            self.name.clone(),
+            Arc::clone(&self.estimate_bytes),
+        );
+        let (every, began) = (
+            if bar.is_hidden() {
+                LINE_EVERY
+            } else {
+                DRAW_EVERY
+            },
+            Instant::now(),
+        );
         let state = Mutex::new((Meter::default(), began));
         Arc::new(move |progress: Progress| {
             if let Some(bytes) = progress.estimate_bytes {
@@ -54,7 +74,8 @@ impl UploadProgress {
             }
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             let (meter, last) = &mut *state;
-            // What is compressed is less than what was read of the stream; the estimate is of the stream.
+            // What is compressed is less than what was read of the stream; the estimate is of the
+            // stream.
             let sent_bytes = progress.sent_bytes.max(progress.stream_bytes);
             let rates = meter.update(began.elapsed(), progress.sent_bytes);
             if last.elapsed() < every {
@@ -63,7 +84,15 @@ impl UploadProgress {
             *last = Instant::now();
             let chunk = progress.chunks_confirmed.saturating_add(1);
             let total_bytes = estimate.load(Ordering::Relaxed);
-            let line = progress_line(&name, &Step { sent_bytes, total_bytes, rates, chunk });
+            let line = progress_line(
+                &name,
+                &Step {
+                    sent_bytes,
+                    total_bytes,
+                    rates,
+                    chunk,
+                },
+            );
             match bar.is_hidden() {
                 true => tracing::info!("{line}"),
                 false => bar.set_message(line),

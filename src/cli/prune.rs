@@ -7,7 +7,9 @@ use super::identity::check_identities;
 use super::lock::wait_for_others;
 use super::output::bytes;
 use super::prune_plan::{plan_lines, plan_to_json};
-use super::wire::{keys_for_pruning, open_intermediate, open_remote_for, open_remote_to_delete, open_zfs};
+use super::wire::{
+    keys_for_pruning, open_intermediate, open_remote_for, open_remote_to_delete, open_zfs,
+};
 use super::{Failure, remember, status};
 use crate::config::{Config, Environment, Remote, RetentionRules};
 use crate::manifest::Origin;
@@ -18,7 +20,9 @@ use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
 use crate::run::pins::unpin;
-use crate::run::prune::{Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset};
+use crate::run::prune::{
+    Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
+};
 use crate::run::select::Selected;
 use crate::store::key::dataset_prefix;
 use crate::store::{ListedObject, ObjectStore, StoreErrorKind};
@@ -43,11 +47,18 @@ pub(super) async fn prune_remote(context: &Context, prune: &PruneByAge) -> Resul
     if let Beside::Intermediate(other) = &beside {
         check_other_store(config, StoreRole::Intermediate, &**other, purpose).await?;
     }
-    let call = PruneCall { step: "prune-remote", rules: &config.lifecycle_remote, prune };
+    let call = PruneCall {
+        step: "prune-remote",
+        rules: &config.lifecycle_remote,
+        prune,
+    };
     prune_store(context, &*open_zfs()?, store, beside, &call).await
 }
 
-pub(super) async fn prune_intermediate(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
+pub(super) async fn prune_intermediate(
+    context: &Context,
+    prune: &PruneByAge,
+) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let purpose = purpose_of(context, prune);
     let store = open_intermediate(config, purpose).await?;
@@ -55,7 +66,9 @@ pub(super) async fn prune_intermediate(context: &Context, prune: &PruneByAge) ->
         RemoteState::None => Beside::Nothing,
         RemoteState::Open(remote) => Beside::Remote(remote),
         RemoteState::Unreachable(why) => {
-            context.output.always(&format!("the remote cannot be reached, so everything is kept: {why}"));
+            context.output.always(&format!(
+                "the remote cannot be reached, so everything is kept: {why}"
+            ));
             Beside::Unreachable
         }
     };
@@ -63,12 +76,17 @@ pub(super) async fn prune_intermediate(context: &Context, prune: &PruneByAge) ->
     if let Beside::Remote(other) = &beside {
         check_other_store(config, StoreRole::Remote, &**other, purpose).await?;
     }
-    let call = PruneCall { step: "prune-intermediate", rules: &config.lifecycle_intermediate, prune };
+    let call = PruneCall {
+        step: "prune-intermediate",
+        rules: &config.lifecycle_intermediate,
+        prune,
+    };
     prune_store(context, &*open_zfs()?, store, beside, &call).await
 }
 
-/// Refuses to delete from one store because of what another store holds, unless the other one is the store that it was.
-/// The empty mount point of a disk that is not there holds nothing that follows from a backup. Changes nothing.
+/// Refuses to delete from one store because of what another store holds, unless the other one is
+/// the store that it was. The empty mount point of a disk that is not there holds nothing that
+/// follows from a backup. Changes nothing.
 pub(super) async fn check_other_store(
     config: &Config,
     role: StoreRole,
@@ -84,14 +102,20 @@ pub(super) async fn check_other_store(
 /// Before anything else is looked at.
 fn refuse_one_place_beside(store: &dyn ObjectStore, beside: &Beside) -> Result<(), RunError> {
     match beside {
-        Beside::Remote(other) | Beside::Intermediate(other) => refuse_one_place(&store.known(), &other.known()),
+        Beside::Remote(other) | Beside::Intermediate(other) => {
+            refuse_one_place(&store.known(), &other.known())
+        }
         Beside::Nothing | Beside::Unreachable => Ok(()),
     }
 }
 
 /// Returns the purpose for which the pruned store is opened: a plan only reads.
 pub(super) fn purpose_of(context: &Context, prune: &PruneByAge) -> Purpose {
-    if prune.yes && !context.global.dry_run { Purpose::Write } else { Purpose::Read }
+    if prune.yes && !context.global.dry_run {
+        Purpose::Write
+    } else {
+        Purpose::Read
+    }
 }
 
 /// What is known of the remote that the configuration names.
@@ -104,14 +128,16 @@ pub(super) enum RemoteState {
     Unreachable(String),
 }
 
-/// Opens the remote. That it is away tonight is data: whoever asked keeps everything, and the next steps go on. Wrong
-/// credentials or a wrong name are errors.
+/// Opens the remote. That it is away tonight is data: whoever asked keeps everything, and the next
+/// steps go on. Wrong credentials or a wrong name are errors.
 pub(super) async fn open_remote_if_any(
     config: &Config,
     env: &Environment,
     purpose: Purpose,
 ) -> Result<RemoteState, Failure> {
-    let Some(remote) = &config.remote else { return Ok(RemoteState::None) };
+    let Some(remote) = &config.remote else {
+        return Ok(RemoteState::None);
+    };
     match open_remote_for(config, env, purpose).await {
         Ok(store) => Ok(RemoteState::Open(store)),
         Err(failure) if is_away(&failure, remote) => Ok(RemoteState::Unreachable(failure.reason())),
@@ -120,7 +146,9 @@ pub(super) async fn open_remote_if_any(
 }
 
 fn is_away(failure: &Failure, remote: &Remote) -> bool {
-    let Failure::Run(RunError::Store(error)) = failure else { return false };
+    let Failure::Run(RunError::Store(error)) = failure else {
+        return false;
+    };
     match error.kind {
         StoreErrorKind::Unavailable | StoreErrorKind::Throttled => true,
         // A folder that is not mounted.
@@ -132,7 +160,10 @@ fn is_away(failure: &Failure, remote: &Remote) -> bool {
 /// The origin of a dataset as it is now.
 pub(super) fn origin_of(zfs: &dyn Zfs, selected: &Selected) -> Result<Origin, RunError> {
     let pool_guid = zfs.pool_guid(selected.dataset.name.pool())?;
-    Ok(Origin { dataset_guid: selected.dataset.guid, pool_guid })
+    Ok(Origin {
+        dataset_guid: selected.dataset.guid,
+        pool_guid,
+    })
 }
 
 /// What deleting in this store needs.
@@ -183,31 +214,51 @@ async fn prune_store(
     let mut results = Vec::new();
     for selected in &datasets {
         let work = async {
-            let (place, own) = ((&config.state_dir, &store.known(), &selected.stored), origin_of(zfs, selected)?);
+            let (place, own) = (
+                (&config.state_dir, &store.known(), &selected.stored),
+                origin_of(zfs, selected)?,
+            );
             let origins = origins_of(place.0, place.1, place.2, &own)?;
-            let pool = pool_sight(zfs, &selected.dataset.name, (place.0, place.1, place.2), &own)?;
+            let pool = pool_sight(
+                zfs,
+                &selected.dataset.name,
+                (place.0, place.1, place.2),
+                &own,
+            )?;
             env.pools.insert(selected.stored.clone(), pool);
             let (stored, rules, beside) = (selected.stored.clone(), rules.clone(), beside.clone());
-            let task = PruneTask { stored, origins, rules, beside };
+            let task = PruneTask {
+                stored,
+                origins,
+                rules,
+                beside,
+            };
             if !carry_out {
                 return look(&env, &task).await;
             }
             let pruned = wait_for_others(context, async || prune_dataset(&env, &task).await).await;
             let PruneOutcome { look, deleted } = pruned?;
-            // Also what a run that was interrupted here left held: the record that names it is still there.
-            unpin(zfs, &selected.dataset.name, |id| deleted.contains(id) || look.is_over(id))?;
+            // Also what a run that was interrupted here left held: the record that names it is
+            // still there.
+            unpin(zfs, &selected.dataset.name, |id| {
+                deleted.contains(id) || look.is_over(id)
+            })?;
             Ok(look)
         };
         match work.await {
             Ok(look) => {
                 output.line(format!("{}:", selected.stored));
-                plan_lines(&look, carry_out).iter().for_each(|line| output.line(line));
+                plan_lines(&look, carry_out)
+                    .iter()
+                    .for_each(|line| output.line(line));
                 results.push(plan_to_json(&selected.stored, &look, step, carry_out));
                 finish(context, selected, &look, step, carry_out);
                 if carry_out {
                     let doubts = &look.plan.doubts;
                     let is_damage = doubts.iter().any(Doubt::is_damage);
-                    let doubt = doubts.first().map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
+                    let doubt = doubts
+                        .first()
+                        .map(|doubt| (format!("nothing is deleted: {doubt}"), is_damage));
                     remember::pruned(config, &selected.stored, step, doubt);
                 }
             }
@@ -223,7 +274,10 @@ async fn prune_store(
         }
     }
     if foreign_objects > 0 {
-        output.line(format!("foreign {foreign_objects} objects {} left alone.", bytes(foreign_bytes)));
+        output.line(format!(
+            "foreign {foreign_objects} objects {} left alone.",
+            bytes(foreign_bytes)
+        ));
     }
     if !carry_out {
         output.note("nothing was deleted; -y deletes");
@@ -239,8 +293,14 @@ async fn prune_store(
 }
 
 /// Objects under the prefix that belong to no dataset of this configuration. The keyrings are ours.
-async fn count_foreign(store: &dyn ObjectStore, datasets: &[Selected]) -> Result<(usize, u64), Failure> {
-    let ours: Vec<String> = datasets.iter().map(|selected| dataset_prefix(&selected.stored)).collect();
+async fn count_foreign(
+    store: &dyn ObjectStore,
+    datasets: &[Selected],
+) -> Result<(usize, u64), Failure> {
+    let ours: Vec<String> = datasets
+        .iter()
+        .map(|selected| dataset_prefix(&selected.stored))
+        .collect();
     let is_foreign = |object: &ListedObject| {
         let known = ours.iter().any(|prefix| object.key.starts_with(prefix));
         !known && !object.key.starts_with("@zfs-backup/")
@@ -259,19 +319,42 @@ async fn count_foreign(store: &dyn ObjectStore, datasets: &[Selected]) -> Result
 fn finish(context: &Context, selected: &Selected, look: &PruneLook, step: &str, carried_out: bool) {
     let name = &selected.dataset.name;
     let Some(first) = look.plan.doubts.first() else {
-        context.done(name, if carried_out { look.plan.freed_bytes() } else { 0 });
+        context.done(
+            name,
+            if carried_out {
+                look.plan.freed_bytes()
+            } else {
+                0
+            },
+        );
         return;
     };
-    let status = if look.plan.doubts.iter().any(Doubt::is_damage) { status::DAMAGE } else { status::PARTIAL };
+    let status = if look.plan.doubts.iter().any(Doubt::is_damage) {
+        status::DAMAGE
+    } else {
+        status::PARTIAL
+    };
     let what = format!("{}: nothing is deleted: {first}", selected.stored);
-    context.failed(name, &Failure::Doubtful { what, hint: first.hint(step, &selected.stored), status });
+    context.failed(
+        name,
+        &Failure::Doubtful {
+            what,
+            hint: first.hint(step, &selected.stored),
+            status,
+        },
+    );
     let rest = &look.plan.doubts[1..];
     for doubt in rest.iter().take(DOUBTS_PRINTED_MAX) {
-        context.output.error_text(&format!("{}: {doubt}", selected.stored), Some(&doubt.hint(step, &selected.stored)));
+        context.output.error_text(
+            &format!("{}: {doubt}", selected.stored),
+            Some(&doubt.hint(step, &selected.stored)),
+        );
     }
     if rest.len() > DOUBTS_PRINTED_MAX {
         let more = rest.len() - DOUBTS_PRINTED_MAX;
-        context.output.always(&format!("{more} more of the kind; --json has all"));
+        context
+            .output
+            .always(&format!("{more} more of the kind; --json has all"));
     }
 }
 

@@ -10,7 +10,8 @@ use super::{Failure, remember, status};
 use crate::plan::snapshots::find_snapshots_doubt;
 use crate::run::clock::ClockCheck;
 use crate::run::prune_snapshots::{
-    SnapshotOutcome, SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots as prune_dataset,
+    SnapshotOutcome, SnapshotStore, SnapshotsEnv, look_at_snapshots,
+    prune_snapshots as prune_dataset,
 };
 use crate::run::select::Selected;
 use crate::zfs::Zfs;
@@ -22,7 +23,9 @@ const STEP: &str = "prune-snapshots";
 
 pub(super) async fn prune_snapshots(context: &Context, prune: &PruneByAge) -> Result<(), Failure> {
     if context.config()?.0.snapshots.oldest_days.is_none() {
-        context.output.note("main.oldest_snapshot_days is not set, so no snapshot is destroyed");
+        context
+            .output
+            .note("main.oldest_snapshot_days is not set, so no snapshot is destroyed");
         return Ok(());
     }
     prune_snapshots_of(context, open_zfs()?, prune).await
@@ -36,36 +39,65 @@ pub(super) async fn prune_snapshots_of(
 ) -> Result<(), Failure> {
     let (config, env) = &*context.config()?;
     let output = &context.output;
-    let Some(oldest_days) = config.snapshots.oldest_days else { return Ok(()) };
+    let Some(oldest_days) = config.snapshots.oldest_days else {
+        return Ok(());
+    };
     let datasets = context.datasets(&*zfs)?;
     let purpose = purpose_of(context, prune);
     let mut stores = Vec::new();
     if config.intermediate.is_some() {
         let beside_remote = config.remote.is_some();
-        stores.push(SnapshotStore { store: open_intermediate(config, purpose).await?, beside_remote });
+        stores.push(SnapshotStore {
+            store: open_intermediate(config, purpose).await?,
+            beside_remote,
+        });
     }
     match open_remote_if_any(config, env, purpose).await? {
         RemoteState::None => {}
-        RemoteState::Open(store) => stores.push(SnapshotStore { store, beside_remote: false }),
+        RemoteState::Open(store) => stores.push(SnapshotStore {
+            store,
+            beside_remote: false,
+        }),
         RemoteState::Unreachable(why) => {
-            output.always(&format!("the remote cannot be reached, so no snapshot is destroyed: {why}"));
-            datasets.iter().for_each(|selected| context.done(&selected.dataset.name, 0));
+            output.always(&format!(
+                "the remote cannot be reached, so no snapshot is destroyed: {why}"
+            ));
+            datasets
+                .iter()
+                .for_each(|selected| context.done(&selected.dataset.name, 0));
             return Ok(());
         }
     }
-    let Some(store) = stores.last().map(|store| &store.store) else { return Ok(()) };
+    let Some(store) = stores.last().map(|store| &store.store) else {
+        return Ok(());
+    };
     let (_, trusted) = keys_for_pruning(config, env, store).await?;
     let clock = ClockCheck::read(&config.state_dir, prune.clock_is_right)?;
     let (prefix, now) = (config.snapshots.prefix.clone(), clock.reading.wall);
     let state_dir = config.state_dir.clone();
-    let env = SnapshotsEnv { zfs, stores, trusted, state_dir, oldest_days, prefix, now, clock };
+    let env = SnapshotsEnv {
+        zfs,
+        stores,
+        trusted,
+        state_dir,
+        oldest_days,
+        prefix,
+        now,
+        clock,
+    };
     let carry_out = prune.yes && !context.global.dry_run;
     let mut results = Vec::new();
     for selected in &datasets {
         let outcomes = match carry_out {
             true => wait_for_others(context, async || prune_dataset(&env, selected).await).await,
             false => look_at_snapshots(&env, selected).await.map(|verdicts| {
-                verdicts.into_iter().map(|verdict| SnapshotOutcome { verdict, refused: None }).collect()
+                verdicts
+                    .into_iter()
+                    .map(|verdict| SnapshotOutcome {
+                        verdict,
+                        refused: None,
+                    })
+                    .collect()
             }),
         };
         match outcomes {
@@ -92,8 +124,8 @@ pub(super) async fn prune_snapshots_of(
     context.verdict()
 }
 
-/// Counts a dataset as done, or reports why none of its snapshots is destroyed. With -y the result is saved for
-/// `health`.
+/// Counts a dataset as done, or reports why none of its snapshots is destroyed. With -y the result
+/// is saved for `health`.
 fn finish(
     context: &Context,
     selected: &Selected,
@@ -101,20 +133,33 @@ fn finish(
     carried_out: bool,
 ) -> Result<(), Failure> {
     let (config, name) = (&context.config()?.0, &selected.dataset.name);
-    let verdicts: Vec<_> = outcomes.iter().map(|outcome| outcome.verdict.clone()).collect();
+    let verdicts: Vec<_> = outcomes
+        .iter()
+        .map(|outcome| outcome.verdict.clone())
+        .collect();
     let doubt = find_snapshots_doubt(&verdicts, STEP);
     if carried_out {
-        let doubt = doubt.as_ref().map(|doubt| (format!("no snapshot is destroyed: {}", doubt.what), false));
+        let doubt = doubt
+            .as_ref()
+            .map(|doubt| (format!("no snapshot is destroyed: {}", doubt.what), false));
         remember::pruned(config, &selected.stored, STEP, doubt);
     }
     match doubt {
         Some(doubt) => {
             let what = format!("{name}: no snapshot is destroyed: {}", doubt.what);
-            context.failed(name, &Failure::Doubtful { what, hint: doubt.hint, status: status::PARTIAL });
+            context.failed(
+                name,
+                &Failure::Doubtful {
+                    what,
+                    hint: doubt.hint,
+                    status: status::PARTIAL,
+                },
+            );
         }
         None => {
-            let freed =
-                outcomes.iter().filter(|outcome| outcome.verdict.destroy && outcome.refused.is_none() && carried_out);
+            let freed = outcomes.iter().filter(|outcome| {
+                outcome.verdict.destroy && outcome.refused.is_none() && carried_out
+            });
             context.done(name, freed.map(|outcome| outcome.verdict.used_bytes).sum());
         }
     }
@@ -124,10 +169,18 @@ fn finish(
 fn print(context: &Context, outcomes: &[SnapshotOutcome], carried_out: bool) {
     for SnapshotOutcome { verdict, refused } in outcomes {
         let action = if verdict.destroy { "destroy" } else { "keep" };
-        context.output.line(format!("{action:<7} {:>6} {}", bytes(verdict.used_bytes), verdict.name));
-        context.output.line(format!("               {}", verdict.reason));
+        context.output.line(format!(
+            "{action:<7} {:>6} {}",
+            bytes(verdict.used_bytes),
+            verdict.name
+        ));
+        context
+            .output
+            .line(format!("               {}", verdict.reason));
         if let Some(why) = refused.as_ref().filter(|_| carried_out) {
-            context.output.always(&format!("{} stays: {why}", verdict.name));
+            context
+                .output
+                .always(&format!("{} stays: {why}", verdict.name));
         }
     }
 }

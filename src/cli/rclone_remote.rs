@@ -26,13 +26,21 @@ pub(super) async fn open_configured(
     Ok(Arc::new(Spool::new(Arc::new(store), dir.clone())))
 }
 
-/// A remote that is named on the command line, to be read: everything else comes from the environment.
+/// A remote that is named on the command line, to be read: everything else comes from the
+/// environment.
 pub(super) async fn open_bare(remote: &str, path: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
-    Ok(Arc::new(RcloneStore::connect(settings(remote, path)).await?))
+    Ok(Arc::new(
+        RcloneStore::connect(settings(remote, path)).await?,
+    ))
 }
 
 fn settings(remote: &str, path: &str) -> RcloneSettings {
-    RcloneSettings { remote: remote.to_owned(), path: path.to_owned(), conf: default_conf(), ..Default::default() }
+    RcloneSettings {
+        remote: remote.to_owned(),
+        path: path.to_owned(),
+        conf: default_conf(),
+        ..Default::default()
+    }
 }
 
 /// The configuration file that names the remote.
@@ -42,8 +50,18 @@ pub(super) fn conf_of(config: &Config) -> PathBuf {
 
 /// Where rclone itself looks.
 fn default_conf() -> PathBuf {
-    let folder = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let folder = |name| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let home = || folder("HOME").map(|home| home.join(".config"));
-    let below = || folder("XDG_CONFIG_HOME").or_else(home).map(|folder| folder.join("rclone/rclone.conf"));
-    folder("RCLONE_CONFIG").or_else(below).unwrap_or_else(|| PathBuf::from("/dev/null"))
+    let below = || {
+        folder("XDG_CONFIG_HOME")
+            .or_else(home)
+            .map(|folder| folder.join("rclone/rclone.conf"))
+    };
+    folder("RCLONE_CONFIG")
+        .or_else(below)
+        .unwrap_or_else(|| PathBuf::from("/dev/null"))
 }

@@ -1,4 +1,5 @@
-//! `config recover`, and the copy of the configuration that writing commands leave beside the keyring.
+//! `config recover`, and the copy of the configuration that writing commands leave beside the
+//! keyring.
 
 use super::Failure;
 use super::args::{Recover, Source};
@@ -15,24 +16,41 @@ use crate::store::ObjectStore;
 use jiff::Timestamp;
 use serde_json::json;
 
-/// Keeps the configuration in the store, if it changed. That it could not is said and fails nothing.
+/// Keeps the configuration in the store, if it changed. That it could not is said and fails
+/// nothing.
 pub(super) async fn keep(config: &Config, store: &dyn ObjectStore, keys: &WriterKeys) {
-    let text = std::fs::read_to_string(&config.file).ok().as_deref().and_then(without_secrets);
+    let text = std::fs::read_to_string(&config.file)
+        .ok()
+        .as_deref()
+        .and_then(without_secrets);
     let Some(text) = text else {
         tracing::warn!(file = %config.file.display(), "cannot be read again, so no copy of it was stored");
         return;
     };
-    let kept = KeptConfig::new(&host_name(), &config.file.display().to_string(), &text, Timestamp::now());
+    let kept = KeptConfig::new(
+        &host_name(),
+        &config.file.display().to_string(),
+        &text,
+        Timestamp::now(),
+    );
     match keep_config(store, keys, &config.state_dir, &kept).await {
-        Ok(true) => tracing::info!("the configuration was stored beside the keyring, without its secrets"),
+        Ok(true) => {
+            tracing::info!("the configuration was stored beside the keyring, without its secrets")
+        }
         Ok(false) => {}
-        Err(error) => tracing::warn!(error = error_chain(&error), "no copy of the configuration was stored"),
+        Err(error) => tracing::warn!(
+            error = error_chain(&error),
+            "no copy of the configuration was stored"
+        ),
     }
 }
 
 pub(super) async fn recover(context: &Context, recover: &Recover) -> Result<(), Failure> {
     let output = &context.output;
-    let source = Source { remote: Some(recover.remote.clone()), identity: recover.identity.clone() };
+    let source = Source {
+        remote: Some(recover.remote.clone()),
+        identity: recover.identity.clone(),
+    };
     let side = open_for_reading(&context.global, &source, false, output).await?;
     let keys = key_file(&side, &source).await?;
     let mut kept = kept_configs(&*side.store, &keys).await?;
@@ -40,15 +58,23 @@ pub(super) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
         kept.retain(|kept| kept.host == *host);
     }
     let Some(newest) = kept.first() else {
-        let hint = "hosts store it with every backup since version 0.1; `config init` makes a new one";
-        return Err(usage(&format!("no configuration is kept in {}", side.store.url()), hint));
+        let hint =
+            "hosts store it with every backup since version 0.1; `config init` makes a new one";
+        return Err(usage(
+            &format!("no configuration is kept in {}", side.store.url()),
+            hint,
+        ));
     };
-    let others = kept.iter().filter(|other| other.host != newest.host || other.file != newest.file);
+    let others = kept
+        .iter()
+        .filter(|other| other.host != newest.host || other.file != newest.file);
     for other in others {
         output.always(&format!("there is also {}", words_of(other)));
     }
     output.always(&format!("this is {}", words_of(newest)));
-    output.always("its secrets are not in it: the passphrase and the credentials have to be put in again");
+    output.always(
+        "its secrets are not in it: the passphrase and the credentials have to be put in again",
+    );
     match &recover.output {
         Some(file) => {
             write_new(file, newest.text.as_bytes())?;
@@ -64,5 +90,10 @@ pub(super) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
 }
 
 fn words_of(kept: &KeptConfig) -> String {
-    format!("{} of host {}, stored {} ago", kept.file, kept.host, age(Timestamp::now(), kept.written_at))
+    format!(
+        "{} of host {}, stored {} ago",
+        kept.file,
+        kept.host,
+        age(Timestamp::now(), kept.written_at)
+    )
 }

@@ -46,8 +46,15 @@ pub(super) async fn export(
     }
     let side = open_for_reading(global, source, false, output).await?;
     let keys = key_file(&side, source).await?;
-    let text = keys.to_text().map_err(|source| RunError::Keyring { store: side.store.url().to_owned(), source })?;
-    let paper = Zeroizing::new(format!("{PAPER_HEAD}# store: {}\n{}", side.store.url(), *text));
+    let text = keys.to_text().map_err(|source| RunError::Keyring {
+        store: side.store.url().to_owned(),
+        source,
+    })?;
+    let paper = Zeroizing::new(format!(
+        "{PAPER_HEAD}# store: {}\n{}",
+        side.store.url(),
+        *text
+    ));
     match file {
         None => output.raw(paper.as_bytes()),
         Some(file) => write_secret(file, paper.as_bytes())?,
@@ -60,9 +67,22 @@ pub(super) async fn export(
 
 /// A new file that nobody else reads.
 fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    let failed = |operation| move |source| RunError::File { operation, path: path.display().to_string(), source };
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed("create"))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed("write"))
+    let failed = |operation| {
+        move |source| RunError::File {
+            operation,
+            path: path.display().to_string(),
+            source,
+        }
+    };
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed("create"))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(failed("write"))
 }
 
 /// What `change` changes.
@@ -89,10 +109,18 @@ pub(super) async fn change(
              then restores with `--identity FILE`, a key file that has the old `# verifying key:` line, and `--backup ID`",
         ));
     }
-    let purpose = if global.dry_run { Purpose::Read } else { Purpose::Write };
+    let purpose = if global.dry_run {
+        Purpose::Read
+    } else {
+        Purpose::Write
+    };
     let stores = open_all_stores(config, env, purpose).await?;
     let cache = KeyCache::new(&config.state_dir);
-    let rekey = Rekey { stores: &stores, cache: &cache, work_factor: WORK_FACTOR };
+    let rekey = Rekey {
+        stores: &stores,
+        cache: &cache,
+        work_factor: WORK_FACTOR,
+    };
     let names: Vec<&str> = stores.iter().map(|store| store.url()).collect();
     if global.dry_run {
         let what = match change {
@@ -103,13 +131,19 @@ pub(super) async fn change(
         if let Change::Keys(OldKeys::Retire) = change {
             let collected = rekey.preview(&configured_passphrase(config, env)?).await?;
             report_collected(&collected, "would be trusted", output);
-            output.json(|| json!({ "believed": collected.iter().map(collected_json).collect::<Vec<_>>() }));
+            output.json(
+                || json!({ "believed": collected.iter().map(collected_json).collect::<Vec<_>>() }),
+            );
         }
         return Ok(());
     }
     let old = configured_passphrase(config, env)?;
     let done = match change {
-        Change::Passphrase(file) => rekey.change_passphrase(&old, &new_passphrase(*file, env, output)?).await?,
+        Change::Passphrase(file) => {
+            rekey
+                .change_passphrase(&old, &new_passphrase(*file, env, output)?)
+                .await?
+        }
         Change::Keys(old_keys) => rekey.rotate(&old, *old_keys).await?,
     };
     if let Change::Keys(_) = change {
@@ -139,7 +173,9 @@ fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
         Change::Passphrase(_) => {
             output.always("put the new passphrase into the configuration, and on paper");
             output.always("the old passphrase still opens every copy of the keyring made before: in the store,");
-            output.always("beside backups, and in any copy of the bucket. If it leaked, run `key rotate` too");
+            output.always(
+                "beside backups, and in any copy of the bucket. If it leaked, run `key rotate` too",
+            );
         }
         Change::Keys(_) => report_rotation(done, output),
     }
@@ -170,11 +206,20 @@ fn report_rotation(done: &Rekeyed, output: &Output) {
 
 fn report_collected(collected: &[CollectedDataset], trusted: &str, output: &Output) {
     for found in collected {
-        let newest = found.newest.map(|newest| format!(", the newest of {newest}")).unwrap_or_default();
-        output.line(format!("{trusted:<14} {}: {} backups{newest}", found.dataset, found.backups));
+        let newest = found
+            .newest
+            .map(|newest| format!(", the newest of {newest}"))
+            .unwrap_or_default();
+        output.line(format!(
+            "{trusted:<14} {}: {} backups{newest}",
+            found.dataset, found.backups
+        ));
         output.line(format!("            in {}", found.store));
         if found.unfinished > 0 {
-            output.line(format!("abandoned      {}: unfinished uploads: {}", found.dataset, found.unfinished));
+            output.line(format!(
+                "abandoned      {}: unfinished uploads: {}",
+                found.dataset, found.unfinished
+            ));
         }
         for key in &found.disbelieved {
             output.line(format!("not {trusted:<10} {key}: it does not verify"));
@@ -193,7 +238,11 @@ fn collected_json(found: &CollectedDataset) -> serde_json::Value {
     })
 }
 
-fn new_passphrase(file: Option<&Path>, env: &Environment, output: &Output) -> Result<SecretString, Failure> {
+fn new_passphrase(
+    file: Option<&Path>,
+    env: &Environment,
+    output: &Output,
+) -> Result<SecretString, Failure> {
     let secret = match file {
         Some(path) => {
             let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
@@ -217,15 +266,24 @@ fn typed_twice() -> Result<SecretString, Failure> {
         ));
     }
     let ask = |prompt| {
-        rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|source| match source.kind() {
-            std::io::ErrorKind::Interrupted => RunError::Interrupted,
-            _ => RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source },
-        })
+        rpassword::prompt_password(prompt)
+            .map(Zeroizing::new)
+            .map_err(|source| match source.kind() {
+                std::io::ErrorKind::Interrupted => RunError::Interrupted,
+                _ => RunError::File {
+                    operation: "read the passphrase from",
+                    path: "the terminal".into(),
+                    source,
+                },
+            })
     };
     let (first, second) = (ask("new passphrase: ")?, ask("once more: ")?);
     match *first == *second && !first.is_empty() {
         true => Ok(SecretString::from(first.as_str().to_owned())),
-        false => Err(usage("the two are not the same, or empty", "run it again: nothing was changed")),
+        false => Err(usage(
+            "the two are not the same, or empty",
+            "run it again: nothing was changed",
+        )),
     }
 }
 

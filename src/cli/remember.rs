@@ -1,5 +1,5 @@
-//! One line where something was done: what this host remembers for `health` and `show`. A record that cannot be
-//! written is said and fails nothing: the backup is there all the same.
+//! One line where something was done: what this host remembers for `health` and `show`. A record
+//! that cannot be written is said and fails nothing: the backup is there all the same.
 
 use super::identity::known_stores;
 use crate::config::Config;
@@ -19,17 +19,27 @@ fn records(config: &Config, store: &dyn ObjectStore, stored: &DatasetName) -> Re
 
 fn told(outcome: Result<(), RunError>) {
     if let Err(error) = outcome {
-        tracing::warn!("cannot save this for health and show: {}", error_chain(&error));
+        tracing::warn!(
+            "cannot save this for health and show: {}",
+            error_chain(&error)
+        );
     }
 }
 
 /// A backup ended well.
-pub(super) fn outcome(config: &Config, store: &dyn ObjectStore, stored: &DatasetName, outcome: &BackupOutcome) {
+pub(super) fn outcome(
+    config: &Config,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    outcome: &BackupOutcome,
+) {
     let records = records(config, store, stored);
     told(match outcome {
-        BackupOutcome::Committed(committed) => {
-            records.note_commit(&committed.manifest, committed.stored_bytes, Timestamp::now())
-        }
+        BackupOutcome::Committed(committed) => records.note_commit(
+            &committed.manifest,
+            committed.stored_bytes,
+            Timestamp::now(),
+        ),
         BackupOutcome::UpToDate(_) => records.note_success("backup"),
         // Neither a backup nor a failure.
         BackupOutcome::Paused(_) => Ok(()),
@@ -39,20 +49,39 @@ pub(super) fn outcome(config: &Config, store: &dyn ObjectStore, stored: &Dataset
 }
 
 /// Backups were copied into a store; the newest is the last.
-pub(super) fn copied(config: &Config, store: &dyn ObjectStore, stored: &DatasetName, newest: Option<&CopiedBackup>) {
+pub(super) fn copied(
+    config: &Config,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    newest: Option<&CopiedBackup>,
+) {
     if let Some(newest) = newest {
-        let copied = OwnCommit { id: newest.id.clone(), at: Timestamp::now() };
+        let copied = OwnCommit {
+            id: newest.id.clone(),
+            at: Timestamp::now(),
+        };
         told(records(config, store, stored).note_copy(&copied));
     }
 }
 
 /// A step failed for a dataset. An interruption is no failure.
-pub(super) fn failed(config: &Config, store: &dyn ObjectStore, stored: &DatasetName, step: &str, error: &RunError) {
+pub(super) fn failed(
+    config: &Config,
+    store: &dyn ObjectStore,
+    stored: &DatasetName,
+    step: &str,
+    error: &RunError,
+) {
     if matches!(error, RunError::Interrupted | RunError::Locked { .. }) {
         return;
     }
     let (step, reason, damage) = (step.to_owned(), error_chain(error), error.is_damage());
-    told(records(config, store, stored).note_failure(&FailureNote { at: Timestamp::now(), step, reason, damage }));
+    told(records(config, store, stored).note_failure(&FailureNote {
+        at: Timestamp::now(),
+        step,
+        reason,
+        damage,
+    }));
 }
 
 /// A verification ended: without damage, or with it. One that found no backup is no good one.
@@ -65,11 +94,20 @@ pub(super) fn verified(
 ) {
     let (at, records) = (Timestamp::now(), records(config, store, stored));
     let reason = match (report.damage.first(), report.backups) {
-        (Some(first), _) => format!("{} objects damaged, first {}: {}", report.damage.len(), first.key, first.reason),
+        (Some(first), _) => format!(
+            "{} objects damaged, first {}: {}",
+            report.damage.len(),
+            first.key,
+            first.reason
+        ),
         (None, 0) => "no backup is there".to_owned(),
         (None, backups) => {
             let read_data = read_data.unwrap_or("none").to_owned();
-            return told(records.note_verify(&VerifyNote { at, backups: backups as u64, read_data }));
+            return told(records.note_verify(&VerifyNote {
+                at,
+                backups: backups as u64,
+                read_data,
+            }));
         }
     };
     told(records.note_failure(&FailureNote {
@@ -85,7 +123,8 @@ pub(super) fn seen(config: &Config, store: &dyn ObjectStore, catalog: &Catalog) 
     told(records(config, store, &catalog.dataset).note_seen(catalog, Timestamp::now()));
 }
 
-/// A drill ended well. What it says holds for the dataset, whichever store it read, so it stands where `health` looks.
+/// A drill ended well. What it says holds for the dataset, whichever store it read, so it stands
+/// where `health` looks.
 pub(super) fn drilled(config: &Config, stored: &DatasetName, note: &DrillNote) {
     if let Some(records) = first_records(config, stored) {
         told(records.note_drill(note));
@@ -94,33 +133,59 @@ pub(super) fn drilled(config: &Config, stored: &DatasetName, note: &DrillNote) {
 
 /// A drill failed.
 pub(super) fn drill_failed(config: &Config, stored: &DatasetName, error: &RunError) {
-    if let Some(records) = first_records(config, stored).filter(|_| !matches!(error, RunError::Interrupted)) {
+    if let Some(records) =
+        first_records(config, stored).filter(|_| !matches!(error, RunError::Interrupted))
+    {
         let (step, reason, damage) = ("drill".to_owned(), error_chain(error), error.is_damage());
-        told(records.note_failure(&FailureNote { at: Timestamp::now(), step, reason, damage }));
+        told(records.note_failure(&FailureNote {
+            at: Timestamp::now(),
+            step,
+            reason,
+            damage,
+        }));
     }
 }
 
-/// A prune of a dataset ended: well, or with a doubt (and whether that is damage) for which nothing was deleted.
-pub(super) fn pruned(config: &Config, stored: &DatasetName, step: &str, doubt: Option<(String, bool)>) {
-    let Some(records) = first_records(config, stored) else { return };
+/// A prune of a dataset ended: well, or with a doubt (and whether that is damage) for which nothing
+/// was deleted.
+pub(super) fn pruned(
+    config: &Config,
+    stored: &DatasetName,
+    step: &str,
+    doubt: Option<(String, bool)>,
+) {
+    let Some(records) = first_records(config, stored) else {
+        return;
+    };
     told(match doubt {
         None => records.note_success(step),
-        Some((reason, damage)) => {
-            records.note_failure(&FailureNote { at: Timestamp::now(), step: step.to_owned(), reason, damage })
-        }
+        Some((reason, damage)) => records.note_failure(&FailureNote {
+            at: Timestamp::now(),
+            step: step.to_owned(),
+            reason,
+            damage,
+        }),
     });
 }
 
 /// Records that a prune of a dataset failed. An interruption or a concurrent run is not recorded.
 pub(super) fn prune_failed(config: &Config, stored: &DatasetName, step: &str, error: &RunError) {
     if !matches!(error, RunError::Interrupted | RunError::Locked { .. }) {
-        pruned(config, stored, step, Some((error_chain(error), error.is_damage())));
+        pruned(
+            config,
+            stored,
+            step,
+            Some((error_chain(error), error.is_damage())),
+        );
     }
 }
 
 fn first_records(config: &Config, stored: &DatasetName) -> Option<Records> {
     let known = known_stores(config).unwrap_or_else(|error| {
-        tracing::warn!("cannot save this for health and show: {}", error_chain(&error));
+        tracing::warn!(
+            "cannot save this for health and show: {}",
+            error_chain(&error)
+        );
         Vec::new()
     });
     Some(Records::new(&config.state_dir, known.first()?, stored))

@@ -55,14 +55,23 @@ impl StepReport {
         if !self.was_run {
             return "not run".to_owned();
         }
-        let Tally { done, paused, failed, skipped, .. } = &self.tally;
+        let Tally {
+            done,
+            paused,
+            failed,
+            skipped,
+            ..
+        } = &self.tally;
         let counts = [
             (done.len() - paused.len(), "ok"),
             (paused.len(), "paused"),
             (failed.len(), "FAILED"),
             (skipped.len(), "skipped"),
         ];
-        let counted = counts.iter().filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}"));
+        let counted = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, word)| format!("{count} {word}"));
         let counted: Vec<String> = counted.collect();
         match self.status {
             status::DONE | status::PARTIAL if !counted.is_empty() => counted.join(" "),
@@ -88,7 +97,13 @@ impl StepReport {
     }
 
     fn to_json(&self) -> Value {
-        let Tally { done, paused, failed, skipped, bytes } = &self.tally;
+        let Tally {
+            done,
+            paused,
+            failed,
+            skipped,
+            bytes,
+        } = &self.tally;
         let failed: Vec<_> = failed
             .iter()
             .map(|(dataset, (status, error))| json!({ "dataset": dataset, "exit_status": status, "error": error }))
@@ -128,10 +143,23 @@ pub(super) struct RunReport {
 impl RunReport {
     /// The summary, 80 columns at most.
     pub(super) fn table(&self) -> Vec<String> {
-        let heading = ["STEP", "COMMAND", "RESULT", "BYTES", "TIME"].map(str::to_owned).to_vec();
-        let rows: Vec<_> = std::iter::once(heading).chain(self.steps.iter().map(StepReport::row)).collect();
-        let mut lines = if self.steps.is_empty() { Vec::new() } else { table(&rows, &[3, 4]) };
-        lines.push(format!("{}, exit status {}, {}", word(self.status), self.status, duration(self.seconds)));
+        let heading = ["STEP", "COMMAND", "RESULT", "BYTES", "TIME"]
+            .map(str::to_owned)
+            .to_vec();
+        let rows: Vec<_> = std::iter::once(heading)
+            .chain(self.steps.iter().map(StepReport::row))
+            .collect();
+        let mut lines = if self.steps.is_empty() {
+            Vec::new()
+        } else {
+            table(&rows, &[3, 4])
+        };
+        lines.push(format!(
+            "{}, exit status {}, {}",
+            word(self.status),
+            self.status,
+            duration(self.seconds)
+        ));
         lines
     }
 
@@ -147,22 +175,39 @@ impl RunReport {
         })
     }
 
-    /// The step that failed first. One that failed for some datasets counts only if none failed altogether.
+    /// The step that failed first. One that failed for some datasets counts only if none failed
+    /// altogether.
     fn failed_step(&self) -> Option<&StepReport> {
-        let worst = self.steps.iter().map(|step| step.status).fold(status::DONE, status::worst);
-        self.steps.iter().find(|step| step.status == worst && worst != status::DONE)
+        let worst = self
+            .steps
+            .iter()
+            .map(|step| step.status)
+            .fold(status::DONE, status::worst);
+        self.steps
+            .iter()
+            .find(|step| step.status == worst && worst != status::DONE)
     }
 
     fn first_error(&self) -> Option<&Said> {
-        self.failed_step().and_then(|step| step.said.as_ref()).or(self.said.as_ref())
+        self.failed_step()
+            .and_then(|step| step.said.as_ref())
+            .or(self.said.as_ref())
     }
 
     /// The datasets that the failure is of; all, when it is of none in particular.
     fn concerned(&self) -> Vec<&DatasetName> {
-        let mut failed: Vec<_> = self.steps.iter().flat_map(|step| step.tally.failed.keys()).collect();
+        let mut failed: Vec<_> = self
+            .steps
+            .iter()
+            .flat_map(|step| step.tally.failed.keys())
+            .collect();
         failed.sort_unstable();
         failed.dedup();
-        if failed.is_empty() { self.names.iter().collect() } else { failed }
+        if failed.is_empty() {
+            self.names.iter().collect()
+        } else {
+            failed
+        }
     }
 
     /// What a person should read, in a few lines.
@@ -178,7 +223,11 @@ impl RunReport {
             None => "no run has ended well yet".to_owned(),
             Some(at) => format!("last good run {} ago", age(self.started_at, at)),
         };
-        let mut lines = vec![format!("{names} {} on {}, {last}", word(self.status), self.host)];
+        let mut lines = vec![format!(
+            "{names} {} on {}, {last}",
+            word(self.status),
+            self.host
+        )];
         if let Some(step) = self.failed_step() {
             lines.push(format!("at   {} {}", step.name, step.line));
         }
@@ -186,9 +235,15 @@ impl RunReport {
             lines.push(format!("why  {}", said.text));
             lines.extend(said.hint.as_ref().map(|hint| format!("do   {hint}")));
         }
-        lines.push(format!("     then zfs-backup -c {} perform", quoted(&self.config_file)));
+        lines.push(format!(
+            "     then zfs-backup -c {} perform",
+            quoted(&self.config_file)
+        ));
         let list = |run: bool| -> Vec<&str> {
-            let wanted = self.steps.iter().filter(|step| step.was_run == run && step.status == status::DONE);
+            let wanted = self
+                .steps
+                .iter()
+                .filter(|step| step.was_run == run && step.status == status::DONE);
             wanted.map(|step| step.line.as_str()).collect()
         };
         for (what, steps) in [("done", list(true)), ("not run", list(false))] {
@@ -204,11 +259,25 @@ impl RunReport {
         let step = self.failed_step();
         let names: Vec<String> = self.concerned().iter().map(ToString::to_string).collect();
         vec![
-            ("ZFS_BACKUP_STEP", step.map(|step| step.name.clone()).unwrap_or_default()),
-            ("ZFS_BACKUP_COMMAND", step.map(|step| step.line.clone()).unwrap_or_default()),
-            ("ZFS_BACKUP_DATASET", names.first().cloned().unwrap_or_default()),
+            (
+                "ZFS_BACKUP_STEP",
+                step.map(|step| step.name.clone()).unwrap_or_default(),
+            ),
+            (
+                "ZFS_BACKUP_COMMAND",
+                step.map(|step| step.line.clone()).unwrap_or_default(),
+            ),
+            (
+                "ZFS_BACKUP_DATASET",
+                names.first().cloned().unwrap_or_default(),
+            ),
             ("ZFS_BACKUP_DATASETS", names.join("\n")),
-            ("ZFS_BACKUP_ERROR", self.first_error().map(|said| said.text.clone()).unwrap_or_default()),
+            (
+                "ZFS_BACKUP_ERROR",
+                self.first_error()
+                    .map(|said| said.text.clone())
+                    .unwrap_or_default(),
+            ),
             ("ZFS_BACKUP_EXIT_STATUS", self.status.to_string()),
             ("ZFS_BACKUP_DURATION", format!("{:.0}", self.seconds)),
             ("ZFS_BACKUP_MESSAGE", self.message()),
@@ -256,12 +325,21 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn step(name: &str, line: &str, status: u8, counts: [usize; 3], bytes: u64, seconds: f64) -> StepReport {
+    fn step(
+        name: &str,
+        line: &str,
+        status: u8,
+        counts: [usize; 3],
+        bytes: u64,
+        seconds: f64,
+    ) -> StepReport {
         let name_of = |n: usize| -> DatasetName { format!("tank/{n}").parse().unwrap() };
         let [done, failed, skipped] = counts;
         let tally = Tally {
             done: (0..done).map(name_of).collect(),
-            failed: (10..10 + failed).map(|n| (name_of(n), (1, "B2 401: key deleted".to_owned()))).collect(),
+            failed: (10..10 + failed)
+                .map(|n| (name_of(n), (1, "B2 401: key deleted".to_owned())))
+                .collect(),
             skipped: (10..10 + skipped).map(name_of).collect(),
             paused: BTreeSet::new(),
             bytes,
@@ -271,11 +349,23 @@ mod tests {
             hint: Some("put the new key in b2.key".into()),
         });
         let (name, line) = (name.to_owned(), line.to_owned());
-        StepReport { name, line, was_run: true, status, tally, seconds, said, output: Vec::new() }
+        StepReport {
+            name,
+            line,
+            was_run: true,
+            status,
+            tally,
+            seconds,
+            said,
+            output: Vec::new(),
+        }
     }
 
     fn not_run(name: &str, line: &str) -> StepReport {
-        StepReport { was_run: false, ..step(name, line, 0, [0; 3], 0, 0.0) }
+        StepReport {
+            was_run: false,
+            ..step(name, line, 0, [0; 3], 0, 0.0)
+        }
     }
 
     fn run(status: u8, steps: Vec<StepReport>) -> RunReport {
@@ -283,7 +373,10 @@ mod tests {
         RunReport {
             host: "nas1".into(),
             config_file: "/etc/zfs-backup/photos and films.toml".into(),
-            names: vec!["tank/photos".parse().unwrap(), "tank/films".parse().unwrap()],
+            names: vec![
+                "tank/photos".parse().unwrap(),
+                "tank/films".parse().unwrap(),
+            ],
             started_at,
             last_success: (status != 0).then(|| "2026-11-21T23:00:00Z".parse().unwrap()),
             steps,
@@ -299,8 +392,22 @@ mod tests {
             vec![
                 step("step01", "lock", 0, [0, 0, 0], 0, 0.1),
                 step("step02", "snapshot", 0, [3, 0, 0], 0, 0.4),
-                step("step03", "stream-to-remote", 3, [2, 1, 0], 2_254_857_830, 420.0),
-                step("step04", "upload-intermediate-to-remote --all", 0, [2, 0, 1], 0, 7200.0),
+                step(
+                    "step03",
+                    "stream-to-remote",
+                    3,
+                    [2, 1, 0],
+                    2_254_857_830,
+                    420.0,
+                ),
+                step(
+                    "step04",
+                    "upload-intermediate-to-remote --all",
+                    0,
+                    [2, 0, 1],
+                    0,
+                    7200.0,
+                ),
                 step("step100", "unlock", 0, [0, 0, 0], 0, 0.0),
             ],
         )
@@ -337,7 +444,14 @@ mod tests {
         ");
         let mut long = partial();
         let name = "x".repeat(60);
-        long.steps.push(step(&name, &name, 3, [1000, 1000, 1000], u64::MAX, 3_599_999.0));
+        long.steps.push(step(
+            &name,
+            &name,
+            3,
+            [1000, 1000, 1000],
+            u64::MAX,
+            3_599_999.0,
+        ));
         for line in long.table() {
             assert!(line.chars().count() <= 80, "{line}");
         }
@@ -374,10 +488,17 @@ mod tests {
     #[test]
     fn the_worst_step_is_told_and_with_it_the_datasets_that_failed() {
         let mut report = partial();
-        report.steps.push(step("step09", "verify-checksums", 4, [0, 0, 0], 0, 1.0));
+        report
+            .steps
+            .push(step("step09", "verify-checksums", 4, [0, 0, 0], 0, 1.0));
         report.status = status::DAMAGE;
         let variables = report.variables(&["a".into(), "b".into()]);
-        let value = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.as_str());
+        let value = |name: &str| {
+            variables
+                .iter()
+                .find(|(other, _)| *other == name)
+                .map(|(_, value)| value.as_str())
+        };
         assert_eq!(value("ZFS_BACKUP_STEP"), Some("step09"));
         assert_eq!(value("ZFS_BACKUP_COMMAND"), Some("verify-checksums"));
         assert_eq!(value("ZFS_BACKUP_DATASET"), Some("tank/10"));

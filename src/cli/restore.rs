@@ -13,10 +13,11 @@ use crate::manifest::ChunkEntry;
 use crate::model::{DatasetName, InvalidName, SnapshotName};
 use crate::run::doctor::host::Runner;
 use crate::run::restore::{
-    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreLock, RestorePoint, RestoreSet,
-    ResumeChoice, Rollback, VisibleSteps, WentOn, check_allowed, check_target, fetch_requests, find_interrupted,
-    find_restore_backup, find_restore_set, find_restore_tree, left_readonly, lock_folder, lock_target,
-    restore_as_planned, restore_to_writer, visible_steps,
+    PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreLock,
+    RestorePoint, RestoreSet, ResumeChoice, Rollback, VisibleSteps, WentOn, check_allowed,
+    check_target, fetch_requests, find_interrupted, find_restore_backup, find_restore_set,
+    find_restore_tree, left_readonly, lock_folder, lock_target, restore_as_planned,
+    restore_to_writer, visible_steps,
 };
 use crate::run::{RunError, error_chain};
 use crate::zfs::{Zfs, enlarge_pipe};
@@ -43,7 +44,14 @@ pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
         ));
     }
     let options = receive_options(restore)?;
-    let places = open_places(&context.global, &restore.source, restore.from.as_ref(), false, &context.output).await?;
+    let places = open_places(
+        &context.global,
+        &restore.source,
+        restore.from.as_ref(),
+        false,
+        &context.output,
+    )
+    .await?;
     let (stores, keys) = (&places.stores, &places.keys);
     match &restore.to {
         Some(target) if restore.recursive => {
@@ -62,7 +70,10 @@ pub(super) async fn restore(context: &Context, restore: &Restore) -> Result<(), 
 
 fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure> {
     let wrong = |error: InvalidName| {
-        usage(&error.to_string(), "DATASET or DATASET@SNAPSHOT, as `show --include-remote` names it")
+        usage(
+            &error.to_string(),
+            "DATASET or DATASET@SNAPSHOT, as `show --include-remote` names it",
+        )
     };
     let (dataset, snapshot) = if restore.what.contains('@') {
         let name: SnapshotName = restore.what.parse().map_err(wrong)?;
@@ -71,8 +82,14 @@ fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure>
         (restore.what.parse().map_err(wrong)?, None)
     };
     match (snapshot, &restore.backup, &restore.at) {
-        (Some(_), Some(_), _) => Err(usage("@SNAPSHOT and --backup both say which backup", "give one of them")),
-        (Some(_), _, Some(_)) => Err(usage("@SNAPSHOT and --at both say which backup", "give one of them")),
+        (Some(_), Some(_), _) => Err(usage(
+            "@SNAPSHOT and --backup both say which backup",
+            "give one of them",
+        )),
+        (Some(_), _, Some(_)) => Err(usage(
+            "@SNAPSHOT and --at both say which backup",
+            "give one of them",
+        )),
         (Some(short), None, None) => Ok((dataset, RestorePoint::Snapshot(short))),
         (None, Some(id), _) => Ok((dataset, RestorePoint::Id(id.clone()))),
         (None, None, Some(at)) => Ok((dataset, RestorePoint::At(at.0))),
@@ -81,22 +98,42 @@ fn parse_what(restore: &Restore) -> Result<(DatasetName, RestorePoint), Failure>
 }
 
 fn receive_options(restore: &Restore) -> Result<ReceiveOptions, Failure> {
-    let properties = PropertyChoice::new(restore.with_properties, &restore.set, &restore.without)
-        .map_err(|error| usage(&error.to_string(), "as `zfs receive -o` and `-x` take them"))?;
-    let resume = if restore.restart { ResumeChoice::Restart } else { ResumeChoice::GoOn };
-    Ok(ReceiveOptions { properties, rollback: restore.force_rollback, resume })
+    let properties =
+        PropertyChoice::new(restore.with_properties, &restore.set, &restore.without)
+            .map_err(|error| usage(&error.to_string(), "as `zfs receive -o` and `-x` take them"))?;
+    let resume = if restore.restart {
+        ResumeChoice::Restart
+    } else {
+        ResumeChoice::GoOn
+    };
+    Ok(ReceiveOptions {
+        properties,
+        rollback: restore.force_rollback,
+        resume,
+    })
 }
 
-/// A cut tail of the store cannot be noticed without outside knowledge, so the time is always said, and held against
-/// what the caller knows.
+/// A cut tail of the store cannot be noticed without outside knowledge, so the time is always said,
+/// and held against what the caller knows.
 fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), Failure> {
     for why in &set.unasked {
-        output.always(&format!("a store could not be asked, and may have something newer: {why}"));
+        output.always(&format!(
+            "a store could not be asked, and may have something newer: {why}"
+        ));
     }
     let (newest, now) = (set.newest(), Timestamp::now());
     let (id, at) = (&newest.manifest.id, newest.manifest.snapshot.created_at);
-    output.always(&format!("{} is from {at}, {} ago", restore.what, age(now, at)));
-    if newest.private.as_ref().and_then(|private| private.zfs_key.as_ref()).is_some_and(|key| key.raw) {
+    output.always(&format!(
+        "{} is from {at}, {} ago",
+        restore.what,
+        age(now, at)
+    ));
+    if newest
+        .private
+        .as_ref()
+        .and_then(|private| private.zfs_key.as_ref())
+        .is_some_and(|key| key.raw)
+    {
         output.note("it was sent raw: to mount it, the ZFS key of that time is needed too");
     }
     if let Some(guid) = newest.manifest.clone_origin_guid {
@@ -108,12 +145,23 @@ fn announce(set: &RestoreSet, restore: &Restore, output: &Output) -> Result<(), 
     }
     if let Some(expected) = restore.expect.as_ref().filter(|expected| *expected != id) {
         let hint = "the store may have lost its newest backups, or --expect names an older one";
-        return Err(RunError::refused(format!("{id} would be restored, and {expected} was expected"), hint).into());
+        return Err(RunError::refused(
+            format!("{id} would be restored, and {expected} was expected"),
+            hint,
+        )
+        .into());
     }
     let old = std::time::Duration::try_from(now.duration_since(at)).unwrap_or_default();
     if let Some(limit) = restore.max_age.filter(|limit| old > limit.duration()) {
-        let what = format!("{id} is {} old, and at most {limit} was expected", age(now, at));
-        return Err(RunError::refused(what, "the store may have lost its newest backups; look with `show`").into());
+        let what = format!(
+            "{id} is {} old, and at most {limit} was expected",
+            age(now, at)
+        );
+        return Err(RunError::refused(
+            what,
+            "the store may have lost its newest backups; look with `show`",
+        )
+        .into());
     }
     Ok(())
 }
@@ -130,10 +178,16 @@ async fn restore_one(
     if context.global.dry_run {
         // Without ZFS, as on another host, what is in the store is shown all the same.
         let zfs = open_zfs().ok();
-        let plan = zfs.as_ref().map(|zfs| check_target(&**zfs, target, set, options)).transpose()?;
+        let plan = zfs
+            .as_ref()
+            .map(|zfs| check_target(&**zfs, target, set, options))
+            .transpose()?;
         let went_on = find_went_on(context, set, plan.as_ref(), keys).await?;
         print_plan(set, plan.as_ref(), went_on.as_ref(), output);
-        let rollback = plan.as_ref().and_then(|plan| plan.rollback.as_ref()).map(rollback_json);
+        let rollback = plan
+            .as_ref()
+            .and_then(|plan| plan.rollback.as_ref())
+            .map(rollback_json);
         output.json(|| {
             let goes_on = went_on.as_ref().map(went_on_json);
             json!({ "backups": manifests(set), "goes_on": goes_on, "rollback": rollback })
@@ -153,9 +207,18 @@ async fn restore_one(
             return Err(RunError::refused(what, hint).into());
         }
     }
-    // It ends by itself when it is asked to stop, because what it received must go again or be left so that it can go on.
-    let received =
-        restore_as_planned(set, keys, Arc::clone(&zfs), target, &plan, options, context.stop.clone()).await?;
+    // It ends by itself when it is asked to stop, because what it received must go again or be left
+    // so that it can go on.
+    let received = restore_as_planned(
+        set,
+        keys,
+        Arc::clone(&zfs),
+        target,
+        &plan,
+        options,
+        context.stop.clone(),
+    )
+    .await?;
     say_received(&*zfs, &received, target, output);
     let visible = say_visible(&*zfs, target, output);
     let went_on = received.went_on.as_ref().map(went_on_json);
@@ -165,22 +228,32 @@ async fn restore_one(
 
 /// Keeps other restores of this host away from the target, those above it and those below it.
 pub(super) fn lock(target: &DatasetName) -> Result<Option<RestoreLock>, Failure> {
-    Ok(lock_folder().map(|folder| lock_target(&folder, target)).transpose()?)
+    Ok(lock_folder()
+        .map(|folder| lock_target(&folder, target))
+        .transpose()?)
 }
 
 /// The commands that make it visible, for a person to give.
 pub(super) fn say_visible(zfs: &dyn Zfs, target: &DatasetName, output: &Output) -> VisibleSteps {
     let steps = visible_steps(zfs, target).unwrap_or_else(|error| {
-        tracing::warn!(error = error_chain(&error), "cannot find out how to make {target} visible");
+        tracing::warn!(
+            error = error_chain(&error),
+            "cannot find out how to make {target} visible"
+        );
         VisibleSteps::default()
     });
     match (&steps.place, steps.commands.is_empty()) {
         (Some(place), true) => output.line(format!("its data is at {}", place.display())),
-        (Some(place), false) => output.line(format!("not mounted; to have it at {}:", place.display())),
+        (Some(place), false) => {
+            output.line(format!("not mounted; to have it at {}:", place.display()))
+        }
         (None, false) => output.line("not mounted; to have it in a folder:"),
         (None, true) => {}
     }
-    steps.commands.iter().for_each(|command| output.line(format!("  {command}")));
+    steps
+        .commands
+        .iter()
+        .for_each(|command| output.line(format!("  {command}")));
     steps.note.iter().for_each(|note| output.note(note));
     steps
 }
@@ -189,7 +262,10 @@ fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output
     if let Some(went_on) = &received.went_on {
         output.line(words_of(went_on));
     }
-    received.snapshots.iter().for_each(|snapshot| output.line(format!("received {snapshot}")));
+    received
+        .snapshots
+        .iter()
+        .for_each(|snapshot| output.line(format!("received {snapshot}")));
     if received.snapshots.is_empty() {
         output.line(format!("{target} was received whole by an earlier run"));
     }
@@ -197,18 +273,31 @@ fn say_received(zfs: &dyn Zfs, received: &Received, target: &DatasetName, output
         Ok(Some(place)) => {
             let place = place.display().to_string();
             let place = shell_words::quote(&place);
-            output.note(&format!("it is mounted readonly, and stays so until: mount -o remount,rw {place}"));
+            output.note(&format!(
+                "it is mounted readonly, and stays so until: mount -o remount,rw {place}"
+            ));
         }
         Ok(None) => {}
         // All was received: a message less is no failed restore.
-        Err(error) => tracing::warn!(error = error_chain(&error), "whether it is mounted readonly is not known"),
+        Err(error) => tracing::warn!(
+            error = error_chain(&error),
+            "whether it is mounted readonly is not known"
+        ),
     }
 }
 
 fn words_of(went_on: &WentOn) -> String {
-    let WentOn { id, position, stream_bytes, fetch_bytes } = went_on;
+    let WentOn {
+        id,
+        position,
+        stream_bytes,
+        fetch_bytes,
+    } = went_on;
     let (position, stream) = (bytes(*position), bytes(*stream_bytes));
-    format!("interrupted before; {id} goes on at {position} of {stream}, and {} are fetched", bytes(*fetch_bytes))
+    format!(
+        "interrupted before; {id} goes on at {position} of {stream}, and {} are fetched",
+        bytes(*fetch_bytes)
+    )
 }
 
 fn went_on_json(went_on: &WentOn) -> serde_json::Value {
@@ -230,7 +319,10 @@ async fn find_went_on(
     let Some(plan) = plan else { return Ok(None) };
     match find_interrupted(set, plan, keys, &context.stop).await {
         Err(error @ RunError::CannotTakeUp { .. }) => {
-            context.output.always(&format!("{}: it would start over", crate::run::error_chain(&error)));
+            context.output.always(&format!(
+                "{}: it would start over",
+                crate::run::error_chain(&error)
+            ));
             Ok(None)
         }
         found => Ok(found?),
@@ -239,16 +331,27 @@ async fn find_went_on(
 
 /// Lists exactly what is destroyed.
 fn say_lost(rollback: &Rollback, yes: bool, output: &Output) {
-    let (is, are) = if yes { ("is", "are") } else { ("would be", "would be") };
+    let (is, are) = if yes {
+        ("is", "are")
+    } else {
+        ("would be", "would be")
+    };
     let (target, base) = (rollback.base.dataset(), &rollback.base);
-    output.always(&format!("{target} {is} rolled back to {base}; these {are} destroyed:"));
-    lost_lines(rollback).iter().for_each(|line| output.always(&format!("  {line}")));
+    output.always(&format!(
+        "{target} {is} rolled back to {base}; these {are} destroyed:"
+    ));
+    lost_lines(rollback)
+        .iter()
+        .for_each(|line| output.always(&format!("  {line}")));
 }
 
 fn lost_lines(rollback: &Rollback) -> Vec<String> {
     let mut lines = Vec::new();
     for lost in &rollback.snapshots {
-        lines.push(format!("{}, guid {}, taken {}", lost.name, lost.guid, lost.created_at));
+        lines.push(format!(
+            "{}, guid {}, taken {}",
+            lost.name, lost.guid, lost.created_at
+        ));
     }
     for (bookmark, guid) in &rollback.bookmarks {
         lines.push(format!("{bookmark}, guid {guid}, a bookmark"));
@@ -256,7 +359,9 @@ fn lost_lines(rollback: &Rollback) -> Vec<String> {
     lines.push(match rollback.written_bytes {
         Some(0) => "no data: nothing was written since the newest snapshot".to_owned(),
         Some(written) => format!("{} written since the newest snapshot", bytes(written)),
-        None => "whatever was written since the newest snapshot: ZFS does not say how much".to_owned(),
+        None => {
+            "whatever was written since the newest snapshot: ZFS does not say how much".to_owned()
+        }
     });
     lines
 }
@@ -267,8 +372,11 @@ fn rollback_json(rollback: &Rollback) -> serde_json::Value {
         .iter()
         .map(|lost| json!({ "name": lost.name, "guid": lost.guid, "created_at": lost.created_at }))
         .collect();
-    let bookmarks: Vec<_> =
-        rollback.bookmarks.iter().map(|(name, guid)| json!({ "name": name.to_string(), "guid": guid })).collect();
+    let bookmarks: Vec<_> = rollback
+        .bookmarks
+        .iter()
+        .map(|(name, guid)| json!({ "name": name.to_string(), "guid": guid }))
+        .collect();
     json!({
         "base": rollback.base,
         "snapshots": snapshots,
@@ -278,23 +386,43 @@ fn rollback_json(rollback: &Rollback) -> serde_json::Value {
 }
 
 pub(super) fn manifests(set: &RestoreSet) -> serde_json::Value {
-    set.backups.iter().map(|backup| json!({ "store": backup.store.url(), "manifest": backup.manifest })).collect()
+    set.backups
+        .iter()
+        .map(|backup| json!({ "store": backup.store.url(), "manifest": backup.manifest }))
+        .collect()
 }
 
-pub(super) fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, went_on: Option<&WentOn>, output: &Output) {
+pub(super) fn print_plan(
+    set: &RestoreSet,
+    plan: Option<&ReceivePlan>,
+    went_on: Option<&WentOn>,
+    output: &Output,
+) {
     let skipped = plan.map_or(0, |plan| plan.skipped);
     let (mut objects, mut stored, mut requests) = (0, 0, 0);
     for (number, backup) in set.backups.iter().enumerate() {
         let sealed: u64 = backup.chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
-        let name = backup.private.as_ref().map_or("a snapshot whose name is lost", |private| &private.snapshot_name);
-        output.line(format!("{} {}", backup.manifest.kind.as_str(), backup.manifest.id));
+        let name = backup
+            .private
+            .as_ref()
+            .map_or("a snapshot whose name is lost", |private| {
+                &private.snapshot_name
+            });
+        output.line(format!(
+            "{} {}",
+            backup.manifest.kind.as_str(),
+            backup.manifest.id
+        ));
         if number < skipped {
             output.line(format!("  of {name}: there already"));
             continue;
         }
         let (count, from) = (backup.chunks.len(), backup.store.url());
         let stream = bytes(backup.manifest.stream_bytes);
-        output.line(format!("  of {name}: {count} chunks, {} from {from}, {stream} of stream", bytes(sealed)));
+        output.line(format!(
+            "  of {name}: {count} chunks, {} from {from}, {stream} of stream",
+            bytes(sealed)
+        ));
         let went_on = went_on.filter(|_| number == skipped);
         if let Some(went_on) = went_on {
             output.line(format!("  {}", words_of(went_on)));
@@ -303,7 +431,10 @@ pub(super) fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, went_on: 
         (objects, requests) = (objects + chunks.len(), requests + fetch_requests(chunks));
         stored += went_on.map_or(sealed, |went_on| went_on.fetch_bytes);
     }
-    output.line(format!("to fetch: {} in {objects} objects by {requests} requests", bytes(stored)));
+    output.line(format!(
+        "to fetch: {} in {objects} objects by {requests} requests",
+        bytes(stored)
+    ));
     let Some(plan) = plan else { return };
     if plan.gives_up {
         output.line("to give up: what an interrupted restore has received");
@@ -313,12 +444,15 @@ pub(super) fn print_plan(set: &RestoreSet, plan: Option<&ReceivePlan>, went_on: 
     }
     if let Some(rollback) = &plan.rollback {
         output.line(format!("to roll back to: {}; destroys:", rollback.base));
-        lost_lines(rollback).iter().for_each(|line| output.line(format!("  {line}")));
+        lost_lines(rollback)
+            .iter()
+            .for_each(|line| output.line(format!("  {line}")));
     }
 }
 
 fn chunks_from<'a>(backup: &'a RestoreBackup, went_on: &WentOn) -> &'a [ChunkEntry] {
-    let first = usize::try_from(went_on.position / backup.manifest.split_bytes.max(1)).unwrap_or(usize::MAX);
+    let first = usize::try_from(went_on.position / backup.manifest.split_bytes.max(1))
+        .unwrap_or(usize::MAX);
     backup.chunks.get(first..).unwrap_or_default()
 }
 
@@ -334,14 +468,19 @@ async fn restore_stream(
         // A bare stream needs nothing before it.
         RestorePoint::Id(id) => {
             let backups = vec![find_restore_backup(stores, dataset, keys, id).await?];
-            RestoreSet { backups, unasked: Vec::new() }
+            RestoreSet {
+                backups,
+                unasked: Vec::new(),
+            }
         }
         point => find_restore_set(stores, dataset, keys, point).await?,
     };
     announce(&set, restore, &context.output)?;
     if context.global.dry_run {
         print_plan(&set, None, None, &context.output);
-        context.output.json(|| json!({ "backups": manifests(&set) }));
+        context
+            .output
+            .json(|| json!({ "backups": manifests(&set) }));
         return Ok(());
     }
     let backup = only_backup(&set, restore)?;
@@ -351,7 +490,11 @@ async fn restore_stream(
             None => {
                 // Not the standard handle: it looks for the ends of lines.
                 let file = std::io::stdout().as_fd().try_clone_to_owned();
-                let failed = |source| RunError::File { operation: "write to", path: "stdout".into(), source };
+                let failed = |source| RunError::File {
+                    operation: "write to",
+                    path: "stdout".into(),
+                    source,
+                };
                 let file = file.map_err(failed)?;
                 // What reads works while we do.
                 enlarge_pipe(&file);
@@ -372,7 +515,10 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
     match set.backups.as_slice() {
         [backup] => Ok(backup),
         chain => {
-            let ids: Vec<_> = chain.iter().map(|backup| format!("\n  --backup {}", backup.manifest.id)).collect();
+            let ids: Vec<_> = chain
+                .iter()
+                .map(|backup| format!("\n  --backup {}", backup.manifest.id))
+                .collect();
             Err(usage(
                 &format!(
                     "a bare stream is of one backup, and {} needs a chain of {}, in this order:{}",
@@ -386,12 +532,23 @@ fn only_backup<'a>(set: &'a RestoreSet, restore: &Restore) -> Result<&'a Restore
     }
 }
 
-/// Writes the stream to a temporary file in the same folder, and renames it once it is whole and on disk. The temporary
-/// name is random, so it cannot be prepared in advance. A failed restore removes the temporary file.
+/// Writes the stream to a temporary file in the same folder, and renames it once it is whole and on
+/// disk. The temporary name is random, so it cannot be prepared in advance. A failed restore
+/// removes the temporary file.
 async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Result<(), Failure> {
-    let exists = || usage(&format!("{} exists already", path.display()), "name a file that does not exist yet");
-    let failed =
-        |operation: &'static str| move |source| RunError::File { operation, path: path.display().to_string(), source };
+    let exists = || {
+        usage(
+            &format!("{} exists already", path.display()),
+            "name a file that does not exist yet",
+        )
+    };
+    let failed = |operation: &'static str| {
+        move |source| RunError::File {
+            operation,
+            path: path.display().to_string(),
+            source,
+        }
+    };
     if path.symlink_metadata().is_ok() {
         return Err(exists());
     }

@@ -25,8 +25,8 @@ pub(super) struct Restore {
     /// Write the bare stream to stdout, for `zfs receive` anywhere
     #[arg(long)]
     pub(super) stdout: bool,
-    /// The newest backup that is not after this time: 2026-11-20, "2026-11-20 14:30" or 2026-11-20T13:30:00Z. A day
-    /// means its end; without a zone it is this host's
+    /// The newest backup that is not after this time: 2026-11-20, "2026-11-20 14:30" or
+    /// 2026-11-20T13:30:00Z. A day means its end; without a zone it is this host's
     #[arg(long, value_name = "TIME", conflicts_with = "backup")]
     pub(super) at: Option<At>,
     /// This backup, by its id
@@ -35,18 +35,19 @@ pub(super) struct Restore {
     /// Also all descendants, as they were at the same moment
     #[arg(short, long, requires = "to", conflicts_with_all = ["backup", "force_rollback"])]
     pub(super) recursive: bool,
-    /// Where from: intermediate, remote, or a folder with a copy of a store. Without it each backup comes from the
-    /// nearest store that has it whole
+    /// Where from: intermediate, remote, or a folder with a copy of a store. Without it each backup
+    /// comes from the nearest store that has it whole
     #[arg(long, value_name = "PLACE", conflicts_with = "remote")]
     pub(super) from: Option<From>,
-    /// Receive onto a dataset that exists: it is rolled back to the newest snapshot that it has in common with the
-    /// chain. Without -y only lists what that would destroy
+    /// Receive onto a dataset that exists: it is rolled back to the newest snapshot that it has in
+    /// common with the chain. Without -y only lists what that would destroy
     #[arg(long, requires = "to")]
     pub(super) force_rollback: bool,
     /// Do what --force-rollback lists
     #[arg(short, long, requires = "force_rollback")]
     pub(super) yes: bool,
-    /// Destroy what an interrupted restore has received, and start over, instead of going on with it
+    /// Destroy what an interrupted restore has received, and start over, instead of going on with
+    /// it
     #[arg(long, requires = "to")]
     pub(super) restart: bool,
     /// Set the properties that the source had; a mount point comes with canmount=noauto
@@ -73,7 +74,8 @@ pub(super) struct Restore {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct Drill {
-    /// The dataset, as it is named in the store [default: the configured one whose last drill is the oldest]
+    /// The dataset, as it is named in the store [default: the configured one whose last drill is
+    /// the oldest]
     #[arg(value_name = "DATASET")]
     pub(super) dataset: Option<DatasetName>,
     /// This backup, by its id [default: the newest]
@@ -130,16 +132,22 @@ impl FromStr for At {
 
 impl At {
     fn parse(text: &str, zone: &TimeZone) -> Result<Self, String> {
-        let expected = || "expected 2026-11-20, \"2026-11-20 14:30\" or 2026-11-20T13:30:00Z".to_owned();
+        let expected =
+            || "expected 2026-11-20, \"2026-11-20 14:30\" or 2026-11-20T13:30:00Z".to_owned();
         if let Ok(time) = text.parse::<Timestamp>() {
             return Ok(Self(time));
         }
         // A snapshot of the day's last second is of that day.
         let civil = match text.len() {
-            10 => text.parse::<Date>().map(|day| day.at(23, 59, 59, 999_999_999)),
+            10 => text
+                .parse::<Date>()
+                .map(|day| day.at(23, 59, 59, 999_999_999)),
             _ => text.parse::<DateTime>(),
         };
-        let zoned = civil.map_err(|_| expected())?.to_zoned(zone.clone()).map_err(|_| expected())?;
+        let zoned = civil
+            .map_err(|_| expected())?
+            .to_zoned(zone.clone())
+            .map_err(|_| expected())?;
         Ok(Self(zoned.timestamp()))
     }
 }
@@ -158,9 +166,19 @@ mod tests {
             ("2026-11-20T14:30:05", "2026-11-20T13:30:05Z"),
             ("2026-11-20", "2026-11-20T22:59:59.999999999Z"),
         ] {
-            assert_eq!(At::parse(text, &zone).unwrap().0, expected.parse::<Timestamp>().unwrap(), "{text}");
+            assert_eq!(
+                At::parse(text, &zone).unwrap().0,
+                expected.parse::<Timestamp>().unwrap(),
+                "{text}"
+            );
         }
-        for text in ["", "yesterday", "2026-13-01", "20.11.2026", "2026-11-20 25:00"] {
+        for text in [
+            "",
+            "yesterday",
+            "2026-13-01",
+            "20.11.2026",
+            "2026-11-20 25:00",
+        ] {
             assert!(At::parse(text, &zone).is_err(), "{text}");
         }
     }

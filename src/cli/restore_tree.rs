@@ -8,7 +8,8 @@ use crate::keyring::KeyFile;
 use crate::model::{DatasetName, InvalidName};
 use crate::run::doctor::host::Runner;
 use crate::run::restore::{
-    ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target, is_makeshift, restore_to_dataset,
+    ReceiveOptions, RestoreSet, RestoreTree, TreeMember, check_allowed, check_target, is_makeshift,
+    restore_to_dataset,
 };
 use serde_json::json;
 
@@ -30,17 +31,45 @@ pub(super) async fn restore_tree(
 ) -> Result<(), Failure> {
     let output = &context.output;
     say_apart(&tree, context);
-    let below_root = ReceiveOptions { properties: options.properties.below(), ..options.clone() };
+    let below_root = ReceiveOptions {
+        properties: options.properties.below(),
+        ..options.clone()
+    };
     let mut placed = Vec::new();
-    for TreeMember { dataset, below, set, .. } in &tree.members {
-        let options = if below.is_empty() { options } else { &below_root };
-        placed.push(Placed { dataset, target: place_of(target, below)?, set, options });
+    for TreeMember {
+        dataset,
+        below,
+        set,
+        ..
+    } in &tree.members
+    {
+        let options = if below.is_empty() {
+            options
+        } else {
+            &below_root
+        };
+        placed.push(Placed {
+            dataset,
+            target: place_of(target, below)?,
+            set,
+            options,
+        });
     }
     // The lock of the root is for all below it.
-    let _lock = if context.global.dry_run { None } else { lock(target)? };
+    let _lock = if context.global.dry_run {
+        None
+    } else {
+        lock(target)?
+    };
     check_all_allowed(&placed, context)?;
     let (mut done, mut received_all) = (Vec::new(), Vec::new());
-    for Placed { dataset, target, set, options } in &placed {
+    for Placed {
+        dataset,
+        target,
+        set,
+        options,
+    } in &placed
+    {
         if context.global.dry_run {
             output.line(format!("{target}:"));
             print_plan(set, None, None, output);
@@ -49,9 +78,16 @@ pub(super) async fn restore_tree(
         }
         let received = match is_there(set, target)? {
             true => Ok(Vec::new()),
-            false => restore_to_dataset(set, keys, open_zfs()?, target, options, context.stop.clone())
-                .await
-                .map(|received| received.snapshots),
+            false => restore_to_dataset(
+                set,
+                keys,
+                open_zfs()?,
+                target,
+                options,
+                context.stop.clone(),
+            )
+            .await
+            .map(|received| received.snapshots),
         };
         match received {
             Ok(snapshots) => {
@@ -93,12 +129,20 @@ fn check_all_allowed(placed: &[Placed<'_>], context: &Context) -> Result<(), Fai
         return Ok(());
     }
     let zfs = open_zfs()?;
-    for Placed { target, set, options, .. } in placed {
+    for Placed {
+        target,
+        set,
+        options,
+        ..
+    } in placed
+    {
         if is_there(set, target)? {
             continue;
         }
         // What cannot go there is said when its turn comes.
-        let Ok(plan) = check_target(&*zfs, target, set, options) else { continue };
+        let Ok(plan) = check_target(&*zfs, target, set, options) else {
+            continue;
+        };
         check_allowed(&*zfs, target, set, &plan, options, &runner)?;
     }
     Ok(())
@@ -107,12 +151,17 @@ fn check_all_allowed(placed: &[Placed<'_>], context: &Context) -> Result<(), Fai
 /// What is not of the same moment.
 fn say_apart(tree: &RestoreTree, context: &Context) {
     let output = &context.output;
-    for TreeMember { dataset, set, .. } in tree.members.iter().filter(|member| !member.same_moment) {
+    for TreeMember { dataset, set, .. } in tree.members.iter().filter(|member| !member.same_moment)
+    {
         let at = set.newest().manifest.snapshot.created_at;
-        output.always(&format!("{dataset} has no backup of that moment; its newest before is from {at}"));
+        output.always(&format!(
+            "{dataset} has no backup of that moment; its newest before is from {at}"
+        ));
     }
     for dataset in &tree.younger {
-        output.always(&format!("{dataset} has no backup that is as old; it is left out"));
+        output.always(&format!(
+            "{dataset} has no backup that is as old; it is left out"
+        ));
     }
     for (dataset, at) in &tree.gone {
         output.always(&format!(
@@ -120,17 +169,22 @@ fn say_apart(tree: &RestoreTree, context: &Context) {
         ));
     }
     for name in &tree.unstored {
-        output.always(&format!("{name} was there at that moment, and no backup of it was found; it is not restored"));
+        output.always(&format!(
+            "{name} was there at that moment, and no backup of it was found; it is not restored"
+        ));
     }
 }
 
-/// Whether an earlier run of this restore has brought the dataset to its end: its newest snapshot is the one wanted, and
-/// nothing waits to be received.
+/// Whether an earlier run of this restore has brought the dataset to its end: its newest snapshot
+/// is the one wanted, and nothing waits to be received.
 fn is_there(set: &RestoreSet, place: &DatasetName) -> Result<bool, Failure> {
     let zfs = open_zfs()?;
-    let Some(dataset) = zfs.dataset(place)? else { return Ok(false) };
+    let Some(dataset) = zfs.dataset(place)? else {
+        return Ok(false);
+    };
     let newest = zfs.snapshots(place)?.pop().map(|snapshot| snapshot.guid);
-    // Only the mark of the dataset itself: below a root that is half restored every dataset inherits that root's mark.
+    // Only the mark of the dataset itself: below a root that is half restored every dataset
+    // inherits that root's mark.
     let is_marked = is_makeshift(&dataset).is_some() || dataset.resume_token()?.is_some();
     Ok(newest == Some(set.newest().manifest.snapshot.guid) && !is_marked)
 }
@@ -138,5 +192,6 @@ fn is_there(set: &RestoreSet, place: &DatasetName) -> Result<bool, Failure> {
 /// The place of a descendant under `target`.
 fn place_of(target: &DatasetName, below: &str) -> Result<DatasetName, Failure> {
     let name = format!("{target}{below}");
-    name.parse().map_err(|error: InvalidName| usage(&error.to_string(), "choose a shorter target"))
+    name.parse()
+        .map_err(|error: InvalidName| usage(&error.to_string(), "choose a shorter target"))
 }

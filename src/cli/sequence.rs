@@ -1,4 +1,5 @@
-//! The steps of `[backup-sequence]` as commands, parsed by the same definitions as the command line.
+//! The steps of `[backup-sequence]` as commands, parsed by the same definitions as the command
+//! line.
 
 use super::args::{Args, Command};
 use crate::config::{Config, ConfigError, Problem, SequenceStep};
@@ -22,7 +23,9 @@ pub(super) fn parse_steps(config: &Config) -> Result<Vec<Step>, ConfigError> {
     for step in &config.sequence {
         let parsed = parse_step(step).and_then(|args| {
             match args.command {
-                Command::Lock if locked => return Err(refused("locks again; expected `unlock` before", None)),
+                Command::Lock if locked => {
+                    return Err(refused("locks again; expected `unlock` before", None));
+                }
                 Command::Lock => locked = true,
                 Command::Unlock => locked = false,
                 _ => {}
@@ -30,15 +33,31 @@ pub(super) fn parse_steps(config: &Config) -> Result<Vec<Step>, ConfigError> {
             Ok(args)
         });
         match parsed {
-            Ok(args) => steps.push(Step { name: step.name.clone(), line: step.line.clone(), args }),
+            Ok(args) => steps.push(Step {
+                name: step.name.clone(),
+                line: step.line.clone(),
+                args,
+            }),
             Err((message, hint)) => {
                 let key = format!("backup-sequence.{}", step.name);
                 let message = format!("is {:?}: {message}", step.line);
-                problems.push(Problem { line: config.line_of(&key), key: Some(key), message, hint });
+                problems.push(Problem {
+                    line: config.line_of(&key),
+                    key: Some(key),
+                    message,
+                    hint,
+                });
             }
         }
     }
-    if problems.is_empty() { Ok(steps) } else { Err(ConfigError::Invalid { file: config.file.clone(), problems }) }
+    if problems.is_empty() {
+        Ok(steps)
+    } else {
+        Err(ConfigError::Invalid {
+            file: config.file.clone(),
+            problems,
+        })
+    }
 }
 
 /// What is wrong with a step, and what to do about it.
@@ -55,44 +74,74 @@ fn parse_step(step: &SequenceStep) -> Result<Args, Refusal> {
     let whole_run = Some("give it to `zfs-backup perform`: it is for the whole run");
     if global.ignore_lock {
         let hint = "for an incremental write it after the command: `stream-to-remote -i`";
-        return Err(refused("-i before the command is --ignore-lock", Some(hint)));
+        return Err(refused(
+            "-i before the command is --ignore-lock",
+            Some(hint),
+        ));
     }
-    for (given, option) in
-        [(global.config.is_some(), "-c"), (global.verbose > 0, "-v"), (global.quiet, "-q"), (global.json, "--json")]
-    {
+    for (given, option) in [
+        (global.config.is_some(), "-c"),
+        (global.verbose > 0, "-v"),
+        (global.quiet, "-q"),
+        (global.json, "--json"),
+    ] {
         if given {
             return Err(refused(&format!("{option} is not for a step"), whole_run));
         }
     }
     match &args.command {
-        Command::PruneSnapshots(prune) | Command::PruneIntermediate(prune) | Command::PruneRemote(prune)
+        Command::PruneSnapshots(prune)
+        | Command::PruneIntermediate(prune)
+        | Command::PruneRemote(prune)
             if prune.clock_is_right =>
         {
             let hint = "run the step by hand once; later runs use the time that it notes";
-            Err(refused("--clock-is-right is a person's word, not for a sequence", Some(hint)))
+            Err(refused(
+                "--clock-is-right is a person's word, not for a sequence",
+                Some(hint),
+            ))
         }
         Command::Perform => Err(refused("a sequence cannot run itself", None)),
-        Command::Config(_) | Command::Key(_) => Err(refused("this command is for people, not for a sequence", None)),
+        Command::Config(_) | Command::Key(_) => Err(refused(
+            "this command is for people, not for a sequence",
+            None,
+        )),
         _ => Ok(args),
     }
 }
 
 /// What clap has to say, in the form of the other problems of a configuration.
 fn explain(error: &clap::Error) -> Refusal {
-    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
         return refused("it asks for help and does nothing", None);
     }
     let text = error.to_string();
-    let words = text.split("\n\n").next().unwrap_or_default().split_whitespace();
+    let words = text
+        .split("\n\n")
+        .next()
+        .unwrap_or_default()
+        .split_whitespace();
     let message = words.collect::<Vec<_>>().join(" ");
-    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+    let message = message
+        .strip_prefix("error: ")
+        .unwrap_or(&message)
+        .to_owned();
     // The nearest one comes last.
-    let suggestions = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg, ContextKind::SuggestedValue];
-    let near = suggestions.into_iter().find_map(|kind| match error.get(kind)? {
-        ContextValue::String(near) => Some(near.clone()),
-        ContextValue::Strings(near) => near.last().cloned(),
-        _ => None,
-    });
+    let suggestions = [
+        ContextKind::SuggestedSubcommand,
+        ContextKind::SuggestedArg,
+        ContextKind::SuggestedValue,
+    ];
+    let near = suggestions
+        .into_iter()
+        .find_map(|kind| match error.get(kind)? {
+            ContextValue::String(near) => Some(near.clone()),
+            ContextValue::Strings(near) => near.last().cloned(),
+            _ => None,
+        });
     (message, near.map(|near| format!("did you mean `{near}`?")))
 }
 
@@ -104,7 +153,11 @@ mod tests {
 
     fn config(steps: &[&str]) -> Config {
         let main = "[main]\nzfs_fs = \"tank/a\"\nremote = \"file:/x\"\nencryption_passphrase_file = \"/k\"\n";
-        let steps: String = steps.iter().zip(1..).map(|(step, n)| format!("step{n:02} = '{step}'\n")).collect();
+        let steps: String = steps
+            .iter()
+            .zip(1..)
+            .map(|(step, n)| format!("step{n:02} = '{step}'\n"))
+            .collect();
         let text = format!("{main}[backup-sequence]\n{steps}");
         Config::parse(&text, Path::new("zb.toml"), &Environment::default()).unwrap()
     }
@@ -126,11 +179,18 @@ mod tests {
         ];
         let steps = parse_steps(&config(&example)).unwrap();
         assert!(steps.iter().map(|step| step.line.as_str()).eq(example));
-        assert!(matches!(&steps[2].args.command, Command::ExportIntermediate(kind) if kind.incremental));
+        assert!(
+            matches!(&steps[2].args.command, Command::ExportIntermediate(kind) if kind.incremental)
+        );
         assert!(matches!(&steps[3].args.command, Command::PruneIntermediate(prune) if prune.yes));
         let rules = "[lifecycle-remote]\nkeep-last-chains = 1\n";
         let main = "[main]\nzfs_fs = \"a\"\nremote = \"file:/x\"\nencryption_passphrase_file = \"/k\"\noldest_snapshot_days = 9\n";
-        let defaults = Config::parse(&format!("{main}{rules}"), Path::new("x"), &Environment::default()).unwrap();
+        let defaults = Config::parse(
+            &format!("{main}{rules}"),
+            Path::new("x"),
+            &Environment::default(),
+        )
+        .unwrap();
         let steps = parse_steps(&defaults).unwrap();
         let lines: Vec<&str> = steps.iter().map(|step| step.line.as_str()).collect();
         let expected = [

@@ -5,7 +5,8 @@ use crate::plan::sample::ReadShare;
 use std::fmt;
 use std::str::FromStr;
 
-const FORMS: &str = "expected a share such as 5%, an amount such as 10G, or 1/7 for another seventh each day";
+const FORMS: &str =
+    "expected a share such as 5%, an amount such as 10G, or 1/7 for another seventh each day";
 
 /// What is not a share: the value and what was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,7 +20,10 @@ impl FromStr for ReadShare {
     type Err = InvalidShare;
 
     fn from_str(text: &str) -> Result<Self, InvalidShare> {
-        let invalid = |more| InvalidShare { value: text.to_owned(), more };
+        let invalid = |more| InvalidShare {
+            value: text.to_owned(),
+            more,
+        };
         let number = |digits: &str| -> Option<u32> {
             let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
             plain.then(|| digits.parse().ok()).flatten()
@@ -27,7 +31,9 @@ impl FromStr for ReadShare {
         if let Some(percent) = text.strip_suffix('%') {
             return match number(percent) {
                 Some(100) => Ok(Self::All),
-                Some(percent @ 1..=99) => u8::try_from(percent).map(Self::Percent).map_err(|_| invalid("")),
+                Some(percent @ 1..=99) => u8::try_from(percent)
+                    .map(Self::Percent)
+                    .map_err(|_| invalid("")),
                 Some(_) => Err(invalid("; from 1% to 100%")),
                 None => Err(invalid("; whole percents only")),
             };
@@ -37,7 +43,9 @@ impl FromStr for ReadShare {
                 (Some(1), Some(1)) => Ok(Self::All),
                 (Some(1), Some(parts @ 1..)) => Ok(Self::Turn(parts)),
                 (Some(1), _) => Err(invalid("")),
-                _ => Err(invalid("; which part it is follows from the date, so the first number is 1")),
+                _ => Err(invalid(
+                    "; which part it is follows from the date, so the first number is 1",
+                )),
             };
         }
         match text.parse::<Size>() {
@@ -91,7 +99,10 @@ mod tests {
                 assert_eq!(share.to_string().parse().as_ref(), Ok(share), "{text}");
             }
             if let Err(error) = parsed {
-                assert!(error.to_string().contains(&format!("{text:?}")) && error.to_string().contains("1/7"));
+                assert!(
+                    error.to_string().contains(&format!("{text:?}"))
+                        && error.to_string().contains("1/7")
+                );
             }
         }
     }

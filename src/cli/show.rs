@@ -32,5 +32,9 @@ pub(super) async fn show(context: &Context, show: &Show) -> Result<(), Failure> 
     }
     output.json(|| json!(overview));
     // What could not be asked was said, and must not look like a whole answer to a program either.
-    if failed { Err(Failure::Reported(status::PARTIAL)) } else { Ok(()) }
+    if failed {
+        Err(Failure::Reported(status::PARTIAL))
+    } else {
+        Ok(())
+    }
 }

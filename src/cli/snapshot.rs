@@ -14,21 +14,36 @@ pub(super) async fn snapshot(context: &Context) -> Result<(), Failure> {
     let loaded = context.config()?;
     let config = &loaded.0;
     if let SnapshotSource::Matching(glob) = &config.snapshots.source {
-        output.line(format!("no snapshot is taken: main.use_snapshots = {glob:?} uses those of another tool"));
+        output.line(format!(
+            "no snapshot is taken: main.use_snapshots = {glob:?} uses those of another tool"
+        ));
         output.json(|| json!({ "snapshots": [], "failed": [] }));
         return Ok(());
     }
     let zfs = open_zfs()?;
-    let datasets: Vec<Dataset> = context.datasets(&*zfs)?.into_iter().map(|selected| selected.dataset).collect();
+    let datasets: Vec<Dataset> = context
+        .datasets(&*zfs)?
+        .into_iter()
+        .map(|selected| selected.dataset)
+        .collect();
     if context.global.dry_run {
         for dataset in &datasets {
-            output.line(format!("would snapshot {}@{}TIME", dataset.name, config.snapshots.prefix));
+            output.line(format!(
+                "would snapshot {}@{}TIME",
+                dataset.name, config.snapshots.prefix
+            ));
         }
         return Ok(());
     }
     let mut variables = context.hook_variables(config);
-    let names: Vec<String> = datasets.iter().map(|dataset| dataset.name.to_string()).collect();
-    variables.push(("ZFS_BACKUP_DATASET", names.first().cloned().unwrap_or_default()));
+    let names: Vec<String> = datasets
+        .iter()
+        .map(|dataset| dataset.name.to_string())
+        .collect();
+    variables.push((
+        "ZFS_BACKUP_DATASET",
+        names.first().cloned().unwrap_or_default(),
+    ));
     variables.push(("ZFS_BACKUP_DATASETS", names.join("\n")));
     let run = SnapshotRun {
         zfs: &*zfs,
@@ -44,7 +59,11 @@ pub(super) async fn snapshot(context: &Context) -> Result<(), Failure> {
 }
 
 fn report(context: &Context, outcome: SnapshotsTaken) -> Result<(), Failure> {
-    let SnapshotsTaken { taken, refused, hook_errors } = outcome;
+    let SnapshotsTaken {
+        taken,
+        refused,
+        hook_errors,
+    } = outcome;
     for name in &taken {
         context.output.line(format!("snapshot {name}"));
         context.done(name.dataset(), 0);
@@ -53,11 +72,19 @@ fn report(context: &Context, outcome: SnapshotsTaken) -> Result<(), Failure> {
         context.failed(&dataset, &Failure::Run(error));
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
-    context.output.json(|| json!({ "snapshots": taken, "failed": failed }));
-    let mut worst = context.verdict().map_or_else(|failure| failure.status(), |()| status::DONE);
+    context
+        .output
+        .json(|| json!({ "snapshots": taken, "failed": failed }));
+    let mut worst = context
+        .verdict()
+        .map_or_else(|failure| failure.status(), |()| status::DONE);
     for failure in hook_errors.into_iter().map(Failure::Run) {
         failure.print(&context.output);
         worst = status::worst(worst, failure.status());
     }
-    if worst == status::DONE { Ok(()) } else { Err(Failure::Reported(worst)) }
+    if worst == status::DONE {
+        Ok(())
+    } else {
+        Err(Failure::Reported(worst))
+    }
 }

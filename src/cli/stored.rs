@@ -19,20 +19,27 @@ pub(super) struct NamedDataset {
     pub(super) stored: DatasetName,
 }
 
-/// The datasets to work on: what ZFS knows where it is there, because a renamed dataset keeps its place in the store,
-/// and what the names alone say, because a dataset that is gone from the pool may still have its backups here. Without
-/// those that failed earlier in this run.
-pub(super) async fn datasets_of(context: &Context, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
+/// The datasets to work on: what ZFS knows where it is there, because a renamed dataset keeps its
+/// place in the store, and what the names alone say, because a dataset that is gone from the pool
+/// may still have its backups here. Without those that failed earlier in this run.
+pub(super) async fn datasets_of(
+    context: &Context,
+    store: &dyn ObjectStore,
+) -> Result<Vec<NamedDataset>, Failure> {
     let config = &context.config()?.0;
     let mut named = match open_zfs().and_then(|zfs| context.datasets(&*zfs)) {
         Ok(selected) => by_both_names(selected),
         Err(failure) => {
-            tracing::debug!("going by names alone, ZFS cannot be asked: {}", failure.reason());
+            tracing::debug!(
+                "going by names alone, ZFS cannot be asked: {}",
+                failure.reason()
+            );
             Vec::new()
         }
     };
     for other in by_name(config, store).await? {
-        let known = |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
+        let known =
+            |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
         if !named.iter().any(known) && !context.skips(&other.in_pool) {
             named.push(other);
         }
@@ -40,26 +47,37 @@ pub(super) async fn datasets_of(context: &Context, store: &dyn ObjectStore) -> R
     Ok(named)
 }
 
-/// As [`datasets_of`], for a command that only looks: a dataset that is not in the pool is no failure of it.
+/// As [`datasets_of`], for a command that only looks: a dataset that is not in the pool is no
+/// failure of it.
 pub(super) async fn datasets_to_look_at(
     config: &Config,
     store: &dyn ObjectStore,
 ) -> Result<Vec<NamedDataset>, Failure> {
-    let selection = open_zfs().and_then(|zfs| Ok(select_datasets(&*zfs, &config.datasets, &config.state_dir)?));
+    let selection =
+        open_zfs().and_then(|zfs| Ok(select_datasets(&*zfs, &config.datasets, &config.state_dir)?));
     let mut named = match selection {
-        Ok(Selection { selected, failed, .. }) => {
-            for (dataset, error) in failed.iter().filter(|(_, error)| !matches!(error, RunError::NoDataset { .. })) {
+        Ok(Selection {
+            selected, failed, ..
+        }) => {
+            for (dataset, error) in failed
+                .iter()
+                .filter(|(_, error)| !matches!(error, RunError::NoDataset { .. }))
+            {
                 tracing::warn!(%dataset, "going by its name alone: {}", error_chain(error));
             }
             by_both_names(selected)
         }
         Err(failure) => {
-            tracing::debug!("going by names alone, ZFS cannot be asked: {}", failure.reason());
+            tracing::debug!(
+                "going by names alone, ZFS cannot be asked: {}",
+                failure.reason()
+            );
             Vec::new()
         }
     };
     for other in by_name(config, store).await? {
-        let known = |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
+        let known =
+            |known: &NamedDataset| known.stored == other.stored || known.in_pool == other.in_pool;
         if !named.iter().any(known) {
             named.push(other);
         }
@@ -68,13 +86,23 @@ pub(super) async fn datasets_to_look_at(
 }
 
 fn by_both_names(selected: Vec<Selected>) -> Vec<NamedDataset> {
-    let named = |selected: Selected| NamedDataset { in_pool: selected.dataset.name, stored: selected.stored };
+    let named = |selected: Selected| NamedDataset {
+        in_pool: selected.dataset.name,
+        stored: selected.stored,
+    };
     selected.into_iter().map(named).collect()
 }
 
 /// By their names alone.
 async fn by_name(config: &Config, store: &dyn ObjectStore) -> Result<Vec<NamedDataset>, Failure> {
-    let found = if config.datasets.recursive { list_datasets(store).await? } else { Vec::new() };
+    let found = if config.datasets.recursive {
+        list_datasets(store).await?
+    } else {
+        Vec::new()
+    };
     let matched = match_stored(&config.datasets, &found)?;
-    Ok(matched.into_iter().map(|(in_pool, stored)| NamedDataset { in_pool, stored }).collect())
+    Ok(matched
+        .into_iter()
+        .map(|(in_pool, stored)| NamedDataset { in_pool, stored })
+        .collect())
 }

@@ -1,5 +1,5 @@
-//! Asks ZFS, the stores and this host's records for what `show` shows. One that cannot be asked is named, and the
-//! others are shown all the same: an error is never shown as "nothing".
+//! Asks ZFS, the stores and this host's records for what `show` shows. One that cannot be asked is
+//! named, and the others are shown all the same: an error is never shown as "nothing".
 
 use super::args::{Global, Show};
 use super::context::Context;
@@ -7,8 +7,8 @@ use super::health::{DEFAULT_LIMITS, facts_of};
 use super::identity::known_stores;
 use super::output::Output;
 use super::views::{
-    AttemptView, BackupView, BookmarkView, DatasetView, HoldView, LocalView, LockfileView, Overview, SnapshotView,
-    StoreAnswer, StoreView, UploadView,
+    AttemptView, BackupView, BookmarkView, DatasetView, HoldView, LocalView, LockfileView,
+    Overview, SnapshotView, StoreAnswer, StoreView, UploadView,
 };
 use super::wire::{ReadSide, open_configured, open_for_reading, open_zfs, trusted_keys};
 use super::{Failure, remember};
@@ -16,7 +16,9 @@ use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::health::judge_health;
 use crate::run::cache::{Keeping, ObjectCache};
-use crate::run::catalog::{Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started};
+use crate::run::catalog::{
+    Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started,
+};
 use crate::run::holds::our_holds;
 use crate::run::identity::refuse_one_place;
 use crate::run::lock::is_held;
@@ -38,17 +40,32 @@ pub(super) struct Survey {
 }
 
 /// A bare host: the store that `--remote` names and nothing else.
-pub(super) async fn survey_store(global: &Global, show: &Show, output: &Output) -> Result<Survey, Failure> {
+pub(super) async fn survey_store(
+    global: &Global,
+    show: &Show,
+    output: &Output,
+) -> Result<Survey, Failure> {
     let side = open_for_reading(global, &show.source, false, output).await?;
     let trusted = trusted_keys(&side, &show.source).await?;
     let names = match show.datasets.is_empty() {
         true => list_datasets(&*side.store).await?,
         false => show.datasets.clone(),
     };
-    let mut survey = Survey::new(StoreAnswer { url: Some(side.store.url().to_owned()), asked: true, error: None });
+    let mut survey = Survey::new(StoreAnswer {
+        url: Some(side.store.url().to_owned()),
+        asked: true,
+        error: None,
+    });
     for name in names {
         let mut view = DatasetView::new(name);
-        let asked = store_view(&*side.store, &view.dataset, &trusted, true, &ObjectCache::none()).await;
+        let asked = store_view(
+            &*side.store,
+            &view.dataset,
+            &trusted,
+            true,
+            &ObjectCache::none(),
+        )
+        .await;
         view.remote = survey.keep(asked.map(|(view, _)| view), &mut view.errors, output);
         survey.overview.datasets.push(view);
     }
@@ -56,28 +73,46 @@ pub(super) async fn survey_store(global: &Global, show: &Show, output: &Output) 
 }
 
 /// A host with a configuration.
-pub(super) async fn survey_host(context: &Context, show: &Show, deep: bool) -> Result<Survey, Failure> {
+pub(super) async fn survey_host(
+    context: &Context,
+    show: &Show,
+    deep: bool,
+) -> Result<Survey, Failure> {
     let loaded = context.config()?;
     let (config, env) = &*loaded;
     let output = &*context.output;
     let remote_url = config.remote.as_ref().map(ToString::to_string);
-    let mut survey = Survey::new(StoreAnswer { url: remote_url, asked: false, error: None });
+    let mut survey = Survey::new(StoreAnswer {
+        url: remote_url,
+        asked: false,
+        error: None,
+    });
     survey.local(config, show, output);
     for dataset in &mut survey.overview.datasets {
         dataset.only_intermediate = config.remote.is_none();
     }
     if config.intermediate.is_some() {
         let answer = match open_configured(config.clone(), env.clone(), true).await {
-            Ok(side) => survey.store(&side, show, Place::Intermediate, deep, context).await,
+            Ok(side) => {
+                survey
+                    .store(&side, show, Place::Intermediate, deep, context)
+                    .await
+            }
             Err(failure) => survey.unanswered(&failure, output),
         };
         survey.overview.intermediate = answer;
-        survey.overview.intermediate.url =
-            config.intermediate.as_ref().map(|place| format!("file:{}", place.basedir.display()));
+        survey.overview.intermediate.url = config
+            .intermediate
+            .as_ref()
+            .map(|place| format!("file:{}", place.basedir.display()));
     }
     if show.include_remote && config.remote.is_some() {
         let answer = match open_configured(config.clone(), env.clone(), false).await {
-            Ok(side) => survey.store(&side, show, Place::Remote, deep, context).await,
+            Ok(side) => {
+                survey
+                    .store(&side, show, Place::Remote, deep, context)
+                    .await
+            }
             Err(failure) => survey.unanswered(&failure, output),
         };
         let url = survey.overview.remote.url.take();
@@ -85,7 +120,10 @@ pub(super) async fn survey_host(context: &Context, show: &Show, deep: bool) -> R
     }
     survey.records(config, output);
     survey.overview.lockfile = lockfile(config);
-    survey.overview.never_deleted.extend(never_deleted(config, &survey.overview.datasets));
+    survey
+        .overview
+        .never_deleted
+        .extend(never_deleted(config, &survey.overview.datasets));
     Ok(survey)
 }
 
@@ -123,11 +161,19 @@ impl Survey {
             lockfile: None,
             never_deleted: Vec::new(),
         };
-        Self { overview, failed: false }
+        Self {
+            overview,
+            failed: false,
+        }
     }
 
     /// What was found out, or nothing after it was said why not.
-    fn keep<T>(&mut self, found: Result<T, RunError>, errors: &mut Vec<String>, output: &Output) -> Option<T> {
+    fn keep<T>(
+        &mut self,
+        found: Result<T, RunError>,
+        errors: &mut Vec<String>,
+        output: &Output,
+    ) -> Option<T> {
         found
             .map_err(|error| {
                 self.failed = true;
@@ -140,27 +186,42 @@ impl Survey {
     fn unanswered(&mut self, failure: &Failure, output: &Output) -> StoreAnswer {
         self.failed = true;
         failure.print(output);
-        StoreAnswer { url: None, asked: false, error: Some(failure.reason()) }
+        StoreAnswer {
+            url: None,
+            asked: false,
+            error: Some(failure.reason()),
+        }
     }
 
-    /// The datasets, with what the pool has of each. Without ZFS those that the configuration names.
+    /// The datasets, with what the pool has of each. Without ZFS those that the configuration
+    /// names.
     fn local(&mut self, config: &Config, show: &Show, output: &Output) {
         let wanted = |name: &DatasetName| show.datasets.is_empty() || show.datasets.contains(name);
-        let found = open_zfs().and_then(|zfs| Ok((select_datasets(&*zfs, &config.datasets, &config.state_dir)?, zfs)));
+        let found = open_zfs().and_then(|zfs| {
+            Ok((
+                select_datasets(&*zfs, &config.datasets, &config.state_dir)?,
+                zfs,
+            ))
+        });
         match found {
             // One by one: a dataset that is not there must not hide the others.
             Ok((selection, zfs)) => {
                 for left_out in &selection.left_out {
                     output.always(&format!("{}; it is left out", left_out.why));
                 }
-                for selected in selection.selected.iter().filter(|selected| wanted(&selected.stored)) {
+                for selected in selection
+                    .selected
+                    .iter()
+                    .filter(|selected| wanted(&selected.stored))
+                {
                     let mut view = DatasetView::new(selected.stored.clone());
                     let local = local_view(&*zfs, config, selected);
                     view.local = self.keep(local, &mut view.errors, output);
                     self.add(view, wanted);
                 }
                 for (name, error) in selection.failed {
-                    let mut view = DatasetView::new(config.datasets.store_as.clone().unwrap_or(name));
+                    let mut view =
+                        DatasetView::new(config.datasets.store_as.clone().unwrap_or(name));
                     let _: Option<()> = self.keep(Err(error), &mut view.errors, output);
                     self.add(view, wanted);
                 }
@@ -169,7 +230,11 @@ impl Survey {
                 self.failed = true;
                 failure.print(output);
                 for name in &config.datasets.names {
-                    let stored = config.datasets.store_as.clone().unwrap_or_else(|| name.clone());
+                    let stored = config
+                        .datasets
+                        .store_as
+                        .clone()
+                        .unwrap_or_else(|| name.clone());
                     self.add(DatasetView::new(stored), wanted);
                 }
             }
@@ -181,7 +246,11 @@ impl Survey {
 
     /// Each dataset once, and only those asked for.
     fn add(&mut self, view: DatasetView, wanted: impl Fn(&DatasetName) -> bool) {
-        let known = self.overview.datasets.iter().any(|known| known.dataset == view.dataset);
+        let known = self
+            .overview
+            .datasets
+            .iter()
+            .any(|known| known.dataset == view.dataset);
         if !known && wanted(&view.dataset) {
             self.overview.datasets.push(view);
         }
@@ -199,23 +268,41 @@ impl Survey {
         let output = &*context.output;
         let trusted = match trusted_keys(side, &show.source).await {
             Ok(trusted) => trusted,
-            // Where a whole listing shows nothing there is no keyring either, and nothing to believe.
-            Err(_) if side.store.is_unused().await.is_ok_and(|unused| unused) => TrustedKeys::default(),
+            // Where a whole listing shows nothing there is no keyring either, and nothing to
+            // believe.
+            Err(_) if side.store.is_unused().await.is_ok_and(|unused| unused) => {
+                TrustedKeys::default()
+            }
             Err(failure) => return self.unanswered(&failure, output),
         };
         let mut datasets = std::mem::take(&mut self.overview.datasets);
         for dataset in &mut datasets {
-            let keeping = if context.global.dry_run { Keeping::Nothing } else { Keeping::New };
-            let cache = side.config.as_ref().map_or_else(ObjectCache::none, |(config, _)| {
-                ObjectCache::open(&config.state_dir, &side.store.known(), &dataset.dataset, keeping)
-            });
+            let keeping = if context.global.dry_run {
+                Keeping::Nothing
+            } else {
+                Keeping::New
+            };
+            let cache = side
+                .config
+                .as_ref()
+                .map_or_else(ObjectCache::none, |(config, _)| {
+                    ObjectCache::open(
+                        &config.state_dir,
+                        &side.store.known(),
+                        &dataset.dataset,
+                        keeping,
+                    )
+                });
             let found = store_view(&*side.store, &dataset.dataset, &trusted, deep, &cache).await;
-            let Some((mut view, catalog)) = self.keep(found, &mut dataset.errors, output) else { continue };
+            let Some((mut view, catalog)) = self.keep(found, &mut dataset.errors, output) else {
+                continue;
+            };
             if let Some((config, _)) = &side.config {
                 view.note_ends(config.resume_days);
             }
             let counts = place == Place::Remote || dataset.only_intermediate;
-            if let (Some((config, _)), true, false) = (&side.config, counts, context.global.dry_run) {
+            if let (Some((config, _)), true, false) = (&side.config, counts, context.global.dry_run)
+            {
                 remember::seen(config, &*side.store, &catalog);
             }
             match place {
@@ -226,8 +313,15 @@ impl Survey {
         self.overview.datasets = datasets;
         if place == Place::Remote && show.datasets.is_empty() {
             let foreign = list_datasets(&*side.store).await;
-            let foreign = self.keep(foreign, &mut Vec::new(), output).unwrap_or_default();
-            let configured = |name: &DatasetName| self.overview.datasets.iter().any(|view| view.dataset == *name);
+            let foreign = self
+                .keep(foreign, &mut Vec::new(), output)
+                .unwrap_or_default();
+            let configured = |name: &DatasetName| {
+                self.overview
+                    .datasets
+                    .iter()
+                    .any(|view| view.dataset == *name)
+            };
             let kept: Vec<String> = foreign
                 .into_iter()
                 .filter(|name| !configured(name))
@@ -235,13 +329,19 @@ impl Survey {
                 .collect();
             self.overview.never_deleted.extend(kept);
         }
-        StoreAnswer { url: None, asked: true, error: None }
+        StoreAnswer {
+            url: None,
+            asked: true,
+            error: None,
+        }
     }
 
     /// What this host remembers, and what follows from all of it.
     fn records(&mut self, config: &Config, output: &Output) {
         let now = self.overview.now;
-        let known = self.keep(known_stores(config), &mut Vec::new(), output).unwrap_or_default();
+        let known = self
+            .keep(known_stores(config), &mut Vec::new(), output)
+            .unwrap_or_default();
         if let [one, other] = known.as_slice() {
             let _: Option<()> = self.keep(refuse_one_place(one, other), &mut Vec::new(), output);
         }
@@ -256,7 +356,9 @@ impl Survey {
             let Some(store) = known.first() else { continue };
             let record = Records::new(&config.state_dir, store, &dataset.dataset).read();
             dataset.record = self.keep(record, &mut dataset.errors, output);
-            let Some(record) = &dataset.record else { continue };
+            let Some(record) = &dataset.record else {
+                continue;
+            };
             let facts = facts_of(record, dataset.newest().map(|newest| newest.snapshot_at));
             dataset.health = Some(judge_health(&facts, &DEFAULT_LIMITS, now));
         }
@@ -266,26 +368,34 @@ impl Survey {
 
 fn local_view(zfs: &dyn Zfs, config: &Config, selected: &Selected) -> Result<LocalView, RunError> {
     let dataset = &selected.dataset;
-    let snapshots = zfs.snapshots(&dataset.name)?.into_iter().map(|snapshot| SnapshotView {
-        own: is_own(&snapshot, dataset.guid, &config.snapshots.prefix),
-        name: snapshot.name.to_string(),
-        guid: snapshot.guid,
-        created_at: snapshot.created_at,
-        used_bytes: snapshot.used_bytes,
-        referenced_bytes: snapshot.referenced_bytes,
-        holds: snapshot.holds,
-    });
-    let bookmarks = zfs.bookmarks(&dataset.name)?.into_iter().map(|bookmark| BookmarkView {
-        name: bookmark.name.to_string(),
-        guid: bookmark.guid,
-        created_at: bookmark.created_at,
-    });
-    let holds = our_holds(zfs, &dataset.name)?.into_iter().map(|hold| HoldView {
-        snapshot: hold.snapshot.to_string(),
-        tag: hold.tag,
-        since: hold.since,
-        used_bytes: hold.used_bytes,
-    });
+    let snapshots = zfs
+        .snapshots(&dataset.name)?
+        .into_iter()
+        .map(|snapshot| SnapshotView {
+            own: is_own(&snapshot, dataset.guid, &config.snapshots.prefix),
+            name: snapshot.name.to_string(),
+            guid: snapshot.guid,
+            created_at: snapshot.created_at,
+            used_bytes: snapshot.used_bytes,
+            referenced_bytes: snapshot.referenced_bytes,
+            holds: snapshot.holds,
+        });
+    let bookmarks = zfs
+        .bookmarks(&dataset.name)?
+        .into_iter()
+        .map(|bookmark| BookmarkView {
+            name: bookmark.name.to_string(),
+            guid: bookmark.guid,
+            created_at: bookmark.created_at,
+        });
+    let holds = our_holds(zfs, &dataset.name)?
+        .into_iter()
+        .map(|hold| HoldView {
+            snapshot: hold.snapshot.to_string(),
+            tag: hold.tag,
+            since: hold.since,
+            used_bytes: hold.used_bytes,
+        });
     Ok(LocalView {
         name: dataset.name.clone(),
         guid: dataset.guid,
@@ -297,7 +407,8 @@ fn local_view(zfs: &dyn Zfs, config: &Config, selected: &Selected) -> Result<Loc
     })
 }
 
-/// What a store holds of a dataset. `deep` looks at the objects of every backup, else only of the newest chain.
+/// What a store holds of a dataset. `deep` looks at the objects of every backup, else only of the
+/// newest chain.
 async fn store_view(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -306,8 +417,12 @@ async fn store_view(
     cache: &ObjectCache,
 ) -> Result<(StoreView, Catalog), RunError> {
     let catalog = read_catalog_through(store, dataset, trusted, cache).await?;
-    let newest_chain = catalog.newest().map(|newest| newest.manifest.chain.full_id.clone());
-    let wanted = |backup: &StoredBackup| deep || Some(&backup.manifest.chain.full_id) == newest_chain.as_ref();
+    let newest_chain = catalog
+        .newest()
+        .map(|newest| newest.manifest.chain.full_id.clone());
+    let wanted = |backup: &StoredBackup| {
+        deep || Some(&backup.manifest.chain.full_id) == newest_chain.as_ref()
+    };
     let seen = Seen::look_through(store, catalog, cache, wanted).await?;
     let (catalog, flaws) = (&seen.catalog, seen.flaws());
     let mut backups = Vec::new();
@@ -327,7 +442,11 @@ async fn store_view(
             raw: manifest.send.requested.iter().any(|flag| flag == "raw"),
             clone_origin_guid: manifest.clone_origin_guid,
             checked,
-            flaw: flaws.get(&manifest.id).cloned().flatten().filter(|_| checked),
+            flaw: flaws
+                .get(&manifest.id)
+                .cloned()
+                .flatten()
+                .filter(|_| checked),
         });
     }
     let mut unfinished = Vec::new();
@@ -338,9 +457,18 @@ async fn store_view(
     let view = StoreView {
         backups,
         unfinished,
-        uploads: uploads.into_iter().map(|u| UploadView { key: u.key, started_at: u.started_at }).collect(),
+        uploads: uploads
+            .into_iter()
+            .map(|u| UploadView {
+                key: u.key,
+                started_at: u.started_at,
+            })
+            .collect(),
         unknown_objects: catalog.unknown.len() as u64,
-        unknown_bytes: catalog.unknown.iter().fold(0, |sum, object| sum.saturating_add(object.bytes)),
+        unknown_bytes: catalog
+            .unknown
+            .iter()
+            .fold(0, |sum, object| sum.saturating_add(object.bytes)),
         origins: catalog.origins() as u64,
         time_lines: catalog.time_lines() as u64,
     };
@@ -367,32 +495,62 @@ async fn attempt_view(
         newest_object_at: attempt.newest,
         given_up_at: None,
         was_committed: attempt.was_committed,
-        disbelieved: attempt.disbelieved.as_ref().map(|error| error_chain(error)).or(distrust),
+        disbelieved: attempt
+            .disbelieved
+            .as_ref()
+            .map(|error| error_chain(error))
+            .or(distrust),
     })
 }
 
 fn lockfile(config: &Config) -> Option<LockfileView> {
     let facts = config.lock_file.symlink_metadata().ok()?;
-    let made_at = facts.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
-    Some(LockfileView { path: config.lock_file.display().to_string(), made_at })
+    let made_at = facts
+        .modified()
+        .ok()
+        .and_then(|time| Timestamp::try_from(time).ok());
+    Some(LockfileView {
+        path: config.lock_file.display().to_string(),
+        made_at,
+    })
 }
 
-/// What stays for ever by what is known: stores without rules, other origins, what is not of this format.
+/// What stays for ever by what is known: stores without rules, other origins, what is not of this
+/// format.
 fn never_deleted(config: &Config, datasets: &[DatasetView]) -> Vec<String> {
     let mut kept = Vec::new();
     let rules = [
-        ("remote", config.remote.is_some(), config.lifecycle_remote.keeps_everything()),
-        ("intermediate", config.intermediate.is_some(), config.lifecycle_intermediate.keeps_everything()),
+        (
+            "remote",
+            config.remote.is_some(),
+            config.lifecycle_remote.keeps_everything(),
+        ),
+        (
+            "intermediate",
+            config.intermediate.is_some(),
+            config.lifecycle_intermediate.keeps_everything(),
+        ),
     ];
-    for (section, _, _) in rules.into_iter().filter(|(_, configured, keeps_all)| *configured && *keeps_all) {
-        kept.push(format!("all backups in the {section}: [lifecycle-{section}] has no rule"));
+    for (section, _, _) in rules
+        .into_iter()
+        .filter(|(_, configured, keeps_all)| *configured && *keeps_all)
+    {
+        kept.push(format!(
+            "all backups in the {section}: [lifecycle-{section}] has no rule"
+        ));
     }
     if config.snapshots.oldest_days.is_none() {
         kept.push("all own snapshots: oldest_snapshot_days is not set".to_owned());
     }
     for dataset in datasets {
-        let stores = [("intermediate", &dataset.intermediate), ("remote", &dataset.remote)];
-        for (place, view) in stores.into_iter().filter_map(|(place, view)| Some((place, view.as_ref()?))) {
+        let stores = [
+            ("intermediate", &dataset.intermediate),
+            ("remote", &dataset.remote),
+        ];
+        for (place, view) in stores
+            .into_iter()
+            .filter_map(|(place, view)| Some((place, view.as_ref()?)))
+        {
             let name = &dataset.dataset;
             if view.origins > 1 {
                 let what = "has backups of several origins: prune skips it until `adopt`";
@@ -403,7 +561,10 @@ fn never_deleted(config: &Config, datasets: &[DatasetView]) -> Vec<String> {
                 kept.push(format!("{name} in the {place} {what}"));
             }
             if view.unknown_objects > 0 {
-                kept.push(format!("{} objects under {name} in the {place}: not of this format", view.unknown_objects));
+                kept.push(format!(
+                    "{} objects under {name} in the {place}: not of this format",
+                    view.unknown_objects
+                ));
             }
         }
     }

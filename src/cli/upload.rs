@@ -7,7 +7,9 @@ use super::lock::wait_for_others;
 use super::output::{Output, bytes};
 use super::progress::UploadProgress;
 use super::stored::{NamedDataset, datasets_of};
-use super::wire::{keys_for_writing, open_configured, open_intermediate, open_remote_for, trusted_keys};
+use super::wire::{
+    keys_for_writing, open_configured, open_intermediate, open_remote_for, trusted_keys,
+};
 use super::{Failure, recover, remember};
 use crate::cli::args::Source;
 use crate::model::{BackupId, BackupKind};
@@ -17,7 +19,8 @@ use crate::run::RunError;
 use crate::run::identity::refuse_one_place;
 use crate::run::transfer::ProgressSink;
 use crate::run::upload::{
-    CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal, upload_dataset,
+    CopiedBackup, UploadEnv, UploadPlan, UploadReport, UploadRules, plan_upload, refusal,
+    upload_dataset,
 };
 use crate::store::ObjectStore;
 use jiff::Timestamp;
@@ -29,7 +32,11 @@ use std::time::Instant;
 pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failure> {
     let loaded = context.config()?;
     let (config, env) = &*loaded;
-    let purpose = if context.global.dry_run { Purpose::Read } else { Purpose::Write };
+    let purpose = if context.global.dry_run {
+        Purpose::Read
+    } else {
+        Purpose::Write
+    };
     let mut from = open_intermediate(config, Purpose::Read).await?;
     let is_unused = from.is_unused().await? && !from.known().id.is_random();
     if !is_unused {
@@ -43,12 +50,17 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
     refuse_one_place(&from.known(), &to.known())?;
     let datasets = datasets_of(context, &*from).await?;
     let (lifecycle, now) = (&config.lifecycle_remote, Timestamp::now());
-    let would_be_pruned = |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);
-    let rules = UploadRules { all: args.all, would_be_pruned: &would_be_pruned };
+    let would_be_pruned =
+        |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, lifecycle, now);
+    let rules = UploadRules {
+        all: args.all,
+        would_be_pruned: &would_be_pruned,
+    };
     if context.global.dry_run {
         return dry_run(context, &datasets, &*from, &*to, &rules).await;
     }
-    // The keys of the directory come first: what lies there is sealed to them, and the remote shall have them too.
+    // The keys of the directory come first: what lies there is sealed to them, and the remote shall
+    // have them too.
     keys_for_writing(config, env, &*from).await?;
     let keys = keys_for_writing(config, env, &*to).await?;
     let mut results = Vec::new();
@@ -64,7 +76,10 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
             stop: context.stop.clone(),
         };
         let started = Instant::now();
-        let outcome = wait_for_others(context, async || upload_dataset(&upload, &named.stored, &rules).await).await;
+        let outcome = wait_for_others(context, async || {
+            upload_dataset(&upload, &named.stored, &rules).await
+        })
+        .await;
         shown.finish();
         match outcome {
             Ok(report) => {
@@ -83,14 +98,22 @@ pub(super) async fn upload(context: &Context, args: &Upload) -> Result<(), Failu
         recover::keep(config, &*to, &keys).await;
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
-    context.output.json(|| json!({ "uploads": results, "failed": failed }));
+    context
+        .output
+        .json(|| json!({ "uploads": results, "failed": failed }));
     context.verdict()
 }
 
 fn nothing_to_copy(context: &Context, datasets: &[NamedDataset]) -> Result<(), Failure> {
-    context.output.line("the intermediate directory is empty: nothing to copy");
-    context.output.json(|| json!({ "uploads": [], "failed": [] }));
-    datasets.iter().for_each(|named| context.done(&named.in_pool, 0));
+    context
+        .output
+        .line("the intermediate directory is empty: nothing to copy");
+    context
+        .output
+        .json(|| json!({ "uploads": [], "failed": [] }));
+    datasets
+        .iter()
+        .for_each(|named| context.done(&named.in_pool, 0));
     context.verdict()
 }
 
@@ -105,7 +128,10 @@ fn settle(context: &Context, named: &NamedDataset, report: UploadReport) {
 }
 
 fn fail_all(context: &Context, named: &NamedDataset, failed: Vec<(BackupId, RunError)>) {
-    let mut failures: Vec<Failure> = failed.into_iter().map(|(_, error)| Failure::Run(error)).collect();
+    let mut failures: Vec<Failure> = failed
+        .into_iter()
+        .map(|(_, error)| Failure::Run(error))
+        .collect();
     failures.sort_by_key(Failure::status);
     for failure in &failures {
         context.failed(&named.in_pool, failure);
@@ -122,15 +148,30 @@ async fn dry_run(
     let (config, env) = &*context.config()?;
     // The keys are looked up where reading commands do: nothing is made or put.
     let side = open_configured(config.clone(), env.clone(), true).await?;
-    let trusted = trusted_keys(&side, &Source { remote: None, identity: None }).await?;
+    let trusted = trusted_keys(
+        &side,
+        &Source {
+            remote: None,
+            identity: None,
+        },
+    )
+    .await?;
     let mut plans = Vec::new();
     for named in datasets {
         match plan_upload(from, to, &trusted, &named.stored, rules).await {
             Ok(planned) => {
                 print_plan(named, &planned, &context.output);
                 plans.push(plan_json(named, &planned));
-                let UploadPlan { plan, mut disbelieved, .. } = planned;
-                disbelieved.extend(plan.refused.into_iter().map(|(id, gap)| (id, refusal(&named.stored, &gap))));
+                let UploadPlan {
+                    plan,
+                    mut disbelieved,
+                    ..
+                } = planned;
+                disbelieved.extend(
+                    plan.refused
+                        .into_iter()
+                        .map(|(id, gap)| (id, refusal(&named.stored, &gap))),
+                );
                 match disbelieved.is_empty() {
                     true => context.done(&named.in_pool, 0),
                     false => fail_all(context, named, disbelieved),
@@ -146,15 +187,35 @@ async fn dry_run(
 fn print_plan(named: &NamedDataset, planned: &UploadPlan, output: &Output) {
     let plan = &planned.plan;
     if plan.copy.is_empty() {
-        output.line(format!("{}: nothing to copy{}", named.stored, left_words(&plan.left)));
+        output.line(format!(
+            "{}: nothing to copy{}",
+            named.stored,
+            left_words(&plan.left)
+        ));
     } else {
-        let (count, size) = (plan.copy.len(), planned.bytes_of(plan.copy.iter().map(|step| &step.id)));
-        output.line(format!("{}: would copy {count}, {}{}", named.stored, bytes(size), left_words(&plan.left)));
+        let (count, size) = (
+            plan.copy.len(),
+            planned.bytes_of(plan.copy.iter().map(|step| &step.id)),
+        );
+        output.line(format!(
+            "{}: would copy {count}, {}{}",
+            named.stored,
+            bytes(size),
+            left_words(&plan.left)
+        ));
     }
     for step in &plan.copy {
-        output.line(format!("  copy {}, {}", step.id, bytes(planned.bytes_of([&step.id]))));
+        output.line(format!(
+            "  copy {}, {}",
+            step.id,
+            bytes(planned.bytes_of([&step.id]))
+        ));
     }
-    for (id, reason) in plan.left.iter().filter(|(_, reason)| *reason != LeftReason::Committed) {
+    for (id, reason) in plan
+        .left
+        .iter()
+        .filter(|(_, reason)| *reason != LeftReason::Committed)
+    {
         output.line(format!("  leave {id}: {reason}"));
     }
 }
@@ -171,20 +232,46 @@ fn plan_json(named: &NamedDataset, planned: &UploadPlan) -> serde_json::Value {
 
 fn print(named: &NamedDataset, report: &UploadReport, started: Instant, output: &Output) {
     for copied in &report.copied {
-        let CopiedBackup { id, chunks, stored_bytes, sent_bytes, by_size_only } = copied;
-        let kind = if id.kind() == BackupKind::Full { "full" } else { "incremental" };
+        let CopiedBackup {
+            id,
+            chunks,
+            stored_bytes,
+            sent_bytes,
+            by_size_only,
+        } = copied;
+        let kind = if id.kind() == BackupKind::Full {
+            "full"
+        } else {
+            "incremental"
+        };
         let there = stored_bytes - sent_bytes;
-        let kept = if there > 0 { format!(", {} of them there already", bytes(there)) } else { String::new() };
+        let kept = if there > 0 {
+            format!(", {} of them there already", bytes(there))
+        } else {
+            String::new()
+        };
         output.line(format!("{}: copied {id}", named.stored));
-        output.line(format!("  {kind}, {} in {chunks} chunks{kept}", bytes(*stored_bytes)));
+        output.line(format!(
+            "  {kind}, {} in {chunks} chunks{kept}",
+            bytes(*stored_bytes)
+        ));
         if *by_size_only > 0 {
-            output.note(&format!("of {by_size_only} chunks that were there already the store confirms the size only"));
+            output.note(&format!(
+                "of {by_size_only} chunks that were there already the store confirms the size only"
+            ));
         }
     }
-    let (count, sent) = (report.copied.len(), report.copied.iter().map(|copied| copied.sent_bytes).sum());
+    let (count, sent) = (
+        report.copied.len(),
+        report.copied.iter().map(|copied| copied.sent_bytes).sum(),
+    );
     let seconds = started.elapsed().as_secs_f64();
     output.line(match count {
-        0 => format!("{}: nothing copied{}", named.stored, left_words(&report.left)),
+        0 => format!(
+            "{}: nothing copied{}",
+            named.stored,
+            left_words(&report.left)
+        ),
         _ => format!(
             "{}: {count} copied, {} sent, {seconds:.1} s{}",
             named.stored,
@@ -211,7 +298,10 @@ fn left_words(left: &[(BackupId, LeftReason)]) -> String {
         };
         *counts.entry(words).or_default() += 1;
     }
-    counts.into_iter().map(|(words, count)| format!(", {count} {words}")).collect()
+    counts
+        .into_iter()
+        .map(|(words, count)| format!(", {count} {words}"))
+        .collect()
 }
 
 fn to_json(named: &NamedDataset, report: &UploadReport) -> serde_json::Value {
@@ -225,13 +315,18 @@ fn to_json(named: &NamedDataset, report: &UploadReport) -> serde_json::Value {
             })
         })
         .collect();
-    let failed: Vec<_> =
-        report.failed.iter().map(|(id, error)| json!({ "id": id, "reason": crate::run::error_chain(error) })).collect();
+    let failed: Vec<_> = report
+        .failed
+        .iter()
+        .map(|(id, error)| json!({ "id": id, "reason": crate::run::error_chain(error) }))
+        .collect();
     json!({ "dataset": named.stored, "copied": copied, "left": left_json(&report.left), "failed": failed })
 }
 
 fn left_json(left: &[(BackupId, LeftReason)]) -> serde_json::Value {
-    left.iter().map(|(id, reason)| json!({ "id": id, "reason": reason.to_string() })).collect()
+    left.iter()
+        .map(|(id, reason)| json!({ "id": id, "reason": reason.to_string() }))
+        .collect()
 }
 
 /// The progress of one dataset; how much there is to do is known only once it was planned.
@@ -243,11 +338,19 @@ struct ShownProgress {
 
 impl ShownProgress {
     fn new(output: &Arc<Output>, name: &str) -> Self {
-        Self { output: Arc::clone(output), name: name.to_owned(), shown: Arc::default() }
+        Self {
+            output: Arc::clone(output),
+            name: name.to_owned(),
+            shown: Arc::default(),
+        }
     }
 
     fn begin(&self) -> Arc<dyn Fn(u64) -> ProgressSink + Send + Sync> {
-        let (output, name, shown) = (Arc::clone(&self.output), self.name.clone(), Arc::clone(&self.shown));
+        let (output, name, shown) = (
+            Arc::clone(&self.output),
+            self.name.clone(),
+            Arc::clone(&self.shown),
+        );
         Arc::new(move |total_bytes| {
             let progress = UploadProgress::new(&output, &name);
             progress.expect(total_bytes);
@@ -258,7 +361,12 @@ impl ShownProgress {
     }
 
     fn finish(&self) {
-        if let Some(progress) = self.shown.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(progress) = self
+            .shown
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             progress.finish();
         }
     }

@@ -5,7 +5,9 @@ use super::context::Context;
 use super::follow::Purpose;
 use super::output::{Output, bytes};
 use super::stored::{NamedDataset, datasets_to_look_at};
-use super::wire::{ReadSide, key_file, open_for_reading, open_intermediate, open_zfs, trusted_keys};
+use super::wire::{
+    ReadSide, key_file, open_for_reading, open_intermediate, open_zfs, trusted_keys,
+};
 use super::{Failure, remember, status};
 use crate::keyring::KeyFile;
 use crate::model::{BackupId, BackupKind, Guid};
@@ -28,7 +30,8 @@ const SECONDS_PER_DAY: i64 = 86_400;
 
 pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Failure> {
     let output = &context.output;
-    let side = open_for_reading(&context.global, &verify.source, verify.intermediate, output).await?;
+    let side =
+        open_for_reading(&context.global, &verify.source, verify.intermediate, output).await?;
     let trusted = trusted_keys(&side, &verify.source).await?;
     let datasets = datasets(&side, verify).await?;
     let opening = match &verify.read_data {
@@ -47,13 +50,23 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
             statuses.push(failure.status());
             Vec::new()
         });
-        let options = VerifyOptions { read, intermediate: intermediate.as_ref(), own_commits };
+        let options = VerifyOptions {
+            read,
+            intermediate: intermediate.as_ref(),
+            own_commits,
+        };
         // One dataset that cannot be asked about must not hide what is found of the others.
         match verify_with(Arc::clone(&side.store), &named.stored, &trusted, &options).await {
             Ok(report) => {
                 if let Some((config, _)) = &side.config {
                     let share = verify.read_data.as_ref().map(ToString::to_string);
-                    remember::verified(config, &*side.store, &named.stored, &report, share.as_deref());
+                    remember::verified(
+                        config,
+                        &*side.store,
+                        &named.stored,
+                        &report,
+                        share.as_deref(),
+                    );
                 }
                 let sources = sources_here(&side, named, &report);
                 statuses.extend(status_of(&report));
@@ -74,44 +87,74 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
         }
     }
     output.json(|| json!({ "store": side.store.url(), "datasets": reports }));
-    statuses.into_iter().max().map_or(Ok(()), |status| Err(Failure::Reported(status)))
+    statuses
+        .into_iter()
+        .max()
+        .map_or(Ok(()), |status| Err(Failure::Reported(status)))
 }
 
 async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>, Failure> {
-    let named = |stored: &crate::model::DatasetName| NamedDataset { in_pool: stored.clone(), stored: stored.clone() };
+    let named = |stored: &crate::model::DatasetName| NamedDataset {
+        in_pool: stored.clone(),
+        stored: stored.clone(),
+    };
     Ok(match (verify.datasets.is_empty(), &side.config) {
         (false, _) => verify.datasets.iter().map(named).collect(),
         (true, Some((config, _))) => datasets_to_look_at(config, &*side.store).await?,
-        (true, None) => list_datasets(&*side.store).await?.iter().map(named).collect(),
+        (true, None) => list_datasets(&*side.store)
+            .await?
+            .iter()
+            .map(named)
+            .collect(),
     })
 }
 
 /// Returns the newest backups that this host itself stored there.
 fn own_commits(side: &ReadSide, named: &NamedDataset) -> Result<Vec<OwnCommit>, Failure> {
-    let Some((config, _)) = &side.config else { return Ok(Vec::new()) };
+    let Some((config, _)) = &side.config else {
+        return Ok(Vec::new());
+    };
     Ok(Records::new(&config.state_dir, &side.store.known(), &named.stored).own_commits()?)
 }
 
-/// The keys that open backups, if this host has them: a host that only makes backups has none, and that is well.
+/// The keys that open backups, if this host has them: a host that only makes backups has none, and
+/// that is well.
 async fn opening_keys(side: &ReadSide, verify: &Verify, output: &Output) -> Option<KeyFile> {
     match key_file(side, &verify.source).await {
         Ok(file) => Some(file),
         Err(failure) => {
-            output.note(&format!("what is read is hashed and not opened, there is no key: {}", failure.reason()));
+            output.note(&format!(
+                "what is read is hashed and not opened, there is no key: {}",
+                failure.reason()
+            ));
             None
         }
     }
 }
 
-fn read_data(share: ReadShare, keys: Option<KeyFile>, context: &Context) -> Result<ReadData, Failure> {
-    let seed = getrandom::u64()
-        .map_err(|_| Failure::Run(RunError::refused("the system gives no random bytes", "check /dev/urandom")))?;
+fn read_data(
+    share: ReadShare,
+    keys: Option<KeyFile>,
+    context: &Context,
+) -> Result<ReadData, Failure> {
+    let seed = getrandom::u64().map_err(|_| {
+        Failure::Run(RunError::refused(
+            "the system gives no random bytes",
+            "check /dev/urandom",
+        ))
+    })?;
     let day = u64::try_from(Timestamp::now().as_second() / SECONDS_PER_DAY).unwrap_or(0);
-    Ok(ReadData { share, day, seed, keys, stop: context.stop.clone() })
+    Ok(ReadData {
+        share,
+        day,
+        seed,
+        keys,
+        stop: context.stop.clone(),
+    })
 }
 
-/// What the intermediate directory knows of the dataset, when the remote is verified and there is one. It is a second
-/// witness: without it the remote is verified all the same.
+/// What the intermediate directory knows of the dataset, when the remote is verified and there is
+/// one. It is a second witness: without it the remote is verified all the same.
 async fn intermediate_catalog(
     side: &ReadSide,
     verify: &Verify,
@@ -131,25 +174,45 @@ async fn intermediate_catalog(
     match read.await {
         Ok(catalog) => Some(catalog),
         Err(failure) => {
-            output.note(&format!("the intermediate directory was not compared: {}", failure.reason()));
+            output.note(&format!(
+                "the intermediate directory was not compared: {}",
+                failure.reason()
+            ));
             None
         }
     }
 }
 
-/// Which of the broken backups' snapshots are still at the source; `None` where that cannot be asked.
-fn sources_here(side: &ReadSide, named: &NamedDataset, report: &VerifyReport) -> BTreeMap<BackupId, bool> {
+/// Which of the broken backups' snapshots are still at the source; `None` where that cannot be
+/// asked.
+fn sources_here(
+    side: &ReadSide,
+    named: &NamedDataset,
+    report: &VerifyReport,
+) -> BTreeMap<BackupId, bool> {
     let guids = || -> Option<Vec<Guid>> {
         side.config.as_ref()?;
         let zfs: Arc<dyn Zfs> = open_zfs().ok()?;
         zfs.dataset(&named.in_pool).ok()??;
-        Some(zfs.snapshots(&named.in_pool).ok()?.into_iter().map(|snapshot| snapshot.guid).collect())
+        Some(
+            zfs.snapshots(&named.in_pool)
+                .ok()?
+                .into_iter()
+                .map(|snapshot| snapshot.guid)
+                .collect(),
+        )
     };
     if report.broken.is_empty() {
         return BTreeMap::new();
     }
-    let Some(guids) = guids() else { return BTreeMap::new() };
-    report.broken.iter().map(|broken| (broken.id.clone(), guids.contains(&broken.snapshot))).collect()
+    let Some(guids) = guids() else {
+        return BTreeMap::new();
+    };
+    report
+        .broken
+        .iter()
+        .map(|broken| (broken.id.clone(), guids.contains(&broken.snapshot)))
+        .collect()
 }
 
 /// Damage, or no backup where there should be one: a wiped store is not a good one.
@@ -172,14 +235,26 @@ fn print(
     if report.backups == 0 && report.damage.is_empty() {
         output.error_text(&format!("{dataset}: no backup in {}", store.url()), None);
     } else {
-        output.line(format!("{dataset}: {} backups, {}", report.backups, counts(report)));
+        output.line(format!(
+            "{dataset}: {} backups, {}",
+            report.backups,
+            counts(report)
+        ));
     }
     for (tier, count) in &report.objects {
         output.line(format!("  {count} by {}", tier_words(*tier)));
     }
     if let Some(read) = &report.read {
-        let walked = if read.streams > 0 { format!(", {} backups opened whole", read.streams) } else { String::new() };
-        output.line(format!("  read {} in {} chunks{walked}", bytes(read.bytes), read.chunks));
+        let walked = if read.streams > 0 {
+            format!(", {} backups opened whole", read.streams)
+        } else {
+            String::new()
+        };
+        output.line(format!(
+            "  read {} in {} chunks{walked}",
+            bytes(read.bytes),
+            read.chunks
+        ));
     }
     print_damage(named, report, sources, output);
     for id in &report.pruned_meanwhile {
@@ -199,10 +274,16 @@ fn counts(report: &VerifyReport) -> String {
     for (tier, count) in &report.objects {
         *by_strength.entry(strength(*tier)).or_default() += count;
     }
-    let missing = report.damage.iter().filter(|damage| damage.is_missing()).count();
+    let missing = report
+        .damage
+        .iter()
+        .filter(|damage| damage.is_missing())
+        .count();
     let damaged = report.damage.len() - missing;
-    let mut words: Vec<String> =
-        by_strength.iter().map(|(strength, count)| format!("{count} by {}", strength.words())).collect();
+    let mut words: Vec<String> = by_strength
+        .iter()
+        .map(|(strength, count)| format!("{count} by {}", strength.words()))
+        .collect();
     words.extend((missing > 0).then(|| format!("{missing} MISSING")));
     words.push(match damaged {
         0 if missing > 0 => return words.join(", "),
@@ -213,14 +294,26 @@ fn counts(report: &VerifyReport) -> String {
 }
 
 /// Damage is said also when quiet: it is the reason to run this.
-fn print_damage(named: &NamedDataset, report: &VerifyReport, sources: &BTreeMap<BackupId, bool>, output: &Output) {
+fn print_damage(
+    named: &NamedDataset,
+    report: &VerifyReport,
+    sources: &BTreeMap<BackupId, bool>,
+    output: &Output,
+) {
     for damage in &report.damage {
         output.error_text(&format!("DAMAGED {}: {}", damage.key, damage.reason), None);
     }
     for broken in &report.broken {
-        let what = format!("{} {} is broken{}", named.stored, words_of(&broken.id), dependents(broken));
+        let what = format!(
+            "{} {} is broken{}",
+            named.stored,
+            words_of(&broken.id),
+            dependents(broken)
+        );
         let hint = match (restorable(broken), sources.get(&broken.id)) {
-            (text, Some(true)) => format!("{text}. Its source snapshot is still here: run --full now"),
+            (text, Some(true)) => {
+                format!("{text}. Its source snapshot is still here: run --full now")
+            }
             (text, Some(false)) => format!("{text}. Its source snapshot is gone"),
             (text, None) => text,
         };
@@ -239,7 +332,11 @@ fn dependents(broken: &BrokenBackup) -> String {
 fn restorable(broken: &BrokenBackup) -> String {
     let day = |id: &BackupId| words_of(id);
     match (&broken.restorable_up_to, &broken.restorable_again_from) {
-        (Some(before), Some(after)) => format!("restorable up to {}, and again from {}", day(before), day(after)),
+        (Some(before), Some(after)) => format!(
+            "restorable up to {}, and again from {}",
+            day(before),
+            day(after)
+        ),
         (Some(before), None) => format!("restorable up to {}", day(before)),
         (None, Some(after)) => format!("restorable only from {}", day(after)),
         (None, None) => "nothing of this dataset can be restored from this store".to_owned(),
@@ -248,7 +345,11 @@ fn restorable(broken: &BrokenBackup) -> String {
 
 /// `incr 2026-11-03`. The time of an id is its snapshot's.
 fn words_of(id: &BackupId) -> String {
-    let kind = if id.kind() == BackupKind::Full { "full" } else { "incr" };
+    let kind = if id.kind() == BackupKind::Full {
+        "full"
+    } else {
+        "incr"
+    };
     let digits = id.as_str().as_bytes();
     let part = |range: std::ops::Range<usize>| String::from_utf8_lossy(&digits[range]).into_owned();
     format!("{kind} {}-{}-{}", part(0..4), part(4..6), part(6..8))
@@ -262,7 +363,11 @@ fn chunk_of(key: &str) -> Option<u32> {
     }
 }
 
-fn to_json(named: &NamedDataset, report: &VerifyReport, sources: &BTreeMap<BackupId, bool>) -> serde_json::Value {
+fn to_json(
+    named: &NamedDataset,
+    report: &VerifyReport,
+    sources: &BTreeMap<BackupId, bool>,
+) -> serde_json::Value {
     let damage: Vec<_> = report
         .damage
         .iter()
@@ -284,8 +389,11 @@ fn to_json(named: &NamedDataset, report: &VerifyReport, sources: &BTreeMap<Backu
             })
         })
         .collect();
-    let objects: serde_json::Map<_, _> =
-        report.objects.iter().map(|(tier, count)| (tier_words(*tier).to_owned(), json!(count))).collect();
+    let objects: serde_json::Map<_, _> = report
+        .objects
+        .iter()
+        .map(|(tier, count)| (tier_words(*tier).to_owned(), json!(count)))
+        .collect();
     let read = report
         .read
         .as_ref()
@@ -332,13 +440,17 @@ fn strength(tier: EvidenceTier) -> Strength {
 /// What a tier means, for people. Which resists a writer and which only accidents belongs to it.
 pub(super) fn tier_words(tier: EvidenceTier) -> &'static str {
     match tier {
-        EvidenceTier::Crc64nvmeFull => "the store's own CRC64NVME of the whole object (against accidents)",
+        EvidenceTier::Crc64nvmeFull => {
+            "the store's own CRC64NVME of the whole object (against accidents)"
+        }
         EvidenceTier::Sha256Composite => "the store's own SHA-256 by parts (against a writer too)",
         EvidenceTier::Sha1 => "the store's own SHA-1 (against accidents)",
         EvidenceTier::Crc32c => "the store's own CRC32C of the whole object (against accidents)",
         EvidenceTier::Md5Etag => "the store's MD5 ETag (against accidents)",
         EvidenceTier::IdPin => "immutable id and size",
         EvidenceTier::SizeOnly | EvidenceTier::Unknown => "size only",
-        EvidenceTier::ReadBack => "presence and size (a folder keeps no checksums: `b3sum -c` reads them)",
+        EvidenceTier::ReadBack => {
+            "presence and size (a folder keeps no checksums: `b3sum -c` reads them)"
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! What `show` knows, as data. The JSON of `show` is these types; `docs/json.md` says what each field means.
+//! What `show` knows, as data. The JSON of `show` is these types; `docs/json.md` says what each
+//! field means.
 
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
 use crate::plan::health::Health;
@@ -43,7 +44,8 @@ pub(super) struct DatasetView {
     pub(super) local: Option<LocalView>,
     pub(super) intermediate: Option<StoreView>,
     pub(super) remote: Option<StoreView>,
-    /// What this host remembers of the store that counts: the remote, else the intermediate directory.
+    /// What this host remembers of the store that counts: the remote, else the intermediate
+    /// directory.
     pub(super) record: Option<Record>,
     /// Stores in which a run seems to be at work on it.
     pub(super) running_in: Vec<String>,
@@ -157,18 +159,29 @@ pub(super) struct UploadView {
 }
 
 impl StoreView {
-    /// Notes of each unfinished upload when a prune gives it up: `resume_days` after its newest object.
+    /// Notes of each unfinished upload when a prune gives it up: `resume_days` after its newest
+    /// object.
     pub(super) fn note_ends(&mut self, resume_days: u32) {
         let days = SignedDuration::from_hours(24 * i64::from(resume_days));
-        for attempt in self.unfinished.iter_mut().filter(|attempt| !attempt.was_committed) {
-            attempt.given_up_at = attempt.newest_object_at.and_then(|newest| newest.checked_add(days).ok());
+        for attempt in self
+            .unfinished
+            .iter_mut()
+            .filter(|attempt| !attempt.was_committed)
+        {
+            attempt.given_up_at = attempt
+                .newest_object_at
+                .and_then(|newest| newest.checked_add(days).ok());
         }
     }
 
     /// Bytes of all backups and attempts.
     pub(super) fn total_bytes(&self) -> u64 {
         let attempts = self.unfinished.iter().map(|attempt| attempt.bytes);
-        self.backups.iter().map(|backup| backup.stored_bytes).chain(attempts).fold(0, u64::saturating_add)
+        self.backups
+            .iter()
+            .map(|backup| backup.stored_bytes)
+            .chain(attempts)
+            .fold(0, u64::saturating_add)
     }
 }
 
@@ -181,28 +194,46 @@ pub(super) struct Newest<'a> {
 }
 
 impl DatasetView {
-    /// The listing of the store that counts, where it was asked: the remote, else an intermediate directory that is
-    /// the only store.
+    /// The listing of the store that counts, where it was asked: the remote, else an intermediate
+    /// directory that is the only store.
     pub(super) fn counting(&self) -> Option<&StoreView> {
-        self.remote.as_ref().or(self.intermediate.as_ref().filter(|_| self.only_intermediate))
+        self.remote.as_ref().or(self
+            .intermediate
+            .as_ref()
+            .filter(|_| self.only_intermediate))
     }
 
     /// The newest backup, by the listing where there is one, else by what this host remembers.
     pub(super) fn newest(&self) -> Option<Newest<'_>> {
         if let Some(view) = self.counting() {
             let newest = view.backups.last()?;
-            return Some(Newest { id: &newest.id, snapshot_at: newest.snapshot_at, position: newest.position });
+            return Some(Newest {
+                id: &newest.id,
+                snapshot_at: newest.snapshot_at,
+                position: newest.position,
+            });
         }
         let record = self.record.as_ref()?;
         let position = record.last_known().map_or(0, |(_, _, position)| position);
-        Some(Newest { id: record.newest()?, snapshot_at: record.newest_at()?, position })
+        Some(Newest {
+            id: record.newest()?,
+            snapshot_at: record.newest_at()?,
+            position,
+        })
     }
 
     /// Its backups are raw streams of an encrypted dataset.
     pub(super) fn is_raw(&self) -> bool {
         let local = self.local.as_ref().map(|local| local.sent_raw);
-        let listed = self.counting().and_then(|view| view.backups.last()).map(|newest| newest.raw);
-        let noted = self.record.as_ref().and_then(|record| record.commit.as_ref()).map(|commit| commit.raw);
+        let listed = self
+            .counting()
+            .and_then(|view| view.backups.last())
+            .map(|newest| newest.raw);
+        let noted = self
+            .record
+            .as_ref()
+            .and_then(|record| record.commit.as_ref())
+            .map(|commit| commit.raw);
         local.or(listed).or(noted).unwrap_or(false)
     }
 }

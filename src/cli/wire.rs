@@ -6,13 +6,16 @@ use super::identity::identified;
 use super::output::Output;
 use super::pace::limiter;
 use super::{Failure, native_b2, rclone_remote};
-use crate::config::{self, Config, CredentialFiles, Environment, KeySource, Passphrase, Remote, SecretFile};
+use crate::config::{
+    self, Config, CredentialFiles, Environment, KeySource, Passphrase, Remote, SecretFile,
+};
 use crate::keyring::KeyFile;
 use crate::plan::send::LifecycleRules;
 use crate::run::RunError;
 use crate::run::backup::{BackupSettings, StoreRole};
 use crate::run::keys::{
-    KeyCache, NewerKeys, WriterKeys, check_current, open_keyrings, read_lists, warn_of_newer, writer_keys_with,
+    KeyCache, NewerKeys, WriterKeys, check_current, open_keyrings, read_lists, warn_of_newer,
+    writer_keys_with,
 };
 use crate::sign::{SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::{DirSettings, DirStore, ObjectStore, Renew, S3Credentials, S3Settings, S3Store};
@@ -25,9 +28,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Loads the configuration and says what it has to say.
-pub(super) fn load_config(global: &Global, output: &Output) -> Result<(Config, Environment), Failure> {
+pub(super) fn load_config(
+    global: &Global,
+    output: &Output,
+) -> Result<(Config, Environment), Failure> {
     let env = Environment::current();
-    let file = global.config.clone().unwrap_or_else(|| config::default_config_file(&env));
+    let file = global
+        .config
+        .clone()
+        .unwrap_or_else(|| config::default_config_file(&env));
     let config = Config::load(&file, &env)?;
     for notice in config.notices() {
         output.note(&notice.to_string());
@@ -42,7 +51,10 @@ pub(super) fn open_zfs() -> Result<Arc<dyn Zfs>, Failure> {
 }
 
 /// The configured remote, for reading.
-pub(super) async fn open_remote(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
+pub(super) async fn open_remote(
+    config: &Config,
+    env: &Environment,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     open_remote_for(config, env, Purpose::Read).await
 }
 
@@ -80,7 +92,10 @@ async fn open_bare_remote(
         let files = config.b2.credential_files.as_ref();
         return native_b2::open_configured((bucket, prefix), config, env, files).await;
     }
-    let (files, profile) = (config.s3.credential_files.as_ref(), config.s3.profile.clone());
+    let (files, profile) = (
+        config.s3.credential_files.as_ref(),
+        config.s3.profile.clone(),
+    );
     open_remote_as(config, env, (files, profile), purpose).await
 }
 
@@ -92,13 +107,22 @@ pub(super) struct OpenRemote {
 }
 
 /// The configured remote as it is without any probe.
-pub(super) async fn open_raw_remote(config: &Config, env: &Environment) -> Result<OpenRemote, Failure> {
+pub(super) async fn open_raw_remote(
+    config: &Config,
+    env: &Environment,
+) -> Result<OpenRemote, Failure> {
     match &config.remote {
         Some(Remote::S3 { .. }) => {
-            let (files, profile) = (config.s3.credential_files.as_ref(), config.s3.profile.clone());
+            let (files, profile) = (
+                config.s3.credential_files.as_ref(),
+                config.s3.profile.clone(),
+            );
             let store = connect_s3(config, env, files, profile).await?;
             let endpoint = Some(store.endpoint().to_owned());
-            Ok(OpenRemote { store: Arc::new(store), endpoint })
+            Ok(OpenRemote {
+                store: Arc::new(store),
+                endpoint,
+            })
         }
         Some(Remote::B2 { bucket, prefix }) => {
             let files = config.b2.credential_files.as_ref();
@@ -106,11 +130,15 @@ pub(super) async fn open_raw_remote(config: &Config, env: &Environment) -> Resul
             let store = native_b2::open_configured((bucket, prefix), config, env, files).await?;
             Ok(OpenRemote { store, endpoint })
         }
-        _ => Ok(OpenRemote { store: open_bare_remote(config, env, Purpose::Read).await?, endpoint: None }),
+        _ => Ok(OpenRemote {
+            store: open_bare_remote(config, env, Purpose::Read).await?,
+            endpoint: None,
+        }),
     }
 }
 
-/// The configured remote with the credentials of `[prune]`, where there are some: the nightly ones need not delete.
+/// The configured remote with the credentials of `[prune]`, where there are some: the nightly ones
+/// need not delete.
 pub(super) async fn open_remote_to_delete(
     config: &Config,
     env: &Environment,
@@ -120,7 +148,10 @@ pub(super) async fn open_remote_to_delete(
     identified(config, StoreRole::Remote, store, purpose).await
 }
 
-async fn open_bare_remote_to_delete(config: &Config, env: &Environment) -> Result<Arc<dyn ObjectStore>, Failure> {
+async fn open_bare_remote_to_delete(
+    config: &Config,
+    env: &Environment,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
     let prune = config.prune.as_ref();
     if let Some(Remote::Rclone { .. }) = &config.remote {
         return open_bare_remote(config, env, Purpose::Read).await;
@@ -145,9 +176,28 @@ async fn open_remote_as(
     purpose: Purpose,
 ) -> Result<Arc<dyn ObjectStore>, Failure> {
     match &config.remote {
-        None => Err(usage("the configuration names no remote", "set main.remote, such as \"s3:bucket/prefix\"")),
-        Some(Remote::S3 { .. }) => follow(config, connect_s3(config, env, files, profile).await?, purpose).await,
-        Some(other) => open_store(other, S3Settings { part_bytes: part_bytes(config), ..S3Settings::default() }).await,
+        None => Err(usage(
+            "the configuration names no remote",
+            "set main.remote, such as \"s3:bucket/prefix\"",
+        )),
+        Some(Remote::S3 { .. }) => {
+            follow(
+                config,
+                connect_s3(config, env, files, profile).await?,
+                purpose,
+            )
+            .await
+        }
+        Some(other) => {
+            open_store(
+                other,
+                S3Settings {
+                    part_bytes: part_bytes(config),
+                    ..S3Settings::default()
+                },
+            )
+            .await
+        }
     }
 }
 
@@ -159,14 +209,21 @@ async fn connect_s3(
     profile: Option<String>,
 ) -> Result<S3Store, Failure> {
     let Some(Remote::S3 { bucket, prefix }) = &config.remote else {
-        return Err(usage("the remote is not S3", "this is a defect: please report it"));
+        return Err(usage(
+            "the remote is not S3",
+            "this is a defect: please report it",
+        ));
     };
     let s3 = &config.s3;
     let (credentials, renew) = match files {
         None => (None, None),
         Some(files) => {
             let (files, env) = (files.clone(), env.clone());
-            let read = move || files.read(&env).map(|(id, secret)| s3_credentials(id.expose(), secret.expose()));
+            let read = move || {
+                files
+                    .read(&env)
+                    .map(|(id, secret)| s3_credentials(id.expose(), secret.expose()))
+            };
             (Some(read()?), Some(Renew::new(move || Ok(read()?))))
         }
     };
@@ -193,7 +250,10 @@ async fn connect_s3(
 }
 
 fn s3_credentials(id: &str, secret: &str) -> S3Credentials {
-    S3Credentials { access_key_id: id.to_owned(), secret_access_key: secret.to_owned() }
+    S3Credentials {
+        access_key_id: id.to_owned(),
+        secret_access_key: secret.to_owned(),
+    }
 }
 
 fn part_bytes(config: &Config) -> usize {
@@ -203,7 +263,11 @@ fn part_bytes(config: &Config) -> usize {
 async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectStore>, Failure> {
     match remote {
         Remote::S3 { bucket, prefix } => {
-            let settings = S3Settings { bucket: bucket.clone(), prefix: prefix.clone(), ..s3 };
+            let settings = S3Settings {
+                bucket: bucket.clone(),
+                prefix: prefix.clone(),
+                ..s3
+            };
             let store = S3Store::connect(settings).await?;
             store.check_bucket().await?;
             Ok(Arc::new(store))
@@ -216,18 +280,33 @@ async fn open_store(remote: &Remote, s3: S3Settings) -> Result<Arc<dyn ObjectSto
 
 /// A folder as a store. It must exist: a mount that is not there must not look like an empty store.
 pub(super) fn open_dir(root: &Path, part_bytes: usize) -> Result<Arc<dyn ObjectStore>, Failure> {
-    Ok(Arc::new(DirStore::open(&DirSettings { root: root.to_owned(), part_bytes })?))
+    Ok(Arc::new(DirStore::open(&DirSettings {
+        root: root.to_owned(),
+        part_bytes,
+    })?))
 }
 
 /// The configured intermediate directory for `purpose`.
-pub(super) async fn open_intermediate(config: &Config, purpose: Purpose) -> Result<Arc<dyn ObjectStore>, Failure> {
-    identified(config, StoreRole::Intermediate, open_bare_intermediate(config)?, purpose).await
+pub(super) async fn open_intermediate(
+    config: &Config,
+    purpose: Purpose,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    identified(
+        config,
+        StoreRole::Intermediate,
+        open_bare_intermediate(config)?,
+        purpose,
+    )
+    .await
 }
 
 fn open_bare_intermediate(config: &Config) -> Result<Arc<dyn ObjectStore>, Failure> {
     match &config.intermediate {
         Some(intermediate) => open_dir(&intermediate.basedir, part_bytes(config)),
-        None => Err(usage("the configuration names no intermediate directory", "set main.intermediate_basedir")),
+        None => Err(usage(
+            "the configuration names no intermediate directory",
+            "set main.intermediate_basedir",
+        )),
     }
 }
 
@@ -240,7 +319,8 @@ pub(super) async fn keys_for_writing(
     keys_for_writing_with(config, env, store, NewerKeys::Refuse).await
 }
 
-/// As [`keys_for_writing`], with a person's word about keys that are newer than those that are found.
+/// As [`keys_for_writing`], with a person's word about keys that are newer than those that are
+/// found.
 pub(super) async fn keys_for_writing_with(
     config: &Config,
     env: &Environment,
@@ -252,31 +332,46 @@ pub(super) async fn keys_for_writing_with(
             let cache = KeyCache::new(&config.state_dir);
             Ok(writer_keys_with(store, &cache, newer, || ask_passphrase(source, env)).await?)
         }
-        KeySource::Recipients { recipients, signing_key_file } => {
+        KeySource::Recipients {
+            recipients,
+            signing_key_file,
+        } => {
             let (signing, trusted) = signing_side(signing_key_file, config, env)?;
-            Ok(WriterKeys { recipients: recipients.clone(), signing, trusted, keyring: None })
+            Ok(WriterKeys {
+                recipients: recipients.clone(),
+                signing,
+                trusted,
+                keyring: None,
+            })
         }
     }
 }
 
 /// The passphrase that the configuration names.
-pub(super) fn ask_passphrase(source: &Passphrase, env: &Environment) -> Result<SecretString, RunError> {
+pub(super) fn ask_passphrase(
+    source: &Passphrase,
+    env: &Environment,
+) -> Result<SecretString, RunError> {
     let secret = source.resolve(env).map_err(|error| {
-        let hint = error.hint().unwrap_or_else(|| "check main.encryption_passphrase".into());
+        let hint = error
+            .hint()
+            .unwrap_or_else(|| "check main.encryption_passphrase".into());
         RunError::refused(crate::run::error_chain(&error), hint)
     })?;
     Ok(SecretString::from(secret.expose().to_owned()))
 }
 
-/// The key that signs prune records, and whom pruning believes. Never makes a keyring: there is nothing to prune in a
-/// store without one.
+/// The key that signs prune records, and whom pruning believes. Never makes a keyring: there is
+/// nothing to prune in a store without one.
 pub(super) async fn keys_for_pruning(
     config: &Config,
     env: &Environment,
     store: &Arc<dyn ObjectStore>,
 ) -> Result<(SigningKey, TrustedKeys), Failure> {
     let source = match &config.keys {
-        KeySource::Recipients { signing_key_file, .. } => return signing_side(signing_key_file, config, env),
+        KeySource::Recipients {
+            signing_key_file, ..
+        } => return signing_side(signing_key_file, config, env),
         KeySource::Passphrase(source) => source,
     };
     let cache = KeyCache::new(&config.state_dir);
@@ -288,16 +383,22 @@ pub(super) async fn keys_for_pruning(
         None => {
             let passphrase = SecretString::from(source.resolve(env)?.expose().to_owned());
             let file = open_keyrings(&**store, &passphrase).await?;
-            let unusable = |source| RunError::Keyring { store: store.url().to_owned(), source };
-            (file.signing_key().map_err(unusable)?.clone(), file.trusted.clone())
+            let unusable = |source| RunError::Keyring {
+                store: store.url().to_owned(),
+                source,
+            };
+            (
+                file.signing_key().map_err(unusable)?.clone(),
+                file.trusted.clone(),
+            )
         }
     };
     trusted.add_all(verify_keys(config));
     Ok((signing, trusted))
 }
 
-/// The keys for a plan of what would be written. Puts nothing anywhere: keys that do not exist yet are made up, and
-/// then there is no backup that they could verify.
+/// The keys for a plan of what would be written. Puts nothing anywhere: keys that do not exist yet
+/// are made up, and then there is no backup that they could verify.
 pub(super) async fn keys_for_planning(
     config: &Config,
     env: &Environment,
@@ -310,7 +411,10 @@ pub(super) async fn keys_for_planning(
     if let Some(keys) = KeyCache::new(&config.state_dir).load()? {
         return Ok(keys);
     }
-    let failed = |source| RunError::Keyring { store: store.url().to_owned(), source };
+    let failed = |source| RunError::Keyring {
+        store: store.url().to_owned(),
+        source,
+    };
     let file = if store.is_unused().await? {
         KeyFile::generate().map_err(failed)?
     } else {
@@ -321,7 +425,12 @@ pub(super) async fn keys_for_planning(
 }
 
 fn verify_keys(config: &Config) -> Vec<VerifyingKey> {
-    config.verify_keys.iter().cloned().map(VerifyingKey::from).collect()
+    config
+        .verify_keys
+        .iter()
+        .cloned()
+        .map(VerifyingKey::from)
+        .collect()
 }
 
 /// Where a reading command reads, and what it knows of the configuration.
@@ -330,7 +439,8 @@ pub(super) struct ReadSide {
     pub(super) config: Option<(Config, Environment)>,
 }
 
-/// The store of a reading command: `--remote`, the intermediate directory, or the configured remote.
+/// The store of a reading command: `--remote`, the intermediate directory, or the configured
+/// remote.
 pub(super) async fn open_for_reading(
     global: &Global,
     source: &Source,
@@ -339,31 +449,48 @@ pub(super) async fn open_for_reading(
 ) -> Result<ReadSide, Failure> {
     if let Some(url) = &source.remote {
         let remote: Remote = url.parse().map_err(|error: config::InvalidValue| {
-            usage(&format!("--remote: {error}"), "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH")
+            usage(
+                &format!("--remote: {error}"),
+                "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH",
+            )
         })?;
-        return Ok(ReadSide { store: open_store(&remote, S3Settings::default()).await?, config: None });
+        return Ok(ReadSide {
+            store: open_store(&remote, S3Settings::default()).await?,
+            config: None,
+        });
     }
     let (config, env) = load_config(global, output)?;
     open_configured(config, env, intermediate).await
 }
 
-/// The intermediate directory, or the remote; where no remote is configured, the intermediate directory too.
-pub(super) async fn open_configured(config: Config, env: Environment, intermediate: bool) -> Result<ReadSide, Failure> {
+/// The intermediate directory, or the remote; where no remote is configured, the intermediate
+/// directory too.
+pub(super) async fn open_configured(
+    config: Config,
+    env: Environment,
+    intermediate: bool,
+) -> Result<ReadSide, Failure> {
     let store = match (intermediate, &config.remote) {
         (true, _) | (false, None) => open_intermediate(&config, Purpose::Read).await?,
         (false, Some(_)) => open_remote(&config, &env).await?,
     };
-    Ok(ReadSide { store, config: Some((config, env)) })
+    Ok(ReadSide {
+        store,
+        config: Some((config, env)),
+    })
 }
 
-/// Whom a reading command believes: the key file, the keys cached on this host, the configuration, or the keyring
-/// that the passphrase opens. Asks for a passphrase only when nothing else is there.
+/// Whom a reading command believes: the key file, the keys cached on this host, the configuration,
+/// or the keyring that the passphrase opens. Asks for a passphrase only when nothing else is there.
 pub(super) async fn trusted_keys(side: &ReadSide, source: &Source) -> Result<TrustedKeys, Failure> {
     if source.identity.is_none()
         && let Some((config, env)) = &side.config
     {
         let configured = verify_keys(config);
-        if let KeySource::Recipients { signing_key_file, .. } = &config.keys {
+        if let KeySource::Recipients {
+            signing_key_file, ..
+        } = &config.keys
+        {
             return Ok(signing_side(signing_key_file, config, env)?.1);
         }
         if let Some(mut cached) = KeyCache::new(&config.state_dir).load()? {
@@ -389,7 +516,11 @@ fn signing_side(
 
 /// The keys that open backups: from the key file, or from the keyring with the passphrase.
 pub(super) async fn key_file(side: &ReadSide, source: &Source) -> Result<KeyFile, Failure> {
-    let configured = side.config.as_ref().map(|(config, _)| verify_keys(config)).unwrap_or_default();
+    let configured = side
+        .config
+        .as_ref()
+        .map(|(config, _)| verify_keys(config))
+        .unwrap_or_default();
     let mut file = match &source.identity {
         Some(path) => {
             let file = read_key_file(path)?;
@@ -410,19 +541,29 @@ pub(super) async fn key_file(side: &ReadSide, source: &Source) -> Result<KeyFile
 }
 
 fn read_key_file(path: &PathBuf) -> Result<KeyFile, Failure> {
-    let failed = |source| RunError::File { operation: "read", path: path.display().to_string(), source };
+    let failed = |source| RunError::File {
+        operation: "read",
+        path: path.display().to_string(),
+        source,
+    };
     let text = zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(failed)?);
     let store = path.display().to_string();
     KeyFile::parse(&text).map_err(|source| RunError::Keyring { store, source }.into())
 }
 
 /// The passphrase that the configuration names.
-pub(super) fn configured_passphrase(config: &Config, env: &Environment) -> Result<SecretString, Failure> {
+pub(super) fn configured_passphrase(
+    config: &Config,
+    env: &Environment,
+) -> Result<SecretString, Failure> {
     match &config.keys {
-        KeySource::Passphrase(source) => Ok(SecretString::from(source.resolve(env)?.expose().to_owned())),
-        KeySource::Recipients { .. } => {
-            Err(usage("this host has no key that opens backups", "name the key file with --identity FILE"))
+        KeySource::Passphrase(source) => {
+            Ok(SecretString::from(source.resolve(env)?.expose().to_owned()))
         }
+        KeySource::Recipients { .. } => Err(usage(
+            "this host has no key that opens backups",
+            "name the key file with --identity FILE",
+        )),
     }
 }
 
@@ -451,7 +592,10 @@ fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
         rpassword::prompt_password("passphrase: ")
     } else {
         let mut line = zeroize::Zeroizing::new(String::new());
-        stdin.lock().read_line(&mut line).map(|_| line.trim_end_matches(['\n', '\r']).to_owned())
+        stdin
+            .lock()
+            .read_line(&mut line)
+            .map(|_| line.trim_end_matches(['\n', '\r']).to_owned())
     };
     match line {
         Ok(line) if !line.is_empty() => Ok(SecretString::from(line)),
@@ -459,10 +603,15 @@ fn passphrase(side: &ReadSide) -> Result<SecretString, Failure> {
             "no passphrase was given",
             "type it, or give it as the first line of stdin, or use --identity FILE",
         )),
-        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(RunError::Interrupted.into()),
-        Err(source) => {
-            Err(RunError::File { operation: "read the passphrase from", path: "the terminal".into(), source }.into())
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {
+            Err(RunError::Interrupted.into())
         }
+        Err(source) => Err(RunError::File {
+            operation: "read the passphrase from",
+            path: "the terminal".into(),
+            source,
+        }
+        .into()),
     }
 }
 
@@ -481,10 +630,16 @@ pub(super) fn backup_settings(config: &Config) -> BackupSettings {
         snapshot_prefix: config.snapshots.prefix.clone(),
         lifecycle: lifecycle_rules(config),
         state_dir: config.state_dir.clone(),
-        host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
         restart: false,
         window: config.pace.window,
-        until: config.pace.max_runtime.and_then(|limit| Timestamp::now().checked_add(limit.duration()).ok()),
+        until: config
+            .pace
+            .max_runtime
+            .and_then(|limit| Timestamp::now().checked_add(limit.duration()).ok()),
     }
 }
 
@@ -493,12 +648,17 @@ fn lifecycle_rules(config: &Config) -> LifecycleRules {
     LifecycleRules {
         incrementals_percent_max: rules.full_when_incrementals_exceed.0,
         // An age is at most a hundred years.
-        full_age_max: rules.full_every.and_then(|age| age.duration().try_into().ok()),
+        full_age_max: rules
+            .full_every
+            .and_then(|age| age.duration().try_into().ok()),
         incrementals_max: rules.max_incrementals,
         auto_full_bytes_max: rules.auto_full_max.bytes(),
     }
 }
 
 pub(super) fn usage(what: &str, hint: &str) -> Failure {
-    Failure::Usage { what: what.to_owned(), hint: hint.to_owned() }
+    Failure::Usage {
+        what: what.to_owned(),
+        hint: hint.to_owned(),
+    }
 }

@@ -1,4 +1,5 @@
-//! [`Config::check_advice`]: what a configuration will cost and give, for `config check`. Pure arithmetic.
+//! [`Config::check_advice`]: what a configuration will cost and give, for `config check`. Pure
+//! arithmetic.
 
 use super::keys::KeySource;
 use super::secret::Passphrase;
@@ -6,9 +7,9 @@ use super::stores::sealed_bytes_max;
 use super::{Age, Config, RawMode, Remote, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 
-/// Memory that does not depend on the configuration: the program itself, the runtime, TLS, the stream's pipe and the
-/// record parser. An allowance: some 27 MiB were measured, and 20 more with zstd. The pieces of a restore fit into it and
-/// the parts of a backup together.
+/// Memory that does not depend on the configuration: the program itself, the runtime, TLS, the
+/// stream's pipe and the record parser. An allowance: some 27 MiB were measured, and 20 more with
+/// zstd. The pieces of a restore fit into it and the parts of a backup together.
 pub const PEAK_FIXED: Size = Size::mebibytes(48);
 /// Part buffers beside those in flight: one being filled and one being sealed.
 const PARTS_BESIDE: u64 = 2;
@@ -45,7 +46,10 @@ impl Config {
             ("lock", self.lock_advice()),
             ("copies", self.copies_advice()),
         ];
-        lines.into_iter().filter_map(|(subject, text)| Some(advice(subject, text?))).collect()
+        lines
+            .into_iter()
+            .filter_map(|(subject, text)| Some(advice(subject, text?)))
+            .collect()
     }
 
     /// The most memory that a backup or a restore takes, whatever the size of the data.
@@ -76,7 +80,9 @@ impl Config {
         let parts = sealed_bytes_max(self.split_size).div_ceil(self.parts().part_size.bytes());
         let chunks = TEBIBYTE.div_ceil(self.split_size.bytes());
         let requests = chunks.saturating_mul(parts + REQUESTS_BESIDE);
-        Some(format!("1T of stream is {chunks} chunks and about {requests} upload requests, {parts} parts a chunk"))
+        Some(format!(
+            "1T of stream is {chunks} chunks and about {requests} upload requests, {parts} parts a chunk"
+        ))
     }
 
     fn evidence_advice(&self) -> Option<String> {
@@ -101,7 +107,9 @@ impl Config {
                 }
             },
             Remote::B2 { .. } => return Some(self.b2_evidence()),
-            Remote::File { .. } => "a folder computes no checksums: only verify-checksums --read-data is evidence",
+            Remote::File { .. } => {
+                "a folder computes no checksums: only verify-checksums --read-data is evidence"
+            }
             Remote::Rclone { .. } => {
                 "verify-checksums compares the SHA-1 or MD5 that rclone shows of each chunk (against accidents); where \
                  the remote has neither, the size alone"
@@ -118,12 +126,16 @@ impl Config {
                     request (against accidents; a restore checks BLAKE3 too)"
                 .to_owned();
         }
-        let fits =
-            (1..=part.bytes() >> 20).rev().map(Size::mebibytes).find(|split| sealed_bytes_max(*split) <= part.bytes());
+        let fits = (1..=part.bytes() >> 20)
+            .rev()
+            .map(Size::mebibytes)
+            .find(|split| sealed_bytes_max(*split) <= part.bytes());
         let fits = fits.map_or_else(String::new, |fits| format!("split_size = \"{fits}\", or "));
         let enough = Size::mebibytes((sealed_bytes_max(split) >> 20) + 1);
         let declared = match &self.b2.spool_dir {
-            Some(_) => "; the SHA-1 of the whole is taken in spool_dir and kept beside it, unchecked by B2",
+            Some(_) => {
+                "; the SHA-1 of the whole is taken in spool_dir and kept beside it, unchecked by B2"
+            }
             None => "",
         };
         format!(
@@ -136,10 +148,13 @@ impl Config {
     fn duration_advice(&self) -> Option<String> {
         let rate = self.pace.bwlimit.as_ref()?.slowest()?;
         let hours = self.hours_to_send(TEBIBYTE)?;
-        Some(format!("at {rate} a second, the slowest limit of the day, 1T takes {hours} hours"))
+        Some(format!(
+            "at {rate} a second, the slowest limit of the day, 1T takes {hours} hours"
+        ))
     }
 
-    /// Whole hours that so many bytes take at the slowest configured limit, or `None` without a limit.
+    /// Whole hours that so many bytes take at the slowest configured limit, or `None` without a
+    /// limit.
     pub fn hours_to_send(&self, bytes: u64) -> Option<u64> {
         let rate = self.pace.bwlimit.as_ref()?.slowest()?;
         Some(bytes.div_ceil(rate.bytes().max(1)).div_ceil(3600))
@@ -163,7 +178,9 @@ impl Config {
     }
 
     fn passphrase_advice(&self) -> Option<String> {
-        let KeySource::Passphrase(Passphrase::Inline(secret)) = &self.keys else { return None };
+        let KeySource::Passphrase(Passphrase::Inline(secret)) = &self.keys else {
+            return None;
+        };
         let short = secret.expose().chars().count() < PASSPHRASE_CHARS_MIN;
         short.then(|| {
             format!(
@@ -174,18 +191,34 @@ impl Config {
     }
 
     fn endpoint_advice(&self) -> Option<String> {
-        let endpoint = self.s3.endpoint.as_ref().filter(|endpoint| endpoint.starts_with("http://"))?;
-        Some(format!("{endpoint} is not encrypted on the way: chunks are sealed, but names and sizes can be seen"))
+        let endpoint = self
+            .s3
+            .endpoint
+            .as_ref()
+            .filter(|endpoint| endpoint.starts_with("http://"))?;
+        Some(format!(
+            "{endpoint} is not encrypted on the way: chunks are sealed, but names and sizes can be seen"
+        ))
     }
 
     fn archive_advice(&self) -> Option<String> {
-        let class = self.s3.storage_class.as_deref().filter(|class| ARCHIVE_CLASSES.contains(class))?;
-        Some(format!("chunks in {class} must be brought back by the store, hours before they can be read"))
+        let class = self
+            .s3
+            .storage_class
+            .as_deref()
+            .filter(|class| ARCHIVE_CLASSES.contains(class))?;
+        Some(format!(
+            "chunks in {class} must be brought back by the store, hours before they can be read"
+        ))
     }
 
     fn lock_advice(&self) -> Option<String> {
         let lock = self.object_lock()?;
-        let ObjectLock { days, mode, covers_chains } = lock;
+        let ObjectLock {
+            days,
+            mode,
+            covers_chains,
+        } = lock;
         let who = match mode {
             LockMode::Governance => "nobody without a special permission",
             LockMode::Compliance => "nobody, you included,",
@@ -194,13 +227,17 @@ impl Config {
             true => {
                 "the days cover the longest chain that full_every allows, so a store that cannot extend locks will do"
             }
-            false => "each commit extends the locks of its chain; a store that cannot do that will be refused",
+            false => {
+                "each commit extends the locks of its chain; a store that cannot do that will be refused"
+            }
         };
-        Some(format!("{who} can delete what is stored for {days} days, and prune-remote waits for it; {covers}"))
+        Some(format!(
+            "{who} can delete what is stored for {days} days, and prune-remote waits for it; {covers}"
+        ))
     }
 
-    /// How long the remote refuses to delete what is put there. The days cover every chain where the full of each is
-    /// still locked when the last incremental is made that may follow from it.
+    /// How long the remote refuses to delete what is put there. The days cover every chain where
+    /// the full of each is still locked when the last incremental is made that may follow from it.
     pub fn object_lock(&self) -> Option<ObjectLock> {
         let lock = match self.remote.as_ref()? {
             Remote::S3 { .. } => self.s3.lock,
@@ -208,8 +245,12 @@ impl Config {
             _ => None,
         }?;
         let longest = self.backup_lifecycle.full_every.map(Age::duration);
-        let covers_chains = longest.is_some_and(|longest| u64::from(lock.days) * 86_400 >= longest.as_secs());
-        Some(ObjectLock { covers_chains, ..lock })
+        let covers_chains =
+            longest.is_some_and(|longest| u64::from(lock.days) * 86_400 >= longest.as_secs());
+        Some(ObjectLock {
+            covers_chains,
+            ..lock
+        })
     }
 
     fn copies_advice(&self) -> Option<String> {

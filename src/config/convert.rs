@@ -1,7 +1,9 @@
-//! [`convert_ini`]: the INI form of the older tool's configuration as TOML. Pure: the texts are arguments.
+//! [`convert_ini`]: the INI form of the older tool's configuration as TOML. Pure: the texts are
+//! arguments.
 //!
-//! Comments stay where they stood. A key that cannot be carried over becomes a comment and is named besides; nothing is
-//! dropped without a word. What is said of secrets is where they go, never what they are.
+//! Comments stay where they stood. A key that cannot be carried over becomes a comment and is named
+//! besides; nothing is dropped without a word. What is said of secrets is where they go, never what
+//! they are.
 
 mod ini;
 mod rclone;
@@ -28,14 +30,22 @@ pub struct Converted {
 /// The rclone.conf that an INI configuration names, to be read before [`convert_ini`].
 pub fn rclone_conf_of(text: &str) -> Option<PathBuf> {
     let main = ini::section(text, "main")?;
-    let (_, value) = main.into_iter().find(|(key, _)| plain(key, '_') == "rclone_conf")?;
-    Some(PathBuf::from(ini::unquoted(ini::without_comment(value).0))).filter(|path| !path.as_os_str().is_empty())
+    let (_, value) = main
+        .into_iter()
+        .find(|(key, _)| plain(key, '_') == "rclone_conf")?;
+    Some(PathBuf::from(ini::unquoted(ini::without_comment(value).0)))
+        .filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Carries a configuration over. `rclone_conf` is the text of the rclone.conf that it uses, where it could be read.
+/// Carries a configuration over. `rclone_conf` is the text of the rclone.conf that it uses, where
+/// it could be read.
 pub fn convert_ini(text: &str, rclone_conf: Option<&str>) -> Converted {
-    let mut work = Work { rclone_conf, ..Work::default() };
-    work.native = remote_of(text).is_some_and(|value| rclone::native_remote(value, rclone_conf).section.is_some());
+    let mut work = Work {
+        rclone_conf,
+        ..Work::default()
+    };
+    work.native = remote_of(text)
+        .is_some_and(|value| rclone::native_remote(value, rclone_conf).section.is_some());
     for line in ini::lines(text) {
         match line {
             IniLine::Blank => work.out.toml.push('\n'),
@@ -47,14 +57,18 @@ pub fn convert_ini(text: &str, rclone_conf: Option<&str>) -> Converted {
     }
     if let Some((name, lines)) = work.appended.take() {
         work.out.toml.push_str(&format!("\n[{name}]\n"));
-        lines.iter().for_each(|(key, value)| work.line(key, value, None));
+        lines
+            .iter()
+            .for_each(|(key, value)| work.line(key, value, None));
     }
     work.out
 }
 
 fn remote_of(text: &str) -> Option<&str> {
     let main = ini::section(text, "main")?;
-    let (_, value) = main.into_iter().find(|(key, _)| plain(key, '_') == "remote")?;
+    let (_, value) = main
+        .into_iter()
+        .find(|(key, _)| plain(key, '_') == "remote")?;
     Some(ini::unquoted(ini::without_comment(value).0))
 }
 
@@ -73,12 +87,22 @@ fn truth(value: &str) -> Option<bool> {
 
 /// A size in this tool's spelling: `1GB`, `1GiB` and `1Gi` of others are binary too.
 fn size(value: &str) -> Option<String> {
-    let short = value.trim_end_matches(['B', 'b']).trim_end_matches('i').trim();
-    [value, short].into_iter().find_map(|text| text.parse::<Size>().ok()).map(|size| size.to_string())
+    let short = value
+        .trim_end_matches(['B', 'b'])
+        .trim_end_matches('i')
+        .trim();
+    [value, short]
+        .into_iter()
+        .find_map(|text| text.parse::<Size>().ok())
+        .map(|size| size.to_string())
 }
 
 fn list(value: &str) -> Vec<String> {
-    value.split(',').map(|item| ini::unquoted(item.trim()).to_owned()).filter(|item| !item.is_empty()).collect()
+    value
+        .split(',')
+        .map(|item| ini::unquoted(item.trim()).to_owned())
+        .filter(|item| !item.is_empty())
+        .collect()
 }
 
 /// How a value is written.
@@ -97,13 +121,23 @@ enum Kind {
 fn kind_of(section: &str, key: &str) -> Kind {
     match (section, key) {
         (_, "zfs_fs") => Kind::TextOrList,
-        (_, "exclude" | "encryption_recipients" | "verify_keys" | "keep-full-with-age-closest-to") => Kind::List,
+        (
+            _,
+            "exclude" | "encryption_recipients" | "verify_keys" | "keep-full-with-age-closest-to",
+        ) => Kind::List,
         (_, "rclone_args") => Kind::Words,
-        (_, "recursive" | "intermediate_checksum" | "path_style" | "compressed" | "embedded") => Kind::Truth,
-        (_, "split_size" | "part_size" | "auto_full_max") => Kind::Size,
-        (_, "oldest_snapshot_days" | "resume_days" | "concurrency" | "object_lock_days" | "max_incrementals") => {
-            Kind::Number
+        (_, "recursive" | "intermediate_checksum" | "path_style" | "compressed" | "embedded") => {
+            Kind::Truth
         }
+        (_, "split_size" | "part_size" | "auto_full_max") => Kind::Size,
+        (
+            _,
+            "oldest_snapshot_days"
+            | "resume_days"
+            | "concurrency"
+            | "object_lock_days"
+            | "max_incrementals",
+        ) => Kind::Number,
         ("lifecycle-intermediate" | "lifecycle-remote", "keep-within") => Kind::Text,
         ("lifecycle-intermediate" | "lifecycle-remote", _) => Kind::Number,
         _ => Kind::Text,
@@ -123,18 +157,26 @@ struct Work<'t> {
 
 /// A comment as TOML allows it: without control characters.
 fn printable(comment: &str) -> String {
-    comment.replace(|letter: char| letter.is_control() && letter != '\t', "\u{fffd}")
+    comment.replace(
+        |letter: char| letter.is_control() && letter != '\t',
+        "\u{fffd}",
+    )
 }
 
 impl Work<'_> {
     fn comment(&mut self, comment: &str) {
         let space = if comment.is_empty() { "" } else { " " };
-        self.out.toml.push_str(&format!("#{space}{}\n", printable(comment)));
+        self.out
+            .toml
+            .push_str(&format!("#{space}{}\n", printable(comment)));
     }
 
     fn line(&mut self, key: &str, value: &Value, comment: Option<&str>) {
-        let comment = comment.map_or_else(String::new, |comment| format!("  # {}", printable(comment)));
-        self.out.toml.push_str(&format!("{key} = {value}{comment}\n"));
+        let comment =
+            comment.map_or_else(String::new, |comment| format!("  # {}", printable(comment)));
+        self.out
+            .toml
+            .push_str(&format!("{key} = {value}{comment}\n"));
     }
 
     /// What cannot be carried stays as a comment.
@@ -145,15 +187,25 @@ impl Work<'_> {
 
     fn section(&mut self, name: &str) {
         self.section = plain(name, '-');
-        if schema::SECTIONS.iter().any(|section| section.name == self.section) {
+        if schema::SECTIONS
+            .iter()
+            .any(|section| section.name == self.section)
+        {
             self.out.toml.push_str(&format!("[{}]\n", self.section));
         } else {
-            self.lose(&format!("[{name}]"), &format!("[{name}]: there is no such section"));
+            self.lose(
+                &format!("[{name}]"),
+                &format!("[{name}]: there is no such section"),
+            );
         }
     }
 
     fn pair(&mut self, given: &str, value: &str) {
-        let dash = if self.section.starts_with("lifecycle-") { '-' } else { '_' };
+        let dash = if self.section.starts_with("lifecycle-") {
+            '-'
+        } else {
+            '_'
+        };
         let mut key = plain(given, dash);
         if key == "keep-last-chain" {
             key.push('s');
@@ -169,17 +221,25 @@ impl Work<'_> {
             return self.lose_pair(given, value, "there is no such key");
         }
         // Nobody can tell a comment from the end of a passphrase.
-        let (value, comment) = if key == SECRET_KEY { (value, None) } else { ini::without_comment(value) };
+        let (value, comment) = if key == SECRET_KEY {
+            (value, None)
+        } else {
+            ini::without_comment(value)
+        };
         match key.as_str() {
             "remote" => self.remote(value, comment),
-            "rclone_conf" | "rclone_bwlimit" | "rclone_args" if self.native => self.rclone_key(&key, value),
+            "rclone_conf" | "rclone_bwlimit" | "rclone_args" if self.native => {
+                self.rclone_key(&key, value)
+            }
             _ => self.known(&section, &key, value, comment),
         }
     }
 
     fn lose_pair(&mut self, key: &str, value: &str, why: &str) {
         let lower = key.to_lowercase();
-        let secret = ["pass", "secret", "key", "token"].iter().any(|word| lower.contains(word));
+        let secret = ["pass", "secret", "key", "token"]
+            .iter()
+            .any(|word| lower.contains(word));
         let shown = if secret { "(hidden)" } else { value };
         self.lose(&format!("{key} = {shown}"), &format!("{key}: {why}"));
     }
@@ -189,7 +249,10 @@ impl Work<'_> {
         let converted = match kind_of(section, key) {
             Kind::Text => Some(Value::from(text)),
             Kind::Truth => truth(text).map(Value::from),
-            Kind::Number => text.parse::<u32>().ok().map(|number| Value::from(i64::from(number))),
+            Kind::Number => text
+                .parse::<u32>()
+                .ok()
+                .map(|number| Value::from(i64::from(number))),
             Kind::Size => size(text).map(Value::from),
             Kind::List => Some(Value::from(list(value))),
             Kind::Words => shell_words::split(value).ok().map(Value::from),
@@ -208,7 +271,10 @@ impl Work<'_> {
         let (value, comment) = ini::without_comment(value);
         let text = ini::unquoted(value).replace(KNOWN_TYPO.0, KNOWN_TYPO.1);
         if text != ini::unquoted(value) {
-            self.out.advice.push(format!("{key}: {} was a typing error of {}", KNOWN_TYPO.0, KNOWN_TYPO.1));
+            self.out.advice.push(format!(
+                "{key}: {} was a typing error of {}",
+                KNOWN_TYPO.0, KNOWN_TYPO.1
+            ));
         }
         self.line(&plain(key, '_'), &Value::from(text), comment);
     }
@@ -228,9 +294,15 @@ impl Work<'_> {
     fn rclone_key(&mut self, key: &str, value: &str) {
         let text = ini::unquoted(value);
         match (key, text.parse::<BandwidthSchedule>()) {
-            ("rclone_bwlimit", Ok(limit)) => self.line("bwlimit", &Value::from(limit.to_string()), None),
-            ("rclone_conf", _) => self.comment(&format!("rclone is not used any more: {key} = {value}")),
-            ("rclone_args", _) => self.lose_pair(key, value, "the native keys are part_size and concurrency"),
+            ("rclone_bwlimit", Ok(limit)) => {
+                self.line("bwlimit", &Value::from(limit.to_string()), None)
+            }
+            ("rclone_conf", _) => {
+                self.comment(&format!("rclone is not used any more: {key} = {value}"))
+            }
+            ("rclone_args", _) => {
+                self.lose_pair(key, value, "the native keys are part_size and concurrency")
+            }
             _ => self.lose_pair(key, value, "the native key is bwlimit"),
         }
     }

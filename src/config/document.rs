@@ -1,7 +1,7 @@
 //! The file as TOML with the place of every value: [`Document`]. Knows nothing of what keys mean.
 //!
-//! It is read value by value rather than by serde's derive, which stops at the first error: a person who moves a
-//! configuration over wants to see all of them at once.
+//! It is read value by value rather than by serde's derive, which stops at the first error: a
+//! person who moves a configuration over wants to see all of them at once.
 
 use super::problem::Problem;
 use super::schema::SECRET_KEY;
@@ -20,7 +20,10 @@ impl<'i> Document<'i> {
     pub(super) fn parse(text: &'i str) -> Result<Self, Vec<Problem>> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
-            return Ok(Self { root: root.into_inner(), text });
+            return Ok(Self {
+                root: root.into_inner(),
+                text,
+            });
         }
         if looks_like_ini(text) {
             return Err(vec![ini_problem()]);
@@ -34,10 +37,14 @@ impl<'i> Document<'i> {
     }
 }
 
-/// The text of a configuration with its one secret left empty, comments and all; `None` when it is not TOML.
+/// The text of a configuration with its one secret left empty, comments and all; `None` when it is
+/// not TOML.
 pub fn without_secrets(text: &str) -> Option<String> {
     let root = DeTable::parse(text).ok()?;
-    let main = root.get_ref().iter().find(|(name, _)| name.get_ref().as_ref() == "main");
+    let main = root
+        .get_ref()
+        .iter()
+        .find(|(name, _)| name.get_ref().as_ref() == "main");
     let secret = main.and_then(|(_, main)| main.get_ref().as_table()?.get(SECRET_KEY));
     let mut kept = text.to_owned();
     if let Some(secret) = secret {
@@ -47,7 +54,11 @@ pub fn without_secrets(text: &str) -> Option<String> {
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+    text.bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
+        + 1
 }
 
 fn ini_problem() -> Problem {
@@ -65,7 +76,9 @@ fn syntax_problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
         .iter()
         .map(|error| {
             let line = error.span().map(|span| line_of(text, span.start));
-            let source = line.and_then(|line| text.lines().nth(line - 1)).unwrap_or_default();
+            let source = line
+                .and_then(|line| text.lines().nth(line - 1))
+                .unwrap_or_default();
             Problem {
                 line,
                 key: None,
@@ -88,10 +101,17 @@ fn syntax_hint(message: &str, source: &str) -> Option<String> {
 }
 
 fn quote_hint(key: &str, source: &str) -> String {
-    let value = source.split_once('=').map(|(_, value)| value.trim()).unwrap_or_default();
+    let value = source
+        .split_once('=')
+        .map(|(_, value)| value.trim())
+        .unwrap_or_default();
     let value = value.split(" #").next().unwrap_or_default().trim_end();
     let secret = key == SECRET_KEY || key.contains("pass") || key.contains("secret");
-    let shown = if secret || value.contains(['"', '\\']) { "..." } else { value };
+    let shown = if secret || value.contains(['"', '\\']) {
+        "..."
+    } else {
+        value
+    };
     format!("text stands in quotes: {key} = \"{shown}\"")
 }
 
@@ -101,14 +121,18 @@ fn unquoted(line: &str) -> Option<&str> {
     let value = value.trim();
     let bare = value.split([' ', '#']).next().unwrap_or_default();
     let toml_start = value.starts_with(['"', '\'', '[', '{']);
-    let number = bare.parse::<f64>().is_ok() || matches!(bare, "true" | "false") || bare.starts_with("0x");
+    let number =
+        bare.parse::<f64>().is_ok() || matches!(bare, "true" | "false") || bare.starts_with("0x");
     (!key.trim_start().starts_with(['#', ';']) && !toml_start && !number).then_some(key.trim())
 }
 
 /// INI when a comment begins with `;`, or when more values stand without quotes than with them.
 fn looks_like_ini(text: &str) -> bool {
     let lines = || text.lines().map(str::trim);
-    let quoted = |line: &&str| line.split_once('=').is_some_and(|(_, value)| value.trim().starts_with(['"', '\'']));
+    let quoted = |line: &&str| {
+        line.split_once('=')
+            .is_some_and(|(_, value)| value.trim().starts_with(['"', '\'']))
+    };
     let bare_count = lines().filter(|line| unquoted(line).is_some()).count();
     lines().any(|line| line.starts_with(';')) || bare_count > lines().filter(quoted).count()
 }
@@ -139,7 +163,10 @@ mod tests {
                 "# hi\n[main]\nencryption_passphrase = \"hunter2\" # x\na = 1\n",
                 "# hi\n[main]\nencryption_passphrase = \"\" # x\na = 1\n",
             ),
-            ("main.encryption_passphrase = '''hunter2'''\n", "main.encryption_passphrase = \"\"\n"),
+            (
+                "main.encryption_passphrase = '''hunter2'''\n",
+                "main.encryption_passphrase = \"\"\n",
+            ),
             ("[main]\na = \"x\"\n", "[main]\na = \"x\"\n"),
         ] {
             assert_eq!(without_secrets(text).as_deref(), Some(kept));
@@ -151,7 +178,10 @@ mod tests {
     fn every_line_with_a_slip_is_named_once() {
         let text = "[main]\nzfs_fs = \"data\"\nsplit_size = 1G\nremote = \"file:/x\"\nstate_dir = /x # here\n";
         let problems = Document::parse(text).err().unwrap();
-        let seen: Vec<_> = problems.iter().map(|problem| (problem.line, problem.hint.as_deref())).collect();
+        let seen: Vec<_> = problems
+            .iter()
+            .map(|problem| (problem.line, problem.hint.as_deref()))
+            .collect();
         assert_eq!(
             seen,
             [

@@ -19,14 +19,26 @@ pub enum KeySource {
     },
 }
 
-const WAYS: [&str; 4] =
-    ["encryption_passphrase", "encryption_passphrase_file", "encryption_passphrase_command", "encryption_recipients"];
+const WAYS: [&str; 4] = [
+    "encryption_passphrase",
+    "encryption_passphrase_file",
+    "encryption_passphrase_command",
+    "encryption_recipients",
+];
 
-/// Reads the key source. Everything is read, also what contradicts the rest, so that all of it is checked.
+/// Reads the key source. Everything is read, also what contradicts the rest, so that all of it is
+/// checked.
 pub(super) fn read_key_source(main: &Section<'_>) -> Option<KeySource> {
     let inline = main.text("encryption_passphrase");
-    if inline.as_deref().is_some_and(|text| text.is_empty() || text.contains(['\n', '\r', '\0'])) {
-        main.refuse("encryption_passphrase", "cannot be typed; expected one line of text, not empty", None);
+    if inline
+        .as_deref()
+        .is_some_and(|text| text.is_empty() || text.contains(['\n', '\r', '\0']))
+    {
+        main.refuse(
+            "encryption_passphrase",
+            "cannot be typed; expected one line of text, not empty",
+            None,
+        );
     }
     let file = main.parsed::<SecretFile>("encryption_passphrase_file");
     let command = read_command(main);
@@ -34,10 +46,15 @@ pub(super) fn read_key_source(main: &Section<'_>) -> Option<KeySource> {
     let signing_key_file = read_signing_key(main);
     check_one_way(main);
     if let Some(recipients) = recipients {
-        return signing_key_file.map(|signing_key_file| KeySource::Recipients { recipients, signing_key_file });
+        return signing_key_file.map(|signing_key_file| KeySource::Recipients {
+            recipients,
+            signing_key_file,
+        });
     }
     let passphrase = inline.map(|text| Passphrase::Inline(Secret::new(text)));
-    let passphrase = passphrase.or(file.map(Passphrase::File)).or(command.map(Passphrase::Command));
+    let passphrase = passphrase
+        .or(file.map(Passphrase::File))
+        .or(command.map(Passphrase::Command));
     passphrase.map(KeySource::Passphrase)
 }
 
@@ -61,7 +78,8 @@ fn check_one_way(main: &Section<'_>) {
 
 fn two_ways_hint(key: &str) -> String {
     if key == "encryption_recipients" {
-        "keep the passphrase on hosts that restore, the recipients on hosts that only back up".to_owned()
+        "keep the passphrase on hosts that restore, the recipients on hosts that only back up"
+            .to_owned()
     } else {
         format!("remove `{key}` or the other one")
     }
@@ -76,7 +94,13 @@ fn read_command(main: &Section<'_>) -> Option<CommandLine> {
         _ => CommandLine::from_words(words),
     };
     command
-        .map_err(|invalid| main.refuse(key, format!("is {:?}; expected {}", invalid.value, invalid.expected), None))
+        .map_err(|invalid| {
+            main.refuse(
+                key,
+                format!("is {:?}; expected {}", invalid.value, invalid.expected),
+                None,
+            )
+        })
         .ok()
 }
 
@@ -87,12 +111,24 @@ fn read_recipients(main: &Section<'_>) -> Option<Vec<Recipient>> {
         main.refuse(key, "is empty; expected at least one age recipient", None);
         return None;
     }
-    if items.iter().any(|item| item.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-")) {
+    if items
+        .iter()
+        .any(|item| item.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-"))
+    {
         let hint = "the public half is the `# public key:` line of the identity file; keep the identity elsewhere";
-        main.refuse(key, "has a secret identity; expected its public half, age1...", Some(hint.to_owned()));
+        main.refuse(
+            key,
+            "has a secret identity; expected its public half, age1...",
+            Some(hint.to_owned()),
+        );
         return None;
     }
-    main.parse_items(key, &items, "an age recipient, age1... of 62 characters", str::parse::<Recipient>)
+    main.parse_items(
+        key,
+        &items,
+        "an age recipient, age1... of 62 characters",
+        str::parse::<Recipient>,
+    )
 }
 
 fn read_signing_key(main: &Section<'_>) -> Option<SecretFile> {
@@ -126,5 +162,6 @@ pub(super) fn read_verify_keys(main: &Section<'_>) -> Vec<PublicKey> {
     }
     let items = main.text_or_list(key).unwrap_or_default();
     let expected = "a minisign public key, 56 characters that begin with RW";
-    main.parse_items(key, &items, expected, PublicKey::from_base64).unwrap_or_default()
+    main.parse_items(key, &items, expected, PublicKey::from_base64)
+        .unwrap_or_default()
 }

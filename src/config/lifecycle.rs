@@ -42,7 +42,9 @@ impl BackupLifecycle {
                 .unwrap_or(default.full_when_incrementals_exceed),
             full_every: section.parsed("full_every"),
             max_incrementals: section.number("max_incrementals", 0..=100_000),
-            auto_full_max: section.size("auto_full_max", Size(0)..=Size(u64::MAX)).unwrap_or(default.auto_full_max),
+            auto_full_max: section
+                .size("auto_full_max", Size(0)..=Size(u64::MAX))
+                .unwrap_or(default.auto_full_max),
         }
     }
 }
@@ -51,9 +53,15 @@ impl FromStr for Percent {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let digits = text.strip_suffix('%').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
-        let share = digits.and_then(|digits| digits.parse().ok()).filter(|share| (1..=10_000).contains(share));
-        share.map(Self).ok_or_else(|| InvalidValue::new(text, "a share such as 50%, from 1% to 10000%"))
+        let digits = text
+            .strip_suffix('%')
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+        let share = digits
+            .and_then(|digits| digits.parse().ok())
+            .filter(|share| (1..=10_000).contains(share));
+        share
+            .map(Self)
+            .ok_or_else(|| InvalidValue::new(text, "a share such as 50%, from 1% to 10000%"))
     }
 }
 
@@ -70,8 +78,8 @@ pub struct RetentionRules {
     pub last_chains: Option<u32>,
     /// `keep-last-full-only`: the fulls of the newest chains.
     pub last_fulls: Option<u32>,
-    /// `keep-last-incremental-only`: the newest incrementals of the newest chain, without what they depend on.
-    /// Only ever set for an intermediate directory with a remote.
+    /// `keep-last-incremental-only`: the newest incrementals of the newest chain, without what they
+    /// depend on. Only ever set for an intermediate directory with a remote.
     pub last_incrementals: Option<u32>,
     /// `keep-full-with-age-closest-to`: around each age the fulls on both its sides.
     pub full_ages: Vec<Age>,
@@ -117,7 +125,9 @@ impl RetentionRules {
             self.monthly,
             self.yearly,
         ];
-        counts.into_iter().flatten().all(|count| count == 0) && self.full_ages.is_empty() && self.within.is_none()
+        counts.into_iter().flatten().all(|count| count == 0)
+            && self.full_ages.is_empty()
+            && self.within.is_none()
     }
 
     pub(super) fn read(section: &Section<'_>, rules_for: RulesFor) -> Self {
@@ -125,7 +135,12 @@ impl RetentionRules {
         let ages = section.list("keep-full-with-age-closest-to");
         let full_ages = ages.and_then(|ages| {
             let expected = "ages such as \"1w\", \"6m\", \"1y\" (m = 30 days, y = 365 days)";
-            section.parse_items("keep-full-with-age-closest-to", &ages, expected, str::parse::<Age>)
+            section.parse_items(
+                "keep-full-with-age-closest-to",
+                &ages,
+                expected,
+                str::parse::<Age>,
+            )
         });
         let rules = Self {
             last_chains: count("keep-last-chains"),
@@ -146,15 +161,30 @@ impl RetentionRules {
         let key = "keep-last-incremental-only";
         if section.has(key) && rules_for != RulesFor::IntermediateWithRemote {
             let why = match rules_for {
-                RulesFor::Remote => "an incremental in the remote is worth nothing without what it depends on",
-                _ => "without a remote the intermediate directory has the only copy of what incrementals depend on",
+                RulesFor::Remote => {
+                    "an incremental in the remote is worth nothing without what it depends on"
+                }
+                _ => {
+                    "without a remote the intermediate directory has the only copy of what incrementals depend on"
+                }
             };
             let message = format!("is only for an intermediate directory with a remote: {why}");
-            section.refuse(key, message, Some("use keep-last-chains, or keep-within".to_owned()));
+            section.refuse(
+                key,
+                message,
+                Some("use keep-last-chains, or keep-within".to_owned()),
+            );
         }
-        if section.is_present() && !section.key_names().is_empty() && !section.has_problems() && self.keeps_nothing() {
+        if section.is_present()
+            && !section.key_names().is_empty()
+            && !section.has_problems()
+            && self.keeps_nothing()
+        {
             let hint = "to keep everything remove the section; to keep the newest chain write keep-last-chains = 1";
-            section.refuse_section("has rules that keep nothing; expected at least one that keeps", Some(hint.into()));
+            section.refuse_section(
+                "has rules that keep nothing; expected at least one that keeps",
+                Some(hint.into()),
+            );
         }
     }
 }

@@ -46,7 +46,8 @@ pub struct SnapshotSettings {
 /// The intermediate directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intermediate {
-    /// The folder, absolute. That it lies in no dataset that is backed up can only be checked where ZFS is.
+    /// The folder, absolute. That it lies in no dataset that is backed up can only be checked where
+    /// ZFS is.
     pub basedir: PathBuf,
     /// Also write a B3SUMS file.
     pub checksum: bool,
@@ -65,7 +66,8 @@ pub struct RcloneSettings {
     pub spool_dir: Option<PathBuf>,
 }
 
-/// Programs that run around a backup. Each is an absolute path and arguments, never given to a shell.
+/// Programs that run around a backup. Each is an absolute path and arguments, never given to a
+/// shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hooks {
     /// Before the snapshot; its failure means no snapshot.
@@ -107,22 +109,42 @@ const SNAPSHOT_SUFFIX_LONGEST: &str = "20261122T212604Z-9999";
 pub(super) fn read_datasets(main: &Section<'_>) -> Option<DatasetSelection> {
     let names = read_dataset_names(main);
     let exclude = main.list("exclude").unwrap_or_default();
-    main.parse_items("exclude", &exclude, "glob patterns such as \"tank/scratch/*\"", globset::Glob::new);
-    let store_as = main.parsed_unless_empty::<StoreName>("store_as").map(|name| name.0);
+    main.parse_items(
+        "exclude",
+        &exclude,
+        "glob patterns such as \"tank/scratch/*\"",
+        globset::Glob::new,
+    );
+    let store_as = main
+        .parsed_unless_empty::<StoreName>("store_as")
+        .map(|name| name.0);
     if let (Some(_), Some([_, _, ..])) = (&store_as, names.as_deref()) {
-        main.refuse("store_as", "is one name; expected it only when zfs_fs names one dataset", None);
+        main.refuse(
+            "store_as",
+            "is one name; expected it only when zfs_fs names one dataset",
+            None,
+        );
     }
     let recursive = main.switch("recursive").unwrap_or(false);
     if !exclude.is_empty() && !recursive && main.has("exclude") {
         main.refuse("exclude", "has no effect without recursive = true", None);
     }
-    Some(DatasetSelection { names: names?, recursive, exclude, store_as })
+    Some(DatasetSelection {
+        names: names?,
+        recursive,
+        exclude,
+        store_as,
+    })
 }
 
 fn read_dataset_names(main: &Section<'_>) -> Option<Vec<DatasetName>> {
     let key = "zfs_fs";
     if !main.has(key) {
-        main.missing(key, "the dataset to back up, or a list of them", Some("zfs_fs = \"tank/photos\"".into()));
+        main.missing(
+            key,
+            "the dataset to back up, or a list of them",
+            Some("zfs_fs = \"tank/photos\"".into()),
+        );
     }
     let texts = main.text_or_list(key)?;
     if texts.is_empty() {
@@ -133,7 +155,11 @@ fn read_dataset_names(main: &Section<'_>) -> Option<Vec<DatasetName>> {
     let names = main.parse_items(key, &texts, expected, str::parse::<DatasetName>)?;
     for (index, name) in names.iter().enumerate() {
         if names[..index].contains(name) {
-            main.refuse(key, format!("names \"{name}\" twice; expected each dataset once"), None);
+            main.refuse(
+                key,
+                format!("names \"{name}\" twice; expected each dataset once"),
+                None,
+            );
         }
     }
     Some(names)
@@ -145,15 +171,26 @@ impl std::str::FromStr for StoreName {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        text.parse().map(Self).map_err(|_| InvalidValue::new(text, "a name formed as a dataset name is"))
+        text.parse()
+            .map(Self)
+            .map_err(|_| InvalidValue::new(text, "a name formed as a dataset name is"))
     }
 }
 
-pub(super) fn read_snapshots(main: &Section<'_>, datasets: Option<&DatasetSelection>) -> SnapshotSettings {
-    let prefix = main.checked("snapshot_prefix", snapshot_prefix).unwrap_or_else(|| SNAPSHOT_PREFIX_DEFAULT.into());
+pub(super) fn read_snapshots(
+    main: &Section<'_>,
+    datasets: Option<&DatasetSelection>,
+) -> SnapshotSettings {
+    let prefix = main
+        .checked("snapshot_prefix", snapshot_prefix)
+        .unwrap_or_else(|| SNAPSHOT_PREFIX_DEFAULT.into());
     for dataset in datasets.into_iter().flat_map(|datasets| &datasets.names) {
-        if dataset.snapshot(&format!("{prefix}{SNAPSHOT_SUFFIX_LONGEST}")).is_err() {
-            let message = format!("is too long for {dataset}; expected names of at most 255 bytes with it");
+        if dataset
+            .snapshot(&format!("{prefix}{SNAPSHOT_SUFFIX_LONGEST}"))
+            .is_err()
+        {
+            let message =
+                format!("is too long for {dataset}; expected names of at most 255 bytes with it");
             main.refuse("snapshot_prefix", message, None);
         }
     }
@@ -161,7 +198,10 @@ pub(super) fn read_snapshots(main: &Section<'_>, datasets: Option<&DatasetSelect
         "" | "own" => Ok(SnapshotSource::Own),
         glob => match globset::Glob::new(glob) {
             Ok(_) => Ok(SnapshotSource::Matching(glob.to_owned())),
-            Err(_) => Err(InvalidValue::new(glob, "\"own\", or a glob such as \"autosnap_*_daily\"")),
+            Err(_) => Err(InvalidValue::new(
+                glob,
+                "\"own\", or a glob such as \"autosnap_*_daily\"",
+            )),
         },
     });
     SnapshotSettings {
@@ -171,43 +211,74 @@ pub(super) fn read_snapshots(main: &Section<'_>, datasets: Option<&DatasetSelect
     }
 }
 
-/// A prefix, or why ZFS would refuse it. Short enough to leave room for the dataset is checked with the dataset.
+/// A prefix, or why ZFS would refuse it. Short enough to leave room for the dataset is checked with
+/// the dataset.
 fn snapshot_prefix(text: &str) -> Result<String, InvalidValue> {
-    let expected = "letters, digits and -_.: only, at least one, because own snapshots are known by it";
+    let expected =
+        "letters, digits and -_.: only, at least one, because own snapshots are known by it";
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
     let legal = !text.is_empty() && text.bytes().all(plain);
-    legal.then(|| text.to_owned()).ok_or_else(|| InvalidValue::new(text, expected))
+    legal
+        .then(|| text.to_owned())
+        .ok_or_else(|| InvalidValue::new(text, expected))
 }
 
 pub(super) fn read_intermediate(main: &Section<'_>) -> Option<Intermediate> {
     let checksum = main.switch("intermediate_checksum");
     let basedir = main.checked("intermediate_basedir", absolute_path);
     if checksum == Some(true) && !main.has("intermediate_basedir") {
-        main.refuse("intermediate_checksum", "has no effect without intermediate_basedir", None);
+        main.refuse(
+            "intermediate_checksum",
+            "has no effect without intermediate_basedir",
+            None,
+        );
     }
-    Some(Intermediate { basedir: basedir?, checksum: checksum.unwrap_or(false) })
+    Some(Intermediate {
+        basedir: basedir?,
+        checksum: checksum.unwrap_or(false),
+    })
 }
 
-pub(super) fn read_remote(main: &Section<'_>, intermediate: Option<&Intermediate>) -> Option<Remote> {
+pub(super) fn read_remote(
+    main: &Section<'_>,
+    intermediate: Option<&Intermediate>,
+) -> Option<Remote> {
     let remote = main.parsed::<Remote>("remote");
     if !main.has("remote") && !main.has("intermediate_basedir") {
         let expected = "a store: remote, or intermediate_basedir, or both";
-        main.missing("remote", expected, Some("remote = \"s3:bucket/prefix\"".to_owned()));
+        main.missing(
+            "remote",
+            expected,
+            Some("remote = \"s3:bucket/prefix\"".to_owned()),
+        );
     }
     if let (Some(Remote::File { dir }), Some(intermediate)) = (&remote, intermediate)
         && (dir.starts_with(&intermediate.basedir) || intermediate.basedir.starts_with(dir))
     {
-        main.refuse("remote", "lies in the same folder as intermediate_basedir; expected two places", None);
+        main.refuse(
+            "remote",
+            "lies in the same folder as intermediate_basedir; expected two places",
+            None,
+        );
     }
     remote
 }
 
 /// The keys that are only for rclone, and what says the same for the other remotes.
 const RCLONE_KEYS: [(&str, &str); 4] = [
-    ("rclone_conf", "the credentials of a native remote stand in [s3] or [b2]"),
+    (
+        "rclone_conf",
+        "the credentials of a native remote stand in [s3] or [b2]",
+    ),
     ("rclone_bwlimit", "the native key is `bwlimit`"),
-    ("rclone_args", "the native keys are `part_size` and `concurrency` in [s3] or [b2]"),
-    ("rclone_spool_dir", "native remotes need no spool; [b2] may have a `spool_dir`"),
+    (
+        "rclone_args",
+        "the native keys are `part_size` and `concurrency` in [s3] or [b2]",
+    ),
+    (
+        "rclone_spool_dir",
+        "native remotes need no spool; [b2] may have a `spool_dir`",
+    ),
 ];
 
 pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> RcloneSettings {
@@ -218,13 +289,24 @@ pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> Rclone
         spool_dir: main.checked("rclone_spool_dir", absolute_path),
     };
     for (n, why) in check_arguments(&settings.args) {
-        main.refuse("rclone_args", format!("cannot be given to rclone: of argument {n}, {why}"), None);
+        main.refuse(
+            "rclone_args",
+            format!("cannot be given to rclone: of argument {n}, {why}"),
+            None,
+        );
     }
     // A remote that could not be read may have been meant to be one of rclone's.
-    let other_remote = matches!(remote, Some(Remote::S3 { .. } | Remote::B2 { .. } | Remote::File { .. }));
+    let other_remote = matches!(
+        remote,
+        Some(Remote::S3 { .. } | Remote::B2 { .. } | Remote::File { .. })
+    );
     for (key, native) in RCLONE_KEYS {
         if main.has(key) && (other_remote || !main.has("remote")) {
-            main.refuse(key, "is only for a remote of the form rclone:REMOTE:PATH", Some(native.to_owned()));
+            main.refuse(
+                key,
+                "is only for a remote of the form rclone:REMOTE:PATH",
+                Some(native.to_owned()),
+            );
         }
     }
     settings
@@ -248,7 +330,9 @@ pub(super) fn read_hooks(main: &Section<'_>) -> Hooks {
 /// A hook may be a text, split as a shell would, or a list of words, which are taken as they stand.
 fn read_hook(main: &Section<'_>, key: &str) -> Option<CommandLine> {
     if main.is_text(key) {
-        return main.parsed_unless_empty::<HookCommand>(key).map(|hook| hook.0);
+        return main
+            .parsed_unless_empty::<HookCommand>(key)
+            .map(|hook| hook.0);
     }
     let command = CommandLine::from_words(main.list(key)?).and_then(at_a_path);
     let refused = |invalid: InvalidValue| {
@@ -272,7 +356,8 @@ impl Hooks {
     }
 }
 
-/// A hook names its program by path: timers have another PATH than people, and only a path can be checked.
+/// A hook names its program by path: timers have another PATH than people, and only a path can be
+/// checked.
 struct HookCommand(CommandLine);
 
 impl std::str::FromStr for HookCommand {
@@ -287,8 +372,14 @@ fn at_a_path(command: CommandLine) -> Result<CommandLine, InvalidValue> {
     if Path::new(command.program()).is_absolute() {
         return Ok(command);
     }
-    let invalid = InvalidValue::new(&command.to_string(), "the absolute path of a program, and its arguments");
-    Err(invalid.hint(format!("`command -v {}` says where it is", command.program())))
+    let invalid = InvalidValue::new(
+        &command.to_string(),
+        "the absolute path of a program, and its arguments",
+    );
+    Err(invalid.hint(format!(
+        "`command -v {}` says where it is",
+        command.program()
+    )))
 }
 
 pub(super) fn read_pace(main: &Section<'_>) -> Pace {
@@ -296,11 +387,17 @@ pub(super) fn read_pace(main: &Section<'_>) -> Pace {
     if max_runtime.is_some_and(|limit| limit.duration().is_zero()) {
         main.refuse("max_runtime", "is 0s; expected at least 1s", None);
     }
-    Pace { bwlimit: main.parsed("bwlimit"), window: main.parsed("window"), max_runtime }
+    Pace {
+        bwlimit: main.parsed("bwlimit"),
+        window: main.parsed("window"),
+        max_runtime,
+    }
 }
 
 pub(super) fn read_split_size(main: &Section<'_>) -> Size {
-    let size = main.size("split_size", SPLIT_SIZE_MIN..=SPLIT_SIZE_MAX).unwrap_or(SPLIT_SIZE_DEFAULT);
+    let size = main
+        .size("split_size", SPLIT_SIZE_MIN..=SPLIT_SIZE_MAX)
+        .unwrap_or(SPLIT_SIZE_DEFAULT);
     if !size.bytes().is_multiple_of(SPLIT_SIZE_STEP) {
         main.refuse("split_size", "is not a multiple of 4K", None);
     }

@@ -21,7 +21,11 @@ impl Environment {
     /// Of this process.
     pub fn current() -> Self {
         // The XDG Base Directory Specification says that relative paths are to be ignored.
-        let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let folder = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
         Self {
             uid: rustix::process::geteuid().as_raw(),
             home: folder("HOME"),
@@ -39,7 +43,8 @@ impl Environment {
 const SYSTEM_CONFIG: &str = "/etc/zfs-backup/zfs-backup.toml";
 const SYSTEM_STATE: &str = "/var/lib/zfs-backup";
 
-/// The configuration that is read when `-c` is not given: of the system for root, below the XDG folder for others.
+/// The configuration that is read when `-c` is not given: of the system for root, below the XDG
+/// folder for others.
 pub fn default_config_file(env: &Environment) -> PathBuf {
     if env.is_root() {
         return PathBuf::from(SYSTEM_CONFIG);
@@ -47,8 +52,9 @@ pub fn default_config_file(env: &Environment) -> PathBuf {
     home_folder(env, env.xdg_config_home.as_deref(), ".config").join("zfs-backup/zfs-backup.toml")
 }
 
-/// The `state_dir` of a configuration that does not name one. A configuration in another place than the default one
-/// has its state beside itself, as `NAME.state`, so that two configurations never share a journal.
+/// The `state_dir` of a configuration that does not name one. A configuration in another place than
+/// the default one has its state beside itself, as `NAME.state`, so that two configurations never
+/// share a journal.
 pub fn default_state_dir(config_file: &Path, env: &Environment) -> PathBuf {
     if config_file != default_config_file(env) {
         return config_file.with_extension("state");
@@ -61,7 +67,10 @@ pub fn default_state_dir(config_file: &Path, env: &Environment) -> PathBuf {
 
 /// The `lock_file` of a configuration that does not name one.
 pub fn default_lock_file(config_file: &Path, state_dir: &Path) -> PathBuf {
-    let mut name = config_file.file_stem().unwrap_or_else(|| "zfs-backup".as_ref()).to_owned();
+    let mut name = config_file
+        .file_stem()
+        .unwrap_or_else(|| "zfs-backup".as_ref())
+        .to_owned();
     name.push(".lock");
     state_dir.join(name)
 }
@@ -88,9 +97,21 @@ mod tests {
     #[test]
     fn root_and_users_have_their_own_places() {
         for (env, config, state) in [
-            (Environment::default(), "/etc/zfs-backup/zfs-backup.toml", "/var/lib/zfs-backup"),
-            (user(None), "/home/eva/.config/zfs-backup/zfs-backup.toml", "/home/eva/.local/state/zfs-backup"),
-            (user(Some("/x")), "/x/zfs-backup/zfs-backup.toml", "/x/zfs-backup"),
+            (
+                Environment::default(),
+                "/etc/zfs-backup/zfs-backup.toml",
+                "/var/lib/zfs-backup",
+            ),
+            (
+                user(None),
+                "/home/eva/.config/zfs-backup/zfs-backup.toml",
+                "/home/eva/.local/state/zfs-backup",
+            ),
+            (
+                user(Some("/x")),
+                "/x/zfs-backup/zfs-backup.toml",
+                "/x/zfs-backup",
+            ),
         ] {
             assert_eq!(default_config_file(&env), Path::new(config));
             assert_eq!(default_state_dir(Path::new(config), &env), Path::new(state));
@@ -102,6 +123,9 @@ mod tests {
         let file = Path::new("/etc/zfs-backup/photos.toml");
         let state = default_state_dir(file, &Environment::default());
         assert_eq!(state, Path::new("/etc/zfs-backup/photos.state"));
-        assert_eq!(default_lock_file(file, &state), Path::new("/etc/zfs-backup/photos.state/photos.lock"));
+        assert_eq!(
+            default_lock_file(file, &state),
+            Path::new("/etc/zfs-backup/photos.state/photos.lock")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What is wrong with a configuration, or worth knowing about it: [`Problem`], [`Notice`], [`ConfigError`].
+//! What is wrong with a configuration, or worth knowing about it: [`Problem`], [`Notice`],
+//! [`ConfigError`].
 
 use super::trust::FileError;
 use std::fmt;
@@ -18,8 +19,8 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
-/// Something that a person should know although nothing is wrong: a section that has no effect, a value that some
-/// stores refuse.
+/// Something that a person should know although nothing is wrong: a section that has no effect, a
+/// value that some stores refuse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// The key with its section, `main.bwlimit`, or the section.
@@ -57,7 +58,8 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// What a person can do, apart from the hints that [`ConfigError::Invalid`] prints with its problems.
+    /// What a person can do, apart from the hints that [`ConfigError::Invalid`] prints with its
+    /// problems.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Missing { .. } => Some("name the file with `-c FILE`".to_owned()),
@@ -68,7 +70,10 @@ impl ConfigError {
 }
 
 fn list(file: &Path, problems: &[Problem]) -> String {
-    let lines: Vec<String> = problems.iter().map(|problem| screen(file, problem)).collect();
+    let lines: Vec<String> = problems
+        .iter()
+        .map(|problem| screen(file, problem))
+        .collect();
     lines.join("\n")
 }
 

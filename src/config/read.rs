@@ -6,8 +6,8 @@ use super::main_section::{self, RESUME_DAYS_DEFAULT};
 use super::problem::Problem;
 use super::section::{Findings, Section};
 use super::{
-    B2Section, BackupLifecycle, Config, Environment, PruneSection, Remote, RetentionRules, S3Section, SendSection,
-    default_lock_file, default_state_dir, keys, schema, sequence, stores,
+    B2Section, BackupLifecycle, Config, Environment, PruneSection, Remote, RetentionRules,
+    S3Section, SendSection, default_lock_file, default_state_dir, keys, schema, sequence, stores,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,10 +21,27 @@ pub(super) fn read_config(
 ) -> Option<Config> {
     check_section_names(document, findings);
     let open = |name| Section::open(document, name, findings);
-    let (main, s3, b2, prune, send) = (open("main"), open("s3"), open("b2"), open("prune"), open("send"));
+    let (main, s3, b2, prune, send) = (
+        open("main"),
+        open("s3"),
+        open("b2"),
+        open("prune"),
+        open("send"),
+    );
     let (backup_lifecycle, sequence) = (open("backup-lifecycle"), open("backup-sequence"));
-    let (keep_intermediate, keep_remote) = (open("lifecycle-intermediate"), open("lifecycle-remote"));
-    for section in [&main, &s3, &b2, &prune, &send, &backup_lifecycle, &sequence, &keep_intermediate, &keep_remote] {
+    let (keep_intermediate, keep_remote) =
+        (open("lifecycle-intermediate"), open("lifecycle-remote"));
+    for section in [
+        &main,
+        &s3,
+        &b2,
+        &prune,
+        &send,
+        &backup_lifecycle,
+        &sequence,
+        &keep_intermediate,
+        &keep_remote,
+    ] {
         section.check_names();
     }
 
@@ -37,7 +54,11 @@ pub(super) fn read_config(
     let state_dir = state_dir.unwrap_or_else(|| default_state_dir(file, env));
     let lock_file = main.checked("lock_file", stores::absolute_path);
     let has_remote = main.has("remote");
-    let rules_for = if has_remote { RulesFor::IntermediateWithRemote } else { RulesFor::IntermediateAlone };
+    let rules_for = if has_remote {
+        RulesFor::IntermediateWithRemote
+    } else {
+        RulesFor::IntermediateAlone
+    };
     let config = Config {
         file: file.to_path_buf(),
         snapshots,
@@ -48,7 +69,9 @@ pub(super) fn read_config(
         hooks: main_section::read_hooks(&main),
         lock_file: lock_file.unwrap_or_else(|| default_lock_file(file, &state_dir)),
         state_dir,
-        resume_days: main.number("resume_days", 1..=3650).unwrap_or(RESUME_DAYS_DEFAULT),
+        resume_days: main
+            .number("resume_days", 1..=3650)
+            .unwrap_or(RESUME_DAYS_DEFAULT),
         s3: S3Section::read(&s3),
         b2: B2Section::read(&b2),
         prune: prune.is_present().then(|| PruneSection::read(&prune)),
@@ -65,12 +88,19 @@ pub(super) fn read_config(
         given: BTreeMap::new(),
     };
     match config.remote {
-        Some(Remote::S3 { .. }) => stores::check_part_count(&main, &s3, config.split_size, config.s3.parts),
-        Some(Remote::B2 { .. }) => stores::check_part_count(&main, &b2, config.split_size, config.b2.parts),
+        Some(Remote::S3 { .. }) => {
+            stores::check_part_count(&main, &s3, config.split_size, config.s3.parts)
+        }
+        Some(Remote::B2 { .. }) => {
+            stores::check_part_count(&main, &b2, config.split_size, config.b2.parts)
+        }
         Some(Remote::File { .. } | Remote::Rclone { .. }) | None => {}
     }
     if config.pace.bwlimit.is_some() && matches!(config.remote, Some(Remote::File { .. }) | None) {
-        main.notice("bwlimit", "main.bwlimit has no effect: what is written into a folder is not limited".to_owned());
+        main.notice(
+            "bwlimit",
+            "main.bwlimit has no effect: what is written into a folder is not limited".to_owned(),
+        );
     }
     note_idle_sections(&config, &s3, &b2, &keep_intermediate, &keep_remote);
     Some(config)
@@ -79,22 +109,47 @@ pub(super) fn read_config(
 /// Reports what stands outside all sections, and sections that nobody knows.
 fn check_section_names(document: &Document<'_>, findings: &Findings) {
     for (name, value) in &document.root {
-        let known = schema::SECTIONS.iter().any(|section| section.name == name.get_ref().as_ref());
+        let known = schema::SECTIONS
+            .iter()
+            .any(|section| section.name == name.get_ref().as_ref());
         let is_section = value.get_ref().is_table();
         if known && is_section {
             continue;
         }
         let elsewhere = schema::sections_with(name.get_ref());
-        let near = schema::nearest(name.get_ref(), schema::SECTIONS.iter().map(|section| section.name));
+        let near = schema::nearest(
+            name.get_ref(),
+            schema::SECTIONS.iter().map(|section| section.name),
+        );
         let (message, hint) = match (known, is_section) {
-            (true, _) => ("is a section; expected keys below a line of its name in brackets", None),
-            (_, true) => ("is not a known section", near.map(|near| format!("did you mean `[{near}]`?"))),
-            _ if elsewhere.is_empty() => ("is not a known key, and stands outside all sections", None),
-            _ => ("stands outside all sections", Some(format!("it belongs in [{}]", elsewhere.join("] or [")))),
+            (true, _) => (
+                "is a section; expected keys below a line of its name in brackets",
+                None,
+            ),
+            (_, true) => (
+                "is not a known section",
+                near.map(|near| format!("did you mean `[{near}]`?")),
+            ),
+            _ if elsewhere.is_empty() => {
+                ("is not a known key, and stands outside all sections", None)
+            }
+            _ => (
+                "stands outside all sections",
+                Some(format!("it belongs in [{}]", elsewhere.join("] or ["))),
+            ),
         };
-        let key = if is_section { format!("[{}]", name.get_ref()) } else { name.get_ref().to_string() };
+        let key = if is_section {
+            format!("[{}]", name.get_ref())
+        } else {
+            name.get_ref().to_string()
+        };
         let line = Some(document.line(&name.span()));
-        findings.problem(Problem { line, key: Some(key), message: message.to_owned(), hint });
+        findings.problem(Problem {
+            line,
+            key: Some(key),
+            message: message.to_owned(),
+            hint,
+        });
     }
 }
 
@@ -106,7 +161,10 @@ fn note_idle_sections(
     keep_intermediate: &Section<'_>,
     keep_remote: &Section<'_>,
 ) {
-    let remote = config.remote.as_ref().map_or_else(|| "not set".to_owned(), Remote::to_string);
+    let remote = config
+        .remote
+        .as_ref()
+        .map_or_else(|| "not set".to_owned(), Remote::to_string);
     let is_s3 = matches!(config.remote, Some(Remote::S3 { .. }));
     let is_b2 = matches!(config.remote, Some(Remote::B2 { .. }));
     for (section, name, used, why) in [
@@ -118,7 +176,12 @@ fn note_idle_sections(
             config.intermediate.is_some(),
             "there is no intermediate_basedir".to_owned(),
         ),
-        (keep_remote, "lifecycle-remote", config.remote.is_some(), "there is no remote".to_owned()),
+        (
+            keep_remote,
+            "lifecycle-remote",
+            config.remote.is_some(),
+            "there is no remote".to_owned(),
+        ),
     ] {
         if section.is_present() && !used {
             section.notice_section(format!("[{name}] has no effect: {why}"));
@@ -136,11 +199,20 @@ mod tests {
         let text = "[main]\nzfs_fs = \"tank\"\nintermediate_basedir = \"/x\"\nencryption_passphrase = \"x\"\n[prune]\n";
         let document = Document::parse(text).ok().unwrap();
         let findings = Findings::default();
-        read_config(&document, &findings, Path::new("/x.toml"), &Environment::default());
+        read_config(
+            &document,
+            &findings,
+            Path::new("/x.toml"),
+            &Environment::default(),
+        );
         let asked = findings.finish().asked;
         for section in SECTIONS {
             for key in section.keys {
-                assert!(asked.contains(&format!("{}.{key}", section.name)), "{}.{key}", section.name);
+                assert!(
+                    asked.contains(&format!("{}.{key}", section.name)),
+                    "{}.{key}",
+                    section.name
+                );
             }
         }
     }

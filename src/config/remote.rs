@@ -37,17 +37,24 @@ pub enum Remote {
 }
 
 const FORMS: &str = "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH";
-/// Keys have at most 1024 bytes in S3 and B2; a dataset name takes up to 255 and the rest of a key below 200.
+/// Keys have at most 1024 bytes in S3 and B2; a dataset name takes up to 255 and the rest of a key
+/// below 200.
 const PREFIX_BYTES_MAX: usize = 512;
 
 impl FromStr for Remote {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let (scheme, rest) = text.split_once(':').ok_or_else(|| InvalidValue::new(text, FORMS))?;
+        let (scheme, rest) = text
+            .split_once(':')
+            .ok_or_else(|| InvalidValue::new(text, FORMS))?;
         match scheme {
-            "s3" => bucket_and_prefix(text, rest).map(|(bucket, prefix)| Self::S3 { bucket, prefix }),
-            "b2" => bucket_and_prefix(text, rest).map(|(bucket, prefix)| Self::B2 { bucket, prefix }),
+            "s3" => {
+                bucket_and_prefix(text, rest).map(|(bucket, prefix)| Self::S3 { bucket, prefix })
+            }
+            "b2" => {
+                bucket_and_prefix(text, rest).map(|(bucket, prefix)| Self::B2 { bucket, prefix })
+            }
             "file" => absolute_dir(text, rest).map(|dir| Self::File { dir }),
             "rclone" => rclone_remote(text, rest),
             _ => Err(unknown_scheme(text, scheme)),
@@ -59,8 +66,14 @@ fn unknown_scheme(text: &str, scheme: &str) -> InvalidValue {
     let invalid = InvalidValue::new(text, FORMS);
     match scheme {
         "http" | "https" => invalid.hint("name the bucket here and the URL in [s3] as `endpoint`"),
-        scheme if scheme.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) => {
-            invalid.hint(format!("for a remote of rclone.conf write \"rclone:{text}\""))
+        scheme
+            if scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_".contains(c)) =>
+        {
+            invalid.hint(format!(
+                "for a remote of rclone.conf write \"rclone:{text}\""
+            ))
         }
         _ => invalid,
     }
@@ -92,7 +105,9 @@ fn bucket_and_prefix(text: &str, rest: &str) -> Result<(String, String), Invalid
 fn is_prefix(prefix: &str) -> bool {
     prefix.len() <= PREFIX_BYTES_MAX
         && !prefix.chars().any(|c| c.is_control() || c == '\\')
-        && prefix.split('/').all(|part| !matches!(part, "" | "." | ".."))
+        && prefix
+            .split('/')
+            .all(|part| !matches!(part, "" | "." | ".."))
 }
 
 fn absolute_dir(text: &str, rest: &str) -> Result<PathBuf, InvalidValue> {
@@ -110,9 +125,15 @@ fn absolute_dir(text: &str, rest: &str) -> Result<PathBuf, InvalidValue> {
 fn rclone_remote(text: &str, rest: &str) -> Result<Remote, InvalidValue> {
     match rest.split_once(':') {
         Some((remote, path)) if !remote.is_empty() && !remote.starts_with('-') => {
-            Ok(Remote::Rclone { remote: remote.to_owned(), path: path.to_owned() })
+            Ok(Remote::Rclone {
+                remote: remote.to_owned(),
+                path: path.to_owned(),
+            })
         }
-        _ => Err(InvalidValue::new(text, "rclone:REMOTE:PATH, REMOTE being a section of rclone.conf")),
+        _ => Err(InvalidValue::new(
+            text,
+            "rclone:REMOTE:PATH, REMOTE being a section of rclone.conf",
+        )),
     }
 }
 
@@ -123,8 +144,14 @@ impl fmt::Display for Remote {
             write!(f, "{scheme}:{bucket}{slash}{prefix}")
         };
         match self {
-            Self::S3 { bucket: name, prefix } => bucket(f, "s3", name, prefix),
-            Self::B2 { bucket: name, prefix } => bucket(f, "b2", name, prefix),
+            Self::S3 {
+                bucket: name,
+                prefix,
+            } => bucket(f, "s3", name, prefix),
+            Self::B2 {
+                bucket: name,
+                prefix,
+            } => bucket(f, "b2", name, prefix),
             Self::File { dir } => write!(f, "file:{}", dir.display()),
             Self::Rclone { remote, path } => write!(f, "rclone:{remote}:{path}"),
         }
@@ -145,9 +172,20 @@ mod tests {
             "rclone:gdrive:dir/sub",
             "rclone:gdrive:",
         ] {
-            assert_eq!(text.parse::<Remote>().map(|remote| remote.to_string()).as_deref(), Ok(text));
+            assert_eq!(
+                text.parse::<Remote>()
+                    .map(|remote| remote.to_string())
+                    .as_deref(),
+                Ok(text)
+            );
         }
-        assert_eq!("s3:bucket/a/".parse::<Remote>().map(|remote| remote.to_string()).as_deref(), Ok("s3:bucket/a"));
+        assert_eq!(
+            "s3:bucket/a/"
+                .parse::<Remote>()
+                .map(|remote| remote.to_string())
+                .as_deref(),
+            Ok("s3:bucket/a")
+        );
     }
 
     #[test]
@@ -168,8 +206,14 @@ mod tests {
             ("rclone:x", None),
             ("rclone::x", None),
             ("rclone:--config=/x:y", None),
-            ("gdrive:dir", Some("for a remote of rclone.conf write \"rclone:gdrive:dir\"")),
-            ("https://s3.example.org/b", Some("name the bucket here and the URL in [s3] as `endpoint`")),
+            (
+                "gdrive:dir",
+                Some("for a remote of rclone.conf write \"rclone:gdrive:dir\""),
+            ),
+            (
+                "https://s3.example.org/b",
+                Some("name the bucket here and the URL in [s3] as `endpoint`"),
+            ),
         ] {
             let refused = text.parse::<Remote>().unwrap_err();
             assert_eq!(refused.hint.as_deref(), hint, "{text:?}");

@@ -1,4 +1,5 @@
-//! When uploads may run and how fast: [`BandwidthSchedule`], [`Window`]. Times are local times of day.
+//! When uploads may run and how fast: [`BandwidthSchedule`], [`Window`]. Times are local times of
+//! day.
 
 use super::units::{InvalidValue, Size};
 use jiff::civil::Time;
@@ -12,22 +13,32 @@ pub struct BandwidthSchedule {
     steps: Vec<(Time, Option<Size>)>,
 }
 
-const BANDWIDTH_FORM: &str = "bytes per second such as 20M, or times with limits such as \"08:00,512K 19:00,20M\"";
+const BANDWIDTH_FORM: &str =
+    "bytes per second such as 20M, or times with limits such as \"08:00,512K 19:00,20M\"";
 /// Below this a part of 16 MiB takes longer than stores keep a connection open.
 const RATE_MIN: Size = Size(1 << 10);
 
 impl BandwidthSchedule {
-    /// The limit at a time of day. Before the first step of the day the last one of the day before still holds.
+    /// The limit at a time of day. Before the first step of the day the last one of the day before
+    /// still holds.
     pub fn at(&self, time: Time) -> Option<Size> {
-        let current = self.steps.iter().rev().find(|(from, _)| *from <= time).or(self.steps.last());
+        let current = self
+            .steps
+            .iter()
+            .rev()
+            .find(|(from, _)| *from <= time)
+            .or(self.steps.last());
         current.and_then(|(_, limit)| *limit)
     }
 
     /// For `--bwlimit` of rclone: uploads only, in bytes.
     pub fn for_rclone(&self) -> String {
-        let limit =
-            |limit: &Option<Size>| limit.map_or_else(|| "off".to_owned(), |limit| format!("{}B", limit.bytes()));
-        let step = |(from, rate): &(Time, Option<Size>)| format!("{},{}:off", hour_minute(*from), limit(rate));
+        let limit = |limit: &Option<Size>| {
+            limit.map_or_else(|| "off".to_owned(), |limit| format!("{}B", limit.bytes()))
+        };
+        let step = |(from, rate): &(Time, Option<Size>)| {
+            format!("{},{}:off", hour_minute(*from), limit(rate))
+        };
         match self.steps.as_slice() {
             [(_, rate)] => format!("{}:off", limit(rate)),
             steps => steps.iter().map(step).collect::<Vec<_>>().join(" "),
@@ -46,15 +57,23 @@ impl FromStr for BandwidthSchedule {
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
         let invalid = || InvalidValue::new(text, BANDWIDTH_FORM);
         if !text.contains(',') {
-            return Ok(Self { steps: vec![(Time::midnight(), rate(text).ok_or_else(invalid)?)] });
+            return Ok(Self {
+                steps: vec![(Time::midnight(), rate(text).ok_or_else(invalid)?)],
+            });
         }
         let steps: Option<Vec<_>> = text
             .split_whitespace()
-            .map(|step| step.split_once(',').and_then(|(from, limit)| Some((time(from)?, rate(limit)?))))
+            .map(|step| {
+                step.split_once(',')
+                    .and_then(|(from, limit)| Some((time(from)?, rate(limit)?)))
+            })
             .collect();
         let steps = steps.ok_or_else(invalid)?;
         if !steps.is_sorted_by(|(earlier, _), (later, _)| earlier < later) {
-            return Err(InvalidValue::new(text, "times in ascending order, each once"));
+            return Err(InvalidValue::new(
+                text,
+                "times in ascending order, each once",
+            ));
         }
         Ok(Self { steps })
     }
@@ -62,12 +81,16 @@ impl FromStr for BandwidthSchedule {
 
 impl fmt::Display for BandwidthSchedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |limit: &Option<Size>| limit.map_or_else(|| "off".to_owned(), |limit| limit.to_string());
+        let shown = |limit: &Option<Size>| {
+            limit.map_or_else(|| "off".to_owned(), |limit| limit.to_string())
+        };
         match self.steps.as_slice() {
             [(from, limit)] if *from == Time::midnight() => f.write_str(&shown(limit)),
             steps => {
-                let steps: Vec<String> =
-                    steps.iter().map(|(from, limit)| format!("{},{}", hour_minute(*from), shown(limit))).collect();
+                let steps: Vec<String> = steps
+                    .iter()
+                    .map(|(from, limit)| format!("{},{}", hour_minute(*from), shown(limit)))
+                    .collect();
                 f.write_str(&steps.join(" "))
             }
         }
@@ -103,7 +126,11 @@ pub struct Window {
 impl Window {
     /// Whether the time of day lies inside.
     pub fn contains(&self, time: Time) -> bool {
-        if self.from <= self.to { self.from <= time && time < self.to } else { self.from <= time || time < self.to }
+        if self.from <= self.to {
+            self.from <= time && time < self.to
+        } else {
+            self.from <= time || time < self.to
+        }
     }
 }
 
@@ -111,10 +138,17 @@ impl FromStr for Window {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let parsed = text.split_once('-').and_then(|(from, to)| Some(Self { from: time(from)?, to: time(to)? }));
+        let parsed = text.split_once('-').and_then(|(from, to)| {
+            Some(Self {
+                from: time(from)?,
+                to: time(to)?,
+            })
+        });
         parsed
             .filter(|window| window.from != window.to)
-            .ok_or_else(|| InvalidValue::new(text, "two different times of day such as \"23:00-07:00\""))
+            .ok_or_else(|| {
+                InvalidValue::new(text, "two different times of day such as \"23:00-07:00\"")
+            })
     }
 }
 
@@ -152,7 +186,10 @@ mod tests {
         ] {
             let parsed = text.parse::<BandwidthSchedule>();
             assert_eq!(parsed.is_ok(), good, "{text:?}");
-            assert!(parsed.is_err() || parsed.map(|schedule| schedule.to_string()).as_deref() == Ok(text));
+            assert!(
+                parsed.is_err()
+                    || parsed.map(|schedule| schedule.to_string()).as_deref() == Ok(text)
+            );
         }
     }
 
@@ -167,10 +204,15 @@ mod tests {
 
     #[test]
     fn rclone_gets_the_same_limits_for_uploads() {
-        for (text, expected) in
-            [("20M", "20971520B:off"), ("off", "off:off"), ("08:00,512K 19:00,off", "08:00,524288B:off 19:00,off:off")]
-        {
-            assert_eq!(text.parse::<BandwidthSchedule>().unwrap().for_rclone(), expected);
+        for (text, expected) in [
+            ("20M", "20971520B:off"),
+            ("off", "off:off"),
+            ("08:00,512K 19:00,off", "08:00,524288B:off 19:00,off:off"),
+        ] {
+            assert_eq!(
+                text.parse::<BandwidthSchedule>().unwrap().for_rclone(),
+                expected
+            );
         }
     }
 

@@ -13,7 +13,8 @@ const fn section(name: &'static str, keys: &'static [&'static str]) -> SectionSp
     SectionSpec { name, keys }
 }
 
-/// The one key whose value is a secret: it is never printed, neither in an error nor by `config show`.
+/// The one key whose value is a secret: it is never printed, neither in an error nor by `config
+/// show`.
 pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
 const MAIN: &[&str] = &[
@@ -76,12 +77,22 @@ const B2: &[&str] = &[
     "object_lock_mode",
 ];
 
-const PRUNE: &[&str] =
-    &["profile", "access_key_id_file", "secret_access_key_file", "application_key_id_file", "application_key_file"];
+const PRUNE: &[&str] = &[
+    "profile",
+    "access_key_id_file",
+    "secret_access_key_file",
+    "application_key_id_file",
+    "application_key_file",
+];
 
 const SEND: &[&str] = &["raw", "compressed", "embedded", "compression"];
 
-const BACKUP_LIFECYCLE: &[&str] = &["full_when_incrementals_exceed", "full_every", "max_incrementals", "auto_full_max"];
+const BACKUP_LIFECYCLE: &[&str] = &[
+    "full_when_incrementals_exceed",
+    "full_every",
+    "max_incrementals",
+    "auto_full_max",
+];
 
 const RETENTION: &[&str] = &[
     "keep-last-chains",
@@ -110,21 +121,31 @@ pub(super) const SECTIONS: &[SectionSpec] = &[
 
 /// The section of that name. The names are ours, so one that is not there is a slip in this crate.
 pub(super) fn section_spec(name: &str) -> &'static SectionSpec {
-    SECTIONS.iter().find(|section| section.name == name).expect("sections are asked for by names from the table")
+    SECTIONS
+        .iter()
+        .find(|section| section.name == name)
+        .expect("sections are asked for by names from the table")
 }
 
 /// The sections that have a key of that name.
 pub(super) fn sections_with(key: &str) -> Vec<&'static str> {
     let has_key = |section: &&SectionSpec| section.keys.contains(&key);
-    SECTIONS.iter().filter(has_key).map(|section| section.name).collect()
+    SECTIONS
+        .iter()
+        .filter(has_key)
+        .map(|section| section.name)
+        .collect()
 }
 
-/// The nearest of the names, when it is near enough to be a slip: at most a third of the letters differ.
+/// The nearest of the names, when it is near enough to be a slip: at most a third of the letters
+/// differ.
 pub(super) fn nearest<'n>(given: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let plain = |name: &str| name.to_lowercase().replace('-', "_");
     let given = plain(given);
     let distance = |name: &&str| strsim::damerau_levenshtein(&given, &plain(name));
-    names.min_by_key(distance).filter(|name| distance(name) * 3 <= given.chars().count().max(3))
+    names
+        .min_by_key(distance)
+        .filter(|name| distance(name) * 3 <= given.chars().count().max(3))
 }
 
 #[cfg(test)]

@@ -15,12 +15,14 @@ use zeroize::Zeroizing;
 const HIDDEN: &str = "(hidden)";
 /// Passphrases, keys and tokens are shorter by far; a file above this is the wrong file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
-/// How long `encryption_passphrase_command` may take: a hardware token may ask for a touch, a timer must not hang.
+/// How long `encryption_passphrase_command` may take: a hardware token may ask for a touch, a timer
+/// must not hang.
 const COMMAND_TIME_MAX: TimeLimit = TimeLimit::seconds(60);
 /// systemd's own name for the folder of a service's credentials.
 const CREDENTIAL_PREFIX: &str = "${CREDENTIALS_DIRECTORY}/";
 
-/// A text that leaves memory when it is dropped and never reaches a log: only [`Secret::expose`] shows it.
+/// A text that leaves memory when it is dropped and never reaches a log: only [`Secret::expose`]
+/// shows it.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
@@ -124,7 +126,9 @@ impl SecretFile {
         match (self, &env.credentials_directory) {
             (Self::Path(path), _) => Ok(path.clone()),
             (Self::Credential(name), Some(folder)) => Ok(folder.join(name)),
-            (Self::Credential(name), None) => Err(SecretError::NoCredentials { name: name.clone() }),
+            (Self::Credential(name), None) => {
+                Err(SecretError::NoCredentials { name: name.clone() })
+            }
         }
     }
 
@@ -143,7 +147,10 @@ impl SecretFile {
     pub fn read_text(&self, env: &Environment) -> Result<Secret, SecretError> {
         let path = self.locate(env)?;
         let (bytes, _) = trust::read_trusted(&path, self.demand(), env.uid, SECRET_BYTES_MAX)?;
-        to_secret(&bytes).map_err(|reason| SecretError::Content { origin: path.display().to_string(), reason })
+        to_secret(&bytes).map_err(|reason| SecretError::Content {
+            origin: path.display().to_string(),
+            reason,
+        })
     }
 
     /// Reads a secret of one line, without its newline. Blocks.
@@ -152,7 +159,10 @@ impl SecretFile {
     /// As for [`SecretFile::read_text`], and when there is more than one line.
     pub fn read_line(&self, env: &Environment) -> Result<Secret, SecretError> {
         let secret = self.read_text(env)?;
-        one_line(secret).map_err(|reason| SecretError::Content { origin: self.to_string(), reason })
+        one_line(secret).map_err(|reason| SecretError::Content {
+            origin: self.to_string(),
+            reason,
+        })
     }
 }
 
@@ -160,14 +170,22 @@ impl FromStr for SecretFile {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let expected = "an absolute path, or ${CREDENTIALS_DIRECTORY}/NAME for a systemd credential";
+        let expected =
+            "an absolute path, or ${CREDENTIALS_DIRECTORY}/NAME for a systemd credential";
         let invalid = || InvalidValue::new(text, expected);
         if let Some(name) = text.strip_prefix(CREDENTIAL_PREFIX) {
             let mut parts = Path::new(name).components();
-            let single = matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
-            return single.then(|| Self::Credential(name.to_owned())).ok_or_else(invalid);
+            let single =
+                matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none();
+            return single
+                .then(|| Self::Credential(name.to_owned()))
+                .ok_or_else(invalid);
         }
-        if text.starts_with('/') { Ok(Self::Path(PathBuf::from(text))) } else { Err(invalid()) }
+        if text.starts_with('/') {
+            Ok(Self::Path(PathBuf::from(text)))
+        } else {
+            Err(invalid())
+        }
     }
 }
 
@@ -190,8 +208,15 @@ impl CommandLine {
     /// From words that are already apart; at least the program.
     pub(super) fn from_words(argv: Vec<String>) -> Result<Self, InvalidValue> {
         match argv.first() {
-            Some(program) if !program.is_empty() && !argv.iter().any(|word| word.contains('\0')) => Ok(Self { argv }),
-            _ => Err(InvalidValue::new(&argv.join(" "), "a program and its arguments")),
+            Some(program)
+                if !program.is_empty() && !argv.iter().any(|word| word.contains('\0')) =>
+            {
+                Ok(Self { argv })
+            }
+            _ => Err(InvalidValue::new(
+                &argv.join(" "),
+                "a program and its arguments",
+            )),
         }
     }
 
@@ -210,8 +235,12 @@ impl FromStr for CommandLine {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, InvalidValue> {
-        let words = shell_words::split(text)
-            .map_err(|_| InvalidValue::new(text, "a command line whose quotes are closed, split as a shell would"))?;
+        let words = shell_words::split(text).map_err(|_| {
+            InvalidValue::new(
+                text,
+                "a command line whose quotes are closed, split as a shell would",
+            )
+        })?;
         Self::from_words(words)
     }
 }
@@ -251,58 +280,88 @@ fn to_secret(bytes: &[u8]) -> Result<Secret, &'static str> {
     let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8 text")?;
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
-    if text.is_empty() { Err("it is empty") } else { Ok(Secret::new(text.to_owned())) }
+    if text.is_empty() {
+        Err("it is empty")
+    } else {
+        Ok(Secret::new(text.to_owned()))
+    }
 }
 
 /// A passphrase must be one that can be typed at the prompt of `age`, so it has one line.
 fn one_line(secret: Secret) -> Result<Secret, &'static str> {
-    if secret.expose().contains(['\n', '\r', '\0']) { Err("it has more than one line") } else { Ok(secret) }
+    if secret.expose().contains(['\n', '\r', '\0']) {
+        Err("it has more than one line")
+    } else {
+        Ok(secret)
+    }
 }
 
 fn run_for_secret(command: &CommandLine, time_max: TimeLimit) -> Result<Secret, SecretError> {
     let program = command.program().to_owned();
-    let failed = |reason: String| SecretError::Command { program: program.clone(), reason };
+    let failed = |reason: String| SecretError::Command {
+        program: program.clone(),
+        reason,
+    };
     let mut child = Command::new(command.program())
         .args(&command.argv()[1..])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|source| SecretError::Run { program: program.clone(), source })?;
+        .map_err(|source| SecretError::Run {
+            program: program.clone(),
+            source,
+        })?;
     let deadline = Instant::now() + time_max.duration();
-    let ended = read_output(&mut child, deadline).and_then(|bytes| Ok((bytes, wait_until(&mut child, deadline)?)));
+    let ended = read_output(&mut child, deadline)
+        .and_then(|bytes| Ok((bytes, wait_until(&mut child, deadline)?)));
     if ended.is_err() {
         // Failing to kill means that it has ended already; wait collects it either way.
         let _ = child.kill();
         let _ = child.wait();
     }
     let (bytes, status) = ended.map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => failed(format!("it took longer than {time_max} and was stopped")),
-        _ => SecretError::Run { program: program.clone(), source: error },
+        io::ErrorKind::TimedOut => {
+            failed(format!("it took longer than {time_max} and was stopped"))
+        }
+        _ => SecretError::Run {
+            program: program.clone(),
+            source: error,
+        },
     })?;
     if !status.success() {
         return Err(failed(format!("it ended with {status}")));
     }
     to_secret(&bytes)
         .and_then(one_line)
-        .map_err(|reason| SecretError::Content { origin: format!("the output of {program}"), reason })
+        .map_err(|reason| SecretError::Content {
+            origin: format!("the output of {program}"),
+            reason,
+        })
 }
 
-/// Reads standard output up to its end on a thread of its own: a pipe cannot be read with a time limit otherwise.
-/// After a time-out the thread stays until the pipe closes; it holds nothing but its buffer.
+/// Reads standard output up to its end on a thread of its own: a pipe cannot be read with a time
+/// limit otherwise. After a time-out the thread stays until the pipe closes; it holds nothing but
+/// its buffer.
 fn read_output(child: &mut Child, deadline: Instant) -> io::Result<Zeroizing<Vec<u8>>> {
     let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
     let (sender, receiver) = mpsc::sync_channel(1);
     std::thread::spawn(move || {
         let mut bytes = Zeroizing::new(Vec::new());
-        let outcome = stdout.take(SECRET_BYTES_MAX).read_to_end(&mut bytes).map(|_| bytes);
+        let outcome = stdout
+            .take(SECRET_BYTES_MAX)
+            .read_to_end(&mut bytes)
+            .map(|_| bytes);
         // Nobody listens any more after a time-out.
         let _ = sender.send(outcome);
     });
     let left = deadline.saturating_duration_since(Instant::now());
-    receiver.recv_timeout(left).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    receiver
+        .recv_timeout(left)
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// A program that closes its output need not end: it is looked at every few milliseconds until the deadline.
+/// A program that closes its output need not end: it is looked at every few milliseconds until the
+/// deadline.
 fn wait_until(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
@@ -322,7 +381,10 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn here() -> Environment {
-        Environment { uid: rustix::process::geteuid().as_raw(), ..Environment::default() }
+        Environment {
+            uid: rustix::process::geteuid().as_raw(),
+            ..Environment::default()
+        }
     }
 
     fn command(script: &str) -> CommandLine {
@@ -333,7 +395,10 @@ mod tests {
     fn a_secret_shows_itself_nowhere_but_on_request() {
         let secret = Secret::new("hunter2".into());
         assert_eq!(
-            format!("{secret} {secret:?} {:?}", Passphrase::Inline(secret.clone())),
+            format!(
+                "{secret} {secret:?} {:?}",
+                Passphrase::Inline(secret.clone())
+            ),
             "(hidden) (hidden) Inline((hidden))"
         );
         assert_eq!(serde_json::to_string(&secret).unwrap(), "\"(hidden)\"");
@@ -353,7 +418,11 @@ mod tests {
             ("", Err("it is empty")),
         ] {
             let line = to_secret(bytes.as_bytes()).and_then(one_line);
-            assert_eq!(line.as_ref().map(Secret::expose).map_err(|reason| *reason), expected, "{bytes:?}");
+            assert_eq!(
+                line.as_ref().map(Secret::expose).map_err(|reason| *reason),
+                expected,
+                "{bytes:?}"
+            );
         }
         assert_eq!(to_secret(b"\xff").map(|_| ()), Err("it is not UTF-8 text"));
     }
@@ -382,11 +451,20 @@ mod tests {
         fs::write(folder.path().join("key"), "abc\n").unwrap();
         fs::set_permissions(folder.path().join("key"), Permissions::from_mode(0o440)).unwrap();
         let file = SecretFile::Credential("key".into());
-        let env = Environment { credentials_directory: Some(folder.path().into()), ..here() };
+        let env = Environment {
+            credentials_directory: Some(folder.path().into()),
+            ..here()
+        };
         assert_eq!(file.read_line(&env).unwrap().expose(), "abc");
-        assert!(matches!(file.read_line(&here()), Err(SecretError::NoCredentials { .. })));
+        assert!(matches!(
+            file.read_line(&here()),
+            Err(SecretError::NoCredentials { .. })
+        ));
         let plain = SecretFile::Path(folder.path().join("key"));
-        assert!(matches!(plain.read_line(&here()), Err(SecretError::File(FileError::Distrusted { .. }))));
+        assert!(matches!(
+            plain.read_line(&here()),
+            Err(SecretError::File(FileError::Distrusted { .. }))
+        ));
     }
 
     #[test]
@@ -399,14 +477,38 @@ mod tests {
     fn a_command_that_fails_prints_nothing_or_hangs_is_an_error() {
         let limit = TimeLimit::seconds(60);
         for (script, limit, expected) in [
-            ("echo abc; exit 3", limit, "run sh: it ended with exit status: 3"),
-            ("true", limit, "read a secret from the output of sh: it is empty"),
-            ("exec sleep 50", TimeLimit::seconds(0), "run sh: it took longer than 0s and was stopped"),
-            ("exec >&-; exec sleep 50", TimeLimit::seconds(1), "run sh: it took longer than 1s and was stopped"),
+            (
+                "echo abc; exit 3",
+                limit,
+                "run sh: it ended with exit status: 3",
+            ),
+            (
+                "true",
+                limit,
+                "read a secret from the output of sh: it is empty",
+            ),
+            (
+                "exec sleep 50",
+                TimeLimit::seconds(0),
+                "run sh: it took longer than 0s and was stopped",
+            ),
+            (
+                "exec >&-; exec sleep 50",
+                TimeLimit::seconds(1),
+                "run sh: it took longer than 1s and was stopped",
+            ),
         ] {
-            assert_eq!(run_for_secret(&command(script), limit).unwrap_err().to_string(), expected);
+            assert_eq!(
+                run_for_secret(&command(script), limit)
+                    .unwrap_err()
+                    .to_string(),
+                expected
+            );
         }
         let missing = CommandLine::from_words(vec!["/no/such/program".into()]).unwrap();
-        assert_eq!(run_for_secret(&missing, limit).unwrap_err().to_string(), "run /no/such/program");
+        assert_eq!(
+            run_for_secret(&missing, limit).unwrap_err().to_string(),
+            "run /no/such/program"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Typed reading of one section: every getter gives the value, or notes what is wrong with it and gives nothing.
+//! Typed reading of one section: every getter gives the value, or notes what is wrong with it and
+//! gives nothing.
 
 use super::document::Document;
 use super::problem::{Notice, Problem};
@@ -27,7 +28,10 @@ pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
     pub(super) notices: Vec<Notice>,
     pub(super) given: BTreeMap<String, usize>,
-    #[cfg_attr(not(test), expect(dead_code, reason = "only the test that no key is forgotten reads it"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "only the test that no key is forgotten reads it")
+    )]
     pub(super) asked: BTreeSet<String>,
 }
 
@@ -62,11 +66,21 @@ type Value<'d> = Spanned<DeValue<'d>>;
 
 impl<'d> Section<'d> {
     /// The section of that name.
-    pub(super) fn open(document: &'d Document<'d>, name: &'static str, findings: &'d Findings) -> Self {
+    pub(super) fn open(
+        document: &'d Document<'d>,
+        name: &'static str,
+        findings: &'d Findings,
+    ) -> Self {
         let entry = document.root.get(name);
         let table = entry.and_then(|value| value.get_ref().as_table());
         let line = entry.map(|value| document.line(&value.span()));
-        Self { spec: schema::section_spec(name), table, line, document, findings }
+        Self {
+            spec: schema::section_spec(name),
+            table,
+            line,
+            document,
+            findings,
+        }
     }
 
     /// Whether it stands in the file.
@@ -93,7 +107,10 @@ impl<'d> Section<'d> {
     fn value(&self, key: &str) -> Option<&'d Value<'d>> {
         self.findings.asked.borrow_mut().insert(self.dotted(key));
         let value = self.table?.get(key)?;
-        self.findings.given.borrow_mut().insert(self.dotted(key), self.document.line(&value.span()));
+        self.findings
+            .given
+            .borrow_mut()
+            .insert(self.dotted(key), self.document.line(&value.span()));
         Some(value)
     }
 
@@ -105,7 +122,12 @@ impl<'d> Section<'d> {
     /// Notes a problem of a key that is there.
     pub(super) fn refuse(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
         let line = self.key_line(key).or(self.line);
-        self.findings.problem(Problem { line, key: Some(self.dotted(key)), message: message.into(), hint });
+        self.findings.problem(Problem {
+            line,
+            key: Some(self.dotted(key)),
+            message: message.into(),
+            hint,
+        });
     }
 
     /// Notes that a key is not there.
@@ -116,33 +138,49 @@ impl<'d> Section<'d> {
     /// Notes a problem of the section as a whole.
     pub(super) fn refuse_section(&self, message: impl Into<String>, hint: Option<String>) {
         let key = Some(format!("[{}]", self.spec.name));
-        self.findings.problem(Problem { line: self.line, key, message: message.into(), hint });
+        self.findings.problem(Problem {
+            line: self.line,
+            key,
+            message: message.into(),
+            hint,
+        });
     }
 
     /// Whether a key of this section was refused.
     pub(super) fn has_problems(&self) -> bool {
         let prefix = self.dotted("");
-        self.findings
-            .problems
-            .borrow()
-            .iter()
-            .any(|problem| problem.key.as_deref().is_some_and(|key| key.starts_with(&prefix)))
+        self.findings.problems.borrow().iter().any(|problem| {
+            problem
+                .key
+                .as_deref()
+                .is_some_and(|key| key.starts_with(&prefix))
+        })
     }
 
     /// Notes something worth knowing. The text is a whole sentence.
     pub(super) fn notice(&self, key: &str, text: impl Into<String>) {
-        self.findings.notices.borrow_mut().push(Notice { key: self.dotted(key), text: text.into() });
+        self.findings.notices.borrow_mut().push(Notice {
+            key: self.dotted(key),
+            text: text.into(),
+        });
     }
 
     /// Notes something worth knowing about the section.
     pub(super) fn notice_section(&self, text: impl Into<String>) {
-        self.findings.notices.borrow_mut().push(Notice { key: self.spec.name.to_owned(), text: text.into() });
+        self.findings.notices.borrow_mut().push(Notice {
+            key: self.spec.name.to_owned(),
+            text: text.into(),
+        });
     }
 
     /// Reports keys that nobody knows.
     pub(super) fn check_names(&self) {
         // A section without a list of keys checks their form itself.
-        for name in self.key_names().into_iter().filter(|_| !self.spec.keys.is_empty()) {
+        for name in self
+            .key_names()
+            .into_iter()
+            .filter(|_| !self.spec.keys.is_empty())
+        {
             if !self.spec.keys.contains(&name.as_str()) {
                 self.unknown_key(&name);
             }
@@ -161,12 +199,24 @@ impl<'d> Section<'d> {
     }
 
     fn wrong_type(&self, key: &str, value: &DeValue<'_>, expected: &str) {
-        self.refuse(key, format!("is {}; expected {expected}", type_name(value)), None);
+        self.refuse(
+            key,
+            format!("is {}; expected {expected}", type_name(value)),
+            None,
+        );
     }
 
     fn wrong_value(&self, key: &str, invalid: InvalidValue) {
-        let value = if key == SECRET_KEY { "(hidden)".to_owned() } else { format!("{:?}", invalid.value) };
-        self.refuse(key, format!("is {value}; expected {}", invalid.expected), invalid.hint);
+        let value = if key == SECRET_KEY {
+            "(hidden)".to_owned()
+        } else {
+            format!("{:?}", invalid.value)
+        };
+        self.refuse(
+            key,
+            format!("is {value}; expected {}", invalid.expected),
+            invalid.hint,
+        );
     }
 
     /// A text, as it stands.
@@ -180,8 +230,14 @@ impl<'d> Section<'d> {
     }
 
     /// A text of a form.
-    pub(super) fn checked<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, InvalidValue>) -> Option<T> {
-        parse(&self.text(key)?).map_err(|invalid| self.wrong_value(key, invalid)).ok()
+    pub(super) fn checked<T>(
+        &self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, InvalidValue>,
+    ) -> Option<T> {
+        parse(&self.text(key)?)
+            .map_err(|invalid| self.wrong_value(key, invalid))
+            .ok()
     }
 
     /// A text of a form that a type knows.
@@ -190,8 +246,13 @@ impl<'d> Section<'d> {
     }
 
     /// A text of a form; an empty text counts as absent.
-    pub(super) fn parsed_unless_empty<T: FromStr<Err = InvalidValue>>(&self, key: &str) -> Option<T> {
-        let empty = self.value(key).is_some_and(|value| value.get_ref().as_str() == Some(""));
+    pub(super) fn parsed_unless_empty<T: FromStr<Err = InvalidValue>>(
+        &self,
+        key: &str,
+    ) -> Option<T> {
+        let empty = self
+            .value(key)
+            .is_some_and(|value| value.get_ref().as_str() == Some(""));
         if empty { None } else { self.parsed(key) }
     }
 
@@ -208,10 +269,17 @@ impl<'d> Section<'d> {
     /// A whole number within a range.
     pub(super) fn number(&self, key: &str, range: RangeInclusive<u32>) -> Option<u32> {
         let value = self.value(key)?;
-        let expected = format!("a whole number from {} to {}, without quotes", range.start(), range.end());
+        let expected = format!(
+            "a whole number from {} to {}, without quotes",
+            range.start(),
+            range.end()
+        );
         match integer(value.get_ref()) {
             None => self.wrong_type(key, value.get_ref(), &expected),
-            Some(number) => match u32::try_from(number).ok().filter(|number| range.contains(number)) {
+            Some(number) => match u32::try_from(number)
+                .ok()
+                .filter(|number| range.contains(number))
+            {
                 Some(number) => return Some(number),
                 None => self.refuse(key, format!("is {number}; expected {expected}"), None),
             },
@@ -224,13 +292,21 @@ impl<'d> Section<'d> {
         let value = self.value(key)?;
         let size = match integer(value.get_ref()) {
             Some(number) => u64::try_from(number).ok().map(Size).or_else(|| {
-                self.refuse(key, format!("is {number}; expected a size such as \"1G\""), None);
+                self.refuse(
+                    key,
+                    format!("is {number}; expected a size such as \"1G\""),
+                    None,
+                );
                 None
             })?,
             None => self.parsed::<Size>(key)?,
         };
         if !range.contains(&size) {
-            let message = format!("is {size}; expected a size from {} to {}", range.start(), range.end());
+            let message = format!(
+                "is {size}; expected a size from {} to {}",
+                range.start(),
+                range.end()
+            );
             self.refuse(key, message, None);
             return None;
         }
@@ -243,10 +319,16 @@ impl<'d> Section<'d> {
         let expected = "a list of texts, [\"a\", \"b\"]";
         match value.get_ref() {
             DeValue::Array(items) => {
-                let texts = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
+                let texts = items
+                    .iter()
+                    .map(|item| item.get_ref().as_str().map(str::to_owned));
                 let texts: Option<Vec<String>> = texts.collect();
                 if texts.is_none() {
-                    self.refuse(key, format!("has an item that is not text; expected {expected}"), None);
+                    self.refuse(
+                        key,
+                        format!("has an item that is not text; expected {expected}"),
+                        None,
+                    );
                 }
                 texts
             }
@@ -267,7 +349,8 @@ impl<'d> Section<'d> {
 
     /// Whether the value is a text.
     pub(super) fn is_text(&self, key: &str) -> bool {
-        self.value(key).is_some_and(|value| value.get_ref().is_str())
+        self.value(key)
+            .is_some_and(|value| value.get_ref().is_str())
     }
 
     /// Parses the items of a list, noting each that is wrong. `None` when any is.
@@ -278,7 +361,9 @@ impl<'d> Section<'d> {
         expected: &str,
         parse: impl Fn(&str) -> Result<T, E>,
     ) -> Option<Vec<T>> {
-        let is_list = self.value(key).is_some_and(|value| value.get_ref().is_array());
+        let is_list = self
+            .value(key)
+            .is_some_and(|value| value.get_ref().is_array());
         let verb = if is_list { "has" } else { "is" };
         let parsed: Vec<Option<T>> = items
             .iter()

@@ -29,16 +29,19 @@ pub enum Compression {
     Zstd {
         /// 1 to 19.
         level: i32,
-        /// The bits of a window in which repetitions are found far apart; `None` for that of the level.
+        /// The bits of a window in which repetitions are found far apart; `None` for that of the
+        /// level.
         long: Option<u32>,
     },
 }
 
-/// So many threads compress and seal at most: with more of them the reader, the hasher and the line come first.
+/// So many threads compress and seal at most: with more of them the reader, the hasher and the line
+/// come first.
 pub const SEALING_THREADS_MAX: usize = 4;
 /// zstd's own default.
 const ZSTD_LEVEL_DEFAULT: i32 = 3;
-/// Levels 17 to 19 look back 23 bits without being told; above 27 `zstd -d` wants an option, and a restore more memory.
+/// Levels 17 to 19 look back 23 bits without being told; above 27 `zstd -d` wants an option, and a
+/// restore more memory.
 const LONG_BITS: RangeInclusive<u32> = 24..=27;
 
 /// `[send]`.
@@ -56,7 +59,12 @@ pub struct SendSection {
 
 impl Default for SendSection {
     fn default() -> Self {
-        Self { raw: RawMode::Auto, compressed: true, embedded: false, compression: Compression::None }
+        Self {
+            raw: RawMode::Auto,
+            compressed: true,
+            embedded: false,
+            compression: Compression::None,
+        }
     }
 }
 
@@ -107,9 +115,12 @@ impl fmt::Display for RawMode {
 }
 
 impl Compression {
-    /// Memory that it takes beyond what it takes at the lower levels, at most: tables of each thread, and the window.
+    /// Memory that it takes beyond what it takes at the lower levels, at most: tables of each
+    /// thread, and the window.
     pub(super) fn peak_bytes(self) -> u64 {
-        let Self::Zstd { level, long } = self else { return 0 };
+        let Self::Zstd { level, long } = self else {
+            return 0;
+        };
         // 4 bytes an entry of the level's hash and chain tables, and some for the optimal parser.
         let thread = match level {
             ..=8 => 0,
@@ -119,8 +130,13 @@ impl Compression {
             15..=18 => 68,
             _ => 108,
         };
-        // The window, and what is read ahead of it: more where the level makes jobs of 16 MiB of it.
-        let ahead = if level > 18 { Size::mebibytes(128).bytes() } else { 0 };
+        // The window, and what is read ahead of it: more where the level makes jobs of 16 MiB of
+        // it.
+        let ahead = if level > 18 {
+            Size::mebibytes(128).bytes()
+        } else {
+            0
+        };
         let window = long.map_or(0, |bits| (2 << bits) + ahead);
         Size::mebibytes(thread).bytes() * SEALING_THREADS_MAX as u64 + window
     }
@@ -146,10 +162,15 @@ impl FromStr for Compression {
         let level = match (method.split_once(':'), long) {
             (None, None) if method == "none" => return Ok(Self::None),
             (None, _) if method == "zstd" => Some(ZSTD_LEVEL_DEFAULT),
-            (Some(("zstd", level)), _) => level.parse().ok().filter(|level| (1..=19).contains(level)),
+            (Some(("zstd", level)), _) => {
+                level.parse().ok().filter(|level| (1..=19).contains(level))
+            }
             _ => None,
         };
-        Ok(Self::Zstd { level: level.ok_or_else(invalid)?, long })
+        Ok(Self::Zstd {
+            level: level.ok_or_else(invalid)?,
+            long,
+        })
     }
 }
 
@@ -158,7 +179,10 @@ impl fmt::Display for Compression {
         match self {
             Self::None => f.write_str("none"),
             Self::Zstd { level, long: None } => write!(f, "zstd:{level}"),
-            Self::Zstd { level, long: Some(bits) } => write!(f, "zstd:{level},long={bits}"),
+            Self::Zstd {
+                level,
+                long: Some(bits),
+            } => write!(f, "zstd:{level},long={bits}"),
         }
     }
 }

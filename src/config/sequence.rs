@@ -16,17 +16,28 @@ pub struct SequenceStep {
 
 impl SequenceStep {
     fn new(name: &str, line: &str) -> Option<Self> {
-        let words = shell_words::split(line).ok().filter(|words| !words.is_empty())?;
-        Some(Self { name: name.to_owned(), line: line.to_owned(), words })
+        let words = shell_words::split(line)
+            .ok()
+            .filter(|words| !words.is_empty())?;
+        Some(Self {
+            name: name.to_owned(),
+            line: line.to_owned(),
+            words,
+        })
     }
 }
 
 /// The known typing error of the INI form's example.
-pub(super) const KNOWN_TYPO: (&str, &str) = ("upload-intermediate-to-remove", "upload-intermediate-to-remote");
+pub(super) const KNOWN_TYPO: (&str, &str) = (
+    "upload-intermediate-to-remove",
+    "upload-intermediate-to-remote",
+);
 
 /// The number of a step: `step01` is 1.
 fn step_number(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("step").filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
+    let digits = name
+        .strip_prefix("step")
+        .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
     digits.parse().ok()
 }
 
@@ -38,10 +49,15 @@ pub(super) fn read_steps(section: &Section<'_>) -> Vec<SequenceStep> {
             refuse_name(section, &name);
             continue;
         };
-        let Some(step) = read_step(section, &name) else { continue };
+        let Some(step) = read_step(section, &name) else {
+            continue;
+        };
         match steps.iter().find(|(other, _)| *other == number) {
             Some((_, other)) => {
-                let message = format!("has the same number as {}; expected each number once", other.name);
+                let message = format!(
+                    "has the same number as {}; expected each number once",
+                    other.name
+                );
                 section.refuse(&name, message, None);
             }
             None => steps.push((number, step)),
@@ -54,7 +70,9 @@ pub(super) fn read_steps(section: &Section<'_>) -> Vec<SequenceStep> {
 fn refuse_name(section: &Section<'_>, name: &str) {
     let elsewhere = schema::sections_with(name);
     let hint = match elsewhere.is_empty() {
-        true => "steps are called step01, step02, ... and run in the order of their numbers".to_owned(),
+        true => {
+            "steps are called step01, step02, ... and run in the order of their numbers".to_owned()
+        }
         false => format!("it belongs in [{}]", elsewhere.join("] or [")),
     };
     section.refuse(name, "is not a known key", Some(hint));
@@ -65,10 +83,18 @@ fn read_step(section: &Section<'_>, name: &str) -> Option<SequenceStep> {
     let step = SequenceStep::new(name, &line);
     let first = step.as_ref().and_then(|step| step.words.first());
     match first.map(String::as_str) {
-        None => section.refuse(name, format!("is {line:?}; expected a command line of this program"), None),
+        None => section.refuse(
+            name,
+            format!("is {line:?}; expected a command line of this program"),
+            None,
+        ),
         Some(word) if word == KNOWN_TYPO.0 => {
             let hint = format!("did you mean `{}`?", KNOWN_TYPO.1);
-            section.refuse(name, format!("is {line:?}; expected a command of this program"), Some(hint));
+            section.refuse(
+                name,
+                format!("is {line:?}; expected a command of this program"),
+                Some(hint),
+            );
         }
         Some(_) => {}
     }
@@ -77,20 +103,40 @@ fn read_step(section: &Section<'_>, name: &str) -> Option<SequenceStep> {
 
 /// The steps of a configuration without `[backup-sequence]`.
 pub(super) fn default_steps(config: &Config) -> Vec<SequenceStep> {
-    let backup = if config.remote.is_some() { "stream-to-remote" } else { "export-intermediate" };
-    let verify = if config.remote.is_some() { "verify-checksums" } else { "verify-checksums --intermediate" };
+    let backup = if config.remote.is_some() {
+        "stream-to-remote"
+    } else {
+        "export-intermediate"
+    };
+    let verify = if config.remote.is_some() {
+        "verify-checksums"
+    } else {
+        "verify-checksums --intermediate"
+    };
     let lines = [
         (true, "lock"),
         (true, "snapshot"),
         (true, backup),
         (true, verify),
-        (!config.lifecycle_intermediate.keeps_everything(), "prune-intermediate -y"),
-        (!config.lifecycle_remote.keeps_everything(), "prune-remote -y"),
+        (
+            !config.lifecycle_intermediate.keeps_everything(),
+            "prune-intermediate -y",
+        ),
+        (
+            !config.lifecycle_remote.keeps_everything(),
+            "prune-remote -y",
+        ),
         (config.snapshots.oldest_days.is_some(), "prune-snapshots -y"),
         (true, "unlock"),
     ];
-    let wanted = lines.into_iter().filter(|(wanted, _)| *wanted).map(|(_, line)| line);
-    wanted.zip(1..).filter_map(|(line, number)| SequenceStep::new(&format!("step{number:02}"), line)).collect()
+    let wanted = lines
+        .into_iter()
+        .filter(|(wanted, _)| *wanted)
+        .map(|(_, line)| line);
+    wanted
+        .zip(1..)
+        .filter_map(|(line, number)| SequenceStep::new(&format!("step{number:02}"), line))
+        .collect()
 }
 
 #[cfg(test)]

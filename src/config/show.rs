@@ -18,7 +18,9 @@ impl Config {
     pub fn to_display_toml(&self) -> String {
         let mut shown = format!("# {}, merged with the defaults\n", self.file.display());
         for (section, entries) in self.entries() {
-            let lines = entries.into_iter().filter_map(|(key, value)| Some(self.line(section, key, &value?)));
+            let lines = entries
+                .into_iter()
+                .filter_map(|(key, value)| Some(self.line(section, key, &value?)));
             let lines: String = lines.collect();
             if !lines.is_empty() {
                 shown.push_str(&format!("\n[{section}]\n{lines}"));
@@ -28,15 +30,24 @@ impl Config {
     }
 
     fn line(&self, section: &str, key: &str, value: &Value) -> String {
-        let mark = if self.given.contains_key(&format!("{section}.{key}")) { "" } else { "  # default" };
+        let mark = if self.given.contains_key(&format!("{section}.{key}")) {
+            ""
+        } else {
+            "  # default"
+        };
         format!("{key} = {value}{mark}\n")
     }
 
-    /// The sections that have an effect or stand in the file, with all their keys in the order of the schema.
+    /// The sections that have an effect or stand in the file, with all their keys in the order of
+    /// the schema.
     fn entries(&self) -> Vec<(&'static str, Vec<Entry<'_>>)> {
         let is_s3 = matches!(self.remote, Some(Remote::S3 { .. }));
         let is_b2 = matches!(self.remote, Some(Remote::B2 { .. }));
-        let in_file = |section: &str| self.given.keys().any(|key| key.starts_with(&format!("{section}.")));
+        let in_file = |section: &str| {
+            self.given
+                .keys()
+                .any(|key| key.starts_with(&format!("{section}.")))
+        };
         let all = [
             ("main", true, self.main_entries()),
             ("s3", is_s3, self.s3_entries()),
@@ -47,13 +58,28 @@ impl Config {
             (
                 "backup-sequence",
                 true,
-                self.sequence.iter().map(|step| (step.name.as_str(), text(&step.line))).collect(),
+                self.sequence
+                    .iter()
+                    .map(|step| (step.name.as_str(), text(&step.line)))
+                    .collect(),
             ),
-            ("lifecycle-intermediate", true, retention_entries(&self.lifecycle_intermediate)),
-            ("lifecycle-remote", true, retention_entries(&self.lifecycle_remote)),
+            (
+                "lifecycle-intermediate",
+                true,
+                retention_entries(&self.lifecycle_intermediate),
+            ),
+            (
+                "lifecycle-remote",
+                true,
+                retention_entries(&self.lifecycle_remote),
+            ),
         ];
-        let wanted = all.into_iter().filter(|(section, effective, _)| *effective || in_file(section));
-        wanted.map(|(section, _, entries)| (section, entries)).collect()
+        let wanted = all
+            .into_iter()
+            .filter(|(section, effective, _)| *effective || in_file(section));
+        wanted
+            .map(|(section, _, entries)| (section, entries))
+            .collect()
     }
 
     fn main_entries(&self) -> Vec<Entry<'_>> {
@@ -64,18 +90,37 @@ impl Config {
         ];
         entries.extend(self.key_entries());
         entries.extend([
-            ("intermediate_basedir", self.intermediate.as_ref().and_then(|place| path(&place.basedir))),
-            ("intermediate_checksum", self.intermediate.as_ref().and_then(|place| switch(place.checksum))),
+            (
+                "intermediate_basedir",
+                self.intermediate
+                    .as_ref()
+                    .and_then(|place| path(&place.basedir)),
+            ),
+            (
+                "intermediate_checksum",
+                self.intermediate
+                    .as_ref()
+                    .and_then(|place| switch(place.checksum)),
+            ),
             ("split_size", text(self.split_size)),
             ("remote", self.remote.as_ref().and_then(text)),
             ("rclone_conf", self.rclone.conf.as_deref().and_then(path)),
-            ("rclone_bwlimit", self.rclone.bwlimit.as_ref().and_then(text)),
+            (
+                "rclone_bwlimit",
+                self.rclone.bwlimit.as_ref().and_then(text),
+            ),
             ("rclone_args", texts_unless_empty(&self.rclone.args)),
-            ("rclone_spool_dir", self.rclone.spool_dir.as_deref().and_then(path)),
+            (
+                "rclone_spool_dir",
+                self.rclone.spool_dir.as_deref().and_then(path),
+            ),
             ("bwlimit", self.pace.bwlimit.as_ref().and_then(text)),
             ("window", self.pace.window.and_then(text)),
             ("max_runtime", self.pace.max_runtime.and_then(text)),
-            ("oldest_snapshot_days", self.snapshots.oldest_days.and_then(number)),
+            (
+                "oldest_snapshot_days",
+                self.snapshots.oldest_days.and_then(number),
+            ),
             ("snapshot_prefix", text(&self.snapshots.prefix)),
             (
                 "use_snapshots",
@@ -85,8 +130,14 @@ impl Config {
                 },
             ),
             ("store_as", self.datasets.store_as.as_ref().and_then(text)),
-            ("pre_snapshot", self.hooks.pre_snapshot.as_ref().and_then(text)),
-            ("post_snapshot", self.hooks.post_snapshot.as_ref().and_then(text)),
+            (
+                "pre_snapshot",
+                self.hooks.pre_snapshot.as_ref().and_then(text),
+            ),
+            (
+                "post_snapshot",
+                self.hooks.post_snapshot.as_ref().and_then(text),
+            ),
             ("on_failure", self.hooks.on_failure.as_ref().and_then(text)),
             ("on_success", self.hooks.on_success.as_ref().and_then(text)),
             ("hook_timeout", text(self.hooks.timeout)),
@@ -110,7 +161,10 @@ impl Config {
             KeySource::Passphrase(Passphrase::Inline(secret)) => entries[0].1 = hidden(secret),
             KeySource::Passphrase(Passphrase::File(file)) => entries[1].1 = text(file),
             KeySource::Passphrase(Passphrase::Command(command)) => entries[2].1 = text(command),
-            KeySource::Recipients { recipients, signing_key_file } => {
+            KeySource::Recipients {
+                recipients,
+                signing_key_file,
+            } => {
                 entries[3].1 = texts(recipients);
                 entries[4].1 = text(signing_key_file);
             }
@@ -132,8 +186,14 @@ impl Config {
             ("access_key_id_file", id_file),
             ("secret_access_key_file", secret_file),
             ("storage_class", s3.storage_class.as_ref().and_then(text)),
-            ("path_style", switch(s3.path_style.unwrap_or(s3.endpoint.is_some()))),
-            ("checksum", s3.checksum.map_or_else(|| text(CHECKSUM_AUTO), text)),
+            (
+                "path_style",
+                switch(s3.path_style.unwrap_or(s3.endpoint.is_some())),
+            ),
+            (
+                "checksum",
+                s3.checksum.map_or_else(|| text(CHECKSUM_AUTO), text),
+            ),
             ("part_size", part_size),
             ("concurrency", concurrency),
             ("object_lock_days", lock_days),
@@ -157,7 +217,9 @@ impl Config {
     }
 
     fn prune_entries(&self) -> Vec<Entry<'_>> {
-        let Some(prune) = &self.prune else { return Vec::new() };
+        let Some(prune) = &self.prune else {
+            return Vec::new();
+        };
         let [s3_id, s3_secret] = credential_values(prune.s3_credential_files.as_ref());
         let [b2_id, b2_secret] = credential_values(prune.b2_credential_files.as_ref());
         vec![
@@ -181,9 +243,15 @@ impl Config {
     fn lifecycle_entries(&self) -> Vec<Entry<'_>> {
         let lifecycle = &self.backup_lifecycle;
         vec![
-            ("full_when_incrementals_exceed", text(lifecycle.full_when_incrementals_exceed)),
+            (
+                "full_when_incrementals_exceed",
+                text(lifecycle.full_when_incrementals_exceed),
+            ),
             ("full_every", lifecycle.full_every.and_then(text)),
-            ("max_incrementals", lifecycle.max_incrementals.and_then(number)),
+            (
+                "max_incrementals",
+                lifecycle.max_incrementals.and_then(number),
+            ),
             ("auto_full_max", text(lifecycle.auto_full_max)),
         ]
     }
@@ -193,8 +261,14 @@ fn retention_entries(rules: &RetentionRules) -> Vec<Entry<'_>> {
     vec![
         ("keep-last-chains", rules.last_chains.and_then(number)),
         ("keep-last-full-only", rules.last_fulls.and_then(number)),
-        ("keep-last-incremental-only", rules.last_incrementals.and_then(number)),
-        ("keep-full-with-age-closest-to", texts_unless_empty(&rules.full_ages)),
+        (
+            "keep-last-incremental-only",
+            rules.last_incrementals.and_then(number),
+        ),
+        (
+            "keep-full-with-age-closest-to",
+            texts_unless_empty(&rules.full_ages),
+        ),
         ("keep-within", rules.within.and_then(text)),
         ("keep-daily", rules.daily.and_then(number)),
         ("keep-weekly", rules.weekly.and_then(number)),
@@ -226,7 +300,12 @@ fn number(value: u32) -> Option<Value> {
 }
 
 fn texts<T: Display>(items: &[T]) -> Option<Value> {
-    Some(Value::Array(items.iter().map(|item| Value::String(item.to_string())).collect()))
+    Some(Value::Array(
+        items
+            .iter()
+            .map(|item| Value::String(item.to_string()))
+            .collect(),
+    ))
 }
 
 fn texts_unless_empty<T: Display>(items: &[T]) -> Option<Value> {
@@ -234,11 +313,17 @@ fn texts_unless_empty<T: Display>(items: &[T]) -> Option<Value> {
 }
 
 fn credential_values(files: Option<&CredentialFiles>) -> [Option<Value>; 2] {
-    [files.and_then(|files| text(&files.id_file)), files.and_then(|files| text(&files.secret_file))]
+    [
+        files.and_then(|files| text(&files.id_file)),
+        files.and_then(|files| text(&files.secret_file)),
+    ]
 }
 
 fn lock_values(lock: Option<ObjectLock>) -> [Option<Value>; 2] {
-    [lock.and_then(|lock| number(lock.days)), lock.and_then(|lock| text(lock.mode))]
+    [
+        lock.and_then(|lock| number(lock.days)),
+        lock.and_then(|lock| text(lock.mode)),
+    ]
 }
 
 fn part_values(parts: PartSettings) -> [Option<Value>; 2] {

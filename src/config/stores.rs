@@ -1,4 +1,5 @@
-//! What the remotes need besides their name: `[s3]`, `[b2]`, `[prune]`, and how a chunk is cut into parts.
+//! What the remotes need besides their name: `[s3]`, `[b2]`, `[prune]`, and how a chunk is cut into
+//! parts.
 
 use super::paths::Environment;
 use super::secret::{Secret, SecretError, SecretFile};
@@ -7,7 +8,8 @@ use super::units::{InvalidValue, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 use std::path::PathBuf;
 
-/// Smaller parts are refused by S3 (all but the last); B2 allows 5,000,000 bytes, which this covers.
+/// Smaller parts are refused by S3 (all but the last); B2 allows 5,000,000 bytes, which this
+/// covers.
 pub(super) const PART_SIZE_MIN: Size = Size::mebibytes(5);
 /// The largest part that S3 takes.
 const PART_SIZE_MAX: Size = Size(5 << 30);
@@ -31,7 +33,10 @@ pub struct PartSettings {
 
 impl Default for PartSettings {
     fn default() -> Self {
-        Self { part_size: PART_SIZE_DEFAULT, concurrency: CONCURRENCY_DEFAULT }
+        Self {
+            part_size: PART_SIZE_DEFAULT,
+            concurrency: CONCURRENCY_DEFAULT,
+        }
     }
 }
 
@@ -50,7 +55,10 @@ impl CredentialFiles {
     /// # Errors
     /// [`SecretError`], which names the file.
     pub fn read(&self, env: &Environment) -> Result<(Secret, Secret), SecretError> {
-        Ok((self.id_file.read_line(env)?, self.secret_file.read_line(env)?))
+        Ok((
+            self.id_file.read_line(env)?,
+            self.secret_file.read_line(env)?,
+        ))
     }
 }
 
@@ -69,7 +77,8 @@ pub struct S3Section {
     pub storage_class: Option<String>,
     /// The bucket in the path; `None`: exactly when an endpoint is given.
     pub path_style: Option<bool>,
-    /// The checksum that the store verifies and keeps; `None`: the strongest that a probe of the store finds.
+    /// The checksum that the store verifies and keeps; `None`: the strongest that a probe of the
+    /// store finds.
     pub checksum: Option<S3Checksum>,
     /// Parts.
     pub parts: PartSettings,
@@ -155,37 +164,62 @@ fn read_credential_files(section: &Section<'_>, keys: [&str; 2]) -> Option<Crede
             section.missing(other, &format!("the other half of {given}"), None);
         }
     }
-    Some(CredentialFiles { id_file: id_file?, secret_file: secret_file? })
+    Some(CredentialFiles {
+        id_file: id_file?,
+        secret_file: secret_file?,
+    })
 }
 
 fn check_profile(section: &Section<'_>, keys: [&str; 2]) {
     if section.has("profile") && keys.iter().any(|key| section.has(key)) {
-        section.refuse("profile", format!("stands beside {}; expected only one of them", keys.join(" and ")), None);
+        section.refuse(
+            "profile",
+            format!(
+                "stands beside {}; expected only one of them",
+                keys.join(" and ")
+            ),
+            None,
+        );
     }
 }
 
 fn read_parts(section: &Section<'_>) -> PartSettings {
     let default = PartSettings::default();
     PartSettings {
-        part_size: section.size("part_size", PART_SIZE_MIN..=PART_SIZE_MAX).unwrap_or(default.part_size),
-        concurrency: section.number("concurrency", 1..=CONCURRENCY_MAX).unwrap_or(default.concurrency),
+        part_size: section
+            .size("part_size", PART_SIZE_MIN..=PART_SIZE_MAX)
+            .unwrap_or(default.part_size),
+        concurrency: section
+            .number("concurrency", 1..=CONCURRENCY_MAX)
+            .unwrap_or(default.concurrency),
     }
 }
 
-/// How many bytes a chunk has at most once it is sealed: age adds 16 bytes to every 64 KiB and a header, and zstd
-/// adds less than 1/256 to what it cannot compress (`ZSTD_COMPRESSBOUND`).
+/// How many bytes a chunk has at most once it is sealed: age adds 16 bytes to every 64 KiB and a
+/// header, and zstd adds less than 1/256 to what it cannot compress (`ZSTD_COMPRESSBOUND`).
 pub(super) fn sealed_bytes_max(split_size: Size) -> u64 {
     let stream = split_size.bytes();
     stream + stream / 4096 + stream / 256 + (64 << 10)
 }
 
 /// Holds the number of parts of one chunk against what stores take.
-pub(super) fn check_part_count(main: &Section<'_>, store: &Section<'_>, split_size: Size, parts: PartSettings) {
+pub(super) fn check_part_count(
+    main: &Section<'_>,
+    store: &Section<'_>,
+    split_size: Size,
+    parts: PartSettings,
+) {
     let count = sealed_bytes_max(split_size).div_ceil(parts.part_size.bytes());
-    let (section, key) =
-        if store.has("part_size") || !main.has("split_size") { (store, "part_size") } else { (main, "split_size") };
+    let (section, key) = if store.has("part_size") || !main.has("split_size") {
+        (store, "part_size")
+    } else {
+        (main, "split_size")
+    };
     if count > PARTS_MAX {
-        let message = format!("makes {count} parts of {} for one chunk; expected at most {PARTS_MAX}", parts.part_size);
+        let message = format!(
+            "makes {count} parts of {} for one chunk; expected at most {PARTS_MAX}",
+            parts.part_size
+        );
         section.refuse(key, message, Some(part_count_hint(split_size)));
     } else if count > PARTS_EVERYWHERE_MAX {
         let stores = format!("some stores take only {PARTS_EVERYWHERE_MAX}");
@@ -198,9 +232,11 @@ pub(super) fn check_part_count(main: &Section<'_>, store: &Section<'_>, split_si
     }
 }
 
-/// The smallest part that makes a number which every store takes, where parts may be as large as that.
+/// The smallest part that makes a number which every store takes, where parts may be as large as
+/// that.
 fn part_count_hint(split_size: Size) -> String {
-    let enough = Size::mebibytes((sealed_bytes_max(split_size).div_ceil(PARTS_EVERYWHERE_MAX) >> 20) + 1);
+    let enough =
+        Size::mebibytes((sealed_bytes_max(split_size).div_ceil(PARTS_EVERYWHERE_MAX) >> 20) + 1);
     if enough > PART_SIZE_MAX {
         return "lower split_size".to_owned();
     }
@@ -208,7 +244,12 @@ fn part_count_hint(split_size: Size) -> String {
 }
 
 fn endpoint(text: &str) -> Result<String, InvalidValue> {
-    let invalid = || InvalidValue::new(text, "a URL, https://HOST or https://HOST:PORT, without a bucket in it");
+    let invalid = || {
+        InvalidValue::new(
+            text,
+            "a URL, https://HOST or https://HOST:PORT, without a bucket in it",
+        )
+    };
     let Some((scheme, host)) = text.split_once("://") else {
         return Err(invalid().hint(format!("write \"https://{text}\"")));
     };
@@ -222,16 +263,25 @@ fn endpoint(text: &str) -> Result<String, InvalidValue> {
 
 fn word(text: &str, expected: &str) -> Result<String, InvalidValue> {
     let plain = !text.is_empty() && !text.chars().any(|c| c.is_whitespace() || c.is_control());
-    plain.then(|| text.to_owned()).ok_or_else(|| InvalidValue::new(text, expected))
+    plain
+        .then(|| text.to_owned())
+        .ok_or_else(|| InvalidValue::new(text, expected))
 }
 
 fn storage_class(text: &str) -> Result<String, InvalidValue> {
-    let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let plain = !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
     if plain {
         return Ok(text.to_owned());
     }
     let invalid = InvalidValue::new(text, "a storage class such as STANDARD_IA, in capitals");
-    Err(if text.is_empty() { invalid } else { invalid.hint(format!("write \"{}\"", text.to_ascii_uppercase())) })
+    Err(if text.is_empty() {
+        invalid
+    } else {
+        invalid.hint(format!("write \"{}\"", text.to_ascii_uppercase()))
+    })
 }
 
 /// The word for the strongest that the store keeps.
@@ -241,8 +291,12 @@ fn checksum(text: &str) -> Result<Option<S3Checksum>, InvalidValue> {
     if text == CHECKSUM_AUTO {
         return Ok(None);
     }
-    let found = S3Checksum::ALL.into_iter().find(|checksum| checksum.to_string() == text);
-    found.map(Some).ok_or_else(|| InvalidValue::new(text, "one of auto, crc64nvme, sha256, crc32c, md5"))
+    let found = S3Checksum::ALL
+        .into_iter()
+        .find(|checksum| checksum.to_string() == text);
+    found
+        .map(Some)
+        .ok_or_else(|| InvalidValue::new(text, "one of auto, crc64nvme, sha256, crc32c, md5"))
 }
 
 /// The days and the mode; 0 days is no lock.
@@ -257,14 +311,28 @@ fn read_lock(store: &Section<'_>) -> Option<ObjectLock> {
     // Days that are wrong are told already.
     let without = days.is_none() && (given == Some(0) || !store.has("object_lock_days"));
     if mode.is_some() && without {
-        store.refuse("object_lock_mode", "has no effect without object_lock_days".to_owned(), None);
+        store.refuse(
+            "object_lock_mode",
+            "has no effect without object_lock_days".to_owned(),
+            None,
+        );
     }
-    Some(ObjectLock { days: days?, mode: mode.unwrap_or_default(), covers_chains: false })
+    Some(ObjectLock {
+        days: days?,
+        mode: mode.unwrap_or_default(),
+        covers_chains: false,
+    })
 }
 
 /// An absolute path without `..`, whose meaning does not depend on where the program is started.
 pub(super) fn absolute_path(text: &str) -> Result<PathBuf, InvalidValue> {
     let path = PathBuf::from(text);
-    let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
-    if path.is_absolute() && !climbs { Ok(path) } else { Err(InvalidValue::new(text, "an absolute path without `..`")) }
+    let climbs = path
+        .components()
+        .any(|part| part == std::path::Component::ParentDir);
+    if path.is_absolute() && !climbs {
+        Ok(path)
+    } else {
+        Err(InvalidValue::new(text, "an absolute path without `..`"))
+    }
 }

@@ -1,10 +1,12 @@
-//! Which files may be believed: a pure judgement over what `fstat` says, and the one way in which files are opened.
+//! Which files may be believed: a pure judgement over what `fstat` says, and the one way in which
+//! files are opened.
 //!
-//! A configuration names hooks that run as root and keys that open backups, so whoever can change it owns the host.
-//! The rule is that of OpenSSH's `StrictModes`: the file and every folder above it belong to root or to the running
-//! user, and nobody else can write there. A sticky folder such as `/tmp` may be writable by all, because nobody but
-//! the owner can replace a file in it, and the owner is checked. A file with a secret must not be readable by others.
-//! Access control lists need no look of their own: their mask shows in the group bits.
+//! A configuration names hooks that run as root and keys that open backups, so whoever can change
+//! it owns the host. The rule is that of OpenSSH's `StrictModes`: the file and every folder above
+//! it belong to root or to the running user, and nobody else can write there. A sticky folder such
+//! as `/tmp` may be writable by all, because nobody but the owner can replace a file in it, and the
+//! owner is checked. A file with a secret must not be readable by others. Access control lists need
+//! no look of their own: their mask shows in the group bits.
 
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
@@ -21,8 +23,9 @@ pub enum Demand {
     Unchangeable,
     /// Nobody else can read it.
     Secret,
-    /// A systemd credential. systemd gives it to the service's user by an access control list, whose mask shows as
-    /// group read permission (`exec-credential.c`); the folder around it is closed.
+    /// A systemd credential. systemd gives it to the service's user by an access control list,
+    /// whose mask shows as group read permission (`exec-credential.c`); the folder around it is
+    /// closed.
     Credential,
 }
 
@@ -37,7 +40,10 @@ pub struct Facts {
 
 impl From<&Metadata> for Facts {
     fn from(metadata: &Metadata) -> Self {
-        Self { uid: metadata.uid(), mode: metadata.mode() }
+        Self {
+            uid: metadata.uid(),
+            mode: metadata.mode(),
+        }
     }
 }
 
@@ -109,26 +115,38 @@ pub fn judge_folder(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
 pub enum FolderRule {
     /// No other user: others could put files there under the names that the program reads.
     Closed,
-    /// Everybody where the folder is sticky, as in `/run/lock` and `/var/tmp`: the program makes its files there with
-    /// `O_EXCL`, and checks what it finds.
+    /// Everybody where the folder is sticky, as in `/run/lock` and `/var/tmp`: the program makes
+    /// its files there with `O_EXCL`, and checks what it finds.
     MayBeSticky,
 }
 
-/// Judges a folder that the program writes in, every folder above it, and every link on the way, as OpenSSH judges the
-/// way to a file. A folder that does not exist yet is judged by the nearest one that does. Blocks.
+/// Judges a folder that the program writes in, every folder above it, and every link on the way, as
+/// OpenSSH judges the way to a file. A folder that does not exist yet is judged by the nearest one
+/// that does. Blocks.
 ///
 /// # Errors
-/// [`FileError::Distrusted`] naming the folder or the link; [`FileError::Io`] when one could not be examined.
+/// [`FileError::Distrusted`] naming the folder or the link; [`FileError::Io`] when one could not be
+/// examined.
 pub fn judge_place(path: &Path, rule: FolderRule, running_uid: u32) -> Result<(), FileError> {
     let distrusted = |path: &Path| {
         let path = path.to_owned();
         move |flaw| FileError::Distrusted { path, flaw }
     };
     let stat = |path: &Path| {
-        let failed = |source| FileError::Io { operation: "stat", path: path.to_owned(), source };
+        let failed = |source| FileError::Io {
+            operation: "stat",
+            path: path.to_owned(),
+            source,
+        };
         path.symlink_metadata().map_err(failed)
     };
-    let io_error = |operation| move |source| FileError::Io { operation, path: path.to_owned(), source };
+    let io_error = |operation| {
+        move |source| FileError::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
     let absolute = std::path::absolute(path).map_err(io_error("find"))?;
     let mut left = components_reversed(&absolute);
     let mut here = PathBuf::from("/");
@@ -148,7 +166,9 @@ pub fn judge_place(path: &Path, rule: FolderRule, running_uid: u32) -> Result<()
             judge_owner(Facts::from(&metadata), running_uid).map_err(distrusted(&next))?;
             links += 1;
             if links > LINKS_MAX {
-                return Err(io_error("follow the links of")(io::ErrorKind::TooManyLinks.into()));
+                return Err(io_error("follow the links of")(
+                    io::ErrorKind::TooManyLinks.into(),
+                ));
             }
             let target = next.read_link().map_err(io_error("read the link"))?;
             if target.is_absolute() {
@@ -172,12 +192,21 @@ const LINKS_MAX: u32 = 40;
 
 /// The names of a path, the last one first.
 fn components_reversed(path: &Path) -> Vec<OsString> {
-    let names = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
-    names.rev().map(|part| part.as_os_str().to_owned()).collect()
+    let names = path
+        .components()
+        .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    names
+        .rev()
+        .map(|part| part.as_os_str().to_owned())
+        .collect()
 }
 
 fn judge_owner(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
-    if facts.uid == 0 || facts.uid == running_uid { Ok(()) } else { Err(Flaw::Owner(facts.uid)) }
+    if facts.uid == 0 || facts.uid == running_uid {
+        Ok(())
+    } else {
+        Err(Flaw::Owner(facts.uid))
+    }
 }
 
 /// A file that was not opened or not believed.
@@ -220,35 +249,55 @@ impl FileError {
 
     /// The command that mends it, where there is one.
     pub fn hint(&self) -> Option<String> {
-        let Self::Distrusted { path, flaw } = self else { return None };
+        let Self::Distrusted { path, flaw } = self else {
+            return None;
+        };
         let path = path.display().to_string();
         let path = shell_words::quote(&path);
         match flaw {
             Flaw::NotAFile => None,
-            Flaw::Owner(_) => Some(format!("run `chown root {path}` once you know that its content is yours")),
+            Flaw::Owner(_) => Some(format!(
+                "run `chown root {path}` once you know that its content is yours"
+            )),
             Flaw::Writable(_) => Some(format!("run `chmod go-w {path}`")),
             Flaw::Readable(_) => Some(format!("run `chmod 600 {path}`")),
         }
     }
 }
 
-/// Opens a file that meets the demand. The judgement is of the opened descriptor, so the file cannot be exchanged in
-/// between; the folders are judged on the resolved path, and again on the path as given when that is a link.
+/// Opens a file that meets the demand. The judgement is of the opened descriptor, so the file
+/// cannot be exchanged in between; the folders are judged on the resolved path, and again on the
+/// path as given when that is a link.
 ///
 /// # Errors
 /// [`FileError`] when it cannot be opened or is not believed.
-pub fn open_trusted(path: &Path, demand: Demand, running_uid: u32) -> Result<(File, Facts), FileError> {
-    let io_error = |operation| move |source| FileError::Io { operation, path: path.to_owned(), source };
+pub fn open_trusted(
+    path: &Path,
+    demand: Demand,
+    running_uid: u32,
+) -> Result<(File, Facts), FileError> {
+    let io_error = |operation| {
+        move |source| FileError::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
     judge_link(path, running_uid)?;
     let resolved = path.canonicalize().map_err(io_error("open"))?;
     judge_folders_above(&resolved, running_uid)?;
-    // NOFOLLOW: the path is resolved, so a link that appears now is an attack. NONBLOCK: a pipe must not hang us.
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    // NOFOLLOW: the path is resolved, so a link that appears now is an attack. NONBLOCK: a pipe
+    // must not hang us.
+    let flags =
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = rustix::fs::open(&resolved, flags, Mode::empty())
         .map(File::from)
         .map_err(|errno| io_error("open")(errno.into()))?;
     let facts = Facts::from(&file.metadata().map_err(io_error("fstat"))?);
-    judge_file(facts, demand, running_uid).map_err(|flaw| FileError::Distrusted { path: path.to_owned(), flaw })?;
+    judge_file(facts, demand, running_uid).map_err(|flaw| FileError::Distrusted {
+        path: path.to_owned(),
+        flaw,
+    })?;
     Ok((file, facts))
 }
 
@@ -264,28 +313,47 @@ pub fn read_trusted(
 ) -> Result<(Zeroizing<Vec<u8>>, Facts), FileError> {
     let (file, facts) = open_trusted(path, demand, running_uid)?;
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(|source| FileError::Io {
-        operation: "read",
-        path: path.to_owned(),
-        source,
-    })?;
+    file.take(bytes_max.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(|source| FileError::Io {
+            operation: "read",
+            path: path.to_owned(),
+            source,
+        })?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > bytes_max) {
-        return Err(FileError::TooLarge { path: path.to_owned(), bytes_max });
+        return Err(FileError::TooLarge {
+            path: path.to_owned(),
+            bytes_max,
+        });
     }
     Ok((bytes, facts))
 }
 
-/// A link in a folder where others can write must be ours or root's, or it could be turned to another file.
+/// A link in a folder where others can write must be ours or root's, or it could be turned to
+/// another file.
 fn judge_link(path: &Path, running_uid: u32) -> Result<(), FileError> {
-    let io_error = |source| FileError::Io { operation: "open", path: path.to_owned(), source };
+    let io_error = |source| FileError::Io {
+        operation: "open",
+        path: path.to_owned(),
+        source,
+    };
     let metadata = path.symlink_metadata().map_err(io_error)?;
     if !metadata.is_symlink() {
         return Ok(());
     }
-    let parent = std::path::absolute(path).map_err(io_error)?.parent().map(Path::to_path_buf).unwrap_or_default();
-    judge_folders_above(&parent.canonicalize().map_err(io_error)?.join("link"), running_uid)?;
-    judge_owner(Facts::from(&metadata), running_uid)
-        .map_err(|flaw| FileError::Distrusted { path: path.to_owned(), flaw })
+    let parent = std::path::absolute(path)
+        .map_err(io_error)?
+        .parent()
+        .map(Path::to_path_buf)
+        .unwrap_or_default();
+    judge_folders_above(
+        &parent.canonicalize().map_err(io_error)?.join("link"),
+        running_uid,
+    )?;
+    judge_owner(Facts::from(&metadata), running_uid).map_err(|flaw| FileError::Distrusted {
+        path: path.to_owned(),
+        flaw,
+    })
 }
 
 fn judge_folders_above(resolved: &Path, running_uid: u32) -> Result<(), FileError> {
@@ -295,8 +363,12 @@ fn judge_folders_above(resolved: &Path, running_uid: u32) -> Result<(), FileErro
             path: folder.to_owned(),
             source,
         })?;
-        judge_folder(Facts::from(&metadata), running_uid)
-            .map_err(|flaw| FileError::Distrusted { path: folder.to_owned(), flaw })?;
+        judge_folder(Facts::from(&metadata), running_uid).map_err(|flaw| {
+            FileError::Distrusted {
+                path: folder.to_owned(),
+                flaw,
+            }
+        })?;
     }
     Ok(())
 }
@@ -327,7 +399,11 @@ mod tests {
             (ME, 0o040_700, Unchangeable, Err(Flaw::NotAFile)),
             (ME, 0o010_600, Unchangeable, Err(Flaw::NotAFile)),
         ] {
-            assert_eq!(judge_file(Facts { uid, mode }, demand, ME), verdict, "{uid} {mode:o} {demand:?}");
+            assert_eq!(
+                judge_file(Facts { uid, mode }, demand, ME),
+                verdict,
+                "{uid} {mode:o} {demand:?}"
+            );
         }
     }
 
@@ -342,7 +418,11 @@ mod tests {
             (1001, 0o040_755, Err(Flaw::Owner(1001))),
             (1001, 0o041_777, Err(Flaw::Owner(1001))),
         ] {
-            assert_eq!(judge_folder(Facts { uid, mode }, ME), verdict, "{uid} {mode:o}");
+            assert_eq!(
+                judge_folder(Facts { uid, mode }, ME),
+                verdict,
+                "{uid} {mode:o}"
+            );
         }
     }
 
@@ -376,7 +456,10 @@ mod tests {
             write(&file, mode);
             assert_eq!(flaw(&file, demand), expected, "{mode:o}");
         }
-        assert_eq!(flaw(folder.path(), Demand::Unchangeable), Some(Flaw::NotAFile));
+        assert_eq!(
+            flaw(folder.path(), Demand::Unchangeable),
+            Some(Flaw::NotAFile)
+        );
     }
 
     #[test]
@@ -385,14 +468,22 @@ mod tests {
         let (open, inner) = (folder.path().join("open"), folder.path().join("open/inner"));
         fs::create_dir_all(&inner).unwrap();
         write(&inner.join("file"), 0o600);
-        for (mode, refused) in [(0o755, false), (0o777, true), (0o775, true), (0o1777, false)] {
+        for (mode, refused) in [
+            (0o755, false),
+            (0o777, true),
+            (0o775, true),
+            (0o1777, false),
+        ] {
             fs::set_permissions(&open, Permissions::from_mode(mode)).unwrap();
             let outcome = open_trusted(&inner.join("file"), Demand::Secret, uid());
             match outcome {
                 Err(error @ FileError::Distrusted { .. }) => {
                     assert!(refused, "{mode:o}: {error}");
                     let open = open.canonicalize().unwrap();
-                    assert_eq!(error.hint(), Some(format!("run `chmod go-w {}`", open.display())));
+                    assert_eq!(
+                        error.hint(),
+                        Some(format!("run `chmod go-w {}`", open.display()))
+                    );
                 }
                 Ok(_) => assert!(!refused, "{mode:o}"),
                 Err(other) => panic!("{other:?}"),
@@ -409,9 +500,15 @@ mod tests {
         write(&closed.join("file"), 0o644);
         symlink(closed.join("file"), open.join("link")).unwrap();
         assert_eq!(flaw(&open.join("link"), Demand::Unchangeable), None);
-        assert!(matches!(flaw(&open.join("link"), Demand::Secret), Some(Flaw::Readable(_))));
+        assert!(matches!(
+            flaw(&open.join("link"), Demand::Secret),
+            Some(Flaw::Readable(_))
+        ));
         fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
-        assert!(matches!(flaw(&open.join("link"), Demand::Unchangeable), Some(Flaw::Writable(_))));
+        assert!(matches!(
+            flaw(&open.join("link"), Demand::Unchangeable),
+            Some(Flaw::Writable(_))
+        ));
     }
 
     fn folder_flaw(path: &Path, rule: FolderRule) -> Option<(PathBuf, Flaw)> {
@@ -427,14 +524,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().canonicalize().unwrap().join("state");
         fs::create_dir(&place).unwrap();
-        for (mode, closed, sticky) in
-            [(0o700, true, true), (0o750, true, true), (0o770, false, false), (0o1777, false, true)]
-        {
+        for (mode, closed, sticky) in [
+            (0o700, true, true),
+            (0o750, true, true),
+            (0o770, false, false),
+            (0o1777, false, true),
+        ] {
             fs::set_permissions(&place, Permissions::from_mode(mode)).unwrap();
             let expected = Some((place.clone(), Flaw::Writable(0o040_000 | mode)));
-            for (rule, good) in [(FolderRule::Closed, closed), (FolderRule::MayBeSticky, sticky)] {
+            for (rule, good) in [
+                (FolderRule::Closed, closed),
+                (FolderRule::MayBeSticky, sticky),
+            ] {
                 let found = folder_flaw(&place, rule);
-                assert_eq!(found, if good { None } else { expected.clone() }, "{mode:o} {rule:?}");
+                assert_eq!(
+                    found,
+                    if good { None } else { expected.clone() },
+                    "{mode:o} {rule:?}"
+                );
             }
         }
     }
@@ -445,10 +552,19 @@ mod tests {
         let above = folder.path().canonicalize().unwrap().join("above");
         fs::create_dir(&above).unwrap();
         let place = above.join("not yet/state");
-        for (mode, good) in [(0o755, true), (0o777, false), (0o775, false), (0o1777, true)] {
+        for (mode, good) in [
+            (0o755, true),
+            (0o777, false),
+            (0o775, false),
+            (0o1777, true),
+        ] {
             fs::set_permissions(&above, Permissions::from_mode(mode)).unwrap();
             let expected = Some((above.clone(), Flaw::Writable(0o040_000 | mode)));
-            assert_eq!(folder_flaw(&place, FolderRule::Closed), if good { None } else { expected }, "{mode:o}");
+            assert_eq!(
+                folder_flaw(&place, FolderRule::Closed),
+                if good { None } else { expected },
+                "{mode:o}"
+            );
         }
     }
 
@@ -459,16 +575,23 @@ mod tests {
         let (open, closed) = (root.join("open"), root.join("closed"));
         fs::create_dir(&open).unwrap();
         fs::create_dir(&closed).unwrap();
-        // first -> open/second -> ../closed: the path as given and its target look good, the way does not.
+        // first -> open/second -> ../closed: the path as given and its target look good, the way
+        // does not.
         symlink(open.join("second"), root.join("first")).unwrap();
         symlink("../closed", open.join("second")).unwrap();
         let place = root.join("first/state");
         assert_eq!(folder_flaw(&place, FolderRule::Closed), None);
         fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
-        assert_eq!(folder_flaw(&place, FolderRule::Closed), Some((open.clone(), Flaw::Writable(0o040_777))));
+        assert_eq!(
+            folder_flaw(&place, FolderRule::Closed),
+            Some((open.clone(), Flaw::Writable(0o040_777)))
+        );
         fs::set_permissions(&open, Permissions::from_mode(0o700)).unwrap();
         symlink(root.join("circle"), root.join("circle")).unwrap();
-        assert!(matches!(judge_place(&root.join("circle"), FolderRule::Closed, uid()), Err(FileError::Io { .. })));
+        assert!(matches!(
+            judge_place(&root.join("circle"), FolderRule::Closed, uid()),
+            Err(FileError::Io { .. })
+        ));
     }
 
     #[test]
@@ -487,7 +610,14 @@ mod tests {
     fn a_pipe_is_refused_and_does_not_hang() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
-        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
         assert_eq!(flaw(&pipe, Demand::Secret), Some(Flaw::NotAFile));
     }
 }

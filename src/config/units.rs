@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A value that is not what it should be: the value, what was expected, and what to write instead where that is known.
+/// A value that is not what it should be: the value, what was expected, and what to write instead
+/// where that is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?}: expected {expected}")]
 pub struct InvalidValue {
@@ -18,7 +19,11 @@ pub struct InvalidValue {
 
 impl InvalidValue {
     pub(super) fn new(value: &str, expected: impl Into<String>) -> Self {
-        Self { value: value.to_owned(), expected: expected.into(), hint: None }
+        Self {
+            value: value.to_owned(),
+            expected: expected.into(),
+            hint: None,
+        }
     }
 
     #[must_use]
@@ -41,7 +46,8 @@ impl Size {
         self.0
     }
 
-    /// The bytes as the length of something in memory; what no memory can hold becomes the largest length.
+    /// The bytes as the length of something in memory; what no memory can hold becomes the largest
+    /// length.
     pub fn in_memory(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
@@ -79,13 +85,21 @@ impl FromStr for Size {
 
 /// `1.5G` is refused, with the whole number that says the same where there is one.
 fn fraction_hint(invalid: InvalidValue, whole: &str, fraction: &str, shift: u32) -> InvalidValue {
-    let (Some(whole), Some(part), Some(lower)) =
-        (plain_number(whole), plain_number(fraction), SIZE_UNITS.iter().find(|(_, lower)| lower + 10 == shift))
-    else {
+    let (Some(whole), Some(part), Some(lower)) = (
+        plain_number(whole),
+        plain_number(fraction),
+        SIZE_UNITS.iter().find(|(_, lower)| lower + 10 == shift),
+    ) else {
         return invalid;
     };
-    let scale = u32::try_from(fraction.len()).ok().and_then(|places| 10u64.checked_pow(places));
-    let exact = scale.and_then(|scale| (part * 1024).is_multiple_of(scale).then(|| part * 1024 / scale));
+    let scale = u32::try_from(fraction.len())
+        .ok()
+        .and_then(|places| 10u64.checked_pow(places));
+    let exact = scale.and_then(|scale| {
+        (part * 1024)
+            .is_multiple_of(scale)
+            .then(|| part * 1024 / scale)
+    });
     match exact.zip(whole.checked_mul(1024)) {
         Some((part, whole)) => invalid.hint(format!("write \"{}{}\"", whole + part, lower.0)),
         None => invalid,
@@ -108,7 +122,8 @@ impl fmt::Display for Size {
     }
 }
 
-/// How old something is: `1h 7d 1w 6m 1y`, where m is 30 days and y 365. Kept as written, so that a plan can say "6m".
+/// How old something is: `1h 7d 1w 6m 1y`, where m is 30 days and y 365. Kept as written, so that a
+/// plan can say "6m".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Age {
     count: u32,
@@ -133,12 +148,16 @@ const AGE_UNITS: [(char, AgeUnit, u64); 5] = [
 ];
 /// A hundred years: nothing here is older, and sums of times stay far from overflow.
 const AGE_HOURS_MAX: u64 = 100 * 365 * 24;
-const AGE_FORM: &str = "an age such as 1h, 7d, 1w, 6m or 1y (m = 30 days, y = 365 days), at most 100y";
+const AGE_FORM: &str =
+    "an age such as 1h, 7d, 1w, 6m or 1y (m = 30 days, y = 365 days), at most 100y";
 
 impl Age {
     /// That many days.
     pub const fn days(count: u32) -> Self {
-        Self { count, unit: AgeUnit::Day }
+        Self {
+            count,
+            unit: AgeUnit::Day,
+        }
     }
 
     /// The age as a length of time.
@@ -162,8 +181,13 @@ impl FromStr for Age {
         let invalid = || InvalidValue::new(text, AGE_FORM);
         let (last, _) = text.char_indices().next_back().ok_or_else(invalid)?;
         let (digits, unit) = text.split_at(last);
-        let (_, unit, _) = AGE_UNITS.into_iter().find(|(name, ..)| unit.starts_with(*name)).ok_or_else(invalid)?;
-        let count = plain_number(digits).and_then(|n| u32::try_from(n).ok()).ok_or_else(invalid)?;
+        let (_, unit, _) = AGE_UNITS
+            .into_iter()
+            .find(|(name, ..)| unit.starts_with(*name))
+            .ok_or_else(invalid)?;
+        let count = plain_number(digits)
+            .and_then(|n| u32::try_from(n).ok())
+            .ok_or_else(invalid)?;
         let age = Self { count, unit };
         if count == 0 || age.hours() > AGE_HOURS_MAX {
             return Err(invalid());
@@ -204,8 +228,13 @@ impl FromStr for TimeLimit {
         let invalid = || InvalidValue::new(text, TIME_FORM);
         let (last, _) = text.char_indices().next_back().ok_or_else(invalid)?;
         let (digits, unit) = text.split_at(last);
-        let (_, seconds) = TIME_UNITS.into_iter().find(|(name, _)| unit.starts_with(*name)).ok_or_else(invalid)?;
-        let total = plain_number(digits).and_then(|n| n.checked_mul(seconds)).ok_or_else(invalid)?;
+        let (_, seconds) = TIME_UNITS
+            .into_iter()
+            .find(|(name, _)| unit.starts_with(*name))
+            .ok_or_else(invalid)?;
+        let total = plain_number(digits)
+            .and_then(|n| n.checked_mul(seconds))
+            .ok_or_else(invalid)?;
         if total > 365 * 86_400 {
             return Err(invalid());
         }
@@ -267,7 +296,11 @@ mod tests {
             ("1.99999999999999999999G", None),
             ("lots", None),
         ] {
-            assert_eq!(text.parse::<Size>().unwrap_err().hint.as_deref(), hint, "{text:?}");
+            assert_eq!(
+                text.parse::<Size>().unwrap_err().hint.as_deref(),
+                hint,
+                "{text:?}"
+            );
         }
     }
 
@@ -297,7 +330,11 @@ mod tests {
 
     #[test]
     fn a_minute_is_no_month() {
-        let seconds = |text: &str| text.parse().ok().map(|limit: TimeLimit| limit.duration().as_secs());
+        let seconds = |text: &str| {
+            text.parse()
+                .ok()
+                .map(|limit: TimeLimit| limit.duration().as_secs())
+        };
         for (text, expected) in [
             ("30s", Some(30)),
             ("10m", Some(600)),

@@ -1,10 +1,11 @@
-//! Targets for input that a person writes: the configuration, its older INI form, single values, key files.
+//! Targets for input that a person writes: the configuration, its older INI form, single values,
+//! key files.
 
 use super::Target;
 use crate::config::convert::{convert_ini, rclone_conf_of};
 use crate::config::{
-    Age, BandwidthSchedule, CommandLine, Config, Environment, Percent, RawMode, Remote, SecretFile, Size, TimeLimit,
-    Window, without_secrets,
+    Age, BandwidthSchedule, CommandLine, Config, Environment, Percent, RawMode, Remote, SecretFile,
+    Size, TimeLimit, Window, without_secrets,
 };
 use crate::keyring::KeyFile;
 use std::fmt::{Debug, Display};
@@ -124,31 +125,59 @@ pub(super) const KEY_FILE: Target = Target {
     name: "key_file",
     run: key_file,
     seeds: || {
-        let files = [KeyFile::generate(), KeyFile::generate().and_then(|file| file.rotated(Default::default()))];
-        let texts = files.into_iter().flatten().filter_map(|file| file.to_text().ok());
+        let files = [
+            KeyFile::generate(),
+            KeyFile::generate().and_then(|file| file.rotated(Default::default())),
+        ];
+        let texts = files
+            .into_iter()
+            .flatten()
+            .filter_map(|file| file.to_text().ok());
         texts.map(|text| text.as_bytes().to_vec()).collect()
     },
-    words: &["# verifying key: ", "# signing key: ", "AGE-SECRET-KEY-1", "# public key: ", "\n", "RW", "AAAA"],
+    words: &[
+        "# verifying key: ",
+        "# signing key: ",
+        "AGE-SECRET-KEY-1",
+        "# public key: ",
+        "\n",
+        "RW",
+        "AAAA",
+    ],
 };
 
 /// Any text as the configuration file.
 fn configuration(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
-    let env = Environment { uid: 0, ..Environment::default() };
+    let env = Environment {
+        uid: 0,
+        ..Environment::default()
+    };
     match Config::parse(text, Path::new("/etc/zfs-backup/zfs-backup.toml"), &env) {
         Ok(config) => {
-            let _ = (config.parts_per_chunk(), config.parts(), config.notices().len());
+            let _ = (
+                config.parts_per_chunk(),
+                config.parts(),
+                config.notices().len(),
+            );
             let kept = without_secrets(text).expect("a configuration is TOML");
-            assert_eq!(without_secrets(&kept).as_ref(), Some(&kept), "a secret is left in what is kept");
+            assert_eq!(
+                without_secrets(&kept).as_ref(),
+                Some(&kept),
+                "a secret is left in what is kept"
+            );
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 
-/// Any text as an INI file with an rclone.conf behind a zero byte. The conversion must give valid TOML.
+/// Any text as an INI file with an rclone.conf behind a zero byte. The conversion must give valid
+/// TOML.
 fn ini(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
-    let (text, conf) = text.split_once('\0').map_or((text, None), |(text, conf)| (text, Some(conf)));
+    let (text, conf) = text
+        .split_once('\0')
+        .map_or((text, None), |(text, conf)| (text, Some(conf)));
     let _ = rclone_conf_of(text);
     let converted = convert_ini(text, conf);
     let problem = match toml::de::DeTable::parse(&converted.toml) {
@@ -156,7 +185,11 @@ fn ini(input: &[u8]) {
         Err(error) => error.to_string(),
     };
     // A key or a section that stood twice stands twice still, and `config check` names both lines.
-    assert!(problem.contains("duplicate key"), "{problem}in\n{}", converted.toml);
+    assert!(
+        problem.contains("duplicate key"),
+        "{problem}in\n{}",
+        converted.toml
+    );
 }
 
 /// Any text as each kind of value: what is accepted prints as something that is the same value.
@@ -172,7 +205,11 @@ fn values(input: &[u8]) {
     stays::<CommandLine>(text);
     let _ = (text.parse::<Percent>(), text.parse::<RawMode>());
     if let Ok(schedule) = text.parse::<BandwidthSchedule>() {
-        let _ = (schedule.for_rclone(), schedule.slowest(), schedule.at(jiff::civil::Time::midnight()));
+        let _ = (
+            schedule.for_rclone(),
+            schedule.slowest(),
+            schedule.at(jiff::civil::Time::midnight()),
+        );
     }
 }
 
@@ -180,7 +217,11 @@ fn stays<T: FromStr<Err: Display> + Display + PartialEq + Debug>(text: &str) {
     match text.parse::<T>() {
         Ok(value) => {
             let printed = value.to_string();
-            assert_eq!(printed.parse().ok(), Some(value), "{text:?} prints as {printed:?}, which is something else");
+            assert_eq!(
+                printed.parse().ok(),
+                Some(value),
+                "{text:?} prints as {printed:?}, which is something else"
+            );
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
@@ -189,13 +230,28 @@ fn stays<T: FromStr<Err: Display> + Display + PartialEq + Debug>(text: &str) {
 /// Any text as a key file.
 fn key_file(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
-    let Ok(file) = KeyFile::parse(text) else { return };
+    let Ok(file) = KeyFile::parse(text) else {
+        return;
+    };
     let written = file.to_text().expect("keys that were read can be written");
     let again = KeyFile::parse(&written).expect("what was written can be read");
-    let facts = |file: &KeyFile| (file.identities.len(), file.trusted.clone(), file.signing.is_some());
-    assert_eq!(facts(&again), facts(&file), "it is not read as it is written");
+    let facts = |file: &KeyFile| {
+        (
+            file.identities.len(),
+            file.trusted.clone(),
+            file.signing.is_some(),
+        )
+    };
     assert_eq!(
-        again.recipient().map(|recipient| recipient.to_string()).ok(),
+        facts(&again),
+        facts(&file),
+        "it is not read as it is written"
+    );
+    assert_eq!(
+        again
+            .recipient()
+            .map(|recipient| recipient.to_string())
+            .ok(),
         file.recipient().map(|recipient| recipient.to_string()).ok()
     );
 }

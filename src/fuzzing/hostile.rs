@@ -1,6 +1,7 @@
 //! Answers of programs and kernels: B2's JSON, rclone's output, the kernel's lists.
 //!
-//! S3's XML is read inside the SDK by functions that it does not show; `tests/store_contract` gives it broken answers.
+//! S3's XML is read inside the SDK by functions that it does not show; `tests/store_contract` gives
+//! it broken answers.
 
 use super::{Choices, Target};
 use crate::store::{b2, rclone};
@@ -69,7 +70,11 @@ pub(super) const KERNEL_LIST: Target = Target {
     },
     seeds: || {
         let spread = |step: u8| (0..200).map(|n: u8| n.wrapping_mul(step)).collect();
-        [1, 3, 7, 11, 41].map(spread).into_iter().chain([b"tank/a\0\0\x06\x03\x03".to_vec()]).collect()
+        [1, 3, 7, 11, 41]
+            .map(spread)
+            .into_iter()
+            .chain([b"tank/a\0\0\x06\x03\x03".to_vec()])
+            .collect()
     },
     words: &["tank/a\0\0", "tank/a@1"],
 };

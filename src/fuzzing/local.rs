@@ -1,4 +1,5 @@
-//! Files of this host that a crash may have cut and a person may have touched: journal, cache, lockfile.
+//! Files of this host that a crash may have cut and a person may have touched: journal, cache,
+//! lockfile.
 
 use super::{Choices, Target};
 use crate::model::{DatasetName, KnownStore};
@@ -13,13 +14,19 @@ pub(super) const JOURNAL: Target = Target {
     name: "journal",
     run: journal,
     seeds: || {
-        let lines: Vec<String> = records().iter().filter_map(|record| serde_json::to_string(record).ok()).collect();
+        let lines: Vec<String> = records()
+            .iter()
+            .filter_map(|record| serde_json::to_string(record).ok())
+            .collect();
         let whole = lines.iter().scan(String::new(), |last, json| {
             let line = line_of_log(last, json.as_bytes());
             Some(line)
         });
         let whole: Vec<u8> = whole.flatten().collect();
-        vec![[b"m", lines.join("\n").as_bytes()].concat(), [b"w", &whole[..]].concat()]
+        vec![
+            [b"m", lines.join("\n").as_bytes()].concat(),
+            [b"w", &whole[..]].concat(),
+        ]
     },
     words: &[
         "\"record\":\"plan\"",
@@ -36,16 +43,34 @@ pub(super) const CACHE_FILE: Target = Target {
     run: cache_file,
     seeds: || {
         let line = |key: &str, bytes: u64| {
-            format!("{{\"key\":\"{key}\",\"bytes\":{bytes},\"modified_at\":null,\"blake3\":\"{}\"}}\n", "0".repeat(64))
+            format!(
+                "{{\"key\":\"{key}\",\"bytes\":{bytes},\"modified_at\":null,\"blake3\":\"{}\"}}\n",
+                "0".repeat(64)
+            )
         };
         vec![
-            [line("a", 3), "abc\n".to_owned(), line("b", 0), "\n".to_owned()].concat().into_bytes(),
+            [
+                line("a", 3),
+                "abc\n".to_owned(),
+                line("b", 0),
+                "\n".to_owned(),
+            ]
+            .concat()
+            .into_bytes(),
             line("a", u64::MAX).into_bytes(),
             line("a", 1 << 62).into_bytes(),
             line("a", 16 << 20).into_bytes(),
         ]
     },
-    words: &["\"key\":", "\"bytes\":", "\"modified_at\":null", "\"blake3\":", "\n", "18446744073709551615", "16777216"],
+    words: &[
+        "\"key\":",
+        "\"bytes\":",
+        "\"modified_at\":null",
+        "\"blake3\":",
+        "\n",
+        "18446744073709551615",
+        "16777216",
+    ],
 };
 
 pub(super) const LOCKFILE: Target = Target {
@@ -53,8 +78,12 @@ pub(super) const LOCKFILE: Target = Target {
     run: lockfile,
     seeds: || {
         let kinds = [LockKind::Manual, LockKind::Run];
-        let holders = kinds.into_iter().filter_map(|kind| Holder::current(kind, jiff::Timestamp::UNIX_EPOCH).ok());
-        holders.filter_map(|holder| serde_json::to_vec_pretty(&holder).ok()).collect()
+        let holders = kinds
+            .into_iter()
+            .filter_map(|kind| Holder::current(kind, jiff::Timestamp::UNIX_EPOCH).ok());
+        holders
+            .filter_map(|holder| serde_json::to_vec_pretty(&holder).ok())
+            .collect()
     },
     words: &[
         "\"kind\": \"run\"",
@@ -69,7 +98,11 @@ pub(super) const LOCKFILE: Target = Target {
 /// A folder of this process in memory where there is one. Nothing is kept there.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let shared = Path::new("/dev/shm");
-    let above = if shared.is_dir() { shared.to_owned() } else { std::env::temp_dir() };
+    let above = if shared.is_dir() {
+        shared.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
     let folder = above.join(format!("zfs-backup-fuzz.{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder in memory can be made");
     folder
@@ -77,12 +110,27 @@ static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
 
 fn records() -> Vec<JournalRecord> {
     vec![
-        JournalRecord::Plan { started: b"{}".to_vec(), keyring: None, zfs_version: "2.3.2-1".to_owned() },
-        JournalRecord::Chunk { name: "00000000-00000001.zfs.age".to_owned() },
-        JournalRecord::Upload { name: "00000000-00000001.zfs.age".to_owned(), upload_id: "4_z".to_owned() },
-        JournalRecord::Stream { begin: vec![1; 312] },
-        JournalRecord::Closing { private: vec![2; 9] },
-        JournalRecord::GivenUp { why: "its snapshot is gone".to_owned() },
+        JournalRecord::Plan {
+            started: b"{}".to_vec(),
+            keyring: None,
+            zfs_version: "2.3.2-1".to_owned(),
+        },
+        JournalRecord::Chunk {
+            name: "00000000-00000001.zfs.age".to_owned(),
+        },
+        JournalRecord::Upload {
+            name: "00000000-00000001.zfs.age".to_owned(),
+            upload_id: "4_z".to_owned(),
+        },
+        JournalRecord::Stream {
+            begin: vec![1; 312],
+        },
+        JournalRecord::Closing {
+            private: vec![2; 9],
+        },
+        JournalRecord::GivenUp {
+            why: "its snapshot is gone".to_owned(),
+        },
     ]
 }
 
@@ -92,14 +140,24 @@ fn journal(input: &[u8]) {
     let mended: Vec<u8> = match choices.byte() {
         b'm' => {
             let mut last = String::new();
-            choices.0.split(|byte| *byte == b'\n').flat_map(|json| line_of_log(&mut last, json)).collect()
+            choices
+                .0
+                .split(|byte| *byte == b'\n')
+                .flat_map(|json| line_of_log(&mut last, json))
+                .collect()
         }
         _ => choices.0.to_vec(),
     };
-    let Ok(records) = records_of_log(&mended) else { return };
+    let Ok(records) = records_of_log(&mended) else {
+        return;
+    };
     let mut last = String::new();
-    let json = |record: &JournalRecord| serde_json::to_vec(record).expect("what was read can be written");
-    let written: Vec<u8> = records.iter().flat_map(|record| line_of_log(&mut last, &json(record))).collect();
+    let json =
+        |record: &JournalRecord| serde_json::to_vec(record).expect("what was read can be written");
+    let written: Vec<u8> = records
+        .iter()
+        .flat_map(|record| line_of_log(&mut last, &json(record)))
+        .collect();
     let again = records_of_log(&written).expect("what was written can be read");
     assert_eq!(again, records, "it is not read as it is written");
 }
@@ -117,12 +175,23 @@ fn cache_file(input: &[u8]) {
         let heading = bytes.clone();
         bytes.extend_from_slice(input);
         std::fs::write(file.path(), &bytes).expect("memory is not full");
-        drop(ObjectCache::open(state_dir, &store, &dataset, Keeping::Nothing));
+        drop(ObjectCache::open(
+            state_dir,
+            &store,
+            &dataset,
+            Keeping::Nothing,
+        ));
         let untouched = std::fs::read(file.path()).expect("it is a file");
-        assert_eq!(untouched, bytes, "a cache that keeps nothing changed its file");
+        assert_eq!(
+            untouched, bytes,
+            "a cache that keeps nothing changed its file"
+        );
         drop(ObjectCache::open(state_dir, &store, &dataset, Keeping::New));
         let left = std::fs::read(file.path()).expect("it is a file");
-        assert!(bytes.starts_with(&left) && left.starts_with(&heading), "more than a torn tail was cut");
+        assert!(
+            bytes.starts_with(&left) && left.starts_with(&heading),
+            "more than a torn tail was cut"
+        );
     }
 }
 
@@ -133,7 +202,9 @@ fn lockfile(input: &[u8]) {
     std::fs::write(&path, input).expect("memory is not full");
     match read_lock(&path, &HERE).expect("a file can be read") {
         LockState::Free => panic!("a file that is there is no lock"),
-        LockState::Stale(holder) => assert!(holder.kind == LockKind::Run, "a lock made by hand is stale"),
+        LockState::Stale(holder) => {
+            assert!(holder.kind == LockKind::Run, "a lock made by hand is stale")
+        }
         LockState::Held(_) | LockState::Damaged(_) => {}
     }
 }

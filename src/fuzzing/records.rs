@@ -1,12 +1,13 @@
-//! Send streams, as bytes and as lists of records; the lists that BEGIN and resume tokens have in them.
+//! Send streams, as bytes and as lists of records; the lists that BEGIN and resume tokens have in
+//! them.
 
 use super::{Choices, Target, cut};
 use crate::model::Guid;
 use crate::stream::fletcher::{ByteOrder, Fletcher4};
 use crate::stream::nvlist::{PackedValue, read_packed, with_resume_point, write_packed};
 use crate::stream::record::{
-    BeginRecord, HEADER_BYTES, RecordHeader, RecordType, RecordWriter, ResumePoint, StreamDatasetType, StreamError,
-    StreamExpectation, StreamParser, StreamSummary, feature,
+    BeginRecord, HEADER_BYTES, RecordHeader, RecordType, RecordWriter, ResumePoint,
+    StreamDatasetType, StreamError, StreamExpectation, StreamParser, StreamSummary, feature,
 };
 use crate::stream::resuming::{ResumeStart, Resumer};
 use crate::stream::resync::{Boundary, Gather, Place, Scout, Wanted, boundary_after_begin};
@@ -17,22 +18,50 @@ use std::collections::BTreeMap;
 pub(super) const STREAM_BYTES: Target = Target {
     name: "stream_bytes",
     run: stream_bytes,
-    seeds: || (0..12).map(|n| [&[n | 1, n][..], &stream_of(&program(n)).0].concat()).collect(),
-    words: &["\0\0\0\0", "\u{1}\0\0\0", "\u{3}\0\0\0", "\u{5}\0\0\0", "\u{b}\0\0\0"],
+    seeds: || {
+        (0..12)
+            .map(|n| [&[n | 1, n][..], &stream_of(&program(n)).0].concat())
+            .collect()
+    },
+    words: &[
+        "\0\0\0\0",
+        "\u{1}\0\0\0",
+        "\u{3}\0\0\0",
+        "\u{5}\0\0\0",
+        "\u{b}\0\0\0",
+    ],
 };
 
 pub(super) const STREAM_RECORDS: Target = Target {
     name: "stream_records",
     run: stream_records,
-    seeds: || (0..12).map(|n| [&[n, n, n][..], &program(n)].concat()).collect(),
+    seeds: || {
+        (0..12)
+            .map(|n| [&[n, n, n][..], &program(n)].concat())
+            .collect()
+    },
     words: &[],
 };
 
 pub(super) const PACKED_LIST: Target = Target {
     name: "packed_list",
     run: packed_list,
-    seeds: || lists().into_iter().chain([Vec::new(), vec![1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]]).collect(),
-    words: &["\0\u{1}\0\0", "resume_object\0", "toname\0", "\u{8}\0\0\0", "\u{9}\0\0\0"],
+    seeds: || {
+        lists()
+            .into_iter()
+            .chain([
+                Vec::new(),
+                vec![1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0],
+            ])
+            .collect()
+    },
+    words: &[
+        "\0\u{1}\0\0",
+        "resume_object\0",
+        "toname\0",
+        "\u{8}\0\0\0",
+        "\u{9}\0\0\0",
+    ],
 };
 
 pub(super) const RESUME_TOKEN: Target = Target {
@@ -40,16 +69,35 @@ pub(super) const RESUME_TOKEN: Target = Target {
     run: resume_token,
     seeds: || {
         let lists = lists();
-        let tokens = lists.iter().map(|list| [b"t", token_of_list(list).as_bytes()].concat());
-        tokens.chain(lists.iter().map(|list| [b"l", &list[..]].concat())).collect()
+        let tokens = lists
+            .iter()
+            .map(|list| [b"t", token_of_list(list).as_bytes()].concat());
+        tokens
+            .chain(lists.iter().map(|list| [b"l", &list[..]].concat()))
+            .collect()
     },
-    words: &["1-", "-", "object", "toguid", "fromguid", "toname", "rawok", "compressok", "embedok", "largeblockok"],
+    words: &[
+        "1-",
+        "-",
+        "object",
+        "toguid",
+        "fromguid",
+        "toname",
+        "rawok",
+        "compressok",
+        "embedok",
+        "largeblockok",
+    ],
 };
 
 const SNAPSHOT: Guid = Guid(0x1122_3344_5566_7788);
-const EXPECT: StreamExpectation = StreamExpectation { snapshot_guid: SNAPSHOT, base_guid: None };
+const EXPECT: StreamExpectation = StreamExpectation {
+    snapshot_guid: SNAPSHOT,
+    base_guid: None,
+};
 
-/// Any bytes as a stream, as a resumed stream, and as the middle of one. The first byte says which sums are mended.
+/// Any bytes as a stream, as a resumed stream, and as the middle of one. The first byte says which
+/// sums are mended.
 fn stream_bytes(input: &[u8]) {
     let mut choices = Choices(input);
     let (how, seed) = (choices.byte(), choices.byte());
@@ -60,7 +108,8 @@ fn stream_bytes(input: &[u8]) {
     let _ = read_every_way(&stream, seed);
 }
 
-/// Parses a list of records with the right sums: whole, with one byte changed, and resumed in its middle.
+/// Parses a list of records with the right sums: whole, with one byte changed, and resumed in its
+/// middle.
 fn stream_records(input: &[u8]) {
     let mut choices = Choices(input);
     let (seed, change_at, change) = (choices.byte(), choices.byte(), choices.byte());
@@ -73,7 +122,10 @@ fn stream_records(input: &[u8]) {
         let at = stream.len() * usize::from(change_at) / 256;
         if change != 0 {
             stream[at] ^= change;
-            assert!(parse(&[&stream]).is_err(), "byte {at} was changed and the stream is accepted");
+            assert!(
+                parse(&[&stream]).is_err(),
+                "byte {at} was changed and the stream is accepted"
+            );
         }
     }
 }
@@ -83,19 +135,33 @@ fn packed_list(input: &[u8]) {
     let mut choices = Choices(input);
     let values = read_packed(input);
     if let Some(values) = &values {
-        assert_eq!(read_packed(&write_packed(values)).as_ref(), Some(values), "it is not read as it was written");
+        assert_eq!(
+            read_packed(&write_packed(values)).as_ref(),
+            Some(values),
+            "it is not read as it was written"
+        );
     }
     let (object, offset) = (choices.number(), choices.number());
     for payload in [input, choices.0] {
         let before = read_packed(payload);
-        let Some(with) = with_resume_point(payload, object, offset) else { continue };
-        let Some(before) = before.filter(|before| !before.keys().any(|name| name.starts_with("resume_"))) else {
+        let Some(with) = with_resume_point(payload, object, offset) else {
+            continue;
+        };
+        let Some(before) =
+            before.filter(|before| !before.keys().any(|name| name.starts_with("resume_")))
+        else {
             continue;
         };
         let after = read_packed(&with).expect("a list with two more pairs is one");
         assert_eq!(after.len(), before.len() + 2);
-        assert_eq!(after.get("resume_object"), Some(&PackedValue::Number(object)));
-        assert_eq!(after.get("resume_offset"), Some(&PackedValue::Number(offset)));
+        assert_eq!(
+            after.get("resume_object"),
+            Some(&PackedValue::Number(object))
+        );
+        assert_eq!(
+            after.get("resume_offset"),
+            Some(&PackedValue::Number(offset))
+        );
     }
 }
 
@@ -129,7 +195,14 @@ fn lists() -> Vec<Vec<u8>> {
         ],
     ];
     pairs
-        .map(|pairs| write_packed(&pairs.into_iter().map(|(k, v)| (k.to_owned(), v)).collect::<BTreeMap<_, _>>()))
+        .map(|pairs| {
+            write_packed(
+                &pairs
+                    .into_iter()
+                    .map(|(k, v)| (k.to_owned(), v))
+                    .collect::<BTreeMap<_, _>>(),
+            )
+        })
         .into()
 }
 
@@ -137,13 +210,21 @@ fn lists() -> Vec<Vec<u8>> {
 fn program(n: u8) -> Vec<u8> {
     let begin = [n % 2, if n.is_multiple_of(3) { 0 } else { 40 + n }];
     let records = (0..11).flat_map(|kind| [kind, n % 8, kind * 7, n * 20]);
-    begin.into_iter().chain(records.skip(usize::from(n) * 4 % 40)).collect()
+    begin
+        .into_iter()
+        .chain(records.skip(usize::from(n) * 4 % 40))
+        .collect()
 }
 
-/// Makes a stream out of any bytes: BEGIN, records, END, all with their sums. Also the places between its records.
+/// Makes a stream out of any bytes: BEGIN, records, END, all with their sums. Also the places
+/// between its records.
 fn stream_of(program: &[u8]) -> (Vec<u8>, Vec<u64>) {
     let mut choices = Choices(program);
-    let order = if choices.byte() & 1 == 0 { ByteOrder::Little } else { ByteOrder::Big };
+    let order = if choices.byte() & 1 == 0 {
+        ByteOrder::Little
+    } else {
+        ByteOrder::Big
+    };
     let payload = vec![0x5a; usize::from(choices.byte())];
     let mut writer = RecordWriter::new(&begin(order), &payload);
     let mut stream = writer.take_bytes();
@@ -165,7 +246,8 @@ fn stream_of(program: &[u8]) -> (Vec<u8>, Vec<u64>) {
             9 => writer.spill(object, &block),
             10 => writer.object_range(object, offset),
             11 => writer.put(RecordType::from(11 + u32::from(kind)), &block, |_| ()),
-            // A header whose fields may be anything: also records within the payload rules of another type.
+            // A header whose fields may be anything: also records within the payload rules of
+            // another type.
             kind => {
                 let fields: Vec<u64> = (0..4).map(|_| choices.number()).collect();
                 let record_type = RecordType::from(u32::from(kind - 11));
@@ -197,11 +279,15 @@ fn begin(order: ByteOrder) -> BeginRecord {
     }
 }
 
-/// Puts the right guid and the right sums into every record that can be recognised. Without them no mutation gets past
-/// the first record.
+/// Puts the right guid and the right sums into every record that can be recognised. Without them no
+/// mutation gets past the first record.
 fn mend(stream: &mut [u8]) {
-    let Some((head, mut rest)) = stream.split_first_chunk_mut::<HEADER_BYTES>() else { return };
-    let Ok(begin) = BeginRecord::parse(head) else { return };
+    let Some((head, mut rest)) = stream.split_first_chunk_mut::<HEADER_BYTES>() else {
+        return;
+    };
+    let Ok(begin) = BeginRecord::parse(head) else {
+        return;
+    };
     let mut header = RecordHeader::new(*head, begin.order);
     header.set_u64(40, SNAPSHOT.0);
     header.set_u64(48, 0);
@@ -210,9 +296,13 @@ fn mend(stream: &mut [u8]) {
     sum.absorb(head.as_chunks().0, begin.order);
     let mut payload_bytes = begin.payload_bytes as usize;
     loop {
-        let Some((payload, after)) = rest.split_at_mut_checked(payload_bytes) else { return };
+        let Some((payload, after)) = rest.split_at_mut_checked(payload_bytes) else {
+            return;
+        };
         sum.absorb(payload.as_chunks().0, begin.order);
-        let Some((head, after)) = after.split_first_chunk_mut::<HEADER_BYTES>() else { return };
+        let Some((head, after)) = after.split_first_chunk_mut::<HEADER_BYTES>() else {
+            return;
+        };
         let mut header = RecordHeader::new(*head, begin.order);
         let guid_at = match header.record_type() {
             RecordType::Object | RecordType::Write | RecordType::End => Some(40),
@@ -220,16 +310,22 @@ fn mend(stream: &mut [u8]) {
             RecordType::Begin | RecordType::Unknown(_) => None,
             _ => Some(32),
         };
-        guid_at.into_iter().for_each(|at| header.set_u64(at, SNAPSHOT.0));
+        guid_at
+            .into_iter()
+            .for_each(|at| header.set_u64(at, SNAPSHOT.0));
         header.seal(&mut sum);
         *head = *header.bytes();
-        let Ok(bytes) = header.payload_bytes() else { return };
+        let Ok(bytes) = header.payload_bytes() else {
+            return;
+        };
         (payload_bytes, rest) = (usize::try_from(bytes).unwrap_or(usize::MAX), after);
     }
 }
 
 /// Parses a stream; returns the verdict and the parser's resume point at the end.
-fn parse(slices: &[&[u8]]) -> Result<(StreamSummary, Option<ResumePoint>), (StreamError, Option<ResumePoint>)> {
+fn parse(
+    slices: &[&[u8]],
+) -> Result<(StreamSummary, Option<ResumePoint>), (StreamError, Option<ResumePoint>)> {
     let mut parser = StreamParser::new(EXPECT);
     let total: usize = slices.iter().map(|slice| slice.len()).sum();
     parser.note_boundary_at(total as u64 / 2);
@@ -245,40 +341,69 @@ fn parse(slices: &[&[u8]]) -> Result<(StreamSummary, Option<ResumePoint>), (Stre
 fn read_every_way(stream: &[u8], seed: u8) -> Result<StreamSummary, StreamError> {
     let slices = cut(stream, seed);
     let (whole, in_slices) = (parse(&[stream]), parse(&slices));
-    assert_eq!(whole, in_slices, "the verdict depends on where the stream is cut");
-    let point = whole.as_ref().map_or_else(|(_, point)| *point, |(_, point)| *point);
+    assert_eq!(
+        whole, in_slices,
+        "the verdict depends on where the stream is cut"
+    );
+    let point = whole
+        .as_ref()
+        .map_or_else(|(_, point)| *point, |(_, point)| *point);
     splice(stream, &slices, point);
     let begin_bytes = stream.first_chunk::<HEADER_BYTES>().map(BeginRecord::parse);
     if let Some(Ok(begin)) = begin_bytes {
         let at = stream.len() * usize::from(seed) / 256 / 4 * 4;
         let mut scout = Scout::new(begin.clone(), at as u64);
-        let _ = cut(&stream[at..], seed).into_iter().try_for_each(|slice| scout.feed(slice).map(|_| ()));
+        let _ = cut(&stream[at..], seed)
+            .into_iter()
+            .try_for_each(|slice| scout.feed(slice).map(|_| ()));
         scout.end();
         if let Some((boundary, place)) = scout.found() {
-            let behind = &stream[usize::try_from(boundary.position).unwrap_or(0).min(stream.len())..];
+            let behind = &stream[usize::try_from(boundary.position)
+                .unwrap_or(0)
+                .min(stream.len())..];
             gather_and_resume(&begin, boundary, place, behind, seed);
         }
         let behind_begin = HEADER_BYTES + begin.payload_bytes as usize;
         if let Some((opening, behind)) = stream.split_at_checked(behind_begin) {
-            gather_and_resume(&begin, boundary_after_begin(begin.order, opening), None, behind, seed);
+            gather_and_resume(
+                &begin,
+                boundary_after_begin(begin.order, opening),
+                None,
+                behind,
+                seed,
+            );
         }
     }
-    whole.map(|(summary, _)| summary).map_err(|(error, _)| error)
+    whole
+        .map(|(summary, _)| summary)
+        .map_err(|(error, _)| error)
 }
 
 /// The stream as one that resumes another; whatever comes out must not depend on the cuts.
 fn splice(stream: &[u8], slices: &[&[u8]], point: Option<ResumePoint>) {
-    let Some(Ok(found)) = stream.first_chunk::<HEADER_BYTES>().map(BeginRecord::parse) else { return };
+    let Some(Ok(found)) = stream.first_chunk::<HEADER_BYTES>().map(BeginRecord::parse) else {
+        return;
+    };
     let Some(point) = point else { return };
-    let interrupted = BeginRecord { feature_flags: found.feature_flags & !feature::RESUMING, ..found };
+    let interrupted = BeginRecord {
+        feature_flags: found.feature_flags & !feature::RESUMING,
+        ..found
+    };
     // The same bytes with the flag of a resumed stream, mended.
     let mut resumed = stream.to_vec();
-    let flags = BeginRecord { feature_flags: interrupted.feature_flags | feature::RESUMING, ..interrupted.clone() };
+    let flags = BeginRecord {
+        feature_flags: interrupted.feature_flags | feature::RESUMING,
+        ..interrupted.clone()
+    };
     resumed[..HEADER_BYTES].copy_from_slice(flags.header().bytes());
     mend(&mut resumed);
     let cuts: Vec<usize> = slices.iter().map(|slice| slice.len()).collect();
     let run = |lengths: &[usize]| {
-        let (mut splicer, mut put, mut rest) = (Splicer::new(interrupted.clone(), point), Vec::new(), &resumed[..]);
+        let (mut splicer, mut put, mut rest) = (
+            Splicer::new(interrupted.clone(), point),
+            Vec::new(),
+            &resumed[..],
+        );
         let fed = lengths.iter().try_for_each(|length| {
             let (slice, after) = rest.split_at(*length);
             rest = after;
@@ -287,15 +412,23 @@ fn splice(stream: &[u8], slices: &[&[u8]], point: Option<ResumePoint>) {
         (fed.and_then(|()| splicer.finish()), put)
     };
     let (whole, in_slices) = (run(&[resumed.len()]), run(&cuts));
-    assert_eq!(whole.0, in_slices.0, "the splicer's verdict depends on where the stream is cut");
+    assert_eq!(
+        whole.0, in_slices.0,
+        "the splicer's verdict depends on where the stream is cut"
+    );
     if whole.0.is_ok() {
-        assert_eq!(whole.1, in_slices.1, "the splicer's output depends on where the stream is cut");
+        assert_eq!(
+            whole.1, in_slices.1,
+            "the splicer's output depends on where the stream is cut"
+        );
     }
 }
 
 /// A scout in the middle of an intact stream finds true boundaries only.
 fn scout_from(stream: &[u8], at: usize, boundaries: &[u64], checked: bool) {
-    let Some(Ok(begin)) = stream.first_chunk::<HEADER_BYTES>().map(BeginRecord::parse) else { return };
+    let Some(Ok(begin)) = stream.first_chunk::<HEADER_BYTES>().map(BeginRecord::parse) else {
+        return;
+    };
     if !checked || (at as u64) < boundaries[0] {
         return;
     }
@@ -303,15 +436,32 @@ fn scout_from(stream: &[u8], at: usize, boundaries: &[u64], checked: bool) {
     let fed = scout.feed(&stream[at..]);
     scout.end();
     let found = scout.found().map(|(boundary, _)| boundary.position);
-    let expected = boundaries.iter().copied().find(|boundary| *boundary >= at as u64);
-    assert!(fed.is_ok(), "an intact stream is called damaged from {at} on: {fed:?}");
+    let expected = boundaries
+        .iter()
+        .copied()
+        .find(|boundary| *boundary >= at as u64);
+    assert!(
+        fed.is_ok(),
+        "an intact stream is called damaged from {at} on: {fed:?}"
+    );
     assert_eq!(found, expected, "from {at} on another boundary is found");
 }
 
-fn gather_and_resume(begin: &BeginRecord, from: Boundary, place: Option<Place>, behind: &[u8], seed: u8) {
+fn gather_and_resume(
+    begin: &BeginRecord,
+    from: Boundary,
+    place: Option<Place>,
+    behind: &[u8],
+    seed: u8,
+) {
     let mut prologue = Vec::new();
     for wanted in [Wanted::Range, Wanted::Object] {
-        let mut gather = Gather::new(begin.clone(), from, place.map_or(u64::from(seed), |place| place.object), wanted);
+        let mut gather = Gather::new(
+            begin.clone(),
+            from,
+            place.map_or(u64::from(seed), |place| place.object),
+            wanted,
+        );
         for slice in cut(behind, seed) {
             if !matches!(gather.feed(slice), Ok(false)) {
                 break;
@@ -319,18 +469,33 @@ fn gather_and_resume(begin: &BeginRecord, from: Boundary, place: Option<Place>, 
         }
         prologue.extend(gather.records());
     }
-    let Some(payload) = with_resume_point(&[], 1, 2) else { return };
-    let start = ResumeStart { begin: begin.clone(), payload, prologue, from, first: place };
+    let Some(payload) = with_resume_point(&[], 1, 2) else {
+        return;
+    };
+    let start = ResumeStart {
+        begin: begin.clone(),
+        payload,
+        prologue,
+        from,
+        first: place,
+    };
     let run = |slices: Vec<&[u8]>| {
         let mut put = Vec::new();
         let mut resumer = Resumer::new(&start, &mut |bytes| put.extend_from_slice(bytes));
-        let fed =
-            slices.into_iter().try_for_each(|slice| resumer.feed(slice, &mut |bytes| put.extend_from_slice(bytes)));
+        let fed = slices
+            .into_iter()
+            .try_for_each(|slice| resumer.feed(slice, &mut |bytes| put.extend_from_slice(bytes)));
         (fed.and_then(|()| resumer.finish()), put)
     };
     let (whole, in_slices) = (run(vec![behind]), run(cut(behind, seed)));
-    assert_eq!(whole.0, in_slices.0, "the resumer's verdict depends on where the stream is cut");
+    assert_eq!(
+        whole.0, in_slices.0,
+        "the resumer's verdict depends on where the stream is cut"
+    );
     if whole.0.is_ok() {
-        assert_eq!(whole.1, in_slices.1, "the resumer's output depends on where the stream is cut");
+        assert_eq!(
+            whole.1, in_slices.1,
+            "the resumer's output depends on where the stream is cut"
+        );
     }
 }

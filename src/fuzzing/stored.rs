@@ -1,10 +1,12 @@
-//! Targets for data that comes out of a store: signatures, signed objects, keys of objects, age files and chunks.
+//! Targets for data that comes out of a store: signatures, signed objects, keys of objects, age
+//! files and chunks.
 
 use super::{Choices, Target};
 use crate::keyring::KeyFile;
 use crate::manifest::{
-    ManifestError, Private, ProgressBody, parse_as, parse_chunk_list, parse_manifest, parse_progress,
-    parse_prune_record, parse_receipt, parse_started, seal_progress, to_stored_bytes,
+    ManifestError, Private, ProgressBody, parse_as, parse_chunk_list, parse_manifest,
+    parse_progress, parse_prune_record, parse_receipt, parse_started, seal_progress,
+    to_stored_bytes,
 };
 use crate::model::{BackupId, BookmarkName, DatasetName, Digest, Guid, SnapshotName};
 use crate::run::open_small;
@@ -33,41 +35,57 @@ pub(super) const SIGNATURE: Target = Target {
             [b"p", SIGNING_KEY.as_bytes()].concat(),
         ]
     },
-    words: &["untrusted comment: ", "trusted comment: ", "zfs-backup v1 manifest ", "\n", "RW", "=="],
-};
-
-pub(super) const SIGNED_OBJECT: Target = Target {
-    name: "signed_object",
-    run: signed_object,
-    seeds: || {
-        let objects = [MANIFEST, RECEIPT, STARTED, PRUNE_RECORD, CHUNK_LIST];
-        let mut seeds: Vec<_> = (0..).zip(objects).map(|(n, text)| [&[n][..], text.as_bytes()].concat()).collect();
-        let body = ProgressBody { begin: vec![7; 312], chunks: Vec::new() };
-        let now = jiff::Timestamp::UNIX_EPOCH;
-        let progress = seal_progress(&KEYS.signing, &KEYS.dataset, &KEYS.id, 0, &body, now);
-        seeds.extend(progress.map(|progress| [&[5][..], &to_stored_bytes(&progress).unwrap_or_default()].concat()));
-        seeds
-    },
     words: &[
-        "\"format\": 1",
-        "\"requires\": []",
-        "\"type\": ",
-        "null",
-        "true",
-        "[]",
-        "{}",
-        "\"\"",
-        "0",
-        "18446744073709551615",
-        "4294967296",
-        "-1",
-        "\"base\": ",
-        "\"origin\": ",
-        "\"chunks\": ",
-        "\"split_bytes\": ",
-        "\"stream_bytes\": ",
+        "untrusted comment: ",
+        "trusted comment: ",
+        "zfs-backup v1 manifest ",
+        "\n",
+        "RW",
+        "==",
     ],
 };
+
+pub(super) const SIGNED_OBJECT: Target =
+    Target {
+        name: "signed_object",
+        run: signed_object,
+        seeds: || {
+            let objects = [MANIFEST, RECEIPT, STARTED, PRUNE_RECORD, CHUNK_LIST];
+            let mut seeds: Vec<_> = (0..)
+                .zip(objects)
+                .map(|(n, text)| [&[n][..], text.as_bytes()].concat())
+                .collect();
+            let body = ProgressBody {
+                begin: vec![7; 312],
+                chunks: Vec::new(),
+            };
+            let now = jiff::Timestamp::UNIX_EPOCH;
+            let progress = seal_progress(&KEYS.signing, &KEYS.dataset, &KEYS.id, 0, &body, now);
+            seeds.extend(progress.map(|progress| {
+                [&[5][..], &to_stored_bytes(&progress).unwrap_or_default()].concat()
+            }));
+            seeds
+        },
+        words: &[
+            "\"format\": 1",
+            "\"requires\": []",
+            "\"type\": ",
+            "null",
+            "true",
+            "[]",
+            "{}",
+            "\"\"",
+            "0",
+            "18446744073709551615",
+            "4294967296",
+            "-1",
+            "\"base\": ",
+            "\"origin\": ",
+            "\"chunks\": ",
+            "\"split_bytes\": ",
+            "\"stream_bytes\": ",
+        ],
+    };
 
 pub(super) const NAMES: Target = Target {
     name: "names",
@@ -79,10 +97,17 @@ pub(super) const NAMES: Target = Target {
             "tank/a@zfs-backup_20261123T030133Z".to_owned(),
             "tank/a#zfs-backup_1".to_owned(),
             id.to_string(),
-            ObjectKey::backup(&KEYS.dataset, id, &BackupObject::Manifest).signature().as_str().to_owned(),
-            ObjectKey::backup(&KEYS.dataset, id, &BackupObject::Progress(3)).as_str().to_owned(),
+            ObjectKey::backup(&KEYS.dataset, id, &BackupObject::Manifest)
+                .signature()
+                .as_str()
+                .to_owned(),
+            ObjectKey::backup(&KEYS.dataset, id, &BackupObject::Progress(3))
+                .as_str()
+                .to_owned(),
             format!("frozen/data/@{id}/00000003-6e86593f.zfs.zst.age"),
-            ObjectKey::prune_record(&KEYS.dataset, "20261123T030133Z", 5).as_str().to_owned(),
+            ObjectKey::prune_record(&KEYS.dataset, "20261123T030133Z", 5)
+                .as_str()
+                .to_owned(),
             Digest::of(b"").to_string(),
         ];
         texts.map(String::into_bytes).into()
@@ -107,13 +132,29 @@ pub(super) const AGE_HEAD: Target = Target {
     run: age_head,
     seeds: || {
         let recipient = KEYS.file.recipient();
-        let recipients =
-            |count| vec![recipient.as_ref().ok().cloned(); count].into_iter().flatten().collect::<Vec<_>>();
-        let heads = [1, 3].into_iter().filter_map(|count| Some(new_head(&recipients(count)).ok()?.0));
-        let small = recipient.iter().filter_map(|recipient| age::encrypt(recipient, b"private").ok());
+        let recipients = |count| {
+            vec![recipient.as_ref().ok().cloned(); count]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+        };
+        let heads = [1, 3]
+            .into_iter()
+            .filter_map(|count| Some(new_head(&recipients(count)).ok()?.0));
+        let small = recipient
+            .iter()
+            .filter_map(|recipient| age::encrypt(recipient, b"private").ok());
         heads.chain(small).collect()
     },
-    words: &["age-encryption.org/v1\n", "-> X25519 ", "-> ssh-ed25519 ", "-> scrypt ", "-> ", "\n--- ", "-grease "],
+    words: &[
+        "age-encryption.org/v1\n",
+        "-> X25519 ",
+        "-> ssh-ed25519 ",
+        "-> scrypt ",
+        "-> ",
+        "\n--- ",
+        "-grease ",
+    ],
 };
 
 pub(super) const CHUNK: Target = Target {
@@ -121,14 +162,19 @@ pub(super) const CHUNK: Target = Target {
     run: chunk,
     seeds: || {
         let recipients = KEYS.file.recipient().into_iter().collect::<Vec<_>>();
-        let Ok((mut sealed, key)) = new_head(&recipients) else { return Vec::new() };
+        let Ok((mut sealed, key)) = new_head(&recipients) else {
+            return Vec::new();
+        };
         let head_bytes = u8::try_from(sealed.len()).unwrap_or(u8::MAX);
         let mut page = vec![3; 1000];
         let tag = key.seal(0, &mut page, true);
         sealed.extend(page);
         sealed.extend(tag.into_iter().flatten());
         let frame = zstd::encode_all(&[9; 5000][..], 1).unwrap_or_default();
-        vec![[&[0, head_bytes][..], &sealed].concat(), [&[1, 0][..], &frame].concat()]
+        vec![
+            [&[0, head_bytes][..], &sealed].concat(),
+            [&[1, 0][..], &frame].concat(),
+        ]
     },
     words: &["age-encryption.org/v1\n", "\u{28}\u{b5}\u{2f}\u{fd}"],
 };
@@ -171,7 +217,8 @@ struct Keys {
 }
 
 static KEYS: LazyLock<Keys> = LazyLock::new(|| {
-    let file = KeyFile::parse(&format!("# signing key: {SIGNING_KEY}\n{IDENTITY}\n")).expect("the keys are keys");
+    let file = KeyFile::parse(&format!("# signing key: {SIGNING_KEY}\n{IDENTITY}\n"))
+        .expect("the keys are keys");
     let signing = SigningKey::parse(SIGNING_KEY).expect("the key is one");
     Keys {
         identities: file.identities.clone().into(),
@@ -189,7 +236,9 @@ impl Keys {
     }
 
     fn sign_as(&self, signed_type: SignedType, key: &str, bytes: &[u8]) -> Vec<u8> {
-        self.signing.sign(signed_type, key, bytes).expect("the system gives random bytes")
+        self.signing
+            .sign(signed_type, key, bytes)
+            .expect("the system gives random bytes")
     }
 }
 
@@ -208,36 +257,68 @@ fn signature(input: &[u8]) {
                 let elsewhere = keys.verify(signed_type, key, message, choices.0);
                 assert!(elsewhere.is_err(), "one signature is good for two objects");
             }
-            let nobody = TrustedKeys::default().verify(SignedType::Manifest, "a", MESSAGE, choices.0);
-            assert!(nobody.is_err(), "nobody is trusted, and a signature holds: {verified:?}");
+            let nobody =
+                TrustedKeys::default().verify(SignedType::Manifest, "a", MESSAGE, choices.0);
+            assert!(
+                nobody.is_err(),
+                "nobody is trusted, and a signature holds: {verified:?}"
+            );
         }
         b'k' => {
             let text = String::from_utf8_lossy(choices.0);
-            let Ok(key) = text.parse::<VerifyingKey>() else { return };
+            let Ok(key) = text.parse::<VerifyingKey>() else {
+                return;
+            };
             let text = key.to_string();
-            assert_eq!(text.parse().as_ref(), Ok(&key), "it is not read as it is printed");
+            assert_eq!(
+                text.parse().as_ref(),
+                Ok(&key),
+                "it is not read as it is printed"
+            );
             let ours = KEYS.sign(MESSAGE);
-            let verified = TrustedKeys::new(vec![key.clone()]).verify(SignedType::Manifest, "a", MESSAGE, &ours);
+            let verified = TrustedKeys::new(vec![key.clone()]).verify(
+                SignedType::Manifest,
+                "a",
+                MESSAGE,
+                &ours,
+            );
             // Compare the texts: `==` of the minisign crate ignores the id of the key.
             let is_ours = text == KEYS.signing.verifying_key().to_string();
-            assert_eq!(verified.is_ok(), is_ours, "{text} vouches for what we signed");
+            assert_eq!(
+                verified.is_ok(),
+                is_ours,
+                "{text} vouches for what we signed"
+            );
         }
         _ => {
             let text = String::from_utf8_lossy(choices.0);
-            let Ok(key) = SigningKey::parse(&text) else { return };
-            let printed = key.to_secret_text().expect("a key that was read can be printed");
-            assert!(SigningKey::parse(&printed).is_ok(), "it is not read as it is printed");
+            let Ok(key) = SigningKey::parse(&text) else {
+                return;
+            };
+            let printed = key
+                .to_secret_text()
+                .expect("a key that was read can be printed");
+            assert!(
+                SigningKey::parse(&printed).is_ok(),
+                "it is not read as it is printed"
+            );
         }
     }
 }
 
-/// Any bytes as one of the signed objects, with a valid signature of ours. An object that is read must write the same
-/// bytes again.
+/// Any bytes as one of the signed objects, with a valid signature of ours. An object that is read
+/// must write the same bytes again.
 fn signed_object(input: &[u8]) {
     let mut choices = Choices(input);
     let kind = choices.byte() % 7;
     let bytes = choices.0;
-    let Keys { signing, trusted, dataset, id, .. } = &*KEYS;
+    let Keys {
+        signing,
+        trusted,
+        dataset,
+        id,
+        ..
+    } = &*KEYS;
     let key = |object: BackupObject| ObjectKey::backup(dataset, id, &object).as_str().to_owned();
     let sign = |signed_type, key: &str, bytes: &[u8]| KEYS.sign_as(signed_type, key, bytes);
     match kind {
@@ -258,11 +339,15 @@ fn signed_object(input: &[u8]) {
             parse_prune_record(trusted, dataset, "p", bytes, &signature)
         }),
         4 => {
-            let mut manifest: crate::manifest::Manifest = parse_as(MANIFEST.as_bytes(), "manifest").expect("it is one");
+            let mut manifest: crate::manifest::Manifest =
+                parse_as(MANIFEST.as_bytes(), "manifest").expect("it is one");
             manifest.chunk_lists[0].blake3 = Digest::of(bytes);
             let _ = parse_chunk_list(&manifest, 0, bytes);
             manifest.chunk_lists[0].blake3 = Digest::of(b"");
-            assert!(bytes.is_empty() || parse_chunk_list(&manifest, 0, bytes).is_err(), "another list is accepted");
+            assert!(
+                bytes.is_empty() || parse_chunk_list(&manifest, 0, bytes).is_err(),
+                "another list is accepted"
+            );
         }
         5 => {
             let signature = sign(SignedType::Progress, &key(BackupObject::Progress(0)), bytes);
@@ -272,10 +357,17 @@ fn signed_object(input: &[u8]) {
     }
 }
 
-fn again<T: serde::Serialize + PartialEq + Debug>(bytes: &[u8], parse: impl Fn(&[u8]) -> Result<T, ManifestError>) {
+fn again<T: serde::Serialize + PartialEq + Debug>(
+    bytes: &[u8],
+    parse: impl Fn(&[u8]) -> Result<T, ManifestError>,
+) {
     let Ok(object) = parse(bytes) else { return };
     let written = to_stored_bytes(&object).expect("what was read can be written");
-    assert_eq!(parse(&written).ok(), Some(object), "it is not read as it is written");
+    assert_eq!(
+        parse(&written).ok(),
+        Some(object),
+        "it is not read as it is written"
+    );
 }
 
 /// Any text as each kind of name: what is accepted prints as it was.
@@ -290,19 +382,34 @@ fn names(input: &[u8]) {
     if let Ok(dataset) = text.parse::<DatasetName>() {
         assert!(dataset.is_within(&dataset) && text.starts_with(dataset.pool()));
         let parent = dataset.parent();
-        assert_eq!(parent.is_none(), dataset.pool() == text, "{text} has the parent {parent:?}");
+        assert_eq!(
+            parent.is_none(),
+            dataset.pool() == text,
+            "{text} has the parent {parent:?}"
+        );
     }
     if let Ok(id) = text.parse::<BackupId>() {
-        let _ = (id.kind(), id.snapshot_guid(), id.is_after(jiff::Timestamp::UNIX_EPOCH));
+        let _ = (
+            id.kind(),
+            id.snapshot_guid(),
+            id.is_after(jiff::Timestamp::UNIX_EPOCH),
+        );
     }
     if let Some(object) = parse_object_name(text) {
         assert_eq!(object_name(&object), text);
     }
     if let Some(parsed) = ObjectKey::parse(text) {
         let key = ObjectKey::backup(&parsed.dataset, &parsed.id, &parsed.object);
-        let key = if parsed.signature { key.signature() } else { key };
+        let key = if parsed.signature {
+            key.signature()
+        } else {
+            key
+        };
         assert_eq!(key.as_str(), text, "a key is not made as it was read");
-        assert!(ObjectKey::listed(text).is_some(), "{text} is a key of ours and is refused in a listing");
+        assert!(
+            ObjectKey::listed(text).is_some(),
+            "{text} is a key of ours and is refused in a listing"
+        );
     }
 }
 
@@ -329,22 +436,34 @@ fn chunk(input: &[u8]) {
         stream_bytes: choices.0.len() as u64 * u64::from(how),
         sealed_bytes: bytes.len() as u64,
         blake3: Digest::of(bytes),
-        head: ChunkHead { bytes: u32::try_from(head_bytes).unwrap_or(u32::MAX), blake3: Digest::of(head) },
+        head: ChunkHead {
+            bytes: u32::try_from(head_bytes).unwrap_or(u32::MAX),
+            blake3: Digest::of(head),
+        },
     };
     assert!(head_bytes <= HEAD_BYTES_MAX);
     let mut plain = Vec::new();
-    if let (Ok(ranges), Ok(mut pieces)) =
-        (piece_ranges(&expected, 1), ChunkPieces::new(expected, Arc::clone(&KEYS.identities)))
-    {
+    if let (Ok(ranges), Ok(mut pieces)) = (
+        piece_ranges(&expected, 1),
+        ChunkPieces::new(expected, Arc::clone(&KEYS.identities)),
+    ) {
         let taken = ranges.into_iter().try_for_each(|range| {
-            let (start, end) = (usize::try_from(range.start).unwrap_or(0), usize::try_from(range.end).unwrap_or(0));
+            let (start, end) = (
+                usize::try_from(range.start).unwrap_or(0),
+                usize::try_from(range.end).unwrap_or(0),
+            );
             let pages = pieces.take(BytesMut::from(&bytes[start..end]))?.open()?;
             pages.pages().for_each(|page| plain.extend_from_slice(page));
             Ok::<(), crate::stream::open::OpenError>(())
         });
-        assert!(taken.is_err() || pieces.finish().is_ok(), "a whole chunk is called cut");
+        assert!(
+            taken.is_err() || pieces.finish().is_ok(),
+            "a whole chunk is called cut"
+        );
     }
-    let Ok(mut frame) = ChunkPlain::new(&expected, how & 1 != 0) else { return };
+    let Ok(mut frame) = ChunkPlain::new(&expected, how & 1 != 0) else {
+        return;
+    };
     let (mut page, mut stream) = (bytes, Vec::new());
     while !page.is_empty() {
         stream.clear();
@@ -352,7 +471,10 @@ fn chunk(input: &[u8]) {
             Ok(taken) => page = &page[taken..],
             Err(_) => return,
         }
-        assert!(stream.len() as u64 <= expected.stream_bytes, "more stream comes out than was signed");
+        assert!(
+            stream.len() as u64 <= expected.stream_bytes,
+            "more stream comes out than was signed"
+        );
     }
     let _ = frame.finish();
 }

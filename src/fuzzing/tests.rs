@@ -1,4 +1,5 @@
-//! The targets as an ordinary test: all seeds, the inputs in `fuzz/corpus`, and some seconds of random mutations.
+//! The targets as an ordinary test: all seeds, the inputs in `fuzz/corpus`, and some seconds of
+//! random mutations.
 
 use super::{TARGETS, Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +10,8 @@ use std::time::{Duration, Instant};
 const SECONDS: u64 = 10;
 const INPUT_BYTES_MAX: usize = 8 << 10;
 
-/// A small random number generator (xorshift*): the mutations need no more, and a failure must be repeatable.
+/// A small random number generator (xorshift*): the mutations need no more, and a failure must be
+/// repeatable.
 struct Random(u64);
 
 impl Random {
@@ -29,7 +31,8 @@ impl Random {
     }
 }
 
-/// Makes one change: a bit, a byte, a number at its border, a run cut, repeated or exchanged, a word of the format.
+/// Makes one change: a bit, a byte, a number at its border, a run cut, repeated or exchanged, a
+/// word of the format.
 fn mutate(input: &mut Vec<u8>, pool: &[Vec<u8>], words: &[&str], random: &mut Random) {
     let at = random.below(input.len() + 1);
     let end = (at + 1 + random.below(16)).min(input.len());
@@ -68,12 +71,18 @@ fn mutate(input: &mut Vec<u8>, pool: &[Vec<u8>], words: &[&str], random: &mut Ra
 
 /// The inputs that were kept of a target: `fuzz/corpus/NAME`, one a line, in hexadecimal digits.
 fn kept(target: &Target) -> Vec<Vec<u8>> {
-    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
-    let text = std::fs::read_to_string(Path::new(&root).join("fuzz/corpus").join(target.name)).unwrap_or_default();
+    let root = std::env::var("CARGO_MANIFEST_DIR")
+        .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let text = std::fs::read_to_string(Path::new(&root).join("fuzz/corpus").join(target.name))
+        .unwrap_or_default();
     let input = |line: &str| {
         let digits = line.as_bytes().as_chunks::<2>().0;
         let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16);
-        digits.iter().map(byte).collect::<Result<Vec<u8>, _>>().unwrap_or_else(|_| panic!("{}: {line}", target.name))
+        digits
+            .iter()
+            .map(byte)
+            .collect::<Result<Vec<u8>, _>>()
+            .unwrap_or_else(|_| panic!("{}: {line}", target.name))
     };
     text.lines().map(input).collect()
 }
@@ -81,7 +90,10 @@ fn kept(target: &Target) -> Vec<Vec<u8>> {
 fn run(target: &Target, input: &[u8]) {
     if catch_unwind(AssertUnwindSafe(|| (target.run)(input))).is_err() {
         let digits: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
-        panic!("target {} fails; the panic stands above; add this line to fuzz/corpus/{0}:\n{digits}", target.name);
+        panic!(
+            "target {} fails; the panic stands above; add this line to fuzz/corpus/{0}:\n{digits}",
+            target.name
+        );
     }
 }
 
@@ -89,7 +101,11 @@ fn run(target: &Target, input: &[u8]) {
 fn no_target_fails_on_its_seeds_and_on_what_was_kept() {
     for target in TARGETS {
         let seeds = (target.seeds)();
-        assert!(!seeds.is_empty() && seeds.iter().all(|seed| seed.len() <= 64 << 10), "{}", target.name);
+        assert!(
+            !seeds.is_empty() && seeds.iter().all(|seed| seed.len() <= 64 << 10),
+            "{}",
+            target.name
+        );
         for input in seeds.iter().chain(&kept(target)) {
             run(target, input);
         }
@@ -99,8 +115,13 @@ fn no_target_fails_on_its_seeds_and_on_what_was_kept() {
 
 #[test]
 fn no_target_fails_on_random_mutations() {
-    let seconds = std::env::var("FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS);
-    let seed = std::env::var("FUZZ_SEED").ok().and_then(|text| text.parse().ok());
+    let seconds = std::env::var("FUZZ_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(SECONDS);
+    let seed = std::env::var("FUZZ_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) | 1 << 40);
     let share = Duration::from_secs(seconds) / u32::try_from(TARGETS.len()).unwrap();
     println!("FUZZ_SEED={seed}");
@@ -123,8 +144,18 @@ fn no_target_fails_on_random_mutations() {
 /// A target that cannot fail would prove nothing.
 #[test]
 fn failing_target_is_named_with_its_input() {
-    let target = Target { name: "bad", run: |input| assert!(input.len() < 3), seeds: Vec::new, words: &[] };
+    let target = Target {
+        name: "bad",
+        run: |input| assert!(input.len() < 3),
+        seeds: Vec::new,
+        words: &[],
+    };
     run(&target, b"ab");
     let message = catch_unwind(|| run(&target, b"abc")).unwrap_err();
-    assert!(message.downcast_ref::<String>().unwrap().ends_with("fuzz/corpus/bad:\n616263"));
+    assert!(
+        message
+            .downcast_ref::<String>()
+            .unwrap()
+            .ends_with("fuzz/corpus/bad:\n616263")
+    );
 }

@@ -1,14 +1,19 @@
-//! How long the objects of one backup can be: a reader refuses longer ones before they fill its memory.
+//! How long the objects of one backup can be: a reader refuses longer ones before they fill its
+//! memory.
 
 use super::{CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, Manifest};
 
-/// Room for everything in an object except its list: names of datasets, hashes, times, the prose of RESTORE.txt.
+/// Room for everything in an object except its list: names of datasets, hashes, times, the prose of
+/// RESTORE.txt.
 const FRAME_BYTES_MAX: u64 = 64 << 10;
-/// A line of a chunk list: a name of at most 35 bytes, two hashes and four numbers, some 530 bytes with the words.
+/// A line of a chunk list: a name of at most 35 bytes, two hashes and four numbers, some 530 bytes
+/// with the words.
 const CHUNK_ENTRY_BYTES_MAX: u64 = 1 << 10;
-/// Room for one object in a receipt: its name, a checksum, and an ETag and a version id of at most 1,024 bytes each.
+/// Room for one object in a receipt: its name, a checksum, and an ETag and a version id of at most
+/// 1,024 bytes each.
 const RECEIPT_ENTRY_BYTES_MAX: u64 = 3 << 10;
-/// A backup in a receipt's `live` and in a prune record: an id and a hash, some 200 bytes with the words.
+/// A backup in a receipt's `live` and in a prune record: an id and a hash, some 200 bytes with the
+/// words.
 const BACKUP_ENTRY_BYTES_MAX: u64 = 256;
 /// A line of RESTORE.txt for one chunk: a word, a hash and a name, 110 bytes.
 const COMMAND_BYTES_MAX: u64 = 128;
@@ -30,29 +35,41 @@ pub fn chunk_list_bytes_max(chunks: u32) -> u64 {
 impl Manifest {
     /// How many chunks the lists have together.
     fn chunks(&self) -> u64 {
-        self.chunk_lists.iter().map(|list| u64::from(list.chunks)).sum()
+        self.chunk_lists
+            .iter()
+            .map(|list| u64::from(list.chunks))
+            .sum()
     }
 
     /// The longest receipt of this backup.
     pub fn receipt_bytes_max(&self) -> u64 {
         let lists = self.chunk_lists.len() as u64;
-        let objects = self.chunks().saturating_add(lists + SMALL_OBJECTS_MAX).saturating_mul(RECEIPT_ENTRY_BYTES_MAX);
+        let objects = self
+            .chunks()
+            .saturating_add(lists + SMALL_OBJECTS_MAX)
+            .saturating_mul(RECEIPT_ENTRY_BYTES_MAX);
         let live = BACKUPS_MAX * BACKUP_ENTRY_BYTES_MAX;
-        objects.saturating_add(FRAME_BYTES_MAX + live).min(LARGE_TEXT_BYTES_MAX)
+        objects
+            .saturating_add(FRAME_BYTES_MAX + live)
+            .min(LARGE_TEXT_BYTES_MAX)
     }
 
     /// The longest RESTORE.txt of this backup.
     pub fn restore_text_bytes_max(&self) -> u64 {
         let commands = self.chunks().saturating_mul(COMMAND_BYTES_MAX);
         let members = (u64::from(self.chain.position) + 1) * MEMBER_BYTES_MAX;
-        commands.saturating_add(FRAME_BYTES_MAX + members).min(LARGE_TEXT_BYTES_MAX)
+        commands
+            .saturating_add(FRAME_BYTES_MAX + members)
+            .min(LARGE_TEXT_BYTES_MAX)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{CHUNKS_MAX, CHUNKS_PER_LIST, ChunkEntry, HeadEntry, LiveEntry, PrunedEntry, ReceiptEntry};
+    use crate::manifest::{
+        CHUNKS_MAX, CHUNKS_PER_LIST, ChunkEntry, HeadEntry, LiveEntry, PrunedEntry, ReceiptEntry,
+    };
     use crate::model::{BackupId, BackupKind, Digest, Guid};
     use crate::store::{Evidence, EvidenceTier};
     use jiff::Timestamp;
@@ -65,11 +82,26 @@ mod tests {
     fn the_longest_entries_that_this_program_writes_fit() {
         let digest = Digest::of(b"");
         let name = format!("{:08}-ffffffff.zfs.zst.age", CHUNKS_MAX - 1);
-        let head = HeadEntry { bytes: u32::MAX, blake3: digest };
+        let head = HeadEntry {
+            bytes: u32::MAX,
+            blake3: digest,
+        };
         let (index, stream_bytes, sealed_bytes) = (CHUNKS_MAX - 1, u64::MAX, u64::MAX);
         let resume = None;
-        let chunk = ChunkEntry { name: name.clone(), index, stream_bytes, sealed_bytes, blake3: digest, head, resume };
-        assert!(bytes_of(&chunk) < CHUNK_ENTRY_BYTES_MAX, "{}", bytes_of(&chunk));
+        let chunk = ChunkEntry {
+            name: name.clone(),
+            index,
+            stream_bytes,
+            sealed_bytes,
+            blake3: digest,
+            head,
+            resume,
+        };
+        assert!(
+            bytes_of(&chunk) < CHUNK_ENTRY_BYTES_MAX,
+            "{}",
+            bytes_of(&chunk)
+        );
         let long = Some("x".repeat(1024));
         let evidence = Evidence {
             tier: EvidenceTier::Sha256Composite,
@@ -81,12 +113,30 @@ mod tests {
             locked_until: Some(Timestamp::MAX.to_string()),
         };
         let entry = ReceiptEntry { name, evidence };
-        assert!(bytes_of(&entry) < RECEIPT_ENTRY_BYTES_MAX, "{}", bytes_of(&entry));
+        assert!(
+            bytes_of(&entry) < RECEIPT_ENTRY_BYTES_MAX,
+            "{}",
+            bytes_of(&entry)
+        );
         let id = BackupId::new(Timestamp::MAX, BackupKind::Incr, Guid(u64::MAX), u64::MAX);
-        let live = LiveEntry { id: id.clone(), manifest_blake3: digest };
-        assert!(bytes_of(&live) < BACKUP_ENTRY_BYTES_MAX, "{}", bytes_of(&live));
-        let pruned = PrunedEntry { id, manifest_blake3: Some(digest) };
-        assert!(bytes_of(&pruned) < BACKUP_ENTRY_BYTES_MAX, "{}", bytes_of(&pruned));
+        let live = LiveEntry {
+            id: id.clone(),
+            manifest_blake3: digest,
+        };
+        assert!(
+            bytes_of(&live) < BACKUP_ENTRY_BYTES_MAX,
+            "{}",
+            bytes_of(&live)
+        );
+        let pruned = PrunedEntry {
+            id,
+            manifest_blake3: Some(digest),
+        };
+        assert!(
+            bytes_of(&pruned) < BACKUP_ENTRY_BYTES_MAX,
+            "{}",
+            bytes_of(&pruned)
+        );
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! From stored bytes to objects that hold together: every rule of the format that one object can break by itself.
+//! From stored bytes to objects that hold together: every rule of the format that one object can
+//! break by itself.
 
 use super::strict::parse_strict;
 use super::{
-    CHUNKS_PER_LIST, ChunkEntry, ChunkList, CompressionName, FORMAT, Manifest, PruneRecord, Receipt, SPLIT_ALIGNMENT,
-    Started,
+    CHUNKS_PER_LIST, ChunkEntry, ChunkList, CompressionName, FORMAT, Manifest, PruneRecord,
+    Receipt, SPLIT_ALIGNMENT, Started,
 };
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::sign::{SignatureError, SignedType, TrustedKeys};
@@ -56,27 +57,41 @@ struct Preamble {
     object_type: String,
 }
 
-/// The format is looked at before anything else is understood, so that a later one is refused by its number.
-pub(crate) fn parse_as<T: DeserializeOwned>(bytes: &[u8], object_type: &str) -> Result<T, ManifestError> {
+/// The format is looked at before anything else is understood, so that a later one is refused by
+/// its number.
+pub(crate) fn parse_as<T: DeserializeOwned>(
+    bytes: &[u8],
+    object_type: &str,
+) -> Result<T, ManifestError> {
     let value: serde_json::Value = parse_strict(bytes).map_err(ManifestError::Json)?;
     let preamble = Preamble::deserialize(&value).map_err(ManifestError::Json)?;
     if preamble.format != u64::from(FORMAT) {
-        return Err(ManifestError::Format { format: preamble.format });
+        return Err(ManifestError::Format {
+            format: preamble.format,
+        });
     }
     if !preamble.requires.is_empty() {
         return Err(ManifestError::Requires(preamble.requires));
     }
     check(preamble.object_type == object_type, || {
-        format!("its type is {:?}, not {object_type:?}", preamble.object_type)
+        format!(
+            "its type is {:?}, not {object_type:?}",
+            preamble.object_type
+        )
     })?;
     serde_json::from_value(value).map_err(ManifestError::Json)
 }
 
 pub(super) fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), ManifestError> {
-    if holds { Ok(()) } else { Err(ManifestError::Contradiction(otherwise())) }
+    if holds {
+        Ok(())
+    } else {
+        Err(ManifestError::Contradiction(otherwise()))
+    }
 }
 
-/// A manifest from the bytes under its key, checked: signature, format, place, and that its parts fit together.
+/// A manifest from the bytes under its key, checked: signature, format, place, and that its parts
+/// fit together.
 ///
 /// # Errors
 /// [`ManifestError`]; then it is no backup, and nothing may be deleted because of it.
@@ -91,24 +106,46 @@ pub fn parse_manifest(
     trusted.verify(SignedType::Manifest, key.as_str(), bytes, signature)?;
     let manifest: Manifest = parse_as(bytes, SignedType::Manifest.as_str())?;
     check_place(dataset, id, &manifest.dataset, &manifest.id)?;
-    check(manifest.kind == id.kind(), || "its kind is not that of its id".to_owned())?;
+    check(manifest.kind == id.kind(), || {
+        "its kind is not that of its id".to_owned()
+    })?;
     let snapshot = &manifest.snapshot;
     let same_snapshot = snapshot.guid == id.snapshot_guid() && id.is_at(snapshot.created_at);
-    check(same_snapshot, || "its snapshot is not that of its id".to_owned())?;
+    check(same_snapshot, || {
+        "its snapshot is not that of its id".to_owned()
+    })?;
     let full = manifest.kind == BackupKind::Full;
-    check(manifest.base.is_none() == full, || "a full must have no base, an incremental one".to_owned())?;
-    check((manifest.chain.position == 0) == full, || "only a full stands at the start of a chain".to_owned())?;
-    check(!full || manifest.chain.full_id == *id, || "a full begins its own chain".to_owned())?;
+    check(manifest.base.is_none() == full, || {
+        "a full must have no base, an incremental one".to_owned()
+    })?;
+    check((manifest.chain.position == 0) == full, || {
+        "only a full stands at the start of a chain".to_owned()
+    })?;
+    check(!full || manifest.chain.full_id == *id, || {
+        "a full begins its own chain".to_owned()
+    })?;
     let aligned = manifest.split_bytes > 0 && manifest.split_bytes.is_multiple_of(SPLIT_ALIGNMENT);
-    check(aligned, || format!("its split_bytes is not a multiple of {SPLIT_ALIGNMENT}"))?;
+    check(aligned, || {
+        format!("its split_bytes is not a multiple of {SPLIT_ALIGNMENT}")
+    })?;
     let lists = manifest.chunk_lists.iter();
-    check(lists.clone().all(|list| list.chunks as usize <= CHUNKS_PER_LIST), || "a list of it is too long".to_owned())?;
+    check(
+        lists
+            .clone()
+            .all(|list| list.chunks as usize <= CHUNKS_PER_LIST),
+        || "a list of it is too long".to_owned(),
+    )?;
     let chunks = manifest.stream_bytes.div_ceil(manifest.split_bytes);
     let listed: u64 = lists.map(|list| u64::from(list.chunks)).sum();
-    check(chunks == listed && listed > 0, || format!("its stream needs {chunks} chunks, its lists have {listed}"))?;
+    check(chunks == listed && listed > 0, || {
+        format!("its stream needs {chunks} chunks, its lists have {listed}")
+    })?;
     for (number, list) in manifest.chunk_lists.iter().enumerate() {
-        let expected = u16::try_from(number).map(|number| object_name(&BackupObject::ChunkList(number)));
-        check(expected.as_ref() == Ok(&list.name), || format!("list {number} is named {:?}", list.name))?;
+        let expected =
+            u16::try_from(number).map(|number| object_name(&BackupObject::ChunkList(number)));
+        check(expected.as_ref() == Ok(&list.name), || {
+            format!("list {number} is named {:?}", list.name)
+        })?;
     }
     Ok(manifest)
 }
@@ -119,26 +156,42 @@ pub(super) fn check_place(
     inner_dataset: &DatasetName,
     inner_id: &BackupId,
 ) -> Result<(), ManifestError> {
-    check(inner_dataset == dataset, || format!("it is of dataset {inner_dataset}"))?;
+    check(inner_dataset == dataset, || {
+        format!("it is of dataset {inner_dataset}")
+    })?;
     check(inner_id == id, || format!("it is of backup {inner_id}"))
 }
 
-/// The chunks of one list, checked against the manifest that pins it. `number` is the list's, from 0.
+/// The chunks of one list, checked against the manifest that pins it. `number` is the list's, from
+/// 0.
 ///
 /// # Errors
 /// [`ManifestError`].
-pub fn parse_chunk_list(manifest: &Manifest, number: usize, bytes: &[u8]) -> Result<Vec<ChunkEntry>, ManifestError> {
+pub fn parse_chunk_list(
+    manifest: &Manifest,
+    number: usize,
+    bytes: &[u8],
+) -> Result<Vec<ChunkEntry>, ManifestError> {
     let lists = &manifest.chunk_lists;
-    let list_ref = lists.get(number).ok_or_else(|| ManifestError::Contradiction(format!("it has no list {number}")))?;
+    let list_ref = lists
+        .get(number)
+        .ok_or_else(|| ManifestError::Contradiction(format!("it has no list {number}")))?;
     let actual = Digest::of(bytes);
     if actual != list_ref.blake3 {
-        return Err(ManifestError::Digest { expected: list_ref.blake3, actual });
+        return Err(ManifestError::Digest {
+            expected: list_ref.blake3,
+            actual,
+        });
     }
     let list: ChunkList = parse_as(bytes, "chunks")?;
-    check(list.chunks.len() as u64 == u64::from(list_ref.chunks), || {
-        "its number of chunks is not the manifest's".to_owned()
-    })?;
-    let first: u64 = lists[..number].iter().map(|list| u64::from(list.chunks)).sum();
+    check(
+        list.chunks.len() as u64 == u64::from(list_ref.chunks),
+        || "its number of chunks is not the manifest's".to_owned(),
+    )?;
+    let first: u64 = lists[..number]
+        .iter()
+        .map(|list| u64::from(list.chunks))
+        .sum();
     for (chunk, index) in list.chunks.iter().zip(first..) {
         check_chunk(manifest, chunk, index)?;
     }
@@ -146,23 +199,34 @@ pub fn parse_chunk_list(manifest: &Manifest, number: usize, bytes: &[u8]) -> Res
 }
 
 fn check_chunk(manifest: &Manifest, chunk: &ChunkEntry, index: u64) -> Result<(), ManifestError> {
-    check(u64::from(chunk.index) == index, || format!("chunk {index} says that it is {}", chunk.index))?;
+    check(u64::from(chunk.index) == index, || {
+        format!("chunk {index} says that it is {}", chunk.index)
+    })?;
     let compressed = manifest.compression == CompressionName::Zstd;
     let named = match parse_object_name(&chunk.name) {
-        Some(BackupObject::Chunk { index, compressed: by_name, .. }) => {
-            index.get() == chunk.index && by_name == compressed
-        }
+        Some(BackupObject::Chunk {
+            index,
+            compressed: by_name,
+            ..
+        }) => index.get() == chunk.index && by_name == compressed,
         _ => false,
     };
     check(named, || format!("chunk {index} is named {:?}", chunk.name))?;
-    let rest = manifest.stream_bytes.saturating_sub(index * manifest.split_bytes);
+    let rest = manifest
+        .stream_bytes
+        .saturating_sub(index * manifest.split_bytes);
     let expected = rest.min(manifest.split_bytes);
     check(chunk.stream_bytes == expected, || {
-        format!("chunk {index} has {} bytes of stream, not {expected}", chunk.stream_bytes)
+        format!(
+            "chunk {index} has {} bytes of stream, not {expected}",
+            chunk.stream_bytes
+        )
     })?;
     let head_fits = chunk.head.bytes as usize <= HEAD_BYTES_MAX
         && u64::from(chunk.head.bytes) + TAG_BYTES as u64 <= chunk.sealed_bytes;
-    check(head_fits, || format!("chunk {index} has a head of {} bytes", chunk.head.bytes))
+    check(head_fits, || {
+        format!("chunk {index} has a head of {} bytes", chunk.head.bytes)
+    })
 }
 
 /// A receipt from the bytes under its key.
@@ -214,6 +278,8 @@ pub fn parse_prune_record(
 ) -> Result<PruneRecord, ManifestError> {
     trusted.verify(SignedType::PruneRecord, key, bytes, signature)?;
     let record: PruneRecord = parse_as(bytes, SignedType::PruneRecord.as_str())?;
-    check(record.dataset == *dataset, || format!("it is of dataset {}", record.dataset))?;
+    check(record.dataset == *dataset, || {
+        format!("it is of dataset {}", record.dataset)
+    })?;
     Ok(record)
 }

@@ -1,7 +1,7 @@
 //! Progress objects: how far an upload is, sealed, so that it can go on without its journal.
 //!
-//! The resume points would tell the store of the content, so they lie inside under a key that only holders of the
-//! signing key have: the host that uploads can read them back without the identity.
+//! The resume points would tell the store of the content, so they lie inside under a key that only
+//! holders of the signing key have: the host that uploads can read them back without the identity.
 
 use super::parse::{check, check_place, parse_as};
 use super::{ChunkEntry, FORMAT, ManifestError, Progress, ResumeEntry, parse_strict};
@@ -26,8 +26,8 @@ pub struct ProgressChunk {
     pub entry: ChunkEntry,
     /// The store's word for it.
     pub evidence: Evidence,
-    /// The running Fletcher-4 of the stream at its end, as four numbers of 16 hexadecimal digits; null where it ends in
-    /// the middle of a word.
+    /// The running Fletcher-4 of the stream at its end, as four numbers of 16 hexadecimal digits;
+    /// null where it ends in the middle of a word.
     pub end_fletcher4: Option<[Guid; 4]>,
 }
 
@@ -43,15 +43,39 @@ pub struct ProgressBody {
 
 impl From<ResumePoint> for ResumeEntry {
     fn from(point: ResumePoint) -> Self {
-        let ResumePoint { position, object, offset, fletcher4, record_blake3 } = point;
-        Self { position, object, offset, fletcher4: fletcher4.map(Guid), record_blake3 }
+        let ResumePoint {
+            position,
+            object,
+            offset,
+            fletcher4,
+            record_blake3,
+        } = point;
+        Self {
+            position,
+            object,
+            offset,
+            fletcher4: fletcher4.map(Guid),
+            record_blake3,
+        }
     }
 }
 
 impl From<&ResumeEntry> for ResumePoint {
     fn from(entry: &ResumeEntry) -> Self {
-        let ResumeEntry { position, object, offset, fletcher4, record_blake3 } = *entry;
-        Self { position, object, offset, fletcher4: fletcher4.map(|Guid(number)| number), record_blake3 }
+        let ResumeEntry {
+            position,
+            object,
+            offset,
+            fletcher4,
+            record_blake3,
+        } = *entry;
+        Self {
+            position,
+            object,
+            offset,
+            fletcher4: fletcher4.map(|Guid(number)| number),
+            record_blake3,
+        }
     }
 }
 
@@ -109,9 +133,15 @@ pub fn parse_progress(
     trusted.verify(SignedType::Progress, key.as_str(), bytes, signature)?;
     let progress: Progress = parse_as(bytes, SignedType::Progress.as_str())?;
     check_place(dataset, id, &progress.dataset, &progress.id)?;
-    check(progress.number == u32::from(number), || format!("it says that it is number {}", progress.number))?;
-    let mut sealed = BASE64_STANDARD.decode(&progress.sealed).map_err(|_| ManifestError::Sealed)?;
-    let (nonce, sealed) = sealed.split_first_chunk_mut::<NONCE_BYTES>().ok_or(ManifestError::Sealed)?;
+    check(progress.number == u32::from(number), || {
+        format!("it says that it is number {}", progress.number)
+    })?;
+    let mut sealed = BASE64_STANDARD
+        .decode(&progress.sealed)
+        .map_err(|_| ManifestError::Sealed)?;
+    let (nonce, sealed) = sealed
+        .split_first_chunk_mut::<NONCE_BYTES>()
+        .ok_or(ManifestError::Sealed)?;
     let nonce = Nonce::assume_unique_for_key(*nonce);
     let opened = sealing_key(signing)?.open_in_place(nonce, Aad::from(key.as_str()), sealed);
     parse_strict(opened.map_err(|_| ManifestError::Sealed)?).map_err(ManifestError::Json)
@@ -134,8 +164,12 @@ pub(crate) mod base64_text {
         serializer.serialize_str(&BASE64_STANDARD.encode(bytes))
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        BASE64_STANDARD.decode(String::deserialize(deserializer)?).map_err(D::Error::custom)
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        BASE64_STANDARD
+            .decode(String::deserialize(deserializer)?)
+            .map_err(D::Error::custom)
     }
 }
 
@@ -147,21 +181,41 @@ mod tests {
 
     #[test]
     fn progress_is_read_back_by_the_signing_key_alone_and_in_its_place_alone() {
-        let (signing, other) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let (signing, other) = (
+            SigningKey::generate().unwrap(),
+            SigningKey::generate().unwrap(),
+        );
         let trusted = TrustedKeys::new(vec![signing.verifying_key().clone()]);
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = |nonce| BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
-        let body = ProgressBody { begin: vec![7; HEADER_BYTES], chunks: Vec::new() };
-        let progress = seal_progress(&signing, &dataset, &id(1), 3, &body, Timestamp::UNIX_EPOCH).unwrap();
+        let body = ProgressBody {
+            begin: vec![7; HEADER_BYTES],
+            chunks: Vec::new(),
+        };
+        let progress =
+            seal_progress(&signing, &dataset, &id(1), 3, &body, Timestamp::UNIX_EPOCH).unwrap();
         let bytes = to_stored_bytes(&progress).unwrap();
         let key = ObjectKey::backup(&dataset, &id(1), &BackupObject::Progress(3));
-        let signature = signing.sign(SignedType::Progress, key.as_str(), &bytes).unwrap();
-        let read = |signing, id, number| parse_progress(&trusted, signing, &dataset, &id, number, &bytes, &signature);
+        let signature = signing
+            .sign(SignedType::Progress, key.as_str(), &bytes)
+            .unwrap();
+        let read = |signing, id, number| {
+            parse_progress(&trusted, signing, &dataset, &id, number, &bytes, &signature)
+        };
         assert_eq!(read(&signing, id(1), 3).unwrap(), body);
         assert!(matches!(read(&other, id(1), 3), Err(ManifestError::Sealed)));
-        assert!(matches!(read(&signing, id(2), 3), Err(ManifestError::Signature(_))));
-        assert!(matches!(read(&signing, id(1), 4), Err(ManifestError::Signature(_))));
+        assert!(matches!(
+            read(&signing, id(2), 3),
+            Err(ManifestError::Signature(_))
+        ));
+        assert!(matches!(
+            read(&signing, id(1), 4),
+            Err(ManifestError::Signature(_))
+        ));
         let text = String::from_utf8(bytes.clone()).unwrap();
-        assert!(!text.contains("chunks"), "it tells the store something: {text}");
+        assert!(
+            !text.contains("chunks"),
+            "it tells the store something: {text}"
+        );
     }
 }

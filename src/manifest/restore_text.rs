@@ -1,4 +1,5 @@
-//! RESTORE.txt: how to get one backup back without this tool. It is a shell script whose prose is in comments.
+//! RESTORE.txt: how to get one backup back without this tool. It is a shell script whose prose is
+//! in comments.
 
 use super::{ChunkEntry, CompressionName};
 use crate::model::{BackupId, DatasetName};
@@ -25,8 +26,8 @@ pub struct RestoreText<'a> {
     pub raw: bool,
 }
 
-/// Writes the text. Every line that is no comment is a command for a POSIX shell, run in a folder that holds the
-/// backup's objects.
+/// Writes the text. Every line that is no comment is a command for a POSIX shell, run in a folder
+/// that holds the backup's objects.
 pub fn restore_text(from: &RestoreText<'_>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -37,9 +38,18 @@ pub fn restore_text(from: &RestoreText<'_>) -> String {
 }
 
 fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
-    let RestoreText { dataset, id, verifying_key, .. } = from;
+    let RestoreText {
+        dataset,
+        id,
+        verifying_key,
+        ..
+    } = from;
     let place = shell_quote(&format!("{dataset}/@{id}/"));
-    let programs = if from.compression == CompressionName::Zstd { "age, b3sum, zstd" } else { "age, b3sum" };
+    let programs = if from.compression == CompressionName::Zstd {
+        "age, b3sum, zstd"
+    } else {
+        "age, b3sum"
+    };
     write!(
         text,
         "# minisign -V -P {verifying_key} -m RESTORE.txt\n\
@@ -58,21 +68,35 @@ fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
          # 2. Have your key file ready as identity.txt beside them.\n"
     )?;
     if from.keyring {
-        writeln!(text, "#    With the passphrase: (umask 077; age -d -o identity.txt keyring.age)")?;
+        writeln!(
+            text,
+            "#    With the passphrase: (umask 077; age -d -o identity.txt keyring.age)"
+        )?;
     }
     writeln!(
         text,
         "# 3. Run this file there: sh RESTORE.txt > stream   (or: sh RESTORE.txt | zfs receive -u POOL/NEW)"
     )?;
     if from.raw {
-        writeln!(text, "#    The stream is natively encrypted: to mount it, the ZFS key of that time is needed too.")?;
+        writeln!(
+            text,
+            "#    The stream is natively encrypted: to mount it, the ZFS key of that time is needed too."
+        )?;
     }
-    writeln!(text, "# The commands stop at the first chunk that is missing or damaged; nothing after it is written.")
+    writeln!(
+        text,
+        "# The commands stop at the first chunk that is missing or damaged; nothing after it is written."
+    )
 }
 
 /// How to receive the whole chain. The stream of an incremental is of no use alone.
 fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
-    let RestoreText { dataset, id, before, .. } = from;
+    let RestoreText {
+        dataset,
+        id,
+        before,
+        ..
+    } = from;
     if before.is_empty() {
         return Ok(());
     }
@@ -81,11 +105,18 @@ fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
         "#\n\
          # This backup is an incremental: {} must be received before it, in this order. Fetch each, and\n\
          # this one, into a folder of its own that is named by its id, beside each other:",
-        if before.len() == 1 { "one other".to_owned() } else { format!("{} others", before.len()) }
+        if before.len() == 1 {
+            "one other".to_owned()
+        } else {
+            format!("{} others", before.len())
+        }
     )?;
     for member in before.iter().chain([*id]) {
         let place = shell_quote(&format!("{dataset}/@{member}/"));
-        writeln!(text, "#      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} {member}")?;
+        writeln!(
+            text,
+            "#      aws s3 cp --recursive s3://BUCKET/PREFIX/{place} {member}"
+        )?;
     }
     writeln!(
         text,
@@ -94,7 +125,10 @@ fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
          # identity.txt there. Then, in this order, each only after the one before it ended well:"
     )?;
     for member in before.iter().chain([*id]) {
-        writeln!(text, "#      (cd {member} && sh RESTORE.txt) | zfs receive -u POOL/NEW")?;
+        writeln!(
+            text,
+            "#      (cd {member} && sh RESTORE.txt) | zfs receive -u POOL/NEW"
+        )?;
     }
     writeln!(
         text,
@@ -102,14 +136,20 @@ fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     )
 }
 
-/// Each chunk is checked whole before any of it is opened. No pipe hides the failure of its first program.
+/// Each chunk is checked whole before any of it is opened. No pipe hides the failure of its first
+/// program.
 fn write_commands(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     let open = match from.compression {
         CompressionName::None => "age -d -i identity.txt \"$2\"",
-        CompressionName::Zstd => "age -d -i identity.txt -o open.zst \"$2\" && zstd -d -q -c open.zst && rm open.zst",
+        CompressionName::Zstd => {
+            "age -d -i identity.txt -o open.zst \"$2\" && zstd -d -q -c open.zst && rm open.zst"
+        }
     };
     writeln!(text, "set -e")?;
-    writeln!(text, "chunk() {{ echo \"$1  $2\" | b3sum -c >&2 && {open}; }}")?;
+    writeln!(
+        text,
+        "chunk() {{ echo \"$1  $2\" | b3sum -c >&2 && {open}; }}"
+    )?;
     for chunk in from.chunks {
         writeln!(text, "chunk {} {}", chunk.blake3, chunk.name)?;
     }
@@ -118,6 +158,11 @@ fn write_commands(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result
 
 /// Quotes for a POSIX shell: single quotes around, and each single quote inside as `'\''`.
 fn shell_quote(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'@' | b'-' | b'_' | b'.' | b':');
-    if text.bytes().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+    let plain =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'@' | b'-' | b'_' | b'.' | b':');
+    if text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }

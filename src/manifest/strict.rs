@@ -1,6 +1,9 @@
-//! JSON as strictly as signed data deserves: no duplicate keys at any depth, nothing after the value.
+//! JSON as strictly as signed data deserves: no duplicate keys at any depth, nothing after the
+//! value.
 
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::{Map, Value};
 use std::fmt;
 
@@ -28,7 +31,9 @@ impl Strict {
         if self.depth == DEPTH_MAX {
             return Err(E::custom("nested too deeply"));
         }
-        Ok(Self { depth: self.depth + 1 })
+        Ok(Self {
+            depth: self.depth + 1,
+        })
     }
 }
 
@@ -96,9 +101,16 @@ mod tests {
     fn what_two_readers_could_understand_differently_is_refused() {
         assert!(parse_strict::<Value>(br#"{"a":1,"b":[{"c":null}]}"#).is_ok());
         let deep = format!("{}1{}", "[".repeat(20), "]".repeat(20));
-        for bad in
-            [r#"{"a":1,"a":2}"#, r#"{"x":{"a":1,"a":1}}"#, r#"[{"a":1,"a":2}]"#, "{} {}", "{}x", "", "1.5", &deep]
-        {
+        for bad in [
+            r#"{"a":1,"a":2}"#,
+            r#"{"x":{"a":1,"a":1}}"#,
+            r#"[{"a":1,"a":2}]"#,
+            "{} {}",
+            "{}x",
+            "",
+            "1.5",
+            &deep,
+        ] {
             assert!(parse_strict::<Value>(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -10,7 +10,9 @@ use std::str::FromStr;
 const TIME_FORMAT: &str = "%Y%m%dT%H%M%SZ";
 
 /// Full or incremental.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupKind {
     /// A stream without a base.
@@ -40,9 +42,18 @@ pub struct BackupId {
 
 impl BackupId {
     /// Names an attempt. `nonce` must be random: it keeps two attempts at one snapshot apart.
-    pub fn new(snapshot_time: Timestamp, kind: BackupKind, snapshot_guid: Guid, nonce: u64) -> Self {
+    pub fn new(
+        snapshot_time: Timestamp,
+        kind: BackupKind,
+        snapshot_guid: Guid,
+        nonce: u64,
+    ) -> Self {
         let time = snapshot_time.to_zoned(TimeZone::UTC).strftime(TIME_FORMAT);
-        Self { text: format!("{time}-{}-{snapshot_guid}-{nonce:016x}", kind.as_str()), kind, snapshot_guid }
+        Self {
+            text: format!("{time}-{}-{snapshot_guid}-{nonce:016x}", kind.as_str()),
+            kind,
+            snapshot_guid,
+        }
     }
 
     /// The whole id.
@@ -52,13 +63,23 @@ impl BackupId {
 
     /// Whether its time is that of a snapshot taken then.
     pub fn is_at(&self, snapshot_time: Timestamp) -> bool {
-        self.text.starts_with(&snapshot_time.to_zoned(TimeZone::UTC).strftime(TIME_FORMAT).to_string())
+        self.text.starts_with(
+            &snapshot_time
+                .to_zoned(TimeZone::UTC)
+                .strftime(TIME_FORMAT)
+                .to_string(),
+        )
     }
 
     /// Whether its snapshot was taken after that time, in whole seconds.
     pub fn is_after(&self, time: Timestamp) -> bool {
-        let time = time.to_zoned(TimeZone::UTC).strftime(TIME_FORMAT).to_string();
-        self.text.get(..time.len()).is_some_and(|own| own > time.as_str())
+        let time = time
+            .to_zoned(TimeZone::UTC)
+            .strftime(TIME_FORMAT)
+            .to_string();
+        self.text
+            .get(..time.len())
+            .is_some_and(|own| own > time.as_str())
     }
 
     /// Full or incremental.
@@ -88,7 +109,12 @@ impl FromStr for BackupId {
 
 fn parse(text: &str) -> Option<BackupId> {
     let mut fields = text.split('-');
-    let (time, kind, guid, nonce) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let (time, kind, guid, nonce) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
     let kind = match kind {
         "full" => BackupKind::Full,
         "incr" => BackupKind::Incr,
@@ -98,7 +124,11 @@ fn parse(text: &str) -> Option<BackupId> {
     let _: Guid = nonce.parse().ok()?;
     let parsed = jiff::civil::DateTime::strptime(TIME_FORMAT, time).ok()?;
     let canonical = parsed.strftime(TIME_FORMAT).to_string() == time;
-    (fields.next().is_none() && canonical).then(|| BackupId { text: text.to_owned(), kind, snapshot_guid })
+    (fields.next().is_none() && canonical).then(|| BackupId {
+        text: text.to_owned(),
+        kind,
+        snapshot_guid,
+    })
 }
 
 impl fmt::Display for BackupId {
@@ -115,7 +145,10 @@ mod tests {
     fn an_id_parses_back_to_itself() {
         let time: Timestamp = "2026-11-22T21:26:04Z".parse().unwrap();
         let id = BackupId::new(time, BackupKind::Incr, Guid(0xabc), 7);
-        assert_eq!(id.as_str(), "20261122T212604Z-incr-0000000000000abc-0000000000000007");
+        assert_eq!(
+            id.as_str(),
+            "20261122T212604Z-incr-0000000000000abc-0000000000000007"
+        );
         assert_eq!(id.as_str().parse::<BackupId>(), Ok(id));
     }
 

@@ -41,6 +41,12 @@ impl FromStr for Digest {
             .ok()
             .filter(|hash| hash.to_hex().as_str() == text)
             .map(Self::from)
-            .ok_or_else(|| InvalidName::new("digest", text, "expected 64 lower-case hexadecimal digits of BLAKE3"))
+            .ok_or_else(|| {
+                InvalidName::new(
+                    "digest",
+                    text,
+                    "expected 64 lower-case hexadecimal digits of BLAKE3",
+                )
+            })
     }
 }

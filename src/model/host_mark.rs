@@ -7,8 +7,9 @@ use std::str::FromStr;
 /// Hexadecimal digits of each half.
 const HALF_DIGITS: usize = 16;
 
-/// A hash of the machine id and the random id of a `state_dir`, as in `0123456789abcdef-fedcba9876543210`. A clone of a
-/// machine gets another machine id, a new installation another `state_dir`; either one makes another mark.
+/// A hash of the machine id and the random id of a `state_dir`, as in
+/// `0123456789abcdef-fedcba9876543210`. A clone of a machine gets another machine id, a new
+/// installation another `state_dir`; either one makes another mark.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostMark(String);
 
@@ -29,11 +30,19 @@ impl FromStr for HostMark {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let is_half =
-            |half: &str| half.len() == HALF_DIGITS && half.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_half = |half: &str| {
+            half.len() == HALF_DIGITS
+                && half.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        };
         match text.split_once('-') {
-            Some((machine, state)) if is_half(machine) && is_half(state) => Ok(Self(text.to_owned())),
-            _ => Err(InvalidName::new("host mark", text, "expected two times 16 lower-case hexadecimal digits")),
+            Some((machine, state)) if is_half(machine) && is_half(state) => {
+                Ok(Self(text.to_owned()))
+            }
+            _ => Err(InvalidName::new(
+                "host mark",
+                text,
+                "expected two times 16 lower-case hexadecimal digits",
+            )),
         }
     }
 }
@@ -46,9 +55,13 @@ mod tests {
     fn a_mark_is_two_halves_of_sixteen_digits() {
         let mark = "0123456789abcdef-fedcba9876543210";
         assert_eq!(mark.parse::<HostMark>().unwrap().as_str(), mark);
-        for bad in
-            ["", "-", "0123456789abcdef", "0123456789abcdef-fedcba987654321", "0123456789ABCDEF-fedcba9876543210"]
-        {
+        for bad in [
+            "",
+            "-",
+            "0123456789abcdef",
+            "0123456789abcdef-fedcba987654321",
+            "0123456789ABCDEF-fedcba9876543210",
+        ] {
             assert!(bad.parse::<HostMark>().is_err(), "{bad}");
         }
     }

@@ -7,7 +7,8 @@ use std::str::FromStr;
 /// ZFS_MAX_DATASET_NAME_LEN counts the terminating zero, so the whole name has at most 255 bytes.
 const NAME_BYTES_MAX: usize = 255;
 
-/// A filesystem or volume: `pool/path`. Never has `@` or `#`, so that `DATASET/@` in a store is unambiguous.
+/// A filesystem or volume: `pool/path`. Never has `@` or `#`, so that `DATASET/@` in a store is
+/// unambiguous.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DatasetName(String);
 
@@ -24,18 +25,23 @@ impl DatasetName {
 
     /// The dataset above this one, or `None` for a pool's root.
     pub fn parent(&self) -> Option<DatasetName> {
-        self.0.rsplit_once('/').map(|(parent, _)| DatasetName(parent.to_owned()))
+        self.0
+            .rsplit_once('/')
+            .map(|(parent, _)| DatasetName(parent.to_owned()))
     }
 
     /// Whether this is `ancestor` or lies below it.
     pub fn is_within(&self, ancestor: &DatasetName) -> bool {
-        self.0.strip_prefix(&ancestor.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        self.0
+            .strip_prefix(&ancestor.0)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// The snapshot of this dataset with that short name.
     ///
     /// # Errors
-    /// [`InvalidName`] if the short name has a character that ZFS refuses, or the whole is too long.
+    /// [`InvalidName`] if the short name has a character that ZFS refuses, or the whole is too
+    /// long.
     pub fn snapshot(&self, short: &str) -> Result<SnapshotName, InvalidName> {
         format!("{self}@{short}").parse()
     }
@@ -88,12 +94,18 @@ impl BookmarkName {
 }
 
 fn is_component(text: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b' ');
+    let allowed =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b' ');
     !text.is_empty() && text != "." && text != ".." && text.bytes().all(allowed)
 }
 
-fn parse_pair(text: &str, mark: char, what: &'static str) -> Result<(DatasetName, String), InvalidName> {
-    let expected = "expected pool/path, the mark (@ or #), and a name of letters, digits, space and -_.: only";
+fn parse_pair(
+    text: &str,
+    mark: char,
+    what: &'static str,
+) -> Result<(DatasetName, String), InvalidName> {
+    let expected =
+        "expected pool/path, the mark (@ or #), and a name of letters, digits, space and -_.: only";
     let invalid = || InvalidName::new(what, text, expected);
     let (dataset, short) = text.split_once(mark).ok_or_else(invalid)?;
     if text.len() > NAME_BYTES_MAX || !is_component(short) {
@@ -108,7 +120,8 @@ impl FromStr for DatasetName {
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic());
         if !starts_well || text.len() > NAME_BYTES_MAX || !text.split('/').all(is_component) {
-            let expected = "expected pool/path of letters, digits, space and -_.: only, at most 255 bytes";
+            let expected =
+                "expected pool/path of letters, digits, space and -_.: only, at most 255 bytes";
             return Err(InvalidName::new("dataset name", text, expected));
         }
         Ok(Self(text.to_owned()))
@@ -155,23 +168,37 @@ mod tests {
 
     #[test]
     fn names_that_zfs_accepts_are_accepted() {
-        for name in ["tank", "tank/a b/c", "p1/x-y_z.w:v", &format!("t/{}", "x".repeat(253))] {
-            assert_eq!(name.parse::<DatasetName>().map(|n| n.to_string()).as_deref(), Ok(name));
+        for name in [
+            "tank",
+            "tank/a b/c",
+            "p1/x-y_z.w:v",
+            &format!("t/{}", "x".repeat(253)),
+        ] {
+            assert_eq!(
+                name.parse::<DatasetName>()
+                    .map(|n| n.to_string())
+                    .as_deref(),
+                Ok(name)
+            );
         }
     }
 
     #[test]
     fn names_that_could_escape_or_confuse_are_refused() {
         for name in [
-            "", "/", "tank/", "/tank", "tank//a", "tank/..", "tank/.", "tank@a", "tank#b", "tänk", "1tank", "t/%recv",
-            "t\n",
+            "", "/", "tank/", "/tank", "tank//a", "tank/..", "tank/.", "tank@a", "tank#b", "tänk",
+            "1tank", "t/%recv", "t\n",
         ] {
             assert!(name.parse::<DatasetName>().is_err(), "{name:?}");
         }
         for name in ["tank@", "tank@a@b", "tank", "tank@a/b", "@a", "tank#a"] {
             assert!(name.parse::<SnapshotName>().is_err(), "{name:?}");
         }
-        assert!(format!("t/{}", "x".repeat(254)).parse::<DatasetName>().is_err());
+        assert!(
+            format!("t/{}", "x".repeat(254))
+                .parse::<DatasetName>()
+                .is_err()
+        );
     }
 
     #[test]

@@ -9,9 +9,9 @@ const EXPECTED: &str = "expected 32 lower-case hexadecimal digits";
 
 /// The identity of a store, which names this host's state for that store.
 ///
-/// A store that was written to has 128 random bits in an object of its own. A store that has none yet, because nothing
-/// wrote to it since identities exist, is known by its URL; that is how the state of earlier versions was named, so
-/// such a store finds its state where it was.
+/// A store that was written to has 128 random bits in an object of its own. A store that has none
+/// yet, because nothing wrote to it since identities exist, is known by its URL; that is how the
+/// state of earlier versions was named, so such a store finds its state where it was.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreId(String);
 
@@ -21,12 +21,14 @@ impl StoreId {
         Self(format!("{bits:032x}"))
     }
 
-    /// Stands for the identity of a store that has none yet. A URL has a colon, so it never equals a random identity.
+    /// Stands for the identity of a store that has none yet. A URL has a colon, so it never equals
+    /// a random identity.
     pub fn of_url(url: &str) -> Self {
         Self(url.to_owned())
     }
 
-    /// Whether the identity is stored in the store. Only such identities may be compared to distinguish two stores.
+    /// Whether the identity is stored in the store. Only such identities may be compared to
+    /// distinguish two stores.
     pub fn is_random(&self) -> bool {
         is_hex(&self.0)
     }
@@ -52,7 +54,11 @@ impl FromStr for StoreId {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if is_hex(text) { Ok(Self(text.to_owned())) } else { Err(InvalidName::new("store id", text, EXPECTED)) }
+        if is_hex(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidName::new("store id", text, EXPECTED))
+        }
     }
 }
 
@@ -68,7 +74,10 @@ pub struct KnownStore {
 impl KnownStore {
     /// A store without an identity of its own.
     pub fn of_url(url: &str) -> Self {
-        Self { id: StoreId::of_url(url), url: url.to_owned() }
+        Self {
+            id: StoreId::of_url(url),
+            url: url.to_owned(),
+        }
     }
 }
 
@@ -82,7 +91,13 @@ mod tests {
         assert_eq!(id.as_str(), "000000000000000000000000000000fe");
         assert_eq!(id.as_str().parse(), Ok(id.clone()));
         assert!(id.is_random() && !StoreId::of_url("s3:b/p").is_random());
-        for wrong in ["", "s3:b/p", "000000000000000000000000000000FE", "000000000000000000000000000000fe ", "fe"] {
+        for wrong in [
+            "",
+            "s3:b/p",
+            "000000000000000000000000000000FE",
+            "000000000000000000000000000000fe ",
+            "fe",
+        ] {
             assert!(wrong.parse::<StoreId>().is_err(), "{wrong:?}");
         }
     }

@@ -1,4 +1,5 @@
-//! [`find_holdings`]: what of a dataset's backups a person may take over, and whether its maker seems to live.
+//! [`find_holdings`]: what of a dataset's backups a person may take over, and whether its maker
+//! seems to live.
 
 use super::BackupFacts;
 use super::timeline::{PoolSight, Timeline};
@@ -35,13 +36,17 @@ pub enum Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Origin(Origin { dataset_guid, pool_guid }) => write!(f, "--origin {dataset_guid}/{pool_guid}"),
+            Self::Origin(Origin {
+                dataset_guid,
+                pool_guid,
+            }) => write!(f, "--origin {dataset_guid}/{pool_guid}"),
             Self::Line(id) => write!(f, "--line {id}"),
         }
     }
 }
 
-/// The backups and uploads of another origin or time line under the dataset's name, in all stores together.
+/// The backups and uploads of another origin or time line under the dataset's name, in all stores
+/// together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     /// The origin or time line.
@@ -67,7 +72,17 @@ pub struct Holding {
 impl Holding {
     fn new(holder: Holder, origin: Origin, at: Timestamp) -> Self {
         let (hosts, ids) = (BTreeSet::new(), BTreeSet::new());
-        Self { holder, origin, hosts, ids, attempts: 0, bytes: 0, oldest: at, newest: at, is_newer: false }
+        Self {
+            holder,
+            origin,
+            hosts,
+            ids,
+            attempts: 0,
+            bytes: 0,
+            oldest: at,
+            newest: at,
+            is_newer: false,
+        }
     }
 
     fn add(&mut self, at: Timestamp, bytes: u64, host: Option<&HostMark>) {
@@ -77,7 +92,11 @@ impl Holding {
     }
 
     fn add_backup(&mut self, backup: &BackupFacts) {
-        self.add(backup.snapshot.created_at, backup.stored_bytes, backup.made.host.as_ref());
+        self.add(
+            backup.snapshot.created_at,
+            backup.stored_bytes,
+            backup.made.host.as_ref(),
+        );
         self.ids.insert(backup.id.clone());
     }
 
@@ -93,8 +112,9 @@ impl Holding {
     }
 }
 
-/// Returns what others hold: other origins but those in `origins`, which are the own one and those that were adopted, and other time
-/// lines of the own one, by host. A backup that is in two stores is in `backups` twice.
+/// Returns what others hold: other origins but those in `origins`, which are the own one and those
+/// that were adopted, and other time lines of the own one, by host. A backup that is in two stores
+/// is in `backups` twice.
 pub fn find_holdings(
     backups: &[BackupFacts],
     attempts: &[HeldAttempt],
@@ -107,11 +127,16 @@ pub fn find_holdings(
     for backup in strays.iter().map(|stray| stray.backup) {
         let host = backup.made.host.as_ref();
         let (holder, at) = (Holder::Line(backup.id.clone()), backup.snapshot.created_at);
-        let line = lines.entry(host).or_insert_with(|| Holding::new(holder, backup.origin.clone(), at));
+        let line = lines
+            .entry(host)
+            .or_insert_with(|| Holding::new(holder, backup.origin.clone(), at));
         line.add_backup(backup);
     }
     let mut others: Vec<Holding> = Vec::new();
-    for backup in backups.iter().filter(|backup| !origins.contains(&backup.origin)) {
+    for backup in backups
+        .iter()
+        .filter(|backup| !origins.contains(&backup.origin))
+    {
         holding_of(&mut others, &backup.origin, backup.snapshot.created_at).add_backup(backup);
     }
     for attempt in attempts {
@@ -119,7 +144,9 @@ pub fn find_holdings(
             holding_of(&mut others, &attempt.origin, attempt.at).add_attempt(attempt);
         } else if attempt.origin == pool.origin
             && !pool.known.contains(&attempt.id.snapshot_guid())
-            && let Some(line) = lines.get_mut(&attempt.host.as_ref()).filter(|_| attempt.host.is_some())
+            && let Some(line) = lines
+                .get_mut(&attempt.host.as_ref())
+                .filter(|_| attempt.host.is_some())
         {
             line.add_attempt(attempt);
         }
@@ -129,16 +156,29 @@ pub fn find_holdings(
         let is_of_line = backup.origin == pool.origin && !stray.contains(&backup.id);
         is_of_line || pool.known.contains(&backup.snapshot.guid)
     };
-    let ours = backups.iter().filter(is_ours).map(|backup| backup.snapshot.created_at).max();
+    let ours = backups
+        .iter()
+        .filter(is_ours)
+        .map(|backup| backup.snapshot.created_at)
+        .max();
     let mut holdings: Vec<Holding> = others.into_iter().chain(lines.into_values()).collect();
-    holdings.iter_mut().for_each(|holding| holding.is_newer = ours.is_none_or(|ours| holding.newest > ours));
+    holdings
+        .iter_mut()
+        .for_each(|holding| holding.is_newer = ours.is_none_or(|ours| holding.newest > ours));
     holdings
 }
 
 fn holding_of<'a>(others: &'a mut Vec<Holding>, origin: &Origin, at: Timestamp) -> &'a mut Holding {
-    let place = others.iter().position(|other| other.origin == *origin).unwrap_or_else(|| {
-        others.push(Holding::new(Holder::Origin(origin.clone()), origin.clone(), at));
-        others.len() - 1
-    });
+    let place = others
+        .iter()
+        .position(|other| other.origin == *origin)
+        .unwrap_or_else(|| {
+            others.push(Holding::new(
+                Holder::Origin(origin.clone()),
+                origin.clone(),
+                at,
+            ));
+            others.len() - 1
+        });
     &mut others[place]
 }

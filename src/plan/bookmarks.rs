@@ -14,7 +14,12 @@ const CHAINS_KEPT: usize = 2;
 
 /// Whether the bookmark has exactly the name that this tool gives, which tells its own guid.
 pub fn is_own(bookmark: &Bookmark) -> bool {
-    bookmark.name.short().strip_prefix(BOOKMARK_PREFIX).and_then(|guid| guid.parse().ok()) == Some(bookmark.guid)
+    bookmark
+        .name
+        .short()
+        .strip_prefix(BOOKMARK_PREFIX)
+        .and_then(|guid| guid.parse().ok())
+        == Some(bookmark.guid)
 }
 
 /// What keeps bookmarks, and what is known of theirs.
@@ -24,14 +29,15 @@ pub struct BookmarkNeeds {
     pub stores: Vec<Vec<BackupFacts>>,
     /// Snapshots and bases of unfinished uploads.
     pub unfinished: BTreeSet<Guid>,
-    /// Snapshots of backups that were pruned: with those in the stores, all that this configuration ever stored. A
-    /// bookmark of any other snapshot may be another configuration's.
+    /// Snapshots of backups that were pruned: with those in the stores, all that this configuration
+    /// ever stored. A bookmark of any other snapshot may be another configuration's.
     pub pruned: BTreeSet<Guid>,
     /// Snapshots that the stores of other configurations on this host need.
     pub elsewhere: BTreeSet<Guid>,
 }
 
-/// Our bookmarks that neither the newest two usable chains of any store nor an unfinished upload needs.
+/// Our bookmarks that neither the newest two usable chains of any store nor an unfinished upload
+/// needs.
 pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<BookmarkName> {
     let mut needed: BTreeSet<Guid> = needs.unfinished.union(&needs.elsewhere).copied().collect();
     let mut known = needs.pruned.clone();
@@ -39,21 +45,35 @@ pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<Boo
         needed.extend(needed_guids(store));
         known.extend(store.iter().map(|backup| backup.snapshot.guid));
     }
-    let spent =
-        |bookmark: &&Bookmark| is_own(bookmark) && known.contains(&bookmark.guid) && !needed.contains(&bookmark.guid);
-    bookmarks.iter().filter(spent).map(|bookmark| bookmark.name.clone()).collect()
+    let spent = |bookmark: &&Bookmark| {
+        is_own(bookmark) && known.contains(&bookmark.guid) && !needed.contains(&bookmark.guid)
+    };
+    bookmarks
+        .iter()
+        .filter(spent)
+        .map(|bookmark| bookmark.name.clone())
+        .collect()
 }
 
-/// All snapshots of the usable backups in the newest chains: should the newest backup be damaged, an older one serves.
+/// All snapshots of the usable backups in the newest chains: should the newest backup be damaged,
+/// an older one serves.
 pub fn needed_guids(store: &[BackupFacts]) -> BTreeSet<Guid> {
     let mut newest: BTreeMap<&BackupId, _> = BTreeMap::new();
     for backup in store.iter().filter(|backup| backup.is_usable()) {
-        let at = newest.entry(&backup.full_id).or_insert(backup.snapshot.created_at);
+        let at = newest
+            .entry(&backup.full_id)
+            .or_insert(backup.snapshot.created_at);
         *at = backup.snapshot.created_at.max(*at);
     }
     let mut chains: Vec<_> = newest.into_iter().collect();
     chains.sort_by_key(|(id, at)| Reverse((*at, (*id).clone())));
-    let kept: BTreeSet<&BackupId> = chains.into_iter().take(CHAINS_KEPT).map(|(id, _)| id).collect();
-    let members = store.iter().filter(|backup| backup.is_usable() && kept.contains(&backup.full_id));
+    let kept: BTreeSet<&BackupId> = chains
+        .into_iter()
+        .take(CHAINS_KEPT)
+        .map(|(id, _)| id)
+        .collect();
+    let members = store
+        .iter()
+        .filter(|backup| backup.is_usable() && kept.contains(&backup.full_id));
     members.map(|backup| backup.snapshot.guid).collect()
 }

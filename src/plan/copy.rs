@@ -1,4 +1,5 @@
-//! [`plan_copy`]: which backups of the intermediate directory go to the remote, in which order, and why others do not.
+//! [`plan_copy`]: which backups of the intermediate directory go to the remote, in which order, and
+//! why others do not.
 
 use super::BackupFacts;
 use super::retention::{chains_newest_first, decide_retention, in_order};
@@ -48,7 +49,9 @@ pub enum LeftReason {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyGap {
     /// Its base is nowhere.
-    #[error("{of} follows from {parent}, which is neither in the intermediate directory nor in the remote")]
+    #[error(
+        "{of} follows from {parent}, which is neither in the intermediate directory nor in the remote"
+    )]
     MissingParent {
         /// The backup.
         of: BackupId,
@@ -101,7 +104,8 @@ impl CopyGap {
 pub struct CopyStep {
     /// Its id.
     pub id: BackupId,
-    /// What it will follow from in the remote: its base, or a twin of that. It must still be there at the commit.
+    /// What it will follow from in the remote: its base, or a twin of that. It must still be there
+    /// at the commit.
     pub parent: Option<BackupId>,
 }
 
@@ -116,15 +120,23 @@ pub struct CopyPlan {
     pub refused: Vec<(BackupId, CopyGap)>,
 }
 
-/// Decides for each backup of the intermediate directory. What a copied one follows from is copied too, also when the
-/// rules alone would leave it.
+/// Decides for each backup of the intermediate directory. What a copied one follows from is copied
+/// too, also when the rules alone would leave it.
 pub fn plan_copy(input: &CopyInput<'_>) -> CopyPlan {
     let local = input.local.iter().map(|facts| (&facts.id, facts)).collect();
-    let mut planner = Planner { input, local, verdicts: BTreeMap::new(), order: Vec::new() };
+    let mut planner = Planner {
+        input,
+        local,
+        verdicts: BTreeMap::new(),
+        order: Vec::new(),
+    };
     for facts in input.local {
         planner.decide(facts);
     }
-    let mut plan = CopyPlan { copy: planner.order, ..CopyPlan::default() };
+    let mut plan = CopyPlan {
+        copy: planner.order,
+        ..CopyPlan::default()
+    };
     for facts in input.local {
         match planner.verdicts.remove(&facts.id) {
             Some(Verdict::Left(reason)) => plan.left.push((facts.id.clone(), reason)),
@@ -135,8 +147,9 @@ pub fn plan_copy(input: &CopyInput<'_>) -> CopyPlan {
     plan
 }
 
-/// Backups of the directory that the rules would delete from the remote as soon as they were there: what no rule keeps
-/// of all of them together, and is not of the newest usable chain, which always stays.
+/// Backups of the directory that the rules would delete from the remote as soon as they were there:
+/// what no rule keeps of all of them together, and is not of the newest usable chain, which always
+/// stays.
 pub fn doomed(
     remote: &[BackupFacts],
     local: &[BackupFacts],
@@ -146,13 +159,23 @@ pub fn doomed(
     let is_new = |facts: &&BackupFacts| !remote.iter().any(|there| there.id == facts.id);
     let new: Vec<&BackupFacts> = local.iter().filter(is_new).collect();
     let together: Vec<BackupFacts> = remote.iter().chain(new.iter().copied()).cloned().collect();
-    let usable: Vec<&BackupFacts> = in_order(&together).into_iter().filter(|facts| facts.is_usable()).collect();
+    let usable: Vec<&BackupFacts> = in_order(&together)
+        .into_iter()
+        .filter(|facts| facts.is_usable())
+        .collect();
     let newest_chain = chains_newest_first(&usable).first().map(|id| (*id).clone());
-    let of_newest =
-        |id: &BackupId| together.iter().any(|facts| facts.id == *id && Some(&facts.full_id) == newest_chain.as_ref());
+    let of_newest = |id: &BackupId| {
+        together
+            .iter()
+            .any(|facts| facts.id == *id && Some(&facts.full_id) == newest_chain.as_ref())
+    };
     let verdicts = decide_retention(&together, rules, now).into_iter();
-    let deleted = verdicts.filter(|verdict| !verdict.keep && !of_newest(&verdict.id)).map(|verdict| verdict.id);
-    deleted.filter(|id| new.iter().any(|facts| facts.id == *id)).collect()
+    let deleted = verdicts
+        .filter(|verdict| !verdict.keep && !of_newest(&verdict.id))
+        .map(|verdict| verdict.id);
+    deleted
+        .filter(|id| new.iter().any(|facts| facts.id == *id))
+        .collect()
 }
 
 #[derive(Clone)]
@@ -182,7 +205,14 @@ impl<'a> Planner<'a> {
 
     /// What is clear without a look at the base.
     fn standing(&self, facts: &BackupFacts) -> Option<Verdict> {
-        let CopyInput { remote, disbelieved, pruned, would_be_pruned, all, .. } = *self.input;
+        let CopyInput {
+            remote,
+            disbelieved,
+            pruned,
+            would_be_pruned,
+            all,
+            ..
+        } = *self.input;
         let id = &facts.id;
         if let Some(there) = remote.iter().find(|there| there.id == *id) {
             return Some(match there.manifest_blake3 == facts.manifest_blake3 {
@@ -193,8 +223,13 @@ impl<'a> Planner<'a> {
         if disbelieved.contains(id) {
             return Some(Verdict::Refused(CopyGap::Differs { id: id.clone() }));
         }
-        if let Some(twin) = remote.iter().find(|there| there.is_usable() && are_twins(there, facts)) {
-            return Some(Verdict::Left(LeftReason::Twin { of: twin.id.clone() }));
+        if let Some(twin) = remote
+            .iter()
+            .find(|there| there.is_usable() && are_twins(there, facts))
+        {
+            return Some(Verdict::Left(LeftReason::Twin {
+                of: twin.id.clone(),
+            }));
         }
         match () {
             () if all => None,
@@ -207,11 +242,17 @@ impl<'a> Planner<'a> {
     /// It is to be copied: so is what it follows from, unless the remote has it.
     fn demand(&mut self, facts: &'a BackupFacts) {
         // A chain that leads back to itself finds this verdict and ends.
-        let circle = CopyGap::ParentNotCopied { of: facts.id.clone(), parent: facts.id.clone() };
+        let circle = CopyGap::ParentNotCopied {
+            of: facts.id.clone(),
+            parent: facts.id.clone(),
+        };
         self.verdicts.insert(&facts.id, Verdict::Refused(circle));
         let verdict = match self.parent(facts) {
             Ok(parent) => {
-                self.order.push(CopyStep { id: facts.id.clone(), parent });
+                self.order.push(CopyStep {
+                    id: facts.id.clone(),
+                    parent,
+                });
                 Verdict::Copy
             }
             Err(gap) => Verdict::Refused(gap),
@@ -221,22 +262,36 @@ impl<'a> Planner<'a> {
 
     /// What it will follow from in the remote; none for a full.
     fn parent(&mut self, facts: &'a BackupFacts) -> Result<Option<BackupId>, CopyGap> {
-        let Some(parent) = &facts.base else { return Ok(None) };
+        let Some(parent) = &facts.base else {
+            return Ok(None);
+        };
         let (of, remote) = (facts.id.clone(), self.input.remote);
         if let Some(there) = remote.iter().find(|there| there.id == *parent) {
             return match there.flaw.clone() {
                 None => Ok(Some(parent.clone())),
-                Some(flaw) => Err(CopyGap::DamagedParent { of, parent: parent.clone(), flaw }),
+                Some(flaw) => Err(CopyGap::DamagedParent {
+                    of,
+                    parent: parent.clone(),
+                    flaw,
+                }),
             };
         }
-        let mut twins = remote.iter().filter(|there| facts_stand_in_as_base(facts, parent, there));
+        let mut twins = remote
+            .iter()
+            .filter(|there| facts_stand_in_as_base(facts, parent, there));
         if let Some(twin) = twins.find(|twin| twin.is_usable()) {
             return Ok(Some(twin.id.clone()));
         }
         let Some(base) = self.local.get(parent).copied() else {
             return Err(match self.input.pruned.contains(parent) {
-                true => CopyGap::PrunedParent { of, parent: parent.clone() },
-                false => CopyGap::MissingParent { of, parent: parent.clone() },
+                true => CopyGap::PrunedParent {
+                    of,
+                    parent: parent.clone(),
+                },
+                false => CopyGap::MissingParent {
+                    of,
+                    parent: parent.clone(),
+                },
             });
         };
         self.decide(base);

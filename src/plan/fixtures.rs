@@ -28,5 +28,11 @@ pub(super) fn snapshot(n: u64) -> Snapshot {
 /// A bookmark of snapshot `n`.
 pub(super) fn bookmark(short: &str, n: u64) -> Bookmark {
     let name = format!("t/a#{short}").parse().unwrap();
-    Bookmark { name, guid: Guid(n), createtxg: n, created_at: at(n), redacted: false }
+    Bookmark {
+        name,
+        guid: Guid(n),
+        createtxg: n,
+        created_at: at(n),
+        redacted: false,
+    }
 }

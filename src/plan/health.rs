@@ -1,4 +1,5 @@
-//! [`judge_health`]: is this dataset backed up as it should be? Pure: what is known and the time are arguments.
+//! [`judge_health`]: is this dataset backed up as it should be? Pure: what is known and the time
+//! are arguments.
 
 use jiff::Timestamp;
 use std::time::Duration;
@@ -96,42 +97,87 @@ pub fn judge_health(facts: &HealthFacts, limits: &HealthLimits, now: Timestamp) 
     let mut found: Vec<(Level, String)> = Vec::new();
     let mut late = false;
     match facts.newest_at.map(|at| age_of(at, now)) {
-        None => found.push((Level::Critical, "no backup is known on this host".to_owned())),
-        Some(None) => found.push((Level::Unknown, "its newest backup is from the future: check the clocks".to_owned())),
+        None => found.push((
+            Level::Critical,
+            "no backup is known on this host".to_owned(),
+        )),
+        Some(None) => found.push((
+            Level::Unknown,
+            "its newest backup is from the future: check the clocks".to_owned(),
+        )),
         Some(Some(age)) if age > limits.age => {
             late = true;
-            let level = if age > limits.age * 2 { Level::Critical } else { Level::Warning };
-            found.push((level, format!("{} old (max {})", words(age), words(limits.age))));
+            let level = if age > limits.age * 2 {
+                Level::Critical
+            } else {
+                Level::Warning
+            };
+            found.push((
+                level,
+                format!("{} old (max {})", words(age), words(limits.age)),
+            ));
         }
         Some(Some(_)) => {}
     }
     // Nothing can be verified where there is nothing.
     if facts.newest_at.is_some() {
-        found.extend(aged("verified", facts.verified_at, limits.verify, now, true));
+        found.extend(aged(
+            "verified",
+            facts.verified_at,
+            limits.verify,
+            now,
+            true,
+        ));
         found.extend(aged("drilled", facts.drilled_at, limits.drill, now, false));
     }
     if facts.time_lines > 1 {
-        let what = format!("backups of {} time lines are stored: `zfs-backup adopt` shows them", facts.time_lines);
+        let what = format!(
+            "backups of {} time lines are stored: `zfs-backup adopt` shows them",
+            facts.time_lines
+        );
         found.push((Level::Warning, what));
     }
     for failure in &facts.failures {
-        let level = if failure.damage { Level::Critical } else { Level::Warning };
-        let ago =
-            age_of(failure.at, now).map_or_else(|| "in the future".to_owned(), |age| format!("{} ago", words(age)));
-        found.push((level, format!("{} failed {ago}: {}", failure.step, failure.reason)));
+        let level = if failure.damage {
+            Level::Critical
+        } else {
+            Level::Warning
+        };
+        let ago = age_of(failure.at, now).map_or_else(
+            || "in the future".to_owned(),
+            |age| format!("{} ago", words(age)),
+        );
+        found.push((
+            level,
+            format!("{} failed {ago}: {}", failure.step, failure.reason),
+        ));
     }
     found.sort_by_key(|(level, _)| std::cmp::Reverse(*level));
     let level = found.first().map_or(Level::Ok, |(level, _)| *level);
-    Health { level, reasons: found.into_iter().map(|(_, reason)| reason).collect(), late }
+    Health {
+        level,
+        reasons: found.into_iter().map(|(_, reason)| reason).collect(),
+        late,
+    }
 }
 
-fn aged(what: &str, at: Option<Timestamp>, limit: Duration, now: Timestamp, needed: bool) -> Option<(Level, String)> {
+fn aged(
+    what: &str,
+    at: Option<Timestamp>,
+    limit: Duration,
+    now: Timestamp,
+    needed: bool,
+) -> Option<(Level, String)> {
     match at.map(|at| age_of(at, now)) {
         None => needed.then(|| (Level::Warning, format!("never {what}"))),
-        Some(None) => Some((Level::Unknown, format!("{what} in the future: check the clock"))),
-        Some(Some(age)) if age > limit => {
-            Some((Level::Warning, format!("{what} {} ago (max {})", words(age), words(limit))))
-        }
+        Some(None) => Some((
+            Level::Unknown,
+            format!("{what} in the future: check the clock"),
+        )),
+        Some(Some(age)) if age > limit => Some((
+            Level::Warning,
+            format!("{what} {} ago (max {})", words(age), words(limit)),
+        )),
         Some(Some(_)) => None,
     }
 }
@@ -146,7 +192,8 @@ fn age_of(at: Timestamp, now: Timestamp) -> Option<Duration> {
     }
 }
 
-/// A length of time in the largest unit that says enough: hours up to three days, as limits are given.
+/// A length of time in the largest unit that says enough: hours up to three days, as limits are
+/// given.
 fn words(age: Duration) -> String {
     match age.as_secs() {
         seconds @ 0..60 => format!("{seconds}s"),
@@ -168,7 +215,11 @@ mod tests {
         Some(Timestamp::from_second(NOW - seconds).unwrap())
     }
 
-    fn judge(newest: Option<Timestamp>, verified: Option<Timestamp>, drilled: Option<Timestamp>) -> (Level, String) {
+    fn judge(
+        newest: Option<Timestamp>,
+        verified: Option<Timestamp>,
+        drilled: Option<Timestamp>,
+    ) -> (Level, String) {
         judge_with(HealthFacts {
             newest_at: newest,
             verified_at: verified,
@@ -179,7 +230,11 @@ mod tests {
 
     fn judge_with(facts: HealthFacts) -> (Level, String) {
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
-        let limits = HealthLimits { age: hours(26), verify: hours(8 * 24), drill: hours(90 * 24) };
+        let limits = HealthLimits {
+            age: hours(26),
+            verify: hours(8 * 24),
+            drill: hours(90 * 24),
+        };
         let health = judge_health(&facts, &limits, Timestamp::from_second(NOW).unwrap());
         (health.level, health.reasons.join("; "))
     }
@@ -192,18 +247,66 @@ mod tests {
             (fresh, recent, drill, Ok, ""),
             (fresh, recent, None, Ok, ""),
             (ago(26 * HOUR), recent, drill, Ok, ""),
-            (ago(26 * HOUR + 1), recent, drill, Warning, "26h old (max 26h)"),
+            (
+                ago(26 * HOUR + 1),
+                recent,
+                drill,
+                Warning,
+                "26h old (max 26h)",
+            ),
             (ago(50 * HOUR), recent, drill, Warning, "50h old (max 26h)"),
-            (ago(52 * HOUR + 1), recent, drill, Critical, "52h old (max 26h)"),
+            (
+                ago(52 * HOUR + 1),
+                recent,
+                drill,
+                Critical,
+                "52h old (max 26h)",
+            ),
             (ago(40 * DAY), recent, drill, Critical, "40d old (max 26h)"),
-            (None, recent, drill, Critical, "no backup is known on this host"),
-            (None, None, None, Critical, "no backup is known on this host"),
+            (
+                None,
+                recent,
+                drill,
+                Critical,
+                "no backup is known on this host",
+            ),
+            (
+                None,
+                None,
+                None,
+                Critical,
+                "no backup is known on this host",
+            ),
             (fresh, None, drill, Warning, "never verified"),
-            (fresh, ago(9 * DAY), drill, Warning, "verified 9d ago (max 8d)"),
-            (fresh, recent, ago(91 * DAY), Warning, "drilled 91d ago (max 90d)"),
+            (
+                fresh,
+                ago(9 * DAY),
+                drill,
+                Warning,
+                "verified 9d ago (max 8d)",
+            ),
+            (
+                fresh,
+                recent,
+                ago(91 * DAY),
+                Warning,
+                "drilled 91d ago (max 90d)",
+            ),
             (ago(-HOUR), recent, drill, Ok, ""),
-            (ago(-2 * DAY), recent, drill, Unknown, "its newest backup is from the future: check the clocks"),
-            (fresh, ago(-2 * DAY), drill, Unknown, "verified in the future: check the clock"),
+            (
+                ago(-2 * DAY),
+                recent,
+                drill,
+                Unknown,
+                "its newest backup is from the future: check the clocks",
+            ),
+            (
+                fresh,
+                ago(-2 * DAY),
+                drill,
+                Unknown,
+                "verified in the future: check the clock",
+            ),
             (
                 ago(30 * HOUR),
                 ago(-2 * DAY),
@@ -222,8 +325,12 @@ mod tests {
 
     #[test]
     fn a_failure_warns_and_damage_is_critical() {
-        let failure =
-            |damage| FailureFact { at: ago(3 * HOUR).unwrap(), step: "verify".into(), reason: "B2 401".into(), damage };
+        let failure = |damage| FailureFact {
+            at: ago(3 * HOUR).unwrap(),
+            step: "verify".into(),
+            reason: "B2 401".into(),
+            damage,
+        };
         for (damage, level) in [(false, Level::Warning), (true, Level::Critical)] {
             let facts = HealthFacts {
                 newest_at: ago(HOUR),
@@ -232,16 +339,27 @@ mod tests {
                 failures: vec![failure(damage)],
                 time_lines: 1,
             };
-            assert_eq!(judge_with(facts), (level, "verify failed 3h ago: B2 401".to_owned()));
+            assert_eq!(
+                judge_with(facts),
+                (level, "verify failed 3h ago: B2 401".to_owned())
+            );
         }
     }
 
     #[test]
     fn two_time_lines_are_a_warning() {
-        let facts =
-            HealthFacts { newest_at: ago(HOUR), verified_at: ago(HOUR), time_lines: 2, ..HealthFacts::default() };
+        let facts = HealthFacts {
+            newest_at: ago(HOUR),
+            verified_at: ago(HOUR),
+            time_lines: 2,
+            ..HealthFacts::default()
+        };
         let (level, reasons) = judge_with(facts);
-        assert_eq!((level, reasons.contains("2 time lines")), (Level::Warning, true), "{reasons}");
+        assert_eq!(
+            (level, reasons.contains("2 time lines")),
+            (Level::Warning, true),
+            "{reasons}"
+        );
     }
 
     #[test]

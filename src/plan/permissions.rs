@@ -42,9 +42,17 @@ impl Missing {
 }
 
 /// What this user lacks on this dataset. `given` is what was given on it and on those above it.
-pub fn missing_permissions(dataset: &DatasetName, given: &[Delegation], identity: &Identity) -> Missing {
+pub fn missing_permissions(
+    dataset: &DatasetName,
+    given: &[Delegation],
+    identity: &Identity,
+) -> Missing {
     let lacks = |names: &[&'static str], reach| -> Vec<&'static str> {
-        names.iter().copied().filter(|name| !has(given, identity, dataset, reach, name)).collect()
+        names
+            .iter()
+            .copied()
+            .filter(|name| !has(given, identity, dataset, reach, name))
+            .collect()
     };
     Missing {
         needed: [lacks(&LOCAL, Reach::Itself), lacks(&BELOW, Reach::Below)].concat(),
@@ -63,18 +71,27 @@ enum Reach {
     Made,
 }
 
-fn has(given: &[Delegation], identity: &Identity, dataset: &DatasetName, reach: Reach, name: &str) -> bool {
+fn has(
+    given: &[Delegation],
+    identity: &Identity,
+    dataset: &DatasetName,
+    reach: Reach,
+    name: &str,
+) -> bool {
     let is_ours = |who: &Who| match who {
         Who::User(uid) => *uid == identity.uid,
         Who::Group(gid) => identity.gids.contains(gid),
         Who::Everyone => true,
         Who::Creator => reach == Reach::Made,
     };
-    let reaches = |delegation: &Delegation| match delegation.on == *dataset && reach == Reach::Itself {
-        true => delegation.local,
-        false => delegation.descendent,
-    };
-    let mut ours = given.iter().filter(|delegation| is_ours(&delegation.who) && reaches(delegation));
+    let reaches =
+        |delegation: &Delegation| match delegation.on == *dataset && reach == Reach::Itself {
+            true => delegation.local,
+            false => delegation.descendent,
+        };
+    let mut ours = given
+        .iter()
+        .filter(|delegation| is_ours(&delegation.who) && reaches(delegation));
     ours.any(|delegation| delegation.permissions.contains(name))
 }
 
@@ -95,12 +112,22 @@ pub struct RestoreNeeds<'a> {
     pub properties: BTreeSet<&'a str>,
 }
 
-/// What this user lacks for a restore, in the words of `zfs allow`; `given` is what was given on [`RestoreNeeds::above`] and
-/// on those above it. (From `zfs_secpolicy_recv`, `zfs_secpolicy_create_clone` and `zfs_secpolicy_setprop` of OpenZFS 2.1
-/// and 2.3: a receive of a new dataset is asked for on its parent, all that follows on the dataset itself.)
-pub fn missing_for_restore(needs: &RestoreNeeds<'_>, given: &[Delegation], identity: &Identity) -> Vec<String> {
-    let on_target = if needs.is_new { Reach::Made } else { Reach::Itself };
-    let mut wanted: Vec<(&str, Reach)> = RECEIVE.iter().map(|name| (*name, Reach::Itself)).collect();
+/// What this user lacks for a restore, in the words of `zfs allow`; `given` is what was given on
+/// [`RestoreNeeds::above`] and on those above it. (From `zfs_secpolicy_recv`,
+/// `zfs_secpolicy_create_clone` and `zfs_secpolicy_setprop` of OpenZFS 2.1 and 2.3: a receive of a
+/// new dataset is asked for on its parent, all that follows on the dataset itself.)
+pub fn missing_for_restore(
+    needs: &RestoreNeeds<'_>,
+    given: &[Delegation],
+    identity: &Identity,
+) -> Vec<String> {
+    let on_target = if needs.is_new {
+        Reach::Made
+    } else {
+        Reach::Itself
+    };
+    let mut wanted: Vec<(&str, Reach)> =
+        RECEIVE.iter().map(|name| (*name, Reach::Itself)).collect();
     if needs.is_new && (needs.is_chain || needs.makes_parents) {
         wanted.extend(RECEIVE.iter().map(|name| (*name, Reach::Made)));
     }
@@ -108,13 +135,29 @@ pub fn missing_for_restore(needs: &RestoreNeeds<'_>, given: &[Delegation], ident
     wanted.extend(needs.makes_parents.then_some(("canmount", Reach::Made)));
     wanted.extend((needs.is_chain || needs.rolls_back).then_some(("readonly", on_target)));
     if needs.rolls_back {
-        // The kernel asks for `destroy` and `mount` on the snapshots, and for `rollback` on the dataset.
-        wanted.extend([("rollback", Reach::Itself), ("destroy", Reach::Below), ("mount", Reach::Below)]);
+        // The kernel asks for `destroy` and `mount` on the snapshots, and for `rollback` on the
+        // dataset.
+        wanted.extend([
+            ("rollback", Reach::Itself),
+            ("destroy", Reach::Below),
+            ("mount", Reach::Below),
+        ]);
     }
-    wanted.extend(needs.properties.iter().map(|name| (if name.contains(':') { "userprop" } else { *name }, on_target)));
+    wanted.extend(needs.properties.iter().map(|name| {
+        (
+            if name.contains(':') {
+                "userprop"
+            } else {
+                *name
+            },
+            on_target,
+        )
+    }));
     let mut missing: Vec<String> = Vec::new();
     for (name, reach) in wanted {
-        if !has(given, identity, needs.above, reach, name) && !missing.iter().any(|other| other == name) {
+        if !has(given, identity, needs.above, reach, name)
+            && !missing.iter().any(|other| other == name)
+        {
             missing.push(name.to_owned());
         }
     }
@@ -131,12 +174,21 @@ mod tests {
 
     fn given(on: &str, who: Who, local: bool, names: &str) -> Delegation {
         let permissions = names.split_whitespace().map(str::to_owned).collect();
-        Delegation { on: on.parse().unwrap(), who, local, descendent: !local, permissions }
+        Delegation {
+            on: on.parse().unwrap(),
+            who,
+            local,
+            descendent: !local,
+            permissions,
+        }
     }
 
     #[test]
     fn what_a_restore_lacks_by_table() {
-        let me = Identity { uid: 1000, gids: vec![1000] };
+        let me = Identity {
+            uid: 1000,
+            gids: vec![1000],
+        };
         let tank: DatasetName = "tank".parse().unwrap();
         let user = || Who::User(1000);
         let new = RestoreNeeds {
@@ -147,20 +199,66 @@ mod tests {
             rolls_back: false,
             properties: BTreeSet::new(),
         };
-        let chain = RestoreNeeds { is_chain: true, ..new.clone() };
-        let deep = RestoreNeeds { makes_parents: true, ..new.clone() };
-        let set = RestoreNeeds { properties: ["quota", "org.example:note"].into(), ..new.clone() };
-        let onto = RestoreNeeds { is_new: false, ..chain.clone() };
-        let back = RestoreNeeds { is_new: false, rolls_back: true, ..new.clone() };
-        let both = |names: &str| vec![given("tank", user(), true, names), given("tank", user(), false, names)];
+        let chain = RestoreNeeds {
+            is_chain: true,
+            ..new.clone()
+        };
+        let deep = RestoreNeeds {
+            makes_parents: true,
+            ..new.clone()
+        };
+        let set = RestoreNeeds {
+            properties: ["quota", "org.example:note"].into(),
+            ..new.clone()
+        };
+        let onto = RestoreNeeds {
+            is_new: false,
+            ..chain.clone()
+        };
+        let back = RestoreNeeds {
+            is_new: false,
+            rolls_back: true,
+            ..new.clone()
+        };
+        let both = |names: &str| {
+            vec![
+                given("tank", user(), true, names),
+                given("tank", user(), false, names),
+            ]
+        };
         let all = "receive create mount userprop destroy";
         for (name, needs, given, expected) in [
-            ("nothing given", &new, vec![], "receive create mount userprop destroy"),
+            (
+                "nothing given",
+                &new,
+                vec![],
+                "receive create mount userprop destroy",
+            ),
             ("all of it", &new, both(all), ""),
-            ("without destroy", &new, both("receive create mount userprop"), ""),
-            ("one missing", &new, both("receive create userprop destroy"), "mount"),
-            ("only on the parent", &new, vec![given("tank", user(), true, all)], "userprop destroy"),
-            ("only below the parent", &new, vec![given("tank", user(), false, all)], "receive create mount"),
+            (
+                "without destroy",
+                &new,
+                both("receive create mount userprop"),
+                "",
+            ),
+            (
+                "one missing",
+                &new,
+                both("receive create userprop destroy"),
+                "mount",
+            ),
+            (
+                "only on the parent",
+                &new,
+                vec![given("tank", user(), true, all)],
+                "userprop destroy",
+            ),
+            (
+                "only below the parent",
+                &new,
+                vec![given("tank", user(), false, all)],
+                "receive create mount",
+            ),
             (
                 "another user",
                 &new,
@@ -174,18 +272,38 @@ mod tests {
                 "whoever makes it",
                 &chain,
                 {
-                    let creator = given("tank", Who::Creator, false, "receive create mount userprop readonly");
+                    let creator = given(
+                        "tank",
+                        Who::Creator,
+                        false,
+                        "receive create mount userprop readonly",
+                    );
                     vec![given("tank", user(), true, all), creator]
                 },
                 "",
             ),
-            ("onto it", &onto, vec![given("tank", user(), true, "receive create mount userprop readonly")], ""),
+            (
+                "onto it",
+                &onto,
+                vec![given(
+                    "tank",
+                    user(),
+                    true,
+                    "receive create mount userprop readonly",
+                )],
+                "",
+            ),
             ("rolled back", &back, both(all), "readonly rollback"),
             (
                 "rolled back, without destroy below it",
                 &back,
                 vec![
-                    given("tank", user(), true, "receive create mount userprop readonly rollback destroy"),
+                    given(
+                        "tank",
+                        user(),
+                        true,
+                        "receive create mount userprop readonly rollback destroy",
+                    ),
                     given("tank", user(), false, "mount"),
                 ],
                 "destroy",
@@ -197,20 +315,50 @@ mod tests {
                 "receive create mount userprop readonly destroy",
             ),
         ] {
-            assert_eq!(missing_for_restore(needs, &given, &me).join(" "), expected, "{name}");
+            assert_eq!(
+                missing_for_restore(needs, &given, &me).join(" "),
+                expected,
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn what_is_missing_by_table() {
-        let me = Identity { uid: 1000, gids: vec![1000, 7] };
+        let me = Identity {
+            uid: 1000,
+            gids: vec![1000, 7],
+        };
         let all = "snapshot userprop hold release bookmark send destroy mount";
         let user = || Who::User(1000);
         let cases: [(&str, Vec<Delegation>, &str, &str); 8] = [
-            ("nothing given", vec![], "snapshot userprop hold release bookmark send", "destroy mount"),
-            ("all on it", vec![given("tank/a", user(), true, all), given("tank/a", user(), false, all)], "", ""),
-            ("all above it", vec![given("tank", user(), false, all)], "", ""),
-            ("only local", vec![given("tank/a", user(), true, all)], "send", "destroy mount"),
+            (
+                "nothing given",
+                vec![],
+                "snapshot userprop hold release bookmark send",
+                "destroy mount",
+            ),
+            (
+                "all on it",
+                vec![
+                    given("tank/a", user(), true, all),
+                    given("tank/a", user(), false, all),
+                ],
+                "",
+                "",
+            ),
+            (
+                "all above it",
+                vec![given("tank", user(), false, all)],
+                "",
+                "",
+            ),
+            (
+                "only local",
+                vec![given("tank/a", user(), true, all)],
+                "send",
+                "destroy mount",
+            ),
             (
                 "local above",
                 vec![given("tank", user(), true, all)],
@@ -226,13 +374,23 @@ mod tests {
             (
                 "by group and everyone",
                 vec![
-                    given("tank", Who::Group(7), false, "snapshot userprop hold release"),
+                    given(
+                        "tank",
+                        Who::Group(7),
+                        false,
+                        "snapshot userprop hold release",
+                    ),
                     given("tank", Who::Everyone, false, "bookmark send"),
                 ],
                 "",
                 "destroy mount",
             ),
-            ("one missing", vec![given("tank", user(), false, &all.replace("hold ", ""))], "hold", ""),
+            (
+                "one missing",
+                vec![given("tank", user(), false, &all.replace("hold ", ""))],
+                "hold",
+                "",
+            ),
         ];
         for (name, given, needed, tidy) in cases {
             let missing = missing_permissions(&"tank/a".parse().unwrap(), &given, &me);

@@ -1,8 +1,9 @@
 //! [`plan_prune`]: from what the rules keep to what may go, and in which order.
 //!
-//! Whatever the rules say: kept sets have all their ancestors, the newest usable chain stays, what an unfinished upload
-//! builds on stays, and nothing of a dataset goes while anything about it is doubtful. Leftovers of attempts go only on
-//! positive proof that they are no backup and will never be one.
+//! Whatever the rules say: kept sets have all their ancestors, the newest usable chain stays, what
+//! an unfinished upload builds on stays, and nothing of a dataset goes while anything about it is
+//! doubtful. Leftovers of attempts go only on positive proof that they are no backup and will never
+//! be one.
 
 mod doubt;
 
@@ -84,7 +85,8 @@ pub enum Beside<'a> {
 /// What the newest signed prune record that names a backup says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pruned {
-    /// When the record was put, by the store's clock: the same clock that dates the objects of a backup.
+    /// When the record was put, by the store's clock: the same clock that dates the objects of a
+    /// backup.
     pub recorded_at: Timestamp,
     /// The hash of the backup's manifest; `None` for an attempt that never had one.
     pub manifest_blake3: Option<Digest>,
@@ -92,7 +94,9 @@ pub struct Pruned {
 
 /// A prune that may be running on another host: its record names a backup that still exists.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("another host is pruning here, or its prune crashed: its prune record of {at} names {id}, which still exists")]
+#[error(
+    "another host is pruning here, or its prune crashed: its prune record of {at} names {id}, which still exists"
+)]
 pub struct OtherPrune {
     /// The backup.
     pub id: BackupId,
@@ -130,7 +134,8 @@ pub struct Live {
 /// Everything that is decided from.
 #[derive(Debug, Clone, Copy)]
 pub struct PruneInput<'a> {
-    /// The whole backups. Their flaws are those of the backup with its ancestors, beside a remote only its own.
+    /// The whole backups. Their flaws are those of the backup with its ancestors, beside a remote
+    /// only its own.
     pub facts: &'a [BackupFacts],
     /// Everything else that has an id.
     pub leftovers: &'a [Leftover],
@@ -152,10 +157,11 @@ pub struct PruneInput<'a> {
     pub pool: Option<&'a PoolSight>,
     /// What signed prune records name.
     pub pruned: &'a BTreeMap<BackupId, Pruned>,
-    /// What the intermediate directory holds, when this is the remote beside it: what waits there to be copied needs
-    /// its chain here.
+    /// What the intermediate directory holds, when this is the remote beside it: what waits there
+    /// to be copied needs its chain here.
     pub waiting: &'a [BackupFacts],
-    /// The attempts there: what is being written into the intermediate directory may build on what is here.
+    /// The attempts there: what is being written into the intermediate directory may build on what
+    /// is here.
     pub waiting_attempts: &'a [Leftover],
     /// Attempts that this host began and that never came near their commit.
     pub never_committing: &'a BTreeSet<BackupId>,
@@ -233,7 +239,8 @@ pub struct PrunePlan {
     pub delete_leftovers: Vec<DoomedLeftover>,
     /// Leftovers that stay, and why.
     pub left_alone: Vec<LeftAlone>,
-    /// Why nothing of the dataset goes. With any of these nothing is in `delete` and `delete_leftovers`.
+    /// Why nothing of the dataset goes. With any of these nothing is in `delete` and
+    /// `delete_leftovers`.
     pub doubts: Vec<Doubt>,
 }
 
@@ -246,13 +253,17 @@ impl PrunePlan {
     /// Bytes of all that goes.
     pub fn freed_bytes(&self) -> u64 {
         let backups = self.delete.iter().map(|doomed| doomed.bytes);
-        backups.chain(self.delete_leftovers.iter().map(|doomed| doomed.bytes)).fold(0, u64::saturating_add)
+        backups
+            .chain(self.delete_leftovers.iter().map(|doomed| doomed.bytes))
+            .fold(0, u64::saturating_add)
     }
 
     /// Ids of the backups and leftovers that go.
     pub fn doomed_ids(&self) -> BTreeSet<&BackupId> {
         let backups = self.delete.iter().map(|doomed| &doomed.id);
-        backups.chain(self.delete_leftovers.iter().map(|doomed| &doomed.id)).collect()
+        backups
+            .chain(self.delete_leftovers.iter().map(|doomed| &doomed.id))
+            .collect()
     }
 }
 
@@ -269,27 +280,56 @@ pub fn plan_prune(input: &PruneInput<'_>) -> PrunePlan {
     let mut doubts = doubt::find_doubts(input, &delete_leftovers, &keeping);
     let (mut keep, mut delete) = keeping.into_lists();
     // The clock matters only when something is deleted.
-    let clock = input.clock.filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
+    let clock = input
+        .clock
+        .filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
     doubts.extend(clock.map(|doubt| Doubt::Clock(doubt.clone())));
     // Another prune matters only when something is deleted.
-    let other = input.other_prune.filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
+    let other = input
+        .other_prune
+        .filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
     doubts.extend(other.map(|other| Doubt::OtherPrune(other.clone())));
     if doubts.is_empty() {
-        return PrunePlan { keep, delete, delete_leftovers, left_alone, doubts };
+        return PrunePlan {
+            keep,
+            delete,
+            delete_leftovers,
+            left_alone,
+            doubts,
+        };
     }
-    let kept_for_now = |id: BackupId| Kept { id, reasons: vec![Reason::NothingIsDeleted] };
+    let kept_for_now = |id: BackupId| Kept {
+        id,
+        reasons: vec![Reason::NothingIsDeleted],
+    };
     keep.extend(delete.drain(..).map(|doomed| kept_for_now(doomed.id)));
-    let order: Vec<&BackupId> = in_order(input.facts).into_iter().map(|backup| &backup.id).collect();
+    let order: Vec<&BackupId> = in_order(input.facts)
+        .into_iter()
+        .map(|backup| &backup.id)
+        .collect();
     keep.sort_by_key(|kept| order.iter().position(|id| **id == kept.id));
     let left_alone = leave_all(delete_leftovers, left_alone);
-    PrunePlan { keep, delete, delete_leftovers: Vec::new(), left_alone, doubts }
+    PrunePlan {
+        keep,
+        delete,
+        delete_leftovers: Vec::new(),
+        left_alone,
+        doubts,
+    }
 }
 
 fn leave_all(doomed: Vec<DoomedLeftover>, mut left: Vec<LeftAlone>) -> Vec<LeftAlone> {
     let why = Reason::NothingIsDeleted.to_string();
     left.extend(doomed.into_iter().map(|leftover| {
-        let DoomedLeftover { id, objects, bytes, .. } = leftover;
-        LeftAlone { id, objects, bytes, why: why.clone() }
+        let DoomedLeftover {
+            id, objects, bytes, ..
+        } = leftover;
+        LeftAlone {
+            id,
+            objects,
+            bytes,
+            why: why.clone(),
+        }
     }));
     left.sort_by(|a, b| a.id.cmp(&b.id));
     left
@@ -298,10 +338,22 @@ fn leave_all(doomed: Vec<DoomedLeftover>, mut left: Vec<LeftAlone>) -> Vec<LeftA
 fn sort_leftovers(input: &PruneInput<'_>) -> (Vec<DoomedLeftover>, Vec<LeftAlone>) {
     let (mut doomed, mut left) = (Vec::new(), Vec::new());
     for leftover in input.leftovers {
-        let Leftover { id, objects, bytes, .. } = leftover.clone();
+        let Leftover {
+            id, objects, bytes, ..
+        } = leftover.clone();
         match prove(input, leftover) {
-            Ok(proof) => doomed.push(DoomedLeftover { id, objects, bytes, proof }),
-            Err(why) => left.push(LeftAlone { id, objects, bytes, why }),
+            Ok(proof) => doomed.push(DoomedLeftover {
+                id,
+                objects,
+                bytes,
+                proof,
+            }),
+            Err(why) => left.push(LeftAlone {
+                id,
+                objects,
+                bytes,
+                why,
+            }),
         }
     }
     (doomed, left)
@@ -310,12 +362,17 @@ fn sort_leftovers(input: &PruneInput<'_>) -> (Vec<DoomedLeftover>, Vec<LeftAlone
 /// Positive proof that a leftover is no backup and will never be one, or why there is none.
 fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
     if let Some(unreadable) = &leftover.disbelieved {
-        return Err(format!("its manifest is not believed: {}", unreadable.reason));
+        return Err(format!(
+            "its manifest is not believed: {}",
+            unreadable.reason
+        ));
     }
     if let Some(other) = follower(input.facts, input.leftovers, &leftover.id) {
         return Err(format!("{other} follows from it"));
     }
-    let Some(newest) = leftover.newest else { return Err("the store does not say how old it is".to_owned()) };
+    let Some(newest) = leftover.newest else {
+        return Err("the store does not say how old it is".to_owned());
+    };
     let days = input.now.as_second().saturating_sub(newest.as_second()) / 86_400;
     let given_up = days >= i64::from(input.resume_days);
     if let Some(pruned) = input.pruned.get(&leftover.id) {
@@ -331,22 +388,36 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
     match (input.never_committing.contains(&leftover.id), given_up) {
         (true, true) => match &leftover.versions_unseen {
             None => Ok(Proof::Journal),
-            Some(why) => Err(format!("given up, but hidden versions of its manifest cannot be excluded: {why}")),
+            Some(why) => Err(format!(
+                "given up, but hidden versions of its manifest cannot be excluded: {why}"
+            )),
         },
-        (true, false) => Err(format!("an unfinished upload that may go on for {} days", input.resume_days)),
+        (true, false) => Err(format!(
+            "an unfinished upload that may go on for {} days",
+            input.resume_days
+        )),
         (false, _) => Err("an unfinished upload; no proof that it is over".to_owned()),
     }
 }
 
-/// Returns a backup or an attempt that builds on this one, other than itself. `facts` have their bases resolved: where a
-/// twin stands in for the base that a manifest names, the twin is the base.
-pub fn follower<'a>(facts: &'a [BackupFacts], leftovers: &'a [Leftover], id: &BackupId) -> Option<&'a BackupId> {
-    let backup = facts.iter().find(|backup| backup.base.as_ref() == Some(id)).map(|backup| &backup.id);
+/// Returns a backup or an attempt that builds on this one, other than itself. `facts` have their
+/// bases resolved: where a twin stands in for the base that a manifest names, the twin is the base.
+pub fn follower<'a>(
+    facts: &'a [BackupFacts],
+    leftovers: &'a [Leftover],
+    id: &BackupId,
+) -> Option<&'a BackupId> {
+    let backup = facts
+        .iter()
+        .find(|backup| backup.base.as_ref() == Some(id))
+        .map(|backup| &backup.id);
     let builds_on = |leftover: &&Leftover| match &leftover.started {
-        StartedFact::Signed { base: Some(base), .. } => {
-            base == id || attempt_bases(facts, base).any(|stands_in| stands_in.id == *id)
-        }
-        StartedFact::Signed { base: None, .. } | StartedFact::Absent | StartedFact::Unreadable(_) => false,
+        StartedFact::Signed {
+            base: Some(base), ..
+        } => base == id || attempt_bases(facts, base).any(|stands_in| stands_in.id == *id),
+        StartedFact::Signed { base: None, .. }
+        | StartedFact::Absent
+        | StartedFact::Unreadable(_) => false,
     };
     let mut attempts = leftovers.iter().filter(|leftover| leftover.id != *id);
     backup.or_else(|| attempts.find(builds_on).map(|leftover| &leftover.id))
@@ -361,8 +432,8 @@ pub struct Waiting<'a> {
     pub leftovers: &'a [Leftover],
 }
 
-/// Returns a backup or an attempt that waits in the intermediate directory, and can be received after `id` in the remote
-/// only: nothing else there or here serves as its base.
+/// Returns a backup or an attempt that waits in the intermediate directory, and can be received
+/// after `id` in the remote only: nothing else there or here serves as its base.
 pub fn waiting_follower<'a>(
     waiting: Waiting<'a>,
     remote: &[BackupFacts],
@@ -370,24 +441,47 @@ pub fn waiting_follower<'a>(
     id: &BackupId,
 ) -> Option<&'a BackupId> {
     let is_only = |here: Vec<&BackupFacts>, there: Vec<&BackupFacts>| {
-        let mut there = there.into_iter().filter(|backup| backup.is_usable()).peekable();
+        let mut there = there
+            .into_iter()
+            .filter(|backup| backup.is_usable())
+            .peekable();
         let has_one = there.peek().is_some();
-        has_one && there.all(|backup| backup.id == *id) && !here.iter().any(|backup| backup.is_usable())
+        has_one
+            && there.all(|backup| backup.id == *id)
+            && !here.iter().any(|backup| backup.is_usable())
     };
     let follows = |backup: &&BackupFacts| {
-        let Some(base) = &backup.base else { return false };
-        let serves = |other: &&BackupFacts| other.id == *base || facts_stand_in_as_base(backup, base, other);
-        is_only(waiting.facts.iter().filter(serves).collect(), remote.iter().filter(serves).collect())
+        let Some(base) = &backup.base else {
+            return false;
+        };
+        let serves =
+            |other: &&BackupFacts| other.id == *base || facts_stand_in_as_base(backup, base, other);
+        is_only(
+            waiting.facts.iter().filter(serves).collect(),
+            remote.iter().filter(serves).collect(),
+        )
     };
-    let mut backups = waiting.facts.iter().filter(|backup| !was_committed(remote, pruned, backup));
+    let mut backups = waiting
+        .facts
+        .iter()
+        .filter(|backup| !was_committed(remote, pruned, backup));
     let attempt_follows = |attempt: &&Leftover| match &attempt.started {
-        StartedFact::Signed { base: Some(base), .. } => {
-            is_only(attempt_bases(waiting.facts, base).collect(), attempt_bases(remote, base).collect())
-        }
+        StartedFact::Signed {
+            base: Some(base), ..
+        } => is_only(
+            attempt_bases(waiting.facts, base).collect(),
+            attempt_bases(remote, base).collect(),
+        ),
         _ => false,
     };
     let backup = backups.find(follows).map(|backup| &backup.id);
-    backup.or_else(|| waiting.leftovers.iter().find(attempt_follows).map(|attempt| &attempt.id))
+    backup.or_else(|| {
+        waiting
+            .leftovers
+            .iter()
+            .find(attempt_follows)
+            .map(|attempt| &attempt.id)
+    })
 }
 
 /// The kept set while it grows.
@@ -400,8 +494,17 @@ struct Keeping<'a> {
 
 impl<'a> Keeping<'a> {
     fn new(input: &PruneInput<'a>) -> Self {
-        let by_id = input.facts.iter().map(|backup| (&backup.id, backup)).collect();
-        Self { input: *input, ordered: in_order(input.facts), by_id, reasons: BTreeMap::new() }
+        let by_id = input
+            .facts
+            .iter()
+            .map(|backup| (&backup.id, backup))
+            .collect();
+        Self {
+            input: *input,
+            ordered: in_order(input.facts),
+            by_id,
+            reasons: BTreeMap::new(),
+        }
     }
 
     fn keeps(&self, id: &BackupId) -> bool {
@@ -416,27 +519,41 @@ impl<'a> Keeping<'a> {
     }
 
     fn add_chain(&mut self, full_id: &BackupId, reason: &Reason) {
-        for backup in self.ordered.clone().iter().filter(|backup| backup.full_id == *full_id) {
+        for backup in self
+            .ordered
+            .clone()
+            .iter()
+            .filter(|backup| backup.full_id == *full_id)
+        {
             self.add(&backup.id, reason.clone());
         }
     }
 
-    /// What rules keep, and the newest chain that can be restored, where this store must be able to stand alone.
+    /// What rules keep, and the newest chain that can be restored, where this store must be able to
+    /// stand alone.
     fn by_rules(&mut self) {
         for verdict in decide_retention(self.input.facts, self.input.rules, self.input.now) {
             if verdict.keep {
-                verdict.reasons.into_iter().for_each(|reason| self.add(&verdict.id, reason));
+                verdict
+                    .reasons
+                    .into_iter()
+                    .for_each(|reason| self.add(&verdict.id, reason));
             }
         }
         if self.input.beside != Beside::Nothing {
             return;
         }
-        let usable: Vec<&BackupFacts> = self.ordered.iter().copied().filter(|backup| backup.is_usable()).collect();
+        let usable: Vec<&BackupFacts> = self
+            .ordered
+            .iter()
+            .copied()
+            .filter(|backup| backup.is_usable())
+            .collect();
         if let Some(chain) = chains_newest_first(&usable).first() {
             self.add_chain(chain, &Reason::NewestUsableChain);
         }
-        // A full that took many nights is older than the incrementals that were made meanwhile on the chain before it:
-        // the next incremental makes its chain the newest.
+        // A full that took many nights is older than the incrementals that were made meanwhile on
+        // the chain before it: the next incremental makes its chain the newest.
         if let Some(full) = usable.iter().rev().find(|backup| backup.base.is_none()) {
             self.add_chain(&full.id, &Reason::NewestUsableChain);
         }
@@ -458,12 +575,22 @@ impl<'a> Keeping<'a> {
     /// An unfinished upload that is not proved dead pins the chain that it builds on.
     fn by_uploads(&mut self, left_alone: &[LeftAlone]) {
         for leftover in self.input.leftovers {
-            let StartedFact::Signed { base: Some(base), .. } = &leftover.started else { continue };
+            let StartedFact::Signed {
+                base: Some(base), ..
+            } = &leftover.started
+            else {
+                continue;
+            };
             if !left_alone.iter().any(|left| left.id == leftover.id) {
                 continue;
             }
             for backup in attempt_bases(self.input.facts, base) {
-                self.add_chain(&backup.full_id, &Reason::UnfinishedUpload { id: leftover.id.clone() });
+                self.add_chain(
+                    &backup.full_id,
+                    &Reason::UnfinishedUpload {
+                        id: leftover.id.clone(),
+                    },
+                );
             }
         }
     }
@@ -471,7 +598,10 @@ impl<'a> Keeping<'a> {
     /// What waits in the intermediate directory needs the chain that it builds on.
     fn by_waiting(&mut self) {
         let input = self.input;
-        let waiting = input.waiting.iter().filter(|backup| !was_committed(input.facts, input.pruned, backup));
+        let waiting = input
+            .waiting
+            .iter()
+            .filter(|backup| !was_committed(input.facts, input.pruned, backup));
         for backup in waiting {
             let Some(base) = &backup.base else { continue };
             // Where the base itself is not here, every twin that could be received in its place.
@@ -481,13 +611,28 @@ impl<'a> Keeping<'a> {
                 None => input.facts.iter().filter(stands_in).collect(),
             };
             for base in bases {
-                self.add_chain(&base.full_id, &Reason::Waiting { id: backup.id.clone() });
+                self.add_chain(
+                    &base.full_id,
+                    &Reason::Waiting {
+                        id: backup.id.clone(),
+                    },
+                );
             }
         }
         for attempt in input.waiting_attempts {
-            let StartedFact::Signed { base: Some(base), .. } = &attempt.started else { continue };
+            let StartedFact::Signed {
+                base: Some(base), ..
+            } = &attempt.started
+            else {
+                continue;
+            };
             for base in attempt_bases(input.facts, base) {
-                self.add_chain(&base.full_id, &Reason::UnfinishedUpload { id: attempt.id.clone() });
+                self.add_chain(
+                    &base.full_id,
+                    &Reason::UnfinishedUpload {
+                        id: attempt.id.clone(),
+                    },
+                );
             }
         }
     }
@@ -499,14 +644,19 @@ impl<'a> Keeping<'a> {
                 continue;
             }
             let reason = match lock {
-                Lock::Until(until) => Reason::Locked { until: until.clone() },
-                Lock::Unknown(reason) => Reason::LockUnknown { reason: reason.clone() },
+                Lock::Until(until) => Reason::Locked {
+                    until: until.clone(),
+                },
+                Lock::Unknown(reason) => Reason::LockUnknown {
+                    reason: reason.clone(),
+                },
             };
             self.add(id, reason);
         }
     }
 
-    /// Adds the ancestors of all that is kept; beside a remote only those that it does not have, usable, itself.
+    /// Adds the ancestors of all that is kept; beside a remote only those that it does not have,
+    /// usable, itself.
     fn close(&mut self) {
         for backup in self.ordered.clone() {
             if !self.keeps(&backup.id) {
@@ -514,11 +664,18 @@ impl<'a> Keeping<'a> {
             }
             for ancestor in self.ancestors(backup) {
                 let elsewhere = match self.input.beside {
-                    Beside::Remote { facts, .. } => facts.iter().any(|other| is_same(other, ancestor)),
+                    Beside::Remote { facts, .. } => {
+                        facts.iter().any(|other| is_same(other, ancestor))
+                    }
                     Beside::Nothing | Beside::Unreachable => false,
                 };
                 if !elsewhere && !self.keeps(&ancestor.id) {
-                    self.add(&ancestor.id, Reason::AncestorOf { id: backup.id.clone() });
+                    self.add(
+                        &ancestor.id,
+                        Reason::AncestorOf {
+                            id: backup.id.clone(),
+                        },
+                    );
                 }
             }
         }
@@ -539,26 +696,44 @@ impl<'a> Keeping<'a> {
 
     /// Why a kept backup cannot be restored from here, or from here and the remote together.
     fn flaw(&self, backup: &BackupFacts) -> Option<String> {
-        let Beside::Remote { facts: remote, .. } = self.input.beside else { return backup.flaw.clone() };
+        let Beside::Remote { facts: remote, .. } = self.input.beside else {
+            return backup.flaw.clone();
+        };
         let mut current = backup;
         for _ in 0..=self.ordered.len() {
             if current.flaw.is_some() {
                 return current.flaw.clone();
             }
             let base = current.base.as_ref()?;
-            let serves = |other: &BackupFacts| other.id == *base || facts_stand_in_as_base(current, base, other);
-            if remote.iter().any(|other| other.is_usable() && serves(other)) {
+            let serves = |other: &BackupFacts| {
+                other.id == *base || facts_stand_in_as_base(current, base, other)
+            };
+            if remote
+                .iter()
+                .any(|other| other.is_usable() && serves(other))
+            {
                 return None;
             }
             let Some(next) = self.by_id.get(base).copied() else {
-                return Some(format!("{} follows from {base}, which is neither here nor in the remote", current.id));
+                return Some(format!(
+                    "{} follows from {base}, which is neither here nor in the remote",
+                    current.id
+                ));
             };
-            if next.full_id != current.full_id || next.position.checked_add(1) != Some(current.position) {
-                return Some(format!("{} follows from {base}, which has another place in the chain", current.id));
+            if next.full_id != current.full_id
+                || next.position.checked_add(1) != Some(current.position)
+            {
+                return Some(format!(
+                    "{} follows from {base}, which has another place in the chain",
+                    current.id
+                ));
             }
             current = next;
         }
-        Some(format!("the chain of {} has no full at its start", backup.id))
+        Some(format!(
+            "the chain of {} has no full at its start",
+            backup.id
+        ))
     }
 
     /// What stays, oldest first; what goes, chain by chain, the deepest first.
@@ -566,14 +741,25 @@ impl<'a> Keeping<'a> {
         let mut reasons = self.reasons.clone();
         let keep = self.ordered.iter().filter_map(|backup| {
             let reasons = reasons.remove(&backup.id)?;
-            Some(Kept { id: backup.id.clone(), reasons })
+            Some(Kept {
+                id: backup.id.clone(),
+                reasons,
+            })
         });
         let keep = keep.collect();
         let mut chains = chains_newest_first(&self.ordered);
         chains.reverse();
         let mut doomed: Vec<(usize, usize, &BackupFacts)> = Vec::new();
-        for backup in self.ordered.iter().copied().filter(|backup| !self.keeps(&backup.id)) {
-            let chain = chains.iter().position(|chain| **chain == backup.full_id).unwrap_or(usize::MAX);
+        for backup in self
+            .ordered
+            .iter()
+            .copied()
+            .filter(|backup| !self.keeps(&backup.id))
+        {
+            let chain = chains
+                .iter()
+                .position(|chain| **chain == backup.full_id)
+                .unwrap_or(usize::MAX);
             doomed.push((chain, self.ancestors(backup).len(), backup));
         }
         // Newer ones first where the depth is the same; the sort is stable.
@@ -593,10 +779,21 @@ fn is_same(other: &BackupFacts, backup: &BackupFacts) -> bool {
     other.is_usable() && other.id == backup.id && other.manifest_blake3 == backup.manifest_blake3
 }
 
-/// Whether the remote has this backup, or an identical one under another id, usable; or had it, and pruned it.
-fn was_committed(remote: &[BackupFacts], pruned: &BTreeMap<BackupId, Pruned>, backup: &BackupFacts) -> bool {
+/// Whether the remote has this backup, or an identical one under another id, usable; or had it, and
+/// pruned it.
+fn was_committed(
+    remote: &[BackupFacts],
+    pruned: &BTreeMap<BackupId, Pruned>,
+    backup: &BackupFacts,
+) -> bool {
     let is_identical = |other: &BackupFacts| other.is_usable() && are_twins(other, backup);
-    let there = remote.iter().any(|other| is_same(other, backup) || is_identical(other));
-    let record = || pruned.get(&backup.id).and_then(|pruned| pruned.manifest_blake3);
+    let there = remote
+        .iter()
+        .any(|other| is_same(other, backup) || is_identical(other));
+    let record = || {
+        pruned
+            .get(&backup.id)
+            .and_then(|pruned| pruned.manifest_blake3)
+    };
     there || record() == Some(backup.manifest_blake3)
 }

@@ -1,4 +1,5 @@
-//! [`plan_restore`]: which backups, in which order, bring one snapshot back. [`Bases`]: the same for all backups at once.
+//! [`plan_restore`]: which backups, in which order, bring one snapshot back. [`Bases`]: the same
+//! for all backups at once.
 
 use super::twin::stands_in_as_base;
 use crate::manifest::{BaseRef, Manifest};
@@ -32,9 +33,9 @@ pub enum RestoreGap {
     },
 }
 
-/// The chain that leads to `target`: its full first, then each incremental. Where a base is not there, an identical
-/// backup under another id serves ([`crate::plan::twin`]); one that is there and not the one that was built on never
-/// does.
+/// The chain that leads to `target`: its full first, then each incremental. Where a base is not
+/// there, an identical backup under another id serves ([`crate::plan::twin`]); one that is there
+/// and not the one that was built on never does.
 ///
 /// # Errors
 /// [`RestoreGap`] naming what is missing.
@@ -59,8 +60,12 @@ impl<'a> Bases<'a> {
         for (manifest, blake3) in backups {
             known.entry(&manifest.id).or_insert((manifest, blake3));
         }
-        let mut bases = Self { known, found: BTreeMap::new() };
-        // A base stands one place before what follows from it, so it is found before it, and circles cannot be.
+        let mut bases = Self {
+            known,
+            found: BTreeMap::new(),
+        };
+        // A base stands one place before what follows from it, so it is found before it, and
+        // circles cannot be.
         for manifest in bases.in_order() {
             let base = bases.base_of(manifest);
             bases.found.insert(&manifest.id, base);
@@ -70,7 +75,8 @@ impl<'a> Bases<'a> {
 
     /// All backups, bases before what follows from them.
     pub fn in_order(&self) -> Vec<&'a Manifest> {
-        let mut manifests: Vec<&Manifest> = self.known.values().map(|(manifest, _)| *manifest).collect();
+        let mut manifests: Vec<&Manifest> =
+            self.known.values().map(|(manifest, _)| *manifest).collect();
         manifests.sort_by_key(|manifest| manifest.chain.position);
         manifests
     }
@@ -80,7 +86,10 @@ impl<'a> Bases<'a> {
     /// # Errors
     /// [`RestoreGap`]: the first gap between it and its full, or that there is no such backup.
     pub fn base(&self, id: &BackupId) -> Result<Option<&'a Manifest>, RestoreGap> {
-        self.found.get(id).cloned().unwrap_or_else(|| Err(RestoreGap::NoBackup { id: id.clone() }))
+        self.found
+            .get(id)
+            .cloned()
+            .unwrap_or_else(|| Err(RestoreGap::NoBackup { id: id.clone() }))
     }
 
     /// The chain that leads to a backup, its full first.
@@ -89,7 +98,12 @@ impl<'a> Bases<'a> {
     /// As for [`Bases::base`].
     pub fn chain(&self, id: &BackupId) -> Result<Vec<&'a Manifest>, RestoreGap> {
         let mut base = self.base(id)?;
-        let mut chain: Vec<&Manifest> = self.known.get(id).map(|(manifest, _)| *manifest).into_iter().collect();
+        let mut chain: Vec<&Manifest> = self
+            .known
+            .get(id)
+            .map(|(manifest, _)| *manifest)
+            .into_iter()
+            .collect();
         while let Some(manifest) = base {
             chain.push(manifest);
             base = self.base(&manifest.id)?;
@@ -99,14 +113,21 @@ impl<'a> Bases<'a> {
     }
 
     fn base_of(&self, of: &'a Manifest) -> Result<Option<&'a Manifest>, RestoreGap> {
-        let Some(base) = &of.base else { return Ok(None) };
+        let Some(base) = &of.base else {
+            return Ok(None);
+        };
         let named = match self.known.get(&base.backup_id) {
             Some((manifest, blake3)) => check_base(of, base, manifest, *blake3)?,
             None => {
                 let twins = self.known.values().map(|(manifest, _)| *manifest);
                 let is_whole = |twin: &&Manifest| matches!(self.found.get(&twin.id), Some(Ok(_)));
-                let mut twins = twins.filter(|candidate| stands_in_as_base(of, candidate)).filter(is_whole);
-                let missing = || RestoreGap::MissingBase { of: of.id.clone(), missing: base.backup_id.clone() };
+                let mut twins = twins
+                    .filter(|candidate| stands_in_as_base(of, candidate))
+                    .filter(is_whole);
+                let missing = || RestoreGap::MissingBase {
+                    of: of.id.clone(),
+                    missing: base.backup_id.clone(),
+                };
                 twins.next().ok_or_else(missing)?
             }
         };
@@ -122,9 +143,13 @@ fn check_base<'a>(
     blake3: Digest,
 ) -> Result<&'a Manifest, RestoreGap> {
     let (place, before) = (&of.chain, &manifest.chain);
-    let follows = before.full_id == place.full_id && before.position.checked_add(1) == Some(place.position);
+    let follows =
+        before.full_id == place.full_id && before.position.checked_add(1) == Some(place.position);
     if blake3 != base.manifest_blake3 || manifest.snapshot.guid != base.guid || !follows {
-        return Err(RestoreGap::ChangedBase { of: of.id.clone(), base: base.backup_id.clone() });
+        return Err(RestoreGap::ChangedBase {
+            of: of.id.clone(),
+            base: base.backup_id.clone(),
+        });
     }
     Ok(manifest)
 }

@@ -1,9 +1,9 @@
 //! [`judge_unfinished`]: whether an interrupted upload can go on, and if not, why.
 //!
-//! An upload goes on only as what it began as: the same snapshot and base by guid, the same origin, flags, chunk size,
-//! compression and recipients. What the stream itself says is checked when it comes (its first record, the record that
-//! is sent again, the checksum up to the last confirmed chunk). On any difference a new upload begins under a new id:
-//! nothing is ever guessed.
+//! An upload goes on only as what it began as: the same snapshot and base by guid, the same origin,
+//! flags, chunk size, compression and recipients. What the stream itself says is checked when it
+//! comes (its first record, the record that is sent again, the checksum up to the last confirmed
+//! chunk). On any difference a new upload begins under a new id: nothing is ever guessed.
 
 use super::BackupFacts;
 use super::send::RequestedKind;
@@ -67,7 +67,8 @@ pub enum ResumeVerdict {
         /// Why, as a sentence about it.
         why: String,
     },
-    /// It was a backup once: nothing of it may be touched, and the journal that does not know it was rolled back.
+    /// It was a backup once: nothing of it may be touched, and the journal that does not know it
+    /// was rolled back.
     Over {
         /// Why, as a sentence about it.
         why: String,
@@ -91,10 +92,14 @@ pub fn is_asked_for(requested: RequestedKind, id: &BackupId) -> bool {
 /// Decides about one unfinished upload.
 pub fn judge_unfinished(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> ResumeVerdict {
     if upload.has_manifest {
-        return ResumeVerdict::Over { why: "a manifest of it exists or existed: it was committed".to_owned() };
+        return ResumeVerdict::Over {
+            why: "a manifest of it exists or existed: it was committed".to_owned(),
+        };
     }
     if upload.is_pruned {
-        return ResumeVerdict::Over { why: "a prune record names it".to_owned() };
+        return ResumeVerdict::Over {
+            why: "a prune record names it".to_owned(),
+        };
     }
     let checked = check_store(upload, now).and_then(|()| check_plan(upload.started, now));
     let sources = checked.and_then(|()| find_sources(upload, now));
@@ -103,37 +108,69 @@ pub fn judge_unfinished(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> 
         Err(why) => return ResumeVerdict::GiveUp { why },
     };
     match (check_base(upload, now), now.unseen) {
-        (Ok(()), _) => ResumeVerdict::GoOn { snapshot: Box::new(snapshot), base },
-        (Err(why), Some(unseen)) => ResumeVerdict::Wait { why: format!("{why}; but {unseen}") },
+        (Ok(()), _) => ResumeVerdict::GoOn {
+            snapshot: Box::new(snapshot),
+            base,
+        },
+        (Err(why), Some(unseen)) => ResumeVerdict::Wait {
+            why: format!("{why}; but {unseen}"),
+        },
         (Err(why), None) => ResumeVerdict::GiveUp { why },
     }
 }
 
 /// The base is stored, whole, and the same.
 fn check_base(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<(), String> {
-    let Some(base) = &upload.started.base else { return Ok(()) };
-    let is_base = |backup: &&BackupFacts| backup.id == base.backup_id && backup.manifest_blake3 == base.manifest_blake3;
-    match now.target.iter().chain(now.beside).find(is_base).map(|stored| &stored.flaw) {
-        None => Err(format!("{}, which it follows from, is no longer stored", base.backup_id)),
-        Some(Some(flaw)) => Err(format!("{}, which it follows from, is not whole: {flaw}", base.backup_id)),
+    let Some(base) = &upload.started.base else {
+        return Ok(());
+    };
+    let is_base = |backup: &&BackupFacts| {
+        backup.id == base.backup_id && backup.manifest_blake3 == base.manifest_blake3
+    };
+    match now
+        .target
+        .iter()
+        .chain(now.beside)
+        .find(is_base)
+        .map(|stored| &stored.flaw)
+    {
+        None => Err(format!(
+            "{}, which it follows from, is no longer stored",
+            base.backup_id
+        )),
+        Some(Some(flaw)) => Err(format!(
+            "{}, which it follows from, is not whole: {flaw}",
+            base.backup_id
+        )),
         Some(None) => Ok(()),
     }
 }
 
-fn find_sources(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<(Snapshot, Option<SendBase>), String> {
+fn find_sources(
+    upload: &UnfinishedFacts<'_>,
+    now: &ResumeFacts<'_>,
+) -> Result<(Snapshot, Option<SendBase>), String> {
     let guid = upload.started.snapshot.guid;
     let snapshot = now.snapshots.iter().find(|snapshot| snapshot.guid == guid);
-    let snapshot = snapshot.ok_or_else(|| format!("its snapshot, guid {guid}, is no longer in the pool"))?;
-    let Some(base) = &upload.started.base else { return Ok((snapshot.clone(), None)) };
+    let snapshot =
+        snapshot.ok_or_else(|| format!("its snapshot, guid {guid}, is no longer in the pool"))?;
+    let Some(base) = &upload.started.base else {
+        return Ok((snapshot.clone(), None));
+    };
     let local = find_base(base.guid, now);
-    let local = local.ok_or_else(|| format!("its base, guid {}, is no longer in the pool", base.guid))?;
+    let local =
+        local.ok_or_else(|| format!("its base, guid {}, is no longer in the pool", base.guid))?;
     Ok((snapshot.clone(), Some(local)))
 }
 
 /// The snapshot itself, else a bookmark of it.
 fn find_base(guid: Guid, now: &ResumeFacts<'_>) -> Option<SendBase> {
     let snapshot = now.snapshots.iter().find(|snapshot| snapshot.guid == guid);
-    let bookmark = || now.bookmarks.iter().find(|bookmark| bookmark.guid == guid && !bookmark.redacted);
+    let bookmark = || {
+        now.bookmarks
+            .iter()
+            .find(|bookmark| bookmark.guid == guid && !bookmark.redacted)
+    };
     let snapshot = snapshot.map(|snapshot| SendBase::Snapshot(snapshot.name.clone()));
     snapshot.or_else(|| bookmark().map(|bookmark| SendBase::Bookmark(bookmark.name.clone())))
 }
@@ -141,7 +178,9 @@ fn find_base(guid: Guid, now: &ResumeFacts<'_>) -> Option<SendBase> {
 /// What the store says against it.
 fn check_store(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<(), String> {
     if let Some(stranger) = upload.listed.difference(upload.known).next() {
-        return Err(format!("the store holds {stranger}, which this host did not put there"));
+        return Err(format!(
+            "the store holds {stranger}, which this host did not put there"
+        ));
     }
     let id = &upload.started.id;
     let holds_it = |backup: &&BackupFacts| {

@@ -1,8 +1,8 @@
-//! [`decide_retention`]: what a set of rules keeps, and why. What no rule may ever delete is added by
-//! [`plan_prune`](super::prune::plan_prune).
+//! [`decide_retention`]: what a set of rules keeps, and why. What no rule may ever delete is added
+//! by [`plan_prune`](super::prune::plan_prune).
 //!
-//! A chain is the tree of backups under one full. Backups are ordered by createtxg within an origin and by snapshot time
-//! across origins; a chain stands where its newest member stands.
+//! A chain is the tree of backups under one full. Backups are ordered by createtxg within an origin
+//! and by snapshot time across origins; a chain stands where its newest member stands.
 
 use super::BackupFacts;
 use crate::config::{Age, RetentionRules};
@@ -128,7 +128,10 @@ impl fmt::Display for Reason {
             Self::LastChain { place, of } => write!(f, "last-chain {place}/{of}"),
             Self::LastFull { place, of } => write!(f, "last-full {place}/{of}"),
             Self::LastIncremental { place, of } => write!(f, "last-incremental {place}/{of}"),
-            Self::FullAge { wanted, real_seconds } => {
+            Self::FullAge {
+                wanted,
+                real_seconds,
+            } => {
                 write!(f, "age {wanted} wanted, is {}", age_words(*real_seconds))
             }
             Self::Within { age } => write!(f, "within {age}"),
@@ -143,8 +146,12 @@ impl fmt::Display for Reason {
             }
             Self::AncestorOf { id } => write!(f, "{id} follows from it"),
             Self::NewestUsableChain => f.write_str("newest usable chain"),
-            Self::UnfinishedUpload { id } => write!(f, "the unfinished upload {id} builds on its chain"),
-            Self::Waiting { id } => write!(f, "{id} in the intermediate directory builds on its chain"),
+            Self::UnfinishedUpload { id } => {
+                write!(f, "the unfinished upload {id} builds on its chain")
+            }
+            Self::Waiting { id } => {
+                write!(f, "{id} in the intermediate directory builds on its chain")
+            }
             Self::Locked { until } => write!(f, "locked until {until}"),
             Self::LockUnknown { reason } => write!(f, "its locks are unknown: {reason}"),
             Self::NotInRemote => f.write_str("not committed in the remote"),
@@ -160,7 +167,12 @@ pub fn age_words(seconds: i64) -> String {
     if seconds < 0 {
         return "in the future".to_owned();
     }
-    let units = [("y", 365 * 86_400), ("m", 30 * 86_400), ("d", 86_400), ("h", 3600)];
+    let units = [
+        ("y", 365 * 86_400),
+        ("m", 30 * 86_400),
+        ("d", 86_400),
+        ("h", 3600),
+    ];
     let mut rest = seconds;
     let mut words = Vec::new();
     for (unit, length) in units {
@@ -170,15 +182,25 @@ pub fn age_words(seconds: i64) -> String {
         rest %= length;
     }
     words.truncate(2);
-    if words.is_empty() { "less than 1h".to_owned() } else { words.join(" ") }
+    if words.is_empty() {
+        "less than 1h".to_owned()
+    } else {
+        words.join(" ")
+    }
 }
 
 /// What the rules keep of these backups at that time, in [`in_order`], the oldest first.
-pub fn decide_retention(facts: &[BackupFacts], rules: &RetentionRules, now: Timestamp) -> Vec<Verdict> {
+pub fn decide_retention(
+    facts: &[BackupFacts],
+    rules: &RetentionRules,
+    now: Timestamp,
+) -> Vec<Verdict> {
     let ordered = in_order(facts);
     let mut reasons = Reasons::default();
     if rules.keeps_everything() {
-        ordered.iter().for_each(|backup| reasons.add(&backup.id, Reason::NoRules));
+        ordered
+            .iter()
+            .for_each(|backup| reasons.add(&backup.id, Reason::NoRules));
     }
     keep_chains(&ordered, rules, &mut reasons);
     keep_full_ages(&ordered, rules, now, &mut reasons);
@@ -196,31 +218,53 @@ pub fn decide_retention(facts: &[BackupFacts], rules: &RetentionRules, now: Time
     let verdict = |backup: &&BackupFacts| {
         let found = reasons.0.get(&backup.id).cloned().unwrap_or_default();
         let keep = !found.is_empty();
-        let reasons = if keep { found } else { vec![Reason::NoRuleKeepsIt] };
-        Verdict { id: backup.id.clone(), keep, reasons }
+        let reasons = if keep {
+            found
+        } else {
+            vec![Reason::NoRuleKeepsIt]
+        };
+        Verdict {
+            id: backup.id.clone(),
+            keep,
+            reasons,
+        }
     };
     ordered.iter().map(verdict).collect()
 }
 
-/// The backups, oldest first. Time counts only across origins: within one it never goes back, whatever clocks said.
+/// The backups, oldest first. Time counts only across origins: within one it never goes back,
+/// whatever clocks said.
 pub fn in_order(facts: &[BackupFacts]) -> Vec<&BackupFacts> {
     let mut ordered: Vec<&BackupFacts> = facts.iter().collect();
     ordered.sort_by_key(|backup| (origin_key(backup), backup.snapshot.createtxg, &backup.id));
     let mut latest: BTreeMap<(Guid, Guid, bool), Timestamp> = BTreeMap::new();
     let mut timed: Vec<(Timestamp, &BackupFacts)> = Vec::new();
     for backup in ordered {
-        let at = latest.entry(origin_key(backup)).or_insert(backup.snapshot.created_at);
+        let at = latest
+            .entry(origin_key(backup))
+            .or_insert(backup.snapshot.created_at);
         *at = backup.snapshot.created_at.max(*at);
         timed.push((*at, backup));
     }
-    timed.sort_by_key(|(at, backup)| (*at, origin_key(backup), backup.snapshot.createtxg, &backup.id));
+    timed.sort_by_key(|(at, backup)| {
+        (
+            *at,
+            origin_key(backup),
+            backup.snapshot.createtxg,
+            &backup.id,
+        )
+    });
     timed.into_iter().map(|(_, backup)| backup).collect()
 }
 
-/// The key that tells time lines apart: a dataset in a pool, and what was taken over of another time line of it, whose
-/// transaction groups say nothing of ours.
+/// The key that tells time lines apart: a dataset in a pool, and what was taken over of another
+/// time line of it, whose transaction groups say nothing of ours.
 fn origin_key(backup: &BackupFacts) -> (Guid, Guid, bool) {
-    (backup.origin.dataset_guid, backup.origin.pool_guid, backup.made.adopted)
+    (
+        backup.origin.dataset_guid,
+        backup.origin.pool_guid,
+        backup.made.adopted,
+    )
 }
 
 /// Chains by the ids of their fulls, the newest first.
@@ -257,7 +301,12 @@ impl Reasons {
             if !seen.insert(&next.id) {
                 return;
             }
-            self.add(&next.id, Reason::AncestorOf { id: backup.id.clone() });
+            self.add(
+                &next.id,
+                Reason::AncestorOf {
+                    id: backup.id.clone(),
+                },
+            );
             base = next.base.as_ref();
         }
     }
@@ -267,7 +316,11 @@ fn keep_chains(ordered: &[&BackupFacts], rules: &RetentionRules, reasons: &mut R
     let chains = chains_newest_first(ordered);
     let newest = |count: Option<u32>| {
         let of = count.unwrap_or(0);
-        chains.iter().take(of as usize).zip(1..).map(move |(chain, place)| (*chain, place, of))
+        chains
+            .iter()
+            .take(of as usize)
+            .zip(1..)
+            .map(move |(chain, place)| (*chain, place, of))
     };
     for (chain, place, of) in newest(rules.last_chains) {
         for backup in ordered.iter().filter(|backup| backup.full_id == *chain) {
@@ -280,25 +333,31 @@ fn keep_chains(ordered: &[&BackupFacts], rules: &RetentionRules, reasons: &mut R
         }
     }
     let (of, newest_chain) = (rules.last_incrementals.unwrap_or(0), chains.first());
-    let incrementals = ordered
-        .iter()
-        .rev()
-        .filter(|backup| backup.kind() == BackupKind::Incr && Some(&&backup.full_id) == newest_chain);
+    let incrementals = ordered.iter().rev().filter(|backup| {
+        backup.kind() == BackupKind::Incr && Some(&&backup.full_id) == newest_chain
+    });
     for (backup, place) in incrementals.take(of as usize).zip(1..) {
         reasons.add(&backup.id, Reason::LastIncremental { place, of });
     }
 }
 
 fn age_seconds(backup: &BackupFacts, now: Timestamp) -> i64 {
-    now.as_second().saturating_sub(backup.snapshot.created_at.as_second())
+    now.as_second()
+        .saturating_sub(backup.snapshot.created_at.as_second())
 }
 
 fn seconds_of(age: Age) -> i64 {
     i64::try_from(age.duration().as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Of the fulls on both sides of each age the nearest: the older one has the place now, the younger grows into it.
-fn keep_full_ages(ordered: &[&BackupFacts], rules: &RetentionRules, now: Timestamp, reasons: &mut Reasons) {
+/// Of the fulls on both sides of each age the nearest: the older one has the place now, the younger
+/// grows into it.
+fn keep_full_ages(
+    ordered: &[&BackupFacts],
+    rules: &RetentionRules,
+    now: Timestamp,
+    reasons: &mut Reasons,
+) {
     let fulls: Vec<(i64, &BackupFacts)> = ordered
         .iter()
         .filter(|backup| backup.kind() == BackupKind::Full)
@@ -306,10 +365,22 @@ fn keep_full_ages(ordered: &[&BackupFacts], rules: &RetentionRules, now: Timesta
         .collect();
     for wanted in rules.full_ages.iter().copied() {
         let limit = seconds_of(wanted);
-        let not_older = fulls.iter().filter(|(age, _)| *age <= limit).max_by_key(|(age, _)| *age);
-        let not_younger = fulls.iter().filter(|(age, _)| *age >= limit).min_by_key(|(age, _)| *age);
+        let not_older = fulls
+            .iter()
+            .filter(|(age, _)| *age <= limit)
+            .max_by_key(|(age, _)| *age);
+        let not_younger = fulls
+            .iter()
+            .filter(|(age, _)| *age >= limit)
+            .min_by_key(|(age, _)| *age);
         for (real_seconds, full) in [not_older, not_younger].into_iter().flatten() {
-            reasons.add(&full.id, Reason::FullAge { wanted, real_seconds: *real_seconds });
+            reasons.add(
+                &full.id,
+                Reason::FullAge {
+                    wanted,
+                    real_seconds: *real_seconds,
+                },
+            );
         }
     }
 }
@@ -322,19 +393,36 @@ fn keep_within(
     reasons: &mut Reasons,
 ) {
     let Some(age) = rules.within else { return };
-    for backup in ordered.iter().filter(|backup| age_seconds(backup, now) <= seconds_of(age)) {
+    for backup in ordered
+        .iter()
+        .filter(|backup| age_seconds(backup, now) <= seconds_of(age))
+    {
         reasons.add_whole(by_id, backup, Reason::Within { age });
     }
 }
 
-fn keep_periods(ordered: &[&BackupFacts], by_id: &ById<'_>, period: Period, of: u32, reasons: &mut Reasons) {
+fn keep_periods(
+    ordered: &[&BackupFacts],
+    by_id: &ById<'_>,
+    period: Period,
+    of: u32,
+    reasons: &mut Reasons,
+) {
     let mut seen = BTreeSet::new();
     for backup in ordered.iter().rev() {
         if seen.len() >= of as usize {
             return;
         }
         if seen.insert(period_of(period, backup.snapshot.created_at)) {
-            reasons.add_whole(by_id, backup, Reason::Period { period, place: seen.len(), of });
+            reasons.add_whole(
+                by_id,
+                backup,
+                Reason::Period {
+                    period,
+                    place: seen.len(),
+                    of,
+                },
+            );
         }
     }
 }
@@ -344,7 +432,10 @@ fn period_of(period: Period, at: Timestamp) -> (i16, i16) {
     let date = at.to_zoned(TimeZone::UTC).date();
     match period {
         Period::Day => (date.year(), date.day_of_year()),
-        Period::Week => (date.iso_week_date().year(), i16::from(date.iso_week_date().week())),
+        Period::Week => (
+            date.iso_week_date().year(),
+            i16::from(date.iso_week_date().week()),
+        ),
         Period::Month => (date.year(), i16::from(date.month())),
         Period::Year => (date.year(), 0),
     }

@@ -24,10 +24,13 @@ pub struct Candidate<'a> {
     pub bytes: u64,
 }
 
-/// Says of each chunk whether it is read. `day` counts days, `seed` is random. At least one chunk is read where there
-/// is one and the share is not by turns: a share of few chunks may have none on some days.
+/// Says of each chunk whether it is read. `day` counts days, `seed` is random. At least one chunk
+/// is read where there is one and the share is not by turns: a share of few chunks may have none on
+/// some days.
 pub fn choose_chunks(chunks: &[Candidate<'_>], share: ReadShare, day: u64, seed: u64) -> Vec<bool> {
-    let total = chunks.iter().fold(0u64, |sum, chunk| sum.saturating_add(chunk.bytes));
+    let total = chunks
+        .iter()
+        .fold(0u64, |sum, chunk| sum.saturating_add(chunk.bytes));
     match share {
         ReadShare::All => vec![true; chunks.len()],
         ReadShare::Percent(percent) => {
@@ -37,12 +40,16 @@ pub fn choose_chunks(chunks: &[Candidate<'_>], share: ReadShare, day: u64, seed:
         ReadShare::Bytes(wanted) => choose_at_random(chunks, wanted, seed),
         ReadShare::Turn(parts) => {
             let parts = u64::from(parts.max(1));
-            chunks.iter().map(|chunk| number_of(chunk.name, 0) % parts == day % parts).collect()
+            chunks
+                .iter()
+                .map(|chunk| number_of(chunk.name, 0) % parts == day % parts)
+                .collect()
         }
     }
 }
 
-/// In a random order, until enough bytes are together. Each chunk's place follows from its name and the seed.
+/// In a random order, until enough bytes are together. Each chunk's place follows from its name and
+/// the seed.
 fn choose_at_random(chunks: &[Candidate<'_>], wanted_bytes: u64, seed: u64) -> Vec<bool> {
     let mut order: Vec<usize> = (0..chunks.len()).collect();
     order.sort_by_key(|index| (number_of(chunks[*index].name, seed), *index));
@@ -59,7 +66,10 @@ fn choose_at_random(chunks: &[Candidate<'_>], wanted_bytes: u64, seed: u64) -> V
 
 fn number_of(name: &str, seed: u64) -> u64 {
     let Digest(bytes) = Digest::of(format!("{seed:016x}{name}").as_bytes());
-    bytes.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+    bytes
+        .iter()
+        .take(8)
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -67,11 +77,16 @@ mod tests {
     use super::*;
 
     fn names(count: usize) -> Vec<String> {
-        (0..count).map(|index| format!("{index:08}-{:08x}.zfs.age", index * 7)).collect()
+        (0..count)
+            .map(|index| format!("{index:08}-{:08x}.zfs.age", index * 7))
+            .collect()
     }
 
     fn candidates(names: &[String]) -> Vec<Candidate<'_>> {
-        names.iter().map(|name| Candidate { name, bytes: 10 }).collect()
+        names
+            .iter()
+            .map(|name| Candidate { name, bytes: 10 })
+            .collect()
     }
 
     fn count(chosen: &[bool]) -> usize {
@@ -86,12 +101,21 @@ mod tests {
             let mut read = vec![0; chunks.len()];
             for day in first_day..first_day + 7 {
                 let chosen = choose_chunks(&chunks, ReadShare::Turn(7), day, 1);
-                assert!((80..220).contains(&count(&chosen)), "day {day} reads {}", count(&chosen));
-                read.iter_mut().zip(chosen).for_each(|(read, chosen)| *read += i32::from(chosen));
+                assert!(
+                    (80..220).contains(&count(&chosen)),
+                    "day {day} reads {}",
+                    count(&chosen)
+                );
+                read.iter_mut()
+                    .zip(chosen)
+                    .for_each(|(read, chosen)| *read += i32::from(chosen));
             }
             assert!(read.iter().all(|read| *read == 1));
         }
-        assert_eq!(count(&choose_chunks(&chunks, ReadShare::Turn(1), 5, 1)), 1000);
+        assert_eq!(
+            count(&choose_chunks(&chunks, ReadShare::Turn(1), 5, 1)),
+            1000
+        );
     }
 
     #[test]
@@ -107,7 +131,11 @@ mod tests {
             (ReadShare::Bytes(95), 10),
             (ReadShare::Bytes(u64::MAX), 200),
         ] {
-            assert_eq!(count(&choose_chunks(&chunks, share, 0, 9)), expected, "{share:?}");
+            assert_eq!(
+                count(&choose_chunks(&chunks, share, 0, 9)),
+                expected,
+                "{share:?}"
+            );
             assert!(choose_chunks(&[], share, 0, 9).is_empty());
         }
         let of_seed = |seed| choose_chunks(&chunks, ReadShare::Percent(5), 0, seed);
@@ -118,6 +146,9 @@ mod tests {
     #[test]
     fn a_share_of_one_chunk_reads_it() {
         let names = names(1);
-        assert_eq!(choose_chunks(&candidates(&names), ReadShare::Percent(1), 0, 0), [true]);
+        assert_eq!(
+            choose_chunks(&candidates(&names), ReadShare::Percent(1), 0, 0),
+            [true]
+        );
     }
 }

@@ -2,19 +2,21 @@
 //!
 //! # The order of the questions
 //! 1. Is there a snapshot to send? If not: [`SendConflict::NoSnapshot`].
-//! 2. `--full`: a usable full of it with these flags and recipients in the target itself is up to date; else a full.
+//! 2. `--full`: a usable full of it with these flags and recipients in the target itself is up to
+//!    date; else a full.
 //! 3. A usable backup of it, of any kind, where bases are looked for: up to date.
 //! 4. Nothing at all stored, and everything could be seen: the first full, of any size.
-//! 5. No usable backup whose snapshot is still here, by guid, and older: the base is lost. A full up to
-//!    `auto_full_max`, above it [`SendConflict::TooLarge`].
+//! 5. No usable backup whose snapshot is still here, by guid, and older: the base is lost. A full
+//!    up to `auto_full_max`, above it [`SendConflict::TooLarge`].
 //! 6. Other flags, then other recipients than the base's chain has: a full, of any size.
-//! 7. `[backup-lifecycle]`: as many incrementals as are allowed, then the age of the full, then the share of the
-//!    incrementals: a full, of any size. Unless there is one already: a full that took many nights is older than the
-//!    incrementals that were made meanwhile on the chain before it, and the next one follows from it.
+//! 7. `[backup-lifecycle]`: as many incrementals as are allowed, then the age of the full, then the
+//!    share of the incrementals: a full, of any size. Unless there is one already: a full that took
+//!    many nights is older than the incrementals that were made meanwhile on the chain before it,
+//!    and the next one follows from it.
 //! 8. An incremental.
 //!
-//! `--incremental` gets a conflict wherever 4 to 6 would make a full, and at the number of incrementals in 7. Age and
-//! share only say what is made when nobody asks.
+//! `--incremental` gets a conflict wherever 4 to 6 would make a full, and at the number of
+//! incrementals in 7. Age and share only say what is made when nobody asks.
 
 mod text;
 
@@ -40,7 +42,8 @@ pub enum RequestedKind {
 /// `[backup-lifecycle]`: which kind is made when nobody asks for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LifecycleRules {
-    /// A new full once the stored bytes of a chain's incrementals exceed this share of its full's, in per cent.
+    /// A new full once the stored bytes of a chain's incrementals exceed this share of its full's,
+    /// in per cent.
     pub incrementals_percent_max: u32,
     /// A new full once the chain's full is this old.
     pub full_age_max: Option<SignedDuration>,
@@ -194,11 +197,18 @@ pub fn plan_send(
     rules: &LifecycleRules,
     requested: RequestedKind,
 ) -> Result<SendPlan, SendConflict> {
-    let snapshot = facts.snapshot.ok_or(SendConflict::NoSnapshot { others: facts.snapshots.len() })?;
+    let snapshot = facts.snapshot.ok_or(SendConflict::NoSnapshot {
+        others: facts.snapshots.len(),
+    })?;
     if let Some(id) = up_to_date(facts, snapshot, requested) {
         return Ok(SendPlan::UpToDate { id });
     }
-    let full = |why| Ok(SendPlan::Full { snapshot: snapshot.clone(), why });
+    let full = |why| {
+        Ok(SendPlan::Full {
+            snapshot: snapshot.clone(),
+            why,
+        })
+    };
     if requested == RequestedKind::Full {
         return full(FullReason::Requested);
     }
@@ -210,23 +220,33 @@ pub fn plan_send(
             _ if incremental_only => Err(SendConflict::NoCommonBase(loss)),
             _ if is_first => full(FullReason::First),
             Some(bytes) if bytes <= rules.auto_full_bytes_max => full(FullReason::BaseLost(loss)),
-            estimate_bytes => {
-                Err(SendConflict::TooLarge { loss, estimate_bytes, limit_bytes: rules.auto_full_bytes_max })
-            }
+            estimate_bytes => Err(SendConflict::TooLarge {
+                loss,
+                estimate_bytes,
+                limit_bytes: rules.auto_full_bytes_max,
+            }),
         };
     };
     let over = chain_is_over(facts, rules, backup);
     if over.is_some()
         && let Some((base, backup)) = base_on_newer_full(facts, rules, snapshot, backup)
     {
-        return Ok(SendPlan::Incremental { snapshot: snapshot.clone(), base, backup: Box::new(backup.clone()) });
+        return Ok(SendPlan::Incremental {
+            snapshot: snapshot.clone(),
+            base,
+            backup: Box::new(backup.clone()),
+        });
     }
     match over {
         Some(why) if !incremental_only => full(why),
         Some(why) if !matches!(why, FullReason::Age { .. } | FullReason::Share { .. }) => {
             Err(SendConflict::OnlyFull(why))
         }
-        _ => Ok(SendPlan::Incremental { snapshot: snapshot.clone(), base, backup: Box::new(backup.clone()) }),
+        _ => Ok(SendPlan::Incremental {
+            snapshot: snapshot.clone(),
+            base,
+            backup: Box::new(backup.clone()),
+        }),
     }
 }
 
@@ -235,8 +255,13 @@ fn all<'a>(facts: &SendFacts<'a>) -> impl Iterator<Item = &'a BackupFacts> {
 }
 
 /// A person who says `--full` wants one, in this store, made as things are set now.
-fn up_to_date(facts: &SendFacts<'_>, snapshot: &Snapshot, requested: RequestedKind) -> Option<BackupId> {
-    let holds_it = |backup: &&BackupFacts| backup.is_usable() && backup.snapshot.guid == snapshot.guid;
+fn up_to_date(
+    facts: &SendFacts<'_>,
+    snapshot: &Snapshot,
+    requested: RequestedKind,
+) -> Option<BackupId> {
+    let holds_it =
+        |backup: &&BackupFacts| backup.is_usable() && backup.snapshot.guid == snapshot.guid;
     let found = match requested {
         RequestedKind::Full => facts
             .target
@@ -262,9 +287,12 @@ fn has_same(some: &[String], others: &[String]) -> bool {
     sorted(some) == sorted(others)
 }
 
-/// The newest usable backup whose snapshot is still here, and older than what is sent. Of two of one snapshot the one
-/// that a new backup can follow, then the one with fewer before it.
-fn newest_base<'a>(facts: &SendFacts<'a>, snapshot: &Snapshot) -> Option<(SendBase, &'a BackupFacts)> {
+/// The newest usable backup whose snapshot is still here, and older than what is sent. Of two of
+/// one snapshot the one that a new backup can follow, then the one with fewer before it.
+fn newest_base<'a>(
+    facts: &SendFacts<'a>,
+    snapshot: &Snapshot,
+) -> Option<(SendBase, &'a BackupFacts)> {
     newest_base_of(facts, snapshot, |_| true)
 }
 
@@ -276,7 +304,8 @@ fn base_on_newer_full<'a>(
     over: &BackupFacts,
 ) -> Option<(SendBase, &'a BackupFacts)> {
     let full_txg = |backup: &BackupFacts| {
-        let full = all(facts).find(|full| full.id == backup.full_id && full.origin == backup.origin)?;
+        let full =
+            all(facts).find(|full| full.id == backup.full_id && full.origin == backup.origin)?;
         Some(full.snapshot.createtxg)
     };
     let began = full_txg(over)?;
@@ -297,19 +326,39 @@ fn newest_base_of<'a>(
         (createtxg < snapshot.createtxg).then_some((base, createtxg, backup))
     };
     let rank = |(_, createtxg, backup): &(SendBase, u64, &'a BackupFacts)| {
-        (*createtxg, is_made_alike(facts, backup), Reverse(backup.position), backup.id.clone())
+        (
+            *createtxg,
+            is_made_alike(facts, backup),
+            Reverse(backup.position),
+            backup.id.clone(),
+        )
     };
-    let bases = all(facts).filter(|backup| backup.is_usable() && may_be(backup)).filter_map(here);
-    bases.max_by_key(rank).map(|(base, _, backup)| (base, backup))
+    let bases = all(facts)
+        .filter(|backup| backup.is_usable() && may_be(backup))
+        .filter_map(here);
+    bases
+        .max_by_key(rank)
+        .map(|(base, _, backup)| (base, backup))
 }
 
-/// What is here of a snapshot, with its transaction group: the snapshot before a bookmark, ours before another's. A stream
-/// from a bookmark with a redaction list fits only a copy that was redacted, so such a bookmark does not count.
+/// What is here of a snapshot, with its transaction group: the snapshot before a bookmark, ours
+/// before another's. A stream from a bookmark with a redaction list fits only a copy that was
+/// redacted, so such a bookmark does not count.
 fn local_base(facts: &SendFacts<'_>, guid: Guid) -> Option<(SendBase, u64)> {
-    if let Some(snapshot) = facts.snapshots.iter().find(|snapshot| snapshot.guid == guid) {
-        return Some((SendBase::Snapshot(snapshot.name.clone()), snapshot.createtxg));
+    if let Some(snapshot) = facts
+        .snapshots
+        .iter()
+        .find(|snapshot| snapshot.guid == guid)
+    {
+        return Some((
+            SendBase::Snapshot(snapshot.name.clone()),
+            snapshot.createtxg,
+        ));
     }
-    let bookmarks = facts.bookmarks.iter().filter(|bookmark| bookmark.guid == guid && !bookmark.redacted);
+    let bookmarks = facts
+        .bookmarks
+        .iter()
+        .filter(|bookmark| bookmark.guid == guid && !bookmark.redacted);
     let best = bookmarks.min_by_key(|bookmark| !super::bookmarks::is_own(bookmark))?;
     Some((SendBase::Bookmark(best.name.clone()), best.createtxg))
 }
@@ -320,7 +369,9 @@ fn base_loss(facts: &SendFacts<'_>) -> BaseLoss {
     BaseLoss {
         newest: newest.map(|backup| (backup.snapshot.clone(), backup.flaw.clone())),
         here: match here {
-            None if newest.is_some_and(|newest| has_redacted(facts, newest.snapshot.guid)) => Here::Redacted,
+            None if newest.is_some_and(|newest| has_redacted(facts, newest.snapshot.guid)) => {
+                Here::Redacted
+            }
             None => Here::Neither,
             Some((SendBase::Snapshot(_), _)) => Here::Snapshot,
             Some((SendBase::Bookmark(_), _)) => Here::Bookmark,
@@ -330,30 +381,52 @@ fn base_loss(facts: &SendFacts<'_>) -> BaseLoss {
 }
 
 fn has_redacted(facts: &SendFacts<'_>, guid: Guid) -> bool {
-    facts.bookmarks.iter().any(|bookmark| bookmark.guid == guid && bookmark.redacted)
+    facts
+        .bookmarks
+        .iter()
+        .any(|bookmark| bookmark.guid == guid && bookmark.redacted)
 }
 
 /// Why nothing may follow this base, if so.
-fn chain_is_over(facts: &SendFacts<'_>, rules: &LifecycleRules, base: &BackupFacts) -> Option<FullReason> {
+fn chain_is_over(
+    facts: &SendFacts<'_>,
+    rules: &LifecycleRules,
+    base: &BackupFacts,
+) -> Option<FullReason> {
     if !has_same(&base.requested, facts.flags) {
-        return Some(FullReason::Flags { chain: base.requested.clone(), now: facts.flags.to_vec() });
+        return Some(FullReason::Flags {
+            chain: base.requested.clone(),
+            now: facts.flags.to_vec(),
+        });
     }
     if !has_same(&base.recipients, facts.recipients) {
         return Some(FullReason::Recipients);
     }
-    if rules.incrementals_max.is_some_and(|limit| base.position >= limit) {
-        return Some(FullReason::Length { incrementals: base.position });
+    if rules
+        .incrementals_max
+        .is_some_and(|limit| base.position >= limit)
+    {
+        return Some(FullReason::Length {
+            incrementals: base.position,
+        });
     }
     // The same backup may be in both stores.
-    let chain: BTreeMap<&BackupId, &BackupFacts> =
-        all(facts).filter(|backup| backup.full_id == base.full_id).map(|backup| (&backup.id, backup)).collect();
+    let chain: BTreeMap<&BackupId, &BackupFacts> = all(facts)
+        .filter(|backup| backup.full_id == base.full_id)
+        .map(|backup| (&backup.id, backup))
+        .collect();
     let full = chain.get(&base.full_id)?;
     let full_at = full.snapshot.created_at;
-    if rules.full_age_max.is_some_and(|limit| facts.now.duration_since(full_at) >= limit) {
+    if rules
+        .full_age_max
+        .is_some_and(|limit| facts.now.duration_since(full_at) >= limit)
+    {
         return Some(FullReason::Age { full_at });
     }
     let incrementals = chain.values().filter(|backup| backup.id != base.full_id);
-    let bytes: u128 = incrementals.map(|backup| u128::from(backup.stored_bytes)).sum();
+    let bytes: u128 = incrementals
+        .map(|backup| u128::from(backup.stored_bytes))
+        .sum();
     let (hundredfold, full_bytes) = (bytes * 100, u128::from(full.stored_bytes));
     let is_over = hundredfold > full_bytes * u128::from(rules.incrementals_percent_max);
     is_over.then(|| FullReason::Share {

@@ -1,7 +1,8 @@
 //! [`plan_snapshots`]: which of this tool's own snapshots may be destroyed.
 //!
-//! A snapshot is needed while it is young, while it is held, while it is the newest and not stored everywhere, while an
-//! unfinished upload reads it or builds on it, and while the next incremental starts from it and no bookmark could.
+//! A snapshot is needed while it is young, while it is held, while it is the newest and not stored
+//! everywhere, while an unfinished upload reads it or builds on it, and while the next incremental
+//! starts from it and no bookmark could.
 
 use super::BackupFacts;
 use super::clock::ClockDoubt;
@@ -25,9 +26,9 @@ pub struct StoreView {
     pub store: String,
     /// Its whole backups.
     pub facts: Vec<BackupFacts>,
-    /// The attempts without a valid manifest that this pool or a journal of this host knows, with the facts of their
-    /// first objects. Other attempts in the store say nothing about this pool, because a run holds its snapshots and
-    /// writes its journal before it puts the first object.
+    /// The attempts without a valid manifest that this pool or a journal of this host knows, with
+    /// the facts of their first objects. Other attempts in the store say nothing about this pool,
+    /// because a run holds its snapshots and writes its journal before it puts the first object.
     pub attempts: Vec<(BackupId, StartedFact)>,
 }
 
@@ -57,14 +58,16 @@ pub enum SnapshotReason {
         /// The attempt.
         id: BackupId,
     },
-    /// The base of an unfinished upload of this host is unknown, so the upload may need this snapshot.
+    /// The base of an unfinished upload of this host is unknown, so the upload may need this
+    /// snapshot.
     UploadUnknown {
         /// The attempt.
         id: BackupId,
     },
     /// The snapshot looks old, but by a doubtful clock.
     ClockDoubtful(ClockDoubt),
-    /// The snapshot has this tool's mark but another name: a person's, or one with an earlier `snapshot_prefix`.
+    /// The snapshot has this tool's mark but another name: a person's, or one with an earlier
+    /// `snapshot_prefix`.
     NotOurName {
         /// The prefix of the names of own snapshots.
         prefix: String,
@@ -81,16 +84,25 @@ impl fmt::Display for SnapshotReason {
             Self::NotStored { store } => write!(f, "newest, and {store} does not hold it yet"),
             Self::NoStore => f.write_str("newest, and no store is configured"),
             Self::NextBase { store } => {
-                write!(f, "the next incremental in {store} starts from it, and it has no bookmark")
+                write!(
+                    f,
+                    "the next incremental in {store} starts from it, and it has no bookmark"
+                )
             }
             Self::NoBookmark => f.write_str("no bookmark stands in for it"),
             Self::UnfinishedUpload { id } => write!(f, "the unfinished upload {id} needs it"),
             Self::UploadUnknown { id } => {
-                write!(f, "the unfinished upload {id} may need it: its started.json is missing or untrusted")
+                write!(
+                    f,
+                    "the unfinished upload {id} may need it: its started.json is missing or untrusted"
+                )
             }
             Self::ClockDoubtful(doubt) => write!(f, "{doubt}"),
             Self::NotOurName { prefix } => {
-                write!(f, "marked as own, but its name is not {prefix}TIME: destroy it by hand if it is not needed")
+                write!(
+                    f,
+                    "marked as own, but its name is not {prefix}TIME: destroy it by hand if it is not needed"
+                )
             }
             Self::Old => f.write_str("old, and nothing needs it"),
         }
@@ -119,8 +131,8 @@ pub struct SnapshotsDoubt {
     pub hint: String,
 }
 
-/// Returns why nothing of a dataset is destroyed, where something about it is doubtful. `command` is the command that met
-/// the doubt.
+/// Returns why nothing of a dataset is destroyed, where something about it is doubtful. `command`
+/// is the command that met the doubt.
 pub fn find_snapshots_doubt(verdicts: &[SnapshotVerdict], command: &str) -> Option<SnapshotsDoubt> {
     verdicts.iter().find_map(|verdict| match &verdict.reason {
         SnapshotReason::UploadUnknown { id } => Some(SnapshotsDoubt {
@@ -151,7 +163,8 @@ pub struct SnapshotsInput<'a> {
     pub stores: &'a [StoreView],
     /// Attempts that this host began and that never came near their commit.
     pub journal: &'a BTreeSet<BackupId>,
-    /// Attempts for which this pool holds snapshots. The holds protect the snapshots that they need.
+    /// Attempts for which this pool holds snapshots. The holds protect the snapshots that they
+    /// need.
     pub pinned: &'a BTreeSet<BackupId>,
     /// Own snapshots that are older go; with 0 each goes as soon as a bookmark stands in for it.
     pub oldest_days: u32,
@@ -165,7 +178,11 @@ pub struct SnapshotsInput<'a> {
 pub fn plan_snapshots(input: &SnapshotsInput<'_>) -> Vec<SnapshotVerdict> {
     let verdict = |snapshot: &Snapshot| {
         // The clock matters only when something is destroyed.
-        let doubtful = || input.clock.map(|doubt| SnapshotReason::ClockDoubtful(doubt.clone()));
+        let doubtful = || {
+            input
+                .clock
+                .map(|doubt| SnapshotReason::ClockDoubtful(doubt.clone()))
+        };
         let need = input.need(snapshot).or_else(doubtful);
         SnapshotVerdict {
             name: snapshot.name.clone(),
@@ -178,9 +195,16 @@ pub fn plan_snapshots(input: &SnapshotsInput<'_>) -> Vec<SnapshotVerdict> {
         name: snapshot.name.clone(),
         destroy: false,
         used_bytes: snapshot.used_bytes,
-        reason: SnapshotReason::NotOurName { prefix: input.prefix.to_owned() },
+        reason: SnapshotReason::NotOurName {
+            prefix: input.prefix.to_owned(),
+        },
     };
-    input.own.iter().map(verdict).chain(input.marked.iter().map(misnamed)).collect()
+    input
+        .own
+        .iter()
+        .map(verdict)
+        .chain(input.marked.iter().map(misnamed))
+        .collect()
 }
 
 impl SnapshotsInput<'_> {
@@ -189,7 +213,10 @@ impl SnapshotsInput<'_> {
         if snapshot.holds > 0 {
             return Some(SnapshotReason::Held);
         }
-        let age = self.now.as_second().saturating_sub(snapshot.created_at.as_second());
+        let age = self
+            .now
+            .as_second()
+            .saturating_sub(snapshot.created_at.as_second());
         if age < i64::from(self.oldest_days) * 86_400 {
             return Some(SnapshotReason::Young);
         }
@@ -200,14 +227,20 @@ impl SnapshotsInput<'_> {
         if self.oldest_days == 0 && !bookmarked {
             return Some(SnapshotReason::NoBookmark);
         }
-        self.not_stored(snapshot).or_else(|| if bookmarked { None } else { self.next_base(snapshot.guid) })
+        self.not_stored(snapshot).or_else(|| {
+            if bookmarked {
+                None
+            } else {
+                self.next_base(snapshot.guid)
+            }
+        })
     }
 
     fn is_bookmarked(&self, guid: Guid) -> bool {
         let name = bookmark_name(guid);
-        self.bookmarks
-            .iter()
-            .any(|bookmark| bookmark.guid == guid && bookmark.name.short() == name && !bookmark.redacted)
+        self.bookmarks.iter().any(|bookmark| {
+            bookmark.guid == guid && bookmark.name.short() == name && !bookmark.redacted
+        })
     }
 
     fn needed_by_upload(&self, guid: Guid) -> Option<SnapshotReason> {
@@ -218,9 +251,13 @@ impl SnapshotsInput<'_> {
         }
         for (id, started) in self.stores.iter().flat_map(|store| &store.attempts) {
             let needs = match started {
-                StartedFact::Signed { base, .. } => base.as_ref().is_some_and(|base| base.snapshot_guid() == guid),
+                StartedFact::Signed { base, .. } => base
+                    .as_ref()
+                    .is_some_and(|base| base.snapshot_guid() == guid),
                 _ if self.pinned.contains(id) => false,
-                StartedFact::Unreadable(_) => return Some(SnapshotReason::UploadUnknown { id: id.clone() }),
+                StartedFact::Unreadable(_) => {
+                    return Some(SnapshotReason::UploadUnknown { id: id.clone() });
+                }
                 // An incremental builds on something.
                 StartedFact::Absent if id.kind() == BackupKind::Incr => {
                     return Some(SnapshotReason::UploadUnknown { id: id.clone() });
@@ -244,25 +281,44 @@ impl SnapshotsInput<'_> {
             return Some(SnapshotReason::NoStore);
         }
         let lacks_it = |store: &&StoreView| {
-            !store.facts.iter().any(|backup| backup.snapshot.guid == snapshot.guid && backup.is_usable())
+            !store
+                .facts
+                .iter()
+                .any(|backup| backup.snapshot.guid == snapshot.guid && backup.is_usable())
         };
         let without = self.stores.iter().find(lacks_it)?;
-        Some(SnapshotReason::NotStored { store: without.store.clone() })
+        Some(SnapshotReason::NotStored {
+            store: without.store.clone(),
+        })
     }
 
-    /// In each store the newest backup, and the newest that is usable, of which there is still something here.
+    /// In each store the newest backup, and the newest that is usable, of which there is still
+    /// something here.
     fn next_base(&self, guid: Guid) -> Option<SnapshotReason> {
         let is_here = |backup: &&&BackupFacts| {
             let base = backup.snapshot.guid;
             self.guids.contains(&base)
-                || self.bookmarks.iter().any(|bookmark| bookmark.guid == base && !bookmark.redacted)
+                || self
+                    .bookmarks
+                    .iter()
+                    .any(|bookmark| bookmark.guid == base && !bookmark.redacted)
         };
         for store in self.stores {
             let ordered = in_order(&store.facts);
             let newest = ordered.iter().rev().find(is_here);
-            let newest_usable = ordered.iter().rev().filter(|backup| backup.is_usable()).find(is_here);
-            if [newest, newest_usable].into_iter().flatten().any(|backup| backup.snapshot.guid == guid) {
-                return Some(SnapshotReason::NextBase { store: store.store.clone() });
+            let newest_usable = ordered
+                .iter()
+                .rev()
+                .filter(|backup| backup.is_usable())
+                .find(is_here);
+            if [newest, newest_usable]
+                .into_iter()
+                .flatten()
+                .any(|backup| backup.snapshot.guid == guid)
+            {
+                return Some(SnapshotReason::NextBase {
+                    store: store.store.clone(),
+                });
             }
         }
         None

@@ -1,18 +1,19 @@
 //! Time lines: whether all backups of an origin come from one continuing pool, or from two.
 //!
-//! A cloned machine, a pool copied block by block and a pool rewound to a checkpoint have the guids of the original.
-//! Their backups have one origin and are of two time lines. These facts distinguish them:
+//! A cloned machine, a pool copied block by block and a pool rewound to a checkpoint have the guids
+//! of the original. Their backups have one origin and are of two time lines. These facts
+//! distinguish them:
 //!
 //! - **The tree.** A manifest names its base, and the newest backups whose snapshots its pool knew
-//!   ([`Making::previous`](super::Making)). A backup that was stored by then and is no ancestor was *skipped*: the pool
-//!   did not know its snapshot.
-//! - **The pool**, where it can be asked: which snapshots and bookmarks it has. The newest backup of a pool is always
-//!   one of them, and so is the base of its next one.
+//!   ([`Making::previous`](super::Making)). A backup that was stored by then and is no ancestor was
+//!   *skipped*: the pool did not know its snapshot.
+//! - **The pool**, where it can be asked: which snapshots and bookmarks it has. The newest backup
+//!   of a pool is always one of them, and so is the base of its next one.
 //! - **The host marks**, where only the store can be asked.
 //! - **Times against transaction groups**: in one time line both grow.
 //!
-//! A missing link is no evidence: a deleted backup may have been one, an old manifest names its base only, and snapshots and
-//! bookmarks of older chains are destroyed in time.
+//! A missing link is no evidence: a deleted backup may have been one, an old manifest names its
+//! base only, and snapshots and bookmarks of older chains are destroyed in time.
 
 use super::BackupFacts;
 use crate::manifest::Origin;
@@ -69,7 +70,9 @@ impl fmt::Display for StrayReason<'_> {
                     known.id
                 )
             }
-            Self::Skipped { by } => write!(f, "{} was made later and does not follow from it", by.id),
+            Self::Skipped { by } => {
+                write!(f, "{} was made later and does not follow from it", by.id)
+            }
         }
     }
 }
@@ -104,9 +107,15 @@ impl<'a> Moment<'a> {
     fn add(&mut self, backup: &'a BackupFacts) {
         let previous = backup.made.previous.as_deref().unwrap_or_default();
         let own = backup.snapshot.guid;
-        let parents = backup.base.iter().chain(previous).map(|id| (id.snapshot_guid(), id));
-        self.parents.extend(parents.filter(|(guid, _)| *guid != own));
-        self.bases.extend(backup.base.as_ref().map(BackupId::snapshot_guid));
+        let parents = backup
+            .base
+            .iter()
+            .chain(previous)
+            .map(|id| (id.snapshot_guid(), id));
+        self.parents
+            .extend(parents.filter(|(guid, _)| *guid != own));
+        self.bases
+            .extend(backup.base.as_ref().map(BackupId::snapshot_guid));
         self.names_previous |= !previous.is_empty();
         self.begun_at = self.begun_at.min(backup.made.started_at);
         self.stored_at = self.stored_at.min(backup.made.finished_at);
@@ -125,12 +134,15 @@ impl<'a> Moment<'a> {
     }
 
     fn hosts(&self) -> BTreeSet<&'a HostMark> {
-        self.all.iter().filter_map(|backup| backup.made.host.as_ref()).collect()
+        self.all
+            .iter()
+            .filter_map(|backup| backup.made.host.as_ref())
+            .collect()
     }
 }
 
-/// The tree of all backups of a dataset's name, by the guids of their snapshots. Backups of one snapshot are one node.
-/// The list has the same snapshots in the order of their times.
+/// The tree of all backups of a dataset's name, by the guids of their snapshots. Backups of one
+/// snapshot are one node. The list has the same snapshots in the order of their times.
 pub struct Timeline<'a>(BTreeMap<Guid, Moment<'a>>, Vec<(Timestamp, Guid)>);
 
 impl<'a> Timeline<'a> {
@@ -138,9 +150,15 @@ impl<'a> Timeline<'a> {
     pub fn new(facts: impl IntoIterator<Item = &'a BackupFacts>) -> Self {
         let mut moments: BTreeMap<Guid, Moment<'a>> = BTreeMap::new();
         for backup in facts {
-            moments.entry(backup.snapshot.guid).or_insert_with(|| Moment::new(backup)).add(backup);
+            moments
+                .entry(backup.snapshot.guid)
+                .or_insert_with(|| Moment::new(backup))
+                .add(backup);
         }
-        let mut in_order: Vec<(Timestamp, Guid)> = moments.iter().map(|(guid, moment)| (moment.at(), *guid)).collect();
+        let mut in_order: Vec<(Timestamp, Guid)> = moments
+            .iter()
+            .map(|(guid, moment)| (moment.at(), *guid))
+            .collect();
         in_order.sort_unstable();
         Self(moments, in_order)
     }
@@ -150,7 +168,12 @@ impl<'a> Timeline<'a> {
         let (mut line, mut waiting) = (BTreeSet::new(), heads.into_iter().collect::<Vec<_>>());
         while let Some(guid) = waiting.pop() {
             if line.insert(guid) {
-                waiting.extend(self.0.get(&guid).into_iter().flat_map(|moment| moment.parents.keys().copied()));
+                waiting.extend(
+                    self.0
+                        .get(&guid)
+                        .into_iter()
+                        .flat_map(|moment| moment.parents.keys().copied()),
+                );
             }
         }
         line
@@ -158,21 +181,39 @@ impl<'a> Timeline<'a> {
 
     /// Whether `one` follows from `other`, or holds the same snapshot.
     pub fn follows(&self, one: &BackupFacts, other: &BackupFacts) -> bool {
-        self.line_of([one.snapshot.guid]).contains(&other.snapshot.guid)
+        self.line_of([one.snapshot.guid])
+            .contains(&other.snapshot.guid)
     }
 
-    /// Returns the backups of the pool's origin that are not of its time line, newest first. The list is empty when the
-    /// pool knows no backup at all, because nothing then distinguishes the time lines.
+    /// Returns the backups of the pool's origin that are not of its time line, newest first. The
+    /// list is empty when the pool knows no backup at all, because nothing then distinguishes the
+    /// time lines.
     pub fn strays(&self, pool: &PoolSight) -> Vec<Stray<'a>> {
-        let known = self.line_of(self.0.keys().copied().filter(|guid| pool.known.contains(guid)));
+        let known = self.line_of(
+            self.0
+                .keys()
+                .copied()
+                .filter(|guid| pool.known.contains(guid)),
+        );
         if known.is_empty() {
             return Vec::new();
         }
-        let is_adopted = |moment: &&Moment<'a>| moment.all.iter().any(|backup| pool.adopted.contains(&backup.id));
-        let adopted = self.line_of(self.0.values().filter(is_adopted).map(|moment| moment.backup.snapshot.guid));
+        let is_adopted = |moment: &&Moment<'a>| {
+            moment
+                .all
+                .iter()
+                .any(|backup| pool.adopted.contains(&backup.id))
+        };
+        let adopted = self.line_of(
+            self.0
+                .values()
+                .filter(is_adopted)
+                .map(|moment| moment.backup.snapshot.guid),
+        );
         let own = || self.0.values().filter(|moment| moment.is_of(&pool.origin));
         let here = || own().filter(|moment| pool.known.contains(&moment.backup.snapshot.guid));
-        let newest = |key: fn(&Moment<'_>) -> (Timestamp, u64)| here().max_by_key(|moment| key(moment));
+        let newest =
+            |key: fn(&Moment<'_>) -> (Timestamp, u64)| here().max_by_key(|moment| key(moment));
         let latest = newest(|moment| (moment.at(), moment.backup.snapshot.createtxg));
         let txg_max = here().map(|moment| moment.backup.snapshot.createtxg).max();
         let is_later = |moment: &Moment<'_>, latest: &Moment<'_>| {
@@ -185,47 +226,88 @@ impl<'a> Timeline<'a> {
                 continue;
             }
             let why = match latest.filter(|latest| is_later(moment, latest)) {
-                Some(latest) => Some(StrayReason::Later { known: latest.backup }),
-                None => self.skipped_by(&known, &known, moment).map(|by| StrayReason::Skipped { by: by.backup }),
+                Some(latest) => Some(StrayReason::Later {
+                    known: latest.backup,
+                }),
+                None => self
+                    .skipped_by(&known, &known, moment)
+                    .map(|by| StrayReason::Skipped { by: by.backup }),
             };
-            let of_own = moment.all.iter().filter(|backup| backup.origin == pool.origin);
-            strays.extend(why.into_iter().flat_map(|why| of_own.clone().map(move |backup| Stray { backup, why })));
+            let of_own = moment
+                .all
+                .iter()
+                .filter(|backup| backup.origin == pool.origin);
+            strays.extend(
+                why.into_iter()
+                    .flat_map(|why| of_own.clone().map(move |backup| Stray { backup, why })),
+            );
         }
-        strays.sort_by_key(|stray| std::cmp::Reverse((stray.backup.snapshot.created_at, stray.backup.id.clone())));
+        strays.sort_by_key(|stray| {
+            std::cmp::Reverse((stray.backup.snapshot.created_at, stray.backup.id.clone()))
+        });
         strays
     }
 
-    /// Returns the newest of these backups, which are of one origin. The newest by transaction group and the newest by
-    /// time must be one backup, or one must follow from the other; and there must be no other time line.
+    /// Returns the newest of these backups, which are of one origin. The newest by transaction
+    /// group and the newest by time must be one backup, or one must follow from the other; and
+    /// there must be no other time line.
     ///
     /// # Errors
     /// Holds one candidate of each time line, when only a person can choose.
-    pub fn newest(&self, candidates: &[&'a BackupFacts]) -> Result<Option<&'a BackupFacts>, Vec<&'a BackupFacts>> {
-        let by_txg = candidates.iter().max_by_key(|backup| (backup.snapshot.createtxg, &backup.id));
-        let by_time =
-            candidates.iter().max_by_key(|backup| (backup.snapshot.created_at, backup.snapshot.createtxg, &backup.id));
-        let (Some(by_txg), Some(by_time)) = (by_txg.copied(), by_time.copied()) else { return Ok(None) };
+    pub fn newest(
+        &self,
+        candidates: &[&'a BackupFacts],
+    ) -> Result<Option<&'a BackupFacts>, Vec<&'a BackupFacts>> {
+        let by_txg = candidates
+            .iter()
+            .max_by_key(|backup| (backup.snapshot.createtxg, &backup.id));
+        let by_time = candidates.iter().max_by_key(|backup| {
+            (
+                backup.snapshot.created_at,
+                backup.snapshot.createtxg,
+                &backup.id,
+            )
+        });
+        let (Some(by_txg), Some(by_time)) = (by_txg.copied(), by_time.copied()) else {
+            return Ok(None);
+        };
         let head = match (self.follows(by_txg, by_time), self.follows(by_time, by_txg)) {
             (true, _) => by_txg,
             (false, true) => by_time,
             (false, false) => return Err(vec![by_time, by_txg]),
         };
         let forks = self.forks(head, candidates);
-        if forks.is_empty() { Ok(Some(head)) } else { Err([vec![head], forks].concat()) }
+        if forks.is_empty() {
+            Ok(Some(head))
+        } else {
+            Err([vec![head], forks].concat())
+        }
     }
 
     /// Returns the candidates that are of another time line than `head`: the newest of each host.
-    pub fn forks(&self, head: &BackupFacts, candidates: &[&'a BackupFacts]) -> Vec<&'a BackupFacts> {
+    pub fn forks(
+        &self,
+        head: &BackupFacts,
+        candidates: &[&'a BackupFacts],
+    ) -> Vec<&'a BackupFacts> {
         let line = self.line_of([head.snapshot.guid]);
         let mut newest: BTreeMap<Option<&HostMark>, &'a BackupFacts> = BTreeMap::new();
-        for backup in candidates.iter().filter(|backup| !line.contains(&backup.snapshot.guid)) {
-            let Some(missed) = self.0.get(&backup.snapshot.guid) else { continue };
-            let Some(by) = self.skipped_by(&line, &line, missed) else { continue };
+        for backup in candidates
+            .iter()
+            .filter(|backup| !line.contains(&backup.snapshot.guid))
+        {
+            let Some(missed) = self.0.get(&backup.snapshot.guid) else {
+                continue;
+            };
+            let Some(by) = self.skipped_by(&line, &line, missed) else {
+                continue;
+            };
             let (one, other) = (by.hosts(), missed.hosts());
             let are_two_hosts = !one.is_empty() && !other.is_empty() && one.is_disjoint(&other);
             if are_two_hosts || self.skips_any_of(missed, &line) {
                 let known = newest.entry(backup.made.host.as_ref()).or_insert(backup);
-                if (known.snapshot.created_at, &known.id) < (backup.snapshot.created_at, &backup.id) {
+                if (known.snapshot.created_at, &known.id) < (backup.snapshot.created_at, &backup.id)
+                {
                     *known = backup;
                 }
             }
@@ -235,33 +317,47 @@ impl<'a> Timeline<'a> {
         newest
     }
 
-    /// Whether a moment that leads to `moment` and is not on the line skipped a moment of the line: then both lines
-    /// continued. A single skipped moment is no second time line: its bookmark may have been destroyed, or its backup
-    /// may have waited in another store.
+    /// Whether a moment that leads to `moment` and is not on the line skipped a moment of the line:
+    /// then both lines continued. A single skipped moment is no second time line: its bookmark may
+    /// have been destroyed, or its backup may have waited in another store.
     fn skips_any_of(&self, moment: &Moment<'a>, line: &BTreeSet<Guid>) -> bool {
         let theirs = self.line_of([moment.backup.snapshot.guid]);
         let theirs_alone: BTreeSet<Guid> = theirs.difference(line).copied().collect();
         let ours_alone = line.difference(&theirs).filter_map(|guid| self.0.get(guid));
-        ours_alone.into_iter().any(|missed| self.skipped_by(&theirs, &theirs_alone, missed).is_some())
+        ours_alone
+            .into_iter()
+            .any(|missed| self.skipped_by(&theirs, &theirs_alone, missed).is_some())
     }
 
-    /// Returns the first of `later` that was begun after `missed` was stored and shows that its pool did not know `missed`.
-    /// `missed` is not of the line, `later` is.
+    /// Returns the first of `later` that was begun after `missed` was stored and shows that its
+    /// pool did not know `missed`. `missed` is not of the line, `later` is.
     ///
-    /// A backup shows it when nothing that it names leads past `missed`: each named backup is older than `missed`, or shows
-    /// the same. The two hosts of a cloned machine often work at the same hour. Then the first backup that is newer than
-    /// `missed` was begun before `missed` was stored and proves nothing by itself, and its successors do.
-    fn skipped_by(&self, line: &BTreeSet<Guid>, later: &BTreeSet<Guid>, missed: &Moment<'a>) -> Option<&Moment<'a>> {
+    /// A backup shows it when nothing that it names leads past `missed`: each named backup is older
+    /// than `missed`, or shows the same. The two hosts of a cloned machine often work at the same
+    /// hour. Then the first backup that is newer than `missed` was begun before `missed` was stored
+    /// and proves nothing by itself, and its successors do.
+    fn skipped_by(
+        &self,
+        line: &BTreeSet<Guid>,
+        later: &BTreeSet<Guid>,
+        missed: &Moment<'a>,
+    ) -> Option<&Moment<'a>> {
         let fork = self.bases_of(missed).find(|guid| line.contains(guid));
         let first = self.1.partition_point(|(at, _)| *at <= missed.at());
         let mut ignorant = BTreeSet::new();
-        for (_, guid) in self.1[first..].iter().filter(|(_, guid)| later.contains(guid)) {
-            let Some(moment) = self.0.get(guid) else { continue };
+        for (_, guid) in self.1[first..]
+            .iter()
+            .filter(|(_, guid)| later.contains(guid))
+        {
+            let Some(moment) = self.0.get(guid) else {
+                continue;
+            };
             let jumps = self.jumps_over(moment, missed, &ignorant);
             if jumps {
                 ignorant.insert(*guid);
             }
-            let branches_off = || fork.is_some_and(|fork| self.bases_of(moment).any(|base| base == fork));
+            let branches_off =
+                || fork.is_some_and(|fork| self.bases_of(moment).any(|base| base == fork));
             if moment.begun_at >= missed.stored_at && (jumps || branches_off()) {
                 return Some(moment);
             }
@@ -270,7 +366,12 @@ impl<'a> Timeline<'a> {
     }
 
     /// Returns whether each backup that `later` names is older than `missed` or in `ignorant`.
-    fn jumps_over(&self, later: &Moment<'a>, missed: &Moment<'a>, ignorant: &BTreeSet<Guid>) -> bool {
+    fn jumps_over(
+        &self,
+        later: &Moment<'a>,
+        missed: &Moment<'a>,
+        ignorant: &BTreeSet<Guid>,
+    ) -> bool {
         let leads_past = |(guid, id): (&Guid, &&BackupId)| match self.0.get(guid) {
             Some(parent) => parent.at() > missed.at() && !ignorant.contains(guid),
             None => id.is_after(missed.at()),
@@ -281,21 +382,32 @@ impl<'a> Timeline<'a> {
     /// The snapshots that it follows from by its base, the nearest first.
     fn bases_of(&self, moment: &Moment<'a>) -> impl Iterator<Item = Guid> {
         let mut seen = BTreeSet::new();
-        std::iter::successors(moment.bases.first().copied(), |guid| self.0.get(guid)?.bases.first().copied())
-            .take_while(move |guid| seen.insert(*guid))
+        std::iter::successors(moment.bases.first().copied(), |guid| {
+            self.0.get(guid)?.bases.first().copied()
+        })
+        .take_while(move |guid| seen.insert(*guid))
     }
 }
 
-/// Returns what a new backup of `snapshot` names as [`Making::previous`](super::Making): the newest backups that the pool knows or
-/// that were taken over, without those that another one of them follows from.
+/// Returns what a new backup of `snapshot` names as [`Making::previous`](super::Making): the newest
+/// backups that the pool knows or that were taken over, without those that another one of them
+/// follows from.
 pub fn previous_of(facts: &[BackupFacts], pool: &PoolSight, snapshot: Guid) -> Vec<BackupId> {
     let timeline = Timeline::new(facts);
     let is_known = |moment: &&Moment<'_>| {
-        let is_adopted = moment.all.iter().any(|backup| pool.adopted.contains(&backup.id));
-        moment.backup.snapshot.guid != snapshot && (is_adopted || pool.known.contains(&moment.backup.snapshot.guid))
+        let is_adopted = moment
+            .all
+            .iter()
+            .any(|backup| pool.adopted.contains(&backup.id));
+        moment.backup.snapshot.guid != snapshot
+            && (is_adopted || pool.known.contains(&moment.backup.snapshot.guid))
     };
     let known: Vec<&Moment<'_>> = timeline.0.values().filter(is_known).collect();
-    let followed = timeline.line_of(known.iter().flat_map(|moment| moment.parents.keys().copied()));
+    let followed = timeline.line_of(
+        known
+            .iter()
+            .flat_map(|moment| moment.parents.keys().copied()),
+    );
     let mut newest: Vec<&BackupFacts> = known.into_iter().map(|moment| moment.backup).collect();
     newest.retain(|backup| !followed.contains(&backup.snapshot.guid));
     newest.sort_by_key(|backup| std::cmp::Reverse((backup.snapshot.created_at, &backup.id)));

@@ -1,11 +1,13 @@
-//! Adoption: whose backups a dataset took over. Written down in the state folder, a file for each store and name in it.
-//! A file of an earlier version, which holds for every store, counts until the next adoption.
+//! Adoption: whose backups a dataset took over. Written down in the state folder, a file for each
+//! store and name in it. A file of an earlier version, which holds for every store, counts until
+//! the next adoption.
 //!
-//! Another origin is taken over whole. Of another time line of the own origin (a cloned machine, a copied or rewound pool)
-//! those backups are taken over that a person saw: one that is made later is again a doubt, because its host lives.
+//! Another origin is taken over whole. Of another time line of the own origin (a cloned machine, a
+//! copied or rewound pool) those backups are taken over that a person saw: one that is made later
+//! is again a doubt, because its host lives.
 //!
-//! It holds only for the dataset that adopted: when that one is replaced in turn, somebody must decide again. A file
-//! that cannot be read is an error and never "nothing adopted".
+//! It holds only for the dataset that adopted: when that one is replaced in turn, somebody must
+//! decide again. A file that cannot be read is an error and never "nothing adopted".
 
 use super::RunError;
 use super::identity::state_name;
@@ -62,10 +64,13 @@ pub fn adopted_backups(
     own: &Origin,
 ) -> Result<BTreeSet<BackupId>, RunError> {
     let adoption = read(state_dir, store, stored)?.filter(|adoption| adoption.by == *own);
-    Ok(adoption.map(|adoption| adoption.backups).unwrap_or_default())
+    Ok(adoption
+        .map(|adoption| adoption.backups)
+        .unwrap_or_default())
 }
 
-/// Reads what the pool knows of the backups of a dataset: its snapshots and bookmarks, and what was taken over in that store.
+/// Reads what the pool knows of the backups of a dataset: its snapshots and bookmarks, and what was
+/// taken over in that store.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the pool cannot be read, [`RunError::File`] when the adoptions cannot.
@@ -75,10 +80,23 @@ pub fn pool_sight(
     (state_dir, store, stored): (&Path, &KnownStore, &DatasetName),
     own: &Origin,
 ) -> Result<PoolSight, RunError> {
-    let snapshots = zfs.snapshots(dataset)?.into_iter().map(|snapshot| snapshot.guid);
-    let bookmarks = zfs.bookmarks(dataset)?.into_iter().map(|bookmark| bookmark.guid);
-    let (known, adopted) = (snapshots.chain(bookmarks).collect(), adopted_backups(state_dir, store, stored, own)?);
-    Ok(PoolSight { origin: own.clone(), known, adopted })
+    let snapshots = zfs
+        .snapshots(dataset)?
+        .into_iter()
+        .map(|snapshot| snapshot.guid);
+    let bookmarks = zfs
+        .bookmarks(dataset)?
+        .into_iter()
+        .map(|bookmark| bookmark.guid);
+    let (known, adopted) = (
+        snapshots.chain(bookmarks).collect(),
+        adopted_backups(state_dir, store, stored, own)?,
+    );
+    Ok(PoolSight {
+        origin: own.clone(),
+        known,
+        adopted,
+    })
 }
 
 /// Takes these origins and these backups over too. On disk when it returns.
@@ -94,21 +112,39 @@ pub fn adopt(
     backups: &[BackupId],
 ) -> Result<(), RunError> {
     let mut adopted = origins_of(state_dir, store, stored, own)?.split_off(1);
-    let mut others: Vec<Origin> = others.iter().filter(|other| *other != own).cloned().collect();
+    let mut others: Vec<Origin> = others
+        .iter()
+        .filter(|other| *other != own)
+        .cloned()
+        .collect();
     others.retain(|other| !adopted.contains(other));
     adopted.extend(others);
     let mut taken = adopted_backups(state_dir, store, stored, own)?;
     taken.extend(backups.iter().cloned());
-    let adoption = Adoption { format: FORMAT, dataset: stored.clone(), by: own.clone(), adopted, backups: taken };
+    let adoption = Adoption {
+        format: FORMAT,
+        dataset: stored.clone(),
+        by: own.clone(),
+        adopted,
+        backups: taken,
+    };
     let path = file_of(state_dir, &state_name(store, stored));
     let folder = state_dir.join("adopted");
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder);
     made.map_err(|source| failed("create", &folder, source))?;
-    let text = serde_json::to_vec_pretty(&adoption).map_err(|error| failed("write", &path, error.into()))?;
+    let text = serde_json::to_vec_pretty(&adoption)
+        .map_err(|error| failed("write", &path, error.into()))?;
     replace_file(&path, &text).map_err(|source| failed("write", &path, source))
 }
 
-fn read(state_dir: &Path, store: &KnownStore, stored: &DatasetName) -> Result<Option<Adoption>, RunError> {
+fn read(
+    state_dir: &Path,
+    store: &KnownStore,
+    stored: &DatasetName,
+) -> Result<Option<Adoption>, RunError> {
     let old_name = || Digest::of(stored.as_str().as_bytes()).to_string()[..32].to_owned();
     match read_file(&file_of(state_dir, &state_name(store, stored)), stored)? {
         None => read_file(&file_of(state_dir, &old_name()), stored),
@@ -135,7 +171,11 @@ fn file_of(state_dir: &Path, name: &str) -> PathBuf {
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -144,27 +184,47 @@ mod tests {
     use crate::model::{BackupKind, Guid};
 
     fn origin(dataset: u64) -> Origin {
-        Origin { dataset_guid: Guid(dataset), pool_guid: Guid(9) }
+        Origin {
+            dataset_guid: Guid(dataset),
+            pool_guid: Guid(9),
+        }
     }
 
     #[test]
     fn what_was_adopted_is_known_to_its_adopter_alone() {
         let state = tempfile::tempdir().unwrap();
-        let (a, b): (DatasetName, DatasetName) = ("tank/a".parse().unwrap(), "tank/b".parse().unwrap());
+        let (a, b): (DatasetName, DatasetName) =
+            ("tank/a".parse().unwrap(), "tank/b".parse().unwrap());
         let store = KnownStore::of_url("s3:b");
         let known = |stored, own| origins_of(state.path(), &store, stored, &own).unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1)]);
-        adopt(state.path(), &store, &a, &origin(1), &[origin(2), origin(1)], &[]).unwrap();
+        adopt(
+            state.path(),
+            &store,
+            &a,
+            &origin(1),
+            &[origin(2), origin(1)],
+            &[],
+        )
+        .unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1), origin(2)]);
         adopt(state.path(), &store, &a, &origin(1), &[origin(3)], &[]).unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1), origin(2), origin(3)]);
         assert_eq!(known(&b, origin(1)), [origin(1)]);
         assert_eq!(known(&a, origin(4)), [origin(4)], "another adopter");
         let other = KnownStore::of_url("s3:c");
-        assert_eq!(origins_of(state.path(), &other, &a, &origin(1)).unwrap(), [origin(1)], "another store");
+        assert_eq!(
+            origins_of(state.path(), &other, &a, &origin(1)).unwrap(),
+            [origin(1)],
+            "another store"
+        );
         // An earlier version named the file by the dataset alone.
         let old = Digest::of(a.as_str().as_bytes()).to_string();
-        fs::rename(file_of(state.path(), &state_name(&store, &a)), file_of(state.path(), &old[..32])).unwrap();
+        fs::rename(
+            file_of(state.path(), &state_name(&store, &a)),
+            file_of(state.path(), &old[..32]),
+        )
+        .unwrap();
         assert_eq!(known(&a, origin(1)), [origin(1), origin(2), origin(3)]);
     }
 
@@ -172,7 +232,14 @@ mod tests {
     fn backups_of_another_time_line_are_taken_over_beside_origins() {
         let state = tempfile::tempdir().unwrap();
         let stored: DatasetName = "tank/a".parse().unwrap();
-        let id = |nonce| BackupId::new(jiff::Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
+        let id = |nonce| {
+            BackupId::new(
+                jiff::Timestamp::UNIX_EPOCH,
+                BackupKind::Full,
+                Guid(1),
+                nonce,
+            )
+        };
         // As an older build wrote it.
         let old = r#"{"format":1,"dataset":"tank/a","by":{"dataset_guid":"0000000000000001","pool_guid":"0000000000000009"},"adopted":[{"dataset_guid":"0000000000000002","pool_guid":"0000000000000009"}]}"#;
         fs::create_dir(state.path().join("adopted")).unwrap();
@@ -180,8 +247,19 @@ mod tests {
         let name = Digest::of(b"tank/a").to_string();
         fs::write(file_of(state.path(), &name[..32]), old).unwrap();
         adopt(state.path(), &store, &stored, &origin(1), &[], &[id(5)]).unwrap();
-        adopt(state.path(), &store, &stored, &origin(1), &[origin(2)], &[id(6)]).unwrap();
-        assert_eq!(origins_of(state.path(), &store, &stored, &origin(1)).unwrap(), [origin(1), origin(2)]);
+        adopt(
+            state.path(),
+            &store,
+            &stored,
+            &origin(1),
+            &[origin(2)],
+            &[id(6)],
+        )
+        .unwrap();
+        assert_eq!(
+            origins_of(state.path(), &store, &stored, &origin(1)).unwrap(),
+            [origin(1), origin(2)]
+        );
         let taken = |own| adopted_backups(state.path(), &store, &stored, &own).unwrap();
         assert_eq!(taken(origin(1)), BTreeSet::from([id(5), id(6)]));
         assert_eq!(taken(origin(4)), BTreeSet::new(), "another adopter");

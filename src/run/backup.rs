@@ -1,12 +1,13 @@
 //! One backup of one dataset into one store, in the order of writes that makes a crash harmless.
 //!
-//! lock -> interrupted commits ended -> interrupted uploads gone on with -> plan -> empty prefix -> journal -> holds ->
-//! `started` -> base chain still usable -> chunks, each noted in the journal before it is created and when it is
-//! confirmed -> listing equals what was confirmed -> END verified and `lzc_send` returned 0 -> bookmark -> RESTORE.txt,
-//! private, lists -> base still there -> journal `committing` with the bytes of all that follows -> receipt ->
-//! signatures -> manifest -> read back and verified -> what only the upload needed removed -> journal removed -> holds
-//! released -> bookmarks that nothing needs any more. Whatever fails before the manifest leaves no backup, and the next
-//! run goes on from there.
+//! lock -> interrupted commits ended -> interrupted uploads gone on with -> plan -> empty prefix ->
+//! journal -> holds -> `started` -> base chain still usable -> chunks, each noted in the journal
+//! before it is created and when it is confirmed -> listing equals what was confirmed -> END
+//! verified and `lzc_send` returned 0 -> bookmark -> RESTORE.txt, private, lists -> base still
+//! there -> journal `committing` with the bytes of all that follows -> receipt -> signatures ->
+//! manifest -> read back and verified -> what only the upload needed removed -> journal removed ->
+//! holds released -> bookmarks that nothing needs any more. Whatever fails before the manifest
+//! leaves no backup, and the next run goes on from there.
 
 mod attempt;
 mod chain;
@@ -121,7 +122,8 @@ pub struct BackupEnv {
     pub store: Arc<dyn ObjectStore>,
     /// Which store the target is.
     pub role: StoreRole,
-    /// The other configured store, where there is one: for the intermediate directory bases may lie there.
+    /// The other configured store, where there is one: for the intermediate directory bases may lie
+    /// there.
     pub other: Option<OtherStore>,
     /// The keys.
     pub keys: WriterKeys,
@@ -155,7 +157,8 @@ pub struct PlannedResume {
     pub chunks: usize,
     /// Bytes of stream in them.
     pub stream_bytes: u64,
-    /// The position in the stream from which ZFS would be read again; `None` when it does not go on.
+    /// The position in the stream from which ZFS would be read again; `None` when it does not go
+    /// on.
     pub resumes_at: Option<u64>,
     /// Why it does not go on, as a sentence about it.
     pub why_not: Option<String>,
@@ -222,7 +225,8 @@ pub async fn plan_backup(
     decide(env, &Local::read(&*env.zfs, selected)?, &sight, requested)
 }
 
-/// Says what [`back_up`] would make of uploads that were interrupted, in the order in which it would. Changes nothing.
+/// Says what [`back_up`] would make of uploads that were interrupted, in the order in which it
+/// would. Changes nothing.
 ///
 /// # Errors
 /// [`RunError`] when something could not be read.
@@ -239,14 +243,20 @@ pub async fn plan_resumes(
         let why_not = match verdict {
             // It is a backup, or was one.
             ResumeVerdict::Over { .. } => return None,
-            ResumeVerdict::GoOn { .. } if env.settings.restart => Some("a restart was asked for".to_owned()),
+            ResumeVerdict::GoOn { .. } if env.settings.restart => {
+                Some("a restart was asked for".to_owned())
+            }
             ResumeVerdict::GoOn { .. } => None,
             ResumeVerdict::Wait { why } | ResumeVerdict::GiveUp { why } => Some(why),
         };
         Some(PlannedResume {
             id: upload.id().clone(),
             chunks: carried.chunks.len(),
-            stream_bytes: carried.chunks.values().map(|chunk| chunk.entry.stream_bytes).sum(),
+            stream_bytes: carried
+                .chunks
+                .values()
+                .map(|chunk| chunk.entry.stream_bytes)
+                .sum(),
             resumes_at: why_not.is_none().then(|| carried.resumes_at()),
             why_not,
         })
@@ -254,17 +264,22 @@ pub async fn plan_resumes(
     Ok(plan.collect())
 }
 
-/// Backs one dataset up. What was interrupted comes first: commits are ended, uploads gone on with; then the newest
-/// snapshot follows.
+/// Backs one dataset up. What was interrupted comes first: commits are ended, uploads gone on with;
+/// then the newest snapshot follows.
 ///
 /// # Errors
-/// [`RunError`]; then there is no new backup of the newest snapshot, and nothing that was there has changed.
+/// [`RunError`]; then there is no new backup of the newest snapshot, and nothing that was there has
+/// changed.
 pub async fn back_up(
     env: &BackupEnv,
     selected: &Selected,
     requested: RequestedKind,
 ) -> Result<BackupOutcome, RunError> {
-    let _lock = lock_dataset(&env.settings.state_dir, &env.store.known(), &selected.stored)?;
+    let _lock = lock_dataset(
+        &env.settings.state_dir,
+        &env.store.known(),
+        &selected.stored,
+    )?;
     let mut sight = look(env, &selected.stored, Keeping::New).await?;
     remember_remote(env, &selected.stored, &sight).await;
     // That the dataset is there, and the same, comes before anything about its holds.
@@ -289,7 +304,13 @@ pub async fn back_up(
         Ok(outcome) => Ok(join(ended, outcome)),
         Err(RunError::Paused { id, why }) => {
             let (chunks, stream_bytes) = stored_of(env, selected, &id)?;
-            Ok(BackupOutcome::Paused(PausedUpload { id, why, chunks, stream_bytes, before: ended }))
+            Ok(BackupOutcome::Paused(PausedUpload {
+                id,
+                why,
+                chunks,
+                stream_bytes,
+                before: ended,
+            }))
         }
         Err(error) if ended.is_empty() => Err(error),
         Err(error) => Ok(BackupOutcome::EndedThenFailed { ended, error }),
@@ -314,8 +335,8 @@ fn join(mut ended: Vec<CommittedBackup>, outcome: BackupOutcome) -> BackupOutcom
     }
 }
 
-/// Goes on with the uploads that were interrupted, one after the other. One that turns out not to be the same stream is
-/// given up, and the next plan begins anew.
+/// Goes on with the uploads that were interrupted, one after the other. One that turns out not to
+/// be the same stream is given up, and the next plan begins anew.
 async fn end_uploads(
     env: &BackupEnv,
     selected: &Selected,
@@ -332,8 +353,11 @@ async fn end_uploads(
             }
             return Ok(());
         }
-        let Some(goes_on) = unfinished.into_iter().next() else { return Ok(()) };
-        // A full may take many nights; the incremental of tonight on the chain before it takes minutes.
+        let Some(goes_on) = unfinished.into_iter().next() else {
+            return Ok(());
+        };
+        // A full may take many nights; the incremental of tonight on the chain before it takes
+        // minutes.
         if goes_on.upload.started.base.is_none() && std::mem::take(&mut may_overtake) {
             if let Some(committed) = overtake(env, selected, sight).await? {
                 ended.push(committed);
@@ -342,10 +366,18 @@ async fn end_uploads(
             continue;
         }
         if let Some(why) = env.settings.pause_reason_now((env.now)()) {
-            return Err(RunError::Paused { id: goes_on.upload.id().clone(), why });
+            return Err(RunError::Paused {
+                id: goes_on.upload.id().clone(),
+                why,
+            });
         }
         let local = Local::read(&*env.zfs, selected)?;
-        let attempt = Attempt::go_on(env, (local.dataset, selected.stored.clone()), goes_on, sight)?;
+        let attempt = Attempt::go_on(
+            env,
+            (local.dataset, selected.stored.clone()),
+            goes_on,
+            sight,
+        )?;
         match attempt.run(sight).await {
             Ok(committed) => {
                 release_bookmarks(env, selected, sight, &committed.manifest).await;
@@ -366,16 +398,25 @@ async fn end_uploads(
 }
 
 /// The incremental of the newest snapshot on a chain that is whole already, where one can be made.
-async fn overtake(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<Option<CommittedBackup>, RunError> {
+async fn overtake(
+    env: &BackupEnv,
+    selected: &Selected,
+    sight: &Sight,
+) -> Result<Option<CommittedBackup>, RunError> {
     let local = Local::read(&*env.zfs, selected)?;
     match decide(env, &local, sight, RequestedKind::Incremental) {
-        Ok(PlannedBackup { plan: SendPlan::Incremental { .. }, .. }) => {}
+        Ok(PlannedBackup {
+            plan: SendPlan::Incremental { .. },
+            ..
+        }) => {}
         Ok(_) | Err(RunError::Refused { .. }) => return Ok(None),
         Err(error) => return Err(error),
     }
     match back_up_newest(env, selected, RequestedKind::Incremental, sight).await? {
         BackupOutcome::Committed(committed) => Ok(Some(*committed)),
-        BackupOutcome::UpToDate(_) | BackupOutcome::Paused(_) | BackupOutcome::EndedThenFailed { .. } => Ok(None),
+        BackupOutcome::UpToDate(_)
+        | BackupOutcome::Paused(_)
+        | BackupOutcome::EndedThenFailed { .. } => Ok(None),
     }
 }
 
@@ -393,7 +434,11 @@ async fn back_up_newest(
         if let SendPlan::UpToDate { id } = planned.plan {
             return Ok(BackupOutcome::UpToDate(id));
         }
-        record_place(&env.settings.state_dir, local.dataset.guid, &selected.stored)?;
+        record_place(
+            &env.settings.state_dir,
+            local.dataset.guid,
+            &selected.stored,
+        )?;
         (env.planned)(&planned);
         let attempt = prepare(env, selected, local, planned.plan, sight, started_at)?;
         match attempt.run(sight).await {
@@ -407,7 +452,10 @@ async fn back_up_newest(
                     return Err(error);
                 }
                 let error = error_chain(&error);
-                tracing::warn!(error, "what was to be sent or built on was destroyed meanwhile; planning again");
+                tracing::warn!(
+                    error,
+                    "what was to be sent or built on was destroyed meanwhile; planning again"
+                );
                 is_first_try = false;
             }
         }
@@ -430,17 +478,44 @@ fn prepare<'a>(
     started_at: Timestamp,
 ) -> Result<Attempt<'a>, RunError> {
     let (snapshot, base, before) = match plan {
-        SendPlan::Incremental { snapshot, base, backup } => {
-            let unknown = || RunError::refused(format!("{} is not known any more", backup.id), "run it again");
+        SendPlan::Incremental {
+            snapshot,
+            base,
+            backup,
+        } => {
+            let unknown = || {
+                RunError::refused(
+                    format!("{} is not known any more", backup.id),
+                    "run it again",
+                )
+            };
             let stored = sight.backup(&backup).ok_or_else(unknown)?;
             let (manifest, manifest_blake3) = (stored.manifest.clone(), stored.manifest_blake3);
             let before = sight.target.chain(sight.beside.seen(), &backup.id);
-            (snapshot, Some(Base { local: base, manifest, manifest_blake3 }), before)
+            (
+                snapshot,
+                Some(Base {
+                    local: base,
+                    manifest,
+                    manifest_blake3,
+                }),
+                before,
+            )
         }
         SendPlan::Full { snapshot, .. } => (snapshot, None, Vec::new()),
         SendPlan::UpToDate { id } => {
-            return Err(RunError::refused(format!("{id} is up to date"), "this is a defect: please report it"));
+            return Err(RunError::refused(
+                format!("{id} is up to date"),
+                "this is a defect: please report it",
+            ));
         }
     };
-    Attempt::new(env, (local.dataset, selected.stored.clone()), snapshot, base, before, started_at)
+    Attempt::new(
+        env,
+        (local.dataset, selected.stored.clone()),
+        snapshot,
+        base,
+        before,
+        started_at,
+    )
 }

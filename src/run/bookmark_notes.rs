@@ -1,8 +1,9 @@
-//! Which bookmarks of a dataset each store needs, written down for the other configurations of this host.
+//! Which bookmarks of a dataset each store needs, written down for the other configurations of this
+//! host.
 //!
-//! A bookmark is named by its snapshot alone, and configurations that back up one snapshot share it.
-//! `state_dir/bookmarks` has one small file for each dataset (by its guid) and store. A run that destroys bookmarks
-//! keeps those that another store's note names.
+//! A bookmark is named by its snapshot alone, and configurations that back up one snapshot share
+//! it. `state_dir/bookmarks` has one small file for each dataset (by its guid) and store. A run
+//! that destroys bookmarks keeps those that another store's note names.
 
 use super::RunError;
 use super::record::recent_committers;
@@ -37,14 +38,21 @@ pub(super) struct BookmarkNotes {
 
 impl BookmarkNotes {
     pub(super) fn new(state_dir: &Path, dataset: Guid) -> Self {
-        Self { state_dir: state_dir.to_owned(), dataset }
+        Self {
+            state_dir: state_dir.to_owned(),
+            dataset,
+        }
     }
 
     /// Notes all that this store needs.
     ///
     /// # Errors
     /// [`RunError::File`]; then no bookmark may be destroyed.
-    pub(super) fn replace(&self, store: &KnownStore, needed: BTreeSet<Guid>) -> Result<(), RunError> {
+    pub(super) fn replace(
+        &self,
+        store: &KnownStore,
+        needed: BTreeSet<Guid>,
+    ) -> Result<(), RunError> {
         let path = self.path(store);
         let note = StoredNote {
             format: FORMAT,
@@ -54,7 +62,10 @@ impl BookmarkNotes {
             needed,
         };
         let write = || -> std::io::Result<()> {
-            DirBuilder::new().recursive(true).mode(0o700).create(self.folder())?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(self.folder())?;
             replace_file(&path, &serde_json::to_vec_pretty(&note)?)
         };
         write().map_err(|source| failed("write", &path, source))
@@ -69,10 +80,15 @@ impl BookmarkNotes {
             Some(note) => note.needed,
             None => BTreeSet::new(),
         };
-        if needed.insert(snapshot) { self.replace(store, needed) } else { Ok(()) }
+        if needed.insert(snapshot) {
+            self.replace(store, needed)
+        } else {
+            Ok(())
+        }
     }
 
-    /// Returns the bookmarks that stores other than these need. `stored` is the dataset's name in the stores.
+    /// Returns the bookmarks that stores other than these need. `stored` is the dataset's name in
+    /// the stores.
     ///
     /// # Errors
     /// A sentence, when the needs of another store are unknown.
@@ -83,16 +99,29 @@ impl BookmarkNotes {
         now: Timestamp,
     ) -> Result<BTreeSet<Guid>, String> {
         let text = |error: RunError| super::error_chain(&error);
-        let is_own = |store: &str| own.iter().any(|known| store == known.id.as_str() || store == known.url);
+        let is_own = |store: &str| {
+            own.iter()
+                .any(|known| store == known.id.as_str() || store == known.url)
+        };
         let notes: Vec<StoredNote> = self.notes().map_err(text)?;
-        let since = now.checked_sub(WITHOUT_NOTE_MAX).map_err(|error| error.to_string())?;
+        let since = now
+            .checked_sub(WITHOUT_NOTE_MAX)
+            .map_err(|error| error.to_string())?;
         for store in recent_committers(&self.state_dir, stored, since).map_err(text)? {
-            let is_noted = notes.iter().any(|note| note.store == store || note.url == store);
+            let is_noted = notes
+                .iter()
+                .any(|note| note.store == store || note.url == store);
             if !is_own(&store) && !is_noted {
-                return Err(format!("this host also backs the dataset up to {store}, whose needs are not noted yet"));
+                return Err(format!(
+                    "this host also backs the dataset up to {store}, whose needs are not noted yet"
+                ));
             }
         }
-        Ok(notes.into_iter().filter(|note| !is_own(&note.store)).flat_map(|note| note.needed).collect())
+        Ok(notes
+            .into_iter()
+            .filter(|note| !is_own(&note.store))
+            .flat_map(|note| note.needed)
+            .collect())
     }
 
     fn notes(&self) -> Result<Vec<StoredNote>, RunError> {
@@ -104,8 +133,13 @@ impl BookmarkNotes {
         };
         let mut notes = Vec::new();
         for entry in entries {
-            let path = entry.map_err(|source| failed("read", &folder, source))?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
+            let path = entry
+                .map_err(|source| failed("read", &folder, source))?
+                .path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
                 notes.extend(self.load(&path)?);
             }
         }
@@ -119,15 +153,21 @@ impl BookmarkNotes {
             Err(source) => return Err(failed("read", path, source)),
         };
         let wrong = |why: String| failed("understand", path, std::io::Error::other(why));
-        let note: StoredNote = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let note: StoredNote =
+            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         match note.format == FORMAT && note.dataset == self.dataset {
             true => Ok(Some(note)),
-            false => Err(wrong(format!("it is of format {} and of the dataset {}", note.format, note.dataset))),
+            false => Err(wrong(format!(
+                "it is of format {} and of the dataset {}",
+                note.format, note.dataset
+            ))),
         }
     }
 
     fn folder(&self) -> PathBuf {
-        self.state_dir.join("bookmarks").join(self.dataset.to_string())
+        self.state_dir
+            .join("bookmarks")
+            .join(self.dataset.to_string())
     }
 
     fn path(&self, store: &KnownStore) -> PathBuf {
@@ -137,7 +177,11 @@ impl BookmarkNotes {
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -146,7 +190,10 @@ mod tests {
     use crate::model::StoreId;
 
     fn store(bits: u128, url: &str) -> KnownStore {
-        KnownStore { id: StoreId::from_random(bits), url: url.to_owned() }
+        KnownStore {
+            id: StoreId::from_random(bits),
+            url: url.to_owned(),
+        }
     }
 
     #[test]
@@ -155,7 +202,8 @@ mod tests {
         let notes = BookmarkNotes::new(state.path(), Guid(7));
         let (ours, theirs) = (store(1, "s3:b"), store(2, "s3:b"));
         let stored = "tank/a".parse().unwrap();
-        let elsewhere = || notes.needed_elsewhere(std::slice::from_ref(&ours), &stored, Timestamp::UNIX_EPOCH);
+        let elsewhere =
+            || notes.needed_elsewhere(std::slice::from_ref(&ours), &stored, Timestamp::UNIX_EPOCH);
         assert_eq!(elsewhere().unwrap(), BTreeSet::new());
         notes.add(&ours, Guid(1)).unwrap();
         notes.add(&theirs, Guid(2)).unwrap();

@@ -1,23 +1,27 @@
-//! [`ObjectCache`]: objects that never change, as they were read, kept in `state_dir`, so that planning on thousands of
-//! backups asks a store for the pages of a listing and for nothing that it gave before.
+//! [`ObjectCache`]: objects that never change, as they were read, kept in `state_dir`, so that
+//! planning on thousands of backups asks a store for the pages of a listing and for nothing that it
+//! gave before.
 //!
 //! # What it is worth
-//! Being in the cache makes nothing trusted. A manifest is kept with its signature, and both are verified on each use;
-//! a chunk list is compared with the hash in its manifest. An entry that fails is fetched again, so a torn or tampered
-//! file costs a request and decides nothing. One exception protects the host from an attacker who fills the store: the
-//! cache also keeps signatures of untrusted keys. As long as such a signature is listed with its size and time, neither
-//! it nor its object is fetched again. Trust is evaluated on each use. An entry is valid only while a current listing
-//! shows its key with the same size and, for signed objects, the same time as when it was read.
+//! Being in the cache makes nothing trusted. A manifest is kept with its signature, and both are
+//! verified on each use; a chunk list is compared with the hash in its manifest. An entry that
+//! fails is fetched again, so a torn or tampered file costs a request and decides nothing. One
+//! exception protects the host from an attacker who fills the store: the cache also keeps
+//! signatures of untrusted keys. As long as such a signature is listed with its size and time,
+//! neither it nor its object is fetched again. Trust is evaluated on each use. An entry is valid
+//! only while a current listing shows its key with the same size and, for signed objects, the same
+//! time as when it was read.
 //!
-//! What it cannot see are bytes that change in the store behind the same size and time. So everything that proves what a
-//! store has, or deletes by it, reads the store itself: `verify-checksums`, `restore`, `forget`, `prune-snapshots`, the
-//! reading back at a commit, the look at the base just before it, and both readings before a prune deletes anything.
+//! What it cannot see are bytes that change in the store behind the same size and time. So
+//! everything that proves what a store has, or deletes by it, reads the store itself:
+//! `verify-checksums`, `restore`, `forget`, `prune-snapshots`, the reading back at a commit, the
+//! look at the base just before it, and both readings before a prune deletes anything.
 //!
 //! # The file
-//! One a dataset and store, for us alone to read; all that is in it the store has in plain sight too. A line of JSON says
-//! of what it is; then each object has a line and its bytes. It is written at its end only, by one process at a time; what
-//! a listing does not have any more is left out when the file is written anew. A crash may cut it: what is behind the cut
-//! is fetched again.
+//! One a dataset and store, for us alone to read; all that is in it the store has in plain sight
+//! too. A line of JSON says of what it is; then each object has a line and its bytes. It is written
+//! at its end only, by one process at a time; what a listing does not have any more is left out
+//! when the file is written anew. A crash may cut it: what is behind the cut is fetched again.
 
 use super::error_chain;
 use super::identity::state_name;
@@ -47,8 +51,8 @@ const DEAD_BYTES_MAX: u64 = 1 << 20;
 /// Read at once while the lines are looked through.
 const READ_BYTES: usize = 128 << 10;
 
-/// The objects of one dataset in one store that need not be fetched again. It never fails: without it, or where it cannot
-/// be written, everything is fetched.
+/// The objects of one dataset in one store that need not be fetched again. It never fails: without
+/// it, or where it cannot be written, everything is fetched.
 #[derive(Debug, Default)]
 pub struct ObjectCache {
     inner: Option<Mutex<CacheFile>>,
@@ -117,13 +121,24 @@ impl ObjectCache {
         Self::default()
     }
 
-    /// Opens what is kept of one dataset in one store, or begins it. Another process may be writing it: then what is
-    /// there is used, and nothing is added.
-    pub fn open(state_dir: &Path, store: &KnownStore, dataset: &DatasetName, keeping: Keeping) -> Self {
+    /// Opens what is kept of one dataset in one store, or begins it. Another process may be writing
+    /// it: then what is there is used, and nothing is added.
+    pub fn open(
+        state_dir: &Path,
+        store: &KnownStore,
+        dataset: &DatasetName,
+        keeping: Keeping,
+    ) -> Self {
         let path = path_of(state_dir, store, dataset);
-        let heading = Heading { format: FORMAT, store: store.id.to_string(), dataset: dataset.clone() };
+        let heading = Heading {
+            format: FORMAT,
+            store: store.id.to_string(),
+            dataset: dataset.clone(),
+        };
         match CacheFile::open(&path, heading, keeping) {
-            Ok(file) => Self { inner: Some(Mutex::new(file)) },
+            Ok(file) => Self {
+                inner: Some(Mutex::new(file)),
+            },
             Err(error) => {
                 if error.kind() != ErrorKind::NotFound {
                     tracing::debug!(path = %path.display(), error = error_chain(&error), "what was read is not kept");
@@ -135,7 +150,9 @@ impl ObjectCache {
 
     /// The object's bytes, if they were kept when it was listed so.
     pub(super) fn get(&self, listed: &ListedObject) -> Option<Bytes> {
-        self.lock()?.get(&listed.key, |entry| entry.bytes == listed.bytes && entry.modified_at == listed.modified_at)
+        self.lock()?.get(&listed.key, |entry| {
+            entry.bytes == listed.bytes && entry.modified_at == listed.modified_at
+        })
     }
 
     /// The object's bytes, if they have this hash.
@@ -148,17 +165,28 @@ impl ObjectCache {
         self.lock()?.get(key, |_| true)
     }
 
-    /// Keeps the bytes of an object that was listed so and has passed its checks. Of another length they are not what was
-    /// listed.
+    /// Keeps the bytes of an object that was listed so and has passed its checks. Of another length
+    /// they are not what was listed.
     pub(super) fn put(&self, listed: &ListedObject, bytes: &[u8]) {
-        if let Some(mut file) = self.lock().filter(|file| file.writes && listed.bytes == bytes.len() as u64) {
+        if let Some(mut file) = self
+            .lock()
+            .filter(|file| file.writes && listed.bytes == bytes.len() as u64)
+        {
             let (key, blake3) = (listed.key.clone(), Digest::of(bytes));
-            file.append(&Line { key, bytes: listed.bytes, modified_at: listed.modified_at, blake3 }, bytes);
+            file.append(
+                &Line {
+                    key,
+                    bytes: listed.bytes,
+                    modified_at: listed.modified_at,
+                    blake3,
+                },
+                bytes,
+            );
         }
     }
 
-    /// As [`ObjectCache::put`], for bytes that have passed no check yet: only where a change in the store would change the
-    /// time that it lists. Returns whether they may be kept so.
+    /// As [`ObjectCache::put`], for bytes that have passed no check yet: only where a change in the
+    /// store would change the time that it lists. Returns whether they may be kept so.
     pub(super) fn put_dated(&self, listed: &ListedObject, bytes: &[u8]) -> bool {
         let is_dated = listed.modified_at.is_some();
         if is_dated {
@@ -170,21 +198,37 @@ impl ObjectCache {
     /// Keeps the bytes of an object that is known by its hash alone.
     pub(super) fn put_pinned(&self, key: &str, blake3: Digest, bytes: &[u8]) {
         if let Some(mut file) = self.lock().filter(|file| file.writes) {
-            file.append(&Line { key: key.to_owned(), bytes: bytes.len() as u64, modified_at: None, blake3 }, bytes);
+            file.append(
+                &Line {
+                    key: key.to_owned(),
+                    bytes: bytes.len() as u64,
+                    modified_at: None,
+                    blake3,
+                },
+                bytes,
+            );
         }
     }
 
-    /// Leaves out what a whole listing of the dataset does not have any more. The listing is in order of the keys.
+    /// Leaves out what a whole listing of the dataset does not have any more. The listing is in
+    /// order of the keys.
     pub(super) fn keep_listed(&self, listed: &[ListedObject]) {
         let Some(mut file) = self.lock() else { return };
         file.retain(|key, entry| {
-            let found = listed.binary_search_by(|object| object.key.as_str().cmp(key)).ok();
+            let found = listed
+                .binary_search_by(|object| object.key.as_str().cmp(key))
+                .ok();
             found.is_some_and(|index| listed[index].bytes == entry.bytes)
         });
     }
 
     fn lock(&self) -> Option<MutexGuard<'_, CacheFile>> {
-        Some(self.inner.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+        Some(
+            self.inner
+                .as_ref()?
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 }
 
@@ -199,7 +243,15 @@ impl CacheFile {
             Keeping::Nothing => (File::open(path)?, false),
         };
         let (dead_bytes, entries) = (0, BTreeMap::new());
-        let mut cache = Self { path: path.to_owned(), file, heading, writes, end: 0, dead_bytes, entries };
+        let mut cache = Self {
+            path: path.to_owned(),
+            file,
+            heading,
+            writes,
+            end: 0,
+            dead_bytes,
+            entries,
+        };
         cache.read_lines()?;
         if cache.writes {
             // What is behind was cut by a crash, or is of another form.
@@ -222,11 +274,27 @@ impl CacheFile {
             return Ok(());
         }
         self.end = text.len() as u64;
-        while let Some(Line { key, bytes, modified_at, blake3 }) = next_line(&mut reader, &mut text)? {
+        while let Some(Line {
+            key,
+            bytes,
+            modified_at,
+            blake3,
+        }) = next_line(&mut reader, &mut text)?
+        {
             let (line_at, body_at) = (self.end, self.end + text.len() as u64);
-            let entry = Entry { bytes, modified_at, blake3, line_at, body_at };
-            let body = i64::try_from(bytes).ok().filter(|_| bytes <= CHUNK_LIST_BYTES_MAX);
-            let Some(body) = body.filter(|_| body_at + bytes < length) else { break };
+            let entry = Entry {
+                bytes,
+                modified_at,
+                blake3,
+                line_at,
+                body_at,
+            };
+            let body = i64::try_from(bytes)
+                .ok()
+                .filter(|_| bytes <= CHUNK_LIST_BYTES_MAX);
+            let Some(body) = body.filter(|_| body_at + bytes < length) else {
+                break;
+            };
             reader.seek_relative(body + 1)?;
             self.end += entry.record_bytes();
             self.insert(key, entry);
@@ -267,8 +335,22 @@ impl CacheFile {
         }
         self.file.write_all_at(&record, line_at)?;
         self.end += record.len() as u64;
-        let Line { bytes, modified_at, blake3, .. } = *line;
-        self.insert(line.key.clone(), Entry { bytes, modified_at, blake3, line_at, body_at });
+        let Line {
+            bytes,
+            modified_at,
+            blake3,
+            ..
+        } = *line;
+        self.insert(
+            line.key.clone(),
+            Entry {
+                bytes,
+                modified_at,
+                blake3,
+                line_at,
+                body_at,
+            },
+        );
         Ok(())
     }
 
@@ -290,10 +372,12 @@ impl CacheFile {
         }
     }
 
-    /// The same without what is dead, in a new file, one object at a time in memory. Whoever reads the old one reads on.
+    /// The same without what is dead, in a new file, one object at a time in memory. Whoever reads
+    /// the old one reads on.
     fn write_anew(&mut self) -> Result<()> {
         let (new, temporary) = create_beside(&self.path)?;
-        self.write_into(new, &temporary).inspect_err(|_| drop(remove_file(&temporary)))
+        self.write_into(new, &temporary)
+            .inspect_err(|_| drop(remove_file(&temporary)))
     }
 
     fn write_into(&mut self, new: File, temporary: &Path) -> Result<()> {
@@ -305,7 +389,14 @@ impl CacheFile {
             self.file.read_exact_at(&mut record, entry.line_at)?;
             new.write_all_at(&record, end)?;
             let body_at = end + (entry.body_at - entry.line_at);
-            entries.insert(key.clone(), Entry { line_at: end, body_at, ..entry.clone() });
+            entries.insert(
+                key.clone(),
+                Entry {
+                    line_at: end,
+                    body_at,
+                    ..entry.clone()
+                },
+            );
             end += entry.record_bytes();
         }
         rename(temporary, &self.path)?;
@@ -342,10 +433,20 @@ fn open_locked(path: &Path) -> Result<(File, bool)> {
 }
 
 /// The next line and its text; `None` at the end, and when it is not whole or says something else.
-fn next_line<T: for<'de> Deserialize<'de>>(reader: &mut impl BufRead, text: &mut Vec<u8>) -> Result<Option<T>> {
+fn next_line<T: for<'de> Deserialize<'de>>(
+    reader: &mut impl BufRead,
+    text: &mut Vec<u8>,
+) -> Result<Option<T>> {
     text.clear();
-    reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', text)?;
-    Ok(if text.ends_with(b"\n") { serde_json::from_slice(text).ok() } else { None })
+    reader
+        .by_ref()
+        .take(LINE_BYTES_MAX)
+        .read_until(b'\n', text)?;
+    Ok(if text.ends_with(b"\n") {
+        serde_json::from_slice(text).ok()
+    } else {
+        None
+    })
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
-//! What a store holds of one dataset: whole backups, attempts that never became one, and what nobody knows.
+//! What a store holds of one dataset: whole backups, attempts that never became one, and what
+//! nobody knows.
 //!
-//! A backup exists only through a manifest that verifies. Reading an error as "empty" is how others lost data: every
-//! failure to list or fetch is an error here, and an object that cannot be believed is kept apart by name.
+//! A backup exists only through a manifest that verifies. Reading an error as "empty" is how others
+//! lost data: every failure to list or fetch is an error here, and an object that cannot be
+//! believed is kept apart by name.
 
 mod fetch;
 mod records;
@@ -31,9 +33,9 @@ use std::ops::ControlFlow;
 
 /// Manifests fetched at once.
 const MANIFESTS_MAX: usize = 16;
-/// Most ids of one dataset without a trusted manifest: unfinished uploads, damaged backups, and what others put there. An
-/// upload that fails every hour leaves one a run, so that this takes more than a year without a prune. Each costs a few
-/// requests of a few KiB in every run.
+/// Most ids of one dataset without a trusted manifest: unfinished uploads, damaged backups, and
+/// what others put there. An upload that fails every hour leaves one a run, so that this takes more
+/// than a year without a prune. Each costs a few requests of a few KiB in every run.
 const UNTRUSTED_MAX: usize = 10_000;
 
 /// Most objects that [`list_wanted`] gathers, some 200 bytes each.
@@ -66,8 +68,8 @@ pub struct Attempt {
     pub newest: Option<jiff::Timestamp>,
     /// Why its manifest is not believed; `None` when there is none.
     pub disbelieved: Option<RunError>,
-    /// The manifest's signature, which goes just before it, is there or the manifest is: it was a backup, or within a
-    /// request of becoming one.
+    /// The manifest's signature, which goes just before it, is there or the manifest is: it was a
+    /// backup, or within a request of becoming one.
     pub was_committed: bool,
 }
 
@@ -82,37 +84,49 @@ pub struct Catalog {
     pub attempts: Vec<Attempt>,
     /// Keys under the dataset that are not of this format.
     pub unknown: Vec<ListedObject>,
-    /// Its newest object of any kind: what the store's clock said last. `None` when the store says no times.
+    /// Its newest object of any kind: what the store's clock said last. `None` when the store says
+    /// no times.
     pub newest_object_at: Option<jiff::Timestamp>,
 }
 
 impl StoredBackup {
     /// Bytes of all its objects, as listed.
     pub fn stored_bytes(&self) -> u64 {
-        self.objects.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+        self.objects
+            .values()
+            .fold(0, |sum, bytes| sum.saturating_add(*bytes))
     }
 
     /// The dataset and pool that it came from.
     pub fn origin(&self) -> (Guid, Guid) {
-        (self.manifest.origin.dataset_guid, self.manifest.origin.pool_guid)
+        (
+            self.manifest.origin.dataset_guid,
+            self.manifest.origin.pool_guid,
+        )
     }
 }
 
 impl Catalog {
     /// How many datasets, by guid, have backups here under one name.
     pub fn origins(&self) -> usize {
-        self.backups.iter().map(StoredBackup::origin).collect::<BTreeSet<_>>().len()
+        self.backups
+            .iter()
+            .map(StoredBackup::origin)
+            .collect::<BTreeSet<_>>()
+            .len()
     }
 
-    /// Ids whose manifest or its signature is there, and which are no believed backups: they were committed, or within
-    /// one request of it.
+    /// Ids whose manifest or its signature is there, and which are no believed backups: they were
+    /// committed, or within one request of it.
     pub fn lost(&self) -> impl Iterator<Item = &Attempt> {
         self.attempts.iter().filter(|attempt| attempt.was_committed)
     }
 
     /// Whether there is a whole backup of that snapshot.
     pub fn holds(&self, snapshot: Guid) -> bool {
-        self.backups.iter().any(|backup| backup.manifest.snapshot.guid == snapshot)
+        self.backups
+            .iter()
+            .any(|backup| backup.manifest.snapshot.guid == snapshot)
     }
 
     /// The backup with that id.
@@ -120,8 +134,8 @@ impl Catalog {
         self.backups.iter().find(|backup| backup.manifest.id == *id)
     }
 
-    /// Returns the newest backup. In doubt, that is the backup with the youngest snapshot by its time: see
-    /// [`Catalog::time_lines`].
+    /// Returns the newest backup. In doubt, that is the backup with the youngest snapshot by its
+    /// time: see [`Catalog::time_lines`].
     pub fn newest(&self) -> Option<&StoredBackup> {
         let facts = self.facts();
         match Timeline::new(&facts).newest(&self.of_newest_origin(&facts)) {
@@ -130,8 +144,8 @@ impl Catalog {
         }
     }
 
-    /// How many time lines the backups of the newest origin are of, as far as the store alone tells: more than one where a
-    /// machine was cloned, or a pool copied or rewound.
+    /// How many time lines the backups of the newest origin are of, as far as the store alone
+    /// tells: more than one where a machine was cloned, or a pool copied or rewound.
     pub fn time_lines(&self) -> usize {
         let facts = self.facts();
         match Timeline::new(&facts).newest(&self.of_newest_origin(&facts)) {
@@ -141,18 +155,27 @@ impl Catalog {
     }
 
     fn facts(&self) -> Vec<BackupFacts> {
-        let facts = |backup: &StoredBackup| BackupFacts::new(&backup.manifest, backup.manifest_blake3, 0, None);
+        let facts = |backup: &StoredBackup| {
+            BackupFacts::new(&backup.manifest, backup.manifest_blake3, 0, None)
+        };
         self.backups.iter().map(facts).collect()
     }
 
     fn of_newest_origin<'a>(&self, facts: &'a [BackupFacts]) -> Vec<&'a BackupFacts> {
-        let Some(last) = self.backups.last() else { return Vec::new() };
-        facts.iter().filter(|backup| backup.origin == last.manifest.origin).collect()
+        let Some(last) = self.backups.last() else {
+            return Vec::new();
+        };
+        facts
+            .iter()
+            .filter(|backup| backup.origin == last.manifest.origin)
+            .collect()
     }
 
     /// Ids whose manifest is there and not believed: damage, or somebody else's.
     pub fn disbelieved(&self) -> impl Iterator<Item = (&BackupId, &RunError)> {
-        self.attempts.iter().filter_map(|attempt| Some((&attempt.id, attempt.disbelieved.as_ref()?)))
+        self.attempts
+            .iter()
+            .filter_map(|attempt| Some((&attempt.id, attempt.disbelieved.as_ref()?)))
     }
 }
 
@@ -168,8 +191,8 @@ pub async fn read_catalog(
     read_catalog_through(store, dataset, trusted, &ObjectCache::none()).await
 }
 
-/// As [`read_catalog`], but what is kept of manifests that are listed as before is not fetched. For plans and for people,
-/// not for proof: see [`super::cache`].
+/// As [`read_catalog`], but what is kept of manifests that are listed as before is not fetched. For
+/// plans and for people, not for proof: see [`super::cache`].
 ///
 /// # Errors
 /// As for [`read_catalog`].
@@ -186,22 +209,42 @@ pub async fn read_catalog_through(
     let mut unknown = Vec::new();
     for object in listed {
         match ObjectKey::parse(&object.key).filter(|parsed| parsed.dataset == *dataset) {
-            Some(parsed) => groups.entry(parsed.id.clone()).or_default().push((parsed, object)),
+            Some(parsed) => groups
+                .entry(parsed.id.clone())
+                .or_default()
+                .push((parsed, object)),
             None if object.key.starts_with(&format!("{dataset}/@prune/")) => {}
             None => unknown.push(object),
         }
     }
     let has_manifest = |objects: &[(ParsedKey, ListedObject)]| {
-        objects.iter().any(|(key, _)| key.object == BackupObject::Manifest && !key.signature)
+        objects
+            .iter()
+            .any(|(key, _)| key.object == BackupObject::Manifest && !key.signature)
     };
-    let unfinished = groups.values().filter(|objects| !has_manifest(objects)).count();
+    let unfinished = groups
+        .values()
+        .filter(|objects| !has_manifest(objects))
+        .count();
     check_untrusted(store, dataset, unfinished, None)?;
     let (backups, attempts) = (Vec::new(), Vec::new());
-    let mut catalog = Catalog { dataset: dataset.clone(), backups, attempts, unknown, newest_object_at };
+    let mut catalog = Catalog {
+        dataset: dataset.clone(),
+        backups,
+        attempts,
+        unknown,
+        newest_object_at,
+    };
     let read = |(id, objects): (BackupId, Vec<(ParsedKey, ListedObject)>)| async move {
-        let is_manifest =
-            |key: &ParsedKey, signature| key.object == BackupObject::Manifest && key.signature == signature;
-        let listed = |signature| objects.iter().find(|(key, _)| is_manifest(key, signature)).map(|(_, object)| object);
+        let is_manifest = |key: &ParsedKey, signature| {
+            key.object == BackupObject::Manifest && key.signature == signature
+        };
+        let listed = |signature| {
+            objects
+                .iter()
+                .find(|(key, _)| is_manifest(key, signature))
+                .map(|(_, object)| object)
+        };
         let believed = match (listed(false), listed(true)) {
             (None, _) => None,
             // The signature is put first, and the listing is whole.
@@ -209,9 +252,10 @@ pub async fn read_catalog_through(
                 key: format!("{}{SIGNATURE_SUFFIX}", manifest.key),
                 reason: "missing".into(),
             })),
-            (Some(manifest), Some(signature)) => {
-                Some(read_manifest_through(store, (dataset, &id), trusted, cache, [manifest, signature]).await)
-            }
+            (Some(manifest), Some(signature)) => Some(
+                read_manifest_through(store, (dataset, &id), trusted, cache, [manifest, signature])
+                    .await,
+            ),
         };
         (id, objects, believed)
     };
@@ -239,8 +283,8 @@ pub async fn read_catalog_through(
     Ok(catalog)
 }
 
-/// Refuses a dataset of which there is more than can be ours, before all of it was fetched. `last` is why the last one is
-/// not trusted.
+/// Refuses a dataset of which there is more than can be ours, before all of it was fetched. `last`
+/// is why the last one is not trusted.
 fn check_untrusted(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -250,7 +294,9 @@ fn check_untrusted(
     if untrusted <= UNTRUSTED_MAX {
         return Ok(());
     }
-    let why = last.map(|error| format!("; one of them: {}", error_chain(error))).unwrap_or_default();
+    let why = last
+        .map(|error| format!("; one of them: {}", error_chain(error)))
+        .unwrap_or_default();
     let what = format!(
         "{dataset} in {} has more than {UNTRUSTED_MAX} backups and unfinished uploads without a trusted manifest, or so many \
          untrusted prune records: more than this program leaves{why}",
@@ -267,35 +313,61 @@ fn check_untrusted(
 fn sort(backups: &mut [StoredBackup]) {
     let mut newest: BTreeMap<(Guid, Guid), jiff::Timestamp> = BTreeMap::new();
     for backup in backups.iter() {
-        let at = newest.entry(backup.origin()).or_insert(backup.manifest.snapshot.created_at);
+        let at = newest
+            .entry(backup.origin())
+            .or_insert(backup.manifest.snapshot.created_at);
         *at = backup.manifest.snapshot.created_at.max(*at);
     }
     backups.sort_by_key(|backup| {
         let origin = backup.origin();
-        (newest.get(&origin).copied(), origin, backup.manifest.snapshot.createtxg, backup.manifest.id.clone())
+        (
+            newest.get(&origin).copied(),
+            origin,
+            backup.manifest.snapshot.createtxg,
+            backup.manifest.id.clone(),
+        )
     });
 }
 
-fn by_name(id: &BackupId, dataset: &DatasetName, objects: &[(ParsedKey, ListedObject)]) -> BTreeMap<String, u64> {
+fn by_name(
+    id: &BackupId,
+    dataset: &DatasetName,
+    objects: &[(ParsedKey, ListedObject)],
+) -> BTreeMap<String, u64> {
     let prefix = crate::store::key::backup_prefix(dataset, id);
-    objects.iter().map(|(_, object)| (object.key[prefix.len()..].to_owned(), object.bytes)).collect()
+    objects
+        .iter()
+        .map(|(_, object)| (object.key[prefix.len()..].to_owned(), object.bytes))
+        .collect()
 }
 
-fn attempt(id: BackupId, objects: &[(ParsedKey, ListedObject)], disbelieved: Option<RunError>) -> Attempt {
+fn attempt(
+    id: BackupId,
+    objects: &[(ParsedKey, ListedObject)],
+    disbelieved: Option<RunError>,
+) -> Attempt {
     Attempt {
         id,
         objects: objects.len(),
-        bytes: objects.iter().fold(0, |sum, (_, object)| u64::saturating_add(sum, object.bytes)),
-        newest: objects.iter().filter_map(|(_, object)| object.modified_at).max(),
+        bytes: objects
+            .iter()
+            .fold(0, |sum, (_, object)| u64::saturating_add(sum, object.bytes)),
+        newest: objects
+            .iter()
+            .filter_map(|(_, object)| object.modified_at)
+            .max(),
         disbelieved,
-        was_committed: objects.iter().any(|(key, _)| key.object == BackupObject::Manifest),
+        was_committed: objects
+            .iter()
+            .any(|(key, _)| key.object == BackupObject::Manifest),
     }
 }
 
 /// Fetches one manifest and checks it.
 ///
 /// # Errors
-/// [`RunError::Manifest`] when it is not to be believed, [`RunError::Store`] when it cannot be read.
+/// [`RunError::Manifest`] when it is not to be believed, [`RunError::Store`] when it cannot be
+/// read.
 pub async fn read_manifest(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -303,7 +375,14 @@ pub async fn read_manifest(
     trusted: &TrustedKeys,
 ) -> Result<(Manifest, Digest), RunError> {
     let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
-    let (bytes, signature) = get_signed(store, &key, SignedType::Manifest, trusted, MANIFEST_BYTES_MAX).await?;
+    let (bytes, signature) = get_signed(
+        store,
+        &key,
+        SignedType::Manifest,
+        trusted,
+        MANIFEST_BYTES_MAX,
+    )
+    .await?;
     parse_fetched(dataset, id, trusted, &bytes, &signature)
 }
 
@@ -315,13 +394,18 @@ fn parse_fetched(
     signature: &[u8],
 ) -> Result<(Manifest, Digest), RunError> {
     let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
-    let manifest = parse_manifest(trusted, dataset, id, bytes, signature)
-        .map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
+    let manifest = parse_manifest(trusted, dataset, id, bytes, signature).map_err(|source| {
+        RunError::Manifest {
+            key: key.to_string(),
+            source,
+        }
+    })?;
     Ok((manifest, Digest::of(bytes)))
 }
 
-/// As [`read_manifest`]: as it was kept, if that passes every check, else fetched. A manifest is kept when it passes; a
-/// signature as soon as it is there, so that one which is not by a trusted key costs no request a second time.
+/// As [`read_manifest`]: as it was kept, if that passes every check, else fetched. A manifest is
+/// kept when it passes; a signature as soon as it is there, so that one which is not by a trusted
+/// key costs no request a second time.
 async fn read_manifest_through(
     store: &dyn ObjectStore,
     (dataset, id): (&DatasetName, &BackupId),
@@ -329,7 +413,10 @@ async fn read_manifest_through(
     cache: &ObjectCache,
     listed: [&ListedObject; 2],
 ) -> Result<(Manifest, Digest), RunError> {
-    for (object, limit_bytes) in listed.into_iter().zip([MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX]) {
+    for (object, limit_bytes) in listed
+        .into_iter()
+        .zip([MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX])
+    {
         check_listed_size(object, limit_bytes)?;
     }
     let [kept_bytes, kept_signature] = listed.map(|object| cache.get(object));
@@ -349,7 +436,15 @@ async fn read_manifest_through(
         }
     };
     let signed_type = SignedType::Manifest;
-    let bytes = get_with_signature(store, &key, signed_type, trusted, MANIFEST_BYTES_MAX, &signature).await?;
+    let bytes = get_with_signature(
+        store,
+        &key,
+        signed_type,
+        trusted,
+        MANIFEST_BYTES_MAX,
+        &signature,
+    )
+    .await?;
     let fetched = parse_fetched(dataset, id, trusted, &bytes, &signature)?;
     cache.put(listed[0], &bytes);
     if !is_kept {
@@ -363,8 +458,14 @@ fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), RunE
     if listed.bytes <= limit_bytes {
         return Ok(());
     }
-    let reason = format!("it has {} bytes, more than the {limit_bytes} allowed", listed.bytes);
-    Err(RunError::Damaged { key: listed.key.clone(), reason })
+    let reason = format!(
+        "it has {} bytes, more than the {limit_bytes} allowed",
+        listed.bytes
+    );
+    Err(RunError::Damaged {
+        key: listed.key.clone(),
+        reason,
+    })
 }
 
 /// Fetches the receipt of one backup and checks it, also that it belongs to this manifest.
@@ -378,9 +479,13 @@ pub async fn read_receipt(
 ) -> Result<Receipt, RunError> {
     let Manifest { dataset, id, .. } = &backup.manifest;
     let key = ObjectKey::backup(dataset, id, &BackupObject::Receipt);
-    let disbelieve = |source| RunError::Manifest { key: key.to_string(), source };
+    let disbelieve = |source| RunError::Manifest {
+        key: key.to_string(),
+        source,
+    };
     let limit_bytes = backup.manifest.receipt_bytes_max();
-    let (bytes, signature) = get_signed(store, &key, SignedType::Receipt, trusted, limit_bytes).await?;
+    let (bytes, signature) =
+        get_signed(store, &key, SignedType::Receipt, trusted, limit_bytes).await?;
     let receipt = parse_receipt(trusted, dataset, id, &bytes, &signature).map_err(disbelieve)?;
     if receipt.manifest_blake3 != backup.manifest_blake3 {
         let (expected, actual) = (backup.manifest_blake3, receipt.manifest_blake3);
@@ -393,7 +498,10 @@ pub async fn read_receipt(
 ///
 /// # Errors
 /// [`RunError::Manifest`] naming the list; [`RunError::Store`].
-pub async fn read_chunks(store: &dyn ObjectStore, manifest: &Manifest) -> Result<Vec<ChunkEntry>, RunError> {
+pub async fn read_chunks(
+    store: &dyn ObjectStore,
+    manifest: &Manifest,
+) -> Result<Vec<ChunkEntry>, RunError> {
     let mut chunks = Vec::new();
     for number in 0..manifest.chunk_lists.len() {
         chunks.extend(fetch_list(store, manifest, number).await?.1);
@@ -401,7 +509,8 @@ pub async fn read_chunks(store: &dyn ObjectStore, manifest: &Manifest) -> Result
     Ok(chunks)
 }
 
-/// As [`read_chunks`], but a list that is kept, has the hash in the manifest and is listed with its size is not fetched.
+/// As [`read_chunks`], but a list that is kept, has the hash in the manifest and is listed with its
+/// size is not fetched.
 ///
 /// # Errors
 /// As for [`read_chunks`].
@@ -414,8 +523,11 @@ pub(super) async fn read_chunks_through(
     let mut chunks = Vec::new();
     for (number, list) in manifest.chunk_lists.iter().enumerate() {
         let key = list_key(manifest, number);
-        let is_listed = |bytes: &Bytes| backup.objects.get(&list.name) == Some(&(bytes.len() as u64));
-        let kept = cache.get_pinned(key.as_str(), list.blake3).filter(is_listed);
+        let is_listed =
+            |bytes: &Bytes| backup.objects.get(&list.name) == Some(&(bytes.len() as u64));
+        let kept = cache
+            .get_pinned(key.as_str(), list.blake3)
+            .filter(is_listed);
         match kept.and_then(|bytes| parse_chunk_list(manifest, number, &bytes).ok()) {
             Some(entries) => chunks.extend(entries),
             None => {
@@ -439,9 +551,17 @@ async fn fetch_list(
     number: usize,
 ) -> Result<(Bytes, Vec<ChunkEntry>), RunError> {
     let key = list_key(manifest, number);
-    let limit_bytes = chunk_list_bytes_max(manifest.chunk_lists.get(number).map_or(0, |list| list.chunks));
+    let limit_bytes = chunk_list_bytes_max(
+        manifest
+            .chunk_lists
+            .get(number)
+            .map_or(0, |list| list.chunks),
+    );
     let parse = |bytes: &Bytes| {
-        parse_chunk_list(manifest, number, bytes).map_err(|source| RunError::Manifest { key: key.to_string(), source })
+        parse_chunk_list(manifest, number, bytes).map_err(|source| RunError::Manifest {
+            key: key.to_string(),
+            source,
+        })
     };
     get_checked(store, &key, limit_bytes, parse).await
 }
@@ -449,7 +569,8 @@ async fn fetch_list(
 /// The first object of an attempt, its signature checked; `None` when it is not there.
 ///
 /// # Errors
-/// [`RunError::Manifest`] or [`RunError::Damaged`] when it is not to be believed; [`RunError::Store`].
+/// [`RunError::Manifest`] or [`RunError::Damaged`] when it is not to be believed;
+/// [`RunError::Store`].
 pub async fn read_started(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -460,9 +581,19 @@ pub async fn read_started(
     if store.head(&key).await?.is_none() {
         return Ok(None);
     }
-    let (bytes, signature) = get_signed(store, &key, SignedType::Started, trusted, MANIFEST_BYTES_MAX).await?;
+    let (bytes, signature) = get_signed(
+        store,
+        &key,
+        SignedType::Started,
+        trusted,
+        MANIFEST_BYTES_MAX,
+    )
+    .await?;
     let started = parse_started(trusted, dataset, id, &bytes, &signature);
-    started.map(Some).map_err(|source| RunError::Manifest { key: key.to_string(), source })
+    started.map(Some).map_err(|source| RunError::Manifest {
+        key: key.to_string(),
+        source,
+    })
 }
 
 /// The key of a chunk. Its name was checked when its list was parsed.
@@ -477,15 +608,21 @@ pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<
     chunks.iter().filter_map(move |chunk| {
         let reason = match backup.objects.get(&chunk.name) {
             None => "missing".to_owned(),
-            Some(bytes) if *bytes != chunk.sealed_bytes => format!("has {bytes} bytes, not {}", chunk.sealed_bytes),
+            Some(bytes) if *bytes != chunk.sealed_bytes => {
+                format!("has {bytes} bytes, not {}", chunk.sealed_bytes)
+            }
             Some(_) => return None,
         };
-        Some(RunError::Damaged { key: format!("{prefix}{}", chunk.name), reason })
+        Some(RunError::Damaged {
+            key: format!("{prefix}{}", chunk.name),
+            reason,
+        })
     })
 }
 
-/// Lists the objects of the whole store whose keys are wanted, in order of the key. A whole store has more objects than
-/// [`ObjectStore::list`] gathers in memory, so the listing is filtered page by page.
+/// Lists the objects of the whole store whose keys are wanted, in order of the key. A whole store
+/// has more objects than [`ObjectStore::list`] gathers in memory, so the listing is filtered page
+/// by page.
 ///
 /// # Errors
 /// [`RunError::Store`] when the listing fails.
@@ -496,12 +633,22 @@ pub(super) async fn list_wanted(
     let mut wanted = Vec::new();
     let mut take = |page: Vec<ListedObject>| {
         wanted.extend(page.into_iter().filter(|object| is_wanted(&object.key)));
-        if wanted.len() > WANTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if wanted.len() > WANTED_MAX {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     store.visit("", &mut take).await?;
     if wanted.len() > WANTED_MAX {
-        let what = format!("{} has more than {WANTED_MAX} manifests, keyrings and records", store.url());
-        return Err(RunError::refused(what, "find out who writes there, and remove what is not yours"));
+        let what = format!(
+            "{} has more than {WANTED_MAX} manifests, keyrings and records",
+            store.url()
+        );
+        return Err(RunError::refused(
+            what,
+            "find out who writes there, and remove what is not yours",
+        ));
     }
     wanted.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     // An object that is written while pages turn may be on two of them.
@@ -516,13 +663,26 @@ pub(super) async fn list_wanted(
 pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, RunError> {
     let mut names: BTreeSet<DatasetName> = BTreeSet::new();
     let mut take = |page: Vec<ListedObject>| {
-        names.extend(page.iter().filter_map(|object| object.key.split_once("/@")?.0.parse().ok()));
-        if names.len() > DATASETS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        names.extend(
+            page.iter()
+                .filter_map(|object| object.key.split_once("/@")?.0.parse().ok()),
+        );
+        if names.len() > DATASETS_MAX {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     };
     store.visit("", &mut take).await?;
     if names.len() > DATASETS_MAX {
-        let what = format!("{} has objects of more than {DATASETS_MAX} datasets", store.url());
-        return Err(RunError::refused(what, "find out who writes there; or name the dataset that you want"));
+        let what = format!(
+            "{} has objects of more than {DATASETS_MAX} datasets",
+            store.url()
+        );
+        return Err(RunError::refused(
+            what,
+            "find out who writes there; or name the dataset that you want",
+        ));
     }
     Ok(names.into_iter().collect())
 }

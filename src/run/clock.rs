@@ -1,13 +1,15 @@
-//! The input of [`crate::plan::clock`]: this host's clocks, the note of the last run that trusted them, and the clocks
-//! of the stores.
+//! The input of [`crate::plan::clock`]: this host's clocks, the note of the last run that trusted
+//! them, and the clocks of the stores.
 //!
-//! The note is one small file for the whole host, `state_dir/clock.json`. Only a confirmed clock is noted, so that a
-//! clock that is wrong for several nights never confirms itself.
+//! The note is one small file for the whole host, `state_dir/clock.json`. Only a confirmed clock is
+//! noted, so that a clock that is wrong for several nights never confirms itself.
 
 use super::RunError;
 use super::here::{Here, process_started};
 use super::replace::replace_file;
-use crate::plan::clock::{ClockDoubt, ClockFacts, ClockReading, ClockTrust, StoreClock, judge_clock};
+use crate::plan::clock::{
+    ClockDoubt, ClockFacts, ClockReading, ClockTrust, StoreClock, judge_clock,
+};
 use crate::store::ObjectStore;
 use crate::zfs::is_clock_synchronised;
 use jiff::Timestamp;
@@ -20,9 +22,11 @@ use std::path::{Path, PathBuf};
 
 /// The form of the file. A file of a later one is refused.
 const FORMAT: u32 = 1;
-/// The kernel tells the start of a process in these parts of a second, on every architecture that has OpenZFS.
+/// The kernel tells the start of a process in these parts of a second, on every architecture that
+/// has OpenZFS.
 const TICKS_PER_SECOND: u64 = 100;
-/// Stands for the length of this run when the kernel does not tell it: nothing of the last day counts as older.
+/// Stands for the length of this run when the kernel does not tell it: nothing of the last day
+/// counts as older.
 const RUN_SECONDS_UNKNOWN: i64 = 24 * 3600;
 
 /// This host's clock and the evidence for it.
@@ -34,8 +38,8 @@ pub struct ClockCheck {
     pub note: Option<ClockReading>,
     /// A person says that the clock is right.
     pub is_vouched: bool,
-    /// For how long this process has run. Objects younger than that have their date from this clock and confirm
-    /// nothing.
+    /// For how long this process has run. Objects younger than that have their date from this clock
+    /// and confirm nothing.
     pub run_seconds: i64,
 }
 
@@ -46,27 +50,47 @@ struct Stored {
 }
 
 impl ClockCheck {
-    /// Reads the clocks and the note. With a person's word the note is not needed, so one that is damaged is no error.
+    /// Reads the clocks and the note. With a person's word the note is not needed, so one that is
+    /// damaged is no error.
     ///
     /// # Errors
     /// [`RunError::File`] naming a note that is there and cannot be read or understood.
     pub fn read(state_dir: &Path, is_vouched: bool) -> Result<Self, RunError> {
         let reading = read_clocks();
-        let note = if is_vouched { None } else { read_note(state_dir)? };
-        let started =
-            process_started(std::process::id()).and_then(|ticks| i64::try_from(ticks / TICKS_PER_SECOND).ok());
-        let run_seconds =
-            started.map_or(RUN_SECONDS_UNKNOWN, |started| reading.since_boot_seconds.saturating_sub(started).max(0));
-        Ok(Self { reading, note, is_vouched, run_seconds })
+        let note = if is_vouched {
+            None
+        } else {
+            read_note(state_dir)?
+        };
+        let started = process_started(std::process::id())
+            .and_then(|ticks| i64::try_from(ticks / TICKS_PER_SECOND).ok());
+        let run_seconds = started.map_or(RUN_SECONDS_UNKNOWN, |started| {
+            reading.since_boot_seconds.saturating_sub(started).max(0)
+        });
+        Ok(Self {
+            reading,
+            note,
+            is_vouched,
+            run_seconds,
+        })
     }
 
     /// Makes a clock that a person has confirmed, at this time.
     pub fn vouched_at(now: Timestamp) -> Self {
-        let reading = ClockReading { wall: now, ..read_clocks() };
-        Self { reading, note: None, is_vouched: true, run_seconds: 0 }
+        let reading = ClockReading {
+            wall: now,
+            ..read_clocks()
+        };
+        Self {
+            reading,
+            note: None,
+            is_vouched: true,
+            run_seconds: 0,
+        }
     }
 
-    /// Decides whether the clock may be used to delete by age. `times` are those of snapshots and objects.
+    /// Decides whether the clock may be used to delete by age. `times` are those of snapshots and
+    /// objects.
     ///
     /// # Errors
     /// [`ClockDoubt`].
@@ -75,7 +99,11 @@ impl ClockCheck {
         stores: &[StoreClock],
         times: impl IntoIterator<Item = Timestamp>,
     ) -> Result<ClockTrust, ClockDoubt> {
-        let begun = self.reading.wall.as_second().saturating_sub(self.run_seconds);
+        let begun = self
+            .reading
+            .wall
+            .as_second()
+            .saturating_sub(self.run_seconds);
         // A second of slack: times of snapshots and objects are whole seconds.
         let is_before = |time: &Timestamp| time.as_second() < begun.saturating_sub(1);
         judge_clock(&ClockFacts {
@@ -91,14 +119,24 @@ impl ClockCheck {
     ///
     /// # Errors
     /// [`RunError::File`].
-    pub fn keep_note(&self, state_dir: &Path, judged: &Result<ClockTrust, ClockDoubt>) -> Result<(), RunError> {
+    pub fn keep_note(
+        &self,
+        state_dir: &Path,
+        judged: &Result<ClockTrust, ClockDoubt>,
+    ) -> Result<(), RunError> {
         if *judged != Ok(ClockTrust::Confirmed) {
             return Ok(());
         }
         let path = note_path(state_dir);
         let write = || -> std::io::Result<()> {
-            DirBuilder::new().recursive(true).mode(0o700).create(state_dir)?;
-            let stored = Stored { format: FORMAT, clock: self.reading.clone() };
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(state_dir)?;
+            let stored = Stored {
+                format: FORMAT,
+                clock: self.reading.clone(),
+            };
             replace_file(&path, &serde_json::to_vec_pretty(&stored)?)
         };
         write().map_err(|source| failed("write", &path, source))
@@ -115,7 +153,10 @@ pub(super) async fn store_clocks<'a>(
     let mut clocks = Vec::new();
     for store in stores {
         let at = store.clock().await?;
-        clocks.extend(at.map(|at| StoreClock { store: store.url().to_owned(), at }));
+        clocks.extend(at.map(|at| StoreClock {
+            store: store.url().to_owned(),
+            at,
+        }));
     }
     Ok(clocks)
 }
@@ -138,10 +179,15 @@ fn read_note(state_dir: &Path) -> Result<Option<ClockReading>, RunError> {
     };
     let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
     let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| {
-        wrong(format!("{error}; if this host's clock is right, --clock-is-right rewrites the note"))
+        wrong(format!(
+            "{error}; if this host's clock is right, --clock-is-right rewrites the note"
+        ))
     })?;
     if stored.format != FORMAT {
-        return Err(wrong(format!("it has format {}, and this version knows {FORMAT}", stored.format)));
+        return Err(wrong(format!(
+            "it has format {}, and this version knows {FORMAT}",
+            stored.format
+        )));
     }
     Ok(Some(stored.clock))
 }
@@ -151,7 +197,11 @@ fn note_path(state_dir: &Path) -> PathBuf {
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -165,14 +215,23 @@ mod tests {
         let folder = state.path().join("new");
         let check = ClockCheck::read(&folder, false).unwrap();
         assert_eq!(check.note, None);
-        assert!(check.reading.since_boot_seconds > 0 && !check.reading.boot_id.is_empty(), "{:?}", check.reading);
-        assert!(check.run_seconds < check.reading.since_boot_seconds, "{check:?}");
+        assert!(
+            check.reading.since_boot_seconds > 0 && !check.reading.boot_id.is_empty(),
+            "{:?}",
+            check.reading
+        );
+        assert!(
+            check.run_seconds < check.reading.since_boot_seconds,
+            "{check:?}"
+        );
         let (now, last) = (check.reading.wall, Timestamp::UNIX_EPOCH);
         for judged in [Ok(ClockTrust::Behind), Err(ClockDoubt::Idle { now, last })] {
             check.keep_note(&folder, &judged).unwrap();
             assert_eq!(ClockCheck::read(&folder, false).unwrap().note, None);
         }
-        check.keep_note(&folder, &Ok(ClockTrust::Confirmed)).unwrap();
+        check
+            .keep_note(&folder, &Ok(ClockTrust::Confirmed))
+            .unwrap();
         let again = ClockCheck::read(&folder, false).unwrap();
         assert_eq!(again.note, Some(check.reading));
         assert_eq!(again.judge(&[], []), Ok(ClockTrust::Confirmed));
@@ -187,20 +246,46 @@ mod tests {
             assert!(error.contains("clock.json"), "{error}");
         }
         let check = ClockCheck::read(state.path(), true).unwrap();
-        check.keep_note(state.path(), &check.judge(&[], [Timestamp::UNIX_EPOCH])).unwrap();
-        assert!(ClockCheck::read(state.path(), false).unwrap().note.is_some());
+        check
+            .keep_note(state.path(), &check.judge(&[], [Timestamp::UNIX_EPOCH]))
+            .unwrap();
+        assert!(
+            ClockCheck::read(state.path(), false)
+                .unwrap()
+                .note
+                .is_some()
+        );
     }
 
     #[test]
     fn what_this_run_made_does_not_confirm_its_clock() {
         let now: Timestamp = "2040-02-10T00:00:00Z".parse().unwrap();
         let before: Timestamp = "2026-02-09T00:00:00Z".parse().unwrap();
-        let reading = ClockReading { wall: now, since_boot_seconds: 90, boot_id: "b".into(), is_synchronised: false };
-        let check = ClockCheck { reading, note: None, is_vouched: false, run_seconds: 60 };
+        let reading = ClockReading {
+            wall: now,
+            since_boot_seconds: 90,
+            boot_id: "b".into(),
+            is_synchronised: false,
+        };
+        let check = ClockCheck {
+            reading,
+            note: None,
+            is_vouched: false,
+            run_seconds: 60,
+        };
         let ago = |seconds: i64| Timestamp::from_second(now.as_second() - seconds).unwrap();
         for made in [ago(0), ago(30), ago(60)] {
-            assert_eq!(check.judge(&[], [before, made]), Err(ClockDoubt::Unconfirmed { now, newest: before }));
+            assert_eq!(
+                check.judge(&[], [before, made]),
+                Err(ClockDoubt::Unconfirmed {
+                    now,
+                    newest: before
+                })
+            );
         }
-        assert_eq!(check.judge(&[], [before, ago(3600)]), Ok(ClockTrust::Confirmed));
+        assert_eq!(
+            check.judge(&[], [before, ago(3600)]),
+            Ok(ClockTrust::Confirmed)
+        );
     }
 }

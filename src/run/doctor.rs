@@ -1,5 +1,5 @@
-//! What `doctor` looks at: this host ([`host`]) and its store ([`bucket`]). Everything here only looks; the one thing
-//! that is written is the probe of the store, by [`super::probe`].
+//! What `doctor` looks at: this host ([`host`]) and its store ([`bucket`]). Everything here only
+//! looks; the one thing that is written is the probe of the store, by [`super::probe`].
 
 pub mod bucket;
 pub mod host;
@@ -36,7 +36,12 @@ pub struct Check {
 
 impl Check {
     fn new(subject: &'static str, state: CheckState, text: impl Into<String>) -> Self {
-        Self { subject, state, text: text.into(), advice: None }
+        Self {
+            subject,
+            state,
+            text: text.into(),
+            advice: None,
+        }
     }
 
     /// As it should be.
@@ -50,13 +55,23 @@ impl Check {
     }
 
     /// To be looked at.
-    pub fn warning(subject: &'static str, text: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { advice: Some(advice.into()), ..Self::new(subject, CheckState::Warning, text) }
+    pub fn warning(
+        subject: &'static str,
+        text: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self {
+            advice: Some(advice.into()),
+            ..Self::new(subject, CheckState::Warning, text)
+        }
     }
 
     /// Wrong.
     pub fn bad(subject: &'static str, text: impl Into<String>, advice: Option<String>) -> Self {
-        Self { advice, ..Self::new(subject, CheckState::Bad, text) }
+        Self {
+            advice,
+            ..Self::new(subject, CheckState::Bad, text)
+        }
     }
 
     /// A failure, with its hint.

@@ -1,4 +1,5 @@
-//! Who and where this process is, and whether another process still lives: what a lock is judged by.
+//! Who and where this process is, and whether another process still lives: what a lock is judged
+//! by.
 
 use crate::model::Digest;
 use rustix::process::{Pid, test_kill_process};
@@ -22,11 +23,18 @@ pub struct Here {
 impl Here {
     /// Of this process.
     pub fn current() -> Self {
-        let text = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
-        // The id itself is for this host alone, as machine-id(5) says; a hash of it is enough to tell two hosts apart.
+        let text = |path: &str| {
+            std::fs::read_to_string(path)
+                .map(|text| text.trim().to_owned())
+                .unwrap_or_default()
+        };
+        // The id itself is for this host alone, as machine-id(5) says; a hash of it is enough to
+        // tell two hosts apart.
         let machine = match text("/etc/machine-id").as_str() {
             "" => String::new(),
-            id => Digest::of(format!("zfs-backup lock\n{id}").as_bytes()).to_string()[..16].to_owned(),
+            id => {
+                Digest::of(format!("zfs-backup lock\n{id}").as_bytes()).to_string()[..16].to_owned()
+            }
         };
         let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
         Self {
@@ -45,7 +53,10 @@ impl Here {
 
 /// This host's name.
 pub fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// The user's name, from `/etc/passwd`; `uid 1000` when it is not there.
@@ -64,28 +75,39 @@ fn user_of(users: &str, uid: u32) -> Option<String> {
     users.lines().find_map(name)
 }
 
-/// When a process was started, in ticks since the host's start (field 22 of `/proc/PID/stat`); with the process id it
-/// names one process. `None` when that cannot be seen from here.
+/// When a process was started, in ticks since the host's start (field 22 of `/proc/PID/stat`); with
+/// the process id it names one process. `None` when that cannot be seen from here.
 pub fn process_started(pid: u32) -> Option<u64> {
     stat_fields(pid)?.nth(19)?.parse().ok()
 }
 
-/// Whether the process is surely gone: no such id, the id is another process's by now, or it has ended and only its
-/// parent has not noticed. What cannot be seen counts as alive.
+/// Whether the process is surely gone: no such id, the id is another process's by now, or it has
+/// ended and only its parent has not noticed. What cannot be seen counts as alive.
 pub fn is_gone(pid: u32, started: u64) -> bool {
-    let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
+    let Some(id) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return true;
+    };
     if test_kill_process(id) == Err(rustix::io::Errno::SRCH) {
         return true;
     }
-    let has_ended = stat_fields(pid).and_then(|mut fields| fields.next()).is_some_and(|state| state == "Z");
+    let has_ended = stat_fields(pid)
+        .and_then(|mut fields| fields.next())
+        .is_some_and(|state| state == "Z");
     has_ended || process_started(pid).is_some_and(|now| now != started)
 }
 
-/// The fields of `/proc/PID/stat` from the third on. The second is the program's name and may hold anything.
+/// The fields of `/proc/PID/stat` from the third on. The second is the program's name and may hold
+/// anything.
 fn stat_fields(pid: u32) -> Option<std::vec::IntoIter<String>> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = text.rsplit_once(')')?;
-    Some(fields.split_whitespace().map(str::to_owned).collect::<Vec<_>>().into_iter())
+    Some(
+        fields
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+            .into_iter(),
+    )
 }
 
 #[cfg(test)]
@@ -99,15 +121,25 @@ mod tests {
         let started = process_started(own).unwrap();
         assert!(started > 0);
         assert!(!is_gone(own, started));
-        assert!(is_gone(own, started + 1), "the id of a process that started at another time");
+        assert!(
+            is_gone(own, started + 1),
+            "the id of a process that started at another time"
+        );
         let here = Here::current();
-        assert!(!here.host.is_empty() && here.boot_id.len() == 36, "{here:?}");
+        assert!(
+            !here.host.is_empty() && here.boot_id.len() == 36,
+            "{here:?}"
+        );
         assert!(here.pid_namespace.starts_with("pid:["), "{here:?}");
     }
 
     #[test]
     fn a_process_that_ended_is_gone_before_and_after_its_parent_notices() {
-        let mut child = Command::new("sleep").arg("60").stdout(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new("sleep")
+            .arg("60")
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         let (pid, started) = (child.id(), process_started(child.id()).unwrap());
         assert!(!is_gone(pid, started));
         child.kill().unwrap();

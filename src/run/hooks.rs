@@ -1,8 +1,9 @@
-//! Programs of the user that run around a backup: a process group of their own, a time limit, their output in our log.
+//! Programs of the user that run around a backup: a process group of their own, a time limit, their
+//! output in our log.
 //!
-//! They get our environment and what the hook is told, nothing else: no descriptor, no terminal, no secret that our
-//! own environment does not have. A hook that is to end gets SIGTERM with all its children, and SIGKILL after
-//! [`END_GRACE`].
+//! They get our environment and what the hook is told, nothing else: no descriptor, no terminal, no
+//! secret that our own environment does not have. A hook that is to end gets SIGTERM with all its
+//! children, and SIGKILL after [`END_GRACE`].
 
 use super::RunError;
 use super::transfer::Stop;
@@ -19,7 +20,8 @@ use tokio::sync::oneshot;
 pub const END_GRACE: Duration = Duration::from_secs(10);
 /// How often it is looked at whether a hook has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long the rest of the output is waited for after the hook has ended: a daemon that it started may keep it open.
+/// How long the rest of the output is waited for after the hook has ended: a daemon that it started
+/// may keep it open.
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 /// A longer line of output is cut.
 const LINE_BYTES_MAX: u64 = 8 << 10;
@@ -61,10 +63,16 @@ impl RunningHook {
 /// Runs a hook to its end. With `stop`, a request to stop ends the hook too.
 ///
 /// # Errors
-/// [`RunError::Hook`] when it could not be started, failed or took too long; [`RunError::Interrupted`].
-pub async fn run_hook(call: &HookCall<'_>, stop: Option<&Stop>, running: &RunningHook) -> Result<(), RunError> {
+/// [`RunError::Hook`] when it could not be started, failed or took too long;
+/// [`RunError::Interrupted`].
+pub async fn run_hook(
+    call: &HookCall<'_>,
+    stop: Option<&Stop>,
+    running: &RunningHook,
+) -> Result<(), RunError> {
     tracing::debug!("{} runs {}", call.key, call.command);
-    let mut process = Process::start(call, running).map_err(|error| call.failed(error.to_string()))?;
+    let mut process =
+        Process::start(call, running).map_err(|error| call.failed(error.to_string()))?;
     let output = process.listen(call);
     let reason = tokio::select! {
         () = process.ended() => None,
@@ -76,7 +84,9 @@ pub async fn run_hook(call: &HookCall<'_>, stop: Option<&Stop>, running: &Runnin
     if reason.is_some() {
         process.end().await;
     }
-    let status = process.collect().map_err(|error| call.failed(error.to_string()))?;
+    let status = process
+        .collect()
+        .map_err(|error| call.failed(error.to_string()))?;
     let _ = tokio::time::timeout(OUTPUT_GRACE, futures_util::future::join_all(output)).await;
     match reason {
         Some(reason) => Err(reason),
@@ -87,12 +97,18 @@ pub async fn run_hook(call: &HookCall<'_>, stop: Option<&Stop>, running: &Runnin
 
 impl HookCall<'_> {
     fn failed(&self, reason: String) -> RunError {
-        RunError::Hook { key: self.key, program: self.command.program().to_owned(), reason }
+        RunError::Hook {
+            key: self.key,
+            program: self.command.program().to_owned(),
+            reason,
+        }
     }
 }
 
 async fn asked_to_stop(stop: Option<&Stop>) {
-    let Some(stop) = stop else { return std::future::pending().await };
+    let Some(stop) = stop else {
+        return std::future::pending().await;
+    };
     if stop.clone().wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
     }
@@ -110,19 +126,29 @@ impl<'a> Process<'a> {
     fn start(call: &HookCall<'_>, running: &'a RunningHook) -> std::io::Result<Self> {
         let mut command = Command::new(call.command.program());
         command.args(&call.command.argv()[1..]).process_group(0);
-        command.stdin(if call.input.is_some() { Stdio::piped() } else { Stdio::null() });
+        command.stdin(if call.input.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        });
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         for (name, value) in &call.variables {
             command.env(name, cut(&value.replace('\0', " "), VARIABLE_BYTES_MAX));
         }
         let mut child = command.spawn()?;
         if let (Some(mut stdin), Some(input)) = (child.stdin.take(), call.input.clone()) {
-            // A hook that reads nothing must not hold us up; one that closes its stdin has read enough.
+            // A hook that reads nothing must not hold us up; one that closes its stdin has read
+            // enough.
             std::thread::spawn(move || stdin.write_all(input.as_bytes()));
         }
         let group = Pid::from_child(&child);
         running.set(Some(group));
-        Ok(Self { child, group, running, is_collected: false })
+        Ok(Self {
+            child,
+            group,
+            running,
+            is_collected: false,
+        })
     }
 
     /// Passes each line of output on to the log, on threads of their own.
@@ -132,11 +158,15 @@ impl<'a> Process<'a> {
         stdout.into_iter().chain(stderr).collect()
     }
 
-    /// Waits until the program itself has ended. It stays uncollected, so that its number is nobody else's.
+    /// Waits until the program itself has ended. It stays uncollected, so that its number is nobody
+    /// else's.
     async fn ended(&self) {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
         // An error means that there is nothing to wait for.
-        while matches!(waitid(WaitId::Pid(self.group), options), Ok(None) | Err(rustix::io::Errno::INTR)) {
+        while matches!(
+            waitid(WaitId::Pid(self.group), options),
+            Ok(None) | Err(rustix::io::Errno::INTR)
+        ) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -177,7 +207,12 @@ fn pass_on(key: &'static str, pipe: impl Read + Send + 'static) -> oneshot::Rece
     std::thread::spawn(move || {
         let mut reader = BufReader::new(pipe);
         let mut line = Vec::new();
-        while matches!((&mut reader).take(LINE_BYTES_MAX).read_until(b'\n', &mut line), Ok(1..)) {
+        while matches!(
+            (&mut reader)
+                .take(LINE_BYTES_MAX)
+                .read_until(b'\n', &mut line),
+            Ok(1..)
+        ) {
             tracing::info!("{key}: {}", plain(&line));
             line.clear();
         }
@@ -195,12 +230,17 @@ fn plain(line: &[u8]) -> String {
         c if c.is_control() => c.escape_default().to_string(),
         c => c.to_string(),
     };
-    text.trim_end_matches(['\n', '\r']).chars().map(escape).collect()
+    text.trim_end_matches(['\n', '\r'])
+        .chars()
+        .map(escape)
+        .collect()
 }
 
 /// The first bytes of a text, whole characters only.
 fn cut(text: &str, bytes_max: usize) -> &str {
-    let end = (0..=bytes_max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    let end = (0..=bytes_max.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 
@@ -211,37 +251,65 @@ mod tests {
     use std::time::Instant;
 
     fn sh(script: &str) -> CommandLine {
-        shell_words::join(["/bin/sh", "-c", script]).parse().unwrap()
+        shell_words::join(["/bin/sh", "-c", script])
+            .parse()
+            .unwrap()
     }
 
     fn call(command: &CommandLine) -> HookCall<'_> {
         let time_max = TimeLimit::seconds(60);
-        HookCall { key: "main.pre_snapshot", command, time_max, variables: Vec::new(), input: None }
+        HookCall {
+            key: "main.pre_snapshot",
+            command,
+            time_max,
+            variables: Vec::new(),
+            input: None,
+        }
     }
 
     async fn run(call: &HookCall<'_>) -> Result<(), String> {
-        run_hook(call, None, &RunningHook::default()).await.map_err(|error| error.to_string())
+        run_hook(call, None, &RunningHook::default())
+            .await
+            .map_err(|error| error.to_string())
     }
 
     #[tokio::test]
     async fn a_hook_fails_when_its_program_does() {
         for (script, expected) in [
             ("exit 0", Ok(())),
-            ("exit 3", Err("run the hook main.pre_snapshot (/bin/sh): it ended with exit status: 3")),
-            ("kill -9 $$", Err("run the hook main.pre_snapshot (/bin/sh): it ended with signal: 9 (SIGKILL)")),
+            (
+                "exit 3",
+                Err("run the hook main.pre_snapshot (/bin/sh): it ended with exit status: 3"),
+            ),
+            (
+                "kill -9 $$",
+                Err("run the hook main.pre_snapshot (/bin/sh): it ended with signal: 9 (SIGKILL)"),
+            ),
             ("read x && exit 7; exit 0", Ok(())),
         ] {
-            assert_eq!(run(&call(&sh(script))).await, expected.map_err(str::to_owned), "{script}");
+            assert_eq!(
+                run(&call(&sh(script))).await,
+                expected.map_err(str::to_owned),
+                "{script}"
+            );
         }
         let missing: CommandLine = "/no/such/hook".parse().unwrap();
-        assert!(run(&call(&missing)).await.unwrap_err().contains("/no/such/hook"));
+        assert!(
+            run(&call(&missing))
+                .await
+                .unwrap_err()
+                .contains("/no/such/hook")
+        );
     }
 
     #[tokio::test]
     async fn a_hook_hears_what_it_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("heard");
-        let command = sh(&format!("cat > '{}'; printf '%s' \"$ZFS_BACKUP_STEP\" >> '{0}'", file.display()));
+        let command = sh(&format!(
+            "cat > '{}'; printf '%s' \"$ZFS_BACKUP_STEP\" >> '{0}'",
+            file.display()
+        ));
         let input = "x".repeat(200_000);
         let told = HookCall {
             variables: vec![("ZFS_BACKUP_STEP", "a\0b".into())],
@@ -249,10 +317,18 @@ mod tests {
             ..call(&command)
         };
         run(&told).await.unwrap();
-        assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{input}a b"));
+        assert_eq!(
+            std::fs::read_to_string(&file).unwrap(),
+            format!("{input}a b")
+        );
         // One that does not listen is no failure.
         let deaf = sh("exec <&-; exit 0");
-        run(&HookCall { input: Some(input), ..call(&deaf) }).await.unwrap();
+        run(&HookCall {
+            input: Some(input),
+            ..call(&deaf)
+        })
+        .await
+        .unwrap();
     }
 
     #[tokio::test]
@@ -260,9 +336,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pid");
         let command = sh(&format!("sleep 600 & echo $! > '{}'; wait", file.display()));
-        let slow = HookCall { time_max: TimeLimit::seconds(1), ..call(&command) };
+        let slow = HookCall {
+            time_max: TimeLimit::seconds(1),
+            ..call(&command)
+        };
         let started = Instant::now();
-        assert!(run(&slow).await.unwrap_err().ends_with("it took longer than 1s and was ended"));
+        assert!(
+            run(&slow)
+                .await
+                .unwrap_err()
+                .ends_with("it took longer than 1s and was ended")
+        );
         assert!(started.elapsed() < END_GRACE, "SIGTERM was enough");
         assert_gone(&file);
     }
@@ -303,9 +387,15 @@ mod tests {
 
     #[track_caller]
     fn assert_gone(file: &Path) {
-        let pid: u32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        let pid: u32 = std::fs::read_to_string(file)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
-        while crate::run::here::process_started(pid).is_some_and(|started| !crate::run::here::is_gone(pid, started)) {
+        while crate::run::here::process_started(pid)
+            .is_some_and(|started| !crate::run::here::is_gone(pid, started))
+        {
             assert!(Instant::now() < deadline, "process {pid} lives");
             std::thread::sleep(LOOK_EVERY);
         }
@@ -315,6 +405,9 @@ mod tests {
     fn lines_are_made_plain_and_long_values_cut() {
         assert_eq!(plain(b"a\tb\x1b[2J\r\n"), "a b\\u{1b}[2J");
         assert_eq!(plain(b"\xff"), "\u{fffd}");
-        assert_eq!((cut("aéb", 2), cut("aéb", 3), cut("ab", 9), cut("é", 0)), ("a", "aé", "ab", ""));
+        assert_eq!(
+            (cut("aéb", 2), cut("aéb", 3), cut("ab", 9), cut("é", 0)),
+            ("a", "aé", "ab", "")
+        );
     }
 }

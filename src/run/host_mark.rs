@@ -1,4 +1,5 @@
-//! The mark of this host: a hash of its machine id, and a random id that lies in `state_dir` since it was made.
+//! The mark of this host: a hash of its machine id, and a random id that lies in `state_dir` since
+//! it was made.
 
 use super::RunError;
 use super::here::Here;
@@ -15,17 +16,31 @@ const FILE_BYTES: u64 = 17;
 /// The mark of this host, whose id is made now if `state_dir` has none.
 ///
 /// # Errors
-/// [`RunError::File`] when the id can be neither read nor made; [`RunError::Refused`] when the file holds something else.
+/// [`RunError::File`] when the id can be neither read nor made; [`RunError::Refused`] when the file
+/// holds something else.
 pub fn host_mark(state_dir: &Path) -> Result<HostMark, RunError> {
     if let Some(mark) = known_host_mark(state_dir)? {
         return Ok(mark);
     }
     let path = state_dir.join(FILE_NAME);
-    let failed = |source| RunError::File { operation: "create", path: path.display().to_string(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(state_dir).map_err(failed)?;
+    let failed = |source| RunError::File {
+        operation: "create",
+        path: path.display().to_string(),
+        source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir)
+        .map_err(failed)?;
     create(&path).map_err(failed)?;
     let made = known_host_mark(state_dir)?;
-    made.ok_or_else(|| failed(Error::new(ErrorKind::NotFound, "it was removed while it was made")))
+    made.ok_or_else(|| {
+        failed(Error::new(
+            ErrorKind::NotFound,
+            "it was removed while it was made",
+        ))
+    })
 }
 
 /// As [`host_mark`], but makes nothing: `None` where `state_dir` has no id.
@@ -37,34 +52,54 @@ pub fn known_host_mark(state_dir: &Path) -> Result<Option<HostMark>, RunError> {
     let text = match read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(RunError::File { operation: "read", path: path.display().to_string(), source }),
+        Err(source) => {
+            return Err(RunError::File {
+                operation: "read",
+                path: path.display().to_string(),
+                source,
+            });
+        }
     };
     let machine = Here::current().machine;
-    let mark = text.strip_suffix('\n').and_then(|id| format!("{machine:0>16}-{id}").parse().ok());
+    let mark = text
+        .strip_suffix('\n')
+        .and_then(|id| format!("{machine:0>16}-{id}").parse().ok());
     let wrong = || {
         let quoted = path.display().to_string();
         let quoted = shell_words::quote(&quoted);
-        let what = format!("{}: 16 lower-case hexadecimal digits and a newline were expected", path.display());
-        RunError::refused(what, format!("if nothing else is amiss there: rm {quoted}; the next backup makes a new one"))
+        let what = format!(
+            "{}: 16 lower-case hexadecimal digits and a newline were expected",
+            path.display()
+        );
+        RunError::refused(
+            what,
+            format!("if nothing else is amiss there: rm {quoted}; the next backup makes a new one"),
+        )
     };
     mark.map(Some).ok_or_else(wrong)
 }
 
 fn read(path: &Path) -> Result<String, Error> {
     let mut text = String::new();
-    File::open(path)?.take(FILE_BYTES + 1).read_to_string(&mut text)?;
+    File::open(path)?
+        .take(FILE_BYTES + 1)
+        .read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// Creates the file whole or not at all, and never replaces one: of two concurrent runs the second uses the first one's
-/// file.
+/// Creates the file whole or not at all, and never replaces one: of two concurrent runs the second
+/// uses the first one's file.
 fn create(path: &Path) -> Result<(), Error> {
     let random = || getrandom::u64().map_err(|_| Error::other("the system gives no random bytes"));
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{:016x}.new", random()?));
     let temporary = PathBuf::from(temporary);
     let written = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(format!("{:016x}\n", random()?).as_bytes())?;
         file.sync_all()?;
         match fs::hard_link(&temporary, path) {
@@ -94,17 +129,29 @@ mod tests {
         let theirs = host_mark(other.path()).unwrap();
         assert_ne!(theirs, mark);
         assert_eq!(theirs.as_str()[..16], mark.as_str()[..16], "one machine");
-        let mode = fs::metadata(folder.join(FILE_NAME)).unwrap().permissions().mode();
+        let mode = fs::metadata(folder.join(FILE_NAME))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o7777, 0o600);
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "the temporary file stays");
+        assert_eq!(
+            fs::read_dir(&folder).unwrap().count(),
+            1,
+            "the temporary file stays"
+        );
     }
 
     #[test]
     fn runs_at_once_agree_on_one_id() {
         let state = tempfile::tempdir().unwrap();
         let marks: Vec<HostMark> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| host_mark(state.path()).unwrap())).collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| host_mark(state.path()).unwrap()))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         assert!(marks.iter().all(|mark| *mark == marks[0]), "{marks:?}");
     }
@@ -112,7 +159,12 @@ mod tests {
     #[test]
     fn a_file_that_holds_something_else_is_named_with_what_to_do() {
         let state = tempfile::tempdir().unwrap();
-        for text in ["", "0123456789abcdef", "0123456789abcdef\n\n", "0123456789ABCDEF\n"] {
+        for text in [
+            "",
+            "0123456789abcdef",
+            "0123456789abcdef\n\n",
+            "0123456789ABCDEF\n",
+        ] {
             fs::write(state.path().join(FILE_NAME), text).unwrap();
             let error = host_mark(state.path()).unwrap_err();
             assert!(error.to_string().contains("host-id"), "{error}");

@@ -1,12 +1,12 @@
 //! Which store a configured place leads to.
 //!
-//! A store says who it is in one small object, [`STORE_ID`], which the first command that writes puts there. Names do
-//! not tell: a symbolic link, a bind mount, an NFS export or an rclone alias give one store two names, and one bucket
-//! name at two endpoints is two stores.
+//! A store says who it is in one small object, [`STORE_ID`], which the first command that writes
+//! puts there. Names do not tell: a symbolic link, a bind mount, an NFS export or an rclone alias
+//! give one store two names, and one bucket name at two endpoints is two stores.
 //!
-//! [`refuse_one_place`] stops everything that relies on two stores. `places` remembers which identity a place had,
-//! for commands that work without the store, and to notice that another store answers at a place. `take_over` renames
-//! the state of versions that named it by URL.
+//! [`refuse_one_place`] stops everything that relies on two stores. `places` remembers which
+//! identity a place had, for commands that work without the store, and to notice that another store
+//! answers at a place. `take_over` renames the state of versions that named it by URL.
 
 mod places;
 mod take_over;
@@ -38,8 +38,8 @@ pub(super) fn state_name(store: &KnownStore, dataset: &DatasetName) -> String {
     Digest::of(format!("{}\n{dataset}", store.id).as_bytes()).to_string()[..32].to_owned()
 }
 
-/// Refuses to take one store for two. With one store under two names each backup seems to be stored twice, and one of
-/// the two seems to be free to go.
+/// Refuses to take one store for two. With one store under two names each backup seems to be stored
+/// twice, and one of the two seems to be free to go.
 ///
 /// # Errors
 /// [`RunError::OnePlace`] with both names.
@@ -47,23 +47,30 @@ pub fn refuse_one_place(one: &KnownStore, other: &KnownStore) -> Result<(), RunE
     if one.id != other.id {
         return Ok(());
     }
-    Err(RunError::OnePlace { one: one.url.clone(), other: other.url.clone() })
+    Err(RunError::OnePlace {
+        one: one.url.clone(),
+        other: other.url.clone(),
+    })
 }
 
 /// The identity that a store says it has; `None` when a store that answers has none yet.
 ///
 /// # Errors
-/// [`RunError::Store`] when it could not be read; [`RunError::Refused`] when what is there is no identity. Neither is
-/// ever "none".
+/// [`RunError::Store`] when it could not be read; [`RunError::Refused`] when what is there is no
+/// identity. Neither is ever "none".
 pub(super) async fn read_store_id(store: &dyn ObjectStore) -> Result<Option<StoreId>, RunError> {
-    let bytes = match store.get(&ObjectKey::store_id(), None, STORE_ID_BYTES_MAX).await {
+    let bytes = match store
+        .get(&ObjectKey::store_id(), None, STORE_ID_BYTES_MAX)
+        .await
+    {
         Ok(bytes) => bytes,
         Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
         Err(error) if error.kind == StoreErrorKind::Corrupt => {
             return Err(unusable(store, &super::error_chain(&error)));
         }
         Err(error) if error.kind == StoreErrorKind::Denied && error.hint.is_none() => {
-            let hint = format!("allow these credentials to read {STORE_ID}, as all other objects there");
+            let hint =
+                format!("allow these credentials to read {STORE_ID}, as all other objects there");
             return Err(error.with_hint(hint).into());
         }
         Err(error) => return Err(error.into()),
@@ -76,30 +83,44 @@ pub(super) async fn read_store_id(store: &dyn ObjectStore) -> Result<Option<Stor
 
 fn unusable(store: &dyn ObjectStore, why: &str) -> RunError {
     RunError::refused(
-        format!("{STORE_ID} in {} does not say which store this is: {why}", store.url()),
+        format!(
+            "{STORE_ID} in {} does not say which store this is: {why}",
+            store.url()
+        ),
         format!(
             "bring its earlier version back, or delete {STORE_ID} there and run `zfs-backup accept-store` to give the store a new identity"
         ),
     )
 }
 
-/// Gives a store an identity, and returns the one that it has then: another host may have been faster.
+/// Gives a store an identity, and returns the one that it has then: another host may have been
+/// faster.
 ///
 /// # Errors
 /// [`RunError`] when it could not be put or read back.
 async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
     let random = || getrandom::u64().map(u128::from);
     let bits = random().and_then(|high| Ok((high << 64) | random()?));
-    let bits = bits.map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
-    let stored = StoredId { format: FORMAT, object_type: OBJECT_TYPE.to_owned(), id: StoreId::from_random(bits) };
+    let bits = bits
+        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let stored = StoredId {
+        format: FORMAT,
+        object_type: OBJECT_TYPE.to_owned(),
+        id: StoreId::from_random(bits),
+    };
     let key = ObjectKey::store_id();
-    let bytes = to_stored_bytes(&stored)
-        .map_err(|error| RunError::Damaged { key: key.to_string(), reason: error.to_string() })?;
+    let bytes = to_stored_bytes(&stored).map_err(|error| RunError::Damaged {
+        key: key.to_string(),
+        reason: error.to_string(),
+    })?;
     match store.put_new(&key, bytes.into()).await {
         Err(error) if error.kind != StoreErrorKind::AlreadyExists => return Err(error.into()),
         _ => {}
     }
-    let gone = || RunError::Damaged { key: key.to_string(), reason: "it was put and is not there".to_owned() };
+    let gone = || RunError::Damaged {
+        key: key.to_string(),
+        reason: "it was put and is not there".to_owned(),
+    };
     let id = read_store_id(store).await?.ok_or_else(gone)?;
     tracing::info!(%id, store = store.url(), "the store has an identity now");
     Ok(id)

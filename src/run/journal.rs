@@ -1,15 +1,17 @@
 //! What this host knows of the attempts that it began: whether one can have reached its commit.
 //!
-//! One file an attempt, in a folder a store and dataset: `<id>.begun`, renamed to `<id>.committing` before the first byte
-//! of a receipt or manifest is put, removed when the manifest was read back. Each step is on disk before the next one is
-//! taken. Only an attempt that is `begun` and has no manifest is known never to have been a backup.
+//! One file an attempt, in a folder a store and dataset: `<id>.begun`, renamed to `<id>.committing`
+//! before the first byte of a receipt or manifest is put, removed when the manifest was read back.
+//! Each step is on disk before the next one is taken. Only an attempt that is `begun` and has no
+//! manifest is known never to have been a backup.
 //!
-//! In the file is the append-only log of a backup ([`log`] has its format): what is needed to go on with it, and from
-//! `committing` on the very bytes of its commit. An attempt that was given up keeps its file, so that a prune knows that
-//! what is stored of it was never a backup.
+//! In the file is the append-only log of a backup ([`log`] has its format): what is needed to go on
+//! with it, and from `committing` on the very bytes of its commit. An attempt that was given up
+//! keeps its file, so that a prune knows that what is stored of it was never a backup.
 //!
-//! A copy from another store keeps its id, so an interrupted one is gone on with under the same name, and its receipt,
-//! once written to `<id>.receipt`, is put again as it is: objects never change, and a receipt has a time in it.
+//! A copy from another store keeps its id, so an interrupted one is gone on with under the same
+//! name, and its receipt, once written to `<id>.receipt`, is put again as it is: objects never
+//! change, and a receipt has a time in it.
 
 pub mod log;
 
@@ -30,7 +32,8 @@ const RECEIPT: &str = "receipt";
 /// The bytes of an object and of its signature.
 pub type SignedBytes = (Vec<u8>, Vec<u8>);
 
-/// The record of one attempt that is under way. Dropped without [`AttemptJournal::committed`] it stays on disk.
+/// The record of one attempt that is under way. Dropped without [`AttemptJournal::committed`] it
+/// stays on disk.
 #[derive(Debug)]
 pub struct AttemptJournal {
     folder: PathBuf,
@@ -42,10 +45,18 @@ impl AttemptJournal {
     ///
     /// # Errors
     /// [`RunError::File`]; then nothing may be put.
-    pub fn begin(state_dir: &Path, store: &KnownStore, dataset: &DatasetName, id: &BackupId) -> Result<Self, RunError> {
+    pub fn begin(
+        state_dir: &Path,
+        store: &KnownStore,
+        dataset: &DatasetName,
+        id: &BackupId,
+    ) -> Result<Self, RunError> {
         let folder = folder_of(state_dir, store, dataset);
         create_folder(&folder).map_err(|source| failed("create", &folder, source))?;
-        let journal = Self { folder, id: id.clone() };
+        let journal = Self {
+            folder,
+            id: id.clone(),
+        };
         let file = journal.file(BEGUN);
         let created = create_new(&file).and_then(|file| file.sync_all());
         created.map_err(|source| failed("create", &file, source))?;
@@ -66,18 +77,22 @@ impl AttemptJournal {
     ) -> Result<(Self, AttemptLog), RunError> {
         let journal = Self::begin(state_dir, store, dataset, id)?;
         let path = journal.file(BEGUN);
-        let file = OpenOptions::new().append(true).open(&path).map_err(|source| failed("open", &path, source))?;
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(|source| failed("open", &path, source))?;
         let mut log = AttemptLog::new(file, path.clone());
         if let Err(error) = log.append(plan) {
-            // Nothing was put or held yet. On a full disk this is all that can be done, and frees a place.
+            // Nothing was put or held yet. On a full disk this is all that can be done, and frees a
+            // place.
             let _ = std::fs::remove_file(&path);
             return Err(error);
         }
         Ok((journal, log))
     }
 
-    /// As [`AttemptJournal::begin`], or goes on with the same attempt where an earlier run left it: one that came near
-    /// its commit stays so.
+    /// As [`AttemptJournal::begin`], or goes on with the same attempt where an earlier run left it:
+    /// one that came near its commit stays so.
     ///
     /// # Errors
     /// [`RunError::File`]; then nothing may be put.
@@ -87,10 +102,16 @@ impl AttemptJournal {
         dataset: &DatasetName,
         id: &BackupId,
     ) -> Result<Self, RunError> {
-        let journal = Self { folder: folder_of(state_dir, store, dataset), id: id.clone() };
+        let journal = Self {
+            folder: folder_of(state_dir, store, dataset),
+            id: id.clone(),
+        };
         for state in [BEGUN, COMMITTING] {
             let file = journal.file(state);
-            if file.try_exists().map_err(|source| failed("look at", &file, source))? {
+            if file
+                .try_exists()
+                .map_err(|source| failed("look at", &file, source))?
+            {
                 return Ok(journal);
             }
         }
@@ -103,8 +124,12 @@ impl AttemptJournal {
     /// [`RunError::File`]; then the manifest may not be put.
     pub fn committing(&self) -> Result<(), RunError> {
         let (file, committing) = (self.file(BEGUN), self.file(COMMITTING));
-        if !committing.try_exists().map_err(|source| failed("look at", &committing, source))? {
-            std::fs::rename(&file, &committing).map_err(|source| failed("rename", &file, source))?;
+        if !committing
+            .try_exists()
+            .map_err(|source| failed("look at", &committing, source))?
+        {
+            std::fs::rename(&file, &committing)
+                .map_err(|source| failed("rename", &file, source))?;
         }
         self.sync_folder()
     }
@@ -150,7 +175,9 @@ impl AttemptJournal {
     pub fn committed(self) -> Result<(), RunError> {
         let receipt = self.file(RECEIPT);
         match std::fs::remove_file(&receipt) {
-            Err(source) if source.kind() != ErrorKind::NotFound => return Err(failed("remove", &receipt, source)),
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(failed("remove", &receipt, source));
+            }
             _ => {}
         }
         let file = self.file(COMMITTING);
@@ -167,7 +194,8 @@ impl AttemptJournal {
     }
 }
 
-/// The attempts of this dataset in this store that this host began and that never came near their commit.
+/// The attempts of this dataset in this store that this host began and that never came near their
+/// commit.
 ///
 /// # Errors
 /// [`RunError::File`] when that could not be read: nothing is known then.
@@ -179,11 +207,16 @@ pub fn never_committing(
     attempts_in(state_dir, store, dataset, &[BEGUN])
 }
 
-/// The attempts of this dataset in this store that this host began and did not see committed, however far they came.
+/// The attempts of this dataset in this store that this host began and did not see committed,
+/// however far they came.
 ///
 /// # Errors
 /// [`RunError::File`] when that could not be read: nothing is known then.
-pub fn unended(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Result<BTreeSet<BackupId>, RunError> {
+pub fn unended(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<BTreeSet<BackupId>, RunError> {
     attempts_in(state_dir, store, dataset, &[BEGUN, COMMITTING])
 }
 
@@ -201,9 +234,15 @@ fn attempts_in(
     };
     let mut ids = BTreeSet::new();
     for entry in entries {
-        let name = entry.map_err(|source| failed("read", &folder, source))?.file_name();
+        let name = entry
+            .map_err(|source| failed("read", &folder, source))?
+            .file_name();
         let attempt = name.to_str().and_then(|name| name.split_once('.'));
-        ids.extend(attempt.filter(|(_, state)| states.contains(state)).and_then(|(id, _)| id.parse::<BackupId>().ok()));
+        ids.extend(
+            attempt
+                .filter(|(_, state)| states.contains(state))
+                .and_then(|(id, _)| id.parse::<BackupId>().ok()),
+        );
     }
     Ok(ids)
 }
@@ -220,14 +259,17 @@ pub struct JournaledAttempt {
 }
 
 impl JournaledAttempt {
-    /// The records of its log. None for a copy from another store, and for one that was interrupted at its very start.
+    /// The records of its log. None for a copy from another store, and for one that was interrupted
+    /// at its very start.
     pub fn records(&self) -> &[JournalRecord] {
         &self.log.records
     }
 
     /// Whether it was given up.
     pub fn is_given_up(&self) -> bool {
-        self.records().iter().any(|record| matches!(record, JournalRecord::GivenUp { .. }))
+        self.records()
+            .iter()
+            .any(|record| matches!(record, JournalRecord::GivenUp { .. }))
     }
 
     /// Opens its log behind the last sound record.
@@ -235,7 +277,10 @@ impl JournaledAttempt {
     /// # Errors
     /// [`RunError::File`].
     pub fn go_on(&self) -> Result<(AttemptJournal, AttemptLog), RunError> {
-        let journal = AttemptJournal { folder: self.folder.clone(), id: self.id.clone() };
+        let journal = AttemptJournal {
+            folder: self.folder.clone(),
+            id: self.id.clone(),
+        };
         let path = journal.file(if self.committing { COMMITTING } else { BEGUN });
         let log = AttemptLog::go_on(path, &self.log)?;
         Ok((journal, log))
@@ -247,11 +292,14 @@ impl JournaledAttempt {
     /// [`RunError::File`].
     pub fn give_up(&self, why: &str) -> Result<(), RunError> {
         let (_, mut log) = self.go_on()?;
-        log.append(&JournalRecord::GivenUp { why: why.to_owned() })
+        log.append(&JournalRecord::GivenUp {
+            why: why.to_owned(),
+        })
     }
 }
 
-/// The attempts of this dataset in this store that this host began and did not see committed, by their snapshots' times.
+/// The attempts of this dataset in this store that this host began and did not see committed, by
+/// their snapshots' times.
 ///
 /// # Errors
 /// [`RunError::File`] when one is there and cannot be read: nothing is known then.
@@ -268,7 +316,12 @@ pub fn read_attempts(
     }
     let read = |(id, state): (BackupId, &str)| {
         let log = read_log(&folder.join(format!("{id}.{state}")))?;
-        Ok(JournaledAttempt { id, committing: state == COMMITTING, folder: folder.clone(), log })
+        Ok(JournaledAttempt {
+            id,
+            committing: state == COMMITTING,
+            folder: folder.clone(),
+            log,
+        })
     };
     states.into_iter().map(read).collect()
 }
@@ -282,8 +335,8 @@ pub struct KnownAttempt {
     pub is_given_up: bool,
 }
 
-/// Looks for an attempt in all journals of this host, for every store and dataset, because several configurations may
-/// share the state folder.
+/// Looks for an attempt in all journals of this host, for every store and dataset, because several
+/// configurations may share the state folder.
 ///
 /// # Errors
 /// [`RunError::File`] when a journal exists and cannot be read: the answer is unknown then.
@@ -296,13 +349,24 @@ pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAtt
     };
     let mut found = Vec::new();
     for entry in entries {
-        let folder = entry.map_err(|source| failed("read", &journals, source))?.file_name();
+        let folder = entry
+            .map_err(|source| failed("read", &journals, source))?
+            .file_name();
         for state in [BEGUN, COMMITTING] {
             let path = journals.join(&folder).join(format!("{id}.{state}"));
-            if path.try_exists().map_err(|source| failed("look at", &path, source))? {
+            if path
+                .try_exists()
+                .map_err(|source| failed("look at", &path, source))?
+            {
                 let log = read_log(&path)?;
-                let is_given_up = log.records.iter().any(|record| matches!(record, JournalRecord::GivenUp { .. }));
-                found.push(KnownAttempt { folder: folder.to_string_lossy().into_owned(), is_given_up });
+                let is_given_up = log
+                    .records
+                    .iter()
+                    .any(|record| matches!(record, JournalRecord::GivenUp { .. }));
+                found.push(KnownAttempt {
+                    folder: folder.to_string_lossy().into_owned(),
+                    is_given_up,
+                });
             }
         }
     }
@@ -323,7 +387,9 @@ pub fn forget_attempt(
     for state in [RECEIPT, BEGUN, COMMITTING] {
         let file = folder_of(state_dir, store, dataset).join(format!("{id}.{state}"));
         match std::fs::remove_file(&file) {
-            Err(source) if source.kind() != ErrorKind::NotFound => return Err(failed("remove", &file, source)),
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(failed("remove", &file, source));
+            }
             _ => {}
         }
     }
@@ -335,7 +401,11 @@ fn folder_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Pat
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -355,17 +425,25 @@ mod tests {
         let id = |nonce| BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), nonce);
         let known = || never_committing(state.path(), &store("s3:b"), &dataset).unwrap();
         assert!(known().is_empty());
-        let begin = |nonce| AttemptJournal::begin(state.path(), &store("s3:b"), &dataset, &id(nonce));
+        let begin =
+            |nonce| AttemptJournal::begin(state.path(), &store("s3:b"), &dataset, &id(nonce));
         let (first, second) = (begin(1).unwrap(), begin(2).unwrap());
         assert!(begin(1).is_err(), "an id is begun once");
         assert_eq!(known(), BTreeSet::from([id(1), id(2)]));
         second.committing().unwrap();
         assert_eq!(known(), BTreeSet::from([id(1)]));
-        assert_eq!(unended(state.path(), &store("s3:b"), &dataset).unwrap(), BTreeSet::from([id(1), id(2)]));
+        assert_eq!(
+            unended(state.path(), &store("s3:b"), &dataset).unwrap(),
+            BTreeSet::from([id(1), id(2)])
+        );
         second.committed().unwrap();
         drop(first);
         assert_eq!(known(), BTreeSet::from([id(1)]));
-        assert!(never_committing(state.path(), &store("s3:other"), &dataset).unwrap().is_empty());
+        assert!(
+            never_committing(state.path(), &store("s3:other"), &dataset)
+                .unwrap()
+                .is_empty()
+        );
         forget_attempt(state.path(), &store("s3:b"), &dataset, &id(1)).unwrap();
         assert!(known().is_empty());
     }
@@ -376,14 +454,22 @@ mod tests {
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
         let read = || read_attempts(state.path(), &store("s3:b"), &dataset).unwrap();
-        let plan = JournalRecord::Plan { started: vec![1], keyring: None, zfs_version: "2".into() };
+        let plan = JournalRecord::Plan {
+            started: vec![1],
+            keyring: None,
+            zfs_version: "2".into(),
+        };
         let (journal, mut log) =
-            AttemptJournal::begin_logged(state.path(), &store("s3:b"), &dataset, &id, &plan).unwrap();
+            AttemptJournal::begin_logged(state.path(), &store("s3:b"), &dataset, &id, &plan)
+                .unwrap();
         journal.committing().unwrap();
         let chunk = JournalRecord::Chunk { name: "c".into() };
         log.append(&chunk).unwrap();
         let found = read().remove(0);
-        assert_eq!((found.committing, found.is_given_up(), found.records()), (true, false, &[plan, chunk][..]));
+        assert_eq!(
+            (found.committing, found.is_given_up(), found.records()),
+            (true, false, &[plan, chunk][..])
+        );
         found.give_up("tired").unwrap();
         assert!(read()[0].is_given_up());
         journal.committed().unwrap();
@@ -395,7 +481,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let id = BackupId::new(Timestamp::UNIX_EPOCH, BackupKind::Full, Guid(1), 1);
-        let go_on = || AttemptJournal::begin_or_go_on(state.path(), &store("s3:b"), &dataset, &id).unwrap();
+        let go_on =
+            || AttemptJournal::begin_or_go_on(state.path(), &store("s3:b"), &dataset, &id).unwrap();
         let never = || never_committing(state.path(), &store("s3:b"), &dataset).unwrap();
         drop(go_on());
         assert_eq!(go_on().kept_receipt().unwrap(), None);
@@ -405,8 +492,14 @@ mod tests {
         journal.committing().unwrap();
         drop(journal);
         let journal = go_on();
-        assert!(never().is_empty(), "it came near its commit, whatever began since");
-        assert_eq!(journal.kept_receipt().unwrap(), Some((b"{\n}\n".to_vec(), b"signed\n".to_vec())));
+        assert!(
+            never().is_empty(),
+            "it came near its commit, whatever began since"
+        );
+        assert_eq!(
+            journal.kept_receipt().unwrap(),
+            Some((b"{\n}\n".to_vec(), b"signed\n".to_vec()))
+        );
         journal.committing().unwrap();
         journal.committed().unwrap();
         assert_eq!(go_on().kept_receipt().unwrap(), None);

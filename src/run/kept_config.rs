@@ -1,8 +1,9 @@
-//! The configuration beside the keyring, for the day when nothing is left but bucket, credentials and passphrase.
+//! The configuration beside the keyring, for the day when nothing is left but bucket, credentials
+//! and passphrase.
 //!
-//! Without its secrets, sealed to the recipients, and signed: what a bucket gives back will run hooks as root. A new
-//! object for every change, below [`CONFIG_PREFIX`]; this host remembers what it stored last, so that a night without a
-//! change costs no request.
+//! Without its secrets, sealed to the recipients, and signed: what a bucket gives back will run
+//! hooks as root. A new object for every change, below [`CONFIG_PREFIX`]; this host remembers what
+//! it stored last, so that a night without a change costs no request.
 
 use super::catalog::get_signed;
 use super::keys::WriterKeys;
@@ -22,9 +23,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const FORMAT: u32 = 1;
-/// A configuration file has at most 1 MiB, and at most six times as much when JSON escapes every byte of it.
+/// A configuration file has at most 1 MiB, and at most six times as much when JSON escapes every
+/// byte of it.
 const SEALED_CONFIG_BYTES_MAX: u64 = 8 << 20;
-/// The most objects with untrusted signatures that are fetched and skipped. A host stores one for each change.
+/// The most objects with untrusted signatures that are fetched and skipped. A host stores one for
+/// each change.
 const UNTRUSTED_MAX: usize = 10_000;
 
 /// One configuration as a host had it.
@@ -49,7 +52,14 @@ impl KeptConfig {
     /// The configuration of this host.
     pub fn new(host: &str, file: &str, text: &str, now: Timestamp) -> Self {
         let (host, file, text) = (host.to_owned(), file.to_owned(), text.to_owned());
-        Self { format: FORMAT, object_type: SignedType::Config.as_str().to_owned(), host, file, written_at: now, text }
+        Self {
+            format: FORMAT,
+            object_type: SignedType::Config.as_str().to_owned(),
+            host,
+            file,
+            written_at: now,
+            text,
+        }
     }
 
     fn digest(&self, signed_by: &VerifyingKey) -> Digest {
@@ -57,7 +67,8 @@ impl KeptConfig {
     }
 }
 
-/// Puts the configuration into the store if it is not what this host put there last. Returns whether it did.
+/// Puts the configuration into the store if it is not what this host put there last. Returns
+/// whether it did.
 ///
 /// # Errors
 /// [`RunError`]; no backup depends on it.
@@ -73,13 +84,19 @@ pub async fn keep_config(
     if std::fs::read_to_string(&note).is_ok_and(|known| known.trim() == digest) {
         return Ok(false);
     }
-    let failed =
-        |operation, path: &str, source: std::io::Error| RunError::File { operation, path: path.to_owned(), source };
-    let plain = to_stored_bytes(kept).map_err(|error| failed("write", CONFIG_PREFIX, std::io::Error::other(error)))?;
+    let failed = |operation, path: &str, source: std::io::Error| RunError::File {
+        operation,
+        path: path.to_owned(),
+        source,
+    };
+    let plain = to_stored_bytes(kept)
+        .map_err(|error| failed("write", CONFIG_PREFIX, std::io::Error::other(error)))?;
     let sealed = seal_small(&keys.recipients, &plain)
         .map_err(|error| failed("seal", CONFIG_PREFIX, std::io::Error::other(error)))?;
     let key = ObjectKey::config(kept.written_at, Digest::of(&sealed));
-    let signature = keys.signing.sign(SignedType::Config, key.as_str(), &sealed)?;
+    let signature = keys
+        .signing
+        .sign(SignedType::Config, key.as_str(), &sealed)?;
     put_again(store, &key.signature(), signature.into()).await?;
     put_again(store, &key, sealed.into()).await?;
     let written = replace_until_crash(&note, format!("{digest}\n").as_bytes());
@@ -92,29 +109,49 @@ fn note_of(state_dir: &Path, store: &dyn ObjectStore, file: &str) -> PathBuf {
     state_dir.join(format!("kept-config-{}", &name[..16]))
 }
 
-/// The newest configuration of each host and file, newest first. What cannot be believed is named in a warning.
+/// The newest configuration of each host and file, newest first. What cannot be believed is named
+/// in a warning.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be listed or read.
-pub async fn kept_configs(store: &dyn ObjectStore, keys: &KeyFile) -> Result<Vec<KeptConfig>, RunError> {
+pub async fn kept_configs(
+    store: &dyn ObjectStore,
+    keys: &KeyFile,
+) -> Result<Vec<KeptConfig>, RunError> {
     let mut found: Vec<KeptConfig> = Vec::new();
     let listed = store.list(CONFIG_PREFIX).await?;
-    let signed: BTreeSet<&str> = listed.iter().filter_map(|object| object.key.strip_suffix(SIGNATURE_SUFFIX)).collect();
+    let signed: BTreeSet<&str> = listed
+        .iter()
+        .filter_map(|object| object.key.strip_suffix(SIGNATURE_SUFFIX))
+        .collect();
     let mut untrusted = 0;
     for object in &listed {
-        let Some(key) = ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".age")) else { continue };
+        let Some(key) = ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".age"))
+        else {
+            continue;
+        };
         // The signature is put first: without one it is not ours, and is not asked for.
         if !signed.contains(key.as_str()) {
             tracing::warn!(%key, "passed over: it has no signature");
             continue;
         }
         if untrusted == UNTRUSTED_MAX {
-            let what = format!("{} has more than {UNTRUSTED_MAX} configurations that are not trusted", store.url());
-            return Err(RunError::refused(what, format!("find out who writes below {CONFIG_PREFIX}, and remove them")));
+            let what = format!(
+                "{} has more than {UNTRUSTED_MAX} configurations that are not trusted",
+                store.url()
+            );
+            return Err(RunError::refused(
+                what,
+                format!("find out who writes below {CONFIG_PREFIX}, and remove them"),
+            ));
         }
         match read_config(store, &key, keys).await {
             Ok(kept) => found.push(kept),
-            Err(error @ (RunError::Manifest { .. } | RunError::Damaged { .. } | RunError::Refused { .. })) => {
+            Err(
+                error @ (RunError::Manifest { .. }
+                | RunError::Damaged { .. }
+                | RunError::Refused { .. }),
+            ) => {
                 untrusted += 1;
                 tracing::warn!(%key, error = error_chain(&error), "passed over");
             }
@@ -127,10 +164,28 @@ pub async fn kept_configs(store: &dyn ObjectStore, keys: &KeyFile) -> Result<Vec
     Ok(found)
 }
 
-async fn read_config(store: &dyn ObjectStore, key: &ObjectKey, keys: &KeyFile) -> Result<KeptConfig, RunError> {
-    let damaged = |reason: String| RunError::Damaged { key: key.to_string(), reason };
-    let (sealed, _) = get_signed(store, key, SignedType::Config, &keys.trusted, SEALED_CONFIG_BYTES_MAX).await?;
-    let plain = open_small(keys, &sealed, SEALED_CONFIG_BYTES_MAX)
-        .map_err(|error| RunError::refused(format!("open {key}: {error}"), "it was sealed to other keys"))?;
+async fn read_config(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    keys: &KeyFile,
+) -> Result<KeptConfig, RunError> {
+    let damaged = |reason: String| RunError::Damaged {
+        key: key.to_string(),
+        reason,
+    };
+    let (sealed, _) = get_signed(
+        store,
+        key,
+        SignedType::Config,
+        &keys.trusted,
+        SEALED_CONFIG_BYTES_MAX,
+    )
+    .await?;
+    let plain = open_small(keys, &sealed, SEALED_CONFIG_BYTES_MAX).map_err(|error| {
+        RunError::refused(
+            format!("open {key}: {error}"),
+            "it was sealed to other keys",
+        )
+    })?;
     parse_as(&plain, SignedType::Config.as_str()).map_err(|error| damaged(error_chain(&error)))
 }

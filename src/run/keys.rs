@@ -1,7 +1,8 @@
-//! The keys of a run: from the keyring in the store and its cache, or from the configuration in recipients mode.
+//! The keys of a run: from the keyring in the store and its cache, or from the configuration in
+//! recipients mode.
 //!
-//! The cache holds what the nightly run needs - recipient, signing key, the sealed keyring - and never an identity:
-//! a host that backs up cannot open its own backups without the passphrase.
+//! The cache holds what the nightly run needs - recipient, signing key, the sealed keyring - and
+//! never an identity: a host that backs up cannot open its own backups without the passphrase.
 
 mod find;
 mod learn;
@@ -21,7 +22,9 @@ use super::replace::replace_file;
 use super::{RunError, error_chain};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
 use crate::model::Digest;
-use crate::sign::{BelievedList, SignatureError, SignedType, SigningKey, Trust, TrustedKeys, VerifyingKey};
+use crate::sign::{
+    BelievedList, SignatureError, SignedType, SigningKey, Trust, TrustedKeys, VerifyingKey,
+};
 use crate::store::key::KEYRING_PREFIX;
 use crate::store::{ObjectKey, ObjectStore};
 use age::secrecy::SecretString;
@@ -37,8 +40,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use successor::{find_newer, refuse_replaced};
 
-/// Most keyrings of one store that are opened: each costs seconds of scrypt, and anybody with the bucket can put more. A
-/// store of ours has one a rotation or new passphrase.
+/// Most keyrings of one store that are opened: each costs seconds of scrypt, and anybody with the
+/// bucket can put more. A store of ours has one a rotation or new passphrase.
 pub(super) const KEYRINGS_MAX: usize = 16;
 /// Most keyrings that are fetched to be compared, each of at most 64 KiB.
 const KEYRINGS_COMPARED_MAX: usize = 1000;
@@ -72,7 +75,10 @@ impl WriterKeys {
     /// [`KeyringError`] when it lacks one.
     pub fn from_keyring(file: &KeyFile, bytes: Bytes) -> Result<Self, KeyringError> {
         let recipient = file.recipient()?;
-        let keyring = StoredKeyring { tag: keyring_tag(&recipient), bytes };
+        let keyring = StoredKeyring {
+            tag: keyring_tag(&recipient),
+            bytes,
+        };
         Ok(Self {
             recipients: vec![recipient],
             signing: file.signing_key()?.clone(),
@@ -102,8 +108,8 @@ struct CachedKeys {
     retired_keys: Vec<String>,
     #[serde(default)]
     believed_lists: Vec<CachedList>,
-    /// The sealed keyring in base64: in the same file, so that keys and keyring change together. Older caches have it
-    /// in `keyring.age`.
+    /// The sealed keyring in base64: in the same file, so that keys and keyring change together.
+    /// Older caches have it in `keyring.age`.
     #[serde(default)]
     keyring: Option<String>,
 }
@@ -117,10 +123,17 @@ struct CachedList {
 
 impl CachedKeys {
     fn trusted(&self, own: &VerifyingKey) -> Result<TrustedKeys, RunError> {
-        let parse = |keys: &[String]| keys.iter().map(|key| key.parse()).collect::<Result<Vec<VerifyingKey>, _>>();
+        let parse = |keys: &[String]| {
+            keys.iter()
+                .map(|key| key.parse())
+                .collect::<Result<Vec<VerifyingKey>, _>>()
+        };
         let (kept, retired) = (parse(&self.kept_keys)?, parse(&self.retired_keys)?);
         let mut trusted = TrustedKeys::default();
-        for key in parse(&self.verifying_keys)?.into_iter().filter(|key| !retired.contains(key)) {
+        for key in parse(&self.verifying_keys)?
+            .into_iter()
+            .filter(|key| !retired.contains(key))
+        {
             let trust = match kept.contains(&key) {
                 _ if key == *own => Trust::Current,
                 true => Trust::Kept,
@@ -128,8 +141,14 @@ impl CachedKeys {
             };
             trusted.add(key, trust);
         }
-        retired.into_iter().for_each(|key| trusted.add(key, Trust::Retired));
-        let list = |list: &CachedList| BelievedList { tag: list.tag.clone(), blake3: list.blake3, content: None };
+        retired
+            .into_iter()
+            .for_each(|key| trusted.add(key, Trust::Retired));
+        let list = |list: &CachedList| BelievedList {
+            tag: list.tag.clone(),
+            blake3: list.blake3,
+            content: None,
+        };
         trusted.lists = self.believed_lists.iter().map(list).collect();
         Ok(trusted)
     }
@@ -138,12 +157,19 @@ impl CachedKeys {
 impl KeyCache {
     /// The cache below the state folder; nothing is touched yet.
     pub fn new(state_dir: &Path) -> Self {
-        Self { state_dir: state_dir.to_owned(), folder: state_dir.join("keys") }
+        Self {
+            state_dir: state_dir.to_owned(),
+            folder: state_dir.join("keys"),
+        }
     }
 
     /// One run at a time looks for, makes and caches keys.
     pub(super) fn lock(&self) -> Result<KernelLock, RunError> {
-        lock_named(&self.state_dir, "keys", &format!("the keys in {}", self.folder.display()))
+        lock_named(
+            &self.state_dir,
+            "keys",
+            &format!("the keys in {}", self.folder.display()),
+        )
     }
 
     pub(super) fn state_dir(&self) -> &Path {
@@ -178,13 +204,18 @@ impl KeyCache {
     pub(super) fn forget_rotation(&self) -> Result<(), RunError> {
         let path = self.note_path();
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(file_error("remove", &path, source)),
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(file_error("remove", &path, source))
+            }
             _ => Ok(()),
         }
     }
 
     fn make_folder(&self) -> Result<(), RunError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder);
         made.map_err(|source| file_error("create", &self.folder, source))
     }
 
@@ -193,57 +224,98 @@ impl KeyCache {
     /// # Errors
     /// [`RunError`] when there is something that cannot be read or used: never taken for "nothing".
     pub fn load(&self) -> Result<Option<WriterKeys>, RunError> {
-        let (path, keyring_path) = (self.folder.join("writer.json"), self.folder.join("keyring.age"));
+        let (path, keyring_path) = (
+            self.folder.join("writer.json"),
+            self.folder.join("keyring.age"),
+        );
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(file_error("read", &path, source)),
         };
         let unusable = |reason: String| file_error("use", &path, std::io::Error::other(reason));
-        let cached: CachedKeys = serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
-        let recipient: age::x25519::Recipient =
-            cached.recipient.parse().map_err(|reason: &str| unusable(reason.to_owned()))?;
+        let cached: CachedKeys =
+            serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+        let recipient: age::x25519::Recipient = cached
+            .recipient
+            .parse()
+            .map_err(|reason: &str| unusable(reason.to_owned()))?;
         let signing = SigningKey::parse(&cached.signing_key)?;
         let mut trusted = cached.trusted(signing.verifying_key())?;
         self.load_lists(&mut trusted)?;
         let keyring = match &cached.keyring {
-            Some(text) => BASE64.decode(text).map_err(|error| unusable(error.to_string()))?,
-            None => fs::read(&keyring_path).map_err(|source| file_error("read", &keyring_path, source))?,
+            Some(text) => BASE64
+                .decode(text)
+                .map_err(|error| unusable(error.to_string()))?,
+            None => fs::read(&keyring_path)
+                .map_err(|source| file_error("read", &keyring_path, source))?,
         };
-        let keyring = StoredKeyring { tag: keyring_tag(&recipient), bytes: keyring.into() };
-        Ok(Some(WriterKeys { recipients: vec![recipient], signing, trusted, keyring: Some(keyring) }))
+        let keyring = StoredKeyring {
+            tag: keyring_tag(&recipient),
+            bytes: keyring.into(),
+        };
+        Ok(Some(WriterKeys {
+            recipients: vec![recipient],
+            signing,
+            trusted,
+            keyring: Some(keyring),
+        }))
     }
 
     /// Replaces what is cached, whole or not at all.
     pub(super) fn save(&self, keys: &WriterKeys) -> Result<(), RunError> {
-        let (Some(keyring), Some(recipient)) = (&keys.keyring, keys.recipients.first()) else { return Ok(()) };
-        let with = |trust| keys.trusted.with(trust).map(ToString::to_string).collect::<Vec<_>>();
+        let (Some(keyring), Some(recipient)) = (&keys.keyring, keys.recipients.first()) else {
+            return Ok(());
+        };
+        let with = |trust| {
+            keys.trusted
+                .with(trust)
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
         let lists = keys.trusted.lists.iter();
         let cached = CachedKeys {
             recipient: recipient.to_string(),
             signing_key: keys.signing.to_secret_text()?,
-            verifying_keys: [with(Trust::Current), with(Trust::Kept), with(Trust::Unlimited)].concat(),
+            verifying_keys: [
+                with(Trust::Current),
+                with(Trust::Kept),
+                with(Trust::Unlimited),
+            ]
+            .concat(),
             kept_keys: with(Trust::Kept),
             retired_keys: with(Trust::Retired),
-            believed_lists: lists.map(|list| CachedList { tag: list.tag.clone(), blake3: list.blake3 }).collect(),
+            believed_lists: lists
+                .map(|list| CachedList {
+                    tag: list.tag.clone(),
+                    blake3: list.blake3,
+                })
+                .collect(),
             keyring: Some(BASE64.encode(&keyring.bytes)),
         };
         self.make_folder()?;
         self.save_lists(&keys.trusted)?;
         let path = self.folder.join("writer.json");
-        let text = serde_json::to_vec_pretty(&cached).map_err(|error| file_error("write", &path, error.into()))?;
+        let text = serde_json::to_vec_pretty(&cached)
+            .map_err(|error| file_error("write", &path, error.into()))?;
         replace_file(&path, &text).map_err(|source| file_error("write", &path, source))
     }
 }
 
 fn file_error(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
-/// The keys for writing to a store in passphrase mode. Makes the keyring on first use: it is put, fetched and opened
-/// before anything is cached. Each later run checks that it is in the store and puts it back if not.
+/// The keys for writing to a store in passphrase mode. Makes the keyring on first use: it is put,
+/// fetched and opened before anything is cached. Each later run checks that it is in the store and
+/// puts it back if not.
 ///
-/// `passphrase` is asked only when there is no cache yet, or when the cached keyring is new to the store.
+/// `passphrase` is asked only when there is no cache yet, or when the cached keyring is new to the
+/// store.
 ///
 /// # Errors
 /// [`RunError`]; a passphrase that opens no existing keyring is an error, never a new keyring.
@@ -282,7 +354,9 @@ pub async fn writer_keys_with(
     let passphrase = passphrase()?;
     let keys = match find_keys(store, &passphrase).await? {
         Some(found) => {
-            if let Some(refusal) = find_newer(store, &found.listed, &found.file, &found.keyring.tag).await? {
+            if let Some(refusal) =
+                find_newer(store, &found.listed, &found.file, &found.keyring.tag).await?
+            {
                 match newer {
                     NewerKeys::Refuse => return Err(refusal),
                     NewerKeys::Ignore => tracing::warn!(
@@ -300,14 +374,27 @@ pub async fn writer_keys_with(
     Ok(keys)
 }
 
-/// Refuses to delete in a store with cached keys that a rotation on another host replaced: these keys do not know the newer
-/// backups, still trust a key that may have leaked, and sign prune records that the other hosts do not trust.
+/// Refuses to delete in a store with cached keys that a rotation on another host replaced: these
+/// keys do not know the newer backups, still trust a key that may have leaked, and sign prune
+/// records that the other hosts do not trust.
 ///
 /// # Errors
 /// [`RunError::Refused`] when the keys were replaced; [`RunError::Store`].
-pub async fn check_current(store: &dyn ObjectStore, cache: &KeyCache, keys: &WriterKeys) -> Result<(), RunError> {
+pub async fn check_current(
+    store: &dyn ObjectStore,
+    cache: &KeyCache,
+    keys: &WriterKeys,
+) -> Result<(), RunError> {
     match &keys.keyring {
-        Some(keyring) => refuse_replaced(store, &keyring.tag, &keys.trusted, cache.noted_rotation()?.as_deref()).await,
+        Some(keyring) => {
+            refuse_replaced(
+                store,
+                &keyring.tag,
+                &keys.trusted,
+                cache.noted_rotation()?.as_deref(),
+            )
+            .await
+        }
         None => Ok(()),
     }
 }
@@ -318,16 +405,26 @@ async fn ensure_stored(
     own_rotation: Option<&str>,
     passphrase: impl FnOnce() -> Result<SecretString, RunError>,
 ) -> Result<(), RunError> {
-    let Some(keyring) = &keys.keyring else { return Ok(()) };
+    let Some(keyring) = &keys.keyring else {
+        return Ok(());
+    };
     let places = list_keyrings(store).await?;
-    let ours: Vec<&KeyringPlace> = places.iter().filter(|place| place.tag == keyring.tag).collect();
+    let ours: Vec<&KeyringPlace> = places
+        .iter()
+        .filter(|place| place.tag == keyring.tag)
+        .collect();
     let mut is_stored = false;
     for place in &ours {
         is_stored = is_stored || fetch_keyring(store, place).await?.bytes == keyring.bytes;
     }
     if let (false, Some(other)) = (is_stored, ours.first()) {
-        let reason = "the keyring in the store is not the one that this host knows: changed, or replaced".to_owned();
-        return Err(RunError::Damaged { key: other.key.to_string(), reason });
+        let reason =
+            "the keyring in the store is not the one that this host knows: changed, or replaced"
+                .to_owned();
+        return Err(RunError::Damaged {
+            key: other.key.to_string(),
+            reason,
+        });
     }
     let is_first_pair = keys.trusted.len() == 1;
     if !is_stored && !places.is_empty() && is_first_pair {
@@ -340,13 +437,22 @@ async fn ensure_stored(
         warn_of_unknown(store, keys, &places);
         return put_lists(store, &keys.trusted).await;
     }
-    // This store does not know our keyring yet, or lost it. Nobody must find later that another passphrase opens it
-    // than the one in the configuration.
+    // This store does not know our keyring yet, or lost it. Nobody must find later that another
+    // passphrase opens it than the one in the configuration.
     if !places.is_empty() {
-        tracing::warn!(store = store.url(), keyring = keyring.tag, "the newest keyring is gone, but older ones exist");
+        tracing::warn!(
+            store = store.url(),
+            keyring = keyring.tag,
+            "the newest keyring is gone, but older ones exist"
+        );
     }
-    let file = KeyFile::open(&keyring.bytes, &passphrase()?).map_err(|source| keyring_error(store, source))?;
-    let own: BTreeSet<String> = file.identities.iter().map(|identity| keyring_tag(&identity.to_public())).collect();
+    let file = KeyFile::open(&keyring.bytes, &passphrase()?)
+        .map_err(|source| keyring_error(store, source))?;
+    let own: BTreeSet<String> = file
+        .identities
+        .iter()
+        .map(|identity| keyring_tag(&identity.to_public()))
+        .collect();
     if !places.is_empty() {
         if !places.iter().any(|place| own.contains(&place.tag)) {
             return Err(foreign_keyring(store, &places));
@@ -355,27 +461,39 @@ async fn ensure_stored(
     }
     match places.is_empty() && store.is_unused().await? {
         true => tracing::debug!(store = store.url(), "the first keyring of an empty store"),
-        false => tracing::warn!(store = store.url(), "the keyring was not in the store; putting it there"),
+        false => tracing::warn!(
+            store = store.url(),
+            "the keyring was not in the store; putting it there"
+        ),
     }
     put_lists(store, &keys.trusted).await?;
-    store.put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone()).await?;
+    store
+        .put_new(&ObjectKey::keyring(&keyring.tag), keyring.bytes.clone())
+        .await?;
     Ok(())
 }
 
-/// Refuses to bring the newest keyring into a store with a backup that a retired key signed and that no list names. The
-/// rotation did not read this store; with the newest keyring in it a restore would no longer trust that backup.
+/// Refuses to bring the newest keyring into a store with a backup that a retired key signed and
+/// that no list names. The rotation did not read this store; with the newest keyring in it a
+/// restore would no longer trust that backup.
 async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Result<(), RunError> {
     let current = TrustedKeys::new(trusted.with(Trust::Current).cloned().collect());
     let mut unlisted = None;
     for object in list_wanted(store, |key| key.ends_with("/manifest.json")).await? {
-        let Some(key) = ObjectKey::listed(&object.key) else { continue };
+        let Some(key) = ObjectKey::listed(&object.key) else {
+            continue;
+        };
         let signature = match get_signature(store, &key).await {
             Ok(signature) => signature,
             Err(error) if error.is_damage() => continue,
             Err(error) => return Err(error),
         };
-        // Backups with the newest keys: the rotation did read this store, and somebody deleted the keyring.
-        if current.verify_claim(SignedType::Manifest, key.as_str(), &signature).is_ok() {
+        // Backups with the newest keys: the rotation did read this store, and somebody deleted the
+        // keyring.
+        if current
+            .verify_claim(SignedType::Manifest, key.as_str(), &signature)
+            .is_ok()
+        {
             return Ok(());
         }
         let claim = trusted.verify_claim(SignedType::Manifest, key.as_str(), &signature);
@@ -383,16 +501,21 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
             unlisted = unlisted.or(Some((key, error)));
         }
     }
-    let Some((key, error)) = unlisted else { return Ok(()) };
+    let Some((key, error)) = unlisted else {
+        return Ok(());
+    };
     Err(RunError::refused(
-        format!("{} was not read when `key rotate` ran: {key}: {error}", store.url()),
+        format!(
+            "{} was not read when `key rotate` ran: {key}: {error}",
+            store.url()
+        ),
         "nothing was changed there, and the passphrase still restores its backups. To keep them, use another prefix in \
          `remote` from now on; if somebody else made that backup, `zfs-backup forget` it",
     ))
 }
 
-/// Warns of unknown keyring folders. Each rotation adds a folder and a verifying key, so another folder is foreign, or
-/// of a rotation on another host.
+/// Warns of unknown keyring folders. Each rotation adds a folder and a verifying key, so another
+/// folder is foreign, or of a rotation on another host.
 fn warn_of_unknown(store: &dyn ObjectStore, keys: &WriterKeys, places: &[KeyringPlace]) {
     let tags: BTreeSet<&str> = places.iter().map(|place| place.tag.as_str()).collect();
     if tags.len() > keys.trusted.len() {
@@ -408,16 +531,26 @@ fn warn_of_unknown(store: &dyn ObjectStore, keys: &WriterKeys, places: &[Keyring
 fn foreign_keyring(store: &dyn ObjectStore, places: &[KeyringPlace]) -> RunError {
     let tags: Vec<&str> = places.iter().map(|place| place.tag.as_str()).collect();
     RunError::refused(
-        format!("{} holds the keyring {} of somebody else, and not ours", store.url(), tags.join(", ")),
+        format!(
+            "{} holds the keyring {} of somebody else, and not ours",
+            store.url(),
+            tags.join(", ")
+        ),
         "use another prefix in `remote`; if the keys were rotated on another host and that keyring is the new one, run `zfs-backup key rotate`",
     )
 }
 
 pub(super) fn keyring_error(store: &dyn ObjectStore, source: KeyringError) -> RunError {
-    RunError::Keyring { store: store.url().to_owned(), source }
+    RunError::Keyring {
+        store: store.url().to_owned(),
+        source,
+    }
 }
 
-async fn make_keyring(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<WriterKeys, RunError> {
+async fn make_keyring(
+    store: &dyn ObjectStore,
+    passphrase: &SecretString,
+) -> Result<WriterKeys, RunError> {
     let failed = |source| keyring_error(store, source);
     let file = KeyFile::generate().map_err(failed)?;
     let sealed = Bytes::from(file.seal(passphrase).map_err(failed)?);
@@ -425,11 +558,18 @@ async fn make_keyring(store: &dyn ObjectStore, passphrase: &SecretString) -> Res
     let key = ObjectKey::keyring(&keyring_tag(&file.recipient().map_err(failed)?));
     store.put_new(&key, sealed.clone()).await?;
     let places = list_keyrings(store).await?;
-    let [only] = places.as_slice() else { return Err(foreign_keyring(store, &places)) };
+    let [only] = places.as_slice() else {
+        return Err(foreign_keyring(store, &places));
+    };
     let stored = fetch_keyring(store, only).await?;
     let opened = KeyFile::open(&stored.bytes, passphrase).map_err(failed)?;
-    if stored.bytes != sealed || opened.to_text().map_err(failed)? != file.to_text().map_err(failed)? {
-        return Err(RunError::Damaged { key: key.to_string(), reason: "it came back as other keys".into() });
+    if stored.bytes != sealed
+        || opened.to_text().map_err(failed)? != file.to_text().map_err(failed)?
+    {
+        return Err(RunError::Damaged {
+            key: key.to_string(),
+            reason: "it came back as other keys".into(),
+        });
     }
     Ok(keys)
 }
@@ -442,32 +582,52 @@ pub(super) struct KeyringPlace {
     modified_at: Option<Timestamp>,
 }
 
-/// Lists keyrings of every tag and number, in order. One that is too large to be one is passed over with a warning.
+/// Lists keyrings of every tag and number, in order. One that is too large to be one is passed over
+/// with a warning.
 pub(super) async fn list_keyrings(store: &dyn ObjectStore) -> Result<Vec<KeyringPlace>, RunError> {
     let mut places = Vec::new();
     for object in store.list(KEYRING_PREFIX).await? {
-        let name = object.key.strip_prefix(KEYRING_PREFIX).and_then(|name| name.strip_suffix(".age")?.split_once('/'));
+        let name = object
+            .key
+            .strip_prefix(KEYRING_PREFIX)
+            .and_then(|name| name.strip_suffix(".age")?.split_once('/'));
         let Some((tag, number)) = name else { continue };
         let is_tag = tag.len() == 16 && tag.bytes().all(|b| b.is_ascii_hexdigit());
         let is_number = number.len() == 4 && number.bytes().all(|b| b.is_ascii_digit());
         if object.bytes > KEYRING_BYTES_MAX {
-            tracing::warn!(key = object.key, bytes = object.bytes, "too large for a keyring; passed over");
-        } else if let (true, true, Some(key)) = (is_tag, is_number, ObjectKey::listed(&object.key)) {
-            places.push(KeyringPlace { tag: tag.to_owned(), key, modified_at: object.modified_at });
+            tracing::warn!(
+                key = object.key,
+                bytes = object.bytes,
+                "too large for a keyring; passed over"
+            );
+        } else if let (true, true, Some(key)) = (is_tag, is_number, ObjectKey::listed(&object.key))
+        {
+            places.push(KeyringPlace {
+                tag: tag.to_owned(),
+                key,
+                modified_at: object.modified_at,
+            });
         }
     }
     Ok(places)
 }
 
 /// One that was listed must be there: its absence is never "none".
-pub(super) async fn fetch_keyring(store: &dyn ObjectStore, place: &KeyringPlace) -> Result<StoredKeyring, RunError> {
+pub(super) async fn fetch_keyring(
+    store: &dyn ObjectStore,
+    place: &KeyringPlace,
+) -> Result<StoredKeyring, RunError> {
     let bytes = store.get(&place.key, None, KEYRING_BYTES_MAX).await?;
-    Ok(StoredKeyring { tag: place.tag.clone(), bytes })
+    Ok(StoredKeyring {
+        tag: place.tag.clone(),
+        bytes,
+    })
 }
 
-/// Returns the keyrings of a store that are worth opening, in order. An empty answer means that a listing worked and
-/// showed none. Of more than `KEYRINGS_MAX` the oldest and the newest are returned: an attacker who fills the folder
-/// comes after the first keyring and cannot backdate his own, and each backup also has a copy of its keyring.
+/// Returns the keyrings of a store that are worth opening, in order. An empty answer means that a
+/// listing worked and showed none. Of more than `KEYRINGS_MAX` the oldest and the newest are
+/// returned: an attacker who fills the folder comes after the first keyring and cannot backdate his
+/// own, and each backup also has a copy of its keyring.
 ///
 /// # Errors
 /// [`RunError::Store`].
@@ -498,13 +658,16 @@ pub(super) async fn every_keyring(store: &dyn ObjectStore) -> Result<Vec<StoredK
             store.url(),
             places.len()
         );
-        return Err(RunError::refused(what, "find out who put them there, and remove those that are not yours"));
+        return Err(RunError::refused(
+            what,
+            "find out who put them there, and remove those that are not yours",
+        ));
     }
     fetch_keyrings(store, &places).await
 }
 
-/// Of more places than `max` the oldest half and the newest half, in the order in which they were. A store that says no
-/// times gives them by their names.
+/// Of more places than `max` the oldest half and the newest half, in the order in which they were.
+/// A store that says no times gives them by their names.
 fn oldest_and_newest(mut places: Vec<KeyringPlace>, max: usize) -> Vec<KeyringPlace> {
     if places.len() <= max {
         return places;
@@ -517,7 +680,10 @@ fn oldest_and_newest(mut places: Vec<KeyringPlace>, max: usize) -> Vec<KeyringPl
     places
 }
 
-async fn fetch_keyrings(store: &dyn ObjectStore, places: &[KeyringPlace]) -> Result<Vec<StoredKeyring>, RunError> {
+async fn fetch_keyrings(
+    store: &dyn ObjectStore,
+    places: &[KeyringPlace],
+) -> Result<Vec<StoredKeyring>, RunError> {
     let mut keyrings = Vec::new();
     for place in places {
         keyrings.push(fetch_keyring(store, place).await?);
@@ -525,6 +691,10 @@ async fn fetch_keyrings(store: &dyn ObjectStore, places: &[KeyringPlace]) -> Res
     Ok(keyrings)
 }
 
-fn writer_from(store: &dyn ObjectStore, file: &KeyFile, keyring: StoredKeyring) -> Result<WriterKeys, RunError> {
+fn writer_from(
+    store: &dyn ObjectStore,
+    file: &KeyFile,
+    keyring: StoredKeyring,
+) -> Result<WriterKeys, RunError> {
     WriterKeys::from_keyring(file, keyring.bytes).map_err(|source| keyring_error(store, source))
 }

@@ -16,7 +16,11 @@ pub fn last_success(state_dir: &Path, config_file: &Path) -> Result<Option<Times
     match std::fs::read_to_string(&path) {
         Ok(text) => match text.trim().parse() {
             Ok(time) => Ok(Some(time)),
-            Err(error) => Err(failed("read", &path, std::io::Error::new(ErrorKind::InvalidData, error))),
+            Err(error) => Err(failed(
+                "read",
+                &path,
+                std::io::Error::new(ErrorKind::InvalidData, error),
+            )),
         },
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(source) => Err(failed("read", &path, source)),
@@ -31,17 +35,24 @@ pub fn note_success(state_dir: &Path, config_file: &Path, at: Timestamp) -> Resu
     let path = path_of(state_dir, config_file);
     let folder = path.parent().unwrap_or(state_dir);
     create_folder(folder).map_err(|source| failed("create", folder, source))?;
-    replace_until_crash(&path, format!("{at}\n").as_bytes()).map_err(|source| failed("write", &path, source))
+    replace_until_crash(&path, format!("{at}\n").as_bytes())
+        .map_err(|source| failed("write", &path, source))
 }
 
 /// Several configurations may share a state folder.
 fn path_of(state_dir: &Path, config_file: &Path) -> PathBuf {
     let name = Digest::of(config_file.as_os_str().as_encoded_bytes()).to_string();
-    state_dir.join("perform").join(format!("{}.last-success", &name[..16]))
+    state_dir
+        .join("perform")
+        .join(format!("{}.last-success", &name[..16]))
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -58,6 +69,11 @@ mod tests {
         assert_eq!(last_success(state.path(), a).unwrap(), Some(Timestamp::MAX));
         assert_eq!(last_success(state.path(), b).unwrap(), None);
         std::fs::write(path_of(state.path(), b), "soon").unwrap();
-        assert!(last_success(state.path(), b).unwrap_err().to_string().contains(".last-success"));
+        assert!(
+            last_success(state.path(), b)
+                .unwrap_err()
+                .to_string()
+                .contains(".last-success")
+        );
     }
 }

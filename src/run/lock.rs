@@ -1,4 +1,5 @@
-//! The kernel lock: one run per store and dataset on this host, whatever the lockfile says. Ends with the process.
+//! The kernel lock: one run per store and dataset on this host, whatever the lockfile says. Ends
+//! with the process.
 
 use super::RunError;
 use super::identity::state_name;
@@ -18,17 +19,31 @@ pub struct KernelLock {
 /// Takes the lock of one dataset in one store, without waiting.
 ///
 /// # Errors
-/// [`RunError::Locked`] when another process has it; [`RunError::File`] when the lock file cannot be made.
-pub fn lock_dataset(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Result<KernelLock, RunError> {
-    lock_named(state_dir, &state_name(store, dataset), &format!("{dataset} in {}", store.url))
+/// [`RunError::Locked`] when another process has it; [`RunError::File`] when the lock file cannot
+/// be made.
+pub fn lock_dataset(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<KernelLock, RunError> {
+    lock_named(
+        state_dir,
+        &state_name(store, dataset),
+        &format!("{dataset} in {}", store.url),
+    )
 }
 
-/// Whether another process seems to have the lock of one dataset in one store. Looks it up in `/proc/locks` and takes
-/// nothing, so that it is never in the way of a run that begins; for people, not for deciding what may be changed.
+/// Whether another process seems to have the lock of one dataset in one store. Looks it up in
+/// `/proc/locks` and takes nothing, so that it is never in the way of a run that begins; for
+/// people, not for deciding what may be changed.
 ///
 /// # Errors
 /// [`RunError::File`] when it could not be found out.
-pub fn is_held(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Result<bool, RunError> {
+pub fn is_held(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+) -> Result<bool, RunError> {
     is_held_named(state_dir, &state_name(store, dataset))
 }
 
@@ -39,7 +54,11 @@ pub fn is_held(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> R
 pub(super) fn is_held_named(state_dir: &Path, name: &str) -> Result<bool, RunError> {
     use std::os::unix::fs::MetadataExt;
     let path = state_dir.join("locks").join(format!("{name}.lock"));
-    let failed = |path: &Path, source| RunError::File { operation: "read", path: path.display().to_string(), source };
+    let failed = |path: &Path, source| RunError::File {
+        operation: "read",
+        path: path.display().to_string(),
+        source,
+    };
     let inode = match path.metadata() {
         Ok(facts) => format!(":{}", facts.ino()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -63,7 +82,11 @@ pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelL
     let folder = state_dir.join("locks");
     let failed = |operation, path: &Path| {
         let path = path.display().to_string();
-        move |source| RunError::File { operation, path, source }
+        move |source| RunError::File {
+            operation,
+            path,
+            source,
+        }
     };
     create_folder(&folder).map_err(failed("create", &folder))?;
     let path = folder.join(format!("{name}.lock"));
@@ -76,9 +99,10 @@ pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelL
             }
             Ok(KernelLock { _file: file })
         }
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(RunError::Locked { subject: subject.to_owned(), holder: read_holder(&mut file) })
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked {
+            subject: subject.to_owned(),
+            holder: read_holder(&mut file),
+        }),
         Err(errno) => Err(failed("lock", &path)(errno.into())),
     }
 }
@@ -103,12 +127,25 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let dataset: DatasetName = "tank/a".parse().unwrap();
         let held = lock_dataset(state.path(), &KnownStore::of_url("s3:b"), &dataset).unwrap();
-        let refused = lock_dataset(state.path(), &KnownStore::of_url("s3:b"), &dataset).unwrap_err().to_string();
-        let expected = format!("tank/a in s3:b is being worked on by another run, process {}", std::process::id());
+        let refused = lock_dataset(state.path(), &KnownStore::of_url("s3:b"), &dataset)
+            .unwrap_err()
+            .to_string();
+        let expected = format!(
+            "tank/a in s3:b is being worked on by another run, process {}",
+            std::process::id()
+        );
         assert_eq!(refused, expected);
         assert!(lock_dataset(state.path(), &KnownStore::of_url("s3:c"), &dataset).is_ok());
-        assert!(lock_dataset(state.path(), &KnownStore::of_url("s3:b"), &"tank/b".parse().unwrap()).is_ok());
-        let seems_held = |store| is_held(state.path(), &KnownStore::of_url(store), &dataset).unwrap();
+        assert!(
+            lock_dataset(
+                state.path(),
+                &KnownStore::of_url("s3:b"),
+                &"tank/b".parse().unwrap()
+            )
+            .is_ok()
+        );
+        let seems_held =
+            |store| is_held(state.path(), &KnownStore::of_url(store), &dataset).unwrap();
         assert!(seems_held("s3:b") && !seems_held("s3:c") && !seems_held("s3:d"));
         drop(held);
         assert!(!seems_held("s3:b"));

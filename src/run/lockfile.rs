@@ -1,9 +1,11 @@
-//! The lockfile of `lock`, `unlock` and `perform`: who works with this configuration, for people and other hosts to read.
+//! The lockfile of `lock`, `unlock` and `perform`: who works with this configuration, for people
+//! and other hosts to read.
 //!
-//! It appears whole and at once (a file beside it, synced, then linked to its name, which fails when the name is
-//! taken). Whoever replaces or removes it holds a kernel lock on the very file and has looked again that the name still
-//! means it, so that of two who find the same stale lock one gets it. The kernel lock that keeps two backups of one
-//! dataset apart is another thing: [`super::lock`].
+//! It appears whole and at once (a file beside it, synced, then linked to its name, which fails
+//! when the name is taken). Whoever replaces or removes it holds a kernel lock on the very file and
+//! has looked again that the name still means it, so that of two who find the same stale lock one
+//! gets it. The kernel lock that keeps two backups of one dataset apart is another thing:
+//! [`super::lock`].
 
 use super::RunError;
 use super::here::{Here, is_gone, process_started, user_name};
@@ -19,11 +21,13 @@ use std::time::{Duration, Instant};
 
 /// A lockfile above this is something else.
 const LOCK_BYTES_MAX: u64 = 64 << 10;
-/// How long to wait for a kernel lock on the lockfile. This program holds the lock only while it reads a page and
-/// renames a file; another program that locks the file must not stop every command for good.
+/// How long to wait for a kernel lock on the lockfile. This program holds the lock only while it
+/// reads a page and renames a file; another program that locks the file must not stop every command
+/// for good.
 const KERNEL_LOCK_WAIT: Duration = Duration::from_secs(10);
 const KERNEL_LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// How often a lock that changes under our hands is looked at again: each time somebody else got it or let it go.
+/// How often a lock that changes under our hands is looked at again: each time somebody else got it
+/// or let it go.
 const ROUNDS_MAX: u32 = 100;
 
 /// Why the lock is there.
@@ -64,8 +68,9 @@ impl Holder {
     /// # Errors
     /// [`RunError::Refused`] when the system gives no random bytes.
     pub fn current(kind: LockKind, locked_at: Timestamp) -> Result<Self, RunError> {
-        let token = getrandom::u64()
-            .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+        let token = getrandom::u64().map_err(|_| {
+            RunError::refused("the system gives no random bytes", "check /dev/urandom")
+        })?;
         let pid = std::process::id();
         Ok(Self {
             kind,
@@ -79,8 +84,9 @@ impl Holder {
         })
     }
 
-    /// Whether the run that made this lock is surely over: its host was started anew, or its process is gone. What
-    /// cannot be seen from `here` is not stale: another host, another container, a lock made by hand.
+    /// Whether the run that made this lock is surely over: its host was started anew, or its
+    /// process is gone. What cannot be seen from `here` is not stale: another host, another
+    /// container, a lock made by hand.
     fn is_stale(&self, here: &Here, is_gone: impl Fn(u32, u64) -> bool) -> bool {
         if self.kind == LockKind::Manual || !self.here.is_same_host(here) {
             return false;
@@ -90,7 +96,11 @@ impl Holder {
         }
         let is_another_boot = self.here.boot_id != here.boot_id;
         let is_visible = self.here.pid_namespace == here.pid_namespace;
-        is_another_boot || is_visible && self.pid_started.is_some_and(|started| is_gone(self.pid, started))
+        is_another_boot
+            || is_visible
+                && self
+                    .pid_started
+                    .is_some_and(|started| is_gone(self.pid, started))
     }
 }
 
@@ -103,7 +113,8 @@ pub enum LockState {
     Held(Holder),
     /// A run had it that is over: only `perform` may take it over.
     Stale(Holder),
-    /// A file is there that does not say who has it, and why it does not: that is a lock all the same.
+    /// A file is there that does not say who has it, and why it does not: that is a lock all the
+    /// same.
     Damaged(String),
 }
 
@@ -145,7 +156,8 @@ impl HeldLock {
     }
 
     fn remove(&self) -> Result<bool, RunError> {
-        let is_own = |state: &LockState| matches!(state, LockState::Held(holder) if *holder == self.holder);
+        let is_own =
+            |state: &LockState| matches!(state, LockState::Held(holder) if *holder == self.holder);
         Ok(remove_lock(&self.path, &self.holder.here, is_own)?.1)
     }
 }
@@ -177,7 +189,11 @@ pub fn read_lock(path: &Path, here: &Here) -> Result<LockState, RunError> {
 /// [`RunError::File`], [`RunError::Refused`].
 pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, RunError> {
     let temporary = Temporary::write(path, holder)?;
-    let held = || HeldLock { path: path.to_owned(), holder: holder.clone(), stays: false };
+    let held = || HeldLock {
+        path: path.to_owned(),
+        holder: holder.clone(),
+        stays: false,
+    };
     for _ in 0..ROUNDS_MAX {
         match std::fs::hard_link(&temporary.path, path) {
             Ok(()) => {
@@ -187,10 +203,13 @@ pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, RunError> 
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(source) => return Err(failed("create", path, source)),
         }
-        let Some(file) = open_alone(path)? else { continue };
+        let Some(file) = open_alone(path)? else {
+            continue;
+        };
         match read_state(&file, path, &holder.here)? {
             LockState::Stale(old) => {
-                std::fs::rename(&temporary.path, path).map_err(|source| failed("replace", path, source))?;
+                std::fs::rename(&temporary.path, path)
+                    .map_err(|source| failed("replace", path, source))?;
                 sync_folder(path)?;
                 return Ok(TakeOutcome::Taken(held(), Some(Box::new(old))));
             }
@@ -201,7 +220,8 @@ pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, RunError> 
     Err(RunError::refused(what, "see which programs use it"))
 }
 
-/// Removes the lockfile if `may_remove` says so of what is there at that moment. Returns that, and whether it went.
+/// Removes the lockfile if `may_remove` says so of what is there at that moment. Returns that, and
+/// whether it went.
 ///
 /// # Errors
 /// [`RunError::File`].
@@ -214,7 +234,9 @@ pub fn remove_lock(
         if open(path, OFlags::RDONLY)?.is_none() {
             return Ok((LockState::Free, false));
         }
-        let Some(file) = open_alone(path)? else { continue };
+        let Some(file) = open_alone(path)? else {
+            continue;
+        };
         let state = read_state(&file, path, here)?;
         if !may_remove(&state) {
             return Ok((state, false));
@@ -242,10 +264,16 @@ impl Temporary {
         let mut text = serde_json::to_string_pretty(holder)
             .map_err(|error| failed("write", &path, std::io::Error::from(error)))?;
         text.push('\n');
-        let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
+        let file = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
         let mut file = file.map_err(|source| failed("create", &path, source))?;
         let temporary = Self { path };
-        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+        let written = file
+            .write_all(text.as_bytes())
+            .and_then(|()| file.sync_all());
         written.map_err(|source| failed("write", &temporary.path, source))?;
         Ok(temporary)
     }
@@ -258,7 +286,8 @@ impl Drop for Temporary {
     }
 }
 
-/// Opens what the name means now; never waits for the other end of a pipe, never follows a link that somebody laid.
+/// Opens what the name means now; never waits for the other end of a pipe, never follows a link
+/// that somebody laid.
 fn open(path: &Path, access: OFlags) -> Result<Option<File>, RunError> {
     let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(path, flags, Mode::empty()) {
@@ -268,13 +297,16 @@ fn open(path: &Path, access: OFlags) -> Result<Option<File>, RunError> {
     }
 }
 
-/// The file that the name means, with a kernel lock on it. `None` when it was replaced or removed meanwhile.
+/// The file that the name means, with a kernel lock on it. `None` when it was replaced or removed
+/// meanwhile.
 fn open_alone(path: &Path) -> Result<Option<File>, RunError> {
     open_alone_within(path, KERNEL_LOCK_WAIT)
 }
 
 fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, RunError> {
-    let Some(file) = open(path, OFlags::RDWR)? else { return Ok(None) };
+    let Some(file) = open(path, OFlags::RDWR)? else {
+        return Ok(None);
+    };
     let begun = Instant::now();
     while let Err(errno) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
         match errno {
@@ -289,12 +321,17 @@ fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, RunErr
                 );
                 let path = path.display().to_string();
                 let path = shell_words::quote(&path);
-                return Err(RunError::refused(what, format!("`fuser -v {path}` names the process; end it")));
+                return Err(RunError::refused(
+                    what,
+                    format!("`fuser -v {path}` names the process; end it"),
+                ));
             }
             errno => return Err(failed("lock", path, errno.into())),
         }
     }
-    let ours = file.metadata().map_err(|source| failed("read", path, source))?;
+    let ours = file
+        .metadata()
+        .map_err(|source| failed("read", path, source))?;
     match std::fs::symlink_metadata(path) {
         Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => Ok(Some(file)),
         Ok(_) => Ok(None),
@@ -304,12 +341,16 @@ fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, RunErr
 }
 
 fn read_state(file: &File, path: &Path, here: &Here) -> Result<LockState, RunError> {
-    let about = file.metadata().map_err(|source| failed("read", path, source))?;
+    let about = file
+        .metadata()
+        .map_err(|source| failed("read", path, source))?;
     if !about.is_file() {
         return Ok(LockState::Damaged("it is no regular file".to_owned()));
     }
     let mut bytes = Vec::new();
-    file.take(LOCK_BYTES_MAX).read_to_end(&mut bytes).map_err(|source| failed("read", path, source))?;
+    file.take(LOCK_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(|source| failed("read", path, source))?;
     Ok(match serde_json::from_slice::<Holder>(&bytes) {
         Ok(holder) if holder.is_stale(here, is_gone) => LockState::Stale(holder),
         Ok(holder) => LockState::Held(holder),
@@ -324,7 +365,11 @@ fn sync_folder(path: &Path) -> Result<(), RunError> {
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Under which name each dataset is stored: recorded at first use, so that a renamed dataset keeps its place.
+//! Under which name each dataset is stored: recorded at first use, so that a renamed dataset keeps
+//! its place.
 //!
 //! One small file a dataset in `state_dir`, named by the dataset's guid, which no rename changes.
 
@@ -25,9 +26,21 @@ pub fn recorded_place(state_dir: &Path, dataset: Guid) -> Result<Option<DatasetN
         Err(source) => return Err(failed("read", &file, source)),
     };
     let mut text = String::new();
-    opened.take(PLACE_BYTES_MAX).read_to_string(&mut text).map_err(|source| failed("read", &file, source))?;
-    let unusable = |error| failed("use", &file, std::io::Error::new(ErrorKind::InvalidData, error));
-    text.trim_end_matches('\n').parse().map(Some).map_err(unusable)
+    opened
+        .take(PLACE_BYTES_MAX)
+        .read_to_string(&mut text)
+        .map_err(|source| failed("read", &file, source))?;
+    let unusable = |error| {
+        failed(
+            "use",
+            &file,
+            std::io::Error::new(ErrorKind::InvalidData, error),
+        )
+    };
+    text.trim_end_matches('\n')
+        .parse()
+        .map(Some)
+        .map_err(unusable)
 }
 
 /// Notes the name that a dataset is stored under, whole or not at all.
@@ -45,7 +58,8 @@ pub fn record_place(state_dir: &Path, dataset: Guid, stored: &DatasetName) -> Re
         .mode(0o700)
         .create(&folder)
         .map_err(|source| failed("create", &folder, source))?;
-    replace_file(&file, format!("{stored}\n").as_bytes()).map_err(|source| failed("write", &file, source))
+    replace_file(&file, format!("{stored}\n").as_bytes())
+        .map_err(|source| failed("write", &file, source))
 }
 
 fn folder_of(state_dir: &Path) -> PathBuf {
@@ -57,7 +71,11 @@ fn file_of(state_dir: &Path, dataset: Guid) -> PathBuf {
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]

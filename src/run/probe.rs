@@ -1,7 +1,9 @@
-//! What each store was found to do, remembered in `state_dir` for a while, so that not every run has to try it.
+//! What each store was found to do, remembered in `state_dir` for a while, so that not every run
+//! has to try it.
 //!
-//! One small file a store, named by its url and endpoint. A file that cannot be read is an error, never "not tried"; but
-//! since it can be made again, whoever may write to the store can go on with a new probe.
+//! One small file a store, named by its url and endpoint. A file that cannot be read is an error,
+//! never "not tried"; but since it can be made again, whoever may write to the store can go on with
+//! a new probe.
 
 use super::RunError;
 use super::replace::replace_file;
@@ -57,7 +59,12 @@ impl ProbeCache {
         let name = Digest::of(format!("{store}\n{endpoint}").as_bytes()).to_string();
         let folder = state_dir.join("probes");
         let file = folder.join(format!("{}.json", &name[..32]));
-        Self { folder, file, store: store.to_owned(), endpoint: endpoint.to_owned() }
+        Self {
+            folder,
+            file,
+            store: store.to_owned(),
+            endpoint: endpoint.to_owned(),
+        }
     }
 
     /// What was found when the store was last tried; `None` when it never was from this host.
@@ -70,15 +77,21 @@ impl ProbeCache {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(self.failed("read", source)),
         };
-        let unusable = |text: String| self.failed("use", std::io::Error::new(ErrorKind::InvalidData, text));
-        let note: ProbeNote = serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+        let unusable =
+            |text: String| self.failed("use", std::io::Error::new(ErrorKind::InvalidData, text));
+        let note: ProbeNote =
+            serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
         match note.format == FORMAT && note.store == self.store && note.endpoint == self.endpoint {
             true => Ok(Some(note)),
-            false => Err(unusable(format!("it is of format {} and of {}", note.format, note.store))),
+            false => Err(unusable(format!(
+                "it is of format {} and of {}",
+                note.format, note.store
+            ))),
         }
     }
 
-    /// Forgets it: the next command that writes tries the store again. One that is gone is no error.
+    /// Forgets it: the next command that writes tries the store again. One that is gone is no
+    /// error.
     ///
     /// # Errors
     /// [`RunError::File`].
@@ -90,23 +103,37 @@ impl ProbeCache {
     }
 
     fn save(&self, note: &ProbeNote) -> Result<(), RunError> {
-        let text = serde_json::to_vec_pretty(note).map_err(|error| self.failed("write", error.into()))?;
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
-        made.and_then(|()| replace_file(&self.file, &text)).map_err(|source| self.failed("write", source))
+        let text =
+            serde_json::to_vec_pretty(note).map_err(|error| self.failed("write", error.into()))?;
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder);
+        made.and_then(|()| replace_file(&self.file, &text))
+            .map_err(|source| self.failed("write", source))
     }
 
     fn failed(&self, operation: &'static str, source: std::io::Error) -> RunError {
-        RunError::File { operation, path: self.file.display().to_string(), source }
+        RunError::File {
+            operation,
+            path: self.file.display().to_string(),
+            source,
+        }
     }
 }
 
-/// All that is remembered of a store, at whatever endpoint; the newest first. Nothing is asked of it.
+/// All that is remembered of a store, at whatever endpoint; the newest first. Nothing is asked of
+/// it.
 ///
 /// # Errors
 /// [`RunError::File`] naming a file or folder that is there and cannot be read or understood.
 pub fn known_probes(state_dir: &Path, store: &str) -> Result<Vec<ProbeNote>, RunError> {
     let folder = state_dir.join("probes");
-    let failed = |path: &Path, source| RunError::File { operation: "read", path: path.display().to_string(), source };
+    let failed = |path: &Path, source| RunError::File {
+        operation: "read",
+        path: path.display().to_string(),
+        source,
+    };
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -119,15 +146,17 @@ pub fn known_probes(state_dir: &Path, store: &str) -> Result<Vec<ProbeNote>, Run
             continue;
         }
         let bytes = fs::read(&path).map_err(|source| failed(&path, source))?;
-        let note: ProbeNote = serde_json::from_slice(&bytes).map_err(|error| failed(&path, error.into()))?;
+        let note: ProbeNote =
+            serde_json::from_slice(&bytes).map_err(|error| failed(&path, error.into()))?;
         notes.extend((note.format == FORMAT && note.store == store).then_some(note));
     }
     notes.sort_by_key(|note| std::cmp::Reverse(note.at));
     Ok(notes)
 }
 
-/// Tries the store, below a prefix that nobody else uses (`nonce`), and remembers what was found. `None` where there is
-/// nothing to find out, as with a folder. A record that cannot be written is said and fails nothing.
+/// Tries the store, below a prefix that nobody else uses (`nonce`), and remembers what was found.
+/// `None` where there is nothing to find out, as with a folder. A record that cannot be written is
+/// said and fails nothing.
 ///
 /// # Errors
 /// [`RunError::Store`] when it could not be found out.
@@ -137,11 +166,21 @@ pub async fn probe_store(
     nonce: u64,
     now: Timestamp,
 ) -> Result<Option<ProbeNote>, RunError> {
-    let Some(probe) = store.probe(&format!("{PROBE_PREFIX}{nonce:016x}/")).await? else { return Ok(None) };
-    let note =
-        ProbeNote { format: FORMAT, store: cache.store.clone(), endpoint: cache.endpoint.clone(), at: now, probe };
+    let Some(probe) = store.probe(&format!("{PROBE_PREFIX}{nonce:016x}/")).await? else {
+        return Ok(None);
+    };
+    let note = ProbeNote {
+        format: FORMAT,
+        store: cache.store.clone(),
+        endpoint: cache.endpoint.clone(),
+        at: now,
+        probe,
+    };
     if let Err(error) = cache.save(&note) {
-        tracing::warn!("the store will be tried again by the next run: {}", super::error_chain(&error));
+        tracing::warn!(
+            "the store will be tried again by the next run: {}",
+            super::error_chain(&error)
+        );
     }
     Ok(Some(note))
 }
@@ -152,7 +191,13 @@ mod tests {
 
     fn note(at: &str) -> ProbeNote {
         let (store, endpoint) = ("s3:b".to_owned(), "http://e".to_owned());
-        ProbeNote { format: FORMAT, store, endpoint, at: at.parse().unwrap(), probe: StoreProbe::default() }
+        ProbeNote {
+            format: FORMAT,
+            store,
+            endpoint,
+            at: at.parse().unwrap(),
+            probe: StoreProbe::default(),
+        }
     }
 
     #[test]
@@ -163,14 +208,30 @@ mod tests {
         cache.forget().unwrap();
         cache.save(&note("2026-11-01T00:00:00Z")).unwrap();
         assert_eq!(cache.load().unwrap(), Some(note("2026-11-01T00:00:00Z")));
-        assert_eq!(ProbeCache::new(state.path(), "s3:b", "http://f").load().unwrap(), None);
+        assert_eq!(
+            ProbeCache::new(state.path(), "s3:b", "http://f")
+                .load()
+                .unwrap(),
+            None
+        );
         assert_eq!(known_probes(state.path(), "s3:b").unwrap().len(), 1);
         assert_eq!(known_probes(state.path(), "s3:c").unwrap(), []);
         let good = fs::read_to_string(&cache.file).unwrap();
-        for damage in ["", "{", &good[..good.len() / 2], &good.replace("\"format\": 1", "\"format\": 2")] {
+        for damage in [
+            "",
+            "{",
+            &good[..good.len() / 2],
+            &good.replace("\"format\": 1", "\"format\": 2"),
+        ] {
             fs::write(&cache.file, damage).unwrap();
-            assert!(cache.load().unwrap_err().to_string().contains("probes"), "{damage:?}");
-            assert!(damage.contains("\"format\": 2") || known_probes(state.path(), "s3:b").is_err(), "{damage:?}");
+            assert!(
+                cache.load().unwrap_err().to_string().contains("probes"),
+                "{damage:?}"
+            );
+            assert!(
+                damage.contains("\"format\": 2") || known_probes(state.path(), "s3:b").is_err(),
+                "{damage:?}"
+            );
         }
         cache.forget().unwrap();
         assert_eq!(cache.load().unwrap(), None);

@@ -1,14 +1,17 @@
-//! Pruning one dataset in one store: read everything, plan, and delete only what two readings agree on.
+//! Pruning one dataset in one store: read everything, plan, and delete only what two readings agree
+//! on.
 //!
-//! lock -> read -> plan -> records of backups that stay are made void -> signed prune record -> read anew, plan anew ->
-//! for each backup, descendants before ancestors: manifest in all versions, its signature, receipt, chunks, the rest.
-//! Both readings are of the store itself. Whether there is anything to delete at all is asked of what is kept first
-//! ([`super::cache`]), so that a night with nothing to do costs a listing.
+//! lock -> read -> plan -> records of backups that stay are made void -> signed prune record ->
+//! read anew, plan anew -> for each backup, descendants before ancestors: manifest in all versions,
+//! its signature, receipt, chunks, the rest. Both readings are of the store itself. Whether there
+//! is anything to delete at all is asked of what is kept first ([`super::cache`]), so that a night
+//! with nothing to do costs a listing.
 //!
-//! The record goes before the second reading, and whoever uploads puts `started.json` before he looks at the records:
-//! one of both always sees the other. A prune that was interrupted is finished by the next one, because the record
-//! proves that what is left is no backup. A record that names a backup which stays would be a false proof later, so it
-//! is made void before anything is deleted, unless another host may be pruning by it (`at_work`).
+//! The record goes before the second reading, and whoever uploads puts `started.json` before he
+//! looks at the records: one of both always sees the other. A prune that was interrupted is
+//! finished by the next one, because the record proves that what is left is no backup. A record
+//! that names a backup which stays would be a false proof later, so it is made void before anything
+//! is deleted, unless another host may be pruning by it (`at_work`).
 
 mod at_work;
 mod delete;
@@ -53,8 +56,8 @@ pub struct PruneEnv {
     pub state_dir: PathBuf,
     /// After so many days without a new object an attempt is given up.
     pub resume_days: u32,
-    /// The backups that the pool knows, by the dataset's name in the store. A dataset without an entry is pruned
-    /// without a pool to ask: other time lines are not noticed then.
+    /// The backups that the pool knows, by the dataset's name in the store. A dataset without an
+    /// entry is pruned without a pool to ask: other time lines are not noticed then.
     pub pools: BTreeMap<DatasetName, PoolSight>,
     /// The time.
     pub now: Timestamp,
@@ -65,9 +68,11 @@ pub struct PruneEnv {
 }
 
 impl PruneEnv {
-    /// After how many days without a new object what an attempt left is deleted: not while the store has it locked.
+    /// After how many days without a new object what an attempt left is deleted: not while the
+    /// store has it locked.
     fn given_up_days(&self) -> u32 {
-        self.resume_days.max(self.store.object_lock().map_or(0, |lock| lock.days))
+        self.resume_days
+            .max(self.store.object_lock().map_or(0, |lock| lock.days))
     }
 }
 
@@ -95,9 +100,10 @@ pub struct PruneOutcome {
 /// Carries the plan of one dataset out.
 ///
 /// # Errors
-/// [`RunError::Locked`] when another run works on the dataset; [`RunError::Refused`] when the store changed between the
-/// two readings; [`RunError::Interrupted`]; [`RunError::Store`]. What was deleted until then is whole backups from the
-/// ends of their chains, and at most one that the next prune finishes.
+/// [`RunError::Locked`] when another run works on the dataset; [`RunError::Refused`] when the store
+/// changed between the two readings; [`RunError::Interrupted`]; [`RunError::Store`]. What was
+/// deleted until then is whole backups from the ends of their chains, and at most one that the next
+/// prune finishes.
 pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutcome, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), &task.stored)?;
     let mut first = look(env, task).await?;
@@ -105,7 +111,8 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
         first = look_afresh(env, task).await?;
     }
     let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
-    // By a clock that is years ahead a record of a prune that is at work elsewhere would seem to be old.
+    // By a clock that is years ahead a record of a prune that is at work elsewhere would seem to be
+    // old.
     if first.clock.is_ok() {
         void_records(env, &task.stored, &first.records, &stay).await?;
     }
@@ -114,20 +121,31 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
         if first.plan.doubts.is_empty() {
             remove_dead_uploads(env, task, &first).await?;
         }
-        return Ok(PruneOutcome { look: first, deleted: Vec::new() });
+        return Ok(PruneOutcome {
+            look: first,
+            deleted: Vec::new(),
+        });
     }
     let record = put_record(env, &task.stored, entries(&first)).await?;
     let second = look_afresh(env, task).await?;
     if let Err(why) = check_again(env, &first.plan, &second) {
         record.withdraw(env).await?;
-        return Err(RunError::refused(format!("{}: {why}; nothing was deleted", task.stored), "run it again"));
+        return Err(RunError::refused(
+            format!("{}: {why}; nothing was deleted", task.stored),
+            "run it again",
+        ));
     }
     let mut deleted = Vec::new();
     for leftover in &first.plan.delete_leftovers {
         env.check_stop()?;
         delete_backup(env, &task.stored, &leftover.id, true).await?;
         if leftover.proof == Proof::Journal {
-            forget_attempt(&env.state_dir, &env.store.known(), &task.stored, &leftover.id)?;
+            forget_attempt(
+                &env.state_dir,
+                &env.store.known(),
+                &task.stored,
+                &leftover.id,
+            )?;
         }
         deleted.push(leftover.id.clone());
     }
@@ -137,11 +155,15 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
         deleted.push(doomed.id.clone());
     }
     remove_dead_uploads(env, task, &second).await?;
-    Ok(PruneOutcome { look: first, deleted })
+    Ok(PruneOutcome {
+        look: first,
+        deleted,
+    })
 }
 
 impl PruneEnv {
-    /// Returns the times by the clocks of the pruned store and of the second store, if they have clocks.
+    /// Returns the times by the clocks of the pruned store and of the second store, if they have
+    /// clocks.
     async fn store_clocks(&self, beside: &Beside) -> Result<Vec<StoreClock>, RunError> {
         let beside = match beside {
             Beside::Remote(store) | Beside::Intermediate(store) => Some(&**store),
@@ -151,30 +173,50 @@ impl PruneEnv {
     }
 
     fn check_stop(&self) -> Result<(), RunError> {
-        if *self.stop.borrow() { Err(RunError::Interrupted) } else { Ok(()) }
+        if *self.stop.borrow() {
+            Err(RunError::Interrupted)
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn entries(look: &PruneLook) -> Vec<PrunedEntry> {
     let hash = |id: &BackupId| look.catalog.backup(id).map(|backup| backup.manifest_blake3);
-    let entry = |id: &BackupId| PrunedEntry { id: id.clone(), manifest_blake3: hash(id) };
+    let entry = |id: &BackupId| PrunedEntry {
+        id: id.clone(),
+        manifest_blake3: hash(id),
+    };
     look.plan.doomed_ids().into_iter().map(entry).collect()
 }
 
-/// Whether a second reading, made after the record was put, still wants all that the first one wanted.
+/// Whether a second reading, made after the record was put, still wants all that the first one
+/// wanted.
 fn check_again(env: &PruneEnv, first: &PrunePlan, second: &PruneLook) -> Result<(), String> {
     if let Some(doubt) = second.plan.doubts.first() {
         return Err(format!("it changed while it was looked at: {doubt}"));
     }
     let wanted = second.plan.doomed_ids();
-    if let Some(id) = first.doomed_ids().into_iter().find(|id| !wanted.contains(*id)) {
-        return Err(format!("it changed while it was looked at, and {id} stays now"));
+    if let Some(id) = first
+        .doomed_ids()
+        .into_iter()
+        .find(|id| !wanted.contains(*id))
+    {
+        return Err(format!(
+            "it changed while it was looked at, and {id} stays now"
+        ));
     }
-    // The record was put just now, so this is the time there; what goes by its age must not go by a wrong clock.
+    // The record was put just now, so this is the time there; what goes by its age must not go by a
+    // wrong clock.
     let store_clock = second.catalog.newest_object_at;
-    let skew = store_clock.map_or(0, |store| env.now.as_second().saturating_sub(store.as_second()));
+    let skew = store_clock.map_or(0, |store| {
+        env.now.as_second().saturating_sub(store.as_second())
+    });
     if skew > AHEAD_SECONDS_MAX {
-        return Err(format!("this host's clock is {} ahead of the store's", crate::plan::retention::age_words(skew)));
+        return Err(format!(
+            "this host's clock is {} ahead of the store's",
+            crate::plan::retention::age_words(skew)
+        ));
     }
     Ok(())
 }

@@ -61,8 +61,12 @@ pub struct SnapshotOutcome {
 /// Decides about the own snapshots of one dataset. Changes nothing.
 ///
 /// # Errors
-/// [`RunError::Store`] and [`RunError::Zfs`] when anything could not be read: then no snapshot may be destroyed.
-pub async fn look_at_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotVerdict>, RunError> {
+/// [`RunError::Store`] and [`RunError::Zfs`] when anything could not be read: then no snapshot may
+/// be destroyed.
+pub async fn look_at_snapshots(
+    env: &SnapshotsEnv,
+    selected: &Selected,
+) -> Result<Vec<SnapshotVerdict>, RunError> {
     Ok(look(env, selected).await?.0)
 }
 
@@ -85,19 +89,41 @@ async fn look(
     let pinned = pinned(&*env.zfs, &dataset.name)?;
     known.extend(pinned.iter().cloned());
     let mut views = Vec::new();
-    for (SnapshotStore { store, beside_remote }, mut catalog) in env.stores.iter().zip(catalogs) {
-        catalog.attempts.retain(|attempt| known.contains(&attempt.id));
+    for (
+        SnapshotStore {
+            store,
+            beside_remote,
+        },
+        mut catalog,
+    ) in env.stores.iter().zip(catalogs)
+    {
+        catalog
+            .attempts
+            .retain(|attempt| known.contains(&attempt.id));
         let leftovers = read_leftovers(&**store, &catalog, &env.trusted).await?;
         let seen = Seen::look(&**store, catalog).await?;
         views.push(StoreView {
             store: store.url().to_owned(),
-            facts: if *beside_remote { seen.own_facts() } else { seen.facts(None) },
-            attempts: leftovers.into_iter().map(|leftover| (leftover.id, leftover.started)).collect(),
+            facts: if *beside_remote {
+                seen.own_facts()
+            } else {
+                seen.facts(None)
+            },
+            attempts: leftovers
+                .into_iter()
+                .map(|leftover| (leftover.id, leftover.started))
+                .collect(),
         });
     }
     // ZFS is asked last: what was made meanwhile counts.
-    let (snapshots, bookmarks) = (env.zfs.snapshots(&dataset.name)?, env.zfs.bookmarks(&dataset.name)?);
-    let marked = snapshots.iter().filter(|snapshot| is_marked(snapshot, dataset.guid)).cloned();
+    let (snapshots, bookmarks) = (
+        env.zfs.snapshots(&dataset.name)?,
+        env.zfs.bookmarks(&dataset.name)?,
+    );
+    let marked = snapshots
+        .iter()
+        .filter(|snapshot| is_marked(snapshot, dataset.guid))
+        .cloned();
     let (own, marked): (Vec<Snapshot>, Vec<Snapshot>) =
         marked.partition(|snapshot| has_own_name(snapshot, &env.prefix));
     let input = SnapshotsInput {
@@ -115,12 +141,19 @@ async fn look(
     };
     let verdicts = plan_snapshots(&input);
     let is_needed = verdicts.iter().any(|verdict| verdict.destroy);
-    let stores = env.stores.iter().filter(|_| is_needed).map(|store| &*store.store);
+    let stores = env
+        .stores
+        .iter()
+        .filter(|_| is_needed)
+        .map(|store| &*store.store);
     let times = snapshots.iter().map(|snapshot| snapshot.created_at);
     let clock = env.clock.judge(&store_clocks(stores).await?, times);
     let verdicts = match &clock {
         Ok(_) => verdicts,
-        Err(doubt) => plan_snapshots(&SnapshotsInput { clock: Some(doubt), ..input }),
+        Err(doubt) => plan_snapshots(&SnapshotsInput {
+            clock: Some(doubt),
+            ..input
+        }),
     };
     Ok((verdicts, clock))
 }
@@ -134,21 +167,31 @@ fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Destroys what may go, each by itself. One that ZFS refuses, because it is held or has clones, stays and is told of.
+/// Destroys what may go, each by itself. One that ZFS refuses, because it is held or has clones,
+/// stays and is told of.
 ///
 /// # Errors
-/// [`RunError::Locked`] when a run works on the dataset in one of the stores; [`RunError::Zfs`] without the permission to
-/// destroy; as for [`look_at_snapshots`].
-pub async fn prune_snapshots(env: &SnapshotsEnv, selected: &Selected) -> Result<Vec<SnapshotOutcome>, RunError> {
+/// [`RunError::Locked`] when a run works on the dataset in one of the stores; [`RunError::Zfs`]
+/// without the permission to destroy; as for [`look_at_snapshots`].
+pub async fn prune_snapshots(
+    env: &SnapshotsEnv,
+    selected: &Selected,
+) -> Result<Vec<SnapshotOutcome>, RunError> {
     refuse_one_store_twice(env)?;
-    let lock = |store: &SnapshotStore| lock_dataset(&env.state_dir, &store.store.known(), &selected.stored);
+    let lock = |store: &SnapshotStore| {
+        lock_dataset(&env.state_dir, &store.store.known(), &selected.stored)
+    };
     let _locks = env.stores.iter().map(lock).collect::<Result<Vec<_>, _>>()?;
     let mut outcomes = Vec::new();
     let (verdicts, clock) = look(env, selected).await?;
     env.clock.keep_note(&env.state_dir, &clock)?;
     for verdict in verdicts {
         let names = std::slice::from_ref(&verdict.name);
-        let destroyed = if verdict.destroy { env.zfs.destroy_snapshots(names) } else { Ok(()) };
+        let destroyed = if verdict.destroy {
+            env.zfs.destroy_snapshots(names)
+        } else {
+            Ok(())
+        };
         let refused = match destroyed {
             Err(error) if error.permissions_lacking().is_some() => return Err(error.into()),
             destroyed => destroyed.err().map(|error| error_chain(&error)),

@@ -1,8 +1,10 @@
-//! What this host remembers of one dataset in one store: when it was last committed, looked at, verified, drilled, and
-//! what failed since. `health` and `show` live on it, without network and without ZFS.
+//! What this host remembers of one dataset in one store: when it was last committed, looked at,
+//! verified, drilled, and what failed since. `health` and `show` live on it, without network and
+//! without ZFS.
 //!
-//! One small file an event, in a folder a store and dataset below `state_dir/records`. Each is written whole, so that
-//! two runs never tread on each other's. A file that is there and cannot be read is an error, never "nothing".
+//! One small file an event, in a folder a store and dataset below `state_dir/records`. Each is
+//! written whole, so that two runs never tread on each other's. A file that is there and cannot be
+//! read is an error, never "nothing".
 
 use super::RunError;
 use super::catalog::Catalog;
@@ -21,7 +23,8 @@ use std::path::{Path, PathBuf};
 /// The form of the files. A file of a later one is refused.
 const FORMAT: u32 = 1;
 
-/// All that is remembered. `None` is "never, as far as this host knows": a wiped `state_dir` knows nothing.
+/// All that is remembered. `None` is "never, as far as this host knows": a wiped `state_dir` knows
+/// nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Record {
     /// The newest backup that this host committed.
@@ -93,7 +96,8 @@ pub struct VerifyNote {
     pub at: Timestamp,
     /// Whole backups that were verified.
     pub backups: u64,
-    /// Which share of the data was read: `none` when only checksums were compared, else as it was asked for: `5%`.
+    /// Which share of the data was read: `none` when only checksums were compared, else as it was
+    /// asked for: `5%`.
     pub read_data: String,
 }
 
@@ -140,7 +144,11 @@ impl Records {
     /// Names them by the store's identity and the dataset's name there; nothing is touched yet.
     pub fn new(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> Self {
         let folder = state_dir.join("records").join(state_name(store, dataset));
-        Self { folder, dataset: dataset.clone(), store: store.clone() }
+        Self {
+            folder,
+            dataset: dataset.clone(),
+            store: store.clone(),
+        }
     }
 
     /// All that is remembered.
@@ -161,9 +169,18 @@ impl Records {
     ///
     /// # Errors
     /// [`RunError::File`]; the backup is there all the same.
-    pub fn note_commit(&self, manifest: &Manifest, stored_bytes: u64, now: Timestamp) -> Result<(), RunError> {
-        let known = self.load::<CommitNote>("commit")?.map(|commit| (commit.committed_at, commit.total_bytes));
-        let listed = self.load::<SeenNote>("seen")?.map(|seen| (seen.at, seen.total_bytes));
+    pub fn note_commit(
+        &self,
+        manifest: &Manifest,
+        stored_bytes: u64,
+        now: Timestamp,
+    ) -> Result<(), RunError> {
+        let known = self
+            .load::<CommitNote>("commit")?
+            .map(|commit| (commit.committed_at, commit.total_bytes));
+        let listed = self
+            .load::<SeenNote>("seen")?
+            .map(|seen| (seen.at, seen.total_bytes));
         let before = known.max(listed).map_or(0, |(_, bytes)| bytes);
         let note = CommitNote {
             id: manifest.id.clone(),
@@ -172,7 +189,9 @@ impl Records {
             stored_bytes,
             chain_position: manifest.chain.position,
             chain_bytes: manifest.chain.stored_bytes,
-            total_bytes: before.saturating_add(stored_bytes).max(manifest.chain.stored_bytes),
+            total_bytes: before
+                .saturating_add(stored_bytes)
+                .max(manifest.chain.stored_bytes),
             raw: manifest.send.requested.iter().any(|flag| flag == "raw"),
         };
         self.store("commit", &note)?;
@@ -187,17 +206,28 @@ impl Records {
         self.store("copied", copied)
     }
 
-    /// Returns the last backups that this host committed to this store. A record of an earlier version does not count:
-    /// it was made for the store's URL, which may have led elsewhere then.
+    /// Returns the last backups that this host committed to this store. A record of an earlier
+    /// version does not count: it was made for the store's URL, which may have led elsewhere then.
     ///
     /// # Errors
     /// As for [`Records::read`].
     pub fn own_commits(&self) -> Result<Vec<OwnCommit>, RunError> {
-        let is_ours = |store: &String| self.store.id.is_random() && *store == self.store.id.as_str();
-        let made = self.load_stored::<CommitNote>("commit")?.filter(|stored| is_ours(&stored.store));
-        let copied = self.load_stored::<OwnCommit>("copied")?.filter(|stored| is_ours(&stored.store));
-        let made = made.map(|stored| OwnCommit { id: stored.event.id, at: stored.event.committed_at });
-        Ok(made.into_iter().chain(copied.map(|stored| stored.event)).collect())
+        let is_ours =
+            |store: &String| self.store.id.is_random() && *store == self.store.id.as_str();
+        let made = self
+            .load_stored::<CommitNote>("commit")?
+            .filter(|stored| is_ours(&stored.store));
+        let copied = self
+            .load_stored::<OwnCommit>("copied")?
+            .filter(|stored| is_ours(&stored.store));
+        let made = made.map(|stored| OwnCommit {
+            id: stored.event.id,
+            at: stored.event.committed_at,
+        });
+        Ok(made
+            .into_iter()
+            .chain(copied.map(|stored| stored.event))
+            .collect())
     }
 
     /// The store was looked into at `now`, and the catalog is what it held.
@@ -212,7 +242,10 @@ impl Records {
             newest_at: newest.map(|manifest| manifest.snapshot.created_at),
             chain_position: newest.map_or(0, |manifest| manifest.chain.position),
             backups: catalog.backups.len() as u64,
-            total_bytes: catalog.backups.iter().fold(0, |sum, backup| sum.saturating_add(backup.stored_bytes())),
+            total_bytes: catalog
+                .backups
+                .iter()
+                .fold(0, |sum, backup| sum.saturating_add(backup.stored_bytes())),
             time_lines: catalog.time_lines() as u64,
         };
         self.store("seen", &note)
@@ -251,7 +284,9 @@ impl Records {
     pub fn note_success(&self, step: &str) -> Result<(), RunError> {
         let path = self.path(&format!("failed-{step}"));
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(failed("remove", &path, source)),
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(failed("remove", &path, source))
+            }
             _ => Ok(()),
         }
     }
@@ -268,7 +303,9 @@ impl Records {
         };
         let mut failures: Vec<FailureNote> = Vec::new();
         for entry in entries {
-            let name = entry.map_err(|source| failed("read", &self.folder, source))?.file_name();
+            let name = entry
+                .map_err(|source| failed("read", &self.folder, source))?
+                .file_name();
             let event = name.to_str().and_then(|name| name.strip_suffix(".json"));
             if let Some(event) = event.filter(|event| event.starts_with("failed-")) {
                 failures.extend(self.load(event)?);
@@ -290,39 +327,57 @@ impl Records {
             Err(source) => return Err(failed("read", &path, source)),
         };
         let wrong = |reason: String| failed("understand", &path, std::io::Error::other(reason));
-        let stored: Stored<T> = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
+        let stored: Stored<T> =
+            serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         if stored.format != FORMAT {
-            return Err(wrong(format!("it has format {}, and this version knows {FORMAT}", stored.format)));
+            return Err(wrong(format!(
+                "it has format {}, and this version knows {FORMAT}",
+                stored.format
+            )));
         }
         if stored.dataset != self.dataset || !self.is_of(&stored.store) {
-            return Err(wrong(format!("it is of {} in {}", stored.dataset, stored.store)));
+            return Err(wrong(format!(
+                "it is of {} in {}",
+                stored.dataset, stored.store
+            )));
         }
         Ok(Some(stored))
     }
 
-    /// Returns whether a record in this folder is of this store. A record that an earlier version made names the URL of
-    /// then. Only a store that proved to be meant got the folder, and its URL may be another one by now.
+    /// Returns whether a record in this folder is of this store. A record that an earlier version
+    /// made names the URL of then. Only a store that proved to be meant got the folder, and its URL
+    /// may be another one by now.
     fn is_of(&self, store: &str) -> bool {
         let names_url = store.parse::<StoreId>().is_err();
-        store == self.store.id.as_str() || store == self.store.url || (names_url && self.store.id.is_random())
+        store == self.store.id.as_str()
+            || store == self.store.url
+            || (names_url && self.store.id.is_random())
     }
 
     /// Whole or not at all, and on disk when this returns.
     fn store<T: Serialize>(&self, event: &str, note: &T) -> Result<(), RunError> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder);
         made.map_err(|source| failed("create", &self.folder, source))?;
         let path = self.path(event);
         let (dataset, store) = (self.dataset.clone(), self.store.id.to_string());
         let written = || -> std::io::Result<()> {
-            let bytes = serde_json::to_vec_pretty(&Stored { format: FORMAT, dataset, store, event: note })?;
+            let bytes = serde_json::to_vec_pretty(&Stored {
+                format: FORMAT,
+                dataset,
+                store,
+                event: note,
+            })?;
             replace_file(&path, &bytes)
         };
         written().map_err(|source| failed("write", &path, source))
     }
 }
 
-/// The stores into which this host committed a backup of a dataset since then, as the records name them: by identity, or
-/// by URL in those of an earlier version.
+/// The stores into which this host committed a backup of a dataset since then, as the records name
+/// them: by identity, or by URL in those of an earlier version.
 ///
 /// # Errors
 /// [`RunError::File`] when the records cannot be read.
@@ -339,14 +394,21 @@ pub(super) fn recent_committers(
     };
     let mut stores = Vec::new();
     for entry in entries {
-        let path = entry.map_err(|source| failed("read", &folder, source))?.path().join("commit.json");
+        let path = entry
+            .map_err(|source| failed("read", &folder, source))?
+            .path()
+            .join("commit.json");
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
             Err(source) => return Err(failed("read", &path, source)),
         };
-        let stored: Stored<CommitNote> =
-            serde_json::from_slice(&bytes).map_err(|error| failed("understand", &path, error.into()))?;
+        let stored: Stored<CommitNote> = serde_json::from_slice(&bytes)
+            .map_err(|error| failed("understand", &path, error.into()))?;
         if stored.dataset == *dataset && stored.event.committed_at >= since {
             stores.push(stored.store);
         }
@@ -355,27 +417,48 @@ pub(super) fn recent_committers(
 }
 
 impl Record {
-    /// When the snapshot of the newest known backup was taken: one that this host committed, or one that it saw.
+    /// When the snapshot of the newest known backup was taken: one that this host committed, or one
+    /// that it saw.
     pub fn newest_at(&self) -> Option<Timestamp> {
-        self.commit.as_ref().map(|commit| commit.snapshot_at).max(self.seen.as_ref().and_then(|seen| seen.newest_at))
+        self.commit
+            .as_ref()
+            .map(|commit| commit.snapshot_at)
+            .max(self.seen.as_ref().and_then(|seen| seen.newest_at))
     }
 
     /// The newest known backup.
     pub fn newest(&self) -> Option<&BackupId> {
-        let commit = self.commit.as_ref().map(|commit| (commit.snapshot_at, &commit.id));
-        let seen = self.seen.as_ref().and_then(|seen| Some((seen.newest_at?, seen.newest.as_ref()?)));
+        let commit = self
+            .commit
+            .as_ref()
+            .map(|commit| (commit.snapshot_at, &commit.id));
+        let seen = self
+            .seen
+            .as_ref()
+            .and_then(|seen| Some((seen.newest_at?, seen.newest.as_ref()?)));
         commit.max(seen).map(|(_, id)| id)
     }
 
     /// What is known of the store's bytes and of the newest chain's incrementals, and since when.
     pub fn last_known(&self) -> Option<(Timestamp, u64, u32)> {
-        let commit = self.commit.as_ref().map(|note| (note.committed_at, note.total_bytes, note.chain_position));
-        commit.max(self.seen.as_ref().map(|note| (note.at, note.total_bytes, note.chain_position)))
+        let commit = self
+            .commit
+            .as_ref()
+            .map(|note| (note.committed_at, note.total_bytes, note.chain_position));
+        commit.max(
+            self.seen
+                .as_ref()
+                .map(|note| (note.at, note.total_bytes, note.chain_position)),
+        )
     }
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }
 
 #[cfg(test)]
@@ -384,12 +467,21 @@ mod tests {
     use crate::run::error_chain;
 
     fn records(state: &Path) -> Records {
-        Records::new(state, &KnownStore::of_url("s3:b/p"), &"tank/a b".parse().unwrap())
+        Records::new(
+            state,
+            &KnownStore::of_url("s3:b/p"),
+            &"tank/a b".parse().unwrap(),
+        )
     }
 
     fn failure(step: &str, second: i64) -> FailureNote {
         let at = Timestamp::from_second(second).unwrap();
-        FailureNote { at, step: step.into(), reason: "no route".into(), damage: false }
+        FailureNote {
+            at,
+            step: step.into(),
+            reason: "no route".into(),
+            damage: false,
+        }
     }
 
     #[test]
@@ -397,17 +489,35 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let records = records(state.path());
         assert_eq!(records.read().unwrap(), Record::default());
-        let verify = VerifyNote { at: Timestamp::UNIX_EPOCH, backups: 3, read_data: "5%".into() };
+        let verify = VerifyNote {
+            at: Timestamp::UNIX_EPOCH,
+            backups: 3,
+            read_data: "5%".into(),
+        };
         records.note_failure(&failure("verify", 9)).unwrap();
         records.note_failure(&failure("backup", 5)).unwrap();
-        assert_eq!(records.read().unwrap().failures, [failure("backup", 5), failure("verify", 9)]);
+        assert_eq!(
+            records.read().unwrap().failures,
+            [failure("backup", 5), failure("verify", 9)]
+        );
         records.note_verify(&verify).unwrap();
         let record = records.read().unwrap();
-        assert_eq!((record.verify, record.failures), (Some(verify), vec![failure("backup", 5)]));
+        assert_eq!(
+            (record.verify, record.failures),
+            (Some(verify), vec![failure("backup", 5)])
+        );
         records.note_success("backup").unwrap();
         assert_eq!(records.read().unwrap().failures, []);
-        let other = Records::new(state.path(), &KnownStore::of_url("s3:b/q"), &"tank/a b".parse().unwrap());
-        assert_eq!(other.read().unwrap(), Record::default(), "another store's record");
+        let other = Records::new(
+            state.path(),
+            &KnownStore::of_url("s3:b/q"),
+            &"tank/a b".parse().unwrap(),
+        );
+        assert_eq!(
+            other.read().unwrap(),
+            Record::default(),
+            "another store's record"
+        );
     }
 
     #[test]
@@ -416,11 +526,15 @@ mod tests {
         let dataset = "tank/a b".parse().unwrap();
         let old = records(state.path());
         old.note_failure(&failure("drill", 5)).unwrap();
-        let of = |id: u128| KnownStore { id: StoreId::from_random(id), url: "file:/elsewhere".into() };
+        let of = |id: u128| KnownStore {
+            id: StoreId::from_random(id),
+            url: "file:/elsewhere".into(),
+        };
         let now = Records::new(state.path(), &of(1), &dataset);
         fs::rename(&old.folder, &now.folder).unwrap();
         assert_eq!(now.read().unwrap().failures, [failure("drill", 5)]);
-        // A record of another identity, or of another URL where the store has no identity, stays an error.
+        // A record of another identity, or of another URL where the store has no identity, stays an
+        // error.
         now.note_failure(&failure("drill", 6)).unwrap();
         let other = Records::new(state.path(), &of(2), &dataset);
         fs::rename(&now.folder, &other.folder).unwrap();
@@ -438,7 +552,11 @@ mod tests {
         for event in ["commit", "seen", "verify", "drill", "failed-backup"] {
             let path = records.path(event);
             let before = fs::read(&path).ok();
-            for wrong in ["", "{", "{\"format\":2,\"dataset\":\"tank/a b\",\"store\":\"s3:b/p\",\"event\":null}"] {
+            for wrong in [
+                "",
+                "{",
+                "{\"format\":2,\"dataset\":\"tank/a b\",\"store\":\"s3:b/p\",\"event\":null}",
+            ] {
                 fs::write(&path, wrong).unwrap();
                 let error = error_chain(&records.read().unwrap_err());
                 assert!(error.contains(&path.display().to_string()), "{error}");
@@ -447,9 +565,14 @@ mod tests {
             fs::create_dir(&path).unwrap();
             assert!(records.read().is_err(), "{event}: a folder in its place");
             fs::remove_dir(&path).unwrap();
-            before.into_iter().for_each(|bytes| fs::write(&path, bytes).unwrap());
+            before
+                .into_iter()
+                .for_each(|bytes| fs::write(&path, bytes).unwrap());
         }
-        let moved = Records { dataset: "tank/b".parse().unwrap(), ..records };
+        let moved = Records {
+            dataset: "tank/b".parse().unwrap(),
+            ..records
+        };
         let error = error_chain(&moved.read().unwrap_err());
         assert!(error.contains("it is of tank/a b in s3:b/p"), "{error}");
     }

@@ -1,14 +1,16 @@
 //! A new passphrase, and new keys: what changes a keyring that backups hang on.
 //!
-//! Nothing that is in a store is changed or removed. The new keyring is put beside the old ones in every store, fetched
-//! and opened; only then is it cached on this host, in one rename. Whatever fails before that leaves this host with the
-//! keys that it had, and the same command again takes up what was put.
+//! Nothing that is in a store is changed or removed. The new keyring is put beside the old ones in
+//! every store, fetched and opened; only then is it cached on this host, in one rename. Whatever
+//! fails before that leaves this host with the keys that it had, and the same command again takes
+//! up what was put.
 //!
 //! # Order of a rotation
-//! locks of all datasets -> list of what the old keys signed, from every store -> note on this host -> the list into every
-//! store -> the keyring into every store -> successor objects, signed with the old key, into every store -> cache -> note
-//! removed. A keyring is never in a store without its list. Between keyring and cache this host still backs up with the
-//! old keys; by its note it knows that the rotation was its own, and then adds what it signed meanwhile to the list.
+//! locks of all datasets -> list of what the old keys signed, from every store -> note on this host
+//! -> the list into every store -> the keyring into every store -> successor objects, signed with
+//! the old key, into every store -> cache -> note removed. A keyring is never in a store without
+//! its list. Between keyring and cache this host still backs up with the old keys; by its note it
+//! knows that the rotation was its own, and then adds what it signed meanwhile to the list.
 
 mod collect;
 
@@ -17,8 +19,9 @@ pub use collect::CollectedDataset;
 use super::RunError;
 use super::catalog::list_datasets;
 use super::keys::{
-    KEYRINGS_MAX, KeyCache, StoredKeyring, Successor, WriterKeys, fetch_keyring, find_keys, free_number, keyring_error,
-    list_keyrings, newer_of, put_list_copies, put_lists, read_lists, stored_keyrings,
+    KEYRINGS_MAX, KeyCache, StoredKeyring, Successor, WriterKeys, fetch_keyring, find_keys,
+    free_number, keyring_error, list_keyrings, newer_of, put_list_copies, put_lists, read_lists,
+    stored_keyrings,
 };
 use super::lock::{KernelLock, lock_dataset};
 use crate::keyring::{KeyFile, KeyringError, keyring_tag};
@@ -46,28 +49,38 @@ pub struct Rekeyed {
     pub places: Vec<(String, ObjectKey)>,
     /// An earlier run had begun this, and it was taken up.
     pub taken_up: bool,
-    /// The objects for which retired keys stay trusted, by store and dataset. Empty when no list was made.
+    /// The objects for which retired keys stay trusted, by store and dataset. Empty when no list
+    /// was made.
     pub collected: Vec<CollectedDataset>,
 }
 
 /// How a rotation treats the keys that it replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OldKeys {
-    /// Trust the old keys only for the objects that they have signed so far: after a leak, or when in doubt.
+    /// Trust the old keys only for the objects that they have signed so far: after a leak, or when
+    /// in doubt.
     Retire,
     /// Trust the old keys as before: for a scheduled rotation.
     KeepTrust,
 }
 
 impl Rekey<'_> {
-    /// Seals the keys anew with another passphrase, as the next number beside the old keyring, in every store. Old
-    /// keyrings, also those beside backups, stay and open with the old passphrase.
+    /// Seals the keys anew with another passphrase, as the next number beside the old keyring, in
+    /// every store. Old keyrings, also those beside backups, stay and open with the old passphrase.
     ///
     /// # Errors
-    /// [`RunError`]; then this host keeps the keyring that it had, and the old passphrase opens what it opened.
-    pub async fn change_passphrase(&self, old: &SecretString, new: &SecretString) -> Result<Rekeyed, RunError> {
+    /// [`RunError`]; then this host keeps the keyring that it had, and the old passphrase opens
+    /// what it opened.
+    pub async fn change_passphrase(
+        &self,
+        old: &SecretString,
+        new: &SecretString,
+    ) -> Result<Rekeyed, RunError> {
         if old.expose_secret() == new.expose_secret() {
-            return Err(RunError::refused("the new passphrase is the old one", "choose another one"));
+            return Err(RunError::refused(
+                "the new passphrase is the old one",
+                "choose another one",
+            ));
         }
         let _lock = self.cache.lock()?;
         let (file, newest) = self.open_everywhere(old).await?;
@@ -91,12 +104,17 @@ impl Rekey<'_> {
         Ok(Rekeyed { taken_up, ..done })
     }
 
-    /// Makes new keys, which follow the old ones, and puts their keyring into every store. Retired keys are trusted for
-    /// what verifies in one of the stores at this moment, and for what earlier rotations listed.
+    /// Makes new keys, which follow the old ones, and puts their keyring into every store. Retired
+    /// keys are trusted for what verifies in one of the stores at this moment, and for what earlier
+    /// rotations listed.
     ///
     /// # Errors
     /// [`RunError`]; then this host keeps the keys that it had.
-    pub async fn rotate(&self, passphrase: &SecretString, old_keys: OldKeys) -> Result<Rekeyed, RunError> {
+    pub async fn rotate(
+        &self,
+        passphrase: &SecretString,
+        old_keys: OldKeys,
+    ) -> Result<Rekeyed, RunError> {
         let _lock = self.cache.lock()?;
         let (file, newest) = self.open_everywhere(passphrase).await?;
         let is_newer = matches!(self.relation(&file)?, Relation::Newer);
@@ -104,12 +122,19 @@ impl Rekey<'_> {
         let (next, sealed, collected) = match (is_newer, old_keys) {
             (true, _) => self.take_up(&newest, passphrase).await?,
             (false, OldKeys::KeepTrust) => {
-                let next = file.rotated_keeping_trust().map_err(|source| self.failed(source))?;
+                let next = file
+                    .rotated_keeping_trust()
+                    .map_err(|source| self.failed(source))?;
                 (next, None, Vec::new())
             }
             (false, OldKeys::Retire) => {
                 let (believed, collected) = self.collect(&file.trusted).await?;
-                (file.rotated(believed).map_err(|source| self.failed(source))?, None, collected)
+                (
+                    file.rotated(believed)
+                        .map_err(|source| self.failed(source))?,
+                    None,
+                    collected,
+                )
             }
         };
         let sealed = match sealed {
@@ -130,25 +155,38 @@ impl Rekey<'_> {
             let new = next.signing_key().map_err(|source| self.failed(source))?;
             let keeps_trust = next.trusted.trust_in(old.verifying_key()) != Some(Trust::Retired);
             for store in self.stores {
-                Successor::new(&old_tag, &tag, new, keeps_trust).put(&**store, &old).await?;
+                Successor::new(&old_tag, &tag, new, keeps_trust)
+                    .put(&**store, &old)
+                    .await?;
             }
         }
         self.cache.save(&done.keys)?;
         self.cache.forget_rotation()?;
-        Ok(Rekeyed { taken_up: is_newer, collected, ..done })
+        Ok(Rekeyed {
+            taken_up: is_newer,
+            collected,
+            ..done
+        })
     }
 
     /// Returns the objects that a rotation would list; changes nothing.
     ///
     /// # Errors
     /// [`RunError`] when an object could not be read.
-    pub async fn preview(&self, passphrase: &SecretString) -> Result<Vec<CollectedDataset>, RunError> {
+    pub async fn preview(
+        &self,
+        passphrase: &SecretString,
+    ) -> Result<Vec<CollectedDataset>, RunError> {
         let (file, _) = self.open_everywhere(passphrase).await?;
         Ok(self.collect(&file.trusted).await?.1)
     }
 
-    /// Collects the objects that these keys signed in all stores, and those that earlier rotations listed.
-    async fn collect(&self, trusted: &TrustedKeys) -> Result<(Believed, Vec<CollectedDataset>), RunError> {
+    /// Collects the objects that these keys signed in all stores, and those that earlier rotations
+    /// listed.
+    async fn collect(
+        &self,
+        trusted: &TrustedKeys,
+    ) -> Result<(Believed, Vec<CollectedDataset>), RunError> {
         let (mut believed, mut collected) = (trusted.believed(), Vec::new());
         for store in self.stores {
             collected.extend(collect::collect(&**store, trusted, &mut believed).await?);
@@ -156,14 +194,16 @@ impl Rekey<'_> {
         Ok((believed, collected))
     }
 
-    /// Takes the new keys that are stored already. If an interrupted rotation of this host put them, the objects signed
-    /// since are added to the list. A rotation by another host stays as it is: nothing proves who signed objects since.
+    /// Takes the new keys that are stored already. If an interrupted rotation of this host put
+    /// them, the objects signed since are added to the list. A rotation by another host stays as it
+    /// is: nothing proves who signed objects since.
     async fn take_up(
         &self,
         newest: &StoredKeyring,
         passphrase: &SecretString,
     ) -> Result<(KeyFile, Option<Bytes>, Vec<CollectedDataset>), RunError> {
-        let mut own = KeyFile::open(&newest.bytes, passphrase).map_err(|source| self.failed(source))?;
+        let mut own =
+            KeyFile::open(&newest.bytes, passphrase).map_err(|source| self.failed(source))?;
         self.read_lists(&mut own.trusted).await?;
         let is_own = self.cache.noted_rotation()?.as_ref() == Some(&newest.tag);
         let is_limited = own.trusted.with(Trust::Retired).next().is_some();
@@ -182,8 +222,13 @@ impl Rekey<'_> {
         Ok((own, None, collected))
     }
 
-    /// The tag and key that sign the successor object: those of this host where it takes newer keys up.
-    fn replaced(&self, is_newer: bool, file: &KeyFile) -> Result<Option<(String, SigningKey)>, RunError> {
+    /// The tag and key that sign the successor object: those of this host where it takes newer keys
+    /// up.
+    fn replaced(
+        &self,
+        is_newer: bool,
+        file: &KeyFile,
+    ) -> Result<Option<(String, SigningKey)>, RunError> {
         if is_newer {
             let cached = self.cache.load()?;
             return Ok(cached.and_then(|keys| Some((keys.keyring?.tag, keys.signing))));
@@ -193,18 +238,24 @@ impl Rekey<'_> {
         Ok(Some((keyring_tag(&recipient), old.clone())))
     }
 
-    /// No backup of this host may be under way: its manifest would be signed with the old key after the list was made.
+    /// No backup of this host may be under way: its manifest would be signed with the old key after
+    /// the list was made.
     async fn lock_datasets(&self) -> Result<Vec<KernelLock>, RunError> {
         let mut locks = Vec::new();
         for store in self.stores {
             for dataset in list_datasets(&**store).await? {
-                locks.push(lock_dataset(self.cache.state_dir(), &store.known(), &dataset)?);
+                locks.push(lock_dataset(
+                    self.cache.state_dir(),
+                    &store.known(),
+                    &dataset,
+                )?);
             }
         }
         Ok(locks)
     }
 
-    /// Reads the lists that these keys pin, from whichever store has them. A rotation must not lose one.
+    /// Reads the lists that these keys pin, from whichever store has them. A rotation must not lose
+    /// one.
     async fn read_lists(&self, trusted: &mut TrustedKeys) -> Result<(), RunError> {
         for store in self.stores {
             read_lists(&**store, trusted).await?;
@@ -222,12 +273,17 @@ impl Rekey<'_> {
         }
     }
 
-    /// The newest keys of all stores, with all that any keyring of any store opens. A store without keyrings is passed
-    /// over; one whose keyrings the passphrase does not open is an error.
-    async fn open_everywhere(&self, passphrase: &SecretString) -> Result<(KeyFile, StoredKeyring), RunError> {
+    /// The newest keys of all stores, with all that any keyring of any store opens. A store without
+    /// keyrings is passed over; one whose keyrings the passphrase does not open is an error.
+    async fn open_everywhere(
+        &self,
+        passphrase: &SecretString,
+    ) -> Result<(KeyFile, StoredKeyring), RunError> {
         let mut opened = None;
         for store in self.stores {
-            let Some(found) = find_keys(&**store, passphrase).await? else { continue };
+            let Some(found) = find_keys(&**store, passphrase).await? else {
+                continue;
+            };
             let found = (found.file, found.keyring);
             opened = Some(match opened.take() {
                 Some(before) => newer_of(before, found),
@@ -235,7 +291,10 @@ impl Rekey<'_> {
             });
         }
         let (mut file, newest) = opened.ok_or_else(|| {
-            RunError::refused("there is no keyring in the configured stores", "run `zfs-backup key generate` first")
+            RunError::refused(
+                "there is no keyring in the configured stores",
+                "run `zfs-backup key generate` first",
+            )
         })?;
         self.read_lists(&mut file.trusted).await?;
         Ok((file, newest))
@@ -243,13 +302,27 @@ impl Rekey<'_> {
 
     /// How the keys in the stores stand to those of this host.
     fn relation(&self, file: &KeyFile) -> Result<Relation, RunError> {
-        let newest = file.recipient().map_err(|source| self.failed(source))?.to_string();
-        let Some(cached) = self.cache.load()? else { return Ok(Relation::Same) };
-        let ours = cached.recipients.first().map(ToString::to_string).unwrap_or_default();
+        let newest = file
+            .recipient()
+            .map_err(|source| self.failed(source))?
+            .to_string();
+        let Some(cached) = self.cache.load()? else {
+            return Ok(Relation::Same);
+        };
+        let ours = cached
+            .recipients
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         if ours == newest {
             return Ok(Relation::Same);
         }
-        if file.identities.iter().skip(1).any(|identity| identity.to_public().to_string() == ours) {
+        if file
+            .identities
+            .iter()
+            .skip(1)
+            .any(|identity| identity.to_public().to_string() == ours)
+        {
             return Ok(Relation::Newer);
         }
         Err(RunError::refused(
@@ -258,15 +331,28 @@ impl Rekey<'_> {
         ))
     }
 
-    /// A keyring of these keys that opens with the new passphrase already: an earlier run was interrupted.
-    async fn sealed_before(&self, file: &KeyFile, tag: &str, new: &SecretString) -> Result<Option<Bytes>, RunError> {
+    /// A keyring of these keys that opens with the new passphrase already: an earlier run was
+    /// interrupted.
+    async fn sealed_before(
+        &self,
+        file: &KeyFile,
+        tag: &str,
+        new: &SecretString,
+    ) -> Result<Option<Bytes>, RunError> {
         for store in self.stores {
-            for stored in stored_keyrings(&**store).await?.into_iter().filter(|stored| stored.tag == tag) {
+            for stored in stored_keyrings(&**store)
+                .await?
+                .into_iter()
+                .filter(|stored| stored.tag == tag)
+            {
                 match KeyFile::open(&stored.bytes, new) {
-                    Ok(opened) if same_keys(&opened, file).map_err(|source| self.failed(source))? => {
+                    Ok(opened)
+                        if same_keys(&opened, file).map_err(|source| self.failed(source))? =>
+                    {
                         return Ok(Some(stored.bytes));
                     }
-                    // A keyring that does not open is for another passphrase, or planted; neither is one of that run.
+                    // A keyring that does not open is for another passphrase, or planted; neither
+                    // is one of that run.
                     Ok(_) | Err(KeyringError::WrongPassphrase | KeyringError::Open(_)) => {}
                     Err(source) => return Err(keyring_error(&**store, source)),
                 }
@@ -276,7 +362,9 @@ impl Rekey<'_> {
     }
 
     fn seal(&self, file: &KeyFile, passphrase: &SecretString) -> Result<Bytes, RunError> {
-        file.seal_with(passphrase, self.work_factor).map(Bytes::from).map_err(|source| self.failed(source))
+        file.seal_with(passphrase, self.work_factor)
+            .map(Bytes::from)
+            .map_err(|source| self.failed(source))
     }
 
     /// Puts lists and keyring into every store, the lists first.
@@ -286,12 +374,19 @@ impl Rekey<'_> {
         sealed: Bytes,
         passphrase: &SecretString,
     ) -> Result<Rekeyed, RunError> {
-        let keys = WriterKeys::from_keyring(file, sealed.clone()).map_err(|source| self.failed(source))?;
+        let keys =
+            WriterKeys::from_keyring(file, sealed.clone()).map_err(|source| self.failed(source))?;
         for store in self.stores {
             let count = list_keyrings(&**store).await?.len();
             if count >= KEYRINGS_MAX {
-                let what = format!("{} has {count} keyrings, and more would never be read", store.url());
-                return Err(RunError::refused(what, "remove keyrings whose passphrase is of no use any more"));
+                let what = format!(
+                    "{} has {count} keyrings, and more would never be read",
+                    store.url()
+                );
+                return Err(RunError::refused(
+                    what,
+                    "remove keyrings whose passphrase is of no use any more",
+                ));
             }
         }
         for store in self.stores {
@@ -302,12 +397,20 @@ impl Rekey<'_> {
             let key = put_keyring(&**store, file, &sealed, passphrase).await?;
             places.push((store.url().to_owned(), key));
         }
-        Ok(Rekeyed { keys, places, taken_up: false, collected: Vec::new() })
+        Ok(Rekeyed {
+            keys,
+            places,
+            taken_up: false,
+            collected: Vec::new(),
+        })
     }
 
     fn failed(&self, source: KeyringError) -> RunError {
         let urls: Vec<&str> = self.stores.iter().map(|store| store.url()).collect();
-        RunError::Keyring { store: urls.join(" and "), source }
+        RunError::Keyring {
+            store: urls.join(" and "),
+            source,
+        }
     }
 }
 
@@ -319,7 +422,8 @@ enum Relation {
     Newer,
 }
 
-/// Puts the keyring under its first free number unless it is there already, fetches it and opens it.
+/// Puts the keyring under its first free number unless it is there already, fetches it and opens
+/// it.
 async fn put_keyring(
     store: &dyn ObjectStore,
     file: &KeyFile,
@@ -328,16 +432,26 @@ async fn put_keyring(
 ) -> Result<ObjectKey, RunError> {
     let failed = |source| keyring_error(store, source);
     let tag = keyring_tag(&file.recipient().map_err(failed)?);
-    for place in list_keyrings(store).await?.into_iter().filter(|place| place.tag == tag) {
+    for place in list_keyrings(store)
+        .await?
+        .into_iter()
+        .filter(|place| place.tag == tag)
+    {
         if fetch_keyring(store, &place).await?.bytes == *sealed {
             return Ok(place.key);
         }
     }
     let key = ObjectKey::keyring_number(&tag, free_number(store, &tag).await?);
     store.put_new(&key, sealed.clone()).await?;
-    let lost = |reason: &str| RunError::Damaged { key: key.to_string(), reason: reason.to_owned() };
+    let lost = |reason: &str| RunError::Damaged {
+        key: key.to_string(),
+        reason: reason.to_owned(),
+    };
     let places = list_keyrings(store).await?;
-    let place = places.iter().find(|place| place.key == key).ok_or_else(|| lost("it was put and is not listed"))?;
+    let place = places
+        .iter()
+        .find(|place| place.key == key)
+        .ok_or_else(|| lost("it was put and is not listed"))?;
     let stored = fetch_keyring(store, place).await?;
     let opened = KeyFile::open(&stored.bytes, passphrase).map_err(failed)?;
     if stored.bytes != *sealed || !same_keys(&opened, file).map_err(failed)? {

@@ -1,5 +1,5 @@
-//! The remote as it was last seen: its manifests with their signatures, kept in `state_dir`, for nights when it cannot
-//! be reached. They are verified again whenever they are read.
+//! The remote as it was last seen: its manifests with their signatures, kept in `state_dir`, for
+//! nights when it cannot be reached. They are verified again whenever they are read.
 
 use super::cache::{Keeping, ObjectCache};
 use super::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 const MANIFEST: &str = "json";
 const SIGNATURE: &str = "json.minisig";
 
-/// Keeps the manifests of these backups, and no others. Those that are kept already, or were read just now, are not fetched
-/// again.
+/// Keeps the manifests of these backups, and no others. Those that are kept already, or were read
+/// just now, are not fetched again.
 ///
 /// # Errors
 /// [`RunError`]; then the memory is older than it could be, and never wrong.
@@ -42,7 +42,9 @@ pub async fn remember(
         for kind in [MANIFEST, SIGNATURE] {
             let file = file_of(&folder, id, kind);
             match std::fs::remove_file(&file) {
-                Err(source) if source.kind() != ErrorKind::NotFound => return Err(failed("remove", &file, source)),
+                Err(source) if source.kind() != ErrorKind::NotFound => {
+                    return Err(failed("remove", &file, source));
+                }
                 _ => {}
             }
         }
@@ -70,8 +72,8 @@ pub async fn remember(
     Ok(())
 }
 
-/// The backups that were whole when this store was last read; `None` when it never was. Those that do not verify are
-/// left out, and their number is told.
+/// The backups that were whole when this store was last read; `None` when it never was. Those that
+/// do not verify are left out, and their number is told.
 ///
 /// # Errors
 /// [`RunError::File`] when the memory cannot be read: never taken for "nothing".
@@ -83,16 +85,25 @@ pub fn recall(
 ) -> Result<Option<(Catalog, usize)>, RunError> {
     let folder = folder_of(state_dir, store, dataset);
     if let Err(source) = std::fs::metadata(&folder) {
-        return if source.kind() == ErrorKind::NotFound { Ok(None) } else { Err(failed("read", &folder, source)) };
+        return if source.kind() == ErrorKind::NotFound {
+            Ok(None)
+        } else {
+            Err(failed("read", &folder, source))
+        };
     }
     let (mut backups, mut disbelieved) = (Vec::new(), 0);
     for id in kept_ids(&folder)? {
         let bytes = read(&file_of(&folder, &id, MANIFEST), MANIFEST_BYTES_MAX)?.unwrap_or_default();
-        let signature = read(&file_of(&folder, &id, SIGNATURE), SIGNATURE_BYTES_MAX)?.unwrap_or_default();
+        let signature =
+            read(&file_of(&folder, &id, SIGNATURE), SIGNATURE_BYTES_MAX)?.unwrap_or_default();
         match parse_manifest(trusted, dataset, &id, &bytes, &signature) {
             Ok(manifest) => {
                 let (manifest_blake3, objects) = (Digest::of(&bytes), Default::default());
-                backups.push(StoredBackup { manifest, manifest_blake3, objects });
+                backups.push(StoredBackup {
+                    manifest,
+                    manifest_blake3,
+                    objects,
+                });
             }
             Err(error) => {
                 tracing::warn!(%id, error = error_chain(&error), "the remembered manifest is not believed");
@@ -114,8 +125,12 @@ fn kept_ids(folder: &Path) -> Result<Vec<BackupId>, RunError> {
     let entries = std::fs::read_dir(folder).map_err(|source| failed("read", folder, source))?;
     let mut ids = Vec::new();
     for entry in entries {
-        let name = entry.map_err(|source| failed("read", folder, source))?.file_name();
-        let id = name.to_str().and_then(|name| name.strip_suffix(MANIFEST)?.strip_suffix('.')?.parse().ok());
+        let name = entry
+            .map_err(|source| failed("read", folder, source))?
+            .file_name();
+        let id = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(MANIFEST)?.strip_suffix('.')?.parse().ok());
         ids.extend(id);
     }
     ids.sort();
@@ -129,7 +144,10 @@ fn read(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, RunError> {
         Err(source) => return Err(failed("read", file, source)),
     };
     let mut bytes = Vec::new();
-    opened.take(bytes_max).read_to_end(&mut bytes).map_err(|source| failed("read", file, source))?;
+    opened
+        .take(bytes_max)
+        .read_to_end(&mut bytes)
+        .map_err(|source| failed("read", file, source))?;
     Ok(Some(bytes))
 }
 
@@ -147,5 +165,9 @@ fn file_of(folder: &Path, id: &BackupId, kind: &str) -> PathBuf {
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }

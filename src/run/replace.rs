@@ -1,7 +1,8 @@
 //! Replaces a file of ours: whole or not at all, and readable for us alone.
 //!
-//! Every file of `state_dir` that is replaced is replaced here. The temporary file in the same folder has a random name
-//! and is made with `O_EXCL`, so that no other user can prepare a file or a link under its name.
+//! Every file of `state_dir` that is replaced is replaced here. The temporary file in the same
+//! folder has a random name and is made with `O_EXCL`, so that no other user can prepare a file or
+//! a link under its name.
 
 use rustix::fs::{Mode, OFlags};
 use std::fs::{DirBuilder, File, remove_file, rename};
@@ -10,34 +11,41 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The end of the name of a temporary file: `NAME.0123456789abcdef.new`, and `NAME.PID.new` of earlier versions.
+/// The end of the name of a temporary file: `NAME.0123456789abcdef.new`, and `NAME.PID.new` of
+/// earlier versions.
 const SUFFIX: &str = ".new";
-/// A temporary file lives for one write and one rename. One of this age belongs to a run that crashed.
+/// A temporary file lives for one write and one rename. One of this age belongs to a run that
+/// crashed.
 const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Writes the file anew. What was under its name stays until all of it is on disk, and the new is there for good when
-/// this returns. Its folder must exist; its mode is 0600.
+/// Writes the file anew. What was under its name stays until all of it is on disk, and the new is
+/// there for good when this returns. Its folder must exist; its mode is 0600.
 ///
 /// # Errors
-/// What the file system says; what was there before is as it was, unless only the last word, that the new name is on
-/// disk, could not be had.
+/// What the file system says; what was there before is as it was, unless only the last word, that
+/// the new name is on disk, could not be had.
 pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_until_crash(path, bytes)?;
     File::open(folder_of(path))?.sync_all()
 }
 
-/// As [`replace_file`], but a crash may bring back what was there before: for what can be had again.
+/// As [`replace_file`], but a crash may bring back what was there before: for what can be had
+/// again.
 ///
 /// # Errors
 /// As for [`replace_file`].
 pub(super) fn replace_until_crash(path: &Path, bytes: &[u8]) -> Result<()> {
     let (mut new, temporary) = create_beside(path)?;
-    let written = new.write_all(bytes).and_then(|()| new.sync_all()).and_then(|()| rename(&temporary, path));
+    let written = new
+        .write_all(bytes)
+        .and_then(|()| new.sync_all())
+        .and_then(|()| rename(&temporary, path));
     // Else an empty file would be left on a full disk, under a name that no later process has.
     written.inspect_err(|_| drop(remove_file(&temporary)))
 }
 
-/// Makes an empty file in the folder of `path`, for us alone to read and write, under an unpredictable name.
+/// Makes an empty file in the folder of `path`, for us alone to read and write, under an
+/// unpredictable name.
 ///
 /// # Errors
 /// The file system's error, and when the system gives no random bytes.
@@ -58,15 +66,20 @@ pub(super) fn create_new(path: &Path) -> Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
-/// Opens a file of ours for reading and writing, or makes it, for us alone to read and write. Follows no link, and waits
-/// for no process at the other end of a pipe.
+/// Opens a file of ours for reading and writing, or makes it, for us alone to read and write.
+/// Follows no link, and waits for no process at the other end of a pipe.
 ///
 /// # Errors
 /// The file system's error, and when it is no regular file.
 pub(super) fn open_or_create(path: &Path) -> Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let flags =
+        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
-    if file.metadata()?.is_file() { Ok(file) } else { Err(Error::other("it is no regular file")) }
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(Error::other("it is no regular file"))
+    }
 }
 
 /// Makes a folder and the missing folders above it, for us alone.
@@ -77,8 +90,9 @@ pub(super) fn create_folder(folder: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Removes temporary files that crashed runs left in a folder of `state_dir` and up to `levels` folders below it.
-/// Returns how many. Young files are kept, because another run may be writing them.
+/// Removes temporary files that crashed runs left in a folder of `state_dir` and up to `levels`
+/// folders below it. Returns how many. Young files are kept, because another run may be writing
+/// them.
 ///
 /// # Errors
 /// The file system's error; a missing folder counts as empty.
@@ -95,7 +109,12 @@ pub fn sweep_leftovers(folder: &Path, levels: u32) -> Result<usize> {
             removed += sweep_leftovers(&entry.path(), levels - 1)?;
         }
         let is_ours = file_type.is_file() && entry.file_name().to_str().is_some_and(is_temporary);
-        let is_old = || entry.metadata()?.modified().map(|at| at.elapsed().is_ok_and(|age| age > LEFTOVER_AGE));
+        let is_old = || {
+            entry
+                .metadata()?
+                .modified()
+                .map(|at| at.elapsed().is_ok_and(|age| age > LEFTOVER_AGE))
+        };
         if is_ours && is_old()? {
             remove_file(entry.path())?;
             removed += 1;
@@ -106,7 +125,10 @@ pub fn sweep_leftovers(folder: &Path, levels: u32) -> Result<usize> {
 
 /// Whether a file of this name is a temporary one: of [`create_beside`], or of an earlier version.
 fn is_temporary(name: &str) -> bool {
-    let tag = name.strip_suffix(SUFFIX).and_then(|name| name.rsplit_once('.')).map(|(_, tag)| tag);
+    let tag = name
+        .strip_suffix(SUFFIX)
+        .and_then(|name| name.rsplit_once('.'))
+        .map(|(_, tag)| tag);
     let is_nonce = |tag: &str| tag.len() == 16 && tag.bytes().all(|byte| byte.is_ascii_hexdigit());
     let is_pid = |tag: &str| !tag.is_empty() && tag.bytes().all(|byte| byte.is_ascii_digit());
     tag.is_some_and(|tag| is_nonce(tag) || is_pid(tag))
@@ -114,7 +136,9 @@ fn is_temporary(name: &str) -> bool {
 
 /// The folder of a name without one is the current one.
 fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
@@ -125,24 +149,34 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
     }
 
     #[test]
     fn a_file_is_replaced_whole_and_is_for_us_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a file.json");
-        for (replace, text) in [(replace_file as fn(&Path, &[u8]) -> Result<()>, "first"), (replace_until_crash, "2nd")]
-        {
+        for (replace, text) in [
+            (replace_file as fn(&Path, &[u8]) -> Result<()>, "first"),
+            (replace_until_crash, "2nd"),
+        ] {
             replace(&path, text.as_bytes()).unwrap();
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+            assert_eq!(
+                fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+                0o600
+            );
             assert_eq!(names(folder.path()), ["a file.json"]);
         }
         // One that others may read does not stay so.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         replace_file(&path, b"third").unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+            0o600
+        );
     }
 
     #[test]
@@ -168,7 +202,9 @@ mod tests {
         let (path, target) = (folder.path().join("file"), folder.path().join("target"));
         fs::write(&target, "precious").unwrap();
         // Under the name that earlier versions used, and under the file's own.
-        let old_name = folder.path().join(format!("file.{}.new", std::process::id()));
+        let old_name = folder
+            .path()
+            .join(format!("file.{}.new", std::process::id()));
         symlink(&target, &old_name).unwrap();
         symlink(&target, &path).unwrap();
         replace_file(&path, b"new").unwrap();
@@ -177,7 +213,10 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         let link = folder.path().join("link");
         symlink(&target, &link).unwrap();
-        assert_eq!(create_new(&link).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(
+            create_new(&link).unwrap_err().kind(),
+            ErrorKind::AlreadyExists
+        );
         open_or_create(&link).unwrap_err();
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
     }
@@ -205,7 +244,18 @@ mod tests {
         let mut left = names(folder.path());
         left.retain(|name| name != "below");
         left.sort();
-        assert_eq!(left, ["a.json", "b.json.0123456789abcdef.new", "receipt-new", "something.new"]);
-        assert_eq!(sweep_leftovers(&folder.path().join("absent"), 1).unwrap(), 0);
+        assert_eq!(
+            left,
+            [
+                "a.json",
+                "b.json.0123456789abcdef.new",
+                "receipt-new",
+                "something.new"
+            ]
+        );
+        assert_eq!(
+            sweep_leftovers(&folder.path().join("absent"), 1).unwrap(),
+            0
+        );
     }
 }

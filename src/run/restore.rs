@@ -1,7 +1,8 @@
 //! Restore: find the chain, fetch, check, open, and hand the stream to the kernel or to a pipe.
 //!
-//! Before a byte is received the chain is planned from verified manifests, every chunk list is checked against its
-//! hash, and a listing shows every chunk at its size, for each backup in the nearest store that has it whole.
+//! Before a byte is received the chain is planned from verified manifests, every chunk list is
+//! checked against its hash, and a listing shows every chunk at its size, for each backup in the
+//! nearest store that has it whole.
 
 mod allowed;
 mod find;
@@ -22,12 +23,15 @@ pub use allowed::check_allowed;
 pub use find::{find_restore_backup, find_restore_set};
 pub(super) use leave::{destroy_left_scratch, destroy_scratch};
 pub use lock::{RestoreLock, lock_folder, lock_target};
-pub use mark::{Begun, RESTORING_PROPERTY, RestoreToken, SCRATCH_PROPERTY, Scratch, is_makeshift, left_half};
+pub use mark::{
+    Begun, RESTORING_PROPERTY, RestoreToken, SCRATCH_PROPERTY, Scratch, is_makeshift, left_half,
+};
 pub use plain::fetch_requests;
 pub use properties::{PropertyChoice, PropertyError};
 pub use reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
 pub use receive::{
-    ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_as_planned, restore_to_dataset,
+    ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_as_planned,
+    restore_to_dataset,
 };
 pub use rollback::{LostSnapshot, Rollback};
 pub use target::{ReceivePlan, check_target};
@@ -90,13 +94,19 @@ impl RestoreSet {
     /// The properties that its source had of its own; none when that is not known.
     fn recorded_properties(&self) -> &BTreeMap<String, String> {
         const NONE: &BTreeMap<String, String> = &BTreeMap::new();
-        self.newest().private.as_ref().map_or(NONE, |private| &private.properties)
+        self.newest()
+            .private
+            .as_ref()
+            .map_or(NONE, |private| &private.properties)
     }
 }
 
 /// What is said when not even the pool of a target is there.
 fn no_pool(target: &DatasetName) -> RunError {
-    RunError::refused(format!("there is no pool {}", target.pool()), "import it, or choose another target")
+    RunError::refused(
+        format!("there is no pool {}", target.pool()),
+        "import it, or choose another target",
+    )
 }
 
 /// Writes the bare stream of one backup to `output`. Blocking work runs beside the runtime.
@@ -113,13 +123,22 @@ pub async fn restore_to_writer(
     let copied = blocking(move || reader.copy_to(&mut *output)).await?;
     match (take_failure(&failure), copied) {
         (Some(error), _) => Err(error),
-        (None, Err(source)) => Err(RunError::File { operation: "write the stream of", path: subject, source }),
+        (None, Err(source)) => Err(RunError::File {
+            operation: "write the stream of",
+            path: subject,
+            source,
+        }),
         (None, Ok(bytes)) => Ok(bytes),
     }
 }
 
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RunError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| RunError::refused("a thread of the restore panicked", "this is a defect: please report it"))
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RunError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| {
+        RunError::refused(
+            "a thread of the restore panicked",
+            "this is a defect: please report it",
+        )
+    })
 }

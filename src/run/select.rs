@@ -29,8 +29,8 @@ pub struct Selection {
     pub selected: Vec<Selected>,
     /// Those that cannot be worked on, and why.
     pub failed: Vec<(DatasetName, RunError)>,
-    /// Scratch datasets of drills and half restored datasets below a configured one: neither they nor what is below them
-    /// is worked on.
+    /// Scratch datasets of drills and half restored datasets below a configured one: neither they
+    /// nor what is below them is worked on.
     pub left_out: Vec<LeftOut>,
 }
 
@@ -45,20 +45,28 @@ pub struct LeftOut {
     pub recorded: Option<DatasetName>,
 }
 
-/// The configured datasets, with `recursive` their descendants too, without those that `exclude` matches; in order of
-/// the configuration, parents before children, none twice.
+/// The configured datasets, with `recursive` their descendants too, without those that `exclude`
+/// matches; in order of the configuration, parents before children, none twice.
 ///
-/// A dataset is stored under `store_as`, else under the name recorded in `state_dir` at its first use, else below its
-/// configured ancestor's place, else under its own name. A scratch dataset of a drill or a half restored one is never
-/// selected, nor is what lies below it; one that is configured by its name has failed.
+/// A dataset is stored under `store_as`, else under the name recorded in `state_dir` at its first
+/// use, else below its configured ancestor's place, else under its own name. A scratch dataset of a
+/// drill or a half restored one is never selected, nor is what lies below it; one that is
+/// configured by its name has failed.
 ///
 /// # Errors
-/// [`RunError::Refused`] when `exclude` is no pattern; what fails for one dataset is in [`Selection::failed`].
-pub fn select_datasets(zfs: &dyn Zfs, configured: &DatasetSelection, state_dir: &Path) -> Result<Selection, RunError> {
+/// [`RunError::Refused`] when `exclude` is no pattern; what fails for one dataset is in
+/// [`Selection::failed`].
+pub fn select_datasets(
+    zfs: &dyn Zfs,
+    configured: &DatasetSelection,
+    state_dir: &Path,
+) -> Result<Selection, RunError> {
     let excluded = patterns(&configured.exclude)?;
     let mut selection = Selection::default();
     for name in &configured.names {
-        if let Err(error) = select_below(zfs, configured, state_dir, name, &excluded, &mut selection) {
+        if let Err(error) =
+            select_below(zfs, configured, state_dir, name, &excluded, &mut selection)
+        {
             selection.failed.push((name.clone(), error));
         }
     }
@@ -83,9 +91,17 @@ fn select_below(
     let mut waiting = vec![root];
     while let Some(dataset) = waiting.pop() {
         if let Some(why) = is_makeshift(&dataset) {
-            if !selection.left_out.iter().any(|other| other.dataset.name == dataset.name) {
+            if !selection
+                .left_out
+                .iter()
+                .any(|other| other.dataset.name == dataset.name)
+            {
                 let recorded = recorded_place(state_dir, dataset.guid)?;
-                selection.left_out.push(LeftOut { dataset, why, recorded });
+                selection.left_out.push(LeftOut {
+                    dataset,
+                    why,
+                    recorded,
+                });
             }
             continue;
         }
@@ -94,7 +110,10 @@ fn select_below(
             children.reverse();
             waiting.extend(children);
         }
-        let known = selection.selected.iter().any(|other| other.dataset.name == dataset.name);
+        let known = selection
+            .selected
+            .iter()
+            .any(|other| other.dataset.name == dataset.name);
         if known || excluded.is_match(dataset.name.as_str()) {
             continue;
         }
@@ -114,13 +133,20 @@ fn select_below(
     Ok(())
 }
 
-/// Refuses a configured dataset that is a drill's or half restored, itself or by what it lies below.
+/// Refuses a configured dataset that is a drill's or half restored, itself or by what it lies
+/// below.
 fn refuse_makeshift(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
     let mut why = is_makeshift(dataset);
     for property in MARKS {
-        // An inherited mark names the dataset above that it was set on, where it counts only if it was set there locally.
-        let source = dataset.properties.get(property).and_then(|Property { source, .. }| source.as_deref());
-        let above = source.and_then(|source| source.parse::<DatasetName>().ok()).filter(|above| *above != dataset.name);
+        // An inherited mark names the dataset above that it was set on, where it counts only if it
+        // was set there locally.
+        let source = dataset
+            .properties
+            .get(property)
+            .and_then(|Property { source, .. }| source.as_deref());
+        let above = source
+            .and_then(|source| source.parse::<DatasetName>().ok())
+            .filter(|above| *above != dataset.name);
         if let (None, Some(above)) = (&why, above) {
             why = zfs.dataset(&above)?.as_ref().and_then(is_makeshift);
         }
@@ -142,37 +168,54 @@ fn patterns(exclude: &[String]) -> Result<GlobSet, RunError> {
 }
 
 /// What is below a configured dataset keeps its place below.
-fn below(root_stored: &DatasetName, root: &DatasetName, dataset: &DatasetName) -> Result<DatasetName, RunError> {
-    let rest = dataset.as_str().strip_prefix(root.as_str()).unwrap_or_default();
+fn below(
+    root_stored: &DatasetName,
+    root: &DatasetName,
+    dataset: &DatasetName,
+) -> Result<DatasetName, RunError> {
+    let rest = dataset
+        .as_str()
+        .strip_prefix(root.as_str())
+        .unwrap_or_default();
     let name = format!("{root_stored}{rest}");
-    name.parse().map_err(|error| RunError::refused(format!("{dataset}: {error}"), "make main.store_as shorter"))
+    name.parse().map_err(|error| {
+        RunError::refused(format!("{dataset}: {error}"), "make main.store_as shorter")
+    })
 }
 
-/// A new dataset under the old name of a renamed one would mix its backups with that one's. Whose name in the pool is
-/// another than its place has been there before.
+/// A new dataset under the old name of a renamed one would mix its backups with that one's. Whose
+/// name in the pool is another than its place has been there before.
 fn refuse_shared_places(selection: &mut Selection) {
     let all = std::mem::take(&mut selection.selected);
     let owner = |stored: &DatasetName| {
         let mut sharing = all.iter().filter(|selected| selected.stored == *stored);
         let first = sharing.clone().next().map(|selected| &selected.dataset);
-        sharing.find(|selected| selected.dataset.name != *stored).map(|selected| &selected.dataset).or(first)
+        sharing
+            .find(|selected| selected.dataset.name != *stored)
+            .map(|selected| &selected.dataset)
+            .or(first)
     };
     for selected in &all {
         match owner(&selected.stored).filter(|owner| owner.guid != selected.dataset.guid) {
             None => selection.selected.push(selected.clone()),
             Some(owner) => {
                 let (name, stored) = (&selected.dataset.name, &selected.stored);
-                let what = format!("{name} would be stored under {stored}, where {} has its backups", owner.name);
+                let what = format!(
+                    "{name} would be stored under {stored}, where {} has its backups",
+                    owner.name
+                );
                 let hint = "back it up with a configuration of its own that sets main.store_as to another name";
-                selection.failed.push((name.clone(), RunError::refused(what, hint)));
+                selection
+                    .failed
+                    .push((name.clone(), RunError::refused(what, hint)));
             }
         }
     }
 }
 
-/// The datasets that a configuration means by their names alone, each with its name in the pool: those configured, and
-/// with `recursive` those of `found` (names in a store) that lie below. For commands that need no ZFS, and for datasets
-/// that are no longer in the pool.
+/// The datasets that a configuration means by their names alone, each with its name in the pool:
+/// those configured, and with `recursive` those of `found` (names in a store) that lie below. For
+/// commands that need no ZFS, and for datasets that are no longer in the pool.
 ///
 /// # Errors
 /// [`RunError::Refused`] when a pattern or a name is none.
@@ -186,13 +229,17 @@ pub fn match_stored(
         let root = selection.store_as.as_ref().unwrap_or(name);
         let mut names = vec![(name.clone(), root.clone())];
         for stored in found.iter().filter(|_| selection.recursive) {
-            let Some(below) = stored.as_str().strip_prefix(root.as_str()).filter(|below| below.starts_with('/')) else {
+            let Some(below) = stored
+                .as_str()
+                .strip_prefix(root.as_str())
+                .filter(|below| below.starts_with('/'))
+            else {
                 continue;
             };
             let in_pool = format!("{name}{below}");
-            let in_pool = in_pool
-                .parse()
-                .map_err(|error| RunError::refused(format!("{stored}: {error}"), "check main.store_as"))?;
+            let in_pool = in_pool.parse().map_err(|error| {
+                RunError::refused(format!("{stored}: {error}"), "check main.store_as")
+            })?;
             names.push((in_pool, stored.clone()));
         }
         names.retain(|(in_pool, _)| !excluded.is_match(in_pool.as_str()));
@@ -219,11 +266,23 @@ mod tests {
         };
         let stored = |selection: &DatasetSelection| -> Vec<String> {
             let matched = match_stored(selection, &found).unwrap();
-            matched.iter().map(|(in_pool, stored)| format!("{in_pool}={stored}")).collect()
+            matched
+                .iter()
+                .map(|(in_pool, stored)| format!("{in_pool}={stored}"))
+                .collect()
         };
-        assert_eq!(stored(&selection(false, None)), ["tank/a=tank/a", "tank/a/b=tank/a/b"]);
-        assert_eq!(stored(&selection(true, None)), ["tank/a=tank/a", "tank/a/b=tank/a/b"]);
-        let renamed = DatasetSelection { names: names(&["pool/x"]), ..selection(true, Some("tank/a")) };
+        assert_eq!(
+            stored(&selection(false, None)),
+            ["tank/a=tank/a", "tank/a/b=tank/a/b"]
+        );
+        assert_eq!(
+            stored(&selection(true, None)),
+            ["tank/a=tank/a", "tank/a/b=tank/a/b"]
+        );
+        let renamed = DatasetSelection {
+            names: names(&["pool/x"]),
+            ..selection(true, Some("tank/a"))
+        };
         assert_eq!(stored(&renamed), ["pool/x=tank/a", "pool/x/b=tank/a/b"]);
     }
 }

@@ -1,5 +1,5 @@
-//! Small objects, put or read more than once if the store is not well: a put that was done already is no error, and a
-//! whole upload hangs on it.
+//! Small objects, put or read more than once if the store is not well: a put that was done already
+//! is no error, and a whole upload hangs on it.
 
 use super::catalog::read_manifest;
 use super::{RunError, error_chain};
@@ -38,7 +38,8 @@ pub(super) async fn put_again(
     }
 }
 
-/// Reads a manifest back as everybody will. One failure of the store must not hide that the backup is there.
+/// Reads a manifest back as everybody will. One failure of the store must not hide that the backup
+/// is there.
 ///
 /// # Errors
 /// [`RunError`] when it is not there or not what was written.
@@ -51,7 +52,10 @@ pub(super) async fn read_back(
 ) -> Result<Manifest, RunError> {
     let mut tries = 1..=TRIES_MAX;
     loop {
-        match (read_manifest(store, dataset, id, trusted).await, tries.next()) {
+        match (
+            read_manifest(store, dataset, id, trusted).await,
+            tries.next(),
+        ) {
             (Ok((manifest, blake3)), _) if blake3 == expected => return Ok(manifest),
             (Ok(_), _) => {
                 let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest).to_string();

@@ -1,16 +1,18 @@
-//! The only bridge between blocking threads and async: the stream comes from ZFS on one side, sealed parts leave to the
-//! store on the other.
+//! The only bridge between blocking threads and async: the stream comes from ZFS on one side,
+//! sealed parts leave to the store on the other.
 //!
 //! ```text
 //! producer: read -> parse -> cut -> parts      sealers: seal, hash      uploader: create -> put_part -> finish (confirm)
 //! ```
-//! The stream is read straight into the part buffers, its pages are sealed there on several threads, and each part is
-//! hashed and handed over in order. Backpressure is the pool of part buffers; the event channel only passes handles.
-//! While chunk n is being confirmed, chunk n+1 is going up. A sealed chunk cannot be made twice (its key is random), so
-//! when an upload fails for good but may work again, and when an earlier run was interrupted, the source is opened anew
-//! and the chunk is made again under a new name. The source starts at the resume point of the last chunk before the first that is missing; what
-//! comes is joined to what was sent ([`crate::stream::splice`]), confirmed chunks are not sent again, and at the end of
-//! each the running checksum must be what it was.
+//! The stream is read straight into the part buffers, its pages are sealed there on several
+//! threads, and each part is hashed and handed over in order. Backpressure is the pool of part
+//! buffers; the event channel only passes handles. While chunk n is being confirmed, chunk n+1 is
+//! going up. A sealed chunk cannot be made twice (its key is random), so when an upload fails for
+//! good but may work again, and when an earlier run was interrupted, the source is opened anew and
+//! the chunk is made again under a new name. The source starts at the resume point of the last
+//! chunk before the first that is missing; what comes is joined to what was sent
+//! ([`crate::stream::splice`]), confirmed chunks are not sent again, and at the end of each the
+//! running checksum must be what it was.
 
 mod produce;
 mod sealers;
@@ -85,7 +87,11 @@ pub trait TransferLog: Send {
     ///
     /// # Errors
     /// As for [`TransferLog::begins`].
-    async fn confirmed(&mut self, begin: &BeginRecord, chunk: &ConfirmedChunk) -> Result<(), RunError>;
+    async fn confirmed(
+        &mut self,
+        begin: &BeginRecord,
+        chunk: &ConfirmedChunk,
+    ) -> Result<(), RunError>;
 }
 
 /// What is transferred, and how.
@@ -115,7 +121,8 @@ pub struct Progress {
     pub sent_bytes: u64,
     /// Chunks confirmed so far.
     pub chunks_confirmed: u32,
-    /// The kernel's estimate of the whole stream: told once, at the start, of an upload that goes on.
+    /// The kernel's estimate of the whole stream: told once, at the start, of an upload that goes
+    /// on.
     pub estimate_bytes: Option<u64>,
 }
 
@@ -142,18 +149,37 @@ impl ConfirmedChunk {
     /// As it is kept in a journal or a progress object.
     pub fn to_progress(&self) -> ProgressChunk {
         let resume = self.point.map(ResumeEntry::from);
-        let entry = ChunkEntry { resume, ..self.entry.clone() };
+        let entry = ChunkEntry {
+            resume,
+            ..self.entry.clone()
+        };
         let end_fletcher4 = self.fletcher4.map(|sum| sum.map(Guid));
-        ProgressChunk { entry, evidence: self.evidence.clone(), end_fletcher4 }
+        ProgressChunk {
+            entry,
+            evidence: self.evidence.clone(),
+            end_fletcher4,
+        }
     }
 
     /// From what was kept of it.
     pub fn from_progress(kept: ProgressChunk) -> Self {
-        let ProgressChunk { entry, evidence, end_fletcher4 } = kept;
+        let ProgressChunk {
+            entry,
+            evidence,
+            end_fletcher4,
+        } = kept;
         let point = entry.resume.as_ref().map(ResumePoint::from);
         let fletcher4 = end_fletcher4.map(|sum| sum.map(|Guid(number)| number));
         // In a committed list a resume point would tell the store of the content.
-        Self { entry: ChunkEntry { resume: None, ..entry }, evidence, fletcher4, point }
+        Self {
+            entry: ChunkEntry {
+                resume: None,
+                ..entry
+            },
+            evidence,
+            fletcher4,
+            point,
+        }
     }
 }
 
@@ -188,12 +214,14 @@ struct SealedEnd {
     ending: Ending,
 }
 
-/// Streams the source into the store until every chunk is confirmed, the stream is verified to its END, and its
-/// producer has reported success. What was stored before is not sent again. No manifest is written here.
+/// Streams the source into the store until every chunk is confirmed, the stream is verified to its
+/// END, and its producer has reported success. What was stored before is not sent again. No
+/// manifest is written here.
 ///
 /// # Errors
 /// [`RunError`]; whatever was stored stays, without a manifest. [`RunError::CannotResume`] and
-/// [`RunError::StreamChanged`] when what was stored is not of the stream that comes now: nothing can be added to it.
+/// [`RunError::StreamChanged`] when what was stored is not of the stream that comes now: nothing
+/// can be added to it.
 pub async fn transfer(
     source: Arc<dyn StreamSource>,
     store: &dyn ObjectStore,
@@ -206,15 +234,28 @@ pub async fn transfer(
     let traits = store.traits();
     // In flight, one being filled, one being handed over.
     let pool = PartPool::new(traits.concurrency + 2, traits.part_bytes);
-    let Carried { mut begin, chunks: mut confirmed } = carried;
+    let Carried {
+        mut begin,
+        chunks: mut confirmed,
+    } = carried;
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let skip = confirmed.iter().map(|(index, chunk)| (*index, chunk.fletcher4)).collect();
+        let skip = confirmed
+            .iter()
+            .map(|(index, chunk)| (*index, chunk.fletcher4))
+            .collect();
         let resume = begin.clone().zip(resume_point(&confirmed));
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (source, plan_of_producer) = (Arc::clone(&source), Arc::clone(&plan));
-        let producer = Producer { source, plan: plan_of_producer, pool: pool.clone(), skip, resume, events };
+        let producer = Producer {
+            source,
+            plan: plan_of_producer,
+            pool: pool.clone(),
+            skip,
+            resume,
+            events,
+        };
         // A blocking thread of the runtime's own: it lives as long as the stream.
         let producer = tokio::task::spawn_blocking(move || producer.run());
         let uploader = Uploader {
@@ -227,21 +268,31 @@ pub async fn transfer(
             confirming: JoinSet::new(),
         };
         let uploaded = uploader.run(receiver, &progress, stop.clone()).await;
-        let produced = producer.await.unwrap_or_else(|_| Err(ProduceError::Panicked));
+        let produced = producer
+            .await
+            .unwrap_or_else(|_| Err(ProduceError::Panicked));
         match (uploaded, produced) {
             (Ok(()), Ok(summary)) => {
-                return Ok(Transferred { chunks: confirmed.into_values().collect(), summary });
+                return Ok(Transferred {
+                    chunks: confirmed.into_values().collect(),
+                    summary,
+                });
             }
             // The producer stops because of the uploader, so the uploader's reason comes first.
-            (Err(UploadError::Store(error)), _) if attempt <= REDO_MAX && may_work_again(&error) => {
+            (Err(UploadError::Store(error)), _)
+                if attempt <= REDO_MAX && may_work_again(&error) =>
+            {
                 tracing::warn!(error = %error_chain(&error), attempt, "upload failed; making the unconfirmed chunks again");
                 tokio::time::sleep(REDO_PAUSE * attempt).await;
             }
             (Err(UploadError::Store(error)), _) => return Err(error.into()),
             (Err(UploadError::Log(error)), _) => return Err(error),
             (Err(UploadError::Stopped), _) => return Err(RunError::Interrupted),
-            // The kernel gives a send up when its process was stopped and goes on (SIGSTOP, a suspended machine).
-            (Ok(()), Err(ProduceError::Zfs(error))) if attempt <= REDO_MAX && was_interrupted(&error) => {
+            // The kernel gives a send up when its process was stopped and goes on (SIGSTOP, a
+            // suspended machine).
+            (Ok(()), Err(ProduceError::Zfs(error)))
+                if attempt <= REDO_MAX && was_interrupted(&error) =>
+            {
                 tracing::warn!(error = %error_chain(&error), attempt, "the send was interrupted; going on with it");
                 tokio::time::sleep(REDO_PAUSE * attempt).await;
             }
@@ -250,15 +301,22 @@ pub async fn transfer(
     }
 }
 
-/// Where the stream is taken up for the first chunk that is missing: the last point of the chunks before it.
+/// Where the stream is taken up for the first chunk that is missing: the last point of the chunks
+/// before it.
 fn resume_point(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> Option<ResumePoint> {
-    let before = confirmed.iter().zip(0..).take_while(|((index, _), expected)| **index == *expected);
+    let before = confirmed
+        .iter()
+        .zip(0..)
+        .take_while(|((index, _), expected)| **index == *expected);
     before.filter_map(|((_, chunk), _)| chunk.point).last()
 }
 
 /// Bytes of stream in the chunks before the first that is missing.
 fn kept_bytes(confirmed: &BTreeMap<u32, ConfirmedChunk>) -> u64 {
-    let before = confirmed.iter().zip(0..).take_while(|((index, _), expected)| **index == *expected);
+    let before = confirmed
+        .iter()
+        .zip(0..)
+        .take_while(|((index, _), expected)| **index == *expected);
     before.map(|((_, chunk), _)| chunk.entry.stream_bytes).sum()
 }
 
@@ -300,7 +358,10 @@ impl Uploader<'_> {
         progress: &ProgressSink,
         mut stop: Stop,
     ) -> Result<(), UploadError> {
-        let mut state = Progress { stream_bytes: kept_bytes(self.confirmed), ..Progress::default() };
+        let mut state = Progress {
+            stream_bytes: kept_bytes(self.confirmed),
+            ..Progress::default()
+        };
         let taken = async {
             while let Some(event) = events.recv().await {
                 self.take(event, &mut state).await?;
@@ -333,11 +394,16 @@ impl Uploader<'_> {
                 while self.confirming.len() >= CONFIRMING_MAX {
                     self.join_one().await?;
                 }
-                let (name, key) = (object_name(&object), ObjectKey::backup(&self.plan.dataset, &self.plan.id, &object));
+                let (name, key) = (
+                    object_name(&object),
+                    ObjectKey::backup(&self.plan.dataset, &self.plan.id, &object),
+                );
                 self.log.begins(&name).map_err(UploadError::Log)?;
                 let writer = self.store.create(&key).await?;
                 if let Some(upload_id) = writer.upload_id() {
-                    self.log.opened(&name, upload_id).map_err(UploadError::Log)?;
+                    self.log
+                        .opened(&name, upload_id)
+                        .map_err(UploadError::Log)?;
                 }
                 self.writer = Some(writer);
             }
@@ -350,7 +416,9 @@ impl Uploader<'_> {
                 if self.begin.is_none() {
                     self.begin.clone_from(&end.ending.begin);
                 }
-                let writer = writer.take().ok_or_else(|| out_of_order(self.store, self.plan))?;
+                let writer = writer
+                    .take()
+                    .ok_or_else(|| out_of_order(self.store, self.plan))?;
                 self.confirming.spawn(confirm(writer, *end));
             }
             (Event::Part(_), None) => return Err(out_of_order(self.store, self.plan).into()),
@@ -363,7 +431,10 @@ impl Uploader<'_> {
             None => Ok(()),
             Some(Ok(Ok(chunk))) => {
                 if let Some(begin) = &*self.begin {
-                    self.log.confirmed(begin, &chunk).await.map_err(UploadError::Log)?;
+                    self.log
+                        .confirmed(begin, &chunk)
+                        .await
+                        .map_err(UploadError::Log)?;
                 }
                 self.confirmed.insert(chunk.entry.index, chunk);
                 Ok(())
@@ -376,7 +447,13 @@ impl Uploader<'_> {
 
 fn out_of_order(store: &dyn ObjectStore, plan: &TransferPlan) -> StoreError {
     let reason = "a part came without its chunk: this is a defect, please report it";
-    StoreError::new(StoreErrorKind::Invalid, "upload", plan.id.as_str(), store.url(), reason)
+    StoreError::new(
+        StoreErrorKind::Invalid,
+        "upload",
+        plan.id.as_str(),
+        store.url(),
+        reason,
+    )
 }
 
 /// Ends when a stop is asked for; never, when nobody can ask any more.
@@ -386,7 +463,10 @@ pub(super) async fn stopped(stop: &mut Stop) {
     }
 }
 
-async fn confirm(writer: Box<dyn PartWriter>, end: SealedEnd) -> Result<ConfirmedChunk, StoreError> {
+async fn confirm(
+    writer: Box<dyn PartWriter>,
+    end: SealedEnd,
+) -> Result<ConfirmedChunk, StoreError> {
     let evidence = writer.finish().await?;
     let sealed = end.sealed;
     let entry = ChunkEntry {
@@ -395,10 +475,22 @@ async fn confirm(writer: Box<dyn PartWriter>, end: SealedEnd) -> Result<Confirme
         stream_bytes: sealed.stream_bytes,
         sealed_bytes: sealed.sealed_bytes,
         blake3: sealed.blake3,
-        head: HeadEntry { bytes: sealed.head.bytes, blake3: sealed.head.blake3 },
+        head: HeadEntry {
+            bytes: sealed.head.bytes,
+            blake3: sealed.head.blake3,
+        },
         // Never published: it would tell the store of the content.
         resume: None,
     };
-    tracing::debug!(chunk = entry.name, bytes = entry.sealed_bytes, "chunk confirmed");
-    Ok(ConfirmedChunk { entry, evidence, fletcher4: end.ending.fletcher4, point: end.ending.point })
+    tracing::debug!(
+        chunk = entry.name,
+        bytes = entry.sealed_bytes,
+        "chunk confirmed"
+    );
+    Ok(ConfirmedChunk {
+        entry,
+        evidence,
+        fletcher4: end.ending.fletcher4,
+        point: end.ending.point,
+    })
 }

@@ -1,11 +1,12 @@
-//! `upload-intermediate-to-remote`: copies to the remote the backups of the intermediate directory that were never
-//! committed there, the same bytes, parents first.
+//! `upload-intermediate-to-remote`: copies to the remote the backups of the intermediate directory
+//! that were never committed there, the same bytes, parents first.
 //!
-//! Each backup goes in the order of writes of a commit: lock -> journal -> `started` -> keyring -> chunks, each
-//! confirmed -> listing equals what was confirmed -> RESTORE.txt, private, lists -> journal `committing` -> a receipt of
-//! the new store -> manifest, its signature first -> read back. Everything that is read is held against the signed
-//! manifest while it is sent: damage of the intermediate copy ends its backup before it is committed. What an
-//! interrupted run has stored is not sent again.
+//! Each backup goes in the order of writes of a commit: lock -> journal -> `started` -> keyring ->
+//! chunks, each confirmed -> listing equals what was confirmed -> RESTORE.txt, private, lists ->
+//! journal `committing` -> a receipt of the new store -> manifest, its signature first -> read
+//! back. Everything that is read is held against the signed manifest while it is sent: damage of
+//! the intermediate copy ends its backup before it is committed. What an interrupted run has stored
+//! is not sent again.
 
 mod chunks;
 mod copy;
@@ -36,22 +37,24 @@ pub struct UploadEnv {
     pub from: Arc<dyn ObjectStore>,
     /// The remote.
     pub to: Arc<dyn ObjectStore>,
-    /// The keys: what signs the receipts, and who is believed. The keyring of today is in the remote already.
+    /// The keys: what signs the receipts, and who is believed. The keyring of today is in the
+    /// remote already.
     pub keys: WriterKeys,
     /// Locks and journals lie here.
     pub state_dir: PathBuf,
     /// The clock.
     pub now: fn() -> Timestamp,
-    /// Is told how many bytes of chunks there are to copy, and gives who hears about progress. `sent_bytes` counts what
-    /// is held against what is there, too.
+    /// Is told how many bytes of chunks there are to copy, and gives who hears about progress.
+    /// `sent_bytes` counts what is held against what is there, too.
     pub progress: Arc<dyn Fn(u64) -> ProgressSink + Send + Sync>,
     /// Asks to stop.
     pub stop: Stop,
 }
 
-/// Says which backups of the directory (second) the rules of the remote would delete at once, beside what is in the
-/// remote (first).
-pub type WouldBePruned<'a> = &'a (dyn Fn(&[BackupFacts], &[BackupFacts]) -> BTreeSet<BackupId> + Sync);
+/// Says which backups of the directory (second) the rules of the remote would delete at once,
+/// beside what is in the remote (first).
+pub type WouldBePruned<'a> =
+    &'a (dyn Fn(&[BackupFacts], &[BackupFacts]) -> BTreeSet<BackupId> + Sync);
 
 /// What is not copied although it could be.
 pub struct UploadRules<'a> {
@@ -102,7 +105,10 @@ pub struct CopiedBackup {
 impl UploadPlan {
     /// Bytes of the objects of these backups, as the directory lists them.
     pub fn bytes_of<'a>(&self, ids: impl IntoIterator<Item = &'a BackupId>) -> u64 {
-        ids.into_iter().filter_map(|id| self.from.backup(id)).map(StoredBackup::stored_bytes).sum()
+        ids.into_iter()
+            .filter_map(|id| self.from.backup(id))
+            .map(StoredBackup::stored_bytes)
+            .sum()
     }
 }
 
@@ -120,12 +126,19 @@ pub async fn plan_upload(
     refuse_one_place(&from.known(), &to.known())?;
     let mut source = read_catalog(from, dataset, trusted).await?;
     let disbelieved = source.attempts.iter_mut();
-    let disbelieved = disbelieved.filter_map(|attempt| Some((attempt.id.clone(), attempt.disbelieved.take()?)));
+    let disbelieved =
+        disbelieved.filter_map(|attempt| Some((attempt.id.clone(), attempt.disbelieved.take()?)));
     let disbelieved = disbelieved.collect();
     let local: Vec<BackupFacts> = source.backups.iter().map(facts_of).collect();
     if local.is_empty() {
         let (plan, live, records) = Default::default();
-        return Ok(UploadPlan { plan, disbelieved, from: source, live, records });
+        return Ok(UploadPlan {
+            plan,
+            disbelieved,
+            from: source,
+            live,
+            records,
+        });
     }
     // Before the backups: a record that is put from now on is a new one.
     let records = read_prune_records(to, dataset, trusted, None).await?;
@@ -138,9 +151,17 @@ pub async fn plan_upload(
         // Everything is there: what it is worth is for verify-checksums to say.
         false => target.backups.iter().map(facts_of).collect(),
     };
-    let pruned = records.iter().flat_map(|(_, record)| &record.pruned).map(|entry| entry.id.clone()).collect();
+    let pruned = records
+        .iter()
+        .flat_map(|(_, record)| &record.pruned)
+        .map(|entry| entry.id.clone())
+        .collect();
     let records = records.into_iter().map(|(key, _)| key).collect();
-    let would_be_pruned = if never_there { (rules.would_be_pruned)(&remote, &local) } else { BTreeSet::new() };
+    let would_be_pruned = if never_there {
+        (rules.would_be_pruned)(&remote, &local)
+    } else {
+        BTreeSet::new()
+    };
     let plan = plan_copy(&CopyInput {
         local: &local,
         remote: &remote,
@@ -149,22 +170,37 @@ pub async fn plan_upload(
         would_be_pruned: &would_be_pruned,
         all: rules.all,
     });
-    Ok(UploadPlan { plan, disbelieved, from: source, live, records })
+    Ok(UploadPlan {
+        plan,
+        disbelieved,
+        from: source,
+        live,
+        records,
+    })
 }
 
 fn facts_of(backup: &StoredBackup) -> BackupFacts {
-    BackupFacts::new(&backup.manifest, backup.manifest_blake3, backup.stored_bytes(), None)
+    BackupFacts::new(
+        &backup.manifest,
+        backup.manifest_blake3,
+        backup.stored_bytes(),
+        None,
+    )
 }
 
 fn live_entry(backup: &StoredBackup) -> LiveEntry {
-    LiveEntry { id: backup.manifest.id.clone(), manifest_blake3: backup.manifest_blake3 }
+    LiveEntry {
+        id: backup.manifest.id.clone(),
+        manifest_blake3: backup.manifest_blake3,
+    }
 }
 
-/// Copies what the remote lacks of one dataset. A backup that fails takes with it those that follow from it; the others
-/// go on, unless a stop was asked for.
+/// Copies what the remote lacks of one dataset. A backup that fails takes with it those that follow
+/// from it; the others go on, unless a stop was asked for.
 ///
 /// # Errors
-/// [`RunError::Locked`], or [`RunError`] when it could not be planned; what fails later is in the report.
+/// [`RunError::Locked`], or [`RunError`] when it could not be planned; what fails later is in the
+/// report.
 pub async fn upload_dataset(
     env: &UploadEnv,
     dataset: &DatasetName,
@@ -172,24 +208,55 @@ pub async fn upload_dataset(
 ) -> Result<UploadReport, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.to.known(), dataset)?;
     let planned = plan_upload(&*env.from, &*env.to, &env.keys.trusted, dataset, rules).await?;
-    let UploadPlan { plan, disbelieved, from, mut live, records } = planned;
-    let mut report = UploadReport { left: plan.left, failed: disbelieved, ..UploadReport::default() };
-    report.failed.extend(plan.refused.into_iter().map(|(id, gap)| (id, refusal(dataset, &gap))));
-    let total_bytes = plan.copy.iter().filter_map(|step| from.backup(&step.id)).map(StoredBackup::stored_bytes).sum();
+    let UploadPlan {
+        plan,
+        disbelieved,
+        from,
+        mut live,
+        records,
+    } = planned;
+    let mut report = UploadReport {
+        left: plan.left,
+        failed: disbelieved,
+        ..UploadReport::default()
+    };
+    report.failed.extend(
+        plan.refused
+            .into_iter()
+            .map(|(id, gap)| (id, refusal(dataset, &gap))),
+    );
+    let total_bytes = plan
+        .copy
+        .iter()
+        .filter_map(|step| from.backup(&step.id))
+        .map(StoredBackup::stored_bytes)
+        .sum();
     let (progress, mut done) = ((env.progress)(total_bytes), Progress::default());
     for CopyStep { id, parent } in plan.copy {
-        let Some(backup) = from.backup(&id) else { continue };
+        let Some(backup) = from.backup(&id) else {
+            continue;
+        };
         if *env.stop.borrow() {
             report.failed.push((id, RunError::Interrupted));
             break;
         }
         let has_failed = |base: &&BackupId| report.failed.iter().any(|(failed, _)| failed == *base);
         if let Some(parent) = parent.as_ref().filter(has_failed) {
-            let gap = CopyGap::ParentNotCopied { of: id.clone(), parent: parent.clone() };
+            let gap = CopyGap::ParentNotCopied {
+                of: id.clone(),
+                parent: parent.clone(),
+            };
             report.failed.push((id, refusal(dataset, &gap)));
             continue;
         }
-        let copy = Copy { env, backup, parent: parent.as_ref(), live: &live, records: &records, progress: &*progress };
+        let copy = Copy {
+            env,
+            backup,
+            parent: parent.as_ref(),
+            live: &live,
+            records: &records,
+            progress: &*progress,
+        };
         match copy.run(&mut done).await {
             Ok(copied) => {
                 live.push(live_entry(backup));

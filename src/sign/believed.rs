@@ -1,8 +1,9 @@
-//! [`Believed`]: the exact objects for which retired verifying keys stay trusted, collected when the keys were rotated.
+//! [`Believed`]: the exact objects for which retired verifying keys stay trusted, collected when
+//! the keys were rotated.
 //!
-//! An attacker with a leaked signing key can sign anything at any later time, but cannot make other bytes with a listed
-//! BLAKE3. So a list of hashes separates "made before the rotation" from "made by an attacker". Keyrings pin the list
-//! by its own BLAKE3.
+//! An attacker with a leaked signing key can sign anything at any later time, but cannot make other
+//! bytes with a listed BLAKE3. So a list of hashes separates "made before the rotation" from "made
+//! by an attacker". Keyrings pin the list by its own BLAKE3.
 
 use crate::model::Digest;
 use serde::{Deserialize, Serialize};
@@ -12,8 +13,8 @@ use std::fmt;
 const FORMAT: u32 = 1;
 const TYPE: &str = "believed";
 
-/// Hashes by folder and object name: `tank/a/@ID` has `manifest.json`, `tank/a/@prune` its records. A name has several
-/// hashes where stores differ, such as receipts.
+/// Hashes by folder and object name: `tank/a/@ID` has `manifest.json`, `tank/a/@prune` its records.
+/// A name has several hashes where stores differ, such as receipts.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Believed(BTreeMap<String, BTreeMap<String, Vec<Digest>>>);
 
@@ -29,8 +30,15 @@ struct Stored<T> {
 impl Believed {
     /// Adds one object by its key.
     pub fn insert(&mut self, key: &str, blake3: Digest) {
-        let Some((folder, name)) = key.rsplit_once('/') else { return };
-        let digests = self.0.entry(folder.to_owned()).or_default().entry(name.to_owned()).or_default();
+        let Some((folder, name)) = key.rsplit_once('/') else {
+            return;
+        };
+        let digests = self
+            .0
+            .entry(folder.to_owned())
+            .or_default()
+            .entry(name.to_owned())
+            .or_default();
         if let Err(at) = digests.binary_search(&blake3) {
             digests.insert(at, blake3);
         }
@@ -40,25 +48,34 @@ impl Believed {
     pub fn extend(&mut self, other: &Self) {
         for (folder, names) in &other.0 {
             for (name, digests) in names {
-                digests.iter().for_each(|digest| self.insert(&format!("{folder}/{name}"), *digest));
+                digests
+                    .iter()
+                    .for_each(|digest| self.insert(&format!("{folder}/{name}"), *digest));
             }
         }
     }
 
     /// Whether the object with this key and hash is listed.
     pub fn contains(&self, key: &str, blake3: Digest) -> bool {
-        let digests = key.rsplit_once('/').and_then(|(folder, name)| self.0.get(folder)?.get(name));
+        let digests = key
+            .rsplit_once('/')
+            .and_then(|(folder, name)| self.0.get(folder)?.get(name));
         digests.is_some_and(|digests| digests.contains(&blake3))
     }
 
     /// Whether an object with this key is listed, of whatever content.
     pub fn names(&self, key: &str) -> bool {
-        key.rsplit_once('/').and_then(|(folder, name)| self.0.get(folder)?.get(name)).is_some()
+        key.rsplit_once('/')
+            .and_then(|(folder, name)| self.0.get(folder)?.get(name))
+            .is_some()
     }
 
     /// How many objects of this name are listed, such as `manifest.json`.
     pub fn count(&self, name: &str) -> usize {
-        self.0.values().filter(|names| names.contains_key(name)).count()
+        self.0
+            .values()
+            .filter(|names| names.contains_key(name))
+            .count()
     }
 
     /// The stored form: the same bytes for the same list.
@@ -66,23 +83,35 @@ impl Believed {
     /// # Errors
     /// This type has no error; serde's signature has one.
     pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let stored = Stored { format: FORMAT, requires: Vec::new(), object_type: TYPE.to_owned(), folders: &self.0 };
+        let stored = Stored {
+            format: FORMAT,
+            requires: Vec::new(),
+            object_type: TYPE.to_owned(),
+            folders: &self.0,
+        };
         let mut bytes = serde_json::to_vec(&stored)?;
         bytes.push(b'\n');
         Ok(bytes)
     }
 
-    /// Reads the stored form. The caller has compared the BLAKE3 of the bytes with the one in a keyring.
+    /// Reads the stored form. The caller has compared the BLAKE3 of the bytes with the one in a
+    /// keyring.
     ///
     /// # Errors
     /// A sentence naming the fault: no JSON of this type, or a later format.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let stored: Stored<BTreeMap<String, BTreeMap<String, Vec<Digest>>>> =
             serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        match (stored.format == FORMAT && stored.object_type == TYPE, stored.requires.is_empty()) {
+        match (
+            stored.format == FORMAT && stored.object_type == TYPE,
+            stored.requires.is_empty(),
+        ) {
             (true, true) => Ok(Self(stored.folders)),
             (false, _) => Err(format!("expected type {TYPE:?} of format {FORMAT}")),
-            (_, false) => Err(format!("it requires {:?}, which this version does not know", stored.requires)),
+            (_, false) => Err(format!(
+                "it requires {:?}, which this version does not know",
+                stored.requires
+            )),
         }
     }
 }
@@ -110,10 +139,22 @@ mod tests {
         let bytes = list.to_bytes().unwrap();
         let read = Believed::parse(&bytes).unwrap();
         assert_eq!((&read, read.to_bytes().unwrap()), (&list, bytes));
-        assert!(read.contains("tank/a/@x/receipt.json", one) && read.contains("tank/a/@x/receipt.json", two));
-        assert!(!read.contains("tank/a/@x/manifest.json", two), "another content");
-        assert!(!read.contains("tank/b/@x/manifest.json", one), "another place");
-        assert_eq!((read.count("manifest.json"), read.count("started.json")), (1, 0));
+        assert!(
+            read.contains("tank/a/@x/receipt.json", one)
+                && read.contains("tank/a/@x/receipt.json", two)
+        );
+        assert!(
+            !read.contains("tank/a/@x/manifest.json", two),
+            "another content"
+        );
+        assert!(
+            !read.contains("tank/b/@x/manifest.json", one),
+            "another place"
+        );
+        assert_eq!(
+            (read.count("manifest.json"), read.count("started.json")),
+            (1, 0)
+        );
     }
 
     #[test]
@@ -124,7 +165,11 @@ mod tests {
             br#"{"format":1,"requires":[],"type":"receipt","folders":{}}"#,
             b"[]",
         ] {
-            assert!(Believed::parse(bytes).is_err(), "{}", String::from_utf8_lossy(bytes));
+            assert!(
+                Believed::parse(bytes).is_err(),
+                "{}",
+                String::from_utf8_lossy(bytes)
+            );
         }
     }
 }

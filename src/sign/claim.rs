@@ -1,27 +1,41 @@
-//! Checks a signature file before its object is fetched. Minisign signs the trusted comment separately, so a few
-//! hundred bytes show whether one of our keys signed an object for this key at all.
+//! Checks a signature file before its object is fetched. Minisign signs the trusted comment
+//! separately, so a few hundred bytes show whether one of our keys signed an object for this key at
+//! all.
 
 use super::{Signature, SignatureError, SignedType, TrustedKeys, VerifyingKey, trusted_comment};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 
 impl TrustedKeys {
-    /// Checks that one of the keys signed some object of exactly this place and type. Nothing is known of the object's
-    /// bytes yet: [`TrustedKeys::verify`] decides.
+    /// Checks that one of the keys signed some object of exactly this place and type. Nothing is
+    /// known of the object's bytes yet: [`TrustedKeys::verify`] decides.
     ///
     /// # Errors
     /// [`SignatureError`]; then no object can verify with this signature, whatever its bytes are.
-    pub fn verify_claim(&self, signed_type: SignedType, key: &str, signature: &[u8]) -> Result<(), SignatureError> {
+    pub fn verify_claim(
+        &self,
+        signed_type: SignedType,
+        key: &str,
+        signature: &[u8],
+    ) -> Result<(), SignatureError> {
         let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
         let signature = Signature::parse(text).ok_or(SignatureError::Malformed)?;
-        let signer = self.iter().find(|(trusted, _)| signature.is_claim_by(trusted));
+        let signer = self
+            .iter()
+            .find(|(trusted, _)| signature.is_claim_by(trusted));
         let Some((signer, trust)) = signer else {
-            return Err(SignatureError::Untrusted { trusted: self.len() });
+            return Err(SignatureError::Untrusted {
+                trusted: self.len(),
+            });
         };
-        let (expected, actual) = (trusted_comment(signed_type, key), signature.comment.to_owned());
+        let (expected, actual) = (
+            trusted_comment(signed_type, key),
+            signature.comment.to_owned(),
+        );
         if expected != actual {
             return Err(SignatureError::Elsewhere { expected, actual });
         }
-        // The holder of a retired key can sign a claim for any place, so the object is fetched only when a list names it.
+        // The holder of a retired key can sign a claim for any place, so the object is fetched only
+        // when a list names it.
         self.judge(signed_type, signer, trust, |list| list.names(key))
     }
 }
@@ -30,10 +44,17 @@ impl Signature<'_> {
     /// Whether this key made the signature over the trusted comment.
     fn is_claim_by(&self, VerifyingKey(trusted): &VerifyingKey) -> bool {
         let key = trusted.to_bytes();
-        let Some((_algorithm, key)) = key.split_first_chunk::<2>() else { return false };
-        let Some((key_id, key)) = key.split_first_chunk::<8>() else { return false };
+        let Some((_algorithm, key)) = key.split_first_chunk::<2>() else {
+            return false;
+        };
+        let Some((key_id, key)) = key.split_first_chunk::<8>() else {
+            return false;
+        };
         let commented = [&self.of_digest, self.comment.as_bytes()].concat();
-        self.key_id == *key_id && UnparsedPublicKey::new(&ED25519, key).verify(&commented, &self.global).is_ok()
+        self.key_id == *key_id
+            && UnparsedPublicKey::new(&ED25519, key)
+                .verify(&commented, &self.global)
+                .is_ok()
     }
 }
 
@@ -46,41 +67,93 @@ mod tests {
 
     #[test]
     fn claim_of_a_retired_key_holds_for_listed_places_alone() {
-        let (old, new) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let (old, new) = (
+            SigningKey::generate().unwrap(),
+            SigningKey::generate().unwrap(),
+        );
         let mut list = Believed::default();
         list.insert("a/manifest.json", Digest::of(b"bytes"));
         let mut trusted = TrustedKeys::new(vec![new.verifying_key().clone()]);
         trusted.add(old.verifying_key().clone(), Trust::Retired);
-        trusted.lists = vec![BelievedList { tag: "t".into(), blake3: Digest::of(b""), content: Some(Arc::new(list)) }];
+        trusted.lists = vec![BelievedList {
+            tag: "t".into(),
+            blake3: Digest::of(b""),
+            content: Some(Arc::new(list)),
+        }];
         let check = |trusted: &TrustedKeys, signed_type, place: &str, by: &SigningKey| {
-            trusted.verify_claim(signed_type, place, &by.sign(signed_type, place, b"bytes").unwrap())
+            trusted.verify_claim(
+                signed_type,
+                place,
+                &by.sign(signed_type, place, b"bytes").unwrap(),
+            )
         };
-        assert_eq!(check(&trusted, SignedType::Manifest, "a/manifest.json", &old), Ok(()));
-        assert_eq!(check(&trusted, SignedType::Manifest, "b/manifest.json", &new), Ok(()));
+        assert_eq!(
+            check(&trusted, SignedType::Manifest, "a/manifest.json", &old),
+            Ok(())
+        );
+        assert_eq!(
+            check(&trusted, SignedType::Manifest, "b/manifest.json", &new),
+            Ok(())
+        );
         let planted = check(&trusted, SignedType::Manifest, "b/manifest.json", &old);
-        assert!(matches!(planted, Err(SignatureError::Retired { .. })), "{planted:?}");
+        assert!(
+            matches!(planted, Err(SignatureError::Retired { .. })),
+            "{planted:?}"
+        );
         let config = check(&trusted, SignedType::Config, "a/manifest.json", &old);
-        assert!(matches!(config, Err(SignatureError::Outdated { .. })), "{config:?}");
+        assert!(
+            matches!(config, Err(SignatureError::Outdated { .. })),
+            "{config:?}"
+        );
         trusted.lists[0].content = None;
         let without = check(&trusted, SignedType::Manifest, "a/manifest.json", &old);
-        assert!(matches!(without, Err(SignatureError::RetiredWithoutList { .. })), "{without:?}");
+        assert!(
+            matches!(without, Err(SignatureError::RetiredWithoutList { .. })),
+            "{without:?}"
+        );
     }
 
     #[test]
     fn a_claim_holds_for_its_place_its_type_and_its_key_alone() {
-        let (ours, theirs) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let (ours, theirs) = (
+            SigningKey::generate().unwrap(),
+            SigningKey::generate().unwrap(),
+        );
         let trusted: TrustedKeys = TrustedKeys::new(vec![ours.verifying_key().clone()]);
-        let signature = |key: &SigningKey| key.sign(SignedType::Manifest, "a/manifest.json", b"bytes").unwrap();
-        let check = |signed_type, place: &str, by| trusted.verify_claim(signed_type, place, &signature(by));
-        assert_eq!(check(SignedType::Manifest, "a/manifest.json", &ours), Ok(()));
+        let signature = |key: &SigningKey| {
+            key.sign(SignedType::Manifest, "a/manifest.json", b"bytes")
+                .unwrap()
+        };
+        let check =
+            |signed_type, place: &str, by| trusted.verify_claim(signed_type, place, &signature(by));
+        assert_eq!(
+            check(SignedType::Manifest, "a/manifest.json", &ours),
+            Ok(())
+        );
         let elsewhere = |checked| matches!(checked, Err(SignatureError::Elsewhere { .. }));
-        assert!(elsewhere(check(SignedType::Manifest, "b/manifest.json", &ours)));
-        assert!(elsewhere(check(SignedType::Receipt, "a/manifest.json", &ours)));
+        assert!(elsewhere(check(
+            SignedType::Manifest,
+            "b/manifest.json",
+            &ours
+        )));
+        assert!(elsewhere(check(
+            SignedType::Receipt,
+            "a/manifest.json",
+            &ours
+        )));
         let untrusted = Err(SignatureError::Untrusted { trusted: 1 });
-        assert_eq!(check(SignedType::Manifest, "a/manifest.json", &theirs), untrusted);
+        assert_eq!(
+            check(SignedType::Manifest, "a/manifest.json", &theirs),
+            untrusted
+        );
         // A comment that was changed in a true signature.
-        let text = String::from_utf8(signature(&ours)).unwrap().replace("a/manifest", "b/manifest");
-        assert_eq!(trusted.verify_claim(SignedType::Manifest, "b/manifest.json", text.as_bytes()), untrusted);
+        let text = String::from_utf8(signature(&ours))
+            .unwrap()
+            .replace("a/manifest", "b/manifest");
+        assert_eq!(
+            trusted.verify_claim(SignedType::Manifest, "b/manifest.json", text.as_bytes()),
+            untrusted
+        );
         for damaged in [&b""[..], b"\xff", b"untrusted comment: x\n"] {
             let checked = trusted.verify_claim(SignedType::Manifest, "a/manifest.json", damaged);
             assert_eq!(checked, Err(SignatureError::Malformed));

@@ -10,9 +10,11 @@ use std::sync::Arc;
 pub enum Trust {
     /// The key signs now, or the configuration names it: everything.
     Current,
-    /// An older key whose rotation said `--keep-trust`: everything but configurations, progress and successors.
+    /// An older key whose rotation said `--keep-trust`: everything but configurations, progress and
+    /// successors.
     Kept,
-    /// An older key of a rotation that kept no list, as early builds did: as [`Trust::Kept`], and worth a warning.
+    /// An older key of a rotation that kept no list, as early builds did: as [`Trust::Kept`], and
+    /// worth a warning.
     Unlimited,
     /// An older key that a rotation retired: only the objects on the lists.
     Retired,
@@ -41,7 +43,10 @@ impl TrustedKeys {
     /// Trusts these for everything.
     pub fn new(keys: Vec<VerifyingKey>) -> Self {
         let keys = keys.into_iter().map(|key| (key, Trust::Current)).collect();
-        Self { keys, lists: Vec::new() }
+        Self {
+            keys,
+            lists: Vec::new(),
+        }
     }
 
     /// All keys with what they are trusted for, in the order in which they were added.
@@ -51,7 +56,9 @@ impl TrustedKeys {
 
     /// The keys with this trust.
     pub fn with(&self, trust: Trust) -> impl Iterator<Item = &VerifyingKey> {
-        self.iter().filter(move |(_, actual)| *actual == trust).map(|(key, _)| key)
+        self.iter()
+            .filter(move |(_, actual)| *actual == trust)
+            .map(|(key, _)| key)
     }
 
     /// How many keys there are.
@@ -66,11 +73,13 @@ impl TrustedKeys {
 
     /// Returns the trust of this key, or `None` when the key is unknown.
     pub fn trust_in(&self, key: &VerifyingKey) -> Option<Trust> {
-        self.iter().find(|(known, _)| *known == key).map(|(_, trust)| trust)
+        self.iter()
+            .find(|(known, _)| *known == key)
+            .map(|(_, trust)| trust)
     }
 
-    /// Adds a key. A key that is known keeps its trust: a configuration that still names a retired key does not bring
-    /// it back.
+    /// Adds a key. A key that is known keeps its trust: a configuration that still names a retired
+    /// key does not bring it back.
     pub fn add(&mut self, key: VerifyingKey, trust: Trust) {
         if self.trust_in(&key).is_none() {
             self.keys.push((key, trust));
@@ -79,13 +88,19 @@ impl TrustedKeys {
 
     /// Adds all keys of the configuration.
     pub fn add_all(&mut self, keys: impl IntoIterator<Item = VerifyingKey>) {
-        keys.into_iter().for_each(|key| self.add(key, Trust::Current));
+        keys.into_iter()
+            .for_each(|key| self.add(key, Trust::Current));
     }
 
-    /// Takes this trust for each key that is not the one that signs from now on. Retired keys stay retired.
+    /// Takes this trust for each key that is not the one that signs from now on. Retired keys stay
+    /// retired.
     pub(crate) fn demote_all(&mut self, to: Trust) {
         for (_, trust) in &mut self.keys {
-            *trust = if *trust == Trust::Retired { Trust::Retired } else { to };
+            *trust = if *trust == Trust::Retired {
+                Trust::Retired
+            } else {
+                to
+            };
         }
     }
 
@@ -95,21 +110,30 @@ impl TrustedKeys {
         self.keys.insert(0, (key, Trust::Current));
     }
 
-    /// Adds the keys and lists of another keyring. If these keys replaced the others, this keyring decides the others'
-    /// trust. If the two keyrings are unrelated, the stricter trust counts, and the lists are united.
+    /// Adds the keys and lists of another keyring. If these keys replaced the others, this keyring
+    /// decides the others' trust. If the two keyrings are unrelated, the stricter trust counts, and
+    /// the lists are united.
     pub(crate) fn merge(&mut self, other: &Self, replaces_other: bool) {
         for (key, trust) in &other.keys {
             match self.keys.iter_mut().find(|(known, _)| known == key) {
                 None => self.keys.push((key.clone(), *trust)),
-                Some((_, known)) if !replaces_other && *trust == Trust::Retired => *known = Trust::Retired,
+                Some((_, known)) if !replaces_other && *trust == Trust::Retired => {
+                    *known = Trust::Retired
+                }
                 Some(_) => {}
             }
         }
         if !replaces_other {
             for list in &other.lists {
-                match self.lists.iter_mut().find(|known| known.blake3 == list.blake3) {
+                match self
+                    .lists
+                    .iter_mut()
+                    .find(|known| known.blake3 == list.blake3)
+                {
                     None => self.lists.push(list.clone()),
-                    Some(known) => known.content = known.content.take().or_else(|| list.content.clone()),
+                    Some(known) => {
+                        known.content = known.content.take().or_else(|| list.content.clone())
+                    }
                 }
             }
         }
@@ -118,15 +142,20 @@ impl TrustedKeys {
     /// All lists in one.
     pub fn believed(&self) -> Believed {
         let mut all = Believed::default();
-        self.lists.iter().filter_map(|list| list.content.as_deref()).for_each(|list| all.extend(list));
+        self.lists
+            .iter()
+            .filter_map(|list| list.content.as_deref())
+            .for_each(|list| all.extend(list));
         all
     }
 
-    /// Checks the signature before anything parses the bytes. A retired key counts for the objects on the lists alone,
-    /// and never for a configuration or for the progress of an upload: these are made again.
+    /// Checks the signature before anything parses the bytes. A retired key counts for the objects
+    /// on the lists alone, and never for a configuration or for the progress of an upload: these
+    /// are made again.
     ///
     /// # Errors
-    /// [`SignatureError`] unless a key that is trusted for it signed exactly these bytes for exactly this place.
+    /// [`SignatureError`] unless a key that is trusted for it signed exactly these bytes for
+    /// exactly this place.
     pub fn verify(
         &self,
         signed_type: SignedType,
@@ -137,18 +166,28 @@ impl TrustedKeys {
         let text = std::str::from_utf8(signature).map_err(|_| SignatureError::Malformed)?;
         let signature = Signature::parse(text).ok_or(SignatureError::Malformed)?;
         let digest = Blake2b512::digest(bytes);
-        let signer = self.iter().find(|(trusted, _)| signature.is_by(trusted, &digest));
+        let signer = self
+            .iter()
+            .find(|(trusted, _)| signature.is_by(trusted, &digest));
         let Some((signer, trust)) = signer else {
-            return Err(SignatureError::Untrusted { trusted: self.keys.len() });
+            return Err(SignatureError::Untrusted {
+                trusted: self.keys.len(),
+            });
         };
-        let (expected, actual) = (trusted_comment(signed_type, key), signature.comment.to_owned());
+        let (expected, actual) = (
+            trusted_comment(signed_type, key),
+            signature.comment.to_owned(),
+        );
         if expected != actual {
             return Err(SignatureError::Elsewhere { expected, actual });
         }
-        self.judge(signed_type, signer, trust, |list| list.contains(key, Digest::of(bytes)))
+        self.judge(signed_type, signer, trust, |list| {
+            list.contains(key, Digest::of(bytes))
+        })
     }
 
-    /// Decides what a signature by this key is worth for an object of this type, which `is_on` finds on a list or not.
+    /// Decides what a signature by this key is worth for an object of this type, which `is_on`
+    /// finds on a list or not.
     pub(super) fn judge(
         &self,
         signed_type: SignedType,
@@ -158,21 +197,34 @@ impl TrustedKeys {
     ) -> Result<(), SignatureError> {
         match trust {
             Trust::Current => Ok(()),
-            _ if signed_type.is_of_current_key() => {
-                Err(SignatureError::Outdated { key: signer.to_string(), object_type: signed_type.as_str() })
-            }
+            _ if signed_type.is_of_current_key() => Err(SignatureError::Outdated {
+                key: signer.to_string(),
+                object_type: signed_type.as_str(),
+            }),
             Trust::Kept | Trust::Unlimited => Ok(()),
             Trust::Retired => self.check_listed(signer, is_on),
         }
     }
 
-    fn check_listed(&self, signer: &VerifyingKey, is_on: impl Fn(&Believed) -> bool) -> Result<(), SignatureError> {
-        if self.lists.iter().filter_map(|list| list.content.as_deref()).any(is_on) {
+    fn check_listed(
+        &self,
+        signer: &VerifyingKey,
+        is_on: impl Fn(&Believed) -> bool,
+    ) -> Result<(), SignatureError> {
+        if self
+            .lists
+            .iter()
+            .filter_map(|list| list.content.as_deref())
+            .any(is_on)
+        {
             return Ok(());
         }
         let signer = signer.to_string();
         match self.lists.iter().find(|list| list.content.is_none()) {
-            Some(list) => Err(SignatureError::RetiredWithoutList { key: signer, list: list.name() }),
+            Some(list) => Err(SignatureError::RetiredWithoutList {
+                key: signer,
+                list: list.name(),
+            }),
             None => Err(SignatureError::Retired { key: signer }),
         }
     }
@@ -186,7 +238,8 @@ impl BelievedList {
 }
 
 impl SignedType {
-    /// Whether only a current key may sign this type: objects that are made again anyway, or that would run as root.
+    /// Whether only a current key may sign this type: objects that are made again anyway, or that
+    /// would run as root.
     fn is_of_current_key(self) -> bool {
         matches!(self, Self::Config | Self::Progress | Self::Successor)
     }
@@ -210,32 +263,67 @@ mod tests {
 
     #[test]
     fn a_retired_key_counts_for_listed_objects_alone_and_never_for_configurations_and_progress() {
-        let (old, new) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let (old, new) = (
+            SigningKey::generate().unwrap(),
+            SigningKey::generate().unwrap(),
+        );
         let place = "tank/a/@x/manifest.json";
         let mut list = Believed::default();
         list.insert(place, Digest::of(b"listed"));
-        for trust in [Trust::Current, Trust::Kept, Trust::Unlimited, Trust::Retired] {
+        for trust in [
+            Trust::Current,
+            Trust::Kept,
+            Trust::Unlimited,
+            Trust::Retired,
+        ] {
             let mut trusted = TrustedKeys::new(vec![new.verifying_key().clone()]);
             trusted.add(old.verifying_key().clone(), trust);
             for signed_type in TYPES {
                 let verify = |trusted: &TrustedKeys, by: &SigningKey, place: &str, bytes: &[u8]| {
-                    trusted.verify(signed_type, place, bytes, &by.sign(signed_type, place, bytes).unwrap())
+                    trusted.verify(
+                        signed_type,
+                        place,
+                        bytes,
+                        &by.sign(signed_type, place, bytes).unwrap(),
+                    )
                 };
-                let pinned = BelievedList { tag: "t".into(), blake3: Digest::of(b""), content: None };
-                assert_eq!(verify(&trusted, &new, place, b"x"), Ok(()), "{trust:?}, {signed_type:?}");
+                let pinned = BelievedList {
+                    tag: "t".into(),
+                    blake3: Digest::of(b""),
+                    content: None,
+                };
+                assert_eq!(
+                    verify(&trusted, &new, place, b"x"),
+                    Ok(()),
+                    "{trust:?}, {signed_type:?}"
+                );
                 let limited = trust != Trust::Current && signed_type.is_of_current_key();
                 let old_counts = trust != Trust::Retired && !limited;
-                assert_eq!(verify(&trusted, &old, place, b"x").is_ok(), old_counts, "{trust:?}, {signed_type:?}");
+                assert_eq!(
+                    verify(&trusted, &old, place, b"x").is_ok(),
+                    old_counts,
+                    "{trust:?}, {signed_type:?}"
+                );
                 let (mut lost, mut with_list) = (trusted.clone(), trusted.clone());
                 lost.lists.push(pinned.clone());
-                with_list.lists.push(BelievedList { content: Some(Arc::new(list.clone())), ..pinned });
-                assert_eq!(verify(&with_list, &old, place, b"listed").is_ok(), !limited, "{trust:?}, {signed_type:?}");
+                with_list.lists.push(BelievedList {
+                    content: Some(Arc::new(list.clone())),
+                    ..pinned
+                });
+                assert_eq!(
+                    verify(&with_list, &old, place, b"listed").is_ok(),
+                    !limited,
+                    "{trust:?}, {signed_type:?}"
+                );
                 if trust == Trust::Retired && !limited {
                     assert!(matches!(
                         verify(&lost, &old, place, b"listed"),
                         Err(SignatureError::RetiredWithoutList { list, .. }) if list.starts_with("t/believed-")
                     ));
-                    assert!(matches!(verify(&with_list, &old, place, b"other"), Err(SignatureError::Retired { .. })));
+                    assert!(matches!(
+                        verify(&with_list, &old, place, b"other"),
+                        Err(SignatureError::Retired { .. })
+                    ));
                     assert!(matches!(
                         verify(&with_list, &old, "tank/b/@x/manifest.json", b"listed"),
                         Err(SignatureError::Retired { .. })
@@ -258,6 +346,10 @@ mod tests {
         assert_eq!(trusted.trust_in(&key), Some(Trust::Retired));
         let mut beside = TrustedKeys::new(vec![key.clone()]);
         beside.merge(&trusted, false);
-        assert_eq!(beside.trust_in(&key), Some(Trust::Retired), "a rotation on another host retired it");
+        assert_eq!(
+            beside.trust_in(&key),
+            Some(Trust::Retired),
+            "a rotation on another host retired it"
+        );
     }
 }

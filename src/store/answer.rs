@@ -1,11 +1,12 @@
-//! [`Expected`]: the body of an answer to a read, whole or of a range: announced as it was asked, and as long as it was
-//! announced. For every store that is read by HTTP.
+//! [`Expected`]: the body of an answer to a read, whole or of a range: announced as it was asked,
+//! and as long as it was announced. For every store that is read by HTTP.
 
 use bytes::BytesMut;
 use std::ops::Range;
 
-/// The most that an answer may have that is no object. The longest are pages of B2's listings: 10,000 entries with a name
-/// of at most 1 KiB and a few short fields, some 6 KiB each when every byte of the name is escaped.
+/// The most that an answer may have that is no object. The longest are pages of B2's listings:
+/// 10,000 entries with a name of at most 1 KiB and a few short fields, some 6 KiB each when every
+/// byte of the name is escaped.
 pub(crate) const ANSWER_BYTES_MAX: u64 = 64 << 20;
 /// The most that a refusal may have: a code, a sentence and an id.
 pub(crate) const REFUSAL_BYTES_MAX: u64 = 64 << 10;
@@ -17,8 +18,8 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    /// For an answer with these headers. `range` is what was asked, `None` for all; then `limit_bytes` is the most. The
-    /// body goes into the memory of `came`.
+    /// For an answer with these headers. `range` is what was asked, `None` for all; then
+    /// `limit_bytes` is the most. The body goes into the memory of `came`.
     ///
     /// # Errors
     /// In words, when the answer is not what was asked. Another attempt would be answered likewise.
@@ -32,18 +33,24 @@ impl Expected {
         let bytes = length.ok_or("the answer does not say how long it is")?;
         match range {
             None if bytes > limit_bytes => {
-                return Err(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"));
+                return Err(format!(
+                    "it has {bytes} bytes, more than the {limit_bytes} allowed"
+                ));
             }
             Some(range) if bytes != range.end - range.start => {
                 return Err(format!("bytes {range:?} were asked, {bytes} bytes came"));
             }
-            // An answer without this header is that to a request without a range: it begins at the beginning.
+            // An answer without this header is that to a request without a range: it begins at the
+            // beginning.
             Some(range) if content_range.map_or(Some(0), range_start) != Some(range.start) => {
-                return Err(format!("bytes {range:?} were asked, {content_range:?} came"));
+                return Err(format!(
+                    "bytes {range:?} were asked, {content_range:?} came"
+                ));
             }
             _ => {}
         }
-        let announced = usize::try_from(bytes).map_err(|_| "it has more bytes than memory can have")?;
+        let announced =
+            usize::try_from(bytes).map_err(|_| "it has more bytes than memory can have")?;
         came.clear();
         came.reserve(announced);
         Ok(Self { announced, came })
@@ -60,7 +67,10 @@ impl Expected {
     /// In words, when it is too much. Another attempt would be answered likewise.
     pub(crate) fn take(&mut self, piece: &[u8]) -> Result<(), String> {
         if self.came.len() + piece.len() > self.announced {
-            return Err(format!("{} bytes were announced and more came", self.announced));
+            return Err(format!(
+                "{} bytes were announced and more came",
+                self.announced
+            ));
         }
         self.came.extend_from_slice(piece);
         Ok(())
@@ -73,14 +83,24 @@ impl Expected {
     pub(crate) fn finish(self) -> Result<BytesMut, String> {
         match self.came.len() == self.announced {
             true => Ok(self.came),
-            false => Err(format!("{} bytes were announced, {} came", self.announced, self.came.len())),
+            false => Err(format!(
+                "{} bytes were announced, {} came",
+                self.announced,
+                self.came.len()
+            )),
         }
     }
 }
 
 /// Where a Content-Range begins: `bytes 5-9/100`.
 fn range_start(content_range: &str) -> Option<u64> {
-    content_range.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+    content_range
+        .strip_prefix("bytes ")?
+        .split('-')
+        .next()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -89,8 +109,12 @@ mod tests {
 
     #[test]
     fn the_start_of_a_range_is_read() {
-        for (text, start) in [("bytes 5-9/100", Some(5)), ("bytes 0-0/1", Some(0)), ("bytes */3", None), ("5-9", None)]
-        {
+        for (text, start) in [
+            ("bytes 5-9/100", Some(5)),
+            ("bytes 0-0/1", Some(0)),
+            ("bytes */3", None),
+            ("5-9", None),
+        ] {
             assert_eq!(range_start(text), start, "{text}");
         }
     }
@@ -116,7 +140,8 @@ mod tests {
 
     #[test]
     fn a_body_has_the_length_that_was_announced() {
-        let expected = || Expected::new(Some(5), None, None, 10, BytesMut::from(&b"of no use"[..])).unwrap();
+        let expected =
+            || Expected::new(Some(5), None, None, 10, BytesMut::from(&b"of no use"[..])).unwrap();
         let mut body = expected();
         body.take(b"12").unwrap();
         body.take(b"345").unwrap();

@@ -1,21 +1,24 @@
 //! [`B2Store`]: Backblaze B2 by its native API.
 //!
-//! **Evidence.** An object of up to one part is sent in one request with its SHA-1; B2 computes it too, refuses what
-//! differs, and keeps it: tier `sha1`. A longer one goes as a large file: B2 checks the SHA-1 of each part as it
-//! comes and of all of them when the file is finished, but keeps none for the whole. What is left to compare later is
-//! the file's id, whose content never changes, and its size: tier `id-pin`. With a spool the SHA-1 of the whole is
-//! known before it begins and is kept with the file, as B2's own tools do; B2 does not check that one.
+//! **Evidence.** An object of up to one part is sent in one request with its SHA-1; B2 computes it
+//! too, refuses what differs, and keeps it: tier `sha1`. A longer one goes as a large file: B2
+//! checks the SHA-1 of each part as it comes and of all of them when the file is finished, but
+//! keeps none for the whole. What is left to compare later is the file's id, whose content never
+//! changes, and its size: tier `id-pin`. With a spool the SHA-1 of the whole is known before it
+//! begins and is kept with the file, as B2's own tools do; B2 does not check that one.
 //!
-//! **Create-only.** B2 cannot make an upload conditional: a second upload of a name becomes its newest version. So the
-//! name is looked at before the bytes become a file, and again afterwards. Of two small files that came at the same
-//! time the older one stays and the other is taken back by its id; a large file is taken back whenever it finds
-//! another version. Versions with the same bytes, made by a repetition whose first answer was lost, become one.
+//! **Create-only.** B2 cannot make an upload conditional: a second upload of a name becomes its
+//! newest version. So the name is looked at before the bytes become a file, and again afterwards.
+//! Of two small files that came at the same time the older one stays and the other is taken back by
+//! its id; a large file is taken back whenever it finds another version. Versions with the same
+//! bytes, made by a repetition whose first answer was lost, become one.
 //!
-//! **Hidden is absent.** `head`, `get` and `list` see the newest version of a name, and nothing where that is a hide
-//! marker; `delete` removes all versions and markers. A key without `deleteFiles` can only hide: that is done, and
-//! said once as a warning, and the bytes stay until a lifecycle rule or another key removes them. So "absent" means
-//! "not live", for S3 with versions as well as here: whoever needs proof that something never was cannot have it from
-//! one answer of a store.
+//! **Hidden is absent.** `head`, `get` and `list` see the newest version of a name, and nothing
+//! where that is a hide marker; `delete` removes all versions and markers. A key without
+//! `deleteFiles` can only hide: that is done, and said once as a warning, and the bytes stay until
+//! a lifecycle rule or another key removes them. So "absent" means "not live", for S3 with versions
+//! as well as here: whoever needs proof that something never was cannot have it from one answer of
+//! a store.
 
 mod bucket;
 mod cause;
@@ -36,8 +39,9 @@ pub(crate) use messages::read_any_answer;
 pub use settings::{B2Credentials, B2Settings};
 
 use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor, PartWriter, PutOutcome,
-    SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
+    PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreProbe,
+    StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -79,7 +83,9 @@ impl B2Store {
     /// # Errors
     /// [`StoreErrorKind::Invalid`] for settings that can never work.
     pub fn new(settings: B2Settings) -> Result<Self, StoreError> {
-        Shared::new(settings).map(|shared| Self { shared: Arc::new(shared) })
+        Shared::new(settings).map(|shared| Self {
+            shared: Arc::new(shared),
+        })
     }
 
     /// Where the account is authorized.
@@ -87,10 +93,14 @@ impl B2Store {
         self.shared.settings.endpoint()
     }
 
-    /// Authorizes and finds the bucket: fails unless key, bucket, prefix and part size fit together.
+    /// Authorizes and finds the bucket: fails unless key, bucket, prefix and part size fit
+    /// together.
     pub async fn check_bucket(&self) -> Result<(), StoreError> {
         let opened = self.shared.session().await;
-        opened.map(|_| ()).map_err(|cause| self.shared.failed("look into", "b2_list_buckets", "", cause))
+        opened.map(|_| ()).map_err(|cause| {
+            self.shared
+                .failed("look into", "b2_list_buckets", "", cause)
+        })
     }
 }
 
@@ -103,16 +113,23 @@ impl Shared {
             error.hint = cause.hint;
             error
         };
-        settings.check().map_err(|text| failed(Cause::ours(StoreErrorKind::Invalid, text)))?;
+        settings
+            .check()
+            .map_err(|text| failed(Cause::ours(StoreErrorKind::Invalid, text)))?;
         let http = client::build_http(&settings).map_err(failed)?;
-        let prefix = if settings.prefix.is_empty() { String::new() } else { format!("{}/", settings.prefix) };
+        let prefix = if settings.prefix.is_empty() {
+            String::new()
+        } else {
+            format!("{}/", settings.prefix)
+        };
         let traits = StoreTraits {
             needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
             concurrency: settings.concurrency,
             conditional_put: false,
         };
-        let (session, bucket_id, upload_urls) = (Mutex::new(None), OnceLock::new(), UrlPool::default());
+        let (session, bucket_id, upload_urls) =
+            (Mutex::new(None), OnceLock::new(), UrlPool::default());
         Ok(Self {
             http,
             url,
@@ -136,12 +153,23 @@ impl Shared {
     }
 
     /// A failure that we found, not the store.
-    fn wrong(&self, kind: StoreErrorKind, operation: &str, subject: &str, text: impl Into<String>) -> StoreError {
+    fn wrong(
+        &self,
+        kind: StoreErrorKind,
+        operation: &str,
+        subject: &str,
+        text: impl Into<String>,
+    ) -> StoreError {
         StoreError::new(kind, operation, subject, &self.url, text.into())
     }
 
     fn taken(&self, operation: &str, key: &ObjectKey) -> StoreError {
-        self.wrong(StoreErrorKind::AlreadyExists, operation, key.as_str(), "the key is taken by another object")
+        self.wrong(
+            StoreErrorKind::AlreadyExists,
+            operation,
+            key.as_str(),
+            "the key is taken by another object",
+        )
     }
 }
 
@@ -155,36 +183,66 @@ impl ObjectStore for B2Store {
         &self.shared.traits
     }
 
-    /// Asks the store nothing yet: whether the key is taken is looked at before the object comes to be.
+    /// Asks the store nothing yet: whether the key is taken is looked at before the object comes to
+    /// be.
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         Ok(Box::new(B2Writer::new(&self.shared, key, None)))
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         self.shared.put_new(key, bytes).await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
         self.shared.get(key, range, limit_bytes).await
     }
 
-    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+    async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         let limit_bytes = range.end.saturating_sub(range.start);
-        self.shared.get_into(key, Some(range), limit_bytes, buffer).await
+        self.shared
+            .get_into(key, Some(range), limit_bytes, buffer)
+            .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        Ok(self.shared.live("look at", key).await?.map(|file| file.evidence()))
+        Ok(self
+            .shared
+            .live("look at", key)
+            .await?
+            .map(|file| file.evidence()))
     }
 
     async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
         let versions = self.shared.versions("list versions of", key).await?;
-        Ok(versions.iter().any(|file| file.is_upload() || file.is_hidden_marker()))
+        Ok(versions
+            .iter()
+            .any(|file| file.is_upload() || file.is_hidden_marker()))
     }
 
-    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+    async fn evidence_under(
+        &self,
+        prefix: &str,
+    ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
         let live = self.shared.live_under(prefix).await?;
-        Ok(Some(live.into_iter().map(|(key, file)| (key, file.evidence())).collect()))
+        Ok(Some(
+            live.into_iter()
+                .map(|(key, file)| (key, file.evidence()))
+                .collect(),
+        ))
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
@@ -217,7 +275,10 @@ impl ObjectStore for B2Store {
     }
 
     async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
-        self.shared.clock().await.map_err(|cause| self.shared.failed("ask for the clock of", AUTHORIZE, "", cause))
+        self.shared.clock().await.map_err(|cause| {
+            self.shared
+                .failed("ask for the clock of", AUTHORIZE, "", cause)
+        })
     }
 
     fn object_lock(&self) -> Option<ObjectLock> {

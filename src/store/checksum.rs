@@ -1,5 +1,5 @@
-//! [`WholeCrc`]: the CRCs that S3 stores keep of whole objects. What else a store may be asked to compare is beside the
-//! adapter that speaks it.
+//! [`WholeCrc`]: the CRCs that S3 stores keep of whole objects. What else a store may be asked to
+//! compare is beside the adapter that speaks it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -56,8 +56,10 @@ mod tests {
     #[test]
     fn check_values_of_the_catalogue_are_reproduced() {
         // CRC-64/NVME and CRC-32/ISCSI in the catalogue of parametrised CRC algorithms.
-        for (kind, crc, text) in [(Crc64nvme, 0xae8b_1486_0a79_9888, "rosUhgp5mIg="), (Crc32c, 0xe306_9283, "4waSgw==")]
-        {
+        for (kind, crc, text) in [
+            (Crc64nvme, 0xae8b_1486_0a79_9888, "rosUhgp5mIg="),
+            (Crc32c, 0xe306_9283, "4waSgw=="),
+        ] {
             assert_eq!(kind.of(b"123456789"), crc);
             assert_eq!(kind.text(crc), text);
         }

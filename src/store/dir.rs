@@ -1,8 +1,10 @@
-//! [`DirStore`]: objects as files below a folder: the intermediate directory, and the remote `file:/dir`.
+//! [`DirStore`]: objects as files below a folder: the intermediate directory, and the remote
+//! `file:/dir`.
 //!
-//! A key is a path below the root. An object is written beside its place under a temporary name, made durable and then
-//! named, so that no reader ever sees a part of one. Temporary files of writers that died are its unfinished uploads.
-//! Files get mode 0600 and new folders 0700. Nothing below the root is reached through a symbolic link.
+//! A key is a path below the root. An object is written beside its place under a temporary name,
+//! made durable and then named, so that no reader ever sees a part of one. Temporary files of
+//! writers that died are its unfinished uploads. Files get mode 0600 and new folders 0700. Nothing
+//! below the root is reached through a symbolic link.
 
 mod folder;
 mod listing;
@@ -13,8 +15,8 @@ pub use temp::CreateOnly;
 use super::parts::PartSizes;
 use super::work::run_blocking;
 use super::{
-    DirSettings, Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
-    StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+    DirSettings, Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectStore, PartWriter,
+    PutOutcome, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -40,14 +42,15 @@ struct Shared {
 }
 
 impl DirStore {
-    /// Opens the folder. Fails with [`StoreErrorKind::NotFound`] if it does not exist: it is never made, because a disk
-    /// that is not mounted would look like an empty store. Blocks for a moment.
+    /// Opens the folder. Fails with [`StoreErrorKind::NotFound`] if it does not exist: it is never
+    /// made, because a disk that is not mounted would look like an empty store. Blocks for a
+    /// moment.
     pub fn open(settings: &DirSettings) -> Result<Self, StoreError> {
         Self::open_with(settings, CreateOnly::Rename)
     }
 
-    /// Opens the folder as one whose file system can do no better than `first`. [`DirStore::open`] finds that out by
-    /// itself.
+    /// Opens the folder as one whose file system can do no better than `first`. [`DirStore::open`]
+    /// finds that out by itself.
     pub fn open_with(settings: &DirSettings, first: CreateOnly) -> Result<Self, StoreError> {
         let url = format!("file:{}", settings.root.display());
         let root = Root::open(&settings.root).map_err(|error| in_store(error, "open", "", &url))?;
@@ -57,7 +60,14 @@ impl DirStore {
             concurrency: 1,
             conditional_put: true,
         };
-        Ok(Self { shared: Arc::new(Shared { url, traits, root, naming: Naming::from(first) }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                url,
+                traits,
+                root,
+                naming: Naming::from(first),
+            }),
+        })
     }
 
     /// Does file work for one call, off the async threads.
@@ -78,15 +88,24 @@ async fn run_for<T: Send + 'static>(
     work: impl FnOnce(&Shared) -> Result<T, PathError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let owned = Arc::clone(shared);
-    run_blocking(move || work(&owned)).await.map_err(|error| in_store(error, operation, subject, &shared.url))
+    run_blocking(move || work(&owned))
+        .await
+        .map_err(|error| in_store(error, operation, subject, &shared.url))
 }
 
 fn in_store(error: PathError, operation: &str, subject: &str, url: &str) -> StoreError {
     let is_root = url == format!("file:{}", error.path.display());
     let hint = match error.kind {
-        StoreErrorKind::Full => Some("make room there, or raise the quota; no partial object was left".to_owned()),
-        StoreErrorKind::Denied => Some(format!("this user needs to read and write {}", error.path.display())),
-        StoreErrorKind::NotFound if is_root => Some("create the folder, or mount what belongs there".to_owned()),
+        StoreErrorKind::Full => {
+            Some("make room there, or raise the quota; no partial object was left".to_owned())
+        }
+        StoreErrorKind::Denied => Some(format!(
+            "this user needs to read and write {}",
+            error.path.display()
+        )),
+        StoreErrorKind::NotFound if is_root => {
+            Some("create the folder, or mount what belongs there".to_owned())
+        }
         _ => None,
     };
     let mut error = StoreError::new(error.kind, operation, subject, url, error);
@@ -111,14 +130,21 @@ impl Shared {
         let (folders, name) = split_key(key);
         if TempName::parse(name).is_some() {
             let text = "names of this form are kept for unfinished uploads";
-            return Err(PathError::told(StoreErrorKind::Invalid, self.root.path().join(key.as_str()), text));
+            return Err(PathError::told(
+                StoreErrorKind::Invalid,
+                self.root.path().join(key.as_str()),
+                text,
+            ));
         }
         TempFile::create(&self.root, &folders, name)
     }
 
     fn demand_free(&self, key: &ObjectKey) -> Result<(), PathError> {
         match self.head(key)? {
-            Some(_) => Err(PathError::new(self.root.path().join(key.as_str()), Errno::EXIST)),
+            Some(_) => Err(PathError::new(
+                self.root.path().join(key.as_str()),
+                Errno::EXIST,
+            )),
             None => Ok(()),
         }
     }
@@ -158,13 +184,20 @@ impl Shared {
     }
 
     /// After "the key is taken": success if the same bytes lie there.
-    fn compare(&self, key: &ObjectKey, bytes: &Bytes, error: PathError) -> Result<(PutOutcome, Evidence), PathError> {
+    fn compare(
+        &self,
+        key: &ObjectKey,
+        bytes: &Bytes,
+        error: PathError,
+    ) -> Result<(PutOutcome, Evidence), PathError> {
         if error.kind != StoreErrorKind::AlreadyExists {
             return Err(error);
         }
         let there = self.read(key, None, bytes.len() as u64, BytesMut::new());
         match there {
-            Ok(there) if there == *bytes => Ok((PutOutcome::Identical, self.evidence(bytes.len() as u64))),
+            Ok(there) if there == *bytes => {
+                Ok((PutOutcome::Identical, self.evidence(bytes.len() as u64)))
+            }
             Ok(_) => Err(error),
             Err(differs) if differs.kind == StoreErrorKind::Corrupt => Err(error),
             Err(unread) => Err(unread),
@@ -173,11 +206,21 @@ impl Shared {
 
     fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, PathError> {
         let (folders, name) = split_key(key);
-        let Some(folder) = self.root.find(&folders)? else { return Ok(None) };
-        let Some(stat) = folder.stat(name)? else { return Ok(None) };
+        let Some(folder) = self.root.find(&folders)? else {
+            return Ok(None);
+        };
+        let Some(stat) = folder.stat(name)? else {
+            return Ok(None);
+        };
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => Ok(Some(self.evidence(u64::try_from(stat.st_size).unwrap_or(0)))),
-            _ => Err(PathError::told(StoreErrorKind::Invalid, folder.path_of(name), "it is not a file")),
+            FileType::RegularFile => Ok(Some(
+                self.evidence(u64::try_from(stat.st_size).unwrap_or(0)),
+            )),
+            _ => Err(PathError::told(
+                StoreErrorKind::Invalid,
+                folder.path_of(name),
+                "it is not a file",
+            )),
         }
     }
 
@@ -190,13 +233,21 @@ impl Shared {
     ) -> Result<BytesMut, PathError> {
         let path = self.root.path().join(key.as_str());
         let (folders, name) = split_key(key);
-        let folder = self.root.find(&folders)?.ok_or_else(|| PathError::new(&path, Errno::NOENT))?;
+        let folder = self
+            .root
+            .find(&folders)?
+            .ok_or_else(|| PathError::new(&path, Errno::NOENT))?;
         let file = open_object(&folder, name)?;
-        let bytes = file.metadata().map_err(|error| PathError::new(&path, error))?.len();
+        let bytes = file
+            .metadata()
+            .map_err(|error| PathError::new(&path, error))?
+            .len();
         let corrupt = |text| Err(PathError::told(StoreErrorKind::Corrupt, &path, text));
         let range = match range {
             None if bytes > limit_bytes => {
-                return corrupt(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"));
+                return corrupt(format!(
+                    "it has {bytes} bytes, more than the {limit_bytes} allowed"
+                ));
             }
             None => 0..bytes,
             Some(range) if range.start > range.end || range.end > bytes => {
@@ -208,13 +259,16 @@ impl Shared {
             return corrupt("more bytes were asked than memory has".to_owned());
         };
         buffer.resize(len, 0);
-        file.read_exact_at(&mut buffer, range.start).map_err(|error| PathError::new(&path, error))?;
+        file.read_exact_at(&mut buffer, range.start)
+            .map_err(|error| PathError::new(&path, error))?;
         Ok(buffer)
     }
 
     fn delete(&self, key: &ObjectKey) -> Result<(), PathError> {
         let (folders, name) = split_key(key);
-        let Some(folder) = self.root.find(&folders)? else { return Ok(()) };
+        let Some(folder) = self.root.find(&folders)? else {
+            return Ok(());
+        };
         if folder.remove(name)? {
             folder.sync()?;
         }
@@ -225,11 +279,19 @@ impl Shared {
     fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), PathError> {
         let temp = ObjectKey::listed(&upload.key).filter(|key| {
             let parsed = TempName::parse(&upload.upload_id);
-            !upload.upload_id.contains('/') && parsed.is_some_and(|temp| temp.object == split_key(key).1)
+            !upload.upload_id.contains('/')
+                && parsed.is_some_and(|temp| temp.object == split_key(key).1)
         });
         let Some(key) = temp else {
-            let text = format!("{:?} is not the name of an unfinished upload of {:?}", upload.upload_id, upload.key);
-            return Err(PathError::told(StoreErrorKind::Invalid, self.root.path(), text));
+            let text = format!(
+                "{:?} is not the name of an unfinished upload of {:?}",
+                upload.upload_id, upload.key
+            );
+            return Err(PathError::told(
+                StoreErrorKind::Invalid,
+                self.root.path(),
+                text,
+            ));
         };
         let (folders, _) = split_key(&key);
         if let Some(folder) = self.root.find(&folders)? {
@@ -246,7 +308,11 @@ fn open_object(folder: &Folder, name: &str) -> Result<File, PathError> {
     let fd = openat(&folder.fd, name, flags, Mode::empty()).map_err(failed)?;
     match FileType::from_raw_mode(fstat(&fd).map_err(failed)?.st_mode) {
         FileType::RegularFile => Ok(File::from(fd)),
-        _ => Err(PathError::told(StoreErrorKind::Invalid, folder.path_of(name), "it is not a file")),
+        _ => Err(PathError::told(
+            StoreErrorKind::Invalid,
+            folder.path_of(name),
+            "it is not a file",
+        )),
     }
 }
 
@@ -269,49 +335,85 @@ impl ObjectStore for DirStore {
         let temp = self.run("begin", key.as_str(), begin).await?;
         let sizes = PartSizes::new(self.shared.traits.part_bytes);
         let shared = Arc::clone(&self.shared);
-        Ok(Box::new(DirWriter { shared, key: key.clone(), temp: Arc::new(temp), sizes, written: Some(0) }))
+        Ok(Box::new(DirWriter {
+            shared,
+            key: key.clone(),
+            temp: Arc::new(temp),
+            sizes,
+            written: Some(0),
+        }))
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         let owned = key.clone();
-        self.run("put", key.as_str(), move |shared| shared.put_new(&owned, &bytes)).await
+        self.run("put", key.as_str(), move |shared| {
+            shared.put_new(&owned, &bytes)
+        })
+        .await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
         let owned = key.clone();
         let read = move |shared: &Shared| shared.read(&owned, range, limit_bytes, BytesMut::new());
         Ok(self.run("get", key.as_str(), read).await?.freeze())
     }
 
-    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+    async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         let (owned, limit_bytes) = (key.clone(), range.end.saturating_sub(range.start));
-        self.run("get", key.as_str(), move |shared| shared.read(&owned, Some(range), limit_bytes, buffer)).await
+        self.run("get", key.as_str(), move |shared| {
+            shared.read(&owned, Some(range), limit_bytes, buffer)
+        })
+        .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         let owned = key.clone();
-        self.run("look at", key.as_str(), move |shared| shared.head(&owned)).await
+        self.run("look at", key.as_str(), move |shared| shared.head(&owned))
+            .await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
         let owned = prefix.to_owned();
-        self.run("list", prefix, move |shared| listing::list_objects(&shared.root, &owned)).await
+        self.run("list", prefix, move |shared| {
+            listing::list_objects(&shared.root, &owned)
+        })
+        .await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         let owned = key.clone();
-        self.run("delete", key.as_str(), move |shared| shared.delete(&owned)).await
+        self.run("delete", key.as_str(), move |shared| shared.delete(&owned))
+            .await
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         let owned = prefix.to_owned();
-        self.run("list unfinished uploads under", prefix, move |shared| listing::list_unfinished(&shared.root, &owned))
-            .await
+        self.run("list unfinished uploads under", prefix, move |shared| {
+            listing::list_unfinished(&shared.root, &owned)
+        })
+        .await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
         let owned = upload.clone();
-        self.run("remove unfinished upload of", &upload.key, move |shared| shared.abort_unfinished(&owned)).await
+        self.run("remove unfinished upload of", &upload.key, move |shared| {
+            shared.abort_unfinished(&owned)
+        })
+        .await
     }
 }
 
@@ -327,7 +429,13 @@ struct DirWriter {
 
 impl DirWriter {
     fn invalid(&self, text: String) -> StoreError {
-        StoreError::new(StoreErrorKind::Invalid, "write", self.key.as_str(), &self.shared.url, text)
+        StoreError::new(
+            StoreErrorKind::Invalid,
+            "write",
+            self.key.as_str(),
+            &self.shared.url,
+            text,
+        )
     }
 
     fn broken(&self) -> StoreError {
@@ -342,10 +450,15 @@ impl PartWriter for DirWriter {
     }
 
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        self.sizes.accept(part.len()).map_err(|text| self.invalid(text))?;
+        self.sizes
+            .accept(part.len())
+            .map_err(|text| self.invalid(text))?;
         let offset = self.written.take().ok_or_else(|| self.broken())?;
         let (temp, len) = (Arc::clone(&self.temp), part.len() as u64);
-        run_for(&self.shared, "write", self.key.as_str(), move |_| temp.write_at(&part, offset)).await?;
+        run_for(&self.shared, "write", self.key.as_str(), move |_| {
+            temp.write_at(&part, offset)
+        })
+        .await?;
         self.written = Some(offset + len);
         Ok(())
     }
@@ -357,11 +470,17 @@ impl PartWriter for DirWriter {
             return Err(broken);
         };
         let (temp, key) = (Arc::clone(&self.temp), self.key.clone());
-        run_for(&self.shared, "complete", self.key.as_str(), move |shared| shared.finish(&key, &temp, bytes)).await
+        run_for(&self.shared, "complete", self.key.as_str(), move |shared| {
+            shared.finish(&key, &temp, bytes)
+        })
+        .await
     }
 
     async fn abort(self: Box<Self>) -> Result<(), StoreError> {
         let (temp, key) = (Arc::clone(&self.temp), self.key.clone());
-        run_for(&self.shared, "abort", self.key.as_str(), move |shared| shared.discard(&key, &temp)).await
+        run_for(&self.shared, "abort", self.key.as_str(), move |shared| {
+            shared.discard(&key, &temp)
+        })
+        .await
     }
 }

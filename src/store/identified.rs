@@ -1,8 +1,8 @@
 //! [`IdentifiedStore`]: a store together with the identity that it says it has.
 
 use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor, PartWriter, PutOutcome,
-    StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
+    PartWriter, PutOutcome, StoreError, StoreProbe, StoreTraits, UnfinishedUpload,
 };
 use crate::model::{KnownStore, StoreId};
 use async_trait::async_trait;
@@ -20,7 +20,10 @@ pub struct IdentifiedStore {
 impl IdentifiedStore {
     /// The store under this identity.
     pub fn new(inner: Arc<dyn ObjectStore>, id: StoreId) -> Self {
-        let known = KnownStore { id, url: inner.url().to_owned() };
+        let known = KnownStore {
+            id,
+            url: inner.url().to_owned(),
+        };
         Self { inner, known }
     }
 }
@@ -43,15 +46,29 @@ impl ObjectStore for IdentifiedStore {
         self.inner.create(key).await
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         self.inner.put_new(key, bytes).await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
         self.inner.get(key, range, limit_bytes).await
     }
 
-    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+    async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         self.inner.get_into(key, range, buffer).await
     }
 
@@ -63,7 +80,10 @@ impl ObjectStore for IdentifiedStore {
         self.inner.any_version(key).await
     }
 
-    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+    async fn evidence_under(
+        &self,
+        prefix: &str,
+    ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
         self.inner.evidence_under(prefix).await
     }
 
@@ -118,13 +138,31 @@ mod tests {
     #[test]
     fn every_method_of_a_store_is_passed_on() {
         let methods = |source: &'static str, begin: &str| -> Vec<&'static str> {
-            let body = source.split(begin).nth(1).unwrap().split("\n}\n").next().unwrap();
+            let body = source
+                .split(begin)
+                .nth(1)
+                .unwrap()
+                .split("\n}\n")
+                .next()
+                .unwrap();
             let lines = body.lines().map(|line| line.trim_start_matches("    "));
-            let names = lines.filter_map(|line| line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn ")));
+            let names = lines.filter_map(|line| {
+                line.strip_prefix("async fn ")
+                    .or_else(|| line.strip_prefix("fn "))
+            });
             names.map(|rest| rest.split('(').next().unwrap()).collect()
         };
-        let wanted = methods(include_str!("../store.rs"), "\npub trait ObjectStore: Send + Sync {");
+        let wanted = methods(
+            include_str!("../store.rs"),
+            "\npub trait ObjectStore: Send + Sync {",
+        );
         assert!(wanted.len() > 15 && wanted.contains(&"clock"), "{wanted:?}");
-        assert_eq!(methods(include_str!("identified.rs"), "\nimpl ObjectStore for IdentifiedStore {"), wanted);
+        assert_eq!(
+            methods(
+                include_str!("identified.rs"),
+                "\nimpl ObjectStore for IdentifiedStore {"
+            ),
+            wanted
+        );
     }
 }

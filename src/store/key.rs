@@ -1,7 +1,8 @@
 //! [`ObjectKey`]: the only place that builds or parses the name of an object.
 //!
-//! The layout is that of storage format version 1 (see `manifest.rs`). `@` cannot occur in a dataset name, so a
-//! listing of `DATASET/@` gives exactly the objects of one dataset, without those of its children.
+//! The layout is that of storage format version 1 (see `manifest.rs`). `@` cannot occur in a
+//! dataset name, so a listing of `DATASET/@` gives exactly the objects of one dataset, without
+//! those of its children.
 
 use crate::model::{BackupId, ChunkIndex, DatasetName, Digest};
 use jiff::Timestamp;
@@ -35,8 +36,8 @@ pub enum BackupObject {
     Receipt,
     /// Stored last: the commit.
     Manifest,
-    /// Hashes of all of them for `b3sum -c`, in a folder that people look into. Of that folder only: unsigned, written
-    /// after the commit, never copied.
+    /// Hashes of all of them for `b3sum -c`, in a folder that people look into. Of that folder
+    /// only: unsigned, written after the commit, never copied.
     Sums,
 }
 
@@ -63,10 +64,15 @@ pub const SIGNATURE_SUFFIX: &str = ".minisig";
 impl ObjectKey {
     /// An object of a backup.
     pub fn backup(dataset: &DatasetName, id: &BackupId, object: &BackupObject) -> Self {
-        Self(format!("{}{}", backup_prefix(dataset, id), object_name(object)))
+        Self(format!(
+            "{}{}",
+            backup_prefix(dataset, id),
+            object_name(object)
+        ))
     }
 
-    /// The keyring of a recipient: `tag` is the first 16 hexadecimal digits of BLAKE3 of the recipient.
+    /// The keyring of a recipient: `tag` is the first 16 hexadecimal digits of BLAKE3 of the
+    /// recipient.
     pub fn keyring(tag: &str) -> Self {
         Self::keyring_number(tag, 1)
     }
@@ -84,7 +90,11 @@ impl ObjectKey {
     /// A configuration, by its time and the first 16 digits of the hash of its sealed bytes.
     pub fn config(written_at: Timestamp, sealed: Digest) -> Self {
         let sealed = sealed.to_string();
-        Self(format!("{CONFIG_PREFIX}{}-{}.age", written_at.strftime("%Y%m%dT%H%M%SZ"), &sealed[..16]))
+        Self(format!(
+            "{CONFIG_PREFIX}{}-{}.age",
+            written_at.strftime("%Y%m%dT%H%M%SZ"),
+            &sealed[..16]
+        ))
     }
 
     /// The object that says which store this is.
@@ -103,7 +113,9 @@ impl ObjectKey {
         let safe = !text.is_empty()
             && !text.starts_with('/')
             && !text.bytes().any(|b| b.is_ascii_control() || b == b'\\')
-            && text.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+            && text
+                .split('/')
+                .all(|part| !part.is_empty() && part != "." && part != "..");
         safe.then(|| Self(text.to_owned()))
     }
 
@@ -121,7 +133,12 @@ impl ObjectKey {
             None => (name, false),
         };
         let object = parse_object_name(name)?;
-        Some(ParsedKey { dataset: dataset.parse().ok()?, id: id.parse().ok()?, object, signature })
+        Some(ParsedKey {
+            dataset: dataset.parse().ok()?,
+            id: id.parse().ok()?,
+            object,
+            signature,
+        })
     }
 }
 
@@ -152,8 +169,15 @@ pub fn object_name(object: &BackupObject) -> String {
     match object {
         BackupObject::Started => "started.json".to_owned(),
         BackupObject::Keyring => "keyring.age".to_owned(),
-        BackupObject::Chunk { index, nonce, compressed } => {
-            format!("{index}-{nonce:08x}.zfs{}.age", if *compressed { ".zst" } else { "" })
+        BackupObject::Chunk {
+            index,
+            nonce,
+            compressed,
+        } => {
+            format!(
+                "{index}-{nonce:08x}.zfs{}.age",
+                if *compressed { ".zst" } else { "" }
+            )
         }
         BackupObject::Progress(n) => format!("progress-{n:04}.json"),
         BackupObject::ChunkList(n) => format!("chunks-{n:04}.json"),
@@ -182,10 +206,14 @@ pub fn parse_object_name(name: &str) -> Option<BackupObject> {
 
 fn parse_numbered(name: &str) -> Option<BackupObject> {
     if let Some(rest) = name.strip_prefix("progress-") {
-        return Some(BackupObject::Progress(rest.strip_suffix(".json")?.parse().ok()?));
+        return Some(BackupObject::Progress(
+            rest.strip_suffix(".json")?.parse().ok()?,
+        ));
     }
     if let Some(rest) = name.strip_prefix("chunks-") {
-        return Some(BackupObject::ChunkList(rest.strip_suffix(".json")?.parse().ok()?));
+        return Some(BackupObject::ChunkList(
+            rest.strip_suffix(".json")?.parse().ok()?,
+        ));
     }
     let (stem, compressed) = match name.strip_suffix(".zfs.zst.age") {
         Some(stem) => (stem, true),
@@ -193,7 +221,11 @@ fn parse_numbered(name: &str) -> Option<BackupObject> {
     };
     let (index, nonce) = stem.split_once('-')?;
     let index = ChunkIndex::new(index.parse().ok()?)?;
-    Some(BackupObject::Chunk { index, nonce: u32::from_str_radix(nonce, 16).ok()?, compressed })
+    Some(BackupObject::Chunk {
+        index,
+        nonce: u32::from_str_radix(nonce, 16).ok()?,
+        compressed,
+    })
 }
 
 impl fmt::Display for ObjectKey {
@@ -211,8 +243,16 @@ mod tests {
         vec![
             BackupObject::Started,
             BackupObject::Keyring,
-            BackupObject::Chunk { index, nonce: 0xabcd, compressed: false },
-            BackupObject::Chunk { index, nonce: u32::MAX, compressed: true },
+            BackupObject::Chunk {
+                index,
+                nonce: 0xabcd,
+                compressed: false,
+            },
+            BackupObject::Chunk {
+                index,
+                nonce: u32::MAX,
+                compressed: true,
+            },
             BackupObject::Progress(3),
             BackupObject::ChunkList(0),
             BackupObject::Private,
@@ -226,13 +266,22 @@ mod tests {
     #[test]
     fn every_key_parses_back_to_its_object() {
         let dataset: DatasetName = "tank/a b".parse().unwrap();
-        let id: BackupId = "20261122T212604Z-full-0123456789abcdef-fedcba9876543210".parse().unwrap();
+        let id: BackupId = "20261122T212604Z-full-0123456789abcdef-fedcba9876543210"
+            .parse()
+            .unwrap();
         for object in objects() {
             let key = ObjectKey::backup(&dataset, &id, &object);
-            let expected =
-                |signature| ParsedKey { dataset: dataset.clone(), id: id.clone(), object: object.clone(), signature };
+            let expected = |signature| ParsedKey {
+                dataset: dataset.clone(),
+                id: id.clone(),
+                object: object.clone(),
+                signature,
+            };
             assert_eq!(ObjectKey::parse(key.as_str()), Some(expected(false)));
-            assert_eq!(ObjectKey::parse(key.signature().as_str()), Some(expected(true)));
+            assert_eq!(
+                ObjectKey::parse(key.signature().as_str()),
+                Some(expected(true))
+            );
             assert_eq!(ObjectKey::listed(key.as_str()), Some(key));
         }
     }

@@ -1,7 +1,9 @@
-//! [`MemoryStore`]: a test double that behaves as S3 does, keeps a record of every call, and breaks on demand.
+//! [`MemoryStore`]: a test double that behaves as S3 does, keeps a record of every call, and breaks
+//! on demand.
 //!
-//! Create-only puts, parts and unfinished uploads are as in S3. Like S3, it reports the checksum it took when an object
-//! was stored: bytes that rot later ([`MemoryStore::flip`]) do not change what [`ObjectStore::head`] says.
+//! Create-only puts, parts and unfinished uploads are as in S3. Like S3, it reports the checksum it
+//! took when an object was stored: bytes that rot later ([`MemoryStore::flip`]) do not change what
+//! [`ObjectStore::head`] says.
 
 mod fault;
 mod state;
@@ -10,8 +12,9 @@ mod writer;
 pub use fault::{Fault, Operation, Outcome, StoreEvent};
 
 use super::{
-    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter, PutOutcome, SpoolFile,
-    SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+    Evidence, EvidenceTier, ListedObject, ObjectKey, ObjectLock, ObjectStore, PartWriter,
+    PutOutcome, SpoolFile, SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload,
+    UploadNeeds,
 };
 use crate::model::{KnownStore, StoreId};
 use async_trait::async_trait;
@@ -66,12 +69,21 @@ impl MemoryStore {
         Self::with_tier(traits, EvidenceTier::Crc64nvmeFull)
     }
 
-    /// An empty store that gives evidence of this tier: CRC64NVME, or only version ids, or only sizes.
+    /// An empty store that gives evidence of this tier: CRC64NVME, or only version ids, or only
+    /// sizes.
     pub fn with_tier(traits: StoreTraits, tier: EvidenceTier) -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let url = "memory:".to_owned();
         let id = StoreId::from_random(MADE.fetch_add(1, Ordering::Relaxed).into());
-        Self { shared: Arc::new(Shared { url, id, traits, tier, state: Mutex::default() }) }
+        Self {
+            shared: Arc::new(Shared {
+                url,
+                id,
+                traits,
+                tier,
+                state: Mutex::default(),
+            }),
+        }
     }
 
     /// All calls so far, in order.
@@ -84,7 +96,8 @@ impl MemoryStore {
         self.state().events.clear();
     }
 
-    /// Arms a failure. Several may be armed; each counts calls on its own, and the first armed goes first.
+    /// Arms a failure. Several may be armed; each counts calls on its own, and the first armed goes
+    /// first.
     pub fn fail(&self, fault: Fault) {
         self.state().faults.push(fault);
     }
@@ -99,13 +112,15 @@ impl MemoryStore {
         self.state().clock = now;
     }
 
-    /// As [`MemoryStore::set_clock`], for a store that is dated by the host's clock and has none of its own, as a folder.
+    /// As [`MemoryStore::set_clock`], for a store that is dated by the host's clock and has none of
+    /// its own, as a folder.
     pub fn set_host_clock(&self, now: Timestamp) {
         let mut state = self.state();
         (state.clock, state.has_host_clock) = (Some(now), true);
     }
 
-    /// From now on every object that is put is locked; `extends`: the store can also lock it for longer later.
+    /// From now on every object that is put is locked; `extends`: the store can also lock it for
+    /// longer later.
     pub fn set_lock(&self, lock: Option<ObjectLock>, extends: bool) {
         let mut state = self.state();
         state.lock = lock;
@@ -114,7 +129,10 @@ impl MemoryStore {
 
     /// The bytes under a key, without a call being recorded.
     pub fn object(&self, key: &str) -> Option<Bytes> {
-        self.state().objects.get(key).map(|object| object.bytes.clone())
+        self.state()
+            .objects
+            .get(key)
+            .map(|object| object.bytes.clone())
     }
 
     /// All keys, in order, without a call being recorded.
@@ -122,9 +140,11 @@ impl MemoryStore {
         self.state().objects.keys().cloned().collect()
     }
 
-    /// Puts an object there as anybody with the credentials could, replacing what was there. Evidence follows.
+    /// Puts an object there as anybody with the credentials could, replacing what was there.
+    /// Evidence follows.
     pub fn plant(&self, key: &str, bytes: impl Into<Bytes>) {
-        self.state().store(key, bytes.into(), None, self.shared.tier);
+        self.state()
+            .store(key, bytes.into(), None, self.shared.tier);
     }
 
     /// Removes an object as anybody with the credentials could. Returns whether there was one.
@@ -132,11 +152,13 @@ impl MemoryStore {
         self.state().objects.remove(key).is_some()
     }
 
-    /// Puts a delete marker over an object, as anybody with the credentials could on a bucket with versions. Returns
-    /// whether there was one.
+    /// Puts a delete marker over an object, as anybody with the credentials could on a bucket with
+    /// versions. Returns whether there was one.
     pub fn hide(&self, key: &str) -> bool {
         let mut state = self.state();
-        let Some(hidden) = state.objects.remove(key) else { return false };
+        let Some(hidden) = state.objects.remove(key) else {
+            return false;
+        };
         state.hidden.insert(key.to_owned(), hidden.bytes);
         true
     }
@@ -149,14 +171,18 @@ impl MemoryStore {
         }
     }
 
-    /// Cuts an object to its first `bytes` bytes. The size that is reported follows. Returns whether it was longer.
+    /// Cuts an object to its first `bytes` bytes. The size that is reported follows. Returns
+    /// whether it was longer.
     pub fn cut(&self, key: &str, bytes: usize) -> bool {
-        let short = self.object(key).filter(|whole| whole.len() > bytes).map(|whole| whole.slice(..bytes));
+        let short = self
+            .object(key)
+            .filter(|whole| whole.len() > bytes)
+            .map(|whole| whole.slice(..bytes));
         short.map(|short| self.plant(key, short)).is_some()
     }
 
-    /// Flips one bit of the byte at `offset`: rot, so the checksum that is reported stays the old one. Returns whether
-    /// there is such a byte.
+    /// Flips one bit of the byte at `offset`: rot, so the checksum that is reported stays the old
+    /// one. Returns whether there is such a byte.
     pub fn flip(&self, key: &str, offset: usize) -> bool {
         self.state().flip(key, offset)
     }
@@ -172,7 +198,10 @@ impl MemoryStore {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Carries out one call: records it and lets it meet its fate.
@@ -186,17 +215,29 @@ impl MemoryStore {
         let (outcome, result) = match next_fate(&mut state.faults, operation, key) {
             Fate::FailsBefore(kind) => (Outcome::Failed(kind), Err(Failure::ordered(kind))),
             fate => match (effect(&mut state), fate) {
-                (Ok(_), Fate::FailsAfter(kind)) => (Outcome::ReplyLost(kind), Err(Failure::ordered(kind))),
+                (Ok(_), Fate::FailsAfter(kind)) => {
+                    (Outcome::ReplyLost(kind), Err(Failure::ordered(kind)))
+                }
                 (Ok(value), _) => (Outcome::Done, Ok(value)),
                 (Err(failure), _) => (Outcome::Failed(failure.kind), Err(failure)),
             },
         };
-        state.events.push(StoreEvent { operation, key: key.to_owned(), outcome });
-        result.map_err(|Failure { kind, text }| StoreError::new(kind, operation.words(), key, &self.shared.url, text))
+        state.events.push(StoreEvent {
+            operation,
+            key: key.to_owned(),
+            outcome,
+        });
+        result.map_err(|Failure { kind, text }| {
+            StoreError::new(kind, operation.words(), key, &self.shared.url, text)
+        })
     }
 
     fn demand(&self, wanted: bool, text: &str) -> Result<(), Failure> {
-        if wanted { Ok(()) } else { Err(Failure::new(StoreErrorKind::Unsupported, text)) }
+        if wanted {
+            Ok(())
+        } else {
+            Err(Failure::new(StoreErrorKind::Unsupported, text))
+        }
     }
 }
 
@@ -207,7 +248,10 @@ impl ObjectStore for MemoryStore {
     }
 
     fn known(&self) -> KnownStore {
-        KnownStore { id: self.shared.id.clone(), url: self.shared.url.clone() }
+        KnownStore {
+            id: self.shared.id.clone(),
+            url: self.shared.url.clone(),
+        }
     }
 
     fn traits(&self) -> &StoreTraits {
@@ -216,22 +260,44 @@ impl ObjectStore for MemoryStore {
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         let upload_id = self.call(Operation::Create, key.as_str(), |state| {
-            self.demand(self.shared.traits.needs == UploadNeeds::Parts, "this store takes no parts: spool them")?;
+            self.demand(
+                self.shared.traits.needs == UploadNeeds::Parts,
+                "this store takes no parts: spool them",
+            )?;
             state.begin(key.as_str())
         })?;
-        Ok(Box::new(MemoryWriter::new(self.clone(), key.clone(), upload_id)))
+        Ok(Box::new(MemoryWriter::new(
+            self.clone(),
+            key.clone(),
+            upload_id,
+        )))
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.call(Operation::PutNew, key.as_str(), |state| state.put_new(key.as_str(), bytes, self.shared.tier))
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.call(Operation::PutNew, key.as_str(), |state| {
+            state.put_new(key.as_str(), bytes, self.shared.tier)
+        })
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
-        self.call(Operation::Get, key.as_str(), |state| state.get(key.as_str(), range, limit_bytes))
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        self.call(Operation::Get, key.as_str(), |state| {
+            state.get(key.as_str(), range, limit_bytes)
+        })
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.call(Operation::Head, key.as_str(), |state| Ok(state.head(key.as_str())))
+        self.call(Operation::Head, key.as_str(), |state| {
+            Ok(state.head(key.as_str()))
+        })
     }
 
     async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
@@ -245,11 +311,15 @@ impl ObjectStore for MemoryStore {
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.call(Operation::Delete, key.as_str(), |state| state.delete(key.as_str()))
+        self.call(Operation::Delete, key.as_str(), |state| {
+            state.delete(key.as_str())
+        })
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        self.call(Operation::Unfinished, prefix, |state| Ok(state.unfinished(prefix)))
+        self.call(Operation::Unfinished, prefix, |state| {
+            Ok(state.unfinished(prefix))
+        })
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
@@ -269,7 +339,9 @@ impl ObjectStore for MemoryStore {
     }
 
     async fn extend_lock(&self, key: &ObjectKey, until: Timestamp) -> Result<(), StoreError> {
-        self.call(Operation::ExtendLock, key.as_str(), |state| state.extend_lock(key.as_str(), until))
+        self.call(Operation::ExtendLock, key.as_str(), |state| {
+            state.extend_lock(key.as_str(), until)
+        })
     }
 }
 
@@ -282,7 +354,10 @@ impl SpooledStore for MemoryStore {
             whole.extend_from_slice(&part.map_err(|error| error.in_store(key, &self.shared.url))?);
         }
         self.call(Operation::PutSpooled, key.as_str(), |state| {
-            self.demand(self.shared.traits.needs != UploadNeeds::Parts, "this store takes parts: spool nothing")?;
+            self.demand(
+                self.shared.traits.needs != UploadNeeds::Parts,
+                "this store takes parts: spool nothing",
+            )?;
             state.commit(key.as_str(), whole.into(), None, self.shared.tier)
         })
     }

@@ -1,8 +1,9 @@
-//! [`Limiter`]: how many bytes a second all uploads of this process send together, and bodies that keep to it.
+//! [`Limiter`]: how many bytes a second all uploads of this process send together, and bodies that
+//! keep to it.
 //!
-//! A body gives its bytes in small pieces, each when its time has come. Pieces of all bodies stand in one line, so that
-//! what is sent together never exceeds the limit, whoever sends. A body is made of bytes in memory and can be made
-//! again for every attempt.
+//! A body gives its bytes in small pieces, each when its time has come. Pieces of all bodies stand
+//! in one line, so that what is sent together never exceeds the limit, whoever sends. A body is
+//! made of bytes in memory and can be made again for every attempt.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -14,9 +15,11 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep_until};
 
-/// How long one piece occupies the line: long enough that a timer is not late for each, short enough to be smooth.
+/// How long one piece occupies the line: long enough that a timer is not late for each, short
+/// enough to be smooth.
 const PIECE_TIME_MS: u64 = 20;
-/// Less would be mostly headers; at the slowest limit (1 KiB/s) four bodies in turn still each send within 4 s.
+/// Less would be mostly headers; at the slowest limit (1 KiB/s) four bodies in turn still each send
+/// within 4 s.
 const PIECE_BYTES_MIN: u64 = 1024;
 const PIECE_BYTES_MAX: u64 = 256 * 1024;
 /// What timers cost by being late is made good up to this; what was not used for longer is lost.
@@ -38,19 +41,24 @@ impl fmt::Debug for Limiter {
 }
 
 impl Limiter {
-    /// `rate` says how many bytes per second hold now (`None`: no limit), and is asked for every piece: it must be
-    /// quick. `slowest` is the least that it ever says: time limits follow it.
+    /// `rate` says how many bytes per second hold now (`None`: no limit), and is asked for every
+    /// piece: it must be quick. `slowest` is the least that it ever says: time limits follow it.
     pub fn new(slowest: u64, rate: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
-        Self { rate: Box::new(rate), slowest: slowest.max(1), line: Mutex::default() }
+        Self {
+            rate: Box::new(rate),
+            slowest: slowest.max(1),
+            line: Mutex::default(),
+        }
     }
 
-    /// The slowest rate at which one of `senders` may be expected to send, where `own` is the slowest without a limit.
-    /// Half of its share: others may be in the line too.
+    /// The slowest rate at which one of `senders` may be expected to send, where `own` is the
+    /// slowest without a limit. Half of its share: others may be in the line too.
     pub(super) fn rate_bytes_min(&self, own: u64, senders: usize) -> u64 {
         own.min(self.slowest / (2 * senders.max(1) as u64)).max(1)
     }
 
-    /// Takes a place in the line for the next piece of `left` bytes: how long it is and when it may go.
+    /// Takes a place in the line for the next piece of `left` bytes: how long it is and when it may
+    /// go.
     fn reserve(&self, now: Instant, left: usize) -> (usize, Option<Instant>) {
         let rate = (self.rate)();
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,7 +92,8 @@ impl Line {
         let earliest = now.checked_sub(CATCH_UP).unwrap_or(now);
         let start = self.taken_until.map_or(now, |until| until.max(earliest));
         let nanos = (bytes as u128 * 1_000_000_000).div_ceil(u128::from(rate.max(1)));
-        self.taken_until = Some(start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+        self.taken_until =
+            Some(start + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
         start
     }
 }
@@ -99,7 +108,11 @@ pub(super) struct PacedBody {
 
 impl PacedBody {
     pub(super) fn new(limiter: Arc<Limiter>, bytes: Bytes) -> Self {
-        Self { limiter, left: bytes, waiting: None }
+        Self {
+            limiter,
+            left: bytes,
+            waiting: None,
+        }
     }
 }
 
@@ -140,7 +153,12 @@ impl Body for PacedBody {
 }
 
 impl PacedBody {
-    fn wait(&mut self, context: &mut Context<'_>, bytes: usize, mut sleep: Pin<Box<Sleep>>) -> Poll<usize> {
+    fn wait(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: usize,
+        mut sleep: Pin<Box<Sleep>>,
+    ) -> Poll<usize> {
         match sleep.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(bytes),
             Poll::Pending => {
@@ -157,7 +175,8 @@ mod tests {
     use std::future::poll_fn;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// Sends pieces in turn by a clock of our own, whose timers are late, and says how long it took.
+    /// Sends pieces in turn by a clock of our own, whose timers are late, and says how long it
+    /// took.
     fn simulate(rate: u64, total: u64, late: Duration) -> Duration {
         let begun = Instant::now();
         let (mut line, mut now, mut sent) = (Line::default(), begun, 0);
@@ -174,13 +193,19 @@ mod tests {
 
     #[test]
     fn the_rate_is_kept_whatever_it_is_and_though_timers_are_late() {
-        for (rate, total, seconds) in
-            [(1024, 60 * 1024, 60), (512 * 1024, 30 << 20, 60), (20 << 20, 1 << 30, 51), (1 << 30, 10 << 30, 10)]
-        {
+        for (rate, total, seconds) in [
+            (1024, 60 * 1024, 60),
+            (512 * 1024, 30 << 20, 60),
+            (20 << 20, 1 << 30, 51),
+            (1 << 30, 10 << 30, 10),
+        ] {
             for late_ms in [0, 1, 15] {
                 let took = simulate(rate, total, Duration::from_millis(late_ms)).as_secs_f64();
                 let expected = f64::from(seconds);
-                assert!((took - expected).abs() < expected * 0.05, "{rate}/s, {late_ms} ms late: {took} s");
+                assert!(
+                    (took - expected).abs() < expected * 0.05,
+                    "{rate}/s, {late_ms} ms late: {took} s"
+                );
             }
         }
     }
@@ -196,31 +221,55 @@ mod tests {
         while line.take(now, 20_000, rate) < end {
             sent += 20_000;
         }
-        assert!((1_000_000..=1_120_000).contains(&sent), "{sent} bytes in the second after a pause");
+        assert!(
+            (1_000_000..=1_120_000).contains(&sent),
+            "{sent} bytes in the second after a pause"
+        );
     }
 
     #[test]
     fn a_timetable_holds_from_the_next_piece_on() {
         let rate = Arc::new(AtomicU64::new(1000));
         let asked = Arc::clone(&rate);
-        let limiter = Limiter::new(1000, move || Some(asked.load(Ordering::Relaxed)).filter(|rate| *rate > 0));
+        let limiter = Limiter::new(1000, move || {
+            Some(asked.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
+        });
         let now = Instant::now();
         assert_eq!(limiter.reserve(now, 5000), (1024, Some(now)));
-        assert_eq!(limiter.reserve(now, 5000).1, Some(now + Duration::from_millis(1024)));
+        assert_eq!(
+            limiter.reserve(now, 5000).1,
+            Some(now + Duration::from_millis(1024))
+        );
         rate.store(1_024_000, Ordering::Relaxed);
         let (bytes, _) = limiter.reserve(now, 50_000);
         assert_eq!(bytes, 20_480);
-        assert_eq!(limiter.reserve(now, 1).1, Some(now + Duration::from_millis(2068)));
+        assert_eq!(
+            limiter.reserve(now, 1).1,
+            Some(now + Duration::from_millis(2068))
+        );
         rate.store(0, Ordering::Relaxed);
-        assert_eq!(limiter.reserve(now, 50_000_000), (50_000_000, None), "no limit, no pieces");
+        assert_eq!(
+            limiter.reserve(now, 50_000_000),
+            (50_000_000, None),
+            "no limit, no pieces"
+        );
         rate.store(1000, Ordering::Relaxed);
-        assert_eq!(limiter.reserve(now, 10), (10, Some(now)), "nothing is owed from before");
+        assert_eq!(
+            limiter.reserve(now, 10),
+            (10, Some(now)),
+            "nothing is owed from before"
+        );
     }
 
     #[test]
     fn time_limits_follow_the_limit() {
         let limiter = Limiter::new(8192, || None);
-        for (own, senders, expected) in [(32 * 1024, 4, 1024), (100, 4, 100), (32 * 1024, 0, 4096), (1, 1 << 20, 1)] {
+        for (own, senders, expected) in [
+            (32 * 1024, 4, 1024),
+            (100, 4, 100),
+            (32 * 1024, 0, 4096),
+            (1, 1 << 20, 1),
+        ] {
             assert_eq!(limiter.rate_bytes_min(own, senders), expected);
         }
     }
@@ -229,13 +278,17 @@ mod tests {
     async fn bodies_share_the_line_and_lose_nothing() {
         let limiter = Arc::new(Limiter::new(1, || Some(2_000_000)));
         let begun = Instant::now();
-        let whole: Bytes = (0..300_000_u32).map(|n| u8::try_from(n % 251).unwrap_or(0)).collect();
+        let whole: Bytes = (0..300_000_u32)
+            .map(|n| u8::try_from(n % 251).unwrap_or(0))
+            .collect();
         let send = |bytes: Bytes| {
             let mut body = PacedBody::new(Arc::clone(&limiter), bytes.clone());
             async move {
                 assert_eq!(body.size_hint().exact(), Some(bytes.len() as u64));
                 let mut came = Vec::new();
-                while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+                while let Some(frame) =
+                    poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+                {
                     let Ok(frame) = frame;
                     came.extend_from_slice(&frame.into_data().unwrap());
                 }
@@ -245,6 +298,9 @@ mod tests {
         tokio::join!(send(whole.clone()), send(whole.clone()), send(Bytes::new()));
         // 600 kB at 2 MB/s, but for the last piece of 20 ms; a busy machine is slower.
         let took = begun.elapsed();
-        assert!((Duration::from_millis(150)..Duration::from_secs(20)).contains(&took), "{took:?}");
+        assert!(
+            (Duration::from_millis(150)..Duration::from_secs(20)).contains(&took),
+            "{took:?}"
+        );
     }
 }

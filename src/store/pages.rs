@@ -1,10 +1,10 @@
-//! [`Marks`]: reads the pages of a listing to the end, but refuses an endless listing. [`check_count`]: refuses a
-//! listing that would fill the memory.
+//! [`Marks`]: reads the pages of a listing to the end, but refuses an endless listing.
+//! [`check_count`]: refuses a listing that would fill the memory.
 
 use std::collections::HashSet;
 
-/// The most that one listing may have when it is gathered in memory, some 200 bytes each. A backup has at most 500,000
-/// chunks: ten of the largest fulls of one dataset, petabytes, fit.
+/// The most that one listing may have when it is gathered in memory, some 200 bytes each. A backup
+/// has at most 500,000 chunks: ten of the largest fulls of one dataset, petabytes, fit.
 const LISTED_MAX: usize = 5_000_000;
 
 /// Refuses a listing that is longer than any of ours, before it fills memory.
@@ -26,7 +26,11 @@ impl Marks {
     /// Notes where the next page begins.
     pub(crate) fn pass(&mut self, mark: Option<String>) -> Result<(), &'static str> {
         let mark = mark.ok_or("the store says that there is more, but not how to go on")?;
-        if self.0.insert(mark) { Ok(()) } else { Err("the store gives the same page again and again") }
+        if self.0.insert(mark) {
+            Ok(())
+        } else {
+            Err("the store gives the same page again and again")
+        }
     }
 }
 
@@ -37,7 +41,11 @@ mod tests {
     #[test]
     fn a_listing_longer_than_any_of_ours_is_refused() {
         assert_eq!(check_count(LISTED_MAX), Ok(()));
-        assert!(check_count(LISTED_MAX + 1).unwrap_err().contains("more than 5000000 objects"));
+        assert!(
+            check_count(LISTED_MAX + 1)
+                .unwrap_err()
+                .contains("more than 5000000 objects")
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! [`PartSizes`]: the rule that all parts but the last are equally long, kept in one place for every store.
+//! [`PartSizes`]: the rule that all parts but the last are equally long, kept in one place for
+//! every store.
 
-/// Watches the sizes of the parts of one object. Composite checksums and some stores (R2) depend on the rule.
+/// Watches the sizes of the parts of one object. Composite checksums and some stores (R2) depend on
+/// the rule.
 #[derive(Debug)]
 pub(crate) struct PartSizes {
     part_bytes: usize,
@@ -11,19 +13,30 @@ pub(crate) struct PartSizes {
 impl PartSizes {
     /// Begins an object whose parts have `part_bytes`.
     pub(crate) fn new(part_bytes: usize) -> Self {
-        Self { part_bytes, bytes: 0, last_was_short: false }
+        Self {
+            part_bytes,
+            bytes: 0,
+            last_was_short: false,
+        }
     }
 
-    /// Notes the next part, or says in words why it cannot follow. An empty part is nothing and always allowed.
+    /// Notes the next part, or says in words why it cannot follow. An empty part is nothing and
+    /// always allowed.
     pub(crate) fn accept(&mut self, len: usize) -> Result<(), String> {
         if len == 0 {
             return Ok(());
         }
         if len > self.part_bytes {
-            return Err(format!("a part of {len} bytes is longer than the part size {}", self.part_bytes));
+            return Err(format!(
+                "a part of {len} bytes is longer than the part size {}",
+                self.part_bytes
+            ));
         }
         if self.last_was_short {
-            return Err(format!("a part follows one that was shorter than the part size {}", self.part_bytes));
+            return Err(format!(
+                "a part follows one that was shorter than the part size {}",
+                self.part_bytes
+            ));
         }
         self.last_was_short = len < self.part_bytes;
         self.bytes += len as u64;
@@ -57,7 +70,11 @@ mod tests {
             let verdict = sizes.iter().try_for_each(|len| parts.accept(*len));
             assert_eq!(verdict.is_ok(), allowed, "{sizes:?}: {verdict:?}");
             if allowed {
-                assert_eq!(parts.bytes(), sizes.iter().sum::<usize>() as u64, "{sizes:?}");
+                assert_eq!(
+                    parts.bytes(),
+                    sizes.iter().sum::<usize>() as u64,
+                    "{sizes:?}"
+                );
             }
         }
     }

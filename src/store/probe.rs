@@ -1,7 +1,8 @@
-//! What a store does, found by trying it ([`StoreProbe`]), and what its bucket says of itself ([`BucketFacts`]).
+//! What a store does, found by trying it ([`StoreProbe`]), and what its bucket says of itself
+//! ([`BucketFacts`]).
 //!
-//! Providers change, and stores that speak the same protocol differ: so nothing here follows from a name. What could
-//! not be found out is said as such, and never taken for a yes or a no.
+//! Providers change, and stores that speak the same protocol differ: so nothing here follows from a
+//! name. What could not be found out is said as such, and never taken for a yes or a no.
 
 use super::{EvidenceTier, S3Checksum};
 use serde::{Deserialize, Serialize};
@@ -42,7 +43,8 @@ pub enum Deleting {
     Removes,
     /// Objects have versions, and all of them can be deleted.
     RemovesVersions,
-    /// Deleting only hides: the bytes stay, and cost, until a lifecycle rule or other credentials remove them.
+    /// Deleting only hides: the bytes stay, and cost, until a lifecycle rule or other credentials
+    /// remove them.
     Hides,
     /// These credentials may not delete.
     Refused,
@@ -163,15 +165,18 @@ pub struct ObjectLock {
     pub days: u32,
     /// Against whom.
     pub mode: LockMode,
-    /// The days cover the longest chain that can come to be, so that no lock ever has to be extended.
+    /// The days cover the longest chain that can come to be, so that no lock ever has to be
+    /// extended.
     pub covers_chains: bool,
 }
 
 impl ObjectLock {
-    /// Until when an object is locked that is put then, in whole seconds. A time beyond what can be written is the
-    /// last that can.
+    /// Until when an object is locked that is put then, in whole seconds. A time beyond what can be
+    /// written is the last that can.
     pub fn until(&self, put_at: jiff::Timestamp) -> jiff::Timestamp {
-        let seconds = put_at.as_second().saturating_add(i64::from(self.days) * 86_400);
+        let seconds = put_at
+            .as_second()
+            .saturating_add(i64::from(self.days) * 86_400);
         jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX)
     }
 }
@@ -229,16 +234,30 @@ mod tests {
             "conditional_complete": "works", "list_uploads": "refused", "abort_uploads": "ignored",
             "deleting": "evaporates", "parts_max": 10000, "part_bytes_min": null, "clock_ahead_seconds": -3}"#;
         let probe: StoreProbe = serde_json::from_str(text).unwrap();
-        assert_eq!((probe.tier, probe.checksum), (EvidenceTier::Unknown, Some(S3Checksum::Sha256)));
-        assert_eq!((probe.conditional_put, probe.deleting), (Ability::Unknown, Deleting::Unknown));
-        assert_eq!((probe.list_uploads, probe.abort_uploads), (Ability::Refused, Ability::Ignored));
-        let again: StoreProbe = serde_json::from_value(serde_json::to_value(&probe).unwrap()).unwrap();
+        assert_eq!(
+            (probe.tier, probe.checksum),
+            (EvidenceTier::Unknown, Some(S3Checksum::Sha256))
+        );
+        assert_eq!(
+            (probe.conditional_put, probe.deleting),
+            (Ability::Unknown, Deleting::Unknown)
+        );
+        assert_eq!(
+            (probe.list_uploads, probe.abort_uploads),
+            (Ability::Refused, Ability::Ignored)
+        );
+        let again: StoreProbe =
+            serde_json::from_value(serde_json::to_value(&probe).unwrap()).unwrap();
         assert_eq!(again, probe);
     }
 
     #[test]
     fn a_lock_lasts_whole_days_and_never_overflows() {
-        let lock = ObjectLock { days: 30, mode: LockMode::default(), covers_chains: false };
+        let lock = ObjectLock {
+            days: 30,
+            mode: LockMode::default(),
+            covers_chains: false,
+        };
         let at: jiff::Timestamp = "2026-11-01T10:00:00.5Z".parse().unwrap();
         assert_eq!(lock.until(at).to_string(), "2026-12-01T10:00:00Z");
         assert_eq!(lock.until(jiff::Timestamp::MAX), jiff::Timestamp::MAX);

@@ -1,5 +1,5 @@
-//! [`ContentCheck`]: whether the store's word for an object is the word for these bytes. For bytes that were stored by
-//! an earlier run and can be read again here.
+//! [`ContentCheck`]: whether the store's word for an object is the word for these bytes. For bytes
+//! that were stored by an earlier run and can be read again here.
 
 use super::checksum::WholeCrc;
 use super::{Evidence, EvidenceTier};
@@ -19,8 +19,8 @@ pub enum ContentVerdict {
     Differs,
 }
 
-/// Takes the bytes of an object in order and computes what the store would say of them, as the store computed it: whole
-/// or by parts of the size that it noted. Keeps a few bytes a part.
+/// Takes the bytes of an object in order and computes what the store would say of them, as the
+/// store computed it: whole or by parts of the size that it noted. Keeps a few bytes a part.
 pub struct ContentCheck {
     found: Evidence,
     sum: Option<Sum>,
@@ -29,7 +29,14 @@ pub struct ContentCheck {
 
 enum Sum {
     Whole(WholeCrc, u64),
-    Parts { kind: PartKind, part: PartHasher, room: u64, part_bytes: Option<u64>, digests: Vec<u8>, parts: usize },
+    Parts {
+        kind: PartKind,
+        part: PartHasher,
+        room: u64,
+        part_bytes: Option<u64>,
+        digests: Vec<u8>,
+        parts: usize,
+    },
 }
 
 #[derive(Clone, Copy)]
@@ -60,11 +67,17 @@ impl ContentCheck {
             parts: 0,
         };
         let sum = match found.tier {
-            EvidenceTier::Crc64nvmeFull => Some(Sum::Whole(WholeCrc::Crc64nvme, WholeCrc::Crc64nvme.of(&[]))),
+            EvidenceTier::Crc64nvmeFull => {
+                Some(Sum::Whole(WholeCrc::Crc64nvme, WholeCrc::Crc64nvme.of(&[])))
+            }
             EvidenceTier::Crc32c => Some(Sum::Whole(WholeCrc::Crc32c, WholeCrc::Crc32c.of(&[]))),
             _ => kind.map(by_parts),
         };
-        Self { found: found.clone(), sum, bytes: 0 }
+        Self {
+            found: found.clone(),
+            sum,
+            bytes: 0,
+        }
     }
 
     /// Takes the next bytes. MD5 runs at some 600 MB/s, so this belongs where it may block.
@@ -75,13 +88,15 @@ impl ContentCheck {
         }
     }
 
-    /// The verdict over all that came. An ETag that is not ours may be that of an encrypted object: it proves nothing,
-    /// in either direction.
+    /// The verdict over all that came. An ETag that is not ours may be that of an encrypted object:
+    /// it proves nothing, in either direction.
     pub fn finish(self) -> ContentVerdict {
         if self.bytes != self.found.bytes {
             return ContentVerdict::Differs;
         }
-        let (Some(sum), Some(told)) = (self.sum, &self.found.checksum) else { return ContentVerdict::SizeAgrees };
+        let (Some(sum), Some(told)) = (self.sum, &self.found.checksum) else {
+            return ContentVerdict::SizeAgrees;
+        };
         match sum.finish() == *told {
             true => ContentVerdict::Proven,
             false if self.found.tier == EvidenceTier::Md5Etag => ContentVerdict::SizeAgrees,
@@ -94,9 +109,18 @@ impl Sum {
     fn update(&mut self, mut bytes: &[u8]) {
         match self {
             Self::Whole(kind, crc) => *crc = kind.append(*crc, kind.of(bytes), bytes.len() as u64),
-            Self::Parts { kind, part, room, part_bytes, digests, parts } => {
+            Self::Parts {
+                kind,
+                part,
+                room,
+                part_bytes,
+                digests,
+                parts,
+            } => {
                 while !bytes.is_empty() {
-                    let now = usize::try_from(*room).unwrap_or(usize::MAX).min(bytes.len());
+                    let now = usize::try_from(*room)
+                        .unwrap_or(usize::MAX)
+                        .min(bytes.len());
                     part.update(&bytes[..now]);
                     (bytes, *room) = (&bytes[now..], *room - now as u64);
                     if let (0, Some(next)) = (*room, *part_bytes) {
@@ -111,8 +135,20 @@ impl Sum {
     fn finish(self) -> String {
         match self {
             Self::Whole(kind, crc) => kind.text(crc),
-            Self::Parts { kind, part, part_bytes: None, .. } => kind.text(&part.finish()),
-            Self::Parts { kind, part, room, part_bytes: Some(part_bytes), mut digests, mut parts } => {
+            Self::Parts {
+                kind,
+                part,
+                part_bytes: None,
+                ..
+            } => kind.text(&part.finish()),
+            Self::Parts {
+                kind,
+                part,
+                room,
+                part_bytes: Some(part_bytes),
+                mut digests,
+                mut parts,
+            } => {
                 if room < part_bytes || parts == 0 {
                     digests.extend(part.finish());
                     parts += 1;
@@ -163,10 +199,23 @@ mod tests {
     use super::*;
     use ContentVerdict::{Differs, Proven, SizeAgrees};
 
-    fn check(tier: EvidenceTier, checksum: Option<&str>, part_bytes: Option<u64>, pieces: &[&[u8]]) -> ContentVerdict {
+    fn check(
+        tier: EvidenceTier,
+        checksum: Option<&str>,
+        part_bytes: Option<u64>,
+        pieces: &[&[u8]],
+    ) -> ContentVerdict {
         let bytes = 9;
         let checksum = checksum.map(str::to_owned);
-        let found = Evidence { tier, bytes, checksum, etag: None, version_id: None, part_bytes, locked_until: None };
+        let found = Evidence {
+            tier,
+            bytes,
+            checksum,
+            etag: None,
+            version_id: None,
+            part_bytes,
+            locked_until: None,
+        };
         let mut check = ContentCheck::new(&found);
         pieces.iter().for_each(|piece| check.update(piece));
         check.finish()
@@ -179,27 +228,69 @@ mod tests {
         let parts_of_4 = "RWtJBRAdYQ9Y6rETLya5JMkap8fADJo5biSsdBWQ50E=-3";
         let whole_sha256 = "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU=";
         let whole_md5 = "25f9e794323b453885f5181f1b624d0b";
-        let pieces: [&[&[u8]]; 3] = [&[b"123456789"], &[b"12345", b"", b"6789"], &[b"1234", b"5678", b"9"]];
+        let pieces: [&[&[u8]]; 3] = [
+            &[b"123456789"],
+            &[b"12345", b"", b"6789"],
+            &[b"1234", b"5678", b"9"],
+        ];
         for pieces in pieces {
-            assert_eq!(check(Crc64nvmeFull, Some("rosUhgp5mIg="), Some(4), pieces), Proven);
-            assert_eq!(check(Crc64nvmeFull, Some("AAAAAAAAAAA="), None, pieces), Differs);
+            assert_eq!(
+                check(Crc64nvmeFull, Some("rosUhgp5mIg="), Some(4), pieces),
+                Proven
+            );
+            assert_eq!(
+                check(Crc64nvmeFull, Some("AAAAAAAAAAA="), None, pieces),
+                Differs
+            );
             assert_eq!(check(Crc32c, Some("4waSgw=="), Some(4), pieces), Proven);
             assert_eq!(check(Crc32c, Some("AAAAAA=="), None, pieces), Differs);
-            assert_eq!(check(Sha256Composite, Some(whole_sha256), None, pieces), Proven);
-            assert_eq!(check(Sha256Composite, Some(parts_of_4), Some(4), pieces), Proven);
-            assert_eq!(check(Sha256Composite, Some(parts_of_4), Some(5), pieces), Differs);
-            assert_eq!(check(Sha256Composite, Some(whole_md5), None, pieces), Differs);
+            assert_eq!(
+                check(Sha256Composite, Some(whole_sha256), None, pieces),
+                Proven
+            );
+            assert_eq!(
+                check(Sha256Composite, Some(parts_of_4), Some(4), pieces),
+                Proven
+            );
+            assert_eq!(
+                check(Sha256Composite, Some(parts_of_4), Some(5), pieces),
+                Differs
+            );
+            assert_eq!(
+                check(Sha256Composite, Some(whole_md5), None, pieces),
+                Differs
+            );
             assert_eq!(check(Md5Etag, Some(whole_md5), None, pieces), Proven);
-            assert_eq!(check(Md5Etag, Some("of an encrypted object"), None, pieces), SizeAgrees);
+            assert_eq!(
+                check(Md5Etag, Some("of an encrypted object"), None, pieces),
+                SizeAgrees
+            );
             assert_eq!(check(IdPin, None, Some(4), pieces), SizeAgrees);
             assert_eq!(check(ReadBack, None, None, pieces), SizeAgrees);
             for part_bytes in [1, 3, 4, 9, 10] {
-                let parts: Vec<Vec<u8>> = b"123456789".chunks(part_bytes).map(<[u8]>::to_vec).collect();
-                let md5s: Vec<u8> = parts.iter().flat_map(|part| Md5::digest(part).to_vec()).collect();
-                let md5 = format!("{}-{}", PartKind::Md5.text(&Md5::digest(&md5s)), parts.len());
-                assert_eq!(check(Md5Etag, Some(&md5), Some(part_bytes as u64), pieces), Proven, "{part_bytes}");
+                let parts: Vec<Vec<u8>> = b"123456789"
+                    .chunks(part_bytes)
+                    .map(<[u8]>::to_vec)
+                    .collect();
+                let md5s: Vec<u8> = parts
+                    .iter()
+                    .flat_map(|part| Md5::digest(part).to_vec())
+                    .collect();
+                let md5 = format!(
+                    "{}-{}",
+                    PartKind::Md5.text(&Md5::digest(&md5s)),
+                    parts.len()
+                );
+                assert_eq!(
+                    check(Md5Etag, Some(&md5), Some(part_bytes as u64), pieces),
+                    Proven,
+                    "{part_bytes}"
+                );
             }
         }
-        assert_eq!(check(Crc64nvmeFull, Some("rosUhgp5mIg="), None, &[b"12345678"]), Differs);
+        assert_eq!(
+            check(Crc64nvmeFull, Some("rosUhgp5mIg="), None, &[b"12345678"]),
+            Differs
+        );
     }
 }

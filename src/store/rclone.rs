@@ -1,22 +1,25 @@
 //! [`RcloneStore`]: any remote of rclone, by running rclone.
 //!
-//! Each call is a process of its own with its arguments in a list; nothing is given to a shell and no secret is an
-//! argument. rclone's exit status is not believed: it says success of objects that are not there. After each write the
-//! object is asked for, with size and hash, and both are held against what was sent.
+//! Each call is a process of its own with its arguments in a list; nothing is given to a shell and
+//! no secret is an argument. rclone's exit status is not believed: it says success of objects that
+//! are not there. After each write the object is asked for, with size and hash, and both are held
+//! against what was sent.
 //!
-//! **Putting.** The bytes lie in memory or in a spool file, without a name; rclone finds them as its standard input,
-//! and can read them again for every attempt. Large objects so need a [`super::Spool`].
+//! **Putting.** The bytes lie in memory or in a spool file, without a name; rclone finds them as
+//! its standard input, and can read them again for every attempt. Large objects so need a
+//! [`super::Spool`].
 //!
-//! **Create-only.** No remote of rclone can be asked for that. The name is looked at first, rclone leaves alone what is
-//! there when it begins, and within this process one put of a name follows the other. Two hosts that put the same name
-//! in the same moment may both believe they won where their bytes are the same size and the remote has no hashes; names
-//! with random numbers in them, which all are but those of keyrings, never meet.
+//! **Create-only.** No remote of rclone can be asked for that. The name is looked at first, rclone
+//! leaves alone what is there when it begins, and within this process one put of a name follows the
+//! other. Two hosts that put the same name in the same moment may both believe they won where their
+//! bytes are the same size and the remote has no hashes; names with random numbers in them, which
+//! all are but those of keyrings, never meet.
 //!
-//! **Absent.** For a remote of folders "not there" is believed only while the place itself is there: a disk that is not
-//! mounted must not look like an empty store.
+//! **Absent.** For a remote of folders "not there" is believed only while the place itself is
+//! there: a disk that is not mounted must not look like an empty store.
 //!
-//! **Evidence.** The SHA-1 or MD5 that the remote shows, computed by the provider or kept beside the object, depending
-//! on the provider; where it has neither, the size.
+//! **Evidence.** The SHA-1 or MD5 that the remote shows, computed by the provider or kept beside
+//! the object, depending on the provider; where it has neither, the size.
 
 mod cause;
 mod process;
@@ -29,19 +32,24 @@ pub use settings::{RcloneSettings, check_arguments};
 /// Reads bytes as what rclone prints: a listing, an entry of it, and lines of its log.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_any_answer(bytes: &[u8]) {
-    let _ = serde_json::from_slice::<Vec<read::Entry>>(bytes).map_err(|error| unreadable(&error).to_string());
+    let _ = serde_json::from_slice::<Vec<read::Entry>>(bytes)
+        .map_err(|error| unreadable(&error).to_string());
     let _ = serde_json::from_slice::<Option<read::Entry>>(bytes);
     let text = String::from_utf8_lossy(bytes);
     let words: Vec<String> = text.lines().map(process::words_of_line).collect();
     let _ = text.lines().map(read::partial_of).count();
     let status = std::os::unix::process::ExitStatusExt::from_raw(256);
     let cause = Cause::ended(status, &words);
-    let _ = (cause.kind(), cause.hint("r", "/etc/rclone.conf"), cause.to_string());
+    let _ = (
+        cause.kind(),
+        cause.hint("r", "/etc/rclone.conf"),
+        cause.to_string(),
+    );
 }
 
 use super::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile, SpooledStore, StoreError,
-    StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
+    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, SpoolFile,
+    SpooledStore, StoreError, StoreErrorKind, StoreTraits, UnfinishedUpload, UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -53,8 +61,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use tokio::sync::{Mutex, Semaphore};
 
-/// The first version whose behaviour was looked at. Those before 1.75.1 could report an upload that was cut short as
-/// done.
+/// The first version whose behaviour was looked at. Those before 1.75.1 could report an upload that
+/// was cut short as done.
 const VERSION_MIN: [u32; 3] = [1, 75, 2];
 /// What a call says that lists nothing: versions and features.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
@@ -92,12 +100,14 @@ struct Features {
 }
 
 impl RcloneStore {
-    /// Runs rclone to learn its version and what the remote can do, and looks whether the place is there.
+    /// Runs rclone to learn its version and what the remote can do, and looks whether the place is
+    /// there.
     ///
     /// # Errors
     /// [`StoreErrorKind::Invalid`] for settings that can never work and an rclone that is missing,
-    /// [`StoreErrorKind::Unsupported`] for one that is too old, [`StoreErrorKind::NotFound`] when the bucket or folder does not exist: it is never made, because a disk that is
-    /// not mounted would look like an empty store.
+    /// [`StoreErrorKind::Unsupported`] for one that is too old, [`StoreErrorKind::NotFound`] when
+    /// the bucket or folder does not exist: it is never made, because a disk that is not mounted
+    /// would look like an empty store.
     pub async fn connect(settings: RcloneSettings) -> Result<Self, StoreError> {
         let url = settings.url();
         let traits = StoreTraits {
@@ -106,15 +116,30 @@ impl RcloneStore {
             concurrency: 1,
             conditional_put: false,
         };
-        let uploads = if settings.bwlimit.is_some() { 1 } else { Semaphore::MAX_PERMITS };
+        let uploads = if settings.bwlimit.is_some() {
+            1
+        } else {
+            Semaphore::MAX_PERMITS
+        };
         let put_locks = std::array::from_fn(|_| Mutex::default());
         let uploads = Semaphore::new(uploads);
-        let mut store = Self { url, traits, hash: None, buckets: false, put_locks, uploads, settings };
+        let mut store = Self {
+            url,
+            traits,
+            hash: None,
+            buckets: false,
+            put_locks,
+            uploads,
+            settings,
+        };
         if let Err(text) = store.settings.check() {
             return Err(store.failed("connect to", "", Cause::ours(StoreErrorKind::Invalid, text)));
         }
         store.demand_version().await?;
-        let about = store.about().await.map_err(|cause| store.failed("look into", "", cause))?;
+        let about = store
+            .about()
+            .await
+            .map_err(|cause| store.failed("look into", "", cause))?;
         store.hash = HashKind::best_of(&about.hashes);
         store.buckets = about.features.bucket_based;
         store.demand_place("look into").await?;
@@ -125,7 +150,9 @@ impl RcloneStore {
         let failed = |cause| self.failed("ask the version of rclone for", "", cause);
         let ended = self.run(&["version"], &[], true).await.map_err(failed)?;
         let text = String::from_utf8_lossy(&ended.output).into_owned();
-        let found = text.lines().find_map(|line| parse_version(line.strip_prefix("rclone v")?));
+        let found = text
+            .lines()
+            .find_map(|line| parse_version(line.strip_prefix("rclone v")?));
         match (ended.failure, found) {
             (Some(cause), None) => return Err(failed(cause)),
             (_, Some(version)) if version >= VERSION_MIN => return Ok(()),
@@ -143,7 +170,9 @@ impl RcloneStore {
     }
 
     async fn about(&self) -> Result<About, Cause> {
-        let ended = self.run(&["backend", "features"], &[self.settings.place()], true).await?;
+        let ended = self
+            .run(&["backend", "features"], &[self.settings.place()], true)
+            .await?;
         if let Some(cause) = ended.failure {
             return Err(cause);
         }
@@ -156,18 +185,37 @@ impl RcloneStore {
         let listed = self.run(&arguments, &[self.settings.place()], true).await;
         let cause = match listed {
             Ok(Ended { failure: None, .. }) => return Ok(()),
-            Ok(Ended { failure: Some(cause), .. }) | Err(cause) => cause,
+            Ok(Ended {
+                failure: Some(cause),
+                ..
+            })
+            | Err(cause) => cause,
         };
         let missing = cause.is_no_folder();
         let error = self.failed(operation, "", cause);
-        let hint = format!("mount what belongs there, or create it: `rclone mkdir {}`", self.settings.place());
-        Err(if missing { error.with_hint(hint) } else { error })
+        let hint = format!(
+            "mount what belongs there, or create it: `rclone mkdir {}`",
+            self.settings.place()
+        );
+        Err(if missing {
+            error.with_hint(hint)
+        } else {
+            error
+        })
     }
 
     /// Runs rclone for an answer of modest size.
-    async fn run(&self, arguments: &[&str], places: &[String], quiet: bool) -> Result<Ended, Cause> {
+    async fn run(
+        &self,
+        arguments: &[&str],
+        places: &[String],
+        quiet: bool,
+    ) -> Result<Ended, Cause> {
         let call = Call {
-            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            arguments: arguments
+                .iter()
+                .map(|&argument| argument.to_owned())
+                .collect(),
             places: places.to_vec(),
             stdin: None,
             output_bytes_max: ANSWER_BYTES_MAX,
@@ -179,27 +227,46 @@ impl RcloneStore {
 
     /// A failure of rclone, with what a person can do.
     fn failed(&self, operation: &str, subject: &str, cause: Cause) -> StoreError {
-        let hint = cause.hint(&self.settings.remote, &self.settings.conf.display().to_string());
+        let hint = cause.hint(
+            &self.settings.remote,
+            &self.settings.conf.display().to_string(),
+        );
         let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
         error.hint = hint;
         error
     }
 
     /// A failure that we found, not rclone.
-    fn wrong(&self, kind: StoreErrorKind, operation: &str, subject: &str, text: impl Into<String>) -> StoreError {
+    fn wrong(
+        &self,
+        kind: StoreErrorKind,
+        operation: &str,
+        subject: &str,
+        text: impl Into<String>,
+    ) -> StoreError {
         StoreError::new(kind, operation, subject, &self.url, text.into())
     }
 }
 
 fn unreadable(error: &serde_json::Error) -> Cause {
-    Cause::ours(StoreErrorKind::Unavailable, format!("the answer of rclone cannot be read: {error}"))
+    Cause::ours(
+        StoreErrorKind::Unavailable,
+        format!("the answer of rclone cannot be read: {error}"),
+    )
 }
 
 /// `1.75.2`, or `1.76.0-beta.1234`.
 fn parse_version(text: &str) -> Option<[u32; 3]> {
-    let numbers: String = text.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+    let numbers: String = text
+        .chars()
+        .take_while(|c| c.is_ascii_digit() || *c == '.')
+        .collect();
     let mut numbers = numbers.split('.').map(|number| number.parse().ok());
-    let version = [numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)];
+    let version = [
+        numbers.next()??,
+        numbers.next()??,
+        numbers.next().flatten().unwrap_or(0),
+    ];
     Some(version)
 }
 
@@ -215,14 +282,28 @@ impl ObjectStore for RcloneStore {
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         let text = "rclone takes large objects only from a spool";
-        Err(self.wrong(StoreErrorKind::Unsupported, "begin upload of", key.as_str(), text))
+        Err(self.wrong(
+            StoreErrorKind::Unsupported,
+            "begin upload of",
+            key.as_str(),
+            text,
+        ))
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         self.put_bytes(key, bytes).await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
         self.read(key, range, limit_bytes).await
     }
 
@@ -230,10 +311,16 @@ impl ObjectStore for RcloneStore {
         self.look_at("look at", key).await
     }
 
-    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+    async fn evidence_under(
+        &self,
+        prefix: &str,
+    ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
         let entries = self.entries(prefix, true).await?;
-        let objects = entries.into_iter().filter(|(key, _)| read::partial_of(key).is_none());
-        let known = objects.map(|(key, entry)| self.evidence(&key, &entry).map(|evidence| (key, evidence)));
+        let objects = entries
+            .into_iter()
+            .filter(|(key, _)| read::partial_of(key).is_none());
+        let known =
+            objects.map(|(key, entry)| self.evidence(&key, &entry).map(|evidence| (key, evidence)));
         known.collect::<Result<_, _>>().map(Some)
     }
 
@@ -245,8 +332,8 @@ impl ObjectStore for RcloneStore {
         self.remove(key).await
     }
 
-    /// The files that an rclone which was killed left half-written. Parts that a provider keeps are not shown by
-    /// rclone: `rclone cleanup` removes those.
+    /// The files that an rclone which was killed left half-written. Parts that a provider keeps are
+    /// not shown by rclone: `rclone cleanup` removes those.
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.list_partial(prefix).await
     }

@@ -1,5 +1,5 @@
-//! [`Renew`]: credentials that are read again when the store refuses them, so that a key which was changed meanwhile
-//! does not end an upload.
+//! [`Renew`]: credentials that are read again when the store refuses them, so that a key which was
+//! changed meanwhile does not end an upload.
 
 use super::work::{chain_text, run_blocking};
 use std::error::Error;
@@ -30,14 +30,18 @@ impl<T: Send + 'static> Renew<T> {
         Self(Arc::new(read))
     }
 
-    /// What is there now, or nothing when it cannot be read: then those that were refused stay, and their refusal is
-    /// what people hear of. A file that is being replaced may be missing for a moment.
+    /// What is there now, or nothing when it cannot be read: then those that were refused stay, and
+    /// their refusal is what people hear of. A file that is being replaced may be missing for a
+    /// moment.
     pub(super) async fn read(&self) -> Option<T> {
         let read = Arc::clone(&self.0);
         match run_blocking(move || read()).await {
             Ok(credentials) => Some(credentials),
             Err(error) => {
-                tracing::warn!("credentials were refused and cannot be read again: {}", chain_text(&*error));
+                tracing::warn!(
+                    "credentials were refused and cannot be read again: {}",
+                    chain_text(&*error)
+                );
                 None
             }
         }

@@ -1,8 +1,9 @@
 //! [`S3Store`]: Amazon S3 and what speaks its protocol.
 //!
-//! Every checksum is taken here and given with the request as one explicit header; the SDK adds none, because what it
-//! adds by default breaks many stores. After each upload the store is asked what it has, and that is compared with what
-//! was sent: servers that ignore a checksum they cannot do are found out, and the evidence says how much they proved.
+//! Every checksum is taken here and given with the request as one explicit header; the SDK adds
+//! none, because what it adds by default breaks many stores. After each upload the store is asked
+//! what it has, and that is compared with what was sent: servers that ignore a checksum they cannot
+//! do are found out, and the evidence says how much they proved.
 
 mod bucket;
 mod cause;
@@ -24,8 +25,9 @@ pub use settings::{S3Checksum, S3Credentials, S3Settings};
 use super::pace::PacedBody;
 use super::probe::Ability;
 use super::{
-    BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor, PartWriter,
-    PutOutcome, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
+    BucketFacts, Doubt, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
+    PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload,
+    UploadNeeds,
 };
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -70,43 +72,57 @@ struct Shared {
     refuses_checksum_mode: AtomicBool,
     /// What the store was found to do, and who hears when it does something else.
     expected: Option<(StoreProbe, Doubt)>,
-    /// An answer showed that the bucket exists. Without that, "no such object" may mean "no such bucket".
+    /// An answer showed that the bucket exists. Without that, "no such object" may mean "no such
+    /// bucket".
     bucket_seen: AtomicBool,
 }
 
 impl S3Store {
-    /// Finds the credentials and builds the client. The store itself is first spoken to by the first call.
+    /// Finds the credentials and builds the client. The store itself is first spoken to by the
+    /// first call.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Invalid`] for settings that can never work, [`StoreErrorKind::Denied`] when there are no
-    /// credentials, with all places where they were looked for.
+    /// [`StoreErrorKind::Invalid`] for settings that can never work, [`StoreErrorKind::Denied`]
+    /// when there are no credentials, with all places where they were looked for.
     pub async fn connect(mut settings: S3Settings) -> Result<Self, StoreError> {
         settings.follow_limiter();
         let connected = Box::pin(client::connect(&settings)).await?;
-        Ok(Self { shared: Arc::new(Shared::new(connected, settings)) })
+        Ok(Self {
+            shared: Arc::new(Shared::new(connected, settings)),
+        })
     }
 
-    /// The same store, spoken to as its probe says. The checksum is that of the settings; `doubt` hears when the store
-    /// does something else than the probe says.
+    /// The same store, spoken to as its probe says. The checksum is that of the settings; `doubt`
+    /// hears when the store does something else than the probe says.
     #[must_use]
     pub fn following(&self, probe: StoreProbe, doubt: Doubt) -> Self {
         let shared = self.shared.with_settings(self.shared.settings.clone());
         let refuses = |ability| AtomicBool::new(ability == Ability::Refused);
         let shared = Shared {
-            traits: StoreTraits { conditional_put: probe.conditional_put == Ability::Works, ..shared.traits.clone() },
+            traits: StoreTraits {
+                conditional_put: probe.conditional_put == Ability::Works,
+                ..shared.traits.clone()
+            },
             refuses_put_condition: refuses(probe.conditional_put),
             refuses_complete_condition: refuses(probe.conditional_complete),
             expected: Some((probe, doubt)),
             ..shared
         };
-        Self { shared: Arc::new(shared) }
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// The same store with another checksum.
     #[must_use]
     pub fn with_checksum(&self, checksum: S3Checksum) -> Self {
-        let settings = S3Settings { checksum, ..self.shared.settings.clone() };
-        Self { shared: Arc::new(self.shared.with_settings(settings)) }
+        let settings = S3Settings {
+            checksum,
+            ..self.shared.settings.clone()
+        };
+        Self {
+            shared: Arc::new(self.shared.with_settings(settings)),
+        }
     }
 
     /// Where it answers, for people: a URL, or Amazon's name and region.
@@ -122,7 +138,11 @@ impl S3Store {
 
 impl Shared {
     fn new(connected: Connected, settings: S3Settings) -> Self {
-        let prefix = if settings.prefix.is_empty() { String::new() } else { format!("{}/", settings.prefix) };
+        let prefix = if settings.prefix.is_empty() {
+            String::new()
+        } else {
+            format!("{}/", settings.prefix)
+        };
         let traits = StoreTraits {
             needs: UploadNeeds::Parts,
             part_bytes: settings.part_bytes,
@@ -150,7 +170,12 @@ impl Shared {
     /// The same connection with other settings, and nothing learned yet.
     fn with_settings(&self, settings: S3Settings) -> Self {
         let (client, objects) = (self.client.clone(), self.objects.clone());
-        let connected = Connected { client, objects, endpoint: self.endpoint.clone(), tls: self.tls };
+        let connected = Connected {
+            client,
+            objects,
+            endpoint: self.endpoint.clone(),
+            tls: self.tls,
+        };
         Self::new(connected, settings)
     }
 
@@ -159,7 +184,13 @@ impl Shared {
     }
 
     /// A failure of the call `api`, with what a person can do.
-    fn failed(&self, operation: &str, api: &str, subject: &str, cause: impl Into<Cause>) -> StoreError {
+    fn failed(
+        &self,
+        operation: &str,
+        api: &str,
+        subject: &str,
+        cause: impl Into<Cause>,
+    ) -> StoreError {
         let cause = cause.into();
         if cause.may_be_the_checksum(api) {
             self.contradicts(&format!("{api} was refused: {cause}"));
@@ -171,7 +202,13 @@ impl Shared {
     }
 
     /// A failure that we found, not the store.
-    fn wrong(&self, kind: StoreErrorKind, operation: &str, subject: &str, text: impl Into<String>) -> StoreError {
+    fn wrong(
+        &self,
+        kind: StoreErrorKind,
+        operation: &str,
+        subject: &str,
+        text: impl Into<String>,
+    ) -> StoreError {
         StoreError::new(kind, operation, subject, &self.url, text.into())
     }
 
@@ -185,14 +222,16 @@ impl Shared {
         (!self.refuses_complete_condition.load(Ordering::Relaxed)).then(|| NOTHING_THERE.to_owned())
     }
 
-    /// The probe saw that a put with the condition replaces nothing. Without a probe nobody knows: there are stores that
-    /// take the condition and pass over it.
+    /// The probe saw that a put with the condition replaces nothing. Without a probe nobody knows:
+    /// there are stores that take the condition and pass over it.
     fn was_found_to_refuse_replacing(&self) -> bool {
-        self.expected.as_ref().is_some_and(|(probe, _)| probe.conditional_put == Ability::Works)
+        self.expected
+            .as_ref()
+            .is_some_and(|(probe, _)| probe.conditional_put == Ability::Works)
     }
 
-    /// Whether a request with a condition failed because the store knows none: then it is worth another try without. The
-    /// first time is noted.
+    /// Whether a request with a condition failed because the store knows none: then it is worth
+    /// another try without. The first time is noted.
     fn note_refused_condition(&self, cause: &Cause, noted: &AtomicBool) -> bool {
         let refused = cause.is_not_implemented();
         if refused && !noted.swap(true, Ordering::Relaxed) {
@@ -208,7 +247,8 @@ impl Shared {
         }
     }
 
-    /// An object was stored whose checksum the store does not say, although the probe found that it does.
+    /// An object was stored whose checksum the store does not say, although the probe found that it
+    /// does.
     fn note_weak_evidence(&self, checksum: S3Checksum) {
         if let Some((probe, _)) = &self.expected
             && probe.kept.contains(&checksum)
@@ -219,14 +259,17 @@ impl Shared {
 
     /// A body that can be sent again, at the pace that is allowed.
     fn body(&self, bytes: Bytes) -> ByteStream {
-        let Some(limiter) = self.settings.limiter.clone() else { return ByteStream::from(bytes) };
+        let Some(limiter) = self.settings.limiter.clone() else {
+            return ByteStream::from(bytes);
+        };
         ByteStream::new(SdkBody::retryable(move || {
             SdkBody::from_body_1_x(PacedBody::new(Arc::clone(&limiter), bytes.clone()))
         }))
     }
 
-    /// Whether bodies go unsigned: over TLS or to this very host, where nobody is between, with our checksum beside them;
-    /// and where they are made while they are sent. A signature costs more than the encryption.
+    /// Whether bodies go unsigned: over TLS or to this very host, where nobody is between, with our
+    /// checksum beside them; and where they are made while they are sent. A signature costs more
+    /// than the encryption.
     fn unsigned(&self) -> bool {
         self.tls || self.local || self.settings.limiter.is_some()
     }
@@ -234,7 +277,11 @@ impl Shared {
     /// Limits for a call that moves `bytes`.
     fn limits_for(&self, bytes: u64) -> Builder {
         let limit = self.settings.attempt_limit(bytes);
-        Config::builder().timeout_config(TimeoutConfig::builder().operation_attempt_timeout(limit).build())
+        Config::builder().timeout_config(
+            TimeoutConfig::builder()
+                .operation_attempt_timeout(limit)
+                .build(),
+        )
     }
 
     fn saw_bucket(&self) {
@@ -242,15 +289,24 @@ impl Shared {
     }
 }
 
-/// Whether a URL leads to this host and nowhere else. A name other than `localhost` may lead anywhere.
+/// Whether a URL leads to this host and nowhere else. A name other than `localhost` may lead
+/// anywhere.
 fn is_local(endpoint: &str) -> bool {
-    let place = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let place = endpoint
+        .split_once("://")
+        .map_or(endpoint, |(_, rest)| rest)
+        .split('/')
+        .next()
+        .unwrap_or_default();
     let place = place.rsplit('@').next().unwrap_or_default();
     let host = match place.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => place.split(':').next().unwrap_or_default(),
     };
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }
 
 #[async_trait]
@@ -263,23 +319,39 @@ impl ObjectStore for S3Store {
         &self.shared.traits
     }
 
-    /// Looks for the key first, because some servers ignore `If-None-Match`, then begins a multipart upload, whatever
-    /// the object's size will be.
+    /// Looks for the key first, because some servers ignore `If-None-Match`, then begins a
+    /// multipart upload, whatever the object's size will be.
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         Ok(Box::new(S3Writer::begin(&self.shared, key).await?))
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         self.shared.put_new(key, bytes).await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
         self.shared.get(key, range, limit_bytes).await
     }
 
-    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+    async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         let limit_bytes = range.end.saturating_sub(range.start);
-        self.shared.get_into(key, Some(range), limit_bytes, buffer).await
+        self.shared
+            .get_into(key, Some(range), limit_bytes, buffer)
+            .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
@@ -295,7 +367,9 @@ impl ObjectStore for S3Store {
     }
 
     async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
-        self.shared.turn_pages(prefix, &mut |page| Ok(take(page))).await
+        self.shared
+            .turn_pages(prefix, &mut |page| Ok(take(page)))
+            .await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
@@ -307,7 +381,9 @@ impl ObjectStore for S3Store {
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
-        self.shared.abort_upload(&upload.key, &upload.upload_id).await
+        self.shared
+            .abort_upload(&upload.key, &upload.upload_id)
+            .await
     }
 
     async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {

@@ -1,15 +1,18 @@
-//! [`Spool`]: gives a store that takes large objects only whole (native B2 where it is wanted, rclone) the parts of [`ObjectStore`].
+//! [`Spool`]: gives a store that takes large objects only whole (native B2 where it is wanted,
+//! rclone) the parts of [`ObjectStore`].
 //!
-//! Parts go to a file that has no name any more, so that a crash leaves nothing behind; at the end the store gets the
-//! file, which it can read again for every attempt. Each part's CRC64 is kept in memory and checked whenever the part
-//! is read back, because a checksum that the store takes afterwards would bless what the spool's disk got wrong.
+//! Parts go to a file that has no name any more, so that a crash leaves nothing behind; at the end
+//! the store gets the file, which it can read again for every attempt. Each part's CRC64 is kept in
+//! memory and checked whenever the part is read back, because a checksum that the store takes
+//! afterwards would bless what the spool's disk got wrong.
 
 use super::checksum::WholeCrc;
 use super::parts::PartSizes;
 use super::work::{random_u64, run_blocking};
 use super::{
-    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor, PartWriter, PutOutcome,
-    StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload, UploadNeeds,
+    BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
+    PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreProbe, StoreTraits, UnfinishedUpload,
+    UploadNeeds,
 };
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -37,9 +40,13 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Spools for `inner` in `dir`, which must exist. It needs room for one large object for each that is under way.
+    /// Spools for `inner` in `dir`, which must exist. It needs room for one large object for each
+    /// that is under way.
     pub fn new(inner: Arc<dyn SpooledStore>, dir: PathBuf) -> Self {
-        let traits = StoreTraits { needs: UploadNeeds::Parts, ..inner.traits().clone() };
+        let traits = StoreTraits {
+            needs: UploadNeeds::Parts,
+            ..inner.traits().clone()
+        };
         Self { inner, dir, traits }
     }
 }
@@ -74,16 +81,26 @@ impl SpoolError {
         let kind = match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreErrorKind::Full,
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => StoreErrorKind::Invalid,
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => StoreErrorKind::Denied,
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                StoreErrorKind::Denied
+            }
             _ => StoreErrorKind::Unavailable,
         };
-        Self { kind, dir: dir.to_owned(), what, source: Some(source) }
+        Self {
+            kind,
+            dir: dir.to_owned(),
+            what,
+            source: Some(source),
+        }
     }
 
     /// The store's failure to put `key` that follows from this one.
     pub fn in_store(self, key: &ObjectKey, store: &str) -> StoreError {
         let full = self.kind == StoreErrorKind::Full;
-        let hint = format!("make room in {}, or set a smaller `split_size`", self.dir.display());
+        let hint = format!(
+            "make room in {}, or set a smaller `split_size`",
+            self.dir.display()
+        );
         let error = StoreError::new(self.kind, "spool", key.as_str(), store, self);
         if full { error.with_hint(hint) } else { error }
     }
@@ -96,19 +113,29 @@ impl SpoolFile {
         let path = dir.join(format!(".zfs-backup-spool-{nonce:016x}"));
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
-        let file = options.open(&path).map_err(|error| SpoolError::io(dir, "create", error))?;
+        let file = options
+            .open(&path)
+            .map_err(|error| SpoolError::io(dir, "create", error))?;
         std::fs::remove_file(&path).map_err(|error| SpoolError::io(dir, "unlink", error))?;
-        Ok(Self { file: Arc::new(file), dir: dir.to_owned(), parts: Vec::new() })
+        Ok(Self {
+            file: Arc::new(file),
+            dir: dir.to_owned(),
+            parts: Vec::new(),
+        })
     }
 
     /// The bytes of the whole.
     pub fn bytes(&self) -> u64 {
-        self.parts.last().map_or(0, |part| part.offset + part.bytes as u64)
+        self.parts
+            .last()
+            .map_or(0, |part| part.offset + part.bytes as u64)
     }
 
     /// The file itself, for another process to read. Blocks for a moment.
     pub(super) fn share(&self) -> Result<File, SpoolError> {
-        self.file.try_clone().map_err(|error| SpoolError::io(&self.dir, "share", error))
+        self.file
+            .try_clone()
+            .map_err(|error| SpoolError::io(&self.dir, "share", error))
     }
 
     /// How many parts it has: all but the last equally long.
@@ -116,12 +143,14 @@ impl SpoolFile {
         self.parts.len()
     }
 
-    /// Reads one part, counted from 0, as often as the store wants. Fails if it is not what was written.
+    /// Reads one part, counted from 0, as often as the store wants. Fails if it is not what was
+    /// written.
     pub async fn read_part(&self, index: usize) -> Result<Bytes, SpoolError> {
         let (file, part, dir) = (Arc::clone(&self.file), self.parts[index], self.dir.clone());
         run_blocking(move || {
             let mut bytes = vec![0; part.bytes];
-            file.read_exact_at(&mut bytes, part.offset).map_err(|error| SpoolError::io(&dir, "read", error))?;
+            file.read_exact_at(&mut bytes, part.offset)
+                .map_err(|error| SpoolError::io(&dir, "read", error))?;
             match WholeCrc::Crc64nvme.of(&bytes) == part.crc64 {
                 true => Ok(Bytes::from(bytes)),
                 false => Err(SpoolError {
@@ -139,8 +168,13 @@ impl SpoolFile {
     async fn append(&mut self, bytes: Bytes) -> Result<(), SpoolError> {
         let (file, offset, dir) = (Arc::clone(&self.file), self.bytes(), self.dir.clone());
         let part = run_blocking(move || {
-            file.write_all_at(&bytes, offset).map_err(|error| SpoolError::io(&dir, "write", error))?;
-            Ok(SpooledPart { offset, bytes: bytes.len(), crc64: WholeCrc::Crc64nvme.of(&bytes) })
+            file.write_all_at(&bytes, offset)
+                .map_err(|error| SpoolError::io(&dir, "write", error))?;
+            Ok(SpooledPart {
+                offset,
+                bytes: bytes.len(),
+                crc64: WholeCrc::Crc64nvme.of(&bytes),
+            })
         })
         .await?;
         self.parts.push(part);
@@ -163,18 +197,33 @@ impl PartWriter for SpoolWriter {
 
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         self.sizes.accept(part.len()).map_err(|text| {
-            StoreError::new(StoreErrorKind::Invalid, "spool", self.key.as_str(), self.inner.url(), text)
+            StoreError::new(
+                StoreErrorKind::Invalid,
+                "spool",
+                self.key.as_str(),
+                self.inner.url(),
+                text,
+            )
         })?;
         if part.is_empty() {
             return Ok(());
         }
-        self.file.append(part).await.map_err(|error| error.in_store(&self.key, self.inner.url()))
+        self.file
+            .append(part)
+            .await
+            .map_err(|error| error.in_store(&self.key, self.inner.url()))
     }
 
     async fn finish(self: Box<Self>) -> Result<Evidence, StoreError> {
         if self.file.bytes() != self.sizes.bytes() {
             let text = "a part was interrupted and never reached the spool";
-            return Err(StoreError::new(StoreErrorKind::Invalid, "put", self.key.as_str(), self.inner.url(), text));
+            return Err(StoreError::new(
+                StoreErrorKind::Invalid,
+                "put",
+                self.key.as_str(),
+                self.inner.url(),
+                text,
+            ));
         }
         self.inner.put_spooled(&self.key, &self.file).await
     }
@@ -201,24 +250,49 @@ impl ObjectStore for Spool {
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         if self.inner.head(key).await?.is_some() {
             let text = "the key is taken";
-            return Err(StoreError::new(StoreErrorKind::AlreadyExists, "spool", key.as_str(), self.url(), text));
+            return Err(StoreError::new(
+                StoreErrorKind::AlreadyExists,
+                "spool",
+                key.as_str(),
+                self.url(),
+                text,
+            ));
         }
         let dir = self.dir.clone();
         let file = run_blocking(move || SpoolFile::create(&dir)).await;
         let file = file.map_err(|error| error.in_store(key, self.url()))?;
         let sizes = PartSizes::new(self.traits.part_bytes);
-        Ok(Box::new(SpoolWriter { inner: Arc::clone(&self.inner), key: key.clone(), file, sizes }))
+        Ok(Box::new(SpoolWriter {
+            inner: Arc::clone(&self.inner),
+            key: key.clone(),
+            file,
+            sizes,
+        }))
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         self.inner.put_new(key, bytes).await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
         self.inner.get(key, range, limit_bytes).await
     }
 
-    async fn get_into(&self, key: &ObjectKey, range: Range<u64>, buffer: BytesMut) -> Result<BytesMut, StoreError> {
+    async fn get_into(
+        &self,
+        key: &ObjectKey,
+        range: Range<u64>,
+        buffer: BytesMut,
+    ) -> Result<BytesMut, StoreError> {
         self.inner.get_into(key, range, buffer).await
     }
 
@@ -230,7 +304,10 @@ impl ObjectStore for Spool {
         self.inner.any_version(key).await
     }
 
-    async fn evidence_under(&self, prefix: &str) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
+    async fn evidence_under(
+        &self,
+        prefix: &str,
+    ) -> Result<Option<BTreeMap<String, Evidence>>, StoreError> {
         self.inner.evidence_under(prefix).await
     }
 

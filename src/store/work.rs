@@ -1,5 +1,5 @@
-//! Small means that the stores share: file work off the async threads, parts in flight, names that nobody else has,
-//! errors in a line.
+//! Small means that the stores share: file work off the async threads, parts in flight, names that
+//! nobody else has, errors in a line.
 
 use jiff::Timestamp;
 use std::error::Error;
@@ -9,16 +9,19 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
-/// Runs file work where it may block. A panic there goes on here. The work goes on to its end even if the caller
-/// stops waiting.
-pub(crate) async fn run_blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, E>
+/// Runs file work where it may block. A panic there goes on here. The work goes on to its end even
+/// if the caller stops waiting.
+pub(crate) async fn run_blocking<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E>
 where
     T: Send + 'static,
     E: Send + 'static,
 {
     match spawn_blocking(work).await {
         Ok(result) => result,
-        // Work that has begun is never cancelled, and none is begun once the runtime ends, when nobody waits any more.
+        // Work that has begun is never cancelled, and none is begun once the runtime ends, when
+        // nobody waits any more.
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
             Err(_) => std::future::pending().await,
@@ -26,7 +29,8 @@ where
     }
 }
 
-/// Parts of one object on their way: so many at once, and what became of those that arrived. Dropping it stops them.
+/// Parts of one object on their way: so many at once, and what became of those that arrived.
+/// Dropping it stops them.
 pub(crate) struct InFlight<T, E> {
     places: Arc<Semaphore>,
     tasks: JoinSet<Result<T, E>>,
@@ -36,7 +40,11 @@ pub(crate) struct InFlight<T, E> {
 impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
     /// Room for `at_once`.
     pub(crate) fn new(at_once: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(at_once)), tasks: JoinSet::new(), done: Vec::new() }
+        Self {
+            places: Arc::new(Semaphore::new(at_once)),
+            tasks: JoinSet::new(),
+            done: Vec::new(),
+        }
     }
 
     /// Waits for a free place. A failure of one that is on its way, or was, is returned here.
@@ -78,7 +86,8 @@ impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
     }
 }
 
-/// Tasks are cancelled only by [`InFlight::stop`], which asks for no results; so what fails here is a panic, and goes on.
+/// Tasks are cancelled only by [`InFlight::stop`], which asks for no results; so what fails here is
+/// a panic, and goes on.
 fn joined<T>(ended: Result<T, JoinError>) -> T {
     ended.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
@@ -90,7 +99,9 @@ pub(crate) fn random_u64() -> io::Result<u64> {
 
 /// The time in a `Date` header, as every HTTP server writes it.
 pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
-    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text.trim()).ok()
+    jiff::fmt::rfc2822::DateTimeParser::new()
+        .parse_timestamp(text.trim())
+        .ok()
 }
 
 /// The texts of an error and all its sources in one line, without repetitions.
@@ -108,12 +119,15 @@ pub(crate) fn chain_text(error: &dyn Error) -> String {
     text
 }
 
-/// What a person can do about a store that was not reached, or did not answer, by the words of the failure.
+/// What a person can do about a store that was not reached, or did not answer, by the words of the
+/// failure.
 pub(crate) fn transport_hint(failure: &str, endpoint: &str) -> String {
     let failure = failure.to_ascii_lowercase();
     let has = |word| failure.contains(word);
     if has("dns") || has("lookup") {
-        return format!("the name in {endpoint} cannot be resolved: correct it, or look at this host's DNS");
+        return format!(
+            "the name in {endpoint} cannot be resolved: correct it, or look at this host's DNS"
+        );
     }
     if has("certificate") || has("tls") || has("handshake") || has("corruptmessage") {
         return format!(
@@ -121,7 +135,9 @@ pub(crate) fn transport_hint(failure: &str, endpoint: &str) -> String {
              your own is believed when SSL_CERT_FILE names its certificate"
         );
     }
-    format!("cannot reach {endpoint}, or it does not answer: look at the address, firewall and proxy")
+    format!(
+        "cannot reach {endpoint}, or it does not answer: look at the address, firewall and proxy"
+    )
 }
 
 #[cfg(test)]
@@ -134,8 +150,16 @@ mod tests {
     #[test]
     fn the_date_of_an_answer_is_a_time_or_nothing() {
         let time = |text| http_date(text).map(|time| time.to_string());
-        assert_eq!(time("Sun, 22 Nov 2026 21:26:04 GMT").as_deref(), Some("2026-11-22T21:26:04Z"));
-        for wrong in ["", "now", "2026-11-22T21:26:04Z", "Sun, 32 Nov 2026 21:26:04 GMT"] {
+        assert_eq!(
+            time("Sun, 22 Nov 2026 21:26:04 GMT").as_deref(),
+            Some("2026-11-22T21:26:04Z")
+        );
+        for wrong in [
+            "",
+            "now",
+            "2026-11-22T21:26:04Z",
+            "Sun, 32 Nov 2026 21:26:04 GMT",
+        ] {
             assert_eq!(time(wrong), None, "{wrong}");
         }
     }
@@ -149,7 +173,11 @@ mod tests {
                 most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                 sleep(Duration::from_millis(2)).await;
                 now.fetch_sub(1, Ordering::SeqCst);
-                if n == 100 { Err("the hundredth") } else { Ok(n) }
+                if n == 100 {
+                    Err("the hundredth")
+                } else {
+                    Ok(n)
+                }
             }
         };
         let mut flight = InFlight::new(3);

@@ -1,12 +1,13 @@
-//! `PartFiller`: plaintext finds its place in part buffers, with gaps for the tags, so that every page can be sealed
-//! where it lies, on any thread, and nothing is copied between the pipe and the socket.
+//! `PartFiller`: plaintext finds its place in part buffers, with gaps for the tags, so that every
+//! page can be sealed where it lies, on any thread, and nothing is copied between the pipe and the
+//! socket.
 //!
 //! ```text
 //! part    | head or end of a page | page | tag | page | tag | .. | page | tag | beginning of a page |
 //! ```
-//! The page that would cross the end of a part is gathered beside the parts (the bridge), sealed at once and copied into
-//! both. A page can be sealed only when it is known whether it is the last one: so a full bridge waits for one byte more,
-//! which is read to yet another place (ahead).
+//! The page that would cross the end of a part is gathered beside the parts (the bridge), sealed at
+//! once and copied into both. A page can be sealed only when it is known whether it is the last
+//! one: so a full bridge waits for one byte more, which is read to yet another place (ahead).
 
 use super::age_file::{AgeError, PAGE_BYTES, PageKey, TAG_BYTES};
 use super::leaves::Leaves;
@@ -56,10 +57,16 @@ struct Pages {
 }
 
 impl Pages {
-    /// The pages that fit into the rest of a part, but for at least one byte: what ends a part is always a bridge.
+    /// The pages that fit into the rest of a part, but for at least one byte: what ends a part is
+    /// always a bridge.
     fn behind(buffer: &PartBuffer, first: u64) -> Self {
         let most = buffer.room().saturating_sub(1) / SEALED_PAGE_BYTES;
-        Self { start: buffer.len(), first, most, plain_bytes: 0 }
+        Self {
+            start: buffer.len(),
+            first,
+            most,
+            plain_bytes: 0,
+        }
     }
 
     fn count(&self) -> usize {
@@ -86,7 +93,12 @@ impl FilledPart {
     /// # Errors
     /// [`AgeError::Page`] never happens.
     pub fn seal(mut self) -> Result<SealedPart, AgeError> {
-        let Pages { start, first, plain_bytes, .. } = self.pages;
+        let Pages {
+            start,
+            first,
+            plain_bytes,
+            ..
+        } = self.pages;
         let count = self.pages.count();
         let mut leaves = Leaves::of(self.offset, self.buffer.len());
         for index in 0..count {
@@ -99,7 +111,10 @@ impl FilledPart {
             leaves.advance(&self.buffer.whole()[..end + TAG_BYTES]);
         }
         leaves.advance(self.buffer.as_ref());
-        Ok(SealedPart { buffer: self.buffer, leaves })
+        Ok(SealedPart {
+            buffer: self.buffer,
+            leaves,
+        })
     }
 }
 
@@ -111,7 +126,10 @@ struct SidePage {
 
 impl SidePage {
     fn new() -> Self {
-        Self { bytes: vec![0; PAGE_BYTES], filled: 0 }
+        Self {
+            bytes: vec![0; PAGE_BYTES],
+            filled: 0,
+        }
     }
 }
 
@@ -140,11 +158,24 @@ enum Place {
 impl PartFiller {
     pub(super) fn new(head: Vec<u8>, key: PageKey, pool: PartPool) -> Self {
         let (bridge, ahead) = (SidePage::new(), SidePage::new());
-        Self { key: Arc::new(key), pool, pending: head, part: None, bridge, ahead, next_page: 0, handed_bytes: 0 }
+        Self {
+            key: Arc::new(key),
+            pool,
+            pending: head,
+            part: None,
+            bridge,
+            ahead,
+            next_page: 0,
+            handed_bytes: 0,
+        }
     }
 
     /// Copies bytes to their places.
-    pub(super) fn write(&mut self, mut plain: &[u8], sink: FilledSink<'_>) -> Result<(), SealError> {
+    pub(super) fn write(
+        &mut self,
+        mut plain: &[u8],
+        sink: FilledSink<'_>,
+    ) -> Result<(), SealError> {
         while !plain.is_empty() {
             let mut taken = 0;
             for mut place in self.places(plain.len(), sink)? {
@@ -158,14 +189,27 @@ impl PartFiller {
         Ok(())
     }
 
-    /// Room for at most `bytes_max`, at least one byte if that is more than none. May wait for a free buffer.
-    pub(super) fn places(&mut self, bytes_max: usize, sink: FilledSink<'_>) -> Result<Places<'_>, SealError> {
+    /// Room for at most `bytes_max`, at least one byte if that is more than none. May wait for a
+    /// free buffer.
+    pub(super) fn places(
+        &mut self,
+        bytes_max: usize,
+        sink: FilledSink<'_>,
+    ) -> Result<Places<'_>, SealError> {
         if self.part.is_none() {
             self.begin_part(sink)?;
         }
         let ranges = self.ranges(bytes_max);
-        let Self { part, bridge, ahead, .. } = self;
-        let mut rest = part.as_mut().map(|(buffer, _)| buffer.space()).unwrap_or_default();
+        let Self {
+            part,
+            bridge,
+            ahead,
+            ..
+        } = self;
+        let mut rest = part
+            .as_mut()
+            .map(|(buffer, _)| buffer.space())
+            .unwrap_or_default();
         let (mut bridge, mut ahead, mut at) = (Some(&mut bridge.bytes), Some(&mut ahead.bytes), 0);
         let mut places = Vec::with_capacity(ranges.len());
         for (place, range) in ranges {
@@ -187,11 +231,13 @@ impl PartFiller {
 
     /// The first `bytes` of the places given last, as they are now.
     pub(super) fn read_there(&self, bytes: usize) -> impl Iterator<Item = &[u8]> {
-        self.ranges(bytes).into_iter().map(|(place, range)| match (place, &self.part) {
-            (Place::Part, Some((buffer, _))) => &buffer.whole()[range],
-            (Place::Bridge, _) => &self.bridge.bytes[range],
-            _ => &self.ahead.bytes[range],
-        })
+        self.ranges(bytes)
+            .into_iter()
+            .map(|(place, range)| match (place, &self.part) {
+                (Place::Part, Some((buffer, _))) => &buffer.whole()[range],
+                (Place::Bridge, _) => &self.bridge.bytes[range],
+                _ => &self.ahead.bytes[range],
+            })
     }
 
     /// Takes so many bytes of what was written to the places given last.
@@ -217,7 +263,10 @@ impl PartFiller {
         if self.part.is_none() {
             self.begin_part(sink)?;
         }
-        let in_place = self.part.as_ref().is_some_and(|(_, pages)| pages.plain_bytes > 0);
+        let in_place = self
+            .part
+            .as_ref()
+            .is_some_and(|(_, pages)| pages.plain_bytes > 0);
         let last_in_place = in_place && self.bridge.filled == 0;
         if !last_in_place {
             self.seal_bridge(true, sink)?;
@@ -228,7 +277,8 @@ impl PartFiller {
         }
     }
 
-    /// The next bytes' places, in order: pages in place, then the bridge; ahead only when all that is full.
+    /// The next bytes' places, in order: pages in place, then the bridge; ahead only when all that
+    /// is full.
     fn ranges(&self, bytes_max: usize) -> Vec<(Place, Range<usize>)> {
         let (mut ranges, mut left) = (Vec::new(), bytes_max);
         if let Some((_, pages)) = &self.part {
@@ -243,7 +293,10 @@ impl PartFiller {
         }
         let bridge_room = PAGE_BYTES - self.bridge.filled;
         if left > 0 && bridge_room > 0 {
-            ranges.push((Place::Bridge, self.bridge.filled..self.bridge.filled + left.min(bridge_room)));
+            ranges.push((
+                Place::Bridge,
+                self.bridge.filled..self.bridge.filled + left.min(bridge_room),
+            ));
         } else if left > 0 && ranges.is_empty() {
             ranges.push((Place::Ahead, 0..left.min(PAGE_BYTES)));
         }
@@ -252,7 +305,10 @@ impl PartFiller {
 
     /// Seals the page beside the parts and copies it into them.
     fn seal_bridge(&mut self, last: bool, sink: FilledSink<'_>) -> Result<(), SealError> {
-        let page = self.part.as_ref().map_or(self.next_page, |(_, pages)| pages.next());
+        let page = self
+            .part
+            .as_ref()
+            .map_or(self.next_page, |(_, pages)| pages.next());
         let mut bytes = std::mem::take(&mut self.bridge.bytes);
         let plain = &mut bytes[..std::mem::take(&mut self.bridge.filled)];
         let tag = self.key.seal(page, plain, last)?;
@@ -318,7 +374,13 @@ impl PartFiller {
         self.handed_bytes += buffer.len() as u64;
         match buffer.is_empty() {
             true => Ok(()),
-            false => sink(FilledPart { buffer, key: Arc::clone(&self.key), pages, last, offset }),
+            false => sink(FilledPart {
+                buffer,
+                key: Arc::clone(&self.key),
+                pages,
+                last,
+                offset,
+            }),
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Fletcher-4, the running checksum of send streams: four sums over 32-bit words in the byte order of the sender.
-//! Four words go side by side, which compilers turn into vector instructions that every 64-bit processor has. Knows
-//! nothing of records; [`super::record`] does.
-//! Source: OpenZFS `module/zcommon/zfs_fletcher.c`.
+//! Fletcher-4, the running checksum of send streams: four sums over 32-bit words in the byte order
+//! of the sender. Four words go side by side, which compilers turn into vector instructions that
+//! every 64-bit processor has. Knows nothing of records; [`super::record`] does. Source: OpenZFS
+//! `module/zcommon/zfs_fletcher.c`.
 
 /// The byte order of the machine that made a stream; the stream keeps it for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +12,8 @@ pub enum ByteOrder {
     Big,
 }
 
-/// The state of a Fletcher-4 sum: `a += word; b += a; c += b; d += c` for each word, wrapping. Zero before the first.
+/// The state of a Fletcher-4 sum: `a += word; b += a; c += b; d += c` for each word, wrapping. Zero
+/// before the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Fletcher4 {
     /// Sum of the words.
@@ -80,15 +81,17 @@ impl Fletcher4 {
         self.d = self.d.wrapping_add(self.c);
     }
 
-    /// The sum of two runs of words, of which `next` is the second, summed from zero over `next_words` words.
+    /// The sum of two runs of words, of which `next` is the second, summed from zero over
+    /// `next_words` words.
     ///
-    /// Exact for any length that fits: a word that `n` more words follow counts 1, n+1, (n+1)(n+2)/2 and
-    /// (n+1)(n+2)(n+3)/6 times in the four sums.
+    /// Exact for any length that fits: a word that `n` more words follow counts 1, n+1,
+    /// (n+1)(n+2)/2 and (n+1)(n+2)(n+3)/6 times in the four sums.
     #[must_use]
     pub fn combine(self, next: Self, next_words: u64) -> Self {
         let n = u128::from(next_words);
         let pairs = n * (n + 1) / 2;
-        // One of n, n+1, n+2 is a multiple of 3: divide before multiplying, or 128 bits would overflow.
+        // One of n, n+1, n+2 is a multiple of 3: divide before multiplying, or 128 bits would
+        // overflow.
         let triples = match n % 3 {
             1 => wrap(pairs).wrapping_mul(wrap(n.div_ceil(3))),
             _ => wrap(pairs / 3).wrapping_mul(wrap(n + 2)),
@@ -99,19 +102,28 @@ impl Fletcher4 {
         Self {
             a: add(self.a, next.a),
             b: add(add(self.b, times(n, self.a)), next.b),
-            c: add(add(self.c, times(n, self.b)), add(times(pairs, self.a), next.c)),
-            d: add(add(add(self.d, times(n, self.c)), times(pairs, self.b)), add(times(triples, self.a), next.d)),
+            c: add(
+                add(self.c, times(n, self.b)),
+                add(times(pairs, self.a), next.c),
+            ),
+            d: add(
+                add(add(self.d, times(n, self.c)), times(pairs, self.b)),
+                add(times(triples, self.a), next.d),
+            ),
         }
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the sums are taken modulo 2^64")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the sums are taken modulo 2^64"
+)]
 fn wrap(value: u128) -> u64 {
     value as u64
 }
 
-/// Words summed side by side. Four measured best without wider vector instructions (14.7 GiB/s on an EPYC, against
-/// 7.0 for one, 8.7 for two and 8.4 for eight), so nothing is chosen at run time.
+/// Words summed side by side. Four measured best without wider vector instructions (14.7 GiB/s on
+/// an EPYC, against 7.0 for one, 8.7 for two and 8.4 for eight), so nothing is chosen at run time.
 const LANES: usize = 4;
 
 /// Four sums for each of the lanes.
@@ -123,11 +135,16 @@ struct Lanes {
     d: [u64; LANES],
 }
 
-/// Adds words dealt out to the lanes in turn. Not inlined, and the lanes kept in memory at both ends: that is what makes
-/// the compiler use vector instructions (14.9 GiB/s; inlined it gave 4.7).
+/// Adds words dealt out to the lanes in turn. Not inlined, and the lanes kept in memory at both
+/// ends: that is what makes the compiler use vector instructions (14.9 GiB/s; inlined it gave 4.7).
 #[inline(never)]
 fn sum_groups(lanes: &mut Lanes, groups: &[[[u8; 4]; LANES]], read: impl Fn([u8; 4]) -> u32) {
-    let Lanes { mut a, mut b, mut c, mut d } = *lanes;
+    let Lanes {
+        mut a,
+        mut b,
+        mut c,
+        mut d,
+    } = *lanes;
     for group in groups {
         for lane in 0..LANES {
             a[lane] = a[lane].wrapping_add(u64::from(read(group[lane])));
@@ -147,9 +164,10 @@ fn sum_groups(lanes: &mut Lanes, groups: &[[[u8; 4]; LANES]], read: impl Fn([u8;
 
 /// One sum out of four lanes.
 ///
-/// A word of lane j that x-1 words of its lane follow has 4x-j-1 words after it in all. Its weights in the lane are
-/// x, x(x+1)/2 and x(x+1)(x+2)/6; with s = 4x-j, its weights in the whole are s, s(s+1)/2 and s(s+1)(s+2)/6. The
-/// factors below write the second kind in terms of the first (the same as OpenZFS' `zfs_fletcher_intel.c`).
+/// A word of lane j that x-1 words of its lane follow has 4x-j-1 words after it in all. Its weights
+/// in the lane are x, x(x+1)/2 and x(x+1)(x+2)/6; with s = 4x-j, its weights in the whole are s,
+/// s(s+1)/2 and s(s+1)(s+2)/6. The factors below write the second kind in terms of the first (the
+/// same as OpenZFS' `zfs_fletcher_intel.c`).
 fn join_lanes(Lanes { a, b, c, d }: Lanes) -> Fletcher4 {
     const A_IN_B: [i64; LANES] = [0, -1, -2, -3];
     const A_IN_C: [i64; LANES] = [0, 0, 1, 3];
@@ -158,20 +176,29 @@ fn join_lanes(Lanes { a, b, c, d }: Lanes) -> Fletcher4 {
     const B_IN_D: [i64; LANES] = [4, 10, 20, 34];
     const C_IN_D: [i64; LANES] = [-48, -64, -80, -96];
     let sum = |factors: [i64; LANES], lanes: [u64; LANES]| {
-        factors.into_iter().zip(lanes).fold(0u64, |sum, (factor, lane)| {
-            sum.wrapping_add(factor.cast_unsigned().wrapping_mul(lane)) // two's complement: the same modulo 2^64
-        })
+        factors
+            .into_iter()
+            .zip(lanes)
+            .fold(0u64, |sum, (factor, lane)| {
+                sum.wrapping_add(factor.cast_unsigned().wrapping_mul(lane)) // two's complement: the same modulo 2^64
+            })
     };
     let terms = |terms: &[u64]| terms.iter().fold(0u64, |sum, term| sum.wrapping_add(*term));
     Fletcher4 {
         a: sum([1; LANES], a),
         b: terms(&[sum(A_IN_B, a), sum([4; LANES], b)]),
         c: terms(&[sum(A_IN_C, a), sum(B_IN_C, b), sum([16; LANES], c)]),
-        d: terms(&[sum(A_IN_D, a), sum(B_IN_D, b), sum(C_IN_D, c), sum([64; LANES], d)]),
+        d: terms(&[
+            sum(A_IN_D, a),
+            sum(B_IN_D, b),
+            sum(C_IN_D, c),
+            sum([64; LANES], d),
+        ]),
     }
 }
 
-/// A running [`Fletcher4`] over bytes that come in slices cut anywhere; keeps at most 3 bytes of an unfinished word.
+/// A running [`Fletcher4`] over bytes that come in slices cut anywhere; keeps at most 3 bytes of an
+/// unfinished word.
 #[derive(Debug, Clone)]
 pub struct Fletcher4Feed {
     sum: Fletcher4,
@@ -183,7 +210,12 @@ pub struct Fletcher4Feed {
 impl Fletcher4Feed {
     /// Starts from a known sum.
     pub fn new(sum: Fletcher4, order: ByteOrder) -> Self {
-        Self { sum, order, partial: [0; 4], partial_bytes: 0 }
+        Self {
+            sum,
+            order,
+            partial: [0; 4],
+            partial_bytes: 0,
+        }
     }
 
     /// Takes in bytes.
@@ -253,7 +285,12 @@ mod tests {
 
     #[test]
     fn combining_over_the_longest_run_does_not_overflow() {
-        let mut zeros_after = Fletcher4 { a: 1, b: 1, c: 1, d: 1 };
+        let mut zeros_after = Fletcher4 {
+            a: 1,
+            b: 1,
+            c: 1,
+            d: 1,
+        };
         zeros_after = zeros_after.combine(Fletcher4::default(), u64::MAX / 4);
         assert_eq!(zeros_after.b, u64::MAX / 4 + 1);
     }

@@ -1,16 +1,20 @@
-//! BLAKE3 of an object whose parts are sealed side by side: each is hashed by whoever seals it, while it lies in that
-//! core's cache.
+//! BLAKE3 of an object whose parts are sealed side by side: each is hashed by whoever seals it,
+//! while it lies in that core's cache.
 //!
-//! BLAKE3 is a binary tree over chunks of 1 KiB. A leaf here is a subtree of [`LEAF_BYTES`] that begins at a multiple of
-//! that in the object. [`Leaves`] are those that lie whole in one part; [`LeafHasher`] takes in order what lies around
-//! them and joins all to the hash that `b3sum` says. The rules of joining are those of `blake3::hazmat`.
+//! BLAKE3 is a binary tree over chunks of 1 KiB. A leaf here is a subtree of [`LEAF_BYTES`] that
+//! begins at a multiple of that in the object. [`Leaves`] are those that lie whole in one part;
+//! [`LeafHasher`] takes in order what lies around them and joins all to the hash that `b3sum` says.
+//! The rules of joining are those of `blake3::hazmat`.
 
 use crate::model::Digest;
 use blake3::Hasher;
-use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
+use blake3::hazmat::{
+    ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
+};
 use std::ops::Range;
 
-/// Small enough to be hashed out of the cache, large enough for the widest instructions: a page of age.
+/// Small enough to be hashed out of the cache, large enough for the widest instructions: a page of
+/// age.
 pub const LEAF_BYTES: usize = 64 << 10;
 
 /// The leaves that lie whole in a run of an object's bytes, hashed from the front.
@@ -27,27 +31,45 @@ impl Leaves {
     /// Of a run of so many bytes that begins at `offset` in its object.
     #[must_use]
     pub fn of(offset: u64, run_bytes: usize) -> Self {
-        // The first leaf may be the whole object, whose hash is made in another way: it is left to who knows the end.
+        // The first leaf may be the whole object, whose hash is made in another way: it is left to
+        // who knows the end.
         let first = offset.max(1).next_multiple_of(LEAF_BYTES as u64);
-        let start = usize::try_from(first - offset).unwrap_or(usize::MAX).min(run_bytes);
+        let start = usize::try_from(first - offset)
+            .unwrap_or(usize::MAX)
+            .min(run_bytes);
         let end = start + (run_bytes - start) / LEAF_BYTES * LEAF_BYTES;
-        Self { range: start..end, offset: first, sums: Vec::with_capacity((end - start) / LEAF_BYTES) }
+        Self {
+            range: start..end,
+            offset: first,
+            sums: Vec::with_capacity((end - start) / LEAF_BYTES),
+        }
     }
 
-    /// Hashes those that are whole in the run's first bytes. Given more of them later, it goes on from there.
+    /// Hashes those that are whole in the run's first bytes. Given more of them later, it goes on
+    /// from there.
     pub fn advance(&mut self, run: &[u8]) {
         let begin = self.range.start + self.sums.len() * LEAF_BYTES;
-        let rest = run.get(begin..self.range.end.min(run.len())).unwrap_or_default();
+        let rest = run
+            .get(begin..self.range.end.min(run.len()))
+            .unwrap_or_default();
         for leaf in rest.chunks_exact(LEAF_BYTES) {
             let offset = self.offset + (self.sums.len() * LEAF_BYTES) as u64;
-            self.sums.push(Hasher::new().set_input_offset(offset).update(leaf).finalize_non_root());
+            self.sums.push(
+                Hasher::new()
+                    .set_input_offset(offset)
+                    .update(leaf)
+                    .finalize_non_root(),
+            );
         }
     }
 
     /// What of the run lies before them, and what behind.
     pub fn around<'a>(&self, run: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let Range { start, end } = self.range;
-        (run.get(..start).unwrap_or(run), run.get(end..).unwrap_or_default())
+        (
+            run.get(..start).unwrap_or(run),
+            run.get(end..).unwrap_or_default(),
+        )
     }
 
     fn are_hashed(&self) -> bool {
@@ -63,7 +85,8 @@ pub struct LeafHasher {
     open_bytes: usize,
     /// Whole leaves before it.
     leaves: u64,
-    /// Their subtrees, the largest first. Two of a size are joined when something follows: the last two make the root.
+    /// Their subtrees, the largest first. Two of a size are joined when something follows: the last
+    /// two make the root.
     subtrees: Vec<ChainingValue>,
 }
 
@@ -86,8 +109,9 @@ impl LeafHasher {
         }
     }
 
-    /// Takes the next run of bytes, whose leaves were hashed elsewhere: what lies before them and behind is given.
-    /// Returns whether they are the leaves of this place, and all of them; else nothing that follows is right.
+    /// Takes the next run of bytes, whose leaves were hashed elsewhere: what lies before them and
+    /// behind is given. Returns whether they are the leaves of this place, and all of them; else
+    /// nothing that follows is right.
     #[must_use]
     pub fn join(&mut self, before: &[u8], leaves: &Leaves, behind: &[u8]) -> bool {
         self.update(before);
@@ -132,8 +156,11 @@ impl LeafHasher {
     /// Joins subtrees of one size, now that something follows them.
     fn settle(&mut self) {
         while self.subtrees.len() > self.leaves.count_ones() as usize {
-            let (Some(right), Some(left)) = (self.subtrees.pop(), self.subtrees.pop()) else { break };
-            self.subtrees.push(merge_subtrees_non_root(&left, &right, Mode::Hash));
+            let (Some(right), Some(left)) = (self.subtrees.pop(), self.subtrees.pop()) else {
+                break;
+            };
+            self.subtrees
+                .push(merge_subtrees_non_root(&left, &right, Mode::Hash));
         }
     }
 
@@ -153,7 +180,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn content(bytes: usize) -> Vec<u8> {
-        (0_u32..).take(bytes).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect()
+        (0_u32..)
+            .take(bytes)
+            .map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0])
+            .collect()
     }
 
     /// Each run hashed on its own, out of order, in steps; then joined.
@@ -166,7 +196,9 @@ mod tests {
         }
         let hash = |(offset, run): &(u64, &[u8])| {
             let mut leaves = Leaves::of(*offset, run.len());
-            (0..run.len()).step_by(step).for_each(|ready| leaves.advance(&run[..ready]));
+            (0..run.len())
+                .step_by(step)
+                .for_each(|ready| leaves.advance(&run[..ready]));
             leaves.advance(run);
             leaves
         };
@@ -185,17 +217,33 @@ mod tests {
         let whole = content(9 * LEAF_BYTES + 2);
         for leaves in 0..=9 {
             for length in [-2_i64, -1, 0, 1, 2, 1023, 1024, 1025] {
-                let Ok(length) = usize::try_from(leaves * LEAF_BYTES as i64 + length) else { continue };
-                let Some(whole) = whole.get(..length) else { continue };
+                let Ok(length) = usize::try_from(leaves * LEAF_BYTES as i64 + length) else {
+                    continue;
+                };
+                let Some(whole) = whole.get(..length) else {
+                    continue;
+                };
                 let expected = Digest::from(blake3::hash(whole));
                 let mut hasher = LeafHasher::default();
                 hasher.update(whole);
                 assert_eq!(hasher.finalize(), expected, "{length} bytes at once");
-                assert_eq!(by_runs(whole, &[], LEAF_BYTES), expected, "{length} bytes as one run");
+                assert_eq!(
+                    by_runs(whole, &[], LEAF_BYTES),
+                    expected,
+                    "{length} bytes as one run"
+                );
                 let halves = [length / 2];
-                assert_eq!(by_runs(whole, &halves, 100_000), expected, "{length} bytes as two runs");
+                assert_eq!(
+                    by_runs(whole, &halves, 100_000),
+                    expected,
+                    "{length} bytes as two runs"
+                );
                 let aligned = [LEAF_BYTES; 10];
-                assert_eq!(by_runs(whole, &aligned, LEAF_BYTES), expected, "{length} bytes leaf by leaf");
+                assert_eq!(
+                    by_runs(whole, &aligned, LEAF_BYTES),
+                    expected,
+                    "{length} bytes leaf by leaf"
+                );
             }
         }
     }

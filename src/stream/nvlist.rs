@@ -1,6 +1,6 @@
-//! Packed name-value lists, as far as resuming needs them: a list's own numbers, strings and flags are read, and the
-//! point to resume at is put into the list of a BEGIN record. No library: what a stream or a token says must be told on
-//! any host, and by the ZFS in memory too.
+//! Packed name-value lists, as far as resuming needs them: a list's own numbers, strings and flags
+//! are read, and the point to resume at is put into the list of a BEGIN record. No library: what a
+//! stream or a token says must be told on any host, and by the ZFS in memory too.
 //!
 //! Source of the layout: OpenZFS `module/nvpair/nvpair.c`, native and XDR encoding.
 
@@ -28,8 +28,8 @@ pub enum PackedValue {
     Text(String),
 }
 
-/// The numbers, strings and flags of a list in native little-endian encoding; values of other kinds are passed over.
-/// `None` when it is no such list, or has lists within it.
+/// The numbers, strings and flags of a list in native little-endian encoding; values of other kinds
+/// are passed over. `None` when it is no such list, or has lists within it.
 pub fn read_packed(list: &[u8]) -> Option<BTreeMap<String, PackedValue>> {
     let mut rest = list.strip_prefix(&NATIVE_LITTLE)?.get(8..)?;
     let mut values = BTreeMap::new();
@@ -44,7 +44,9 @@ pub fn read_packed(list: &[u8]) -> Option<BTreeMap<String, PackedValue>> {
         let name = pair.get(PAIR_HEAD_BYTES..PAIR_HEAD_BYTES + name_bytes)?;
         let name = name.strip_suffix(b"\0").filter(|name| !name.contains(&0))?;
         let name = std::str::from_utf8(name).ok()?.to_owned();
-        let value = pair.get((PAIR_HEAD_BYTES + name_bytes).next_multiple_of(8)..).unwrap_or_default();
+        let value = pair
+            .get((PAIR_HEAD_BYTES + name_bytes).next_multiple_of(8)..)
+            .unwrap_or_default();
         let value = match word(pair, 12)? {
             FLAG => PackedValue::Flag,
             UINT64 => PackedValue::Number(u64::from_le_bytes(*value.first_chunk()?)),
@@ -75,8 +77,9 @@ pub fn write_packed(values: &BTreeMap<String, PackedValue>) -> Vec<u8> {
     list
 }
 
-/// The payload of a BEGIN record with `resume_object` and `resume_offset` in it; an empty payload becomes a list.
-/// `None` when it is a list in an encoding that this machine's kernel would not read either.
+/// The payload of a BEGIN record with `resume_object` and `resume_offset` in it; an empty payload
+/// becomes a list. `None` when it is a list in an encoding that this machine's kernel would not
+/// read either.
 pub fn with_resume_point(payload: &[u8], object: u64, offset: u64) -> Option<Vec<u8>> {
     let pairs = [("resume_object", object), ("resume_offset", offset)];
     let (mut list, rest) = match payload {
@@ -127,7 +130,11 @@ fn push_pair(list: &mut Vec<u8>, name: &str, kind: u32, value: &[u8]) {
 fn push_xdr_number(list: &mut Vec<u8>, name: &str, number: u64) {
     let name_bytes = name.len().next_multiple_of(4);
     let decoded_bytes = (PAIR_HEAD_BYTES + name.len() + 1).next_multiple_of(8) + 8;
-    for word in [length(28 + name_bytes), length(decoded_bytes), length(name.len())] {
+    for word in [
+        length(28 + name_bytes),
+        length(decoded_bytes),
+        length(name.len()),
+    ] {
         list.extend(word.to_be_bytes());
     }
     let start = list.len();
@@ -145,7 +152,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read_again() {
         let values = BTreeMap::from([
-            ("toname".to_owned(), PackedValue::Text("tank/a@1".to_owned())),
+            (
+                "toname".to_owned(),
+                PackedValue::Text("tank/a@1".to_owned()),
+            ),
             ("object".to_owned(), PackedValue::Number(u64::MAX - 1)),
             ("rawok".to_owned(), PackedValue::Flag),
             ("s".to_owned(), PackedValue::Text(String::new())),
@@ -162,29 +172,62 @@ mod tests {
     fn a_resume_point_goes_into_an_empty_payload_and_beside_what_is_there() {
         let point = |list: &[u8]| {
             let values = read_packed(list).unwrap();
-            (values["resume_object"].clone(), values["resume_offset"].clone(), values.len())
+            (
+                values["resume_object"].clone(),
+                values["resume_offset"].clone(),
+                values.len(),
+            )
         };
         let (object, offset) = (PackedValue::Number(7), PackedValue::Number(1 << 40));
-        assert_eq!(point(&with_resume_point(&[], 7, 1 << 40).unwrap()), (object.clone(), offset.clone(), 2));
-        let other = write_packed(&BTreeMap::from([("crypt".to_owned(), PackedValue::Number(1))]));
-        assert_eq!(point(&with_resume_point(&other, 7, 1 << 40).unwrap()), (object, offset, 3));
-        assert_eq!(with_resume_point(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], 7, 8), None, "big-endian");
+        assert_eq!(
+            point(&with_resume_point(&[], 7, 1 << 40).unwrap()),
+            (object.clone(), offset.clone(), 2)
+        );
+        let other = write_packed(&BTreeMap::from([(
+            "crypt".to_owned(),
+            PackedValue::Number(1),
+        )]));
+        assert_eq!(
+            point(&with_resume_point(&other, 7, 1 << 40).unwrap()),
+            (object, offset, 3)
+        );
+        assert_eq!(
+            with_resume_point(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], 7, 8),
+            None,
+            "big-endian"
+        );
     }
 
-    /// As `nvlist_pack` of libnvpair 2.1.11 writes `{"n" -> 5}` in XDR, with the two pairs before it.
+    /// As `nvlist_pack` of libnvpair 2.1.11 writes `{"n" -> 5}` in XDR, with the two pairs before
+    /// it.
     #[test]
     fn xdr_gets_xdr_pairs() {
-        let tail =
-            [0, 0, 0, 32, 0, 0, 0, 32, 0, 0, 0, 1, b'n', 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 5];
+        let tail = [
+            0, 0, 0, 32, 0, 0, 0, 32, 0, 0, 0, 1, b'n', 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0,
+            0, 0, 0, 0, 5,
+        ];
         let list = [&[1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &tail, &[0; 8]].concat();
         let with = with_resume_point(&list, 3, 4).unwrap();
         let pair = |name: &[u8], number: u8| {
             let head = [0, 0, 0, 44, 0, 0, 0, 40, 0, 0, 0, 13];
-            [&head[..], name, &[0; 3], &[0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, number]].concat()
+            [
+                &head[..],
+                name,
+                &[0; 3],
+                &[0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, number],
+            ]
+            .concat()
         };
         assert_eq!(
             with,
-            [&list[..12], &pair(b"resume_object", 3), &pair(b"resume_offset", 4), &tail, &[0; 8]].concat()
+            [
+                &list[..12],
+                &pair(b"resume_object", 3),
+                &pair(b"resume_offset", 4),
+                &tail,
+                &[0; 8]
+            ]
+            .concat()
         );
     }
 }

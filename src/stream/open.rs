@@ -3,8 +3,9 @@
 //! ```text
 //! ChunkPieces (in order: head, length, hash) -> SealedPages (anywhere, side by side) -> PlainPages -> ChunkPlain (in order)
 //! ```
-//! The order matters: the head's hash is compared with the signed list before any key touches it; each page's tag is
-//! checked before its bytes go on; the hash of the whole object is checked before its last page goes on.
+//! The order matters: the head's hash is compared with the signed list before any key touches it;
+//! each page's tag is checked before its bytes go on; the hash of the whole object is checked
+//! before its last page goes on.
 
 use super::age_file::{AgeError, HEAD_BYTES_MAX, PAGE_BYTES, PageKey, TAG_BYTES, open_head};
 use super::seal::SealedChunk;
@@ -18,7 +19,8 @@ const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
 /// Stream bytes that are decompressed before they are given away.
 pub const RUN_BYTES: usize = 1 << 20;
 
-/// Why a chunk does not open. Each means that what the store gave is not what was sealed and signed.
+/// Why a chunk does not open. Each means that what the store gave is not what was sealed and
+/// signed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The head is not the one that the signed list names.
@@ -49,7 +51,9 @@ pub enum OpenError {
         actual: u64,
     },
     /// The sizes in the signed list cannot be those of a chunk.
-    #[error("check the chunk's sizes: a head of {head_bytes} bytes in {sealed_bytes} is not possible")]
+    #[error(
+        "check the chunk's sizes: a head of {head_bytes} bytes in {sealed_bytes} is not possible"
+    )]
     Sizes {
         /// The head's size.
         head_bytes: u32,
@@ -68,7 +72,10 @@ pub enum OpenError {
 ///
 /// # Errors
 /// [`OpenError::Sizes`] when its sizes are impossible.
-pub fn piece_ranges(chunk: &SealedChunk, pages: u32) -> Result<impl Iterator<Item = Range<u64>> + use<>, OpenError> {
+pub fn piece_ranges(
+    chunk: &SealedChunk,
+    pages: u32,
+) -> Result<impl Iterator<Item = Range<u64>> + use<>, OpenError> {
     piece_ranges_from(chunk, 0, pages)
 }
 
@@ -86,14 +93,24 @@ pub fn piece_ranges_from(
     let step = u64::from(pages.max(1)) * SEALED_PAGE_BYTES as u64;
     let begin = page_offset(chunk, page);
     if begin >= sealed_bytes {
-        return Err(OpenError::Sizes { head_bytes: chunk.head.bytes, sealed_bytes });
+        return Err(OpenError::Sizes {
+            head_bytes: chunk.head.bytes,
+            sealed_bytes,
+        });
     }
-    let (alone, start) = if page == 0 { (None, 0) } else { (Some(0..head), begin) };
+    let (alone, start) = if page == 0 {
+        (None, 0)
+    } else {
+        (Some(0..head), begin)
+    };
     let first = start..begin.saturating_add(step).min(sealed_bytes);
     let next = move |range: &Range<u64>| {
-        (range.end < sealed_bytes).then(|| range.end..range.end.saturating_add(step).min(sealed_bytes))
+        (range.end < sealed_bytes)
+            .then(|| range.end..range.end.saturating_add(step).min(sealed_bytes))
     };
-    Ok(alone.into_iter().chain(std::iter::successors(Some(first), next)))
+    Ok(alone
+        .into_iter()
+        .chain(std::iter::successors(Some(first), next)))
 }
 
 /// Where a page begins in the object.
@@ -104,8 +121,13 @@ fn page_offset(chunk: &SealedChunk, page: u64) -> u64 {
 fn check_sizes(chunk: &SealedChunk) -> Result<(), OpenError> {
     let (head_bytes, sealed_bytes) = (chunk.head.bytes, chunk.sealed_bytes);
     let body_bytes = sealed_bytes.checked_sub(u64::from(head_bytes));
-    match head_bytes as usize > HEAD_BYTES_MAX || body_bytes.is_none_or(|bytes| bytes < TAG_BYTES as u64) {
-        true => Err(OpenError::Sizes { head_bytes, sealed_bytes }),
+    match head_bytes as usize > HEAD_BYTES_MAX
+        || body_bytes.is_none_or(|bytes| bytes < TAG_BYTES as u64)
+    {
+        true => Err(OpenError::Sizes {
+            head_bytes,
+            sealed_bytes,
+        }),
         false => Ok(()),
     }
 }
@@ -116,8 +138,8 @@ pub struct ChunkPieces {
     identities: Arc<[age::x25519::Identity]>,
     key: Option<Arc<PageKey>>,
     next_page: u64,
-    /// None when it is not opened from its start: then the pages' own tags are all there is, under a head that was
-    /// signed.
+    /// None when it is not opened from its start: then the pages' own tags are all there is, under
+    /// a head that was signed.
     hasher: Option<blake3::Hasher>,
     sealed_bytes: u64,
 }
@@ -142,16 +164,28 @@ impl ChunkPieces {
     ///
     /// # Errors
     /// [`OpenError::Sizes`] when its sizes are impossible.
-    pub fn new(expected: SealedChunk, identities: Arc<[age::x25519::Identity]>) -> Result<Self, OpenError> {
+    pub fn new(
+        expected: SealedChunk,
+        identities: Arc<[age::x25519::Identity]>,
+    ) -> Result<Self, OpenError> {
         check_sizes(&expected)?;
         let hasher = Some(blake3::Hasher::new());
-        Ok(Self { expected, identities, key: None, next_page: 0, hasher, sealed_bytes: 0 })
+        Ok(Self {
+            expected,
+            identities,
+            key: None,
+            next_page: 0,
+            hasher,
+            sealed_bytes: 0,
+        })
     }
 
-    /// Begins the chunk at a page in its middle, given its head: the pieces of [`piece_ranges_from`] behind that.
+    /// Begins the chunk at a page in its middle, given its head: the pieces of
+    /// [`piece_ranges_from`] behind that.
     ///
     /// # Errors
-    /// [`OpenError`] when its sizes are impossible, or its head is not the one that was signed or for another key.
+    /// [`OpenError`] when its sizes are impossible, or its head is not the one that was signed or
+    /// for another key.
     pub fn from_page(
         expected: SealedChunk,
         head: &[u8],
@@ -164,11 +198,18 @@ impl ChunkPieces {
         }
         let key = Some(Arc::new(open_head(head, &identities)?));
         let sealed_bytes = page_offset(&expected, page);
-        Ok(Self { expected, identities, key, next_page: page, hasher: None, sealed_bytes })
+        Ok(Self {
+            expected,
+            identities,
+            key,
+            next_page: page,
+            hasher: None,
+            sealed_bytes,
+        })
     }
 
-    /// Takes the next piece: the first has the whole head and maybe pages, every other whole pages; the last one ends
-    /// where the object ends.
+    /// Takes the next piece: the first has the whole head and maybe pages, every other whole pages;
+    /// the last one ends where the object ends.
     ///
     /// # Errors
     /// [`OpenError`]: nothing of this piece may be used.
@@ -176,7 +217,10 @@ impl ChunkPieces {
         self.sealed_bytes += piece.len() as u64;
         let expected_bytes = self.expected.sealed_bytes;
         if self.sealed_bytes > expected_bytes {
-            return Err(OpenError::Length { expected: expected_bytes, actual: self.sealed_bytes });
+            return Err(OpenError::Length {
+                expected: expected_bytes,
+                actual: self.sealed_bytes,
+            });
         }
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&piece);
@@ -198,12 +242,20 @@ impl ChunkPieces {
         if last && let Some(hasher) = &self.hasher {
             let actual = Digest::from(hasher.finalize());
             if actual != self.expected.blake3 {
-                return Err(OpenError::Digest { expected: self.expected.blake3, actual });
+                return Err(OpenError::Digest {
+                    expected: self.expected.blake3,
+                    actual,
+                });
             }
         }
         let first_page = self.next_page;
         self.next_page += piece.len().div_ceil(SEALED_PAGE_BYTES) as u64;
-        Ok(SealedPages { bytes: piece, key, first_page, last })
+        Ok(SealedPages {
+            bytes: piece,
+            key,
+            first_page,
+            last,
+        })
     }
 
     /// Checks that the object came whole.
@@ -213,7 +265,10 @@ impl ChunkPieces {
     pub fn finish(self) -> Result<(), OpenError> {
         match self.sealed_bytes == self.expected.sealed_bytes {
             true => Ok(()),
-            false => Err(OpenError::Length { expected: self.expected.sealed_bytes, actual: self.sealed_bytes }),
+            false => Err(OpenError::Length {
+                expected: self.expected.sealed_bytes,
+                actual: self.sealed_bytes,
+            }),
         }
     }
 }
@@ -229,14 +284,19 @@ impl SealedPages {
             let last = self.last && index + 1 == count;
             self.key.open(self.first_page + index as u64, page, last)?;
         }
-        Ok(PlainPages { bytes: self.bytes, last: self.last })
+        Ok(PlainPages {
+            bytes: self.bytes,
+            last: self.last,
+        })
     }
 }
 
 impl PlainPages {
     /// The plaintext of each page, in order.
     pub fn pages(&self) -> impl Iterator<Item = &[u8]> {
-        self.bytes.chunks(SEALED_PAGE_BYTES).map(|page| &page[..page.len().saturating_sub(TAG_BYTES)])
+        self.bytes
+            .chunks(SEALED_PAGE_BYTES)
+            .map(|page| &page[..page.len().saturating_sub(TAG_BYTES)])
     }
 
     /// The plaintext of one page, from 0; `None` behind the last.
@@ -271,17 +331,29 @@ impl ChunkPlain {
     /// [`OpenError::Decompress`] when there is no memory for it.
     pub fn new(expected: &SealedChunk, compressed: bool) -> Result<Self, OpenError> {
         let decompressor = match compressed {
-            true => Some(zstd::stream::write::Decoder::new(Vec::new()).map_err(OpenError::Decompress)?),
+            true => {
+                Some(zstd::stream::write::Decoder::new(Vec::new()).map_err(OpenError::Decompress)?)
+            }
             false => None,
         };
-        Ok(Self { expected_bytes: expected.stream_bytes, stream_bytes: 0, decompressor, done: false })
+        Ok(Self {
+            expected_bytes: expected.stream_bytes,
+            stream_bytes: 0,
+            decompressor,
+            done: false,
+        })
     }
 
     /// Begins a chunk that is not compressed at a page in its middle.
     #[must_use]
     pub fn from_page(expected: &SealedChunk, page: u64) -> Self {
         let stream_bytes = page.saturating_mul(PAGE_BYTES as u64);
-        Self { expected_bytes: expected.stream_bytes, stream_bytes, decompressor: None, done: false }
+        Self {
+            expected_bytes: expected.stream_bytes,
+            stream_bytes,
+            decompressor: None,
+            done: false,
+        }
     }
 
     /// Notes a page that is stream bytes as it is.
@@ -294,12 +366,18 @@ impl ChunkPlain {
         Ok(())
     }
 
-    /// Takes the next bytes of a page and appends the stream bytes that they are. What a page expands to may be any
-    /// amount, so it stops at some [`RUN_BYTES`], and says how much of the page it took.
+    /// Takes the next bytes of a page and appends the stream bytes that they are. What a page
+    /// expands to may be any amount, so it stops at some [`RUN_BYTES`], and says how much of the
+    /// page it took.
     ///
     /// # Errors
     /// [`OpenError::Decompress`], [`OpenError::StreamLength`].
-    pub fn take(&mut self, page: &[u8], last: bool, stream: &mut Vec<u8>) -> Result<usize, OpenError> {
+    pub fn take(
+        &mut self,
+        page: &[u8],
+        last: bool,
+        stream: &mut Vec<u8>,
+    ) -> Result<usize, OpenError> {
         let (before, mut taken) = (stream.len(), 0);
         match &mut self.decompressor {
             None => {
@@ -308,8 +386,15 @@ impl ChunkPlain {
             }
             Some(decoder) => {
                 while taken < page.len() && stream.len() - before < RUN_BYTES {
-                    match decoder.write(&page[taken..]).map_err(OpenError::Decompress)? {
-                        0 => return Err(OpenError::Decompress(std::io::ErrorKind::WriteZero.into())),
+                    match decoder
+                        .write(&page[taken..])
+                        .map_err(OpenError::Decompress)?
+                    {
+                        0 => {
+                            return Err(OpenError::Decompress(
+                                std::io::ErrorKind::WriteZero.into(),
+                            ));
+                        }
                         bytes => taken += bytes,
                     }
                     stream.append(decoder.get_mut());
@@ -332,13 +417,20 @@ impl ChunkPlain {
     pub fn finish(self) -> Result<(), OpenError> {
         match self.done && self.stream_bytes == self.expected_bytes {
             true => Ok(()),
-            false => Err(OpenError::StreamLength { expected: self.expected_bytes, actual: self.stream_bytes }),
+            false => Err(OpenError::StreamLength {
+                expected: self.expected_bytes,
+                actual: self.stream_bytes,
+            }),
         }
     }
 
     fn count(&mut self, bytes: usize) -> Result<(), OpenError> {
         self.stream_bytes += bytes as u64;
         let (expected, actual) = (self.expected_bytes, self.stream_bytes);
-        if actual > expected { Err(OpenError::StreamLength { expected, actual }) } else { Ok(()) }
+        if actual > expected {
+            Err(OpenError::StreamLength { expected, actual })
+        } else {
+            Ok(())
+        }
     }
 }

@@ -1,7 +1,9 @@
-//! Part buffers from a fixed pool: the only backpressure between the sealer and the uploads, and the memory bound.
+//! Part buffers from a fixed pool: the only backpressure between the sealer and the uploads, and
+//! the memory bound.
 //!
-//! A buffer is a mapping of its own, of huge pages where the system has them: every byte of a stream is copied into one and
-//! out of one again, and with pages of 4 KiB a backup takes 4 % more of the processor.
+//! A buffer is a mapping of its own, of huge pages where the system has them: every byte of a
+//! stream is copied into one and out of one again, and with pages of 4 KiB a backup takes 4 % more
+//! of the processor.
 
 use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
@@ -31,10 +33,17 @@ pub struct PartBuffer {
 }
 
 impl PartPool {
-    /// A pool of `buffers` buffers of `part_bytes` each. Memory is taken when a buffer is first filled.
+    /// A pool of `buffers` buffers of `part_bytes` each. Memory is taken when a buffer is first
+    /// filled.
     pub fn new(buffers: usize, part_bytes: usize) -> Self {
         let free = (0..buffers).map(|_| None).collect();
-        Self { shared: Arc::new(Shared { free: Mutex::new(free), returned: Condvar::new(), part_bytes }) }
+        Self {
+            shared: Arc::new(Shared {
+                free: Mutex::new(free),
+                returned: Condvar::new(),
+                part_bytes,
+            }),
+        }
     }
 
     /// The capacity of each buffer.
@@ -47,15 +56,29 @@ impl PartPool {
     /// # Errors
     /// The system has no memory for a buffer that was never taken before.
     pub fn take(&self) -> io::Result<PartBuffer> {
-        let mut free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self
+            .shared
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let memory = loop {
             match free.pop() {
                 Some(memory) => break memory,
-                None => free = self.shared.returned.wait(free).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    free = self
+                        .shared
+                        .returned
+                        .wait(free)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         };
         drop(free);
-        let mut buffer = PartBuffer { memory, filled: 0, pool: Arc::clone(&self.shared) };
+        let mut buffer = PartBuffer {
+            memory,
+            filled: 0,
+            pool: Arc::clone(&self.shared),
+        };
         if buffer.memory.is_none() {
             buffer.memory = Some(map(self.shared.part_bytes)?);
         }
@@ -111,7 +134,8 @@ impl PartBuffer {
         self.filled = filled.min(self.whole().len());
     }
 
-    /// The content as bytes that can be sent more than once; the buffer returns to the pool with the last clone.
+    /// The content as bytes that can be sent more than once; the buffer returns to the pool with
+    /// the last clone.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }
@@ -125,7 +149,11 @@ impl AsRef<[u8]> for PartBuffer {
 
 impl Drop for PartBuffer {
     fn drop(&mut self) {
-        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.memory.take());
+        self.pool
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(self.memory.take());
         self.pool.returned.notify_one();
     }
 }
@@ -146,7 +174,10 @@ mod tests {
         let (sender, receiver) = std::sync::mpsc::channel();
         let waiter = pool.clone();
         let thread = std::thread::spawn(move || sender.send(waiter.take().unwrap().is_empty()));
-        assert!(receiver.recv_timeout(Duration::from_millis(50)).is_err(), "taken while a clone was alive");
+        assert!(
+            receiver.recv_timeout(Duration::from_millis(50)).is_err(),
+            "taken while a clone was alive"
+        );
         drop(clone);
         assert_eq!(receiver.recv_timeout(Duration::from_secs(5)), Ok(true));
         thread.join().unwrap().unwrap();

@@ -1,21 +1,26 @@
-//! The send stream: its records, their lengths, the running Fletcher-4 checksum, and where a send can resume.
+//! The send stream: its records, their lengths, the running Fletcher-4 checksum, and where a send
+//! can resume.
 //!
-//! [`StreamParser`] watches a stream go by, on its way out and on its way back, and proves it whole: every record's
-//! checksum, END's sum over everything, the right snapshot and base, nothing missing and nothing after. It copies no
-//! payload and touches nothing but its arguments. [`RecordWriter`] makes streams, for tests and for the ZFS in memory.
+//! [`StreamParser`] watches a stream go by, on its way out and on its way back, and proves it
+//! whole: every record's checksum, END's sum over everything, the right snapshot and base, nothing
+//! missing and nothing after. It copies no payload and touches nothing but its arguments.
+//! [`RecordWriter`] makes streams, for tests and for the ZFS in memory.
 //!
 //! # What is accepted
-//! Exactly one plain stream, in either byte order, of record types 0 to 10 with the payload rules of OpenZFS 2.0 to 2.4.
-//! Refused: packages (`zfs send -R`), a second BEGIN, records of another snapshot, payloads above 16 MiB, a checksum
-//! that is zero ("not set" to `zfs receive`; but `zfs send` sets every one), bytes after END.
+//! Exactly one plain stream, in either byte order, of record types 0 to 10 with the payload rules
+//! of OpenZFS 2.0 to 2.4. Refused: packages (`zfs send -R`), a second BEGIN, records of another
+//! snapshot, payloads above 16 MiB, a checksum that is zero ("not set" to `zfs receive`; but `zfs
+//! send` sets every one), bytes after END.
 //!
-//! Damage in a payload shows at the next record's checksum, in the last one at END; damage in BEGIN, which has no
-//! checksum of its own, at the record after it. So what was fed is proved only once [`StreamParser::finish`] says so.
+//! Damage in a payload shows at the next record's checksum, in the last one at END; damage in
+//! BEGIN, which has no checksum of its own, at the record after it. So what was fed is proved only
+//! once [`StreamParser::finish`] says so.
 //!
-//! **A record type that this version does not know** is accepted if its own checksum holds: then it is what ZFS sent,
-//! and a newer ZFS must not stop a backup. Its payload rule is unknown, so from there no record is looked at, there are
-//! no resume points, and [`StreamSummary::checked`] is false. The stream must still close with an END record whose sum
-//! covers every byte, so damage and truncation are found even then.
+//! **A record type that this version does not know** is accepted if its own checksum holds: then it
+//! is what ZFS sent, and a newer ZFS must not stop a backup. Its payload rule is unknown, so from
+//! there no record is looked at, there are no resume points, and [`StreamSummary::checked`] is
+//! false. The stream must still close with an END record whose sum covers every byte, so damage and
+//! truncation are found even then.
 
 mod begin;
 mod error;
@@ -74,7 +79,8 @@ pub struct StreamSummary {
     pub flags: u32,
     /// The records, by type; from the resume point on in a parser that took up there.
     pub records: RecordCounts,
-    /// Every record was looked at. False after a record of an unknown type: the bytes are still proved by END.
+    /// Every record was looked at. False after a record of an unknown type: the bytes are still
+    /// proved by END.
     pub checked: bool,
     /// The sum in END: of all bytes before it.
     pub end_fletcher4: [u64; 4],
@@ -90,19 +96,33 @@ pub struct RecordCounts {
 impl StreamParser {
     /// At the start of a stream.
     pub fn new(expect: StreamExpectation) -> Self {
-        Self { walker: Walker::new(), watch: Watch::new(expect, ResumeTracker::default()), failed: None }
+        Self {
+            walker: Walker::new(),
+            watch: Watch::new(expect, ResumeTracker::default()),
+            failed: None,
+        }
     }
 
-    /// Just after a resume point of a stream that began with `begin`: what is fed goes on from there.
+    /// Just after a resume point of a stream that began with `begin`: what is fed goes on from
+    /// there.
     ///
     /// # Errors
-    /// [`StreamFault::WrongSnapshot`] or [`StreamFault::WrongBase`] when `begin` is not what was expected.
-    pub fn resume(expect: StreamExpectation, begin: BeginRecord, point: ResumePoint) -> Result<Self, StreamFault> {
+    /// [`StreamFault::WrongSnapshot`] or [`StreamFault::WrongBase`] when `begin` is not what was
+    /// expected.
+    pub fn resume(
+        expect: StreamExpectation,
+        begin: BeginRecord,
+        point: ResumePoint,
+    ) -> Result<Self, StreamFault> {
         let mut watch = Watch::new(expect, ResumeTracker::resume(point));
         watch.begin(&begin)?;
         watch.counts = RecordCounts::default();
         let walker = Walker::resume(begin, point.position, point.fletcher4.into());
-        Ok(Self { walker, watch, failed: None })
+        Ok(Self {
+            walker,
+            watch,
+            failed: None,
+        })
     }
 
     /// Takes in the next bytes of the stream.
@@ -113,7 +133,9 @@ impl StreamParser {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        self.walker.feed(bytes, &mut self.watch).inspect_err(|error| self.failed = Some(error.clone()))
+        self.walker
+            .feed(bytes, &mut self.watch)
+            .inspect_err(|error| self.failed = Some(error.clone()))
     }
 
     /// The stream position: all bytes fed, and those before the point it resumed at.
@@ -126,23 +148,27 @@ impl StreamParser {
         self.walker.begin()
     }
 
-    /// The Fletcher-4 sum of the stream up to here; `None` in the middle of a 32-bit word or of BEGIN. Two sends that
-    /// agree on it at a position agree, but for intent, on all bytes before.
+    /// The Fletcher-4 sum of the stream up to here; `None` in the middle of a 32-bit word or of
+    /// BEGIN. Two sends that agree on it at a position agree, but for intent, on all bytes before.
     pub fn fletcher4(&self) -> Option<[u64; 4]> {
         self.walker.sum().map(Into::into)
     }
 
-    /// Says where the next chunk will end, so that [`StreamParser::resume_point`] is at its best there. To be called
-    /// before the bytes of that chunk are fed; only the latest call counts.
+    /// Says where the next chunk will end, so that [`StreamParser::resume_point`] is at its best
+    /// there. To be called before the bytes of that chunk are fed; only the latest call counts.
     pub fn note_boundary_at(&mut self, position: u64) {
         self.watch.resume.note_boundary_at(position);
     }
 
-    /// The last block record wholly before the current position whose hash was kept: at a noted boundary nearly always
-    /// the very last, else one at most 32 MiB and two records before that. `None` before the first, and after a record
-    /// of unknown type.
+    /// The last block record wholly before the current position whose hash was kept: at a noted
+    /// boundary nearly always the very last, else one at most 32 MiB and two records before that.
+    /// `None` before the first, and after a record of unknown type.
     pub fn resume_point(&self) -> Option<ResumePoint> {
-        if self.walker.is_opaque() { None } else { self.watch.resume.point() }
+        if self.walker.is_opaque() {
+            None
+        } else {
+            self.watch.resume.point()
+        }
     }
 
     /// Ends the stream.
@@ -208,7 +234,11 @@ struct Watch {
 
 impl Watch {
     fn new(expect: StreamExpectation, resume: ResumeTracker) -> Self {
-        Self { expect, counts: RecordCounts::default(), resume }
+        Self {
+            expect,
+            counts: RecordCounts::default(),
+            resume,
+        }
     }
 }
 
@@ -217,12 +247,21 @@ impl RecordSink for Watch {
 
     fn begin(&mut self, begin: &BeginRecord) -> Result<(), StreamFault> {
         self.counts.add(RecordType::Begin);
-        let StreamExpectation { snapshot_guid, base_guid } = self.expect;
+        let StreamExpectation {
+            snapshot_guid,
+            base_guid,
+        } = self.expect;
         if begin.snapshot_guid != snapshot_guid {
-            return Err(StreamFault::WrongSnapshot { expected: snapshot_guid, found: begin.snapshot_guid });
+            return Err(StreamFault::WrongSnapshot {
+                expected: snapshot_guid,
+                found: begin.snapshot_guid,
+            });
         }
         if begin.base_guid != base_guid {
-            return Err(StreamFault::WrongBase { expected: base_guid, found: begin.base_guid });
+            return Err(StreamFault::WrongBase {
+                expected: base_guid,
+                found: begin.base_guid,
+            });
         }
         if begin.has(feature::RESUMING) {
             return Err(StreamFault::Resuming);

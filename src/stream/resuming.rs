@@ -1,12 +1,15 @@
-//! [`Resumer`]: makes the stream that takes up a cut receive out of the stored one: what `zfs send -t` would send.
+//! [`Resumer`]: makes the stream that takes up a cut receive out of the stored one: what `zfs send
+//! -t` would send.
 //!
-//! BEGIN says RESUMING and where, in words that must be those of the receiver; then come the records that the kernel
-//! itself would repeat there ([`ResumeStart::prologue`]: for raw streams the OBJECT_RANGE, then OBJECT and what follows
-//! it up to its first block), then the stored records from the point on, with checksums that count from this stream's
-//! own start. The stored stream is checked meanwhile with its own sums, up to END's of the whole.
+//! BEGIN says RESUMING and where, in words that must be those of the receiver; then come the
+//! records that the kernel itself would repeat there ([`ResumeStart::prologue`]: for raw streams
+//! the OBJECT_RANGE, then OBJECT and what follows it up to its first block), then the stored
+//! records from the point on, with checksums that count from this stream's own start. The stored
+//! stream is checked meanwhile with its own sums, up to END's of the whole.
 //!
-//! Repeating records that are in the pool already is harmless: each sets an object or a range to what it is in the
-//! snapshot. Leaving one out that is not would not be, so the point must be found exactly, or nothing goes on.
+//! Repeating records that are in the pool already is harmless: each sets an object or a range to
+//! what it is in the snapshot. Leaving one out that is not would not be, so the point must be found
+//! exactly, or nothing goes on.
 
 use super::fletcher::{Fletcher4, Fletcher4Feed};
 use super::record::walk::{Payload, RecordSink, Walker};
@@ -54,7 +57,8 @@ pub enum ResumingError {
     },
 }
 
-/// Takes in the stored stream from [`ResumeStart::from`] on, cut anywhere, and puts out the resumed one.
+/// Takes in the stored stream from [`ResumeStart::from`] on, cut anywhere, and puts out the resumed
+/// one.
 #[derive(Debug)]
 pub struct Resumer {
     walker: Walker,
@@ -74,8 +78,16 @@ impl Resumer {
         let ResumeStart { begin, payload, .. } = start;
         let payload_bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         let feature_flags = begin.feature_flags | feature::RESUMING;
-        let header = BeginRecord { feature_flags, payload_bytes, ..begin.clone() }.header();
-        let mut relay = Relay { sum: Fletcher4Feed::new(Fletcher4::default(), begin.order), first: start.first };
+        let header = BeginRecord {
+            feature_flags,
+            payload_bytes,
+            ..begin.clone()
+        }
+        .header();
+        let mut relay = Relay {
+            sum: Fletcher4Feed::new(Fletcher4::default(), begin.order),
+            first: start.first,
+        };
         for bytes in [&header.bytes()[..], payload] {
             relay.sum.feed(bytes);
             put(bytes);
@@ -85,7 +97,11 @@ impl Resumer {
             relay.sum.feed(payload);
             put(payload);
         }
-        let walker = Walker::resume(begin.clone(), start.from.position, start.from.fletcher4.into());
+        let walker = Walker::resume(
+            begin.clone(),
+            start.from.position,
+            start.from.fletcher4.into(),
+        );
         Self { walker, relay }
     }
 
@@ -94,7 +110,13 @@ impl Resumer {
     /// # Errors
     /// [`ResumingError`] at the first fault.
     pub fn feed(&mut self, bytes: &[u8], put: &mut dyn FnMut(&[u8])) -> Result<(), ResumingError> {
-        self.walker.feed(bytes, &mut Passing { relay: &mut self.relay, put })
+        self.walker.feed(
+            bytes,
+            &mut Passing {
+                relay: &mut self.relay,
+                put,
+            },
+        )
     }
 
     /// Ends it: the length of the stored stream.
@@ -128,7 +150,9 @@ impl RecordSink for Passing<'_> {
         if let Some(first) = self.relay.first {
             match Place::of(header) {
                 Some(place) if place == first => self.relay.first = None,
-                Some(place) if place > first => return Err(ResumingError::NoPlace { place: first }),
+                Some(place) if place > first => {
+                    return Err(ResumingError::NoPlace { place: first });
+                }
                 None if header.record_type() == RecordType::End => {
                     return Err(ResumingError::NoPlace { place: first });
                 }

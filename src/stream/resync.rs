@@ -1,19 +1,23 @@
-//! Finding one's place in the middle of a stored stream: [`Scout`] finds the first record after any byte of it, and
-//! [`Gather`] takes out the few records that a resumed stream begins with.
+//! Finding one's place in the middle of a stored stream: [`Scout`] finds the first record after any
+//! byte of it, and [`Gather`] takes out the few records that a resumed stream begins with.
 //!
-//! Chunks end anywhere, mostly within a record, and nothing stored says where the next one begins. The stream itself
-//! does: each header has the guid of the snapshot, which nobody knew when the blocks in the stream were written, and the
-//! Fletcher-4 sum of the whole stream up to itself. So a place that looks like a header of this snapshot gives the sum
-//! there, and the sum of the record behind it either agrees with the next header, to 256 bits, or it was none. From
-//! there on all is checked as if the stream had been read from its start, END's sum of the whole included.
+//! Chunks end anywhere, mostly within a record, and nothing stored says where the next one begins.
+//! The stream itself does: each header has the guid of the snapshot, which nobody knew when the
+//! blocks in the stream were written, and the Fletcher-4 sum of the whole stream up to itself. So a
+//! place that looks like a header of this snapshot gives the sum there, and the sum of the record
+//! behind it either agrees with the next header, to 256 bits, or it was none. From there on all is
+//! checked as if the stream had been read from its start, END's sum of the whole included.
 
 use super::fletcher::{ByteOrder, Fletcher4Feed};
 use super::record::walk::{Payload, RecordSink, Walker};
-use super::record::{BeginRecord, HEADER_BYTES, RecordHeader, RecordType, StreamError, StreamFault};
+use super::record::{
+    BeginRecord, HEADER_BYTES, RecordHeader, RecordType, StreamError, StreamFault,
+};
 
 /// Headers and payloads are whole words.
 const ALIGNMENT: usize = 4;
-/// What a resumed stream begins with: a dnode, a spill block, some holes. Far more than any of them.
+/// What a resumed stream begins with: a dnode, a spill block, some holes. Far more than any of
+/// them.
 pub const GATHERED_BYTES_MAX: usize = 32 << 20;
 
 /// A place between two records.
@@ -25,7 +29,8 @@ pub struct Boundary {
     pub fletcher4: [u64; 4],
 }
 
-/// Where a record stands in the order of every stream: by object, and within one the blocks by offset.
+/// Where a record stands in the order of every stream: by object, and within one the blocks by
+/// offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The object, or the first of a range.
@@ -49,16 +54,25 @@ impl Place {
     /// Of OBJECT_RANGE, OBJECT and blocks; the other records stand in no order among them.
     pub fn of(header: &RecordHeader) -> Option<Self> {
         match (header.record_type(), header.block()) {
-            (_, Some((object, offset))) => Some(Self { object, within: Within::Block(offset) }),
-            (RecordType::Object, _) => Some(Self { object: header.u64(8), within: Within::Object }),
-            (RecordType::ObjectRange, _) => Some(Self { object: header.u64(8), within: Within::Range }),
+            (_, Some((object, offset))) => Some(Self {
+                object,
+                within: Within::Block(offset),
+            }),
+            (RecordType::Object, _) => Some(Self {
+                object: header.u64(8),
+                within: Within::Object,
+            }),
+            (RecordType::ObjectRange, _) => Some(Self {
+                object: header.u64(8),
+                within: Within::Range,
+            }),
             _ => None,
         }
     }
 }
 
-/// The first record boundary at or after a place in the stream, and what comes there. Fed with the bytes from that
-/// place on, cut anywhere.
+/// The first record boundary at or after a place in the stream, and what comes there. Fed with the
+/// bytes from that place on, cut anywhere.
 #[derive(Debug)]
 pub struct Scout {
     begin: BeginRecord,
@@ -81,17 +95,32 @@ struct Seen {
 impl Scout {
     /// At any word of the stream that began with `begin`, after that record and its payload.
     pub fn new(begin: BeginRecord, position: u64) -> Self {
-        Self { begin, position, held: Vec::new(), found: None, is_given: false, seen: Seen::default() }
+        Self {
+            begin,
+            position,
+            held: Vec::new(),
+            found: None,
+            is_given: false,
+            seen: Seen::default(),
+        }
     }
 
     /// At a known boundary.
     pub fn at(begin: BeginRecord, boundary: Boundary) -> Self {
         let walker = Walker::resume(begin.clone(), boundary.position, boundary.fletcher4.into());
         let found = Some((walker, boundary));
-        Self { begin, position: boundary.position, held: Vec::new(), found, is_given: true, seen: Seen::default() }
+        Self {
+            begin,
+            position: boundary.position,
+            held: Vec::new(),
+            found,
+            is_given: true,
+            seen: Seen::default(),
+        }
     }
 
-    /// Takes in the next bytes; true once the boundary is proved and the first place known, or the stream has ended.
+    /// Takes in the next bytes; true once the boundary is proved and the first place known, or the
+    /// stream has ended.
     ///
     /// # Errors
     /// [`StreamError`]: what looked like a record is none, or the stream is damaged.
@@ -104,7 +133,9 @@ impl Scout {
         let mut fed = bytes.len();
         loop {
             if self.found.is_none() {
-                let Some(at) = self.find_header() else { return Ok(false) };
+                let Some(at) = self.find_header() else {
+                    return Ok(false);
+                };
                 self.held.drain(..at);
                 self.position += at as u64;
                 fed = self.held.len();
@@ -113,7 +144,8 @@ impl Scout {
             let walked = self.walk(&fresh);
             self.held.extend_from_slice(&fresh);
             match walked {
-                // Fields of a record may look like the head of another: the search goes on behind it.
+                // Fields of a record may look like the head of another: the search goes on behind
+                // it.
                 Err(_) if !self.is_proved() && !self.is_given => {
                     (self.found, self.seen) = (None, Seen::default());
                     self.held.drain(..ALIGNMENT);
@@ -130,7 +162,8 @@ impl Scout {
         }
     }
 
-    /// The stream has ended: what was not proved by then was none, and the search goes on behind it.
+    /// The stream has ended: what was not proved by then was none, and the search goes on behind
+    /// it.
     pub fn end(&mut self) {
         while self.found.is_some() && !self.is_given && !self.is_proved() {
             (self.found, self.seen) = (None, Seen::default());
@@ -142,7 +175,8 @@ impl Scout {
         }
     }
 
-    /// One header proves nothing: its sum was taken from itself. The next one does, and END, which has two.
+    /// One header proves nothing: its sum was taken from itself. The next one does, and END, which
+    /// has two.
     fn is_proved(&self) -> bool {
         self.seen.ended || self.seen.headers > 1
     }
@@ -151,9 +185,13 @@ impl Scout {
         self.seen.ended || (self.is_proved() && self.seen.place.is_some())
     }
 
-    /// The boundary once it is proved, and the first place after it; no place when the stream ended before any.
+    /// The boundary once it is proved, and the first place after it; no place when the stream ended
+    /// before any.
     pub fn found(&self) -> Option<(Boundary, Option<Place>)> {
-        let (_, boundary) = self.found.as_ref().filter(|_| self.is_given || self.is_proved())?;
+        let (_, boundary) = self
+            .found
+            .as_ref()
+            .filter(|_| self.is_given || self.is_proved())?;
         Some((*boundary, self.seen.place))
     }
 
@@ -174,10 +212,20 @@ impl Scout {
         let mut at = 0;
         while let Some(bytes) = self.held[at..].first_chunk::<HEADER_BYTES>() {
             // The type, in either byte order: nearly every place is dismissed by it.
-            if (1..=10).contains(&(bytes[0] | bytes[3])) && bytes[1] | bytes[2] == 0 && is_header(bytes) {
+            if (1..=10).contains(&(bytes[0] | bytes[3]))
+                && bytes[1] | bytes[2] == 0
+                && is_header(bytes)
+            {
                 let fletcher4 = RecordHeader::new(*bytes, order).sum_before().into();
-                let boundary = Boundary { position: self.position + at as u64, fletcher4 };
-                let walker = Walker::resume(self.begin.clone(), boundary.position, boundary.fletcher4.into());
+                let boundary = Boundary {
+                    position: self.position + at as u64,
+                    fletcher4,
+                };
+                let walker = Walker::resume(
+                    self.begin.clone(),
+                    boundary.position,
+                    boundary.fletcher4.into(),
+                );
                 self.found = Some((walker, boundary));
                 return Some(at);
             }
@@ -215,7 +263,10 @@ pub fn boundary_after_begin(order: ByteOrder, begin: &[u8]) -> Boundary {
     let mut sum = Fletcher4Feed::new(Default::default(), order);
     sum.feed(begin);
     let fletcher4 = sum.sum().unwrap_or_default().into();
-    Boundary { position: begin.len() as u64, fletcher4 }
+    Boundary {
+        position: begin.len() as u64,
+        fletcher4,
+    }
 }
 
 /// One record with its payload.
@@ -252,7 +303,14 @@ impl Gather {
     /// From a boundary on.
     pub fn new(begin: BeginRecord, from: Boundary, object: u64, wanted: Wanted) -> Self {
         let walker = Walker::resume(begin, from.position, from.fletcher4.into());
-        let pick = Pick { object, wanted, records: Vec::new(), bytes: 0, taking: false, done: false };
+        let pick = Pick {
+            object,
+            wanted,
+            records: Vec::new(),
+            bytes: 0,
+            taking: false,
+            done: false,
+        };
         Self { walker, pick }
     }
 
@@ -265,13 +323,17 @@ impl Gather {
         Ok(self.pick.done || self.pick.bytes > GATHERED_BYTES_MAX)
     }
 
-    /// Returns the records found; empty if the stream has none, or too many to be plausible. A record that the end of
-    /// the stream cuts off does not count.
+    /// Returns the records found; empty if the stream has none, or too many to be plausible. A
+    /// record that the end of the stream cuts off does not count.
     pub fn records(mut self) -> Vec<Record> {
         if self.pick.taking {
             self.pick.records.pop();
         }
-        if self.pick.bytes > GATHERED_BYTES_MAX { Vec::new() } else { self.pick.records }
+        if self.pick.bytes > GATHERED_BYTES_MAX {
+            Vec::new()
+        } else {
+            self.pick.records
+        }
     }
 }
 
@@ -293,14 +355,19 @@ impl Pick {
                 is_own && !self.done
             }
             RecordType::Free | RecordType::Spill if is_own => !self.records.is_empty(),
-            // A block, or another object's record, ends it. Before it began only what is past it does.
+            // A block, or another object's record, ends it. Before it began only what is past it
+            // does.
             RecordType::End => {
                 self.done = true;
                 false
             }
             _ => {
-                let place = Place { object: self.object, within: Within::Object };
-                self.done = !self.records.is_empty() || Place::of(header).is_some_and(|other| other > place);
+                let place = Place {
+                    object: self.object,
+                    within: Within::Object,
+                };
+                self.done = !self.records.is_empty()
+                    || Place::of(header).is_some_and(|other| other > place);
                 false
             }
         }

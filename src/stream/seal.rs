@@ -13,9 +13,10 @@ use crate::model::Digest;
 use zstd::stream::raw::{Encoder, Operation};
 use zstd::zstd_safe::{CParameter, InBuffer, OutBuffer};
 
-/// What one thread of zstd compresses at once, and so what each adds to memory, some four times. A job begins with a part
-/// of the window before it, an eighth at the lower levels, so much smaller ones would do much twice. From level 16 on that
-/// part is half the window or all of it, and zstd makes its jobs no shorter: up to 8 MiB.
+/// What one thread of zstd compresses at once, and so what each adds to memory, some four times. A
+/// job begins with a part of the window before it, an eighth at the lower levels, so much smaller
+/// ones would do much twice. From level 16 on that part is half the window or all of it, and zstd
+/// makes its jobs no shorter: up to 8 MiB.
 const COMPRESSION_JOB_BYTES: u32 = 1 << 20;
 
 /// Whether and how the stream is compressed before it is sealed.
@@ -27,12 +28,14 @@ pub enum Compression {
     Zstd {
         /// 1 to 19.
         level: i32,
-        /// Repetitions are also looked for so far back, in bits: 24 is 16 MiB. Without, as far as the level's window goes.
+        /// Repetitions are also looked for so far back, in bits: 24 is 16 MiB. Without, as far as
+        /// the level's window goes.
         long: Option<u32>,
     },
 }
 
-/// The part of a sealed chunk that is authenticated before a key touches it: age header and payload nonce.
+/// The part of a sealed chunk that is authenticated before a key touches it: age header and payload
+/// nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkHead {
     /// How long it is.
@@ -97,7 +100,12 @@ impl ChunkHasher {
     /// What the chunk is, all its parts taken.
     pub fn finish(self, filled: FilledChunk) -> SealedChunk {
         let FilledChunk { stream_bytes, head } = filled;
-        SealedChunk { stream_bytes, sealed_bytes: self.hasher.bytes(), blake3: self.hasher.finalize(), head }
+        SealedChunk {
+            stream_bytes,
+            sealed_bytes: self.hasher.bytes(),
+            blake3: self.hasher.finalize(),
+            head,
+        }
     }
 }
 
@@ -108,8 +116,8 @@ pub struct FilledChunk {
     head: ChunkHead,
 }
 
-/// Takes the stream bytes of one chunk, compresses them where that is wanted, and fills parts whose pages are still to be
-/// sealed.
+/// Takes the stream bytes of one chunk, compresses them where that is wanted, and fills parts whose
+/// pages are still to be sealed.
 pub struct ChunkFiller {
     parts: PartFiller,
     compressor: Option<Encoder<'static>>,
@@ -131,10 +139,20 @@ impl ChunkFiller {
         let (head, key) = new_head(recipients)?;
         let compressor = match compression {
             Compression::None => None,
-            Compression::Zstd { level, long } => Some(compressor(level, long, threads).map_err(SealError::Compress)?),
+            Compression::Zstd { level, long } => {
+                Some(compressor(level, long, threads).map_err(SealError::Compress)?)
+            }
         };
-        let head_of = ChunkHead { bytes: u32::try_from(head.len()).unwrap_or(u32::MAX), blake3: Digest::of(&head) };
-        Ok(Self { parts: PartFiller::new(head, key, pool.clone()), compressor, stream_bytes: 0, head: head_of })
+        let head_of = ChunkHead {
+            bytes: u32::try_from(head.len()).unwrap_or(u32::MAX),
+            blake3: Digest::of(&head),
+        };
+        Ok(Self {
+            parts: PartFiller::new(head, key, pool.clone()),
+            compressor,
+            stream_bytes: 0,
+            head: head_of,
+        })
     }
 
     /// Takes stream bytes, in any pieces.
@@ -148,23 +166,31 @@ impl ChunkFiller {
             Some(encoder) => {
                 let mut input = InBuffer::around(stream);
                 while input.pos() < stream.len() {
-                    compress(&mut self.parts, sink, |output| encoder.run(&mut input, output))?;
+                    compress(&mut self.parts, sink, |output| {
+                        encoder.run(&mut input, output)
+                    })?;
                 }
                 Ok(())
             }
         }
     }
 
-    /// Whether stream bytes can be read to their places without a copy: not when they are compressed first.
+    /// Whether stream bytes can be read to their places without a copy: not when they are
+    /// compressed first.
     pub fn reads_in_place(&self) -> bool {
         self.compressor.is_none()
     }
 
-    /// Where at most `bytes_max` of the stream may be read to, when nothing is compressed. May wait for a free buffer.
+    /// Where at most `bytes_max` of the stream may be read to, when nothing is compressed. May wait
+    /// for a free buffer.
     ///
     /// # Errors
     /// Those of the sink.
-    pub fn places(&mut self, bytes_max: usize, sink: FilledSink<'_>) -> Result<Places<'_>, SealError> {
+    pub fn places(
+        &mut self,
+        bytes_max: usize,
+        sink: FilledSink<'_>,
+    ) -> Result<Places<'_>, SealError> {
         self.parts.places(bytes_max, sink)
     }
 
@@ -191,7 +217,10 @@ impl ChunkFiller {
             while compress(&mut self.parts, sink, |output| encoder.finish(output, true))? > 0 {}
         }
         self.parts.finish(sink)?;
-        Ok(FilledChunk { stream_bytes: self.stream_bytes, head: self.head })
+        Ok(FilledChunk {
+            stream_bytes: self.stream_bytes,
+            head: self.head,
+        })
     }
 }
 

@@ -1,19 +1,24 @@
-//! [`Splicer`]: makes the rest of an interrupted stream out of the one that `lzc_send_resume` starts.
+//! [`Splicer`]: makes the rest of an interrupted stream out of the one that `lzc_send_resume`
+//! starts.
 //!
-//! The resumed stream has a BEGIN of its own, a prologue (the object again), the record of the [`ResumePoint`] again,
-//! and then all that would have followed, with checksums that count from its own start. The splicer checks that it is
-//! the same send, drops everything up to and including the repeated record, and recomputes the checksums of the rest
-//! from the state that was kept. What comes out are the bytes of an uninterrupted send from `ResumePoint::position` on:
-//! one stream is stored, never segments, and any `zfs receive` takes it.
+//! The resumed stream has a BEGIN of its own, a prologue (the object again), the record of the
+//! [`ResumePoint`] again, and then all that would have followed, with checksums that count from its
+//! own start. The splicer checks that it is the same send, drops everything up to and including the
+//! repeated record, and recomputes the checksums of the rest from the state that was kept. What
+//! comes out are the bytes of an uninterrupted send from `ResumePoint::position` on: one stream is
+//! stored, never segments, and any `zfs receive` takes it.
 //!
-//! ZFS promises the same bytes only for the same snapshot, base and flags, with large blocks on (without, a block may
-//! come in pieces and the resume point lie between two). The caller compares what it already stored past the point:
-//! [`StreamParser::fletcher4`](super::record::StreamParser::fletcher4) at the same position. On any error here it
-//! starts the upload over; it never guesses.
+//! ZFS promises the same bytes only for the same snapshot, base and flags, with large blocks on
+//! (without, a block may come in pieces and the resume point lie between two). The caller compares
+//! what it already stored past the point:
+//! [`StreamParser::fletcher4`](super::record::StreamParser::fletcher4) at the same position. On any
+//! error here it starts the upload over; it never guesses.
 
 use super::fletcher::{Fletcher4, Fletcher4Feed};
 use super::record::walk::{Payload, RecordSink, Walker};
-use super::record::{BeginRecord, RecordHeader, RecordType, ResumePoint, StreamError, StreamFault, feature};
+use super::record::{
+    BeginRecord, RecordHeader, RecordType, ResumePoint, StreamError, StreamFault, feature,
+};
 use crate::model::Digest;
 
 /// Takes in a resumed stream, in slices cut anywhere, and puts out the continuation.
@@ -49,7 +54,9 @@ pub enum SpliceError {
         found: (u64, u64),
     },
     /// It repeats the record with other bytes, so this send makes another stream.
-    #[error("resumed stream: block at object {object}, offset {offset} differs from the one sent before")]
+    #[error(
+        "resumed stream: block at object {object}, offset {offset} differs from the one sent before"
+    )]
     BlockDiffers {
         /// The object.
         object: u64,
@@ -65,7 +72,9 @@ pub enum SpliceError {
         offset: u64,
     },
     /// A record whose payload rule is unknown cannot be rewritten.
-    #[error("resumed stream: record type {number} is not known, and cannot be joined to what was sent")]
+    #[error(
+        "resumed stream: record type {number} is not known, and cannot be joined to what was sent"
+    )]
     UnknownRecord {
         /// The type.
         number: u32,
@@ -76,11 +85,22 @@ impl Splicer {
     /// For the interrupted stream that began with `begin` and is known up to `point`.
     pub fn new(begin: BeginRecord, point: ResumePoint) -> Self {
         let sum = Fletcher4Feed::new(point.fletcher4.into(), begin.order);
-        let splice = Splice { begin, point, stage: Stage::Begin, sum, other: None };
-        Self { walker: Walker::new(), splice, failed: None }
+        let splice = Splice {
+            begin,
+            point,
+            stage: Stage::Begin,
+            sum,
+            other: None,
+        };
+        Self {
+            walker: Walker::new(),
+            splice,
+            failed: None,
+        }
     }
 
-    /// Takes in the next bytes of the resumed stream and puts out what they become, in order and in pieces.
+    /// Takes in the next bytes of the resumed stream and puts out what they become, in order and in
+    /// pieces.
     ///
     /// # Errors
     /// [`SpliceError`] at the first fault, and the same again ever after. What was put out before a
@@ -89,7 +109,13 @@ impl Splicer {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
-        let fed = self.walker.feed(bytes, &mut Joint { splice: &mut self.splice, put });
+        let fed = self.walker.feed(
+            bytes,
+            &mut Joint {
+                splice: &mut self.splice,
+                put,
+            },
+        );
         fed.inspect_err(|error| self.failed = Some(error.clone()))
     }
 
@@ -129,25 +155,37 @@ enum Stage {
 }
 
 impl Splice {
-    /// How the BEGIN of the resumed stream differs. The name may: a dataset can be renamed between the two.
+    /// How the BEGIN of the resumed stream differs. The name may: a dataset can be renamed between
+    /// the two.
     fn difference(&self, found: &BeginRecord) -> Option<SpliceError> {
         let facts = |begin: &BeginRecord| {
             [
                 ("byte order", format!("{:?}", begin.order)),
                 ("snapshot guid", begin.snapshot_guid.to_string()),
-                ("base guid", begin.base_guid.map_or_else(|| "none".to_owned(), |guid| guid.to_string())),
+                (
+                    "base guid",
+                    begin
+                        .base_guid
+                        .map_or_else(|| "none".to_owned(), |guid| guid.to_string()),
+                ),
                 ("dataset type", format!("{:?}", begin.dataset_type)),
                 ("flags", format!("{:#x}", begin.flags)),
                 ("feature flags", format!("{:#x}", begin.feature_flags)),
             ]
         };
-        let expected =
-            BeginRecord { feature_flags: self.begin.feature_flags | feature::RESUMING, ..self.begin.clone() };
+        let expected = BeginRecord {
+            feature_flags: self.begin.feature_flags | feature::RESUMING,
+            ..self.begin.clone()
+        };
         let pairs = facts(&expected).into_iter().zip(facts(found));
         pairs
             .map(|((what, expected), (_, found))| (what, expected, found))
             .find(|(_, expected, found)| expected != found)
-            .map(|(what, expected, found)| SpliceError::OtherSend { what, expected, found })
+            .map(|(what, expected, found)| SpliceError::OtherSend {
+                what,
+                expected,
+                found,
+            })
     }
 
     /// A header before the repeated record: passes it by, or starts to hash it.
@@ -162,7 +200,12 @@ impl Splice {
                 hasher.update(&header.bytes_without_checksum());
                 self.stage = Stage::Repeated(Box::new(hasher));
             }
-            (Some(found), _) => return Err(SpliceError::OtherBlock { expected: (object, offset), found }),
+            (Some(found), _) => {
+                return Err(SpliceError::OtherBlock {
+                    expected: (object, offset),
+                    found,
+                });
+            }
             (None, RecordType::End) => return Err(SpliceError::NoBlock { object, offset }),
             (None, _) => self.stage = Stage::Prologue,
         }
@@ -209,8 +252,15 @@ impl RecordSink for Joint<'_> {
     }
 
     fn record_end(&mut self, _: Fletcher4) -> Result<(), SpliceError> {
-        let Stage::Repeated(hasher) = &self.splice.stage else { return Ok(()) };
-        let ResumePoint { object, offset, record_blake3, .. } = self.splice.point;
+        let Stage::Repeated(hasher) = &self.splice.stage else {
+            return Ok(());
+        };
+        let ResumePoint {
+            object,
+            offset,
+            record_blake3,
+            ..
+        } = self.splice.point;
         if Digest::from(hasher.finalize()) != record_blake3 {
             return Err(SpliceError::BlockDiffers { object, offset });
         }

@@ -1,9 +1,10 @@
-//! `libzfs_core`, opened at run time, and the read ioctls, each behind a safe function. The second of the two
-//! files with `unsafe`; what the answers mean is decided elsewhere ([`super::real`], [`super::list`]).
+//! `libzfs_core`, opened at run time, and the read ioctls, each behind a safe function. The second
+//! of the two files with `unsafe`; what the answers mean is decided elsewhere ([`super::real`],
+//! [`super::list`]).
 //!
-//! Opened and not linked, so that one binary serves every OpenZFS in `version.rs`, and a host without ZFS gets a
-//! sentence instead of a loader's complaint. `libzfs_core.so.3` only: `.so.1` (0.7 and 0.8) has other arguments
-//! under the same names.
+//! Opened and not linked, so that one binary serves every OpenZFS in `version.rs`, and a host
+//! without ZFS gets a sentence instead of a loader's complaint. `libzfs_core.so.3` only: `.so.1`
+//! (0.7 and 0.8) has other arguments under the same names.
 
 use super::ZfsError;
 use super::nvlist::{NvList, NvSlot};
@@ -94,13 +95,17 @@ impl Libraries {
             hint: INSTALL_HINT.to_owned(),
         };
         // SAFETY: runs the library's initialisers; OpenZFS has none that could disturb us.
-        let core = unsafe { LibZfsCore::new(core_name) }.map_err(|error| missing(core_name, error))?;
+        let core =
+            unsafe { LibZfsCore::new(core_name) }.map_err(|error| missing(core_name, error))?;
         // SAFETY: as above.
-        let nvpair = unsafe { LibNvPair::new(nvpair_name) }.map_err(|error| missing(nvpair_name, error))?;
+        let nvpair =
+            unsafe { LibNvPair::new(nvpair_name) }.map_err(|error| missing(nvpair_name, error))?;
         // SAFETY: may be called at any time, from any thread, more than once.
         match unsafe { core.libzfs_core_init() } {
             0 => Ok(Self { core, nvpair }),
-            errno => Err(ZfsError::Device { source: std::io::Error::from_raw_os_error(errno) }),
+            errno => Err(ZfsError::Device {
+                source: std::io::Error::from_raw_os_error(errno),
+            }),
         }
     }
 
@@ -113,8 +118,12 @@ impl Libraries {
     #[doc(alias = "lzc_snapshot")]
     pub(super) fn snapshot(&'static self, snapshots: &NvList, properties: &NvList) -> Outcome {
         self.with_list(|slot| {
-            // SAFETY: both lists are live through the call and only read; the slot takes a list that becomes ours.
-            unsafe { self.core.lzc_snapshot(snapshots.as_ptr(), properties.as_ptr(), slot.as_mut_ptr()) }
+            // SAFETY: both lists are live through the call and only read; the slot takes a list
+            // that becomes ours.
+            unsafe {
+                self.core
+                    .lzc_snapshot(snapshots.as_ptr(), properties.as_ptr(), slot.as_mut_ptr())
+            }
         })
     }
 
@@ -122,18 +131,26 @@ impl Libraries {
     #[doc(alias = "lzc_destroy_snaps")]
     pub(super) fn destroy_snapshots(&'static self, snapshots: &NvList) -> Outcome {
         self.with_list(|slot| {
-            // SAFETY: the list is live through the call and only read; the slot takes a list that becomes ours.
-            unsafe { self.core.lzc_destroy_snaps(snapshots.as_ptr(), sys::B_FALSE, slot.as_mut_ptr()) }
+            // SAFETY: the list is live through the call and only read; the slot takes a list that
+            // becomes ours.
+            unsafe {
+                self.core
+                    .lzc_destroy_snaps(snapshots.as_ptr(), sys::B_FALSE, slot.as_mut_ptr())
+            }
         })
     }
 
     /// Puts holds: snapshot to tag. With a descriptor of `/dev/zfs` they end when that is closed.
     #[doc(alias = "lzc_hold")]
-    pub(super) fn hold(&'static self, holds: &NvList, until_closed: Option<BorrowedFd<'_>>) -> Outcome {
+    pub(super) fn hold(
+        &'static self,
+        holds: &NvList,
+        until_closed: Option<BorrowedFd<'_>>,
+    ) -> Outcome {
         let fd = until_closed.map_or(-1, |fd| fd.as_raw_fd());
         self.with_list(|slot| {
-            // SAFETY: list and descriptor are live through the call (the kernel keeps its own reference to the
-            // file's state); the slot takes a list that becomes ours.
+            // SAFETY: list and descriptor are live through the call (the kernel keeps its own
+            // reference to the file's state); the slot takes a list that becomes ours.
             unsafe { self.core.lzc_hold(holds.as_ptr(), fd, slot.as_mut_ptr()) }
         })
     }
@@ -142,7 +159,8 @@ impl Libraries {
     #[doc(alias = "lzc_release")]
     pub(super) fn release(&'static self, holds: &NvList) -> Outcome {
         self.with_list(|slot| {
-            // SAFETY: the list is live through the call and only read; the slot takes a list that becomes ours.
+            // SAFETY: the list is live through the call and only read; the slot takes a list that
+            // becomes ours.
             unsafe { self.core.lzc_release(holds.as_ptr(), slot.as_mut_ptr()) }
         })
     }
@@ -152,7 +170,10 @@ impl Libraries {
     pub(super) fn holds(&'static self, snapshot: &CStr) -> Outcome {
         self.with_list(|slot| {
             // SAFETY: the name lives through the call; the slot takes a list that becomes ours.
-            unsafe { self.core.lzc_get_holds(snapshot.as_ptr(), slot.as_mut_ptr()) }
+            unsafe {
+                self.core
+                    .lzc_get_holds(snapshot.as_ptr(), slot.as_mut_ptr())
+            }
         })
     }
 
@@ -160,8 +181,12 @@ impl Libraries {
     #[doc(alias = "lzc_bookmark")]
     pub(super) fn bookmark(&'static self, bookmarks: &NvList) -> Outcome {
         self.with_list(|slot| {
-            // SAFETY: the list is live through the call and only read; the slot takes a list that becomes ours.
-            unsafe { self.core.lzc_bookmark(bookmarks.as_ptr(), slot.as_mut_ptr()) }
+            // SAFETY: the list is live through the call and only read; the slot takes a list that
+            // becomes ours.
+            unsafe {
+                self.core
+                    .lzc_bookmark(bookmarks.as_ptr(), slot.as_mut_ptr())
+            }
         })
     }
 
@@ -169,8 +194,15 @@ impl Libraries {
     #[doc(alias = "lzc_get_bookmarks")]
     pub(super) fn bookmarks(&'static self, dataset: &CStr, properties: &NvList) -> Outcome {
         self.with_list(|slot| {
-            // SAFETY: name and list live through the call and are only read; the slot takes a list that becomes ours.
-            unsafe { self.core.lzc_get_bookmarks(dataset.as_ptr(), properties.as_ptr(), slot.as_mut_ptr()) }
+            // SAFETY: name and list live through the call and are only read; the slot takes a list
+            // that becomes ours.
+            unsafe {
+                self.core.lzc_get_bookmarks(
+                    dataset.as_ptr(),
+                    properties.as_ptr(),
+                    slot.as_mut_ptr(),
+                )
+            }
         })
     }
 
@@ -178,13 +210,17 @@ impl Libraries {
     #[doc(alias = "lzc_destroy_bookmarks")]
     pub(super) fn destroy_bookmarks(&'static self, bookmarks: &NvList) -> Outcome {
         self.with_list(|slot| {
-            // SAFETY: the list is live through the call and only read; the slot takes a list that becomes ours.
-            unsafe { self.core.lzc_destroy_bookmarks(bookmarks.as_ptr(), slot.as_mut_ptr()) }
+            // SAFETY: the list is live through the call and only read; the slot takes a list that
+            // becomes ours.
+            unsafe {
+                self.core
+                    .lzc_destroy_bookmarks(bookmarks.as_ptr(), slot.as_mut_ptr())
+            }
         })
     }
 
-    /// Writes a stream into a pipe, on this thread, until it is whole or fails. Returns an error number or 0.
-    /// `resume` is the object and the offset to take up at.
+    /// Writes a stream into a pipe, on this thread, until it is whole or fails. Returns an error
+    /// number or 0. `resume` is the object and the offset to take up at.
     #[doc(alias = "lzc_send")]
     #[doc(alias = "lzc_send_resume")]
     pub(super) fn send(
@@ -197,22 +233,34 @@ impl Libraries {
     ) -> i32 {
         let (from, fd) = (from.map_or(ptr::null(), CStr::as_ptr), pipe.as_raw_fd());
         match resume {
-            // SAFETY: the names live and the descriptor stays open through the call; nothing is kept of them.
+            // SAFETY: the names live and the descriptor stays open through the call; nothing is
+            // kept of them.
             None => unsafe { self.core.lzc_send(snapshot.as_ptr(), from, fd, flags) },
             Some((object, offset)) => {
                 // SAFETY: as above.
-                unsafe { self.core.lzc_send_resume(snapshot.as_ptr(), from, fd, flags, object, offset) }
+                unsafe {
+                    self.core
+                        .lzc_send_resume(snapshot.as_ptr(), from, fd, flags, object, offset)
+                }
             }
         }
     }
 
     /// An estimate of a stream's bytes.
     #[doc(alias = "lzc_send_space")]
-    pub(super) fn send_space(&self, snapshot: &CStr, from: Option<&CStr>, flags: u32) -> Result<u64, i32> {
+    pub(super) fn send_space(
+        &self,
+        snapshot: &CStr,
+        from: Option<&CStr>,
+        flags: u32,
+    ) -> Result<u64, i32> {
         let from = from.map_or(ptr::null(), CStr::as_ptr);
         let mut bytes = 0;
         // SAFETY: the names and the number live through the call; nothing is kept of them.
-        match unsafe { self.core.lzc_send_space(snapshot.as_ptr(), from, flags, &raw mut bytes) } {
+        match unsafe {
+            self.core
+                .lzc_send_space(snapshot.as_ptr(), from, flags, &raw mut bytes)
+        } {
             0 => Ok(bytes),
             errno => Err(errno),
         }
@@ -221,17 +269,20 @@ impl Libraries {
     /// Receives a stream on this thread. Also gives the flags for what went wrong beside the data.
     #[doc(alias = "lzc_receive_with_cmdprops")]
     pub(super) fn receive(&'static self, call: &ReceiveCall<'_>) -> (Outcome, u64) {
-        // SAFETY: both have 312 bytes, and any bytes make a record: it has only numbers and bytes in it.
+        // SAFETY: both have 312 bytes, and any bytes make a record: it has only numbers and bytes
+        // in it.
         let begin: dmu_replay_record = unsafe { std::mem::transmute(call.begin) };
         let (mut read_bytes, mut error_flags) = (0_u64, 0_u64);
         let outcome = self.with_list(|slot| {
-            // SAFETY: names, list, record and numbers live and the descriptor stays open through the call;
-            // nothing is kept of them; null stands for what is not given; the slot takes a list that becomes ours.
+            // SAFETY: names, list, record and numbers live and the descriptor stays open through
+            // the call; nothing is kept of them; null stands for what is not given; the slot takes
+            // a list that becomes ours.
             unsafe {
                 self.core.lzc_receive_with_cmdprops(
                     call.snapshot.as_ptr(),
                     ptr::null_mut(),
-                    call.local_properties.map_or(ptr::null_mut(), NvList::as_ptr),
+                    call.local_properties
+                        .map_or(ptr::null_mut(), NvList::as_ptr),
                     ptr::null_mut(),
                     0,
                     call.origin.map_or(ptr::null(), CStr::as_ptr),
@@ -256,7 +307,10 @@ impl Libraries {
     pub(super) fn create_filesystem(&self, name: &CStr, properties: &NvList) -> i32 {
         let (kind, key) = (sys::LZC_DATSET_TYPE_ZFS, ptr::null_mut());
         // SAFETY: name and list live through the call and are only read; no key is given.
-        unsafe { self.core.lzc_create(name.as_ptr(), kind, properties.as_ptr(), key, 0) }
+        unsafe {
+            self.core
+                .lzc_create(name.as_ptr(), kind, properties.as_ptr(), key, 0)
+        }
     }
 
     /// Destroys a dataset.
@@ -276,12 +330,16 @@ impl Libraries {
     fn with_list(&'static self, call: impl FnOnce(&mut NvSlot) -> i32) -> Outcome {
         let mut slot = NvSlot::new(&self.nvpair);
         let errno = call(&mut slot);
-        Outcome { errno, list: slot.take() }
+        Outcome {
+            errno,
+            list: slot.take(),
+        }
     }
 }
 
-/// The bytes that an ioctl may copy in and out. The kernel takes the `sizeof(zfs_cmd_t)` of **its** version, not ours:
-/// 13,744 in most versions, 13,760 in 2.3.1. In a version that grows it, the kernel must still write into our memory.
+/// The bytes that an ioctl may copy in and out. The kernel takes the `sizeof(zfs_cmd_t)` of **its**
+/// version, not ours: 13,744 in most versions, 13,760 in 2.3.1. In a version that grows it, the
+/// kernel must still write into our memory.
 const COMMAND_BYTES: usize = 64 << 10;
 
 /// An ioctl argument: the fields that are used, and room for all that a kernel may copy.
@@ -291,7 +349,10 @@ pub(super) struct Command {
     _room: [u8; COMMAND_BYTES - size_of::<zfs_cmd>()],
 }
 
-const _: () = assert!(size_of::<Command>() == COMMAND_BYTES, "the kernel gets this size and not a smaller one");
+const _: () = assert!(
+    size_of::<Command>() == COMMAND_BYTES,
+    "the kernel gets this size and not a smaller one"
+);
 
 impl Deref for Command {
     type Target = zfs_cmd;
@@ -314,8 +375,8 @@ pub(super) fn empty_command() -> Box<Command> {
     unsafe { command.assume_init() }
 }
 
-/// Asks the kernel, with `properties` to hold the packed list that it answers. The sizes in the command say
-/// afterwards how many bytes that is, or (ENOMEM) would be.
+/// Asks the kernel, with `properties` to hold the packed list that it answers. The sizes in the
+/// command say afterwards how many bytes that is, or (ENOMEM) would be.
 pub(super) fn read_ioctl(
     device: BorrowedFd<'_>,
     request: ReadRequest,
@@ -327,70 +388,101 @@ pub(super) fn read_ioctl(
     command.zc_nvlist_dst = properties.as_mut_ptr().expose_provenance() as u64;
     command.zc_nvlist_dst_size = properties.len() as u64;
     command.zc_nvlist_dst_filled = 0;
-    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd of its own size at the start
-    // of COMMAND_BYTES, which is larger (the pointer is to all of them, not to the fields), and at most that many bytes
-    // of the buffer; both are borrowed for us alone through the call.
-    let result = unsafe { libc::ioctl(device.as_raw_fd(), request as libc::Ioctl, &raw mut *command) };
+    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd of its
+    // own size at the start of COMMAND_BYTES, which is larger (the pointer is to all of them, not
+    // to the fields), and at most that many bytes of the buffer; both are borrowed for us alone
+    // through the call.
+    let result = unsafe {
+        libc::ioctl(
+            device.as_raw_fd(),
+            request as libc::Ioctl,
+            &raw mut *command,
+        )
+    };
     match result {
         0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
+        _ => Err(std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO)),
     }
 }
 
-/// Sets a dataset's own properties: `packed` is a packed list of them in native types. An ioctl, because `libzfs_core`
-/// has no call for it.
+/// Sets a dataset's own properties: `packed` is a packed list of them in native types. An ioctl,
+/// because `libzfs_core` has no call for it.
 #[doc(alias = "zfs_prop_set_list")]
-pub(super) fn set_properties(device: BorrowedFd<'_>, dataset: &str, packed: &[u8]) -> Result<(), i32> {
+pub(super) fn set_properties(
+    device: BorrowedFd<'_>,
+    dataset: &str,
+    packed: &[u8],
+) -> Result<(), i32> {
     let mut command = empty_command();
     // The name needs a terminating zero byte.
     let room = command.zc_name.len() - 1;
     let place = command.zc_name[..room].get_mut(..dataset.len());
-    place.ok_or(libc::ENAMETOOLONG)?.copy_from_slice(dataset.as_bytes());
+    place
+        .ok_or(libc::ENAMETOOLONG)?
+        .copy_from_slice(dataset.as_bytes());
     command.zc_nvlist_src = packed.as_ptr().expose_provenance() as u64;
     command.zc_nvlist_src_size = packed.len() as u64;
-    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd there, which is borrowed for
-    // us alone through the call, and only reads the packed list, which lives as long.
+    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd there,
+    // which is borrowed for us alone through the call, and only reads the packed list, which lives
+    // as long.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), SET, &raw mut *command) };
     match result {
         0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
+        _ => Err(std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO)),
     }
 }
 
-/// Takes a dataset's own value of a property away: an ioctl, because `libzfs_core` has no call for it.
+/// Takes a dataset's own value of a property away: an ioctl, because `libzfs_core` has no call for
+/// it.
 #[doc(alias = "zfs_prop_inherit")]
 pub(super) fn inherit(device: BorrowedFd<'_>, dataset: &str, property: &str) -> Result<(), i32> {
     let mut command = empty_command();
     let fields: &mut zfs_cmd = &mut command;
-    for (place, text) in [(&mut fields.zc_name[..], dataset), (&mut fields.zc_value[..], property)] {
+    for (place, text) in [
+        (&mut fields.zc_name[..], dataset),
+        (&mut fields.zc_value[..], property),
+    ] {
         // One byte of zero stays behind it.
-        let room = place.len().checked_sub(1).and_then(|room| place[..room].get_mut(..text.len()));
-        room.ok_or(libc::ENAMETOOLONG)?.copy_from_slice(text.as_bytes());
+        let room = place
+            .len()
+            .checked_sub(1)
+            .and_then(|room| place[..room].get_mut(..text.len()));
+        room.ok_or(libc::ENAMETOOLONG)?
+            .copy_from_slice(text.as_bytes());
     }
-    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd of its own size at the start
-    // of COMMAND_BYTES, which is larger, is borrowed for us alone through the call, and names no other memory.
+    // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd of its
+    // own size at the start of COMMAND_BYTES, which is larger, is borrowed for us alone through the
+    // call, and names no other memory.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), INHERIT, &raw mut *command) };
     match result {
         0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)),
+        _ => Err(std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EIO)),
     }
 }
 
-/// Blocks every signal on this thread: a signal in the middle of a send or a receive would end it with EINTR.
+/// Blocks every signal on this thread: a signal in the middle of a send or a receive would end it
+/// with EINTR.
 pub(super) fn block_signals() {
     let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: writes the whole set, which is ours.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: the set was written above; only this thread's mask changes. It can only fail for a wrong first argument.
+    // SAFETY: the set was written above; only this thread's mask changes. It can only fail for a
+    // wrong first argument.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut()) };
 }
 
-/// Whether the kernel reports that NTP or PTP synchronises the clock. Setting the time of day by hand ends that until
-/// the next synchronisation. Needs no privilege.
+/// Whether the kernel reports that NTP or PTP synchronises the clock. Setting the time of day by
+/// hand ends that until the next synchronisation. Needs no privilege.
 pub fn is_clock_synchronised() -> bool {
     let mut state = MaybeUninit::<libc::timex>::zeroed();
-    // SAFETY: all fields are plain integers, so zeros are a value, and `modes` of zero asks to change nothing; the kernel
-    // writes the whole structure, which is ours.
+    // SAFETY: all fields are plain integers, so zeros are a value, and `modes` of zero asks to
+    // change nothing; the kernel writes the whole structure, which is ours.
     let answer = unsafe { libc::adjtimex(state.as_mut_ptr()) };
     // SAFETY: it was zeroed above, which is a value, whatever the kernel wrote since.
     let status = unsafe { state.assume_init() }.status;
@@ -403,9 +495,16 @@ mod tests {
 
     #[test]
     fn host_without_the_library_is_told_what_to_install() {
-        let Err(error) = Libraries::open("libzfs_core.so.3-of-no-host", LIBNVPAIR) else { panic!("it opened") };
-        let ZfsError::Library { reason, hint } = error else { panic!("{error:?}") };
-        assert!(reason.starts_with("libzfs_core.so.3-of-no-host cannot be used: "), "{reason}");
+        let Err(error) = Libraries::open("libzfs_core.so.3-of-no-host", LIBNVPAIR) else {
+            panic!("it opened")
+        };
+        let ZfsError::Library { reason, hint } = error else {
+            panic!("{error:?}")
+        };
+        assert!(
+            reason.starts_with("libzfs_core.so.3-of-no-host cannot be used: "),
+            "{reason}"
+        );
         for distribution in ["Debian", "Fedora", "Arch", "NixOS"] {
             assert!(hint.contains(distribution), "{hint}");
         }
@@ -413,7 +512,9 @@ mod tests {
 
     #[test]
     fn library_without_our_functions_is_refused_by_name() {
-        let Err(error) = Libraries::open("libc.so.6", LIBNVPAIR) else { panic!("it opened") };
+        let Err(error) = Libraries::open("libc.so.6", LIBNVPAIR) else {
+            panic!("it opened")
+        };
         assert!(error.to_string().contains("libzfs_core_init"), "{error}");
     }
 }

@@ -1,4 +1,5 @@
-//! What `zfs allow` has given away: permissions by dataset, who has them, and how far down they reach.
+//! What `zfs allow` has given away: permissions by dataset, who has them, and how far down they
+//! reach.
 
 use super::nvlist::{NvMap, NvValue};
 use super::{Attempt, ZfsError};
@@ -18,7 +19,8 @@ pub enum Who {
     Creator,
 }
 
-/// Permissions that were given on one dataset. Names that begin with `@` are sets, already resolved.
+/// Permissions that were given on one dataset. Names that begin with `@` are sets, already
+/// resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delegation {
     /// Where they were given.
@@ -34,13 +36,23 @@ pub struct Delegation {
 }
 
 impl ZfsError {
-    /// The permissions that `zfs allow` must give for what was attempted, when that was refused for the lack of one.
+    /// The permissions that `zfs allow` must give for what was attempted, when that was refused for
+    /// the lack of one.
     pub fn permissions_lacking(&self) -> Option<&'static str> {
         let (operation, errno) = match self {
-            Self::Call { operation, source, .. } => (operation, source),
-            Self::Several { operation, failures } => {
-                (operation, failures.iter().map(|(_, errno)| errno).find(|errno| errno.0 == libc::EPERM)?)
-            }
+            Self::Call {
+                operation, source, ..
+            } => (operation, source),
+            Self::Several {
+                operation,
+                failures,
+            } => (
+                operation,
+                failures
+                    .iter()
+                    .map(|(_, errno)| errno)
+                    .find(|errno| errno.0 == libc::EPERM)?,
+            ),
             _ => return None,
         };
         match *operation {
@@ -66,19 +78,31 @@ pub(super) fn delegations(attempt: &Attempt, answer: &NvMap) -> Result<Vec<Deleg
     let sets: Vec<(&str, Vec<&str>)> = lists
         .flat_map(|list| list.iter())
         .filter_map(|(key, permissions)| {
-            let set = key.strip_prefix("s-$").or_else(|| key.strip_prefix("S-$"))?;
+            let set = key
+                .strip_prefix("s-$")
+                .or_else(|| key.strip_prefix("S-$"))?;
             Some((set, names(permissions)))
         })
         .collect();
     for (on, list) in answer {
-        let on: DatasetName =
-            on.parse().map_err(|_| attempt.malformed(format!("permissions of {on:?}, which is no dataset")))?;
+        let on: DatasetName = on.parse().map_err(|_| {
+            attempt.malformed(format!("permissions of {on:?}, which is no dataset"))
+        })?;
         for (key, permissions) in map(list).into_iter().flatten() {
-            let Some((who, local)) = parse_key(key).map_err(|text| attempt.malformed(text))? else { continue };
-            let mut permissions: BTreeSet<String> = names(permissions).into_iter().map(str::to_owned).collect();
+            let Some((who, local)) = parse_key(key).map_err(|text| attempt.malformed(text))? else {
+                continue;
+            };
+            let mut permissions: BTreeSet<String> =
+                names(permissions).into_iter().map(str::to_owned).collect();
             resolve(&mut permissions, &sets);
             let descendent = !local;
-            found.push(Delegation { on: on.clone(), who, local, descendent, permissions });
+            found.push(Delegation {
+                on: on.clone(),
+                who,
+                local,
+                descendent,
+                permissions,
+            });
         }
     }
     Ok(found)
@@ -92,10 +116,15 @@ fn map(value: &NvValue) -> Option<&NvMap> {
 }
 
 fn names(value: &NvValue) -> Vec<&str> {
-    map(value).into_iter().flatten().map(|(name, _)| name.as_str()).collect()
+    map(value)
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.as_str())
+        .collect()
 }
 
-/// Puts the members of sets in their place. Sets may have sets in them; as many rounds as there are sets are enough.
+/// Puts the members of sets in their place. Sets may have sets in them; as many rounds as there are
+/// sets are enough.
 fn resolve(permissions: &mut BTreeSet<String>, sets: &[(&str, Vec<&str>)]) {
     for _ in 0..=sets.len() {
         let members: Vec<String> = sets
@@ -107,12 +136,15 @@ fn resolve(permissions: &mut BTreeSet<String>, sets: &[(&str, Vec<&str>)]) {
     }
 }
 
-/// Whose the permissions are, and whether on the dataset itself or below it. The definitions of sets (`s`) are nobody's.
+/// Whose the permissions are, and whether on the dataset itself or below it. The definitions of
+/// sets (`s`) are nobody's.
 fn parse_key(key: &str) -> Result<Option<(Who, bool)>, String> {
     let unknown = || format!("permissions of an unknown form: {key:?}");
     let (head, id) = key.split_once('$').ok_or_else(unknown)?;
     let mut head = head.chars();
-    let (Some(kind), Some(reach), None) = (head.next(), head.next(), head.next()) else { return Err(unknown()) };
+    let (Some(kind), Some(reach), None) = (head.next(), head.next(), head.next()) else {
+        return Err(unknown());
+    };
     let number = || id.parse::<u32>().map_err(|_| unknown());
     let who = match kind.to_ascii_lowercase() {
         'u' => Who::User(number()?),
@@ -134,18 +166,42 @@ mod tests {
     use super::*;
 
     fn list(names: &[&str]) -> NvValue {
-        NvValue::Map(names.iter().map(|name| ((*name).to_owned(), NvValue::Flag)).collect())
+        NvValue::Map(
+            names
+                .iter()
+                .map(|name| ((*name).to_owned(), NvValue::Flag))
+                .collect(),
+        )
     }
 
     fn on(entries: &[(&str, &[&str])]) -> NvValue {
-        NvValue::Map(entries.iter().map(|(key, names)| ((*key).to_owned(), list(names))).collect())
+        NvValue::Map(
+            entries
+                .iter()
+                .map(|(key, names)| ((*key).to_owned(), list(names)))
+                .collect(),
+        )
     }
 
     #[test]
     fn the_answer_of_the_kernel_is_taken_apart() {
         let answer: NvMap = [
-            ("tank".to_owned(), on(&[("s-$@send", &["send", "hold"]), ("Ud$1000", &["@send"]), ("c-$", &["destroy"])])),
-            ("tank/a".to_owned(), on(&[("ul$1000", &["snapshot"]), ("gd$7", &["send"]), ("el$", &["diff"])])),
+            (
+                "tank".to_owned(),
+                on(&[
+                    ("s-$@send", &["send", "hold"]),
+                    ("Ud$1000", &["@send"]),
+                    ("c-$", &["destroy"]),
+                ]),
+            ),
+            (
+                "tank/a".to_owned(),
+                on(&[
+                    ("ul$1000", &["snapshot"]),
+                    ("gd$7", &["send"]),
+                    ("el$", &["diff"]),
+                ]),
+            ),
         ]
         .into();
         let found = delegations(&Attempt::new("read", "tank/a"), &answer).unwrap();
@@ -153,7 +209,13 @@ mod tests {
             .iter()
             .map(|given| {
                 let names: Vec<_> = given.permissions.iter().map(String::as_str).collect();
-                format!("{} {:?} {} {}", given.on, given.who, given.local, names.join(","))
+                format!(
+                    "{} {:?} {} {}",
+                    given.on,
+                    given.who,
+                    given.local,
+                    names.join(",")
+                )
             })
             .collect();
         assert_eq!(

@@ -1,9 +1,10 @@
-//! [`FakeZfs`]: ZFS in memory, for tests. It behaves: guids, transaction groups, holds and bookmarks are kept as the
-//! kernel keeps them, sends are real and valid streams (always the same for the same history), receives check what
-//! the kernel checks. And it breaks on request: its n-th call, a stream after N bytes, a verdict.
+//! [`FakeZfs`]: ZFS in memory, for tests. It behaves: guids, transaction groups, holds and
+//! bookmarks are kept as the kernel keeps them, sends are real and valid streams (always the same
+//! for the same history), receives check what the kernel checks. And it breaks on request: its n-th
+//! call, a stream after N bytes, a verdict.
 //!
-//! What it leaves out: quotas, space, files in what is mounted, the effect of delegations, and the cipher of encrypted datasets (a raw stream holds
-//! their bytes in clear).
+//! What it leaves out: quotas, space, files in what is mounted, the effect of delegations, and the
+//! cipher of encrypted datasets (a raw stream holds their bytes in clear).
 
 mod content;
 mod receive;
@@ -12,8 +13,8 @@ mod stream;
 
 use super::attempt::Attempt;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, Property, PropertyValue, ReceiveRequest, SendBase,
-    SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, Property, PropertyValue,
+    ReceiveRequest, SendBase, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use content::Content;
@@ -67,8 +68,9 @@ impl Default for FakeZfs {
 
 /// What a test does to the pools and what goes wrong with them.
 impl FakeZfs {
-    /// Makes the pools what they were when `checkpoint` was copied, as an import with `--rewind-to-checkpoint` does:
-    /// transaction groups count from there again, and the clock continues.
+    /// Makes the pools what they were when `checkpoint` was copied, as an import with
+    /// `--rewind-to-checkpoint` does: transaction groups count from there again, and the clock
+    /// continues.
     pub fn rewind_to(&self, checkpoint: &Self) {
         let then = checkpoint.lock().state.copy();
         let state = &mut self.lock().state;
@@ -91,11 +93,13 @@ impl FakeZfs {
             during_receive: None,
             send_fault: None,
         };
-        Self { shared: Arc::new(Mutex::new(shared)) }
+        Self {
+            shared: Arc::new(Mutex::new(shared)),
+        }
     }
 
-    /// Copies all pools, as a cloned virtual machine has them: the same guids, and new ones that differ from those of
-    /// the original. Ordered failures are not copied.
+    /// Copies all pools, as a cloned virtual machine has them: the same guids, and new ones that
+    /// differ from those of the original. Ordered failures are not copied.
     #[must_use]
     pub fn copy_pools(&self) -> Self {
         let copy = Self::new();
@@ -107,7 +111,8 @@ impl FakeZfs {
         copy
     }
 
-    /// Makes a dataset and those above it that are not there, the pool included. No effect on one that is there.
+    /// Makes a dataset and those above it that are not there, the pool included. No effect on one
+    /// that is there.
     pub fn create(&self, name: &DatasetName, dataset_type: DatasetType) {
         if let Some(parent) = name.parent() {
             self.create(&parent, DatasetType::Filesystem);
@@ -116,10 +121,13 @@ impl FakeZfs {
         let _ = self.lock().state.create(name, dataset_type).map(drop);
     }
 
-    /// Writes a file of a dataset, which must be there, as a whole. Blocks of 4,096 bytes that stay the same are not
-    /// in the next incremental. No effect while the dataset is readonly, as on a mounted one.
+    /// Writes a file of a dataset, which must be there, as a whole. Blocks of 4,096 bytes that stay
+    /// the same are not in the next incremental. No effect while the dataset is readonly, as on a
+    /// mounted one.
     pub fn write_file(&self, dataset: &DatasetName, object: u64, bytes: &[u8]) {
-        self.change(dataset, |content, txg| content.write(object, bytes.to_vec(), txg));
+        self.change(dataset, |content, txg| {
+            content.write(object, bytes.to_vec(), txg)
+        });
     }
 
     /// Removes a file of a dataset, if it is there.
@@ -140,20 +148,34 @@ impl FakeZfs {
 
     /// The files of a dataset; none if it is not there.
     pub fn files(&self, dataset: &DatasetName) -> BTreeMap<u64, Vec<u8>> {
-        self.lock().state.get(dataset).map(|dataset| dataset.content.to_files()).unwrap_or_default()
+        self.lock()
+            .state
+            .get(dataset)
+            .map(|dataset| dataset.content.to_files())
+            .unwrap_or_default()
     }
 
     /// The files of a snapshot, if it is there.
     pub fn snapshot_files(&self, snapshot: &SnapshotName) -> Option<BTreeMap<u64, Vec<u8>>> {
-        self.lock().state.snapshot(snapshot).map(|snapshot| snapshot.content.to_files())
+        self.lock()
+            .state
+            .snapshot(snapshot)
+            .map(|snapshot| snapshot.content.to_files())
     }
 
     /// Where a cut receive into that dataset can go on.
     pub fn receive_point(&self, dataset: &DatasetName) -> Option<SendResume> {
-        self.lock().state.get(dataset).ok()?.partial.as_ref().map(|partial| partial.point)
+        self.lock()
+            .state
+            .get(dataset)
+            .ok()?
+            .partial
+            .as_ref()
+            .map(|partial| partial.point)
     }
 
-    /// From now on a received OBJECT moves the point of a cut receive too, as from OpenZFS 2.2.4 on; before, only blocks.
+    /// From now on a received OBJECT moves the point of a cut receive too, as from OpenZFS 2.2.4
+    /// on; before, only blocks.
     pub fn set_points_at_objects(&self) {
         self.lock().state.points_at_objects = true;
     }
@@ -161,7 +183,10 @@ impl FakeZfs {
     /// Sets a property of a dataset, if it is there. User properties are inherited by those below.
     pub fn set_property(&self, dataset: &DatasetName, name: &str, value: PropertyValue) {
         if let Ok(found) = self.lock().state.get_mut(dataset) {
-            let property = Property { value, source: Some(dataset.to_string()) };
+            let property = Property {
+                value,
+                source: Some(dataset.to_string()),
+            };
             found.properties.insert(name.to_owned(), property);
         }
     }
@@ -183,7 +208,10 @@ impl FakeZfs {
     /// Gives all bookmarks of a dataset a redaction list, as `zfs redact` makes them.
     pub fn redact_bookmarks(&self, dataset: &DatasetName) {
         if let Ok(dataset) = self.lock().state.get_mut(dataset) {
-            dataset.bookmarks.values_mut().for_each(|bookmark| bookmark.redacted = true);
+            dataset
+                .bookmarks
+                .values_mut()
+                .for_each(|bookmark| bookmark.redacted = true);
         }
     }
 
@@ -191,12 +219,20 @@ impl FakeZfs {
     ///
     /// # Errors
     /// [`ZfsError::Call`] when the snapshot is not there or the name is taken.
-    pub fn clone_snapshot(&self, snapshot: &SnapshotName, name: &DatasetName) -> Result<(), ZfsError> {
+    pub fn clone_snapshot(
+        &self,
+        snapshot: &SnapshotName,
+        name: &DatasetName,
+    ) -> Result<(), ZfsError> {
         let attempt = Attempt::new("clone", snapshot);
         let state = &mut self.lock().state;
-        let content = state.snapshot(snapshot).map(|snapshot| Content::clone(&snapshot.content));
+        let content = state
+            .snapshot(snapshot)
+            .map(|snapshot| Content::clone(&snapshot.content));
         let content = content.ok_or_else(|| attempt.refused(libc::ENOENT))?;
-        let made = state.create(name, DatasetType::Filesystem).map_err(|errno| attempt.refused(errno))?;
+        let made = state
+            .create(name, DatasetType::Filesystem)
+            .map_err(|errno| attempt.refused(errno))?;
         (made.content, made.origin) = (content, Some(snapshot.clone()));
         Ok(())
     }
@@ -322,8 +358,14 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Vec<u8>, Arc<Conte
         return Err(libc::EACCES);
     }
     let features = [
-        (request.flags.compressed || request.flags.raw, FEATURE_COMPRESSED | FEATURE_LZ4),
-        (request.flags.large_blocks || request.flags.raw, FEATURE_LARGE_BLOCKS),
+        (
+            request.flags.compressed || request.flags.raw,
+            FEATURE_COMPRESSED | FEATURE_LZ4,
+        ),
+        (
+            request.flags.large_blocks || request.flags.raw,
+            FEATURE_LARGE_BLOCKS,
+        ),
         (raw, FEATURE_RAW),
     ];
     let source = StreamSource {
@@ -334,7 +376,10 @@ fn stream_of(state: &State, request: &SendRequest) -> Result<(Vec<u8>, Arc<Conte
         created: snapshot.created,
         dataset_type: dataset.dataset_type,
         is_clone: base.as_ref().is_some_and(|base| base.is_of_origin),
-        features: features.iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit),
+        features: features
+            .iter()
+            .filter(|(on, _)| *on)
+            .fold(0, |bits, (_, bit)| bits | bit),
         content: &snapshot.content,
         resume: request.resume,
     };
@@ -346,11 +391,20 @@ impl Zfs for FakeZfs {
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {
         let attempt = Attempt::new("read pool", pool);
         drop(self.call(&attempt)?);
-        Ok(Guid(u64::from_le_bytes(*blake3::hash(pool.as_bytes()).as_bytes().first_chunk().unwrap_or(&[0; 8]))))
+        Ok(Guid(u64::from_le_bytes(
+            *blake3::hash(pool.as_bytes())
+                .as_bytes()
+                .first_chunk()
+                .unwrap_or(&[0; 8]),
+        )))
     }
 
     fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
-        Ok(self.call(&Attempt::new("read", name))?.state.to_dataset(name).ok())
+        Ok(self
+            .call(&Attempt::new("read", name))?
+            .state
+            .to_dataset(name)
+            .ok())
     }
 
     fn children(&self, name: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
@@ -358,24 +412,39 @@ impl Zfs for FakeZfs {
         let state = &self.call(&attempt)?.state;
         let children = state.get(name).map(|_| state.children(name));
         children
-            .and_then(|children| children.iter().map(|child| state.to_dataset(child)).collect())
+            .and_then(|children| {
+                children
+                    .iter()
+                    .map(|child| state.to_dataset(child))
+                    .collect()
+            })
             .map_err(|errno| attempt.refused(errno))
     }
 
     fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
         let attempt = Attempt::new("list the snapshots of", name);
-        self.call(&attempt)?.state.to_snapshots(name).map_err(|errno| attempt.refused(errno))
+        self.call(&attempt)?
+            .state
+            .to_snapshots(name)
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError> {
         let shared = self.call(&Attempt::new("read", name))?;
-        let Ok(snapshots) = shared.state.to_snapshots(name.dataset()) else { return Ok(None) };
-        Ok(snapshots.into_iter().find(|snapshot| snapshot.name == *name))
+        let Ok(snapshots) = shared.state.to_snapshots(name.dataset()) else {
+            return Ok(None);
+        };
+        Ok(snapshots
+            .into_iter()
+            .find(|snapshot| snapshot.name == *name))
     }
 
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
         let attempt = Attempt::new("list the bookmarks of", name);
-        self.call(&attempt)?.state.to_bookmarks(name).map_err(|errno| attempt.refused(errno))
+        self.call(&attempt)?
+            .state
+            .to_bookmarks(name)
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn take_snapshots(
@@ -384,26 +453,40 @@ impl Zfs for FakeZfs {
         user_properties: &BTreeMap<String, String>,
     ) -> Result<(), ZfsError> {
         let attempt = Attempt::on_all("snapshot", names);
-        self.call(&attempt)?.state.take_snapshots(names, user_properties).map_err(|refused| match refused {
-            Ok(failures) => attempt.refused_several(failures),
-            Err(errno) => attempt.refused(errno),
-        })
+        self.call(&attempt)?
+            .state
+            .take_snapshots(names, user_properties)
+            .map_err(|refused| match refused {
+                Ok(failures) => attempt.refused_several(failures),
+                Err(errno) => attempt.refused(errno),
+            })
     }
 
     fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError> {
         let attempt = Attempt::on_all("destroy", names);
         let failures = self.call(&attempt)?.state.destroy_snapshots(names);
-        if failures.is_empty() { Ok(()) } else { Err(attempt.refused_several(failures)) }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(attempt.refused_several(failures))
+        }
     }
 
     fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
         let attempt = Attempt::new("hold", name);
-        self.call(&attempt)?.state.hold(name, tag).map_err(|errno| attempt.refused(errno))
+        self.call(&attempt)?
+            .state
+            .hold(name, tag)
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
         self.hold(name, tag)?;
-        Ok(HoldGuard::new(Box::new(TemporaryHold { zfs: self.clone(), name: name.clone(), tag: tag.to_owned() })))
+        Ok(HoldGuard::new(Box::new(TemporaryHold {
+            zfs: self.clone(),
+            name: name.clone(),
+            tag: tag.to_owned(),
+        })))
     }
 
     fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError> {
@@ -417,13 +500,19 @@ impl Zfs for FakeZfs {
     fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError> {
         let attempt = Attempt::new("list the holds of", name);
         let shared = self.call(&attempt)?;
-        let snapshot = shared.state.snapshot(name).ok_or_else(|| attempt.refused(libc::ENOENT))?;
+        let snapshot = shared
+            .state
+            .snapshot(name)
+            .ok_or_else(|| attempt.refused(libc::ENOENT))?;
         Ok(snapshot.holds.clone())
     }
 
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
         let attempt = Attempt::new("bookmark", name);
-        self.call(&attempt)?.state.bookmark(name, source).map_err(|errno| attempt.refused(errno))
+        self.call(&attempt)?
+            .state
+            .bookmark(name, source)
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn destroy_bookmarks(&self, names: &[BookmarkName]) -> Result<(), ZfsError> {
@@ -438,7 +527,8 @@ impl Zfs for FakeZfs {
 
     fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
         let attempt = Attempt::new("estimate the stream of", &request.snapshot);
-        let (bytes, _) = stream_of(&self.call(&attempt)?.state, request).map_err(|errno| attempt.refused(errno))?;
+        let (bytes, _) = stream_of(&self.call(&attempt)?.state, request)
+            .map_err(|errno| attempt.refused(errno))?;
         Ok(bytes.len() as u64)
     }
 
@@ -451,15 +541,21 @@ impl Zfs for FakeZfs {
             // As the kernel: the reader comes to its end at once, and the verdict says why.
             Err(errno) => {
                 let verdict = move || Err(attempt.refused(errno));
-                return Ok(SendStream::new(Box::new(std::io::empty()), Box::new(verdict)));
+                return Ok(SendStream::new(
+                    Box::new(std::io::empty()),
+                    Box::new(verdict),
+                ));
             }
         };
         if let Some(fault) = fault {
             bytes.truncate(fault.after_bytes);
         }
         let exhausted = Arc::new(AtomicBool::new(bytes.is_empty()));
-        let reader =
-            Sending { bytes: std::io::Cursor::new(bytes), exhausted: Arc::clone(&exhausted), _snapshot: snapshot };
+        let reader = Sending {
+            bytes: std::io::Cursor::new(bytes),
+            exhausted: Arc::clone(&exhausted),
+            _snapshot: snapshot,
+        };
         let verdict = move || match fault {
             _ if !exhausted.load(Ordering::Acquire) => Err(attempt.refused(libc::EINTR)),
             Some(fault) => attempt.verdict(fault.errno),
@@ -468,7 +564,11 @@ impl Zfs for FakeZfs {
         Ok(SendStream::new(Box::new(reader), Box::new(verdict)))
     }
 
-    fn receive(&self, request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
+    fn receive(
+        &self,
+        request: &ReceiveRequest,
+        stream: &mut (dyn Read + Send),
+    ) -> Result<(), ZfsError> {
         drop(self.call(&Attempt::new("receive", &request.target))?);
         let mut incoming = Incoming::open(request, stream)?;
         let mut target = incoming.start(&mut self.lock().state)?;
@@ -485,9 +585,15 @@ impl Zfs for FakeZfs {
     ) -> Result<(), ZfsError> {
         let attempt = Attempt::new("create", name);
         let mut shared = self.call(&attempt)?;
-        let made = shared.state.create(name, DatasetType::Filesystem).map_err(|errno| attempt.refused(errno))?;
+        let made = shared
+            .state
+            .create(name, DatasetType::Filesystem)
+            .map_err(|errno| attempt.refused(errno))?;
         for (key, value) in properties {
-            let property = Property { value: value.clone(), source: Some(name.to_string()) };
+            let property = Property {
+                value: value.clone(),
+                source: Some(name.to_string()),
+            };
             made.properties.insert(key.clone(), property);
         }
         Ok(())
@@ -495,20 +601,36 @@ impl Zfs for FakeZfs {
 
     fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError> {
         let attempt = Attempt::new("destroy", name);
-        self.call(&attempt)?.state.destroy(name).map_err(|errno| attempt.refused(errno))
+        self.call(&attempt)?
+            .state
+            .destroy(name)
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
         let attempt = Attempt::new("give up the receive into", name);
-        self.call(&attempt)?.state.abort_receive(name).map_err(|errno| attempt.refused(errno))
+        self.call(&attempt)?
+            .state
+            .abort_receive(name)
+            .map_err(|errno| attempt.refused(errno))
     }
 
-    fn set_properties(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+    fn set_properties(
+        &self,
+        name: &DatasetName,
+        properties: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError> {
         let attempt = Attempt::new("set properties of", name);
         let mut shared = self.call(&attempt)?;
-        let dataset = shared.state.get_mut(name).map_err(|errno| attempt.refused(errno))?;
+        let dataset = shared
+            .state
+            .get_mut(name)
+            .map_err(|errno| attempt.refused(errno))?;
         for (key, value) in properties {
-            let property = Property { value: value.clone(), source: Some(name.to_string()) };
+            let property = Property {
+                value: value.clone(),
+                source: Some(name.to_string()),
+            };
             dataset.properties.insert(key.clone(), property);
         }
         Ok(())
@@ -516,29 +638,47 @@ impl Zfs for FakeZfs {
 
     fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError> {
         let attempt = Attempt::new("roll back to", snapshot);
-        self.call(&attempt)?.state.roll_back(name, snapshot).map_err(|errno| attempt.refused(errno))
+        self.call(&attempt)?
+            .state
+            .roll_back(name, snapshot)
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
         let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
         let mut shared = self.call(&attempt)?;
-        let dataset = shared.state.get_mut(name).map_err(|errno| attempt.refused(errno))?;
+        let dataset = shared
+            .state
+            .get_mut(name)
+            .map_err(|errno| attempt.refused(errno))?;
         dataset.properties.remove(property);
         Ok(())
     }
 
     fn module_version(&self) -> Result<String, ZfsError> {
-        Ok(self.call(&Attempt::new("read", "the module's version"))?.module_version.clone())
+        Ok(self
+            .call(&Attempt::new("read", "the module's version"))?
+            .module_version
+            .clone())
     }
 
     fn mounts(&self) -> Result<Vec<Mount>, ZfsError> {
-        Ok(self.call(&Attempt::new("read", "the table of mounts"))?.mounts.clone())
+        Ok(self
+            .call(&Attempt::new("read", "the table of mounts"))?
+            .mounts
+            .clone())
     }
 
     fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
         let shared = self.call(&Attempt::new("read the permissions on", name))?;
-        let is_above = |on: &DatasetName| name == on || name.as_str().starts_with(&format!("{on}/"));
-        Ok(shared.delegations.iter().filter(|given| is_above(&given.on)).cloned().collect())
+        let is_above =
+            |on: &DatasetName| name == on || name.as_str().starts_with(&format!("{on}/"));
+        Ok(shared
+            .delegations
+            .iter()
+            .filter(|given| is_above(&given.on))
+            .cloned()
+            .collect())
     }
 }
 

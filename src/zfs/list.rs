@@ -1,8 +1,9 @@
-//! Listing datasets and snapshots, by the read ioctls that `zfs list` uses too: `libzfs_core` has no listing.
-//! They need no permission and no pool that can be written, and are not logged.
+//! Listing datasets and snapshots, by the read ioctls that `zfs list` uses too: `libzfs_core` has
+//! no listing. They need no permission and no pool that can be written, and are not logged.
 //!
-//! Two things the kernel does need care. A dataset that does not exist ends a listing as if it were empty; so a
-//! listing counts only if the dataset was there, with one guid, before and after. And the order is arbitrary.
+//! Two things the kernel does need care. A dataset that does not exist ends a listing as if it were
+//! empty; so a listing counts only if the dataset was there, with one guid, before and after. And
+//! the order is arbitrary.
 
 use super::attempt::Attempt;
 use super::core::{self, Command, Libraries, ReadRequest};
@@ -41,7 +42,12 @@ pub(super) struct Lister<'a> {
 
 impl<'a> Lister<'a> {
     pub(super) fn new(libraries: &'static Libraries, device: BorrowedFd<'a>) -> Self {
-        Self { libraries, device, command: core::empty_command(), properties: vec![0; PROPERTIES_BYTES_MIN] }
+        Self {
+            libraries,
+            device,
+            command: core::empty_command(),
+            properties: vec![0; PROPERTIES_BYTES_MIN],
+        }
     }
 
     /// The dataset, or `None` when there is none.
@@ -65,15 +71,20 @@ impl<'a> Lister<'a> {
     /// The guid of an imported pool.
     pub(super) fn pool_guid(&mut self, pool: &str) -> Result<Guid, ZfsError> {
         let attempt = Attempt::new("read pool", pool);
-        self.ask(ReadRequest::Pool, pool, 0).map_err(|errno| attempt.refused(errno))?;
+        self.ask(ReadRequest::Pool, pool, 0)
+            .map_err(|errno| attempt.refused(errno))?;
         match self.answer(pool)?.get("pool_guid") {
             Some(NvValue::Number(guid)) => Ok(Guid(*guid)),
             _ => Err(attempt.malformed("its configuration has no pool_guid")),
         }
     }
 
-    /// What was given away on the dataset and on those above it. Where nothing was, the kernel's list is empty.
-    pub(super) fn delegations(&mut self, dataset: &DatasetName) -> Result<Vec<Delegation>, ZfsError> {
+    /// What was given away on the dataset and on those above it. Where nothing was, the kernel's
+    /// list is empty.
+    pub(super) fn delegations(
+        &mut self,
+        dataset: &DatasetName,
+    ) -> Result<Vec<Delegation>, ZfsError> {
         let attempt = Attempt::new("read the permissions on", dataset);
         let asked = self.ask(ReadRequest::Delegations, dataset.as_str(), 0);
         asked.map_err(|errno| attempt.refused(errno))?;
@@ -82,14 +93,24 @@ impl<'a> Lister<'a> {
 
     /// The direct children by name.
     pub(super) fn children(&mut self, parent: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
-        let mut children = self.each(ReadRequest::NextDataset, "list the children of", parent, to_dataset)?;
+        let mut children = self.each(
+            ReadRequest::NextDataset,
+            "list the children of",
+            parent,
+            to_dataset,
+        )?;
         children.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(children)
     }
 
     /// The snapshots, oldest first.
     pub(super) fn snapshots(&mut self, dataset: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
-        let mut snapshots = self.each(ReadRequest::NextSnapshot, "list the snapshots of", dataset, to_snapshot)?;
+        let mut snapshots = self.each(
+            ReadRequest::NextSnapshot,
+            "list the snapshots of",
+            dataset,
+            to_snapshot,
+        )?;
         snapshots.sort_by(|a, b| (a.createtxg, &a.name).cmp(&(b.createtxg, &b.name)));
         Ok(snapshots)
     }
@@ -120,7 +141,8 @@ impl<'a> Lister<'a> {
     }
 
     fn guid(&mut self, attempt: &Attempt, dataset: &DatasetName) -> Result<u64, ZfsError> {
-        self.ask(ReadRequest::Stats, dataset.as_str(), 0).map_err(|errno| attempt.refused(errno))?;
+        self.ask(ReadRequest::Stats, dataset.as_str(), 0)
+            .map_err(|errno| attempt.refused(errno))?;
         Ok(self.command.zc_objset_stats.dds_guid)
     }
 
@@ -128,13 +150,25 @@ impl<'a> Lister<'a> {
     fn ask(&mut self, request: ReadRequest, name: &str, cursor: u64) -> Result<(), i32> {
         loop {
             self.command.zc_name.fill(0);
-            let room = self.command.zc_name.get_mut(..name.len()).ok_or(libc::ENAMETOOLONG)?;
+            let room = self
+                .command
+                .zc_name
+                .get_mut(..name.len())
+                .ok_or(libc::ENAMETOOLONG)?;
             room.copy_from_slice(name.as_bytes());
             self.command.zc_cookie = cursor;
-            match core::read_ioctl(self.device, request, &mut self.command, &mut self.properties) {
+            match core::read_ioctl(
+                self.device,
+                request,
+                &mut self.command,
+                &mut self.properties,
+            ) {
                 Err(libc::ENOMEM) if self.properties.len() < PROPERTIES_BYTES_MAX => {
-                    let needed = usize::try_from(self.command.zc_nvlist_dst_size).unwrap_or(PROPERTIES_BYTES_MAX);
-                    let bytes = needed.max(self.properties.len() * 2).min(PROPERTIES_BYTES_MAX);
+                    let needed = usize::try_from(self.command.zc_nvlist_dst_size)
+                        .unwrap_or(PROPERTIES_BYTES_MAX);
+                    let bytes = needed
+                        .max(self.properties.len() * 2)
+                        .min(PROPERTIES_BYTES_MAX);
                     self.properties.resize(bytes, 0);
                 }
                 // A signal arrived at this thread; its handler has run by now.
@@ -148,12 +182,19 @@ impl<'a> Lister<'a> {
     fn entry(&mut self) -> Result<Entry, ZfsError> {
         let name = text_of(&self.command.zc_name);
         let properties = to_properties(self.answer(&name)?);
-        Ok(Entry { stats: self.command.zc_objset_stats, properties, name })
+        Ok(Entry {
+            stats: self.command.zc_objset_stats,
+            properties,
+            name,
+        })
     }
 
     /// The list that came with the last answer, about `subject`.
     fn answer(&mut self, subject: &str) -> Result<NvMap, ZfsError> {
-        let malformed = |reason: String| ZfsError::Malformed { subject: subject.to_owned(), reason };
+        let malformed = |reason: String| ZfsError::Malformed {
+            subject: subject.to_owned(),
+            reason,
+        };
         let packed = usize::try_from(self.command.zc_nvlist_dst_size)
             .ok()
             .filter(|_| self.command.zc_nvlist_dst_filled != 0)
@@ -171,10 +212,13 @@ fn text_of(bytes: &[u8]) -> String {
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// `{name: {value, source}}`. Values that are lists or arrays are of no use here, and are passed over.
+/// `{name: {value, source}}`. Values that are lists or arrays are of no use here, and are passed
+/// over.
 fn to_properties(list: NvMap) -> BTreeMap<String, Property> {
     let property = |value: NvValue| {
-        let NvValue::Map(mut fields) = value else { return None };
+        let NvValue::Map(mut fields) = value else {
+            return None;
+        };
         let value = match fields.remove("value")? {
             NvValue::Number(number) => PropertyValue::Number(number),
             NvValue::Text(text) => PropertyValue::Text(text),
@@ -186,12 +230,17 @@ fn to_properties(list: NvMap) -> BTreeMap<String, Property> {
         };
         Some(Property { value, source })
     };
-    list.into_iter().filter_map(|(name, value)| Some((name, property(value)?))).collect()
+    list.into_iter()
+        .filter_map(|(name, value)| Some((name, property(value)?)))
+        .collect()
 }
 
 impl Entry {
     fn malformed(&self, reason: impl ToString) -> ZfsError {
-        ZfsError::Malformed { subject: self.name.clone(), reason: reason.to_string() }
+        ZfsError::Malformed {
+            subject: self.name.clone(),
+            reason: reason.to_string(),
+        }
     }
 
     fn number_if_any(&self, property: &str) -> Option<u64> {
@@ -202,7 +251,8 @@ impl Entry {
     }
 
     fn number(&self, property: &str) -> Result<u64, ZfsError> {
-        self.number_if_any(property).ok_or_else(|| self.malformed(format!("no number in property {property}")))
+        self.number_if_any(property)
+            .ok_or_else(|| self.malformed(format!("no number in property {property}")))
     }
 }
 
@@ -220,7 +270,9 @@ fn to_dataset(entry: Entry) -> Result<Dataset, ZfsError> {
             sys::ZFS_BACKUP_OST_ZVOL => DatasetType::Volume,
             other => return Err(entry.malformed(format!("of the unknown type {other}"))),
         },
-        encrypted: entry.number_if_any("encryption").is_some_and(|cipher| cipher > ENCRYPTION_OFF),
+        encrypted: entry
+            .number_if_any("encryption")
+            .is_some_and(|cipher| cipher > ENCRYPTION_OFF),
         key_unavailable: entry.number_if_any("keystatus") == Some(KEY_UNAVAILABLE),
         origin,
         inconsistent: entry.stats.dds_inconsistent != 0,
@@ -231,7 +283,8 @@ fn to_dataset(entry: Entry) -> Result<Dataset, ZfsError> {
 
 fn to_snapshot(entry: Entry) -> Result<Snapshot, ZfsError> {
     let name: SnapshotName = entry.name.parse().map_err(|error| entry.malformed(error))?;
-    let seconds = i64::try_from(entry.number("creation")?).map_err(|error| entry.malformed(error))?;
+    let seconds =
+        i64::try_from(entry.number("creation")?).map_err(|error| entry.malformed(error))?;
     Ok(Snapshot {
         guid: Guid(entry.number("guid")?),
         createtxg: entry.number("createtxg")?,
@@ -246,10 +299,13 @@ fn to_snapshot(entry: Entry) -> Result<Snapshot, ZfsError> {
     })
 }
 
-/// Those with a colon whose source is the snapshot itself: neither inherited from the dataset nor received.
+/// Those with a colon whose source is the snapshot itself: neither inherited from the dataset nor
+/// received.
 fn own_user_properties(entry: &Entry) -> BTreeMap<String, String> {
     let own = |(name, property): (&String, &Property)| match &property.value {
-        PropertyValue::Text(text) if name.contains(':') && property.source.as_ref() == Some(&entry.name) => {
+        PropertyValue::Text(text)
+            if name.contains(':') && property.source.as_ref() == Some(&entry.name) =>
+        {
             Some((name.clone(), text.clone()))
         }
         _ => None,
@@ -257,7 +313,8 @@ fn own_user_properties(entry: &Entry) -> BTreeMap<String, String> {
     entry.properties.iter().filter_map(own).collect()
 }
 
-/// Makes a list of the bytes that `byte` gives, and reads it as the kernel's answer about `subject`.
+/// Makes a list of the bytes that `byte` gives, and reads it as the kernel's answer about
+/// `subject`.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_kernel_list(subject: &[u8], mut byte: impl FnMut() -> u8) {
     fn list_of(byte: &mut dyn FnMut() -> u8, depth: u8) -> NvMap {
@@ -298,15 +355,22 @@ pub(crate) fn read_kernel_list(subject: &[u8], mut byte: impl FnMut() -> u8) {
     }
     let mut command = core::empty_command();
     let stats = &mut command.zc_objset_stats;
-    (stats.dds_type, stats.dds_inconsistent, stats.dds_guid) = (u32::from(byte() % 5), byte() & 1, u64::from(byte()));
+    (stats.dds_type, stats.dds_inconsistent, stats.dds_guid) =
+        (u32::from(byte() % 5), byte() & 1, u64::from(byte()));
     stats.dds_origin.fill_with(&mut byte);
     let (list, name) = (list_of(&mut byte, 0), text_of(subject));
     let _ = delegations(&Attempt::new("read the permissions on", &name), &list);
-    let entry =
-        || Entry { name: name.clone(), stats: command.zc_objset_stats, properties: to_properties(list.clone()) };
+    let entry = || Entry {
+        name: name.clone(),
+        stats: command.zc_objset_stats,
+        properties: to_properties(list.clone()),
+    };
     let (dataset, snapshot) = (to_dataset(entry()), to_snapshot(entry()));
     for error in [dataset.err(), snapshot.err()].into_iter().flatten() {
-        assert!(error.to_string().contains(&name), "{error} does not name {name:?}");
+        assert!(
+            error.to_string().contains(&name),
+            "{error} does not name {name:?}"
+        );
     }
 }
 
@@ -321,14 +385,28 @@ mod tests {
     }
 
     fn entry(name: &str, properties: &[(&str, NvValue)]) -> Entry {
-        let list = properties.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        Entry { name: name.to_owned(), stats: core::empty_command().zc_objset_stats, properties: to_properties(list) }
+        let list = properties
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect();
+        Entry {
+            name: name.to_owned(),
+            stats: core::empty_command().zc_objset_stats,
+            properties: to_properties(list),
+        }
     }
 
     fn snapshot_properties() -> Vec<(&'static str, NvValue)> {
-        ["guid", "createtxg", "creation", "referenced", "used", "userrefs"]
-            .map(|name| (name, pair(NvValue::Number(7), None)))
-            .into()
+        [
+            "guid",
+            "createtxg",
+            "creation",
+            "referenced",
+            "used",
+            "userrefs",
+        ]
+        .map(|name| (name, pair(NvValue::Number(7), None)))
+        .into()
     }
 
     #[test]
@@ -340,7 +418,10 @@ mod tests {
         properties.push(("a:received", pair(text("3"), Some("$recvd"))));
         properties.push(("native", pair(text("4"), Some("p/f@s"))));
         let snapshot = to_snapshot(entry("p/f@s", &properties)).unwrap();
-        assert_eq!(snapshot.user_properties, BTreeMap::from([("a:own".to_owned(), "1".to_owned())]));
+        assert_eq!(
+            snapshot.user_properties,
+            BTreeMap::from([("a:own".to_owned(), "1".to_owned())])
+        );
     }
 
     #[test]
@@ -352,13 +433,18 @@ mod tests {
     #[test]
     fn encryption_is_off_when_absent_or_off() {
         let dataset = |encryption: Option<u64>| {
-            let properties: Vec<_> =
-                encryption.map(|number| ("encryption", pair(NvValue::Number(number), None))).into_iter().collect();
+            let properties: Vec<_> = encryption
+                .map(|number| ("encryption", pair(NvValue::Number(number), None)))
+                .into_iter()
+                .collect();
             let mut entry = entry("p/f", &properties);
             entry.stats.dds_type = sys::ZFS_BACKUP_OST_ZFS;
             to_dataset(entry).unwrap()
         };
-        assert_eq!([None, Some(2), Some(8)].map(|number| dataset(number).encrypted), [false, false, true]);
+        assert_eq!(
+            [None, Some(2), Some(8)].map(|number| dataset(number).encrypted),
+            [false, false, true]
+        );
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! The kernel's table of what is mounted. Nothing is mounted here: that is for `zfs mount`, and for people.
+//! The kernel's table of what is mounted. Nothing is mounted here: that is for `zfs mount`, and for
+//! people.
 
 use super::ZfsError;
 use super::attempt::Attempt;
 use std::path::PathBuf;
 
-/// What the kernel says of this process's mounts: the only place that knows what is mounted where, whatever
-/// properties say (`legacy`, another root, bind mounts).
+/// What the kernel says of this process's mounts: the only place that knows what is mounted where,
+/// whatever properties say (`legacy`, another root, bind mounts).
 const TABLE: &str = "/proc/self/mountinfo";
 
 /// One line of the table.
@@ -33,7 +34,8 @@ pub fn mounts() -> Result<Vec<Mount>, ZfsError> {
     Ok(parse_mounts(&String::from_utf8_lossy(&bytes)))
 }
 
-/// Lines such as `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw`; others are passed over.
+/// Lines such as `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw`; others are passed
+/// over.
 fn parse_mounts(table: &str) -> Vec<Mount> {
     table.lines().filter_map(parse_line).collect()
 }
@@ -60,7 +62,9 @@ fn unescape(text: &str) -> String {
     let mut pieces = text.split('\\');
     let first = pieces.next().unwrap_or_default().to_owned();
     pieces.fold(first, |mut whole, piece| {
-        let octal = piece.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let octal = piece
+            .get(..3)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match octal {
             Some(byte) => {
                 whole.push(char::from(byte));
@@ -112,6 +116,11 @@ no line at all
 
     #[test]
     fn this_process_has_a_root() {
-        assert!(mounts().unwrap().iter().any(|mount| mount.place == Path::new("/")));
+        assert!(
+            mounts()
+                .unwrap()
+                .iter()
+                .any(|mount| mount.place == Path::new("/"))
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! Name-value lists of libnvpair: made with typed adders, read whole into Rust values, freed when dropped.
-//! Only the functions that return an error number are used, never those that abort the process (`fnvlist_*`).
-//! One of the two files with `unsafe`.
+//! Name-value lists of libnvpair: made with typed adders, read whole into Rust values, freed when
+//! dropped. Only the functions that return an error number are used, never those that abort the
+//! process (`fnvlist_*`). One of the two files with `unsafe`.
 
 use super::sys::{self, LibNvPair, nvlist_t, nvpair_t};
 use std::collections::BTreeMap;
@@ -70,8 +70,8 @@ impl NvList {
     pub(super) fn unpack(lib: &'static LibNvPair, packed: &mut [u8]) -> Result<Self, i32> {
         let mut slot = NvSlot::new(lib);
         let bytes: *mut c_char = packed.as_mut_ptr().cast();
-        // SAFETY: the buffer is borrowed for the call and of that length; the library checks what it reads
-        // against that length, copies it, and leaves in the slot a list that is ours.
+        // SAFETY: the buffer is borrowed for the call and of that length; the library checks what
+        // it reads against that length, copies it, and leaves in the slot a list that is ours.
         let errno = unsafe { lib.nvlist_unpack(bytes, packed.len(), slot.as_mut_ptr(), 0) };
         status(errno)?;
         slot.take().ok_or(libc::EFAULT)
@@ -81,32 +81,48 @@ impl NvList {
     #[doc(alias = "nvlist_add_boolean")]
     pub(super) fn add_flag(&mut self, name: &str) -> Result<(), i32> {
         let name = c_string(name)?;
-        // SAFETY: the list is ours and live, the name lives through the call, and the library copies it.
-        status(unsafe { self.lib.nvlist_add_boolean(self.raw.as_ptr(), name.as_ptr()) })
+        // SAFETY: the list is ours and live, the name lives through the call, and the library
+        // copies it.
+        status(unsafe {
+            self.lib
+                .nvlist_add_boolean(self.raw.as_ptr(), name.as_ptr())
+        })
     }
 
     /// Adds a number.
     #[doc(alias = "nvlist_add_uint64")]
     pub(super) fn add_number(&mut self, name: &str, value: u64) -> Result<(), i32> {
         let name = c_string(name)?;
-        // SAFETY: the list is ours and live, the name lives through the call, and the library copies it.
-        status(unsafe { self.lib.nvlist_add_uint64(self.raw.as_ptr(), name.as_ptr(), value) })
+        // SAFETY: the list is ours and live, the name lives through the call, and the library
+        // copies it.
+        status(unsafe {
+            self.lib
+                .nvlist_add_uint64(self.raw.as_ptr(), name.as_ptr(), value)
+        })
     }
 
     /// Adds a string.
     #[doc(alias = "nvlist_add_string")]
     pub(super) fn add_text(&mut self, name: &str, value: &str) -> Result<(), i32> {
         let (name, value) = (c_string(name)?, c_string(value)?);
-        // SAFETY: the list is ours and live, both strings live through the call, and the library copies them.
-        status(unsafe { self.lib.nvlist_add_string(self.raw.as_ptr(), name.as_ptr(), value.as_ptr()) })
+        // SAFETY: the list is ours and live, both strings live through the call, and the library
+        // copies them.
+        status(unsafe {
+            self.lib
+                .nvlist_add_string(self.raw.as_ptr(), name.as_ptr(), value.as_ptr())
+        })
     }
 
     /// Adds a copy of another list.
     #[doc(alias = "nvlist_add_nvlist")]
     pub(super) fn add_list(&mut self, name: &str, value: &NvList) -> Result<(), i32> {
         let name = c_string(name)?;
-        // SAFETY: both lists are live, the name lives through the call, and the library copies name and list.
-        status(unsafe { self.lib.nvlist_add_nvlist(self.raw.as_ptr(), name.as_ptr(), value.raw.as_ptr()) })
+        // SAFETY: both lists are live, the name lives through the call, and the library copies name
+        // and list.
+        status(unsafe {
+            self.lib
+                .nvlist_add_nvlist(self.raw.as_ptr(), name.as_ptr(), value.raw.as_ptr())
+        })
     }
 
     /// The list for the library, which reads it and never keeps it.
@@ -116,14 +132,21 @@ impl NvList {
 
     /// A copy of all that is in it.
     pub(super) fn to_map(&self) -> Result<NvMap, i32> {
-        Pairs { lib: self.lib, list: self.raw.as_ptr(), previous: ptr::null_mut(), owner: PhantomData }.into_map(0)
+        Pairs {
+            lib: self.lib,
+            list: self.raw.as_ptr(),
+            previous: ptr::null_mut(),
+            owner: PhantomData,
+        }
+        .into_map(0)
     }
 }
 
 impl Drop for NvList {
     #[doc(alias = "nvlist_free")]
     fn drop(&mut self) {
-        // SAFETY: the list is ours and nobody has a pointer into it: all that was read from it was copied.
+        // SAFETY: the list is ours and nobody has a pointer into it: all that was read from it was
+        // copied.
         unsafe { self.lib.nvlist_free(self.raw.as_ptr()) }
     }
 }
@@ -137,7 +160,10 @@ pub(super) struct NvSlot {
 impl NvSlot {
     /// An empty one.
     pub(super) fn new(lib: &'static LibNvPair) -> Self {
-        Self { lib, raw: ptr::null_mut() }
+        Self {
+            lib,
+            raw: ptr::null_mut(),
+        }
     }
 
     /// For one call, which may put a list there.
@@ -173,10 +199,15 @@ impl<'a> Pairs<'a> {
     }
 
     fn next_pair(&mut self) -> Option<Pair<'a>> {
-        // SAFETY: the owner outlives this, so the list is live; `previous` is null or the last pair of it.
+        // SAFETY: the owner outlives this, so the list is live; `previous` is null or the last pair
+        // of it.
         let next = unsafe { self.lib.nvlist_next_nvpair(self.list, self.previous) };
         self.previous = next;
-        NonNull::new(next).map(|raw| Pair { lib: self.lib, raw: raw.as_ptr(), owner: self.owner })
+        NonNull::new(next).map(|raw| Pair {
+            lib: self.lib,
+            raw: raw.as_ptr(),
+            owner: self.owner,
+        })
     }
 }
 
@@ -200,14 +231,21 @@ impl Pair<'_> {
         Ok(match kind {
             sys::DATA_TYPE_BOOLEAN => NvValue::Flag,
             // In each of these the getter fits the kind, so it writes one value of that type.
-            sys::DATA_TYPE_BOOLEAN_VALUE => NvValue::Boolean(self.get(LibNvPair::nvpair_value_boolean_value, 0)? != 0),
-            sys::DATA_TYPE_INT32 => NvValue::Signed(self.get(LibNvPair::nvpair_value_int32, 0)?.into()),
-            sys::DATA_TYPE_INT64 => NvValue::Signed(self.get(LibNvPair::nvpair_value_int64, 0)?),
-            sys::DATA_TYPE_UINT32 => NvValue::Number(self.get(LibNvPair::nvpair_value_uint32, 0)?.into()),
-            sys::DATA_TYPE_UINT64 => NvValue::Number(self.get(LibNvPair::nvpair_value_uint64, 0)?),
-            sys::DATA_TYPE_STRING => {
-                NvValue::Text(copied(self.get(LibNvPair::nvpair_value_string, ptr::null())?, self))
+            sys::DATA_TYPE_BOOLEAN_VALUE => {
+                NvValue::Boolean(self.get(LibNvPair::nvpair_value_boolean_value, 0)? != 0)
             }
+            sys::DATA_TYPE_INT32 => {
+                NvValue::Signed(self.get(LibNvPair::nvpair_value_int32, 0)?.into())
+            }
+            sys::DATA_TYPE_INT64 => NvValue::Signed(self.get(LibNvPair::nvpair_value_int64, 0)?),
+            sys::DATA_TYPE_UINT32 => {
+                NvValue::Number(self.get(LibNvPair::nvpair_value_uint32, 0)?.into())
+            }
+            sys::DATA_TYPE_UINT64 => NvValue::Number(self.get(LibNvPair::nvpair_value_uint64, 0)?),
+            sys::DATA_TYPE_STRING => NvValue::Text(copied(
+                self.get(LibNvPair::nvpair_value_string, ptr::null())?,
+                self,
+            )),
             sys::DATA_TYPE_NVLIST if depth >= DEPTH_MAX => return Err(libc::ELOOP),
             sys::DATA_TYPE_NVLIST => NvValue::Map(self.inner_list()?.into_map(depth + 1)?),
             other => NvValue::Other(other),
@@ -216,15 +254,26 @@ impl Pair<'_> {
 
     fn inner_list(&self) -> Result<Pairs<'_>, i32> {
         let mut list: *mut nvlist_t = ptr::null_mut();
-        // SAFETY: the pair belongs to a live list; the list written here belongs to that list and is only borrowed.
+        // SAFETY: the pair belongs to a live list; the list written here belongs to that list and
+        // is only borrowed.
         status(unsafe { self.lib.nvpair_value_nvlist(self.raw, &raw mut list) })?;
-        Ok(Pairs { lib: self.lib, list, previous: ptr::null_mut(), owner: PhantomData })
+        Ok(Pairs {
+            lib: self.lib,
+            list,
+            previous: ptr::null_mut(),
+            owner: PhantomData,
+        })
     }
 
     /// Calls a getter that writes one `T`.
-    fn get<T>(&self, getter: unsafe fn(&LibNvPair, *const nvpair_t, *mut T) -> i32, empty: T) -> Result<T, i32> {
+    fn get<T>(
+        &self,
+        getter: unsafe fn(&LibNvPair, *const nvpair_t, *mut T) -> i32,
+        empty: T,
+    ) -> Result<T, i32> {
         let mut value = empty;
-        // SAFETY: the pair belongs to a live list; the getter writes one `T`, or returns an error number.
+        // SAFETY: the pair belongs to a live list; the getter writes one `T`, or returns an error
+        // number.
         status(unsafe { getter(self.lib, self.raw, &raw mut value) })?;
         Ok(value)
     }
@@ -240,8 +289,9 @@ fn copied(text: *const c_char, _owner: &Pair<'_>) -> String {
     text.to_string_lossy().into_owned()
 }
 
-/// With the real libnvpair, which needs no kernel: what `scripts/deps` installs has it. `scripts/asan` runs these under
-/// AddressSanitizer, which sees a list that is freed twice, leaked, or read after it is gone.
+/// With the real libnvpair, which needs no kernel: what `scripts/deps` installs has it.
+/// `scripts/asan` runs these under AddressSanitizer, which sees a list that is freed twice, leaked,
+/// or read after it is gone.
 #[cfg(all(test, feature = "live-zfs"))]
 mod tests {
     use super::*;
@@ -281,10 +331,16 @@ mod tests {
             ("flag", NvValue::Flag),
             ("number", NvValue::Number(u64::MAX)),
             ("text", NvValue::Text("tank/\u{fc}".to_owned())),
-            ("inner", NvValue::Map(NvMap::from([("tag".to_owned(), NvValue::Flag)]))),
+            (
+                "inner",
+                NvValue::Map(NvMap::from([("tag".to_owned(), NvValue::Flag)])),
+            ),
             ("again", NvValue::Text(String::new())),
         ];
-        assert_eq!(map, NvMap::from(expected.map(|(name, value)| (name.to_owned(), value))));
+        assert_eq!(
+            map,
+            NvMap::from(expected.map(|(name, value)| (name.to_owned(), value)))
+        );
     }
 
     #[test]
@@ -344,7 +400,8 @@ mod tests {
             prop_assert_eq!(unpacked(write_packed(&values)), Ok(expected));
         }
 
-        /// A kernel would have to be broken to give such bytes; they are read or refused all the same.
+        /// A kernel would have to be broken to give such bytes; they are read or refused all the
+        /// same.
         #[test]
         fn changed_bytes_are_refused_or_read_alike(
             values in values(),

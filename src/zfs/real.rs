@@ -5,8 +5,9 @@ use super::core::{Libraries, Outcome, inherit, set_properties};
 use super::list::Lister;
 use super::nvlist::{NvList, NvMap, NvValue, c_string};
 use super::{
-    Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase, SendFlags, SendRequest,
-    SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, mount, receive, send, sys,
+    Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase,
+    SendFlags, SendRequest, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError, mount, receive, send,
+    sys,
     version::{self, MODULE_VERSION},
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
@@ -26,19 +27,21 @@ const REDACTION_LIST: &str = "redact_snaps";
 /// The key under which the kernel counts the errors that its answer had no room for.
 const MORE_ERRORS: &str = "N_MORE_ERRORS";
 
-/// The ZFS of this host's kernel, through `libzfs_core` and `/dev/zfs`. Cheap to keep; one serves all threads.
+/// The ZFS of this host's kernel, through `libzfs_core` and `/dev/zfs`. Cheap to keep; one serves
+/// all threads.
 pub struct RealZfs {
     libraries: &'static Libraries,
     device: File,
 }
 
 impl RealZfs {
-    /// Opens the libraries and the device. A module of an unknown series is refused before the first ioctl, unless
-    /// `allowed` is that series.
+    /// Opens the libraries and the device. A module of an unknown series is refused before the
+    /// first ioctl, unless `allowed` is that series.
     ///
     /// # Errors
-    /// [`ZfsError::Library`] when OpenZFS is not installed, [`ZfsError::Device`] when its module is not loaded,
-    /// [`ZfsError::Version`] when it is of an unknown series, [`ZfsError::System`] when its version cannot be read.
+    /// [`ZfsError::Library`] when OpenZFS is not installed, [`ZfsError::Device`] when its module is
+    /// not loaded, [`ZfsError::Version`] when it is of an unknown series, [`ZfsError::System`] when
+    /// its version cannot be read.
     pub fn open(allowed: Option<&str>) -> Result<Self, ZfsError> {
         let libraries = Libraries::of_this_host()?;
         let device = open_device(0).map_err(|source| ZfsError::Device { source })?;
@@ -59,12 +62,23 @@ impl RealZfs {
 
     /// A list of names alone.
     fn names<T: Display>(&self, names: &[T]) -> Result<NvList, i32> {
-        self.list(|list| names.iter().try_for_each(|name| list.add_flag(&name.to_string())))
+        self.list(|list| {
+            names
+                .iter()
+                .try_for_each(|name| list.add_flag(&name.to_string()))
+        })
     }
 
-    fn put_hold(&self, name: &SnapshotName, tag: &str, until: Option<BorrowedFd<'_>>) -> Result<(), ZfsError> {
+    fn put_hold(
+        &self,
+        name: &SnapshotName,
+        tag: &str,
+        until: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ZfsError> {
         let attempt = Attempt::new("hold", name);
-        let holds = self.list(|list| list.add_text(&name.to_string(), tag)).map_err(|errno| attempt.refused(errno))?;
+        let holds = self
+            .list(|list| list.add_text(&name.to_string(), tag))
+            .map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(errno_of_one(self.libraries.hold(&holds, until)))
     }
 }
@@ -78,7 +92,11 @@ fn module_version() -> Result<String, ZfsError> {
 
 /// Closed on exec, so that no child keeps it; `flags` beside those to read and write.
 fn open_device(flags: i32) -> std::io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(flags).open(DEVICE)
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(DEVICE)
 }
 
 /// A list of properties in native types.
@@ -100,14 +118,20 @@ pub(super) fn properties_list(
 pub(super) fn failures(list: Option<NvList>) -> Result<Vec<(String, ZfsErrno)>, i32> {
     let map = list.map_or(Ok(NvMap::new()), |list| list.to_map())?;
     let failure = |(name, value)| match value {
-        NvValue::Signed(count) if name == MORE_ERRORS => Some((format!("and {count} more"), ZfsErrno(0))),
-        NvValue::Signed(errno) => Some((name, ZfsErrno(i32::try_from(errno).unwrap_or(libc::EINVAL)))),
+        NvValue::Signed(count) if name == MORE_ERRORS => {
+            Some((format!("and {count} more"), ZfsErrno(0)))
+        }
+        NvValue::Signed(errno) => {
+            Some((name, ZfsErrno(i32::try_from(errno).unwrap_or(libc::EINVAL))))
+        }
         _ => None,
     };
     let mut failures: Vec<_> = map.into_iter().filter_map(failure).collect();
     if let Some(at) = failures.iter().position(|(_, errno)| errno.0 == 0) {
         let (name, _) = failures.remove(at);
-        let errno = failures.last().map_or(ZfsErrno(libc::EINVAL), |(_, errno)| *errno);
+        let errno = failures
+            .last()
+            .map_or(ZfsErrno(libc::EINVAL), |(_, errno)| *errno);
         failures.push((name, errno));
     }
     Ok(failures)
@@ -116,10 +140,15 @@ pub(super) fn failures(list: Option<NvList>) -> Result<Vec<(String, ZfsErrno)>, 
 /// The verdict on a call about several subjects: those that the kernel named, or all of them.
 fn verdict_on_several(attempt: &Attempt, outcome: Outcome) -> Result<(), ZfsError> {
     let failures = failures(outcome.list).map_err(|errno| attempt.refused(errno))?;
-    if failures.is_empty() { attempt.verdict(outcome.errno) } else { Err(attempt.refused_several(failures)) }
+    if failures.is_empty() {
+        attempt.verdict(outcome.errno)
+    } else {
+        Err(attempt.refused_several(failures))
+    }
 }
 
-/// The error number of a call about one subject. The kernel sometimes says 0 and names the subject all the same.
+/// The error number of a call about one subject. The kernel sometimes says 0 and names the subject
+/// all the same.
 fn errno_of_one(outcome: Outcome) -> i32 {
     match failures(outcome.list) {
         Ok(failures) => failures.first().map_or(outcome.errno, |(_, errno)| errno.0),
@@ -130,23 +159,40 @@ fn errno_of_one(outcome: Outcome) -> i32 {
 /// The answer of a call that reads.
 fn answer(attempt: &Attempt, outcome: Outcome) -> Result<NvMap, ZfsError> {
     attempt.verdict(outcome.errno)?;
-    outcome.list.map_or(Ok(NvMap::new()), |list| list.to_map().map_err(|errno| attempt.refused(errno)))
+    outcome.list.map_or(Ok(NvMap::new()), |list| {
+        list.to_map().map_err(|errno| attempt.refused(errno))
+    })
 }
 
 fn timestamp(attempt: &Attempt, seconds: u64) -> Result<Timestamp, ZfsError> {
-    let time = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    let time = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok());
     time.ok_or_else(|| attempt.malformed(format!("{seconds} s after 1970 is no time")))
 }
 
 /// `{property: {value}}` of one bookmark.
-fn to_bookmark(attempt: &Attempt, name: BookmarkName, properties: &NvValue) -> Result<Bookmark, ZfsError> {
-    let number = |property: &str| match properties.get(property).and_then(|property| property.get("value")) {
+fn to_bookmark(
+    attempt: &Attempt,
+    name: BookmarkName,
+    properties: &NvValue,
+) -> Result<Bookmark, ZfsError> {
+    let number = |property: &str| match properties
+        .get(property)
+        .and_then(|property| property.get("value"))
+    {
         Some(NvValue::Number(number)) => Ok(*number),
         _ => Err(attempt.malformed(format!("no number in property {property} of {name}"))),
     };
     let (guid, createtxg, creation) = (number("guid")?, number("createtxg")?, number("creation")?);
     let redacted = properties.get(REDACTION_LIST).is_some();
-    Ok(Bookmark { created_at: timestamp(attempt, creation)?, guid: Guid(guid), createtxg, redacted, name })
+    Ok(Bookmark {
+        created_at: timestamp(attempt, creation)?,
+        guid: Guid(guid),
+        createtxg,
+        redacted,
+        name,
+    })
 }
 
 /// The bits of `lzc_send`.
@@ -158,7 +204,10 @@ pub(super) fn send_flag_bits(flags: SendFlags) -> u32 {
         (flags.large_blocks, sys::LZC_SEND_FLAG_LARGE_BLOCK),
     ]
     .iter()
-    .fold(0, |bits, (wanted, bit)| if *wanted { bits | bit } else { bits })
+    .fold(
+        0,
+        |bits, (wanted, bit)| if *wanted { bits | bit } else { bits },
+    )
 }
 
 fn base_name(base: &SendBase) -> String {
@@ -170,7 +219,11 @@ fn base_name(base: &SendBase) -> String {
 
 /// What is sent, and its base.
 pub(super) fn send_names(request: &SendRequest) -> Result<(CString, Option<CString>), i32> {
-    let base = request.base.as_ref().map(|base| c_string(&base_name(base))).transpose()?;
+    let base = request
+        .base
+        .as_ref()
+        .map(|base| c_string(&base_name(base)))
+        .transpose()?;
     Ok((c_string(&request.snapshot.to_string())?, base))
 }
 
@@ -194,14 +247,21 @@ impl Zfs for RealZfs {
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
         let attempt = Attempt::new("list the bookmarks of", name);
         let refused = |errno| attempt.refused(errno);
-        let wanted = self.names(&["guid", "createtxg", "creation", REDACTION_LIST]).map_err(refused)?;
+        let wanted = self
+            .names(&["guid", "createtxg", "creation", REDACTION_LIST])
+            .map_err(refused)?;
         let dataset = c_string(name.as_str()).map_err(refused)?;
         let found = answer(&attempt, self.libraries.bookmarks(&dataset, &wanted))?;
         let bookmark = |(short, properties): (String, NvValue)| {
-            let name = name.bookmark(&short).map_err(|error| attempt.malformed(error))?;
+            let name = name
+                .bookmark(&short)
+                .map_err(|error| attempt.malformed(error))?;
             to_bookmark(&attempt, name, &properties)
         };
-        let mut bookmarks = found.into_iter().map(bookmark).collect::<Result<Vec<_>, _>>()?;
+        let mut bookmarks = found
+            .into_iter()
+            .map(bookmark)
+            .collect::<Result<Vec<_>, _>>()?;
         bookmarks.sort_by(|a, b| (a.createtxg, &a.name).cmp(&(b.createtxg, &b.name)));
         Ok(bookmarks)
     }
@@ -215,7 +275,11 @@ impl Zfs for RealZfs {
         let refused = |errno| attempt.refused(errno);
         let snapshots = self.names(names).map_err(refused)?;
         let properties = self
-            .list(|list| user_properties.iter().try_for_each(|(name, value)| list.add_text(name, value)))
+            .list(|list| {
+                user_properties
+                    .iter()
+                    .try_for_each(|(name, value)| list.add_text(name, value))
+            })
             .map_err(refused)?;
         verdict_on_several(&attempt, self.libraries.snapshot(&snapshots, &properties))
     }
@@ -231,7 +295,8 @@ impl Zfs for RealZfs {
     }
 
     fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
-        // O_EXCL asks the kernel for a state of its own for this descriptor: what the hold hangs on.
+        // O_EXCL asks the kernel for a state of its own for this descriptor: what the hold hangs
+        // on.
         let cleanup = open_device(libc::O_EXCL).map_err(|source| ZfsError::Device { source })?;
         self.put_hold(name, tag, Some(cleanup.as_fd()))?;
         Ok(HoldGuard::new(Box::new(cleanup)))
@@ -256,7 +321,10 @@ impl Zfs for RealZfs {
             NvValue::Number(seconds) => Ok((tag, timestamp(&attempt, seconds)?)),
             _ => Err(attempt.malformed(format!("hold {tag} has no time"))),
         };
-        answer(&attempt, self.libraries.holds(&snapshot))?.into_iter().map(hold).collect()
+        answer(&attempt, self.libraries.holds(&snapshot))?
+            .into_iter()
+            .map(hold)
+            .collect()
     }
 
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError> {
@@ -277,14 +345,20 @@ impl Zfs for RealZfs {
         let attempt = Attempt::new("estimate the stream of", &request.snapshot);
         let (snapshot, base) = send_names(request).map_err(|errno| attempt.refused(errno))?;
         let flags = send_flag_bits(request.flags);
-        self.libraries.send_space(&snapshot, base.as_deref(), flags).map_err(|errno| attempt.refused(errno))
+        self.libraries
+            .send_space(&snapshot, base.as_deref(), flags)
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
         send::start(self.libraries, request)
     }
 
-    fn receive(&self, request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
+    fn receive(
+        &self,
+        request: &ReceiveRequest,
+        stream: &mut (dyn Read + Send),
+    ) -> Result<(), ZfsError> {
         receive::receive(self.libraries, request, stream)
     }
 
@@ -294,7 +368,8 @@ impl Zfs for RealZfs {
         properties: &BTreeMap<String, PropertyValue>,
     ) -> Result<(), ZfsError> {
         let attempt = Attempt::new("create", name);
-        let list = properties_list(self.libraries, properties).map_err(|errno| attempt.refused(errno))?;
+        let list =
+            properties_list(self.libraries, properties).map_err(|errno| attempt.refused(errno))?;
         let dataset = c_string(name.as_str()).map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(self.libraries.create_filesystem(&dataset, &list))
     }
@@ -307,34 +382,51 @@ impl Zfs for RealZfs {
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
         let attempt = Attempt::new("give up the receive into", name);
-        let is_new = self.dataset(name)?.ok_or_else(|| attempt.refused(libc::ENOENT))?.inconsistent;
-        // Onto a dataset that was there the kernel receives into this hidden child. A receive that ended meanwhile
-        // left a snapshot, and the kernel destroys no dataset that has one.
-        let state = if is_new { name.to_string() } else { format!("{name}/%recv") };
+        let is_new = self
+            .dataset(name)?
+            .ok_or_else(|| attempt.refused(libc::ENOENT))?
+            .inconsistent;
+        // Onto a dataset that was there the kernel receives into this hidden child. A receive that
+        // ended meanwhile left a snapshot, and the kernel destroys no dataset that has one.
+        let state = if is_new {
+            name.to_string()
+        } else {
+            format!("{name}/%recv")
+        };
         let state = c_string(&state).map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(self.libraries.destroy(&state))
     }
 
-    fn set_properties(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+    fn set_properties(
+        &self,
+        name: &DatasetName,
+        properties: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError> {
         let attempt = Attempt::new("set properties of", name);
         let packed = |value: &PropertyValue| match value {
             PropertyValue::Number(number) => PackedValue::Number(*number),
             PropertyValue::Text(text) => PackedValue::Text(text.clone()),
         };
-        let list = properties.iter().map(|(name, value)| (name.clone(), packed(value))).collect();
-        set_properties(self.device.as_fd(), name.as_str(), &write_packed(&list)).map_err(|errno| attempt.refused(errno))
+        let list = properties
+            .iter()
+            .map(|(name, value)| (name.clone(), packed(value)))
+            .collect();
+        set_properties(self.device.as_fd(), name.as_str(), &write_packed(&list))
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError> {
         let attempt = Attempt::new("roll back to", snapshot);
-        let names = c_string(name.as_str()).and_then(|name| Ok((name, c_string(&snapshot.to_string())?)));
+        let names =
+            c_string(name.as_str()).and_then(|name| Ok((name, c_string(&snapshot.to_string())?)));
         let (dataset, snapshot) = names.map_err(|errno| attempt.refused(errno))?;
         attempt.verdict(self.libraries.roll_back(&dataset, &snapshot))
     }
 
     fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError> {
         let attempt = Attempt::new("inherit", format_args!("{property} of {name}"));
-        inherit(self.device.as_fd(), name.as_str(), property).map_err(|errno| attempt.refused(errno))
+        inherit(self.device.as_fd(), name.as_str(), property)
+            .map_err(|errno| attempt.refused(errno))
     }
 
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError> {

@@ -1,9 +1,9 @@
-//! Receiving: the kernel reads the stream out of a pipe, on a thread that does nothing else, while the calling
-//! thread copies it there from wherever it comes.
+//! Receiving: the kernel reads the stream out of a pipe, on a thread that does nothing else, while
+//! the calling thread copies it there from wherever it comes.
 //!
-//! The last 312 bytes are given to the kernel only once the source has said that nothing follows. They are the
-//! END record, without which the kernel keeps nothing: so a source that notices damage only at its end (a
-//! checksum of the whole, say) still prevents the snapshot.
+//! The last 312 bytes are given to the kernel only once the source has said that nothing follows.
+//! They are the END record, without which the kernel keeps nothing: so a source that notices damage
+//! only at its end (a checksum of the whole, say) still prevents the snapshot.
 
 use super::attempt::Attempt;
 use super::core::{self, Libraries, Outcome, ReceiveCall};
@@ -48,7 +48,8 @@ enum Copied {
 
 /// Receives one stream; see [`super::Zfs::receive`].
 ///
-/// A property that could not be set is an error though the snapshot was received; so are bytes after END.
+/// A property that could not be set is an error though the snapshot was received; so are bytes
+/// after END.
 pub(super) fn receive(
     libraries: &'static Libraries,
     request: &ReceiveRequest,
@@ -61,31 +62,46 @@ pub(super) fn receive(
     let (received, copied) = thread::scope(|scope| {
         let receive = move || receive_here(libraries, request, raw, begin, reader);
         let builder = Builder::new().name("zfs-receive".to_owned());
-        let thread = builder.spawn_scoped(scope, receive).map_err(|error| attempt.failed(error))?;
+        let thread = builder
+            .spawn_scoped(scope, receive)
+            .map_err(|error| attempt.failed(error))?;
         // Owns the end to write: when it returns, or panics, the kernel sees the end.
         let copied = copy(stream, File::from(writer));
-        let received = thread.join().map_err(|_| attempt.failed(Error::other("its thread panicked")))?;
+        let received = thread
+            .join()
+            .map_err(|_| attempt.failed(Error::other("its thread panicked")))?;
         Ok((received, copied))
     })?;
     verdict(&attempt, request, received, copied)
 }
 
 /// The first record. The kernel wants it apart from the rest.
-fn read_begin(request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<[u8; RECORD_BYTES], ZfsError> {
+fn read_begin(
+    request: &ReceiveRequest,
+    stream: &mut (dyn Read + Send),
+) -> Result<[u8; RECORD_BYTES], ZfsError> {
     let mut begin = [0; RECORD_BYTES];
     match stream.read_exact(&mut begin) {
         Ok(()) => Ok(begin),
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
             Err(Attempt::new("receive", &request.target).refused(STREAM_TRUNCATED))
         }
-        Err(source) => Err(ZfsError::Source { subject: request.target.to_string(), source }),
+        Err(source) => Err(ZfsError::Source {
+            subject: request.target.to_string(),
+            source,
+        }),
     }
 }
 
 /// Whether the stream is raw, which the kernel must be told; a stream of either byte order.
 fn is_raw(request: &ReceiveRequest, begin: &[u8; RECORD_BYTES]) -> Result<bool, ZfsError> {
     let attempt = Attempt::new("receive", format_args!("the stream for {}", request.target));
-    let word = |at: usize| begin.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; 8]);
+    let word = |at: usize| {
+        begin
+            .get(at..at + 8)
+            .and_then(|bytes| bytes.try_into().ok())
+            .unwrap_or([0; 8])
+    };
     let read: fn([u8; 8]) -> u64 = match u64::from_le_bytes(word(8)) {
         BEGIN_MAGIC => u64::from_le_bytes,
         other if other.swap_bytes() == BEGIN_MAGIC => u64::from_be_bytes,
@@ -93,7 +109,9 @@ fn is_raw(request: &ReceiveRequest, begin: &[u8; RECORD_BYTES]) -> Result<bool, 
     };
     let version = read(word(16));
     if version & 3 != SUBSTREAM {
-        return Err(attempt.malformed("it is a package of several streams, as `zfs send -R` makes them"));
+        return Err(
+            attempt.malformed("it is a package of several streams, as `zfs send -R` makes them")
+        );
     }
     Ok((version >> 2) & FEATURE_RAW != 0)
 }
@@ -109,7 +127,11 @@ fn receive_here(
     core::block_signals();
     let called = || {
         let snapshot = c_string(&request.target.to_string())?;
-        let origin = request.origin.as_ref().map(|origin| c_string(&origin.to_string())).transpose()?;
+        let origin = request
+            .origin
+            .as_ref()
+            .map(|origin| c_string(&origin.to_string()))
+            .transpose()?;
         let properties = match request.properties.is_empty() {
             true => None,
             false => Some(properties_list(libraries, &request.properties)?),
@@ -126,10 +148,17 @@ fn receive_here(
         };
         Ok(libraries.receive(&call))
     };
-    let (outcome, error_flags) = called().unwrap_or_else(|errno| (Outcome { errno, list: None }, 0));
-    // The kernel stops reading at END. Whatever else is in the pipe by the time that the source has ended is too much.
+    let (outcome, error_flags) =
+        called().unwrap_or_else(|errno| (Outcome { errno, list: None }, 0));
+    // The kernel stops reading at END. Whatever else is in the pipe by the time that the source has
+    // ended is too much.
     let trailing = outcome.errno == 0 && !matches!(File::from(input).read(&mut [0]), Ok(0));
-    Received { errno: outcome.errno, error_flags, failures: failures(outcome.list), trailing }
+    Received {
+        errno: outcome.errno,
+        error_flags,
+        failures: failures(outcome.list),
+        trailing,
+    }
 }
 
 /// Copies all of the source into the pipe and closes it.
@@ -162,26 +191,41 @@ fn write_all(pipe: &mut File, bytes: &[u8]) -> Result<(), Copied> {
     })
 }
 
-/// The first cause: the source's error before the kernel's complaint about a cut stream, and the kernel's refusal
-/// before the closed pipe that came of it.
-fn verdict(attempt: &Attempt, request: &ReceiveRequest, received: Received, copied: Copied) -> Result<(), ZfsError> {
+/// The first cause: the source's error before the kernel's complaint about a cut stream, and the
+/// kernel's refusal before the closed pipe that came of it.
+fn verdict(
+    attempt: &Attempt,
+    request: &ReceiveRequest,
+    received: Received,
+    copied: Copied,
+) -> Result<(), ZfsError> {
     let too_long = || Err(attempt.malformed("the stream goes on after its END record"));
     match copied {
         Copied::SourceFailed(source) => {
-            return Err(ZfsError::Source { subject: request.target.to_string(), source });
+            return Err(ZfsError::Source {
+                subject: request.target.to_string(),
+                source,
+            });
         }
         Copied::PipeFailed(error) => return Err(attempt.failed(error)),
-        Copied::PipeClosed | Copied::Whole if received.errno != 0 => return Err(attempt.refused(received.errno)),
+        Copied::PipeClosed | Copied::Whole if received.errno != 0 => {
+            return Err(attempt.refused(received.errno));
+        }
         Copied::PipeClosed => return too_long(),
         Copied::Whole if received.trailing => return too_long(),
         Copied::Whole => {}
     }
     let failures = received.failures.map_err(|errno| attempt.refused(errno))?;
     if !failures.is_empty() {
-        return Err(ZfsError::Several { operation: "set on what was received", failures });
+        return Err(ZfsError::Several {
+            operation: "set on what was received",
+            failures,
+        });
     }
     match received.error_flags {
         0 => Ok(()),
-        flags => Err(attempt.malformed(format!("received, but its earlier properties were lost (flags {flags:#x})"))),
+        flags => Err(attempt.malformed(format!(
+            "received, but its earlier properties were lost (flags {flags:#x})"
+        ))),
     }
 }

@@ -1,14 +1,16 @@
-//! [`RecordedZfs`]: a send stream that was recorded in a file, in place of a pool. For benchmarks, and for tests on hosts
-//! without ZFS: the stream goes the way of every other, and only where it comes from is made up.
+//! [`RecordedZfs`]: a send stream that was recorded in a file, in place of a pool. For benchmarks,
+//! and for tests on hosts without ZFS: the stream goes the way of every other, and only where it
+//! comes from is made up.
 //!
-//! It has one dataset with one snapshot, both as the stream's first record names them, and changes nothing anywhere:
-//! holds and bookmarks are forgotten with the process. What only a pool can do is refused.
+//! It has one dataset with one snapshot, both as the stream's first record names them, and changes
+//! nothing anywhere: holds and bookmarks are forgotten with the process. What only a pool can do is
+//! refused.
 
 use super::attempt::Attempt;
 use super::send::enlarge_pipe;
 use super::{
-    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase, SendRequest,
-    SendStream, Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, DatasetType, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest,
+    SendBase, SendRequest, SendStream, Snapshot, Zfs, ZfsError,
 };
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::stream::record::{BeginRecord, HEADER_BYTES, StreamDatasetType, feature};
@@ -41,7 +43,8 @@ impl RecordedZfs {
     /// Opens the file or pipe and reads its first record.
     ///
     /// # Errors
-    /// [`ZfsError::System`] when it cannot be read; [`ZfsError::Malformed`] unless it begins as a full stream does.
+    /// [`ZfsError::System`] when it cannot be read; [`ZfsError::Malformed`] unless it begins as a
+    /// full stream does.
     pub fn open(path: &Path) -> Result<Self, ZfsError> {
         let attempt = Attempt::new("read the recorded stream", path.display());
         let failed = |error| attempt.failed(error);
@@ -55,10 +58,21 @@ impl RecordedZfs {
         file.read_exact(&mut head).map_err(failed)?;
         let begin = BeginRecord::parse(&head).map_err(|fault| attempt.malformed(fault))?;
         if begin.base_guid.is_some() {
-            return Err(attempt.malformed("it is incremental, and there is no pool to tell what it builds on"));
+            return Err(attempt
+                .malformed("it is incremental, and there is no pool to tell what it builds on"));
         }
-        let snapshot = begin.to_name.parse().map_err(|error| attempt.malformed(error))?;
-        Ok(Self { path: path.to_owned(), head, begin, snapshot, opened: Mutex::new(Some(file)), file_bytes })
+        let snapshot = begin
+            .to_name
+            .parse()
+            .map_err(|error| attempt.malformed(error))?;
+        Ok(Self {
+            path: path.to_owned(),
+            head,
+            begin,
+            snapshot,
+            opened: Mutex::new(Some(file)),
+            file_bytes,
+        })
     }
 
     /// The dataset that the stream names.
@@ -77,16 +91,25 @@ impl RecordedZfs {
 
     fn created_at(&self) -> Timestamp {
         let seconds = i64::try_from(self.begin.creation_time).ok();
-        seconds.and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::UNIX_EPOCH)
+        seconds
+            .and_then(|seconds| Timestamp::from_second(seconds).ok())
+            .unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
     /// The rest of the stream, behind its first record.
     fn rest(&self, attempt: &Attempt) -> Result<File, ZfsError> {
-        if let Some(file) = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(file) = self
+            .opened
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             return Ok(file);
         }
         if self.file_bytes.is_none() {
-            return Err(attempt.failed(Error::other("it came through a pipe, which can be read only once")));
+            return Err(attempt.failed(Error::other(
+                "it came through a pipe, which can be read only once",
+            )));
         }
         let failed = |error| attempt.failed(error);
         let mut file = File::open(&self.path).map_err(failed)?;
@@ -94,14 +117,21 @@ impl RecordedZfs {
         file.read_exact(&mut head).map_err(failed)?;
         match head == self.head {
             true => Ok(file),
-            false => Err(attempt.failed(Error::other("the recorded stream is another one than before"))),
+            false => Err(attempt.failed(Error::other(
+                "the recorded stream is another one than before",
+            ))),
         }
     }
 }
 
 /// A guid for what the stream gives only a name of; always the same.
 fn guid_of(name: &str) -> Guid {
-    Guid(u64::from_le_bytes(*blake3::hash(name.as_bytes()).as_bytes().first_chunk().unwrap_or(&[1; 8])))
+    Guid(u64::from_le_bytes(
+        *blake3::hash(name.as_bytes())
+            .as_bytes()
+            .first_chunk()
+            .unwrap_or(&[1; 8]),
+    ))
 }
 
 impl Zfs for RecordedZfs {
@@ -150,19 +180,32 @@ impl Zfs for RecordedZfs {
         if name.dataset() != self.dataset_name() {
             return Ok(None);
         }
-        Ok(self.snapshots(name.dataset())?.into_iter().find(|snapshot| snapshot.name == *name))
+        Ok(self
+            .snapshots(name.dataset())?
+            .into_iter()
+            .find(|snapshot| snapshot.name == *name))
     }
 
     fn bookmarks(&self, _: &DatasetName) -> Result<Vec<Bookmark>, ZfsError> {
         Ok(Vec::new())
     }
 
-    fn take_snapshots(&self, names: &[SnapshotName], _: &BTreeMap<String, String>) -> Result<(), ZfsError> {
-        Err(self.refused("snapshot", names.first().map(ToString::to_string).unwrap_or_default()))
+    fn take_snapshots(
+        &self,
+        names: &[SnapshotName],
+        _: &BTreeMap<String, String>,
+    ) -> Result<(), ZfsError> {
+        Err(self.refused(
+            "snapshot",
+            names.first().map(ToString::to_string).unwrap_or_default(),
+        ))
     }
 
     fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError> {
-        Err(self.refused("destroy", names.first().map(ToString::to_string).unwrap_or_default()))
+        Err(self.refused(
+            "destroy",
+            names.first().map(ToString::to_string).unwrap_or_default(),
+        ))
     }
 
     fn hold(&self, _: &SnapshotName, _: &str) -> Result<(), ZfsError> {
@@ -190,7 +233,8 @@ impl Zfs for RecordedZfs {
     }
 
     fn send_space(&self, request: &SendRequest) -> Result<u64, ZfsError> {
-        self.file_bytes.ok_or_else(|| self.refused("estimate the stream of", &request.snapshot))
+        self.file_bytes
+            .ok_or_else(|| self.refused("estimate the stream of", &request.snapshot))
     }
 
     /// The verdict is always good: whether the stream is whole, its END record says.
@@ -202,7 +246,10 @@ impl Zfs for RecordedZfs {
             return Err(self.refused("send but the whole of", &request.snapshot));
         }
         let rest = self.rest(&Attempt::new("send", &request.snapshot))?;
-        Ok(SendStream::new(Box::new(Cursor::new(self.head).chain(rest)), Box::new(|| Ok(()))))
+        Ok(SendStream::new(
+            Box::new(Cursor::new(self.head).chain(rest)),
+            Box::new(|| Ok(())),
+        ))
     }
 
     fn receive(&self, request: &ReceiveRequest, _: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
@@ -217,7 +264,11 @@ impl Zfs for RecordedZfs {
         Err(self.refused("set a property of", name))
     }
 
-    fn create_filesystem(&self, name: &DatasetName, _: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+    fn create_filesystem(
+        &self,
+        name: &DatasetName,
+        _: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError> {
         Err(self.refused("create", name))
     }
 
@@ -225,7 +276,11 @@ impl Zfs for RecordedZfs {
         Err(self.refused("destroy", name))
     }
 
-    fn set_properties(&self, name: &DatasetName, _: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+    fn set_properties(
+        &self,
+        name: &DatasetName,
+        _: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError> {
         Err(self.refused("set properties of", name))
     }
 
@@ -279,7 +334,12 @@ mod tests {
 
     fn request(resume: Option<SendResume>) -> SendRequest {
         let snapshot = "tank/data@now".parse().unwrap();
-        SendRequest { snapshot, base: None, flags: SendFlags::default(), resume }
+        SendRequest {
+            snapshot,
+            base: None,
+            flags: SendFlags::default(),
+            resume,
+        }
     }
 
     #[test]
@@ -294,9 +354,19 @@ mod tests {
             assert_eq!(sent, bytes);
         }
         let snapshots = zfs.snapshots(&"tank/data".parse().unwrap()).unwrap();
-        assert_eq!((snapshots[0].guid, snapshots[0].created_at.as_second()), (Guid(7), 1_767_225_600));
-        assert!(zfs.dataset(&"tank/other".parse().unwrap()).unwrap().is_none());
-        assert!(zfs.snapshots(&"tank/other".parse().unwrap()).is_err(), "missing is not empty");
+        assert_eq!(
+            (snapshots[0].guid, snapshots[0].created_at.as_second()),
+            (Guid(7), 1_767_225_600)
+        );
+        assert!(
+            zfs.dataset(&"tank/other".parse().unwrap())
+                .unwrap()
+                .is_none()
+        );
+        assert!(
+            zfs.snapshots(&"tank/other".parse().unwrap()).is_err(),
+            "missing is not empty"
+        );
     }
 
     #[test]
@@ -304,25 +374,48 @@ mod tests {
         let (_file, bytes) = recorded(None);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pipe");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
         let (from, sent) = (path.clone(), bytes.clone());
         let feeder = std::thread::spawn(move || std::fs::write(from, sent));
         let zfs = RecordedZfs::open(&path).unwrap();
         let mut read = Vec::new();
-        zfs.send(&request(None)).unwrap().reader().read_to_end(&mut read).unwrap();
+        zfs.send(&request(None))
+            .unwrap()
+            .reader()
+            .read_to_end(&mut read)
+            .unwrap();
         feeder.join().unwrap().unwrap();
         assert_eq!(read, bytes);
-        assert!(zfs.send(&request(None)).is_err(), "what is gone must not look like an empty stream");
+        assert!(
+            zfs.send(&request(None)).is_err(),
+            "what is gone must not look like an empty stream"
+        );
         assert!(zfs.send_space(&request(None)).is_err());
     }
 
     #[test]
     fn what_only_a_pool_can_do_is_refused() {
         let (incremental, _) = recorded(Some(Guid(3)));
-        assert!(RecordedZfs::open(incremental.path()).is_err_and(|error| error.to_string().contains("incremental")));
+        assert!(
+            RecordedZfs::open(incremental.path())
+                .is_err_and(|error| error.to_string().contains("incremental"))
+        );
         let (file, _) = recorded(None);
         let zfs = RecordedZfs::open(file.path()).unwrap();
-        assert!(zfs.send(&request(Some(SendResume { object: 1, offset: 0 }))).is_err());
+        assert!(
+            zfs.send(&request(Some(SendResume {
+                object: 1,
+                offset: 0
+            })))
+            .is_err()
+        );
         assert!(zfs.take_snapshots(&[], &BTreeMap::new()).is_err());
         std::fs::write(file.path(), b"no stream").unwrap();
         assert!(RecordedZfs::open(file.path()).is_err());

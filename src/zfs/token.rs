@@ -1,7 +1,9 @@
-//! [`ResumeToken`]: what the kernel says of a receive that was cut, in the property `receive_resume_token`.
+//! [`ResumeToken`]: what the kernel says of a receive that was cut, in the property
+//! `receive_resume_token`.
 //!
-//! It reads `1-SUM-BYTES-HEX`: a version, the first word of Fletcher-4 over the compressed bytes, the length of what
-//! they become, and these bytes: a packed list under zlib. Source: OpenZFS `get_receive_resume_token_impl`.
+//! It reads `1-SUM-BYTES-HEX`: a version, the first word of Fletcher-4 over the compressed bytes,
+//! the length of what they become, and these bytes: a packed list under zlib. Source: OpenZFS
+//! `get_receive_resume_token_impl`.
 
 use super::{Dataset, PropertyValue, ZfsError};
 use crate::model::Guid;
@@ -21,7 +23,8 @@ pub struct ResumeToken {
     pub object: u64,
     /// Its offset; 0 also when it was the object itself.
     pub offset: u64,
-    /// Stream bytes that the kernel read up to there. More than the position once a receive was resumed: a hint only.
+    /// Stream bytes that the kernel read up to there. More than the position once a receive was
+    /// resumed: a hint only.
     pub bytes: u64,
     /// The snapshot that is being received.
     pub to_guid: Guid,
@@ -43,13 +46,19 @@ impl ResumeToken {
     /// Reads a token; `None` for what is none of version 1, or damaged.
     pub fn parse(text: &str) -> Option<Self> {
         let mut fields = text.split('-');
-        let (version, sum) = (fields.next()?, u64::from_str_radix(fields.next()?, 16).ok()?);
-        let list_bytes = usize::from_str_radix(fields.next()?, 16).ok().filter(|bytes| *bytes <= LIST_BYTES_MAX)?;
+        let (version, sum) = (
+            fields.next()?,
+            u64::from_str_radix(fields.next()?, 16).ok()?,
+        );
+        let list_bytes = usize::from_str_radix(fields.next()?, 16)
+            .ok()
+            .filter(|bytes| *bytes <= LIST_BYTES_MAX)?;
         let packed = from_hex(fields.next()?)?;
         if version != "1" || fields.next().is_some() || first_word(&packed) != sum {
             return None;
         }
-        let list = miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(&packed, list_bytes).ok()?;
+        let list =
+            miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(&packed, list_bytes).ok()?;
         let values = read_packed(&list).filter(|_| list.len() == list_bytes)?;
         let number = |name: &str| match values.get(name) {
             Some(PackedValue::Number(number)) => Some(*number),
@@ -83,7 +92,10 @@ impl ResumeToken {
             ("bytes".to_owned(), PackedValue::Number(self.bytes)),
             ("toguid".to_owned(), PackedValue::Number(self.to_guid.0)),
         ]);
-        values.extend(self.from_guid.map(|guid| ("fromguid".to_owned(), PackedValue::Number(guid.0))));
+        values.extend(
+            self.from_guid
+                .map(|guid| ("fromguid".to_owned(), PackedValue::Number(guid.0))),
+        );
         for (name, is_set) in [
             ("largeblockok", self.large_blocks),
             ("embedok", self.embedded),
@@ -109,7 +121,9 @@ impl Dataset {
     /// # Errors
     /// [`ZfsError::Malformed`] for a token that cannot be read: never "none".
     pub fn resume_token(&self) -> Result<Option<ResumeToken>, ZfsError> {
-        let Some(property) = self.properties.get(RESUME_TOKEN_PROPERTY) else { return Ok(None) };
+        let Some(property) = self.properties.get(RESUME_TOKEN_PROPERTY) else {
+            return Ok(None);
+        };
         let token = match &property.value {
             PropertyValue::Text(text) => ResumeToken::parse(text),
             PropertyValue::Number(_) => None,
@@ -130,10 +144,20 @@ fn first_word(packed: &[u8]) -> u64 {
 
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
     let (pairs, rest) = digits.as_chunks::<2>();
-    let bytes = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
-    if rest.is_empty() { bytes.collect() } else { None }
+    let bytes = pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
+    if rest.is_empty() {
+        bytes.collect()
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -157,14 +181,25 @@ mod tests {
 
     #[test]
     fn a_token_is_read_and_a_changed_one_is_refused() {
-        for token in [token(), ResumeToken { from_guid: None, raw: false, ..token() }] {
+        for token in [
+            token(),
+            ResumeToken {
+                from_guid: None,
+                raw: false,
+                ..token()
+            },
+        ] {
             let text = token.to_text();
             assert_eq!(ResumeToken::parse(&text), Some(token));
             for at in (0..text.len()).step_by(3) {
                 let mut changed = text.clone().into_bytes();
                 changed[at] = if changed[at] == b'7' { b'8' } else { b'7' };
                 let changed = String::from_utf8(changed).unwrap();
-                assert_eq!(ResumeToken::parse(&changed), None, "changed at {at}: {changed}");
+                assert_eq!(
+                    ResumeToken::parse(&changed),
+                    None,
+                    "changed at {at}: {changed}"
+                );
             }
         }
         for text in ["", "1", "1-0-0-", "-", "2-0-0-00"] {
@@ -172,7 +207,8 @@ mod tests {
         }
     }
 
-    /// As OpenZFS 2.3.2 wrote them, of a full stream and of a raw one; `zstream token` says the same of the second.
+    /// As OpenZFS 2.3.2 wrote them, of a full stream and of a raw one; `zstream token` says the
+    /// same of the second.
     #[test]
     fn tokens_of_a_kernel_are_read() {
         let full = concat!(
@@ -201,10 +237,16 @@ mod tests {
         };
         assert_eq!(ResumeToken::parse(full), Some(expected));
         let raw = ResumeToken::parse(raw).unwrap();
-        assert_eq!((raw.object, raw.offset, raw.bytes, raw.raw), (1, 0, 0, true));
+        assert_eq!(
+            (raw.object, raw.offset, raw.bytes, raw.raw),
+            (1, 0, 0, true)
+        );
         assert_eq!(
             (raw.to_guid, raw.to_name.as_str()),
-            (Guid(1399642282372602175), "p/secret@zfs-backup_20261123T124853Z")
+            (
+                Guid(1399642282372602175),
+                "p/secret@zfs-backup_20261123T124853Z"
+            )
         );
     }
 }

@@ -1,12 +1,14 @@
-//! Which versions of the ZFS kernel module this tool talks to. The ioctls have no version of their own, so the version
-//! of the module is checked before the first of them.
+//! Which versions of the ZFS kernel module this tool talks to. The ioctls have no version of their
+//! own, so the version of the module is checked before the first of them.
 
 use super::ZfsError;
 
-/// The series of OpenZFS whose headers `vendor/check.sh` compiles our declarations with: those that Debian has packages of.
+/// The series of OpenZFS whose headers `vendor/check.sh` compiles our declarations with: those that
+/// Debian has packages of.
 const COMPILED_SERIES: [&str; 3] = ["2.1", "2.3", "2.4"];
 
-/// The series whose headers a person compared with those of the compiled ones before and after it. No test covers them.
+/// The series whose headers a person compared with those of the compiled ones before and after it.
+/// No test covers them.
 const COMPARED_SERIES: [&str; 1] = ["2.2"];
 
 /// The environment variable that lets this tool talk to one more series; its value is that series.
@@ -15,17 +17,27 @@ pub const ALLOW_VARIABLE: &str = "ZFS_BACKUP_ALLOW_ZFS";
 /// The file in which the kernel shows the version of the module.
 pub const MODULE_VERSION: &str = "/sys/module/zfs/version";
 
-/// The minor revision of OpenZFS's development versions: 2.4.99 comes after the last 2.4 and is none.
+/// The minor revision of OpenZFS's development versions: 2.4.99 comes after the last 2.4 and is
+/// none.
 const DEVELOPMENT: &str = "99";
 
-/// Returns the series of a module's version, `2.3` of `2.3.2-1`. A development version is a series of its own,
-/// `2.4.99`, and a version of another form is its own series as a whole.
+/// Returns the series of a module's version, `2.3` of `2.3.2-1`. A development version is a series
+/// of its own, `2.4.99`, and a version of another form is its own series as a whole.
 pub(super) fn series(version: &str) -> &str {
     let mut dots = version.match_indices('.').map(|(at, _)| at);
-    let Some((first, second)) = dots.next().zip(dots.next()) else { return version };
-    let (major, minor, rest) = (&version[..first], &version[first + 1..second], &version[second + 1..]);
+    let Some((first, second)) = dots.next().zip(dots.next()) else {
+        return version;
+    };
+    let (major, minor, rest) = (
+        &version[..first],
+        &version[first + 1..second],
+        &version[second + 1..],
+    );
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let revision = rest.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
+    let revision = rest
+        .split(|letter: char| !letter.is_ascii_digit())
+        .next()
+        .unwrap_or_default();
     match is_number(major) && is_number(minor) && !revision.is_empty() {
         true if revision == DEVELOPMENT => &version[..=second + revision.len()],
         true => &version[..second],
@@ -35,14 +47,21 @@ pub(super) fn series(version: &str) -> &str {
 
 /// The known series as a list for people.
 pub fn known_series() -> String {
-    let mut known: Vec<&str> = COMPILED_SERIES.iter().chain(&COMPARED_SERIES).copied().collect();
+    let mut known: Vec<&str> = COMPILED_SERIES
+        .iter()
+        .chain(&COMPARED_SERIES)
+        .copied()
+        .collect();
     known.sort_unstable();
     known.join(", ")
 }
 
 /// Whether our declarations were checked against the headers of this version's series.
 pub fn is_known(version: &str) -> bool {
-    COMPILED_SERIES.iter().chain(&COMPARED_SERIES).any(|known| *known == series(version))
+    COMPILED_SERIES
+        .iter()
+        .chain(&COMPARED_SERIES)
+        .any(|known| *known == series(version))
 }
 
 /// Refuses a module of a series that is neither known nor `allowed`.
@@ -50,7 +69,10 @@ pub(super) fn check(version: &str, allowed: Option<&str>) -> Result<(), ZfsError
     if is_known(version) || allowed == Some(series(version)) {
         return Ok(());
     }
-    Err(ZfsError::Version { version: version.to_owned(), series: series(version).to_owned() })
+    Err(ZfsError::Version {
+        version: version.to_owned(),
+        series: series(version).to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -87,7 +109,12 @@ mod tests {
         for version in ["2.1.11-1", "2.2.2-0ubuntu9", "2.3.2-1", "2.4.4-1"] {
             assert!(check(version, None).is_ok(), "{version}");
         }
-        for (version, series) in [("2.5.0-1", "2.5"), ("2.0.7-1", "2.0"), ("0.8.6-1", "0.8"), ("2.4.99-1", "2.4.99")] {
+        for (version, series) in [
+            ("2.5.0-1", "2.5"),
+            ("2.0.7-1", "2.0"),
+            ("0.8.6-1", "0.8"),
+            ("2.4.99-1", "2.4.99"),
+        ] {
             for allowed in [None, Some(""), Some("1"), Some("2.6"), Some(version)] {
                 let error = check(version, allowed).unwrap_err();
                 assert!(error.to_string().contains(version), "{error}");

@@ -32,12 +32,48 @@ fn a_folder_that_others_can_write_in_is_named_with_its_key_and_the_command() {
         ("state_dir", "state", "", 0o755, false),
         ("state_dir", "state", "", 0o775, true),
         ("state_dir", "state", "", 0o1777, true),
-        ("intermediate_basedir", "base", "intermediate_basedir = \"PATH\"", 0o750, false),
-        ("intermediate_basedir", "base", "intermediate_basedir = \"PATH\"", 0o770, true),
-        ("lock_file", "lock", "lock_file = \"PATH/zb.lock\"", 0o1777, false),
-        ("lock_file", "lock", "lock_file = \"PATH/zb.lock\"", 0o777, true),
-        ("spool_dir", "spool", "[b2]\nspool_dir = \"PATH\"", 0o1777, false),
-        ("spool_dir", "spool", "[b2]\nspool_dir = \"PATH\"", 0o777, true),
+        (
+            "intermediate_basedir",
+            "base",
+            "intermediate_basedir = \"PATH\"",
+            0o750,
+            false,
+        ),
+        (
+            "intermediate_basedir",
+            "base",
+            "intermediate_basedir = \"PATH\"",
+            0o770,
+            true,
+        ),
+        (
+            "lock_file",
+            "lock",
+            "lock_file = \"PATH/zb.lock\"",
+            0o1777,
+            false,
+        ),
+        (
+            "lock_file",
+            "lock",
+            "lock_file = \"PATH/zb.lock\"",
+            0o777,
+            true,
+        ),
+        (
+            "spool_dir",
+            "spool",
+            "[b2]\nspool_dir = \"PATH\"",
+            0o1777,
+            false,
+        ),
+        (
+            "spool_dir",
+            "spool",
+            "[b2]\nspool_dir = \"PATH\"",
+            0o777,
+            true,
+        ),
     ] {
         let folder = TempDir::new().unwrap();
         let path = folder_of_mode(folder.path(), name, mode);
@@ -45,7 +81,10 @@ fn a_folder_that_others_can_write_in_is_named_with_its_key_and_the_command() {
             Ok(_) => assert!(!refused, "{key} {mode:o}"),
             Err(text) => {
                 assert!(refused, "{key} {mode:o}: {text}");
-                assert!(text.contains(key) && text.contains(&format!("chmod go-w {path}")), "{text}");
+                assert!(
+                    text.contains(key) && text.contains(&format!("chmod go-w {path}")),
+                    "{text}"
+                );
             }
         }
     }
@@ -59,5 +98,8 @@ fn folders_that_do_not_exist_yet_are_no_error_where_nobody_else_can_make_them() 
     load(folder.path(), &line).unwrap();
     let above = folder_of_mode(folder.path(), "above", 0o777);
     let text = load(folder.path(), &line).unwrap_err();
-    assert!(text.contains("intermediate_basedir") && text.contains(&format!("chmod go-w {above}")), "{text}");
+    assert!(
+        text.contains("intermediate_basedir") && text.contains(&format!("chmod go-w {above}")),
+        "{text}"
+    );
 }

@@ -1,4 +1,5 @@
-//! The configuration as people meet it: the full example, the screens of its errors, what is shown and advised.
+//! The configuration as people meet it: the full example, the screens of its errors, what is shown
+//! and advised.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -9,24 +10,35 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use zfs_backup::config::{
-    Compression, Config, ConfigError, Environment, KeySource, Passphrase, RawMode, Remote, Size, SnapshotSource,
+    Compression, Config, ConfigError, Environment, KeySource, Passphrase, RawMode, Remote, Size,
+    SnapshotSource,
 };
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(text, Path::new("/etc/zfs-backup/zfs-backup.toml"), &Environment::default())
+    Config::parse(
+        text,
+        Path::new("/etc/zfs-backup/zfs-backup.toml"),
+        &Environment::default(),
+    )
 }
 
 /// The screen of a configuration that is refused, under a short file name.
 fn screen(text: &str) -> String {
     match parse(text) {
         Ok(config) => panic!("accepted: {config:?}"),
-        Err(error) => error.to_string().replace("/etc/zfs-backup/zfs-backup.toml", "zb.toml"),
+        Err(error) => error
+            .to_string()
+            .replace("/etc/zfs-backup/zfs-backup.toml", "zb.toml"),
     }
 }
 
 fn notices(text: &str) -> String {
     let config = parse(text).unwrap_or_else(|error| panic!("{error}"));
-    config.notices().iter().map(|notice| format!("{notice}\n")).collect()
+    config
+        .notices()
+        .iter()
+        .map(|notice| format!("{notice}\n"))
+        .collect()
 }
 
 const RECIPIENT: &str = "age1t7rxyev2z3rw82stdlrrepyc39nvn86l5078zqkf5uasdy86jp6svpy7pa";
@@ -117,16 +129,37 @@ keep-last-full-only = 3
 fn the_full_example_parses_to_what_it_says() {
     let config = parse(EXAMPLE).unwrap();
     assert_eq!(config.datasets.names, ["data/photos".parse().unwrap()]);
-    assert_eq!(config.remote, Some(Remote::S3 { bucket: "bucket".into(), prefix: "whatever".into() }));
-    assert!(matches!(&config.keys, KeySource::Passphrase(Passphrase::Inline(secret)) if secret.expose() == "abcdefg"));
-    assert_eq!((config.s3.parts.part_size, config.s3.parts.concurrency), (Size::mebibytes(32), 8));
-    assert_eq!((config.send.raw, config.send.compression), (RawMode::Auto, Compression::None));
+    assert_eq!(
+        config.remote,
+        Some(Remote::S3 {
+            bucket: "bucket".into(),
+            prefix: "whatever".into()
+        })
+    );
+    assert!(
+        matches!(&config.keys, KeySource::Passphrase(Passphrase::Inline(secret)) if secret.expose() == "abcdefg")
+    );
+    assert_eq!(
+        (config.s3.parts.part_size, config.s3.parts.concurrency),
+        (Size::mebibytes(32), 8)
+    );
+    assert_eq!(
+        (config.send.raw, config.send.compression),
+        (RawMode::Auto, Compression::None)
+    );
     assert_eq!(config.snapshots.source, SnapshotSource::Own);
     assert_eq!(config.snapshots.oldest_days, Some(120));
     assert_eq!(config.lifecycle_remote.last_fulls, Some(3));
     assert_eq!(config.lifecycle_intermediate.full_ages.len(), 3);
-    let steps: Vec<&str> = config.sequence.iter().map(|step| step.line.as_str()).collect();
-    assert_eq!((steps[0], steps[3], steps.len()), ("lock", "prune-intermediate -y", 9));
+    let steps: Vec<&str> = config
+        .sequence
+        .iter()
+        .map(|step| step.line.as_str())
+        .collect();
+    assert_eq!(
+        (steps[0], steps[3], steps.len()),
+        ("lock", "prune-intermediate -y", 9)
+    );
 }
 
 #[test]
@@ -149,13 +182,25 @@ fn a_hook_is_a_line_or_a_list_of_words() {
     let main = "pre_snapshot = \"/bin/sh -c 'a b'\"\npost_snapshot = [\"/bin/sh\", \"-c\", \"a b\"]\n\
         on_failure = [\"/opt/my hook\"]\non_success = \"\"";
     let hooks = parse(&with(main, "")).unwrap().hooks;
-    assert_eq!(hooks.pre_snapshot.as_ref().unwrap().argv(), ["/bin/sh", "-c", "a b"]);
+    assert_eq!(
+        hooks.pre_snapshot.as_ref().unwrap().argv(),
+        ["/bin/sh", "-c", "a b"]
+    );
     assert_eq!(hooks.post_snapshot, hooks.pre_snapshot);
     assert_eq!(hooks.on_failure.unwrap().argv(), ["/opt/my hook"]);
     assert_eq!(hooks.on_success, None);
-    let screen = screen(&with("on_failure = [\"sh\", \"-c\", \"x\"]\non_success = []", ""));
-    assert!(screen.contains("zb.toml:5: main.on_failure is \"sh -c x\"\n  expected: the absolute path"), "{screen}");
-    assert!(screen.contains("zb.toml:6: main.on_success is \"\"\n  expected: a program"), "{screen}");
+    let screen = screen(&with(
+        "on_failure = [\"sh\", \"-c\", \"x\"]\non_success = []",
+        "",
+    ));
+    assert!(
+        screen.contains("zb.toml:5: main.on_failure is \"sh -c x\"\n  expected: the absolute path"),
+        "{screen}"
+    );
+    assert!(
+        screen.contains("zb.toml:6: main.on_success is \"\"\n  expected: a program"),
+        "{screen}"
+    );
 }
 
 #[test]
@@ -164,11 +209,27 @@ fn what_is_not_named_has_its_default() {
     assert_eq!(config.split_size, Size(1 << 30));
     assert_eq!(config.snapshots.prefix, "zfs-backup_");
     assert_eq!(config.state_dir, Path::new("/var/lib/zfs-backup"));
-    assert_eq!(config.lock_file, Path::new("/var/lib/zfs-backup/zfs-backup.lock"));
+    assert_eq!(
+        config.lock_file,
+        Path::new("/var/lib/zfs-backup/zfs-backup.lock")
+    );
     assert_eq!(config.parts().part_size, Size::mebibytes(8));
     assert!(config.lifecycle_remote.keeps_everything());
-    let steps: Vec<&str> = config.sequence.iter().map(|step| step.line.as_str()).collect();
-    assert_eq!(steps, ["lock", "snapshot", "stream-to-remote", "verify-checksums", "unlock"]);
+    let steps: Vec<&str> = config
+        .sequence
+        .iter()
+        .map(|step| step.line.as_str())
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            "lock",
+            "snapshot",
+            "stream-to-remote",
+            "verify-checksums",
+            "unlock"
+        ]
+    );
     assert!(config.notices().is_empty(), "{:?}", config.notices());
 }
 
@@ -214,7 +275,13 @@ struct Scene {
 
 impl Scene {
     fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), env: Environment { home: None, ..Environment::current() } }
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            env: Environment {
+                home: None,
+                ..Environment::current()
+            },
+        }
     }
 
     fn write(&self, name: &str, text: &str, mode: u32) -> PathBuf {
@@ -226,11 +293,16 @@ impl Scene {
 
     fn load(&self, config: &Path) -> Result<Config, String> {
         Config::load(config, &self.env).map_err(|error| {
-            let chain =
-                [Some(error.to_string()), std::error::Error::source(&error).map(ToString::to_string), error.hint()];
+            let chain = [
+                Some(error.to_string()),
+                std::error::Error::source(&error).map(ToString::to_string),
+                error.hint(),
+            ];
             let folder = self.folder.path().canonicalize().unwrap();
             let chain: Vec<String> = chain.into_iter().flatten().collect();
-            chain.join("\n").replace(&folder.display().to_string(), "DIR")
+            chain
+                .join("\n")
+                .replace(&folder.display().to_string(), "DIR")
         })
     }
 }
@@ -283,6 +355,13 @@ fn key_files_and_hooks_are_checked_when_they_are_there() {
     assert!(
         matches!(&config.keys, KeySource::Passphrase(passphrase) if passphrase.resolve(&scene.env).unwrap().expose() == "passphrase")
     );
-    let missing: Vec<String> = config.missing_files(&scene.env).iter().map(ToString::to_string).collect();
-    assert_eq!(missing, ["main.on_success names /no/such/hook, which is not there"]);
+    let missing: Vec<String> = config
+        .missing_files(&scene.env)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        missing,
+        ["main.on_success names /no/such/hook, which is not there"]
+    );
 }

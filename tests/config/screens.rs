@@ -1,4 +1,5 @@
-//! What people see: every kind of problem as a screen, the notices, the merged configuration, the advice.
+//! What people see: every kind of problem as a screen, the notices, the merged configuration, the
+//! advice.
 
 use super::*;
 use insta::assert_snapshot;
@@ -98,7 +99,10 @@ fn a_key_of_another_section() {
 
 #[test]
 fn sizes_out_of_range() {
-    let text = with("split_size = 0", "[s3]\npart_size = \"4M\"\nconcurrency = 0");
+    let text = with(
+        "split_size = 0",
+        "[s3]\npart_size = \"4M\"\nconcurrency = 0",
+    );
     assert_snapshot!(screen(&text), @r"
     zb.toml:5: main.split_size is 0
       expected: a size from 64K to 5T
@@ -150,7 +154,10 @@ fn no_way_to_encrypt_and_no_store() {
 
 #[test]
 fn two_ways_to_encrypt() {
-    let text = with(&format!("encryption_passphrase = \"x\"\nencryption_recipients = [\"{RECIPIENT}\"]"), "");
+    let text = with(
+        &format!("encryption_passphrase = \"x\"\nencryption_recipients = [\"{RECIPIENT}\"]"),
+        "",
+    );
     assert_snapshot!(screen(&text), @r"
     zb.toml:1: main.signing_key_file is missing
       expected: the file of a minisign secret key, because with encryption_recipients no keyring has one
@@ -169,7 +176,9 @@ fn two_ways_to_encrypt() {
 
 #[test]
 fn recipients_need_a_signing_key() {
-    let main = format!("zfs_fs = \"tank\"\nremote = \"file:/x\"\nencryption_recipients = [\"{RECIPIENT}\"]");
+    let main = format!(
+        "zfs_fs = \"tank\"\nremote = \"file:/x\"\nencryption_recipients = [\"{RECIPIENT}\"]"
+    );
     assert_snapshot!(screen(&format!("[main]\n{main}\n")), @r"
     zb.toml:1: main.signing_key_file is missing
       expected: the file of a minisign secret key, because with encryption_recipients no keyring has one
@@ -247,7 +256,9 @@ fn arguments_that_rclone_may_not_have() {
 #[test]
 fn remotes_in_other_forms() {
     let remote = |remote: &str| {
-        screen(&format!("[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"{remote}\"\n"))
+        screen(&format!(
+            "[main]\nzfs_fs = \"t\"\nencryption_passphrase = \"x\"\nremote = \"{remote}\"\n"
+        ))
     };
     assert_snapshot!(remote("s3://bucket/x"), @r#"
     zb.toml:4: main.remote is "s3://bucket/x"
@@ -298,12 +309,25 @@ fn a_lock_has_days_and_a_mode() {
     ");
     let lock = |rest: &str| {
         let config = parse(&with("", &format!("[s3]\nobject_lock_days = 90\n{rest}"))).unwrap();
-        config.object_lock().map(|lock| (lock.days, lock.covers_chains))
+        config
+            .object_lock()
+            .map(|lock| (lock.days, lock.covers_chains))
     };
     assert_eq!(lock(""), Some((90, false)));
-    assert_eq!(lock("[backup-lifecycle]\nfull_every = \"90d\""), Some((90, true)));
-    assert_eq!(lock("[backup-lifecycle]\nfull_every = \"91d\""), Some((90, false)));
-    assert_eq!(parse(&with("", "[s3]\nobject_lock_days = 0")).unwrap().object_lock(), None);
+    assert_eq!(
+        lock("[backup-lifecycle]\nfull_every = \"90d\""),
+        Some((90, true))
+    );
+    assert_eq!(
+        lock("[backup-lifecycle]\nfull_every = \"91d\""),
+        Some((90, false))
+    );
+    assert_eq!(
+        parse(&with("", "[s3]\nobject_lock_days = 0"))
+            .unwrap()
+            .object_lock(),
+        None
+    );
 }
 
 #[test]
@@ -329,7 +353,8 @@ fn relative_paths_and_programs() {
 
 #[test]
 fn names_that_zfs_would_refuse() {
-    let main = "snapshot_prefix = \"a/b@\"\nstore_as = \"x@y\"\nexclude = [\"[\"]\nuse_snapshots = \"{\"";
+    let main =
+        "snapshot_prefix = \"a/b@\"\nstore_as = \"x@y\"\nexclude = [\"[\"]\nuse_snapshots = \"{\"";
     assert_snapshot!(screen(&with(main, "")), @r#"
     zb.toml:5: main.snapshot_prefix is "a/b@"
       expected: letters, digits and -_.: only, at least one, because own snapshots are known by it
@@ -454,7 +479,8 @@ fn what_has_no_effect_is_named() {
 
 #[test]
 fn the_merged_configuration_hides_secrets_and_marks_defaults() {
-    let text = "[main]\nzfs_fs = \"tank\"\nencryption_passphrase = \"hunter2\"\nremote = \"s3:bucket\"\n";
+    let text =
+        "[main]\nzfs_fs = \"tank\"\nencryption_passphrase = \"hunter2\"\nremote = \"s3:bucket\"\n";
     let shown = parse(text).unwrap().to_display_toml();
     assert!(!shown.contains("hunter2"));
     assert_snapshot!(shown, @r#"
@@ -503,7 +529,10 @@ fn the_merged_configuration_hides_secrets_and_marks_defaults() {
 fn advice_says_what_a_configuration_costs() {
     let advice = |text: &str| -> String {
         let lines = parse(text).unwrap().check_advice();
-        lines.iter().map(|line| format!("{}: {}\n", line.subject, line.text)).collect()
+        lines
+            .iter()
+            .map(|line| format!("{}: {}\n", line.subject, line.text))
+            .collect()
     };
     assert_snapshot!(advice(EXAMPLE), @r"
     memory: at most 368M: parts of 32M x (8 in flight + 2) + 48M
@@ -520,12 +549,19 @@ fn advice_says_what_a_configuration_costs() {
     zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
     copies: there is no remote: all backups lie on this host and go with it
     ");
-    let strong = advice(&format!("{local}[send]\ncompression = \"zstd:12,long=25\"\n"));
+    let strong = advice(&format!(
+        "{local}[send]\ncompression = \"zstd:12,long=25\"\n"
+    ));
     assert_snapshot!(strong.lines().next().unwrap(), @"memory: at most 368M: parts of 8M x (4 in flight + 2) + 48M + 272M for zstd:12,long=25");
     let b2 = |more: &str| {
-        let main = "[main]\nzfs_fs = \"t\"\nencryption_passphrase_file = \"/k\"\nremote = \"b2:bucket\"\n";
+        let main =
+            "[main]\nzfs_fs = \"t\"\nencryption_passphrase_file = \"/k\"\nremote = \"b2:bucket\"\n";
         let lines = advice(&format!("{main}{more}"));
-        lines.lines().find(|line| line.starts_with("evidence")).unwrap().to_owned()
+        lines
+            .lines()
+            .find(|line| line.starts_with("evidence"))
+            .unwrap()
+            .to_owned()
     };
     assert_snapshot!(b2("split_size = \"7M\"\n"), @"evidence: verify-checksums compares the SHA-1 that B2 itself computed of each chunk, which goes as one request (against accidents; a restore checks BLAKE3 too)");
     assert_snapshot!(b2(""), @r#"evidence: B2 checks the SHA-1 of each part of a chunk and keeps none of the whole: verify-checksums compares the file's id, whose content never changes, and its size. For a SHA-1 of B2's own write split_size = "7M", or part_size = "1029M" (memory grows with it)"#);

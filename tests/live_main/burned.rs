@@ -1,5 +1,6 @@
-//! The day the server burned down: pool, state and configuration are gone. A bucket, its credentials and a passphrase
-//! are left, first without this program, then with it on a bare host, and the chains go on.
+//! The day the server burned down: pool, state and configuration are gone. A bucket, its
+//! credentials and a passphrase are left, first without this program, then with it on a bare host,
+//! and the chains go on.
 
 use crate::bench::{Bench, Tree, assert_same_tree, describe};
 use crate::pool::{noise, property, run, zfs};
@@ -41,7 +42,10 @@ impl Burned {
             burned.bench.weed.endpoint()
         );
         fs::write(burned.bench.path("passphrase"), PASSPHRASE).unwrap();
-        run("chmod", &["600", burned.bench.path("passphrase").to_str().unwrap()]);
+        run(
+            "chmod",
+            &["600", burned.bench.path("passphrase").to_str().unwrap()],
+        );
         fs::write(burned.bench.path("zb.toml"), text).unwrap();
         burned.night(&["--full"]);
         fs::write(burned.file("two words/be low/file"), noise(40_000, 8)).unwrap();
@@ -59,16 +63,29 @@ impl Burned {
         self.bench.pool.file(path)
     }
 
-    /// Runs a command line in a terminal, in a folder, with the passphrase typed as often as it is asked for; what was
-    /// on the screen.
+    /// Runs a command line in a terminal, in a folder, with the passphrase typed as often as it is
+    /// asked for; what was on the screen.
     #[track_caller]
     fn typed(&self, folder: &Path, line: &str) -> String {
         let mut command = Command::new("script");
-        command.args(["-qec", line, "/dev/null"]).current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped());
-        command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        command.env("AWS_ENDPOINT_URL", self.bench.weed.endpoint()).env("AWS_REGION", "us-east-1");
+        command
+            .args(["-qec", line, "/dev/null"])
+            .current_dir(folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        command
+            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        command
+            .env("AWS_ENDPOINT_URL", self.bench.weed.endpoint())
+            .env("AWS_REGION", "us-east-1");
         let mut child = command.env("HOME", folder).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(PASSPHRASE.as_bytes()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(PASSPHRASE.as_bytes())
+            .unwrap();
         let output = child.wait_with_output().unwrap();
         let screen = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{line}: {screen}");
@@ -87,15 +104,33 @@ impl Burned {
         for client in ["aws s3 cp", "b2 sync", "rclone copy"] {
             assert!(text.contains(client), "{client} is missing: {text}");
         }
-        assert!(text.contains(&format!("'{}/@{newest}/'", self.dataset)), "a name with a space is quoted: {text}");
-        let unlock = text.lines().find_map(|line| line.split_once("With the passphrase: ")).unwrap().1;
-        let steps: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("#      (cd ")).collect();
+        assert!(
+            text.contains(&format!("'{}/@{newest}/'", self.dataset)),
+            "a name with a space is quoted: {text}"
+        );
+        let unlock = text
+            .lines()
+            .find_map(|line| line.split_once("With the passphrase: "))
+            .unwrap()
+            .1;
+        let steps: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("#      (cd "))
+            .collect();
         assert_eq!(steps.len(), 2, "{text}");
         for step in steps {
             let (id, command) = step.split_once(" && ").unwrap();
             self.typed(&folder.join(id), unlock);
             let command = command.replace("POOL/NEW", "'burned/by hand'");
-            run("sh", &["-c", &format!("cd \"$1\" && ({command}"), "sh", folder.join(id).to_str().unwrap()]);
+            run(
+                "sh",
+                &[
+                    "-c",
+                    &format!("cd \"$1\" && ({command}"),
+                    "sh",
+                    folder.join(id).to_str().unwrap(),
+                ],
+            );
         }
         zfs(&["mount", "burned/by hand"]);
         run("zpool", &["sync"]);
@@ -107,14 +142,23 @@ impl Burned {
     fn with_the_program(&self, config: &str, guids: &[String], tree: &Tree) {
         let (bare, remote) = (self.bench.path("bare"), quoted(&self.bench.remote()));
         fs::create_dir(&bare).unwrap();
-        self.typed(&bare, &format!("zfs-backup config recover --remote {remote} --output zb.toml"));
+        self.typed(
+            &bare,
+            &format!("zfs-backup config recover --remote {remote} --output zb.toml"),
+        );
         assert_eq!(fs::read_to_string(bare.join("zb.toml")).unwrap(), config);
         let shown = self.typed(&bare, &format!("zfs-backup show --remote {remote}"));
         assert!(shown.contains("two words"), "{shown}");
-        let verified = self.typed(&bare, &format!("zfs-backup verify-checksums --remote {remote}"));
+        let verified = self.typed(
+            &bare,
+            &format!("zfs-backup verify-checksums --remote {remote}"),
+        );
         assert!(verified.contains("0 damaged"), "{verified}");
         let dataset = quoted(&self.dataset);
-        self.typed(&bare, &format!("zfs-backup restore -r {dataset} --remote {remote} --to {dataset}"));
+        self.typed(
+            &bare,
+            &format!("zfs-backup restore -r {dataset} --remote {remote} --to {dataset}"),
+        );
         assert_eq!(self.guids(), guids);
         for name in [self.dataset.clone(), format!("{}/be low", self.dataset)] {
             zfs(&["mount", &name]);
@@ -126,22 +170,49 @@ impl Burned {
         for name in [self.dataset.clone(), format!("{}/be low", self.dataset)] {
             // `adopt` prints the command that takes over the restored dataset.
             let listed = String::from_utf8(self.bench.good(&["adopt", &name])).unwrap();
-            let origin = listed.split_whitespace().skip_while(|word| *word != "--origin").nth(1).unwrap().to_owned();
-            self.bench.good(&["adopt", &name, "--origin", &origin, "-y"]);
+            let origin = listed
+                .split_whitespace()
+                .skip_while(|word| *word != "--origin")
+                .nth(1)
+                .unwrap()
+                .to_owned();
+            self.bench
+                .good(&["adopt", &name, "--origin", &origin, "-y"]);
         }
         fs::write(self.file("two words/after"), noise(60_000, 10)).unwrap();
         self.night(&["--incremental"]);
-        let manifests = self.bench.keys_in_bucket().into_iter().filter(|key| key.ends_with("/manifest.json"));
-        let (full, incremental): (Vec<_>, Vec<_>) = manifests.partition(|key| key.contains("-full-"));
-        assert_eq!((full.len(), incremental.len()), (2, 4), "{full:?} {incremental:?}");
+        let manifests = self
+            .bench
+            .keys_in_bucket()
+            .into_iter()
+            .filter(|key| key.ends_with("/manifest.json"));
+        let (full, incremental): (Vec<_>, Vec<_>) =
+            manifests.partition(|key| key.contains("-full-"));
+        assert_eq!(
+            (full.len(), incremental.len()),
+            (2, 4),
+            "{full:?} {incremental:?}"
+        );
         let config = quoted(self.bench.path("zb.toml").to_str().unwrap());
-        let said = self.typed(&bare, &format!("zfs-backup -c {config} drill {dataset} --cold"));
+        let said = self.typed(
+            &bare,
+            &format!("zfs-backup -c {config} drill {dataset} --cold"),
+        );
         assert!(said.contains("byte for byte"), "{said}");
     }
 
     /// The guids of all snapshots, oldest first.
     fn guids(&self) -> Vec<String> {
-        let listed = zfs(&["list", "-Hpro", "name", "-s", "createtxg", "-t", "snapshot", &self.dataset]);
+        let listed = zfs(&[
+            "list",
+            "-Hpro",
+            "name",
+            "-s",
+            "createtxg",
+            "-t",
+            "snapshot",
+            &self.dataset,
+        ]);
         let mut guids: Vec<String> = listed.lines().map(|name| property(&name, "guid")).collect();
         guids.sort();
         guids
@@ -149,8 +220,12 @@ impl Burned {
 }
 
 fn ids_in(folder: &Path) -> Vec<String> {
-    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter_map(|name| name.strip_prefix('@').map(str::to_owned)).collect()
+    let names = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names
+        .filter_map(|name| name.strip_prefix('@').map(str::to_owned))
+        .collect()
 }
 
 #[test]

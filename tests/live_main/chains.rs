@@ -1,5 +1,5 @@
-//! Incrementals on a real pool: files change, snapshots go, datasets are renamed and rolled back, and every point of the
-//! chain is what `zfs send` makes of it.
+//! Incrementals on a real pool: files change, snapshots go, datasets are renamed and rolled back,
+//! and every point of the chain is what `zfs send` makes of it.
 
 use crate::bench::{Bench, assert_same_tree, change, describe};
 use crate::pool::{noise, property, run, zfs};
@@ -31,12 +31,24 @@ fn ids(bench: &Bench, stored: &str) -> Vec<String> {
 }
 
 fn snapshots(dataset: &str) -> Vec<String> {
-    let listed = zfs(&["list", "-Hpo", "name", "-s", "createtxg", "-t", "snapshot", dataset]);
+    let listed = zfs(&[
+        "list",
+        "-Hpo",
+        "name",
+        "-s",
+        "createtxg",
+        "-t",
+        "snapshot",
+        dataset,
+    ]);
     listed.lines().map(str::to_owned).collect()
 }
 
 fn bookmark_of(snapshot: &str, dataset: &str) -> String {
-    format!("{dataset}#zfs-backup_{:016x}", property(&snapshot, "guid").parse::<u64>().unwrap())
+    format!(
+        "{dataset}#zfs-backup_{:016x}",
+        property(&snapshot, "guid").parse::<u64>().unwrap()
+    )
 }
 
 /// A snapshot of changed files, streamed; the newest snapshot.
@@ -58,22 +70,49 @@ fn a_chain_comes_back_whole_and_each_stream_is_the_one_of_zfs_send() {
     let dataset = bench.dataset();
     bench.good(&["snapshot"]);
     let dry = String::from_utf8(bench.good(&["--dry-run", "stream-to-remote"])).unwrap();
-    assert!(dry.contains("FULL (first)") && dry.contains("chunks"), "{dry}");
+    assert!(
+        dry.contains("FULL (first)") && dry.contains("chunks"),
+        "{dry}"
+    );
     bench.good(&["stream-to-remote"]);
     let full = snapshots(&dataset).pop().unwrap();
     fs::remove_file(bench.pool.file("data/small-3")).unwrap();
-    fs::rename(bench.pool.file("data/small-4"), bench.pool.file("data/folder/renamed")).unwrap();
+    fs::rename(
+        bench.pool.file("data/small-4"),
+        bench.pool.file("data/folder/renamed"),
+    )
+    .unwrap();
     let first = next(&bench, &dataset, 1);
     let expected = run("zfs", &["send", "-L", "-c", "-i", &full, &first]);
     assert!(stream_of(&bench, &dataset, &ids(&bench, &dataset)[1]) == expected);
 
     // Its snapshot goes: the bookmark is the base.
     zfs(&["destroy", &first]);
-    fs::OpenOptions::new().write(true).open(bench.pool.file("data/large-1")).unwrap().set_len(1 << 20).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(bench.pool.file("data/large-1"))
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
     let second = next(&bench, &dataset, 2);
-    let expected = run("zfs", &["send", "-L", "-c", "-i", &bookmark_of_gone(&bench, &dataset), &second]);
+    let expected = run(
+        "zfs",
+        &[
+            "send",
+            "-L",
+            "-c",
+            "-i",
+            &bookmark_of_gone(&bench, &dataset),
+            &second,
+        ],
+    );
     let all = ids(&bench, &dataset);
-    assert_eq!(all.iter().map(|id| id.split('-').nth(1).unwrap()).collect::<Vec<_>>(), ["full", "incr", "incr"]);
+    assert_eq!(
+        all.iter()
+            .map(|id| id.split('-').nth(1).unwrap())
+            .collect::<Vec<_>>(),
+        ["full", "incr", "incr"]
+    );
     assert!(stream_of(&bench, &dataset, &all[2]) == expected);
 
     let identity = bench.path("identity.txt").display().to_string();
@@ -83,7 +122,10 @@ fn a_chain_comes_back_whole_and_each_stream_is_the_one_of_zfs_send() {
     assert_eq!(snapshots(&target).len(), 3);
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_same_tree(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("restored")));
+    assert_same_tree(
+        &describe(&bench.pool.file("data")),
+        &describe(&bench.pool.file("restored")),
+    );
     bench.good(&["verify-checksums"]);
     let refused = bench.zb(&bench.restore_arguments(&dataset, &identity, &["--stdout"]));
     assert_eq!(refused.status.code(), Some(2));
@@ -94,10 +136,17 @@ fn a_chain_comes_back_whole_and_each_stream_is_the_one_of_zfs_send() {
 /// The bookmark of the incremental whose snapshot is gone: the one without a snapshot.
 fn bookmark_of_gone(bench: &Bench, dataset: &str) -> String {
     let listed = zfs(&["list", "-Hpo", "name,guid", "-t", "bookmark", dataset]);
-    let guids: Vec<String> = snapshots(dataset).iter().map(|snapshot| property(snapshot, "guid")).collect();
-    let gone =
-        listed.lines().map(|line| line.split_once('\t').unwrap()).find(|(_, guid)| !guids.iter().any(|g| g == guid));
-    gone.unwrap_or_else(|| panic!("{}: {listed}", bench.pool.name)).0.to_owned()
+    let guids: Vec<String> = snapshots(dataset)
+        .iter()
+        .map(|snapshot| property(snapshot, "guid"))
+        .collect();
+    let gone = listed
+        .lines()
+        .map(|line| line.split_once('\t').unwrap())
+        .find(|(_, guid)| !guids.iter().any(|g| g == guid));
+    gone.unwrap_or_else(|| panic!("{}: {listed}", bench.pool.name))
+        .0
+        .to_owned()
 }
 
 /// As RESTORE.txt of the newest says, with age, b3sum and zfs alone.
@@ -113,15 +162,31 @@ fn by_hand(bench: &Bench, dataset: &str, ids: &[String]) {
     let steps: Vec<String> = text
         .lines()
         .filter(|line| line.starts_with("#      (cd "))
-        .map(|line| line.trim_start_matches('#').trim().replace("POOL/NEW", &target))
+        .map(|line| {
+            line.trim_start_matches('#')
+                .trim()
+                .replace("POOL/NEW", &target)
+        })
         .collect();
     assert_eq!(steps.len(), ids.len(), "{text}");
     for step in steps {
-        run("sh", &["-c", "cd \"$1\" && sh -c \"$2\"", "sh", folder.to_str().unwrap(), &step]);
+        run(
+            "sh",
+            &[
+                "-c",
+                "cd \"$1\" && sh -c \"$2\"",
+                "sh",
+                folder.to_str().unwrap(),
+                &step,
+            ],
+        );
     }
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_same_tree(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("by-hand")));
+    assert_same_tree(
+        &describe(&bench.pool.file("data")),
+        &describe(&bench.pool.file("by-hand")),
+    );
 }
 
 #[test]
@@ -133,7 +198,8 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
     let full = snapshots(&stored).pop().unwrap();
     next(&bench, &stored, 1);
 
-    // Rolled back: what is newer is gone with its bookmark, and the chain goes on from what is left.
+    // Rolled back: what is newer is gone with its bookmark, and the chain goes on from what is
+    // left.
     zfs(&["rollback", "-r", &full]);
     let branch = next(&bench, &stored, 2);
     let all = ids(&bench, &stored);
@@ -147,18 +213,30 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
     let config = fs::read_to_string(bench.path("zb.toml")).unwrap();
     fs::write(
         bench.path("zb.toml"),
-        config.replace(&format!("zfs_fs = \"{stored}\""), &format!("zfs_fs = \"{renamed}\"")),
+        config.replace(
+            &format!("zfs_fs = \"{stored}\""),
+            &format!("zfs_fs = \"{renamed}\""),
+        ),
     )
     .unwrap();
     fs::write(bench.pool.file("pictures/changed"), noise(1 << 20, 3)).unwrap();
     bench.good(&["snapshot"]);
     bench.good(&["stream-to-remote", "--incremental"]);
     assert_eq!(ids(&bench, &stored).len(), 4);
-    assert!(bench.keys_in_bucket().iter().all(|key| !key.contains("pictures")));
+    assert!(
+        bench
+            .keys_in_bucket()
+            .iter()
+            .all(|key| !key.contains("pictures"))
+    );
 
     // Snapshots of another tool, of one name: told apart by their guids.
     let config = fs::read_to_string(bench.path("zb.toml")).unwrap();
-    fs::write(bench.path("zb.toml"), config.replace("[s3]", "use_snapshots = \"daily\"\n[s3]")).unwrap();
+    fs::write(
+        bench.path("zb.toml"),
+        config.replace("[s3]", "use_snapshots = \"daily\"\n[s3]"),
+    )
+    .unwrap();
     let daily = format!("{renamed}@daily");
     for seed in [4, 5] {
         fs::write(bench.pool.file("pictures/changed"), noise(1 << 20, seed)).unwrap();
@@ -173,10 +251,16 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
     bench.good(&bench.restore_arguments(&stored, &identity, &["--to", &target]));
     let received = snapshots(&target);
     assert_eq!(received.len(), 5, "{received:?}");
-    assert_eq!(property(received.last().unwrap(), "guid"), property(&daily, "guid"));
+    assert_eq!(
+        property(received.last().unwrap(), "guid"),
+        property(&daily, "guid")
+    );
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_same_tree(&describe(&bench.pool.file("pictures")), &describe(&bench.pool.file("restored")));
+    assert_same_tree(
+        &describe(&bench.pool.file("pictures")),
+        &describe(&bench.pool.file("restored")),
+    );
 
     // Nothing in common any more: refused, and nothing is sent.
     zfs(&["destroy", &daily]);
@@ -189,7 +273,10 @@ fn rename_rollback_and_a_snapshot_taken_anew_each_go_on_rightly() {
     let refused = bench.zb(&["stream-to-remote", "--incremental"]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{said}");
-    assert!(said.contains("neither snapshot nor bookmark") && said.contains("stream-to-remote --full"), "{said}");
+    assert!(
+        said.contains("neither snapshot nor bookmark") && said.contains("stream-to-remote --full"),
+        "{said}"
+    );
     assert_eq!(ids(&bench, &stored).len(), 6);
     bench.good(&["stream-to-remote"]);
     assert!(ids(&bench, &stored).last().unwrap().contains("-full-"));
@@ -205,16 +292,31 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = Arc::new(MemoryStore::new());
     let zfs_calls: Arc<dyn Zfs> = Arc::new(RealZfs::open(None).unwrap());
-    let keys = WriterKeys::from_keyring(&KeyFile::generate().unwrap(), bytes::Bytes::from_static(b"k")).unwrap();
+    let keys = WriterKeys::from_keyring(
+        &KeyFile::generate().unwrap(),
+        bytes::Bytes::from_static(b"k"),
+    )
+    .unwrap();
     let destroyed = Arc::new(AtomicUsize::new(0));
-    // At the first plan of each run goes: nothing, the base, the base and its bookmark, all that could be one.
+    // At the first plan of each run goes: nothing, the base, the base and its bookmark, all that
+    // could be one.
     let expected = [("full", 0), ("incr", 1), ("incr", 2), ("full", usize::MAX)];
     for (round, (kind, victims)) in expected.into_iter().enumerate() {
         let base = snapshots(dataset.as_str()).pop();
-        let mark = base.as_ref().map(|base| bookmark_of(base, dataset.as_str()));
+        let mark = base
+            .as_ref()
+            .map(|base| bookmark_of(base, dataset.as_str()));
         let marks = zfs(&["list", "-Hpo", "name", "-t", "bookmark", dataset.as_str()]);
-        let others = marks.lines().map(str::to_owned).filter(|other| Some(other) != mark.as_ref());
-        let doomed: Vec<String> = base.into_iter().chain(mark.clone()).chain(others).take(victims).collect();
+        let others = marks
+            .lines()
+            .map(str::to_owned)
+            .filter(|other| Some(other) != mark.as_ref());
+        let doomed: Vec<String> = base
+            .into_iter()
+            .chain(mark.clone())
+            .chain(others)
+            .take(victims)
+            .collect();
         pool.write("data/file", 1 << 20, round as u64 + 10);
         zfs(&["snapshot", &format!("{dataset}@s{round}")]);
         let (planned, count) = (AtomicUsize::new(0), Arc::clone(&destroyed));
@@ -256,10 +358,20 @@ fn a_base_that_is_destroyed_between_plan_and_send_is_planned_around() {
             progress: Arc::new(|_| {}),
             stop: tokio::sync::watch::channel(false).1,
         };
-        let selected = Selected { dataset: zfs_calls.dataset(&dataset).unwrap().unwrap(), stored: dataset.clone() };
-        let outcome = runtime.block_on(back_up(&env, &selected, RequestedKind::Lifecycle)).unwrap();
-        let BackupOutcome::Committed(backup) = outcome else { panic!("nothing was sent in round {round}") };
+        let selected = Selected {
+            dataset: zfs_calls.dataset(&dataset).unwrap().unwrap(),
+            stored: dataset.clone(),
+        };
+        let outcome = runtime
+            .block_on(back_up(&env, &selected, RequestedKind::Lifecycle))
+            .unwrap();
+        let BackupOutcome::Committed(backup) = outcome else {
+            panic!("nothing was sent in round {round}")
+        };
         assert_eq!(backup.manifest.kind.as_str(), kind, "round {round}");
     }
-    assert!(destroyed.load(Ordering::SeqCst) >= 6, "what was to be destroyed was not there");
+    assert!(
+        destroyed.load(Ordering::SeqCst) >= 6,
+        "what was to be destroyed was not there"
+    );
 }

@@ -1,5 +1,6 @@
-//! What must never become a backup: after each failure, which comes after at least one chunk was confirmed, there is
-//! no manifest, nothing takes it for a backup, the exit says what failed, and the next run succeeds.
+//! What must never become a backup: after each failure, which comes after at least one chunk was
+//! confirmed, there is no manifest, nothing takes it for a backup, the exit says what failed, and
+//! the next run succeeds.
 
 use crate::bench::Bench;
 use crate::pool::{noise, run, zfs};
@@ -18,19 +19,48 @@ fn stderr(output: &Output) -> String {
 
 /// No manifest, no backup shown, nothing restored; and the next run works.
 fn check_no_backup_and_recover(bench: &Bench) {
-    let manifests =
-        |bench: &Bench| bench.keys_in_bucket().into_iter().filter(|key| key.contains("manifest.json")).count();
+    let manifests = |bench: &Bench| {
+        bench
+            .keys_in_bucket()
+            .into_iter()
+            .filter(|key| key.contains("manifest.json"))
+            .count()
+    };
     assert_eq!(manifests(bench), 0);
-    let shown = String::from_utf8(bench.good(&["show", "--include-remote", &bench.dataset()])).unwrap();
-    assert!(shown.contains("no backup") && shown.contains("unfinished, not a backup"), "{shown}");
-    let (dataset, identity) = (bench.dataset(), bench.path("identity.txt").display().to_string());
-    let restored =
-        bench.zb(&bench.restore_arguments(&dataset, &identity, &["--to", &format!("{}/never", bench.pool.name)]));
+    let shown =
+        String::from_utf8(bench.good(&["show", "--include-remote", &bench.dataset()])).unwrap();
+    assert!(
+        shown.contains("no backup") && shown.contains("unfinished, not a backup"),
+        "{shown}"
+    );
+    let (dataset, identity) = (
+        bench.dataset(),
+        bench.path("identity.txt").display().to_string(),
+    );
+    let restored = bench.zb(&bench.restore_arguments(
+        &dataset,
+        &identity,
+        &["--to", &format!("{}/never", bench.pool.name)],
+    ));
     assert_eq!(restored.status.code(), Some(1));
-    assert!(stderr(&restored).contains("no whole backup"), "{}", stderr(&restored));
+    assert!(
+        stderr(&restored).contains("no whole backup"),
+        "{}",
+        stderr(&restored)
+    );
     bench.good(&["stream-to-remote", "--full"]);
-    let holds = zfs(&["list", "-Hpo", "userrefs", "-t", "snapshot", &bench.dataset()]);
-    assert!(holds.lines().all(|holds| holds == "0"), "holds are left: {holds}");
+    let holds = zfs(&[
+        "list",
+        "-Hpo",
+        "userrefs",
+        "-t",
+        "snapshot",
+        &bench.dataset(),
+    ]);
+    assert!(
+        holds.lines().all(|holds| holds == "0"),
+        "holds are left: {holds}"
+    );
     bench.good(&["verify-checksums"]);
     assert_eq!(manifests(bench), 2, "a manifest and its signature");
 }
@@ -46,7 +76,8 @@ fn watching(
         let done = seen.load(Ordering::SeqCst);
         let action = action(head, done);
         // HEAD after Complete is the confirmation.
-        if head.starts_with("head ") && head.contains(".zfs.age") && matches!(action, Action::Pass) {
+        if head.starts_with("head ") && head.contains(".zfs.age") && matches!(action, Action::Pass)
+        {
             seen.fetch_add(1, Ordering::SeqCst);
         }
         action
@@ -58,7 +89,10 @@ fn watching(
 fn wait_for(what: &str, reached: impl Fn() -> bool) {
     let begun = Instant::now();
     while !reached() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{what}: not reached");
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "{what}: not reached"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -73,11 +107,22 @@ fn a_server_that_refuses_the_last_part_leaves_no_backup() {
     bench.good(&["snapshot"]);
     let (_proxy, completed) = watching(&bench, |head, done| {
         let last = head.starts_with("put ") && head.contains("partnumber=1") && done >= 1;
-        if last { Action::Refuse(403, "AccessDenied") } else { Action::Pass }
+        if last {
+            Action::Refuse(403, "AccessDenied")
+        } else {
+            Action::Pass
+        }
     });
-    let output = bench.command("proxied.toml", &["stream-to-remote", "--full"]).output().unwrap();
+    let output = bench
+        .command("proxied.toml", &["stream-to-remote", "--full"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains(".zfs.age") && stderr(&output).contains("AccessDenied"), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(".zfs.age") && stderr(&output).contains("AccessDenied"),
+        "{}",
+        stderr(&output)
+    );
     assert!(completed.load(Ordering::SeqCst) >= 1);
     check_no_backup_and_recover(&bench);
 }
@@ -97,8 +142,14 @@ fn killed_and_interrupted_runs_leave_no_backup() {
             Action::Pass
         });
         let mut command = bench.command("proxied.toml", &["stream-to-remote", "--full"]);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_for("two confirmed chunks", || completed.load(Ordering::SeqCst) >= 2);
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for("two confirmed chunks", || {
+            completed.load(Ordering::SeqCst) >= 2
+        });
         signal(child.id(), signal_name);
         let output = child.wait_with_output().unwrap();
         hold.store(false, Ordering::SeqCst);
@@ -114,16 +165,27 @@ fn killed_and_interrupted_runs_leave_no_backup() {
 fn a_send_that_the_kernel_gives_up_leaves_no_backup() {
     let bench = Bench::small("cutpipe");
     bench.good(&["snapshot"]);
-    // A block of the second large file cannot be read any more: lzc_send ends in the middle of the stream.
+    // A block of the second large file cannot be read any more: lzc_send ends in the middle of the
+    // stream.
     let pool = bench.pool.name.clone();
     run("zpool", &["export", &pool]);
     let needle = noise(2 << 20, 1002)[(1 << 20) + 512..(1 << 20) + 4608].to_vec();
-    let image = fs::OpenOptions::new().read(true).write(true).open(format!("/tmp/{pool}.img")).unwrap();
+    let image = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("/tmp/{pool}.img"))
+        .unwrap();
     let at = find(&image, &needle);
     image.write_all_at(&vec![0x5a; 4096], at).unwrap();
-    run("zpool", &["import", "-d", &format!("/tmp/{pool}.img"), &pool]);
+    run(
+        "zpool",
+        &["import", "-d", &format!("/tmp/{pool}.img"), &pool],
+    );
     let (_proxy, completed) = watching(&bench, |_, _| Action::Pass);
-    let output = bench.command("proxied.toml", &["stream-to-remote", "--full"]).output().unwrap();
+    let output = bench
+        .command("proxied.toml", &["stream-to-remote", "--full"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     assert!(
         stderr(&output).contains(&format!("send {}@", bench.dataset())),
@@ -133,11 +195,15 @@ fn a_send_that_the_kernel_gives_up_leaves_no_backup() {
     assert!(completed.load(Ordering::SeqCst) >= 1);
     image.write_all_at(&needle, at).unwrap();
     run("zpool", &["export", &pool]);
-    run("zpool", &["import", "-d", &format!("/tmp/{pool}.img"), &pool]);
+    run(
+        "zpool",
+        &["import", "-d", &format!("/tmp/{pool}.img"), &pool],
+    );
     check_no_backup_and_recover(&bench);
 }
 
-/// Where the bytes lie in the image. Noise is not compressed, and records of a megabyte lie in one piece.
+/// Where the bytes lie in the image. Noise is not compressed, and records of a megabyte lie in one
+/// piece.
 fn find(image: &fs::File, needle: &[u8]) -> u64 {
     const SECTOR: usize = 512;
     let mut block = vec![0; (1 << 20) + needle.len()];

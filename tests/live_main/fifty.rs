@@ -1,5 +1,6 @@
-//! A tree of fifty datasets over five runs, with datasets made, destroyed and renamed between them; then the third moment
-//! comes back: exactly the datasets that there were, under their names of then, with exactly their files.
+//! A tree of fifty datasets over five runs, with datasets made, destroyed and renamed between them;
+//! then the third moment comes back: exactly the datasets that there were, under their names of
+//! then, with exactly their files.
 
 use crate::bench::{Bench, tell};
 use crate::pool::{noise, run, zfs};
@@ -20,18 +21,27 @@ struct Fifty {
 impl Fifty {
     /// Forty-eight datasets: the root and seven groups of six, four of which have one more below.
     fn new() -> Self {
-        let mut fifty = Self { bench: Bench::tiny("fifty"), seed: 0 };
+        let mut fifty = Self {
+            bench: Bench::tiny("fifty"),
+            seed: 0,
+        };
         let store = fifty.bench.path("store");
         fs::create_dir(&store).unwrap();
         let text = fs::read_to_string(fifty.bench.path("zb.toml")).unwrap();
         let text = text.replace(&fifty.bench.remote(), &format!("file:{}", store.display()));
         let (main, _) = text.split_once("[s3]").unwrap();
-        fs::write(fifty.bench.path("zb.toml"), format!("{main}recursive = true\n")).unwrap();
+        fs::write(
+            fifty.bench.path("zb.toml"),
+            format!("{main}recursive = true\n"),
+        )
+        .unwrap();
         for group in 0..7 {
             fifty.make(&format!("g{group}"));
             (0..5).for_each(|number| fifty.make(&format!("g{group}/d{number}")));
         }
-        ["g0/d0/x", "g1/d0/x", "g2/d0/x", "g3/d0/x"].iter().for_each(|name| fifty.make(name));
+        ["g0/d0/x", "g1/d0/x", "g2/d0/x", "g3/d0/x"]
+            .iter()
+            .for_each(|name| fifty.make(name));
         fifty
     }
 
@@ -48,7 +58,11 @@ impl Fifty {
     fn write(&mut self, name: &str) {
         self.seed += 1;
         let folder = self.bench.pool.file("data").join(name);
-        fs::write(folder.join(format!("file-{}", self.seed)), noise(3_000, self.seed)).unwrap();
+        fs::write(
+            folder.join(format!("file-{}", self.seed)),
+            noise(3_000, self.seed),
+        )
+        .unwrap();
         fs::write(folder.join("changing"), noise(9_000, self.seed)).unwrap();
     }
 
@@ -57,7 +71,11 @@ impl Fifty {
     }
 
     fn rename(&self, from: &str, to: &str) {
-        zfs(&["rename", &format!("{}/{from}", self.root()), &format!("{}/{to}", self.root())]);
+        zfs(&[
+            "rename",
+            &format!("{}/{from}", self.root()),
+            &format!("{}/{to}", self.root()),
+        ]);
     }
 
     /// Snapshots and backups of all there is; how many datasets that are.
@@ -71,15 +89,28 @@ impl Fifty {
 fn moment(dataset: &str, folder: &Path) -> Moment {
     run("zpool", &["sync"]);
     let names = zfs(&["list", "-Hro", "name", dataset]);
-    let below = |name: &str| name.strip_prefix(dataset).unwrap().trim_start_matches('/').to_owned();
+    let below = |name: &str| {
+        name.strip_prefix(dataset)
+            .unwrap()
+            .trim_start_matches('/')
+            .to_owned()
+    };
     let files = |name: &str| -> BTreeMap<String, Digest> {
         let entries = fs::read_dir(folder.join(name)).unwrap().map(Result::unwrap);
         let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
         files
-            .map(|file| (file.file_name().into_string().unwrap(), Digest::of(&fs::read(file.path()).unwrap())))
+            .map(|file| {
+                (
+                    file.file_name().into_string().unwrap(),
+                    Digest::of(&fs::read(file.path()).unwrap()),
+                )
+            })
             .collect()
     };
-    names.lines().map(|name| (below(name), files(&below(name)))).collect()
+    names
+        .lines()
+        .map(|name| (below(name), files(&below(name))))
+        .collect()
 }
 
 #[test]
@@ -90,11 +121,17 @@ fn a_tree_of_fifty_datasets_comes_back_as_it_was_at_the_third_of_five_moments() 
 
     // A subtree and some single ones go, two get other names, one of them with what is below it.
     fifty.destroy("g4");
-    ["g5/d1", "g5/d2"].iter().for_each(|name| fifty.destroy(name));
+    ["g5/d1", "g5/d2"]
+        .iter()
+        .for_each(|name| fifty.destroy(name));
     fifty.rename("g0", "pictures");
     fifty.rename("g1/d1", "g1/renamed");
-    ["g6/new0", "g6/new1", "late"].iter().for_each(|name| fifty.make(name));
-    ["pictures/d0/x", "g1/renamed", "g2"].iter().for_each(|name| fifty.write(name));
+    ["g6/new0", "g6/new1", "late"]
+        .iter()
+        .for_each(|name| fifty.make(name));
+    ["pictures/d0/x", "g1/renamed", "g2"]
+        .iter()
+        .for_each(|name| fifty.write(name));
     counts.push(fifty.night());
 
     // One comes again under its old name and is another; one of the new ones goes at once.
@@ -104,7 +141,9 @@ fn a_tree_of_fifty_datasets_comes_back_as_it_was_at_the_third_of_five_moments() 
     for number in 0..9 {
         fifty.make(&format!("g6/third{number}"));
     }
-    ["pictures", "g3/moved/x", "g5/d1", "g6/new0"].iter().for_each(|name| fifty.write(name));
+    ["pictures", "g3/moved/x", "g5/d1", "g6/new0"]
+        .iter()
+        .for_each(|name| fifty.write(name));
     counts.push(fifty.night());
     let third = moment(&fifty.root(), &fifty.bench.pool.file("data"));
     let then = jiff::Timestamp::now().to_string();
@@ -112,8 +151,12 @@ fn a_tree_of_fifty_datasets_comes_back_as_it_was_at_the_third_of_five_moments() 
 
     fifty.rename("pictures", "photos");
     fifty.destroy("g3");
-    ["fourth0", "fourth1"].iter().for_each(|name| fifty.make(name));
-    ["photos/d1", "g6/third1"].iter().for_each(|name| fifty.write(name));
+    ["fourth0", "fourth1"]
+        .iter()
+        .for_each(|name| fifty.make(name));
+    ["photos/d1", "g6/third1"]
+        .iter()
+        .for_each(|name| fifty.write(name));
     counts.push(fifty.night());
     fifty.destroy("photos");
     fifty.write("g6/third2");
@@ -121,22 +164,39 @@ fn a_tree_of_fifty_datasets_comes_back_as_it_was_at_the_third_of_five_moments() 
     let backed_up = begun.elapsed();
 
     let identity = fifty.bench.path("identity.txt").display().to_string();
-    let (target, place) = (format!("{}/then", fifty.bench.pool.name), fifty.bench.path("then"));
+    let (target, place) = (
+        format!("{}/then", fifty.bench.pool.name),
+        fifty.bench.path("then"),
+    );
     let mountpoint = format!("mountpoint={}", place.display());
     let to = ["-r", "--at", &then, "--to", &target, "-o", &mountpoint];
     let root = fifty.root();
-    let output = fifty.bench.zb(&fifty.bench.restore_arguments(&root, &identity, &to));
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = fifty
+        .bench
+        .zb(&fifty.bench.restore_arguments(&root, &identity, &to));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "{said}");
-    zfs(&["list", "-Hro", "name", &target]).lines().for_each(|name| drop(zfs(&["mount", name])));
+    zfs(&["list", "-Hro", "name", &target])
+        .lines()
+        .for_each(|name| drop(zfs(&["mount", name])));
     let back = moment(&target, &place);
     let names = |moment: &Moment| moment.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&back), names(&third), "{said}");
     assert!(back == third, "files differ");
     for gone in ["g4", "g5/d2", "g6/new1"] {
-        assert!(said.contains(&format!("{root}/{gone} was not there at that moment")), "{gone}: {said}");
+        assert!(
+            said.contains(&format!("{root}/{gone} was not there at that moment")),
+            "{gone}: {said}"
+        );
     }
-    assert!(said.contains(&format!("{root}/fourth0 has no backup that is as old")), "{said}");
+    assert!(
+        said.contains(&format!("{root}/fourth0 has no backup that is as old")),
+        "{said}"
+    );
     tell(&format!(
         "datasets in the five runs: {counts:?}; {} restored to the third moment, {} files; backups {:.0} s, restore {:.0} s",
         back.len(),

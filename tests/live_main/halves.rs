@@ -1,5 +1,5 @@
-//! What the tests of interrupted uploads share: a gate before the server, ways to end a run in the middle, and all that
-//! must hold after the run that follows.
+//! What the tests of interrupted uploads share: a gate before the server, ways to end a run in the
+//! middle, and all that must hold after the run that follows.
 
 use crate::bench::Bench;
 use crate::pool::{run, zfs};
@@ -58,10 +58,18 @@ impl Gate {
     pub(crate) fn new(bench: &Bench, at: At, passage: Passage) -> Self {
         let state = bench.path("state");
         let passage = AtomicU8::new(passage as u8);
-        let shared = Arc::new(Shared { passage, seen: AtomicUsize::new(0), reached: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            passage,
+            seen: AtomicUsize::new(0),
+            reached: AtomicBool::new(false),
+        });
         let (at_gate, journal) = (Arc::clone(&shared), state.clone());
         // With several parts a chunk, the first one is there when the gate shuts.
-        let part = if bench.split_size.ends_with('K') { "partnumber=1" } else { "partnumber=2" };
+        let part = if bench.split_size.ends_with('K') {
+            "partnumber=1"
+        } else {
+            "partnumber=2"
+        };
         let proxy = Proxy::start(&bench.weed.endpoint(), move |head| {
             let number = at_gate.seen.fetch_add(1, Ordering::SeqCst) + 1;
             let reached = || match at {
@@ -72,9 +80,15 @@ impl Gate {
                 let passage = at_gate.passage.load(Ordering::SeqCst);
                 let refused = matches!(at, At::Chunks(_)) || reached();
                 match passage {
-                    p if p == Passage::Away as u8 && refused => return Action::Refuse(503, "SlowDown"),
-                    p if p == Passage::Broken as u8 && refused => return Action::Refuse(500, "InternalError"),
-                    p if p == Passage::Held as u8 && reached() => at_gate.reached.store(true, Ordering::SeqCst),
+                    p if p == Passage::Away as u8 && refused => {
+                        return Action::Refuse(503, "SlowDown");
+                    }
+                    p if p == Passage::Broken as u8 && refused => {
+                        return Action::Refuse(500, "InternalError");
+                    }
+                    p if p == Passage::Held as u8 && reached() => {
+                        at_gate.reached.store(true, Ordering::SeqCst)
+                    }
                     _ => return Action::Pass,
                 }
                 std::thread::sleep(POLL);
@@ -82,7 +96,11 @@ impl Gate {
         });
         bench.write_config("proxied.toml", &proxy.endpoint());
         bench.trust_endpoint(&proxy.endpoint());
-        Self { proxy, state, shared }
+        Self {
+            proxy,
+            state,
+            shared,
+        }
     }
 
     /// Where it listens.
@@ -102,7 +120,10 @@ impl Gate {
     pub(crate) fn wait_for(&self, chunks: usize) {
         let begun = Instant::now();
         while confirmed(&self.state) < chunks {
-            assert!(begun.elapsed() < REACHED_MAX, "{chunks} confirmed chunks: not reached");
+            assert!(
+                begun.elapsed() < REACHED_MAX,
+                "{chunks} confirmed chunks: not reached"
+            );
             std::thread::sleep(POLL);
         }
     }
@@ -121,25 +142,40 @@ impl Gate {
     }
 }
 
-/// The chunks that the journals know as confirmed, by whole lines: the last may be torn. A chunk may be on its way
-/// meanwhile.
+/// The chunks that the journals know as confirmed, by whole lines: the last may be torn. A chunk
+/// may be on its way meanwhile.
 pub(crate) fn confirmed(state: &Path) -> usize {
-    let texts = journals(state).into_iter().map(|file| fs::read_to_string(file).unwrap_or_default());
-    let is_confirmed = |line: &&str| line.ends_with('\n') && line.contains("\"record\":\"confirmed\"");
-    texts.map(|text| text.split_inclusive('\n').filter(is_confirmed).count()).sum()
+    let texts = journals(state)
+        .into_iter()
+        .map(|file| fs::read_to_string(file).unwrap_or_default());
+    let is_confirmed =
+        |line: &&str| line.ends_with('\n') && line.contains("\"record\":\"confirmed\"");
+    texts
+        .map(|text| text.split_inclusive('\n').filter(is_confirmed).count())
+        .sum()
 }
 
 /// The files of attempts that are not over.
 pub(crate) fn journals(state: &Path) -> Vec<PathBuf> {
-    let folders = fs::read_dir(state.join("journal")).into_iter().flatten().flatten();
-    let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+    let folders = fs::read_dir(state.join("journal"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let files =
+        folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
     files.map(|file| file.path()).collect()
 }
 
-/// Starts the program, in a process group of its own as a shell does: else Ctrl-Z would not stop it.
+/// Starts the program, in a process group of its own as a shell does: else Ctrl-Z would not stop
+/// it.
 pub(crate) fn start(bench: &Bench, config: &str, arguments: &[&str]) -> Child {
     let mut command = bench.command(config, arguments);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn().unwrap()
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap()
 }
 
 pub(crate) fn signal(child: &Child, name: &str) {
@@ -152,7 +188,10 @@ pub(crate) fn stop_and_go_on(child: &Child, name: &str, gate: &Gate) {
     let begun = Instant::now();
     let state = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
     while !state().rsplit_once(") ").unwrap().1.starts_with('T') {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{name} did not stop it");
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{name} did not stop it"
+        );
         std::thread::sleep(POLL);
     }
     gate.set(Passage::Open);
@@ -173,11 +212,24 @@ pub(crate) fn interrupt(bench: &Bench, kind: &str, chunks: usize, signal_name: &
 }
 
 pub(crate) fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 pub(crate) fn newest(dataset: &str) -> String {
-    let listed = zfs(&["list", "-Hpo", "name", "-s", "createtxg", "-t", "snapshot", dataset]);
+    let listed = zfs(&[
+        "list",
+        "-Hpo",
+        "name",
+        "-s",
+        "createtxg",
+        "-t",
+        "snapshot",
+        dataset,
+    ]);
     listed.lines().last().unwrap().to_owned()
 }
 
@@ -203,55 +255,109 @@ pub(crate) fn unfinished(keys: &[String]) -> BTreeSet<&str> {
 
 pub(crate) fn assert_nothing_held(dataset: &str) {
     let listed = zfs(&["list", "-Hpo", "name,userrefs", "-t", "snapshot", dataset]);
-    assert!(listed.lines().all(|line| line.ends_with("\t0")), "holds are left: {listed}");
+    assert!(
+        listed.lines().all(|line| line.ends_with("\t0")),
+        "holds are left: {listed}"
+    );
     let bookmarks = zfs(&["list", "-Hpo", "name", "-t", "bookmark", dataset]);
-    assert!(!bookmarks.contains("_base_"), "a private bookmark is left: {bookmarks}");
+    assert!(
+        !bookmarks.contains("_base_"),
+        "a private bookmark is left: {bookmarks}"
+    );
 }
 
 /// No journal of an attempt that is not over, and no file that was to become another one.
 fn assert_nothing_temporary(bench: &Bench) {
-    let folders = [bench.path("state").display().to_string(), bench.path("intermediate").display().to_string()];
+    let folders = [
+        bench.path("state").display().to_string(),
+        bench.path("intermediate").display().to_string(),
+    ];
     let found = run("find", &[&folders[0], &folders[1], "-type", "f"]);
     let files = String::from_utf8(found).unwrap();
     let endings = [".partial", ".new", "-new", ".tmp", ".begun", ".committing"];
-    let left: Vec<&str> = files.lines().filter(|file| endings.iter().any(|end| file.ends_with(end))).collect();
+    let left: Vec<&str> = files
+        .lines()
+        .filter(|file| endings.iter().any(|end| file.ends_with(end)))
+        .collect();
     assert_eq!(left, [""; 0], "files are left");
 }
 
-/// A plain run ends the upload; under the same id where `attempts_expected` ids have anything in the bucket then.
-pub(crate) fn check_goes_on(bench: &Bench, dataset: &str, kind: &str, reference: &[u8], attempts_expected: usize) {
+/// A plain run ends the upload; under the same id where `attempts_expected` ids have anything in
+/// the bucket then.
+pub(crate) fn check_goes_on(
+    bench: &Bench,
+    dataset: &str,
+    kind: &str,
+    reference: &[u8],
+    attempts_expected: usize,
+) {
     let (before, kept) = (bench.keys_in_bucket(), confirmed(&bench.path("state")));
-    assert!(unfinished(&before).len() <= 1, "more than one upload is unfinished: {before:?}");
+    assert!(
+        unfinished(&before).len() <= 1,
+        "more than one upload is unfinished: {before:?}"
+    );
     let said = String::from_utf8(bench.good(&["stream-to-remote", kind])).unwrap();
     let after = bench.keys_in_bucket();
-    assert_eq!(attempts(&after).len(), attempts_expected, "it began anew: {said}");
-    let stayed = before.iter().filter(|key| is_chunk(key) && after.contains(key)).count();
-    assert!(stayed >= kept, "confirmed chunks were made again: {before:?} {after:?}");
+    assert_eq!(
+        attempts(&after).len(),
+        attempts_expected,
+        "it began anew: {said}"
+    );
+    let stayed = before
+        .iter()
+        .filter(|key| is_chunk(key) && after.contains(key))
+        .count();
+    assert!(
+        stayed >= kept,
+        "confirmed chunks were made again: {before:?} {after:?}"
+    );
     check_ended(bench, dataset, &said, reference);
     assert_eq!(unfinished(&after), BTreeSet::new());
 }
 
-/// What a run said to be committed is the reference, byte for byte, and nothing is held and nothing left over.
+/// What a run said to be committed is the reference, byte for byte, and nothing is held and nothing
+/// left over.
 pub(crate) fn check_ended(bench: &Bench, dataset: &str, said: &str, reference: &[u8]) {
     let words: Vec<&str> = said.split_whitespace().collect();
     let mut pairs = words.windows(2).rev();
-    let id = pairs.find(|pair| pair[0] == "committed" && pair[1].starts_with('2')).map(|pair| pair[1]);
-    check_backup(bench, dataset, id.unwrap_or_else(|| panic!("nothing was committed: {said}")), reference);
+    let id = pairs
+        .find(|pair| pair[0] == "committed" && pair[1].starts_with('2'))
+        .map(|pair| pair[1]);
+    check_backup(
+        bench,
+        dataset,
+        id.unwrap_or_else(|| panic!("nothing was committed: {said}")),
+        reference,
+    );
 }
 
 pub(crate) fn check_backup(bench: &Bench, dataset: &str, id: &str, reference: &[u8]) {
     let keys = bench.keys_in_bucket();
-    assert!(!keys.iter().any(|key| key.contains(id) && key.contains("progress-")), "progress objects stay: {keys:?}");
+    assert!(
+        !keys
+            .iter()
+            .any(|key| key.contains(id) && key.contains("progress-")),
+        "progress objects stay: {keys:?}"
+    );
     let identity = bench.path("identity.txt").display().to_string();
     // Under its name in the store, which is the first that it had.
     let of_id = keys.iter().find(|key| id_of(key) == Some(id)).unwrap();
     let stored = of_id.split_once("/@").unwrap().0;
-    let stream = bench.good(&bench.restore_arguments(stored, &identity, &["--stdout", "--backup", id]));
-    assert!(stream == reference, "the stream of {id} differs from that of zfs send");
+    let stream =
+        bench.good(&bench.restore_arguments(stored, &identity, &["--stdout", "--backup", id]));
+    assert!(
+        stream == reference,
+        "the stream of {id} differs from that of zfs send"
+    );
     assert_nothing_held(dataset);
     let verified = String::from_utf8(bench.good(&["verify-checksums"])).unwrap();
-    let extra = verified.lines().find(|line| line.contains("  extra ") && line.contains(id));
-    assert!(verified.contains("0 damaged") && extra.is_none(), "{verified}");
+    let extra = verified
+        .lines()
+        .find(|line| line.contains("  extra ") && line.contains(id));
+    assert!(
+        verified.contains("0 damaged") && extra.is_none(),
+        "{verified}"
+    );
     assert_eq!(bench.open_uploads(), 0, "multipart uploads are open");
     assert_nothing_temporary(bench);
 }
@@ -259,8 +365,16 @@ pub(crate) fn check_backup(bench: &Bench, dataset: &str, id: &str, reference: &[
 /// A dataset that is encrypted and one that is a volume, with some 2 MB of noise in each.
 pub(crate) fn add_secret(bench: &Bench) -> String {
     let name = format!("{}/secret", bench.pool.name);
-    let options =
-        ["create", "-o", "encryption=aes-256-gcm", "-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000", &name];
+    let options = [
+        "create",
+        "-o",
+        "encryption=aes-256-gcm",
+        "-o",
+        "keyformat=passphrase",
+        "-o",
+        "pbkdf2iters=100000",
+        &name,
+    ];
     crate::pool::run_with_input("zfs", &options, "correct horse\n");
     bench.pool.write("secret/file", 2 << 20, 7);
     name
@@ -275,10 +389,16 @@ pub(crate) fn add_volume(bench: &Bench) -> (String, PathBuf) {
         // There is no udev: the node has the number in its name, not the volume's.
         let nodes = (0..64).map(|number| PathBuf::from(format!("/dev/zd{}", number * 16)));
         let by_name = PathBuf::from(format!("/dev/zvol/{name}"));
-        if let Some(found) = std::iter::once(by_name).chain(nodes).rfind(|path| fs::metadata(path).is_ok()) {
+        if let Some(found) = std::iter::once(by_name)
+            .chain(nodes)
+            .rfind(|path| fs::metadata(path).is_ok())
+        {
             break found;
         }
-        assert!(begun.elapsed() < Duration::from_secs(30), "the volume has no device");
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the volume has no device"
+        );
         std::thread::sleep(Duration::from_millis(100));
     };
     (name, device)

@@ -1,10 +1,11 @@
-//! Uploads that are interrupted on a real pool go on where they stopped: whatever ends the run, the next plain one ends
-//! in the same backup, whose stream is that of `zfs send` to the byte, and nothing is left held.
+//! Uploads that are interrupted on a real pool go on where they stopped: whatever ends the run, the
+//! next plain one ends in the same backup, whose stream is that of `zfs send` to the byte, and
+//! nothing is left held.
 
 use crate::bench::Bench;
 use crate::halves::{
-    At, Gate, Passage, add_secret, add_volume, assert_nothing_held, attempts, check_ended, check_goes_on, confirmed,
-    interrupt, newest, settle, signal, start, stop_and_go_on, text,
+    At, Gate, Passage, add_secret, add_volume, assert_nothing_held, attempts, check_ended,
+    check_goes_on, confirmed, interrupt, newest, settle, signal, start, stop_and_go_on, text,
 };
 use crate::pool::{noise, run, zfs};
 use std::fs;
@@ -22,15 +23,29 @@ fn interrupted_killed_uploads_go_on_under_their_hold() {
     let snapshot = newest(&bench.dataset());
     interrupt(&bench, "--full", 1, "KILL");
     assert!(confirmed(&bench.path("state")) >= 1);
-    assert_eq!(bench.open_uploads(), 1, "it was not killed in the middle of a chunk");
-    let refused = std::process::Command::new("zfs").args(["destroy", &snapshot]).output().unwrap();
-    assert!(!refused.status.success(), "a snapshot that an upload needs was destroyed");
+    assert_eq!(
+        bench.open_uploads(),
+        1,
+        "it was not killed in the middle of a chunk"
+    );
+    let refused = std::process::Command::new("zfs")
+        .args(["destroy", &snapshot])
+        .output()
+        .unwrap();
+    assert!(
+        !refused.status.success(),
+        "a snapshot that an upload needs was destroyed"
+    );
     let held = String::from_utf8(bench.good(&["holds", "list"])).unwrap();
     assert!(held.contains("unfinished"), "{held}");
-    let shown = String::from_utf8(bench.good(&["show", "--include-remote", &bench.dataset()])).unwrap();
+    let shown =
+        String::from_utf8(bench.good(&["show", "--include-remote", &bench.dataset()])).unwrap();
     assert!(shown.contains("given up"), "{shown}");
     let planned = String::from_utf8(bench.good(&["--dry-run", "stream-to-remote"])).unwrap();
-    assert!(planned.contains("goes on with") && planned.contains("ZFS is read again from"), "{planned}");
+    assert!(
+        planned.contains("goes on with") && planned.contains("ZFS is read again from"),
+        "{planned}"
+    );
     // Again, one chunk later; then it is ended.
     interrupt(&bench, "--full", 2, "KILL");
     assert!(confirmed(&bench.path("state")) >= 2);
@@ -49,7 +64,8 @@ fn interrupted_by_a_request_to_stop_and_by_a_pause_of_the_whole_process() {
         gate.wait_for(3);
         stop_and_go_on(&child, stop_name, &gate);
         let output = child.wait_with_output().unwrap();
-        // The kernel ends a send whose process was stopped while it waited for its reader; the run goes on with it.
+        // The kernel ends a send whose process was stopped while it waited for its reader; the run
+        // goes on with it.
         assert!(output.status.success(), "{stop_name}: {}", text(&output));
         check_ended(&bench, &bench.dataset(), &text(&output), &reference);
         fs::write(bench.pool.file("data/more"), noise(1 << 20, 5)).unwrap();
@@ -69,9 +85,16 @@ fn interrupted_by_a_store_that_is_away_or_answers_500_from_some_request_on() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     gate.set(Passage::Open);
     let gate = Gate::new(&bench, At::Request(24), Passage::Broken);
-    let output = bench.command("proxied.toml", &["stream-to-remote", "--full"]).output().unwrap();
+    let output = bench
+        .command("proxied.toml", &["stream-to-remote", "--full"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("InternalError") || text(&output).contains("500"), "{}", text(&output));
+    assert!(
+        text(&output).contains("InternalError") || text(&output).contains("500"),
+        "{}",
+        text(&output)
+    );
     assert!(gate.requests() > 24, "it ended before the server broke");
     check_goes_on(&bench, &bench.dataset(), "--full", &reference, 1);
 }
@@ -100,7 +123,10 @@ fn interrupted_incrementals_from_a_bookmark_go_on() {
     interrupt(&bench, "--incremental", 1, "KILL");
     // The base's own bookmark may go: the upload has one of its own.
     let bookmarks = zfs(&["list", "-Hpo", "name", "-t", "bookmark", &dataset]);
-    let own = bookmarks.lines().find(|name| !name.contains("_base_")).unwrap();
+    let own = bookmarks
+        .lines()
+        .find(|name| !name.contains("_base_"))
+        .unwrap();
     assert!(bookmarks.contains("_base_"), "{bookmarks}");
     zfs(&["destroy", own]);
     check_goes_on(&bench, &dataset, "--incremental", &reference, 2);

@@ -1,5 +1,5 @@
-//! Every kind of dataset: a full and an incremental of each, and a drill that compares every stream with what the pool
-//! itself sends, byte for byte.
+//! Every kind of dataset: a full and an incremental of each, and a drill that compares every stream
+//! with what the pool itself sends, byte for byte.
 
 use crate::bench::Bench;
 use crate::pool::{noise, property, run, run_with_input, zfs};
@@ -15,11 +15,35 @@ const KINDS: &[(&str, &[&str])] = &[
     ("records-1M", &["-o", "recordsize=1M"]),
     ("records-16M", &["-o", "recordsize=16M"]),
     ("file-names", &["-o", "longname=on"]),
-    ("embedded", &["-o", "compression=zstd", "-o", "recordsize=4K"]),
+    (
+        "embedded",
+        &["-o", "compression=zstd", "-o", "recordsize=4K"],
+    ),
     ("zstd", &["-o", "compression=zstd-9"]),
-    ("uncompressed", &["-o", "compression=off", "-o", "checksum=sha512"]),
-    ("case-insensitive", &["-o", "casesensitivity=insensitive", "-o", "normalization=formD"]),
-    ("quotas", &["-o", "quota=100M", "-o", "refreservation=5M", "-o", "copies=2"]),
+    (
+        "uncompressed",
+        &["-o", "compression=off", "-o", "checksum=sha512"],
+    ),
+    (
+        "case-insensitive",
+        &[
+            "-o",
+            "casesensitivity=insensitive",
+            "-o",
+            "normalization=formD",
+        ],
+    ),
+    (
+        "quotas",
+        &[
+            "-o",
+            "quota=100M",
+            "-o",
+            "refreservation=5M",
+            "-o",
+            "copies=2",
+        ],
+    ),
     (
         "long-name-0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789",
         &[],
@@ -41,11 +65,16 @@ impl Kinds {
         let bench = Bench::tiny("kinds");
         zfs(&["create", "kinds/all"]);
         let mut datasets = vec!["kinds/all".to_owned()];
-        let is_old = fs::read_to_string("/sys/module/zfs/version").unwrap().starts_with("2.1.");
+        let is_old = fs::read_to_string("/sys/module/zfs/version")
+            .unwrap()
+            .starts_with("2.1.");
         for (name, options) in KINDS {
             let name = format!("kinds/all/{name}");
             let arguments = [&["create"], *options, &[name.as_str()]].concat();
-            let made = std::process::Command::new("zfs").args(&arguments).output().unwrap();
+            let made = std::process::Command::new("zfs")
+                .args(&arguments)
+                .output()
+                .unwrap();
             let why = String::from_utf8_lossy(&made.stderr).into_owned();
             let lacks = is_old && NEWER.iter().any(|newer| name.ends_with(newer));
             assert!(made.status.success() != lacks, "{arguments:?}: {why}");
@@ -55,9 +84,20 @@ impl Kinds {
         }
         // Encrypted, and its key unloaded later; a clone of a snapshot that no backup has.
         let secret = "kinds/all/encrypted".to_owned();
-        let options =
-            ["create", "-o", "encryption=aes-256-gcm", "-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000"];
-        run_with_input("zfs", &[&options[..], &[secret.as_str()]].concat(), "correct horse\n");
+        let options = [
+            "create",
+            "-o",
+            "encryption=aes-256-gcm",
+            "-o",
+            "keyformat=passphrase",
+            "-o",
+            "pbkdf2iters=100000",
+        ];
+        run_with_input(
+            "zfs",
+            &[&options[..], &[secret.as_str()]].concat(),
+            "correct horse\n",
+        );
         zfs(&["snapshot", "kinds/data@origin"]);
         let clone = "kinds/all/clone".to_owned();
         zfs(&["clone", "kinds/data@origin", &clone]);
@@ -72,8 +112,13 @@ impl Kinds {
         run("zpool", &["sync"]);
         for dataset in &self.datasets {
             if property(dataset, "type") == "volume" {
-                let device = OpenOptions::new().write(true).open(device_of(dataset)).unwrap();
-                device.write_all_at(&noise(200_000, seed), seed * 300_000).unwrap();
+                let device = OpenOptions::new()
+                    .write(true)
+                    .open(device_of(dataset))
+                    .unwrap();
+                device
+                    .write_all_at(&noise(200_000, seed), seed * 300_000)
+                    .unwrap();
                 device.sync_all().unwrap();
                 continue;
             }
@@ -82,16 +127,34 @@ impl Kinds {
             if dataset.ends_with("records-16M") {
                 fs::write(folder.join(format!("large-{seed}")), noise(17 << 20, seed)).unwrap();
             }
-            fs::write(folder.join(format!("text-{seed}")), "the same words again. ".repeat(9000)).unwrap();
+            fs::write(
+                folder.join(format!("text-{seed}")),
+                "the same words again. ".repeat(9000),
+            )
+            .unwrap();
             if dataset.ends_with("file-names") {
-                fs::write(folder.join(format!("{}-{seed}", "n".repeat(300))), noise(3_000, seed)).unwrap();
+                fs::write(
+                    folder.join(format!("{}-{seed}", "n".repeat(300))),
+                    noise(3_000, seed),
+                )
+                .unwrap();
             }
             for small in 0..20 {
-                fs::write(folder.join(format!("small-{seed}-{small}")), noise(30 + small, seed)).unwrap();
+                fs::write(
+                    folder.join(format!("small-{seed}-{small}")),
+                    noise(30 + small, seed),
+                )
+                .unwrap();
             }
             run(
                 "setfattr",
-                &["-n", "user.big", "-v", &"v".repeat(300), folder.join(format!("small-{seed}-1")).to_str().unwrap()],
+                &[
+                    "-n",
+                    "user.big",
+                    "-v",
+                    &"v".repeat(300),
+                    folder.join(format!("small-{seed}-1")).to_str().unwrap(),
+                ],
             );
             if seed > 1 {
                 fs::remove_file(folder.join(format!("small-{}-2", seed - 1))).unwrap();
@@ -112,11 +175,18 @@ fn device_of(dataset: &str) -> PathBuf {
             fs::metadata(path).is_ok() && size.trim() == sectors.to_string()
         };
         let mut by_number = (0..64).map(|number| PathBuf::from(format!("/dev/zd{}", number * 16)));
-        let found = if by_name.exists() { Some(by_name) } else { by_number.find(is_it) };
+        let found = if by_name.exists() {
+            Some(by_name)
+        } else {
+            by_number.find(is_it)
+        };
         if let Some(found) = found {
             return found;
         }
-        assert!(begun.elapsed() < Duration::from_secs(30), "{dataset} has no device");
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "{dataset} has no device"
+        );
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -134,12 +204,20 @@ fn every_kind_of_dataset_comes_back_by_full_and_incremental() {
     zfs(&["unmount", "kinds/all/encrypted"]);
     zfs(&["unload-key", "kinds/all/encrypted"]);
     bench.good(&["stream-to-remote", "--incremental"]);
-    assert!(String::from_utf8(bench.good(&["verify-checksums"])).unwrap().contains("0 damaged"));
+    assert!(
+        String::from_utf8(bench.good(&["verify-checksums"]))
+            .unwrap()
+            .contains("0 damaged")
+    );
 
     let identity = bench.path("identity.txt").display().to_string();
     for dataset in &kinds.datasets {
-        let said = String::from_utf8(bench.good(&["drill", dataset, "--identity", &identity])).unwrap();
-        assert!(said.contains("2 of 2 streams byte for byte"), "{dataset}: {said}");
+        let said =
+            String::from_utf8(bench.good(&["drill", dataset, "--identity", &identity])).unwrap();
+        assert!(
+            said.contains("2 of 2 streams byte for byte"),
+            "{dataset}: {said}"
+        );
         println!("{dataset}: full, incremental, restore and drill");
     }
     // The clone came as a full of its own: it needs nothing of where it was cloned from.
@@ -149,5 +227,8 @@ fn every_kind_of_dataset_comes_back_by_full_and_incremental() {
     assert_eq!(property(&target, "origin"), "-");
     zfs(&["mount", &target]);
     assert!(fs::read("/tmp/kinds/clone-is-back/file-2").unwrap() == noise(150_000, 2));
-    assert!(fs::read("/tmp/kinds/clone-is-back/small-7").unwrap() == noise(100 + 7 * 37, 7), "of the origin");
+    assert!(
+        fs::read("/tmp/kinds/clone-is-back/small-7").unwrap() == noise(100 + 7 * 37, 7),
+        "of the origin"
+    );
 }

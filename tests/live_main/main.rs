@@ -1,10 +1,12 @@
-//! The main job on a real pool with a real S3 server, by the program itself. Runs as root in the virtual machine:
+//! The main job on a real pool with a real S3 server, by the program itself. Runs as root in the
+//! virtual machine:
 //!
 //! ```text
 //! tests/vm/run 2.1 --bin target/debug/zfs-backup --bin target/debug/deps/live_main-* --bin weed ... -- live_main-*
 //! ```
 //!
-//! `zfs`, `age`, `b3sum`, `rclone` are the independent references. Without ZFS or a server every test fails.
+//! `zfs`, `age`, `b3sum`, `rclone` are the independent references. Without ZFS or a server every
+//! test fails.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,10 +14,16 @@
 #[expect(dead_code, reason = "shared with live_zfs, which uses more of it")]
 mod pool;
 #[path = "../support/proxy.rs"]
-#[expect(dead_code, reason = "shared with the stores' tests, which use more of it")]
+#[expect(
+    dead_code,
+    reason = "shared with the stores' tests, which use more of it"
+)]
 mod proxy;
 #[path = "../support/weed.rs"]
-#[expect(dead_code, reason = "shared with the stores' tests, which use more of it")]
+#[expect(
+    dead_code,
+    reason = "shared with the stores' tests, which use more of it"
+)]
 mod weed;
 
 mod bench;

@@ -1,10 +1,11 @@
-//! What may happen to the machine between the two halves of an upload: full disks, a snapshot destroyed by a person, a
-//! dataset renamed, a key unloaded or changed. Each ends in a valid backup; what cannot be used any more goes by prune.
+//! What may happen to the machine between the two halves of an upload: full disks, a snapshot
+//! destroyed by a person, a dataset renamed, a key unloaded or changed. Each ends in a valid
+//! backup; what cannot be used any more goes by prune.
 
 use crate::bench::Bench;
 use crate::halves::{
-    At, Gate, Passage, add_secret, assert_nothing_held, attempts, check_ended, check_goes_on, confirmed, interrupt,
-    journals, newest, start, text, unfinished,
+    At, Gate, Passage, add_secret, assert_nothing_held, attempts, check_ended, check_goes_on,
+    confirmed, interrupt, journals, newest, start, text, unfinished,
 };
 use crate::pool::{noise, run, run_with_input, zfs};
 use std::collections::BTreeSet;
@@ -12,7 +13,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Takes all room there is, page by page; what is written in the pages that files have already still goes.
+/// Takes all room there is, page by page; what is written in the pages that files have already
+/// still goes.
 fn fill_up(folder: &Path) {
     let script = "cat /dev/zero >\"$1/filler\" 2>/dev/null; true";
     run("sh", &["-c", script, "sh", folder.to_str().unwrap()]);
@@ -20,19 +22,37 @@ fn fill_up(folder: &Path) {
 
 fn mount_small(folder: &Path, size: &str) {
     fs::create_dir_all(folder).unwrap();
-    run("mount", &["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "none", folder.to_str().unwrap()]);
+    run(
+        "mount",
+        &[
+            "-t",
+            "tmpfs",
+            "-o",
+            &format!("size={size},mode=0700"),
+            "none",
+            folder.to_str().unwrap(),
+        ],
+    );
 }
 
 /// Whatever the prune rules are, what was given up goes once `resume_days` are over, and only then.
 fn check_gone_after_prune(bench: &Bench) {
     bench.good(&["prune-remote", "-y"]);
-    assert_eq!(unfinished(&bench.keys_in_bucket()).len(), 1, "it went too early");
+    assert_eq!(
+        unfinished(&bench.keys_in_bucket()).len(),
+        1,
+        "it went too early"
+    );
     let now = jiff::Timestamp::now().as_second();
     run("date", &["-s", &format!("@{}", now + 15 * 86_400)]);
     // The clock was set within one boot and stays unconfirmed: the server is on this host.
     assert_eq!(bench.zb(&["prune-remote", "-y"]).status.code(), Some(3));
     let said = String::from_utf8(bench.good(&["prune-remote", "-y", "--clock-is-right"])).unwrap();
-    assert_eq!(unfinished(&bench.keys_in_bucket()), BTreeSet::new(), "{said}");
+    assert_eq!(
+        unfinished(&bench.keys_in_bucket()),
+        BTreeSet::new(),
+        "{said}"
+    );
     let verified = String::from_utf8(bench.good(&["verify-checksums"])).unwrap();
     assert!(verified.contains("0 damaged"), "{verified}");
     assert_eq!(journals(&bench.path("state")).len(), 0);
@@ -50,8 +70,16 @@ fn matrix_a_full_state_disk_stops_an_upload_and_room_lets_it_go_on() {
     fill_up(&state);
     let output = bench.zb(&["stream-to-remote", "--full"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("make room on the file system of"), "{}", text(&output));
-    assert!(text(&output).contains(&state.display().to_string()), "{}", text(&output));
+    assert!(
+        text(&output).contains("make room on the file system of"),
+        "{}",
+        text(&output)
+    );
+    assert!(
+        text(&output).contains(&state.display().to_string()),
+        "{}",
+        text(&output)
+    );
     assert_eq!(attempts(&bench.keys_in_bucket()), BTreeSet::new());
     assert_nothing_held(&bench.dataset());
     assert_eq!(journals(&state).len(), 0);
@@ -64,7 +92,11 @@ fn matrix_a_full_state_disk_stops_an_upload_and_room_lets_it_go_on() {
     gate.set(Passage::Open);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("/journal/") && text(&output).contains("make room"), "{}", text(&output));
+    assert!(
+        text(&output).contains("/journal/") && text(&output).contains("make room"),
+        "{}",
+        text(&output)
+    );
     fs::remove_file(state.join("filler")).unwrap();
     assert!(confirmed(&state) >= 1);
     check_goes_on(&bench, &bench.dataset(), "--full", &reference, 1);
@@ -82,14 +114,24 @@ fn matrix_a_full_intermediate_directory_leaves_no_backup_and_room_lets_it_go_on(
     let output = bench.zb(&["export-intermediate", "--full"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let said = text(&output);
-    assert!(said.contains("No space left") && said.contains(".zfs.age") && said.contains(&path), "{said}");
+    assert!(
+        said.contains("No space left") && said.contains(".zfs.age") && said.contains(&path),
+        "{said}"
+    );
     assert!(said.contains("make room there"), "{said}");
     let files = || String::from_utf8(run("find", &[&path, "-type", "f"])).unwrap();
-    assert!(files().contains("00000000-") && !files().contains("manifest"), "{}", files());
+    assert!(
+        files().contains("00000000-") && !files().contains("manifest"),
+        "{}",
+        files()
+    );
     run("mount", &["-o", "remount,size=40m", &path]);
     let said = String::from_utf8(bench.good(&["export-intermediate", "--full"])).unwrap();
-    let started: BTreeSet<String> =
-        files().lines().filter(|file| file.ends_with("started.json")).map(str::to_owned).collect();
+    let started: BTreeSet<String> = files()
+        .lines()
+        .filter(|file| file.ends_with("started.json"))
+        .map(str::to_owned)
+        .collect();
     assert_eq!(started.len(), 1, "it began anew: {said}");
     assert!(!files().contains(".partial"), "{}", files());
     let identity = bench.path("identity.txt").display().to_string();
@@ -106,7 +148,10 @@ fn matrix_a_snapshot_that_a_person_destroyed_begins_anew_and_what_is_left_goes_b
     bench.good(&["snapshot"]);
     let snapshot = newest(&bench.dataset());
     interrupt(&bench, "--full", 2, "KILL");
-    let refused = Command::new("zfs").args(["destroy", &snapshot]).output().unwrap();
+    let refused = Command::new("zfs")
+        .args(["destroy", &snapshot])
+        .output()
+        .unwrap();
     assert!(!refused.status.success(), "the hold did not protect it");
     let holds = zfs(&["holds", "-H", &snapshot]);
     for line in holds.lines() {
@@ -115,16 +160,25 @@ fn matrix_a_snapshot_that_a_person_destroyed_begins_anew_and_what_is_left_goes_b
     zfs(&["destroy", &snapshot]);
     bench.good(&["snapshot"]);
     let reference = run("zfs", &["send", "-L", "-c", &newest(&bench.dataset())]);
-    let planned = String::from_utf8(bench.good(&["--dry-run", "stream-to-remote", "--full"])).unwrap();
-    assert!(planned.contains("does not go on") && planned.contains("no longer in the pool"), "{planned}");
+    let planned =
+        String::from_utf8(bench.good(&["--dry-run", "stream-to-remote", "--full"])).unwrap();
+    assert!(
+        planned.contains("does not go on") && planned.contains("no longer in the pool"),
+        "{planned}"
+    );
     let output = bench.zb(&["stream-to-remote", "--full"]);
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("no longer in the pool"), "{}", text(&output));
+    assert!(
+        text(&output).contains("no longer in the pool"),
+        "{}",
+        text(&output)
+    );
     check_ended_but_left(&bench, &text(&output), &reference);
     check_gone_after_prune(&bench);
 }
 
-/// As `check_ended`, while what was given up still lies in the store, and its journal here as the proof for a prune.
+/// As `check_ended`, while what was given up still lies in the store, and its journal here as the
+/// proof for a prune.
 fn check_ended_but_left(bench: &Bench, said: &str, reference: &[u8]) {
     assert_eq!(unfinished(&bench.keys_in_bucket()).len(), 1, "{said}");
     assert!(said.contains("is given up, and a new one begins"), "{said}");
@@ -146,7 +200,12 @@ fn matrix_a_dataset_that_was_renamed_goes_on_in_its_place() {
     zfs(&["rename", &bench.dataset(), &renamed]);
     bench.use_dataset(&renamed);
     check_goes_on(&bench, &renamed, "--full", &reference, 1);
-    assert!(bench.keys_in_bucket().iter().all(|key| !key.contains("pictures")));
+    assert!(
+        bench
+            .keys_in_bucket()
+            .iter()
+            .all(|key| !key.contains("pictures"))
+    );
 }
 
 #[test]
@@ -169,9 +228,12 @@ fn matrix_a_key_that_is_unloaded_or_changed_between_the_halves() {
     interrupt(&bench, "--full", 2, "KILL");
     run_with_input("zfs", &["change-key", &secret], "battery staple\n");
     let now = run("zfs", &["send", "-w", "-L", "-c", &newest(&secret)]);
-    assert!(now != reference, "another passphrase makes another stream: else this proves nothing");
-    // Only the wrapped keys in the first record are others, and these are stored: what comes is the stream that was begun,
-    // and opens with the passphrase of then.
+    assert!(
+        now != reference,
+        "another passphrase makes another stream: else this proves nothing"
+    );
+    // Only the wrapped keys in the first record are others, and these are stored: what comes is the
+    // stream that was begun, and opens with the passphrase of then.
     check_goes_on(&bench, &secret, "--full", &reference, 2);
     let identity = bench.path("identity.txt").display().to_string();
     let target = format!("{}/back", bench.pool.name);

@@ -1,5 +1,6 @@
-//! Nights of a host that nobody watches: `perform` with the sequence and the rules of the example configuration, the
-//! guest's own clock put forward between them, files changing, one night without the server, one killed run.
+//! Nights of a host that nobody watches: `perform` with the sequence and the rules of the example
+//! configuration, the guest's own clock put forward between them, files changing, one night without
+//! the server, one killed run.
 
 use crate::bench::{Bench, Tree, assert_same_tree, describe};
 use crate::pool::{noise, run, zfs};
@@ -14,9 +15,10 @@ use zfs_backup::model::{BackupId, BackupKind};
 
 /// From one night to the next. Not a whole day, so that no age is just about a rule's.
 const NIGHT_SECONDS: u64 = 25 * 3600;
-/// The example of the design, with a new full every third night, so that the rules have something to do. One lockfile for
-/// all configurations of a bench.
-const MAIN: &str = "intermediate_checksum = true\noldest_snapshot_days = 3\nlock_file = \"/tmp/nights.lock\"\n";
+/// The example of the design, with a new full every third night, so that the rules have something
+/// to do. One lockfile for all configurations of a bench.
+const MAIN: &str =
+    "intermediate_checksum = true\noldest_snapshot_days = 3\nlock_file = \"/tmp/nights.lock\"\n";
 const SECTIONS: &str = r#"
 [backup-lifecycle]
 full_when_incrementals_exceed = "10000%"
@@ -54,7 +56,11 @@ impl Nights {
         bench.write_config_with("zb.toml", &bench.weed.endpoint(), MAIN, SECTIONS);
         // Nobody listens there.
         bench.write_config_with("down.toml", "http://127.0.0.1:9", MAIN, SECTIONS);
-        Self { bench, first: SystemTime::now(), trees: BTreeMap::new() }
+        Self {
+            bench,
+            first: SystemTime::now(),
+            trees: BTreeMap::new(),
+        }
     }
 
     /// The night begins: the clock goes on by days, and files have changed.
@@ -68,7 +74,8 @@ impl Nights {
         let _ = fs::remove_file(file(format!("small-{night}")));
         // Allocated sectors settle once they are written.
         run("zpool", &["sync"]);
-        self.trees.insert(night, describe(&self.bench.pool.file("data")));
+        self.trees
+            .insert(night, describe(&self.bench.pool.file("data")));
     }
 
     #[track_caller]
@@ -81,17 +88,37 @@ impl Nights {
     /// The night that an id's snapshot was taken in.
     fn night_of(&self, id: &BackupId) -> u64 {
         let text = id.to_string();
-        let at: jiff::civil::DateTime = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", &text[..16]).unwrap();
-        let at = at.to_zoned(jiff::tz::TimeZone::UTC).unwrap().timestamp().as_second();
-        let first = self.first.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let at: jiff::civil::DateTime =
+            jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", &text[..16]).unwrap();
+        let at = at
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .unwrap()
+            .timestamp()
+            .as_second();
+        let first = self
+            .first
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap()
+            .as_secs();
         (u64::try_from(at).unwrap() - first) / NIGHT_SECONDS
     }
 
     /// The nights whose backups are committed among these keys, with their kinds.
-    fn committed<'k>(&self, keys: impl Iterator<Item = &'k str>) -> BTreeMap<u64, (BackupKind, BackupId)> {
+    fn committed<'k>(
+        &self,
+        keys: impl Iterator<Item = &'k str>,
+    ) -> BTreeMap<u64, (BackupKind, BackupId)> {
         let manifests = keys.filter_map(|key| key.strip_suffix("/manifest.json"));
-        let ids = manifests.map(|folder| folder.rsplit_once('@').unwrap().1.parse::<BackupId>().unwrap());
-        ids.map(|id| (self.night_of(&id), (id.kind(), id))).collect()
+        let ids = manifests.map(|folder| {
+            folder
+                .rsplit_once('@')
+                .unwrap()
+                .1
+                .parse::<BackupId>()
+                .unwrap()
+        });
+        ids.map(|id| (self.night_of(&id), (id.kind(), id)))
+            .collect()
     }
 
     fn in_remote(&self) -> BTreeMap<u64, (BackupKind, BackupId)> {
@@ -105,26 +132,42 @@ impl Nights {
         self.committed(files.lines())
     }
 
-    /// Restores a backup into a new dataset and holds it against what the dataset was in that night.
+    /// Restores a backup into a new dataset and holds it against what the dataset was in that
+    /// night.
     #[track_caller]
     fn check_restore(&self, night: u64, id: &BackupId) {
-        let (dataset, identity) = (self.bench.dataset(), self.bench.path("identity.txt").display().to_string());
+        let (dataset, identity) = (
+            self.bench.dataset(),
+            self.bench.path("identity.txt").display().to_string(),
+        );
         let target = format!("{}/back-{night}", self.bench.pool.name);
         let id = id.to_string();
-        self.bench.good(&self.bench.restore_arguments(&dataset, &identity, &["--backup", &id, "--to", &target]));
+        self.bench.good(&self.bench.restore_arguments(
+            &dataset,
+            &identity,
+            &["--backup", &id, "--to", &target],
+        ));
         if zfs(&["get", "-Hpo", "value", "mounted", &target]) == "no" {
             zfs(&["mount", &target]);
         }
         run("zpool", &["sync"]);
-        assert_same_tree(&self.trees[&night], &describe(&self.bench.pool.file(&format!("back-{night}"))));
+        assert_same_tree(
+            &self.trees[&night],
+            &describe(&self.bench.pool.file(&format!("back-{night}"))),
+        );
     }
 
-    /// A configuration whose uploads of chunks wait for as long as the flag is set, and the count of those that came.
+    /// A configuration whose uploads of chunks wait for as long as the flag is set, and the count
+    /// of those that came.
     fn held_config(&self, name: &str) -> (Proxy, Arc<AtomicBool>, Arc<AtomicUsize>) {
-        let (hold, arrived) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (hold, arrived) = (
+            Arc::new(AtomicBool::new(true)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let (held, came) = (Arc::clone(&hold), Arc::clone(&arrived));
         let proxy = Proxy::start(&self.bench.weed.endpoint(), move |head| {
-            if (head.starts_with("put ") || head.starts_with("post ")) && head.contains(".zfs.age") {
+            if (head.starts_with("put ") || head.starts_with("post ")) && head.contains(".zfs.age")
+            {
                 came.fetch_add(1, Ordering::SeqCst);
                 while held.load(Ordering::SeqCst) {
                     std::thread::sleep(Duration::from_millis(20));
@@ -132,25 +175,36 @@ impl Nights {
             }
             Action::Pass
         });
-        self.bench.write_config_with(name, &proxy.endpoint(), MAIN, SECTIONS);
+        self.bench
+            .write_config_with(name, &proxy.endpoint(), MAIN, SECTIONS);
         (proxy, hold, arrived)
     }
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 fn wait_for(what: &str, reached: impl Fn() -> bool) {
     let begun = Instant::now();
     while !reached() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{what}: not reached");
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "{what}: not reached"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 fn kinds(found: &BTreeMap<u64, (BackupKind, BackupId)>) -> Vec<(u64, BackupKind)> {
-    found.iter().map(|(night, (kind, _))| (*night, *kind)).collect()
+    found
+        .iter()
+        .map(|(night, (kind, _))| (*night, *kind))
+        .collect()
 }
 
 #[test]
@@ -169,16 +223,43 @@ fn the_example_runs_for_thirteen_nights_without_anybody_watching() {
 
     // One chain whole, and the fulls of the three newest chains.
     let remote = nights.in_remote();
-    assert_eq!(kinds(&remote), [(6, Full), (8, Full), (11, Full), (12, Incr)]);
-    // The newest full and incremental, the fulls on both sides of a week, of which the older one also grows into half a
-    // year. The third night's full was on neither side when the sixth night's came, the eighth's when the eleventh's did.
+    assert_eq!(
+        kinds(&remote),
+        [(6, Full), (8, Full), (11, Full), (12, Incr)]
+    );
+    // The newest full and incremental, the fulls on both sides of a week, of which the older one
+    // also grows into half a year. The third night's full was on neither side when the sixth
+    // night's came, the eighth's when the eleventh's did.
     let intermediate = nights.in_intermediate();
-    assert_eq!(kinds(&intermediate), [(0, Full), (6, Full), (11, Full), (12, Incr)]);
+    assert_eq!(
+        kinds(&intermediate),
+        [(0, Full), (6, Full), (11, Full), (12, Incr)]
+    );
 
-    let own = zfs(&["list", "-Hpo", "name", "-t", "snapshot", &nights.bench.dataset()]);
-    assert!((3..=4).contains(&own.lines().count()), "snapshots of three days are kept:\n{own}");
-    let bookmarks = zfs(&["list", "-Hpo", "name", "-t", "bookmark", &nights.bench.dataset()]);
-    assert!(bookmarks.contains(&remote[&12].1.snapshot_guid().to_string()), "{bookmarks}");
+    let own = zfs(&[
+        "list",
+        "-Hpo",
+        "name",
+        "-t",
+        "snapshot",
+        &nights.bench.dataset(),
+    ]);
+    assert!(
+        (3..=4).contains(&own.lines().count()),
+        "snapshots of three days are kept:\n{own}"
+    );
+    let bookmarks = zfs(&[
+        "list",
+        "-Hpo",
+        "name",
+        "-t",
+        "bookmark",
+        &nights.bench.dataset(),
+    ]);
+    assert!(
+        bookmarks.contains(&remote[&12].1.snapshot_guid().to_string()),
+        "{bookmarks}"
+    );
 
     for night in [6, 8, 12] {
         nights.check_restore(night, &remote[&night].1);
@@ -186,30 +267,58 @@ fn the_example_runs_for_thirteen_nights_without_anybody_watching() {
     let sums: BTreeSet<String> = intermediate
         .values()
         .map(|(_, id)| {
-            let folder = nights.bench.path("intermediate").join(nights.bench.dataset()).join(format!("@{id}"));
-            String::from_utf8(run("sh", &["-c", "cd \"$1\" && b3sum -c B3SUMS", "sh", folder.to_str().unwrap()]))
-                .unwrap()
+            let folder = nights
+                .bench
+                .path("intermediate")
+                .join(nights.bench.dataset())
+                .join(format!("@{id}"));
+            String::from_utf8(run(
+                "sh",
+                &[
+                    "-c",
+                    "cd \"$1\" && b3sum -c B3SUMS",
+                    "sh",
+                    folder.to_str().unwrap(),
+                ],
+            ))
+            .unwrap()
         })
         .collect();
-    assert!(sums.iter().all(|sums| sums.contains("manifest.json: OK")), "{sums:?}");
+    assert!(
+        sums.iter().all(|sums| sums.contains("manifest.json: OK")),
+        "{sums:?}"
+    );
 }
 
-/// The export is done, the upload fails, nothing that is needed is pruned; the next night carries both over.
+/// The export is done, the upload fails, nothing that is needed is pruned; the next night carries
+/// both over.
 fn without_the_server(nights: &Nights) {
     let before = nights.in_intermediate();
-    let output = nights.bench.command("down.toml", &["perform"]).output().unwrap();
+    let output = nights
+        .bench
+        .command("down.toml", &["perform"])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let after = nights.in_intermediate();
-    assert!(before.keys().all(|night| after.contains_key(night)), "{before:?} {after:?}");
+    assert!(
+        before.keys().all(|night| after.contains_key(night)),
+        "{before:?} {after:?}"
+    );
     assert!(after.contains_key(&4), "{after:?}");
     assert!(!nights.in_remote().contains_key(&4));
 }
 
-/// Killed while a chunk goes up, it leaves its lock behind; the next run takes the lock over and does all of the work.
+/// Killed while a chunk goes up, it leaves its lock behind; the next run takes the lock over and
+/// does all of the work.
 fn killed_in_the_middle(nights: &Nights) {
     let (_proxy, hold, arrived) = nights.held_config("held.toml");
     let mut command = nights.bench.command("held.toml", &["perform"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     wait_for("a chunk on its way", || arrived.load(Ordering::SeqCst) > 0);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -224,7 +333,11 @@ fn killed_in_the_middle(nights: &Nights) {
 fn two_at_once(nights: &Nights) {
     let (_proxy, hold, arrived) = nights.held_config("held.toml");
     let mut command = nights.bench.command("held.toml", &["perform"]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     wait_for("a chunk on its way", || arrived.load(Ordering::SeqCst) > 0);
     let second = nights.bench.zb(&["perform"]);
     let first_pid = child.id().to_string();

@@ -1,5 +1,6 @@
-//! Interruptions at random points: full and incremental, raw and not, a volume, all kinds of interruption mixed, several
-//! in one upload. The seed is printed; with it the same choices are made again.
+//! Interruptions at random points: full and incremental, raw and not, a volume, all kinds of
+//! interruption mixed, several in one upload. The seed is printed; with it the same choices are
+//! made again.
 //!
 //! ```text
 //! ZFS_BACKUP_TEST_SEED=7 ZFS_BACKUP_TEST_INTERRUPTIONS=100 live_main random
@@ -7,8 +8,8 @@
 
 use crate::bench::{Bench, tell};
 use crate::halves::{
-    At, Gate, Passage, add_secret, add_volume, check_backup, newest, settle, signal, start, stop_and_go_on, text,
-    unfinished,
+    At, Gate, Passage, add_secret, add_volume, check_backup, newest, settle, signal, start,
+    stop_and_go_on, text, unfinished,
 };
 use crate::pool::{noise, property, run, zfs};
 use std::collections::BTreeMap;
@@ -80,16 +81,31 @@ struct Subject {
 
 impl Subject {
     fn new(what: &'static str, dataset: String, device: Option<PathBuf>) -> Self {
-        let flags: &[&str] = if what == "raw" { &["-w", "-L", "-c"] } else { &["-L", "-c"] };
-        Self { what, dataset, flags, device, backed_up: None }
+        let flags: &[&str] = if what == "raw" {
+            &["-w", "-L", "-c"]
+        } else {
+            &["-L", "-c"]
+        };
+        Self {
+            what,
+            dataset,
+            flags,
+            device,
+            backed_up: None,
+        }
     }
 
     fn change(&self, bench: &Bench, random: &mut Random) {
-        let bytes = noise((1 << 20) + random.below(400_000), random.below(1 << 30) as u64);
+        let bytes = noise(
+            (1 << 20) + random.below(400_000),
+            random.below(1 << 30) as u64,
+        );
         match &self.device {
             Some(device) => {
                 let volume = fs::OpenOptions::new().write(true).open(device).unwrap();
-                volume.write_all_at(&bytes, (random.below(64) << 16) as u64).unwrap();
+                volume
+                    .write_all_at(&bytes, (random.below(64) << 16) as u64)
+                    .unwrap();
                 volume.sync_all().unwrap();
             }
             None => {
@@ -105,25 +121,44 @@ impl Subject {
 fn random_interruptions_end_in_whole_backups() {
     let seed = setting("ZFS_BACKUP_TEST_SEED", 1);
     let wanted = usize::try_from(setting("ZFS_BACKUP_TEST_INTERRUPTIONS", 12)).unwrap();
-    tell(&format!("random interruptions: seed {seed}, {wanted} wanted"));
+    tell(&format!(
+        "random interruptions: seed {seed}, {wanted} wanted"
+    ));
     let bench = Bench::tiny("random");
     // Tries the server, so that what is interrupted later is uploads and nothing else.
     bench.zb(&["doctor"]);
     let secret = add_secret(&bench);
     let (volume, device) = add_volume(&bench);
-    let subjects = [("plain", bench.dataset(), None), ("raw", secret, None), ("volume", volume, Some(device))];
+    let subjects = [
+        ("plain", bench.dataset(), None),
+        ("raw", secret, None),
+        ("volume", volume, Some(device)),
+    ];
     let mut subjects = subjects.map(|(what, dataset, device)| Subject::new(what, dataset, device));
-    let mut rounds = Rounds { bench, random: Random(seed), done: BTreeMap::new(), requests: BTreeMap::new() };
+    let mut rounds = Rounds {
+        bench,
+        random: Random(seed),
+        done: BTreeMap::new(),
+        requests: BTreeMap::new(),
+    };
     while rounds.count() < wanted {
         let chosen = rounds.random.below(subjects.len());
         rounds.round(&mut subjects[chosen]);
     }
-    tell(&format!("random interruptions with seed {seed}: {} of them, by what was sent", rounds.count()));
+    tell(&format!(
+        "random interruptions with seed {seed}: {} of them, by what was sent",
+        rounds.count()
+    ));
     let mut lines: BTreeMap<&String, Vec<String>> = BTreeMap::new();
     for ((what, end), count) in &rounds.done {
-        lines.entry(what).or_default().push(format!("{end:?} {count}"));
+        lines
+            .entry(what)
+            .or_default()
+            .push(format!("{end:?} {count}"));
     }
-    lines.iter().for_each(|(what, counts)| tell(&format!("  {what:<20} {}", counts.join(", "))));
+    lines
+        .iter()
+        .for_each(|(what, counts)| tell(&format!("  {what:<20} {}", counts.join(", "))));
 }
 
 struct Rounds {
@@ -146,10 +181,23 @@ impl Rounds {
         subject.change(&self.bench, &mut self.random);
         self.bench.good(&["snapshot"]);
         let snapshot = newest(&subject.dataset);
-        let base = subject.backed_up.clone().filter(|_| self.random.below(5) < 3);
-        let kind = if base.is_some() { "--incremental" } else { "--full" };
+        let base = subject
+            .backed_up
+            .clone()
+            .filter(|_| self.random.below(5) < 3);
+        let kind = if base.is_some() {
+            "--incremental"
+        } else {
+            "--full"
+        };
         let from = base.iter().flat_map(|base| ["-i", base.as_str()]);
-        let words: Vec<&str> = ["send"].iter().chain(subject.flags).copied().chain(from).chain([&*snapshot]).collect();
+        let words: Vec<&str> = ["send"]
+            .iter()
+            .chain(subject.flags)
+            .copied()
+            .chain(from)
+            .chain([&*snapshot])
+            .collect();
         let reference = run("zfs", &words);
         if let Some(base) = base.filter(|_| self.random.below(2) == 0) {
             // From then on it is a bookmark.
@@ -161,26 +209,45 @@ impl Rounds {
                 break;
             }
             let keys = self.bench.keys_in_bucket();
-            assert!(unfinished(&keys).len() <= 1, "more than one upload is unfinished: {keys:?}");
+            assert!(
+                unfinished(&keys).len() <= 1,
+                "more than one upload is unfinished: {keys:?}"
+            );
         }
         let gate = Gate::new(&self.bench, At::Request(usize::MAX), Passage::Open);
-        let output = self.bench.command("proxied.toml", &["stream-to-remote", kind]).output().unwrap();
+        let output = self
+            .bench
+            .command("proxied.toml", &["stream-to-remote", kind])
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{what}: {}", text(&output));
         let whole = self.requests.entry(what.clone()).or_default();
         *whole = gate.requests().max(*whole);
         let id = self.committed(&snapshot, kind);
         check_backup(&self.bench, &subject.dataset, &id, &reference);
-        assert_eq!(unfinished(&self.bench.keys_in_bucket()).len(), 0, "{what}: something is left");
+        assert_eq!(
+            unfinished(&self.bench.keys_in_bucket()).len(),
+            0,
+            "{what}: something is left"
+        );
         subject.backed_up = Some(snapshot);
     }
 
     /// The one backup of a snapshot.
     fn committed(&self, snapshot: &str, kind: &str) -> String {
-        let guid = format!("-{:016x}-", property(&snapshot, "guid").parse::<u64>().unwrap());
+        let guid = format!(
+            "-{:016x}-",
+            property(&snapshot, "guid").parse::<u64>().unwrap()
+        );
         let kind = if kind == "--full" { "-full-" } else { "-incr-" };
         let keys = self.bench.keys_in_bucket();
-        let ids = keys.iter().filter_map(|key| key.strip_suffix("/manifest.json")?.split_once("/@"));
-        let ids: Vec<&str> = ids.map(|(_, id)| id).filter(|id| id.contains(&guid) && id.contains(kind)).collect();
+        let ids = keys
+            .iter()
+            .filter_map(|key| key.strip_suffix("/manifest.json")?.split_once("/@"));
+        let ids: Vec<&str> = ids
+            .map(|(_, id)| id)
+            .filter(|id| id.contains(&guid) && id.contains(kind))
+            .collect();
         assert_eq!(ids.len(), 1, "{snapshot}: {ids:?}");
         ids[0].to_owned()
     }
@@ -219,7 +286,11 @@ impl Rounds {
         if interrupted {
             *self.done.entry((what.to_owned(), end)).or_default() += 1;
         }
-        tell(&format!("  {:>3} {what}: {end:?} at request {request}/{whole}: {:?}", self.count(), output.status));
+        tell(&format!(
+            "  {:>3} {what}: {end:?} at request {request}/{whole}: {:?}",
+            self.count(),
+            output.status
+        ));
         self.check_end(end, interrupted, &output);
         if end == End::StateLost && interrupted {
             self.lose_state();
@@ -241,13 +312,18 @@ impl Rounds {
         assert!(expected, "{end:?}: {:?} {}", output.status, text(output));
     }
 
-    /// Where the upload is known from the store: before its first object nothing is, and at the very end of its commit
-    /// nobody may go on without a journal.
+    /// Where the upload is known from the store: before its first object nothing is, and at the
+    /// very end of its commit nobody may go on without a journal.
     fn lose_state(&self) {
         let keys = self.bench.keys_in_bucket();
         let known = |id: &&str| {
-            let has = |name: &str| keys.iter().any(|key| key.contains(*id) && key.ends_with(name));
-            let is_closing = ["/private.age", "/RESTORE.txt.minisig", "/chunks-0000.json"].into_iter().any(has);
+            let has = |name: &str| {
+                keys.iter()
+                    .any(|key| key.contains(*id) && key.ends_with(name))
+            };
+            let is_closing = ["/private.age", "/RESTORE.txt.minisig", "/chunks-0000.json"]
+                .into_iter()
+                .any(has);
             has("/started.json") && !is_closing
         };
         if unfinished(&keys).iter().any(known) {

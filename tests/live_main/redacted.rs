@@ -1,4 +1,5 @@
-//! Redaction: what data was taken out of is not backed up, and a bookmark with a redaction list is no base.
+//! Redaction: what data was taken out of is not backed up, and a bookmark with a redaction list is
+//! no base.
 
 use crate::bench::{Bench, change};
 use crate::halves::{newest, text};
@@ -21,14 +22,31 @@ fn a_redacted_dataset_is_refused_and_a_redaction_bookmark_is_no_base() {
     zfs(&["snapshot", &format!("{clone}@without")]);
     zfs(&["redact", &first, "list", &format!("{clone}@without")]);
     let red = format!("{pool}/red");
-    run("sh", &["-c", &format!("zfs send --redact list {first} | zfs receive -u {red}")]);
+    run(
+        "sh",
+        &[
+            "-c",
+            &format!("zfs send --redact list {first} | zfs receive -u {red}"),
+        ],
+    );
 
     bench.use_dataset(&red);
     bench.good(&["snapshot"]);
     let output = bench.zb(&["stream-to-remote"]);
     let said = text(&output);
-    assert!(!output.status.success() && said.contains(&format!("{red}@")) && said.contains("is redacted"), "{said}");
-    assert!(!bench.keys_in_bucket().iter().any(|key| key.starts_with(&format!("{red}/"))), "something was stored");
+    assert!(
+        !output.status.success()
+            && said.contains(&format!("{red}@"))
+            && said.contains("is redacted"),
+        "{said}"
+    );
+    assert!(
+        !bench
+            .keys_in_bucket()
+            .iter()
+            .any(|key| key.starts_with(&format!("{red}/"))),
+        "something was stored"
+    );
 
     // Only the redaction bookmark is left of the base.
     bench.use_dataset(&data);
@@ -36,12 +54,22 @@ fn a_redacted_dataset_is_refused_and_a_redaction_bookmark_is_no_base() {
     zfs(&["destroy", &format!("{data}#zfs-backup_{guid:016x}")]);
     zfs(&["destroy", &first]);
     let bookmarks = zfs(&["list", "-Hpo", "name,guid", "-t", "bookmark", &data]);
-    assert_eq!(bookmarks, format!("{data}#list\t{guid}"), "else this proves nothing");
+    assert_eq!(
+        bookmarks,
+        format!("{data}#list\t{guid}"),
+        "else this proves nothing"
+    );
     change(&bench, 5);
     bench.good(&["snapshot"]);
     let output = bench.zb(&["stream-to-remote", "--incremental"]);
-    let said = text(&output).split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(!output.status.success() && said.contains("only a bookmark with a redaction list"), "{said}");
+    let said = text(&output)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    assert!(
+        !output.status.success() && said.contains("only a bookmark with a redaction list"),
+        "{said}"
+    );
     let said = String::from_utf8(bench.good(&["--dry-run", "stream-to-remote"])).unwrap();
     assert!(said.contains("FULL (base lost"), "{said}");
 }

@@ -1,5 +1,5 @@
-//! Restores that are interrupted on a real pool go on where they stopped: the same snapshots, the same data, and what was
-//! received is not fetched again.
+//! Restores that are interrupted on a real pool go on where they stopped: the same snapshots, the
+//! same data, and what was received is not fetched again.
 
 use crate::bench::{Bench, assert_same_tree, describe};
 use crate::pool::{noise, property, run, zfs};
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use zfs_backup::stream::fletcher::ByteOrder;
 use zfs_backup::stream::record::{HEADER_BYTES, RecordHeader, RecordType};
 
-/// A proxy that counts the bytes of chunks that are asked for, and lets the fetch of some chunk wait.
+/// A proxy that counts the bytes of chunks that are asked for, and lets the fetch of some chunk
+/// wait.
 struct Gate {
     _proxy: Proxy,
     shut: Arc<AtomicBool>,
@@ -26,10 +27,15 @@ struct Gate {
 impl Gate {
     /// Before the first chunk whose key has all of these in it. No parts: open.
     fn before(bench: &Bench, parts: &'static [&'static str]) -> Self {
-        let [shut, waiting, away] = [!parts.is_empty(), false, false].map(|on| Arc::new(AtomicBool::new(on)));
+        let [shut, waiting, away] =
+            [!parts.is_empty(), false, false].map(|on| Arc::new(AtomicBool::new(on)));
         let (fetched, keys) = (Arc::new(AtomicU64::new(0)), Arc::default());
-        let (held, waits, gone, sum) =
-            (Arc::clone(&shut), Arc::clone(&waiting), Arc::clone(&away), Arc::clone(&fetched));
+        let (held, waits, gone, sum) = (
+            Arc::clone(&shut),
+            Arc::clone(&waiting),
+            Arc::clone(&away),
+            Arc::clone(&fetched),
+        );
         let seen: Arc<Mutex<BTreeMap<String, u64>>> = Arc::clone(&keys);
         let proxy = Proxy::start(&bench.weed.endpoint(), move |head| {
             let line = head.lines().next().unwrap_or_default();
@@ -49,7 +55,14 @@ impl Gate {
             Action::Pass
         });
         bench.write_config("proxied.toml", &proxy.endpoint());
-        Self { _proxy: proxy, shut, waiting, away, fetched, keys }
+        Self {
+            _proxy: proxy,
+            shut,
+            waiting,
+            away,
+            fetched,
+            keys,
+        }
     }
 
     fn fetched(&self) -> u64 {
@@ -64,7 +77,10 @@ impl Gate {
     fn wait(&self) {
         let begun = Instant::now();
         while !self.waiting.load(Ordering::SeqCst) {
-            assert!(begun.elapsed() < Duration::from_secs(180), "the chunk is not asked for");
+            assert!(
+                begun.elapsed() < Duration::from_secs(180),
+                "the chunk is not asked for"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         std::thread::sleep(Duration::from_secs(4));
@@ -73,12 +89,20 @@ impl Gate {
 
 /// Of `range: bytes=A-B`.
 fn range_bytes(head: &str) -> u64 {
-    let range = head.lines().find_map(|line| line.strip_prefix("range: bytes=")).expect("chunks are read by ranges");
+    let range = head
+        .lines()
+        .find_map(|line| line.strip_prefix("range: bytes="))
+        .expect("chunks are read by ranges");
     let (first, last) = range.trim().split_once('-').unwrap();
     last.parse::<u64>().unwrap() - first.parse::<u64>().unwrap() + 1
 }
 
-fn arguments<'a>(bench: &Bench, dataset: &'a str, identity: &'a str, to: &[&'a str]) -> Vec<&'a str> {
+fn arguments<'a>(
+    bench: &Bench,
+    dataset: &'a str,
+    identity: &'a str,
+    to: &[&'a str],
+) -> Vec<&'a str> {
     bench.restore_arguments(dataset, identity, to)
 }
 
@@ -87,11 +111,24 @@ fn identity(bench: &Bench) -> String {
 }
 
 /// Begins a restore and ends it with a signal once it waits for that chunk.
-fn interrupt(bench: &Bench, dataset: &str, target: &str, parts: &'static [&'static str], signal: &str) -> Output {
+fn interrupt(
+    bench: &Bench,
+    dataset: &str,
+    target: &str,
+    parts: &'static [&'static str],
+    signal: &str,
+) -> Output {
     let gate = Gate::before(bench, parts);
     let identity = identity(bench);
-    let mut command = bench.command("proxied.toml", &arguments(bench, dataset, &identity, &["--to", target]));
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut command = bench.command(
+        "proxied.toml",
+        &arguments(bench, dataset, &identity, &["--to", target]),
+    );
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     gate.wait();
     run("kill", &["-s", signal, &child.id().to_string()]);
     let output = child.wait_with_output().unwrap();
@@ -99,7 +136,11 @@ fn interrupt(bench: &Bench, dataset: &str, target: &str, parts: &'static [&'stat
     // The kernel writes down where it stopped.
     let begun = Instant::now();
     while property(&target, "receive_resume_token") == "-" {
-        assert!(begun.elapsed() < Duration::from_secs(60), "there is no token: {}", text(&output.stderr));
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "there is no token: {}",
+            text(&output.stderr)
+        );
         std::thread::sleep(Duration::from_millis(200));
     }
     output
@@ -114,17 +155,27 @@ fn text(bytes: &[u8]) -> String {
 fn go_on(bench: &Bench, dataset: &str, to: &[&str]) -> (String, u64) {
     let gate = Gate::before(bench, &[]);
     let identity = identity(bench);
-    let output = bench.command("proxied.toml", &arguments(bench, dataset, &identity, to)).output().unwrap();
+    let output = bench
+        .command("proxied.toml", &arguments(bench, dataset, &identity, to))
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
     (text(&output.stdout) + &text(&output.stderr), gate.fetched())
 }
 
-/// What finding the place may cost: a chunk of 6 MiB for each of the three records that are looked for, and BEGIN.
+/// What finding the place may cost: a chunk of 6 MiB for each of the three records that are looked
+/// for, and BEGIN.
 const LOOKS_MAX: u64 = 20 << 20;
 
 /// The bytes that it says it fetches from there on, rounded up to MiB.
 fn to_fetch(said: &str) -> u64 {
-    let number = said.split_once(" are fetched").unwrap().0.rsplit_once(" and ").unwrap().1;
+    let number = said
+        .split_once(" are fetched")
+        .unwrap()
+        .0
+        .rsplit_once(" and ")
+        .unwrap()
+        .1;
     let whole = number.split(['.', 'M']).next().unwrap();
     assert!(number.ends_with('M'), "{said}");
     (whole.parse::<u64>().unwrap() + 1) << 20
@@ -139,7 +190,9 @@ fn records(stream: &[u8]) -> Vec<(RecordType, blake3::Hash)> {
         let kind = header.record_type();
         if !matches!(kind, RecordType::Begin | RecordType::End) {
             let mut hasher = blake3::Hasher::new();
-            hasher.update(&header.bytes_without_checksum()).update(&stream[at + HEADER_BYTES..end]);
+            hasher
+                .update(&header.bytes_without_checksum())
+                .update(&stream[at + HEADER_BYTES..end]);
             records.push((kind, hasher.finalize()));
         }
         at = end;
@@ -152,8 +205,20 @@ fn records(stream: &[u8]) -> Vec<(RecordType, blake3::Hash)> {
 #[track_caller]
 fn assert_same_dataset(source: &str, target: &str, flags: &[&str]) {
     let snapshots = |dataset: &str| {
-        let listed = zfs(&["list", "-Hpo", "name,guid", "-s", "createtxg", "-t", "snapshot", dataset]);
-        listed.lines().map(|line| line.split_once('@').unwrap().1.to_owned()).collect::<Vec<_>>()
+        let listed = zfs(&[
+            "list",
+            "-Hpo",
+            "name,guid",
+            "-s",
+            "createtxg",
+            "-t",
+            "snapshot",
+            dataset,
+        ]);
+        listed
+            .lines()
+            .map(|line| line.split_once('@').unwrap().1.to_owned())
+            .collect::<Vec<_>>()
     };
     assert_eq!(snapshots(source), snapshots(target));
     let mut base: Option<String> = None;
@@ -170,11 +235,19 @@ fn assert_same_dataset(source: &str, target: &str, flags: &[&str]) {
         };
         let (expected, found) = (send(source), send(target));
         let differs = expected.iter().zip(&found).position(|(a, b)| a != b);
-        assert!(expected == found, "{short}: {} and {} records, {differs:?}", expected.len(), found.len());
+        assert!(
+            expected == found,
+            "{short}: {} and {} records, {differs:?}",
+            expected.len(),
+            found.len()
+        );
         base = Some(short.to_owned());
     }
     assert_eq!(property(&target, "receive_resume_token"), "-");
-    assert_eq!(zfs(&["get", "-Ho", "value", "zfs-backup:restoring", target]), "-");
+    assert_eq!(
+        zfs(&["get", "-Ho", "value", "zfs-backup:restoring", target]),
+        "-"
+    );
 }
 
 #[test]
@@ -184,30 +257,69 @@ fn resumed_full_after_kill_term_and_a_store_that_is_away() {
     bench.good(&["snapshot"]);
     bench.good(&["stream-to-remote", "--full"]);
     let whole = Gate::before(&bench, &[]);
-    let (target, plain) = (format!("{}/deep/back", bench.pool.name), format!("{}/plain", bench.pool.name));
+    let (target, plain) = (
+        format!("{}/deep/back", bench.pool.name),
+        format!("{}/plain", bench.pool.name),
+    );
     let identity = identity(&bench);
-    let output = bench.command("proxied.toml", &arguments(&bench, &dataset, &identity, &["--to", &plain])).output();
+    let output = bench
+        .command(
+            "proxied.toml",
+            &arguments(&bench, &dataset, &identity, &["--to", &plain]),
+        )
+        .output();
     assert!(output.unwrap().status.success());
     let all = whole.fetched();
     assert!(all > 20 << 20, "{all}");
 
     interrupt(&bench, &dataset, &target, &["/00000002-"], "KILL");
-    let mark = zfs(&["get", "-Ho", "value,source", "zfs-backup:restoring", &target]);
-    assert!(mark.contains("-full-") && mark.contains(" new") && mark.ends_with("local"), "{mark}");
+    let mark = zfs(&[
+        "get",
+        "-Ho",
+        "value,source",
+        "zfs-backup:restoring",
+        &target,
+    ]);
+    assert!(
+        mark.contains("-full-") && mark.contains(" new") && mark.ends_with("local"),
+        "{mark}"
+    );
     // What would be done is said, and nothing is done.
     let to = ["--to", &target];
-    let dry = bench.good(&[&["--dry-run"][..], &arguments(&bench, &dataset, &identity, &to)].concat());
+    let dry = bench.good(
+        &[
+            &["--dry-run"][..],
+            &arguments(&bench, &dataset, &identity, &to),
+        ]
+        .concat(),
+    );
     let dry = text(&dry);
-    assert!(dry.contains("interrupted before;") && dry.contains("goes on at"), "{dry}");
+    assert!(
+        dry.contains("interrupted before;") && dry.contains("goes on at"),
+        "{dry}"
+    );
     println!("{dry}");
 
     let stopped = interrupt(&bench, &dataset, &target, &["/00000003-"], "TERM");
-    assert_eq!(stopped.status.code(), Some(130), "{}", text(&stopped.stderr));
-    assert!(text(&stopped.stderr).contains("keeps what was received"), "{}", text(&stopped.stderr));
+    assert_eq!(
+        stopped.status.code(),
+        Some(130),
+        "{}",
+        text(&stopped.stderr)
+    );
+    assert!(
+        text(&stopped.stderr).contains("keeps what was received"),
+        "{}",
+        text(&stopped.stderr)
+    );
 
     let gate = Gate::before(&bench, &["/00000003-"]);
     let mut command = bench.command("proxied.toml", &arguments(&bench, &dataset, &identity, &to));
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     gate.wait();
     gate.away.store(true, Ordering::SeqCst);
     gate.open();
@@ -215,14 +327,23 @@ fn resumed_full_after_kill_term_and_a_store_that_is_away() {
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
 
     let (said, fetched) = go_on(&bench, &dataset, &to);
-    assert!(said.contains("interrupted before;") && said.contains("received "), "{said}");
+    assert!(
+        said.contains("interrupted before;") && said.contains("received "),
+        "{said}"
+    );
     println!("full: {fetched} of {all} bytes fetched after three interruptions");
-    assert!(fetched < to_fetch(&said) + LOOKS_MAX && to_fetch(&said) * 4 < all * 3, "{fetched} of {all}: {said}");
+    assert!(
+        fetched < to_fetch(&said) + LOOKS_MAX && to_fetch(&said) * 4 < all * 3,
+        "{fetched} of {all}: {said}"
+    );
     assert_same_dataset(&dataset, &target, &["-L", "-c"]);
     assert_same_dataset(&dataset, &plain, &["-L", "-c"]);
     zfs(&["mount", &target]);
     run("zpool", &["sync"]);
-    assert_same_tree(&describe(&bench.pool.file("data")), &describe(&bench.pool.file("deep/back")));
+    assert_same_tree(
+        &describe(&bench.pool.file("data")),
+        &describe(&bench.pool.file("deep/back")),
+    );
 }
 
 #[test]
@@ -245,27 +366,64 @@ fn resumed_incremental_within_a_chain_and_onto_what_is_rolled_back() {
     assert_eq!(property(&target, "readonly"), "on");
     let gate = Gate::before(&bench, &[]);
     let identity = identity(&bench);
-    let output =
-        bench.command("proxied.toml", &arguments(&bench, &dataset, &identity, &["--to", &target])).output().unwrap();
+    let output = bench
+        .command(
+            "proxied.toml",
+            &arguments(&bench, &dataset, &identity, &["--to", &target]),
+        )
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(gate.keys.lock().unwrap().keys().all(|key| !key.contains("-full-")), "the full was fetched again");
-    println!("incremental: {} bytes fetched; {}", gate.fetched(), text(&output.stdout));
+    assert!(
+        gate.keys
+            .lock()
+            .unwrap()
+            .keys()
+            .all(|key| !key.contains("-full-")),
+        "the full was fetched again"
+    );
+    println!(
+        "incremental: {} bytes fetched; {}",
+        gate.fetched(),
+        text(&output.stdout)
+    );
     assert!(text(&output.stdout).contains("interrupted before;"));
     assert_eq!(property(&target, "readonly"), "off");
     assert_same_dataset(&dataset, &target, &["-L", "-c"]);
 
     // Onto one that was there: the newest in common, then its own way.
     let onto = format!("{}/onto", bench.pool.name);
-    let full = bench.keys_in_bucket().into_iter().find(|key| key.contains("-full-") && key.ends_with("/manifest.json"));
-    let id = full.unwrap().split_once("/@").unwrap().1.trim_end_matches("/manifest.json").to_owned();
-    bench.good(&arguments(&bench, &dataset, &identity, &["--to", &onto, "--backup", &id]));
+    let full = bench
+        .keys_in_bucket()
+        .into_iter()
+        .find(|key| key.contains("-full-") && key.ends_with("/manifest.json"));
+    let id = full
+        .unwrap()
+        .split_once("/@")
+        .unwrap()
+        .1
+        .trim_end_matches("/manifest.json")
+        .to_owned();
+    bench.good(&arguments(
+        &bench,
+        &dataset,
+        &identity,
+        &["--to", &onto, "--backup", &id],
+    ));
     zfs(&["mount", &onto]);
     fs::write(bench.pool.file("onto/mine"), noise(50_000, 9)).unwrap();
     zfs(&["snapshot", &format!("{onto}@mine")]);
     let gate = Gate::before(&bench, &["-incr-", "/00000002-"]);
     let rollback = ["--to", onto.as_str(), "--force-rollback", "-y"];
-    let mut command = bench.command("proxied.toml", &arguments(&bench, &dataset, &identity, &rollback));
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut command = bench.command(
+        "proxied.toml",
+        &arguments(&bench, &dataset, &identity, &rollback),
+    );
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     gate.wait();
     child.kill().unwrap();
     child.wait().unwrap();
@@ -279,25 +437,45 @@ fn resumed_incremental_within_a_chain_and_onto_what_is_rolled_back() {
     let words: Vec<&str> = said.split_whitespace().collect();
     let is_said = words.join(" ").contains("mount -o remount,rw");
     let is_writable = fs::write(bench.pool.file("onto/after"), b"x").is_ok();
-    assert!(is_said != is_writable, "said: {is_said}, writable: {is_writable}: {said}");
+    assert!(
+        is_said != is_writable,
+        "said: {is_said}, writable: {is_writable}: {said}"
+    );
     zfs(&["unmount", &onto]);
     assert_eq!(property(&onto, "readonly"), "off");
 }
 
-/// A raw dataset with many files, one of them large, and a volume: all that the kernel wants repeated.
+/// A raw dataset with many files, one of them large, and a volume: all that the kernel wants
+/// repeated.
 #[test]
 fn resumed_raw_datasets_volumes_and_compressed_chunks() {
     let bench = Bench::large_chunks("rrraw");
     let secret = format!("{}/secret", bench.pool.name);
-    let options =
-        ["create", "-o", "encryption=aes-256-gcm", "-o", "keyformat=passphrase", "-o", "pbkdf2iters=100000", &secret];
+    let options = [
+        "create",
+        "-o",
+        "encryption=aes-256-gcm",
+        "-o",
+        "keyformat=passphrase",
+        "-o",
+        "pbkdf2iters=100000",
+        &secret,
+    ];
     crate::pool::run_with_input("zfs", &options, "correct horse\n");
     for number in 0..100 {
-        bench.pool.write(&format!("secret/before-{number}"), 3000 + number * 211, number as u64);
+        bench.pool.write(
+            &format!("secret/before-{number}"),
+            3000 + number * 211,
+            number as u64,
+        );
     }
     bench.pool.write("secret/large", 17 << 20, 7);
     for number in 0..100 {
-        bench.pool.write(&format!("secret/after-{number}"), 3000 + number * 211, 300 + number as u64);
+        bench.pool.write(
+            &format!("secret/after-{number}"),
+            3000 + number * 211,
+            300 + number as u64,
+        );
     }
     bench.pool.write("secret/end", 5 << 20, 8);
     let volume = format!("{}/vol", bench.pool.name);
@@ -308,7 +486,13 @@ fn resumed_raw_datasets_volumes_and_compressed_chunks() {
     for (dataset, flags, sections, place, chunk) in [
         (&secret, &["-w"][..], "", "raw", &["/00000002-"]),
         (&volume, &["-L", "-c"][..], "", "volume", &["/00000002-"]),
-        (&bench.dataset(), &["-L", "-c"][..], zstd, "zstd", &["/00000003-"]),
+        (
+            &bench.dataset(),
+            &["-L", "-c"][..],
+            zstd,
+            "zstd",
+            &["/00000003-"],
+        ),
     ] {
         let own = |text: &str| format!("{}{sections}", text.replace(&bench.dataset(), dataset));
         fs::write(bench.path("zb.toml"), own(&original)).unwrap();
@@ -319,7 +503,10 @@ fn resumed_raw_datasets_volumes_and_compressed_chunks() {
         let (said, fetched) = go_on(&bench, dataset, &["--to", &target]);
         println!("{place}: {fetched} bytes fetched; {said}");
         assert!(said.contains("interrupted before;"), "{place}: {said}");
-        assert!(fetched < to_fetch(&said) + LOOKS_MAX && to_fetch(&said) < 20 << 20, "{place}: {fetched}: {said}");
+        assert!(
+            fetched < to_fetch(&said) + LOOKS_MAX && to_fetch(&said) < 20 << 20,
+            "{place}: {fetched}: {said}"
+        );
         assert_same_dataset(dataset, &target, flags);
     }
     let raw = format!("{}/raw", bench.pool.name);
@@ -327,7 +514,10 @@ fn resumed_raw_datasets_volumes_and_compressed_chunks() {
     zfs(&["mount", &raw]);
     let files = |place: &str| {
         let script = "cd \"$1\" && find . -type f -print0 | sort -z | xargs -0 b3sum";
-        text(&run("sh", &["-c", script, "sh", bench.pool.file(place).to_str().unwrap()]))
+        text(&run(
+            "sh",
+            &["-c", script, "sh", bench.pool.file(place).to_str().unwrap()],
+        ))
     };
     assert!(files("raw").lines().count() == 202 && files("raw") == files("secret"));
 }
@@ -339,7 +529,10 @@ fn write_volume(volume: &str) {
         if let Some(found) = device.iter().find(|path| fs::metadata(path).is_ok()) {
             break found;
         }
-        assert!(begun.elapsed() < Duration::from_secs(30), "the volume has no device");
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the volume has no device"
+        );
         std::thread::sleep(Duration::from_millis(100));
     };
     fs::write(device, noise(20 << 20, 9)).unwrap();
@@ -359,7 +552,9 @@ fn resumed_never_what_is_not_ours_and_restarted_when_told() {
     zfs(&["snapshot", &format!("{}/theirs@1", bench.pool.name)]);
     let target = format!("{}/back", bench.pool.name);
     let cut = |sent: &str| {
-        let script = format!("zfs send -L -c {sent} | head -c 2000000 | zfs receive -s -u {target} 2>/dev/null");
+        let script = format!(
+            "zfs send -L -c {sent} | head -c 2000000 | zfs receive -s -u {target} 2>/dev/null"
+        );
         Command::new("sh").args(["-c", &script]).status().unwrap();
         assert_ne!(property(&target, "receive_resume_token"), "-");
     };
@@ -382,7 +577,10 @@ fn resumed_never_what_is_not_ours_and_restarted_when_told() {
     let again = format!("{}/again", bench.pool.name);
     interrupt(&bench, &dataset, &again, &["/00000002-"], "KILL");
     let (said, fetched) = go_on(&bench, &dataset, &["--to", &again, "--restart"]);
-    assert!(!said.contains("interrupted before;") && fetched > 20 << 20, "{fetched}: {said}");
+    assert!(
+        !said.contains("interrupted before;") && fetched > 20 << 20,
+        "{fetched}: {said}"
+    );
     assert_same_dataset(&dataset, &again, &["-L", "-c"]);
     bench.good(&["drill", "--identity", &identity]);
     assert!(!zfs(&["list", "-Hro", "name", &bench.pool.name]).contains("drill"));

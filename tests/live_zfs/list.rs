@@ -10,7 +10,12 @@ fn module_version_is_the_kernels() {
     let pool = Pool::new("version");
     let reported = String::from_utf8(run("zfs", &["version"])).unwrap();
     let version = pool.zfs.module_version().unwrap();
-    assert!(reported.lines().any(|line| line == format!("zfs-kmod-{version}")), "{version} of {reported}");
+    assert!(
+        reported
+            .lines()
+            .any(|line| line == format!("zfs-kmod-{version}")),
+        "{version} of {reported}"
+    );
 }
 
 #[test]
@@ -25,23 +30,51 @@ fn dataset_has_what_zfs_get_says() {
     assert_eq!(dataset.dataset_type, DatasetType::Filesystem);
     assert!(!dataset.encrypted && !dataset.key_unavailable && !dataset.inconsistent);
     assert_eq!(dataset.origin, None);
-    let get = |name: &str| dataset.properties.get(name).map(|property| (&property.value, property.source.as_deref()));
+    let get = |name: &str| {
+        dataset
+            .properties
+            .get(name)
+            .map(|property| (&property.value, property.source.as_deref()))
+    };
     let text = |text: &str| PropertyValue::Text(text.to_owned());
-    assert_eq!(get("my:own"), Some((&text("value of mine"), Some(name.as_str()))));
-    assert_eq!(get("my:inherited"), Some((&text("from the pool"), Some("getds"))));
-    assert_eq!(get("quota"), Some((&PropertyValue::Number(1 << 30), Some(name.as_str()))));
+    assert_eq!(
+        get("my:own"),
+        Some((&text("value of mine"), Some(name.as_str())))
+    );
+    assert_eq!(
+        get("my:inherited"),
+        Some((&text("from the pool"), Some("getds")))
+    );
+    assert_eq!(
+        get("quota"),
+        Some((&PropertyValue::Number(1 << 30), Some(name.as_str())))
+    );
     for number in ["used", "referenced", "createtxg", "creation", "objsetid"] {
         let expected = PropertyValue::Number(property(&name, number).parse().unwrap());
-        assert_eq!(get(number).map(|(value, _)| value), Some(&expected), "{number}");
+        assert_eq!(
+            get(number).map(|(value, _)| value),
+            Some(&expected),
+            "{number}"
+        );
     }
 }
 
 #[test]
 fn pool_root_is_a_dataset_and_what_is_not_there_is_none() {
     let pool = Pool::new("absent");
-    assert!(pool.zfs.dataset(&"absent".parse().unwrap()).unwrap().is_some());
+    assert!(
+        pool.zfs
+            .dataset(&"absent".parse().unwrap())
+            .unwrap()
+            .is_some()
+    );
     assert_eq!(pool.zfs.dataset(&pool.dataset("nothing")).unwrap(), None);
-    assert_eq!(pool.zfs.dataset(&"no_such_pool/x".parse().unwrap()).unwrap(), None);
+    assert_eq!(
+        pool.zfs
+            .dataset(&"no_such_pool/x".parse().unwrap())
+            .unwrap(),
+        None
+    );
 }
 
 #[test]
@@ -53,9 +86,15 @@ fn children_are_direct_and_sorted() {
     zfs(&["create", "-s", "-V", "8M", "children/vol"]);
     let children = pool.zfs.children(&"children".parse().unwrap()).unwrap();
     let names: Vec<_> = children.iter().map(|child| child.name.as_str()).collect();
-    assert_eq!(names, ["children/a", "children/b", "children/c", "children/vol"]);
+    assert_eq!(
+        names,
+        ["children/a", "children/b", "children/c", "children/vol"]
+    );
     assert_eq!(children[3].dataset_type, DatasetType::Volume);
-    assert_eq!(children[0], pool.zfs.dataset(&pool.dataset("a")).unwrap().unwrap());
+    assert_eq!(
+        children[0],
+        pool.zfs.dataset(&pool.dataset("a")).unwrap().unwrap()
+    );
     assert_eq!(pool.zfs.children(&pool.dataset("b")).unwrap(), []);
     assert_eq!(pool.zfs.children(&pool.dataset("vol")).unwrap(), []);
 }
@@ -81,8 +120,16 @@ fn snapshots_come_oldest_first_with_what_zfs_get_says() {
     }
     zfs(&["hold", "tag", "snaps/a@7"]);
     let snapshots = pool.zfs.snapshots(&name).unwrap();
-    let shorts: Vec<_> = snapshots.iter().map(|snapshot| snapshot.name.short().to_owned()).collect();
-    assert_eq!(shorts, (0..25).map(|index| ((index * 7) % 25).to_string()).collect::<Vec<_>>());
+    let shorts: Vec<_> = snapshots
+        .iter()
+        .map(|snapshot| snapshot.name.short().to_owned())
+        .collect();
+    assert_eq!(
+        shorts,
+        (0..25)
+            .map(|index| ((index * 7) % 25).to_string())
+            .collect::<Vec<_>>()
+    );
     for snapshot in &snapshots {
         let get = |name: &str| property(&snapshot.name, name).parse::<u64>().unwrap();
         assert_eq!(snapshot.guid, Guid(get("guid")));
@@ -111,7 +158,10 @@ fn properties_larger_than_the_first_buffer_are_read_whole() {
     for dataset in [
         pool.zfs.dataset(&name).unwrap().unwrap(),
         pool.zfs.dataset(&inner).unwrap().unwrap(),
-        pool.zfs.children(&"large".parse::<DatasetName>().unwrap()).unwrap().remove(0),
+        pool.zfs
+            .children(&"large".parse::<DatasetName>().unwrap())
+            .unwrap()
+            .remove(0),
         pool.zfs.children(&name).unwrap().remove(0),
     ] {
         assert!((0..20).all(|index| is_whole(dataset.properties.get(&format!("my:p{index}")))));
@@ -125,7 +175,14 @@ fn clone_names_its_origin() {
     pool.create("a");
     let origin = pool.take("a@s");
     zfs(&["clone", "clone/a@s", "clone/b"]);
-    assert_eq!(pool.zfs.dataset(&pool.dataset("b")).unwrap().unwrap().origin, Some(origin));
+    assert_eq!(
+        pool.zfs
+            .dataset(&pool.dataset("b"))
+            .unwrap()
+            .unwrap()
+            .origin,
+        Some(origin)
+    );
 }
 
 #[test]
@@ -135,21 +192,38 @@ fn filesystem_is_created_with_native_properties_and_destroyed() {
     let properties = BTreeMap::from([
         ("canmount".to_owned(), PropertyValue::Number(2)),
         ("recordsize".to_owned(), PropertyValue::Number(1 << 16)),
-        ("mountpoint".to_owned(), PropertyValue::Text("/tmp/elsewhere".to_owned())),
+        (
+            "mountpoint".to_owned(),
+            PropertyValue::Text("/tmp/elsewhere".to_owned()),
+        ),
         ("my:own".to_owned(), PropertyValue::Text("mine".to_owned())),
     ]);
     pool.zfs.create_filesystem(&name, &properties).unwrap();
-    for (key, value) in
-        [("canmount", "noauto"), ("recordsize", "65536"), ("mountpoint", "/tmp/elsewhere"), ("my:own", "mine")]
-    {
+    for (key, value) in [
+        ("canmount", "noauto"),
+        ("recordsize", "65536"),
+        ("mountpoint", "/tmp/elsewhere"),
+        ("my:own", "mine"),
+    ] {
         assert_eq!(property(&name, key), value);
     }
     assert_eq!(property(&name, "mounted"), "no");
-    assert_eq!(errno(pool.zfs.create_filesystem(&name, &BTreeMap::new())), libc::EEXIST);
-    assert_eq!(errno(pool.zfs.create_filesystem(&pool.dataset("no/parent"), &BTreeMap::new())), libc::ENOENT);
+    assert_eq!(
+        errno(pool.zfs.create_filesystem(&name, &BTreeMap::new())),
+        libc::EEXIST
+    );
+    assert_eq!(
+        errno(
+            pool.zfs
+                .create_filesystem(&pool.dataset("no/parent"), &BTreeMap::new())
+        ),
+        libc::ENOENT
+    );
     pool.take("new@s");
     assert_eq!(errno(pool.zfs.destroy_dataset(&name)), libc::EBUSY);
-    pool.zfs.destroy_snapshots(&[pool.snapshot("new@s")]).unwrap();
+    pool.zfs
+        .destroy_snapshots(&[pool.snapshot("new@s")])
+        .unwrap();
     pool.zfs.destroy_dataset(&name).unwrap();
     assert_eq!(pool.zfs.dataset(&name).unwrap(), None);
     assert_eq!(errno(pool.zfs.destroy_dataset(&name)), libc::ENOENT);
@@ -167,8 +241,17 @@ fn threads_share_one_handle() {
             scope.spawn(move || {
                 for index in 0..8 {
                     pool.take(&format!("{path}@{index}"));
-                    assert_eq!(pool.zfs.snapshots(&pool.dataset(path)).unwrap().len(), index + 1);
-                    assert_eq!(pool.zfs.children(&"threads".parse().unwrap()).unwrap().len(), 4);
+                    assert_eq!(
+                        pool.zfs.snapshots(&pool.dataset(path)).unwrap().len(),
+                        index + 1
+                    );
+                    assert_eq!(
+                        pool.zfs
+                            .children(&"threads".parse().unwrap())
+                            .unwrap()
+                            .len(),
+                        4
+                    );
                 }
             });
         }

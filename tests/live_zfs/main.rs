@@ -5,9 +5,14 @@
 //! tests/vm/run 2.1 --bin target/debug/deps/live_zfs-* -- live_zfs-* --test-threads=1
 //! ```
 //!
-//! The `zfs` command is the reference here; the product never runs it. Without ZFS every test fails.
+//! The `zfs` command is the reference here; the product never runs it. Without ZFS every test
+//! fails.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "all of this is test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "all of this is test code"
+)]
 
 mod encryption;
 mod list;

@@ -8,8 +8,12 @@ use zfs_backup::model::{BookmarkName, DatasetName, SnapshotName};
 use zfs_backup::zfs::{RealZfs, SendFlags, SendRequest, Zfs, ZfsErrno, ZfsError};
 
 /// Everything on: what the product asks for.
-pub(crate) const LARGE_COMPRESSED: SendFlags =
-    SendFlags { raw: false, compressed: true, embedded: false, large_blocks: true };
+pub(crate) const LARGE_COMPRESSED: SendFlags = SendFlags {
+    raw: false,
+    compressed: true,
+    embedded: false,
+    large_blocks: true,
+};
 
 /// A pool of its own for one test, destroyed with it.
 pub(crate) struct Pool {
@@ -24,8 +28,25 @@ impl Pool {
         let file = format!("/tmp/{name}.img");
         fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
         let mountpoint = format!("mountpoint=/tmp/{name}");
-        run("zpool", &["create", "-f", "-O", "recordsize=1M", "-O", "compression=lz4", "-O", &mountpoint, name, &file]);
-        Self { name: name.to_owned(), zfs }
+        run(
+            "zpool",
+            &[
+                "create",
+                "-f",
+                "-O",
+                "recordsize=1M",
+                "-O",
+                "compression=lz4",
+                "-O",
+                &mountpoint,
+                name,
+                &file,
+            ],
+        );
+        Self {
+            name: name.to_owned(),
+            zfs,
+        }
     }
 
     pub(crate) fn dataset(&self, path: &str) -> DatasetName {
@@ -60,7 +81,9 @@ impl Pool {
     /// Takes one snapshot without properties.
     pub(crate) fn take(&self, path: &str) -> SnapshotName {
         let name = self.snapshot(path);
-        self.zfs.take_snapshots(std::slice::from_ref(&name), &BTreeMap::new()).unwrap();
+        self.zfs
+            .take_snapshots(std::slice::from_ref(&name), &BTreeMap::new())
+            .unwrap();
         name
     }
 
@@ -77,14 +100,21 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         // A failing test must not hide behind a pool that cannot be destroyed.
-        let _ = Command::new("zpool").args(["destroy", "-f", &self.name]).status();
+        let _ = Command::new("zpool")
+            .args(["destroy", "-f", &self.name])
+            .status();
         let _ = fs::remove_file(format!("/tmp/{}.img", self.name));
     }
 }
 
 /// A full send with all flags.
 pub(crate) fn full(snapshot: &SnapshotName) -> SendRequest {
-    SendRequest { snapshot: snapshot.clone(), base: None, flags: LARGE_COMPRESSED, resume: None }
+    SendRequest {
+        snapshot: snapshot.clone(),
+        base: None,
+        flags: LARGE_COMPRESSED,
+        resume: None,
+    }
 }
 
 /// Bytes from a counter, always the same for one seed.
@@ -103,21 +133,36 @@ pub(crate) fn noise(bytes: usize, seed: u64) -> Vec<u8> {
 
 /// Runs the reference command, which must succeed; its standard output.
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
-    let Output { status, stdout, stderr } = Command::new(program).args(arguments).output().unwrap();
-    assert!(status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&stderr));
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&stderr)
+    );
     stdout
 }
 
 /// As [`run`], with something on standard input.
 pub(crate) fn run_with_input(program: &str, arguments: &[&str], input: &str) {
-    let mut child = Command::new(program).args(arguments).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "{program} {arguments:?}");
 }
 
 /// The `zfs` command's output as text, without the last line's end.
 pub(crate) fn zfs(arguments: &[&str]) -> String {
-    String::from_utf8(run("zfs", arguments)).unwrap().trim_end().to_owned()
+    String::from_utf8(run("zfs", arguments))
+        .unwrap()
+        .trim_end()
+        .to_owned()
 }
 
 /// A property by the reference command, as a number without unit.

@@ -1,7 +1,8 @@
-//! [`FakeZfs`] against the kernel: the same random operations on both, the same answers and the same refusals. The
-//! tests of the room `run` rely on this equality.
+//! [`FakeZfs`] against the kernel: the same random operations on both, the same answers and the
+//! same refusals. The tests of the room `run` rely on this equality.
 //!
-//! `ZFS_BACKUP_TEST_SEED` repeats a run; `ZFS_BACKUP_TEST_SECONDS` is how long new sequences are begun.
+//! `ZFS_BACKUP_TEST_SEED` repeats a run; `ZFS_BACKUP_TEST_SECONDS` is how long new sequences are
+//! begun.
 
 use crate::pool::{LARGE_COMPRESSED, Pool, noise, run, zfs};
 use std::collections::BTreeMap;
@@ -9,7 +10,9 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 use zfs_backup::model::{BookmarkName, DatasetName, SnapshotName};
 use zfs_backup::zfs::fake::FakeZfs;
-use zfs_backup::zfs::{DatasetType, PropertyValue, ReceiveRequest, SendBase, SendRequest, Zfs, ZfsError};
+use zfs_backup::zfs::{
+    DatasetType, PropertyValue, ReceiveRequest, SendBase, SendRequest, Zfs, ZfsError,
+};
 
 const POOL: &str = "same";
 const DATASETS: [&str; 4] = ["same/a", "same/b", "same/a/c", "same/r"];
@@ -32,7 +35,8 @@ enum Operation {
     Clone(SnapshotName, DatasetName),
     Set(DatasetName, &'static str, PropertyValue),
     Inherit(DatasetName, &'static str),
-    /// From, to, with force; onto the target's base while a snapshot of that name appears in the middle.
+    /// From, to, with force; onto the target's base while a snapshot of that name appears in the
+    /// middle.
     SendReceive {
         base: Option<SendBase>,
         from: SnapshotName,
@@ -71,7 +75,12 @@ impl Random {
         let tag = |random: &mut Self| ["keep", "also"][random.below(2)];
         match self.below(24) {
             0 | 1 => Operation::Create(self.dataset()),
-            2..=5 => Operation::Write(self.dataset(), 7 + self.below(3) as u64, 1 + self.below(9_000), self.0),
+            2..=5 => Operation::Write(
+                self.dataset(),
+                7 + self.below(3) as u64,
+                1 + self.below(9_000),
+                self.0,
+            ),
             6..=9 => Operation::Take(self.snapshot()),
             10 => Operation::Hold(self.snapshot(), tag(self)),
             11 => Operation::Release(self.snapshot(), tag(self)),
@@ -81,22 +90,42 @@ impl Random {
             15 => Operation::DestroyBookmark(self.bookmark()),
             16 | 17 => {
                 let snapshot = self.snapshot();
-                let dataset = if self.below(5) == 0 { self.dataset() } else { snapshot.dataset().clone() };
+                let dataset = if self.below(5) == 0 {
+                    self.dataset()
+                } else {
+                    snapshot.dataset().clone()
+                };
                 Operation::RollBack(dataset, snapshot)
             }
             18 => Operation::Clone(self.snapshot(), self.dataset()),
-            19 => Operation::Set(self.dataset(), "zfs-backup:test", PropertyValue::Text("a text".into())),
+            19 => Operation::Set(
+                self.dataset(),
+                "zfs-backup:test",
+                PropertyValue::Text("a text".into()),
+            ),
             20 => Operation::Inherit(self.dataset(), "zfs-backup:test"),
             _ => {
                 let from = self.snapshot();
                 let base = match self.below(3) {
                     0 => None,
-                    1 => Some(SendBase::Snapshot(from.dataset().snapshot(["1", "2", "3"][self.below(3)]).unwrap())),
-                    _ => Some(SendBase::Bookmark(from.dataset().bookmark(["x", "y"][self.below(2)]).unwrap())),
+                    1 => Some(SendBase::Snapshot(
+                        from.dataset()
+                            .snapshot(["1", "2", "3"][self.below(3)])
+                            .unwrap(),
+                    )),
+                    _ => Some(SendBase::Bookmark(
+                        from.dataset().bookmark(["x", "y"][self.below(2)]).unwrap(),
+                    )),
                 };
                 let to = self.snapshot();
                 let appears = (self.below(3) == 0).then(|| to.dataset().snapshot("late").unwrap());
-                Operation::SendReceive { base, from, to, force: self.below(2) == 0, appears }
+                Operation::SendReceive {
+                    base,
+                    from,
+                    to,
+                    force: self.below(2) == 0,
+                    appears,
+                }
             }
         }
     }
@@ -107,7 +136,9 @@ fn kind<T>(result: Result<T, ZfsError>) -> String {
     match result {
         Ok(_) => "done".to_owned(),
         Err(ZfsError::Several { failures, .. }) => format!("{failures:?}"),
-        Err(error) => error.errno().map_or_else(|| error.to_string(), |errno| format!("errno {}", errno.0)),
+        Err(error) => error
+            .errno()
+            .map_or_else(|| error.to_string(), |errno| format!("errno {}", errno.0)),
     }
 }
 
@@ -134,7 +165,12 @@ impl Side for FakeZfs {
 
 /// Runs the reference command; returns whether it succeeded.
 fn tried(arguments: &[&str]) -> bool {
-    std::process::Command::new("zfs").args(arguments).output().unwrap().status.success()
+    std::process::Command::new("zfs")
+        .args(arguments)
+        .output()
+        .unwrap()
+        .status
+        .success()
 }
 
 impl Side for Pool {
@@ -149,14 +185,23 @@ impl Side for Pool {
         // Mounted for this only, so that no mount is in the way of anything else.
         let folder = "/tmp/same-files";
         std::fs::create_dir_all(folder).unwrap();
-        run("mount", &["-t", "zfs", "-o", "zfsutil", dataset.as_str(), folder]);
+        run(
+            "mount",
+            &["-t", "zfs", "-o", "zfsutil", dataset.as_str(), folder],
+        );
         std::fs::write(format!("{folder}/file-{file}"), bytes).unwrap();
         run("umount", &[folder]);
         run("zpool", &["sync", POOL]);
     }
 
     fn clone_snapshot(&self, snapshot: &SnapshotName, dataset: &DatasetName) -> bool {
-        tried(&["clone", "-o", "canmount=noauto", &snapshot.to_string(), dataset.as_str()])
+        tried(&[
+            "clone",
+            "-o",
+            "canmount=noauto",
+            &snapshot.to_string(),
+            dataset.as_str(),
+        ])
     }
 }
 
@@ -176,8 +221,22 @@ impl std::io::Read for Halfway<'_> {
 }
 
 fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
-    let Operation::SendReceive { base, from, to, force, appears } = operation else { return String::new() };
-    let request = SendRequest { snapshot: from.clone(), base: base.clone(), flags: LARGE_COMPRESSED, resume: None };
+    let Operation::SendReceive {
+        base,
+        from,
+        to,
+        force,
+        appears,
+    } = operation
+    else {
+        return String::new();
+    };
+    let request = SendRequest {
+        snapshot: from.clone(),
+        base: base.clone(),
+        flags: LARGE_COMPRESSED,
+        resume: None,
+    };
     let sent = side.zfs().send(&request).and_then(|mut stream| {
         let mut bytes = Vec::new();
         stream.reader().read_to_end(&mut bytes).unwrap();
@@ -197,8 +256,11 @@ fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
     let zfs = side.zfs();
     let appear = || drop(zfs.take_snapshots(appears.as_slice(), &BTreeMap::new()));
     let is_there = zfs.dataset(to.dataset()).unwrap().is_some();
-    let what: Option<Box<dyn FnOnce() + Send>> =
-        if appears.is_some() && is_there { Some(Box::new(appear)) } else { None };
+    let what: Option<Box<dyn FnOnce() + Send>> = if appears.is_some() && is_there {
+        Some(Box::new(appear))
+    } else {
+        None
+    };
     let mut source = Halfway(&bytes, bytes.len() / 2, what);
     format!("receive: {}", kind(zfs.receive(&request, &mut source)))
 }
@@ -206,19 +268,24 @@ fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
 fn apply(side: &dyn Side, operation: &Operation) -> String {
     let zfs = side.zfs();
     match operation {
-        Operation::Create(name) => {
-            kind(zfs.create_filesystem(name, &[("canmount".to_owned(), PropertyValue::Number(2))].into()))
-        }
+        Operation::Create(name) => kind(zfs.create_filesystem(
+            name,
+            &[("canmount".to_owned(), PropertyValue::Number(2))].into(),
+        )),
         Operation::Write(dataset, file, bytes, seed) => {
             side.write(dataset, *file, &noise(*bytes, *seed));
             "written".to_owned()
         }
-        Operation::Take(name) => kind(zfs.take_snapshots(std::slice::from_ref(name), &BTreeMap::new())),
+        Operation::Take(name) => {
+            kind(zfs.take_snapshots(std::slice::from_ref(name), &BTreeMap::new()))
+        }
         Operation::Hold(name, tag) => kind(zfs.hold(name, tag)),
         Operation::Release(name, tag) => kind(zfs.release(name, tag)),
         Operation::DestroySnapshots(names) => kind(zfs.destroy_snapshots(names)),
         Operation::DestroyDataset(name) => kind(zfs.destroy_dataset(name)),
-        Operation::Bookmark(name, source) => kind(zfs.bookmark(name, &SendBase::Snapshot(source.clone()))),
+        Operation::Bookmark(name, source) => {
+            kind(zfs.bookmark(name, &SendBase::Snapshot(source.clone())))
+        }
         Operation::DestroyBookmark(name) => kind(zfs.destroy_bookmarks(std::slice::from_ref(name))),
         Operation::RollBack(dataset, to) => kind(zfs.roll_back(dataset, to)),
         Operation::Clone(snapshot, name) => side.clone_snapshot(snapshot, name).to_string(),
@@ -230,7 +297,8 @@ fn apply(side: &dyn Side, operation: &Operation) -> String {
     }
 }
 
-/// All that both must agree on: names, what is the same snapshot as which, holds, clones, bookmarks, properties.
+/// All that both must agree on: names, what is the same snapshot as which, holds, clones,
+/// bookmarks, properties.
 fn picture(zfs: &dyn Zfs) -> String {
     let (mut text, mut numbers) = (String::new(), BTreeMap::new());
     // Guids differ, and equal ones must be equal: each gets a number when it is first seen.
@@ -240,16 +308,38 @@ fn picture(zfs: &dyn Zfs) -> String {
     };
     for name in DATASETS {
         let name: DatasetName = name.parse().unwrap();
-        let Some(dataset) = zfs.dataset(&name).unwrap() else { continue };
-        let own = dataset.properties.get("zfs-backup:test").map(|property| property.source.clone());
-        let changed = dataset.properties.get("written").map(|written| written.value != PropertyValue::Number(0));
+        let Some(dataset) = zfs.dataset(&name).unwrap() else {
+            continue;
+        };
+        let own = dataset
+            .properties
+            .get("zfs-backup:test")
+            .map(|property| property.source.clone());
+        let changed = dataset
+            .properties
+            .get("written")
+            .map(|written| written.value != PropertyValue::Number(0));
         let snapshots = zfs.snapshots(&name).unwrap();
         let changed = changed.filter(|_| !snapshots.is_empty());
-        writeln!(text, "{name} origin {:?} property {own:?} changed {changed:?}", dataset.origin).unwrap();
+        writeln!(
+            text,
+            "{name} origin {:?} property {own:?} changed {changed:?}",
+            dataset.origin
+        )
+        .unwrap();
         for snapshot in snapshots {
-            let (holds, clones) = (zfs.holds(&snapshot.name).unwrap().into_keys(), snapshot.clones);
+            let (holds, clones) = (
+                zfs.holds(&snapshot.name).unwrap().into_keys(),
+                snapshot.clones,
+            );
             let holds: Vec<String> = holds.collect();
-            writeln!(text, "  {} is {} {holds:?} {clones}", snapshot.name, number(snapshot.guid.0)).unwrap();
+            writeln!(
+                text,
+                "  {} is {} {holds:?} {clones}",
+                snapshot.name,
+                number(snapshot.guid.0)
+            )
+            .unwrap();
             let alone = zfs.snapshot(&snapshot.name).unwrap();
             assert_eq!(alone.map(|alone| alone.guid), Some(snapshot.guid));
         }
@@ -276,11 +366,20 @@ fn clear() {
 
 #[test]
 fn the_fake_answers_as_the_kernel_does() {
-    let number = |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let number = |name: &str, default| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(default)
+    };
     let seed = number("ZFS_BACKUP_TEST_SEED", 4711);
     let seconds = number("ZFS_BACKUP_TEST_SECONDS", SECONDS);
     println!("seed {seed}");
-    let (pool, begun, mut random) = (Pool::new(POOL), Instant::now(), Random(seed.wrapping_mul(0x9E37_79B9) | 1));
+    let (pool, begun, mut random) = (
+        Pool::new(POOL),
+        Instant::now(),
+        Random(seed.wrapping_mul(0x9E37_79B9) | 1),
+    );
     zfs(&["set", "atime=off", POOL]);
     let (mut sequences, mut operations, mut refused) = (0, 0, 0);
     while begun.elapsed() < Duration::from_secs(seconds) {
@@ -293,9 +392,15 @@ fn the_fake_answers_as_the_kernel_does() {
             let (expected, found) = (apply(&pool, &operation), apply(&fake, &operation));
             done.push(format!("{operation:?} -> {expected}"));
             let before = done.join("\n");
-            assert_eq!(found, expected, "seed {seed}: the fake (left) and the kernel differ after\n{before}");
+            assert_eq!(
+                found, expected,
+                "seed {seed}: the fake (left) and the kernel differ after\n{before}"
+            );
             let (kernel, fakes) = (picture(&pool.zfs), picture(&fake));
-            assert_eq!(fakes, kernel, "seed {seed}: the fake (left) and the kernel differ after\n{before}");
+            assert_eq!(
+                fakes, kernel,
+                "seed {seed}: the fake (left) and the kernel differ after\n{before}"
+            );
             operations += 1;
             refused += usize::from(!["done", "written", "true"].contains(&expected.as_str()));
         }

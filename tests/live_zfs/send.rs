@@ -4,7 +4,9 @@ use crate::pool::{LARGE_COMPRESSED, Pool, errno, full, property, run, zfs};
 use crate::stream::{END, WRITE, content, records};
 use std::collections::BTreeMap;
 use zfs_backup::zfs::fake::FakeZfs;
-use zfs_backup::zfs::{DatasetType, ReceiveRequest, SendBase, SendFlags, SendRequest, SendResume, Zfs};
+use zfs_backup::zfs::{
+    DatasetType, ReceiveRequest, SendBase, SendFlags, SendRequest, SendResume, Zfs,
+};
 
 /// Two snapshots that differ; some MB of files of several kinds.
 fn filled(name: &str) -> Pool {
@@ -24,30 +26,69 @@ fn filled(name: &str) -> Pool {
 fn streams_are_those_of_zfs_send() {
     let pool = filled("bytes");
     let (first, second) = (pool.snapshot("a@1"), pool.snapshot("a@2"));
-    pool.zfs.bookmark(&pool.bookmark("a#1"), &SendBase::Snapshot(first.clone())).unwrap();
-    let request = |base: Option<SendBase>, flags| SendRequest { snapshot: second.clone(), base, flags, resume: None };
+    pool.zfs
+        .bookmark(&pool.bookmark("a#1"), &SendBase::Snapshot(first.clone()))
+        .unwrap();
+    let request = |base: Option<SendBase>, flags| SendRequest {
+        snapshot: second.clone(),
+        base,
+        flags,
+        resume: None,
+    };
     let snapshot = || Some(SendBase::Snapshot(first.clone()));
     let bookmark = || Some(SendBase::Bookmark(pool.bookmark("a#1")));
-    let large = SendFlags { large_blocks: true, ..SendFlags::default() };
+    let large = SendFlags {
+        large_blocks: true,
+        ..SendFlags::default()
+    };
     let cases: [(SendRequest, &[&str]); 7] = [
         (request(None, LARGE_COMPRESSED), &["-L", "-c"]),
-        (request(snapshot(), LARGE_COMPRESSED), &["-L", "-c", "-i", "bytes/a@1"]),
-        (request(bookmark(), LARGE_COMPRESSED), &["-L", "-c", "-i", "bytes/a#1"]),
+        (
+            request(snapshot(), LARGE_COMPRESSED),
+            &["-L", "-c", "-i", "bytes/a@1"],
+        ),
+        (
+            request(bookmark(), LARGE_COMPRESSED),
+            &["-L", "-c", "-i", "bytes/a#1"],
+        ),
         (request(None, large), &["-L"]),
         (request(None, SendFlags::default()), &[]),
-        (request(None, SendFlags { embedded: true, ..LARGE_COMPRESSED }), &["-L", "-c", "-e"]),
+        (
+            request(
+                None,
+                SendFlags {
+                    embedded: true,
+                    ..LARGE_COMPRESSED
+                },
+            ),
+            &["-L", "-c", "-e"],
+        ),
         (request(None, SendFlags { raw: true, ..large }), &["-w"]),
     ];
     for (request, flags) in cases {
         let reference = run("zfs", &[&["send"], flags, &["bytes/a@2"]].concat());
         let ours = pool.send(&request);
-        assert!(ours == reference, "{flags:?}: {} bytes, {} by zfs send", ours.len(), reference.len());
+        assert!(
+            ours == reference,
+            "{flags:?}: {} bytes, {} by zfs send",
+            ours.len(),
+            reference.len()
+        );
         let space = pool.zfs.send_space(&request).unwrap();
         let dry = zfs(&[&["send", "-nP"], flags, &["bytes/a@2"]].concat());
-        let size = dry.lines().last().unwrap().strip_prefix("size").unwrap().trim();
+        let size = dry
+            .lines()
+            .last()
+            .unwrap()
+            .strip_prefix("size")
+            .unwrap()
+            .trim();
         assert_eq!(space.to_string(), size, "{flags:?}");
     }
-    assert_eq!(pool.send(&request(snapshot(), LARGE_COMPRESSED)), pool.send(&request(bookmark(), LARGE_COMPRESSED)));
+    assert_eq!(
+        pool.send(&request(snapshot(), LARGE_COMPRESSED)),
+        pool.send(&request(bookmark(), LARGE_COMPRESSED))
+    );
 }
 
 #[test]
@@ -56,15 +97,30 @@ fn resumed_stream_goes_on_with_the_same_records() {
     let request = full(&pool.snapshot("a@2"));
     let whole = pool.send(&request);
     let all = records(&whole);
-    let at = all.iter().rposition(|record| record.kind == WRITE && record.offset > 0).unwrap();
-    let SendResume { object, offset } = SendResume { object: all[at].object, offset: all[at].offset };
-    let rest = pool.send(&SendRequest { resume: Some(SendResume { object, offset }), ..request });
+    let at = all
+        .iter()
+        .rposition(|record| record.kind == WRITE && record.offset > 0)
+        .unwrap();
+    let SendResume { object, offset } = SendResume {
+        object: all[at].object,
+        offset: all[at].offset,
+    };
+    let rest = pool.send(&SendRequest {
+        resume: Some(SendResume { object, offset }),
+        ..request
+    });
     let resumed = records(&rest);
     // What the ZFS in memory puts into BEGIN is what the kernel puts there.
     assert!(rest[312..resumed[0].end] == fake_stream(object, offset)[312..408]);
-    let first = resumed.iter().position(|record| record.kind == WRITE).unwrap();
+    let first = resumed
+        .iter()
+        .position(|record| record.kind == WRITE)
+        .unwrap();
     let contents = |stream: &[u8], records: &[crate::stream::Record]| -> Vec<_> {
-        records.iter().map(|record| content(stream, record)).collect()
+        records
+            .iter()
+            .map(|record| content(stream, record))
+            .collect()
     };
     assert!(contents(&rest, &resumed[first..]) == contents(&whole, &all[at..]));
 }
@@ -86,14 +142,23 @@ fn resumed_stream_is_that_of_zfs_send_with_the_token() {
     let token = property(&pool.dataset("r"), "receive_resume_token");
     let described = zfs(&["send", "-nvt", &token]);
     let number = |key: &str| {
-        let line = described.lines().find_map(|line| line.trim().strip_prefix(&format!("{key} = "))).unwrap();
+        let line = described
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(&format!("{key} = ")))
+            .unwrap();
         u64::from_str_radix(line.trim_start_matches("0x"), 16).unwrap()
     };
-    let resume = Some(SendResume { object: number("object"), offset: number("offset") });
+    let resume = Some(SendResume {
+        object: number("object"),
+        offset: number("offset"),
+    });
     let ours = pool.send(&SendRequest { resume, ..request });
     assert!(ours == run("zfs", &["send", "-t", &token]));
     pool.zfs.receive(&receive, &mut &ours[..]).unwrap();
-    assert_eq!(property(&receive.target, "guid"), property(&pool.snapshot("a@2"), "guid"));
+    assert_eq!(
+        property(&receive.target, "guid"),
+        property(&pool.snapshot("a@2"), "guid")
+    );
 }
 
 #[test]
@@ -117,7 +182,9 @@ fn abandoned_send_ends_by_itself() {
     drop(pool.zfs.send(&full(&name)).unwrap());
     let gone = (0..100).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(50));
-        pool.zfs.destroy_snapshots(std::slice::from_ref(&name)).is_ok()
+        pool.zfs
+            .destroy_snapshots(std::slice::from_ref(&name))
+            .is_ok()
     });
     assert!(gone);
 }
@@ -132,12 +199,27 @@ fn refused_sends_end_at_once_with_the_reason() {
         assert!(bytes.is_empty());
         errno(stream.finish())
     };
-    let with_base = |base| SendRequest { base: Some(base), ..full(&pool.snapshot("a@1")) };
+    let with_base = |base| SendRequest {
+        base: Some(base),
+        ..full(&pool.snapshot("a@1"))
+    };
     assert_eq!(verdict(&full(&pool.snapshot("a@gone"))), libc::ENOENT);
-    assert_eq!(verdict(&with_base(SendBase::Snapshot(pool.snapshot("a@2")))), libc::EXDEV);
-    assert_eq!(verdict(&with_base(SendBase::Snapshot(pool.snapshot("a@gone")))), libc::ENOENT);
-    assert_eq!(verdict(&with_base(SendBase::Bookmark(pool.bookmark("a#gone")))), libc::ESRCH);
-    assert_eq!(errno(pool.zfs.send_space(&full(&pool.snapshot("a@gone")))), libc::ENOENT);
+    assert_eq!(
+        verdict(&with_base(SendBase::Snapshot(pool.snapshot("a@2")))),
+        libc::EXDEV
+    );
+    assert_eq!(
+        verdict(&with_base(SendBase::Snapshot(pool.snapshot("a@gone")))),
+        libc::ENOENT
+    );
+    assert_eq!(
+        verdict(&with_base(SendBase::Bookmark(pool.bookmark("a#gone")))),
+        libc::ESRCH
+    );
+    assert_eq!(
+        errno(pool.zfs.send_space(&full(&pool.snapshot("a@gone")))),
+        libc::ENOENT
+    );
 }
 
 #[test]
@@ -147,7 +229,10 @@ fn snapshot_being_sent_cannot_be_destroyed() {
     let mut stream = pool.zfs.send(&full(&name)).unwrap();
     stream.reader().read_exact(&mut [0; 1000]).unwrap();
     let failures = crate::pool::several(pool.zfs.destroy_snapshots(std::slice::from_ref(&name)));
-    assert_eq!(failures, [(name.to_string(), zfs_backup::zfs::ZfsErrno(libc::EBUSY))]);
+    assert_eq!(
+        failures,
+        [(name.to_string(), zfs_backup::zfs::ZfsErrno(libc::EBUSY))]
+    );
     let mut rest = Vec::new();
     stream.reader().read_to_end(&mut rest).unwrap();
     stream.finish().unwrap();
@@ -158,15 +243,32 @@ fn signals_do_not_reach_the_sending_thread() {
     let pool = filled("signals");
     let mut stream = pool.zfs.send(&full(&pool.snapshot("a@2"))).unwrap();
     stream.reader().read_exact(&mut [0; 1000]).unwrap();
-    let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
-    let sending: Vec<_> =
-        threads.filter(|path| std::fs::read_to_string(path.join("comm")).unwrap() == "zfs-send\n").collect();
+    let threads = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let sending: Vec<_> = threads
+        .filter(|path| std::fs::read_to_string(path.join("comm")).unwrap() == "zfs-send\n")
+        .collect();
     assert_eq!(sending.len(), 1);
     let status = std::fs::read_to_string(sending[0].join("status")).unwrap();
-    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim();
+    let blocked = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigBlk:"))
+        .unwrap()
+        .trim();
     let blocked = u64::from_str_radix(blocked, 16).unwrap();
-    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGUSR1, libc::SIGPIPE, libc::SIGALRM] {
-        assert!(blocked & (1 << (signal - 1)) != 0, "{signal} in {blocked:x}");
+    for signal in [
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGUSR1,
+        libc::SIGPIPE,
+        libc::SIGALRM,
+    ] {
+        assert!(
+            blocked & (1 << (signal - 1)) != 0,
+            "{signal} in {blocked:x}"
+        );
     }
     assert!(stream.finish().is_err());
 }
@@ -215,9 +317,15 @@ fn fake_stream(object: u64, offset: u64) -> Vec<u8> {
     zfs.create(&dataset, DatasetType::Filesystem);
     zfs.write_file(&dataset, object, &vec![7; offset as usize + 10_000]);
     zfs.write_file(&dataset, object + 5, b"another");
-    zfs.take_snapshots(std::slice::from_ref(&snapshot), &BTreeMap::new()).unwrap();
+    zfs.take_snapshots(std::slice::from_ref(&snapshot), &BTreeMap::new())
+        .unwrap();
     let resume = (offset > 0).then_some(SendResume { object, offset });
-    let mut stream = zfs.send(&SendRequest { resume, ..full(&snapshot) }).unwrap();
+    let mut stream = zfs
+        .send(&SendRequest {
+            resume,
+            ..full(&snapshot)
+        })
+        .unwrap();
     let mut bytes = Vec::new();
     stream.reader().read_to_end(&mut bytes).unwrap();
     stream.finish().unwrap();
@@ -230,9 +338,16 @@ fn streams_of_the_zfs_in_memory_are_accepted_by_zstream_and_the_kernel() {
     for offset in [0, 40_960] {
         let stream = fake_stream(9, offset);
         std::fs::write("/tmp/fake.stream", &stream).unwrap();
-        let output = std::process::Command::new("zstream").args(["dump", "-v", "/tmp/fake.stream"]).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && !text.to_lowercase().contains("checksum differs"), "{text}");
+        let output = std::process::Command::new("zstream")
+            .args(["dump", "-v", "/tmp/fake.stream"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(
+            output.status.success() && !text.to_lowercase().contains("checksum differs"),
+            "{text}"
+        );
         assert!(text.contains("END checksum"), "{text}");
     }
     // Its objects make no filesystem that could be mounted, but the kernel checks and keeps them.
@@ -243,10 +358,18 @@ fn streams_of_the_zfs_in_memory_are_accepted_by_zstream_and_the_kernel() {
         origin: None,
         properties: BTreeMap::new(),
     };
-    pool.zfs.receive(&request, &mut &fake_stream(9, 0)[..]).unwrap();
+    pool.zfs
+        .receive(&request, &mut &fake_stream(9, 0)[..])
+        .unwrap();
     assert_eq!(pool.zfs.snapshots(&pool.dataset("r")).unwrap().len(), 1);
     let mut damaged = fake_stream(9, 0);
     damaged[2000] ^= 1;
-    let request = ReceiveRequest { target: pool.snapshot("d@1"), ..request };
-    assert_eq!(errno(pool.zfs.receive(&request, &mut &damaged[..])), libc::EBADE);
+    let request = ReceiveRequest {
+        target: pool.snapshot("d@1"),
+        ..request
+    };
+    assert_eq!(
+        errno(pool.zfs.receive(&request, &mut &damaged[..])),
+        libc::EBADE
+    );
 }

@@ -1,4 +1,5 @@
-//! Just enough of the send stream to cut it between records and to compare streams record by record.
+//! Just enough of the send stream to cut it between records and to compare streams record by
+//! record.
 
 /// A record's place in a stream.
 pub(crate) struct Record {
@@ -43,7 +44,13 @@ pub(crate) fn records(stream: &[u8]) -> Vec<Record> {
         let header = &stream[start..start + 312];
         let end = start + 312 + payload_bytes(header);
         let offset = number(header, if word(header, 0) == WRITE { 24 } else { 16 });
-        found.push(Record { kind: word(header, 0), object: number(header, 8), offset, start, end });
+        found.push(Record {
+            kind: word(header, 0),
+            object: number(header, 8),
+            offset,
+            start,
+            end,
+        });
         start = end;
     }
     assert_eq!(found.last().map(|record| record.kind), Some(END));

@@ -7,17 +7,33 @@ use rustix::process::Signal;
 fn failing(script: &str) -> Scene {
     let scene = Scene::new(&[]);
     let hook = scene.hook("on_failure", script);
-    scene.configure(&hook, &["lock", "snapshot", "stream-to-remote", "unlock"], "");
+    scene.configure(
+        &hook,
+        &["lock", "snapshot", "stream-to-remote", "unlock"],
+        "",
+    );
     scene
 }
 
 #[test]
 fn on_failure_is_told_everything_in_its_environment_and_on_stdin() {
-    let scene = failing("cat > $D/stdin; env > $D/env; test ! -e $D/zb.lock && echo free > $D/lock");
+    let scene =
+        failing("cat > $D/stdin; env > $D/env; test ! -e $D/zb.lock && echo free > $D/lock");
     let run = scene.run(&["perform"]);
-    run.check(1, &["step02  snapshot          FAILED", "step03  stream-to-remote  not run", "FAILED, exit status 1, "]);
+    run.check(
+        1,
+        &[
+            "step02  snapshot          FAILED",
+            "step03  stream-to-remote  not run",
+            "FAILED, exit status 1, ",
+        ],
+    );
     assert!(!scene.lock().exists());
-    assert_eq!(scene.read("lock"), "free\n", "the lock is gone before the hook runs");
+    assert_eq!(
+        scene.read("lock"),
+        "free\n",
+        "the lock is gone before the hook runs"
+    );
     let env = scene.read("env");
     for line in [
         "ZFS_BACKUP_STEP=step02",
@@ -35,56 +51,113 @@ fn on_failure_is_told_everything_in_its_environment_and_on_stdin() {
         "done: lock",
         "not run: stream-to-remote, unlock",
     ] {
-        assert!(env.lines().any(|found| found.starts_with(line)), "no {line:?} in:\n{env}");
+        assert!(
+            env.lines().any(|found| found.starts_with(line)),
+            "no {line:?} in:\n{env}"
+        );
     }
-    let said = run.stderr.lines().find_map(|line| line.strip_prefix("error: ")).unwrap().to_owned();
-    assert!(env.contains(&format!("ZFS_BACKUP_ERROR={said}\n")), "{said} is not in\n{env}");
-    assert!(env.contains(&format!("why  {said}\n")) && env.contains(&format!("error: {said}\n")), "{env}");
+    let said = run
+        .stderr
+        .lines()
+        .find_map(|line| line.strip_prefix("error: "))
+        .unwrap()
+        .to_owned();
+    assert!(
+        env.contains(&format!("ZFS_BACKUP_ERROR={said}\n")),
+        "{said} is not in\n{env}"
+    );
+    assert!(
+        env.contains(&format!("why  {said}\n")) && env.contains(&format!("error: {said}\n")),
+        "{env}"
+    );
     let told: serde_json::Value = serde_json::from_str(&scene.read("stdin")).unwrap();
-    assert_eq!((&told["format"], &told["exit_status"]), (&1.into(), &1.into()));
+    assert_eq!(
+        (&told["format"], &told["exit_status"]),
+        (&1.into(), &1.into())
+    );
     assert_eq!(told["error"], said);
     assert_eq!(told["steps"][1]["exit_status"], 1);
     assert_eq!(told["steps"][2]["run"], false);
-    assert!(told["message"].as_str().unwrap().contains("no run has ended well yet"));
-    assert!(told["log"].as_array().unwrap().iter().any(|line| line.as_str().unwrap().contains(&said)));
+    assert!(
+        told["message"]
+            .as_str()
+            .unwrap()
+            .contains("no run has ended well yet")
+    );
+    assert!(
+        told["log"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|line| line.as_str().unwrap().contains(&said))
+    );
 }
 
 #[test]
 fn on_success_runs_after_a_good_run_and_is_remembered() {
     let scene = Scene::new(&[]);
-    let hooks = scene
-        .hook("on_success", "echo \"$ZFS_BACKUP_EXIT_STATUS:$ZFS_BACKUP_ERROR:$ZFS_BACKUP_MESSAGE\" > $D/ok")
-        + &scene.hook("on_failure", "echo \"$ZFS_BACKUP_MESSAGE\" > $D/failed");
+    let hooks = scene.hook(
+        "on_success",
+        "echo \"$ZFS_BACKUP_EXIT_STATUS:$ZFS_BACKUP_ERROR:$ZFS_BACKUP_MESSAGE\" > $D/ok",
+    ) + &scene.hook("on_failure", "echo \"$ZFS_BACKUP_MESSAGE\" > $D/failed");
     scene.configure(&hooks, &["lock", "unlock"], "");
-    scene.run(&["--dry-run", "perform"]).check(0, &["would make the lockfile DIR/zb.lock"]);
-    assert_eq!((scene.read("ok"), scene.read("failed")), (String::new(), String::new()), "a dry run tells nobody");
+    scene
+        .run(&["--dry-run", "perform"])
+        .check(0, &["would make the lockfile DIR/zb.lock"]);
+    assert_eq!(
+        (scene.read("ok"), scene.read("failed")),
+        (String::new(), String::new()),
+        "a dry run tells nobody"
+    );
     scene.run(&["perform"]).check(0, &["ok, exit status 0"]);
-    assert!(scene.read("ok").starts_with("0::no-such-pool/a ok on "), "{}", scene.read("ok"));
+    assert!(
+        scene.read("ok").starts_with("0::no-such-pool/a ok on "),
+        "{}",
+        scene.read("ok")
+    );
     assert_eq!(scene.read("failed"), "");
     scene.configure(&hooks, &["snapshot"], "");
     scene.run(&["perform"]).check(1, &[]);
-    assert!(scene.read("failed").contains("last good run "), "{}", scene.read("failed"));
+    assert!(
+        scene.read("failed").contains("last good run "),
+        "{}",
+        scene.read("failed")
+    );
 }
 
 #[test]
 fn a_hook_that_fails_is_told_and_changes_nothing() {
     let scene = failing("echo to stdout; echo to stderr >&2; exit 3");
     let run = scene.run(&["perform"]);
-    run.check(1, &["main.on_failure: to stdout", "main.on_failure: to stderr"]);
-    run.check(1, &["note: run the hook main.on_failure (DIR/on_failure.sh): it ended with exit status: 3"]);
+    run.check(
+        1,
+        &["main.on_failure: to stdout", "main.on_failure: to stderr"],
+    );
+    run.check(
+        1,
+        &["note: run the hook main.on_failure (DIR/on_failure.sh): it ended with exit status: 3"],
+    );
     let hook = scene.hook("on_success", "exit 3");
     scene.configure(&hook, &["lock"], "");
-    scene.run(&["perform"]).check(0, &["note: run the hook main.on_success"]);
+    scene
+        .run(&["perform"])
+        .check(0, &["note: run the hook main.on_success"]);
     scene.configure("on_success = \"/no/such/hook\"\n", &["lock"], "");
-    scene.run(&["perform"]).check(0, &["note: run the hook main.on_success (/no/such/hook): No such file"]);
+    scene.run(&["perform"]).check(
+        0,
+        &["note: run the hook main.on_success (/no/such/hook): No such file"],
+    );
 }
 
 #[test]
 fn a_hook_that_takes_too_long_is_ended() {
     let scene = Scene::new(&[]);
-    let hook = scene.hook("on_failure", "echo $$ > $D/pid; exec sleep 600") + "hook_timeout = \"1s\"\n";
+    let hook =
+        scene.hook("on_failure", "echo $$ > $D/pid; exec sleep 600") + "hook_timeout = \"1s\"\n";
     scene.configure(&hook, &["snapshot"], "");
-    scene.run(&["perform"]).check(1, &["it took longer than 1s and was ended"]);
+    scene
+        .run(&["perform"])
+        .check(1, &["it took longer than 1s and was ended"]);
     assert!(!is_alive(scene.read("pid").trim().parse().unwrap()));
 }
 

@@ -29,7 +29,9 @@ fn plant_stale(scene: &Scene) {
 #[test]
 fn a_lock_by_hand_stops_whoever_changes_something_until_unlock() {
     let scene = Scene::new(&["lock", "snapshot"]);
-    scene.run(&["unlock"]).check(0, &["there is no lock: DIR/zb.lock"]);
+    scene
+        .run(&["unlock"])
+        .check(0, &["there is no lock: DIR/zb.lock"]);
     scene.run(&["lock"]).check(0, &["locked: DIR/zb.lock"]);
     for command in [
         &["snapshot"][..],
@@ -45,17 +47,36 @@ fn a_lock_by_hand_stops_whoever_changes_something_until_unlock() {
         &["perform"],
     ] {
         let refused = scene.run(command);
-        refused.check(11, &["error: locked by hand, by ", "s ago", "`zfs-backup -c DIR/zb.toml unlock` removes it"]);
+        refused.check(
+            11,
+            &[
+                "error: locked by hand, by ",
+                "s ago",
+                "`zfs-backup -c DIR/zb.toml unlock` removes it",
+            ],
+        );
     }
     // Whoever only reads says so and goes on.
-    scene.run(&["verify-checksums"]).check(1, &["note: locked by hand"]);
-    scene.run(&["--dry-run", "snapshot"]).check(1, &["note: locked by hand"]);
-    scene.run(&["-i", "snapshot"]).check(1, &["note: ignored: locked by hand"]);
+    scene
+        .run(&["verify-checksums"])
+        .check(1, &["note: locked by hand"]);
+    scene
+        .run(&["--dry-run", "snapshot"])
+        .check(1, &["note: locked by hand"]);
+    scene
+        .run(&["-i", "snapshot"])
+        .check(1, &["note: ignored: locked by hand"]);
     scene.run(&["-i", "lock"]).check(11, &["locked by hand"]);
-    scene.run(&["unlock"]).check(0, &["unlocked: DIR/zb.lock; it was locked by hand"]);
+    scene
+        .run(&["unlock"])
+        .check(0, &["unlocked: DIR/zb.lock; it was locked by hand"]);
     assert!(!scene.lock().exists());
     let free = scene.run(&["snapshot"]);
-    assert!(free.status == Some(1) && !free.stderr.contains("lock"), "{}", free.stderr);
+    assert!(
+        free.status == Some(1) && !free.stderr.contains("lock"),
+        "{}",
+        free.stderr
+    );
 }
 
 #[test]
@@ -72,11 +93,18 @@ fn a_lock_by_hand_outlives_a_reboot() {
 fn the_stale_lock_of_a_dead_run_is_taken_over() {
     let scene = Scene::new(&["lock", "unlock"]);
     plant_stale(&scene);
-    scene.run(&["snapshot"]).check(1, &["note: the stale lock of a run that is over"]);
+    scene
+        .run(&["snapshot"])
+        .check(1, &["note: the stale lock of a run that is over"]);
     assert!(scene.lock().exists(), "only perform takes it over");
-    scene.run(&["perform"]).check(0, &["note: taken over: the stale lock of a run that is over, `zfs-backup perform`"]);
+    scene.run(&["perform"]).check(
+        0,
+        &["note: taken over: the stale lock of a run that is over, `zfs-backup perform`"],
+    );
     assert!(!scene.lock().exists());
-    plant(&scene, std::process::id(), |lock| lock["boot_id"] = ANOTHER_BOOT.into());
+    plant(&scene, std::process::id(), |lock| {
+        lock["boot_id"] = ANOTHER_BOOT.into()
+    });
     scene.run(&["perform"]).check(0, &["taken over"]);
     plant_stale(&scene);
     scene.run(&["unlock"]).check(0, &["it was the stale lock"]);
@@ -87,35 +115,76 @@ fn what_cannot_be_seen_to_be_over_is_a_lock() {
     let scene = Scene::new(&["lock"]);
     plant(&scene, 1, |lock| lock["host"] = "other".into());
     let refused = scene.run(&["perform"]);
-    refused.check(11, &["on other", "whether it still runs can only be seen on other", "-i unlock` removes the lock"]);
+    refused.check(
+        11,
+        &[
+            "on other",
+            "whether it still runs can only be seen on other",
+            "-i unlock` removes the lock",
+        ],
+    );
     scene.run(&["unlock"]).check(11, &["locked by a run"]);
-    scene.run(&["-i", "unlock"]).check(0, &["removed although the run may go on"]);
+    scene
+        .run(&["-i", "unlock"])
+        .check(0, &["removed although the run may go on"]);
     fs::write(scene.lock(), "{").unwrap();
-    scene.run(&["perform"]).check(11, &["DIR/zb.lock does not say who has it", "if nothing runs here"]);
-    scene.run(&["verify-checksums"]).check(1, &["note: the lockfile DIR/zb.lock does not say who has it"]);
+    scene.run(&["perform"]).check(
+        11,
+        &[
+            "DIR/zb.lock does not say who has it",
+            "if nothing runs here",
+        ],
+    );
+    scene.run(&["verify-checksums"]).check(
+        1,
+        &["note: the lockfile DIR/zb.lock does not say who has it"],
+    );
     scene.run(&["unlock"]).check(0, &["unlocked"]);
 }
 
 #[test]
 fn of_two_runs_at_once_the_second_is_refused_and_the_first_ends_in_order_when_told() {
     let scene = Scene::with_silent_remote(
-        |scene| scene.hook("on_failure", "echo \"$ZFS_BACKUP_EXIT_STATUS $ZFS_BACKUP_COMMAND\" > $D/told"),
+        |scene| {
+            scene.hook(
+                "on_failure",
+                "echo \"$ZFS_BACKUP_EXIT_STATUS $ZFS_BACKUP_COMMAND\" > $D/told",
+            )
+        },
         &["lock", "verify-checksums", "snapshot"],
     );
     let first = scene.start(&["perform"]);
     wait_until("the first run has its lock", || scene.lock().exists());
     let second = scene.run(&["perform"]);
-    second.check(11, &["locked by a run, `", &format!("process {}, by ", first.pid()), "wait until the run has ended"]);
     second.check(
         11,
-        &["step01  lock              LOCKED", "step03  snapshot          not run", "LOCKED, exit status 11"],
+        &[
+            "locked by a run, `",
+            &format!("process {}, by ", first.pid()),
+            "wait until the run has ended",
+        ],
+    );
+    second.check(
+        11,
+        &[
+            "step01  lock              LOCKED",
+            "step03  snapshot          not run",
+            "LOCKED, exit status 11",
+        ],
     );
     assert_eq!(scene.wait_for("told"), "11 lock\n");
     fs::remove_file(scene.path("told")).unwrap();
     scene.run(&["unlock"]).check(11, &["locked by a run"]);
     first.signal(Signal::TERM);
     let first = first.end();
-    first.check(130, &["INTERRUPTED", "step03  snapshot          not run", "error: interrupted"]);
+    first.check(
+        130,
+        &[
+            "INTERRUPTED",
+            "step03  snapshot          not run",
+            "error: interrupted",
+        ],
+    );
     assert!(!scene.lock().exists());
     assert_eq!(scene.read("told"), "130 verify-checksums\n");
 }
@@ -130,7 +199,10 @@ fn a_second_request_ends_the_run_at_once_and_its_lock_goes() {
     std::thread::sleep(Duration::from_millis(300));
     run.signal(Signal::INT);
     run.end().check(130, &["once more ends at once"]);
-    assert!(asked.elapsed() < Duration::from_secs(8), "it waited for the step");
+    assert!(
+        asked.elapsed() < Duration::from_secs(8),
+        "it waited for the step"
+    );
     assert!(!scene.lock().exists());
 }
 
@@ -143,8 +215,13 @@ fn a_killed_run_leaves_a_stale_lock() {
     assert_eq!(run.end().status, None);
     assert!(scene.lock().exists());
     scene.configure("", &["lock"], "");
-    scene.run(&["perform"]).check(0, &["taken over: the stale lock"]);
-    assert!(!scene.lock().exists(), "released at the end, also without `unlock`");
+    scene
+        .run(&["perform"])
+        .check(0, &["taken over: the stale lock"]);
+    assert!(
+        !scene.lock().exists(),
+        "released at the end, also without `unlock`"
+    );
 }
 
 #[test]
@@ -152,12 +229,17 @@ fn a_lock_is_waited_for_as_long_as_was_said() {
     let scene = Scene::new(&["lock"]);
     scene.run(&["lock"]).check(0, &[]);
     let begun = Instant::now();
-    scene.run(&["--lock-wait", "1s", "snapshot"]).check(11, &["waiting for at most 1s: locked by hand", "removes it"]);
+    scene.run(&["--lock-wait", "1s", "snapshot"]).check(
+        11,
+        &["waiting for at most 1s: locked by hand", "removes it"],
+    );
     assert!(begun.elapsed() >= Duration::from_secs(1));
     let waiting = scene.start(&["perform", "--lock-wait", "10m"]);
     std::thread::sleep(Duration::from_millis(700));
     scene.run(&["unlock"]).check(0, &[]);
-    waiting.end().check(0, &["waiting for at most", "locked: DIR/zb.lock"]);
+    waiting
+        .end()
+        .check(0, &["waiting for at most", "locked: DIR/zb.lock"]);
     scene.run(&["lock"]).check(0, &[]);
     let waiting = scene.start(&["snapshot", "--lock-wait", "10m"]);
     std::thread::sleep(Duration::from_millis(300));
@@ -169,7 +251,9 @@ fn a_lock_is_waited_for_as_long_as_was_said() {
 fn ignoring_a_lock_that_is_not_there_may_be_meant_otherwise() {
     let scene = Scene::new(&["lock"]);
     let needle = "there was no lock to ignore";
-    scene.run(&["-i", "stream-to-remote"]).check(1, &[needle, "write -i after the command"]);
+    scene
+        .run(&["-i", "stream-to-remote"])
+        .check(1, &[needle, "write -i after the command"]);
     let meant = scene.run(&["stream-to-remote", "-i"]);
     assert!(!meant.stderr.contains(needle), "{}", meant.stderr);
     let other = scene.run(&["-i", "snapshot"]);

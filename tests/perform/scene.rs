@@ -28,16 +28,23 @@ impl Scene {
         scene
     }
 
-    /// With a remote that takes every request and answers none, so that a step that asks it takes for ever.
+    /// With a remote that takes every request and answers none, so that a step that asks it takes
+    /// for ever.
     pub(crate) fn with_silent_remote(main: impl Fn(&Self) -> String, steps: &[&str]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("[s3]\nendpoint = \"http://{}\"\n", listener.local_addr().unwrap());
+        let endpoint = format!(
+            "[s3]\nendpoint = \"http://{}\"\n",
+            listener.local_addr().unwrap()
+        );
         // The thread ends with the test.
         std::thread::spawn(move || {
             let mut open: Vec<TcpStream> = Vec::new();
             listener.incoming().for_each(|stream| open.extend(stream));
         });
-        let scene = Self { folder: TempDir::new().unwrap(), remote: "s3:bucket/x".to_owned() };
+        let scene = Self {
+            folder: TempDir::new().unwrap(),
+            remote: "s3:bucket/x".to_owned(),
+        };
         let main = main(&scene);
         scene.configure(&main, steps, &endpoint);
         scene
@@ -45,7 +52,11 @@ impl Scene {
 
     /// Writes the configuration anew, with more lines in `[main]` and after it.
     pub(crate) fn configure(&self, main: &str, steps: &[&str], rest: &str) {
-        let steps: String = steps.iter().zip(1..).map(|(step, n)| format!("step{n:02} = \"{step}\"\n")).collect();
+        let steps: String = steps
+            .iter()
+            .zip(1..)
+            .map(|(step, n)| format!("step{n:02} = \"{step}\"\n"))
+            .collect();
         let (remote, lock) = (&self.remote, self.lock());
         let text = format!(
             "[main]\nzfs_fs = \"no-such-pool/a\"\nencryption_passphrase = \"x\"\nremote = \"{remote}\"\n\
@@ -67,7 +78,14 @@ impl Scene {
     /// A line of `[main]` that sets a hook to a script, which finds its folder in `$D`.
     pub(crate) fn hook(&self, key: &str, script: &str) -> String {
         let file = self.path(&format!("{key}.sh"));
-        fs::write(&file, format!("#!/bin/sh\nD='{}'\n{script}\n", self.folder.path().display())).unwrap();
+        fs::write(
+            &file,
+            format!(
+                "#!/bin/sh\nD='{}'\n{script}\n",
+                self.folder.path().display()
+            ),
+        )
+        .unwrap();
         fs::set_permissions(&file, Permissions::from_mode(0o700)).unwrap();
         format!("{key} = \"{}\"\n", file.display())
     }
@@ -75,9 +93,17 @@ impl Scene {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
         command.arg("-c").arg(self.path("zb.toml")).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.env("AWS_ACCESS_KEY_ID", "a").env("AWS_SECRET_ACCESS_KEY", "b").env_remove("AWS_PROFILE");
-        command.env("AWS_CONFIG_FILE", "/dev/null").env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+            .env("AWS_ACCESS_KEY_ID", "a")
+            .env("AWS_SECRET_ACCESS_KEY", "b")
+            .env_remove("AWS_PROFILE");
+        command
+            .env("AWS_CONFIG_FILE", "/dev/null")
+            .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null");
         command
     }
 
@@ -88,12 +114,19 @@ impl Scene {
 
     /// Starts the program and leaves it at work.
     pub(crate) fn start(&self, arguments: &[&str]) -> Running {
-        Running { child: Some(self.command(arguments).spawn().unwrap()), folder: self.path("") }
+        Running {
+            child: Some(self.command(arguments).spawn().unwrap()),
+            folder: self.path(""),
+        }
     }
 
     /// What a file in the folder says, once it is there and not empty.
     pub(crate) fn wait_for(&self, name: &str) -> String {
-        let found = || fs::read_to_string(self.path(name)).ok().filter(|text| text.ends_with('\n'));
+        let found = || {
+            fs::read_to_string(self.path(name))
+                .ok()
+                .filter(|text| text.ends_with('\n'))
+        };
         wait_until(&format!("{name} is there"), || found().is_some());
         found().unwrap()
     }
@@ -153,10 +186,16 @@ pub(crate) struct Ended {
 impl Ended {
     fn new(output: &Output, folder: &Path) -> Self {
         let folder = folder.display().to_string();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace(folder.trim_end_matches('/'), "DIR");
+        let text = |bytes: &[u8]| {
+            String::from_utf8_lossy(bytes).replace(folder.trim_end_matches('/'), "DIR")
+        };
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
         assert!(!stderr.contains("panicked"), "{stderr}");
-        Self { status: output.status.code(), stdout, stderr }
+        Self {
+            status: output.status.code(),
+            stdout,
+            stderr,
+        }
     }
 
     /// That it ended so, and said all this.
@@ -165,7 +204,10 @@ impl Ended {
         let Self { stdout, stderr, .. } = self;
         assert_eq!(self.status, Some(status), "\n{stderr}{stdout}");
         for needle in needles {
-            assert!(stdout.contains(needle) || stderr.contains(needle), "no {needle:?} in:\n{stderr}{stdout}");
+            assert!(
+                stdout.contains(needle) || stderr.contains(needle),
+                "no {needle:?} in:\n{stderr}{stdout}"
+            );
         }
     }
 }
@@ -183,5 +225,6 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 /// Whether a process is there and has not ended.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }

@@ -1,4 +1,5 @@
-//! [`Shelf`]: backups of one dataset, told apart by labels such as `F1` and `i3`, where the number is the createtxg.
+//! [`Shelf`]: backups of one dataset, told apart by labels such as `F1` and `i3`, where the number
+//! is the createtxg.
 
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +8,9 @@ use zfs_backup::manifest::{Origin, SnapshotRef};
 use zfs_backup::model::{BackupId, BackupKind, Digest, Guid};
 use zfs_backup::plan::BackupFacts;
 use zfs_backup::plan::clock::ClockDoubt;
-use zfs_backup::plan::prune::{Beside, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, plan_prune};
+use zfs_backup::plan::prune::{
+    Beside, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, plan_prune,
+};
 use zfs_backup::plan::timeline::PoolSight;
 
 pub(crate) fn at(text: &str) -> Timestamp {
@@ -18,7 +21,10 @@ pub(crate) fn at(text: &str) -> Timestamp {
 }
 
 pub(crate) fn origin(dataset: u64) -> Origin {
-    Origin { dataset_guid: Guid(dataset), pool_guid: Guid(77) }
+    Origin {
+        dataset_guid: Guid(dataset),
+        pool_guid: Guid(77),
+    }
 }
 
 /// Backups, and everything that a prune looks at besides.
@@ -61,14 +67,24 @@ impl Shelf {
     }
 
     pub(crate) fn add(&mut self, txg: u64, time: &str, base: Option<&BackupId>) -> BackupId {
-        let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+        let kind = if base.is_some() {
+            BackupKind::Incr
+        } else {
+            BackupKind::Full
+        };
         let id = BackupId::new(at(time), kind, Guid(txg), txg);
         let before = base.map(|base| self.get(base).clone());
         self.facts.push(BackupFacts {
             manifest_blake3: Digest::of(id.as_str().as_bytes()),
-            snapshot: SnapshotRef { guid: Guid(txg), createtxg: txg, created_at: at(time) },
+            snapshot: SnapshotRef {
+                guid: Guid(txg),
+                createtxg: txg,
+                created_at: at(time),
+            },
             base: base.cloned(),
-            full_id: before.as_ref().map_or_else(|| id.clone(), |before| before.full_id.clone()),
+            full_id: before
+                .as_ref()
+                .map_or_else(|| id.clone(), |before| before.full_id.clone()),
             position: before.as_ref().map_or(0, |before| before.position + 1),
             origin: origin(1),
             made: Default::default(),
@@ -92,7 +108,11 @@ impl Shelf {
 
     /// An attempt with a signed `started.json`, whose newest object is of that time.
     pub(crate) fn attempt(&mut self, txg: u64, newest: &str, base: Option<&BackupId>) -> BackupId {
-        let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+        let kind = if base.is_some() {
+            BackupKind::Incr
+        } else {
+            BackupKind::Full
+        };
         let id = BackupId::new(at(newest), kind, Guid(txg), 0xa000 + txg);
         self.leftovers.push(Leftover {
             id: id.clone(),
@@ -102,13 +122,19 @@ impl Shelf {
             was_committed: false,
             versions_unseen: None,
             disbelieved: None,
-            started: StartedFact::Signed { base: base.cloned(), origin: origin(1) },
+            started: StartedFact::Signed {
+                base: base.cloned(),
+                origin: origin(1),
+            },
         });
         id
     }
 
     pub(crate) fn leftover(&mut self, id: &BackupId) -> &mut Leftover {
-        self.leftovers.iter_mut().find(|leftover| leftover.id == *id).unwrap()
+        self.leftovers
+            .iter_mut()
+            .find(|leftover| leftover.id == *id)
+            .unwrap()
     }
 
     pub(crate) fn get(&self, id: &BackupId) -> &BackupFacts {
@@ -116,7 +142,10 @@ impl Shelf {
     }
 
     pub(crate) fn get_mut(&mut self, id: &BackupId) -> &mut BackupFacts {
-        self.facts.iter_mut().find(|backup| backup.id == *id).unwrap()
+        self.facts
+            .iter_mut()
+            .find(|backup| backup.id == *id)
+            .unwrap()
     }
 
     /// As a listing would: it and what follows from it are not usable.
@@ -125,14 +154,23 @@ impl Shelf {
         while let Some(id) = broken.pop() {
             self.get_mut(&id).flaw = Some("chunk 3 is missing".to_owned());
             broken.extend(
-                self.facts.iter().filter(|other| other.base.as_ref() == Some(&id)).map(|other| other.id.clone()),
+                self.facts
+                    .iter()
+                    .filter(|other| other.base.as_ref() == Some(&id))
+                    .map(|other| other.id.clone()),
             );
         }
     }
 
     pub(crate) fn record(&mut self, id: &BackupId, recorded_at: &str) {
         let manifest_blake3 = Some(Digest::of(id.as_str().as_bytes()));
-        self.pruned.insert(id.clone(), Pruned { recorded_at: at(recorded_at), manifest_blake3 });
+        self.pruned.insert(
+            id.clone(),
+            Pruned {
+                recorded_at: at(recorded_at),
+                manifest_blake3,
+            },
+        );
     }
 
     pub(crate) fn plan(&self) -> PrunePlan {
@@ -171,7 +209,11 @@ impl Shelf {
 
 /// `F10` or `i11`.
 pub(crate) fn label(id: &BackupId) -> String {
-    let letter = if id.kind() == BackupKind::Full { 'F' } else { 'i' };
+    let letter = if id.kind() == BackupKind::Full {
+        'F'
+    } else {
+        'i'
+    };
     format!("{letter}{}", id.snapshot_guid().0)
 }
 
@@ -189,7 +231,11 @@ pub(crate) fn kept(plan: &PrunePlan) -> String {
 
 pub(crate) fn reasons(plan: &PrunePlan, id: &BackupId) -> String {
     let kept = plan.keep.iter().find(|kept| kept.id == *id).unwrap();
-    kept.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    kept.reasons
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 pub(crate) fn doubts(plan: &PrunePlan) -> Vec<String> {

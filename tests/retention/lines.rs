@@ -1,4 +1,5 @@
-//! Two time lines of one origin: nothing is deleted until a person took one of them over, and then by its time.
+//! Two time lines of one origin: nothing is deleted until a person took one of them over, and then
+//! by its time.
 
 use crate::facts::{Shelf, at, deleted, doubts, labels, origin};
 use std::collections::BTreeSet;
@@ -7,11 +8,14 @@ use zfs_backup::model::{BackupId, Guid, HostMark};
 use zfs_backup::plan::prune::Doubt;
 use zfs_backup::plan::timeline::PoolSight;
 
-/// A full of both lines, then two fulls of a future that was abandoned, then one of the pool as it was rewound: its
-/// transaction group is the smallest of the three.
+/// A full of both lines, then two fulls of a future that was abandoned, then one of the pool as it
+/// was rewound: its transaction group is the smallest of the three.
 fn rewound() -> (Shelf, [BackupId; 4]) {
     let mut shelf = Shelf::new("2026-03-20");
-    shelf.rules = RetentionRules { last_chains: Some(1), ..Default::default() };
+    shelf.rules = RetentionRules {
+        last_chains: Some(1),
+        ..Default::default()
+    };
     let shared = shelf.full(10, "2026-03-01");
     let abandoned = [shelf.full(200, "2026-03-02"), shelf.full(300, "2026-03-03")];
     let real = shelf.full(150, "2026-03-04");
@@ -20,7 +24,11 @@ fn rewound() -> (Shelf, [BackupId; 4]) {
     }
     shelf.get_mut(&abandoned[1]).made.previous = Some(vec![abandoned[0].clone()]);
     let known = BTreeSet::from([Guid(10), Guid(150)]);
-    shelf.pool = Some(PoolSight { origin: origin(1), known, adopted: BTreeSet::new() });
+    shelf.pool = Some(PoolSight {
+        origin: origin(1),
+        known,
+        adopted: BTreeSet::new(),
+    });
     let [first, second] = abandoned;
     (shelf, [shared, first, second, real])
 }
@@ -29,14 +37,28 @@ fn rewound() -> (Shelf, [BackupId; 4]) {
 fn another_time_line_keeps_everything_and_says_the_command_that_ends_it() {
     let (mut shelf, ids) = rewound();
     let mark: HostMark = "0123456789abcdef-fedcba9876543210".parse().unwrap();
-    ids[1..3].iter().for_each(|id| shelf.get_mut(id).made.host = Some(mark.clone()));
+    ids[1..3]
+        .iter()
+        .for_each(|id| shelf.get_mut(id).made.host = Some(mark.clone()));
     for shelf in [shelf.reversed(), shelf] {
         let plan = shelf.plan();
-        assert_eq!((deleted(&plan), plan.delete_leftovers.len()), (String::new(), 0));
-        let [Doubt::OtherLine { id, host, .. }] = &plan.doubts[..] else { panic!("{:?}", doubts(&plan)) };
-        assert_eq!((id, host), (&ids[2], &Some(mark.clone())), "the newest of them, once");
+        assert_eq!(
+            (deleted(&plan), plan.delete_leftovers.len()),
+            (String::new(), 0)
+        );
+        let [Doubt::OtherLine { id, host, .. }] = &plan.doubts[..] else {
+            panic!("{:?}", doubts(&plan))
+        };
+        assert_eq!(
+            (id, host),
+            (&ids[2], &Some(mark.clone())),
+            "the newest of them, once"
+        );
         let hint = plan.doubts[0].hint("prune-remote", &"tank/a b".parse().unwrap());
-        assert!(hint.contains(&format!("zfs-backup adopt 'tank/a b' --line {} -y", ids[2])), "{hint}");
+        assert!(
+            hint.contains(&format!("zfs-backup adopt 'tank/a b' --line {} -y", ids[2])),
+            "{hint}"
+        );
     }
     // Two hosts are two doubts.
     let (mut shelf, ids) = rewound();
@@ -50,7 +72,13 @@ fn without_a_pool_to_ask_the_orders_that_differ_are_the_doubt() {
     shelf.pool = None;
     let plan = shelf.plan();
     assert_eq!(deleted(&plan), "");
-    assert!(plan.doubts.iter().all(|doubt| matches!(doubt, Doubt::Order { .. })), "{:?}", doubts(&plan));
+    assert!(
+        plan.doubts
+            .iter()
+            .all(|doubt| matches!(doubt, Doubt::Order { .. })),
+        "{:?}",
+        doubts(&plan)
+    );
     assert!(!plan.doubts.is_empty());
 }
 
@@ -60,25 +88,46 @@ fn what_was_taken_over_goes_by_its_time_whatever_its_transaction_groups() {
     let pool = shelf.pool.as_mut().unwrap();
     pool.adopted = ids[1..3].iter().cloned().collect();
     // As the reader of the store marks them.
-    ids[1..3].iter().for_each(|id| shelf.get_mut(id).made.adopted = true);
+    ids[1..3]
+        .iter()
+        .for_each(|id| shelf.get_mut(id).made.adopted = true);
     for shelf in [shelf.reversed(), shelf.clone()] {
         let plan = shelf.plan();
-        assert_eq!((doubts(&plan), deleted(&plan)), (Vec::new(), "F10 F200 F300".to_owned()));
+        assert_eq!(
+            (doubts(&plan), deleted(&plan)),
+            (Vec::new(), "F10 F200 F300".to_owned())
+        );
     }
     // Later backups of the other host were not taken over.
     let later = shelf.full(400, "2026-03-05");
     let doubts = shelf.plan().doubts;
-    assert!(matches!(&doubts[..], [Doubt::OtherLine { id, .. }] if *id == later), "{doubts:?}");
+    assert!(
+        matches!(&doubts[..], [Doubt::OtherLine { id, .. }] if *id == later),
+        "{doubts:?}"
+    );
 }
 
 #[test]
 fn a_line_that_the_pool_followed_to_its_end_is_silent() {
     let (mut shelf, ids) = rewound();
-    shelf.pool.as_mut().unwrap().known.extend([Guid(200), Guid(300)]);
+    shelf
+        .pool
+        .as_mut()
+        .unwrap()
+        .known
+        .extend([Guid(200), Guid(300)]);
     // All known: only a clock can have been wrong.
     let doubts = shelf.plan().doubts;
-    assert!(doubts.iter().all(|doubt| matches!(doubt, Doubt::Order { .. })), "{doubts:?}");
+    assert!(
+        doubts
+            .iter()
+            .all(|doubt| matches!(doubt, Doubt::Order { .. })),
+        "{doubts:?}"
+    );
     shelf.get_mut(&ids[3]).snapshot.createtxg = 400;
-    assert_eq!(labels(shelf.plan().delete.iter().map(|doomed| &doomed.id)), "F10 F200 F300");
+    assert_eq!(
+        labels(shelf.plan().delete.iter().map(|doomed| &doomed.id)),
+        "F10 F200 F300"
+    );
     assert_eq!(at("2026-03-04"), shelf.get(&ids[3]).snapshot.created_at);
 }

@@ -1,5 +1,5 @@
-//! What is kept and what goes, decided purely: every sentence of the rules, what no rule may delete, and properties over
-//! thousands of stores that look like nothing anybody would make.
+//! What is kept and what goes, decided purely: every sentence of the rules, what no rule may
+//! delete, and properties over thousands of stores that look like nothing anybody would make.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 

@@ -12,22 +12,44 @@ fn any_rules() -> impl Strategy<Value = RetentionRules> {
     let count = || proptest::option::weighted(0.3, 0u32..4);
     let ages = proptest::collection::vec(prop_oneof!["[1-9]w", "[1-6]m", "[1-3]d"], 0..3);
     let within = proptest::option::weighted(0.3, 1u32..200);
-    (count(), count(), count(), ages, within, count(), count(), count(), count()).prop_map(
-        |(last_chains, last_fulls, last_incrementals, ages, within, daily, weekly, monthly, yearly)| RetentionRules {
-            last_chains,
-            last_fulls,
-            last_incrementals,
-            full_ages: ages.iter().map(|age| age.parse().unwrap()).collect(),
-            within: within.map(zfs_backup::config::Age::days),
-            daily,
-            weekly,
-            monthly,
-            yearly,
-        },
+    (
+        count(),
+        count(),
+        count(),
+        ages,
+        within,
+        count(),
+        count(),
+        count(),
+        count(),
     )
+        .prop_map(
+            |(
+                last_chains,
+                last_fulls,
+                last_incrementals,
+                ages,
+                within,
+                daily,
+                weekly,
+                monthly,
+                yearly,
+            )| RetentionRules {
+                last_chains,
+                last_fulls,
+                last_incrementals,
+                full_ages: ages.iter().map(|age| age.parse().unwrap()).collect(),
+                within: within.map(zfs_backup::config::Age::days),
+                daily,
+                weekly,
+                monthly,
+                yearly,
+            },
+        )
 }
 
-/// Up to 20 backups, each a full or built on any earlier one, some hours or weeks apart; some damaged; attempts.
+/// Up to 20 backups, each a full or built on any earlier one, some hours or weeks apart; some
+/// damaged; attempts.
 fn any_shelf() -> impl Strategy<Value = Shelf> {
     shelves(false)
 }
@@ -35,21 +57,39 @@ fn any_shelf() -> impl Strategy<Value = Shelf> {
 /// With `in_turn` an incremental follows from the newest chain only.
 fn shelves(in_turn: bool) -> impl Strategy<Value = Shelf> {
     let backup = (any::<prop::sample::Index>(), 0u8..10, 1i64..900, 0u8..12);
-    let attempts = proptest::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0i64..40), 0..3);
-    (proptest::collection::vec(backup, 0..20), attempts, any_rules(), 0i64..2000).prop_map(
-        move |(backups, attempts, rules, later)| {
+    let attempts = proptest::collection::vec(
+        (any::<prop::sample::Index>(), any::<bool>(), 0i64..40),
+        0..3,
+    );
+    (
+        proptest::collection::vec(backup, 0..20),
+        attempts,
+        any_rules(),
+        0i64..2000,
+    )
+        .prop_map(move |(backups, attempts, rules, later)| {
             let mut shelf = Shelf::new("2026-01-01");
             shelf.rules = rules;
             let mut hours = 0;
-            let time = |hours: i64| jiff::Timestamp::from_second(at("2026-01-01").as_second() + hours * 3600).unwrap();
+            let time = |hours: i64| {
+                jiff::Timestamp::from_second(at("2026-01-01").as_second() + hours * 3600).unwrap()
+            };
             let mut damaged = Vec::new();
             for (txg, (base, kind, step, damage)) in (1..).zip(backups) {
                 hours += step;
-                let newest_full = shelf.facts.iter().rposition(|backup| backup.base.is_none()).unwrap_or(0);
+                let newest_full = shelf
+                    .facts
+                    .iter()
+                    .rposition(|backup| backup.base.is_none())
+                    .unwrap_or(0);
                 let first = if in_turn { newest_full } else { 0 };
                 let index = first + base.index((shelf.facts.len() - first).max(1));
                 let base = shelf.facts.get(index).map(|base| base.id.clone());
-                let id = shelf.add(txg, &time(hours).to_string(), base.as_ref().filter(|_| kind > 2));
+                let id = shelf.add(
+                    txg,
+                    &time(hours).to_string(),
+                    base.as_ref().filter(|_| kind > 2),
+                );
                 if damage == 0 {
                     damaged.push(id);
                 }
@@ -57,7 +97,10 @@ fn shelves(in_turn: bool) -> impl Strategy<Value = Shelf> {
             damaged.iter().for_each(|id| shelf.damage(id));
             (shelf.now, shelf.store_clock) = (time(hours + later), Some(time(hours + later)));
             for (txg, (base, journal, days)) in (100..).zip(attempts) {
-                let base = shelf.facts.get(base.index(shelf.facts.len().max(1))).map(|base| base.id.clone());
+                let base = shelf
+                    .facts
+                    .get(base.index(shelf.facts.len().max(1)))
+                    .map(|base| base.id.clone());
                 let newest = time(hours + later - days * 24).to_string();
                 let id = shelf.attempt(txg, &newest, base.as_ref());
                 if journal {
@@ -65,8 +108,7 @@ fn shelves(in_turn: bool) -> impl Strategy<Value = Shelf> {
                 }
             }
             shelf
-        },
-    )
+        })
 }
 
 fn kept_ids(plan: &PrunePlan) -> BTreeSet<BackupId> {
@@ -120,8 +162,8 @@ proptest! {
         prop_assert!(plan.doubts.is_empty() || plan.is_empty());
     }
 
-    /// Ages are left out, because they look for neighbours that went; and chains that grow side by side, because they
-    /// may change places when one loses its newest incrementals.
+    /// Ages are left out, because they look for neighbours that went; and chains that grow side by
+    /// side, because they may change places when one loses its newest incrementals.
     #[test]
     fn the_same_again_deletes_nothing_more(mut shelf in shelves(true)) {
         shelf.rules.full_ages.clear();

@@ -5,10 +5,15 @@ use std::collections::BTreeSet;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::clock::ClockDoubt;
-use zfs_backup::plan::prune::{Beside, Live, Lock, Proof, PrunePlan, StartedFact, Unreadable, follower};
+use zfs_backup::plan::prune::{
+    Beside, Live, Lock, Proof, PrunePlan, StartedFact, Unreadable, follower,
+};
 
 fn last_chains(count: u32) -> RetentionRules {
-    RetentionRules { last_chains: Some(count), ..Default::default() }
+    RetentionRules {
+        last_chains: Some(count),
+        ..Default::default()
+    }
 }
 
 /// Three chains of three, a month apart; rules that keep the newest.
@@ -26,11 +31,22 @@ fn three_chains() -> (Shelf, Vec<Vec<BackupId>>) {
 }
 
 fn assert_nothing_goes(plan: &PrunePlan, doubt: &str, damage: bool) {
-    assert!(plan.delete.is_empty() && plan.delete_leftovers.is_empty(), "{}", deleted(plan));
-    let found = plan.doubts.iter().find(|found| found.to_string().contains(doubt));
+    assert!(
+        plan.delete.is_empty() && plan.delete_leftovers.is_empty(),
+        "{}",
+        deleted(plan)
+    );
+    let found = plan
+        .doubts
+        .iter()
+        .find(|found| found.to_string().contains(doubt));
     let found = found.unwrap_or_else(|| panic!("no {doubt:?} in {:?}", doubts(plan)));
     assert_eq!(found.is_damage(), damage, "{found}");
-    assert!(!found.hint("prune-remote", &"tank/a".parse().unwrap()).is_empty());
+    assert!(
+        !found
+            .hint("prune-remote", &"tank/a".parse().unwrap())
+            .is_empty()
+    );
 }
 
 #[test]
@@ -46,26 +62,45 @@ fn descendants_go_before_their_ancestors() {
 #[test]
 fn kept_sets_have_all_their_ancestors() {
     let (mut shelf, chains) = three_chains();
-    shelf.rules = RetentionRules { last_incrementals: Some(1), ..Default::default() };
+    shelf.rules = RetentionRules {
+        last_incrementals: Some(1),
+        ..Default::default()
+    };
     let plan = shelf.plan();
     assert_eq!(kept(&plan), "F30 i31 i32");
-    assert_eq!(reasons(&plan, &chains[2][2]), "last-incremental 1/1; newest usable chain");
+    assert_eq!(
+        reasons(&plan, &chains[2][2]),
+        "last-incremental 1/1; newest usable chain"
+    );
     // Also those of what only a lock keeps.
-    shelf.locks.insert(chains[0][1].clone(), Lock::Until("2027-01-01T00:00:00Z".to_owned()));
+    shelf.locks.insert(
+        chains[0][1].clone(),
+        Lock::Until("2027-01-01T00:00:00Z".to_owned()),
+    );
     let plan = shelf.plan();
     assert_eq!(deleted(&plan), "i12 i22 i21 F20");
-    assert_eq!(reasons(&plan, &chains[0][1]), "locked until 2027-01-01T00:00:00Z");
-    assert_eq!(reasons(&plan, &chains[0][0]), format!("{} follows from it", chains[0][1]));
+    assert_eq!(
+        reasons(&plan, &chains[0][1]),
+        "locked until 2027-01-01T00:00:00Z"
+    );
+    assert_eq!(
+        reasons(&plan, &chains[0][0]),
+        format!("{} follows from it", chains[0][1])
+    );
 }
 
 #[test]
 fn the_newest_usable_chain_stays_whatever_the_rules_say() {
     let (mut shelf, chains) = three_chains();
-    shelf.rules = RetentionRules { full_ages: vec!["10y".parse().unwrap()], ..Default::default() };
+    shelf.rules = RetentionRules {
+        full_ages: vec!["10y".parse().unwrap()],
+        ..Default::default()
+    };
     let plan = shelf.plan();
     assert_eq!(kept(&plan), "F10 F30 i31 i32");
     assert_eq!(reasons(&plan, &chains[2][1]), "newest usable chain");
-    // The newest chain is no use: the one before stays, and it is not by a rule that the newest goes.
+    // The newest chain is no use: the one before stays, and it is not by a rule that the newest
+    // goes.
     shelf.damage(&chains[2][0]);
     let plan = shelf.plan();
     assert_eq!(kept(&plan), "F10 F20 i21 i22");
@@ -77,14 +112,21 @@ fn a_backup_to_be_kept_that_is_not_usable_keeps_everything() {
     let (mut shelf, chains) = three_chains();
     shelf.rules = last_chains(1);
     shelf.damage(&chains[2][1]);
-    assert_nothing_goes(&shelf.plan(), "is to be kept and is not usable: chunk 3 is missing", true);
+    assert_nothing_goes(
+        &shelf.plan(),
+        "is to be kept and is not usable: chunk 3 is missing",
+        true,
+    );
     assert_eq!(kept(&shelf.plan()), "F10 i11 i12 F20 i21 i22 F30 i31 i32");
 }
 
 #[test]
 fn when_nothing_is_usable_nothing_goes() {
     let (mut shelf, chains) = three_chains();
-    shelf.rules = RetentionRules { within: Some("1h".parse().unwrap()), ..Default::default() };
+    shelf.rules = RetentionRules {
+        within: Some("1h".parse().unwrap()),
+        ..Default::default()
+    };
     chains.iter().for_each(|chain| shelf.damage(&chain[0]));
     assert_nothing_goes(&shelf.plan(), "none of the 9 backups is usable", true);
 }
@@ -101,7 +143,10 @@ fn a_manifest_that_is_not_believed_keeps_everything() {
     let (mut shelf, _) = three_chains();
     let id = shelf.attempt(40, "2026-03-20", None);
     for damage in [true, false] {
-        shelf.leftover(&id).disbelieved = Some(Unreadable { reason: "its format is 2".to_owned(), damage });
+        shelf.leftover(&id).disbelieved = Some(Unreadable {
+            reason: "its format is 2".to_owned(),
+            damage,
+        });
         assert_nothing_goes(&shelf.plan(), "is not believed: its format is 2", damage);
         // Also when a record would explain that it goes: it did not.
         let mut named = shelf.clone();
@@ -115,10 +160,18 @@ fn a_signature_without_its_manifest_keeps_everything_unless_a_record_explains_it
     let (mut shelf, _) = three_chains();
     let id = shelf.attempt(40, "2026-03-20", None);
     shelf.leftover(&id).was_committed = true;
-    assert_nothing_goes(&shelf.plan(), "is missing, and its signature or a hidden version of it is there", true);
+    assert_nothing_goes(
+        &shelf.plan(),
+        "is missing, and its signature or a hidden version of it is there",
+        true,
+    );
     let mut held = shelf.clone();
     held.full(40, "2026-03-20");
-    assert_nothing_goes(&held.plan(), "is missing, and its signature or a hidden version of it is there", false);
+    assert_nothing_goes(
+        &held.plan(),
+        "is missing, and its signature or a hidden version of it is there",
+        false,
+    );
     shelf.record(&id, "2026-03-30");
     let plan = shelf.plan();
     assert_eq!(doubts(&plan), [""; 0]);
@@ -133,10 +186,26 @@ fn times_that_contradict_keep_everything() {
         shelf.plan()
     };
     let last = "2026-03-03T12:00:00Z";
-    assert_eq!(doubts(&ahead("2026-03-02T12:00:00Z", Some(last))), [""; 0], "a day is allowed");
-    assert_nothing_goes(&ahead("2026-03-02T11:59:59Z", Some(last)), "ahead of this host's clock", false);
-    assert_nothing_goes(&ahead("2026-04-01", Some("2026-03-02T11:59:59Z")), "ahead of the store's clock", false);
-    assert_eq!(doubts(&ahead("2026-04-01", None)), [""; 0], "a store that says no times");
+    assert_eq!(
+        doubts(&ahead("2026-03-02T12:00:00Z", Some(last))),
+        [""; 0],
+        "a day is allowed"
+    );
+    assert_nothing_goes(
+        &ahead("2026-03-02T11:59:59Z", Some(last)),
+        "ahead of this host's clock",
+        false,
+    );
+    assert_nothing_goes(
+        &ahead("2026-04-01", Some("2026-03-02T11:59:59Z")),
+        "ahead of the store's clock",
+        false,
+    );
+    assert_eq!(
+        doubts(&ahead("2026-04-01", None)),
+        [""; 0],
+        "a store that says no times"
+    );
 
     let (mut shelf, chains) = three_chains();
     shelf.get_mut(&chains[1][1]).snapshot.created_at = at("2025-12-31");
@@ -157,8 +226,14 @@ fn times_that_contradict_keep_everything() {
 #[test]
 fn another_origin_keeps_everything_until_it_is_adopted() {
     let (mut shelf, chains) = three_chains();
-    chains[0].iter().for_each(|id| shelf.get_mut(id).origin = origin(2));
-    assert_nothing_goes(&shelf.plan(), "another origin: dataset guid 0000000000000002", false);
+    chains[0]
+        .iter()
+        .for_each(|id| shelf.get_mut(id).origin = origin(2));
+    assert_nothing_goes(
+        &shelf.plan(),
+        "another origin: dataset guid 0000000000000002",
+        false,
+    );
     assert_eq!(shelf.plan().doubts.len(), 1, "said once");
     shelf.origins.push(origin(2));
     assert_eq!(deleted(&shelf.plan()), "i12 i11 F10 i22 i21 F20");
@@ -168,7 +243,10 @@ fn another_origin_keeps_everything_until_it_is_adopted() {
     // An unfinished upload of another origin is two hosts too.
     let (mut shelf, _) = three_chains();
     let id = shelf.attempt(40, "2026-03-20", None);
-    shelf.leftover(&id).started = StartedFact::Signed { base: None, origin: origin(2) };
+    shelf.leftover(&id).started = StartedFact::Signed {
+        base: None,
+        origin: origin(2),
+    };
     assert_nothing_goes(&shelf.plan(), "another origin", false);
     // The same dataset guid in another pool: a mirror that was split.
     let (mut shelf, chains) = three_chains();
@@ -182,9 +260,15 @@ fn an_unfinished_upload_of_anyone_pins_the_chain_of_its_base() {
     let id = shelf.attempt(40, "2020-01-01", Some(&chains[0][1]));
     let plan = shelf.plan();
     assert_eq!(deleted(&plan), "i22 i21 F20");
-    assert_eq!(reasons(&plan, &chains[0][2]), format!("the unfinished upload {id} builds on its chain"));
+    assert_eq!(
+        reasons(&plan, &chains[0][2]),
+        format!("the unfinished upload {id} builds on its chain")
+    );
     assert_eq!(labels(plan.left_alone.iter().map(|left| &left.id)), "i40");
-    assert_eq!(plan.left_alone[0].why, "an unfinished upload; no proof that it is over");
+    assert_eq!(
+        plan.left_alone[0].why,
+        "an unfinished upload; no proof that it is over"
+    );
     // Once it is proved to be over it pins nothing, and goes.
     shelf.never_committing.insert(id.clone());
     let plan = shelf.plan();
@@ -199,23 +283,39 @@ fn an_unfinished_upload_pins_what_may_stand_in_for_its_base() {
     let elsewhere = |txg: u64, kind| BackupId::new(at("2026-01-01"), kind, Guid(txg), 0x99);
     let id = shelf.attempt(40, "2026-03-20", Some(&elsewhere(12, BackupKind::Incr)));
     assert_eq!(deleted(&shelf.plan()), "i22 i21 F20");
-    assert_eq!(follower(&shelf.facts, &shelf.leftovers, &chains[0][2]), Some(&id));
+    assert_eq!(
+        follower(&shelf.facts, &shelf.leftovers, &chains[0][2]),
+        Some(&id)
+    );
     // An attempt in the intermediate directory pins what it may build on here.
     let mut waiting = shelf.clone();
     waiting.waiting_attempts = std::mem::take(&mut waiting.leftovers);
     assert_eq!(deleted(&waiting.plan()), "i22 i21 F20");
     // Of another kind it is no twin.
     let base = Some(elsewhere(12, BackupKind::Full));
-    shelf.leftover(&id).started = StartedFact::Signed { base, origin: origin(1) };
+    shelf.leftover(&id).started = StartedFact::Signed {
+        base,
+        origin: origin(1),
+    };
     assert_eq!(deleted(&shelf.plan()), "i12 i11 F10 i22 i21 F20");
-    assert_eq!(follower(&shelf.facts, &shelf.leftovers, &chains[0][2]), None);
+    assert_eq!(
+        follower(&shelf.facts, &shelf.leftovers, &chains[0][2]),
+        None
+    );
 }
 
 #[test]
 fn a_doubtful_clock_keeps_everything_that_would_go_and_is_said_only_then() {
     let (mut shelf, _) = three_chains();
-    shelf.clock = Some(ClockDoubt::Jumped { now: at("2040-04-01"), expected: at("2026-04-01") });
-    assert_nothing_goes(&shelf.plan(), "ahead of what it was in an earlier run", false);
+    shelf.clock = Some(ClockDoubt::Jumped {
+        now: at("2040-04-01"),
+        expected: at("2026-04-01"),
+    });
+    assert_nothing_goes(
+        &shelf.plan(),
+        "ahead of what it was in an earlier run",
+        false,
+    );
     assert_eq!(kept(&shelf.plan()), "F10 i11 i12 F20 i21 i22 F30 i31 i32");
     shelf.rules = last_chains(3);
     assert_eq!(doubts(&shelf.plan()), [""; 0]);
@@ -237,7 +337,12 @@ fn objects_of_before_a_record_go_and_those_of_after_it_stay_until_they_are_old()
         let id = shelf.attempt(40, "2026-03-20", None);
         shelf.record(&id, recorded);
         let plan = shelf.plan();
-        assert_eq!(plan.delete_leftovers.len(), usize::from(goes), "{recorded} {now}: {:?}", plan.left_alone);
+        assert_eq!(
+            plan.delete_leftovers.len(),
+            usize::from(goes),
+            "{recorded} {now}: {:?}",
+            plan.left_alone
+        );
     }
 }
 
@@ -246,7 +351,10 @@ fn an_upload_that_cannot_be_read_pins_everything() {
     let (mut shelf, chains) = three_chains();
     let id = shelf.attempt(40, "2026-03-20", Some(&chains[0][1]));
     for damage in [true, false] {
-        shelf.leftover(&id).started = StartedFact::Unreadable(Unreadable { reason: "forged".to_owned(), damage });
+        shelf.leftover(&id).started = StartedFact::Unreadable(Unreadable {
+            reason: "forged".to_owned(),
+            damage,
+        });
         assert_nothing_goes(&shelf.plan(), "builds on is not known: forged", damage);
     }
     shelf.leftover(&id).started = StartedFact::Absent;
@@ -280,8 +388,16 @@ fn leftovers_go_only_on_positive_proof() {
     };
     let recent = Some("2026-03-25");
     let cases = [
-        Case { what: "nothing is known", ..base },
-        Case { what: "the journal, and given up", journal: true, proof: Ok(Proof::Journal), ..base },
+        Case {
+            what: "nothing is known",
+            ..base
+        },
+        Case {
+            what: "the journal, and given up",
+            journal: true,
+            proof: Ok(Proof::Journal),
+            ..base
+        },
         Case {
             what: "exactly resume_days",
             journal: true,
@@ -289,12 +405,47 @@ fn leftovers_go_only_on_positive_proof() {
             proof: Ok(Proof::Journal),
             ..base
         },
-        Case { what: "a day less", journal: true, newest: Some("2026-03-19"), proof: Err("may go on"), ..base },
-        Case { what: "may go on", journal: true, newest: recent, proof: Err("may go on"), ..base },
-        Case { what: "age unknown", journal: true, newest: None, proof: Err("does not say how old"), ..base },
-        Case { what: "near its commit", journal: true, committed: true, proof: Err("signature is there"), ..base },
-        Case { what: "something follows", journal: true, followed: true, proof: Err("follows from it"), ..base },
-        Case { what: "a record", record: Some("2026-03-02"), proof: Ok(Proof::PruneRecord), ..base },
+        Case {
+            what: "a day less",
+            journal: true,
+            newest: Some("2026-03-19"),
+            proof: Err("may go on"),
+            ..base
+        },
+        Case {
+            what: "may go on",
+            journal: true,
+            newest: recent,
+            proof: Err("may go on"),
+            ..base
+        },
+        Case {
+            what: "age unknown",
+            journal: true,
+            newest: None,
+            proof: Err("does not say how old"),
+            ..base
+        },
+        Case {
+            what: "near its commit",
+            journal: true,
+            committed: true,
+            proof: Err("signature is there"),
+            ..base
+        },
+        Case {
+            what: "something follows",
+            journal: true,
+            followed: true,
+            proof: Err("follows from it"),
+            ..base
+        },
+        Case {
+            what: "a record",
+            record: Some("2026-03-02"),
+            proof: Ok(Proof::PruneRecord),
+            ..base
+        },
         Case {
             what: "a record, signature left",
             record: Some("2026-03-02"),
@@ -309,7 +460,12 @@ fn leftovers_go_only_on_positive_proof() {
             proof: Err("objects were put since"),
             ..base
         },
-        Case { what: "put again, and given up", record: Some("2026-02-01"), proof: Ok(Proof::PruneRecord), ..base },
+        Case {
+            what: "put again, and given up",
+            record: Some("2026-02-01"),
+            proof: Ok(Proof::PruneRecord),
+            ..base
+        },
         Case {
             what: "a record, and something follows",
             record: Some("2026-03-02"),
@@ -340,7 +496,11 @@ fn leftovers_go_only_on_positive_proof() {
             shelf.attempt(6, "2026-03-01", Some(&id));
         }
         let plan = shelf.plan();
-        let found = plan.delete_leftovers.iter().find(|doomed| doomed.id == id).map(|doomed| doomed.proof);
+        let found = plan
+            .delete_leftovers
+            .iter()
+            .find(|doomed| doomed.id == id)
+            .map(|doomed| doomed.proof);
         match case.proof {
             Ok(proof) => assert_eq!(found, Some(proof), "{}: {plan:?}", case.what),
             Err(why) => {
@@ -368,31 +528,59 @@ fn a_leftover_that_a_backup_follows_from_stays_whatever_a_record_says() {
 #[test]
 fn a_backup_that_a_receipt_saw_and_that_is_gone_keeps_everything() {
     let (mut shelf, chains) = three_chains();
-    let gone = BackupId::new(at("2026-02-20"), zfs_backup::model::BackupKind::Full, zfs_backup::model::Guid(5), 5);
+    let gone = BackupId::new(
+        at("2026-02-20"),
+        zfs_backup::model::BackupKind::Full,
+        zfs_backup::model::Guid(5),
+        5,
+    );
     let ids = BTreeSet::from([chains[0][0].clone(), gone.clone()]);
-    shelf.live = Some(Live { of: chains[2][2].clone(), ids: Ok(ids) });
-    assert_nothing_goes(&shelf.plan(), "it is gone, and no signed prune record says why", true);
+    shelf.live = Some(Live {
+        of: chains[2][2].clone(),
+        ids: Ok(ids),
+    });
+    assert_nothing_goes(
+        &shelf.plan(),
+        "it is gone, and no signed prune record says why",
+        true,
+    );
     let mut named = shelf.clone();
     named.record(&gone, "2026-03-20");
     assert_eq!(doubts(&named.plan()), [""; 0]);
-    let unreadable = Unreadable { reason: "missing".to_owned(), damage: true };
-    shelf.live = Some(Live { of: chains[2][2].clone(), ids: Err(unreadable) });
+    let unreadable = Unreadable {
+        reason: "missing".to_owned(),
+        damage: true,
+    };
+    shelf.live = Some(Live {
+        of: chains[2][2].clone(),
+        ids: Err(unreadable),
+    });
     assert_nothing_goes(&shelf.plan(), "the receipt of", true);
 }
 
 #[test]
 fn what_is_locked_or_may_be_is_not_planned() {
     let (mut shelf, chains) = three_chains();
-    shelf.locks.insert(chains[1][2].clone(), Lock::Unknown("missing".to_owned()));
+    shelf
+        .locks
+        .insert(chains[1][2].clone(), Lock::Unknown("missing".to_owned()));
     let plan = shelf.plan();
     assert_eq!(deleted(&plan), "i12 i11 F10");
-    assert_eq!(reasons(&plan, &chains[1][2]), "its locks are unknown: missing");
+    assert_eq!(
+        reasons(&plan, &chains[1][2]),
+        "its locks are unknown: missing"
+    );
 }
 
-/// The intermediate directory beside a remote: rules keep the newest full and the newest incremental.
+/// The intermediate directory beside a remote: rules keep the newest full and the newest
+/// incremental.
 fn intermediate() -> (Shelf, Vec<Vec<BackupId>>) {
     let (mut shelf, chains) = three_chains();
-    shelf.rules = RetentionRules { last_fulls: Some(1), last_incrementals: Some(1), ..Default::default() };
+    shelf.rules = RetentionRules {
+        last_fulls: Some(1),
+        last_incrementals: Some(1),
+        ..Default::default()
+    };
     (shelf, chains)
 }
 
@@ -400,16 +588,26 @@ fn intermediate() -> (Shelf, Vec<Vec<BackupId>>) {
 fn beside_a_remote_only_what_it_has_committed_goes() {
     let (shelf, chains) = intermediate();
     let none = Default::default();
-    let plan = |remote: &Shelf| shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    let plan = |remote: &Shelf| {
+        shelf.plan_beside(Beside::Remote {
+            facts: &remote.facts,
+            pruned: &none,
+        })
+    };
     // All is there: what the rules keep stays, without ancestors.
     let mut remote = shelf.clone();
     assert_eq!(deleted(&plan(&remote)), "i12 i11 F10 i22 i21 F20 i31");
     assert_eq!(doubts(&plan(&remote)), [""; 0]);
     // A backup that it lacks stays, and so does what it lacks of its ancestors.
-    remote.facts.retain(|backup| backup.id != chains[0][1] && backup.id != chains[0][2]);
+    remote
+        .facts
+        .retain(|backup| backup.id != chains[0][1] && backup.id != chains[0][2]);
     let found = plan(&remote);
     assert_eq!(deleted(&found), "F10 i22 i21 F20 i31");
-    assert_eq!(reasons(&found, &chains[0][1]), "not committed in the remote");
+    assert_eq!(
+        reasons(&found, &chains[0][1]),
+        "not committed in the remote"
+    );
     remote.facts.retain(|backup| backup.id != chains[0][0]);
     assert_eq!(deleted(&plan(&remote)), "i22 i21 F20 i31");
     // An empty remote keeps everything.
@@ -423,12 +621,18 @@ fn beside_a_remote_a_backup_that_is_not_usable_there_is_not_committed() {
     let none = Default::default();
     let mut remote = shelf.clone();
     remote.damage(&chains[0][1]);
-    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &remote.facts,
+        pruned: &none,
+    });
     assert_eq!(deleted(&plan), "F10 i22 i21 F20 i31");
     // Nor is one whose manifest is another.
     let mut remote = shelf.clone();
     remote.get_mut(&chains[0][2]).manifest_blake3 = zfs_backup::model::Digest::of(b"other");
-    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &remote.facts,
+        pruned: &none,
+    });
     assert_eq!(deleted(&plan), "i11 F10 i22 i21 F20 i31");
 }
 
@@ -438,19 +642,31 @@ fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor
     let none = Default::default();
     let mut remote = shelf.clone();
     let replace = |remote: &mut Shelf, id: &BackupId| {
-        let twin = BackupId::new(remote.get(id).snapshot.created_at, id.kind(), id.snapshot_guid(), 0xffff);
+        let twin = BackupId::new(
+            remote.get(id).snapshot.created_at,
+            id.kind(),
+            id.snapshot_guid(),
+            0xffff,
+        );
         remote.get_mut(id).id = twin;
     };
     // A leaf.
     replace(&mut remote, &chains[0][2]);
-    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &remote.facts,
+        pruned: &none,
+    });
     assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20 i31");
     // The base of what is kept: its manifest names that id.
     replace(&mut remote, &chains[2][1]);
-    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &remote.facts,
+        pruned: &none,
+    });
     assert_eq!(label(&chains[2][1]), "i31");
     assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20");
-    // With other flags, recipients, origin or place it is another backup: nobody could receive its children on it.
+    // With other flags, recipients, origin or place it is another backup: nobody could receive its
+    // children on it.
     type Change = fn(&mut zfs_backup::plan::BackupFacts);
     let changes: [Change; 4] = [
         |twin| twin.requested = vec!["raw".to_owned()],
@@ -463,7 +679,10 @@ fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor
         replace(&mut remote, &chains[0][2]);
         let twin = remote.facts[2].id.clone();
         change(remote.get_mut(&twin));
-        let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+        let plan = shelf.plan_beside(Beside::Remote {
+            facts: &remote.facts,
+            pruned: &none,
+        });
         assert_eq!(deleted(&plan), "i11 F10 i22 i21 F20 i31");
     }
 }
@@ -472,15 +691,33 @@ fn an_identical_backup_under_another_id_counts_for_itself_and_not_as_an_ancestor
 fn what_the_remote_had_and_pruned_may_go_here_and_its_absence_keeps_ancestors() {
     let (shelf, chains) = intermediate();
     let mut remote = shelf.clone();
-    remote.facts.retain(|backup| !chains[0].contains(&backup.id) && backup.id != chains[2][1]);
-    chains[0].iter().for_each(|id| remote.record(id, "2026-03-20"));
+    remote
+        .facts
+        .retain(|backup| !chains[0].contains(&backup.id) && backup.id != chains[2][1]);
+    chains[0]
+        .iter()
+        .for_each(|id| remote.record(id, "2026-03-20"));
     remote.record(&chains[2][1], "2026-03-20");
-    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &remote.pruned });
-    assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20", "i31 stays for i32");
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &remote.facts,
+        pruned: &remote.pruned,
+    });
+    assert_eq!(
+        deleted(&plan),
+        "i12 i11 F10 i22 i21 F20",
+        "i31 stays for i32"
+    );
     // A record of another manifest proves nothing.
     let other = Some(zfs_backup::model::Digest::of(b"other"));
-    remote.pruned.get_mut(&chains[0][2]).unwrap().manifest_blake3 = other;
-    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &remote.pruned });
+    remote
+        .pruned
+        .get_mut(&chains[0][2])
+        .unwrap()
+        .manifest_blake3 = other;
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &remote.facts,
+        pruned: &remote.pruned,
+    });
     assert_eq!(deleted(&plan), "i22 i21 F20");
 }
 
@@ -499,13 +736,21 @@ fn beside_a_remote_a_kept_backup_is_usable_with_the_help_of_the_remote_only() {
     let remote = shelf.clone();
     // Pruned here earlier; the remote has it.
     shelf.facts.retain(|backup| backup.id != chains[2][1]);
-    let plan = shelf.plan_beside(Beside::Remote { facts: &remote.facts, pruned: &none });
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &remote.facts,
+        pruned: &none,
+    });
     assert_eq!(doubts(&plan), [""; 0]);
     assert_eq!(deleted(&plan), "i12 i11 F10 i22 i21 F20");
     // The remote lacks it too.
     let mut poorer = remote.clone();
-    poorer.facts.retain(|backup| backup.id != chains[2][1] && backup.id != chains[2][2]);
-    let plan = shelf.plan_beside(Beside::Remote { facts: &poorer.facts, pruned: &none });
+    poorer
+        .facts
+        .retain(|backup| backup.id != chains[2][1] && backup.id != chains[2][2]);
+    let plan = shelf.plan_beside(Beside::Remote {
+        facts: &poorer.facts,
+        pruned: &none,
+    });
     assert_nothing_goes(&plan, "which is neither here nor in the remote", true);
 }
 
@@ -517,7 +762,9 @@ fn what_waits_in_the_intermediate_directory_pins_its_chain_in_the_remote() {
     remote.waiting = here.facts.clone();
     let plan = remote.plan();
     assert_eq!(deleted(&plan), "i22 i21 F20");
-    assert!(reasons(&plan, &chains[0][0]).contains("in the intermediate directory builds on its chain"));
+    assert!(
+        reasons(&plan, &chains[0][0]).contains("in the intermediate directory builds on its chain")
+    );
 }
 
 #[test]
@@ -540,6 +787,9 @@ fn without_rules_backups_stay_and_proved_leftovers_go() {
     let id = shelf.attempt(40, "2026-03-01", None);
     shelf.never_committing.insert(id.clone());
     let plan = shelf.plan();
-    assert_eq!((deleted(&plan).as_str(), plan.delete_leftovers.len()), ("", 1));
+    assert_eq!(
+        (deleted(&plan).as_str(), plan.delete_leftovers.len()),
+        ("", 1)
+    );
     assert_eq!(plan.freed_bytes(), 1000);
 }

@@ -27,10 +27,17 @@ fn kept_by(shelf: &Shelf, rules: &RetentionRules) -> String {
     let kept = |shelf: &Shelf| {
         let verdicts = decide_retention(&shelf.facts, rules, shelf.now);
         assert_eq!(verdicts.len(), shelf.facts.len());
-        let kept = verdicts.iter().filter(|verdict| verdict.keep).map(|verdict| label(&verdict.id));
+        let kept = verdicts
+            .iter()
+            .filter(|verdict| verdict.keep)
+            .map(|verdict| label(&verdict.id));
         kept.collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(kept(shelf), kept(&shelf.reversed()), "the order of the input decided");
+    assert_eq!(
+        kept(shelf),
+        kept(&shelf.reversed()),
+        "the order of the input decided"
+    );
     kept(shelf)
 }
 
@@ -51,24 +58,80 @@ fn each_rule_by_table() {
     let shelf = two_chains();
     let cases: &[(&str, RetentionRules, &str)] = &[
         ("no rule keeps everything", rules(|_| {}), ALL),
-        ("the newest chain, whole", rules(|r| r.last_chains = Some(1)), "F20 i21 i22 i23"),
+        (
+            "the newest chain, whole",
+            rules(|r| r.last_chains = Some(1)),
+            "F20 i21 i22 i23",
+        ),
         ("two chains", rules(|r| r.last_chains = Some(2)), ALL),
-        ("more chains than there are", rules(|r| r.last_chains = Some(9)), ALL),
+        (
+            "more chains than there are",
+            rules(|r| r.last_chains = Some(9)),
+            ALL,
+        ),
         ("no chain", rules(|r| r.last_chains = Some(0)), ""),
-        ("the newest full alone counts", rules(|r| r.last_fulls = Some(1)), "F20"),
-        ("the fulls of two chains", rules(|r| r.last_fulls = Some(2)), "F10 F20"),
-        ("the newest incremental, without what it depends on", rules(|r| r.last_incrementals = Some(1)), "i23"),
-        ("two of them", rules(|r| r.last_incrementals = Some(2)), "i22 i23"),
-        ("never those of an older chain", rules(|r| r.last_incrementals = Some(9)), "i21 i22 i23"),
-        ("what is younger, with all ancestors", rules(|r| r.within = Some("26d".parse().unwrap())), "F20 i22 i23"),
-        ("exactly as old counts as within", rules(|r| r.within = Some("25d".parse().unwrap())), "F20 i22 i23"),
-        ("within nothing", rules(|r| r.within = Some("24d".parse().unwrap())), ""),
-        ("the newest of one day, with its ancestors", rules(|r| r.daily = Some(1)), "F20 i22 i23"),
+        (
+            "the newest full alone counts",
+            rules(|r| r.last_fulls = Some(1)),
+            "F20",
+        ),
+        (
+            "the fulls of two chains",
+            rules(|r| r.last_fulls = Some(2)),
+            "F10 F20",
+        ),
+        (
+            "the newest incremental, without what it depends on",
+            rules(|r| r.last_incrementals = Some(1)),
+            "i23",
+        ),
+        (
+            "two of them",
+            rules(|r| r.last_incrementals = Some(2)),
+            "i22 i23",
+        ),
+        (
+            "never those of an older chain",
+            rules(|r| r.last_incrementals = Some(9)),
+            "i21 i22 i23",
+        ),
+        (
+            "what is younger, with all ancestors",
+            rules(|r| r.within = Some("26d".parse().unwrap())),
+            "F20 i22 i23",
+        ),
+        (
+            "exactly as old counts as within",
+            rules(|r| r.within = Some("25d".parse().unwrap())),
+            "F20 i22 i23",
+        ),
+        (
+            "within nothing",
+            rules(|r| r.within = Some("24d".parse().unwrap())),
+            "",
+        ),
+        (
+            "the newest of one day, with its ancestors",
+            rules(|r| r.daily = Some(1)),
+            "F20 i22 i23",
+        ),
         ("two days", rules(|r| r.daily = Some(2)), "F20 i22 i23"),
-        ("three days", rules(|r| r.daily = Some(3)), "F20 i21 i22 i23"),
-        ("two months", rules(|r| r.monthly = Some(2)), "F10 i11 i13 F20 i22 i23"),
+        (
+            "three days",
+            rules(|r| r.daily = Some(3)),
+            "F20 i21 i22 i23",
+        ),
+        (
+            "two months",
+            rules(|r| r.monthly = Some(2)),
+            "F10 i11 i13 F20 i22 i23",
+        ),
         ("one year", rules(|r| r.yearly = Some(5)), "F20 i22 i23"),
-        ("a union", rules(|r| (r.last_fulls, r.last_incrementals) = (Some(2), Some(1))), "F10 F20 i23"),
+        (
+            "a union",
+            rules(|r| (r.last_fulls, r.last_incrementals) = (Some(2), Some(1))),
+            "F10 F20 i23",
+        ),
     ];
     for (what, rules, expected) in cases {
         assert_eq!(kept_by(&shelf, rules), *expected, "{what}");
@@ -81,15 +144,27 @@ fn a_chain_stands_where_its_newest_member_stands() {
     // The older full got the newest incremental.
     let old = shelf.facts[0].id.clone();
     shelf.incr(30, "2026-02-20", &old);
-    assert_eq!(kept_by(&shelf, &rules(|r| r.last_chains = Some(1))), "F10 i11 i12 i13 i30");
+    assert_eq!(
+        kept_by(&shelf, &rules(|r| r.last_chains = Some(1))),
+        "F10 i11 i12 i13 i30"
+    );
     assert_eq!(kept_by(&shelf, &rules(|r| r.last_fulls = Some(1))), "F10");
-    assert_eq!(kept_by(&shelf, &rules(|r| r.last_incrementals = Some(2))), "i13 i30");
+    assert_eq!(
+        kept_by(&shelf, &rules(|r| r.last_incrementals = Some(2))),
+        "i13 i30"
+    );
 }
 
 #[test]
 fn for_each_age_the_fulls_on_both_its_sides_are_kept() {
     let mut shelf = Shelf::new("2026-12-31");
-    for (txg, time) in [(1, "2025-12-01"), (2, "2026-05-01"), (3, "2026-08-01"), (4, "2026-12-01"), (5, "2026-12-28")] {
+    for (txg, time) in [
+        (1, "2025-12-01"),
+        (2, "2026-05-01"),
+        (3, "2026-08-01"),
+        (4, "2026-12-01"),
+        (5, "2026-12-28"),
+    ] {
         shelf.full(txg, time);
     }
     for (wanted, expected) in [
@@ -109,18 +184,26 @@ fn for_each_age_the_fulls_on_both_its_sides_are_kept() {
 
 #[test]
 fn the_younger_neighbour_of_an_age_grows_into_its_place() {
-    // A full every month, for two years: in each month there is a full not younger than half a year.
+    // A full every month, for two years: in each month there is a full not younger than half a
+    // year.
     let mut shelf = Shelf::new("2026-01-01");
     let mut day = at("2026-01-01");
     for txg in 1..=24 {
         shelf.now = day;
         shelf.full(txg, &day.to_string());
         let verdicts = decide_retention(&shelf.facts, &ages(&["6m"]), day);
-        shelf.facts.retain(|backup| verdicts.iter().any(|verdict| verdict.keep && verdict.id == backup.id));
+        shelf.facts.retain(|backup| {
+            verdicts
+                .iter()
+                .any(|verdict| verdict.keep && verdict.id == backup.id)
+        });
         if txg > 7 {
             let oldest = in_order(&shelf.facts)[0].snapshot.created_at;
             let days = (day.as_second() - oldest.as_second()) / 86_400;
-            assert!((180..=395).contains(&days), "after {txg} months the oldest has {days} days");
+            assert!(
+                (180..=395).contains(&days),
+                "after {txg} months the oldest has {days} days"
+            );
         }
         day = jiff::Timestamp::from_second(day.as_second() + 30 * 86_400).unwrap();
     }
@@ -131,7 +214,10 @@ fn a_verdict_tells_the_wanted_and_the_real_age() {
     let mut shelf = Shelf::new("2026-11-22");
     shelf.full(1, "2026-05-20");
     let verdicts = decide_retention(&shelf.facts, &ages(&["6m"]), shelf.now);
-    assert_eq!(verdicts[0].reasons[0].to_string(), "age 6m wanted, is 6m 6d");
+    assert_eq!(
+        verdicts[0].reasons[0].to_string(),
+        "age 6m wanted, is 6m 6d"
+    );
     for (seconds, words) in [
         (-1, "in the future"),
         (0, "less than 1h"),
@@ -173,7 +259,10 @@ fn within_an_origin_the_transaction_group_orders_and_across_origins_the_time() {
     shelf.full(2, "2026-01-01");
     let other = shelf.full(3, "2026-02-01");
     shelf.get_mut(&other).origin = origin(2);
-    let order: Vec<String> = in_order(&shelf.facts).iter().map(|backup| label(&backup.id)).collect();
+    let order: Vec<String> = in_order(&shelf.facts)
+        .iter()
+        .map(|backup| label(&backup.id))
+        .collect();
     assert_eq!(order, ["F3", "F1", "F2"]);
     assert_eq!(kept_by(&shelf, &rules(|r| r.last_fulls = Some(1))), "F2");
     assert_eq!(kept_by(&shelf, &rules(|r| r.last_fulls = Some(2))), "F1 F2");

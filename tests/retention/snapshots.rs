@@ -6,11 +6,13 @@ use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::clock::ClockDoubt;
 use zfs_backup::plan::prune::{StartedFact, Unreadable};
 use zfs_backup::plan::snapshots::{
-    SnapshotReason, SnapshotVerdict, SnapshotsInput, StoreView, bookmark_name, find_snapshots_doubt, plan_snapshots,
+    SnapshotReason, SnapshotVerdict, SnapshotsInput, StoreView, bookmark_name,
+    find_snapshots_doubt, plan_snapshots,
 };
 use zfs_backup::zfs::{Bookmark, Snapshot};
 
-/// Own snapshots 1, 2, 3 of January, February, March; each backed up in one store and bookmarked; now is April.
+/// Own snapshots 1, 2, 3 of January, February, March; each backed up in one store and bookmarked;
+/// now is April.
 struct Case {
     own: Vec<Snapshot>,
     bookmarks: Vec<Bookmark>,
@@ -38,8 +40,16 @@ fn snapshot(guid: u64) -> Snapshot {
 }
 
 fn bookmark(guid: u64) -> Bookmark {
-    let name = format!("t/a#{}", bookmark_name(Guid(guid))).parse().unwrap();
-    Bookmark { name, guid: Guid(guid), createtxg: guid, created_at: at("2026-01-01"), redacted: false }
+    let name = format!("t/a#{}", bookmark_name(Guid(guid)))
+        .parse()
+        .unwrap();
+    Bookmark {
+        name,
+        guid: Guid(guid),
+        createtxg: guid,
+        created_at: at("2026-01-01"),
+        redacted: false,
+    }
 }
 
 impl Case {
@@ -48,7 +58,11 @@ impl Case {
         let full = shelf.full(1, "2026-01-01");
         let one = shelf.incr(2, "2026-02-01", &full);
         shelf.incr(3, "2026-03-01", &one);
-        let store = StoreView { store: "s3:b".to_owned(), facts: shelf.facts, attempts: Vec::new() };
+        let store = StoreView {
+            store: "s3:b".to_owned(),
+            facts: shelf.facts,
+            attempts: Vec::new(),
+        };
         Self {
             own: (1..=3).map(snapshot).collect(),
             bookmarks: (1..=3).map(bookmark).collect(),
@@ -64,7 +78,11 @@ impl Case {
     /// The guids of those that go.
     fn destroyed(&self) -> Vec<u64> {
         let verdicts = self.verdicts();
-        verdicts.into_iter().filter(|(_, reason)| *reason == SnapshotReason::Old).map(|(guid, _)| guid).collect()
+        verdicts
+            .into_iter()
+            .filter(|(_, reason)| *reason == SnapshotReason::Old)
+            .map(|(guid, _)| guid)
+            .collect()
     }
 
     fn plan(&self) -> Vec<SnapshotVerdict> {
@@ -87,30 +105,63 @@ impl Case {
     fn verdicts(&self) -> Vec<(u64, SnapshotReason)> {
         let verdicts = self.plan();
         for verdict in &verdicts {
-            assert_eq!(verdict.destroy, verdict.reason == SnapshotReason::Old, "{verdict:?}");
+            assert_eq!(
+                verdict.destroy,
+                verdict.reason == SnapshotReason::Old,
+                "{verdict:?}"
+            );
             assert!(!verdict.reason.to_string().is_empty());
         }
-        self.own.iter().map(|own| own.guid.0).zip(verdicts.into_iter().map(|verdict| verdict.reason)).collect()
+        self.own
+            .iter()
+            .map(|own| own.guid.0)
+            .zip(verdicts.into_iter().map(|verdict| verdict.reason))
+            .collect()
     }
 }
 
 #[test]
 fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
     let attempt = |guid: u64, base: Option<u64>| {
-        let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+        let kind = if base.is_some() {
+            BackupKind::Incr
+        } else {
+            BackupKind::Full
+        };
         let id = |guid, kind| BackupId::new(at("2026-03-01"), kind, Guid(guid), 9);
         let origin = crate::facts::origin(1);
         let base = base.map(|guid| id(guid, BackupKind::Full));
         (id(guid, kind), StartedFact::Signed { base, origin })
     };
-    let unreadable = || StartedFact::Unreadable(Unreadable { reason: "x".to_owned(), damage: true });
+    let unreadable = || {
+        StartedFact::Unreadable(Unreadable {
+            reason: "x".to_owned(),
+            damage: true,
+        })
+    };
     type Edit = Box<dyn Fn(&mut Case)>;
     let cases: Vec<(&str, Edit, &[u64])> = vec![
         ("stored, bookmarked, old", Box::new(|_| {}), &[1, 2, 3]),
-        ("young ones stay", Box::new(|case| case.oldest_days = 40), &[1, 2]),
-        ("all are young", Box::new(|case| case.oldest_days = 120), &[]),
-        ("a held one stays", Box::new(|case| case.own[0].holds = 1), &[2, 3]),
-        ("days = 0 with bookmarks", Box::new(|case| case.oldest_days = 0), &[1, 2, 3]),
+        (
+            "young ones stay",
+            Box::new(|case| case.oldest_days = 40),
+            &[1, 2],
+        ),
+        (
+            "all are young",
+            Box::new(|case| case.oldest_days = 120),
+            &[],
+        ),
+        (
+            "a held one stays",
+            Box::new(|case| case.own[0].holds = 1),
+            &[2, 3],
+        ),
+        (
+            "days = 0 with bookmarks",
+            Box::new(|case| case.oldest_days = 0),
+            &[1, 2, 3],
+        ),
         (
             "days = 0 and one has no bookmark",
             Box::new(|case| {
@@ -171,7 +222,11 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
             }),
             &[1],
         ),
-        ("an empty store has not got the newest", Box::new(|case| case.stores[0].facts.clear()), &[1, 2]),
+        (
+            "an empty store has not got the newest",
+            Box::new(|case| case.stores[0].facts.clear()),
+            &[1, 2],
+        ),
         ("no store", Box::new(|case| case.stores.clear()), &[1, 2]),
         (
             "a second store that has less",
@@ -192,7 +247,11 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
             }),
             &[2],
         ),
-        ("an upload of it", Box::new(move |case| case.stores[0].attempts.push(attempt(2, None))), &[1, 3]),
+        (
+            "an upload of it",
+            Box::new(move |case| case.stores[0].attempts.push(attempt(2, None))),
+            &[1, 3],
+        ),
         (
             "an upload that builds on it",
             Box::new(move |case| case.stores[0].attempts.push(attempt(7, Some(1)))),
@@ -201,21 +260,27 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
         (
             "an upload that cannot be read",
             Box::new(move |case| {
-                case.stores[0].attempts.push((attempt(7, None).0, unreadable()));
+                case.stores[0]
+                    .attempts
+                    .push((attempt(7, None).0, unreadable()));
             }),
             &[],
         ),
         (
             "an incremental that does not say on what it builds",
             Box::new(move |case| {
-                case.stores[0].attempts.push((attempt(7, Some(1)).0, StartedFact::Absent));
+                case.stores[0]
+                    .attempts
+                    .push((attempt(7, Some(1)).0, StartedFact::Absent));
             }),
             &[],
         ),
         (
             "a full that says nothing",
             Box::new(move |case| {
-                case.stores[0].attempts.push((attempt(7, None).0, StartedFact::Absent));
+                case.stores[0]
+                    .attempts
+                    .push((attempt(7, None).0, StartedFact::Absent));
             }),
             &[1, 2, 3],
         ),
@@ -229,8 +294,12 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
         (
             "an upload that cannot be read, and whose hold is in the pool: what it needs is held",
             Box::new(move |case| {
-                case.stores[0].attempts.push((attempt(7, None).0, unreadable()));
-                case.stores[0].attempts.push((attempt(8, Some(1)).0, StartedFact::Absent));
+                case.stores[0]
+                    .attempts
+                    .push((attempt(7, None).0, unreadable()));
+                case.stores[0]
+                    .attempts
+                    .push((attempt(8, Some(1)).0, StartedFact::Absent));
                 case.pinned = [attempt(7, None).0, attempt(8, Some(1)).0].into();
                 case.own[1].holds = 1;
             }),
@@ -239,20 +308,29 @@ fn own_snapshots_go_when_they_are_old_and_nothing_needs_them() {
         (
             "the snapshot of an upload that is pinned stays, also without the hold",
             Box::new(move |case| {
-                case.stores[0].attempts.push((attempt(2, None).0, StartedFact::Absent));
+                case.stores[0]
+                    .attempts
+                    .push((attempt(2, None).0, StartedFact::Absent));
                 case.pinned.insert(attempt(2, None).0);
             }),
             &[1, 3],
         ),
         (
             "a clock that is ahead",
-            Box::new(|case| case.clock = Some(ClockDoubt::Idle { now: at("2026-04-01"), last: at("2026-03-01") })),
+            Box::new(|case| {
+                case.clock = Some(ClockDoubt::Idle {
+                    now: at("2026-04-01"),
+                    last: at("2026-03-01"),
+                })
+            }),
             &[],
         ),
         (
             "a clock that is behind makes all of them young",
             Box::new(|case| {
-                case.own.iter_mut().for_each(|own| own.created_at = at("2027-01-01"));
+                case.own
+                    .iter_mut()
+                    .for_each(|own| own.created_at = at("2027-01-01"));
             }),
             &[],
         ),
@@ -269,19 +347,31 @@ fn a_doubt_about_the_snapshots_of_a_dataset_is_told_once_with_what_to_do() {
     let doubt = |case: &Case| find_snapshots_doubt(&case.plan(), "prune-snapshots");
     let mut case = Case::new();
     assert_eq!(doubt(&case), None);
-    case.clock = Some(ClockDoubt::Idle { now: at("2026-04-01"), last: at("2026-03-01") });
+    case.clock = Some(ClockDoubt::Idle {
+        now: at("2026-04-01"),
+        last: at("2026-03-01"),
+    });
     let told = doubt(&case).unwrap();
     assert!(told.what.contains("1m 1d after the last run"), "{told:?}");
-    assert!(told.hint.contains("zfs-backup prune-snapshots -y --clock-is-right"), "{told:?}");
+    assert!(
+        told.hint
+            .contains("zfs-backup prune-snapshots -y --clock-is-right"),
+        "{told:?}"
+    );
     // Young ones are kept by no doubt.
     case.oldest_days = 120;
     assert_eq!(doubt(&case), None);
     let id = BackupId::new(at("2026-03-01"), BackupKind::Incr, Guid(7), 9);
-    case.stores[0].attempts.push((id.clone(), StartedFact::Absent));
+    case.stores[0]
+        .attempts
+        .push((id.clone(), StartedFact::Absent));
     assert_eq!(doubt(&case), None);
     case.oldest_days = 10;
     let told = doubt(&case).unwrap();
-    assert!(told.what.contains(id.as_str()) && told.hint.contains(&format!("zfs-backup forget {id}")), "{told:?}");
+    assert!(
+        told.what.contains(id.as_str()) && told.hint.contains(&format!("zfs-backup forget {id}")),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -293,7 +383,12 @@ fn a_snapshot_with_our_mark_and_another_name_is_named_and_never_destroyed() {
         let plan = case.plan();
         assert_eq!(plan.len(), 4);
         assert_eq!((plan[3].name.short(), plan[3].destroy), ("s4", false));
-        assert_eq!(plan[3].reason, SnapshotReason::NotOurName { prefix: "zfs-backup_".to_owned() });
+        assert_eq!(
+            plan[3].reason,
+            SnapshotReason::NotOurName {
+                prefix: "zfs-backup_".to_owned()
+            }
+        );
     }
     // The newest own one is the newest of those that are ours.
     case.stores[0].facts.pop();

@@ -1,5 +1,6 @@
-//! Whole backups in S3 and through rclone while one request in twenty fails, by seed: each ends, nothing is left over,
-//! and another client finds the bytes that were sent. And what it costs to verify a thousand chunks.
+//! Whole backups in S3 and through rclone while one request in twenty fails, by seed: each ends,
+//! nothing is left over, and another client finds the bytes that were sent. And what it costs to
+//! verify a thousand chunks.
 
 use crate::b2_sim::{B2Sim, BUCKET as B2_BUCKET, KEY, KEY_ID};
 use crate::proxy::{Action, Proxy};
@@ -21,7 +22,8 @@ use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::catalog::{read_catalog, read_chunks};
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::{
-    B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, S3Settings, S3Store, Spool,
+    B2Settings, B2Store, EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore,
+    S3Settings, S3Store, Spool,
 };
 
 const BUCKET: &str = "nights";
@@ -54,28 +56,56 @@ fn bad_night(seed: u64) -> impl Fn(&str) -> Action + Send + Sync {
 /// Two backups of a world, with its keyring.
 async fn back_up_twice(world: &World, store: &Arc<dyn ObjectStore>) {
     put_keyring(world, store).await;
-    let env = BackupEnv { store: Arc::clone(store), ..world.env() };
-    committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap());
-    world.zfs.write_file(&world.dataset, 31, &noise(31, 100_000));
+    let env = BackupEnv {
+        store: Arc::clone(store),
+        ..world.env()
+    };
+    committed(
+        back_up(&env, &world.selected(), RequestedKind::Full)
+            .await
+            .unwrap(),
+    );
+    world
+        .zfs
+        .write_file(&world.dataset, 31, &noise(31, 100_000));
     world.snapshot();
-    committed(back_up(&env, &world.selected(), RequestedKind::Incremental).await.unwrap());
+    committed(
+        back_up(&env, &world.selected(), RequestedKind::Incremental)
+            .await
+            .unwrap(),
+    );
 }
 
 async fn put_keyring(world: &World, store: &Arc<dyn ObjectStore>) {
     let keyring = world.writer.keyring.as_ref().unwrap().bytes.clone();
-    store.put_new(&ObjectKey::listed(&main_keyring_key(&world.writer)).unwrap(), keyring).await.unwrap();
+    store
+        .put_new(
+            &ObjectKey::listed(&main_keyring_key(&world.writer)).unwrap(),
+            keyring,
+        )
+        .await
+        .unwrap();
 }
 
 async fn verified(world: &World, store: &dyn ObjectStore) -> VerifyReport {
-    let report = verify_dataset(store, &world.dataset, &world.keys.trusted).await.unwrap();
+    let report = verify_dataset(store, &world.dataset, &world.keys.trusted)
+        .await
+        .unwrap();
     assert_eq!((&report.damage, &report.extra), (&vec![], &vec![]));
     report
 }
 
-/// Of what an independent client fetched: no object that nobody named, and each with the bytes that were sent: chunks
-/// by the BLAKE3 of the signed lists, all but the last by the store's kind of checksum, taken here.
-async fn assert_as_sent(world: &World, objects: &BTreeMap<String, Vec<u8>>, store: &dyn ObjectStore) {
-    let catalog = read_catalog(store, &world.dataset, &world.keys.trusted).await.unwrap();
+/// Of what an independent client fetched: no object that nobody named, and each with the bytes that
+/// were sent: chunks by the BLAKE3 of the signed lists, all but the last by the store's kind of
+/// checksum, taken here.
+async fn assert_as_sent(
+    world: &World,
+    objects: &BTreeMap<String, Vec<u8>>,
+    store: &dyn ObjectStore,
+) {
+    let catalog = read_catalog(store, &world.dataset, &world.keys.trusted)
+        .await
+        .unwrap();
     assert_eq!(catalog.backups.len(), 2);
     let mut named = BTreeSet::from([main_keyring_key(&world.writer)]);
     for backup in &catalog.backups {
@@ -84,16 +114,30 @@ async fn assert_as_sent(world: &World, objects: &BTreeMap<String, Vec<u8>>, stor
             let digest = Digest::of(&objects[&format!("{prefix}{}", chunk.name)]);
             assert_eq!(digest, chunk.blake3, "{}", chunk.name);
         }
-        let receipt: Receipt = serde_json::from_slice(&objects[&format!("{prefix}receipt.json")]).unwrap();
+        let receipt: Receipt =
+            serde_json::from_slice(&objects[&format!("{prefix}receipt.json")]).unwrap();
         for entry in receipt.objects {
             let key = format!("{prefix}{}", entry.name);
             assert_eq!(objects[&key].len() as u64, entry.evidence.bytes, "{key}");
-            assert_eq!(Some(checksum(entry.evidence.tier, &objects[&key])), entry.evidence.checksum, "{key}");
+            assert_eq!(
+                Some(checksum(entry.evidence.tier, &objects[&key])),
+                entry.evidence.checksum,
+                "{key}"
+            );
             named.insert(key);
         }
-        let signed =
-            ["manifest.json", "receipt.json", "started.json", "RESTORE.txt"].map(|name| format!("{prefix}{name}"));
-        named.extend(signed.iter().flat_map(|key| [key.clone(), format!("{key}.minisig")]));
+        let signed = [
+            "manifest.json",
+            "receipt.json",
+            "started.json",
+            "RESTORE.txt",
+        ]
+        .map(|name| format!("{prefix}{name}"));
+        named.extend(
+            signed
+                .iter()
+                .flat_map(|key| [key.clone(), format!("{key}.minisig")]),
+        );
     }
     let there: BTreeSet<String> = objects.keys().cloned().collect();
     let differs: Vec<_> = there.symmetric_difference(&named).collect();
@@ -102,30 +146,49 @@ async fn assert_as_sent(world: &World, objects: &BTreeMap<String, Vec<u8>>, stor
 
 fn checksum(tier: EvidenceTier, bytes: &[u8]) -> String {
     match tier {
-        EvidenceTier::Crc64nvmeFull => {
-            STANDARD.encode(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes).to_be_bytes())
-        }
+        EvidenceTier::Crc64nvmeFull => STANDARD
+            .encode(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes).to_be_bytes()),
         EvidenceTier::Sha1 => {
-            let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, bytes);
-            digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+            let digest =
+                aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, bytes);
+            digest
+                .as_ref()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect()
         }
         other => panic!("{other:?} is weaker than this store can"),
     }
 }
 
 fn prefix_of(objects: &BTreeMap<String, Vec<u8>>, id: &BackupId) -> String {
-    let manifest = objects.keys().find(|key| key.ends_with("/manifest.json") && key.contains(id.as_str())).unwrap();
+    let manifest = objects
+        .keys()
+        .find(|key| key.ends_with("/manifest.json") && key.contains(id.as_str()))
+        .unwrap();
     manifest.trim_end_matches("manifest.json").to_owned()
 }
 
 /// All objects below a prefix, by the SDK alone.
 async fn fetch_all(weed: &Weed, prefix: &str) -> BTreeMap<String, Vec<u8>> {
     let (client, mut objects) = (weed.client(), BTreeMap::new());
-    let listed = client.list_objects_v2().bucket(BUCKET).prefix(prefix).send().await.unwrap();
+    let listed = client
+        .list_objects_v2()
+        .bucket(BUCKET)
+        .prefix(prefix)
+        .send()
+        .await
+        .unwrap();
     assert_eq!(listed.is_truncated(), Some(false));
     for object in listed.contents() {
         let key = object.key().unwrap();
-        let found = client.get_object().bucket(BUCKET).key(key).send().await.unwrap();
+        let found = client
+            .get_object()
+            .bucket(BUCKET)
+            .key(key)
+            .send()
+            .await
+            .unwrap();
         let bytes = found.body.collect().await.unwrap().into_bytes().to_vec();
         objects.insert(key.strip_prefix(prefix).unwrap().to_owned(), bytes);
     }
@@ -138,20 +201,41 @@ async fn a_backup_survives_a_bad_night_of_s3() {
     for seed in [1, 22, 333] {
         let mut world = World::new();
         world.settings.split_bytes = 11 << 20;
-        world.zfs.write_file(&world.dataset, 30, &noise(seed, 30 << 20));
+        world
+            .zfs
+            .write_file(&world.dataset, 30, &noise(seed, 30 << 20));
         world.snapshot();
         let proxy = Proxy::start(&weed.endpoint(), bad_night(seed));
         let prefix = format!("night-{seed}");
-        let direct = S3Settings { prefix: prefix.clone(), part_bytes: PART_BYTES, ..weed.settings(BUCKET) };
-        let settings = S3Settings { endpoint: Some(proxy.endpoint()), ..direct.clone() };
+        let direct = S3Settings {
+            prefix: prefix.clone(),
+            part_bytes: PART_BYTES,
+            ..weed.settings(BUCKET)
+        };
+        let settings = S3Settings {
+            endpoint: Some(proxy.endpoint()),
+            ..direct.clone()
+        };
         let store: Arc<dyn ObjectStore> = Arc::new(S3Store::connect(settings).await.unwrap());
         back_up_twice(&world, &store).await;
-        assert_eq!(verified(&world, &*store).await.backups, 2, "seed {seed}, with requests that fail");
+        assert_eq!(
+            verified(&world, &*store).await.backups,
+            2,
+            "seed {seed}, with requests that fail"
+        );
 
         let direct = S3Store::connect(direct).await.unwrap();
         assert_eq!(direct.unfinished("").await.unwrap(), [], "seed {seed}");
-        assert_as_sent(&world, &fetch_all(&weed, &format!("{prefix}/")).await, &direct).await;
-        println!("seed {seed}: {} requests, of which one in twenty failed", proxy.requests(""));
+        assert_as_sent(
+            &world,
+            &fetch_all(&weed, &format!("{prefix}/")).await,
+            &direct,
+        )
+        .await;
+        println!(
+            "seed {seed}: {} requests, of which one in twenty failed",
+            proxy.requests("")
+        );
     }
     requests_of_a_verification(&weed).await;
 }
@@ -186,8 +270,15 @@ async fn requests_of_a_verification(weed: &Weed) {
 /// Backs up once; the number of chunks, a thousand at least.
 async fn one_backup(world: &World, store: &Arc<dyn ObjectStore>) -> usize {
     put_keyring(world, store).await;
-    let env = BackupEnv { store: Arc::clone(store), ..world.env() };
-    let backup = committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap());
+    let env = BackupEnv {
+        store: Arc::clone(store),
+        ..world.env()
+    };
+    let backup = committed(
+        back_up(&env, &world.selected(), RequestedKind::Full)
+            .await
+            .unwrap(),
+    );
     let chunks = read_chunks(&**store, &backup.manifest).await.unwrap().len();
     assert!(chunks >= 1000, "{chunks}");
     chunks
@@ -205,7 +296,10 @@ async fn b2_verifies_a_thousand_chunks_by_listing() {
     let objects: usize = verified(&world, &*store).await.objects.values().sum();
     let tally = sim.tally();
     println!("B2, {chunks} chunks, {objects} objects: {tally:?}");
-    assert!(tally.iter().map(|(_, times)| times).sum::<usize>() <= 20, "{tally:?}");
+    assert!(
+        tally.iter().map(|(_, times)| times).sum::<usize>() <= 20,
+        "{tally:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,7 +307,10 @@ async fn a_backup_survives_a_bad_night_behind_rclone() {
     for seed in [4] {
         let (world, sim, folder) = (World::new(), B2Sim::start(), TempDir::new().unwrap());
         fs::create_dir(folder.path().join("spool")).unwrap();
-        let conf = format!("[b2sim]\ntype = b2\naccount = {KEY_ID}\nkey = {KEY}\nendpoint = {}\n", sim.endpoint());
+        let conf = format!(
+            "[b2sim]\ntype = b2\naccount = {KEY_ID}\nkey = {KEY}\nendpoint = {}\n",
+            sim.endpoint()
+        );
         fs::write(folder.path().join("rclone.conf"), conf).unwrap();
         let settings = RcloneSettings {
             program: find_program("rclone", "ZFS_BACKUP_RCLONE"),
@@ -223,23 +320,45 @@ async fn a_backup_survives_a_bad_night_behind_rclone() {
             ..RcloneSettings::default()
         };
         let store = RcloneStore::connect(settings).await.unwrap();
-        let store: Arc<dyn ObjectStore> = Arc::new(Spool::new(Arc::new(store), folder.path().join("spool")));
+        let store: Arc<dyn ObjectStore> =
+            Arc::new(Spool::new(Arc::new(store), folder.path().join("spool")));
         sim.fail_at_random(seed, ONE_IN);
         back_up_twice(&world, &store).await;
-        assert_eq!(verified(&world, &*store).await.backups, 2, "seed {seed}, with requests that fail");
+        assert_eq!(
+            verified(&world, &*store).await.backups,
+            2,
+            "seed {seed}, with requests that fail"
+        );
         sim.fail_at_random(0, 0);
 
         // Our own client of B2 is independent of rclone.
-        let native = B2Store::new(B2Settings { prefix: "nas".to_owned(), ..sim.settings() }).unwrap();
+        let native = B2Store::new(B2Settings {
+            prefix: "nas".to_owned(),
+            ..sim.settings()
+        })
+        .unwrap();
         assert_eq!(native.unfinished("").await.unwrap(), [], "seed {seed}");
         let mut objects = BTreeMap::new();
         for object in native.list("").await.unwrap() {
-            let bytes = native.get(&ObjectKey::listed(&object.key).unwrap(), None, object.bytes).await.unwrap();
+            let bytes = native
+                .get(&ObjectKey::listed(&object.key).unwrap(), None, object.bytes)
+                .await
+                .unwrap();
             objects.insert(object.key, bytes.to_vec());
         }
         assert_as_sent(&world, &objects, &native).await;
-        let listed: Vec<_> = sim.versions().into_iter().filter(|(_, action, _)| action != "upload").collect();
+        let listed: Vec<_> = sim
+            .versions()
+            .into_iter()
+            .filter(|(_, action, _)| action != "upload")
+            .collect();
         assert!(listed.is_empty(), "seed {seed}: {listed:?}");
-        assert!(fs::read_dir(folder.path().join("spool")).unwrap().next().is_none(), "seed {seed}: the spool is empty");
+        assert!(
+            fs::read_dir(folder.path().join("spool"))
+                .unwrap()
+                .next()
+                .is_none(),
+            "seed {seed}: the spool is empty"
+        );
     }
 }

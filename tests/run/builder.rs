@@ -1,5 +1,6 @@
-//! [`Yard`]: signed backups of tiny chunks, put straight into a store in the order of a real upload, and prunes of them by
-//! one of two hosts. What is sealed in a chunk does not matter here: whether it is still there does.
+//! [`Yard`]: signed backups of tiny chunks, put straight into a store in the order of a real
+//! upload, and prunes of them by one of two hosts. What is sealed in a chunk does not matter here:
+//! whether it is still there does.
 
 use crate::two_hosts::state_folder;
 use crate::world::{memory_store, never, noise, quick_keys};
@@ -12,8 +13,9 @@ use tempfile::TempDir;
 use zfs_backup::config::RetentionRules;
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{
-    BaseRef, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, CompressionName, Files, HeadEntry, LiveEntry, Manifest,
-    Origin, Receipt, ReceiptEntry, SendInfo, SnapshotRef, Started, to_stored_bytes,
+    BaseRef, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, CompressionName, Files, HeadEntry,
+    LiveEntry, Manifest, Origin, Receipt, ReceiptEntry, SendInfo, SnapshotRef, Started,
+    to_stored_bytes,
 };
 use zfs_backup::model::{BackupId, BackupKind, DatasetName, Digest, Guid};
 use zfs_backup::plan::restore::plan_restore;
@@ -22,7 +24,9 @@ use zfs_backup::run::catalog::{StoredBackup, read_catalog, read_chunks, read_pru
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset};
+use zfs_backup::run::prune::{
+    Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
+};
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::sign::SignedType;
 use zfs_backup::store::key::{BackupObject, object_name};
@@ -95,11 +99,18 @@ impl Yard {
     }
 
     pub(crate) fn origin(host: usize) -> Origin {
-        Origin { dataset_guid: Guid(100 + host as u64), pool_guid: Guid(7) }
+        Origin {
+            dataset_guid: Guid(100 + host as u64),
+            pool_guid: Guid(7),
+        }
     }
 
     /// Uploads a full, or an incremental that follows from `base`, as a run of that host would.
-    pub(crate) async fn upload(&mut self, host: usize, base: Option<&BackupId>) -> Result<BackupId, RunError> {
+    pub(crate) async fn upload(
+        &mut self,
+        host: usize,
+        base: Option<&BackupId>,
+    ) -> Result<BackupId, RunError> {
         let store: Arc<dyn ObjectStore> = Arc::new(self.store.clone());
         self.upload_to(&*store, host, base).await
     }
@@ -111,21 +122,45 @@ impl Yard {
         base: Option<&BackupId>,
     ) -> Result<BackupId, RunError> {
         self.next += 1;
-        let snapshot = SnapshotRef { guid: Guid(self.next), createtxg: self.next, created_at: self.now(host) };
+        let snapshot = SnapshotRef {
+            guid: Guid(self.next),
+            createtxg: self.next,
+            created_at: self.now(host),
+        };
         let catalog = read_catalog(store, &self.dataset, &self.keys.trusted).await?;
-        let found = base.map(|base| catalog.backup(base).cloned().ok_or_else(|| refused("no such base")));
+        let found = base.map(|base| {
+            catalog
+                .backup(base)
+                .cloned()
+                .ok_or_else(|| refused("no such base"))
+        });
         let upload = Upload::new(self, host, snapshot, found.transpose()?, self.next);
-        upload.run(store, self, host, &catalog.backups, true).await?;
+        upload
+            .run(store, self, host, &catalog.backups, true)
+            .await?;
         Ok(upload.manifest.id)
     }
 
     /// Writes a backup into a store whose base may be in another one.
-    pub(crate) async fn export(&mut self, store: &dyn ObjectStore, base: Option<StoredBackup>) -> BackupId {
+    pub(crate) async fn export(
+        &mut self,
+        store: &dyn ObjectStore,
+        base: Option<StoredBackup>,
+    ) -> BackupId {
         self.next += 1;
-        let snapshot = SnapshotRef { guid: Guid(self.next), createtxg: self.next, created_at: self.now(0) };
-        let catalog = read_catalog(store, &self.dataset, &self.keys.trusted).await.unwrap();
+        let snapshot = SnapshotRef {
+            guid: Guid(self.next),
+            createtxg: self.next,
+            created_at: self.now(0),
+        };
+        let catalog = read_catalog(store, &self.dataset, &self.keys.trusted)
+            .await
+            .unwrap();
         let upload = Upload::new(self, 0, snapshot, base, self.next);
-        upload.run(store, self, 0, &catalog.backups, false).await.unwrap();
+        upload
+            .run(store, self, 0, &catalog.backups, false)
+            .await
+            .unwrap();
         upload.manifest.id
     }
 
@@ -161,15 +196,26 @@ impl Yard {
 
     pub(crate) fn task(&self, rules: &RetentionRules, beside: Beside) -> PruneTask {
         let origins = vec![Self::origin(0), Self::origin(1)];
-        PruneTask { stored: self.dataset.clone(), origins, rules: rules.clone(), beside }
+        PruneTask {
+            stored: self.dataset.clone(),
+            origins,
+            rules: rules.clone(),
+            beside,
+        }
     }
 
     pub(crate) async fn look(&self, rules: &RetentionRules) -> PruneLook {
         let env = self.env(0, Arc::new(self.store.clone()), never());
-        look(&env, &self.task(rules, Beside::Nothing)).await.unwrap()
+        look(&env, &self.task(rules, Beside::Nothing))
+            .await
+            .unwrap()
     }
 
-    pub(crate) async fn try_prune(&self, host: usize, rules: &RetentionRules) -> Result<PruneOutcome, RunError> {
+    pub(crate) async fn try_prune(
+        &self,
+        host: usize,
+        rules: &RetentionRules,
+    ) -> Result<PruneOutcome, RunError> {
         let env = self.env(host, Arc::new(self.store.clone()), never());
         prune_dataset(&env, &self.task(rules, Beside::Nothing)).await
     }
@@ -185,18 +231,35 @@ impl Yard {
 
     /// Every object of the dataset but prune records.
     pub(crate) fn keys_but_records(&self) -> Vec<String> {
-        self.store.keys().into_iter().filter(|key| !key.contains("/@prune/")).collect()
+        self.store
+            .keys()
+            .into_iter()
+            .filter(|key| !key.contains("/@prune/"))
+            .collect()
     }
 
     pub(crate) fn record_keys(&self) -> Vec<String> {
-        self.store.keys().into_iter().filter(|key| key.contains("/@prune/") && key.ends_with(".json")).collect()
+        self.store
+            .keys()
+            .into_iter()
+            .filter(|key| key.contains("/@prune/") && key.ends_with(".json"))
+            .collect()
     }
 
-    /// Those of the ids that do not come back whole: chain, chunk lists, and every byte of every chunk.
-    pub(crate) async fn not_restorable(&self, ids: impl IntoIterator<Item = BackupId>) -> Vec<String> {
-        let catalog = read_catalog(&self.store, &self.dataset, &self.keys.trusted).await.unwrap();
-        let manifests: Vec<_> =
-            catalog.backups.iter().map(|backup| (&backup.manifest, backup.manifest_blake3)).collect();
+    /// Those of the ids that do not come back whole: chain, chunk lists, and every byte of every
+    /// chunk.
+    pub(crate) async fn not_restorable(
+        &self,
+        ids: impl IntoIterator<Item = BackupId>,
+    ) -> Vec<String> {
+        let catalog = read_catalog(&self.store, &self.dataset, &self.keys.trusted)
+            .await
+            .unwrap();
+        let manifests: Vec<_> = catalog
+            .backups
+            .iter()
+            .map(|backup| (&backup.manifest, backup.manifest_blake3))
+            .collect();
         let mut checked: BTreeMap<BackupId, Option<String>> = BTreeMap::new();
         let mut failures = Vec::new();
         for id in ids {
@@ -222,7 +285,10 @@ impl Yard {
         };
         chunks.iter().find_map(|chunk| {
             let key = crate::world::key_of(manifest, &chunk.name);
-            let whole = self.store.object(&key).is_some_and(|bytes| Digest::of(&bytes) == chunk.blake3);
+            let whole = self
+                .store
+                .object(&key)
+                .is_some_and(|bytes| Digest::of(&bytes) == chunk.blake3);
             (!whole).then(|| format!("{key} is not what it was"))
         })
     }
@@ -237,7 +303,11 @@ impl Yard {
 }
 
 pub(crate) fn ids_in(store: &MemoryStore) -> BTreeSet<BackupId> {
-    store.keys().iter().filter_map(|key| Some(ObjectKey::parse(key)?.id)).collect()
+    store
+        .keys()
+        .iter()
+        .filter_map(|key| Some(ObjectKey::parse(key)?.id))
+        .collect()
 }
 
 fn refused(what: &str) -> RunError {
@@ -255,20 +325,45 @@ struct Upload {
 }
 
 impl Upload {
-    fn new(yard: &Yard, host: usize, snapshot: SnapshotRef, base: Option<StoredBackup>, nonce: u64) -> Self {
-        let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+    fn new(
+        yard: &Yard,
+        host: usize,
+        snapshot: SnapshotRef,
+        base: Option<StoredBackup>,
+        nonce: u64,
+    ) -> Self {
+        let kind = if base.is_some() {
+            BackupKind::Incr
+        } else {
+            BackupKind::Full
+        };
         let id = BackupId::new(snapshot.created_at, kind, snapshot.guid, nonce);
         let chunks: Vec<(ChunkEntry, Bytes)> = (0..2).map(|index| chunk(index, nonce)).collect();
         let entries = chunks.iter().map(|(entry, _)| entry.clone()).collect();
-        let list = ChunkList { format: 1, object_type: "chunks".to_owned(), chunks: entries };
+        let list = ChunkList {
+            format: 1,
+            object_type: "chunks".to_owned(),
+            chunks: entries,
+        };
         let list = to_stored_bytes(&list).unwrap();
-        let (text, private) = (b"how to restore it\n".to_vec(), b"sealed properties".to_vec());
+        let (text, private) = (
+            b"how to restore it\n".to_vec(),
+            b"sealed properties".to_vec(),
+        );
         let (full_id, position) = base.as_ref().map_or_else(
             || (id.clone(), 0),
-            |base| (base.manifest.chain.full_id.clone(), base.manifest.chain.position + 1),
+            |base| {
+                (
+                    base.manifest.chain.full_id.clone(),
+                    base.manifest.chain.position + 1,
+                )
+            },
         );
-        let list_ref =
-            ChunkListRef { name: object_name(&BackupObject::ChunkList(0)), blake3: Digest::of(&list), chunks: 2 };
+        let list_ref = ChunkListRef {
+            name: object_name(&BackupObject::ChunkList(0)),
+            blake3: Digest::of(&list),
+            chunks: 2,
+        };
         let manifest = Manifest {
             format: 1,
             requires: Vec::new(),
@@ -286,7 +381,11 @@ impl Upload {
             previous: None,
             group: None,
             clone_origin_guid: None,
-            chain: ChainPlace { full_id, position, stored_bytes: 0 },
+            chain: ChainPlace {
+                full_id,
+                position,
+                stored_bytes: 0,
+            },
             send: SendInfo {
                 requested: vec!["large-blocks".to_owned()],
                 feature_flags: 0,
@@ -298,13 +397,25 @@ impl Upload {
             compression: CompressionName::None,
             recipients: Vec::new(),
             chunk_lists: vec![list_ref],
-            files: Files { restore_text: Digest::of(&text), private: Digest::of(&private), keyring: None, index: None },
+            files: Files {
+                restore_text: Digest::of(&text),
+                private: Digest::of(&private),
+                keyring: None,
+                index: None,
+            },
             tool_version: "test".to_owned(),
             started_at: snapshot.created_at,
             finished_at: snapshot.created_at,
             snapshot,
         };
-        Self { manifest, base, chunks, list, text, private }
+        Self {
+            manifest,
+            base,
+            chunks,
+            list,
+            text,
+            private,
+        }
     }
 
     async fn run(
@@ -318,8 +429,18 @@ impl Upload {
         let Manifest { dataset, id, .. } = &self.manifest;
         let journal = AttemptJournal::begin(yard.state(host), &store.known(), dataset, id)?;
         let mut receipt = Vec::new();
-        let put = Putting { store, yard, upload: self };
-        put.signed(BackupObject::Started, SignedType::Started, self.started(), &mut receipt).await?;
+        let put = Putting {
+            store,
+            yard,
+            upload: self,
+        };
+        put.signed(
+            BackupObject::Started,
+            SignedType::Started,
+            self.started(),
+            &mut receipt,
+        )
+        .await?;
         if base_is_here {
             self.check_base(store, yard).await?;
         }
@@ -327,21 +448,52 @@ impl Upload {
             let object = zfs_backup::store::key::parse_object_name(&entry.name).unwrap();
             put.object(&object, bytes.clone(), &mut receipt).await?;
         }
-        put.signed(BackupObject::RestoreText, SignedType::RestoreText, self.text.clone(), &mut receipt).await?;
-        put.object(&BackupObject::Private, self.private.clone().into(), &mut receipt).await?;
-        put.object(&BackupObject::ChunkList(0), self.list.clone().into(), &mut receipt).await?;
+        put.signed(
+            BackupObject::RestoreText,
+            SignedType::RestoreText,
+            self.text.clone(),
+            &mut receipt,
+        )
+        .await?;
+        put.object(
+            &BackupObject::Private,
+            self.private.clone().into(),
+            &mut receipt,
+        )
+        .await?;
+        put.object(
+            &BackupObject::ChunkList(0),
+            self.list.clone().into(),
+            &mut receipt,
+        )
+        .await?;
         journal.committing()?;
         let manifest = to_stored_bytes(&self.manifest).unwrap();
         let objects = receipt.clone();
         let receipt_bytes = self.receipt(Digest::of(&manifest), objects, live, yard.now(host));
-        put.signed(BackupObject::Receipt, SignedType::Receipt, receipt_bytes, &mut receipt).await?;
-        put.signed(BackupObject::Manifest, SignedType::Manifest, manifest, &mut receipt).await?;
+        put.signed(
+            BackupObject::Receipt,
+            SignedType::Receipt,
+            receipt_bytes,
+            &mut receipt,
+        )
+        .await?;
+        put.signed(
+            BackupObject::Manifest,
+            SignedType::Manifest,
+            manifest,
+            &mut receipt,
+        )
+        .await?;
         journal.committed()
     }
 
-    /// After `started.json` is there: the base must still be whole, and no record may name it or what it builds on.
+    /// After `started.json` is there: the base must still be whole, and no record may name it or
+    /// what it builds on.
     async fn check_base(&self, store: &dyn ObjectStore, yard: &Yard) -> Result<(), RunError> {
-        let Some(base) = &self.base else { return Ok(()) };
+        let Some(base) = &self.base else {
+            return Ok(());
+        };
         let pruned = read_pruned(store, &yard.dataset, &yard.keys.trusted).await?;
         let catalog = read_catalog(store, &yard.dataset, &yard.keys.trusted).await?;
         let mut next = Some(base.manifest.id.clone());
@@ -349,8 +501,14 @@ impl Upload {
             if pruned.contains(&id) {
                 return Err(refused("a prune is about to delete the base"));
             }
-            let backup = catalog.backup(&id).ok_or_else(|| refused("the base is gone"))?;
-            next = backup.manifest.base.as_ref().map(|base| base.backup_id.clone());
+            let backup = catalog
+                .backup(&id)
+                .ok_or_else(|| refused("the base is gone"))?;
+            next = backup
+                .manifest
+                .base
+                .as_ref()
+                .map(|base| base.backup_id.clone());
         }
         Ok(())
     }
@@ -414,9 +572,16 @@ impl Putting<'_> {
         bytes: Bytes,
         receipt: &mut Vec<ReceiptEntry>,
     ) -> Result<(), StoreError> {
-        let key = ObjectKey::backup(&self.upload.manifest.dataset, &self.upload.manifest.id, object);
+        let key = ObjectKey::backup(
+            &self.upload.manifest.dataset,
+            &self.upload.manifest.id,
+            object,
+        );
         let (_, evidence): (_, Evidence) = self.store.put_new(&key, bytes).await?;
-        receipt.push(ReceiptEntry { name: object_name(object), evidence });
+        receipt.push(ReceiptEntry {
+            name: object_name(object),
+            evidence,
+        });
         Ok(())
     }
 
@@ -427,9 +592,19 @@ impl Putting<'_> {
         bytes: Vec<u8>,
         receipt: &mut Vec<ReceiptEntry>,
     ) -> Result<(), RunError> {
-        let key = ObjectKey::backup(&self.upload.manifest.dataset, &self.upload.manifest.id, &object);
-        let signature = self.yard.writer.signing.sign(signed_type, key.as_str(), &bytes)?;
-        self.store.put_new(&key.signature(), signature.into()).await?;
+        let key = ObjectKey::backup(
+            &self.upload.manifest.dataset,
+            &self.upload.manifest.id,
+            &object,
+        );
+        let signature = self
+            .yard
+            .writer
+            .signing
+            .sign(signed_type, key.as_str(), &bytes)?;
+        self.store
+            .put_new(&key.signature(), signature.into())
+            .await?;
         Ok(self.object(&object, bytes.into(), receipt).await?)
     }
 }
@@ -447,7 +622,10 @@ fn chunk(index: u32, seed: u64) -> (ChunkEntry, Bytes) {
         stream_bytes: SPLIT_BYTES,
         sealed_bytes: bytes.len() as u64,
         blake3: Digest::of(&bytes),
-        head: HeadEntry { bytes: 100, blake3: Digest::of(&bytes[..100]) },
+        head: HeadEntry {
+            bytes: 100,
+            blake3: Digest::of(&bytes[..100]),
+        },
         resume: None,
     };
     (entry, bytes.into())

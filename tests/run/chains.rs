@@ -1,4 +1,5 @@
-//! Chains: what incrementals build on, what they refuse to build on, and that every point of a chain comes back.
+//! Chains: what incrementals build on, what they refuse to build on, and that every point of a
+//! chain comes back.
 
 use crate::failures::{EIO, for_all};
 use crate::world::{World, committed, key_of, name, never, noise, quick_keys};
@@ -19,16 +20,26 @@ use zfs_backup::store::memory::Fault;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{PropertyValue, SendBase, SendFlags, SendRequest, Zfs};
 
-const FLAGS: SendFlags = SendFlags { raw: false, compressed: true, embedded: false, large_blocks: true };
+const FLAGS: SendFlags = SendFlags {
+    raw: false,
+    compressed: true,
+    embedded: false,
+    large_blocks: true,
+};
 
 pub(crate) type Files = BTreeMap<u64, Vec<u8>>;
 
 /// Another night: files change, a snapshot is taken.
 pub(crate) fn night(world: &World, number: u64) -> SnapshotName {
-    let at = jiff::Timestamp::from_second(1_770_000_000 + i64::try_from(number).unwrap() * 86_400).unwrap();
+    let at = jiff::Timestamp::from_second(1_770_000_000 + i64::try_from(number).unwrap() * 86_400)
+        .unwrap();
     world.zfs.set_now(at);
-    world.zfs.write_file(&world.dataset, 100 + number, &noise(number, 20_000));
-    world.zfs.write_file(&world.dataset, 7, &noise(1000 + number, 3_000));
+    world
+        .zfs
+        .write_file(&world.dataset, 100 + number, &noise(number, 20_000));
+    world
+        .zfs
+        .write_file(&world.dataset, 7, &noise(1000 + number, 3_000));
     if number.is_multiple_of(2) {
         world.zfs.remove_file(&world.dataset, 99 + number);
     }
@@ -37,15 +48,26 @@ pub(crate) fn night(world: &World, number: u64) -> SnapshotName {
 }
 
 pub(crate) async fn nightly(world: &World) -> CommittedBackup {
-    committed(world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap())
+    committed(
+        world
+            .try_back_up_as(RequestedKind::Lifecycle)
+            .await
+            .unwrap(),
+    )
 }
 
 /// A chain of a full and that many incrementals, with the files at each point.
 pub(crate) async fn chain(world: &World, incrementals: u64) -> Vec<(Manifest, Files)> {
-    let mut points = vec![(nightly(world).await.manifest, world.zfs.files(&world.dataset))];
+    let mut points = vec![(
+        nightly(world).await.manifest,
+        world.zfs.files(&world.dataset),
+    )];
     for number in 1..=incrementals {
         night(world, number);
-        points.push((nightly(world).await.manifest, world.zfs.files(&world.dataset)));
+        points.push((
+            nightly(world).await.manifest,
+            world.zfs.files(&world.dataset),
+        ));
     }
     points
 }
@@ -57,14 +79,28 @@ fn kinds(points: &[(Manifest, Files)]) -> Vec<BackupKind> {
 /// Restores that very backup with its chain, and holds the files against those.
 pub(crate) async fn assert_comes_back(world: &World, manifest: &Manifest, files: &Files) {
     let target = name(&format!("tank/back-{}", manifest.id.snapshot_guid()));
-    let set = world.find(&RestorePoint::Id(manifest.id.clone())).await.unwrap();
-    let zfs = Arc::new(world.zfs.clone());
-    let received = restore_to_dataset(&set, &world.keys, zfs, &target, &ReceiveOptions::default(), never())
+    let set = world
+        .find(&RestorePoint::Id(manifest.id.clone()))
         .await
-        .unwrap()
-        .snapshots;
+        .unwrap();
+    let zfs = Arc::new(world.zfs.clone());
+    let received = restore_to_dataset(
+        &set,
+        &world.keys,
+        zfs,
+        &target,
+        &ReceiveOptions::default(),
+        never(),
+    )
+    .await
+    .unwrap()
+    .snapshots;
     assert_eq!(received.len(), manifest.chain.position as usize + 1);
-    assert!(world.zfs.files(&target) == *files, "{} came back with other files", manifest.id);
+    assert!(
+        world.zfs.files(&target) == *files,
+        "{} came back with other files",
+        manifest.id
+    );
     let newest = world.zfs.snapshots(&target).unwrap().pop().unwrap();
     assert_eq!(newest.guid, manifest.snapshot.guid);
     world.zfs.destroy_snapshots(&received).unwrap();
@@ -72,7 +108,14 @@ pub(crate) async fn assert_comes_back(world: &World, manifest: &Manifest, files:
 }
 
 async fn bare_stream(world: &World, manifest: &Manifest) -> Vec<u8> {
-    let backup = find_restore_backup(&[world.shared_store()], &world.dataset, &world.keys, &manifest.id).await.unwrap();
+    let backup = find_restore_backup(
+        &[world.shared_store()],
+        &world.dataset,
+        &world.keys,
+        &manifest.id,
+    )
+    .await
+    .unwrap();
     let output = crate::world::SharedBytes::default();
     let to = Box::new(output.clone());
     restore_to_writer(&backup, &world.keys, to).await.unwrap();
@@ -80,7 +123,12 @@ async fn bare_stream(world: &World, manifest: &Manifest) -> Vec<u8> {
 }
 
 fn sent(world: &World, snapshot: &SnapshotName, base: SendBase) -> Vec<u8> {
-    let request = SendRequest { snapshot: snapshot.clone(), base: Some(base), flags: FLAGS, resume: None };
+    let request = SendRequest {
+        snapshot: snapshot.clone(),
+        base: Some(base),
+        flags: FLAGS,
+        resume: None,
+    };
     let mut sending = world.zfs.send(&request).unwrap();
     let mut bytes = Vec::new();
     std::io::Read::read_to_end(sending.reader(), &mut bytes).unwrap();
@@ -89,16 +137,28 @@ fn sent(world: &World, snapshot: &SnapshotName, base: SendBase) -> Vec<u8> {
 }
 
 fn files_below(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> =
-        entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect();
+    let entries = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries
+        .flat_map(|path| {
+            if path.is_dir() {
+                files_below(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect();
     files.sort();
     files
 }
 
 pub(crate) fn bookmarks(world: &World) -> Vec<String> {
     let bookmarks = world.zfs.bookmarks(&world.dataset).unwrap();
-    bookmarks.iter().map(|bookmark| bookmark.name.short().to_owned()).collect()
+    bookmarks
+        .iter()
+        .map(|bookmark| bookmark.name.short().to_owned())
+        .collect()
 }
 
 pub(crate) fn bookmark_of(manifest: &Manifest) -> String {
@@ -121,23 +181,48 @@ async fn every_point_of_a_chain_comes_back_to_the_byte() {
     for (position, pair) in points.windows(2).enumerate() {
         let ((base, _), (next, _)) = (&pair[0], &pair[1]);
         let reference = next.base.as_ref().unwrap();
-        assert_eq!((&reference.backup_id, reference.guid), (&base.id, base.snapshot.guid));
-        assert_eq!(reference.manifest_blake3, catalog.backup(&base.id).unwrap().manifest_blake3);
-        assert_eq!((next.chain.position as usize, &next.chain.full_id), (position + 1, &points[0].0.id));
-        let own: u64 = world.chunks(next).await.iter().map(|chunk| chunk.sealed_bytes).sum();
+        assert_eq!(
+            (&reference.backup_id, reference.guid),
+            (&base.id, base.snapshot.guid)
+        );
+        assert_eq!(
+            reference.manifest_blake3,
+            catalog.backup(&base.id).unwrap().manifest_blake3
+        );
+        assert_eq!(
+            (next.chain.position as usize, &next.chain.full_id),
+            (position + 1, &points[0].0.id)
+        );
+        let own: u64 = world
+            .chunks(next)
+            .await
+            .iter()
+            .map(|chunk| chunk.sealed_bytes)
+            .sum();
         assert_eq!(next.chain.stored_bytes, base.chain.stored_bytes + own);
         let snapshots = world.zfs.snapshots(&world.dataset).unwrap();
         let of = |manifest: &Manifest| {
-            snapshots.iter().find(|snapshot| snapshot.guid == manifest.snapshot.guid).unwrap().name.clone()
+            snapshots
+                .iter()
+                .find(|snapshot| snapshot.guid == manifest.snapshot.guid)
+                .unwrap()
+                .name
+                .clone()
         };
-        assert!(bare_stream(&world, next).await == sent(&world, &of(next), SendBase::Snapshot(of(base))));
+        assert!(
+            bare_stream(&world, next).await
+                == sent(&world, &of(next), SendBase::Snapshot(of(base)))
+        );
     }
     for (manifest, files) in &points {
         assert_comes_back(&world, manifest, files).await;
     }
     world.assert_no_holds();
     assert_eq!(world.verify().await.damage, []);
-    let again = world.try_back_up_as(RequestedKind::Incremental).await.unwrap();
+    let again = world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap();
     assert!(matches!(again, BackupOutcome::UpToDate(id) if id == points[4].0.id));
 }
 
@@ -147,23 +232,50 @@ async fn a_chain_is_readonly_while_it_is_received_and_writable_after() {
     chain(&world, 2).await;
     let target = name("tank/back");
     let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
-    // The looks at target and parent, then receive and look three times; what is asked here counts as a call too.
+    // The looks at target and parent, then receive and look three times; what is asked here counts
+    // as a call too.
     for n in [5, 8] {
         let (seen, target) = (Arc::clone(&seen), target.clone());
-        world.zfs.before_call(n, move |zfs| seen.lock().unwrap().push(readonly_of(zfs, &target)));
+        world.zfs.before_call(n, move |zfs| {
+            seen.lock().unwrap().push(readonly_of(zfs, &target))
+        });
     }
     world.restore_into(&target).await.unwrap();
     seen.lock().unwrap().push(readonly_of(&world.zfs, &target));
-    assert_eq!(*seen.lock().unwrap(), [Some(1), Some(1), Some(0)].map(|on| on.map(PropertyValue::Number)));
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [Some(1), Some(1), Some(0)].map(|on| on.map(PropertyValue::Number))
+    );
     let alone = name("tank/alone");
-    let set = world.find(&RestorePoint::Id(world.catalog().await.backups[0].manifest.id.clone())).await.unwrap();
+    let set = world
+        .find(&RestorePoint::Id(
+            world.catalog().await.backups[0].manifest.id.clone(),
+        ))
+        .await
+        .unwrap();
     let zfs = Arc::new(world.zfs.clone());
-    restore_to_dataset(&set, &world.keys, zfs, &alone, &ReceiveOptions::default(), never()).await.unwrap();
+    restore_to_dataset(
+        &set,
+        &world.keys,
+        zfs,
+        &alone,
+        &ReceiveOptions::default(),
+        never(),
+    )
+    .await
+    .unwrap();
     assert_eq!(readonly_of(&world.zfs, &alone), None);
 }
 
 fn readonly_of(zfs: &FakeZfs, dataset: &DatasetName) -> Option<PropertyValue> {
-    Some(zfs.dataset(dataset).unwrap()?.properties.get("readonly")?.value.clone())
+    Some(
+        zfs.dataset(dataset)
+            .unwrap()?
+            .properties
+            .get("readonly")?
+            .value
+            .clone(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -177,7 +289,11 @@ async fn a_restore_that_fails_within_the_chain_leaves_nothing_and_a_stopped_one_
         let whole = world.store.object(&key).unwrap();
         assert!(world.store.flip(&key, whole.len() - 20));
         let error = world.restore_into(&target).await.unwrap_err();
-        assert!(error.is_damage() && error_chain(&error).contains(&key), "{}", error_chain(&error));
+        assert!(
+            error.is_damage() && error_chain(&error).contains(&key),
+            "{}",
+            error_chain(&error)
+        );
         world.assert_not_received(&target);
         world.store.plant(&key, whole);
     }
@@ -185,11 +301,25 @@ async fn a_restore_that_fails_within_the_chain_leaves_nothing_and_a_stopped_one_
     let (asker, stop) = tokio::sync::watch::channel(false);
     asker.send_replace(true);
     let zfs = Arc::new(world.zfs.clone());
-    let stopped = restore_to_dataset(&set, &world.keys, zfs, &target, &ReceiveOptions::default(), stop).await;
+    let stopped = restore_to_dataset(
+        &set,
+        &world.keys,
+        zfs,
+        &target,
+        &ReceiveOptions::default(),
+        stop,
+    )
+    .await;
     assert!(matches!(stopped, Err(RunError::Interrupted)), "{stopped:?}");
     world.restore_into(&target).await.unwrap();
     assert!(world.zfs.files(&target) == points[2].1);
-    let received: Vec<_> = world.zfs.snapshots(&target).unwrap().into_iter().map(|snapshot| snapshot.name).collect();
+    let received: Vec<_> = world
+        .zfs
+        .snapshots(&target)
+        .unwrap()
+        .into_iter()
+        .map(|snapshot| snapshot.name)
+        .collect();
     world.zfs.destroy_snapshots(&received).unwrap();
     world.zfs.destroy_dataset(&target).unwrap();
     // Each call of ZFS fails once.
@@ -226,9 +356,15 @@ async fn a_dataset_that_somebody_else_makes_meanwhile_is_not_touched() {
 async fn a_bookmark_is_a_base_when_its_snapshot_is_gone() {
     let world = World::new();
     let mut points = chain(&world, 1).await;
-    world.zfs.destroy_snapshots(&[world.newest_snapshot()]).unwrap();
+    world
+        .zfs
+        .destroy_snapshots(&[world.newest_snapshot()])
+        .unwrap();
     night(&world, 2);
-    points.push((nightly(&world).await.manifest, world.zfs.files(&world.dataset)));
+    points.push((
+        nightly(&world).await.manifest,
+        world.zfs.files(&world.dataset),
+    ));
     let last = &points[2].0;
     assert_eq!(last.base.as_ref().unwrap().backup_id, points[1].0.id);
     let bookmark = SendBase::Bookmark(world.dataset.bookmark(&bookmark_of(&points[1].0)).unwrap());
@@ -245,17 +381,35 @@ async fn after_a_rollback_the_chain_goes_on_from_what_is_left() {
     let mut points = chain(&world, 2).await;
     // As `zfs rollback -r` to the full: what is newer goes, bookmarks too.
     for _ in 0..2 {
-        world.zfs.destroy_snapshots(&[world.newest_snapshot()]).unwrap();
+        world
+            .zfs
+            .destroy_snapshots(&[world.newest_snapshot()])
+            .unwrap();
     }
-    points[1..].iter().for_each(|(manifest, _)| destroy_bookmark(&world, manifest));
-    for object in world.zfs.files(&world.dataset).into_keys().filter(|object| !before.contains_key(object)) {
+    points[1..]
+        .iter()
+        .for_each(|(manifest, _)| destroy_bookmark(&world, manifest));
+    for object in world
+        .zfs
+        .files(&world.dataset)
+        .into_keys()
+        .filter(|object| !before.contains_key(object))
+    {
         world.zfs.remove_file(&world.dataset, object);
     }
-    before.iter().for_each(|(object, bytes)| world.zfs.write_file(&world.dataset, *object, bytes));
+    before
+        .iter()
+        .for_each(|(object, bytes)| world.zfs.write_file(&world.dataset, *object, bytes));
     night(&world, 5);
-    points.push((nightly(&world).await.manifest, world.zfs.files(&world.dataset)));
+    points.push((
+        nightly(&world).await.manifest,
+        world.zfs.files(&world.dataset),
+    ));
     let base = points[3].0.base.as_ref().unwrap();
-    assert_eq!((&base.backup_id, points[3].0.chain.position), (&points[0].0.id, 1));
+    assert_eq!(
+        (&base.backup_id, points[3].0.chain.position),
+        (&points[0].0.id, 1)
+    );
     for (manifest, files) in &points {
         assert_comes_back(&world, manifest, files).await;
     }
@@ -276,14 +430,22 @@ async fn a_renamed_dataset_keeps_its_place_and_its_chain() {
         exclude: vec![],
         store_as: store_as.map(name),
     };
-    let select =
-        |selection: &DatasetSelection| select_datasets(&world.zfs, selection, &world.settings.state_dir).unwrap();
+    let select = |selection: &DatasetSelection| {
+        select_datasets(&world.zfs, selection, &world.settings.state_dir).unwrap()
+    };
     let selected: Selected = select(&selection(&[&renamed], None)).selected.remove(0);
-    assert_eq!((&selected.dataset.name, &selected.stored), (&renamed, &stored));
-    let elsewhere = select(&selection(&[&renamed], Some("elsewhere"))).selected.remove(0);
+    assert_eq!(
+        (&selected.dataset.name, &selected.stored),
+        (&renamed, &stored)
+    );
+    let elsewhere = select(&selection(&[&renamed], Some("elsewhere")))
+        .selected
+        .remove(0);
     assert_eq!(elsewhere.stored, name("elsewhere"), "store_as wins");
 
-    let outcome = back_up(&world.env(), &selected, RequestedKind::Incremental).await.unwrap();
+    let outcome = back_up(&world.env(), &selected, RequestedKind::Incremental)
+        .await
+        .unwrap();
     points.push((committed(outcome).manifest, world.zfs.files(&renamed)));
     assert_eq!(points[2].0.dataset, stored);
     world.dataset = stored.clone();
@@ -291,17 +453,35 @@ async fn a_renamed_dataset_keeps_its_place_and_its_chain() {
         assert_comes_back(&world, manifest, files).await;
     }
 
-    // A new dataset under the old name does not mix its backups with those; one that is missing is told by name.
-    world.zfs.create(&stored, zfs_backup::zfs::DatasetType::Filesystem);
+    // A new dataset under the old name does not mix its backups with those; one that is missing is
+    // told by name.
+    world
+        .zfs
+        .create(&stored, zfs_backup::zfs::DatasetType::Filesystem);
     let missing = name("tank/missing");
-    let selection =
-        select_datasets(&world.zfs, &selection(&[&stored, &missing, &renamed], None), &world.settings.state_dir);
+    let selection = select_datasets(
+        &world.zfs,
+        &selection(&[&stored, &missing, &renamed], None),
+        &world.settings.state_dir,
+    );
     let selection = selection.unwrap();
     assert_eq!(selection.selected.len(), 1);
     assert_eq!(selection.selected[0].dataset.name, renamed);
-    let failed: Vec<_> = selection.failed.iter().map(|(name, error)| (name, error.to_string())).collect();
-    assert!(failed.iter().any(|(name, error)| **name == missing && error.contains("there is no dataset")));
-    assert!(failed.iter().any(|(name, error)| **name == stored && error.contains("tank/pictures has its backups")));
+    let failed: Vec<_> = selection
+        .failed
+        .iter()
+        .map(|(name, error)| (name, error.to_string()))
+        .collect();
+    assert!(
+        failed
+            .iter()
+            .any(|(name, error)| **name == missing && error.contains("there is no dataset"))
+    );
+    assert!(
+        failed.iter().any(
+            |(name, error)| **name == stored && error.contains("tank/pictures has its backups")
+        )
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -309,28 +489,61 @@ async fn a_snapshot_taken_anew_under_the_same_name_is_another_one() {
     let mut world = World::new();
     world.settings.source = SnapshotSource::Matching("daily*".into());
     let daily = world.dataset.snapshot("daily").unwrap();
-    let take = |world: &World| world.zfs.take_snapshots(std::slice::from_ref(&daily), &BTreeMap::new()).unwrap();
+    let take = |world: &World| {
+        world
+            .zfs
+            .take_snapshots(std::slice::from_ref(&daily), &BTreeMap::new())
+            .unwrap()
+    };
     take(&world);
-    let mut points = vec![(nightly(&world).await.manifest, world.zfs.files(&world.dataset))];
-    world.zfs.destroy_snapshots(std::slice::from_ref(&daily)).unwrap();
+    let mut points = vec![(
+        nightly(&world).await.manifest,
+        world.zfs.files(&world.dataset),
+    )];
+    world
+        .zfs
+        .destroy_snapshots(std::slice::from_ref(&daily))
+        .unwrap();
     world.zfs.write_file(&world.dataset, 55, &noise(55, 9_000));
     take(&world);
-    points.push((nightly(&world).await.manifest, world.zfs.files(&world.dataset)));
-    assert_eq!(points[1].0.base.as_ref().unwrap().guid, points[0].0.snapshot.guid);
+    points.push((
+        nightly(&world).await.manifest,
+        world.zfs.files(&world.dataset),
+    ));
+    assert_eq!(
+        points[1].0.base.as_ref().unwrap().guid,
+        points[0].0.snapshot.guid
+    );
     assert_ne!(points[1].0.snapshot.guid, points[0].0.snapshot.guid);
     for (manifest, files) in &points {
         assert_comes_back(&world, manifest, files).await;
     }
     let received = world.restore_into(&name("tank/back")).await.unwrap();
     assert_eq!(received[0].short(), "daily");
-    assert_eq!(received[1].short(), format!("daily-{}", points[1].0.snapshot.guid));
+    assert_eq!(
+        received[1].short(),
+        format!("daily-{}", points[1].0.snapshot.guid)
+    );
 
     // Without its bookmark nothing ties the new one to the old one, whatever its name.
-    world.zfs.destroy_snapshots(std::slice::from_ref(&daily)).unwrap();
-    points.iter().for_each(|(manifest, _)| destroy_bookmark(&world, manifest));
+    world
+        .zfs
+        .destroy_snapshots(std::slice::from_ref(&daily))
+        .unwrap();
+    points
+        .iter()
+        .for_each(|(manifest, _)| destroy_bookmark(&world, manifest));
     take(&world);
-    let refused = world.try_back_up_as(RequestedKind::Incremental).await.unwrap_err();
-    assert!(refused.to_string().contains("neither snapshot nor bookmark"), "{refused}");
+    let refused = world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("neither snapshot nor bookmark"),
+        "{refused}"
+    );
     assert_eq!(nightly(&world).await.manifest.kind, BackupKind::Full);
 }
 
@@ -364,7 +577,11 @@ async fn a_base_that_goes_at_any_moment_makes_no_wrong_backup() {
                     zfs.destroy_bookmarks(&[bookmark]).unwrap();
                 }
             });
-            let backup = committed(back_up(&env, &selected, RequestedKind::Lifecycle).await.unwrap());
+            let backup = committed(
+                back_up(&env, &selected, RequestedKind::Lifecycle)
+                    .await
+                    .unwrap(),
+            );
             points.push((backup.manifest, world.zfs.files(&world.dataset)));
             world.assert_no_holds();
             for (manifest, files) in &points {
@@ -388,8 +605,15 @@ async fn an_incremental_whose_base_goes_is_refused_and_never_made_full() {
         zfs.destroy_snapshots(&[base_name]).unwrap();
         zfs.destroy_bookmarks(&[bookmark]).unwrap();
     });
-    let refused = back_up(&env, &selected, RequestedKind::Incremental).await.unwrap_err();
-    assert!(refused.to_string().contains("neither snapshot nor bookmark"), "{refused}");
+    let refused = back_up(&env, &selected, RequestedKind::Incremental)
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("neither snapshot nor bookmark"),
+        "{refused}"
+    );
     assert!(refused.hint().unwrap().contains("stream-to-remote --full"));
     assert_eq!(world.catalog().await.backups.len(), 1);
     world.assert_no_holds();
@@ -405,17 +629,30 @@ async fn a_chain_that_lost_a_chunk_is_not_built_on() {
     world.store.lose(&key);
     night(&world, 3);
     let (keys, state) = (world.store.keys(), files_below(&world.settings.state_dir));
-    let planned = plan_backup(&world.env(), &world.selected(), RequestedKind::Lifecycle).await.unwrap();
-    assert_eq!((world.store.keys(), files_below(&world.settings.state_dir)), (keys, state), "a plan changed something");
+    let planned = plan_backup(&world.env(), &world.selected(), RequestedKind::Lifecycle)
+        .await
+        .unwrap();
+    assert_eq!(
+        (world.store.keys(), files_below(&world.settings.state_dir)),
+        (keys, state),
+        "a plan changed something"
+    );
     // The full is whole: it is the newest that can be built on.
     let after = nightly(&world).await.manifest;
-    assert_eq!(after.base.as_ref().unwrap().backup_id, points[0].0.id, "{planned:?}");
+    assert_eq!(
+        after.base.as_ref().unwrap().backup_id,
+        points[0].0.id,
+        "{planned:?}"
+    );
     points.push((after, world.zfs.files(&world.dataset)));
     let full_chunk = key_of(&points[0].0, &world.chunks(&points[0].0).await[1].name);
     let full_lost = world.store.object(&full_chunk).unwrap();
     assert!(world.store.cut(&full_chunk, 100));
     night(&world, 4);
-    let refused = world.try_back_up_as(RequestedKind::Incremental).await.unwrap_err();
+    let refused = world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains(&full_chunk), "{refused}");
     let again = nightly(&world).await.manifest;
     assert_eq!(again.kind, BackupKind::Full);
@@ -432,14 +669,28 @@ async fn a_lost_base_above_the_limit_is_refused_until_a_full_is_accepted() {
     let mut world = World::new();
     let points = chain(&world, 0).await;
     world.settings.lifecycle.auto_full_bytes_max = 1000;
-    world.zfs.destroy_snapshots(&[world.newest_snapshot()]).unwrap();
+    world
+        .zfs
+        .destroy_snapshots(&[world.newest_snapshot()])
+        .unwrap();
     destroy_bookmark(&world, &points[0].0);
     night(&world, 1);
     let before = world.store.keys();
-    let refused = world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap_err();
+    let refused = world
+        .try_back_up_as(RequestedKind::Lifecycle)
+        .await
+        .unwrap_err();
     let text = refused.to_string();
-    assert!(text.contains("a full would send") && text.contains(&points[0].0.snapshot.guid.to_string()), "{text}");
-    assert!(refused.hint().unwrap().contains("zfs-backup stream-to-remote --full"));
+    assert!(
+        text.contains("a full would send") && text.contains(&points[0].0.snapshot.guid.to_string()),
+        "{text}"
+    );
+    assert!(
+        refused
+            .hint()
+            .unwrap()
+            .contains("zfs-backup stream-to-remote --full")
+    );
     assert_eq!(world.store.keys(), before, "a refusal stored something");
     world.back_up().await;
     night(&world, 2);
@@ -452,16 +703,28 @@ async fn changed_flags_or_recipients_start_a_new_chain() {
     chain(&world, 1).await;
     world.settings.compressed = false;
     night(&world, 2);
-    let refused = world.try_back_up_as(RequestedKind::Incremental).await.unwrap_err();
+    let refused = world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("other flags"), "{refused}");
     let with_flags = nightly(&world).await.manifest;
     assert_eq!(with_flags.kind, BackupKind::Full);
     night(&world, 3);
     assert_eq!(nightly(&world).await.manifest.chain.full_id, with_flags.id);
-    world.writer.recipients.push(age::x25519::Identity::generate().to_public());
+    world
+        .writer
+        .recipients
+        .push(age::x25519::Identity::generate().to_public());
     night(&world, 4);
-    let refused = world.try_back_up_as(RequestedKind::Incremental).await.unwrap_err();
-    assert!(refused.to_string().contains("other recipients"), "{refused}");
+    let refused = world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("other recipients"),
+        "{refused}"
+    );
     let with_recipients = nightly(&world).await.manifest;
     assert_eq!(with_recipients.kind, BackupKind::Full);
     night(&world, 5);
@@ -478,7 +741,9 @@ async fn another_host_builds_only_on_snapshots_that_it_has() {
     let stream = world.stream();
     // Another pool under the same name in the store, with nothing in common.
     let stranger = name("other/data");
-    world.zfs.create(&stranger, zfs_backup::zfs::DatasetType::Filesystem);
+    world
+        .zfs
+        .create(&stranger, zfs_backup::zfs::DatasetType::Filesystem);
     world.zfs.write_file(&stranger, 3, b"theirs");
     zfs_backup::run::snapshot::take_snapshots(
         &world.zfs,
@@ -491,9 +756,21 @@ async fn another_host_builds_only_on_snapshots_that_it_has() {
         dataset: world.zfs.dataset(dataset).unwrap().unwrap(),
         stored: world.dataset.clone(),
     };
-    let refused = back_up(&world.env(), &of(&stranger), RequestedKind::Incremental).await.unwrap_err();
-    assert!(refused.to_string().contains("neither snapshot nor bookmark"), "{refused}");
-    let theirs = committed(back_up(&world.env(), &of(&stranger), RequestedKind::Lifecycle).await.unwrap()).manifest;
+    let refused = back_up(&world.env(), &of(&stranger), RequestedKind::Incremental)
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("neither snapshot nor bookmark"),
+        "{refused}"
+    );
+    let theirs = committed(
+        back_up(&world.env(), &of(&stranger), RequestedKind::Lifecycle)
+            .await
+            .unwrap(),
+    )
+    .manifest;
     assert_eq!(theirs.kind, BackupKind::Full);
     assert_ne!(theirs.origin, points[0].0.origin);
 
@@ -516,7 +793,12 @@ async fn another_host_builds_only_on_snapshots_that_it_has() {
         "2027-01-01T00:00:00Z".parse().unwrap(),
     )
     .unwrap();
-    let next = committed(back_up(&world.env(), &of(&replica), RequestedKind::Incremental).await.unwrap()).manifest;
+    let next = committed(
+        back_up(&world.env(), &of(&replica), RequestedKind::Incremental)
+            .await
+            .unwrap(),
+    )
+    .manifest;
     assert_eq!(next.base.as_ref().unwrap().backup_id, points[1].0.id);
     assert_comes_back(&world, &next, &world.zfs.files(&replica)).await;
     // And the first host goes on with its own.
@@ -526,7 +808,8 @@ async fn another_host_builds_only_on_snapshots_that_it_has() {
     assert_comes_back(&world, &own, &world.zfs.files(&world.dataset)).await;
 }
 
-/// What must hold after a run with a fault: the chain before it is whole, and there is one backup more or none.
+/// What must hold after a run with a fault: the chain before it is whole, and there is one backup
+/// more or none.
 async fn assert_chain_or_one_more(
     world: &World,
     outcome: Result<BackupOutcome, RunError>,
@@ -541,11 +824,17 @@ async fn assert_chain_or_one_more(
             assert_eq!(there, points.len() + 1);
             assert_comes_back(world, &committed(outcome).manifest, &files).await;
             // What could not be released then is released now.
-            world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap();
+            world
+                .try_back_up_as(RequestedKind::Lifecycle)
+                .await
+                .unwrap();
         }
         Err(error) => {
             let text = error_chain(&error);
-            assert!(text.contains("tank") || text.contains("the module's version"), "names nothing: {text}");
+            assert!(
+                text.contains("tank") || text.contains("the module's version"),
+                "names nothing: {text}"
+            );
             assert_eq!(there, points.len(), "a failed run left a backup: {text}");
             let next = nightly(world).await.manifest;
             assert_comes_back(world, &next, &files).await;
@@ -573,13 +862,25 @@ async fn whichever_call_fails_during_an_incremental_there_is_a_whole_backup_or_n
         let (env, selected) = (world.env(), world.selected());
         forget_what_was_read(&world);
         let before = (world.store.events().len(), world.zfs.calls());
-        back_up(&env, &selected, RequestedKind::Incremental).await.unwrap();
-        (world.store.events().len() - before.0, world.zfs.calls() - before.1)
+        back_up(&env, &selected, RequestedKind::Incremental)
+            .await
+            .unwrap();
+        (
+            world.store.events().len() - before.0,
+            world.zfs.calls() - before.1,
+        )
     };
-    assert!(store_calls > 30 && zfs_calls > 8, "{store_calls} {zfs_calls}");
-    let kinds = [StoreErrorKind::Unavailable, StoreErrorKind::Denied, StoreErrorKind::NotFound];
-    let faults =
-        (1..=store_calls).flat_map(|n| kinds.map(|kind| [Fault::before(kind).nth(n), Fault::after(kind).nth(n)]));
+    assert!(
+        store_calls > 30 && zfs_calls > 8,
+        "{store_calls} {zfs_calls}"
+    );
+    let kinds = [
+        StoreErrorKind::Unavailable,
+        StoreErrorKind::Denied,
+        StoreErrorKind::NotFound,
+    ];
+    let faults = (1..=store_calls)
+        .flat_map(|n| kinds.map(|kind| [Fault::before(kind).nth(n), Fault::after(kind).nth(n)]));
     let faults = faults.flatten().map(Ok).chain((1..=zfs_calls).map(Err));
     for_all(faults.collect(), |fault: Result<Fault, u64>| {
         let world = World::with_keys(keys.clone(), writer.clone());
@@ -601,12 +902,24 @@ async fn whichever_call_fails_during_an_incremental_there_is_a_whole_backup_or_n
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_base_that_another_host_prunes_meanwhile_stops_the_commit() {
-    for (what, object) in [("chain", "CHUNK"), ("base", "manifest.json"), ("base", "manifest.json.minisig")] {
+    for (what, object) in [
+        ("chain", "CHUNK"),
+        ("base", "manifest.json"),
+        ("base", "manifest.json.minisig"),
+    ] {
         let world = World::new();
         let points = chain(&world, 1).await;
         night(&world, 2);
-        let victim = if what == "chain" { &points[0].0 } else { &points[1].0 };
-        let object = if object == "CHUNK" { world.chunks(victim).await[0].name.clone() } else { object.to_owned() };
+        let victim = if what == "chain" {
+            &points[0].0
+        } else {
+            &points[1].0
+        };
+        let object = if object == "CHUNK" {
+            world.chunks(victim).await[0].name.clone()
+        } else {
+            object.to_owned()
+        };
         let key = key_of(victim, &object);
         let mut env = world.env();
         let (store, lost) = (world.store.clone(), key.clone());
@@ -620,11 +933,20 @@ async fn a_base_that_another_host_prunes_meanwhile_stops_the_commit() {
                 store.lose(&lost);
             });
         }
-        let error = back_up(&env, &world.selected(), RequestedKind::Lifecycle).await.unwrap_err();
+        let error = back_up(&env, &world.selected(), RequestedKind::Lifecycle)
+            .await
+            .unwrap_err();
         let text = error_chain(&error);
-        assert!(text.contains("no longer whole") && text.contains(points[1].0.id.as_str()), "{text}");
+        assert!(
+            text.contains("no longer whole") && text.contains(points[1].0.id.as_str()),
+            "{text}"
+        );
         let manifests = world.manifest_keys();
-        assert!(manifests.iter().all(|key| points.iter().any(|(old, _)| *key == key_of(old, "manifest.json"))));
+        assert!(manifests.iter().all(|key| {
+            points
+                .iter()
+                .any(|(old, _)| *key == key_of(old, "manifest.json"))
+        }));
         world.assert_no_holds();
         let next = nightly(&world).await.manifest;
         assert_comes_back(&world, &next, &world.zfs.files(&world.dataset)).await;
@@ -639,16 +961,24 @@ async fn the_instructions_of_a_chain_name_every_step_in_order() {
     for (number, (manifest, files)) in points.iter().enumerate() {
         let folder = crate::instructions::fetch(&world, manifest);
         let text = std::fs::read_to_string(folder.path().join("RESTORE.txt")).unwrap();
-        let steps: Vec<&str> =
-            text.lines().filter(|line| line.contains("| zfs receive -u POOL/NEW") && line.contains("(cd ")).collect();
+        let steps: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains("| zfs receive -u POOL/NEW") && line.contains("(cd "))
+            .collect();
         let ids = points[..=number].iter().map(|(manifest, _)| &manifest.id);
         let expected: Vec<String> = match number {
             0 => vec![],
-            _ => ids.map(|id| format!("#      (cd {id} && sh RESTORE.txt) | zfs receive -u POOL/NEW")).collect(),
+            _ => ids
+                .map(|id| format!("#      (cd {id} && sh RESTORE.txt) | zfs receive -u POOL/NEW"))
+                .collect(),
         };
         assert_eq!(steps, expected);
         let output = crate::instructions::run(folder.path(), "sh", &["RESTORE.txt"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let request = zfs_backup::zfs::ReceiveRequest {
             target: target.snapshot(&format!("s{number}")).unwrap(),
             force: false,
@@ -656,7 +986,10 @@ async fn the_instructions_of_a_chain_name_every_step_in_order() {
             origin: None,
             properties: Default::default(),
         };
-        world.zfs.receive(&request, &mut &output.stdout[..]).unwrap();
+        world
+            .zfs
+            .receive(&request, &mut &output.stdout[..])
+            .unwrap();
         assert!(world.zfs.files(&target) == *files);
     }
 }

@@ -1,5 +1,6 @@
-//! [`CrashStore`]: a store whose n-th call never comes back, so that a test can drop the run there as a crash would:
-//! nothing that a failing run does in its last moments is done. And it looks at every call before it is made.
+//! [`CrashStore`]: a store whose n-th call never comes back, so that a test can drop the run there
+//! as a crash would: nothing that a failing run does in its last moments is done. And it looks at
+//! every call before it is made.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,7 +14,8 @@ use zfs_backup::run::backup::{BackupEnv, BackupOutcome, back_up};
 use zfs_backup::run::select::Selected;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError, StoreTraits, UnfinishedUpload,
+    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
+    StoreTraits, UnfinishedUpload,
 };
 
 /// Hears of every call before it is made: what is called, and on which key.
@@ -44,7 +46,15 @@ struct Shared {
 impl CrashStore {
     pub(crate) fn new(store: &MemoryStore, crash: Option<CrashAt>, watch: Watch) -> Self {
         let (calls, crashed) = (AtomicUsize::new(0), Notify::new());
-        Self { store: store.clone(), shared: Arc::new(Shared { calls, crash, crashed, watch }) }
+        Self {
+            store: store.clone(),
+            shared: Arc::new(Shared {
+                calls,
+                crash,
+                crashed,
+                watch,
+            }),
+        }
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -58,7 +68,10 @@ impl CrashStore {
         selected: Selected,
         requested: RequestedKind,
     ) -> Option<Result<BackupOutcome, RunError>> {
-        let env = BackupEnv { store: Arc::new(self.clone()), ..env };
+        let env = BackupEnv {
+            store: Arc::new(self.clone()),
+            ..env
+        };
         let mut run = tokio::spawn(async move { back_up(&env, &selected, requested).await });
         let ended = tokio::select! {
             ended = &mut run => Some(ended.unwrap()),
@@ -106,16 +119,26 @@ impl PartWriter for CrashWriter {
     }
 
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        self.shared.call("part", &self.key, self.writer.put_part(part)).await
+        self.shared
+            .call("part", &self.key, self.writer.put_part(part))
+            .await
     }
 
     async fn finish(self: Box<Self>) -> Result<Evidence, StoreError> {
-        let Self { writer, key, shared } = *self;
+        let Self {
+            writer,
+            key,
+            shared,
+        } = *self;
         shared.call("finish", &key, writer.finish()).await
     }
 
     async fn abort(self: Box<Self>) -> Result<(), StoreError> {
-        let Self { writer, key, shared } = *self;
+        let Self {
+            writer,
+            key,
+            shared,
+        } = *self;
         shared.call("abort", &key, writer.abort()).await
     }
 }
@@ -135,35 +158,65 @@ impl ObjectStore for CrashStore {
     }
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        let writer = self.shared.call("create", key.as_str(), self.store.create(key)).await?;
-        Ok(Box::new(CrashWriter { writer, key: key.to_string(), shared: Arc::clone(&self.shared) }))
+        let writer = self
+            .shared
+            .call("create", key.as_str(), self.store.create(key))
+            .await?;
+        Ok(Box::new(CrashWriter {
+            writer,
+            key: key.to_string(),
+            shared: Arc::clone(&self.shared),
+        }))
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
-        self.shared.call("put", key.as_str(), self.store.put_new(key, bytes)).await
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        self.shared
+            .call("put", key.as_str(), self.store.put_new(key, bytes))
+            .await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
-        self.shared.call("get", key.as_str(), self.store.get(key, range, limit_bytes)).await
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        self.shared
+            .call("get", key.as_str(), self.store.get(key, range, limit_bytes))
+            .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.shared.call("head", key.as_str(), self.store.head(key)).await
+        self.shared
+            .call("head", key.as_str(), self.store.head(key))
+            .await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
-        self.shared.call("list", prefix, self.store.list(prefix)).await
+        self.shared
+            .call("list", prefix, self.store.list(prefix))
+            .await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
-        self.shared.call("delete", key.as_str(), self.store.delete(key)).await
+        self.shared
+            .call("delete", key.as_str(), self.store.delete(key))
+            .await
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        self.shared.call("unfinished", prefix, self.store.unfinished(prefix)).await
+        self.shared
+            .call("unfinished", prefix, self.store.unfinished(prefix))
+            .await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
-        self.shared.call("abort", &upload.key, self.store.abort_unfinished(upload)).await
+        self.shared
+            .call("abort", &upload.key, self.store.abort_unfinished(upload))
+            .await
     }
 }

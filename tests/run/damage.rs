@@ -82,7 +82,11 @@ async fn check_case(object: &str, kind: Harm, restore: Restore, seen: Seen, back
     harm(&world, &key, kind);
     let signed = key.trim_end_matches(".minisig");
 
-    assert_eq!(world.catalog().await.backups.len(), backups, "in the catalog");
+    assert_eq!(
+        world.catalog().await.backups.len(),
+        backups,
+        "in the catalog"
+    );
     let report = world.verify().await;
     let of_keyrings = |damage: &str| damage == "@zfs-backup/keys/" && key.starts_with(damage);
     let is_named = |damage: &str| damage == key || damage == signed || of_keyrings(damage);
@@ -105,15 +109,25 @@ async fn check_case(object: &str, kind: Harm, restore: Restore, seen: Seen, back
             let error = world.restore_into(&target).await.unwrap_err();
             let text = error_chain(&error);
             assert_eq!(error.is_damage(), restore == Fails, "{text}");
-            assert!(text.contains(if restore == Fails { signed } else { "tank/a b" }), "{text}");
+            assert!(
+                text.contains(if restore == Fails { signed } else { "tank/a b" }),
+                "{text}"
+            );
             world.assert_not_received(&target);
             let (written, result) = world.restore().await;
             assert!(result.is_err());
-            assert!(written == world.stream()[..written.len()], "wrong bytes were written");
+            assert!(
+                written == world.stream()[..written.len()],
+                "wrong bytes were written"
+            );
         }
     }
-    // Damage in what is stored never stops the next backup; what cannot be restored any more is stored again.
-    let again = world.try_back_up().await.unwrap_or_else(|error| panic!("the next run: {}", error_chain(&error)));
+    // Damage in what is stored never stops the next backup; what cannot be restored any more is
+    // stored again.
+    let again = world
+        .try_back_up()
+        .await
+        .unwrap_or_else(|error| panic!("the next run: {}", error_chain(&error)));
     let anew = matches!(again, BackupOutcome::Committed(_));
     // Planning looks at listings: rot it cannot see.
     let unseen = (object, kind) == ("CHUNK", Flipped);
@@ -127,12 +141,21 @@ async fn every_damage_to_every_object_is_survived_or_named() {
         for kind in *harms {
             let case = tokio::spawn(check_case(object, *kind, *restore, *seen, *backups));
             if let Err(panic) = case.await {
-                let text = panic.into_panic().downcast_ref::<String>().cloned().unwrap_or_default();
+                let text = panic
+                    .into_panic()
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .unwrap_or_default();
                 failed.push(format!("{object} {kind:?}: {text}"));
             }
         }
     }
-    assert!(failed.is_empty(), "{} of the cases failed:\n{}", failed.len(), failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} of the cases failed:\n{}",
+        failed.len(),
+        failed.join("\n")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,14 +163,18 @@ async fn missing_chunks_are_named_even_when_the_receipt_is_gone() {
     let world = World::new();
     let manifest = world.back_up().await.manifest;
     let chunks = world.chunks(&manifest).await;
-    let lost: Vec<String> =
-        ["receipt.json", &chunks[0].name, &chunks[3].name].map(|object| key_of(&manifest, object)).into();
+    let lost: Vec<String> = ["receipt.json", &chunks[0].name, &chunks[3].name]
+        .map(|object| key_of(&manifest, object))
+        .into();
     for key in &lost {
         assert!(world.store.lose(key));
     }
     let report = world.verify().await;
     for key in &lost {
-        assert!(report.damage.iter().any(|damage| damage.key == *key), "{key}: {report:?}");
+        assert!(
+            report.damage.iter().any(|damage| damage.key == *key),
+            "{key}: {report:?}"
+        );
     }
 }
 
@@ -156,11 +183,16 @@ async fn an_object_that_no_manifest_names_is_extra_and_no_damage() {
     let world = World::new();
     let manifest = world.back_up().await.manifest;
     let key = key_of(&manifest, "00000001-00000000.zfs.age");
-    world.store.plant(&key, &b"left by an upload that was made again"[..]);
+    world
+        .store
+        .plant(&key, &b"left by an upload that was made again"[..]);
     world.store.plant("tank/a b/@hello", &b"who knows"[..]);
     let report = world.verify().await;
     assert_eq!(report.damage, []);
     for key in [key.as_str(), "tank/a b/@hello"] {
-        assert!(report.extra.iter().any(|extra| extra.contains(key)), "{report:?}");
+        assert!(
+            report.extra.iter().any(|extra| extra.contains(key)),
+            "{report:?}"
+        );
     }
 }

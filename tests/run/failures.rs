@@ -1,5 +1,5 @@
-//! Every call fails once, before its effect and after it; sends are cut, lie and flip. What follows is a whole backup
-//! or none, and the next run on a healed host succeeds.
+//! Every call fails once, before its effect and after it; sends are cut, lie and flip. What follows
+//! is a whole backup or none, and the next run on a healed host succeeds.
 
 use crate::world::{World, never, quick_keys};
 use std::collections::BTreeMap;
@@ -16,8 +16,8 @@ use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::zfs::fake::{FakeZfs, SendFault};
 use zfs_backup::zfs::{
-    Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase, SendRequest, SendStream,
-    Snapshot, Zfs, ZfsError,
+    Bookmark, Dataset, Delegation, HoldGuard, Mount, PropertyValue, ReceiveRequest, SendBase,
+    SendRequest, SendStream, Snapshot, Zfs, ZfsError,
 };
 
 pub(crate) const EIO: i32 = 5;
@@ -34,10 +34,22 @@ async fn assert_whole_or_none(world: &World, outcome: Result<BackupOutcome, RunE
         }
         Err(error) => {
             let text = error_chain(&error);
-            assert!(text.contains("tank") || text.contains("the module's version"), "names nothing: {text}");
-            assert_eq!(world.manifest_keys(), [""; 0], "a failed run left a manifest: {text}");
+            assert!(
+                text.contains("tank") || text.contains("the module's version"),
+                "names nothing: {text}"
+            );
+            assert_eq!(
+                world.manifest_keys(),
+                [""; 0],
+                "a failed run left a manifest: {text}"
+            );
             assert!(world.catalog().await.backups.is_empty());
-            let refusal = world.find(&RestorePoint::Newest).await.err().unwrap().to_string();
+            let refusal = world
+                .find(&RestorePoint::Newest)
+                .await
+                .err()
+                .unwrap()
+                .to_string();
             assert!(refusal.contains("there is no"), "{refusal}");
             world.back_up().await;
         }
@@ -48,13 +60,18 @@ async fn assert_whole_or_none(world: &World, outcome: Result<BackupOutcome, RunE
     assert_eq!(world.verify().await.damage, []);
 }
 
-/// Runs all cases, some at once, because a run that makes chunks again sleeps. Panics name the case.
+/// Runs all cases, some at once, because a run that makes chunks again sleeps. Panics name the
+/// case.
 pub(crate) async fn for_all<C, F>(cases: Vec<C>, run: impl Fn(C) -> F)
 where
     C: std::fmt::Debug,
     F: Future<Output = ()> + Send + 'static,
 {
-    let (room, mut running, mut names) = (Arc::new(Semaphore::new(100)), JoinSet::new(), BTreeMap::new());
+    let (room, mut running, mut names) = (
+        Arc::new(Semaphore::new(100)),
+        JoinSet::new(),
+        BTreeMap::new(),
+    );
     for case in cases {
         let (name, room) = (format!("{case:?}"), Arc::clone(&room));
         let work = run(case);
@@ -73,7 +90,12 @@ where
             failed.push(format!("{}: {text}", names[&id]));
         }
     }
-    assert!(failed.is_empty(), "{} of the cases failed:\n{}", failed.len(), failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} of the cases failed:\n{}",
+        failed.len(),
+        failed.join("\n")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,7 +112,8 @@ async fn whichever_store_call_fails_there_is_a_whole_backup_or_none() {
     ];
     let calls = 1..=clean.store.events().len();
     assert!(calls.clone().count() > 40);
-    let faults = calls.flat_map(|n| kinds.map(|kind| [Fault::before(kind).nth(n), Fault::after(kind).nth(n)]));
+    let faults = calls
+        .flat_map(|n| kinds.map(|kind| [Fault::before(kind).nth(n), Fault::after(kind).nth(n)]));
     for_all(faults.flatten().collect(), |fault| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
@@ -106,7 +129,12 @@ async fn whichever_store_call_fails_there_is_a_whole_backup_or_none() {
 async fn a_manifest_whose_reply_was_lost_is_a_committed_backup() {
     for kind in [StoreErrorKind::Unavailable, StoreErrorKind::Denied] {
         let world = World::new();
-        world.store.fail(Fault::after(kind).of(Operation::PutNew).on("manifest.json").nth(2));
+        world.store.fail(
+            Fault::after(kind)
+                .of(Operation::PutNew)
+                .on("manifest.json")
+                .nth(2),
+        );
         world.back_up().await;
         world.assert_restores().await;
     }
@@ -115,10 +143,20 @@ async fn a_manifest_whose_reply_was_lost_is_a_committed_backup() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_passing_failure_of_a_small_object_does_not_lose_the_upload() {
     let (keys, writer) = quick_keys();
-    let objects = ["started.json", "keyring.age", "RESTORE.txt", "private.age", "chunks-0000.json", "receipt.json"];
+    let objects = [
+        "started.json",
+        "keyring.age",
+        "RESTORE.txt",
+        "private.age",
+        "chunks-0000.json",
+        "receipt.json",
+    ];
     let faults = objects.into_iter().flat_map(|object| {
         let of = |fault: Fault| fault.of(Operation::PutNew).on(object);
-        [of(Fault::before(StoreErrorKind::Throttled)), of(Fault::after(StoreErrorKind::Unavailable))]
+        [
+            of(Fault::before(StoreErrorKind::Throttled)),
+            of(Fault::after(StoreErrorKind::Unavailable)),
+        ]
     });
     for_all(faults.collect(), |fault| {
         let world = World::with_keys(keys.clone(), writer.clone());
@@ -135,13 +173,19 @@ async fn a_passing_failure_of_a_small_object_does_not_lose_the_upload() {
 async fn chunks_that_are_confirmed_are_not_sent_again() {
     let world = World::new();
     for n in [9, 17] {
-        world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::PutPart).nth(n));
+        world.store.fail(
+            Fault::before(StoreErrorKind::Unavailable)
+                .of(Operation::PutPart)
+                .nth(n),
+        );
     }
     let backup = world.back_up().await;
     for chunk in world.chunks(&backup.manifest).await {
         let of_index = |key: &str| key.contains(&format!("/{:08}-", chunk.index));
         let finished = world.store.events().into_iter().filter(|event| {
-            event.operation == Operation::Finish && event.outcome == Outcome::Done && of_index(&event.key)
+            event.operation == Operation::Finish
+                && event.outcome == Outcome::Done
+                && of_index(&event.key)
         });
         assert_eq!(finished.count(), 1, "chunk {}", chunk.index);
     }
@@ -155,7 +199,12 @@ async fn a_store_that_goes_on_failing_is_given_up_by_the_name_of_the_chunk() {
     for_all(operations.to_vec(), |operation| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
-            world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(operation).nth(2).forever());
+            world.store.fail(
+                Fault::before(StoreErrorKind::Unavailable)
+                    .of(operation)
+                    .nth(2)
+                    .forever(),
+            );
             let outcome = world.try_back_up().await;
             let text = error_chain(outcome.as_ref().unwrap_err());
             assert!(text.contains(".zfs.age"), "{text}");
@@ -188,10 +237,28 @@ async fn whichever_zfs_call_fails_there_is_a_whole_backup_or_none() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_send_that_is_cut_or_fails_at_its_end_is_never_a_backup() {
     let (keys, writer) = quick_keys();
-    let whole = World::with_keys(keys.clone(), writer.clone()).stream().len();
+    let whole = World::with_keys(keys.clone(), writer.clone())
+        .stream()
+        .len();
     let split = 64 * 1024;
-    let cuts = [0, 1, 311, 312, 5000, split - 1, split, split + 1, 2 * split, whole - 313, whole - 312, whole - 1];
-    let faults = cuts.into_iter().flat_map(|at| [(at, 0), (at, EIO)]).chain([(whole, EIO), (whole + 9, EIO)]);
+    let cuts = [
+        0,
+        1,
+        311,
+        312,
+        5000,
+        split - 1,
+        split,
+        split + 1,
+        2 * split,
+        whole - 313,
+        whole - 312,
+        whole - 1,
+    ];
+    let faults = cuts
+        .into_iter()
+        .flat_map(|at| [(at, 0), (at, EIO)])
+        .chain([(whole, EIO), (whole + 9, EIO)]);
     for_all(faults.collect(), |(after_bytes, errno)| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
@@ -208,10 +275,14 @@ async fn a_send_that_is_cut_or_fails_at_its_end_is_never_a_backup() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_bit_in_the_stream_is_never_a_backup() {
     let (keys, writer) = quick_keys();
-    let whole = World::with_keys(keys.clone(), writer.clone()).stream().len();
+    let whole = World::with_keys(keys.clone(), writer.clone())
+        .stream()
+        .len();
     // All of the first record and the last two, and places between.
-    let places =
-        (0..312).step_by(24).chain((312..whole - 624).step_by(whole / 30)).chain((whole - 624..whole).step_by(8));
+    let places = (0..312)
+        .step_by(24)
+        .chain((312..whole - 624).step_by(whole / 30))
+        .chain((whole - 624..whole).step_by(8));
     for_all(places.collect(), |at| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
@@ -231,9 +302,15 @@ fn flipped(zfs: &FakeZfs, at: usize) -> ThroughSend {
         let mut bytes = Vec::new();
         sending.reader().read_to_end(&mut bytes).unwrap();
         bytes[at] ^= 4;
-        SendStream::new(Box::new(std::io::Cursor::new(bytes)), Box::new(move || sending.finish()))
+        SendStream::new(
+            Box::new(std::io::Cursor::new(bytes)),
+            Box::new(move || sending.finish()),
+        )
     };
-    ThroughSend { zfs: zfs.clone(), through: Box::new(through) }
+    ThroughSend {
+        zfs: zfs.clone(),
+        through: Box::new(through),
+    }
 }
 
 /// ZFS whose sends go through something.
@@ -267,7 +344,11 @@ impl Zfs for ThroughSend {
         self.zfs.bookmarks(name)
     }
 
-    fn take_snapshots(&self, names: &[SnapshotName], properties: &BTreeMap<String, String>) -> Result<(), ZfsError> {
+    fn take_snapshots(
+        &self,
+        names: &[SnapshotName],
+        properties: &BTreeMap<String, String>,
+    ) -> Result<(), ZfsError> {
         self.zfs.take_snapshots(names, properties)
     }
 
@@ -303,7 +384,11 @@ impl Zfs for ThroughSend {
         self.zfs.send_space(request)
     }
 
-    fn receive(&self, request: &ReceiveRequest, stream: &mut (dyn Read + Send)) -> Result<(), ZfsError> {
+    fn receive(
+        &self,
+        request: &ReceiveRequest,
+        stream: &mut (dyn Read + Send),
+    ) -> Result<(), ZfsError> {
         self.zfs.receive(request, stream)
     }
 
@@ -327,7 +412,11 @@ impl Zfs for ThroughSend {
         self.zfs.inherit_property(name, property)
     }
 
-    fn set_properties(&self, name: &DatasetName, properties: &BTreeMap<String, PropertyValue>) -> Result<(), ZfsError> {
+    fn set_properties(
+        &self,
+        name: &DatasetName,
+        properties: &BTreeMap<String, PropertyValue>,
+    ) -> Result<(), ZfsError> {
         self.zfs.set_properties(name, properties)
     }
 

@@ -1,11 +1,11 @@
-//! What an interruption costs, in figures: bytes that ZFS sends again, bytes that are uploaded again, seconds; against
-//! starting over. With the pool in memory and a folder as the store.
+//! What an interruption costs, in figures: bytes that ZFS sends again, bytes that are uploaded
+//! again, seconds; against starting over. With the pool in memory and a folder as the store.
 //!
 //! ```text
 //! cargo nextest run --features live-zfs --test run --run-ignored only --no-capture figures
 //! ```
-//! `ZFS_BACKUP_TEST_MIB` is how much is sent; 2048 MiB take 10 GiB of memory. `ZFS_BACKUP_TEST_SPLIT_MIB` is the size of
-//! chunks, else 64 and 1024.
+//! `ZFS_BACKUP_TEST_MIB` is how much is sent; 2048 MiB take 10 GiB of memory.
+//! `ZFS_BACKUP_TEST_SPLIT_MIB` is the size of chunks, else 64 and 1024.
 
 use crate::failures::ThroughSend;
 use crate::world::{World, committed, name, noise, quick_keys};
@@ -50,11 +50,19 @@ impl Cost {
     }
 
     fn tell(self, what: &str) {
-        let Self { read_bytes, uploaded_bytes, seconds } = self;
+        let Self {
+            read_bytes,
+            uploaded_bytes,
+            seconds,
+        } = self;
         let (read, uploaded) = (read_bytes / MIB, uploaded_bytes / MIB);
         // Also when the test succeeds.
         let mut terminal = std::io::stderr();
-        writeln!(terminal, "{what:<44} read {read:>5} MiB  uploaded {uploaded:>5} MiB  {seconds:>6.1} s").unwrap();
+        writeln!(
+            terminal,
+            "{what:<44} read {read:>5} MiB  uploaded {uploaded:>5} MiB  {seconds:>6.1} s"
+        )
+        .unwrap();
     }
 }
 
@@ -70,9 +78,15 @@ async fn run(world: &World, place: &Place, stop_at_bytes: Option<u64>) -> Cost {
     let (stop, stopping) = tokio::sync::watch::channel(false);
     let counted = Arc::clone(&read);
     let through = move |sending: SendStream| counting(sending, Arc::clone(&counted));
-    let zfs: Arc<dyn Zfs> = Arc::new(ThroughSend { zfs: world.zfs.clone(), through: Box::new(through) });
+    let zfs: Arc<dyn Zfs> = Arc::new(ThroughSend {
+        zfs: world.zfs.clone(),
+        through: Box::new(through),
+    });
     let mut env = world.env_with(zfs, stopping);
-    let settings = DirSettings { root: place.store.path().to_owned(), part_bytes: 16 << 20 };
+    let settings = DirSettings {
+        root: place.store.path().to_owned(),
+        part_bytes: 16 << 20,
+    };
     env.store = Arc::new(DirStore::open(&settings).unwrap());
     env.settings.state_dir = place.state.path().to_owned();
     let seen = Arc::clone(&uploaded);
@@ -90,14 +104,24 @@ async fn run(world: &World, place: &Place, stop_at_bytes: Option<u64>) -> Cost {
         Some(_) => assert!(matches!(outcome, Err(RunError::Interrupted)), "{outcome:?}"),
     }
     let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-    Cost { read_bytes: count(&read), uploaded_bytes: count(&uploaded), seconds }
+    Cost {
+        read_bytes: count(&read),
+        uploaded_bytes: count(&uploaded),
+        seconds,
+    }
 }
 
 /// The same stream, counted as it is read.
 fn counting(sending: SendStream, count: Arc<AtomicU64>) -> SendStream {
     let sending = Arc::new(std::sync::Mutex::new(Some(sending)));
-    let reader = Counting { sending: Arc::clone(&sending), count };
-    SendStream::new(Box::new(reader), Box::new(move || sending.lock().unwrap().take().unwrap().finish()))
+    let reader = Counting {
+        sending: Arc::clone(&sending),
+        count,
+    };
+    SendStream::new(
+        Box::new(reader),
+        Box::new(move || sending.lock().unwrap().take().unwrap().finish()),
+    )
 }
 
 struct Counting {
@@ -107,7 +131,14 @@ struct Counting {
 
 impl Read for Counting {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let bytes = self.sending.lock().unwrap().as_mut().unwrap().reader().read(buffer)?;
+        let bytes = self
+            .sending
+            .lock()
+            .unwrap()
+            .as_mut()
+            .unwrap()
+            .reader()
+            .read(buffer)?;
         self.count.fetch_add(bytes as u64, Ordering::SeqCst);
         Ok(bytes)
     }
@@ -120,15 +151,25 @@ async fn figures_of_an_interruption() {
     let (keys, writer) = quick_keys();
     let mut world = World::empty(keys, writer);
     for file in 0..mib.div_ceil(FILE_MIB) {
-        world.zfs.write_file(&name("tank/a b"), 10 + file, &noise(file, usize::try_from(FILE_MIB * MIB).unwrap()));
+        world.zfs.write_file(
+            &name("tank/a b"),
+            10 + file,
+            &noise(file, usize::try_from(FILE_MIB * MIB).unwrap()),
+        );
     }
     world.snapshot();
-    let place = || Place { store: TempDir::new().unwrap(), state: TempDir::new().unwrap() };
-    let splits = std::env::var("ZFS_BACKUP_TEST_SPLIT_MIB").map_or(vec![64, 1024], |text| vec![text.parse().unwrap()]);
+    let place = || Place {
+        store: TempDir::new().unwrap(),
+        state: TempDir::new().unwrap(),
+    };
+    let splits = std::env::var("ZFS_BACKUP_TEST_SPLIT_MIB")
+        .map_or(vec![64, 1024], |text| vec![text.parse().unwrap()]);
     for split_mib in splits {
         world.settings.split_bytes = split_mib * MIB;
         let whole = run(&world, &place(), None).await;
-        whole.tell(&format!("{mib} MiB in chunks of {split_mib} MiB, not interrupted:"));
+        whole.tell(&format!(
+            "{mib} MiB in chunks of {split_mib} MiB, not interrupted:"
+        ));
         for percent in [10, 50, 90] {
             let place = place();
             let first = run(&world, &place, Some(whole.uploaded_bytes * percent / 100)).await;
@@ -136,7 +177,10 @@ async fn figures_of_an_interruption() {
             let again = first.plus(second).beyond(whole);
             again.tell(&format!("  interrupted at {percent} %, done again:"));
             first.tell("    against starting over, done again:");
-            assert!(again.uploaded_bytes <= split_mib * MIB + 64 * MIB, "more than a chunk was uploaded again");
+            assert!(
+                again.uploaded_bytes <= split_mib * MIB + 64 * MIB,
+                "more than a chunk was uploaded again"
+            );
         }
     }
 }

@@ -14,7 +14,11 @@ use zfs_backup::stream::seal::Compression;
 fn open_with_age(sealed: &[u8], identity: &age::x25519::Identity) -> Vec<u8> {
     let decryptor = age::Decryptor::new(sealed).unwrap();
     let mut plain = Vec::new();
-    decryptor.decrypt(std::iter::once(identity as &dyn age::Identity)).unwrap().read_to_end(&mut plain).unwrap();
+    decryptor
+        .decrypt(std::iter::once(identity as &dyn age::Identity))
+        .unwrap()
+        .read_to_end(&mut plain)
+        .unwrap();
     plain
 }
 
@@ -28,7 +32,14 @@ async fn assert_whole_round(world: &World) {
     assert!(manifest.send.checked);
 
     let catalog = world.catalog().await;
-    assert_eq!((catalog.backups.len(), catalog.attempts.len(), catalog.unknown.len()), (1, 0, 0));
+    assert_eq!(
+        (
+            catalog.backups.len(),
+            catalog.attempts.len(),
+            catalog.unknown.len()
+        ),
+        (1, 0, 0)
+    );
     assert_eq!(catalog.backups[0].manifest, *manifest);
 
     let chunks = world.chunks(manifest).await;
@@ -37,26 +48,44 @@ async fn assert_whole_round(world: &World) {
     let mut plain = Vec::new();
     for chunk in &chunks {
         let sealed = world.store.object(&key_of(manifest, &chunk.name)).unwrap();
-        assert_eq!((Digest::of(&sealed), sealed.len() as u64), (chunk.blake3, chunk.sealed_bytes));
+        assert_eq!(
+            (Digest::of(&sealed), sealed.len() as u64),
+            (chunk.blake3, chunk.sealed_bytes)
+        );
         let opened = open_with_age(&sealed, &world.keys.identities[0]);
         match world.settings.compression {
             Compression::None => plain.extend(opened),
             Compression::Zstd { .. } => plain.extend(zstd::decode_all(&opened[..]).unwrap()),
         }
     }
-    assert!(plain == stream, "the chunks opened by the age crate are not the stream");
+    assert!(
+        plain == stream,
+        "the chunks opened by the age crate are not the stream"
+    );
 
     let stored = |object: &str| world.store.object(&key_of(manifest, object));
-    assert_eq!(stored("RESTORE.txt").map(|bytes| Digest::of(&bytes)), Some(manifest.files.restore_text));
-    assert_eq!(stored("private.age").map(|bytes| Digest::of(&bytes)), Some(manifest.files.private));
-    assert_eq!(stored("keyring.age").map(|bytes| Digest::of(&bytes)), manifest.files.keyring);
+    assert_eq!(
+        stored("RESTORE.txt").map(|bytes| Digest::of(&bytes)),
+        Some(manifest.files.restore_text)
+    );
+    assert_eq!(
+        stored("private.age").map(|bytes| Digest::of(&bytes)),
+        Some(manifest.files.private)
+    );
+    assert_eq!(
+        stored("keyring.age").map(|bytes| Digest::of(&bytes)),
+        manifest.files.keyring
+    );
     let private = open_with_age(&stored("private.age").unwrap(), &world.keys.identities[0]);
     let private: Private = parse_strict(&private).unwrap();
     assert_eq!(private.snapshot_name, world.newest_snapshot().to_string());
     assert_receipt_names_everything(world, manifest);
 
     let report = world.verify().await;
-    assert_eq!((report.backups, &report.damage, &report.extra), (1, &vec![], &vec![]));
+    assert_eq!(
+        (report.backups, &report.damage, &report.extra),
+        (1, &vec![], &vec![])
+    );
     world.assert_restores().await;
     let target = name("tank/back");
     world.restore_into(&target).await.unwrap();
@@ -67,8 +96,18 @@ async fn assert_whole_round(world: &World) {
 }
 
 fn assert_receipt_names_everything(world: &World, manifest: &zfs_backup::manifest::Manifest) {
-    let receipt: Receipt = parse_strict(&world.store.object(&key_of(manifest, "receipt.json")).unwrap()).unwrap();
-    let mut named: Vec<String> = receipt.objects.iter().map(|entry| key_of(manifest, &entry.name)).collect();
+    let receipt: Receipt = parse_strict(
+        &world
+            .store
+            .object(&key_of(manifest, "receipt.json"))
+            .unwrap(),
+    )
+    .unwrap();
+    let mut named: Vec<String> = receipt
+        .objects
+        .iter()
+        .map(|entry| key_of(manifest, &entry.name))
+        .collect();
     named.sort();
     let unnamed = ["manifest.json", "receipt.json"];
     let prefix = key_of(manifest, "");
@@ -86,7 +125,10 @@ async fn a_backup_is_stored_whole_and_restores_to_the_same_bytes_and_files() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compressed_backup_restores_to_the_same_bytes_and_files() {
     let mut world = World::new();
-    world.settings.compression = Compression::Zstd { level: 3, long: None };
+    world.settings.compression = Compression::Zstd {
+        level: 3,
+        long: None,
+    };
     assert_whole_round(&world).await;
 }
 
@@ -99,35 +141,67 @@ async fn a_backup_without_a_keyring_opens_for_each_of_its_recipients() {
     assert_whole_round(&world).await;
     world.keys.identities = vec![second];
     world.assert_restores().await;
-    assert!(!world.store.keys().iter().any(|key| key.ends_with("keyring.age")));
+    assert!(
+        !world
+            .store
+            .keys()
+            .iter()
+            .any(|key| key.ends_with("keyring.age"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_snapshot_stays_restorable_by_name_and_by_id() {
     let world = World::new();
-    let first = (world.newest_snapshot(), world.stream(), world.back_up().await);
+    let first = (
+        world.newest_snapshot(),
+        world.stream(),
+        world.back_up().await,
+    );
     world.zfs.set_now("2026-01-05T00:00:00Z".parse().unwrap());
     world.zfs.write_file(&world.dataset, 8, &noise(5, 70_000));
     world.snapshot();
     let second = world.back_up().await;
-    assert_eq!(world.catalog().await.newest().unwrap().manifest.id, second.manifest.id);
+    assert_eq!(
+        world.catalog().await.newest().unwrap().manifest.id,
+        second.manifest.id
+    );
     world.assert_restores().await;
-    for point in [RestorePoint::Snapshot(first.0.short().into()), RestorePoint::Id(first.2.manifest.id.clone())] {
+    for point in [
+        RestorePoint::Snapshot(first.0.short().into()),
+        RestorePoint::Id(first.2.manifest.id.clone()),
+    ] {
         let set = world.find(&point).await.unwrap();
         assert_eq!(set.backups[0].manifest.id, first.2.manifest.id);
         assert_eq!(set.backups[0].manifest.stream_bytes, first.1.len() as u64);
     }
-    let receipt: Receipt =
-        parse_strict(&world.store.object(&key_of(&second.manifest, "receipt.json")).unwrap()).unwrap();
-    assert_eq!(receipt.live.iter().map(|live| &live.id).collect::<Vec<_>>(), [&first.2.manifest.id]);
+    let receipt: Receipt = parse_strict(
+        &world
+            .store
+            .object(&key_of(&second.manifest, "receipt.json"))
+            .unwrap(),
+    )
+    .unwrap();
+    assert_eq!(
+        receipt.live.iter().map(|live| &live.id).collect::<Vec<_>>(),
+        [&first.2.manifest.id]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_incremental_is_refused_rather_than_made_full() {
     let world = World::new();
-    let error = back_up(&world.env(), &world.selected(), RequestedKind::Incremental).await.unwrap_err();
+    let error = back_up(&world.env(), &world.selected(), RequestedKind::Incremental)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("tank/a b"), "{error}");
-    assert!(!world.store.events().iter().any(|event| is_put(event.operation)));
+    assert!(
+        !world
+            .store
+            .events()
+            .iter()
+            .any(|event| is_put(event.operation))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,7 +209,9 @@ async fn a_dataset_that_is_not_there_is_named_with_a_similar_one() {
     let world = World::new();
     let mut selected = world.selected();
     selected.dataset.name = name("tank/a c");
-    let error = back_up(&world.env(), &selected, RequestedKind::Full).await.unwrap_err();
+    let error = back_up(&world.env(), &selected, RequestedKind::Full)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("tank/a c"), "{error}");
     assert_eq!(error.hint().as_deref(), Some("did you mean tank/a b?"));
 }
@@ -153,25 +229,45 @@ async fn the_manifest_is_put_last_and_only_after_every_chunk_was_confirmed() {
         .map(|event| (event.operation, event.key))
         .collect();
     let at = |operation, key: &str| {
-        let found = puts.iter().position(|put| *put == (operation, key.to_owned()));
+        let found = puts
+            .iter()
+            .position(|put| *put == (operation, key.to_owned()));
         found.unwrap_or_else(|| panic!("no {operation:?} of {key}"))
     };
     let small = |object: &str| at(Operation::PutNew, &key_of(&backup.manifest, object));
-    assert_eq!((small("started.json.minisig"), small("started.json")), (0, 1));
+    assert_eq!(
+        (small("started.json.minisig"), small("started.json")),
+        (0, 1)
+    );
     for signed in ["RESTORE.txt", "receipt.json", "manifest.json"] {
-        assert!(small(&format!("{signed}.minisig")) < small(signed), "{signed}");
+        assert!(
+            small(&format!("{signed}.minisig")) < small(signed),
+            "{signed}"
+        );
     }
     let chunks = world.chunks(&backup.manifest).await;
-    let confirmed = chunks.iter().map(|chunk| at(Operation::Finish, &key_of(&backup.manifest, &chunk.name)));
+    let confirmed = chunks
+        .iter()
+        .map(|chunk| at(Operation::Finish, &key_of(&backup.manifest, &chunk.name)));
     let last_confirmed = confirmed.max().unwrap();
-    for after in ["RESTORE.txt.minisig", "private.age", "chunks-0000.json", "receipt.json.minisig"] {
+    for after in [
+        "RESTORE.txt.minisig",
+        "private.age",
+        "chunks-0000.json",
+        "receipt.json.minisig",
+    ] {
         assert!(last_confirmed < small(after), "{after}");
     }
     assert!(small("receipt.json") < small("manifest.json.minisig"));
     assert_eq!(small("manifest.json"), puts.len() - 1);
     let events = world.store.events();
-    let last = events.iter().rposition(|event| is_put(event.operation)).unwrap();
-    let read_back = events[last..].iter().filter(|event| event.operation == Operation::Get);
+    let last = events
+        .iter()
+        .rposition(|event| is_put(event.operation))
+        .unwrap();
+    let read_back = events[last..]
+        .iter()
+        .filter(|event| event.operation == Operation::Get);
     assert!(read_back.count() >= 2, "the manifest was not read back");
 }
 
@@ -184,10 +280,30 @@ struct Shape {
 }
 
 fn shapes() -> impl Strategy<Value = Shape> {
-    let file = (1u64..40, prop_oneof![Just(0usize), 1usize..5000, 5000usize..120_000], any::<bool>());
-    let compression = prop_oneof![Just(Compression::None), Just(Compression::Zstd { level: 1, long: None })];
-    let shape = (prop::collection::vec(file, 0..6), 1u64..40, 1usize..40, compression);
-    shape.prop_map(|(files, split_pages, part_kib, compression)| Shape { files, split_pages, part_kib, compression })
+    let file = (
+        1u64..40,
+        prop_oneof![Just(0usize), 1usize..5000, 5000usize..120_000],
+        any::<bool>(),
+    );
+    let compression = prop_oneof![
+        Just(Compression::None),
+        Just(Compression::Zstd {
+            level: 1,
+            long: None
+        })
+    ];
+    let shape = (
+        prop::collection::vec(file, 0..6),
+        1u64..40,
+        1usize..40,
+        compression,
+    );
+    shape.prop_map(|(files, split_pages, part_kib, compression)| Shape {
+        files,
+        split_pages,
+        part_kib,
+        compression,
+    })
 }
 
 proptest! {

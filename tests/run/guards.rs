@@ -14,11 +14,19 @@ use zfs_backup::store::ObjectStore;
 async fn of_two_runs_at_once_one_is_told_that_the_dataset_is_locked() {
     let world = World::new();
     let (env, selected) = (world.env(), world.selected());
-    let (one, other) =
-        tokio::join!(back_up(&env, &selected, RequestedKind::Full), back_up(&env, &selected, RequestedKind::Full));
-    let (done, refused) = if one.is_ok() { (one, other) } else { (other, one) };
+    let (one, other) = tokio::join!(
+        back_up(&env, &selected, RequestedKind::Full),
+        back_up(&env, &selected, RequestedKind::Full)
+    );
+    let (done, refused) = if one.is_ok() {
+        (one, other)
+    } else {
+        (other, one)
+    };
     committed(done.unwrap());
-    assert!(matches!(refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b")));
+    assert!(
+        matches!(refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b"))
+    );
     assert_eq!(world.catalog().await.backups.len(), 1);
     world.assert_restores().await;
 }
@@ -53,7 +61,10 @@ async fn a_run_that_is_asked_to_stop_leaves_no_backup_and_no_upload_behind() {
         world.assert_restores().await;
         assert_eq!(world.verify().await.damage, []);
     }
-    assert!(interrupted >= 4, "only {interrupted} runs heard that they shall stop");
+    assert!(
+        interrupted >= 4,
+        "only {interrupted} runs heard that they shall stop"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -63,7 +74,11 @@ async fn a_reader_that_failed_gives_no_more_bytes() {
     world.settings.split_bytes = 2 * 64 * 1024;
     let backup = world.back_up().await;
     let chunk = &world.chunks(&backup.manifest).await[0];
-    assert!(world.store.flip(&key_of(&backup.manifest, &chunk.name), 100_000));
+    assert!(
+        world
+            .store
+            .flip(&key_of(&backup.manifest, &chunk.name), 100_000)
+    );
     let set = world.find(&RestorePoint::Newest).await.unwrap();
     let (mut reader, failure) = open_stream(&set.backups[0], &world.keys.identities);
     let after = tokio::task::spawn_blocking(move || {
@@ -83,5 +98,8 @@ async fn a_reader_that_failed_gives_no_more_bytes() {
     });
     assert_eq!(after.await.unwrap().len(), 0);
     let error = failure.lock().unwrap().take().unwrap();
-    assert!(matches!(&error, RunError::Chunk { key, .. } if key.ends_with(&chunk.name)), "{error}");
+    assert!(
+        matches!(&error, RunError::Chunk { key, .. } if key.ends_with(&chunk.name)),
+        "{error}"
+    );
 }

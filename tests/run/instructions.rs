@@ -1,4 +1,5 @@
-//! RESTORE.txt: run as it stands, with the tools that it names, by a shell that knows nothing of us.
+//! RESTORE.txt: run as it stands, with the tools that it names, by a shell that knows nothing of
+//! us.
 
 use crate::world::{World, key_of};
 use std::path::Path;
@@ -10,15 +11,31 @@ use zfs_backup::stream::seal::Compression;
 /// A folder with the objects of the backup and the key, as RESTORE.txt wants it.
 pub(crate) fn fetch(world: &World, manifest: &Manifest) -> TempDir {
     let (folder, prefix) = (TempDir::new().unwrap(), key_of(manifest, ""));
-    for key in world.store.keys().iter().filter(|key| key.starts_with(&prefix)) {
-        std::fs::write(folder.path().join(&key[prefix.len()..]), world.store.object(key).unwrap()).unwrap();
+    for key in world
+        .store
+        .keys()
+        .iter()
+        .filter(|key| key.starts_with(&prefix))
+    {
+        std::fs::write(
+            folder.path().join(&key[prefix.len()..]),
+            world.store.object(key).unwrap(),
+        )
+        .unwrap();
     }
-    std::fs::write(folder.path().join("identity.txt"), &*world.keys.to_text().unwrap()).unwrap();
+    std::fs::write(
+        folder.path().join("identity.txt"),
+        &*world.keys.to_text().unwrap(),
+    )
+    .unwrap();
     folder
 }
 
 pub(crate) fn run(folder: &Path, program: &str, arguments: &[&str]) -> Output {
-    let ran = Command::new(program).args(arguments).current_dir(folder).output();
+    let ran = Command::new(program)
+        .args(arguments)
+        .current_dir(folder)
+        .output();
     ran.unwrap_or_else(|error| panic!("{program}, which this test needs: {error}"))
 }
 
@@ -30,14 +47,21 @@ async fn backed_up(compression: Compression) -> (World, Manifest, TempDir) {
     (world, manifest, folder)
 }
 
-const ZSTD: Compression = Compression::Zstd { level: 3, long: None };
+const ZSTD: Compression = Compression::Zstd {
+    level: 3,
+    long: None,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_instructions_restore_the_stream_without_this_tool() {
     for compression in [Compression::None, ZSTD] {
         let (world, _, folder) = backed_up(compression).await;
         let output = run(folder.path(), "sh", &["RESTORE.txt"]);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert!(output.stdout == world.stream(), "{compression:?}");
     }
 }
@@ -57,7 +81,11 @@ async fn the_instructions_stop_at_a_damaged_or_missing_chunk_and_write_nothing_o
             }
             let output = run(folder.path(), "sh", &["RESTORE.txt"]);
             assert!(!output.status.success(), "{compression:?} {missing}");
-            assert!(output.stdout == world.stream()[..2 * 64 * 1024], "{} bytes", output.stdout.len());
+            assert!(
+                output.stdout == world.stream()[..2 * 64 * 1024],
+                "{} bytes",
+                output.stdout.len()
+            );
         }
     }
 }
@@ -67,9 +95,16 @@ async fn the_instructions_fail_with_a_key_that_does_not_fit() {
     for compression in [Compression::None, ZSTD] {
         let (_, _, folder) = backed_up(compression).await;
         let (other, _) = crate::world::quick_keys();
-        std::fs::write(folder.path().join("identity.txt"), &*other.to_text().unwrap()).unwrap();
+        std::fs::write(
+            folder.path().join("identity.txt"),
+            &*other.to_text().unwrap(),
+        )
+        .unwrap();
         let output = run(folder.path(), "sh", &["RESTORE.txt"]);
-        assert!(!output.status.success() && output.stdout.is_empty(), "{compression:?}");
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{compression:?}"
+        );
     }
 }
 
@@ -77,21 +112,43 @@ async fn the_instructions_fail_with_a_key_that_does_not_fit() {
 async fn minisign_accepts_our_signatures_and_the_first_line_says_how() {
     let (world, manifest, folder) = backed_up(Compression::None).await;
     let key = world.writer.signing.verifying_key().to_string();
-    for object in ["manifest.json", "RESTORE.txt", "receipt.json", "started.json"] {
+    for object in [
+        "manifest.json",
+        "RESTORE.txt",
+        "receipt.json",
+        "started.json",
+    ] {
         let output = run(folder.path(), "minisign", &["-V", "-P", &key, "-m", object]);
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{object}: {said}");
         assert!(said.contains(&key_of(&manifest, object)), "{said}");
     }
     let text = std::fs::read_to_string(folder.path().join("RESTORE.txt")).unwrap();
-    assert_eq!(text.lines().next(), Some(format!("# minisign -V -P {key} -m RESTORE.txt").as_str()));
+    assert_eq!(
+        text.lines().next(),
+        Some(format!("# minisign -V -P {key} -m RESTORE.txt").as_str())
+    );
     std::fs::write(folder.path().join("RESTORE.txt"), format!("{text}\n")).unwrap();
-    assert!(!run(folder.path(), "minisign", &["-V", "-P", &key, "-m", "RESTORE.txt"]).status.success());
+    assert!(
+        !run(
+            folder.path(),
+            "minisign",
+            &["-V", "-P", &key, "-m", "RESTORE.txt"]
+        )
+        .status
+        .success()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_place_with_a_space_is_quoted_in_the_instructions() {
     let (_, manifest, folder) = backed_up(Compression::None).await;
     let text = std::fs::read_to_string(folder.path().join("RESTORE.txt")).unwrap();
-    assert!(text.contains(&format!("REMOTE:BUCKET/PREFIX/'tank/a b/@{}/' .", manifest.id)), "{text}");
+    assert!(
+        text.contains(&format!(
+            "REMOTE:BUCKET/PREFIX/'tank/a b/@{}/' .",
+            manifest.id
+        )),
+        "{text}"
+    );
 }

@@ -1,5 +1,6 @@
-//! Runs that end in the middle: dropped at every call of the store and of ZFS, with the journal torn, wiped or rolled
-//! back. The next plain run ends in a valid backup with the bytes of an uninterrupted send, and nothing is left over.
+//! Runs that end in the middle: dropped at every call of the store and of ZFS, with the journal
+//! torn, wiped or rolled back. The next plain run ends in a valid backup with the bytes of an
+//! uninterrupted send, and nothing is left over.
 
 use crate::chains::{chain, night};
 use crate::crash::{CrashAt, CrashStore, Watch};
@@ -48,31 +49,60 @@ async fn crash(world: &World, env: BackupEnv, requested: RequestedKind, at: Cras
 /// How many calls of the store an uninterrupted run makes.
 async fn store_calls(world: &World, env: BackupEnv, requested: RequestedKind) -> usize {
     let store = CrashStore::new(&world.store, None, unwatched());
-    committed(store.back_up(env, world.selected(), requested).await.unwrap().unwrap());
+    committed(
+        store
+            .back_up(env, world.selected(), requested)
+            .await
+            .unwrap()
+            .unwrap(),
+    );
     store.calls()
 }
 
 /// The ids that have objects.
 fn ids(world: &World) -> BTreeSet<String> {
     let keys = world.store.keys();
-    keys.iter().filter_map(|key| Some(key.split_once("/@2")?.1.split_once('/')?.0.to_owned())).collect()
+    keys.iter()
+        .filter_map(|key| Some(key.split_once("/@2")?.1.split_once('/')?.0.to_owned()))
+        .collect()
 }
 
 /// The run after: what must hold whatever happened before.
-async fn assert_goes_on(world: &World, requested: RequestedKind, backups: usize) -> CommittedBackup {
-    let ended = committed(back_up(&world.env(), &world.selected(), requested).await.unwrap());
+async fn assert_goes_on(
+    world: &World,
+    requested: RequestedKind,
+    backups: usize,
+) -> CommittedBackup {
+    let ended = committed(
+        back_up(&world.env(), &world.selected(), requested)
+            .await
+            .unwrap(),
+    );
     assert_nothing_is_left(world, backups).await;
     ended
 }
 
 async fn assert_nothing_is_left(world: &World, backups: usize) {
     world.assert_no_holds();
-    assert_eq!(pinned(&world.zfs, &world.dataset).unwrap(), BTreeSet::new(), "a private bookmark is left");
+    assert_eq!(
+        pinned(&world.zfs, &world.dataset).unwrap(),
+        BTreeSet::new(),
+        "a private bookmark is left"
+    );
     let report = world.verify().await;
     assert_eq!((report.damage, report.extra), (vec![], vec![]));
     assert_eq!(world.catalog().await.backups.len(), backups);
-    assert_eq!(world.store.unfinished("").await.unwrap(), [], "parts are left that nobody sees");
-    let journal = unended(&world.settings.state_dir, &world.store.known(), &world.dataset).unwrap();
+    assert_eq!(
+        world.store.unfinished("").await.unwrap(),
+        [],
+        "parts are left that nobody sees"
+    );
+    let journal = unended(
+        &world.settings.state_dir,
+        &world.store.known(),
+        &world.dataset,
+    )
+    .unwrap();
     assert_eq!(journal, BTreeSet::new());
 }
 
@@ -82,7 +112,9 @@ async fn a_full_that_is_dropped_at_any_store_call_is_gone_on_with() {
     let clean = World::with_keys(keys.clone(), writer.clone());
     let calls = store_calls(&clean, clean.env(), RequestedKind::Full).await;
     assert!(calls > 40, "{calls}");
-    let cases: Vec<CrashAt> = (1..=calls).flat_map(|n| [CrashAt::Before(n), CrashAt::After(n)]).collect();
+    let cases: Vec<CrashAt> = (1..=calls)
+        .flat_map(|n| [CrashAt::Before(n), CrashAt::After(n)])
+        .collect();
     for_all(cases, |at| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
@@ -108,42 +140,69 @@ async fn an_incremental_that_is_dropped_at_any_store_call_is_gone_on_with() {
     let begin = |world: World| async move {
         let points = chain(&world, 1).await;
         night(&world, 2);
-        world.zfs.write_file(&world.dataset, 70, &crate::world::noise(70, 200_000));
+        world
+            .zfs
+            .write_file(&world.dataset, 70, &crate::world::noise(70, 200_000));
         world.snapshot();
         (world, points)
     };
     let (clean, _) = begin(World::with_keys(keys.clone(), writer.clone())).await;
     let calls = store_calls(&clean, clean.env(), RequestedKind::Incremental).await;
-    let cases: Vec<CrashAt> = (1..=calls).flat_map(|n| [CrashAt::Before(n), CrashAt::After(n)]).collect();
+    let cases: Vec<CrashAt> = (1..=calls)
+        .flat_map(|n| [CrashAt::Before(n), CrashAt::After(n)])
+        .collect();
     for_all(cases, |at| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
             let (world, points) = begin(world).await;
-            assert!(crash(&world, world.env(), RequestedKind::Incremental, at).await.is_some());
-            world.try_back_up_as(RequestedKind::Incremental).await.unwrap();
+            assert!(
+                crash(&world, world.env(), RequestedKind::Incremental, at)
+                    .await
+                    .is_some()
+            );
+            world
+                .try_back_up_as(RequestedKind::Incremental)
+                .await
+                .unwrap();
             assert_nothing_is_left(&world, 3).await;
             let newest = world.catalog().await.newest().unwrap().manifest.clone();
             assert_eq!(newest.base.as_ref().unwrap().backup_id, points[1].0.id);
-            crate::chains::assert_comes_back(&world, &newest, &world.zfs.files(&world.dataset)).await;
+            crate::chains::assert_comes_back(&world, &newest, &world.zfs.files(&world.dataset))
+                .await;
         }
     })
     .await;
 }
 
-/// Interrupted twice: whichever run it is that ends the commit, it also removes what only the uploads needed.
+/// Interrupted twice: whichever run it is that ends the commit, it also removes what only the
+/// uploads needed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_only_an_upload_needs_goes_whoever_ends_its_commit() {
     let (keys, writer) = quick_keys();
     let clean = World::with_keys(keys.clone(), writer.clone());
     interrupted_late(&clean).await;
-    assert!(clean.store.keys().iter().any(|key| key.contains("progress-")), "nothing is there to be removed");
+    assert!(
+        clean
+            .store
+            .keys()
+            .iter()
+            .any(|key| key.contains("progress-")),
+        "nothing is there to be removed"
+    );
     let calls = store_calls(&clean, clean.env(), RequestedKind::Full).await;
-    let cases: Vec<CrashAt> = (1..=calls).flat_map(|n| [CrashAt::Before(n), CrashAt::After(n)]).collect();
+    let cases: Vec<CrashAt> = (1..=calls)
+        .flat_map(|n| [CrashAt::Before(n), CrashAt::After(n)])
+        .collect();
     for_all(cases, |at| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
             interrupted_late(&world).await;
-            assert!(crash(&world, world.env(), RequestedKind::Full, at).await.is_some(), "the run was over before");
+            assert!(
+                crash(&world, world.env(), RequestedKind::Full, at)
+                    .await
+                    .is_some(),
+                "the run was over before"
+            );
             world.try_back_up().await.unwrap();
             assert_nothing_is_left(&world, 1).await;
             assert_eq!(ids(&world).len(), 1, "it began anew");
@@ -165,8 +224,11 @@ async fn a_run_that_is_dropped_at_any_zfs_call_is_gone_on_with() {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
             let (env, selected) = (world.env(), world.selected());
-            world.zfs.before_call(n, |_| std::panic::resume_unwind(Box::new("a crash")));
-            let run = tokio::spawn(async move { back_up(&env, &selected, RequestedKind::Full).await });
+            world
+                .zfs
+                .before_call(n, |_| std::panic::resume_unwind(Box::new("a crash")));
+            let run =
+                tokio::spawn(async move { back_up(&env, &selected, RequestedKind::Full).await });
             if let Ok(outcome) = run.await
                 && outcome.is_ok()
             {
@@ -196,7 +258,13 @@ async fn what_was_confirmed_is_neither_sent_nor_read_again() {
             }
         }),
     );
-    committed(store.back_up(world.env(), world.selected(), RequestedKind::Full).await.unwrap().unwrap());
+    committed(
+        store
+            .back_up(world.env(), world.selected(), RequestedKind::Full)
+            .await
+            .unwrap()
+            .unwrap(),
+    );
     let (all, calls) = (*finishes.lock().unwrap(), store.calls());
     assert!(all >= 4);
     let mut kept_most = 0;
@@ -207,13 +275,15 @@ async fn what_was_confirmed_is_neither_sent_nor_read_again() {
         kept_most = kept_most.max(kept.len());
         world.store.clear_events();
         world.try_back_up().await.unwrap();
-        let created = world
-            .store
-            .events()
-            .into_iter()
-            .filter(|event| event.operation == Operation::Finish && event.outcome == Outcome::Done);
+        let created =
+            world.store.events().into_iter().filter(|event| {
+                event.operation == Operation::Finish && event.outcome == Outcome::Done
+            });
         if !world.manifest_keys().is_empty() && !kept.is_empty() {
-            assert!(created.count() <= all - kept.len(), "dropped after {n}: {kept:?} were sent again");
+            assert!(
+                created.count() <= all - kept.len(),
+                "dropped after {n}: {kept:?} were sent again"
+            );
         }
         world.assert_restores().await;
     }
@@ -223,7 +293,12 @@ async fn what_was_confirmed_is_neither_sent_nor_read_again() {
 /// The chunks that the journals of the world know as confirmed.
 fn confirmed_names(world: &World) -> BTreeSet<String> {
     use zfs_backup::run::journal::log::JournalRecord;
-    let attempts = read_attempts(&world.settings.state_dir, &world.store.known(), &world.dataset).unwrap();
+    let attempts = read_attempts(
+        &world.settings.state_dir,
+        &world.store.known(),
+        &world.dataset,
+    )
+    .unwrap();
     let records = attempts.iter().flat_map(|attempt| attempt.records());
     records
         .filter_map(|record| match record {
@@ -234,18 +309,28 @@ fn confirmed_names(world: &World) -> BTreeSet<String> {
 }
 
 fn journal_files(state_dir: &Path) -> Vec<PathBuf> {
-    let folders = std::fs::read_dir(state_dir.join("journal")).into_iter().flatten();
+    let folders = std::fs::read_dir(state_dir.join("journal"))
+        .into_iter()
+        .flatten();
     let files = folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
     files.map(|file| file.unwrap().path()).collect()
 }
 
-/// Interrupted runs with confirmed chunks and progress objects for all of them; with the number of confirmed chunks.
+/// Interrupted runs with confirmed chunks and progress objects for all of them; with the number of
+/// confirmed chunks.
 pub(crate) async fn interrupted_late(world: &World) -> usize {
     let mut env = world.env();
     env.now = ticking;
     // The third part of the last chunk but one.
-    world.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::PutPart).nth(15).forever());
-    back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap_err();
+    world.store.fail(
+        Fault::before(StoreErrorKind::Denied)
+            .of(Operation::PutPart)
+            .nth(15)
+            .forever(),
+    );
+    back_up(&env, &world.selected(), RequestedKind::Full)
+        .await
+        .unwrap_err();
     world.store.heal();
     let kept = confirmed_names(world).len();
     assert!(kept >= 2, "{kept}");
@@ -257,12 +342,16 @@ async fn a_torn_journal_costs_at_most_what_is_torn() {
     let (keys, writer) = quick_keys();
     let sample = World::with_keys(keys.clone(), writer.clone());
     interrupted_late(&sample).await;
-    let length = std::fs::metadata(&journal_files(&sample.settings.state_dir)[0]).unwrap().len();
+    let length = std::fs::metadata(&journal_files(&sample.settings.state_dir)[0])
+        .unwrap()
+        .len();
     for_all((0..=length).step_by(97).collect(), |cut| {
         let world = World::with_keys(keys.clone(), writer.clone());
         async move {
             interrupted_late(&world).await;
-            let file = std::fs::OpenOptions::new().write(true).open(&journal_files(&world.settings.state_dir)[0]);
+            let file = std::fs::OpenOptions::new()
+                .write(true)
+                .open(&journal_files(&world.settings.state_dir)[0]);
             file.unwrap().set_len(cut).unwrap();
             committed(world.try_back_up().await.unwrap());
             world.assert_restores().await;
@@ -280,8 +369,15 @@ async fn without_its_journal_an_upload_goes_on_from_what_lies_in_the_store() {
         let world = World::new();
         let mut env = world.env();
         env.now = ticking;
-        world.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::PutPart).nth(5).forever());
-        back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap_err();
+        world.store.fail(
+            Fault::before(StoreErrorKind::Denied)
+                .of(Operation::PutPart)
+                .nth(5)
+                .forever(),
+        );
+        back_up(&env, &world.selected(), RequestedKind::Full)
+            .await
+            .unwrap_err();
         world.store.heal();
         let saved = rolled_back.then(|| {
             let file = journal_files(&world.settings.state_dir).remove(0);
@@ -298,16 +394,30 @@ async fn without_its_journal_an_upload_goes_on_from_what_lies_in_the_store() {
         let ended = assert_goes_on(&world, RequestedKind::Full, 1).await;
         let events = world.store.events();
         let done = |operation| {
-            events.iter().filter(|event| event.operation == operation && event.outcome == Outcome::Done).count()
+            events
+                .iter()
+                .filter(|event| event.operation == operation && event.outcome == Outcome::Done)
+                .count()
         };
-        assert!(done(Operation::Finish) <= ended.chunks - kept, "rolled back: {rolled_back}");
+        assert!(
+            done(Operation::Finish) <= ended.chunks - kept,
+            "rolled back: {rolled_back}"
+        );
         assert_eq!(ids(&world).len(), 1);
         world.assert_restores().await;
-        assert!(!world.store.keys().iter().any(|key| key.contains("progress-")), "progress objects stay");
+        assert!(
+            !world
+                .store
+                .keys()
+                .iter()
+                .any(|key| key.contains("progress-")),
+            "progress objects stay"
+        );
     }
 }
 
-/// The dataset's pool is what says that an upload goes on: without a hold nobody takes it up from the store.
+/// The dataset's pool is what says that an upload goes on: without a hold nobody takes it up from
+/// the store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upload_that_nothing_is_held_for_is_not_taken_up_from_the_store() {
     let world = World::new();
@@ -324,33 +434,71 @@ async fn an_upload_that_nothing_is_held_for_is_not_taken_up_from_the_store() {
 async fn the_newest_snapshot_follows_a_finished_upload_in_the_same_run() {
     let world = World::new();
     interrupted_late(&world).await;
-    let unfinished: BackupId = ids(&world).pop_first().map(|id| format!("2{id}").parse().unwrap()).unwrap();
+    let unfinished: BackupId = ids(&world)
+        .pop_first()
+        .map(|id| format!("2{id}").parse().unwrap())
+        .unwrap();
     night(&world, 1);
-    let outcome = world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap();
+    let outcome = world
+        .try_back_up_as(RequestedKind::Lifecycle)
+        .await
+        .unwrap();
     let newest = committed(outcome);
-    assert_eq!(newest.before.iter().map(|backup| &backup.manifest.id).collect::<Vec<_>>(), [&unfinished]);
+    assert_eq!(
+        newest
+            .before
+            .iter()
+            .map(|backup| &backup.manifest.id)
+            .collect::<Vec<_>>(),
+        [&unfinished]
+    );
     assert_eq!(newest.manifest.kind, BackupKind::Incr);
     assert_eq!(newest.manifest.base.as_ref().unwrap().backup_id, unfinished);
     assert_nothing_is_left(&world, 2).await;
-    crate::chains::assert_comes_back(&world, &newest.manifest, &world.zfs.files(&world.dataset)).await;
+    crate::chains::assert_comes_back(&world, &newest.manifest, &world.zfs.files(&world.dataset))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_commit_is_ended_with_the_bytes_of_then() {
-    let names = ["receipt.json.minisig", "receipt.json", "manifest.json.minisig", "manifest.json"];
-    for (name, newer) in names.into_iter().flat_map(|name| [(name, false), (name, true)]) {
+    let names = [
+        "receipt.json.minisig",
+        "receipt.json",
+        "manifest.json.minisig",
+        "manifest.json",
+    ];
+    for (name, newer) in names
+        .into_iter()
+        .flat_map(|name| [(name, false), (name, true)])
+    {
         let world = World::new();
-        world.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::PutNew).on(name).forever());
+        world.store.fail(
+            Fault::before(StoreErrorKind::Denied)
+                .of(Operation::PutNew)
+                .on(name)
+                .forever(),
+        );
         world.try_back_up().await.unwrap_err();
         world.store.heal();
-        let put: BTreeMap<String, bytes::Bytes> =
-            world.store.keys().into_iter().map(|key| (key.clone(), world.store.object(&key).unwrap())).collect();
+        let put: BTreeMap<String, bytes::Bytes> = world
+            .store
+            .keys()
+            .into_iter()
+            .map(|key| (key.clone(), world.store.object(&key).unwrap()))
+            .collect();
         if newer {
             night(&world, 1);
         }
-        world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap();
+        world
+            .try_back_up_as(RequestedKind::Lifecycle)
+            .await
+            .unwrap();
         assert_nothing_is_left(&world, if newer { 2 } else { 1 }).await;
-        assert!(put.iter().all(|(key, bytes)| world.store.object(key).as_ref() == Some(bytes)), "{name}");
+        assert!(
+            put.iter()
+                .all(|(key, bytes)| world.store.object(key).as_ref() == Some(bytes)),
+            "{name}"
+        );
         assert_eq!(ids(&world).len(), if newer { 2 } else { 1 });
     }
 }
@@ -370,7 +518,12 @@ async fn a_restart_gives_up_what_was_interrupted() {
     // And nobody takes it up again.
     world.settings.restart = false;
     night(&world, 1);
-    let next = committed(world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap());
+    let next = committed(
+        world
+            .try_back_up_as(RequestedKind::Lifecycle)
+            .await
+            .unwrap(),
+    );
     assert!(next.before.is_empty());
     assert_eq!(next.manifest.base.unwrap().backup_id, fresh.manifest.id);
     world.assert_no_holds();
@@ -381,9 +534,17 @@ async fn a_held_snapshot_is_not_destroyed_and_one_that_is_gone_begins_anew() {
     let world = World::new();
     interrupted_late(&world).await;
     let snapshot = world.newest_snapshot();
-    assert!(world.zfs.destroy_snapshots(std::slice::from_ref(&snapshot)).is_err());
+    assert!(
+        world
+            .zfs
+            .destroy_snapshots(std::slice::from_ref(&snapshot))
+            .is_err()
+    );
     zfs_backup::run::pins::unpin(&world.zfs, &world.dataset, |_| true).unwrap();
-    world.zfs.destroy_snapshots(std::slice::from_ref(&snapshot)).unwrap();
+    world
+        .zfs
+        .destroy_snapshots(std::slice::from_ref(&snapshot))
+        .unwrap();
     night(&world, 1);
     let fresh = world.back_up().await;
     assert!(fresh.before.is_empty());
@@ -399,7 +560,11 @@ type Change = fn(&mut World);
 async fn an_upload_goes_on_only_as_what_it_began() {
     let cases: [(&str, Change, bool); 8] = [
         ("nothing", |_| {}, true),
-        ("another module", |world| world.zfs.set_module_version("2.4.0-1"), true),
+        (
+            "another module",
+            |world| world.zfs.set_module_version("2.4.0-1"),
+            true,
+        ),
         (
             "another name",
             |world| {
@@ -408,19 +573,35 @@ async fn an_upload_goes_on_only_as_what_it_began() {
             },
             true,
         ),
-        ("other flags", |world| world.settings.compressed = false, false),
-        ("another size", |world| world.settings.split_bytes *= 2, false),
+        (
+            "other flags",
+            |world| world.settings.compressed = false,
+            false,
+        ),
+        (
+            "another size",
+            |world| world.settings.split_bytes *= 2,
+            false,
+        ),
         (
             "other recipients",
             |world| {
-                world.writer.recipients.push(age::x25519::Identity::generate().to_public());
+                world
+                    .writer
+                    .recipients
+                    .push(age::x25519::Identity::generate().to_public());
             },
             false,
         ),
         (
             "a lost chunk",
             |world| {
-                let chunk = world.store.keys().into_iter().find(|key| key.contains("/00000000-")).unwrap();
+                let chunk = world
+                    .store
+                    .keys()
+                    .into_iter()
+                    .find(|key| key.contains("/00000000-"))
+                    .unwrap();
                 world.store.lose(&chunk);
             },
             false,
@@ -428,8 +609,15 @@ async fn an_upload_goes_on_only_as_what_it_began() {
         (
             "a stranger's object",
             |world| {
-                let started = world.store.keys().into_iter().find(|key| key.ends_with("started.json")).unwrap();
-                world.store.plant(&started.replace("started.json", "RESTORE.txt"), "planted");
+                let started = world
+                    .store
+                    .keys()
+                    .into_iter()
+                    .find(|key| key.ends_with("started.json"))
+                    .unwrap();
+                world
+                    .store
+                    .plant(&started.replace("started.json", "RESTORE.txt"), "planted");
             },
             false,
         ),
@@ -444,13 +632,27 @@ async fn an_upload_goes_on_only_as_what_it_began() {
                 .zfs
                 .dataset(&world.dataset)
                 .unwrap()
-                .unwrap_or_else(|| world.zfs.dataset(&crate::world::name("tank/renamed")).unwrap().unwrap()),
+                .unwrap_or_else(|| {
+                    world
+                        .zfs
+                        .dataset(&crate::world::name("tank/renamed"))
+                        .unwrap()
+                        .unwrap()
+                }),
             stored: world.dataset.clone(),
         };
-        let fresh = committed(back_up(&world.env(), &selected, RequestedKind::Full).await.unwrap());
+        let fresh = committed(
+            back_up(&world.env(), &selected, RequestedKind::Full)
+                .await
+                .unwrap(),
+        );
         let id = fresh.manifest.id.as_str()[1..].to_owned();
         assert_eq!(before.contains(&id), goes_on, "{what}");
-        assert_eq!(pinned(&world.zfs, &selected.dataset.name).unwrap(), BTreeSet::new(), "{what}");
+        assert_eq!(
+            pinned(&world.zfs, &selected.dataset.name).unwrap(),
+            BTreeSet::new(),
+            "{what}"
+        );
         selected.stored = world.dataset.clone();
         let (bytes, result) = world.restore().await;
         assert_eq!(result.unwrap(), bytes.len() as u64, "{what}");
@@ -458,7 +660,8 @@ async fn an_upload_goes_on_only_as_what_it_began() {
     }
 }
 
-/// A journal of a time when the backup was not committed yet must never touch what was committed since, or pruned.
+/// A journal of a time when the backup was not committed yet must never touch what was committed
+/// since, or pruned.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolled_back_journal_never_touches_a_backup() {
     for fate in ["kept", "pruned", "hidden"] {
@@ -480,11 +683,21 @@ async fn a_rolled_back_journal_never_touches_a_backup() {
             crate::chain::plant_prune_record(&world, &world.store, &[&first.manifest.id]);
         }
         let objects = |world: &World| -> Vec<String> {
-            world.store.keys().into_iter().filter(|key| key.contains(first.manifest.id.as_str())).collect()
+            world
+                .store
+                .keys()
+                .into_iter()
+                .filter(|key| key.contains(first.manifest.id.as_str()))
+                .collect()
         };
         let before = objects(&world);
         night(&world, 1);
-        let next = committed(world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap());
+        let next = committed(
+            world
+                .try_back_up_as(RequestedKind::Lifecycle)
+                .await
+                .unwrap(),
+        );
         assert_ne!(next.manifest.id, first.manifest.id);
         assert!(next.before.is_empty());
         assert_eq!(objects(&world), before, "{fate}");
@@ -493,8 +706,8 @@ async fn a_rolled_back_journal_never_touches_a_backup() {
     }
 }
 
-/// A recording store: no manifest before all its chunks are confirmed and all that it pins is there, a signature before
-/// what it signs, and the journal before each.
+/// A recording store: no manifest before all its chunks are confirmed and all that it pins is
+/// there, a signature before what it signs, and the journal before each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_put_before_what_it_follows_from() {
     let world = World::new();
@@ -503,50 +716,94 @@ async fn nothing_is_put_before_what_it_follows_from() {
     let log = Arc::clone(&seen);
     let watch: Watch = Arc::new(move |what, key| {
         log.lock().unwrap().push(format!("{what} {key}"));
-        let Some((_, name)) = key.rsplit_once('/') else { return };
+        let Some((_, name)) = key.rsplit_once('/') else {
+            return;
+        };
         let journal = || -> String {
             let files = journal_files(&state_dir);
-            files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect()
+            files
+                .iter()
+                .map(|file| std::fs::read_to_string(file).unwrap())
+                .collect()
         };
         match (what, name) {
-            ("create", name) => assert!(journal().contains(&format!("\"{name}\"")), "{name} before the journal knew"),
+            ("create", name) => assert!(
+                journal().contains(&format!("\"{name}\"")),
+                "{name} before the journal knew"
+            ),
             ("put", "started.json.minisig") => assert!(journal().contains("\"plan\"")),
             ("put", "RESTORE.txt.minisig") => assert!(journal().contains("\"closing\"")),
             ("put", "receipt.json.minisig") => {
                 assert!(journal().contains("\"commit\""));
-                assert!(journal_files(&state_dir).iter().all(|file| file.extension().unwrap() == "committing"));
+                assert!(
+                    journal_files(&state_dir)
+                        .iter()
+                        .all(|file| file.extension().unwrap() == "committing")
+                );
             }
             ("put", "manifest.json") => {
-                let there = |name: &str| store.object(&key.replace("manifest.json", name)).is_some();
-                for name in ["started.json", "RESTORE.txt", "private.age", "chunks-0000.json", "receipt.json"] {
+                let there =
+                    |name: &str| store.object(&key.replace("manifest.json", name)).is_some();
+                for name in [
+                    "started.json",
+                    "RESTORE.txt",
+                    "private.age",
+                    "chunks-0000.json",
+                    "receipt.json",
+                ] {
                     assert!(there(name), "the manifest before {name}");
                 }
             }
             _ => {}
         }
         if what == "put" && name.ends_with(".json") && !name.starts_with("chunks") {
-            assert!(store.object(&format!("{key}.minisig")).is_some(), "{name} before its signature");
+            assert!(
+                store.object(&format!("{key}.minisig")).is_some(),
+                "{name} before its signature"
+            );
         }
     });
     let watched = CrashStore::new(&world.store, None, Arc::clone(&watch));
     // In two halves, the first dropped in the middle.
     let calls = store_calls(&World::new(), World::new().env(), RequestedKind::Full).await;
     let first = CrashStore::new(&world.store, Some(CrashAt::After(calls / 2)), watch);
-    assert!(first.back_up(world.env(), world.selected(), RequestedKind::Full).await.is_none());
-    let ended = watched.back_up(world.env(), world.selected(), RequestedKind::Full).await.unwrap().unwrap();
+    assert!(
+        first
+            .back_up(world.env(), world.selected(), RequestedKind::Full)
+            .await
+            .is_none()
+    );
+    let ended = watched
+        .back_up(world.env(), world.selected(), RequestedKind::Full)
+        .await
+        .unwrap()
+        .unwrap();
     let manifest = committed(ended).manifest;
     let events = world.store.events();
     let at = |operation: Operation, name: &str| {
         let is_it = |event: &zfs_backup::store::memory::StoreEvent| {
-            event.operation == operation && event.outcome == Outcome::Done && event.key.ends_with(name)
+            event.operation == operation
+                && event.outcome == Outcome::Done
+                && event.key.ends_with(name)
         };
-        events.iter().position(is_it).unwrap_or_else(|| panic!("no {operation:?} of {name}"))
+        events
+            .iter()
+            .position(is_it)
+            .unwrap_or_else(|| panic!("no {operation:?} of {name}"))
     };
     let committed_at = at(Operation::PutNew, "/manifest.json");
     for chunk in world.chunks(&manifest).await {
-        assert!(at(Operation::Finish, &chunk.name) < committed_at, "{} is confirmed after the commit", chunk.name);
+        assert!(
+            at(Operation::Finish, &chunk.name) < committed_at,
+            "{} is confirmed after the commit",
+            chunk.name
+        );
     }
-    let deleted = events.iter().take(committed_at).filter(|event| event.operation == Operation::Delete).count();
+    let deleted = events
+        .iter()
+        .take(committed_at)
+        .filter(|event| event.operation == Operation::Delete)
+        .count();
     assert_eq!(deleted, 0, "something is deleted before the commit");
     assert!(seen.lock().unwrap().len() > calls);
 }
@@ -560,9 +817,15 @@ async fn an_upload_pauses_between_two_chunks_and_goes_on() {
     };
     world.settings.until = Some(crate::world::now());
     let first = paused(world.try_back_up().await.unwrap());
-    assert_eq!((first.chunks, first.stream_bytes), (1, world.settings.split_bytes));
+    assert_eq!(
+        (first.chunks, first.stream_bytes),
+        (1, world.settings.split_bytes)
+    );
     assert!(first.why.contains("max_runtime"), "{}", first.why);
-    assert_eq!(pinned(&world.zfs, &world.dataset).unwrap(), BTreeSet::from([first.id.clone()]));
+    assert_eq!(
+        pinned(&world.zfs, &world.dataset).unwrap(),
+        BTreeSet::from([first.id.clone()])
+    );
     assert_eq!(world.manifest_keys(), [""; 0]);
     // Outside its hours nothing is even read.
     (world.settings.until, world.settings.window) = (None, Some(elsewhen()));
@@ -578,36 +841,66 @@ async fn an_upload_pauses_between_two_chunks_and_goes_on() {
     // What is small is not cut by the hour.
     world.settings.window = Some(elsewhen());
     night(&world, 1);
-    committed(world.try_back_up_as(RequestedKind::Incremental).await.unwrap());
+    committed(
+        world
+            .try_back_up_as(RequestedKind::Incremental)
+            .await
+            .unwrap(),
+    );
 }
 
 /// Hours in which the clock of the worlds never is, wherever this runs.
 fn elsewhen() -> zfs_backup::config::Window {
-    let local = crate::world::now().to_zoned(jiff::tz::TimeZone::system()).time();
+    let local = crate::world::now()
+        .to_zoned(jiff::tz::TimeZone::system())
+        .time();
     let hour = |ahead: i8| (local.hour() + ahead) % 24;
-    format!("{:02}:00-{:02}:00", hour(2), hour(3)).parse().unwrap()
+    format!("{:02}:00-{:02}:00", hour(2), hour(3))
+        .parse()
+        .unwrap()
 }
 
-/// A full that takes many nights does not hold up the nightly incrementals, and is what follows once it is there.
+/// A full that takes many nights does not hold up the nightly incrementals, and is what follows
+/// once it is there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_nightly_incremental_goes_before_an_unfinished_full() {
     let mut world = World::new();
     let points = chain(&world, 1).await;
-    world.zfs.write_file(&world.dataset, 70, &crate::world::noise(70, 250_000));
+    world
+        .zfs
+        .write_file(&world.dataset, 70, &crate::world::noise(70, 250_000));
     night(&world, 2);
     interrupted_late(&world).await;
     night(&world, 3);
-    let full = committed(world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap());
+    let full = committed(
+        world
+            .try_back_up_as(RequestedKind::Lifecycle)
+            .await
+            .unwrap(),
+    );
     assert_eq!(full.manifest.kind, BackupKind::Full);
     let nightly = &full.before[0].manifest;
-    assert_eq!((full.before.len(), nightly.chain.full_id == points[0].0.id), (1, true));
+    assert_eq!(
+        (full.before.len(), nightly.chain.full_id == points[0].0.id),
+        (1, true)
+    );
     assert_nothing_is_left(&world, 4).await;
     crate::chains::assert_comes_back(&world, nightly, &world.zfs.files(&world.dataset)).await;
-    // The chain before it is over: the next incremental follows from the full that is there, and makes no third.
+    // The chain before it is over: the next incremental follows from the full that is there, and
+    // makes no third.
     world.settings.lifecycle.incrementals_max = Some(2);
     night(&world, 4);
-    let next = committed(world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap()).manifest;
-    assert_eq!((&next.chain.full_id, next.chain.position), (&full.manifest.id, 1));
+    let next = committed(
+        world
+            .try_back_up_as(RequestedKind::Lifecycle)
+            .await
+            .unwrap(),
+    )
+    .manifest;
+    assert_eq!(
+        (&next.chain.full_id, next.chain.position),
+        (&full.manifest.id, 1)
+    );
     crate::chains::assert_comes_back(&world, &next, &world.zfs.files(&world.dataset)).await;
 }
 
@@ -622,17 +915,65 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
     world.store.set_clock(Some(later));
     let env = world.prune_env(later);
     let pool_guid = world.zfs.pool_guid("tank").unwrap();
-    let origins = vec![Origin { dataset_guid: world.selected().dataset.guid, pool_guid }];
-    let (stored, rules, beside) = (world.dataset.clone(), RetentionRules::default(), Beside::Nothing);
-    let outcome = prune_dataset(&env, &PruneTask { stored, origins, rules, beside }).await.unwrap();
-    assert_eq!(outcome.deleted.iter().collect::<BTreeSet<_>>(), held.iter().collect());
-    assert!(unended(&world.settings.state_dir, &world.store.known(), &world.dataset).unwrap().is_empty());
-    zfs_backup::run::pins::unpin(&world.zfs, &world.dataset, |id| outcome.deleted.contains(id)).unwrap();
+    let origins = vec![Origin {
+        dataset_guid: world.selected().dataset.guid,
+        pool_guid,
+    }];
+    let (stored, rules, beside) = (
+        world.dataset.clone(),
+        RetentionRules::default(),
+        Beside::Nothing,
+    );
+    let outcome = prune_dataset(
+        &env,
+        &PruneTask {
+            stored,
+            origins,
+            rules,
+            beside,
+        },
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        outcome.deleted.iter().collect::<BTreeSet<_>>(),
+        held.iter().collect()
+    );
+    assert!(
+        unended(
+            &world.settings.state_dir,
+            &world.store.known(),
+            &world.dataset
+        )
+        .unwrap()
+        .is_empty()
+    );
+    zfs_backup::run::pins::unpin(&world.zfs, &world.dataset, |id| {
+        outcome.deleted.contains(id)
+    })
+    .unwrap();
     world.assert_no_holds();
     // The record is the proof for a run that comes after a crash in between.
-    let (stored, rules, beside) = (world.dataset.clone(), RetentionRules::default(), Beside::Nothing);
-    let origins = vec![Origin { dataset_guid: world.selected().dataset.guid, pool_guid }];
-    let again = look(&env, &PruneTask { stored, origins, rules, beside }).await.unwrap();
+    let (stored, rules, beside) = (
+        world.dataset.clone(),
+        RetentionRules::default(),
+        Beside::Nothing,
+    );
+    let origins = vec![Origin {
+        dataset_guid: world.selected().dataset.guid,
+        pool_guid,
+    }];
+    let again = look(
+        &env,
+        &PruneTask {
+            stored,
+            origins,
+            rules,
+            beside,
+        },
+    )
+    .await
+    .unwrap();
     assert!(held.iter().all(|id| again.is_over(id)));
 }
 
@@ -641,12 +982,17 @@ async fn what_a_prune_gives_up_is_held_no_longer() {
 async fn a_send_that_is_interrupted_goes_on_in_the_same_run() {
     const EINTR: i32 = 4;
     let world = World::new();
-    world.zfs.fail_next_send(SendFault { after_bytes: 3 * 64 * 1024 + 17, errno: EINTR });
+    world.zfs.fail_next_send(SendFault {
+        after_bytes: 3 * 64 * 1024 + 17,
+        errno: EINTR,
+    });
     let backup = world.back_up().await;
     for chunk in world.chunks(&backup.manifest).await {
         let of_index = |key: &str| key.contains(&format!("/{:08}-", chunk.index));
         let finished = world.store.events().into_iter().filter(|event| {
-            event.operation == Operation::Finish && event.outcome == Outcome::Done && of_index(&event.key)
+            event.operation == Operation::Finish
+                && event.outcome == Outcome::Done
+                && of_index(&event.key)
         });
         assert_eq!(finished.count(), 1, "chunk {}", chunk.index);
     }

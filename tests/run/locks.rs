@@ -1,4 +1,5 @@
-//! Object lock: what a backup follows from stays locked as long as the backup, and so does the keyring.
+//! Object lock: what a backup follows from stays locked as long as the backup, and so does the
+//! keyring.
 
 use crate::world::{World, committed, main_keyring_key, now};
 use jiff::{SignedDuration, Timestamp};
@@ -20,23 +21,40 @@ fn after(days: i64) -> Timestamp {
 fn world(extends: bool, covers_chains: bool) -> World {
     let world = World::new();
     world.store.set_clock(Some(now()));
-    world.store.set_lock(Some(ObjectLock { days: DAYS, mode: LockMode::Compliance, covers_chains }), extends);
+    world.store.set_lock(
+        Some(ObjectLock {
+            days: DAYS,
+            mode: LockMode::Compliance,
+            covers_chains,
+        }),
+        extends,
+    );
     world
 }
 
 async fn locks(world: &World) -> BTreeMap<String, Timestamp> {
     let mut locks = BTreeMap::new();
     for key in world.store.keys() {
-        let found = world.store.head(&ObjectKey::listed(&key).unwrap()).await.unwrap().unwrap();
+        let found = world
+            .store
+            .head(&ObjectKey::listed(&key).unwrap())
+            .await
+            .unwrap()
+            .unwrap();
         locks.insert(key, found.locked_until.unwrap().parse().unwrap());
     }
     locks
 }
 
-async fn incremental(world: &World, day: i64) -> Result<zfs_backup::model::BackupId, zfs_backup::run::RunError> {
+async fn incremental(
+    world: &World,
+    day: i64,
+) -> Result<zfs_backup::model::BackupId, zfs_backup::run::RunError> {
     world.store.set_clock(Some(after(day)));
     world.zfs.set_now(after(day));
-    world.zfs.write_file(&world.dataset, 20 + u64::try_from(day).unwrap(), b"more");
+    world
+        .zfs
+        .write_file(&world.dataset, 20 + u64::try_from(day).unwrap(), b"more");
     world.snapshot();
     let outcome = world.try_back_up_as(RequestedKind::Incremental).await?;
     Ok(committed(outcome).manifest.id)
@@ -46,7 +64,13 @@ async fn incremental(world: &World, day: i64) -> Result<zfs_backup::model::Backu
 async fn each_commit_extends_the_locks_of_its_chain_and_keyring_to_its_own() {
     let world = world(true, false);
     let full = world.back_up().await.manifest.id;
-    assert!(locks(&world).await.values().all(|end| *end == after(i64::from(DAYS))), "the keyring too");
+    assert!(
+        locks(&world)
+            .await
+            .values()
+            .all(|end| *end == after(i64::from(DAYS))),
+        "the keyring too"
+    );
     for day in [5, 9] {
         let id = incremental(&world, day).await.unwrap();
         let end = after(day + i64::from(DAYS));
@@ -55,13 +79,27 @@ async fn each_commit_extends_the_locks_of_its_chain_and_keyring_to_its_own() {
         let short: Vec<_> = all.iter().filter(|(_, locked)| **locked < end).collect();
         assert!(short.is_empty(), "not locked until {end}: {short:?}");
         assert_eq!(all[&main_keyring_key(&world.writer)], end);
-        let receipt = all.keys().find(|key| key.contains(&id.to_string()) && key.ends_with("/receipt.json")).unwrap();
-        let receipt: Receipt = serde_json::from_slice(&world.store.object(receipt).unwrap()).unwrap();
-        let told: Vec<_> = receipt.objects.iter().map(|entry| entry.evidence.locked_until.clone()).collect();
-        assert!(told.iter().all(|until| *until == Some(end.to_string())), "{told:?}");
+        let receipt = all
+            .keys()
+            .find(|key| key.contains(&id.to_string()) && key.ends_with("/receipt.json"))
+            .unwrap();
+        let receipt: Receipt =
+            serde_json::from_slice(&world.store.object(receipt).unwrap()).unwrap();
+        let told: Vec<_> = receipt
+            .objects
+            .iter()
+            .map(|entry| entry.evidence.locked_until.clone())
+            .collect();
+        assert!(
+            told.iter().all(|until| *until == Some(end.to_string())),
+            "{told:?}"
+        );
     }
     let key = ObjectKey::listed(&world.manifest_keys()[0]).unwrap();
-    assert_eq!(world.store.delete(&key).await.unwrap_err().kind, StoreErrorKind::Denied);
+    assert_eq!(
+        world.store.delete(&key).await.unwrap_err().kind,
+        StoreErrorKind::Denied
+    );
     world.store.set_clock(Some(after(9 + i64::from(DAYS))));
     world.store.delete(&key).await.unwrap();
 }
@@ -70,19 +108,31 @@ async fn each_commit_extends_the_locks_of_its_chain_and_keyring_to_its_own() {
 async fn an_ancestor_that_cannot_be_locked_on_leaves_no_new_backup() {
     let world = world(true, false);
     let full = world.back_up().await.manifest.id;
-    world.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::ExtendLock).on(&full.to_string()));
+    world.store.fail(
+        Fault::before(StoreErrorKind::Denied)
+            .of(Operation::ExtendLock)
+            .on(&full.to_string()),
+    );
     let error = incremental(&world, 5).await.unwrap_err();
-    assert!(zfs_backup::run::error_chain(&error).contains(&full.to_string()), "{error:?}");
+    assert!(
+        zfs_backup::run::error_chain(&error).contains(&full.to_string()),
+        "{error:?}"
+    );
     assert_eq!(world.catalog().await.backups.len(), 1);
 }
 
 #[tokio::test]
-async fn a_store_that_cannot_extend_is_refused_before_anything_is_sent_unless_the_days_cover_every_chain() {
+async fn a_store_that_cannot_extend_is_refused_before_anything_is_sent_unless_the_days_cover_every_chain()
+ {
     let refused = world(false, false);
     let error = refused.try_back_up().await.unwrap_err();
     assert!(error.to_string().contains("cannot extend locks"), "{error}");
     assert!(error.hint().unwrap().contains("full_every"), "{error:?}");
-    assert_eq!(refused.store.keys(), [main_keyring_key(&refused.writer)], "nothing was sent");
+    assert_eq!(
+        refused.store.keys(),
+        [main_keyring_key(&refused.writer)],
+        "nothing was sent"
+    );
 
     let covered = world(false, true);
     covered.back_up().await;
@@ -98,13 +148,25 @@ async fn an_upload_of_many_days_is_locked_from_its_end_with_all_that_it_sent_bef
     let store = world.store.clone();
     let env = BackupEnv {
         // Every chunk takes two days.
-        progress: Arc::new(move |_| store.set_clock(Some(after(count.fetch_add(1, Ordering::SeqCst) / 4)))),
+        progress: Arc::new(move |_| {
+            store.set_clock(Some(after(count.fetch_add(1, Ordering::SeqCst) / 4)))
+        }),
         ..world.env()
     };
-    let backup = committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap());
-    let (all, receipt) = (locks(&world).await, crate::world::key_of(&backup.manifest, "manifest.json"));
+    let backup = committed(
+        back_up(&env, &world.selected(), RequestedKind::Full)
+            .await
+            .unwrap(),
+    );
+    let (all, receipt) = (
+        locks(&world).await,
+        crate::world::key_of(&backup.manifest, "manifest.json"),
+    );
     let end = all[&receipt];
     assert!(end > after(i64::from(DAYS) + 2), "the clock went on: {end}");
-    let short: Vec<_> = all.iter().filter(|(_, locked)| end.duration_since(**locked).as_hours() > 24).collect();
+    let short: Vec<_> = all
+        .iter()
+        .filter(|(_, locked)| end.duration_since(**locked).as_hours() > 24)
+        .collect();
     assert!(short.is_empty(), "not locked until {end}: {short:?}");
 }

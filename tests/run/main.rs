@@ -1,11 +1,19 @@
-//! The room `run/` against ZFS in memory and a store in memory: that what is backed up restores, that nothing else
-//! ever passes for a backup, and that every failure, attack and damage is told by the name of its object.
+//! The room `run/` against ZFS in memory and a store in memory: that what is backed up restores,
+//! that nothing else ever passes for a backup, and that every failure, attack and damage is told by
+//! the name of its object.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "all of this is test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "all of this is test code"
+)]
 
 mod attacks;
 mod b2;
-#[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
+#[allow(
+    dead_code,
+    reason = "shared with the contract suite, which uses all of it"
+)]
 #[path = "../support/b2_sim.rs"]
 mod b2_sim;
 mod bad_nights;
@@ -13,7 +21,10 @@ mod builder;
 mod cached;
 mod chain;
 mod chains;
-#[allow(dead_code, reason = "shared with the tests of sealing, which use all of it")]
+#[allow(
+    dead_code,
+    reason = "shared with the tests of sealing, which use all of it"
+)]
 #[path = "../support/chunk.rs"]
 mod chunk;
 mod clones;
@@ -29,7 +40,10 @@ mod keys;
 mod locks;
 mod nights;
 mod observer;
-#[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
+#[allow(
+    dead_code,
+    reason = "shared with the contract suite, which uses all of it"
+)]
 #[path = "../support/proxy.rs"]
 mod proxy;
 mod prune;
@@ -57,7 +71,10 @@ mod unfinished;
 mod upload;
 mod upload_failures;
 mod verify;
-#[allow(dead_code, reason = "shared with the contract suite, which uses all of it")]
+#[allow(
+    dead_code,
+    reason = "shared with the contract suite, which uses all of it"
+)]
 #[path = "../support/weed.rs"]
 mod weed;
 mod world;

@@ -1,5 +1,5 @@
-//! Nights in the order of the example sequence - export, prune the intermediate directory, copy, prune the remote - when
-//! the copy fails; and the snapshots that are destroyed between.
+//! Nights in the order of the example sequence - export, prune the intermediate directory, copy,
+//! prune the remote - when the copy fails; and the snapshots that are destroyed between.
 
 use crate::builder::Yard;
 use crate::world::{SNAPSHOT_PREFIX, World, memory_store, never, now};
@@ -24,39 +24,61 @@ struct Host {
     here: MemoryStore,
     remote: MemoryStore,
     exported: Vec<BackupId>,
-    /// The state folder of the copies: both stores have one name, and one folder would mix their journals.
+    /// The state folder of the copies: both stores have one name, and one folder would mix their
+    /// journals.
     copies: TempDir,
 }
 
 fn remote_rules() -> RetentionRules {
-    RetentionRules { last_chains: Some(1), last_fulls: Some(3), ..Default::default() }
+    RetentionRules {
+        last_chains: Some(1),
+        last_fulls: Some(3),
+        ..Default::default()
+    }
 }
 
 impl Host {
     fn new() -> Self {
         let yard = Yard::new();
         let (here, remote) = (yard.store.clone(), memory_store(64 * 1024));
-        Self { yard, here, remote, exported: Vec::new(), copies: TempDir::new().unwrap() }
+        Self {
+            yard,
+            here,
+            remote,
+            exported: Vec::new(),
+            copies: TempDir::new().unwrap(),
+        }
     }
 
     async fn backups(&self, store: &MemoryStore) -> Vec<StoredBackup> {
-        read_catalog(store, &self.yard.dataset, &self.yard.keys.trusted).await.unwrap().backups
+        read_catalog(store, &self.yard.dataset, &self.yard.keys.trusted)
+            .await
+            .unwrap()
+            .backups
     }
 
     /// The newest of both stores is the base of the next one.
     async fn export(&mut self, full: bool) {
         let mut backups = self.backups(&self.here.clone()).await;
         backups.extend(self.backups(&self.remote.clone()).await);
-        let newest = backups.into_iter().max_by_key(|backup| backup.manifest.snapshot.createtxg);
+        let newest = backups
+            .into_iter()
+            .max_by_key(|backup| backup.manifest.snapshot.createtxg);
         let here = self.here.clone();
         let id = self.yard.export(&here, newest.filter(|_| !full)).await;
         self.exported.push(id);
     }
 
     async fn prune_intermediate(&self) -> usize {
-        let rules = RetentionRules { last_fulls: Some(1), last_incrementals: Some(1), ..Default::default() };
+        let rules = RetentionRules {
+            last_fulls: Some(1),
+            last_incrementals: Some(1),
+            ..Default::default()
+        };
         let env = self.yard.env(0, Arc::new(self.here.clone()), never());
-        let task = self.yard.task(&rules, Beside::Remote(Arc::new(self.remote.clone())));
+        let task = self
+            .yard
+            .task(&rules, Beside::Remote(Arc::new(self.remote.clone())));
         let outcome = prune_dataset(&env, &task).await.unwrap();
         assert_eq!(outcome.look.plan.doubts, []);
         outcome.deleted.len()
@@ -64,7 +86,10 @@ impl Host {
 
     async fn prune_remote(&self) -> usize {
         let env = self.yard.env(0, Arc::new(self.remote.clone()), never());
-        let task = self.yard.task(&remote_rules(), Beside::Intermediate(Arc::new(self.here.clone())));
+        let task = self.yard.task(
+            &remote_rules(),
+            Beside::Intermediate(Arc::new(self.here.clone())),
+        );
         let outcome = prune_dataset(&env, &task).await.unwrap();
         assert_eq!(outcome.look.plan.doubts, []);
         outcome.deleted.len()
@@ -82,9 +107,15 @@ impl Host {
             stop: never(),
         };
         let clock = self.yard.clock;
-        let would_be_pruned = |remote: &[_], local: &[_]| doomed(remote, local, &remote_rules(), clock);
-        let rules = UploadRules { all: false, would_be_pruned: &would_be_pruned };
-        let report = upload_dataset(&env, &self.yard.dataset, &rules).await.map_err(|error| error_chain(&error))?;
+        let would_be_pruned =
+            |remote: &[_], local: &[_]| doomed(remote, local, &remote_rules(), clock);
+        let rules = UploadRules {
+            all: false,
+            would_be_pruned: &would_be_pruned,
+        };
+        let report = upload_dataset(&env, &self.yard.dataset, &rules)
+            .await
+            .map_err(|error| error_chain(&error))?;
         match report.failed.first() {
             Some((id, error)) => Err(format!("{id}: {}", error_chain(error))),
             None => Ok(()),
@@ -95,7 +126,10 @@ impl Host {
     async fn assert_all_restore(&mut self, ids: &[BackupId]) {
         let both = memory_store(1024);
         for store in [&self.here, &self.remote] {
-            store.keys().into_iter().for_each(|key| both.plant(&key, store.object(&key).unwrap()));
+            store
+                .keys()
+                .into_iter()
+                .for_each(|key| both.plant(&key, store.object(&key).unwrap()));
         }
         let here = std::mem::replace(&mut self.yard.store, both);
         self.yard.assert_restores(ids.iter().cloned()).await;
@@ -110,12 +144,21 @@ impl Host {
 
 #[tokio::test]
 async fn three_nights_whose_upload_fails_break_nothing() {
-    // Where in the copy each night fails: at once, in the middle of a backup, just before a manifest.
+    // Where in the copy each night fails: at once, in the middle of a backup, just before a
+    // manifest.
     use Operation::{Create, PutNew};
     for failing in [
         [(PutNew, ""), (PutNew, ""), (PutNew, "")],
-        [(PutNew, "private"), (Create, "00000001"), (PutNew, "manifest.json")],
-        [(PutNew, "manifest.json.minisig"), (PutNew, "receipt"), (PutNew, "started")],
+        [
+            (PutNew, "private"),
+            (Create, "00000001"),
+            (PutNew, "manifest.json"),
+        ],
+        [
+            (PutNew, "manifest.json.minisig"),
+            (PutNew, "receipt"),
+            (PutNew, "started"),
+        ],
     ] {
         let mut host = Host::new();
         for night in 0..3 {
@@ -129,7 +172,12 @@ async fn three_nights_whose_upload_fails_break_nothing() {
             host.next_day();
             host.export(false).await;
             host.prune_intermediate().await;
-            host.remote.fail(Fault::before(StoreErrorKind::Full).of(operation).on(part).forever());
+            host.remote.fail(
+                Fault::before(StoreErrorKind::Full)
+                    .of(operation)
+                    .on(part)
+                    .forever(),
+            );
             // The failed step stops the sequence: the remote is not pruned.
             let failure = host.copy().await.unwrap_err();
             assert!(failure.contains("a test ordered this failure"), "{failure}");
@@ -164,10 +212,19 @@ async fn a_new_chain_lets_the_old_one_go_but_for_its_full() {
         host.copy().await.unwrap();
         host.prune_remote().await;
     }
-    let left: Vec<BackupId> =
-        host.backups(&host.remote.clone()).await.into_iter().map(|backup| backup.manifest.id).collect();
-    let expected: Vec<BackupId> =
-        host.exported.iter().enumerate().filter(|(n, _)| *n == 0 || *n >= 4).map(|(_, id)| id.clone()).collect();
+    let left: Vec<BackupId> = host
+        .backups(&host.remote.clone())
+        .await
+        .into_iter()
+        .map(|backup| backup.manifest.id)
+        .collect();
+    let expected: Vec<BackupId> = host
+        .exported
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| *n == 0 || *n >= 4)
+        .map(|(_, id)| id.clone())
+        .collect();
     assert_eq!(left, expected);
     host.assert_all_restore(&expected).await;
 }
@@ -175,7 +232,10 @@ async fn a_new_chain_lets_the_old_one_go_but_for_its_full() {
 fn snapshots_env(world: &World, oldest_days: u32) -> SnapshotsEnv {
     SnapshotsEnv {
         zfs: Arc::new(world.zfs.clone()),
-        stores: vec![SnapshotStore { store: world.shared_store(), beside_remote: false }],
+        stores: vec![SnapshotStore {
+            store: world.shared_store(),
+            beside_remote: false,
+        }],
         trusted: world.keys.trusted.clone(),
         state_dir: world.settings.state_dir.clone(),
         oldest_days,
@@ -186,22 +246,40 @@ fn snapshots_env(world: &World, oldest_days: u32) -> SnapshotsEnv {
 }
 
 fn shorts(world: &World) -> Vec<String> {
-    world.zfs.snapshots(&world.dataset).unwrap().iter().map(|snapshot| snapshot.name.short().to_owned()).collect()
+    world
+        .zfs
+        .snapshots(&world.dataset)
+        .unwrap()
+        .iter()
+        .map(|snapshot| snapshot.name.short().to_owned())
+        .collect()
 }
 
 async fn destroy(world: &World, oldest_days: u32) -> Result<Vec<Option<String>>, RunError> {
     let outcomes = prune_snapshots(&snapshots_env(world, oldest_days), &world.selected()).await?;
-    Ok(outcomes.into_iter().map(|outcome| outcome.refused).collect())
+    Ok(outcomes
+        .into_iter()
+        .map(|outcome| outcome.refused)
+        .collect())
 }
 
 #[tokio::test]
 async fn own_old_snapshots_are_destroyed_and_nobody_elses() {
     let world = World::new();
     let others = world.dataset.snapshot("autosnap_2020").unwrap();
-    world.zfs.take_snapshots(std::slice::from_ref(&others), &Default::default()).unwrap();
+    world
+        .zfs
+        .take_snapshots(std::slice::from_ref(&others), &Default::default())
+        .unwrap();
     // The name alone makes none of ours.
-    let alike = world.dataset.snapshot("zfs-backup_20200101T000000Z").unwrap();
-    world.zfs.take_snapshots(std::slice::from_ref(&alike), &Default::default()).unwrap();
+    let alike = world
+        .dataset
+        .snapshot("zfs-backup_20200101T000000Z")
+        .unwrap();
+    world
+        .zfs
+        .take_snapshots(std::slice::from_ref(&alike), &Default::default())
+        .unwrap();
     let own = world.newest_own();
     // The newest, and not stored: it stays, however old.
     destroy(&world, 120).await.unwrap();
@@ -210,7 +288,10 @@ async fn own_old_snapshots_are_destroyed_and_nobody_elses() {
     destroy(&world, 300).await.unwrap();
     assert_eq!(shorts(&world).len(), 3, "young");
     destroy(&world, 120).await.unwrap();
-    assert_eq!(shorts(&world), ["autosnap_2020", "zfs-backup_20200101T000000Z"]);
+    assert_eq!(
+        shorts(&world),
+        ["autosnap_2020", "zfs-backup_20200101T000000Z"]
+    );
     assert!(!shorts(&world).contains(&own));
 }
 
@@ -218,15 +299,23 @@ async fn own_old_snapshots_are_destroyed_and_nobody_elses() {
 async fn without_its_bookmark_the_base_of_the_next_incremental_stays() {
     let world = World::new();
     world.back_up().await;
-    let bookmarks: Vec<_> =
-        world.zfs.bookmarks(&world.dataset).unwrap().into_iter().map(|bookmark| bookmark.name).collect();
+    let bookmarks: Vec<_> = world
+        .zfs
+        .bookmarks(&world.dataset)
+        .unwrap()
+        .into_iter()
+        .map(|bookmark| bookmark.name)
+        .collect();
     assert_eq!(bookmarks.len(), 1);
     world.zfs.destroy_bookmarks(&bookmarks).unwrap();
     for days in [0, 120] {
         destroy(&world, days).await.unwrap();
         assert_eq!(shorts(&world).len(), 1, "{days}");
     }
-    world.zfs.bookmark(&bookmarks[0], &SendBase::Snapshot(world.newest_snapshot())).unwrap();
+    world
+        .zfs
+        .bookmark(&bookmarks[0], &SendBase::Snapshot(world.newest_snapshot()))
+        .unwrap();
     destroy(&world, 0).await.unwrap();
     assert_eq!(shorts(&world).len(), 0);
 }
@@ -240,10 +329,20 @@ async fn held_and_cloned_snapshots_stay_and_do_not_keep_the_others() {
     world.back_up().await;
     let all = world.zfs.snapshots(&world.dataset).unwrap();
     world.zfs.hold(&all[0].name, "mine").unwrap();
-    world.zfs.clone_snapshot(&all[1].name, &crate::world::name("tank/clone")).unwrap();
+    world
+        .zfs
+        .clone_snapshot(&all[1].name, &crate::world::name("tank/clone"))
+        .unwrap();
     let refused = destroy(&world, 120).await.unwrap();
-    assert_eq!(refused.iter().filter(|refused| refused.is_some()).count(), 1, "{refused:?}");
-    assert!(refused[1].as_ref().unwrap().contains(all[1].name.short()), "{refused:?}");
+    assert_eq!(
+        refused.iter().filter(|refused| refused.is_some()).count(),
+        1,
+        "{refused:?}"
+    );
+    assert!(
+        refused[1].as_ref().unwrap().contains(all[1].name.short()),
+        "{refused:?}"
+    );
     assert_eq!(shorts(&world), [all[0].name.short(), all[1].name.short()]);
 }
 
@@ -251,8 +350,16 @@ async fn held_and_cloned_snapshots_stay_and_do_not_keep_the_others() {
 async fn a_store_that_cannot_be_read_keeps_every_snapshot() {
     let world = World::new();
     world.back_up().await;
-    for (operation, part) in [(Operation::List, ""), (Operation::Get, "manifest.json"), (Operation::Get, "chunks-")] {
-        world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(operation).on(part));
+    for (operation, part) in [
+        (Operation::List, ""),
+        (Operation::Get, "manifest.json"),
+        (Operation::Get, "chunks-"),
+    ] {
+        world.store.fail(
+            Fault::before(StoreErrorKind::Unavailable)
+                .of(operation)
+                .on(part),
+        );
         destroy(&world, 0).await.unwrap_err();
         world.store.heal();
         assert_eq!(shorts(&world).len(), 1, "{operation:?} {part}");
@@ -272,19 +379,36 @@ async fn a_store_that_cannot_be_read_keeps_every_snapshot() {
 #[tokio::test]
 async fn an_unfinished_upload_keeps_its_snapshot() {
     let world = World::new();
-    world.store.fail(Fault::before(StoreErrorKind::Full).of(Operation::PutNew).on("RESTORE"));
+    world.store.fail(
+        Fault::before(StoreErrorKind::Full)
+            .of(Operation::PutNew)
+            .on("RESTORE"),
+    );
     world.try_back_up().await.unwrap_err();
     world.store.heal();
     let unfinished = shorts(&world);
     world.snapshot();
     destroy(&world, 120).await.unwrap();
-    assert!(shorts(&world).contains(&unfinished[0]), "the one that was being uploaded is gone");
+    assert!(
+        shorts(&world).contains(&unfinished[0]),
+        "the one that was being uploaded is gone"
+    );
     world.back_up().await;
     destroy(&world, 120).await.unwrap();
-    assert!(!shorts(&world).contains(&unfinished[0]), "the one that was uploaded stays");
-    let _held =
-        zfs_backup::run::lock::lock_dataset(&world.settings.state_dir, &world.store.known(), &world.dataset).unwrap();
-    assert!(matches!(destroy(&world, 120).await, Err(RunError::Locked { .. })));
+    assert!(
+        !shorts(&world).contains(&unfinished[0]),
+        "the one that was uploaded stays"
+    );
+    let _held = zfs_backup::run::lock::lock_dataset(
+        &world.settings.state_dir,
+        &world.store.known(),
+        &world.dataset,
+    )
+    .unwrap();
+    assert!(matches!(
+        destroy(&world, 120).await,
+        Err(RunError::Locked { .. })
+    ));
 }
 
 impl World {

@@ -1,5 +1,5 @@
-//! [`Observer`]: sees every object come and go in the stores of [`crate::two_hosts`], keeps the true time, and reports
-//! forbidden operations.
+//! [`Observer`]: sees every object come and go in the stores of [`crate::two_hosts`], keeps the
+//! true time, and reports forbidden operations.
 
 use crate::builder::{RESUME_DAYS, hours};
 use crate::scheduler::{GatedStore, Watch};
@@ -107,7 +107,8 @@ pub(crate) struct Facts {
     /// Committed, and nothing that was named in a prune record of its store was deleted of it.
     pub(crate) alive: BTreeSet<Stored>,
     pub(crate) committed: BTreeSet<Stored>,
-    /// Backups that a host deleted from a store although another one may still build on them: it cannot see that.
+    /// Backups that a host deleted from a store although another one may still build on them: it
+    /// cannot see that.
     pub(crate) deleted_by_host: BTreeMap<Stored, usize>,
     /// Which host made it; `None` for those that both made before they were two.
     pub(crate) made_by: BTreeMap<BackupId, Option<usize>>,
@@ -134,9 +135,13 @@ impl Observer {
         facts.deleted.remove(&number);
     }
 
-    /// Ends an actor's command. A successful command deleted exactly the objects that its plan printed and that it
-    /// reports as deleted; a failed one deleted no others.
-    pub(crate) fn end(&self, number: usize, planned: Option<(BTreeSet<&BackupId>, BTreeSet<&BackupId>)>) {
+    /// Ends an actor's command. A successful command deleted exactly the objects that its plan
+    /// printed and that it reports as deleted; a failed one deleted no others.
+    pub(crate) fn end(
+        &self,
+        number: usize,
+        planned: Option<(BTreeSet<&BackupId>, BTreeSet<&BackupId>)>,
+    ) {
         let mut facts = self.facts();
         let deleted = facts.deleted.remove(&number).unwrap_or_default();
         let named = facts.named.remove(&number).unwrap_or_default();
@@ -146,14 +151,20 @@ impl Observer {
         let violation = match planned {
             Some((planned, told)) => {
                 let is_exact = planned == told && deleted.iter().all(|id| planned.contains(id));
-                (!is_exact).then(|| format!("it planned {planned:?}, said {told:?} and deleted of {deleted:?}"))
+                (!is_exact).then(|| {
+                    format!("it planned {planned:?}, said {told:?} and deleted of {deleted:?}")
+                })
             }
             None => {
                 let mut beside = deleted.difference(&named);
-                beside.next().map(|id| format!("it deleted of {id}, which its record does not name"))
+                beside
+                    .next()
+                    .map(|id| format!("it deleted of {id}, which its record does not name"))
             }
         };
-        facts.violations.extend(violation.map(|what| format!("prune of actor {number}: {what}")));
+        facts
+            .violations
+            .extend(violation.map(|what| format!("prune of actor {number}: {what}")));
     }
 
     pub(crate) fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -162,7 +173,11 @@ impl Observer {
 }
 
 fn place_of(store: &GatedStore, host: usize) -> Place {
-    if store.url == Place::Remote.url() { Place::Remote } else { Place::Intermediate(host) }
+    if store.url == Place::Remote.url() {
+        Place::Remote
+    } else {
+        Place::Intermediate(host)
+    }
 }
 
 impl Watch for Observer {
@@ -172,12 +187,19 @@ impl Watch for Observer {
         let place = place_of(store, host);
         if key.contains("/@prune/") && key.ends_with(".json") {
             let record: PruneRecord = parse_strict(&store.inner.object(key).unwrap()).unwrap();
-            let named: BTreeSet<BackupId> = record.pruned.into_iter().map(|entry| entry.id).collect();
-            facts.named.entry(store.actor).or_default().extend(named.iter().cloned());
+            let named: BTreeSet<BackupId> =
+                record.pruned.into_iter().map(|entry| entry.id).collect();
+            facts
+                .named
+                .entry(store.actor)
+                .or_default()
+                .extend(named.iter().cloned());
             facts.records.insert((place, key.to_owned()), named);
             return;
         }
-        let Some(parsed) = ObjectKey::parse(key) else { return };
+        let Some(parsed) = ObjectKey::parse(key) else {
+            return;
+        };
         let stored = (place, parsed.id.clone());
         let maker = Some(host);
         facts.made_by.entry(parsed.id).or_insert(maker);
@@ -201,15 +223,26 @@ impl Watch for Observer {
             return;
         }
         let Some(parsed) = ObjectKey::parse(key) else {
-            facts.violations.insert(format!("{key} is of nobody, and was deleted"));
+            facts
+                .violations
+                .insert(format!("{key} is of nobody, and was deleted"));
             return;
         };
         let (id, stored) = (parsed.id.clone(), (place, parsed.id));
-        facts.deleted.entry(store.actor).or_default().insert(id.clone());
+        facts
+            .deleted
+            .entry(store.actor)
+            .or_default()
+            .insert(id.clone());
         let is_forgotten = job == Job::Forget(id.clone());
-        let violation = facts.violation(&stored, host, &job).map(|what| format!("{place:?}: {key}: {what}"));
+        let violation = facts
+            .violation(&stored, host, &job)
+            .map(|what| format!("{place:?}: {key}: {what}"));
         facts.violations.extend(violation);
-        let is_named = facts.records.iter().any(|((of, _), named)| *of == place && named.contains(&id));
+        let is_named = facts
+            .records
+            .iter()
+            .any(|((of, _), named)| *of == place && named.contains(&id));
         if is_named && job != Job::Upload {
             facts.alive.remove(&stored);
             facts.deleted_by_host.insert(stored.clone(), host);
@@ -226,18 +259,23 @@ impl Facts {
         let maker = self.made_by.get(&stored.1).copied().flatten();
         match job {
             Job::Forget(id) => (*id != stored.1).then(|| format!("forget {id} deleted it")),
-            Job::Upload if maker.is_some_and(|maker| maker != host) => {
-                Some(format!("host {host} deleted it beside an upload, and it is of another host"))
-            }
+            Job::Upload if maker.is_some_and(|maker| maker != host) => Some(format!(
+                "host {host} deleted it beside an upload, and it is of another host"
+            )),
             Job::Upload => None,
             Job::Prune => {
                 let (owner, newest) = self.living.get(stored).copied().unwrap_or((host, 0));
                 if true_seconds() - newest < i64::from(RESUME_DAYS) * DAY_SECONDS {
-                    return Some(format!("host {host} pruned it, and host {owner} is uploading it"));
+                    return Some(format!(
+                        "host {host} pruned it, and host {owner} is uploading it"
+                    ));
                 }
-                let is_fork = self.relation == Some(Relation::Cloned) && maker.is_some_and(|maker| maker != host);
+                let is_fork = self.relation == Some(Relation::Cloned)
+                    && maker.is_some_and(|maker| maker != host);
                 if is_fork && self.committed.contains(stored) {
-                    return Some(format!("host {host} pruned it, and it is of the other time line of its origin"));
+                    return Some(format!(
+                        "host {host} pruned it, and it is of the other time line of its origin"
+                    ));
                 }
                 let of_place = self.alive.iter().filter(|(place, _)| *place == stored.0);
                 // An id begins with the time of its snapshot.
@@ -245,10 +283,13 @@ impl Facts {
                     && self.are_clocks_right
                     && of_place.max_by_key(|(_, id)| id) == Some(stored)
                 {
-                    return Some(format!("host {host} pruned it, and it is the newest backup in the remote"));
+                    return Some(format!(
+                        "host {host} pruned it, and it is the newest backup in the remote"
+                    ));
                 }
                 let ahead = seconds_ahead(host);
-                (ahead > hours(AHEAD_HOURS_MAX)).then(|| format!("host {host} pruned it, its clock {ahead} s ahead"))
+                (ahead > hours(AHEAD_HOURS_MAX))
+                    .then(|| format!("host {host} pruned it, its clock {ahead} s ahead"))
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Pruning against stores that fail, change, lie about what they list, and are used by another host meanwhile.
+//! Pruning against stores that fail, change, lie about what they list, and are used by another host
+//! meanwhile.
 
 use crate::builder::{RESUME_DAYS, Yard, at, hours, ids_in};
 use crate::world::{World, memory_store, never};
@@ -16,12 +17,15 @@ use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::prune::{Beside, PruneEnv, forget, look_at, prune_dataset};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreTraits,
-    UnfinishedUpload,
+    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
+    StoreErrorKind, StoreTraits, UnfinishedUpload,
 };
 
 pub(crate) fn last_chains(count: u32) -> RetentionRules {
-    RetentionRules { last_chains: Some(count), ..Default::default() }
+    RetentionRules {
+        last_chains: Some(count),
+        ..Default::default()
+    }
 }
 
 /// Two chains of three; then the rules keep the second.
@@ -41,28 +45,66 @@ async fn a_backup_goes_in_the_order_that_leaves_no_backup_with_holes() {
     let (yard, old, new) = two_chains().await;
     yard.store.clear_events();
     let outcome = yard.prune(&last_chains(1)).await;
-    assert_eq!(outcome.deleted, [old[2].clone(), old[1].clone(), old[0].clone()]);
+    assert_eq!(
+        outcome.deleted,
+        [old[2].clone(), old[1].clone(), old[0].clone()]
+    );
     assert_eq!(yard.ids(), new.iter().cloned().collect());
     yard.assert_restores(new).await;
 
     let changes = |event: &zfs_backup::store::memory::StoreEvent| {
         matches!(event.operation, Operation::PutNew | Operation::Delete)
     };
-    let events: Vec<String> = yard.store.events().into_iter().filter(changes).map(|event| event.to_string()).collect();
-    assert!(events[0].starts_with("PutNew tank/a/@prune/") && events[0].ends_with(".json.minisig"), "{}", events[0]);
-    assert!(events[1].starts_with("PutNew tank/a/@prune/") && events[1].ends_with(".json"), "{}", events[1]);
+    let events: Vec<String> = yard
+        .store
+        .events()
+        .into_iter()
+        .filter(changes)
+        .map(|event| event.to_string())
+        .collect();
+    assert!(
+        events[0].starts_with("PutNew tank/a/@prune/") && events[0].ends_with(".json.minisig"),
+        "{}",
+        events[0]
+    );
+    assert!(
+        events[1].starts_with("PutNew tank/a/@prune/") && events[1].ends_with(".json"),
+        "{}",
+        events[1]
+    );
     let of = |id: &BackupId| -> Vec<String> {
         let prefix = yard.key(id, "");
-        events.iter().filter_map(|event| Some(event.split_once(&prefix)?.1.to_owned())).collect()
+        events
+            .iter()
+            .filter_map(|event| Some(event.split_once(&prefix)?.1.to_owned()))
+            .collect()
     };
     let names = of(&old[1]);
-    let place =
-        |name: &str| names.iter().position(|found| found == name).unwrap_or_else(|| panic!("{name}: {names:?}"));
-    let chunk = names.iter().position(|name| name.ends_with(".zfs.age")).unwrap();
-    assert_eq!((place("manifest.json"), place("manifest.json.minisig")), (0, 1));
+    let place = |name: &str| {
+        names
+            .iter()
+            .position(|found| found == name)
+            .unwrap_or_else(|| panic!("{name}: {names:?}"))
+    };
+    let chunk = names
+        .iter()
+        .position(|name| name.ends_with(".zfs.age"))
+        .unwrap();
+    assert_eq!(
+        (place("manifest.json"), place("manifest.json.minisig")),
+        (0, 1)
+    );
     assert!(place("receipt.json") < chunk && chunk < place("private.age"));
-    assert_eq!(names[names.len() - 2..], ["started.json", "started.json.minisig"]);
-    let first = |id: &BackupId| events.iter().position(|event| event.contains(&yard.key(id, ""))).unwrap();
+    assert_eq!(
+        names[names.len() - 2..],
+        ["started.json", "started.json.minisig"]
+    );
+    let first = |id: &BackupId| {
+        events
+            .iter()
+            .position(|event| event.contains(&yard.key(id, "")))
+            .unwrap()
+    };
     assert!(first(&old[2]) < first(&old[1]) && first(&old[1]) < first(&old[0]));
 }
 
@@ -77,9 +119,15 @@ async fn the_record_names_what_goes_with_its_manifest() {
     assert!(!text.contains("null"), "{text}");
     // A gap that a record explains is none.
     assert_eq!(yard.look(&last_chains(1)).await.plan.doubts, []);
-    let report = zfs_backup::run::verify::verify_dataset(&yard.store, &yard.dataset, &yard.keys.trusted).await.unwrap();
+    let report =
+        zfs_backup::run::verify::verify_dataset(&yard.store, &yard.dataset, &yard.keys.trusted)
+            .await
+            .unwrap();
     assert!(
-        !report.damage.iter().any(|damage| damage.reason.contains("no signed prune record")),
+        !report
+            .damage
+            .iter()
+            .any(|damage| damage.reason.contains("no signed prune record")),
         "{:?}",
         report.damage
     );
@@ -93,8 +141,8 @@ async fn looking_changes_nothing() {
     assert_eq!(yard.store.keys(), before);
 }
 
-/// Every store call of a prune fails, before and after its effect, and goes on failing. Whatever is kept restores; the
-/// next prune ends where an uninterrupted one does.
+/// Every store call of a prune fails, before and after its effect, and goes on failing. Whatever is
+/// kept restores; the next prune ends where an uninterrupted one does.
 #[tokio::test]
 async fn whichever_call_fails_the_next_prune_finishes() {
     let (yard, ..) = chains(2, 1).await;
@@ -103,22 +151,41 @@ async fn whichever_call_fails_the_next_prune_finishes() {
     let (calls, end) = (yard.store.events().len(), yard.keys_but_records().len());
     assert!(calls > 40, "{calls}");
     for n in 1..=calls {
-        for fault in [Fault::before(StoreErrorKind::Unavailable), Fault::after(StoreErrorKind::Denied)] {
+        for fault in [
+            Fault::before(StoreErrorKind::Unavailable),
+            Fault::after(StoreErrorKind::Denied),
+        ] {
             let (yard, old, new) = chains(2, 1).await;
             yard.store.fail(fault.clone().nth(n).forever());
             let first = yard.try_prune(0, &last_chains(1)).await;
             yard.store.heal();
-            assert!(first.is_err(), "call {n} failed and nobody noticed: {fault:?}");
+            assert!(
+                first.is_err(),
+                "call {n} failed and nobody noticed: {fault:?}"
+            );
             yard.assert_restores(new.clone()).await;
             // What is left of the old chain is whole from its full on.
-            let catalog =
-                zfs_backup::run::catalog::read_catalog(&yard.store, &yard.dataset, &yard.keys.trusted).await.unwrap();
-            let left: Vec<BackupId> = old.iter().filter(|id| catalog.backup(id).is_some()).cloned().collect();
+            let catalog = zfs_backup::run::catalog::read_catalog(
+                &yard.store,
+                &yard.dataset,
+                &yard.keys.trusted,
+            )
+            .await
+            .unwrap();
+            let left: Vec<BackupId> = old
+                .iter()
+                .filter(|id| catalog.backup(id).is_some())
+                .cloned()
+                .collect();
             assert_eq!(left[..], old[..left.len()], "call {n}");
             yard.assert_restores(left).await;
             let second = yard.try_prune(0, &last_chains(1)).await.unwrap();
             assert_eq!(second.look.plan.doubts, [], "call {n}: {fault:?}");
-            assert_eq!(yard.ids(), new.iter().cloned().collect(), "call {n}: {fault:?}");
+            assert_eq!(
+                yard.ids(),
+                new.iter().cloned().collect(),
+                "call {n}: {fault:?}"
+            );
             assert_eq!(yard.keys_but_records().len(), end, "call {n}");
             yard.assert_restores(new).await;
         }
@@ -136,18 +203,29 @@ async fn a_prune_stops_between_backups() {
         }
     });
     let env = yard.env(0, Arc::new(store), stop);
-    let error = prune_dataset(&env, &yard.task(&last_chains(1), Beside::Nothing)).await.unwrap_err();
+    let error = prune_dataset(&env, &yard.task(&last_chains(1), Beside::Nothing))
+        .await
+        .unwrap_err();
     assert!(matches!(error, RunError::Interrupted));
     let left: BTreeSet<BackupId> = old[..2].iter().chain(&new).cloned().collect();
-    assert_eq!(yard.ids(), left, "the first is gone whole, the others are there whole");
+    assert_eq!(
+        yard.ids(),
+        left,
+        "the first is gone whole, the others are there whole"
+    );
     yard.assert_restores(left).await;
 }
 
 #[tokio::test]
 async fn another_run_on_this_host_keeps_a_prune_out() {
     let (yard, ..) = two_chains().await;
-    let _held = zfs_backup::run::lock::lock_dataset(yard.state(0), &yard.store.known(), &yard.dataset).unwrap();
-    assert!(matches!(yard.try_prune(0, &last_chains(1)).await, Err(RunError::Locked { .. })));
+    let _held =
+        zfs_backup::run::lock::lock_dataset(yard.state(0), &yard.store.known(), &yard.dataset)
+            .unwrap();
+    assert!(matches!(
+        yard.try_prune(0, &last_chains(1)).await,
+        Err(RunError::Locked { .. })
+    ));
 }
 
 #[tokio::test]
@@ -161,15 +239,26 @@ async fn whatever_cannot_be_read_deletes_nothing() {
         (Operation::Get, "receipt.json"),
         (Operation::Head, "started.json"),
     ] {
-        for kind in [StoreErrorKind::Unavailable, StoreErrorKind::Denied, StoreErrorKind::Throttled] {
+        for kind in [
+            StoreErrorKind::Unavailable,
+            StoreErrorKind::Denied,
+            StoreErrorKind::Throttled,
+        ] {
             let (mut yard, ..) = two_chains().await;
             // An attempt, so that there is a started.json to read.
-            yard.store.fail(Fault::before(StoreErrorKind::Full).of(Operation::PutNew).on("RESTORE"));
+            yard.store.fail(
+                Fault::before(StoreErrorKind::Full)
+                    .of(Operation::PutNew)
+                    .on("RESTORE"),
+            );
             yard.upload(0, None).await.unwrap_err();
             let before = yard.store.keys();
             yard.store.fail(Fault::before(kind).of(operation).on(part));
             let error = yard.try_prune(0, &last_chains(1)).await.unwrap_err();
-            assert!(matches!(error, RunError::Store(_)), "{operation:?} {part}: {error:?}");
+            assert!(
+                matches!(error, RunError::Store(_)),
+                "{operation:?} {part}: {error:?}"
+            );
             assert_eq!(yard.store.keys(), before, "{operation:?} {part}");
         }
     }
@@ -179,10 +268,18 @@ async fn whatever_cannot_be_read_deletes_nothing() {
 async fn a_manifest_that_is_damaged_forged_or_hidden_keeps_everything() {
     type Harm = fn(&Yard, &BackupId);
     let harms: [(&str, Harm); 6] = [
-        ("flipped", |yard, id| assert!(yard.store.flip(&yard.key(id, "manifest.json"), 40))),
-        ("cut", |yard, id| assert!(yard.store.cut(&yard.key(id, "manifest.json"), 40))),
-        ("its signature lost", |yard, id| assert!(yard.store.lose(&yard.key(id, "manifest.json.minisig")))),
-        ("hidden", |yard, id| assert!(yard.store.lose(&yard.key(id, "manifest.json")))),
+        ("flipped", |yard, id| {
+            assert!(yard.store.flip(&yard.key(id, "manifest.json"), 40))
+        }),
+        ("cut", |yard, id| {
+            assert!(yard.store.cut(&yard.key(id, "manifest.json"), 40))
+        }),
+        ("its signature lost", |yard, id| {
+            assert!(yard.store.lose(&yard.key(id, "manifest.json.minisig")))
+        }),
+        ("hidden", |yard, id| {
+            assert!(yard.store.lose(&yard.key(id, "manifest.json")))
+        }),
         ("hidden with its signature", |yard, id| {
             assert!(yard.store.lose(&yard.key(id, "manifest.json")));
             assert!(yard.store.lose(&yard.key(id, "manifest.json.minisig")));
@@ -192,7 +289,9 @@ async fn a_manifest_that_is_damaged_forged_or_hidden_keeps_everything() {
             let key = yard.key(id, "manifest.json");
             let bytes = yard.store.object(&key).unwrap();
             let signing = other.signing_key().unwrap();
-            let signature = signing.sign(zfs_backup::sign::SignedType::Manifest, &key, &bytes).unwrap();
+            let signature = signing
+                .sign(zfs_backup::sign::SignedType::Manifest, &key, &bytes)
+                .unwrap();
             yard.store.plant(&format!("{key}.minisig"), signature);
         }),
     ];
@@ -200,7 +299,8 @@ async fn a_manifest_that_is_damaged_forged_or_hidden_keeps_everything() {
         for victim in 0..6 {
             let (yard, old, new) = two_chains().await;
             let all: Vec<BackupId> = old.iter().chain(&new).cloned().collect();
-            // The newest without a trace of its manifest is an attempt that pins its chain; nothing else can tell.
+            // The newest without a trace of its manifest is an attempt that pins its chain; nothing
+            // else can tell.
             let traceless = what == "hidden with its signature" && victim == 5;
             harm(&yard, &all[victim]);
             let before = yard.keys_but_records();
@@ -217,10 +317,18 @@ async fn a_manifest_that_is_damaged_forged_or_hidden_keeps_everything() {
 #[tokio::test]
 async fn what_a_failed_upload_left_goes_when_it_is_proved_dead_and_not_before() {
     let (mut yard, _, new) = two_chains().await;
-    yard.store.fail(Fault::before(StoreErrorKind::Full).of(Operation::PutNew).on("private.age"));
+    yard.store.fail(
+        Fault::before(StoreErrorKind::Full)
+            .of(Operation::PutNew)
+            .on("private.age"),
+    );
     yard.upload(0, Some(&new[2])).await.unwrap_err();
     yard.store.heal();
-    let attempt = yard.ids().into_iter().find(|id| !new.contains(id) && id.snapshot_guid().0 == 7).unwrap();
+    let attempt = yard
+        .ids()
+        .into_iter()
+        .find(|id| !new.contains(id) && id.snapshot_guid().0 == 7)
+        .unwrap();
     let keep = RetentionRules::default();
     for day in 0..i64::from(RESUME_DAYS) {
         assert!(yard.prune(&keep).await.deleted.is_empty(), "day {day}");
@@ -232,15 +340,30 @@ async fn what_a_failed_upload_left_goes_when_it_is_proved_dead_and_not_before() 
     assert_eq!(outcome.look.plan.delete_leftovers[0].proof, Proof::Journal);
     assert_eq!(outcome.deleted, std::slice::from_ref(&attempt));
     assert!(!yard.ids().contains(&attempt));
-    let known = zfs_backup::run::journal::never_committing(yard.state(0), &yard.store.known(), &yard.dataset).unwrap();
+    let known = zfs_backup::run::journal::never_committing(
+        yard.state(0),
+        &yard.store.known(),
+        &yard.dataset,
+    )
+    .unwrap();
     assert!(known.is_empty(), "the journal forgets it");
 }
 
 #[tokio::test]
 async fn an_attempt_near_its_commit_is_never_taken_for_dead() {
-    for object in ["receipt.json.minisig", "receipt.json", "manifest.json.minisig", "manifest.json"] {
+    for object in [
+        "receipt.json.minisig",
+        "receipt.json",
+        "manifest.json.minisig",
+        "manifest.json",
+    ] {
         let (mut yard, ..) = two_chains().await;
-        yard.store.fail(Fault::before(StoreErrorKind::Full).of(Operation::PutNew).on(object).forever());
+        yard.store.fail(
+            Fault::before(StoreErrorKind::Full)
+                .of(Operation::PutNew)
+                .on(object)
+                .forever(),
+        );
         yard.upload(0, None).await.unwrap_err();
         yard.store.heal();
         yard.days(100);
@@ -255,7 +378,8 @@ async fn an_attempt_near_its_commit_is_never_taken_for_dead() {
 async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_manifest() {
     let (mut yard, _, new) = two_chains().await;
     let newest = new.last().unwrap();
-    // What the state folder said before the commit, and a manifest that somebody put delete markers over.
+    // What the state folder said before the commit, and a manifest that somebody put delete markers
+    // over.
     drop(AttemptJournal::begin(yard.state(0), &yard.store.known(), &yard.dataset, newest).unwrap());
     for name in ["manifest.json", "manifest.json.minisig"] {
         assert!(yard.store.hide(&yard.key(newest, name)));
@@ -264,35 +388,83 @@ async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_
     let before = yard.keys_but_records();
     let keep = RetentionRules::default();
     let outcome = yard.prune(&keep).await;
-    let doubts: Vec<String> = outcome.look.plan.doubts.iter().map(ToString::to_string).collect();
-    assert!(doubts.iter().any(|doubt| doubt.contains("a hidden version of it is there")), "{doubts:?}");
+    let doubts: Vec<String> = outcome
+        .look
+        .plan
+        .doubts
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        doubts
+            .iter()
+            .any(|doubt| doubt.contains("a hidden version of it is there")),
+        "{doubts:?}"
+    );
     // A store that does not let us see is no proof either.
-    let denied = Fault::before(StoreErrorKind::Denied).of(Operation::AnyVersion).forever();
+    let denied = Fault::before(StoreErrorKind::Denied)
+        .of(Operation::AnyVersion)
+        .forever();
     yard.store.fail(denied);
     let outcome = yard.prune(&keep).await;
-    let left = outcome.look.plan.left_alone.iter().find(|left| left.id == *newest).unwrap();
-    assert!(left.why.contains("hidden versions of its manifest cannot be excluded"), "{}", left.why);
+    let left = outcome
+        .look
+        .plan
+        .left_alone
+        .iter()
+        .find(|left| left.id == *newest)
+        .unwrap();
+    assert!(
+        left.why
+            .contains("hidden versions of its manifest cannot be excluded"),
+        "{}",
+        left.why
+    );
     yard.store.heal();
     assert_eq!(yard.keys_but_records(), before);
     yard.store.unhide();
-    assert_eq!(yard.not_restorable([newest.clone()].into_iter()).await, Vec::<String>::new());
+    assert_eq!(
+        yard.not_restorable([newest.clone()].into_iter()).await,
+        Vec::<String>::new()
+    );
 }
 
 #[tokio::test]
 async fn a_clock_that_is_ahead_of_the_stores_deletes_nothing() {
     let (mut yard, ..) = two_chains().await;
-    let within = RetentionRules { within: Some(Age::days(30)), ..Default::default() };
+    let within = RetentionRules {
+        within: Some(Age::days(30)),
+        ..Default::default()
+    };
     yard.hosts[0].1 = hours(24 * 365);
     let before = yard.store.keys();
     let outcome = yard.try_prune(0, &within).await.unwrap();
-    let doubts: Vec<String> = outcome.look.plan.doubts.iter().map(ToString::to_string).collect();
-    assert!(doubts.iter().any(|doubt| doubt.contains("is 1y ahead of the clock of memory:")), "{doubts:?}");
+    let doubts: Vec<String> = outcome
+        .look
+        .plan
+        .doubts
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        doubts
+            .iter()
+            .any(|doubt| doubt.contains("is 1y ahead of the clock of memory:")),
+        "{doubts:?}"
+    );
     assert_eq!(yard.store.keys(), before, "a record was put");
     // A store that does not tell its clock dates the record by it.
     let silent = Arc::new(Hooked::new(&yard.store, |_, _| {}));
     let env = yard.env(0, silent, never());
-    let error = prune_dataset(&env, &yard.task(&within, Beside::Nothing)).await.unwrap_err();
-    assert!(error.to_string().contains("this host's clock is 1y ahead of the store's"), "{error}");
+    let error = prune_dataset(&env, &yard.task(&within, Beside::Nothing))
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("this host's clock is 1y ahead of the store's"),
+        "{error}"
+    );
     assert_eq!(yard.store.keys(), before, "the record is withdrawn");
     // A clock that is behind is told by the snapshots.
     yard.hosts[0].1 = -hours(24 * 365);
@@ -306,18 +478,36 @@ async fn unfinished_uploads_of_the_dead_are_removed_and_others_stay() {
     let dataset = yard.dataset.clone();
     let chunk = |id: &BackupId, n: u32| {
         let index = zfs_backup::model::ChunkIndex::new(n).unwrap();
-        let object = zfs_backup::store::key::BackupObject::Chunk { index, nonce: 77, compressed: false };
+        let object = zfs_backup::store::key::BackupObject::Chunk {
+            index,
+            nonce: 77,
+            compressed: false,
+        };
         ObjectKey::backup(&dataset, id, &object)
     };
-    let other: BackupId = "20260101T000000Z-full-00000000000000ff-00000000000000ff".parse().unwrap();
+    let other: BackupId = "20260101T000000Z-full-00000000000000ff-00000000000000ff"
+        .parse()
+        .unwrap();
     let foreign = ObjectKey::listed("elsewhere/x").unwrap();
-    let probe = |nonce| ObjectKey::listed(&format!("@zfs-backup/probe/{nonce:016x}/parts")).unwrap();
-    for key in [chunk(&old[0], 9), chunk(&new[0], 9), chunk(&other, 9), foreign, probe(1)] {
+    let probe =
+        |nonce| ObjectKey::listed(&format!("@zfs-backup/probe/{nonce:016x}/parts")).unwrap();
+    for key in [
+        chunk(&old[0], 9),
+        chunk(&new[0], 9),
+        chunk(&other, 9),
+        foreign,
+        probe(1),
+    ] {
         drop(yard.store.create(&key).await.unwrap());
     }
     let left = |yard: &Yard| {
-        let uploads = futures_util::FutureExt::now_or_never(yard.store.unfinished("")).unwrap().unwrap();
-        uploads.into_iter().map(|upload| upload.key).collect::<Vec<_>>()
+        let uploads = futures_util::FutureExt::now_or_never(yard.store.unfinished(""))
+            .unwrap()
+            .unwrap();
+        uploads
+            .into_iter()
+            .map(|upload| upload.key)
+            .collect::<Vec<_>>()
     };
     // Too young.
     yard.prune(&last_chains(1)).await;
@@ -343,11 +533,16 @@ async fn unfinished_uploads_of_the_dead_are_removed_and_others_stay() {
 async fn a_record_of_a_backup_that_stays_is_made_void() {
     let (yard, old, new) = two_chains().await;
     // A prune that fails before it deletes anything leaves its record.
-    yard.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Delete).forever());
+    yard.store.fail(
+        Fault::before(StoreErrorKind::Unavailable)
+            .of(Operation::Delete)
+            .forever(),
+    );
     yard.try_prune(0, &last_chains(1)).await.unwrap_err();
     yard.store.heal();
     assert_eq!(yard.record_keys().len(), 1);
-    // Now somebody wants all of them; and then a manifest is hidden. The record would be proof that it was deleted.
+    // Now somebody wants all of them; and then a manifest is hidden. The record would be proof that
+    // it was deleted.
     yard.prune(&last_chains(9)).await;
     assert_eq!(yard.record_keys(), [""; 0]);
     for object in ["manifest.json", "manifest.json.minisig"] {
@@ -362,17 +557,27 @@ async fn a_record_of_a_backup_that_stays_is_made_void() {
 async fn a_record_keeps_what_else_it_names_when_a_part_is_made_void() {
     let (yard, old, new) = two_chains().await;
     // Interrupted after the first backup.
-    yard.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Delete).on(old[1].as_str()).forever());
+    yard.store.fail(
+        Fault::before(StoreErrorKind::Unavailable)
+            .of(Operation::Delete)
+            .on(old[1].as_str())
+            .forever(),
+    );
     yard.try_prune(0, &last_chains(1)).await.unwrap_err();
     yard.store.heal();
     yard.prune(&last_chains(9)).await;
-    let text = String::from_utf8(yard.store.object(&yard.record_keys()[0]).unwrap().to_vec()).unwrap();
-    assert!(text.contains(old[2].as_str()) && !text.contains(old[1].as_str()), "{text}");
-    yard.assert_restores(old[..2].iter().chain(&new).cloned()).await;
+    let text =
+        String::from_utf8(yard.store.object(&yard.record_keys()[0]).unwrap().to_vec()).unwrap();
+    assert!(
+        text.contains(old[2].as_str()) && !text.contains(old[1].as_str()),
+        "{text}"
+    );
+    yard.assert_restores(old[..2].iter().chain(&new).cloned())
+        .await;
 }
 
-/// At every call of a prune another host begins to build on a backup that goes. Either the prune sees it and stops, or
-/// the other sees the record and does not go on.
+/// At every call of a prune another host begins to build on a backup that goes. Either the prune
+/// sees it and stops, or the other sees the record and does not go on.
 #[tokio::test]
 async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
     let (mut went_on, mut stopped) = (0, 0);
@@ -389,20 +594,34 @@ async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
         };
         let (calls, result) = (Arc::new(Mutex::new(0)), Arc::new(Mutex::new(None)));
         let hook = {
-            let (yard, result, calls, base) =
-                (Arc::clone(&yard), Arc::clone(&result), Arc::clone(&calls), old[2].clone());
+            let (yard, result, calls, base) = (
+                Arc::clone(&yard),
+                Arc::clone(&result),
+                Arc::clone(&calls),
+                old[2].clone(),
+            );
             move |_: Operation, _: &str| {
                 *calls.lock().unwrap() += 1;
                 if *calls.lock().unwrap() == n {
-                    // All calls of this store are done at once, so the whole upload fits between two of the prune's.
+                    // All calls of this store are done at once, so the whole upload fits between
+                    // two of the prune's.
                     let mut yard = yard.lock().unwrap();
-                    let upload = futures_util::FutureExt::now_or_never(Box::pin(yard.upload(1, Some(&base))));
+                    let upload = futures_util::FutureExt::now_or_never(Box::pin(
+                        yard.upload(1, Some(&base)),
+                    ));
                     *result.lock().unwrap() = upload;
                 }
             }
         };
         let hooked = Hooked::new(&store, hook);
-        let pruned = prune_dataset(&PruneEnv { store: Arc::new(hooked), ..env }, &task).await;
+        let pruned = prune_dataset(
+            &PruneEnv {
+                store: Arc::new(hooked),
+                ..env
+            },
+            &task,
+        )
+        .await;
         if *calls.lock().unwrap() < n {
             break;
         }
@@ -412,11 +631,19 @@ async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
         match uploaded {
             Ok(id) => {
                 went_on += 1;
-                // Seen from the beginning it makes its chain the newest; seen later it stops the prune.
+                // Seen from the beginning it makes its chain the newest; seen later it stops the
+                // prune.
                 let deleted = pruned.map_or_else(|_| Vec::new(), |outcome| outcome.deleted);
-                assert!(deleted.iter().all(|gone| new.contains(gone)), "call {n}: {deleted:?}");
+                assert!(
+                    deleted.iter().all(|gone| new.contains(gone)),
+                    "call {n}: {deleted:?}"
+                );
                 assert!(deleted.is_empty() || n < 10, "call {n}: {deleted:?}");
-                let all = old.iter().chain(&new).chain([&id]).filter(|id| !deleted.contains(id));
+                let all = old
+                    .iter()
+                    .chain(&new)
+                    .chain([&id])
+                    .filter(|id| !deleted.contains(id));
                 yard.assert_restores(all.cloned()).await;
             }
             Err(error) => {
@@ -427,7 +654,10 @@ async fn whenever_another_host_begins_to_upload_nobody_builds_on_what_goes() {
             }
         }
     }
-    assert!(went_on > 5 && stopped > 5, "{went_on} went on, {stopped} stopped");
+    assert!(
+        went_on > 5 && stopped > 5,
+        "{went_on} went on, {stopped} stopped"
+    );
 }
 
 #[tokio::test]
@@ -438,29 +668,59 @@ async fn prune_intermediate_asks_the_remote_for_each_backup() {
     for key in here.keys() {
         remote.plant(&key, here.object(&key).unwrap());
     }
-    let rules = RetentionRules { last_fulls: Some(1), last_incrementals: Some(1), ..Default::default() };
+    let rules = RetentionRules {
+        last_fulls: Some(1),
+        last_incrementals: Some(1),
+        ..Default::default()
+    };
     let prune = async |yard: &Yard, beside| {
-        prune_dataset(&yard.env(0, Arc::new(here.clone()), never()), &yard.task(&rules, beside)).await
+        prune_dataset(
+            &yard.env(0, Arc::new(here.clone()), never()),
+            &yard.task(&rules, beside),
+        )
+        .await
     };
     let beside = |remote: &MemoryStore| Beside::Remote(Arc::new(remote.clone()));
     // A night in which nothing reached the remote, and a listing that fails.
     let fresh = yard.put(Some(&new[2])).await;
     let all = yard.ids();
-    assert!(prune(&yard, Beside::Unreachable).await.unwrap().deleted.is_empty());
+    assert!(
+        prune(&yard, Beside::Unreachable)
+            .await
+            .unwrap()
+            .deleted
+            .is_empty()
+    );
     remote.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::List));
     prune(&yard, beside(&remote)).await.unwrap_err();
-    assert!(prune(&yard, beside(&memory_store(1024))).await.unwrap().deleted.is_empty());
+    assert!(
+        prune(&yard, beside(&memory_store(1024)))
+            .await
+            .unwrap()
+            .deleted
+            .is_empty()
+    );
     assert_eq!(yard.ids(), all);
     // A backup that the remote has with a hole stays here.
-    let hole =
-        remote.keys().into_iter().find(|key| key.contains(old[1].as_str()) && key.ends_with(".zfs.age")).unwrap();
+    let hole = remote
+        .keys()
+        .into_iter()
+        .find(|key| key.contains(old[1].as_str()) && key.ends_with(".zfs.age"))
+        .unwrap();
     remote.lose(&hole);
     let outcome = prune(&yard, beside(&remote)).await.unwrap();
     assert_eq!(outcome.look.plan.doubts, []);
-    let left: BTreeSet<BackupId> = [&old[1], &old[2], &new[0], &fresh].into_iter().cloned().collect();
+    let left: BTreeSet<BackupId> = [&old[1], &old[2], &new[0], &fresh]
+        .into_iter()
+        .cloned()
+        .collect();
     assert_eq!(yard.ids(), left);
     // Both together have everything.
-    for key in here.keys().into_iter().filter(|key| !key.contains("@prune")) {
+    for key in here
+        .keys()
+        .into_iter()
+        .filter(|key| !key.contains("@prune"))
+    {
         remote.plant(&key, here.object(&key).unwrap());
     }
     yard.store = remote;
@@ -478,32 +738,56 @@ async fn forget_deletes_one_backup_that_nothing_follows_from() {
     }
     assert_eq!(yard.record_keys(), [""; 0]);
     let found = forget(&env(&yard), &yard.dataset, &old[2]).await.unwrap();
-    assert_eq!((found.warnings.len(), found.manifest_blake3.is_some()), (0, true));
+    assert_eq!(
+        (found.warnings.len(), found.manifest_blake3.is_some()),
+        (0, true)
+    );
     assert!(!yard.ids().contains(&old[2]));
     // The newest is said to be that.
     let newest = look_at(&env(&yard), &yard.dataset, &new[2]).await.unwrap();
     assert!(newest.warnings[0].contains("NEWEST"), "{newest:?}");
     forget(&env(&yard), &yard.dataset, &new[2]).await.unwrap();
     yard.assert_restores([&old[..2], &new[..2]].concat()).await;
-    assert_eq!(yard.look(&last_chains(1)).await.plan.doubts, [], "records explain the gaps");
-    let error = forget(&env(&yard), &yard.dataset, &new[2]).await.unwrap_err();
+    assert_eq!(
+        yard.look(&last_chains(1)).await.plan.doubts,
+        [],
+        "records explain the gaps"
+    );
+    let error = forget(&env(&yard), &yard.dataset, &new[2])
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("has nothing of"), "{error}");
     // An attempt that builds on a backup keeps it; what is left of it goes by name.
-    yard.store.fail(Fault::before(StoreErrorKind::Full).of(Operation::PutNew).on("RESTORE"));
+    yard.store.fail(
+        Fault::before(StoreErrorKind::Full)
+            .of(Operation::PutNew)
+            .on("RESTORE"),
+    );
     yard.upload(0, Some(&new[1])).await.unwrap_err();
     yard.store.heal();
-    forget(&env(&yard), &yard.dataset, &new[1]).await.unwrap_err();
-    let attempt = yard.ids().into_iter().find(|id| id.snapshot_guid().0 == 7).unwrap();
+    forget(&env(&yard), &yard.dataset, &new[1])
+        .await
+        .unwrap_err();
+    let attempt = yard
+        .ids()
+        .into_iter()
+        .find(|id| id.snapshot_guid().0 == 7)
+        .unwrap();
     let found = forget(&env(&yard), &yard.dataset, &attempt).await.unwrap();
     assert_eq!(found.manifest_blake3, None);
     assert!(!yard.ids().contains(&attempt));
-    let journal =
-        zfs_backup::run::journal::never_committing(yard.state(0), &yard.store.known(), &yard.dataset).unwrap();
+    let journal = zfs_backup::run::journal::never_committing(
+        yard.state(0),
+        &yard.store.known(),
+        &yard.dataset,
+    )
+    .unwrap();
     assert!(journal.is_empty());
     forget(&env(&yard), &yard.dataset, &new[1]).await.unwrap();
 }
 
-/// The other half of what a prune relies on: a real run does not build on what a fresh record names.
+/// The other half of what a prune relies on: a real run does not build on what a fresh record
+/// names.
 #[tokio::test]
 async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
     let world = World::new();
@@ -512,24 +796,43 @@ async fn an_incremental_is_not_begun_on_what_a_prune_is_deleting() {
     world.snapshot();
     let mut env = world.prune_env(crate::world::now());
     let interrupted = async |env: &PruneEnv| {
-        world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Delete).forever());
+        world.store.fail(
+            Fault::before(StoreErrorKind::Unavailable)
+                .of(Operation::Delete)
+                .forever(),
+        );
         forget(env, &world.dataset, &full.id).await.unwrap_err();
         world.store.heal();
     };
     // A record of long ago was left by a prune that failed; the backup is there.
     env.now = crate::builder::later(crate::world::now(), -hours(50));
     interrupted(&env).await;
-    let first = world.try_back_up_as(RequestedKind::Incremental).await.unwrap();
+    let first = world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap();
     let first = crate::world::committed(first).manifest;
     assert_eq!(first.chain.full_id, full.id);
     world.zfs.write_file(&world.dataset, 20, b"and more");
     world.snapshot();
     env.now = crate::world::now();
-    world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Delete).forever());
+    world.store.fail(
+        Fault::before(StoreErrorKind::Unavailable)
+            .of(Operation::Delete)
+            .forever(),
+    );
     forget(&env, &world.dataset, &first.id).await.unwrap_err();
     world.store.heal();
-    let error = world.try_back_up_as(RequestedKind::Incremental).await.unwrap_err();
-    assert!(error.to_string().contains(&format!("a prune is deleting {}", first.id)), "{error}");
+    let error = world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("a prune is deleting {}", first.id)),
+        "{error}"
+    );
     assert_eq!(world.catalog().await.backups.len(), 2);
 }
 
@@ -572,8 +875,15 @@ pub(crate) struct Hooked {
 }
 
 impl Hooked {
-    pub(crate) fn new(inner: &MemoryStore, hook: impl Fn(Operation, &str) + Send + Sync + 'static) -> Self {
-        Self { inner: inner.clone(), hook: Box::new(hook), unlisted: Mutex::default() }
+    pub(crate) fn new(
+        inner: &MemoryStore,
+        hook: impl Fn(Operation, &str) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            inner: inner.clone(),
+            hook: Box::new(hook),
+            unlisted: Mutex::default(),
+        }
     }
 }
 
@@ -596,12 +906,21 @@ impl ObjectStore for Hooked {
         self.inner.create(key).await
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         (self.hook)(Operation::PutNew, key.as_str());
         self.inner.put_new(key, bytes).await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
         (self.hook)(Operation::Get, key.as_str());
         self.inner.get(key, range, limit_bytes).await
     }

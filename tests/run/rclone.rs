@@ -1,4 +1,5 @@
-//! A full backup and an incremental one through rclone into a folder: verified, damaged, restored, deleted.
+//! A full backup and an incremental one through rclone into a folder: verified, damaged, restored,
+//! deleted.
 
 use crate::weed::programs::find_program;
 use crate::world::{World, committed, main_keyring_key, never, noise, now};
@@ -10,7 +11,9 @@ use zfs_backup::model::DatasetName;
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, back_up};
 use zfs_backup::run::prune::{PruneEnv, forget};
-use zfs_backup::run::restore::{ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset};
+use zfs_backup::run::restore::{
+    ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
+};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::store::{EvidenceTier, ObjectKey, ObjectStore, RcloneSettings, RcloneStore, Spool};
 use zfs_backup::zfs::Zfs;
@@ -39,48 +42,106 @@ async fn a_chain_goes_through_rclone_and_comes_back() {
     let (world, folder) = (World::new(), TempDir::new().unwrap());
     let store = open(folder.path()).await;
     let keyring = world.writer.keyring.as_ref().unwrap().bytes.clone();
-    store.put_new(&ObjectKey::listed(&main_keyring_key(&world.writer)).unwrap(), keyring).await.unwrap();
-    let env = BackupEnv { store: Arc::clone(&store), ..world.env() };
-    let full = committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap());
+    store
+        .put_new(
+            &ObjectKey::listed(&main_keyring_key(&world.writer)).unwrap(),
+            keyring,
+        )
+        .await
+        .unwrap();
+    let env = BackupEnv {
+        store: Arc::clone(&store),
+        ..world.env()
+    };
+    let full = committed(
+        back_up(&env, &world.selected(), RequestedKind::Full)
+            .await
+            .unwrap(),
+    );
     world.zfs.write_file(&world.dataset, 12, &noise(9, 30_000));
     world.snapshot();
-    let incremental = committed(back_up(&env, &world.selected(), RequestedKind::Incremental).await.unwrap());
+    let incremental = committed(
+        back_up(&env, &world.selected(), RequestedKind::Incremental)
+            .await
+            .unwrap(),
+    );
 
     let verify = || verify_dataset(&*store, &world.dataset, &world.keys.trusted);
     let report = verify().await.unwrap();
-    assert_eq!((report.backups, report.damage, report.extra), (2, vec![], vec![]));
-    assert_eq!(report.objects.keys().collect::<Vec<_>>(), [&EvidenceTier::Sha1], "{:?}", report.objects);
+    assert_eq!(
+        (report.backups, report.damage, report.extra),
+        (2, vec![], vec![])
+    );
+    assert_eq!(
+        report.objects.keys().collect::<Vec<_>>(),
+        [&EvidenceTier::Sha1],
+        "{:?}",
+        report.objects
+    );
 
-    let set = find_restore_set(std::slice::from_ref(&store), &world.dataset, &world.keys, &RestorePoint::Newest)
-        .await
-        .unwrap();
+    let set = find_restore_set(
+        std::slice::from_ref(&store),
+        &world.dataset,
+        &world.keys,
+        &RestorePoint::Newest,
+    )
+    .await
+    .unwrap();
     let target: DatasetName = "tank/restored".parse().unwrap();
     let zfs: Arc<dyn Zfs> = Arc::new(world.zfs.clone());
-    let received = restore_to_dataset(&set, &world.keys, zfs, &target, &ReceiveOptions::default(), never())
-        .await
-        .unwrap()
-        .snapshots;
+    let received = restore_to_dataset(
+        &set,
+        &world.keys,
+        zfs,
+        &target,
+        &ReceiveOptions::default(),
+        never(),
+    )
+    .await
+    .unwrap()
+    .snapshots;
     assert_eq!(received.len(), 2);
     let guids = |dataset| -> Vec<_> {
-        world.zfs.snapshots(dataset).unwrap().into_iter().map(|snapshot| snapshot.guid).collect()
+        world
+            .zfs
+            .snapshots(dataset)
+            .unwrap()
+            .into_iter()
+            .map(|snapshot| snapshot.guid)
+            .collect()
     };
     assert_eq!(guids(&target), guids(&world.dataset));
 
     // One byte of one chunk, of the same length: the remote's hash says so without any download.
     let listed = store.list("").await.unwrap();
-    let chunk = listed.iter().find(|object| object.key.ends_with(".zfs.age")).unwrap();
+    let chunk = listed
+        .iter()
+        .find(|object| object.key.ends_with(".zfs.age"))
+        .unwrap();
     let path = folder.path().join("objects").join(&chunk.key);
     let mut bytes = fs::read(&path).unwrap();
     bytes[1000] ^= 1;
     fs::write(&path, bytes).unwrap();
-    let damaged: Vec<String> = verify().await.unwrap().damage.into_iter().map(|damage| damage.key).collect();
+    let damaged: Vec<String> = verify()
+        .await
+        .unwrap()
+        .damage
+        .into_iter()
+        .map(|damage| damage.key)
+        .collect();
     assert_eq!(damaged, [chunk.key.as_str()]);
     assert!(store.unfinished("").await.unwrap().is_empty());
 
-    let prune = PruneEnv { store: Arc::clone(&store), ..world.prune_env(now()) };
+    let prune = PruneEnv {
+        store: Arc::clone(&store),
+        ..world.prune_env(now())
+    };
     for id in [incremental.manifest.id, full.manifest.id] {
         forget(&prune, &world.dataset, &id).await.unwrap();
     }
     let left = store.list("tank/").await.unwrap();
-    assert!(left.iter().all(|object| object.key.contains("/@prune/")), "{left:?}");
+    assert!(
+        left.iter().all(|object| object.key.contains("/@prune/")),
+        "{left:?}"
+    );
 }

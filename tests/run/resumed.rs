@@ -1,5 +1,5 @@
-//! Restores that are interrupted go on where they stopped: whatever was received is not fetched again, the end is the
-//! same, and nothing that is not ours is given up.
+//! Restores that are interrupted go on where they stopped: whatever was received is not fetched
+//! again, the end is the same, and nothing that is not ours is given up.
 
 use crate::chains::{Files, chain, night, nightly};
 use crate::world::{World, key_of, name, never, noise};
@@ -10,8 +10,8 @@ use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{DatasetName, SnapshotName};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::restore::{
-    RESTORING_PROPERTY, ReceiveOptions, Received, RestorePoint, RestoreSet, ResumeChoice, check_target,
-    find_interrupted, restore_to_dataset, restore_to_writer,
+    RESTORING_PROPERTY, ReceiveOptions, Received, RestorePoint, RestoreSet, ResumeChoice,
+    check_target, find_interrupted, restore_to_dataset, restore_to_writer,
 };
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
@@ -21,9 +21,21 @@ use zfs_backup::zfs::{DatasetType, PropertyValue, ReceiveRequest, STREAM_TRUNCAT
 
 const EINVAL: i32 = 22;
 
-async fn restore(world: &World, target: &DatasetName, options: &ReceiveOptions) -> Result<Received, RunError> {
+async fn restore(
+    world: &World,
+    target: &DatasetName,
+    options: &ReceiveOptions,
+) -> Result<Received, RunError> {
     let set = world.find(&RestorePoint::Newest).await.unwrap();
-    restore_to_dataset(&set, &world.keys, Arc::new(world.zfs.clone()), target, options, never()).await
+    restore_to_dataset(
+        &set,
+        &world.keys,
+        Arc::new(world.zfs.clone()),
+        target,
+        options,
+        never(),
+    )
+    .await
 }
 
 async fn go_on(world: &World, target: &DatasetName) -> Result<Received, RunError> {
@@ -31,46 +43,88 @@ async fn go_on(world: &World, target: &DatasetName) -> Result<Received, RunError
 }
 
 fn restart() -> ReceiveOptions {
-    ReceiveOptions { resume: ResumeChoice::Restart, ..ReceiveOptions::default() }
+    ReceiveOptions {
+        resume: ResumeChoice::Restart,
+        ..ReceiveOptions::default()
+    }
 }
 
 fn rollback() -> ReceiveOptions {
-    ReceiveOptions { rollback: true, ..ReceiveOptions::default() }
+    ReceiveOptions {
+        rollback: true,
+        ..ReceiveOptions::default()
+    }
 }
 
 fn property(world: &World, target: &DatasetName, property: &str) -> Option<PropertyValue> {
-    Some(world.zfs.dataset(target).unwrap()?.properties.get(property)?.value.clone())
+    Some(
+        world
+            .zfs
+            .dataset(target)
+            .unwrap()?
+            .properties
+            .get(property)?
+            .value
+            .clone(),
+    )
 }
 
 fn guids(world: &World, target: &DatasetName) -> Vec<zfs_backup::model::Guid> {
-    world.zfs.snapshots(target).unwrap().iter().map(|snapshot| snapshot.guid).collect()
+    world
+        .zfs
+        .snapshots(target)
+        .unwrap()
+        .iter()
+        .map(|snapshot| snapshot.guid)
+        .collect()
 }
 
 /// That it is there whole, and nothing of the restore is left on it.
 #[track_caller]
 fn assert_whole(world: &World, target: &DatasetName, points: &[(Manifest, Files)]) {
-    assert!(world.zfs.files(target) == points.last().unwrap().1, "{target} has other files");
-    let expected: Vec<_> = points.iter().map(|(manifest, _)| manifest.snapshot.guid).collect();
+    assert!(
+        world.zfs.files(target) == points.last().unwrap().1,
+        "{target} has other files"
+    );
+    let expected: Vec<_> = points
+        .iter()
+        .map(|(manifest, _)| manifest.snapshot.guid)
+        .collect();
     assert_eq!(guids(world, target), expected);
     assert_eq!(property(world, target, RESTORING_PROPERTY), None);
-    assert_ne!(property(world, target, "readonly"), Some(PropertyValue::Number(1)));
+    assert_ne!(
+        property(world, target, "readonly"),
+        Some(PropertyValue::Number(1))
+    );
     assert!(world.zfs.receive_point(target).is_none());
 }
 
 fn destroy(world: &World, target: &DatasetName) {
-    let names: Vec<SnapshotName> = world.zfs.snapshots(target).unwrap().into_iter().map(|s| s.name).collect();
+    let names: Vec<SnapshotName> = world
+        .zfs
+        .snapshots(target)
+        .unwrap()
+        .into_iter()
+        .map(|s| s.name)
+        .collect();
     world.zfs.destroy_snapshots(&names).unwrap();
     world.zfs.destroy_dataset(target).unwrap();
 }
 
 async fn stream_of(world: &World, set: &RestoreSet, number: usize) -> Vec<u8> {
     let output = crate::world::SharedBytes::default();
-    restore_to_writer(&set.backups[number], &world.keys, Box::new(output.clone())).await.unwrap();
+    restore_to_writer(&set.backups[number], &world.keys, Box::new(output.clone()))
+        .await
+        .unwrap();
     output.take()
 }
 
-/// A chain of a full and so many incrementals, what a restore of its newest needs, and the stream of each.
-async fn chain_and_streams(world: &World, incrementals: u64) -> (Vec<(Manifest, Files)>, RestoreSet, Vec<Vec<u8>>) {
+/// A chain of a full and so many incrementals, what a restore of its newest needs, and the stream
+/// of each.
+async fn chain_and_streams(
+    world: &World,
+    incrementals: u64,
+) -> (Vec<(Manifest, Files)>, RestoreSet, Vec<Vec<u8>>) {
     let points = chain(world, incrementals).await;
     let set = world.find(&RestorePoint::Newest).await.unwrap();
     let mut streams = Vec::new();
@@ -80,14 +134,26 @@ async fn chain_and_streams(world: &World, incrementals: u64) -> (Vec<(Manifest, 
     (points, set, streams)
 }
 
-/// What a kernel that lost its reader at that byte has: the earlier backups whole, this one cut, marked as ours or not.
+/// What a kernel that lost its reader at that byte has: the earlier backups whole, this one cut,
+/// marked as ours or not.
 fn cut(world: &World, target: &DatasetName, streams: &[Vec<u8>], at: usize, mark: Option<&str>) {
     let mut properties = BTreeMap::new();
-    properties.extend(mark.map(|mark| (RESTORING_PROPERTY.to_owned(), PropertyValue::Text(mark.to_owned()))));
+    properties.extend(mark.map(|mark| {
+        (
+            RESTORING_PROPERTY.to_owned(),
+            PropertyValue::Text(mark.to_owned()),
+        )
+    }));
     for (number, stream) in streams.iter().enumerate() {
         let snapshot = target.snapshot(&format!("cut-{number}")).unwrap();
         let properties = properties.clone();
-        let request = ReceiveRequest { target: snapshot, force: false, resumable: true, origin: None, properties };
+        let request = ReceiveRequest {
+            target: snapshot,
+            force: false,
+            resumable: true,
+            origin: None,
+            properties,
+        };
         if number + 1 < streams.len() {
             world.zfs.receive(&request, &mut &stream[..]).unwrap();
         } else {
@@ -101,13 +167,21 @@ fn cut(world: &World, target: &DatasetName, streams: &[Vec<u8>], at: usize, mark
 fn worlds() -> Vec<(&'static str, World)> {
     let plain = World::new();
     let mut compressed = World::new();
-    compressed.settings.compression = Compression::Zstd { level: 1, long: None };
+    compressed.settings.compression = Compression::Zstd {
+        level: 1,
+        long: None,
+    };
     let objects = World::new();
     objects.zfs.set_points_at_objects();
     let mut raw = World::new();
     raw.zfs.set_encrypted(&raw.dataset, false);
     raw.settings.raw = RawMode::Auto;
-    vec![("plain", plain), ("compressed", compressed), ("points at objects", objects), ("raw", raw)]
+    vec![
+        ("plain", plain),
+        ("compressed", compressed),
+        ("points at objects", objects),
+        ("raw", raw),
+    ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -123,8 +197,13 @@ async fn a_restore_cut_at_any_byte_goes_on_and_ends_in_the_same() {
                 cut(&world, &target, &streams[..=number], at, Some(&mark));
                 let point = world.zfs.receive_point(&target).unwrap();
                 let received = go_on(&world, &target).await;
-                let received = received.unwrap_or_else(|error| panic!("{what} {number} {at}: {}", error_chain(&error)));
-                assert!(received.went_on.is_some(), "{what}: backup {number} cut at {at} of {length}, at {point:?}");
+                let received = received.unwrap_or_else(|error| {
+                    panic!("{what} {number} {at}: {}", error_chain(&error))
+                });
+                assert!(
+                    received.went_on.is_some(),
+                    "{what}: backup {number} cut at {at} of {length}, at {point:?}"
+                );
                 assert_eq!(received.snapshots.len(), 2 - number);
                 assert_whole(&world, &target, &points);
                 destroy(&world, &target);
@@ -133,13 +212,18 @@ async fn a_restore_cut_at_any_byte_goes_on_and_ends_in_the_same() {
     }
 }
 
-/// A store that is away, chunk by chunk: the first run leaves what it has, the second does not fetch it again.
+/// A store that is away, chunk by chunk: the first run leaves what it has, the second does not
+/// fetch it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_received_is_not_fetched_again() {
     let mut world = World::new();
     world.settings.split_bytes = 64 * 1024;
-    world.zfs.write_file(&world.dataset, 20, &noise(20, 900_000));
-    world.zfs.write_file(&world.dataset, 21, &noise(21, 2_200_000));
+    world
+        .zfs
+        .write_file(&world.dataset, 20, &noise(20, 900_000));
+    world
+        .zfs
+        .write_file(&world.dataset, 21, &noise(21, 2_200_000));
     world.snapshot();
     let points = chain(&world, 0).await;
     let manifest = &points[0].0;
@@ -157,8 +241,13 @@ async fn what_was_received_is_not_fetched_again() {
     assert!(matches!(error, RunError::Store(_)), "{error}");
     assert!(world.zfs.receive_point(&target).unwrap().object == 21);
     let mark = property(&world, &target, RESTORING_PROPERTY);
-    let Some(PropertyValue::Text(mark)) = mark else { panic!("{mark:?}") };
-    assert!(mark.starts_with(&format!("{} new token=", manifest.id)), "{mark}");
+    let Some(PropertyValue::Text(mark)) = mark else {
+        panic!("{mark:?}")
+    };
+    assert!(
+        mark.starts_with(&format!("{} new token=", manifest.id)),
+        "{mark}"
+    );
     // The store is still away: what is there stays.
     go_on(&world, &target).await.unwrap_err();
     assert!(world.zfs.receive_point(&target).unwrap().object == 21);
@@ -167,27 +256,43 @@ async fn what_was_received_is_not_fetched_again() {
     let set = world.find(&RestorePoint::Newest).await.unwrap();
     let plan = check_target(&world.zfs, &target, &set, &ReceiveOptions::default()).unwrap();
     let calls = world.zfs.calls();
-    let found = find_interrupted(&set, &plan, &world.keys, &never()).await.unwrap().unwrap();
-    assert_eq!(world.zfs.calls(), calls, "a look at the store asks nothing of the pool");
+    let found = find_interrupted(&set, &plan, &world.keys, &never())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        world.zfs.calls(),
+        calls,
+        "a look at the store asks nothing of the pool"
+    );
     assert_eq!(found.id, manifest.id);
     let sealed: u64 = chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
-    assert!(found.fetch_bytes * 6 < sealed && found.fetch_bytes > 4 * 64 * 1024, "{found:?} of {sealed}");
+    assert!(
+        found.fetch_bytes * 6 < sealed && found.fetch_bytes > 4 * 64 * 1024,
+        "{found:?} of {sealed}"
+    );
     world.store.clear_events();
     let received = go_on(&world, &target).await.unwrap();
     assert_eq!(received.went_on, Some(found));
     assert_whole(&world, &target, &points);
-    let fetched: BTreeSet<usize> =
-        (0..chunks.len())
-            .filter(|index| {
-                let key = key_of(manifest, &chunks[*index].name);
-                world.store.events().iter().any(|event| {
-                    event.operation == Operation::Get && event.key == key && event.outcome == Outcome::Done
-                })
+    let fetched: BTreeSet<usize> = (0..chunks.len())
+        .filter(|index| {
+            let key = key_of(manifest, &chunks[*index].name);
+            world.store.events().iter().any(|event| {
+                event.operation == Operation::Get
+                    && event.key == key
+                    && event.outcome == Outcome::Done
             })
-            .collect();
+        })
+        .collect();
     // BEGIN, the looks, OBJECT with what is read ahead of it, and the rest.
     assert!(fetched.contains(&0) && (gone..chunks.len()).all(|index| fetched.contains(&index)));
-    assert!(fetched.len() < 26, "{} of {} chunks: {fetched:?}", fetched.len(), chunks.len());
+    assert!(
+        fetched.len() < 26,
+        "{} of {} chunks: {fetched:?}",
+        fetched.len(),
+        chunks.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -198,7 +303,12 @@ async fn a_chain_goes_on_between_two_backups_and_ends_its_readonly() {
         let target = name(&format!("tank/made/back-{number}"));
         let manifest = &points[number].0;
         let key = key_of(manifest, &world.chunks(manifest).await[0].name);
-        world.store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::Get).on(&key).forever());
+        world.store.fail(
+            Fault::before(StoreErrorKind::Unavailable)
+                .of(Operation::Get)
+                .on(&key)
+                .forever(),
+        );
         go_on(&world, &target).await.unwrap_err();
         world.store.heal();
         // Nothing of the first: nothing stays. Else what was received stays, readonly, and ours.
@@ -206,7 +316,10 @@ async fn a_chain_goes_on_between_two_backups_and_ends_its_readonly() {
             assert!(world.zfs.dataset(&name("tank/made")).unwrap().is_none());
         } else {
             assert_eq!(guids(&world, &target).len(), number);
-            assert_eq!(property(&world, &target, "readonly"), Some(PropertyValue::Number(1)));
+            assert_eq!(
+                property(&world, &target, "readonly"),
+                Some(PropertyValue::Number(1))
+            );
         }
         world.store.clear_events();
         let received = go_on(&world, &target).await.unwrap();
@@ -214,7 +327,11 @@ async fn a_chain_goes_on_between_two_backups_and_ends_its_readonly() {
         assert_whole(&world, &target, &points);
         for (done, (manifest, _)) in points[..number].iter().enumerate() {
             let chunks = key_of(manifest, "0000");
-            let again = world.store.events().iter().any(|event| event.key.starts_with(&chunks));
+            let again = world
+                .store
+                .events()
+                .iter()
+                .any(|event| event.key.starts_with(&chunks));
             assert!(!again, "backup {done} was fetched again");
         }
     }
@@ -227,9 +344,14 @@ async fn a_restore_that_was_received_whole_only_ends() {
     let points = chain(&world, 1).await;
     let target = name("tank/back");
     go_on(&world, &target).await.unwrap();
-    let mark = PropertyValue::Text(format!("{} new readonly token=0123456789abcdef", points[1].0.id));
+    let mark = PropertyValue::Text(format!(
+        "{} new readonly token=0123456789abcdef",
+        points[1].0.id
+    ));
     world.zfs.set_property(&target, RESTORING_PROPERTY, mark);
-    world.zfs.set_property(&target, "readonly", PropertyValue::Number(1));
+    world
+        .zfs
+        .set_property(&target, "readonly", PropertyValue::Number(1));
     let received = go_on(&world, &target).await.unwrap();
     assert!(received.snapshots.is_empty());
     assert_whole(&world, &target, &points);
@@ -242,33 +364,74 @@ async fn a_rollback_that_failed_with_one_backup_left_ends_its_readonly() {
     let world = World::new();
     let points = chain(&world, 2).await;
     let target = name("tank/back");
-    let oldest = world.find(&RestorePoint::Id(points[0].0.id.clone())).await.unwrap();
+    let oldest = world
+        .find(&RestorePoint::Id(points[0].0.id.clone()))
+        .await
+        .unwrap();
     let zfs = Arc::new(world.zfs.clone());
-    restore_to_dataset(&oldest, &world.keys, zfs, &target, &ReceiveOptions::default(), never()).await.unwrap();
+    restore_to_dataset(
+        &oldest,
+        &world.keys,
+        zfs,
+        &target,
+        &ReceiveOptions::default(),
+        never(),
+    )
+    .await
+    .unwrap();
     world.zfs.write_file(&target, 500, &noise(77, 9_000));
-    world.zfs.take_snapshots(&[target.snapshot("mine").unwrap()], &BTreeMap::new()).unwrap();
+    world
+        .zfs
+        .take_snapshots(&[target.snapshot("mine").unwrap()], &BTreeMap::new())
+        .unwrap();
     let (manifest, _) = &points[2];
     let key = key_of(manifest, &world.chunks(manifest).await[0].name);
     let whole = world.store.object(&key).unwrap();
     assert!(world.store.flip(&key, whole.len() - 20));
-    assert!(restore(&world, &target, &rollback()).await.unwrap_err().is_damage());
+    assert!(
+        restore(&world, &target, &rollback())
+            .await
+            .unwrap_err()
+            .is_damage()
+    );
     assert_eq!(guids(&world, &target).len(), 2);
-    assert_eq!(property(&world, &target, "readonly"), Some(PropertyValue::Number(1)));
-    assert!(world.zfs.receive_point(&target).is_none(), "a damaged backup was half kept");
+    assert_eq!(
+        property(&world, &target, "readonly"),
+        Some(PropertyValue::Number(1))
+    );
+    assert!(
+        world.zfs.receive_point(&target).is_none(),
+        "a damaged backup was half kept"
+    );
     world.store.plant(&key, whole);
     restore(&world, &target, &rollback()).await.unwrap();
     assert_whole(&world, &target, &points);
     // What its owner made readonly stays so.
     destroy(&world, &target);
     let zfs = Arc::new(world.zfs.clone());
-    restore_to_dataset(&oldest, &world.keys, zfs, &target, &ReceiveOptions::default(), never()).await.unwrap();
-    world.zfs.set_property(&target, "readonly", PropertyValue::Number(1));
+    restore_to_dataset(
+        &oldest,
+        &world.keys,
+        zfs,
+        &target,
+        &ReceiveOptions::default(),
+        never(),
+    )
+    .await
+    .unwrap();
+    world
+        .zfs
+        .set_property(&target, "readonly", PropertyValue::Number(1));
     restore(&world, &target, &rollback()).await.unwrap();
-    assert_eq!(property(&world, &target, "readonly"), Some(PropertyValue::Number(1)));
+    assert_eq!(
+        property(&world, &target, "readonly"),
+        Some(PropertyValue::Number(1))
+    );
     assert_eq!(guids(&world, &target).len(), 3);
 }
 
-/// Onto a dataset that was there the kernel puts back what was set before, so that nothing marks it.
+/// Onto a dataset that was there the kernel puts back what was set before, so that nothing marks
+/// it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_rollback_goes_on_when_it_is_asked_for_again() {
     let world = World::new();
@@ -290,7 +453,13 @@ async fn restart_gives_up_what_is_ours_and_nothing_else() {
     let mark = format!("{} new readonly token=0123456789abcdef", points[1].0.id);
     let target = name("tank/back");
     for number in [0, 1] {
-        cut(&world, &target, &streams[..=number], streams[number].len() / 2, Some(&mark));
+        cut(
+            &world,
+            &target,
+            &streams[..=number],
+            streams[number].len() / 2,
+            Some(&mark),
+        );
         let plan = check_target(&world.zfs, &target, &set, &restart()).unwrap();
         assert!(plan.gives_up && plan.skipped == 0 && plan.unfinished.is_none());
         let received = restore(&world, &target, &restart()).await.unwrap();
@@ -304,14 +473,20 @@ async fn restart_gives_up_what_is_ours_and_nothing_else() {
         &target,
         &streams,
         streams[1].len() / 2,
-        Some(&format!("{} readonly token=0123456789abcdef", points[1].0.id)),
+        Some(&format!(
+            "{} readonly token=0123456789abcdef",
+            points[1].0.id
+        )),
     );
     restore(&world, &target, &restart()).await.unwrap_err();
     assert!(world.zfs.receive_point(&target).is_some() && guids(&world, &target).len() == 1);
     // Somebody took a snapshot of it meanwhile.
     let other = name("tank/other");
     cut(&world, &other, &streams, streams[1].len() / 2, Some(&mark));
-    world.zfs.take_snapshots(&[other.snapshot("mine").unwrap()], &BTreeMap::new()).unwrap();
+    world
+        .zfs
+        .take_snapshots(&[other.snapshot("mine").unwrap()], &BTreeMap::new())
+        .unwrap();
     let refused = restore(&world, &other, &restart()).await.unwrap_err();
     assert!(error_chain(&refused).contains("@mine"), "{refused}");
     assert_eq!(guids(&world, &other).len(), 2);
@@ -334,11 +509,15 @@ async fn a_receive_of_something_else_is_named_and_left_alone() {
     // The same snapshot with other flags is another stream; so is another chain.
     world.settings.compressed = false;
     night(&world, 5);
-    let other = crate::world::committed(world.try_back_up_as(RequestedKind::Full).await.unwrap()).manifest;
+    let other =
+        crate::world::committed(world.try_back_up_as(RequestedKind::Full).await.unwrap()).manifest;
     for options in [ReceiveOptions::default(), rollback(), restart()] {
         let refused = restore(&world, &target, &options).await.unwrap_err();
         let text = format!("{} {}", error_chain(&refused), refused.hint().unwrap());
-        assert!(text.contains("tank/a b@") && text.contains("zfs receive -A tank/back"), "{text}");
+        assert!(
+            text.contains("tank/a b@") && text.contains("zfs receive -A tank/back"),
+            "{text}"
+        );
         assert!(world.zfs.receive_point(&target).is_some());
     }
     // One that is ours says which backup it is of.
@@ -351,7 +530,13 @@ async fn a_receive_of_something_else_is_named_and_left_alone() {
         Some(&format!("{} new token=0123456789abcdef", points[1].0.id)),
     );
     let refused = go_on(&world, &target).await.unwrap_err();
-    assert!(refused.hint().unwrap().contains(&format!("--backup {}", points[1].0.id)), "{refused}");
+    assert!(
+        refused
+            .hint()
+            .unwrap()
+            .contains(&format!("--backup {}", points[1].0.id)),
+        "{refused}"
+    );
     let received = restore(&world, &target, &restart()).await.unwrap();
     assert_eq!(received.snapshots.len(), 1);
     assert_eq!(guids(&world, &target), [other.snapshot.guid]);
@@ -368,18 +553,30 @@ async fn where_the_kernel_refuses_it_starts_over_if_that_is_ours() {
             if number == 1 && !starts_over {
                 continue;
             }
-            cut(&world, &target, &streams[..=number], streams[number].len() / 2, mark);
+            cut(
+                &world,
+                &target,
+                &streams[..=number],
+                streams[number].len() / 2,
+                mark,
+            );
             // Two looks at the target come before the receive.
             world.zfs.fail_call(3, EINVAL);
             let received = go_on(&world, &target).await;
             if starts_over {
                 let received = received.unwrap();
-                assert_eq!((received.snapshots.len(), received.went_on), (2 - number, None));
+                assert_eq!(
+                    (received.snapshots.len(), received.went_on),
+                    (2 - number, None)
+                );
                 assert_whole(&world, &target, &points);
                 destroy(&world, &target);
             } else {
                 let refused = received.unwrap_err();
-                assert!(refused.hint().unwrap().contains("zfs receive -A tank/back"), "{refused}");
+                assert!(
+                    refused.hint().unwrap().contains("zfs receive -A tank/back"),
+                    "{refused}"
+                );
                 assert!(world.zfs.receive_point(&target).is_some());
                 world.zfs.abort_receive(&target).unwrap();
             }
@@ -406,14 +603,19 @@ async fn damage_found_by_a_run_that_went_on_destroys_nothing() {
     let whole = world.store.object(&key).unwrap();
     assert!(world.store.flip(&key, whole.len() - 20));
     let error = go_on(&world, &target).await.unwrap_err();
-    assert!(error.is_damage() && error_chain(&error).contains(&key), "{}", error_chain(&error));
+    assert!(
+        error.is_damage() && error_chain(&error).contains(&key),
+        "{}",
+        error_chain(&error)
+    );
     assert!(world.zfs.receive_point(&target).is_some());
     world.store.plant(&key, whole);
     assert!(go_on(&world, &target).await.unwrap().went_on.is_some());
     assert_whole(&world, &target, &points);
 }
 
-/// Every call of ZFS and of the store fails once in a run that goes on: the next one ends in the same all the same.
+/// Every call of ZFS and of the store fails once in a run that goes on: the next one ends in the
+/// same all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_goes_on_and_fails_anywhere_can_be_gone_on_with() {
     let world = World::new();
@@ -422,15 +624,25 @@ async fn a_run_that_goes_on_and_fails_anywhere_can_be_gone_on_with() {
     let target = name("tank/back");
     for n in 1..=14 {
         for of_store in [false, true] {
-            cut(&world, &target, &streams[..1], streams[0].len() * 2 / 3, Some(&mark));
+            cut(
+                &world,
+                &target,
+                &streams[..1],
+                streams[0].len() * 2 / 3,
+                Some(&mark),
+            );
             if of_store {
-                let fault = Fault::before(StoreErrorKind::Unavailable).of(Operation::Get).nth(n);
+                let fault = Fault::before(StoreErrorKind::Unavailable)
+                    .of(Operation::Get)
+                    .nth(n);
                 world.store.fail(fault);
             } else {
                 world.zfs.fail_call(n as u64, 5);
             }
             let (zfs, options) = (Arc::new(world.zfs.clone()), ReceiveOptions::default());
-            let failed = restore_to_dataset(&set, &world.keys, zfs, &target, &options, never()).await.is_err();
+            let failed = restore_to_dataset(&set, &world.keys, zfs, &target, &options, never())
+                .await
+                .is_err();
             world.store.heal();
             // What was to fail later fails nobody.
             (0..20).for_each(|_| drop(world.zfs.pool_guid("tank")));
@@ -456,7 +668,10 @@ async fn another_night_in_between_is_received_behind_the_one_that_goes_on() {
         Some(&format!("{} new token=0123456789abcdef", points[0].0.id)),
     );
     night(&world, 1);
-    points.push((nightly(&world).await.manifest, world.zfs.files(&world.dataset)));
+    points.push((
+        nightly(&world).await.manifest,
+        world.zfs.files(&world.dataset),
+    ));
     let received = go_on(&world, &target).await.unwrap();
     assert!(received.went_on.is_some() && received.snapshots.len() == 2);
     assert_whole(&world, &target, &points);

@@ -1,6 +1,6 @@
-//! Two hosts and one remote: backups, exports, copies, prunes and forgets that run at the same time, call by call, with
-//! crashes, refusals, lost replies and wrong clocks. Whatever the order of the calls: what was committed, and what no
-//! command was entitled to delete, restores.
+//! Two hosts and one remote: backups, exports, copies, prunes and forgets that run at the same
+//! time, call by call, with crashes, refusals, lost replies and wrong clocks. Whatever the order of
+//! the calls: what was committed, and what no command was entitled to delete, restores.
 
 use crate::builder::{Yard, hours};
 use crate::observer::{Actor, Job, Place, Relation, seconds_ahead};
@@ -24,7 +24,9 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupOutcome, StoreRole, back_up};
 use zfs_backup::run::catalog::read_catalog;
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneOutcome, PruneTask, forget_beside, prune_dataset};
+use zfs_backup::run::prune::{
+    Beside, PruneEnv, PruneOutcome, PruneTask, forget_beside, prune_dataset,
+};
 use zfs_backup::run::prune_snapshots::{SnapshotOutcome, prune_snapshots};
 use zfs_backup::run::upload::{UploadReport, UploadRules, upload_dataset};
 use zfs_backup::run::{RunError, error_chain};
@@ -65,11 +67,13 @@ struct Round {
 #[derive(Debug, Clone, Copy)]
 enum Prelude {
     TwoChains,
-    /// The same snapshot in the remote and in the intermediate directory, under two ids, and a child of one of them.
+    /// The same snapshot in the remote and in the intermediate directory, under two ids, and a
+    /// child of one of them.
     Twins,
     /// Chains that were copied to the remote.
     Copied,
-    /// As `Copied`, and the older chain was pruned in the remote while the clock was so many hours ahead.
+    /// As `Copied`, and the older chain was pruned in the remote while the clock was so many hours
+    /// ahead.
     Pruned(i64),
     /// An upload that was killed after so many calls.
     Interrupted(usize),
@@ -107,7 +111,10 @@ fn any_round() -> impl Strategy<Value = Round> {
     let op = op.prop_map(|(host, commands)| Op { host, commands });
     // The first two on different hosts; a third one shares its host with one of them.
     let in_order = |mut ops: Vec<Op>| {
-        ops.iter_mut().take(2).enumerate().for_each(|(number, op)| op.host = number);
+        ops.iter_mut()
+            .take(2)
+            .enumerate()
+            .for_each(|(number, op)| op.host = number);
         ops
     };
     let mishap = prop_oneof![
@@ -133,8 +140,12 @@ fn any_round() -> impl Strategy<Value = Round> {
 
 fn any_case() -> impl Strategy<Value = Case> {
     let relation = prop_oneof![Just(Relation::Adopted), Just(Relation::Cloned)];
-    let remote = (proptest::bool::weighted(0.7), proptest::bool::weighted(0.3))
-        .prop_map(|(create_only, host_clock)| RemoteKind { create_only, host_clock });
+    let remote = (proptest::bool::weighted(0.7), proptest::bool::weighted(0.3)).prop_map(
+        |(create_only, host_clock)| RemoteKind {
+            create_only,
+            host_clock,
+        },
+    );
     let prelude = prop_oneof![
         3 => Just(Prelude::TwoChains),
         1 => Just(Prelude::Twins),
@@ -142,9 +153,28 @@ fn any_case() -> impl Strategy<Value = Case> {
         1 => (0i64..24).prop_map(Prelude::Pruned),
         1 => (5..80usize).prop_map(Prelude::Interrupted),
     ];
-    let clock = proptest::option::weighted(0.2, (0..2usize, 0..3usize, prop_oneof![-60i64..60, -9000i64..9000]));
-    (relation, remote, prelude, clock, proptest::collection::vec(any_round(), 1..4))
-        .prop_map(|(relation, remote, prelude, clock, rounds)| Case { relation, remote, prelude, clock, rounds })
+    let clock = proptest::option::weighted(
+        0.2,
+        (
+            0..2usize,
+            0..3usize,
+            prop_oneof![-60i64..60, -9000i64..9000],
+        ),
+    );
+    (
+        relation,
+        remote,
+        prelude,
+        clock,
+        proptest::collection::vec(any_round(), 1..4),
+    )
+        .prop_map(|(relation, remote, prelude, clock, rounds)| Case {
+            relation,
+            remote,
+            prelude,
+            clock,
+            rounds,
+        })
 }
 
 /// The result of a command.
@@ -173,11 +203,19 @@ impl Done {
     fn text(&self) -> String {
         match self {
             Self::Copy(Ok(report)) if !report.failed.is_empty() => {
-                let failed = report.failed.iter().map(|(id, error)| format!("{id}: {}", error_chain(error)));
+                let failed = report
+                    .failed
+                    .iter()
+                    .map(|(id, error)| format!("{id}: {}", error_chain(error)));
                 failed.collect::<Vec<_>>().join("; ")
             }
-            Self::Prune(Ok(outcome)) => format!("deleted {:?}, {:?}", outcome.deleted, outcome.look.plan.doubts),
-            done => done.error().map_or("done".to_owned(), |error| error_chain(error)),
+            Self::Prune(Ok(outcome)) => format!(
+                "deleted {:?}, {:?}",
+                outcome.deleted, outcome.look.plan.doubts
+            ),
+            done => done
+                .error()
+                .map_or("done".to_owned(), |error| error_chain(error)),
         }
     }
 
@@ -191,15 +229,19 @@ impl Done {
 }
 
 fn requested(full: bool) -> RequestedKind {
-    if full { RequestedKind::Full } else { RequestedKind::Lifecycle }
+    if full {
+        RequestedKind::Full
+    } else {
+        RequestedKind::Lifecycle
+    }
 }
 
 impl Command {
     fn place(&self, host: usize) -> Place {
         match self {
-            Self::Export { .. } | Self::PruneIntermediate { .. } | Self::ForgetInIntermediate { .. } => {
-                Place::Intermediate(host)
-            }
+            Self::Export { .. }
+            | Self::PruneIntermediate { .. }
+            | Self::ForgetInIntermediate { .. } => Place::Intermediate(host),
             _ => Place::Remote,
         }
     }
@@ -209,7 +251,11 @@ impl Command {
         match self {
             Self::ForgetInRemote { which } | Self::ForgetInIntermediate { which } => {
                 let ids = site.forgettable(self.place(host));
-                if ids.is_empty() { Job::Upload } else { Job::Forget(which.get(&ids).clone()) }
+                if ids.is_empty() {
+                    Job::Upload
+                } else {
+                    Job::Forget(which.get(&ids).clone())
+                }
             }
             Self::PruneRemote { .. } | Self::PruneIntermediate { .. } => Job::Prune,
             _ => Job::Upload,
@@ -229,9 +275,13 @@ impl Command {
             Self::Copy { all } => {
                 let env = site.upload_env(host, actor);
                 let rules = RetentionRules::default();
-                let would_be_pruned =
-                    |remote: &[BackupFacts], local: &[BackupFacts]| doomed(remote, local, &rules, (env.now)());
-                let rules = UploadRules { all: *all, would_be_pruned: &would_be_pruned };
+                let would_be_pruned = |remote: &[BackupFacts], local: &[BackupFacts]| {
+                    doomed(remote, local, &rules, (env.now)())
+                };
+                let rules = UploadRules {
+                    all: *all,
+                    would_be_pruned: &would_be_pruned,
+                };
                 Done::Copy(upload_dataset(&env, &site.dataset, &rules).await)
             }
             Self::PruneRemote { rules } => {
@@ -245,12 +295,16 @@ impl Command {
                 prune(site, host, &env, &task(site, rules, beside)).await
             }
             Self::ForgetInRemote { .. } | Self::ForgetInIntermediate { .. } => {
-                let Job::Forget(id) = job else { return Done::Nothing };
+                let Job::Forget(id) = job else {
+                    return Done::Nothing;
+                };
                 let env = site.prune_env(host, actor, self.place(host));
                 let intermediate = site.store(Place::Intermediate(host), actor);
                 let is_remote = matches!(self, Self::ForgetInRemote { .. });
                 let beside = is_remote.then_some(&*intermediate);
-                let forgotten = forget_beside(&env, &site.dataset, id, beside).await.map(drop);
+                let forgotten = forget_beside(&env, &site.dataset, id, beside)
+                    .await
+                    .map(drop);
                 if forgotten.is_ok() {
                     site.unpin(host, |held| held == id);
                 }
@@ -265,15 +319,25 @@ impl Command {
 }
 
 impl Op {
-    /// Runs the actor's commands as one process would. Results are recorded at once, so a killed actor has them too.
+    /// Runs the actor's commands as one process would. Results are recorded at once, so a killed
+    /// actor has them too.
     async fn run(&self, site: &TwoHosts, actor: usize, done: &RefCell<Vec<(usize, Done)>>) {
         for command in &self.commands {
             let job = command.resolve(site, self.host);
-            site.observer.begin(actor, Actor { host: self.host, job: job.clone() });
+            site.observer.begin(
+                actor,
+                Actor {
+                    host: self.host,
+                    job: job.clone(),
+                },
+            );
             let snapshots = site.snapshots(self.host);
             let outcome = command.run(site, actor, self.host, &job).await;
             let planned = match &outcome {
-                Done::Prune(Ok(outcome)) => Some((outcome.look.plan.doomed_ids(), outcome.deleted.iter().collect())),
+                Done::Prune(Ok(outcome)) => Some((
+                    outcome.look.plan.doomed_ids(),
+                    outcome.deleted.iter().collect(),
+                )),
                 _ => None,
             };
             site.observer.end(actor, planned);
@@ -298,7 +362,12 @@ async fn prune(site: &TwoHosts, host: usize, env: &PruneEnv, task: &PruneTask) -
 }
 
 fn task(site: &TwoHosts, rules: &RetentionRules, beside: Beside) -> PruneTask {
-    PruneTask { stored: site.dataset.clone(), origins: site.origins(), rules: rules.clone(), beside }
+    PruneTask {
+        stored: site.dataset.clone(),
+        origins: site.origins(),
+        rules: rules.clone(),
+        beside,
+    }
 }
 
 /// Counts the property's cases, to show that it tests something.
@@ -321,10 +390,20 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Runs the commands of one round, and then says what is wrong.
-    async fn race(&mut self, ops: &[Op], schedule: &Schedule) -> Result<Vec<(usize, Done)>, String> {
+    async fn race(
+        &mut self,
+        ops: &[Op],
+        schedule: &Schedule,
+    ) -> Result<Vec<(usize, Done)>, String> {
         let committed_before = {
             let mut facts = self.site.observer.facts();
-            facts.actors = ops.iter().map(|op| Actor { host: op.host, job: Job::Upload }).collect();
+            facts.actors = ops
+                .iter()
+                .map(|op| Actor {
+                    host: op.host,
+                    job: Job::Upload,
+                })
+                .collect();
             facts.committed.len()
         };
         let (site, done) = (&self.site, RefCell::default());
@@ -333,18 +412,39 @@ impl Run<'_> {
             racer
         });
         let before_call = |actor: usize| site.tick(ops[actor].host);
-        let ended = site.scheduler.race(racers.collect(), schedule, before_call).await;
+        let ended = site
+            .scheduler
+            .race(racers.collect(), schedule, before_call)
+            .await;
         // Killed commands never reported their end.
         (0..ops.len()).for_each(|actor| site.observer.end(actor, None));
         let done = done.into_inner();
         let mut failures = site.not_whole().await;
         failures.extend((0..site.hosts.len()).flat_map(|host| site.leaked_pins(host)));
         failures.extend(std::mem::take(&mut site.observer.facts().violations));
-        add(&self.seen.committed, site.observer.facts().committed.len() - committed_before);
-        add(&self.seen.killed, ended.iter().filter(|end| end.is_none()).count());
-        add(&self.seen.deleted, done.iter().map(|(_, done)| done.deleted()).sum());
-        add(&self.seen.refused, done.iter().filter(|(_, done)| done.error().is_some()).count());
-        if failures.is_empty() { Ok(done) } else { Err(self.report(ops, &done, &failures)) }
+        add(
+            &self.seen.committed,
+            site.observer.facts().committed.len() - committed_before,
+        );
+        add(
+            &self.seen.killed,
+            ended.iter().filter(|end| end.is_none()).count(),
+        );
+        add(
+            &self.seen.deleted,
+            done.iter().map(|(_, done)| done.deleted()).sum(),
+        );
+        add(
+            &self.seen.refused,
+            done.iter()
+                .filter(|(_, done)| done.error().is_some())
+                .count(),
+        );
+        if failures.is_empty() {
+            Ok(done)
+        } else {
+            Err(self.report(ops, &done, &failures))
+        }
     }
 
     fn report(&self, ops: &[Op], done: &[(usize, Done)], failures: &[String]) -> String {
@@ -363,15 +463,28 @@ impl Run<'_> {
 
     async fn alone(&mut self, command: Command, mishap: Option<Mishap>) -> Result<(), String> {
         let mishaps = mishap.into_iter().map(|mishap| (0, mishap)).collect();
-        self.race(&[Op { host: 0, commands: vec![command] }], &Schedule { segments: Vec::new(), mishaps })
-            .await
-            .map(drop)
+        self.race(
+            &[Op {
+                host: 0,
+                commands: vec![command],
+            }],
+            &Schedule {
+                segments: Vec::new(),
+                mishaps,
+            },
+        )
+        .await
+        .map(drop)
     }
 
     /// A prune that keeps all. The host notes its clock then, as it does every night.
     async fn prune_nothing(&mut self, host: usize) -> Result<(), String> {
-        let commands = vec![Command::PruneRemote { rules: Box::default() }];
-        self.race(&[Op { host, commands }], &Schedule::default()).await.map(drop)
+        let commands = vec![Command::PruneRemote {
+            rules: Box::default(),
+        }];
+        self.race(&[Op { host, commands }], &Schedule::default())
+            .await
+            .map(drop)
     }
 
     async fn night(&mut self, command: Command) -> Result<(), String> {
@@ -390,7 +503,8 @@ impl Run<'_> {
                 if let Prelude::Interrupted(calls) = prelude {
                     self.site.wait_hours(20);
                     self.site.night(0);
-                    self.alone(Command::Stream { full: false }, Some(Mishap::Killed(calls))).await?;
+                    self.alone(Command::Stream { full: false }, Some(Mishap::Killed(calls)))
+                        .await?;
                 }
             }
             Prelude::Twins => {
@@ -405,8 +519,17 @@ impl Run<'_> {
                 }
                 if let Prelude::Pruned(hours_ahead) = prelude {
                     self.site.set_hours_ahead(0, hours_ahead);
-                    let rules = RetentionRules { last_chains: Some(1), ..Default::default() };
-                    self.alone(Command::PruneRemote { rules: Box::new(rules) }, None).await?;
+                    let rules = RetentionRules {
+                        last_chains: Some(1),
+                        ..Default::default()
+                    };
+                    self.alone(
+                        Command::PruneRemote {
+                            rules: Box::new(rules),
+                        },
+                        None,
+                    )
+                    .await?;
                     self.site.set_hours_ahead(0, 0);
                 }
             }
@@ -420,7 +543,15 @@ impl Run<'_> {
             self.site.night(host);
         }
         let mishaps = round.mishap.iter().copied().collect::<BTreeMap<_, _>>();
-        self.race(&round.ops, &Schedule { segments: round.segments.clone(), mishaps }).await.map(drop)
+        self.race(
+            &round.ops,
+            &Schedule {
+                segments: round.segments.clone(),
+                mishaps,
+            },
+        )
+        .await
+        .map(drop)
     }
 
     /// With clocks that are right and stores that are well each host backs up, and all is there.
@@ -431,12 +562,18 @@ impl Run<'_> {
             self.site.wait_hours(1);
             self.site.night(host);
             let commands = vec![Command::Stream { full: false }];
-            let done = self.race(&[Op { host, commands }], &Schedule::default()).await?;
+            let done = self
+                .race(&[Op { host, commands }], &Schedule::default())
+                .await?;
             let outcome = done.into_iter().next().map(|(_, done)| done);
             let id = match outcome {
-                Some(Done::Backup(Ok(BackupOutcome::Committed(committed)))) => committed.manifest.id.clone(),
+                Some(Done::Backup(Ok(BackupOutcome::Committed(committed)))) => {
+                    committed.manifest.id.clone()
+                }
                 Some(done) => {
-                    let error = done.error().map_or("no backup".to_owned(), |error| error_chain(error));
+                    let error = done
+                        .error()
+                        .map_or("no backup".to_owned(), |error| error_chain(error));
                     return Err(format!("at the end host {host} makes no backup: {error}"));
                 }
                 None => return Err("a backup that nobody stopped did not end".to_owned()),
@@ -447,7 +584,12 @@ impl Run<'_> {
         }
         let alive: Vec<BackupId> = {
             let facts = self.site.observer.facts();
-            facts.alive.iter().filter(|(place, _)| *place == Place::Remote).map(|(_, id)| id.clone()).collect()
+            facts
+                .alive
+                .iter()
+                .filter(|(place, _)| *place == Place::Remote)
+                .map(|(_, id)| id.clone())
+                .collect()
         };
         for id in alive {
             if let Some(failure) = self.site.restore_failure(&id).await {
@@ -459,7 +601,10 @@ impl Run<'_> {
 }
 
 async fn run(keys: KeyFile, writer: WriterKeys, case: &Case, seen: &Seen) -> Result<(), String> {
-    let mut run = Run { site: TwoHosts::new(keys, writer, case.remote), seen };
+    let mut run = Run {
+        site: TwoHosts::new(keys, writer, case.remote),
+        seen,
+    };
     run.prelude(case.prelude).await?;
     run.site.add_second(case.relation);
     for host in 0..2 {
@@ -471,28 +616,44 @@ async fn run(keys: KeyFile, writer: WriterKeys, case: &Case, seen: &Seen) -> Res
         {
             run.site.set_hours_ahead(host, hours);
         }
-        run.round(round).await.map_err(|failure| format!("in round {number}: {failure}"))?;
+        run.round(round)
+            .await
+            .map_err(|failure| format!("in round {number}: {failure}"))?;
     }
-    run.end().await.map_err(|failure| format!("at the end: {failure}"))
+    run.end()
+        .await
+        .map_err(|failure| format!("at the end: {failure}"))
 }
 
 fn number_from(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok())
+    std::env::var(variable)
+        .ok()
+        .and_then(|text| text.parse().ok())
 }
 
 /// ZFS_BACKUP_CASES makes more cases; ZFS_BACKUP_SEED makes those of an earlier run again.
 #[test]
 fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
     let (keys, writer) = quick_keys();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let cases = u32::try_from(number_from("ZFS_BACKUP_CASES").unwrap_or(50)).unwrap();
     let random = || {
         u64::from_le_bytes(
-            *blake3::hash(format!("{:?}", std::time::Instant::now()).as_bytes()).as_bytes().first_chunk().unwrap(),
+            *blake3::hash(format!("{:?}", std::time::Instant::now()).as_bytes())
+                .as_bytes()
+                .first_chunk()
+                .unwrap(),
         )
     };
     let seed = number_from("ZFS_BACKUP_SEED").unwrap_or_else(random);
-    let mut config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let mut config = ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
     config.max_shrink_iters = config.max_shrink_iters.min(2000);
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
@@ -506,7 +667,12 @@ fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
     if let Err(error) = result {
         panic!("ZFS_BACKUP_SEED={seed} ZFS_BACKUP_CASES={cases} repeats this\n{error}");
     }
-    let Seen { deleted, committed, refused, killed } = &seen;
+    let Seen {
+        deleted,
+        committed,
+        refused,
+        killed,
+    } = &seen;
     println!(
         "{cases} cases, seed {seed}: {} committed, {} deleted, {} refused, {} killed, {:?}",
         committed.get(),
@@ -515,32 +681,69 @@ fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
         killed.get(),
         began.elapsed()
     );
-    assert!(deleted.get() > cases as usize / 4, "only {} were deleted: this tests nothing", deleted.get());
+    assert!(
+        deleted.get() > cases as usize / 4,
+        "only {} were deleted: this tests nothing",
+        deleted.get()
+    );
 }
 
-/// A running prune on another host is about to delete the backups in its record: an upload must see that record.
+/// A running prune on another host is about to delete the backups in its record: an upload must see
+/// that record.
 #[tokio::test]
 async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_beside_it() {
     let mut yard = Yard::new();
     let (old, new) = (yard.chain(2).await, yard.chain(2).await);
-    let one_chain = RetentionRules { last_chains: Some(1), ..Default::default() };
-    yard.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::Delete).forever());
+    let one_chain = RetentionRules {
+        last_chains: Some(1),
+        ..Default::default()
+    };
+    yard.store.fail(
+        Fault::before(StoreErrorKind::Denied)
+            .of(Operation::Delete)
+            .forever(),
+    );
     yard.try_prune(1, &one_chain).await.unwrap_err();
     yard.store.heal();
     let records = yard.record_keys();
     assert_eq!(records.len(), 1);
     // A host that keeps all of it, one that would delete the same, and a person.
-    assert_eq!(yard.try_prune(0, &RetentionRules::default()).await.unwrap().look.plan.doubts, []);
+    assert_eq!(
+        yard.try_prune(0, &RetentionRules::default())
+            .await
+            .unwrap()
+            .look
+            .plan
+            .doubts,
+        []
+    );
     let outcome = yard.try_prune(0, &one_chain).await.unwrap();
-    let doubts: Vec<String> = outcome.look.plan.doubts.iter().map(ToString::to_string).collect();
-    assert!(doubts.len() == 1 && doubts[0].contains("another host is pruning here"), "{doubts:?}");
+    let doubts: Vec<String> = outcome
+        .look
+        .plan
+        .doubts
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert!(
+        doubts.len() == 1 && doubts[0].contains("another host is pruning here"),
+        "{doubts:?}"
+    );
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let error = forget_beside(&env, &yard.dataset, &new[1], None).await.unwrap_err();
-    assert!(error.to_string().contains("another host is pruning here"), "{error}");
+    let error = forget_beside(&env, &yard.dataset, &new[1], None)
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("another host is pruning here"),
+        "{error}"
+    );
     assert_eq!(yard.record_keys(), records);
     yard.assert_restores(old.iter().chain(&new).cloned()).await;
     // The host that put the record knows what its prune left.
-    assert_eq!(yard.try_prune(1, &one_chain).await.unwrap().deleted.len(), 2);
+    assert_eq!(
+        yard.try_prune(1, &one_chain).await.unwrap().deleted.len(),
+        2
+    );
     yard.assert_restores(new).await;
 }
 
@@ -548,8 +751,15 @@ async fn the_record_of_a_prune_on_another_host_stays_and_nothing_is_deleted_besi
 async fn the_record_of_a_prune_that_crashed_on_another_host_counts_for_two_days() {
     let mut yard = Yard::new();
     let (old, new) = (yard.chain(2).await, yard.chain(2).await);
-    let one_chain = RetentionRules { last_chains: Some(1), ..Default::default() };
-    yard.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::Delete).forever());
+    let one_chain = RetentionRules {
+        last_chains: Some(1),
+        ..Default::default()
+    };
+    yard.store.fail(
+        Fault::before(StoreErrorKind::Denied)
+            .of(Operation::Delete)
+            .forever(),
+    );
     yard.try_prune(1, &one_chain).await.unwrap_err();
     yard.store.heal();
     yard.wait(hours(47));
@@ -567,16 +777,31 @@ async fn what_waits_in_the_intermediate_directory_keeps_its_base_in_the_remote()
     let full = yard.put(None).await;
     let intermediate = memory_store(64 * 1024);
     intermediate.set_clock(Some(yard.clock));
-    let catalog = read_catalog(&yard.store, &yard.dataset, &yard.keys.trusted).await.unwrap();
-    let child = yard.export(&intermediate, catalog.backup(&full).cloned()).await;
+    let catalog = read_catalog(&yard.store, &yard.dataset, &yard.keys.trusted)
+        .await
+        .unwrap();
+    let child = yard
+        .export(&intermediate, catalog.backup(&full).cloned())
+        .await;
     let env = yard.env(0, Arc::new(yard.store.clone()), never());
-    let error = forget_beside(&env, &yard.dataset, &full, Some(&intermediate)).await.unwrap_err();
-    assert!(error.to_string().contains(&format!("{child} in memory: follows from {full}")), "{error}");
+    let error = forget_beside(&env, &yard.dataset, &full, Some(&intermediate))
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("{child} in memory: follows from {full}")),
+        "{error}"
+    );
     assert_eq!(yard.record_keys(), [""; 0]);
     yard.assert_restores([full.clone()]).await;
     // Once the child is gone, or is in the remote itself, the directory does not matter.
     let here = yard.env(0, Arc::new(intermediate.clone()), never());
-    forget_beside(&here, &yard.dataset, &child, None).await.unwrap();
-    forget_beside(&env, &yard.dataset, &full, Some(&intermediate)).await.unwrap();
+    forget_beside(&here, &yard.dataset, &child, None)
+        .await
+        .unwrap();
+    forget_beside(&env, &yard.dataset, &full, Some(&intermediate))
+        .await
+        .unwrap();
     assert!(yard.ids().is_empty());
 }

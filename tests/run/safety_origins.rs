@@ -1,5 +1,6 @@
-//! Two time lines of one origin: a cloned machine, a copied pool, a pool that was rewound. Nothing is deleted and nothing
-//! is chosen silently. A pool that moved and a new installation work as before.
+//! Two time lines of one origin: a cloned machine, a copied pool, a pool that was rewound. Nothing
+//! is deleted and nothing is chosen silently. A pool that moved and a new installation work as
+//! before.
 
 use crate::chain::{plant, replant};
 use crate::chains::{night, nightly};
@@ -30,7 +31,10 @@ const PRUNED_AT: &str = "2026-02-20T00:00:00Z";
 
 fn origin(world: &World) -> Origin {
     let pool_guid = world.zfs.pool_guid("tank").unwrap();
-    Origin { dataset_guid: world.selected().dataset.guid, pool_guid }
+    Origin {
+        dataset_guid: world.selected().dataset.guid,
+        pool_guid,
+    }
 }
 
 /// As the command line makes it: with what the pool knows.
@@ -46,20 +50,32 @@ fn env(world: &World) -> PruneEnv {
 
 fn take_over(world: &World, ids: &[BackupId]) {
     let state = &world.settings.state_dir;
-    adopt(state, &world.store.known(), &world.dataset, &origin(world), &[], ids).unwrap();
+    adopt(
+        state,
+        &world.store.known(),
+        &world.dataset,
+        &origin(world),
+        &[],
+        ids,
+    )
+    .unwrap();
 }
 
 async fn prune(world: &World) -> PruneOutcome {
     let task = PruneTask {
         stored: world.dataset.clone(),
         origins: vec![origin(world)],
-        rules: RetentionRules { last_chains: Some(1), ..Default::default() },
+        rules: RetentionRules {
+            last_chains: Some(1),
+            ..Default::default()
+        },
         beside: Beside::Nothing,
     };
     prune_dataset(&env(world), &task).await.unwrap()
 }
 
-/// Asserts that prune refuses because of exactly these backups, the newest of each host, and names the remedy.
+/// Asserts that prune refuses because of exactly these backups, the newest of each host, and names
+/// the remedy.
 async fn assert_doubts(world: &World, newest: &[&Manifest]) {
     let done = prune(world).await;
     assert_eq!(done.deleted, []);
@@ -71,11 +87,19 @@ async fn assert_doubts(world: &World, newest: &[&Manifest]) {
             other => panic!("{other}"),
         })
         .collect();
-    assert_eq!(ids, newest.iter().map(|manifest| &manifest.id).collect::<Vec<_>>());
+    assert_eq!(
+        ids,
+        newest
+            .iter()
+            .map(|manifest| &manifest.id)
+            .collect::<Vec<_>>()
+    );
     for (doubt, manifest) in doubts.iter().zip(newest) {
         let command = format!("zfs-backup adopt 'tank/a b' --line {} -y", manifest.id);
         assert!(
-            doubt.hint("prune-remote", &world.dataset).contains(&command),
+            doubt
+                .hint("prune-remote", &world.dataset)
+                .contains(&command),
             "{}",
             doubt.hint("prune-remote", &world.dataset)
         );
@@ -87,15 +111,29 @@ async fn assert_doubts(world: &World, newest: &[&Manifest]) {
 
 /// Asserts that a restore asks for a choice, shows all of these, and accepts each by its id.
 async fn assert_asked(world: &World, point: &RestorePoint, candidates: &[&Manifest]) {
-    let refused = world.find(point).await.map(|set| set.newest().manifest.id.clone()).unwrap_err();
+    let refused = world
+        .find(point)
+        .await
+        .map(|set| set.newest().manifest.id.clone())
+        .unwrap_err();
     assert!(matches!(refused, RunError::Refused { .. }), "{refused}");
     for manifest in candidates {
         let text = refused.to_string();
-        let host = manifest.host_mark.as_ref().map_or("without mark", HostMark::as_str);
-        for part in [manifest.id.as_str(), host, &manifest.snapshot.created_at.to_string()] {
+        let host = manifest
+            .host_mark
+            .as_ref()
+            .map_or("without mark", HostMark::as_str);
+        for part in [
+            manifest.id.as_str(),
+            host,
+            &manifest.snapshot.created_at.to_string(),
+        ] {
             assert!(text.contains(part), "no {part} in {text}");
         }
-        let chosen = world.find(&RestorePoint::Id(manifest.id.clone())).await.unwrap();
+        let chosen = world
+            .find(&RestorePoint::Id(manifest.id.clone()))
+            .await
+            .unwrap();
         assert_eq!(chosen.newest().manifest.id, manifest.id);
     }
     assert!(refused.hint().unwrap().contains("--backup ID"));
@@ -123,7 +161,11 @@ async fn incremental(world: &World, number: u64) -> Manifest {
 /// The same store and a copy of the pool on a host of its own.
 fn copied_pool(world: &World) -> World {
     let mut copy = World::empty(world.keys.clone(), world.writer.clone());
-    (copy.zfs, copy.store, copy.dataset) = (world.zfs.copy_pools(), world.store.clone(), world.dataset.clone());
+    (copy.zfs, copy.store, copy.dataset) = (
+        world.zfs.copy_pools(),
+        world.store.clone(),
+        world.dataset.clone(),
+    );
     copy
 }
 
@@ -145,7 +187,8 @@ fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
-/// Another state folder, as after a new installation or on another machine. The machine id is that of the tests' host.
+/// Another state folder, as after a new installation or on another machine. The machine id is that
+/// of the tests' host.
 fn forget_state(world: &mut World) -> TempDir {
     let state = TempDir::new().unwrap();
     state.path().clone_into(&mut world.settings.state_dir);
@@ -157,8 +200,12 @@ async fn backups_say_who_made_them_and_what_they_come_after() {
     let world = World::new();
     let first = world.back_up().await.manifest;
     let mark = host_mark(&world.settings.state_dir).unwrap();
-    assert_eq!((first.host_mark.as_ref(), first.previous.as_deref()), (Some(&mark), Some(&[][..])));
-    let started: Started = parse_strict(&world.store.object(&key_of(&first, "started.json")).unwrap()).unwrap();
+    assert_eq!(
+        (first.host_mark.as_ref(), first.previous.as_deref()),
+        (Some(&mark), Some(&[][..]))
+    );
+    let started: Started =
+        parse_strict(&world.store.object(&key_of(&first, "started.json")).unwrap()).unwrap();
     assert_eq!(started.host_mark, Some(mark));
     let second = incremental(&world, 1).await;
     assert_eq!(second.previous, Some(vec![first.id.clone()]));
@@ -180,7 +227,12 @@ async fn a_copied_pool_is_a_doubt_on_both_hosts_and_a_question() {
     assert_doubts(&world, &[&theirs]).await;
     assert_doubts(&copy, &[&ours]).await;
     assert_asked(&world, &RestorePoint::Newest, &[&ours, &theirs]).await;
-    assert_asked(&world, &RestorePoint::At(ours.snapshot.created_at), &[&ours, &theirs]).await;
+    assert_asked(
+        &world,
+        &RestorePoint::At(ours.snapshot.created_at),
+        &[&ours, &theirs],
+    )
+    .await;
     // Before they parted there is one time line.
     let before = RestorePoint::At("2026-02-01T00:00:00Z".parse().unwrap());
     assert_eq!(world.find(&before).await.unwrap().backups.len(), 1);
@@ -192,7 +244,10 @@ async fn a_clone_with_the_state_folder_of_its_model_is_found_by_what_each_pool_k
     world.back_up().await;
     let clone = cloned_machine(&world);
     let marks = [&world, &clone].map(|world| known_host_mark(&world.settings.state_dir).unwrap());
-    assert_eq!(marks[0], marks[1], "nothing but their pools tells them apart");
+    assert_eq!(
+        marks[0], marks[1],
+        "nothing but their pools tells them apart"
+    );
     let theirs = incremental(&clone, 1).await;
     let ours = incremental(&world, 2).await;
     assert_doubts(&world, &[&theirs]).await;
@@ -243,13 +298,22 @@ async fn a_pool_rewound_to_a_checkpoint_is_a_doubt_and_a_question_until_it_is_ta
     world.zfs.rewind_to(&checkpoint);
     assert_doubts(&world, &[&abandoned[1]]).await;
     let real = full(&world, 3).await;
-    assert!(real.snapshot.createtxg < abandoned[1].snapshot.createtxg, "or it is no test");
+    assert!(
+        real.snapshot.createtxg < abandoned[1].snapshot.createtxg,
+        "or it is no test"
+    );
     assert_doubts(&world, &[&abandoned[1]]).await;
-    for point in [RestorePoint::Newest, RestorePoint::At(real.snapshot.created_at)] {
+    for point in [
+        RestorePoint::Newest,
+        RestorePoint::At(real.snapshot.created_at),
+    ] {
         assert_asked(&world, &point, &[&real, &abandoned[1]]).await;
     }
     // As it was before the pool was rewound.
-    let then = world.find(&RestorePoint::At(abandoned[1].snapshot.created_at)).await.unwrap();
+    let then = world
+        .find(&RestorePoint::At(abandoned[1].snapshot.created_at))
+        .await
+        .unwrap();
     assert_eq!(then.newest().manifest.id, abandoned[1].id);
     // The abandoned ones have the greater transaction groups, and are the older ones all the same.
     let ids = abandoned.map(|manifest| manifest.id);
@@ -286,10 +350,25 @@ async fn a_pool_that_moved_and_a_host_that_was_installed_anew_go_on_silently() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_upload_goes_on_on_another_host_silently() {
     let mut world = World::new();
-    world.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::Create).nth(3).forever());
-    assert!(world.try_back_up_as(RequestedKind::Lifecycle).await.is_err());
+    world.store.fail(
+        Fault::before(StoreErrorKind::Denied)
+            .of(Operation::Create)
+            .nth(3)
+            .forever(),
+    );
+    assert!(
+        world
+            .try_back_up_as(RequestedKind::Lifecycle)
+            .await
+            .is_err()
+    );
     world.store.heal();
-    let begun: Vec<String> = world.store.keys().into_iter().filter(|key| key.ends_with("/started.json")).collect();
+    let begun: Vec<String> = world
+        .store
+        .keys()
+        .into_iter()
+        .filter(|key| key.ends_with("/started.json"))
+        .collect();
     let _there = forget_state(&mut world);
     let moved = nightly(&world).await.manifest;
     assert_eq!(begun, [key_of(&moved, "started.json")], "the same upload");
@@ -302,7 +381,14 @@ async fn manifests_of_older_builds_are_followed_silently() {
     let world = World::new();
     let old = [world.back_up().await.manifest, full(&world, 1).await];
     for manifest in &old {
-        replant(&world, &Manifest { host_mark: None, previous: None, ..manifest.clone() });
+        replant(
+            &world,
+            &Manifest {
+                host_mark: None,
+                previous: None,
+                ..manifest.clone()
+            },
+        );
     }
     assert_silent(&world).await;
     let next = full(&world, 2).await;
@@ -321,30 +407,84 @@ async fn a_restored_dataset_that_goes_on_is_the_same_line() {
     let stored = world.dataset.clone();
     world.dataset = target;
     night(&world, 2);
-    let selected = zfs_backup::run::select::Selected { stored: stored.clone(), ..world.selected() };
-    let next = committed(back_up(&world.env(), &selected, RequestedKind::Full).await.unwrap()).manifest;
-    let found = find_restore_set(&[world.shared_store()], &stored, &world.keys, &RestorePoint::Newest).await.unwrap();
-    assert_eq!(found.newest().manifest.id, next.id, "a full that says what it comes after");
+    let selected = zfs_backup::run::select::Selected {
+        stored: stored.clone(),
+        ..world.selected()
+    };
+    let next = committed(
+        back_up(&world.env(), &selected, RequestedKind::Full)
+            .await
+            .unwrap(),
+    )
+    .manifest;
+    let found = find_restore_set(
+        &[world.shared_store()],
+        &stored,
+        &world.keys,
+        &RestorePoint::Newest,
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        found.newest().manifest.id,
+        next.id,
+        "a full that says what it comes after"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hosts_never_commit_one_upload() {
     let world = World::new();
-    world.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::Create).nth(3).forever());
-    assert!(world.try_back_up_as(RequestedKind::Lifecycle).await.is_err());
+    world.store.fail(
+        Fault::before(StoreErrorKind::Denied)
+            .of(Operation::Create)
+            .nth(3)
+            .forever(),
+    );
+    assert!(
+        world
+            .try_back_up_as(RequestedKind::Lifecycle)
+            .await
+            .is_err()
+    );
     world.store.heal();
-    let begun = world.store.keys().into_iter().find(|key| key.ends_with("/started.json")).unwrap();
+    let begun = world
+        .store
+        .keys()
+        .into_iter()
+        .find(|key| key.ends_with("/started.json"))
+        .unwrap();
     let folder = begun.strip_suffix("started.json").unwrap().to_owned();
     // The clone puts a chunk of this upload, under another name, while we resume it.
-    let (store, theirs) = (world.store.clone(), format!("{folder}00000003-0badcafe.zfs.age"));
+    let (store, theirs) = (
+        world.store.clone(),
+        format!("{folder}00000003-0badcafe.zfs.age"),
+    );
     let planted = theirs.clone();
     let progress = Arc::new(move |_| store.plant(&planted, noise(9, 100)));
-    let env = BackupEnv { progress, ..world.env() };
-    let fresh = committed(back_up(&env, &world.selected(), RequestedKind::Lifecycle).await.unwrap()).manifest;
+    let env = BackupEnv {
+        progress,
+        ..world.env()
+    };
+    let fresh = committed(
+        back_up(&env, &world.selected(), RequestedKind::Lifecycle)
+            .await
+            .unwrap(),
+    )
+    .manifest;
     // A new upload was begun, and nothing that the other one put was touched.
     assert!(!folder.contains(fresh.id.as_str()));
-    assert!(world.store.object(&format!("{folder}manifest.json")).is_none(), "committed beside another host");
-    assert!(world.store.object(&theirs).is_some(), "the other one's chunk was removed");
+    assert!(
+        world
+            .store
+            .object(&format!("{folder}manifest.json"))
+            .is_none(),
+        "committed beside another host"
+    );
+    assert!(
+        world.store.object(&theirs).is_some(),
+        "the other one's chunk was removed"
+    );
 }
 
 /// K of the review: the clone's chains took the place of ours.
@@ -356,15 +496,27 @@ async fn chains_of_a_cloned_machine_do_not_push_ours_out() {
     let theirs = [plant(&world, &ours, 1, None), plant(&world, &ours, 2, None)];
     let done = prune(&world).await;
     assert_eq!(done.deleted, []);
-    assert!(matches!(&done.look.plan.doubts[..], [Doubt::OtherLine { id, .. }] if *id == theirs[1].id));
+    assert!(
+        matches!(&done.look.plan.doubts[..], [Doubt::OtherLine { id, .. }] if *id == theirs[1].id)
+    );
     // By another host, which says what it comes after.
     let mark: HostMark = "00000000deadbeef-0000000000000001".parse().unwrap();
     let (first, second) = (ours.previous.clone(), Some(vec![theirs[0].id.clone()]));
     for (manifest, previous) in theirs.iter().zip([first, second]) {
-        replant(&world, &Manifest { host_mark: Some(mark.clone()), previous, ..manifest.clone() });
+        replant(
+            &world,
+            &Manifest {
+                host_mark: Some(mark.clone()),
+                previous,
+                ..manifest.clone()
+            },
+        );
     }
     let next = full(&world, 40).await;
-    let theirs = Manifest { host_mark: Some(mark), ..theirs[1].clone() };
+    let theirs = Manifest {
+        host_mark: Some(mark),
+        ..theirs[1].clone()
+    };
     assert_asked(&world, &RestorePoint::Newest, &[&next, &theirs]).await;
 }
 
@@ -377,11 +529,17 @@ async fn the_newest_is_never_silently_of_the_abandoned_time_line() {
     let mut real = plant(&world, &full, 20, None);
     real.snapshot.createtxg = full.snapshot.createtxg + 50;
     replant(&world, &real);
-    for point in [RestorePoint::Newest, RestorePoint::At(real.snapshot.created_at)] {
+    for point in [
+        RestorePoint::Newest,
+        RestorePoint::At(real.snapshot.created_at),
+    ] {
         assert_asked(&world, &point, &[&real, &abandoned]).await;
     }
     let catalog = world.catalog().await;
-    assert_eq!((catalog.time_lines(), &catalog.newest().unwrap().manifest.id), (2, &real.id));
+    assert_eq!(
+        (catalog.time_lines(), &catalog.newest().unwrap().manifest.id),
+        (2, &real.id)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -395,8 +553,8 @@ async fn a_snapshot_name_that_two_time_lines_have_is_a_question() {
     assert_asked(&world, &RestorePoint::Snapshot(short), &[&ours, &theirs]).await;
 }
 
-/// A dataset and the one that was restored from it both have a snapshot of that name. Their transaction groups may be of
-/// two pools, so the greater one is not the newer one.
+/// A dataset and the one that was restored from it both have a snapshot of that name. Their
+/// transaction groups may be of two pools, so the greater one is not the newer one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_name_that_two_datasets_have_is_a_question() {
     let world = World::new();
@@ -408,16 +566,43 @@ async fn a_snapshot_name_that_two_datasets_have_is_a_question() {
     for dataset in [&target, &world.dataset] {
         world.zfs.write_file(dataset, 41, &noise(41, 10_000));
         take_snapshots(&world.zfs, std::slice::from_ref(dataset), "zfs-backup_", at).unwrap();
-        let selected =
-            Selected { dataset: world.zfs.dataset(dataset).unwrap().unwrap(), stored: world.dataset.clone() };
-        ids.push(committed(back_up(&world.env(), &selected, RequestedKind::Full).await.unwrap()).manifest.id);
+        let selected = Selected {
+            dataset: world.zfs.dataset(dataset).unwrap().unwrap(),
+            stored: world.dataset.clone(),
+        };
+        ids.push(
+            committed(
+                back_up(&world.env(), &selected, RequestedKind::Full)
+                    .await
+                    .unwrap(),
+            )
+            .manifest
+            .id,
+        );
     }
     let short = world.newest_snapshot().short().to_owned();
-    let refused = world.find(&RestorePoint::Snapshot(short)).await.map(|set| set.newest().manifest.id.clone());
+    let refused = world
+        .find(&RestorePoint::Snapshot(short))
+        .await
+        .map(|set| set.newest().manifest.id.clone());
     let refused = refused.unwrap_err();
-    assert!(refused.to_string().contains("backups of 2 datasets lie under the name"), "{refused}");
+    assert!(
+        refused
+            .to_string()
+            .contains("backups of 2 datasets lie under the name"),
+        "{refused}"
+    );
     for id in ids {
-        assert_eq!(world.find(&RestorePoint::Id(id.clone())).await.unwrap().newest().manifest.id, id);
+        assert_eq!(
+            world
+                .find(&RestorePoint::Id(id.clone()))
+                .await
+                .unwrap()
+                .newest()
+                .manifest
+                .id,
+            id
+        );
     }
 }
 
@@ -427,9 +612,12 @@ async fn a_tree_takes_the_descendants_of_the_root_that_was_chosen() {
     let (root, child) = (world.dataset.clone(), name("tank/a b/child"));
     world.zfs.create(&child, DatasetType::Filesystem);
     let both = |world: &mut World, at: i64| {
-        world.zfs.set_now(jiff::Timestamp::from_second(1_770_000_000 + at * 86_400).unwrap());
+        world
+            .zfs
+            .set_now(jiff::Timestamp::from_second(1_770_000_000 + at * 86_400).unwrap());
         let names = [root.clone(), child.clone()];
-        zfs_backup::run::snapshot::take_snapshots(&world.zfs, &names, "zfs-backup_", now()).unwrap();
+        zfs_backup::run::snapshot::take_snapshots(&world.zfs, &names, "zfs-backup_", now())
+            .unwrap();
     };
     let back_up_both = async |world: &mut World| {
         let first = world.back_up().await.manifest;
@@ -445,22 +633,39 @@ async fn a_tree_takes_the_descendants_of_the_root_that_was_chosen() {
     let theirs = back_up_both(&mut copy).await;
     both(&mut world, 3);
     let ours = back_up_both(&mut world).await;
-    let find = async |point: RestorePoint| find_restore_tree(&[world.shared_store()], &root, &world.keys, &point).await;
+    let find = async |point: RestorePoint| {
+        find_restore_tree(&[world.shared_store()], &root, &world.keys, &point).await
+    };
     let refused = find(RestorePoint::Newest).await.map(drop).unwrap_err();
-    assert!(refused.to_string().contains(theirs[0].id.as_str()), "{refused}");
+    assert!(
+        refused.to_string().contains(theirs[0].id.as_str()),
+        "{refused}"
+    );
     for [first, second] in [&ours, &theirs] {
         let tree = find(RestorePoint::Id(first.id.clone())).await.unwrap();
-        let ids: Vec<_> = tree.members.iter().map(|member| member.set.newest().manifest.id.clone()).collect();
+        let ids: Vec<_> = tree
+            .members
+            .iter()
+            .map(|member| member.set.newest().manifest.id.clone())
+            .collect();
         assert_eq!(ids, [first.id.clone(), second.id.clone()]);
         assert!(tree.failed.is_empty());
     }
-    // If the child has no backup of that moment, the restore must ask about its two time lines again.
+    // If the child has no backup of that moment, the restore must ask about its two time lines
+    // again.
     let key = key_of(&ours[1], "manifest.json");
     assert!(world.store.lose(&key) && world.store.lose(&format!("{key}.minisig")));
     let again = plant_child(&world, &theirs[1]);
     let tree = find(RestorePoint::Id(ours[0].id.clone())).await.unwrap();
-    assert!(tree.members.len() == 1 && tree.failed.len() == 1, "{again:?}");
-    assert!(tree.failed[0].1.to_string().contains("two time lines"), "{}", tree.failed[0].1);
+    assert!(
+        tree.members.len() == 1 && tree.failed.len() == 1,
+        "{again:?}"
+    );
+    assert!(
+        tree.failed[0].1.to_string().contains("two time lines"),
+        "{}",
+        tree.failed[0].1
+    );
 }
 
 /// A later backup of the child, by the other host, that does not follow from theirs.

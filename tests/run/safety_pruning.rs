@@ -1,5 +1,5 @@
-//! Deleting commands must never follow a wrong clock, take a foreign snapshot for their own, miss a backup that builds
-//! on another, or stop for ever because of one object that anybody can plant.
+//! Deleting commands must never follow a wrong clock, take a foreign snapshot for their own, miss a
+//! backup that builds on another, or stop for ever because of one object that anybody can plant.
 
 use crate::chain::{plant, plant_prune_record, plant_twin};
 use crate::chains::{night, nightly};
@@ -22,7 +22,9 @@ use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::holds::HOLD_PREFIX;
 use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, forget, prune_dataset};
-use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots};
+use zfs_backup::run::prune_snapshots::{
+    SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots,
+};
 use zfs_backup::run::upload::UploadEnv;
 use zfs_backup::sign::SignedType;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -35,8 +37,18 @@ fn time(text: &str) -> Timestamp {
 
 /// A clock at this time, without NTP, of a host that made no note yet.
 fn alone_at(now: Timestamp) -> ClockCheck {
-    let reading = ClockReading { wall: now, since_boot_seconds: 1000, boot_id: "a".into(), is_synchronised: false };
-    ClockCheck { reading, note: None, is_vouched: false, run_seconds: 60 }
+    let reading = ClockReading {
+        wall: now,
+        since_boot_seconds: 1000,
+        boot_id: "a".into(),
+        is_synchronised: false,
+    };
+    ClockCheck {
+        reading,
+        note: None,
+        is_vouched: false,
+        run_seconds: 60,
+    }
 }
 
 async fn world_of_nights(count: u64) -> World {
@@ -51,7 +63,10 @@ async fn world_of_nights(count: u64) -> World {
 fn snapshots_env(world: &World, now: Timestamp, clock: ClockCheck) -> SnapshotsEnv {
     SnapshotsEnv {
         zfs: Arc::new(world.zfs.clone()),
-        stores: vec![SnapshotStore { store: world.shared_store(), beside_remote: false }],
+        stores: vec![SnapshotStore {
+            store: world.shared_store(),
+            beside_remote: false,
+        }],
         trusted: world.keys.trusted.clone(),
         state_dir: world.settings.state_dir.clone(),
         oldest_days: 120,
@@ -62,11 +77,17 @@ fn snapshots_env(world: &World, now: Timestamp, clock: ClockCheck) -> SnapshotsE
 }
 
 async fn verdicts(world: &World, now: Timestamp, clock: ClockCheck) -> Vec<SnapshotVerdict> {
-    look_at_snapshots(&snapshots_env(world, now, clock), &world.selected()).await.unwrap()
+    look_at_snapshots(&snapshots_env(world, now, clock), &world.selected())
+        .await
+        .unwrap()
 }
 
 fn doomed(verdicts: &[SnapshotVerdict]) -> Vec<&SnapshotName> {
-    verdicts.iter().filter(|verdict| verdict.destroy).map(|verdict| &verdict.name).collect()
+    verdicts
+        .iter()
+        .filter(|verdict| verdict.destroy)
+        .map(|verdict| &verdict.name)
+        .collect()
 }
 
 fn task(world: &World, from: &Manifest, rules: &RetentionRules) -> PruneTask {
@@ -84,19 +105,35 @@ async fn child_of_a_twin() -> (Pair, Manifest, Manifest) {
     let full = world.back_up().await.manifest;
     night(&world, 1);
     let child = nightly(&world).await.manifest;
-    assert_eq!(child.base.as_ref().map(|base| &base.backup_id), Some(&full.id));
+    assert_eq!(
+        child.base.as_ref().map(|base| &base.backup_id),
+        Some(&full.id)
+    );
     let twin = plant_twin(&world, &full, 0x77);
     let pair = Pair::new(world);
-    for key in pair.world.store.keys().iter().filter(|key| key.starts_with(&key_of(&twin, ""))) {
-        pair.remote.plant(key, pair.world.store.object(key).unwrap());
+    for key in pair
+        .world
+        .store
+        .keys()
+        .iter()
+        .filter(|key| key.starts_with(&key_of(&twin, "")))
+    {
+        pair.remote
+            .plant(key, pair.world.store.object(key).unwrap());
         pair.world.store.lose(key);
     }
     (pair, twin, child)
 }
 
 async fn is_restorable(pair: &Pair, id: &BackupId) -> bool {
-    let catalog = read_catalog(&pair.remote, &pair.world.dataset, &pair.world.keys.trusted).await.unwrap();
-    let known: Vec<_> = catalog.backups.iter().map(|backup| (&backup.manifest, backup.manifest_blake3)).collect();
+    let catalog = read_catalog(&pair.remote, &pair.world.dataset, &pair.world.keys.trusted)
+        .await
+        .unwrap();
+    let known: Vec<_> = catalog
+        .backups
+        .iter()
+        .map(|backup| (&backup.manifest, backup.manifest_blake3))
+        .collect();
     plan_restore(&known, id).is_ok()
 }
 
@@ -105,11 +142,27 @@ async fn forget_keeps_what_a_backup_follows_from_as_a_twin() {
     let (pair, twin, child) = child_of_a_twin().await;
     pair.try_upload().await.unwrap();
     assert!(is_restorable(&pair, &child.id).await);
-    let env = PruneEnv { store: Arc::new(pair.remote.clone()), ..pair.world.prune_env(now()) };
+    let env = PruneEnv {
+        store: Arc::new(pair.remote.clone()),
+        ..pair.world.prune_env(now())
+    };
     let before = pair.remote.keys();
-    let refused = forget(&env, &pair.world.dataset, &twin.id).await.unwrap_err();
-    assert!(refused.to_string().contains(&format!("{} follows from {}", child.id, twin.id)), "{refused}");
-    assert!(refused.hint().unwrap().contains(&format!("zfs-backup forget {}", child.id)), "{refused:?}");
+    let refused = forget(&env, &pair.world.dataset, &twin.id)
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains(&format!("{} follows from {}", child.id, twin.id)),
+        "{refused}"
+    );
+    assert!(
+        refused
+            .hint()
+            .unwrap()
+            .contains(&format!("zfs-backup forget {}", child.id)),
+        "{refused:?}"
+    );
     assert_eq!(pair.remote.keys(), before);
     assert!(is_restorable(&pair, &child.id).await);
     forget(&env, &pair.world.dataset, &child.id).await.unwrap();
@@ -119,14 +172,28 @@ async fn forget_keeps_what_a_backup_follows_from_as_a_twin() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_under_way_keeps_the_twin_that_it_will_follow_from() {
     let (pair, twin, child) = child_of_a_twin().await;
-    pair.remote.fail(Fault::before(StoreErrorKind::Full).of(Operation::Create).forever());
+    pair.remote.fail(
+        Fault::before(StoreErrorKind::Full)
+            .of(Operation::Create)
+            .forever(),
+    );
     pair.try_upload().await.unwrap();
     pair.remote.heal();
     let unfinished = key_of(&child, "started.json");
     assert!(pair.remote.object(&unfinished).is_some() && pair.manifests_in_remote() == 1);
-    let env = PruneEnv { store: Arc::new(pair.remote.clone()), ..pair.world.prune_env(now()) };
-    let refused = forget(&env, &pair.world.dataset, &twin.id).await.unwrap_err();
-    assert!(refused.to_string().contains(&format!("{} follows from {}", child.id, twin.id)), "{refused}");
+    let env = PruneEnv {
+        store: Arc::new(pair.remote.clone()),
+        ..pair.world.prune_env(now())
+    };
+    let refused = forget(&env, &pair.world.dataset, &twin.id)
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains(&format!("{} follows from {}", child.id, twin.id)),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,20 +206,39 @@ async fn a_clock_years_ahead_destroys_no_snapshot() {
         let found = verdicts(&world, ahead, clock.clone()).await;
         assert_eq!(doomed(&found), Vec::<&SnapshotName>::new());
         let doubt = find_snapshots_doubt(&found, "prune-snapshots").unwrap();
-        assert!(doubt.what.contains("14y") && doubt.what.contains("ahead of the clock of memory:"), "{doubt:?}");
-        let outcomes = prune_snapshots(&snapshots_env(&world, ahead, clock), &world.selected()).await.unwrap();
+        assert!(
+            doubt.what.contains("14y") && doubt.what.contains("ahead of the clock of memory:"),
+            "{doubt:?}"
+        );
+        let outcomes = prune_snapshots(&snapshots_env(&world, ahead, clock), &world.selected())
+            .await
+            .unwrap();
         assert!(outcomes.iter().all(|outcome| !outcome.verdict.destroy));
-        assert!(!world.settings.state_dir.join("clock.json").exists(), "a doubtful clock is noted");
+        assert!(
+            !world.settings.state_dir.join("clock.json").exists(),
+            "a doubtful clock is noted"
+        );
     }
     // Without a clock in the store the newest snapshot says so.
     world.store.set_host_clock(ahead);
     let found = verdicts(&world, ahead, alone_at(ahead)).await;
     let doubt = find_snapshots_doubt(&found, "prune-snapshots").unwrap();
-    assert!(doubt.what.contains("after the newest snapshot") && doomed(&found).is_empty(), "{doubt:?}");
-    assert!(doubt.hint.contains("zfs-backup prune-snapshots -y --clock-is-right"), "{doubt:?}");
+    assert!(
+        doubt.what.contains("after the newest snapshot") && doomed(&found).is_empty(),
+        "{doubt:?}"
+    );
+    assert!(
+        doubt
+            .hint
+            .contains("zfs-backup prune-snapshots -y --clock-is-right"),
+        "{doubt:?}"
+    );
     assert!(doomed(&verdicts(&world, ahead, ClockCheck::vouched_at(ahead)).await).len() >= 3);
     // If nothing would be destroyed, the clock does not matter.
-    let young = SnapshotsEnv { oldest_days: 36_500, ..snapshots_env(&world, ahead, alone_at(ahead)) };
+    let young = SnapshotsEnv {
+        oldest_days: 36_500,
+        ..snapshots_env(&world, ahead, alone_at(ahead))
+    };
     let found = look_at_snapshots(&young, &world.selected()).await.unwrap();
     assert_eq!(find_snapshots_doubt(&found, "prune-snapshots"), None);
 }
@@ -164,46 +250,110 @@ async fn a_folder_without_a_clock_of_its_own_goes_by_the_notes() {
     for number in 1..4 {
         plant(&world, &first, number, None);
     }
-    let rules = RetentionRules { within: Some(Age::days(90)), ..Default::default() };
+    let rules = RetentionRules {
+        within: Some(Age::days(90)),
+        ..Default::default()
+    };
     let prune = async |at: &str, clock: ClockCheck| {
         let at = time(at);
         world.store.set_host_clock(at);
-        let clock = ClockCheck { reading: ClockReading { wall: at, ..clock.reading }, ..clock };
-        let env = PruneEnv { clock, ..world.prune_env(at) };
-        prune_dataset(&env, &task(&world, &first, &rules)).await.unwrap()
+        let clock = ClockCheck {
+            reading: ClockReading {
+                wall: at,
+                ..clock.reading
+            },
+            ..clock
+        };
+        let env = PruneEnv {
+            clock,
+            ..world.prune_env(at)
+        };
+        prune_dataset(&env, &task(&world, &first, &rules))
+            .await
+            .unwrap()
     };
     let state_dir = &world.settings.state_dir;
     let begun = alone_at(time("2026-01-04T12:00:00Z"));
     let done = prune("2026-01-04T12:00:00Z", begun).await;
-    assert_eq!((done.deleted.len(), done.look.clock.clone()), (0, Ok(ClockTrust::Confirmed)));
+    assert_eq!(
+        (done.deleted.len(), done.look.clock.clone()),
+        (0, Ok(ClockTrust::Confirmed))
+    );
     let note = ClockCheck::read(state_dir, false).unwrap().note.unwrap();
     assert_eq!(note.wall, time("2026-01-04T12:00:00Z"));
 
     // A day after the note by the time since boot, and 14 years after it by the time of day.
     let jumped = ClockCheck {
-        reading: ClockReading { since_boot_seconds: 1000 + 86_400, ..note.clone() },
+        reading: ClockReading {
+            since_boot_seconds: 1000 + 86_400,
+            ..note.clone()
+        },
         note: Some(note.clone()),
         ..alone_at(note.wall)
     };
     for _ in 0..2 {
         let done = prune("2040-01-20T00:00:00Z", jumped.clone()).await;
-        assert!(matches!(&done.look.plan.doubts[..], [Doubt::Clock(_)]), "{:?}", done.look.plan.doubts);
+        assert!(
+            matches!(&done.look.plan.doubts[..], [Doubt::Clock(_)]),
+            "{:?}",
+            done.look.plan.doubts
+        );
         assert!(done.deleted.is_empty() && !done.look.plan.doubts[0].is_damage());
-        assert_eq!(ClockCheck::read(state_dir, false).unwrap().note, Some(note.clone()), "it confirms itself");
+        assert_eq!(
+            ClockCheck::read(state_dir, false).unwrap().note,
+            Some(note.clone()),
+            "it confirms itself"
+        );
     }
     // The host was off for half a year: nothing confirms its clock but a person, once.
-    let off =
-        ClockCheck { reading: ClockReading { boot_id: "b".into(), since_boot_seconds: 60, ..note.clone() }, ..jumped };
+    let off = ClockCheck {
+        reading: ClockReading {
+            boot_id: "b".into(),
+            since_boot_seconds: 60,
+            ..note.clone()
+        },
+        ..jumped
+    };
     let done = prune("2026-07-20T00:00:00Z", off.clone()).await;
-    assert!(done.deleted.is_empty() && done.look.plan.doubts[0].to_string().contains("after the last run"));
-    assert!(done.look.plan.doubts[0].hint("prune-remote", &world.dataset).contains("prune-remote -y --clock-is-right"));
-    let done = prune("2026-07-20T00:00:00Z", ClockCheck { is_vouched: true, ..off.clone() }).await;
+    assert!(
+        done.deleted.is_empty()
+            && done.look.plan.doubts[0]
+                .to_string()
+                .contains("after the last run")
+    );
+    assert!(
+        done.look.plan.doubts[0]
+            .hint("prune-remote", &world.dataset)
+            .contains("prune-remote -y --clock-is-right")
+    );
+    let done = prune(
+        "2026-07-20T00:00:00Z",
+        ClockCheck {
+            is_vouched: true,
+            ..off.clone()
+        },
+    )
+    .await;
     assert_eq!((done.deleted.len(), done.look.plan.doubts.len()), (3, 0));
     let note = ClockCheck::read(state_dir, false).unwrap().note;
     assert_eq!(note.clone().unwrap().wall, time("2026-07-20T00:00:00Z"));
-    let next = ClockReading { since_boot_seconds: 60 + 86_400, ..off.reading.clone() };
-    let done = prune("2026-07-21T00:00:00Z", ClockCheck { reading: next, note, ..off }).await;
-    assert_eq!((done.look.clock, done.look.plan.doubts.len()), (Ok(ClockTrust::Confirmed), 0));
+    let next = ClockReading {
+        since_boot_seconds: 60 + 86_400,
+        ..off.reading.clone()
+    };
+    let done = prune(
+        "2026-07-21T00:00:00Z",
+        ClockCheck {
+            reading: next,
+            note,
+            ..off
+        },
+    )
+    .await;
+    assert_eq!(
+        (done.look.clock, done.look.plan.doubts.len()),
+        (Ok(ClockTrust::Confirmed), 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,13 +367,32 @@ async fn the_remotes_clock_decides_for_the_intermediate_directory_too() {
     for key in world.store.keys() {
         remote.plant(&key, world.store.object(&key).unwrap());
     }
-    let rules = RetentionRules { last_fulls: Some(1), ..Default::default() };
+    let rules = RetentionRules {
+        last_fulls: Some(1),
+        ..Default::default()
+    };
     for (at, deleted) in [("2026-02-10T00:00:00Z", 0), ("2040-01-19T23:00:00Z", 1)] {
         remote.set_clock(Some(time(at)));
         let beside = Beside::Remote(Arc::new(remote.clone()));
-        let env = PruneEnv { clock: alone_at(ahead), ..world.prune_env(ahead) };
-        let done = prune_dataset(&env, &PruneTask { beside, ..task(&world, &first, &rules) }).await.unwrap();
-        assert_eq!(done.deleted.len(), deleted, "{at}: {:?}", done.look.plan.doubts);
+        let env = PruneEnv {
+            clock: alone_at(ahead),
+            ..world.prune_env(ahead)
+        };
+        let done = prune_dataset(
+            &env,
+            &PruneTask {
+                beside,
+                ..task(&world, &first, &rules)
+            },
+        )
+        .await
+        .unwrap();
+        assert_eq!(
+            done.deleted.len(),
+            deleted,
+            "{at}: {:?}",
+            done.look.plan.doubts
+        );
         assert_eq!(done.look.plan.doubts.len(), 1 - deleted);
     }
 }
@@ -238,10 +407,17 @@ async fn unfinished_uploads_stay_while_the_clock_is_doubtful() {
     drop(world.store.create(&probe).await.unwrap());
     world.store.set_host_clock(ahead);
     // An object of tonight, so that the folder's newest time is tonight's too.
-    world.store.plant(&format!("{}/note", world.dataset), &b"x"[..]);
+    world
+        .store
+        .plant(&format!("{}/note", world.dataset), &b"x"[..]);
     let prune = async |clock: ClockCheck| {
-        let env = PruneEnv { clock, ..world.prune_env(ahead) };
-        prune_dataset(&env, &task(&world, &first, &RetentionRules::default())).await.unwrap();
+        let env = PruneEnv {
+            clock,
+            ..world.prune_env(ahead)
+        };
+        prune_dataset(&env, &task(&world, &first, &RetentionRules::default()))
+            .await
+            .unwrap();
         world.store.unfinished("").await.unwrap().len()
     };
     assert_eq!(prune(alone_at(ahead)).await, 1);
@@ -265,29 +441,62 @@ async fn a_user_property_alone_makes_no_snapshot_ours() {
     ];
     let mark = [("zfs-backup:origin".to_owned(), guid.to_string())].into();
     for short in names {
-        world.zfs.take_snapshots(&[world.dataset.snapshot(short).unwrap()], &mark).unwrap();
+        world
+            .zfs
+            .take_snapshots(&[world.dataset.snapshot(short).unwrap()], &mark)
+            .unwrap();
     }
     // The name of ours with the guid of another dataset, as on a replica.
-    let replica = world.dataset.snapshot("zfs-backup_20260101T000000Z").unwrap();
+    let replica = world
+        .dataset
+        .snapshot("zfs-backup_20260101T000000Z")
+        .unwrap();
     let other = [("zfs-backup:origin".to_owned(), Guid(guid.0 + 1).to_string())].into();
-    world.zfs.take_snapshots(std::slice::from_ref(&replica), &other).unwrap();
+    world
+        .zfs
+        .take_snapshots(std::slice::from_ref(&replica), &other)
+        .unwrap();
     // A backup uses none of these snapshots, although each is newer than the stored ones.
-    let outcome = world.try_back_up_as(RequestedKind::Lifecycle).await.unwrap();
+    let outcome = world
+        .try_back_up_as(RequestedKind::Lifecycle)
+        .await
+        .unwrap();
     assert!(matches!(outcome, BackupOutcome::UpToDate(_)), "{outcome:?}");
     let later = time("2026-12-08T00:00:00Z");
     let found = verdicts(&world, later, ClockCheck::vouched_at(later)).await;
     assert_eq!(doomed(&found).len(), 3, "the own ones go: {found:?}");
     for short in names {
-        let verdict = found.iter().find(|verdict| verdict.name.short() == short).unwrap();
-        assert_eq!(verdict.reason, SnapshotReason::NotOurName { prefix: SNAPSHOT_PREFIX.into() }, "{short}");
-        assert!(!verdict.destroy && verdict.reason.to_string().contains("its name is not zfs-backup_TIME"));
+        let verdict = found
+            .iter()
+            .find(|verdict| verdict.name.short() == short)
+            .unwrap();
+        assert_eq!(
+            verdict.reason,
+            SnapshotReason::NotOurName {
+                prefix: SNAPSHOT_PREFIX.into()
+            },
+            "{short}"
+        );
+        assert!(
+            !verdict.destroy
+                && verdict
+                    .reason
+                    .to_string()
+                    .contains("its name is not zfs-backup_TIME")
+        );
     }
     assert!(found.iter().all(|verdict| verdict.name != replica));
     assert_eq!(find_snapshots_doubt(&found, "prune-snapshots"), None);
     // Under another prefix the own ones of before stay, and are named.
-    let env = SnapshotsEnv { prefix: "new_".into(), ..snapshots_env(&world, later, ClockCheck::vouched_at(later)) };
+    let env = SnapshotsEnv {
+        prefix: "new_".into(),
+        ..snapshots_env(&world, later, ClockCheck::vouched_at(later))
+    };
     let found = look_at_snapshots(&env, &world.selected()).await.unwrap();
-    assert!(doomed(&found).is_empty() && found.len() == names.len() + 3, "{found:?}");
+    assert!(
+        doomed(&found).is_empty() && found.len() == names.len() + 3,
+        "{found:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -299,21 +508,33 @@ async fn one_planted_object_keeps_no_snapshot() {
     assert!(doomed(&before).len() >= 3, "{before:?}");
     let id = BackupId::new(now(), BackupKind::Incr, Guid(0xdead), 1);
     let prefix = format!("{}/@{id}", world.dataset);
-    for object in ["00000000-00000000.zfs.age", "started.json.minisig", "started.json"] {
+    for object in [
+        "00000000-00000000.zfs.age",
+        "started.json.minisig",
+        "started.json",
+    ] {
         world.store.plant(&format!("{prefix}/{object}"), &b"x"[..]);
         world.store.clear_events();
         assert_eq!(look().await, before, "{object}");
-        let fetched = world.store.events().into_iter().any(|event| event.key.starts_with(&prefix));
+        let fetched = world
+            .store
+            .events()
+            .into_iter()
+            .any(|event| event.key.starts_with(&prefix));
         assert!(!fetched, "what nobody here knows is not even fetched");
     }
 
-    // An attempt that this host's journal knows may need any of them, while its first object does not say which.
+    // An attempt that this host's journal knows may need any of them, while its first object does
+    // not say which.
     let (state_dir, place) = (&world.settings.state_dir, world.store.known());
     let journal = AttemptJournal::begin(state_dir, &place, &world.dataset, &id).unwrap();
     let found = look().await;
     assert!(doomed(&found).is_empty() && !found.is_empty());
     let doubt = find_snapshots_doubt(&found, "prune-snapshots").unwrap();
-    assert!(doubt.what.contains(id.as_str()) && doubt.hint.contains(&format!("zfs-backup forget {id}")), "{doubt:?}");
+    assert!(
+        doubt.what.contains(id.as_str()) && doubt.hint.contains(&format!("zfs-backup forget {id}")),
+        "{doubt:?}"
+    );
     // Also one that was about to commit.
     journal.committing().unwrap();
     assert!(find_snapshots_doubt(&look().await, "prune-snapshots").is_some());
@@ -323,7 +544,10 @@ async fn one_planted_object_keeps_no_snapshot() {
     world.zfs.hold(held, &format!("{HOLD_PREFIX}{id}")).unwrap();
     let found = look().await;
     assert_eq!(find_snapshots_doubt(&found, "prune-snapshots"), None);
-    let free: Vec<_> = doomed(&before).into_iter().filter(|name| *name != held).collect();
+    let free: Vec<_> = doomed(&before)
+        .into_iter()
+        .filter(|name| *name != held)
+        .collect();
     assert_eq!(doomed(&found), free);
 }
 
@@ -336,13 +560,18 @@ fn pruner(world: &World) -> impl Fn(&MemoryStore, &BackupId) + Send + Sync + use
             format: 1,
             object_type: "prune-record".into(),
             dataset: dataset.clone(),
-            pruned: vec![PrunedEntry { id: id.clone(), manifest_blake3: None }],
+            pruned: vec![PrunedEntry {
+                id: id.clone(),
+                manifest_blake3: None,
+            }],
             tool_version: "test".into(),
             written_at: now(),
             recorded_at: None,
         };
         let bytes = to_stored_bytes(&record).unwrap();
-        let signature = signing.sign(SignedType::PruneRecord, key.as_str(), &bytes).unwrap();
+        let signature = signing
+            .sign(SignedType::PruneRecord, key.as_str(), &bytes)
+            .unwrap();
         store.plant(key.signature().as_str(), signature);
         store.plant(key.as_str(), bytes);
     }
@@ -363,21 +592,46 @@ async fn a_copy_that_is_pruned_meanwhile_is_not_committed() {
     let world = World::new();
     let full = world.back_up().await.manifest;
     let pair = Pair::new(world);
-    let env = UploadEnv { to: pruned_before_its_commit(&pair.world, &pair.remote), ..pair.env(never()) };
+    let env = UploadEnv {
+        to: pruned_before_its_commit(&pair.world, &pair.remote),
+        ..pair.env(never())
+    };
     let report = pair.upload_with(&env, true, &[]).await.unwrap();
-    assert!(reasons(&report)[0].contains(&format!("{} was pruned from memory:", full.id)), "{:?}", reasons(&report));
+    assert!(
+        reasons(&report)[0].contains(&format!("{} was pruned from memory:", full.id)),
+        "{:?}",
+        reasons(&report)
+    );
     assert_eq!((pair.manifests_in_remote(), report.copied.len()), (0, 0));
     // The record is an old one for the next run: asked for, the copy is made.
-    let report = pair.upload_with(&pair.env(never()), true, &[]).await.unwrap();
-    assert_eq!((pair.manifests_in_remote(), report.copied.len()), (1, 1), "{:?}", reasons(&report));
+    let report = pair
+        .upload_with(&pair.env(never()), true, &[])
+        .await
+        .unwrap();
+    assert_eq!(
+        (pair.manifests_in_remote(), report.copied.len()),
+        (1, 1),
+        "{:?}",
+        reasons(&report)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_that_is_pruned_meanwhile_is_not_committed_and_the_next_run_begins_anew() {
     let world = World::new();
-    let env = BackupEnv { store: pruned_before_its_commit(&world, &world.store), ..world.env() };
-    let error = back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap_err();
-    assert!(error.to_string().contains("was pruned from memory: while it was being uploaded"), "{error}");
+    let env = BackupEnv {
+        store: pruned_before_its_commit(&world, &world.store),
+        ..world.env()
+    };
+    let error = back_up(&env, &world.selected(), RequestedKind::Full)
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("was pruned from memory: while it was being uploaded"),
+        "{error}"
+    );
     assert_eq!(world.manifest_keys(), Vec::<String>::new());
     world.assert_no_holds();
     let committed = world.back_up().await;
@@ -390,7 +644,8 @@ async fn objects_that_are_newer_than_the_record_by_the_stores_clock_are_of_someb
     let world = World::new();
     let full = world.back_up().await.manifest;
     let again = plant(&world, &full, 1, None);
-    // The pruning host's clock is 17 hours ahead of the store's: its record says a time that is still to come there.
+    // The pruning host's clock is 17 hours ahead of the store's: its record says a time that is
+    // still to come there.
     world.store.set_clock(Some(time("2026-01-01T10:00:00Z")));
     plant_prune_record(&world, &world.store, &[&full.id, &again.id]);
     // An hour later somebody copies the pruned backup again.
@@ -399,22 +654,44 @@ async fn objects_that_are_newer_than_the_record_by_the_stores_clock_are_of_someb
     for object in ["manifest.json", "manifest.json.minisig"] {
         world.store.lose(&key_of(&again, object));
     }
-    let there: Vec<_> = world.store.keys().into_iter().filter(|key| key.contains(again.id.as_str())).collect();
+    let there: Vec<_> = world
+        .store
+        .keys()
+        .into_iter()
+        .filter(|key| key.contains(again.id.as_str()))
+        .collect();
     let prune = async |store_time: &str| {
         world.store.set_clock(Some(time(store_time)));
         let env = world.prune_env(time(store_time) + SignedDuration::from_hours(17));
-        let done = prune_dataset(&env, &task(&world, &full, &RetentionRules::default())).await.unwrap();
+        let done = prune_dataset(&env, &task(&world, &full, &RetentionRules::default()))
+            .await
+            .unwrap();
         assert!(done.deleted.is_empty(), "{:?}", done.deleted);
         let left = &done.look.plan.left_alone;
-        assert!(left[0].id == again.id && left[0].why.contains("objects were put since"), "{left:?}");
+        assert!(
+            left[0].id == again.id && left[0].why.contains("objects were put since"),
+            "{left:?}"
+        );
         assert!(there.iter().all(|key| world.store.object(key).is_some()));
     };
-    // The record may be of a prune that is running on another host, so it stays for two days. Then it names a backup
-    // that stays, so the record is rewritten; the new one proves no more than the old one.
-    let records = || world.store.keys().into_iter().filter(|key| key.contains("/@prune/")).collect::<Vec<_>>();
+    // The record may be of a prune that is running on another host, so it stays for two days. Then
+    // it names a backup that stays, so the record is rewritten; the new one proves no more than the
+    // old one.
+    let records = || {
+        world
+            .store
+            .keys()
+            .into_iter()
+            .filter(|key| key.contains("/@prune/"))
+            .collect::<Vec<_>>()
+    };
     let before = records();
     prune("2026-01-01T12:00:00Z").await;
-    assert_eq!(records(), before, "the record of another host's prune is gone");
+    assert_eq!(
+        records(),
+        before,
+        "the record of another host's prune is gone"
+    );
     prune("2026-01-04T12:00:00Z").await;
     assert_ne!(records(), before, "it was not written anew");
     prune("2026-01-04T13:00:00Z").await;

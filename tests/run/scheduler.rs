@@ -1,8 +1,9 @@
-//! [`Scheduler`]: runs several operations at once on one thread and decides which of them makes its next call of a
-//! store. The same schedule gives the same order of calls, so a failure can be repeated.
+//! [`Scheduler`]: runs several operations at once on one thread and decides which of them makes its
+//! next call of a store. The same schedule gives the same order of calls, so a failure can be
+//! repeated.
 //!
-//! An operation is started, or gets one call, and then runs until it waits for its next call. Meanwhile all others stand
-//! still. [`GatedStore`] is the store that each operation gets.
+//! An operation is started, or gets one call, and then runs until it waits for its next call.
+//! Meanwhile all others stand still. [`GatedStore`] is the store that each operation gets.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,11 +17,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use zfs_backup::store::memory::{MemoryStore, Operation};
 use zfs_backup::store::{
-    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError, StoreErrorKind, StoreTraits,
-    UnfinishedUpload,
+    Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,
+    StoreErrorKind, StoreTraits, UnfinishedUpload,
 };
 
-/// An operation that neither ends nor calls a store for so long is stuck. The longest pause of a retry is 6 s.
+/// An operation that neither ends nor calls a store for so long is stuck. The longest pause of a
+/// retry is 6 s.
 const STUCK: Duration = Duration::from_secs(60);
 
 /// The mishap of one operation.
@@ -34,8 +36,8 @@ pub(crate) enum Mishap {
     ReplyLost(usize),
 }
 
-/// The order of calls: which operation makes how many of the next ones. The rest follows, one operation after the
-/// other.
+/// The order of calls: which operation makes how many of the next ones. The rest follows, one
+/// operation after the other.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Schedule {
     pub(crate) segments: Vec<(usize, usize)>,
@@ -83,10 +85,13 @@ enum Fate {
 }
 
 impl State {
-    /// A transfer completes a chunk while it creates the next one, in an order that depends on threads. Here the two
-    /// always run one after the other.
+    /// A transfer completes a chunk while it creates the next one, in an order that depends on
+    /// threads. Here the two always run one after the other.
     fn may_go(&self, call: &Waiting) -> bool {
-        let has_open_chunk = self.open_chunks.get(&call.actor).is_some_and(|open| *open > 0);
+        let has_open_chunk = self
+            .open_chunks
+            .get(&call.actor)
+            .is_some_and(|open| *open > 0);
         !call.is_granted && (call.operation != Operation::Create || !has_open_chunk)
     }
 
@@ -129,8 +134,8 @@ impl Scheduler {
         self.state().trace.clone()
     }
 
-    /// Runs all operations to their ends. Returns what each of them returned, `None` for one that was killed.
-    /// `before_call` hears which operation goes next.
+    /// Runs all operations to their ends. Returns what each of them returned, `None` for one that
+    /// was killed. `before_call` hears which operation goes next.
     pub(crate) async fn race<T>(
         &self,
         racers: Vec<Racer<'_, T>>,
@@ -138,13 +143,21 @@ impl Scheduler {
         mut before_call: impl FnMut(usize),
     ) -> Vec<Option<T>> {
         {
-            // Continue the ids: a call left from an earlier race must not be taken for a call of this one.
+            // Continue the ids: a call left from an earlier race must not be taken for a call of
+            // this one.
             let (mut state, mishaps) = (self.state(), schedule.mishaps.clone());
-            *state = State { mishaps, ids_given: state.ids_given, ..State::default() };
+            *state = State {
+                mishaps,
+                ids_given: state.ids_given,
+                ..State::default()
+            };
         }
         let count = racers.len();
         let mut lanes: Vec<Lane<'_, T>> = racers.into_iter().map(Lane::new).collect();
-        let segments = schedule.segments.iter().map(|(actor, calls)| (actor % count.max(1), *calls));
+        let segments = schedule
+            .segments
+            .iter()
+            .map(|(actor, calls)| (actor % count.max(1), *calls));
         for (actor, calls) in segments.chain((0..count).map(|actor| (actor, usize::MAX))) {
             for _ in 0..calls {
                 if lanes[actor].racer.is_none() {
@@ -161,7 +174,8 @@ impl Scheduler {
         lanes.into_iter().map(|lane| lane.outcome).collect()
     }
 
-    /// Starts an operation, or lets it make one call, and waits until it ends or waits for its next call.
+    /// Starts an operation, or lets it make one call, and waits until it ends or waits for its next
+    /// call.
     async fn step<T>(&self, actor: usize, lane: &mut Lane<'_, T>) {
         if lane.is_started {
             self.grant(actor);
@@ -177,7 +191,8 @@ impl Scheduler {
             }
         });
         let settled = tokio::time::timeout(STUCK, settled).await;
-        let settled = settled.unwrap_or_else(|_| panic!("operation {actor} is stuck: {:#?}", self.trace()));
+        let settled =
+            settled.unwrap_or_else(|_| panic!("operation {actor} is stuck: {:#?}", self.trace()));
         let is_killed = {
             let state = self.state();
             let calls = state.calls.get(&actor).copied().unwrap_or(0);
@@ -196,7 +211,10 @@ impl Scheduler {
     /// The oldest call of the operation that may go.
     fn grant(&self, actor: usize) {
         let mut state = self.state();
-        let next = state.waiting.iter().position(|call| call.actor == actor && state.may_go(call));
+        let next = state
+            .waiting
+            .iter()
+            .position(|call| call.actor == actor && state.may_go(call));
         if let Some(next) = next {
             state.waiting[next].is_granted = true;
             state.waiting[next].waker.wake_by_ref();
@@ -204,7 +222,13 @@ impl Scheduler {
     }
 
     fn turn(&self, actor: usize, operation: Operation, text: String) -> Turn<'_> {
-        Turn { scheduler: self, actor, operation, text, id: None }
+        Turn {
+            scheduler: self,
+            actor,
+            operation,
+            text,
+            id: None,
+        }
     }
 }
 
@@ -216,7 +240,11 @@ struct Lane<'a, T> {
 
 impl<'a, T> Lane<'a, T> {
     fn new(racer: Racer<'a, T>) -> Self {
-        Self { racer: Some(racer), is_started: false, outcome: None }
+        Self {
+            racer: Some(racer),
+            is_started: false,
+            outcome: None,
+        }
     }
 }
 
@@ -242,7 +270,13 @@ impl Future for Turn<'_> {
             state.ids_given += 1;
             let id = state.ids_given;
             let (actor, operation, waker) = (self.actor, self.operation, context.waker().clone());
-            state.waiting.push(Waiting { id, actor, operation, is_granted: false, waker });
+            state.waiting.push(Waiting {
+                id,
+                actor,
+                operation,
+                is_granted: false,
+                waker,
+            });
             state.wake_driver();
             drop(state);
             self.id = Some(id);
@@ -257,8 +291,14 @@ impl Future for Turn<'_> {
         }
         state.waiting.remove(place);
         let fate = state.fate(self.actor);
-        let end = if fate == Fate::Works { String::new() } else { format!(" ({fate:?})") };
-        state.trace.push(format!("{} {}{end}", self.actor, self.text));
+        let end = if fate == Fate::Works {
+            String::new()
+        } else {
+            format!(" ({fate:?})")
+        };
+        state
+            .trace
+            .push(format!("{} {}{end}", self.actor, self.text));
         state.wake_driver();
         Poll::Ready(fate)
     }
@@ -300,17 +340,41 @@ impl GatedStore {
         key: &str,
         work: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        match self.scheduler.turn(self.actor, operation, format!("{operation:?} {} {key}", self.url)).await {
+        match self
+            .scheduler
+            .turn(
+                self.actor,
+                operation,
+                format!("{operation:?} {} {key}", self.url),
+            )
+            .await
+        {
             Fate::Works => work.await,
-            Fate::Refused => Err(self.error(StoreErrorKind::Denied, operation, key, "a test refused this call")),
+            Fate::Refused => Err(self.error(
+                StoreErrorKind::Denied,
+                operation,
+                key,
+                "a test refused this call",
+            )),
             Fate::ReplyLost => {
                 work.await?;
-                Err(self.error(StoreErrorKind::Denied, operation, key, "a test lost this reply"))
+                Err(self.error(
+                    StoreErrorKind::Denied,
+                    operation,
+                    key,
+                    "a test lost this reply",
+                ))
             }
         }
     }
 
-    fn error(&self, kind: StoreErrorKind, operation: Operation, key: &str, why: &str) -> StoreError {
+    fn error(
+        &self,
+        kind: StoreErrorKind,
+        operation: Operation,
+        key: &str,
+        why: &str,
+    ) -> StoreError {
         StoreError::new(kind, format!("{operation:?}"), key, &self.url, why)
     }
 
@@ -318,14 +382,34 @@ impl GatedStore {
         self.traits.conditional_put
     }
 
-    /// Puts like a store without conditions: asks for the name, puts the object even if the name exists by now, then
-    /// asks the store what it has.
-    async fn put_unconditionally(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
-        let taken = || self.error(StoreErrorKind::AlreadyExists, Operation::PutNew, key.as_str(), "the key is taken");
-        let found = self.call(Operation::Head, key.as_str(), self.inner.head(key)).await?;
+    /// Puts like a store without conditions: asks for the name, puts the object even if the name
+    /// exists by now, then asks the store what it has.
+    async fn put_unconditionally(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
+        let taken = || {
+            self.error(
+                StoreErrorKind::AlreadyExists,
+                Operation::PutNew,
+                key.as_str(),
+                "the key is taken",
+            )
+        };
+        let found = self
+            .call(Operation::Head, key.as_str(), self.inner.head(key))
+            .await?;
         if let Some(found) = found {
-            let same = self.inner.object(key.as_str()).is_some_and(|there| there == bytes);
-            return if same { Ok((PutOutcome::Identical, found)) } else { Err(taken()) };
+            let same = self
+                .inner
+                .object(key.as_str())
+                .is_some_and(|there| there == bytes);
+            return if same {
+                Ok((PutOutcome::Identical, found))
+            } else {
+                Err(taken())
+            };
         }
         let put = async {
             self.inner.plant(key.as_str(), bytes.clone());
@@ -333,12 +417,24 @@ impl GatedStore {
             Ok(())
         };
         self.call(Operation::PutNew, key.as_str(), put).await?;
-        let found = self.call(Operation::Head, key.as_str(), self.inner.head(key)).await?;
+        let found = self
+            .call(Operation::Head, key.as_str(), self.inner.head(key))
+            .await?;
         match found {
-            Some(found) if self.inner.object(key.as_str()).is_some_and(|there| there == bytes) => {
+            Some(found)
+                if self
+                    .inner
+                    .object(key.as_str())
+                    .is_some_and(|there| there == bytes) =>
+            {
                 Ok((PutOutcome::Created, found))
             }
-            _ => Err(self.error(StoreErrorKind::Corrupt, Operation::Head, key.as_str(), "it is not what was put")),
+            _ => Err(self.error(
+                StoreErrorKind::Corrupt,
+                Operation::Head,
+                key.as_str(),
+                "it is not what was put",
+            )),
         }
     }
 
@@ -361,14 +457,24 @@ impl ObjectStore for GatedStore {
     }
 
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
-        let writer = self.call(Operation::Create, key.as_str(), self.inner.create(key)).await?;
+        let writer = self
+            .call(Operation::Create, key.as_str(), self.inner.create(key))
+            .await?;
         // Not within the call: when its reply is lost, nobody has a chunk that could be completed.
         self.note_open_chunk(1);
         let inner = Some(writer);
-        Ok(Box::new(GatedWriter { store: self.clone(), key: key.clone(), inner }))
+        Ok(Box::new(GatedWriter {
+            store: self.clone(),
+            key: key.clone(),
+            inner,
+        }))
     }
 
-    async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         if !self.is_create_only() {
             return self.put_unconditionally(key, bytes).await;
         }
@@ -380,24 +486,42 @@ impl ObjectStore for GatedStore {
         self.call(Operation::PutNew, key.as_str(), put).await
     }
 
-    async fn get(&self, key: &ObjectKey, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, StoreError> {
-        self.call(Operation::Get, key.as_str(), self.inner.get(key, range, limit_bytes)).await
+    async fn get(
+        &self,
+        key: &ObjectKey,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, StoreError> {
+        self.call(
+            Operation::Get,
+            key.as_str(),
+            self.inner.get(key, range, limit_bytes),
+        )
+        .await
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.call(Operation::Head, key.as_str(), self.inner.head(key)).await
+        self.call(Operation::Head, key.as_str(), self.inner.head(key))
+            .await
     }
 
     async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
-        self.call(Operation::AnyVersion, key.as_str(), self.inner.any_version(key)).await
+        self.call(
+            Operation::AnyVersion,
+            key.as_str(),
+            self.inner.any_version(key),
+        )
+        .await
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
-        self.call(Operation::List, prefix, self.inner.list(prefix)).await
+        self.call(Operation::List, prefix, self.inner.list(prefix))
+            .await
     }
 
     async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.call(Operation::Head, "the clock", self.inner.clock()).await
+        self.call(Operation::Head, "the clock", self.inner.clock())
+            .await
     }
 
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
@@ -409,7 +533,8 @@ impl ObjectStore for GatedStore {
     }
 
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        self.call(Operation::Unfinished, prefix, self.inner.unfinished(prefix)).await
+        self.call(Operation::Unfinished, prefix, self.inner.unfinished(prefix))
+            .await
     }
 
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
@@ -417,7 +542,8 @@ impl ObjectStore for GatedStore {
             self.watch.deleting(self, &upload.key);
             self.inner.abort_unfinished(upload).await
         };
-        self.call(Operation::AbortUnfinished, &upload.key, abort).await
+        self.call(Operation::AbortUnfinished, &upload.key, abort)
+            .await
     }
 }
 
@@ -448,7 +574,9 @@ impl PartWriter for GatedWriter {
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         let Self { store, key, inner } = self;
         let Some(inner) = inner else { return Ok(()) };
-        store.call(Operation::PutPart, key.as_str(), inner.put_part(part)).await
+        store
+            .call(Operation::PutPart, key.as_str(), inner.put_part(part))
+            .await
     }
 
     async fn finish(mut self: Box<Self>) -> Result<Evidence, StoreError> {
@@ -456,7 +584,12 @@ impl PartWriter for GatedWriter {
         let writer = &mut self;
         let finish = async {
             let Some(inner) = writer.close() else {
-                return Err(store.error(StoreErrorKind::Invalid, Operation::Finish, key.as_str(), "it was completed"));
+                return Err(store.error(
+                    StoreErrorKind::Invalid,
+                    Operation::Finish,
+                    key.as_str(),
+                    "it was completed",
+                ));
             };
             if !store.is_create_only() {
                 store.inner.lose(key.as_str());

@@ -1,4 +1,5 @@
-//! `snapshot`: who refuses is left out and named, pools do not depend on each other, hooks run around it.
+//! `snapshot`: who refuses is left out and named, pools do not depend on each other, hooks run
+//! around it.
 
 use crate::world::{name, never, now};
 use std::path::Path;
@@ -6,7 +7,9 @@ use std::time::Duration;
 use zfs_backup::config::{CommandLine, Hooks, TimeLimit};
 use zfs_backup::model::DatasetName;
 use zfs_backup::run::hooks::RunningHook;
-use zfs_backup::run::snapshot::{SnapshotRun, SnapshotsTaken, is_own, snapshot_between_hooks, take_each_snapshot};
+use zfs_backup::run::snapshot::{
+    SnapshotRun, SnapshotsTaken, is_own, snapshot_between_hooks, take_each_snapshot,
+};
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::zfs::fake::FakeZfs;
 use zfs_backup::zfs::{Dataset, DatasetType, ReceiveRequest, SendFlags, SendRequest, Zfs};
@@ -16,16 +19,26 @@ const SHORT: &str = "zfs-backup_20260102T030405Z";
 /// Pools with these datasets.
 fn pools(names: &[&str]) -> FakeZfs {
     let zfs = FakeZfs::new();
-    names.iter().for_each(|dataset| zfs.create(&name(dataset), DatasetType::Filesystem));
+    names
+        .iter()
+        .for_each(|dataset| zfs.create(&name(dataset), DatasetType::Filesystem));
     zfs
 }
 
 fn datasets(zfs: &FakeZfs, names: &[&str]) -> Vec<Dataset> {
-    names.iter().map(|dataset| zfs.dataset(&name(dataset)).unwrap().unwrap()).collect()
+    names
+        .iter()
+        .map(|dataset| zfs.dataset(&name(dataset)).unwrap().unwrap())
+        .collect()
 }
 
 fn take(zfs: &FakeZfs, names: &[&str]) -> (Vec<String>, Vec<String>) {
-    told(&take_each_snapshot(zfs, &datasets(zfs, names), "zfs-backup_", now()))
+    told(&take_each_snapshot(
+        zfs,
+        &datasets(zfs, names),
+        "zfs-backup_",
+        now(),
+    ))
 }
 
 /// What was taken, and what was refused with its reason.
@@ -33,7 +46,10 @@ fn told(outcome: &SnapshotsTaken) -> (Vec<String>, Vec<String>) {
     let reason = |(dataset, error): &(DatasetName, zfs_backup::run::RunError)| {
         format!("{dataset}: {}", zfs_backup::run::error_chain(error))
     };
-    (outcome.taken.iter().map(ToString::to_string).collect(), outcome.refused.iter().map(reason).collect())
+    (
+        outcome.taken.iter().map(ToString::to_string).collect(),
+        outcome.refused.iter().map(reason).collect(),
+    )
 }
 
 /// Leaves a dataset in the middle of its first receive.
@@ -42,8 +58,17 @@ fn leave_half_received(zfs: &FakeZfs, target: &str) {
     zfs.create(&source, DatasetType::Filesystem);
     zfs.write_file(&source, 7, &crate::world::noise(3, 100_000));
     let snapshot = source.snapshot("s").unwrap();
-    zfs.take_snapshots(std::slice::from_ref(&snapshot), &std::collections::BTreeMap::new()).unwrap();
-    let request = SendRequest { snapshot, base: None, flags: SendFlags::default(), resume: None };
+    zfs.take_snapshots(
+        std::slice::from_ref(&snapshot),
+        &std::collections::BTreeMap::new(),
+    )
+    .unwrap();
+    let request = SendRequest {
+        snapshot,
+        base: None,
+        flags: SendFlags::default(),
+        resume: None,
+    };
     let mut sending = zfs.send(&request).unwrap();
     let mut bytes = Vec::new();
     sending.reader().read_to_end(&mut bytes).unwrap();
@@ -55,7 +80,8 @@ fn leave_half_received(zfs: &FakeZfs, target: &str) {
         origin: None,
         properties: std::collections::BTreeMap::new(),
     };
-    zfs.receive(&request, &mut &bytes[..bytes.len() / 2]).unwrap_err();
+    zfs.receive(&request, &mut &bytes[..bytes.len() / 2])
+        .unwrap_err();
     assert!(zfs.dataset(&name(target)).unwrap().unwrap().inconsistent);
 }
 
@@ -66,12 +92,33 @@ fn one_call_a_pool_takes_all_in_one_transaction_group() {
     let calls = zfs.calls();
     let (taken, refused) = told(&take_each_snapshot(&zfs, &chosen, "zfs-backup_", now()));
     assert_eq!(zfs.calls(), calls + 2);
-    assert_eq!(taken, [format!("other/c@{SHORT}"), format!("tank/a@{SHORT}"), format!("tank/b@{SHORT}")]);
+    assert_eq!(
+        taken,
+        [
+            format!("other/c@{SHORT}"),
+            format!("tank/a@{SHORT}"),
+            format!("tank/b@{SHORT}")
+        ]
+    );
     assert_eq!(refused, Vec::<String>::new());
-    let txg = |dataset: &str| zfs.snapshots(&name(dataset)).unwrap().pop().unwrap().createtxg;
+    let txg = |dataset: &str| {
+        zfs.snapshots(&name(dataset))
+            .unwrap()
+            .pop()
+            .unwrap()
+            .createtxg
+    };
     assert_eq!(txg("tank/a"), txg("tank/b"));
     for dataset in chosen {
-        assert!(is_own(&zfs.snapshots(&dataset.name).unwrap()[0], dataset.guid, "zfs-backup_"), "{}", dataset.name);
+        assert!(
+            is_own(
+                &zfs.snapshots(&dataset.name).unwrap()[0],
+                dataset.guid,
+                "zfs-backup_"
+            ),
+            "{}",
+            dataset.name
+        );
     }
 }
 
@@ -80,9 +127,21 @@ fn a_dataset_in_the_middle_of_a_receive_is_left_out_and_named() {
     let zfs = pools(&["tank/a", "tank/b", "other/c"]);
     leave_half_received(&zfs, "tank/half");
     let (taken, refused) = take(&zfs, &["tank/a", "tank/half", "tank/b", "other/c"]);
-    assert_eq!(taken, [format!("other/c@{SHORT}"), format!("tank/a@{SHORT}"), format!("tank/b@{SHORT}")]);
+    assert_eq!(
+        taken,
+        [
+            format!("other/c@{SHORT}"),
+            format!("tank/a@{SHORT}"),
+            format!("tank/b@{SHORT}")
+        ]
+    );
     assert_eq!(refused.len(), 1);
-    assert!(refused[0].starts_with(&format!("tank/half: snapshot tank/half@{SHORT}: it is busy")), "{refused:?}");
+    assert!(
+        refused[0].starts_with(&format!(
+            "tank/half: snapshot tank/half@{SHORT}: it is busy"
+        )),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -91,10 +150,17 @@ fn a_dataset_that_went_away_and_a_taken_name_do_not_stop_the_others() {
     let chosen = datasets(&zfs, &["tank/a", "tank/b", "tank/c"]);
     zfs.destroy_dataset(&name("tank/b")).unwrap();
     let other = name("tank/a").snapshot(SHORT).unwrap();
-    zfs.take_snapshots(&[other], &std::collections::BTreeMap::new()).unwrap();
+    zfs.take_snapshots(&[other], &std::collections::BTreeMap::new())
+        .unwrap();
     let (taken, refused) = told(&take_each_snapshot(&zfs, &chosen, "zfs-backup_", now()));
-    assert_eq!(taken, [format!("tank/a@{SHORT}-1"), format!("tank/c@{SHORT}-1")]);
-    assert!(refused.len() == 1 && refused[0].starts_with("tank/b: "), "{refused:?}");
+    assert_eq!(
+        taken,
+        [format!("tank/a@{SHORT}-1"), format!("tank/c@{SHORT}-1")]
+    );
+    assert!(
+        refused.len() == 1 && refused[0].starts_with("tank/b: "),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -106,8 +172,16 @@ fn an_error_that_names_nobody_fails_its_pool_and_no_other() {
     let (taken, refused) = told(&take_each_snapshot(&zfs, &chosen, "zfs-backup_", now()));
     assert_eq!(taken, [format!("other/c@{SHORT}")]);
     assert_eq!(refused.len(), 2);
-    assert!(refused[0].starts_with("tank/a: ") && refused[1].starts_with("tank/b: "), "{refused:?}");
-    assert!(refused.iter().all(|reason| reason.contains("not permitted")), "{refused:?}");
+    assert!(
+        refused[0].starts_with("tank/a: ") && refused[1].starts_with("tank/b: "),
+        "{refused:?}"
+    );
+    assert!(
+        refused
+            .iter()
+            .all(|reason| reason.contains("not permitted")),
+        "{refused:?}"
+    );
 }
 
 /// EPERM of Linux.
@@ -129,8 +203,10 @@ fn a_dataset_that_went_away_behind_an_error_that_names_nobody_is_left_out_alone(
 /// Hooks that write down what they see, and end as told.
 fn hooks(log: &Path, pre: &str, post: &str) -> Hooks {
     let hook = |which: &str, end: &str| -> Option<CommandLine> {
-        let line =
-            format!("echo {which} status=$ZFS_BACKUP_EXIT_STATUS step=$ZFS_BACKUP_STEP >> '{}'; {end}", log.display());
+        let line = format!(
+            "echo {which} status=$ZFS_BACKUP_EXIT_STATUS step=$ZFS_BACKUP_STEP >> '{}'; {end}",
+            log.display()
+        );
         Some(shell_words::join(["/bin/sh", "-c", &line]).parse().unwrap())
     };
     Hooks {
@@ -146,8 +222,16 @@ async fn run(zfs: &FakeZfs, hooks: &Hooks, stop: &Stop) -> SnapshotsTaken {
     let datasets = datasets(zfs, &["tank/a"]);
     let variables = vec![("ZFS_BACKUP_STEP", "step02".to_owned())];
     let running = RunningHook::default();
-    let run =
-        SnapshotRun { zfs, datasets: &datasets, prefix: "zfs-backup_", now, hooks, variables, stop, running: &running };
+    let run = SnapshotRun {
+        zfs,
+        datasets: &datasets,
+        prefix: "zfs-backup_",
+        now,
+        hooks,
+        variables,
+        stop,
+        running: &running,
+    };
     snapshot_between_hooks(&run).await
 }
 
@@ -155,7 +239,13 @@ async fn run(zfs: &FakeZfs, hooks: &Hooks, stop: &Stop) -> SnapshotsTaken {
 async fn hooks_run_around_the_snapshot_and_a_failing_first_one_means_none() {
     let folder = tempfile::tempdir().unwrap();
     let cases: &[(&str, &str, usize, &[&str], &str)] = &[
-        ("exit 0", "exit 0", 1, &[], "pre status= step=step02\npost status=0 step=step02\n"),
+        (
+            "exit 0",
+            "exit 0",
+            1,
+            &[],
+            "pre status= step=step02\npost status=0 step=step02\n",
+        ),
         (
             "exit 3",
             "exit 0",
@@ -175,8 +265,18 @@ async fn hooks_run_around_the_snapshot_and_a_failing_first_one_means_none() {
         let log = folder.path().join(index.to_string());
         let zfs = pools(&["tank/a"]);
         let outcome = run(&zfs, &hooks(&log, pre, post), &never()).await;
-        assert_eq!((outcome.taken.len(), zfs.snapshots(&name("tank/a")).unwrap().len()), (*taken, *taken));
-        let found: Vec<String> = outcome.hook_errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            (
+                outcome.taken.len(),
+                zfs.snapshots(&name("tank/a")).unwrap().len()
+            ),
+            (*taken, *taken)
+        );
+        let found: Vec<String> = outcome
+            .hook_errors
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(found, *errors);
         assert_eq!(std::fs::read_to_string(&log).unwrap(), *told);
     }
@@ -195,7 +295,17 @@ async fn a_request_to_stop_ends_the_first_hook_and_the_second_runs_all_the_same(
         }
         sender.send_replace(true);
     });
-    assert!(matches!(&outcome.hook_errors[..], [zfs_backup::run::RunError::Interrupted]), "{outcome:?}");
+    assert!(
+        matches!(
+            &outcome.hook_errors[..],
+            [zfs_backup::run::RunError::Interrupted]
+        ),
+        "{outcome:?}"
+    );
     assert_eq!(zfs.snapshots(&name("tank/a")).unwrap().len(), 0);
-    assert!(std::fs::read_to_string(&log).unwrap().ends_with("post status=1 step=step02\n"));
+    assert!(
+        std::fs::read_to_string(&log)
+            .unwrap()
+            .ends_with("post status=1 step=step02\n")
+    );
 }

@@ -1,11 +1,15 @@
-//! [`TwoHosts`]: two hosts with real backups of small datasets, each with an intermediate directory, and one remote.
+//! [`TwoHosts`]: two hosts with real backups of small datasets, each with an intermediate
+//! directory, and one remote.
 
 use crate::builder::{RESUME_DAYS, hours};
 use crate::observer::{
-    CLOCKS, DAY_SECONDS, FIRST_SECOND, Observer, Place, Relation, Stored, clock_of, host_time, true_seconds,
+    CLOCKS, DAY_SECONDS, FIRST_SECOND, Observer, Place, Relation, Stored, clock_of, host_time,
+    true_seconds,
 };
 use crate::scheduler::{GatedStore, Scheduler};
-use crate::world::{LIFECYCLE, PART_BYTES, SNAPSHOT_PREFIX, memory_store, name, never, noise, plant_keyring};
+use crate::world::{
+    LIFECYCLE, PART_BYTES, SNAPSHOT_PREFIX, memory_store, name, never, noise, plant_keyring,
+};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,7 +31,9 @@ use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pins::{pinned, unpin};
 use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv};
-use zfs_backup::run::restore::{ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset};
+use zfs_backup::run::restore::{
+    ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
+};
 use zfs_backup::run::select::Selected;
 use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::run::upload::UploadEnv;
@@ -74,9 +80,12 @@ pub(crate) struct TwoHosts {
     nights: u64,
 }
 
-/// State folders are written and flushed all the time: in memory where the system has a folder for that.
+/// State folders are written and flushed all the time: in memory where the system has a folder for
+/// that.
 pub(crate) fn state_folder() -> TempDir {
-    TempDir::new_in("/dev/shm").or_else(|_| TempDir::new()).unwrap()
+    TempDir::new_in("/dev/shm")
+        .or_else(|_| TempDir::new())
+        .unwrap()
 }
 
 fn copy_folder(from: &std::path::Path, to: &std::path::Path) {
@@ -128,7 +137,12 @@ impl TwoHosts {
         zfs.create(&self.dataset, DatasetType::Filesystem);
         let intermediate = memory_store(PART_BYTES);
         plant_keyring(&intermediate, &self.writer);
-        self.hosts.push(Host { zfs, intermediate, state: state_folder(), taken: BTreeMap::new() });
+        self.hosts.push(Host {
+            zfs,
+            intermediate,
+            state: state_folder(),
+            taken: BTreeMap::new(),
+        });
     }
 
     /// The second host comes.
@@ -138,7 +152,12 @@ impl TwoHosts {
             Relation::Adopted => {
                 let zfs = FakeZfs::new();
                 // Another dataset guid, and a counter of transaction groups that is elsewhere.
-                (0..5).for_each(|number| zfs.create(&name(&format!("tank/other-{number}")), DatasetType::Filesystem));
+                (0..5).for_each(|number| {
+                    zfs.create(
+                        &name(&format!("tank/other-{number}")),
+                        DatasetType::Filesystem,
+                    )
+                });
                 let zfs = zfs.copy_pools();
                 self.add_host(zfs);
             }
@@ -148,7 +167,12 @@ impl TwoHosts {
                 copy_folder(first.state.path(), state.path());
                 let intermediate = copy_store(&first.intermediate);
                 let (zfs, taken) = (first.zfs.copy_pools(), first.taken.clone());
-                self.hosts.push(Host { zfs, intermediate, state, taken });
+                self.hosts.push(Host {
+                    zfs,
+                    intermediate,
+                    state,
+                    taken,
+                });
                 let mut facts = self.observer.facts();
                 facts.made_by.values_mut().for_each(|maker| *maker = None);
                 let copied = |(place, id): &Stored| {
@@ -187,7 +211,8 @@ impl TwoHosts {
         if self.kind.host_clock {
             self.remote.set_host_clock(host_time(actor));
         } else {
-            self.remote.set_clock(Some(Timestamp::from_second(true_seconds()).unwrap()));
+            self.remote
+                .set_clock(Some(Timestamp::from_second(true_seconds()).unwrap()));
         }
         for (number, host) in self.hosts.iter().enumerate() {
             host.intermediate.set_host_clock(host_time(number));
@@ -204,7 +229,13 @@ impl TwoHosts {
         if self.nights == 1 {
             zfs.write_file(&self.dataset, 8, &noise(1000, 1500));
         }
-        let taken = take_snapshots(zfs, std::slice::from_ref(&self.dataset), SNAPSHOT_PREFIX, host_time(host)).unwrap();
+        let taken = take_snapshots(
+            zfs,
+            std::slice::from_ref(&self.dataset),
+            SNAPSHOT_PREFIX,
+            host_time(host),
+        )
+        .unwrap();
         let files = zfs.snapshot_files(&taken[0]).unwrap();
         let guid = zfs.snapshots(&self.dataset).unwrap().last().unwrap().guid;
         self.contents.insert(guid, files);
@@ -243,7 +274,10 @@ impl TwoHosts {
             source: SnapshotSource::Own,
             snapshot_prefix: SNAPSHOT_PREFIX.to_owned(),
             // The sizes of so small backups say nothing.
-            lifecycle: LifecycleRules { incrementals_percent_max: 1_000_000, ..LIFECYCLE },
+            lifecycle: LifecycleRules {
+                incrementals_percent_max: 1_000_000,
+                ..LIFECYCLE
+            },
             state_dir: self.hosts[host].state.path().to_owned(),
             host: format!("host-{host}"),
             restart: false,
@@ -253,16 +287,33 @@ impl TwoHosts {
     }
 
     pub(crate) fn selected(&self, host: usize) -> Selected {
-        let dataset = self.hosts[host].zfs.dataset(&self.dataset).unwrap().unwrap();
-        Selected { dataset, stored: self.dataset.clone() }
+        let dataset = self.hosts[host]
+            .zfs
+            .dataset(&self.dataset)
+            .unwrap()
+            .unwrap();
+        Selected {
+            dataset,
+            stored: self.dataset.clone(),
+        }
     }
 
     pub(crate) fn backup_env(&self, host: usize, actor: usize, role: StoreRole) -> BackupEnv {
         let (target, other) = match role {
-            StoreRole::Remote => (Place::Remote, (StoreRole::Intermediate, Place::Intermediate(host))),
-            StoreRole::Intermediate => (Place::Intermediate(host), (StoreRole::Remote, Place::Remote)),
+            StoreRole::Remote => (
+                Place::Remote,
+                (StoreRole::Intermediate, Place::Intermediate(host)),
+            ),
+            StoreRole::Intermediate => (
+                Place::Intermediate(host),
+                (StoreRole::Remote, Place::Remote),
+            ),
         };
-        let other = OtherStore { role: other.0, known: other.1.known(), store: Ok(self.store(other.1, actor)) };
+        let other = OtherStore {
+            role: other.0,
+            known: other.1.known(),
+            store: Ok(self.store(other.1, actor)),
+        };
         BackupEnv {
             zfs: Arc::new(self.hosts[host].zfs.clone()),
             store: self.store(target, actor),
@@ -291,8 +342,16 @@ impl TwoHosts {
 
     pub(crate) fn prune_env(&self, host: usize, actor: usize, place: Place) -> PruneEnv {
         let store = self.store(place, actor);
-        let (state_dir, zfs) = (self.hosts[host].state.path().to_owned(), &self.hosts[host].zfs);
-        let sight = pool_sight(zfs, &self.dataset, (&state_dir, &store.known(), &self.dataset), &self.origin(host));
+        let (state_dir, zfs) = (
+            self.hosts[host].state.path().to_owned(),
+            &self.hosts[host].zfs,
+        );
+        let sight = pool_sight(
+            zfs,
+            &self.dataset,
+            (&state_dir, &store.known(), &self.dataset),
+            &self.origin(host),
+        );
         PruneEnv {
             store,
             signing: self.writer.signing.clone(),
@@ -315,14 +374,29 @@ impl TwoHosts {
             is_synchronised: false,
         };
         let read = ClockCheck::read(self.hosts[host].state.path(), false).unwrap();
-        ClockCheck { reading, run_seconds: 0, ..read }
+        ClockCheck {
+            reading,
+            run_seconds: 0,
+            ..read
+        }
     }
 
-    pub(crate) fn snapshots_env(&self, host: usize, actor: usize, oldest_days: u32) -> SnapshotsEnv {
-        let store = |place, beside_remote| SnapshotStore { store: self.store(place, actor), beside_remote };
+    pub(crate) fn snapshots_env(
+        &self,
+        host: usize,
+        actor: usize,
+        oldest_days: u32,
+    ) -> SnapshotsEnv {
+        let store = |place, beside_remote| SnapshotStore {
+            store: self.store(place, actor),
+            beside_remote,
+        };
         SnapshotsEnv {
             zfs: Arc::new(self.hosts[host].zfs.clone()),
-            stores: vec![store(Place::Remote, false), store(Place::Intermediate(host), true)],
+            stores: vec![
+                store(Place::Remote, false),
+                store(Place::Intermediate(host), true),
+            ],
             trusted: self.keys.trusted.clone(),
             state_dir: self.hosts[host].state.path().to_owned(),
             oldest_days,
@@ -346,7 +420,10 @@ impl TwoHosts {
     fn origin(&self, host: usize) -> Origin {
         let zfs = &self.hosts[host].zfs;
         let dataset_guid = zfs.dataset(&self.dataset).unwrap().unwrap().guid;
-        Origin { dataset_guid, pool_guid: zfs.pool_guid(self.dataset.pool()).unwrap() }
+        Origin {
+            dataset_guid,
+            pool_guid: zfs.pool_guid(self.dataset.pool()).unwrap(),
+        }
     }
 
     fn inner(&self, place: Place) -> &MemoryStore {
@@ -361,27 +438,34 @@ impl TwoHosts {
         unpin(&self.hosts[host].zfs, &self.dataset, is_over).unwrap();
     }
 
-    /// Returns the ids that a person may name there: backups, and attempts that no process works on. (The documentation
-    /// warns against naming another host's running upload.)
+    /// Returns the ids that a person may name there: backups, and attempts that no process works
+    /// on. (The documentation warns against naming another host's running upload.)
     pub(crate) fn forgettable(&self, place: Place) -> Vec<BackupId> {
         let facts = self.observer.facts();
         let ids = crate::builder::ids_in(self.inner(place)).into_iter();
-        ids.filter(|id| facts.alive.contains(&(place, id.clone()))).collect()
+        ids.filter(|id| facts.alive.contains(&(place, id.clone())))
+            .collect()
     }
 
     pub(crate) fn snapshots(&self, host: usize) -> BTreeSet<Guid> {
         let snapshots = self.hosts[host].zfs.snapshots(&self.dataset).unwrap();
-        snapshots.into_iter().map(|snapshot| snapshot.guid).collect()
+        snapshots
+            .into_iter()
+            .map(|snapshot| snapshot.guid)
+            .collect()
     }
 
-    /// Returns the faults of the backups that must be whole: chain, chunk lists, and every byte of every chunk. Backups
-    /// in an intermediate directory may build on backups in the remote.
+    /// Returns the faults of the backups that must be whole: chain, chunk lists, and every byte of
+    /// every chunk. Backups in an intermediate directory may build on backups in the remote.
     pub(crate) async fn not_whole(&self) -> Vec<String> {
         let alive = self.observer.facts().alive.clone();
         let mut failures = Vec::new();
-        let places = std::iter::once(Place::Remote).chain((0..self.hosts.len()).map(Place::Intermediate));
+        let places =
+            std::iter::once(Place::Remote).chain((0..self.hosts.len()).map(Place::Intermediate));
         for place in places {
-            let here = alive.iter().filter(|(of, id)| *of == place && !(place != Place::Remote && self.was_remote(id)));
+            let here = alive.iter().filter(|(of, id)| {
+                *of == place && !(place != Place::Remote && self.was_remote(id))
+            });
             let stores = match place {
                 Place::Remote => vec![place],
                 Place::Intermediate(_) => vec![place, Place::Remote],
@@ -392,28 +476,51 @@ impl TwoHosts {
         failures
     }
 
-    /// Whether the remote has or had the backup, or another one of the same snapshot and kind. Then each store follows
-    /// its own rules, and a backup in the intermediate directory may lack a chain there.
+    /// Whether the remote has or had the backup, or another one of the same snapshot and kind. Then
+    /// each store follows its own rules, and a backup in the intermediate directory may lack a
+    /// chain there.
     fn was_remote(&self, id: &BackupId) -> bool {
-        let is_alike = |other: &BackupId| other.snapshot_guid() == id.snapshot_guid() && other.kind() == id.kind();
-        self.observer.facts().committed.iter().any(|(place, other)| *place == Place::Remote && is_alike(other))
+        let is_alike = |other: &BackupId| {
+            other.snapshot_guid() == id.snapshot_guid() && other.kind() == id.kind()
+        };
+        self.observer
+            .facts()
+            .committed
+            .iter()
+            .any(|(place, other)| *place == Place::Remote && is_alike(other))
     }
 
-    async fn not_whole_in(&self, places: &[Place], ids: impl Iterator<Item = &BackupId>) -> Vec<String> {
+    async fn not_whole_in(
+        &self,
+        places: &[Place],
+        ids: impl Iterator<Item = &BackupId>,
+    ) -> Vec<String> {
         let mut backups: BTreeMap<BackupId, (Manifest, Digest, Vec<Place>)> = BTreeMap::new();
         for place in places {
-            let catalog = read_catalog(self.inner(*place), &self.dataset, &self.keys.trusted).await.unwrap();
+            let catalog = read_catalog(self.inner(*place), &self.dataset, &self.keys.trusted)
+                .await
+                .unwrap();
             for backup in catalog.backups {
                 let id = backup.manifest.id.clone();
-                let found = backups.entry(id).or_insert((backup.manifest, backup.manifest_blake3, Vec::new()));
+                let found = backups.entry(id).or_insert((
+                    backup.manifest,
+                    backup.manifest_blake3,
+                    Vec::new(),
+                ));
                 found.2.push(*place);
             }
         }
-        let known: Vec<(&Manifest, Digest)> = backups.values().map(|(manifest, hash, _)| (manifest, *hash)).collect();
+        let known: Vec<(&Manifest, Digest)> = backups
+            .values()
+            .map(|(manifest, hash, _)| (manifest, *hash))
+            .collect();
         let mut checked: BTreeMap<&BackupId, Option<String>> = BTreeMap::new();
         let mut failures = Vec::new();
         for id in ids {
-            if !backups.get(id).is_some_and(|(_, _, there)| there.contains(&places[0])) {
+            if !backups
+                .get(id)
+                .is_some_and(|(_, _, there)| there.contains(&places[0]))
+            {
                 failures.push(format!("{id} is gone from {:?}", places[0]));
                 continue;
             }
@@ -437,18 +544,27 @@ impl TwoHosts {
                     }
                     checked.insert(&manifest.id, flaw);
                 }
-                failures.extend(checked[&manifest.id].iter().map(|flaw| format!("{id} needs {flaw}")));
+                failures.extend(
+                    checked[&manifest.id]
+                        .iter()
+                        .map(|flaw| format!("{id} needs {flaw}")),
+                );
             }
         }
         failures
     }
 
-    /// A host does not see the intermediate directory of the other one, so it may delete from the remote what a backup
-    /// there builds on.
+    /// A host does not see the intermediate directory of the other one, so it may delete from the
+    /// remote what a backup there builds on.
     fn is_forgiven(&self, places: &[Place]) -> bool {
-        let Place::Intermediate(host) = places[0] else { return false };
+        let Place::Intermediate(host) = places[0] else {
+            return false;
+        };
         let facts = self.observer.facts();
-        facts.deleted_by_host.iter().any(|((place, _), by)| *place == Place::Remote && *by != host)
+        facts
+            .deleted_by_host
+            .iter()
+            .any(|((place, _), by)| *place == Place::Remote && *by != host)
     }
 
     async fn chunk_failure(&self, place: Place, manifest: &Manifest) -> Option<String> {
@@ -459,7 +575,9 @@ impl TwoHosts {
         };
         chunks.iter().find_map(|chunk| {
             let key = crate::world::key_of(manifest, &chunk.name);
-            let whole = store.object(&key).is_some_and(|bytes| Digest::of(&bytes) == chunk.blake3);
+            let whole = store
+                .object(&key)
+                .is_some_and(|bytes| Digest::of(&bytes) == chunk.blake3);
             (!whole).then(|| format!("{key}, which {place:?} has no more as it was"))
         })
     }
@@ -473,7 +591,15 @@ impl TwoHosts {
             let point = RestorePoint::Id(id.clone());
             let set = find_restore_set(&stores, &self.dataset, &self.keys, &point).await?;
             let options = ReceiveOptions::default();
-            restore_to_dataset(&set, &self.keys, Arc::new(zfs.clone()), &target, &options, never()).await
+            restore_to_dataset(
+                &set,
+                &self.keys,
+                Arc::new(zfs.clone()),
+                &target,
+                &options,
+                never(),
+            )
+            .await
         };
         match received.await {
             Err(error) => Some(format!("{id} does not restore: {}", error_chain(&error))),
@@ -482,7 +608,8 @@ impl TwoHosts {
         }
     }
 
-    /// Returns the pins in a host's pool for attempts that neither its journals nor the stores know.
+    /// Returns the pins in a host's pool for attempts that neither its journals nor the stores
+    /// know.
     pub(crate) fn leaked_pins(&self, host: usize) -> Vec<String> {
         let Host { zfs, state, .. } = &self.hosts[host];
         let mut known = BTreeSet::new();
@@ -490,18 +617,34 @@ impl TwoHosts {
             known.extend(unended(state.path(), &place.known(), &self.dataset).unwrap());
         }
         let facts = self.observer.facts();
-        let is_known = |id: &BackupId| known.contains(id) || facts.committed.iter().any(|(_, other)| other == id);
+        let is_known = |id: &BackupId| {
+            known.contains(id) || facts.committed.iter().any(|(_, other)| other == id)
+        };
         let pinned = pinned(zfs, &self.dataset).unwrap();
-        pinned.iter().filter(|id| !is_known(id)).map(|id| format!("host {host} keeps {id} for nobody")).collect()
+        pinned
+            .iter()
+            .filter(|id| !is_known(id))
+            .map(|id| format!("host {host} keeps {id} for nobody"))
+            .collect()
     }
 
     /// Snapshots that went although they were younger than so many days.
-    pub(crate) fn destroyed_young(&self, host: usize, before: &BTreeSet<Guid>, days: u32) -> Vec<String> {
+    pub(crate) fn destroyed_young(
+        &self,
+        host: usize,
+        before: &BTreeSet<Guid>,
+        days: u32,
+    ) -> Vec<String> {
         let Host { zfs, taken, .. } = &self.hosts[host];
-        let left: BTreeSet<Guid> =
-            zfs.snapshots(&self.dataset).unwrap().into_iter().map(|snapshot| snapshot.guid).collect();
+        let left: BTreeSet<Guid> = zfs
+            .snapshots(&self.dataset)
+            .unwrap()
+            .into_iter()
+            .map(|snapshot| snapshot.guid)
+            .collect();
         let is_young = |guid: &&Guid| true_seconds() - taken[guid] < i64::from(days) * DAY_SECONDS;
         let gone = before.difference(&left).filter(is_young);
-        gone.map(|guid| format!("host {host} destroyed the young snapshot {guid}")).collect()
+        gone.map(|guid| format!("host {host} destroyed the young snapshot {guid}"))
+            .collect()
     }
 }

@@ -1,5 +1,5 @@
-//! The intermediate directory with a remote beside it: bases in either, a remote out of reach, and which bookmarks the
-//! two stores keep.
+//! The intermediate directory with a remote beside it: bases in either, a remote out of reach, and
+//! which bookmarks the two stores keep.
 
 use crate::chains::{assert_comes_back, bookmark_of, bookmarks, chain, night, nightly};
 use crate::world::{World, committed, memory_store, plant_keyring};
@@ -13,11 +13,21 @@ use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::{SendBase, Zfs};
 
 /// The world's store as the intermediate directory, with a remote beside it.
-fn intermediate(world: &World, known: &KnownStore, remote: &Result<MemoryStore, String>) -> BackupEnv {
+fn intermediate(
+    world: &World,
+    known: &KnownStore,
+    remote: &Result<MemoryStore, String>,
+) -> BackupEnv {
     let mut env = world.env();
     env.role = StoreRole::Intermediate;
-    let store = remote.clone().map(|remote| Arc::new(remote) as Arc<dyn ObjectStore>);
-    env.other = Some(OtherStore { role: StoreRole::Remote, known: known.clone(), store });
+    let store = remote
+        .clone()
+        .map(|remote| Arc::new(remote) as Arc<dyn ObjectStore>);
+    env.other = Some(OtherStore {
+        role: StoreRole::Remote,
+        known: known.clone(),
+        store,
+    });
     env
 }
 
@@ -32,23 +42,44 @@ async fn an_export_builds_on_the_remote_also_when_it_cannot_be_reached() {
     let selected = world.selected();
     let reached = Ok(remote.clone());
     // The newest is in the remote already.
-    let outcome = back_up(&intermediate(&world, &known, &reached), &selected, RequestedKind::Lifecycle).await.unwrap();
+    let outcome = back_up(
+        &intermediate(&world, &known, &reached),
+        &selected,
+        RequestedKind::Lifecycle,
+    )
+    .await
+    .unwrap();
     assert!(matches!(outcome, BackupOutcome::UpToDate(id) if id == points[1].0.id));
     night(&world, 2);
-    let export = back_up(&intermediate(&world, &known, &reached), &selected, RequestedKind::Lifecycle).await.unwrap();
+    let export = back_up(
+        &intermediate(&world, &known, &reached),
+        &selected,
+        RequestedKind::Lifecycle,
+    )
+    .await
+    .unwrap();
     let first = committed(export).manifest;
     assert_eq!(first.base.as_ref().unwrap().backup_id, points[1].0.id);
     assert_eq!(first.chain.position, 2);
 
     // Away in two ways: not even opened, and failing when it is asked.
-    for (number, kind) in [(3, None), (4, Some(StoreErrorKind::Unavailable)), (5, Some(StoreErrorKind::Denied))] {
+    for (number, kind) in [
+        (3, None),
+        (4, Some(StoreErrorKind::Unavailable)),
+        (5, Some(StoreErrorKind::Denied)),
+    ] {
         night(&world, number);
         let away = kind.map_or(Err("no route to host".to_owned()), |_| reached.clone());
         if let Some(kind) = kind {
             remote.fail(Fault::before(kind).forever());
         }
-        let export =
-            back_up(&intermediate(&world, &known, &away), &selected, RequestedKind::Incremental).await.unwrap();
+        let export = back_up(
+            &intermediate(&world, &known, &away),
+            &selected,
+            RequestedKind::Incremental,
+        )
+        .await
+        .unwrap();
         remote.heal();
         let manifest = committed(export).manifest;
         assert_eq!(
@@ -57,9 +88,19 @@ async fn an_export_builds_on_the_remote_also_when_it_cannot_be_reached() {
         );
     }
     // Both together hold the chain.
-    for key in remote.keys().iter().filter(|key| key.ends_with("manifest.json")).cloned().collect::<Vec<_>>() {
+    for key in remote
+        .keys()
+        .iter()
+        .filter(|key| key.ends_with("manifest.json"))
+        .cloned()
+        .collect::<Vec<_>>()
+    {
         let prefix = key.trim_end_matches("manifest.json").to_owned();
-        for object in remote.keys().iter().filter(|other| other.starts_with(&prefix)) {
+        for object in remote
+            .keys()
+            .iter()
+            .filter(|other| other.starts_with(&prefix))
+        {
             world.store.plant(object, remote.object(object).unwrap());
         }
     }
@@ -73,35 +114,82 @@ async fn a_remote_that_was_never_read_is_not_an_empty_one() {
     world.settings.lifecycle.auto_full_bytes_max = 1000;
     let known = KnownStore::of_url("memory:away");
     let away = Err("no route to host".to_owned());
-    let refused =
-        back_up(&intermediate(&world, &known, &away), &world.selected(), RequestedKind::Lifecycle).await.unwrap_err();
-    assert!(refused.to_string().contains("was never read from here"), "{refused}");
-    assert!(refused.hint().unwrap().contains("export-intermediate --full"));
-    let full = back_up(&intermediate(&world, &known, &away), &world.selected(), RequestedKind::Full).await.unwrap();
+    let refused = back_up(
+        &intermediate(&world, &known, &away),
+        &world.selected(),
+        RequestedKind::Lifecycle,
+    )
+    .await
+    .unwrap_err();
+    assert!(
+        refused.to_string().contains("was never read from here"),
+        "{refused}"
+    );
+    assert!(
+        refused
+            .hint()
+            .unwrap()
+            .contains("export-intermediate --full")
+    );
+    let full = back_up(
+        &intermediate(&world, &known, &away),
+        &world.selected(),
+        RequestedKind::Full,
+    )
+    .await
+    .unwrap();
     assert_eq!(committed(full).manifest.kind, BackupKind::Full);
     // What is remembered and cannot be read is no absence either.
     let remembered = world.settings.state_dir.join("remote");
     std::fs::write(&remembered, b"not a folder").unwrap();
     night(&world, 1);
-    assert!(back_up(&intermediate(&world, &known, &away), &world.selected(), RequestedKind::Lifecycle).await.is_err());
+    assert!(
+        back_up(
+            &intermediate(&world, &known, &away),
+            &world.selected(),
+            RequestedKind::Lifecycle
+        )
+        .await
+        .is_err()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_remembered_manifest_is_verified_again() {
     let mut world = World::new();
     let points = chain(&world, 1).await;
-    let (known, remote): (_, Result<MemoryStore, String>) = (world.store.known(), Ok(world.store.clone()));
+    let (known, remote): (_, Result<MemoryStore, String>) =
+        (world.store.known(), Ok(world.store.clone()));
     world.store = memory_store(crate::world::PART_BYTES);
-    back_up(&intermediate(&world, &known, &remote), &world.selected(), RequestedKind::Lifecycle).await.unwrap();
-    let folder = std::fs::read_dir(world.settings.state_dir.join("remote")).unwrap().next().unwrap().unwrap().path();
+    back_up(
+        &intermediate(&world, &known, &remote),
+        &world.selected(),
+        RequestedKind::Lifecycle,
+    )
+    .await
+    .unwrap();
+    let folder = std::fs::read_dir(world.settings.state_dir.join("remote"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     let file = folder.join(format!("{}.json", points[1].0.id));
     let text = std::fs::read_to_string(&file).unwrap();
     std::fs::write(&file, text.replace("\"position\": 1", "\"position\": 2")).unwrap();
     night(&world, 2);
     let away = Err("no route to host".to_owned());
-    let export =
-        back_up(&intermediate(&world, &known, &away), &world.selected(), RequestedKind::Lifecycle).await.unwrap();
-    assert_eq!(committed(export).manifest.base.unwrap().backup_id, points[0].0.id);
+    let export = back_up(
+        &intermediate(&world, &known, &away),
+        &world.selected(),
+        RequestedKind::Lifecycle,
+    )
+    .await
+    .unwrap();
+    assert_eq!(
+        committed(export).manifest.base.unwrap().backup_id,
+        points[0].0.id
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -114,7 +202,10 @@ async fn bookmarks_stay_for_the_newest_two_chains_and_whatever_cannot_be_read() 
         night(&world, 2 * number + 1);
         manifests.push(nightly(&world).await.manifest);
         let foreign = world.dataset.bookmark(&format!("mine-{number}")).unwrap();
-        world.zfs.bookmark(&foreign, &SendBase::Snapshot(world.newest_snapshot())).unwrap();
+        world
+            .zfs
+            .bookmark(&foreign, &SendBase::Snapshot(world.newest_snapshot()))
+            .unwrap();
     }
     let kept = |manifests: &[Manifest]| manifests.iter().map(bookmark_of).collect::<Vec<_>>();
     let ours = |world: &World| {
@@ -128,25 +219,46 @@ async fn bookmarks_stay_for_the_newest_two_chains_and_whatever_cannot_be_read() 
     night(&world, 9);
     let mut env = world.env();
     let away = Err("not mounted".to_owned());
-    env.other =
-        Some(OtherStore { role: StoreRole::Intermediate, known: KnownStore::of_url("file:/away"), store: away });
-    manifests.push(committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap()).manifest);
+    env.other = Some(OtherStore {
+        role: StoreRole::Intermediate,
+        known: KnownStore::of_url("file:/away"),
+        store: away,
+    });
+    manifests.push(
+        committed(
+            back_up(&env, &world.selected(), RequestedKind::Full)
+                .await
+                .unwrap(),
+        )
+        .manifest,
+    );
     assert_eq!(ours(&world), kept(&manifests[2..]));
     // With it there, what it needs stays.
     let other = memory_store(crate::world::PART_BYTES);
-    for key in world
-        .store
-        .keys()
-        .iter()
-        .filter(|key| key.contains(manifests[3].id.as_str()) || key.contains(manifests[2].id.as_str()))
-    {
+    for key in world.store.keys().iter().filter(|key| {
+        key.contains(manifests[3].id.as_str()) || key.contains(manifests[2].id.as_str())
+    }) {
         other.plant(key, world.store.object(key).unwrap());
     }
     night(&world, 10);
     let store: Arc<dyn ObjectStore> = Arc::new(other);
-    env.other = Some(OtherStore { role: StoreRole::Intermediate, known: store.known(), store: Ok(store) });
-    manifests.push(committed(back_up(&env, &world.selected(), RequestedKind::Full).await.unwrap()).manifest);
-    assert_eq!(ours(&world), kept(&[&manifests[2..4], &manifests[6..]].concat()));
+    env.other = Some(OtherStore {
+        role: StoreRole::Intermediate,
+        known: store.known(),
+        store: Ok(store),
+    });
+    manifests.push(
+        committed(
+            back_up(&env, &world.selected(), RequestedKind::Full)
+                .await
+                .unwrap(),
+        )
+        .manifest,
+    );
+    assert_eq!(
+        ours(&world),
+        kept(&[&manifests[2..4], &manifests[6..]].concat())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,16 +266,30 @@ async fn an_unfinished_upload_keeps_the_bookmark_of_its_base() {
     let world = World::new();
     let points = chain(&world, 0).await;
     night(&world, 1);
-    world.store.fail(Fault::before(StoreErrorKind::Denied).of(Operation::PutPart));
-    world.try_back_up_as(RequestedKind::Incremental).await.unwrap_err();
+    world
+        .store
+        .fail(Fault::before(StoreErrorKind::Denied).of(Operation::PutPart));
+    world
+        .try_back_up_as(RequestedKind::Incremental)
+        .await
+        .unwrap_err();
     world.store.heal();
     for number in 2..=4 {
         night(&world, number);
         world.back_up().await;
     }
-    assert!(bookmarks(&world).contains(&bookmark_of(&points[0].0)), "{:?}", bookmarks(&world));
+    assert!(
+        bookmarks(&world).contains(&bookmark_of(&points[0].0)),
+        "{:?}",
+        bookmarks(&world)
+    );
     let attempt = world.catalog().await.attempts.remove(0);
-    for key in world.store.keys().iter().filter(|key| key.contains(attempt.id.as_str())) {
+    for key in world
+        .store
+        .keys()
+        .iter()
+        .filter(|key| key.contains(attempt.id.as_str()))
+    {
         world.store.lose(key);
     }
     night(&world, 5);

@@ -1,4 +1,5 @@
-//! Copying from the intermediate directory to the remote: the same bytes, what is left out and why, parents and twins.
+//! Copying from the intermediate directory to the remote: the same bytes, what is left out and why,
+//! parents and twins.
 
 use crate::chain::{plant, plant_prune_record, plant_twin};
 use crate::world::{World, key_of, memory_store, never, now, quick_keys};
@@ -29,7 +30,11 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn new(world: World) -> Self {
-        Self { world, remote: memory_store(REMOTE_PART_BYTES), state: TempDir::new().unwrap() }
+        Self {
+            world,
+            remote: memory_store(REMOTE_PART_BYTES),
+            state: TempDir::new().unwrap(),
+        }
     }
 
     pub(crate) fn env(&self, stop: Stop) -> UploadEnv {
@@ -56,7 +61,10 @@ impl Pair {
     ) -> Result<UploadReport, RunError> {
         let doomed: BTreeSet<BackupId> = doomed.iter().map(|id| (*id).clone()).collect();
         let would_be_pruned = move |_: &[BackupFacts], _: &[BackupFacts]| doomed.clone();
-        let rules = UploadRules { all, would_be_pruned: &would_be_pruned };
+        let rules = UploadRules {
+            all,
+            would_be_pruned: &would_be_pruned,
+        };
         upload_dataset(env, &self.world.dataset, &rules).await
     }
 
@@ -68,7 +76,11 @@ impl Pair {
     }
 
     pub(crate) fn manifests_in_remote(&self) -> usize {
-        self.remote.keys().iter().filter(|key| key.ends_with("/manifest.json")).count()
+        self.remote
+            .keys()
+            .iter()
+            .filter(|key| key.ends_with("/manifest.json"))
+            .count()
     }
 
     /// That the remote has the backup, the very bytes, and that it verifies there.
@@ -80,15 +92,24 @@ impl Pair {
         there.retain(|key| key.starts_with(&prefix));
         assert_eq!(copied, there);
         for key in copied.iter().filter(|key| !key.contains("receipt.json")) {
-            assert!(self.remote.object(key) == self.world.store.object(key), "{key} has other bytes");
+            assert!(
+                self.remote.object(key) == self.world.store.object(key),
+                "{key} has other bytes"
+            );
         }
-        let report = verify_dataset(&self.remote, &self.world.dataset, &self.world.keys.trusted).await.unwrap();
+        let report = verify_dataset(&self.remote, &self.world.dataset, &self.world.keys.trusted)
+            .await
+            .unwrap();
         assert_eq!((report.damage, report.extra), (vec![], vec![]));
     }
 }
 
 pub(crate) fn reasons(report: &UploadReport) -> Vec<String> {
-    report.failed.iter().map(|(id, error)| format!("{id}: {}", error_chain(error))).collect()
+    report
+        .failed
+        .iter()
+        .map(|(id, error)| format!("{id}: {}", error_chain(error)))
+        .collect()
 }
 
 fn copied(report: &UploadReport) -> Vec<&BackupId> {
@@ -108,16 +129,35 @@ async fn a_backup_is_copied_with_the_same_bytes_and_a_receipt_of_the_new_store()
     let report = pair.upload().await;
     assert_eq!(copied(&report), [&manifest.id]);
     let whole = &report.copied[0];
-    assert!(whole.sent_bytes == whole.stored_bytes && whole.stored_bytes > 0 && whole.chunks >= 4, "{whole:?}");
+    assert!(
+        whole.sent_bytes == whole.stored_bytes && whole.stored_bytes > 0 && whole.chunks >= 4,
+        "{whole:?}"
+    );
     pair.assert_copied(&manifest).await;
     let receipt = |store: &MemoryStore| -> Receipt {
         parse_strict(&store.object(&key_of(&manifest, "receipt.json")).unwrap()).unwrap()
     };
     let (old, new) = (receipt(&pair.world.store), receipt(&pair.remote));
-    let names = |receipt: &Receipt| receipt.objects.iter().map(|entry| entry.name.clone()).collect::<BTreeSet<_>>();
+    let names = |receipt: &Receipt| {
+        receipt
+            .objects
+            .iter()
+            .map(|entry| entry.name.clone())
+            .collect::<BTreeSet<_>>()
+    };
     assert_eq!(names(&old), names(&new));
-    let part_bytes = |receipt: &Receipt| receipt.objects.iter().filter_map(|entry| entry.evidence.part_bytes).max();
-    assert_eq!(part_bytes(&new), Some(REMOTE_PART_BYTES as u64), "the evidence is not that of the new store");
+    let part_bytes = |receipt: &Receipt| {
+        receipt
+            .objects
+            .iter()
+            .filter_map(|entry| entry.evidence.part_bytes)
+            .max()
+    };
+    assert_eq!(
+        part_bytes(&new),
+        Some(REMOTE_PART_BYTES as u64),
+        "the evidence is not that of the new store"
+    );
     assert_ne!(part_bytes(&old), part_bytes(&new));
 
     // It restores from there, and a second run has nothing to do.
@@ -126,8 +166,17 @@ async fn a_backup_is_copied_with_the_same_bytes_and_a_receipt_of_the_new_store()
     there.assert_restores().await;
     pair.remote.clear_events();
     let again = pair.upload().await;
-    assert_eq!((copied(&again).len(), &again.left[..]), (0, &[(manifest.id.clone(), LeftReason::Committed)][..]));
-    assert!(!pair.remote.events().iter().any(|event| crate::world::is_put(event.operation)));
+    assert_eq!(
+        (copied(&again).len(), &again.left[..]),
+        (0, &[(manifest.id.clone(), LeftReason::Committed)][..])
+    );
+    assert!(
+        !pair
+            .remote
+            .events()
+            .iter()
+            .any(|event| crate::world::is_put(event.operation))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,10 +186,18 @@ async fn the_order_of_writes_is_that_of_a_commit() {
     pair.upload().await;
     let prefix = key_of(&manifest, "");
     let finished = |operation| matches!(operation, Operation::PutNew | Operation::Finish);
-    let done =
-        pair.remote.events().into_iter().filter(|event| finished(event.operation) && event.outcome == Outcome::Done);
+    let done = pair
+        .remote
+        .events()
+        .into_iter()
+        .filter(|event| finished(event.operation) && event.outcome == Outcome::Done);
     let order: Vec<String> = done.map(|event| event.key.replace(&prefix, "")).collect();
-    let at = |name: &str| order.iter().position(|key| key == name).unwrap_or_else(|| panic!("no {name} in {order:?}"));
+    let at = |name: &str| {
+        order
+            .iter()
+            .position(|key| key == name)
+            .unwrap_or_else(|| panic!("no {name} in {order:?}"))
+    };
     let names = [
         "started.json.minisig",
         "started.json",
@@ -154,11 +211,21 @@ async fn the_order_of_writes_is_that_of_a_commit() {
         "manifest.json.minisig",
         "manifest.json",
     ];
-    assert!(names.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{order:?}");
+    assert!(
+        names.windows(2).all(|pair| at(pair[0]) < at(pair[1])),
+        "{order:?}"
+    );
     assert_eq!(order.last().map(String::as_str), Some("manifest.json"));
-    let keyring = order.iter().position(|key| key.starts_with("@zfs-backup/keys/")).unwrap();
-    let chunks: Vec<usize> = (0..order.len()).filter(|index| order[*index].ends_with(".zfs.age")).collect();
-    assert!(chunks.iter().all(|chunk| *chunk > keyring && *chunk > at("started.json") && *chunk < at("RESTORE.txt")));
+    let keyring = order
+        .iter()
+        .position(|key| key.starts_with("@zfs-backup/keys/"))
+        .unwrap();
+    let chunks: Vec<usize> = (0..order.len())
+        .filter(|index| order[*index].ends_with(".zfs.age"))
+        .collect();
+    assert!(chunks.iter().all(|chunk| *chunk > keyring
+        && *chunk > at("started.json")
+        && *chunk < at("RESTORE.txt")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -172,7 +239,10 @@ async fn chains_are_copied_parents_first_and_receipts_see_what_is_live() {
     for manifest in [&full, &first, &second] {
         pair.assert_copied(manifest).await;
     }
-    let receipt = pair.remote.object(&key_of(&second, "receipt.json")).unwrap();
+    let receipt = pair
+        .remote
+        .object(&key_of(&second, "receipt.json"))
+        .unwrap();
     let receipt: Receipt = parse_strict(&receipt).unwrap();
     let live: Vec<&BackupId> = receipt.live.iter().map(|entry| &entry.id).collect();
     assert_eq!(live, [&full.id, &first.id]);
@@ -184,7 +254,12 @@ async fn a_parent_in_neither_place_is_named_and_the_others_go_on() {
     let lost = plant(&world, &full, 1, None);
     let child = plant(&world, &full, 2, Some(&lost));
     let grandchild = plant(&world, &full, 3, Some(&child));
-    for key in world.store.keys().iter().filter(|key| key.starts_with(&key_of(&lost, ""))) {
+    for key in world
+        .store
+        .keys()
+        .iter()
+        .filter(|key| key.starts_with(&key_of(&lost, "")))
+    {
         world.store.lose(key);
     }
     let pair = Pair::new(world);
@@ -192,8 +267,16 @@ async fn a_parent_in_neither_place_is_named_and_the_others_go_on() {
     assert_eq!(copied(&report), [&full.id]);
     let failed: Vec<&BackupId> = report.failed.iter().map(|(id, _)| id).collect();
     assert_eq!(failed, [&child.id, &grandchild.id]);
-    assert!(report.failed[0].1.to_string().contains(lost.id.as_str()), "{}", report.failed[0].1);
-    assert!(report.failed[1].1.to_string().contains(child.id.as_str()), "{}", report.failed[1].1);
+    assert!(
+        report.failed[0].1.to_string().contains(lost.id.as_str()),
+        "{}",
+        report.failed[0].1
+    );
+    assert!(
+        report.failed[1].1.to_string().contains(child.id.as_str()),
+        "{}",
+        report.failed[1].1
+    );
     pair.assert_copied(&full).await;
 }
 
@@ -219,11 +302,28 @@ async fn what_was_or_would_be_pruned_stays_unless_all_is_asked() {
     let (pruned, doomed) = (plant(&world, &full, 1, None), plant(&world, &full, 2, None));
     let pair = Pair::new(world);
     plant_prune_record(&pair.world, &pair.remote, &[&pruned.id]);
-    let report = pair.upload_with(&pair.env(never()), false, &[&doomed.id]).await.unwrap();
+    let report = pair
+        .upload_with(&pair.env(never()), false, &[&doomed.id])
+        .await
+        .unwrap();
     assert_eq!(copied(&report), [&full.id]);
-    assert_eq!(report.left, [(pruned.id.clone(), LeftReason::Pruned), (doomed.id.clone(), LeftReason::WouldBePruned)]);
-    let report = pair.upload_with(&pair.env(never()), true, &[&doomed.id]).await.unwrap();
-    assert_eq!(copied(&report), [&pruned.id, &doomed.id], "{:?}", reasons(&report));
+    assert_eq!(
+        report.left,
+        [
+            (pruned.id.clone(), LeftReason::Pruned),
+            (doomed.id.clone(), LeftReason::WouldBePruned)
+        ]
+    );
+    let report = pair
+        .upload_with(&pair.env(never()), true, &[&doomed.id])
+        .await
+        .unwrap();
+    assert_eq!(
+        copied(&report),
+        [&pruned.id, &doomed.id],
+        "{:?}",
+        reasons(&report)
+    );
     assert_eq!(pair.manifests_in_remote(), 3);
 }
 
@@ -234,22 +334,52 @@ async fn an_identical_backup_in_the_remote_serves_its_children_there() {
     let child = plant(&world, &full, 1, Some(&full));
     let pair = Pair::new(world);
     // The twin is what was streamed to the remote; the directory has the full and its child.
-    for key in pair.world.store.keys().iter().filter(|key| key.starts_with(&key_of(&twin, ""))) {
-        pair.remote.plant(key, pair.world.store.object(key).unwrap());
+    for key in pair
+        .world
+        .store
+        .keys()
+        .iter()
+        .filter(|key| key.starts_with(&key_of(&twin, "")))
+    {
+        pair.remote
+            .plant(key, pair.world.store.object(key).unwrap());
         pair.world.store.lose(key);
     }
     let report = pair.upload().await;
     assert_eq!(copied(&report), [&child.id]);
-    assert_eq!(report.left, [(full.id.clone(), LeftReason::Twin { of: twin.id.clone() })]);
-    let catalog = read_catalog(&pair.remote, &pair.world.dataset, &pair.world.keys.trusted).await.unwrap();
-    let known: Vec<_> = catalog.backups.iter().map(|backup| (&backup.manifest, backup.manifest_blake3)).collect();
-    let chain: Vec<&BackupId> = plan_restore(&known, &child.id).unwrap().into_iter().map(|found| &found.id).collect();
+    assert_eq!(
+        report.left,
+        [(
+            full.id.clone(),
+            LeftReason::Twin {
+                of: twin.id.clone()
+            }
+        )]
+    );
+    let catalog = read_catalog(&pair.remote, &pair.world.dataset, &pair.world.keys.trusted)
+        .await
+        .unwrap();
+    let known: Vec<_> = catalog
+        .backups
+        .iter()
+        .map(|backup| (&backup.manifest, backup.manifest_blake3))
+        .collect();
+    let chain: Vec<&BackupId> = plan_restore(&known, &child.id)
+        .unwrap()
+        .into_iter()
+        .map(|found| &found.id)
+        .collect();
     assert_eq!(chain, [&twin.id, &child.id]);
     // What plans see of the child names the twin: that is what must be kept.
     let facts = Seen::look(&pair.remote, catalog).await.unwrap().facts(None);
     let of_child = facts.iter().find(|facts| facts.id == child.id).unwrap();
-    assert_eq!((&of_child.base, &of_child.full_id, &of_child.flaw), (&Some(twin.id.clone()), &twin.id, &None));
-    let report = verify_dataset(&pair.remote, &pair.world.dataset, &pair.world.keys.trusted).await.unwrap();
+    assert_eq!(
+        (&of_child.base, &of_child.full_id, &of_child.flaw),
+        (&Some(twin.id.clone()), &twin.id, &None)
+    );
+    let report = verify_dataset(&pair.remote, &pair.world.dataset, &pair.world.keys.trusted)
+        .await
+        .unwrap();
     assert_eq!(report.damage, []);
 }
 
@@ -257,7 +387,8 @@ async fn an_identical_backup_in_the_remote_serves_its_children_there() {
 async fn a_parent_that_is_pruned_while_its_child_is_copied_stops_the_child() {
     let (world, full) = world_with_backup().await;
     let child = plant(&world, &full, 1, Some(&full));
-    // As a second host would: the record before anything else, or, from a machine that knows no records, the manifest.
+    // As a second host would: the record before anything else, or, from a machine that knows no
+    // records, the manifest.
     for by_record in [true, false] {
         let mut pair = Pair::new(World::with_keys(world.keys.clone(), world.writer.clone()));
         pair.world.store = world.store.clone();
@@ -276,15 +407,24 @@ async fn a_parent_that_is_pruned_while_its_child_is_copied_stops_the_child() {
         } else {
             env.progress = Arc::new(move |_| {
                 let (remote, manifest_key) = (remote.clone(), manifest_key.clone());
-                Arc::new(move |_| assert!(remote.lose(&manifest_key) || remote.object(&manifest_key).is_none()))
+                Arc::new(move |_| {
+                    assert!(remote.lose(&manifest_key) || remote.object(&manifest_key).is_none())
+                })
             });
         }
         let report = pair.upload_with(&env, false, &[]).await.unwrap();
         assert_eq!(report.failed.len(), 1, "{by_record}");
         let (id, error) = &report.failed[0];
-        assert!(*id == child.id && error.to_string().contains(full.id.as_str()), "{error}");
+        assert!(
+            *id == child.id && error.to_string().contains(full.id.as_str()),
+            "{error}"
+        );
         assert!(error.to_string().contains("pruned"), "{error}");
-        assert!(pair.remote.object(&key_of(&child, "manifest.json")).is_none());
+        assert!(
+            pair.remote
+                .object(&key_of(&child, "manifest.json"))
+                .is_none()
+        );
     }
 }
 
@@ -293,14 +433,25 @@ async fn a_plan_changes_nothing_and_says_what_would_be_done() {
     let (world, full) = world_with_backup().await;
     let pair = Pair::new(world);
     let none = |_: &[BackupFacts], _: &[BackupFacts]| BTreeSet::new();
-    let rules = UploadRules { all: false, would_be_pruned: &none };
+    let rules = UploadRules {
+        all: false,
+        would_be_pruned: &none,
+    };
     let (from, trusted) = (&pair.world.store, &pair.world.keys.trusted);
-    let planned = plan_upload(from, &pair.remote, trusted, &pair.world.dataset, &rules).await.unwrap();
+    let planned = plan_upload(from, &pair.remote, trusted, &pair.world.dataset, &rules)
+        .await
+        .unwrap();
     let ids: Vec<&BackupId> = planned.plan.copy.iter().map(|step| &step.id).collect();
     assert_eq!(ids, [&full.id]);
     assert!(planned.bytes_of(ids) > 250_000);
     assert_eq!(pair.remote.keys(), [""; 0]);
-    assert!(!pair.remote.events().iter().any(|event| crate::world::is_put(event.operation)));
+    assert!(
+        !pair
+            .remote
+            .events()
+            .iter()
+            .any(|event| crate::world::is_put(event.operation))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -316,7 +467,10 @@ async fn a_manifest_that_is_not_believed_is_damage_on_either_side_and_never_repl
     pair.world.store.plant(&key, whole);
     pair.remote.plant(&key, &b"{}"[..]);
     let report = pair.try_upload().await.unwrap();
-    assert!(report.failed[0].1.is_damage() && error_chain(&report.failed[0].1).contains(full.id.as_str()));
+    assert!(
+        report.failed[0].1.is_damage()
+            && error_chain(&report.failed[0].1).contains(full.id.as_str())
+    );
     assert_eq!(pair.remote.object(&key).unwrap(), &b"{}"[..]);
 }
 
@@ -329,7 +483,13 @@ async fn a_backup_without_a_keyring_is_copied_too() {
     let pair = Pair::new(world);
     pair.upload().await;
     pair.assert_copied(&manifest).await;
-    assert!(!pair.remote.keys().iter().any(|key| key.starts_with("@zfs-backup")));
+    assert!(
+        !pair
+            .remote
+            .keys()
+            .iter()
+            .any(|key| key.starts_with("@zfs-backup"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -340,6 +500,13 @@ async fn another_keyring_under_the_name_of_ours_is_never_replaced() {
     pair.remote.plant(&key, &b"sealed for somebody else\n"[..]);
     let report = pair.try_upload().await.unwrap();
     assert!(report.failed[0].1.is_damage() && error_chain(&report.failed[0].1).contains(&key));
-    assert!(pair.remote.object(&key_of(&manifest, "manifest.json")).is_none());
-    assert_eq!(pair.remote.object(&key).unwrap(), &b"sealed for somebody else\n"[..]);
+    assert!(
+        pair.remote
+            .object(&key_of(&manifest, "manifest.json"))
+            .is_none()
+    );
+    assert_eq!(
+        pair.remote.object(&key).unwrap(),
+        &b"sealed for somebody else\n"[..]
+    );
 }

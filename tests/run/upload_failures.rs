@@ -1,5 +1,5 @@
-//! Copying when calls fail, when it is interrupted and run again, and when the directory's copy is damaged: a whole
-//! backup in the remote or none, and nothing sent twice.
+//! Copying when calls fail, when it is interrupted and run again, and when the directory's copy is
+//! damaged: a whole backup in the remote or none, and nothing sent twice.
 
 use crate::failures::for_all;
 use crate::upload::{Pair, REMOTE_PART_BYTES, reasons};
@@ -15,7 +15,8 @@ use zfs_backup::run::upload::UploadEnv;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation, Outcome};
 use zfs_backup::store::{
-    DirSettings, DirStore, Evidence, EvidenceTier, ObjectKey, ObjectStore, StoreErrorKind, StoreTraits, UploadNeeds,
+    DirSettings, DirStore, Evidence, EvidenceTier, ObjectKey, ObjectStore, StoreErrorKind,
+    StoreTraits, UploadNeeds,
 };
 
 /// A whole backup to copy, made once.
@@ -35,7 +36,9 @@ impl Original {
     fn pair(&self) -> Pair {
         let world = World::with_keys(self.world.keys.clone(), self.world.writer.clone());
         for key in self.world.store.keys() {
-            world.store.plant(&key, self.world.store.object(&key).unwrap());
+            world
+                .store
+                .plant(&key, self.world.store.object(&key).unwrap());
         }
         Pair::new(world)
     }
@@ -45,7 +48,8 @@ impl Original {
 fn completions(store: &MemoryStore) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     let done = store.events().into_iter().filter(|event| {
-        event.operation == Operation::Finish && matches!(event.outcome, Outcome::Done | Outcome::ReplyLost(_))
+        event.operation == Operation::Finish
+            && matches!(event.outcome, Outcome::Done | Outcome::ReplyLost(_))
     });
     done.for_each(|event| *counts.entry(event.key).or_default() += 1);
     counts
@@ -59,7 +63,11 @@ async fn assert_whole_or_none(pair: &Pair, manifest: &Manifest) {
         pair.upload().await;
     }
     pair.assert_copied(manifest).await;
-    assert!(completions(&pair.remote).values().all(|count| *count == 1), "{:?}", completions(&pair.remote));
+    assert!(
+        completions(&pair.remote).values().all(|count| *count == 1),
+        "{:?}",
+        completions(&pair.remote)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,22 +75,45 @@ async fn whichever_call_of_either_store_fails_the_backup_is_there_whole_or_not_a
     let original = Original::new().await;
     let clean = original.pair();
     clean.upload().await;
-    let (of_remote, of_directory) = (clean.remote.events().len(), clean.world.store.events().len());
-    assert!(of_remote > 30 && of_directory > 20, "{of_remote} {of_directory}");
-    let kinds = [StoreErrorKind::Unavailable, StoreErrorKind::Denied, StoreErrorKind::NotFound, StoreErrorKind::Full];
-    let faults = |n: usize| kinds.map(|kind| [Fault::before(kind).nth(n), Fault::after(kind).nth(n)]);
-    let remote = (1..=of_remote).flat_map(faults).flatten().map(|fault| (true, fault));
-    let directory = (1..=of_directory).flat_map(faults).flatten().map(|fault| (false, fault));
+    let (of_remote, of_directory) = (
+        clean.remote.events().len(),
+        clean.world.store.events().len(),
+    );
+    assert!(
+        of_remote > 30 && of_directory > 20,
+        "{of_remote} {of_directory}"
+    );
+    let kinds = [
+        StoreErrorKind::Unavailable,
+        StoreErrorKind::Denied,
+        StoreErrorKind::NotFound,
+        StoreErrorKind::Full,
+    ];
+    let faults =
+        |n: usize| kinds.map(|kind| [Fault::before(kind).nth(n), Fault::after(kind).nth(n)]);
+    let remote = (1..=of_remote)
+        .flat_map(faults)
+        .flatten()
+        .map(|fault| (true, fault));
+    let directory = (1..=of_directory)
+        .flat_map(faults)
+        .flatten()
+        .map(|fault| (false, fault));
     for_all(remote.chain(directory).collect(), |(in_remote, fault)| {
         let (pair, manifest) = (original.pair(), original.manifest.clone());
         async move {
-            let store = if in_remote { &pair.remote } else { &pair.world.store };
+            let store = if in_remote {
+                &pair.remote
+            } else {
+                &pair.world.store
+            };
             store.fail(fault);
             let texts = match pair.try_upload().await {
                 Ok(report) => reasons(&report),
                 Err(error) => vec![error_chain(&error)],
             };
-            let names = |text: &String| text.contains("tank/a b") || text.contains("@zfs-backup/keys/");
+            let names =
+                |text: &String| text.contains("tank/a b") || text.contains("@zfs-backup/keys/");
             assert!(texts.iter().all(names), "names nothing: {texts:?}");
             assert!(!texts.is_empty() || pair.manifests_in_remote() == 1);
             assert_whole_or_none(&pair, &manifest).await;
@@ -109,12 +140,19 @@ async fn an_interrupted_copy_goes_on_where_it_stopped() {
             })
         });
         let report = pair.upload_with(&env, false, &[]).await.unwrap();
-        assert!(matches!(report.failed[..], [(_, RunError::Interrupted)]), "{:?}", reasons(&report));
+        assert!(
+            matches!(report.failed[..], [(_, RunError::Interrupted)]),
+            "{:?}",
+            reasons(&report)
+        );
         assert_eq!(pair.manifests_in_remote(), 0);
         assert_eq!(pair.remote.unfinished("").await.unwrap(), []);
         let report = pair.upload().await;
         let copied = &report.copied[0];
-        assert!(copied.sent_bytes < copied.stored_bytes && copied.by_size_only == 0, "{copied:?}");
+        assert!(
+            copied.sent_bytes < copied.stored_bytes && copied.by_size_only == 0,
+            "{copied:?}"
+        );
         pair.assert_copied(&original.manifest).await;
         assert!(completions(&pair.remote).values().all(|count| *count == 1));
     }
@@ -122,7 +160,12 @@ async fn an_interrupted_copy_goes_on_where_it_stopped() {
 
 /// Kills the run when the key is put, in the remote that is given.
 async fn die_at(pair: &Pair, key: &str, fault: fn(StoreErrorKind) -> Fault) {
-    pair.remote.fail(fault(StoreErrorKind::Denied).of(Operation::PutNew).on(key).forever());
+    pair.remote.fail(
+        fault(StoreErrorKind::Denied)
+            .of(Operation::PutNew)
+            .on(key)
+            .forever(),
+    );
     let report = pair.try_upload().await.unwrap();
     assert_eq!(report.failed.len(), 1);
     pair.remote.heal();
@@ -130,27 +173,44 @@ async fn die_at(pair: &Pair, key: &str, fault: fn(StoreErrorKind) -> Fault) {
 }
 
 fn later(env: UploadEnv) -> UploadEnv {
-    UploadEnv { now: || "2026-01-03T00:00:00Z".parse::<Timestamp>().unwrap(), ..env }
+    UploadEnv {
+        now: || "2026-01-03T00:00:00Z".parse::<Timestamp>().unwrap(),
+        ..env
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_died_within_its_commit_is_ended_by_the_next_with_the_same_receipt() {
     let original = Original::new().await;
     let receipt_key = key_of(&original.manifest, "receipt.json");
-    for key in ["receipt.json.minisig", "receipt.json", "manifest.json.minisig", "manifest.json"] {
+    for key in [
+        "receipt.json.minisig",
+        "receipt.json",
+        "manifest.json.minisig",
+        "manifest.json",
+    ] {
         for fault in [Fault::before, Fault::after] {
-            // A reply that is lost for the manifest is found by reading it back; the last put of a run is no death.
+            // A reply that is lost for the manifest is found by reading it back; the last put of a
+            // run is no death.
             let pair = original.pair();
-            if key == "manifest.json" && std::ptr::fn_addr_eq(fault as fn(_) -> _, Fault::after as fn(_) -> _) {
+            if key == "manifest.json"
+                && std::ptr::fn_addr_eq(fault as fn(_) -> _, Fault::after as fn(_) -> _)
+            {
                 continue;
             }
             die_at(&pair, &format!("/{key}"), fault).await;
             let before = pair.remote.object(&receipt_key);
-            let report = pair.upload_with(&later(pair.env(never())), false, &[]).await.unwrap();
+            let report = pair
+                .upload_with(&later(pair.env(never())), false, &[])
+                .await
+                .unwrap();
             assert!(report.failed.is_empty(), "{key}: {:?}", reasons(&report));
             assert_eq!(report.copied[0].sent_bytes, 0, "{key}");
             pair.assert_copied(&original.manifest).await;
-            assert!(before.is_none() || before == pair.remote.object(&receipt_key), "{key}: another receipt");
+            assert!(
+                before.is_none() || before == pair.remote.object(&receipt_key),
+                "{key}: another receipt"
+            );
         }
     }
 }
@@ -162,17 +222,33 @@ async fn a_lost_state_folder_loses_no_copy() {
     let mut pair = original.pair();
     die_at(&pair, "/manifest.json.minisig", Fault::before).await;
     pair.state = TempDir::new().unwrap();
-    let report = pair.upload_with(&later(pair.env(never())), false, &[]).await.unwrap();
+    let report = pair
+        .upload_with(&later(pair.env(never())), false, &[])
+        .await
+        .unwrap();
     assert!(report.failed.is_empty(), "{:?}", reasons(&report));
     pair.assert_copied(&original.manifest).await;
-    // Only the signature of a receipt that nobody has any more: it cannot be replaced, and a person is told.
+    // Only the signature of a receipt that nobody has any more: it cannot be replaced, and a person
+    // is told.
     let mut pair = original.pair();
     die_at(&pair, "/receipt.json", Fault::before).await;
-    pair.remote.plant(&key_of(&original.manifest, "receipt.json.minisig"), &b"of a receipt that is gone"[..]);
+    pair.remote.plant(
+        &key_of(&original.manifest, "receipt.json.minisig"),
+        &b"of a receipt that is gone"[..],
+    );
     pair.state = TempDir::new().unwrap();
-    let report = pair.upload_with(&later(pair.env(never())), false, &[]).await.unwrap();
+    let report = pair
+        .upload_with(&later(pair.env(never())), false, &[])
+        .await
+        .unwrap();
     let error = &report.failed[0].1;
-    assert!(error.hint().unwrap().contains(&format!("forget {}", original.manifest.id)), "{error}");
+    assert!(
+        error
+            .hint()
+            .unwrap()
+            .contains(&format!("forget {}", original.manifest.id)),
+        "{error}"
+    );
     assert_eq!(pair.manifests_in_remote(), 0);
 }
 
@@ -186,7 +262,9 @@ enum Harm {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_in_the_directory_is_named_and_nothing_is_committed() {
     let original = Original::new().await;
-    let chunk = original.world.chunks(&original.manifest).await[2].name.clone();
+    let chunk = original.world.chunks(&original.manifest).await[2]
+        .name
+        .clone();
     let objects = [
         "started.json",
         "started.json.minisig",
@@ -213,9 +291,16 @@ async fn damage_in_the_directory_is_named_and_nothing_is_committed() {
             let error = &report.failed[0].1;
             let text = error_chain(error);
             assert!(error.is_damage(), "{object} {harm:?}: {text}");
-            assert!(text.contains(key.trim_end_matches(".minisig")), "{object} {harm:?}: {text}");
+            assert!(
+                text.contains(key.trim_end_matches(".minisig")),
+                "{object} {harm:?}: {text}"
+            );
             assert_eq!(pair.manifests_in_remote(), 0, "{object} {harm:?}");
-            assert_eq!(pair.remote.unfinished("").await.unwrap(), [], "{object} {harm:?}");
+            assert_eq!(
+                pair.remote.unfinished("").await.unwrap(),
+                [],
+                "{object} {harm:?}"
+            );
         }
     }
 }
@@ -246,15 +331,23 @@ async fn a_backup_that_is_pruned_from_the_directory_under_our_hands_is_no_damage
     });
     let report = pair.upload_with(&env, false, &[]).await.unwrap();
     let error = &report.failed[0].1;
-    assert!(!error.is_damage() && error.to_string().contains("deleted from"), "{}", error_chain(error));
+    assert!(
+        !error.is_damage() && error.to_string().contains("deleted from"),
+        "{}",
+        error_chain(error)
+    );
     assert_eq!(pair.manifests_in_remote(), 0);
 }
 
 /// A pair whose copy died after its chunks, and the key of one of them in the remote.
 async fn half_copied(original: &Original, tier: EvidenceTier) -> (Pair, String) {
     let mut pair = original.pair();
-    let traits =
-        StoreTraits { needs: UploadNeeds::Parts, part_bytes: REMOTE_PART_BYTES, concurrency: 2, conditional_put: true };
+    let traits = StoreTraits {
+        needs: UploadNeeds::Parts,
+        part_bytes: REMOTE_PART_BYTES,
+        concurrency: 2,
+        conditional_put: true,
+    };
     pair.remote = MemoryStore::with_tier(traits, tier);
     die_at(&pair, "/RESTORE.txt", Fault::before).await;
     let chunk = pair.world.chunks(&original.manifest).await[1].name.clone();
@@ -267,29 +360,54 @@ async fn what_is_stored_already_is_held_against_the_store_s_word() {
     // Another checksum, another size.
     for (bytes, checksum) in [(None, "AAAAAAAAAAA="), (Some(5), "")] {
         let (pair, key) = half_copied(&original, EvidenceTier::Crc64nvmeFull).await;
-        let real = pair.remote.head(&ObjectKey::listed(&key).unwrap()).await.unwrap().unwrap();
+        let real = pair
+            .remote
+            .head(&ObjectKey::listed(&key).unwrap())
+            .await
+            .unwrap()
+            .unwrap();
         let bytes = bytes.unwrap_or(real.bytes);
-        pair.remote.lie(&key, Some(Evidence { bytes, checksum: Some(checksum.to_owned()), ..real }));
+        pair.remote.lie(
+            &key,
+            Some(Evidence {
+                bytes,
+                checksum: Some(checksum.to_owned()),
+                ..real
+            }),
+        );
         let report = pair.try_upload().await.unwrap();
         let error = &report.failed[0].1;
-        assert!(error.is_damage() && error_chain(error).contains(&key), "{}", error_chain(error));
+        assert!(
+            error.is_damage() && error_chain(error).contains(&key),
+            "{}",
+            error_chain(error)
+        );
         assert_eq!(pair.manifests_in_remote(), 0);
     }
     // A store that says nothing of the content: the size has to do, and that is said.
     let (pair, _) = half_copied(&original, EvidenceTier::IdPin).await;
     let report = pair.upload().await;
-    assert_eq!((report.copied[0].sent_bytes, report.copied[0].by_size_only), (0, report.copied[0].chunks));
+    assert_eq!(
+        (report.copied[0].sent_bytes, report.copied[0].by_size_only),
+        (0, report.copied[0].chunks)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_as_remote_is_read_back() {
     let original = Original::new().await;
     let folder = TempDir::new().unwrap();
-    let settings = DirSettings { root: folder.path().to_owned(), part_bytes: REMOTE_PART_BYTES };
+    let settings = DirSettings {
+        root: folder.path().to_owned(),
+        part_bytes: REMOTE_PART_BYTES,
+    };
     let remote: Arc<dyn ObjectStore> = Arc::new(DirStore::open(&settings).unwrap());
     let mut pair = original.pair();
     pair.remote = memory_store(REMOTE_PART_BYTES);
-    let env = |stop| UploadEnv { to: Arc::clone(&remote), ..pair.env(stop) };
+    let env = |stop| UploadEnv {
+        to: Arc::clone(&remote),
+        ..pair.env(stop)
+    };
     let (asker, stop) = tokio::sync::watch::channel(false);
     let mut interrupted = env(stop);
     let asker = Arc::new(asker);
@@ -299,7 +417,14 @@ async fn a_folder_as_remote_is_read_back() {
             asker.send_replace(true);
         })
     });
-    assert_eq!(pair.upload_with(&interrupted, false, &[]).await.unwrap().failed.len(), 1);
+    assert_eq!(
+        pair.upload_with(&interrupted, false, &[])
+            .await
+            .unwrap()
+            .failed
+            .len(),
+        1
+    );
     let chunk = pair.world.chunks(&original.manifest).await[0].name.clone();
     let file = folder.path().join(key_of(&original.manifest, &chunk));
     let whole = std::fs::read(&file).unwrap();
@@ -311,7 +436,10 @@ async fn a_folder_as_remote_is_read_back() {
     std::fs::write(&file, whole).unwrap();
     let report = pair.upload_with(&env(never()), false, &[]).await.unwrap();
     assert!(report.failed.is_empty(), "{:?}", reasons(&report));
-    assert!(report.copied[0].sent_bytes < report.copied[0].stored_bytes && report.copied[0].by_size_only == 0);
+    assert!(
+        report.copied[0].sent_bytes < report.copied[0].stored_bytes
+            && report.copied[0].by_size_only == 0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -320,7 +448,10 @@ async fn while_another_run_has_the_lock_nothing_is_even_looked_at() {
     let pair = original.pair();
     let held = lock_dataset(pair.state.path(), &pair.remote.known(), &pair.world.dataset).unwrap();
     let refused = pair.try_upload().await;
-    assert!(matches!(&refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(RunError::Locked { subject, .. }) if subject.contains("tank/a b")),
+        "{refused:?}"
+    );
     assert_eq!(pair.remote.events().len(), 0);
     drop(held);
     pair.upload().await;

@@ -1,4 +1,5 @@
-//! `verify-checksums` beyond single objects: what damage costs, prunes under way, twins, and reading the data.
+//! `verify-checksums` beyond single objects: what damage costs, prunes under way, twins, and
+//! reading the data.
 
 use crate::chain::{manifest_blake3, plant, plant_prune_record, plant_twin};
 use crate::world::{World, key_of, never};
@@ -18,19 +19,40 @@ async fn world_with_backup() -> (World, Manifest) {
 }
 
 fn lose_all(world: &World, manifest: &Manifest) {
-    for key in world.store.keys().iter().filter(|key| key.starts_with(&key_of(manifest, ""))) {
+    for key in world
+        .store
+        .keys()
+        .iter()
+        .filter(|key| key.starts_with(&key_of(manifest, "")))
+    {
         world.store.lose(key);
     }
 }
 
 fn read(share: ReadShare, keys: Option<&KeyFile>, stop: Stop) -> VerifyOptions<'static> {
-    let read = ReadData { share, day: 0, seed: 1, keys: keys.cloned(), stop };
-    VerifyOptions { read: Some(read), ..Default::default() }
+    let read = ReadData {
+        share,
+        day: 0,
+        seed: 1,
+        keys: keys.cloned(),
+        stop,
+    };
+    VerifyOptions {
+        read: Some(read),
+        ..Default::default()
+    }
 }
 
 async fn verify_reading(world: &World, share: ReadShare, keys: Option<&KeyFile>) -> VerifyReport {
     let options = read(share, keys, never());
-    verify_with(Arc::new(world.store.clone()), &world.dataset, &world.keys.trusted, &options).await.unwrap()
+    verify_with(
+        Arc::new(world.store.clone()),
+        &world.dataset,
+        &world.keys.trusted,
+        &options,
+    )
+    .await
+    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,14 +63,24 @@ async fn damage_says_what_depends_on_it_and_up_to_where_there_is_a_restore() {
     let third = plant(&world, &full, 3, Some(&second));
     let other = plant(&world, &full, 4, None);
     let report = world.verify().await;
-    assert_eq!((report.damage, report.broken, report.backups), (vec![], vec![], 5));
+    assert_eq!(
+        (report.damage, report.broken, report.backups),
+        (vec![], vec![], 5)
+    );
     let chunk = key_of(&second, &world.chunks(&second).await[1].name);
     assert!(world.store.lose(&chunk));
     let report = world.verify().await;
     assert_eq!(report.damage.len(), 1);
-    assert!(report.damage[0].key == chunk && report.damage[0].breaks && report.damage[0].is_missing());
-    let [broken] = &report.broken[..] else { panic!("{:?}", report.broken) };
-    assert_eq!((&broken.id, broken.snapshot), (&second.id, second.snapshot.guid));
+    assert!(
+        report.damage[0].key == chunk && report.damage[0].breaks && report.damage[0].is_missing()
+    );
+    let [broken] = &report.broken[..] else {
+        panic!("{:?}", report.broken)
+    };
+    assert_eq!(
+        (&broken.id, broken.snapshot),
+        (&second.id, second.snapshot.guid)
+    );
     assert_eq!(broken.dependents, std::slice::from_ref(&third.id));
     assert_eq!(broken.restorable_up_to, Some(first.id.clone()));
     assert_eq!(broken.restorable_again_from, Some(other.id.clone()));
@@ -72,9 +104,17 @@ async fn a_missing_base_is_damage_once_and_a_twin_in_its_place_is_none() {
     assert_eq!((&report.damage[..], &report.broken[..]), (&[][..], &[][..]));
     lose_all(&world, &twin);
     let report = world.verify().await;
-    let [damage] = &report.damage[..] else { panic!("{:?}", report.damage) };
-    assert!(damage.is_missing() && damage.key == key_of(&base, "") && damage.reason.contains(first.id.as_str()));
-    let [broken] = &report.broken[..] else { panic!("{:?}", report.broken) };
+    let [damage] = &report.damage[..] else {
+        panic!("{:?}", report.damage)
+    };
+    assert!(
+        damage.is_missing()
+            && damage.key == key_of(&base, "")
+            && damage.reason.contains(first.id.as_str())
+    );
+    let [broken] = &report.broken[..] else {
+        panic!("{:?}", report.broken)
+    };
     assert_eq!(broken.dependents, [first.id.clone(), second.id.clone()]);
     assert_eq!(broken.restorable_up_to, Some(full.id.clone()));
 
@@ -82,10 +122,23 @@ async fn a_missing_base_is_damage_once_and_a_twin_in_its_place_is_none() {
     let (world, full) = world_with_backup().await;
     let child = plant(&world, &full, 1, Some(&full));
     let before = manifest_blake3(&world.store, &full);
-    crate::chain::replant(&world, &Manifest { tool_version: "another".into(), ..full.clone() });
+    crate::chain::replant(
+        &world,
+        &Manifest {
+            tool_version: "another".into(),
+            ..full.clone()
+        },
+    );
     assert_ne!(manifest_blake3(&world.store, &full), before);
     let report = world.verify().await;
-    assert!(report.damage.iter().any(|damage| damage.key == key_of(&child, "")), "{:?}", report.damage);
+    assert!(
+        report
+            .damage
+            .iter()
+            .any(|damage| damage.key == key_of(&child, "")),
+        "{:?}",
+        report.damage
+    );
     assert!(report.broken.iter().any(|broken| broken.id == child.id));
 }
 
@@ -98,7 +151,12 @@ async fn what_is_pruned_while_it_is_looked_at_is_no_damage() {
     let chunk = world.chunks(&full).await[0].name.clone();
     assert!(world.store.lose(&key_of(&pruned, &chunk)));
     let report = world.verify().await;
-    assert_eq!(report.damage.len(), 1, "without a record it is damage: {:?}", report.damage);
+    assert_eq!(
+        report.damage.len(),
+        1,
+        "without a record it is damage: {:?}",
+        report.damage
+    );
     plant_prune_record(&world, &world.store, &[&pruned.id]);
     let report = world.verify().await;
     assert_eq!((report.damage, report.broken), (vec![], vec![]));
@@ -112,7 +170,11 @@ async fn a_backup_that_lost_a_chunk_is_damage_although_a_record_names_it() {
     let chunk = world.chunks(&full).await[0].name.clone();
     assert!(world.store.lose(&key_of(&full, &chunk)));
     let report = world.verify().await;
-    assert_eq!(report.damage.len(), 1, "its manifest is there, so it claims to be whole");
+    assert_eq!(
+        report.damage.len(),
+        1,
+        "its manifest is there, so it claims to be whole"
+    );
     assert_eq!(report.pruned_meanwhile, []);
 }
 
@@ -121,9 +183,23 @@ async fn reading_the_data_finds_rot_that_the_store_does_not_report() {
     let (world, full) = world_with_backup().await;
     let chunks = world.chunks(&full).await;
     let bytes = chunks.iter().map(|chunk| chunk.sealed_bytes).sum();
-    let whole = |streams| Some(ReadReport { chunks: chunks.len(), bytes, streams });
-    assert_eq!(verify_reading(&world, ReadShare::All, None).await.read, whole(0));
-    assert_eq!(verify_reading(&world, ReadShare::All, Some(&world.keys)).await.read, whole(1));
+    let whole = |streams| {
+        Some(ReadReport {
+            chunks: chunks.len(),
+            bytes,
+            streams,
+        })
+    };
+    assert_eq!(
+        verify_reading(&world, ReadShare::All, None).await.read,
+        whole(0)
+    );
+    assert_eq!(
+        verify_reading(&world, ReadShare::All, Some(&world.keys))
+            .await
+            .read,
+        whole(1)
+    );
     // A key for something else opens nothing and finds no damage.
     let stranger = KeyFile::generate().unwrap();
     let report = verify_reading(&world, ReadShare::All, Some(&stranger)).await;
@@ -134,7 +210,11 @@ async fn reading_the_data_finds_rot_that_the_store_does_not_report() {
     assert_eq!(world.verify().await.damage, []);
     for keys in [None, Some(&world.keys)] {
         let report = verify_reading(&world, ReadShare::All, keys).await;
-        let damaged: Vec<&str> = report.damage.iter().map(|damage| damage.key.as_str()).collect();
+        let damaged: Vec<&str> = report
+            .damage
+            .iter()
+            .map(|damage| damage.key.as_str())
+            .collect();
         assert_eq!(damaged, [&key]);
         assert_eq!(report.broken.len(), 1);
         assert_eq!(report.read.unwrap().streams, 0);
@@ -145,7 +225,9 @@ async fn reading_the_data_finds_rot_that_the_store_does_not_report() {
 async fn every_rotten_chunk_is_named_also_when_the_first_stops_the_stream() {
     let (world, full) = world_with_backup().await;
     let chunks = world.chunks(&full).await;
-    let keys: Vec<String> = [1, 3].map(|index: usize| key_of(&full, &chunks[index].name)).into();
+    let keys: Vec<String> = [1, 3]
+        .map(|index: usize| key_of(&full, &chunks[index].name))
+        .into();
     for key in &keys {
         assert!(world.store.flip(key, 1000));
     }
@@ -163,13 +245,23 @@ async fn by_turns_every_chunk_is_downloaded_once_in_a_round() {
     for day in 100..103 {
         world.store.clear_events();
         let options = VerifyOptions {
-            read: Some(ReadData { share: ReadShare::Turn(3), day, seed: day, keys: None, stop: never() }),
+            read: Some(ReadData {
+                share: ReadShare::Turn(3),
+                day,
+                seed: day,
+                keys: None,
+                stop: never(),
+            }),
             ..Default::default()
         };
         let store = Arc::new(world.store.clone());
-        let report = verify_with(store, &world.dataset, &world.keys.trusted, &options).await.unwrap();
+        let report = verify_with(store, &world.dataset, &world.keys.trusted, &options)
+            .await
+            .unwrap();
         let gets = world.store.events().into_iter();
-        let gets = gets.filter(|event| event.operation == Operation::Get && event.key.ends_with(".zfs.age")).count();
+        let gets = gets
+            .filter(|event| event.operation == Operation::Get && event.key.ends_with(".zfs.age"))
+            .count();
         assert_eq!(report.read.as_ref().map(|read| read.chunks), Some(gets));
         read_chunks += gets;
     }
@@ -193,15 +285,42 @@ async fn reading_stops_when_it_is_asked_to() {
 async fn manifests_of_the_intermediate_directory_are_held_against_those_of_the_store() {
     let (world, full) = world_with_backup().await;
     let directory = world.catalog().await;
-    let options = VerifyOptions { intermediate: Some(&directory), ..Default::default() };
+    let options = VerifyOptions {
+        intermediate: Some(&directory),
+        ..Default::default()
+    };
     let store = || Arc::new(world.store.clone());
-    let verify = || async { verify_with(store(), &world.dataset, &world.keys.trusted, &options).await.unwrap() };
+    let verify = || async {
+        verify_with(store(), &world.dataset, &world.keys.trusted, &options)
+            .await
+            .unwrap()
+    };
     assert_eq!(verify().await.damage, []);
-    crate::chain::replant(&world, &Manifest { tool_version: "another".into(), ..full.clone() });
+    crate::chain::replant(
+        &world,
+        &Manifest {
+            tool_version: "another".into(),
+            ..full.clone()
+        },
+    );
     let key = key_of(&full, "manifest.json");
-    assert!(world.verify().await.damage.is_empty(), "by itself it is a good backup");
-    assert!(verify().await.damage.iter().any(|damage| damage.key == key && damage.reason.contains("another manifest")));
+    assert!(
+        world.verify().await.damage.is_empty(),
+        "by itself it is a good backup"
+    );
+    assert!(
+        verify()
+            .await
+            .damage
+            .iter()
+            .any(|damage| damage.key == key && damage.reason.contains("another manifest"))
+    );
     assert!(world.store.lose(&key));
     let report = verify().await;
-    assert!(report.damage[0].key == key && report.damage[0].reason.contains("the intermediate directory has it whole"));
+    assert!(
+        report.damage[0].key == key
+            && report.damage[0]
+                .reason
+                .contains("the intermediate directory has it whole")
+    );
 }

@@ -1,4 +1,5 @@
-//! [`World`]: a dataset with a few files, an empty store, keys and a state folder, and what tests do with them.
+//! [`World`]: a dataset with a few files, an empty store, keys and a state folder, and what tests
+//! do with them.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -11,13 +12,16 @@ use zfs_backup::manifest::{ChunkEntry, Manifest};
 use zfs_backup::model::{DatasetName, SnapshotName};
 use zfs_backup::plan::send::{LifecycleRules, RequestedKind};
 use zfs_backup::run::RunError;
-use zfs_backup::run::backup::{BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up};
+use zfs_backup::run::backup::{
+    BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up,
+};
 use zfs_backup::run::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::restore::{
-    ReceiveOptions, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset, restore_to_writer,
+    ReceiveOptions, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset,
+    restore_to_writer,
 };
 use zfs_backup::run::select::Selected;
 use zfs_backup::run::snapshot::take_snapshots;
@@ -35,7 +39,12 @@ pub(crate) const PART_BYTES: usize = 16 * 1024;
 /// The prefix of the names of own snapshots.
 pub(crate) const SNAPSHOT_PREFIX: &str = "zfs-backup_";
 /// What [`BackupSettings`] of a world ask of the kernel.
-const FLAGS: SendFlags = SendFlags { raw: false, compressed: true, embedded: false, large_blocks: true };
+const FLAGS: SendFlags = SendFlags {
+    raw: false,
+    compressed: true,
+    embedded: false,
+    large_blocks: true,
+};
 
 /// What `[backup-lifecycle]` says when it says nothing.
 pub(crate) const LIFECYCLE: LifecycleRules = LifecycleRules {
@@ -67,19 +76,30 @@ pub(crate) fn now() -> Timestamp {
 /// Bytes that do not compress, always the same for the same seed.
 pub(crate) fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut data = vec![0; bytes];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut data);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut data);
     data
 }
 
 pub(crate) fn memory_store(part_bytes: usize) -> MemoryStore {
     let needs = UploadNeeds::Parts;
-    MemoryStore::with_traits(StoreTraits { needs, part_bytes, concurrency: 3, conditional_put: true })
+    MemoryStore::with_traits(StoreTraits {
+        needs,
+        part_bytes,
+        concurrency: 3,
+        conditional_put: true,
+    })
 }
 
-/// Keys whose keyring is a stand-in: whoever makes backups never opens it, and scrypt takes a second.
+/// Keys whose keyring is a stand-in: whoever makes backups never opens it, and scrypt takes a
+/// second.
 pub(crate) fn quick_keys() -> (KeyFile, WriterKeys) {
     let file = KeyFile::generate().unwrap();
-    let writer = WriterKeys::from_keyring(&file, Bytes::from_static(b"a keyring that nobody opens\n")).unwrap();
+    let writer =
+        WriterKeys::from_keyring(&file, Bytes::from_static(b"a keyring that nobody opens\n"))
+            .unwrap();
     (file, writer)
 }
 
@@ -93,7 +113,12 @@ impl World {
     pub(crate) fn with_keys(keys: KeyFile, writer: WriterKeys) -> Self {
         let world = Self::empty(keys, writer);
         let text = b"the same line again and again\n".repeat(600);
-        for (object, bytes) in [(7, noise(1, 150_000)), (8, noise(2, 100_001)), (9, text), (11, b"five".to_vec())] {
+        for (object, bytes) in [
+            (7, noise(1, 150_000)),
+            (8, noise(2, 100_001)),
+            (9, text),
+            (11, b"five".to_vec()),
+        ] {
             world.zfs.write_file(&world.dataset, object, &bytes);
         }
         world.snapshot();
@@ -120,15 +145,35 @@ impl World {
             window: None,
             until: None,
         };
-        Self { zfs, store, keys, writer, settings, dataset, _state: state }
+        Self {
+            zfs,
+            store,
+            keys,
+            writer,
+            settings,
+            dataset,
+            _state: state,
+        }
     }
 
     pub(crate) fn snapshot(&self) -> SnapshotName {
-        take_snapshots(&self.zfs, std::slice::from_ref(&self.dataset), SNAPSHOT_PREFIX, now()).unwrap().remove(0)
+        take_snapshots(
+            &self.zfs,
+            std::slice::from_ref(&self.dataset),
+            SNAPSHOT_PREFIX,
+            now(),
+        )
+        .unwrap()
+        .remove(0)
     }
 
     pub(crate) fn newest_snapshot(&self) -> SnapshotName {
-        self.zfs.snapshots(&self.dataset).unwrap().pop().unwrap().name
+        self.zfs
+            .snapshots(&self.dataset)
+            .unwrap()
+            .pop()
+            .unwrap()
+            .name
     }
 
     pub(crate) fn env(&self) -> BackupEnv {
@@ -168,14 +213,20 @@ impl World {
         self.try_back_up_as(RequestedKind::Full).await
     }
 
-    pub(crate) async fn try_back_up_as(&self, requested: RequestedKind) -> Result<BackupOutcome, RunError> {
+    pub(crate) async fn try_back_up_as(
+        &self,
+        requested: RequestedKind,
+    ) -> Result<BackupOutcome, RunError> {
         back_up(&self.env(), &self.selected(), requested).await
     }
 
     /// The dataset as the configuration means it, under its own name in the store.
     pub(crate) fn selected(&self) -> Selected {
         let dataset = self.zfs.dataset(&self.dataset).unwrap().unwrap();
-        Selected { dataset, stored: self.dataset.clone() }
+        Selected {
+            dataset,
+            stored: self.dataset.clone(),
+        }
     }
 
     pub(crate) async fn back_up(&self) -> CommittedBackup {
@@ -184,7 +235,12 @@ impl World {
 
     /// The bytes that ZFS sends for the newest snapshot.
     pub(crate) fn stream(&self) -> Vec<u8> {
-        let request = SendRequest { snapshot: self.newest_snapshot(), base: None, flags: FLAGS, resume: None };
+        let request = SendRequest {
+            snapshot: self.newest_snapshot(),
+            base: None,
+            flags: FLAGS,
+            resume: None,
+        };
         let mut sending = self.zfs.send(&request).unwrap();
         let mut bytes = Vec::new();
         sending.reader().read_to_end(&mut bytes).unwrap();
@@ -197,11 +253,15 @@ impl World {
     }
 
     pub(crate) async fn catalog(&self) -> Catalog {
-        read_catalog(&self.store, &self.dataset, &self.keys.trusted).await.unwrap()
+        read_catalog(&self.store, &self.dataset, &self.keys.trusted)
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn verify(&self) -> VerifyReport {
-        verify_dataset(&self.store, &self.dataset, &self.keys.trusted).await.unwrap()
+        verify_dataset(&self.store, &self.dataset, &self.keys.trusted)
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn find(&self, point: &RestorePoint) -> Result<RestoreSet, RunError> {
@@ -220,39 +280,72 @@ impl World {
         (output.take(), result)
     }
 
-    pub(crate) async fn restore_into(&self, target: &DatasetName) -> Result<Vec<SnapshotName>, RunError> {
+    pub(crate) async fn restore_into(
+        &self,
+        target: &DatasetName,
+    ) -> Result<Vec<SnapshotName>, RunError> {
         let set = self.find(&RestorePoint::Newest).await?;
         let zfs = Arc::new(self.zfs.clone());
-        Ok(restore_to_dataset(&set, &self.keys, zfs, target, &ReceiveOptions::default(), never()).await?.snapshots)
+        Ok(restore_to_dataset(
+            &set,
+            &self.keys,
+            zfs,
+            target,
+            &ReceiveOptions::default(),
+            never(),
+        )
+        .await?
+        .snapshots)
     }
 
     /// Restores to bytes and holds them against what ZFS sends.
     pub(crate) async fn assert_restores(&self) {
         let (bytes, result) = self.restore().await;
         assert_eq!(result.unwrap(), bytes.len() as u64);
-        assert!(bytes == self.stream(), "the restored stream is another one than was sent");
+        assert!(
+            bytes == self.stream(),
+            "the restored stream is another one than was sent"
+        );
     }
 
     /// That a failed or refused restore left nothing behind.
     pub(crate) fn assert_not_received(&self, target: &DatasetName) {
-        assert!(self.zfs.dataset(target).unwrap().is_none(), "{target} is there");
-        assert!(self.zfs.receive_point(target).is_none(), "{target} is half there");
+        assert!(
+            self.zfs.dataset(target).unwrap().is_none(),
+            "{target} is there"
+        );
+        assert!(
+            self.zfs.receive_point(target).is_none(),
+            "{target} is half there"
+        );
     }
 
     pub(crate) fn assert_no_holds(&self) {
         for snapshot in self.zfs.snapshots(&self.dataset).unwrap() {
-            assert_eq!(self.zfs.holds(&snapshot.name).unwrap(), BTreeMap::new(), "holds on {}", snapshot.name);
+            assert_eq!(
+                self.zfs.holds(&snapshot.name).unwrap(),
+                BTreeMap::new(),
+                "holds on {}",
+                snapshot.name
+            );
         }
     }
 
-    /// That nothing is kept in the pool but for what the next run finds: an upload that this host's journal will go on
-    /// with, or a backup that was committed.
+    /// That nothing is kept in the pool but for what the next run finds: an upload that this host's
+    /// journal will go on with, or a backup that was committed.
     pub(crate) fn assert_pins_are_known(&self) {
-        let unended = zfs_backup::run::journal::unended(&self.settings.state_dir, &self.store.known(), &self.dataset);
+        let unended = zfs_backup::run::journal::unended(
+            &self.settings.state_dir,
+            &self.store.known(),
+            &self.dataset,
+        );
         let (unended, manifests) = (unended.unwrap(), self.manifest_keys());
         for id in zfs_backup::run::pins::pinned(&self.zfs, &self.dataset).unwrap() {
             let is_committed = manifests.iter().any(|key| key.contains(id.as_str()));
-            assert!(is_committed || unended.contains(&id), "{id} is kept for nobody");
+            assert!(
+                is_committed || unended.contains(&id),
+                "{id} is kept for nobody"
+            );
         }
     }
 
@@ -262,7 +355,11 @@ impl World {
 
     /// Keys of objects that are a manifest.
     pub(crate) fn manifest_keys(&self) -> Vec<String> {
-        self.store.keys().into_iter().filter(|key| key.ends_with("/manifest.json")).collect()
+        self.store
+            .keys()
+            .into_iter()
+            .filter(|key| key.ends_with("/manifest.json"))
+            .collect()
     }
 }
 
@@ -292,12 +389,18 @@ pub(crate) fn plant_keyring(store: &MemoryStore, writer: &WriterKeys) {
 }
 
 pub(crate) fn main_keyring_key(writer: &WriterKeys) -> String {
-    format!("@zfs-backup/keys/{}/0001.age", writer.keyring.as_ref().unwrap().tag)
+    format!(
+        "@zfs-backup/keys/{}/0001.age",
+        writer.keyring.as_ref().unwrap().tag
+    )
 }
 
 /// Whether a call can change what the store holds.
 pub(crate) fn is_put(operation: Operation) -> bool {
-    matches!(operation, Operation::PutNew | Operation::PutPart | Operation::Finish | Operation::Create)
+    matches!(
+        operation,
+        Operation::PutNew | Operation::PutPart | Operation::Finish | Operation::Create
+    )
 }
 
 /// A writer that a test can look into while somebody else has it.
@@ -312,7 +415,10 @@ impl SharedBytes {
 
 impl std::io::Write for SharedBytes {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

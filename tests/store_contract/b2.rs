@@ -1,4 +1,5 @@
-//! What only B2 has: its evidence, keys with few rights, versions and hide markers, upload URLs, pages.
+//! What only B2 has: its evidence, keys with few rights, versions and hide markers, upload URLs,
+//! pages.
 
 use crate::b2_sim::{B2Sim, BUCKET, Fault, KEY, KEY_ID, SimOptions, credentials};
 use crate::contract::{key, pattern, upload};
@@ -31,7 +32,10 @@ pub(crate) fn assert_says(error: &StoreError, parts: &[&str]) {
         assert!(story.contains(part), "{part:?} is missing in: {story}");
     }
     for text in [story, format!("{error:?}")] {
-        assert!(!text.contains(KEY) && !text.contains("_secret"), "a secret: {text}");
+        assert!(
+            !text.contains(KEY) && !text.contains("_secret"),
+            "a secret: {text}"
+        );
         assert!(!text.contains("/b2api/"), "an URL: {text}");
     }
 }
@@ -42,14 +46,22 @@ fn upload_of(name: &str, bytes: usize) -> (String, String, usize) {
 
 fn sha1_of(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, bytes);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 #[tokio::test]
 async fn evidence_is_b2s_sha1_up_to_one_part_and_the_id_above() {
     let sim = B2Sim::start();
     let store = connect(sim.settings());
-    for (len, tier) in [(0, EvidenceTier::Sha1), (PART, EvidenceTier::Sha1), (PART + 1, EvidenceTier::IdPin)] {
+    for (len, tier) in [
+        (0, EvidenceTier::Sha1),
+        (PART, EvidenceTier::Sha1),
+        (PART + 1, EvidenceTier::IdPin),
+    ] {
         let (name, bytes) = (key(&format!("n{len}")), pattern(len, 1));
         let evidence = upload(&store, &name, &bytes).await.unwrap();
         let large = tier == EvidenceTier::IdPin;
@@ -58,7 +70,11 @@ async fn evidence_is_b2s_sha1_up_to_one_part_and_the_id_above() {
         assert_eq!(evidence.part_bytes, large.then_some(PART as u64));
         assert!(evidence.version_id.is_some());
     }
-    assert_eq!(sim.requests("b2_upload_file"), 2, "one request for each that fits into one part");
+    assert_eq!(
+        sim.requests("b2_upload_file"),
+        2,
+        "one request for each that fits into one part"
+    );
     assert_eq!(sim.requests("b2_upload_part"), 2);
 }
 
@@ -66,10 +82,16 @@ async fn evidence_is_b2s_sha1_up_to_one_part_and_the_id_above() {
 async fn a_spool_lets_large_files_keep_their_sha1() {
     let (sim, dir) = (B2Sim::start(), TempDir::new().unwrap());
     let spool = Spool::new(Arc::new(connect(sim.settings())), dir.path().to_owned());
-    for (len, tier) in [(PART, EvidenceTier::Sha1), (3 * PART + 5, EvidenceTier::IdPin)] {
+    for (len, tier) in [
+        (PART, EvidenceTier::Sha1),
+        (3 * PART + 5, EvidenceTier::IdPin),
+    ] {
         let (name, bytes) = (key(&format!("n{len}")), pattern(len, 1));
         let evidence = upload(&spool, &name, &bytes).await.unwrap();
-        assert_eq!((evidence.tier, evidence.checksum), (tier, Some(sha1_of(&bytes))));
+        assert_eq!(
+            (evidence.tier, evidence.checksum),
+            (tier, Some(sha1_of(&bytes)))
+        );
     }
 }
 
@@ -98,7 +120,10 @@ async fn a_thousand_objects_are_known_from_one_call() {
 
 #[tokio::test]
 async fn pages_are_turned_to_the_end() {
-    let sim = B2Sim::start_with(SimOptions { page_max: 2, ..SimOptions::default() });
+    let sim = B2Sim::start_with(SimOptions {
+        page_max: 2,
+        ..SimOptions::default()
+    });
     let store = connect(sim.settings());
     let names = ["a", "b", "b.1", "c", "d"];
     for name in names {
@@ -107,7 +132,13 @@ async fn pages_are_turned_to_the_end() {
         }
     }
     sim.hide("c");
-    let listed: Vec<String> = store.list("").await.unwrap().into_iter().map(|object| object.key).collect();
+    let listed: Vec<String> = store
+        .list("")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|object| object.key)
+        .collect();
     assert_eq!(listed, ["a", "b", "b.1", "d"]);
     store.delete(&key("b")).await.unwrap();
     assert!(sim.versions().iter().all(|(name, ..)| name != "b"));
@@ -120,7 +151,11 @@ async fn pages_are_turned_to_the_end() {
         writers.push(writer);
     }
     assert_eq!(store.unfinished("large").await.unwrap().len(), 5);
-    assert_eq!(store.list("").await.unwrap().len(), 3, "what was begun is no object");
+    assert_eq!(
+        store.list("").await.unwrap().len(),
+        3,
+        "what was begun is no object"
+    );
 }
 
 #[tokio::test]
@@ -132,8 +167,14 @@ async fn hidden_is_absent_and_free() {
     assert_eq!(store.head(&name).await.unwrap(), None);
     assert!(store.any_version(&name).await.unwrap());
     assert_eq!(store.list("").await.unwrap(), []);
-    assert_eq!(store.get(&name, None, 10).await.unwrap_err().kind, StoreErrorKind::NotFound);
-    assert_eq!(store.put_new(&name, pattern(5, 1)).await.unwrap().0, PutOutcome::Created);
+    assert_eq!(
+        store.get(&name, None, 10).await.unwrap_err().kind,
+        StoreErrorKind::NotFound
+    );
+    assert_eq!(
+        store.put_new(&name, pattern(5, 1)).await.unwrap().0,
+        PutOutcome::Created
+    );
     assert_eq!(sim.versions().len(), 3);
     store.delete(&name).await.unwrap();
     assert_eq!(sim.versions(), [], "all versions and markers are gone");
@@ -143,16 +184,34 @@ async fn hidden_is_absent_and_free() {
 #[tokio::test]
 async fn a_key_that_may_not_delete_hides() {
     let sim = B2Sim::start();
-    let credentials = Some(sim.add_key("append", "listBuckets listFiles readFiles writeFiles", &[], None));
-    let (store, name) = (connect(B2Settings { credentials, ..sim.settings() }), key("x"));
+    let credentials = Some(sim.add_key(
+        "append",
+        "listBuckets listFiles readFiles writeFiles",
+        &[],
+        None,
+    ));
+    let (store, name) = (
+        connect(B2Settings {
+            credentials,
+            ..sim.settings()
+        }),
+        key("x"),
+    );
     store.put_new(&name, pattern(5, 1)).await.unwrap();
     for _ in 0..2 {
         store.delete(&name).await.unwrap();
         assert_eq!(store.head(&name).await.unwrap(), None);
         assert_eq!(store.list("").await.unwrap(), []);
     }
-    assert_eq!(sim.requests("b2_hide_file"), 1, "what is hidden is not hidden again");
-    assert_eq!(sim.versions(), [("x".to_owned(), "hide".to_owned(), 0), upload_of("x", 5)]);
+    assert_eq!(
+        sim.requests("b2_hide_file"),
+        1,
+        "what is hidden is not hidden again"
+    );
+    assert_eq!(
+        sim.versions(),
+        [("x".to_owned(), "hide".to_owned(), 0), upload_of("x", 5)]
+    );
 }
 
 #[tokio::test]
@@ -160,7 +219,11 @@ async fn of_two_that_came_at_once_the_later_is_taken_back() {
     for large in [false, true] {
         let sim = B2Sim::start();
         let store = connect(sim.settings());
-        let call = if large { "b2_finish_large_file" } else { "b2_upload_file" };
+        let call = if large {
+            "b2_finish_large_file"
+        } else {
+            "b2_upload_file"
+        };
         sim.fail(call, 0, 1, Fault::SlowReader(Duration::from_millis(300)));
         let late = tokio::spawn(async move {
             let bytes = pattern(if large { PART + 1 } else { 10 }, 1);
@@ -170,7 +233,11 @@ async fn of_two_that_came_at_once_the_later_is_taken_back() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         sim.plant("x", b"somebody else's");
-        assert_eq!(late.await.unwrap().unwrap_err().kind, StoreErrorKind::AlreadyExists, "large: {large}");
+        assert_eq!(
+            late.await.unwrap().unwrap_err().kind,
+            StoreErrorKind::AlreadyExists,
+            "large: {large}"
+        );
         assert_eq!(sim.versions(), [upload_of("x", 15)], "large: {large}");
     }
 }
@@ -179,7 +246,12 @@ async fn of_two_that_came_at_once_the_later_is_taken_back() {
 async fn the_same_bytes_twice_become_one_version() {
     let sim = B2Sim::start();
     let (store, bytes) = (connect(sim.settings()), pattern(10, 1));
-    sim.fail("b2_upload_file", 0, 1, Fault::SlowReader(Duration::from_millis(300)));
+    sim.fail(
+        "b2_upload_file",
+        0,
+        1,
+        Fault::SlowReader(Duration::from_millis(300)),
+    );
     let (sent, late) = (bytes.clone(), store.clone());
     let late = tokio::spawn(async move { late.put_new(&key("x"), sent).await });
     while sim.requests("b2_upload_file") == 0 {
@@ -199,7 +271,12 @@ async fn upload_urls_are_used_again_and_never_by_two() {
         let store = store.clone();
         async move { store.put_new(&key(&format!("{n}")), pattern(100, n)).await }
     };
-    stream::iter(0..60).map(put).buffer_unordered(6).try_collect::<Vec<_>>().await.unwrap();
+    stream::iter(0..60)
+        .map(put)
+        .buffer_unordered(6)
+        .try_collect::<Vec<_>>()
+        .await
+        .unwrap();
     assert_eq!(sim.requests("b2_upload_file"), 60, "none was refused");
     assert!(sim.requests("b2_get_upload_url") <= 6, "{:?}", sim.tally());
 }
@@ -208,9 +285,19 @@ async fn upload_urls_are_used_again_and_never_by_two() {
 async fn parts_in_flight_are_bounded() {
     for concurrency in [1, 3] {
         let sim = B2Sim::start();
-        sim.fail("b2_upload_part", 0, 100, Fault::SlowReader(Duration::from_millis(10)));
-        let store = connect(B2Settings { concurrency, ..sim.settings() });
-        upload(&store, &key("x"), &pattern(8 * PART, 1)).await.unwrap();
+        sim.fail(
+            "b2_upload_part",
+            0,
+            100,
+            Fault::SlowReader(Duration::from_millis(10)),
+        );
+        let store = connect(B2Settings {
+            concurrency,
+            ..sim.settings()
+        });
+        upload(&store, &key("x"), &pattern(8 * PART, 1))
+            .await
+            .unwrap();
         assert_eq!(sim.parts_at_once_max(), concurrency);
     }
 }
@@ -218,15 +305,29 @@ async fn parts_in_flight_are_bounded() {
 #[tokio::test]
 async fn a_key_for_one_bucket_and_prefix_is_enough() {
     for api_version_max in [3, 4] {
-        let sim = B2Sim::start_with(SimOptions { api_version_max, ..SimOptions::default() });
+        let sim = B2Sim::start_with(SimOptions {
+            api_version_max,
+            ..SimOptions::default()
+        });
         let rights = "listFiles readFiles writeFiles deleteFiles";
         let credentials = Some(sim.add_key("narrow", rights, &[BUCKET], Some("nas/")));
-        let store = connect(B2Settings { credentials, prefix: "nas/1".to_owned(), ..sim.settings() });
+        let store = connect(B2Settings {
+            credentials,
+            prefix: "nas/1".to_owned(),
+            ..sim.settings()
+        });
         store.check_bucket().await.unwrap();
-        assert_eq!(sim.requests("b2_list_buckets"), 0, "the authorization says its id");
+        assert_eq!(
+            sim.requests("b2_list_buckets"),
+            0,
+            "the authorization says its id"
+        );
         for (name, len) in [("small", 10), ("large", PART + 1)] {
             upload(&store, &key(name), &pattern(len, 1)).await.unwrap();
-            assert_eq!(store.get(&key(name), Some(1..9), 10).await.unwrap(), pattern(len, 1).slice(1..9));
+            assert_eq!(
+                store.get(&key(name), Some(1..9), 10).await.unwrap(),
+                pattern(len, 1).slice(1..9)
+            );
         }
         assert_eq!(store.list("").await.unwrap().len(), 2);
         assert_eq!(store.unfinished("").await.unwrap(), []);
@@ -243,20 +344,66 @@ async fn what_cannot_work_is_said_with_advice() {
     let narrow = sim.add_key("narrow", "listFiles", &["another"], None);
     let prefixed = sim.add_key("prefixed", "listFiles", &[BUCKET], Some("nas/"));
     let blind = sim.add_key("blind", "readFiles", &[], None);
-    let settings = |credentials| B2Settings { credentials: Some(credentials), ..sim.settings() };
-    let bucket = |name: &str| B2Settings { bucket: name.to_owned(), ..sim.settings() };
+    let settings = |credentials| B2Settings {
+        credentials: Some(credentials),
+        ..sim.settings()
+    };
+    let bucket = |name: &str| B2Settings {
+        bucket: name.to_owned(),
+        ..sim.settings()
+    };
     for (settings, kind, part) in [
-        (settings(credentials(KEY_ID, "wrong")), Denied, "does not accept this application key"),
-        (settings(credentials("nobody", KEY)), Denied, "does not accept this application key"),
-        (B2Settings { credentials: None, ..sim.settings() }, Denied, "B2_APPLICATION_KEY_ID"),
+        (
+            settings(credentials(KEY_ID, "wrong")),
+            Denied,
+            "does not accept this application key",
+        ),
+        (
+            settings(credentials("nobody", KEY)),
+            Denied,
+            "does not accept this application key",
+        ),
+        (
+            B2Settings {
+                credentials: None,
+                ..sim.settings()
+            },
+            Denied,
+            "B2_APPLICATION_KEY_ID",
+        ),
         (settings(narrow), Denied, "not for the bucket \"contract\""),
-        (settings(prefixed), Denied, "only for names that begin with \"nas/\""),
+        (
+            settings(prefixed),
+            Denied,
+            "only for names that begin with \"nas/\"",
+        ),
         (settings(blind), Denied, "listBuckets"),
-        (bucket("no-such-bucket"), NotFound, "create the bucket \"no-such-bucket\""),
-        (B2Settings { part_bytes: PART - 1, ..sim.settings() }, Invalid, "raise `part_size` under [b2]"),
-        (B2Settings { endpoint: Some("http://127.0.0.1:9".to_owned()), ..sim.settings() }, Unavailable, "cannot reach"),
+        (
+            bucket("no-such-bucket"),
+            NotFound,
+            "create the bucket \"no-such-bucket\"",
+        ),
+        (
+            B2Settings {
+                part_bytes: PART - 1,
+                ..sim.settings()
+            },
+            Invalid,
+            "raise `part_size` under [b2]",
+        ),
+        (
+            B2Settings {
+                endpoint: Some("http://127.0.0.1:9".to_owned()),
+                ..sim.settings()
+            },
+            Unavailable,
+            "cannot reach",
+        ),
     ] {
-        let store = connect(B2Settings { pause_first: Duration::from_millis(1), ..settings });
+        let store = connect(B2Settings {
+            pause_first: Duration::from_millis(1),
+            ..settings
+        });
         let name = key("x");
         let errors = [
             store.check_bucket().await.unwrap_err(),

@@ -1,4 +1,5 @@
-//! The simulator itself, held against clients that others wrote: rclone's b2 backend and Backblaze's own b2sdk.
+//! The simulator itself, held against clients that others wrote: rclone's b2 backend and
+//! Backblaze's own b2sdk.
 
 use crate::b2::connect;
 use crate::b2_sim::{B2Sim, BUCKET, KEY, KEY_ID, SimOptions};
@@ -15,14 +16,32 @@ use zfs_backup::store::{B2Settings, DirSettings, DirStore, ObjectStore};
 const PART: usize = 5_000_000;
 
 fn sim() -> B2Sim {
-    B2Sim::start_with(SimOptions { part_bytes_min: PART, ..SimOptions::default() })
+    B2Sim::start_with(SimOptions {
+        part_bytes_min: PART,
+        ..SimOptions::default()
+    })
 }
 
 fn rclone(sim: &B2Sim, folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(find_program("rclone", "ZFS_BACKUP_RCLONE"));
-    command.env_clear().env("HOME", folder).env("RCLONE_CONFIG", "/dev/null").current_dir(folder);
-    command.env("RCLONE_B2_ACCOUNT", KEY_ID).env("RCLONE_B2_KEY", KEY).env("RCLONE_B2_ENDPOINT", sim.endpoint());
-    command.args(["--retries=1", "--b2-chunk-size=5Mi", "--b2-upload-cutoff=5Mi"]).args(arguments).output().unwrap()
+    command
+        .env_clear()
+        .env("HOME", folder)
+        .env("RCLONE_CONFIG", "/dev/null")
+        .current_dir(folder);
+    command
+        .env("RCLONE_B2_ACCOUNT", KEY_ID)
+        .env("RCLONE_B2_KEY", KEY)
+        .env("RCLONE_B2_ENDPOINT", sim.endpoint());
+    command
+        .args([
+            "--retries=1",
+            "--b2-chunk-size=5Mi",
+            "--b2-upload-cutoff=5Mi",
+        ])
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 /// Runs rclone, which must succeed, and returns what it printed.
@@ -35,11 +54,19 @@ fn run(sim: &B2Sim, folder: &Path, arguments: &[&str]) -> Vec<u8> {
 
 /// Size and SHA-1 of every object, as rclone lists them.
 fn listed(sim: &B2Sim, folder: &Path, place: &str) -> Vec<(String, u64, Option<String>)> {
-    let json = run(sim, folder, &["lsjson", "-R", "--files-only", "--hash", place]);
+    let json = run(
+        sim,
+        folder,
+        &["lsjson", "-R", "--files-only", "--hash", place],
+    );
     let entries: Vec<serde_json::Value> = serde_json::from_slice(&json).unwrap();
     let one = |entry: serde_json::Value| {
         let sha1 = entry["Hashes"]["sha1"].as_str().map(str::to_owned);
-        (entry["Path"].as_str().unwrap().to_owned(), entry["Size"].as_u64().unwrap(), sha1)
+        (
+            entry["Path"].as_str().unwrap().to_owned(),
+            entry["Size"].as_u64().unwrap(),
+            sha1,
+        )
     };
     entries.into_iter().map(one).collect()
 }
@@ -54,31 +81,76 @@ async fn rclone_finds_the_simulator_to_be_b2() {
     let place = format!(":b2:{BUCKET}");
     let at = |name: &str| format!("{place}/{name}");
     for name in ["small", "large"] {
-        run(&sim, folder, &["copyto", name, &at(&format!("up/a b+ü %20/{name}"))]);
+        run(
+            &sim,
+            folder,
+            &["copyto", name, &at(&format!("up/a b+ü %20/{name}"))],
+        );
     }
     let hashes = listed(&sim, folder, &place);
     assert_eq!(
-        hashes.iter().map(|(name, bytes, _)| (name.as_str(), *bytes)).collect::<Vec<_>>(),
-        [("up/a b+ü %20/large", 12_000_000), ("up/a b+ü %20/small", 1000)]
+        hashes
+            .iter()
+            .map(|(name, bytes, _)| (name.as_str(), *bytes))
+            .collect::<Vec<_>>(),
+        [
+            ("up/a b+ü %20/large", 12_000_000),
+            ("up/a b+ü %20/small", 1000)
+        ]
     );
     assert!(hashes.iter().all(|(.., sha1)| sha1.is_some()), "{hashes:?}");
     assert!(run(&sim, folder, &["cat", &at("up/a b+ü %20/large")]) == large);
-    let range = run(&sim, folder, &["cat", "--offset=4999990", "--count=20", &at("up/a b+ü %20/large")]);
+    let range = run(
+        &sim,
+        folder,
+        &[
+            "cat",
+            "--offset=4999990",
+            "--count=20",
+            &at("up/a b+ü %20/large"),
+        ],
+    );
     assert_eq!(range, large[4_999_990..5_000_010]);
-    assert_eq!(run(&sim, folder, &["lsf", &at("up")]), "a b+ü %20/\n".as_bytes(), "a folder");
+    assert_eq!(
+        run(&sim, folder, &["lsf", &at("up")]),
+        "a b+ü %20/\n".as_bytes(),
+        "a folder"
+    );
     // What rclone stored is what our store reads, and the other way round.
     let store = connect(sim.settings());
-    assert!(store.get(&key("up/a b+ü %20/large"), None, 1 << 30).await.unwrap() == large);
+    assert!(
+        store
+            .get(&key("up/a b+ü %20/large"), None, 1 << 30)
+            .await
+            .unwrap()
+            == large
+    );
     upload(&store, &key("ours/small"), &small).await.unwrap();
     upload(&store, &key("ours/large"), &large).await.unwrap();
-    run(&sim, folder, &["check", "--download", "--one-way", ".", &at("ours")]);
-    assert_eq!(listed(&sim, folder, &at("ours"))[1].2, hashes[1].2, "rclone sees the SHA-1 of a small object");
+    run(
+        &sim,
+        folder,
+        &["check", "--download", "--one-way", ".", &at("ours")],
+    );
+    assert_eq!(
+        listed(&sim, folder, &at("ours"))[1].2,
+        hashes[1].2,
+        "rclone sees the SHA-1 of a small object"
+    );
     // Hiding, versions, deleting.
     run(&sim, folder, &["deletefile", &at("ours/small")]);
     assert_eq!(store.head(&key("ours/small")).await.unwrap(), None);
     let versions = run(&sim, folder, &["lsf", "--b2-versions", &at("ours")]);
-    assert_eq!(String::from_utf8_lossy(&versions).lines().count(), 2, "the hidden one is still a version");
-    run(&sim, folder, &["deletefile", "--b2-hard-delete", &at("ours/large")]);
+    assert_eq!(
+        String::from_utf8_lossy(&versions).lines().count(),
+        2,
+        "the hidden one is still a version"
+    );
+    run(
+        &sim,
+        folder,
+        &["deletefile", "--b2-hard-delete", &at("ours/large")],
+    );
     run(&sim, folder, &["cleanup", &place]);
     assert_eq!(sim.versions().len(), 2, "{:?}", sim.versions());
     let missing = rclone(&sim, folder, &["deletefile", &at("ours/large")]);
@@ -138,10 +210,20 @@ fn b2sdk_finds_the_simulator_to_be_b2() {
     let sim = sim();
     let python = find_program("python3", "ZFS_BACKUP_PYTHON");
     let mut command = Command::new(&python);
-    let output = command.args(["-c", B2SDK_SCRIPT, &sim.endpoint(), KEY_ID, KEY, BUCKET]).output().unwrap();
+    let output = command
+        .args(["-c", B2SDK_SCRIPT, &sim.endpoint(), KEY_ID, KEY, BUCKET])
+        .output()
+        .unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{} (scripts/deps installs b2sdk): {complaint}", python.display());
-    assert_eq!(sim.versions(), [("sdk/a b+ü %20/small".to_owned(), "upload".to_owned(), 1000)]);
+    assert!(
+        output.status.success(),
+        "{} (scripts/deps installs b2sdk): {complaint}",
+        python.display()
+    );
+    assert_eq!(
+        sim.versions(),
+        [("sdk/a b+ü %20/small".to_owned(), "upload".to_owned(), 1000)]
+    );
 }
 
 const PASSPHRASE: &str = "frozen for ever in version one";
@@ -149,9 +231,16 @@ const PASSPHRASE: &str = "frozen for ever in version one";
 /// The program with the simulator for B2; a passphrase comes on stdin.
 fn zb(sim: &B2Sim, key: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
-    command.args(arguments).env("B2_ENVIRONMENT", sim.endpoint());
-    command.env("B2_APPLICATION_KEY_ID", KEY_ID).env("B2_APPLICATION_KEY", key);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .env("B2_ENVIRONMENT", sim.endpoint());
+    command
+        .env("B2_APPLICATION_KEY_ID", KEY_ID)
+        .env("B2_APPLICATION_KEY", key);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     // A program that is refused first reads no passphrase.
     let _ = child.stdin.take().unwrap().write_all(PASSPHRASE.as_bytes());
@@ -162,25 +251,60 @@ fn zb(sim: &B2Sim, key: &str, arguments: &[&str]) -> Output {
 async fn a_bare_host_restores_from_b2_with_key_and_passphrase() {
     let sim = B2Sim::start();
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
-    let frozen = DirStore::open(&DirSettings { root: archive.join("none"), part_bytes: PART }).unwrap();
-    let store = connect(B2Settings { prefix: "nas/1".to_owned(), ..sim.settings() });
+    let frozen = DirStore::open(&DirSettings {
+        root: archive.join("none"),
+        part_bytes: PART,
+    })
+    .unwrap();
+    let store = connect(B2Settings {
+        prefix: "nas/1".to_owned(),
+        ..sim.settings()
+    });
     for object in frozen.list("").await.unwrap() {
         let bytes = frozen.get(&key(&object.key), None, 1 << 30).await.unwrap();
         store.put_new(&key(&object.key), bytes).await.unwrap();
     }
     let place = format!("b2:{BUCKET}/nas/1");
-    let restored = zb(&sim, KEY, &["restore", "frozen/data", "--remote", &place, "--stdout"]);
-    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stderr));
+    let restored = zb(
+        &sim,
+        KEY,
+        &["restore", "frozen/data", "--remote", &place, "--stdout"],
+    );
+    assert!(
+        restored.status.success(),
+        "{}",
+        String::from_utf8_lossy(&restored.stderr)
+    );
     let expected = fs::read_to_string(archive.join("stream.b3")).unwrap();
-    assert_eq!(blake3::hash(&restored.stdout).to_hex().as_str(), expected.trim());
+    assert_eq!(
+        blake3::hash(&restored.stdout).to_hex().as_str(),
+        expected.trim()
+    );
     let verified = zb(&sim, KEY, &["verify-checksums", "--remote", &place]);
-    assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stderr));
+    assert!(
+        verified.status.success(),
+        "{}",
+        String::from_utf8_lossy(&verified.stderr)
+    );
     let loud = zb(&sim, KEY, &["-vv", "verify-checksums", "--remote", &place]);
     let words = String::from_utf8_lossy(&loud.stderr);
-    assert!(loud.status.success() && words.lines().count() > 10, "{words}");
-    assert!(!words.contains(KEY) && !words.contains("_secret") && !words.contains(PASSPHRASE), "a secret in {words}");
-    let refused = zb(&sim, "K005-wrong-and-secret", &["verify-checksums", "--remote", &place]);
+    assert!(
+        loud.status.success() && words.lines().count() > 10,
+        "{words}"
+    );
+    assert!(
+        !words.contains(KEY) && !words.contains("_secret") && !words.contains(PASSPHRASE),
+        "a secret in {words}"
+    );
+    let refused = zb(
+        &sim,
+        "K005-wrong-and-secret",
+        &["verify-checksums", "--remote", &place],
+    );
     let words = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{words}");
-    assert!(words.contains("does not accept this application key") && !words.contains("K005"), "{words}");
+    assert!(
+        words.contains("does not accept this application key") && !words.contains("K005"),
+        "{words}"
+    );
 }

@@ -1,5 +1,5 @@
-//! What goes wrong with B2 every day, each to its end: the object is whole and nothing is left over, or the failure has
-//! its kind and its advice, and nothing is left over either.
+//! What goes wrong with B2 every day, each to its end: the object is whole and nothing is left
+//! over, or the failure has its kind and its advice, and nothing is left over either.
 
 use crate::b2::{assert_says, connect};
 use crate::b2_sim::{B2Sim, Fault};
@@ -22,7 +22,10 @@ async fn store_object(store: &B2Store, large: bool) -> (Bytes, Result<Evidence, 
     let bytes = pattern(if large { 2 * PART + 9 } else { 1000 }, 1);
     let stored = match large {
         true => upload(store, &key("x"), &bytes).await,
-        false => store.put_new(&key("x"), bytes.clone()).await.map(|(_, evidence)| evidence),
+        false => store
+            .put_new(&key("x"), bytes.clone())
+            .await
+            .map(|(_, evidence)| evidence),
     };
     (bytes, stored)
 }
@@ -31,9 +34,21 @@ async fn store_object(store: &B2Store, large: bool) -> (Bytes, Result<Evidence, 
 async fn ridden_out(sim: &B2Sim, store: &B2Store, large: bool, what: &str) {
     let (bytes, stored) = store_object(store, large).await;
     let evidence = stored.unwrap_or_else(|error| panic!("{what}: {error:?}"));
-    assert_eq!(store.head(&key("x")).await.unwrap(), Some(evidence), "{what}");
-    assert_eq!(store.get(&key("x"), None, 1 << 20).await.unwrap(), bytes, "{what}");
-    assert_eq!(sim.versions(), [("x".to_owned(), "upload".to_owned(), bytes.len())], "{what}");
+    assert_eq!(
+        store.head(&key("x")).await.unwrap(),
+        Some(evidence),
+        "{what}"
+    );
+    assert_eq!(
+        store.get(&key("x"), None, 1 << 20).await.unwrap(),
+        bytes,
+        "{what}"
+    );
+    assert_eq!(
+        sim.versions(),
+        [("x".to_owned(), "upload".to_owned(), bytes.len())],
+        "{what}"
+    );
 }
 
 #[tokio::test]
@@ -93,7 +108,11 @@ async fn a_lost_reply_is_not_paid_twice() {
     let store = connect(sim.settings());
     sim.fail(UPLOAD, 0, 1, Fault::LoseReply);
     ridden_out(&sim, &store, false, "small").await;
-    assert_eq!(sim.requests(UPLOAD), 1, "it was there: nobody sends it again");
+    assert_eq!(
+        sim.requests(UPLOAD),
+        1,
+        "it was there: nobody sends it again"
+    );
     store.delete(&key("x")).await.unwrap();
     for call in [START, FINISH] {
         sim.forget_requests();
@@ -127,22 +146,37 @@ async fn the_store_is_left_alone_as_long_as_it_says() {
     sim.fail(UPLOAD, 0, 1, Fault::Busy(1));
     let begun = Instant::now();
     ridden_out(&sim, &connect(sim.settings()), false, "429").await;
-    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
 async fn silence_and_slowness_end_at_the_limit_of_an_attempt() {
     for (large, call, fault) in [
         (false, UPLOAD, Fault::Silence(Duration::from_secs(2))),
-        (true, PART_CALL, Fault::SlowReader(Duration::from_millis(400))),
+        (
+            true,
+            PART_CALL,
+            Fault::SlowReader(Duration::from_millis(400)),
+        ),
         (false, LIST, Fault::Silence(Duration::from_secs(2))),
     ] {
         let sim = B2Sim::start();
         sim.fail(call, 0, 1, fault);
         let attempt_slack = Duration::from_millis(300);
-        let store = connect(B2Settings { attempt_slack, rate_bytes_min: 1 << 40, ..sim.settings() });
+        let store = connect(B2Settings {
+            attempt_slack,
+            rate_bytes_min: 1 << 40,
+            ..sim.settings()
+        });
         let (_, stored) = store_object(&store, large).await;
-        assert!(stored.is_err() || sim.requests(call) > 1, "{call}: nobody waited in vain");
+        assert!(
+            stored.is_err() || sim.requests(call) > 1,
+            "{call}: nobody waited in vain"
+        );
         stored.unwrap_or_else(|error| panic!("{call}: {error:?}"));
     }
 }
@@ -151,24 +185,93 @@ async fn silence_and_slowness_end_at_the_limit_of_an_attempt() {
 async fn lasting_failures_have_their_kind_and_leave_nothing() {
     use StoreErrorKind::{Corrupt, Denied, Full, Invalid, Throttled, Unavailable};
     for (large, call, fault, kind, part) in [
-        (false, UPLOAD, Fault::Status(403, "storage_cap_exceeded"), Full, "Caps & Alerts"),
-        (true, PART_CALL, Fault::Status(403, "cap_exceeded"), Full, "Caps & Alerts"),
-        (false, LIST, Fault::Status(403, "transaction_cap_exceeded"), Full, "Caps & Alerts"),
-        (false, UPLOAD, Fault::Status(503, "service_unavailable"), Unavailable, "503"),
+        (
+            false,
+            UPLOAD,
+            Fault::Status(403, "storage_cap_exceeded"),
+            Full,
+            "Caps & Alerts",
+        ),
+        (
+            true,
+            PART_CALL,
+            Fault::Status(403, "cap_exceeded"),
+            Full,
+            "Caps & Alerts",
+        ),
+        (
+            false,
+            LIST,
+            Fault::Status(403, "transaction_cap_exceeded"),
+            Full,
+            "Caps & Alerts",
+        ),
+        (
+            false,
+            UPLOAD,
+            Fault::Status(503, "service_unavailable"),
+            Unavailable,
+            "503",
+        ),
         (true, PART_CALL, Fault::Reset, Unavailable, "upload part"),
-        (true, FINISH, Fault::Status(500, "internal_error"), Unavailable, "complete upload"),
-        (true, START, Fault::Status(429, "too_many_requests"), Throttled, "429"),
+        (
+            true,
+            FINISH,
+            Fault::Status(500, "internal_error"),
+            Unavailable,
+            "complete upload",
+        ),
+        (
+            true,
+            START,
+            Fault::Status(429, "too_many_requests"),
+            Throttled,
+            "429",
+        ),
         (false, UPLOAD, Fault::Garble, Corrupt, "Sha1 did not match"),
-        (true, PART_CALL, Fault::Garble, Corrupt, "Sha1 did not match"),
-        (true, FINISH, Fault::Status(400, "part_sha1_mismatch"), Corrupt, "part_sha1_mismatch"),
-        (false, "b2_get_upload_url", Fault::Status(401, "unauthorized"), Denied, "writeFiles"),
-        (true, START, Fault::Status(401, "unauthorized"), Denied, "writeFiles"),
-        (true, START, Fault::Status(400, "bad_request"), Invalid, "bad_request"),
+        (
+            true,
+            PART_CALL,
+            Fault::Garble,
+            Corrupt,
+            "Sha1 did not match",
+        ),
+        (
+            true,
+            FINISH,
+            Fault::Status(400, "part_sha1_mismatch"),
+            Corrupt,
+            "part_sha1_mismatch",
+        ),
+        (
+            false,
+            "b2_get_upload_url",
+            Fault::Status(401, "unauthorized"),
+            Denied,
+            "writeFiles",
+        ),
+        (
+            true,
+            START,
+            Fault::Status(401, "unauthorized"),
+            Denied,
+            "writeFiles",
+        ),
+        (
+            true,
+            START,
+            Fault::Status(400, "bad_request"),
+            Invalid,
+            "bad_request",
+        ),
     ] {
         let sim = B2Sim::start();
         let what = format!("{call} {fault:?}");
         sim.fail(call, 0, 1000, fault);
-        let store = connect(B2Settings { pause_first: Duration::from_millis(1), ..sim.settings() });
+        let store = connect(B2Settings {
+            pause_first: Duration::from_millis(1),
+            ..sim.settings()
+        });
         let error = store_object(&store, large).await.1.unwrap_err();
         assert_eq!(error.kind, kind, "{what}: {error:?}");
         assert_says(&error, &[part, "x in b2:contract"]);
@@ -180,9 +283,15 @@ async fn lasting_failures_have_their_kind_and_leave_nothing() {
 async fn a_store_that_says_another_sha1_is_found_out() {
     let sim = B2Sim::start();
     sim.fail(UPLOAD, 0, 1, Fault::LieSha1);
-    let error = store_object(&connect(sim.settings()), false).await.1.unwrap_err();
+    let error = store_object(&connect(sim.settings()), false)
+        .await
+        .1
+        .unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Corrupt);
-    assert_says(&error, &["were sent and accepted, but the store has 1000 bytes with SHA-1 0000"]);
+    assert_says(
+        &error,
+        &["were sent and accepted, but the store has 1000 bytes with SHA-1 0000"],
+    );
 }
 
 #[tokio::test]
@@ -200,12 +309,23 @@ async fn bodies_that_break_off_are_fetched_again() {
         Fault::Status(401, "expired_auth_token"),
     ] {
         sim.fail(call, 0, 2, fault.clone());
-        assert_eq!(store.get(&key("x"), None, 1000).await.unwrap(), bytes, "{fault:?}");
+        assert_eq!(
+            store.get(&key("x"), None, 1000).await.unwrap(),
+            bytes,
+            "{fault:?}"
+        );
         sim.fail(call, 0, 1, fault.clone());
-        assert_eq!(store.get(&key("x"), Some(5..900), 1000).await.unwrap(), bytes.slice(5..900), "{fault:?}");
+        assert_eq!(
+            store.get(&key("x"), Some(5..900), 1000).await.unwrap(),
+            bytes.slice(5..900),
+            "{fault:?}"
+        );
     }
     sim.fail(call, 0, 1000, Fault::CutBody(500));
-    assert_eq!(store.get(&key("x"), None, 1000).await.unwrap_err().kind, StoreErrorKind::Unavailable);
+    assert_eq!(
+        store.get(&key("x"), None, 1000).await.unwrap_err().kind,
+        StoreErrorKind::Unavailable
+    );
 }
 
 #[tokio::test]
@@ -217,12 +337,25 @@ async fn one_task_renews_the_token_for_all() {
     for round in 2..5 {
         sim.expire_tokens();
         let name = key("x");
-        let heads = stream::iter(0..20).map(|_| store.head(&name)).buffer_unordered(20);
-        assert!(heads.all(|head| async move { head.unwrap().is_some() }).await);
+        let heads = stream::iter(0..20)
+            .map(|_| store.head(&name))
+            .buffer_unordered(20);
+        assert!(
+            heads
+                .all(|head| async move { head.unwrap().is_some() })
+                .await
+        );
         assert_eq!(sim.requests("b2_authorize_account"), round);
-        assert_eq!(sim.requests("b2_list_buckets"), 1, "the bucket does not change its id");
+        assert_eq!(
+            sim.requests("b2_list_buckets"),
+            1,
+            "the bucket does not change its id"
+        );
         // The upload URL is over too.
-        store.put_new(&key(&format!("y{round}")), pattern(10, 1)).await.unwrap();
+        store
+            .put_new(&key(&format!("y{round}")), pattern(10, 1))
+            .await
+            .unwrap();
     }
 }
 
@@ -231,10 +364,15 @@ async fn one_request_in_twenty_may_fail() {
     for seed in [1, 22, 333] {
         let sim = B2Sim::start();
         sim.fail_at_random(seed * 0x9e37_79b9, 20);
-        let store = connect(B2Settings { pause_first: Duration::from_millis(1), ..sim.settings() });
+        let store = connect(B2Settings {
+            pause_first: Duration::from_millis(1),
+            ..sim.settings()
+        });
         let sizes = (0..60).map(|n| if n % 6 == 0 { 3 * PART + n } else { 100 + n });
-        let objects: Vec<(String, Bytes)> =
-            sizes.enumerate().map(|(n, len)| (format!("o{n:02}"), pattern(len, n as u64))).collect();
+        let objects: Vec<(String, Bytes)> = sizes
+            .enumerate()
+            .map(|(n, len)| (format!("o{n:02}"), pattern(len, n as u64)))
+            .collect();
         let put = |(name, bytes): (String, Bytes)| {
             let store = store.clone();
             async move {
@@ -245,14 +383,28 @@ async fn one_request_in_twenty_may_fail() {
                 done.unwrap_or_else(|error| panic!("seed {seed}, {name}: {error:?}"));
             }
         };
-        stream::iter(objects.clone()).map(put).buffer_unordered(8).collect::<Vec<()>>().await;
+        stream::iter(objects.clone())
+            .map(put)
+            .buffer_unordered(8)
+            .collect::<Vec<()>>()
+            .await;
         for (name, bytes) in &objects {
-            assert_eq!(store.get(&key(name), None, 1 << 20).await.unwrap(), *bytes, "seed {seed}, {name}");
+            assert_eq!(
+                store.get(&key(name), None, 1 << 20).await.unwrap(),
+                *bytes,
+                "seed {seed}, {name}"
+            );
         }
         assert_eq!(store.list("").await.unwrap().len(), objects.len());
-        let wanted: Vec<_> =
-            objects.iter().map(|(name, bytes)| (name.clone(), "upload".to_owned(), bytes.len())).collect();
-        assert_eq!(sim.versions(), wanted, "seed {seed}: each once, and nothing left over");
+        let wanted: Vec<_> = objects
+            .iter()
+            .map(|(name, bytes)| (name.clone(), "upload".to_owned(), bytes.len()))
+            .collect();
+        assert_eq!(
+            sim.versions(),
+            wanted,
+            "seed {seed}: each once, and nothing left over"
+        );
         sim.fail_at_random(0, 0);
     }
 }

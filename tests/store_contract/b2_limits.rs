@@ -11,7 +11,8 @@ use zfs_backup::store::{B2Settings, ObjectStore, StoreErrorKind};
 /// More than any answer of B2 may have.
 const LONG_BYTES: usize = 80 << 20;
 
-/// A server that answers every request with this status and [`LONG_BYTES`], until the client has enough.
+/// A server that answers every request with this status and [`LONG_BYTES`], until the client has
+/// enough.
 fn serve(status: &'static str) -> B2Settings {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = Some(format!("http://{}", listener.local_addr().unwrap()));
@@ -22,7 +23,12 @@ fn serve(status: &'static str) -> B2Settings {
         }
     });
     let credentials = Some(credentials("id", "key"));
-    B2Settings { bucket: "bucket".into(), endpoint, credentials, ..B2Settings::default() }
+    B2Settings {
+        bucket: "bucket".into(),
+        endpoint,
+        credentials,
+        ..B2Settings::default()
+    }
 }
 
 fn answer(mut stream: TcpStream, status: &str) -> std::io::Result<()> {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::model::StoreId;
 use zfs_backup::store::{
-    DirSettings, DirStore, IdentifiedStore, MemoryStore, ObjectStore, S3Credentials, S3Settings, S3Store, Spool,
+    DirSettings, DirStore, IdentifiedStore, MemoryStore, ObjectStore, S3Credentials, S3Settings,
+    S3Store, Spool,
 };
 
 const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";
@@ -22,7 +23,9 @@ fn serve(status: &'static str, lines: &'static str) -> u16 {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let _ = stream.read(&mut [0; 4096]);
-            let answer = format!("HTTP/1.1 {status}\r\n{lines}Content-Length: 0\r\nConnection: close\r\n\r\n");
+            let answer = format!(
+                "HTTP/1.1 {status}\r\n{lines}Content-Length: 0\r\nConnection: close\r\n\r\n"
+            );
             let _ = stream.write_all(answer.as_bytes());
         }
     });
@@ -30,8 +33,10 @@ fn serve(status: &'static str, lines: &'static str) -> u16 {
 }
 
 async fn s3(host: &str, port: u16) -> S3Store {
-    let credentials =
-        S3Credentials { access_key_id: "id".to_owned(), secret_access_key: "not-a-secret-key".to_owned() };
+    let credentials = S3Credentials {
+        access_key_id: "id".to_owned(),
+        secret_access_key: "not-a-secret-key".to_owned(),
+    };
     let settings = S3Settings {
         bucket: "bucket".to_owned(),
         endpoint: Some(format!("http://{host}:{port}")),
@@ -60,10 +65,23 @@ async fn s3_tells_its_clock_by_any_answer() {
 
 #[tokio::test]
 async fn a_server_on_this_host_and_a_folder_have_the_clock_of_this_host_only() {
-    assert_eq!(s3("127.0.0.1", serve("404 Not Found", DATE)).await.clock().await.unwrap(), None);
+    assert_eq!(
+        s3("127.0.0.1", serve("404 Not Found", DATE))
+            .await
+            .clock()
+            .await
+            .unwrap(),
+        None
+    );
     let folder = TempDir::new().unwrap();
-    let settings = DirSettings { root: folder.path().to_owned(), part_bytes: 1 << 16 };
-    assert_eq!(DirStore::open(&settings).unwrap().clock().await.unwrap(), None);
+    let settings = DirSettings {
+        root: folder.path().to_owned(),
+        part_bytes: 1 << 16,
+    };
+    assert_eq!(
+        DirStore::open(&settings).unwrap().clock().await.unwrap(),
+        None
+    );
     let (memory, at) = (MemoryStore::new(), "2026-11-22T21:26:04Z".parse().unwrap());
     memory.set_clock(Some(at));
     assert_eq!(memory.clock().await.unwrap(), Some(at));
@@ -80,6 +98,9 @@ async fn b2_tells_its_clock_also_through_a_spool_and_with_an_identity() {
     let stores: [&dyn ObjectStore; 3] = [&store, &spool, &identified];
     for store in stores {
         let clock = store.clock().await.unwrap().unwrap();
-        assert!((Timestamp::now().as_second() - clock.as_second()).abs() <= 2, "{clock}");
+        assert!(
+            (Timestamp::now().as_second() - clock.as_second()).abs() <= 2,
+            "{clock}"
+        );
     }
 }

@@ -1,8 +1,12 @@
-//! One contract, every store: memory, a folder (by each way of naming files), spools, B2 on a simulator, rclone over a
-//! folder and over that simulator, and S3 on a real server.
-//! Beside it, what only one kind of store can get wrong.
+//! One contract, every store: memory, a folder (by each way of naming files), spools, B2 on a
+//! simulator, rclone over a folder and over that simulator, and S3 on a real server. Beside it,
+//! what only one kind of store can get wrong.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests may do what tests may")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests may do what tests may"
+)]
 
 mod b2;
 mod b2_clients;
@@ -33,7 +37,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::store::dir::CreateOnly;
 use zfs_backup::store::{
-    B2Settings, B2Store, DirSettings, DirStore, MemoryStore, ObjectStore, Spool, StoreTraits, UploadNeeds,
+    B2Settings, B2Store, DirSettings, DirStore, MemoryStore, ObjectStore, Spool, StoreTraits,
+    UploadNeeds,
 };
 
 const PART_BYTES: usize = 64 * 1024;
@@ -54,28 +59,52 @@ macro_rules! contract_tests {
 
 fn dir_world(first: CreateOnly) -> World {
     let dir = TempDir::new().unwrap();
-    let settings = DirSettings { root: dir.path().to_owned(), part_bytes: PART_BYTES };
-    (Arc::new(DirStore::open_with(&settings, first).unwrap()), Box::new(dir))
+    let settings = DirSettings {
+        root: dir.path().to_owned(),
+        part_bytes: PART_BYTES,
+    };
+    (
+        Arc::new(DirStore::open_with(&settings, first).unwrap()),
+        Box::new(dir),
+    )
 }
 
 fn spool_world(needs: UploadNeeds) -> World {
     let dir = TempDir::new().unwrap();
-    let traits = StoreTraits { needs, part_bytes: PART_BYTES, concurrency: 2, conditional_put: true };
-    let spool = Spool::new(Arc::new(MemoryStore::with_traits(traits)), dir.path().to_owned());
+    let traits = StoreTraits {
+        needs,
+        part_bytes: PART_BYTES,
+        concurrency: 2,
+        conditional_put: true,
+    };
+    let spool = Spool::new(
+        Arc::new(MemoryStore::with_traits(traits)),
+        dir.path().to_owned(),
+    );
     (Arc::new(spool), Box::new(dir))
 }
 
 /// B2 on a simulator.
 fn b2_world() -> World {
     let sim = B2Sim::start();
-    (Arc::new(B2Store::new(sim.settings()).unwrap()), Box::new(sim))
+    (
+        Arc::new(B2Store::new(sim.settings()).unwrap()),
+        Box::new(sim),
+    )
 }
 
 /// B2 behind a spool, below a prefix.
 fn b2_spool_world() -> World {
     let (sim, dir) = (B2Sim::start(), TempDir::new().unwrap());
-    let store = B2Store::new(B2Settings { prefix: "nas/1".to_owned(), ..sim.settings() }).unwrap();
-    (Arc::new(Spool::new(Arc::new(store), dir.path().to_owned())), Box::new((sim, dir)))
+    let store = B2Store::new(B2Settings {
+        prefix: "nas/1".to_owned(),
+        ..sim.settings()
+    })
+    .unwrap();
+    (
+        Arc::new(Spool::new(Arc::new(store), dir.path().to_owned())),
+        Box::new((sim, dir)),
+    )
 }
 
 macro_rules! contract_of {

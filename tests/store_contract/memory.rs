@@ -1,4 +1,5 @@
-//! The test double keeps its word: it records, fails and damages as a test orders. And the spool that stands before it.
+//! The test double keeps its word: it records, fails and damages as a test orders. And the spool
+//! that stands before it.
 
 use crate::contract::{key, pattern, upload};
 use bytes::Bytes;
@@ -7,7 +8,8 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{
-    Evidence, EvidenceTier, ObjectStore, PutOutcome, Spool, StoreErrorKind, StoreTraits, UploadNeeds,
+    Evidence, EvidenceTier, ObjectStore, PutOutcome, Spool, StoreErrorKind, StoreTraits,
+    UploadNeeds,
 };
 
 fn lines(store: &MemoryStore) -> Vec<String> {
@@ -17,8 +19,17 @@ fn lines(store: &MemoryStore) -> Vec<String> {
 #[tokio::test]
 async fn calls_are_recorded_in_order() {
     let store = MemoryStore::new();
-    store.put_new(&key("tank/@a/started.json"), pattern(1, 1)).await.unwrap();
-    upload(&store, &key("tank/@a/chunk"), &pattern(store.traits().part_bytes + 1, 1)).await.unwrap();
+    store
+        .put_new(&key("tank/@a/started.json"), pattern(1, 1))
+        .await
+        .unwrap();
+    upload(
+        &store,
+        &key("tank/@a/chunk"),
+        &pattern(store.traits().part_bytes + 1, 1),
+    )
+    .await
+    .unwrap();
     store.list("tank/@a/").await.unwrap();
     store.get(&key("none"), None, 1).await.unwrap_err();
     let expected = [
@@ -37,18 +48,36 @@ async fn calls_are_recorded_in_order() {
 async fn failures_come_before_or_after_the_work() {
     let store = MemoryStore::new();
     let (name, bytes) = (key("tank/@a/manifest.json"), pattern(5, 1));
-    store.fail(Fault::before(StoreErrorKind::Unavailable).of(Operation::PutNew).on("manifest"));
-    store.fail(Fault::after(StoreErrorKind::Unavailable).of(Operation::PutNew).on("manifest").nth(2));
+    store.fail(
+        Fault::before(StoreErrorKind::Unavailable)
+            .of(Operation::PutNew)
+            .on("manifest"),
+    );
+    store.fail(
+        Fault::after(StoreErrorKind::Unavailable)
+            .of(Operation::PutNew)
+            .on("manifest")
+            .nth(2),
+    );
     store.put_new(&key("other"), bytes.clone()).await.unwrap();
-    assert_eq!(store.put_new(&name, bytes.clone()).await.unwrap_err().kind, StoreErrorKind::Unavailable);
+    assert_eq!(
+        store.put_new(&name, bytes.clone()).await.unwrap_err().kind,
+        StoreErrorKind::Unavailable
+    );
     assert_eq!(store.object(name.as_str()), None);
     let lost = store.put_new(&name, bytes.clone()).await.unwrap_err();
     assert_eq!(lost.to_string(), "put tank/@a/manifest.json in memory:");
     assert_eq!(store.object(name.as_str()), Some(bytes.clone()));
-    assert_eq!(store.put_new(&name, bytes).await.unwrap().0, PutOutcome::Identical);
+    assert_eq!(
+        store.put_new(&name, bytes).await.unwrap().0,
+        PutOutcome::Identical
+    );
     assert_eq!(
         lines(&store)[1..3],
-        ["PutNew tank/@a/manifest.json failed Unavailable", "PutNew tank/@a/manifest.json reply lost Unavailable",]
+        [
+            "PutNew tank/@a/manifest.json failed Unavailable",
+            "PutNew tank/@a/manifest.json reply lost Unavailable",
+        ]
     );
 }
 
@@ -59,10 +88,18 @@ async fn every_call_can_be_made_to_fail() {
     let mut writer = store.create(&key("y")).await.unwrap();
     store.fail(Fault::before(StoreErrorKind::Throttled).forever());
     let kinds = [
-        writer.put_part(Bytes::from_static(b"1")).await.unwrap_err().kind,
+        writer
+            .put_part(Bytes::from_static(b"1"))
+            .await
+            .unwrap_err()
+            .kind,
         writer.finish().await.unwrap_err().kind,
         store.create(&key("z")).await.err().unwrap().kind,
-        store.put_new(&key("z"), Bytes::new()).await.unwrap_err().kind,
+        store
+            .put_new(&key("z"), Bytes::new())
+            .await
+            .unwrap_err()
+            .kind,
         store.get(&key("x"), None, 1).await.unwrap_err().kind,
         store.head(&key("x")).await.unwrap_err().kind,
         store.list("").await.unwrap_err().kind,
@@ -72,7 +109,11 @@ async fn every_call_can_be_made_to_fail() {
     assert_eq!(kinds, [StoreErrorKind::Throttled; 9]);
     store.heal();
     assert_eq!(store.keys(), ["x"]);
-    assert_eq!(store.unfinished("").await.unwrap().len(), 1, "as after a lost connection");
+    assert_eq!(
+        store.unfinished("").await.unwrap().len(),
+        1,
+        "as after a lost connection"
+    );
 }
 
 #[tokio::test]
@@ -88,7 +129,11 @@ async fn damage_is_done_as_ordered() {
 
     assert!(store.flip("two", 8) && !store.flip("two", 9));
     assert_ne!(store.get(&two, None, 9).await.unwrap(), pattern(9, 1));
-    assert_eq!(store.head(&two).await.unwrap(), Some(first.clone()), "rot is not seen from outside");
+    assert_eq!(
+        store.head(&two).await.unwrap(),
+        Some(first.clone()),
+        "rot is not seen from outside"
+    );
 
     assert!(store.cut("two", 3) && !store.cut("two", 3));
     let cut = store.head(&two).await.unwrap().unwrap();
@@ -104,10 +149,29 @@ async fn damage_is_done_as_ordered() {
 async fn lies_are_found_out_by_the_writer() {
     let store = MemoryStore::new();
     let (_, honest) = store.put_new(&key("honest"), pattern(10, 1)).await.unwrap();
-    store.lie("x", Some(Evidence { bytes: 11, ..honest }));
-    assert_eq!(upload(&store, &key("x"), &pattern(10, 1)).await.unwrap_err().kind, StoreErrorKind::Corrupt);
+    store.lie(
+        "x",
+        Some(Evidence {
+            bytes: 11,
+            ..honest
+        }),
+    );
+    assert_eq!(
+        upload(&store, &key("x"), &pattern(10, 1))
+            .await
+            .unwrap_err()
+            .kind,
+        StoreErrorKind::Corrupt
+    );
     store.lie("y", None);
-    assert_eq!(store.put_new(&key("y"), pattern(10, 1)).await.unwrap_err().kind, StoreErrorKind::Corrupt);
+    assert_eq!(
+        store
+            .put_new(&key("y"), pattern(10, 1))
+            .await
+            .unwrap_err()
+            .kind,
+        StoreErrorKind::Corrupt
+    );
 }
 
 #[tokio::test]
@@ -119,22 +183,36 @@ async fn tiers_are_as_configured() {
     ] {
         let store = MemoryStore::with_tier(MemoryStore::new().traits().clone(), tier);
         let (_, evidence) = store.put_new(&key("x"), pattern(10, 1)).await.unwrap();
-        let found = (evidence.tier, evidence.checksum.is_some(), evidence.version_id.is_some());
+        let found = (
+            evidence.tier,
+            evidence.checksum.is_some(),
+            evidence.version_id.is_some(),
+        );
         assert_eq!(found, (tier, checksum, version));
     }
 }
 
 #[tokio::test]
 async fn stores_without_parts_take_spooled_objects_only() {
-    let traits = StoreTraits { needs: UploadNeeds::ExactLength, ..MemoryStore::new().traits().clone() };
+    let traits = StoreTraits {
+        needs: UploadNeeds::ExactLength,
+        ..MemoryStore::new().traits().clone()
+    };
     let store = MemoryStore::with_traits(traits);
-    assert_eq!(store.create(&key("x")).await.err().unwrap().kind, StoreErrorKind::Unsupported);
+    assert_eq!(
+        store.create(&key("x")).await.err().unwrap().kind,
+        StoreErrorKind::Unsupported
+    );
 
     let dir = TempDir::new().unwrap();
     let spool = Spool::new(Arc::new(store.clone()), dir.path().to_owned());
     let mut writer = spool.create(&key("x")).await.unwrap();
     writer.put_part(pattern(10, 1)).await.unwrap();
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a crash leaves no file");
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "a crash leaves no file"
+    );
     assert_eq!(store.keys(), [""; 0]);
     writer.finish().await.unwrap();
     assert_eq!(store.object("x"), Some(pattern(10, 1)));
@@ -142,5 +220,8 @@ async fn stores_without_parts_take_spooled_objects_only() {
     let spool = Spool::new(Arc::new(store), dir.path().join("none"));
     let error = spool.create(&key("y")).await.err().unwrap();
     assert_eq!(error.kind, StoreErrorKind::Invalid);
-    assert!(format!("{error:?}").contains("none"), "the folder is named: {error:?}");
+    assert!(
+        format!("{error:?}").contains("none"),
+        "the folder is named: {error:?}"
+    );
 }

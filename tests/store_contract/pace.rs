@@ -17,8 +17,13 @@ const RIGHTS: &str = "listBuckets listFiles readFiles writeFiles deleteFiles";
 async fn all_uploads_together_keep_to_the_limit_and_can_be_sent_again() {
     let sim = B2Sim::start();
     let limiter = Some(Arc::new(Limiter::new(400_000, || Some(400_000))));
-    let stores = ["one", "two"]
-        .map(|prefix| connect(B2Settings { prefix: prefix.to_owned(), limiter: limiter.clone(), ..sim.settings() }));
+    let stores = ["one", "two"].map(|prefix| {
+        connect(B2Settings {
+            prefix: prefix.to_owned(),
+            limiter: limiter.clone(),
+            ..sim.settings()
+        })
+    });
     sim.fail("b2_upload_part", 1, 2, Fault::Reset);
     sim.fail("b2_upload_file", 0, 1, Fault::Status(503, "busy"));
     let (large, small) = (pattern(5 * PART + 1, 1), pattern(PART, 2));
@@ -29,12 +34,23 @@ async fn all_uploads_together_keep_to_the_limit_and_can_be_sent_again() {
     };
     join_all([put(&stores[0], "x", &large), put(&stores[1], "x", &large)]).await;
     put(&stores[0], "y", &small).await;
-    // 721 kB go at least, and a bit of what came twice: 1.8 s; the last piece may go at once, and some is made good.
+    // 721 kB go at least, and a bit of what came twice: 1.8 s; the last piece may go at once, and
+    // some is made good.
     let took = begun.elapsed();
-    println!("    2 x {} and {} bytes at 400 kB/s: {took:?}", large.len(), small.len());
-    assert!((Duration::from_millis(1600)..Duration::from_secs(30)).contains(&took), "{took:?}");
+    println!(
+        "    2 x {} and {} bytes at 400 kB/s: {took:?}",
+        large.len(),
+        small.len()
+    );
+    assert!(
+        (Duration::from_millis(1600)..Duration::from_secs(30)).contains(&took),
+        "{took:?}"
+    );
     for store in &stores {
-        assert!(store.get(&key("x"), None, 1 << 30).await.unwrap() == large, "other bytes came");
+        assert!(
+            store.get(&key("x"), None, 1 << 30).await.unwrap() == large,
+            "other bytes came"
+        );
     }
     assert_eq!(sim.failures_left(), 0);
 }
@@ -45,7 +61,13 @@ async fn time_limits_follow_the_limit_of_speed() {
     // A part takes 6.5 s then, and without the limit of speed an attempt might take 3.
     let limiter = Some(Arc::new(Limiter::new(10_000, || Some(10_000))));
     let (rate_bytes_min, attempt_slack) = (64 * 1024, Duration::from_secs(2));
-    let store = connect(B2Settings { limiter, rate_bytes_min, attempt_slack, concurrency: 1, ..sim.settings() });
+    let store = connect(B2Settings {
+        limiter,
+        rate_bytes_min,
+        attempt_slack,
+        concurrency: 1,
+        ..sim.settings()
+    });
     let bytes = pattern(PART, 1);
     upload(&store, &key("x"), &bytes).await.unwrap();
     assert_eq!(sim.requests("b2_upload_file"), 1, "one attempt was enough");
@@ -64,7 +86,11 @@ fn store_of(
         let n = counted.fetch_add(1, Ordering::SeqCst) + 1;
         Ok(keys[usize::from(n >= changes_at)].clone())
     });
-    let settings = B2Settings { credentials: Some(old.clone()), renew: Some(renew), ..sim.settings() };
+    let settings = B2Settings {
+        credentials: Some(old.clone()),
+        renew: Some(renew),
+        ..sim.settings()
+    };
     (connect(settings), readings)
 }
 
@@ -80,11 +106,21 @@ async fn an_upload_outlives_its_application_key() {
         if n == 3 {
             sim.remove_key("old");
         }
-        writer.put_part(bytes.slice(n * PART..(n + 1) * PART)).await.unwrap();
+        writer
+            .put_part(bytes.slice(n * PART..(n + 1) * PART))
+            .await
+            .unwrap();
     }
     writer.finish().await.unwrap();
-    assert!(store.get(&key("x"), None, 1 << 30).await.unwrap() == bytes, "other bytes came");
-    assert_eq!(readings.load(Ordering::SeqCst), 1, "it was read when it was refused, and once");
+    assert!(
+        store.get(&key("x"), None, 1 << 30).await.unwrap() == bytes,
+        "other bytes came"
+    );
+    assert_eq!(
+        readings.load(Ordering::SeqCst),
+        1,
+        "it was read when it was refused, and once"
+    );
     assert_eq!(store.unfinished("").await.unwrap(), []);
 }
 
@@ -100,7 +136,10 @@ async fn a_key_with_more_rights_is_found_when_a_call_is_refused() {
     let error = store.put_new(&key("y"), pattern(10, 1)).await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Denied);
     assert_says(&error, &["writeFiles"]);
-    assert!(readings.load(Ordering::SeqCst) <= 2, "it is not read for ever");
+    assert!(
+        readings.load(Ordering::SeqCst) <= 2,
+        "it is not read for ever"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,7 +147,11 @@ async fn a_key_that_is_over_and_stays_so_is_said() {
     let sim = B2Sim::start();
     let old = sim.add_key("old", RIGHTS, &[BUCKET], None);
     for changes in [false, true] {
-        let new = if changes { credentials("another", "K005-wrong-and-secret") } else { old.clone() };
+        let new = if changes {
+            credentials("another", "K005-wrong-and-secret")
+        } else {
+            old.clone()
+        };
         sim.add_key("old", RIGHTS, &[BUCKET], None);
         let (store, _) = store_of(&sim, &old, &new, 1);
         store.list("").await.unwrap();
@@ -138,7 +181,9 @@ impl Captured {
     pub(crate) fn begin() -> Self {
         let captured = Self::default();
         let to = captured.clone();
-        let log = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
+        let log = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false);
         log.with_writer(move || to.clone()).init();
         captured
     }
@@ -157,7 +202,9 @@ async fn no_log_has_a_secret_of_b2_in_it() {
     let (store, _) = store_of(&sim, &old, &wrong, 1);
     sim.fail("b2_upload_part", 1, 1, Fault::Reset);
     sim.fail("b2_upload_file", 0, 1, Fault::Status(503, "busy"));
-    upload(&store, &key("x"), &pattern(3 * PART, 1)).await.unwrap();
+    upload(&store, &key("x"), &pattern(3 * PART, 1))
+        .await
+        .unwrap();
     upload(&store, &key("y"), &pattern(10, 1)).await.unwrap();
     sim.expire_tokens();
     store.get(&key("x"), None, 1 << 30).await.unwrap();
@@ -165,7 +212,10 @@ async fn no_log_has_a_secret_of_b2_in_it() {
     store.list("").await.unwrap_err();
     let text = log.text();
     println!("    {} lines of log", text.lines().count());
-    assert!(text.contains("trying another URL") && text.contains("there is a new one"), "the log is not the log");
+    assert!(
+        text.contains("trying another URL") && text.contains("there is a new one"),
+        "the log is not the log"
+    );
     for secret in [KEY, "K005-wrong-and-secret", "_secret"] {
         let line = text.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret}");

@@ -1,5 +1,5 @@
-//! rclone over a folder and over the simulator of B2: the contract, and what goes wrong when a program is the store. A
-//! script stands before the real rclone and does what a broken one would.
+//! rclone over a folder and over the simulator of B2: the contract, and what goes wrong when a
+//! program is the store. A script stands before the real rclone and does what a broken one would.
 
 use crate::b2::assert_says;
 use crate::b2_sim::{B2Sim, BUCKET, KEY, KEY_ID, SimOptions};
@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use zfs_backup::store::{
-    EvidenceTier, ObjectStore, PutOutcome, RcloneSettings, RcloneStore, Spool, StoreError, StoreErrorKind,
+    EvidenceTier, ObjectStore, PutOutcome, RcloneSettings, RcloneStore, Spool, StoreError,
+    StoreErrorKind,
 };
 
 const PART: usize = 64 * 1024;
@@ -30,14 +31,18 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new(endpoint: &str) -> Self {
-        let host = Self { folder: TempDir::new().unwrap() };
+        let host = Self {
+            folder: TempDir::new().unwrap(),
+        };
         let conf = format!(
             "[disk]\ntype = local\n\n[b2sim]\ntype = b2\naccount = {KEY_ID}\nkey = {KEY}\nendpoint = {endpoint}\n\
              chunk_size = 5Mi\nupload_cutoff = 5Mi\n"
         );
         fs::write(host.path("rclone.conf"), conf).unwrap();
         fs::set_permissions(host.path("rclone.conf"), fs::Permissions::from_mode(0o600)).unwrap();
-        ["objects", "spool"].iter().for_each(|name| fs::create_dir(host.path(name)).unwrap());
+        ["objects", "spool"]
+            .iter()
+            .for_each(|name| fs::create_dir(host.path(name)).unwrap());
         host
     }
 
@@ -58,7 +63,11 @@ impl Host {
     }
 
     fn b2(&self) -> RcloneSettings {
-        RcloneSettings { remote: "b2sim".to_owned(), path: format!("{BUCKET}/nas/1"), ..self.disk() }
+        RcloneSettings {
+            remote: "b2sim".to_owned(),
+            path: format!("{BUCKET}/nas/1"),
+            ..self.disk()
+        }
     }
 
     async fn open(&self, settings: RcloneSettings) -> Spool {
@@ -66,7 +75,8 @@ impl Host {
         Spool::new(Arc::new(store), self.path("spool"))
     }
 
-    /// The settings with a script for rclone, which has the real one in `$real`. What it is given goes to a file.
+    /// The settings with a script for rclone, which has the real one in `$real`. What it is given
+    /// goes to a file.
     fn with_script(&self, settings: RcloneSettings, script: &str) -> RcloneSettings {
         let (program, real) = (self.path("rclone.sh"), real_rclone());
         let text = format!(
@@ -74,11 +84,15 @@ impl Host {
             real.display(),
             self.path("arguments").display()
         );
-        // Renamed into place: a file that is open for writing cannot be run, and other tests fork at any time.
+        // Renamed into place: a file that is open for writing cannot be run, and other tests fork
+        // at any time.
         fs::write(self.path("rclone.new"), text).unwrap();
         fs::set_permissions(self.path("rclone.new"), fs::Permissions::from_mode(0o700)).unwrap();
         fs::rename(self.path("rclone.new"), &program).unwrap();
-        RcloneSettings { program, ..settings }
+        RcloneSettings {
+            program,
+            ..settings
+        }
     }
 
     fn arguments(&self) -> String {
@@ -132,47 +146,104 @@ all_contract_cases!(over_b2);
 
 fn sha1_of(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY, bytes);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 async fn refused(settings: RcloneSettings) -> StoreError {
-    RcloneStore::connect(settings).await.err().expect("it should be refused")
+    RcloneStore::connect(settings)
+        .await
+        .err()
+        .expect("it should be refused")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn evidence_is_the_hash_that_the_remote_has() {
-    let sim = B2Sim::start_with(SimOptions { part_bytes_min: 5_000_000, ..SimOptions::default() });
+    let sim = B2Sim::start_with(SimOptions {
+        part_bytes_min: 5_000_000,
+        ..SimOptions::default()
+    });
     let host = Host::new(&sim.endpoint());
     for settings in [host.disk(), host.b2()] {
-        let store = host.open(RcloneSettings { part_bytes: 3 << 20, ..settings }).await;
+        let store = host
+            .open(RcloneSettings {
+                part_bytes: 3 << 20,
+                ..settings
+            })
+            .await;
         for len in [0, 1000, 12_000_000] {
             let (name, bytes) = (key(&format!("tank/@a/n{len}")), pattern(len, 1));
             let evidence = upload(&store, &name, &bytes).await.unwrap();
-            assert_eq!((evidence.tier, evidence.bytes), (EvidenceTier::Sha1, len as u64));
-            assert_eq!(evidence.checksum, Some(sha1_of(&bytes)), "{len} bytes in {}", store.url());
+            assert_eq!(
+                (evidence.tier, evidence.bytes),
+                (EvidenceTier::Sha1, len as u64)
+            );
+            assert_eq!(
+                evidence.checksum,
+                Some(sha1_of(&bytes)),
+                "{len} bytes in {}",
+                store.url()
+            );
             assert_eq!(store.head(&name).await.unwrap().as_ref(), Some(&evidence));
-            assert!(store.get(&name, Some(0..len as u64), u64::MAX).await.unwrap() == bytes);
+            assert!(
+                store
+                    .get(&name, Some(0..len as u64), u64::MAX)
+                    .await
+                    .unwrap()
+                    == bytes
+            );
         }
         let known = store.evidence_under("tank/@").await.unwrap().unwrap();
         assert_eq!(known.len(), 3);
-        assert_eq!(known["tank/@a/n1000"].checksum, Some(sha1_of(&pattern(1000, 1))));
+        assert_eq!(
+            known["tank/@a/n1000"].checksum,
+            Some(sha1_of(&pattern(1000, 1)))
+        );
     }
-    assert!(sim.versions().iter().all(|(name, ..)| name.starts_with("nas/1/tank/@a/")), "{:?}", sim.versions());
+    assert!(
+        sim.versions()
+            .iter()
+            .all(|(name, ..)| name.starts_with("nas/1/tank/@a/")),
+        "{:?}",
+        sim.versions()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_keys_on_many_pages_are_listed_and_known() {
-    let sim = B2Sim::start_with(SimOptions { page_max: 100, ..SimOptions::default() });
+    let sim = B2Sim::start_with(SimOptions {
+        page_max: 100,
+        ..SimOptions::default()
+    });
     let names: Vec<String> = (0..1010).map(|n| format!("tank/@a/{n:08}")).collect();
-    names.iter().for_each(|name| sim.plant(&format!("nas/1/{name}"), b"x"));
+    names
+        .iter()
+        .for_each(|name| sim.plant(&format!("nas/1/{name}"), b"x"));
     let host = Host::new(&sim.endpoint());
     let store = host.open(host.b2()).await;
-    let listed: Vec<String> = store.list("tank/@").await.unwrap().into_iter().map(|object| object.key).collect();
+    let listed: Vec<String> = store
+        .list("tank/@")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|object| object.key)
+        .collect();
     assert_eq!(listed, names);
     sim.forget_requests();
     let known = store.evidence_under("tank/@a/").await.unwrap().unwrap();
-    assert!(known.into_keys().eq(names), "other names than in the listing");
-    assert_eq!(sim.requests("b2_get_file_info"), 0, "no object is asked for by itself: {:?}", sim.tally());
+    assert!(
+        known.into_keys().eq(names),
+        "other names than in the listing"
+    );
+    assert_eq!(
+        sim.requests("b2_get_file_info"),
+        0,
+        "no object is asked for by itself: {:?}",
+        sim.tally()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,10 +251,26 @@ async fn a_place_that_is_not_there_is_an_error_and_never_made() {
     let sim = B2Sim::start();
     let host = Host::new(&sim.endpoint());
     let gone = host.path("not-mounted").display().to_string();
-    let error = refused(RcloneSettings { path: gone, ..host.disk() }).await;
+    let error = refused(RcloneSettings {
+        path: gone,
+        ..host.disk()
+    })
+    .await;
     assert_eq!(error.kind, StoreErrorKind::NotFound);
-    assert_says(&error, &["look into rclone:disk:", "not-mounted", "directory not found", "rclone mkdir"]);
-    let error = refused(RcloneSettings { path: "nobucket/x".to_owned(), ..host.b2() }).await;
+    assert_says(
+        &error,
+        &[
+            "look into rclone:disk:",
+            "not-mounted",
+            "directory not found",
+            "rclone mkdir",
+        ],
+    );
+    let error = refused(RcloneSettings {
+        path: "nobucket/x".to_owned(),
+        ..host.b2()
+    })
+    .await;
     assert_says(&error, &["rclone:b2sim:nobucket/x", "rclone mkdir"]);
     assert_eq!(error.kind, StoreErrorKind::NotFound);
 
@@ -210,8 +297,16 @@ async fn a_place_that_is_not_there_is_an_error_and_never_made() {
     assert!(!host.path("objects").exists(), "nothing was made there");
     fs::rename(host.path("aside"), host.path("objects")).unwrap();
     assert_eq!(store.list("").await.unwrap().len(), 1);
-    assert_eq!(store.list("none/@").await.unwrap(), [], "a folder that is not there is empty");
-    assert_eq!(store.list("tank/@a/x/").await.unwrap(), [], "a file is no folder");
+    assert_eq!(
+        store.list("none/@").await.unwrap(),
+        [],
+        "a folder that is not there is empty"
+    );
+    assert_eq!(
+        store.list("tank/@a/x/").await.unwrap(),
+        [],
+        "a file is no folder"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,25 +315,73 @@ async fn what_cannot_work_is_said_before_anything_is_done() {
     let old = "[ \"$1\" = version ] && { echo 'rclone v1.60.1-DEV'; exit 0; }";
     let error = refused(host.with_script(host.disk(), old)).await;
     assert_eq!(error.kind, StoreErrorKind::Unsupported);
-    assert_says(&error, &["rclone v1.60.1-DEV", "1.75.2 or later", "cut short", "hint: install a newer rclone"]);
-    let error = refused(RcloneSettings { program: "/no/such/rclone".into(), ..host.disk() }).await;
+    assert_says(
+        &error,
+        &[
+            "rclone v1.60.1-DEV",
+            "1.75.2 or later",
+            "cut short",
+            "hint: install a newer rclone",
+        ],
+    );
+    let error = refused(RcloneSettings {
+        program: "/no/such/rclone".into(),
+        ..host.disk()
+    })
+    .await;
     assert_says(&error, &["no program \"/no/such/rclone\""]);
-    let error = refused(RcloneSettings { remote: "gdrive".to_owned(), ..host.disk() }).await;
-    assert_says(&error, &["didn't find section in config file", "listremotes"]);
-    let error = refused(RcloneSettings { args: vec!["--include=x".to_owned()], ..host.disk() }).await;
+    let error = refused(RcloneSettings {
+        remote: "gdrive".to_owned(),
+        ..host.disk()
+    })
+    .await;
+    assert_says(
+        &error,
+        &["didn't find section in config file", "listremotes"],
+    );
+    let error = refused(RcloneSettings {
+        args: vec!["--include=x".to_owned()],
+        ..host.disk()
+    })
+    .await;
     assert_says(&error, &["--include could hide objects"]);
-    let error = refused(RcloneSettings { args: vec!["--no-such-flag".to_owned()], ..host.disk() }).await;
+    let error = refused(RcloneSettings {
+        args: vec!["--no-such-flag".to_owned()],
+        ..host.disk()
+    })
+    .await;
     assert_says(&error, &["unknown flag"]);
     assert_eq!(error.kind, StoreErrorKind::Invalid);
 }
 
-/// What a broken rclone makes of `copyto`: what it does, the kind of error that follows, and words of it.
+/// What a broken rclone makes of `copyto`: what it does, the kind of error that follows, and words
+/// of it.
 const BROKEN_COPIES: [(&str, StoreErrorKind, &str); 6] = [
-    ("exit 0", StoreErrorKind::Corrupt, "but the store has nothing; rclone reported success"),
-    ("head -c 700 /proc/self/fd/0 >\"$target\"; exit 0", StoreErrorKind::Corrupt, "the store has 700 bytes"),
-    ("head -c 1000 /dev/zero >\"$target\"; exit 0", StoreErrorKind::Corrupt, "the store has 1000 bytes with hash"),
-    ("kill -9 $$", StoreErrorKind::Unavailable, "rclone died of signal: 9"),
-    ("head -c 700 /proc/self/fd/0 >\"$target\"; kill -9 $$", StoreErrorKind::Corrupt, "rclone died of signal: 9"),
+    (
+        "exit 0",
+        StoreErrorKind::Corrupt,
+        "but the store has nothing; rclone reported success",
+    ),
+    (
+        "head -c 700 /proc/self/fd/0 >\"$target\"; exit 0",
+        StoreErrorKind::Corrupt,
+        "the store has 700 bytes",
+    ),
+    (
+        "head -c 1000 /dev/zero >\"$target\"; exit 0",
+        StoreErrorKind::Corrupt,
+        "the store has 1000 bytes with hash",
+    ),
+    (
+        "kill -9 $$",
+        StoreErrorKind::Unavailable,
+        "rclone died of signal: 9",
+    ),
+    (
+        "head -c 700 /proc/self/fd/0 >\"$target\"; kill -9 $$",
+        StoreErrorKind::Corrupt,
+        "rclone died of signal: 9",
+    ),
     (
         "echo '{\"level\":\"error\",\"msg\":\"no space left on device\"}' >&2; exit 1",
         StoreErrorKind::Full,
@@ -250,13 +393,17 @@ const BROKEN_COPIES: [(&str, StoreErrorKind, &str); 6] = [
 async fn no_word_of_rclone_makes_an_object() {
     for (script, kind, words) in BROKEN_COPIES {
         let host = Host::new("http://127.0.0.1:9");
-        let target = "for last; do :; done; target=${last#disk:}; mkdir -p \"$(dirname \"$target\")\"";
+        let target =
+            "for last; do :; done; target=${last#disk:}; mkdir -p \"$(dirname \"$target\")\"";
         let script = format!("[ \"$1\" = copyto ] && {{ {target}; {script}; }}");
         let store = host.open(host.with_script(host.disk(), &script)).await;
         let (name, bytes) = (key("tank/@a/x"), pattern(1000, 1));
         for error in [
             upload(&store, &name, &bytes).await.unwrap_err(),
-            store.put_new(&key("tank/@a/y"), bytes.clone()).await.unwrap_err(),
+            store
+                .put_new(&key("tank/@a/y"), bytes.clone())
+                .await
+                .unwrap_err(),
         ] {
             assert_eq!(error.kind, kind, "{script}");
             assert_says(&error, &[words]);
@@ -271,8 +418,18 @@ async fn what_arrived_counts_though_rclone_says_it_failed() {
     let store = host.open(host.with_script(host.disk(), script)).await;
     let bytes = pattern(1000, 1);
     upload(&store, &key("tank/@a/x"), &bytes).await.unwrap();
-    assert_eq!(store.put_new(&key("tank/@a/y"), bytes.clone()).await.unwrap().0, PutOutcome::Created);
-    assert_eq!(store.put_new(&key("tank/@a/y"), bytes).await.unwrap().0, PutOutcome::Identical);
+    assert_eq!(
+        store
+            .put_new(&key("tank/@a/y"), bytes.clone())
+            .await
+            .unwrap()
+            .0,
+        PutOutcome::Created
+    );
+    assert_eq!(
+        store.put_new(&key("tank/@a/y"), bytes).await.unwrap().0,
+        PutOutcome::Identical
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,29 +441,64 @@ async fn a_name_that_another_took_in_between_stays_as_it_is() {
     let name = key("tank/@a/x");
     for error in [
         upload(&store, &name, &pattern(5, 1)).await.unwrap_err(),
-        store.put_new(&key("tank/@a/y"), pattern(5, 1)).await.unwrap_err(),
+        store
+            .put_new(&key("tank/@a/y"), pattern(5, 1))
+            .await
+            .unwrap_err(),
     ] {
         assert_eq!(error.kind, StoreErrorKind::AlreadyExists, "{error:?}");
     }
-    assert_eq!(store.put_new(&key("tank/@a/z"), Bytes::from_static(b"other")).await.unwrap().0, PutOutcome::Identical);
+    assert_eq!(
+        store
+            .put_new(&key("tank/@a/z"), Bytes::from_static(b"other"))
+            .await
+            .unwrap()
+            .0,
+        PutOutcome::Identical
+    );
     assert_eq!(store.get(&name, None, 10).await.unwrap().as_ref(), b"other");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_were_cut_are_errors_and_never_less() {
     for (script, words) in [
-        ("[ \"$1 $2\" = 'lsjson -R' ] && { \"$real\" \"$@\" | head -c 60; exit 0; }", "cannot be read"),
-        ("[ \"$1 $2\" = 'lsjson -R' ] && { \"$real\" \"$@\"; exit 5; }", "ended with status 5"),
+        (
+            "[ \"$1 $2\" = 'lsjson -R' ] && { \"$real\" \"$@\" | head -c 60; exit 0; }",
+            "cannot be read",
+        ),
+        (
+            "[ \"$1 $2\" = 'lsjson -R' ] && { \"$real\" \"$@\"; exit 5; }",
+            "ended with status 5",
+        ),
         ("[ \"$1 $2\" = 'lsjson -R' ] && exit 3", ""),
-        ("[ \"$1\" = cat ] && { \"$real\" \"$@\" | head -c 100; exit 0; }", "1000 bytes were asked, 100 came"),
-        ("[ \"$1\" = cat ] && { \"$real\" \"$@\"; echo more; exit 0; }", "printed more than was asked"),
-        ("[ \"$1\" = cat ] && { \"$real\" \"$@\"; exit 1; }", "ended with status 1"),
-        ("[ \"$1 $2\" = 'lsjson --stat' ] && { kill -9 $$; }", "died of signal: 9"),
-        ("[ \"$1\" = deletefile ] && { exit 0; }", "there again after each deletion"),
+        (
+            "[ \"$1\" = cat ] && { \"$real\" \"$@\" | head -c 100; exit 0; }",
+            "1000 bytes were asked, 100 came",
+        ),
+        (
+            "[ \"$1\" = cat ] && { \"$real\" \"$@\"; echo more; exit 0; }",
+            "printed more than was asked",
+        ),
+        (
+            "[ \"$1\" = cat ] && { \"$real\" \"$@\"; exit 1; }",
+            "ended with status 1",
+        ),
+        (
+            "[ \"$1 $2\" = 'lsjson --stat' ] && { kill -9 $$; }",
+            "died of signal: 9",
+        ),
+        (
+            "[ \"$1\" = deletefile ] && { exit 0; }",
+            "there again after each deletion",
+        ),
     ] {
         let host = Host::new("http://127.0.0.1:9");
         let (name, bytes) = (key("tank/@a/x"), pattern(1000, 1));
-        host.open(host.disk()).await.put_new(&name, bytes.clone()).await.unwrap();
+        host.open(host.disk())
+            .await
+            .put_new(&name, bytes.clone())
+            .await
+            .unwrap();
         let store = host.open(host.with_script(host.disk(), script)).await;
         let listed = store.list("tank/@").await;
         let got = store.get(&name, Some(0..1000), 1000).await;
@@ -314,7 +506,11 @@ async fn answers_that_were_cut_are_errors_and_never_less() {
             // Only rclone's own word means that a folder is not there; that word is believed.
             _ if words.is_empty() => {
                 assert_eq!(listed.unwrap(), [], "{script}");
-                assert_eq!(store.list("").await.unwrap_err().kind, StoreErrorKind::NotFound, "but the place is there");
+                assert_eq!(
+                    store.list("").await.unwrap_err().kind,
+                    StoreErrorKind::NotFound,
+                    "but the place is there"
+                );
                 continue;
             }
             _ if script.contains("'lsjson -R'") => listed.unwrap_err(),
@@ -330,17 +526,26 @@ async fn answers_that_were_cut_are_errors_and_never_less() {
 async fn files_that_a_killed_rclone_left_are_unfinished_uploads() {
     let host = Host::new("http://127.0.0.1:9");
     let store = host.open(host.disk()).await;
-    store.put_new(&key("tank/@a/x"), pattern(10, 1)).await.unwrap();
+    store
+        .put_new(&key("tank/@a/x"), pattern(10, 1))
+        .await
+        .unwrap();
     let left = host.path("objects/tank/@a/y.zfs.age.0a1b2c3d.zb-partial");
     fs::write(&left, b"half").unwrap();
     assert_eq!(store.list("").await.unwrap().len(), 1);
     assert_eq!(store.evidence_under("").await.unwrap().unwrap().len(), 1);
     let unfinished = store.unfinished("tank/@").await.unwrap();
-    assert_eq!((unfinished.len(), unfinished[0].key.as_str()), (1, "tank/@a/y.zfs.age"));
+    assert_eq!(
+        (unfinished.len(), unfinished[0].key.as_str()),
+        (1, "tank/@a/y.zfs.age")
+    );
     assert!(unfinished[0].started_at.is_some());
     let mut wrong = unfinished[0].clone();
     wrong.upload_id = "tank/@a/x".to_owned();
-    assert_eq!(store.abort_unfinished(&wrong).await.unwrap_err().kind, StoreErrorKind::Invalid);
+    assert_eq!(
+        store.abort_unfinished(&wrong).await.unwrap_err().kind,
+        StoreErrorKind::Invalid
+    );
     for _ in 0..2 {
         store.abort_unfinished(&unfinished[0]).await.unwrap();
     }
@@ -351,8 +556,11 @@ async fn files_that_a_killed_rclone_left_are_unfinished_uploads() {
 async fn a_put_that_nobody_waits_for_is_stopped() {
     let host = Host::new("http://127.0.0.1:9");
     let (begun, ended) = (host.path("begun"), host.path("ended"));
-    let script =
-        format!("[ \"$1\" = copyto ] && {{ touch '{}'; sleep 3; touch '{}'; }}", begun.display(), ended.display());
+    let script = format!(
+        "[ \"$1\" = copyto ] && {{ touch '{}'; sleep 3; touch '{}'; }}",
+        begun.display(),
+        ended.display()
+    );
     let store = host.open(host.with_script(host.disk(), &script)).await;
     let put = tokio::spawn(async move { store.put_new(&key("tank/@a/x"), pattern(10, 1)).await });
     let since = Instant::now();
@@ -370,7 +578,11 @@ async fn rclone_gets_what_it_needs_and_no_secret() {
     let sim = B2Sim::start();
     let host = Host::new(&sim.endpoint());
     let args = vec!["--fast-list".to_owned()];
-    let settings = RcloneSettings { bwlimit: Some("8M".to_owned()), args, ..host.b2() };
+    let settings = RcloneSettings {
+        bwlimit: Some("8M".to_owned()),
+        args,
+        ..host.b2()
+    };
     let store = host.open(host.with_script(settings, "")).await;
     let (name, bytes) = (key("tank/my data/@a b/x"), pattern(1000, 1));
     upload(&store, &name, &bytes).await.unwrap();
@@ -381,10 +593,19 @@ async fn rclone_gets_what_it_needs_and_no_secret() {
     println!("{arguments}");
     let conf = format!("--config={}", host.path("rclone.conf").display());
     for line in arguments.lines() {
-        for part in [conf.as_str(), "--use-json-log", "--ask-password=false", "--bwlimit=8M", "--fast-list"] {
+        for part in [
+            conf.as_str(),
+            "--use-json-log",
+            "--ask-password=false",
+            "--bwlimit=8M",
+            "--fast-list",
+        ] {
             assert!(line.contains(part), "{part:?} is missing in: {line}");
         }
-        assert!(!line.contains(KEY) && !line.contains(KEY_ID), "a secret: {line}");
+        assert!(
+            !line.contains(KEY) && !line.contains(KEY_ID),
+            "a secret: {line}"
+        );
     }
     assert!(arguments.contains("copyto --copy-links --ignore-existing --error-on-no-transfer"));
     assert!(arguments.contains("b2sim:contract/nas/1/tank/my data/@a b/x"));
@@ -394,7 +615,9 @@ async fn rclone_gets_what_it_needs_and_no_secret() {
 async fn a_key_that_b2_refuses_is_said_without_the_key() {
     let sim = B2Sim::start();
     let host = Host::new(&sim.endpoint());
-    let conf = fs::read_to_string(host.path("rclone.conf")).unwrap().replace(KEY, "K005-wrong-and-secret");
+    let conf = fs::read_to_string(host.path("rclone.conf"))
+        .unwrap()
+        .replace(KEY, "K005-wrong-and-secret");
     fs::write(host.path("rclone.conf"), conf).unwrap();
     let error = refused(host.b2()).await;
     assert_eq!(error.kind, StoreErrorKind::Denied, "{error:?}");
@@ -410,7 +633,13 @@ async fn versions_that_come_up_are_deleted_too() {
     let store = host.open(host.b2()).await;
     store.delete(&key("tank/@a/x")).await.unwrap();
     assert_eq!(store.head(&key("tank/@a/x")).await.unwrap(), None);
-    assert!(!sim.versions().iter().any(|(_, action, _)| action == "upload"), "{:?}", sim.versions());
+    assert!(
+        !sim.versions()
+            .iter()
+            .any(|(_, action, _)| action == "upload"),
+        "{:?}",
+        sim.versions()
+    );
 }
 
 /// For the test of the program.

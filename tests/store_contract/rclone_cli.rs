@@ -14,11 +14,18 @@ const PASSPHRASE: &str = "frozen for ever in version one";
 fn zb(host: &Host, arguments: &[&str]) -> Output {
     let path = env::var("PATH").unwrap_or_default();
     let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
-    command.args(arguments).env("PATH", format!("{}:{path}", folder_of_rclone().display()));
+    command
+        .args(arguments)
+        .env("PATH", format!("{}:{path}", folder_of_rclone().display()));
     // Things that a person's environment may have, and that must change nothing.
-    command.env("RCLONE_CONFIG", host.path("rclone.conf")).env("RCLONE_DRY_RUN", "true");
+    command
+        .env("RCLONE_CONFIG", host.path("rclone.conf"))
+        .env("RCLONE_DRY_RUN", "true");
     command.env("RCLONE_INCLUDE", "*.nothing");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let _ = child.stdin.take().unwrap().write_all(PASSPHRASE.as_bytes());
     child.wait_with_output().unwrap()
@@ -57,19 +64,52 @@ fn a_backup_goes_through_rclone_and_comes_back() {
     let archive = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/v1");
     copy_tree(&archive.join("none"), &host.path("intermediate"));
     let config = configure(&host, "");
-    check(&zb(&host, &["-c", &config, "config", "check"]), 0, &["SHA-1 or MD5 that rclone shows"]);
-    check(&zb(&host, &["-c", &config, "upload-intermediate-to-remote"]), 0, &["frozen/data"]);
-    check(&zb(&host, &["-c", &config, "upload-intermediate-to-remote"]), 0, &[]);
-    check(&zb(&host, &["-c", &config, "verify-checksums"]), 0, &["0 damaged", "SHA-1"]);
-    check(&zb(&host, &["-c", &config, "verify-checksums", "--read-data"]), 0, &["0 damaged"]);
+    check(
+        &zb(&host, &["-c", &config, "config", "check"]),
+        0,
+        &["SHA-1 or MD5 that rclone shows"],
+    );
+    check(
+        &zb(&host, &["-c", &config, "upload-intermediate-to-remote"]),
+        0,
+        &["frozen/data"],
+    );
+    check(
+        &zb(&host, &["-c", &config, "upload-intermediate-to-remote"]),
+        0,
+        &[],
+    );
+    check(
+        &zb(&host, &["-c", &config, "verify-checksums"]),
+        0,
+        &["0 damaged", "SHA-1"],
+    );
+    check(
+        &zb(&host, &["-c", &config, "verify-checksums", "--read-data"]),
+        0,
+        &["0 damaged"],
+    );
     let place = format!("rclone:disk:{}", host.path("objects").display());
     for arguments in [vec!["-c", &config], vec![]] {
-        let more: &[&str] = if arguments.is_empty() { &["--remote", &place] } else { &[] };
-        let restore = [&arguments[..], &["restore", "frozen/data"], more, &["--stdout"]].concat();
+        let more: &[&str] = if arguments.is_empty() {
+            &["--remote", &place]
+        } else {
+            &[]
+        };
+        let restore = [
+            &arguments[..],
+            &["restore", "frozen/data"],
+            more,
+            &["--stdout"],
+        ]
+        .concat();
         let restored = zb(&host, &restore);
         check(&restored, 0, &[]);
         let expected = fs::read_to_string(archive.join("stream.b3")).unwrap();
-        assert_eq!(blake3::hash(&restored.stdout).to_hex().as_str(), expected.trim());
+        assert_eq!(
+            blake3::hash(&restored.stdout).to_hex().as_str(),
+            expected.trim()
+        );
     }
     // A byte changes at the provider: the hash of the remote tells it, without downloading.
     let chunk = glob(&host.path("objects"), ".zfs.age").swap_remove(0);
@@ -77,14 +117,25 @@ fn a_backup_goes_through_rclone_and_comes_back() {
     let mut changed = whole.clone();
     changed[100] ^= 1;
     fs::write(&chunk, &changed).unwrap();
-    check(&zb(&host, &["-c", &config, "verify-checksums"]), 4, &["DAMAGED", "1 DAMAGED"]);
+    check(
+        &zb(&host, &["-c", &config, "verify-checksums"]),
+        4,
+        &["DAMAGED", "1 DAMAGED"],
+    );
     fs::write(&chunk, whole).unwrap();
-    check(&zb(&host, &["-c", &config, "verify-checksums"]), 0, &["0 damaged"]);
+    check(
+        &zb(&host, &["-c", &config, "verify-checksums"]),
+        0,
+        &["0 damaged"],
+    );
 }
 
 fn glob(folder: &Path, suffix: &str) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+    for entry in fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
         match entry.is_dir() {
             true => found.extend(glob(&entry, suffix)),
             false if entry.to_string_lossy().ends_with(suffix) => found.push(entry),

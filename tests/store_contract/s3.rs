@@ -1,5 +1,5 @@
-//! The contract and the failures of every day, against a real S3 server. One test, so that one server serves all
-//! cases; each case that fails is reported by its name.
+//! The contract and the failures of every day, against a real S3 server. One test, so that one
+//! server serves all cases; each case that fails is reported by its name.
 
 mod broken;
 mod lock;
@@ -18,28 +18,36 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zfs_backup::store::{ObjectStore, S3Checksum, S3Credentials, S3Settings, S3Store, StoreError, StoreErrorKind};
+use zfs_backup::store::{
+    ObjectStore, S3Checksum, S3Credentials, S3Settings, S3Store, StoreError, StoreErrorKind,
+};
 
 use broken::{
     bodies_that_break_off_are_fetched_again, false_words_of_the_store_are_found_out,
-    lasting_failure_of_the_last_part_leaves_nothing, lost_replies_are_found_out, pages_that_never_end_are_an_error,
-    passing_failures_are_ridden_out, rclone_serve_is_recognised, stores_that_hide_checksums_give_weaker_evidence,
+    lasting_failure_of_the_last_part_leaves_nothing, lost_replies_are_found_out,
+    pages_that_never_end_are_an_error, passing_failures_are_ridden_out, rclone_serve_is_recognised,
+    stores_that_hide_checksums_give_weaker_evidence,
     stores_without_conditions_are_spoken_to_without,
 };
 use lock::{a_lock_that_is_not_shown_is_none, objects_are_locked_and_locked_on};
 use probe::{
-    a_probe_that_fails_leaves_nothing_behind, behaviour_follows_the_probe_and_a_contradiction_is_heard,
-    the_bucket_says_its_rules_or_that_it_would_not, the_bucket_says_who_may_read_it_or_that_it_would_not,
+    a_probe_that_fails_leaves_nothing_behind,
+    behaviour_follows_the_probe_and_a_contradiction_is_heard,
+    the_bucket_says_its_rules_or_that_it_would_not,
+    the_bucket_says_who_may_read_it_or_that_it_would_not,
     the_probe_finds_out_what_a_server_does_not_do, the_probe_tells_what_a_good_server_does,
     what_refuses_replacing_is_not_asked_first,
 };
 use scripted::{
-    a_part_that_is_echoed_otherwise_ends_the_upload, another_region_and_an_expired_session_say_what_to_do,
-    silence_in_the_middle_of_an_upload_is_waited_out_or_given_up, success_with_an_error_in_it_is_none,
+    a_part_that_is_echoed_otherwise_ends_the_upload,
+    another_region_and_an_expired_session_say_what_to_do,
+    silence_in_the_middle_of_an_upload_is_waited_out_or_given_up,
+    success_with_an_error_in_it_is_none,
 };
 
 use renewal::{
-    a_session_that_is_over_is_renewed_or_said, keys_are_read_again_when_they_are_refused, uploads_keep_to_the_limit,
+    a_session_that_is_over_is_renewed_or_said, keys_are_read_again_when_they_are_refused,
+    uploads_keep_to_the_limit,
 };
 
 const CASES_AT_ONCE: usize = 6;
@@ -71,7 +79,10 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
     let mut cases: Vec<(&str, CaseFuture)> = Vec::new();
     let contract_cases: Vec<ContractCase> = contract::all_contract_cases!(contract_list);
     for (name, case) in contract_cases {
-        let settings = S3Settings { prefix: format!("all/{name}"), ..weed.settings(BUCKET) };
+        let settings = S3Settings {
+            prefix: format!("all/{name}"),
+            ..weed.settings(BUCKET)
+        };
         cases.push((name, case(connect(settings).await)));
     }
     cases.extend(own_cases! { &weed,
@@ -111,8 +122,13 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         silent_server_is_given_up
     });
     // Many of them wait for time limits and pauses: side by side that costs nothing.
-    let ended = stream::iter(cases).map(|(name, case)| run(name, case)).buffer_unordered(CASES_AT_ONCE);
-    let failures: Vec<&str> = ended.filter_map(|failed| async move { failed }).collect().await;
+    let ended = stream::iter(cases)
+        .map(|(name, case)| run(name, case))
+        .buffer_unordered(CASES_AT_ONCE);
+    let failures: Vec<&str> = ended
+        .filter_map(|failed| async move { failed })
+        .collect()
+        .await;
     assert!(failures.is_empty(), "failed: {failures:?}");
 }
 
@@ -121,18 +137,38 @@ async fn missing_credentials_are_said_at_once_with_where_they_were_looked_for() 
     let profile = Some("zfs-backup-no-such-profile".to_owned());
     let region = Some("eu-west-1".to_owned());
     let begun = Instant::now();
-    let settings = S3Settings { bucket: BUCKET.to_owned(), profile, region, ..S3Settings::default() };
+    let settings = S3Settings {
+        bucket: BUCKET.to_owned(),
+        profile,
+        region,
+        ..S3Settings::default()
+    };
     let error = S3Store::connect(settings).await.err().unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(3), "nobody waits for a metadata service: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "nobody waits for a metadata service: {:?}",
+        begun.elapsed()
+    );
     assert_eq!(error.kind, StoreErrorKind::Denied);
-    assert_says(&error, &["find credentials", "zfs-backup-no-such-profile", "~/.aws/credentials"]);
+    assert_says(
+        &error,
+        &[
+            "find credentials",
+            "zfs-backup-no-such-profile",
+            "~/.aws/credentials",
+        ],
+    );
 }
 
 /// Runs a case; returns its name if it failed.
 async fn run(name: &'static str, case: CaseFuture) -> Option<&'static str> {
     let begun = Instant::now();
     let ended = tokio::spawn(case).await;
-    println!("{name}: {} in {:.1?}", if ended.is_ok() { "ok" } else { "FAILED" }, begun.elapsed());
+    println!(
+        "{name}: {} in {:.1?}",
+        if ended.is_ok() { "ok" } else { "FAILED" },
+        begun.elapsed()
+    );
     ended.is_err().then_some(name)
 }
 
@@ -141,7 +177,11 @@ async fn connect(settings: S3Settings) -> S3Store {
 }
 
 async fn connect_by(proxy: &Proxy, settings: S3Settings) -> S3Store {
-    connect(S3Settings { endpoint: Some(proxy.endpoint()), ..settings }).await
+    connect(S3Settings {
+        endpoint: Some(proxy.endpoint()),
+        ..settings
+    })
+    .await
 }
 
 /// The whole story as a person would see it.
@@ -173,13 +213,23 @@ async fn evidence_is_as_strong_as_the_checksum(_: Arc<Weed>, settings: S3Setting
     for checksum in S3Checksum::ALL {
         let tier = checksum.tier();
         let prefix = format!("{}/{tier:?}", settings.prefix);
-        let store = connect(S3Settings { checksum, prefix, ..settings.clone() }).await;
+        let store = connect(S3Settings {
+            checksum,
+            prefix,
+            ..settings.clone()
+        })
+        .await;
         if checksum != S3Checksum::default() {
             contract::large_objects_of_every_shape_come_back(&store).await;
         }
-        let large = upload(&store, &key("tank/@a/large"), &pattern(2 * PART + 9, 1)).await.unwrap();
+        let large = upload(&store, &key("tank/@a/large"), &pattern(2 * PART + 9, 1))
+            .await
+            .unwrap();
         assert_eq!((large.tier, large.part_bytes), (tier, Some(PART as u64)));
-        let (_, small) = store.put_new(&key("tank/@a/small"), pattern(10, 1)).await.unwrap();
+        let (_, small) = store
+            .put_new(&key("tank/@a/small"), pattern(10, 1))
+            .await
+            .unwrap();
         assert_eq!((small.tier, small.part_bytes), (tier, None));
         assert!(small.checksum.is_some() && small.etag.is_some_and(|etag| !etag.contains('"')));
     }
@@ -189,7 +239,13 @@ async fn folders_and_neighbours_of_the_prefix_are_not_ours(weed: Arc<Weed>, sett
     let client = weed.client();
     for name in ["/", "-other/x", "x"] {
         let name = format!("{}{name}", settings.prefix);
-        client.put_object().bucket(BUCKET).key(name).send().await.unwrap();
+        client
+            .put_object()
+            .bucket(BUCKET)
+            .key(name)
+            .send()
+            .await
+            .unwrap();
     }
     assert_empty(&connect(settings).await).await;
 }
@@ -197,36 +253,82 @@ async fn folders_and_neighbours_of_the_prefix_are_not_ours(weed: Arc<Weed>, sett
 async fn delete_removes_all_versions(weed: Arc<Weed>, settings: S3Settings) {
     let (client, bucket) = (weed.client(), "versioned");
     client.create_bucket().bucket(bucket).send().await.unwrap();
-    let enabled = VersioningConfiguration::builder().status(BucketVersioningStatus::Enabled).build();
-    client.put_bucket_versioning().bucket(bucket).versioning_configuration(enabled).send().await.unwrap();
-    let store = connect(S3Settings { bucket: bucket.to_owned(), ..settings }).await;
+    let enabled = VersioningConfiguration::builder()
+        .status(BucketVersioningStatus::Enabled)
+        .build();
+    client
+        .put_bucket_versioning()
+        .bucket(bucket)
+        .versioning_configuration(enabled)
+        .send()
+        .await
+        .unwrap();
+    let store = connect(S3Settings {
+        bucket: bucket.to_owned(),
+        ..settings
+    })
+    .await;
     let (name, neighbour) = (key("tank/@a/x"), key("tank/@a/x.minisig"));
     store.put_new(&neighbour, pattern(3, 3)).await.unwrap();
-    assert!(!store.any_version(&name).await.unwrap(), "a longer key is another");
+    assert!(
+        !store.any_version(&name).await.unwrap(),
+        "a longer key is another"
+    );
     for seed in 0..3 {
         let (_, evidence) = store.put_new(&name, pattern(3, seed)).await.unwrap();
         assert!(evidence.version_id.is_some());
         // Somebody else's plain delete leaves a marker, and the version behind it.
-        client.delete_object().bucket(bucket).key(format!("delete_removes_all_versions/{name}")).send().await.unwrap();
+        client
+            .delete_object()
+            .bucket(bucket)
+            .key(format!("delete_removes_all_versions/{name}"))
+            .send()
+            .await
+            .unwrap();
     }
     assert_eq!(store.head(&name).await.unwrap(), None);
     assert!(store.any_version(&name).await.unwrap(), "behind the marker");
     store.delete(&name).await.unwrap();
     assert!(!store.any_version(&name).await.unwrap());
     store.delete(&name).await.unwrap();
-    let left = client.list_object_versions().bucket(bucket).send().await.unwrap();
-    let left: Vec<_> = left.versions().iter().filter_map(|version| version.key()).collect();
+    let left = client
+        .list_object_versions()
+        .bucket(bucket)
+        .send()
+        .await
+        .unwrap();
+    let left: Vec<_> = left
+        .versions()
+        .iter()
+        .filter_map(|version| version.key())
+        .collect();
     assert_eq!(left, [format!("delete_removes_all_versions/{neighbour}")]);
 }
 
 async fn storage_class_is_for_large_objects_only(weed: Arc<Weed>, settings: S3Settings) {
     let prefix = settings.prefix.clone();
-    let store = connect(S3Settings { storage_class: Some("STANDARD_IA".to_owned()), ..settings }).await;
-    upload(&store, &key("large"), &pattern(10, 1)).await.unwrap();
+    let store = connect(S3Settings {
+        storage_class: Some("STANDARD_IA".to_owned()),
+        ..settings
+    })
+    .await;
+    upload(&store, &key("large"), &pattern(10, 1))
+        .await
+        .unwrap();
     store.put_new(&key("small"), pattern(10, 1)).await.unwrap();
     for (name, expected) in [("large", Some("STANDARD_IA")), ("small", None)] {
-        let found = weed.client().head_object().bucket(BUCKET).key(format!("{prefix}/{name}")).send().await.unwrap();
-        let class = found.storage_class().map(|class| class.as_str()).filter(|class| *class != "STANDARD");
+        let found = weed
+            .client()
+            .head_object()
+            .bucket(BUCKET)
+            .key(format!("{prefix}/{name}"))
+            .send()
+            .await
+            .unwrap();
+        let class = found
+            .storage_class()
+            .map(|class| class.as_str())
+            .filter(|class| *class != "STANDARD");
         assert_eq!(class, expected, "{name}");
     }
 }
@@ -238,18 +340,36 @@ async fn parts_in_flight_are_bounded(weed: Arc<Weed>, settings: S3Settings) {
         }
         Action::Pass
     });
-    let store = connect_by(&proxy, S3Settings { concurrency: 3, ..settings }).await;
-    upload(&store, &key("x"), &pattern(8 * PART, 1)).await.unwrap();
+    let store = connect_by(
+        &proxy,
+        S3Settings {
+            concurrency: 3,
+            ..settings
+        },
+    )
+    .await;
+    upload(&store, &key("x"), &pattern(8 * PART, 1))
+        .await
+        .unwrap();
     assert_eq!(proxy.parts_at_once_max(), 3);
 }
 
 async fn wrong_keys_are_denied(_: Arc<Weed>, settings: S3Settings) {
-    for (access_key_id, secret_access_key, part) in
-        [(ACCESS_KEY, "wrong", "SignatureDoesNotMatch"), ("nobody", SECRET_KEY, "InvalidAccessKeyId")]
-    {
-        let (access_key_id, secret_access_key) = (access_key_id.to_owned(), secret_access_key.to_owned());
-        let credentials = Some(S3Credentials { access_key_id, secret_access_key });
-        let store = connect(S3Settings { credentials, ..settings.clone() }).await;
+    for (access_key_id, secret_access_key, part) in [
+        (ACCESS_KEY, "wrong", "SignatureDoesNotMatch"),
+        ("nobody", SECRET_KEY, "InvalidAccessKeyId"),
+    ] {
+        let (access_key_id, secret_access_key) =
+            (access_key_id.to_owned(), secret_access_key.to_owned());
+        let credentials = Some(S3Credentials {
+            access_key_id,
+            secret_access_key,
+        });
+        let store = connect(S3Settings {
+            credentials,
+            ..settings.clone()
+        })
+        .await;
         let errors = [
             store.check_bucket().await.unwrap_err(),
             store.head(&key("x")).await.unwrap_err(),
@@ -268,10 +388,17 @@ async fn wrong_keys_are_denied(_: Arc<Weed>, settings: S3Settings) {
 }
 
 async fn missing_bucket_is_said(_: Arc<Weed>, settings: S3Settings) {
-    let store = connect(S3Settings { bucket: "no-such-bucket".to_owned(), ..settings }).await;
+    let store = connect(S3Settings {
+        bucket: "no-such-bucket".to_owned(),
+        ..settings
+    })
+    .await;
     let errors = [
         store.check_bucket().await.unwrap_err(),
-        store.head(&key("x")).await.expect_err("a missing bucket is not a missing object"),
+        store
+            .head(&key("x"))
+            .await
+            .expect_err("a missing bucket is not a missing object"),
         store.get(&key("x"), None, 1).await.unwrap_err(),
         store.put_new(&key("x"), Bytes::new()).await.unwrap_err(),
         store.create(&key("x")).await.err().unwrap(),
@@ -281,15 +408,23 @@ async fn missing_bucket_is_said(_: Arc<Weed>, settings: S3Settings) {
     ];
     for error in errors {
         assert_eq!(error.kind, StoreErrorKind::NotFound);
-        assert_says(&error, &["NoSuchBucket", "create the bucket \"no-such-bucket\""]);
+        assert_says(
+            &error,
+            &["NoSuchBucket", "create the bucket \"no-such-bucket\""],
+        );
     }
 }
 
 async fn unreachable_endpoint_is_named(_: Arc<Weed>, settings: S3Settings) {
-    for (endpoint, part) in
-        [("http://127.0.0.1:9", "Connection refused"), ("http://nowhere.invalid", "cannot be resolved")]
-    {
-        let store = connect(S3Settings { endpoint: Some(endpoint.to_owned()), ..settings.clone() }).await;
+    for (endpoint, part) in [
+        ("http://127.0.0.1:9", "Connection refused"),
+        ("http://nowhere.invalid", "cannot be resolved"),
+    ] {
+        let store = connect(S3Settings {
+            endpoint: Some(endpoint.to_owned()),
+            ..settings.clone()
+        })
+        .await;
         let error = store.check_bucket().await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Unavailable);
         assert_says(&error, &[endpoint, part]);
@@ -298,10 +433,19 @@ async fn unreachable_endpoint_is_named(_: Arc<Weed>, settings: S3Settings) {
 
 async fn silent_server_is_given_up(_: Arc<Weed>, settings: S3Settings) {
     let attempt_slack = Duration::from_millis(500);
-    let store = connect(S3Settings { endpoint: Some(silent_server()), attempt_slack, ..settings }).await;
+    let store = connect(S3Settings {
+        endpoint: Some(silent_server()),
+        attempt_slack,
+        ..settings
+    })
+    .await;
     let begun = Instant::now();
     let error = store.check_bucket().await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Unavailable);
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
     assert_says(&error, &["timeout", "does not answer"]);
 }

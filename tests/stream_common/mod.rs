@@ -1,18 +1,22 @@
-//! Streams to test with, as lists of records, so that a test can also make the stream that resumes at one of them.
+//! Streams to test with, as lists of records, so that a test can also make the stream that resumes
+//! at one of them.
 #![allow(dead_code, reason = "each test binary uses a part")]
 #![allow(unreachable_pub, reason = "shared between test binaries")]
 
 use zfs_backup::model::Guid;
 use zfs_backup::stream::fletcher::ByteOrder;
 use zfs_backup::stream::record::{
-    BeginRecord, HEADER_BYTES, RecordHeader, RecordType, RecordWriter, ResumePoint, StreamDatasetType, StreamError,
-    StreamExpectation, StreamParser, StreamSummary, feature,
+    BeginRecord, HEADER_BYTES, RecordHeader, RecordType, RecordWriter, ResumePoint,
+    StreamDatasetType, StreamError, StreamExpectation, StreamParser, StreamSummary, feature,
 };
 use zfs_backup::stream::splice::Splicer;
 
 pub const SNAPSHOT: Guid = Guid(0x1122_3344_5566_7788);
 pub const BASE: Guid = Guid(0x99aa_bbcc_ddee_ff01);
-pub const EXPECT: StreamExpectation = StreamExpectation { snapshot_guid: SNAPSHOT, base_guid: Some(BASE) };
+pub const EXPECT: StreamExpectation = StreamExpectation {
+    snapshot_guid: SNAPSHOT,
+    base_guid: Some(BASE),
+};
 
 /// One record between BEGIN and END.
 #[derive(Debug, Clone)]
@@ -47,14 +51,20 @@ impl Rec {
             Self::RawObject(object, bonus) => writer.raw_object(*object, bonus),
             Self::FreeObjects(first, count) => writer.free_objects(*first, *count),
             Self::Write(object, offset, block) => writer.write(*object, *offset, block),
-            Self::Compressed(object, offset, block) => writer.write_compressed(*object, *offset, 131_072, block),
-            Self::Embedded(object, offset, data) => writer.write_embedded(*object, *offset, 4096, data),
+            Self::Compressed(object, offset, block) => {
+                writer.write_compressed(*object, *offset, 131_072, block)
+            }
+            Self::Embedded(object, offset, data) => {
+                writer.write_embedded(*object, *offset, 4096, data)
+            }
             Self::Free(object, offset, length) => writer.free(*object, *offset, *length),
             Self::Redact(object, offset, length) => writer.redact(*object, *offset, *length),
             Self::ByRef(object, offset, length) => writer.write_by_ref(*object, *offset, *length),
             Self::Spill(object, block) => writer.spill(*object, block),
             Self::ObjectRange(first, slots) => writer.object_range(*first, *slots),
-            Self::Unknown(number, payload) => writer.put(RecordType::from(*number), payload, |_| ()),
+            Self::Unknown(number, payload) => {
+                writer.put(RecordType::from(*number), payload, |_| ())
+            }
         }
     }
 }
@@ -136,14 +146,24 @@ pub fn parse_any(bytes: &[u8]) -> Result<StreamSummary, StreamError> {
 }
 
 fn own_expectation(bytes: &[u8]) -> StreamExpectation {
-    let begin = bytes.first_chunk().and_then(|header| BeginRecord::parse(header).ok());
-    let (snapshot_guid, base_guid) = begin.map_or((Guid(0), None), |begin| (begin.snapshot_guid, begin.base_guid));
-    StreamExpectation { snapshot_guid, base_guid }
+    let begin = bytes
+        .first_chunk()
+        .and_then(|header| BeginRecord::parse(header).ok());
+    let (snapshot_guid, base_guid) = begin.map_or((Guid(0), None), |begin| {
+        (begin.snapshot_guid, begin.base_guid)
+    });
+    StreamExpectation {
+        snapshot_guid,
+        base_guid,
+    }
 }
 
-/// Where the records lie: their headers and the positions where they end. Independent of the walker's loop.
+/// Where the records lie: their headers and the positions where they end. Independent of the
+/// walker's loop.
 pub fn layout(bytes: &[u8]) -> Vec<(RecordHeader, usize)> {
-    let order = BeginRecord::parse(bytes.first_chunk().unwrap()).unwrap().order;
+    let order = BeginRecord::parse(bytes.first_chunk().unwrap())
+        .unwrap()
+        .order;
     let mut records = vec![];
     let mut start = 0;
     while start < bytes.len() {
@@ -156,7 +176,10 @@ pub fn layout(bytes: &[u8]) -> Vec<(RecordHeader, usize)> {
 
 /// Object and offset of the first block record.
 pub fn first_block(bytes: &[u8]) -> (u64, u64) {
-    layout(bytes).iter().find_map(|(header, _)| header.block()).unwrap()
+    layout(bytes)
+        .iter()
+        .find_map(|(header, _)| header.block())
+        .unwrap()
 }
 
 /// BEGIN and a resume point at every block record.
@@ -164,19 +187,30 @@ pub fn points_at_blocks(bytes: &[u8]) -> (BeginRecord, Vec<ResumePoint>) {
     let mut parser = StreamParser::new(own_expectation(bytes));
     let mut points = vec![];
     let mut start = 0;
-    for (_, end) in layout(bytes).into_iter().filter(|(header, _)| header.block().is_some()) {
+    for (_, end) in layout(bytes)
+        .into_iter()
+        .filter(|(header, _)| header.block().is_some())
+    {
         parser.note_boundary_at(end as u64);
         parser.feed(&bytes[start..end]).unwrap();
         points.push(parser.resume_point().unwrap());
         assert_eq!(points.last().unwrap().position, end as u64);
         start = end;
     }
-    (BeginRecord::parse(bytes.first_chunk().unwrap()).unwrap(), points)
+    (
+        BeginRecord::parse(bytes.first_chunk().unwrap()).unwrap(),
+        points,
+    )
 }
 
-/// The original up to the point, and what the splicer makes of the resumed stream after it, checked by a parser that
-/// takes up at the point.
-pub fn splice_onto(original: &[u8], begin: BeginRecord, point: ResumePoint, resumed: &[u8]) -> Vec<u8> {
+/// The original up to the point, and what the splicer makes of the resumed stream after it, checked
+/// by a parser that takes up at the point.
+pub fn splice_onto(
+    original: &[u8],
+    begin: BeginRecord,
+    point: ResumePoint,
+    resumed: &[u8],
+) -> Vec<u8> {
     let mut spliced = original[..usize::try_from(point.position).unwrap()].to_vec();
     let mut parser = StreamParser::resume(own_expectation(original), begin.clone(), point).unwrap();
     let mut splicer = Splicer::new(begin, point);
@@ -193,17 +227,26 @@ pub fn splice_onto(original: &[u8], begin: BeginRecord, point: ResumePoint, resu
     spliced
 }
 
-/// Whether a byte changed there is found. Parses only from the last block before it, so that many can be tried.
-pub fn finds_damage(bytes: &mut [u8], begin: &BeginRecord, points: &[ResumePoint], at: usize) -> bool {
+/// Whether a byte changed there is found. Parses only from the last block before it, so that many
+/// can be tried.
+pub fn finds_damage(
+    bytes: &mut [u8],
+    begin: &BeginRecord,
+    points: &[ResumePoint],
+    at: usize,
+) -> bool {
     bytes[at] ^= 0x40;
     let expect = own_expectation(bytes);
     let (mut parser, start) = match points.iter().rfind(|point| point.position <= at as u64) {
-        Some(point) => {
-            (StreamParser::resume(expect, begin.clone(), *point).unwrap(), usize::try_from(point.position).unwrap())
-        }
+        Some(point) => (
+            StreamParser::resume(expect, begin.clone(), *point).unwrap(),
+            usize::try_from(point.position).unwrap(),
+        ),
         None => (StreamParser::new(expect), 0),
     };
-    let result = parser.feed(&bytes[start..]).and_then(|()| parser.finish().map(|_| ()));
+    let result = parser
+        .feed(&bytes[start..])
+        .and_then(|()| parser.finish().map(|_| ()));
     bytes[at] ^= 0x40;
     result.is_err()
 }

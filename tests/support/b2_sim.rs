@@ -1,9 +1,11 @@
-//! A strict simulator of Backblaze B2's native API on 127.0.0.1, in the test's own process, ended with it.
+//! A strict simulator of Backblaze B2's native API on 127.0.0.1, in the test's own process, ended
+//! with it.
 //!
-//! It keeps the rules that its documents state: capabilities and restrictions of keys, tokens that end, one upload at a
-//! time for an upload URL, a URL that is over once an upload failed, SHA-1s compared on arrival and at the finish of a
-//! large file, smallest parts, names, versions, hide markers, pages. Unknown fields are refused. Large files stand
-//! where they were begun among the versions of a name. What goes wrong on purpose is said by [`Fault`].
+//! It keeps the rules that its documents state: capabilities and restrictions of keys, tokens that
+//! end, one upload at a time for an upload URL, a URL that is over once an upload failed, SHA-1s
+//! compared on arrival and at the finish of a large file, smallest parts, names, versions, hide
+//! markers, pages. Unknown fields are refused. Large files stand where they were begun among the
+//! versions of a name. What goes wrong on purpose is said by [`Fault`].
 
 #[path = "b2_sim/calls.rs"]
 mod calls;
@@ -70,7 +72,11 @@ pub(crate) struct SimOptions {
 
 impl Default for SimOptions {
     fn default() -> Self {
-        Self { part_bytes_min: 64 * 1024, api_version_max: 4, page_max: 10_000 }
+        Self {
+            part_bytes_min: 64 * 1024,
+            api_version_max: 4,
+            page_max: 10_000,
+        }
     }
 }
 
@@ -117,7 +123,15 @@ impl B2Sim {
         let mut state = State::default();
         state.add_bucket(BUCKET);
         let capabilities = ALL.split_whitespace().map(str::to_owned).collect();
-        state.keys.insert(KEY_ID.to_owned(), Key { secret: KEY.to_owned(), capabilities, buckets: None, prefix: None });
+        state.keys.insert(
+            KEY_ID.to_owned(),
+            Key {
+                secret: KEY.to_owned(),
+                capabilities,
+                buckets: None,
+                prefix: None,
+            },
+        );
         let inner = Arc::new(Inner {
             address: listener.local_addr().unwrap(),
             options,
@@ -170,7 +184,8 @@ impl B2Sim {
         let key = Key {
             secret: format!("{KEY}-{id}"),
             capabilities: capabilities.split_whitespace().map(str::to_owned).collect(),
-            buckets: (!buckets.is_empty()).then(|| buckets.iter().map(|name| (*name).to_owned()).collect()),
+            buckets: (!buckets.is_empty())
+                .then(|| buckets.iter().map(|name| (*name).to_owned()).collect()),
             prefix: prefix.map(str::to_owned),
         };
         let made = credentials(id, &key.secret);
@@ -200,7 +215,13 @@ impl B2Sim {
     /// Until when the newest version of a name is locked, in milliseconds.
     pub(crate) fn locked_until(&self, name: &str) -> Option<u64> {
         let state = self.0.state.lock().unwrap();
-        state.buckets[0].files.get(name)?.first()?.retention.as_ref().map(|(_, until)| *until)
+        state.buckets[0]
+            .files
+            .get(name)?
+            .first()?
+            .retention
+            .as_ref()
+            .map(|(_, until)| *until)
     }
 
     pub(crate) fn add_bucket(&self, name: &str) {
@@ -209,12 +230,24 @@ impl B2Sim {
 
     /// The next `times` requests of this call fail, after `skip` that pass.
     pub(crate) fn fail(&self, call: &'static str, skip: usize, times: usize, fault: Fault) {
-        self.0.faults.lock().unwrap().planned.push(Planned { call, skip, times, fault });
+        self.0.faults.lock().unwrap().planned.push(Planned {
+            call,
+            skip,
+            times,
+            fault,
+        });
     }
 
     /// How many of the planned failures did not come yet.
     pub(crate) fn failures_left(&self) -> usize {
-        self.0.faults.lock().unwrap().planned.iter().map(|planned| planned.times).sum()
+        self.0
+            .faults
+            .lock()
+            .unwrap()
+            .planned
+            .iter()
+            .map(|planned| planned.times)
+            .sum()
     }
 
     /// From now on one request in `one_in` fails, in one way or another; 0 for none.
@@ -229,7 +262,13 @@ impl B2Sim {
 
     /// How often this call came.
     pub(crate) fn requests(&self, call: &str) -> usize {
-        self.0.calls.lock().unwrap().iter().filter(|made| *made == call).count()
+        self.0
+            .calls
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|made| *made == call)
+            .count()
     }
 
     pub(crate) fn forget_requests(&self) {
@@ -249,7 +288,15 @@ impl B2Sim {
     pub(crate) fn versions(&self) -> Vec<(String, String, usize)> {
         let state = self.0.state.lock().unwrap();
         let versions = state.buckets[0].files.values().flatten();
-        versions.map(|version| (version.name.clone(), version.action.to_owned(), version.data.len())).collect()
+        versions
+            .map(|version| {
+                (
+                    version.name.clone(),
+                    version.action.to_owned(),
+                    version.data.len(),
+                )
+            })
+            .collect()
     }
 
     /// Stores a version beside the API, as another program would have.
@@ -280,7 +327,10 @@ impl Drop for B2Sim {
 }
 
 pub(crate) fn credentials(id: &str, key: &str) -> B2Credentials {
-    B2Credentials { application_key_id: id.to_owned(), application_key: key.to_owned() }
+    B2Credentials {
+        application_key_id: id.to_owned(),
+        application_key: key.to_owned(),
+    }
 }
 
 fn accept(inner: &Arc<Inner>, listener: &TcpListener) {
@@ -318,7 +368,10 @@ fn serve(inner: &Inner, mut stream: TcpStream) -> io::Result<()> {
         let fault = inner.next_fault(&call);
         let is_part = call == "b2_upload_part";
         if is_part {
-            inner.parts_at_once_max.fetch_max(inner.parts_now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            inner.parts_at_once_max.fetch_max(
+                inner.parts_now.fetch_add(1, Ordering::SeqCst) + 1,
+                Ordering::SeqCst,
+            );
         }
         let served = inner.serve_one(&mut stream, &mut rest, &head, &call, fault.as_ref());
         if is_part {
@@ -340,7 +393,11 @@ impl Inner {
 
     fn next_fault(&self, call: &str) -> Option<Fault> {
         let mut faults = self.faults.lock().unwrap();
-        if let Some(planned) = faults.planned.iter_mut().find(|planned| planned.call == call && planned.times > 0) {
+        if let Some(planned) = faults
+            .planned
+            .iter_mut()
+            .find(|planned| planned.call == call && planned.times > 0)
+        {
             if planned.skip > 0 {
                 planned.skip -= 1;
             } else {
@@ -408,10 +465,11 @@ impl Inner {
         }
         let mut body = http::read_body(stream, rest, head, pace)?;
         let answer = match fault {
-            Some(Fault::Status(status, code)) => Answer::refused(*status, code, "said the simulator"),
-            Some(Fault::Busy(seconds)) => {
-                Answer::refused(429, "too_many_requests", "slow down").with("Retry-After", &seconds.to_string())
+            Some(Fault::Status(status, code)) => {
+                Answer::refused(*status, code, "said the simulator")
             }
+            Some(Fault::Busy(seconds)) => Answer::refused(429, "too_many_requests", "slow down")
+                .with("Retry-After", &seconds.to_string()),
             fault => {
                 if let (Some(Fault::Garble), Some(first)) = (fault, body.first_mut()) {
                     *first ^= 1;
@@ -433,7 +491,9 @@ impl Inner {
             "b2_authorize_account" => calls::authorize(self, &mut state, head),
             "b2_upload_file" => transfer::upload_file(&mut state, head, body, lie),
             "b2_upload_part" => transfer::upload_part(&mut state, head, body),
-            "b2_download_file_by_name" | "b2_download_file_by_id" => transfer::download(&state, head, call),
+            "b2_download_file_by_name" | "b2_download_file_by_id" => {
+                transfer::download(&state, head, call)
+            }
             _ => calls::json_call(self, &mut state, head, call, &body),
         };
         answered.unwrap_or_else(|refused| refused)

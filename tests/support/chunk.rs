@@ -1,4 +1,5 @@
-//! One chunk sealed or opened where it is called, on one thread: the pieces that a transfer and a restore put on several.
+//! One chunk sealed or opened where it is called, on one thread: the pieces that a transfer and a
+//! restore put on several.
 
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
@@ -50,18 +51,38 @@ impl ChunkOpener {
         compressed: bool,
         identities: Arc<[age::x25519::Identity]>,
     ) -> Result<Self, OpenError> {
-        let (pieces, plain) = (ChunkPieces::new(chunk, identities)?, ChunkPlain::new(&chunk, compressed)?);
+        let (pieces, plain) = (
+            ChunkPieces::new(chunk, identities)?,
+            ChunkPlain::new(&chunk, compressed)?,
+        );
         let wanted = chunk.head.bytes as usize + SEALED_PAGE_BYTES;
-        Ok(Self { chunk, pieces, plain, taken_bytes: 0, wanted, pending: BytesMut::new() })
+        Ok(Self {
+            chunk,
+            pieces,
+            plain,
+            taken_bytes: 0,
+            wanted,
+            pending: BytesMut::new(),
+        })
     }
 
-    /// Takes sealed bytes and appends the stream bytes that are now sure. After an error nothing more may follow.
-    pub(crate) fn write(&mut self, mut sealed: &[u8], stream: &mut Vec<u8>) -> Result<(), OpenError> {
+    /// Takes sealed bytes and appends the stream bytes that are now sure. After an error nothing
+    /// more may follow.
+    pub(crate) fn write(
+        &mut self,
+        mut sealed: &[u8],
+        stream: &mut Vec<u8>,
+    ) -> Result<(), OpenError> {
         while !sealed.is_empty() {
             let expected = self.chunk.sealed_bytes;
-            let wanted = usize::try_from(expected - self.taken_bytes).unwrap_or(usize::MAX).min(self.wanted);
+            let wanted = usize::try_from(expected - self.taken_bytes)
+                .unwrap_or(usize::MAX)
+                .min(self.wanted);
             if wanted == 0 {
-                return Err(OpenError::Length { expected, actual: expected + sealed.len() as u64 });
+                return Err(OpenError::Length {
+                    expected,
+                    actual: expected + sealed.len() as u64,
+                });
             }
             let (piece, rest) = sealed.split_at(sealed.len().min(wanted - self.pending.len()));
             self.pending.extend_from_slice(piece);
@@ -76,7 +97,10 @@ impl ChunkOpener {
     fn open_pending(&mut self, stream: &mut Vec<u8>) -> Result<(), OpenError> {
         self.taken_bytes += self.pending.len() as u64;
         self.wanted = SEALED_PAGE_BYTES;
-        let pages = self.pieces.take(std::mem::take(&mut self.pending))?.open()?;
+        let pages = self
+            .pieces
+            .take(std::mem::take(&mut self.pending))?
+            .open()?;
         for (index, mut page) in pages.pages().enumerate() {
             let mut more = true;
             while more {

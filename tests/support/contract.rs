@@ -1,4 +1,5 @@
-//! The contract that every store passes. A case gets an empty store and panics when the contract is broken.
+//! The contract that every store passes. A case gets an empty store and panics when the contract is
+//! broken.
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
@@ -52,7 +53,11 @@ pub(crate) fn pattern(len: usize, seed: u64) -> Bytes {
 }
 
 /// Stores an object in parts.
-pub(crate) async fn upload(store: &dyn ObjectStore, key: &ObjectKey, whole: &Bytes) -> Result<Evidence, StoreError> {
+pub(crate) async fn upload(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    whole: &Bytes,
+) -> Result<Evidence, StoreError> {
     let mut writer = store.create(key).await?;
     for start in (0..whole.len()).step_by(store.traits().part_bytes) {
         let end = whole.len().min(start + store.traits().part_bytes);
@@ -65,7 +70,13 @@ pub(crate) async fn upload(store: &dyn ObjectStore, key: &ObjectKey, whole: &Byt
 }
 
 async fn keys(store: &dyn ObjectStore, prefix: &str) -> Vec<String> {
-    store.list(prefix).await.unwrap().into_iter().map(|object| object.key).collect()
+    store
+        .list(prefix)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|object| object.key)
+        .collect()
 }
 
 fn kind<T: std::fmt::Debug>(result: Result<T, StoreError>) -> StoreErrorKind {
@@ -81,10 +92,20 @@ pub(crate) async fn put_get_head_list_agree(store: &dyn ObjectStore) {
     assert_eq!(store.head(&name).await.unwrap(), Some(evidence));
     let listed = store.list("").await.unwrap();
     assert_eq!(listed.len(), 1, "{listed:?}");
-    assert_eq!((listed[0].key.as_str(), listed[0].bytes), ("tank/@a/started.json", 1234));
+    assert_eq!(
+        (listed[0].key.as_str(), listed[0].bytes),
+        ("tank/@a/started.json", 1234)
+    );
     let now = jiff::Timestamp::now().as_second();
-    assert!((now - listed[0].modified_at.unwrap().as_second()).abs() < 60, "{listed:?}");
-    assert_eq!(kind(store.get(&name, None, 1233).await), StoreErrorKind::Corrupt, "the limit is kept");
+    assert!(
+        (now - listed[0].modified_at.unwrap().as_second()).abs() < 60,
+        "{listed:?}"
+    );
+    assert_eq!(
+        kind(store.get(&name, None, 1233).await),
+        StoreErrorKind::Corrupt,
+        "the limit is kept"
+    );
 }
 
 pub(crate) async fn put_new_is_create_only(store: &dyn ObjectStore) {
@@ -92,11 +113,21 @@ pub(crate) async fn put_new_is_create_only(store: &dyn ObjectStore) {
     for bytes in [pattern(0, 0), pattern(100, 1)] {
         let (first, evidence) = store.put_new(&name, bytes.clone()).await.unwrap();
         assert_eq!(first, PutOutcome::Created);
-        assert_eq!(store.put_new(&name, bytes.clone()).await.unwrap(), (PutOutcome::Identical, evidence));
+        assert_eq!(
+            store.put_new(&name, bytes.clone()).await.unwrap(),
+            (PutOutcome::Identical, evidence)
+        );
         for other in [pattern(100, 2), pattern(99, 1), pattern(101, 1)] {
-            assert_eq!(kind(store.put_new(&name, other).await), StoreErrorKind::AlreadyExists);
+            assert_eq!(
+                kind(store.put_new(&name, other).await),
+                StoreErrorKind::AlreadyExists
+            );
         }
-        assert_eq!(store.get(&name, None, LIMIT).await.unwrap(), bytes, "the old bytes stay");
+        assert_eq!(
+            store.get(&name, None, LIMIT).await.unwrap(),
+            bytes,
+            "the old bytes stay"
+        );
         store.delete(&name).await.unwrap();
     }
 }
@@ -105,10 +136,19 @@ pub(crate) async fn large_objects_of_every_shape_come_back(store: &dyn ObjectSto
     let part = store.traits().part_bytes;
     for len in [0, 1, part - 1, part, part + 1, 3 * part + 77] {
         let (name, bytes) = (key(&format!("tank/@a/{len}")), pattern(len, len as u64));
-        let evidence = upload(store, &name, &bytes).await.unwrap_or_else(|error| panic!("{len} bytes: {error:?}"));
+        let evidence = upload(store, &name, &bytes)
+            .await
+            .unwrap_or_else(|error| panic!("{len} bytes: {error:?}"));
         assert_eq!(evidence.bytes, len as u64);
-        assert_eq!(store.head(&name).await.unwrap(), Some(evidence), "{len} bytes");
-        assert!(store.get(&name, None, LIMIT).await.unwrap() == bytes, "{len} bytes come back changed");
+        assert_eq!(
+            store.head(&name).await.unwrap(),
+            Some(evidence),
+            "{len} bytes"
+        );
+        assert!(
+            store.get(&name, None, LIMIT).await.unwrap() == bytes,
+            "{len} bytes come back changed"
+        );
     }
     assert_eq!(store.unfinished("").await.unwrap(), []);
 }
@@ -118,7 +158,11 @@ pub(crate) async fn parts_out_of_rule_are_refused(store: &dyn ObjectStore) {
     for (n, sizes) in [[part + 1, 1], [part - 1, 1]].into_iter().enumerate() {
         let mut writer = store.create(&key(&format!("tank/@a/{n}"))).await.unwrap();
         let first = writer.put_part(pattern(sizes[0], 1)).await;
-        let result = if first.is_ok() { writer.put_part(pattern(sizes[1], 2)).await } else { first };
+        let result = if first.is_ok() {
+            writer.put_part(pattern(sizes[1], 2)).await
+        } else {
+            first
+        };
         assert_eq!(kind(result), StoreErrorKind::Invalid, "{sizes:?}");
         writer.abort().await.unwrap();
     }
@@ -128,9 +172,20 @@ pub(crate) async fn parts_out_of_rule_are_refused(store: &dyn ObjectStore) {
 pub(crate) async fn create_refuses_a_taken_key(store: &dyn ObjectStore) {
     let (name, bytes) = (key("tank/@a/chunk"), pattern(1000, 1));
     upload(store, &name, &bytes).await.unwrap();
-    assert_eq!(kind(upload(store, &name, &pattern(1000, 2)).await), StoreErrorKind::AlreadyExists);
-    assert_eq!(store.get(&name, None, LIMIT).await.unwrap(), bytes, "the old bytes stay");
-    assert_eq!(store.unfinished("").await.unwrap(), [], "a refused upload leaves nothing");
+    assert_eq!(
+        kind(upload(store, &name, &pattern(1000, 2)).await),
+        StoreErrorKind::AlreadyExists
+    );
+    assert_eq!(
+        store.get(&name, None, LIMIT).await.unwrap(),
+        bytes,
+        "the old bytes stay"
+    );
+    assert_eq!(
+        store.unfinished("").await.unwrap(),
+        [],
+        "a refused upload leaves nothing"
+    );
 }
 
 pub(crate) async fn a_key_taken_meanwhile_stays_as_it_is(store: &dyn ObjectStore) {
@@ -139,13 +194,20 @@ pub(crate) async fn a_key_taken_meanwhile_stays_as_it_is(store: &dyn ObjectStore
     writer.put_part(pattern(500, 2)).await.unwrap();
     store.put_new(&name, bytes.clone()).await.unwrap();
     assert_eq!(kind(writer.finish().await), StoreErrorKind::AlreadyExists);
-    assert_eq!(store.get(&name, None, LIMIT).await.unwrap(), bytes, "the old bytes stay");
+    assert_eq!(
+        store.get(&name, None, LIMIT).await.unwrap(),
+        bytes,
+        "the old bytes stay"
+    );
     assert_eq!(store.unfinished("").await.unwrap(), []);
 }
 
 pub(crate) async fn abort_leaves_nothing(store: &dyn ObjectStore) {
     let mut writer = store.create(&key("tank/@a/chunk")).await.unwrap();
-    writer.put_part(pattern(store.traits().part_bytes, 1)).await.unwrap();
+    writer
+        .put_part(pattern(store.traits().part_bytes, 1))
+        .await
+        .unwrap();
     writer.put_part(pattern(10, 2)).await.unwrap();
     writer.abort().await.unwrap();
     assert_eq!(store.unfinished("").await.unwrap(), []);
@@ -156,20 +218,37 @@ pub(crate) async fn abort_leaves_nothing(store: &dyn ObjectStore) {
 pub(crate) async fn dropped_writer_leaves_no_object(store: &dyn ObjectStore) {
     let name = key("tank/@a/chunk");
     let mut writer = store.create(&name).await.unwrap();
-    writer.put_part(pattern(store.traits().part_bytes, 1)).await.unwrap();
+    writer
+        .put_part(pattern(store.traits().part_bytes, 1))
+        .await
+        .unwrap();
     writer.put_part(pattern(10, 2)).await.unwrap();
     let upload_id = writer.upload_id().map(str::to_owned);
     drop(writer);
     assert_eq!(store.head(&name).await.unwrap(), None);
     assert_eq!(keys(store, "").await, [""; 0]);
     let unfinished = store.unfinished("tank/@a/").await.unwrap();
-    assert_eq!(unfinished.len(), usize::from(upload_id.is_some()), "{unfinished:?}");
-    assert_eq!(unfinished.first().map(|upload| upload.upload_id.clone()), upload_id);
-    assert_eq!(store.unfinished("tank/@b").await.unwrap(), [], "only those under the prefix");
+    assert_eq!(
+        unfinished.len(),
+        usize::from(upload_id.is_some()),
+        "{unfinished:?}"
+    );
+    assert_eq!(
+        unfinished.first().map(|upload| upload.upload_id.clone()),
+        upload_id
+    );
+    assert_eq!(
+        store.unfinished("tank/@b").await.unwrap(),
+        [],
+        "only those under the prefix"
+    );
     for upload in &unfinished {
         assert_eq!(upload.key, name.as_str());
         store.abort_unfinished(upload).await.unwrap();
-        store.abort_unfinished(upload).await.expect("one that is gone is no error");
+        store
+            .abort_unfinished(upload)
+            .await
+            .expect("one that is gone is no error");
     }
     assert_eq!(store.unfinished("").await.unwrap(), []);
     expect_upload_works(store, &name).await;
@@ -186,21 +265,54 @@ pub(crate) async fn ranges_are_exact(store: &dyn ObjectStore) {
     let len = store.traits().part_bytes + 1000;
     let (name, bytes) = (key("tank/@a/chunk"), pattern(len, 1));
     upload(store, &name, &bytes).await.unwrap();
-    for range in [0..1, 0..len, 5..5, 0..0, len..len, len - 1..len, 999..len - 999, len - 1001..len - 999] {
-        let got = store.get(&name, Some(range.start as u64..range.end as u64), LIMIT).await;
+    for range in [
+        0..1,
+        0..len,
+        5..5,
+        0..0,
+        len..len,
+        len - 1..len,
+        999..len - 999,
+        len - 1001..len - 999,
+    ] {
+        let got = store
+            .get(&name, Some(range.start as u64..range.end as u64), LIMIT)
+            .await;
         let got = got.unwrap_or_else(|error| panic!("{range:?} of {len}: {error:?}"));
-        assert!(got == bytes.slice(range.clone()), "{range:?} of {len}: {} other bytes", got.len());
-        let (span, used) = (range.start as u64..range.end as u64, BytesMut::from(&b"of an earlier read"[..]));
+        assert!(
+            got == bytes.slice(range.clone()),
+            "{range:?} of {len}: {} other bytes",
+            got.len()
+        );
+        let (span, used) = (
+            range.start as u64..range.end as u64,
+            BytesMut::from(&b"of an earlier read"[..]),
+        );
         let got = store.get_into(&name, span, used).await.unwrap();
-        assert!(got == bytes.slice(range.clone()), "{range:?} of {len}, into memory: {} other bytes", got.len());
+        assert!(
+            got == bytes.slice(range.clone()),
+            "{range:?} of {len}, into memory: {} other bytes",
+            got.len()
+        );
     }
     let len = len as u64;
     #[expect(clippy::reversed_empty_ranges, reason = "that is the case")]
-    for range in [0..len + 1, len - 1..len + 1, len..len + 1, len + 5..len + 6, len + 1..len + 1, 7..6] {
+    for range in [
+        0..len + 1,
+        len - 1..len + 1,
+        len..len + 1,
+        len + 5..len + 6,
+        len + 1..len + 1,
+        7..6,
+    ] {
         let result = store.get(&name, Some(range.clone()), LIMIT).await;
         assert_eq!(kind(result), StoreErrorKind::Corrupt, "{range:?} of {len}");
         let result = store.get_into(&name, range.clone(), BytesMut::new()).await;
-        assert_eq!(kind(result), StoreErrorKind::Corrupt, "{range:?} of {len}, into memory");
+        assert_eq!(
+            kind(result),
+            StoreErrorKind::Corrupt,
+            "{range:?} of {len}, into memory"
+        );
     }
 }
 
@@ -209,14 +321,29 @@ pub(crate) async fn missing_is_not_found(store: &dyn ObjectStore) {
     store.put_new(&there, pattern(1, 1)).await.unwrap();
     for name in ["tank/@a/y", "tank/@b/x", "none", "tank/@a/x1"] {
         assert_eq!(store.head(&key(name)).await.unwrap(), None, "{name}");
-        assert_eq!(kind(store.get(&key(name), None, LIMIT).await), StoreErrorKind::NotFound, "{name}");
-        assert_eq!(kind(store.get(&key(name), Some(0..1), LIMIT).await), StoreErrorKind::NotFound, "{name}");
+        assert_eq!(
+            kind(store.get(&key(name), None, LIMIT).await),
+            StoreErrorKind::NotFound,
+            "{name}"
+        );
+        assert_eq!(
+            kind(store.get(&key(name), Some(0..1), LIMIT).await),
+            StoreErrorKind::NotFound,
+            "{name}"
+        );
     }
     assert_eq!(keys(store, "none/").await, [""; 0]);
 }
 
 pub(crate) async fn prefixes_are_strings(store: &dyn ObjectStore) {
-    let all = ["tank-2/@e/z", "tank/@a/x", "tank/@a/y", "tank/@b/x", "tank/a/@c/x", "tank/ab/@d/x"];
+    let all = [
+        "tank-2/@e/z",
+        "tank/@a/x",
+        "tank/@a/y",
+        "tank/@b/x",
+        "tank/a/@c/x",
+        "tank/ab/@d/x",
+    ];
     for name in all {
         store.put_new(&key(name), pattern(3, 1)).await.unwrap();
     }
@@ -254,7 +381,11 @@ pub(crate) async fn odd_names_come_back(store: &dyn ObjectStore) {
     }
     assert_eq!(keys(store, "").await, names);
     for (name, seed) in names.into_iter().zip(0..) {
-        assert_eq!(store.get(&key(name), None, LIMIT).await.unwrap(), pattern(50, seed), "{name}");
+        assert_eq!(
+            store.get(&key(name), None, LIMIT).await.unwrap(),
+            pattern(50, seed),
+            "{name}"
+        );
         assert!(store.head(&key(name)).await.unwrap().is_some(), "{name}");
         assert_eq!(keys(store, name).await, [name]);
         store.delete(&key(name)).await.unwrap();
@@ -264,9 +395,14 @@ pub(crate) async fn odd_names_come_back(store: &dyn ObjectStore) {
 
 pub(crate) async fn more_than_a_thousand_keys_are_listed(store: &dyn ObjectStore) {
     // A put is several processes there. That rclone turns all pages is held by a test of its own.
-    let count = if store.url().starts_with("rclone:") { 30 } else { 1010 };
+    let count = if store.url().starts_with("rclone:") {
+        30
+    } else {
+        1010
+    };
     let names: Vec<String> = (0..count).map(|n| format!("tank/@a/{n:08}")).collect();
-    let put = |name: String| async move { store.put_new(&key(&name), Bytes::from_static(b"x")).await };
+    let put =
+        |name: String| async move { store.put_new(&key(&name), Bytes::from_static(b"x")).await };
     let puts = stream::iter(names.clone()).map(put).buffer_unordered(32);
     puts.try_collect::<Vec<_>>().await.unwrap();
     assert_eq!(keys(store, "tank/@").await, names);
@@ -280,12 +416,22 @@ pub(crate) async fn delete_is_idempotent_and_frees_the_key(store: &dyn ObjectSto
     for seed in 0..2 {
         let (outcome, _) = store.put_new(&name, pattern(5, seed)).await.unwrap();
         assert_eq!(outcome, PutOutcome::Created);
-        assert_eq!(store.get(&name, None, LIMIT).await.unwrap(), pattern(5, seed));
+        assert_eq!(
+            store.get(&name, None, LIMIT).await.unwrap(),
+            pattern(5, seed)
+        );
         store.delete(&name).await.unwrap();
-        store.delete(&name).await.expect("one that is gone is no error");
+        store
+            .delete(&name)
+            .await
+            .expect("one that is gone is no error");
         assert_eq!(store.head(&name).await.unwrap(), None);
     }
-    assert_eq!(keys(store, "").await, [longer.as_str()], "its neighbour stays");
+    assert_eq!(
+        keys(store, "").await,
+        [longer.as_str()],
+        "its neighbour stays"
+    );
 }
 
 pub(crate) async fn one_of_many_writers_wins(store: &dyn ObjectStore) {
@@ -295,22 +441,37 @@ pub(crate) async fn one_of_many_writers_wins(store: &dyn ObjectStore) {
     let won: Vec<usize> = (0..6).filter(|n| results[*n].is_ok()).collect();
     let there = store.get(&name, None, LIMIT).await.unwrap();
     assert!(won.iter().any(|n| contents[*n] == there), "{results:?}");
-    // SeaweedFS 4.48 looks at the condition and completes in two steps: two that complete at the same moment may both
-    // pass. The one that lost finds other bytes than it sent.
+    // SeaweedFS 4.48 looks at the condition and completes in two steps: two that complete at the
+    // same moment may both pass. The one that lost finds other bytes than it sent.
     let atomic = !store.url().starts_with("s3:");
     assert!(won.len() == 1 || !atomic, "{results:?}");
     for error in results.into_iter().filter_map(Result::err) {
         let found_out = !atomic && error.kind == StoreErrorKind::Corrupt;
-        assert!(found_out || error.kind == StoreErrorKind::AlreadyExists, "{error:?}");
+        assert!(
+            found_out || error.kind == StoreErrorKind::AlreadyExists,
+            "{error:?}"
+        );
     }
-    assert_eq!(store.unfinished("").await.unwrap(), [], "losers leave nothing");
+    assert_eq!(
+        store.unfinished("").await.unwrap(),
+        [],
+        "losers leave nothing"
+    );
 }
 
 pub(crate) async fn one_of_many_puts_wins(store: &dyn ObjectStore) {
     let name = key("tank/@a/manifest.json");
     let contents: Vec<Bytes> = (0..6).map(|seed| pattern(200, seed)).collect();
-    let results = join_all(contents.iter().map(|bytes| store.put_new(&name, bytes.clone()))).await;
+    let results = join_all(
+        contents
+            .iter()
+            .map(|bytes| store.put_new(&name, bytes.clone())),
+    )
+    .await;
     let won: Vec<usize> = (0..6).filter(|n| results[*n].is_ok()).collect();
     assert_eq!(won.len(), 1, "{results:?}");
-    assert_eq!(store.get(&name, None, LIMIT).await.unwrap(), contents[won[0]]);
+    assert_eq!(
+        store.get(&name, None, LIMIT).await.unwrap(),
+        contents[won[0]]
+    );
 }

@@ -1,5 +1,5 @@
-//! A proxy that stands between the S3 store and a real server and breaks things by rule. One request a connection;
-//! plain threads, because tests need no more.
+//! A proxy that stands between the S3 store and a real server and breaks things by rule. One
+//! request a connection; plain threads, because tests need no more.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -41,9 +41,12 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Stands before `upstream` (`http://host:port`). The rule sees the request's head: the first line and headers in
-    /// lower case.
-    pub(crate) fn start(upstream: &str, rule: impl Fn(&str) -> Action + Send + Sync + 'static) -> Self {
+    /// Stands before `upstream` (`http://host:port`). The rule sees the request's head: the first
+    /// line and headers in lower case.
+    pub(crate) fn start(
+        upstream: &str,
+        rule: impl Fn(&str) -> Action + Send + Sync + 'static,
+    ) -> Self {
         let upstream: SocketAddr = upstream.trim_start_matches("http://").parse().unwrap();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let proxy = Self {
@@ -52,7 +55,10 @@ impl Proxy {
             parts_at_once_max: Arc::default(),
         };
         let (rule, requests): (Arc<Rule>, _) = (Arc::new(rule), Arc::clone(&proxy.requests));
-        let (parts_now, parts_max) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&proxy.parts_at_once_max));
+        let (parts_now, parts_max) = (
+            Arc::new(AtomicUsize::new(0)),
+            Arc::clone(&proxy.parts_at_once_max),
+        );
         thread::spawn(move || {
             for client in listener.incoming() {
                 let (rule, requests) = (Arc::clone(&rule), Arc::clone(&requests));
@@ -64,7 +70,10 @@ impl Proxy {
                     let is_part = first_line.contains("partNumber=");
                     requests.lock().unwrap().push(first_line);
                     if is_part {
-                        parts_max.fetch_max(parts_now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        parts_max.fetch_max(
+                            parts_now.fetch_add(1, Ordering::SeqCst) + 1,
+                            Ordering::SeqCst,
+                        );
                     }
                     let answer = answer(&rule(&head.to_lowercase()), upstream, &head, &body);
                     if is_part {
@@ -83,7 +92,12 @@ impl Proxy {
 
     /// The first lines of all requests that have `part` in them.
     pub(crate) fn requests(&self, part: &str) -> usize {
-        self.requests.lock().unwrap().iter().filter(|line| line.contains(part)).count()
+        self.requests
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|line| line.contains(part))
+            .count()
     }
 
     /// How many parts were under way at once at most.
@@ -100,8 +114,12 @@ pub(crate) fn first(
 ) -> impl Fn(&str) -> Action + Send + Sync {
     let left = AtomicUsize::new(times);
     move |head| {
-        let met =
-            matches(head) && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
+        let met = matches(head)
+            && left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                })
+                .is_ok();
         if met { action.clone() } else { Action::Pass }
     }
 }
@@ -110,7 +128,9 @@ pub(crate) fn first(
 pub(crate) fn chain(rules: Vec<Box<Rule>>) -> impl Fn(&str) -> Action + Send + Sync {
     move |head| {
         let mut actions = rules.iter().map(|rule| rule(head));
-        actions.find(|action| !matches!(action, Action::Pass)).unwrap_or(Action::Pass)
+        actions
+            .find(|action| !matches!(action, Action::Pass))
+            .unwrap_or(Action::Pass)
     }
 }
 
@@ -128,16 +148,23 @@ pub(crate) fn silent_server() -> String {
 fn answer(action: &Action, upstream: SocketAddr, head: &str, body: &[u8]) -> io::Result<Vec<u8>> {
     let response = |status: u16, xml: &str| {
         let len = xml.len();
-        let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
+        let head =
+            format!("HTTP/1.1 {status} X\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
         (head + xml).into_bytes()
     };
     match action {
         Action::Refuse(status, code) => {
-            let xml = format!("<Error><Code>{code}</Code><Message>said the proxy</Message></Error>");
-            Ok(response(*status, if head.starts_with("HEAD") { "" } else { &xml }))
+            let xml =
+                format!("<Error><Code>{code}</Code><Message>said the proxy</Message></Error>");
+            Ok(response(
+                *status,
+                if head.starts_with("HEAD") { "" } else { &xml },
+            ))
         }
         Action::Answer(xml) => Ok(response(200, xml)),
-        Action::AnswerHead(lines) => Ok(format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n").into_bytes()),
+        Action::AnswerHead(lines) => {
+            Ok(format!("HTTP/1.1 200 OK\r\nConnection: close\r\n{lines}\r\n").into_bytes())
+        }
         Action::AnswerStatus(status, lines, xml) => {
             let xml = if head.starts_with("HEAD") { "" } else { xml };
             let head = format!(
@@ -162,8 +189,15 @@ fn answer(action: &Action, upstream: SocketAddr, head: &str, body: &[u8]) -> io:
             let whole = forward(upstream, head, body)?;
             let end = find_head_end(&whole).unwrap_or(0);
             let text = String::from_utf8_lossy(&whole[..end]).into_owned();
-            let hidden = |line: &&str| line.split(':').next().is_some_and(|name| name.to_lowercase().contains(part));
-            let kept: String = text.split_inclusive("\r\n").filter(|line| !hidden(line)).collect();
+            let hidden = |line: &&str| {
+                line.split(':')
+                    .next()
+                    .is_some_and(|name| name.to_lowercase().contains(part))
+            };
+            let kept: String = text
+                .split_inclusive("\r\n")
+                .filter(|line| !hidden(line))
+                .collect();
             Ok([kept.as_bytes(), &whole[end..]].concat())
         }
     }
@@ -195,7 +229,10 @@ fn read_request(client: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
     };
     let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
     let lower = head.to_lowercase();
-    let len = lower.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok()).unwrap_or(0);
+    let len = lower
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok())
+        .unwrap_or(0);
     let mut body = bytes.split_off(end);
     let have = body.len();
     body.resize(len, 0);
@@ -206,5 +243,8 @@ fn read_request(client: &mut TcpStream) -> io::Result<(String, Vec<u8>)> {
 }
 
 fn find_head_end(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|start| start + 4)
+    bytes
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .map(|start| start + 4)
 }

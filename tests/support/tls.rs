@@ -1,5 +1,5 @@
-//! TLS on 127.0.0.1 before a server that speaks none, with a certificate of an authority made for it. It runs on threads
-//! of its own until the process ends.
+//! TLS on 127.0.0.1 before a server that speaks none, with a certificate of an authority made for
+//! it. It runs on threads of its own until the process ends.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::fs;
@@ -23,23 +23,35 @@ pub(crate) struct TlsFront {
 }
 
 impl TlsFront {
-    /// Stands before `upstream` (`http://host:port`) on this port, or any if it is 0. The authority's certificate is
-    /// written to `ca_file`: what is to trust it finds it there (`SSL_CERT_FILE`).
+    /// Stands before `upstream` (`http://host:port`) on this port, or any if it is 0. The
+    /// authority's certificate is written to `ca_file`: what is to trust it finds it there
+    /// (`SSL_CERT_FILE`).
     pub(crate) fn start(port: u16, upstream: &str, ca_file: &Path) -> Self {
         let upstream: SocketAddr = upstream.trim_start_matches("http://").parse().unwrap();
         let (config, ca) = certified();
         fs::write(ca_file, ca).unwrap();
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
         listener.set_nonblocking(true).unwrap();
-        let front = Self { port: listener.local_addr().unwrap().port(), offered: Arc::default() };
+        let front = Self {
+            port: listener.local_addr().unwrap().port(),
+            offered: Arc::default(),
+        };
         let offered = Arc::clone(&front.offered);
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener).unwrap();
                 while let Ok((client, _)) = listener.accept().await {
                     // What fails here is the client's connection, and it notices.
-                    tokio::spawn(connection(client, upstream, Arc::clone(&config), Arc::clone(&offered)));
+                    tokio::spawn(connection(
+                        client,
+                        upstream,
+                        Arc::clone(&config),
+                        Arc::clone(&offered),
+                    ));
                 }
             });
         });
@@ -64,25 +76,41 @@ async fn connection(
 ) -> std::io::Result<()> {
     client.set_nodelay(true)?;
     let begun = LazyConfigAcceptor::new(Acceptor::default(), client).await?;
-    offered.lock().unwrap().push(begun.client_hello().cipher_suites().to_vec());
+    offered
+        .lock()
+        .unwrap()
+        .push(begun.client_hello().cipher_suites().to_vec());
     let mut client = begun.into_stream(config).await?;
     let mut server = TcpStream::connect(upstream).await?;
     server.set_nodelay(true)?;
-    copy_bidirectional(&mut client, &mut server).await.map(|_| ())
+    copy_bidirectional(&mut client, &mut server)
+        .await
+        .map(|_| ())
 }
 
 /// A server's side of TLS, and the certificate, in PEM, of the authority that vouches for it.
 fn certified() -> (Arc<ServerConfig>, String) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // Without a name of its own, OpenSSL takes the server's certificate for one that vouches for itself.
-    params.distinguished_name.push(DnType::CommonName, "an authority for tests");
+    // Without a name of its own, OpenSSL takes the server's certificate for one that vouches for
+    // itself.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, "an authority for tests");
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new([NAME.to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
+    let certificate = CertificateParams::new([NAME.to_owned()])
+        .unwrap()
+        .signed_by(&key, &authority)
+        .unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
-    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = config
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth();
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    let config = config.with_single_cert(vec![certificate.der().clone()], key).unwrap();
+    let config = config
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
     (Arc::new(config), authority.pem())
 }

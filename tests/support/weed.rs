@@ -1,5 +1,5 @@
-//! A real S3 server for tests: SeaweedFS on 127.0.0.1, with all its state in a scratch folder, ended with the test.
-//! Flags and their reasons are those of tests/vm/weed.sh.
+//! A real S3 server for tests: SeaweedFS on 127.0.0.1, with all its state in a scratch folder,
+//! ended with the test. Flags and their reasons are those of tests/vm/weed.sh.
 
 #[path = "programs.rs"]
 pub(crate) mod programs;
@@ -34,15 +34,27 @@ impl Weed {
     pub(crate) async fn start(bucket: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let ports = free_ports();
-        let process = spawn(&find_program("weed", "ZFS_BACKUP_WEED"), folder.path(), &ports);
-        let mut weed = Self { process, ports, folder };
+        let process = spawn(
+            &find_program("weed", "ZFS_BACKUP_WEED"),
+            folder.path(),
+            &ports,
+        );
+        let mut weed = Self {
+            process,
+            ports,
+            folder,
+        };
         let begun = Instant::now();
         while !weed.is_ready(bucket).await {
             let ended = weed.process.try_wait().unwrap();
             if ended.is_some() || begun.elapsed() > START_LIMIT {
-                let log = fs::read_to_string(weed.folder.path().join("weed.log")).unwrap_or_default();
+                let log =
+                    fs::read_to_string(weed.folder.path().join("weed.log")).unwrap_or_default();
                 let tail: Vec<&str> = log.lines().rev().take(15).collect();
-                panic!("SeaweedFS does not answer (ended: {ended:?}); its log, newest first:\n{}", tail.join("\n"));
+                panic!(
+                    "SeaweedFS does not answer (ended: {ended:?}); its log, newest first:\n{}",
+                    tail.join("\n")
+                );
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -87,7 +99,14 @@ impl Weed {
         let _ = client.create_bucket().bucket(bucket).send().await;
         let put = client.put_object().bucket(bucket).key("ready").send();
         let put = tokio::time::timeout(Duration::from_secs(5), put).await;
-        matches!(put, Ok(Ok(_))) && client.delete_object().bucket(bucket).key("ready").send().await.is_ok()
+        matches!(put, Ok(Ok(_)))
+            && client
+                .delete_object()
+                .bucket(bucket)
+                .key("ready")
+                .send()
+                .await
+                .is_ok()
     }
 }
 
@@ -98,23 +117,35 @@ impl Drop for Weed {
         let _ = self.process.wait();
         // Sockets that no option moves elsewhere.
         for (name, port) in [("s3", 1), ("filer", 3), ("master", 5), ("volume", 7)] {
-            let _ = fs::remove_file(format!("/tmp/seaweedfs-{name}-grpc-{}.sock", self.ports[port]));
+            let _ = fs::remove_file(format!(
+                "/tmp/seaweedfs-{name}-grpc-{}.sock",
+                self.ports[port]
+            ));
         }
     }
 }
 
 /// Ports that were free a moment ago.
 fn free_ports() -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..PORTS).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    let listeners: Vec<TcpListener> = (0..PORTS)
+        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+        .collect();
+    listeners
+        .iter()
+        .map(|listener| listener.local_addr().unwrap().port())
+        .collect()
 }
 
 fn spawn(weed: &Path, folder: &Path, ports: &[u16]) -> Child {
     let path = |name: &str| folder.join(name).display().to_string();
     fs::create_dir(folder.join("data")).unwrap();
-    // One volume at a time for each bucket, where seven are usual: each is a file, and they are limited.
-    fs::write(folder.join("master.toml"), "[master.volume_growth]\ncopy_1 = 1\n").unwrap();
+    // One volume at a time for each bucket, where seven are usual: each is a file, and they are
+    // limited.
+    fs::write(
+        folder.join("master.toml"),
+        "[master.volume_growth]\ncopy_1 = 1\n",
+    )
+    .unwrap();
     let identity = format!(
         r#"{{"identities": [{{"name": "test", "credentials": [{{"accessKey": "{ACCESS_KEY}", "secretKey": "{SECRET_KEY}"}}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"]}}]}}"#
@@ -122,16 +153,41 @@ fn spawn(weed: &Path, folder: &Path, ports: &[u16]) -> Child {
     fs::write(folder.join("identities.json"), identity).unwrap();
     let log = File::create(folder.join("weed.log")).unwrap();
     let mut command = Command::new(weed);
-    command.arg("-logtostderr=true").arg("server").arg(format!("-dir={}", path("data")));
-    command.args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-master.volumeSizeLimitMB=64"]);
-    command.args(["-volume.max=60", "-filer", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0"]);
+    command
+        .arg("-logtostderr=true")
+        .arg("server")
+        .arg(format!("-dir={}", path("data")));
+    command.args([
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=64",
+    ]);
+    command.args([
+        "-volume.max=60",
+        "-filer",
+        "-s3",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]);
     command.arg("-s3.autoCreateBucket=false");
     command.arg(format!("-s3.config={}", path("identities.json")));
     command.arg(format!("-filer.localSocket={}", path("filer.sock")));
     command.arg(format!("-s3.localSocket={}", path("s3.sock")));
-    for (name, port) in ["s3", "filer", "master", "volume"].into_iter().zip(ports.chunks(2)) {
-        command.arg(format!("-{name}.port={}", port[0])).arg(format!("-{name}.port.grpc={}", port[1]));
+    for (name, port) in ["s3", "filer", "master", "volume"]
+        .into_iter()
+        .zip(ports.chunks(2))
+    {
+        command
+            .arg(format!("-{name}.port={}", port[0]))
+            .arg(format!("-{name}.port.grpc={}", port[1]));
     }
-    command.current_dir(folder).stdin(Stdio::null()).stderr(log).stdout(Stdio::null());
-    command.spawn().unwrap_or_else(|error| panic!("start {}: {error}", weed.display()))
+    command
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stderr(log)
+        .stdout(Stdio::null());
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("start {}: {error}", weed.display()))
 }

@@ -3,7 +3,8 @@
 use super::super::details;
 use super::super::health::{DEFAULT_LIMITS, facts_of};
 use super::super::views::{
-    BackupView, BookmarkView, LocalView, LockfileView, SnapshotView, StoreAnswer, StoreView, UploadView,
+    BackupView, BookmarkView, LocalView, LockfileView, SnapshotView, StoreAnswer, StoreView,
+    UploadView,
 };
 use super::*;
 use crate::model::{BackupId, BackupKind, DatasetName, Guid};
@@ -36,7 +37,11 @@ fn record(newest_ago: i64, position: u32) -> Record {
             total_bytes: 10_076 * G,
             time_lines: 1,
         }),
-        verify: Some(VerifyNote { at: ago(6 * HOUR), backups: 22, read_data: "none".into() }),
+        verify: Some(VerifyNote {
+            at: ago(6 * HOUR),
+            backups: 22,
+            read_data: "none".into(),
+        }),
         ..Record::default()
     }
 }
@@ -84,7 +89,10 @@ fn local(name: &str, raw: bool) -> LocalView {
         guid: Guid(1),
         encrypted: raw,
         sent_raw: raw,
-        snapshots: vec![snapshot("before-upgrade", 8, false, 0), snapshot("zfs-backup_20270115T060000Z", 9, true, 2)],
+        snapshots: vec![
+            snapshot("before-upgrade", 8, false, 0),
+            snapshot("zfs-backup_20270115T060000Z", 9, true, 2),
+        ],
         bookmarks: vec![BookmarkView {
             name: format!("{name}#zfs-backup_0000000000000007"),
             guid: Guid(7),
@@ -95,9 +103,17 @@ fn local(name: &str, raw: bool) -> LocalView {
 }
 
 fn backup(seconds_ago: i64, position: u32, full: &BackupId, flaw: Option<&str>) -> BackupView {
-    let kind = if position == 0 { BackupKind::Full } else { BackupKind::Incr };
+    let kind = if position == 0 {
+        BackupKind::Full
+    } else {
+        BackupKind::Incr
+    };
     BackupView {
-        id: if position == 0 { full.clone() } else { id(seconds_ago, kind, u64::from(position)) },
+        id: if position == 0 {
+            full.clone()
+        } else {
+            id(seconds_ago, kind, u64::from(position))
+        },
         kind,
         full_id: full.clone(),
         position,
@@ -128,7 +144,11 @@ fn attempt(guid: u64, was_committed: bool) -> AttemptView {
 }
 
 fn overview(datasets: Vec<DatasetView>) -> Overview {
-    let answer = |url: &str| StoreAnswer { url: Some(url.to_owned()), asked: false, error: None };
+    let answer = |url: &str| StoreAnswer {
+        url: Some(url.to_owned()),
+        asked: false,
+        error: None,
+    };
     Overview {
         format: 1,
         now: ago(0),
@@ -145,29 +165,56 @@ fn screen(overview: &Overview) -> String {
     for line in &lines {
         assert!(line.text.chars().count() <= 80, "too wide: {}", line.text);
         if let Some((word, _)) = &line.mark {
-            assert!(line.text.contains(word.as_str()), "{word} is not in {}", line.text);
+            assert!(
+                line.text.contains(word.as_str()),
+                "{word} is not in {}",
+                line.text
+            );
         }
     }
-    lines.into_iter().map(|line| line.text).collect::<Vec<_>>().join("\n")
+    lines
+        .into_iter()
+        .map(|line| line.text)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
 fn the_table_says_the_state_of_each_dataset_from_what_is_remembered() {
-    let photos =
-        Record { drill: Some(DrillNote { at: ago(12 * DAY), id: id(0, BackupKind::Full, 1) }), ..record(6 * HOUR, 21) };
+    let photos = Record {
+        drill: Some(DrillNote {
+            at: ago(12 * DAY),
+            id: id(0, BackupKind::Full, 1),
+        }),
+        ..record(6 * HOUR, 21)
+    };
     let mut secret = dataset("tank/secret", Some(record(50 * HOUR, 39)));
     secret.local = Some(local("tank/secret", true));
     let failure = FailureNote {
         at: ago(3 * HOUR),
         step: "backup".into(),
-        reason: "put tank/mail/@x/00000412-feedbeef.zfs.age in s3:bucket/nas1: 401: key 0021 deleted".into(),
+        reason:
+            "put tank/mail/@x/00000412-feedbeef.zfs.age in s3:bucket/nas1: 401: key 0021 deleted"
+                .into(),
         damage: false,
     };
-    let mail = dataset("tank/mail", Some(Record { failures: vec![failure], ..record(6 * HOUR, 2) }));
+    let mail = dataset(
+        "tank/mail",
+        Some(Record {
+            failures: vec![failure],
+            ..record(6 * HOUR, 2)
+        }),
+    );
     let mut running = dataset("tank/vm", Some(record(6 * HOUR, 0)));
     running.running_in.push("s3:bucket/nas1".into());
     let new = dataset("tank/new", Some(Record::default()));
-    let all = overview(vec![dataset("tank/photos", Some(photos)), secret, mail, running, new]);
+    let all = overview(vec![
+        dataset("tank/photos", Some(photos)),
+        secret,
+        mail,
+        running,
+        new,
+    ]);
     assert_snapshot!(screen(&all), @r"
     DATASET     LAST    CHAIN   REMOTE VERIFIED DRILLED STATE
     tank/photos 6h incr full+21 9.83T  6h       12d     ok
@@ -192,21 +239,33 @@ fn the_table_says_the_state_of_each_dataset_from_what_is_remembered() {
 fn an_unfinished_first_full_and_damage_are_said_from_the_listing() {
     let mut media = dataset("tank/media", Some(Record::default()));
     media.local = Some(local("tank/media", false));
-    media.remote = Some(StoreView { unfinished: vec![attempt(9, false)], ..StoreView::default() });
+    media.remote = Some(StoreView {
+        unfinished: vec![attempt(9, false)],
+        ..StoreView::default()
+    });
     let full = id(9 * DAY, BackupKind::Full, 0);
     let mut broken = dataset("tank/broken", Some(record(6 * HOUR, 1)));
     broken.remote = Some(StoreView {
-        backups: vec![backup(9 * DAY, 0, &full, None), backup(6 * HOUR, 1, &full, Some("chunk 112: missing"))],
+        backups: vec![
+            backup(9 * DAY, 0, &full, None),
+            backup(6 * HOUR, 1, &full, Some("chunk 112: missing")),
+        ],
         unfinished: vec![attempt(3, true)],
-        uploads: vec![UploadView { key: "tank/broken/@x/y".into(), started_at: None }],
+        uploads: vec![UploadView {
+            key: "tank/broken/@x/y".into(),
+            started_at: None,
+        }],
         ..StoreView::default()
     });
     [&mut media, &mut broken].into_iter().for_each(judge);
     let mut all = overview(vec![media, broken]);
     all.remote.asked = true;
-    all.lockfile =
-        Some(LockfileView { path: "/var/lib/zfs-backup/zfs-backup.lock".into(), made_at: Some(ago(2 * HOUR)) });
-    all.never_deleted.push("tank/old in the remote: this configuration does not name it".into());
+    all.lockfile = Some(LockfileView {
+        path: "/var/lib/zfs-backup/zfs-backup.lock".into(),
+        made_at: Some(ago(2 * HOUR)),
+    });
+    all.never_deleted
+        .push("tank/old in the remote: this configuration does not name it".into());
     assert_snapshot!(screen(&all), @r"
     DATASET      LAST     CHAIN     REMOTE  VERIFIED  DRILLED  STATE
     tank/media   -        full 41%  41.0G   -         -        unfinished
@@ -230,15 +289,29 @@ fn an_unfinished_first_full_and_damage_are_said_from_the_listing() {
 #[test]
 fn what_cannot_be_asked_is_unknown_and_never_good() {
     let mut view = dataset("tank/a", Some(record(6 * HOUR, 1)));
-    view.errors.push("list tank/a/@ in s3:bucket/nas1: 503".into());
+    view.errors
+        .push("list tank/a/@ in s3:bucket/nas1: 503".into());
     assert_eq!(state(&view).0, "UNKNOWN");
     let unread = dataset("tank/a", None);
     assert_eq!(state(&unread).0, "NONE KNOWN");
-    let empty = DatasetView { remote: Some(StoreView::default()), ..dataset("tank/a", Some(record(6 * HOUR, 1))) };
-    assert_eq!(state(&empty).0, "NO BACKUP", "what is remembered stands against what is listed");
+    let empty = DatasetView {
+        remote: Some(StoreView::default()),
+        ..dataset("tank/a", Some(record(6 * HOUR, 1)))
+    };
+    assert_eq!(
+        state(&empty).0,
+        "NO BACKUP",
+        "what is remembered stands against what is listed"
+    );
     let future = dataset("tank/a", Some(record(-3 * DAY, 1)));
     assert_eq!(state(&future).0, "UNKNOWN");
-    let unverified = dataset("tank/a", Some(Record { verify: None, ..record(6 * HOUR, 1) }));
+    let unverified = dataset(
+        "tank/a",
+        Some(Record {
+            verify: None,
+            ..record(6 * HOUR, 1)
+        }),
+    );
     assert_eq!(state(&unverified).0, "check due");
     assert_eq!(state(&dataset("tank/a", Some(record(6 * HOUR, 1)))).0, "ok");
 }
@@ -252,11 +325,24 @@ fn long_names_stand_on_lines_of_their_own() {
 
 #[test]
 fn the_details_name_snapshots_chains_places_and_what_was_not_finished() {
-    let (old, full) = (id(40 * DAY, BackupKind::Full, 0), id(9 * DAY, BackupKind::Full, 1));
+    let (old, full) = (
+        id(40 * DAY, BackupKind::Full, 0),
+        id(9 * DAY, BackupKind::Full, 1),
+    );
     let mut view = dataset("tank/media", Some(record(6 * HOUR, 1)));
     view.local = Some(local("tank/media", false));
-    let chain = || vec![backup(9 * DAY, 0, &full, None), backup(6 * HOUR, 1, &full, None)];
-    let mut remote = vec![backup(40 * DAY, 0, &old, Some("00000112-feedbeef.zfs.age: missing"))];
+    let chain = || {
+        vec![
+            backup(9 * DAY, 0, &full, None),
+            backup(6 * HOUR, 1, &full, None),
+        ]
+    };
+    let mut remote = vec![backup(
+        40 * DAY,
+        0,
+        &old,
+        Some("00000112-feedbeef.zfs.age: missing"),
+    )];
     remote.extend(chain());
     view.remote = Some(StoreView {
         backups: remote,
@@ -267,13 +353,21 @@ fn the_details_name_snapshots_chains_places_and_what_was_not_finished() {
     });
     view.intermediate = Some(StoreView {
         backups: chain().split_off(1),
-        uploads: vec![UploadView { key: "tank/media/@x/00000000-feedbeef.zfs.age".into(), started_at: Some(ago(DAY)) }],
+        uploads: vec![UploadView {
+            key: "tank/media/@x/00000000-feedbeef.zfs.age".into(),
+            started_at: Some(ago(DAY)),
+        }],
         ..StoreView::default()
     });
-    view.remote.iter_mut().for_each(|remote| remote.note_ends(14));
+    view.remote
+        .iter_mut()
+        .for_each(|remote| remote.note_ends(14));
     let all = overview(vec![view]);
     let lines = details::lines(&all, &all.datasets[0]);
-    assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:#?}");
+    assert!(
+        lines.iter().all(|line| line.chars().count() <= 80),
+        "{lines:#?}"
+    );
     assert_snapshot!(lines[1..].join("\n"), @r"
     tank/media
       in the pool as tank/media: 2 snapshots, 1 of them ours; 1 bookmarks
@@ -313,11 +407,17 @@ fn json_has_every_field_under_its_documented_name() {
     view.remote = Some(StoreView {
         backups: vec![backup(9 * DAY, 0, &full, None)],
         unfinished: vec![attempt(9, false)],
-        uploads: vec![UploadView { key: "k".into(), started_at: None }],
+        uploads: vec![UploadView {
+            key: "k".into(),
+            started_at: None,
+        }],
         ..StoreView::default()
     });
     let mut all = overview(vec![view]);
-    all.lockfile = Some(LockfileView { path: "/x".into(), made_at: None });
+    all.lockfile = Some(LockfileView {
+        path: "/x".into(),
+        made_at: None,
+    });
     fn names(value: &serde_json::Value, found: &mut Vec<String>) {
         match value {
             serde_json::Value::Object(fields) => fields.iter().for_each(|(name, value)| {
@@ -331,7 +431,10 @@ fn json_has_every_field_under_its_documented_name() {
     let mut found = Vec::new();
     names(&serde_json::json!(all), &mut found);
     for name in found {
-        assert!(documented.contains(&format!("`{name}`")), "docs/json.md does not name `{name}`");
+        assert!(
+            documented.contains(&format!("`{name}`")),
+            "docs/json.md does not name `{name}`"
+        );
     }
     let _: DatasetName = all.datasets[0].dataset.clone();
 }

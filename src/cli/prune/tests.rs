@@ -1,4 +1,5 @@
-//! The commands that delete, as a person and as monitoring see them: exit status, text, and what `health` says after.
+//! The commands that delete, as a person and as monitoring see them: exit status, text, and what
+//! `health` says after.
 
 use super::super::health::{DEFAULT_LIMITS, facts_of};
 use super::super::identity::{identified, known_stores};
@@ -51,13 +52,20 @@ fn days_ago(days: i64) -> Timestamp {
 
 impl Host {
     fn new() -> Self {
-        let (folder, zfs, dataset) = (TempDir::new().unwrap(), FakeZfs::new(), "tank/data".parse().unwrap());
+        let (folder, zfs, dataset) = (
+            TempDir::new().unwrap(),
+            FakeZfs::new(),
+            "tank/data".parse().unwrap(),
+        );
         zfs.create(&dataset, DatasetType::Filesystem);
         let file = KeyFile::generate().unwrap();
         let signing = file.signing_key().unwrap().clone();
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir(path("remote")).unwrap();
-        let secret = format!("untrusted comment: test\n{}\n", signing.to_secret_text().unwrap());
+        let secret = format!(
+            "untrusted comment: test\n{}\n",
+            signing.to_secret_text().unwrap()
+        );
         write_secret(&path("signing.key"), &secret);
         let text = format!(
             "[main]\nzfs_fs = \"{dataset}\"\nencryption_recipients = [\"{}\"]\nsigning_key_file = \"{}\"\n\
@@ -71,7 +79,17 @@ impl Host {
         );
         write_secret(&path("zb.toml"), &text);
         let (recipients, trusted) = (vec![file.recipient().unwrap()], file.trusted.clone());
-        Self { folder, zfs, keys: WriterKeys { recipients, signing, trusted, keyring: None }, dataset }
+        Self {
+            folder,
+            zfs,
+            keys: WriterKeys {
+                recipients,
+                signing,
+                trusted,
+                keyring: None,
+            },
+            dataset,
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -83,21 +101,39 @@ impl Host {
     }
 
     fn context(&self) -> Context {
-        let global = Global { config: Some(self.path("zb.toml")), quiet: true, ..Global::default() };
+        let global = Global {
+            config: Some(self.path("zb.toml")),
+            quiet: true,
+            ..Global::default()
+        };
         let output = Arc::new(Output::new(&global));
-        Context::new(global, output, tokio::sync::watch::channel(false).1, Arc::<Leftovers>::default())
+        Context::new(
+            global,
+            output,
+            tokio::sync::watch::channel(false).1,
+            Arc::<Leftovers>::default(),
+        )
     }
 
     async fn remote(&self) -> Arc<dyn ObjectStore> {
         let folder = open_dir(&self.path("remote"), 1 << 16).unwrap();
-        identified(&self.config(), StoreRole::Remote, folder, Purpose::Write).await.unwrap()
+        identified(&self.config(), StoreRole::Remote, folder, Purpose::Write)
+            .await
+            .unwrap()
     }
 
     async fn back_up_full(&self, days: i64) {
         let at = days_ago(days);
         self.zfs.set_now(at);
-        self.zfs.write_file(&self.dataset, 5, &at.as_second().to_le_bytes());
-        take_snapshots(&*self.zfs(), std::slice::from_ref(&self.dataset), "zfs-backup_", at).unwrap();
+        self.zfs
+            .write_file(&self.dataset, 5, &at.as_second().to_le_bytes());
+        take_snapshots(
+            &*self.zfs(),
+            std::slice::from_ref(&self.dataset),
+            "zfs-backup_",
+            at,
+        )
+        .unwrap();
         let env = BackupEnv {
             zfs: self.zfs(),
             store: self.remote().await,
@@ -111,7 +147,10 @@ impl Host {
             stop: tokio::sync::watch::channel(false).1,
         };
         let dataset = self.zfs.dataset(&self.dataset).unwrap().unwrap();
-        let selected = Selected { dataset, stored: self.dataset.clone() };
+        let selected = Selected {
+            dataset,
+            stored: self.dataset.clone(),
+        };
         back_up(&env, &selected, RequestedKind::Full).await.unwrap();
     }
 
@@ -122,47 +161,103 @@ impl Host {
     /// The clock was 14 years behind in an earlier run of this boot: somebody has set it since.
     fn set_clock_ahead(&self) {
         let check = ClockCheck::read(&self.path("state"), false).unwrap();
-        let reading = ClockReading { wall: days_ago(14 * 365), is_synchronised: true, ..check.reading.clone() };
-        ClockCheck { reading, ..check }.keep_note(&self.path("state"), &Ok(ClockTrust::Confirmed)).unwrap();
+        let reading = ClockReading {
+            wall: days_ago(14 * 365),
+            is_synchronised: true,
+            ..check.reading.clone()
+        };
+        ClockCheck { reading, ..check }
+            .keep_note(&self.path("state"), &Ok(ClockTrust::Confirmed))
+            .unwrap();
     }
 
     async fn prune_snapshots(&self, clock_is_right: bool) -> Ended {
         let context = self.context();
-        let done = prune_snapshots_of(&context, self.zfs(), &PruneByAge { yes: true, clock_is_right }).await;
+        let done = prune_snapshots_of(
+            &context,
+            self.zfs(),
+            &PruneByAge {
+                yes: true,
+                clock_is_right,
+            },
+        )
+        .await;
         ended(&context, done)
     }
 
     async fn prune_remote(&self, clock_is_right: bool) -> Ended {
         let (context, config) = (self.context(), self.config());
-        let prune = PruneByAge { yes: true, clock_is_right };
-        let call = PruneCall { step: "prune-remote", rules: &config.lifecycle_remote, prune: &prune };
-        let done = prune_store(&context, &*self.zfs(), self.remote().await, Beside::Nothing, &call).await;
+        let prune = PruneByAge {
+            yes: true,
+            clock_is_right,
+        };
+        let call = PruneCall {
+            step: "prune-remote",
+            rules: &config.lifecycle_remote,
+            prune: &prune,
+        };
+        let done = prune_store(
+            &context,
+            &*self.zfs(),
+            self.remote().await,
+            Beside::Nothing,
+            &call,
+        )
+        .await;
         ended(&context, done)
     }
 
     fn backups(&self) -> usize {
         let folders = std::fs::read_dir(self.path("remote/tank/data")).unwrap();
-        folders.filter(|folder| folder.as_ref().unwrap().path().join("manifest.json").exists()).count()
+        folders
+            .filter(|folder| {
+                folder
+                    .as_ref()
+                    .unwrap()
+                    .path()
+                    .join("manifest.json")
+                    .exists()
+            })
+            .count()
     }
 
     fn catalog_ids(&self) -> Vec<BackupId> {
         let folders = std::fs::read_dir(self.path("remote/tank/data")).unwrap();
         let names = folders.map(|folder| folder.unwrap().file_name().into_string().unwrap());
-        names.filter_map(|name| name.strip_prefix('@')?.parse().ok()).collect()
+        names
+            .filter_map(|name| name.strip_prefix('@')?.parse().ok())
+            .collect()
     }
 
     /// Returns the failures that `health` reports.
     fn failures(&self) -> Vec<String> {
         let config = self.config();
-        let record = Records::new(&config.state_dir, &known_stores(&config).unwrap()[0], &self.dataset).read().unwrap();
-        let health = judge_health(&facts_of(&record, record.newest_at()), &DEFAULT_LIMITS, Timestamp::now());
-        health.reasons.into_iter().filter(|reason| reason.contains("failed")).collect()
+        let record = Records::new(
+            &config.state_dir,
+            &known_stores(&config).unwrap()[0],
+            &self.dataset,
+        )
+        .read()
+        .unwrap();
+        let health = judge_health(
+            &facts_of(&record, record.newest_at()),
+            &DEFAULT_LIMITS,
+            Timestamp::now(),
+        );
+        health
+            .reasons
+            .into_iter()
+            .filter(|reason| reason.contains("failed"))
+            .collect()
     }
 }
 
 fn ended(context: &Context, done: Result<(), Failure>) -> Ended {
     let status = done.map_or_else(|failure| failure.status(), |()| 0);
-    Ended { status, said: context.output.first_error() }
+    Ended {
+        status,
+        said: context.output.first_error(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -173,13 +268,26 @@ async fn a_doubtful_clock_keeps_snapshots_ends_with_3_and_stands_in_health_until
     let Ended { status, said } = host.prune_snapshots(false).await;
     let said = said.unwrap();
     assert_eq!(status, 3, "{said:?}");
-    assert!(said.text.starts_with("tank/data: no snapshot is destroyed: this host's clock, "), "{said:?}");
-    assert!(said.text.contains("14y ahead of what it was in an earlier run"), "{said:?}");
-    assert!(said.hint.unwrap().contains("zfs-backup prune-snapshots -y --clock-is-right"));
+    assert!(
+        said.text
+            .starts_with("tank/data: no snapshot is destroyed: this host's clock, "),
+        "{said:?}"
+    );
+    assert!(
+        said.text
+            .contains("14y ahead of what it was in an earlier run"),
+        "{said:?}"
+    );
+    assert!(
+        said.hint
+            .unwrap()
+            .contains("zfs-backup prune-snapshots -y --clock-is-right")
+    );
     assert_eq!(host.zfs.snapshots(&host.dataset).unwrap().len(), 1);
     let failures = host.failures();
     assert!(
-        failures[0].starts_with("prune-snapshots failed 0s ago: no snapshot is destroyed: this host's"),
+        failures[0]
+            .starts_with("prune-snapshots failed 0s ago: no snapshot is destroyed: this host's"),
         "{failures:?}"
     );
 
@@ -204,8 +312,17 @@ async fn a_planted_object_and_a_doubtful_clock_keep_backups_end_with_3_and_stand
     let Ended { status, said } = host.prune_remote(true).await;
     let said = said.unwrap();
     assert_eq!(status, 3, "{said:?}");
-    assert!(said.text.contains(&format!("nothing is deleted: what the unfinished upload {id} builds on")), "{said:?}");
-    assert!(said.hint.unwrap().contains(&format!("zfs-backup forget {id}")));
+    assert!(
+        said.text.contains(&format!(
+            "nothing is deleted: what the unfinished upload {id} builds on"
+        )),
+        "{said:?}"
+    );
+    assert!(
+        said.hint
+            .unwrap()
+            .contains(&format!("zfs-backup forget {id}"))
+    );
     assert!(
         host.failures()[0].starts_with("prune-remote failed 0s ago: nothing is deleted: "),
         "{:?}",
@@ -221,16 +338,24 @@ async fn a_planted_object_and_a_doubtful_clock_keep_backups_end_with_3_and_stand
     let Ended { status, said } = host.prune_remote(false).await;
     let said = said.unwrap();
     assert_eq!(status, 3, "{said:?}");
-    assert!(said.text.starts_with("tank/data: nothing is deleted: this host's clock, "), "{said:?}");
-    assert!(said.hint.unwrap().contains("zfs-backup prune-remote -y --clock-is-right"));
+    assert!(
+        said.text
+            .starts_with("tank/data: nothing is deleted: this host's clock, "),
+        "{said:?}"
+    );
+    assert!(
+        said.hint
+            .unwrap()
+            .contains("zfs-backup prune-remote -y --clock-is-right")
+    );
     assert_eq!((host.backups(), host.failures().len()), (2, 1));
     let Ended { status, said } = host.prune_remote(true).await;
     assert_eq!((status, host.backups()), (0, 1), "{said:?}");
     assert_eq!(host.failures(), [""; 0]);
 }
 
-/// Exports that wait on the disk may follow from backups in the remote. Its empty mount point must not look like a disk on which
-/// nothing waits.
+/// Exports that wait on the disk may follow from backups in the remote. Its empty mount point must
+/// not look like a disk on which nothing waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_intermediate_directory_that_is_not_mounted_stops_prune_remote_and_forget() {
     let host = Host::new();
@@ -238,27 +363,62 @@ async fn an_intermediate_directory_that_is_not_mounted_stops_prune_remote_and_fo
     let disk = host.path("disk");
     std::fs::create_dir(&disk).unwrap();
     let text = std::fs::read_to_string(host.path("zb.toml")).unwrap();
-    let key = format!("intermediate_basedir = \"{}\"\noldest_snapshot_days", disk.display());
-    write_secret(&host.path("zb.toml"), &text.replace("oldest_snapshot_days", &key));
-    open_intermediate(&host.config(), Purpose::Write).await.unwrap();
-    let other = open_intermediate(&host.config(), Purpose::Read).await.unwrap();
+    let key = format!(
+        "intermediate_basedir = \"{}\"\noldest_snapshot_days",
+        disk.display()
+    );
+    write_secret(
+        &host.path("zb.toml"),
+        &text.replace("oldest_snapshot_days", &key),
+    );
+    open_intermediate(&host.config(), Purpose::Write)
+        .await
+        .unwrap();
+    let other = open_intermediate(&host.config(), Purpose::Read)
+        .await
+        .unwrap();
     let check = async |other: &dyn ObjectStore, purpose| {
         check_other_store(&host.config(), StoreRole::Intermediate, other, purpose).await
     };
     check(&*other, Purpose::Write).await.unwrap();
     std::fs::rename(&disk, host.path("unplugged")).unwrap();
     std::fs::create_dir(&disk).unwrap();
-    let other = open_intermediate(&host.config(), Purpose::Read).await.unwrap();
+    let other = open_intermediate(&host.config(), Purpose::Read)
+        .await
+        .unwrap();
     check(&*other, Purpose::Read).await.unwrap();
     let refused = check(&*other, Purpose::Write).await.unwrap_err();
-    assert!(refused.hint().unwrap().contains("zfs-backup accept-store --intermediate"), "{refused}");
+    assert!(
+        refused
+            .hint()
+            .unwrap()
+            .contains("zfs-backup accept-store --intermediate"),
+        "{refused}"
+    );
     let context = host.context();
-    let prune = PruneByAge { yes: true, clock_is_right: true };
+    let prune = PruneByAge {
+        yes: true,
+        clock_is_right: true,
+    };
     let refused = prune_remote(&context, &prune).await.unwrap_err().reason();
-    assert!(refused.contains("is not the store that it was"), "{refused}");
+    assert!(
+        refused.contains("is not the store that it was"),
+        "{refused}"
+    );
     let newest = host.catalog_ids().pop().unwrap();
-    let forget = Forget { id: newest, dataset: Some(host.dataset.clone()), intermediate: false, yes: true };
-    let refused = super::super::forget::forget(&context, &forget).await.unwrap_err().reason();
-    assert!(refused.contains("is not the store that it was"), "{refused}");
+    let forget = Forget {
+        id: newest,
+        dataset: Some(host.dataset.clone()),
+        intermediate: false,
+        yes: true,
+    };
+    let refused = super::super::forget::forget(&context, &forget)
+        .await
+        .unwrap_err()
+        .reason();
+    assert!(
+        refused.contains("is not the store that it was"),
+        "{refused}"
+    );
     assert_eq!(host.backups(), 1);
 }

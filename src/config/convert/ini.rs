@@ -1,4 +1,5 @@
-//! INI, line by line, as the older tool and rclone write it. What is not understood is kept as it stands.
+//! INI, line by line, as the older tool and rclone write it. What is not understood is kept as it
+//! stands.
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +30,10 @@ fn line(line: &str) -> IniLine<'_> {
         return IniLine::Comment(comment.trim());
     }
     let bare = without_comment(line).0;
-    if let Some(name) = bare.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    if let Some(name) = bare
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         return IniLine::Section(name.trim());
     }
     match line.split_once('=') {
@@ -38,7 +42,8 @@ fn line(line: &str) -> IniLine<'_> {
     }
 }
 
-/// A value and the comment behind it, which begins with a mark after a space. A mark within quotes is none.
+/// A value and the comment behind it, which begins with a mark after a space. A mark within quotes
+/// is none.
 pub(super) fn without_comment(value: &str) -> (&str, Option<&str>) {
     let mut quote = None;
     let mut before = ' ';
@@ -58,7 +63,11 @@ pub(super) fn without_comment(value: &str) -> (&str, Option<&str>) {
 
 /// A value without the quotes around it, if there are any.
 pub(super) fn unquoted(value: &str) -> &str {
-    let inner = |quote: char| value.strip_prefix(quote).and_then(|rest| rest.strip_suffix(quote));
+    let inner = |quote: char| {
+        value
+            .strip_prefix(quote)
+            .and_then(|rest| rest.strip_suffix(quote))
+    };
     inner('"').or_else(|| inner('\'')).unwrap_or(value)
 }
 
@@ -103,7 +112,10 @@ mod tests {
         ] {
             assert_eq!(line(text), expected, "{text:?}");
         }
-        assert_eq!(lines("\u{feff}[main]").next(), Some(IniLine::Section("main")));
+        assert_eq!(
+            lines("\u{feff}[main]").next(),
+            Some(IniLine::Section("main"))
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The full example in its INI spelling comes over and parses; what cannot come is named; secrets are not said.
+//! The full example in its INI spelling comes over and parses; what cannot come is named; secrets
+//! are not said.
 
 use super::*;
 use crate::config::{Config, Environment};
@@ -120,12 +121,27 @@ fn the_full_example_comes_over_with_a_native_remote() {
 
 #[test]
 fn without_rclone_conf_or_with_another_type_rclone_stays() {
-    for conf in [None, Some("[b2]\ntype = drive\n"), Some("[x]\ntype = b2\n"), Some("RCLONE_ENCRYPT_V0:\nabc==\n")] {
+    for conf in [
+        None,
+        Some("[b2]\ntype = drive\n"),
+        Some("[x]\ntype = b2\n"),
+        Some("RCLONE_ENCRYPT_V0:\nabc==\n"),
+    ] {
         let converted = convert_ini(EXAMPLE, conf);
         let config = parse(&converted);
-        assert_eq!(config.remote.map(|remote| remote.to_string()).as_deref(), Some("rclone:b2:bucket/whatever"));
+        assert_eq!(
+            config.remote.map(|remote| remote.to_string()).as_deref(),
+            Some("rclone:b2:bucket/whatever")
+        );
         assert_eq!(config.rclone.args, ["--fast-list", "--transfers", "2"]);
-        assert!(converted.advice.iter().any(|advice| advice.contains("rclone")), "{:?}", converted.advice);
+        assert!(
+            converted
+                .advice
+                .iter()
+                .any(|advice| advice.contains("rclone")),
+            "{:?}",
+            converted.advice
+        );
     }
 }
 
@@ -135,15 +151,29 @@ fn an_s3_remote_takes_its_endpoint_and_names_the_files_for_its_keys() {
     let conf = "[my store]\ntype = s3\nprovider = Other\nendpoint = s3.example.org\nregion = eu-1\n\
         access_key_id = AKIA\nsecret_access_key = SECRET\nupload_concurrency = 8\n";
     let converted = convert_ini(ini, Some(conf));
-    assert!(!format!("{converted:?}").contains("SECRET") && !format!("{converted:?}").contains("AKIA"));
+    assert!(
+        !format!("{converted:?}").contains("SECRET") && !format!("{converted:?}").contains("AKIA")
+    );
     let config = parse(&converted);
     assert_eq!(config.remote, "s3:bucket/p".parse().ok());
-    assert_eq!(config.s3.endpoint.as_deref(), Some("https://s3.example.org"));
-    assert_eq!((config.s3.path_style, config.s3.parts.concurrency), (Some(true), 8));
+    assert_eq!(
+        config.s3.endpoint.as_deref(),
+        Some("https://s3.example.org")
+    );
+    assert_eq!(
+        (config.s3.path_style, config.s3.parts.concurrency),
+        (Some(true), 8)
+    );
     assert_eq!(config.datasets.names.len(), 2);
-    assert_eq!(converted.lost, ["rclone_bwlimit: the native key is bwlimit"]);
+    assert_eq!(
+        converted.lost,
+        ["rclone_bwlimit: the native key is bwlimit"]
+    );
     let files = config.s3.credential_files.unwrap();
-    assert_eq!(files.id_file.to_string(), "/etc/zfs-backup/my-store.access-key-id");
+    assert_eq!(
+        files.id_file.to_string(),
+        "/etc/zfs-backup/my-store.access-key-id"
+    );
     let paths = convert_ini("[main]\nremote = /srv/x\n", None).toml;
     assert!(paths.contains("remote = \"file:/srv/x\""), "{paths}");
 }

@@ -8,15 +8,26 @@ use jiff::Timestamp;
 /// A backup of snapshot `guid` with that nonce, following from `base`.
 fn facts(guid: u64, nonce: u64, base: Option<&BackupFacts>) -> BackupFacts {
     let at = Timestamp::from_second(1_760_000_000 + i64::try_from(guid).unwrap() * 86_400).unwrap();
-    let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+    let kind = if base.is_some() {
+        BackupKind::Incr
+    } else {
+        BackupKind::Full
+    };
     let id = BackupId::new(at, kind, Guid(guid), nonce);
     BackupFacts {
         manifest_blake3: Digest::of(id.as_str().as_bytes()),
-        snapshot: SnapshotRef { guid: Guid(guid), createtxg: guid, created_at: at },
+        snapshot: SnapshotRef {
+            guid: Guid(guid),
+            createtxg: guid,
+            created_at: at,
+        },
         base: base.map(|base| base.id.clone()),
         full_id: base.map_or_else(|| id.clone(), |base| base.full_id.clone()),
         position: base.map_or(0, |base| base.position + 1),
-        origin: Origin { dataset_guid: Guid(7), pool_guid: Guid(8) },
+        origin: Origin {
+            dataset_guid: Guid(7),
+            pool_guid: Guid(8),
+        },
         made: Default::default(),
         requested: vec!["large-blocks".into()],
         recipients: vec!["age1test".into()],
@@ -39,8 +50,16 @@ struct Case<'a> {
 
 impl Case<'_> {
     fn plan(&self) -> CopyPlan {
-        let ids = |list: &[&BackupFacts]| list.iter().map(|facts| facts.id.clone()).collect::<BTreeSet<_>>();
-        let owned = |list: &[&BackupFacts]| list.iter().map(|facts| (*facts).clone()).collect::<Vec<_>>();
+        let ids = |list: &[&BackupFacts]| {
+            list.iter()
+                .map(|facts| facts.id.clone())
+                .collect::<BTreeSet<_>>()
+        };
+        let owned = |list: &[&BackupFacts]| {
+            list.iter()
+                .map(|facts| (*facts).clone())
+                .collect::<Vec<_>>()
+        };
         plan_copy(&CopyInput {
             local: &owned(&self.local),
             remote: &owned(&self.remote),
@@ -56,9 +75,18 @@ impl Case<'_> {
     fn copies(&self, expected: &[&BackupFacts]) -> CopyPlan {
         let plan = self.plan();
         let copied: Vec<&BackupId> = plan.copy.iter().map(|step| &step.id).collect();
-        assert_eq!(copied, expected.iter().map(|facts| &facts.id).collect::<Vec<_>>(), "{plan:?}");
+        assert_eq!(
+            copied,
+            expected.iter().map(|facts| &facts.id).collect::<Vec<_>>(),
+            "{plan:?}"
+        );
         let mut all: Vec<&BackupId> = copied;
-        all.extend(plan.left.iter().map(|(id, _)| id).chain(plan.refused.iter().map(|(id, _)| id)));
+        all.extend(
+            plan.left
+                .iter()
+                .map(|(id, _)| id)
+                .chain(plan.refused.iter().map(|(id, _)| id)),
+        );
         all.sort();
         let mut local: Vec<&BackupId> = self.local.iter().map(|facts| &facts.id).collect();
         local.sort();
@@ -73,20 +101,40 @@ fn what_was_never_committed_is_copied_parents_first() {
     let (first, other_full) = (facts(2, 1, Some(&full)), facts(4, 1, None));
     let second = facts(3, 1, Some(&first));
     let local = vec![&full, &first, &second, &other_full];
-    let plan = Case { local: local.clone(), ..Case::default() }.copies(&[&full, &first, &second, &other_full]);
-    let parents: Vec<Option<&BackupId>> = plan.copy.iter().map(|step| step.parent.as_ref()).collect();
+    let plan = Case {
+        local: local.clone(),
+        ..Case::default()
+    }
+    .copies(&[&full, &first, &second, &other_full]);
+    let parents: Vec<Option<&BackupId>> =
+        plan.copy.iter().map(|step| step.parent.as_ref()).collect();
     assert_eq!(parents, [None, Some(&full.id), Some(&first.id), None]);
     // Whatever the order of the list.
-    Case { local: vec![&second, &other_full, &first, &full], ..Case::default() }.copies(&[
-        &full,
-        &first,
-        &second,
-        &other_full,
-    ]);
-    let plan =
-        Case { local: local.clone(), remote: vec![&full, &first], ..Case::default() }.copies(&[&second, &other_full]);
-    assert_eq!(plan.left, [(full.id.clone(), LeftReason::Committed), (first.id.clone(), LeftReason::Committed)]);
-    Case { local: local.clone(), remote: local, all: true, ..Case::default() }.copies(&[]);
+    Case {
+        local: vec![&second, &other_full, &first, &full],
+        ..Case::default()
+    }
+    .copies(&[&full, &first, &second, &other_full]);
+    let plan = Case {
+        local: local.clone(),
+        remote: vec![&full, &first],
+        ..Case::default()
+    }
+    .copies(&[&second, &other_full]);
+    assert_eq!(
+        plan.left,
+        [
+            (full.id.clone(), LeftReason::Committed),
+            (first.id.clone(), LeftReason::Committed)
+        ]
+    );
+    Case {
+        local: local.clone(),
+        remote: local,
+        all: true,
+        ..Case::default()
+    }
+    .copies(&[]);
 }
 
 #[test]
@@ -94,22 +142,65 @@ fn what_is_pruned_or_would_be_is_left_unless_all_is_asked_or_a_child_needs_it() 
     let full = facts(1, 1, None);
     let first = facts(2, 1, Some(&full));
     let local = vec![&full, &first];
-    let pruned = Case { local: local.clone(), pruned: local.clone(), ..Case::default() };
+    let pruned = Case {
+        local: local.clone(),
+        pruned: local.clone(),
+        ..Case::default()
+    };
     assert_eq!(
         pruned.copies(&[]).left,
-        [(full.id.clone(), LeftReason::Pruned), (first.id.clone(), LeftReason::Pruned)]
+        [
+            (full.id.clone(), LeftReason::Pruned),
+            (first.id.clone(), LeftReason::Pruned)
+        ]
     );
-    Case { all: true, ..pruned }.copies(&[&full, &first]);
-    let doomed = Case { local: local.clone(), would_be_pruned: local.clone(), ..Case::default() };
+    Case {
+        all: true,
+        ..pruned
+    }
+    .copies(&[&full, &first]);
+    let doomed = Case {
+        local: local.clone(),
+        would_be_pruned: local.clone(),
+        ..Case::default()
+    };
     let left = doomed.copies(&[]).left;
-    assert_eq!(left, [(full.id.clone(), LeftReason::WouldBePruned), (first.id.clone(), LeftReason::WouldBePruned)]);
-    Case { all: true, ..doomed }.copies(&[&full, &first]);
-    Case { local: local.clone(), would_be_pruned: vec![&full], ..Case::default() }.copies(&[&full, &first]);
+    assert_eq!(
+        left,
+        [
+            (full.id.clone(), LeftReason::WouldBePruned),
+            (first.id.clone(), LeftReason::WouldBePruned)
+        ]
+    );
+    Case {
+        all: true,
+        ..doomed
+    }
+    .copies(&[&full, &first]);
+    Case {
+        local: local.clone(),
+        would_be_pruned: vec![&full],
+        ..Case::default()
+    }
+    .copies(&[&full, &first]);
     // A new child of something that was pruned is a matter for a person.
-    let plan = Case { local, pruned: vec![&full], ..Case::default() }.copies(&[]);
-    let gap = CopyGap::PrunedParent { of: first.id.clone(), parent: full.id.clone() };
+    let plan = Case {
+        local,
+        pruned: vec![&full],
+        ..Case::default()
+    }
+    .copies(&[]);
+    let gap = CopyGap::PrunedParent {
+        of: first.id.clone(),
+        parent: full.id.clone(),
+    };
     assert_eq!(plan.refused, [(first.id.clone(), gap.clone())]);
-    let plan = Case { local: vec![&first], pruned: vec![&full], ..Case::default() }.copies(&[]);
+    let plan = Case {
+        local: vec![&first],
+        pruned: vec![&full],
+        ..Case::default()
+    }
+    .copies(&[]);
     assert_eq!(plan.refused, [(first.id.clone(), gap)]);
 }
 
@@ -118,15 +209,39 @@ fn a_missing_or_damaged_parent_takes_its_descendants_and_nobody_else() {
     let full = facts(1, 1, None);
     let first = facts(2, 1, Some(&full));
     let (second, other) = (facts(3, 1, Some(&first)), facts(4, 1, None));
-    let plan = Case { local: vec![&first, &second, &other], ..Case::default() }.copies(&[&other]);
-    let missing = CopyGap::MissingParent { of: first.id.clone(), parent: full.id.clone() };
-    let not_copied = CopyGap::ParentNotCopied { of: second.id.clone(), parent: first.id.clone() };
-    assert_eq!(plan.refused, [(first.id.clone(), missing), (second.id.clone(), not_copied)]);
+    let plan = Case {
+        local: vec![&first, &second, &other],
+        ..Case::default()
+    }
+    .copies(&[&other]);
+    let missing = CopyGap::MissingParent {
+        of: first.id.clone(),
+        parent: full.id.clone(),
+    };
+    let not_copied = CopyGap::ParentNotCopied {
+        of: second.id.clone(),
+        parent: first.id.clone(),
+    };
+    assert_eq!(
+        plan.refused,
+        [(first.id.clone(), missing), (second.id.clone(), not_copied)]
+    );
 
-    let damaged = BackupFacts { flaw: Some("a chunk is missing".into()), ..full.clone() };
-    let plan = Case { local: vec![&full, &first, &other], remote: vec![&damaged], ..Case::default() }.copies(&[&other]);
-    let gap =
-        CopyGap::DamagedParent { of: first.id.clone(), parent: full.id.clone(), flaw: "a chunk is missing".into() };
+    let damaged = BackupFacts {
+        flaw: Some("a chunk is missing".into()),
+        ..full.clone()
+    };
+    let plan = Case {
+        local: vec![&full, &first, &other],
+        remote: vec![&damaged],
+        ..Case::default()
+    }
+    .copies(&[&other]);
+    let gap = CopyGap::DamagedParent {
+        of: first.id.clone(),
+        parent: full.id.clone(),
+        flaw: "a chunk is missing".into(),
+    };
     assert!(gap.is_damage());
     assert_eq!(plan.refused, [(first.id.clone(), gap)]);
 }
@@ -135,16 +250,36 @@ fn a_missing_or_damaged_parent_takes_its_descendants_and_nobody_else() {
 fn another_manifest_under_the_same_id_is_never_taken_for_the_same_backup() {
     let full = facts(1, 1, None);
     let first = facts(2, 1, Some(&full));
-    let other = BackupFacts { manifest_blake3: Digest::of(b"other"), ..full.clone() };
-    let gap = CopyGap::Differs { id: full.id.clone() };
+    let other = BackupFacts {
+        manifest_blake3: Digest::of(b"other"),
+        ..full.clone()
+    };
+    let gap = CopyGap::Differs {
+        id: full.id.clone(),
+    };
     assert!(gap.is_damage());
     for case in [
-        Case { local: vec![&full], remote: vec![&other], all: true, ..Case::default() },
-        Case { local: vec![&full], disbelieved: vec![&full], all: true, ..Case::default() },
+        Case {
+            local: vec![&full],
+            remote: vec![&other],
+            all: true,
+            ..Case::default()
+        },
+        Case {
+            local: vec![&full],
+            disbelieved: vec![&full],
+            all: true,
+            ..Case::default()
+        },
     ] {
         assert_eq!(case.copies(&[]).refused, [(full.id.clone(), gap.clone())]);
     }
-    let plan = Case { local: vec![&full, &first], disbelieved: vec![&full], ..Case::default() }.copies(&[]);
+    let plan = Case {
+        local: vec![&full, &first],
+        disbelieved: vec![&full],
+        ..Case::default()
+    }
+    .copies(&[]);
     assert_eq!(plan.refused.len(), 2);
 }
 
@@ -152,15 +287,41 @@ fn another_manifest_under_the_same_id_is_never_taken_for_the_same_backup() {
 fn a_twin_in_the_remote_stands_for_the_backup_and_for_a_base() {
     let (full, twin) = (facts(1, 1, None), facts(1, 2, None));
     let first = facts(2, 1, Some(&full));
-    let plan = Case { local: vec![&full, &first], remote: vec![&twin], ..Case::default() }.copies(&[&first]);
-    assert_eq!(plan.left, [(full.id.clone(), LeftReason::Twin { of: twin.id.clone() })]);
+    let plan = Case {
+        local: vec![&full, &first],
+        remote: vec![&twin],
+        ..Case::default()
+    }
+    .copies(&[&first]);
+    assert_eq!(
+        plan.left,
+        [(
+            full.id.clone(),
+            LeftReason::Twin {
+                of: twin.id.clone()
+            }
+        )]
+    );
     assert_eq!(plan.copy[0].parent, Some(twin.id.clone()));
     // Also when the base is in neither place.
-    let plan = Case { local: vec![&first], remote: vec![&twin], ..Case::default() }.copies(&[&first]);
+    let plan = Case {
+        local: vec![&first],
+        remote: vec![&twin],
+        ..Case::default()
+    }
+    .copies(&[&first]);
     assert_eq!(plan.copy[0].parent, Some(twin.id.clone()));
     // One that cannot be restored stands for nothing.
-    let flawed = BackupFacts { flaw: Some("a chunk is missing".into()), ..twin.clone() };
-    Case { local: vec![&full, &first], remote: vec![&flawed], ..Case::default() }.copies(&[&full, &first]);
+    let flawed = BackupFacts {
+        flaw: Some("a chunk is missing".into()),
+        ..twin.clone()
+    };
+    Case {
+        local: vec![&full, &first],
+        remote: vec![&flawed],
+        ..Case::default()
+    }
+    .copies(&[&full, &first]);
     let changes: [fn(&mut BackupFacts); 5] = [
         |twin| twin.requested.clear(),
         |twin| twin.recipients.clear(),
@@ -171,30 +332,71 @@ fn a_twin_in_the_remote_stands_for_the_backup_and_for_a_base() {
     for change in changes {
         let mut other = twin.clone();
         change(&mut other);
-        Case { local: vec![&full, &first], remote: vec![&other], ..Case::default() }.copies(&[&full, &first]);
+        Case {
+            local: vec![&full, &first],
+            remote: vec![&other],
+            ..Case::default()
+        }
+        .copies(&[&full, &first]);
     }
     // Twins of the same snapshot over different bases are not the same backup.
-    let (far, near) = (facts(3, 1, Some(&full)), facts(3, 2, Some(&facts(2, 9, None))));
-    Case { local: vec![&far], remote: vec![&full, &near], ..Case::default() }.copies(&[&far]);
+    let (far, near) = (
+        facts(3, 1, Some(&full)),
+        facts(3, 2, Some(&facts(2, 9, None))),
+    );
+    Case {
+        local: vec![&far],
+        remote: vec![&full, &near],
+        ..Case::default()
+    }
+    .copies(&[&far]);
 }
 
 #[test]
 fn what_the_rules_would_delete_at_once_is_told_of_new_backups_only() {
-    let rules = RetentionRules { last_fulls: Some(1), ..RetentionRules::default() };
+    let rules = RetentionRules {
+        last_fulls: Some(1),
+        ..RetentionRules::default()
+    };
     let now = Timestamp::from_second(1_770_000_000).unwrap();
-    let doomed_ids = |remote: &[&BackupFacts], local: &[&BackupFacts], rules: &RetentionRules| -> Vec<BackupId> {
-        let owned = |list: &[&BackupFacts]| list.iter().map(|facts| (*facts).clone()).collect::<Vec<_>>();
-        doomed(&owned(remote), &owned(local), rules, now).into_iter().collect()
+    let doomed_ids = |remote: &[&BackupFacts],
+                      local: &[&BackupFacts],
+                      rules: &RetentionRules|
+     -> Vec<BackupId> {
+        let owned = |list: &[&BackupFacts]| {
+            list.iter()
+                .map(|facts| (*facts).clone())
+                .collect::<Vec<_>>()
+        };
+        doomed(&owned(remote), &owned(local), rules, now)
+            .into_iter()
+            .collect()
     };
     let (old, older, new) = (facts(2, 1, None), facts(1, 1, None), facts(3, 1, None));
     let child = facts(4, 1, Some(&new));
-    assert_eq!(doomed_ids(&[], &[&older, &old, &new, &child], &rules), [older.id.clone(), old.id.clone()]);
-    // The newest chain stays whole although no rule names its incrementals; what is there is not ours to judge.
-    assert_eq!(doomed_ids(&[&older, &new], &[&older, &old, &new, &child], &rules), std::slice::from_ref(&old.id));
-    assert_eq!(doomed_ids(&[&new], &[&older], &RetentionRules::default()), []);
+    assert_eq!(
+        doomed_ids(&[], &[&older, &old, &new, &child], &rules),
+        [older.id.clone(), old.id.clone()]
+    );
+    // The newest chain stays whole although no rule names its incrementals; what is there is not
+    // ours to judge.
+    assert_eq!(
+        doomed_ids(&[&older, &new], &[&older, &old, &new, &child], &rules),
+        std::slice::from_ref(&old.id)
+    );
+    assert_eq!(
+        doomed_ids(&[&new], &[&older], &RetentionRules::default()),
+        []
+    );
     // A chain that is newer in the remote makes ours the old one, unless it cannot be restored.
     let newer = facts(9, 1, None);
-    let damaged = BackupFacts { flaw: Some("a chunk is missing".into()), ..newer.clone() };
+    let damaged = BackupFacts {
+        flaw: Some("a chunk is missing".into()),
+        ..newer.clone()
+    };
     assert_eq!(doomed_ids(&[&damaged], &[&new, &child], &rules), []);
-    assert_eq!(doomed_ids(&[&newer], &[&new, &child], &rules), [new.id, child.id]);
+    assert_eq!(
+        doomed_ids(&[&newer], &[&new, &child], &rules),
+        [new.id, child.id]
+    );
 }

@@ -1,4 +1,5 @@
-//! [`Doubt`]: why nothing of a dataset is deleted. Whoever deletes must understand all that is there.
+//! [`Doubt`]: why nothing of a dataset is deleted. Whoever deletes must understand all that is
+//! there.
 
 use super::{Beside, DoomedLeftover, Keeping, Leftover, OtherPrune, PruneInput, StartedFact};
 use crate::manifest::Origin;
@@ -12,7 +13,10 @@ use std::collections::BTreeSet;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Doubt {
     /// Backups of another dataset, or of the same name in another pool, are there.
-    #[error("{} has backups of another origin: dataset guid {dataset_guid} in pool guid {pool_guid}", id)]
+    #[error(
+        "{} has backups of another origin: dataset guid {dataset_guid} in pool guid {pool_guid}",
+        id
+    )]
     OtherOrigin {
         /// One of them.
         id: BackupId,
@@ -45,7 +49,9 @@ pub enum Doubt {
         damage: bool,
     },
     /// A manifest's signature, or a hidden version of a manifest, is there and the manifest is not.
-    #[error("the manifest of {id} is missing, and its signature or a hidden version of it is there")]
+    #[error(
+        "the manifest of {id} is missing, and its signature or a hidden version of it is there"
+    )]
     ManifestLost {
         /// The backup.
         id: BackupId,
@@ -97,7 +103,9 @@ pub enum Doubt {
         now: Timestamp,
     },
     /// Two snapshots of one origin contradict each other.
-    #[error("{earlier} was taken before {later} by its transaction group, and after it by its time")]
+    #[error(
+        "{earlier} was taken before {later} by its transaction group, and after it by its time"
+    )]
     Order {
         /// The one with the smaller createtxg.
         earlier: BackupId,
@@ -140,10 +148,15 @@ impl Doubt {
         }
     }
 
-    /// Says what a person can do about the dataset of this name in the store. `command` is the command that prunes.
+    /// Says what a person can do about the dataset of this name in the store. `command` is the
+    /// command that prunes.
     pub fn hint(&self, command: &str, stored: &DatasetName) -> String {
         match self {
-            Self::OtherOrigin { dataset_guid, pool_guid, .. } => {
+            Self::OtherOrigin {
+                dataset_guid,
+                pool_guid,
+                ..
+            } => {
                 let adopt = adopt_command(stored, &format!("--origin {dataset_guid}/{pool_guid}"));
                 format!(
                     "if this dataset replaces that one: {adopt}; if two hosts write here by mistake, give one another prefix"
@@ -155,7 +168,9 @@ impl Doubt {
                     "if two hosts write here, give one another prefix; if that time line is abandoned, or its snapshots and bookmarks were destroyed here: {adopt}"
                 )
             }
-            Self::ManifestUnreadable { id, damage: false, .. } => {
+            Self::ManifestUnreadable {
+                id, damage: false, ..
+            } => {
                 format!("use the version of this program that made {id}")
             }
             Self::ManifestUnreadable { id, .. } | Self::ManifestLost { id, .. } => {
@@ -164,7 +179,8 @@ impl Doubt {
                 )
             }
             Self::Gone { .. } => {
-                "look who deletes there; the next backup's receipt takes the store as it is then".to_owned()
+                "look who deletes there; the next backup's receipt takes the store as it is then"
+                    .to_owned()
             }
             Self::ReceiptUnreadable { .. } => {
                 "zfs-backup verify-checksums; the next backup has a new receipt".to_owned()
@@ -174,14 +190,20 @@ impl Doubt {
                     "zfs-backup verify-checksums; if it is lost: zfs-backup forget {id}, what follows from it first"
                 )
             }
-            Self::NoneUsable { .. } => "zfs-backup verify-checksums; make a new full first".to_owned(),
-            Self::Ahead { id, .. } => format!("set the clock; if the snapshot's time is wrong: zfs-backup forget {id}"),
+            Self::NoneUsable { .. } => {
+                "zfs-backup verify-checksums; make a new full first".to_owned()
+            }
+            Self::Ahead { id, .. } => {
+                format!("set the clock; if the snapshot's time is wrong: zfs-backup forget {id}")
+            }
             Self::Order { later, .. } => {
                 format!(
                     "a clock was wrong when one of them was taken; zfs-backup forget {later} ends the contradiction"
                 )
             }
-            Self::UploadUnreadable { id, .. } => format!("if that upload is over: zfs-backup forget {id}"),
+            Self::UploadUnreadable { id, .. } => {
+                format!("if that upload is over: zfs-backup forget {id}")
+            }
             Self::Clock(doubt) => doubt.hint(command),
             Self::OtherPrune(other) => other.hint(),
         }
@@ -190,7 +212,8 @@ impl Doubt {
 
 /// ` by the host MARK`, where it is known.
 fn host_words(host: Option<&HostMark>) -> String {
-    host.map(|host| format!(" by host {host}")).unwrap_or_default()
+    host.map(|host| format!(" by host {host}"))
+        .unwrap_or_default()
 }
 
 /// The command that takes over what `chosen` names, quoted for a shell.
@@ -200,7 +223,11 @@ pub fn adopt_command(stored: &DatasetName, chosen: &str) -> String {
 
 /// A dataset's name may hold spaces, and no other character that a shell understands.
 fn quote(name: &str) -> String {
-    if name.contains(' ') { format!("'{name}'") } else { name.to_owned() }
+    if name.contains(' ') {
+        format!("'{name}'")
+    } else {
+        name.to_owned()
+    }
 }
 
 /// Everything that is doubtful about the dataset, in the order in which a person should look at it.
@@ -222,45 +249,79 @@ pub(super) fn find_doubts(
 }
 
 fn other_origins(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
-    let backups = input.facts.iter().map(|backup| (&backup.id, &backup.origin));
-    let attempts = input.leftovers.iter().filter_map(|leftover| match &leftover.started {
-        StartedFact::Signed { origin, .. } => Some((&leftover.id, origin)),
-        StartedFact::Absent | StartedFact::Unreadable(_) => None,
-    });
+    let backups = input
+        .facts
+        .iter()
+        .map(|backup| (&backup.id, &backup.origin));
+    let attempts = input
+        .leftovers
+        .iter()
+        .filter_map(|leftover| match &leftover.started {
+            StartedFact::Signed { origin, .. } => Some((&leftover.id, origin)),
+            StartedFact::Absent | StartedFact::Unreadable(_) => None,
+        });
     let mut seen: Vec<&Origin> = Vec::new();
     for (id, origin) in backups.chain(attempts) {
         if !input.origins.contains(origin) && !seen.contains(&origin) {
             seen.push(origin);
-            let Origin { dataset_guid, pool_guid } = origin.clone();
-            doubts.push(Doubt::OtherOrigin { id: id.clone(), dataset_guid, pool_guid });
+            let Origin {
+                dataset_guid,
+                pool_guid,
+            } = origin.clone();
+            doubts.push(Doubt::OtherOrigin {
+                id: id.clone(),
+                dataset_guid,
+                pool_guid,
+            });
         }
     }
 }
 
-/// Adds one doubt for each host whose backups are not of this pool's time line. Returns all of those backups.
+/// Adds one doubt for each host whose backups are not of this pool's time line. Returns all of
+/// those backups.
 fn other_lines<'a>(input: &PruneInput<'a>, doubts: &mut Vec<Doubt>) -> BTreeSet<&'a BackupId> {
-    let Some(pool) = input.pool else { return BTreeSet::new() };
+    let Some(pool) = input.pool else {
+        return BTreeSet::new();
+    };
     let strays = Timeline::new(input.facts).strays(pool);
     let mut hosts = BTreeSet::new();
     for Stray { backup, why } in &strays {
         let host = &backup.made.host;
         if hosts.insert(host) {
-            doubts.push(Doubt::OtherLine { id: backup.id.clone(), host: host.clone(), why: why.to_string() });
+            doubts.push(Doubt::OtherLine {
+                id: backup.id.clone(),
+                host: host.clone(),
+                why: why.to_string(),
+            });
         }
     }
     strays.iter().map(|stray| &stray.backup.id).collect()
 }
 
-fn lost_manifests(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: &mut Vec<Doubt>) {
+fn lost_manifests(
+    input: &PruneInput<'_>,
+    delete_leftovers: &[DoomedLeftover],
+    doubts: &mut Vec<Doubt>,
+) {
     let explained = |leftover: &Leftover| {
-        input.pruned.contains_key(&leftover.id) || delete_leftovers.iter().any(|doomed| doomed.id == leftover.id)
+        input.pruned.contains_key(&leftover.id)
+            || delete_leftovers
+                .iter()
+                .any(|doomed| doomed.id == leftover.id)
     };
     for leftover in input.leftovers {
         let id = leftover.id.clone();
         if let Some(unreadable) = leftover.disbelieved.clone() {
-            doubts.push(Doubt::ManifestUnreadable { id, reason: unreadable.reason, damage: unreadable.damage });
+            doubts.push(Doubt::ManifestUnreadable {
+                id,
+                reason: unreadable.reason,
+                damage: unreadable.damage,
+            });
         } else if leftover.was_committed && !explained(leftover) {
-            let held = input.facts.iter().any(|backup| backup.snapshot.guid == id.snapshot_guid());
+            let held = input
+                .facts
+                .iter()
+                .any(|backup| backup.snapshot.guid == id.snapshot_guid());
             doubts.push(Doubt::ManifestLost { id, damage: !held });
         }
     }
@@ -271,8 +332,13 @@ fn gaps(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
     let present: BTreeSet<&BackupId> = input.facts.iter().map(|backup| &backup.id).collect();
     match &live.ids {
         Ok(ids) => {
-            let gone = ids.iter().filter(|id| !present.contains(id) && !input.pruned.contains_key(id));
-            doubts.extend(gone.map(|id| Doubt::Gone { id: id.clone(), seen_by: live.of.clone() }));
+            let gone = ids
+                .iter()
+                .filter(|id| !present.contains(id) && !input.pruned.contains_key(id));
+            doubts.extend(gone.map(|id| Doubt::Gone {
+                id: id.clone(),
+                seen_by: live.of.clone(),
+            }));
         }
         Err(unreadable) => doubts.push(Doubt::ReceiptUnreadable {
             id: live.of.clone(),
@@ -283,24 +349,45 @@ fn gaps(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
 }
 
 fn times(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
-    let clocks = [(Some(input.now), "this host's clock"), (input.store_clock, "the store's clock")];
+    let clocks = [
+        (Some(input.now), "this host's clock"),
+        (input.store_clock, "the store's clock"),
+    ];
     for backup in input.facts {
         let at = backup.snapshot.created_at;
-        let ahead = |now: &Timestamp| at.as_second().saturating_sub(now.as_second()) > AHEAD_SECONDS_MAX;
-        let found = clocks.iter().find_map(|(now, clock)| Some((now.filter(ahead)?, *clock)));
+        let ahead =
+            |now: &Timestamp| at.as_second().saturating_sub(now.as_second()) > AHEAD_SECONDS_MAX;
+        let found = clocks
+            .iter()
+            .find_map(|(now, clock)| Some((now.filter(ahead)?, *clock)));
         if let Some((now, clock)) = found {
-            doubts.push(Doubt::Ahead { id: backup.id.clone(), at, clock, now });
+            doubts.push(Doubt::Ahead {
+                id: backup.id.clone(),
+                at,
+                clock,
+                now,
+            });
         }
     }
 }
 
-/// Checks that transaction groups and times grow together, as they do within one time line. Backups of other or adopted
-/// time lines are left out of the comparison.
+/// Checks that transaction groups and times grow together, as they do within one time line. Backups
+/// of other or adopted time lines are left out of the comparison.
 fn order(input: &PruneInput<'_>, strays: &BTreeSet<&BackupId>, doubts: &mut Vec<Doubt>) {
-    let mut ordered: Vec<_> = input.facts.iter().filter(|backup| !backup.made.adopted).collect();
+    let mut ordered: Vec<_> = input
+        .facts
+        .iter()
+        .filter(|backup| !backup.made.adopted)
+        .collect();
     ordered.retain(|backup| !strays.contains(&backup.id));
     let key = |origin: &Origin| (origin.dataset_guid, origin.pool_guid);
-    ordered.sort_by_key(|backup| (key(&backup.origin), backup.snapshot.createtxg, backup.snapshot.created_at));
+    ordered.sort_by_key(|backup| {
+        (
+            key(&backup.origin),
+            backup.snapshot.createtxg,
+            backup.snapshot.created_at,
+        )
+    });
     for pair in ordered.windows(2) {
         let (earlier, later) = (&pair[0], &pair[1]);
         let same_txg = earlier.snapshot.createtxg == later.snapshot.createtxg;
@@ -309,14 +396,20 @@ fn order(input: &PruneInput<'_>, strays: &BTreeSet<&BackupId>, doubts: &mut Vec<
             false => earlier.snapshot.created_at > later.snapshot.created_at,
         };
         if earlier.origin == later.origin && contradict {
-            doubts.push(Doubt::Order { earlier: earlier.id.clone(), later: later.id.clone() });
+            doubts.push(Doubt::Order {
+                earlier: earlier.id.clone(),
+                later: later.id.clone(),
+            });
         }
     }
 }
 
 fn uploads(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: &mut Vec<Doubt>) {
     for leftover in input.leftovers.iter().chain(input.waiting_attempts) {
-        if delete_leftovers.iter().any(|doomed| doomed.id == leftover.id) {
+        if delete_leftovers
+            .iter()
+            .any(|doomed| doomed.id == leftover.id)
+        {
             continue;
         }
         let id = leftover.id.clone();
@@ -328,7 +421,11 @@ fn uploads(input: &PruneInput<'_>, delete_leftovers: &[DoomedLeftover], doubts: 
             }),
             StartedFact::Absent if id.kind() == BackupKind::Incr => {
                 let reason = "its started.json is not there".to_owned();
-                doubts.push(Doubt::UploadUnreadable { id, reason, damage: false });
+                doubts.push(Doubt::UploadUnreadable {
+                    id,
+                    reason,
+                    damage: false,
+                });
             }
             StartedFact::Absent | StartedFact::Signed { .. } => {}
         }
@@ -339,14 +436,27 @@ fn unusable(input: &PruneInput<'_>, keeping: &Keeping<'_>, doubts: &mut Vec<Doub
     if input.beside == Beside::Unreachable {
         return;
     }
-    for backup in keeping.ordered.iter().filter(|backup| keeping.keeps(&backup.id)) {
+    for backup in keeping
+        .ordered
+        .iter()
+        .filter(|backup| keeping.keeps(&backup.id))
+    {
         if let Some(reason) = keeping.flaw(backup) {
-            doubts.push(Doubt::NotUsable { id: backup.id.clone(), reason });
+            doubts.push(Doubt::NotUsable {
+                id: backup.id.clone(),
+                reason,
+            });
         }
     }
     let count = input.facts.len();
-    let said = doubts.iter().any(|doubt| matches!(doubt, Doubt::NotUsable { .. }));
-    if !said && input.beside == Beside::Nothing && count > 0 && !input.facts.iter().any(super::BackupFacts::is_usable) {
+    let said = doubts
+        .iter()
+        .any(|doubt| matches!(doubt, Doubt::NotUsable { .. }));
+    if !said
+        && input.beside == Beside::Nothing
+        && count > 0
+        && !input.facts.iter().any(super::BackupFacts::is_usable)
+    {
         doubts.push(Doubt::NoneUsable { count });
     }
 }

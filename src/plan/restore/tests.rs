@@ -8,11 +8,22 @@ use jiff::Timestamp;
 /// A backup of snapshot `guid` under an id with that nonce.
 fn backup(guid: u64, nonce: u64, base: Option<&Manifest>) -> Manifest {
     let at = Timestamp::from_second(1_760_000_000 + i64::try_from(guid).unwrap() * 86_400).unwrap();
-    let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+    let kind = if base.is_some() {
+        BackupKind::Incr
+    } else {
+        BackupKind::Full
+    };
     let id = BackupId::new(at, kind, Guid(guid), nonce);
     let chain = match base {
-        None => ChainPlace { full_id: id.clone(), position: 0, stored_bytes: 1 },
-        Some(base) => ChainPlace { position: base.chain.position + 1, ..base.chain.clone() },
+        None => ChainPlace {
+            full_id: id.clone(),
+            position: 0,
+            stored_bytes: 1,
+        },
+        Some(base) => ChainPlace {
+            position: base.chain.position + 1,
+            ..base.chain.clone()
+        },
     };
     Manifest {
         format: 1,
@@ -20,13 +31,20 @@ fn backup(guid: u64, nonce: u64, base: Option<&Manifest>) -> Manifest {
         object_type: "manifest".into(),
         dataset: "tank/a".parse().unwrap(),
         kind,
-        snapshot: SnapshotRef { guid: Guid(guid), createtxg: guid, created_at: at },
+        snapshot: SnapshotRef {
+            guid: Guid(guid),
+            createtxg: guid,
+            created_at: at,
+        },
         base: base.map(|base| BaseRef {
             guid: base.snapshot.guid,
             backup_id: base.id.clone(),
             manifest_blake3: digest(base),
         }),
-        origin: Origin { dataset_guid: Guid(7), pool_guid: Guid(8) },
+        origin: Origin {
+            dataset_guid: Guid(7),
+            pool_guid: Guid(8),
+        },
         host_mark: None,
         previous: None,
         group: None,
@@ -43,7 +61,12 @@ fn backup(guid: u64, nonce: u64, base: Option<&Manifest>) -> Manifest {
         compression: CompressionName::None,
         recipients: vec!["age1test".into()],
         chunk_lists: Vec::new(),
-        files: Files { restore_text: Digest::of(b""), private: Digest::of(b""), keyring: None, index: None },
+        files: Files {
+            restore_text: Digest::of(b""),
+            private: Digest::of(b""),
+            keyring: None,
+            index: None,
+        },
         tool_version: "test".into(),
         started_at: at,
         finished_at: at,
@@ -56,8 +79,14 @@ fn digest(manifest: &Manifest) -> Digest {
 }
 
 fn plan(backups: &[&Manifest], target: &Manifest) -> Result<Vec<BackupId>, RestoreGap> {
-    let known: Vec<(&Manifest, Digest)> = backups.iter().map(|manifest| (*manifest, digest(manifest))).collect();
-    Ok(plan_restore(&known, &target.id)?.into_iter().map(|manifest| manifest.id.clone()).collect())
+    let known: Vec<(&Manifest, Digest)> = backups
+        .iter()
+        .map(|manifest| (*manifest, digest(manifest)))
+        .collect();
+    Ok(plan_restore(&known, &target.id)?
+        .into_iter()
+        .map(|manifest| manifest.id.clone())
+        .collect())
 }
 
 fn ids(backups: &[&Manifest]) -> Result<Vec<BackupId>, RestoreGap> {
@@ -65,7 +94,10 @@ fn ids(backups: &[&Manifest]) -> Result<Vec<BackupId>, RestoreGap> {
 }
 
 fn missing(of: &Manifest, base: &Manifest) -> Result<Vec<BackupId>, RestoreGap> {
-    Err(RestoreGap::MissingBase { of: of.id.clone(), missing: base.id.clone() })
+    Err(RestoreGap::MissingBase {
+        of: of.id.clone(),
+        missing: base.id.clone(),
+    })
 }
 
 #[test]
@@ -73,11 +105,19 @@ fn a_chain_is_planned_full_first_and_a_gap_is_named() {
     let full = backup(1, 1, None);
     let first = backup(2, 1, Some(&full));
     let second = backup(3, 1, Some(&first));
-    assert_eq!(plan(&[&second, &full, &first], &second), ids(&[&full, &first, &second]));
+    assert_eq!(
+        plan(&[&second, &full, &first], &second),
+        ids(&[&full, &first, &second])
+    );
     assert_eq!(plan(&[&second, &full, &first], &full), ids(&[&full]));
     assert_eq!(plan(&[&full, &second], &second), missing(&second, &first));
     assert_eq!(plan(&[&first, &second], &second), missing(&first, &full));
-    assert_eq!(plan(&[&full], &second), Err(RestoreGap::NoBackup { id: second.id.clone() }));
+    assert_eq!(
+        plan(&[&full], &second),
+        Err(RestoreGap::NoBackup {
+            id: second.id.clone()
+        })
+    );
 }
 
 #[test]
@@ -85,20 +125,32 @@ fn a_twin_serves_where_the_base_itself_is_not_there() {
     let (full, twin) = (backup(1, 1, None), backup(1, 2, None));
     let first = backup(2, 1, Some(&full));
     let second = backup(3, 1, Some(&first));
-    assert_eq!(plan(&[&twin, &first, &second], &second), ids(&[&twin, &first, &second]));
+    assert_eq!(
+        plan(&[&twin, &first, &second], &second),
+        ids(&[&twin, &first, &second])
+    );
     // The base itself comes first, wherever it stands.
     assert_eq!(plan(&[&twin, &full, &first], &first), ids(&[&full, &first]));
     // A twin in the middle leads on over its own base.
     let twin_of_first = backup(2, 2, Some(&twin));
-    assert_eq!(plan(&[&twin, &twin_of_first, &second], &second), ids(&[&twin, &twin_of_first, &second]));
+    assert_eq!(
+        plan(&[&twin, &twin_of_first, &second], &second),
+        ids(&[&twin, &twin_of_first, &second])
+    );
     // One that leads nowhere is passed over for one that does.
     let lost = backup(1, 3, None);
     let mut dead_end = backup(2, 0, Some(&lost));
     dead_end.base.as_mut().unwrap().guid = Guid(77);
-    assert_eq!(plan(&[&dead_end, &twin, &twin_of_first, &second], &second), ids(&[&twin, &twin_of_first, &second]));
+    assert_eq!(
+        plan(&[&dead_end, &twin, &twin_of_first, &second], &second),
+        ids(&[&twin, &twin_of_first, &second])
+    );
     // A dead end whose base has no twin either.
     let other_snapshot = backup(9, 1, None);
-    assert_eq!(plan(&[&dead_end, &other_snapshot, &second], &second), missing(&second, &first));
+    assert_eq!(
+        plan(&[&dead_end, &other_snapshot, &second], &second),
+        missing(&second, &first)
+    );
 }
 
 #[test]
@@ -108,7 +160,9 @@ fn only_a_true_twin_serves() {
     type Change = (&'static str, fn(&mut Manifest));
     let changes: [Change; 5] = [
         ("flags", |twin| twin.send.requested.push("raw".into())),
-        ("recipients", |twin| twin.recipients = vec!["age1other".into()]),
+        ("recipients", |twin| {
+            twin.recipients = vec!["age1other".into()]
+        }),
         ("origin", |twin| twin.origin.dataset_guid = Guid(70)),
         ("pool", |twin| twin.origin.pool_guid = Guid(80)),
         ("position", |twin| twin.chain.position = 1),
@@ -117,10 +171,19 @@ fn only_a_true_twin_serves() {
     for (what, change) in changes {
         let mut other = twin.clone();
         change(&mut other);
-        assert_eq!(plan(&[&other, &first], &first), missing(&first, &full), "{what}");
+        assert_eq!(
+            plan(&[&other, &first], &first),
+            missing(&first, &full),
+            "{what}"
+        );
     }
     for other in [backup(4, 1, None), backup(1, 2, Some(&backup(9, 9, None)))] {
-        assert_eq!(plan(&[&other, &first], &first), missing(&first, &full), "{}", other.id);
+        assert_eq!(
+            plan(&[&other, &first], &first),
+            missing(&first, &full),
+            "{}",
+            other.id
+        );
     }
 }
 
@@ -129,9 +192,16 @@ fn a_twin_never_serves_for_a_base_that_is_there_and_is_another() {
     let (mut full, twin) = (backup(1, 1, None), backup(1, 2, None));
     let first = backup(2, 1, Some(&full));
     full.snapshot.guid = Guid(5);
-    let changed = RestoreGap::ChangedBase { of: first.id.clone(), base: full.id.clone() };
+    let changed = RestoreGap::ChangedBase {
+        of: first.id.clone(),
+        base: full.id.clone(),
+    };
     assert_eq!(plan(&[&full, &twin, &first], &first), Err(changed.clone()));
     let full = backup(1, 1, None);
-    let known = [(&full, Digest::of(b"another manifest")), (&twin, digest(&twin)), (&first, digest(&first))];
+    let known = [
+        (&full, Digest::of(b"another manifest")),
+        (&twin, digest(&twin)),
+        (&first, digest(&first)),
+    ];
     assert_eq!(plan_restore(&known, &first.id).err(), Some(changed));
 }

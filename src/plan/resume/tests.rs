@@ -1,4 +1,5 @@
-//! The decision by a table: one change a case to what was begun and what is here now, and what follows.
+//! The decision by a table: one change a case to what was begun and what is here now, and what
+//! follows.
 
 use super::*;
 use crate::manifest::{BaseRef, FORMAT, SnapshotRef};
@@ -7,7 +8,11 @@ use crate::plan::fixtures::{self, at, snapshot};
 use ResumeVerdict::{GiveUp, GoOn, Over, Wait};
 
 fn reference(n: u64) -> SnapshotRef {
-    SnapshotRef { guid: Guid(n), createtxg: n, created_at: at(n) }
+    SnapshotRef {
+        guid: Guid(n),
+        createtxg: n,
+        created_at: at(n),
+    }
 }
 
 fn bookmark(n: u64) -> Bookmark {
@@ -32,7 +37,10 @@ fn backup(n: u64, kind: BackupKind) -> BackupFacts {
         full_id: id.clone(),
         id,
         position: 0,
-        origin: Origin { dataset_guid: Guid(100), pool_guid: Guid(200) },
+        origin: Origin {
+            dataset_guid: Guid(100),
+            pool_guid: Guid(200),
+        },
         made: Default::default(),
         requested: Vec::new(),
         recipients: Vec::new(),
@@ -42,7 +50,8 @@ fn backup(n: u64, kind: BackupKind) -> BackupFacts {
     }
 }
 
-/// An upload of snapshot 2, and all that is known now. For an incremental its base is the full of snapshot 1.
+/// An upload of snapshot 2, and all that is known now. For an incremental its base is the full of
+/// snapshot 1.
 struct Case {
     started: Started,
     listed: BTreeSet<String>,
@@ -63,7 +72,10 @@ struct Case {
 
 impl Case {
     fn new(kind: BackupKind) -> Self {
-        let (base, origin) = (backup(1, BackupKind::Full), backup(1, BackupKind::Full).origin);
+        let (base, origin) = (
+            backup(1, BackupKind::Full),
+            backup(1, BackupKind::Full).origin,
+        );
         let (flags, recipients) = (vec!["large-blocks".to_owned()], vec!["age1a".to_owned()]);
         let started = Started {
             format: FORMAT,
@@ -105,10 +117,26 @@ impl Case {
     }
 
     fn judge(&self) -> ResumeVerdict {
-        let Self { started, listed, known, has_manifest, is_pruned, origin, snapshots, bookmarks, .. } = self;
+        let Self {
+            started,
+            listed,
+            known,
+            has_manifest,
+            is_pruned,
+            origin,
+            snapshots,
+            bookmarks,
+            ..
+        } = self;
         let (has_manifest, is_pruned) = (*has_manifest, *is_pruned);
         judge_unfinished(
-            &UnfinishedFacts { started, listed, known, has_manifest, is_pruned },
+            &UnfinishedFacts {
+                started,
+                listed,
+                known,
+                has_manifest,
+                is_pruned,
+            },
             &ResumeFacts {
                 origin,
                 snapshots,
@@ -128,9 +156,18 @@ impl Case {
 /// What a verdict is, its sources by name, and why.
 fn said(verdict: &ResumeVerdict) -> (&'static str, String) {
     match verdict {
-        GoOn { snapshot, base: None } => ("go on", snapshot.name.to_string()),
-        GoOn { snapshot, base: Some(SendBase::Snapshot(base)) } => ("go on", format!("{} from {base}", snapshot.name)),
-        GoOn { snapshot, base: Some(SendBase::Bookmark(base)) } => ("go on", format!("{} from {base}", snapshot.name)),
+        GoOn {
+            snapshot,
+            base: None,
+        } => ("go on", snapshot.name.to_string()),
+        GoOn {
+            snapshot,
+            base: Some(SendBase::Snapshot(base)),
+        } => ("go on", format!("{} from {base}", snapshot.name)),
+        GoOn {
+            snapshot,
+            base: Some(SendBase::Bookmark(base)),
+        } => ("go on", format!("{} from {base}", snapshot.name)),
         Wait { why } => ("wait", why.clone()),
         Over { why } => ("over", why.clone()),
         GiveUp { why } => ("give up", why.clone()),
@@ -144,7 +181,10 @@ fn check(kind: BackupKind, cases: &[(&str, Change, (&str, &str))]) {
         let mut case = Case::new(kind);
         change(&mut case);
         let (found, text) = said(&case.judge());
-        assert!(found == *verdict && text.contains(why), "{what}: {found}: {text}");
+        assert!(
+            found == *verdict && text.contains(why),
+            "{what}: {found}: {text}"
+        );
     }
 }
 
@@ -154,9 +194,21 @@ fn a_full_goes_on_only_as_what_it_began_as() {
         BackupKind::Full,
         &[
             ("nothing changed", |_| {}, ("go on", "t/a@s2")),
-            ("a renamed snapshot", |case| case.snapshots[1].name = "t/b@x".parse().unwrap(), ("go on", "t/b@x")),
-            ("a manifest", |case| case.has_manifest = true, ("over", "it was committed")),
-            ("a prune record", |case| case.is_pruned = true, ("over", "prune record")),
+            (
+                "a renamed snapshot",
+                |case| case.snapshots[1].name = "t/b@x".parse().unwrap(),
+                ("go on", "t/b@x"),
+            ),
+            (
+                "a manifest",
+                |case| case.has_manifest = true,
+                ("over", "it was committed"),
+            ),
+            (
+                "a prune record",
+                |case| case.is_pruned = true,
+                ("over", "prune record"),
+            ),
             (
                 "both, and all else lost",
                 |case| {
@@ -165,32 +217,74 @@ fn a_full_goes_on_only_as_what_it_began_as() {
                 },
                 ("over", "it was committed"),
             ),
-            ("a stranger's object", |case| case.listed.extend(names(&["RESTORE.txt"])), ("give up", "RESTORE.txt")),
-            ("a snapshot that is gone", |case| drop(case.snapshots.remove(1)), ("give up", "no longer in the pool")),
+            (
+                "a stranger's object",
+                |case| case.listed.extend(names(&["RESTORE.txt"])),
+                ("give up", "RESTORE.txt"),
+            ),
+            (
+                "a snapshot that is gone",
+                |case| drop(case.snapshots.remove(1)),
+                ("give up", "no longer in the pool"),
+            ),
             (
                 "only its bookmark",
                 |case| {
                     case.snapshots.remove(1);
                     case.bookmarks.push(bookmark(2));
                 },
-                ("give up", "its snapshot, guid 0000000000000002, is no longer in the pool"),
+                (
+                    "give up",
+                    "its snapshot, guid 0000000000000002, is no longer in the pool",
+                ),
             ),
-            ("another dataset", |case| case.origin.dataset_guid = Guid(9), ("give up", "the dataset or its pool")),
-            ("another pool", |case| case.origin.pool_guid = Guid(9), ("give up", "the dataset or its pool")),
-            ("other flags", |case| case.flags.push("raw".to_owned()), ("give up", "the send flags")),
-            ("another size", |case| case.split_bytes = 65, ("give up", "main.split_size")),
-            ("compression", |case| case.compression = CompressionName::Zstd, ("give up", "send.compression")),
-            ("other recipients", |case| case.recipients.push("age1b".to_owned()), ("give up", "whom it is sealed to")),
+            (
+                "another dataset",
+                |case| case.origin.dataset_guid = Guid(9),
+                ("give up", "the dataset or its pool"),
+            ),
+            (
+                "another pool",
+                |case| case.origin.pool_guid = Guid(9),
+                ("give up", "the dataset or its pool"),
+            ),
+            (
+                "other flags",
+                |case| case.flags.push("raw".to_owned()),
+                ("give up", "the send flags"),
+            ),
+            (
+                "another size",
+                |case| case.split_bytes = 65,
+                ("give up", "main.split_size"),
+            ),
+            (
+                "compression",
+                |case| case.compression = CompressionName::Zstd,
+                ("give up", "send.compression"),
+            ),
+            (
+                "other recipients",
+                |case| case.recipients.push("age1b".to_owned()),
+                ("give up", "whom it is sealed to"),
+            ),
             (
                 "another full of it",
                 |case| case.target.push(backup(2, BackupKind::Full)),
                 ("give up", "holds its snapshot already"),
             ),
-            ("an incremental of it", |case| case.target.push(backup(2, BackupKind::Incr)), ("go on", "t/a@s2")),
+            (
+                "an incremental of it",
+                |case| case.target.push(backup(2, BackupKind::Incr)),
+                ("go on", "t/a@s2"),
+            ),
             (
                 "a full of it with a hole",
                 |case| {
-                    case.target.push(BackupFacts { flaw: Some("a hole".to_owned()), ..backup(2, BackupKind::Full) });
+                    case.target.push(BackupFacts {
+                        flaw: Some("a hole".to_owned()),
+                        ..backup(2, BackupKind::Full)
+                    });
                 },
                 ("go on", "t/a@s2"),
             ),
@@ -199,7 +293,11 @@ fn a_full_goes_on_only_as_what_it_began_as() {
                 |case| case.beside.push(backup(2, BackupKind::Full)),
                 ("go on", "t/a@s2"),
             ),
-            ("something unseen, which a full does not need", |case| case.unseen = Some("away"), ("go on", "t/a@s2")),
+            (
+                "something unseen, which a full does not need",
+                |case| case.unseen = Some("away"),
+                ("go on", "t/a@s2"),
+            ),
         ],
     );
 }
@@ -228,7 +326,11 @@ fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
                 |case| case.beside = std::mem::take(&mut case.target),
                 ("go on", "from t/a@s1"),
             ),
-            ("no base stored", |case| case.target.clear(), ("give up", "is no longer stored")),
+            (
+                "no base stored",
+                |case| case.target.clear(),
+                ("give up", "is no longer stored"),
+            ),
             (
                 "another manifest of the base",
                 |case| case.target[0].manifest_blake3 = Digest::of(b"x"),
@@ -268,7 +370,12 @@ fn an_incremental_needs_its_base_in_the_pool_and_in_a_store() {
 #[test]
 fn a_run_goes_on_with_the_kind_that_it_was_asked_for() {
     let (full, incr) = (id(1, BackupKind::Full), id(1, BackupKind::Incr));
-    let asked = |requested| (is_asked_for(requested, &full), is_asked_for(requested, &incr));
+    let asked = |requested| {
+        (
+            is_asked_for(requested, &full),
+            is_asked_for(requested, &incr),
+        )
+    };
     assert_eq!(asked(RequestedKind::Full), (true, false));
     assert_eq!(asked(RequestedKind::Incremental), (false, true));
     assert_eq!(asked(RequestedKind::Lifecycle), (true, true));

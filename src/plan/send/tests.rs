@@ -31,12 +31,19 @@ fn full(n: u64) -> BackupFacts {
     let id = id(n, BackupKind::Full, n);
     BackupFacts {
         manifest_blake3: Digest::of(id.as_str().as_bytes()),
-        snapshot: SnapshotRef { guid: Guid(n), createtxg: n, created_at: at(n) },
+        snapshot: SnapshotRef {
+            guid: Guid(n),
+            createtxg: n,
+            created_at: at(n),
+        },
         base: None,
         full_id: id.clone(),
         id,
         position: 0,
-        origin: Origin { dataset_guid: Guid(1), pool_guid: Guid(2) },
+        origin: Origin {
+            dataset_guid: Guid(1),
+            pool_guid: Guid(2),
+        },
         made: Default::default(),
         requested: names(&["compressed", "large-blocks"]),
         recipients: names(&["age1a"]),
@@ -50,7 +57,14 @@ fn full(n: u64) -> BackupFacts {
 fn incr(n: u64, base: &BackupFacts) -> BackupFacts {
     let id = id(n, BackupKind::Incr, n);
     let (full_id, position) = (base.full_id.clone(), base.position + 1);
-    BackupFacts { id, base: Some(base.id.clone()), full_id, position, stored_bytes: 10, ..full(n) }
+    BackupFacts {
+        id,
+        base: Some(base.id.clone()),
+        full_id,
+        position,
+        stored_bytes: 10,
+        ..full(n)
+    }
 }
 
 /// The full of `first` and incrementals of all after it up to `last`.
@@ -74,7 +88,10 @@ fn with(mut backup: BackupFacts, change: impl FnOnce(&mut BackupFacts)) -> Backu
 }
 
 fn all_with(backups: Vec<BackupFacts>, change: impl Fn(&mut BackupFacts)) -> Vec<BackupFacts> {
-    backups.into_iter().map(|backup| with(backup, &change)).collect()
+    backups
+        .into_iter()
+        .map(|backup| with(backup, &change))
+        .collect()
 }
 
 /// One row. What is not named is as in [`Case::default`].
@@ -135,15 +152,26 @@ impl Case {
                 assert_eq!(Some(snapshot), candidate);
                 format!("full {}", reason(&why))
             }
-            Ok(SendPlan::Incremental { snapshot, base, backup }) => {
+            Ok(SendPlan::Incremental {
+                snapshot,
+                base,
+                backup,
+            }) => {
                 let base = match base {
                     SendBase::Snapshot(name) => format!("@{}", name.short()),
-                    SendBase::Bookmark(name) => format!("#{}", name.short().trim_start_matches("zfs-backup_")),
+                    SendBase::Bookmark(name) => {
+                        format!("#{}", name.short().trim_start_matches("zfs-backup_"))
+                    }
                 };
                 let kind = backup.kind().as_str();
-                format!("incr {} from {base} on {kind} {}", snapshot.guid.0, backup.snapshot.guid.0)
+                format!(
+                    "incr {} from {base} on {kind} {}",
+                    snapshot.guid.0, backup.snapshot.guid.0
+                )
             }
-            Ok(SendPlan::UpToDate { id }) => format!("have {} {}", id.kind().as_str(), id.snapshot_guid().0),
+            Ok(SendPlan::UpToDate { id }) => {
+                format!("have {} {}", id.kind().as_str(), id.snapshot_guid().0)
+            }
             Err(SendConflict::NoSnapshot { others }) => format!("no snapshot, {others} others"),
             Err(SendConflict::NoCommonBase(_)) => "no common base".into(),
             Err(SendConflict::TooLarge { .. }) => "too large".into(),
@@ -173,45 +201,109 @@ fn check(rows: Vec<(&str, Case, RequestedKind, &str)>) {
 }
 
 fn stored(target: Vec<BackupFacts>) -> Case {
-    Case { target, ..Case::default() }
+    Case {
+        target,
+        ..Case::default()
+    }
 }
 
 #[test]
 fn what_there_is_to_send_and_what_is_stored_already() {
-    let none = || Case { candidate: None, ..Case::default() };
-    let empty = || Case { candidate: None, snapshots: vec![], ..Case::default() };
+    let none = || Case {
+        candidate: None,
+        ..Case::default()
+    };
+    let empty = || Case {
+        candidate: None,
+        snapshots: vec![],
+        ..Case::default()
+    };
     let other_flags = |backup: &mut BackupFacts| backup.requested = names(&["large-blocks"]);
     check(vec![
         ("no snapshot at all", empty(), L, "no snapshot, 0 others"),
-        ("only snapshots of others", none(), L, "no snapshot, 3 others"),
-        ("only snapshots of others", none(), F, "no snapshot, 3 others"),
-        ("only snapshots of others", none(), I, "no snapshot, 3 others"),
+        (
+            "only snapshots of others",
+            none(),
+            L,
+            "no snapshot, 3 others",
+        ),
+        (
+            "only snapshots of others",
+            none(),
+            F,
+            "no snapshot, 3 others",
+        ),
+        (
+            "only snapshots of others",
+            none(),
+            I,
+            "no snapshot, 3 others",
+        ),
         ("an empty store", stored(vec![]), L, "full first"),
         ("an empty store", stored(vec![]), F, "full requested"),
         ("an empty store", stored(vec![]), I, "no common base"),
         ("stored as full", stored(vec![full(3)]), L, "have full 3"),
         ("stored as full", stored(vec![full(3)]), F, "have full 3"),
         ("stored as full", stored(vec![full(3)]), I, "have full 3"),
-        ("stored as incremental", stored(chain(1, 3)), L, "have incr 3"),
-        ("stored as incremental", stored(chain(1, 3)), I, "have incr 3"),
-        ("a full is wanted and an incremental is there", stored(chain(1, 3)), F, "full requested"),
+        (
+            "stored as incremental",
+            stored(chain(1, 3)),
+            L,
+            "have incr 3",
+        ),
+        (
+            "stored as incremental",
+            stored(chain(1, 3)),
+            I,
+            "have incr 3",
+        ),
+        (
+            "a full is wanted and an incremental is there",
+            stored(chain(1, 3)),
+            F,
+            "full requested",
+        ),
         (
             "a full is wanted and it is there with other flags",
             stored(vec![with(full(3), other_flags)]),
             F,
             "full requested",
         ),
-        ("there with other flags, nobody asks", stored(vec![with(full(3), other_flags)]), L, "have full 3"),
-        ("a full is wanted and the one there is not whole", stored(vec![flawed(full(3))]), F, "full requested"),
-        ("the newest is not whole", stored(vec![full(2), flawed(full(3))]), L, "incr 3 from @s2 on full 2"),
-        ("older is stored", stored(vec![full(1)]), F, "full requested"),
+        (
+            "there with other flags, nobody asks",
+            stored(vec![with(full(3), other_flags)]),
+            L,
+            "have full 3",
+        ),
+        (
+            "a full is wanted and the one there is not whole",
+            stored(vec![flawed(full(3))]),
+            F,
+            "full requested",
+        ),
+        (
+            "the newest is not whole",
+            stored(vec![full(2), flawed(full(3))]),
+            L,
+            "incr 3 from @s2 on full 2",
+        ),
+        (
+            "older is stored",
+            stored(vec![full(1)]),
+            F,
+            "full requested",
+        ),
     ]);
 }
 
 #[test]
 fn the_base_is_the_newest_whole_backup_whose_snapshot_is_here_by_guid() {
-    let gone =
-        |snapshots: Vec<u64>, bookmarks: Vec<u64>, target| Case { snapshots, bookmarks, target, ..Case::default() };
+    let gone = |snapshots: Vec<u64>, bookmarks: Vec<u64>, target| Case {
+        snapshots,
+        bookmarks,
+        target,
+        ..Case::default()
+    };
     let renewed = with(full(9), |backup| backup.snapshot.guid = Guid(77));
     let other_origin = with(full(2), |backup| backup.origin.dataset_guid = Guid(99));
     let broken = |n: usize| {
@@ -221,28 +313,129 @@ fn the_base_is_the_newest_whole_backup_whose_snapshot_is_here_by_guid() {
     };
     let both = [chain(1, 2), vec![full(2)]].concat();
     check(vec![
-        ("a full", stored(vec![full(1)]), L, "incr 3 from @s1 on full 1"),
-        ("a full", stored(vec![full(1)]), I, "incr 3 from @s1 on full 1"),
-        ("a chain", stored(chain(1, 2)), L, "incr 3 from @s2 on incr 2"),
-        ("two fulls", stored(vec![full(1), full(2)]), L, "incr 3 from @s2 on full 2"),
-        ("a full and an incremental of one snapshot", stored(both), L, "incr 3 from @s2 on full 2"),
-        ("only a bookmark", gone(vec![3], vec![1], vec![full(1)]), L, "incr 3 from #0000000000000001 on full 1"),
-        ("snapshot and bookmark", gone(vec![1, 3], vec![1], vec![full(1)]), L, "incr 3 from @s1 on full 1"),
-        ("a newer bookmark", gone(vec![1, 3], vec![2], chain(1, 2)), L, "incr 3 from #0000000000000002 on incr 2"),
-        ("newest is gone here", gone(vec![1, 3], vec![], chain(1, 2)), L, "incr 3 from @s1 on full 1"),
-        ("rolled back: stored 2 is no more", gone(vec![1, 5], vec![], chain(1, 2)), L, "incr 3 from @s1 on full 1"),
-        ("nothing here", gone(vec![3], vec![], chain(1, 2)), L, "full lost"),
-        ("nothing here", gone(vec![3], vec![], chain(1, 2)), I, "no common base"),
-        ("nothing here", gone(vec![3], vec![], chain(1, 2)), F, "full requested"),
-        ("same name, another guid", gone(vec![3], vec![], vec![renewed]), I, "no common base"),
-        ("another origin, the snapshot is here", stored(vec![other_origin]), L, "incr 3 from @s2 on full 2"),
-        ("the incremental is not whole", stored(broken(1)), L, "incr 3 from @s1 on full 1"),
-        ("nothing is whole", stored(vec![flawed(full(1)), flawed(full(2))]), L, "full lost"),
-        ("nothing is whole", stored(vec![flawed(full(1))]), I, "no common base"),
-        ("stored is newer than what may be sent", Case { candidate: Some(1), ..stored(vec![full(2)]) }, L, "full lost"),
+        (
+            "a full",
+            stored(vec![full(1)]),
+            L,
+            "incr 3 from @s1 on full 1",
+        ),
+        (
+            "a full",
+            stored(vec![full(1)]),
+            I,
+            "incr 3 from @s1 on full 1",
+        ),
+        (
+            "a chain",
+            stored(chain(1, 2)),
+            L,
+            "incr 3 from @s2 on incr 2",
+        ),
+        (
+            "two fulls",
+            stored(vec![full(1), full(2)]),
+            L,
+            "incr 3 from @s2 on full 2",
+        ),
+        (
+            "a full and an incremental of one snapshot",
+            stored(both),
+            L,
+            "incr 3 from @s2 on full 2",
+        ),
+        (
+            "only a bookmark",
+            gone(vec![3], vec![1], vec![full(1)]),
+            L,
+            "incr 3 from #0000000000000001 on full 1",
+        ),
+        (
+            "snapshot and bookmark",
+            gone(vec![1, 3], vec![1], vec![full(1)]),
+            L,
+            "incr 3 from @s1 on full 1",
+        ),
+        (
+            "a newer bookmark",
+            gone(vec![1, 3], vec![2], chain(1, 2)),
+            L,
+            "incr 3 from #0000000000000002 on incr 2",
+        ),
+        (
+            "newest is gone here",
+            gone(vec![1, 3], vec![], chain(1, 2)),
+            L,
+            "incr 3 from @s1 on full 1",
+        ),
+        (
+            "rolled back: stored 2 is no more",
+            gone(vec![1, 5], vec![], chain(1, 2)),
+            L,
+            "incr 3 from @s1 on full 1",
+        ),
+        (
+            "nothing here",
+            gone(vec![3], vec![], chain(1, 2)),
+            L,
+            "full lost",
+        ),
+        (
+            "nothing here",
+            gone(vec![3], vec![], chain(1, 2)),
+            I,
+            "no common base",
+        ),
+        (
+            "nothing here",
+            gone(vec![3], vec![], chain(1, 2)),
+            F,
+            "full requested",
+        ),
+        (
+            "same name, another guid",
+            gone(vec![3], vec![], vec![renewed]),
+            I,
+            "no common base",
+        ),
+        (
+            "another origin, the snapshot is here",
+            stored(vec![other_origin]),
+            L,
+            "incr 3 from @s2 on full 2",
+        ),
+        (
+            "the incremental is not whole",
+            stored(broken(1)),
+            L,
+            "incr 3 from @s1 on full 1",
+        ),
+        (
+            "nothing is whole",
+            stored(vec![flawed(full(1)), flawed(full(2))]),
+            L,
+            "full lost",
+        ),
+        (
+            "nothing is whole",
+            stored(vec![flawed(full(1))]),
+            I,
+            "no common base",
+        ),
         (
             "stored is newer than what may be sent",
-            Case { candidate: Some(1), ..stored(vec![full(2)]) },
+            Case {
+                candidate: Some(1),
+                ..stored(vec![full(2)])
+            },
+            L,
+            "full lost",
+        ),
+        (
+            "stored is newer than what may be sent",
+            Case {
+                candidate: Some(1),
+                ..stored(vec![full(2)])
+            },
             I,
             "no common base",
         ),
@@ -267,15 +460,27 @@ fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
             now: at(4),
         };
         match plan_send(&facts, &RULES, L) {
-            Ok(SendPlan::Incremental { base: SendBase::Bookmark(name), .. }) => name.short().to_owned(),
+            Ok(SendPlan::Incremental {
+                base: SendBase::Bookmark(name),
+                ..
+            }) => name.short().to_owned(),
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(decide(&[fixtures::bookmark("a", 1), bookmark(1)]), "zfs-backup_0000000000000001");
+    assert_eq!(
+        decide(&[fixtures::bookmark("a", 1), bookmark(1)]),
+        "zfs-backup_0000000000000001"
+    );
     // One with a redaction list is none.
-    let redacted = Bookmark { redacted: true, ..bookmark(1) };
+    let redacted = Bookmark {
+        redacted: true,
+        ..bookmark(1)
+    };
     assert_eq!(decide(&[redacted, fixtures::bookmark("a", 1)]), "a");
-    assert_eq!(decide(&[fixtures::bookmark("zfs-backup_0000000000000002", 1)]), "zfs-backup_0000000000000002");
+    assert_eq!(
+        decide(&[fixtures::bookmark("zfs-backup_0000000000000002", 1)]),
+        "zfs-backup_0000000000000002"
+    );
 }
 
 #[test]
@@ -285,63 +490,226 @@ fn a_chain_ends_when_its_flags_recipients_or_lifecycle_say_so() {
         change(&mut case.rules);
         case
     };
-    let two_days = |rules: &mut LifecycleRules| rules.full_age_max = Some(SignedDuration::from_hours(48));
-    let recipients = |count: usize| Case { recipients: names(&["age1a", "age1b"][..count]), ..stored(chain(1, 2)) };
-    let reordered = Case { flags: names(&["large-blocks", "compressed"]), ..stored(chain(1, 2)) };
-    let raw = Case { flags: names(&["compressed", "large-blocks", "raw"]), ..stored(chain(1, 2)) };
+    let two_days =
+        |rules: &mut LifecycleRules| rules.full_age_max = Some(SignedDuration::from_hours(48));
+    let recipients = |count: usize| Case {
+        recipients: names(&["age1a", "age1b"][..count]),
+        ..stored(chain(1, 2))
+    };
+    let reordered = Case {
+        flags: names(&["large-blocks", "compressed"]),
+        ..stored(chain(1, 2))
+    };
+    let raw = Case {
+        flags: names(&["compressed", "large-blocks", "raw"]),
+        ..stored(chain(1, 2))
+    };
     let raw_full = Case {
         flags: raw.flags.clone(),
-        ..stored([chain(1, 2), vec![with(full(2), |b| b.requested = raw.flags.clone())]].concat())
+        ..stored(
+            [
+                chain(1, 2),
+                vec![with(full(2), |b| b.requested = raw.flags.clone())],
+            ]
+            .concat(),
+        )
     };
-    let share = |bytes: u64| stored(vec![full(1), with(incr(2, &full(1)), |backup| backup.stored_bytes = bytes)]);
-    let many = Case { target: all_with(chain(1, 2), |backup| backup.stored_bytes = 0), ..Case::default() };
+    let share = |bytes: u64| {
+        stored(vec![
+            full(1),
+            with(incr(2, &full(1)), |backup| backup.stored_bytes = bytes),
+        ])
+    };
+    let many = Case {
+        target: all_with(chain(1, 2), |backup| backup.stored_bytes = 0),
+        ..Case::default()
+    };
     check(vec![
         ("other flags", raw.clone(), L, "full flags"),
         ("other flags", raw, I, "only full flags"),
-        ("a full with the flags of now", raw_full, L, "incr 3 from @s2 on full 2"),
-        ("flags in another order", reordered, L, "incr 3 from @s2 on incr 2"),
+        (
+            "a full with the flags of now",
+            raw_full,
+            L,
+            "incr 3 from @s2 on full 2",
+        ),
+        (
+            "flags in another order",
+            reordered,
+            L,
+            "incr 3 from @s2 on incr 2",
+        ),
         ("one more recipient", recipients(2), L, "full recipients"),
-        ("one more recipient", recipients(2), I, "only full recipients"),
-        ("no recipient of the chain", recipients(0), L, "full recipients"),
-        ("as many incrementals as allowed", rules(|rules| rules.incrementals_max = Some(1)), L, "full length"),
-        ("as many incrementals as allowed", rules(|rules| rules.incrementals_max = Some(1)), I, "only full length"),
-        ("one more is allowed", rules(|rules| rules.incrementals_max = Some(2)), L, "incr 3 from @s2 on incr 2"),
-        ("none is allowed", rules(|rules| rules.incrementals_max = Some(0)), L, "full length"),
-        ("the full is as old as allowed", Case { now: 3, ..rules(two_days) }, L, "full age"),
-        ("the full is younger", Case { now: 2, ..rules(two_days) }, L, "incr 3 from @s2 on incr 2"),
+        (
+            "one more recipient",
+            recipients(2),
+            I,
+            "only full recipients",
+        ),
+        (
+            "no recipient of the chain",
+            recipients(0),
+            L,
+            "full recipients",
+        ),
+        (
+            "as many incrementals as allowed",
+            rules(|rules| rules.incrementals_max = Some(1)),
+            L,
+            "full length",
+        ),
+        (
+            "as many incrementals as allowed",
+            rules(|rules| rules.incrementals_max = Some(1)),
+            I,
+            "only full length",
+        ),
+        (
+            "one more is allowed",
+            rules(|rules| rules.incrementals_max = Some(2)),
+            L,
+            "incr 3 from @s2 on incr 2",
+        ),
+        (
+            "none is allowed",
+            rules(|rules| rules.incrementals_max = Some(0)),
+            L,
+            "full length",
+        ),
+        (
+            "the full is as old as allowed",
+            Case {
+                now: 3,
+                ..rules(two_days)
+            },
+            L,
+            "full age",
+        ),
+        (
+            "the full is younger",
+            Case {
+                now: 2,
+                ..rules(two_days)
+            },
+            L,
+            "incr 3 from @s2 on incr 2",
+        ),
         (
             "the full is too old and an incremental is wanted",
-            Case { now: 9, ..rules(two_days) },
+            Case {
+                now: 9,
+                ..rules(two_days)
+            },
             I,
             "incr 3 from @s2 on incr 2",
         ),
-        ("the clock is behind the full", Case { now: 0, ..rules(two_days) }, L, "incr 3 from @s2 on incr 2"),
+        (
+            "the clock is behind the full",
+            Case {
+                now: 0,
+                ..rules(two_days)
+            },
+            L,
+            "incr 3 from @s2 on incr 2",
+        ),
         ("just the share", share(50), L, "incr 3 from @s2 on incr 2"),
         ("over the share", share(51), L, "full share"),
-        ("over the share and an incremental is wanted", share(51), I, "incr 3 from @s2 on incr 2"),
+        (
+            "over the share and an incremental is wanted",
+            share(51),
+            I,
+            "incr 3 from @s2 on incr 2",
+        ),
         ("a full of nothing", many, L, "incr 3 from @s2 on incr 2"),
-        ("a lifecycle full has no limit of size", Case { estimate: Some(u64::MAX), ..share(51) }, L, "full share"),
-        ("nor has one for other flags", Case { estimate: None, flags: vec![], ..share(1) }, L, "full flags"),
+        (
+            "a lifecycle full has no limit of size",
+            Case {
+                estimate: Some(u64::MAX),
+                ..share(51)
+            },
+            L,
+            "full share",
+        ),
+        (
+            "nor has one for other flags",
+            Case {
+                estimate: None,
+                flags: vec![],
+                ..share(1)
+            },
+            L,
+            "full flags",
+        ),
     ]);
 }
 
 #[test]
 fn a_lost_base_makes_a_full_only_up_to_the_limit_and_never_when_it_is_not_known() {
-    let lost = |estimate| Case { snapshots: vec![3], estimate, ..stored(vec![full(1)]) };
-    let unseen = |estimate| Case { unseen: Some("the remote is away"), estimate, ..Case::default() };
+    let lost = |estimate| Case {
+        snapshots: vec![3],
+        estimate,
+        ..stored(vec![full(1)])
+    };
+    let unseen = |estimate| Case {
+        unseen: Some("the remote is away"),
+        estimate,
+        ..Case::default()
+    };
     check(vec![
         ("just the limit", lost(Some(1000)), L, "full lost"),
         ("over the limit", lost(Some(1001)), L, "too large"),
         ("not known", lost(None), L, "too large"),
-        ("over the limit and asked for", lost(Some(1001)), F, "full requested"),
-        ("over the limit, incremental", lost(Some(1001)), I, "no common base"),
-        ("the first has no limit", Case { estimate: Some(u64::MAX), ..Case::default() }, L, "full first"),
-        ("the first, not known", Case { estimate: None, ..Case::default() }, L, "full first"),
-        ("what cannot be seen is not empty", unseen(Some(1)), L, "full lost"),
-        ("what cannot be seen is not empty", unseen(Some(1001)), L, "too large"),
+        (
+            "over the limit and asked for",
+            lost(Some(1001)),
+            F,
+            "full requested",
+        ),
+        (
+            "over the limit, incremental",
+            lost(Some(1001)),
+            I,
+            "no common base",
+        ),
+        (
+            "the first has no limit",
+            Case {
+                estimate: Some(u64::MAX),
+                ..Case::default()
+            },
+            L,
+            "full first",
+        ),
+        (
+            "the first, not known",
+            Case {
+                estimate: None,
+                ..Case::default()
+            },
+            L,
+            "full first",
+        ),
+        (
+            "what cannot be seen is not empty",
+            unseen(Some(1)),
+            L,
+            "full lost",
+        ),
+        (
+            "what cannot be seen is not empty",
+            unseen(Some(1001)),
+            L,
+            "too large",
+        ),
         (
             "nothing is automatic",
-            Case { rules: LifecycleRules { auto_full_bytes_max: 0, ..RULES }, ..lost(Some(1)) },
+            Case {
+                rules: LifecycleRules {
+                    auto_full_bytes_max: 0,
+                    ..RULES
+                },
+                ..lost(Some(1))
+            },
             L,
             "too large",
         ),
@@ -350,17 +718,52 @@ fn a_lost_base_makes_a_full_only_up_to_the_limit_and_never_when_it_is_not_known(
 
 #[test]
 fn for_the_intermediate_directory_bases_may_lie_in_the_remote() {
-    let beside = |target, beside| Case { target, beside, ..Case::default() };
+    let beside = |target, beside| Case {
+        target,
+        beside,
+        ..Case::default()
+    };
     let remote = chain(1, 2);
     check(vec![
-        ("only in the remote", beside(vec![], remote.clone()), L, "incr 3 from @s2 on incr 2"),
-        ("stored in the remote already", beside(vec![], chain(1, 3)), L, "have incr 3"),
-        ("a full is wanted here", beside(vec![], vec![full(3)]), F, "full requested"),
-        ("newer here", beside(chain(1, 2), vec![full(1)]), L, "incr 3 from @s2 on incr 2"),
-        ("newer there", beside(vec![full(1)], remote.clone()), L, "incr 3 from @s2 on incr 2"),
+        (
+            "only in the remote",
+            beside(vec![], remote.clone()),
+            L,
+            "incr 3 from @s2 on incr 2",
+        ),
+        (
+            "stored in the remote already",
+            beside(vec![], chain(1, 3)),
+            L,
+            "have incr 3",
+        ),
+        (
+            "a full is wanted here",
+            beside(vec![], vec![full(3)]),
+            F,
+            "full requested",
+        ),
+        (
+            "newer here",
+            beside(chain(1, 2), vec![full(1)]),
+            L,
+            "incr 3 from @s2 on incr 2",
+        ),
+        (
+            "newer there",
+            beside(vec![full(1)], remote.clone()),
+            L,
+            "incr 3 from @s2 on incr 2",
+        ),
         (
             "the same in both counts once",
-            Case { rules: LifecycleRules { incrementals_percent_max: 10, ..RULES }, ..beside(remote.clone(), remote) },
+            Case {
+                rules: LifecycleRules {
+                    incrementals_percent_max: 10,
+                    ..RULES
+                },
+                ..beside(remote.clone(), remote)
+            },
             L,
             "incr 3 from @s2 on incr 2",
         ),
@@ -369,9 +772,16 @@ fn for_the_intermediate_directory_bases_may_lie_in_the_remote() {
 
 #[test]
 fn every_no_says_what_each_side_has() {
-    let loss = BaseLoss { newest: Some((full(2).snapshot, None)), here: Here::Neither, unseen: None };
-    let too_large =
-        SendConflict::TooLarge { loss: Box::new(loss), estimate_bytes: Some(10 << 40), limit_bytes: 100 << 30 };
+    let loss = BaseLoss {
+        newest: Some((full(2).snapshot, None)),
+        here: Here::Neither,
+        unseen: None,
+    };
+    let too_large = SendConflict::TooLarge {
+        loss: Box::new(loss),
+        estimate_bytes: Some(10 << 40),
+        limit_bytes: 100 << 30,
+    };
     insta::assert_snapshot!(too_large.to_string(), @r"
     no incremental possible, and a full would send 10.0T, more than auto_full_max (100G). Nothing sent.
       store's newest: 1970-01-03 guid 0000000000000002  here: neither snapshot nor bookmark
@@ -388,7 +798,13 @@ fn every_no_says_what_each_side_has() {
       and there may be more: the remote is away
     ");
     let case = stored(vec![full(1)]);
-    let (only, redacted) = (snapshot(3), [Bookmark { redacted: true, ..bookmark(1) }]);
+    let (only, redacted) = (
+        snapshot(3),
+        [Bookmark {
+            redacted: true,
+            ..bookmark(1)
+        }],
+    );
     let facts = SendFacts {
         snapshot: Some(&only),
         snapshots: std::slice::from_ref(&only),
@@ -405,33 +821,66 @@ fn every_no_says_what_each_side_has() {
     no incremental possible. Nothing sent.
       store's newest: 1970-01-02 guid 0000000000000001  here: only a bookmark with a redaction list, from which no backup can start
     ");
-    let flags = FullReason::Flags { chain: names(&["compressed"]), now: vec![] };
+    let flags = FullReason::Flags {
+        chain: names(&["compressed"]),
+        now: vec![],
+    };
     insta::assert_snapshot!(SendConflict::OnlyFull(flags).to_string(), @"no incremental possible: the chain was sent with other flags: compressed; now none. Nothing sent.");
 }
 
 #[test]
 fn bookmarks_go_when_nothing_needs_them_and_only_ours() {
     let spent = |bookmarks: &[Bookmark], needs: &BookmarkNeeds| -> Vec<String> {
-        spent_bookmarks(bookmarks, needs).iter().map(|name| name.short().to_owned()).collect()
+        spent_bookmarks(bookmarks, needs)
+            .iter()
+            .map(|name| name.short().to_owned())
+            .collect()
     };
     let ours = |numbers: &[u64]| numbers.iter().map(|n| bookmark(*n)).collect::<Vec<_>>();
     let name = |n: u64| format!("zfs-backup_{}", Guid(n));
     // Chains of 1-2, 3-4, 5-6.
     let store = [chain(1, 2), chain(3, 4), chain(5, 6)].concat();
-    let needs = |stores: Vec<Vec<BackupFacts>>| BookmarkNeeds { stores, ..BookmarkNeeds::default() };
+    let needs = |stores: Vec<Vec<BackupFacts>>| BookmarkNeeds {
+        stores,
+        ..BookmarkNeeds::default()
+    };
     let all = ours(&[1, 2, 3, 4, 5, 6]);
     assert_eq!(spent(&all, &needs(vec![store.clone()])), [name(1), name(2)]);
     // The other store still has the oldest as one of its newest two.
-    assert_eq!(spent(&all, &needs(vec![store.clone(), chain(1, 2)])), [""; 0]);
+    assert_eq!(
+        spent(&all, &needs(vec![store.clone(), chain(1, 2)])),
+        [""; 0]
+    );
     // A chain that is not usable does not count as one of the two.
-    let damaged = [chain(1, 2), chain(3, 4), vec![flawed(full(5)), flawed(incr(6, &full(5)))]].concat();
+    let damaged = [
+        chain(1, 2),
+        chain(3, 4),
+        vec![flawed(full(5)), flawed(incr(6, &full(5)))],
+    ]
+    .concat();
     assert_eq!(spent(&all, &needs(vec![damaged])), [name(5), name(6)]);
-    let unfinished = BookmarkNeeds { unfinished: [Guid(1)].into(), ..needs(vec![store.clone()]) };
+    let unfinished = BookmarkNeeds {
+        unfinished: [Guid(1)].into(),
+        ..needs(vec![store.clone()])
+    };
     assert_eq!(spent(&all, &unfinished), [name(2)]);
     // Another configuration's, and those of people.
-    let foreign = [bookmark(7), fixtures::bookmark("mine", 1), fixtures::bookmark("zfs-backup_0000000000000001x", 1)];
+    let foreign = [
+        bookmark(7),
+        fixtures::bookmark("mine", 1),
+        fixtures::bookmark("zfs-backup_0000000000000001x", 1),
+    ];
     assert_eq!(spent(&foreign, &needs(vec![store.clone()])), [""; 0]);
-    assert_eq!(spent(&[fixtures::bookmark(&name(2), 1)], &needs(vec![store.clone()])), [""; 0]);
-    let pruned = BookmarkNeeds { pruned: [Guid(7)].into(), ..needs(vec![store]) };
+    assert_eq!(
+        spent(
+            &[fixtures::bookmark(&name(2), 1)],
+            &needs(vec![store.clone()])
+        ),
+        [""; 0]
+    );
+    let pruned = BookmarkNeeds {
+        pruned: [Guid(7)].into(),
+        ..needs(vec![store])
+    };
     assert_eq!(spent(&foreign, &pruned), [name(7)]);
 }

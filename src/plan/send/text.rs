@@ -1,4 +1,5 @@
-//! What [`super::plan_send`] says to people. Each text is without the dataset's name; a second line is indented.
+//! What [`super::plan_send`] says to people. Each text is without the dataset's name; a second line
+//! is indented.
 
 use super::{BaseLoss, FullReason, Here, SendConflict};
 use crate::model::bytes_text;
@@ -11,22 +12,41 @@ impl fmt::Display for FullReason {
             Self::First => f.write_str("first"),
             Self::BaseLost(loss) => write!(f, "base lost: {loss}"),
             Self::Flags { chain, now } => {
-                write!(f, "the chain was sent with other flags: {}; now {}", flags_text(chain), flags_text(now))
+                write!(
+                    f,
+                    "the chain was sent with other flags: {}; now {}",
+                    flags_text(chain),
+                    flags_text(now)
+                )
             }
             Self::Recipients => f.write_str("the chain is sealed to other recipients"),
             Self::Length { incrementals } => {
-                write!(f, "the chain has {incrementals} incrementals in a row, as many as max_incrementals allows")
+                write!(
+                    f,
+                    "the chain has {incrementals} incrementals in a row, as many as max_incrementals allows"
+                )
             }
-            Self::Age { full_at } => write!(f, "the chain's full is of {}, older than full_every", day(*full_at)),
+            Self::Age { full_at } => write!(
+                f,
+                "the chain's full is of {}, older than full_every",
+                day(*full_at)
+            ),
             Self::Share { percent, limit } => {
-                write!(f, "the chain's incrementals hold {percent}% of its full, more than {limit}%")
+                write!(
+                    f,
+                    "the chain's incrementals hold {percent}% of its full, more than {limit}%"
+                )
             }
         }
     }
 }
 
 fn flags_text(flags: &[String]) -> String {
-    if flags.is_empty() { "none".to_owned() } else { flags.join(", ") }
+    if flags.is_empty() {
+        "none".to_owned()
+    } else {
+        flags.join(", ")
+    }
 }
 
 fn day(at: jiff::Timestamp) -> String {
@@ -38,11 +58,18 @@ impl fmt::Display for BaseLoss {
         match &self.newest {
             None => f.write_str("the store has no backup")?,
             Some((snapshot, flaw)) => {
-                write!(f, "store's newest: {} guid {}  here: ", day(snapshot.created_at), snapshot.guid)?;
+                write!(
+                    f,
+                    "store's newest: {} guid {}  here: ",
+                    day(snapshot.created_at),
+                    snapshot.guid
+                )?;
                 f.write_str(match self.here {
                     Here::Snapshot => "its snapshot",
                     Here::Bookmark => "a bookmark of it",
-                    Here::Redacted => "only a bookmark with a redaction list, from which no backup can start",
+                    Here::Redacted => {
+                        "only a bookmark with a redaction list, from which no backup can start"
+                    }
                     Here::Neither => "neither snapshot nor bookmark",
                 })?;
                 match flaw {
@@ -64,15 +91,27 @@ impl fmt::Display for BaseLoss {
 impl fmt::Display for SendConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoSnapshot { others } => write!(f, "no snapshot to send ({others} that are not meant)"),
-            Self::NoCommonBase(loss) => write!(f, "no incremental possible. Nothing sent.\n  {loss}"),
-            Self::TooLarge { loss, estimate_bytes: Some(bytes), limit_bytes } => write!(
+            Self::NoSnapshot { others } => {
+                write!(f, "no snapshot to send ({others} that are not meant)")
+            }
+            Self::NoCommonBase(loss) => {
+                write!(f, "no incremental possible. Nothing sent.\n  {loss}")
+            }
+            Self::TooLarge {
+                loss,
+                estimate_bytes: Some(bytes),
+                limit_bytes,
+            } => write!(
                 f,
                 "no incremental possible, and a full would send {}, more than auto_full_max ({}). Nothing sent.\n  {loss}",
                 bytes_text(*bytes),
                 bytes_text(*limit_bytes)
             ),
-            Self::TooLarge { loss, estimate_bytes: None, .. } => write!(
+            Self::TooLarge {
+                loss,
+                estimate_bytes: None,
+                ..
+            } => write!(
                 f,
                 "no incremental possible, and how much a full would send is not known. Nothing sent.\n  {loss}"
             ),

@@ -1,4 +1,5 @@
-//! Scenes of one dataset, written as lines of a table: what each backup is, and what must be said of all.
+//! Scenes of one dataset, written as lines of a table: what each backup is, and what must be said
+//! of all.
 
 use super::*;
 use crate::manifest::SnapshotRef;
@@ -6,8 +7,9 @@ use crate::model::{BackupKind, Digest};
 use crate::plan::Making;
 use crate::plan::fixtures::at;
 
-/// `NAME host TXG DAY [base=NAME] [after=NAME,NAME]`, where the host is `x`, `y` or `-` for an old manifest. An old
-/// manifest names its base only; all others name what they come after. `-` as `after` is the empty list.
+/// `NAME host TXG DAY [base=NAME] [after=NAME,NAME]`, where the host is `x`, `y` or `-` for an old
+/// manifest. An old manifest names its base only; all others name what they come after. `-` as
+/// `after` is the empty list.
 fn backups(table: &str) -> Vec<(String, BackupFacts)> {
     let mut made: Vec<(String, BackupFacts)> = Vec::new();
     for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -15,7 +17,11 @@ fn backups(table: &str) -> Vec<(String, BackupFacts)> {
         let mut next = || words.next().unwrap().to_owned();
         let (name, host, txg, day) = (next(), next(), next(), next());
         let (mut base, mut after) = (None, None);
-        let find = |name: &str| made.iter().find(|(other, _)| other == name).map(|(_, backup)| backup.clone());
+        let find = |name: &str| {
+            made.iter()
+                .find(|(other, _)| other == name)
+                .map(|(_, backup)| backup.clone())
+        };
         let absent = |name: &str| id_of(name.trim_start_matches('!'), BackupKind::Full, 1);
         for word in words {
             match word.split_once('=').unwrap() {
@@ -23,20 +29,35 @@ fn backups(table: &str) -> Vec<(String, BackupFacts)> {
                 ("after", "-") => after = Some(Vec::new()),
                 // A name with `!` was deleted.
                 (_, names) => {
-                    let id = |name: &str| find(name).map_or_else(|| absent(name), |backup| backup.id);
+                    let id =
+                        |name: &str| find(name).map_or_else(|| absent(name), |backup| backup.id);
                     after = Some(names.split(',').map(id).collect());
                 }
             }
         }
         let (txg, day): (u64, u64) = (txg.parse().unwrap(), day.parse().unwrap());
-        let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+        let kind = if base.is_some() {
+            BackupKind::Incr
+        } else {
+            BackupKind::Full
+        };
         let id = id_of(&name, kind, day);
-        let host =
-            (host != "-").then(|| format!("{}-0123456789abcdef", host.repeat(16).replace('x', "a").replace('y', "b")));
+        let host = (host != "-").then(|| {
+            format!(
+                "{}-0123456789abcdef",
+                host.repeat(16).replace('x', "a").replace('y', "b")
+            )
+        });
         let facts = BackupFacts {
             manifest_blake3: Digest::of(name.as_bytes()),
-            snapshot: SnapshotRef { guid: id.snapshot_guid(), createtxg: txg, created_at: at(day) },
-            full_id: base.as_ref().map_or_else(|| id.clone(), |base: &BackupFacts| base.full_id.clone()),
+            snapshot: SnapshotRef {
+                guid: id.snapshot_guid(),
+                createtxg: txg,
+                created_at: at(day),
+            },
+            full_id: base
+                .as_ref()
+                .map_or_else(|| id.clone(), |base: &BackupFacts| base.full_id.clone()),
             position: base.as_ref().map_or(0, |base| base.position + 1),
             base: base.map(|base| base.id),
             origin: origin(),
@@ -60,12 +81,17 @@ fn backups(table: &str) -> Vec<(String, BackupFacts)> {
 }
 
 fn origin() -> Origin {
-    Origin { dataset_guid: Guid(1), pool_guid: Guid(2) }
+    Origin {
+        dataset_guid: Guid(1),
+        pool_guid: Guid(2),
+    }
 }
 
 /// The guid is the name.
 fn id_of(name: &str, kind: BackupKind, day: u64) -> BackupId {
-    let guid = name.bytes().fold(0, |guid, byte| guid * 256 + u64::from(byte));
+    let guid = name
+        .bytes()
+        .fold(0, |guid, byte| guid * 256 + u64::from(byte));
     BackupId::new(at(day), kind, Guid(guid), 1)
 }
 
@@ -75,8 +101,15 @@ fn name_of(guid: Guid) -> String {
 }
 
 fn sight(known: &str, adopted: &[BackupId]) -> PoolSight {
-    let known = known.split_whitespace().map(|name| id_of(name, BackupKind::Full, 0).snapshot_guid()).collect();
-    PoolSight { origin: origin(), known, adopted: adopted.iter().cloned().collect() }
+    let known = known
+        .split_whitespace()
+        .map(|name| id_of(name, BackupKind::Full, 0).snapshot_guid())
+        .collect();
+    PoolSight {
+        origin: origin(),
+        known,
+        adopted: adopted.iter().cloned().collect(),
+    }
 }
 
 fn strays(table: &str, known: &str) -> String {
@@ -87,11 +120,22 @@ fn strays_after(table: &str, known: &str, adopted: &str) -> String {
     let made = backups(table);
     let adopted: Vec<BackupId> = adopted
         .split_whitespace()
-        .map(|name| made.iter().find(|(other, _)| other == name).unwrap().1.id.clone())
+        .map(|name| {
+            made.iter()
+                .find(|(other, _)| other == name)
+                .unwrap()
+                .1
+                .id
+                .clone()
+        })
         .collect();
     let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
     let found = Timeline::new(&facts).strays(&sight(known, &adopted));
-    found.iter().map(|stray| name_of(stray.backup.snapshot.guid)).collect::<Vec<_>>().join(" ")
+    found
+        .iter()
+        .map(|stray| name_of(stray.backup.snapshot.guid))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 /// The newest, or the candidates with question marks.
@@ -101,7 +145,11 @@ fn newest(table: &str) -> String {
     let name = |backup: &BackupFacts| name_of(backup.snapshot.guid);
     match Timeline::new(&facts).newest(&all) {
         Ok(newest) => newest.map(name).unwrap_or_default(),
-        Err(candidates) => candidates.into_iter().map(|backup| name(backup) + "?").collect::<Vec<_>>().join(" "),
+        Err(candidates) => candidates
+            .into_iter()
+            .map(|backup| name(backup) + "?")
+            .collect::<Vec<_>>()
+            .join(" "),
     }
 }
 
@@ -153,7 +201,10 @@ fn old_manifests_without_marks_that_ours_follow_are_silent() {
         p1 - 10 1
         p2 - 20 2 base=p1
         q3 - 30 3";
-    assert_eq!((strays(old, "q3"), newest(old)), (String::new(), "q3".to_owned()));
+    assert_eq!(
+        (strays(old, "q3"), newest(old)),
+        (String::new(), "q3".to_owned())
+    );
 }
 
 #[test]
@@ -174,7 +225,10 @@ fn a_pool_that_moved_or_a_host_that_was_installed_anew_goes_on_silently() {
         p2 x 20 2 base=p1 after=p1
         q3 y 30 3 after=-
         q4 y 40 4 base=q3 after=q3";
-    assert_eq!((strays(anew, "q3 q4"), newest(anew)), (String::new(), "q4".to_owned()));
+    assert_eq!(
+        (strays(anew, "q3 q4"), newest(anew)),
+        (String::new(), "q4".to_owned())
+    );
     // Before its first backup: what the other one stored is known by its newest.
     assert_eq!(strays(LINEAR, "p4"), "");
 }
@@ -191,7 +245,8 @@ fn a_clone_is_a_stray_for_each_of_both_and_a_question_for_whoever_has_no_pool() 
 
 #[test]
 fn clones_that_work_at_the_same_hour_are_found_by_both() {
-    // Each night the snapshots are of two days, and both uploads end on the third. Both begin with fulls of their own.
+    // Each night the snapshots are of two days, and both uploads end on the third. Both begin with
+    // fulls of their own.
     let mut made = backups(
         "
         p1 x 10 1 after=-
@@ -208,10 +263,18 @@ fn clones_that_work_at_the_same_hour_are_found_by_both() {
     let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
     let strays = |known: &str| {
         let found = Timeline::new(&facts).strays(&sight(known, &[]));
-        found.iter().map(|stray| name_of(stray.backup.snapshot.guid)).collect::<Vec<_>>().join(" ")
+        found
+            .iter()
+            .map(|stray| name_of(stray.backup.snapshot.guid))
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     assert_eq!(strays("p1 a2 a5 a8"), "b9 b6 b3");
-    assert_eq!(strays("p1 b3 b6 b9"), "a5 a2", "the last one is still under way");
+    assert_eq!(
+        strays("p1 b3 b6 b9"),
+        "a5 a2",
+        "the last one is still under way"
+    );
     let all: Vec<&BackupFacts> = facts.iter().collect();
     assert!(Timeline::new(&facts).newest(&all).is_err());
 }
@@ -222,7 +285,10 @@ fn a_clone_with_the_mark_of_its_model_is_found_once_both_went_on() {
     assert_eq!(strays(TWINS, "p2 b4"), "a5 a3");
     assert_eq!(newest(TWINS), "a5? b4?");
     let fulls = TWINS.replace("base=p2 ", "").replace("base=a3 ", "");
-    assert_eq!((strays(&fulls, "p2 a5"), newest(&fulls)), ("b4".to_owned(), "a5? b4?".to_owned()));
+    assert_eq!(
+        (strays(&fulls, "p2 a5"), newest(&fulls)),
+        ("b4".to_owned(), "a5? b4?".to_owned())
+    );
 }
 
 #[test]
@@ -262,7 +328,10 @@ fn a_rewound_pool_has_strays_and_whoever_has_no_pool_is_asked_while_the_orders_d
     assert_eq!(newest(rewound), "r4? p3?");
     // Once it has caught up, both orders say what is newest; the pool does not forget.
     let caught_up = format!("{rewound}\nr5 x 400 5 base=r4 after=r4");
-    assert_eq!((strays(&caught_up, "r4 r5"), newest(&caught_up)), ("p3 p2".to_owned(), "r5".to_owned()));
+    assert_eq!(
+        (strays(&caught_up, "r4 r5"), newest(&caught_up)),
+        ("p3 p2".to_owned(), "r5".to_owned())
+    );
 }
 
 #[test]
@@ -284,9 +353,15 @@ fn what_waited_in_another_store_or_took_many_nights_is_no_other_time_line() {
         i3 x 30 3 base=p1 after=p1
         i4 x 40 4 base=p1 after=p1
         i5 x 50 5 base=i4 after=i4,i3";
-    assert_eq!((strays(waited, "i5"), newest(waited)), (String::new(), "i5".to_owned()));
+    assert_eq!(
+        (strays(waited, "i5"), newest(waited)),
+        (String::new(), "i5".to_owned())
+    );
     let (until_then, _) = waited.rsplit_once('\n').unwrap();
-    assert_eq!((strays(until_then, "p1 i3 i4"), newest(until_then)), (String::new(), "i4".to_owned()));
+    assert_eq!(
+        (strays(until_then, "p1 i3 i4"), newest(until_then)),
+        (String::new(), "i4".to_owned())
+    );
     // The full of day 2 was committed on day 4.
     let mut long = backups(
         "
@@ -299,9 +374,20 @@ fn what_waited_in_another_store_or_took_many_nights_is_no_other_time_line() {
     long[3].1.made.finished_at = at(4);
     let facts: Vec<BackupFacts> = long.into_iter().map(|(_, facts)| facts).collect();
     assert_eq!(Timeline::new(&facts).strays(&sight("i5", &[])), []);
-    assert_eq!(Timeline::new(&facts).newest(&facts.iter().collect::<Vec<_>>()).unwrap().unwrap().id, facts[4].id);
     assert_eq!(
-        Timeline::new(&facts[..4]).newest(&facts[..4].iter().collect::<Vec<_>>()).unwrap().unwrap().id,
+        Timeline::new(&facts)
+            .newest(&facts.iter().collect::<Vec<_>>())
+            .unwrap()
+            .unwrap()
+            .id,
+        facts[4].id
+    );
+    assert_eq!(
+        Timeline::new(&facts[..4])
+            .newest(&facts[..4].iter().collect::<Vec<_>>())
+            .unwrap()
+            .unwrap()
+            .id,
         facts[2].id
     );
 }
@@ -319,7 +405,14 @@ fn a_link_that_was_deleted_proves_nothing() {
     made[2].1.made.previous = Some(vec![gone]);
     let facts: Vec<BackupFacts> = made.into_iter().map(|(_, facts)| facts).collect();
     assert_eq!(Timeline::new(&facts).strays(&sight("n5", &[])), []);
-    assert_eq!(Timeline::new(&facts).newest(&facts.iter().collect::<Vec<_>>()).unwrap().unwrap().id, facts[2].id);
+    assert_eq!(
+        Timeline::new(&facts)
+            .newest(&facts.iter().collect::<Vec<_>>())
+            .unwrap()
+            .unwrap()
+            .id,
+        facts[2].id
+    );
 }
 
 #[test]
@@ -330,7 +423,10 @@ fn what_was_taken_over_is_no_stray_and_what_its_host_makes_later_is_one() {
     assert_eq!(strays_after(&merged, "a7 a9", "b4 b6"), "b8");
     assert_eq!(newest(&merged), "a9? b8?");
     let merged = format!("{CLONED}\na7 x 70 7 after=a5,b6");
-    assert_eq!((strays(&merged, "a7"), newest(&merged)), (String::new(), "a7".to_owned()));
+    assert_eq!(
+        (strays(&merged, "a7"), newest(&merged)),
+        (String::new(), "a7".to_owned())
+    );
 }
 
 #[test]
@@ -352,11 +448,19 @@ fn a_backup_names_the_newest_that_its_pool_knows_and_what_was_taken_over() {
     let names = |known: &str, adopted: &[BackupId], own: &str| {
         let own = id_of(own, BackupKind::Full, 0).snapshot_guid();
         let previous = previous_of(&facts, &sight(known, adopted), own);
-        previous.iter().map(|id| name_of(id.snapshot_guid())).collect::<Vec<_>>().join(" ")
+        previous
+            .iter()
+            .map(|id| name_of(id.snapshot_guid()))
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     assert_eq!(names("p1 p2 a3 a5", &[], "n7"), "a5");
     assert_eq!(names("p2", &[], "n7"), "p2");
     assert_eq!(names("", &[], "n7"), "");
     assert_eq!(names("a5", &[facts[5].id.clone()], "n7"), "b6 a5");
-    assert_eq!(names("p2 a3 a5", &[], "a5"), "a3", "a second attempt at the same snapshot");
+    assert_eq!(
+        names("p2 a3 a5", &[], "a5"),
+        "a3",
+        "a second attempt at the same snapshot"
+    );
 }

@@ -23,7 +23,8 @@ use crate::sign::SignedType;
 use crate::store::key::{BackupObject, backup_prefix, parse_object_name};
 use crate::stream::record::StreamExpectation;
 use crate::zfs::{
-    Dataset, SendBase, SendFlags, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsErrno, ZfsError,
+    Dataset, SendBase, SendFlags, SendRequest, SendResume, SendStream, Snapshot, Zfs, ZfsErrno,
+    ZfsError,
 };
 use bytes::Bytes;
 use futures_util::future::{OptionFuture, join};
@@ -58,7 +59,8 @@ pub(super) struct Course {
     pub(super) journal: AttemptJournal,
     pub(super) log: AttemptLog,
     carried: Carried,
-    /// What is below the dataset, as it was when a new attempt began; `None` when that is not known.
+    /// What is below the dataset, as it was when a new attempt began; `None` when that is not
+    /// known.
     pub(super) descendants: Option<Vec<Descendant>>,
     /// The very bytes of `private.age`, once they were made.
     pub(super) private: Option<Vec<u8>>,
@@ -81,10 +83,26 @@ impl<'a> Attempt<'a> {
         before: Vec<BackupId>,
         started_at: Timestamp,
     ) -> Result<Self, RunError> {
-        let kind = if base.is_some() { BackupKind::Incr } else { BackupKind::Full };
+        let kind = if base.is_some() {
+            BackupKind::Incr
+        } else {
+            BackupKind::Full
+        };
         let (id, flags) = (new_id(&snapshot, kind)?, send_flags(&local, &env.settings));
         let (unfinished, is_pointless) = (None, AtomicBool::new(false));
-        Ok(Self { env, local, stored, snapshot, base, before, id, flags, started_at, unfinished, is_pointless })
+        Ok(Self {
+            env,
+            local,
+            stored,
+            snapshot,
+            base,
+            before,
+            id,
+            flags,
+            started_at,
+            unfinished,
+            is_pointless,
+        })
     }
 
     /// Goes on with an attempt where an interrupted run left it.
@@ -94,25 +112,56 @@ impl<'a> Attempt<'a> {
         goes_on: GoesOn,
         sight: &Sight,
     ) -> Result<Self, RunError> {
-        let GoesOn { upload, snapshot, base } = goes_on;
+        let GoesOn {
+            upload,
+            snapshot,
+            base,
+        } = goes_on;
         let (id, flags) = (upload.id().clone(), send_flags(&local, &env.settings));
         let (base, before) = match (base, &upload.started.base) {
             (Some(local), Some(base)) => {
                 let stored = sight.stored(&base.backup_id, base.manifest_blake3);
-                let unknown = || RunError::refused(format!("{} is not known any more", base.backup_id), "run it again");
-                let (manifest, manifest_blake3) = (stored.ok_or_else(unknown)?.manifest.clone(), base.manifest_blake3);
+                let unknown = || {
+                    RunError::refused(
+                        format!("{} is not known any more", base.backup_id),
+                        "run it again",
+                    )
+                };
+                let (manifest, manifest_blake3) = (
+                    stored.ok_or_else(unknown)?.manifest.clone(),
+                    base.manifest_blake3,
+                );
                 let before = sight.target.chain(sight.beside.seen(), &base.backup_id);
-                (Some(Base { local, manifest, manifest_blake3 }), before)
+                (
+                    Some(Base {
+                        local,
+                        manifest,
+                        manifest_blake3,
+                    }),
+                    before,
+                )
             }
             _ => (None, Vec::new()),
         };
         let (started_at, is_pointless) = (upload.started.started_at, AtomicBool::new(false));
         let unfinished = Some(upload);
-        Ok(Self { env, local, stored, snapshot, base, before, id, flags, started_at, unfinished, is_pointless })
+        Ok(Self {
+            env,
+            local,
+            stored,
+            snapshot,
+            base,
+            before,
+            id,
+            flags,
+            started_at,
+            unfinished,
+            is_pointless,
+        })
     }
 
-    /// Backs up. Whatever fails before the manifest leaves no backup, and what was stored until then is gone on with by
-    /// a later run, unless [`Attempt::is_pointless`] says otherwise.
+    /// Backs up. Whatever fails before the manifest leaves no backup, and what was stored until
+    /// then is gone on with by a later run, unless [`Attempt::is_pointless`] says otherwise.
     pub(super) async fn run(&self, sight: &Sight) -> Result<CommittedBackup, RunError> {
         let mut course = self.open().await?;
         self.pin()?;
@@ -123,7 +172,9 @@ impl<'a> Attempt<'a> {
         let transferred = self.transfer(&mut course).await?;
         self.check_listing(&transferred, &course).await?;
         self.bookmark();
-        let committed = self.commit(sight, transferred, written, &mut course).await?;
+        let committed = self
+            .commit(sight, transferred, written, &mut course)
+            .await?;
         if course.is_untidy {
             tidy(&*self.env.store, &committed.manifest).await;
         }
@@ -149,7 +200,9 @@ impl<'a> Attempt<'a> {
 
     /// The journal comes first: what is put or held from now on is known by it.
     async fn open(&self) -> Result<Course, RunError> {
-        let Some(upload) = &self.unfinished else { return self.open_new().await };
+        let Some(upload) = &self.unfinished else {
+            return self.open_new().await;
+        };
         let (journal, mut log) = match &upload.journal {
             Some(journal) => journal.go_on()?,
             None => self.begin(&upload.started_bytes, upload.keyring)?,
@@ -164,7 +217,13 @@ impl<'a> Attempt<'a> {
         }
         super::given_up::abort_uploads(self.env, &self.stored, upload).await;
         let carried = upload.carried();
-        let (chunks, bytes) = (carried.chunks.len(), carried.chunks.values().map(|chunk| chunk.entry.stream_bytes));
+        let (chunks, bytes) = (
+            carried.chunks.len(),
+            carried
+                .chunks
+                .values()
+                .map(|chunk| chunk.entry.stream_bytes),
+        );
         tracing::info!(id = %self.id, chunks, stream_bytes = bytes.sum::<u64>(), "goes on with an interrupted upload");
         Ok(Course {
             journal,
@@ -184,14 +243,34 @@ impl<'a> Attempt<'a> {
     async fn open_new(&self) -> Result<Course, RunError> {
         let prefix = backup_prefix(&self.stored, &self.id);
         if !self.env.store.list(&prefix).await?.is_empty() {
-            return Err(RunError::refused(format!("{prefix} is not empty although its name is new"), "run it again"));
+            return Err(RunError::refused(
+                format!("{prefix} is not empty although its name is new"),
+                "run it again",
+            ));
         }
-        let keyring = self.env.keys.keyring.as_ref().map(|keyring| keyring.bytes.clone());
+        let keyring = self
+            .env
+            .keys
+            .keyring
+            .as_ref()
+            .map(|keyring| keyring.bytes.clone());
         let started = json(&self.started()?)?;
-        let (journal, log) = self.begin(&started, keyring.as_ref().map(|bytes| Digest::of(bytes)))?;
+        let (journal, log) =
+            self.begin(&started, keyring.as_ref().map(|bytes| Digest::of(bytes)))?;
         let (carried, private, next_progress) = (Carried::default(), None, 0);
         let (descendants, begun, is_untidy) = (self.descendants(), BTreeSet::new(), false);
-        Ok(Course { journal, log, carried, descendants, private, keyring, started, next_progress, begun, is_untidy })
+        Ok(Course {
+            journal,
+            log,
+            carried,
+            descendants,
+            private,
+            keyring,
+            started,
+            next_progress,
+            begun,
+            is_untidy,
+        })
     }
 
     /// All that is below the dataset now. A restore does without, and says less then.
@@ -200,13 +279,17 @@ impl<'a> Attempt<'a> {
         while let Some(name) = waiting.pop() {
             match self.env.zfs.children(&name) {
                 Ok(children) => {
-                    found.extend(
-                        children.iter().map(|child| Descendant { name: child.name.to_string(), guid: child.guid }),
-                    );
+                    found.extend(children.iter().map(|child| Descendant {
+                        name: child.name.to_string(),
+                        guid: child.guid,
+                    }));
                     waiting.extend(children.into_iter().map(|child| child.name));
                 }
                 Err(error) => {
-                    tracing::warn!(error = error_chain(&error), "what is below the dataset is not noted in the backup");
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "what is below the dataset is not noted in the backup"
+                    );
                     return None;
                 }
             }
@@ -215,42 +298,83 @@ impl<'a> Attempt<'a> {
         Some(found)
     }
 
-    fn begin(&self, started: &[u8], keyring: Option<Digest>) -> Result<(AttemptJournal, AttemptLog), RunError> {
+    fn begin(
+        &self,
+        started: &[u8],
+        keyring: Option<Digest>,
+    ) -> Result<(AttemptJournal, AttemptLog), RunError> {
         let plan = self.plan_record(started, keyring)?;
         let state_dir = &self.env.settings.state_dir;
-        AttemptJournal::begin_logged(state_dir, &self.env.store.known(), &self.stored, &self.id, &plan)
+        AttemptJournal::begin_logged(
+            state_dir,
+            &self.env.store.known(),
+            &self.stored,
+            &self.id,
+            &plan,
+        )
     }
 
-    fn plan_record(&self, started: &[u8], keyring: Option<Digest>) -> Result<JournalRecord, RunError> {
+    fn plan_record(
+        &self,
+        started: &[u8],
+        keyring: Option<Digest>,
+    ) -> Result<JournalRecord, RunError> {
         let zfs_version = self.env.zfs.module_version()?;
-        Ok(JournalRecord::Plan { started: started.to_vec(), keyring, zfs_version })
+        Ok(JournalRecord::Plan {
+            started: started.to_vec(),
+            keyring,
+            zfs_version,
+        })
     }
 
     /// The keyring that the attempt began with: its passphrase may be another by now.
     async fn keyring_of(&self, upload: &Unfinished) -> Result<Option<Bytes>, RunError> {
-        let Some(blake3) = upload.keyring else { return Ok(None) };
-        let own = self.env.keys.keyring.as_ref().map(|keyring| keyring.bytes.clone());
-        if own.as_ref().is_some_and(|bytes| Digest::of(bytes) == blake3) {
+        let Some(blake3) = upload.keyring else {
+            return Ok(None);
+        };
+        let own = self
+            .env
+            .keys
+            .keyring
+            .as_ref()
+            .map(|keyring| keyring.bytes.clone());
+        if own
+            .as_ref()
+            .is_some_and(|bytes| Digest::of(bytes) == blake3)
+        {
             return Ok(own);
         }
-        let there = get_pinned(&*self.env.store, &self.key(&BackupObject::Keyring), blake3, KEYRING_BYTES_MAX).await;
+        let there = get_pinned(
+            &*self.env.store,
+            &self.key(&BackupObject::Keyring),
+            blake3,
+            KEYRING_BYTES_MAX,
+        )
+        .await;
         match there {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.is_damage() => {
-                let what = format!("the keyring changed since {} began, and the one of then is gone", self.id);
+                let what = format!(
+                    "the keyring changed since {} began, and the one of then is gone",
+                    self.id
+                );
                 Err(self.pointless(RunError::refused(what, "run it again")))
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Holds what is sent and a base that is a snapshot, then looks that the names still mean what was planned with.
+    /// Holds what is sent and a base that is a snapshot, then looks that the names still mean what
+    /// was planned with.
     fn pin(&self) -> Result<(), RunError> {
         let base = self.base.as_ref().map(|base| &base.local);
         pin(&*self.env.zfs, &self.id, &self.snapshot.name, base)?;
         match self.lost()? {
             None => Ok(()),
-            Some(name) => Err(RunError::refused(format!("{name} was destroyed while it was needed"), "run it again")),
+            Some(name) => Err(RunError::refused(
+                format!("{name} was destroyed while it was needed"),
+                "run it again",
+            )),
         }
     }
 
@@ -258,18 +382,31 @@ impl<'a> Attempt<'a> {
     pub(super) fn lost(&self) -> Result<Option<String>, RunError> {
         let name = &self.local.name;
         let snapshots = self.env.zfs.snapshots(name)?;
-        if !snapshots.iter().any(|other| other.name == self.snapshot.name && other.guid == self.snapshot.guid) {
+        if !snapshots
+            .iter()
+            .any(|other| other.name == self.snapshot.name && other.guid == self.snapshot.guid)
+        {
             return Ok(Some(self.snapshot.name.to_string()));
         }
-        let Some(base) = &self.base else { return Ok(None) };
+        let Some(base) = &self.base else {
+            return Ok(None);
+        };
         let guid = base.manifest.snapshot.guid;
         let (there, name) = match &base.local {
-            SendBase::Snapshot(base) => {
-                (snapshots.iter().any(|other| other.name == *base && other.guid == guid), base.to_string())
-            }
+            SendBase::Snapshot(base) => (
+                snapshots
+                    .iter()
+                    .any(|other| other.name == *base && other.guid == guid),
+                base.to_string(),
+            ),
             SendBase::Bookmark(base) => {
                 let bookmarks = self.env.zfs.bookmarks(name)?;
-                (bookmarks.iter().any(|other| other.name == *base && other.guid == guid), base.to_string())
+                (
+                    bookmarks
+                        .iter()
+                        .any(|other| other.name == *base && other.guid == guid),
+                    base.to_string(),
+                )
             }
         };
         Ok((!there).then_some(name))
@@ -278,14 +415,25 @@ impl<'a> Attempt<'a> {
     async fn transfer(&self, course: &mut Course) -> Result<Transferred, RunError> {
         let env = self.env;
         let base = self.base.as_ref().map(|base| base.local.clone());
-        let request = SendRequest { snapshot: self.snapshot.name.clone(), base, flags: self.flags, resume: None };
-        let source = Arc::new(SendSource { zfs: Arc::clone(&env.zfs), request });
+        let request = SendRequest {
+            snapshot: self.snapshot.name.clone(),
+            base,
+            flags: self.flags,
+            resume: None,
+        };
+        let source = Arc::new(SendSource {
+            zfs: Arc::clone(&env.zfs),
+            request,
+        });
         let base_guid = self.base.as_ref().map(|base| base.manifest.snapshot.guid);
         let plan = Arc::new(TransferPlan {
             dataset: self.stored.clone(),
             id: self.id.clone(),
             snapshot: self.snapshot.name.to_string(),
-            expectation: StreamExpectation { snapshot_guid: self.snapshot.guid, base_guid },
+            expectation: StreamExpectation {
+                snapshot_guid: self.snapshot.guid,
+                base_guid,
+            },
             split_bytes: env.settings.split_bytes,
             compression: env.settings.compression,
             recipients: env.keys.recipients.clone(),
@@ -294,14 +442,26 @@ impl<'a> Attempt<'a> {
         let mut recorder = Recorder::new(self, &mut course.log, &carried, course.next_progress);
         let progress = Arc::clone(&env.progress);
         self.tell_what_is_kept(&carried, &source.request);
-        match transfer(source, &*env.store, plan, carried, &mut recorder, progress, stop).await {
+        match transfer(
+            source,
+            &*env.store,
+            plan,
+            carried,
+            &mut recorder,
+            progress,
+            stop,
+        )
+        .await
+        {
             Ok(transferred) => {
                 let is_untidy = recorder.is_untidy(transferred.chunks.len());
                 course.begun = recorder.into_begun();
                 course.is_untidy |= is_untidy;
                 Ok(transferred)
             }
-            Err(error @ (RunError::CannotResume { .. } | RunError::StreamChanged { .. })) => Err(self.pointless(error)),
+            Err(error @ (RunError::CannotResume { .. } | RunError::StreamChanged { .. })) => {
+                Err(self.pointless(error))
+            }
             Err(error) => Err(error),
         }
     }
@@ -312,28 +472,48 @@ impl<'a> Attempt<'a> {
             return;
         }
         let estimated = self.env.zfs.send_space(request);
-        let estimated = estimated.inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"));
+        let estimated = estimated
+            .inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"));
         let chunks_confirmed = u32::try_from(carried.chunks.len()).unwrap_or(u32::MAX);
-        let stream_bytes = carried.chunks.values().map(|chunk| chunk.entry.stream_bytes).sum();
-        (self.env.progress)(Progress { stream_bytes, sent_bytes: 0, chunks_confirmed, estimate_bytes: estimated.ok() });
+        let stream_bytes = carried
+            .chunks
+            .values()
+            .map(|chunk| chunk.entry.stream_bytes)
+            .sum();
+        (self.env.progress)(Progress {
+            stream_bytes,
+            sent_bytes: 0,
+            chunks_confirmed,
+            estimate_bytes: estimated.ok(),
+        });
     }
 
-    /// Requires that the store lists every confirmed chunk at its size, so that a store which loses objects is found
-    /// before the commit. Other objects, such as a chunk whose confirmation was lost, are left for `verify` to report
-    /// as extra. A manifest, or a chunk that neither this run nor an earlier one put, comes from another host that
-    /// continues the same upload, as a clone of this machine does. Each of the two would remove the other's chunks.
-    /// Each host puts before it lists, so the host that lists last sees the other's objects.
-    async fn check_listing(&self, transferred: &Transferred, course: &Course) -> Result<(), RunError> {
+    /// Requires that the store lists every confirmed chunk at its size, so that a store which loses
+    /// objects is found before the commit. Other objects, such as a chunk whose confirmation was
+    /// lost, are left for `verify` to report as extra. A manifest, or a chunk that neither this run
+    /// nor an earlier one put, comes from another host that continues the same upload, as a clone
+    /// of this machine does. Each of the two would remove the other's chunks. Each host puts before
+    /// it lists, so the host that lists last sees the other's objects.
+    async fn check_listing(
+        &self,
+        transferred: &Transferred,
+        course: &Course,
+    ) -> Result<(), RunError> {
         let prefix = backup_prefix(&self.stored, &self.id);
         let listed = self.env.store.list(&prefix).await?;
-        let sizes: BTreeMap<&str, u64> = listed.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
+        let sizes: BTreeMap<&str, u64> = listed
+            .iter()
+            .map(|object| (object.key.as_str(), object.bytes))
+            .collect();
         for chunk in &transferred.chunks {
             let key = format!("{prefix}{}", chunk.entry.name);
             match sizes.get(key.as_str()) {
                 Some(bytes) if *bytes == chunk.entry.sealed_bytes => {}
                 Some(bytes) => {
-                    let reason =
-                        format!("the store lists {bytes} bytes after it confirmed {}", chunk.entry.sealed_bytes);
+                    let reason = format!(
+                        "the store lists {bytes} bytes after it confirmed {}",
+                        chunk.entry.sealed_bytes
+                    );
                     return Err(RunError::Damaged { key, reason });
                 }
                 None => {
@@ -345,8 +525,16 @@ impl<'a> Attempt<'a> {
             }
         }
         let is_known = |name: &str| {
-            let earlier = self.unfinished.as_ref().is_some_and(|upload| upload.knows(name));
-            earlier || course.begun.contains(name) || transferred.chunks.iter().any(|chunk| chunk.entry.name == name)
+            let earlier = self
+                .unfinished
+                .as_ref()
+                .is_some_and(|upload| upload.knows(name));
+            earlier
+                || course.begun.contains(name)
+                || transferred
+                    .chunks
+                    .iter()
+                    .any(|chunk| chunk.entry.name == name)
         };
         let is_strange = |key: &&str| match parse_object_name(&key[prefix.len()..]) {
             Some(BackupObject::Chunk { .. }) => !is_known(&key[prefix.len()..]),
@@ -356,37 +544,53 @@ impl<'a> Attempt<'a> {
         match sizes.keys().copied().find(is_strange) {
             None => Ok(()),
             Some(key) => {
-                let what = format!("another host put {key} and continues the same upload: is that host a clone?");
+                let what = format!(
+                    "another host put {key} and continues the same upload: is that host a clone?"
+                );
                 let hint = "nothing is committed, and the next run begins a new upload; give one of the two hosts another prefix";
                 Err(self.pointless(RunError::refused(what, hint)))
             }
         }
     }
 
-    /// The bookmark is what a later incremental starts from when the snapshot is gone. Its absence costs a full
-    /// later, never this backup.
+    /// The bookmark is what a later incremental starts from when the snapshot is gone. Its absence
+    /// costs a full later, never this backup.
     fn bookmark(&self) {
         let notes = BookmarkNotes::new(&self.env.settings.state_dir, self.local.guid);
         if let Err(error) = notes.add(&self.env.store.known(), self.snapshot.guid) {
             let error = error_chain(&error);
-            tracing::warn!(error, "other configurations do not know that the bookmark is needed");
+            tracing::warn!(
+                error,
+                "other configurations do not know that the bookmark is needed"
+            );
         }
         let made = self
             .local
             .name
             .bookmark(&format!("{BOOKMARK_PREFIX}{}", self.snapshot.guid))
-            .map(|name| self.env.zfs.bookmark(&name, &SendBase::Snapshot(self.snapshot.name.clone())));
+            .map(|name| {
+                self.env
+                    .zfs
+                    .bookmark(&name, &SendBase::Snapshot(self.snapshot.name.clone()))
+            });
         match made {
             Ok(Ok(())) => {}
             Ok(Err(error)) if error.errno() == Some(ZfsErrno::EXISTS) => {}
-            Ok(Err(error)) => tracing::warn!(%error, snapshot = %self.snapshot.name, "no bookmark was made"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, snapshot = %self.snapshot.name, "no bookmark was made")
+            }
             Err(error) => tracing::warn!(%error, "no bookmark was made"),
         }
     }
 
     /// Under which tags the keyring lies in the store.
     pub(super) fn keyring_tags(&self) -> Vec<String> {
-        self.env.keys.keyring.iter().map(|keyring| keyring.tag.clone()).collect()
+        self.env
+            .keys
+            .keyring
+            .iter()
+            .map(|keyring| keyring.tag.clone())
+            .collect()
     }
 
     fn started(&self) -> Result<Started, RunError> {
@@ -411,51 +615,107 @@ impl<'a> Attempt<'a> {
     async fn put_start(&self, course: &Course, written: &mut Written) -> Result<(), RunError> {
         extend_keyring(&*self.env.store, &self.keyring_tags(), (self.env.now)()).await?;
         let started = course.started.clone();
-        let keyring = OptionFuture::from(course.keyring.clone().map(|bytes| self.put(BackupObject::Keyring, bytes)));
-        let (started, keyring) =
-            join(self.put_signed(BackupObject::Started, SignedType::Started, started), keyring).await;
+        let keyring = OptionFuture::from(
+            course
+                .keyring
+                .clone()
+                .map(|bytes| self.put(BackupObject::Keyring, bytes)),
+        );
+        let (started, keyring) = join(
+            self.put_signed(BackupObject::Started, SignedType::Started, started),
+            keyring,
+        )
+        .await;
         written.note(started?);
-        keyring.transpose()?.into_iter().for_each(|put| written.note(put));
+        keyring
+            .transpose()?
+            .into_iter()
+            .for_each(|put| written.note(put));
         Ok(())
     }
 
     pub(super) fn base_ref(&self) -> Option<BaseRef> {
         let base = self.base.as_ref()?;
         let (guid, backup_id) = (base.manifest.snapshot.guid, base.manifest.id.clone());
-        Some(BaseRef { guid, backup_id, manifest_blake3: base.manifest_blake3 })
+        Some(BaseRef {
+            guid,
+            backup_id,
+            manifest_blake3: base.manifest_blake3,
+        })
     }
 
     pub(super) fn snapshot_ref(&self) -> SnapshotRef {
-        let Snapshot { guid, createtxg, created_at, .. } = self.snapshot;
-        SnapshotRef { guid, createtxg, created_at }
+        let Snapshot {
+            guid,
+            createtxg,
+            created_at,
+            ..
+        } = self.snapshot;
+        SnapshotRef {
+            guid,
+            createtxg,
+            created_at,
+        }
     }
 
     pub(super) fn origin(&self) -> Result<Origin, RunError> {
-        Ok(Origin { dataset_guid: self.local.guid, pool_guid: self.env.zfs.pool_guid(self.local.name.pool())? })
+        Ok(Origin {
+            dataset_guid: self.local.guid,
+            pool_guid: self.env.zfs.pool_guid(self.local.name.pool())?,
+        })
     }
 
     pub(super) fn recipients(&self) -> Vec<String> {
-        self.env.keys.recipients.iter().map(ToString::to_string).collect()
+        self.env
+            .keys
+            .recipients
+            .iter()
+            .map(ToString::to_string)
+            .collect()
     }
 }
 
 /// The name of a new attempt.
 pub(super) fn new_id(snapshot: &Snapshot, kind: BackupKind) -> Result<BackupId, RunError> {
-    let nonce =
-        getrandom::u64().map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
-    Ok(BackupId::new(snapshot.created_at, kind, snapshot.guid, nonce))
+    let nonce = getrandom::u64()
+        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    Ok(BackupId::new(
+        snapshot.created_at,
+        kind,
+        snapshot.guid,
+        nonce,
+    ))
 }
 
 /// What is asked of the kernel for this dataset.
 pub(super) fn send_flags(local: &Dataset, settings: &BackupSettings) -> SendFlags {
     let raw = settings.raw.is_raw(local.encrypted);
-    SendFlags { raw, compressed: settings.compressed, embedded: settings.embedded, large_blocks: true }
+    SendFlags {
+        raw,
+        compressed: settings.compressed,
+        embedded: settings.embedded,
+        large_blocks: true,
+    }
 }
 
 pub(super) fn flag_names(flags: SendFlags) -> Vec<String> {
-    let SendFlags { raw, compressed, embedded, large_blocks } = flags;
-    let named = [(raw, "raw"), (compressed, "compressed"), (embedded, "embedded"), (large_blocks, "large-blocks")];
-    named.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()).collect()
+    let SendFlags {
+        raw,
+        compressed,
+        embedded,
+        large_blocks,
+    } = flags;
+    let named = [
+        (raw, "raw"),
+        (compressed, "compressed"),
+        (embedded, "embedded"),
+        (large_blocks, "large-blocks"),
+    ];
+    named
+        .into_iter()
+        .filter(|(set, _)| *set)
+        .map(|(_, name)| name.to_owned())
+        .collect()
 }
 
 struct SendSource {
@@ -465,6 +725,9 @@ struct SendSource {
 
 impl StreamSource for SendSource {
     fn open(&self, resume: Option<SendResume>) -> Result<SendStream, ZfsError> {
-        self.zfs.send(&SendRequest { resume, ..self.request.clone() })
+        self.zfs.send(&SendRequest {
+            resume,
+            ..self.request.clone()
+        })
     }
 }

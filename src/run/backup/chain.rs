@@ -1,4 +1,5 @@
-//! Whether the chain that an incremental follows from is still there: another host may prune while it is sent.
+//! Whether the chain that an incremental follows from is still there: another host may prune while
+//! it is sent.
 
 use super::attempt::Attempt;
 use super::planning::{Base, Beside, Sight};
@@ -11,16 +12,22 @@ use crate::run::catalog::{
 use crate::run::seen::Seen;
 use crate::run::small::{TRIES_MAX, TRY_PAUSE};
 use crate::run::{RunError, error_chain};
-use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name};
+use crate::store::key::{
+    BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name,
+};
 use crate::store::{ObjectKey, ObjectStore};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Attempt<'_> {
-    /// Looks once more, by a fresh listing, that all of the base's chain is there with every chunk at its size, in one
-    /// store or the other, and that no prune is deleting it there.
+    /// Looks once more, by a fresh listing, that all of the base's chain is there with every chunk
+    /// at its size, in one store or the other, and that no prune is deleting it there.
     pub(super) async fn check_chain(&self, sight: &Sight) -> Result<(), RunError> {
-        let Some(base) = &self.base else { return Ok(()) };
-        let (target, mut doomed) = self.look_again(&*self.env.store, &sight.target.catalog).await?;
+        let Some(base) = &self.base else {
+            return Ok(());
+        };
+        let (target, mut doomed) = self
+            .look_again(&*self.env.store, &sight.target.catalog)
+            .await?;
         let again;
         let beside = match &sight.beside {
             Beside::None => None,
@@ -39,18 +46,23 @@ impl Attempt<'_> {
         }
     }
 
-    /// The chain's members that a prune is deleting from this store. It puts its record before it looks for
-    /// `started.json` the last time: either it sees ours, or we see its record. An older record is one of a prune that
-    /// failed, and says nothing of what is still here.
+    /// The chain's members that a prune is deleting from this store. It puts its record before it
+    /// looks for `started.json` the last time: either it sees ours, or we see its record. An older
+    /// record is one of a prune that failed, and says nothing of what is still here.
     async fn doomed(&self, store: &dyn ObjectStore) -> Result<BTreeSet<BackupId>, RunError> {
         let since = self.started_at.checked_sub(PRUNE_MAX).ok();
-        let records = read_prune_records(store, &self.stored, &self.env.keys.trusted, since).await?;
-        let named = records.into_iter().flat_map(|(_, record)| record.pruned).map(|entry| entry.id);
+        let records =
+            read_prune_records(store, &self.stored, &self.env.keys.trusted, since).await?;
+        let named = records
+            .into_iter()
+            .flat_map(|(_, record)| record.pruned)
+            .map(|entry| entry.id);
         Ok(named.filter(|id| self.before.contains(id)).collect())
     }
 
-    /// The chain's members as they are listed now. Manifests are objects that never change: those that are still
-    /// listed are those that were read. Those that a prune is deleting count as gone, and are told.
+    /// The chain's members as they are listed now. Manifests are objects that never change: those
+    /// that are still listed are those that were read. Those that a prune is deleting count as
+    /// gone, and are told.
     async fn look_again(
         &self,
         store: &dyn ObjectStore,
@@ -58,19 +70,31 @@ impl Attempt<'_> {
     ) -> Result<(Seen, BTreeSet<BackupId>), RunError> {
         let doomed = self.doomed(store).await?;
         let listed = store.list(&dataset_prefix(&self.stored)).await?;
-        let sizes: BTreeMap<&str, u64> = listed.iter().map(|object| (object.key.as_str(), object.bytes)).collect();
+        let sizes: BTreeMap<&str, u64> = listed
+            .iter()
+            .map(|object| (object.key.as_str(), object.bytes))
+            .collect();
         let manifest = object_name(&BackupObject::Manifest);
         let relisted = |backup: &StoredBackup| {
             let prefix = backup_prefix(&self.stored, &backup.manifest.id);
-            let below = sizes.range(prefix.as_str()..).take_while(|(key, _)| key.starts_with(&prefix));
-            let objects: BTreeMap<String, u64> =
-                below.map(|(key, bytes)| (key[prefix.len()..].to_owned(), *bytes)).collect();
+            let below = sizes
+                .range(prefix.as_str()..)
+                .take_while(|(key, _)| key.starts_with(&prefix));
+            let objects: BTreeMap<String, u64> = below
+                .map(|(key, bytes)| (key[prefix.len()..].to_owned(), *bytes))
+                .collect();
             let signature = format!("{manifest}{SIGNATURE_SUFFIX}");
             let committed = objects.contains_key(&manifest) && objects.contains_key(&signature);
-            committed.then(|| StoredBackup { objects, ..backup.clone() })
+            committed.then(|| StoredBackup {
+                objects,
+                ..backup.clone()
+            })
         };
         let is_left = |id: &BackupId| self.before.contains(id) && !doomed.contains(id);
-        let members = before.backups.iter().filter(|backup| is_left(&backup.manifest.id));
+        let members = before
+            .backups
+            .iter()
+            .filter(|backup| is_left(&backup.manifest.id));
         let backups = members.filter_map(relisted).collect();
         let catalog = Catalog {
             dataset: self.stored.clone(),
@@ -82,10 +106,12 @@ impl Attempt<'_> {
         Ok((Seen::look(store, catalog).await?, doomed))
     }
 
-    /// Looks just before the commit that the base's manifest is there and the same. A prune deletes descendants before
-    /// ancestors, so what it took of the chain it took from the base first.
+    /// Looks just before the commit that the base's manifest is there and the same. A prune deletes
+    /// descendants before ancestors, so what it took of the chain it took from the base first.
     pub(super) async fn check_base(&self, sight: &Sight) -> Result<(), RunError> {
-        let Some(base) = &self.base else { return Ok(()) };
+        let Some(base) = &self.base else {
+            return Ok(());
+        };
         let id = &base.manifest.id;
         let found = self.read_base(&*self.env.store, id).await?;
         let found = match (found, &sight.beside) {
@@ -110,33 +136,51 @@ impl Attempt<'_> {
         }
     }
 
-    /// The last look at the prune records before the manifest may be put: a person may have had this attempt deleted from
-    /// another host (`forget`), or a prune there that goes by a copy of this host's journal. The id is new, so any record
-    /// that names it is about this attempt.
+    /// The last look at the prune records before the manifest may be put: a person may have had
+    /// this attempt deleted from another host (`forget`), or a prune there that goes by a copy of
+    /// this host's journal. The id is new, so any record that names it is about this attempt.
     pub(super) async fn check_not_doomed(&self) -> Result<(), RunError> {
         let (state_dir, store) = (&self.env.settings.state_dir, &*self.env.store);
         let cache = ObjectCache::open(state_dir, &store.known(), &self.stored, Keeping::New);
-        let records = read_prune_records_through(store, &self.stored, &self.env.keys.trusted, None, &cache).await?;
-        let names_it = |(_, record): &(_, PruneRecord)| record.pruned.iter().any(|entry| entry.id == self.id);
+        let records =
+            read_prune_records_through(store, &self.stored, &self.env.keys.trusted, None, &cache)
+                .await?;
+        let names_it =
+            |(_, record): &(_, PruneRecord)| record.pruned.iter().any(|entry| entry.id == self.id);
         if records.iter().any(names_it) {
             let what = format!(
                 "{} was pruned from {} while it was being uploaded; nothing is committed",
                 self.id,
                 store.url()
             );
-            return Err(self.pointless(RunError::refused(what, "run the command again: it begins a new upload")));
+            return Err(self.pointless(RunError::refused(
+                what,
+                "run the command again: it begins a new upload",
+            )));
         }
         Ok(())
     }
 
-    /// The digest of a manifest that is believed, or why it is none. One failure of the store must not lose an upload.
-    async fn read_base(&self, store: &dyn ObjectStore, id: &BackupId) -> Result<Result<Digest, String>, RunError> {
+    /// The digest of a manifest that is believed, or why it is none. One failure of the store must
+    /// not lose an upload.
+    async fn read_base(
+        &self,
+        store: &dyn ObjectStore,
+        id: &BackupId,
+    ) -> Result<Result<Digest, String>, RunError> {
         let mut tries = 1..=TRIES_MAX;
         loop {
-            match (read_manifest(store, &self.stored, id, &self.env.keys.trusted).await, tries.next()) {
+            match (
+                read_manifest(store, &self.stored, id, &self.env.keys.trusted).await,
+                tries.next(),
+            ) {
                 (Ok((_, blake3)), _) => return Ok(Ok(blake3)),
                 (Err(RunError::Store(error)), Some(number)) if error.is_transient() => {
-                    tracing::warn!(error = error_chain(&error), number, "read failed; trying again");
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        number,
+                        "read failed; trying again"
+                    );
                     tokio::time::sleep(TRY_PAUSE * number).await;
                 }
                 (Err(error @ RunError::Store(_)), _) => return Err(error),

@@ -5,9 +5,9 @@ use super::attempt::{Attempt, Course, flag_names};
 use super::planning::Sight;
 use super::put::{Put, Written, json};
 use crate::manifest::{
-    CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files, LiveEntry, Manifest,
-    Origin, Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey, parse_chunk_list, parse_manifest,
-    restore_text,
+    CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files,
+    LiveEntry, Manifest, Origin, Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey,
+    parse_chunk_list, parse_manifest, restore_text,
 };
 use crate::model::{BackupId, Digest, Guid};
 use crate::plan::timeline::previous_of;
@@ -37,9 +37,16 @@ impl Attempt<'_> {
         course: &mut Course,
     ) -> Result<CommittedBackup, RunError> {
         let finished_at = (self.env.now)();
-        let entries: Vec<ChunkEntry> = transferred.chunks.iter().map(|chunk| chunk.entry.clone()).collect();
+        let entries: Vec<ChunkEntry> = transferred
+            .chunks
+            .iter()
+            .map(|chunk| chunk.entry.clone())
+            .collect();
         for chunk in &transferred.chunks {
-            written.receipt.push(ReceiptEntry { name: chunk.entry.name.clone(), evidence: chunk.evidence.clone() });
+            written.receipt.push(ReceiptEntry {
+                name: chunk.entry.name.clone(),
+                evidence: chunk.evidence.clone(),
+            });
         }
         let private = self.private_once(course)?;
         let text = self.restore_text(&entries, course);
@@ -51,24 +58,51 @@ impl Attempt<'_> {
         )
         .await;
         let (chunk_lists, lists): (Vec<_>, Vec<_>) = lists?.into_iter().unzip();
-        [text?, private?].into_iter().chain(lists).for_each(|put| written.note(put));
+        [text?, private?]
+            .into_iter()
+            .chain(lists)
+            .for_each(|put| written.note(put));
         let keyring = course.keyring.as_ref().map(|bytes| Digest::of(bytes));
-        let manifest = self.manifest(sight, &transferred, &entries, (chunk_lists, keyring), &written, finished_at)?;
+        let manifest = self.manifest(
+            sight,
+            &transferred,
+            &entries,
+            (chunk_lists, keyring),
+            &written,
+            finished_at,
+        )?;
         let manifest_bytes = json(&manifest)?;
         let manifest_blake3 = Digest::of(&manifest_bytes);
         self.check_as_a_reader(&manifest_bytes, &entries)?;
         self.check_base(sight).await?;
         self.extend_locks(sight, &written).await?;
-        let receipt = self.receipt(&sight.target.catalog, manifest_blake3, written.receipt.clone(), finished_at);
+        let receipt = self.receipt(
+            &sight.target.catalog,
+            manifest_blake3,
+            written.receipt.clone(),
+            finished_at,
+        );
         let bytes = self.sign_commit(json(&receipt)?, manifest_bytes)?;
         self.check_not_doomed().await?;
         // The bytes first, then the name that says that they may be there.
-        course.log.append(&JournalRecord::Commit(Box::new(bytes.clone())))?;
+        course
+            .log
+            .append(&JournalRecord::Commit(Box::new(bytes.clone())))?;
         course.journal.committing()?;
         let manifest = self.put_commit(&bytes).await?;
         let stored_bytes = entries.iter().map(|entry| entry.sealed_bytes).sum();
-        let evidence = transferred.chunks.into_iter().map(|chunk| chunk.evidence).max_by_key(|evidence| evidence.tier);
-        Ok(CommittedBackup { manifest, stored_bytes, chunks: entries.len(), evidence, before: Vec::new() })
+        let evidence = transferred
+            .chunks
+            .into_iter()
+            .map(|chunk| chunk.evidence)
+            .max_by_key(|evidence| evidence.tier);
+        Ok(CommittedBackup {
+            manifest,
+            stored_bytes,
+            chunks: entries.len(),
+            evidence,
+            before: Vec::new(),
+        })
     }
 
     /// The bytes of `private.age` are new in each sealing, so they are noted before they are put.
@@ -77,27 +111,52 @@ impl Attempt<'_> {
             return Ok(Bytes::copy_from_slice(private));
         }
         let private = self.private(course.descendants.clone())?;
-        course.log.append(&JournalRecord::Closing { private: private.to_vec() })?;
+        course.log.append(&JournalRecord::Closing {
+            private: private.to_vec(),
+        })?;
         Ok(private)
     }
 
     fn sign_commit(&self, receipt: Vec<u8>, manifest: Vec<u8>) -> Result<CommitBytes, RunError> {
         let sign = |object, signed_type, bytes: &[u8]| {
-            self.env.keys.signing.sign(signed_type, self.key(&object).as_str(), bytes)
+            self.env
+                .keys
+                .signing
+                .sign(signed_type, self.key(&object).as_str(), bytes)
         };
         let receipt_signature = sign(BackupObject::Receipt, SignedType::Receipt, &receipt)?;
         let manifest_signature = sign(BackupObject::Manifest, SignedType::Manifest, &manifest)?;
-        Ok(CommitBytes { receipt, receipt_signature, manifest, manifest_signature })
+        Ok(CommitBytes {
+            receipt,
+            receipt_signature,
+            manifest,
+            manifest_signature,
+        })
     }
 
     /// Puts receipt and manifest, and reads the manifest back.
     async fn put_commit(&self, bytes: &CommitBytes) -> Result<Manifest, RunError> {
-        let CommitBytes { receipt, receipt_signature, manifest, manifest_signature } = bytes;
+        let CommitBytes {
+            receipt,
+            receipt_signature,
+            manifest,
+            manifest_signature,
+        } = bytes;
         // One after the other: others take the manifest's signature for a sign that it was there.
-        self.put_both(BackupObject::Receipt, receipt, receipt_signature).await?;
-        let put = self.put_both(BackupObject::Manifest, manifest, manifest_signature).await;
+        self.put_both(BackupObject::Receipt, receipt, receipt_signature)
+            .await?;
+        let put = self
+            .put_both(BackupObject::Manifest, manifest, manifest_signature)
+            .await;
         let trusted = &self.env.keys.trusted;
-        let there = read_back(&*self.env.store, &self.stored, &self.id, trusted, Digest::of(manifest)).await;
+        let there = read_back(
+            &*self.env.store,
+            &self.stored,
+            &self.id,
+            trusted,
+            Digest::of(manifest),
+        )
+        .await;
         match (put, there) {
             // Also when the put failed: then only its reply was lost.
             (_, Ok(manifest)) => Ok(manifest),
@@ -110,16 +169,37 @@ impl Attempt<'_> {
         let here = |id: &&BackupId| sight.target.catalog.backup(id).is_some();
         let ancestors: Vec<BackupId> = self.before.iter().filter(here).cloned().collect();
         let tags = self.keyring_tags();
-        extend_chain(&*self.env.store, &self.stored, &self.id, &ancestors, &tags, &written.receipt).await
+        extend_chain(
+            &*self.env.store,
+            &self.stored,
+            &self.id,
+            &ancestors,
+            &tags,
+            &written.receipt,
+        )
+        .await
     }
 
-    /// What a reader would refuse must not be committed: the reader's own rules, over the very bytes.
-    fn check_as_a_reader(&self, manifest_bytes: &[u8], entries: &[ChunkEntry]) -> Result<(), RunError> {
+    /// What a reader would refuse must not be committed: the reader's own rules, over the very
+    /// bytes.
+    fn check_as_a_reader(
+        &self,
+        manifest_bytes: &[u8],
+        entries: &[ChunkEntry],
+    ) -> Result<(), RunError> {
         let key = ObjectKey::backup(&self.stored, &self.id, &BackupObject::Manifest);
-        let refused = |source| RunError::Manifest { key: key.to_string(), source };
-        let signature = self.env.keys.signing.sign(SignedType::Manifest, key.as_str(), manifest_bytes)?;
+        let refused = |source| RunError::Manifest {
+            key: key.to_string(),
+            source,
+        };
+        let signature =
+            self.env
+                .keys
+                .signing
+                .sign(SignedType::Manifest, key.as_str(), manifest_bytes)?;
         let keys = &self.env.keys.trusted;
-        let manifest = parse_manifest(keys, &self.stored, &self.id, manifest_bytes, &signature).map_err(refused)?;
+        let manifest = parse_manifest(keys, &self.stored, &self.id, manifest_bytes, &signature)
+            .map_err(refused)?;
         for (number, chunks) in entries.chunks(CHUNKS_PER_LIST).enumerate() {
             parse_chunk_list(&manifest, number, &json(&chunk_list(chunks))?).map_err(refused)?;
         }
@@ -177,22 +257,33 @@ impl Attempt<'_> {
         })
     }
 
-    /// The newest backups that this pool knows, as it is now: a full says by them what it comes after.
+    /// The newest backups that this pool knows, as it is now: a full says by them what it comes
+    /// after.
     fn previous(&self, sight: &Sight, origin: &Origin) -> Result<Vec<BackupId>, RunError> {
-        let place = (&*self.env.settings.state_dir, &self.env.store.known(), &self.stored);
+        let place = (
+            &*self.env.settings.state_dir,
+            &self.env.store.known(),
+            &self.stored,
+        );
         let pool = pool_sight(&*self.env.zfs, &self.local.name, place, origin)?;
         let facts = [sight.target_facts(), sight.beside_facts()].concat();
         Ok(previous_of(&facts, &pool, self.snapshot.guid))
     }
 
-    /// The guid of the snapshot that the dataset is a clone of. After a `zfs promote` meanwhile it is none any more, and
-    /// a restore does without.
+    /// The guid of the snapshot that the dataset is a clone of. After a `zfs promote` meanwhile it
+    /// is none any more, and a restore does without.
     fn clone_origin_guid(&self) -> Option<Guid> {
         let origin = self.local.origin.as_ref()?;
         match self.env.zfs.snapshots(origin.dataset()) {
-            Ok(snapshots) => snapshots.into_iter().find(|snapshot| snapshot.name == *origin).map(|found| found.guid),
+            Ok(snapshots) => snapshots
+                .into_iter()
+                .find(|snapshot| snapshot.name == *origin)
+                .map(|found| found.guid),
             Err(error) => {
-                tracing::warn!(error = error_chain(&error), "what it is a clone of is not noted in the backup");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "what it is a clone of is not noted in the backup"
+                );
                 None
             }
         }
@@ -201,10 +292,22 @@ impl Attempt<'_> {
     fn chain_place(&self, entries: &[ChunkEntry]) -> ChainPlace {
         let own_bytes: u64 = entries.iter().map(|entry| entry.sealed_bytes).sum();
         match &self.base {
-            None => ChainPlace { full_id: self.id.clone(), position: 0, stored_bytes: own_bytes },
+            None => ChainPlace {
+                full_id: self.id.clone(),
+                position: 0,
+                stored_bytes: own_bytes,
+            },
             Some(base) => {
-                let ChainPlace { full_id, position, stored_bytes } = base.manifest.chain.clone();
-                ChainPlace { full_id, position: position + 1, stored_bytes: stored_bytes.saturating_add(own_bytes) }
+                let ChainPlace {
+                    full_id,
+                    position,
+                    stored_bytes,
+                } = base.manifest.chain.clone();
+                ChainPlace {
+                    full_id,
+                    position: position + 1,
+                    stored_bytes: stored_bytes.saturating_add(own_bytes),
+                }
             }
         }
     }
@@ -232,15 +335,26 @@ impl Attempt<'_> {
         }
     }
 
-    async fn put_chunk_lists(&self, entries: &[ChunkEntry]) -> Result<Vec<(ChunkListRef, Put)>, RunError> {
+    async fn put_chunk_lists(
+        &self,
+        entries: &[ChunkEntry],
+    ) -> Result<Vec<(ChunkListRef, Put)>, RunError> {
         let mut lists = Vec::new();
         for (number, chunks) in entries.chunks(CHUNKS_PER_LIST).enumerate() {
-            let number = u16::try_from(number)
-                .map_err(|_| RunError::refused("the backup has too many chunks", "make main.split_size larger"))?;
+            let number = u16::try_from(number).map_err(|_| {
+                RunError::refused(
+                    "the backup has too many chunks",
+                    "make main.split_size larger",
+                )
+            })?;
             let object = BackupObject::ChunkList(number);
             let bytes = json(&chunk_list(chunks))?;
             let count = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-            let list = ChunkListRef { name: object_name(&object), blake3: Digest::of(&bytes), chunks: count };
+            let list = ChunkListRef {
+                name: object_name(&object),
+                blake3: Digest::of(&bytes),
+                chunks: count,
+            };
             lists.push((list, self.put(object, bytes.into()).await?));
         }
         Ok(lists)
@@ -281,7 +395,9 @@ impl Attempt<'_> {
             id: self.id.clone(),
             snapshot_name: self.snapshot.name.to_string(),
             host: self.env.settings.host.clone(),
-            properties: names.filter_map(|name| Some((name.clone(), text(name)?))).collect(),
+            properties: names
+                .filter_map(|name| Some((name.clone(), text(name)?)))
+                .collect(),
             clone_origin: self.local.origin.as_ref().map(ToString::to_string),
             descendants,
             zfs_key,
@@ -297,5 +413,9 @@ impl Attempt<'_> {
 }
 
 fn chunk_list(chunks: &[ChunkEntry]) -> ChunkList {
-    ChunkList { format: FORMAT, object_type: "chunks".to_owned(), chunks: chunks.to_vec() }
+    ChunkList {
+        format: FORMAT,
+        object_type: "chunks".to_owned(),
+        chunks: chunks.to_vec(),
+    }
 }

@@ -1,5 +1,5 @@
-//! Uploads that nobody goes on with: what they keep in the pool, what of them goes up in the store, and the note in the
-//! journal by which a prune may delete what they stored.
+//! Uploads that nobody goes on with: what they keep in the pool, what of them goes up in the store,
+//! and the note in the journal by which a prune may delete what they stored.
 
 use super::BackupEnv;
 use super::planning::Sight;
@@ -16,11 +16,12 @@ use crate::store::key::backup_prefix;
 use crate::store::{StoreErrorKind, UnfinishedUpload};
 use std::collections::BTreeSet;
 
-/// Gives an unfinished upload up: its multipart uploads, what it keeps in the pool, and its place in the journal. What it
-/// stored stays until a prune, which its journal allows to delete it.
+/// Gives an unfinished upload up: its multipart uploads, what it keeps in the pool, and its place
+/// in the journal. What it stored stays until a prune, which its journal allows to delete it.
 ///
 /// # Errors
-/// [`RunError`] when the journal cannot be written or the pool not released: the next run tries again.
+/// [`RunError`] when the journal cannot be written or the pool not released: the next run tries
+/// again.
 pub(super) async fn give_up(
     env: &BackupEnv,
     selected: &Selected,
@@ -40,61 +41,104 @@ pub(super) async fn give_up(
 }
 
 /// Of this very dataset in this very pool.
-fn is_provably_ours(env: &BackupEnv, selected: &Selected, upload: &Unfinished) -> Result<bool, RunError> {
+fn is_provably_ours(
+    env: &BackupEnv,
+    selected: &Selected,
+    upload: &Unfinished,
+) -> Result<bool, RunError> {
     let pool_guid = env.zfs.pool_guid(selected.dataset.name.pool())?;
-    Ok(upload.started.origin == Origin { dataset_guid: selected.dataset.guid, pool_guid })
+    Ok(upload.started.origin
+        == Origin {
+            dataset_guid: selected.dataset.guid,
+            pool_guid,
+        })
 }
 
-/// One that is known from the store alone gets a journal that says so, which a prune goes by: its first object is signed,
-/// it is of this dataset in this pool, which holds its snapshot, and no manifest of it is there: in no version, or where
-/// this key may not list versions, under its name. There a prune asks for the versions again, and refuses when it may
-/// not see them either. Of any other nobody here can prove that it is over.
-fn note_given_up(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished, why: &str) -> Result<(), RunError> {
+/// One that is known from the store alone gets a journal that says so, which a prune goes by: its
+/// first object is signed, it is of this dataset in this pool, which holds its snapshot, and no
+/// manifest of it is there: in no version, or where this key may not list versions, under its name.
+/// There a prune asks for the versions again, and refuses when it may not see them either. Of any
+/// other nobody here can prove that it is over.
+fn note_given_up(
+    env: &BackupEnv,
+    stored: &DatasetName,
+    upload: &Unfinished,
+    why: &str,
+) -> Result<(), RunError> {
     let zfs_version = env.zfs.module_version()?;
-    let plan = JournalRecord::Plan { started: upload.started_bytes.clone(), keyring: upload.keyring, zfs_version };
+    let plan = JournalRecord::Plan {
+        started: upload.started_bytes.clone(),
+        keyring: upload.keyring,
+        zfs_version,
+    };
     let (state_dir, known) = (&env.settings.state_dir, env.store.known());
     let (_, mut log) = AttemptJournal::begin_logged(state_dir, &known, stored, upload.id(), &plan)?;
-    log.append(&JournalRecord::GivenUp { why: why.to_owned() })
+    log.append(&JournalRecord::GivenUp {
+        why: why.to_owned(),
+    })
 }
 
 /// As [`give_up`], for one whose uploads are ended.
-pub(super) fn give_up_id(env: &BackupEnv, selected: &Selected, id: &BackupId, why: &str) -> Result<(), RunError> {
-    let attempts = read_attempts(&env.settings.state_dir, &env.store.known(), &selected.stored)?;
+pub(super) fn give_up_id(
+    env: &BackupEnv,
+    selected: &Selected,
+    id: &BackupId,
+    why: &str,
+) -> Result<(), RunError> {
+    let attempts = read_attempts(
+        &env.settings.state_dir,
+        &env.store.known(),
+        &selected.stored,
+    )?;
     if let Some(attempt) = attempts.iter().find(|attempt| attempt.id == *id) {
         attempt.give_up(why)?;
     }
     unpin(&*env.zfs, &selected.dataset.name, |over| over == id)
 }
 
-/// Releases what runs that were interrupted in between left in the pool for attempts that are over: committed, or given
-/// up by the journal. A journal of what is committed goes too, and with it what only the upload needed: its run may have
-/// ended between the manifest and that.
+/// Releases what runs that were interrupted in between left in the pool for attempts that are over:
+/// committed, or given up by the journal. A journal of what is committed goes too, and with it what
+/// only the upload needed: its run may have ended between the manifest and that.
 ///
 /// # Errors
 /// [`RunError`] when that could not be read or done.
-pub(super) async fn settle(env: &BackupEnv, selected: &Selected, sight: &Sight) -> Result<(), RunError> {
+pub(super) async fn settle(
+    env: &BackupEnv,
+    selected: &Selected,
+    sight: &Sight,
+) -> Result<(), RunError> {
     let state_dir = &env.settings.state_dir;
     let attempts = read_attempts(state_dir, &env.store.known(), &selected.stored)?;
     let is_committed = |id: &BackupId| sight.target.catalog.backup(id).is_some();
     for attempt in &attempts {
-        let Some(backup) = sight.target.catalog.backup(&attempt.id) else { continue };
+        let Some(backup) = sight.target.catalog.backup(&attempt.id) else {
+            continue;
+        };
         tidy(&*env.store, &backup.manifest).await;
         forget_attempt(state_dir, &env.store.known(), &selected.stored, &attempt.id)?;
     }
-    let given_up: BTreeSet<&BackupId> =
-        attempts.iter().filter(|attempt| attempt.is_given_up()).map(|attempt| &attempt.id).collect();
-    unpin(&*env.zfs, &selected.dataset.name, |id| given_up.contains(id) || is_committed(id))
+    let given_up: BTreeSet<&BackupId> = attempts
+        .iter()
+        .filter(|attempt| attempt.is_given_up())
+        .map(|attempt| &attempt.id)
+        .collect();
+    unpin(&*env.zfs, &selected.dataset.name, |id| {
+        given_up.contains(id) || is_committed(id)
+    })
 }
 
-/// Ends the multipart uploads of its chunks, those that the journal names and those that the store lists. The store
-/// keeps, and costs, what could not be ended until it or a prune removes it.
+/// Ends the multipart uploads of its chunks, those that the journal names and those that the store
+/// lists. The store keeps, and costs, what could not be ended until it or a prune removes it.
 pub(super) async fn abort_uploads(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished) {
     let prefix = backup_prefix(stored, upload.id());
     let mut uploads: Vec<UnfinishedUpload> = match env.store.unfinished(&prefix).await {
         Ok(uploads) => uploads,
         Err(error) => {
             if error.kind != StoreErrorKind::Unsupported {
-                tracing::debug!(error = error_chain(&error), "unfinished uploads cannot be listed");
+                tracing::debug!(
+                    error = error_chain(&error),
+                    "unfinished uploads cannot be listed"
+                );
             }
             Vec::new()
         }
@@ -103,12 +147,20 @@ pub(super) async fn abort_uploads(env: &BackupEnv, stored: &DatasetName, upload:
         let Some(upload_id) = upload_id else { continue };
         if !uploads.iter().any(|listed| listed.upload_id == *upload_id) {
             let (key, upload_id) = (format!("{prefix}{name}"), upload_id.clone());
-            uploads.push(UnfinishedUpload { key, upload_id, started_at: None });
+            uploads.push(UnfinishedUpload {
+                key,
+                upload_id,
+                started_at: None,
+            });
         }
     }
     for unfinished in uploads {
         if let Err(error) = env.store.abort_unfinished(&unfinished).await {
-            tracing::warn!(key = unfinished.key, error = error_chain(&error), "an interrupted upload was not removed");
+            tracing::warn!(
+                key = unfinished.key,
+                error = error_chain(&error),
+                "an interrupted upload was not removed"
+            );
         }
     }
 }

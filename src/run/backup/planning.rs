@@ -55,7 +55,10 @@ impl Sight {
     }
 
     pub(super) fn beside_facts(&self) -> Vec<BackupFacts> {
-        self.beside.seen().map(|beside| beside.facts(Some(&self.target))).unwrap_or_default()
+        self.beside
+            .seen()
+            .map(|beside| beside.facts(Some(&self.target)))
+            .unwrap_or_default()
     }
 
     /// A backup of either store, as it was verified.
@@ -65,7 +68,9 @@ impl Sight {
 
     /// As [`Sight::backup`], by its id and the hash of its manifest.
     pub(super) fn stored(&self, id: &BackupId, manifest_blake3: Digest) -> Option<&StoredBackup> {
-        let stores = [Some(&self.target), self.beside.seen()].into_iter().flatten();
+        let stores = [Some(&self.target), self.beside.seen()]
+            .into_iter()
+            .flatten();
         let mut backups = stores.filter_map(|seen| seen.catalog.backup(id));
         backups.find(|backup| backup.manifest_blake3 == manifest_blake3)
     }
@@ -81,12 +86,18 @@ pub(super) struct Base {
     pub(super) manifest_blake3: Digest,
 }
 
-/// Reads the target, and the remote where bases may lie there. What was read before and is listed as before is not
-/// fetched: the listing says what is whole, and the base is read itself before anything is committed that follows from it.
+/// Reads the target, and the remote where bases may lie there. What was read before and is listed
+/// as before is not fetched: the listing says what is whole, and the base is read itself before
+/// anything is committed that follows from it.
 ///
 /// # Errors
-/// [`RunError`] when the target cannot be read. A remote beside it that cannot be reached is remembered instead.
-pub(super) async fn look(env: &BackupEnv, stored: &DatasetName, keeping: Keeping) -> Result<Sight, RunError> {
+/// [`RunError`] when the target cannot be read. A remote beside it that cannot be reached is
+/// remembered instead.
+pub(super) async fn look(
+    env: &BackupEnv,
+    stored: &DatasetName,
+    keeping: Keeping,
+) -> Result<Sight, RunError> {
     if let Some(other) = &env.other {
         refuse_one_place(&env.store.known(), &other.known)?;
     }
@@ -98,7 +109,11 @@ pub(super) async fn look(env: &BackupEnv, stored: &DatasetName, keeping: Keeping
         }
         _ => Beside::None,
     };
-    Ok(Sight { target, beside, unseen })
+    Ok(Sight {
+        target,
+        beside,
+        unseen,
+    })
 }
 
 pub(super) async fn see(
@@ -120,7 +135,8 @@ fn disbelieved(catalog: &Catalog, store_url: &str) -> Option<String> {
     (count > 0).then(|| format!("{count} manifests in {store_url} are not believed"))
 }
 
-/// Keeps what the remote holds for a night when it cannot be reached. A failure costs no more than that.
+/// Keeps what the remote holds for a night when it cannot be reached. A failure costs no more than
+/// that.
 pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight: &Sight) {
     let (store, seen): (&dyn ObjectStore, _) = match (&sight.beside, env.role) {
         (Beside::Seen(store, seen), _) => (&**store, seen),
@@ -137,7 +153,10 @@ pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight
 
 /// Whether a store that fails so may be there all the same, out of our reach.
 pub(super) fn is_out_of_reach(error: &StoreError) -> bool {
-    matches!(error.kind, StoreErrorKind::Unavailable | StoreErrorKind::Throttled | StoreErrorKind::Denied)
+    matches!(
+        error.kind,
+        StoreErrorKind::Unavailable | StoreErrorKind::Throttled | StoreErrorKind::Denied
+    )
 }
 
 async fn look_beside(
@@ -149,7 +168,9 @@ async fn look_beside(
     let why = match &other.store {
         Ok(store) => match see(env, &**store, stored, keeping).await {
             Ok(seen) => {
-                *unseen = unseen.take().or_else(|| disbelieved(&seen.catalog, store.url()));
+                *unseen = unseen
+                    .take()
+                    .or_else(|| disbelieved(&seen.catalog, store.url()));
                 return Ok(Beside::Seen(Arc::clone(store), seen));
             }
             Err(RunError::Store(error)) if is_out_of_reach(&error) => error_chain(&error),
@@ -157,15 +178,29 @@ async fn look_beside(
         },
         Err(why) => why.clone(),
     };
-    tracing::warn!("{} cannot be reached; planning with what it held when it was last read: {why}", other.known.url);
-    match recall(&env.settings.state_dir, &other.known, stored, &env.keys.trusted)? {
+    tracing::warn!(
+        "{} cannot be reached; planning with what it held when it was last read: {why}",
+        other.known.url
+    );
+    match recall(
+        &env.settings.state_dir,
+        &other.known,
+        stored,
+        &env.keys.trusted,
+    )? {
         Some((catalog, 0)) => Ok(Beside::Remembered(Seen::remembered(catalog))),
         Some((catalog, count)) => {
-            *unseen = Some(format!("{count} remembered manifests of {} are untrusted", other.known.url));
+            *unseen = Some(format!(
+                "{count} remembered manifests of {} are untrusted",
+                other.known.url
+            ));
             Ok(Beside::Remembered(Seen::remembered(catalog)))
         }
         None => {
-            *unseen = Some(format!("{} cannot be reached and was never read from here", other.known.url));
+            *unseen = Some(format!(
+                "{} cannot be reached and was never read from here",
+                other.known.url
+            ));
             Ok(Beside::None)
         }
     }
@@ -192,7 +227,11 @@ impl Local {
                 "run it again",
             ));
         }
-        Ok(Self { dataset, snapshots: zfs.snapshots(name)?, bookmarks: zfs.bookmarks(name)? })
+        Ok(Self {
+            dataset,
+            snapshots: zfs.snapshots(name)?,
+            bookmarks: zfs.bookmarks(name)?,
+        })
     }
 
     /// Where what is sent comes from.
@@ -200,7 +239,10 @@ impl Local {
     /// # Errors
     /// [`RunError::Zfs`] when the pool does not say its guid.
     pub(super) fn origin(&self, zfs: &dyn Zfs) -> Result<Origin, RunError> {
-        Ok(Origin { dataset_guid: self.dataset.guid, pool_guid: zfs.pool_guid(self.dataset.name.pool())? })
+        Ok(Origin {
+            dataset_guid: self.dataset.guid,
+            pool_guid: zfs.pool_guid(self.dataset.name.pool())?,
+        })
     }
 
     /// The newest snapshot that may be sent.
@@ -212,7 +254,9 @@ impl Local {
                 Ok(newest_first.find(|snapshot| is_own(snapshot, self.dataset.guid, prefix)))
             }
             SnapshotSource::Matching(pattern) => {
-                let wrong = |error: globset::Error| RunError::refused(error.to_string(), "check main.use_snapshots");
+                let wrong = |error: globset::Error| {
+                    RunError::refused(error.to_string(), "check main.use_snapshots")
+                };
                 let glob = Glob::new(pattern).map_err(wrong)?.compile_matcher();
                 Ok(newest_first.find(|snapshot| glob.is_match(snapshot.name.short())))
             }
@@ -230,7 +274,12 @@ pub(super) fn decide(
     sight: &Sight,
     requested: RequestedKind,
 ) -> Result<PlannedBackup, RunError> {
-    let Dataset { name, encrypted, key_unavailable, .. } = &local.dataset;
+    let Dataset {
+        name,
+        encrypted,
+        key_unavailable,
+        ..
+    } = &local.dataset;
     let settings = &env.settings;
     let flags = send_flags(&local.dataset, settings);
     if *encrypted && !flags.raw && *key_unavailable {
@@ -242,12 +291,24 @@ pub(super) fn decide(
     let candidate = local.candidate(settings)?;
     refuse_redacted(&local.dataset, candidate)?;
     let estimate = |snapshot: &Snapshot, base: Option<SendBase>| {
-        let request = SendRequest { snapshot: snapshot.name.clone(), base, flags, resume: None };
+        let request = SendRequest {
+            snapshot: snapshot.name.clone(),
+            base,
+            flags,
+            resume: None,
+        };
         let estimated = env.zfs.send_space(&request);
-        estimated.inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate")).ok()
+        estimated
+            .inspect_err(|error| tracing::warn!(error = error_chain(error), "no estimate"))
+            .ok()
     };
     let full_estimate_bytes = candidate.and_then(|snapshot| estimate(snapshot, None));
-    let recipients: Vec<String> = env.keys.recipients.iter().map(ToString::to_string).collect();
+    let recipients: Vec<String> = env
+        .keys
+        .recipients
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     let facts = SendFacts {
         snapshot: candidate,
         snapshots: &local.snapshots,
@@ -267,7 +328,10 @@ pub(super) fn decide(
         SendPlan::Incremental { snapshot, base, .. } => estimate(snapshot, Some(base.clone())),
         SendPlan::UpToDate { .. } => None,
     };
-    Ok(PlannedBackup { plan, estimate_bytes })
+    Ok(PlannedBackup {
+        plan,
+        estimate_bytes,
+    })
 }
 
 /// Nobody could tell a backup of it from a whole one.
@@ -283,13 +347,20 @@ fn refuse_redacted(dataset: &Dataset, candidate: Option<&Snapshot>) -> Result<()
     ))
 }
 
-fn explain(dataset: &DatasetName, conflict: &SendConflict, role: StoreRole, settings: &BackupSettings) -> RunError {
+fn explain(
+    dataset: &DatasetName,
+    conflict: &SendConflict,
+    role: StoreRole,
+    settings: &BackupSettings,
+) -> RunError {
     let command = match role {
         StoreRole::Remote => "stream-to-remote",
         StoreRole::Intermediate => "export-intermediate",
     };
     let hint = match (conflict, &settings.source) {
-        (SendConflict::NoSnapshot { .. }, SnapshotSource::Own) => "run `zfs-backup snapshot` first".to_owned(),
+        (SendConflict::NoSnapshot { .. }, SnapshotSource::Own) => {
+            "run `zfs-backup snapshot` first".to_owned()
+        }
         (SendConflict::NoSnapshot { .. }, SnapshotSource::Matching(pattern)) => {
             format!("main.use_snapshots is \"{pattern}\": take a snapshot that it matches")
         }

@@ -3,8 +3,8 @@
 use super::attempt::Attempt;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{
-    CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, PRIVATE_BYTES_MAX, ReceiptEntry,
-    SIGNATURE_BYTES_MAX, to_stored_bytes,
+    CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, PRIVATE_BYTES_MAX,
+    ReceiptEntry, SIGNATURE_BYTES_MAX, to_stored_bytes,
 };
 use crate::model::Digest;
 use crate::run::RunError;
@@ -31,20 +31,25 @@ pub(super) struct Put {
 
 impl Written {
     pub(super) fn note(&mut self, put: Put) {
-        self.receipt.push(ReceiptEntry { name: object_name(&put.object), evidence: put.evidence });
+        self.receipt.push(ReceiptEntry {
+            name: object_name(&put.object),
+            evidence: put.evidence,
+        });
         self.digests.insert(put.object, put.digest);
     }
 
     pub(super) fn digest(&self, object: &BackupObject) -> Result<Digest, RunError> {
-        let missing =
-            || RunError::Damaged { key: object_name(object), reason: "it was not put: this is a defect".into() };
+        let missing = || RunError::Damaged {
+            key: object_name(object),
+            reason: "it was not put: this is a defect".into(),
+        };
         self.digests.get(object).copied().ok_or_else(missing)
     }
 }
 
 impl Attempt<'_> {
-    /// The signature goes first, so that what it signs is never there without it. Signatures are new each time: one of
-    /// an interrupted run that is by us and of the very same bytes stays.
+    /// The signature goes first, so that what it signs is never there without it. Signatures are
+    /// new each time: one of an interrupted run that is by us and of the very same bytes stays.
     pub(super) async fn put_signed(
         &self,
         object: BackupObject,
@@ -52,11 +57,25 @@ impl Attempt<'_> {
         bytes: Vec<u8>,
     ) -> Result<Put, RunError> {
         let key = self.key(&object);
-        let signature = self.env.keys.signing.sign(signed_type, key.as_str(), &bytes)?;
+        let signature = self
+            .env
+            .keys
+            .signing
+            .sign(signed_type, key.as_str(), &bytes)?;
         match put_again(&*self.env.store, &key.signature(), signature.into()).await {
             Err(RunError::Store(error)) if error.kind == StoreErrorKind::AlreadyExists => {
-                let there = self.env.store.get(&key.signature(), None, SIGNATURE_BYTES_MAX).await?;
-                if self.env.keys.trusted.verify(signed_type, key.as_str(), &bytes, &there).is_err() {
+                let there = self
+                    .env
+                    .store
+                    .get(&key.signature(), None, SIGNATURE_BYTES_MAX)
+                    .await?;
+                if self
+                    .env
+                    .keys
+                    .trusted
+                    .verify(signed_type, key.as_str(), &bytes, &there)
+                    .is_err()
+                {
                     return Err(self.pointless(error.into()));
                 }
             }
@@ -66,7 +85,12 @@ impl Attempt<'_> {
     }
 
     /// As [`Attempt::put_signed`], with a signature that was made and noted before.
-    pub(super) async fn put_both(&self, object: BackupObject, bytes: &[u8], signature: &[u8]) -> Result<Put, RunError> {
+    pub(super) async fn put_both(
+        &self,
+        object: BackupObject,
+        bytes: &[u8],
+        signature: &[u8],
+    ) -> Result<Put, RunError> {
         let signature = Bytes::copy_from_slice(signature);
         put_again(&*self.env.store, &self.key(&object).signature(), signature).await?;
         self.put(object, Bytes::copy_from_slice(bytes)).await
@@ -75,8 +99,14 @@ impl Attempt<'_> {
     pub(super) async fn put(&self, object: BackupObject, bytes: Bytes) -> Result<Put, RunError> {
         let key = self.key(&object);
         if bytes.len() as u64 > limit_bytes(&object) {
-            let what = format!("{key} would have {} bytes, more than any reader takes", bytes.len());
-            return Err(RunError::refused(what, "make main.split_size larger, so that there are fewer chunks"));
+            let what = format!(
+                "{key} would have {} bytes, more than any reader takes",
+                bytes.len()
+            );
+            return Err(RunError::refused(
+                what,
+                "make main.split_size larger, so that there are fewer chunks",
+            ));
         }
         let digest = Digest::of(&bytes);
         let (outcome, evidence) = match put_again(&*self.env.store, &key, bytes).await {
@@ -89,7 +119,11 @@ impl Attempt<'_> {
         if outcome == PutOutcome::Identical {
             tracing::debug!(%key, "was there already with the same bytes");
         }
-        Ok(Put { object, digest, evidence })
+        Ok(Put {
+            object,
+            digest,
+            evidence,
+        })
     }
 
     pub(super) fn key(&self, object: &BackupObject) -> ObjectKey {

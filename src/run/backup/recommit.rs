@@ -1,5 +1,5 @@
-//! Ends commits that were interrupted: a journal that says `committing` has the very bytes of receipt and manifest, and
-//! they are put again, whatever snapshot is the newest by now.
+//! Ends commits that were interrupted: a journal that says `committing` has the very bytes of
+//! receipt and manifest, and they are put again, whatever snapshot is the newest by now.
 
 use super::given_up::give_up_id;
 use super::planning::Sight;
@@ -37,15 +37,29 @@ pub(super) async fn end_commits(
     selected: &Selected,
     sight: &Sight,
 ) -> Result<Vec<CommittedBackup>, RunError> {
-    let attempts = read_attempts(&env.settings.state_dir, &env.store.known(), &selected.stored)?;
+    let attempts = read_attempts(
+        &env.settings.state_dir,
+        &env.store.known(),
+        &selected.stored,
+    )?;
     let mut committed = Vec::new();
-    for attempt in attempts.iter().filter(|attempt| attempt.committing && !attempt.is_given_up()) {
+    for attempt in attempts
+        .iter()
+        .filter(|attempt| attempt.committing && !attempt.is_given_up())
+    {
         // A copy from another store has none: whoever copies goes on with it.
-        let Some(bytes) = commit_bytes(attempt) else { continue };
+        let Some(bytes) = commit_bytes(attempt) else {
+            continue;
+        };
         match end_commit(env, selected, sight, attempt, bytes).await? {
             Ended::Committed(backup) => {
                 tidy(&*env.store, &backup.manifest).await;
-                forget_attempt(&env.settings.state_dir, &env.store.known(), &selected.stored, &attempt.id)?;
+                forget_attempt(
+                    &env.settings.state_dir,
+                    &env.store.known(),
+                    &selected.stored,
+                    &attempt.id,
+                )?;
                 unpin(&*env.zfs, &selected.dataset.name, |id| *id == attempt.id)?;
                 committed.push(*backup);
             }
@@ -53,17 +67,23 @@ pub(super) async fn end_commits(
                 tracing::warn!(id = %attempt.id, "an interrupted commit cannot be ended: {why}");
                 give_up_id(env, selected, &attempt.id, &why)?;
             }
-            Ended::Waits(why) => tracing::warn!(id = %attempt.id, "an interrupted commit waits: {why}"),
+            Ended::Waits(why) => {
+                tracing::warn!(id = %attempt.id, "an interrupted commit waits: {why}")
+            }
         }
     }
     Ok(committed)
 }
 
 fn commit_bytes(attempt: &JournaledAttempt) -> Option<&CommitBytes> {
-    attempt.records().iter().rev().find_map(|record| match record {
-        JournalRecord::Commit(bytes) => Some(&**bytes),
-        _ => None,
-    })
+    attempt
+        .records()
+        .iter()
+        .rev()
+        .find_map(|record| match record {
+            JournalRecord::Commit(bytes) => Some(&**bytes),
+            _ => None,
+        })
 }
 
 async fn end_commit(
@@ -75,7 +95,13 @@ async fn end_commit(
 ) -> Result<Ended, RunError> {
     let (store, stored, id) = (&*env.store, &selected.stored, &attempt.id);
     let trusted = &env.keys.trusted;
-    let parsed = parse_manifest(trusted, stored, id, &bytes.manifest, &bytes.manifest_signature);
+    let parsed = parse_manifest(
+        trusted,
+        stored,
+        id,
+        &bytes.manifest,
+        &bytes.manifest_signature,
+    );
     let manifest = match parsed {
         Ok(manifest) => manifest,
         Err(error) => return Ok(Ended::Impossible(unusable(&error))),
@@ -90,56 +116,110 @@ async fn end_commit(
         result => result?,
     }
     let manifest = read_back(store, stored, id, trusted, Digest::of(&bytes.manifest)).await?;
-    let chunks = manifest.chunk_lists.iter().map(|list| list.chunks as usize).sum();
+    let chunks = manifest
+        .chunk_lists
+        .iter()
+        .map(|list| list.chunks as usize)
+        .sum();
     let confirmed = || {
         attempt.records().iter().filter_map(|record| match record {
             JournalRecord::Confirmed(chunk) => Some(&**chunk),
             _ => None,
         })
     };
-    let evidence: Option<Evidence> =
-        confirmed().map(|chunk| &chunk.evidence).max_by_key(|evidence| evidence.tier).cloned();
-    let sizes: BTreeMap<u32, u64> = confirmed().map(|chunk| (chunk.entry.index, chunk.entry.sealed_bytes)).collect();
+    let evidence: Option<Evidence> = confirmed()
+        .map(|chunk| &chunk.evidence)
+        .max_by_key(|evidence| evidence.tier)
+        .cloned();
+    let sizes: BTreeMap<u32, u64> = confirmed()
+        .map(|chunk| (chunk.entry.index, chunk.entry.sealed_bytes))
+        .collect();
     tracing::info!(%id, "an interrupted commit was ended");
     let stored_bytes = sizes.values().sum();
-    Ok(Ended::Committed(Box::new(CommittedBackup { manifest, stored_bytes, chunks, evidence, before: Vec::new() })))
+    Ok(Ended::Committed(Box::new(CommittedBackup {
+        manifest,
+        stored_bytes,
+        chunks,
+        evidence,
+        before: Vec::new(),
+    })))
 }
 
 fn unusable(error: &ManifestError) -> String {
-    format!("the manifest in its journal is not to be used: {}", error_chain(error))
+    format!(
+        "the manifest in its journal is not to be used: {}",
+        error_chain(error)
+    )
 }
 
 /// That nothing happened meanwhile which a manifest would contradict.
-async fn check(env: &BackupEnv, sight: &Sight, manifest: &Manifest) -> Result<Option<Ended>, RunError> {
+async fn check(
+    env: &BackupEnv,
+    sight: &Sight,
+    manifest: &Manifest,
+) -> Result<Option<Ended>, RunError> {
     let (store, Manifest { dataset, id, .. }) = (&*env.store, manifest);
     let impossible = |why: String| Ok(Some(Ended::Impossible(why)));
-    if read_pruned(store, dataset, &env.keys.trusted).await?.contains(id) {
+    if read_pruned(store, dataset, &env.keys.trusted)
+        .await?
+        .contains(id)
+    {
         return impossible("a prune record names it".to_owned());
     }
     let prefix = backup_prefix(dataset, id);
     let listed = store.list(&prefix).await?;
-    let objects = listed.into_iter().map(|object| (object.key[prefix.len()..].to_owned(), object.bytes)).collect();
+    let objects = listed
+        .into_iter()
+        .map(|object| (object.key[prefix.len()..].to_owned(), object.bytes))
+        .collect();
     let chunks = match read_chunks(store, manifest).await {
         Ok(chunks) => chunks,
         Err(error) if error.is_damage() => return impossible(error_chain(&error)),
         Err(error) => return Err(error),
     };
-    let listed = StoredBackup { manifest: manifest.clone(), manifest_blake3: Digest::of(b""), objects };
+    let listed = StoredBackup {
+        manifest: manifest.clone(),
+        manifest_blake3: Digest::of(b""),
+        objects,
+    };
     if let Some(gap) = find_gaps(&listed, &chunks).next() {
         return impossible(error_chain(&gap));
     }
-    let Some(base) = &manifest.base else { return Ok(None) };
-    match (sight.stored(&base.backup_id, base.manifest_blake3), &sight.unseen) {
+    let Some(base) = &manifest.base else {
+        return Ok(None);
+    };
+    match (
+        sight.stored(&base.backup_id, base.manifest_blake3),
+        &sight.unseen,
+    ) {
         (Some(_), _) => Ok(None),
-        (None, Some(unseen)) => Ok(Some(Ended::Waits(format!("{} is not seen: {unseen}", base.backup_id)))),
-        (None, None) => impossible(format!("{}, which it follows from, is no longer stored", base.backup_id)),
+        (None, Some(unseen)) => Ok(Some(Ended::Waits(format!(
+            "{} is not seen: {unseen}",
+            base.backup_id
+        )))),
+        (None, None) => impossible(format!(
+            "{}, which it follows from, is no longer stored",
+            base.backup_id
+        )),
     }
 }
 
-async fn put_all(env: &BackupEnv, stored: &DatasetName, id: &BackupId, bytes: &CommitBytes) -> Result<(), RunError> {
-    let CommitBytes { receipt, receipt_signature, manifest, manifest_signature } = bytes.clone();
-    let pairs =
-        [(BackupObject::Receipt, receipt, receipt_signature), (BackupObject::Manifest, manifest, manifest_signature)];
+async fn put_all(
+    env: &BackupEnv,
+    stored: &DatasetName,
+    id: &BackupId,
+    bytes: &CommitBytes,
+) -> Result<(), RunError> {
+    let CommitBytes {
+        receipt,
+        receipt_signature,
+        manifest,
+        manifest_signature,
+    } = bytes.clone();
+    let pairs = [
+        (BackupObject::Receipt, receipt, receipt_signature),
+        (BackupObject::Manifest, manifest, manifest_signature),
+    ];
     for (object, bytes, signature) in pairs {
         let key = ObjectKey::backup(stored, id, &object);
         put_again(&*env.store, &key.signature(), signature.into()).await?;

@@ -1,5 +1,5 @@
-//! [`Recorder`]: notes each step of a transfer in the journal, and at most once a minute in the store, so that the
-//! upload goes on after a crash, and also without the journal.
+//! [`Recorder`]: notes each step of a transfer in the journal, and at most once a minute in the
+//! store, so that the upload goes on after a crash, and also without the journal.
 
 use super::attempt::Attempt;
 use super::put::json;
@@ -23,8 +23,8 @@ pub(super) struct Recorder<'a> {
     log: &'a mut AttemptLog,
     /// The journal knows the stream's first record.
     knows_begin: bool,
-    /// Confirmed chunks that no progress object tells of yet; at first all of an interrupted run's, because it may have
-    /// ended before it told of its last ones.
+    /// Confirmed chunks that no progress object tells of yet; at first all of an interrupted run's,
+    /// because it may have ended before it told of its last ones.
     untold: Vec<ProgressChunk>,
     next_progress: u16,
     last_progress: Timestamp,
@@ -42,7 +42,15 @@ impl<'a> Recorder<'a> {
         let last_progress = (attempt.env.now)();
         let (knows_begin, untold) = (carried.begin.is_some(), carried.chunks.values());
         let untold = untold.map(ConfirmedChunk::to_progress).collect();
-        Self { attempt, log, knows_begin, untold, next_progress, last_progress, begun: BTreeSet::new() }
+        Self {
+            attempt,
+            log,
+            knows_begin,
+            untold,
+            next_progress,
+            last_progress,
+            begun: BTreeSet::new(),
+        }
     }
 
     /// Whether there may be objects that a backup of so many chunks does not need.
@@ -60,40 +68,62 @@ impl<'a> Recorder<'a> {
         let Attempt { env, id, .. } = self.attempt;
         let is_first = matches!(parse_object_name(name), Some(BackupObject::Chunk { index, .. }) if index.get() == 0);
         match env.settings.pause_reason_now((env.now)()) {
-            Some(why) if !is_first => Err(RunError::Paused { id: id.clone(), why }),
+            Some(why) if !is_first => Err(RunError::Paused {
+                id: id.clone(),
+                why,
+            }),
             _ => Ok(()),
         }
     }
 
-    /// Tells the store how far the upload is. A failure costs nothing but that: the journal knows it, and the next
-    /// progress object tells it too.
+    /// Tells the store how far the upload is. A failure costs nothing but that: the journal knows
+    /// it, and the next progress object tells it too.
     async fn tell(&mut self, begin: &BeginRecord) {
         let now = (self.attempt.env.now)();
         // A clock that was set back must not silence it.
-        if now.duration_since(self.last_progress).abs() < PROGRESS_PAUSE || self.next_progress == u16::MAX {
+        if now.duration_since(self.last_progress).abs() < PROGRESS_PAUSE
+            || self.next_progress == u16::MAX
+        {
             return;
         }
         self.last_progress = now;
-        let body = ProgressBody { begin: begin.header().bytes().to_vec(), chunks: self.untold.clone() };
+        let body = ProgressBody {
+            begin: begin.header().bytes().to_vec(),
+            chunks: self.untold.clone(),
+        };
         let number = self.next_progress;
         self.next_progress += 1;
         match self.put(number, &body, now).await {
             Ok(()) => self.untold.clear(),
             Err(error) => {
-                tracing::warn!(error = error_chain(&error), "the store does not know how far this upload is");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "the store does not know how far this upload is"
+                );
             }
         }
     }
 
     async fn put(&self, number: u16, body: &ProgressBody, now: Timestamp) -> Result<(), RunError> {
-        let Attempt { env, stored, id, .. } = self.attempt;
+        let Attempt {
+            env, stored, id, ..
+        } = self.attempt;
         let object = BackupObject::Progress(number);
         let key = self.attempt.key(&object);
-        let unsealed = |source| RunError::Manifest { key: key.to_string(), source };
-        let progress = seal_progress(&env.keys.signing, stored, id, number, body, now).map_err(unsealed)?;
+        let unsealed = |source| RunError::Manifest {
+            key: key.to_string(),
+            source,
+        };
+        let progress =
+            seal_progress(&env.keys.signing, stored, id, number, body, now).map_err(unsealed)?;
         let bytes = json(&progress)?;
-        let signature = env.keys.signing.sign(SignedType::Progress, key.as_str(), &bytes)?;
-        env.store.put_new(&key.signature(), signature.into()).await?;
+        let signature = env
+            .keys
+            .signing
+            .sign(SignedType::Progress, key.as_str(), &bytes)?;
+        env.store
+            .put_new(&key.signature(), signature.into())
+            .await?;
         env.store.put_new(&key, bytes.into()).await?;
         Ok(())
     }
@@ -104,7 +134,9 @@ impl TransferLog for Recorder<'_> {
     fn begins(&mut self, name: &str) -> Result<(), RunError> {
         self.check_time(name)?;
         self.begun.insert(name.to_owned());
-        self.log.append(&JournalRecord::Chunk { name: name.to_owned() })
+        self.log.append(&JournalRecord::Chunk {
+            name: name.to_owned(),
+        })
     }
 
     fn opened(&mut self, name: &str, upload_id: &str) -> Result<(), RunError> {
@@ -112,13 +144,20 @@ impl TransferLog for Recorder<'_> {
         self.log.note(&JournalRecord::Upload { name, upload_id })
     }
 
-    async fn confirmed(&mut self, begin: &BeginRecord, chunk: &ConfirmedChunk) -> Result<(), RunError> {
+    async fn confirmed(
+        &mut self,
+        begin: &BeginRecord,
+        chunk: &ConfirmedChunk,
+    ) -> Result<(), RunError> {
         if !self.knows_begin {
-            self.log.note(&JournalRecord::Stream { begin: begin.header().bytes().to_vec() })?;
+            self.log.note(&JournalRecord::Stream {
+                begin: begin.header().bytes().to_vec(),
+            })?;
             self.knows_begin = true;
         }
         let kept = chunk.to_progress();
-        self.log.append(&JournalRecord::Confirmed(Box::new(kept.clone())))?;
+        self.log
+            .append(&JournalRecord::Confirmed(Box::new(kept.clone())))?;
         self.untold.push(kept);
         self.tell(begin).await;
         Ok(())

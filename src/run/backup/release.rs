@@ -1,4 +1,5 @@
-//! After a backup: bookmarks that nothing needs any more go. Only when all that could need them could be read.
+//! After a backup: bookmarks that nothing needs any more go. Only when all that could need them
+//! could be read.
 
 use super::planning::{Beside, Sight, see};
 use super::{BackupEnv, StoreRole};
@@ -16,17 +17,30 @@ use crate::store::{ObjectKey, ObjectStore};
 use crate::zfs::Bookmark;
 use std::collections::BTreeSet;
 
-/// Destroys our bookmarks that neither the newest two usable chains of any configured store nor an unfinished upload
-/// needs, nor the store of another configuration on this host. A failure costs nothing but a bookmark that stays.
-pub(super) async fn release_bookmarks(env: &BackupEnv, selected: &Selected, sight: &Sight, committed: &Manifest) {
+/// Destroys our bookmarks that neither the newest two usable chains of any configured store nor an
+/// unfinished upload needs, nor the store of another configuration on this host. A failure costs
+/// nothing but a bookmark that stays.
+pub(super) async fn release_bookmarks(
+    env: &BackupEnv,
+    selected: &Selected,
+    sight: &Sight,
+    committed: &Manifest,
+) {
     let dataset = &selected.dataset.name;
     match find_spent(env, selected, sight, committed).await {
         Ok(spent) if spent.is_empty() => {}
         Ok(spent) => match env.zfs.destroy_bookmarks(&spent) {
-            Ok(()) => tracing::debug!(%dataset, count = spent.len(), "bookmarks that nothing needs any more are gone"),
-            Err(error) => tracing::warn!(error = error_chain(&error), "bookmarks that nothing needs stay"),
+            Ok(()) => {
+                tracing::debug!(%dataset, count = spent.len(), "bookmarks that nothing needs any more are gone")
+            }
+            Err(error) => tracing::warn!(
+                error = error_chain(&error),
+                "bookmarks that nothing needs stay"
+            ),
         },
-        Err(why) => tracing::warn!(%dataset, why, "all bookmarks stay, because not all that may need them is known"),
+        Err(why) => {
+            tracing::warn!(%dataset, why, "all bookmarks stay, because not all that may need them is known")
+        }
     }
 }
 
@@ -46,23 +60,38 @@ async fn find_spent(
     target.push(BackupFacts::new(committed, Digest::of(b""), 0, None));
     let notes = BookmarkNotes::new(&env.settings.state_dir, selected.dataset.guid);
     let note = |store: &dyn ObjectStore, facts: &[BackupFacts], begun: &[Guid]| {
-        let needed = needed_guids(facts).into_iter().chain(begun.iter().copied()).collect();
+        let needed = needed_guids(facts)
+            .into_iter()
+            .chain(begun.iter().copied())
+            .collect();
         notes.replace(&store.known(), needed).map_err(text)
     };
     let begun = unfinished(env, &*env.store, &sight.target.catalog).await?;
     note(&*env.store, &target, &begun)?;
-    let mut needs = BookmarkNeeds { stores: vec![target], ..BookmarkNeeds::default() };
+    let mut needs = BookmarkNeeds {
+        stores: vec![target],
+        ..BookmarkNeeds::default()
+    };
     needs.unfinished.extend(begun);
     let mut stores: Vec<&dyn ObjectStore> = vec![&*env.store];
     if let Some(other) = &env.other {
-        let store = other.store.as_ref().map_err(|why| format!("{} cannot be reached: {why}", other.known.url))?;
+        let store = other
+            .store
+            .as_ref()
+            .map_err(|why| format!("{} cannot be reached: {why}", other.known.url))?;
         let read;
         let seen = match &sight.beside {
             Beside::Seen(_, seen) => seen,
             Beside::Remembered(_) => return Err(format!("{} cannot be reached", other.known.url)),
             Beside::None => {
-                debug_assert_eq!(other.role, StoreRole::Intermediate, "a remote beside the target was read already");
-                read = see(env, &**store, stored, Keeping::New).await.map_err(text)?;
+                debug_assert_eq!(
+                    other.role,
+                    StoreRole::Intermediate,
+                    "a remote beside the target was read already"
+                );
+                read = see(env, &**store, stored, Keeping::New)
+                    .await
+                    .map_err(text)?;
                 &read
             }
         };
@@ -75,11 +104,18 @@ async fn find_spent(
     }
     let own: Vec<KnownStore> = stores.iter().map(|store| store.known()).collect();
     needs.elsewhere = notes.needed_elsewhere(&own, stored, (env.now)())?;
-    let bookmarks = env.zfs.bookmarks(dataset).map_err(|error| error_chain(&error))?;
+    let bookmarks = env
+        .zfs
+        .bookmarks(dataset)
+        .map_err(|error| error_chain(&error))?;
     if has_unknown(&bookmarks, &needs) {
         for store in stores {
-            let pruned = read_pruned(store, stored, &env.keys.trusted).await.map_err(text)?;
-            needs.pruned.extend(pruned.iter().map(BackupId::snapshot_guid));
+            let pruned = read_pruned(store, stored, &env.keys.trusted)
+                .await
+                .map_err(text)?;
+            needs
+                .pruned
+                .extend(pruned.iter().map(BackupId::snapshot_guid));
         }
     }
     Ok(spent_bookmarks(&bookmarks, &needs))
@@ -87,14 +123,25 @@ async fn find_spent(
 
 /// Prune records grow with the years: they are read only when there is something to look up.
 fn has_unknown(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> bool {
-    let known: BTreeSet<Guid> = needs.stores.iter().flatten().map(|backup| backup.snapshot.guid).collect();
+    let known: BTreeSet<Guid> = needs
+        .stores
+        .iter()
+        .flatten()
+        .map(|backup| backup.snapshot.guid)
+        .collect();
     bookmarks.iter().any(|bookmark| {
-        is_own(bookmark) && !known.contains(&bookmark.guid) && !needs.unfinished.contains(&bookmark.guid)
+        is_own(bookmark)
+            && !known.contains(&bookmark.guid)
+            && !needs.unfinished.contains(&bookmark.guid)
     })
 }
 
 /// The snapshots and bases of attempts that are no backups yet.
-async fn unfinished(env: &BackupEnv, store: &dyn ObjectStore, catalog: &Catalog) -> Result<Vec<Guid>, String> {
+async fn unfinished(
+    env: &BackupEnv,
+    store: &dyn ObjectStore,
+    catalog: &Catalog,
+) -> Result<Vec<Guid>, String> {
     let mut guids = Vec::new();
     for attempt in &catalog.attempts {
         if let Some(error) = &attempt.disbelieved {
@@ -106,11 +153,22 @@ async fn unfinished(env: &BackupEnv, store: &dyn ObjectStore, catalog: &Catalog)
         }
         let key = ObjectKey::backup(&catalog.dataset, &attempt.id, &BackupObject::Started);
         let read = async {
-            let signature = store.get(&key.signature(), None, SIGNATURE_BYTES_MAX).await?;
-            Ok::<_, crate::store::StoreError>((store.get(&key, None, MANIFEST_BYTES_MAX).await?, signature))
+            let signature = store
+                .get(&key.signature(), None, SIGNATURE_BYTES_MAX)
+                .await?;
+            Ok::<_, crate::store::StoreError>((
+                store.get(&key, None, MANIFEST_BYTES_MAX).await?,
+                signature,
+            ))
         };
         let (bytes, signature) = read.await.map_err(|error| error_chain(&error))?;
-        let started = parse_started(&env.keys.trusted, &catalog.dataset, &attempt.id, &bytes, &signature);
+        let started = parse_started(
+            &env.keys.trusted,
+            &catalog.dataset,
+            &attempt.id,
+            &bytes,
+            &signature,
+        );
         let started = started.map_err(|error| format!("{key}: {}", error_chain(&error)))?;
         guids.extend(started.base.map(|base| base.guid));
     }

@@ -1,16 +1,19 @@
-//! Uploads that were begun and not ended: found by this host's journal, or, where that was lost or rolled back, by what
-//! lies in the store and is held in the pool. What cannot go on is given up ([`super::given_up`]), with the reason.
+//! Uploads that were begun and not ended: found by this host's journal, or, where that was lost or
+//! rolled back, by what lies in the store and is held in the pool. What cannot go on is given up
+//! ([`super::given_up`]), with the reason.
 
 use super::BackupEnv;
 use super::attempt::{flag_names, send_flags};
 use super::given_up::give_up;
 use super::planning::{Local, Sight};
 use crate::manifest::{
-    LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as, parse_progress,
-    parse_started,
+    LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, ProgressChunk, Started, begin_from_bytes, parse_as,
+    parse_progress, parse_started,
 };
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::plan::resume::{ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished};
+use crate::plan::resume::{
+    ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished,
+};
 use crate::plan::send::RequestedKind;
 use crate::run::catalog::{get_signed, read_pruned};
 use crate::run::journal::log::JournalRecord;
@@ -21,7 +24,9 @@ use crate::run::transfer::{Carried, ConfirmedChunk};
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
-use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name};
+use crate::store::key::{
+    BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
+};
 use crate::store::{Evidence, ObjectKey, ObjectStore, StoreErrorKind};
 use crate::stream::record::BeginRecord;
 use crate::zfs::{SendBase, Snapshot};
@@ -62,16 +67,27 @@ pub(super) struct GoesOn {
 }
 
 impl Unfinished {
-    /// From a journal. `None` when there is no plan in it: a copy's, or one that was interrupted at its very start.
+    /// From a journal. `None` when there is no plan in it: a copy's, or one that was interrupted at
+    /// its very start.
     fn from_journal(journal: JournaledAttempt) -> Result<Option<Self>, RunError> {
-        let Some(JournalRecord::Plan { started, keyring, .. }) = journal.records().first() else { return Ok(None) };
+        let Some(JournalRecord::Plan {
+            started, keyring, ..
+        }) = journal.records().first()
+        else {
+            return Ok(None);
+        };
         let id = &journal.id;
-        let unusable = |source| RunError::Manifest { key: format!("the journal of {id}"), source };
+        let unusable = |source| RunError::Manifest {
+            key: format!("the journal of {id}"),
+            source,
+        };
         let parsed: Started = parse_as(started, SignedType::Started.as_str()).map_err(unusable)?;
         let mut upload = Self::new(parsed, started.clone(), *keyring);
         for record in journal.records() {
             match record {
-                JournalRecord::Plan { .. } | JournalRecord::Commit(_) | JournalRecord::GivenUp { .. } => {}
+                JournalRecord::Plan { .. }
+                | JournalRecord::Commit(_)
+                | JournalRecord::GivenUp { .. } => {}
                 JournalRecord::Chunk { name } => {
                     upload.uploads.entry(name.clone()).or_default();
                 }
@@ -114,14 +130,23 @@ impl Unfinished {
 
     /// Incrementals before fulls, the fullest first.
     pub(super) fn order(&self) -> (bool, std::cmp::Reverse<usize>, BackupId) {
-        (self.started.base.is_none(), std::cmp::Reverse(self.chunks.len()), self.id().clone())
+        (
+            self.started.base.is_none(),
+            std::cmp::Reverse(self.chunks.len()),
+            self.id().clone(),
+        )
     }
 
     /// What the transfer goes on from.
     pub(super) fn carried(&self) -> Carried {
-        let chunk = |(index, chunk): (&u32, &ProgressChunk)| (*index, ConfirmedChunk::from_progress(chunk.clone()));
+        let chunk = |(index, chunk): (&u32, &ProgressChunk)| {
+            (*index, ConfirmedChunk::from_progress(chunk.clone()))
+        };
         match &self.begin {
-            Some(begin) => Carried { begin: Some(begin.clone()), chunks: self.chunks.iter().map(chunk).collect() },
+            Some(begin) => Carried {
+                begin: Some(begin.clone()),
+                chunks: self.chunks.iter().map(chunk).collect(),
+            },
             // Without the first record no chunk can be joined to.
             None => Carried::default(),
         }
@@ -129,20 +154,32 @@ impl Unfinished {
 
     /// The records that a new journal of it begins with, behind the plan.
     pub(super) fn records(&self) -> Vec<JournalRecord> {
-        let begin = self.begin.as_ref().map(|begin| JournalRecord::Stream { begin: begin.header().bytes().to_vec() });
-        let chunks = self.chunks.values().map(|chunk| JournalRecord::Confirmed(Box::new(chunk.clone())));
+        let begin = self.begin.as_ref().map(|begin| JournalRecord::Stream {
+            begin: begin.header().bytes().to_vec(),
+        });
+        let chunks = self
+            .chunks
+            .values()
+            .map(|chunk| JournalRecord::Confirmed(Box::new(chunk.clone())));
         begin.into_iter().chain(chunks).collect()
     }
 
-    /// Whether the journal, the progress objects or the listing show that the chunk was begun before this run.
+    /// Whether the journal, the progress objects or the listing show that the chunk was begun
+    /// before this run.
     pub(super) fn knows(&self, chunk: &str) -> bool {
         self.uploads.contains_key(chunk)
     }
 
     /// The chunks that were begun and not confirmed, with their upload ids.
     pub(super) fn unconfirmed(&self) -> impl Iterator<Item = (&String, &Option<String>)> {
-        let confirmed: BTreeSet<&String> = self.chunks.values().map(|chunk| &chunk.entry.name).collect();
-        self.uploads.iter().filter(move |(name, _)| !confirmed.contains(name))
+        let confirmed: BTreeSet<&String> = self
+            .chunks
+            .values()
+            .map(|chunk| &chunk.entry.name)
+            .collect();
+        self.uploads
+            .iter()
+            .filter(move |(name, _)| !confirmed.contains(name))
     }
 
     /// The names that an upload of this kind has put by now.
@@ -151,7 +188,8 @@ impl Unfinished {
         if self.private.is_some() {
             objects.extend([BackupObject::RestoreText, BackupObject::Private]);
             let lists = self.chunks.len().div_ceil(crate::manifest::CHUNKS_PER_LIST);
-            objects.extend((0..u16::try_from(lists).unwrap_or(u16::MAX)).map(BackupObject::ChunkList));
+            objects
+                .extend((0..u16::try_from(lists).unwrap_or(u16::MAX)).map(BackupObject::ChunkList));
         }
         objects.extend((0..self.next_progress).map(BackupObject::Progress));
         let names = objects.iter().map(object_name);
@@ -160,8 +198,8 @@ impl Unfinished {
     }
 }
 
-/// Looks for what was begun and not ended, and decides about each. What can go on comes first of its kind: incrementals
-/// before fulls, the fullest first. What cannot is given up or forgotten.
+/// Looks for what was begun and not ended, and decides about each. What can go on comes first of
+/// its kind: incrementals before fulls, the fullest first. What cannot is given up or forgotten.
 ///
 /// # Errors
 /// [`RunError`] when something could not be read: nothing is known then, and nothing is given up.
@@ -175,12 +213,25 @@ pub(super) async fn find_unfinished(
     let mut going_on = Vec::new();
     for (upload, verdict) in judge_all(env, selected, sight, requested).await? {
         match verdict {
-            ResumeVerdict::GoOn { snapshot, base } => going_on.push(GoesOn { upload, snapshot: *snapshot, base }),
-            ResumeVerdict::Wait { why } => tracing::warn!(id = %upload.id(), "an unfinished upload waits: {why}"),
+            ResumeVerdict::GoOn { snapshot, base } => going_on.push(GoesOn {
+                upload,
+                snapshot: *snapshot,
+                base,
+            }),
+            ResumeVerdict::Wait { why } => {
+                tracing::warn!(id = %upload.id(), "an unfinished upload waits: {why}")
+            }
             ResumeVerdict::Over { why } => {
                 tracing::warn!(id = %upload.id(), "the journal of an upload is forgotten: {why}");
-                forget_attempt(&env.settings.state_dir, &env.store.known(), stored, upload.id())?;
-                unpin(&*env.zfs, &selected.dataset.name, |over| over == upload.id())?;
+                forget_attempt(
+                    &env.settings.state_dir,
+                    &env.store.known(),
+                    stored,
+                    upload.id(),
+                )?;
+                unpin(&*env.zfs, &selected.dataset.name, |over| {
+                    over == upload.id()
+                })?;
             }
             ResumeVerdict::GiveUp { why } => give_up(env, selected, &upload, &why).await?,
         }
@@ -189,8 +240,8 @@ pub(super) async fn find_unfinished(
     Ok(going_on)
 }
 
-/// All that was begun and not ended and that a run of this kind would look at, with what becomes of it. Changes nothing,
-/// here or there.
+/// All that was begun and not ended and that a run of this kind would look at, with what becomes of
+/// it. Changes nothing, here or there.
 ///
 /// # Errors
 /// As for [`find_unfinished`].
@@ -237,12 +288,16 @@ pub(super) async fn judge_all(
     Ok(judged)
 }
 
-/// Whether a manifest lies there, be it behind a delete marker. Where versions may not be listed, only what is seen
-/// counts: the journal of a run that was interrupted is true but for the rare case that it came back from the past.
+/// Whether a manifest lies there, be it behind a delete marker. Where versions may not be listed,
+/// only what is seen counts: the journal of a run that was interrupted is true but for the rare
+/// case that it came back from the past.
 async fn was_committed(env: &BackupEnv, manifest: &ObjectKey) -> Result<bool, RunError> {
     match env.store.any_version(manifest).await {
         Err(error) if error.kind == StoreErrorKind::Denied => {
-            tracing::warn!(error = error_chain(&error), "hidden versions of {manifest} cannot be excluded");
+            tracing::warn!(
+                error = error_chain(&error),
+                "hidden versions of {manifest} cannot be excluded"
+            );
             Ok(env.store.head(manifest).await?.is_some())
         }
         any => Ok(any?),
@@ -250,10 +305,21 @@ async fn was_committed(env: &BackupEnv, manifest: &ObjectKey) -> Result<bool, Ru
 }
 
 /// From the store alone: its signed first object. Whose it is the origin in it tells.
-async fn in_store(env: &BackupEnv, stored: &DatasetName, id: &BackupId) -> Result<Option<Unfinished>, RunError> {
+async fn in_store(
+    env: &BackupEnv,
+    stored: &DatasetName,
+    id: &BackupId,
+) -> Result<Option<Unfinished>, RunError> {
     let key = ObjectKey::backup(stored, id, &BackupObject::Started);
     let trusted = &env.keys.trusted;
-    let (bytes, signature) = match get_signed(&*env.store, &key, SignedType::Started, trusted, MANIFEST_BYTES_MAX).await
+    let (bytes, signature) = match get_signed(
+        &*env.store,
+        &key,
+        SignedType::Started,
+        trusted,
+        MANIFEST_BYTES_MAX,
+    )
+    .await
     {
         Ok(read) => read,
         Err(RunError::Damaged { .. }) => return Ok(None),
@@ -265,9 +331,16 @@ async fn in_store(env: &BackupEnv, stored: &DatasetName, id: &BackupId) -> Resul
     };
     match parse_started(&env.keys.trusted, stored, id, &bytes, &signature) {
         Ok(started) => {
-            let keyring = env.keys.keyring.as_ref().map(|keyring| Digest::of(&keyring.bytes));
+            let keyring = env
+                .keys
+                .keyring
+                .as_ref()
+                .map(|keyring| Digest::of(&keyring.bytes));
             let upload = Unfinished::new(started, bytes.to_vec(), keyring);
-            Ok(Some(Unfinished { from_store: true, ..upload }))
+            Ok(Some(Unfinished {
+                from_store: true,
+                ..upload
+            }))
         }
         Err(error) => {
             tracing::warn!(%key, error = error_chain(&error), "an unfinished upload is not trusted");
@@ -276,7 +349,8 @@ async fn in_store(env: &BackupEnv, stored: &DatasetName, id: &BackupId) -> Resul
     }
 }
 
-/// Decides about one, after its progress objects were read where the journal does not know all that is there.
+/// Decides about one, after its progress objects were read where the journal does not know all that
+/// is there.
 async fn judge(
     env: &BackupEnv,
     sight: &Sight,
@@ -287,22 +361,38 @@ async fn judge(
     let stored = &sight.target.catalog.dataset;
     let prefix = backup_prefix(stored, upload.id());
     let objects = env.store.list(&prefix).await?;
-    let sizes: BTreeMap<String, u64> =
-        objects.into_iter().map(|object| (object.key[prefix.len()..].to_owned(), object.bytes)).collect();
+    let sizes: BTreeMap<String, u64> = objects
+        .into_iter()
+        .map(|object| (object.key[prefix.len()..].to_owned(), object.bytes))
+        .collect();
     let listed: BTreeSet<String> = sizes.keys().cloned().collect();
     note_progress_numbers(upload, &listed);
-    if upload.from_store || listed.iter().any(|name| is_chunk(name) && !upload.uploads.contains_key(name)) {
+    if upload.from_store
+        || listed
+            .iter()
+            .any(|name| is_chunk(name) && !upload.uploads.contains_key(name))
+    {
         read_progress(env, stored, upload, &listed).await?;
-        // Chunks that came after the last progress object. They are neither used nor touched: their names are new for
-        // every sealing, and a manifest that named them would be seen.
-        let unknown: Vec<String> = listed.iter().filter(|name| is_chunk(name)).cloned().collect();
+        // Chunks that came after the last progress object. They are neither used nor touched: their
+        // names are new for every sealing, and a manifest that named them would be seen.
+        let unknown: Vec<String> = listed
+            .iter()
+            .filter(|name| is_chunk(name))
+            .cloned()
+            .collect();
         for name in unknown {
             upload.uploads.entry(name).or_default();
         }
     }
     let manifest = ObjectKey::backup(stored, upload.id(), &BackupObject::Manifest);
-    let has_manifest = sight.target.catalog.backup(upload.id()).is_some() || was_committed(env, &manifest).await?;
-    let recipients: Vec<String> = env.keys.recipients.iter().map(ToString::to_string).collect();
+    let has_manifest =
+        sight.target.catalog.backup(upload.id()).is_some() || was_committed(env, &manifest).await?;
+    let recipients: Vec<String> = env
+        .keys
+        .recipients
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     let flags = flag_names(send_flags(&local.dataset, &env.settings));
     let facts = UnfinishedFacts {
         started: &upload.started,
@@ -339,13 +429,15 @@ fn is_chunk(name: &str) -> bool {
     matches!(parse_object_name(name), Some(BackupObject::Chunk { .. }))
 }
 
-/// Progress objects are numbered; the next one goes behind all that are there, with or without their signatures.
+/// Progress objects are numbered; the next one goes behind all that are there, with or without
+/// their signatures.
 fn note_progress_numbers(upload: &mut Unfinished, listed: &BTreeSet<String>) {
-    let numbers =
-        listed.iter().filter_map(|name| match parse_object_name(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name)) {
+    let numbers = listed.iter().filter_map(|name| {
+        match parse_object_name(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name)) {
             Some(BackupObject::Progress(number)) => Some(number),
             _ => None,
-        });
+        }
+    });
     upload.next_progress = numbers.max().map_or(0, |last| last.saturating_add(1));
 }
 
@@ -364,7 +456,14 @@ async fn read_progress(
         }
         let key = ObjectKey::backup(stored, &id, &object);
         let keys = &env.keys;
-        let read = get_signed(&*env.store, &key, SignedType::Progress, &keys.trusted, LARGE_TEXT_BYTES_MAX).await;
+        let read = get_signed(
+            &*env.store,
+            &key,
+            SignedType::Progress,
+            &keys.trusted,
+            LARGE_TEXT_BYTES_MAX,
+        )
+        .await;
         let (bytes, signature) = match read {
             Ok(read) => read,
             Err(RunError::Damaged { .. }) => continue,
@@ -374,9 +473,20 @@ async fn read_progress(
             }
             Err(error) => return Err(error),
         };
-        match parse_progress(&keys.trusted, &keys.signing, stored, &id, number, &bytes, &signature) {
+        match parse_progress(
+            &keys.trusted,
+            &keys.signing,
+            stored,
+            &id,
+            number,
+            &bytes,
+            &signature,
+        ) {
             Ok(body) => {
-                upload.begin = upload.begin.take().or_else(|| begin_from_bytes(&body.begin));
+                upload.begin = upload
+                    .begin
+                    .take()
+                    .or_else(|| begin_from_bytes(&body.begin));
                 for chunk in body.chunks {
                     if !upload.chunks.contains_key(&chunk.entry.index) {
                         upload.from_progress = true;
@@ -384,32 +494,48 @@ async fn read_progress(
                     }
                 }
             }
-            Err(error) => tracing::warn!(%key, error = error_chain(&error), "a progress object is not trusted"),
+            Err(error) => {
+                tracing::warn!(%key, error = error_chain(&error), "a progress object is not trusted")
+            }
         }
     }
     Ok(())
 }
 
 /// Whether the store still says of each confirmed chunk what it said; else what is different.
-async fn check_chunks(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished) -> Result<Option<String>, RunError> {
+async fn check_chunks(
+    env: &BackupEnv,
+    stored: &DatasetName,
+    upload: &Unfinished,
+) -> Result<Option<String>, RunError> {
     let store: &dyn ObjectStore = &*env.store;
     let prefix = backup_prefix(stored, upload.id());
     let listed = store.evidence_under(&prefix).await?;
     let ask = |chunk: &ProgressChunk| {
         let (name, recorded) = (chunk.entry.name.clone(), chunk.evidence.clone());
-        let key = parse_object_name(&name).map(|object| ObjectKey::backup(stored, upload.id(), &object));
-        let known = listed.as_ref().map(|listed| listed.get(&format!("{prefix}{name}")).cloned());
+        let key =
+            parse_object_name(&name).map(|object| ObjectKey::backup(stored, upload.id(), &object));
+        let known = listed
+            .as_ref()
+            .map(|listed| listed.get(&format!("{prefix}{name}")).cloned());
         async move {
             let found: Option<Evidence> = match (known, key) {
                 (Some(found), _) => found,
                 (None, Some(key)) => store.head(&key).await?,
                 (None, None) => None,
             };
-            Ok::<_, RunError>(compare(&recorded, found.as_ref()).err().map(|reason| format!("{name}: {reason}")))
+            Ok::<_, RunError>(
+                compare(&recorded, found.as_ref())
+                    .err()
+                    .map(|reason| format!("{name}: {reason}")),
+            )
         }
     };
     let asked: Vec<_> = upload.chunks.values().map(ask).collect();
-    let flaws: Vec<Option<String>> = stream::iter(asked).buffered(HEADS_MAX).try_collect().await?;
+    let flaws: Vec<Option<String>> = stream::iter(asked)
+        .buffered(HEADS_MAX)
+        .try_collect()
+        .await?;
     Ok(flaws.into_iter().flatten().next())
 }
 
@@ -417,9 +543,20 @@ async fn check_chunks(env: &BackupEnv, stored: &DatasetName, upload: &Unfinished
 ///
 /// # Errors
 /// [`RunError::File`] when that cannot be read.
-pub(super) fn stored_of(env: &BackupEnv, selected: &Selected, id: &BackupId) -> Result<(usize, u64), RunError> {
-    let attempts = read_attempts(&env.settings.state_dir, &env.store.known(), &selected.stored)?;
-    let records = attempts.iter().filter(|attempt| attempt.id == *id).flat_map(JournaledAttempt::records);
+pub(super) fn stored_of(
+    env: &BackupEnv,
+    selected: &Selected,
+    id: &BackupId,
+) -> Result<(usize, u64), RunError> {
+    let attempts = read_attempts(
+        &env.settings.state_dir,
+        &env.store.known(),
+        &selected.stored,
+    )?;
+    let records = attempts
+        .iter()
+        .filter(|attempt| attempt.id == *id)
+        .flat_map(JournaledAttempt::records);
     let confirmed = records.filter_map(|record| match record {
         JournalRecord::Confirmed(chunk) => Some(chunk.entry.stream_bytes),
         _ => None,

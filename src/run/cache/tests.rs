@@ -16,19 +16,31 @@ fn open(state: &Path) -> ObjectCache {
 
 fn listed(key: &str, bytes: &[u8], second: i64) -> ListedObject {
     let modified_at = Some(Timestamp::from_second(second).unwrap());
-    ListedObject { key: key.to_owned(), bytes: bytes.len() as u64, modified_at }
+    ListedObject {
+        key: key.to_owned(),
+        bytes: bytes.len() as u64,
+        modified_at,
+    }
 }
 
 /// Three objects; the second has line ends and what looks like a line in it.
 fn objects() -> Vec<(ListedObject, Vec<u8>)> {
-    let bodies = [b"first".to_vec(), b"\n{\"key\":\"x\",\"bytes\":1}\n\n".to_vec(), vec![7; 200]];
+    let bodies = [
+        b"first".to_vec(),
+        b"\n{\"key\":\"x\",\"bytes\":1}\n\n".to_vec(),
+        vec![7; 200],
+    ];
     let objects = bodies.into_iter().enumerate();
-    objects.map(|(number, body)| (listed(&format!("tank/a b/@{number}"), &body, 100), body)).collect()
+    objects
+        .map(|(number, body)| (listed(&format!("tank/a b/@{number}"), &body, 100), body))
+        .collect()
 }
 
 fn filled(state: &Path) -> PathBuf {
     let cache = open(state);
-    objects().iter().for_each(|(object, body)| cache.put(object, body));
+    objects()
+        .iter()
+        .for_each(|(object, body)| cache.put(object, body));
     path_of(state, &KnownStore::of_url(STORE), &dataset())
 }
 
@@ -36,15 +48,44 @@ fn filled(state: &Path) -> PathBuf {
 fn what_was_kept_comes_back_while_it_is_listed_as_it_was() {
     let state = tempfile::tempdir().unwrap();
     let path = filled(state.path());
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
-    assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o7777, 0o700);
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o7777,
+        0o600
+    );
+    assert_eq!(
+        fs::metadata(path.parent().unwrap())
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o7777,
+        0o700
+    );
     let cache = open(state.path());
     for (object, body) in objects() {
         assert_eq!(cache.get(&object).unwrap(), body);
-        assert_eq!(cache.get(&ListedObject { bytes: object.bytes + 1, ..object.clone() }), None);
-        assert_eq!(cache.get(&listed(&object.key, &body, 101)), None, "written anew");
-        assert_eq!(cache.get(&ListedObject { modified_at: None, ..object.clone() }), None);
-        assert_eq!(cache.get_pinned(&object.key, Digest::of(&body)).unwrap(), body);
+        assert_eq!(
+            cache.get(&ListedObject {
+                bytes: object.bytes + 1,
+                ..object.clone()
+            }),
+            None
+        );
+        assert_eq!(
+            cache.get(&listed(&object.key, &body, 101)),
+            None,
+            "written anew"
+        );
+        assert_eq!(
+            cache.get(&ListedObject {
+                modified_at: None,
+                ..object.clone()
+            }),
+            None
+        );
+        assert_eq!(
+            cache.get_pinned(&object.key, Digest::of(&body)).unwrap(),
+            body
+        );
         assert_eq!(cache.get_pinned(&object.key, Digest::of(b"")), None);
     }
     // Another length than was listed is not what was listed.
@@ -54,7 +95,12 @@ fn what_was_kept_comes_back_while_it_is_listed_as_it_was() {
     cache.put(&listed(&object.key, b"other", 200), b"other");
     assert_eq!(cache.get(object), None);
     let another = |store, name: &str| {
-        ObjectCache::open(state.path(), &KnownStore::of_url(store), &name.parse().unwrap(), Keeping::New)
+        ObjectCache::open(
+            state.path(),
+            &KnownStore::of_url(store),
+            &name.parse().unwrap(),
+            Keeping::New,
+        )
     };
     assert_eq!(another("s3:bucket/q", "tank/a b").get(object), None);
     assert_eq!(another(STORE, "tank/a").get(object), None);
@@ -69,12 +115,25 @@ fn a_file_that_was_cut_anywhere_gives_what_is_whole_and_is_written_on() {
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
         let cache = open(state.path());
-        let found: Vec<bool> = objects().iter().map(|(object, _)| cache.get(object).is_some()).collect();
-        assert!(!found[2] && found.is_sorted_by(|a, b| a >= b), "cut at {length}: {found:?}");
-        objects().iter().for_each(|(object, body)| cache.put(object, body));
+        let found: Vec<bool> = objects()
+            .iter()
+            .map(|(object, _)| cache.get(object).is_some())
+            .collect();
+        assert!(
+            !found[2] && found.is_sorted_by(|a, b| a >= b),
+            "cut at {length}: {found:?}"
+        );
+        objects()
+            .iter()
+            .for_each(|(object, body)| cache.put(object, body));
         drop(cache);
         let again = open(state.path());
-        assert!(objects().iter().all(|(object, body)| again.get(object).unwrap() == body), "cut at {length}");
+        assert!(
+            objects()
+                .iter()
+                .all(|(object, body)| again.get(object).unwrap() == body),
+            "cut at {length}"
+        );
     }
 }
 
@@ -89,7 +148,12 @@ fn a_byte_that_changed_is_never_given_for_what_was_kept() {
         damaged[at] ^= 1;
         fs::write(&path, &damaged).unwrap();
         // Read only, so that the next turn finds what this one wrote.
-        let cache = ObjectCache::open(state.path(), &KnownStore::of_url(STORE), &dataset(), Keeping::Nothing);
+        let cache = ObjectCache::open(
+            state.path(),
+            &KnownStore::of_url(STORE),
+            &dataset(),
+            Keeping::Nothing,
+        );
         for (object, body) in objects() {
             match cache.get(&object) {
                 Some(found) => assert_eq!(found, body, "byte {at}"),
@@ -97,7 +161,11 @@ fn a_byte_that_changed_is_never_given_for_what_was_kept() {
             }
         }
     }
-    assert!(lost >= whole.len(), "{lost} objects lost by {} bytes", whole.len());
+    assert!(
+        lost >= whole.len(),
+        "{lost} objects lost by {} bytes",
+        whole.len()
+    );
 }
 
 #[test]
@@ -105,22 +173,41 @@ fn what_is_not_listed_any_more_is_dropped_and_its_room_comes_back() {
     let state = tempfile::tempdir().unwrap();
     let path = path_of(state.path(), &KnownStore::of_url(STORE), &dataset());
     let body = vec![9; 600_000];
-    let keys = ["tank/a b/@1", "tank/a b/@2", "tank/a b/@3", "tank/a b/@4"].map(|key| listed(key, &body, 100));
+    let keys = ["tank/a b/@1", "tank/a b/@2", "tank/a b/@3", "tank/a b/@4"]
+        .map(|key| listed(key, &body, 100));
     let cache = open(state.path());
     keys.iter().for_each(|object| cache.put(object, &body));
-    let reader = ObjectCache::open(state.path(), &KnownStore::of_url(STORE), &dataset(), Keeping::Nothing);
+    let reader = ObjectCache::open(
+        state.path(),
+        &KnownStore::of_url(STORE),
+        &dataset(),
+        Keeping::Nothing,
+    );
     cache.keep_listed(&keys[..3]);
     assert_eq!(cache.get(&keys[3]), None);
-    assert!(fs::metadata(&path).unwrap().len() > 4 * 600_000, "for one of four it is not written anew");
+    assert!(
+        fs::metadata(&path).unwrap().len() > 4 * 600_000,
+        "for one of four it is not written anew"
+    );
     cache.keep_listed(&keys[2..3]);
     assert!(fs::metadata(&path).unwrap().len() < 601_000);
     assert_eq!(cache.get(&keys[2]).unwrap(), body);
     cache.put(&keys[0], &body);
     drop(cache);
     let cache = open(state.path());
-    assert_eq!(keys.each_ref().map(|object| cache.get(object).is_some()), [true, false, true, false]);
-    assert_eq!(reader.get(&keys[3]).unwrap(), body, "whoever reads the old file reads on");
-    let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(
+        keys.each_ref().map(|object| cache.get(object).is_some()),
+        [true, false, true, false]
+    );
+    assert_eq!(
+        reader.get(&keys[3]).unwrap(),
+        body,
+        "whoever reads the old file reads on"
+    );
+    let names: Vec<_> = fs::read_dir(path.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     assert_eq!(names, [path]);
 }
 
@@ -140,9 +227,17 @@ fn one_process_writes_and_the_others_read() {
     assert_eq!(open(state.path()).get(&new).unwrap(), b"new"[..]);
     // Nothing is made by those who keep nothing.
     let empty = tempfile::tempdir().unwrap();
-    let cache = ObjectCache::open(empty.path(), &KnownStore::of_url(STORE), &dataset(), Keeping::Nothing);
+    let cache = ObjectCache::open(
+        empty.path(),
+        &KnownStore::of_url(STORE),
+        &dataset(),
+        Keeping::Nothing,
+    );
     cache.put(&new, b"new");
-    assert_eq!((cache.get(&new), fs::read_dir(empty.path()).unwrap().count()), (None, 0));
+    assert_eq!(
+        (cache.get(&new), fs::read_dir(empty.path()).unwrap().count()),
+        (None, 0)
+    );
 }
 
 #[test]
@@ -155,6 +250,11 @@ fn where_nothing_can_be_kept_everything_is_fetched() {
     cache.put(object, body);
     assert_eq!(cache.get(object), None);
     fs::remove_file(state.path().join("cache")).unwrap();
-    fs::create_dir_all(path_of(state.path(), &KnownStore::of_url(STORE), &dataset())).unwrap();
+    fs::create_dir_all(path_of(
+        state.path(),
+        &KnownStore::of_url(STORE),
+        &dataset(),
+    ))
+    .unwrap();
     assert_eq!(open(state.path()).get(object), None);
 }

@@ -1,10 +1,11 @@
-//! Fetches objects that are not verified yet, at a cost that does not depend on the contents of the store.
+//! Fetches objects that are not verified yet, at a cost that does not depend on the contents of the
+//! store.
 //!
-//! - The signature comes first: it has a few hundred bytes, and without a signature of ours for this key the object is
-//!   never fetched.
+//! - The signature comes first: it has a few hundred bytes, and without a signature of ours for
+//!   this key the object is never fetched.
 //! - Each type of object has a limit that fits it ([`crate::manifest`] derives them).
-//! - Only one task of the process at a time fetches an unverified object of more than [`SMALL_BYTES_MAX`], and verifies
-//!   or drops it before the next one starts.
+//! - Only one task of the process at a time fetches an unverified object of more than
+//!   [`SMALL_BYTES_MAX`], and verifies or drops it before the next one starts.
 
 use crate::manifest::SIGNATURE_BYTES_MAX;
 use crate::model::Digest;
@@ -14,26 +15,35 @@ use crate::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
-/// Up to this size several are fetched at once: manifests, and all others but those of large backups.
+/// Up to this size several are fetched at once: manifests, and all others but those of large
+/// backups.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
 
 /// Held while an object above [`SMALL_BYTES_MAX`] is fetched and checked.
 static LARGE: Mutex<()> = Mutex::const_new(());
 
-/// An object that was gone, or longer than the format allows, is damage of its backup and no failure of the store.
+/// An object that was gone, or longer than the format allows, is damage of its backup and no
+/// failure of the store.
 fn named(key: &ObjectKey, fetched: Result<Bytes, StoreError>) -> Result<Bytes, RunError> {
     fetched.map_err(|error| match error.kind {
         StoreErrorKind::NotFound => missing(key),
-        StoreErrorKind::Corrupt => RunError::Damaged { key: key.to_string(), reason: error_chain(&error) },
+        StoreErrorKind::Corrupt => RunError::Damaged {
+            key: key.to_string(),
+            reason: error_chain(&error),
+        },
         _ => error.into(),
     })
 }
 
 fn missing(key: &ObjectKey) -> RunError {
-    RunError::Damaged { key: key.to_string(), reason: "missing".into() }
+    RunError::Damaged {
+        key: key.to_string(),
+        reason: "missing".into(),
+    }
 }
 
-/// Fetches an object that a manifest or a listing names, and checks it before another large one is fetched.
+/// Fetches an object that a manifest or a listing names, and checks it before another large one is
+/// fetched.
 ///
 /// # Errors
 /// [`RunError::Damaged`] when it is missing or too long; what the check says; [`RunError::Store`].
@@ -61,8 +71,8 @@ pub(super) async fn get_checked<T>(
 /// Fetches a signed object and its signature, and verifies it.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when one is missing or too long; [`RunError::Manifest`] when the signature is not by a trusted key
-/// for this object; [`RunError::Store`].
+/// [`RunError::Damaged`] when one is missing or too long; [`RunError::Manifest`] when the signature
+/// is not by a trusted key for this object; [`RunError::Store`].
 pub(in crate::run) async fn get_signed(
     store: &dyn ObjectStore,
     key: &ObjectKey,
@@ -71,23 +81,33 @@ pub(in crate::run) async fn get_signed(
     limit_bytes: u64,
 ) -> Result<(Bytes, Bytes), RunError> {
     let signature = get_signature(store, key).await?;
-    let bytes = get_with_signature(store, key, signed_type, trusted, limit_bytes, &signature).await?;
+    let bytes =
+        get_with_signature(store, key, signed_type, trusted, limit_bytes, &signature).await?;
     Ok((bytes, signature))
 }
 
 /// Fetches the signature of an object.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when it is missing or too long: of a pair that is gone, the object is named.
-pub(in crate::run) async fn get_signature(store: &dyn ObjectStore, key: &ObjectKey) -> Result<Bytes, RunError> {
+/// [`RunError::Damaged`] when it is missing or too long: of a pair that is gone, the object is
+/// named.
+pub(in crate::run) async fn get_signature(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+) -> Result<Bytes, RunError> {
     let signature_key = key.signature();
     match store.get(&signature_key, None, SIGNATURE_BYTES_MAX).await {
-        Err(error) if error.kind == StoreErrorKind::NotFound && store.head(key).await?.is_none() => Err(missing(key)),
+        Err(error)
+            if error.kind == StoreErrorKind::NotFound && store.head(key).await?.is_none() =>
+        {
+            Err(missing(key))
+        }
         fetched => named(&signature_key, fetched),
     }
 }
 
-/// Fetches the object of this signature and verifies it. Without a request where the signature cannot be of it.
+/// Fetches the object of this signature and verifies it. Without a request where the signature
+/// cannot be of it.
 ///
 /// # Errors
 /// As for [`get_signed`].
@@ -99,10 +119,18 @@ pub(super) async fn get_with_signature(
     limit_bytes: u64,
     signature: &[u8],
 ) -> Result<Bytes, RunError> {
-    let untrusted =
-        |source: crate::sign::SignatureError| RunError::Manifest { key: key.to_string(), source: source.into() };
-    trusted.verify_claim(signed_type, key.as_str(), signature).map_err(untrusted)?;
-    let verify = |bytes: &Bytes| trusted.verify(signed_type, key.as_str(), bytes, signature).map_err(untrusted);
+    let untrusted = |source: crate::sign::SignatureError| RunError::Manifest {
+        key: key.to_string(),
+        source: source.into(),
+    };
+    trusted
+        .verify_claim(signed_type, key.as_str(), signature)
+        .map_err(untrusted)?;
+    let verify = |bytes: &Bytes| {
+        trusted
+            .verify(signed_type, key.as_str(), bytes, signature)
+            .map_err(untrusted)
+    };
     Ok(get_checked(store, key, limit_bytes, verify).await?.0)
 }
 

@@ -17,7 +17,8 @@ pub(in crate::run) const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration:
 /// Records fetched at once.
 const RECORDS_MAX: usize = 16;
 
-/// Ids whose deletion a signed prune record explains. A record that is not believed explains nothing.
+/// Ids whose deletion a signed prune record explains. A record that is not believed explains
+/// nothing.
 ///
 /// # Errors
 /// [`RunError::Store`] when a listing or a fetch fails.
@@ -27,12 +28,16 @@ pub async fn read_pruned(
     trusted: &TrustedKeys,
 ) -> Result<BTreeSet<BackupId>, RunError> {
     let records = read_prune_records(store, dataset, trusted, None).await?;
-    Ok(records.into_iter().flat_map(|(_, record)| record.pruned).map(|entry| entry.id).collect())
+    Ok(records
+        .into_iter()
+        .flat_map(|(_, record)| record.pruned)
+        .map(|entry| entry.id)
+        .collect())
 }
 
-/// Returns the signed prune records of one dataset with their keys, in order, without those written before `since`. An
-/// untrusted record is left out with a warning. Each record has its time by the store's clock, if the store reports
-/// one.
+/// Returns the signed prune records of one dataset with their keys, in order, without those written
+/// before `since`. An untrusted record is left out with a warning. Each record has its time by the
+/// store's clock, if the store reports one.
 ///
 /// # Errors
 /// [`RunError::Store`] when a listing or a fetch fails.
@@ -45,8 +50,8 @@ pub async fn read_prune_records(
     read_prune_records_through(store, dataset, trusted, since, &ObjectCache::none()).await
 }
 
-/// As [`read_prune_records`], but what is kept of records that are listed as before is not fetched. What is signed is as
-/// true as when it was fetched, and one that was taken back is not listed.
+/// As [`read_prune_records`], but what is kept of records that are listed as before is not fetched.
+/// What is signed is as true as when it was fetched, and one that was taken back is not listed.
 ///
 /// # Errors
 /// As for [`read_prune_records`].
@@ -61,18 +66,36 @@ pub async fn read_prune_records_through(
     // The time stands first in a record's name, so that old ones need not be fetched.
     let oldest = since.map(|since| format!("{prefix}{}", since.strftime("%Y%m%dT%H%M%SZ")));
     let listed = store.list(&prefix).await?;
-    let by_key: BTreeMap<&str, &ListedObject> = listed.iter().map(|object| (object.key.as_str(), object)).collect();
-    let wanted = listed.iter().filter(|object| oldest.as_ref().is_none_or(|oldest| object.key >= *oldest));
-    let keys = wanted.filter_map(|object| ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json")));
+    let by_key: BTreeMap<&str, &ListedObject> = listed
+        .iter()
+        .map(|object| (object.key.as_str(), object))
+        .collect();
+    let wanted = listed
+        .iter()
+        .filter(|object| oldest.as_ref().is_none_or(|oldest| object.key >= *oldest));
+    let keys = wanted.filter_map(|object| {
+        ObjectKey::listed(&object.key).filter(|key| key.as_str().ends_with(".json"))
+    });
     // Collected first: a stream that made them as it goes would tie them to its own lifetime.
     let reads: Vec<_> = keys
         .map(|key| {
             let signature = format!("{key}{SIGNATURE_SUFFIX}");
-            let pair = by_key.get(key.as_str()).copied().zip(by_key.get(signature.as_str()).copied());
-            let modified_at = by_key.get(key.as_str()).and_then(|object| object.modified_at);
+            let pair = by_key
+                .get(key.as_str())
+                .copied()
+                .zip(by_key.get(signature.as_str()).copied());
+            let modified_at = by_key
+                .get(key.as_str())
+                .and_then(|object| object.modified_at);
             async move {
                 let record = read_record(store, dataset, trusted, cache, &key, pair).await;
-                (key, record.map(|record| PruneRecord { recorded_at: record.recorded_at.or(modified_at), ..record }))
+                (
+                    key,
+                    record.map(|record| PruneRecord {
+                        recorded_at: record.recorded_at.or(modified_at),
+                        ..record
+                    }),
+                )
             }
         })
         .collect();
@@ -102,7 +125,10 @@ async fn read_record(
 ) -> Result<PruneRecord, RunError> {
     // The signature is put first, and the listing is whole.
     let Some((listed, listed_signature)) = listed else {
-        return Err(RunError::Damaged { key: key.signature().to_string(), reason: "missing".into() });
+        return Err(RunError::Damaged {
+            key: key.signature().to_string(),
+            reason: "missing".into(),
+        });
     };
     let parse = |bytes: &[u8], signature: &[u8]| -> Result<PruneRecord, ManifestError> {
         parse_prune_record(trusted, dataset, key.as_str(), bytes, signature)
@@ -123,8 +149,12 @@ async fn read_record(
         }
     };
     let (signed_type, limit_bytes) = (SignedType::PruneRecord, PRUNE_RECORD_BYTES_MAX);
-    let bytes = get_with_signature(store, key, signed_type, trusted, limit_bytes, &signature).await?;
-    let record = parse(&bytes, &signature).map_err(|source| RunError::Manifest { key: key.to_string(), source })?;
+    let bytes =
+        get_with_signature(store, key, signed_type, trusted, limit_bytes, &signature).await?;
+    let record = parse(&bytes, &signature).map_err(|source| RunError::Manifest {
+        key: key.to_string(),
+        source,
+    })?;
     cache.put(listed, &bytes);
     if !is_kept {
         cache.put(listed_signature, &signature);

@@ -18,7 +18,8 @@ pub struct Wanted {
     pub parts: u64,
     /// How long objects are locked.
     pub lock: Option<ObjectLock>,
-    /// Rules of `[lifecycle-remote]` or `prune-remote` are used, so that deleting must work somewhere.
+    /// Rules of `[lifecycle-remote]` or `prune-remote` are used, so that deleting must work
+    /// somewhere.
     pub prunes: bool,
     /// Other credentials delete.
     pub has_prune_credentials: bool,
@@ -39,9 +40,18 @@ pub fn check_probe(probe: &StoreProbe, wanted: &Wanted) -> Vec<Check> {
             "the probe could not remove {} of the objects that it had put, such as {first}",
             probe.left_behind.len()
         );
-        checks.push(Check::warning("probe", text, "delete what lies under @zfs-backup/probe/ with other credentials"));
+        checks.push(Check::warning(
+            "probe",
+            text,
+            "delete what lies under @zfs-backup/probe/ with other credentials",
+        ));
     }
-    checks.extend(probe.notes.iter().map(|note| Check::note("said", format!("the store on {note}"))));
+    checks.extend(
+        probe
+            .notes
+            .iter()
+            .map(|note| Check::note("said", format!("the store on {note}"))),
+    );
     checks
 }
 
@@ -55,9 +65,14 @@ fn clock(probe: &StoreProbe) -> Check {
         3.. => format!("the store is {ahead} s ahead of this host"),
         _ => format!("the store is {} s behind this host", ahead.unsigned_abs()),
     };
-    let advice = "set this host's clock, and keep it by NTP: ages and locks are told by it".to_owned();
+    let advice =
+        "set this host's clock, and keep it by NTP: ages and locks are told by it".to_owned();
     match ahead.unsigned_abs() {
-        SKEW_SECONDS_BAD.. => Check::bad(subject, format!("{text}: requests are refused"), Some(advice)),
+        SKEW_SECONDS_BAD.. => Check::bad(
+            subject,
+            format!("{text}: requests are refused"),
+            Some(advice),
+        ),
         SKEW_SECONDS_DOUBTFUL.. => Check::warning(subject, text, advice),
         _ => Check::good(subject, text),
     }
@@ -83,12 +98,15 @@ fn checksum(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
         ),
         Some(given) if !probe.kept.contains(&given) => Check::warning(
             subject,
-            format!("checksum = \"{given}\" is configured, and the store does not keep it: {found}"),
+            format!(
+                "checksum = \"{given}\" is configured, and the store does not keep it: {found}"
+            ),
             format!("remove `checksum`, or write checksum = \"{best}\""),
         ),
-        Some(given) if given != best => {
-            Check::note(subject, format!("{found}; checksum = \"{given}\" is configured and stays"))
-        }
+        Some(given) if given != best => Check::note(
+            subject,
+            format!("{found}; checksum = \"{given}\" is configured and stays"),
+        ),
         _ if probe.kept.is_empty() => Check::warning(
             subject,
             found,
@@ -100,15 +118,21 @@ fn checksum(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
 
 fn strength(tier: EvidenceTier) -> &'static str {
     match tier {
-        EvidenceTier::Sha256Composite => "verify-checksums compares it; it resists accidents and whoever writes there",
-        _ => "verify-checksums compares it; it resists accidents, not whoever writes there on purpose",
+        EvidenceTier::Sha256Composite => {
+            "verify-checksums compares it; it resists accidents and whoever writes there"
+        }
+        _ => {
+            "verify-checksums compares it; it resists accidents, not whoever writes there on purpose"
+        }
     }
 }
 
 fn conditions(probe: &StoreProbe) -> Check {
     let subject = "create-only";
     match (probe.conditional_put, probe.conditional_complete) {
-        (Ability::Works, Ability::Works) => Check::good(subject, "the store itself refuses to replace objects"),
+        (Ability::Works, Ability::Works) => {
+            Check::good(subject, "the store itself refuses to replace objects")
+        }
         (put, complete) => Check::note(
             subject,
             format!(
@@ -122,7 +146,9 @@ fn conditions(probe: &StoreProbe) -> Check {
 fn uploads(probe: &StoreProbe) -> Check {
     let subject = "uploads";
     match (probe.list_uploads, probe.abort_uploads) {
-        (Ability::Works, Ability::Works) => Check::good(subject, "unfinished uploads are listed and can be removed"),
+        (Ability::Works, Ability::Works) => {
+            Check::good(subject, "unfinished uploads are listed and can be removed")
+        }
         (Ability::Works, _) => Check::warning(
             subject,
             "unfinished uploads are listed and cannot be removed: they cost until somebody does",
@@ -146,52 +172,77 @@ fn deleting(probe: &StoreProbe, wanted: &Wanted) -> Check {
             "these credentials may not delete: prune-remote cannot work with them",
             "name credentials that may, under [prune]; that these may not is good against whoever takes this host",
         ),
-        Deleting::Refused => {
-            Check::good(subject, "these credentials may not delete: good against whoever takes this host")
-        }
+        Deleting::Refused => Check::good(
+            subject,
+            "these credentials may not delete: good against whoever takes this host",
+        ),
         Deleting::Hides if wanted.prunes && !wanted.has_prune_credentials => Check::warning(
             subject,
             "these credentials only hide: what prune-remote deletes stays and costs",
             "name credentials that may delete versions, under [prune], or set a lifecycle rule for hidden versions",
         ),
-        Deleting::Hides => {
-            Check::good(subject, "these credentials only hide, which is good against whoever takes this host")
-        }
-        Deleting::Unknown => {
-            Check::warning(subject, "whether deleting works could not be told", "see what the store said")
-        }
+        Deleting::Hides => Check::good(
+            subject,
+            "these credentials only hide, which is good against whoever takes this host",
+        ),
+        Deleting::Unknown => Check::warning(
+            subject,
+            "whether deleting works could not be told",
+            "see what the store said",
+        ),
     }
 }
 
-/// Whoever takes a host whose credentials delete can delete its backups too, unless they are locked.
+/// Whoever takes a host whose credentials delete can delete its backups too, unless they are
+/// locked.
 fn may_delete(what: &str, wanted: &Wanted) -> Check {
     let subject = "deleting";
     if wanted.lock.is_some() {
         return Check::good(subject, format!("{what}; locks hold against it"));
     }
     let advice = match wanted.has_prune_credentials {
-        true => "[prune] has credentials of its own: take the right to delete from those of every night",
-        false => "credentials that may not delete are enough for every night; name others for pruning under [prune]",
+        true => {
+            "[prune] has credentials of its own: take the right to delete from those of every night"
+        }
+        false => {
+            "credentials that may not delete are enough for every night; name others for pruning under [prune]"
+        }
     };
     let text = format!("{what}; so whoever takes this host can delete the backups too");
-    Check { advice: Some(advice.to_owned()), ..Check::note(subject, text) }
+    Check {
+        advice: Some(advice.to_owned()),
+        ..Check::note(subject, text)
+    }
 }
 
 fn parts(probe: &StoreProbe, wanted: &Wanted) -> Option<Check> {
     let subject = "parts";
     let max = u64::from(probe.parts_max?);
     Some(match wanted.parts <= max {
-        true => Check::good(subject, format!("{} for the longest chunk, the store takes {max} or more", wanted.parts)),
+        true => Check::good(
+            subject,
+            format!(
+                "{} for the longest chunk, the store takes {max} or more",
+                wanted.parts
+            ),
+        ),
         false => Check::bad(
             subject,
-            format!("a chunk has up to {} parts, and the store takes {max}", wanted.parts),
+            format!(
+                "a chunk has up to {} parts, and the store takes {max}",
+                wanted.parts
+            ),
             Some("raise part_size or lower split_size".to_owned()),
         ),
     })
 }
 
 /// The checks over what the bucket says of itself.
-pub fn check_bucket(facts: &BucketFacts, probe: Option<&StoreProbe>, wanted: &Wanted) -> Vec<Check> {
+pub fn check_bucket(
+    facts: &BucketFacts,
+    probe: Option<&StoreProbe>,
+    wanted: &Wanted,
+) -> Vec<Check> {
     let mut checks = Vec::new();
     match &facts.visibility {
         Told::Is(visibility) if visibility == "public" => checks.push(Check::warning(
@@ -201,13 +252,19 @@ pub fn check_bucket(facts: &BucketFacts, probe: Option<&StoreProbe>, wanted: &Wa
         )),
         Told::Is(visibility) => checks.push(Check::good("bucket", visibility.clone())),
         Told::Untold(why) => {
-            checks.push(Check::note("bucket", format!("the store would not say whether it is public: {why}")));
+            checks.push(Check::note(
+                "bucket",
+                format!("the store would not say whether it is public: {why}"),
+            ));
         }
     }
     let keeps_versions = probe.is_none_or(|probe| probe.deleting != Deleting::Removes);
     match &facts.lifecycle {
         Told::Is(rules) => checks.extend(lifecycle(rules, keeps_versions, wanted)),
-        Told::Untold(why) => checks.push(Check::note("lifecycle", format!("the store would not say its rules: {why}"))),
+        Told::Untold(why) => checks.push(Check::note(
+            "lifecycle",
+            format!("the store would not say its rules: {why}"),
+        )),
     }
     checks.extend(object_lock(&facts.object_lock, wanted));
     if let Told::Is(rights) = &facts.rights {
@@ -220,15 +277,30 @@ fn lifecycle(rules: &[LifecycleRule], keeps_versions: bool, wanted: &Wanted) -> 
     let subject = "lifecycle";
     let mut checks = Vec::new();
     for rule in rules {
-        let name = if rule.name.is_empty() { format!("for {:?}", rule.prefix) } else { format!("{:?}", rule.name) };
+        let name = if rule.name.is_empty() {
+            format!("for {:?}", rule.prefix)
+        } else {
+            format!("{:?}", rule.name)
+        };
         if let Some(after) = &rule.expires {
-            let advice =
-                Some(format!("remove that rule: only prune-remote knows what a chain still needs; {FOR_HIDDEN}"));
-            checks.push(Check::bad(subject, format!("the rule {name} deletes or hides backups after {after}"), advice));
+            let advice = Some(format!(
+                "remove that rule: only prune-remote knows what a chain still needs; {FOR_HIDDEN}"
+            ));
+            checks.push(Check::bad(
+                subject,
+                format!("the rule {name} deletes or hides backups after {after}"),
+                advice,
+            ));
         }
         if let Some(class) = &rule.moves_to {
-            let text = format!("the rule {name} moves objects to {class}: small objects are read at every run");
-            checks.push(Check::warning(subject, text, "set storage_class instead, which is for chunks only"));
+            let text = format!(
+                "the rule {name} moves objects to {class}: small objects are read at every run"
+            );
+            checks.push(Check::warning(
+                subject,
+                text,
+                "set storage_class instead, which is for chunks only",
+            ));
         }
     }
     let whole = || rules.iter().filter(|rule| !rule.partial);
@@ -249,8 +321,14 @@ fn lifecycle(rules: &[LifecycleRule], keeps_versions: bool, wanted: &Wanted) -> 
     }
     if keeps_versions {
         match whole().filter_map(|rule| rule.hidden_days).min() {
-            Some(days) => checks.push(Check::good(subject, format!("hidden versions are deleted after {days} days"))),
-            None => checks.push(Check::note(subject, format!("no rule deletes hidden versions; {FOR_HIDDEN}"))),
+            Some(days) => checks.push(Check::good(
+                subject,
+                format!("hidden versions are deleted after {days} days"),
+            )),
+            None => checks.push(Check::note(
+                subject,
+                format!("no rule deletes hidden versions; {FOR_HIDDEN}"),
+            )),
         }
     }
     checks
@@ -266,12 +344,19 @@ fn object_lock(told: &Told<bool>, wanted: &Wanted) -> Option<Check> {
             "the bucket can lock objects; object_lock_days would keep backups from whoever takes this host",
         ),
         (_, None) => return None,
-        (Told::Is(true), Some(lock)) => {
-            Check::good(subject, format!("on; objects are locked for {} days ({} mode)", lock.days, lock.mode))
-        }
+        (Told::Is(true), Some(lock)) => Check::good(
+            subject,
+            format!(
+                "on; objects are locked for {} days ({} mode)",
+                lock.days, lock.mode
+            ),
+        ),
         (Told::Is(false), Some(lock)) => Check::bad(
             subject,
-            format!("object_lock_days = {} is configured, and the bucket has no object lock", lock.days),
+            format!(
+                "object_lock_days = {} is configured, and the bucket has no object lock",
+                lock.days
+            ),
             Some("switch object lock on for the bucket, or remove object_lock_days".to_owned()),
         ),
         (Told::Untold(why), Some(_)) => Check::warning(
@@ -286,21 +371,38 @@ fn object_lock(told: &Told<bool>, wanted: &Wanted) -> Option<Check> {
 const B2_NEEDED: [&str; 3] = ["listFiles", "readFiles", "writeFiles"];
 const B2_LOCK: [&str; 2] = ["readFileRetentions", "writeFileRetentions"];
 /// What a nightly host need not be able to do.
-const B2_TOO_MUCH: [&str; 6] =
-    ["deleteBuckets", "writeBuckets", "writeKeys", "deleteKeys", "bypassGovernance", "writeBucketRetentions"];
+const B2_TOO_MUCH: [&str; 6] = [
+    "deleteBuckets",
+    "writeBuckets",
+    "writeKeys",
+    "deleteKeys",
+    "bypassGovernance",
+    "writeBucketRetentions",
+];
 
 fn check_rights(rights: &Rights, wanted: &Wanted) -> Vec<Check> {
     let subject = "key";
     let has = |name: &&&str| rights.may.iter().any(|may| may == *name);
     let missing: Vec<&str> = B2_NEEDED
         .iter()
-        .chain(wanted.lock.is_some().then_some(&B2_LOCK).into_iter().flatten())
+        .chain(
+            wanted
+                .lock
+                .is_some()
+                .then_some(&B2_LOCK)
+                .into_iter()
+                .flatten(),
+        )
         .filter(|name| !has(name))
         .copied()
         .collect();
     if !missing.is_empty() {
         let text = format!("the application key lacks {}", missing.join(", "));
-        return vec![Check::bad(subject, text, Some("make an application key that has them".to_owned()))];
+        return vec![Check::bad(
+            subject,
+            text,
+            Some("make an application key that has them".to_owned()),
+        )];
     }
     let scope = match (&rights.buckets, &rights.prefix) {
         (None, _) => "every bucket of the account".to_owned(),
@@ -316,10 +418,18 @@ fn check_rights(rights: &Rights, wanted: &Wanted) -> Vec<Check> {
     if !ample {
         return vec![Check::good(subject, text)];
     }
-    let more = if too_much.is_empty() { String::new() } else { format!(" and may {}", too_much.join(", ")) };
+    let more = if too_much.is_empty() {
+        String::new()
+    } else {
+        format!(" and may {}", too_much.join(", "))
+    };
     let advice = "make a key for this bucket alone with listBuckets, listFiles, readFiles and writeFiles; deleting can \
                   have a key of its own under [prune]";
-    vec![Check::warning(subject, format!("{text}{more}: more than a nightly backup needs"), advice)]
+    vec![Check::warning(
+        subject,
+        format!("{text}{more}: more than a nightly backup needs"),
+        advice,
+    )]
 }
 
 #[cfg(test)]
@@ -345,41 +455,170 @@ mod tests {
     }
 
     fn states(checks: &[Check], subject: &str) -> Vec<CheckState> {
-        checks.iter().filter(|check| check.subject == subject).map(|check| check.state).collect()
+        checks
+            .iter()
+            .filter(|check| check.subject == subject)
+            .map(|check| check.state)
+            .collect()
     }
 
     #[test]
     fn a_good_store_has_nothing_but_ticks() {
-        let lock = Some(ObjectLock { days: 30, mode: LockMode::Compliance, covers_chains: false });
-        let wanted = Wanted { parts: 65, lock, ..Wanted::default() };
-        assert_eq!(states(&check_probe(&good_probe(), &Wanted { lock: None, ..wanted.clone() }), "deleting"), [Note]);
+        let lock = Some(ObjectLock {
+            days: 30,
+            mode: LockMode::Compliance,
+            covers_chains: false,
+        });
+        let wanted = Wanted {
+            parts: 65,
+            lock,
+            ..Wanted::default()
+        };
+        assert_eq!(
+            states(
+                &check_probe(
+                    &good_probe(),
+                    &Wanted {
+                        lock: None,
+                        ..wanted.clone()
+                    }
+                ),
+                "deleting"
+            ),
+            [Note]
+        );
         let checks = check_probe(&good_probe(), &wanted);
         assert!(checks.iter().all(|check| check.state == Good), "{checks:?}");
     }
 
     #[test]
     fn each_thing_that_does_not_work_is_told_by_its_own_line() {
-        let wanted = Wanted { parts: 65, prunes: true, ..Wanted::default() };
+        let wanted = Wanted {
+            parts: 65,
+            prunes: true,
+            ..Wanted::default()
+        };
         let cases: [(&str, StoreProbe, CheckState); 12] = [
-            ("clock", StoreProbe { clock_ahead_seconds: Some(120), ..good_probe() }, Warning),
-            ("clock", StoreProbe { clock_ahead_seconds: Some(-1000), ..good_probe() }, Bad),
-            ("clock", StoreProbe { clock_ahead_seconds: None, ..good_probe() }, Note),
-            ("checksum", StoreProbe { kept: vec![], tier: EvidenceTier::SizeOnly, ..good_probe() }, Warning),
-            ("create-only", StoreProbe { conditional_put: Ability::Ignored, ..good_probe() }, Note),
-            ("create-only", StoreProbe { conditional_complete: Ability::Refused, ..good_probe() }, Note),
-            ("uploads", StoreProbe { list_uploads: Ability::Refused, ..good_probe() }, Warning),
-            ("uploads", StoreProbe { abort_uploads: Ability::Refused, ..good_probe() }, Warning),
-            ("deleting", StoreProbe { deleting: Deleting::Refused, ..good_probe() }, Warning),
-            ("deleting", StoreProbe { deleting: Deleting::Hides, ..good_probe() }, Warning),
-            ("parts", StoreProbe { parts_max: Some(64), ..good_probe() }, Bad),
-            ("probe", StoreProbe { left_behind: vec!["x".to_owned()], ..good_probe() }, Warning),
+            (
+                "clock",
+                StoreProbe {
+                    clock_ahead_seconds: Some(120),
+                    ..good_probe()
+                },
+                Warning,
+            ),
+            (
+                "clock",
+                StoreProbe {
+                    clock_ahead_seconds: Some(-1000),
+                    ..good_probe()
+                },
+                Bad,
+            ),
+            (
+                "clock",
+                StoreProbe {
+                    clock_ahead_seconds: None,
+                    ..good_probe()
+                },
+                Note,
+            ),
+            (
+                "checksum",
+                StoreProbe {
+                    kept: vec![],
+                    tier: EvidenceTier::SizeOnly,
+                    ..good_probe()
+                },
+                Warning,
+            ),
+            (
+                "create-only",
+                StoreProbe {
+                    conditional_put: Ability::Ignored,
+                    ..good_probe()
+                },
+                Note,
+            ),
+            (
+                "create-only",
+                StoreProbe {
+                    conditional_complete: Ability::Refused,
+                    ..good_probe()
+                },
+                Note,
+            ),
+            (
+                "uploads",
+                StoreProbe {
+                    list_uploads: Ability::Refused,
+                    ..good_probe()
+                },
+                Warning,
+            ),
+            (
+                "uploads",
+                StoreProbe {
+                    abort_uploads: Ability::Refused,
+                    ..good_probe()
+                },
+                Warning,
+            ),
+            (
+                "deleting",
+                StoreProbe {
+                    deleting: Deleting::Refused,
+                    ..good_probe()
+                },
+                Warning,
+            ),
+            (
+                "deleting",
+                StoreProbe {
+                    deleting: Deleting::Hides,
+                    ..good_probe()
+                },
+                Warning,
+            ),
+            (
+                "parts",
+                StoreProbe {
+                    parts_max: Some(64),
+                    ..good_probe()
+                },
+                Bad,
+            ),
+            (
+                "probe",
+                StoreProbe {
+                    left_behind: vec!["x".to_owned()],
+                    ..good_probe()
+                },
+                Warning,
+            ),
         ];
         for (subject, probe, state) in cases {
-            assert_eq!(states(&check_probe(&probe, &wanted), subject), [state], "{subject}: {probe:?}");
+            assert_eq!(
+                states(&check_probe(&probe, &wanted), subject),
+                [state],
+                "{subject}: {probe:?}"
+            );
         }
-        let no_prune = Wanted { parts: 65, prunes: true, has_prune_credentials: true, ..Wanted::default() };
-        let refused = StoreProbe { deleting: Deleting::Refused, ..good_probe() };
-        assert_eq!(states(&check_probe(&refused, &no_prune), "deleting"), [Good], "least privilege is no fault");
+        let no_prune = Wanted {
+            parts: 65,
+            prunes: true,
+            has_prune_credentials: true,
+            ..Wanted::default()
+        };
+        let refused = StoreProbe {
+            deleting: Deleting::Refused,
+            ..good_probe()
+        };
+        assert_eq!(
+            states(&check_probe(&refused, &no_prune), "deleting"),
+            [Good],
+            "least privilege is no fault"
+        );
     }
 
     #[test]
@@ -392,9 +631,22 @@ mod tests {
             (Some(Md5), vec![], Warning, "is configured"),
             (None, vec![Crc64nvme], Good, "CRC64NVME"),
         ] {
-            let probe = StoreProbe { kept, ..good_probe() };
-            let check = checksum(&probe, &Wanted { checksum: given, ..Wanted::default() }).unwrap();
-            assert!(check.state == state && check.text.contains(part), "{given:?}: {check:?}");
+            let probe = StoreProbe {
+                kept,
+                ..good_probe()
+            };
+            let check = checksum(
+                &probe,
+                &Wanted {
+                    checksum: given,
+                    ..Wanted::default()
+                },
+            )
+            .unwrap();
+            assert!(
+                check.state == state && check.text.contains(part),
+                "{given:?}: {check:?}"
+            );
         }
     }
 
@@ -409,25 +661,79 @@ mod tests {
 
     #[test]
     fn a_rule_that_deletes_backups_is_a_fault_and_one_that_tidies_is_not() {
-        let wanted = Wanted { resume_days: 14, ..Wanted::default() };
-        let rule = |rule: LifecycleRule| states(&check_bucket(&facts(vec![rule]), None, &wanted), "lifecycle");
-        assert_eq!(states(&check_bucket(&facts(vec![]), None, &wanted), "lifecycle"), [Note, Note]);
-        let expires = LifecycleRule { expires: Some("30 days".into()), ..LifecycleRule::default() };
+        let wanted = Wanted {
+            resume_days: 14,
+            ..Wanted::default()
+        };
+        let rule = |rule: LifecycleRule| {
+            states(
+                &check_bucket(&facts(vec![rule]), None, &wanted),
+                "lifecycle",
+            )
+        };
+        assert_eq!(
+            states(&check_bucket(&facts(vec![]), None, &wanted), "lifecycle"),
+            [Note, Note]
+        );
+        let expires = LifecycleRule {
+            expires: Some("30 days".into()),
+            ..LifecycleRule::default()
+        };
         assert_eq!(rule(expires), [Bad, Note, Note]);
-        let tidy = LifecycleRule { unfinished_days: Some(14), hidden_days: Some(1), ..LifecycleRule::default() };
+        let tidy = LifecycleRule {
+            unfinished_days: Some(14),
+            hidden_days: Some(1),
+            ..LifecycleRule::default()
+        };
         assert_eq!(rule(tidy.clone()), [Good, Good]);
-        assert_eq!(rule(LifecycleRule { unfinished_days: Some(7), ..tidy.clone() }), [Note, Good]);
-        assert_eq!(rule(LifecycleRule { partial: true, ..tidy.clone() }), [Note, Note], "it is for some names only");
-        assert_eq!(rule(LifecycleRule { moves_to: Some("GLACIER".into()), ..tidy }), [Warning, Good, Good]);
-        let untold = BucketFacts { lifecycle: Told::Untold("AccessDenied".to_owned()), ..facts(vec![]) };
-        assert_eq!(states(&check_bucket(&untold, None, &wanted), "lifecycle"), [Note], "a refusal to say is no fault");
-        let public = BucketFacts { visibility: Told::Is("public".to_owned()), ..facts(vec![]) };
-        assert_eq!(states(&check_bucket(&public, None, &wanted), "bucket"), [Warning]);
+        assert_eq!(
+            rule(LifecycleRule {
+                unfinished_days: Some(7),
+                ..tidy.clone()
+            }),
+            [Note, Good]
+        );
+        assert_eq!(
+            rule(LifecycleRule {
+                partial: true,
+                ..tidy.clone()
+            }),
+            [Note, Note],
+            "it is for some names only"
+        );
+        assert_eq!(
+            rule(LifecycleRule {
+                moves_to: Some("GLACIER".into()),
+                ..tidy
+            }),
+            [Warning, Good, Good]
+        );
+        let untold = BucketFacts {
+            lifecycle: Told::Untold("AccessDenied".to_owned()),
+            ..facts(vec![])
+        };
+        assert_eq!(
+            states(&check_bucket(&untold, None, &wanted), "lifecycle"),
+            [Note],
+            "a refusal to say is no fault"
+        );
+        let public = BucketFacts {
+            visibility: Told::Is("public".to_owned()),
+            ..facts(vec![])
+        };
+        assert_eq!(
+            states(&check_bucket(&public, None, &wanted), "bucket"),
+            [Warning]
+        );
     }
 
     #[test]
     fn a_lock_needs_a_bucket_that_can() {
-        let lock = Some(ObjectLock { days: 30, mode: LockMode::Compliance, covers_chains: false });
+        let lock = Some(ObjectLock {
+            days: 30,
+            mode: LockMode::Compliance,
+            covers_chains: false,
+        });
         for (told, lock, state) in [
             (Told::Is(true), lock, vec![Good]),
             (Told::Is(false), lock, vec![Bad]),
@@ -435,8 +741,18 @@ mod tests {
             (Told::Is(true), None, vec![Note]),
             (Told::Is(false), None, vec![]),
         ] {
-            let facts = BucketFacts { object_lock: told.clone(), ..facts(vec![]) };
-            let checks = check_bucket(&facts, None, &Wanted { lock, ..Wanted::default() });
+            let facts = BucketFacts {
+                object_lock: told.clone(),
+                ..facts(vec![])
+            };
+            let checks = check_bucket(
+                &facts,
+                None,
+                &Wanted {
+                    lock,
+                    ..Wanted::default()
+                },
+            );
             assert_eq!(states(&checks, "object lock"), state, "{told:?} {lock:?}");
         }
     }
@@ -448,18 +764,44 @@ mod tests {
             buckets: buckets.map(|bucket| vec![bucket.to_owned()]),
             prefix: None,
         };
-        let lock = Some(ObjectLock { days: 1, mode: LockMode::Governance, covers_chains: false });
+        let lock = Some(ObjectLock {
+            days: 1,
+            mode: LockMode::Governance,
+            covers_chains: false,
+        });
         let enough = "listBuckets listFiles readFiles writeFiles";
         for (may, bucket, lock, prune, state) in [
             (enough, Some("b"), None, false, Good),
             ("listFiles readFiles", Some("b"), None, false, Bad),
             (enough, Some("b"), lock, false, Bad),
             (enough, None, None, false, Warning),
-            ("listFiles readFiles writeFiles writeKeys", Some("b"), None, false, Warning),
-            ("listFiles readFiles writeFiles deleteFiles", Some("b"), None, false, Good),
-            ("listFiles readFiles writeFiles deleteFiles", Some("b"), None, true, Warning),
+            (
+                "listFiles readFiles writeFiles writeKeys",
+                Some("b"),
+                None,
+                false,
+                Warning,
+            ),
+            (
+                "listFiles readFiles writeFiles deleteFiles",
+                Some("b"),
+                None,
+                false,
+                Good,
+            ),
+            (
+                "listFiles readFiles writeFiles deleteFiles",
+                Some("b"),
+                None,
+                true,
+                Warning,
+            ),
         ] {
-            let wanted = Wanted { lock, has_prune_credentials: prune, ..Wanted::default() };
+            let wanted = Wanted {
+                lock,
+                has_prune_credentials: prune,
+                ..Wanted::default()
+            };
             let checks = check_rights(&rights(may, bucket), &wanted);
             assert_eq!(states(&checks, "key"), [state], "{may} {bucket:?}");
         }

@@ -26,19 +26,28 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// This process. What cannot be read of it counts as "not privileged": then permissions are looked at.
+    /// This process. What cannot be read of it counts as "not privileged": then permissions are
+    /// looked at.
     pub fn current() -> Self {
         use rustix::process::{getegid, geteuid, getgroups};
         let mut gids = vec![getegid().as_raw()];
         gids.extend(getgroups().into_iter().flatten().map(|gid| gid.as_raw()));
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        Self { identity: Identity { uid: geteuid().as_raw(), gids }, privileged: has_sys_admin(&status) }
+        Self {
+            identity: Identity {
+                uid: geteuid().as_raw(),
+                gids,
+            },
+            privileged: has_sys_admin(&status),
+        }
     }
 }
 
 fn has_sys_admin(status: &str) -> bool {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+    let bits = effective
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or(0);
     bits >> CAP_SYS_ADMIN & 1 == 1
 }
 
@@ -57,39 +66,69 @@ pub fn check_zfs(zfs: &dyn Zfs) -> Check {
     }
     Check::warning(
         subject,
-        format!("{text}: none of the versions that this tool knows ({})", known_series()),
-        format!("use one of them, or a zfs-backup that knows this one; it runs only because of {ALLOW_VARIABLE}"),
+        format!(
+            "{text}: none of the versions that this tool knows ({})",
+            known_series()
+        ),
+        format!(
+            "use one of them, or a zfs-backup that knows this one; it runs only because of {ALLOW_VARIABLE}"
+        ),
     )
 }
 
 /// The library as it lies on disk: its name has its version in it.
 fn loaded_library(maps: &str) -> Option<String> {
-    let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|path| path.contains(LIBRARY))?;
+    let path = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(5))
+        .find(|path| path.contains(LIBRARY))?;
     let file = std::fs::canonicalize(path).unwrap_or_else(|_| PathBuf::from(path));
-    file.file_name().map(|name| name.to_string_lossy().into_owned())
+    file.file_name()
+        .map(|name| name.to_string_lossy().into_owned())
 }
 
 /// Which of the configured datasets are there. Also returns them.
-pub fn check_datasets(zfs: &dyn Zfs, configured: &DatasetSelection, state_dir: &Path) -> (Vec<Check>, Vec<Selected>) {
+pub fn check_datasets(
+    zfs: &dyn Zfs,
+    configured: &DatasetSelection,
+    state_dir: &Path,
+) -> (Vec<Check>, Vec<Selected>) {
     let subject = "datasets";
     let selection = match select_datasets(zfs, configured, state_dir) {
         Ok(selection) => selection,
         Err(error) => return (vec![Check::failed(subject, &error)], Vec::new()),
     };
-    let mut checks: Vec<Check> = selection.failed.iter().map(|(_, error)| Check::failed(subject, error)).collect();
-    let names: Vec<&str> = selection.selected.iter().map(|selected| selected.dataset.name.as_str()).collect();
+    let mut checks: Vec<Check> = selection
+        .failed
+        .iter()
+        .map(|(_, error)| Check::failed(subject, error))
+        .collect();
+    let names: Vec<&str> = selection
+        .selected
+        .iter()
+        .map(|selected| selected.dataset.name.as_str())
+        .collect();
     match names.as_slice() {
         [] if checks.is_empty() => {
             let advice = Some("check main.zfs_fs, recursive and exclude".to_owned());
-            checks.push(Check::bad(subject, "the configuration means no dataset at all", advice));
+            checks.push(Check::bad(
+                subject,
+                "the configuration means no dataset at all",
+                advice,
+            ));
         }
         [] => {}
         [one] => checks.push(Check::good(subject, (*one).to_owned())),
-        [first, .., last] => checks.push(Check::good(subject, format!("{} of them: {first} .. {last}", names.len()))),
+        [first, .., last] => checks.push(Check::good(
+            subject,
+            format!("{} of them: {first} .. {last}", names.len()),
+        )),
     }
     for dataset in selection.left_out.iter().map(|left_out| &left_out.dataset) {
         match left_half(dataset) {
-            Ok(found) => checks.extend(found.map(|(what, advice)| Check::warning(subject, what, advice))),
+            Ok(found) => {
+                checks.extend(found.map(|(what, advice)| Check::warning(subject, what, advice)))
+            }
             Err(error) => checks.push(Check::failed(subject, &error)),
         }
     }
@@ -97,16 +136,29 @@ pub fn check_datasets(zfs: &dyn Zfs, configured: &DatasetSelection, state_dir: &
         match left_half(&selected.dataset) {
             Ok(Some((what, advice))) => checks.push(Check::warning(subject, what, advice)),
             Ok(None) if selected.dataset.inconsistent => {
-                let text = format!("{} is in the middle of a receive and cannot be snapshotted", selected.dataset.name);
-                checks.push(Check::warning(subject, text, "wait for the receive, or exclude it"));
+                let text = format!(
+                    "{} is in the middle of a receive and cannot be snapshotted",
+                    selected.dataset.name
+                );
+                checks.push(Check::warning(
+                    subject,
+                    text,
+                    "wait for the receive, or exclude it",
+                ));
             }
             Ok(None) => {}
             Err(error) => checks.push(Check::failed(subject, &error)),
         }
     }
-    let encrypted = selection.selected.iter().filter(|selected| selected.dataset.encrypted).count();
+    let encrypted = selection
+        .selected
+        .iter()
+        .filter(|selected| selected.dataset.encrypted)
+        .count();
     if encrypted > 0 {
-        let text = format!("{encrypted} of them encrypted by ZFS: a raw backup needs the ZFS key to be read");
+        let text = format!(
+            "{encrypted} of them encrypted by ZFS: a raw backup needs the ZFS key to be read"
+        );
         checks.push(Check::note("zfs key", text));
     }
     (checks, selection.selected)
@@ -128,9 +180,19 @@ pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) 
             }
         };
         let missing = missing_permissions(dataset, &given, &runner.identity);
-        let advice = || format!("zfs allow -u {} {} {dataset}", runner.identity.uid, missing.all().join(","));
+        let advice = || {
+            format!(
+                "zfs allow -u {} {} {dataset}",
+                runner.identity.uid,
+                missing.all().join(",")
+            )
+        };
         if !missing.needed.is_empty() {
-            let text = format!("user {} lacks {} on {dataset}", runner.identity.uid, missing.needed.join(", "));
+            let text = format!(
+                "user {} lacks {} on {dataset}",
+                runner.identity.uid,
+                missing.needed.join(", ")
+            );
             checks.push(Check::bad(subject, text, Some(advice())));
         } else if !missing.tidy.is_empty() {
             let text = format!(
@@ -142,14 +204,25 @@ pub fn check_permissions(zfs: &dyn Zfs, selected: &[Selected], runner: &Runner) 
         }
     }
     if checks.is_empty() {
-        checks.push(Check::good(subject, format!("user {} has what a backup needs", runner.identity.uid)));
+        checks.push(Check::good(
+            subject,
+            format!("user {} has what a backup needs", runner.identity.uid),
+        ));
     }
-    let pools: BTreeSet<&str> = selected.iter().map(|selected| selected.dataset.name.pool()).collect();
-    checks.extend(pools.into_iter().filter_map(|pool| check_drills(zfs, pool, runner)));
+    let pools: BTreeSet<&str> = selected
+        .iter()
+        .map(|selected| selected.dataset.name.pool())
+        .collect();
+    checks.extend(
+        pools
+            .into_iter()
+            .filter_map(|pool| check_drills(zfs, pool, runner)),
+    );
     checks
 }
 
-/// What a drill would lack, which restores a chain below the pool's own dataset; nothing when it has all.
+/// What a drill would lack, which restores a chain below the pool's own dataset; nothing when it
+/// has all.
 fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
     let (subject, pool) = ("permissions", pool.parse().ok()?);
     let needs = RestoreNeeds {
@@ -168,10 +241,18 @@ fn check_drills(zfs: &dyn Zfs, pool: &str, runner: &Runner) -> Option<Check> {
         return None;
     }
     let uid = runner.identity.uid;
-    let note =
-        Check::note(subject, format!("user {uid} lacks {} on {pool} for drills and restores", missing.join(", ")));
+    let note = Check::note(
+        subject,
+        format!(
+            "user {uid} lacks {} on {pool} for drills and restores",
+            missing.join(", ")
+        ),
+    );
     let advice = format!("as root: zfs allow -u {uid} {} {pool}", missing.join(","));
-    Some(Check { advice: Some(advice), ..note })
+    Some(Check {
+        advice: Some(advice),
+        ..note
+    })
 }
 
 /// Whether files can be made in a folder. One that is not there yet is made by the first run.
@@ -180,19 +261,34 @@ pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
     if folder.exists() {
         return match access(folder, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK) {
             Ok(()) if folder.is_dir() => Check::good(subject, place.to_string()),
-            Ok(()) => {
-                Check::bad(subject, format!("{place} is no folder"), Some("name another in the configuration".into()))
-            }
+            Ok(()) => Check::bad(
+                subject,
+                format!("{place} is no folder"),
+                Some("name another in the configuration".into()),
+            ),
             Err(error) => {
-                let advice = "run this as the user that makes the backups, or give it that folder".to_owned();
-                Check::bad(subject, format!("{place} cannot be written: {error}"), Some(advice))
+                let advice = "run this as the user that makes the backups, or give it that folder"
+                    .to_owned();
+                Check::bad(
+                    subject,
+                    format!("{place} cannot be written: {error}"),
+                    Some(advice),
+                )
             }
         };
     }
-    let above = folder.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
+    let above = folder
+        .ancestors()
+        .skip(1)
+        .find(|above| above.exists())
+        .unwrap_or(Path::new("/"));
     if !above.is_dir() {
         let advice = Some("name another in the configuration".to_owned());
-        return Check::bad(subject, format!("{place} cannot be made: {} is no folder", above.display()), advice);
+        return Check::bad(
+            subject,
+            format!("{place} cannot be made: {} is no folder", above.display()),
+            advice,
+        );
     }
     match access(above, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => Check::good(subject, format!("{place}, made by the first run")),
@@ -200,7 +296,10 @@ pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
             let advice = format!("make it: install -d -m 0700 {place}");
             Check::bad(
                 subject,
-                format!("{place} is not there and {} cannot be written: {error}", above.display()),
+                format!(
+                    "{place} is not there and {} cannot be written: {error}",
+                    above.display()
+                ),
                 Some(advice),
             )
         }
@@ -211,11 +310,20 @@ pub fn check_folder(subject: &'static str, folder: &Path) -> Check {
 pub fn check_intermediate(folder: &Path, selected: &[Selected]) -> Check {
     let subject = "intermediate";
     if !folder.exists() {
-        let advice =
-            Some("mount or make it; a folder that is not there is never made, since it may be a mount".to_owned());
-        return Check::bad(subject, format!("{} is not there", folder.display()), advice);
+        let advice = Some(
+            "mount or make it; a folder that is not there is never made, since it may be a mount"
+                .to_owned(),
+        );
+        return Check::bad(
+            subject,
+            format!("{} is not there", folder.display()),
+            advice,
+        );
     }
-    match refuse_inside(folder, selected.iter().map(|selected| &selected.dataset.name)) {
+    match refuse_inside(
+        folder,
+        selected.iter().map(|selected| &selected.dataset.name),
+    ) {
         Ok(()) => check_folder(subject, folder),
         Err(error @ RunError::File { .. }) => Check::warning(
             subject,
@@ -237,19 +345,34 @@ mod tests {
 
     fn selection(names: &[&str]) -> DatasetSelection {
         let names = names.iter().map(|name| name.parse().unwrap()).collect();
-        DatasetSelection { names, recursive: false, exclude: Vec::new(), store_as: None }
+        DatasetSelection {
+            names,
+            recursive: false,
+            exclude: Vec::new(),
+            store_as: None,
+        }
     }
 
     fn user(privileged: bool) -> Runner {
-        Runner { identity: Identity { uid: 1000, gids: vec![1000] }, privileged }
+        Runner {
+            identity: Identity {
+                uid: 1000,
+                gids: vec![1000],
+            },
+            privileged,
+        }
     }
 
     #[test]
     fn versions_are_told_and_unknown_ones_warned_of() {
         let zfs = FakeZfs::new();
-        for (version, state) in
-            [("2.3.2-1", Good), ("2.1.11", Good), ("2.0.7-1", Warning), ("2.5.0-1", Warning), ("git", Warning)]
-        {
+        for (version, state) in [
+            ("2.3.2-1", Good),
+            ("2.1.11", Good),
+            ("2.0.7-1", Warning),
+            ("2.5.0-1", Warning),
+            ("git", Warning),
+        ] {
             zfs.set_module_version(version);
             let check = check_zfs(&zfs);
             assert_eq!(check.state, state, "{version}");
@@ -262,8 +385,14 @@ mod tests {
     #[test]
     fn the_library_is_named_as_it_lies_on_disk() {
         let maps = "7f00 r-xp 0 08:01 12 /nowhere/libzfs_core.so.3.0.0\n7f01 r--p 0 08:01 13 /usr/lib/libc.so.6\n";
-        assert_eq!(loaded_library(maps).as_deref(), Some("libzfs_core.so.3.0.0"));
-        assert_eq!(loaded_library("7f01 r--p 0 08:01 13 /usr/lib/libc.so.6\n"), None);
+        assert_eq!(
+            loaded_library(maps).as_deref(),
+            Some("libzfs_core.so.3.0.0")
+        );
+        assert_eq!(
+            loaded_library("7f01 r--p 0 08:01 13 /usr/lib/libc.so.6\n"),
+            None
+        );
     }
 
     #[test]
@@ -272,12 +401,21 @@ mod tests {
         zfs.create(&"tank/a".parse().unwrap(), DatasetType::Filesystem);
         let states = |names: &[&str]| {
             let (checks, selected) = check_datasets(&zfs, &selection(names), state.path());
-            (checks.into_iter().map(|check| (check.state, check.text)).collect::<Vec<_>>(), selected.len())
+            (
+                checks
+                    .into_iter()
+                    .map(|check| (check.state, check.text))
+                    .collect::<Vec<_>>(),
+                selected.len(),
+            )
         };
         assert_eq!(states(&["tank/a"]), (vec![(Good, "tank/a".to_owned())], 1));
         let (checks, selected) = states(&["tank/a", "tank/b"]);
         assert_eq!((checks.len(), selected), (2, 1));
-        assert!(checks[0].0 == Bad && checks[0].1.contains("tank/b"), "{checks:?}");
+        assert!(
+            checks[0].0 == Bad && checks[0].1.contains("tank/b"),
+            "{checks:?}"
+        );
     }
 
     #[test]
@@ -286,23 +424,48 @@ mod tests {
         let name: DatasetName = "tank/a".parse().unwrap();
         zfs.create(&name, DatasetType::Filesystem);
         let (_, selected) = check_datasets(&zfs, &selection(&["tank/a"]), state.path());
-        assert_eq!(check_permissions(&zfs, &selected, &user(true))[0].state, Good);
+        assert_eq!(
+            check_permissions(&zfs, &selected, &user(true))[0].state,
+            Good
+        );
         let nothing = check_permissions(&zfs, &selected, &user(false));
         assert_eq!(nothing[0].state, Bad);
-        assert!(nothing[0].text.contains("snapshot, userprop, hold"), "{}", nothing[0].text);
+        assert!(
+            nothing[0].text.contains("snapshot, userprop, hold"),
+            "{}",
+            nothing[0].text
+        );
         let allow = |names: &str| {
             let permissions = names.split(' ').map(str::to_owned).collect();
             let (on, who) = ("tank".parse().unwrap(), Who::User(1000));
-            zfs.allow(Delegation { on, who, local: false, descendent: true, permissions });
+            zfs.allow(Delegation {
+                on,
+                who,
+                local: false,
+                descendent: true,
+                permissions,
+            });
         };
         allow("snapshot userprop hold bookmark send");
         let check = check_permissions(&zfs, &selected, &user(false)).remove(0);
-        assert_eq!((check.state, check.text.as_str()), (Bad, "user 1000 lacks release on tank/a"));
-        assert_eq!(check.advice.as_deref(), Some("zfs allow -u 1000 release,destroy,mount tank/a"));
+        assert_eq!(
+            (check.state, check.text.as_str()),
+            (Bad, "user 1000 lacks release on tank/a")
+        );
+        assert_eq!(
+            check.advice.as_deref(),
+            Some("zfs allow -u 1000 release,destroy,mount tank/a")
+        );
         allow("release");
-        assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Warning);
+        assert_eq!(
+            check_permissions(&zfs, &selected, &user(false))[0].state,
+            Warning
+        );
         allow("destroy mount");
-        assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Good);
+        assert_eq!(
+            check_permissions(&zfs, &selected, &user(false))[0].state,
+            Good
+        );
         let drills = check_permissions(&zfs, &selected, &user(false)).remove(1);
         assert_eq!(drills.state, Note);
         assert_eq!(
@@ -310,7 +473,11 @@ mod tests {
             Some("as root: zfs allow -u 1000 receive,create,mount,readonly,canmount tank")
         );
         zfs.fail_call(1, 5);
-        assert_eq!(check_permissions(&zfs, &selected, &user(false))[0].state, Bad, "unknown is not allowed");
+        assert_eq!(
+            check_permissions(&zfs, &selected, &user(false))[0].state,
+            Bad,
+            "unknown is not allowed"
+        );
     }
 
     #[test]
@@ -324,17 +491,28 @@ mod tests {
     #[test]
     fn folders_are_looked_at_and_never_made() {
         let root = tempfile::tempdir().unwrap();
-        let (here, file, later) = (root.path().join("here"), root.path().join("file"), root.path().join("a/b"));
+        let (here, file, later) = (
+            root.path().join("here"),
+            root.path().join("file"),
+            root.path().join("a/b"),
+        );
         std::fs::create_dir(&here).unwrap();
         std::fs::write(&file, "").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(check_folder("state", &here).state, Good);
         assert_eq!(check_folder("state", &file).state, Bad);
         let made_later = check_folder("state", &later);
-        assert!(made_later.state == Good && made_later.text.contains("first run"), "{made_later:?}");
+        assert!(
+            made_later.state == Good && made_later.text.contains("first run"),
+            "{made_later:?}"
+        );
         assert!(!later.exists());
         assert_eq!(check_folder("state", &file.join("below")).state, Bad);
-        assert_eq!(check_intermediate(&later, &[]).state, Bad, "a mount that is not there is not made");
+        assert_eq!(
+            check_intermediate(&later, &[]).state,
+            Bad,
+            "a mount that is not there is not made"
+        );
         assert_eq!(check_intermediate(&here, &[]).state, Good);
     }
 }

@@ -1,7 +1,8 @@
 //! [`Place`]: where a configured name leads, and which identities this host found there.
 //!
-//! `state_dir/stores` has one small file for each place, named by the URL and the other settings that decide where the
-//! URL leads. A place may have several known identities, such as rotating disks; the last one is the newest.
+//! `state_dir/stores` has one small file for each place, named by the URL and the other settings
+//! that decide where the URL leads. A place may have several known identities, such as rotating
+//! disks; the last one is the newest.
 
 use super::take_over::take_over;
 use super::{make_store_id, read_store_id};
@@ -30,15 +31,16 @@ pub struct Place {
     pub url: String,
     /// The endpoint and whatever else the URL does not say; empty for a folder.
     pub endpoint: String,
-    /// How the command line names the place: "" for the remote, " --intermediate" for the directory.
+    /// How the command line names the place: "" for the remote, " --intermediate" for the
+    /// directory.
     pub option: &'static str,
 }
 
 /// The purpose for which a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Objects are written or deleted, or something is destroyed because of what is stored: the store must be the one
-    /// that it was.
+    /// Objects are written or deleted, or something is destroyed because of what is stored: the
+    /// store must be the one that it was.
     Write,
     /// The command changes nothing. A store without an identity is known by its URL.
     Read,
@@ -63,7 +65,12 @@ struct PlaceFile<'a> {
 impl<'a> PlaceFile<'a> {
     fn new(state_dir: &Path, place: &'a Place) -> Self {
         let name = Digest::of(format!("{}\n{}", place.url, place.endpoint).as_bytes()).to_string();
-        Self { path: state_dir.join("stores").join(format!("{}.json", &name[..32])), place }
+        Self {
+            path: state_dir
+                .join("stores")
+                .join(format!("{}.json", &name[..32])),
+            place,
+        }
     }
 
     /// The identities that were found there, the newest last; none for a place that was never used.
@@ -73,11 +80,19 @@ impl<'a> PlaceFile<'a> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(self.failed("read", source)),
         };
-        let unusable = |why: String| self.failed("use", std::io::Error::new(ErrorKind::InvalidData, why));
-        let stored: StoredPlace = serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
-        match stored.format == FORMAT && stored.url == self.place.url && stored.endpoint == self.place.endpoint {
+        let unusable =
+            |why: String| self.failed("use", std::io::Error::new(ErrorKind::InvalidData, why));
+        let stored: StoredPlace =
+            serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+        match stored.format == FORMAT
+            && stored.url == self.place.url
+            && stored.endpoint == self.place.endpoint
+        {
             true => Ok(stored.ids),
-            false => Err(unusable(format!("it is of format {} and of {}", stored.format, stored.url))),
+            false => Err(unusable(format!(
+                "it is of format {} and of {}",
+                stored.format, stored.url
+            ))),
         }
     }
 
@@ -86,15 +101,26 @@ impl<'a> PlaceFile<'a> {
         ids.retain(|id| id != newest);
         ids.push(newest.clone());
         let Place { url, endpoint, .. } = self.place.clone();
-        let stored = StoredPlace { format: FORMAT, url, endpoint, ids };
-        let text = serde_json::to_vec_pretty(&stored).map_err(|error| self.failed("write", error.into()))?;
+        let stored = StoredPlace {
+            format: FORMAT,
+            url,
+            endpoint,
+            ids,
+        };
+        let text = serde_json::to_vec_pretty(&stored)
+            .map_err(|error| self.failed("write", error.into()))?;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.and_then(|()| replace_file(&self.path, &text)).map_err(|source| self.failed("write", source))
+        made.and_then(|()| replace_file(&self.path, &text))
+            .map_err(|source| self.failed("write", source))
     }
 
     fn failed(&self, operation: &'static str, source: std::io::Error) -> RunError {
-        RunError::File { operation, path: self.path.display().to_string(), source }
+        RunError::File {
+            operation,
+            path: self.path.display().to_string(),
+            source,
+        }
     }
 }
 
@@ -110,12 +136,12 @@ pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError>
     })
 }
 
-/// The store with its identity. Before the first write the store gets one. `datasets` are the names whose state an
-/// earlier version may have left under the URL.
+/// The store with its identity. Before the first write the store gets one. `datasets` are the names
+/// whose state an earlier version may have left under the URL.
 ///
 /// # Errors
-/// [`RunError::Refused`] when another store answers at this place than before and something would be changed;
-/// [`RunError`] when the identity cannot be read, unless data is brought back.
+/// [`RunError::Refused`] when another store answers at this place than before and something would
+/// be changed; [`RunError`] when the identity cannot be read, unless data is brought back.
 pub async fn identify(
     state_dir: &Path,
     place: &Place,
@@ -126,7 +152,11 @@ pub async fn identify(
     let id = match find_id(state_dir, place, &store, access, datasets).await {
         Ok(id) => id,
         Err(error) if access == Purpose::Restore => {
-            tracing::warn!("cannot find out which store {} is: {}", place.url, error_chain(&error));
+            tracing::warn!(
+                "cannot find out which store {} is: {}",
+                place.url,
+                error_chain(&error)
+            );
             None
         }
         Err(error) => return Err(error),
@@ -156,24 +186,41 @@ async fn find_id(
             }
             Ok(Some(id))
         }
-        (Some(id), None, Purpose::Write) => register(state_dir, &file, store, Some(id), datasets).await.map(Some),
+        (Some(id), None, Purpose::Write) => register(state_dir, &file, store, Some(id), datasets)
+            .await
+            .map(Some),
         (Some(id), None, Purpose::Restore) => Ok(Some(id)),
         (Some(id), None, Purpose::Read) => {
-            if let Err(error) = register(state_dir, &file, store, Some(id.clone()), datasets).await {
-                tracing::debug!("cannot save the identity of {}: {}", place.url, error_chain(&error));
+            if let Err(error) = register(state_dir, &file, store, Some(id.clone()), datasets).await
+            {
+                tracing::debug!(
+                    "cannot save the identity of {}: {}",
+                    place.url,
+                    error_chain(&error)
+                );
             }
             Ok(Some(id))
         }
-        (Some(id), Some(last), Purpose::Write) => Err(other_store(place, last, &format!("is {id} now"))),
+        (Some(id), Some(last), Purpose::Write) => {
+            Err(other_store(place, last, &format!("is {id} now")))
+        }
         (Some(id), Some(last), _) => {
-            tracing::warn!("another store answers at {} than before: it was {last} and is {id} now", place.url);
+            tracing::warn!(
+                "another store answers at {} than before: it was {last} and is {id} now",
+                place.url
+            );
             Ok(Some(id))
         }
-        (None, None, Purpose::Write) => register(state_dir, &file, store, None, datasets).await.map(Some),
+        (None, None, Purpose::Write) => register(state_dir, &file, store, None, datasets)
+            .await
+            .map(Some),
         (None, None, _) => Ok(None),
         (None, Some(last), Purpose::Write) => Err(other_store(place, last, "has no identity now")),
         (None, Some(last), _) => {
-            tracing::warn!("{} was {last} and has no identity now: emptied, or another store", place.url);
+            tracing::warn!(
+                "{} was {last} and has no identity now: emptied, or another store",
+                place.url
+            );
             Ok(Some(last.clone()))
         }
     }
@@ -183,11 +230,17 @@ async fn find_id(
 ///
 /// # Errors
 /// As for [`identify`] before something is written.
-pub async fn check_place(state_dir: &Path, place: &Place, store: &dyn ObjectStore) -> Result<KnownStore, RunError> {
+pub async fn check_place(
+    state_dir: &Path,
+    place: &Place,
+    store: &dyn ObjectStore,
+) -> Result<KnownStore, RunError> {
     let known = PlaceFile::new(state_dir, place).load()?;
     let url = place.url.clone();
     match (read_store_id(store).await?, known.last()) {
-        (Some(id), Some(last)) if !known.contains(&id) => Err(other_store(place, last, &format!("is {id} now"))),
+        (Some(id), Some(last)) if !known.contains(&id) => {
+            Err(other_store(place, last, &format!("is {id} now")))
+        }
         (None, Some(last)) => Err(other_store(place, last, "has no identity now")),
         (Some(id), _) => Ok(KnownStore { id, url }),
         (None, None) => Ok(KnownStore::of_url(&url)),
@@ -196,7 +249,10 @@ pub async fn check_place(state_dir: &Path, place: &Place, store: &dyn ObjectStor
 
 fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
     RunError::refused(
-        format!("{} is not the store that it was: it was {last} and {now}; nothing was changed", place.url),
+        format!(
+            "{} is not the store that it was: it was {last} and {now}; nothing was changed",
+            place.url
+        ),
         format!(
             "check that the right disk is mounted there and that the name leads to the right bucket; if this store is meant: \
              zfs-backup accept-store{}",
@@ -205,8 +261,8 @@ fn other_store(place: &Place, last: &StoreId, now: &str) -> RunError {
     )
 }
 
-/// Takes the store that is at this place now for the right one, and gives it an identity if it has none. Returns the
-/// identity that was known before, and the one that holds from now on.
+/// Takes the store that is at this place now for the right one, and gives it an identity if it has
+/// none. Returns the identity that was known before, and the one that holds from now on.
 ///
 /// # Errors
 /// As for [`identify`], but for another store.
@@ -223,7 +279,8 @@ pub async fn accept(
     Ok((before, id))
 }
 
-/// Remembers the identity of this place, after what an earlier version kept under the URL has moved to it.
+/// Remembers the identity of this place, after what an earlier version kept under the URL has moved
+/// to it.
 async fn register(
     state_dir: &Path,
     file: &PlaceFile<'_>,
@@ -239,7 +296,10 @@ async fn register(
             None => make_store_id(&**store).await?,
         },
     };
-    let known = KnownStore { id: id.clone(), url: file.place.url.clone() };
+    let known = KnownStore {
+        id: id.clone(),
+        url: file.place.url.clone(),
+    };
     take_over(state_dir, &known, &**store, datasets).await?;
     file.save(file.load()?, &id)?;
     Ok(id)
@@ -250,7 +310,9 @@ async fn lock_stores(state_dir: &Path) -> Result<KernelLock, RunError> {
     let begun = Instant::now();
     loop {
         match lock_named(state_dir, "stores", "the identities of stores") {
-            Err(RunError::Locked { .. }) if begun.elapsed() < LOCK_WAIT_MAX => tokio::time::sleep(LOCK_RETRY).await,
+            Err(RunError::Locked { .. }) if begun.elapsed() < LOCK_WAIT_MAX => {
+                tokio::time::sleep(LOCK_RETRY).await
+            }
             result => return result,
         }
     }

@@ -1,11 +1,13 @@
 //! State of versions that named it by the store's URL moves to the store's identity, once.
 //!
-//! Two configurations with one URL and two endpoints shared that state. So each file moves only to the store that
-//! proves to be the one meant: a journal to the store that has objects of its attempt, records and remembered manifests
-//! to the store that has a backup which they name. Ids are random, so no other store has these. State that no store
-//! proves stays where it is: `holds list` shows the holds of such attempts.
+//! Two configurations with one URL and two endpoints shared that state. So each file moves only to
+//! the store that proves to be the one meant: a journal to the store that has objects of its
+//! attempt, records and remembered manifests to the store that has a backup which they name. Ids
+//! are random, so no other store has these. State that no store proves stays where it is: `holds
+//! list` shows the holds of such attempts.
 //!
-//! A file is renamed at a time, and the place is remembered only after all of them: an interrupted run is repeated.
+//! A file is renamed at a time, and the place is remembered only after all of them: an interrupted
+//! run is repeated.
 
 use super::state_name;
 use crate::model::{BackupId, DatasetName, KnownStore};
@@ -27,8 +29,8 @@ const BACKUPS_ASKED_MAX: usize = 5;
 /// Moves what the URL named to the identity.
 ///
 /// # Errors
-/// [`RunError::Locked`] while a run of an earlier version works on one of the datasets; [`RunError::Store`];
-/// [`RunError::File`].
+/// [`RunError::Locked`] while a run of an earlier version works on one of the datasets;
+/// [`RunError::Store`]; [`RunError::File`].
 pub(super) async fn take_over(
     state_dir: &Path,
     store: &KnownStore,
@@ -37,13 +39,21 @@ pub(super) async fn take_over(
 ) -> Result<(), RunError> {
     let old = KnownStore::of_url(&store.url);
     for dataset in known_datasets(state_dir, datasets)? {
-        let folder = |kind: &str, store: &KnownStore| state_dir.join(kind).join(state_name(store, &dataset));
+        let folder =
+            |kind: &str, store: &KnownStore| state_dir.join(kind).join(state_name(store, &dataset));
         let is_there = |kind: &&str| folder(kind, &old).exists();
-        if !["journal", "records", "remote", "cache"].iter().any(is_there) {
+        if !["journal", "records", "remote", "cache"]
+            .iter()
+            .any(is_there)
+        {
             continue;
         }
         let _lock = lock_dataset(state_dir, &old, &dataset)?;
-        let mut proofs = Proofs { asked, dataset: &dataset, known: BTreeMap::new() };
+        let mut proofs = Proofs {
+            asked,
+            dataset: &dataset,
+            known: BTreeMap::new(),
+        };
         for (name, id) in files_of(&folder("journal", &old))? {
             if let Some(id) = id
                 && proofs.has_objects(&id).await?
@@ -81,12 +91,17 @@ impl Proofs<'_> {
         if let Some(known) = self.known.get(id) {
             return Ok(*known);
         }
-        let found = !self.asked.list(&backup_prefix(self.dataset, id)).await?.is_empty();
+        let found = !self
+            .asked
+            .list(&backup_prefix(self.dataset, id))
+            .await?
+            .is_empty();
         self.known.insert(id.clone(), found);
         Ok(found)
     }
 
-    /// Whether the store has one of these backups. State that names no backup belongs to no other store: `true`.
+    /// Whether the store has one of these backups. State that names no backup belongs to no other
+    /// store: `true`.
     async fn has_any(&self, ids: &BTreeSet<BackupId>) -> Result<bool, RunError> {
         for id in ids.iter().rev().take(BACKUPS_ASKED_MAX) {
             let key = ObjectKey::backup(self.dataset, id, &BackupObject::Manifest);
@@ -132,9 +147,12 @@ fn read_record(path: &Path) -> Result<Option<OldRecord>, RunError> {
     }
 }
 
-/// The names in the store under which this host may have kept something: the configured ones, those that were recorded
-/// when a dataset was first stored, and those in old records.
-fn known_datasets(state_dir: &Path, configured: &[DatasetName]) -> Result<BTreeSet<DatasetName>, RunError> {
+/// The names in the store under which this host may have kept something: the configured ones, those
+/// that were recorded when a dataset was first stored, and those in old records.
+fn known_datasets(
+    state_dir: &Path,
+    configured: &[DatasetName],
+) -> Result<BTreeSet<DatasetName>, RunError> {
     let mut names: BTreeSet<DatasetName> = configured.iter().cloned().collect();
     let places = state_dir.join("stored-as");
     for (name, _) in files_of(&places)? {
@@ -145,22 +163,29 @@ fn known_datasets(state_dir: &Path, configured: &[DatasetName]) -> Result<BTreeS
     let records = state_dir.join("records");
     for (folder, _) in files_of(&records)? {
         for (name, _) in files_of(&records.join(&folder))? {
-            names.extend(read_record(&records.join(&folder).join(name))?.map(|record| record.dataset));
+            names.extend(
+                read_record(&records.join(&folder).join(name))?.map(|record| record.dataset),
+            );
         }
     }
     Ok(names)
 }
 
-/// Returns the entries of a folder, each with the backup that its name begins with. A missing folder has none.
+/// Returns the entries of a folder, each with the backup that its name begins with. A missing
+/// folder has none.
 fn files_of(folder: &Path) -> Result<Vec<(String, Option<BackupId>)>, RunError> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         Err(source) => return Err(failed("read", folder, source)),
     };
     let mut files = Vec::new();
     for entry in entries {
-        let name = entry.map_err(|source| failed("read", folder, source))?.file_name();
+        let name = entry
+            .map_err(|source| failed("read", folder, source))?
+            .file_name();
         if let Ok(name) = name.into_string() {
             let id = name.split_once('.').and_then(|(id, _)| id.parse().ok());
             files.push((name, id));
@@ -175,11 +200,16 @@ fn move_file(name: &str, from: &Path, to: &Path) -> Result<(), RunError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(to);
     made.map_err(|source| failed("create", to, source))?;
     let (old, new): (PathBuf, PathBuf) = (from.join(name), to.join(name));
-    if new.try_exists().map_err(|source| failed("look at", &new, source))? {
+    if new
+        .try_exists()
+        .map_err(|source| failed("look at", &new, source))?
+    {
         return Ok(());
     }
     fs::rename(&old, &new).map_err(|source| failed("rename", &old, source))?;
-    File::open(to).and_then(|folder| folder.sync_all()).map_err(|source| failed("sync", to, source))
+    File::open(to)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| failed("sync", to, source))
 }
 
 fn remove_if_there(path: &Path) -> Result<(), RunError> {
@@ -190,5 +220,9 @@ fn remove_if_there(path: &Path) -> Result<(), RunError> {
 }
 
 fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File { operation, path: path.display().to_string(), source }
+    RunError::File {
+        operation,
+        path: path.display().to_string(),
+        source,
+    }
 }

@@ -1,16 +1,20 @@
-//! The append-only log inside the file of one attempt: what is needed to go on with it after a crash.
+//! The append-only log inside the file of one attempt: what is needed to go on with it after a
+//! crash.
 //!
 //! # Format
-//! A text file, one record a line: 16 hexadecimal digits, a space, the record as JSON, a line feed. The digits are the
-//! first 8 bytes of BLAKE3 over the digits of the line before (before the first line: `zfs-backup journal 1`), a line
-//! feed, and the JSON. So every record also vouches for all records before it, and one that was moved, dropped in the
-//! middle or carried over from another file does not pass.
+//! A text file, one record a line: 16 hexadecimal digits, a space, the record as JSON, a line feed.
+//! The digits are the first 8 bytes of BLAKE3 over the digits of the line before (before the first
+//! line: `zfs-backup journal 1`), a line feed, and the JSON. So every record also vouches for all
+//! records before it, and one that was moved, dropped in the middle or carried over from another
+//! file does not pass.
 //!
-//! Records are only ever appended. Those that something in the store or in a pool hangs on are on disk (fsync) before
-//! that something is done. Reading stops at the first line that does not pass, however much follows: a torn tail is
-//! dropped, never trusted, and cut off before the next record is written.
+//! Records are only ever appended. Those that something in the store or in a pool hangs on are on
+//! disk (fsync) before that something is done. Reading stops at the first line that does not pass,
+//! however much follows: a torn tail is dropped, never trusted, and cut off before the next record
+//! is written.
 //!
-//! An attempt that copies a backup from another store keeps its file empty: it needs no more than its name.
+//! An attempt that copies a backup from another store keeps its file empty: it needs no more than
+//! its name.
 
 use super::failed;
 use crate::manifest::{ProgressChunk, base64_text};
@@ -59,7 +63,8 @@ pub enum JournalRecord {
     },
     /// The store confirmed a chunk.
     Confirmed(Box<ProgressChunk>),
-    /// The stream is whole, all chunks are confirmed: RESTORE.txt, lists and `private.age` are about to be put.
+    /// The stream is whole, all chunks are confirmed: RESTORE.txt, lists and `private.age` are
+    /// about to be put.
     Closing {
         /// The very bytes of `private.age`, which are new in each sealing.
         #[serde(with = "base64_text")]
@@ -112,7 +117,12 @@ pub(super) struct ReadLog {
 impl AttemptLog {
     /// At the start of a new, empty file.
     pub(super) fn new(file: File, path: PathBuf) -> Self {
-        Self { file, path, last: SEED.to_owned(), broken: false }
+        Self {
+            file,
+            path,
+            last: SEED.to_owned(),
+            broken: false,
+        }
     }
 
     /// Behind the last record that passed. What follows it is cut off.
@@ -124,13 +134,19 @@ impl AttemptLog {
             Ok(file)
         };
         let file = open().map_err(|source| failed("open", &path, source))?;
-        Ok(Self { file, path, last: read.last.clone(), broken: false })
+        Ok(Self {
+            file,
+            path,
+            last: read.last.clone(),
+            broken: false,
+        })
     }
 
     /// Appends a record and waits until it is on disk.
     ///
     /// # Errors
-    /// [`RunError::File`], and then for every later record too: what was to follow from it may not be done.
+    /// [`RunError::File`], and then for every later record too: what was to follow from it may not
+    /// be done.
     pub fn append(&mut self, record: &JournalRecord) -> Result<(), RunError> {
         self.write(record)?;
         let synced = self.file.sync_data();
@@ -190,12 +206,21 @@ pub(super) fn read_log(path: &Path) -> Result<ReadLog, RunError> {
 
 /// A record that passes and means nothing to this version is an error: a later version wrote it.
 fn parse_log(bytes: &[u8]) -> Result<ReadLog, serde_json::Error> {
-    let mut read = ReadLog { records: Vec::new(), last: SEED.to_owned(), sound_bytes: 0 };
+    let mut read = ReadLog {
+        records: Vec::new(),
+        last: SEED.to_owned(),
+        sound_bytes: 0,
+    };
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        let Some((digits, json)) = line.strip_suffix(b"\n").and_then(|line| line.split_at_checked(SUM_DIGITS)) else {
+        let Some((digits, json)) = line
+            .strip_suffix(b"\n")
+            .and_then(|line| line.split_at_checked(SUM_DIGITS))
+        else {
             break;
         };
-        let Some(json) = json.strip_prefix(b" ") else { break };
+        let Some(json) = json.strip_prefix(b" ") else {
+            break;
+        };
         let expected = sum(&read.last, json);
         if expected.as_bytes() != digits {
             break;
@@ -213,7 +238,8 @@ pub(crate) fn records_of_log(bytes: &[u8]) -> Result<Vec<JournalRecord>, serde_j
     parse_log(bytes).map(|read| read.records)
 }
 
-/// The line of a record given as JSON, behind the line whose digits are in `last` (empty: the first), which it replaces.
+/// The line of a record given as JSON, behind the line whose digits are in `last` (empty: the
+/// first), which it replaces.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn line_of_log(last: &mut String, json: &[u8]) -> Vec<u8> {
     *last = sum(if last.is_empty() { SEED } else { last.as_str() }, json);
@@ -226,17 +252,30 @@ mod tests {
 
     fn records() -> Vec<JournalRecord> {
         vec![
-            JournalRecord::Plan { started: b"{\n}\n".to_vec(), keyring: None, zfs_version: "2.3.2-1".into() },
-            JournalRecord::Chunk { name: "00000000-00000000.zfs.age".into() },
-            JournalRecord::Upload { name: "00000000-00000000.zfs.age".into(), upload_id: "u\n1".into() },
-            JournalRecord::GivenUp { why: "\u{1f4be}".into() },
+            JournalRecord::Plan {
+                started: b"{\n}\n".to_vec(),
+                keyring: None,
+                zfs_version: "2.3.2-1".into(),
+            },
+            JournalRecord::Chunk {
+                name: "00000000-00000000.zfs.age".into(),
+            },
+            JournalRecord::Upload {
+                name: "00000000-00000000.zfs.age".into(),
+                upload_id: "u\n1".into(),
+            },
+            JournalRecord::GivenUp {
+                why: "\u{1f4be}".into(),
+            },
         ]
     }
 
     fn written(folder: &Path) -> (PathBuf, Vec<u8>) {
         let path = folder.join("log");
         let mut log = AttemptLog::new(File::create(&path).unwrap(), path.clone());
-        records().iter().for_each(|record| log.append(record).unwrap());
+        records()
+            .iter()
+            .for_each(|record| log.append(record).unwrap());
         let bytes = std::fs::read(&path).unwrap();
         (path, bytes)
     }
@@ -246,7 +285,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, _) = written(folder.path());
         assert_eq!(read_log(&path).unwrap().records, records());
-        assert!(read_log(&folder.path().join("none")).unwrap().records.is_empty());
+        assert!(
+            read_log(&folder.path().join("none"))
+                .unwrap()
+                .records
+                .is_empty()
+        );
         assert!(read_log(folder.path()).is_err(), "a folder is no empty log");
     }
 
@@ -255,14 +299,23 @@ mod tests {
     fn a_torn_tail_is_dropped_and_written_over() {
         let folder = tempfile::tempdir().unwrap();
         let (path, bytes) = written(folder.path());
-        let more = JournalRecord::Chunk { name: "more".into() };
+        let more = JournalRecord::Chunk {
+            name: "more".into(),
+        };
         for cut in 0..=bytes.len() {
             std::fs::write(&path, &bytes[..cut]).unwrap();
             let read = read_log(&path).unwrap();
             let whole = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
             assert_eq!(read.records, records()[..whole], "cut at {cut}");
-            AttemptLog::go_on(path.clone(), &read).unwrap().append(&more).unwrap();
-            let expected: Vec<_> = records()[..whole].iter().cloned().chain([more.clone()]).collect();
+            AttemptLog::go_on(path.clone(), &read)
+                .unwrap()
+                .append(&more)
+                .unwrap();
+            let expected: Vec<_> = records()[..whole]
+                .iter()
+                .cloned()
+                .chain([more.clone()])
+                .collect();
             assert_eq!(read_log(&path).unwrap().records, expected, "cut at {cut}");
         }
     }
@@ -275,7 +328,10 @@ mod tests {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
             let before = bytes[..at].iter().filter(|byte| **byte == b'\n').count();
-            assert!(parse_log(&changed).unwrap().records.len() <= before, "byte {at}");
+            assert!(
+                parse_log(&changed).unwrap().records.len() <= before,
+                "byte {at}"
+            );
         }
         let lines: Vec<&[u8]> = bytes.split_inclusive(|byte| *byte == b'\n').collect();
         let without_second = [lines[0], lines[2], lines[3]].concat();

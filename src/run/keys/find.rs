@@ -1,4 +1,5 @@
-//! Finds the keys of a store in its keyrings: those in their folder, and the copies in the folders of backups.
+//! Finds the keys of a store in its keyrings: those in their folder, and the copies in the folders
+//! of backups.
 
 use super::lists::read_lists;
 use super::successor::find_successor;
@@ -17,11 +18,15 @@ const KEYRING_COPIES_MAX: usize = 8;
 /// The last number of a keyring: names have four digits.
 const NUMBER_MAX: u16 = 9999;
 
-/// Opens all keyrings of the store that the passphrase opens, in their folder and beside backups: what a restore needs.
+/// Opens all keyrings of the store that the passphrase opens, in their folder and beside backups:
+/// what a restore needs.
 ///
 /// # Errors
 /// [`RunError`] when there is no keyring, or when the passphrase opens none.
-pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -> Result<KeyFile, RunError> {
+pub async fn open_keyrings(
+    store: &dyn ObjectStore,
+    passphrase: &SecretString,
+) -> Result<KeyFile, RunError> {
     let found = find_keys(store, passphrase).await?.ok_or_else(|| {
         RunError::refused(
             format!("there is no keyring in {}", store.url()),
@@ -32,12 +37,17 @@ pub async fn open_keyrings(store: &dyn ObjectStore, passphrase: &SecretString) -
     Ok(found.file)
 }
 
-/// Warns when the store says that a rotation replaced these keys. An old key file must not pass for the current one.
+/// Warns when the store says that a rotation replaced these keys. An old key file must not pass for
+/// the current one.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be asked.
 pub async fn warn_of_newer(store: &dyn ObjectStore, file: &KeyFile) -> Result<(), RunError> {
-    let tag = keyring_tag(&file.recipient().map_err(|source| keyring_error(store, source))?);
+    let tag = keyring_tag(
+        &file
+            .recipient()
+            .map_err(|source| keyring_error(store, source))?,
+    );
     if let Some(error) = find_successor(store, file, &tag).await? {
         tracing::warn!(
             error = error_chain(&error),
@@ -58,9 +68,9 @@ pub(in crate::run) struct FoundKeys {
     pub(super) listed: Vec<ListedObject>,
 }
 
-/// Opens the keyrings that the passphrase opens, and reads the lists of retired keys. The copies of backups are always
-/// read too: otherwise an older keyring alone in the folder would pass for the newest. Returns `None` when the store
-/// has no keyring of any kind.
+/// Opens the keyrings that the passphrase opens, and reads the lists of retired keys. The copies of
+/// backups are always read too: otherwise an older keyring alone in the folder would pass for the
+/// newest. Returns `None` when the store has no keyring of any kind.
 pub(in crate::run) async fn find_keys(
     store: &dyn ObjectStore,
     passphrase: &SecretString,
@@ -76,17 +86,30 @@ pub(in crate::run) async fn find_keys(
     let (mut file, keyring) = open_all(store, &all, passphrase)?;
     read_lists(store, &mut file.trusted).await?;
     let in_place = stored.iter().any(|stored| stored.bytes == keyring.bytes);
-    Ok(Some(FoundKeys { file, keyring, in_place, listed }))
+    Ok(Some(FoundKeys {
+        file,
+        keyring,
+        in_place,
+        listed,
+    }))
 }
 
 fn is_manifest_or_copy(key: &str) -> bool {
-    let wanted = |parsed: &ParsedKey| matches!(parsed.object, BackupObject::Manifest | BackupObject::Keyring);
+    let wanted = |parsed: &ParsedKey| {
+        matches!(
+            parsed.object,
+            BackupObject::Manifest | BackupObject::Keyring
+        )
+    };
     ObjectKey::parse(key).as_ref().is_some_and(wanted)
 }
 
-/// The copies beside the newest few backups, and beside the newest of each size, each content once: a keyring has a size
-/// of its own, so that one which is beside few backups is not missed.
-async fn keyring_copies(store: &dyn ObjectStore, listed: &[ListedObject]) -> Result<Vec<StoredKeyring>, RunError> {
+/// The copies beside the newest few backups, and beside the newest of each size, each content once:
+/// a keyring has a size of its own, so that one which is beside few backups is not missed.
+async fn keyring_copies(
+    store: &dyn ObjectStore,
+    listed: &[ListedObject],
+) -> Result<Vec<StoredKeyring>, RunError> {
     let is_copy = |key: &ParsedKey| key.object == BackupObject::Keyring && !key.signature;
     let mut copies: Vec<_> = listed
         .iter()
@@ -98,7 +121,9 @@ async fn keyring_copies(store: &dyn ObjectStore, listed: &[ListedObject]) -> Res
         .collect();
     copies.sort_by(|a, b| b.cmp(a));
     let mut sizes = BTreeSet::new();
-    let (first, more): (Vec<_>, Vec<_>) = copies.into_iter().partition(|(_, _, bytes)| sizes.insert(*bytes));
+    let (first, more): (Vec<_>, Vec<_>) = copies
+        .into_iter()
+        .partition(|(_, _, bytes)| sizes.insert(*bytes));
     let firsts = first.into_iter().take(KEYRING_COPIES_MAX);
     let mut keyrings: Vec<StoredKeyring> = Vec::new();
     for (_, key, _) in firsts.chain(more.into_iter().take(KEYRING_COPIES_MAX)) {
@@ -108,7 +133,10 @@ async fn keyring_copies(store: &dyn ObjectStore, listed: &[ListedObject]) -> Res
             Err(error) => return Err(error.into()),
         };
         if keyrings.iter().all(|other| other.bytes != bytes) {
-            keyrings.push(StoredKeyring { tag: String::new(), bytes });
+            keyrings.push(StoredKeyring {
+                tag: String::new(),
+                bytes,
+            });
         }
     }
     Ok(keyrings)
@@ -126,29 +154,51 @@ pub(super) async fn put_back(store: &dyn ObjectStore, found: &FoundKeys) -> Resu
         "the keyring was gone; restoring it from the copy of a backup. Find out who deleted it"
     );
     let number = free_number(store, &keyring.tag).await?;
-    store.put_new(&ObjectKey::keyring_number(&keyring.tag, number), keyring.bytes.clone()).await?;
+    store
+        .put_new(
+            &ObjectKey::keyring_number(&keyring.tag, number),
+            keyring.bytes.clone(),
+        )
+        .await?;
     Ok(())
 }
 
-/// Returns the number for the next keyring of this tag: the one after the highest, or the lowest free number when
-/// somebody planted a keyring under the last one. Objects of any size take a number.
-pub(in crate::run) async fn free_number(store: &dyn ObjectStore, tag: &str) -> Result<u16, RunError> {
+/// Returns the number for the next keyring of this tag: the one after the highest, or the lowest
+/// free number when somebody planted a keyring under the last one. Objects of any size take a
+/// number.
+pub(in crate::run) async fn free_number(
+    store: &dyn ObjectStore,
+    tag: &str,
+) -> Result<u16, RunError> {
     let prefix = format!("{KEYRING_PREFIX}{tag}/");
     let listed = store.list(&prefix).await?;
-    let number = |key: &str| key.strip_prefix(&prefix)?.strip_suffix(".age")?.parse::<u16>().ok();
-    let taken: BTreeSet<u16> = listed.iter().filter_map(|object| number(&object.key)).collect();
+    let number = |key: &str| {
+        key.strip_prefix(&prefix)?
+            .strip_suffix(".age")?
+            .parse::<u16>()
+            .ok()
+    };
+    let taken: BTreeSet<u16> = listed
+        .iter()
+        .filter_map(|object| number(&object.key))
+        .collect();
     let highest = taken.last().copied().unwrap_or(0);
-    (highest.saturating_add(1)..=NUMBER_MAX).chain(1..=NUMBER_MAX).find(|number| !taken.contains(number)).ok_or_else(
-        || {
+    (highest.saturating_add(1)..=NUMBER_MAX)
+        .chain(1..=NUMBER_MAX)
+        .find(|number| !taken.contains(number))
+        .ok_or_else(|| {
             let what = format!("every number below {prefix} in {} is taken", store.url());
-            RunError::refused(what, "find out who put keyrings there, and remove those that are not yours")
-        },
-    )
+            RunError::refused(
+                what,
+                "find out who put keyrings there, and remove those that are not yours",
+            )
+        })
 }
 
-/// Opens every keyring that the passphrase opens. Identities and verifying keys of all are in the file; what signs and
-/// seals is of the newest one, which is returned too: of rotated keys that which follows the others, of one keyring
-/// sealed several times the highest number. An empty tag is filled in.
+/// Opens every keyring that the passphrase opens. Identities and verifying keys of all are in the
+/// file; what signs and seals is of the newest one, which is returned too: of rotated keys that
+/// which follows the others, of one keyring sealed several times the highest number. An empty tag
+/// is filled in.
 fn open_all(
     store: &dyn ObjectStore,
     stored: &[StoredKeyring],
@@ -166,12 +216,22 @@ fn open_all(
                 continue;
             }
         };
-        let tag = keyring_tag(&file.recipient().map_err(|source| keyring_error(store, source))?);
+        let tag = keyring_tag(
+            &file
+                .recipient()
+                .map_err(|source| keyring_error(store, source))?,
+        );
         if !keyring.tag.is_empty() && keyring.tag != tag {
-            tracing::warn!(tag = keyring.tag, "ignoring a keyring that lies under the name of another");
+            tracing::warn!(
+                tag = keyring.tag,
+                "ignoring a keyring that lies under the name of another"
+            );
             continue;
         }
-        let keyring = StoredKeyring { tag, bytes: keyring.bytes.clone() };
+        let keyring = StoredKeyring {
+            tag,
+            bytes: keyring.bytes.clone(),
+        };
         opened = Some(match opened.take() {
             Some(before) => newer_of(before, (file, keyring)),
             None => (file, keyring),
@@ -180,8 +240,8 @@ fn open_all(
     opened.ok_or_else(|| keyring_error(store, refusal))
 }
 
-/// Returns the newer of two opened keyrings, with the identities and the trust of the other added. Of two that do not
-/// follow from each other the second is the newer.
+/// Returns the newer of two opened keyrings, with the identities and the trust of the other added.
+/// Of two that do not follow from each other the second is the newer.
 pub(in crate::run) fn newer_of(
     (mut before, old): (KeyFile, StoredKeyring),
     (mut file, new): (KeyFile, StoredKeyring),

@@ -1,17 +1,18 @@
-//! [`learn_keys`]: a host that knows no keys, such as one that was set up again, takes those of its other store.
+//! [`learn_keys`]: a host that knows no keys, such as one that was set up again, takes those of its
+//! other store.
 
 use super::{KeyCache, writer_keys};
 use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use age::secrecy::SecretString;
 
-/// Where this host knows no keys and `store`, which is written to, is empty: takes the keys that `other` has, if it has
-/// any. With new ones every dataset would need a new full, and `other` would refuse what is sealed for them. `other` is
-/// the store, or why it cannot be reached.
+/// Where this host knows no keys and `store`, which is written to, is empty: takes the keys that
+/// `other` has, if it has any. With new ones every dataset would need a new full, and `other` would
+/// refuse what is sealed for them. `other` is the store, or why it cannot be reached.
 ///
 /// # Errors
-/// [`RunError::Refused`] when `other` cannot be asked: whether there are keys is not known then. As for
-/// [`writer_keys`].
+/// [`RunError::Refused`] when `other` cannot be asked: whether there are keys is not known then. As
+/// for [`writer_keys`].
 pub async fn learn_keys(
     store: &dyn ObjectStore,
     other: Result<&dyn ObjectStore, &str>,
@@ -22,8 +23,13 @@ pub async fn learn_keys(
         return Ok(());
     }
     let unknown = |why: &str| {
-        let what = format!("this host knows no keys yet, and the remote cannot be asked whether it has some: {why}");
-        RunError::refused(what, "run it again when the remote can be reached; new keys would begin every chain anew")
+        let what = format!(
+            "this host knows no keys yet, and the remote cannot be asked whether it has some: {why}"
+        );
+        RunError::refused(
+            what,
+            "run it again when the remote can be reached; new keys would begin every chain anew",
+        )
     };
     let other = other.map_err(unknown)?;
     match other.is_unused().await {

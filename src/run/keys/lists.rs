@@ -1,7 +1,8 @@
-//! The lists of objects for which retired keys stay trusted: with the keyring in every store, and with the cached keys.
+//! The lists of objects for which retired keys stay trusted: with the keyring in every store, and
+//! with the cached keys.
 //!
-//! A keyring pins its list by BLAKE3, so a list needs no signature: other bytes are not the list. A missing list only
-//! removes trust.
+//! A keyring pins its list by BLAKE3, so a list needs no signature: other bytes are not the list. A
+//! missing list only removes trust.
 
 use super::KeyCache;
 use crate::model::{DatasetName, Digest};
@@ -21,19 +22,30 @@ pub(in crate::run) const BELIEVED_BYTES_MAX: u64 = 64 << 20;
 /// Copies of a list in one store.
 const COPIES_MAX: usize = 3;
 
-/// Fetches the lists that these keys pin and that were not read yet. Warns of a missing or damaged list: objects that
-/// the retired keys signed then do not verify, but all others do.
+/// Fetches the lists that these keys pin and that were not read yet. Warns of a missing or damaged
+/// list: objects that the retired keys signed then do not verify, but all others do.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be asked.
-pub async fn read_lists(store: &dyn ObjectStore, trusted: &mut TrustedKeys) -> Result<(), RunError> {
-    for list in trusted.lists.iter_mut().filter(|list| list.content.is_none()) {
+pub async fn read_lists(
+    store: &dyn ObjectStore,
+    trusted: &mut TrustedKeys,
+) -> Result<(), RunError> {
+    for list in trusted
+        .lists
+        .iter_mut()
+        .filter(|list| list.content.is_none())
+    {
         let Some(key) = key_of(list) else { continue };
         let mut read = fetch(store, &key, list).await?;
         if read.is_err() {
             let name = copy_name(list);
             let copies = list_wanted(store, |key| key.ends_with(&name)).await?;
-            for copy in copies.iter().filter_map(|object| ObjectKey::listed(&object.key)).take(COPIES_MAX) {
+            for copy in copies
+                .iter()
+                .filter_map(|object| ObjectKey::listed(&object.key))
+                .take(COPIES_MAX)
+            {
                 read = read.or(fetch(store, &copy, list).await?);
             }
         }
@@ -58,15 +70,20 @@ async fn fetch(
 ) -> Result<Result<Believed, String>, RunError> {
     match store.get(key, None, BELIEVED_BYTES_MAX).await {
         Ok(bytes) => Ok(open(list, &bytes)),
-        Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
+        Err(error)
+            if matches!(
+                error.kind,
+                StoreErrorKind::NotFound | StoreErrorKind::Corrupt
+            ) =>
+        {
             Ok(Err(error_chain(&error)))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Puts copies of the lists into the prune-record folders of a few datasets. When the folder of keyrings is lost, the
-/// keyring comes back from the copies of backups, and its list from here.
+/// Puts copies of the lists into the prune-record folders of a few datasets. When the folder of
+/// keyrings is lost, the keyring comes back from the copies of backups, and its list from here.
 ///
 /// # Errors
 /// [`RunError::Store`].
@@ -77,10 +94,16 @@ pub(in crate::run) async fn put_list_copies(
 ) -> Result<(), RunError> {
     let datasets: Vec<DatasetName> = datasets.into_iter().take(COPIES_MAX).collect();
     for list in &trusted.lists {
-        let Some(content) = &list.content else { continue };
-        let bytes = content.to_bytes().map_err(|error| RunError::refused(error.to_string(), "report this defect"))?;
+        let Some(content) = &list.content else {
+            continue;
+        };
+        let bytes = content
+            .to_bytes()
+            .map_err(|error| RunError::refused(error.to_string(), "report this defect"))?;
         for dataset in &datasets {
-            let Some(key) = ObjectKey::listed(&format!("{dataset}{}", copy_name(list))) else { continue };
+            let Some(key) = ObjectKey::listed(&format!("{dataset}{}", copy_name(list))) else {
+                continue;
+            };
             if store.head(&key).await?.is_none() {
                 store.put_new(&key, bytes.clone().into()).await?;
             }
@@ -98,23 +121,42 @@ fn copy_name(list: &BelievedList) -> String {
 ///
 /// # Errors
 /// [`RunError::Damaged`] when something else lies in its place or comes back; [`RunError::Store`].
-pub(in crate::run) async fn put_lists(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Result<(), RunError> {
+pub(in crate::run) async fn put_lists(
+    store: &dyn ObjectStore,
+    trusted: &TrustedKeys,
+) -> Result<(), RunError> {
     for list in &trusted.lists {
-        let (Some(key), Some(content)) = (key_of(list), &list.content) else { continue };
-        let bytes = content.to_bytes().map_err(|error| RunError::refused(error.to_string(), "report this defect"))?;
-        if store.head(&key).await?.is_some_and(|there| there.bytes == bytes.len() as u64) {
+        let (Some(key), Some(content)) = (key_of(list), &list.content) else {
+            continue;
+        };
+        let bytes = content
+            .to_bytes()
+            .map_err(|error| RunError::refused(error.to_string(), "report this defect"))?;
+        if store
+            .head(&key)
+            .await?
+            .is_some_and(|there| there.bytes == bytes.len() as u64)
+        {
             continue;
         }
-        let damaged = |reason: &str| RunError::Damaged { key: key.to_string(), reason: reason.to_owned() };
+        let damaged = |reason: &str| RunError::Damaged {
+            key: key.to_string(),
+            reason: reason.to_owned(),
+        };
         if bytes.len() as u64 > BELIEVED_BYTES_MAX {
             return Err(RunError::refused(
-                format!("{key} would have {} bytes, and readers take {BELIEVED_BYTES_MAX}", bytes.len()),
+                format!(
+                    "{key} would have {} bytes, and readers take {BELIEVED_BYTES_MAX}",
+                    bytes.len()
+                ),
                 "delete backups with prune-remote and prune-intermediate first, or use --keep-trust",
             ));
         }
         match store.put_new(&key, bytes.into()).await {
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                return Err(damaged("another object lies in its place: changed, or replaced"));
+                return Err(damaged(
+                    "another object lies in its place: changed, or replaced",
+                ));
             }
             result => drop(result?),
         }
@@ -139,7 +181,12 @@ pub(in crate::run) async fn list_flaws(
         let Some(key) = key_of(list) else { continue };
         match store.get(&key, None, BELIEVED_BYTES_MAX).await {
             Ok(bytes) => flaws.extend(open(list, &bytes).err().map(|reason| (key, reason))),
-            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
+            Err(error)
+                if matches!(
+                    error.kind,
+                    StoreErrorKind::NotFound | StoreErrorKind::Corrupt
+                ) =>
+            {
                 flaws.push((key, error_chain(&error)));
             }
             Err(error) => return Err(error.into()),
@@ -153,13 +200,18 @@ impl KeyCache {
         self.folder.join(format!("believed-{}.json", list.blake3))
     }
 
-    /// Writes the lists into the folder of the cached keys. Call before the keys are written: keys without their list
-    /// are of no use.
+    /// Writes the lists into the folder of the cached keys. Call before the keys are written: keys
+    /// without their list are of no use.
     pub(super) fn save_lists(&self, trusted: &TrustedKeys) -> Result<(), RunError> {
         for list in &trusted.lists {
-            let (path, Some(content)) = (self.list_path(list), &list.content) else { continue };
-            let bytes = content.to_bytes().map_err(|error| super::file_error("write", &path, error.into()))?;
-            replace_file(&path, &bytes).map_err(|source| super::file_error("write", &path, source))?;
+            let (path, Some(content)) = (self.list_path(list), &list.content) else {
+                continue;
+            };
+            let bytes = content
+                .to_bytes()
+                .map_err(|error| super::file_error("write", &path, error.into()))?;
+            replace_file(&path, &bytes)
+                .map_err(|source| super::file_error("write", &path, source))?;
         }
         Ok(())
     }
@@ -168,7 +220,9 @@ impl KeyCache {
     pub(super) fn load_lists(&self, trusted: &mut TrustedKeys) -> Result<(), RunError> {
         for list in &mut trusted.lists {
             let path = self.list_path(list);
-            let read = fs::read(&path).map_err(|error| error.to_string()).and_then(|bytes| open(list, &bytes));
+            let read = fs::read(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|bytes| open(list, &bytes));
             let content = read.map_err(|reason| {
                 RunError::refused(
                     format!("read {}, the list of what retired keys are trusted for: {reason}", path.display()),
@@ -187,7 +241,10 @@ impl KeyCache {
 fn open(list: &BelievedList, bytes: &[u8]) -> Result<Believed, String> {
     let actual = Digest::of(bytes);
     if actual != list.blake3 {
-        return Err(format!("its BLAKE3 is {actual}, and the keyring says {}", list.blake3));
+        return Err(format!(
+            "its BLAKE3 is {actual}, and the keyring says {}",
+            list.blake3
+        ));
     }
     Believed::parse(bytes)
 }

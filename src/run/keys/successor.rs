@@ -1,8 +1,10 @@
-//! Whether newer keys exist than those that were found: a host must not seal to keys that `key rotate` replaced.
+//! Whether newer keys exist than those that were found: a host must not seal to keys that `key
+//! rotate` replaced.
 //!
-//! Two things in a store show it. A rotation leaves a successor object in the folder of the keyring that it replaces,
-//! signed with the old key. Backups made since are sealed to a recipient that older keyrings do not have. To make old
-//! keys look current, an attacker who can delete in the bucket must delete the successor and all newer backups.
+//! Two things in a store show it. A rotation leaves a successor object in the folder of the keyring
+//! that it replaces, signed with the old key. Backups made since are sealed to a recipient that
+//! older keyrings do not have. To make old keys look current, an attacker who can delete in the
+//! bucket must delete the successor and all newer backups.
 
 use super::KEYRINGS_MAX;
 use crate::keyring::{KeyFile, tag_of};
@@ -41,7 +43,12 @@ pub(in crate::run) struct Successor {
 }
 
 impl Successor {
-    pub(in crate::run) fn new(replaced: &str, tag: &str, new: &SigningKey, keeps_trust: bool) -> Self {
+    pub(in crate::run) fn new(
+        replaced: &str,
+        tag: &str,
+        new: &SigningKey,
+        keeps_trust: bool,
+    ) -> Self {
         Self {
             format: FORMAT,
             object_type: SignedType::Successor.as_str().to_owned(),
@@ -53,18 +60,29 @@ impl Successor {
         }
     }
 
-    /// Puts the successor object, signed with the replaced key, unless the store has one that this key signed. Each
-    /// object has its own name, so that an incomplete one, left by an interrupted run or an attacker, does not block
-    /// it.
-    pub(in crate::run) async fn put(&self, store: &dyn ObjectStore, old: &SigningKey) -> Result<(), RunError> {
+    /// Puts the successor object, signed with the replaced key, unless the store has one that this
+    /// key signed. Each object has its own name, so that an incomplete one, left by an interrupted
+    /// run or an attacker, does not block it.
+    pub(in crate::run) async fn put(
+        &self,
+        store: &dyn ObjectStore,
+        old: &SigningKey,
+    ) -> Result<(), RunError> {
         let trusted = TrustedKeys::new(vec![old.verifying_key().clone()]);
         let known = read_successors(store, &self.replaced, &trusted).await?;
-        if known.iter().any(|known| known.tag == self.tag && known.keeps_trust == self.keeps_trust) {
+        if known
+            .iter()
+            .any(|known| known.tag == self.tag && known.keeps_trust == self.keeps_trust)
+        {
             return Ok(());
         }
         let failed = |reason: String| RunError::refused(reason, "run it again");
-        let nonce = getrandom::u32().map_err(|_| failed("the system gives no random bytes".to_owned()))?;
-        let name = format!("{KEYRING_PREFIX}{}/successor-{}-{nonce:08x}.json", self.replaced, self.tag);
+        let nonce =
+            getrandom::u32().map_err(|_| failed("the system gives no random bytes".to_owned()))?;
+        let name = format!(
+            "{KEYRING_PREFIX}{}/successor-{}-{nonce:08x}.json",
+            self.replaced, self.tag
+        );
         let key = ObjectKey::listed(&name).ok_or_else(|| failed(format!("{name:?} is no key")))?;
         let bytes = to_stored_bytes(self).map_err(|error| failed(error.to_string()))?;
         let signature = old.sign(SignedType::Successor, key.as_str(), &bytes)?;
@@ -74,7 +92,8 @@ impl Successor {
     }
 }
 
-/// Returns the successors of a keyring that these keys signed. Objects that do not verify are ignored.
+/// Returns the successors of a keyring that these keys signed. Objects that do not verify are
+/// ignored.
 pub(in crate::run) async fn read_successors(
     store: &dyn ObjectStore,
     tag: &str,
@@ -83,18 +102,42 @@ pub(in crate::run) async fn read_successors(
     let prefix = format!("{KEYRING_PREFIX}{tag}/successor-");
     let listed = store.list(&prefix).await?;
     // The signature is put first, and the listing is whole: an object without one says nothing.
-    let signed: BTreeSet<&str> = listed.iter().filter_map(|object| object.key.strip_suffix(SIGNATURE_SUFFIX)).collect();
-    let keys = listed.iter().filter(|object| signed.contains(object.key.as_str()));
-    let keys: Vec<ObjectKey> = keys.filter_map(|object| ObjectKey::listed(&object.key)).collect();
+    let signed: BTreeSet<&str> = listed
+        .iter()
+        .filter_map(|object| object.key.strip_suffix(SIGNATURE_SUFFIX))
+        .collect();
+    let keys = listed
+        .iter()
+        .filter(|object| signed.contains(object.key.as_str()));
+    let keys: Vec<ObjectKey> = keys
+        .filter_map(|object| ObjectKey::listed(&object.key))
+        .collect();
     if keys.len() > SUCCESSORS_MAX {
         // To try some of them only would let planted objects hide a rotation.
-        let what = format!("{} has {} objects below {prefix}, and a rotation makes one", store.url(), keys.len());
-        return Err(RunError::refused(what, "find out who put them there, and remove those that are not yours"));
+        let what = format!(
+            "{} has {} objects below {prefix}, and a rotation makes one",
+            store.url(),
+            keys.len()
+        );
+        return Err(RunError::refused(
+            what,
+            "find out who put them there, and remove those that are not yours",
+        ));
     }
     let mut successors = Vec::new();
     for key in keys {
-        let verified = match get_signed(store, &key, SignedType::Successor, trusted, MANIFEST_BYTES_MAX).await {
-            Ok((bytes, _)) => parse_as::<Successor>(&bytes, "successor").map_err(|error| error_chain(&error)),
+        let verified = match get_signed(
+            store,
+            &key,
+            SignedType::Successor,
+            trusted,
+            MANIFEST_BYTES_MAX,
+        )
+        .await
+        {
+            Ok((bytes, _)) => {
+                parse_as::<Successor>(&bytes, "successor").map_err(|error| error_chain(&error))
+            }
             Err(error) if error.is_damage() => Err(error_chain(&error)),
             Err(error) => return Err(error),
         };
@@ -106,8 +149,9 @@ pub(in crate::run) async fn read_successors(
     Ok(successors)
 }
 
-/// Returns the successors of a keyring, and the successors of those that keep trust in it: a later rotation retires all
-/// older keys and leaves its successor object in the folder of the keyring before it alone.
+/// Returns the successors of a keyring, and the successors of those that keep trust in it: a later
+/// rotation retires all older keys and leaves its successor object in the folder of the keyring
+/// before it alone.
 async fn read_all_successors(
     store: &dyn ObjectStore,
     tag: &str,
@@ -120,7 +164,9 @@ async fn read_all_successors(
         at += 1;
         // An older key vouches for the newer one, which signs what replaces it.
         let key = successor.verifying_key.parse::<VerifyingKey>();
-        let (true, true, Ok(key)) = (successor.keeps_trust, seen.len() <= KEYRINGS_MAX, key) else { continue };
+        let (true, true, Ok(key)) = (successor.keeps_trust, seen.len() <= KEYRINGS_MAX, key) else {
+            continue;
+        };
         if seen.insert(successor.tag.clone()) {
             all.extend(read_successors(store, &successor.tag, &TrustedKeys::new(vec![key])).await?);
         }
@@ -128,8 +174,8 @@ async fn read_all_successors(
     Ok(all)
 }
 
-/// Refuses to write with cached keys that a rotation on another host replaced. A rotation that this host began and did
-/// not end is no reason: its end adds what was signed meanwhile to the list.
+/// Refuses to write with cached keys that a rotation on another host replaced. A rotation that this
+/// host began and did not end is no reason: its end adds what was signed meanwhile to the list.
 pub(super) async fn refuse_replaced(
     store: &dyn ObjectStore,
     tag: &str,
@@ -137,9 +183,15 @@ pub(super) async fn refuse_replaced(
     own_rotation: Option<&str>,
 ) -> Result<(), RunError> {
     for successor in read_all_successors(store, tag, trusted).await? {
-        let Successor { tag: new, written_at, .. } = &successor;
+        let Successor {
+            tag: new,
+            written_at,
+            ..
+        } = &successor;
         if own_rotation == Some(new) {
-            tracing::warn!("a rotation of the keys was interrupted; run `zfs-backup key rotate` again");
+            tracing::warn!(
+                "a rotation of the keys was interrupted; run `zfs-backup key rotate` again"
+            );
             continue;
         }
         if successor.keeps_trust {
@@ -155,7 +207,10 @@ pub(super) async fn refuse_replaced(
                 "the keys of this host ({tag}) were replaced by `key rotate` on {written_at}: backups made with them \
                  would count for nothing"
             ),
-            format!("run `zfs-backup key rotate` on this host: it takes over the keyring {new} of {}", store.url()),
+            format!(
+                "run `zfs-backup key rotate` on this host: it takes over the keyring {new} of {}",
+                store.url()
+            ),
         ));
     }
     Ok(())
@@ -175,10 +230,14 @@ pub(super) async fn find_newer(
         return Ok(Some(error));
     }
     let is_manifest = |object: &&ListedObject| {
-        ObjectKey::parse(&object.key).is_some_and(|key| key.object == BackupObject::Manifest && !key.signature)
+        ObjectKey::parse(&object.key)
+            .is_some_and(|key| key.object == BackupObject::Manifest && !key.signature)
     };
-    let keys: Vec<ObjectKey> =
-        listed.iter().filter(is_manifest).filter_map(|object| ObjectKey::listed(&object.key)).collect();
+    let keys: Vec<ObjectKey> = listed
+        .iter()
+        .filter(is_manifest)
+        .filter_map(|object| ObjectKey::listed(&object.key))
+        .collect();
     let reads: Vec<_> = keys
         .into_iter()
         .map(|key| async move {
@@ -209,10 +268,15 @@ pub(super) async fn find_successor(
     file: &KeyFile,
     tag: &str,
 ) -> Result<Option<RunError>, RunError> {
-    let opened: BTreeSet<String> =
-        file.identities.iter().map(|identity| tag_of(&identity.to_public().to_string())).collect();
+    let opened: BTreeSet<String> = file
+        .identities
+        .iter()
+        .map(|identity| tag_of(&identity.to_public().to_string()))
+        .collect();
     let successors = read_all_successors(store, tag, &file.trusted).await?;
-    let missing = successors.iter().find(|successor| !successor.keeps_trust && !opened.contains(&successor.tag));
+    let missing = successors
+        .iter()
+        .find(|successor| !successor.keeps_trust && !opened.contains(&successor.tag));
     Ok(missing.map(|successor| {
         RunError::refused(
             format!(
@@ -233,26 +297,47 @@ fn way_out() -> &'static str {
      and you know why, `zfs-backup key generate --trust-found-keys`, then `zfs-backup key rotate`"
 }
 
-/// Returns the recipient of a manifest that these keys do not open: newer keys or a stranger made it.
+/// Returns the recipient of a manifest that these keys do not open: newer keys or a stranger made
+/// it.
 pub(in crate::run) async fn foreign_recipient(
     store: &dyn ObjectStore,
     key: &ObjectKey,
     file: &KeyFile,
 ) -> Result<Option<String>, RunError> {
-    let known: BTreeSet<String> = file.identities.iter().map(|identity| identity.to_public().to_string()).collect();
+    let known: BTreeSet<String> = file
+        .identities
+        .iter()
+        .map(|identity| identity.to_public().to_string())
+        .collect();
     let recipients = recipients_of(store, key).await?;
-    Ok(if recipients.iter().any(|recipient| known.contains(recipient)) { None } else { recipients.into_iter().next() })
+    Ok(
+        if recipients.iter().any(|recipient| known.contains(recipient)) {
+            None
+        } else {
+            recipients.into_iter().next()
+        },
+    )
 }
 
-/// Whom a manifest says that it is sealed to. Not verified: it is a reason for doubt only. Nothing when it cannot be read.
+/// Whom a manifest says that it is sealed to. Not verified: it is a reason for doubt only. Nothing
+/// when it cannot be read.
 async fn recipients_of(store: &dyn ObjectStore, key: &ObjectKey) -> Result<Vec<String>, RunError> {
     #[derive(Deserialize)]
     struct Recipients {
         recipients: Vec<String>,
     }
     match store.get(key, None, MANIFEST_BYTES_MAX).await {
-        Ok(bytes) => Ok(serde_json::from_slice::<Recipients>(&bytes).map(|read| read.recipients).unwrap_or_default()),
-        Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => Ok(Vec::new()),
+        Ok(bytes) => Ok(serde_json::from_slice::<Recipients>(&bytes)
+            .map(|read| read.recipients)
+            .unwrap_or_default()),
+        Err(error)
+            if matches!(
+                error.kind,
+                StoreErrorKind::NotFound | StoreErrorKind::Corrupt
+            ) =>
+        {
+            Ok(Vec::new())
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -10,9 +10,10 @@ use futures_util::{StreamExt, stream};
 /// Deletions under way at once, of objects whose order does not matter.
 const DELETES_MAX: usize = 16;
 
-/// Deletes all objects of one id: manifest and its signature first, so that from then on it is no backup; then receipt,
-/// chunks, the rest; `started.json` with its signature last, so that what is left says what it is. Objects under the id
-/// that are not of this format stay. `leftover`: there must be no manifest.
+/// Deletes all objects of one id: manifest and its signature first, so that from then on it is no
+/// backup; then receipt, chunks, the rest; `started.json` with its signature last, so that what is
+/// left says what it is. Objects under the id that are not of this format stay. `leftover`: there
+/// must be no manifest.
 pub(super) async fn delete_backup(
     env: &PruneEnv,
     dataset: &DatasetName,
@@ -35,16 +36,25 @@ pub(super) async fn delete_backup(
         .await?
         .iter()
         .filter_map(|object| ObjectKey::parse(&object.key))
-        .filter(|key| key.dataset == *dataset && key.id == *id && key.object != BackupObject::Manifest)
+        .filter(|key| {
+            key.dataset == *dataset && key.id == *id && key.object != BackupObject::Manifest
+        })
         .collect();
     parsed.sort_by_key(|key| (rank(&key.object), key.signature));
-    for same in parsed.chunk_by(|a, b| (rank(&a.object), a.signature) == (rank(&b.object), b.signature)) {
+    for same in
+        parsed.chunk_by(|a, b| (rank(&a.object), a.signature) == (rank(&b.object), b.signature))
+    {
         let keys = same.iter().map(|parsed| {
             let key = ObjectKey::backup(dataset, id, &parsed.object);
-            if parsed.signature { key.signature() } else { key }
+            if parsed.signature {
+                key.signature()
+            } else {
+                key
+            }
         });
-        let mut deletions =
-            stream::iter(keys).map(|key| async move { store.delete(&key).await }).buffer_unordered(DELETES_MAX);
+        let mut deletions = stream::iter(keys)
+            .map(|key| async move { store.delete(&key).await })
+            .buffer_unordered(DELETES_MAX);
         while let Some(deleted) = deletions.next().await {
             deleted?;
         }
@@ -62,23 +72,37 @@ fn rank(object: &BackupObject) -> u8 {
     }
 }
 
-/// Removes uploads that were begun under ids that are proved dead and never ended, and those of a probe of the store that
-/// was killed. The store keeps their parts, and costs, for ever otherwise. One whose age is not known, or is less than
-/// `resume_days`, stays, and so do all of them while this host's clock is doubtful.
-pub(super) async fn remove_dead_uploads(env: &PruneEnv, task: &PruneTask, look: &PruneLook) -> Result<(), RunError> {
+/// Removes uploads that were begun under ids that are proved dead and never ended, and those of a
+/// probe of the store that was killed. The store keeps their parts, and costs, for ever otherwise.
+/// One whose age is not known, or is less than `resume_days`, stays, and so do all of them while
+/// this host's clock is doubtful.
+pub(super) async fn remove_dead_uploads(
+    env: &PruneEnv,
+    task: &PruneTask,
+    look: &PruneLook,
+) -> Result<(), RunError> {
     let dataset = &task.stored;
     let of_dead = |upload: &UnfinishedUpload| {
-        ObjectKey::parse(&upload.key).is_some_and(|key| key.dataset == *dataset && is_dead(look, &key.id))
+        ObjectKey::parse(&upload.key)
+            .is_some_and(|key| key.dataset == *dataset && is_dead(look, &key.id))
     };
     let mut uploads = unfinished(env, &dataset_prefix(dataset)).await?;
     uploads.retain(of_dead);
     // What a probe puts is needed by nobody once it has ended, however it ended.
     uploads.extend(unfinished(env, PROBE_PREFIX).await?);
-    // What the store's clock said last, or ours, whichever is earlier: neither may be wrong to the upload's harm.
-    let Some(now) = look.catalog.newest_object_at.map(|store| store.min(env.now)) else { return Ok(()) };
+    // What the store's clock said last, or ours, whichever is earlier: neither may be wrong to the
+    // upload's harm.
+    let Some(now) = look
+        .catalog
+        .newest_object_at
+        .map(|store| store.min(env.now))
+    else {
+        return Ok(());
+    };
     let is_given_up = |upload: &UnfinishedUpload| {
         upload.started_at.is_some_and(|started| {
-            now.as_second().saturating_sub(started.as_second()) >= i64::from(env.resume_days) * 86_400
+            now.as_second().saturating_sub(started.as_second())
+                >= i64::from(env.resume_days) * 86_400
         })
     };
     uploads.retain(is_given_up);
@@ -86,8 +110,14 @@ pub(super) async fn remove_dead_uploads(env: &PruneEnv, task: &PruneTask, look: 
         return Ok(());
     }
     let times = look.facts.iter().map(|backup| backup.snapshot.created_at);
-    if let Err(doubt) = env.clock.judge(&env.store_clocks(&task.beside).await?, times) {
-        tracing::warn!("{} unfinished uploads of {dataset} stay: {doubt}", uploads.len());
+    if let Err(doubt) = env
+        .clock
+        .judge(&env.store_clocks(&task.beside).await?, times)
+    {
+        tracing::warn!(
+            "{} unfinished uploads of {dataset} stay: {doubt}",
+            uploads.len()
+        );
         return Ok(());
     }
     for upload in uploads {
@@ -108,6 +138,7 @@ fn is_dead(look: &PruneLook, id: &BackupId) -> bool {
         return true;
     }
     let proved = look.pruned.contains_key(id) || look.never_committing.contains(id);
-    let stays = look.catalog.backup(id).is_some() || look.plan.left_alone.iter().any(|left| left.id == *id);
+    let stays =
+        look.catalog.backup(id).is_some() || look.plan.left_alone.iter().any(|left| left.id == *id);
     proved && !stays
 }

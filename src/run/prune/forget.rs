@@ -28,7 +28,8 @@ pub struct Forgotten {
     pub bytes: u64,
     /// The hash of its manifest; `None` when it is no backup.
     pub manifest_blake3: Option<Digest>,
-    /// What a person must know before: that it is the newest usable backup, that its manifest is there.
+    /// What a person must know before: that it is the newest usable backup, that its manifest is
+    /// there.
     pub warnings: Vec<String>,
 }
 
@@ -36,11 +37,16 @@ pub struct Forgotten {
 ///
 /// # Errors
 /// [`RunError::Refused`] when it is not there or something depends on it; [`RunError::Store`].
-pub async fn look_at(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Result<Forgotten, RunError> {
+pub async fn look_at(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    id: &BackupId,
+) -> Result<Forgotten, RunError> {
     look_at_beside(env, dataset, id, None).await
 }
 
-/// As [`look_at`], for a remote with this intermediate directory: a backup that waits there may build on the backup.
+/// As [`look_at`], for a remote with this intermediate directory: a backup that waits there may
+/// build on the backup.
 ///
 /// # Errors
 /// As for [`look_at`].
@@ -59,11 +65,15 @@ pub async fn look_at_beside(
     let records = read_prune_records(store, dataset, &env.trusted, None).await?;
     if let Some(other) = OwnRecords::read(env, dataset)?.other_prune(env, &records, &catalog) {
         // Backups that the other prune will still delete must not count as kept.
-        return Err(RunError::refused(format!("{other}; nothing was deleted"), other.hint()));
+        return Err(RunError::refused(
+            format!("{other}; nothing was deleted"),
+            other.hint(),
+        ));
     }
     let leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let seen = Seen::look(store, catalog).await?;
-    // As a prune resolves them: where a twin stands in for the base that a manifest names, the twin is the base.
+    // As a prune resolves them: where a twin stands in for the base that a manifest names, the twin
+    // is the base.
     let facts = seen.facts(None);
     if let Some(other) = follower(&facts, &leftovers, id) {
         return Err(depends(other));
@@ -74,21 +84,43 @@ pub async fn look_at_beside(
     for leftover in leftovers.iter().filter(|leftover| leftover.id != *id) {
         match &leftover.started {
             StartedFact::Unreadable(unreadable) if seen.catalog.backup(id).is_some() => {
-                let what = format!("what {} builds on is not known: {}", leftover.id, unreadable.reason);
-                return Err(RunError::refused(what, format!("zfs-backup forget {} first", leftover.id)));
+                let what = format!(
+                    "what {} builds on is not known: {}",
+                    leftover.id, unreadable.reason
+                );
+                return Err(RunError::refused(
+                    what,
+                    format!("zfs-backup forget {} first", leftover.id),
+                ));
             }
             _ => {}
         }
     }
-    if let Some(attempt) = seen.catalog.attempts.iter().find(|attempt| attempt.id == *id) {
+    if let Some(attempt) = seen
+        .catalog
+        .attempts
+        .iter()
+        .find(|attempt| attempt.id == *id)
+    {
         let mut warnings = Vec::new();
         if attempt.disbelieved.is_some() {
-            warnings.push("its manifest is there and is not believed: an older version of it may be good".to_owned());
+            warnings.push(
+                "its manifest is there and is not believed: an older version of it may be good"
+                    .to_owned(),
+            );
         } else if attempt.was_committed {
-            warnings.push("its manifest's signature is there: it was a backup, or nearly one".to_owned());
+            warnings.push(
+                "its manifest's signature is there: it was a backup, or nearly one".to_owned(),
+            );
         }
         let (objects, bytes) = (attempt.objects, attempt.bytes);
-        return Ok(Forgotten { id: id.clone(), objects, bytes, manifest_blake3: None, warnings });
+        return Ok(Forgotten {
+            id: id.clone(),
+            objects,
+            bytes,
+            manifest_blake3: None,
+            warnings,
+        });
     }
     let Some(backup) = seen.catalog.backup(id) else {
         return Err(RunError::refused(
@@ -96,7 +128,10 @@ pub async fn look_at_beside(
             "zfs-backup show --include-remote lists what there is",
         ));
     };
-    let newest_usable = in_order(&facts).into_iter().rev().find(|other| other.is_usable());
+    let newest_usable = in_order(&facts)
+        .into_iter()
+        .rev()
+        .find(|other| other.is_usable());
     let mut warnings = Vec::new();
     if newest_usable.is_some_and(|newest| newest.id == *id) {
         let left = facts.iter().filter(|other| other.is_usable()).count() - 1;
@@ -124,17 +159,32 @@ async fn check_waiting(
     let catalog = read_catalog(intermediate, dataset, &env.trusted).await?;
     let leftovers = read_leftovers(intermediate, &catalog, &env.trusted).await?;
     let facts = Seen::look(intermediate, catalog).await?.own_facts();
-    let waiting = Waiting { facts: &facts, leftovers: &leftovers };
-    let Some(other) = waiting_follower(waiting, remote, &newest_records(records), id) else { return Ok(()) };
-    let what = format!("{other} in {} follows from {id}; nothing was deleted", intermediate.url());
-    Err(RunError::refused(what, format!("zfs-backup forget --intermediate {other} first")))
+    let waiting = Waiting {
+        facts: &facts,
+        leftovers: &leftovers,
+    };
+    let Some(other) = waiting_follower(waiting, remote, &newest_records(records), id) else {
+        return Ok(());
+    };
+    let what = format!(
+        "{other} in {} follows from {id}; nothing was deleted",
+        intermediate.url()
+    );
+    Err(RunError::refused(
+        what,
+        format!("zfs-backup forget --intermediate {other} first"),
+    ))
 }
 
 /// Deletes it, with a signed record, and removes it from this host's journal.
 ///
 /// # Errors
 /// As for [`look_at`]; [`RunError::Locked`].
-pub async fn forget(env: &PruneEnv, dataset: &DatasetName, id: &BackupId) -> Result<Forgotten, RunError> {
+pub async fn forget(
+    env: &PruneEnv,
+    dataset: &DatasetName,
+    id: &BackupId,
+) -> Result<Forgotten, RunError> {
     forget_beside(env, dataset, id, None).await
 }
 
@@ -150,7 +200,10 @@ pub async fn forget_beside(
 ) -> Result<Forgotten, RunError> {
     let _lock = lock_dataset(&env.state_dir, &env.store.known(), dataset)?;
     let found = look_at_beside(env, dataset, id, intermediate).await?;
-    let entry = PrunedEntry { id: id.clone(), manifest_blake3: found.manifest_blake3 };
+    let entry = PrunedEntry {
+        id: id.clone(),
+        manifest_blake3: found.manifest_blake3,
+    };
     let record = put_record(env, dataset, vec![entry]).await?;
     // Whoever began to build on it before the record was there is seen now.
     if let Err(error) = look_at_beside(env, dataset, id, intermediate).await {

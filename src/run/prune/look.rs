@@ -1,4 +1,5 @@
-//! [`look`]: everything that a prune decides from, read from the store, the journal, and the store beside it.
+//! [`look`]: everything that a prune decides from, read from the store, the journal, and the store
+//! beside it.
 
 use super::at_work::OwnRecords;
 use super::{PruneEnv, PruneTask};
@@ -7,7 +8,8 @@ use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::prune::{
-    self as plan, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, Unreadable, plan_prune,
+    self as plan, Leftover, Live, Lock, PruneInput, PrunePlan, Pruned, StartedFact, Unreadable,
+    plan_prune,
 };
 use crate::plan::retention::in_order;
 use crate::plan::timeline::PoolSight;
@@ -54,7 +56,8 @@ pub struct PruneLook {
     pub facts: Vec<BackupFacts>,
     /// What shall become of them.
     pub plan: PrunePlan,
-    /// Whether this host's clock may be trusted. The clocks of the stores are asked only where something is to go.
+    /// Whether this host's clock may be trusted. The clocks of the stores are asked only where
+    /// something is to go.
     pub clock: Result<ClockTrust, ClockDoubt>,
     pub(super) records: Vec<(ObjectKey, PruneRecord)>,
     pub(super) pruned: BTreeMap<BackupId, Pruned>,
@@ -62,20 +65,23 @@ pub struct PruneLook {
 }
 
 impl PruneLook {
-    /// Whether it is known that nobody goes on with that attempt: it is a backup, or a signed record says that it was
-    /// deleted.
+    /// Whether it is known that nobody goes on with that attempt: it is a backup, or a signed
+    /// record says that it was deleted.
     pub fn is_over(&self, id: &BackupId) -> bool {
         self.catalog.backup(id).is_some() || self.pruned.contains_key(id)
     }
 }
 
-/// Lists everything and plans, from what was read before as far as it is listed as before. Changes nothing in a store, and
-/// is no word to delete by.
+/// Lists everything and plans, from what was read before as far as it is listed as before. Changes
+/// nothing in a store, and is no word to delete by.
 ///
 /// # Errors
-/// [`RunError::Store`] when anything could not be read: then nothing is known, and nothing may be deleted.
+/// [`RunError::Store`] when anything could not be read: then nothing is known, and nothing may be
+/// deleted.
 pub async fn look(env: &PruneEnv, task: &PruneTask) -> Result<PruneLook, RunError> {
-    let kept = |store: &dyn ObjectStore| ObjectCache::open(&env.state_dir, &store.known(), &task.stored, Keeping::New);
+    let kept = |store: &dyn ObjectStore| {
+        ObjectCache::open(&env.state_dir, &store.known(), &task.stored, Keeping::New)
+    };
     look_through(env, task, &kept).await
 }
 
@@ -90,18 +96,26 @@ pub(super) async fn look_afresh(env: &PruneEnv, task: &PruneTask) -> Result<Prun
 /// What of a store need not be fetched.
 type CacheOf<'a> = &'a (dyn Fn(&dyn ObjectStore) -> ObjectCache + Sync);
 
-async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -> Result<PruneLook, RunError> {
+async fn look_through(
+    env: &PruneEnv,
+    task: &PruneTask,
+    cache_of: CacheOf<'_>,
+) -> Result<PruneLook, RunError> {
     let store = &*env.store;
     if let Beside::Remote(other) | Beside::Intermediate(other) = &task.beside {
         refuse_one_place(&store.known(), &other.known())?;
     }
     let cache = cache_of(store);
     let catalog = read_catalog_through(store, &task.stored, &env.trusted, &cache).await?;
-    let records = read_prune_records_through(store, &task.stored, &env.trusted, None, &cache).await?;
+    let records =
+        read_prune_records_through(store, &task.stored, &env.trusted, None, &cache).await?;
     let pruned = newest_records(&records);
     let mut leftovers = read_leftovers(store, &catalog, &env.trusted).await?;
     let never_committing = never_committing(&env.state_dir, &store.known(), &task.stored)?;
-    for leftover in leftovers.iter_mut().filter(|leftover| never_committing.contains(&leftover.id)) {
+    for leftover in leftovers
+        .iter_mut()
+        .filter(|leftover| never_committing.contains(&leftover.id))
+    {
         look_behind_markers(store, &task.stored, leftover).await?;
     }
     let seen = Seen::look_through(store, catalog, &cache, |_| true).await?;
@@ -115,7 +129,10 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
     let live = read_live(store, &catalog, &facts, &env.trusted).await?;
     let other = read_other(task, &env.trusted, cache_of).await?;
     let beside = match (&task.beside, &other) {
-        (Beside::Remote(_), Some(other)) => plan::Beside::Remote { facts: &other.facts, pruned: &other.pruned },
+        (Beside::Remote(_), Some(other)) => plan::Beside::Remote {
+            facts: &other.facts,
+            pruned: &other.pruned,
+        },
         (Beside::Unreachable | Beside::Remote(_), _) => plan::Beside::Unreachable,
         (Beside::Nothing | Beside::Intermediate(_), _) => plan::Beside::Nothing,
     };
@@ -146,16 +163,29 @@ async fn look_through(env: &PruneEnv, task: &PruneTask, cache_of: CacheOf<'_>) -
     };
     let mut plan = plan_prune(&input);
     let clock = judge_clock(env, task, &facts, &leftovers, plan.is_empty()).await?;
-    // Receipts are large: only of what would go are the locks looked up, and locks only make that less.
+    // Receipts are large: only of what would go are the locks looked up, and locks only make that
+    // less.
     let locks = read_locks(env, &catalog, &plan).await?;
     if !locks.is_empty() || clock.is_err() {
-        plan = plan_prune(&PruneInput { locks: &locks, clock: clock.as_ref().err(), ..input });
+        plan = plan_prune(&PruneInput {
+            locks: &locks,
+            clock: clock.as_ref().err(),
+            ..input
+        });
     }
-    Ok(PruneLook { plan, records, pruned, never_committing, facts, catalog, clock })
+    Ok(PruneLook {
+        plan,
+        records,
+        pruned,
+        never_committing,
+        facts,
+        catalog,
+        clock,
+    })
 }
 
-/// Judges this host's clock. When something is to be deleted, both stores are asked for the time: the pruned one and
-/// the second one.
+/// Judges this host's clock. When something is to be deleted, both stores are asked for the time:
+/// the pruned one and the second one.
 async fn judge_clock(
     env: &PruneEnv,
     task: &PruneTask,
@@ -163,7 +193,11 @@ async fn judge_clock(
     leftovers: &[Leftover],
     is_empty: bool,
 ) -> Result<Result<ClockTrust, ClockDoubt>, RunError> {
-    let clocks = if is_empty { Vec::new() } else { env.store_clocks(&task.beside).await? };
+    let clocks = if is_empty {
+        Vec::new()
+    } else {
+        env.store_clocks(&task.beside).await?
+    };
     let backups = facts.iter().map(|backup| backup.snapshot.created_at);
     let objects = leftovers.iter().filter_map(|leftover| leftover.newest);
     Ok(env.clock.judge(&clocks, backups.chain(objects)))
@@ -172,7 +206,9 @@ async fn judge_clock(
 /// Marks adopted backups: only a person decides the order of two time lines.
 fn mark_adopted(facts: &mut [BackupFacts], pool: Option<&PoolSight>) {
     let Some(pool) = pool else { return };
-    facts.iter_mut().for_each(|backup| backup.made.adopted = pool.adopted.contains(&backup.id));
+    facts
+        .iter_mut()
+        .for_each(|backup| backup.made.adopted = pool.adopted.contains(&backup.id));
 }
 
 pub(super) fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<BackupId, Pruned> {
@@ -181,7 +217,10 @@ pub(super) fn newest_records(records: &[(ObjectKey, PruneRecord)]) -> BTreeMap<B
         for entry in &record.pruned {
             let recorded_at = record.recorded_at.unwrap_or(record.written_at);
             let manifest_blake3 = entry.manifest_blake3;
-            let known = pruned.entry(entry.id.clone()).or_insert(Pruned { recorded_at, manifest_blake3 });
+            let known = pruned.entry(entry.id.clone()).or_insert(Pruned {
+                recorded_at,
+                manifest_blake3,
+            });
             // A record of what an interrupted prune left knows no manifest any more.
             known.manifest_blake3 = known.manifest_blake3.or(manifest_blake3);
             known.recorded_at = known.recorded_at.max(recorded_at);
@@ -200,17 +239,32 @@ pub(in crate::run) async fn read_leftovers(
     let reads: Vec<_> = catalog
         .attempts
         .iter()
-        .map(|attempt| async move { (attempt, read_started(store, &catalog.dataset, &attempt.id, trusted).await) })
+        .map(|attempt| async move {
+            (
+                attempt,
+                read_started(store, &catalog.dataset, &attempt.id, trusted).await,
+            )
+        })
         .collect();
     let mut reads = stream::iter(reads).buffered(STARTED_MAX);
     let mut leftovers = Vec::new();
     while let Some((attempt, started)) = reads.next().await {
-        let Attempt { id, objects, bytes, newest, was_committed, disbelieved } = attempt;
+        let Attempt {
+            id,
+            objects,
+            bytes,
+            newest,
+            was_committed,
+            disbelieved,
+        } = attempt;
         let started = match started {
             Ok(None) => StartedFact::Absent,
             Ok(Some(started)) => {
                 let base = started.base.map(|base| base.backup_id);
-                StartedFact::Signed { base, origin: started.origin }
+                StartedFact::Signed {
+                    base,
+                    origin: started.origin,
+                }
             }
             Err(error) => StartedFact::Unreadable(unreadable(error)?),
         };
@@ -228,8 +282,8 @@ pub(in crate::run) async fn read_leftovers(
     Ok(leftovers)
 }
 
-/// A journal may be an old copy that came back, so its word that an attempt never reached its commit holds only where
-/// no version of the manifest says otherwise.
+/// A journal may be an old copy that came back, so its word that an attempt never reached its
+/// commit holds only where no version of the manifest says otherwise.
 async fn look_behind_markers(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
@@ -238,14 +292,19 @@ async fn look_behind_markers(
     let manifest = ObjectKey::backup(dataset, &leftover.id, &BackupObject::Manifest);
     match store.any_version(&manifest).await {
         Ok(any) => leftover.was_committed |= any,
-        Err(error) if error.kind == StoreErrorKind::Denied => leftover.versions_unseen = Some(error_chain(&error)),
+        Err(error) if error.kind == StoreErrorKind::Denied => {
+            leftover.versions_unseen = Some(error_chain(&error))
+        }
         Err(error) => return Err(error.into()),
     }
     Ok(())
 }
 
 fn describe(error: &RunError) -> Unreadable {
-    Unreadable { reason: error_chain(error), damage: error.is_damage() }
+    Unreadable {
+        reason: error_chain(error),
+        damage: error.is_damage(),
+    }
 }
 
 /// What is there and cannot be believed; what could not be asked stays an error.
@@ -262,13 +321,20 @@ async fn read_live(
     facts: &[BackupFacts],
     trusted: &TrustedKeys,
 ) -> Result<Option<Live>, RunError> {
-    let newest = in_order(facts).pop().and_then(|newest| catalog.backup(&newest.id));
-    let Some(backup) = newest else { return Ok(None) };
+    let newest = in_order(facts)
+        .pop()
+        .and_then(|newest| catalog.backup(&newest.id));
+    let Some(backup) = newest else {
+        return Ok(None);
+    };
     let ids = match read_receipt(store, backup, trusted).await {
         Ok(receipt) => Ok(receipt.live.into_iter().map(|entry| entry.id).collect()),
         Err(error) => Err(unreadable(error)?),
     };
-    Ok(Some(Live { of: backup.manifest.id.clone(), ids }))
+    Ok(Some(Live {
+        of: backup.manifest.id.clone(),
+        ids,
+    }))
 }
 
 /// What the store beside this one holds of the dataset.
@@ -284,28 +350,51 @@ async fn read_other(
     trusted: &TrustedKeys,
     cache_of: CacheOf<'_>,
 ) -> Result<Option<Other>, RunError> {
-    let (Beside::Remote(store) | Beside::Intermediate(store)) = beside else { return Ok(None) };
+    let (Beside::Remote(store) | Beside::Intermediate(store)) = beside else {
+        return Ok(None);
+    };
     let cache = cache_of(&**store);
     let catalog = read_catalog_through(&**store, stored, trusted, &cache).await?;
-    let pruned = newest_records(&read_prune_records_through(&**store, stored, trusted, None, &cache).await?);
+    let pruned =
+        newest_records(&read_prune_records_through(&**store, stored, trusted, None, &cache).await?);
     let leftovers = read_leftovers(&**store, &catalog, trusted).await?;
     let seen = Seen::look_through(&**store, catalog, &cache, |_| true).await?;
     let facts = match beside {
         Beside::Remote(_) => seen.facts(None),
         _ => seen.own_facts(),
     };
-    Ok(Some(Other { facts, pruned, leftovers }))
+    Ok(Some(Other {
+        facts,
+        pruned,
+        leftovers,
+    }))
 }
 
-async fn read_locks(env: &PruneEnv, catalog: &Catalog, plan: &PrunePlan) -> Result<BTreeMap<BackupId, Lock>, RunError> {
-    let doomed: Vec<_> = plan.delete.iter().filter_map(|doomed| catalog.backup(&doomed.id)).collect();
-    let read = |backup| async move { (backup, read_receipt(&*env.store, backup, &env.trusted).await) };
+async fn read_locks(
+    env: &PruneEnv,
+    catalog: &Catalog,
+    plan: &PrunePlan,
+) -> Result<BTreeMap<BackupId, Lock>, RunError> {
+    let doomed: Vec<_> = plan
+        .delete
+        .iter()
+        .filter_map(|doomed| catalog.backup(&doomed.id))
+        .collect();
+    let read = |backup| async move {
+        (
+            backup,
+            read_receipt(&*env.store, backup, &env.trusted).await,
+        )
+    };
     let mut receipts = stream::iter(doomed).map(read).buffered(RECEIPTS_MAX);
     let mut locks = BTreeMap::new();
     while let Some((backup, receipt)) = receipts.next().await {
         let lock = match receipt {
             Ok(receipt) => {
-                let until = receipt.objects.into_iter().filter_map(|entry| entry.evidence.locked_until);
+                let until = receipt
+                    .objects
+                    .into_iter()
+                    .filter_map(|entry| entry.evidence.locked_until);
                 // Any lock that holds; the plan says one of them.
                 let mut locks = until.filter_map(|until| lock_at(until, env.now));
                 locks.next()
@@ -323,7 +412,9 @@ fn lock_at(until: String, now: Timestamp) -> Option<Lock> {
     match until.parse::<Timestamp>() {
         Ok(time) if time <= now => None,
         Ok(_) => Some(Lock::Until(until)),
-        Err(_) => Some(Lock::Unknown(format!("the receipt says {until:?}, which is no time"))),
+        Err(_) => Some(Lock::Unknown(format!(
+            "the receipt says {until:?}, which is no time"
+        ))),
     }
 }
 
@@ -336,7 +427,10 @@ mod tests {
         let now: Timestamp = "2026-01-02T00:00:00Z".parse().unwrap();
         let at = |text: &str| lock_at(text.to_owned(), now);
         assert_eq!(at("2026-01-01T23:59:59Z"), None);
-        assert_eq!(at("2026-01-02T00:00:01Z"), Some(Lock::Until("2026-01-02T00:00:01Z".to_owned())));
+        assert_eq!(
+            at("2026-01-02T00:00:01Z"),
+            Some(Lock::Until("2026-01-02T00:00:01Z".to_owned()))
+        );
         assert!(matches!(at("for ever"), Some(Lock::Unknown(_))));
     }
 }

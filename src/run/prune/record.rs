@@ -38,9 +38,12 @@ async fn put_record_of(
     pruned: Vec<PrunedEntry>,
     (written_at, recorded_at): (Timestamp, Option<Timestamp>),
 ) -> Result<WrittenRecord, RunError> {
-    let nonce =
-        getrandom::u64().map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
-    let time = written_at.to_zoned(TimeZone::UTC).strftime("%Y%m%dT%H%M%SZ").to_string();
+    let nonce = getrandom::u64()
+        .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let time = written_at
+        .to_zoned(TimeZone::UTC)
+        .strftime("%Y%m%dT%H%M%SZ")
+        .to_string();
     let key = ObjectKey::prune_record(dataset, &time, nonce);
     let record = PruneRecord {
         format: FORMAT,
@@ -57,21 +60,31 @@ async fn put_record_of(
         source: std::io::Error::other(error),
     })?;
     if bytes.len() as u64 > PRUNE_RECORD_BYTES_MAX {
-        let what =
-            format!("the record of {} deletions of {dataset} is longer than any reader takes", record.pruned.len());
-        return Err(RunError::refused(what, "keep more for now: raise a `keep-` rule, prune, and lower it again"));
+        let what = format!(
+            "the record of {} deletions of {dataset} is longer than any reader takes",
+            record.pruned.len()
+        );
+        return Err(RunError::refused(
+            what,
+            "keep more for now: raise a `keep-` rule, prune, and lower it again",
+        ));
     }
-    let signature = env.signing.sign(SignedType::PruneRecord, key.as_str(), &bytes)?;
+    let signature = env
+        .signing
+        .sign(SignedType::PruneRecord, key.as_str(), &bytes)?;
     OwnRecords::read(env, dataset)?.note(&key)?;
-    env.store.put_new(&key.signature(), signature.into()).await?;
+    env.store
+        .put_new(&key.signature(), signature.into())
+        .await?;
     env.store.put_new(&key, bytes.into()).await?;
     Ok(WrittenRecord { key })
 }
 
-/// Takes backups that stay out of all records: a prune that was interrupted, or a plan that changed, left them there,
-/// and a record is a proof. The other backups in such a record are first written to a new record with the old times:
-/// objects that were put after the first record must not pass for older than the new one. The record of a prune that
-/// may be running on another host stays.
+/// Takes backups that stay out of all records: a prune that was interrupted, or a plan that
+/// changed, left them there, and a record is a proof. The other backups in such a record are first
+/// written to a new record with the old times: objects that were put after the first record must
+/// not pass for older than the new one. The record of a prune that may be running on another host
+/// stays.
 pub(super) async fn void_records(
     env: &PruneEnv,
     dataset: &DatasetName,
@@ -79,8 +92,16 @@ pub(super) async fn void_records(
     stay: &BTreeSet<&BackupId>,
 ) -> Result<(), RunError> {
     let own = OwnRecords::read(env, dataset)?;
-    for (key, record) in records.iter().filter(|record| !own.is_of_other_prune(env, record)) {
-        let rest: Vec<PrunedEntry> = record.pruned.iter().filter(|entry| !stay.contains(&entry.id)).cloned().collect();
+    for (key, record) in records
+        .iter()
+        .filter(|record| !own.is_of_other_prune(env, record))
+    {
+        let rest: Vec<PrunedEntry> = record
+            .pruned
+            .iter()
+            .filter(|entry| !stay.contains(&entry.id))
+            .cloned()
+            .collect();
         if rest.len() == record.pruned.len() {
             continue;
         }

@@ -1,6 +1,9 @@
-//! [`collect`]: lists the objects that the present keys signed in one store, before a rotation retires these keys.
+//! [`collect`]: lists the objects that the present keys signed in one store, before a rotation
+//! retires these keys.
 
-use crate::manifest::{LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, PRUNE_RECORD_BYTES_MAX, parse_manifest};
+use crate::manifest::{
+    LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, PRUNE_RECORD_BYTES_MAX, parse_manifest,
+};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::run::catalog::{get_signed, list_wanted};
 use crate::run::{RunError, error_chain};
@@ -36,7 +39,14 @@ pub struct CollectedDataset {
 impl CollectedDataset {
     fn new(store: &dyn ObjectStore, dataset: &DatasetName) -> Self {
         let (store, dataset) = (store.url().to_owned(), dataset.clone());
-        Self { store, dataset, backups: 0, newest: None, unfinished: 0, disbelieved: Vec::new() }
+        Self {
+            store,
+            dataset,
+            backups: 0,
+            newest: None,
+            unfinished: 0,
+            disbelieved: Vec::new(),
+        }
     }
 }
 
@@ -61,11 +71,13 @@ impl Signed {
     }
 }
 
-/// Lists the whole store and adds to `believed` each signed object of a backup and each prune record that verifies. An
-/// upload under way has a manifest that is not there yet, so no backup may run meanwhile.
+/// Lists the whole store and adds to `believed` each signed object of a backup and each prune
+/// record that verifies. An upload under way has a manifest that is not there yet, so no backup may
+/// run meanwhile.
 ///
 /// # Errors
-/// [`RunError::Store`] when anything could not be read: a list with a gap would take trust from good backups.
+/// [`RunError::Store`] when anything could not be read: a list with a gap would take trust from
+/// good backups.
 pub(super) async fn collect(
     store: &dyn ObjectStore,
     trusted: &TrustedKeys,
@@ -74,11 +86,14 @@ pub(super) async fn collect(
     let objects = signed_objects(&list_wanted(store, |key| key.ends_with(".json")).await?);
     let mut found = BTreeMap::new();
     for (dataset, count) in count_unfinished(&objects) {
-        let of_dataset = found.entry(dataset.clone()).or_insert_with(|| CollectedDataset::new(store, &dataset));
+        let of_dataset = found
+            .entry(dataset.clone())
+            .or_insert_with(|| CollectedDataset::new(store, &dataset));
         of_dataset.unfinished = count;
     }
-    let (small, large): (Vec<Signed>, Vec<Signed>) =
-        objects.into_iter().partition(|object| object.bytes <= SMALL_BYTES_MAX);
+    let (small, large): (Vec<Signed>, Vec<Signed>) = objects
+        .into_iter()
+        .partition(|object| object.bytes <= SMALL_BYTES_MAX);
     for (objects, at_once) in [(small, AT_ONCE), (large, 1)] {
         let reads: Vec<_> = objects
             .into_iter()
@@ -90,10 +105,13 @@ pub(super) async fn collect(
             .collect();
         let mut reads = stream::iter(reads).buffered(at_once);
         while let Some((object, read)) = reads.next().await {
-            let dataset =
-                found.entry(object.dataset.clone()).or_insert_with(|| CollectedDataset::new(store, &object.dataset));
+            let dataset = found
+                .entry(object.dataset.clone())
+                .or_insert_with(|| CollectedDataset::new(store, &object.dataset));
             let read = match read {
-                Ok((bytes, signature)) => add(&object, &bytes, &signature, trusted, believed, dataset),
+                Ok((bytes, signature)) => {
+                    add(&object, &bytes, &signature, trusted, believed, dataset)
+                }
                 Err(error) if error.is_damage() => Err(error_chain(&error)),
                 Err(error) => return Err(error),
             };
@@ -109,12 +127,23 @@ pub(super) async fn collect(
 fn signed_objects(listed: &[ListedObject]) -> Vec<Signed> {
     let mut objects = Vec::new();
     for ListedObject { key, bytes, .. } in listed {
-        let Some(object_key) = ObjectKey::listed(key) else { continue };
+        let Some(object_key) = ObjectKey::listed(key) else {
+            continue;
+        };
         let backup = ObjectKey::parse(key).filter(|parsed| {
             // RESTORE.txt is pinned by the manifest, so it need not be fetched.
-            matches!(parsed.object, BackupObject::Manifest | BackupObject::Receipt | BackupObject::Started)
+            matches!(
+                parsed.object,
+                BackupObject::Manifest | BackupObject::Receipt | BackupObject::Started
+            )
         });
-        let record = || key.split_once("/@prune/").filter(|(_, name)| name.ends_with(".json"))?.0.parse().ok();
+        let record = || {
+            key.split_once("/@prune/")
+                .filter(|(_, name)| name.ends_with(".json"))?
+                .0
+                .parse()
+                .ok()
+        };
         let (dataset, backup) = match backup {
             Some(parsed) => (parsed.dataset, Some((parsed.id, parsed.object))),
             None => match record() {
@@ -122,7 +151,12 @@ fn signed_objects(listed: &[ListedObject]) -> Vec<Signed> {
                 None => continue,
             },
         };
-        objects.push(Signed { key: object_key, dataset, backup, bytes: *bytes });
+        objects.push(Signed {
+            key: object_key,
+            dataset,
+            backup,
+            bytes: *bytes,
+        });
     }
     objects
 }
@@ -138,7 +172,9 @@ fn count_unfinished(objects: &[Signed]) -> BTreeMap<DatasetName, usize> {
             .collect()
     };
     let mut counts = BTreeMap::new();
-    for (dataset, _) in ids_with(BackupObject::Started).difference(&ids_with(BackupObject::Manifest)) {
+    for (dataset, _) in
+        ids_with(BackupObject::Started).difference(&ids_with(BackupObject::Manifest))
+    {
         *counts.entry((*dataset).clone()).or_default() += 1;
     }
     counts
@@ -154,8 +190,8 @@ fn add(
     found: &mut CollectedDataset,
 ) -> Result<(), String> {
     if let Some((id, BackupObject::Manifest)) = &object.backup {
-        let manifest: Manifest =
-            parse_manifest(trusted, &object.dataset, id, bytes, signature).map_err(|error| error_chain(&error))?;
+        let manifest: Manifest = parse_manifest(trusted, &object.dataset, id, bytes, signature)
+            .map_err(|error| error_chain(&error))?;
         let restore_text = ObjectKey::backup(&object.dataset, id, &BackupObject::RestoreText);
         believed.insert(restore_text.as_str(), manifest.files.restore_text);
         found.backups += 1;

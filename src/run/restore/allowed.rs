@@ -7,12 +7,12 @@ use crate::run::doctor::host::Runner;
 use crate::run::{RunError, error_chain};
 use crate::zfs::Zfs;
 
-/// Looks at what `zfs allow` has given for all that a restore will do. The kernel has the last word: where it cannot be
-/// read, that is said, and the restore begins.
+/// Looks at what `zfs allow` has given for all that a restore will do. The kernel has the last
+/// word: where it cannot be read, that is said, and the restore begins.
 ///
 /// # Errors
-/// [`RunError::Refused`] naming what is missing, and the command that gives it; [`RunError::Zfs`] when what is there
-/// cannot be read.
+/// [`RunError::Refused`] naming what is missing, and the command that gives it; [`RunError::Zfs`]
+/// when what is there cannot be read.
 pub fn check_allowed(
     zfs: &dyn Zfs,
     target: &DatasetName,
@@ -37,7 +37,10 @@ pub fn check_allowed(
     let given = match zfs.delegations(&above) {
         Ok(given) => given,
         Err(error) => {
-            tracing::warn!(error = error_chain(&error), "what this user may do there is not known; the kernel decides");
+            tracing::warn!(
+                error = error_chain(&error),
+                "what this user may do there is not known; the kernel decides"
+            );
             return Ok(());
         }
     };
@@ -45,9 +48,15 @@ pub fn check_allowed(
     if missing.is_empty() {
         return Ok(());
     }
-    let (uid, place) = (runner.identity.uid, shell_words::quote(above.as_str()).into_owned());
+    let (uid, place) = (
+        runner.identity.uid,
+        shell_words::quote(above.as_str()).into_owned(),
+    );
     Err(RunError::refused(
-        format!("restore into {target}: user {uid} lacks {} on {above}", missing.join(", ")),
+        format!(
+            "restore into {target}: user {uid} lacks {} on {above}",
+            missing.join(", ")
+        ),
         format!("as root: zfs allow -u {uid} {} {place}", missing.join(",")),
     ))
 }

@@ -1,4 +1,5 @@
-//! Which backups lead to the point that is asked for, and which of several stores gives each of them.
+//! Which backups lead to the point that is asked for, and which of several stores gives each of
+//! them.
 
 use super::{RestoreBackup, RestorePoint, RestoreSet};
 use crate::keyring::KeyFile;
@@ -7,7 +8,9 @@ use crate::model::{BackupId, DatasetName, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::restore::plan_restore;
 use crate::plan::timeline::Timeline;
-use crate::run::catalog::{Catalog, StoredBackup, find_gaps, get_pinned, read_catalog, read_chunks};
+use crate::run::catalog::{
+    Catalog, StoredBackup, find_gaps, get_pinned, read_catalog, read_chunks,
+};
 use crate::run::keys::foreign_recipient;
 use crate::run::sealed::open_small;
 use crate::run::{RunError, error_chain};
@@ -18,9 +21,9 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Reads what the stores hold of a dataset, finds the backup and checks its whole chain. `stores` are the nearest first:
-/// each backup comes from the first one that has it whole. A store that cannot be asked is named in
-/// [`RestoreSet::unasked`]; that none can is an error.
+/// Reads what the stores hold of a dataset, finds the backup and checks its whole chain. `stores`
+/// are the nearest first: each backup comes from the first one that has it whole. A store that
+/// cannot be asked is named in [`RestoreSet::unasked`]; that none can is an error.
 ///
 /// # Errors
 /// [`RunError`] naming what is missing, damaged or not to be believed; nothing was received then.
@@ -46,7 +49,9 @@ pub async fn find_restore_backup(
     id: &BackupId,
 ) -> Result<RestoreBackup, RunError> {
     let shelves = Shelves::read(stores, dataset, keys).await?;
-    let backup = shelves.backup(id).ok_or_else(|| shelves.why_none(Some(id)))?;
+    let backup = shelves
+        .backup(id)
+        .ok_or_else(|| shelves.why_none(Some(id)))?;
     shelves.load(&backup.manifest, keys).await
 }
 
@@ -55,7 +60,8 @@ pub(super) struct Shelves {
     dataset: DatasetName,
     shelves: Vec<(Arc<dyn ObjectStore>, Catalog)>,
     unasked: Vec<String>,
-    /// A backup that is sealed to keys which ours do not know, with its recipient: ours may not be the newest.
+    /// A backup that is sealed to keys which ours do not know, with its recipient: ours may not be
+    /// the newest.
     foreign: Option<(BackupId, String)>,
 }
 
@@ -79,34 +85,58 @@ impl Shelves {
             return Err(error);
         }
         let foreign = find_foreign(&shelves, keys).await?;
-        Ok(Self { dataset: dataset.clone(), shelves, unasked, foreign })
+        Ok(Self {
+            dataset: dataset.clone(),
+            shelves,
+            unasked,
+            foreign,
+        })
     }
 
     /// Every whole backup once, as the nearest store has it.
     pub(super) fn backups(&self) -> impl Iterator<Item = &StoredBackup> {
         let mut seen = BTreeSet::new();
-        let all = self.shelves.iter().flat_map(|(_, catalog)| &catalog.backups);
+        let all = self
+            .shelves
+            .iter()
+            .flat_map(|(_, catalog)| &catalog.backups);
         all.filter(move |backup| seen.insert(&backup.manifest.id))
     }
 
     fn backup(&self, id: &BackupId) -> Option<&StoredBackup> {
-        self.shelves.iter().find_map(|(_, catalog)| catalog.backup(id))
+        self.shelves
+            .iter()
+            .find_map(|(_, catalog)| catalog.backup(id))
     }
 
     /// The checked chain that leads to this backup.
-    pub(super) async fn chain(&self, target: &BackupId, keys: &KeyFile) -> Result<RestoreSet, RunError> {
-        let known: Vec<(&Manifest, Digest)> =
-            self.backups().map(|backup| (&backup.manifest, backup.manifest_blake3)).collect();
-        let chain = plan_restore(&known, target)
-            .map_err(|gap| RunError::refused(format!("{}: {gap}", self.dataset), "choose an older backup"))?;
+    pub(super) async fn chain(
+        &self,
+        target: &BackupId,
+        keys: &KeyFile,
+    ) -> Result<RestoreSet, RunError> {
+        let known: Vec<(&Manifest, Digest)> = self
+            .backups()
+            .map(|backup| (&backup.manifest, backup.manifest_blake3))
+            .collect();
+        let chain = plan_restore(&known, target).map_err(|gap| {
+            RunError::refused(format!("{}: {gap}", self.dataset), "choose an older backup")
+        })?;
         let mut backups = Vec::new();
         for manifest in chain {
             backups.push(self.load(manifest, keys).await?);
         }
-        Ok(RestoreSet { backups, unasked: self.unasked.clone() })
+        Ok(RestoreSet {
+            backups,
+            unasked: self.unasked.clone(),
+        })
     }
 
-    pub(super) async fn target(&self, keys: &KeyFile, point: &RestorePoint) -> Result<BackupId, RunError> {
+    pub(super) async fn target(
+        &self,
+        keys: &KeyFile,
+        point: &RestorePoint,
+    ) -> Result<BackupId, RunError> {
         match point {
             RestorePoint::Id(id) => match self.backup(id) {
                 Some(backup) => Ok(backup.manifest.id.clone()),
@@ -136,7 +166,11 @@ impl Shelves {
                     Err(error) => return Err(error),
                 };
                 seen.insert(&manifest.id);
-                if private.snapshot_name.rsplit_once('@').is_some_and(|(_, name)| name == short) {
+                if private
+                    .snapshot_name
+                    .rsplit_once('@')
+                    .is_some_and(|(_, name)| name == short)
+                {
                     named.insert(&manifest.id);
                 }
             }
@@ -147,7 +181,10 @@ impl Shelves {
             Some(newest) => Ok(newest.id.clone()),
             None => {
                 let what = format!("{} has no backup of {dataset}@{short}", self.urls());
-                Err(RunError::refused(what, "`zfs-backup show --include-remote` lists what there is"))
+                Err(RunError::refused(
+                    what,
+                    "`zfs-backup show --include-remote` lists what there is",
+                ))
             }
         }
     }
@@ -155,8 +192,8 @@ impl Shelves {
     /// Returns the newest of these backups; `None` when there are none.
     ///
     /// # Errors
-    /// [`RunError::Refused`] when they are of several time lines or datasets, so that only a person can choose. Transaction
-    /// groups of two pools cannot be compared.
+    /// [`RunError::Refused`] when they are of several time lines or datasets, so that only a person
+    /// can choose. Transaction groups of two pools cannot be compared.
     fn only_tip<'a>(
         &self,
         timeline: &Timeline<'a>,
@@ -170,13 +207,20 @@ impl Shelves {
         }
         let mut newest: Vec<&BackupFacts> = Vec::new();
         for backups in by_origin.values() {
-            newest.extend(timeline.newest(backups).map_err(|candidates| two_lines(dataset, &candidates))?);
+            newest.extend(
+                timeline
+                    .newest(backups)
+                    .map_err(|candidates| two_lines(dataset, &candidates))?,
+            );
         }
         // A dataset that was restored and goes on has another origin, and is the same line.
         let ends_all = |tip: &BackupFacts| newest.iter().all(|other| timeline.follows(tip, other));
         match newest.iter().find(|tip| ends_all(tip)) {
             None if !newest.is_empty() => Err(RunError::refused(
-                format!("backups of {} datasets lie under the name {dataset}", newest.len()),
+                format!(
+                    "backups of {} datasets lie under the name {dataset}",
+                    newest.len()
+                ),
                 "choose one with --backup ID; `zfs-backup show --include-remote` lists them",
             )),
             tip => Ok(tip.copied()),
@@ -185,7 +229,9 @@ impl Shelves {
 
     /// Returns what decisions need of every backup.
     fn facts(&self) -> Vec<BackupFacts> {
-        let facts = |backup: &StoredBackup| BackupFacts::new(&backup.manifest, backup.manifest_blake3, 0, None);
+        let facts = |backup: &StoredBackup| {
+            BackupFacts::new(&backup.manifest, backup.manifest_blake3, 0, None)
+        };
         self.backups().map(facts).collect()
     }
 
@@ -193,23 +239,36 @@ impl Shelves {
     ///
     /// # Errors
     /// [`RunError::Refused`] with the candidates when two time lines are there.
-    pub(super) fn newest_of(&self, is_wanted: impl Fn(&Manifest) -> bool) -> Result<Option<&Manifest>, RunError> {
+    pub(super) fn newest_of(
+        &self,
+        is_wanted: impl Fn(&Manifest) -> bool,
+    ) -> Result<Option<&Manifest>, RunError> {
         let facts = self.facts();
-        let is_wanted = |id: &BackupId| self.backup(id).is_some_and(|backup| is_wanted(&backup.manifest));
-        let wanted: Vec<&BackupFacts> = facts.iter().filter(|backup| is_wanted(&backup.id)).collect();
+        let is_wanted = |id: &BackupId| {
+            self.backup(id)
+                .is_some_and(|backup| is_wanted(&backup.manifest))
+        };
+        let wanted: Vec<&BackupFacts> = facts
+            .iter()
+            .filter(|backup| is_wanted(&backup.id))
+            .collect();
         match Timeline::new(&facts).newest(&wanted) {
-            Ok(newest) => Ok(newest.and_then(|newest| self.backup(&newest.id)).map(|backup| &backup.manifest)),
+            Ok(newest) => Ok(newest
+                .and_then(|newest| self.backup(&newest.id))
+                .map(|backup| &backup.manifest)),
             Err(candidates) => Err(two_lines(&self.dataset, &candidates)),
         }
     }
 
-    /// The newest that is not after `limit`, unless something newer was there or it is not clear whose is meant: nothing
-    /// is rolled back silently.
+    /// The newest that is not after `limit`, unless something newer was there or it is not clear
+    /// whose is meant: nothing is rolled back silently.
     fn newest(&self, limit: Option<Timestamp>) -> Result<BackupId, RunError> {
         let dataset = &self.dataset;
         let within = |at: Timestamp| limit.is_none_or(|limit| at <= limit);
         let facts = self.facts();
-        let wanted = facts.iter().filter(|backup| within(backup.snapshot.created_at));
+        let wanted = facts
+            .iter()
+            .filter(|backup| within(backup.snapshot.created_at));
         let Some(tip) = self.only_tip(&Timeline::new(&facts), wanted)? else {
             return Err(self.none_until(limit));
         };
@@ -228,9 +287,13 @@ impl Shelves {
                 ),
             ));
         }
-        // Another attempt at the same snapshot is not newer, such as one that failed between the last signature and the
-        // manifest; nor is one that another store has whole.
-        let lost = self.shelves.iter().flat_map(|(_, catalog)| catalog.lost()).map(|attempt| &attempt.id);
+        // Another attempt at the same snapshot is not newer, such as one that failed between the
+        // last signature and the manifest; nor is one that another store has whole.
+        let lost = self
+            .shelves
+            .iter()
+            .flat_map(|(_, catalog)| catalog.lost())
+            .map(|attempt| &attempt.id);
         let is_newer = |other: &&BackupId| {
             *other > id
                 && other.snapshot_guid() != id.snapshot_guid()
@@ -249,11 +312,16 @@ impl Shelves {
     }
 
     fn none_until(&self, limit: Option<Timestamp>) -> RunError {
-        let oldest = self.backups().map(|backup| backup.manifest.snapshot.created_at).min();
+        let oldest = self
+            .backups()
+            .map(|backup| backup.manifest.snapshot.created_at)
+            .min();
         match (limit, oldest) {
             (Some(limit), Some(oldest)) => RunError::refused(
                 format!("{}: no backup is as old as {limit}", self.dataset),
-                format!("the oldest is of {oldest}; `zfs-backup show --include-remote` lists what there is"),
+                format!(
+                    "the oldest is of {oldest}; `zfs-backup show --include-remote` lists what there is"
+                ),
             ),
             _ => self.why_none(None),
         }
@@ -263,7 +331,10 @@ impl Shelves {
     async fn load(&self, manifest: &Manifest, keys: &KeyFile) -> Result<RestoreBackup, RunError> {
         let mut first = None;
         for (store, catalog) in &self.shelves {
-            let Some(there) = catalog.backup(&manifest.id).filter(|there| there.manifest == *manifest) else {
+            let Some(there) = catalog
+                .backup(&manifest.id)
+                .filter(|there| there.manifest == *manifest)
+            else {
                 continue;
             };
             match load_backup(store, there, keys).await {
@@ -282,14 +353,25 @@ impl Shelves {
     /// "There is none" and "there is one that is not believed" are different answers.
     fn why_none(&self, id: Option<&BackupId>) -> RunError {
         let dataset = &self.dataset;
-        let mut disbelieved = self.shelves.iter().flat_map(|(_, catalog)| catalog.disbelieved());
-        if let Some((other, error)) = disbelieved.find(|(other, _)| id.is_none_or(|id| id == *other)) {
+        let mut disbelieved = self
+            .shelves
+            .iter()
+            .flat_map(|(_, catalog)| catalog.disbelieved());
+        if let Some((other, error)) =
+            disbelieved.find(|(other, _)| id.is_none_or(|id| id == *other))
+        {
             return not_believed(dataset, other, error);
         }
-        let attempts: usize = self.shelves.iter().map(|(_, catalog)| catalog.attempts.len()).sum();
+        let attempts: usize = self
+            .shelves
+            .iter()
+            .map(|(_, catalog)| catalog.attempts.len())
+            .sum();
         let what = match id {
             Some(id) => format!("there is no whole backup {id} of {dataset}"),
-            None if attempts > 0 => format!("there is no whole backup of {dataset}, only {attempts} unfinished"),
+            None if attempts > 0 => {
+                format!("there is no whole backup of {dataset}, only {attempts} unfinished")
+            }
             None => format!("there is no backup of {dataset}"),
         };
         RunError::refused(
@@ -299,7 +381,11 @@ impl Shelves {
     }
 
     fn urls(&self) -> String {
-        self.shelves.iter().map(|(store, _)| store.url()).collect::<Vec<_>>().join(" and ")
+        self.shelves
+            .iter()
+            .map(|(store, _)| store.url())
+            .collect::<Vec<_>>()
+            .join(" and ")
     }
 }
 
@@ -310,7 +396,10 @@ async fn find_foreign(
 ) -> Result<Option<(BackupId, String)>, RunError> {
     for (store, catalog) in shelves {
         for (id, error) in catalog.disbelieved() {
-            let RunError::Manifest { source: ManifestError::Signature(SignatureError::Untrusted { .. }), .. } = error
+            let RunError::Manifest {
+                source: ManifestError::Signature(SignatureError::Untrusted { .. }),
+                ..
+            } = error
             else {
                 continue;
             };
@@ -336,20 +425,33 @@ async fn load_backup(
     let private = match read_private(&**store, manifest, keys).await {
         Ok(private) => Some(private),
         Err(error) if error.is_damage() => {
-            tracing::warn!(error = error_chain(&error), "going on without it: the snapshot's name is lost, no data");
+            tracing::warn!(
+                error = error_chain(&error),
+                "going on without it: the snapshot's name is lost, no data"
+            );
             None
         }
         Err(error) => return Err(error),
     };
-    Ok(RestoreBackup { store: Arc::clone(store), manifest: manifest.clone(), chunks, private })
+    Ok(RestoreBackup {
+        store: Arc::clone(store),
+        manifest: manifest.clone(),
+        chunks,
+        private,
+    })
 }
 
 /// The error that shows the candidates: only a person can say which of them is meant.
 fn two_lines(dataset: &DatasetName, candidates: &[&BackupFacts]) -> RunError {
     let words = |backup: &&BackupFacts| {
-        let host =
-            backup.made.host.as_ref().map_or_else(|| "a host without mark".to_owned(), |host| format!("host {host}"));
-        format!("{} (snapshot of {}, by {host})", backup.id, backup.snapshot.created_at)
+        let host = backup.made.host.as_ref().map_or_else(
+            || "a host without mark".to_owned(),
+            |host| format!("host {host}"),
+        );
+        format!(
+            "{} (snapshot of {}, by {host})",
+            backup.id, backup.snapshot.created_at
+        )
     };
     let candidates: Vec<String> = candidates.iter().map(words).collect();
     RunError::refused(
@@ -370,18 +472,39 @@ fn not_believed(dataset: &DatasetName, id: &BackupId, error: &RunError) -> RunEr
     };
     if error.is_damage() {
         let advice = "it was changed, made with other keys, or by somebody else";
-        return RunError::Damaged { key, reason: format!("not believed: {cause} ({advice})") };
+        return RunError::Damaged {
+            key,
+            reason: format!("not believed: {cause} ({advice})"),
+        };
     }
-    RunError::refused(format!("{key}: {cause}"), "restore it with the version of zfs-backup that made it")
+    RunError::refused(
+        format!("{key}: {cause}"),
+        "restore it with the version of zfs-backup that made it",
+    )
 }
 
-async fn read_private(store: &dyn ObjectStore, manifest: &Manifest, keys: &KeyFile) -> Result<Private, RunError> {
+async fn read_private(
+    store: &dyn ObjectStore,
+    manifest: &Manifest,
+    keys: &KeyFile,
+) -> Result<Private, RunError> {
     let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &BackupObject::Private);
-    let damaged = |reason: String| RunError::Damaged { key: key.to_string(), reason };
+    let damaged = |reason: String| RunError::Damaged {
+        key: key.to_string(),
+        reason,
+    };
     let sealed = get_pinned(store, &key, manifest.files.private, PRIVATE_BYTES_MAX).await?;
     let plain = open_small(keys, &sealed, PRIVATE_BYTES_MAX).map_err(|error| {
-        RunError::refused(format!("open {key}: {error}"), "the identity must be one that this backup was sealed to")
+        RunError::refused(
+            format!("open {key}: {error}"),
+            "the identity must be one that this backup was sealed to",
+        )
     })?;
-    let private: Private = parse_as(&plain, "private").map_err(|error| damaged(error_chain(&error)))?;
-    if private.id == manifest.id { Ok(private) } else { Err(damaged(format!("it is of backup {}", private.id))) }
+    let private: Private =
+        parse_as(&plain, "private").map_err(|error| damaged(error_chain(&error)))?;
+    if private.id == manifest.id {
+        Ok(private)
+    } else {
+        Err(damaged(format!("it is of backup {}", private.id)))
+    }
 }

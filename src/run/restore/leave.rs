@@ -1,7 +1,8 @@
-//! Handles the remains of a restore that ended early: keeps them for the next run to resume, or destroys those of ours.
+//! Handles the remains of a restore that ended early: keeps them for the next run to resume, or
+//! destroys those of ours.
 //!
-//! Ours are the datasets that carry the [`Mark`] of this restore, with its token. All are checked before any is
-//! destroyed.
+//! Ours are the datasets that carry the [`Mark`] of this restore, with its token. All are checked
+//! before any is destroyed.
 
 use super::mark::{Begun, Mark, RestoreToken, Scratch, is_made_parent};
 use super::rollback::written_bytes;
@@ -13,24 +14,37 @@ use std::collections::BTreeSet;
 /// Whether the same restore could go on where this one ended: what stopped it was not the data.
 pub(super) fn may_go_on(error: &RunError) -> bool {
     // The last two are of a target that somebody else works on.
-    const PASSING: [i32; 6] = [libc::EINTR, libc::ENOSPC, libc::EDQUOT, libc::EAGAIN, libc::EBUSY, libc::ETXTBSY];
+    const PASSING: [i32; 6] = [
+        libc::EINTR,
+        libc::ENOSPC,
+        libc::EDQUOT,
+        libc::EAGAIN,
+        libc::EBUSY,
+        libc::ETXTBSY,
+    ];
     match error {
         RunError::Interrupted | RunError::Store(_) | RunError::TargetChanged { .. } => true,
-        RunError::Zfs(error) => error.errno().is_some_and(|errno| PASSING.contains(&errno.0)),
+        RunError::Zfs(error) => error
+            .errno()
+            .is_some_and(|errno| PASSING.contains(&errno.0)),
         _ => false,
     }
 }
 
-/// Whether the kernel, or the stored stream, does not take up a receive: only from its start it can be had.
+/// Whether the kernel, or the stored stream, does not take up a receive: only from its start it can
+/// be had.
 pub(super) fn must_start_over(error: &RunError) -> bool {
     match error {
         RunError::CannotTakeUp { .. } => true,
-        RunError::Zfs(error) => error.errno().is_some_and(|errno| [libc::EINVAL, libc::ENOTSUP].contains(&errno.0)),
+        RunError::Zfs(error) => error
+            .errno()
+            .is_some_and(|errno| [libc::EINVAL, libc::ENOTSUP].contains(&errno.0)),
         _ => false,
     }
 }
 
-/// Says what stays of a restore that can be resumed; where nothing was received yet, the parents that it made go again.
+/// Says what stays of a restore that can be resumed; where nothing was received yet, the parents
+/// that it made go again.
 pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made: &[DatasetName]) {
     match zfs.dataset(target) {
         Ok(Some(dataset)) if stays_ours(&dataset, mark) => {
@@ -41,10 +55,16 @@ pub(super) fn leave_half(zfs: &dyn Zfs, target: &DatasetName, mark: &Mark, made:
         Ok(Some(_)) => say_not_ours(target),
         Ok(None) => {
             if let Err(error) = destroy_parents(zfs, mark.token(), made) {
-                tracing::warn!(error = error_chain(&error), "parents that were made for {target} stay");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "parents that were made for {target} stay"
+                );
             }
         }
-        Err(error) => tracing::warn!(error = error_chain(&error), "check {target}: it may be half received"),
+        Err(error) => tracing::warn!(
+            error = error_chain(&error),
+            "check {target}: it may be half received"
+        ),
     }
 }
 
@@ -55,11 +75,14 @@ fn stays_ours(dataset: &Dataset, mark: &Mark) -> bool {
 }
 
 fn say_not_ours(target: &DatasetName) {
-    tracing::warn!("{target} does not carry the mark of this restore, so it is not ours and stays unchanged");
+    tracing::warn!(
+        "{target} does not carry the mark of this restore, so it is not ours and stays unchanged"
+    );
 }
 
-/// Destroys the datasets that this restore, or an earlier run of it, made. A dataset without this restore's mark stays
-/// untouched, and so does one that has anything else than the restore received.
+/// Destroys the datasets that this restore, or an earlier run of it, made. A dataset without this
+/// restore's mark stays untouched, and so does one that has anything else than the restore
+/// received.
 ///
 /// # Errors
 /// [`RunError`]: something of it stays.
@@ -71,7 +94,9 @@ pub(super) fn remove_received(
     made: &[DatasetName],
 ) -> Result<(), RunError> {
     match zfs.dataset(target)? {
-        Some(dataset) if mark.is_on(&dataset) && mark.is_of_new() => destroy_whole(zfs, &dataset, guids)?,
+        Some(dataset) if mark.is_on(&dataset) && mark.is_of_new() => {
+            destroy_whole(zfs, &dataset, guids)?
+        }
         Some(_) => {
             say_not_ours(target);
             return Ok(());
@@ -81,26 +106,35 @@ pub(super) fn remove_received(
     Ok(destroy_parents(zfs, mark.token(), made)?)
 }
 
-/// Destroys a dataset that is known to be ours, with its snapshots, if all belong to the chain and the dataset has
-/// nothing else. Checks everything before it destroys anything.
+/// Destroys a dataset that is known to be ours, with its snapshots, if all belong to the chain and
+/// the dataset has nothing else. Checks everything before it destroys anything.
 fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Result<(), RunError> {
     let target = &dataset.name;
     let stays = |what: &str| {
         let name = shell_words::quote(target.as_str());
-        RunError::refused(format!("{target} stays: it has {what}"), format!("if it may go: zfs destroy -r {name}"))
+        RunError::refused(
+            format!("{target} stays: it has {what}"),
+            format!("if it may go: zfs destroy -r {name}"),
+        )
     };
     if dataset.inconsistent {
         // The dataset has only the receive that was cut, and the mark came with that receive.
         return Ok(zfs.abort_receive(target)?);
     }
     let token = dataset.resume_token()?;
-    if token.as_ref().is_some_and(|token| !guids.contains(&token.to_guid)) {
+    if token
+        .as_ref()
+        .is_some_and(|token| !guids.contains(&token.to_guid))
+    {
         return Err(stays("an interrupted receive of something else"));
     }
     let snapshots = zfs.snapshots(target)?;
     let strange = |snapshot: &&Snapshot| !guids.contains(&snapshot.guid) || snapshot.holds > 0;
     if let Some(other) = snapshots.iter().find(strange) {
-        return Err(stays(&format!("{}, which the restore did not make or which is held", other.name)));
+        return Err(stays(&format!(
+            "{}, which the restore did not make or which is held",
+            other.name
+        )));
     }
     if let Some(child) = zfs.children(target)?.first() {
         return Err(stays(&format!("the dataset {} below it", child.name)));
@@ -112,15 +146,23 @@ fn destroy_whole(zfs: &dyn Zfs, dataset: &Dataset, guids: &BTreeSet<Guid>) -> Re
         zfs.abort_receive(target)?;
     }
     // The kernel destroys all of them or none; one that has a clone or is sent by now keeps all.
-    let names: Vec<SnapshotName> = snapshots.into_iter().map(|snapshot| snapshot.name).collect();
+    let names: Vec<SnapshotName> = snapshots
+        .into_iter()
+        .map(|snapshot| snapshot.name)
+        .collect();
     if !names.is_empty() {
         zfs.destroy_snapshots(&names)?;
     }
     Ok(zfs.destroy_dataset(target)?)
 }
 
-/// Destroys the parents that this restore made and that are empty; ZFS refuses to destroy the others.
-fn destroy_parents(zfs: &dyn Zfs, token: Option<RestoreToken>, made: &[DatasetName]) -> Result<(), ZfsError> {
+/// Destroys the parents that this restore made and that are empty; ZFS refuses to destroy the
+/// others.
+fn destroy_parents(
+    zfs: &dyn Zfs,
+    token: Option<RestoreToken>,
+    made: &[DatasetName],
+) -> Result<(), ZfsError> {
     for parent in made.iter().rev() {
         match zfs.dataset(parent)? {
             Some(dataset) if is_made_parent(&dataset, token) => zfs.destroy_dataset(parent)?,
@@ -132,8 +174,8 @@ fn destroy_parents(zfs: &dyn Zfs, token: Option<RestoreToken>, made: &[DatasetNa
     Ok(())
 }
 
-/// Abandons a cut receive onto a dataset that stays, if the dataset carries the token and `is_such` accepts the
-/// receive.
+/// Abandons a cut receive onto a dataset that stays, if the dataset carries the token and `is_such`
+/// accepts the receive.
 ///
 /// # Errors
 /// [`ZfsError`].
@@ -143,7 +185,9 @@ pub(super) fn abort_cut(
     token: Option<RestoreToken>,
     is_such: impl Fn(&ResumeToken) -> bool,
 ) -> Result<(), ZfsError> {
-    let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
+    let Some(dataset) = zfs.dataset(target)? else {
+        return Ok(());
+    };
     let is_ours = token.is_some() && Begun::of(&dataset).is_some_and(|begun| begun.token == token);
     match dataset.resume_token()? {
         Some(cut) if is_ours && !dataset.inconsistent && is_such(&cut) => zfs.abort_receive(target),
@@ -151,7 +195,8 @@ pub(super) fn abort_cut(
     }
 }
 
-/// Destroys the datasets that an earlier run received, as requested, if they still carry that run's token.
+/// Destroys the datasets that an earlier run received, as requested, if they still carry that run's
+/// token.
 ///
 /// # Errors
 /// [`RunError`] when anything stays.
@@ -161,7 +206,9 @@ pub(super) fn destroy_begun(
     token: RestoreToken,
     guids: &BTreeSet<Guid>,
 ) -> Result<(), RunError> {
-    let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
+    let Some(dataset) = zfs.dataset(target)? else {
+        return Ok(());
+    };
     match Begun::of(&dataset) {
         Some(begun) if begun.token == Some(token) && begun.is_new => {
             refuse_written(zfs, &dataset)?;
@@ -174,24 +221,32 @@ pub(super) fn destroy_begun(
     }
 }
 
-/// Refuses a dataset that somebody wrote to after its newest snapshot was received. The snapshots alone do not show that:
-/// a restore that was killed before it removed its mark leaves a complete dataset, which people may use for months.
+/// Refuses a dataset that somebody wrote to after its newest snapshot was received. The snapshots
+/// alone do not show that: a restore that was killed before it removed its mark leaves a complete
+/// dataset, which people may use for months.
 fn refuse_written(zfs: &dyn Zfs, dataset: &Dataset) -> Result<(), RunError> {
     // An inconsistent dataset cannot be mounted: its bytes are those of the stream.
-    let Some(bytes) = written_bytes(dataset).filter(|bytes| *bytes > 0 && !dataset.inconsistent) else { return Ok(()) };
-    // Without a snapshot ZFS counts all bytes as written. An earlier run destroyed the snapshots after this same check,
-    // and was killed before it destroyed the dataset.
+    let Some(bytes) = written_bytes(dataset).filter(|bytes| *bytes > 0 && !dataset.inconsistent)
+    else {
+        return Ok(());
+    };
+    // Without a snapshot ZFS counts all bytes as written. An earlier run destroyed the snapshots
+    // after this same check, and was killed before it destroyed the dataset.
     if zfs.snapshots(&dataset.name)?.is_empty() {
         return Ok(());
     }
     let name = shell_words::quote(dataset.name.as_str());
     Err(RunError::refused(
-        format!("{} stays: {bytes} bytes were written to it since its newest snapshot", dataset.name),
+        format!(
+            "{} stays: {bytes} bytes were written to it since its newest snapshot",
+            dataset.name
+        ),
         format!("look at what is in it; if it may go: zfs destroy -r {name}"),
     ))
 }
 
-/// Before a receive that was cut is given up to start over: that it is of the restore with that token.
+/// Before a receive that was cut is given up to start over: that it is of the restore with that
+/// token.
 ///
 /// # Errors
 /// [`RunError::Refused`] naming it when it is not.
@@ -201,18 +256,26 @@ pub(super) fn check_own(
     token: Option<RestoreToken>,
     why: &RunError,
 ) -> Result<(), RunError> {
-    let found = zfs.dataset(target)?.and_then(|dataset| Begun::of(&dataset)?.token);
+    let found = zfs
+        .dataset(target)?
+        .and_then(|dataset| Begun::of(&dataset)?.token);
     if found.is_some() && found == token {
         return Ok(());
     }
     let name = shell_words::quote(target.as_str());
     Err(RunError::refused(
-        format!("{target} has an interrupted receive that cannot be resumed: {}", error_chain(why)),
-        format!("nothing proves that it belongs to this restore; to abandon it: zfs receive -A {name}"),
+        format!(
+            "{target} has an interrupted receive that cannot be resumed: {}",
+            error_chain(why)
+        ),
+        format!(
+            "nothing proves that it belongs to this restore; to abandon it: zfs receive -A {name}"
+        ),
     ))
 }
 
-/// Destroys the scratch dataset that an earlier drill left, if it has the same snapshots and nothing was written to it.
+/// Destroys the scratch dataset that an earlier drill left, if it has the same snapshots and
+/// nothing was written to it.
 ///
 /// # Errors
 /// [`RunError`] naming what stays.
@@ -227,7 +290,8 @@ pub(in crate::run) fn destroy_left_scratch(
     destroy_scratch(zfs, target, guids)
 }
 
-/// Destroys the scratch dataset of a drill that has ended, if it has no more than the snapshots with these guids.
+/// Destroys the scratch dataset of a drill that has ended, if it has no more than the snapshots
+/// with these guids.
 ///
 /// # Errors
 /// [`RunError`] naming what stays.
@@ -236,12 +300,17 @@ pub(in crate::run) fn destroy_scratch(
     target: &DatasetName,
     guids: &BTreeSet<Guid>,
 ) -> Result<(), RunError> {
-    let Some(dataset) = zfs.dataset(target)? else { return Ok(()) };
+    let Some(dataset) = zfs.dataset(target)? else {
+        return Ok(());
+    };
     match Scratch::of(&dataset) {
         Some(_) => destroy_whole(zfs, &dataset, guids),
         None => Err(RunError::refused(
             format!("{target} does not carry the mark of a drill"),
-            format!("if it may go: zfs destroy -r {}", shell_words::quote(target.as_str())),
+            format!(
+                "if it may go: zfs destroy -r {}",
+                shell_words::quote(target.as_str())
+            ),
         )),
     }
 }

@@ -1,10 +1,12 @@
-//! [`lock_target`]: one restore or drill at a time into a dataset, those above it and those below it, on this host.
+//! [`lock_target`]: one restore or drill at a time into a dataset, those above it and those below
+//! it, on this host.
 //!
-//! Two restores may have two configurations, or none, so `state_dir` cannot hold the locks. They lie in a folder that
-//! all processes of one user share and that a reboot empties: `/run/zfs-backup` for root, `/run/user/UID/zfs-backup`
-//! for others. The lock serves people: its error names the other process at once. The token in the marks keeps one
-//! restore from destroying data that another received, also between users, hosts and tools ([`super::RestoreToken`]).
-//! So when the folder cannot be made, a restore continues without a lock.
+//! Two restores may have two configurations, or none, so `state_dir` cannot hold the locks. They
+//! lie in a folder that all processes of one user share and that a reboot empties:
+//! `/run/zfs-backup` for root, `/run/user/UID/zfs-backup` for others. The lock serves people: its
+//! error names the other process at once. The token in the marks keeps one restore from destroying
+//! data that another received, also between users, hosts and tools ([`super::RestoreToken`]). So
+//! when the folder cannot be made, a restore continues without a lock.
 
 use crate::model::{DatasetName, Digest};
 use crate::run::RunError;
@@ -15,8 +17,8 @@ use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// A lock until dropped: exclusive on the target, and shared on the datasets above it with restores into their other
-/// children.
+/// A lock until dropped: exclusive on the target, and shared on the datasets above it with restores
+/// into their other children.
 #[derive(Debug)]
 pub struct RestoreLock {
     _files: Vec<File>,
@@ -25,7 +27,11 @@ pub struct RestoreLock {
 /// The folder of this user's locks, made if need be; `None` where there is no such place.
 pub fn lock_folder() -> Option<PathBuf> {
     let uid = rustix::process::geteuid();
-    let run = if uid.is_root() { PathBuf::from("/run") } else { Path::new("/run/user").join(uid.as_raw().to_string()) };
+    let run = if uid.is_root() {
+        PathBuf::from("/run")
+    } else {
+        Path::new("/run/user").join(uid.as_raw().to_string())
+    };
     let folder = run.join("zfs-backup");
     match DirBuilder::new().mode(0o700).create(&folder) {
         Ok(()) => Some(folder),
@@ -43,12 +49,23 @@ pub fn lock_folder() -> Option<PathBuf> {
 /// Locks a target in that folder, without waiting.
 ///
 /// # Errors
-/// [`RunError::Locked`] naming the process that restores into it, above it or below it; [`RunError::File`].
+/// [`RunError::Locked`] naming the process that restores into it, above it or below it;
+/// [`RunError::File`].
 pub fn lock_target(folder: &Path, target: &DatasetName) -> Result<RestoreLock, RunError> {
-    let mut files = vec![lock_file(folder, target, FlockOperation::NonBlockingLockExclusive, target)?];
+    let mut files = vec![lock_file(
+        folder,
+        target,
+        FlockOperation::NonBlockingLockExclusive,
+        target,
+    )?];
     let mut above = target.parent();
     while let Some(parent) = above {
-        files.push(lock_file(folder, &parent, FlockOperation::NonBlockingLockShared, target)?);
+        files.push(lock_file(
+            folder,
+            &parent,
+            FlockOperation::NonBlockingLockShared,
+            target,
+        )?);
         above = parent.parent();
     }
     Ok(RestoreLock { _files: files })
@@ -64,7 +81,11 @@ fn lock_file(
     let path = folder.join(format!("restore-{}.lock", name.get(..32).unwrap_or(&name)));
     let failed = |operation| {
         let path = path.display().to_string();
-        move |source: Error| RunError::File { operation, path, source }
+        move |source: Error| RunError::File {
+            operation,
+            path,
+            source,
+        }
     };
     let opened = OpenOptions::new()
         .create(true)
@@ -81,7 +102,10 @@ fn lock_file(
                 true => format!("the restore target {target}, or a dataset below it,"),
                 false => format!("the restore target {dataset}, above {target},"),
             };
-            Err(RunError::Locked { subject, holder: holder_of(&file) })
+            Err(RunError::Locked {
+                subject,
+                holder: holder_of(&file),
+            })
         }
         Err(errno) => Err(failed("lock")(errno.into())),
     }
@@ -93,8 +117,14 @@ fn holder_of(file: &File) -> Option<u32> {
     let table = std::fs::read_to_string("/proc/locks").ok()?;
     table.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let is_it = words.get(1) == Some(&"FLOCK") && words.get(5).is_some_and(|place| place.ends_with(&inode));
-        words.get(4).filter(|_| is_it)?.parse().ok().filter(|pid| *pid != 0)
+        let is_it = words.get(1) == Some(&"FLOCK")
+            && words.get(5).is_some_and(|place| place.ends_with(&inode));
+        words
+            .get(4)
+            .filter(|_| is_it)?
+            .parse()
+            .ok()
+            .filter(|pid| *pid != 0)
     })
 }
 
@@ -113,11 +143,20 @@ mod tests {
         let held = lock("tank/back/photos").unwrap();
         let refused = lock("tank/back/photos").unwrap_err().to_string();
         assert!(refused.contains("tank/back/photos"), "{refused}");
-        assert!(refused.ends_with(&format!("process {}", std::process::id())), "{refused}");
+        assert!(
+            refused.ends_with(&format!("process {}", std::process::id())),
+            "{refused}"
+        );
         let above = lock("tank/back").unwrap_err().to_string();
-        assert!(above.contains("tank/back, or a dataset below it"), "{above}");
+        assert!(
+            above.contains("tank/back, or a dataset below it"),
+            "{above}"
+        );
         let below = lock("tank/back/photos/2026").unwrap_err().to_string();
-        assert!(below.contains("tank/back/photos, above tank/back/photos/2026"), "{below}");
+        assert!(
+            below.contains("tank/back/photos, above tank/back/photos/2026"),
+            "{below}"
+        );
         let beside = lock("tank/back/music").unwrap();
         drop(held);
         assert!(lock("tank/back").is_err(), "one beside is still at work");
@@ -129,13 +168,20 @@ mod tests {
     fn a_link_in_the_place_of_a_lock_is_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         drop(lock_target(folder.path(), &name("tank/a")).unwrap());
-        let entries = || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+        let entries = || {
+            std::fs::read_dir(folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+        };
         let victim = folder.path().join("victim");
         for path in entries().collect::<Vec<_>>() {
             std::fs::remove_file(&path).unwrap();
             std::os::unix::fs::symlink(&victim, &path).unwrap();
         }
-        assert!(matches!(lock_target(folder.path(), &name("tank/a")), Err(RunError::File { .. })));
+        assert!(matches!(
+            lock_target(folder.path(), &name("tank/a")),
+            Err(RunError::File { .. })
+        ));
         assert!(!victim.exists());
     }
 }

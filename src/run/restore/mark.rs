@@ -1,10 +1,12 @@
 //! The marks that a restore puts on what it makes, and the proof that something is its own.
 //!
-//! A mark is a user property, set with the first receive, with a random [`RestoreToken`] in it. Whatever is destroyed after
-//! a failure or for a restart must carry the token of the restore that made it: the guids of snapshots prove nothing, since
-//! every copy of a dataset has the same. A mark counts only where it was set on the dataset itself.
+//! A mark is a user property, set with the first receive, with a random [`RestoreToken`] in it.
+//! Whatever is destroyed after a failure or for a restart must carry the token of the restore that
+//! made it: the guids of snapshots prove nothing, since every copy of a dataset has the same. A
+//! mark counts only where it was set on the dataset itself.
 //!
-//! Builds before the token wrote marks without one. A restore that was marked so can be resumed, and is never destroyed.
+//! Builds before the token wrote marks without one. A restore that was marked so can be resumed,
+//! and is never destroyed.
 
 use super::RestoreSet;
 use crate::model::Guid;
@@ -13,15 +15,18 @@ use crate::zfs::{Dataset, Property, PropertyValue};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Formatter, Result as FmtResult};
 
-/// Marks a dataset as being restored: the id of the backup that it will be, `new` if the restore made the dataset,
-/// `readonly` if that was set for the restore, `writable` if it was `readonly=off` before, and the token.
+/// Marks a dataset as being restored: the id of the backup that it will be, `new` if the restore
+/// made the dataset, `readonly` if that was set for the restore, `writable` if it was
+/// `readonly=off` before, and the token.
 pub const RESTORING_PROPERTY: &str = "zfs-backup:restoring";
-/// Marks the scratch dataset of a drill: the token, and the guids of the snapshots that it receives.
+/// Marks the scratch dataset of a drill: the token, and the guids of the snapshots that it
+/// receives.
 pub const SCRATCH_PROPERTY: &str = "zfs-backup:scratch";
 /// Marks a parent that a restore made, until the restore has ended: the token.
 pub(super) const PARENT_PROPERTY: &str = "zfs-backup:made-for-restore";
 
-/// ZFS keeps values of up to 8 KiB; a guid takes 17 bytes. A scratch dataset of a longer chain names none.
+/// ZFS keeps values of up to 8 KiB; a guid takes 17 bytes. A scratch dataset of a longer chain
+/// names none.
 const GUIDS_PER_MARK: usize = 400;
 const TOKEN_FLAG: &str = "token=";
 
@@ -36,11 +41,16 @@ impl RestoreToken {
     /// [`RunError::Refused`] when the system has no random bytes.
     pub(super) fn random() -> Result<Self, RunError> {
         let random = getrandom::u64();
-        random.map(Self).map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))
+        random.map(Self).map_err(|_| {
+            RunError::refused("the system gives no random bytes", "check /dev/urandom")
+        })
     }
 
     fn parse(text: &str) -> Option<Self> {
-        u64::from_str_radix(text, 16).ok().filter(|_| text.len() == 16).map(Self)
+        u64::from_str_radix(text, 16)
+            .ok()
+            .filter(|_| text.len() == 16)
+            .map(Self)
     }
 }
 
@@ -71,7 +81,9 @@ impl Begun {
         let text = own_text(dataset, RESTORING_PROPERTY)?;
         let (id, flags) = text.split_once(' ').unwrap_or((text, ""));
         let has = |flag: &str| flags.split(' ').any(|other| other == flag);
-        let token = flags.split(' ').find_map(|flag| RestoreToken::parse(flag.strip_prefix(TOKEN_FLAG)?));
+        let token = flags
+            .split(' ')
+            .find_map(|flag| RestoreToken::parse(flag.strip_prefix(TOKEN_FLAG)?));
         Some(Self {
             id: id.to_owned(),
             is_new: has("new"),
@@ -82,9 +94,20 @@ impl Begun {
     }
 
     fn to_text(&self) -> String {
-        let flags = [(self.is_new, " new"), (self.readonly, " readonly"), (self.was_writable, " writable")];
-        let flags: String = flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| *flag).collect();
-        let token = self.token.map(|token| format!(" {TOKEN_FLAG}{token}")).unwrap_or_default();
+        let flags = [
+            (self.is_new, " new"),
+            (self.readonly, " readonly"),
+            (self.was_writable, " writable"),
+        ];
+        let flags: String = flags
+            .iter()
+            .filter(|(is_set, _)| *is_set)
+            .map(|(_, flag)| *flag)
+            .collect();
+        let token = self
+            .token
+            .map(|token| format!(" {TOKEN_FLAG}{token}"))
+            .unwrap_or_default();
         format!("{}{flags}{token}", self.id)
     }
 }
@@ -102,7 +125,10 @@ impl Scratch {
     pub(in crate::run) fn of(dataset: &Dataset) -> Option<Self> {
         let mut words = own_text(dataset, SCRATCH_PROPERTY)?.split(' ');
         let token = RestoreToken::parse(words.next()?)?;
-        Some(Self { token, guids: words.filter_map(|word| word.parse().ok()).collect() })
+        Some(Self {
+            token,
+            guids: words.filter_map(|word| word.parse().ok()).collect(),
+        })
     }
 
     fn to_text(&self) -> String {
@@ -123,9 +149,20 @@ pub(super) enum Mark {
 impl Mark {
     /// The mark of a scratch dataset that is going to receive this chain.
     pub(super) fn scratch(set: &RestoreSet) -> Result<Self, RunError> {
-        let guids: BTreeSet<Guid> = set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect();
-        let guids = if guids.len() <= GUIDS_PER_MARK { guids } else { BTreeSet::new() };
-        Ok(Self::Scratch(Scratch { token: RestoreToken::random()?, guids }))
+        let guids: BTreeSet<Guid> = set
+            .backups
+            .iter()
+            .map(|backup| backup.manifest.snapshot.guid)
+            .collect();
+        let guids = if guids.len() <= GUIDS_PER_MARK {
+            guids
+        } else {
+            BTreeSet::new()
+        };
+        Ok(Self::Scratch(Scratch {
+            token: RestoreToken::random()?,
+            guids,
+        }))
     }
 
     /// As a property to set.
@@ -165,20 +202,29 @@ impl Mark {
 /// The properties that a parent is made with.
 pub(super) fn parent_properties(token: Option<RestoreToken>) -> BTreeMap<String, PropertyValue> {
     let mut properties: BTreeMap<_, _> = [("canmount".to_owned(), PropertyValue::Number(0))].into();
-    properties.extend(token.map(|token| (PARENT_PROPERTY.to_owned(), PropertyValue::Text(token.to_string()))));
+    properties.extend(token.map(|token| {
+        (
+            PARENT_PROPERTY.to_owned(),
+            PropertyValue::Text(token.to_string()),
+        )
+    }));
     properties
 }
 
 /// Whether the restore with this token made the parent, and the parent has had no other use since.
 pub(super) fn is_made_parent(dataset: &Dataset, token: Option<RestoreToken>) -> bool {
     let marked = own_text(dataset, PARENT_PROPERTY).and_then(RestoreToken::parse);
-    let is_kept_away = own(dataset, "canmount").is_some_and(|property| property.value == PropertyValue::Number(0));
+    let is_kept_away =
+        own(dataset, "canmount").is_some_and(|property| property.value == PropertyValue::Number(0));
     marked.is_some() && marked == token && is_kept_away
 }
 
 /// A property that was set on the dataset itself.
 pub(super) fn own<'a>(dataset: &'a Dataset, property: &str) -> Option<&'a Property> {
-    dataset.properties.get(property).filter(|property| property.source.as_deref() == Some(dataset.name.as_str()))
+    dataset
+        .properties
+        .get(property)
+        .filter(|property| property.source.as_deref() == Some(dataset.name.as_str()))
 }
 
 fn own_text<'a>(dataset: &'a Dataset, property: &str) -> Option<&'a str> {
@@ -188,16 +234,19 @@ fn own_text<'a>(dataset: &'a Dataset, property: &str) -> Option<&'a str> {
     }
 }
 
-/// Why a dataset is no source of backups: it is the scratch dataset of a drill, or half restored. `None` for any other.
+/// Why a dataset is no source of backups: it is the scratch dataset of a drill, or half restored.
+/// `None` for any other.
 pub fn is_makeshift(dataset: &Dataset) -> Option<String> {
     let name = &dataset.name;
     if Scratch::of(dataset).is_some() {
         return Some(format!("{name} is the scratch dataset of a drill"));
     }
-    Begun::of(dataset).map(|begun| format!("{name} is half restored, on the way to backup {}", begun.id))
+    Begun::of(dataset)
+        .map(|begun| format!("{name} is half restored, on the way to backup {}", begun.id))
 }
 
-/// Returns what an interrupted restore, a drill or another receive has left on a dataset, and the remedy for a person.
+/// Returns what an interrupted restore, a drill or another receive has left on a dataset, and the
+/// remedy for a person.
 ///
 /// # Errors
 /// [`RunError::Zfs`] when the dataset's state cannot be read.
@@ -207,13 +256,19 @@ pub fn left_half(dataset: &Dataset) -> Result<Option<(String, String)>, RunError
     Ok(match (is_makeshift(dataset), token) {
         (Some(what), _) if Scratch::of(dataset).is_some() => Some((
             what,
-            format!("the next drill destroys it, once the drill that made it has ended: zfs destroy -r {name}"),
+            format!(
+                "the next drill destroys it, once the drill that made it has ended: zfs destroy -r {name}"
+            ),
         )),
-        (Some(what), _) => {
-            Some((what, format!("the same restore into {name} resumes it; with --restart it starts over")))
-        }
+        (Some(what), _) => Some((
+            what,
+            format!("the same restore into {name} resumes it; with --restart it starts over"),
+        )),
         (None, Some(token)) => Some((
-            format!("{} has an interrupted receive of {}", dataset.name, token.to_name),
+            format!(
+                "{} has an interrupted receive of {}",
+                dataset.name, token.to_name
+            ),
             format!("resume the receive, or abandon it: zfs receive -A {name}"),
         )),
         (None, None) => None,
@@ -226,7 +281,10 @@ mod tests {
     use crate::zfs::DatasetType;
 
     fn dataset(property: &str, text: &str, source: &str) -> Dataset {
-        let property_value = Property { value: PropertyValue::Text(text.to_owned()), source: Some(source.to_owned()) };
+        let property_value = Property {
+            value: PropertyValue::Text(text.to_owned()),
+            source: Some(source.to_owned()),
+        };
         Dataset {
             name: "tank/x".parse().unwrap(),
             guid: Guid(1),
@@ -242,27 +300,54 @@ mod tests {
 
     #[test]
     fn marks_come_back_as_they_were_written_and_only_from_the_dataset_itself() {
-        for (is_new, readonly, was_writable) in [(true, true, false), (false, true, true), (false, false, false)] {
+        for (is_new, readonly, was_writable) in [
+            (true, true, false),
+            (false, true, true),
+            (false, false, false),
+        ] {
             let token = Some(RestoreToken::random().unwrap());
-            let begun = Begun { id: "an-id".into(), is_new, readonly, was_writable, token };
+            let begun = Begun {
+                id: "an-id".into(),
+                is_new,
+                readonly,
+                was_writable,
+                token,
+            };
             let mark = Mark::Restoring(begun.clone());
-            let (property, PropertyValue::Text(text)) = mark.to_property() else { panic!("a text") };
+            let (property, PropertyValue::Text(text)) = mark.to_property() else {
+                panic!("a text")
+            };
             assert_eq!(Begun::of(&dataset(&property, &text, "tank/x")), Some(begun));
             assert!(mark.is_on(&dataset(&property, &text, "tank/x")));
             for elsewhere in ["tank", "$recvd"] {
-                assert!(!mark.is_on(&dataset(&property, &text, elsewhere)), "{elsewhere}");
+                assert!(
+                    !mark.is_on(&dataset(&property, &text, elsewhere)),
+                    "{elsewhere}"
+                );
             }
         }
         let guids: BTreeSet<Guid> = [Guid(7), Guid(u64::MAX)].into();
-        let scratch = Scratch { token: RestoreToken(9), guids };
-        assert_eq!(Scratch::of(&dataset(SCRATCH_PROPERTY, &scratch.to_text(), "tank/x")), Some(scratch));
+        let scratch = Scratch {
+            token: RestoreToken(9),
+            guids,
+        };
+        assert_eq!(
+            Scratch::of(&dataset(SCRATCH_PROPERTY, &scratch.to_text(), "tank/x")),
+            Some(scratch)
+        );
     }
 
     #[test]
     fn a_mark_without_a_token_is_nobodys() {
         let old = dataset(RESTORING_PROPERTY, "an-id new readonly", "tank/x");
         let begun = Begun::of(&old).unwrap();
-        assert_eq!((begun.is_new, begun.readonly, begun.token), (true, true, None));
-        assert!(!Mark::Restoring(begun).is_on(&old), "no token equals no token");
+        assert_eq!(
+            (begun.is_new, begun.readonly, begun.token),
+            (true, true, None)
+        );
+        assert!(
+            !Mark::Restoring(begun).is_on(&old),
+            "no token equals no token"
+        );
     }
 }

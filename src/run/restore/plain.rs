@@ -1,5 +1,6 @@
-//! [`PlainStream`]: one backup's stream out of a store: chunks fetched ahead by ranges, in order, opened as they come.
-//! From its start, or from a place in its middle, of which nothing before is fetched but a chunk's head.
+//! [`PlainStream`]: one backup's stream out of a store: chunks fetched ahead by ranges, in order,
+//! opened as they come. From its start, or from a place in its middle, of which nothing before is
+//! fetched but a chunk's head.
 
 use super::RestoreBackup;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest};
@@ -31,19 +32,29 @@ pub(super) struct Pace {
     opened: usize,
 }
 
-/// All of it. A line of 1 Gbit/s is full at 100 ms; with those that are opened, the two that wait for that and the one
-/// that is given away, 11 pieces of 2 MiB at most. With pieces of 4 MiB a restore from a folder took 157 MiB in all, much
-/// more than its pieces: the allocator keeps what threads freed.
-pub(super) const WHOLE: Pace = Pace { pages: 32, ahead: 6, opened: 2 };
-/// A record somewhere behind a place: a piece of 1 MiB is fetched only when the one before it was not enough.
-pub(super) const LOOK: Pace = Pace { pages: 16, ahead: 1, opened: 1 };
+/// All of it. A line of 1 Gbit/s is full at 100 ms; with those that are opened, the two that wait
+/// for that and the one that is given away, 11 pieces of 2 MiB at most. With pieces of 4 MiB a
+/// restore from a folder took 157 MiB in all, much more than its pieces: the allocator keeps what
+/// threads freed.
+pub(super) const WHOLE: Pace = Pace {
+    pages: 32,
+    ahead: 6,
+    opened: 2,
+};
+/// A record somewhere behind a place: a piece of 1 MiB is fetched only when the one before it was
+/// not enough.
+pub(super) const LOOK: Pace = Pace {
+    pages: 16,
+    ahead: 1,
+    opened: 1,
+};
 
 /// Chunks that are not compressed can be entered at each such step; it is a whole number of pages.
 const STEP_BYTES: u64 = 8 << 20;
 const _: () = assert!(STEP_BYTES.is_multiple_of(PAGE_BYTES as u64));
 
-/// A place at which the stream of a backup can be entered, counted from 0: the start of each chunk, and where chunks are
-/// not compressed steps in it.
+/// A place at which the stream of a backup can be entered, counted from 0: the start of each chunk,
+/// and where chunks are not compressed steps in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Entry(pub(super) u64);
 
@@ -63,9 +74,16 @@ impl Entries {
             CompressionName::None => bytes.div_ceil(STEP_BYTES).max(1),
             CompressionName::Zstd => 1,
         };
-        let last = backup.chunks.last().map_or(0, |chunk| step(chunk.stream_bytes));
+        let last = backup
+            .chunks
+            .last()
+            .map_or(0, |chunk| step(chunk.stream_bytes));
         let per_chunk = step(split_bytes);
-        Self { split_bytes, per_chunk, count: (backup.chunks.len() as u64).saturating_sub(1) * per_chunk + last }
+        Self {
+            split_bytes,
+            per_chunk,
+            count: (backup.chunks.len() as u64).saturating_sub(1) * per_chunk + last,
+        }
     }
 
     /// The stream position of an entry.
@@ -83,7 +101,10 @@ impl Entries {
     /// Its chunk, and the page in it.
     fn chunk_and_page(self, Entry(entry): Entry) -> (usize, u64) {
         let chunk = usize::try_from(entry / self.per_chunk).unwrap_or(usize::MAX);
-        (chunk, entry % self.per_chunk * (STEP_BYTES / PAGE_BYTES as u64))
+        (
+            chunk,
+            entry % self.per_chunk * (STEP_BYTES / PAGE_BYTES as u64),
+        )
     }
 
     /// The sealed bytes from an entry on, to the end of the backup.
@@ -99,8 +120,9 @@ const SEALED_PAGE_BYTES: u64 = (PAGE_BYTES + TAG_BYTES) as u64;
 
 /// How many ranged reads it takes to fetch these chunks.
 pub fn fetch_requests(chunks: &[ChunkEntry]) -> u64 {
-    let reads =
-        |chunk: &ChunkEntry| piece_ranges(&chunk.sealed(), WHOLE.pages).map_or(0, |ranges| ranges.count() as u64);
+    let reads = |chunk: &ChunkEntry| {
+        piece_ranges(&chunk.sealed(), WHOLE.pages).map_or(0, |ranges| ranges.count() as u64)
+    };
     chunks.iter().map(reads).sum()
 }
 
@@ -115,12 +137,18 @@ struct Sealed {
 
 impl Sealed {
     fn key_of(&self, chunk: usize) -> String {
-        let key = self.chunks.get(chunk).and_then(|entry| chunk_key(&self.manifest, entry));
+        let key = self
+            .chunks
+            .get(chunk)
+            .and_then(|entry| chunk_key(&self.manifest, entry));
         key.map_or_else(String::new, |key| key.to_string())
     }
 
     fn damaged(&self, chunk: usize, source: OpenError) -> RunError {
-        RunError::Chunk { key: self.key_of(chunk), source }
+        RunError::Chunk {
+            key: self.key_of(chunk),
+            source,
+        }
     }
 
     /// The page at which a chunk is entered.
@@ -129,17 +157,25 @@ impl Sealed {
     }
 }
 
-/// The memory of pieces that were given away, for the next ones. As many come back as are under way at once.
+/// The memory of pieces that were given away, for the next ones. As many come back as are under way
+/// at once.
 #[derive(Clone, Default)]
 struct Spare(Arc<Mutex<Vec<BytesMut>>>);
 
 impl Spare {
     fn take(&self) -> BytesMut {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
+            .unwrap_or_default()
     }
 
     fn give(&self, pages: PlainPages) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(pages.into_buffer());
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(pages.into_buffer());
     }
 }
 
@@ -199,8 +235,8 @@ pub(super) struct PlainStream {
 }
 
 impl PlainStream {
-    /// Starts fetching at an entry. Must be called within a runtime; once a stop is asked for, it fails with
-    /// [`RunError::Interrupted`].
+    /// Starts fetching at an entry. Must be called within a runtime; once a stop is asked for, it
+    /// fails with [`RunError::Interrupted`].
     pub(super) fn open(
         backup: &RestoreBackup,
         identities: &[age::x25519::Identity],
@@ -218,13 +254,34 @@ impl PlainStream {
         let demand = Arc::new(Semaphore::new(0));
         let asked = (pace.ahead == 1).then(|| Arc::clone(&demand));
         let spare = Spare::default();
-        let fetch = Fetch { store: Arc::clone(&backup.store), shared: Arc::clone(&shared), spare: spare.clone(), pace };
+        let fetch = Fetch {
+            store: Arc::clone(&backup.store),
+            shared: Arc::clone(&shared),
+            spare: spare.clone(),
+            pace,
+        };
         let fetch = tokio::spawn(fetch.run(asked, sender, stop)).abort_handle();
         let (opening, opened) = sync_channel(pace.opened - 1);
         let (runtime, demanded) = (Handle::current(), Arc::clone(&demand));
-        let checker = Checker { pieces, opening, demand: demanded, runtime, shared: Arc::clone(&shared), sealed: None };
+        let checker = Checker {
+            pieces,
+            opening,
+            demand: demanded,
+            runtime,
+            shared: Arc::clone(&shared),
+            sealed: None,
+        };
         tokio::task::spawn_blocking(|| checker.run());
-        Self { opening: Some(opened), demand, fetch, shared, plain: None, piece: None, spare, next_chunk: 0 }
+        Self {
+            opening: Some(opened),
+            demand,
+            fetch,
+            shared,
+            plain: None,
+            piece: None,
+            spare,
+            next_chunk: 0,
+        }
     }
 
     /// Whether whole pieces can be taken: nothing is compressed, and no piece was begun.
@@ -232,17 +289,21 @@ impl PlainStream {
         self.shared.manifest.compression == CompressionName::None && self.piece.is_none()
     }
 
-    /// The next piece, whose pages are stream bytes as they are; none at the end of the last chunk. Blocks. Only while
-    /// [`PlainStream::gives_pages`].
+    /// The next piece, whose pages are stream bytes as they are; none at the end of the last chunk.
+    /// Blocks. Only while [`PlainStream::gives_pages`].
     pub(super) fn pages(&mut self) -> Result<Option<PlainPages>, RunError> {
         if !self.next_piece()? {
             return Ok(None);
         }
-        let (Some(OpenPiece { pages, .. }), Some((plain, number))) = (self.piece.take(), &mut self.plain) else {
+        let (Some(OpenPiece { pages, .. }), Some((plain, number))) =
+            (self.piece.take(), &mut self.plain)
+        else {
             return Ok(None);
         };
         for (index, page) in pages.pages().enumerate() {
-            plain.pass(page, pages.is_last(index)).map_err(|source| self.shared.damaged(*number, source))?;
+            plain
+                .pass(page, pages.is_last(index))
+                .map_err(|source| self.shared.damaged(*number, source))?;
         }
         Ok(Some(pages))
     }
@@ -252,12 +313,15 @@ impl PlainStream {
         self.spare.give(pages);
     }
 
-    /// Appends the next bytes, of one page at most and of one run of what it expands to; false at the end of the last
-    /// chunk. Blocks.
+    /// Appends the next bytes, of one page at most and of one run of what it expands to; false at
+    /// the end of the last chunk. Blocks.
     pub(super) fn read(&mut self, stream: &mut Vec<u8>) -> Result<bool, RunError> {
         let before = stream.len();
         while stream.len() == before {
-            let page = self.piece.as_ref().and_then(|piece| Some((piece, piece.pages.page(piece.page)?)));
+            let page = self
+                .piece
+                .as_ref()
+                .and_then(|piece| Some((piece, piece.pages.page(piece.page)?)));
             let (Some((piece, page)), Some((plain, number))) = (page, &mut self.plain) else {
                 if !self.next_piece()? {
                     return Ok(false);
@@ -266,7 +330,9 @@ impl PlainStream {
             };
             let (rest, last) = (&page[piece.within..], piece.pages.is_last(piece.page));
             let rest_bytes = rest.len();
-            let taken = plain.take(rest, last, stream).map_err(|source| self.shared.damaged(*number, source))?;
+            let taken = plain
+                .take(rest, last, stream)
+                .map_err(|source| self.shared.damaged(*number, source))?;
             if let Some(piece) = &mut self.piece {
                 match taken == rest_bytes {
                     true => (piece.page, piece.within) = (piece.page + 1, 0),
@@ -295,37 +361,60 @@ impl PlainStream {
             Some(opening) => opening.recv().map_err(|_| panicked())??,
             None => None,
         };
-        let Some(Opening { opened, chunk: number }) = opening else {
+        let Some(Opening {
+            opened,
+            chunk: number,
+        }) = opening
+        else {
             self.opening = None;
             return self.end().map(|()| false);
         };
-        let pages = opened.recv().map_err(|_| panicked())?.map_err(|source| self.shared.damaged(number, source))?;
-        if self.plain.as_ref().is_none_or(|(_, chunk)| *chunk != number) {
+        let pages = opened
+            .recv()
+            .map_err(|_| panicked())?
+            .map_err(|source| self.shared.damaged(number, source))?;
+        if self
+            .plain
+            .as_ref()
+            .is_none_or(|(_, chunk)| *chunk != number)
+        {
             self.end_chunk()?;
             let compressed = self.shared.manifest.compression == CompressionName::Zstd;
             let expected = self.shared.chunks[number].sealed();
             let plain = match self.shared.page_of(number) {
-                0 => ChunkPlain::new(&expected, compressed).map_err(|source| self.shared.damaged(number, source))?,
+                0 => ChunkPlain::new(&expected, compressed)
+                    .map_err(|source| self.shared.damaged(number, source))?,
                 page => ChunkPlain::from_page(&expected, page),
             };
             self.plain = Some((plain, number));
         }
-        self.piece = Some(OpenPiece { pages, page: 0, within: 0 });
+        self.piece = Some(OpenPiece {
+            pages,
+            page: 0,
+            within: 0,
+        });
         Ok(true)
     }
 
     /// All stream bytes of the chunk were given.
     fn end_chunk(&mut self) -> Result<(), RunError> {
-        let Some((plain, number)) = self.plain.take() else { return Ok(()) };
+        let Some((plain, number)) = self.plain.take() else {
+            return Ok(());
+        };
         self.next_chunk = number + 1;
-        plain.finish().map_err(|source| self.shared.damaged(number, source))
+        plain
+            .finish()
+            .map_err(|source| self.shared.damaged(number, source))
     }
 
     fn end(&mut self) -> Result<(), RunError> {
         self.end_chunk()?;
         if self.next_chunk != self.shared.chunks.len() {
             let reason = "the fetch ended before the last chunk".to_owned();
-            return Err(RunError::Damaged { key: self.shared.manifest.id.to_string(), reason });
+            return Err(RunError::Damaged {
+                key: self.shared.manifest.id.to_string(),
+                reason,
+            });
         }
         Ok(())
     }
@@ -360,7 +449,8 @@ impl Checker {
                 continue;
             };
             let (sender, opened) = sync_channel(1);
-            self.runtime.spawn_blocking(move || sender.send(pages.open()));
+            self.runtime
+                .spawn_blocking(move || sender.send(pages.open()));
             return Ok(Some(Opening { opened, chunk }));
         }
         self.end().map(|()| None)
@@ -372,39 +462,67 @@ impl Checker {
         let failed = |source| shared.damaged(number, source);
         if piece.first {
             self.end()?;
-            let (expected, identities) = (shared.chunks[number].sealed(), Arc::clone(&shared.identities));
+            let (expected, identities) = (
+                shared.chunks[number].sealed(),
+                Arc::clone(&shared.identities),
+            );
             let page = shared.page_of(number);
             if page > 0 {
-                let pieces = ChunkPieces::from_page(expected, &piece.bytes, page, identities).map_err(failed)?;
+                let pieces = ChunkPieces::from_page(expected, &piece.bytes, page, identities)
+                    .map_err(failed)?;
                 self.sealed = Some((pieces, number));
                 return Ok(None);
             }
-            self.sealed = Some((ChunkPieces::new(expected, identities).map_err(failed)?, number));
+            self.sealed = Some((
+                ChunkPieces::new(expected, identities).map_err(failed)?,
+                number,
+            ));
         }
-        let Some((pieces, _)) = &mut self.sealed else { return Err(panicked()) };
+        let Some((pieces, _)) = &mut self.sealed else {
+            return Err(panicked());
+        };
         pieces.take(piece.bytes).map(Some).map_err(failed)
     }
 
     /// All pieces of the chunk came.
     fn end(&mut self) -> Result<(), RunError> {
-        let Some((pieces, number)) = self.sealed.take() else { return Ok(()) };
-        pieces.finish().map_err(|source| self.shared.damaged(number, source))
+        let Some((pieces, number)) = self.sealed.take() else {
+            return Ok(());
+        };
+        pieces
+            .finish()
+            .map_err(|source| self.shared.damaged(number, source))
     }
 }
 
 fn panicked() -> RunError {
-    RunError::refused("a thread that opens pages panicked", "this is a defect: please report it")
+    RunError::refused(
+        "a thread that opens pages panicked",
+        "this is a defect: please report it",
+    )
 }
 
 /// What is to be read of each chunk, in order. A chunk whose sizes are impossible is one error.
-fn wanted(shared: Arc<Sealed>, pace: Pace) -> impl Iterator<Item = Result<(usize, Range<u64>), RunError>> {
+fn wanted(
+    shared: Arc<Sealed>,
+    pace: Pace,
+) -> impl Iterator<Item = Result<(usize, Range<u64>), RunError>> {
     (shared.from.0..shared.chunks.len()).flat_map(move |number| {
-        let ranges = piece_ranges_from(&shared.chunks[number].sealed(), shared.page_of(number), pace.pages);
+        let ranges = piece_ranges_from(
+            &shared.chunks[number].sealed(),
+            shared.page_of(number),
+            pace.pages,
+        );
         let (ranges, error) = match ranges {
             Ok(ranges) => (Some(ranges), None),
             Err(source) => (None, Some(Err(shared.damaged(number, source)))),
         };
-        error.into_iter().chain(ranges.into_iter().flatten().map(move |range| Ok((number, range))))
+        error.into_iter().chain(
+            ranges
+                .into_iter()
+                .flatten()
+                .map(move |range| Ok((number, range))),
+        )
     })
 }
 
@@ -420,17 +538,30 @@ impl Fetch {
     async fn get(&self, wanted: Result<(usize, Range<u64>), RunError>) -> Result<Piece, RunError> {
         let (chunk, range) = wanted?;
         let entry = &self.shared.chunks[chunk];
-        let key = chunk_key(&self.shared.manifest, entry)
-            .ok_or_else(|| RunError::Damaged { key: entry.name.clone(), reason: "not a chunk's name".into() })?;
+        let key = chunk_key(&self.shared.manifest, entry).ok_or_else(|| RunError::Damaged {
+            key: entry.name.clone(),
+            reason: "not a chunk's name".into(),
+        })?;
         let first = range.start == 0;
         let bytes = self.store.get_into(&key, range, self.spare.take()).await?;
-        Ok(Piece { bytes, chunk, first })
+        Ok(Piece {
+            bytes,
+            chunk,
+            first,
+        })
     }
 
     /// Fetches in order, where `asked` is there only what was asked for.
-    async fn run(self, asked: Option<Arc<Semaphore>>, sender: mpsc::Sender<Result<Piece, RunError>>, mut stop: Stop) {
+    async fn run(
+        self,
+        asked: Option<Arc<Semaphore>>,
+        sender: mpsc::Sender<Result<Piece, RunError>>,
+        mut stop: Stop,
+    ) {
         let wanted = wanted(Arc::clone(&self.shared), self.pace);
-        let mut pieces = stream::iter(wanted).map(|wanted| self.get(wanted)).buffered(self.pace.ahead);
+        let mut pieces = stream::iter(wanted)
+            .map(|wanted| self.get(wanted))
+            .buffered(self.pace.ahead);
         loop {
             if let Some(asked) = &asked {
                 tokio::select! {
@@ -460,9 +591,17 @@ mod tests {
 
     #[test]
     fn entries_and_positions_belong_together() {
-        for (split_bytes, per_chunk, count) in [(1 << 30, 128, 300), (6 << 20, 1, 4), (9 << 20, 2, 7), (64 << 10, 1, 5)]
-        {
-            let entries = Entries { split_bytes, per_chunk, count };
+        for (split_bytes, per_chunk, count) in [
+            (1 << 30, 128, 300),
+            (6 << 20, 1, 4),
+            (9 << 20, 2, 7),
+            (64 << 10, 1, 5),
+        ] {
+            let entries = Entries {
+                split_bytes,
+                per_chunk,
+                count,
+            };
             for entry in (0..count).map(Entry) {
                 let position = entries.position(entry);
                 assert_eq!(entries.before(position), entry);

@@ -1,8 +1,8 @@
 //! [`PropertyChoice`]: which properties a restored dataset gets, in the kernel's own types.
 //!
-//! A string for a property that the kernel keeps as a number is refused by it, so the words of the properties that people
-//! set on a restore are known here (from OpenZFS 2.1 and 2.3). For others a number is taken, or they are left to
-//! `zfs set`.
+//! A string for a property that the kernel keeps as a number is refused by it, so the words of the
+//! properties that people set on a restore are known here (from OpenZFS 2.1 and 2.3). For others a
+//! number is taken, or they are left to `zfs set`.
 
 use crate::config::Size;
 use crate::zfs::PropertyValue;
@@ -13,7 +13,10 @@ type Words = &'static [(&'static str, u64)];
 
 const SWITCH: Words = &[("off", 0), ("on", 1)];
 const INDEXED: &[(&str, Words)] = &[
-    ("acltype", &[("off", 0), ("posix", 1), ("posixacl", 1), ("nfsv4", 2)]),
+    (
+        "acltype",
+        &[("off", 0), ("posix", 1), ("posixacl", 1), ("nfsv4", 2)],
+    ),
     ("canmount", &[("off", 0), ("on", 1), ("noauto", 2)]),
     (
         "compression",
@@ -36,16 +39,36 @@ const INDEXED: &[(&str, Words)] = &[
     ("secondarycache", CACHE),
     ("snapdir", &[("hidden", 0), ("visible", 1)]),
     ("sync", &[("standard", 0), ("always", 1), ("disabled", 2)]),
-    ("volmode", &[("default", 0), ("full", 1), ("dev", 2), ("none", 3)]),
+    (
+        "volmode",
+        &[("default", 0), ("full", 1), ("dev", 2), ("none", 3)],
+    ),
     ("xattr", &[("off", 0), ("on", 1), ("sa", 2)]),
 ];
 const CACHE: Words = &[("none", 0), ("metadata", 1), ("all", 2)];
-const SWITCHES: &[&str] =
-    &["atime", "devices", "exec", "nbmand", "overlay", "readonly", "relatime", "setuid", "vscan", "zoned"];
+const SWITCHES: &[&str] = &[
+    "atime", "devices", "exec", "nbmand", "overlay", "readonly", "relatime", "setuid", "vscan",
+    "zoned",
+];
 /// Bytes; `none` is 0.
-const SIZES: &[&str] = &["quota", "recordsize", "refquota", "refreservation", "reservation", "special_small_blocks"];
-const TEXTS: &[&str] =
-    &["context", "defcontext", "fscontext", "mlslabel", "mountpoint", "rootcontext", "sharenfs", "sharesmb"];
+const SIZES: &[&str] = &[
+    "quota",
+    "recordsize",
+    "refquota",
+    "refreservation",
+    "reservation",
+    "special_small_blocks",
+];
+const TEXTS: &[&str] = &[
+    "context",
+    "defcontext",
+    "fscontext",
+    "mlslabel",
+    "mountpoint",
+    "rootcontext",
+    "sharenfs",
+    "sharesmb",
+];
 /// Fixed when a dataset is made, given by the stream itself, or of a key.
 const OF_THE_STREAM: &[&str] = &[
     "casesensitivity",
@@ -87,25 +110,36 @@ impl PropertyChoice {
     /// # Errors
     /// [`PropertyError`] for what is no property or has a value that it cannot have.
     pub fn new(recorded: bool, set: &[String], without: &[String]) -> Result<Self, PropertyError> {
-        let wrong =
-            |given: &str, expected: &str| PropertyError { given: given.to_owned(), expected: expected.to_owned() };
+        let wrong = |given: &str, expected: &str| PropertyError {
+            given: given.to_owned(),
+            expected: expected.to_owned(),
+        };
         let mut chosen = BTreeMap::new();
         for given in set {
-            let (name, value) = given.split_once('=').ok_or_else(|| wrong(given, "NAME=VALUE"))?;
+            let (name, value) = given
+                .split_once('=')
+                .ok_or_else(|| wrong(given, "NAME=VALUE"))?;
             if OF_THE_STREAM.contains(&name) {
                 return Err(wrong(given, "a property that the stream does not fix"));
             }
             let native = native_value(name, value).map_err(|expected| wrong(given, &expected))?;
             chosen.insert(name.to_owned(), native);
         }
-        if let Some(name) = without.iter().find(|name| name.contains('=') || name.is_empty()) {
+        if let Some(name) = without
+            .iter()
+            .find(|name| name.contains('=') || name.is_empty())
+        {
             return Err(wrong(name, "the name of a property"));
         }
-        Ok(Self { recorded, set: chosen, without: without.to_vec() })
+        Ok(Self {
+            recorded,
+            set: chosen,
+            without: without.to_vec(),
+        })
     }
 
-    /// For the descendants of a dataset that has these: a mount point that is set is that of the one at the top, and they
-    /// are mounted below it.
+    /// For the descendants of a dataset that has these: a mount point that is set is that of the
+    /// one at the top, and they are mounted below it.
     pub fn below(&self) -> Self {
         let mut below = self.clone();
         if below.set.remove("mountpoint").is_some() {
@@ -114,12 +148,14 @@ impl PropertyChoice {
         below
     }
 
-    /// Those to set. A mount point that comes from the backup comes with `canmount=noauto`, unless that is set too, so
-    /// that nothing is ever mounted over what is there.
+    /// Those to set. A mount point that comes from the backup comes with `canmount=noauto`, unless
+    /// that is set too, so that nothing is ever mounted over what is there.
     pub fn resolve(&self, recorded: &BTreeMap<String, String>) -> BTreeMap<String, PropertyValue> {
         let mut properties = BTreeMap::new();
         if self.recorded {
-            let kept = recorded.iter().filter(|(name, _)| !OF_THE_STREAM.contains(&name.as_str()));
+            let kept = recorded
+                .iter()
+                .filter(|(name, _)| !OF_THE_STREAM.contains(&name.as_str()));
             properties.extend(kept.map(|(name, text)| (name.clone(), recorded_value(name, text))));
             if properties.contains_key("mountpoint") {
                 properties.insert("canmount".to_owned(), PropertyValue::Number(2));
@@ -154,7 +190,11 @@ fn native_value(name: &str, value: &str) -> Result<PropertyValue, String> {
         return Ok(PropertyValue::Number(*number));
     }
     if !words.is_empty() {
-        return Err(words.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", "));
+        return Err(words
+            .iter()
+            .map(|(word, _)| *word)
+            .collect::<Vec<_>>()
+            .join(", "));
     }
     if SIZES.contains(&name) && value == "none" {
         return Ok(PropertyValue::Number(0));
@@ -162,7 +202,9 @@ fn native_value(name: &str, value: &str) -> Result<PropertyValue, String> {
     match value.parse::<Size>() {
         Ok(size) => Ok(PropertyValue::Number(size.bytes())),
         Err(_) if SIZES.contains(&name) => Err("a size such as 128K or 10G, or none".to_owned()),
-        Err(_) => Err(format!("a property that can be set here; set {name} afterwards with `zfs set`")),
+        Err(_) => Err(format!(
+            "a property that can be set here; set {name} afterwards with `zfs set`"
+        )),
     }
 }
 
@@ -171,8 +213,16 @@ mod tests {
     use super::*;
     use PropertyValue::{Number, Text};
 
-    fn choice(recorded: bool, set: &[&str], without: &[&str]) -> Result<PropertyChoice, PropertyError> {
-        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    fn choice(
+        recorded: bool,
+        set: &[&str],
+        without: &[&str],
+    ) -> Result<PropertyChoice, PropertyError> {
+        let owned = |list: &[&str]| {
+            list.iter()
+                .map(|text| (*text).to_owned())
+                .collect::<Vec<_>>()
+        };
         PropertyChoice::new(recorded, &owned(set), &owned(without))
     }
 
@@ -189,7 +239,13 @@ mod tests {
             ("org.example:note=7", Text("7".into())),
         ] {
             let name = given.split_once('=').unwrap().0;
-            assert_eq!(choice(false, &[given], &[]).unwrap().resolve(&BTreeMap::new())[name], expected, "{given}");
+            assert_eq!(
+                choice(false, &[given], &[])
+                    .unwrap()
+                    .resolve(&BTreeMap::new())[name],
+                expected,
+                "{given}"
+            );
         }
         for (given, part) in [
             ("canmount", "NAME=VALUE"),
@@ -216,20 +272,40 @@ mod tests {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
-        assert_eq!(choice(false, &[], &[]).unwrap().resolve(&recorded), BTreeMap::new());
-        let resolved = choice(true, &["readonly=on"], &["org.example:note"]).unwrap().resolve(&recorded);
+        assert_eq!(
+            choice(false, &[], &[]).unwrap().resolve(&recorded),
+            BTreeMap::new()
+        );
+        let resolved = choice(true, &["readonly=on"], &["org.example:note"])
+            .unwrap()
+            .resolve(&recorded);
         let expected = [
             ("canmount", Number(2)),
             ("compression", Number(15)),
             ("mountpoint", Text("/home".into())),
             ("readonly", Number(1)),
         ];
-        assert_eq!(resolved, expected.map(|(name, value)| (name.to_owned(), value)).into());
-        let mounted = choice(true, &["canmount=on"], &[]).unwrap().resolve(&recorded);
+        assert_eq!(
+            resolved,
+            expected
+                .map(|(name, value)| (name.to_owned(), value))
+                .into()
+        );
+        let mounted = choice(true, &["canmount=on"], &[])
+            .unwrap()
+            .resolve(&recorded);
         assert_eq!(mounted["canmount"], Number(1));
-        let below = choice(true, &["mountpoint=/x", "atime=off"], &[]).unwrap().below().resolve(&recorded);
-        assert!(!below.contains_key("mountpoint") && below["atime"] == Number(0), "{below:?}");
-        let elsewhere = choice(true, &[], &["mountpoint", "canmount"]).unwrap().resolve(&recorded);
+        let below = choice(true, &["mountpoint=/x", "atime=off"], &[])
+            .unwrap()
+            .below()
+            .resolve(&recorded);
+        assert!(
+            !below.contains_key("mountpoint") && below["atime"] == Number(0),
+            "{below:?}"
+        );
+        let elsewhere = choice(true, &[], &["mountpoint", "canmount"])
+            .unwrap()
+            .resolve(&recorded);
         assert!(!elsewhere.contains_key("mountpoint") && !elsewhere.contains_key("canmount"));
     }
 }

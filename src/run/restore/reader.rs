@@ -1,5 +1,5 @@
-//! [`RestoreReader`]: one backup's stream for a receiver, checked once more on its way out: whole, or as the stream that
-//! takes up a receive that was cut.
+//! [`RestoreReader`]: one backup's stream for a receiver, checked once more on its way out: whole,
+//! or as the stream that takes up a receive that was cut.
 
 use super::RestoreBackup;
 use super::plain::{Entry, PlainStream, WHOLE};
@@ -12,8 +12,8 @@ use crate::stream::resuming::{Resumer, ResumingError};
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The stream of one backup, for a blocking reader. Every byte that it gives was authenticated; at its end the whole
-/// stream was parsed and is the one that the manifest describes.
+/// The stream of one backup, for a blocking reader. Every byte that it gives was authenticated; at
+/// its end the whole stream was parsed and is the one that the manifest describes.
 pub struct RestoreReader {
     stream: PlainStream,
     passage: Option<Passage>,
@@ -39,7 +39,10 @@ enum Passage {
 pub type FailureSlot = Arc<Mutex<Option<RunError>>>;
 
 /// Starts fetching and returns the reader. Must be called within a runtime.
-pub fn open_stream(backup: &RestoreBackup, identities: &[age::x25519::Identity]) -> (RestoreReader, FailureSlot) {
+pub fn open_stream(
+    backup: &RestoreBackup,
+    identities: &[age::x25519::Identity],
+) -> (RestoreReader, FailureSlot) {
     open_stream_until(backup, identities, tokio::sync::watch::channel(false).1)
 }
 
@@ -50,7 +53,10 @@ pub fn open_stream_until(
     stop: Stop,
 ) -> (RestoreReader, FailureSlot) {
     let base_guid = backup.manifest.base.as_ref().map(|base| base.guid);
-    let expectation = StreamExpectation { snapshot_guid: backup.manifest.snapshot.guid, base_guid };
+    let expectation = StreamExpectation {
+        snapshot_guid: backup.manifest.snapshot.guid,
+        base_guid,
+    };
     let passage = Passage::Whole(Box::new(StreamParser::new(expectation)));
     let stream = PlainStream::open(backup, identities, Entry(0), WHOLE, stop);
     RestoreReader::new(backup, stream, passage, 0, Vec::new())
@@ -66,7 +72,13 @@ pub(super) fn open_resumed(
     let mut opening = Vec::new();
     let resumer = Resumer::new(&found.start, &mut |bytes| opening.extend_from_slice(bytes));
     let stream = PlainStream::open(backup, identities, found.entry, WHOLE, stop);
-    RestoreReader::new(backup, stream, Passage::Resumed(Box::new(resumer)), found.skip_bytes, opening)
+    RestoreReader::new(
+        backup,
+        stream,
+        Passage::Resumed(Box::new(resumer)),
+        found.skip_bytes,
+        opening,
+    )
 }
 
 impl RestoreReader {
@@ -124,15 +136,23 @@ impl RestoreReader {
         output.flush().map(|()| bytes)
     }
 
-    /// The next whole piece, checked; none where the stream does not go out by whole pieces, and at its end.
+    /// The next whole piece, checked; none where the stream does not go out by whole pieces, and at
+    /// its end.
     fn next_pages(&mut self) -> Result<Option<PlainPages>, RunError> {
-        let Some(Passage::Whole(parser)) = &mut self.passage else { return Ok(None) };
+        let Some(Passage::Whole(parser)) = &mut self.passage else {
+            return Ok(None);
+        };
         if self.skip_bytes > 0 || self.given < self.plain.len() || !self.stream.gives_pages() {
             return Ok(None);
         }
-        let Some(pages) = self.stream.pages()? else { return Ok(None) };
+        let Some(pages) = self.stream.pages()? else {
+            return Ok(None);
+        };
         for page in pages.pages() {
-            parser.feed(page).map_err(|source| RunError::Stream { snapshot: self.id.clone(), source })?;
+            parser.feed(page).map_err(|source| RunError::Stream {
+                snapshot: self.id.clone(),
+                source,
+            })?;
         }
         Ok(Some(pages))
     }
@@ -144,7 +164,10 @@ impl RestoreReader {
         self.stream.close();
         let text = error.to_string();
         // The first failure is the reason; later ones only follow from it.
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
         std::io::Error::new(ErrorKind::InvalidData, text)
     }
 
@@ -156,13 +179,17 @@ impl RestoreReader {
             if !self.stream.read(&mut self.opened)? {
                 return self.end().map(|()| false);
             }
-            let skipped = usize::try_from(self.skip_bytes).unwrap_or(usize::MAX).min(self.opened.len());
+            let skipped = usize::try_from(self.skip_bytes)
+                .unwrap_or(usize::MAX)
+                .min(self.opened.len());
             self.skip_bytes -= skipped as u64;
             let (snapshot, bytes, plain) = (&self.id, &self.opened[skipped..], &mut self.plain);
             match &mut self.passage {
                 Some(Passage::Whole(parser)) => {
                     let snapshot = snapshot.clone();
-                    parser.feed(bytes).map_err(|source| RunError::Stream { snapshot, source })?;
+                    parser
+                        .feed(bytes)
+                        .map_err(|source| RunError::Stream { snapshot, source })?;
                     std::mem::swap(&mut self.plain, &mut self.opened);
                 }
                 Some(Passage::Resumed(resumer)) => {
@@ -179,14 +206,24 @@ impl RestoreReader {
         let bytes = match self.passage.take() {
             Some(Passage::Whole(parser)) => {
                 let summary = parser.finish();
-                summary.map_err(|source| RunError::Stream { snapshot: self.id.clone(), source })?.bytes
+                summary
+                    .map_err(|source| RunError::Stream {
+                        snapshot: self.id.clone(),
+                        source,
+                    })?
+                    .bytes
             }
-            Some(Passage::Resumed(resumer)) => resumer.finish().map_err(|source| failed(&self.id, source))?,
+            Some(Passage::Resumed(resumer)) => resumer
+                .finish()
+                .map_err(|source| failed(&self.id, source))?,
             None => return Ok(()),
         };
         if bytes != self.expected_bytes {
             let reason = "the stream has another length than the manifest says".to_owned();
-            return Err(RunError::Damaged { key: self.id.clone(), reason });
+            return Err(RunError::Damaged {
+                key: self.id.clone(),
+                reason,
+            });
         }
         Ok(())
     }
@@ -194,8 +231,14 @@ impl RestoreReader {
 
 fn failed(id: &str, error: ResumingError) -> RunError {
     match error {
-        ResumingError::Stream(source) => RunError::Stream { snapshot: id.to_owned(), source },
-        source => RunError::CannotTakeUp { id: id.to_owned(), source },
+        ResumingError::Stream(source) => RunError::Stream {
+            snapshot: id.to_owned(),
+            source,
+        },
+        source => RunError::CannotTakeUp {
+            id: id.to_owned(),
+            source,
+        },
     }
 }
 
@@ -230,5 +273,8 @@ impl Read for RestoreReader {
 }
 
 pub(super) fn take_failure(failure: &FailureSlot) -> Option<RunError> {
-    failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    failure
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take()
 }

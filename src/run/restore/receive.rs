@@ -1,8 +1,12 @@
-//! Receiving a chain: into a new dataset, onto an existing one that is rolled back to what it has in common with the
-//! chain, or on from where an earlier run was interrupted.
+//! Receiving a chain: into a new dataset, onto an existing one that is rolled back to what it has
+//! in common with the chain, or on from where an earlier run was interrupted.
 
-use super::leave::{abort_cut, check_own, destroy_begun, leave_half, may_go_on, must_start_over, remove_received};
-use super::mark::{Begun, Mark, PARENT_PROPERTY, RESTORING_PROPERTY, RestoreToken, parent_properties};
+use super::leave::{
+    abort_cut, check_own, destroy_begun, leave_half, may_go_on, must_start_over, remove_received,
+};
+use super::mark::{
+    Begun, Mark, PARENT_PROPERTY, RESTORING_PROPERTY, RestoreToken, parent_properties,
+};
 use super::plain::Entries;
 use super::reader::{FailureSlot, RestoreReader, open_resumed};
 use super::resume::{FoundStart, find_start};
@@ -13,7 +17,9 @@ use crate::keyring::KeyFile;
 use crate::model::{BackupId, DatasetName, Digest, Guid, SnapshotName};
 use crate::run::transfer::Stop;
 use crate::run::{RunError, error_chain};
-use crate::zfs::{Dataset, PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsError};
+use crate::zfs::{
+    Dataset, PropertyValue, ReceiveRequest, ResumeToken, UNKNOWN_FEATURE, Zfs, ZfsError,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Arc;
@@ -23,7 +29,8 @@ use std::sync::Arc;
 pub struct ReceiveOptions {
     /// Which properties the dataset gets.
     pub properties: PropertyChoice,
-    /// Receive onto a dataset that exists: what it has after the newest snapshot in common is destroyed first.
+    /// Receive onto a dataset that exists: what it has after the newest snapshot in common is
+    /// destroyed first.
     pub rollback: bool,
     /// What becomes of a restore that was interrupted.
     pub resume: ResumeChoice,
@@ -37,8 +44,8 @@ pub enum ResumeChoice {
     GoOn,
     /// What it received is destroyed, and all is received anew.
     Restart,
-    /// A rehearsal: the dataset gets the mark of a scratch dataset, none is expected, and whatever ends the restore with
-    /// an error, nothing stays.
+    /// A rehearsal: the dataset gets the mark of a scratch dataset, none is expected, and whatever
+    /// ends the restore with an error, nothing stays.
     Never,
 }
 
@@ -95,18 +102,21 @@ pub async fn restore_to_dataset(
     carry_out(set, keys, zfs, target, &plan, options, stop).await
 }
 
-/// Receives a chain by a plan that was shown, unmounted, and checks that the kernel made exactly its snapshots.
+/// Receives a chain by a plan that was shown, unmounted, and checks that the kernel made exactly
+/// its snapshots.
 ///
-/// While several backups are being received, and from a rollback on, the dataset is `readonly=on`: a change between two of
-/// them, even of an access time, would make the next one impossible. The end of the restore ends that, whichever run comes
-/// to it. Where one backup is received into a new dataset, only the chosen properties are set. Nothing is received with
-/// force: any other change to the dataset meanwhile stops the restore and stays.
+/// While several backups are being received, and from a rollback on, the dataset is `readonly=on`:
+/// a change between two of them, even of an access time, would make the next one impossible. The
+/// end of the restore ends that, whichever run comes to it. Where one backup is received into a new
+/// dataset, only the chosen properties are set. Nothing is received with force: any other change to
+/// the dataset meanwhile stops the restore and stays.
 ///
 /// # Errors
-/// [`RunError::Refused`] when the plan is no longer what would be done. An interruption, a store that is away or a full
-/// pool leave what was received, so that the next run resumes it ([`ResumeChoice::GoOn`]); so does any end of a run that
-/// resumed one itself. Else nothing is left behind of a new dataset, and one that was rolled back stays at the last
-/// snapshot that was received whole, and readonly if more were to follow.
+/// [`RunError::Refused`] when the plan is no longer what would be done. An interruption, a store
+/// that is away or a full pool leave what was received, so that the next run resumes it
+/// ([`ResumeChoice::GoOn`]); so does any end of a run that resumed one itself. Else nothing is left
+/// behind of a new dataset, and one that was rolled back stays at the last snapshot that was
+/// received whole, and readonly if more were to follow.
 pub async fn restore_as_planned(
     set: &RestoreSet,
     keys: &KeyFile,
@@ -118,7 +128,10 @@ pub async fn restore_as_planned(
 ) -> Result<Received, RunError> {
     if check_target(&*zfs, target, set, options)? != *plan {
         let what = format!("{target} changed after the plan of the restore was shown");
-        return Err(RunError::refused(what, "run the command again: it shows the new plan"));
+        return Err(RunError::refused(
+            what,
+            "run the command again: it shows the new plan",
+        ));
     }
     carry_out(set, keys, zfs, target, plan, options, stop).await
 }
@@ -134,7 +147,16 @@ async fn carry_out(
 ) -> Result<Received, RunError> {
     let names = snapshot_names(target, set, plan)?;
     let mark = mark_of(set, plan, options)?;
-    let receiving = Receiving { set, plan, keys, zfs: &zfs, target, options, stop: &stop, mark };
+    let receiving = Receiving {
+        set,
+        plan,
+        keys,
+        zfs: &zfs,
+        target,
+        options,
+        stop: &stop,
+        mark,
+    };
     let mut made = Vec::new();
     let received = async {
         receiving.prepare(&mut made).await?;
@@ -152,8 +174,13 @@ async fn carry_out(
     }
 }
 
-/// Returns the mark that proves that the target belongs to this restore. A resumed target keeps its mark.
-fn mark_of(set: &RestoreSet, plan: &ReceivePlan, options: &ReceiveOptions) -> Result<Mark, RunError> {
+/// Returns the mark that proves that the target belongs to this restore. A resumed target keeps its
+/// mark.
+fn mark_of(
+    set: &RestoreSet,
+    plan: &ReceivePlan,
+    options: &ReceiveOptions,
+) -> Result<Mark, RunError> {
     if options.resume == ResumeChoice::Never {
         return Mark::scratch(set);
     }
@@ -161,7 +188,11 @@ fn mark_of(set: &RestoreSet, plan: &ReceivePlan, options: &ReceiveOptions) -> Re
     let sets_readonly = !plan.keeps_readonly && (plan.rollback.is_some() || is_chain);
     let id = set.newest().manifest.id.to_string();
     let begun = match &plan.begun {
-        Some(begun) => Begun { id, readonly: begun.readonly || sets_readonly, ..begun.clone() },
+        Some(begun) => Begun {
+            id,
+            readonly: begun.readonly || sets_readonly,
+            ..begun.clone()
+        },
         None => Begun {
             id,
             is_new: plan.rollback.is_none() && plan.unfinished.is_none(),
@@ -174,14 +205,15 @@ fn mark_of(set: &RestoreSet, plan: &ReceivePlan, options: &ReceiveOptions) -> Re
 }
 
 impl Receiving<'_> {
-    /// Does everything that comes before the first receive: abandons an earlier restore, makes the parents, or rolls
-    /// back.
+    /// Does everything that comes before the first receive: abandons an earlier restore, makes the
+    /// parents, or rolls back.
     async fn prepare(&self, made: &mut Vec<DatasetName>) -> Result<(), RunError> {
         if self.plan.gives_up {
             self.give_up().await?;
         }
         for parent in &self.plan.parents {
-            self.zfs.create_filesystem(parent, &parent_properties(self.mark.token()))?;
+            self.zfs
+                .create_filesystem(parent, &parent_properties(self.mark.token()))?;
             made.push(parent.clone());
         }
         if let Some(rollback) = &self.plan.rollback {
@@ -193,8 +225,14 @@ impl Receiving<'_> {
 
     async fn receive_all(&self, names: &[SnapshotName]) -> Result<Received, RunError> {
         let first = self.plan.skipped;
-        let mut received = Received { snapshots: names[first..].to_vec(), streams: Vec::new(), went_on: None };
-        for (number, (backup, snapshot)) in self.set.backups.iter().zip(names).enumerate().skip(first) {
+        let mut received = Received {
+            snapshots: names[first..].to_vec(),
+            streams: Vec::new(),
+            went_on: None,
+        };
+        for (number, (backup, snapshot)) in
+            self.set.backups.iter().zip(names).enumerate().skip(first)
+        {
             let request = ReceiveRequest {
                 target: snapshot.clone(),
                 force: false,
@@ -216,7 +254,8 @@ impl Receiving<'_> {
         Ok(received)
     }
 
-    /// Goes on with a receive that was cut; where that cannot be, and it is ours, starts this backup over.
+    /// Goes on with a receive that was cut; where that cannot be, and it is ours, starts this
+    /// backup over.
     async fn take_up(
         &self,
         backup: &RestoreBackup,
@@ -234,8 +273,17 @@ impl Receiving<'_> {
             Err(error) if must_start_over(&error) => error,
             Err(error) => return Err(error),
         };
-        check_own(&**self.zfs, self.target, self.plan.begun.as_ref().and_then(|begun| begun.token), &why)?;
-        tracing::warn!(error = error_chain(&why), "{} cannot go on there, and starts over", backup.manifest.id);
+        check_own(
+            &**self.zfs,
+            self.target,
+            self.plan.begun.as_ref().and_then(|begun| begun.token),
+            &why,
+        )?;
+        tracing::warn!(
+            error = error_chain(&why),
+            "{} cannot go on there, and starts over",
+            backup.manifest.id
+        );
         self.zfs.abort_receive(self.target)?;
         Ok((self.receive(backup, request, None).await?, None))
     }
@@ -249,7 +297,10 @@ impl Receiving<'_> {
         let is_new = resumed.is_none();
         let whole = || open_stream_until(backup, &self.keys.identities, self.stop.clone());
         let (reader, failure) = resumed.unwrap_or_else(whole);
-        let mut reader = Hashing { inner: reader, hasher: blake3::Hasher::new() };
+        let mut reader = Hashing {
+            inner: reader,
+            hasher: blake3::Hasher::new(),
+        };
         let (receiver, asked) = (Arc::clone(self.zfs), request.clone());
         let (result, digest) = blocking(move || {
             let result = receiver.receive(&asked, &mut reader);
@@ -258,37 +309,63 @@ impl Receiving<'_> {
         .await?;
         match (take_failure(&failure), result) {
             (Some(error), _) => return Err(error),
-            (None, Err(error)) if is_new && lacks_feature(&error) => return Err(self.without_feature(backup, &error)?),
+            (None, Err(error)) if is_new && lacks_feature(&error) => {
+                return Err(self.without_feature(backup, &error)?);
+            }
             (None, Err(error)) if was_changed(&error) => return Err(self.name_change(error)),
-            (None, Err(error)) => received_but_for_properties(&**self.zfs, &request.target, backup, error)?,
+            (None, Err(error)) => {
+                received_but_for_properties(&**self.zfs, &request.target, backup, error)?
+            }
             (None, Ok(())) => check_received(&**self.zfs, &request.target, backup)?,
         }
         Ok(digest)
     }
 
-    /// Says what came in between, where the kernel found the target changed; its own error where nothing is to be seen.
+    /// Says what came in between, where the kernel found the target changed; its own error where
+    /// nothing is to be seen.
     fn name_change(&self, error: ZfsError) -> RunError {
         let is_ours = |dataset: &Dataset| self.mark.is_on(dataset) || !self.mark.is_of_new();
         // Another's dataset has come under this name: then the snapshots there say nothing.
-        if !self.zfs.dataset(self.target).is_ok_and(|found| found.as_ref().is_some_and(is_ours)) {
+        if !self
+            .zfs
+            .dataset(self.target)
+            .is_ok_and(|found| found.as_ref().is_some_and(is_ours))
+        {
             return error.into();
         }
         let guids = self.guids();
-        let known = |guid: Guid, short: &str| guids.contains(&guid) || self.plan.kept.iter().any(|kept| kept == short);
+        let known = |guid: Guid, short: &str| {
+            guids.contains(&guid) || self.plan.kept.iter().any(|kept| kept == short)
+        };
         let what = match find_stranger(&**self.zfs, self.target, known) {
             Ok(Some(stranger)) => format!("{stranger} appeared"),
-            _ if error.errno().is_some_and(|errno| errno.0 == libc::ETXTBSY) => "its data was changed".to_owned(),
+            _ if error.errno().is_some_and(|errno| errno.0 == libc::ETXTBSY) => {
+                "its data was changed".to_owned()
+            }
             _ => return error.into(),
         };
-        RunError::TargetChanged { target: self.target.clone(), what }
+        RunError::TargetChanged {
+            target: self.target.clone(),
+            what,
+        }
     }
 
     /// Says who sent what this pool or its ZFS cannot take.
-    fn without_feature(&self, backup: &RestoreBackup, error: &ZfsError) -> Result<RunError, RunError> {
-        let (then, now) = (&backup.manifest.send.zfs_version, self.zfs.module_version()?);
+    fn without_feature(
+        &self,
+        backup: &RestoreBackup,
+        error: &ZfsError,
+    ) -> Result<RunError, RunError> {
+        let (then, now) = (
+            &backup.manifest.send.zfs_version,
+            self.zfs.module_version()?,
+        );
         let pool = self.target.pool();
         Ok(RunError::refused(
-            format!("{}; it was sent by ZFS {then}, and this is ZFS {now}", error_chain(error)),
+            format!(
+                "{}; it was sent by ZFS {then}, and this is ZFS {now}",
+                error_chain(error)
+            ),
             format!(
                 "restore it with an OpenZFS as new as the one that sent it, into a pool with its features: \
                  `zpool upgrade {pool}` enables those that the ZFS here knows"
@@ -296,17 +373,22 @@ impl Receiving<'_> {
         ))
     }
 
-    /// Returns the properties to set with the receive of one backup. The kernel sets them when the receive begins.
+    /// Returns the properties to set with the receive of one backup. The kernel sets them when the
+    /// receive begins.
     fn properties(&self, number: usize) -> BTreeMap<String, PropertyValue> {
         let (first, last) = (self.plan.skipped, self.set.backups.len() - 1);
         let mut properties = BTreeMap::new();
         if number == last {
-            // A new dataset is not mounted, so nothing writes into it. An existing dataset stays readonly until the
-            // end.
+            // A new dataset is not mounted, so nothing writes into it. An existing dataset stays
+            // readonly until the end.
             if self.sets_readonly() && self.mark.is_of_new() {
                 properties.insert("readonly".to_owned(), PropertyValue::Number(0));
             }
-            properties.extend(self.options.properties.resolve(self.set.recorded_properties()));
+            properties.extend(
+                self.options
+                    .properties
+                    .resolve(self.set.recorded_properties()),
+            );
             if !self.mark.is_of_new() {
                 properties.remove("readonly");
             }
@@ -327,7 +409,8 @@ impl Receiving<'_> {
         }
     }
 
-    /// All was received: the marks of the restore go. A scratch dataset keeps its own until it is destroyed.
+    /// All was received: the marks of the restore go. A scratch dataset keeps its own until it is
+    /// destroyed.
     fn end(&self, made: &[DatasetName]) {
         let warn_if_left = |name: &DatasetName, property: &str, ended: Result<(), ZfsError>| {
             if let Err(error) = ended {
@@ -339,22 +422,38 @@ impl Receiving<'_> {
             }
         };
         for parent in made {
-            warn_if_left(parent, PARENT_PROPERTY, self.zfs.inherit_property(parent, PARENT_PROPERTY));
+            warn_if_left(
+                parent,
+                PARENT_PROPERTY,
+                self.zfs.inherit_property(parent, PARENT_PROPERTY),
+            );
         }
-        let Mark::Restoring(begun) = &self.mark else { return };
+        let Mark::Restoring(begun) = &self.mark else {
+            return;
+        };
         // An earlier run came to its end but for this.
         let is_whole = self.plan.skipped == self.set.backups.len();
         if begun.readonly && (is_whole || !begun.is_new) {
             warn_if_left(self.target, "readonly", self.end_readonly(begun));
         }
-        warn_if_left(self.target, RESTORING_PROPERTY, self.zfs.inherit_property(self.target, RESTORING_PROPERTY));
+        warn_if_left(
+            self.target,
+            RESTORING_PROPERTY,
+            self.zfs.inherit_property(self.target, RESTORING_PROPERTY),
+        );
     }
 
     /// Gives back what `readonly` was, or what was chosen.
     fn end_readonly(&self, begun: &Begun) -> Result<(), ZfsError> {
-        let chosen = self.options.properties.resolve(self.set.recorded_properties()).remove("readonly");
+        let chosen = self
+            .options
+            .properties
+            .resolve(self.set.recorded_properties())
+            .remove("readonly");
         match chosen.or(begun.was_writable.then_some(PropertyValue::Number(0))) {
-            Some(value) => self.zfs.set_properties(self.target, &[("readonly".to_owned(), value)].into()),
+            Some(value) => self
+                .zfs
+                .set_properties(self.target, &[("readonly".to_owned(), value)].into()),
             None => self.zfs.inherit_property(self.target, "readonly"),
         }
     }
@@ -373,12 +472,21 @@ impl Receiving<'_> {
     }
 
     fn guids(&self) -> BTreeSet<Guid> {
-        self.set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect()
+        self.set
+            .backups
+            .iter()
+            .map(|backup| backup.manifest.snapshot.guid)
+            .collect()
     }
 
     /// The end of a restore that failed.
     async fn leave(&self, error: &RunError, made: Vec<DatasetName>) -> Result<(), RunError> {
-        let (zfs, target, guids, mark) = (Arc::clone(self.zfs), self.target.clone(), self.guids(), self.mark.clone());
+        let (zfs, target, guids, mark) = (
+            Arc::clone(self.zfs),
+            self.target.clone(),
+            self.guids(),
+            self.mark.clone(),
+        );
         let is_rollback = self.plan.rollback.is_some();
         let went_on = self.plan.begun.is_some() || self.plan.unfinished.is_some();
         let stays = self.options.resume != ResumeChoice::Never && (went_on || may_go_on(error));
@@ -411,7 +519,8 @@ impl Receiving<'_> {
     }
 }
 
-/// Where the next receive of this plan would go on, with what it takes; `None` when nothing was interrupted. Only looks.
+/// Where the next receive of this plan would go on, with what it takes; `None` when nothing was
+/// interrupted. Only looks.
 ///
 /// # Errors
 /// [`RunError::CannotTakeUp`] when it would start over; the others when that cannot be found out.
@@ -421,7 +530,9 @@ pub async fn find_interrupted(
     keys: &KeyFile,
     stop: &Stop,
 ) -> Result<Option<WentOn>, RunError> {
-    let (Some(token), Some(backup)) = (&plan.unfinished, set.backups.get(plan.skipped)) else { return Ok(None) };
+    let (Some(token), Some(backup)) = (&plan.unfinished, set.backups.get(plan.skipped)) else {
+        return Ok(None);
+    };
     Ok(Some(find_in(backup, keys, token, stop).await?.1))
 }
 
@@ -443,13 +554,18 @@ async fn find_in(
     Ok((found, went_on))
 }
 
-/// Whether the kernel found the target changed: its data (ETXTBSY), or a snapshot that came in between (EINVAL at the end).
+/// Whether the kernel found the target changed: its data (ETXTBSY), or a snapshot that came in
+/// between (EINVAL at the end).
 fn was_changed(error: &ZfsError) -> bool {
-    error.errno().is_some_and(|errno| [libc::EINVAL, libc::ETXTBSY].contains(&errno.0))
+    error
+        .errno()
+        .is_some_and(|errno| [libc::EINVAL, libc::ETXTBSY].contains(&errno.0))
 }
 
 fn lacks_feature(error: &ZfsError) -> bool {
-    error.errno().is_some_and(|errno| [libc::ENOTSUP, UNKNOWN_FEATURE].contains(&errno.0))
+    error
+        .errno()
+        .is_some_and(|errno| [libc::ENOTSUP, UNKNOWN_FEATURE].contains(&errno.0))
 }
 
 /// A property that the kernel refused is no reason to take a received dataset away again.
@@ -459,7 +575,8 @@ fn received_but_for_properties(
     backup: &RestoreBackup,
     error: ZfsError,
 ) -> Result<(), RunError> {
-    if !matches!(error, ZfsError::Several { .. }) || check_received(zfs, snapshot, backup).is_err() {
+    if !matches!(error, ZfsError::Several { .. }) || check_received(zfs, snapshot, backup).is_err()
+    {
         return Err(error.into());
     }
     tracing::warn!(%snapshot, error = error_chain(&error), "received, but for properties that could not be set");
@@ -480,29 +597,50 @@ impl<R: Read> Read for Hashing<R> {
     }
 }
 
-/// The snapshots' own names; two of one name, because one was destroyed and taken anew, are told apart by their guids.
-fn snapshot_names(target: &DatasetName, set: &RestoreSet, plan: &ReceivePlan) -> Result<Vec<SnapshotName>, RunError> {
+/// The snapshots' own names; two of one name, because one was destroyed and taken anew, are told
+/// apart by their guids.
+fn snapshot_names(
+    target: &DatasetName,
+    set: &RestoreSet,
+    plan: &ReceivePlan,
+) -> Result<Vec<SnapshotName>, RunError> {
     let mut taken: BTreeSet<String> = plan.kept.iter().cloned().collect();
     let mut names = Vec::new();
     for backup in &set.backups {
         let guid = backup.manifest.snapshot.guid;
-        let private_name = backup.private.as_ref().and_then(|private| private.snapshot_name.rsplit_once('@'));
-        let mut short = private_name.map_or_else(|| format!("restored-{guid}"), |(_, short)| short.to_owned());
+        let private_name = backup
+            .private
+            .as_ref()
+            .and_then(|private| private.snapshot_name.rsplit_once('@'));
+        let mut short =
+            private_name.map_or_else(|| format!("restored-{guid}"), |(_, short)| short.to_owned());
         if !taken.insert(short.clone()) {
             short = format!("{short}-{guid}");
         }
         let name = target.snapshot(&short);
-        names.push(name.map_err(|error| RunError::refused(error.to_string(), "choose a shorter target"))?);
+        names.push(
+            name.map_err(|error| RunError::refused(error.to_string(), "choose a shorter target"))?,
+        );
     }
     Ok(names)
 }
 
-fn check_received(zfs: &dyn Zfs, snapshot: &SnapshotName, backup: &RestoreBackup) -> Result<(), RunError> {
+fn check_received(
+    zfs: &dyn Zfs,
+    snapshot: &SnapshotName,
+    backup: &RestoreBackup,
+) -> Result<(), RunError> {
     let guid = backup.manifest.snapshot.guid;
-    let there = zfs.snapshots(snapshot.dataset())?.iter().any(|other| other.name == *snapshot && other.guid == guid);
+    let there = zfs
+        .snapshots(snapshot.dataset())?
+        .iter()
+        .any(|other| other.name == *snapshot && other.guid == guid);
     if there {
         return Ok(());
     }
     let reason = format!("the received snapshot does not have the guid {guid}");
-    Err(RunError::Damaged { key: snapshot.to_string(), reason })
+    Err(RunError::Damaged {
+        key: snapshot.to_string(),
+        reason,
+    })
 }

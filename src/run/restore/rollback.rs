@@ -1,8 +1,9 @@
-//! [`Rollback`]: the list of snapshots and bookmarks to destroy so that a chain can continue from the newest snapshot
-//! that a dataset has in common with the chain.
+//! [`Rollback`]: the list of snapshots and bookmarks to destroy so that a chain can continue from
+//! the newest snapshot that a dataset has in common with the chain.
 //!
-//! The kernel's forced receive destroys at its END everything that is then newer than the base, even a snapshot that
-//! was taken hours after the list was shown. So nothing is received with force:
+//! The kernel's forced receive destroys at its END everything that is then newer than the base,
+//! even a snapshot that was taken hours after the list was shown. So nothing is received with
+//! force:
 //! - the list is made first, with every obstacle to the rollback;
 //! - exactly the list is destroyed, by name and guid, before a byte is fetched;
 //! - the dataset is then readonly and rolled back, and any later change stops the receive.
@@ -66,7 +67,9 @@ impl Rollback {
             base: base.name.clone(),
             base_guid: base.guid,
             snapshots: newer.iter().map(lost).collect(),
-            bookmarks: bookmarks.map(|bookmark| (bookmark.name, bookmark.guid)).collect(),
+            bookmarks: bookmarks
+                .map(|bookmark| (bookmark.name, bookmark.guid))
+                .collect(),
             written_bytes: written_bytes(dataset),
         })
     }
@@ -74,15 +77,20 @@ impl Rollback {
     /// The same list, made again from what is there now.
     fn plan_again(&self, zfs: &dyn Zfs) -> Result<Self, RunError> {
         let name = self.base.dataset();
-        let dataset = zfs.dataset(name)?.filter(|dataset| dataset.guid == self.dataset);
+        let dataset = zfs
+            .dataset(name)?
+            .filter(|dataset| dataset.guid == self.dataset);
         let dataset = dataset.ok_or_else(|| self.changed("it is another dataset now"))?;
         let snapshots = zfs.snapshots(name)?;
-        let at = snapshots.iter().position(|snapshot| snapshot.guid == self.base_guid);
+        let at = snapshots
+            .iter()
+            .position(|snapshot| snapshot.guid == self.base_guid);
         let at = at.ok_or_else(|| self.changed(&format!("{} is gone", self.base)))?;
         Self::plan(zfs, &dataset, &snapshots[at], &snapshots[at + 1..])
     }
 
-    /// Marks the dataset, makes it readonly, destroys what is listed if that is still all there is, and rolls back.
+    /// Marks the dataset, makes it readonly, destroys what is listed if that is still all there is,
+    /// and rolls back.
     ///
     /// # Errors
     /// [`RunError`]. When nothing was destroyed, the dataset is as it was.
@@ -92,9 +100,15 @@ impl Rollback {
             return Err(self.changed("other snapshots, bookmarks or data than were listed"));
         }
         let target = self.base.dataset();
-        let before = zfs.dataset(target)?.ok_or_else(|| self.changed("it is gone"))?;
-        let properties: BTreeMap<_, _> =
-            [mark.to_property(), ("readonly".to_owned(), PropertyValue::Number(1))].into_iter().collect();
+        let before = zfs
+            .dataset(target)?
+            .ok_or_else(|| self.changed("it is gone"))?;
+        let properties: BTreeMap<_, _> = [
+            mark.to_property(),
+            ("readonly".to_owned(), PropertyValue::Number(1)),
+        ]
+        .into_iter()
+        .collect();
         zfs.set_properties(target, &properties)?;
         match self.destroy_listed(zfs) {
             Ok(()) => Ok(()),
@@ -106,14 +120,19 @@ impl Rollback {
     }
 
     fn destroy_listed(&self, zfs: &dyn Zfs) -> Result<(), RunError> {
-        // The dataset is readonly, so after this comparison only snapshots and bookmarks can still change.
+        // The dataset is readonly, so after this comparison only snapshots and bookmarks can still
+        // change.
         if self.plan_again(zfs)? != *self {
             return Err(self.changed("other snapshots, bookmarks or data than were listed"));
         }
         for lost in self.snapshots.iter().rev() {
             match zfs.snapshot(&lost.name)? {
-                Some(there) if there.guid == lost.guid => zfs.destroy_snapshots(std::slice::from_ref(&lost.name))?,
-                Some(_) => return Err(self.changed(&format!("{} is another snapshot now", lost.name))),
+                Some(there) if there.guid == lost.guid => {
+                    zfs.destroy_snapshots(std::slice::from_ref(&lost.name))?
+                }
+                Some(_) => {
+                    return Err(self.changed(&format!("{} is another snapshot now", lost.name)));
+                }
                 // Gone is what it was to become.
                 None => {}
             }
@@ -121,15 +140,21 @@ impl Rollback {
         if !self.bookmarks.is_empty() {
             let there = zfs.bookmarks(self.base.dataset())?;
             for (name, guid) in &self.bookmarks {
-                if there.iter().any(|bookmark| bookmark.name == *name && bookmark.guid == *guid) {
+                if there
+                    .iter()
+                    .any(|bookmark| bookmark.name == *name && bookmark.guid == *guid)
+                {
                     zfs.destroy_bookmarks(std::slice::from_ref(name))?;
                 }
             }
         }
-        zfs.roll_back(self.base.dataset(), &self.base).map_err(|error| match error.errno() {
-            Some(errno) if errno.0 == libc::EEXIST => self.changed("a snapshot or a bookmark appeared"),
-            _ => error.into(),
-        })
+        zfs.roll_back(self.base.dataset(), &self.base)
+            .map_err(|error| match error.errno() {
+                Some(errno) if errno.0 == libc::EEXIST => {
+                    self.changed("a snapshot or a bookmark appeared")
+                }
+                _ => error.into(),
+            })
     }
 
     fn changed(&self, what: &str) -> RunError {
@@ -173,8 +198,14 @@ fn refuse_kept(zfs: &dyn Zfs, snapshots: &[Snapshot]) -> Result<(), RunError> {
     if kept.is_empty() {
         return Ok(());
     }
-    let what = format!("the rollback would have to destroy protected snapshots: {}", kept.join(", "));
-    Err(RunError::refused(what, format!("if it may go: {}", commands.join("; "))))
+    let what = format!(
+        "the rollback would have to destroy protected snapshots: {}",
+        kept.join(", ")
+    );
+    Err(RunError::refused(
+        what,
+        format!("if it may go: {}", commands.join("; ")),
+    ))
 }
 
 /// Undoes what was set, as far as it was otherwise before.
@@ -187,7 +218,10 @@ fn give_back(zfs: &dyn Zfs, before: &Dataset, set: &BTreeMap<String, PropertyVal
             None => zfs.inherit_property(name, property),
         };
         if let Err(error) = undone {
-            tracing::warn!(error = error_chain(&error), "cannot reset {property} of {name}, which the restore had set");
+            tracing::warn!(
+                error = error_chain(&error),
+                "cannot reset {property} of {name}, which the restore had set"
+            );
         }
     }
 }

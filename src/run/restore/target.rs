@@ -1,8 +1,9 @@
-//! [`check_target`]: what is in the place that a chain is to be received into, and what that means: a new dataset, one
-//! that is rolled back, or what an earlier run left when it was interrupted.
+//! [`check_target`]: what is in the place that a chain is to be received into, and what that means:
+//! a new dataset, one that is rolled back, or what an earlier run left when it was interrupted.
 //!
-//! A dataset that a restore has begun has a mark ([`Begun`]), set with the first receive and taken away after the last.
-//! Without it nothing is resumed unless a rollback was asked for, and nothing is ever destroyed for a restart.
+//! A dataset that a restore has begun has a mark ([`Begun`]), set with the first receive and taken
+//! away after the last. Without it nothing is resumed unless a rollback was asked for, and nothing
+//! is ever destroyed for a restart.
 
 use super::mark::{Begun, RestoreToken, own};
 use super::rollback::Rollback;
@@ -16,11 +17,13 @@ use crate::zfs::{Dataset, PropertyValue, ResumeToken, Snapshot, Zfs};
 /// What will be received, and onto what.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ReceivePlan {
-    /// How many backups of the chain are there already: all of them when an earlier run was ended after its last receive.
+    /// How many backups of the chain are there already: all of them when an earlier run was ended
+    /// after its last receive.
     pub skipped: usize,
     /// Filesystems that are made first, with `canmount=off`, outermost first.
     pub parents: Vec<DatasetName>,
-    /// The rollback that lets the chain continue; `None` for a new dataset, or one that an earlier run began.
+    /// The rollback that lets the chain continue; `None` for a new dataset, or one that an earlier
+    /// run began.
     pub rollback: Option<Rollback>,
     /// The names of the snapshots that stay.
     pub kept: Vec<String>,
@@ -38,14 +41,24 @@ pub struct ReceivePlan {
     pub was_writable: bool,
 }
 
-/// Whether a cut receive is one of this very backup: snapshot, base, and the form that blocks are sent in.
+/// Whether a cut receive is one of this very backup: snapshot, base, and the form that blocks are
+/// sent in.
 pub(super) fn fits(token: &ResumeToken, backup: &RestoreBackup) -> bool {
     let manifest = &backup.manifest;
     let has = |feature: u64| manifest.send.feature_flags & feature != 0;
     token.to_guid == manifest.snapshot.guid
         && token.from_guid == manifest.base.as_ref().map(|base| base.guid)
-        && [token.raw, token.compressed, token.embedded, token.large_blocks]
-            == [has(feature::RAW), has(feature::COMPRESSED), has(feature::EMBED_DATA), has(feature::LARGE_BLOCKS)]
+        && [
+            token.raw,
+            token.compressed,
+            token.embedded,
+            token.large_blocks,
+        ] == [
+            has(feature::RAW),
+            has(feature::COMPRESSED),
+            has(feature::EMBED_DATA),
+            has(feature::LARGE_BLOCKS),
+        ]
 }
 
 /// Looks at what is there, without changing anything.
@@ -58,15 +71,27 @@ pub fn check_target(
     set: &RestoreSet,
     options: &ReceiveOptions,
 ) -> Result<ReceivePlan, RunError> {
-    let Some(dataset) = zfs.dataset(target)? else { return plan_new(zfs, target) };
+    let Some(dataset) = zfs.dataset(target)? else {
+        return plan_new(zfs, target);
+    };
     if options.resume == ResumeChoice::Never && !options.rollback {
         return Err(exists(target));
     }
     let (token, begun) = (dataset.resume_token()?, Begun::of(&dataset));
     let snapshots = zfs.snapshots(target)?;
-    let place = Place { zfs, target, set, dataset, token, snapshots, begun };
+    let place = Place {
+        zfs,
+        target,
+        set,
+        dataset,
+        token,
+        snapshots,
+        begun,
+    };
     match options.resume {
-        ResumeChoice::Restart if place.begun.is_some() || place.token.is_some() => place.restart(options.rollback),
+        ResumeChoice::Restart if place.begun.is_some() || place.token.is_some() => {
+            place.restart(options.rollback)
+        }
         _ if place.dataset.inconsistent => place.go_on_with_first(),
         _ if options.rollback => place.roll_back(),
         _ if place.begun.is_some() => place.go_on(),
@@ -77,17 +102,24 @@ pub fn check_target(
 fn plan_new(zfs: &dyn Zfs, target: &DatasetName) -> Result<ReceivePlan, RunError> {
     let mut parents = Vec::new();
     let mut parent = target.parent().ok_or_else(|| {
-        RunError::refused(format!("{target} is a pool's name"), "name a dataset inside an imported pool: POOL/NAME")
+        RunError::refused(
+            format!("{target} is a pool's name"),
+            "name a dataset inside an imported pool: POOL/NAME",
+        )
     })?;
     while zfs.dataset(&parent)?.is_none() {
         let above = parent.parent().ok_or_else(|| no_pool(target))?;
         parents.insert(0, std::mem::replace(&mut parent, above));
     }
-    Ok(ReceivePlan { parents, ..ReceivePlan::default() })
+    Ok(ReceivePlan {
+        parents,
+        ..ReceivePlan::default()
+    })
 }
 
 fn exists(target: &DatasetName) -> RunError {
-    let what = format!("{target} exists already, and restoring over a dataset would lose what it holds");
+    let what =
+        format!("{target} exists already, and restoring over a dataset would lose what it holds");
     let hint = "restore into a name that does not exist yet; --force-rollback lists what going on from the newest \
                 snapshot that it has in common with the chain would destroy";
     RunError::refused(what, hint)
@@ -108,9 +140,15 @@ impl Place<'_> {
     /// The first receive of a new dataset was cut.
     fn go_on_with_first(self) -> Result<ReceivePlan, RunError> {
         if self.token.is_none() {
-            let what = format!("{} is in the middle of a receive that cannot go on", self.target);
+            let what = format!(
+                "{} is in the middle of a receive that cannot go on",
+                self.target
+            );
             let name = shell_words::quote(self.target.as_str());
-            return Err(RunError::refused(what, format!("if nobody receives into it: zfs destroy {name}")));
+            return Err(RunError::refused(
+                what,
+                format!("if nobody receives into it: zfs destroy {name}"),
+            ));
         }
         self.plan(0)
     }
@@ -121,12 +159,19 @@ impl Place<'_> {
             let what = format!("{} is the beginning of another restore", self.target);
             return Err(RunError::refused(what, self.advice()));
         };
-        // After the last receive only the marks are left to remove, and later snapshots do not matter. Somebody may have
-        // taken some: the run that received the chain was killed, and the dataset was complete and in use.
+        // After the last receive only the marks are left to remove, and later snapshots do not
+        // matter. Somebody may have taken some: the run that received the chain was killed, and the
+        // dataset was complete and in use.
         let is_whole = number + 1 == self.set.backups.len();
         if let Some(newer) = self.snapshots.get(at + 1).filter(|_| !is_whole) {
-            let what = format!("{} was begun by a restore, and has {} besides", self.target, newer.name);
-            return Err(RunError::refused(what, "--force-rollback lists what it would destroy to continue"));
+            let what = format!(
+                "{} was begun by a restore, and has {} besides",
+                self.target, newer.name
+            );
+            return Err(RunError::refused(
+                what,
+                "--force-rollback lists what it would destroy to continue",
+            ));
         }
         self.plan(number + 1)
     }
@@ -135,54 +180,104 @@ impl Place<'_> {
     fn roll_back(self) -> Result<ReceivePlan, RunError> {
         let target = self.target;
         let Some((number, at)) = self.newest_in_common() else {
-            let what = format!("{target} has no snapshot of this chain, so nothing can be rolled back to");
-            return Err(RunError::refused(what, "restore into a new name, look at it, and then rename the two"));
+            let what =
+                format!("{target} has no snapshot of this chain, so nothing can be rolled back to");
+            return Err(RunError::refused(
+                what,
+                "restore into a new name, look at it, and then rename the two",
+            ));
         };
         let base = &self.snapshots[at];
         let is_end = number + 1 == self.set.backups.len();
         if is_end && (self.begun.is_none() || at + 1 < self.snapshots.len()) {
-            let what = format!("{target} already has {}, the snapshot to restore", base.name);
+            let what = format!(
+                "{target} already has {}, the snapshot to restore",
+                base.name
+            );
             let name = base.name.to_string();
             return Err(RunError::refused(
                 what,
-                format!("to roll back to it: zfs rollback -r {}", shell_words::quote(&name)),
+                format!(
+                    "to roll back to it: zfs rollback -r {}",
+                    shell_words::quote(&name)
+                ),
             ));
         }
         let rollback = match is_end {
             true => None,
-            false => Some(Rollback::plan(self.zfs, &self.dataset, base, &self.snapshots[at + 1..])?),
+            false => Some(Rollback::plan(
+                self.zfs,
+                &self.dataset,
+                base,
+                &self.snapshots[at + 1..],
+            )?),
         };
         let plan = self.plan(number + 1)?;
         let kept = plan.kept[..=at].to_vec();
-        Ok(ReceivePlan { rollback, kept, ..plan })
+        Ok(ReceivePlan {
+            rollback,
+            kept,
+            ..plan
+        })
     }
 
     /// As if nothing had been received, if what was is ours.
     fn restart(self, rollback: bool) -> Result<ReceivePlan, RunError> {
-        let Some(begun) = &self.begun else { return Err(self.foreign()) };
+        let Some(begun) = &self.begun else {
+            return Err(self.foreign());
+        };
         if begun.token.is_none() {
             let what = format!(
                 "an older build began {}, and its mark does not prove which snapshots are its own",
                 self.target
             );
             let name = shell_words::quote(self.target.as_str());
-            return Err(RunError::refused(what, format!("resume it without --restart, or: zfs destroy -r {name}")));
+            return Err(RunError::refused(
+                what,
+                format!("resume it without --restart, or: zfs destroy -r {name}"),
+            ));
         }
         if rollback && !self.dataset.inconsistent {
-            let plan = Self { token: None, ..self }.roll_back()?;
-            return Ok(ReceivePlan { gives_up: true, ..plan });
+            let plan = Self {
+                token: None,
+                ..self
+            }
+            .roll_back()?;
+            return Ok(ReceivePlan {
+                gives_up: true,
+                ..plan
+            });
         }
         if !begun.is_new {
             return Err(exists(self.target));
         }
-        let guids: Vec<_> = self.set.backups.iter().map(|backup| backup.manifest.snapshot.guid).collect();
-        if let Some(other) = self.snapshots.iter().find(|snapshot| !guids.contains(&snapshot.guid)) {
-            let what = format!("{} has more than this restore received: {}", self.target, other.name);
+        let guids: Vec<_> = self
+            .set
+            .backups
+            .iter()
+            .map(|backup| backup.manifest.snapshot.guid)
+            .collect();
+        if let Some(other) = self
+            .snapshots
+            .iter()
+            .find(|snapshot| !guids.contains(&snapshot.guid))
+        {
+            let what = format!(
+                "{} has more than this restore received: {}",
+                self.target, other.name
+            );
             let name = shell_words::quote(self.target.as_str());
-            return Err(RunError::refused(what, format!("destroy it yourself: zfs destroy -r {name}")));
+            return Err(RunError::refused(
+                what,
+                format!("destroy it yourself: zfs destroy -r {name}"),
+            ));
         }
         let token = begun.token;
-        Ok(ReceivePlan { gives_up: true, given_up: token, ..ReceivePlan::default() })
+        Ok(ReceivePlan {
+            gives_up: true,
+            given_up: token,
+            ..ReceivePlan::default()
+        })
     }
 
     fn plan(self, skipped: usize) -> Result<ReceivePlan, RunError> {
@@ -196,7 +291,11 @@ impl Place<'_> {
         let is_owners = self.begun.is_none();
         Ok(ReceivePlan {
             skipped,
-            kept: self.snapshots.iter().map(|snapshot| snapshot.name.short().to_owned()).collect(),
+            kept: self
+                .snapshots
+                .iter()
+                .map(|snapshot| snapshot.name.short().to_owned())
+                .collect(),
             unfinished: self.token,
             keeps_readonly: is_owners && readonly == Some(PropertyValue::Number(1)),
             was_writable: is_owners && readonly == Some(PropertyValue::Number(0)),
@@ -208,21 +307,37 @@ impl Place<'_> {
     /// The number of the last backup whose snapshot is there, and which that is.
     fn newest_in_common(&self) -> Option<(usize, usize)> {
         let common = |backup: &RestoreBackup| {
-            self.snapshots.iter().position(|snapshot| snapshot.guid == backup.manifest.snapshot.guid)
+            self.snapshots
+                .iter()
+                .position(|snapshot| snapshot.guid == backup.manifest.snapshot.guid)
         };
-        self.set.backups.iter().enumerate().rev().find_map(|(number, backup)| Some((number, common(backup)?)))
+        self.set
+            .backups
+            .iter()
+            .enumerate()
+            .rev()
+            .find_map(|(number, backup)| Some((number, common(backup)?)))
     }
 
     fn foreign(&self) -> RunError {
-        let of = self.token.as_ref().map_or("another backup", |token| &token.to_name);
-        let what = format!("{} has an interrupted receive of {of}, which is not what comes next here", self.target);
+        let of = self
+            .token
+            .as_ref()
+            .map_or("another backup", |token| &token.to_name);
+        let what = format!(
+            "{} has an interrupted receive of {of}, which is not what comes next here",
+            self.target
+        );
         RunError::refused(what, self.advice())
     }
 
     fn advice(&self) -> String {
         match &self.begun {
             Some(begun) => {
-                format!("--backup {} goes on with it; --restart destroys it and starts over", begun.id)
+                format!(
+                    "--backup {} goes on with it; --restart destroys it and starts over",
+                    begun.id
+                )
             }
             None => {
                 let name = shell_words::quote(self.target.as_str());

@@ -1,8 +1,9 @@
 //! [`find_restore_tree`]: a dataset with its descendants, as they were at one moment.
 //!
-//! Which there were, and under which names, the backup of the root knows ([`Private::descendants`]). One that was there and
-//! has no backup of that moment is restored as it was before; one that was not there is left out. One that was moved into
-//! the tree keeps its old name in the store, and is found there by its guid.
+//! Which there were, and under which names, the backup of the root knows
+//! ([`Private::descendants`]). One that was there and has no backup of that moment is restored as
+//! it was before; one that was not there is left out. One that was moved into the tree keeps its
+//! old name in the store, and is found there by its guid.
 
 use super::find::Shelves;
 use super::{RestorePoint, RestoreSet};
@@ -20,12 +21,13 @@ use std::sync::Arc;
 pub struct TreeMember {
     /// Its name in the store.
     pub dataset: DatasetName,
-    /// Its name below the root at that moment, beginning with a slash; empty for the root. A dataset that was renamed
-    /// keeps its name in the store and has another here.
+    /// Its name below the root at that moment, beginning with a slash; empty for the root. A
+    /// dataset that was renamed keeps its name in the store and has another here.
     pub below: String,
     /// The chain that leads to it.
     pub set: RestoreSet,
-    /// Its snapshot was taken in the same transaction group as the root's. Else it is the newest that is older.
+    /// Its snapshot was taken in the same transaction group as the root's. Else it is the newest
+    /// that is older.
     pub same_moment: bool,
 }
 
@@ -36,8 +38,8 @@ pub struct RestoreTree {
     pub members: Vec<TreeMember>,
     /// Descendants that have no backup as old as the root's.
     pub younger: Vec<DatasetName>,
-    /// Those that have older backups, and were not there at that moment: destroyed, or moved away. With the time of the
-    /// newest that is older.
+    /// Those that have older backups, and were not there at that moment: destroyed, or moved away.
+    /// With the time of the newest that is older.
     pub gone: Vec<(DatasetName, Timestamp)>,
     /// Descendants of which nothing can be restored, and why.
     pub failed: Vec<(DatasetName, RunError)>,
@@ -45,11 +47,13 @@ pub struct RestoreTree {
     pub unstored: Vec<String>,
 }
 
-/// Finds the root's backup as [`super::find_restore_set`] does, and for each descendant that a store knows the backup of
-/// the same transaction group of the same pool, which one atomic snapshot makes; where it has none, the newest before.
+/// Finds the root's backup as [`super::find_restore_set`] does, and for each descendant that a
+/// store knows the backup of the same transaction group of the same pool, which one atomic snapshot
+/// makes; where it has none, the newest before.
 ///
 /// # Errors
-/// [`RunError`] naming what is missing, damaged or not to be believed of the root, or that a store cannot be listed.
+/// [`RunError`] naming what is missing, damaged or not to be believed of the root, or that a store
+/// cannot be listed.
 pub async fn find_restore_tree(
     stores: &[Arc<dyn ObjectStore>],
     root: &DatasetName,
@@ -61,9 +65,22 @@ pub async fn find_restore_tree(
     let set = shelves.chain(&target, keys).await?;
     let moment = set.newest().manifest.clone();
     let then = Then::of(set.newest().private.as_ref());
-    let first = TreeMember { dataset: root.clone(), below: String::new(), set, same_moment: true };
-    let mut tree = RestoreTree { members: vec![first], ..RestoreTree::default() };
-    let search = Search { stores, root, keys, moment: &moment };
+    let first = TreeMember {
+        dataset: root.clone(),
+        below: String::new(),
+        set,
+        same_moment: true,
+    };
+    let mut tree = RestoreTree {
+        members: vec![first],
+        ..RestoreTree::default()
+    };
+    let search = Search {
+        stores,
+        root,
+        keys,
+        moment: &moment,
+    };
     let (below, elsewhere) = stored_datasets(stores, root).await?;
     let (mut found, mut told) = (Vec::new(), BTreeSet::new());
     for dataset in below {
@@ -77,18 +94,34 @@ pub async fn find_restore_tree(
         let newest = match search.newest(&shelves) {
             Ok(newest) => newest,
             Err(error) => {
-                told.extend(shelves.backups().map(|backup| backup.manifest.origin.dataset_guid));
+                told.extend(
+                    shelves
+                        .backups()
+                        .map(|backup| backup.manifest.origin.dataset_guid),
+                );
                 tree.failed.push((dataset, error));
                 continue;
             }
         };
         let Some(newest) = newest else {
-            told.extend(shelves.backups().map(|backup| backup.manifest.origin.dataset_guid));
+            told.extend(
+                shelves
+                    .backups()
+                    .map(|backup| backup.manifest.origin.dataset_guid),
+            );
             tree.younger.push(dataset);
             continue;
         };
         told.insert(newest.origin.dataset_guid);
-        found.push(search.member(Candidate { dataset, shelves, newest }).await);
+        found.push(
+            search
+                .member(Candidate {
+                    dataset,
+                    shelves,
+                    newest,
+                })
+                .await,
+        );
     }
     if let Some(then) = &then {
         let guids = then.descendants.iter().map(|there| there.guid);
@@ -111,7 +144,8 @@ pub async fn find_restore_tree(
         Some(then) => then.place(members, &told, &mut tree),
         None => tree.members.extend(members),
     }
-    tree.members.sort_by(|one, other| one.below.cmp(&other.below));
+    tree.members
+        .sort_by(|one, other| one.below.cmp(&other.below));
     Ok(tree)
 }
 
@@ -143,27 +177,46 @@ impl Search<'_> {
         if let Some(manifest) = of_moment.max_by_key(|manifest| &manifest.id) {
             return Ok(Some(manifest.clone()));
         }
-        shelves.newest_of(|manifest| is_not_after(manifest, self.moment)).map(Option::<&Manifest>::cloned)
+        shelves
+            .newest_of(|manifest| is_not_after(manifest, self.moment))
+            .map(Option::<&Manifest>::cloned)
     }
 
     /// What it was at that moment; or which it is, and why that cannot be had.
     async fn member(
         &self,
-        Candidate { dataset, shelves, newest }: Candidate,
+        Candidate {
+            dataset,
+            shelves,
+            newest,
+        }: Candidate,
     ) -> Result<TreeMember, (DatasetName, RunError)> {
         let same_moment = is_of_moment(&newest, self.moment);
         match shelves.chain(&newest.id, self.keys).await {
             Ok(set) => {
-                let below = dataset.as_str().strip_prefix(self.root.as_str()).unwrap_or_default().to_owned();
-                Ok(TreeMember { dataset, below, set, same_moment })
+                let below = dataset
+                    .as_str()
+                    .strip_prefix(self.root.as_str())
+                    .unwrap_or_default()
+                    .to_owned();
+                Ok(TreeMember {
+                    dataset,
+                    below,
+                    set,
+                    same_moment,
+                })
             }
             Err(error) => Err((dataset, error)),
         }
     }
 
-    /// What was moved into the tree: it is stored under the name that it had at first. Everything else in the stores is
-    /// looked at, because only its manifests tell which dataset it is.
-    async fn moved(&self, elsewhere: BTreeSet<DatasetName>, sought: &BTreeSet<Guid>) -> Vec<Candidate> {
+    /// What was moved into the tree: it is stored under the name that it had at first. Everything
+    /// else in the stores is looked at, because only its manifests tell which dataset it is.
+    async fn moved(
+        &self,
+        elsewhere: BTreeSet<DatasetName>,
+        sought: &BTreeSet<Guid>,
+    ) -> Vec<Candidate> {
         let mut moved: BTreeMap<Guid, Candidate> = BTreeMap::new();
         for dataset in elsewhere {
             let shelves = match self.read(&dataset).await {
@@ -184,17 +237,25 @@ impl Search<'_> {
             let Some(newest) = newest else { continue };
             let guid = newest.origin.dataset_guid;
             // One dataset may have been stored under two names.
-            let is_newer = |other: &Candidate| other.newest.snapshot.createtxg < newest.snapshot.createtxg;
+            let is_newer =
+                |other: &Candidate| other.newest.snapshot.createtxg < newest.snapshot.createtxg;
             if sought.contains(&guid) && moved.get(&guid).is_none_or(is_newer) {
-                moved.insert(guid, Candidate { dataset, shelves, newest });
+                moved.insert(
+                    guid,
+                    Candidate {
+                        dataset,
+                        shelves,
+                        newest,
+                    },
+                );
             }
         }
         moved.into_values().collect()
     }
 }
 
-/// Whether both manifests are of one atomic snapshot. Two time lines of a pool may reach the same transaction group,
-/// but not at the same time.
+/// Whether both manifests are of one atomic snapshot. Two time lines of a pool may reach the same
+/// transaction group, but not at the same time.
 fn is_of_moment(manifest: &Manifest, moment: &Manifest) -> bool {
     let (one, other) = (&manifest.snapshot, &moment.snapshot);
     manifest.origin.pool_guid == moment.origin.pool_guid
@@ -203,7 +264,8 @@ fn is_of_moment(manifest: &Manifest, moment: &Manifest) -> bool {
 
 /// Within a pool transaction groups are the order; times are of clocks.
 fn is_not_after(manifest: &Manifest, moment: &Manifest) -> bool {
-    manifest.origin.pool_guid == moment.origin.pool_guid && manifest.snapshot.createtxg <= moment.snapshot.createtxg
+    manifest.origin.pool_guid == moment.origin.pool_guid
+        && manifest.snapshot.createtxg <= moment.snapshot.createtxg
 }
 
 /// What there was below the root at the moment.
@@ -218,25 +280,42 @@ impl Then {
     fn of(private: Option<&Private>) -> Option<Self> {
         let private = private?;
         let snapshot: SnapshotName = private.snapshot_name.parse().ok()?;
-        Some(Self { root: snapshot.dataset().clone(), descendants: private.descendants.clone()? })
+        Some(Self {
+            root: snapshot.dataset().clone(),
+            descendants: private.descendants.clone()?,
+        })
     }
 
-    /// Sorts out what was not there, and gives each of the others its name of then. Of the guids in `told` it is said
-    /// elsewhere what became of them.
+    /// Sorts out what was not there, and gives each of the others its name of then. Of the guids in
+    /// `told` it is said elsewhere what became of them.
     fn place(&self, found: Vec<TreeMember>, told: &BTreeSet<Guid>, tree: &mut RestoreTree) {
         let guids: BTreeSet<Guid> = found.iter().map(guid_of).collect();
-        let by_guid = |member: &TreeMember| self.descendants.iter().find(|there| there.guid == guid_of(member));
-        // Those that are known by their guid come first: one that was moved away must not take the place of another.
-        let (known, others): (Vec<_>, Vec<_>) = found.into_iter().partition(|member| by_guid(member).is_some());
+        let by_guid = |member: &TreeMember| {
+            self.descendants
+                .iter()
+                .find(|there| there.guid == guid_of(member))
+        };
+        // Those that are known by their guid come first: one that was moved away must not take the
+        // place of another.
+        let (known, others): (Vec<_>, Vec<_>) = found
+            .into_iter()
+            .partition(|member| by_guid(member).is_some());
         let mut taken = BTreeSet::new();
         for mut member in known.into_iter().chain(others) {
-            // By name only where the dataset of that name has no backup of its own: better an older one than none.
+            // By name only where the dataset of that name has no backup of its own: better an older
+            // one than none.
             let stored_name = format!("{}{}", self.root, member.below);
-            let by_name =
-                || self.descendants.iter().find(|there| there.name == stored_name && !guids.contains(&there.guid));
-            let there = by_guid(&member).or_else(by_name).map(|there| there.name.clone());
+            let by_name = || {
+                self.descendants
+                    .iter()
+                    .find(|there| there.name == stored_name && !guids.contains(&there.guid))
+            };
+            let there = by_guid(&member)
+                .or_else(by_name)
+                .map(|there| there.name.clone());
             let there = there.or_else(|| name_of_then(&member).filter(|_| member.same_moment));
-            let below = there.and_then(|there| Some(there.strip_prefix(self.root.as_str())?.to_owned()));
+            let below =
+                there.and_then(|there| Some(there.strip_prefix(self.root.as_str())?.to_owned()));
             match below.filter(|below| below.starts_with('/')) {
                 Some(below) => member.below = below,
                 None => {
@@ -249,19 +328,30 @@ impl Then {
                 tree.members.push(member);
             } else {
                 let (dataset, below) = (&member.dataset, &member.below);
-                let what = format!("{dataset} and another dataset would both be restored to {}{below}", self.root);
+                let what = format!(
+                    "{dataset} and another dataset would both be restored to {}{below}",
+                    self.root
+                );
                 let error = RunError::refused(what, "restore it by its own name");
                 tree.failed.push((member.dataset, error));
             }
         }
         let root = &tree.members[0].dataset;
-        let unread = tree.failed.iter().filter_map(|(dataset, _)| dataset.as_str().strip_prefix(root.as_str()));
+        let unread = tree
+            .failed
+            .iter()
+            .filter_map(|(dataset, _)| dataset.as_str().strip_prefix(root.as_str()));
         taken.extend(unread.map(str::to_owned));
         let is_unstored = |there: &&Descendant| {
             let below = there.name.strip_prefix(self.root.as_str());
             !told.contains(&there.guid) && !below.is_some_and(|below| taken.contains(below))
         };
-        tree.unstored = self.descendants.iter().filter(is_unstored).map(|there| there.name.clone()).collect();
+        tree.unstored = self
+            .descendants
+            .iter()
+            .filter(is_unstored)
+            .map(|there| there.name.clone())
+            .collect();
     }
 }
 
@@ -288,5 +378,7 @@ async fn stored_datasets(
     }
     found.remove(root);
     let below = format!("{root}/");
-    Ok(found.into_iter().partition(|name| name.as_str().starts_with(&below)))
+    Ok(found
+        .into_iter()
+        .partition(|name| name.as_str().starts_with(&below)))
 }

@@ -1,5 +1,5 @@
-//! The producer's side of a transfer: reads the stream, joins it to what was sent before, cuts it into chunks, and fills
-//! the parts of those that are missing. Runs on a blocking thread.
+//! The producer's side of a transfer: reads the stream, joins it to what was sent before, cuts it
+//! into chunks, and fills the parts of those that are missing. Runs on a blocking thread.
 
 use super::sealers::{EndOfChunk, Line, sealers, with_sealers};
 use super::{Ending, Event, StreamSource, TransferPlan};
@@ -8,7 +8,9 @@ use crate::model::ChunkIndex;
 use crate::run::RunError;
 use crate::store::key::BackupObject;
 use crate::stream::part::PartPool;
-use crate::stream::record::{BeginRecord, ResumePoint, StreamError, StreamFault, StreamParser, StreamSummary};
+use crate::stream::record::{
+    BeginRecord, ResumePoint, StreamError, StreamFault, StreamParser, StreamSummary,
+};
 use crate::stream::seal::{ChunkFiller, Compression, SealError};
 use crate::stream::splice::{SpliceError, Splicer};
 use crate::zfs::{SendResume, ZfsError};
@@ -48,13 +50,22 @@ impl ProduceError {
         let snapshot = plan.snapshot.clone();
         match self {
             Self::Zfs(error) => RunError::Zfs(error),
-            Self::Read(source) => RunError::ReadStream { subject: snapshot, source },
+            Self::Read(source) => RunError::ReadStream {
+                subject: snapshot,
+                source,
+            },
             Self::Stream(source) => RunError::Stream { snapshot, source },
             // Damaged or cut on its way: another send may come whole.
             Self::Splice(SpliceError::Stream(source)) => RunError::Stream { snapshot, source },
-            Self::Splice(source) => RunError::CannotResume { id: plan.id.clone(), source },
+            Self::Splice(source) => RunError::CannotResume {
+                id: plan.id.clone(),
+                source,
+            },
             Self::Seal(error) => RunError::Seal(error),
-            Self::Changed(index) => RunError::StreamChanged { index, id: plan.id.clone() },
+            Self::Changed(index) => RunError::StreamChanged {
+                index,
+                id: plan.id.clone(),
+            },
             Self::TooManyChunks => RunError::refused(
                 format!("the stream of {snapshot} needs more than {CHUNKS_MAX} chunks"),
                 "make main.split_size larger",
@@ -79,8 +90,8 @@ impl Producer {
         })
     }
 
-    /// End of file is not success: the producer's own verdict comes first, then the END record, and only then is the
-    /// last chunk completed.
+    /// End of file is not success: the producer's own verdict comes first, then the END record, and
+    /// only then is the last chunk completed.
     fn run_from_start(&self, line: &Line) -> Result<StreamSummary, ProduceError> {
         let mut stream = self.source.open(None).map_err(ProduceError::Zfs)?;
         let mut cutter = Cutter::new(self, line, StreamParser::new(self.plan.expectation));
@@ -90,8 +101,16 @@ impl Producer {
         cutter.finish()
     }
 
-    fn run_from(&self, line: &Line, begin: &BeginRecord, point: ResumePoint) -> Result<StreamSummary, ProduceError> {
-        let resume = SendResume { object: point.object, offset: point.offset };
+    fn run_from(
+        &self,
+        line: &Line,
+        begin: &BeginRecord,
+        point: ResumePoint,
+    ) -> Result<StreamSummary, ProduceError> {
+        let resume = SendResume {
+            object: point.object,
+            offset: point.offset,
+        };
         let mut stream = self.source.open(Some(resume)).map_err(ProduceError::Zfs)?;
         let parser = StreamParser::resume(self.plan.expectation, begin.clone(), point);
         let parser = parser.map_err(|fault| ProduceError::Stream(begin_error(fault)))?;
@@ -133,10 +152,16 @@ fn read(
 
 /// What was kept of the first record is not of the stream that is wanted.
 fn begin_error(fault: StreamFault) -> StreamError {
-    StreamError { record: 0, record_type: None, position: 0, fault }
+    StreamError {
+        record: 0,
+        record_type: None,
+        position: 0,
+        fault,
+    }
 }
 
-/// Cuts the stream into chunks of exactly `split_bytes` and fills the parts of those that are not confirmed yet.
+/// Cuts the stream into chunks of exactly `split_bytes` and fills the parts of those that are not
+/// confirmed yet.
 struct Cutter<'a> {
     producer: &'a Producer,
     line: &'a Line,
@@ -151,7 +176,14 @@ impl<'a> Cutter<'a> {
     fn new(producer: &'a Producer, line: &'a Line, parser: StreamParser) -> Self {
         let (split_bytes, position) = (producer.plan.split_bytes, parser.position());
         let index = u32::try_from(position / split_bytes).unwrap_or(u32::MAX);
-        let mut cutter = Self { producer, line, parser, index, chunk_bytes: position % split_bytes, filling: None };
+        let mut cutter = Self {
+            producer,
+            line,
+            parser,
+            index,
+            chunk_bytes: position % split_bytes,
+            filling: None,
+        };
         cutter.note_boundary();
         cutter
     }
@@ -159,22 +191,34 @@ impl<'a> Cutter<'a> {
     /// The parser keeps the best resume point for where the chunk will end.
     fn note_boundary(&mut self) {
         let split_bytes = self.producer.plan.split_bytes;
-        self.parser.note_boundary_at((u64::from(self.index) + 1).saturating_mul(split_bytes));
+        self.parser
+            .note_boundary_at((u64::from(self.index) + 1).saturating_mul(split_bytes));
     }
 
-    /// Reads what comes next, straight to its place in a part where it has one already. Returns whether there was more.
-    fn read(&mut self, stream: &mut (dyn Read + Send), buffer: &mut [u8]) -> Result<bool, ProduceError> {
-        let room = usize::try_from(self.producer.plan.split_bytes - self.chunk_bytes).unwrap_or(usize::MAX);
-        let in_place = |(filler, _, _): &(ChunkFiller, ChunkIndex, BackupObject)| filler.reads_in_place();
+    /// Reads what comes next, straight to its place in a part where it has one already. Returns
+    /// whether there was more.
+    fn read(
+        &mut self,
+        stream: &mut (dyn Read + Send),
+        buffer: &mut [u8],
+    ) -> Result<bool, ProduceError> {
+        let room = usize::try_from(self.producer.plan.split_bytes - self.chunk_bytes)
+            .unwrap_or(usize::MAX);
+        let in_place =
+            |(filler, _, _): &(ChunkFiller, ChunkIndex, BackupObject)| filler.reads_in_place();
         // Whether there is another chunk is known only once a byte of it has come.
         if room == 0 || !self.filling.as_ref().is_some_and(in_place) {
             let bytes = read(stream, |stream| stream.read(buffer))?;
             self.write(&buffer[..bytes])?;
             return Ok(bytes > 0);
         }
-        let Some((filler, _, _)) = &mut self.filling else { return Ok(false) };
+        let Some((filler, _, _)) = &mut self.filling else {
+            return Ok(false);
+        };
         let sink = &mut |part| self.line.part(part);
-        let mut places = filler.places(room.min(READ_BYTES), sink).map_err(ProduceError::Seal)?;
+        let mut places = filler
+            .places(room.min(READ_BYTES), sink)
+            .map_err(ProduceError::Seal)?;
         let bytes = read(stream, |stream| stream.read_vectored(&mut places))?;
         for bytes in filler.read_there(bytes) {
             self.parser.feed(bytes).map_err(ProduceError::Stream)?;
@@ -197,7 +241,9 @@ impl<'a> Cutter<'a> {
             let (now, later) = bytes.split_at(bytes.len().min(room));
             self.parser.feed(now).map_err(ProduceError::Stream)?;
             if let Some((filler, _, _)) = &mut self.filling {
-                filler.write(now, &mut |part| self.line.part(part)).map_err(ProduceError::Seal)?;
+                filler
+                    .write(now, &mut |part| self.line.part(part))
+                    .map_err(ProduceError::Seal)?;
             }
             self.chunk_bytes += now.len() as u64;
             bytes = later;
@@ -207,7 +253,10 @@ impl<'a> Cutter<'a> {
 
     fn finish(mut self) -> Result<StreamSummary, ProduceError> {
         let ending = self.ending();
-        let parser = std::mem::replace(&mut self.parser, StreamParser::new(self.producer.plan.expectation));
+        let parser = std::mem::replace(
+            &mut self.parser,
+            StreamParser::new(self.producer.plan.expectation),
+        );
         let summary = parser.finish().map_err(ProduceError::Stream)?;
         self.end_chunk_at(ending)?;
         match self.producer.skip.range(self.index..).next() {
@@ -231,16 +280,29 @@ impl<'a> Cutter<'a> {
             return Ok(());
         }
         let allowed = |index: &ChunkIndex| index.get() < CHUNKS_MAX;
-        let index = ChunkIndex::new(self.index).filter(allowed).ok_or(ProduceError::TooManyChunks)?;
+        let index = ChunkIndex::new(self.index)
+            .filter(allowed)
+            .ok_or(ProduceError::TooManyChunks)?;
         let plan = &self.producer.plan;
         let compressed = plan.compression != Compression::None;
-        let nonce =
-            getrandom::u32().map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
-        let object = BackupObject::Chunk { index, nonce, compressed };
+        let nonce = getrandom::u32()
+            .map_err(|_| ProduceError::Seal(crate::stream::age_file::AgeError::Random.into()))?;
+        let object = BackupObject::Chunk {
+            index,
+            nonce,
+            compressed,
+        };
         let threads = u32::try_from(sealers()).unwrap_or(1);
-        let filler = ChunkFiller::new(&plan.recipients, plan.compression, threads, &self.producer.pool);
+        let filler = ChunkFiller::new(
+            &plan.recipients,
+            plan.compression,
+            threads,
+            &self.producer.pool,
+        );
         let filler = filler.map_err(ProduceError::Seal)?;
-        self.line.begin(object.clone()).map_err(ProduceError::Seal)?;
+        self.line
+            .begin(object.clone())
+            .map_err(ProduceError::Seal)?;
         self.filling = Some((filler, index, object));
         Ok(())
     }
@@ -252,11 +314,19 @@ impl<'a> Cutter<'a> {
     fn end_chunk_at(&mut self, ending: Ending) -> Result<(), ProduceError> {
         match self.filling.take() {
             Some((filler, index, object)) => {
-                let filled = filler.finish(&mut |part| self.line.part(part)).map_err(ProduceError::Seal)?;
-                let end = EndOfChunk { filled, object, index, ending };
+                let filled = filler
+                    .finish(&mut |part| self.line.part(part))
+                    .map_err(ProduceError::Seal)?;
+                let end = EndOfChunk {
+                    filled,
+                    object,
+                    index,
+                    ending,
+                };
                 self.line.end(end).map_err(ProduceError::Seal)?;
             }
-            // Confirmed before: it must end as it did then, and what is not confirmed must not pass by unsealed.
+            // Confirmed before: it must end as it did then, and what is not confirmed must not pass
+            // by unsealed.
             None => match self.producer.skip.get(&self.index) {
                 Some(before) if before.is_some() && *before == ending.fletcher4 => {}
                 _ => return Err(ProduceError::Changed(self.index)),

@@ -1,11 +1,13 @@
-//! The threads between the reader and the uploads: parts are sealed side by side, and leave in the order of the stream.
+//! The threads between the reader and the uploads: parts are sealed side by side, and leave in the
+//! order of the stream.
 //!
 //! ```text
 //! reader --(jobs)--> sealers            one part each, sealed and hashed; at most four at once
 //!        --(steps, in order)--> hasher  waits for each part in turn, joins its hashes, hands it to the uploader
 //! ```
-//! Every part comes from the pool and goes back to it when it was sent, so the pool bounds what is under way here too.
-//! When the uploader wants no more, the hasher ends, then the reader's next step fails, and the sealers end with it.
+//! Every part comes from the pool and goes back to it when it was sent, so the pool bounds what is
+//! under way here too. When the uploader wants no more, the hasher ends, then the reader's next
+//! step fails, and the sealers end with it.
 
 use super::produce::ProduceError;
 use super::{Ending, Event, SealedEnd};
@@ -20,8 +22,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope};
 use tokio::sync::mpsc::Sender;
 
-/// Steps and jobs that wait. Handles only: the pool bounds the memory, and no pool has more parts than the 64 in flight
-/// that a configuration may name and the two beside.
+/// Steps and jobs that wait. Handles only: the pool bounds the memory, and no pool has more parts
+/// than the 64 in flight that a configuration may name and the two beside.
 const STEPS_MAX: usize = 66;
 
 type Sealed = Result<SealedPart, SealError>;
@@ -61,7 +63,9 @@ impl Line {
     pub(super) fn part(&self, part: FilledPart) -> Result<(), SealError> {
         let (sealed, receiver) = sync_channel(1);
         self.step(Step::Part(receiver))?;
-        self.jobs.send(Job { part, sealed }).map_err(|_| SealError::Stopped)
+        self.jobs
+            .send(Job { part, sealed })
+            .map_err(|_| SealError::Stopped)
     }
 
     /// All parts of the chunk were given.
@@ -76,10 +80,13 @@ impl Line {
 
 /// How many threads seal on this machine.
 pub(super) fn sealers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(SEALING_THREADS_MAX)
+    std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(SEALING_THREADS_MAX)
 }
 
-/// Does `work`, whose parts go to the uploader; returns when all of them are handed over or nobody wants them.
+/// Does `work`, whose parts go to the uploader; returns when all of them are handed over or nobody
+/// wants them.
 pub(super) fn with_sealers<T>(
     events: &Sender<Event>,
     work: impl FnOnce(&Line) -> Result<T, ProduceError>,
@@ -93,14 +100,17 @@ pub(super) fn with_sealers<T>(
         for number in 0..sealers() {
             spawn(scope, &format!("seal-{number}"), || seal_all(&waiting))?;
         }
-        // It owns its channel: when it ends, the reader's next step fails and the parts that wait go back to the pool.
+        // It owns its channel: when it ends, the reader's next step fails and the parts that wait
+        // go back to the pool.
         let hasher = spawn(scope, "hash", move || hand_over_all(ordered, events))?;
         let worked = work(&line);
         drop(line);
         let handed = hasher.join().unwrap_or_else(|panic| resume_unwind(panic));
         match (worked, handed) {
             // The reader stopped because of the hasher, so the hasher's reason comes first.
-            (Err(ProduceError::Seal(SealError::Stopped)) | Ok(_), Err(error)) => Err(ProduceError::Seal(error)),
+            (Err(ProduceError::Seal(SealError::Stopped)) | Ok(_), Err(error)) => {
+                Err(ProduceError::Seal(error))
+            }
             (worked, _) => worked,
         }
     })
@@ -111,14 +121,22 @@ fn spawn<'scope, T: Send + 'scope>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'scope,
 ) -> Result<std::thread::ScopedJoinHandle<'scope, T>, ProduceError> {
-    Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map_err(ProduceError::Thread)
+    Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, work)
+        .map_err(ProduceError::Thread)
 }
 
 /// Until the reader has no more.
 fn seal_all(waiting: &Mutex<Receiver<Job>>) {
     loop {
-        let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { part, sealed }) = job else { return };
+        let job = waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .recv();
+        let Ok(Job { part, sealed }) = job else {
+            return;
+        };
         // Nobody waits for it when the hasher has ended.
         let _ = sealed.send(part.seal().map_err(SealError::from));
     }
@@ -138,12 +156,24 @@ fn hand_over_all(steps: Receiver<Step>, events: &Sender<Event>) -> Result<(), Se
                 Event::Part(hasher.take(part)?.freeze())
             }
             Step::End(end) => {
-                let EndOfChunk { filled, object, index, ending } = *end;
+                let EndOfChunk {
+                    filled,
+                    object,
+                    index,
+                    ending,
+                } = *end;
                 let sealed = std::mem::take(&mut hasher).finish(filled);
-                Event::End(Box::new(SealedEnd { sealed, name: object_name(&object), index, ending }))
+                Event::End(Box::new(SealedEnd {
+                    sealed,
+                    name: object_name(&object),
+                    index,
+                    ending,
+                }))
             }
         };
-        events.blocking_send(event).map_err(|_| SealError::Stopped)?;
+        events
+            .blocking_send(event)
+            .map_err(|_| SealError::Stopped)?;
     }
     Ok(())
 }

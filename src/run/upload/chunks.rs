@@ -1,5 +1,5 @@
-//! One chunk from store to store: read once, hashed on its way, completed only when the hash is the signed one. What
-//! is stored already is held against the store's own word instead of being sent.
+//! One chunk from store to store: read once, hashed on its way, completed only when the hash is the
+//! signed one. What is stored already is held against the store's own word instead of being sent.
 
 use super::UploadEnv;
 use crate::manifest::{ChunkEntry, Manifest};
@@ -14,7 +14,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use std::ops::Range;
 
-/// Ranges read ahead of the store: with those in flight there, `part_bytes x (concurrency + 3)` at most.
+/// Ranges read ahead of the store: with those in flight there, `part_bytes x (concurrency + 3)` at
+/// most.
 const AHEAD_MAX: usize = 2;
 /// Bytes of one range when an object is only read.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -36,8 +37,15 @@ pub(super) async fn copy_chunk(
     chunk: &ChunkEntry,
     listed: bool,
 ) -> Result<CopiedChunk, RunError> {
-    let not_a_name = || RunError::Damaged { key: chunk.name.clone(), reason: "not a chunk's name".into() };
-    let copy = ChunkCopy { env, chunk, key: chunk_key(manifest, chunk).ok_or_else(not_a_name)? };
+    let not_a_name = || RunError::Damaged {
+        key: chunk.name.clone(),
+        reason: "not a chunk's name".into(),
+    };
+    let copy = ChunkCopy {
+        env,
+        chunk,
+        key: chunk_key(manifest, chunk).ok_or_else(not_a_name)?,
+    };
     let mut tries = 1..=TRIES_MAX;
     let mut look_first = listed;
     loop {
@@ -63,10 +71,18 @@ struct ChunkCopy<'a> {
 
 impl ChunkCopy<'_> {
     async fn try_once(&self, look_first: bool) -> Result<CopiedChunk, RunError> {
-        let there = if look_first { self.env.to.head(&self.key).await? } else { None };
+        let there = if look_first {
+            self.env.to.head(&self.key).await?
+        } else {
+            None
+        };
         match there {
             Some(found) => self.prove(found).await,
-            None => self.send().await.map(|evidence| CopiedChunk { evidence, sent: true, proven: true }),
+            None => self.send().await.map(|evidence| CopiedChunk {
+                evidence,
+                sent: true,
+                proven: true,
+            }),
         }
     }
 
@@ -94,7 +110,9 @@ impl ChunkCopy<'_> {
         let mut hasher = blake3::Hasher::new();
         let from = &*self.env.from;
         let ranges = ranges(self.chunk.sealed_bytes, part_bytes);
-        let mut parts = stream::iter(ranges).map(|range| get_part(from, &self.key, range)).buffered(AHEAD_MAX);
+        let mut parts = stream::iter(ranges)
+            .map(|range| get_part(from, &self.key, range))
+            .buffered(AHEAD_MAX);
         while let Some(part) = parts.next().await {
             let part = part?;
             let hashed = part.clone();
@@ -108,31 +126,48 @@ impl ChunkCopy<'_> {
         self.check_source(hasher.finalize().into())
     }
 
-    /// Holds what is stored against the bytes in the directory, as far as the store's word goes. A folder keeps no
-    /// checksums: there the object itself is read.
+    /// Holds what is stored against the bytes in the directory, as far as the store's word goes. A
+    /// folder keeps no checksums: there the object itself is read.
     async fn prove(&self, found: Evidence) -> Result<CopiedChunk, RunError> {
         let other = |reason: String| RunError::Damaged {
             key: self.key.to_string(),
-            reason: format!("{reason} (in {}); `zfs-backup forget` removes the unfinished copy", self.env.to.url()),
+            reason: format!(
+                "{reason} (in {}); `zfs-backup forget` removes the unfinished copy",
+                self.env.to.url()
+            ),
         };
         if found.bytes != self.chunk.sealed_bytes {
-            return Err(other(format!("has {} bytes, not {}", found.bytes, self.chunk.sealed_bytes)));
+            return Err(other(format!(
+                "has {} bytes, not {}",
+                found.bytes, self.chunk.sealed_bytes
+            )));
         }
-        let (blake3, verdict) = self.read(&*self.env.from, ContentCheck::new(&found)).await?;
+        let (blake3, verdict) = self
+            .read(&*self.env.from, ContentCheck::new(&found))
+            .await?;
         self.check_source(blake3)?;
         let proven = match verdict {
             ContentVerdict::Proven => true,
-            ContentVerdict::Differs => return Err(other("the store reports another checksum".to_owned())),
+            ContentVerdict::Differs => {
+                return Err(other("the store reports another checksum".to_owned()));
+            }
             ContentVerdict::SizeAgrees if found.tier == EvidenceTier::ReadBack => {
                 let (blake3, _) = self.read(&*self.env.to, ContentCheck::new(&found)).await?;
                 if blake3 != self.chunk.blake3 {
-                    return Err(other(format!("its BLAKE3 is {blake3}, and the manifest says {}", self.chunk.blake3)));
+                    return Err(other(format!(
+                        "its BLAKE3 is {blake3}, and the manifest says {}",
+                        self.chunk.blake3
+                    )));
                 }
                 true
             }
             ContentVerdict::SizeAgrees => false,
         };
-        Ok(CopiedChunk { evidence: found, sent: false, proven })
+        Ok(CopiedChunk {
+            evidence: found,
+            sent: false,
+            proven,
+        })
     }
 
     async fn read(
@@ -142,7 +177,9 @@ impl ChunkCopy<'_> {
     ) -> Result<(Digest, ContentVerdict), RunError> {
         let mut hasher = blake3::Hasher::new();
         let ranges = ranges(self.chunk.sealed_bytes, RANGE_BYTES);
-        let mut parts = stream::iter(ranges).map(|range| get_part(store, &self.key, range)).buffered(AHEAD_MAX);
+        let mut parts = stream::iter(ranges)
+            .map(|range| get_part(store, &self.key, range))
+            .buffered(AHEAD_MAX);
         while let Some(part) = parts.next().await {
             if *self.env.stop.borrow() {
                 return Err(RunError::Interrupted);
@@ -163,19 +200,38 @@ impl ChunkCopy<'_> {
         if actual == expected {
             return Ok(());
         }
-        let reason = format!("its BLAKE3 is {actual}, and the manifest says {expected} (in {})", self.env.from.url());
-        Err(RunError::Damaged { key: self.key.to_string(), reason })
+        let reason = format!(
+            "its BLAKE3 is {actual}, and the manifest says {expected} (in {})",
+            self.env.from.url()
+        );
+        Err(RunError::Damaged {
+            key: self.key.to_string(),
+            reason,
+        })
     }
 }
 
-/// A range of an object that is known to be there at its size: what is missing or shorter by now is damage.
-async fn get_part(store: &dyn ObjectStore, key: &ObjectKey, range: Range<u64>) -> Result<Bytes, RunError> {
+/// A range of an object that is known to be there at its size: what is missing or shorter by now is
+/// damage.
+async fn get_part(
+    store: &dyn ObjectStore,
+    key: &ObjectKey,
+    range: Range<u64>,
+) -> Result<Bytes, RunError> {
     let limit_bytes = range.end - range.start;
     match store.get(key, Some(range), limit_bytes).await {
         Ok(bytes) => Ok(bytes),
-        Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Corrupt) => {
+        Err(error)
+            if matches!(
+                error.kind,
+                StoreErrorKind::NotFound | StoreErrorKind::Corrupt
+            ) =>
+        {
             let reason = format!("{} (in {})", error_chain(&error), store.url());
-            Err(RunError::Damaged { key: key.to_string(), reason })
+            Err(RunError::Damaged {
+                key: key.to_string(),
+                reason,
+            })
         }
         Err(error) => Err(error.into()),
     }
@@ -187,7 +243,14 @@ fn ranges(bytes: u64, step: u64) -> impl Iterator<Item = Range<u64>> {
 }
 
 /// Hashing blocks: a part takes milliseconds.
-async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RunError> {
+async fn beside<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RunError> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| RunError::refused("a thread that hashes panicked", "this is a defect: please report it"))
+    done.map_err(|_| {
+        RunError::refused(
+            "a thread that hashes panicked",
+            "this is a defect: please report it",
+        )
+    })
 }

@@ -5,8 +5,8 @@ use super::keyring::copy_keyring;
 use super::{CopiedBackup, UploadEnv};
 use crate::keyring::{KEYRING_BYTES_MAX, tag_of};
 use crate::manifest::{
-    CHUNK_LIST_BYTES_MAX, ChunkEntry, FORMAT, LARGE_TEXT_BYTES_MAX, LiveEntry, MANIFEST_BYTES_MAX, Manifest,
-    PRIVATE_BYTES_MAX, Receipt, ReceiptEntry, parse_receipt, to_stored_bytes,
+    CHUNK_LIST_BYTES_MAX, ChunkEntry, FORMAT, LARGE_TEXT_BYTES_MAX, LiveEntry, MANIFEST_BYTES_MAX,
+    Manifest, PRIVATE_BYTES_MAX, Receipt, ReceiptEntry, parse_receipt, to_stored_bytes,
 };
 use crate::model::{BackupId, Digest};
 use crate::run::catalog::{
@@ -60,45 +60,81 @@ impl Copy<'_> {
     pub(super) async fn run(&self, done: &mut Progress) -> Result<CopiedBackup, RunError> {
         match self.copy(done).await {
             Err(error) if error.is_damage() && self.is_gone().await => Err(RunError::refused(
-                format!("{} was deleted from {} while it was being copied", self.manifest().id, self.env.from.url()),
+                format!(
+                    "{} was deleted from {} while it was being copied",
+                    self.manifest().id,
+                    self.env.from.url()
+                ),
                 "run it again",
             )),
             result => result,
         }
     }
 
-    /// Somebody pruned the backup under our hands: what is missing then is no damage. What cannot be asked stays one.
+    /// Somebody pruned the backup under our hands: what is missing then is no damage. What cannot
+    /// be asked stays one.
     async fn is_gone(&self) -> bool {
-        matches!(self.env.from.head(&self.key(&BackupObject::Manifest)).await, Ok(None))
+        matches!(
+            self.env.from.head(&self.key(&BackupObject::Manifest)).await,
+            Ok(None)
+        )
     }
 
     async fn copy(&self, done: &mut Progress) -> Result<CopiedBackup, RunError> {
-        let UploadEnv { from, to, state_dir, .. } = self.env;
-        let Manifest { dataset, id, files, .. } = self.manifest();
+        let UploadEnv {
+            from,
+            to,
+            state_dir,
+            ..
+        } = self.env;
+        let Manifest {
+            dataset, id, files, ..
+        } = self.manifest();
         let chunks = self.source(read_chunks(&**from, self.manifest()).await)?;
         if let Some(gap) = find_gaps(self.backup, &chunks).next() {
             return self.source(Err(gap));
         }
         let journal = AttemptJournal::begin_or_go_on(state_dir, &to.known(), dataset, id)?;
         let mut confirmed = Confirmed::default();
-        self.copy_signed(BackupObject::Started, SignedType::Started, &mut confirmed).await?;
+        self.copy_signed(BackupObject::Started, SignedType::Started, &mut confirmed)
+            .await?;
         self.check_parent_is_not_doomed().await?;
         if let Some(blake3) = files.keyring {
-            let keyring = self.copy_pinned(BackupObject::Keyring, blake3, KEYRING_BYTES_MAX, &mut confirmed).await?;
+            let keyring = self
+                .copy_pinned(
+                    BackupObject::Keyring,
+                    blake3,
+                    KEYRING_BYTES_MAX,
+                    &mut confirmed,
+                )
+                .await?;
             copy_keyring(&**from, &**to, &self.manifest().recipients, &keyring).await?;
         }
         self.copy_chunks(&chunks, &mut confirmed, done).await?;
         self.check_listing(&chunks).await?;
-        let text = self.copy_signed(BackupObject::RestoreText, SignedType::RestoreText, &mut confirmed).await?;
+        let text = self
+            .copy_signed(
+                BackupObject::RestoreText,
+                SignedType::RestoreText,
+                &mut confirmed,
+            )
+            .await?;
         if Digest::of(&text) != files.restore_text {
             let key = self.key(&BackupObject::RestoreText).to_string();
             let reason = "its BLAKE3 is not the one that the manifest says".to_owned();
             return self.source(Err(RunError::Damaged { key, reason }));
         }
-        self.copy_pinned(BackupObject::Private, files.private, PRIVATE_BYTES_MAX, &mut confirmed).await?;
+        self.copy_pinned(
+            BackupObject::Private,
+            files.private,
+            PRIVATE_BYTES_MAX,
+            &mut confirmed,
+        )
+        .await?;
         for (number, list) in self.manifest().chunk_lists.iter().enumerate() {
             let object = BackupObject::ChunkList(u16::try_from(number).unwrap_or(u16::MAX));
-            self.copy_pinned(object, list.blake3, CHUNK_LIST_BYTES_MAX, &mut confirmed).await?;
+            self.copy_pinned(object, list.blake3, CHUNK_LIST_BYTES_MAX, &mut confirmed)
+                .await?;
         }
         self.commit(&journal, &confirmed).await?;
         if let Err(error) = journal.committed() {
@@ -122,13 +158,22 @@ impl Copy<'_> {
         let listed = self.listing().await?;
         for chunk in chunks {
             self.check_stop()?;
-            let copied = copy_chunk(self.env, self.manifest(), chunk, listed.contains_key(&chunk.name)).await?;
+            let copied = copy_chunk(
+                self.env,
+                self.manifest(),
+                chunk,
+                listed.contains_key(&chunk.name),
+            )
+            .await?;
             if copied.sent {
                 confirmed.sent_bytes += chunk.sealed_bytes;
             }
             if !copied.proven {
                 confirmed.by_size_only += 1;
-                tracing::warn!(chunk = chunk.name, "was stored before; the store confirms its size only");
+                tracing::warn!(
+                    chunk = chunk.name,
+                    "was stored before; the store confirms its size only"
+                );
             }
             confirmed.add(chunk.name.clone(), copied.evidence);
             done.stream_bytes += chunk.stream_bytes;
@@ -143,16 +188,25 @@ impl Copy<'_> {
     async fn listing(&self) -> Result<BTreeMap<String, u64>, RunError> {
         let prefix = backup_prefix(&self.manifest().dataset, &self.manifest().id);
         let listed = self.env.to.list(&prefix).await?;
-        Ok(listed.into_iter().map(|object| (object.key[prefix.len()..].to_owned(), object.bytes)).collect())
+        Ok(listed
+            .into_iter()
+            .map(|object| (object.key[prefix.len()..].to_owned(), object.bytes))
+            .collect())
     }
 
-    /// Every chunk that the store confirmed must be listed, at its size: a store that forgets is found before the
-    /// commit.
+    /// Every chunk that the store confirmed must be listed, at its size: a store that forgets is
+    /// found before the commit.
     async fn check_listing(&self, chunks: &[ChunkEntry]) -> Result<(), RunError> {
-        let listed = StoredBackup { objects: self.listing().await?, ..self.backup.clone() };
+        let listed = StoredBackup {
+            objects: self.listing().await?,
+            ..self.backup.clone()
+        };
         match find_gaps(&listed, chunks).next() {
             Some(RunError::Damaged { key, reason }) => {
-                let reason = format!("{reason} in the listing of {}, which confirmed it", self.env.to.url());
+                let reason = format!(
+                    "{reason} in the listing of {}, which confirmed it",
+                    self.env.to.url()
+                );
                 Err(RunError::Damaged { key, reason })
             }
             Some(gap) => Err(gap),
@@ -168,7 +222,9 @@ impl Copy<'_> {
         confirmed: &mut Confirmed,
     ) -> Result<Bytes, RunError> {
         self.check_stop()?;
-        let (bytes, signature) = self.read_signed(&object, signed_type, LARGE_TEXT_BYTES_MAX).await?;
+        let (bytes, signature) = self
+            .read_signed(&object, signed_type, LARGE_TEXT_BYTES_MAX)
+            .await?;
         self.put(&self.key(&object).signature(), signature).await?;
         let evidence = self.put(&self.key(&object), bytes.clone()).await?;
         confirmed.add(object_name(&object), evidence);
@@ -202,50 +258,77 @@ impl Copy<'_> {
     }
 
     async fn put(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, RunError> {
-        let (_, evidence) = put_again(&*self.env.to, key, bytes).await.map_err(|error| self.taken(key, error))?;
+        let (_, evidence) = put_again(&*self.env.to, key, bytes)
+            .await
+            .map_err(|error| self.taken(key, error))?;
         Ok(evidence)
     }
 
     /// Something else lies under a key that only this backup can have.
     fn taken(&self, key: &ObjectKey, error: RunError) -> RunError {
         match error {
-            RunError::Store(error) if error.kind == StoreErrorKind::AlreadyExists => RunError::refused(
-                format!(
-                    "{key}: {} holds another object there, of an attempt that this host does not know",
-                    self.env.to.url()
-                ),
-                format!("`zfs-backup forget {}` removes the attempt; then run this again", self.manifest().id),
-            ),
+            RunError::Store(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                RunError::refused(
+                    format!(
+                        "{key}: {} holds another object there, of an attempt that this host does not know",
+                        self.env.to.url()
+                    ),
+                    format!(
+                        "`zfs-backup forget {}` removes the attempt; then run this again",
+                        self.manifest().id
+                    ),
+                )
+            }
             error => error,
         }
     }
 
-    /// A prune puts its record before it looks for uploads a second time, and we put `started.json` before we look at
-    /// the records: one of both sees the other. Descendants go before ancestors, so the parent tells for its chain.
+    /// A prune puts its record before it looks for uploads a second time, and we put `started.json`
+    /// before we look at the records: one of both sees the other. Descendants go before ancestors,
+    /// so the parent tells for its chain.
     async fn check_parent_is_not_doomed(&self) -> Result<(), RunError> {
-        let Some(parent) = self.parent else { return Ok(()) };
+        let Some(parent) = self.parent else {
+            return Ok(());
+        };
         if self.named_by_new_records().await?.contains(parent) {
             return Err(self.parent_gone(parent));
         }
         self.check_parent().await
     }
 
-    /// Returns the backups that prunes have recorded since this run began: they are being deleted, or are deleted.
+    /// Returns the backups that prunes have recorded since this run began: they are being deleted,
+    /// or are deleted.
     async fn named_by_new_records(&self) -> Result<BTreeSet<BackupId>, RunError> {
-        let now = read_prune_records(&*self.env.to, &self.manifest().dataset, &self.env.keys.trusted, None).await?;
-        let new = now.into_iter().filter(|(key, _)| !self.records.contains(key));
-        Ok(new.flat_map(|(_, record)| record.pruned).map(|entry| entry.id).collect())
+        let now = read_prune_records(
+            &*self.env.to,
+            &self.manifest().dataset,
+            &self.env.keys.trusted,
+            None,
+        )
+        .await?;
+        let new = now
+            .into_iter()
+            .filter(|(key, _)| !self.records.contains(key));
+        Ok(new
+            .flat_map(|(_, record)| record.pruned)
+            .map(|entry| entry.id)
+            .collect())
     }
 
-    /// The last look at the records before the manifest may be put. A prune of another host takes what an earlier run
-    /// left of this copy for dead; its record is there before it deletes the first object, so that no copy is committed
-    /// with holes.
+    /// The last look at the records before the manifest may be put. A prune of another host takes
+    /// what an earlier run left of this copy for dead; its record is there before it deletes the
+    /// first object, so that no copy is committed with holes.
     async fn check_not_doomed(&self) -> Result<(), RunError> {
         let (id, to) = (&self.manifest().id, self.env.to.url());
         let named = self.named_by_new_records().await?;
         if named.contains(id) {
-            let what = format!("{id} was pruned from {to} while it was being copied; nothing is committed");
-            return Err(RunError::refused(what, "run the command again: it plans the copy again"));
+            let what = format!(
+                "{id} was pruned from {to} while it was being copied; nothing is committed"
+            );
+            return Err(RunError::refused(
+                what,
+                "run the command again: it plans the copy again",
+            ));
         }
         match self.parent.filter(|parent| named.contains(*parent)) {
             Some(parent) => Err(self.parent_gone(parent)),
@@ -254,7 +337,9 @@ impl Copy<'_> {
     }
 
     async fn check_parent(&self) -> Result<(), RunError> {
-        let Some(parent) = self.parent else { return Ok(()) };
+        let Some(parent) = self.parent else {
+            return Ok(());
+        };
         let key = ObjectKey::backup(&self.manifest().dataset, parent, &BackupObject::Manifest);
         match self.env.to.head(&key).await? {
             Some(_) => Ok(()),
@@ -264,17 +349,31 @@ impl Copy<'_> {
 
     fn parent_gone(&self, parent: &BackupId) -> RunError {
         let (id, to) = (&self.manifest().id, self.env.to.url());
-        let what = format!("{parent}, which {id} follows from, was pruned from {to} meanwhile; nothing is committed");
+        let what = format!(
+            "{parent}, which {id} follows from, was pruned from {to} meanwhile; nothing is committed"
+        );
         RunError::refused(what, "run the command again: it plans the copy again")
     }
 
-    async fn commit(&self, journal: &AttemptJournal, confirmed: &Confirmed) -> Result<(), RunError> {
-        let (manifest, signature) =
-            self.read_signed(&BackupObject::Manifest, SignedType::Manifest, MANIFEST_BYTES_MAX).await?;
+    async fn commit(
+        &self,
+        journal: &AttemptJournal,
+        confirmed: &Confirmed,
+    ) -> Result<(), RunError> {
+        let (manifest, signature) = self
+            .read_signed(
+                &BackupObject::Manifest,
+                SignedType::Manifest,
+                MANIFEST_BYTES_MAX,
+            )
+            .await?;
         let expected = self.backup.manifest_blake3;
         if Digest::of(&manifest) != expected {
             let key = self.key(&BackupObject::Manifest).to_string();
-            return self.source(Err(RunError::Damaged { key, reason: "it changed while it was being copied".into() }));
+            return self.source(Err(RunError::Damaged {
+                key,
+                reason: "it changed while it was being copied".into(),
+            }));
         }
         self.check_parent().await?;
         self.extend_locks(&confirmed.receipt).await?;
@@ -306,33 +405,53 @@ impl Copy<'_> {
         if to.object_lock().is_none() {
             return Ok(());
         }
-        let Manifest { dataset, id: own_id, recipients, .. } = self.manifest();
+        let Manifest {
+            dataset,
+            id: own_id,
+            recipients,
+            ..
+        } = self.manifest();
         let (mut ancestors, mut next) = (Vec::new(), self.parent.cloned());
         while let Some(id) = next {
             let manifest = match read_manifest(to, dataset, &id, &self.env.keys.trusted).await {
                 Ok((manifest, _)) => manifest,
-                // A twin has its place, and is not named by its descendants: then all backups there are locked on.
+                // A twin has its place, and is not named by its descendants: then all backups there
+                // are locked on.
                 Err(error) if error.is_damage() => {
                     ancestors = self.all_in_target().await?;
                     break;
                 }
                 Err(error) => return Err(error),
             };
-            next = manifest.base.map(|base| base.backup_id).filter(|base| !ancestors.contains(base));
+            next = manifest
+                .base
+                .map(|base| base.backup_id)
+                .filter(|base| !ancestors.contains(base));
             ancestors.push(id);
         }
-        let tags: Vec<String> = recipients.iter().map(|recipient| tag_of(recipient)).collect();
+        let tags: Vec<String> = recipients
+            .iter()
+            .map(|recipient| tag_of(recipient))
+            .collect();
         extend_chain(to, dataset, own_id, &ancestors, &tags, own).await
     }
 
     async fn all_in_target(&self) -> Result<Vec<BackupId>, RunError> {
-        let listed = self.env.to.list(&dataset_prefix(&self.manifest().dataset)).await?;
-        let ids: BTreeSet<BackupId> =
-            listed.iter().filter_map(|object| ObjectKey::parse(&object.key)).map(|key| key.id).collect();
+        let listed = self
+            .env
+            .to
+            .list(&dataset_prefix(&self.manifest().dataset))
+            .await?;
+        let ids: BTreeSet<BackupId> = listed
+            .iter()
+            .filter_map(|object| ObjectKey::parse(&object.key))
+            .map(|key| key.id)
+            .collect();
         Ok(ids.into_iter().collect())
     }
 
-    /// The receipt of the new store and its signature: that of an interrupted run where what it says still holds.
+    /// The receipt of the new store and its signature: that of an interrupted run where what it
+    /// says still holds.
     async fn receipt(
         &self,
         journal: &AttemptJournal,
@@ -345,7 +464,15 @@ impl Copy<'_> {
         }
         let key = self.key(&BackupObject::Receipt);
         let (trusted, limit_bytes) = (&self.env.keys.trusted, self.manifest().receipt_bytes_max());
-        match get_signed(&*self.env.to, &key, SignedType::Receipt, trusted, limit_bytes).await {
+        match get_signed(
+            &*self.env.to,
+            &key,
+            SignedType::Receipt,
+            trusted,
+            limit_bytes,
+        )
+        .await
+        {
             Ok((receipt, signature)) if self.still_holds(&receipt, &signature, entries) => {
                 return Ok((receipt.to_vec(), signature.to_vec()));
             }
@@ -363,20 +490,34 @@ impl Copy<'_> {
             live: self.live.to_vec(),
             written_at: (self.env.now)(),
         };
-        let unwritable =
-            |error| RunError::File { operation: "write", path: "JSON".into(), source: std::io::Error::other(error) };
+        let unwritable = |error| RunError::File {
+            operation: "write",
+            path: "JSON".into(),
+            source: std::io::Error::other(error),
+        };
         let bytes = to_stored_bytes(&receipt).map_err(unwritable)?;
-        let signature = self.env.keys.signing.sign(SignedType::Receipt, key.as_str(), &bytes)?;
+        let signature = self
+            .env
+            .keys
+            .signing
+            .sign(SignedType::Receipt, key.as_str(), &bytes)?;
         journal.keep_receipt(&bytes, &signature)?;
         Ok((bytes, signature))
     }
 
     fn still_holds(&self, receipt: &[u8], signature: &[u8], entries: &[ReceiptEntry]) -> bool {
         let Manifest { dataset, id, .. } = self.manifest();
-        let Ok(receipt) = parse_receipt(&self.env.keys.trusted, dataset, id, receipt, signature) else { return false };
-        let now: BTreeMap<&str, &Evidence> =
-            entries.iter().map(|entry| (entry.name.as_str(), &entry.evidence)).collect();
-        let agrees = |entry: &ReceiptEntry| compare(&entry.evidence, now.get(entry.name.as_str()).copied()).is_ok();
+        let Ok(receipt) = parse_receipt(&self.env.keys.trusted, dataset, id, receipt, signature)
+        else {
+            return false;
+        };
+        let now: BTreeMap<&str, &Evidence> = entries
+            .iter()
+            .map(|entry| (entry.name.as_str(), &entry.evidence))
+            .collect();
+        let agrees = |entry: &ReceiptEntry| {
+            compare(&entry.evidence, now.get(entry.name.as_str()).copied()).is_ok()
+        };
         receipt.manifest_blake3 == self.backup.manifest_blake3
             && receipt.objects.len() == now.len()
             && receipt.objects.iter().all(agrees)
@@ -386,14 +527,24 @@ impl Copy<'_> {
     fn source<T>(&self, result: Result<T, RunError>) -> Result<T, RunError> {
         let from = self.env.from.url();
         result.map_err(|error| match error {
-            RunError::Damaged { key, reason } => RunError::Damaged { key, reason: format!("{reason} (in {from})") },
-            RunError::Manifest { key, source } => RunError::Manifest { key: format!("{key} in {from}"), source },
+            RunError::Damaged { key, reason } => RunError::Damaged {
+                key,
+                reason: format!("{reason} (in {from})"),
+            },
+            RunError::Manifest { key, source } => RunError::Manifest {
+                key: format!("{key} in {from}"),
+                source,
+            },
             error => error,
         })
     }
 
     fn check_stop(&self) -> Result<(), RunError> {
-        if *self.env.stop.borrow() { Err(RunError::Interrupted) } else { Ok(()) }
+        if *self.env.stop.borrow() {
+            Err(RunError::Interrupted)
+        } else {
+            Ok(())
+        }
     }
 
     fn manifest(&self) -> &Manifest {

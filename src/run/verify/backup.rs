@@ -4,10 +4,14 @@ use super::{Damage, compare};
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{ChunkEntry, MANIFEST_BYTES_MAX, Manifest, PRIVATE_BYTES_MAX, Receipt};
 use crate::model::{BackupId, Digest};
-use crate::run::catalog::{StoredBackup, chunk_key, find_gaps, get_pinned, get_signed, read_chunks, read_receipt};
+use crate::run::catalog::{
+    StoredBackup, chunk_key, find_gaps, get_pinned, get_signed, read_chunks, read_receipt,
+};
 use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, TrustedKeys};
-use crate::store::key::{BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name};
+use crate::store::key::{
+    BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
+};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +33,8 @@ pub(super) struct Found {
 
 impl Found {
     fn add(&mut self, key: String, reason: String) {
-        self.damage.push(Damage::new(key, Some(self.id.clone()), reason));
+        self.damage
+            .push(Damage::new(key, Some(self.id.clone()), reason));
     }
 }
 
@@ -40,13 +45,29 @@ pub(super) async fn verify_backup(
     trusted: &TrustedKeys,
 ) -> Result<Found, RunError> {
     let (objects, damage, extra, live, chunks) = Default::default();
-    let mut found = Found { id: backup.manifest.id.clone(), objects, damage, extra, live, chunks };
-    let Some(chunks) = damage_or(read_chunks(store, &backup.manifest).await, backup, &mut found)? else {
+    let mut found = Found {
+        id: backup.manifest.id.clone(),
+        objects,
+        damage,
+        extra,
+        live,
+        chunks,
+    };
+    let Some(chunks) = damage_or(
+        read_chunks(store, &backup.manifest).await,
+        backup,
+        &mut found,
+    )?
+    else {
         return Ok(found);
     };
     verify_small(store, backup, trusted, &mut found).await?;
     found.extra = unnamed_objects(backup, &chunks);
-    match damage_or(read_receipt(store, backup, trusted).await, backup, &mut found)? {
+    match damage_or(
+        read_receipt(store, backup, trusted).await,
+        backup,
+        &mut found,
+    )? {
         Some(receipt) => verify_evidence(store, backup, &chunks, receipt, &mut found).await?,
         // Without the store's word at the commit, the listing is what is left.
         None => {
@@ -91,7 +112,8 @@ async fn verify_evidence(
     Ok(())
 }
 
-/// The small objects that the manifest pins, read and hashed; and the signatures that must lie beside their objects.
+/// The small objects that the manifest pins, read and hashed; and the signatures that must lie
+/// beside their objects.
 async fn verify_small(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
@@ -101,21 +123,39 @@ async fn verify_small(
     let manifest = &backup.manifest;
     let files = &manifest.files;
     let pinned = [
-        (BackupObject::Private, Some(files.private), PRIVATE_BYTES_MAX),
+        (
+            BackupObject::Private,
+            Some(files.private),
+            PRIVATE_BYTES_MAX,
+        ),
         (BackupObject::Keyring, files.keyring, KEYRING_BYTES_MAX),
     ];
     for (object, digest, limit_bytes) in pinned {
         let Some(digest) = digest else { continue };
         let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
-        damage_or(get_pinned(store, &key, digest, limit_bytes).await, backup, found)?;
+        damage_or(
+            get_pinned(store, &key, digest, limit_bytes).await,
+            backup,
+            found,
+        )?;
     }
     for (object, signed_type, limit_bytes) in [
-        (BackupObject::RestoreText, SignedType::RestoreText, manifest.restore_text_bytes_max()),
-        (BackupObject::Started, SignedType::Started, MANIFEST_BYTES_MAX),
+        (
+            BackupObject::RestoreText,
+            SignedType::RestoreText,
+            manifest.restore_text_bytes_max(),
+        ),
+        (
+            BackupObject::Started,
+            SignedType::Started,
+            MANIFEST_BYTES_MAX,
+        ),
     ] {
         let key = ObjectKey::backup(&manifest.dataset, &manifest.id, &object);
         let read = get_signed(store, &key, signed_type, trusted, limit_bytes).await;
-        let Some((bytes, _)) = damage_or(read, backup, found)? else { continue };
+        let Some((bytes, _)) = damage_or(read, backup, found)? else {
+            continue;
+        };
         if object == BackupObject::RestoreText && Digest::of(&bytes) != files.restore_text {
             let reason = "its BLAKE3 is not the one that the manifest says".to_owned();
             found.add(key.to_string(), reason);
@@ -124,8 +164,8 @@ async fn verify_small(
     Ok(())
 }
 
-/// Every object that the manifest needs, with what the store said of it at the commit. The receipt must name each of
-/// them; what it names beyond is not of this backup.
+/// Every object that the manifest needs, with what the store said of it at the commit. The receipt
+/// must name each of them; what it names beyond is not of this backup.
 fn wanted_objects(
     backup: &StoredBackup,
     chunks: &[ChunkEntry],
@@ -133,12 +173,17 @@ fn wanted_objects(
     found: &mut Found,
 ) -> Vec<(ObjectKey, Evidence)> {
     let manifest = &backup.manifest;
-    let recorded: BTreeMap<&str, &Evidence> =
-        receipt.objects.iter().map(|entry| (entry.name.as_str(), &entry.evidence)).collect();
+    let recorded: BTreeMap<&str, &Evidence> = receipt
+        .objects
+        .iter()
+        .map(|entry| (entry.name.as_str(), &entry.evidence))
+        .collect();
     let mut wanted = Vec::new();
     let mut damage = |key: String, reason: &str| found.add(key, reason.to_owned());
     for chunk in chunks {
-        let Some(key) = chunk_key(manifest, chunk) else { continue };
+        let Some(key) = chunk_key(manifest, chunk) else {
+            continue;
+        };
         match recorded.get(chunk.name.as_str()) {
             None => damage(key.to_string(), "the receipt does not name it"),
             Some(evidence) if evidence.bytes != chunk.sealed_bytes => {
@@ -148,15 +193,24 @@ fn wanted_objects(
         }
     }
     for entry in &receipt.objects {
-        let chunk = |object: &BackupObject| matches!(object, BackupObject::Chunk { .. } | BackupObject::Progress(_));
+        let chunk = |object: &BackupObject| {
+            matches!(
+                object,
+                BackupObject::Chunk { .. } | BackupObject::Progress(_)
+            )
+        };
         if let Some(object) = parse_object_name(&entry.name).filter(|object| !chunk(object)) {
-            wanted.push((ObjectKey::backup(&manifest.dataset, &manifest.id, &object), entry.evidence.clone()));
+            wanted.push((
+                ObjectKey::backup(&manifest.dataset, &manifest.id, &object),
+                entry.evidence.clone(),
+            ));
         }
     }
     wanted
 }
 
-/// Objects under the backup that are not of it, such as chunks that were made again because a reply was lost.
+/// Objects under the backup that are not of it, such as chunks that were made again because a reply
+/// was lost.
 fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> {
     let small = [
         BackupObject::Started,
@@ -169,14 +223,31 @@ fn unnamed_objects(backup: &StoredBackup, chunks: &[ChunkEntry]) -> Vec<String> 
     ];
     let mut named: BTreeSet<String> = small.iter().map(object_name).collect();
     named.extend(chunks.iter().map(|chunk| chunk.name.clone()));
-    named.extend(backup.manifest.chunk_lists.iter().map(|list| list.name.clone()));
+    named.extend(
+        backup
+            .manifest
+            .chunk_lists
+            .iter()
+            .map(|list| list.name.clone()),
+    );
     let prefix = backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
-    let is_named = |name: &&String| named.contains(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name));
-    backup.objects.keys().filter(|name| !is_named(name)).map(|name| format!("{prefix}{name}")).collect()
+    let is_named =
+        |name: &&String| named.contains(name.strip_suffix(SIGNATURE_SUFFIX).unwrap_or(name));
+    backup
+        .objects
+        .keys()
+        .filter(|name| !is_named(name))
+        .map(|name| format!("{prefix}{name}"))
+        .collect()
 }
 
-/// Damage found while reading, a missing object included, goes into the report; what could not be asked is an error.
-fn damage_or<T>(result: Result<T, RunError>, backup: &StoredBackup, found: &mut Found) -> Result<Option<T>, RunError> {
+/// Damage found while reading, a missing object included, goes into the report; what could not be
+/// asked is an error.
+fn damage_or<T>(
+    result: Result<T, RunError>,
+    backup: &StoredBackup,
+    found: &mut Found,
+) -> Result<Option<T>, RunError> {
     let error = match result {
         Ok(value) => return Ok(Some(value)),
         Err(error) => error,

@@ -1,4 +1,5 @@
-//! What damage costs: which later backups depend on a broken one, and up to where its dataset can be restored.
+//! What damage costs: which later backups depend on a broken one, and up to where its dataset can
+//! be restored.
 
 use super::{Damage, MISSING};
 use crate::model::{BackupId, Guid};
@@ -47,13 +48,19 @@ pub(super) fn gaps(catalog: &Catalog) -> Vec<Damage> {
 /// What the findings mean for restores.
 pub(super) fn broken(catalog: &Catalog, damage: &[Damage]) -> Vec<BrokenBackup> {
     let breaking = damage.iter().filter(|damage| damage.breaks);
-    let ids: BTreeSet<&BackupId> = breaking.filter_map(|damage| damage.backup.as_ref()).collect();
+    let ids: BTreeSet<&BackupId> = breaking
+        .filter_map(|damage| damage.backup.as_ref())
+        .collect();
     if ids.is_empty() {
         return Vec::new();
     }
     let lineages = lineages(catalog);
     let is_whole = |lineage: &Vec<&BackupId>| !lineage.iter().any(|id| ids.contains(id));
-    let whole: Vec<&BackupId> = lineages.iter().filter(|(_, lineage)| is_whole(lineage)).map(|(id, _)| *id).collect();
+    let whole: Vec<&BackupId> = lineages
+        .iter()
+        .filter(|(_, lineage)| is_whole(lineage))
+        .map(|(id, _)| *id)
+        .collect();
     let cost = |id: &&BackupId| {
         let id = *id;
         let depends = |(other, lineage): (&&BackupId, &Vec<&BackupId>)| {
@@ -63,18 +70,32 @@ pub(super) fn broken(catalog: &Catalog, damage: &[Damage]) -> Vec<BrokenBackup> 
             id: id.clone(),
             snapshot: id.snapshot_guid(),
             dependents: lineages.iter().filter_map(depends).collect(),
-            restorable_up_to: whole.iter().filter(|other| **other < id).max().map(|other| (*other).clone()),
-            restorable_again_from: whole.iter().filter(|other| **other > id).min().map(|other| (*other).clone()),
+            restorable_up_to: whole
+                .iter()
+                .filter(|other| **other < id)
+                .max()
+                .map(|other| (*other).clone()),
+            restorable_again_from: whole
+                .iter()
+                .filter(|other| **other > id)
+                .min()
+                .map(|other| (*other).clone()),
         }
     };
     ids.iter().map(cost).collect()
 }
 
 fn bases(catalog: &Catalog) -> Bases<'_> {
-    Bases::find(catalog.backups.iter().map(|backup| (&backup.manifest, backup.manifest_blake3)))
+    Bases::find(
+        catalog
+            .backups
+            .iter()
+            .map(|backup| (&backup.manifest, backup.manifest_blake3)),
+    )
 }
 
-/// Each backup with all that a restore of it needs, itself included; where something is missing, down to what is.
+/// Each backup with all that a restore of it needs, itself included; where something is missing,
+/// down to what is.
 fn lineages(catalog: &Catalog) -> BTreeMap<&BackupId, Vec<&BackupId>> {
     let bases = bases(catalog);
     let by_name = |from: &'_ BackupId| {
@@ -82,7 +103,9 @@ fn lineages(catalog: &Catalog) -> BTreeMap<&BackupId, Vec<&BackupId>> {
         let mut next = catalog.backup(from).map(|backup| &backup.manifest.id);
         while let Some(id) = next.filter(|id| !lineage.contains(id)) {
             lineage.push(id);
-            next = catalog.backup(id).and_then(|backup| Some(&backup.manifest.base.as_ref()?.backup_id));
+            next = catalog
+                .backup(id)
+                .and_then(|backup| Some(&backup.manifest.base.as_ref()?.backup_id));
         }
         lineage
     };
@@ -90,5 +113,9 @@ fn lineages(catalog: &Catalog) -> BTreeMap<&BackupId, Vec<&BackupId>> {
         Ok(chain) => chain.into_iter().map(|manifest| &manifest.id).collect(),
         Err(_) => by_name(id),
     };
-    catalog.backups.iter().map(|backup| (&backup.manifest.id, of(&backup.manifest.id))).collect()
+    catalog
+        .backups
+        .iter()
+        .map(|backup| (&backup.manifest.id, of(&backup.manifest.id)))
+        .collect()
 }

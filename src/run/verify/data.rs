@@ -1,5 +1,6 @@
-//! `--read-data`: downloads chunks and holds their BLAKE3 against the signed lists. Where a whole backup is read and a
-//! key is there, it is also opened and its stream walked record by record, as a restore would.
+//! `--read-data`: downloads chunks and holds their BLAKE3 against the signed lists. Where a whole
+//! backup is read and a key is there, it is also opened and its stream walked record by record, as
+//! a restore would.
 
 use super::{ChunksOf, Damage};
 use crate::keyring::KeyFile;
@@ -53,16 +54,31 @@ pub(super) async fn read_chunks_of(
     known: &[Damage],
 ) -> Result<(ReadReport, Vec<Damage>), RunError> {
     let all: Vec<&ChunkEntry> = chunks.iter().flatten().collect();
-    let candidates: Vec<Candidate<'_>> =
-        all.iter().map(|chunk| Candidate { name: &chunk.name, bytes: chunk.sealed_bytes }).collect();
+    let candidates: Vec<Candidate<'_>> = all
+        .iter()
+        .map(|chunk| Candidate {
+            name: &chunk.name,
+            bytes: chunk.sealed_bytes,
+        })
+        .collect();
     let mut chosen = choose_chunks(&candidates, read.share, read.day, read.seed).into_iter();
-    let mut reader = Reader { store, read, report: ReadReport::default(), damage: Vec::new() };
+    let mut reader = Reader {
+        store,
+        read,
+        report: ReadReport::default(),
+        damage: Vec::new(),
+    };
     for (backup, of_backup) in catalog.backups.iter().zip(&chunks) {
         let chosen: Vec<bool> = chosen.by_ref().take(of_backup.len()).collect();
         let manifest = &backup.manifest;
-        let is_sound = !known.iter().any(|damage| damage.breaks && damage.backup.as_ref() == Some(&manifest.id));
+        let is_sound = !known
+            .iter()
+            .any(|damage| damage.breaks && damage.backup.as_ref() == Some(&manifest.id));
         let whole = !of_backup.is_empty() && is_sound && chosen.iter().all(|chosen| *chosen);
-        let keys = read.keys.as_ref().filter(|keys| whole && opens(keys, manifest));
+        let keys = read
+            .keys
+            .as_ref()
+            .filter(|keys| whole && opens(keys, manifest));
         let walked = match keys {
             Some(keys) => reader.walk(manifest, of_backup, keys).await?,
             None => false,
@@ -70,7 +86,12 @@ pub(super) async fn read_chunks_of(
         if walked {
             continue;
         }
-        for chunk in of_backup.iter().zip(chosen).filter(|(_, chosen)| *chosen).map(|(chunk, _)| chunk) {
+        for chunk in of_backup
+            .iter()
+            .zip(chosen)
+            .filter(|(_, chosen)| *chosen)
+            .map(|(chunk, _)| chunk)
+        {
             reader.hash(manifest, chunk, known).await?;
         }
     }
@@ -85,9 +106,15 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Opens the whole backup. `false` when that did not work: then its chunks are hashed one by one, to tell which of
-    /// them are damaged; a stream that is not sound though every chunk is, is damage of the backup.
-    async fn walk(&mut self, manifest: &Manifest, chunks: &[ChunkEntry], keys: &KeyFile) -> Result<bool, RunError> {
+    /// Opens the whole backup. `false` when that did not work: then its chunks are hashed one by
+    /// one, to tell which of them are damaged; a stream that is not sound though every chunk is, is
+    /// damage of the backup.
+    async fn walk(
+        &mut self,
+        manifest: &Manifest,
+        chunks: &[ChunkEntry],
+        keys: &KeyFile,
+    ) -> Result<bool, RunError> {
         let backup = RestoreBackup {
             store: Arc::clone(self.store),
             manifest: manifest.clone(),
@@ -109,12 +136,22 @@ impl Reader<'_> {
             Err(error) => error,
         };
         match error {
-            RunError::Chunk { ref key, .. } if chunks.iter().any(|chunk| key.ends_with(&chunk.name)) => {
-                self.damage.push(Damage::new(key.clone(), Some(manifest.id.clone()), error_chain(&error)));
+            RunError::Chunk { ref key, .. }
+                if chunks.iter().any(|chunk| key.ends_with(&chunk.name)) =>
+            {
+                self.damage.push(Damage::new(
+                    key.clone(),
+                    Some(manifest.id.clone()),
+                    error_chain(&error),
+                ));
                 Ok(false)
             }
             RunError::Damaged { .. } | RunError::Stream { .. } => {
-                self.damage.push(Damage::of_whole(&manifest.dataset, &manifest.id, error_chain(&error)));
+                self.damage.push(Damage::of_whole(
+                    &manifest.dataset,
+                    &manifest.id,
+                    error_chain(&error),
+                ));
                 Ok(false)
             }
             RunError::Store(ref store) if is_damage(store.kind) => Ok(false),
@@ -122,9 +159,20 @@ impl Reader<'_> {
         }
     }
 
-    async fn hash(&mut self, manifest: &Manifest, chunk: &ChunkEntry, known: &[Damage]) -> Result<(), RunError> {
-        let Some(key) = chunk_key(manifest, chunk) else { return Ok(()) };
-        if known.iter().chain(&self.damage).any(|damage| damage.key == key.as_str()) {
+    async fn hash(
+        &mut self,
+        manifest: &Manifest,
+        chunk: &ChunkEntry,
+        known: &[Damage],
+    ) -> Result<(), RunError> {
+        let Some(key) = chunk_key(manifest, chunk) else {
+            return Ok(());
+        };
+        if known
+            .iter()
+            .chain(&self.damage)
+            .any(|damage| damage.key == key.as_str())
+        {
             return Ok(());
         }
         let reason = match self.blake3_of(&key, chunk.sealed_bytes).await {
@@ -132,13 +180,24 @@ impl Reader<'_> {
                 self.report.chunks += 1;
                 self.report.bytes += chunk.sealed_bytes;
                 let differs = actual != chunk.blake3;
-                differs.then(|| format!("its BLAKE3 is {actual}, and the manifest says {}", chunk.blake3))
+                differs.then(|| {
+                    format!(
+                        "its BLAKE3 is {actual}, and the manifest says {}",
+                        chunk.blake3
+                    )
+                })
             }
-            Err(RunError::Store(error)) if error.kind == StoreErrorKind::NotFound => Some(super::MISSING.to_owned()),
-            Err(RunError::Store(error)) if error.kind == StoreErrorKind::Corrupt => Some(error_chain(&error)),
+            Err(RunError::Store(error)) if error.kind == StoreErrorKind::NotFound => {
+                Some(super::MISSING.to_owned())
+            }
+            Err(RunError::Store(error)) if error.kind == StoreErrorKind::Corrupt => {
+                Some(error_chain(&error))
+            }
             Err(error) => return Err(error),
         };
-        self.damage.extend(reason.map(|reason| Damage::new(key.to_string(), Some(manifest.id.clone()), reason)));
+        self.damage.extend(
+            reason.map(|reason| Damage::new(key.to_string(), Some(manifest.id.clone()), reason)),
+        );
         Ok(())
     }
 
@@ -160,16 +219,24 @@ impl Reader<'_> {
                 hasher
             });
             hasher = hashed.await.map_err(|_| {
-                RunError::refused("a thread that hashes panicked", "this is a defect: please report it")
+                RunError::refused(
+                    "a thread that hashes panicked",
+                    "this is a defect: please report it",
+                )
             })?;
         }
         Ok(hasher.finalize().into())
     }
 }
 
-/// Whether one of the identities is among the recipients: a key for something else would find damage everywhere.
+/// Whether one of the identities is among the recipients: a key for something else would find
+/// damage everywhere.
 fn opens(keys: &KeyFile, manifest: &Manifest) -> bool {
-    keys.identities.iter().any(|identity| manifest.recipients.contains(&identity.to_public().to_string()))
+    keys.identities.iter().any(|identity| {
+        manifest
+            .recipients
+            .contains(&identity.to_public().to_string())
+    })
 }
 
 fn is_damage(kind: StoreErrorKind) -> bool {

@@ -12,19 +12,33 @@ impl Shared {
         let rights = Rights {
             may: session.rights.capabilities.clone(),
             buckets: session.rights.buckets.as_ref().map(|buckets| {
-                buckets.iter().map(|bucket| bucket.name.clone().unwrap_or_else(|| bucket.id.clone())).collect()
+                buckets
+                    .iter()
+                    .map(|bucket| bucket.name.clone().unwrap_or_else(|| bucket.id.clone()))
+                    .collect()
             }),
             prefix: session.rights.name_prefix.clone(),
         };
         if !session.may("listBuckets") {
-            return Ok(untold("the application key lacks listBuckets".to_owned(), rights));
+            return Ok(untold(
+                "the application key lacks listBuckets".to_owned(),
+                rights,
+            ));
         }
-        let bucket = self.with_session(|session| async move { self.look_up_bucket(&session).await }).await;
+        let bucket = self
+            .with_session(|session| async move { self.look_up_bucket(&session).await })
+            .await;
         match bucket {
             Ok(bucket) => Ok(BucketFacts {
                 visibility: visibility(&bucket),
                 object_lock: object_lock(&bucket),
-                lifecycle: Told::Is(bucket.lifecycle_rules.iter().filter_map(|rule| self.rule(rule)).collect()),
+                lifecycle: Told::Is(
+                    bucket
+                        .lifecycle_rules
+                        .iter()
+                        .filter_map(|rule| self.rule(rule))
+                        .collect(),
+                ),
                 rights: Told::Is(rights),
             }),
             Err(cause) if cause.is_transient() => Err(failed(cause)),
@@ -42,7 +56,9 @@ impl Shared {
             partial: false,
             unfinished_days: rule.days_from_starting_to_canceling_unfinished_large_files,
             hidden_days: rule.days_from_hiding_to_deleting,
-            expires: rule.days_from_uploading_to_hiding.map(|days| format!("{days} days")),
+            expires: rule
+                .days_from_uploading_to_hiding
+                .map(|days| format!("{days} days")),
             moves_to: None,
         })
     }
@@ -68,9 +84,11 @@ fn visibility(bucket: &Bucket) -> Told<String> {
 
 fn object_lock(bucket: &Bucket) -> Told<bool> {
     match &bucket.file_lock_configuration {
-        Some(lock) if lock.is_client_authorized_to_read => {
-            Told::Is(lock.value.as_ref().is_some_and(|lock| lock.is_file_lock_enabled))
-        }
+        Some(lock) if lock.is_client_authorized_to_read => Told::Is(
+            lock.value
+                .as_ref()
+                .is_some_and(|lock| lock.is_file_lock_enabled),
+        ),
         _ => Told::Untold("the application key lacks readBucketRetentions".to_owned()),
     }
 }

@@ -54,7 +54,11 @@ impl From<reqwest::Error> for Cause {
             () if error.is_decode() => Stage::Reading,
             () => Stage::Transport,
         };
-        Self { stage, text: chain_text(&error), ..Self::ours(StoreErrorKind::Unavailable, "") }
+        Self {
+            stage,
+            text: chain_text(&error),
+            ..Self::ours(StoreErrorKind::Unavailable, "")
+        }
     }
 }
 
@@ -62,20 +66,38 @@ impl Cause {
     /// Something that we found, not the store.
     pub(super) fn ours(kind: StoreErrorKind, text: impl Into<String>) -> Self {
         let (stage, text) = (Stage::Ours(kind), text.into());
-        Self { stage, status: None, code: String::new(), text, retry_after: None, hint: None }
+        Self {
+            stage,
+            status: None,
+            code: String::new(),
+            text,
+            retry_after: None,
+            hint: None,
+        }
     }
 
     /// A refusal: `body` is what came with it, the JSON of B2 or whatever stands between it and us.
     pub(super) fn refused(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
         let refusal: Refusal = serde_json::from_slice(body).unwrap_or_default();
         let (stage, status) = (Stage::Refused, Some(status));
-        Self { stage, status, code: refusal.code, text: refusal.message, retry_after, hint: None }
+        Self {
+            stage,
+            status,
+            code: refusal.code,
+            text: refusal.message,
+            retry_after,
+            hint: None,
+        }
     }
 
     /// An answer of success that makes no sense.
     pub(super) fn unreadable(error: &dyn Error) -> Self {
         let text = format!("the answer cannot be read: {}", chain_text(error));
-        Self { stage: Stage::Reading, text, ..Self::ours(StoreErrorKind::Unavailable, "") }
+        Self {
+            stage: Stage::Reading,
+            text,
+            ..Self::ours(StoreErrorKind::Unavailable, "")
+        }
     }
 
     pub(super) fn with_hint(mut self, hint: impl Into<String>) -> Self {
@@ -85,18 +107,23 @@ impl Cause {
 
     /// The token is over, that of the account or that of an upload URL.
     pub(super) fn is_token(&self) -> bool {
-        self.stage == Stage::Refused && matches!(self.code.as_str(), "expired_auth_token" | "bad_auth_token")
+        self.stage == Stage::Refused
+            && matches!(self.code.as_str(), "expired_auth_token" | "bad_auth_token")
     }
 
     /// There is no such file any more, in the many words that B2 has for it.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(self.code.as_str(), "file_not_present" | "no_such_file" | "not_found") || self.status == Some(404)
+        matches!(
+            self.code.as_str(),
+            "file_not_present" | "no_such_file" | "not_found"
+        ) || self.status == Some(404)
     }
 
     /// The bytes changed on the way: to be sent again.
     pub(super) fn is_garbled(&self) -> bool {
         let text = self.text.to_ascii_lowercase();
-        self.status == Some(400) && (text.contains("sha1 did not match") || text.contains("checksum did not match"))
+        self.status == Some(400)
+            && (text.contains("sha1 did not match") || text.contains("checksum did not match"))
     }
 
     /// The same call may work if it is made again.
@@ -110,13 +137,18 @@ impl Cause {
 
     /// An upload that failed so goes through another URL.
     pub(super) fn wants_new_url(&self) -> bool {
-        self.is_transient() || self.is_token() || self.is_garbled() || self.code == "auth_token_limit"
+        self.is_transient()
+            || self.is_token()
+            || self.is_garbled()
+            || self.code == "auth_token_limit"
     }
 
-    /// The store may have done what was asked, though it did not say so. (503 is B2's way to say "elsewhere".)
+    /// The store may have done what was asked, though it did not say so. (503 is B2's way to say
+    /// "elsewhere".)
     pub(super) fn is_ambiguous(&self) -> bool {
         let answered = matches!(self.status, Some(..500 | 503));
-        matches!(self.stage, Stage::Transport | Stage::Reading) || (self.stage == Stage::Refused && !answered)
+        matches!(self.stage, Stage::Transport | Stage::Reading)
+            || (self.stage == Stage::Refused && !answered)
     }
 
     /// The kind, for callers to branch on.
@@ -195,7 +227,8 @@ impl fmt::Display for Cause {
             (code, "") => f.write_str(code)?,
             (code, text) => write!(f, "{code}: {text}")?,
         }
-        self.status.map_or(Ok(()), |status| write!(f, " (HTTP {status})"))
+        self.status
+            .map_or(Ok(()), |status| write!(f, " (HTTP {status})"))
     }
 }
 
@@ -221,19 +254,48 @@ mod tests {
             (403, "access_denied", "", Denied, false, false, false),
             (400, "bad_bucket_id", "", NotFound, false, false, false),
             (400, "auth_token_limit", "", Invalid, false, true, false),
-            (400, "bad_request", "Sha1 did not match data received", Corrupt, false, true, false),
+            (
+                400,
+                "bad_request",
+                "Sha1 did not match data received",
+                Corrupt,
+                false,
+                true,
+                false,
+            ),
             (400, "part_sha1_mismatch", "", Corrupt, false, false, false),
             (400, "bad_request", "no", Invalid, false, false, false),
             (404, "not_found", "", NotFound, false, false, false),
             (408, "request_timeout", "", Unavailable, true, true, false),
-            (416, "range_not_satisfiable", "", Corrupt, false, false, false),
+            (
+                416,
+                "range_not_satisfiable",
+                "",
+                Corrupt,
+                false,
+                false,
+                false,
+            ),
             (429, "too_many_requests", "", Throttled, true, true, false),
             (500, "internal_error", "", Unavailable, true, true, true),
-            (503, "service_unavailable", "", Unavailable, true, true, false),
+            (
+                503,
+                "service_unavailable",
+                "",
+                Unavailable,
+                true,
+                true,
+                false,
+            ),
         ] {
             let cause = refused(status, code, text);
             assert_eq!(
-                (cause.kind(), cause.is_transient(), cause.wants_new_url(), cause.is_ambiguous()),
+                (
+                    cause.kind(),
+                    cause.is_transient(),
+                    cause.wants_new_url(),
+                    cause.is_ambiguous()
+                ),
                 (kind, transient, new_url, ambiguous),
                 "{status} {code}"
             );
@@ -243,22 +305,55 @@ mod tests {
     #[test]
     fn hints_say_what_to_do() {
         for (cause, api, part) in [
-            (refused(401, "unauthorized", ""), "b2_delete_file_version", "deleteFiles"),
-            (refused(401, "unauthorized", ""), "b2_get_upload_url", "writeFiles"),
-            (refused(401, "unauthorized", ""), AUTHORIZE, "does not accept"),
-            (refused(401, "bad_auth_token", ""), AUTHORIZE, "does not accept"),
-            (refused(403, "storage_cap_exceeded", ""), "b2_upload_file", "Caps & Alerts"),
-            (Cause::ours(StoreErrorKind::Denied, "x").with_hint("do y"), AUTHORIZE, "do y"),
+            (
+                refused(401, "unauthorized", ""),
+                "b2_delete_file_version",
+                "deleteFiles",
+            ),
+            (
+                refused(401, "unauthorized", ""),
+                "b2_get_upload_url",
+                "writeFiles",
+            ),
+            (
+                refused(401, "unauthorized", ""),
+                AUTHORIZE,
+                "does not accept",
+            ),
+            (
+                refused(401, "bad_auth_token", ""),
+                AUTHORIZE,
+                "does not accept",
+            ),
+            (
+                refused(403, "storage_cap_exceeded", ""),
+                "b2_upload_file",
+                "Caps & Alerts",
+            ),
+            (
+                Cause::ours(StoreErrorKind::Denied, "x").with_hint("do y"),
+                AUTHORIZE,
+                "do y",
+            ),
         ] {
             let hint = cause.hint(api, "https://e").unwrap();
             assert!(hint.contains(part), "{hint}");
         }
-        assert_eq!(refused(500, "internal_error", "").hint(AUTHORIZE, "https://e"), None);
+        assert_eq!(
+            refused(500, "internal_error", "").hint(AUTHORIZE, "https://e"),
+            None
+        );
     }
 
     #[test]
     fn text_names_code_and_status() {
-        assert_eq!(refused(400, "bad_request", "what").to_string(), "bad_request: what (HTTP 400)");
-        assert_eq!(Cause::refused(502, b"<html>", None).to_string(), "the store refused without a word (HTTP 502)");
+        assert_eq!(
+            refused(400, "bad_request", "what").to_string(),
+            "bad_request: what (HTTP 400)"
+        );
+        assert_eq!(
+            Cause::refused(502, b"<html>", None).to_string(),
+            "the store refused without a word (HTTP 502)"
+        );
     }
 }

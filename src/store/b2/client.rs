@@ -1,8 +1,8 @@
 //! Calls: the HTTP client, the account's session, and which failures are tried again.
 //!
-//! A session is opened by the first call and again when its token is over, by one task while the others wait. A token
-//! that is over is no failure; a missing capability is one at once; what is transient is tried again with pauses that
-//! double, or as long as the store says.
+//! A session is opened by the first call and again when its token is over, by one task while the
+//! others wait. A token that is over is no failure; a missing capability is one at once; what is
+//! transient is tried again with pauses that double, or as long as the store says.
 
 use super::cause::{AUTHORIZE, Cause, Stage};
 use super::messages::{Authorized, Bucket, Buckets, Rights, UploadUrl};
@@ -25,7 +25,8 @@ use tokio::time::sleep;
 
 /// One call is tried this often before its failure is ours.
 pub(super) const TRIES_MAX: u32 = 6;
-/// How often one call finds that its token is over: once, and once more when another task renewed it with the same fate.
+/// How often one call finds that its token is over: once, and once more when another task renewed
+/// it with the same fate.
 const RENEWALS_MAX: u32 = 3;
 /// Nobody is waited for longer than this between two tries.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
@@ -65,7 +66,10 @@ impl UrlPool {
     }
 
     fn give_back(&self, url: UploadUrl) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(url);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(url);
     }
 }
 
@@ -76,13 +80,17 @@ pub(super) struct Pauses {
 
 impl Pauses {
     pub(super) fn new(settings: &B2Settings) -> Self {
-        Self { next: settings.pause_first }
+        Self {
+            next: settings.pause_first,
+        }
     }
 
     /// Waits, at least as long as the store asked.
     pub(super) async fn wait(&mut self, cause: &Cause) {
         let chance = random_u64().unwrap_or(0) % 256;
-        let jitter = self.next.mul_f64(f64::from(u8::try_from(chance).unwrap_or(0)) / 512.0);
+        let jitter = self
+            .next
+            .mul_f64(f64::from(u8::try_from(chance).unwrap_or(0)) / 512.0);
         let pause = (self.next + jitter).max(cause.retry_after.unwrap_or_default());
         self.next *= 2;
         sleep(pause.min(PAUSE_MAX)).await;
@@ -96,7 +104,8 @@ pub(super) fn build_http(settings: &B2Settings) -> Result<Client, Cause> {
         .connect_timeout(CONNECT_LIMIT)
         .redirect(Policy::none())
         .retry(reqwest::retry::never());
-    // Where nothing is encrypted nobody need be believed, and a host without root certificates will do.
+    // Where nothing is encrypted nobody need be believed, and a host without root certificates will
+    // do.
     let builder = match settings.endpoint().starts_with("http://") {
         true => builder.tls_certs_only([]),
         false if rustls_native_certs::load_native_certs().certs.is_empty() => {
@@ -122,7 +131,9 @@ impl Shared {
             tries_left -= 1;
             match self.open_session().await {
                 Ok(session) => return Ok(Arc::clone(held.insert(Arc::new(session)))),
-                Err(cause) if (cause.is_transient() || cause.is_token()) && tries_left > 0 => pauses.wait(&cause).await,
+                Err(cause) if (cause.is_transient() || cause.is_token()) && tries_left > 0 => {
+                    pauses.wait(&cause).await
+                }
                 Err(cause) => return Err(cause),
             }
         }
@@ -131,14 +142,19 @@ impl Shared {
     /// Forgets a session whose token is over, unless another task has renewed it already.
     async fn forget(&self, stale: &Arc<Session>) {
         let mut held = self.session.lock().await;
-        if held.as_ref().is_some_and(|session| Arc::ptr_eq(session, stale)) {
+        if held
+            .as_ref()
+            .is_some_and(|session| Arc::ptr_eq(session, stale))
+        {
             *held = None;
         }
     }
 
     /// Whether another key can be tried than the one of this session, which is forgotten then.
     async fn renewed(&self, refused: &Arc<Session>) -> bool {
-        let other = self.credentials().is_some_and(|now| now.application_key_id != refused.key_id);
+        let other = self
+            .credentials()
+            .is_some_and(|now| now.application_key_id != refused.key_id);
         let renewed = other || self.read_again().await;
         if renewed {
             self.forget(refused).await;
@@ -147,17 +163,30 @@ impl Shared {
     }
 
     fn credentials(&self) -> Option<B2Credentials> {
-        self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Reads the application key again: whether it is another one now.
     async fn read_again(&self) -> bool {
-        let Some(renew) = &self.settings.renew else { return false };
-        let Some(new) = renew.read().await else { return false };
-        let mut held = self.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(renew) = &self.settings.renew else {
+            return false;
+        };
+        let Some(new) = renew.read().await else {
+            return false;
+        };
+        let mut held = self
+            .credentials
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let changed = held.as_ref() != Some(&new);
         if changed {
-            tracing::info!(store = self.url, "B2 refused the application key, and there is a new one");
+            tracing::info!(
+                store = self.url,
+                "B2 refused the application key, and there is a new one"
+            );
             *held = Some(new);
         }
         changed
@@ -165,15 +194,23 @@ impl Shared {
 
     async fn open_session(&self) -> Result<Session, Cause> {
         let (version, authorized) = match self.authorize().await {
-            Err(cause) if cause.status == Some(401) && self.read_again().await => self.authorize().await?,
+            Err(cause) if cause.status == Some(401) && self.read_again().await => {
+                self.authorize().await?
+            }
             authorized => authorized?,
         };
-        let key_id = self.credentials().map(|held| held.application_key_id).unwrap_or_default();
+        let key_id = self
+            .credentials()
+            .map(|held| held.application_key_id)
+            .unwrap_or_default();
         let (account_id, token, storage, rights) = authorized.into_storage()?;
         if (self.settings.part_bytes as u64) < storage.absolute_minimum_part_size {
             let (have, min) = (self.settings.part_bytes, storage.absolute_minimum_part_size);
-            let text = format!("parts of {have} bytes are below the smallest that this account takes, {min}");
-            return Err(Cause::ours(StoreErrorKind::Invalid, text).with_hint("raise `part_size` under [b2]"));
+            let text = format!(
+                "parts of {have} bytes are below the smallest that this account takes, {min}"
+            );
+            return Err(Cause::ours(StoreErrorKind::Invalid, text)
+                .with_hint("raise `part_size` under [b2]"));
         }
         self.check_prefix(&rights)?;
         self.check_address("apiUrl", &storage.api_url)?;
@@ -206,22 +243,34 @@ impl Shared {
         let mut unknown = None;
         for version in API_VERSIONS {
             let url = format!("{}/b2api/{version}/{AUTHORIZE}", self.settings.endpoint());
-            let call =
-                self.http.get(url).basic_auth(&credentials.application_key_id, Some(&credentials.application_key));
+            let call = self.http.get(url).basic_auth(
+                &credentials.application_key_id,
+                Some(&credentials.application_key),
+            );
             match self.send(call, 0).await {
                 Ok(authorized) => return Ok((version, authorized)),
                 Err(cause) if cause.status == Some(404) => unknown = Some(cause),
                 Err(cause) if cause.status == Some(401) => {
                     let hint = cause.hint(AUTHORIZE, self.settings.endpoint());
-                    return Err(Cause { stage: Stage::Ours(StoreErrorKind::Denied), hint, ..cause });
+                    return Err(Cause {
+                        stage: Stage::Ours(StoreErrorKind::Denied),
+                        hint,
+                        ..cause
+                    });
                 }
                 Err(cause) => return Err(cause),
             }
         }
-        Err(unknown.unwrap_or_else(|| Cause::ours(StoreErrorKind::Unsupported, "no version of the API is known")))
+        Err(unknown.unwrap_or_else(|| {
+            Cause::ours(
+                StoreErrorKind::Unsupported,
+                "no version of the API is known",
+            )
+        }))
     }
 
-    /// An address in an answer must be as safe as the one that was configured: the token goes there.
+    /// An address in an answer must be as safe as the one that was configured: the token goes
+    /// there.
     fn check_address(&self, field: &str, address: &str) -> Result<(), Cause> {
         let endpoint = self.settings.endpoint();
         if is_as_safe(endpoint, address) {
@@ -229,23 +278,44 @@ impl Shared {
         }
         // Without the path: an upload URL is a secret.
         let scheme = address.split("://").next().unwrap_or_default();
-        let scheme: String = scheme.chars().filter(char::is_ascii_alphanumeric).take(10).collect();
-        let text =
-            format!("the {field} that B2 gives begins with {scheme:?} and not with {ENCRYPTED}, as {endpoint} does");
-        let hint =
-            "somebody may have changed the answer: check `endpoint` under [b2], and any proxy between this host and B2";
+        let scheme: String = scheme
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .take(10)
+            .collect();
+        let text = format!(
+            "the {field} that B2 gives begins with {scheme:?} and not with {ENCRYPTED}, as {endpoint} does"
+        );
+        let hint = "somebody may have changed the answer: check `endpoint` under [b2], and any proxy between this host and B2";
         Err(Cause::ours(StoreErrorKind::Corrupt, text).with_hint(hint))
     }
 
-    /// Returns the time by B2's clock: the date of any answer, even a refusal. Sends no credentials.
+    /// Returns the time by B2's clock: the date of any answer, even a refusal. Sends no
+    /// credentials.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, Cause> {
-        let url = format!("{}/b2api/{}/{AUTHORIZE}", self.settings.endpoint(), API_VERSIONS[0]);
+        let url = format!(
+            "{}/b2api/{}/{AUTHORIZE}",
+            self.settings.endpoint(),
+            API_VERSIONS[0]
+        );
         let mut pauses = Pauses::new(&self.settings);
         let mut tries_left = TRIES_MAX;
         loop {
             tries_left -= 1;
-            match self.http.get(&url).timeout(self.settings.attempt_limit(0)).send().await.map_err(Cause::from) {
-                Ok(answer) => return Ok(answer.headers().get(DATE).and_then(|date| http_date(date.to_str().ok()?))),
+            match self
+                .http
+                .get(&url)
+                .timeout(self.settings.attempt_limit(0))
+                .send()
+                .await
+                .map_err(Cause::from)
+            {
+                Ok(answer) => {
+                    return Ok(answer
+                        .headers()
+                        .get(DATE)
+                        .and_then(|date| http_date(date.to_str().ok()?)));
+                }
                 Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
                 Err(cause) => return Err(cause),
             }
@@ -254,10 +324,15 @@ impl Shared {
 
     /// A key may be for names that begin in some way; ours must begin so.
     fn check_prefix(&self, rights: &Rights) -> Result<(), Cause> {
-        match rights.name_prefix.as_deref().filter(|allowed| !self.prefix.starts_with(allowed)) {
+        match rights
+            .name_prefix
+            .as_deref()
+            .filter(|allowed| !self.prefix.starts_with(allowed))
+        {
             None => Ok(()),
             Some(allowed) => {
-                let text = format!("this application key is only for names that begin with {allowed:?}");
+                let text =
+                    format!("this application key is only for names that begin with {allowed:?}");
                 let hint = "correct the prefix in `remote`, or make an application key for it";
                 Err(Cause::ours(StoreErrorKind::Denied, text).with_hint(hint))
             }
@@ -268,25 +343,35 @@ impl Shared {
     async fn find_bucket(&self, session: &Session) -> Result<String, Cause> {
         let name = &self.settings.bucket;
         if let Some(buckets) = &session.rights.buckets {
-            let found = buckets.iter().find(|bucket| bucket.name.as_ref() == Some(name));
+            let found = buckets
+                .iter()
+                .find(|bucket| bucket.name.as_ref() == Some(name));
             return found.map(|bucket| bucket.id.clone()).ok_or_else(|| {
                 let text = format!("this application key is not for the bucket {name:?}, or there is no such bucket");
                 let hint = "correct `remote`, or make an application key for this bucket";
                 Cause::ours(StoreErrorKind::Denied, text).with_hint(hint)
             });
         }
-        self.look_up_bucket(session).await.map(|bucket| bucket.bucket_id)
+        self.look_up_bucket(session)
+            .await
+            .map(|bucket| bucket.bucket_id)
     }
 
     /// The bucket as B2 describes it.
     pub(super) async fn look_up_bucket(&self, session: &Session) -> Result<Bucket, Cause> {
         let name = &self.settings.bucket;
         let body = json!({"accountId": session.account_id, "bucketName": name});
-        let listed: Buckets = self.post_json(session, "b2_list_buckets", &body).await.map_err(|cause| {
-            let hint = cause.hint("b2_list_buckets", self.settings.endpoint());
-            Cause { hint, ..cause }
-        })?;
-        let found = listed.buckets.into_iter().find(|bucket| bucket.bucket_name == *name);
+        let listed: Buckets = self
+            .post_json(session, "b2_list_buckets", &body)
+            .await
+            .map_err(|cause| {
+                let hint = cause.hint("b2_list_buckets", self.settings.endpoint());
+                Cause { hint, ..cause }
+            })?;
+        let found = listed
+            .buckets
+            .into_iter()
+            .find(|bucket| bucket.bucket_name == *name);
         found.ok_or_else(|| {
             let hint = format!("create the bucket {name:?}, or correct `remote`");
             Cause::ours(StoreErrorKind::NotFound, "there is no such bucket").with_hint(hint)
@@ -317,11 +402,17 @@ impl Shared {
         body: impl Fn(&Session) -> Value + Sync,
     ) -> Result<T, Cause> {
         let body = &body;
-        self.with_session(|session| async move { self.post_json(&session, api, &body(&session)).await }).await
+        self.with_session(
+            |session| async move { self.post_json(&session, api, &body(&session)).await },
+        )
+        .await
     }
 
     /// Does what needs a session, with a new one when the token is over.
-    pub(super) async fn with_session<T, F>(&self, work: impl Fn(Arc<Session>) -> F) -> Result<T, Cause>
+    pub(super) async fn with_session<T, F>(
+        &self,
+        work: impl Fn(Arc<Session>) -> F,
+    ) -> Result<T, Cause>
     where
         F: Future<Output = Result<T, Cause>>,
     {
@@ -334,7 +425,11 @@ impl Shared {
                     self.forget(&session).await;
                 }
                 // It may be the right of another key, which is in the file by now.
-                Err(cause) if cause.status == Some(401) && renewals_left > 0 && self.renewed(&session).await => {
+                Err(cause)
+                    if cause.status == Some(401)
+                        && renewals_left > 0
+                        && self.renewed(&session).await =>
+                {
                     renewals_left -= 1;
                 }
                 ended => return ended,
@@ -342,14 +437,23 @@ impl Shared {
         }
     }
 
-    async fn post_json<T: DeserializeOwned>(&self, session: &Session, api: &str, body: &Value) -> Result<T, Cause> {
+    async fn post_json<T: DeserializeOwned>(
+        &self,
+        session: &Session,
+        api: &str,
+        body: &Value,
+    ) -> Result<T, Cause> {
         let url = format!("{}/b2api/{}/{api}", session.api_url, session.version);
-        let call = self.http.post(url).header(AUTHORIZATION, &session.token).body(body.to_string());
+        let call = self
+            .http
+            .post(url)
+            .header(AUTHORIZATION, &session.token)
+            .body(body.to_string());
         self.send(call, 0).await
     }
 
-    /// Uploads through a URL of the pool, or a new one: `get` is the call that gives one, for `file` where it is for
-    /// parts. The URL goes back only when it worked.
+    /// Uploads through a URL of the pool, or a new one: `get` is the call that gives one, for
+    /// `file` where it is for parts. The URL goes back only when it worked.
     pub(super) async fn post_bytes<T: DeserializeOwned>(
         &self,
         pool: &UrlPool,
@@ -362,9 +466,15 @@ impl Shared {
             None => self.new_url(get).await?,
         };
         let len = bytes.len() as u64;
-        let call = self.http.post(&url.upload_url).header(AUTHORIZATION, &url.authorization_token);
+        let call = self
+            .http
+            .post(&url.upload_url)
+            .header(AUTHORIZATION, &url.authorization_token);
         // Said even of an empty body, of which the client would say nothing: B2 wants it always.
-        let call = call.header(CONTENT_LENGTH, len).headers(headers).body(self.body(bytes));
+        let call = call
+            .header(CONTENT_LENGTH, len)
+            .headers(headers)
+            .body(self.body(bytes));
         let stored = self.send(call, len).await?;
         pool.give_back(url);
         Ok(stored)
@@ -388,14 +498,24 @@ impl Shared {
         Ok(url)
     }
 
-    /// Sends a request that moves `bytes` and reads the answer, both within the limit of one attempt.
-    async fn send<T: DeserializeOwned>(&self, call: RequestBuilder, bytes: u64) -> Result<T, Cause> {
-        let answer = call.timeout(self.settings.attempt_limit(bytes)).send().await?;
+    /// Sends a request that moves `bytes` and reads the answer, both within the limit of one
+    /// attempt.
+    async fn send<T: DeserializeOwned>(
+        &self,
+        call: RequestBuilder,
+        bytes: u64,
+    ) -> Result<T, Cause> {
+        let answer = call
+            .timeout(self.settings.attempt_limit(bytes))
+            .send()
+            .await?;
         if !answer.status().is_success() {
             return Err(read_refusal(answer).await);
         }
         let body = read_at_most(answer, ANSWER_BYTES_MAX).await?.map_err(|_| {
-            let text = format!("the answer has more than the {ANSWER_BYTES_MAX} bytes that such an answer may have");
+            let text = format!(
+                "the answer has more than the {ANSWER_BYTES_MAX} bytes that such an answer may have"
+            );
             Cause::ours(StoreErrorKind::Corrupt, text)
         })?;
         serde_json::from_slice(&body).map_err(|error| Cause::unreadable(&error))
@@ -409,10 +529,13 @@ impl Shared {
     }
 }
 
-/// Whether requests to `address` are as safe as requests to `endpoint`: encrypted, unless the endpoint is not.
+/// Whether requests to `address` are as safe as requests to `endpoint`: encrypted, unless the
+/// endpoint is not.
 fn is_as_safe(endpoint: &str, address: &str) -> bool {
-    let has =
-        |text: &str, scheme: &str| text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let has = |text: &str, scheme: &str| {
+        text.get(..scheme.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
     has(address, ENCRYPTED) || (has(endpoint, PLAIN) && has(address, PLAIN))
 }
 
@@ -429,7 +552,10 @@ pub(super) async fn read_refusal(answer: Response) -> Cause {
 struct TooLong(Vec<u8>);
 
 /// Reads a body that may have at most `bytes_max`, however long the store says that it is.
-async fn read_at_most(mut answer: Response, bytes_max: u64) -> Result<Result<Vec<u8>, TooLong>, reqwest::Error> {
+async fn read_at_most(
+    mut answer: Response,
+    bytes_max: u64,
+) -> Result<Result<Vec<u8>, TooLong>, reqwest::Error> {
     let mut body = Vec::new();
     while let Some(piece) = answer.chunk().await? {
         if (body.len() + piece.len()) as u64 > bytes_max {
@@ -442,7 +568,14 @@ async fn read_at_most(mut answer: Response, bytes_max: u64) -> Result<Result<Vec
 
 /// How long the store wants to be left alone, where it says so in seconds.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    headers
+        .get(RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
 }
 
 #[cfg(test)]
@@ -452,11 +585,31 @@ mod tests {
     #[test]
     fn a_token_goes_in_clear_only_where_the_endpoint_itself_is_not_encrypted() {
         for (endpoint, address, safe) in [
-            ("https://api.backblazeb2.com", "https://api005.backblazeb2.com", true),
-            ("https://api.backblazeb2.com", "HTTPS://api005.backblazeb2.com", true),
-            ("https://api.backblazeb2.com", "http://api005.backblazeb2.com", false),
-            ("HTTPS://api.backblazeb2.com", "http://api005.backblazeb2.com", false),
-            ("https://api.backblazeb2.com", "ftp://api005.backblazeb2.com", false),
+            (
+                "https://api.backblazeb2.com",
+                "https://api005.backblazeb2.com",
+                true,
+            ),
+            (
+                "https://api.backblazeb2.com",
+                "HTTPS://api005.backblazeb2.com",
+                true,
+            ),
+            (
+                "https://api.backblazeb2.com",
+                "http://api005.backblazeb2.com",
+                false,
+            ),
+            (
+                "HTTPS://api.backblazeb2.com",
+                "http://api005.backblazeb2.com",
+                false,
+            ),
+            (
+                "https://api.backblazeb2.com",
+                "ftp://api005.backblazeb2.com",
+                false,
+            ),
             ("https://api.backblazeb2.com", "", false),
             ("http://127.0.0.1:4000", "http://127.0.0.1:4000", true),
             ("http://127.0.0.1:4000", "https://127.0.0.1:4000", true),

@@ -16,19 +16,33 @@ const CANCEL: &str = "b2_cancel_large_file";
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 
 impl Shared {
-    /// Deletes the oldest version first: whatever stops this half-way, people see what they saw before.
+    /// Deletes the oldest version first: whatever stops this half-way, people see what they saw
+    /// before.
     pub(super) async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         let operation = "delete";
         let versions = self.versions(operation, key).await?;
-        let ended: Vec<FileVersion> =
-            versions.into_iter().filter(|file| file.is_upload() || file.is_hidden_marker()).collect();
-        let Some(newest) = ended.first() else { return Ok(()) };
-        let session = self.session().await.map_err(|cause| self.failed(operation, DELETE, key.as_str(), cause))?;
+        let ended: Vec<FileVersion> = versions
+            .into_iter()
+            .filter(|file| file.is_upload() || file.is_hidden_marker())
+            .collect();
+        let Some(newest) = ended.first() else {
+            return Ok(());
+        };
+        let session = self
+            .session()
+            .await
+            .map_err(|cause| self.failed(operation, DELETE, key.as_str(), cause))?;
         if !session.may("deleteFiles") {
-            return if newest.is_hidden_marker() { Ok(()) } else { self.hide(key).await };
+            return if newest.is_hidden_marker() {
+                Ok(())
+            } else {
+                self.hide(key).await
+            };
         }
         for version in ended.iter().rev() {
-            self.delete_version(version).await.map_err(|cause| self.failed(operation, DELETE, key.as_str(), cause))?;
+            self.delete_version(version)
+                .await
+                .map_err(|cause| self.failed(operation, DELETE, key.as_str(), cause))?;
         }
         Ok(())
     }
@@ -54,15 +68,21 @@ impl Shared {
         }
         let failed = |cause| self.failed("hide", HIDE, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
-        match self.call::<Ignored>(HIDE, |session| json!({"bucketId": session.bucket_id, "fileName": name})).await {
+        match self
+            .call::<Ignored>(
+                HIDE,
+                |session| json!({"bucketId": session.bucket_id, "fileName": name}),
+            )
+            .await
+        {
             Ok(Ignored {}) => Ok(()),
             Err(cause) if cause.is_gone() || cause.code == "already_hidden" => Ok(()),
             Err(cause) => Err(failed(cause)),
         }
     }
 
-    /// Gives a large file up, within a time limit. One that is gone is no error; whether it is gone is looked at, since
-    /// B2 has no word of its own for that.
+    /// Gives a large file up, within a time limit. One that is gone is no error; whether it is gone
+    /// is looked at, since B2 has no word of its own for that.
     pub(super) async fn cancel(&self, key: &str, file_id: &str) -> Result<(), StoreError> {
         let operation = "abort upload of";
         let Ok(cancelled) = timeout(CANCEL_LIMIT, self.try_cancel(key, file_id)).await else {
@@ -73,10 +93,17 @@ impl Shared {
     }
 
     async fn try_cancel(&self, key: &str, file_id: &str) -> Result<(), Cause> {
-        match self.call::<Ignored>(CANCEL, |_| json!({"fileId": file_id})).await {
+        match self
+            .call::<Ignored>(CANCEL, |_| json!({"fileId": file_id}))
+            .await
+        {
             Ok(Ignored {}) => Ok(()),
             Err(cause) if matches!(cause.status, Some(400 | 404)) => {
-                let still_there = self.unfinished_files(key).await?.iter().any(|file| file.has_id(file_id));
+                let still_there = self
+                    .unfinished_files(key)
+                    .await?
+                    .iter()
+                    .any(|file| file.has_id(file_id));
                 if still_there { Err(cause) } else { Ok(()) }
             }
             Err(cause) => Err(cause),

@@ -19,8 +19,13 @@ const UNFINISHED_PAGE: usize = 100;
 const LIST: &str = "b2_list_file_versions";
 
 impl Shared {
-    /// All versions of exactly this key, newest first: files, hide markers, and large files that were begun.
-    pub(super) async fn versions(&self, operation: &str, key: &ObjectKey) -> Result<Vec<FileVersion>, StoreError> {
+    /// All versions of exactly this key, newest first: files, hide markers, and large files that
+    /// were begun.
+    pub(super) async fn versions(
+        &self,
+        operation: &str,
+        key: &ObjectKey,
+    ) -> Result<Vec<FileVersion>, StoreError> {
         let failed = |cause| self.failed(operation, LIST, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
         let (mut versions, mut counted) = (Vec::new(), Ok(()));
@@ -38,35 +43,66 @@ impl Shared {
     }
 
     /// The live version of a key, or `None` when there is none or it is hidden.
-    pub(super) async fn live(&self, operation: &str, key: &ObjectKey) -> Result<Option<FileVersion>, StoreError> {
-        Ok(live_of(self.versions(operation, key).await?).into_iter().next())
+    pub(super) async fn live(
+        &self,
+        operation: &str,
+        key: &ObjectKey,
+    ) -> Result<Option<FileVersion>, StoreError> {
+        Ok(live_of(self.versions(operation, key).await?)
+            .into_iter()
+            .next())
     }
 
     /// The live versions of all keys under `prefix`.
-    pub(super) async fn live_under(&self, prefix: &str) -> Result<BTreeMap<String, FileVersion>, StoreError> {
+    pub(super) async fn live_under(
+        &self,
+        prefix: &str,
+    ) -> Result<BTreeMap<String, FileVersion>, StoreError> {
         let full = format!("{}{prefix}", self.prefix);
         let mut newest: BTreeMap<String, FileVersion> = BTreeMap::new();
         let mut counted = Ok(());
         let turned = self.turn_pages(&full, PAGE_MAX, |files| {
-            for file in files.into_iter().filter(|file| file.is_upload() || file.is_hidden_marker()) {
-                newest.entry(file.file_name[self.prefix.len()..].to_owned()).or_insert(file);
+            for file in files
+                .into_iter()
+                .filter(|file| file.is_upload() || file.is_hidden_marker())
+            {
+                newest
+                    .entry(file.file_name[self.prefix.len()..].to_owned())
+                    .or_insert(file);
             }
             counted = check_count(newest.len());
             counted.is_ok()
         });
-        turned.await.map_err(|cause| self.failed("list", LIST, prefix, cause))?;
-        counted.map_err(|text| self.failed("list", LIST, prefix, Cause::ours(StoreErrorKind::Corrupt, text)))?;
+        turned
+            .await
+            .map_err(|cause| self.failed("list", LIST, prefix, cause))?;
+        counted.map_err(|text| {
+            self.failed(
+                "list",
+                LIST,
+                prefix,
+                Cause::ours(StoreErrorKind::Corrupt, text),
+            )
+        })?;
         newest.retain(|key, file| !key.is_empty() && file.is_upload());
         Ok(newest)
     }
 
-    /// Gives page after page of the live objects under `prefix`. B2 lists versions by name, the newest of each first.
-    pub(super) async fn visit_live(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
+    /// Gives page after page of the live objects under `prefix`. B2 lists versions by name, the
+    /// newest of each first.
+    pub(super) async fn visit_live(
+        &self,
+        prefix: &str,
+        take: PageVisitor<'_>,
+    ) -> Result<(), StoreError> {
         let full = format!("{}{prefix}", self.prefix);
         let mut last_name = String::new();
         let turned = self.turn_pages(&full, PAGE_MAX, |files| {
             let mut page = Vec::new();
-            for file in files.into_iter().filter(|file| file.is_upload() || file.is_hidden_marker()) {
+            for file in files
+                .into_iter()
+                .filter(|file| file.is_upload() || file.is_hidden_marker())
+            {
                 let is_newest = file.file_name != last_name;
                 last_name.clone_from(&file.file_name);
                 let key = &file.file_name[self.prefix.len()..];
@@ -76,10 +112,13 @@ impl Shared {
             }
             take(page).is_continue()
         });
-        turned.await.map_err(|cause| self.failed("list", LIST, prefix, cause))
+        turned
+            .await
+            .map_err(|cause| self.failed("list", LIST, prefix, cause))
     }
 
-    /// Gives page after page of versions whose names begin with `full`, until the end or until `take` has enough.
+    /// Gives page after page of versions whose names begin with `full`, until the end or until
+    /// `take` has enough.
     async fn turn_pages(
         &self,
         full: &str,
@@ -101,23 +140,47 @@ impl Shared {
                 body
             };
             let page: Versions = self.call(LIST, body).await?;
-            if page.files.iter().any(|file| !file.file_name.starts_with(full)) {
+            if page
+                .files
+                .iter()
+                .any(|file| !file.file_name.starts_with(full))
+            {
                 return Err(corrupt("an entry is outside the prefix that was asked"));
             }
             let more = take(page.files);
-            let Some(next) = page.next_file_name.filter(|_| more) else { return Ok(()) };
-            marks.pass(Some(format!("{next}\0{:?}", page.next_file_id))).map_err(corrupt)?;
+            let Some(next) = page.next_file_name.filter(|_| more) else {
+                return Ok(());
+            };
+            marks
+                .pass(Some(format!("{next}\0{:?}", page.next_file_id)))
+                .map_err(corrupt)?;
             (name, id) = (Some(next), page.next_file_id);
         }
     }
 
-    pub(super) async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+    pub(super) async fn unfinished(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<UnfinishedUpload>, StoreError> {
         let begun = self.unfinished_files(prefix).await;
-        let begun =
-            begun.map_err(|cause| self.failed("list unfinished uploads under", LIST_UNFINISHED, prefix, cause))?;
+        let begun = begun.map_err(|cause| {
+            self.failed(
+                "list unfinished uploads under",
+                LIST_UNFINISHED,
+                prefix,
+                cause,
+            )
+        })?;
         let upload = |file: FileVersion| {
-            let (key, started_at) = (file.file_name[self.prefix.len()..].to_owned(), file.uploaded_at());
-            Some(UnfinishedUpload { key, upload_id: file.file_id?, started_at })
+            let (key, started_at) = (
+                file.file_name[self.prefix.len()..].to_owned(),
+                file.uploaded_at(),
+            );
+            Some(UnfinishedUpload {
+                key,
+                upload_id: file.file_id?,
+                started_at,
+            })
         };
         let mut uploads: Vec<UnfinishedUpload> = begun.into_iter().filter_map(upload).collect();
         uploads.sort_unstable_by(|a, b| (&a.key, &a.upload_id).cmp(&(&b.key, &b.upload_id)));
@@ -133,7 +196,8 @@ impl Shared {
         let mut next: Option<String> = None;
         loop {
             let body = |session: &Session| {
-                let mut body = json!({"bucketId": session.bucket_id, "maxFileCount": UNFINISHED_PAGE});
+                let mut body =
+                    json!({"bucketId": session.bucket_id, "maxFileCount": UNFINISHED_PAGE});
                 // An empty prefix is left out: not every server takes it for all.
                 if !full.is_empty() {
                     body["namePrefix"] = json!(full);
@@ -144,9 +208,17 @@ impl Shared {
                 body
             };
             let page: UnfinishedFiles = self.call(LIST_UNFINISHED, body).await?;
-            files.extend(page.files.into_iter().filter(|file| file.file_name.starts_with(&full)));
-            let Some(id) = page.next_file_id else { return Ok(files) };
-            marks.pass(Some(id.clone())).map_err(|text| Cause::ours(StoreErrorKind::Corrupt, text))?;
+            files.extend(
+                page.files
+                    .into_iter()
+                    .filter(|file| file.file_name.starts_with(&full)),
+            );
+            let Some(id) = page.next_file_id else {
+                return Ok(files);
+            };
+            marks
+                .pass(Some(id.clone()))
+                .map_err(|text| Cause::ours(StoreErrorKind::Corrupt, text))?;
             next = Some(id);
         }
     }
@@ -154,10 +226,14 @@ impl Shared {
 
 const LIST_UNFINISHED: &str = "b2_list_unfinished_large_files";
 
-/// The files among the versions of one name that no hide marker covers, newest first. The first one is what people
-/// get; those behind it come up again when it is deleted.
+/// The files among the versions of one name that no hide marker covers, newest first. The first one
+/// is what people get; those behind it come up again when it is deleted.
 pub(super) fn live_of(versions: Vec<FileVersion>) -> Vec<FileVersion> {
-    versions.into_iter().take_while(|file| !file.is_hidden_marker()).filter(FileVersion::is_upload).collect()
+    versions
+        .into_iter()
+        .take_while(|file| !file.is_hidden_marker())
+        .filter(FileVersion::is_upload)
+        .collect()
 }
 
 #[cfg(test)]
@@ -176,11 +252,18 @@ mod tests {
             (&["start", "hide", "upload"], &[]),
         ] {
             let version = |(n, action): (usize, &&str)| -> FileVersion {
-                serde_json::from_value(json!({"fileId": n.to_string(), "fileName": "x", "action": action})).unwrap()
+                serde_json::from_value(
+                    json!({"fileId": n.to_string(), "fileName": "x", "action": action}),
+                )
+                .unwrap()
             };
             let found = live_of(actions.iter().enumerate().map(version).collect());
             let ids: Vec<String> = found.into_iter().filter_map(|file| file.file_id).collect();
-            assert_eq!(ids, live.iter().map(usize::to_string).collect::<Vec<_>>(), "{actions:?}");
+            assert_eq!(
+                ids,
+                live.iter().map(usize::to_string).collect::<Vec<_>>(),
+                "{actions:?}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! File lock: every file is put with a date until which B2 refuses to delete it, and the date can be moved further away.
+//! File lock: every file is put with a date until which B2 refuses to delete it, and the date can
+//! be moved further away.
 
 use super::Shared;
 use super::cause::Cause;
@@ -11,7 +12,8 @@ use serde_json::{Value, json};
 
 const UPDATE: &str = "b2_update_file_retention";
 const MODE_HEADER: HeaderName = HeaderName::from_static("x-bz-file-retention-mode");
-const UNTIL_HEADER: HeaderName = HeaderName::from_static("x-bz-file-retention-retain-until-timestamp");
+const UNTIL_HEADER: HeaderName =
+    HeaderName::from_static("x-bz-file-retention-retain-until-timestamp");
 const SWITCH_ON: &str = "the bucket must have Object Lock on, and the application key needs the capabilities \
     readFileRetentions and writeFileRetentions; `zfs-backup doctor` looks at both";
 
@@ -33,7 +35,11 @@ impl Shared {
     }
 
     /// What was put to be locked must be said to be locked.
-    pub(super) fn check_lock(&self, key: &ObjectKey, found: Evidence) -> Result<Evidence, StoreError> {
+    pub(super) fn check_lock(
+        &self,
+        key: &ObjectKey,
+        found: Evidence,
+    ) -> Result<Evidence, StoreError> {
         if self.settings.lock.is_none() || found.locked_until.is_some() {
             return Ok(found);
         }
@@ -42,23 +48,42 @@ impl Shared {
         Err(error.with_hint(format!("{SWITCH_ON}; or remove object_lock_days")))
     }
 
-    pub(super) async fn extend_lock(&self, key: &ObjectKey, until: Timestamp) -> Result<(), StoreError> {
+    pub(super) async fn extend_lock(
+        &self,
+        key: &ObjectKey,
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
         let operation = "extend the lock of";
         let failed = |cause| self.failed(operation, UPDATE, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
         let Some(file) = self.live(operation, key).await? else {
-            return Err(self.wrong(StoreErrorKind::NotFound, operation, key.as_str(), "no such object"));
+            return Err(self.wrong(
+                StoreErrorKind::NotFound,
+                operation,
+                key.as_str(),
+                "no such object",
+            ));
         };
-        let end = file.evidence().locked_until.and_then(|text| text.parse::<Timestamp>().ok());
+        let end = file
+            .evidence()
+            .locked_until
+            .and_then(|text| text.parse::<Timestamp>().ok());
         if end.is_some_and(|end| end >= until) {
             return Ok(());
         }
-        let mode = self.settings.lock.map(|lock| lock.mode).unwrap_or_default().to_string();
+        let mode = self
+            .settings
+            .lock
+            .map(|lock| lock.mode)
+            .unwrap_or_default()
+            .to_string();
         let retention = json!({"mode": mode, "retainUntilTimestamp": until.as_millisecond()});
         let body = json!({"fileName": name, "fileId": file.file_id, "fileRetention": retention});
         match self.call::<Ignored>(UPDATE, |_| body.clone()).await {
             Ok(Ignored {}) => Ok(()),
-            Err(cause) if cause.text.to_ascii_lowercase().contains("lock") => Err(failed(cause).with_hint(SWITCH_ON)),
+            Err(cause) if cause.text.to_ascii_lowercase().contains("lock") => {
+                Err(failed(cause).with_hint(SWITCH_ON))
+            }
             Err(cause) => Err(failed(cause)),
         }
     }

@@ -6,11 +6,13 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// The entry of a file's information that keeps the part size: who wants to recompute part checksums needs it.
+/// The entry of a file's information that keeps the part size: who wants to recompute part
+/// checksums needs it.
 pub(super) const PART_BYTES_ENTRY: &str = "part-bytes";
 /// The entry by which an upload whose answer was lost is found again.
 pub(super) const ATTEMPT_ENTRY: &str = "attempt";
-/// The entry that B2's own tools use for the SHA-1 of a large file. B2 keeps it and does not check it.
+/// The entry that B2's own tools use for the SHA-1 of a large file. B2 keeps it and does not check
+/// it.
 pub(super) const DECLARED_SHA1_ENTRY: &str = "large_file_sha1";
 /// B2 computed it, but did not compare it with what the client said.
 const UNVERIFIED: &str = "unverified:";
@@ -74,8 +76,13 @@ impl Authorized {
     /// The addresses, and what the key may do. A key without the storage API is for something else.
     pub(super) fn into_storage(self) -> Result<(String, String, StorageApi, Rights), Cause> {
         let mut storage = self.api_info.storage_api.ok_or_else(|| {
-            Cause::ours(StoreErrorKind::Denied, "this application key is not for B2's storage")
-                .with_hint("make an application key for the bucket, with readFiles, writeFiles and listFiles")
+            Cause::ours(
+                StoreErrorKind::Denied,
+                "this application key is not for B2's storage",
+            )
+            .with_hint(
+                "make an application key for the bucket, with readFiles, writeFiles and listFiles",
+            )
         })?;
         let rights = match storage.allowed.take() {
             Some(allowed) => Rights {
@@ -84,10 +91,12 @@ impl Authorized {
                 name_prefix: allowed.name_prefix,
             },
             None => Rights {
-                buckets: storage
-                    .bucket_id
-                    .take()
-                    .map(|id| vec![AllowedBucket { id, name: storage.bucket_name.take() }]),
+                buckets: storage.bucket_id.take().map(|id| {
+                    vec![AllowedBucket {
+                        id,
+                        name: storage.bucket_name.take(),
+                    }]
+                }),
                 capabilities: storage.capabilities.take().unwrap_or_default(),
                 name_prefix: storage.name_prefix.take(),
             },
@@ -233,22 +242,31 @@ impl FileVersion {
     }
 
     pub(super) fn uploaded_at(&self) -> Option<Timestamp> {
-        self.upload_timestamp.and_then(|millis| Timestamp::from_millisecond(millis).ok())
+        self.upload_timestamp
+            .and_then(|millis| Timestamp::from_millisecond(millis).ok())
     }
 
     /// Returns the file's entry in a listing.
     pub(super) fn listed(&self, key: String) -> ListedObject {
-        ListedObject { key, bytes: self.content_length, modified_at: self.uploaded_at() }
+        ListedObject {
+            key,
+            bytes: self.content_length,
+            modified_at: self.uploaded_at(),
+        }
     }
 
-    /// What the store says of it. A large file has no SHA-1 of B2's own: then the id, which never changes its content,
-    /// is the evidence, and a declared SHA-1 stands beside it for whoever reads the whole.
+    /// What the store says of it. A large file has no SHA-1 of B2's own: then the id, which never
+    /// changes its content, is the evidence, and a declared SHA-1 stands beside it for whoever
+    /// reads the whole.
     pub(super) fn evidence(&self) -> Evidence {
         let (tier, checksum) = match self.sha1() {
             Some(sha1) => (EvidenceTier::Sha1, Some(sha1)),
             None => (EvidenceTier::IdPin, self.info(DECLARED_SHA1_ENTRY)),
         };
-        let locked = self.file_retention.as_ref().and_then(|retention| retention.value.as_ref());
+        let locked = self
+            .file_retention
+            .as_ref()
+            .and_then(|retention| retention.value.as_ref());
         let locked = locked.and_then(|value| value.retain_until_timestamp);
         Evidence {
             tier,
@@ -256,8 +274,12 @@ impl FileVersion {
             checksum: checksum.map(str::to_owned),
             etag: None,
             version_id: self.file_id.clone(),
-            part_bytes: self.info(PART_BYTES_ENTRY).and_then(|bytes| bytes.parse().ok()),
-            locked_until: locked.and_then(|millis| Timestamp::from_millisecond(millis).ok()).map(|at| at.to_string()),
+            part_bytes: self
+                .info(PART_BYTES_ENTRY)
+                .and_then(|bytes| bytes.parse().ok()),
+            locked_until: locked
+                .and_then(|millis| Timestamp::from_millisecond(millis).ok())
+                .map(|at| at.to_string()),
         }
     }
 }
@@ -267,8 +289,15 @@ impl FileVersion {
 pub(crate) fn read_any_answer(bytes: &[u8]) {
     let file = |file: &FileVersion| {
         let evidence = file.evidence();
-        let _ = (file.is_upload(), file.is_hidden_marker(), file.uploaded_at());
-        assert!(file.sha1().is_none_or(|sha1| evidence.checksum.as_deref() == Some(sha1)));
+        let _ = (
+            file.is_upload(),
+            file.is_hidden_marker(),
+            file.uploaded_at(),
+        );
+        assert!(
+            file.sha1()
+                .is_none_or(|sha1| evidence.checksum.as_deref() == Some(sha1))
+        );
     };
     if let Ok(authorized) = serde_json::from_slice::<Authorized>(bytes) {
         let _ = authorized.into_storage().map_err(|cause| cause.to_string());
@@ -288,7 +317,12 @@ pub(crate) fn read_any_answer(bytes: &[u8]) {
     let _ = serde_json::from_slice::<Ignored>(bytes);
     for status in [400, 401, 403, 429, 503, 999] {
         let cause = Cause::refused(status, bytes, None);
-        let _ = (cause.kind(), cause.hint("b2_upload_file", "https://a"), cause.is_transient(), cause.to_string());
+        let _ = (
+            cause.kind(),
+            cause.hint("b2_upload_file", "https://a"),
+            cause.is_transient(),
+            cause.to_string(),
+        );
     }
 }
 
@@ -309,7 +343,9 @@ mod tests {
             "recommendedPartSize": 100000000, "absoluteMinimumPartSize": 5000000, "infoType": "storageApi""#;
         let whole = |rest: &str| {
             let storage = format!(r#""storageApi": {{{urls}, {rest}}}, "groupsApi": {{}}"#);
-            format!(r#"{{"accountId": "acc", "authorizationToken": "tok", "apiInfo": {{{storage}}}}}"#)
+            format!(
+                r#"{{"accountId": "acc", "authorizationToken": "tok", "apiInfo": {{{storage}}}}}"#
+            )
         };
         let (v3, v3_rights) = storage(&whole(
             r#""bucketId": "b1", "bucketName": "one", "namePrefix": "nas/", "capabilities": ["listFiles"]"#,
@@ -322,12 +358,22 @@ mod tests {
             assert_eq!(storage.api_url, "https://api5");
             assert_eq!(storage.absolute_minimum_part_size, 5_000_000);
             let listed = rights.buckets.unwrap();
-            assert_eq!((listed.len(), listed[0].name.as_deref()), (buckets, Some("one")));
-            assert_eq!((rights.capabilities, rights.name_prefix.as_deref()), (vec!["listFiles".into()], Some("nas/")));
+            assert_eq!(
+                (listed.len(), listed[0].name.as_deref()),
+                (buckets, Some("one"))
+            );
+            assert_eq!(
+                (rights.capabilities, rights.name_prefix.as_deref()),
+                (vec!["listFiles".into()], Some("nas/"))
+            );
         }
-        let (_, unrestricted) = storage(&whole(r#""allowed": {"buckets": null, "capabilities": []}"#));
+        let (_, unrestricted) = storage(&whole(
+            r#""allowed": {"buckets": null, "capabilities": []}"#,
+        ));
         assert!(unrestricted.buckets.is_none());
-        let (_, unrestricted) = storage(&whole(r#""bucketId": null, "bucketName": null, "capabilities": []"#));
+        let (_, unrestricted) = storage(&whole(
+            r#""bucketId": null, "bucketName": null, "capabilities": []"#,
+        ));
         assert!(unrestricted.buckets.is_none());
     }
 
@@ -336,11 +382,20 @@ mod tests {
         let sha1 = "a".repeat(40);
         for (content, declared, tier, checksum) in [
             (sha1.as_str(), "", EvidenceTier::Sha1, Some(sha1.as_str())),
-            (&format!("unverified:{sha1}"), "", EvidenceTier::Sha1, Some(sha1.as_str())),
+            (
+                &format!("unverified:{sha1}"),
+                "",
+                EvidenceTier::Sha1,
+                Some(sha1.as_str()),
+            ),
             ("none", "", EvidenceTier::IdPin, None),
             ("none", "dd", EvidenceTier::IdPin, Some("dd")),
         ] {
-            let info = if declared.is_empty() { String::new() } else { format!(r#""large_file_sha1": "{declared}""#) };
+            let info = if declared.is_empty() {
+                String::new()
+            } else {
+                format!(r#""large_file_sha1": "{declared}""#)
+            };
             let text = format!(
                 r#"{{"fileId": "f", "fileName": "n", "action": "upload", "contentLength": 7, "contentSha1": "{content}",
                 "fileInfo": {{{info}}}, "uploadTimestamp": 1763000000000,
@@ -348,9 +403,19 @@ mod tests {
             );
             let file: FileVersion = serde_json::from_str(&text).unwrap();
             let evidence = file.evidence();
-            assert_eq!((evidence.tier, evidence.checksum.as_deref()), (tier, checksum), "{content}");
-            assert_eq!((evidence.bytes, evidence.version_id.as_deref()), (7, Some("f")));
-            assert_eq!(evidence.locked_until.as_deref(), Some("2025-11-13T02:13:21Z"));
+            assert_eq!(
+                (evidence.tier, evidence.checksum.as_deref()),
+                (tier, checksum),
+                "{content}"
+            );
+            assert_eq!(
+                (evidence.bytes, evidence.version_id.as_deref()),
+                (7, Some("f"))
+            );
+            assert_eq!(
+                evidence.locked_until.as_deref(),
+                Some("2025-11-13T02:13:21Z")
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Finding out by trying what this bucket and this key do. What B2 itself does is known: its protocol has one maker.
+//! Finding out by trying what this bucket and this key do. What B2 itself does is known: its
+//! protocol has one maker.
 
 use super::Shared;
 use super::settings::B2Settings;
@@ -11,7 +12,14 @@ impl Shared {
     /// Puts a file of a few bytes and begins a large one, and removes both, also after an error.
     pub(super) async fn probe(&self, prefix: &str) -> Result<StoreProbe, StoreError> {
         let text = format!("{prefix}small");
-        let wrong = || self.wrong(StoreErrorKind::Invalid, "probe", &text, "this cannot be a name");
+        let wrong = || {
+            self.wrong(
+                StoreErrorKind::Invalid,
+                "probe",
+                &text,
+                "this cannot be a name",
+            )
+        };
         let key = ObjectKey::listed(&text).ok_or_else(wrong)?;
         let mut found = StoreProbe {
             tier: EvidenceTier::IdPin,
@@ -33,7 +41,10 @@ impl Shared {
     }
 
     fn without_lock(&self) -> Result<Self, StoreError> {
-        let settings = B2Settings { lock: None, ..self.settings.clone() };
+        let settings = B2Settings {
+            lock: None,
+            ..self.settings.clone()
+        };
         Self::new(settings)
     }
 
@@ -43,11 +54,22 @@ impl Shared {
         found.part_bytes_min = Some(session.part_bytes_min);
         let now = Timestamp::now();
         self.put_new(key, Bytes::from_static(b"1")).await?;
-        let written = self.live("probe", key).await?.and_then(|file| file.uploaded_at());
+        let written = self
+            .live("probe", key)
+            .await?
+            .and_then(|file| file.uploaded_at());
         found.clock_ahead_seconds = written.map(|written| written.as_second() - now.as_second());
         let large = self.begin_large(key, None).await?;
-        let listed = self.unfinished(key.as_str()).await?.iter().any(|upload| upload.upload_id == large.id);
-        found.list_uploads = if listed { Ability::Works } else { Ability::Ignored };
+        let listed = self
+            .unfinished(key.as_str())
+            .await?
+            .iter()
+            .any(|upload| upload.upload_id == large.id);
+        found.list_uploads = if listed {
+            Ability::Works
+        } else {
+            Ability::Ignored
+        };
         self.cancel(key.as_str(), &large.id).await?;
         found.abort_uploads = Ability::Works;
         self.delete(key).await?;

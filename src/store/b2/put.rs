@@ -20,7 +20,12 @@ pub(super) const UPLOAD_TRIES_MAX: u32 = 5;
 /// How often the store is asked for what it has just confirmed.
 const CONFIRM_TRIES_MAX: u32 = 3;
 /// What B2 lets stand as it is in names; a plus would be taken for a space.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 const UPLOAD: &str = "b2_upload_file";
 pub(super) const SHA1_HEADER: HeaderName = HeaderName::from_static("x-bz-content-sha1");
@@ -68,33 +73,50 @@ pub(super) fn encode_name(name: &str) -> String {
 
 /// A header value of text that is plain ASCII by its making.
 pub(super) fn value(text: &str) -> Result<HeaderValue, Cause> {
-    HeaderValue::from_str(text).map_err(|error| Cause::ours(StoreErrorKind::Invalid, error.to_string()))
+    HeaderValue::from_str(text)
+        .map_err(|error| Cause::ours(StoreErrorKind::Invalid, error.to_string()))
 }
 
 impl Shared {
-    pub(super) async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    pub(super) async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         let Some(found) = self.live("put", key).await? else {
             let evidence = self.put_whole(key, bytes).await?;
             return Ok((PutOutcome::Created, evidence));
         };
         let len = bytes.len() as u64;
         let same = found.content_length == len && self.get(key, None, len).await? == bytes;
-        if same { Ok((PutOutcome::Identical, found.evidence())) } else { Err(self.taken("put", key)) }
+        if same {
+            Ok((PutOutcome::Identical, found.evidence()))
+        } else {
+            Err(self.taken("put", key))
+        }
     }
 
     /// Puts a file in one request, where the name is free.
-    pub(super) async fn create_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
+    pub(super) async fn create_whole(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<Evidence, StoreError> {
         if self.live("put", key).await?.is_some() {
             return Err(self.taken("put", key));
         }
         self.put_whole(key, bytes).await
     }
 
-    /// Sends until the store has it. A request whose answer was lost may have done its work: the name is looked at
-    /// before the bytes are sent again.
+    /// Sends until the store has it. A request whose answer was lost may have done its work: the
+    /// name is looked at before the bytes are sent again.
     async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
         let sha1 = sha1_of(bytes.clone()).await;
-        let mut sent = Sent { bytes: bytes.len() as u64, sha1: Some(sha1), id: None };
+        let mut sent = Sent {
+            bytes: bytes.len() as u64,
+            sha1: Some(sha1),
+            id: None,
+        };
         let mut pauses = Pauses::new(&self.settings);
         let mut tries_left = UPLOAD_TRIES_MAX;
         loop {
@@ -106,8 +128,10 @@ impl Shared {
                 }
                 Err(cause) => cause,
             };
-            let arrived =
-                cause.is_ambiguous() && live_of(self.versions("put", key).await?).iter().any(|file| sent.is(file));
+            let arrived = cause.is_ambiguous()
+                && live_of(self.versions("put", key).await?)
+                    .iter()
+                    .any(|file| sent.is(file));
             if arrived {
                 return self.confirm(key, &sent).await;
             }
@@ -119,18 +143,40 @@ impl Shared {
         }
     }
 
-    async fn send_whole(&self, key: &ObjectKey, bytes: &Bytes, sent: &Sent) -> Result<FileVersion, Cause> {
+    async fn send_whole(
+        &self,
+        key: &ObjectKey,
+        bytes: &Bytes,
+        sent: &Sent,
+    ) -> Result<FileVersion, Cause> {
         let name = self.full_name(key.as_str())?;
         let mut headers = HeaderMap::new();
         headers.insert(NAME_HEADER, value(&encode_name(&name))?);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-        headers.insert(SHA1_HEADER, value(sent.sha1.as_deref().unwrap_or_default())?);
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        headers.insert(
+            SHA1_HEADER,
+            value(sent.sha1.as_deref().unwrap_or_default())?,
+        );
         self.add_lock(&mut headers)?;
-        self.post_bytes(&self.upload_urls, ("b2_get_upload_url", None), headers, bytes.clone()).await
+        self.post_bytes(
+            &self.upload_urls,
+            ("b2_get_upload_url", None),
+            headers,
+            bytes.clone(),
+        )
+        .await
     }
 
-    /// Looks at the name again after an upload: it must be there as it was sent, and it must be the only one.
-    pub(super) async fn confirm(&self, key: &ObjectKey, sent: &Sent) -> Result<Evidence, StoreError> {
+    /// Looks at the name again after an upload: it must be there as it was sent, and it must be the
+    /// only one.
+    pub(super) async fn confirm(
+        &self,
+        key: &ObjectKey,
+        sent: &Sent,
+    ) -> Result<Evidence, StoreError> {
         for attempt in 1..=CONFIRM_TRIES_MAX {
             let live = live_of(self.versions("confirm", key).await?);
             if live.iter().any(|file| sent.is(file)) {
@@ -141,24 +187,42 @@ impl Shared {
             }
         }
         let sha1 = sent.sha1.as_deref().unwrap_or("of parts");
-        let found = self.live("confirm", key).await?.map_or_else(|| "nothing".to_owned(), |file| describe(&file));
-        let text = format!("{} bytes with SHA-1 {sha1} were sent and accepted, but the store has {found}", sent.bytes);
+        let found = self
+            .live("confirm", key)
+            .await?
+            .map_or_else(|| "nothing".to_owned(), |file| describe(&file));
+        let text = format!(
+            "{} bytes with SHA-1 {sha1} were sent and accepted, but the store has {found}",
+            sent.bytes
+        );
         Err(self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text))
     }
 
-    /// `live`: newest first, at least one of them is what was sent. Of versions with these bytes the oldest is kept; an
-    /// older one with other bytes was there before us, and then ours has to go.
+    /// `live`: newest first, at least one of them is what was sent. Of versions with these bytes
+    /// the oldest is kept; an older one with other bytes was there before us, and then ours has to
+    /// go.
     async fn settle_versions(
         &self,
         key: &ObjectKey,
         sent: &Sent,
         live: Vec<FileVersion>,
     ) -> Result<Evidence, StoreError> {
-        let failed =
-            |cause| self.failed("take back a second version of", "b2_delete_file_version", key.as_str(), cause);
+        let failed = |cause| {
+            self.failed(
+                "take back a second version of",
+                "b2_delete_file_version",
+                key.as_str(),
+                cause,
+            )
+        };
         let oldest = live.iter().rposition(|file| sent.is(file)).unwrap_or(0);
-        // Large files stand where they were begun, not where they were finished: of two, none can know who was first.
-        let rivals = if sent.sha1.is_some() { &live[oldest + 1..] } else { &live[..] };
+        // Large files stand where they were begun, not where they were finished: of two, none can
+        // know who was first.
+        let rivals = if sent.sha1.is_some() {
+            &live[oldest + 1..]
+        } else {
+            &live[..]
+        };
         let lost = rivals.iter().any(|file| !sent.is(file));
         for (n, file) in live.iter().enumerate() {
             let ours = sent.id.as_deref().is_some_and(|id| file.has_id(id));
@@ -166,17 +230,27 @@ impl Shared {
                 match self.delete_version(file).await {
                     Ok(()) => {}
                     // The same bytes twice: nothing is wrong with that but the room they take.
-                    Err(cause) if !lost => tracing::debug!(%key, %cause, "a second version with the same bytes stays"),
+                    Err(cause) if !lost => {
+                        tracing::debug!(%key, %cause, "a second version with the same bytes stays")
+                    }
                     Err(cause) => return Err(failed(cause)),
                 }
             }
         }
-        if lost { Err(self.taken("put", key)) } else { self.check_lock(key, live[oldest].evidence()) }
+        if lost {
+            Err(self.taken("put", key))
+        } else {
+            self.check_lock(key, live[oldest].evidence())
+        }
     }
 }
 
 fn describe(file: &FileVersion) -> String {
-    format!("{} bytes with SHA-1 {}", file.content_length, file.sha1().unwrap_or("unknown"))
+    format!(
+        "{} bytes with SHA-1 {}",
+        file.content_length,
+        file.sha1().unwrap_or("unknown")
+    )
 }
 
 #[cfg(test)]
@@ -185,15 +259,20 @@ mod tests {
 
     #[test]
     fn names_are_encoded_as_b2_wants_them() {
-        for (name, encoded) in
-            [("tank/@a/x-1_2.3~", "tank/%40a/x-1_2.3~"), ("a b+c%20", "a%20b%2Bc%2520"), ("ü/\\", "%C3%BC/%5C")]
-        {
+        for (name, encoded) in [
+            ("tank/@a/x-1_2.3~", "tank/%40a/x-1_2.3~"),
+            ("a b+c%20", "a%20b%2Bc%2520"),
+            ("ü/\\", "%C3%BC/%5C"),
+        ] {
             assert_eq!(encode_name(name), encoded);
         }
     }
 
     #[tokio::test]
     async fn sha1_is_that_of_everybody() {
-        assert_eq!(sha1_of(Bytes::from_static(b"abc")).await, "a9993e364706816aba3e25717850c26c9cd0d89d");
+        assert_eq!(
+            sha1_of(Bytes::from_static(b"abc")).await,
+            "a9993e364706816aba3e25717850c26c9cd0d89d"
+        );
     }
 }

@@ -22,7 +22,10 @@ impl Shared {
         range: Option<Range<u64>>,
         limit_bytes: u64,
     ) -> Result<Bytes, StoreError> {
-        Ok(self.get_into(key, range, limit_bytes, BytesMut::new()).await?.freeze())
+        Ok(self
+            .get_into(key, range, limit_bytes, BytesMut::new())
+            .await?
+            .freeze())
     }
 
     pub(super) async fn get_into(
@@ -38,15 +41,25 @@ impl Shared {
         }
     }
 
-    /// A range of no bytes cannot be written in a Range header, but it must lie within the object all the same.
-    async fn get_nothing(&self, key: &ObjectKey, range: &Range<u64>) -> Result<BytesMut, StoreError> {
+    /// A range of no bytes cannot be written in a Range header, but it must lie within the object
+    /// all the same.
+    async fn get_nothing(
+        &self,
+        key: &ObjectKey,
+        range: &Range<u64>,
+    ) -> Result<BytesMut, StoreError> {
         let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
         match self.live("get", key).await? {
             None => Err(wrong(StoreErrorKind::NotFound, "no such object".to_owned())),
-            Some(file) if range.start == range.end && range.end <= file.content_length => Ok(BytesMut::new()),
+            Some(file) if range.start == range.end && range.end <= file.content_length => {
+                Ok(BytesMut::new())
+            }
             Some(file) => {
                 let has = file.content_length;
-                Err(wrong(StoreErrorKind::Corrupt, format!("bytes {range:?} were asked, it has {has}")))
+                Err(wrong(
+                    StoreErrorKind::Corrupt,
+                    format!("bytes {range:?} were asked, it has {has}"),
+                ))
             }
         }
     }
@@ -66,7 +79,10 @@ impl Shared {
         let mut tries_left = TRIES_MAX;
         loop {
             tries_left -= 1;
-            match self.fetch(&name, range.as_ref(), limit_bytes, &buffer).await {
+            match self
+                .fetch(&name, range.as_ref(), limit_bytes, &buffer)
+                .await
+            {
                 Err(cause) if cause.is_transient() && tries_left > 0 => pauses.wait(&cause).await,
                 fetched => return fetched.map_err(failed),
             }
@@ -81,25 +97,47 @@ impl Shared {
         buffer: &Mutex<BytesMut>,
     ) -> Result<BytesMut, Cause> {
         self.with_session(|session| async move {
-            let url = format!("{}/file/{}/{name}", session.download_url, self.settings.bucket);
+            let url = format!(
+                "{}/file/{}/{name}",
+                session.download_url, self.settings.bucket
+            );
             let mut call = self.http.get(url).header(AUTHORIZATION, &session.token);
             if let Some(range) = range {
                 call = call.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
             }
             let limit = self.settings.attempt_limit(0);
-            let answer =
-                timeout(limit, call.send()).await.map_err(|_| cut_off(format!("no answer within {limit:?}")))??;
+            let answer = timeout(limit, call.send())
+                .await
+                .map_err(|_| cut_off(format!("no answer within {limit:?}")))??;
             let status = answer.status();
             if !status.is_success() {
-                let without_body = Cause::refused(status.as_u16(), &[], retry_after(answer.headers()));
-                return Err(timeout(limit, read_refusal(answer)).await.unwrap_or(without_body));
+                let without_body =
+                    Cause::refused(status.as_u16(), &[], retry_after(answer.headers()));
+                return Err(timeout(limit, read_refusal(answer))
+                    .await
+                    .unwrap_or(without_body));
             }
-            let came = answer.headers().get(CONTENT_RANGE).and_then(|came| came.to_str().ok());
-            let buffer = std::mem::take(&mut *buffer.lock().unwrap_or_else(PoisonError::into_inner));
-            let expected = Expected::new(answer.content_length(), came, range, limit_bytes, buffer).map_err(wrong)?;
-            let (announced, limit) = (expected.bytes(), self.settings.attempt_limit(expected.bytes()));
-            let late = |_| cut_off(format!("{announced} bytes did not come within {} s", limit.as_secs()));
-            timeout(limit, collect(answer, expected)).await.map_err(late)?
+            let came = answer
+                .headers()
+                .get(CONTENT_RANGE)
+                .and_then(|came| came.to_str().ok());
+            let buffer =
+                std::mem::take(&mut *buffer.lock().unwrap_or_else(PoisonError::into_inner));
+            let expected = Expected::new(answer.content_length(), came, range, limit_bytes, buffer)
+                .map_err(wrong)?;
+            let (announced, limit) = (
+                expected.bytes(),
+                self.settings.attempt_limit(expected.bytes()),
+            );
+            let late = |_| {
+                cut_off(format!(
+                    "{announced} bytes did not come within {} s",
+                    limit.as_secs()
+                ))
+            };
+            timeout(limit, collect(answer, expected))
+                .await
+                .map_err(late)?
         })
         .await
     }
@@ -107,7 +145,10 @@ impl Shared {
 
 /// The connection: another try may work.
 fn cut_off(text: String) -> Cause {
-    Cause { stage: super::cause::Stage::Transport, ..Cause::ours(StoreErrorKind::Unavailable, text) }
+    Cause {
+        stage: super::cause::Stage::Transport,
+        ..Cause::ours(StoreErrorKind::Unavailable, text)
+    }
 }
 
 /// The store gave something else than was asked.

@@ -40,12 +40,13 @@ pub struct B2Settings {
     pub limiter: Option<Arc<Limiter>>,
     /// How long every file is locked from when it is put; the bucket must have file lock on.
     pub lock: Option<ObjectLock>,
-    /// Part size in bytes: at least what B2 says is its smallest (5,000,000). A chunk up to this size goes as one
-    /// request, and B2 computes and keeps its SHA-1.
+    /// Part size in bytes: at least what B2 says is its smallest (5,000,000). A chunk up to this
+    /// size goes as one request, and B2 computes and keeps its SHA-1.
     pub part_bytes: usize,
     /// Parts in flight.
     pub concurrency: usize,
-    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at one part.
+    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at
+    /// one part.
     pub rate_bytes_min: u64,
     /// How long an attempt may take besides the transfer itself.
     pub attempt_slack: Duration,
@@ -89,11 +90,21 @@ impl B2Settings {
         if !self.prefix.is_empty() {
             check_name(&self.prefix)?;
         }
-        if self.part_bytes == 0 || self.concurrency == 0 || self.rate_bytes_min == 0 || self.attempt_slack.is_zero() {
-            return Err("part size, concurrency, slowest rate and attempt slack must be more than nothing".to_owned());
+        if self.part_bytes == 0
+            || self.concurrency == 0
+            || self.rate_bytes_min == 0
+            || self.attempt_slack.is_zero()
+        {
+            return Err(
+                "part size, concurrency, slowest rate and attempt slack must be more than nothing"
+                    .to_owned(),
+            );
         }
         if self.part_bytes > PART_BYTES_MAX {
-            return Err(format!("parts of {} bytes are above the largest, {PART_BYTES_MAX}", self.part_bytes));
+            return Err(format!(
+                "parts of {} bytes are above the largest, {PART_BYTES_MAX}",
+                self.part_bytes
+            ));
         }
         Ok(())
     }
@@ -124,7 +135,9 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
         name if name.starts_with('/') || name.ends_with('/') || name.contains("//") => {
             "begins or ends with a slash, or has two in a row"
         }
-        name if name.bytes().any(|byte| byte < 32 || byte == 127) => "has a control character in it",
+        name if name.bytes().any(|byte| byte < 32 || byte == 127) => {
+            "has a control character in it"
+        }
         _ => return Ok(()),
     };
     Err(format!("the name {name:?} {broken}, which B2 refuses"))
@@ -171,8 +184,20 @@ mod tests {
     #[test]
     fn secrets_are_not_printed() {
         let application_key = "do-not-print".to_owned();
-        let credentials = Some(B2Credentials { application_key_id: "KEYID".to_owned(), application_key });
-        let text = format!("{:?}", B2Settings { credentials, ..Default::default() });
-        assert!(text.contains("KEYID") && !text.contains("do-not-print"), "{text}");
+        let credentials = Some(B2Credentials {
+            application_key_id: "KEYID".to_owned(),
+            application_key,
+        });
+        let text = format!(
+            "{:?}",
+            B2Settings {
+                credentials,
+                ..Default::default()
+            }
+        );
+        assert!(
+            text.contains("KEYID") && !text.contains("do-not-print"),
+            "{text}"
+        );
     }
 }

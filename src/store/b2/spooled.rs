@@ -1,4 +1,5 @@
-//! Objects from a spool: the SHA-1 of the whole is known before the first byte is sent, and is kept with the file.
+//! Objects from a spool: the SHA-1 of the whole is known before the first byte is sent, and is kept
+//! with the file.
 
 use super::Shared;
 use super::put::hex;
@@ -20,7 +21,11 @@ pub(super) async fn put_spooled(
     let failed = |error: SpoolError| error.in_store(key, &shared.url);
     match file.part_count() {
         0 => return shared.create_whole(key, Bytes::new()).await,
-        1 => return shared.create_whole(key, file.read_part(0).await.map_err(failed)?).await,
+        1 => {
+            return shared
+                .create_whole(key, file.read_part(0).await.map_err(failed)?)
+                .await;
+        }
         _ => {}
     }
     let sha1 = whole_sha1(file).await.map_err(failed)?;
@@ -31,7 +36,8 @@ pub(super) async fn put_spooled(
             Err(error) => Err(failed(error)),
         };
         if let Err(error) = handed_over {
-            // The first failure is what the caller must hear of; parts that stay are found by `unfinished`.
+            // The first failure is what the caller must hear of; parts that stay are found by
+            // `unfinished`.
             let _ = writer.abort().await;
             return Err(error);
         }

@@ -1,13 +1,16 @@
-//! [`B2Writer`]: an object in parts, several in flight; one that turns out to fit into one part goes whole.
+//! [`B2Writer`]: an object in parts, several in flight; one that turns out to fit into one part
+//! goes whole.
 //!
-//! Memory: the parts in flight and the one that the caller fills, so (concurrency + 1) parts. Dropping the writer stops
-//! its requests and does nothing more: a large file that was begun stays unfinished until [`Shared::cancel`] removes
-//! it, or the bucket's lifecycle rule does.
+//! Memory: the parts in flight and the one that the caller fills, so (concurrency + 1) parts.
+//! Dropping the writer stops its requests and does nothing more: a large file that was begun stays
+//! unfinished until [`Shared::cancel`] removes it, or the bucket's lifecycle rule does.
 
 use super::Shared;
 use super::cause::Cause;
 use super::client::{Pauses, Session, TRIES_MAX, UrlPool};
-use super::messages::{ATTEMPT_ENTRY, DECLARED_SHA1_ENTRY, FileVersion, PART_BYTES_ENTRY, StoredPart};
+use super::messages::{
+    ATTEMPT_ENTRY, DECLARED_SHA1_ENTRY, FileVersion, PART_BYTES_ENTRY, StoredPart,
+};
 use super::put::{SHA1_HEADER, Sent, UPLOAD_TRIES_MAX, sha1_of, value};
 use crate::store::parts::PartSizes;
 use crate::store::work::{InFlight, random_u64};
@@ -54,7 +57,11 @@ pub(super) struct B2Writer {
 }
 
 impl B2Writer {
-    pub(super) fn new(shared: &Arc<Shared>, key: &ObjectKey, declared_sha1: Option<String>) -> Self {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        key: &ObjectKey,
+        declared_sha1: Option<String>,
+    ) -> Self {
         Self {
             shared: Arc::clone(shared),
             key: key.clone(),
@@ -69,23 +76,31 @@ impl B2Writer {
     }
 
     fn invalid(&self, text: impl Into<String>) -> StoreError {
-        self.shared.wrong(StoreErrorKind::Invalid, "upload", self.key.as_str(), text)
+        self.shared
+            .wrong(StoreErrorKind::Invalid, "upload", self.key.as_str(), text)
     }
 
     async fn begin_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         if self.given_up {
             return Err(self.invalid("the upload was given up after an earlier failure"));
         }
-        self.sizes.accept(part.len()).map_err(|text| self.invalid(text))?;
+        self.sizes
+            .accept(part.len())
+            .map_err(|text| self.invalid(text))?;
         if part.is_empty() {
             return Ok(());
         }
         if self.parts_begun == PARTS_MAX {
-            return Err(self.invalid(format!("an object has at most {PARTS_MAX} parts: choose a larger `part_size`")));
+            return Err(self.invalid(format!(
+                "an object has at most {PARTS_MAX} parts: choose a larger `part_size`"
+            )));
         }
         // It has a place: with one place only, nothing else would ever get one.
         if let Some((first, place)) = self.held.take() {
-            let large = self.shared.begin_large(&self.key, self.declared_sha1.as_deref()).await?;
+            let large = self
+                .shared
+                .begin_large(&self.key, self.declared_sha1.as_deref())
+                .await?;
             self.large = Some(large.clone());
             self.spawn(large, first, place);
         }
@@ -100,7 +115,9 @@ impl B2Writer {
     fn spawn(&mut self, large: Large, part: Bytes, place: OwnedSemaphorePermit) {
         self.parts_begun += 1;
         let (shared, key, number) = (Arc::clone(&self.shared), self.key.clone(), self.parts_begun);
-        self.in_flight.begin(place, async move { shared.send_part(&key, &large, number, part).await });
+        self.in_flight.begin(place, async move {
+            shared.send_part(&key, &large, number, part).await
+        });
     }
 
     async fn complete(&mut self) -> Result<Evidence, StoreError> {
@@ -120,11 +137,20 @@ impl B2Writer {
         if bytes != self.sizes.bytes() {
             return Err(self.invalid("a part was interrupted and never sent"));
         }
-        if self.shared.live("complete upload of", &self.key).await?.is_some() {
+        if self
+            .shared
+            .live("complete upload of", &self.key)
+            .await?
+            .is_some()
+        {
             return Err(self.shared.taken("complete upload of", &self.key));
         }
         self.shared.finish_large(&self.key, &large, &done).await?;
-        let sent = Sent { bytes, sha1: None, id: Some(large.id) };
+        let sent = Sent {
+            bytes,
+            sha1: None,
+            id: Some(large.id),
+        };
         let confirmed = self.shared.confirm(&self.key, &sent).await;
         // It is a file now, or was taken back: there is no upload left to give up.
         self.large = None;
@@ -151,7 +177,8 @@ impl PartWriter for B2Writer {
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         let begun = self.begin_part(part).await;
         if begun.is_err() && !self.given_up {
-            // The first failure is what the caller must hear of; parts that stay are found by `unfinished`.
+            // The first failure is what the caller must hear of; parts that stay are found by
+            // `unfinished`.
             let _ = self.give_up().await;
         }
         begun
@@ -171,14 +198,20 @@ impl PartWriter for B2Writer {
 }
 
 impl Shared {
-    /// Begins a large file. When the answer is lost, the file is found again by a number of its own, so that no second
-    /// one is begun beside it.
-    pub(super) async fn begin_large(&self, key: &ObjectKey, declared_sha1: Option<&str>) -> Result<Large, StoreError> {
+    /// Begins a large file. When the answer is lost, the file is found again by a number of its
+    /// own, so that no second one is begun beside it.
+    pub(super) async fn begin_large(
+        &self,
+        key: &ObjectKey,
+        declared_sha1: Option<&str>,
+    ) -> Result<Large, StoreError> {
         let failed = |cause| self.failed("begin upload of", START, key.as_str(), cause);
         let name = self.full_name(key.as_str()).map_err(failed)?;
-        let nonce = random_u64().map_err(|error| failed(Cause::ours(StoreErrorKind::Invalid, error.to_string())))?;
+        let nonce = random_u64()
+            .map_err(|error| failed(Cause::ours(StoreErrorKind::Invalid, error.to_string())))?;
         let attempt = format!("{nonce:016x}");
-        let mut info = json!({PART_BYTES_ENTRY: self.settings.part_bytes.to_string(), ATTEMPT_ENTRY: attempt});
+        let mut info =
+            json!({PART_BYTES_ENTRY: self.settings.part_bytes.to_string(), ATTEMPT_ENTRY: attempt});
         if let Some(sha1) = declared_sha1 {
             info[DECLARED_SHA1_ENTRY] = json!(sha1);
         }
@@ -205,7 +238,10 @@ impl Shared {
             };
             if cause.is_ambiguous() {
                 let begun = self.unfinished_files(key.as_str()).await.map_err(failed)?;
-                if let Some(ours) = begun.into_iter().find(|file| file.info(ATTEMPT_ENTRY) == Some(&attempt)) {
+                if let Some(ours) = begun
+                    .into_iter()
+                    .find(|file| file.info(ATTEMPT_ENTRY) == Some(&attempt))
+                {
                     return self.large(ours).map_err(failed);
                 }
             }
@@ -217,11 +253,17 @@ impl Shared {
     }
 
     fn large(&self, begun: FileVersion) -> Result<Large, Cause> {
-        let id = begun.file_id.ok_or_else(|| Cause::ours(StoreErrorKind::Unsupported, "it got no file id"))?;
-        Ok(Large { id, urls: Arc::default() })
+        let id = begun
+            .file_id
+            .ok_or_else(|| Cause::ours(StoreErrorKind::Unsupported, "it got no file id"))?;
+        Ok(Large {
+            id,
+            urls: Arc::default(),
+        })
     }
 
-    /// Sends one part until the store has it. A part that comes twice takes its own place: nothing is ambiguous.
+    /// Sends one part until the store has it. A part that comes twice takes its own place: nothing
+    /// is ambiguous.
     async fn send_part(
         &self,
         key: &ObjectKey,
@@ -237,14 +279,23 @@ impl Shared {
             tries_left -= 1;
             match self.try_part(large, number, &part, &sha1).await {
                 Ok(stored) if stored.content_sha1 == sha1 && stored.content_length == bytes => {
-                    return Ok(DonePart { number, bytes, sha1 });
+                    return Ok(DonePart {
+                        number,
+                        bytes,
+                        sha1,
+                    });
                 }
                 Ok(stored) => {
                     let text = format!(
                         "{bytes} bytes with SHA-1 {sha1} were sent as part {number}, the store has {} with {} as part {}",
                         stored.content_length, stored.content_sha1, stored.part_number
                     );
-                    return Err(self.wrong(StoreErrorKind::Corrupt, &operation, key.as_str(), text));
+                    return Err(self.wrong(
+                        StoreErrorKind::Corrupt,
+                        &operation,
+                        key.as_str(),
+                        text,
+                    ));
                 }
                 Err(cause) if cause.wants_new_url() && tries_left > 0 => {
                     tracing::debug!(%key, number, %cause, "part failed; trying another URL");
@@ -255,16 +306,33 @@ impl Shared {
         }
     }
 
-    async fn try_part(&self, large: &Large, number: usize, part: &Bytes, sha1: &str) -> Result<StoredPart, Cause> {
+    async fn try_part(
+        &self,
+        large: &Large,
+        number: usize,
+        part: &Bytes,
+        sha1: &str,
+    ) -> Result<StoredPart, Cause> {
         let mut headers = HeaderMap::new();
         headers.insert(PART_HEADER, value(&number.to_string())?);
         headers.insert(SHA1_HEADER, value(sha1)?);
-        self.post_bytes(&large.urls, ("b2_get_upload_part_url", Some(&large.id)), headers, part.clone()).await
+        self.post_bytes(
+            &large.urls,
+            ("b2_get_upload_part_url", Some(&large.id)),
+            headers,
+            part.clone(),
+        )
+        .await
     }
 
-    /// Makes a file of the parts. After a lost answer, and after a refusal that may be that of our own repetition, what
-    /// the store lists under the name decides.
-    async fn finish_large(&self, key: &ObjectKey, large: &Large, parts: &[DonePart]) -> Result<(), StoreError> {
+    /// Makes a file of the parts. After a lost answer, and after a refusal that may be that of our
+    /// own repetition, what the store lists under the name decides.
+    async fn finish_large(
+        &self,
+        key: &ObjectKey,
+        large: &Large,
+        parts: &[DonePart],
+    ) -> Result<(), StoreError> {
         let operation = "complete upload of";
         let sha1s: Vec<&str> = parts.iter().map(|part| part.sha1.as_str()).collect();
         let mut pauses = Pauses::new(&self.settings);
@@ -272,9 +340,14 @@ impl Shared {
         loop {
             tries_left -= 1;
             let body = |_: &Session| json!({"fileId": large.id, "partSha1Array": sha1s});
-            let Err(cause) = self.call_once::<FileVersion>(FINISH, body).await else { return Ok(()) };
+            let Err(cause) = self.call_once::<FileVersion>(FINISH, body).await else {
+                return Ok(());
+            };
             let versions = self.versions(operation, key).await?;
-            if versions.iter().any(|file| file.is_upload() && file.has_id(&large.id)) {
+            if versions
+                .iter()
+                .any(|file| file.is_upload() && file.has_id(&large.id))
+            {
                 return Ok(());
             }
             if !cause.is_transient() || tries_left == 0 {

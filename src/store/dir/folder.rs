@@ -1,8 +1,10 @@
-//! [`Root`]: the folder that a directory store lies in, and the way from it to any folder below, one component at a
-//! time and never through a symbolic link. Everything here blocks.
+//! [`Root`]: the folder that a directory store lies in, and the way from it to any folder below,
+//! one component at a time and never through a symbolic link. Everything here blocks.
 
 use crate::store::{ObjectKey, StoreErrorKind};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, fsync, mkdirat, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, Dir, FileType, Mode, OFlags, fstat, fsync, mkdirat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// For folders that this store makes: nobody but the owner.
 const FOLDER_MODE: Mode = Mode::RWXU;
-/// How often a folder may vanish under us, because another process deletes its last object, before we give up.
+/// How often a folder may vanish under us, because another process deletes its last object, before
+/// we give up.
 const VANISHED_TRIES_MAX: u32 = 3;
 
 /// A failure at one path.
@@ -26,11 +29,23 @@ pub(super) struct PathError {
 impl PathError {
     pub(super) fn new(path: impl Into<PathBuf>, source: impl Into<io::Error>) -> Self {
         let source = source.into();
-        Self { kind: kind_of(&source), path: path.into(), source }
+        Self {
+            kind: kind_of(&source),
+            path: path.into(),
+            source,
+        }
     }
 
-    pub(super) fn told(kind: StoreErrorKind, path: impl Into<PathBuf>, text: impl Into<String>) -> Self {
-        Self { kind, path: path.into(), source: io::Error::other(text.into()) }
+    pub(super) fn told(
+        kind: StoreErrorKind,
+        path: impl Into<PathBuf>,
+        text: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            path: path.into(),
+            source: io::Error::other(text.into()),
+        }
     }
 }
 
@@ -46,13 +61,16 @@ fn kind_of(error: &io::Error) -> StoreErrorKind {
         Io::PermissionDenied | Io::ReadOnlyFilesystem => StoreErrorKind::Denied,
         Io::StorageFull | Io::QuotaExceeded => StoreErrorKind::Full,
         Io::UnexpectedEof => StoreErrorKind::Corrupt,
-        Io::NotADirectory | Io::IsADirectory | Io::InvalidFilename | Io::FileTooLarge => StoreErrorKind::Invalid,
+        Io::NotADirectory | Io::IsADirectory | Io::InvalidFilename | Io::FileTooLarge => {
+            StoreErrorKind::Invalid
+        }
         Io::Unsupported => StoreErrorKind::Unsupported,
         _ => StoreErrorKind::Unavailable,
     }
 }
 
-/// The root folder, known by device and inode, so that an unmounted disk is noticed instead of looking empty.
+/// The root folder, known by device and inode, so that an unmounted disk is noticed instead of
+/// looking empty.
 pub(super) struct Root {
     path: PathBuf,
     device: u64,
@@ -77,7 +95,11 @@ impl Root {
     pub(super) fn open(path: &Path) -> Result<Self, PathError> {
         let fd = open_path(path)?;
         let stat = fstat(&fd).map_err(|error| PathError::new(path, error))?;
-        Ok(Self { path: path.to_owned(), device: stat.st_dev, inode: stat.st_ino })
+        Ok(Self {
+            path: path.to_owned(),
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -89,10 +111,18 @@ impl Root {
         let fd = open_path(&self.path)?;
         let stat = fstat(&fd).map_err(|error| PathError::new(&self.path, error))?;
         if (stat.st_dev, stat.st_ino) != (self.device, self.inode) {
-            let text = "it is no longer the folder that it was: was a file system mounted or unmounted?";
-            return Err(PathError::told(StoreErrorKind::Unavailable, &self.path, text));
+            let text =
+                "it is no longer the folder that it was: was a file system mounted or unmounted?";
+            return Err(PathError::told(
+                StoreErrorKind::Unavailable,
+                &self.path,
+                text,
+            ));
         }
-        Ok(Folder { fd, path: self.path.clone() })
+        Ok(Folder {
+            fd,
+            path: self.path.clone(),
+        })
     }
 
     /// The folder of these components, or `None` if it or one above it does not exist.
@@ -112,7 +142,9 @@ impl Root {
         let mut tries_left = VANISHED_TRIES_MAX;
         loop {
             match self.try_make(components) {
-                Err(error) if error.kind == StoreErrorKind::NotFound && tries_left > 1 => tries_left -= 1,
+                Err(error) if error.kind == StoreErrorKind::NotFound && tries_left > 1 => {
+                    tries_left -= 1
+                }
                 made => return made,
             }
         }
@@ -129,12 +161,14 @@ impl Root {
         Ok(folder)
     }
 
-    /// Removes the folders of these components from the last up, as long as they are empty and hold backups: their
-    /// names begin with `@`. Folders that people may have made for datasets stay.
+    /// Removes the folders of these components from the last up, as long as they are empty and hold
+    /// backups: their names begin with `@`. Folders that people may have made for datasets stay.
     pub(super) fn remove_empty(&self, components: &[&str]) {
         for depth in (1..=components.len()).rev() {
             let name = components[depth - 1];
-            let Ok(Some(above)) = self.find(&components[..depth - 1]) else { return };
+            let Ok(Some(above)) = self.find(&components[..depth - 1]) else {
+                return;
+            };
             if !name.starts_with('@') || unlinkat(&above.fd, name, AtFlags::REMOVEDIR).is_err() {
                 return;
             }
@@ -151,11 +185,19 @@ impl Folder {
     pub(super) fn enter(&self, name: &str) -> Result<Option<Folder>, PathError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(&self.fd, name, flags, Mode::empty()) {
-            Ok(fd) => Ok(Some(Folder { fd, path: self.path_of(name) })),
+            Ok(fd) => Ok(Some(Folder {
+                fd,
+                path: self.path_of(name),
+            })),
             Err(Errno::NOENT) => Ok(None),
             Err(Errno::NOTDIR | Errno::LOOP) => {
-                let text = "it is not a folder (symbolic links are not followed below the store's folder)";
-                Err(PathError::told(StoreErrorKind::Invalid, self.path_of(name), text))
+                let text =
+                    "it is not a folder (symbolic links are not followed below the store's folder)";
+                Err(PathError::told(
+                    StoreErrorKind::Invalid,
+                    self.path_of(name),
+                    text,
+                ))
             }
             Err(error) => Err(PathError::new(self.path_of(name), error)),
         }
@@ -167,10 +209,12 @@ impl Folder {
             Err(Errno::EXIST) => {}
             Err(error) => return Err(PathError::new(self.path_of(name), error)),
         }
-        self.enter(name)?.ok_or_else(|| PathError::new(self.path_of(name), Errno::NOENT))
+        self.enter(name)?
+            .ok_or_else(|| PathError::new(self.path_of(name), Errno::NOENT))
     }
 
-    /// Makes names in this folder durable. Some network file systems cannot and do not need to: that is no failure.
+    /// Makes names in this folder durable. Some network file systems cannot and do not need to:
+    /// that is no failure.
     pub(super) fn sync(&self) -> Result<(), PathError> {
         match fsync(&self.fd) {
             Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),

@@ -1,4 +1,5 @@
-//! Listing a directory store: objects, and the temporary files of writers that died. Everything here blocks.
+//! Listing a directory store: objects, and the temporary files of writers that died. Everything
+//! here blocks.
 
 use super::folder::{Folder, PathError, Root};
 use super::temp::TempName;
@@ -8,10 +9,12 @@ use jiff::Timestamp;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat, flock, openat};
 use rustix::io::Errno;
 
-/// Made by mkfs in the root of ext file systems and readable by root only; no dataset can have this name.
+/// Made by mkfs in the root of ext file systems and readable by root only; no dataset can have this
+/// name.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// All objects whose key begins with `prefix`, sorted. A folder that cannot be read fails the whole.
+/// All objects whose key begins with `prefix`, sorted. A folder that cannot be read fails the
+/// whole.
 pub(super) fn list_objects(root: &Root, prefix: &str) -> Result<Vec<ListedObject>, PathError> {
     let mut objects = Vec::new();
     walk(root, prefix, &mut |folder, key, name| {
@@ -19,7 +22,11 @@ pub(super) fn list_objects(root: &Root, prefix: &str) -> Result<Vec<ListedObject
             && let Some(stat) = folder.stat(name)?
         {
             let bytes = u64::try_from(stat.st_size).unwrap_or(0);
-            objects.push(ListedObject { key: key.to_owned(), bytes, modified_at: modified_at(&stat) });
+            objects.push(ListedObject {
+                key: key.to_owned(),
+                bytes,
+                modified_at: modified_at(&stat),
+            });
             let too_many = |text| PathError::told(StoreErrorKind::Corrupt, root.path(), text);
             check_count(objects.len()).map_err(too_many)?;
         }
@@ -30,19 +37,28 @@ pub(super) fn list_objects(root: &Root, prefix: &str) -> Result<Vec<ListedObject
 }
 
 /// All temporary files for keys that begin with `prefix` whose writer does not live any more.
-pub(super) fn list_unfinished(root: &Root, prefix: &str) -> Result<Vec<UnfinishedUpload>, PathError> {
+pub(super) fn list_unfinished(
+    root: &Root,
+    prefix: &str,
+) -> Result<Vec<UnfinishedUpload>, PathError> {
     let mut uploads = Vec::new();
     let (folders, _) = split_prefix(prefix);
     // Temporary names do not begin as the object's does, so the whole folder is looked at.
     walk(root, folders, &mut |folder, key, name| {
-        let Some(temp) = TempName::parse(name) else { return Ok(()) };
+        let Some(temp) = TempName::parse(name) else {
+            return Ok(());
+        };
         let key = format!("{}{}", &key[..key.len() - name.len()], temp.object);
         if key.starts_with(prefix)
             && !has_living_writer(folder, name)?
             && let Some(stat) = folder.stat(name)?
         {
             let started_at = modified_at(&stat);
-            uploads.push(UnfinishedUpload { key, upload_id: name.to_owned(), started_at });
+            uploads.push(UnfinishedUpload {
+                key,
+                upload_id: name.to_owned(),
+                started_at,
+            });
         }
         Ok(())
     })?;
@@ -71,7 +87,12 @@ fn walk(root: &Root, prefix: &str, visit: Visit<'_>) -> Result<(), PathError> {
     }
 }
 
-fn walk_folder(folder: &Folder, above: &str, name_prefix: &str, visit: Visit<'_>) -> Result<(), PathError> {
+fn walk_folder(
+    folder: &Folder,
+    above: &str,
+    name_prefix: &str,
+    visit: Visit<'_>,
+) -> Result<(), PathError> {
     for (name, kind) in folder.names()? {
         if !name.starts_with(name_prefix) || (above.is_empty() && name == LOST_AND_FOUND) {
             continue;
@@ -88,7 +109,11 @@ fn walk_folder(folder: &Folder, above: &str, name_prefix: &str, visit: Visit<'_>
             }
             Some(_) => {
                 let text = "it is neither a file nor a folder, and what it stands for would be missing in the listing";
-                return Err(PathError::told(StoreErrorKind::Invalid, folder.path_of(&name), text));
+                return Err(PathError::told(
+                    StoreErrorKind::Invalid,
+                    folder.path_of(&name),
+                    text,
+                ));
             }
         }
     }
@@ -98,17 +123,21 @@ fn walk_folder(folder: &Folder, above: &str, name_prefix: &str, visit: Visit<'_>
 /// What `name` is, asked again where the folder did not say; `None` if it is gone.
 fn settle_kind(folder: &Folder, name: &str, kind: FileType) -> Result<Option<FileType>, PathError> {
     match kind {
-        FileType::Unknown => Ok(folder.stat(name)?.map(|stat| FileType::from_raw_mode(stat.st_mode))),
+        FileType::Unknown => Ok(folder
+            .stat(name)?
+            .map(|stat| FileType::from_raw_mode(stat.st_mode))),
         known => Ok(Some(known)),
     }
 }
 
-/// Whether a process holds the lock that every writer takes on its temporary file. Where locks do not work, nobody
-/// seems to: the age of the file has to tell.
+/// Whether a process holds the lock that every writer takes on its temporary file. Where locks do
+/// not work, nobody seems to: the age of the file has to tell.
 fn has_living_writer(folder: &Folder, name: &str) -> Result<bool, PathError> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match openat(&folder.fd, name, flags, Mode::empty()) {
-        Ok(fd) => Ok(flock(&fd, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)),
+        Ok(fd) => {
+            Ok(flock(&fd, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK))
+        }
         Err(Errno::NOENT | Errno::ACCESS | Errno::PERM | Errno::ROFS) => Ok(false),
         Err(error) => Err(PathError::new(folder.path_of(name), error)),
     }

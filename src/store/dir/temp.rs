@@ -1,12 +1,15 @@
-//! [`TempFile`]: an object that is being written beside its place, and how it gets its name. Everything here blocks.
+//! [`TempFile`]: an object that is being written beside its place, and how it gets its name.
+//! Everything here blocks.
 //!
-//! The final name appears at once with all bytes behind it, or not at all, and never replaces another object.
+//! The final name appears at once with all bytes behind it, or not at all, and never replaces
+//! another object.
 
 use super::folder::{Folder, PathError, Root};
 use crate::store::StoreErrorKind;
 use crate::store::work::random_u64;
 use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, linkat, openat, renameat, renameat_with,
+    AtFlags, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, linkat, openat, renameat,
+    renameat_with,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -20,7 +23,8 @@ const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const SUFFIX: &str = ".partial";
 /// Stands where other temporary names have their nonce.
 const CLAIM_TAG: &str = "claim";
-/// A claim is held for one look and one rename. One that stays longer belongs to a process that died.
+/// A claim is held for one look and one rename. One that stays longer belongs to a process that
+/// died.
 const CLAIM_TRIES_MAX: u32 = 40;
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 
@@ -31,8 +35,9 @@ pub enum CreateOnly {
     Rename,
     /// `linkat`, then the temporary name goes: NFS.
     Link,
-    /// A claim file made with `O_EXCL`, a look, and a plain rename: mounts that have neither of the others. It keeps
-    /// writers of this kind apart; what other programs do in between it cannot see.
+    /// A claim file made with `O_EXCL`, a look, and a plain rename: mounts that have neither of the
+    /// others. It keeps writers of this kind apart; what other programs do in between it cannot
+    /// see.
     Claim,
 }
 
@@ -70,7 +75,10 @@ impl<'a> TempName<'a> {
     }
 
     pub(super) fn parse(name: &'a str) -> Option<Self> {
-        let (object, tag) = name.strip_prefix('.')?.strip_suffix(SUFFIX)?.rsplit_once('.')?;
+        let (object, tag) = name
+            .strip_prefix('.')?
+            .strip_suffix(SUFFIX)?
+            .rsplit_once('.')?;
         let nonce = tag.len() == 16 && tag.bytes().all(|b| b.is_ascii_hexdigit());
         (!object.is_empty() && (nonce || tag == CLAIM_TAG)).then_some(Self { object })
     }
@@ -93,7 +101,12 @@ impl TempFile {
         let file = File::from(open_new(&folder, &name)?);
         // Tells the living from the dead. Where locks do not work, age has to.
         let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
-        Ok(Self { folder, name, object: object.to_owned(), file })
+        Ok(Self {
+            folder,
+            name,
+            object: object.to_owned(),
+            file,
+        })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -101,20 +114,30 @@ impl TempFile {
     }
 
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> Result<(), PathError> {
-        self.file.write_all_at(bytes, offset).map_err(|error| self.failed(error))
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|error| self.failed(error))
     }
 
-    /// Makes the bytes durable, gives the file its final name, makes that durable, and looks at what is there then.
+    /// Makes the bytes durable, gives the file its final name, makes that durable, and looks at
+    /// what is there then.
     pub(super) fn publish(&self, naming: &Naming, bytes: u64) -> Result<(), PathError> {
         self.file.sync_all().map_err(|error| self.failed(error))?;
         self.take_name(naming)?;
         self.folder.sync()?;
-        let found = self.folder.stat(&self.object)?.and_then(|stat| u64::try_from(stat.st_size).ok());
+        let found = self
+            .folder
+            .stat(&self.object)?
+            .and_then(|stat| u64::try_from(stat.st_size).ok());
         if found == Some(bytes) {
             return Ok(());
         }
         let text = format!("{bytes} bytes were written, {found:?} are there");
-        Err(PathError::told(StoreErrorKind::Corrupt, self.folder.path_of(&self.object), text))
+        Err(PathError::told(
+            StoreErrorKind::Corrupt,
+            self.folder.path_of(&self.object),
+            text,
+        ))
     }
 
     /// Removes the file if it still has its temporary name.
@@ -135,7 +158,9 @@ impl TempFile {
             };
             match taken {
                 Ok(()) => return Ok(()),
-                Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM | Errno::MLINK) => {
+                Err(
+                    Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM | Errno::MLINK,
+                ) => {
                     naming.step_down(how);
                 }
                 Err(error) => return Err(PathError::new(self.folder.path_of(&self.object), error)),
@@ -150,7 +175,8 @@ impl TempFile {
             Err(Errno::EXIST) if fstat(&self.file)?.st_nlink == 2 => {}
             linked => linked?,
         }
-        // The object is whole under its name. A second name that stays is an unfinished upload, no harm.
+        // The object is whole under its name. A second name that stays is an unfinished upload, no
+        // harm.
         let _ = self.folder.remove(&self.name);
         Ok(())
     }
@@ -180,7 +206,11 @@ impl TempFile {
             }
         }
         let text = "another writer completes this object; if none runs, remove this file";
-        Err(PathError::told(StoreErrorKind::Unavailable, self.folder.path_of(claim), text))
+        Err(PathError::told(
+            StoreErrorKind::Unavailable,
+            self.folder.path_of(claim),
+            text,
+        ))
     }
 
     fn failed(&self, error: io::Error) -> PathError {
@@ -190,7 +220,8 @@ impl TempFile {
 
 fn open_new(folder: &Folder, name: &str) -> Result<std::os::fd::OwnedFd, PathError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(&folder.fd, name, flags, FILE_MODE).map_err(|error| PathError::new(folder.path_of(name), error))
+    openat(&folder.fd, name, flags, FILE_MODE)
+        .map_err(|error| PathError::new(folder.path_of(name), error))
 }
 
 #[cfg(test)]
@@ -205,7 +236,13 @@ mod tests {
                 assert_eq!(TempName::parse(&name), Some(TempName { object }), "{name}");
             }
         }
-        for name in ["manifest.json", ".partial", ".a.partial", "..claim.partial", ".a.0123.partial"] {
+        for name in [
+            "manifest.json",
+            ".partial",
+            ".a.partial",
+            "..claim.partial",
+            ".a.0123.partial",
+        ] {
             assert_eq!(TempName::parse(name), None, "{name}");
         }
     }

@@ -1,4 +1,5 @@
-//! What a [`MemoryStore`](super::MemoryStore) is asked, in order, and the failures that a test arms beforehand.
+//! What a [`MemoryStore`](super::MemoryStore) is asked, in order, and the failures that a test arms
+//! beforehand.
 
 use crate::store::StoreErrorKind;
 use std::fmt;
@@ -80,7 +81,8 @@ pub struct StoreEvent {
 }
 
 impl fmt::Display for StoreEvent {
-    /// `PutNew tank/@id/manifest.json`, with the outcome behind it when it is not `Done`: short lines for tests.
+    /// `PutNew tank/@id/manifest.json`, with the outcome behind it when it is not `Done`: short
+    /// lines for tests.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {}", self.operation, self.key)?;
         match self.outcome {
@@ -112,36 +114,58 @@ pub struct Fault {
 impl Fault {
     /// The call fails and changes nothing.
     pub fn before(kind: StoreErrorKind) -> Self {
-        Self { kind, when: When::Before, operation: None, key_part: String::new(), calls_before: 0, forever: false }
+        Self {
+            kind,
+            when: When::Before,
+            operation: None,
+            key_part: String::new(),
+            calls_before: 0,
+            forever: false,
+        }
     }
 
     /// The call does its work and then fails: the reply is lost.
     pub fn after(kind: StoreErrorKind) -> Self {
-        Self { when: When::After, ..Self::before(kind) }
+        Self {
+            when: When::After,
+            ..Self::before(kind)
+        }
     }
 
     /// Counts only calls of this operation.
     #[must_use]
     pub fn of(self, operation: Operation) -> Self {
-        Self { operation: Some(operation), ..self }
+        Self {
+            operation: Some(operation),
+            ..self
+        }
     }
 
     /// Counts only calls on keys (or prefixes) that have `part` in them.
     #[must_use]
     pub fn on(self, part: &str) -> Self {
-        Self { key_part: part.to_owned(), ..self }
+        Self {
+            key_part: part.to_owned(),
+            ..self
+        }
     }
 
     /// Fails the `n`-th of these calls, counted from 1 and from now on.
     #[must_use]
     pub fn nth(self, n: usize) -> Self {
-        Self { calls_before: n.saturating_sub(1), ..self }
+        Self {
+            calls_before: n.saturating_sub(1),
+            ..self
+        }
     }
 
     /// Goes on failing from then on.
     #[must_use]
     pub fn forever(self) -> Self {
-        Self { forever: true, ..self }
+        Self {
+            forever: true,
+            ..self
+        }
     }
 
     fn concerns(&self, operation: Operation, key: &str) -> bool {
@@ -171,7 +195,11 @@ pub(super) fn next_fate(faults: &mut Vec<Fault>, operation: Operation, key: &str
         }
     }
     let Some(index) = due else { return Fate::Works };
-    let fault = if faults[index].forever { faults[index].clone() } else { faults.remove(index) };
+    let fault = if faults[index].forever {
+        faults[index].clone()
+    } else {
+        faults.remove(index)
+    };
     match fault.when {
         When::Before => Fate::FailsBefore(fault.kind),
         When::After => Fate::FailsAfter(fault.kind),
@@ -185,7 +213,12 @@ mod tests {
 
     #[test]
     fn faults_meet_the_call_they_were_armed_for() {
-        let mut faults = vec![Fault::after(Unavailable).of(Operation::PutNew).on("manifest").nth(2)];
+        let mut faults = vec![
+            Fault::after(Unavailable)
+                .of(Operation::PutNew)
+                .on("manifest")
+                .nth(2),
+        ];
         for (operation, key, fate) in [
             (Operation::Head, "manifest", Fate::Works),
             (Operation::PutNew, "started", Fate::Works),
@@ -193,7 +226,11 @@ mod tests {
             (Operation::PutNew, "manifest", Fate::FailsAfter(Unavailable)),
             (Operation::PutNew, "manifest", Fate::Works),
         ] {
-            assert_eq!(next_fate(&mut faults, operation, key), fate, "{operation:?} {key}");
+            assert_eq!(
+                next_fate(&mut faults, operation, key),
+                fate,
+                "{operation:?} {key}"
+            );
         }
         assert!(faults.is_empty());
     }
@@ -201,7 +238,9 @@ mod tests {
     #[test]
     fn a_lasting_fault_stays() {
         let mut faults = vec![Fault::before(Unavailable).nth(2).forever()];
-        let fates: Vec<Fate> = (0..4).map(|_| next_fate(&mut faults, Operation::Get, "k")).collect();
+        let fates: Vec<Fate> = (0..4)
+            .map(|_| next_fate(&mut faults, Operation::Get, "k"))
+            .collect();
         let fails = Fate::FailsBefore(Unavailable);
         assert_eq!(fates, [Fate::Works, fails, fails, fails]);
     }

@@ -1,8 +1,11 @@
-//! What a [`MemoryStore`](super::MemoryStore) holds, and what each call does to it. Nothing here fails by order.
+//! What a [`MemoryStore`](super::MemoryStore) holds, and what each call does to it. Nothing here
+//! fails by order.
 
 use super::{Fault, StoreEvent};
 use crate::store::checksum::WholeCrc::Crc64nvme;
-use crate::store::{Evidence, EvidenceTier, ListedObject, ObjectLock, PutOutcome, StoreErrorKind, UnfinishedUpload};
+use crate::store::{
+    Evidence, EvidenceTier, ListedObject, ObjectLock, PutOutcome, StoreErrorKind, UnfinishedUpload,
+};
 use bytes::Bytes;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
@@ -16,7 +19,10 @@ pub(super) struct Failure {
 
 impl Failure {
     pub(super) fn new(kind: StoreErrorKind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into() }
+        Self {
+            kind,
+            text: text.into(),
+        }
     }
 
     /// A failure that a test armed.
@@ -68,7 +74,11 @@ impl State {
     pub(super) fn begin(&mut self, key: &str) -> Result<String, Failure> {
         self.demand_free(key)?;
         let upload_id = self.next_id("upload");
-        let upload = Upload { key: key.to_owned(), parts: Vec::new(), started_at: self.now() };
+        let upload = Upload {
+            key: key.to_owned(),
+            parts: Vec::new(),
+            started_at: self.now(),
+        };
         self.uploads.insert(upload_id.clone(), upload);
         Ok(upload_id)
     }
@@ -81,9 +91,19 @@ impl State {
     }
 
     /// Makes an object of an upload. A key that is taken ends the upload.
-    pub(super) fn finish(&mut self, upload_id: &str, part_bytes: u64, tier: EvidenceTier) -> Result<Evidence, Failure> {
+    pub(super) fn finish(
+        &mut self,
+        upload_id: &str,
+        part_bytes: u64,
+        tier: EvidenceTier,
+    ) -> Result<Evidence, Failure> {
         let upload = self.uploads.remove(upload_id).ok_or_else(no_such_upload)?;
-        self.commit(&upload.key, upload.parts.concat().into(), Some(part_bytes), tier)
+        self.commit(
+            &upload.key,
+            upload.parts.concat().into(),
+            Some(part_bytes),
+            tier,
+        )
     }
 
     /// Stores an object create-only, and says what the store then reports of it.
@@ -98,7 +118,10 @@ impl State {
         let sent = self.store(key, bytes, part_bytes, tier);
         match self.head(key) {
             Some(found) if found == sent => Ok(found),
-            found => Err(Failure::new(StoreErrorKind::Corrupt, format!("sent {sent:?}, the store has {found:?}"))),
+            found => Err(Failure::new(
+                StoreErrorKind::Corrupt,
+                format!("sent {sent:?}, the store has {found:?}"),
+            )),
         }
     }
 
@@ -109,42 +132,66 @@ impl State {
         tier: EvidenceTier,
     ) -> Result<(PutOutcome, Evidence), Failure> {
         match self.objects.get(key) {
-            Some(there) if there.bytes == bytes => Ok((PutOutcome::Identical, there.evidence.clone())),
+            Some(there) if there.bytes == bytes => {
+                Ok((PutOutcome::Identical, there.evidence.clone()))
+            }
             _ => Ok((PutOutcome::Created, self.commit(key, bytes, None, tier)?)),
         }
     }
 
     /// Stores an object whatever was there before.
-    pub(super) fn store(&mut self, key: &str, bytes: Bytes, part_bytes: Option<u64>, tier: EvidenceTier) -> Evidence {
+    pub(super) fn store(
+        &mut self,
+        key: &str,
+        bytes: Bytes,
+        part_bytes: Option<u64>,
+        tier: EvidenceTier,
+    ) -> Evidence {
         let evidence = Evidence {
             tier,
             bytes: bytes.len() as u64,
-            checksum: (tier == EvidenceTier::Crc64nvmeFull).then(|| Crc64nvme.text(Crc64nvme.of(&bytes))),
+            checksum: (tier == EvidenceTier::Crc64nvmeFull)
+                .then(|| Crc64nvme.text(Crc64nvme.of(&bytes))),
             etag: None,
             version_id: (tier == EvidenceTier::IdPin).then(|| self.next_id("version")),
             part_bytes,
             locked_until: self.lock.map(|lock| lock.until(self.now()).to_string()),
         };
-        let stored = Stored { bytes, evidence: evidence.clone(), modified_at: self.now() };
+        let stored = Stored {
+            bytes,
+            evidence: evidence.clone(),
+            modified_at: self.now(),
+        };
         self.objects.insert(key.to_owned(), stored);
         evidence
     }
 
     fn demand_free(&self, key: &str) -> Result<(), Failure> {
         match self.objects.contains_key(key) {
-            true => Err(Failure::new(StoreErrorKind::AlreadyExists, "the key is taken")),
+            true => Err(Failure::new(
+                StoreErrorKind::AlreadyExists,
+                "the key is taken",
+            )),
             false => Ok(()),
         }
     }
 
-    pub(super) fn get(&self, key: &str, range: Option<Range<u64>>, limit_bytes: u64) -> Result<Bytes, Failure> {
-        let object = self.objects.get(key).ok_or_else(|| Failure::new(StoreErrorKind::NotFound, "no such object"))?;
+    pub(super) fn get(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+        limit_bytes: u64,
+    ) -> Result<Bytes, Failure> {
+        let object = self
+            .objects
+            .get(key)
+            .ok_or_else(|| Failure::new(StoreErrorKind::NotFound, "no such object"))?;
         let bytes = object.bytes.len() as u64;
         let corrupt = |text| Err(Failure::new(StoreErrorKind::Corrupt, text));
         match range {
-            None if bytes > limit_bytes => {
-                corrupt(format!("it has {bytes} bytes, more than the {limit_bytes} allowed"))
-            }
+            None if bytes > limit_bytes => corrupt(format!(
+                "it has {bytes} bytes, more than the {limit_bytes} allowed"
+            )),
             None => Ok(object.bytes.clone()),
             Some(range) if range.start > range.end || range.end > bytes => {
                 corrupt(format!("bytes {range:?} were asked, it has {bytes}"))
@@ -163,7 +210,10 @@ impl State {
     }
 
     pub(super) fn list(&self, prefix: &str) -> Vec<ListedObject> {
-        let under = self.objects.iter().filter(|(key, _)| key.starts_with(prefix));
+        let under = self
+            .objects
+            .iter()
+            .filter(|(key, _)| key.starts_with(prefix));
         under
             .map(|(key, object)| ListedObject {
                 key: key.clone(),
@@ -174,7 +224,10 @@ impl State {
     }
 
     pub(super) fn unfinished(&self, prefix: &str) -> Vec<UnfinishedUpload> {
-        let under = self.uploads.iter().filter(|(_, upload)| upload.key.starts_with(prefix));
+        let under = self
+            .uploads
+            .iter()
+            .filter(|(_, upload)| upload.key.starts_with(prefix));
         under
             .map(|(upload_id, upload)| UnfinishedUpload {
                 key: upload.key.clone(),
@@ -187,20 +240,38 @@ impl State {
     /// Locks an object at least until then.
     pub(super) fn extend_lock(&mut self, key: &str, until: Timestamp) -> Result<(), Failure> {
         if self.lock.is_none() || self.cannot_extend_locks {
-            return Err(Failure::new(StoreErrorKind::Unsupported, "this store extends no locks"));
+            return Err(Failure::new(
+                StoreErrorKind::Unsupported,
+                "this store extends no locks",
+            ));
         }
-        let object =
-            self.objects.get_mut(key).ok_or_else(|| Failure::new(StoreErrorKind::NotFound, "no such object"))?;
-        let end = object.evidence.locked_until.as_deref().and_then(|text| text.parse::<Timestamp>().ok());
+        let object = self
+            .objects
+            .get_mut(key)
+            .ok_or_else(|| Failure::new(StoreErrorKind::NotFound, "no such object"))?;
+        let end = object
+            .evidence
+            .locked_until
+            .as_deref()
+            .and_then(|text| text.parse::<Timestamp>().ok());
         object.evidence.locked_until = Some(end.map_or(until, |end| end.max(until)).to_string());
         Ok(())
     }
 
     pub(super) fn delete(&mut self, key: &str) -> Result<(), Failure> {
         let now = self.now();
-        let end = self.objects.get(key).and_then(|object| object.evidence.locked_until.as_deref());
-        match end.and_then(|text| text.parse::<Timestamp>().ok()).filter(|end| *end > now) {
-            Some(end) => Err(Failure::new(StoreErrorKind::Denied, format!("it is locked until {end}"))),
+        let end = self
+            .objects
+            .get(key)
+            .and_then(|object| object.evidence.locked_until.as_deref());
+        match end
+            .and_then(|text| text.parse::<Timestamp>().ok())
+            .filter(|end| *end > now)
+        {
+            Some(end) => Err(Failure::new(
+                StoreErrorKind::Denied,
+                format!("it is locked until {end}"),
+            )),
             None => {
                 self.objects.remove(key);
                 self.hidden.remove(key);
@@ -210,9 +281,13 @@ impl State {
     }
 
     pub(super) fn flip(&mut self, key: &str, offset: usize) -> bool {
-        let Some(object) = self.objects.get_mut(key) else { return false };
+        let Some(object) = self.objects.get_mut(key) else {
+            return false;
+        };
         let mut bytes = object.bytes.to_vec();
-        let Some(byte) = bytes.get_mut(offset) else { return false };
+        let Some(byte) = bytes.get_mut(offset) else {
+            return false;
+        };
         *byte ^= 1;
         object.bytes = bytes.into();
         true
@@ -222,13 +297,20 @@ impl State {
         if one == other || !self.objects.contains_key(other) {
             return false;
         }
-        let Some(first) = self.objects.remove(one) else { return false };
-        let Some(second) = self.objects.insert(other.to_owned(), first) else { return false };
+        let Some(first) = self.objects.remove(one) else {
+            return false;
+        };
+        let Some(second) = self.objects.insert(other.to_owned(), first) else {
+            return false;
+        };
         self.objects.insert(one.to_owned(), second);
         true
     }
 }
 
 fn no_such_upload() -> Failure {
-    Failure::new(StoreErrorKind::NotFound, "no such upload: it was completed or aborted")
+    Failure::new(
+        StoreErrorKind::NotFound,
+        "no such upload: it was completed or aborted",
+    )
 }

@@ -1,5 +1,5 @@
-//! [`MemoryWriter`]: a large object on its way into memory. Failures that a test ordered leave the upload
-//! unfinished, as a lost connection would.
+//! [`MemoryWriter`]: a large object on its way into memory. Failures that a test ordered leave the
+//! upload unfinished, as a lost connection would.
 
 use super::{MemoryStore, Operation};
 use crate::store::memory::state::Failure;
@@ -18,7 +18,12 @@ pub(super) struct MemoryWriter {
 impl MemoryWriter {
     pub(super) fn new(store: MemoryStore, key: ObjectKey, upload_id: String) -> Self {
         let sizes = PartSizes::new(store.traits().part_bytes);
-        Self { store, key, upload_id, sizes }
+        Self {
+            store,
+            key,
+            upload_id,
+            sizes,
+        }
     }
 }
 
@@ -29,24 +34,39 @@ impl PartWriter for MemoryWriter {
     }
 
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
-        let Self { store, key, upload_id, sizes } = self;
+        let Self {
+            store,
+            key,
+            upload_id,
+            sizes,
+        } = self;
         store.call(Operation::PutPart, key.as_str(), |state| {
-            sizes.accept(part.len()).map_err(|text| Failure::new(StoreErrorKind::Invalid, text))?;
+            sizes
+                .accept(part.len())
+                .map_err(|text| Failure::new(StoreErrorKind::Invalid, text))?;
             state.put_part(upload_id, part)
         })
     }
 
     async fn finish(self: Box<Self>) -> Result<Evidence, StoreError> {
-        let Self { store, key, upload_id, .. } = *self;
+        let Self {
+            store,
+            key,
+            upload_id,
+            ..
+        } = *self;
         let part_bytes = store.traits().part_bytes as u64;
         let tier = store.shared.tier;
-        store.call(Operation::Finish, key.as_str(), |state| state.finish(&upload_id, part_bytes, tier))
+        store.call(Operation::Finish, key.as_str(), |state| {
+            state.finish(&upload_id, part_bytes, tier)
+        })
     }
 
     async fn abort(self: Box<Self>) -> Result<(), StoreError> {
-        self.store.call(Operation::Abort, self.key.as_str(), |state| {
-            state.uploads.remove(&self.upload_id);
-            Ok(())
-        })
+        self.store
+            .call(Operation::Abort, self.key.as_str(), |state| {
+                state.uploads.remove(&self.upload_id);
+                Ok(())
+            })
     }
 }

@@ -1,4 +1,5 @@
-//! [`Cause`]: why a run of rclone failed. Its exit status says little and sometimes what is not so; its words say more.
+//! [`Cause`]: why a run of rclone failed. Its exit status says little and sometimes what is not so;
+//! its words say more.
 
 use crate::store::StoreErrorKind;
 use std::error::Error;
@@ -25,7 +26,11 @@ pub(super) struct Cause {
 impl Cause {
     /// Something that we found, not rclone.
     pub(super) fn ours(kind: StoreErrorKind, text: impl Into<String>) -> Self {
-        Self { kind: Some(kind), status: None, text: text.into() }
+        Self {
+            kind: Some(kind),
+            status: None,
+            text: text.into(),
+        }
     }
 
     /// rclone ended so, having said these things last.
@@ -35,9 +40,23 @@ impl Cause {
             // Killed: by a person, by a lack of memory, by the end of a service.
             None => format!("rclone died of {status}"),
         };
-        let words: Vec<&str> = words.iter().rev().take(WORDS_MAX).rev().map(String::as_str).collect();
-        let text = if words.is_empty() { how } else { format!("{how}: {}", words.join("; ")) };
-        Self { kind: None, status: status.code(), text }
+        let words: Vec<&str> = words
+            .iter()
+            .rev()
+            .take(WORDS_MAX)
+            .rev()
+            .map(String::as_str)
+            .collect();
+        let text = if words.is_empty() {
+            how
+        } else {
+            format!("{how}: {}", words.join("; "))
+        };
+        Self {
+            kind: None,
+            status: status.code(),
+            text,
+        }
     }
 
     /// rclone says that there is no such folder.
@@ -61,7 +80,11 @@ impl Cause {
             return kind;
         }
         if let Some(status @ (NO_FOLDER | NO_FILE | TEMPORARY)) = self.status {
-            return if status == TEMPORARY { StoreErrorKind::Unavailable } else { StoreErrorKind::NotFound };
+            return if status == TEMPORARY {
+                StoreErrorKind::Unavailable
+            } else {
+                StoreErrorKind::NotFound
+            };
         }
         let words = self.text.to_ascii_lowercase();
         let said = |some: &[&str]| some.iter().any(|word| words.contains(word));
@@ -99,7 +122,12 @@ impl Cause {
     }
 }
 
-const WRONG_SETUP: &[&str] = &["find section in config", "unknown flag", "invalid argument", "unable to decrypt"];
+const WRONG_SETUP: &[&str] = &[
+    "find section in config",
+    "unknown flag",
+    "invalid argument",
+    "unable to decrypt",
+];
 const DENIED: &[&str] = &[
     "accessdenied",
     "access denied",
@@ -116,8 +144,19 @@ const DENIED: &[&str] = &[
     "authentication failed",
     "unable to authenticate",
 ];
-const EXPIRED: &[&str] = &["invalid_grant", "token expired", "couldn't fetch token", "config reconnect"];
-const FULL: &[&str] = &["no space left", "quota", "cap_exceeded", "insufficient storage", "disk full"];
+const EXPIRED: &[&str] = &[
+    "invalid_grant",
+    "token expired",
+    "couldn't fetch token",
+    "config reconnect",
+];
+const FULL: &[&str] = &[
+    "no space left",
+    "quota",
+    "cap_exceeded",
+    "insufficient storage",
+    "disk full",
+];
 const SLOW_DOWN: &[&str] = &["slowdown", "too many requests", "rate limit", "ratelimit"];
 const CHANGED: &[&str] = &["corrupted on transfer", "hashes differ", "hash differ"];
 
@@ -145,13 +184,38 @@ mod tests {
             (3, "directory not found", NotFound, None),
             (4, "object not found", NotFound, None),
             (5, "AccessDenied, but may be tried again", Unavailable, None),
-            (1, "didn't find section in config file (\"x\")", Invalid, Some("listremotes")),
-            (1, "unable to decrypt configuration", Invalid, Some("RCLONE_CONFIG_PASS")),
+            (
+                1,
+                "didn't find section in config file (\"x\")",
+                Invalid,
+                Some("listremotes"),
+            ),
+            (
+                1,
+                "unable to decrypt configuration",
+                Invalid,
+                Some("RCLONE_CONFIG_PASS"),
+            ),
             (7, "AccessDenied: Access Denied", Denied, Some("[gd]")),
-            (1, "couldn't fetch token: invalid_grant", Denied, Some("config reconnect gd:")),
-            (1, "write x: no space left on device", Full, Some("make room")),
+            (
+                1,
+                "couldn't fetch token: invalid_grant",
+                Denied,
+                Some("config reconnect gd:"),
+            ),
+            (
+                1,
+                "write x: no space left on device",
+                Full,
+                Some("make room"),
+            ),
             (1, "SlowDown: reduce your rate", Throttled, None),
-            (1, "corrupted on transfer: sha1 hashes differ", Corrupt, None),
+            (
+                1,
+                "corrupted on transfer: sha1 hashes differ",
+                Corrupt,
+                None,
+            ),
             (1, "connection refused", Unavailable, None),
             (2, "unknown flag: --x", Invalid, None),
         ] {
@@ -159,10 +223,16 @@ mod tests {
             assert_eq!(cause.kind(), kind, "{words}");
             let told = cause.hint("gd", "/c");
             assert_eq!(told.is_some(), hint.is_some(), "{words}: {told:?}");
-            assert!(told.unwrap_or_default().contains(hint.unwrap_or_default()), "{words}");
+            assert!(
+                told.unwrap_or_default().contains(hint.unwrap_or_default()),
+                "{words}"
+            );
         }
         assert_eq!(ended(1, "no").to_string(), "rclone ended with status 1: no");
         let killed = Cause::ended(ExitStatus::from_raw(9), &[]);
-        assert_eq!((killed.to_string().as_str(), killed.kind()), ("rclone died of signal: 9 (SIGKILL)", Unavailable));
+        assert_eq!(
+            (killed.to_string().as_str(), killed.kind()),
+            ("rclone died of signal: 9 (SIGKILL)", Unavailable)
+        );
     }
 }

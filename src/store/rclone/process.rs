@@ -1,5 +1,5 @@
-//! Running rclone: one process a call, its arguments in a list, its log lines in our log, its end awaited or brought
-//! about.
+//! Running rclone: one process a call, its arguments in a list, its log lines in our log, its end
+//! awaited or brought about.
 
 use super::cause::Cause;
 use super::settings::RcloneSettings;
@@ -24,8 +24,8 @@ const WORDS_MAX: usize = 20;
 const LINE_BYTES_MAX: u64 = 64 << 10;
 /// A process that has closed its outputs ends at once; it is looked at this often.
 const END_PAUSE: Duration = Duration::from_millis(2);
-/// The variables of rclone's own that it gets: how to open its configuration, and remotes described in the
-/// environment. All others could make it leave out objects or write elsewhere.
+/// The variables of rclone's own that it gets: how to open its configuration, and remotes described
+/// in the environment. All others could make it leave out objects or write elsewhere.
 const VARIABLES: [&str; 2] = ["RCLONE_PASSWORD_COMMAND", "RCLONE_CONFIG_PASS"];
 const REMOTE_VARIABLES: &str = "RCLONE_CONFIG_";
 
@@ -57,15 +57,25 @@ pub(super) async fn run(settings: &RcloneSettings, call: Call) -> Result<Ended, 
     let command = command_of(settings, &call);
     let switch = Arc::new(Switch::default());
     let _kill = KillOnDrop(Arc::clone(&switch));
-    let Call { stdin, output_bytes_max, limit, quiet, .. } = call;
+    let Call {
+        stdin,
+        output_bytes_max,
+        limit,
+        quiet,
+        ..
+    } = call;
     let program = settings.program.display().to_string();
     let work = run_blocking(move || {
-        run_to_end(command, stdin, &switch, output_bytes_max, quiet).map_err(|error| cannot_run(&program, &error))
+        run_to_end(command, stdin, &switch, output_bytes_max, quiet)
+            .map_err(|error| cannot_run(&program, &error))
     });
     match timeout(limit, work).await {
         Ok(ended) => ended,
         Err(_) => {
-            let text = format!("rclone took longer than {} s and was stopped", limit.as_secs());
+            let text = format!(
+                "rclone took longer than {} s and was stopped",
+                limit.as_secs()
+            );
             Err(Cause::ours(StoreErrorKind::Unavailable, text))
         }
     }
@@ -77,14 +87,21 @@ fn cannot_run(program: &str, error: &io::Error) -> Cause {
         io::ErrorKind::FileTooLarge => "rclone printed more than was asked".to_owned(),
         _ => format!("{program:?} cannot be run: {error}"),
     };
-    let kind =
-        if error.kind() == io::ErrorKind::FileTooLarge { StoreErrorKind::Corrupt } else { StoreErrorKind::Invalid };
+    let kind = if error.kind() == io::ErrorKind::FileTooLarge {
+        StoreErrorKind::Corrupt
+    } else {
+        StoreErrorKind::Invalid
+    };
     Cause::ours(kind, text)
 }
 
 fn command_of(settings: &RcloneSettings, call: &Call) -> Command {
     let mut command = Command::new(&settings.program);
-    command.args(&call.arguments).args(common_arguments(settings)).arg("--").args(&call.places);
+    command
+        .args(&call.arguments)
+        .args(common_arguments(settings))
+        .arg("--")
+        .args(&call.places);
     for (name, _) in std::env::vars_os().filter(|(name, _)| !may_keep(name)) {
         command.env_remove(name);
     }
@@ -95,7 +112,9 @@ fn command_of(settings: &RcloneSettings, call: &Call) -> Command {
 
 fn may_keep(name: &OsString) -> bool {
     let name = name.to_string_lossy();
-    !name.starts_with("RCLONE_") || name.starts_with(REMOTE_VARIABLES) || VARIABLES.contains(&name.as_ref())
+    !name.starts_with("RCLONE_")
+        || name.starts_with(REMOTE_VARIABLES)
+        || VARIABLES.contains(&name.as_ref())
 }
 
 /// What every call gets. No secret is among it: those are in rclone.conf or in the environment.
@@ -115,9 +134,23 @@ fn common_arguments(settings: &RcloneSettings) -> Vec<OsString> {
         "--b2-hard-delete",
     ];
     let partial = format!("--partial-suffix={PARTIAL_SUFFIX}");
-    let bwlimit = settings.bwlimit.as_ref().map(|limit| format!("--bwlimit={limit}"));
-    let texts = fixed.into_iter().map(str::to_owned).chain([partial]).chain(bwlimit);
-    [conf].into_iter().chain(texts.chain(settings.args.iter().cloned()).map(OsString::from)).collect()
+    let bwlimit = settings
+        .bwlimit
+        .as_ref()
+        .map(|limit| format!("--bwlimit={limit}"));
+    let texts = fixed
+        .into_iter()
+        .map(str::to_owned)
+        .chain([partial])
+        .chain(bwlimit);
+    [conf]
+        .into_iter()
+        .chain(
+            texts
+                .chain(settings.args.iter().cloned())
+                .map(OsString::from),
+        )
+        .collect()
 }
 
 /// A process that another thread may end.
@@ -170,7 +203,10 @@ fn run_to_end(
     output_bytes_max: u64,
     quiet: bool,
 ) -> io::Result<Ended> {
-    command.stdin(stdin.map_or_else(Stdio::null, Stdio::from)).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let (stdout, stderr) = {
         let mut state = switch.lock();
         if state.killed {
@@ -184,7 +220,9 @@ fn run_to_end(
     let listener = stderr.map(|stderr| thread::spawn(move || listen(stderr, quiet)));
     let mut output = Vec::new();
     let read = match stdout {
-        Some(stdout) => stdout.take(output_bytes_max.saturating_add(1)).read_to_end(&mut output),
+        Some(stdout) => stdout
+            .take(output_bytes_max.saturating_add(1))
+            .read_to_end(&mut output),
         None => Ok(0),
     };
     let too_much = output.len() as u64 > output_bytes_max;
@@ -193,7 +231,9 @@ fn run_to_end(
     {
         let _ = child.kill();
     }
-    let words = listener.and_then(|listener| listener.join().ok()).unwrap_or_default();
+    let words = listener
+        .and_then(|listener| listener.join().ok())
+        .unwrap_or_default();
     let status = switch.wait()?;
     read?;
     if too_much {
@@ -240,11 +280,16 @@ fn listen(stderr: ChildStderr, quiet: bool) -> Vec<String> {
     words
 }
 
-/// Reads the next line into `line`, without its end. Of a longer one than rclone ever writes, the rest is passed over.
-/// Returns whether there was one.
+/// Reads the next line into `line`, without its end. Of a longer one than rclone ever writes, the
+/// rest is passed over. Returns whether there was one.
 fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
-    if reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', line)? == 0 {
+    if reader
+        .by_ref()
+        .take(LINE_BYTES_MAX)
+        .read_until(b'\n', line)?
+        == 0
+    {
         return Ok(false);
     }
     if line.ends_with(b"\n") {
@@ -257,7 +302,11 @@ fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> 
 
 /// What is not JSON is taken as it stands: rclone complains of its arguments so.
 fn parse_line(text: &str) -> LogLine {
-    let plain = || LogLine { level: "error".to_owned(), msg: text.to_owned(), object: String::new() };
+    let plain = || LogLine {
+        level: "error".to_owned(),
+        msg: text.to_owned(),
+        object: String::new(),
+    };
     let mut line = serde_json::from_str(text).unwrap_or_else(|_| plain());
     line.msg = line.msg.split_whitespace().collect::<Vec<_>>().join(" ");
     line
@@ -275,29 +324,58 @@ mod tests {
     use std::time::Instant;
 
     fn script(program: &str, limit: Duration) -> (RcloneSettings, Call) {
-        let settings = RcloneSettings { program: program.into(), remote: "r".into(), ..Default::default() };
+        let settings = RcloneSettings {
+            program: program.into(),
+            remote: "r".into(),
+            ..Default::default()
+        };
         let arguments = vec![];
-        let call = Call { arguments, places: vec![], stdin: None, output_bytes_max: 100, limit, quiet: false };
+        let call = Call {
+            arguments,
+            places: vec![],
+            stdin: None,
+            output_bytes_max: 100,
+            limit,
+            quiet: false,
+        };
         (settings, call)
     }
 
     #[test]
     fn lines_of_the_log_are_read_whatever_they_are() {
         for (text, level, msg, object) in [
-            (r#"{"level":"error","msg":" a\n b","object":"x"}"#, "error", "a b", "x"),
+            (
+                r#"{"level":"error","msg":" a\n b","object":"x"}"#,
+                "error",
+                "a b",
+                "x",
+            ),
             (r#"{"level":"notice","msg":"a"}"#, "notice", "a", ""),
-            ("Error: unknown flag: --x", "error", "Error: unknown flag: --x", ""),
+            (
+                "Error: unknown flag: --x",
+                "error",
+                "Error: unknown flag: --x",
+                "",
+            ),
             ("", "error", "", ""),
         ] {
             let line = parse_line(text);
-            assert_eq!((line.level.as_str(), line.msg.as_str(), line.object.as_str()), (level, msg, object));
+            assert_eq!(
+                (line.level.as_str(), line.msg.as_str(), line.object.as_str()),
+                (level, msg, object)
+            );
         }
     }
 
     #[test]
     fn a_line_without_an_end_is_cut_and_the_next_one_is_read() {
         let limit = usize::try_from(LINE_BYTES_MAX).unwrap();
-        for (long, kept) in [(limit - 1, limit - 1), (limit, limit), (limit + 1, limit), (5 * limit, limit)] {
+        for (long, kept) in [
+            (limit - 1, limit - 1),
+            (limit, limit),
+            (limit + 1, limit),
+            (5 * limit, limit),
+        ] {
             let text = [&vec![b'x'; long][..], b"\nnext"].concat();
             let (mut reader, mut line) = (&text[..], Vec::new());
             assert!(next_line(&mut reader, &mut line).unwrap());

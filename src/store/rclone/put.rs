@@ -1,4 +1,5 @@
-//! Putting objects from memory and from a spool, and removing them. What the remote has afterwards decides.
+//! Putting objects from memory and from a spool, and removing them. What the remote has afterwards
+//! decides.
 
 use super::cause::Cause;
 use super::process::{self, Call};
@@ -6,7 +7,8 @@ use super::read::partial_of;
 use super::{ANSWER_BYTES_MAX, RcloneStore};
 use crate::store::work::run_blocking;
 use crate::store::{
-    Evidence, EvidenceTier, ObjectKey, PutOutcome, SpoolFile, StoreError, StoreErrorKind, UnfinishedUpload,
+    Evidence, EvidenceTier, ObjectKey, PutOutcome, SpoolFile, StoreError, StoreErrorKind,
+    UnfinishedUpload,
 };
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY};
 use bytes::Bytes;
@@ -20,7 +22,8 @@ use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::sleep;
 
-/// Standard input as a file that can be opened and read as often as rclone likes, from its beginning.
+/// Standard input as a file that can be opened and read as often as rclone likes, from its
+/// beginning.
 const SOURCE: &str = "/proc/self/fd/0";
 /// How often the remote is asked for what it has just taken.
 const CONFIRM_TRIES_MAX: u32 = 3;
@@ -50,7 +53,9 @@ struct Sent {
 impl HashKind {
     /// The better one that a remote has.
     pub(super) fn best_of(names: &[String]) -> Option<Self> {
-        [Self::Sha1, Self::Md5].into_iter().find(|kind| names.iter().any(|name| name == kind.name()))
+        [Self::Sha1, Self::Md5]
+            .into_iter()
+            .find(|kind| names.iter().any(|name| name == kind.name()))
     }
 
     /// rclone's name for it.
@@ -102,7 +107,11 @@ impl Hashing {
 }
 
 impl RcloneStore {
-    pub(super) async fn put_bytes(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    pub(super) async fn put_bytes(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         let _one = self.lock_name(key).await;
         if let Some(found) = self.look_at("put", key).await? {
             return self.compare(key, &bytes, found).await;
@@ -111,14 +120,20 @@ impl RcloneStore {
         match self.copy_there(key, file, &sent).await {
             Ok(evidence) => Ok((PutOutcome::Created, evidence)),
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                let Some(found) = self.look_at("put", key).await? else { return Err(error) };
+                let Some(found) = self.look_at("put", key).await? else {
+                    return Err(error);
+                };
                 self.compare(key, &bytes, found).await
             }
             Err(error) => Err(error),
         }
     }
 
-    pub(super) async fn put_file(&self, key: &ObjectKey, file: &SpoolFile) -> Result<Evidence, StoreError> {
+    pub(super) async fn put_file(
+        &self,
+        key: &ObjectKey,
+        file: &SpoolFile,
+    ) -> Result<Evidence, StoreError> {
         let _one = self.lock_name(key).await;
         if self.look_at("put", key).await?.is_some() {
             return Err(self.taken(key));
@@ -126,11 +141,16 @@ impl RcloneStore {
         let failed = |error: crate::store::spool::SpoolError| error.in_store(key, &self.url);
         let mut hashing = self.hash.map(HashKind::begin);
         for index in 0..file.part_count() {
-            // Read back as it was written: a hash of what the spool's disk got wrong would agree with what rclone reads.
+            // Read back as it was written: a hash of what the spool's disk got wrong would agree
+            // with what rclone reads.
             hashing = hash_on(hashing, file.read_part(index).await.map_err(failed)?).await;
         }
-        let sent = Sent { bytes: file.bytes(), hash: hashing.map(Hashing::finish) };
-        self.copy_there(key, file.share().map_err(failed)?, &sent).await
+        let sent = Sent {
+            bytes: file.bytes(),
+            hash: hashing.map(Hashing::finish),
+        };
+        self.copy_there(key, file.share().map_err(failed)?, &sent)
+            .await
     }
 
     /// One put of a name at a time in this process.
@@ -151,7 +171,13 @@ impl RcloneStore {
             }
             let mut file = File::from(memfd_create("zfs-backup", MemfdFlags::CLOEXEC)?);
             file.write_all(&bytes)?;
-            Ok((Sent { bytes: bytes.len() as u64, hash: hashing.map(Hashing::finish) }, file))
+            Ok((
+                Sent {
+                    bytes: bytes.len() as u64,
+                    hash: hashing.map(Hashing::finish),
+                },
+                file,
+            ))
         };
         run_blocking(work).await.map_err(|error| {
             let text = format!("a file in memory cannot be made: {error}");
@@ -160,10 +186,20 @@ impl RcloneStore {
     }
 
     /// Has rclone copy the file there, where the name is free, and looks at what is there then.
-    async fn copy_there(&self, key: &ObjectKey, file: File, sent: &Sent) -> Result<Evidence, StoreError> {
+    async fn copy_there(
+        &self,
+        key: &ObjectKey,
+        file: File,
+        sent: &Sent,
+    ) -> Result<Evidence, StoreError> {
         // Never closed.
         let _place = self.uploads.acquire().await.ok();
-        let arguments = ["copyto", "--copy-links", "--ignore-existing", "--error-on-no-transfer"];
+        let arguments = [
+            "copyto",
+            "--copy-links",
+            "--ignore-existing",
+            "--error-on-no-transfer",
+        ];
         let call = Call {
             arguments: arguments.map(str::to_owned).to_vec(),
             places: vec![SOURCE.to_owned(), self.settings.place_of(key.as_str())],
@@ -183,7 +219,12 @@ impl RcloneStore {
     }
 
     /// What the remote has now must be what was sent, whatever rclone said.
-    async fn confirm(&self, key: &ObjectKey, sent: &Sent, failure: Option<Cause>) -> Result<Evidence, StoreError> {
+    async fn confirm(
+        &self,
+        key: &ObjectKey,
+        sent: &Sent,
+        failure: Option<Cause>,
+    ) -> Result<Evidence, StoreError> {
         let failed = |cause: Cause| self.failed("put", key.as_str(), cause);
         let mut found = None;
         for attempt in 1..=CONFIRM_TRIES_MAX {
@@ -196,22 +237,44 @@ impl RcloneStore {
             }
             sleep(CONFIRM_PAUSE).await;
         }
-        let hash_agrees = found.as_ref().and_then(|found| Some(found.checksum.as_ref()? == sent.hash.as_ref()?));
+        let hash_agrees = found
+            .as_ref()
+            .and_then(|found| Some(found.checksum.as_ref()? == sent.hash.as_ref()?));
         match (found, failure) {
-            (Some(found), None) if found.bytes == sent.bytes && hash_agrees != Some(false) => Ok(found),
-            // It failed after the bytes had arrived, or once more before; only a hash can tell that these are they.
-            (Some(found), Some(_)) if found.bytes == sent.bytes && hash_agrees == Some(true) => Ok(found),
+            (Some(found), None) if found.bytes == sent.bytes && hash_agrees != Some(false) => {
+                Ok(found)
+            }
+            // It failed after the bytes had arrived, or once more before; only a hash can tell that
+            // these are they.
+            (Some(found), Some(_)) if found.bytes == sent.bytes && hash_agrees == Some(true) => {
+                Ok(found)
+            }
             (None, Some(cause)) => Err(failed(cause)),
             (found, cause) => Err(self.differs(key, sent, found.as_ref(), cause)),
         }
     }
 
-    fn differs(&self, key: &ObjectKey, sent: &Sent, found: Option<&Evidence>, cause: Option<Cause>) -> StoreError {
+    fn differs(
+        &self,
+        key: &ObjectKey,
+        sent: &Sent,
+        found: Option<&Evidence>,
+        cause: Option<Cause>,
+    ) -> StoreError {
         let describe = |bytes: u64, hash: Option<&String>| {
-            format!("{bytes} bytes with hash {}", hash.map_or("unknown", String::as_str))
+            format!(
+                "{bytes} bytes with hash {}",
+                hash.map_or("unknown", String::as_str)
+            )
         };
-        let there = found.map_or_else(|| "nothing".to_owned(), |found| describe(found.bytes, found.checksum.as_ref()));
-        let said = cause.map_or_else(|| "rclone reported success".to_owned(), |cause| cause.to_string());
+        let there = found.map_or_else(
+            || "nothing".to_owned(),
+            |found| describe(found.bytes, found.checksum.as_ref()),
+        );
+        let said = cause.map_or_else(
+            || "rclone reported success".to_owned(),
+            |cause| cause.to_string(),
+        );
         let was = describe(sent.bytes, sent.hash.as_ref());
         let text = format!("{was} were sent, but the store has {there}; {said}");
         let error = self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text);
@@ -234,14 +297,24 @@ impl RcloneStore {
     ) -> Result<(PutOutcome, Evidence), StoreError> {
         let len = bytes.len() as u64;
         let same = found.bytes == len && self.read(key, None, len).await? == *bytes;
-        if same { Ok((PutOutcome::Identical, found)) } else { Err(self.taken(key)) }
+        if same {
+            Ok((PutOutcome::Identical, found))
+        } else {
+            Err(self.taken(key))
+        }
     }
 
     fn taken(&self, key: &ObjectKey) -> StoreError {
-        self.wrong(StoreErrorKind::AlreadyExists, "put", key.as_str(), "the key is taken by another object")
+        self.wrong(
+            StoreErrorKind::AlreadyExists,
+            "put",
+            key.as_str(),
+            "the key is taken by another object",
+        )
     }
 
-    /// Deletes until nothing is there any more: where versions are kept, an older one comes up each time.
+    /// Deletes until nothing is there any more: where versions are kept, an older one comes up each
+    /// time.
     pub(super) async fn remove(&self, key: &ObjectKey) -> Result<(), StoreError> {
         let _one = self.lock_name(key).await;
         self.remove_name("delete", key).await
@@ -249,7 +322,8 @@ impl RcloneStore {
 
     pub(super) async fn remove_partial(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
         let operation = "remove unfinished upload of";
-        let named = ObjectKey::listed(&upload.upload_id).filter(|name| partial_of(name.as_str()) == Some(&upload.key));
+        let named = ObjectKey::listed(&upload.upload_id)
+            .filter(|name| partial_of(name.as_str()) == Some(&upload.key));
         match named {
             Some(name) => self.remove_name(operation, &name).await,
             None => {
@@ -263,8 +337,13 @@ impl RcloneStore {
         let failed = |cause| self.failed(operation, key.as_str(), cause);
         for _ in 0..DELETE_TRIES_MAX {
             let places = [self.settings.place_of(key.as_str())];
-            let ended = self.run(&["deletefile"], &places, true).await.map_err(failed)?;
-            let failure = ended.failure.filter(|cause| !cause.is_no_file() && !cause.is_no_folder());
+            let ended = self
+                .run(&["deletefile"], &places, true)
+                .await
+                .map_err(failed)?;
+            let failure = ended
+                .failure
+                .filter(|cause| !cause.is_no_file() && !cause.is_no_folder());
             let left = self.look_at(operation, key).await?;
             match (left, failure) {
                 (None, _) => return Ok(()),
@@ -272,7 +351,12 @@ impl RcloneStore {
                 (Some(_), None) => {}
             }
         }
-        Err(self.wrong(StoreErrorKind::Unavailable, operation, key.as_str(), "it is there again after each deletion"))
+        Err(self.wrong(
+            StoreErrorKind::Unavailable,
+            operation,
+            key.as_str(),
+            "it is there again after each deletion",
+        ))
     }
 }
 

@@ -4,7 +4,9 @@ use super::cause::Cause;
 use super::process::{self, Call, PARTIAL_SUFFIX};
 use super::put::HashKind;
 use super::{RcloneStore, unreadable};
-use crate::store::{Evidence, EvidenceTier, ListedObject, ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload};
+use crate::store::{
+    Evidence, EvidenceTier, ListedObject, ObjectKey, StoreError, StoreErrorKind, UnfinishedUpload,
+};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -14,7 +16,8 @@ use std::time::Duration;
 
 /// Some five million objects.
 const LISTING_BYTES_MAX: u64 = 1 << 30;
-/// A listing with hashes may have every object looked at, or read where the remote computes hashes when it is asked.
+/// A listing with hashes may have every object looked at, or read where the remote computes hashes
+/// when it is asked.
 const LISTING_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// rclone repeats what fails before the first byte; what breaks off is read again here.
 const READ_TRIES_MAX: u32 = 3;
@@ -37,8 +40,15 @@ pub(super) struct Entry {
 
 impl RcloneStore {
     /// The object, or `None` when there is none and the place that it would be in is there.
-    pub(super) async fn look_at(&self, operation: &str, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        let found = self.stat(key.as_str()).await.map_err(|cause| self.failed(operation, key.as_str(), cause))?;
+    pub(super) async fn look_at(
+        &self,
+        operation: &str,
+        key: &ObjectKey,
+    ) -> Result<Option<Evidence>, StoreError> {
+        let found = self
+            .stat(key.as_str())
+            .await
+            .map_err(|cause| self.failed(operation, key.as_str(), cause))?;
         match found {
             Some(entry) => self.evidence(key.as_str(), &entry).map(Some),
             None => {
@@ -52,15 +62,24 @@ impl RcloneStore {
 
     /// One file. rclone says `null` of what is not there and of folders.
     async fn stat(&self, key: &str) -> Result<Option<Entry>, Cause> {
-        let arguments = ["lsjson", "--stat", "--files-only", "--no-mimetype", "--no-modtime"];
+        let arguments = [
+            "lsjson",
+            "--stat",
+            "--files-only",
+            "--no-mimetype",
+            "--no-modtime",
+        ];
         let mut arguments: Vec<&str> = arguments.to_vec();
         let hash = self.hash.map(HashKind::flag);
         arguments.extend(hash.iter().flat_map(|flag| ["--hash", flag.as_str()]));
-        let ended = self.run(&arguments, &[self.settings.place_of(key)], false).await?;
+        let ended = self
+            .run(&arguments, &[self.settings.place_of(key)], false)
+            .await?;
         if let Some(cause) = ended.failure {
             return Err(cause);
         }
-        let entry: Option<Entry> = serde_json::from_slice(&ended.output).map_err(|error| unreadable(&error))?;
+        let entry: Option<Entry> =
+            serde_json::from_slice(&ended.output).map_err(|error| unreadable(&error))?;
         Ok(entry.filter(|entry| !entry.is_folder))
     }
 
@@ -70,37 +89,70 @@ impl RcloneStore {
             self.wrong(StoreErrorKind::Unsupported, "look at", key, text)
         })?;
         let hashes = entry.hashes.as_ref();
-        let told = self.hash.and_then(|kind| Some((kind, hashes?.get(kind.name()).filter(|text| !text.is_empty())?)));
+        let told = self.hash.and_then(|kind| {
+            Some((
+                kind,
+                hashes?.get(kind.name()).filter(|text| !text.is_empty())?,
+            ))
+        });
         let tier = told.map_or(EvidenceTier::SizeOnly, |(kind, _)| kind.tier());
         let checksum = told.map(|(_, text)| text.to_ascii_lowercase());
         // An MD5 is compared where the ETags of S3 are.
         let etag = checksum.clone().filter(|_| tier == EvidenceTier::Md5Etag);
-        Ok(Evidence { tier, bytes, checksum, etag, version_id: None, part_bytes: None, locked_until: None })
+        Ok(Evidence {
+            tier,
+            bytes,
+            checksum,
+            etag,
+            version_id: None,
+            part_bytes: None,
+            locked_until: None,
+        })
     }
 
     /// The files whose keys begin with `prefix`, by key. Whole, or an error.
-    pub(super) async fn entries(&self, prefix: &str, hashes: bool) -> Result<BTreeMap<String, Entry>, StoreError> {
+    pub(super) async fn entries(
+        &self,
+        prefix: &str,
+        hashes: bool,
+    ) -> Result<BTreeMap<String, Entry>, StoreError> {
         let failed = |cause| self.failed("list", prefix, cause);
         let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
-        let mut arguments: Vec<String> =
-            ["lsjson", "-R", "--files-only", "--no-mimetype", "--use-server-modtime"].map(str::to_owned).to_vec();
+        let mut arguments: Vec<String> = [
+            "lsjson",
+            "-R",
+            "--files-only",
+            "--no-mimetype",
+            "--use-server-modtime",
+        ]
+        .map(str::to_owned)
+        .to_vec();
         if let Some(kind) = self.hash.filter(|_| hashes) {
             arguments.extend(["--hash".to_owned(), kind.flag()]);
         }
         let places = vec![self.settings.place_of(folder)];
         let (output_bytes_max, limit) = (LISTING_BYTES_MAX, LISTING_LIMIT);
-        let call = Call { arguments, places, stdin: None, output_bytes_max, limit, quiet: true };
+        let call = Call {
+            arguments,
+            places,
+            stdin: None,
+            output_bytes_max,
+            limit,
+            quiet: true,
+        };
         let ended = process::run(&self.settings, call).await.map_err(failed)?;
         match ended.failure {
             None => {}
-            // Only rclone's own word for it means that nothing is there, and only while the place itself is.
+            // Only rclone's own word for it means that nothing is there, and only while the place
+            // itself is.
             Some(cause) if cause.is_no_folder() && !folder.is_empty() => {
                 self.demand_place("list").await?;
                 return Ok(BTreeMap::new());
             }
             Some(cause) => return Err(failed(cause)),
         }
-        let entries: Vec<Entry> = serde_json::from_slice(&ended.output).map_err(|error| failed(unreadable(&error)))?;
+        let entries: Vec<Entry> =
+            serde_json::from_slice(&ended.output).map_err(|error| failed(unreadable(&error)))?;
         self.below(prefix, folder, entries).await
     }
 
@@ -115,7 +167,11 @@ impl RcloneStore {
         if let [only] = entries.as_slice()
             && !folder.is_empty()
             && only.path == leaf
-            && self.stat(folder).await.map_err(|cause| self.failed("list", prefix, cause))?.is_some()
+            && self
+                .stat(folder)
+                .await
+                .map_err(|cause| self.failed("list", prefix, cause))?
+                .is_some()
         {
             return Ok(BTreeMap::new());
         }
@@ -127,8 +183,16 @@ impl RcloneStore {
                 continue;
             }
             if known.insert(key.clone(), entry).is_some() {
-                let error = self.wrong(StoreErrorKind::Corrupt, "list", &key, "the remote has two files of this name");
-                let hint = format!("`rclone dedupe {}` keeps one of them", self.settings.place());
+                let error = self.wrong(
+                    StoreErrorKind::Corrupt,
+                    "list",
+                    &key,
+                    "the remote has two files of this name",
+                );
+                let hint = format!(
+                    "`rclone dedupe {}` keeps one of them",
+                    self.settings.place()
+                );
                 return Err(error.with_hint(hint));
             }
         }
@@ -139,18 +203,35 @@ impl RcloneStore {
         let entries = self.entries(prefix, false).await?.into_iter();
         let listed = |(key, entry): (String, Entry)| {
             let bytes = self.evidence(&key, &entry)?.bytes;
-            Ok(ListedObject { key, bytes, modified_at: entry.modified.parse::<Timestamp>().ok() })
+            Ok(ListedObject {
+                key,
+                bytes,
+                modified_at: entry.modified.parse::<Timestamp>().ok(),
+            })
         };
-        entries.filter(|(key, _)| partial_of(key).is_none()).map(listed).collect()
+        entries
+            .filter(|(key, _)| partial_of(key).is_none())
+            .map(listed)
+            .collect()
     }
 
-    pub(super) async fn list_partial(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+    pub(super) async fn list_partial(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<UnfinishedUpload>, StoreError> {
         let operation = "list unfinished uploads under";
         let entries = self.entries(prefix, false).await;
-        let entries = entries.map_err(|error| StoreError { operation: operation.to_owned(), ..error })?;
+        let entries = entries.map_err(|error| StoreError {
+            operation: operation.to_owned(),
+            ..error
+        })?;
         let begun = |(name, entry): (String, Entry)| {
             let key = partial_of(&name)?.to_owned();
-            Some(UnfinishedUpload { key, upload_id: name, started_at: entry.modified.parse::<Timestamp>().ok() })
+            Some(UnfinishedUpload {
+                key,
+                upload_id: name,
+                started_at: entry.modified.parse::<Timestamp>().ok(),
+            })
         };
         Ok(entries.into_iter().filter_map(begun).collect())
     }
@@ -166,10 +247,13 @@ impl RcloneStore {
             Some(range) if range.start < range.end => range,
             other => {
                 let found = self.look_at("get", key).await?;
-                let has = found.ok_or_else(|| wrong(StoreErrorKind::NotFound, "no such object".to_owned()))?.bytes;
+                let has = found
+                    .ok_or_else(|| wrong(StoreErrorKind::NotFound, "no such object".to_owned()))?
+                    .bytes;
                 match other {
                     None if has > limit_bytes => {
-                        let text = format!("it has {has} bytes, more than the {limit_bytes} allowed");
+                        let text =
+                            format!("it has {has} bytes, more than the {limit_bytes} allowed");
                         return Err(wrong(StoreErrorKind::Corrupt, text));
                     }
                     None if has > 0 => 0..has,
@@ -192,10 +276,14 @@ impl RcloneStore {
         }
     }
 
-    /// Exactly this range. rclone ends well even if there is no such object, so the number of bytes decides.
+    /// Exactly this range. rclone ends well even if there is no such object, so the number of bytes
+    /// decides.
     async fn read_once(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
         let len = range.end - range.start;
-        let (offset, count) = (format!("--offset={}", range.start), format!("--count={len}"));
+        let (offset, count) = (
+            format!("--offset={}", range.start),
+            format!("--count={len}"),
+        );
         let call = Call {
             arguments: vec!["cat".to_owned(), offset, count],
             places: vec![self.settings.place_of(key.as_str())],
@@ -206,7 +294,9 @@ impl RcloneStore {
         };
         let ended = process::run(&self.settings, call).await;
         let cause = match ended {
-            Ok(ended) if ended.failure.is_none() && ended.output.len() as u64 == len => return Ok(ended.output.into()),
+            Ok(ended) if ended.failure.is_none() && ended.output.len() as u64 == len => {
+                return Ok(ended.output.into());
+            }
             Ok(ended) => ended.failure.unwrap_or_else(|| {
                 let text = format!("{len} bytes were asked, {} came", ended.output.len());
                 Cause::ours(StoreErrorKind::Unavailable, text)
@@ -214,10 +304,18 @@ impl RcloneStore {
             Err(cause) => cause,
         };
         match self.look_at("get", key).await? {
-            None => Err(self.wrong(StoreErrorKind::NotFound, "get", key.as_str(), "no such object")),
-            Some(found) if range.end > found.bytes => {
-                Err(self.wrong(StoreErrorKind::Corrupt, "get", key.as_str(), outside(range, found.bytes)))
-            }
+            None => Err(self.wrong(
+                StoreErrorKind::NotFound,
+                "get",
+                key.as_str(),
+                "no such object",
+            )),
+            Some(found) if range.end > found.bytes => Err(self.wrong(
+                StoreErrorKind::Corrupt,
+                "get",
+                key.as_str(),
+                outside(range, found.bytes),
+            )),
             Some(_) => Err(self.failed("get", key.as_str(), cause)),
         }
     }

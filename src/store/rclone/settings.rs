@@ -1,10 +1,12 @@
-//! [`RcloneSettings`]: what a configuration says of a remote of rclone, and which arguments rclone may be given.
+//! [`RcloneSettings`]: what a configuration says of a remote of rclone, and which arguments rclone
+//! may be given.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Flags of ours, or flags that would make rclone do or show something else than it is asked: a filter makes a listing
-/// say that objects are missing which are there, and what is missing may be deleted.
+/// Flags of ours, or flags that would make rclone do or show something else than it is asked: a
+/// filter makes a listing say that objects are missing which are there, and what is missing may be
+/// deleted.
 const OURS: &[&str] = &[
     "--ask-password",
     "--backup-dir",
@@ -45,15 +47,38 @@ const OURS: &[&str] = &[
     "--verbose",
 ];
 /// What the names of all filters begin with.
-const FILTERS: &[&str] =
-    &["--exclude", "--files-from", "--filter", "--hash-filter", "--include", "--max-age", "--max-size", "--min-age"];
-const MORE_FILTERS: &[&str] = &["--min-size", "--delete-excluded", "--ignore-case", "--metadata-"];
-/// Words in names of flags whose values are nobody's business: every user of the host can read the arguments of
-/// every process.
-const SECRETS: &[&str] =
-    &["pass", "secret", "token", "access-key", "-key=", "-account", "-sas", "header", "credential"];
+const FILTERS: &[&str] = &[
+    "--exclude",
+    "--files-from",
+    "--filter",
+    "--hash-filter",
+    "--include",
+    "--max-age",
+    "--max-size",
+    "--min-age",
+];
+const MORE_FILTERS: &[&str] = &[
+    "--min-size",
+    "--delete-excluded",
+    "--ignore-case",
+    "--metadata-",
+];
+/// Words in names of flags whose values are nobody's business: every user of the host can read the
+/// arguments of every process.
+const SECRETS: &[&str] = &[
+    "pass",
+    "secret",
+    "token",
+    "access-key",
+    "-key=",
+    "-account",
+    "-sas",
+    "header",
+    "credential",
+];
 
-/// A call that moves little. rclone's own time-outs end one that hears nothing; this ends one that hangs.
+/// A call that moves little. rclone's own time-outs end one that hears nothing; this ends one that
+/// hangs.
 const CALL_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// The slowest line without a limit of ours: 256 kbit/s.
 const RATE_BYTES_MIN: u64 = 32 * 1024;
@@ -71,7 +96,8 @@ pub struct RcloneSettings {
     pub remote: String,
     /// The path below it; may be empty.
     pub path: String,
-    /// `--bwlimit`, in rclone's own form. One upload at a time then, so that the limit is that of all together.
+    /// `--bwlimit`, in rclone's own form. One upload at a time then, so that the limit is that of
+    /// all together.
     pub bwlimit: Option<String>,
     /// More flags: `--name`, `--name=value`, or the value in the next place.
     pub args: Vec<String>,
@@ -95,8 +121,8 @@ impl Default for RcloneSettings {
 }
 
 impl RcloneSettings {
-    /// How long a call may take that moves `bytes`. Where rclone is told to go slowly, the time is left to it: its own
-    /// time-outs end what stands still.
+    /// How long a call may take that moves `bytes`. Where rclone is told to go slowly, the time is
+    /// left to it: its own time-outs end what stands still.
     pub(super) fn call_limit(&self, bytes: u64) -> Duration {
         match self.bwlimit {
             Some(_) => PACED_CALL_LIMIT,
@@ -107,12 +133,21 @@ impl RcloneSettings {
     /// Says in words what can never work.
     pub(super) fn check(&self) -> Result<(), String> {
         let plain = |c: char| c.is_alphanumeric() || "_-.+@ ".contains(c);
-        if self.remote.is_empty() || self.remote.starts_with('-') || !self.remote.chars().all(plain) {
-            // A connection string (`name,key=value`) would show its values to every user of the host.
-            return Err(format!("{:?} is not the name of a section of rclone.conf", self.remote));
+        if self.remote.is_empty() || self.remote.starts_with('-') || !self.remote.chars().all(plain)
+        {
+            // A connection string (`name,key=value`) would show its values to every user of the
+            // host.
+            return Err(format!(
+                "{:?} is not the name of a section of rclone.conf",
+                self.remote
+            ));
         }
-        if self.path.chars().any(char::is_control) || self.path.split('/').any(|part| part == "..") {
-            return Err(format!("the path {:?} has `..` or a control character in it", self.path));
+        if self.path.chars().any(char::is_control) || self.path.split('/').any(|part| part == "..")
+        {
+            return Err(format!(
+                "the path {:?} has `..` or a control character in it",
+                self.path
+            ));
         }
         if self.part_bytes == 0 {
             return Err("the part size must be more than nothing".to_owned());
@@ -130,7 +165,11 @@ impl RcloneSettings {
 
     /// What rclone calls this key, or the folder of that name; the place itself for an empty one.
     pub(super) fn place_of(&self, key: &str) -> String {
-        let slash = if key.is_empty() || self.path.is_empty() || self.path.ends_with('/') { "" } else { "/" };
+        let slash = if key.is_empty() || self.path.is_empty() || self.path.ends_with('/') {
+            ""
+        } else {
+            "/"
+        };
         format!("{}{slash}{key}", self.place())
     }
 
@@ -140,35 +179,54 @@ impl RcloneSettings {
     }
 }
 
-/// Says in words why rclone may not be given these arguments: for each that it may not have, its number from 1 and the
-/// reason. Values are not repeated: they may be secrets.
+/// Says in words why rclone may not be given these arguments: for each that it may not have, its
+/// number from 1 and the reason. Values are not repeated: they may be secrets.
 ///
-/// Refused is everything but `--name`, `--name=value` and a value that stands after its `--name`; the flags that this
-/// program sets itself; filters and other flags that would make listings say too little; and flags whose value may be
-/// a secret.
+/// Refused is everything but `--name`, `--name=value` and a value that stands after its `--name`;
+/// the flags that this program sets itself; filters and other flags that would make listings say
+/// too little; and flags whose value may be a secret.
 pub fn check_arguments(arguments: &[String]) -> Vec<(usize, String)> {
-    let is_word = |n: usize| arguments.get(n).is_some_and(|word| !word.starts_with('-') && !word.is_empty());
+    let is_word = |n: usize| {
+        arguments
+            .get(n)
+            .is_some_and(|word| !word.starts_with('-') && !word.is_empty())
+    };
     let check = |(n, argument): (usize, &String)| {
-        let follows_name = n > 0 && arguments[n - 1].starts_with("--") && !arguments[n - 1].contains('=');
+        let follows_name =
+            n > 0 && arguments[n - 1].starts_with("--") && !arguments[n - 1].contains('=');
         if is_word(n) && follows_name {
             return None;
         }
-        check_flag(argument, is_word(n + 1)).err().map(|why| (n + 1, why))
+        check_flag(argument, is_word(n + 1))
+            .err()
+            .map(|why| (n + 1, why))
     };
     arguments.iter().enumerate().filter_map(check).collect()
 }
 
 fn check_flag(argument: &str, word_follows: bool) -> Result<(), String> {
     let name = argument.split('=').next().unwrap_or_default();
-    let plain = |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    let plain = |name: &str| {
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
     if !name.strip_prefix("--").is_some_and(plain) {
-        return Err("it is neither `--name` nor `--name=value`, which each argument must be".to_owned());
+        return Err(
+            "it is neither `--name` nor `--name=value`, which each argument must be".to_owned(),
+        );
     }
     if OURS.contains(&name) || name.starts_with("--rc-") || name.starts_with("--stats-") {
-        return Err(format!("{name} is set, or kept from being set, by zfs-backup"));
+        return Err(format!(
+            "{name} is set, or kept from being set, by zfs-backup"
+        ));
     }
-    if FILTERS.iter().chain(MORE_FILTERS).any(|filter| name.starts_with(filter)) {
-        return Err(format!("{name} could hide objects, and what seems to be missing may be made again or deleted"));
+    if FILTERS
+        .iter()
+        .chain(MORE_FILTERS)
+        .any(|filter| name.starts_with(filter))
+    {
+        return Err(format!(
+            "{name} could hide objects, and what seems to be missing may be made again or deleted"
+        ));
     }
     let (named, has_value) = (format!("{name}="), argument.contains('=') || word_follows);
     if has_value && SECRETS.iter().any(|secret| named.contains(secret)) {
@@ -215,7 +273,10 @@ mod tests {
             let told = check_flag(argument, false);
             assert_eq!(told.is_ok(), good, "{argument}: {told:?}");
             let value = argument.split_once('=').map_or("none", |(_, value)| value);
-            assert!(value.len() < 3 || !told.err().unwrap_or_default().contains(value), "{argument}");
+            assert!(
+                value.len() < 3 || !told.err().unwrap_or_default().contains(value),
+                "{argument}"
+            );
         }
     }
 
@@ -231,7 +292,10 @@ mod tests {
             ("--include x --min-age 1d -v", &[1, 3, 5]),
         ] {
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            let found: Vec<usize> = check_arguments(&words).into_iter().map(|(n, _)| n).collect();
+            let found: Vec<usize> = check_arguments(&words)
+                .into_iter()
+                .map(|(n, _)| n)
+                .collect();
             assert_eq!(found, refused, "{line}");
         }
     }
@@ -240,8 +304,14 @@ mod tests {
     fn time_limits_leave_room_for_a_limit_of_speed() {
         let settings = RcloneSettings::default();
         assert_eq!(settings.call_limit(0), CALL_LIMIT);
-        assert_eq!(settings.call_limit(1 << 30), CALL_LIMIT + Duration::from_secs(32 * 1024));
-        let slow = RcloneSettings { bwlimit: Some("1K".to_owned()), ..settings };
+        assert_eq!(
+            settings.call_limit(1 << 30),
+            CALL_LIMIT + Duration::from_secs(32 * 1024)
+        );
+        let slow = RcloneSettings {
+            bwlimit: Some("1K".to_owned()),
+            ..settings
+        };
         assert!(slow.call_limit(1 << 30) > Duration::from_secs(1 << 20));
     }
 
@@ -255,12 +325,26 @@ mod tests {
             ("/srv/", "a", "r:/srv/a"),
             ("/", "a", "r:/a"),
         ] {
-            let settings = RcloneSettings { remote: "r".into(), path: path.into(), ..Default::default() };
+            let settings = RcloneSettings {
+                remote: "r".into(),
+                path: path.into(),
+                ..Default::default()
+            };
             assert_eq!(settings.place_of(key), place);
             settings.check().unwrap();
         }
-        for (remote, path) in [("", "x"), ("-x", "x"), ("s3,secret_access_key=x", "x"), (":b2", "x"), ("r", "a/../b")] {
-            let settings = RcloneSettings { remote: remote.into(), path: path.into(), ..Default::default() };
+        for (remote, path) in [
+            ("", "x"),
+            ("-x", "x"),
+            ("s3,secret_access_key=x", "x"),
+            (":b2", "x"),
+            ("r", "a/../b"),
+        ] {
+            let settings = RcloneSettings {
+                remote: remote.into(),
+                path: path.into(),
+                ..Default::default()
+            };
             assert!(settings.check().is_err(), "{remote}:{path}");
         }
     }

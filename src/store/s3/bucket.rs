@@ -21,7 +21,10 @@ impl Shared {
 
     /// Public by its policy, or by its access list; private only where the store answers to both.
     async fn visibility(&self) -> Told<String> {
-        let call = self.client.get_bucket_policy_status().bucket(&self.settings.bucket);
+        let call = self
+            .client
+            .get_bucket_policy_status()
+            .bucket(&self.settings.bucket);
         let by_policy = match call.send().await.map_err(Cause::from) {
             Ok(found) => found.policy_status().and_then(|status| status.is_public()),
             Err(cause) if cause.has_code("NoSuchBucketPolicy") => Some(false),
@@ -36,7 +39,10 @@ impl Shared {
             Err(cause) => return Told::Untold(cause.to_string()),
         };
         let everybody = |uri: &str| EVERYBODY.iter().any(|group| uri.ends_with(group));
-        let mut uris = found.grants().iter().filter_map(|grant| grant.grantee()?.uri());
+        let mut uris = found
+            .grants()
+            .iter()
+            .filter_map(|grant| grant.grantee()?.uri());
         match (by_policy, uris.any(everybody)) {
             (_, true) => Told::Is("public".to_owned()),
             (Some(false), false) => Told::Is("private".to_owned()),
@@ -45,9 +51,18 @@ impl Shared {
     }
 
     async fn lifecycle(&self) -> Told<Vec<LifecycleRule>> {
-        let call = self.client.get_bucket_lifecycle_configuration().bucket(&self.settings.bucket);
+        let call = self
+            .client
+            .get_bucket_lifecycle_configuration()
+            .bucket(&self.settings.bucket);
         match call.send().await.map_err(Cause::from) {
-            Ok(found) => Told::Is(found.rules().iter().filter_map(|rule| self.rule(rule)).collect()),
+            Ok(found) => Told::Is(
+                found
+                    .rules()
+                    .iter()
+                    .filter_map(|rule| self.rule(rule))
+                    .collect(),
+            ),
             Err(cause) if cause.has_code("NoSuchLifecycleConfiguration") => Told::Is(Vec::new()),
             Err(cause) => Told::Untold(cause.to_string()),
         }
@@ -59,7 +74,10 @@ impl Shared {
         let and = filter.and_then(|filter| filter.and());
         #[expect(deprecated, reason = "older rules have their prefix there")]
         let old = rule.prefix();
-        let prefix = filter.and_then(|filter| filter.prefix()).or(and.and_then(|and| and.prefix())).or(old);
+        let prefix = filter
+            .and_then(|filter| filter.prefix())
+            .or(and.and_then(|and| and.prefix()))
+            .or(old);
         let prefix = prefix.unwrap_or_default().to_owned();
         let touches = self.prefix.starts_with(&prefix) || prefix.starts_with(&self.prefix);
         if *rule.status() != ExpirationStatus::Enabled || !touches {
@@ -69,31 +87,47 @@ impl Shared {
             filter.object_size_greater_than().is_some() || filter.object_size_less_than().is_some()
         });
         let days = |days: Option<i32>| days.and_then(|days| u32::try_from(days).ok());
-        let expires = rule.expiration().and_then(|end| match (end.days(), end.date()) {
-            (Some(days), _) => Some(format!("{days} days")),
-            (None, Some(date)) => Some(format!("the date {}", date.secs() / 86_400)),
-            // Only markers of what is deleted already.
-            (None, None) => None,
-        });
-        let moves = rule.transitions().iter().find_map(|step| step.storage_class());
+        let expires = rule
+            .expiration()
+            .and_then(|end| match (end.days(), end.date()) {
+                (Some(days), _) => Some(format!("{days} days")),
+                (None, Some(date)) => Some(format!("the date {}", date.secs() / 86_400)),
+                // Only markers of what is deleted already.
+                (None, None) => None,
+            });
+        let moves = rule
+            .transitions()
+            .iter()
+            .find_map(|step| step.storage_class());
         Some(LifecycleRule {
             name: rule.id().unwrap_or_default().to_owned(),
             prefix,
-            partial: by_size || and.is_some() || filter.is_some_and(|filter| filter.tag().is_some()),
+            partial: by_size
+                || and.is_some()
+                || filter.is_some_and(|filter| filter.tag().is_some()),
             unfinished_days: days(
-                rule.abort_incomplete_multipart_upload().and_then(|rule| rule.days_after_initiation()),
+                rule.abort_incomplete_multipart_upload()
+                    .and_then(|rule| rule.days_after_initiation()),
             ),
-            hidden_days: days(rule.noncurrent_version_expiration().and_then(|rule| rule.noncurrent_days())),
+            hidden_days: days(
+                rule.noncurrent_version_expiration()
+                    .and_then(|rule| rule.noncurrent_days()),
+            ),
             expires,
             moves_to: moves.map(|class| class.as_str().to_owned()),
         })
     }
 
     async fn lock_of_bucket(&self) -> Told<bool> {
-        let call = self.client.get_object_lock_configuration().bucket(&self.settings.bucket);
+        let call = self
+            .client
+            .get_object_lock_configuration()
+            .bucket(&self.settings.bucket);
         match call.send().await.map_err(Cause::from) {
             Ok(found) => {
-                let enabled = found.object_lock_configuration().and_then(|lock| lock.object_lock_enabled());
+                let enabled = found
+                    .object_lock_configuration()
+                    .and_then(|lock| lock.object_lock_enabled());
                 Told::Is(enabled == Some(&ObjectLockEnabled::Enabled))
             }
             Err(cause) if cause.has_code("ObjectLockConfigurationNotFoundError") => Told::Is(false),

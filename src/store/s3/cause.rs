@@ -1,4 +1,5 @@
-//! [`Cause`]: why an S3 request failed, in one form for all requests, and what kind of failure that is.
+//! [`Cause`]: why an S3 request failed, in one form for all requests, and what kind of failure that
+//! is.
 
 use crate::store::StoreErrorKind;
 use crate::store::work::{chain_text, http_date, transport_hint};
@@ -24,7 +25,8 @@ pub(super) enum Stage {
     Refused,
 }
 
-/// Why a request failed. Displays as `NoSuchBucket: the text of the store (HTTP 404, request 1234)`.
+/// Why a request failed. Displays as `NoSuchBucket: the text of the store (HTTP 404, request
+/// 1234)`.
 #[derive(Debug)]
 pub(super) struct Cause {
     pub(super) stage: Stage,
@@ -46,20 +48,33 @@ where
     fn from(error: SdkError<E>) -> Self {
         let status = error.raw_response().map(|raw| raw.status().as_u16());
         let service = error.as_service_error();
-        let code = service.and_then(|service| service.code()).map(str::to_owned);
+        let code = service
+            .and_then(|service| service.code())
+            .map(str::to_owned);
         let stage = match &error {
             SdkError::ConstructionFailure(_) => Stage::Building,
             SdkError::TimeoutError(_) => Stage::TimeOut,
             SdkError::DispatchFailure(failure) if failure.is_timeout() => Stage::TimeOut,
             SdkError::DispatchFailure(_) => Stage::Transport,
             // An answer of success that the SDK could not read comes as a refusal without a code.
-            SdkError::ServiceError(_) if code.is_none() && status.is_some_and(|status| status < 300) => Stage::Reading,
+            SdkError::ServiceError(_)
+                if code.is_none() && status.is_some_and(|status| status < 300) =>
+            {
+                Stage::Reading
+            }
             SdkError::ServiceError(_) => Stage::Refused,
             _ => Stage::Reading,
         };
-        let header = |name| error.raw_response().and_then(|raw: &HttpResponse| raw.headers().get(name));
+        let header = |name| {
+            error
+                .raw_response()
+                .and_then(|raw: &HttpResponse| raw.headers().get(name))
+        };
         let text = match service {
-            Some(service) => service.message().map(str::to_owned).or_else(|| service.source().map(chain_text)),
+            Some(service) => service
+                .message()
+                .map(str::to_owned)
+                .or_else(|| service.source().map(chain_text)),
             None => Some(chain_text(error.source().unwrap_or(&error))),
         };
         Self {
@@ -116,13 +131,17 @@ impl Cause {
             Stage::Transport if self.text.contains("credentials") => StoreErrorKind::Denied,
             Stage::Transport | Stage::TimeOut => StoreErrorKind::Unavailable,
             Stage::Reading if self.is_wrong_root() => StoreErrorKind::Unsupported,
-            Stage::Reading | Stage::Refused => self.kind_of_code().unwrap_or_else(|| self.kind_of_status()),
+            Stage::Reading | Stage::Refused => {
+                self.kind_of_code().unwrap_or_else(|| self.kind_of_status())
+            }
         }
     }
 
     fn kind_of_code(&self) -> Option<StoreErrorKind> {
         Some(match self.code.as_deref()? {
-            "NoSuchBucket" | "NoSuchKey" | "NoSuchUpload" | "NoSuchVersion" | "NotFound" => StoreErrorKind::NotFound,
+            "NoSuchBucket" | "NoSuchKey" | "NoSuchUpload" | "NoSuchVersion" | "NotFound" => {
+                StoreErrorKind::NotFound
+            }
             "PreconditionFailed" => StoreErrorKind::AlreadyExists,
             "InvalidAccessKeyId"
             | "SignatureDoesNotMatch"
@@ -138,10 +157,13 @@ impl Cause {
             | "TooManyRequests"
             | "RequestLimitExceeded"
             | "BandwidthLimitExceeded" => StoreErrorKind::Throttled,
-            "ConditionalRequestConflict" | "OperationAborted" | "RequestTimeout" | "InvalidObjectState" => {
-                StoreErrorKind::Unavailable
+            "ConditionalRequestConflict"
+            | "OperationAborted"
+            | "RequestTimeout"
+            | "InvalidObjectState" => StoreErrorKind::Unavailable,
+            "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" | "StorageFull" => {
+                StoreErrorKind::Full
             }
-            "QuotaExceeded" | "InsufficientStorage" | "XMinioStorageFull" | "StorageFull" => StoreErrorKind::Full,
             code if code.to_ascii_lowercase().contains("cap_exceeded") => StoreErrorKind::Full,
             "BadDigest"
             | "InvalidDigest"
@@ -170,7 +192,8 @@ impl Cause {
         }
     }
 
-    /// `rclone serve s3` names the root of its answer to CreateMultipartUpload wrongly, and the SDK refuses it.
+    /// `rclone serve s3` names the root of its answer to CreateMultipartUpload wrongly, and the SDK
+    /// refuses it.
     fn is_wrong_root(&self) -> bool {
         self.text.contains("InitiateMultipartUpload") && self.text.contains("root")
     }
@@ -197,15 +220,21 @@ impl Cause {
             "SignatureDoesNotMatch" => {
                 "the secret does not belong to the access key id, or has a stray character".into()
             }
-            "ExpiredToken" | "InvalidToken" => "the session is over: get new credentials".to_owned(),
-            "RequestTimeTooSkewed" => self.clock_hint(),
-            "InvalidObjectState" => "the object is archived: have the store restore it first".to_owned(),
-            "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
-                self.region_hint(bucket)
+            "ExpiredToken" | "InvalidToken" => {
+                "the session is over: get new credentials".to_owned()
             }
+            "RequestTimeTooSkewed" => self.clock_hint(),
+            "InvalidObjectState" => {
+                "the object is archived: have the store restore it first".to_owned()
+            }
+            "PermanentRedirect"
+            | "AuthorizationHeaderMalformed"
+            | "IllegalLocationConstraintException" => self.region_hint(bucket),
             "AccessDenied" => permission_hint(api),
             _ if self.may_be_the_checksum(api) => CHECKSUM_HINT.to_owned(),
-            _ if self.kind() == StoreErrorKind::Full => "make room in the store, or raise its quota".to_owned(),
+            _ if self.kind() == StoreErrorKind::Full => {
+                "make room in the store, or raise its quota".to_owned()
+            }
             _ => match self.status {
                 Some(301 | 307) => self.region_hint(bucket),
                 Some(403) => permission_hint(api),
@@ -227,9 +256,15 @@ impl Cause {
     }
 
     fn region_hint(&self, bucket: &str) -> String {
-        let expecting = self.text.split("expecting '").nth(1).and_then(|rest| rest.split('\'').next());
+        let expecting = self
+            .text
+            .split("expecting '")
+            .nth(1)
+            .and_then(|rest| rest.split('\'').next());
         match self.region.as_deref().or(expecting) {
-            Some(region) => format!("the bucket {bucket:?} is in region {region:?}: set `region` under [s3] to that"),
+            Some(region) => format!(
+                "the bucket {bucket:?} is in region {region:?}: set `region` under [s3] to that"
+            ),
             None => format!("the bucket {bucket:?} is in another region: set `region` under [s3]"),
         }
     }
@@ -246,9 +281,14 @@ fn permission_hint(api: &str) -> String {
         "ListMultipartUploads" => "ListBucketMultipartUploads",
         same => same,
     };
-    let locked =
-        if api.starts_with("DeleteObject") { "; what is still locked is refused in the same words" } else { "" };
-    format!("these credentials may not do {api}: allow s3:{permission} on the bucket and the prefix{locked}")
+    let locked = if api.starts_with("DeleteObject") {
+        "; what is still locked is refused in the same words"
+    } else {
+        ""
+    };
+    format!(
+        "these credentials may not do {api}: allow s3:{permission} on the bucket and the prefix{locked}"
+    )
 }
 
 #[cfg(test)]
@@ -299,21 +339,47 @@ mod tests {
             (403, "AccessDenied", "", "s3:PutObject"),
             (403, "", "", "s3:PutObject"),
             (403, "QuotaExceeded", "", "make room"),
-            (400, "InvalidRequest", "Unsupported header 'x-amz-checksum-crc64nvme'", "md5"),
+            (
+                400,
+                "InvalidRequest",
+                "Unsupported header 'x-amz-checksum-crc64nvme'",
+                "md5",
+            ),
             (403, "InvalidAccessKeyId", "", "http://e"),
-            (403, "RequestTimeTooSkewed", "", "the store says Sun, 22 Nov 2026"),
-            (400, "AuthorizationHeaderMalformed", wrong_region, "\"eu-west-1\""),
+            (
+                403,
+                "RequestTimeTooSkewed",
+                "",
+                "the store says Sun, 22 Nov 2026",
+            ),
+            (
+                400,
+                "AuthorizationHeaderMalformed",
+                wrong_region,
+                "\"eu-west-1\"",
+            ),
             (301, "PermanentRedirect", "", "another region"),
         ] {
-            let hint = refused(status, code, text).hint("PutObject", "b", "http://e").unwrap();
+            let hint = refused(status, code, text)
+                .hint("PutObject", "b", "http://e")
+                .unwrap();
             assert!(hint.contains(part), "{code}: {hint}");
         }
-        assert_eq!(refused(500, "InternalError", "").hint("PutObject", "b", "http://e"), None);
+        assert_eq!(
+            refused(500, "InternalError", "").hint("PutObject", "b", "http://e"),
+            None
+        );
     }
 
     #[test]
     fn text_names_code_status_and_request() {
-        assert_eq!(refused(404, "NoSuchKey", "gone").to_string(), "NoSuchKey: gone (HTTP 404, request R1)");
-        assert_eq!(refused(403, "", "").to_string(), "the store refused without a word (HTTP 403, request R1)");
+        assert_eq!(
+            refused(404, "NoSuchKey", "gone").to_string(),
+            "NoSuchKey: gone (HTTP 404, request R1)"
+        );
+        assert_eq!(
+            refused(403, "", "").to_string(),
+            "the store refused without a word (HTTP 403, request R1)"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Building the SDK's client: credentials, region, time limits and retries, all chosen here and none by default.
+//! Building the SDK's client: credentials, region, time limits and retries, all chosen here and
+//! none by default.
 
 use super::S3Settings;
 use super::keys::{Keys, Origin};
@@ -6,7 +7,9 @@ use super::limit::AnswerLimit;
 use crate::store::work::chain_text;
 use crate::store::{StoreError, StoreErrorKind};
 use aws_config::ecs::EcsCredentialsProvider;
-use aws_config::environment::{EnvironmentVariableCredentialsProvider, EnvironmentVariableRegionProvider};
+use aws_config::environment::{
+    EnvironmentVariableCredentialsProvider, EnvironmentVariableRegionProvider,
+};
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::credentials::CredentialsProviderChain;
@@ -27,11 +30,13 @@ use aws_smithy_http_client::tls;
 use std::fs::read_to_string;
 use std::time::Duration;
 
-/// One request is tried this often before its failure is ours: with waits that double from 200 ms, some 6 s.
+/// One request is tried this often before its failure is ours: with waits that double from 200 ms,
+/// some 6 s.
 const ATTEMPTS_MAX: u32 = 6;
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// How long a download may stand still. (Uploads stand still unnoticed; the attempt's own limit ends them.)
+/// How long a download may stand still. (Uploads stand still unnoticed; the attempt's own limit
+/// ends them.)
 const STALL_GRACE: Duration = Duration::from_secs(30);
 /// Stores with an endpoint of their own mostly do not care which region is signed.
 const REGION_OF_ENDPOINTS: &str = "us-east-1";
@@ -47,48 +52,75 @@ pub(super) struct Connected {
     pub(super) tls: bool,
 }
 
-/// Finds region and credentials, and builds the client. Talks to the store not at all, and to the network only where
-/// the credentials come from there.
+/// Finds region and credentials, and builds the client. Talks to the store not at all, and to the
+/// network only where the credentials come from there.
 pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreError> {
     let failed = |kind, text: String| StoreError::new(kind, "connect to", "", settings.url(), text);
-    settings.check().map_err(|text| failed(StoreErrorKind::Invalid, text))?;
+    settings
+        .check()
+        .map_err(|text| failed(StoreErrorKind::Invalid, text))?;
     let endpoint = settings.endpoint.clone().or_else(endpoint_of_environment);
-    let region = find_region(settings, endpoint.is_some()).await.ok_or_else(|| {
-        failed(StoreErrorKind::Invalid, "no region is named".to_owned())
-            .with_hint("set `region` under [s3], or AWS_REGION, or a region in the profile")
-    })?;
-    let tls = endpoint.as_ref().is_none_or(|url| url.starts_with("https://"));
+    let region = find_region(settings, endpoint.is_some())
+        .await
+        .ok_or_else(|| {
+            failed(StoreErrorKind::Invalid, "no region is named".to_owned())
+                .with_hint("set `region` under [s3], or AWS_REGION, or a region in the profile")
+        })?;
+    let tls = endpoint
+        .as_ref()
+        .is_none_or(|url| url.starts_with("https://"));
     let transport = transport(tls).map_err(|text| {
         failed(StoreErrorKind::Invalid, text)
             .with_hint("install the package ca-certificates, or name a bundle in SSL_CERT_FILE")
     })?;
     let keys = find_credentials(settings, &region, &transport).await?;
     let shared = load_shared(settings, region.clone(), &keys, transport).await;
-    let named = endpoint.clone().unwrap_or_else(|| format!("Amazon S3 in {region}"));
+    let named = endpoint
+        .clone()
+        .unwrap_or_else(|| format!("Amazon S3 in {region}"));
     let config = build_config(settings, &shared, keys, endpoint);
     let with_limit = |limit| Client::from_conf(config.clone().interceptor(limit).build());
-    let (client, objects) = (with_limit(AnswerLimit::Everything), with_limit(AnswerLimit::Refusals));
-    Ok(Connected { client, objects, endpoint: named, tls })
+    let (client, objects) = (
+        with_limit(AnswerLimit::Everything),
+        with_limit(AnswerLimit::Refusals),
+    );
+    Ok(Connected {
+        client,
+        objects,
+        endpoint: named,
+        tls,
+    })
 }
 
 fn endpoint_of_environment() -> Option<String> {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].into_iter().find_map(|name| std::env::var(name).ok())
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok())
 }
 
-/// The HTTP client, for the store and for whatever gives credentials. Without root certificates the SDK's own would
-/// panic at the first request, even of plain http.
+/// The HTTP client, for the store and for whatever gives credentials. Without root certificates the
+/// SDK's own would panic at the first request, even of plain http.
 fn transport(tls: bool) -> Result<SharedHttpClient, String> {
     if rustls_native_certs::load_native_certs().certs.is_empty() {
         return match tls {
-            true => Err("this host has no root certificates, so no server can be believed".to_owned()),
+            true => {
+                Err("this host has no root certificates, so no server can be believed".to_owned())
+            }
             false => Ok(aws_smithy_http_client::Builder::new().build_http()),
         };
     }
     let provider = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
-    Ok(aws_smithy_http_client::Builder::new().tls_provider(provider).build_https())
+    Ok(aws_smithy_http_client::Builder::new()
+        .tls_provider(provider)
+        .build_https())
 }
 
-async fn load_shared(settings: &S3Settings, region: Region, keys: &Keys, transport: SharedHttpClient) -> SdkConfig {
+async fn load_shared(
+    settings: &S3Settings,
+    region: Region,
+    keys: &Keys,
+    transport: SharedHttpClient,
+) -> SdkConfig {
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .region(region)
         .credentials_provider(keys.clone())
@@ -99,14 +131,20 @@ async fn load_shared(settings: &S3Settings, region: Region, keys: &Keys, transpo
     loader.load().await
 }
 
-fn build_config(settings: &S3Settings, shared: &SdkConfig, keys: Keys, endpoint: Option<String>) -> Builder {
+fn build_config(
+    settings: &S3Settings,
+    shared: &SdkConfig,
+    keys: Keys,
+    endpoint: Option<String>,
+) -> Builder {
     let endpoint = endpoint.or_else(|| shared.endpoint_url().map(str::to_owned));
     let stall = StalledStreamProtectionConfig::enabled()
         .upload_enabled(settings.limiter.is_none())
         .grace_period(STALL_GRACE)
         .build();
-    // No read time-out: the SDK counts it from the beginning of the request, so it would cut off the sending of a part
-    // on a slow line. The limit of the attempt does what is wanted, and calls that move much set a longer one.
+    // No read time-out: the SDK counts it from the beginning of the request, so it would cut off
+    // the sending of a part on a slow line. The limit of the attempt does what is wanted, and calls
+    // that move much set a longer one.
     let limits = TimeoutConfig::builder()
         .connect_timeout(CONNECT_LIMIT)
         .disable_read_timeout()
@@ -124,7 +162,11 @@ fn build_config(settings: &S3Settings, shared: &SdkConfig, keys: Keys, endpoint:
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
         .stalled_stream_protection(stall)
         .timeout_config(limits)
-        .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX).with_initial_backoff(BACKOFF_FIRST))
+        .retry_config(
+            RetryConfig::standard()
+                .with_max_attempts(ATTEMPTS_MAX)
+                .with_initial_backoff(BACKOFF_FIRST),
+        )
 }
 
 async fn find_region(settings: &S3Settings, has_endpoint: bool) -> Option<Region> {
@@ -135,7 +177,8 @@ async fn find_region(settings: &S3Settings, has_endpoint: bool) -> Option<Region
     if let Some(name) = &settings.profile {
         profile = profile.profile_name(name);
     }
-    let named = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
+    let named = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+        .or_else(profile.build());
     match named.region().await {
         Some(region) => Some(region),
         None if has_endpoint => Some(Region::from_static(REGION_OF_ENDPOINTS)),
@@ -151,7 +194,10 @@ async fn find_credentials(
     transport: &SharedHttpClient,
 ) -> Result<Keys, StoreError> {
     if let Some(given) = &settings.credentials {
-        return Ok(Keys::new(Origin::Given(settings.renew.clone()), Some(Credentials::from(given))));
+        return Ok(Keys::new(
+            Origin::Given(settings.renew.clone()),
+            Some(Credentials::from(given)),
+        ));
     }
     let ec2 = is_ec2();
     let chain = SharedCredentialsProvider::new(credential_chain(settings, region, transport, ec2));
@@ -159,46 +205,73 @@ async fn find_credentials(
         Ok(held) => Ok(Keys::new(Origin::Chain(chain), Some(held))),
         Err(error) => {
             let text = chain_text(&error);
-            let error = StoreError::new(StoreErrorKind::Denied, "find credentials for", "", settings.url(), text);
+            let error = StoreError::new(
+                StoreErrorKind::Denied,
+                "find credentials for",
+                "",
+                settings.url(),
+                text,
+            );
             Err(error.with_hint(where_it_looked(settings, ec2)))
         }
     }
 }
 
-/// The SDK's own chain, except that the metadata service is asked only where there can be one: elsewhere each run
-/// would wait seconds for nobody's answer.
+/// The SDK's own chain, except that the metadata service is asked only where there can be one:
+/// elsewhere each run would wait seconds for nobody's answer.
 fn credential_chain(
     settings: &S3Settings,
     region: &Region,
     transport: &SharedHttpClient,
     ec2: bool,
 ) -> CredentialsProviderChain {
-    let config = ProviderConfig::default().with_region(Some(region.clone())).with_http_client(transport.clone());
+    let config = ProviderConfig::default()
+        .with_region(Some(region.clone()))
+        .with_http_client(transport.clone());
     let mut profile = ProfileFileCredentialsProvider::builder().configure(&config);
     if let Some(name) = &settings.profile {
         profile = profile.profile_name(name);
     }
     let environment = EnvironmentVariableCredentialsProvider::new();
-    let web_identity = WebIdentityTokenCredentialsProvider::builder().configure(&config).build();
+    let web_identity = WebIdentityTokenCredentialsProvider::builder()
+        .configure(&config)
+        .build();
     let container = EcsCredentialsProvider::builder().configure(&config).build();
     // A profile that was asked for by name goes before what happens to be in the environment.
     let chain = match settings.profile {
         Some(_) => CredentialsProviderChain::first_try("Profile", profile.build()),
-        None => CredentialsProviderChain::first_try("Environment", environment).or_else("Profile", profile.build()),
+        None => CredentialsProviderChain::first_try("Environment", environment)
+            .or_else("Profile", profile.build()),
     };
-    let chain = chain.or_else("WebIdentityToken", web_identity).or_else("EcsContainer", container);
+    let chain = chain
+        .or_else("WebIdentityToken", web_identity)
+        .or_else("EcsContainer", container);
     if !ec2 {
         return chain;
     }
-    let client = aws_config::imds::Client::builder().configure(&config).max_attempts(METADATA_ATTEMPTS).build();
-    let instance = ImdsCredentialsProvider::builder().configure(&config).imds_client(client).build();
+    let client = aws_config::imds::Client::builder()
+        .configure(&config)
+        .max_attempts(METADATA_ATTEMPTS)
+        .build();
+    let instance = ImdsCredentialsProvider::builder()
+        .configure(&config)
+        .imds_client(client)
+        .build();
     chain.or_else("Ec2InstanceMetadata", instance)
 }
 
 fn where_it_looked(settings: &S3Settings, ec2: bool) -> String {
     let profile = settings.profile.as_deref().unwrap_or("default");
-    let environment = if settings.profile.is_some() { "" } else { "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, " };
-    let instance = if ec2 { ", the EC2 metadata service" } else { "" };
+    let environment = if settings.profile.is_some() {
+        ""
+    } else {
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    };
+    let instance = if ec2 {
+        ", the EC2 metadata service"
+    } else {
+        ""
+    };
     format!(
         "looked at {environment}profile {profile:?} in ~/.aws/credentials and ~/.aws/config, \
          the web identity token, the container's credentials{instance}; or name key files under [s3]"
@@ -207,7 +280,8 @@ fn where_it_looked(settings: &S3Settings, ec2: bool) -> String {
 
 /// Whether this machine is one of Amazon's.
 fn is_ec2() -> bool {
-    let begins =
-        |path, start: &str| read_to_string(path).is_ok_and(|text| text.to_ascii_lowercase().starts_with(start));
+    let begins = |path, start: &str| {
+        read_to_string(path).is_ok_and(|text| text.to_ascii_lowercase().starts_with(start))
+    };
     begins("/sys/class/dmi/id/sys_vendor", "amazon ec2") || begins("/sys/hypervisor/uuid", "ec2")
 }

@@ -1,5 +1,5 @@
-//! The versions of an object: whether there are any, and deleting all of them. On a versioned bucket a plain delete only
-//! hides it, and goes on costing.
+//! The versions of an object: whether there are any, and deleting all of them. On a versioned
+//! bucket a plain delete only hides it, and goes on costing.
 
 use super::Shared;
 use super::cause::Cause;
@@ -25,33 +25,61 @@ impl Shared {
             Versions::Unknown(cause) => {
                 let only_hidden = self.delete_version(key, None).await?;
                 match only_hidden {
-                    true => Err(self.failed("delete all versions of", "ListObjectVersions", key.as_str(), cause)),
+                    true => Err(self.failed(
+                        "delete all versions of",
+                        "ListObjectVersions",
+                        key.as_str(),
+                        cause,
+                    )),
                     false => Ok(()),
                 }
             }
         }
     }
 
-    /// A store that knows no versions has none that `head` does not show; one that does not let us see them may.
+    /// A store that knows no versions has none that `head` does not show; one that does not let us
+    /// see them may.
     pub(super) async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
         match self.versions(key).await? {
             Versions::Listed(ids) => Ok(!ids.is_empty()),
-            Versions::Unknown(cause) if cause.kind() == StoreErrorKind::Denied => {
-                Err(self.failed("list versions of", "ListObjectVersions", key.as_str(), cause))
-            }
+            Versions::Unknown(cause) if cause.kind() == StoreErrorKind::Denied => Err(self.failed(
+                "list versions of",
+                "ListObjectVersions",
+                key.as_str(),
+                cause,
+            )),
             Versions::Unknown(_) => Ok(self.head(key).await?.is_some()),
         }
     }
 
     /// Deletes one version, or the object. Returns whether that only hid it under a marker.
-    async fn delete_version(&self, key: &ObjectKey, version_id: Option<String>) -> Result<bool, StoreError> {
+    async fn delete_version(
+        &self,
+        key: &ObjectKey,
+        version_id: Option<String>,
+    ) -> Result<bool, StoreError> {
         let named = version_id.is_some();
-        let call = self.client.delete_object().bucket(&self.settings.bucket).key(self.full_key(key));
-        match call.set_version_id(version_id).send().await.map_err(Cause::from) {
+        let call = self
+            .client
+            .delete_object()
+            .bucket(&self.settings.bucket)
+            .key(self.full_key(key));
+        match call
+            .set_version_id(version_id)
+            .send()
+            .await
+            .map_err(Cause::from)
+        {
             Ok(deleted) => Ok(!named && deleted.delete_marker() == Some(true)),
-            Err(cause) if cause.has_code("NoSuchKey") || cause.has_code("NoSuchVersion") => Ok(false),
+            Err(cause) if cause.has_code("NoSuchKey") || cause.has_code("NoSuchVersion") => {
+                Ok(false)
+            }
             Err(cause) => {
-                let api = if named { "DeleteObjectVersion" } else { "DeleteObject" };
+                let api = if named {
+                    "DeleteObjectVersion"
+                } else {
+                    "DeleteObject"
+                };
                 Err(self.failed("delete", api, key.as_str(), cause))
             }
         }
@@ -64,26 +92,58 @@ impl Shared {
         let mut marks = Marks::default();
         let (mut key_mark, mut id_mark) = (None, None);
         loop {
-            let call = self.client.list_object_versions().bucket(&self.settings.bucket).prefix(&full);
-            let page = call.set_key_marker(key_mark.clone()).set_version_id_marker(id_mark.clone()).send().await;
+            let call = self
+                .client
+                .list_object_versions()
+                .bucket(&self.settings.bucket)
+                .prefix(&full);
+            let page = call
+                .set_key_marker(key_mark.clone())
+                .set_version_id_marker(id_mark.clone())
+                .send()
+                .await;
             let page = match page.map_err(Cause::from) {
                 Ok(page) => page,
                 Err(cause) if is_no_versions(&cause) => return Ok(Versions::Unknown(cause)),
-                Err(cause) => return Err(self.failed("list versions of", "ListObjectVersions", key.as_str(), cause)),
+                Err(cause) => {
+                    return Err(self.failed(
+                        "list versions of",
+                        "ListObjectVersions",
+                        key.as_str(),
+                        cause,
+                    ));
+                }
             };
-            let versions = page.versions().iter().map(|version| (version.key(), version.version_id()));
-            let markers = page.delete_markers().iter().map(|marker| (marker.key(), marker.version_id()));
-            let exact = versions.chain(markers).filter(|(listed, _)| *listed == Some(&full));
+            let versions = page
+                .versions()
+                .iter()
+                .map(|version| (version.key(), version.version_id()));
+            let markers = page
+                .delete_markers()
+                .iter()
+                .map(|marker| (marker.key(), marker.version_id()));
+            let exact = versions
+                .chain(markers)
+                .filter(|(listed, _)| *listed == Some(&full));
             ids.extend(exact.map(|(_, id)| id.unwrap_or("null").to_owned()));
             // Longer keys with this beginning come after it.
-            let beyond = page.next_key_marker().is_some_and(|next| next > full.as_str());
+            let beyond = page
+                .next_key_marker()
+                .is_some_and(|next| next > full.as_str());
             if page.is_truncated() != Some(true) || beyond {
                 return Ok(Versions::Listed(ids));
             }
             key_mark = page.next_key_marker().map(str::to_owned);
             id_mark = page.next_version_id_marker().map(str::to_owned);
             let mark = key_mark.as_ref().map(|key| format!("{key}\0{id_mark:?}"));
-            let text = |text: &str| self.wrong(StoreErrorKind::Corrupt, "list versions of", key.as_str(), text);
+            let text = |text: &str| {
+                self.wrong(
+                    StoreErrorKind::Corrupt,
+                    "list versions of",
+                    key.as_str(),
+                    text,
+                )
+            };
             marks.pass(mark).map_err(text)?;
         }
     }
@@ -91,5 +151,8 @@ impl Shared {
 
 /// Whether the answer means that versions cannot be listed here, so that a plain delete has to do.
 fn is_no_versions(cause: &Cause) -> bool {
-    matches!(cause.kind(), StoreErrorKind::Unsupported | StoreErrorKind::Denied | StoreErrorKind::Invalid)
+    matches!(
+        cause.kind(),
+        StoreErrorKind::Unsupported | StoreErrorKind::Denied | StoreErrorKind::Invalid
+    )
 }

@@ -1,8 +1,8 @@
-//! [`Keys`]: the credentials that requests are signed with, and when they are asked for again: before they end, and
-//! when the store refuses them.
+//! [`Keys`]: the credentials that requests are signed with, and when they are asked for again:
+//! before they end, and when the store refuses them.
 //!
-//! The SDK asks for credentials at every attempt. So a refusal needs no more than to be tried again, once the keys have
-//! been read anew: an upload goes on through a rotation of its keys.
+//! The SDK asks for credentials at every attempt. So a refusal needs no more than to be tried
+//! again, once the keys have been read anew: an upload goes on through a rotation of its keys.
 
 use super::S3Credentials;
 use crate::store::renew::Renew;
@@ -18,15 +18,21 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Credentials that end are replaced so long before.
 const ENDS_SOON: Duration = Duration::from_secs(5 * 60);
-/// Keys that were refused, and were the same when they were read again, are believed for so long: then a refusal is one.
+/// Keys that were refused, and were the same when they were read again, are believed for so long:
+/// then a refusal is one.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// Requests that were under way when the first was refused are refused too: so soon after they are tried again as well.
+/// Requests that were under way when the first was refused are refused too: so soon after they are
+/// tried again as well.
 const TOGETHER: Duration = Duration::from_secs(3);
-/// After keys have changed, requests that were signed with the old ones may come back for so long. Each is tried again
-/// only as often as every request.
+/// After keys have changed, requests that were signed with the old ones may come back for so long.
+/// Each is tried again only as often as every request.
 const OLD_ONES: Duration = Duration::from_secs(10 * 60);
 /// Codes of a refusal with status 400, of which there are many more.
-const TOKEN_CODES: [&[u8]; 3] = [b"<Code>ExpiredToken<", b"<Code>InvalidToken<", b"<Code>TokenRefreshRequired<"];
+const TOKEN_CODES: [&[u8]; 3] = [
+    b"<Code>ExpiredToken<",
+    b"<Code>InvalidToken<",
+    b"<Code>TokenRefreshRequired<",
+];
 
 /// Where credentials come from.
 pub(super) enum Origin {
@@ -63,14 +69,27 @@ impl fmt::Debug for Keys {
 
 impl From<&S3Credentials> for Credentials {
     fn from(given: &S3Credentials) -> Self {
-        Self::new(&given.access_key_id, &given.secret_access_key, None, None, "zfs-backup")
+        Self::new(
+            &given.access_key_id,
+            &given.secret_access_key,
+            None,
+            None,
+            "zfs-backup",
+        )
     }
 }
 
 impl Keys {
     pub(super) fn new(origin: Origin, held: Option<Credentials>) -> Self {
-        let state = Mutex::new(State { held, ..State::default() });
-        Self(Arc::new(Shared { origin, state, reading: tokio::sync::Mutex::default() }))
+        let state = Mutex::new(State {
+            held,
+            ..State::default()
+        });
+        Self(Arc::new(Shared {
+            origin,
+            state,
+            reading: tokio::sync::Mutex::default(),
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -80,8 +99,16 @@ impl Keys {
     /// Those that are held, unless they were refused or end soon.
     fn good(&self) -> Option<Credentials> {
         let state = self.state();
-        let lasts = |held: &&Credentials| held.expiry().is_none_or(|end| end > SystemTime::now() + ENDS_SOON);
-        state.held.as_ref().filter(lasts).filter(|_| !state.refused).cloned()
+        let lasts = |held: &&Credentials| {
+            held.expiry()
+                .is_none_or(|end| end > SystemTime::now() + ENDS_SOON)
+        };
+        state
+            .held
+            .as_ref()
+            .filter(lasts)
+            .filter(|_| !state.refused)
+            .cloned()
     }
 
     async fn current(&self) -> Result<Credentials, CredentialsError> {
@@ -94,7 +121,11 @@ impl Keys {
         }
         let read = match &self.0.origin {
             Origin::Given(None) => None,
-            Origin::Given(Some(renew)) => renew.read().await.as_ref().map(|given| Ok(Credentials::from(given))),
+            Origin::Given(Some(renew)) => renew
+                .read()
+                .await
+                .as_ref()
+                .map(|given| Ok(Credentials::from(given))),
             Origin::Chain(chain) => Some(chain.provide_credentials().await),
         };
         let mut state = self.state();
@@ -103,7 +134,9 @@ impl Keys {
             Some(Ok(new)) => {
                 let changed = state.held.as_ref().is_some_and(|held| !same(held, &new));
                 if changed {
-                    tracing::info!("the store refused the credentials or they were ending, and there are new ones");
+                    tracing::info!(
+                        "the store refused the credentials or they were ending, and there are new ones"
+                    );
                     state.changed_at = Some(Instant::now());
                 }
                 Ok(state.held.insert(new).clone())
@@ -113,7 +146,10 @@ impl Keys {
                 if let Some(Err(error)) = other {
                     tracing::warn!("credentials cannot be renewed: {}", chain_text(&error));
                 }
-                state.held.clone().ok_or_else(|| CredentialsError::not_loaded("there are none"))
+                state
+                    .held
+                    .clone()
+                    .ok_or_else(|| CredentialsError::not_loaded("there are none"))
             }
         }
     }
@@ -145,7 +181,8 @@ fn same(one: &Credentials, other: &Credentials) -> bool {
         && one.session_token() == other.session_token()
 }
 
-/// Whether the store refused who asks, and not only what was asked. Answers to HEAD say no more than the status.
+/// Whether the store refused who asks, and not only what was asked. Answers to HEAD say no more
+/// than the status.
 fn is_refusal(status: u16, body: &[u8]) -> bool {
     let says = |code: &&[u8]| body.windows(code.len()).any(|window| window == *code);
     match status {
@@ -166,8 +203,13 @@ impl ProvideCredentials for Keys {
 
 impl ClassifyRetry for Keys {
     fn classify_retry(&self, context: &InterceptorContext) -> RetryAction {
-        let Some(answer) = context.response() else { return RetryAction::NoActionIndicated };
-        let refused = is_refusal(answer.status().as_u16(), answer.body().bytes().unwrap_or_default());
+        let Some(answer) = context.response() else {
+            return RetryAction::NoActionIndicated;
+        };
+        let refused = is_refusal(
+            answer.status().as_u16(),
+            answer.body().bytes().unwrap_or_default(),
+        );
         match refused && self.try_again(Instant::now()) {
             true => RetryAction::server_error(),
             false => RetryAction::NoActionIndicated,
@@ -185,7 +227,10 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn given(id: &str) -> S3Credentials {
-        S3Credentials { access_key_id: id.to_owned(), secret_access_key: "do-not-print".to_owned() }
+        S3Credentials {
+            access_key_id: id.to_owned(),
+            secret_access_key: "do-not-print".to_owned(),
+        }
     }
 
     /// Keys whose file says `old` at first and `new` from the n-th reading on.
@@ -196,7 +241,13 @@ mod tests {
             let n = counted.fetch_add(1, Ordering::Relaxed) + 1;
             Ok(given(if n >= changes_at { "new" } else { "old" }))
         });
-        (Keys::new(Origin::Given(Some(renew)), Some(Credentials::from(&given("old")))), readings)
+        (
+            Keys::new(
+                Origin::Given(Some(renew)),
+                Some(Credentials::from(&given("old"))),
+            ),
+            readings,
+        )
     }
 
     async fn id(keys: &Keys) -> String {
@@ -206,13 +257,22 @@ mod tests {
     #[tokio::test]
     async fn keys_are_read_again_after_a_refusal_and_not_before() {
         let (keys, readings) = keys(1);
-        assert_eq!((id(&keys).await.as_str(), id(&keys).await.as_str()), ("old", "old"));
+        assert_eq!(
+            (id(&keys).await.as_str(), id(&keys).await.as_str()),
+            ("old", "old")
+        );
         assert_eq!(readings.load(Ordering::Relaxed), 0);
         let now = Instant::now();
         assert!(keys.try_again(now));
         assert_eq!(id(&keys).await, "new");
-        assert!(keys.try_again(now + Duration::from_secs(30)), "it was signed with the old key");
-        assert_eq!((id(&keys).await.as_str(), readings.load(Ordering::Relaxed)), ("new", 1));
+        assert!(
+            keys.try_again(now + Duration::from_secs(30)),
+            "it was signed with the old key"
+        );
+        assert_eq!(
+            (id(&keys).await.as_str(), readings.load(Ordering::Relaxed)),
+            ("new", 1)
+        );
     }
 
     #[tokio::test]
@@ -225,7 +285,10 @@ mod tests {
         for (seconds, again) in [(1, true), (5, false), (59, false), (61, true), (65, false)] {
             assert_eq!(keys.try_again(after(seconds)), again, "after {seconds} s");
         }
-        assert_eq!((id(&keys).await.as_str(), readings.load(Ordering::Relaxed)), ("old", 2));
+        assert_eq!(
+            (id(&keys).await.as_str(), readings.load(Ordering::Relaxed)),
+            ("old", 2)
+        );
         let fixed = Keys::new(Origin::Given(None), Some(Credentials::from(&given("old"))));
         assert!(!fixed.try_again(now), "there is nothing to read");
         assert_eq!(id(&fixed).await, "old");
@@ -237,7 +300,10 @@ mod tests {
         let soon = SystemTime::now() + Duration::from_secs(60);
         let ending = Credentials::new("old", "x", None, Some(soon), "test");
         let chain = SharedCredentialsProvider::new(Credentials::from(&given("new")));
-        assert_eq!(id(&Keys::new(Origin::Chain(chain), Some(ending))).await, "new");
+        assert_eq!(
+            id(&Keys::new(Origin::Chain(chain), Some(ending))).await,
+            "new"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! [`AnswerLimit`]: limits every answer except the body of an object, because the SDK reads such answers whole.
+//! [`AnswerLimit`]: limits every answer except the body of an object, because the SDK reads such
+//! answers whole.
 
 use crate::store::answer::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextMut;
@@ -39,7 +40,11 @@ impl Intercept for AnswerLimit {
             (false, _) => REFUSAL_BYTES_MAX,
         };
         let inner = answer.take_body();
-        *answer.body_mut() = SdkBody::from_body_1_x(LimitedBody { inner, limit_bytes, left_bytes: limit_bytes });
+        *answer.body_mut() = SdkBody::from_body_1_x(LimitedBody {
+            inner,
+            limit_bytes,
+            left_bytes: limit_bytes,
+        });
         Ok(())
     }
 }
@@ -55,7 +60,10 @@ impl Body for LimitedBody {
     type Data = Bytes;
     type Error = BoxError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let frame = match ready!(Pin::new(&mut self.inner).poll_frame(context)) {
             Some(Ok(frame)) => frame,
             other => return Poll::Ready(other),
@@ -64,8 +72,10 @@ impl Body for LimitedBody {
         match self.left_bytes.checked_sub(bytes) {
             Some(left) => self.left_bytes = left,
             None => {
-                let text =
-                    format!("the answer has more than the {} bytes that such an answer may have", self.limit_bytes);
+                let text = format!(
+                    "the answer has more than the {} bytes that such an answer may have",
+                    self.limit_bytes
+                );
                 return Poll::Ready(Some(Err(text.into())));
             }
         }
@@ -89,7 +99,10 @@ mod tests {
     async fn read(mut body: LimitedBody) -> Result<usize, String> {
         let mut bytes = 0;
         while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-            bytes += frame.map_err(|error| error.to_string())?.into_data().map_or(0, |data| data.len());
+            bytes += frame
+                .map_err(|error| error.to_string())?
+                .into_data()
+                .map_or(0, |data| data.len());
         }
         Ok(bytes)
     }
@@ -98,9 +111,18 @@ mod tests {
     async fn an_answer_of_the_limit_is_read_and_one_byte_more_is_an_error() {
         let limited = |bytes: usize| {
             let inner = SdkBody::from(vec![b'x'; bytes]);
-            read(LimitedBody { inner, limit_bytes: 1000, left_bytes: 1000 })
+            read(LimitedBody {
+                inner,
+                limit_bytes: 1000,
+                left_bytes: 1000,
+            })
         };
         assert_eq!(limited(1000).await, Ok(1000));
-        assert!(limited(1001).await.unwrap_err().contains("more than the 1000 bytes"));
+        assert!(
+            limited(1001)
+                .await
+                .unwrap_err()
+                .contains("more than the 1000 bytes")
+        );
     }
 }

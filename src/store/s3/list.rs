@@ -22,8 +22,8 @@ impl Shared {
         Ok(objects)
     }
 
-    /// Gives page after page of the objects under `prefix`, until the end, until `take` breaks, or until it says in words what
-    /// is wrong.
+    /// Gives page after page of the objects under `prefix`, until the end, until `take` breaks, or
+    /// until it says in words what is wrong.
     pub(super) async fn turn_pages(
         &self,
         prefix: &str,
@@ -34,16 +34,24 @@ impl Shared {
         let mut marks = Marks::default();
         let mut token = None;
         loop {
-            let call = self.client.list_objects_v2().bucket(&self.settings.bucket).prefix(&full);
+            let call = self
+                .client
+                .list_objects_v2()
+                .bucket(&self.settings.bucket)
+                .prefix(&full);
             let page = call.set_continuation_token(token.clone()).send().await;
             let page = page.map_err(|error| self.failed("list", "ListObjectsV2", prefix, error))?;
             self.saw_bucket();
-            let listed = page.contents().iter().filter_map(|object| self.listed(object, &full).transpose());
+            let listed = page
+                .contents()
+                .iter()
+                .filter_map(|object| self.listed(object, &full).transpose());
             let listed = listed.collect::<Result<Vec<_>, _>>().map_err(failed)?;
             if take(listed).map_err(|text| failed(&text))?.is_break() {
                 return Ok(());
             }
-            // A token without the flag is a page that goes on too: a listing that was cut must not look whole.
+            // A token without the flag is a page that goes on too: a listing that was cut must not
+            // look whole.
             if page.is_truncated() != Some(true) && page.next_continuation_token().is_none() {
                 return Ok(());
             }
@@ -59,12 +67,22 @@ impl Shared {
             return Err("an entry is outside the prefix that was asked");
         }
         let key = &key[self.prefix.len()..];
-        let bytes = object.size().and_then(|size| u64::try_from(size).ok()).ok_or("an entry has no size")?;
+        let bytes = object
+            .size()
+            .and_then(|size| u64::try_from(size).ok())
+            .ok_or("an entry has no size")?;
         let modified_at = object.last_modified().and_then(timestamp);
-        Ok((!key.is_empty()).then(|| ListedObject { key: key.to_owned(), bytes, modified_at }))
+        Ok((!key.is_empty()).then(|| ListedObject {
+            key: key.to_owned(),
+            bytes,
+            modified_at,
+        }))
     }
 
-    pub(super) async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
+    pub(super) async fn unfinished(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<UnfinishedUpload>, StoreError> {
         let operation = "list unfinished uploads under";
         let full = format!("{}{prefix}", self.prefix);
         let failed = |text: &str| self.wrong(StoreErrorKind::Corrupt, operation, prefix, text);
@@ -72,17 +90,35 @@ impl Shared {
         let mut marks = Marks::default();
         let (mut key, mut id) = (None, None);
         loop {
-            let call = self.client.list_multipart_uploads().bucket(&self.settings.bucket).prefix(&full);
-            let page = call.set_key_marker(key.clone()).set_upload_id_marker(id.clone()).send().await;
-            let page = page.map_err(|error| self.failed(operation, "ListMultipartUploads", prefix, error))?;
+            let call = self
+                .client
+                .list_multipart_uploads()
+                .bucket(&self.settings.bucket)
+                .prefix(&full);
+            let page = call
+                .set_key_marker(key.clone())
+                .set_upload_id_marker(id.clone())
+                .send()
+                .await;
+            let page = page
+                .map_err(|error| self.failed(operation, "ListMultipartUploads", prefix, error))?;
             self.saw_bucket();
-            uploads.extend(page.uploads().iter().filter_map(|upload| self.begun(upload, &full)));
+            uploads.extend(
+                page.uploads()
+                    .iter()
+                    .filter_map(|upload| self.begun(upload, &full)),
+            );
             if page.is_truncated() != Some(true) {
                 break;
             }
             key = page.next_key_marker().map(str::to_owned);
-            id = page.next_upload_id_marker().filter(|id| !id.is_empty()).map(str::to_owned);
-            marks.pass(key.as_ref().map(|key| format!("{key}\0{id:?}"))).map_err(failed)?;
+            id = page
+                .next_upload_id_marker()
+                .filter(|id| !id.is_empty())
+                .map(str::to_owned);
+            marks
+                .pass(key.as_ref().map(|key| format!("{key}\0{id:?}")))
+                .map_err(failed)?;
         }
         uploads.sort_unstable_by(|a, b| (&a.key, &a.upload_id).cmp(&(&b.key, &b.upload_id)));
         uploads.dedup();
@@ -101,5 +137,7 @@ impl Shared {
 }
 
 fn timestamp(time: &DateTime) -> Option<Timestamp> {
-    i32::try_from(time.subsec_nanos()).ok().and_then(|nanos| Timestamp::new(time.secs(), nanos).ok())
+    i32::try_from(time.subsec_nanos())
+        .ok()
+        .and_then(|nanos| Timestamp::new(time.secs(), nanos).ok())
 }

@@ -1,5 +1,6 @@
-//! Object lock: every object is put with a date until which the store refuses to delete it, and the date can be moved
-//! further away. A store that takes the header and does not lock is found out when the object is confirmed.
+//! Object lock: every object is put with a date until which the store refuses to delete it, and the
+//! date can be moved further away. A store that takes the header and does not lock is found out
+//! when the object is confirmed.
 
 use super::Shared;
 use super::cause::Cause;
@@ -22,25 +23,39 @@ impl Shared {
             LockMode::Governance => ObjectLockMode::Governance,
             LockMode::Compliance => ObjectLockMode::Compliance,
         };
-        Some((mode, DateTime::from_secs(lock.until(Timestamp::now()).as_second())))
+        Some((
+            mode,
+            DateTime::from_secs(lock.until(Timestamp::now()).as_second()),
+        ))
     }
 
     pub(super) fn locked_put(&self, call: PutObjectFluentBuilder) -> PutObjectFluentBuilder {
         match self.lock_now() {
             None => call,
-            Some((mode, until)) => call.object_lock_mode(mode).object_lock_retain_until_date(until),
+            Some((mode, until)) => call
+                .object_lock_mode(mode)
+                .object_lock_retain_until_date(until),
         }
     }
 
-    pub(super) fn locked_upload(&self, call: CreateMultipartUploadFluentBuilder) -> CreateMultipartUploadFluentBuilder {
+    pub(super) fn locked_upload(
+        &self,
+        call: CreateMultipartUploadFluentBuilder,
+    ) -> CreateMultipartUploadFluentBuilder {
         match self.lock_now() {
             None => call,
-            Some((mode, until)) => call.object_lock_mode(mode).object_lock_retain_until_date(until),
+            Some((mode, until)) => call
+                .object_lock_mode(mode)
+                .object_lock_retain_until_date(until),
         }
     }
 
     /// What was put to be locked must be said to be locked.
-    pub(super) fn check_lock(&self, key: &ObjectKey, found: Evidence) -> Result<Evidence, StoreError> {
+    pub(super) fn check_lock(
+        &self,
+        key: &ObjectKey,
+        found: Evidence,
+    ) -> Result<Evidence, StoreError> {
         if self.settings.lock.is_none() || found.locked_until.is_some() {
             return Ok(found);
         }
@@ -49,25 +64,53 @@ impl Shared {
         Err(error.with_hint(format!("{SWITCH_ON}; or remove object_lock_days")))
     }
 
-    pub(super) async fn extend_lock(&self, key: &ObjectKey, until: Timestamp) -> Result<(), StoreError> {
+    pub(super) async fn extend_lock(
+        &self,
+        key: &ObjectKey,
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
         let mode = match self.settings.lock.map(|lock| lock.mode).unwrap_or_default() {
             LockMode::Governance => ObjectLockRetentionMode::Governance,
             LockMode::Compliance => ObjectLockRetentionMode::Compliance,
         };
         let until_date = DateTime::from_secs(until.as_second());
-        let retention = ObjectLockRetention::builder().mode(mode).retain_until_date(until_date).build();
-        let call = self.client.put_object_retention().bucket(&self.settings.bucket).key(self.full_key(key));
-        // A store takes the date back to nobody's harm only when it may: so a longer lock is left to refuse this.
-        let Err(error) = call.retention(retention).send().await else { return Ok(()) };
+        let retention = ObjectLockRetention::builder()
+            .mode(mode)
+            .retain_until_date(until_date)
+            .build();
+        let call = self
+            .client
+            .put_object_retention()
+            .bucket(&self.settings.bucket)
+            .key(self.full_key(key));
+        // A store takes the date back to nobody's harm only when it may: so a longer lock is left
+        // to refuse this.
+        let Err(error) = call.retention(retention).send().await else {
+            return Ok(());
+        };
         let cause = Cause::from(error);
-        if matches!(cause.kind(), StoreErrorKind::Denied | StoreErrorKind::Invalid)
-            && let Some(found) = self.head(key).await?
-            && found.locked_until.and_then(|text| text.parse::<Timestamp>().ok()).is_some_and(|end| end >= until)
+        if matches!(
+            cause.kind(),
+            StoreErrorKind::Denied | StoreErrorKind::Invalid
+        ) && let Some(found) = self.head(key).await?
+            && found
+                .locked_until
+                .and_then(|text| text.parse::<Timestamp>().ok())
+                .is_some_and(|end| end >= until)
         {
             return Ok(());
         }
         let off = cause.text.to_ascii_lowercase().contains("lock");
-        let error = self.failed("extend the lock of", "PutObjectRetention", key.as_str(), cause);
-        Err(if off { error.with_hint(SWITCH_ON) } else { error })
+        let error = self.failed(
+            "extend the lock of",
+            "PutObjectRetention",
+            key.as_str(),
+            cause,
+        );
+        Err(if off {
+            error.with_hint(SWITCH_ON)
+        } else {
+            error
+        })
     }
 }

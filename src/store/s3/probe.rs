@@ -1,8 +1,9 @@
-//! Finding out by trying what an S3 store does: small objects below one prefix, and uploads that are given up again.
+//! Finding out by trying what an S3 store does: small objects below one prefix, and uploads that
+//! are given up again.
 //!
-//! Order matters: whether deleting works is tried first, with a few bytes. Where it does not, only a few bytes more are
-//! put, because they stay; where it does, objects of two parts are sent, since a store may say another checksum of
-//! several parts than of one.
+//! Order matters: whether deleting works is tried first, with a few bytes. Where it does not, only
+//! a few bytes more are put, because they stay; where it does, objects of two parts are sent, since
+//! a store may say another checksum of several parts than of one.
 
 use super::cause::Cause;
 use super::put::sum_of;
@@ -70,7 +71,14 @@ impl Probing {
 
     fn key(&self, name: &str) -> Result<ObjectKey, StoreError> {
         let text = format!("{}{name}", self.prefix);
-        let wrong = || self.shared.wrong(StoreErrorKind::Invalid, "probe", &text, "this cannot be a key");
+        let wrong = || {
+            self.shared.wrong(
+                StoreErrorKind::Invalid,
+                "probe",
+                &text,
+                "this cannot be a key",
+            )
+        };
         ObjectKey::listed(&text).ok_or_else(wrong)
     }
 
@@ -80,7 +88,10 @@ impl Probing {
 
     /// What cannot be told because the store is not well is an error of the whole.
     fn told(&self, api: &str, key: &ObjectKey, cause: Cause) -> Result<Cause, StoreError> {
-        let passing = matches!(cause.kind(), StoreErrorKind::Unavailable | StoreErrorKind::Throttled);
+        let passing = matches!(
+            cause.kind(),
+            StoreErrorKind::Unavailable | StoreErrorKind::Throttled
+        );
         // 501 is an answer.
         if passing && !cause.is_not_implemented() && cause.status != Some(409) {
             return Err(self.shared.failed("probe", api, key.as_str(), cause));
@@ -91,7 +102,9 @@ impl Probing {
     async fn put(&self, key: &ObjectKey, bytes: &'static [u8]) -> Result<(), Cause> {
         let bytes = Bytes::from_static(bytes);
         let sum = sum_of(S3Checksum::Md5, bytes.clone()).await;
-        self.shared.send_whole(key, &bytes, &sum, self.shared.put_condition()).await
+        self.shared
+            .send_whole(key, &bytes, &sum, self.shared.put_condition())
+            .await
     }
 
     /// The first put may not be refused; the second, of other bytes, must be.
@@ -99,11 +112,14 @@ impl Probing {
         let key = self.key("small")?;
         if let Err(cause) = self.put(&key, b"1").await {
             let cause = self.told("PutObject", &key, cause)?;
-            self.shared.refuses_put_condition.store(true, Ordering::Relaxed);
+            self.shared
+                .refuses_put_condition
+                .store(true, Ordering::Relaxed);
             // Refused for another reason, it is refused again.
-            self.put(&key, b"1")
-                .await
-                .map_err(|cause| self.shared.failed("probe", "PutObject", key.as_str(), cause))?;
+            self.put(&key, b"1").await.map_err(|cause| {
+                self.shared
+                    .failed("probe", "PutObject", key.as_str(), cause)
+            })?;
             self.found.conditional_put = Ability::Refused;
             self.note("a put that shall not replace", &cause);
             return Ok(());
@@ -127,12 +143,23 @@ impl Probing {
         let key = self.key("small")?;
         let now = Timestamp::now();
         let listed = self.shared.list(&self.prefix).await?;
-        let written = listed.iter().find(|object| object.key == key.as_str()).and_then(|object| object.modified_at);
-        self.found.clock_ahead_seconds = written.map(|written| written.as_second() - now.as_second());
-        let has_versions = self.shared.head(&key).await?.is_some_and(|found| found.version_id.is_some());
+        let written = listed
+            .iter()
+            .find(|object| object.key == key.as_str())
+            .and_then(|object| object.modified_at);
+        self.found.clock_ahead_seconds =
+            written.map(|written| written.as_second() - now.as_second());
+        let has_versions = self
+            .shared
+            .head(&key)
+            .await?
+            .is_some_and(|found| found.version_id.is_some());
         self.found.deleting = match self.shared.delete(&key).await {
             Ok(()) if self.shared.head(&key).await?.is_some() => {
-                self.note("a delete", &"it was said to be done, and the object is still there");
+                self.note(
+                    "a delete",
+                    &"it was said to be done, and the object is still there",
+                );
                 Deleting::Unknown
             }
             Ok(()) if has_versions => Deleting::RemovesVersions,
@@ -141,18 +168,25 @@ impl Probing {
             Err(error) => {
                 let hidden = self.shared.head(&key).await?.is_none();
                 self.note("a delete", &said(&error));
-                if hidden { Deleting::Hides } else { Deleting::Refused }
+                if hidden {
+                    Deleting::Hides
+                } else {
+                    Deleting::Refused
+                }
             }
         };
         Ok(())
     }
 
     fn removes(&self) -> bool {
-        matches!(self.found.deleting, Deleting::Removes | Deleting::RemovesVersions)
+        matches!(
+            self.found.deleting,
+            Deleting::Removes | Deleting::RemovesVersions
+        )
     }
 
-    /// Sends an object with each checksum, the strongest first, until one is kept; that of the configuration always.
-    /// Returns the key of one that is there.
+    /// Sends an object with each checksum, the strongest first, until one is kept; that of the
+    /// configuration always. Returns the key of one that is there.
     async fn try_checksums(&mut self, configured: S3Checksum) -> Result<ObjectKey, StoreError> {
         let mut stored: Option<(ObjectKey, S3Checksum, EvidenceTier)> = None;
         let mut refused = None;
@@ -166,8 +200,11 @@ impl Probing {
                     if tier == checksum.tier() {
                         self.found.kept.push(checksum);
                     }
-                    // Of those that are all not kept, MD5 is the one that most stores check as it comes.
-                    if self.found.kept.len() <= 1 && (tier == checksum.tier() || self.found.kept.is_empty()) {
+                    // Of those that are all not kept, MD5 is the one that most stores check as it
+                    // comes.
+                    if self.found.kept.len() <= 1
+                        && (tier == checksum.tier() || self.found.kept.is_empty())
+                    {
                         stored = Some((key, checksum, tier));
                     }
                 }
@@ -184,12 +221,20 @@ impl Probing {
                 Ok(key)
             }
             (None, Some(error)) => Err(error),
-            (None, None) => Err(self.shared.wrong(StoreErrorKind::Invalid, "probe", "", "nothing was tried")),
+            (None, None) => {
+                Err(self
+                    .shared
+                    .wrong(StoreErrorKind::Invalid, "probe", "", "nothing was tried"))
+            }
         }
     }
 
     /// Two parts where they can be removed again, else one of a few bytes.
-    async fn upload(&self, key: &ObjectKey, checksum: S3Checksum) -> Result<EvidenceTier, StoreError> {
+    async fn upload(
+        &self,
+        key: &ObjectKey,
+        checksum: S3Checksum,
+    ) -> Result<EvidenceTier, StoreError> {
         let shared = Arc::new(plain(&self.shared, checksum));
         let mut writer = Box::new(S3Writer::begin(&shared, key).await?);
         if self.removes() {
@@ -202,10 +247,16 @@ impl Probing {
     /// A second upload of a key that is there, to its end.
     async fn try_complete_condition(&mut self, key: &ObjectKey) -> Result<(), StoreError> {
         let upload_id = self.shared.begin_upload(key).await?;
-        let part = self.shared.send_part(key, &upload_id, 1, Bytes::from_static(b"4")).await?;
+        let part = self
+            .shared
+            .send_part(key, &upload_id, 1, Bytes::from_static(b"4"))
+            .await?;
         let sum = sum_of(S3Checksum::Md5, Bytes::from_static(b"4")).await;
         let sent = ObjectSum::of_parts(S3Checksum::Md5, &[sum]);
-        let completed = self.shared.send_complete(key, &upload_id, &[part], &sent, Some("*".to_owned())).await;
+        let completed = self
+            .shared
+            .send_complete(key, &upload_id, &[part], &sent, Some("*".to_owned()))
+            .await;
         self.found.conditional_complete = match completed {
             Ok(()) => Ability::Ignored,
             Err(cause) => match self.told("CompleteMultipartUpload", key, cause)? {
@@ -228,7 +279,11 @@ impl Probing {
         let key = self.key("unfinished")?;
         let upload_id = self.shared.begin_upload(&key).await?;
         for number in PART_NUMBERS {
-            match self.shared.send_part(&key, &upload_id, number, Bytes::from_static(b"5")).await {
+            match self
+                .shared
+                .send_part(&key, &upload_id, number, Bytes::from_static(b"5"))
+                .await
+            {
                 Ok(_) => {
                     self.found.parts_max = u32::try_from(number).ok();
                     break;
@@ -253,7 +308,9 @@ impl Probing {
 
     async fn lists(&mut self, upload_id: &str) -> Result<Ability, StoreError> {
         match self.shared.unfinished(&self.prefix).await {
-            Ok(uploads) if uploads.iter().any(|upload| upload.upload_id == upload_id) => Ok(Ability::Works),
+            Ok(uploads) if uploads.iter().any(|upload| upload.upload_id == upload_id) => {
+                Ok(Ability::Works)
+            }
             Ok(_) => Ok(Ability::Ignored),
             Err(error) if error.is_transient() => Err(error),
             Err(error) => {
@@ -263,20 +320,34 @@ impl Probing {
         }
     }
 
-    /// Removes what this probe put, and what earlier ones left that were killed. What stays is named.
+    /// Removes what this probe put, and what earlier ones left that were killed. What stays is
+    /// named.
     async fn clean_up(&mut self) {
         let mut left = Vec::new();
         if let Ok(uploads) = self.shared.unfinished(PROBE_PREFIX).await {
-            for upload in uploads.into_iter().filter(|upload| self.is_rest(&upload.key, upload.started_at)) {
-                if self.shared.abort_upload(&upload.key, &upload.upload_id).await.is_err() {
+            for upload in uploads
+                .into_iter()
+                .filter(|upload| self.is_rest(&upload.key, upload.started_at))
+            {
+                if self
+                    .shared
+                    .abort_upload(&upload.key, &upload.upload_id)
+                    .await
+                    .is_err()
+                {
                     left.push(upload.key);
                 }
             }
         }
         match self.shared.list(PROBE_PREFIX).await {
             Ok(listed) => {
-                for object in listed.into_iter().filter(|object| self.is_rest(&object.key, object.modified_at)) {
-                    let Some(key) = ObjectKey::listed(&object.key) else { continue };
+                for object in listed
+                    .into_iter()
+                    .filter(|object| self.is_rest(&object.key, object.modified_at))
+                {
+                    let Some(key) = ObjectKey::listed(&object.key) else {
+                        continue;
+                    };
                     if self.shared.delete(&key).await.is_err() {
                         left.push(object.key);
                     }
@@ -294,7 +365,8 @@ impl Probing {
     }
 
     fn is_rest(&self, key: &str, written_at: Option<Timestamp>) -> bool {
-        let old = written_at.is_some_and(|at| Timestamp::now().as_second() - at.as_second() > LEFTOVER_SECONDS);
+        let old = written_at
+            .is_some_and(|at| Timestamp::now().as_second() - at.as_second() > LEFTOVER_SECONDS);
         key.starts_with(&self.prefix) || old
     }
 }

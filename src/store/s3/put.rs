@@ -11,7 +11,8 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// How often a create-only put is made that collides with others (409) or had its condition refused.
+/// How often a create-only put is made that collides with others (409) or had its condition
+/// refused.
 const PUT_TRIES_MAX: u32 = 4;
 const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
 /// How often a store is asked for what it has just confirmed. AWS knows it at once; not all do.
@@ -20,16 +21,22 @@ const CONFIRM_PAUSE: Duration = Duration::from_millis(500);
 
 /// Takes the checksum where it may block.
 pub(super) async fn sum_of(kind: S3Checksum, bytes: Bytes) -> PartSum {
-    let summed: Result<PartSum, Infallible> = run_blocking(move || Ok(PartSum::of(kind, &bytes))).await;
+    let summed: Result<PartSum, Infallible> =
+        run_blocking(move || Ok(PartSum::of(kind, &bytes))).await;
     match summed {
         Ok(sum) => sum,
     }
 }
 
 impl Shared {
-    /// Puts an object in one request, create-only as far as the store can. It is asked first what is there, unless it
-    /// was found to refuse replacing: then the put itself is the question, and a round trip less.
-    pub(super) async fn put_new(&self, key: &ObjectKey, bytes: Bytes) -> Result<(PutOutcome, Evidence), StoreError> {
+    /// Puts an object in one request, create-only as far as the store can. It is asked first what
+    /// is there, unless it was found to refuse replacing: then the put itself is the question, and
+    /// a round trip less.
+    pub(super) async fn put_new(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+    ) -> Result<(PutOutcome, Evidence), StoreError> {
         let part = sum_of(self.settings.checksum, bytes.clone()).await;
         let sent = ObjectSum::of_whole(self.settings.checksum, &part);
         let (mut tries_left, mut looked) = (PUT_TRIES_MAX, false);
@@ -53,7 +60,8 @@ impl Shared {
             {
                 return self.compare_whole(key, &bytes, found).await;
             }
-            let refused = conditional && self.note_refused_condition(&cause, &self.refuses_put_condition);
+            let refused =
+                conditional && self.note_refused_condition(&cause, &self.refuses_put_condition);
             if !(refused || cause.status == Some(409)) || tries_left == 0 {
                 return Err(self.failed("put", "PutObject", key.as_str(), cause));
             }
@@ -68,13 +76,26 @@ impl Shared {
         part: &PartSum,
         condition: Option<String>,
     ) -> Result<(), Cause> {
-        let call = self.client.put_object().bucket(&self.settings.bucket).key(self.full_key(key));
-        let call = call.set_if_none_match(condition).body(self.body(bytes.clone()));
+        let call = self
+            .client
+            .put_object()
+            .bucket(&self.settings.bucket)
+            .key(self.full_key(key));
+        let call = call
+            .set_if_none_match(condition)
+            .body(self.body(bytes.clone()));
         let call = self.locked_put(call);
         let call = with_checksum(call, self.settings.checksum, part).customize();
         let call = call.config_override(self.limits_for(bytes.len() as u64));
-        let call = if self.unsigned() { call.disable_payload_signing() } else { call };
-        call.send().await.map(|_| self.saw_bucket()).map_err(Cause::from)
+        let call = if self.unsigned() {
+            call.disable_payload_signing()
+        } else {
+            call
+        };
+        call.send()
+            .await
+            .map(|_| self.saw_bucket())
+            .map_err(Cause::from)
     }
 
     /// The key is taken: success if the same bytes are there.
@@ -93,11 +114,20 @@ impl Shared {
     }
 
     pub(super) fn taken(&self, operation: &str, key: &ObjectKey) -> StoreError {
-        self.wrong(StoreErrorKind::AlreadyExists, operation, key.as_str(), "the key is taken by another object")
+        self.wrong(
+            StoreErrorKind::AlreadyExists,
+            operation,
+            key.as_str(),
+            "the key is taken by another object",
+        )
     }
 
     /// Asks what the store has now, and holds it against what was sent.
-    pub(super) async fn confirm(&self, key: &ObjectKey, sent: &ObjectSum) -> Result<Evidence, StoreError> {
+    pub(super) async fn confirm(
+        &self,
+        key: &ObjectKey,
+        sent: &ObjectSum,
+    ) -> Result<Evidence, StoreError> {
         let mut found = None;
         for attempt in 1..=CONFIRM_TRIES_MAX {
             found = self.head(key).await?;
@@ -113,7 +143,8 @@ impl Shared {
                 self.check_lock(key, weakened(found))
             }
             other => {
-                let found = other.map_or_else(|| "nothing".to_owned(), |(_, found)| describe(&found));
+                let found =
+                    other.map_or_else(|| "nothing".to_owned(), |(_, found)| describe(&found));
                 let sent = format!("{} bytes with checksum {}", sent.bytes, sent.text);
                 let text = format!("{sent} were sent and accepted, but the store has {found}");
                 Err(self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text))
@@ -123,16 +154,32 @@ impl Shared {
 }
 
 fn describe(found: &Evidence) -> String {
-    format!("{} bytes with checksum {}", found.bytes, found.checksum.as_deref().unwrap_or("unknown"))
+    format!(
+        "{} bytes with checksum {}",
+        found.bytes,
+        found.checksum.as_deref().unwrap_or("unknown")
+    )
 }
 
 /// The evidence without a checksum that we could not compare.
 pub(super) fn weakened(found: Evidence) -> Evidence {
-    let tier = if found.version_id.is_some() { EvidenceTier::IdPin } else { EvidenceTier::SizeOnly };
-    Evidence { tier, checksum: None, ..found }
+    let tier = if found.version_id.is_some() {
+        EvidenceTier::IdPin
+    } else {
+        EvidenceTier::SizeOnly
+    };
+    Evidence {
+        tier,
+        checksum: None,
+        ..found
+    }
 }
 
-fn with_checksum(call: PutObjectFluentBuilder, kind: S3Checksum, sum: &PartSum) -> PutObjectFluentBuilder {
+fn with_checksum(
+    call: PutObjectFluentBuilder,
+    kind: S3Checksum,
+    sum: &PartSum,
+) -> PutObjectFluentBuilder {
     match kind {
         S3Checksum::Crc64nvme => call.checksum_crc64_nvme(sum.header()),
         S3Checksum::Sha256 => call.checksum_sha256(sum.header()),

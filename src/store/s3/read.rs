@@ -18,7 +18,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
-/// The metadata entry that keeps the part size: composite checksums cannot be recomputed without it.
+/// The metadata entry that keeps the part size: composite checksums cannot be recomputed without
+/// it.
 pub(super) const PART_BYTES_ENTRY: &str = "part-bytes";
 /// The SDK repeats requests, but not answers whose body breaks off.
 const BODY_TRIES_MAX: u32 = 4;
@@ -34,23 +35,43 @@ enum Broken {
 
 impl Shared {
     pub(super) async fn check_bucket(&self) -> Result<(), StoreError> {
-        let call = self.client.list_objects_v2().bucket(&self.settings.bucket).prefix(&self.prefix).max_keys(1);
-        call.send().await.map_err(|error| self.failed("look into", "ListObjectsV2", "", error))?;
+        let call = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.settings.bucket)
+            .prefix(&self.prefix)
+            .max_keys(1);
+        call.send()
+            .await
+            .map_err(|error| self.failed("look into", "ListObjectsV2", "", error))?;
         self.saw_bucket();
         Ok(())
     }
 
-    /// Returns the time by the store's clock: the date of the answer about a missing object. A server on this same host
-    /// has no clock but this host's.
+    /// Returns the time by the store's clock: the date of the answer about a missing object. A
+    /// server on this same host has no clock but this host's.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
         if self.local {
             return Ok(None);
         }
         let failed = |cause| self.failed("ask for the clock of", "HeadObject", "", cause);
-        let nonce = random_u64()
-            .map_err(|error| self.wrong(StoreErrorKind::Unavailable, "name a probe in", "", error.to_string()))?;
+        let nonce = random_u64().map_err(|error| {
+            self.wrong(
+                StoreErrorKind::Unavailable,
+                "name a probe in",
+                "",
+                error.to_string(),
+            )
+        })?;
         let key = format!("{}{PROBE_PREFIX}clock-{nonce:016x}", self.prefix);
-        let Err(error) = self.client.head_object().bucket(&self.settings.bucket).key(key).send().await else {
+        let Err(error) = self
+            .client
+            .head_object()
+            .bucket(&self.settings.bucket)
+            .key(key)
+            .send()
+            .await
+        else {
             return Ok(None);
         };
         match Cause::from(error) {
@@ -61,8 +82,11 @@ impl Shared {
 
     pub(super) async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         // B2 and others answer 400 to this header, and have nothing but the ETag to say.
-        let known = self.settings.checksum != S3Checksum::Md5 && !self.refuses_checksum_mode.load(Ordering::Relaxed);
-        let asked = self.ask_head(key, known.then_some(ChecksumMode::Enabled)).await;
+        let known = self.settings.checksum != S3Checksum::Md5
+            && !self.refuses_checksum_mode.load(Ordering::Relaxed);
+        let asked = self
+            .ask_head(key, known.then_some(ChecksumMode::Enabled))
+            .await;
         let cause = match asked {
             Ok(found) => return Ok(Some(found)),
             Err(cause) => cause,
@@ -89,33 +113,64 @@ impl Shared {
         self.contradicts("HEAD is refused when it asks for checksums");
     }
 
-    async fn ask_head(&self, key: &ObjectKey, mode: Option<ChecksumMode>) -> Result<Evidence, Cause> {
-        let call = self.client.head_object().bucket(&self.settings.bucket).key(self.full_key(key));
-        let found = call.set_checksum_mode(mode).send().await.map_err(Cause::from)?;
+    async fn ask_head(
+        &self,
+        key: &ObjectKey,
+        mode: Option<ChecksumMode>,
+    ) -> Result<Evidence, Cause> {
+        let call = self
+            .client
+            .head_object()
+            .bucket(&self.settings.bucket)
+            .key(self.full_key(key));
+        let found = call
+            .set_checksum_mode(mode)
+            .send()
+            .await
+            .map_err(Cause::from)?;
         self.saw_bucket();
         Ok(self.evidence(&found))
     }
 
-    /// Answers to HEAD have no body, so that the reason is not in them. A call that has one may tell it.
-    async fn explain_head(&self, key: &ObjectKey, cause: Cause) -> Result<Option<Evidence>, StoreError> {
+    /// Answers to HEAD have no body, so that the reason is not in them. A call that has one may
+    /// tell it.
+    async fn explain_head(
+        &self,
+        key: &ObjectKey,
+        cause: Cause,
+    ) -> Result<Option<Evidence>, StoreError> {
         let missing = cause.stage == Stage::Refused && cause.status == Some(404);
         if missing && self.bucket_seen.load(Ordering::Relaxed) {
             return Ok(None);
         }
         if cause.stage == Stage::Refused && cause.status.is_some_and(|status| status < 500) {
             let checked = self.check_bucket().await;
-            checked.map_err(|told| StoreError { operation: "look at".to_owned(), subject: key.to_string(), ..told })?;
+            checked.map_err(|told| StoreError {
+                operation: "look at".to_owned(),
+                subject: key.to_string(),
+                ..told
+            })?;
         }
-        if missing { Ok(None) } else { Err(self.failed("look at", "HeadObject", key.as_str(), cause)) }
+        if missing {
+            Ok(None)
+        } else {
+            Err(self.failed("look at", "HeadObject", key.as_str(), cause))
+        }
     }
 
     /// The strongest that the answer offers.
     fn evidence(&self, found: &HeadObjectOutput) -> Evidence {
         let etag = found.e_tag().map(|etag| etag.trim_matches('"').to_owned());
-        let version_id = found.version_id().filter(|id| *id != "null").map(str::to_owned);
+        let version_id = found
+            .version_id()
+            .filter(|id| *id != "null")
+            .map(str::to_owned);
         let full = found.checksum_type() != Some(&ChecksumType::Composite);
         let whole = |text: &&str| full && !text.contains('-');
-        let (crc64, crc32c) = (found.checksum_crc64_nvme().filter(whole), found.checksum_crc32_c().filter(whole));
+        let (crc64, crc32c) = (
+            found.checksum_crc64_nvme().filter(whole),
+            found.checksum_crc32_c().filter(whole),
+        );
         let md5 = etag.as_deref().filter(|etag| is_md5_etag(etag));
         let (tier, checksum) = match (crc64, found.checksum_sha256(), crc32c, md5) {
             (Some(crc), _, _, _) => (EvidenceTier::Crc64nvmeFull, Some(crc)),
@@ -127,7 +182,10 @@ impl Shared {
         };
         Evidence {
             tier,
-            bytes: found.content_length().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+            bytes: found
+                .content_length()
+                .and_then(|bytes| u64::try_from(bytes).ok())
+                .unwrap_or(0),
             checksum: checksum.map(str::to_owned),
             part_bytes: part_bytes(found),
             locked_until: found
@@ -144,7 +202,10 @@ impl Shared {
         range: Option<Range<u64>>,
         limit_bytes: u64,
     ) -> Result<Bytes, StoreError> {
-        Ok(self.get_into(key, range, limit_bytes, BytesMut::new()).await?.freeze())
+        Ok(self
+            .get_into(key, range, limit_bytes, BytesMut::new())
+            .await?
+            .freeze())
     }
 
     pub(super) async fn get_into(
@@ -160,15 +221,23 @@ impl Shared {
         }
     }
 
-    /// A range of no bytes cannot be written in a Range header, but it must lie within the object all the same.
-    async fn get_nothing(&self, key: &ObjectKey, range: &Range<u64>) -> Result<BytesMut, StoreError> {
+    /// A range of no bytes cannot be written in a Range header, but it must lie within the object
+    /// all the same.
+    async fn get_nothing(
+        &self,
+        key: &ObjectKey,
+        range: &Range<u64>,
+    ) -> Result<BytesMut, StoreError> {
         let wrong = |kind, text: String| self.wrong(kind, "get", key.as_str(), text);
         match self.head(key).await? {
             None => Err(wrong(StoreErrorKind::NotFound, "no such object".to_owned())),
-            Some(found) if range.start == range.end && range.end <= found.bytes => Ok(BytesMut::new()),
-            Some(found) => {
-                Err(wrong(StoreErrorKind::Corrupt, format!("bytes {range:?} were asked, it has {}", found.bytes)))
+            Some(found) if range.start == range.end && range.end <= found.bytes => {
+                Ok(BytesMut::new())
             }
+            Some(found) => Err(wrong(
+                StoreErrorKind::Corrupt,
+                format!("bytes {range:?} were asked, it has {}", found.bytes),
+            )),
         }
     }
 
@@ -182,14 +251,31 @@ impl Shared {
         let mut pause = BODY_PAUSE_FIRST;
         let mut tries_left = BODY_TRIES_MAX;
         loop {
-            let header = range.as_ref().map(|range| format!("bytes={}-{}", range.start, range.end - 1));
-            let call = self.objects.get_object().bucket(&self.settings.bucket).key(self.full_key(key));
+            let header = range
+                .as_ref()
+                .map(|range| format!("bytes={}-{}", range.start, range.end - 1));
+            let call = self
+                .objects
+                .get_object()
+                .bucket(&self.settings.bucket)
+                .key(self.full_key(key));
             let answer = call.set_range(header).send().await;
-            let answer = answer.map_err(|error| self.failed("get", "GetObject", key.as_str(), error))?;
+            let answer =
+                answer.map_err(|error| self.failed("get", "GetObject", key.as_str(), error))?;
             self.saw_bucket();
-            match self.read_body(answer, range.as_ref(), limit_bytes, std::mem::take(&mut buffer)).await {
+            match self
+                .read_body(
+                    answer,
+                    range.as_ref(),
+                    limit_bytes,
+                    std::mem::take(&mut buffer),
+                )
+                .await
+            {
                 Ok(bytes) => return Ok(bytes),
-                Err(Broken::Wrong(text)) => return Err(self.wrong(StoreErrorKind::Corrupt, "get", key.as_str(), text)),
+                Err(Broken::Wrong(text)) => {
+                    return Err(self.wrong(StoreErrorKind::Corrupt, "get", key.as_str(), text));
+                }
                 Err(Broken::Off(text)) if tries_left == 1 => {
                     return Err(self.wrong(StoreErrorKind::Unavailable, "get", key.as_str(), text));
                 }
@@ -207,26 +293,40 @@ impl Shared {
         limit_bytes: u64,
         buffer: BytesMut,
     ) -> Result<BytesMut, Broken> {
-        let length = answer.content_length().and_then(|bytes| u64::try_from(bytes).ok());
+        let length = answer
+            .content_length()
+            .and_then(|bytes| u64::try_from(bytes).ok());
         let expected = Expected::new(length, answer.content_range(), range, limit_bytes, buffer);
         let expected = expected.map_err(Broken::Wrong)?;
-        let (announced, limit) = (expected.bytes(), self.settings.attempt_limit(expected.bytes()));
+        let (announced, limit) = (
+            expected.bytes(),
+            self.settings.attempt_limit(expected.bytes()),
+        );
         match timeout(limit, collect(answer.body, expected)).await {
             Ok(body) => body,
-            Err(_) => Err(Broken::Off(format!("{announced} bytes did not come within {} s", limit.as_secs()))),
+            Err(_) => Err(Broken::Off(format!(
+                "{announced} bytes did not come within {} s",
+                limit.as_secs()
+            ))),
         }
     }
 }
 
 async fn collect(mut body: ByteStream, mut expected: Expected) -> Result<BytesMut, Broken> {
     while let Some(piece) = body.next().await {
-        expected.take(&piece.map_err(|error| Broken::Off(chain_text(&error)))?).map_err(Broken::Wrong)?;
+        expected
+            .take(&piece.map_err(|error| Broken::Off(chain_text(&error)))?)
+            .map_err(Broken::Wrong)?;
     }
     expected.finish().map_err(Broken::Off)
 }
 
-/// The part size that was noted when the upload began. Some servers change the case of the entry's name.
+/// The part size that was noted when the upload began. Some servers change the case of the entry's
+/// name.
 fn part_bytes(found: &HeadObjectOutput) -> Option<u64> {
-    let entry = found.metadata()?.iter().find(|(name, _)| name.eq_ignore_ascii_case(PART_BYTES_ENTRY));
+    let entry = found
+        .metadata()?
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(PART_BYTES_ENTRY));
     entry.and_then(|(_, value)| value.parse().ok())
 }

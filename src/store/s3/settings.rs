@@ -9,9 +9,11 @@ use std::time::Duration;
 const MIB: usize = 1024 * 1024;
 /// AWS refuses smaller parts (the last excepted), and so do those who copied it.
 pub(super) const PART_BYTES_MIN: usize = 5 * MIB;
-/// At 1 GiB a chunk this is 129 parts: far from every limit, and little is lost with a part that is sent again.
+/// At 1 GiB a chunk this is 129 parts: far from every limit, and little is lost with a part that is
+/// sent again.
 const PART_BYTES_DEFAULT: usize = 8 * MIB;
-/// Fills a line of 1 Gbit/s at 200 ms, and holds 6 x 8 MiB with the two parts that are being filled and sealed.
+/// Fills a line of 1 Gbit/s at 200 ms, and holds 6 x 8 MiB with the two parts that are being filled
+/// and sealed.
 const CONCURRENCY_DEFAULT: usize = 4;
 /// 256 kbit/s for each part in flight: slower lines exist, but not for backups of this size.
 const RATE_BYTES_MIN_DEFAULT: u64 = 32 * 1024;
@@ -31,9 +33,11 @@ pub struct S3Settings {
     pub region: Option<String>,
     /// The profile of the shared configuration files.
     pub profile: Option<String>,
-    /// Bucket in the path instead of in the host name; `None`: path style exactly when an endpoint is given.
+    /// Bucket in the path instead of in the host name; `None`: path style exactly when an endpoint
+    /// is given.
     pub path_style: Option<bool>,
-    /// Storage class of chunks. Small objects stay in the bucket's usual class: they are read at every run.
+    /// Storage class of chunks. Small objects stay in the bucket's usual class: they are read at
+    /// every run.
     pub storage_class: Option<String>,
     /// The checksum that travels with each part.
     pub checksum: S3Checksum,
@@ -49,7 +53,8 @@ pub struct S3Settings {
     pub renew: Option<Renew<S3Credentials>>,
     /// How fast all uploads together may be.
     pub limiter: Option<Arc<Limiter>>,
-    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at one part.
+    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at
+    /// one part.
     pub rate_bytes_min: u64,
     /// How long an attempt may take besides the transfer itself.
     pub attempt_slack: Duration,
@@ -93,13 +98,21 @@ impl S3Settings {
             return Err("no bucket is named".to_owned());
         }
         if self.prefix.starts_with('/') || self.prefix.ends_with('/') {
-            return Err(format!("the prefix {:?} begins or ends with a slash", self.prefix));
+            return Err(format!(
+                "the prefix {:?} begins or ends with a slash",
+                self.prefix
+            ));
         }
         if self.part_bytes < PART_BYTES_MIN {
-            return Err(format!("parts of {} bytes are below the smallest, {PART_BYTES_MIN}", self.part_bytes));
+            return Err(format!(
+                "parts of {} bytes are below the smallest, {PART_BYTES_MIN}",
+                self.part_bytes
+            ));
         }
         if self.concurrency == 0 || self.rate_bytes_min == 0 || self.attempt_slack.is_zero() {
-            return Err("concurrency, slowest rate and attempt slack must be more than nothing".to_owned());
+            return Err(
+                "concurrency, slowest rate and attempt slack must be more than nothing".to_owned(),
+            );
         }
         Ok(())
     }
@@ -180,17 +193,37 @@ mod tests {
 
     #[test]
     fn attempt_limit_grows_with_the_part() {
-        let settings = S3Settings { rate_bytes_min: 1000, attempt_slack: Duration::from_secs(5), ..Default::default() };
+        let settings = S3Settings {
+            rate_bytes_min: 1000,
+            attempt_slack: Duration::from_secs(5),
+            ..Default::default()
+        };
         for (bytes, seconds) in [(0, 5), (1, 6), (1000, 6), (1001, 7), (1_000_000, 1005)] {
-            assert_eq!(settings.attempt_limit(bytes).as_secs(), seconds, "{bytes} bytes");
+            assert_eq!(
+                settings.attempt_limit(bytes).as_secs(),
+                seconds,
+                "{bytes} bytes"
+            );
         }
     }
 
     #[test]
     fn secrets_are_not_printed() {
         let secret_access_key = "do-not-print".to_owned();
-        let credentials = Some(S3Credentials { access_key_id: "AKID".to_owned(), secret_access_key });
-        let text = format!("{:?}", S3Settings { credentials, ..Default::default() });
-        assert!(text.contains("AKID") && !text.contains("do-not-print"), "{text}");
+        let credentials = Some(S3Credentials {
+            access_key_id: "AKID".to_owned(),
+            secret_access_key,
+        });
+        let text = format!(
+            "{:?}",
+            S3Settings {
+                credentials,
+                ..Default::default()
+            }
+        );
+        assert!(
+            text.contains("AKID") && !text.contains("do-not-print"),
+            "{text}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! [`PartSum`] and [`ObjectSum`]: the checksums that we take of what we send, in the four forms that S3 stores know.
+//! [`PartSum`] and [`ObjectSum`]: the checksums that we take of what we send, in the four forms
+//! that S3 stores know.
 
 use super::S3Checksum;
 use crate::store::Evidence;
@@ -25,7 +26,10 @@ impl PartSum {
             S3Checksum::Sha256 => lc_digest(&SHA256, part).as_ref().to_vec(),
             S3Checksum::Md5 => Md5::digest(part).to_vec(),
         };
-        Self { bytes: part.len() as u64, digest }
+        Self {
+            bytes: part.len() as u64,
+            digest,
+        }
     }
 
     /// As it stands in a header.
@@ -62,25 +66,39 @@ pub(super) enum Verdict {
 impl ObjectSum {
     /// Of an object that is put whole.
     pub(super) fn of_whole(kind: S3Checksum, whole: &PartSum) -> Self {
-        let text = if kind == S3Checksum::Md5 { whole.hex() } else { whole.header() };
-        Self { kind, bytes: whole.bytes, text }
+        let text = if kind == S3Checksum::Md5 {
+            whole.hex()
+        } else {
+            whole.header()
+        };
+        Self {
+            kind,
+            bytes: whole.bytes,
+            text,
+        }
     }
 
     /// Of an object of these parts, in order.
     pub(super) fn of_parts(kind: S3Checksum, parts: &[PartSum]) -> Self {
         let bytes = parts.iter().map(|part| part.bytes).sum();
-        let digests: Vec<u8> = parts.iter().flat_map(|part| &part.digest).copied().collect();
+        let digests: Vec<u8> = parts
+            .iter()
+            .flat_map(|part| &part.digest)
+            .copied()
+            .collect();
         let text = match kind {
             S3Checksum::Crc64nvme => combined_crc(WholeCrc::Crc64nvme, parts),
             S3Checksum::Crc32c => combined_crc(WholeCrc::Crc32c, parts),
-            S3Checksum::Sha256 => format!("{}-{}", PartSum::of(kind, &digests).header(), parts.len()),
+            S3Checksum::Sha256 => {
+                format!("{}-{}", PartSum::of(kind, &digests).header(), parts.len())
+            }
             S3Checksum::Md5 => format!("{}-{}", PartSum::of(kind, &digests).hex(), parts.len()),
         };
         Self { kind, bytes, text }
     }
 
-    /// Holds the store's word against what was sent. An ETag that is not ours may be that of an encrypted object:
-    /// it proves nothing, in either direction.
+    /// Holds the store's word against what was sent. An ETag that is not ours may be that of an
+    /// encrypted object: it proves nothing, in either direction.
     pub(super) fn compare(&self, found: &Evidence) -> Verdict {
         let agrees = found.checksum.as_deref() == Some(&self.text);
         match () {
@@ -96,7 +114,10 @@ impl ObjectSum {
 /// Of the whole object, as it stands in a header.
 fn combined_crc(kind: WholeCrc, parts: &[PartSum]) -> String {
     let whole = parts.iter().fold(kind.of(&[]), |whole, part| {
-        let crc = part.digest.iter().fold(0, |crc, byte| crc << 8 | u64::from(*byte));
+        let crc = part
+            .digest
+            .iter()
+            .fold(0, |crc, byte| crc << 8 | u64::from(*byte));
         kind.append(whole, crc, part.bytes)
     });
     kind.text(whole)
@@ -105,7 +126,9 @@ fn combined_crc(kind: WholeCrc, parts: &[PartSum]) -> String {
 /// Whether an ETag can be an MD5: 32 hexadecimal digits, and perhaps the number of parts.
 pub(super) fn is_md5_etag(etag: &str) -> bool {
     let (digest, parts) = etag.split_once('-').unwrap_or((etag, "1"));
-    digest.len() == 32 && digest.bytes().all(|b| b.is_ascii_hexdigit()) && parts.parse::<u32>().is_ok()
+    digest.len() == 32
+        && digest.bytes().all(|b| b.is_ascii_hexdigit())
+        && parts.parse::<u32>().is_ok()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -125,7 +148,15 @@ mod tests {
 
     fn found(tier: EvidenceTier, bytes: u64, checksum: &str) -> Evidence {
         let checksum = Some(checksum.to_owned());
-        Evidence { tier, bytes, checksum, etag: None, version_id: None, part_bytes: None, locked_until: None }
+        Evidence {
+            tier,
+            bytes,
+            checksum,
+            etag: None,
+            version_id: None,
+            part_bytes: None,
+            locked_until: None,
+        }
     }
 
     #[test]
@@ -136,16 +167,26 @@ mod tests {
             "4waSgw==",
             "25f9e794323b453885f5181f1b624d0b",
         ]) {
-            assert_eq!(ObjectSum::of_whole(kind, &PartSum::of(kind, b"123456789")).text, text, "{kind:?}");
+            assert_eq!(
+                ObjectSum::of_whole(kind, &PartSum::of(kind, b"123456789")).text,
+                text,
+                "{kind:?}"
+            );
         }
     }
 
     #[test]
     fn crc_of_parts_is_the_crc_of_the_whole() {
-        for (kind, text) in [(S3Checksum::Crc64nvme, "rosUhgp5mIg="), (S3Checksum::Crc32c, "4waSgw==")] {
+        for (kind, text) in [
+            (S3Checksum::Crc64nvme, "rosUhgp5mIg="),
+            (S3Checksum::Crc32c, "4waSgw=="),
+        ] {
             let parts = [b"1234".as_slice(), b"5678", b"9"].map(|part| PartSum::of(kind, part));
             assert_eq!(ObjectSum::of_parts(kind, &parts).text, text);
-            assert_eq!(ObjectSum::of_parts(kind, &parts[..1]).text, PartSum::of(kind, b"1234").header());
+            assert_eq!(
+                ObjectSum::of_parts(kind, &parts[..1]).text,
+                PartSum::of(kind, b"1234").header()
+            );
         }
     }
 
@@ -163,7 +204,11 @@ mod tests {
         for kind in KINDS {
             let tier = kind.tier();
             let sent = ObjectSum::of_whole(kind, &PartSum::of(kind, b"123"));
-            let other = if kind == S3Checksum::Md5 { Verdict::SizeAgrees } else { Verdict::Differs };
+            let other = if kind == S3Checksum::Md5 {
+                Verdict::SizeAgrees
+            } else {
+                Verdict::Differs
+            };
             for (tier, bytes, text, verdict) in [
                 (tier, 3, sent.text.as_str(), Verdict::Proven),
                 (tier, 4, sent.text.as_str(), Verdict::Differs),
@@ -171,7 +216,11 @@ mod tests {
                 (SizeOnly, 3, "", Verdict::SizeAgrees),
                 (SizeOnly, 2, "", Verdict::Differs),
             ] {
-                assert_eq!(sent.compare(&found(tier, bytes, text)), verdict, "{kind:?} {tier:?} {bytes} {text}");
+                assert_eq!(
+                    sent.compare(&found(tier, bytes, text)),
+                    verdict,
+                    "{kind:?} {tier:?} {bytes} {text}"
+                );
             }
         }
     }

@@ -1,8 +1,8 @@
 //! [`S3Writer`]: a multipart upload, with several parts in flight.
 //!
-//! Memory: the parts in flight and the one that the caller fills, so (concurrency + 1) parts. Dropping the writer stops
-//! its requests and does nothing more: the upload stays unfinished until [`Shared::abort_upload`] removes it, or the
-//! bucket's lifecycle rule does.
+//! Memory: the parts in flight and the one that the caller fills, so (concurrency + 1) parts.
+//! Dropping the writer stops its requests and does nothing more: the upload stays unfinished until
+//! [`Shared::abort_upload`] removes it, or the bucket's lifecycle rule does.
 
 use super::cause::Cause;
 use super::put::{sum_of, weakened};
@@ -60,25 +60,36 @@ impl S3Writer {
     }
 
     fn invalid(&self, text: impl Into<String>) -> StoreError {
-        self.shared.wrong(StoreErrorKind::Invalid, "upload", self.key.as_str(), text)
+        self.shared
+            .wrong(StoreErrorKind::Invalid, "upload", self.key.as_str(), text)
     }
 
     async fn begin_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         if self.given_up {
             return Err(self.invalid("the upload was given up after an earlier failure"));
         }
-        self.sizes.accept(part.len()).map_err(|text| self.invalid(text))?;
+        self.sizes
+            .accept(part.len())
+            .map_err(|text| self.invalid(text))?;
         if part.is_empty() {
             return Ok(());
         }
         if self.parts_begun == PARTS_MAX {
-            return Err(self.invalid(format!("an object has at most {PARTS_MAX} parts: choose a larger `part_size`")));
+            return Err(self.invalid(format!(
+                "an object has at most {PARTS_MAX} parts: choose a larger `part_size`"
+            )));
         }
         let place = self.in_flight.place().await?;
         self.parts_begun += 1;
         let number = i32::try_from(self.parts_begun).map_err(|_| self.invalid("too many parts"))?;
-        let (shared, key, upload_id) = (Arc::clone(&self.shared), self.key.clone(), self.upload_id.clone());
-        self.in_flight.begin(place, async move { shared.send_part(&key, &upload_id, number, part).await });
+        let (shared, key, upload_id) = (
+            Arc::clone(&self.shared),
+            self.key.clone(),
+            self.upload_id.clone(),
+        );
+        self.in_flight.begin(place, async move {
+            shared.send_part(&key, &upload_id, number, part).await
+        });
         Ok(())
     }
 
@@ -96,7 +107,11 @@ impl S3Writer {
         if done.is_empty() {
             return self.put_empty().await;
         }
-        match self.shared.complete_upload(&self.key, &self.upload_id, &done, &sent).await {
+        match self
+            .shared
+            .complete_upload(&self.key, &self.upload_id, &done, &sent)
+            .await
+        {
             Ok(()) => self.shared.confirm(&self.key, &sent).await,
             Err(cause) => self.shared.settle(&self.key, cause, &sent).await,
         }
@@ -105,14 +120,19 @@ impl S3Writer {
     /// Nothing cannot be sent in parts: B2 wants at least one byte in each.
     async fn put_empty(&mut self) -> Result<Evidence, StoreError> {
         self.give_up().await?;
-        self.shared.put_new(&self.key, Bytes::new()).await.map(|(_, evidence)| evidence)
+        self.shared
+            .put_new(&self.key, Bytes::new())
+            .await
+            .map(|(_, evidence)| evidence)
     }
 
     /// Stops all requests, and has the store forget the parts.
     async fn give_up(&mut self) -> Result<(), StoreError> {
         self.given_up = true;
         self.in_flight.stop().await;
-        self.shared.abort_upload(self.key.as_str(), &self.upload_id).await
+        self.shared
+            .abort_upload(self.key.as_str(), &self.upload_id)
+            .await
     }
 }
 
@@ -125,7 +145,8 @@ impl PartWriter for S3Writer {
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         let begun = self.begin_part(part).await;
         if begun.is_err() && !self.given_up {
-            // The first failure is what the caller must hear of; parts that stay are found by `unfinished`.
+            // The first failure is what the caller must hear of; parts that stay are found by
+            // `unfinished`.
             let _ = self.give_up().await;
         }
         begun
@@ -147,22 +168,46 @@ impl PartWriter for S3Writer {
 impl Shared {
     pub(super) async fn begin_upload(&self, key: &ObjectKey) -> Result<String, StoreError> {
         let (algorithm, form) = match self.settings.checksum {
-            S3Checksum::Crc64nvme => (Some(ChecksumAlgorithm::Crc64Nvme), Some(ChecksumType::FullObject)),
+            S3Checksum::Crc64nvme => (
+                Some(ChecksumAlgorithm::Crc64Nvme),
+                Some(ChecksumType::FullObject),
+            ),
             S3Checksum::Sha256 => (Some(ChecksumAlgorithm::Sha256), None),
-            S3Checksum::Crc32c => (Some(ChecksumAlgorithm::Crc32C), Some(ChecksumType::FullObject)),
+            S3Checksum::Crc32c => (
+                Some(ChecksumAlgorithm::Crc32C),
+                Some(ChecksumType::FullObject),
+            ),
             S3Checksum::Md5 => (None, None),
         };
-        let call = self.client.create_multipart_upload().bucket(&self.settings.bucket).key(self.full_key(key));
-        let call = call.set_checksum_algorithm(algorithm).set_checksum_type(form);
+        let call = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.settings.bucket)
+            .key(self.full_key(key));
+        let call = call
+            .set_checksum_algorithm(algorithm)
+            .set_checksum_type(form);
         let call = call.set_storage_class(self.settings.storage_class.as_deref().map(Into::into));
         let call = self.locked_upload(call);
         let call = call.metadata(PART_BYTES_ENTRY, self.settings.part_bytes.to_string());
         let operation = "begin upload of";
         let begun = call.send().await;
-        let begun = begun.map_err(|error| self.failed(operation, "CreateMultipartUpload", key.as_str(), error))?;
+        let begun = begun.map_err(|error| {
+            self.failed(operation, "CreateMultipartUpload", key.as_str(), error)
+        })?;
         self.saw_bucket();
-        let upload_id = begun.upload_id().filter(|id| !id.is_empty()).map(str::to_owned);
-        upload_id.ok_or_else(|| self.wrong(StoreErrorKind::Unsupported, operation, key.as_str(), "it got no upload id"))
+        let upload_id = begun
+            .upload_id()
+            .filter(|id| !id.is_empty())
+            .map(str::to_owned);
+        upload_id.ok_or_else(|| {
+            self.wrong(
+                StoreErrorKind::Unsupported,
+                operation,
+                key.as_str(),
+                "it got no upload id",
+            )
+        })
     }
 
     pub(super) async fn send_part(
@@ -173,7 +218,11 @@ impl Shared {
         part: Bytes,
     ) -> Result<DonePart, StoreError> {
         let sum = sum_of(self.settings.checksum, part.clone()).await;
-        let call = self.client.upload_part().bucket(&self.settings.bucket).key(self.full_key(key));
+        let call = self
+            .client
+            .upload_part()
+            .bucket(&self.settings.bucket)
+            .key(self.full_key(key));
         let call = call.upload_id(upload_id).part_number(number);
         let call = match self.settings.checksum {
             S3Checksum::Crc64nvme => call.checksum_crc64_nvme(sum.header()),
@@ -181,12 +230,26 @@ impl Shared {
             S3Checksum::Crc32c => call.checksum_crc32_c(sum.header()),
             S3Checksum::Md5 => call.content_md5(sum.header()),
         };
-        let call = call.body(self.body(part)).customize().config_override(self.limits_for(sum.bytes));
-        let call = if self.unsigned() { call.disable_payload_signing() } else { call };
+        let call = call
+            .body(self.body(part))
+            .customize()
+            .config_override(self.limits_for(sum.bytes));
+        let call = if self.unsigned() {
+            call.disable_payload_signing()
+        } else {
+            call
+        };
         let operation = format!("upload part {number} of");
-        let stored = call.send().await.map_err(|error| self.failed(&operation, "UploadPart", key.as_str(), error))?;
+        let stored = call
+            .send()
+            .await
+            .map_err(|error| self.failed(&operation, "UploadPart", key.as_str(), error))?;
         match echoed_otherwise(&stored, self.settings.checksum, &sum) {
-            None => Ok(DonePart { number, etag: stored.e_tag().unwrap_or_default().to_owned(), sum }),
+            None => Ok(DonePart {
+                number,
+                etag: stored.e_tag().unwrap_or_default().to_owned(),
+                sum,
+            }),
             Some(echo) => {
                 let text = format!("{} was sent, the store got {echo}", sum.header());
                 Err(self.wrong(StoreErrorKind::Corrupt, &operation, key.as_str(), text))
@@ -202,9 +265,13 @@ impl Shared {
         sent: &ObjectSum,
     ) -> Result<(), Cause> {
         let condition = self.complete_condition();
-        match self.send_complete(key, upload_id, parts, sent, condition.clone()).await {
+        match self
+            .send_complete(key, upload_id, parts, sent, condition.clone())
+            .await
+        {
             Err(cause)
-                if condition.is_some() && self.note_refused_condition(&cause, &self.refuses_complete_condition) =>
+                if condition.is_some()
+                    && self.note_refused_condition(&cause, &self.refuses_complete_condition) =>
             {
                 self.send_complete(key, upload_id, parts, sent, None).await
             }
@@ -221,33 +288,69 @@ impl Shared {
         condition: Option<String>,
     ) -> Result<(), Cause> {
         let kind = self.settings.checksum;
-        let list = parts.iter().map(|part| completed_part(kind, part)).collect();
-        let list = CompletedMultipartUpload::builder().set_parts(Some(list)).build();
-        let call = self.client.complete_multipart_upload().bucket(&self.settings.bucket).key(self.full_key(key));
-        let call = call.upload_id(upload_id).multipart_upload(list).set_if_none_match(condition);
+        let list = parts
+            .iter()
+            .map(|part| completed_part(kind, part))
+            .collect();
+        let list = CompletedMultipartUpload::builder()
+            .set_parts(Some(list))
+            .build();
+        let call = self
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.settings.bucket)
+            .key(self.full_key(key));
+        let call = call
+            .upload_id(upload_id)
+            .multipart_upload(list)
+            .set_if_none_match(condition);
         let call = match kind {
-            S3Checksum::Crc64nvme => call.checksum_type(ChecksumType::FullObject).checksum_crc64_nvme(&sent.text),
+            S3Checksum::Crc64nvme => call
+                .checksum_type(ChecksumType::FullObject)
+                .checksum_crc64_nvme(&sent.text),
             S3Checksum::Sha256 => call.checksum_sha256(&sent.text),
-            S3Checksum::Crc32c => call.checksum_type(ChecksumType::FullObject).checksum_crc32_c(&sent.text),
+            S3Checksum::Crc32c => call
+                .checksum_type(ChecksumType::FullObject)
+                .checksum_crc32_c(&sent.text),
             S3Checksum::Md5 => call,
         };
         // Stores that know nothing newer than MD5 may refuse this header too.
-        let size = i64::try_from(sent.bytes).ok().filter(|_| kind != S3Checksum::Md5);
+        let size = i64::try_from(sent.bytes)
+            .ok()
+            .filter(|_| kind != S3Checksum::Md5);
         let more_slack = self.settings.attempt_slack * (COMPLETE_SLACK_FACTOR - 1);
-        let bytes_of_slack = more_slack.as_secs().saturating_mul(self.settings.rate_bytes_min);
-        let call = call.set_mpu_object_size(size).customize().config_override(self.limits_for(bytes_of_slack));
+        let bytes_of_slack = more_slack
+            .as_secs()
+            .saturating_mul(self.settings.rate_bytes_min);
+        let call = call
+            .set_mpu_object_size(size)
+            .customize()
+            .config_override(self.limits_for(bytes_of_slack));
         call.send().await.map(|_| ()).map_err(Cause::from)
     }
 
-    /// The completion failed, or its answer was lost and the repetition failed: what the store has decides.
-    async fn settle(&self, key: &ObjectKey, cause: Cause, sent: &ObjectSum) -> Result<Evidence, StoreError> {
+    /// The completion failed, or its answer was lost and the repetition failed: what the store has
+    /// decides.
+    async fn settle(
+        &self,
+        key: &ObjectKey,
+        cause: Cause,
+        sent: &ObjectSum,
+    ) -> Result<Evidence, StoreError> {
         let upload_is_gone = cause.has_code("NoSuchUpload");
         let conflict = cause.kind() == StoreErrorKind::AlreadyExists || cause.status == Some(409);
-        let error = self.failed("complete upload of", "CompleteMultipartUpload", key.as_str(), cause);
+        let error = self.failed(
+            "complete upload of",
+            "CompleteMultipartUpload",
+            key.as_str(),
+            cause,
+        );
         if !(upload_is_gone || conflict || error.is_transient()) {
             return Err(error);
         }
-        let Some(found) = self.head(key).await? else { return Err(error) };
+        let Some(found) = self.head(key).await? else {
+            return Err(error);
+        };
         match sent.compare(&found) {
             Verdict::Proven => self.check_lock(key, found),
             // The upload is gone and an object of its key and size is there: it was completed.
@@ -258,8 +361,14 @@ impl Shared {
 
     /// Aborts within a time limit. An upload that is gone is no error.
     pub(super) async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), StoreError> {
-        let call = self.client.abort_multipart_upload().bucket(&self.settings.bucket);
-        let call = call.key(format!("{}{key}", self.prefix)).upload_id(upload_id).send();
+        let call = self
+            .client
+            .abort_multipart_upload()
+            .bucket(&self.settings.bucket);
+        let call = call
+            .key(format!("{}{key}", self.prefix))
+            .upload_id(upload_id)
+            .send();
         let operation = "abort upload of";
         let Ok(aborted) = timeout(ABORT_LIMIT, call).await else {
             let text = format!("no answer within {} s", ABORT_LIMIT.as_secs());
@@ -274,7 +383,9 @@ impl Shared {
 }
 
 fn completed_part(kind: S3Checksum, part: &DonePart) -> CompletedPart {
-    let entry = CompletedPart::builder().part_number(part.number).e_tag(&part.etag);
+    let entry = CompletedPart::builder()
+        .part_number(part.number)
+        .e_tag(&part.etag);
     match kind {
         S3Checksum::Crc64nvme => entry.checksum_crc64_nvme(part.sum.header()),
         S3Checksum::Sha256 => entry.checksum_sha256(part.sum.header()),
@@ -284,8 +395,8 @@ fn completed_part(kind: S3Checksum, part: &DonePart) -> CompletedPart {
     .build()
 }
 
-/// The checksum that the store says it got, where it says one and it is another. The ETag of an encrypted part is not
-/// its MD5, so it is no evidence here.
+/// The checksum that the store says it got, where it says one and it is another. The ETag of an
+/// encrypted part is not its MD5, so it is no evidence here.
 fn echoed_otherwise(stored: &UploadPartOutput, kind: S3Checksum, sum: &PartSum) -> Option<String> {
     let echo = match kind {
         S3Checksum::Crc64nvme => stored.checksum_crc64_nvme(),

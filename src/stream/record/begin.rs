@@ -33,7 +33,8 @@ pub enum StreamDatasetType {
     Other(u32),
 }
 
-/// The BEGIN record, without its payload (resume point, redaction, wrapped keys), which only the receiving kernel reads.
+/// The BEGIN record, without its payload (resume point, redaction, wrapped keys), which only the
+/// receiving kernel reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BeginRecord {
     /// The byte order of the stream.
@@ -60,7 +61,8 @@ impl BeginRecord {
     /// Reads the first 312 bytes of a stream. BEGIN has no checksum: the next record's covers it.
     ///
     /// # Errors
-    /// [`StreamFault::NotAStream`], [`StreamFault::Compound`], [`StreamFault::Name`], [`StreamFault::Payload`].
+    /// [`StreamFault::NotAStream`], [`StreamFault::Compound`], [`StreamFault::Name`],
+    /// [`StreamFault::Payload`].
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Self, StreamFault> {
         let little = RecordHeader::new(*bytes, ByteOrder::Little);
         let order = match little.u64(8) {
@@ -70,14 +72,19 @@ impl BeginRecord {
         };
         let header = RecordHeader::new(*bytes, order);
         if header.record_type() != RecordType::Begin {
-            return Err(StreamFault::NotAStream { found: little.u64(8) });
+            return Err(StreamFault::NotAStream {
+                found: little.u64(8),
+            });
         }
         let version = header.u64(16);
         if version & 3 != PLAIN_STREAM {
             return Err(StreamFault::Compound { found: version & 3 });
         }
         header.payload_bytes()?;
-        let name_bytes = bytes[NAME_AT..].split(|byte| *byte == 0).next().unwrap_or_default();
+        let name_bytes = bytes[NAME_AT..]
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default();
         let to_name = match std::str::from_utf8(name_bytes) {
             Ok(name) if name.len() < HEADER_BYTES - NAME_AT => name.to_owned(),
             _ => return Err(StreamFault::Name),
@@ -99,7 +106,8 @@ impl BeginRecord {
         })
     }
 
-    /// The header of such a record: the inverse of [`BeginRecord::parse`]. A longer name than fits is cut.
+    /// The header of such a record: the inverse of [`BeginRecord::parse`]. A longer name than fits
+    /// is cut.
     pub fn header(&self) -> RecordHeader {
         let mut header = RecordHeader::blank(RecordType::Begin, self.order);
         header.set_u32(4, self.payload_bytes);

@@ -18,14 +18,18 @@ pub struct StreamError {
 }
 
 fn type_text(record_type: Option<RecordType>) -> String {
-    record_type.map(|known| format!(" ({known})")).unwrap_or_default()
+    record_type
+        .map(|known| format!(" ({known})"))
+        .unwrap_or_default()
 }
 
 /// What is wrong with a record, and what was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamFault {
     /// The first record is not BEGIN.
-    #[error("expected a BEGIN record with the magic number of a ZFS send stream, found {found:#018x}")]
+    #[error(
+        "expected a BEGIN record with the magic number of a ZFS send stream, found {found:#018x}"
+    )]
     NotAStream {
         /// The bytes in the magic number's place, as a little-endian number.
         found: u64,
@@ -92,7 +96,10 @@ pub enum StreamFault {
 }
 
 fn base_text(base: Option<Guid>) -> String {
-    base.map_or_else(|| "the beginning (full)".to_owned(), |guid| format!("base guid {guid}"))
+    base.map_or_else(
+        || "the beginning (full)".to_owned(),
+        |guid| format!("base guid {guid}"),
+    )
 }
 
 fn sum_text([a, b, c, d]: [u64; 4]) -> String {

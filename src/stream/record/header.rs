@@ -1,6 +1,7 @@
-//! [`RecordHeader`]: the 312 bytes that open every record, their types, and how many payload bytes follow.
-//! Offsets and payload rules are OpenZFS' `dmu_replay_record_t` (`sys/zfs_ioctl.h`, `module/zfs/dmu_send.c`), the same
-//! from 2.0 to 2.4. BEGIN, which has no checksum of its own, is read by [`BeginRecord`](super::BeginRecord).
+//! [`RecordHeader`]: the 312 bytes that open every record, their types, and how many payload bytes
+//! follow. Offsets and payload rules are OpenZFS' `dmu_replay_record_t` (`sys/zfs_ioctl.h`,
+//! `module/zfs/dmu_send.c`), the same from 2.0 to 2.4. BEGIN, which has no checksum of its own, is
+//! read by [`BeginRecord`](super::BeginRecord).
 
 use super::StreamFault;
 use crate::stream::fletcher::{ByteOrder, Fletcher4, Fletcher4Feed};
@@ -142,7 +143,8 @@ impl RecordHeader {
         &self.bytes
     }
 
-    /// The bytes that say what the record is, apart from where it lies in its stream: its checksum set to zero.
+    /// The bytes that say what the record is, apart from where it lies in its stream: its checksum
+    /// set to zero.
     pub fn bytes_without_checksum(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = self.bytes;
         bytes[CHECKSUM_AT..].fill(0);
@@ -159,7 +161,8 @@ impl RecordHeader {
         self.record_type().guid_at().map(|at| self.u64(at))
     }
 
-    /// The object and offset that a block goes to: of WRITE and WRITE_EMBEDDED, the records that a send can resume at.
+    /// The object and offset that a block goes to: of WRITE and WRITE_EMBEDDED, the records that a
+    /// send can resume at.
     pub fn block(&self) -> Option<(u64, u64)> {
         match self.record_type() {
             RecordType::Write => Some((self.u64(8), self.u64(24))),
@@ -171,7 +174,8 @@ impl RecordHeader {
     /// How many payload bytes follow; 0 for unknown types, whose rule is unknown.
     ///
     /// # Errors
-    /// [`StreamFault::Payload`] above [`PAYLOAD_BYTES_MAX`], or when not in whole words (ZFS pads to 8).
+    /// [`StreamFault::Payload`] above [`PAYLOAD_BYTES_MAX`], or when not in whole words (ZFS pads
+    /// to 8).
     pub fn payload_bytes(&self) -> Result<u64, StreamFault> {
         let bytes = match self.record_type() {
             RecordType::Begin => u64::from(self.u32(4)),
@@ -235,11 +239,13 @@ impl RecordHeader {
         });
     }
 
-    /// Takes the header into the running sum and checks its checksum on the way, and END's sum of all before it.
+    /// Takes the header into the running sum and checks its checksum on the way, and END's sum of
+    /// all before it.
     ///
     /// # Errors
-    /// [`StreamFault::Checksum`] or [`StreamFault::EndChecksum`]: these bytes, or some before them, are not those that
-    /// were sent. A checksum of zero, which `zfs receive` takes for "not set", is an error too: `zfs send` sets them all.
+    /// [`StreamFault::Checksum`] or [`StreamFault::EndChecksum`]: these bytes, or some before them,
+    /// are not those that were sent. A checksum of zero, which `zfs receive` takes for "not set",
+    /// is an error too: `zfs send` sets them all.
     pub(super) fn verify(&self, sum: &mut Fletcher4) -> Result<(), StreamFault> {
         let before = *sum;
         sum.absorb(self.bytes[..CHECKSUM_AT].as_chunks().0, self.order);
@@ -258,8 +264,9 @@ impl RecordHeader {
         Ok(())
     }
 
-    /// Writes the record's checksum (and END's sum) for a stream whose sum so far is given, and takes the header into
-    /// it. The payload is the caller's to add. Not for BEGIN, which has no checksum.
+    /// Writes the record's checksum (and END's sum) for a stream whose sum so far is given, and
+    /// takes the header into it. The payload is the caller's to add. Not for BEGIN, which has no
+    /// checksum.
     pub fn seal(&mut self, sum: &mut Fletcher4) {
         if self.record_type() == RecordType::End {
             self.set_sum(END_SUM_AT, *sum);
@@ -269,16 +276,19 @@ impl RecordHeader {
         sum.absorb(self.bytes[CHECKSUM_AT..].as_chunks().0, self.order);
     }
 
-    /// The header as it is in another stream, whose sum so far is given and takes the header in. Records end on whole
-    /// words, which the walker that found this one checks.
+    /// The header as it is in another stream, whose sum so far is given and takes the header in.
+    /// Records end on whole words, which the walker that found this one checks.
     pub(in crate::stream) fn sealed_into(mut self, stream: &mut Fletcher4Feed) -> Self {
-        let mut sum = stream.sum().expect("payloads are checked to be whole words");
+        let mut sum = stream
+            .sum()
+            .expect("payloads are checked to be whole words");
         self.seal(&mut sum);
         *stream = Fletcher4Feed::new(sum, stream.order());
         self
     }
 
-    /// The stream's sum before this header, as its own checksum has it. Proves nothing: the next header must agree.
+    /// The stream's sum before this header, as its own checksum has it. Proves nothing: the next
+    /// header must agree.
     pub(in crate::stream) fn sum_before(&self) -> Fletcher4 {
         let sum = Fletcher4::from(self.sum_at(CHECKSUM_AT));
         sum.without(self.bytes[..CHECKSUM_AT].as_chunks().0, self.order)

@@ -5,7 +5,8 @@ use super::{HEADER_BYTES, RecordHeader};
 use crate::model::Digest;
 use crate::stream::fletcher::Fletcher4;
 
-/// One WRITE or WRITE_EMBEDDED record, wholly in the stream: `lzc_send_resume` sends it again, then all that follows.
+/// One WRITE or WRITE_EMBEDDED record, wholly in the stream: `lzc_send_resume` sends it again, then
+/// all that follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResumePoint {
     /// The stream position just after the record.
@@ -20,8 +21,9 @@ pub struct ResumePoint {
     pub record_blake3: Digest,
 }
 
-/// A record is hashed at least this often, wherever boundaries lie, so that a stretch of metadata without WRITE records
-/// before a boundary sets a resume back by no more than this. At 128 KiB records it hashes 0.4 % of the stream.
+/// A record is hashed at least this often, wherever boundaries lie, so that a stretch of metadata
+/// without WRITE records before a boundary sets a resume back by no more than this. At 128 KiB
+/// records it hashes 0.4 % of the stream.
 const SPARSE_STEP_BYTES: u64 = 32 << 20;
 
 /// How near a boundary every record is hashed, at least: a run of small files and their dnodes.
@@ -29,10 +31,11 @@ const WINDOW_BYTES_MIN: u64 = 1 << 20;
 
 /// Hashes the records that may be the last block before a chunk boundary, and keeps the newest.
 ///
-/// Which it will be shows only after the fact, and hashing all would hash the stream twice. So a block record is hashed
-/// when it ends before the noted boundary by no more than two of the largest records seen so far (1 MiB at least), or
-/// when none was hashed for 32 MiB. In the rare case that the last one was not (larger than all before it, or far from
-/// the boundary) an older one stands: as good a point, merely earlier.
+/// Which it will be shows only after the fact, and hashing all would hash the stream twice. So a
+/// block record is hashed when it ends before the noted boundary by no more than two of the largest
+/// records seen so far (1 MiB at least), or when none was hashed for 32 MiB. In the rare case that
+/// the last one was not (larger than all before it, or far from the boundary) an older one stands:
+/// as good a point, merely earlier.
 #[derive(Debug, Default)]
 pub(super) struct ResumeTracker {
     boundary: Option<u64>,
@@ -53,7 +56,11 @@ struct Hashing {
 impl ResumeTracker {
     /// Taken up at a point.
     pub(super) fn resume(point: ResumePoint) -> Self {
-        Self { hashed_end: point.position, point: Some(point), ..Self::default() }
+        Self {
+            hashed_end: point.position,
+            point: Some(point),
+            ..Self::default()
+        }
     }
 
     /// The stream position that the next chunk ends at.
@@ -67,15 +74,26 @@ impl ResumeTracker {
     }
 
     pub(super) fn header(&mut self, header: &RecordHeader, payload: Payload) {
-        let Some((object, offset)) = header.block() else { return };
+        let Some((object, offset)) = header.block() else {
+            return;
+        };
         let end = payload.position + payload.bytes;
-        self.largest_record_bytes = self.largest_record_bytes.max(payload.bytes + HEADER_BYTES as u64);
+        self.largest_record_bytes = self
+            .largest_record_bytes
+            .max(payload.bytes + HEADER_BYTES as u64);
         let window_bytes = WINDOW_BYTES_MIN.max(2 * self.largest_record_bytes);
-        let near = self.boundary.is_some_and(|boundary| end <= boundary && boundary - end <= window_bytes);
+        let near = self
+            .boundary
+            .is_some_and(|boundary| end <= boundary && boundary - end <= window_bytes);
         if near || end - self.hashed_end >= SPARSE_STEP_BYTES {
             let mut hasher = blake3::Hasher::new();
             hasher.update(&header.bytes_without_checksum());
-            self.hashing = Some(Hashing { end, object, offset, hasher });
+            self.hashing = Some(Hashing {
+                end,
+                object,
+                offset,
+                hasher,
+            });
         }
     }
 
@@ -86,7 +104,13 @@ impl ResumeTracker {
     }
 
     pub(super) fn record_end(&mut self, sum: Fletcher4) {
-        if let Some(Hashing { end, object, offset, hasher }) = self.hashing.take() {
+        if let Some(Hashing {
+            end,
+            object,
+            offset,
+            hasher,
+        }) = self.hashing.take()
+        {
             self.hashed_end = end;
             self.point = Some(ResumePoint {
                 position: end,

@@ -1,9 +1,10 @@
-//! [`Walker`]: goes from record to record through bytes cut anywhere, checks each, and tells a [`RecordSink`].
-//! Shared by the parser, which notes resume points, and the splicer, which rewrites checksums.
+//! [`Walker`]: goes from record to record through bytes cut anywhere, checks each, and tells a
+//! [`RecordSink`]. Shared by the parser, which notes resume points, and the splicer, which rewrites
+//! checksums.
 //!
-//! Every byte of the stream is summed, headers and payloads alike, so the sum at a position depends on the bytes
-//! before it alone. That is what makes END a proof of the whole even where a record of an unknown type hides the
-//! boundaries: see [`Phase::Opaque`].
+//! Every byte of the stream is summed, headers and payloads alike, so the sum at a position depends
+//! on the bytes before it alone. That is what makes END a proof of the whole even where a record of
+//! an unknown type hides the boundaries: see [`Phase::Opaque`].
 
 use super::{BeginRecord, HEADER_BYTES, RecordHeader, RecordType, StreamError, StreamFault};
 use crate::model::Guid;
@@ -16,7 +17,8 @@ pub(in crate::stream) trait RecordSink {
 
     /// BEGIN, before anything else. A fault here is the stream's.
     fn begin(&mut self, begin: &BeginRecord) -> Result<(), StreamFault>;
-    /// A checked header (not BEGIN's), and the stream position and length of the payload that follows it.
+    /// A checked header (not BEGIN's), and the stream position and length of the payload that
+    /// follows it.
     fn header(&mut self, header: &RecordHeader, payload: Payload) -> Result<(), Self::Error>;
     /// Bytes of the payload. Not called for BEGIN, nor after a record of an unknown type.
     fn payload(&mut self, bytes: &[u8]);
@@ -39,8 +41,8 @@ enum Phase {
     Header,
     /// In a payload; `of_begin` ones are not shown to the sink.
     Payload { left: u64, of_begin: bool },
-    /// After a record of unknown type, whose payload rule is unknown: sums everything but the last 312 bytes, which
-    /// must turn out to be END.
+    /// After a record of unknown type, whose payload rule is unknown: sums everything but the last
+    /// 312 bytes, which must turn out to be END.
     Opaque,
     /// After END.
     Ended,
@@ -83,15 +85,27 @@ impl Walker {
     /// Between two records of a stream that began with `begin`.
     pub(in crate::stream) fn resume(begin: BeginRecord, position: u64, sum: Fletcher4) -> Self {
         let sum = Fletcher4Feed::new(sum, begin.order);
-        Self { sum, position, record_start: position, begin: Some(begin), ..Self::new() }
+        Self {
+            sum,
+            position,
+            record_start: position,
+            begin: Some(begin),
+            ..Self::new()
+        }
     }
 
     /// Takes in the next bytes of the stream. After an error the walker must not be fed again.
-    pub(in crate::stream) fn feed<S: RecordSink>(&mut self, mut bytes: &[u8], sink: &mut S) -> Result<(), S::Error> {
+    pub(in crate::stream) fn feed<S: RecordSink>(
+        &mut self,
+        mut bytes: &[u8],
+        sink: &mut S,
+    ) -> Result<(), S::Error> {
         while !bytes.is_empty() {
             let taken = match self.phase {
                 Phase::Header => self.feed_header(bytes, sink)?,
-                Phase::Payload { left, of_begin } => self.feed_payload(bytes, left, of_begin, sink)?,
+                Phase::Payload { left, of_begin } => {
+                    self.feed_payload(bytes, left, of_begin, sink)?
+                }
                 Phase::Opaque => self.feed_opaque(bytes),
                 Phase::Ended => {
                     (self.record_start, self.record_type) = (self.position, None);
@@ -103,7 +117,11 @@ impl Walker {
         Ok(())
     }
 
-    fn feed_header<S: RecordSink>(&mut self, bytes: &[u8], sink: &mut S) -> Result<usize, S::Error> {
+    fn feed_header<S: RecordSink>(
+        &mut self,
+        bytes: &[u8],
+        sink: &mut S,
+    ) -> Result<usize, S::Error> {
         let taken = bytes.len().min(HEADER_BYTES - self.held_bytes);
         self.held[self.held_bytes..][..taken].copy_from_slice(&bytes[..taken]);
         self.held_bytes += taken;
@@ -118,12 +136,25 @@ impl Walker {
         }
         let header = RecordHeader::new(self.held, self.sum.order());
         self.record_type = Some(header.record_type());
-        let payload_bytes = self.check_header(&header).map_err(|fault| self.error(fault))?;
-        sink.header(&header, Payload { position: self.position, bytes: payload_bytes })?;
+        let payload_bytes = self
+            .check_header(&header)
+            .map_err(|fault| self.error(fault))?;
+        sink.header(
+            &header,
+            Payload {
+                position: self.position,
+                bytes: payload_bytes,
+            },
+        )?;
         match header.record_type() {
             RecordType::Unknown(_) => self.phase = Phase::Opaque,
             _ if payload_bytes == 0 => self.end_record(sink, false)?,
-            _ => self.phase = Phase::Payload { left: payload_bytes, of_begin: false },
+            _ => {
+                self.phase = Phase::Payload {
+                    left: payload_bytes,
+                    of_begin: false,
+                }
+            }
         }
         if header.record_type() == RecordType::End {
             self.phase = Phase::Ended;
@@ -139,13 +170,19 @@ impl Walker {
         self.sum.feed(&self.held);
         match u64::from(begin.payload_bytes) {
             0 => self.next_record(),
-            left => self.phase = Phase::Payload { left, of_begin: true },
+            left => {
+                self.phase = Phase::Payload {
+                    left,
+                    of_begin: true,
+                }
+            }
         }
         self.begin = Some(begin);
         Ok(())
     }
 
-    /// Checks a header that is not the first, takes it into the sum, and gives the length of its payload.
+    /// Checks a header that is not the first, takes it into the sum, and gives the length of its
+    /// payload.
     fn check_header(&mut self, header: &RecordHeader) -> Result<u64, StreamFault> {
         if header.record_type() == RecordType::Begin {
             return Err(StreamFault::SecondBegin);
@@ -157,7 +194,10 @@ impl Walker {
         if let (Some(found), Some(begin)) = (header.snapshot_guid().map(Guid), &self.begin)
             && found != begin.snapshot_guid
         {
-            return Err(StreamFault::WrongSnapshot { expected: begin.snapshot_guid, found });
+            return Err(StreamFault::WrongSnapshot {
+                expected: begin.snapshot_guid,
+                found,
+            });
         }
         if header.record_type() == RecordType::End {
             self.end_sum = Some(before);
@@ -188,7 +228,11 @@ impl Walker {
 
     fn end_record<S: RecordSink>(&mut self, sink: &mut S, of_begin: bool) -> Result<(), S::Error> {
         self.next_record();
-        if of_begin { Ok(()) } else { sink.record_end(self.sum_at_word()) }
+        if of_begin {
+            Ok(())
+        } else {
+            sink.record_end(self.sum_at_word())
+        }
     }
 
     fn next_record(&mut self) {
@@ -202,7 +246,10 @@ impl Walker {
     fn feed_opaque(&mut self, bytes: &[u8]) -> usize {
         self.position += bytes.len() as u64;
         let leaving = (self.held_bytes + bytes.len()).saturating_sub(HEADER_BYTES);
-        let (of_held, of_bytes) = (leaving.min(self.held_bytes), leaving.saturating_sub(self.held_bytes));
+        let (of_held, of_bytes) = (
+            leaving.min(self.held_bytes),
+            leaving.saturating_sub(self.held_bytes),
+        );
         self.sum.feed(&self.held[..of_held]);
         self.sum.feed(&bytes[..of_bytes]);
         self.held.copy_within(of_held..self.held_bytes, 0);
@@ -233,14 +280,18 @@ impl Walker {
         self.record += 1;
         self.record_start = self.position - HEADER_BYTES as u64;
         self.record_type = Some(RecordType::End);
-        self.check_header(&header).map_err(|fault| self.error(fault))?;
+        self.check_header(&header)
+            .map_err(|fault| self.error(fault))?;
         self.phase = Phase::Ended;
         Ok(())
     }
 
-    /// The sum at a place that is in whole words from the start, as every record boundary is: payloads are checked to be.
+    /// The sum at a place that is in whole words from the start, as every record boundary is:
+    /// payloads are checked to be.
     fn sum_at_word(&self) -> Fletcher4 {
-        self.sum.sum().expect("headers are 78 words and payloads are checked to be whole words")
+        self.sum
+            .sum()
+            .expect("headers are 78 words and payloads are checked to be whole words")
     }
 
     /// The sum of all bytes so far; `None` in the middle of a word, and before BEGIN is complete.
@@ -268,6 +319,11 @@ impl Walker {
 
     /// A fault of the current record.
     fn error(&self, fault: StreamFault) -> StreamError {
-        StreamError { record: self.record, record_type: self.record_type, position: self.record_start, fault }
+        StreamError {
+            record: self.record,
+            record_type: self.record_type,
+            position: self.record_start,
+            fault,
+        }
     }
 }

@@ -18,11 +18,19 @@ impl RecordWriter {
     /// # Panics
     /// When the payload is longer than 4 GiB.
     pub fn new(begin: &BeginRecord, payload: &[u8]) -> Self {
-        let mut writer =
-            Self { order: begin.order, snapshot_guid: begin.snapshot_guid.0, sum: Fletcher4::default(), bytes: vec![] };
+        let mut writer = Self {
+            order: begin.order,
+            snapshot_guid: begin.snapshot_guid.0,
+            sum: Fletcher4::default(),
+            bytes: vec![],
+        };
         let padded_bytes = payload.len().next_multiple_of(8);
         let payload_bytes = u32::try_from(padded_bytes).expect("the payload of BEGIN is short");
-        let header = BeginRecord { payload_bytes, ..begin.clone() }.header();
+        let header = BeginRecord {
+            payload_bytes,
+            ..begin.clone()
+        }
+        .header();
         writer.sum.absorb(header.bytes().as_chunks().0, begin.order);
         writer.bytes.extend_from_slice(header.bytes());
         writer.payload(payload);
@@ -79,17 +87,23 @@ impl RecordWriter {
 
     /// FREE; `u64::MAX` as length means to the end of the object.
     pub fn free(&mut self, object: u64, offset: u64, length: u64) {
-        self.put(RecordType::Free, &[], |header| set_range(header, object, offset, length));
+        self.put(RecordType::Free, &[], |header| {
+            set_range(header, object, offset, length)
+        });
     }
 
     /// REDACT.
     pub fn redact(&mut self, object: u64, offset: u64, length: u64) {
-        self.put(RecordType::Redact, &[], |header| set_range(header, object, offset, length));
+        self.put(RecordType::Redact, &[], |header| {
+            set_range(header, object, offset, length)
+        });
     }
 
     /// WRITE_BYREF, pointing at the same place of the same snapshot.
     pub fn write_by_ref(&mut self, object: u64, offset: u64, length: u64) {
-        self.put(RecordType::WriteByRef, &[], |header| set_range(header, object, offset, length));
+        self.put(RecordType::WriteByRef, &[], |header| {
+            set_range(header, object, offset, length)
+        });
     }
 
     /// WRITE_EMBEDDED: `data` is what the block pointer holds, at most 112 bytes in ZFS.
@@ -117,7 +131,12 @@ impl RecordWriter {
     }
 
     /// Any record but BEGIN: `fill` sets its fields (the snapshot guid is set already).
-    pub fn put(&mut self, record_type: RecordType, payload: &[u8], fill: impl FnOnce(&mut RecordHeader)) {
+    pub fn put(
+        &mut self,
+        record_type: RecordType,
+        payload: &[u8],
+        fill: impl FnOnce(&mut RecordHeader),
+    ) {
         let mut header = RecordHeader::blank(record_type, self.order);
         if let Some(at) = record_type.guid_at() {
             header.set_u64(at, self.snapshot_guid);
@@ -142,8 +161,10 @@ impl RecordWriter {
     fn payload(&mut self, payload: &[u8]) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(payload);
-        self.bytes.resize(start + payload.len().next_multiple_of(8), 0);
-        self.sum.absorb(self.bytes[start..].as_chunks().0, self.order);
+        self.bytes
+            .resize(start + payload.len().next_multiple_of(8), 0);
+        self.sum
+            .absorb(self.bytes[start..].as_chunks().0, self.order);
     }
 }
 

@@ -1,9 +1,10 @@
-//! What a dataset holds: numbered files in blocks, each of which knows the transaction group it was written in.
-//! From that alone an incremental follows, as in ZFS: its base may be long gone.
+//! What a dataset holds: numbered files in blocks, each of which knows the transaction group it was
+//! written in. From that alone an incremental follows, as in ZFS: its base may be long gone.
 
 use std::collections::BTreeMap;
 
-/// Every block but a file's last has so many bytes of it; the last is filled up with zeroes in a stream.
+/// Every block but a file's last has so many bytes of it; the last is filled up with zeroes in a
+/// stream.
 pub(super) const BLOCK_BYTES: usize = 4096;
 
 /// One file.
@@ -39,8 +40,17 @@ impl FakeFile {
     }
 
     /// Offset and full block of each one written after `txg`, from block `first` on.
-    pub(super) fn blocks_after(&self, txg: u64, first: usize) -> impl Iterator<Item = (usize, Vec<u8>)> {
-        let newer = self.block_txgs.iter().enumerate().skip(first).filter(move |(_, birth)| **birth > txg);
+    pub(super) fn blocks_after(
+        &self,
+        txg: u64,
+        first: usize,
+    ) -> impl Iterator<Item = (usize, Vec<u8>)> {
+        let newer = self
+            .block_txgs
+            .iter()
+            .enumerate()
+            .skip(first)
+            .filter(move |(_, birth)| **birth > txg);
         newer.map(|(index, _)| {
             let mut block = block_of(&self.data, index).to_vec();
             block.resize(BLOCK_BYTES, 0);
@@ -59,25 +69,40 @@ impl Content {
     pub(super) fn write(&mut self, object: u64, data: Vec<u8>, txg: u64) {
         let old = self.files.remove(&object);
         let birth = |index: usize| {
-            let kept =
-                old.as_ref().filter(|old| index < old.blocks() && block_of(&old.data, index) == block_of(&data, index));
+            let kept = old.as_ref().filter(|old| {
+                index < old.blocks() && block_of(&old.data, index) == block_of(&data, index)
+            });
             kept.map_or(txg, |old| old.block_txgs[index])
         };
         let block_txgs = (0..data.len().div_ceil(BLOCK_BYTES)).map(birth).collect();
         self.freed_txgs.remove(&object);
-        self.files.insert(object, FakeFile { data, changed_txg: txg, block_txgs });
+        self.files.insert(
+            object,
+            FakeFile {
+                data,
+                changed_txg: txg,
+                block_txgs,
+            },
+        );
     }
 
     /// Makes a file of that length, or gives one that is there that length.
     pub(super) fn resize(&mut self, object: u64, bytes: usize, txg: u64) {
-        let mut data = self.files.get(&object).map(|file| file.data.clone()).unwrap_or_default();
+        let mut data = self
+            .files
+            .get(&object)
+            .map(|file| file.data.clone())
+            .unwrap_or_default();
         data.resize(bytes, 0);
         self.write(object, data, txg);
     }
 
-    /// Writes into a file that is there; bytes beyond its length are dropped. False if there is none.
+    /// Writes into a file that is there; bytes beyond its length are dropped. False if there is
+    /// none.
     pub(super) fn write_at(&mut self, object: u64, offset: usize, bytes: &[u8], txg: u64) -> bool {
-        let Some(file) = self.files.get_mut(&object) else { return false };
+        let Some(file) = self.files.get_mut(&object) else {
+            return false;
+        };
         let end = (offset + bytes.len()).min(file.data.len());
         if offset < end {
             file.data[offset..end].copy_from_slice(&bytes[..end - offset]);
@@ -96,9 +121,14 @@ impl Content {
 
     /// Removes all files of those numbers.
     pub(super) fn remove_range(&mut self, first: u64, count: u64, txg: u64) {
-        let objects: Vec<u64> =
-            self.files.range(first..first.saturating_add(count)).map(|(object, _)| *object).collect();
-        objects.into_iter().for_each(|object| self.remove(object, txg));
+        let objects: Vec<u64> = self
+            .files
+            .range(first..first.saturating_add(count))
+            .map(|(object, _)| *object)
+            .collect();
+        objects
+            .into_iter()
+            .for_each(|object| self.remove(object, txg));
     }
 
     /// The files by number.
@@ -108,7 +138,10 @@ impl Content {
 
     /// The numbers freed after `txg`.
     pub(super) fn freed_after(&self, txg: u64) -> impl Iterator<Item = u64> {
-        self.freed_txgs.iter().filter(move |(_, freed)| **freed > txg).map(|(object, _)| *object)
+        self.freed_txgs
+            .iter()
+            .filter(move |(_, freed)| **freed > txg)
+            .map(|(object, _)| *object)
     }
 
     /// A file, if it is there.
@@ -118,13 +151,17 @@ impl Content {
 
     /// Whether anything changed after `txg`.
     pub(super) fn is_newer_than(&self, txg: u64) -> bool {
-        self.files.values().any(|file| file.is_newer_than(txg)) || self.freed_after(txg).next().is_some()
+        self.files.values().any(|file| file.is_newer_than(txg))
+            || self.freed_after(txg).next().is_some()
     }
 
     /// Returns the bytes written after `txg`: at least 1 when anything changed.
     pub(super) fn bytes_after(&self, txg: u64) -> u64 {
-        let blocks: usize =
-            self.files.values().map(|file| file.block_txgs.iter().filter(|at| **at > txg).count()).sum();
+        let blocks: usize = self
+            .files
+            .values()
+            .map(|file| file.block_txgs.iter().filter(|at| **at > txg).count())
+            .sum();
         ((blocks * BLOCK_BYTES) as u64).max(u64::from(self.is_newer_than(txg)))
     }
 
@@ -135,6 +172,9 @@ impl Content {
 
     /// A copy of all bytes.
     pub(super) fn to_files(&self) -> BTreeMap<u64, Vec<u8>> {
-        self.files.iter().map(|(object, file)| (*object, file.data.clone())).collect()
+        self.files
+            .iter()
+            .map(|(object, file)| (*object, file.data.clone()))
+            .collect()
     }
 }

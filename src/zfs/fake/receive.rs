@@ -1,10 +1,11 @@
-//! Receiving into in-memory datasets: checks what the kernel checks, in its order, with its error numbers.
+//! Receiving into in-memory datasets: checks what the kernel checks, in its order, with its error
+//! numbers.
 
 use super::content::Content;
 use super::state::{FakeDataset, FakeSnapshot, Partial, State};
 use super::stream::{
-    BEGIN, BEGIN_MAGIC, CHECKSUM_AT, END, FEATURE_RAW, FEATURE_RESUMING, FLAG_CLONE, FREE, FREEOBJECTS, HEADER_BYTES,
-    OBJECT, Sum, WRITE, read_resume_list,
+    BEGIN, BEGIN_MAGIC, CHECKSUM_AT, END, FEATURE_RAW, FEATURE_RESUMING, FLAG_CLONE, FREE,
+    FREEOBJECTS, HEADER_BYTES, OBJECT, Sum, WRITE, read_resume_list,
 };
 use crate::zfs::attempt::Attempt;
 use crate::zfs::{DatasetType, Property, ReceiveRequest, STREAM_TRUNCATED, SendResume, ZfsError};
@@ -41,7 +42,8 @@ pub(super) struct Target {
     to_guid: u64,
     txg: u64,
     points_at_objects: bool,
-    /// Onto a dataset that is there: the snapshot that the hidden dataset of the receive is a clone of, 0 for a full one.
+    /// Onto a dataset that is there: the snapshot that the hidden dataset of the receive is a clone
+    /// of, 0 for a full one.
     onto: Option<u64>,
     /// Read so far, by the receives before this one too.
     bytes: u64,
@@ -73,23 +75,30 @@ impl Record {
             FREEOBJECTS | FREE | END => 0,
             _ => return None,
         };
-        usize::try_from(bytes).ok().filter(|bytes| *bytes <= PAYLOAD_BYTES_MAX)
+        usize::try_from(bytes)
+            .ok()
+            .filter(|bytes| *bytes <= PAYLOAD_BYTES_MAX)
     }
 }
 
 impl Records<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> Result<(), Stop> {
-        self.source.read_exact(bytes).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => Stop::Errno(STREAM_TRUNCATED),
-            _ => Stop::Source(error),
-        })?;
+        self.source
+            .read_exact(bytes)
+            .map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => Stop::Errno(STREAM_TRUNCATED),
+                _ => Stop::Source(error),
+            })?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
 
     /// The next header, checked; its payload is still to come.
     fn header(&mut self) -> Result<Record, Stop> {
-        let mut record = Record { header: [0; HEADER_BYTES], payload: Vec::new() };
+        let mut record = Record {
+            header: [0; HEADER_BYTES],
+            payload: Vec::new(),
+        };
         self.read(&mut record.header)?;
         let is_begin = record.kind() == BEGIN;
         self.sum.add(&record.header[..CHECKSUM_AT]);
@@ -124,16 +133,24 @@ impl Target {
         let size = |bytes: u64| usize::try_from(bytes).map_err(|_| invalid());
         match record.kind() {
             OBJECT => {
-                let length = record.payload.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                let length = record
+                    .payload
+                    .first_chunk()
+                    .map_or(0, |bytes| u64::from_le_bytes(*bytes));
                 self.content.resize(object, size(length)?, self.txg);
                 if self.points_at_objects {
                     self.point = SendResume { object, offset: 0 };
                 }
             }
-            FREEOBJECTS => self.content.remove_range(object, record.number(16), self.txg),
+            FREEOBJECTS => self
+                .content
+                .remove_range(object, record.number(16), self.txg),
             WRITE => {
                 let offset = record.number(24);
-                if !self.content.write_at(object, size(offset)?, &record.payload, self.txg) {
+                if !self
+                    .content
+                    .write_at(object, size(offset)?, &record.payload, self.txg)
+                {
                     return Err(invalid());
                 }
                 self.point = SendResume { object, offset };
@@ -145,7 +162,8 @@ impl Target {
         Ok(())
     }
 
-    /// Applies records up to END. Each is applied only once the next one's header has come, as the kernel does it.
+    /// Applies records up to END. Each is applied only once the next one's header has come, as the
+    /// kernel does it.
     fn apply_all(&mut self, records: &mut Records<'_>) -> Result<(), Stop> {
         let mut waiting: Option<Record> = None;
         loop {
@@ -156,7 +174,11 @@ impl Target {
             }
             if record.kind() == END {
                 let is_right = record.header[8..40] == before && record.number(40) == self.to_guid;
-                return if is_right { Ok(()) } else { Err(Stop::Errno(libc::EBADE)) };
+                return if is_right {
+                    Ok(())
+                } else {
+                    Err(Stop::Errno(libc::EBADE))
+                };
             }
             records.payload(&mut record)?;
             waiting = Some(record);
@@ -164,7 +186,8 @@ impl Target {
     }
 }
 
-/// One receive under way. The pools are needed only at its start and its end: not while it waits for its source.
+/// One receive under way. The pools are needed only at its start and its end: not while it waits
+/// for its source.
 pub(super) struct Incoming<'a> {
     request: &'a ReceiveRequest,
     attempt: Attempt,
@@ -174,9 +197,16 @@ pub(super) struct Incoming<'a> {
 
 impl<'a> Incoming<'a> {
     /// Reads BEGIN.
-    pub(super) fn open(request: &'a ReceiveRequest, source: &'a mut (dyn Read + Send)) -> Result<Self, ZfsError> {
+    pub(super) fn open(
+        request: &'a ReceiveRequest,
+        source: &'a mut (dyn Read + Send),
+    ) -> Result<Self, ZfsError> {
         let attempt = Attempt::new("receive", &request.target);
-        let mut records = Records { source, sum: Sum::default(), bytes: 0 };
+        let mut records = Records {
+            source,
+            sum: Sum::default(),
+            bytes: 0,
+        };
         let begin = records.header().and_then(|mut begin| {
             if begin.kind() == BEGIN && begin.number(8) == BEGIN_MAGIC {
                 records.payload(&mut begin)?;
@@ -188,7 +218,12 @@ impl<'a> Incoming<'a> {
             let stream = Attempt::new("receive", format_args!("the stream for {}", request.target));
             return Err(stream.malformed("it does not begin as a send stream does"));
         }
-        Ok(Self { request, attempt, records, begin })
+        Ok(Self {
+            request,
+            attempt,
+            records,
+            begin,
+        })
     }
 
     /// Checks the target.
@@ -205,7 +240,12 @@ impl<'a> Incoming<'a> {
     }
 
     /// Keeps what came, or what may be kept of it.
-    pub(super) fn finish(self, state: &mut State, target: Target, applied: Result<bool, Stop>) -> Result<(), ZfsError> {
+    pub(super) fn finish(
+        self,
+        state: &mut State,
+        target: Target,
+        applied: Result<bool, Stop>,
+    ) -> Result<(), ZfsError> {
         match applied {
             Ok(goes_on) => {
                 if let Err(errno) = check_end(state, self.request, &target) {
@@ -216,7 +256,9 @@ impl<'a> Incoming<'a> {
                 }
                 commit(state, self.request, &self.begin, target.content);
                 match goes_on {
-                    true => Err(self.attempt.malformed("the stream goes on after its END record")),
+                    true => Err(self
+                        .attempt
+                        .malformed("the stream goes on after its END record")),
                     false => Ok(()),
                 }
             }
@@ -233,7 +275,10 @@ impl<'a> Incoming<'a> {
 fn failed(attempt: &Attempt, request: &ReceiveRequest, stop: Stop) -> ZfsError {
     match stop {
         Stop::Errno(errno) => attempt.refused(errno),
-        Stop::Source(source) => ZfsError::Source { subject: request.target.to_string(), source },
+        Stop::Source(source) => ZfsError::Source {
+            subject: request.target.to_string(),
+            source,
+        },
     }
 }
 
@@ -243,17 +288,46 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
     let (to_guid, from_guid) = (begin.number(40), begin.number(48));
     let txg = state.next_txg();
     let points_at_objects = state.points_at_objects;
-    let target = |content, point, onto| Target { content, point, to_guid, txg, points_at_objects, onto, bytes: 0 };
-    let beginning = SendResume { object: 1, offset: 0 };
+    let target = |content, point, onto| Target {
+        content,
+        point,
+        to_guid,
+        txg,
+        points_at_objects,
+        onto,
+        bytes: 0,
+    };
+    let beginning = SendResume {
+        object: 1,
+        offset: 0,
+    };
     let existing = state.datasets.get_mut(name);
     if begin.features() & FEATURE_RESUMING != 0 {
-        let partial = existing.and_then(|dataset| dataset.partial.clone()).ok_or(libc::EINVAL)?;
+        let partial = existing
+            .and_then(|dataset| dataset.partial.clone())
+            .ok_or(libc::EINVAL)?;
         let fits = (partial.to_guid, partial.from_guid) == (to_guid, from_guid)
             && read_resume_list(&begin.payload) == Some(partial.point);
-        let Partial { content, point, bytes, onto, .. } = partial;
-        return if fits { Ok(Target { bytes, ..target(content, point, onto) }) } else { Err(libc::EINVAL) };
+        let Partial {
+            content,
+            point,
+            bytes,
+            onto,
+            ..
+        } = partial;
+        return if fits {
+            Ok(Target {
+                bytes,
+                ..target(content, point, onto)
+            })
+        } else {
+            Err(libc::EINVAL)
+        };
     }
-    if existing.as_ref().is_some_and(|dataset| dataset.partial.is_some()) {
+    if existing
+        .as_ref()
+        .is_some_and(|dataset| dataset.partial.is_some())
+    {
         return Err(libc::EBUSY);
     }
     let is_clone = begin.word(36) & FLAG_CLONE != 0;
@@ -261,7 +335,12 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
         return Err(libc::EINVAL);
     }
     match existing {
-        Some(dataset) if dataset.snapshots.iter().any(|snapshot| snapshot.short == request.target.short()) => {
+        Some(dataset)
+            if dataset
+                .snapshots
+                .iter()
+                .any(|snapshot| snapshot.short == request.target.short()) =>
+        {
             Err(libc::EEXIST)
         }
         Some(dataset) if from_guid != 0 && !is_clone => {
@@ -270,7 +349,9 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
             Ok(target(content, beginning, Some(branch)))
         }
         Some(_) if !request.force || is_clone => Err(libc::EEXIST),
-        Some(dataset) if begin.features() & FEATURE_RAW != 0 || dataset.encrypted => Err(libc::EINVAL),
+        Some(dataset) if begin.features() & FEATURE_RAW != 0 || dataset.encrypted => {
+            Err(libc::EINVAL)
+        }
         Some(_) => Ok(target(Content::default(), beginning, Some(0))),
         None if from_guid != 0 && !is_clone => Err(libc::ENOENT),
         None => {
@@ -279,50 +360,77 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
             if parent.dataset_type != DatasetType::Filesystem {
                 return Err(WRONG_PARENT);
             }
-            let content = if is_clone { origin_content(state, request, from_guid)? } else { Content::default() };
+            let content = if is_clone {
+                origin_content(state, request, from_guid)?
+            } else {
+                Content::default()
+            };
             Ok(target(content, beginning, None))
         }
     }
 }
 
-/// The base of an incremental, and the snapshot that what is received branches off from. Without force nothing may have
-/// changed since the base; snapshots without a change do not matter, except to raw streams. With force what came after is
-/// destroyed, but only at the end.
+/// The base of an incremental, and the snapshot that what is received branches off from. Without
+/// force nothing may have changed since the base; snapshots without a change do not matter, except
+/// to raw streams. With force what came after is destroyed, but only at the end.
 fn base_content(
     dataset: &FakeDataset,
     request: &ReceiveRequest,
     from_guid: u64,
     raw: bool,
 ) -> Result<(Content, u64), i32> {
-    let base = dataset.snapshots.iter().find(|snapshot| snapshot.guid == from_guid).ok_or(libc::ENODEV)?;
+    let base = dataset
+        .snapshots
+        .iter()
+        .find(|snapshot| snapshot.guid == from_guid)
+        .ok_or(libc::ENODEV)?;
     let content = Content::clone(&base.content);
     if request.force {
         return Ok((content, from_guid));
     }
-    let newest = dataset.snapshots.last().map_or(from_guid, |snapshot| snapshot.guid);
+    let newest = dataset
+        .snapshots
+        .last()
+        .map_or(from_guid, |snapshot| snapshot.guid);
     match dataset.content.is_newer_than(base.createtxg) || raw && newest != from_guid {
         true => Err(libc::ETXTBSY),
         false => Ok((content, newest)),
     }
 }
 
-/// Does the kernel's checks at the end of a receive: an existing dataset must not have changed meanwhile. With force
-/// the kernel now destroys everything newer than the base, however late it was made.
+/// Does the kernel's checks at the end of a receive: an existing dataset must not have changed
+/// meanwhile. With force the kernel now destroys everything newer than the base, however late it
+/// was made.
 fn check_end(state: &mut State, request: &ReceiveRequest, target: &Target) -> Result<(), i32> {
-    let (Some(branch), name) = (target.onto, request.target.dataset()) else { return Ok(()) };
+    let (Some(branch), name) = (target.onto, request.target.dataset()) else {
+        return Ok(());
+    };
     let dataset = state.get(name)?;
-    if dataset.snapshots.iter().any(|snapshot| snapshot.short == request.target.short()) {
+    if dataset
+        .snapshots
+        .iter()
+        .any(|snapshot| snapshot.short == request.target.short())
+    {
         return Err(libc::EEXIST);
     }
-    let kept = dataset.snapshots.iter().position(|snapshot| snapshot.guid == branch).map_or(0, |at| at + 1);
+    let kept = dataset
+        .snapshots
+        .iter()
+        .position(|snapshot| snapshot.guid == branch)
+        .map_or(0, |at| at + 1);
     if request.force {
         let mut newer = dataset.snapshots[kept..].iter();
         return match newer.find_map(|snapshot| state.keeps(name, snapshot)) {
             Some(errno) => Err(errno),
-            None => state.get_mut(name).map(|dataset| dataset.snapshots.truncate(kept)),
+            None => state
+                .get_mut(name)
+                .map(|dataset| dataset.snapshots.truncate(kept)),
         };
     }
-    let changed = dataset.snapshots.last().is_some_and(|newest| dataset.content.is_newer_than(newest.createtxg));
+    let changed = dataset
+        .snapshots
+        .last()
+        .is_some_and(|newest| dataset.content.is_newer_than(newest.createtxg));
     match kept == dataset.snapshots.len() {
         false => Err(libc::EINVAL),
         true if changed => Err(libc::ETXTBSY),
@@ -331,14 +439,28 @@ fn check_end(state: &mut State, request: &ReceiveRequest, target: &Target) -> Re
 }
 
 fn origin_content(state: &State, request: &ReceiveRequest, from_guid: u64) -> Result<Content, i32> {
-    let origin = state.snapshot(request.origin.as_ref().ok_or(libc::EINVAL)?).ok_or(libc::ENOENT)?;
-    if origin.guid == from_guid { Ok(Content::clone(&origin.content)) } else { Err(libc::ENODEV) }
+    let origin = state
+        .snapshot(request.origin.as_ref().ok_or(libc::EINVAL)?)
+        .ok_or(libc::ENOENT)?;
+    if origin.guid == from_guid {
+        Ok(Content::clone(&origin.content))
+    } else {
+        Err(libc::ENODEV)
+    }
 }
 
 /// The dataset received into, made if it is not there.
-fn dataset_for<'a>(state: &'a mut State, request: &ReceiveRequest, begin: &Record) -> &'a mut FakeDataset {
+fn dataset_for<'a>(
+    state: &'a mut State,
+    request: &ReceiveRequest,
+    begin: &Record,
+) -> &'a mut FakeDataset {
     let guid = state.next_guid();
-    let dataset_type = if begin.word(32) == 3 { DatasetType::Volume } else { DatasetType::Filesystem };
+    let dataset_type = if begin.word(32) == 3 {
+        DatasetType::Volume
+    } else {
+        DatasetType::Filesystem
+    };
     let raw = begin.features() & FEATURE_RAW != 0;
     let make = || FakeDataset {
         encrypted: raw,
@@ -347,7 +469,10 @@ fn dataset_for<'a>(state: &'a mut State, request: &ReceiveRequest, begin: &Recor
         origin: request.origin.clone(),
         ..FakeDataset::new(guid, dataset_type)
     };
-    state.datasets.entry(request.target.dataset().to_string()).or_insert_with(make)
+    state
+        .datasets
+        .entry(request.target.dataset().to_string())
+        .or_insert_with(make)
 }
 
 fn commit(state: &mut State, request: &ReceiveRequest, begin: &Record, content: Content) {
@@ -370,7 +495,10 @@ fn commit(state: &mut State, request: &ReceiveRequest, begin: &Record, content: 
 fn keep_partial(state: &mut State, request: &ReceiveRequest, begin: &Record, target: Target) {
     let dataset = dataset_for(state, request, begin);
     dataset.inconsistent = dataset.snapshots.is_empty();
-    let name = begin.header[56..].split(|byte| *byte == 0).next().unwrap_or_default();
+    let name = begin.header[56..]
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
     dataset.partial = Some(Partial {
         content: target.content,
         to_guid: begin.number(40),
@@ -381,7 +509,8 @@ fn keep_partial(state: &mut State, request: &ReceiveRequest, begin: &Record, tar
         point: target.point,
         onto: target.onto,
     });
-    // Those of a new dataset are set before the first record comes; on one that was there the kernel restores what was.
+    // Those of a new dataset are set before the first record comes; on one that was there the
+    // kernel restores what was.
     if dataset.inconsistent {
         set_properties(dataset, request);
     }
@@ -390,6 +519,12 @@ fn keep_partial(state: &mut State, request: &ReceiveRequest, begin: &Record, tar
 fn set_properties(dataset: &mut FakeDataset, request: &ReceiveRequest) {
     let source = Some(request.target.dataset().to_string());
     for (name, value) in &request.properties {
-        dataset.properties.insert(name.clone(), Property { value: value.clone(), source: source.clone() });
+        dataset.properties.insert(
+            name.clone(),
+            Property {
+                value: value.clone(),
+                source: source.clone(),
+            },
+        );
     }
 }

@@ -4,14 +4,15 @@ use super::content::Content;
 use super::stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_RAW};
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
 use crate::zfs::{
-    Bookmark, Dataset, DatasetType, Property, PropertyValue, RESUME_TOKEN_PROPERTY, ResumeToken, SendBase, SendRequest,
-    SendResume, Snapshot, ZfsErrno,
+    Bookmark, Dataset, DatasetType, Property, PropertyValue, RESUME_TOKEN_PROPERTY, ResumeToken,
+    SendBase, SendRequest, SendResume, Snapshot, ZfsErrno,
 };
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// The kernel's refusal of a bookmark of another dataset's state, ZFS_ERR_BOOKMARK_SOURCE_NOT_ANCESTOR.
+/// The kernel's refusal of a bookmark of another dataset's state,
+/// ZFS_ERR_BOOKMARK_SOURCE_NOT_ANCESTOR.
 const SOURCE_NOT_ANCESTOR: i32 = 1039;
 /// Those of ZFS's own properties that a dataset here has from those above it.
 const INHERITED: [&str; 3] = ["mountpoint", "readonly", "exec"];
@@ -128,15 +129,25 @@ impl FakeDataset {
 
 impl State {
     pub(super) fn new(now: Timestamp) -> Self {
-        Self { datasets: BTreeMap::new(), now, points_at_objects: false, txg: 3, guids: 0 }
+        Self {
+            datasets: BTreeMap::new(),
+            now,
+            points_at_objects: false,
+            txg: 3,
+            guids: 0,
+        }
     }
 
-    /// A copy that shares nothing with the original and gives other guids from now on. Sends that are under way keep
-    /// the snapshots of the original only.
+    /// A copy that shares nothing with the original and gives other guids from now on. Sends that
+    /// are under way keep the snapshots of the original only.
     pub(super) fn copy(&self) -> Self {
         let mut copy = self.clone();
         copy.guids += COPY_GUIDS_SKIPPED;
-        for snapshot in copy.datasets.values_mut().flat_map(|dataset| &mut dataset.snapshots) {
+        for snapshot in copy
+            .datasets
+            .values_mut()
+            .flat_map(|dataset| &mut dataset.snapshots)
+        {
             snapshot.content = Arc::new(Content::clone(&snapshot.content));
         }
         copy
@@ -167,18 +178,29 @@ impl State {
     }
 
     pub(super) fn snapshot(&self, name: &SnapshotName) -> Option<&FakeSnapshot> {
-        self.get(name.dataset()).ok()?.snapshots.iter().find(|snapshot| snapshot.short == name.short())
+        self.get(name.dataset())
+            .ok()?
+            .snapshots
+            .iter()
+            .find(|snapshot| snapshot.short == name.short())
     }
 
     pub(super) fn snapshot_mut(&mut self, name: &SnapshotName) -> Option<&mut FakeSnapshot> {
         let dataset = self.get_mut(name.dataset()).ok()?;
-        dataset.snapshots.iter_mut().find(|snapshot| snapshot.short == name.short())
+        dataset
+            .snapshots
+            .iter_mut()
+            .find(|snapshot| snapshot.short == name.short())
     }
 
     /// The names below `name`, one level.
     pub(super) fn children(&self, name: &DatasetName) -> Vec<DatasetName> {
         let is_child = |child: &DatasetName| child.parent().as_ref() == Some(name);
-        self.datasets.keys().filter_map(|child| child.parse().ok()).filter(is_child).collect()
+        self.datasets
+            .keys()
+            .filter_map(|child| child.parse().ok())
+            .filter(is_child)
+            .collect()
     }
 
     /// A dataset as the trait shows it, with the properties it inherits.
@@ -187,19 +209,37 @@ impl State {
         let mut properties = dataset.properties.clone();
         let mut ancestor = name.parent();
         while let Some(above) = ancestor {
-            let inherited = self.get(&above).map(|dataset| dataset.properties.clone()).unwrap_or_default();
+            let inherited = self
+                .get(&above)
+                .map(|dataset| dataset.properties.clone())
+                .unwrap_or_default();
             let is_inherited = |key: &str| key.contains(':') || INHERITED.contains(&key);
             for (key, property) in inherited.into_iter().filter(|(key, _)| is_inherited(key)) {
                 properties.entry(key).or_insert(property);
             }
             ancestor = above.parent();
         }
-        let newest_txg = dataset.snapshots.last().map_or(0, |snapshot| snapshot.createtxg);
+        let newest_txg = dataset
+            .snapshots
+            .last()
+            .map_or(0, |snapshot| snapshot.createtxg);
         let written = PropertyValue::Number(dataset.content.bytes_after(newest_txg));
-        properties.insert("written".to_owned(), Property { value: written, source: None });
+        properties.insert(
+            "written".to_owned(),
+            Property {
+                value: written,
+                source: None,
+            },
+        );
         if let Some(partial) = &dataset.partial {
             let token = PropertyValue::Text(partial.to_token().to_text());
-            properties.insert(RESUME_TOKEN_PROPERTY.to_owned(), Property { value: token, source: None });
+            properties.insert(
+                RESUME_TOKEN_PROPERTY.to_owned(),
+                Property {
+                    value: token,
+                    source: None,
+                },
+            );
         }
         Ok(Dataset {
             name: name.clone(),
@@ -239,9 +279,17 @@ impl State {
 
     /// How many datasets began as this snapshot, the hidden one of a cut receive included.
     fn clones_of(&self, name: &DatasetName, snapshot: &FakeSnapshot) -> u64 {
-        let is_origin = |origin: &SnapshotName| origin.dataset() == name && origin.short() == snapshot.short;
-        let clones = self.datasets.values().filter(|other| other.origin.as_ref().is_some_and(is_origin)).count();
-        let partial = self.get(name).ok().and_then(|dataset| dataset.partial.as_ref()?.onto);
+        let is_origin =
+            |origin: &SnapshotName| origin.dataset() == name && origin.short() == snapshot.short;
+        let clones = self
+            .datasets
+            .values()
+            .filter(|other| other.origin.as_ref().is_some_and(is_origin))
+            .count();
+        let partial = self
+            .get(name)
+            .ok()
+            .and_then(|dataset| dataset.partial.as_ref()?.onto);
         clones as u64 + u64::from(partial == Some(snapshot.guid))
     }
 
@@ -255,7 +303,12 @@ impl State {
                 redacted: bookmark.redacted,
             })
         };
-        let mut bookmarks: Vec<_> = self.get(name)?.bookmarks.iter().filter_map(to_bookmark).collect();
+        let mut bookmarks: Vec<_> = self
+            .get(name)?
+            .bookmarks
+            .iter()
+            .filter_map(to_bookmark)
+            .collect();
         bookmarks.sort_by(|a, b| (a.createtxg, &a.name).cmp(&(b.createtxg, &b.name)));
         Ok(bookmarks)
     }
@@ -279,15 +332,19 @@ impl State {
             Ok(dataset) if dataset.inconsistent => Some(libc::EBUSY),
             Ok(_) => self.snapshot(name).map(|_| libc::EEXIST),
         };
-        let failures: Failures =
-            names.iter().filter_map(|name| Some((name.to_string(), ZfsErrno(refused(&name)?)))).collect();
+        let failures: Failures = names
+            .iter()
+            .filter_map(|name| Some((name.to_string(), ZfsErrno(refused(&name)?))))
+            .collect();
         if !failures.is_empty() {
             return Err(Ok(failures));
         }
         let (createtxg, created) = (self.next_txg(), self.seconds());
         for name in names {
             let guid = self.next_guid();
-            let Ok(dataset) = self.get_mut(name.dataset()) else { continue };
+            let Ok(dataset) = self.get_mut(name.dataset()) else {
+                continue;
+            };
             dataset.snapshots.push(FakeSnapshot {
                 short: name.short().to_owned(),
                 guid,
@@ -304,12 +361,16 @@ impl State {
     /// All or none; those that are gone do not count.
     pub(super) fn destroy_snapshots(&mut self, names: &[SnapshotName]) -> Failures {
         let refused = |name: &SnapshotName| self.keeps(name.dataset(), self.snapshot(name)?);
-        let failures: Failures =
-            names.iter().filter_map(|name| Some((name.to_string(), ZfsErrno(refused(name)?)))).collect();
+        let failures: Failures = names
+            .iter()
+            .filter_map(|name| Some((name.to_string(), ZfsErrno(refused(name)?))))
+            .collect();
         if failures.is_empty() {
             for name in names {
                 if let Ok(dataset) = self.get_mut(name.dataset()) {
-                    dataset.snapshots.retain(|snapshot| snapshot.short != name.short());
+                    dataset
+                        .snapshots
+                        .retain(|snapshot| snapshot.short != name.short());
                 }
             }
         }
@@ -342,32 +403,59 @@ impl State {
         }
     }
 
-    /// In the order of the kernel's checks: the dataset, the new name, the source, and whether it is of this dataset.
+    /// In the order of the kernel's checks: the dataset, the new name, the source, and whether it
+    /// is of this dataset.
     pub(super) fn bookmark(&mut self, name: &BookmarkName, source: &SendBase) -> Result<(), i32> {
-        if self.get(name.dataset())?.bookmarks.contains_key(name.short()) {
+        if self
+            .get(name.dataset())?
+            .bookmarks
+            .contains_key(name.short())
+        {
             return Err(libc::EEXIST);
         }
         let (made, of) = match source {
             SendBase::Snapshot(source) => {
                 let snapshot = self.snapshot(source).ok_or(libc::ENOENT)?;
                 let redacted = self.get(source.dataset())?.redacted;
-                let (guid, createtxg, created) = (snapshot.guid, snapshot.createtxg, snapshot.created);
-                (FakeBookmark { guid, createtxg, created, redacted }, source.dataset())
+                let (guid, createtxg, created) =
+                    (snapshot.guid, snapshot.createtxg, snapshot.created);
+                (
+                    FakeBookmark {
+                        guid,
+                        createtxg,
+                        created,
+                        redacted,
+                    },
+                    source.dataset(),
+                )
             }
             SendBase::Bookmark(source) => {
                 // As the kernel does it: a copy has no redaction list.
-                let bookmark = self.get(source.dataset())?.bookmarks.get(source.short()).ok_or(libc::ESRCH)?;
-                (FakeBookmark { redacted: false, ..*bookmark }, source.dataset())
+                let bookmark = self
+                    .get(source.dataset())?
+                    .bookmarks
+                    .get(source.short())
+                    .ok_or(libc::ESRCH)?;
+                (
+                    FakeBookmark {
+                        redacted: false,
+                        ..*bookmark
+                    },
+                    source.dataset(),
+                )
             }
         };
         if of != name.dataset() {
             return Err(SOURCE_NOT_ANCESTOR);
         }
-        self.get_mut(name.dataset())?.bookmarks.insert(name.short().to_owned(), made);
+        self.get_mut(name.dataset())?
+            .bookmarks
+            .insert(name.short().to_owned(), made);
         Ok(())
     }
 
-    /// What an incremental starts from: an earlier state of the dataset, or of what it was cloned from.
+    /// What an incremental starts from: an earlier state of the dataset, or of what it was cloned
+    /// from.
     pub(super) fn base(&self, request: &SendRequest) -> Result<Option<Base>, i32> {
         let sent = self.snapshot(&request.snapshot).ok_or(libc::ENOENT)?;
         let dataset = request.snapshot.dataset();
@@ -379,20 +467,40 @@ impl State {
                 if name.dataset() != dataset && !is_of_origin {
                     return Err(libc::EXDEV);
                 }
-                Base { guid: snapshot.guid, txg: snapshot.createtxg, is_of_origin }
+                Base {
+                    guid: snapshot.guid,
+                    txg: snapshot.createtxg,
+                    is_of_origin,
+                }
             }
             Some(SendBase::Bookmark(name)) => {
-                let bookmark = self.get(name.dataset())?.bookmarks.get(name.short()).ok_or(libc::ESRCH)?;
+                let bookmark = self
+                    .get(name.dataset())?
+                    .bookmarks
+                    .get(name.short())
+                    .ok_or(libc::ESRCH)?;
                 if name.dataset() != dataset {
                     return Err(libc::EXDEV);
                 }
-                Base { guid: bookmark.guid, txg: bookmark.createtxg, is_of_origin: false }
+                Base {
+                    guid: bookmark.guid,
+                    txg: bookmark.createtxg,
+                    is_of_origin: false,
+                }
             }
         };
-        if base.txg < sent.createtxg { Ok(Some(base)) } else { Err(libc::EXDEV) }
+        if base.txg < sent.createtxg {
+            Ok(Some(base))
+        } else {
+            Err(libc::EXDEV)
+        }
     }
 
-    pub(super) fn create(&mut self, name: &DatasetName, dataset_type: DatasetType) -> Result<&mut FakeDataset, i32> {
+    pub(super) fn create(
+        &mut self,
+        name: &DatasetName,
+        dataset_type: DatasetType,
+    ) -> Result<&mut FakeDataset, i32> {
         if self.get(name).is_ok() {
             return Err(libc::EEXIST);
         }
@@ -400,7 +508,10 @@ impl State {
             self.get(&parent)?;
         }
         let guid = self.next_guid();
-        Ok(self.datasets.entry(name.to_string()).or_insert_with(|| FakeDataset::new(guid, dataset_type)))
+        Ok(self
+            .datasets
+            .entry(name.to_string())
+            .or_insert_with(|| FakeDataset::new(guid, dataset_type)))
     }
 
     pub(super) fn destroy(&mut self, name: &DatasetName) -> Result<(), i32> {
@@ -419,15 +530,24 @@ impl State {
 impl State {
     /// Whether the dataset is readonly, by its own property or an inherited one.
     pub(super) fn is_readonly(&self, name: &DatasetName) -> bool {
-        let readonly = self.to_dataset(name).ok().and_then(|mut dataset| dataset.properties.remove("readonly"));
+        let readonly = self
+            .to_dataset(name)
+            .ok()
+            .and_then(|mut dataset| dataset.properties.remove("readonly"));
         readonly.is_some_and(|readonly| readonly.value == PropertyValue::Number(1))
     }
 
     /// Undoes what was changed since the newest snapshot, which must be that one.
     pub(super) fn roll_back(&mut self, name: &DatasetName, to: &SnapshotName) -> Result<(), i32> {
         // A clone without snapshots of its own goes back to its origin.
-        let origin = self.get(name)?.origin.as_ref().filter(|origin| *origin == to);
-        let origin = origin.and_then(|origin| self.snapshot(origin)).map(|origin| Content::clone(&origin.content));
+        let origin = self
+            .get(name)?
+            .origin
+            .as_ref()
+            .filter(|origin| *origin == to);
+        let origin = origin
+            .and_then(|origin| self.snapshot(origin))
+            .map(|origin| Content::clone(&origin.content));
         let dataset = self.get_mut(name)?;
         if let Some(content) = origin {
             if !dataset.snapshots.is_empty() || !dataset.bookmarks.is_empty() {
@@ -436,12 +556,26 @@ impl State {
             dataset.content = content;
             return Ok(());
         }
-        let missing = if dataset.origin.is_some() { libc::ESRCH } else { libc::EINVAL };
+        let missing = if dataset.origin.is_some() {
+            libc::ESRCH
+        } else {
+            libc::EINVAL
+        };
         let newest = dataset.snapshots.last().ok_or(missing)?;
-        if to.dataset() != name || !dataset.snapshots.iter().any(|snapshot| snapshot.short == to.short()) {
+        if to.dataset() != name
+            || !dataset
+                .snapshots
+                .iter()
+                .any(|snapshot| snapshot.short == to.short())
+        {
             return Err(libc::ESRCH);
         }
-        if newest.short != to.short() || dataset.bookmarks.values().any(|mark| mark.createtxg > newest.createtxg) {
+        if newest.short != to.short()
+            || dataset
+                .bookmarks
+                .values()
+                .any(|mark| mark.createtxg > newest.createtxg)
+        {
             return Err(libc::EEXIST);
         }
         dataset.content = Content::clone(&newest.content);
@@ -460,5 +594,8 @@ impl State {
 }
 
 fn timestamp(seconds: u64) -> Timestamp {
-    i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX)
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| Timestamp::from_second(seconds).ok())
+        .unwrap_or(Timestamp::MAX)
 }

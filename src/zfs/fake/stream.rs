@@ -1,4 +1,5 @@
-//! Send streams of in-memory datasets: real records, so that what reads streams can be tested on them.
+//! Send streams of in-memory datasets: real records, so that what reads streams can be tested on
+//! them.
 
 use super::content::{BLOCK_BYTES, Content, FakeFile};
 use crate::zfs::{DatasetType, SendResume};
@@ -94,7 +95,11 @@ struct Writer {
 
 /// The whole stream. A source whose resume point is not in it gives `None`.
 pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Vec<u8>> {
-    let mut writer = Writer { out: Vec::new(), sum: Sum::default(), to_guid: source.to_guid };
+    let mut writer = Writer {
+        out: Vec::new(),
+        sum: Sum::default(),
+        to_guid: source.to_guid,
+    };
     let (first_object, first_block) = match source.resume {
         None => (0, 0),
         Some(SendResume { object, offset }) => {
@@ -105,7 +110,12 @@ pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Vec<u8>> {
     writer.begin(source);
     let raw = source.features & FEATURE_RAW != 0;
     for (first, count) in freed_runs(source, first_object) {
-        writer.record(FREEOBJECTS, &[], |header| header.number(8, first).number(16, count).number(24, source.to_guid));
+        writer.record(FREEOBJECTS, &[], |header| {
+            header
+                .number(8, first)
+                .number(16, count)
+                .number(24, source.to_guid)
+        });
     }
     for (object, file) in source.content.files() {
         let resumed = source.resume.is_some_and(|resume| resume.object == object);
@@ -122,8 +132,8 @@ pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Vec<u8>> {
     Some(writer.out)
 }
 
-/// Runs of object numbers that the receiver shall free: those freed since the base, or (full) the gaps. In a resumed
-/// stream those below the point came before it.
+/// Runs of object numbers that the receiver shall free: those freed since the base, or (full) the
+/// gaps. In a resumed stream those below the point came before it.
 fn freed_runs(source: &StreamSource<'_>, first_object: u64) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     if source.resume.is_some() {
@@ -151,7 +161,11 @@ fn freed_runs(source: &StreamSource<'_>, first_object: u64) -> Vec<(u64, u64)> {
 impl Writer {
     fn begin(&mut self, source: &StreamSource<'_>) {
         let payload = source.resume.map(resume_list).unwrap_or_default();
-        let resuming = if source.resume.is_some() { FEATURE_RESUMING } else { 0 };
+        let resuming = if source.resume.is_some() {
+            FEATURE_RESUMING
+        } else {
+            0
+        };
         let flags = FLAG_FREERECORDS | if source.is_clone { FLAG_CLONE } else { 0 };
         let mut header = Header([0; HEADER_BYTES]);
         header
@@ -159,7 +173,14 @@ impl Writer {
             .number(8, BEGIN_MAGIC)
             .number(16, 1 | (source.features | resuming) << 2)
             .number(24, source.created)
-            .word(32, if source.dataset_type == DatasetType::Volume { 3 } else { 2 })
+            .word(
+                32,
+                if source.dataset_type == DatasetType::Volume {
+                    3
+                } else {
+                    2
+                },
+            )
             .word(36, flags)
             .number(40, source.to_guid)
             .number(48, source.from_guid);
@@ -184,7 +205,11 @@ impl Writer {
                 .number(56, blocks.saturating_sub(1))
         });
         self.record(FREE, &[], |header| {
-            header.number(8, object).number(16, blocks * BLOCK_BYTES as u64).number(24, u64::MAX).number(32, guid)
+            header
+                .number(8, object)
+                .number(16, blocks * BLOCK_BYTES as u64)
+                .number(24, u64::MAX)
+                .number(32, guid)
         });
     }
 
@@ -197,7 +222,11 @@ impl Writer {
                 .number(24, offset)
                 .number(32, bytes)
                 .number(40, guid);
-            if raw { header.put(50, [COMPRESSION_OFF]).number(96, bytes) } else { header }
+            if raw {
+                header.put(50, [COMPRESSION_OFF]).number(96, bytes)
+            } else {
+                header
+            }
         });
     }
 
@@ -227,7 +256,10 @@ fn resume_list(resume: SendResume) -> Vec<u8> {
     const UINT64: u32 = 8;
     // Native encoding, little-endian; version 0, unique names.
     let mut list = vec![0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
-    for (name, value) in [("resume_object\0", resume.object), ("resume_offset\0", resume.offset)] {
+    for (name, value) in [
+        ("resume_object\0", resume.object),
+        ("resume_offset\0", resume.offset),
+    ] {
         list.extend(40_u32.to_le_bytes());
         list.extend([14, 0, 0, 0]);
         list.extend(1_u32.to_le_bytes());
@@ -246,5 +278,8 @@ pub(super) fn read_resume_list(list: &[u8]) -> Option<SendResume> {
         let at = list.windows(name.len()).position(|window| window == name)? + 16;
         Some(u64::from_le_bytes(list.get(at..at + 8)?.try_into().ok()?))
     };
-    Some(SendResume { object: number(b"resume_object\0")?, offset: number(b"resume_offset\0")? })
+    Some(SendResume {
+        object: number(b"resume_object\0")?,
+        offset: number(b"resume_offset\0")?,
+    })
 }

@@ -1,9 +1,15 @@
-//! The fake is worth what its resemblance to the kernel is worth: the same facts as `tests/live_zfs` checks there.
+//! The fake is worth what its resemblance to the kernel is worth: the same facts as
+//! `tests/live_zfs` checks there.
 
 use super::*;
 use crate::zfs::{STREAM_TRUNCATED, SendFlags, ZfsErrno};
 
-const FLAGS: SendFlags = SendFlags { raw: false, compressed: true, embedded: false, large_blocks: true };
+const FLAGS: SendFlags = SendFlags {
+    raw: false,
+    compressed: true,
+    embedded: false,
+    large_blocks: true,
+};
 
 fn dataset(name: &str) -> DatasetName {
     name.parse().unwrap()
@@ -19,16 +25,25 @@ fn bookmark(name: &str) -> BookmarkName {
 
 fn take(zfs: &FakeZfs, name: &str) -> SnapshotName {
     let name = snapshot(name);
-    zfs.take_snapshots(std::slice::from_ref(&name), &BTreeMap::new()).unwrap();
+    zfs.take_snapshots(std::slice::from_ref(&name), &BTreeMap::new())
+        .unwrap();
     name
 }
 
 fn full(name: &SnapshotName) -> SendRequest {
-    SendRequest { snapshot: name.clone(), base: None, flags: FLAGS, resume: None }
+    SendRequest {
+        snapshot: name.clone(),
+        base: None,
+        flags: FLAGS,
+        resume: None,
+    }
 }
 
 fn since(base: SendBase, name: &SnapshotName) -> SendRequest {
-    SendRequest { base: Some(base), ..full(name) }
+    SendRequest {
+        base: Some(base),
+        ..full(name)
+    }
 }
 
 fn send(zfs: &FakeZfs, request: &SendRequest) -> Vec<u8> {
@@ -46,11 +61,20 @@ fn send_and_verdict(zfs: &FakeZfs, request: &SendRequest) -> (Vec<u8>, Result<()
 
 fn into(name: &str) -> ReceiveRequest {
     let target = snapshot(name);
-    ReceiveRequest { target, force: false, resumable: false, origin: None, properties: BTreeMap::new() }
+    ReceiveRequest {
+        target,
+        force: false,
+        resumable: false,
+        origin: None,
+        properties: BTreeMap::new(),
+    }
 }
 
 fn resumable(name: &str) -> ReceiveRequest {
-    ReceiveRequest { resumable: true, ..into(name) }
+    ReceiveRequest {
+        resumable: true,
+        ..into(name)
+    }
 }
 
 fn receive(zfs: &FakeZfs, request: &ReceiveRequest, mut bytes: &[u8]) -> Result<(), ZfsError> {
@@ -70,8 +94,19 @@ fn two_states() -> (FakeZfs, SnapshotName, SnapshotName) {
     let zfs = FakeZfs::new();
     let a = dataset("tank/a");
     zfs.create(&a, DatasetType::Filesystem);
-    let bytes = |len: usize, seed: u8| (0..len).map(|i| (i / 7).to_le_bytes()[0] ^ seed).collect::<Vec<_>>();
-    for (object, len) in [(2, 50_000), (3, 0), (5, 1), (6, 20_000), (9, 4096), (10, 30_000)] {
+    let bytes = |len: usize, seed: u8| {
+        (0..len)
+            .map(|i| (i / 7).to_le_bytes()[0] ^ seed)
+            .collect::<Vec<_>>()
+    };
+    for (object, len) in [
+        (2, 50_000),
+        (3, 0),
+        (5, 1),
+        (6, 20_000),
+        (9, 4096),
+        (10, 30_000),
+    ] {
         zfs.write_file(&a, object, &bytes(len, object.to_le_bytes()[0]));
     }
     let first = take(&zfs, "tank/a@1");
@@ -90,46 +125,89 @@ fn two_states() -> (FakeZfs, SnapshotName, SnapshotName) {
 #[test]
 fn full_and_incremental_restore_every_file() {
     let (zfs, first, second) = two_states();
-    let (whole, incremental) =
-        (send(&zfs, &full(&first)), send(&zfs, &since(SendBase::Snapshot(first.clone()), &second)));
-    assert!(incremental.len() < whole.len() / 2, "{} of {}", incremental.len(), whole.len());
+    let (whole, incremental) = (
+        send(&zfs, &full(&first)),
+        send(&zfs, &since(SendBase::Snapshot(first.clone()), &second)),
+    );
+    assert!(
+        incremental.len() < whole.len() / 2,
+        "{} of {}",
+        incremental.len(),
+        whole.len()
+    );
     receive(&zfs, &into("tank/r@1"), &whole).unwrap();
     receive(&zfs, &into("tank/r@x"), &incremental).unwrap();
-    assert_eq!(zfs.snapshot_files(&snapshot("tank/r@1")), zfs.snapshot_files(&first));
-    assert_eq!(zfs.snapshot_files(&snapshot("tank/r@x")), zfs.snapshot_files(&second));
+    assert_eq!(
+        zfs.snapshot_files(&snapshot("tank/r@1")),
+        zfs.snapshot_files(&first)
+    );
+    assert_eq!(
+        zfs.snapshot_files(&snapshot("tank/r@x")),
+        zfs.snapshot_files(&second)
+    );
     assert_eq!(zfs.files(&dataset("tank/r")), zfs.files(&dataset("tank/a")));
-    let (original, received) = (zfs.snapshots(&dataset("tank/a")).unwrap(), zfs.snapshots(&dataset("tank/r")).unwrap());
+    let (original, received) = (
+        zfs.snapshots(&dataset("tank/a")).unwrap(),
+        zfs.snapshots(&dataset("tank/r")).unwrap(),
+    );
     assert_eq!(received[1].guid, original[1].guid);
     assert_eq!(received[1].created_at, original[1].created_at);
     // What was received can be sent on.
-    let onward = send(&zfs, &since(SendBase::Snapshot(snapshot("tank/r@1")), &snapshot("tank/r@x")));
+    let onward = send(
+        &zfs,
+        &since(
+            SendBase::Snapshot(snapshot("tank/r@1")),
+            &snapshot("tank/r@x"),
+        ),
+    );
     receive(&zfs, &into("tank/r2@1"), &whole).unwrap();
     receive(&zfs, &into("tank/r2@2"), &onward).unwrap();
-    assert_eq!(zfs.files(&dataset("tank/r2")), zfs.files(&dataset("tank/a")));
+    assert_eq!(
+        zfs.files(&dataset("tank/r2")),
+        zfs.files(&dataset("tank/a"))
+    );
 }
 
 #[test]
 fn bookmark_serves_after_its_snapshot_is_gone_with_the_same_bytes() {
     let (zfs, first, second) = two_states();
     let mark = bookmark("tank/a#1");
-    zfs.bookmark(&mark, &SendBase::Snapshot(first.clone())).unwrap();
+    zfs.bookmark(&mark, &SendBase::Snapshot(first.clone()))
+        .unwrap();
     let expected = send(&zfs, &since(SendBase::Snapshot(first.clone()), &second));
     zfs.destroy_snapshots(&[first]).unwrap();
-    assert_eq!(send(&zfs, &since(SendBase::Bookmark(mark), &second)), expected);
+    assert_eq!(
+        send(&zfs, &since(SendBase::Bookmark(mark), &second)),
+        expected
+    );
 }
 
 #[test]
 fn cut_at_any_place_leaves_nothing() {
     let (zfs, first, second) = two_states();
     let whole = send(&zfs, &full(&second));
-    for cut in (0..whole.len()).step_by(97).chain([whole.len() - 312, whole.len() - 1]) {
-        assert_eq!(errno(receive(&zfs, &into("tank/r@2"), &whole[..cut])), STREAM_TRUNCATED, "cut at {cut}");
+    for cut in (0..whole.len())
+        .step_by(97)
+        .chain([whole.len() - 312, whole.len() - 1])
+    {
+        assert_eq!(
+            errno(receive(&zfs, &into("tank/r@2"), &whole[..cut])),
+            STREAM_TRUNCATED,
+            "cut at {cut}"
+        );
         assert_eq!(zfs.dataset(&dataset("tank/r")).unwrap(), None);
     }
     receive(&zfs, &into("tank/r@1"), &send(&zfs, &full(&first))).unwrap();
     let incremental = send(&zfs, &since(SendBase::Snapshot(first), &second));
     let before = zfs.files(&dataset("tank/r"));
-    assert_eq!(errno(receive(&zfs, &into("tank/r@2"), &incremental[..incremental.len() / 2])), STREAM_TRUNCATED);
+    assert_eq!(
+        errno(receive(
+            &zfs,
+            &into("tank/r@2"),
+            &incremental[..incremental.len() / 2]
+        )),
+        STREAM_TRUNCATED
+    );
     assert_eq!(zfs.files(&dataset("tank/r")), before);
     receive(&zfs, &into("tank/r@2"), &incremental).unwrap();
 }
@@ -139,21 +217,45 @@ fn cut_receive_goes_on_at_its_point_only() {
     let (zfs, first, second) = two_states();
     let (r, request) = (dataset("tank/r"), resumable("tank/r@2"));
     for base in [None, Some(SendBase::Snapshot(first.clone()))] {
-        let sent = SendRequest { base: base.clone(), ..full(&second) };
+        let sent = SendRequest {
+            base: base.clone(),
+            ..full(&second)
+        };
         let whole = send(&zfs, &sent);
         for cut in (312..whole.len()).step_by(1499) {
             if base.is_some() {
                 receive(&zfs, &into("tank/r@1"), &send(&zfs, &full(&first))).unwrap();
             }
-            assert_eq!(errno(receive(&zfs, &request, &whole[..cut])), STREAM_TRUNCATED);
-            assert_eq!(zfs.dataset(&r).unwrap().unwrap().inconsistent, base.is_none());
+            assert_eq!(
+                errno(receive(&zfs, &request, &whole[..cut])),
+                STREAM_TRUNCATED
+            );
+            assert_eq!(
+                zfs.dataset(&r).unwrap().unwrap().inconsistent,
+                base.is_none()
+            );
             assert_eq!(errno(receive(&zfs, &request, &whole)), libc::EBUSY);
             let point = zfs.receive_point(&r).unwrap();
             if point.object > 1 {
-                let wrong = Some(SendResume { offset: point.offset + 4096, ..point });
-                let stream = send(&zfs, &SendRequest { resume: wrong, ..sent.clone() });
+                let wrong = Some(SendResume {
+                    offset: point.offset + 4096,
+                    ..point
+                });
+                let stream = send(
+                    &zfs,
+                    &SendRequest {
+                        resume: wrong,
+                        ..sent.clone()
+                    },
+                );
                 assert_eq!(errno(receive(&zfs, &request, &stream)), libc::EINVAL);
-                let rest = send(&zfs, &SendRequest { resume: Some(point), ..sent.clone() });
+                let rest = send(
+                    &zfs,
+                    &SendRequest {
+                        resume: Some(point),
+                        ..sent.clone()
+                    },
+                );
                 receive(&zfs, &request, &rest).unwrap();
                 assert_eq!(zfs.files(&r), zfs.files(&dataset("tank/a")), "cut at {cut}");
             }
@@ -189,10 +291,25 @@ fn records(mut stream: &[u8]) -> Vec<Vec<u8>> {
 fn resumed_stream_goes_on_with_the_same_records() {
     let (zfs, _, second) = two_states();
     let whole = records(&send(&zfs, &full(&second)));
-    let at = whole.iter().position(|record| record[0] == 3 && record[8] == 10 && record[24..26] == [0, 32]).unwrap();
-    let resume = Some(SendResume { object: 10, offset: 8192 });
-    let rest = records(&send(&zfs, &SendRequest { resume, ..full(&second) }));
-    assert_eq!(rest[..3].iter().map(|record| record[0]).collect::<Vec<_>>(), [0, 1, 4]);
+    let at = whole
+        .iter()
+        .position(|record| record[0] == 3 && record[8] == 10 && record[24..26] == [0, 32])
+        .unwrap();
+    let resume = Some(SendResume {
+        object: 10,
+        offset: 8192,
+    });
+    let rest = records(&send(
+        &zfs,
+        &SendRequest {
+            resume,
+            ..full(&second)
+        },
+    ));
+    assert_eq!(
+        rest[..3].iter().map(|record| record[0]).collect::<Vec<_>>(),
+        [0, 1, 4]
+    );
     assert!(rest[3..] == whole[at..]);
 }
 
@@ -204,7 +321,11 @@ fn flipped_bit_is_never_received() {
         let mut damaged = whole.clone();
         damaged[at] ^= 0x10;
         receive(&zfs, &into("tank/r@1"), &damaged).unwrap_err();
-        assert_eq!(zfs.dataset(&dataset("tank/r")).unwrap(), None, "flipped at {at}");
+        assert_eq!(
+            zfs.dataset(&dataset("tank/r")).unwrap(),
+            None,
+            "flipped at {at}"
+        );
     }
 }
 
@@ -222,29 +343,59 @@ fn source_that_fails_even_at_its_end_is_the_error() {
     let (zfs, first, _) = two_states();
     let whole = send(&zfs, &full(&first));
     for cut in [0, 100, 312, 5000, whole.len()] {
-        let error = zfs.receive(&into("tank/r@1"), &mut Failing(&whole[..cut])).unwrap_err();
+        let error = zfs
+            .receive(&into("tank/r@1"), &mut Failing(&whole[..cut]))
+            .unwrap_err();
         assert!(matches!(error, ZfsError::Source { .. }), "{error:?}");
         assert_eq!(zfs.dataset(&dataset("tank/r")).unwrap(), None);
     }
     let error = receive(&zfs, &into("tank/r@1"), &[&whole[..], b"x"].concat()).unwrap_err();
-    assert!(error.to_string().ends_with("goes on after its END record"), "{error}");
+    assert!(
+        error.to_string().ends_with("goes on after its END record"),
+        "{error}"
+    );
 }
 
 #[test]
 fn refusals_have_the_kernels_numbers() {
     let (zfs, first, second) = two_states();
-    let (whole, incremental) =
-        (send(&zfs, &full(&first)), send(&zfs, &since(SendBase::Snapshot(first.clone()), &second)));
-    assert_eq!(errno(receive(&zfs, &into("tank/a@1"), &whole)), libc::EEXIST);
-    assert_eq!(errno(receive(&zfs, &into("tank/no/parent@1"), &whole)), libc::ENOENT);
-    assert_eq!(errno(receive(&zfs, &into("tank/none@2"), &incremental)), libc::ENOENT);
+    let (whole, incremental) = (
+        send(&zfs, &full(&first)),
+        send(&zfs, &since(SendBase::Snapshot(first.clone()), &second)),
+    );
+    assert_eq!(
+        errno(receive(&zfs, &into("tank/a@1"), &whole)),
+        libc::EEXIST
+    );
+    assert_eq!(
+        errno(receive(&zfs, &into("tank/no/parent@1"), &whole)),
+        libc::ENOENT
+    );
+    assert_eq!(
+        errno(receive(&zfs, &into("tank/none@2"), &incremental)),
+        libc::ENOENT
+    );
     zfs.create(&dataset("tank/empty"), DatasetType::Filesystem);
-    assert_eq!(errno(receive(&zfs, &into("tank/empty@2"), &incremental)), libc::ENODEV);
+    assert_eq!(
+        errno(receive(&zfs, &into("tank/empty@2"), &incremental)),
+        libc::ENODEV
+    );
     receive(&zfs, &into("tank/r@1"), &whole).unwrap();
     zfs.write_file(&dataset("tank/r"), 99, b"own");
-    assert_eq!(errno(receive(&zfs, &into("tank/r@2"), &incremental)), libc::ETXTBSY);
+    assert_eq!(
+        errno(receive(&zfs, &into("tank/r@2"), &incremental)),
+        libc::ETXTBSY
+    );
     take(&zfs, "tank/r@own");
-    receive(&zfs, &ReceiveRequest { force: true, ..into("tank/r@2") }, &incremental).unwrap();
+    receive(
+        &zfs,
+        &ReceiveRequest {
+            force: true,
+            ..into("tank/r@2")
+        },
+        &incremental,
+    )
+    .unwrap();
     assert_eq!(zfs.files(&dataset("tank/r")), zfs.files(&dataset("tank/a")));
 
     let verdict = |request: &SendRequest| {
@@ -253,9 +404,18 @@ fn refusals_have_the_kernels_numbers() {
         errno(verdict)
     };
     assert_eq!(verdict(&full(&snapshot("tank/a@gone"))), libc::ENOENT);
-    assert_eq!(verdict(&since(SendBase::Snapshot(second.clone()), &first)), libc::EXDEV);
-    assert_eq!(verdict(&since(SendBase::Snapshot(snapshot("tank/a@gone")), &second)), libc::ENOENT);
-    assert_eq!(verdict(&since(SendBase::Bookmark(bookmark("tank/a#gone")), &second)), libc::ESRCH);
+    assert_eq!(
+        verdict(&since(SendBase::Snapshot(second.clone()), &first)),
+        libc::EXDEV
+    );
+    assert_eq!(
+        verdict(&since(SendBase::Snapshot(snapshot("tank/a@gone")), &second)),
+        libc::ENOENT
+    );
+    assert_eq!(
+        verdict(&since(SendBase::Bookmark(bookmark("tank/a#gone")), &second)),
+        libc::ESRCH
+    );
     for name in ["tank/nothing"].map(dataset) {
         assert_eq!(errno(zfs.children(&name)), libc::ENOENT);
         assert_eq!(errno(zfs.snapshots(&name)), libc::ENOENT);
@@ -289,7 +449,10 @@ fn force_destroys_at_the_end_and_without_it_what_came_in_between_stops_the_recei
     };
     let shorts = |zfs: &FakeZfs| {
         let snapshots = zfs.snapshots(&dataset("tank/r")).unwrap();
-        snapshots.iter().map(|snapshot| snapshot.name.short().to_owned()).collect::<Vec<_>>()
+        snapshots
+            .iter()
+            .map(|snapshot| snapshot.name.short().to_owned())
+            .collect::<Vec<_>>()
     };
     for (force, what, expected, left) in [
         (true, "snapshot", Ok(()), vec!["1", "2"]),
@@ -312,19 +475,37 @@ fn force_destroys_at_the_end_and_without_it_what_came_in_between_stops_the_recei
                 _ => {}
             }
         };
-        let request = ReceiveRequest { force, ..into("tank/r@2") };
+        let request = ReceiveRequest {
+            force,
+            ..into("tank/r@2")
+        };
         let mut source = Halfway(&incremental, incremental.len() / 2, Some(Box::new(late)));
         let received = zfs.receive(&request, &mut source);
-        assert_eq!(received.map_err(|error| error.errno().unwrap().0), expected, "force {force}, {what}");
+        assert_eq!(
+            received.map_err(|error| error.errno().unwrap().0),
+            expected,
+            "force {force}, {what}"
+        );
         assert_eq!(shorts(&zfs), left, "force {force}, {what}");
     }
-    // A snapshot without a change does not block the receive, but a snapshot with the same name does.
+    // A snapshot without a change does not block the receive, but a snapshot with the same name
+    // does.
     let (zfs, incremental) = replica();
     take(&zfs, "tank/r@noop");
     receive(&zfs, &into("tank/r@2"), &incremental).unwrap();
     let (zfs, incremental) = replica();
     take(&zfs, "tank/r@2");
-    assert_eq!(errno(receive(&zfs, &ReceiveRequest { force: true, ..into("tank/r@2") }, &incremental)), libc::EEXIST);
+    assert_eq!(
+        errno(receive(
+            &zfs,
+            &ReceiveRequest {
+                force: true,
+                ..into("tank/r@2")
+            },
+            &incremental
+        )),
+        libc::EEXIST
+    );
 }
 
 #[test]
@@ -334,13 +515,20 @@ fn a_rollback_undoes_changes_and_destroys_nothing() {
     let expected = zfs.snapshot_files(&second).unwrap();
     zfs.write_file(&a, 99, b"late");
     assert_eq!(errno(zfs.roll_back(&a, &first)), libc::EEXIST);
-    assert_eq!(errno(zfs.roll_back(&a, &snapshot("tank/a@none"))), libc::ESRCH);
-    assert_eq!(errno(zfs.roll_back(&dataset("tank/none"), &first)), libc::ENOENT);
+    assert_eq!(
+        errno(zfs.roll_back(&a, &snapshot("tank/a@none"))),
+        libc::ESRCH
+    );
+    assert_eq!(
+        errno(zfs.roll_back(&dataset("tank/none"), &first)),
+        libc::ENOENT
+    );
     assert!(zfs.files(&a).contains_key(&99));
     zfs.roll_back(&a, &second).unwrap();
     assert_eq!(zfs.files(&a), expected);
     // A bookmark of a state after it is in the way.
-    zfs.bookmark(&bookmark("tank/a#2"), &SendBase::Snapshot(second.clone())).unwrap();
+    zfs.bookmark(&bookmark("tank/a#2"), &SendBase::Snapshot(second.clone()))
+        .unwrap();
     zfs.destroy_snapshots(&[second]).unwrap();
     assert_eq!(errno(zfs.roll_back(&a, &first)), libc::EEXIST);
     zfs.destroy_bookmarks(&[bookmark("tank/a#2")]).unwrap();
@@ -354,17 +542,32 @@ fn snapshots_are_atomic_and_name_what_was_refused() {
     zfs.create(&dataset("other"), DatasetType::Filesystem);
     let names = ["tank/a@1", "tank/b@1", "tank/none@1"].map(snapshot);
     let error = zfs.take_snapshots(&names, &BTreeMap::new()).unwrap_err();
-    let ZfsError::Several { failures, .. } = error else { panic!("{error:?}") };
+    let ZfsError::Several { failures, .. } = error else {
+        panic!("{error:?}")
+    };
     let expected = [("tank/a@1", libc::EEXIST), ("tank/none@1", libc::ENOENT)];
-    assert_eq!(failures, expected.map(|(name, errno)| (name.to_owned(), ZfsErrno(errno))));
+    assert_eq!(
+        failures,
+        expected.map(|(name, errno)| (name.to_owned(), ZfsErrno(errno)))
+    );
     assert_eq!(zfs.snapshots(&dataset("tank/b")).unwrap(), []);
     for pair in [["tank/a@x", "other@x"], ["tank/a@x", "tank/a@y"]] {
-        assert_eq!(errno(zfs.take_snapshots(&pair.map(snapshot), &BTreeMap::new())), libc::EXDEV);
+        assert_eq!(
+            errno(zfs.take_snapshots(&pair.map(snapshot), &BTreeMap::new())),
+            libc::EXDEV
+        );
     }
     let properties = BTreeMap::from([("my:id".to_owned(), "7".to_owned())]);
-    zfs.take_snapshots(&["tank/a@3", "tank/b@3"].map(snapshot), &properties).unwrap();
-    let (a, b) = (zfs.snapshots(&dataset("tank/a")).unwrap(), zfs.snapshots(&dataset("tank/b")).unwrap());
-    assert_eq!((a[2].createtxg, &a[2].user_properties), (b[0].createtxg, &properties));
+    zfs.take_snapshots(&["tank/a@3", "tank/b@3"].map(snapshot), &properties)
+        .unwrap();
+    let (a, b) = (
+        zfs.snapshots(&dataset("tank/a")).unwrap(),
+        zfs.snapshots(&dataset("tank/b")).unwrap(),
+    );
+    assert_eq!(
+        (a[2].createtxg, &a[2].user_properties),
+        (b[0].createtxg, &properties)
+    );
 }
 
 #[test]
@@ -380,7 +583,10 @@ fn holds_sends_and_clones_keep_a_snapshot() {
     zfs.release(&first, "tag").unwrap();
     zfs.release(&first, "tag").unwrap();
     let guard = zfs.hold_until_dropped(&first, "temporary").unwrap();
-    assert_eq!(zfs.holds(&first).unwrap().keys().collect::<Vec<_>>(), ["temporary"]);
+    assert_eq!(
+        zfs.holds(&first).unwrap().keys().collect::<Vec<_>>(),
+        ["temporary"]
+    );
     assert_eq!(busy(&first), libc::EBUSY);
     drop(guard);
     let sending = zfs.send(&full(&first)).unwrap();
@@ -388,7 +594,8 @@ fn holds_sends_and_clones_keep_a_snapshot() {
     assert_eq!(errno(sending.finish()), libc::EINTR);
     zfs.clone_snapshot(&second, &dataset("tank/c")).unwrap();
     assert_eq!(busy(&second), libc::EEXIST);
-    zfs.destroy_snapshots(&[first, snapshot("tank/a@gone")]).unwrap();
+    zfs.destroy_snapshots(&[first, snapshot("tank/a@gone")])
+        .unwrap();
 }
 
 #[test]
@@ -398,18 +605,38 @@ fn clone_is_received_onto_its_origin() {
     zfs.write_file(&dataset("tank/c"), 77, b"of the clone");
     let cloned = take(&zfs, "tank/c@2");
     let stream = send(&zfs, &since(SendBase::Snapshot(first.clone()), &cloned));
-    assert_eq!(errno(receive(&zfs, &into("tank/r@2"), &stream)), libc::EINVAL);
-    receive(&zfs, &ReceiveRequest { origin: Some(first.clone()), ..into("tank/r@2") }, &stream).unwrap();
+    assert_eq!(
+        errno(receive(&zfs, &into("tank/r@2"), &stream)),
+        libc::EINVAL
+    );
+    receive(
+        &zfs,
+        &ReceiveRequest {
+            origin: Some(first.clone()),
+            ..into("tank/r@2")
+        },
+        &stream,
+    )
+    .unwrap();
     assert_eq!(zfs.files(&dataset("tank/r")), zfs.files(&dataset("tank/c")));
-    assert_eq!(zfs.dataset(&dataset("tank/r")).unwrap().unwrap().origin, Some(first));
+    assert_eq!(
+        zfs.dataset(&dataset("tank/r")).unwrap().unwrap().origin,
+        Some(first)
+    );
 }
 
 #[test]
 fn locked_dataset_is_sent_raw_only() {
     let (zfs, _, second) = two_states();
     zfs.set_encrypted(&dataset("tank/a"), true);
-    assert_eq!(errno(send_and_verdict(&zfs, &full(&second)).1), libc::EACCES);
-    let raw = SendRequest { flags: SendFlags { raw: true, ..FLAGS }, ..full(&second) };
+    assert_eq!(
+        errno(send_and_verdict(&zfs, &full(&second)).1),
+        libc::EACCES
+    );
+    let raw = SendRequest {
+        flags: SendFlags { raw: true, ..FLAGS },
+        ..full(&second)
+    };
     receive(&zfs, &into("tank/r@2"), &send(&zfs, &raw)).unwrap();
     let received = zfs.dataset(&dataset("tank/r")).unwrap().unwrap();
     assert!(received.encrypted && received.key_unavailable);
@@ -428,15 +655,39 @@ fn things_fail_when_told_to() {
 
     let whole = send(&zfs, &full(&first));
     for (fault, bytes, expected) in [
-        (SendFault { after_bytes: 1000, errno: libc::EINTR }, 1000, Err(libc::EINTR)),
-        (SendFault { after_bytes: usize::MAX, errno: libc::EIO }, whole.len(), Err(libc::EIO)),
-        (SendFault { after_bytes: 1000, errno: 0 }, 1000, Ok(())),
+        (
+            SendFault {
+                after_bytes: 1000,
+                errno: libc::EINTR,
+            },
+            1000,
+            Err(libc::EINTR),
+        ),
+        (
+            SendFault {
+                after_bytes: usize::MAX,
+                errno: libc::EIO,
+            },
+            whole.len(),
+            Err(libc::EIO),
+        ),
+        (
+            SendFault {
+                after_bytes: 1000,
+                errno: 0,
+            },
+            1000,
+            Ok(()),
+        ),
     ] {
         zfs.fail_next_send(fault);
         let (sent, verdict) = send_and_verdict(&zfs, &full(&first));
         assert!(sent == whole[..bytes]);
         assert_eq!(verdict.map_err(|error| error.errno().unwrap().0), expected);
-        assert!(send(&zfs, &full(&first)) == whole, "the fault was for one send");
+        assert!(
+            send(&zfs, &full(&first)) == whole,
+            "the fault was for one send"
+        );
     }
 }
 
@@ -445,15 +696,41 @@ fn inherited_user_properties_name_where_they_were_set() {
     let (zfs, ..) = two_states();
     let text = |text: &str| PropertyValue::Text(text.to_owned());
     zfs.set_property(&dataset("tank"), "my:p", text("pool's"));
-    let property = |name: &str| zfs.dataset(&dataset(name)).unwrap().unwrap().properties.remove("my:p").unwrap();
-    assert_eq!(property("tank/a"), Property { value: text("pool's"), source: Some("tank".to_owned()) });
+    let property = |name: &str| {
+        zfs.dataset(&dataset(name))
+            .unwrap()
+            .unwrap()
+            .properties
+            .remove("my:p")
+            .unwrap()
+    };
+    assert_eq!(
+        property("tank/a"),
+        Property {
+            value: text("pool's"),
+            source: Some("tank".to_owned())
+        }
+    );
     zfs.set_property(&dataset("tank/a"), "my:p", text("own"));
-    assert_eq!(property("tank/a"), Property { value: text("own"), source: Some("tank/a".to_owned()) });
+    assert_eq!(
+        property("tank/a"),
+        Property {
+            value: text("own"),
+            source: Some("tank/a".to_owned())
+        }
+    );
 }
 
 #[test]
 fn volume_is_no_parent() {
     let (zfs, first, _) = two_states();
     zfs.create(&dataset("tank/v"), DatasetType::Volume);
-    assert_eq!(errno(receive(&zfs, &into("tank/v/r@1"), &send(&zfs, &full(&first)))), 1033);
+    assert_eq!(
+        errno(receive(
+            &zfs,
+            &into("tank/v/r@1"),
+            &send(&zfs, &full(&first))
+        )),
+        1033
+    );
 }

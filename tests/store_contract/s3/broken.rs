@@ -33,18 +33,38 @@ pub(super) async fn lost_replies_are_found_out(weed: Arc<Weed>, settings: S3Sett
             Box::new(first(1, lose(), |head| head.starts_with("delete"))),
         ];
         let proxy = Proxy::start(&weed.endpoint(), chain(rules));
-        let store =
-            connect_by(&proxy, S3Settings { prefix: format!("{}/{n}", settings.prefix), ..settings.clone() }).await;
-        let (large, small, bytes) = (key("tank/@a/large"), key("tank/@a/small"), pattern(PART + 5, 1));
-        let evidence = upload(&store, &large, &bytes).await.unwrap_or_else(|error| panic!("{n}: {}", story(&error)));
+        let store = connect_by(
+            &proxy,
+            S3Settings {
+                prefix: format!("{}/{n}", settings.prefix),
+                ..settings.clone()
+            },
+        )
+        .await;
+        let (large, small, bytes) = (
+            key("tank/@a/large"),
+            key("tank/@a/small"),
+            pattern(PART + 5, 1),
+        );
+        let evidence = upload(&store, &large, &bytes)
+            .await
+            .unwrap_or_else(|error| panic!("{n}: {}", story(&error)));
         assert_eq!(evidence.tier, EvidenceTier::Crc64nvmeFull);
         assert!(store.get(&large, None, u64::MAX).await.unwrap() == bytes);
         let (outcome, _) = store.put_new(&small, pattern(10, 1)).await.unwrap();
-        assert_eq!(outcome, PutOutcome::Identical, "its own first request was the one that stored it");
+        assert_eq!(
+            outcome,
+            PutOutcome::Identical,
+            "its own first request was the one that stored it"
+        );
         store.delete(&large).await.unwrap();
         store.delete(&small).await.unwrap();
         assert_empty(&store).await;
-        assert_eq!(proxy.requests("POST /"), 3, "begin, complete, complete again");
+        assert_eq!(
+            proxy.requests("POST /"),
+            3,
+            "begin, complete, complete again"
+        );
     }
 }
 
@@ -54,16 +74,27 @@ pub(super) async fn passing_failures_are_ridden_out(weed: Arc<Weed>, settings: S
         ("error", Action::Refuse(500, "InternalError")),
         ("cut", Action::LoseReply),
     ] {
-        let proxy = Proxy::start(&weed.endpoint(), first(3, action, |head| head.contains("partnumber=2")));
+        let proxy = Proxy::start(
+            &weed.endpoint(),
+            first(3, action, |head| head.contains("partnumber=2")),
+        );
         let store = connect_by(&proxy, settings.clone()).await;
         let bytes = pattern(2 * PART + 1, 1);
-        upload(&store, &key(name), &bytes).await.unwrap_or_else(|error| panic!("{name}: {}", story(&error)));
-        assert!(store.get(&key(name), None, u64::MAX).await.unwrap() == bytes, "{name}");
+        upload(&store, &key(name), &bytes)
+            .await
+            .unwrap_or_else(|error| panic!("{name}: {}", story(&error)));
+        assert!(
+            store.get(&key(name), None, u64::MAX).await.unwrap() == bytes,
+            "{name}"
+        );
         assert_eq!(proxy.requests("partNumber=2"), 4, "{name}");
     }
 }
 
-pub(super) async fn lasting_failure_of_the_last_part_leaves_nothing(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn lasting_failure_of_the_last_part_leaves_nothing(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
     for (status, code, kind) in [
         (500, "InternalError", StoreErrorKind::Unavailable),
         (503, "SlowDown", StoreErrorKind::Throttled),
@@ -71,64 +102,117 @@ pub(super) async fn lasting_failure_of_the_last_part_leaves_nothing(weed: Arc<We
         (403, "AccessDenied", StoreErrorKind::Denied),
         (403, "QuotaExceeded", StoreErrorKind::Full),
     ] {
-        let refuse = first(usize::MAX, Action::Refuse(status, code), |head| head.contains("partnumber=3"));
+        let refuse = first(usize::MAX, Action::Refuse(status, code), |head| {
+            head.contains("partnumber=3")
+        });
         let proxy = Proxy::start(&weed.endpoint(), refuse);
         let store = connect_by(&proxy, settings.clone()).await;
-        let error = upload(&store, &key("chunk"), &pattern(2 * PART + 1, 1)).await.unwrap_err();
+        let error = upload(&store, &key("chunk"), &pattern(2 * PART + 1, 1))
+            .await
+            .unwrap_err();
         assert_eq!(error.kind, kind, "{code}");
         assert_says(&error, &["upload part 3 of chunk in s3:contract", code]);
         assert_empty(&store).await;
     }
 }
 
-pub(super) async fn stores_without_conditions_are_spoken_to_without(weed: Arc<Weed>, settings: S3Settings) {
-    let refuse = first(usize::MAX, Action::Refuse(501, "NotImplemented"), |head| head.contains("if-none-match"));
+pub(super) async fn stores_without_conditions_are_spoken_to_without(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let refuse = first(usize::MAX, Action::Refuse(501, "NotImplemented"), |head| {
+        head.contains("if-none-match")
+    });
     let proxy = Proxy::start(&weed.endpoint(), refuse);
     let store = connect_by(&proxy, settings).await;
     let bytes = pattern(10, 1);
     upload(&store, &key("large"), &bytes).await.unwrap();
-    assert_eq!(store.put_new(&key("small"), bytes.clone()).await.unwrap().0, PutOutcome::Created);
-    assert_eq!(store.put_new(&key("small"), bytes.clone()).await.unwrap().0, PutOutcome::Identical);
+    assert_eq!(
+        store.put_new(&key("small"), bytes.clone()).await.unwrap().0,
+        PutOutcome::Created
+    );
+    assert_eq!(
+        store.put_new(&key("small"), bytes.clone()).await.unwrap().0,
+        PutOutcome::Identical
+    );
     for name in ["large", "small"] {
         let error = store.put_new(&key(name), pattern(10, 2)).await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::AlreadyExists);
-        assert_eq!(upload(&store, &key(name), &pattern(10, 2)).await.unwrap_err().kind, StoreErrorKind::AlreadyExists);
+        assert_eq!(
+            upload(&store, &key(name), &pattern(10, 2))
+                .await
+                .unwrap_err()
+                .kind,
+            StoreErrorKind::AlreadyExists
+        );
         assert_eq!(store.get(&key(name), None, 10).await.unwrap(), bytes);
     }
 }
 
-pub(super) async fn stores_that_hide_checksums_give_weaker_evidence(weed: Arc<Weed>, settings: S3Settings) {
-    let hide = first(usize::MAX, Action::HideHeaders("checksum"), |head| head.starts_with("head"));
+pub(super) async fn stores_that_hide_checksums_give_weaker_evidence(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let hide = first(usize::MAX, Action::HideHeaders("checksum"), |head| {
+        head.starts_with("head")
+    });
     let proxy = Proxy::start(&weed.endpoint(), hide);
     let store = connect_by(&proxy, settings).await;
-    let evidence = upload(&store, &key("large"), &pattern(10, 1)).await.unwrap();
-    assert_eq!((evidence.tier, evidence.checksum, evidence.bytes), (EvidenceTier::SizeOnly, None, 10));
+    let evidence = upload(&store, &key("large"), &pattern(10, 1))
+        .await
+        .unwrap();
+    assert_eq!(
+        (evidence.tier, evidence.checksum, evidence.bytes),
+        (EvidenceTier::SizeOnly, None, 10)
+    );
 }
 
 pub(super) async fn false_words_of_the_store_are_found_out(weed: Arc<Weed>, settings: S3Settings) {
     let right = "x-amz-checksum-crc64nvme: rosUhgp5mIg=\r\nx-amz-checksum-type: FULL_OBJECT\r\n";
     let wrong = "x-amz-checksum-crc64nvme: AAAAAAAAAAA=\r\nx-amz-checksum-type: FULL_OBJECT\r\n";
-    for (n, (length, checksum, works)) in
-        [(9, right, true), (9, wrong, false), (8, right, false), (10, "", false)].into_iter().enumerate()
+    for (n, (length, checksum, works)) in [
+        (9, right, true),
+        (9, wrong, false),
+        (8, right, false),
+        (10, "", false),
+    ]
+    .into_iter()
+    .enumerate()
     {
         // The first look, before anything is sent, goes through.
         let looks = AtomicUsize::new(0);
         let lines = format!("Content-Length: {length}\r\n{checksum}");
         let proxy = Proxy::start(&weed.endpoint(), move |head| {
             let later = head.starts_with("head") && looks.fetch_add(1, Ordering::SeqCst) % 2 == 1;
-            if later { Action::AnswerHead(lines.clone()) } else { Action::Pass }
+            if later {
+                Action::AnswerHead(lines.clone())
+            } else {
+                Action::Pass
+            }
         });
-        let store =
-            connect_by(&proxy, S3Settings { prefix: format!("{}/{n}", settings.prefix), ..settings.clone() }).await;
+        let store = connect_by(
+            &proxy,
+            S3Settings {
+                prefix: format!("{}/{n}", settings.prefix),
+                ..settings.clone()
+            },
+        )
+        .await;
         let bytes = Bytes::from_static(b"123456789");
-        let put = store.put_new(&key("small"), bytes.clone()).await.map(|(_, evidence)| evidence);
+        let put = store
+            .put_new(&key("small"), bytes.clone())
+            .await
+            .map(|(_, evidence)| evidence);
         for result in [put, upload(&store, &key("large"), &bytes).await] {
             assert_eq!(result.is_ok(), works, "{length} {checksum:?}: {result:?}");
             if let Err(error) = result {
                 assert_eq!(error.kind, StoreErrorKind::Corrupt);
                 assert_says(
                     &error,
-                    &["confirm ", "9 bytes with checksum rosUhgp5mIg= were sent and accepted, but the store has "],
+                    &[
+                        "confirm ",
+                        "9 bytes with checksum rosUhgp5mIg= were sent and accepted, but the store has ",
+                    ],
                 );
             }
         }
@@ -137,9 +221,15 @@ pub(super) async fn false_words_of_the_store_are_found_out(weed: Arc<Weed>, sett
 
 pub(super) async fn bodies_that_break_off_are_fetched_again(weed: Arc<Weed>, settings: S3Settings) {
     let bytes = pattern(300_000, 1);
-    connect(settings.clone()).await.put_new(&key("x"), bytes.clone()).await.unwrap();
+    connect(settings.clone())
+        .await
+        .put_new(&key("x"), bytes.clone())
+        .await
+        .unwrap();
     for (times, works) in [(2, true), (usize::MAX, false)] {
-        let cut = first(times, Action::CutBody(100_000), |head| head.starts_with("get") && head.contains("/x"));
+        let cut = first(times, Action::CutBody(100_000), |head| {
+            head.starts_with("get") && head.contains("/x")
+        });
         let proxy = Proxy::start(&weed.endpoint(), cut);
         let store = connect_by(&proxy, settings.clone()).await;
         match store.get(&key("x"), None, u64::MAX).await {
@@ -156,19 +246,39 @@ pub(super) async fn pages_that_never_end_are_an_error(weed: Arc<Weed>, settings:
     let page = "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>\
                 </ListBucketResult>";
     let answer = Action::Answer(page.to_owned());
-    let proxy = Proxy::start(&weed.endpoint(), first(10, answer, |head| head.contains("list-type=2")));
+    let proxy = Proxy::start(
+        &weed.endpoint(),
+        first(10, answer, |head| head.contains("list-type=2")),
+    );
     let store = connect_by(&proxy, settings).await;
     let error = store.list("").await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Corrupt);
-    assert_eq!(proxy.requests("list-type=2"), 2, "the second page was the first again");
+    assert_eq!(
+        proxy.requests("list-type=2"),
+        2,
+        "the second page was the first again"
+    );
 }
 
 pub(super) async fn rclone_serve_is_recognised(weed: Arc<Weed>, settings: S3Settings) {
     // What rclone 1.75.2 answers, with its wrong root.
-    let answer = "<InitiateMultipartUpload><UploadId>1</UploadId></InitiateMultipartUpload>".to_owned();
+    let answer =
+        "<InitiateMultipartUpload><UploadId>1</UploadId></InitiateMultipartUpload>".to_owned();
     let begins = |head: &str| head.starts_with("post") && head.contains("?uploads");
     let proxy = Proxy::start(&weed.endpoint(), first(1, Action::Answer(answer), begins));
-    let error = connect_by(&proxy, settings).await.create(&key("x")).await.err().unwrap();
+    let error = connect_by(&proxy, settings)
+        .await
+        .create(&key("x"))
+        .await
+        .err()
+        .unwrap();
     assert_eq!(error.kind, StoreErrorKind::Unsupported);
-    assert_says(&error, &["begin upload of x", "expected InitiateMultipartUploadResult", "rclone:REMOTE:PATH"]);
+    assert_says(
+        &error,
+        &[
+            "begin upload of x",
+            "expected InitiateMultipartUploadResult",
+            "rclone:REMOTE:PATH",
+        ],
+    );
 }

@@ -1,4 +1,5 @@
-//! Object lock on a real server: locked as it is put, locked on later, and never taken for locked when it is not.
+//! Object lock on a real server: locked as it is put, locked on later, and never taken for locked
+//! when it is not.
 
 use super::{assert_says, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
@@ -15,27 +16,64 @@ fn until(evidence: &zfs_backup::store::Evidence) -> Timestamp {
 
 pub(super) async fn objects_are_locked_and_locked_on(weed: Arc<Weed>, settings: S3Settings) {
     let bucket = "locked";
-    weed.client().create_bucket().bucket(bucket).object_lock_enabled_for_bucket(true).send().await.unwrap();
-    let lock = Some(ObjectLock { days: 2, mode: LockMode::Governance, covers_chains: false });
-    let store = connect(S3Settings { bucket: bucket.to_owned(), lock, ..settings }).await;
+    weed.client()
+        .create_bucket()
+        .bucket(bucket)
+        .object_lock_enabled_for_bucket(true)
+        .send()
+        .await
+        .unwrap();
+    let lock = Some(ObjectLock {
+        days: 2,
+        mode: LockMode::Governance,
+        covers_chains: false,
+    });
+    let store = connect(S3Settings {
+        bucket: bucket.to_owned(),
+        lock,
+        ..settings
+    })
+    .await;
     assert_eq!(store.object_lock(), lock);
-    assert_eq!(store.bucket_facts().await.unwrap().unwrap().object_lock, Told::Is(true));
+    assert_eq!(
+        store.bucket_facts().await.unwrap().unwrap().object_lock,
+        Told::Is(true)
+    );
     let (large, small) = (key("tank/@a/large"), key("tank/@a/small"));
     let end = Timestamp::now() + SignedDuration::from_hours(48);
-    let near = |found: Timestamp, wanted: Timestamp| (found.as_second() - wanted.as_second()).abs() < 300;
-    let put = upload(&store, &large, &pattern(10, 1)).await.unwrap_or_else(|error| panic!("{}", story(&error)));
+    let near =
+        |found: Timestamp, wanted: Timestamp| (found.as_second() - wanted.as_second()).abs() < 300;
+    let put = upload(&store, &large, &pattern(10, 1))
+        .await
+        .unwrap_or_else(|error| panic!("{}", story(&error)));
     assert!(near(until(&put), end), "{put:?}");
     let (_, put) = store.put_new(&small, pattern(10, 1)).await.unwrap();
     assert!(near(until(&put), end), "{put:?}");
-    assert_eq!(store.delete(&small).await.unwrap_err().kind, StoreErrorKind::Denied);
+    assert_eq!(
+        store.delete(&small).await.unwrap_err().kind,
+        StoreErrorKind::Denied
+    );
     let longer = Timestamp::from_second(end.as_second() + 86_400).unwrap();
     for name in [&large, &small] {
-        store.extend_lock(name, longer).await.unwrap_or_else(|error| panic!("{}", story(&error)));
+        store
+            .extend_lock(name, longer)
+            .await
+            .unwrap_or_else(|error| panic!("{}", story(&error)));
         // A shorter one asks for nothing that is not there.
-        store.extend_lock(name, end).await.unwrap_or_else(|error| panic!("{}", story(&error)));
+        store
+            .extend_lock(name, end)
+            .await
+            .unwrap_or_else(|error| panic!("{}", story(&error)));
         assert!(until(&store.head(name).await.unwrap().unwrap()) >= end);
     }
-    assert_eq!(store.extend_lock(&key("none"), longer).await.unwrap_err().kind, StoreErrorKind::NotFound);
+    assert_eq!(
+        store
+            .extend_lock(&key("none"), longer)
+            .await
+            .unwrap_err()
+            .kind,
+        StoreErrorKind::NotFound
+    );
     // A probe locks nothing, and so leaves nothing.
     let probe = store.probe("@zfs-backup/probe/00/").await.unwrap().unwrap();
     assert_eq!(probe.left_behind, Vec::<String>::new(), "{probe:?}");
@@ -43,19 +81,58 @@ pub(super) async fn objects_are_locked_and_locked_on(weed: Arc<Weed>, settings: 
 }
 
 pub(super) async fn a_lock_that_is_not_shown_is_none(weed: Arc<Weed>, settings: S3Settings) {
-    let hide = first(usize::MAX, Action::HideHeaders("object-lock"), |head| head.starts_with("head"));
+    let hide = first(usize::MAX, Action::HideHeaders("object-lock"), |head| {
+        head.starts_with("head")
+    });
     let (proxy, bucket) = (Proxy::start(&weed.endpoint(), hide), "locked-too");
-    weed.client().create_bucket().bucket(bucket).object_lock_enabled_for_bucket(true).send().await.unwrap();
-    let lock = Some(ObjectLock { days: 2, mode: LockMode::Governance, covers_chains: false });
-    let store = connect_by(&proxy, S3Settings { bucket: bucket.to_owned(), lock, ..settings }).await;
-    let put = store.put_new(&key("small"), pattern(9, 1)).await.map(|(_, evidence)| evidence);
+    weed.client()
+        .create_bucket()
+        .bucket(bucket)
+        .object_lock_enabled_for_bucket(true)
+        .send()
+        .await
+        .unwrap();
+    let lock = Some(ObjectLock {
+        days: 2,
+        mode: LockMode::Governance,
+        covers_chains: false,
+    });
+    let store = connect_by(
+        &proxy,
+        S3Settings {
+            bucket: bucket.to_owned(),
+            lock,
+            ..settings
+        },
+    )
+    .await;
+    let put = store
+        .put_new(&key("small"), pattern(9, 1))
+        .await
+        .map(|(_, evidence)| evidence);
     for result in [put, upload(&store, &key("large"), &pattern(9, 1)).await] {
         let error = result.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Unsupported);
         assert_says(&error, &["lock ", "the store shows none", "object lock on"]);
     }
-    let refuse = first(usize::MAX, Action::Refuse(501, "NotImplemented"), |head| head.contains("?retention"));
-    let store = connect_by(&Proxy::start(&weed.endpoint(), refuse), S3Settings { lock, ..weed.settings(bucket) }).await;
+    let refuse = first(usize::MAX, Action::Refuse(501, "NotImplemented"), |head| {
+        head.contains("?retention")
+    });
+    let store = connect_by(
+        &Proxy::start(&weed.endpoint(), refuse),
+        S3Settings {
+            lock,
+            ..weed.settings(bucket)
+        },
+    )
+    .await;
     let later = Timestamp::now() + SignedDuration::from_hours(100);
-    assert_eq!(store.extend_lock(&key("small"), later).await.unwrap_err().kind, StoreErrorKind::Unsupported);
+    assert_eq!(
+        store
+            .extend_lock(&key("small"), later)
+            .await
+            .unwrap_err()
+            .kind,
+        StoreErrorKind::Unsupported
+    );
 }

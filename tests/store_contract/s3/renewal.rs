@@ -12,25 +12,46 @@ use zfs_backup::store::{Limiter, ObjectStore, Renew, S3Credentials, S3Settings, 
 
 pub(super) async fn uploads_keep_to_the_limit(weed: Arc<Weed>, settings: S3Settings) {
     let refused = AtomicUsize::new(0);
-    let proxy = Proxy::start(&weed.endpoint(), move |head| match head.contains("partnumber=2") {
-        true if refused.fetch_add(1, Ordering::SeqCst) < 2 => Action::Refuse(503, "SlowDown"),
-        _ => Action::Pass,
+    let proxy = Proxy::start(&weed.endpoint(), move |head| {
+        match head.contains("partnumber=2") {
+            true if refused.fetch_add(1, Ordering::SeqCst) < 2 => Action::Refuse(503, "SlowDown"),
+            _ => Action::Pass,
+        }
     });
     let limiter = Some(Arc::new(Limiter::new(10_000_000, || Some(10_000_000))));
-    let store = connect_by(&proxy, S3Settings { limiter, ..settings }).await;
+    let store = connect_by(
+        &proxy,
+        S3Settings {
+            limiter,
+            ..settings
+        },
+    )
+    .await;
     let (large, begun) = (pattern(2 * PART + 5, 1), Instant::now());
     upload(&store, &key("large"), &large).await.unwrap();
     let took = begun.elapsed();
     // Part 2 goes three times: 20 MB in all.
-    println!("    {} bytes and two parts again at 10 MB/s: {took:?}", large.len());
-    assert!((Duration::from_millis(1900)..Duration::from_secs(60)).contains(&took), "{took:?}");
-    assert!(store.get(&key("large"), None, 1 << 30).await.unwrap() == large, "other bytes came");
+    println!(
+        "    {} bytes and two parts again at 10 MB/s: {took:?}",
+        large.len()
+    );
+    assert!(
+        (Duration::from_millis(1900)..Duration::from_secs(60)).contains(&took),
+        "{took:?}"
+    );
+    assert!(
+        store.get(&key("large"), None, 1 << 30).await.unwrap() == large,
+        "other bytes came"
+    );
     store.put_new(&key("small"), pattern(100, 1)).await.unwrap();
     store.put_new(&key("nothing"), pattern(0, 1)).await.unwrap();
 }
 
 fn credentials(id: &str, secret: &str) -> S3Credentials {
-    S3Credentials { access_key_id: id.to_owned(), secret_access_key: secret.to_owned() }
+    S3Credentials {
+        access_key_id: id.to_owned(),
+        secret_access_key: secret.to_owned(),
+    }
 }
 
 pub(super) async fn keys_are_read_again_when_they_are_refused(_: Arc<Weed>, settings: S3Settings) {
@@ -43,35 +64,72 @@ pub(super) async fn keys_are_read_again_when_they_are_refused(_: Arc<Weed>, sett
         });
         let prefix = format!("{}/{id}", settings.prefix);
         let old = Some(credentials(id, secret));
-        let store =
-            connect(S3Settings { credentials: old.clone(), renew: Some(renew), prefix, ..settings.clone() }).await;
+        let store = connect(S3Settings {
+            credentials: old.clone(),
+            renew: Some(renew),
+            prefix,
+            ..settings.clone()
+        })
+        .await;
         let bytes = pattern(PART + 5, 1);
         upload(&store, &key("x"), &bytes).await.unwrap();
-        assert!(store.get(&key("x"), None, 1 << 30).await.unwrap() == bytes, "other bytes came");
-        assert_eq!(readings.load(Ordering::SeqCst), 1, "read once, when they were refused");
+        assert!(
+            store.get(&key("x"), None, 1 << 30).await.unwrap() == bytes,
+            "other bytes came"
+        );
+        assert_eq!(
+            readings.load(Ordering::SeqCst),
+            1,
+            "read once, when they were refused"
+        );
         // A file that cannot be read now: the refusal is what people hear of.
         let renew = Renew::new(|| Err("the file is gone".into()));
-        let store = connect(S3Settings { credentials: old, renew: Some(renew), ..settings.clone() }).await;
-        assert_eq!(store.list("").await.unwrap_err().kind, StoreErrorKind::Denied);
+        let store = connect(S3Settings {
+            credentials: old,
+            renew: Some(renew),
+            ..settings.clone()
+        })
+        .await;
+        assert_eq!(
+            store.list("").await.unwrap_err().kind,
+            StoreErrorKind::Denied
+        );
     }
 }
 
-pub(super) async fn a_session_that_is_over_is_renewed_or_said(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn a_session_that_is_over_is_renewed_or_said(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
     for over in [3, usize::MAX] {
         let asked = AtomicUsize::new(0);
-        let proxy = Proxy::start(&weed.endpoint(), move |head| match head.contains("partnumber=") {
-            true if asked.fetch_add(1, Ordering::SeqCst) < over => Action::Refuse(400, "ExpiredToken"),
-            _ => Action::Pass,
+        let proxy = Proxy::start(&weed.endpoint(), move |head| {
+            match head.contains("partnumber=") {
+                true if asked.fetch_add(1, Ordering::SeqCst) < over => {
+                    Action::Refuse(400, "ExpiredToken")
+                }
+                _ => Action::Pass,
+            }
         });
         let renew = Some(Renew::new(|| Ok(credentials(ACCESS_KEY, SECRET_KEY))));
-        let store = connect_by(&proxy, S3Settings { renew, ..settings.clone() }).await;
+        let store = connect_by(
+            &proxy,
+            S3Settings {
+                renew,
+                ..settings.clone()
+            },
+        )
+        .await;
         let uploaded = upload(&store, &key(&format!("x{over}")), &pattern(PART + 5, 1)).await;
         match over {
             3 => drop(uploaded.unwrap()),
             _ => {
                 let error = uploaded.unwrap_err();
                 assert_eq!(error.kind, StoreErrorKind::Denied);
-                super::assert_says(&error, &["ExpiredToken", "the session is over: get new credentials"]);
+                super::assert_says(
+                    &error,
+                    &["ExpiredToken", "the session is over: get new credentials"],
+                );
             }
         }
     }
@@ -81,10 +139,19 @@ pub(super) async fn a_session_that_is_over_is_renewed_or_said(weed: Arc<Weed>, s
 async fn no_log_has_a_secret_of_s3_in_it() {
     let weed = Weed::start("secrets").await;
     let log = Captured::begin();
-    for limiter in [None, Some(Arc::new(Limiter::new(100_000_000, || Some(100_000_000))))] {
+    for limiter in [
+        None,
+        Some(Arc::new(Limiter::new(100_000_000, || Some(100_000_000)))),
+    ] {
         let renew = Some(Renew::new(|| Ok(credentials(ACCESS_KEY, SECRET_KEY))));
         let wrong = Some(credentials(ACCESS_KEY, "wrong-and-secret"));
-        let store = connect(S3Settings { credentials: wrong, renew, limiter, ..weed.settings("secrets") }).await;
+        let store = connect(S3Settings {
+            credentials: wrong,
+            renew,
+            limiter,
+            ..weed.settings("secrets")
+        })
+        .await;
         let bytes = pattern(PART + 5, 1);
         let name = key(&format!("{}", log.text().len()));
         upload(&store, &name, &bytes).await.unwrap();
@@ -92,7 +159,10 @@ async fn no_log_has_a_secret_of_s3_in_it() {
     }
     let text = log.text();
     println!("    {} lines of log", text.lines().count());
-    assert!(text.contains("and there are new ones"), "the log is not the log");
+    assert!(
+        text.contains("and there are new ones"),
+        "the log is not the log"
+    );
     for secret in [SECRET_KEY, "wrong-and-secret"] {
         let line = text.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret}");

@@ -1,4 +1,5 @@
-//! Answers that no good server gives, by script: each ends as a whole object or as none, with an error of its kind.
+//! Answers that no good server gives, by script: each ends as a whole object or as none, with an
+//! error of its kind.
 
 use super::{PART, assert_empty, assert_says, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
@@ -13,19 +14,35 @@ fn completes(head: &str) -> bool {
 }
 
 fn below(settings: &S3Settings, name: &str) -> S3Settings {
-    S3Settings { prefix: format!("{}/{name}", settings.prefix), ..settings.clone() }
+    S3Settings {
+        prefix: format!("{}/{name}", settings.prefix),
+        ..settings.clone()
+    }
 }
 
 pub(super) async fn success_with_an_error_in_it_is_none(weed: Arc<Weed>, settings: S3Settings) {
     let error = "<Error><Code>InternalError</Code><Message>We encountered an internal error.</Message></Error>";
     for (times, works) in [(1, true), (usize::MAX, false)] {
         let settings = below(&settings, if works { "once" } else { "always" });
-        let proxy = Proxy::start(&weed.endpoint(), first(times, Action::Answer(error.to_owned()), completes));
-        let (store, bytes) = (connect_by(&proxy, settings.clone()).await, pattern(PART + 5, 1));
+        let proxy = Proxy::start(
+            &weed.endpoint(),
+            first(times, Action::Answer(error.to_owned()), completes),
+        );
+        let (store, bytes) = (
+            connect_by(&proxy, settings.clone()).await,
+            pattern(PART + 5, 1),
+        );
         match upload(&store, &key("large"), &bytes).await {
             Ok(_) => {
                 assert!(works, "the store said that it failed");
-                assert!(connect(settings).await.get(&key("large"), None, u64::MAX).await.unwrap() == bytes);
+                assert!(
+                    connect(settings)
+                        .await
+                        .get(&key("large"), None, u64::MAX)
+                        .await
+                        .unwrap()
+                        == bytes
+                );
                 assert_eq!(store.unfinished("").await.unwrap(), []);
             }
             Err(error) => {
@@ -38,32 +55,69 @@ pub(super) async fn success_with_an_error_in_it_is_none(weed: Arc<Weed>, setting
     }
 }
 
-pub(super) async fn a_part_that_is_echoed_otherwise_ends_the_upload(weed: Arc<Weed>, settings: S3Settings) {
+pub(super) async fn a_part_that_is_echoed_otherwise_ends_the_upload(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
     let lines = "ETag: \"x\"\r\nx-amz-checksum-crc64nvme: AAAAAAAAAAA=\r\nContent-Length: 0\r\n";
     let second = |head: &str| head.contains("partnumber=2");
-    let proxy = Proxy::start(&weed.endpoint(), first(usize::MAX, Action::AnswerHead(lines.to_owned()), second));
-    let error = upload(&connect_by(&proxy, settings.clone()).await, &key("large"), &pattern(PART + 5, 1)).await;
+    let proxy = Proxy::start(
+        &weed.endpoint(),
+        first(usize::MAX, Action::AnswerHead(lines.to_owned()), second),
+    );
+    let error = upload(
+        &connect_by(&proxy, settings.clone()).await,
+        &key("large"),
+        &pattern(PART + 5, 1),
+    )
+    .await;
     let error = error.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Corrupt);
-    assert_says(&error, &["upload part 2 of large", "was sent, the store got AAAAAAAAAAA="]);
+    assert_says(
+        &error,
+        &[
+            "upload part 2 of large",
+            "was sent, the store got AAAAAAAAAAA=",
+        ],
+    );
     assert_empty(&connect(settings).await).await;
 }
 
-pub(super) async fn another_region_and_an_expired_session_say_what_to_do(weed: Arc<Weed>, settings: S3Settings) {
-    let redirect = "<Error><Code>PermanentRedirect</Code><Message>use the other endpoint</Message></Error>";
+pub(super) async fn another_region_and_an_expired_session_say_what_to_do(
+    weed: Arc<Weed>,
+    settings: S3Settings,
+) {
+    let redirect =
+        "<Error><Code>PermanentRedirect</Code><Message>use the other endpoint</Message></Error>";
     let moved = Action::AnswerStatus(301, "x-amz-bucket-region: eu-west-3\r\n", redirect);
     let expired = "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>";
     let over = Action::AnswerStatus(400, "", expired);
     for (name, action, kind, parts) in [
-        ("moved", moved, StoreErrorKind::Invalid, ["PermanentRedirect", "\"eu-west-3\": set `region`"]),
-        ("over", over, StoreErrorKind::Denied, ["ExpiredToken", "the session is over"]),
+        (
+            "moved",
+            moved,
+            StoreErrorKind::Invalid,
+            ["PermanentRedirect", "\"eu-west-3\": set `region`"],
+        ),
+        (
+            "over",
+            over,
+            StoreErrorKind::Denied,
+            ["ExpiredToken", "the session is over"],
+        ),
     ] {
         let settings = below(&settings, name);
         let writes = |head: &str| head.starts_with("put");
         let proxy = Proxy::start(&weed.endpoint(), first(usize::MAX, action, writes));
         let store = connect_by(&proxy, settings.clone()).await;
-        let put = store.put_new(&key("small"), pattern(9, 1)).await.map(drop).unwrap_err();
-        let sent = upload(&store, &key("large"), &pattern(PART + 5, 1)).await.unwrap_err();
+        let put = store
+            .put_new(&key("small"), pattern(9, 1))
+            .await
+            .map(drop)
+            .unwrap_err();
+        let sent = upload(&store, &key("large"), &pattern(PART + 5, 1))
+            .await
+            .unwrap_err();
         for error in [put, sent] {
             assert_eq!(error.kind, kind, "{name}");
             assert_says(&error, &parts);
@@ -79,9 +133,20 @@ pub(super) async fn silence_in_the_middle_of_an_upload_is_waited_out_or_given_up
     let silence = Action::Silence(Duration::from_secs(20));
     for (times, works) in [(1, true), (usize::MAX, false)] {
         let settings = below(&settings, if works { "once" } else { "always" });
-        let proxy = Proxy::start(&weed.endpoint(), first(times, silence.clone(), |head| head.contains("partnumber=2")));
-        let short = S3Settings { attempt_slack: Duration::from_secs(2), rate_bytes_min: 1 << 30, ..settings.clone() };
-        let (store, bytes, begun) = (connect_by(&proxy, short).await, pattern(PART + 5, 1), Instant::now());
+        let proxy = Proxy::start(
+            &weed.endpoint(),
+            first(times, silence.clone(), |head| head.contains("partnumber=2")),
+        );
+        let short = S3Settings {
+            attempt_slack: Duration::from_secs(2),
+            rate_bytes_min: 1 << 30,
+            ..settings.clone()
+        };
+        let (store, bytes, begun) = (
+            connect_by(&proxy, short).await,
+            pattern(PART + 5, 1),
+            Instant::now(),
+        );
         match upload(&store, &key("large"), &bytes).await {
             Ok(_) => {
                 assert!(works);
@@ -94,6 +159,10 @@ pub(super) async fn silence_in_the_middle_of_an_upload_is_waited_out_or_given_up
                 assert_empty(&connect(settings).await).await;
             }
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "{:?}",
+            begun.elapsed()
+        );
     }
 }

@@ -27,7 +27,9 @@ impl Head {
     }
 
     pub(super) fn body_bytes(&self) -> usize {
-        self.header("content-length").and_then(|len| len.parse().ok()).unwrap_or(0)
+        self.header("content-length")
+            .and_then(|len| len.parse().ok())
+            .unwrap_or(0)
     }
 
     /// The name of the call: that of the API, or what stands for it.
@@ -42,7 +44,13 @@ impl Head {
 
     /// The version of the API that was asked.
     pub(super) fn version(&self) -> Option<u32> {
-        self.path.trim_start_matches('/').split('/').nth(1)?.strip_prefix('v')?.parse().ok()
+        self.path
+            .trim_start_matches('/')
+            .split('/')
+            .nth(1)?
+            .strip_prefix('v')?
+            .parse()
+            .ok()
     }
 }
 
@@ -55,15 +63,26 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn json(value: &Value) -> Self {
         let headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
-        Self { status: 200, headers, body: value.to_string().into_bytes() }
+        Self {
+            status: 200,
+            headers,
+            body: value.to_string().into_bytes(),
+        }
     }
 
     pub(super) fn bytes(status: u16, body: Vec<u8>) -> Self {
-        Self { status, headers: Vec::new(), body }
+        Self {
+            status,
+            headers: Vec::new(),
+            body,
+        }
     }
 
     pub(super) fn refused(status: u16, code: &str, message: &str) -> Self {
-        Self { status, ..Self::json(&json!({"status": status, "code": code, "message": message})) }
+        Self {
+            status,
+            ..Self::json(&json!({"status": status, "code": code, "message": message}))
+        }
     }
 
     pub(super) fn with(mut self, name: &str, value: &str) -> Self {
@@ -72,11 +91,19 @@ impl Answer {
     }
 
     /// Writes it, or only so many bytes of its body; returns whether the connection goes on.
-    pub(super) fn write(&self, stream: &mut TcpStream, head: &Head, cut: Option<usize>) -> io::Result<bool> {
+    pub(super) fn write(
+        &self,
+        stream: &mut TcpStream,
+        head: &Head,
+        cut: Option<usize>,
+    ) -> io::Result<bool> {
         // b2sdk compares the clocks.
         let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
         let len = self.body.len();
-        let mut text = format!("HTTP/1.1 {} X\r\nDate: {date}\r\nContent-Length: {len}\r\n", self.status);
+        let mut text = format!(
+            "HTTP/1.1 {} X\r\nDate: {date}\r\nContent-Length: {len}\r\n",
+            self.status
+        );
         for (name, value) in &self.headers {
             text += &format!("{name}: {value}\r\n");
         }
@@ -111,11 +138,23 @@ pub(super) fn read_head(stream: &mut TcpStream, rest: &mut Vec<u8>) -> io::Resul
     let target = first.next().unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let query = query.split('&').filter_map(|pair| pair.split_once('='));
-    let query = query.filter_map(|(name, value)| Some((name.to_owned(), decode(value)?))).collect();
+    let query = query
+        .filter_map(|(name, value)| Some((name.to_owned(), decode(value)?)))
+        .collect();
     let headers = lines.filter_map(|line| line.split_once(':'));
-    let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
-    let head = Head { method, path: path.to_owned(), query, headers };
-    if head.header("expect").is_some_and(|expected| expected.eq_ignore_ascii_case("100-continue")) {
+    let headers = headers
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let head = Head {
+        method,
+        path: path.to_owned(),
+        query,
+        headers,
+    };
+    if head
+        .header("expect")
+        .is_some_and(|expected| expected.eq_ignore_ascii_case("100-continue"))
+    {
         stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     Ok(Some(head))
@@ -136,7 +175,12 @@ pub(super) fn read_half(stream: &mut TcpStream, rest: &mut Vec<u8>, head: &Head)
     read_up_to(stream, rest, head.body_bytes() / 2, None).map(|_| ())
 }
 
-fn read_up_to(stream: &mut TcpStream, rest: &mut Vec<u8>, len: usize, pause: Option<Duration>) -> io::Result<Vec<u8>> {
+fn read_up_to(
+    stream: &mut TcpStream,
+    rest: &mut Vec<u8>,
+    len: usize,
+    pause: Option<Duration>,
+) -> io::Result<Vec<u8>> {
     thread::sleep(pause.unwrap_or_default());
     let mut body: Vec<u8> = rest.drain(..len.min(rest.len())).collect();
     while body.len() < len {
@@ -170,5 +214,13 @@ pub(super) fn decode(text: &str) -> Option<String> {
 /// Percent-encoding for headers.
 pub(super) fn encode(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }

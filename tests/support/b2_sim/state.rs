@@ -69,7 +69,11 @@ pub(super) struct State {
 }
 
 pub(super) fn sha1_hex(bytes: &[u8]) -> String {
-    digest(&SHA1_FOR_LEGACY_USE_ONLY, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest(&SHA1_FOR_LEGACY_USE_ONLY, bytes)
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 pub(super) fn bad_request(message: &str) -> Answer {
@@ -88,7 +92,10 @@ impl State {
 
     /// Milliseconds that never repeat, so that the order of versions is plain.
     pub(super) fn now(&mut self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_millis();
         self.last_millis = u64::try_from(now).unwrap().max(self.last_millis + 1);
         self.last_millis
     }
@@ -106,8 +113,10 @@ impl State {
     }
 
     pub(super) fn expire_tokens(&mut self) {
-        self.expired.extend(self.tokens.drain().map(|(token, _)| token));
-        self.expired.extend(self.uploads.drain().map(|(token, _)| token));
+        self.expired
+            .extend(self.tokens.drain().map(|(token, _)| token));
+        self.expired
+            .extend(self.uploads.drain().map(|(token, _)| token));
     }
 
     /// Whose token this is.
@@ -115,32 +124,50 @@ impl State {
         let token = head.header("authorization").unwrap_or_default();
         match self.tokens.get(token) {
             Some(key) => Ok(key.clone()),
-            None if self.expired.contains(token) => {
-                Err(Answer::refused(401, "expired_auth_token", "Authorization token has expired"))
-            }
-            None => Err(Answer::refused(401, "bad_auth_token", "Invalid authorization token")),
+            None if self.expired.contains(token) => Err(Answer::refused(
+                401,
+                "expired_auth_token",
+                "Authorization token has expired",
+            )),
+            None => Err(Answer::refused(
+                401,
+                "bad_auth_token",
+                "Invalid authorization token",
+            )),
         }
     }
 
     pub(super) fn bucket_index(&self, id: &str) -> Result<usize, Answer> {
         let found = self.buckets.iter().position(|bucket| bucket.id == id);
-        found.ok_or_else(|| Answer::refused(400, "bad_bucket_id", &format!("Bucket {id} does not exist")))
+        found.ok_or_else(|| {
+            Answer::refused(400, "bad_bucket_id", &format!("Bucket {id} does not exist"))
+        })
     }
 
     /// The bucket and the name of a version.
     pub(super) fn find(&self, file_id: &str) -> Option<(usize, String)> {
         self.buckets.iter().enumerate().find_map(|(n, bucket)| {
-            let version = bucket.files.values().flatten().find(|version| version.id == file_id)?;
+            let version = bucket
+                .files
+                .values()
+                .flatten()
+                .find(|version| version.id == file_id)?;
             Some((n, version.name.clone()))
         })
     }
 
     pub(super) fn version_mut(&mut self, file_id: &str) -> Option<&mut Version> {
-        self.buckets.iter_mut().flat_map(|bucket| bucket.files.values_mut().flatten()).find(|v| v.id == file_id)
+        self.buckets
+            .iter_mut()
+            .flat_map(|bucket| bucket.files.values_mut().flatten())
+            .find(|v| v.id == file_id)
     }
 
     pub(super) fn version(&self, file_id: &str) -> Option<&Version> {
-        self.buckets.iter().flat_map(|bucket| bucket.files.values().flatten()).find(|v| v.id == file_id)
+        self.buckets
+            .iter()
+            .flat_map(|bucket| bucket.files.values().flatten())
+            .find(|v| v.id == file_id)
     }
 
     /// Puts a version in front of those of its name.
@@ -148,7 +175,10 @@ impl State {
         let number = self.number();
         version.id = format!("4_z{}_f{number:016x}", self.buckets[bucket].id);
         version.timestamp = self.now();
-        let versions = self.buckets[bucket].files.entry(version.name.clone()).or_default();
+        let versions = self.buckets[bucket]
+            .files
+            .entry(version.name.clone())
+            .or_default();
         versions.insert(0, version);
         &versions[0]
     }
@@ -164,7 +194,13 @@ impl State {
     }
 
     pub(super) fn add_marker(&mut self, bucket: usize, name: &str) -> &Version {
-        self.add_version(bucket, Version { action: "hide", ..Version::new(name, None, Vec::new()) })
+        self.add_version(
+            bucket,
+            Version {
+                action: "hide",
+                ..Version::new(name, None, Vec::new())
+            },
+        )
     }
 
     pub(super) fn plant(&mut self, name: &str, bytes: &[u8]) {
@@ -191,7 +227,12 @@ impl Version {
 
 impl Key {
     /// Refuses what the key may not do in this bucket with this name or beginning of names.
-    pub(super) fn check(&self, capability: &str, bucket: Option<&Bucket>, name: Option<&str>) -> Result<(), Answer> {
+    pub(super) fn check(
+        &self,
+        capability: &str,
+        bucket: Option<&Bucket>,
+        name: Option<&str>,
+    ) -> Result<(), Answer> {
         if !self.capabilities.iter().any(|has| has == capability) {
             return Err(unauthorized(&format!("not entitled: {capability}")));
         }
@@ -209,7 +250,8 @@ impl Key {
     }
 }
 
-/// B2's rules for locking: the bucket must have it on, the key must be allowed to, and the time must be ahead.
+/// B2's rules for locking: the bucket must have it on, the key must be allowed to, and the time
+/// must be ahead.
 pub(super) fn check_retention(
     key: &Key,
     bucket: &Bucket,
@@ -220,7 +262,13 @@ pub(super) fn check_retention(
     if !bucket.locks {
         return Err(bad_request("The bucket does not have Object Lock enabled"));
     }
-    let now = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap();
+    let now = u64::try_from(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_millis(),
+    )
+    .unwrap();
     match until.filter(|until| *until > now && ["governance", "compliance"].contains(&mode)) {
         Some(until) => Ok((mode.to_owned(), until)),
         None => Err(bad_request("bad file retention")),
@@ -235,15 +283,26 @@ pub(super) fn check_name(name: &str) -> Result<(), Answer> {
         || name.ends_with('/')
         || name.contains("//")
         || name.bytes().any(|byte| byte < 32 || byte == 127);
-    if bad { Err(bad_request(&format!("File names must not look like {name:?}"))) } else { Ok(()) }
+    if bad {
+        Err(bad_request(&format!(
+            "File names must not look like {name:?}"
+        )))
+    } else {
+        Ok(())
+    }
 }
 
 /// B2's rules for the information kept with a file.
 pub(super) fn check_info(info: &BTreeMap<String, String>) -> Result<(), Answer> {
-    let bytes: usize = info.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let bytes: usize = info
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
     let plain = |name: &String| {
         (1..=50).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b))
     };
     match info.len() <= 10 && bytes <= 7000 && info.keys().all(plain) {
         true => Ok(()),
