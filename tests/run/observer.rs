@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zfs_backup::manifest::{PruneRecord, parse_strict};
-use zfs_backup::model::{BackupId, KnownStore};
+use zfs_backup::model::{BackupId, Guid, KnownStore};
 use zfs_backup::store::ObjectKey;
 use zfs_backup::store::key::BackupObject;
 
@@ -103,6 +103,9 @@ pub(crate) struct Facts {
     /// The operations of this race.
     pub(crate) actors: Vec<Actor>,
     pub(crate) relation: Option<Relation>,
+    /// The snapshots that both hosts have because the second one is a clone. They lie on both
+    /// time lines, so a backup of one is of neither alone, whichever host made it.
+    pub(crate) shared: BTreeSet<Guid>,
     pub(crate) are_clocks_right: bool,
     /// Committed, and nothing that was named in a prune record of its store was deleted of it.
     pub(crate) alive: BTreeSet<Stored>,
@@ -271,7 +274,8 @@ impl Facts {
                     ));
                 }
                 let is_fork = self.relation == Some(Relation::Cloned)
-                    && maker.is_some_and(|maker| maker != host);
+                    && maker.is_some_and(|maker| maker != host)
+                    && !self.shared.contains(&stored.1.snapshot_guid());
                 if is_fork && self.committed.contains(stored) {
                     return Some(format!(
                         "host {host} pruned it, and it is of the other time line of its origin"

@@ -167,20 +167,22 @@ impl TwoHosts {
                 copy_folder(first.state.path(), state.path());
                 let intermediate = copy_store(&first.intermediate);
                 let (zfs, taken) = (first.zfs.copy_pools(), first.taken.clone());
-                self.hosts.push(Host {
-                    zfs,
-                    intermediate,
-                    state,
-                    taken,
-                });
                 let mut facts = self.observer.facts();
                 facts.made_by.values_mut().for_each(|maker| *maker = None);
+                facts.shared = taken.keys().copied().collect();
                 let copied = |(place, id): &Stored| {
                     (*place == Place::Intermediate(0)).then(|| (Place::Intermediate(1), id.clone()))
                 };
                 let (alive, committed) = (facts.alive.clone(), facts.committed.clone());
                 facts.alive.extend(alive.iter().filter_map(copied));
                 facts.committed.extend(committed.iter().filter_map(copied));
+                drop(facts);
+                self.hosts.push(Host {
+                    zfs,
+                    intermediate,
+                    state,
+                    taken,
+                });
             }
         }
     }
