@@ -67,12 +67,13 @@ const GENERATED: [&str; 1] = ["src/zfs/sys.rs"];
 /// Written by cargo: it names the registry in every entry.
 const NOT_READ: [&str; 4] = ["Cargo.lock", "target", ".git", "mutants.out"];
 
-const FILE_LINES_MAX: usize = 700;
+const FILE_LINES_MAX: usize = 800;
+const FILE_LINES_WITH_TESTS_MAX: usize = 1100;
 const FILE_LINES_LONG: usize = 400;
-const LONG_FILES_PERCENT_MAX: usize = 10;
-const FUNCTION_LINES_MAX: usize = 100;
+const LONG_FILES_PERCENT_MAX: usize = 15;
+const FUNCTION_LINES_MAX: usize = 110;
 const FUNCTION_LINES_LONG: usize = 70;
-const LONG_FUNCTIONS_PERCENT_MAX: usize = 2;
+const LONG_FUNCTIONS_PERCENT_MAX: usize = 1;
 const PANICS_PER_THOUSAND_LINES_MAX: usize = 5;
 /// Lines of one statement that may stand between a SAFETY comment and its block.
 const SAFETY_DISTANCE_LINES_MAX: usize = 4;
@@ -166,6 +167,13 @@ impl Source {
 
     fn line_count(&self) -> usize {
         self.text.lines().count()
+    }
+
+    /// The lines outside tests.
+    fn own_line_count(&self, rust: &Rust) -> usize {
+        (1..=self.line_count())
+            .filter(|line| !rust.is_test_line(*line))
+            .count()
     }
 
     /// The file of a module that this file declares.
@@ -497,47 +505,49 @@ fn has_safety_comment(text: &str, line: usize) -> bool {
     near && comment.any(|line| line.starts_with("// SAFETY:"))
 }
 
-/// No Rust file is too long, tests included; that most are short is asked of our own code only.
+/// No Rust file is too long, and most files of our own code are short. Lines of tests inside a file
+/// of our own do not count: they are not read with it.
 fn file_lines(sources: &[Source]) -> Vec<Breach> {
-    let written = sources
-        .iter()
-        .filter(|source| source.rust.is_some() && !GENERATED.contains(&source.path.as_str()));
-    let own: Vec<&Source> = sources
-        .iter()
-        .filter(|source| source.own().is_some())
-        .collect();
-    let long: Vec<&&Source> = own
-        .iter()
-        .filter(|source| source.line_count() > FILE_LINES_LONG)
-        .collect();
-    let breach = |source: &Source, limit: &str| {
+    let breach = |source: &Source, lines: usize, limit: String| {
         Breach::new(
             source,
             source.line_count(),
-            format!("{} lines, {limit}", source.line_count()),
+            format!("{lines} lines, {limit}"),
         )
     };
-    let too_long = written.filter(|source| source.line_count() > FILE_LINES_MAX);
-    let mut breaches: Vec<Breach> = too_long
-        .map(|source| breach(source, &format!("at most {FILE_LINES_MAX}")))
+    let own: Vec<(&Source, usize)> = production(sources)
+        .into_iter()
+        .map(|(source, rust)| (source, source.own_line_count(rust)))
         .collect();
-    if long.len() * 100 > own.len() * LONG_FILES_PERCENT_MAX {
+    let mut breaches = Vec::new();
+    for (source, lines) in own.iter().filter(|(_, lines)| *lines > FILE_LINES_MAX) {
+        breaches.push(breach(source, *lines, format!("at most {FILE_LINES_MAX}")));
+    }
+    let written = sources
+        .iter()
+        .filter(|source| source.rust.is_some() && !GENERATED.contains(&source.path.as_str()));
+    for source in written.filter(|source| source.line_count() > FILE_LINES_WITH_TESTS_MAX) {
+        let limit = format!("at most {FILE_LINES_WITH_TESTS_MAX} with tests");
+        breaches.push(breach(source, source.line_count(), limit));
+    }
+    let long = own.iter().filter(|(_, lines)| *lines > FILE_LINES_LONG);
+    if long.clone().count() * 100 > own.len() * LONG_FILES_PERCENT_MAX {
         let limit = format!(
             "and more than {LONG_FILES_PERCENT_MAX}% of the files are over {FILE_LINES_LONG}"
         );
-        breaches.extend(long.iter().map(|source| breach(source, &limit)));
+        breaches.extend(long.map(|(source, lines)| breach(source, *lines, limit.clone())));
     }
     breaches
 }
 
+/// Functions of tests do not count: most of their lines are tables.
 fn function_lines(sources: &[Source]) -> Vec<Breach> {
-    let own = sources
-        .iter()
-        .filter_map(|source| Some((source, source.own()?)));
-    let all: Vec<(&Source, &Function)> = own
+    let all: Vec<(&Source, &Function)> = production(sources)
+        .into_iter()
         .flat_map(|(source, rust)| {
             rust.functions
                 .iter()
+                .filter(|function| !rust.is_test_line(function.line))
                 .map(move |function| (source, function))
         })
         .collect();
@@ -567,9 +577,7 @@ fn function_lines(sources: &[Source]) -> Vec<Breach> {
 fn panics(sources: &[Source]) -> Vec<Breach> {
     let (mut breaches, mut reasoned, mut line_count) = (Vec::new(), Vec::new(), 0);
     for (source, rust) in production(sources) {
-        line_count += (1..=source.line_count())
-            .filter(|line| !rust.is_test_line(*line))
-            .count();
+        line_count += source.own_line_count(rust);
         let bare = [
             &[".", "unwrap", "(", ")"][..],
             &[".", "expect", "(", ")"],
@@ -691,7 +699,7 @@ fn lines_found(check: Check, path: &str, text: &str) -> Vec<usize> {
 #[test]
 fn each_rule_fails_on_a_bad_sample_and_passes_a_good_one() {
     let many = |count: usize, line: &str| line.repeat(count);
-    let long_function = format!("fn f() {{\n{}}}\n", many(100, "    g();\n"));
+    let long_function = format!("fn f() {{\n{}}}\n", many(FUNCTION_LINES_MAX, "    g();\n"));
     let rather_long_function = format!("fn f() {{\n{}}}\n", many(70, "    g();\n"));
     let short_functions = |count: usize| {
         (0..count)
@@ -813,28 +821,48 @@ fn each_rule_fails_on_a_bad_sample_and_passes_a_good_one() {
             "fn f() { unsafe { g() } }\n",
             &[],
         ),
-        (file_lines, "src/plan.rs", &many(701, "// x\n"), &[701, 701]),
+        (
+            file_lines,
+            "src/plan.rs",
+            &many(FILE_LINES_MAX + 1, "// x\n"),
+            &[FILE_LINES_MAX + 1; 2],
+        ),
         (file_lines, "src/plan.rs", &many(401, "// x\n"), &[401]),
-        (file_lines, "tests/x.rs", &many(701, "// x\n"), &[701]),
-        (file_lines, "tests/x.rs", &many(700, "// x\n"), &[]),
+        (
+            file_lines,
+            "tests/x.rs",
+            &many(FILE_LINES_WITH_TESTS_MAX + 1, "// x\n"),
+            &[FILE_LINES_WITH_TESTS_MAX + 1],
+        ),
+        (
+            file_lines,
+            "tests/x.rs",
+            &many(FILE_LINES_WITH_TESTS_MAX, "// x\n"),
+            &[],
+        ),
         (file_lines, "src/plan.rs", &many(400, "// x\n"), &[]),
-        (file_lines, "src/zfs/sys.rs", &many(701, "// x\n"), &[]),
+        (
+            file_lines,
+            "src/zfs/sys.rs",
+            &many(FILE_LINES_MAX + 1, "// x\n"),
+            &[],
+        ),
         (
             function_lines,
             "src/plan.rs",
-            &(long_function + &short_functions(99)),
+            &(long_function + &short_functions(199)),
             &[1],
         ),
         (
             function_lines,
             "src/plan.rs",
-            &format!("{rather_long_function}{}", short_functions(48)),
+            &format!("{rather_long_function}{}", short_functions(98)),
             &[1],
         ),
         (
             function_lines,
             "src/plan.rs",
-            &format!("{rather_long_function}{}", short_functions(49)),
+            &format!("{rather_long_function}{}", short_functions(99)),
             &[],
         ),
         (
