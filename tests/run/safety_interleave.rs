@@ -33,6 +33,10 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
 
+/// How many cases a run makes by default, and from which seed.
+const CASES: u64 = 50;
+const SEED: u64 = 1;
+
 #[derive(Debug, Clone)]
 enum Command {
     Stream { full: bool },
@@ -625,13 +629,24 @@ async fn run(keys: KeyFile, writer: WriterKeys, case: &Case, seen: &Seen) -> Res
         .map_err(|failure| format!("at the end: {failure}"))
 }
 
+fn new_seed() -> u64 {
+    let now = format!("{:?}", std::time::Instant::now());
+    u64::from_le_bytes(
+        *blake3::hash(now.as_bytes())
+            .as_bytes()
+            .first_chunk()
+            .unwrap(),
+    )
+}
+
 fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable)
         .ok()
         .and_then(|text| text.parse().ok())
 }
 
-/// ZFS_BACKUP_CASES makes more cases; ZFS_BACKUP_SEED makes those of an earlier run again.
+/// The default cases are the same in every run. `ZFS_BACKUP_CASES` makes that many new ones;
+/// `ZFS_BACKUP_SEED` makes those of an earlier run again.
 #[test]
 fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
     let (keys, writer) = quick_keys();
@@ -639,16 +654,12 @@ fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
         .enable_all()
         .build()
         .unwrap();
-    let cases = u32::try_from(number_from("ZFS_BACKUP_CASES").unwrap_or(50)).unwrap();
-    let random = || {
-        u64::from_le_bytes(
-            *blake3::hash(format!("{:?}", std::time::Instant::now()).as_bytes())
-                .as_bytes()
-                .first_chunk()
-                .unwrap(),
-        )
-    };
-    let seed = number_from("ZFS_BACKUP_SEED").unwrap_or_else(random);
+    let new_cases = number_from("ZFS_BACKUP_CASES");
+    let cases = u32::try_from(new_cases.unwrap_or(CASES)).unwrap();
+    let seed = number_from("ZFS_BACKUP_SEED").unwrap_or_else(|| match new_cases {
+        Some(_) => new_seed(),
+        None => SEED,
+    });
     let mut config = ProptestConfig {
         cases,
         failure_persistence: None,
