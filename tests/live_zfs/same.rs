@@ -147,6 +147,8 @@ trait Side {
     fn zfs(&self) -> &dyn Zfs;
     fn write(&self, dataset: &DatasetName, file: u64, bytes: &[u8]);
     fn clone_snapshot(&self, snapshot: &SnapshotName, dataset: &DatasetName) -> bool;
+    /// How long this side may take until it has begun a receive whose first half it has.
+    fn begin_receive_time(&self) -> Duration;
 }
 
 impl Side for FakeZfs {
@@ -160,6 +162,10 @@ impl Side for FakeZfs {
 
     fn clone_snapshot(&self, snapshot: &SnapshotName, dataset: &DatasetName) -> bool {
         self.clone_snapshot(snapshot, dataset).is_ok()
+    }
+
+    fn begin_receive_time(&self) -> Duration {
+        Duration::ZERO
     }
 }
 
@@ -202,6 +208,10 @@ impl Side for Pool {
             &snapshot.to_string(),
             dataset.as_str(),
         ])
+    }
+
+    fn begin_receive_time(&self) -> Duration {
+        Duration::from_millis(300)
     }
 }
 
@@ -254,7 +264,11 @@ fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
         properties: [("canmount".to_owned(), PropertyValue::Number(2))].into(),
     };
     let zfs = side.zfs();
-    let appear = || drop(zfs.take_snapshots(appears.as_slice(), &BTreeMap::new()));
+    let appear = || {
+        // The kernel gets the stream through a pipe: by then it has checked the target.
+        std::thread::sleep(side.begin_receive_time());
+        drop(zfs.take_snapshots(appears.as_slice(), &BTreeMap::new()));
+    };
     let is_there = zfs.dataset(to.dataset()).unwrap().is_some();
     let what: Option<Box<dyn FnOnce() + Send>> = if appears.is_some() && is_there {
         Some(Box::new(appear))
@@ -262,7 +276,12 @@ fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
         None
     };
     let mut source = Halfway(&bytes, bytes.len() / 2, what);
-    format!("receive: {}", kind(zfs.receive(&request, &mut source)))
+    let received = kind(zfs.receive(&request, &mut source));
+    // A refusal may come before half of the stream was read.
+    if let Some(what) = source.2.take() {
+        what();
+    }
+    format!("receive: {received}")
 }
 
 fn apply(side: &dyn Side, operation: &Operation) -> String {
