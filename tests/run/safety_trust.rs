@@ -364,7 +364,8 @@ async fn configurations_signed_by_an_old_key_are_not_recovered() {
         assert_eq!(
             kept_configs(&site.world.store, &site.world.keys)
                 .await
-                .unwrap(),
+                .unwrap()
+                .trusted,
             [],
             "{old_keys:?}"
         );
@@ -382,7 +383,8 @@ async fn configurations_signed_by_an_old_key_are_not_recovered() {
         );
         let found = kept_configs(&site.world.store, &site.world.keys)
             .await
-            .unwrap();
+            .unwrap()
+            .trusted;
         assert_eq!(
             found
                 .iter()
@@ -1046,4 +1048,28 @@ async fn a_store_that_a_rotation_did_not_read_keeps_its_keyring_and_its_backups(
         .await
         .unwrap();
     assert_eq!(catalog.backups.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_overwritten_list_of_retired_keys_stops_a_backup_with_the_remedy() {
+    let mut site = Site::new().await;
+    site.world.back_up().await;
+    site.rotate(OldKeys::Retire).await;
+    let store = site.world.store.clone();
+    let is_list = |key: &String| key.starts_with("@zfs-backup/keys/") && key.contains("/believed-");
+    let list = store.keys().into_iter().find(is_list).unwrap();
+    let good = store.object(&list).unwrap();
+    store.plant(&list, b"overwritten".to_vec());
+    let keys = async || writer_keys(&store, &site.cache(), nobody).await;
+    let error = keys().await.err().unwrap();
+    assert!(error.is_damage(), "{error}");
+    let hint = error.hint().unwrap();
+    assert!(
+        hint.contains(&format!("delete {list} in the store")),
+        "{hint}"
+    );
+    // The remedy works.
+    assert!(store.lose(&list));
+    keys().await.unwrap();
+    assert_eq!(store.object(&list), Some(good));
 }
