@@ -6,6 +6,7 @@
 //! @zfs-backup/keys/<tag>/0001.age     keyring: an age identity file with the signing key in comment lines, sealed with
 //!                                     the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
 //! @zfs-backup/store-id                which store this is: 128 random bits, put before anything else, not signed
+//! @zfs-backup/store-id.claim-<id>     for seconds, in a store without conditional puts: a host asks for this identity
 //! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are still trusted for, by
 //!                                     folder, name and BLAKE3; pinned by its own BLAKE3 in the keyring of this tag
 //! <dataset>/@prune/believed-<blake3>.list   a copy of that list, below up to three datasets

@@ -4,7 +4,7 @@
 //! dataset name, so a listing of `DATASET/@` gives exactly the objects of one dataset, without
 //! those of its children.
 
-use crate::model::{BackupId, ChunkIndex, DatasetName, Digest};
+use crate::model::{BackupId, ChunkIndex, DatasetName, Digest, StoreId};
 use jiff::Timestamp;
 use std::fmt;
 
@@ -102,6 +102,11 @@ impl ObjectKey {
         Self(STORE_ID.to_owned())
     }
 
+    /// A claim of a host that this shall be the store's identity.
+    pub fn store_id_claim(id: &StoreId) -> Self {
+        Self(format!("{STORE_ID_CLAIM_PREFIX}{id}"))
+    }
+
     /// The signature beside this object.
     #[must_use]
     pub fn signature(&self) -> Self {
@@ -144,6 +149,10 @@ impl ObjectKey {
 
 /// The key of the store's identity: an object that is there before anything else.
 pub const STORE_ID: &str = "@zfs-backup/store-id";
+
+/// The prefix of the claims of hosts that begin at the same time with a store that cannot create
+/// objects conditionally. The claims go when the store has its identity.
+pub const STORE_ID_CLAIM_PREFIX: &str = "@zfs-backup/store-id.claim-";
 
 /// The prefix of what a probe of the store tries; nothing stays there.
 pub const PROBE_PREFIX: &str = "@zfs-backup/probe/";

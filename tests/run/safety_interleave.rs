@@ -782,6 +782,48 @@ async fn the_record_of_a_prune_that_crashed_on_another_host_counts_for_two_days(
     yard.assert_restores(old.iter().chain(&new).cloned()).await;
 }
 
+/// In a folder the clock of the host that puts a record dates it.
+#[tokio::test]
+async fn a_record_dated_in_the_future_stops_other_hosts_for_two_days_only() {
+    let mut yard = Yard::new();
+    let (old, new) = (yard.chain(2).await, yard.chain(2).await);
+    let one_chain = RetentionRules {
+        last_chains: Some(1),
+        ..Default::default()
+    };
+    yard.hosts[1].1 = hours(90 * 24);
+    yard.store.set_clock(Some(yard.now(1)));
+    yard.store.fail(
+        Fault::before(StoreErrorKind::Denied)
+            .of(Operation::Delete)
+            .forever(),
+    );
+    yard.try_prune(1, &one_chain).await.unwrap_err();
+    yard.store.heal();
+    let record = yard.record_keys().remove(0);
+    for wait in [0, 47] {
+        yard.wait(hours(wait));
+        let outcome = yard.try_prune(0, &one_chain).await.unwrap();
+        let doubt = &outcome.look.plan.doubts[0];
+        assert!(doubt.to_string().contains("in the future"), "{doubt}");
+        let hint = doubt.hint("prune-remote", &yard.dataset);
+        assert!(
+            hint.contains(&format!("delete {record} in the store"))
+                && hint.contains("until 2026-01-03T"),
+            "{hint}"
+        );
+        let env = yard.env(0, Arc::new(yard.store.clone()), never());
+        let error = forget_beside(&env, &yard.dataset, &new[1], None)
+            .await
+            .unwrap_err();
+        assert!(error.hint().unwrap().contains(&record), "{error}");
+    }
+    yard.wait(hours(2));
+    let outcome = yard.try_prune(0, &one_chain).await.unwrap();
+    assert_eq!(outcome.deleted.len(), old.len(), "{:?}", outcome.look.plan);
+    yard.assert_restores(new).await;
+}
+
 #[tokio::test]
 async fn what_waits_in_the_intermediate_directory_keeps_its_base_in_the_remote() {
     let mut yard = Yard::new();
