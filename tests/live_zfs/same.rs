@@ -264,9 +264,10 @@ fn send_and_receive(side: &dyn Side, operation: &Operation) -> String {
         properties: [("canmount".to_owned(), PropertyValue::Number(2))].into(),
     };
     let zfs = side.zfs();
-    let appear = || {
+    let begin_time = side.begin_receive_time();
+    let appear = move || {
         // The kernel gets the stream through a pipe: by then it has checked the target.
-        std::thread::sleep(side.begin_receive_time());
+        std::thread::sleep(begin_time);
         drop(zfs.take_snapshots(appears.as_slice(), &BTreeMap::new()));
     };
     let is_there = zfs.dataset(to.dataset()).unwrap().is_some();
