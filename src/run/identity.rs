@@ -154,18 +154,14 @@ async fn settle_store_id(store: &dyn ObjectStore, own: &StoreId) -> Result<Store
         .put_new(&own_claim, format!("{own}\n").into_bytes().into())
         .await?;
     let listed = store.list(STORE_ID_CLAIM_PREFIX).await?;
-    // A host that was faster removes the claims once the store has its identity.
+    // A host that was faster removes its claim once the store has its identity.
     let id = match read_store_id(store).await? {
         Some(id) => id,
         None => put_store_id(store, &winner_of(&listed, own)).await?,
     };
-    let claims = listed
-        .iter()
-        .filter_map(|object| ObjectKey::listed(&object.key));
-    for claim in claims.chain([own_claim]) {
-        if let Err(error) = store.delete(&claim).await {
-            tracing::debug!(%claim, "cannot remove a claim: {}", super::error_chain(&error));
-        }
+    // The claims of other hosts stay: a host may be about to read its own back.
+    if let Err(error) = store.delete(&own_claim).await {
+        tracing::debug!(%own_claim, "cannot remove a claim: {}", super::error_chain(&error));
     }
     Ok(id)
 }

@@ -151,7 +151,7 @@ impl ObjectKey {
 pub const STORE_ID: &str = "@zfs-backup/store-id";
 
 /// The prefix of the claims of hosts that begin at the same time with a store that cannot create
-/// objects conditionally. The claims go when the store has its identity.
+/// objects conditionally. Each host removes its claim when the store has its identity.
 pub const STORE_ID_CLAIM_PREFIX: &str = "@zfs-backup/store-id.claim-";
 
 /// The prefix of what a probe of the store tries; nothing stays there.
