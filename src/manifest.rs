@@ -5,9 +5,9 @@
 //! ```text
 //! @zfs-backup/keys/<tag>/0001.age   keyring: an age identity file with the signing key in comment
 //!     lines, sealed with the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
-//! @zfs-backup/store-id   the store's identity: 128 random bits, put before anything else, not signed
-//! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are still
-//!     trusted for, by folder, name and BLAKE3; pinned by its own BLAKE3 in the keyring of this tag
+//! @zfs-backup/store-id   the store's identity: 128 random bits, put first, unsigned
+//! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are
+//!     still trusted for, by folder, name and BLAKE3; pinned by its own BLAKE3 in this tag's keyring
 //! <dataset>/@prune/believed-<blake3>.list   a copy of that list, below up to three datasets
 //! @zfs-backup/keys/<tag>/successor-<tag>-<nonce>.json   a notice that a rotation replaced this
 //!     keyring, signed with its key
@@ -18,11 +18,11 @@
 //! <dataset>/@<id>/keyring.age         a copy of the keyring; absent in recipients mode
 //! <dataset>/@<id>/NNNNNNNN-XXXXXXXX.zfs[.zst].age   sealed chunks: index, nonce of the sealing
 //! <dataset>/@<id>/progress-0000.json  signed resume points of an unfinished upload
-//! <dataset>/@<id>/chunks-0000.json    lists of at most 10,000 chunks, pinned by BLAKE3 in the manifest
+//! <dataset>/@<id>/chunks-0000.json    lists of at most 10,000 chunks, pinned by the manifest
 //! <dataset>/@<id>/private.age         [`Private`], sealed to the recipients
 //! <dataset>/@<id>/RESTORE.txt         instructions and commands, signed
 //! <dataset>/@<id>/receipt.json        [`Receipt`]: this store's evidence for each object, signed
-//! <dataset>/@<id>/manifest.json       [`Manifest`], signed, stored last: its presence is the commit
+//! <dataset>/@<id>/manifest.json       [`Manifest`], signed, put last: the commit
 //! X.minisig                           the signature of X, stored before X
 //! <dataset>/@<id>/B3SUMS   in an intermediate directory, on request: `b3sum -c` reads it; this
 //!     program ignores it
@@ -190,7 +190,7 @@ pub struct SendInfo {
 pub enum CompressionName {
     /// No compression.
     None,
-    /// One zstd frame per chunk.
+    /// Zstandard, with one frame per chunk.
     Zstd,
 }
 
