@@ -7,7 +7,7 @@
 //!     lines, sealed with the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
 //! @zfs-backup/store-id   the store's identity: 128 random bits, put first, unsigned
 //! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are
-//!     still trusted for, by folder, name and BLAKE3; pinned by its own BLAKE3 in this tag's keyring
+//!     still trusted for, by folder, name and BLAKE3; pinned by its BLAKE3 in this tag's keyring
 //! <dataset>/@prune/believed-<blake3>.list   a copy of that list, below up to three datasets
 //! @zfs-backup/keys/<tag>/successor-<tag>-<nonce>.json   a notice that a rotation replaced this
 //!     keyring, signed with its key
