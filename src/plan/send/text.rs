@@ -1,5 +1,5 @@
-//! What [`super::plan_send`] says to people. Each text is without the dataset's name; a second line
-//! is indented.
+//! The texts of [`super::plan_send`]. Each is without the dataset's name; further lines are
+//! indented.
 
 use super::{BaseLoss, FullReason, Here, SendConflict};
 use crate::model::bytes_text;
