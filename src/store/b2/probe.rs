@@ -1,5 +1,4 @@
-//! Finding out by trying what this bucket and this key do. What B2 itself does is known: its
-//! protocol has one maker.
+//! Probes this bucket and this key. B2 itself needs no probe: its protocol has one implementation.
 
 use super::Shared;
 use super::settings::B2Settings;
@@ -28,7 +27,7 @@ impl Shared {
             parts_max: Some(10_000),
             ..StoreProbe::default()
         };
-        // Never locked: what is locked would stay.
+        // The probe's objects are never locked, because locked objects could not be removed.
         let free = self.without_lock()?;
         let tried = free.try_all(&key, &mut found).await;
         if tried.is_err() {

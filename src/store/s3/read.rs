@@ -1,4 +1,4 @@
-//! Asking for objects: whether they are there, what the store says of them, and their bytes.
+//! Reads objects: their existence, the store's evidence for them, and their bytes.
 
 use super::cause::{Cause, Stage};
 use super::sum::is_md5_etag;
@@ -18,18 +18,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
-/// The metadata entry that keeps the part size: composite checksums cannot be recomputed without
-/// it.
+/// The metadata entry that keeps the part size, without which composite checksums cannot be
+/// recomputed.
 pub(super) const PART_BYTES_ENTRY: &str = "part-bytes";
-/// The SDK repeats requests, but not answers whose body breaks off.
+/// The maximum number of reads of a body. The SDK retries requests, but not responses whose body
+/// breaks off.
 const BODY_TRIES_MAX: u32 = 4;
 const BODY_PAUSE_FIRST: Duration = Duration::from_millis(200);
 
-/// How reading a body went wrong.
+/// The reason why a body could not be read.
 enum Broken {
-    /// The connection: another try may work.
+    /// The connection broke: a retry may succeed.
     Off(String),
-    /// The store gave something else than was asked.
+    /// The response does not match the request.
     Wrong(String),
 }
 
@@ -48,8 +49,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Returns the time by the store's clock: the date of the answer about a missing object. A
-    /// server on this same host has no clock but this host's.
+    /// Returns the time by the store's clock: the date of the response about a missing object. A
+    /// server on this host has no clock but this host's.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
         if self.local {
             return Ok(None);
@@ -81,7 +82,7 @@ impl Shared {
     }
 
     pub(super) async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        // B2 and others answer 400 to this header, and have nothing but the ETag to say.
+        // B2 and others answer 400 to this header, and have no evidence but the ETag.
         let known = self.settings.checksum != S3Checksum::Md5
             && !self.refuses_checksum_mode.load(Ordering::Relaxed);
         let asked = self
@@ -132,8 +133,8 @@ impl Shared {
         Ok(self.evidence(&found))
     }
 
-    /// Answers to HEAD have no body, so that the reason is not in them. A call that has one may
-    /// tell it.
+    /// Explains a failed HEAD. Its response has no body with the reason, so another call is made
+    /// that may return the reason.
     async fn explain_head(
         &self,
         key: &ObjectKey,
@@ -158,7 +159,7 @@ impl Shared {
         }
     }
 
-    /// The strongest that the answer offers.
+    /// Returns the strongest evidence in the response.
     fn evidence(&self, found: &HeadObjectOutput) -> Evidence {
         let etag = found.e_tag().map(|etag| etag.trim_matches('"').to_owned());
         let version_id = found
@@ -221,8 +222,8 @@ impl Shared {
         }
     }
 
-    /// A range of no bytes cannot be written in a Range header, but it must lie within the object
-    /// all the same.
+    /// Handles a range of no bytes, which a Range header cannot express. The range must still lie
+    /// within the object.
     async fn get_nothing(
         &self,
         key: &ObjectKey,
@@ -321,8 +322,8 @@ async fn collect(mut body: ByteStream, mut expected: Expected) -> Result<BytesMu
     expected.finish().map_err(Broken::Off)
 }
 
-/// The part size that was noted when the upload began. Some servers change the case of the entry's
-/// name.
+/// Returns the part size that was recorded when the upload began. Some servers change the case of
+/// the entry's name.
 fn part_bytes(found: &HeadObjectOutput) -> Option<u64> {
     let entry = found
         .metadata()?
