@@ -116,7 +116,7 @@ pub enum Reason {
     NotInRemote,
     /// The configured remote is unreachable.
     RemoteUnreachable,
-    /// Nothing of the dataset is deleted, for the reasons in the plan.
+    /// The plan deletes nothing of the dataset, and has the reasons.
     NothingIsDeleted,
     /// No rule keeps the backup: the reason to delete it.
     NoRuleKeepsIt,

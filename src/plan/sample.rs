@@ -11,7 +11,7 @@ pub enum ReadShare {
     Percent(u8),
     /// About this many bytes, chosen at random.
     Bytes(u64),
-    /// One of this many parts, another one each day, so that all is read within this many days.
+    /// A different one of this many parts each day, so that all is read within this many days.
     Turn(u32),
 }
 

@@ -149,13 +149,13 @@ pub enum FullReason {
 pub struct BaseLoss {
     /// The newest stored backup: its snapshot and its flaw.
     pub newest: Option<(SnapshotRef, Option<String>)>,
-    /// What the pool has of that snapshot.
+    /// The form in which the pool has that snapshot.
     pub here: Here,
     /// The reason why some backups may not be visible.
     pub unseen: Option<String>,
 }
 
-/// What a dataset has of a stored snapshot.
+/// The form in which a dataset has a stored snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Here {
     /// The snapshot itself.
@@ -164,7 +164,7 @@ pub enum Here {
     Bookmark,
     /// A bookmark of it with a redaction list, which cannot be the base of an ordinary stream.
     Redacted,
-    /// Neither the snapshot nor a bookmark of it.
+    /// The dataset has neither the snapshot nor a bookmark of it.
     Neither,
 }
 
@@ -180,7 +180,7 @@ pub enum SendConflict {
     NoCommonBase(Box<BaseLoss>),
     /// A base was lost, and a full is larger than the limit for a full without asking.
     TooLarge {
-        /// What the store and the pool have.
+        /// The contents of the store and the pool.
         loss: Box<BaseLoss>,
         /// The estimate of a full; `None` without an estimate.
         estimate_bytes: Option<u64>,

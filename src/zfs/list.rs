@@ -26,7 +26,7 @@ const ENCRYPTION_OFF: u64 = 2;
 /// `keystatus=unavailable`, as a number.
 const KEY_UNAVAILABLE: u64 = 1;
 
-/// One entry of a listing.
+/// An entry of a listing.
 struct Entry {
     name: String,
     stats: dmu_objset_stats,

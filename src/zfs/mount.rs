@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// independent of properties (`legacy`, another root, bind mounts).
 const TABLE: &str = "/proc/self/mountinfo";
 
-/// One line of the table.
+/// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// Major and minor device number, as `stat` returns them for files in this file system.

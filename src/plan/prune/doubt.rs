@@ -18,7 +18,7 @@ pub enum Doubt {
         id
     )]
     OtherOrigin {
-        /// One of these backups.
+        /// The id of such a backup.
         id: BackupId,
         /// The guid of the other dataset.
         dataset_guid: Guid,
