@@ -15,7 +15,7 @@ use zfs_backup::store::{
 
 const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";
 
-/// Starts a server that gives one answer to everything. Returns its port.
+/// Starts a server that gives one response to everything. Returns its port.
 fn serve(status: &'static str, lines: &'static str) -> u16 {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -57,7 +57,7 @@ async fn s3_tells_its_clock_by_any_answer() {
         ("404 Not Found", "Date: tomorrow\r\n", None),
         ("200 OK", DATE, None),
     ] {
-        // Another name for this host: the store takes it for another one.
+        // Another address of this host, which the store takes for another host.
         let store = s3("0.0.0.0", serve(status, lines)).await;
         assert_eq!(store.clock().await.unwrap(), clock, "{status} {lines}");
     }
