@@ -33,8 +33,7 @@ pub struct Leftover {
     pub newest: Option<Timestamp>,
     /// Whether the manifest or its signature exists, possibly behind a delete marker.
     pub was_committed: bool,
-    /// The reason why a version of the manifest behind a delete marker cannot be excluded; `None`
-    /// if it can.
+    /// The reason why a manifest version behind a delete marker cannot be excluded; else `None`.
     pub versions_unseen: Option<String>,
     /// The reason why the manifest is invalid or untrusted, if there is one.
     pub disbelieved: Option<Unreadable>,
@@ -86,8 +85,7 @@ pub enum Beside<'a> {
 /// The statement about a backup in the newest signed prune record that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pruned {
-    /// The time at which the record was put, by the store's clock: the same clock dates the objects
-    /// of a backup.
+    /// The time of the put, by the store's clock, which also dates the objects of a backup.
     pub recorded_at: Timestamp,
     /// The hash of the backup's manifest; `None` for an attempt that never had one.
     pub manifest_blake3: Option<Digest>,
@@ -161,8 +159,7 @@ pub struct PruneInput<'a> {
     /// The backups of the intermediate directory, if this store is the remote: a backup that waits
     /// to be copied needs its chain here.
     pub waiting: &'a [BackupFacts],
-    /// The attempts in the intermediate directory: an unfinished export may be based on a backup
-    /// here.
+    /// The attempts there: an unfinished export may be based on a backup here.
     pub waiting_attempts: &'a [Leftover],
     /// Attempts that this host began and that never reached their commit.
     pub never_committing: &'a BTreeSet<BackupId>,
@@ -240,8 +237,7 @@ pub struct PrunePlan {
     pub delete_leftovers: Vec<DoomedLeftover>,
     /// The kept leftovers, with reasons.
     pub left_alone: Vec<LeftAlone>,
-    /// The reasons why nothing of the dataset is deleted. With any doubt `delete` and
-    /// `delete_leftovers` are empty.
+    /// The reasons why nothing is deleted. With any doubt the two lists of deletions are empty.
     pub doubts: Vec<Doubt>,
 }
 
@@ -697,8 +693,7 @@ impl<'a> Keeping<'a> {
         found
     }
 
-    /// Returns the reason why a kept backup cannot be restored from here, or from here and the
-    /// remote together.
+    /// Returns why a kept backup cannot be restored from here, or together with the remote.
     fn flaw(&self, backup: &BackupFacts) -> Option<String> {
         let Beside::Remote { facts: remote, .. } = self.input.beside else {
             return backup.flaw.clone();
