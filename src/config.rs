@@ -199,7 +199,7 @@ impl Config {
                 .filter(FileError::is_not_found)?;
             Some(Notice {
                 key: key.to_owned(),
-                text: format!("{key} names {}, which is not there", path.display()),
+                text: format!("{key} names {}, which does not exist", path.display()),
             })
         };
         self.named_files(env)

@@ -188,8 +188,8 @@ impl Config {
         let short = secret.expose().chars().count() < PASSPHRASE_CHARS_MIN;
         short.then(|| {
             format!(
-                "it has fewer than {PASSPHRASE_CHARS_MIN} characters; whoever copies the keyring from the store can \
-                 try passphrases at leisure"
+                "it has fewer than {PASSPHRASE_CHARS_MIN} characters; anyone who copies the keyring from the store \
+                 can try passphrases offline"
             )
         })
     }
@@ -201,7 +201,7 @@ impl Config {
             .as_ref()
             .filter(|endpoint| endpoint.starts_with("http://"))?;
         Some(format!(
-            "{endpoint} is not encrypted on the way: chunks are sealed, but names and sizes can be seen"
+            "the connection to {endpoint} is not encrypted: chunks are sealed, but names and sizes can be seen"
         ))
     }
 
@@ -212,7 +212,7 @@ impl Config {
             .as_deref()
             .filter(|class| ARCHIVE_CLASSES.contains(class))?;
         Some(format!(
-            "chunks in {class} must be brought back by the store, hours before they can be read"
+            "chunks in {class} must be restored from the archive by the store, hours before they can be read"
         ))
     }
 
@@ -229,7 +229,7 @@ impl Config {
         };
         let covers = match covers_chains {
             true => {
-                "the days cover the longest chain that full_every allows, so a store that cannot extend locks will do"
+                "the days cover the longest chain that full_every allows, so a store that cannot extend locks is sufficient"
             }
             false => {
                 "each commit extends the locks of its chain; a store that cannot do that will be refused"
@@ -258,7 +258,7 @@ impl Config {
     }
 
     fn copies_advice(&self) -> Option<String> {
-        let text = "there is no remote: all backups lie on this host and go with it";
+        let text = "no remote is configured: all backups are on this host and are lost with it";
         self.remote.is_none().then(|| text.to_owned())
     }
 }

@@ -97,7 +97,7 @@ fn syntax_problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
 fn syntax_hint(message: &str, source: &str) -> Option<String> {
     if message.starts_with("duplicate key") {
         let name = source.split('=').next().unwrap_or_default().trim();
-        return Some(format!("`{name}` stands twice: keep one of them"));
+        return Some(format!("`{name}` is set twice: keep one of them"));
     }
     unquoted(source).map(|key| quote_hint(key, source))
 }

@@ -70,7 +70,7 @@ fn check_one_way(main: &Section<'_>) {
         [_] => {}
         [first, others @ ..] => {
             for other in others {
-                let message = format!("stands beside main.{first}; expected only one of them");
+                let message = format!("conflicts with main.{first}; expected only one of them");
                 main.refuse(other, message, Some(two_ways_hint(other)));
             }
         }

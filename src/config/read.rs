@@ -130,11 +130,9 @@ fn check_section_names(document: &Document<'_>, findings: &Findings) {
                 "is not a known section",
                 near.map(|near| format!("did you mean `[{near}]`?")),
             ),
-            _ if elsewhere.is_empty() => {
-                ("is not a known key, and stands outside all sections", None)
-            }
+            _ if elsewhere.is_empty() => ("is not a known key, and is outside all sections", None),
             _ => (
-                "stands outside all sections",
+                "is outside all sections",
                 Some(format!("it belongs in [{}]", elsewhere.join("] or ["))),
             ),
         };

@@ -177,7 +177,7 @@ fn check_profile(section: &Section<'_>, keys: [&str; 2]) {
         section.refuse(
             "profile",
             format!(
-                "stands beside {}; expected only one of them",
+                "conflicts with {}; expected only one of them",
                 keys.join(" and ")
             ),
             None,
