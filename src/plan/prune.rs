@@ -361,7 +361,7 @@ fn sort_leftovers(input: &PruneInput<'_>) -> (Vec<DoomedLeftover>, Vec<LeftAlone
 fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
     if let Some(unreadable) = &leftover.disbelieved {
         return Err(format!(
-            "its manifest is not believed: {}",
+            "its manifest is invalid or untrusted: {}",
             unreadable.reason
         ));
     }
@@ -369,7 +369,7 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
         return Err(format!("{other} follows from it"));
     }
     let Some(newest) = leftover.newest else {
-        return Err("the store does not say how old it is".to_owned());
+        return Err("the store does not report its age".to_owned());
     };
     let days = input.now.as_second().saturating_sub(newest.as_second()) / 86_400;
     let given_up = days >= i64::from(input.resume_days);
@@ -377,24 +377,24 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
         // Newer objects are from a run that puts the same backup again.
         return match newest <= pruned.recorded_at || given_up {
             true => Ok(Proof::PruneRecord),
-            false => Err("it was pruned, and objects were put since".to_owned()),
+            false => Err("it was pruned, and newer objects exist".to_owned()),
         };
     }
     if leftover.was_committed {
-        return Err("its manifest's signature is there, or a hidden version: it was a backup, or nearly one".to_owned());
+        return Err("the signature or a hidden version of its manifest exists: it was a backup, or almost became one".to_owned());
     }
     match (input.never_committing.contains(&leftover.id), given_up) {
         (true, true) => match &leftover.versions_unseen {
             None => Ok(Proof::Journal),
             Some(why) => Err(format!(
-                "given up, but hidden versions of its manifest cannot be excluded: {why}"
+                "abandoned, but hidden versions of its manifest cannot be excluded: {why}"
             )),
         },
         (true, false) => Err(format!(
-            "an unfinished upload that may go on for {} days",
+            "an unfinished upload that can be resumed for {} days",
             input.resume_days
         )),
-        (false, _) => Err("an unfinished upload; no proof that it is over".to_owned()),
+        (false, _) => Err("an unfinished upload; no proof that it was abandoned".to_owned()),
     }
 }
 

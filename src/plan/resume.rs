@@ -200,7 +200,7 @@ fn check_plan(started: &Started, now: &ResumeFacts<'_>) -> Result<(), String> {
         ("the send flags", started.requested == now.flags),
         ("main.split_size", started.split_bytes == now.split_bytes),
         ("send.compression", started.compression == now.compression),
-        ("whom it is sealed to", started.recipients == now.recipients),
+        ("the recipients", started.recipients == now.recipients),
     ];
     match changed.iter().find(|(_, same)| !same) {
         Some((what, _)) => Err(format!("{what} changed since it began")),

@@ -157,7 +157,7 @@ impl fmt::Display for Reason {
             Self::Locked { until } => write!(f, "locked until {until}"),
             Self::LockUnknown { reason } => write!(f, "its locks are unknown: {reason}"),
             Self::NotInRemote => f.write_str("not committed in the remote"),
-            Self::RemoteUnreachable => f.write_str("the remote cannot be asked"),
+            Self::RemoteUnreachable => f.write_str("the remote is unreachable"),
             Self::NothingIsDeleted => f.write_str("nothing of the dataset is deleted, see above"),
             Self::NoRuleKeepsIt => f.write_str("no rule keeps it"),
         }

@@ -89,7 +89,7 @@ impl fmt::Display for SnapshotReason {
                     "the next incremental in {store} starts from it, and it has no bookmark"
                 )
             }
-            Self::NoBookmark => f.write_str("no bookmark stands in for it"),
+            Self::NoBookmark => f.write_str("no bookmark can replace it"),
             Self::UnfinishedUpload { id } => write!(f, "the unfinished upload {id} needs it"),
             Self::UploadUnknown { id } => {
                 write!(

@@ -39,7 +39,7 @@ pub enum Doubt {
         why: String,
     },
     /// A manifest exists and is invalid or untrusted.
-    #[error("the manifest of {id} is not believed: {reason}")]
+    #[error("the manifest of {id} is invalid or untrusted: {reason}")]
     ManifestUnreadable {
         /// The backup.
         id: BackupId,
@@ -49,9 +49,7 @@ pub enum Doubt {
         damage: bool,
     },
     /// A manifest's signature, or a hidden version of a manifest, exists and the manifest does not.
-    #[error(
-        "the manifest of {id} is missing, and its signature or a hidden version of it is there"
-    )]
+    #[error("the manifest of {id} is missing, and its signature or a hidden version of it exists")]
     ManifestLost {
         /// The backup.
         id: BackupId,
@@ -59,7 +57,9 @@ pub enum Doubt {
         damage: bool,
     },
     /// The newest receipt lists a backup that no longer exists.
-    #[error("{seen_by} saw {id} in this store; it is gone, and no signed prune record says why")]
+    #[error(
+        "the receipt of {seen_by} lists {id}, which no longer exists, and no signed prune record explains it"
+    )]
     Gone {
         /// The backup.
         id: BackupId,
@@ -67,7 +67,7 @@ pub enum Doubt {
         seen_by: BackupId,
     },
     /// The newest receipt is invalid or untrusted.
-    #[error("the receipt of {id} is not believed: {reason}")]
+    #[error("the receipt of {id} is invalid or untrusted: {reason}")]
     ReceiptUnreadable {
         /// The backup.
         id: BackupId,
@@ -113,7 +113,7 @@ pub enum Doubt {
         later: BackupId,
     },
     /// The base of an unfinished upload is unknown, so every backup may be needed.
-    #[error("what the unfinished upload {id} builds on is not known: {reason}")]
+    #[error("the base of the unfinished upload {id} is unknown: {reason}")]
     UploadUnreadable {
         /// The attempt.
         id: BackupId,
@@ -175,11 +175,11 @@ impl Doubt {
             }
             Self::ManifestUnreadable { id, .. } | Self::ManifestLost { id, .. } => {
                 format!(
-                    "bring the object back (an older version of it, another copy); if it is lost: zfs-backup forget {id}"
+                    "restore the object (from an older version or another copy); if it is lost: zfs-backup forget {id}"
                 )
             }
             Self::Gone { .. } => {
-                "look who deletes there; the next backup's receipt takes the store as it is then"
+                "find out who deletes objects there; the next backup's receipt records the store as it is then"
                     .to_owned()
             }
             Self::ReceiptUnreadable { .. } => {

@@ -266,7 +266,7 @@ fn a_full_goes_on_only_as_what_it_began_as() {
             (
                 "other recipients",
                 |case| case.recipients.push("age1b".to_owned()),
-                ("give up", "whom it is sealed to"),
+                ("give up", "the recipients"),
             ),
             (
                 "another full of it",
