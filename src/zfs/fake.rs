@@ -607,7 +607,7 @@ impl Zfs for FakeZfs {
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("give up the receive into", name);
+        let attempt = Attempt::new("abandon the receive into", name);
         self.call(&attempt)?
             .state
             .abort_receive(name)

@@ -385,7 +385,7 @@ impl Zfs for RealZfs {
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("give up the receive into", name);
+        let attempt = Attempt::new("abandon the receive into", name);
         let is_new = self
             .dataset(name)?
             .ok_or_else(|| attempt.refused(libc::ENOENT))?

@@ -259,7 +259,7 @@ impl Zfs for RecordedZfs {
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        Err(self.refused("give up the receive of", name))
+        Err(self.refused("abandon the receive into", name))
     }
 
     fn inherit_property(&self, name: &DatasetName, _: &str) -> Result<(), ZfsError> {
