@@ -32,7 +32,7 @@ impl Expected {
         limit_bytes: u64,
         mut came: BytesMut,
     ) -> Result<Self, String> {
-        let bytes = length.ok_or("the answer does not say how long it is")?;
+        let bytes = length.ok_or("the response has no length")?;
         match range {
             None if bytes > limit_bytes => {
                 return Err(format!(
@@ -40,13 +40,15 @@ impl Expected {
                 ));
             }
             Some(range) if bytes != range.end - range.start => {
-                return Err(format!("bytes {range:?} were asked, {bytes} bytes came"));
+                return Err(format!(
+                    "bytes {range:?} were requested, {bytes} bytes received"
+                ));
             }
             // A response without this header answers a request without a range: it starts at byte
             // 0.
             Some(range) if content_range.map_or(Some(0), range_start) != Some(range.start) => {
                 return Err(format!(
-                    "bytes {range:?} were asked, {content_range:?} came"
+                    "bytes {range:?} were requested, {content_range:?} received"
                 ));
             }
             _ => {}
@@ -70,7 +72,7 @@ impl Expected {
     pub(crate) fn take(&mut self, piece: &[u8]) -> Result<(), String> {
         if self.came.len() + piece.len() > self.announced {
             return Err(format!(
-                "{} bytes were announced and more came",
+                "{} bytes were announced, and more received",
                 self.announced
             ));
         }
@@ -86,7 +88,7 @@ impl Expected {
         match self.came.len() == self.announced {
             true => Ok(self.came),
             false => Err(format!(
-                "{} bytes were announced, {} came",
+                "{} bytes were announced, {} received",
                 self.announced,
                 self.came.len()
             )),

@@ -96,10 +96,9 @@ impl B2Store {
     /// together.
     pub async fn check_bucket(&self) -> Result<(), StoreError> {
         let opened = self.shared.session().await;
-        opened.map(|_| ()).map_err(|cause| {
-            self.shared
-                .failed("look into", "b2_list_buckets", "", cause)
-        })
+        opened
+            .map(|_| ())
+            .map_err(|cause| self.shared.failed("access", "b2_list_buckets", "", cause))
     }
 }
 
@@ -219,7 +218,7 @@ impl ObjectStore for B2Store {
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         Ok(self
             .shared
-            .live("look at", key)
+            .live("check", key)
             .await?
             .map(|file| file.evidence()))
     }
@@ -275,7 +274,7 @@ impl ObjectStore for B2Store {
     async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
         self.shared.clock().await.map_err(|cause| {
             self.shared
-                .failed("ask for the clock of", AUTHORIZE, "", cause)
+                .failed("read the clock of", AUTHORIZE, "", cause)
         })
     }
 

@@ -104,7 +104,7 @@ fn in_store(error: PathError, operation: &str, subject: &str, url: &str) -> Stor
             error.path.display()
         )),
         StoreErrorKind::NotFound if is_root => {
-            Some("create the folder, or mount what belongs there".to_owned())
+            Some("create the folder, or mount its file system".to_owned())
         }
         _ => None,
     };
@@ -129,7 +129,7 @@ impl Shared {
     fn begin(&self, key: &ObjectKey) -> Result<TempFile, PathError> {
         let (folders, name) = split_key(key);
         if TempName::parse(name).is_some() {
-            let text = "names of this form are kept for unfinished uploads";
+            let text = "names of this form are reserved for unfinished uploads";
             return Err(PathError::told(
                 StoreErrorKind::Invalid,
                 self.root.path().join(key.as_str()),
@@ -251,12 +251,14 @@ impl Shared {
             }
             None => 0..bytes,
             Some(range) if range.start > range.end || range.end > bytes => {
-                return corrupt(format!("bytes {range:?} were asked, it has {bytes}"));
+                return corrupt(format!(
+                    "bytes {range:?} were requested, the object has {bytes}"
+                ));
             }
             Some(range) => range,
         };
         let Ok(len) = usize::try_from(range.end - range.start) else {
-            return corrupt("more bytes were asked than memory has".to_owned());
+            return corrupt("more bytes were requested than fit into memory".to_owned());
         };
         buffer.resize(len, 0);
         file.read_exact_at(&mut buffer, range.start)
@@ -382,7 +384,7 @@ impl ObjectStore for DirStore {
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         let owned = key.clone();
-        self.run("look at", key.as_str(), move |shared| shared.head(&owned))
+        self.run("check", key.as_str(), move |shared| shared.head(&owned))
             .await
     }
 

@@ -25,11 +25,11 @@ pub(crate) struct Marks(HashSet<String>);
 impl Marks {
     /// Records the mark of the next page.
     pub(crate) fn pass(&mut self, mark: Option<String>) -> Result<(), &'static str> {
-        let mark = mark.ok_or("the store says that there is more, but not how to go on")?;
+        let mark = mark.ok_or("the store reports another page, but no token for it")?;
         if self.0.insert(mark) {
             Ok(())
         } else {
-            Err("the store gives the same page again and again")
+            Err("the store returns the same page repeatedly")
         }
     }
 }

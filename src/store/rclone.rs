@@ -141,15 +141,15 @@ impl RcloneStore {
         let about = store
             .about()
             .await
-            .map_err(|cause| store.failed("look into", "", cause))?;
+            .map_err(|cause| store.failed("access", "", cause))?;
         store.hash = HashKind::best_of(&about.hashes);
         store.buckets = about.features.bucket_based;
-        store.demand_place("look into").await?;
+        store.demand_place("access").await?;
         Ok(store)
     }
 
     async fn demand_version(&self) -> Result<(), StoreError> {
-        let failed = |cause| self.failed("ask the version of rclone for", "", cause);
+        let failed = |cause| self.failed("read the version of rclone for", "", cause);
         let ended = self.run(&["version"], &[], true).await.map_err(failed)?;
         let text = String::from_utf8_lossy(&ended.output).into_owned();
         let found = text
@@ -196,7 +196,7 @@ impl RcloneStore {
         let missing = cause.is_no_folder();
         let error = self.failed(operation, "", cause);
         let hint = format!(
-            "mount what belongs there, or create it: `rclone mkdir {}`",
+            "mount its file system, or create it: `rclone mkdir {}`",
             self.settings.place()
         );
         Err(if missing {
@@ -253,7 +253,7 @@ impl RcloneStore {
 fn unreadable(error: &serde_json::Error) -> Cause {
     Cause::ours(
         StoreErrorKind::Unavailable,
-        format!("the answer of rclone cannot be read: {error}"),
+        format!("the output of rclone cannot be read: {error}"),
     )
 }
 
@@ -310,7 +310,7 @@ impl ObjectStore for RcloneStore {
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.look_at("look at", key).await
+        self.look_at("check", key).await
     }
 
     async fn evidence_under(

@@ -126,18 +126,16 @@ pub(crate) fn transport_hint(failure: &str, endpoint: &str) -> String {
     let has = |word| failure.contains(word);
     if has("dns") || has("lookup") {
         return format!(
-            "the name in {endpoint} cannot be resolved: correct it, or look at this host's DNS"
+            "the name in {endpoint} cannot be resolved: correct it, or check this host's DNS"
         );
     }
     if has("certificate") || has("tls") || has("handshake") || has("corruptmessage") {
         return format!(
-            "no trusted connection to {endpoint}: look at its certificate, http/https, and the port; an authority of \
-             your own is believed when SSL_CERT_FILE names its certificate"
+            "no trusted connection to {endpoint}: check its certificate, http/https, and the port; an authority \
+             of your own is trusted when SSL_CERT_FILE names its certificate"
         );
     }
-    format!(
-        "cannot reach {endpoint}, or it does not answer: look at the address, firewall and proxy"
-    )
+    format!("cannot reach {endpoint}, or it does not answer: check the address, firewall and proxy")
 }
 
 #[cfg(test)]

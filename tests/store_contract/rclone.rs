@@ -260,7 +260,7 @@ async fn a_place_that_is_not_there_is_an_error_and_never_made() {
     assert_says(
         &error,
         &[
-            "look into rclone:disk:",
+            "access rclone:disk:",
             "not-mounted",
             "directory not found",
             "rclone mkdir",
@@ -472,7 +472,7 @@ async fn answers_that_were_cut_are_errors_and_never_less() {
         ("[ \"$1 $2\" = 'lsjson -R' ] && exit 3", ""),
         (
             "[ \"$1\" = cat ] && { \"$real\" \"$@\" | head -c 100; exit 0; }",
-            "1000 bytes were asked, 100 came",
+            "1000 bytes were requested, 100 received",
         ),
         (
             "[ \"$1\" = cat ] && { \"$real\" \"$@\"; echo more; exit 0; }",
@@ -621,7 +621,7 @@ async fn a_key_that_b2_refuses_is_said_without_the_key() {
     fs::write(host.path("rclone.conf"), conf).unwrap();
     let error = refused(host.b2()).await;
     assert_eq!(error.kind, StoreErrorKind::Denied, "{error:?}");
-    assert_says(&error, &["look at the keys of [b2sim]"]);
+    assert_says(&error, &["check the keys of [b2sim]"]);
     assert!(!format!("{error:?}").contains("K005"));
 }
 

@@ -7,7 +7,7 @@ use crate::store::probe::{BucketFacts, LifecycleRule, Rights, Told};
 
 impl Shared {
     pub(super) async fn bucket_facts(&self) -> Result<BucketFacts, StoreError> {
-        let failed = |cause| self.failed("look into", "b2_list_buckets", "", cause);
+        let failed = |cause| self.failed("access", "b2_list_buckets", "", cause);
         let session = self.session().await.map_err(failed)?;
         let rights = Rights {
             may: session.rights.capabilities.clone(),

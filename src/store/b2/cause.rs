@@ -224,7 +224,7 @@ fn capability(api: &str) -> &'static str {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.code.as_str(), self.text.as_str()) {
-            ("", "") => f.write_str("the store refused without a word")?,
+            ("", "") => f.write_str("the store refused without a message")?,
             ("", text) => f.write_str(text)?,
             (code, "") => f.write_str(code)?,
             (code, text) => write!(f, "{code}: {text}")?,
@@ -355,7 +355,7 @@ mod tests {
         );
         assert_eq!(
             Cause::refused(502, b"<html>", None).to_string(),
-            "the store refused without a word (HTTP 502)"
+            "the store refused without a message (HTTP 502)"
         );
     }
 }

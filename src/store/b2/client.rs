@@ -109,7 +109,7 @@ pub(super) fn build_http(settings: &B2Settings) -> Result<Client, Cause> {
     let builder = match settings.endpoint().starts_with("http://") {
         true => builder.tls_certs_only([]),
         false if rustls_native_certs::load_native_certs().certs.is_empty() => {
-            let text = "this host has no root certificates, so no server can be believed";
+            let text = "this host has no root certificates, so no server can be verified";
             let hint = "install the package ca-certificates, or name a bundle in SSL_CERT_FILE";
             return Err(Cause::ours(StoreErrorKind::Invalid, text).with_hint(hint));
         }

@@ -146,7 +146,7 @@ impl Shared {
                 .iter()
                 .any(|file| !file.file_name.starts_with(full))
             {
-                return Err(corrupt("an entry is outside the prefix that was asked"));
+                return Err(corrupt("an entry is outside the requested prefix"));
             }
             let more = take(page.files);
             let Some(next) = page.next_file_name.filter(|_| more) else {

@@ -48,7 +48,7 @@ impl Shared {
     }
 
     async fn try_all(&self, key: &ObjectKey, found: &mut StoreProbe) -> Result<(), StoreError> {
-        let failed = |cause| self.failed("look into", "b2_authorize_account", "", cause);
+        let failed = |cause| self.failed("access", "b2_authorize_account", "", cause);
         let session = self.session().await.map_err(failed)?;
         found.part_bytes_min = Some(session.part_bytes_min);
         let now = Timestamp::now();

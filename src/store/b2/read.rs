@@ -58,7 +58,7 @@ impl Shared {
                 let has = file.content_length;
                 Err(wrong(
                     StoreErrorKind::Corrupt,
-                    format!("bytes {range:?} were asked, it has {has}"),
+                    format!("bytes {range:?} were requested, the object has {has}"),
                 ))
             }
         }

@@ -82,7 +82,7 @@ impl B2Writer {
 
     async fn begin_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         if self.given_up {
-            return Err(self.invalid("the upload was given up after an earlier failure"));
+            return Err(self.invalid("the upload was aborted after an earlier failure"));
         }
         self.sizes
             .accept(part.len())
@@ -123,7 +123,7 @@ impl B2Writer {
 
     async fn complete(&mut self) -> Result<Evidence, StoreError> {
         if self.given_up {
-            return Err(self.invalid("the upload was given up after an earlier failure"));
+            return Err(self.invalid("the upload was aborted after an earlier failure"));
         }
         let Some(large) = self.large.clone() else {
             let whole = self.held.take().map(|(part, _)| part).unwrap_or_default();

@@ -193,9 +193,9 @@ impl State {
                 "it has {bytes} bytes, more than the {limit_bytes} allowed"
             )),
             None => Ok(object.bytes.clone()),
-            Some(range) if range.start > range.end || range.end > bytes => {
-                corrupt(format!("bytes {range:?} were asked, it has {bytes}"))
-            }
+            Some(range) if range.start > range.end || range.end > bytes => corrupt(format!(
+                "bytes {range:?} were requested, the object has {bytes}"
+            )),
             // Both ends are at most the length of a buffer, so they fit.
             #[expect(clippy::cast_possible_truncation, reason = "bounded by a usize above")]
             Some(range) => Ok(object.bytes.slice(range.start as usize..range.end as usize)),

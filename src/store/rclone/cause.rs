@@ -114,7 +114,7 @@ impl Cause {
                 Some(format!("renew rclone's permission: `rclone --config {conf} config reconnect {remote}:`"))
             }
             StoreErrorKind::Denied => {
-                Some(format!("look at the keys of [{remote}] in {conf}, and at what they are allowed to do"))
+                Some(format!("check the keys of [{remote}] in {conf}, and their permissions"))
             }
             StoreErrorKind::Full => Some("make room in the store, or raise its quota".to_owned()),
             _ => None,

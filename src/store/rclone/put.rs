@@ -280,7 +280,7 @@ impl RcloneStore {
         match found {
             // The object is not deleted, because it is only probably ours.
             Some(_) => error.with_hint(format!(
-                "what is there was not put whole; look at it, then remove it: `rclone deletefile '{}'`",
+                "the object in the store is incomplete; check it, then remove it: `rclone deletefile '{}'`",
                 self.settings.place_of(key.as_str())
             )),
             None => error,

@@ -88,7 +88,7 @@ impl RcloneStore {
     pub(super) fn evidence(&self, key: &str, entry: &Entry) -> Result<Evidence, StoreError> {
         let bytes = u64::try_from(entry.size).map_err(|_| {
             let text = "the remote does not say how long it is";
-            self.wrong(StoreErrorKind::Unsupported, "look at", key, text)
+            self.wrong(StoreErrorKind::Unsupported, "check", key, text)
         })?;
         let hashes = entry.hashes.as_ref();
         let told = self.hash.and_then(|kind| {
@@ -300,7 +300,10 @@ impl RcloneStore {
                 return Ok(ended.output.into());
             }
             Ok(ended) => ended.failure.unwrap_or_else(|| {
-                let text = format!("{len} bytes were asked, {} came", ended.output.len());
+                let text = format!(
+                    "{len} bytes were requested, {} received",
+                    ended.output.len()
+                );
                 Cause::ours(StoreErrorKind::Unavailable, text)
             }),
             Err(cause) => cause,
@@ -324,7 +327,7 @@ impl RcloneStore {
 }
 
 fn outside(range: &Range<u64>, has: u64) -> String {
-    format!("bytes {range:?} were asked, it has {has}")
+    format!("bytes {range:?} were requested, the object has {has}")
 }
 
 /// Returns the key of a partial file: `KEY.1a2b3c4d.zb-partial`.

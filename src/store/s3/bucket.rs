@@ -47,7 +47,7 @@ impl Shared {
         match (by_policy, uris.any(everybody)) {
             (_, true) => Told::Is("public".to_owned()),
             (Some(false), false) => Told::Is("private".to_owned()),
-            (_, false) => Told::Untold("it answered without saying so".to_owned()),
+            (_, false) => Told::Untold("the response does not say".to_owned()),
         }
     }
 

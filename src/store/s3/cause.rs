@@ -96,7 +96,7 @@ impl fmt::Display for Cause {
         match (code, self.text.as_str()) {
             (Some(code), "") => f.write_str(code)?,
             (Some(code), text) => write!(f, "{code}: {text}")?,
-            (None, "") => f.write_str("the store refused without a word")?,
+            (None, "") => f.write_str("the store refused without a message")?,
             (None, text) => f.write_str(text)?,
         }
         match (self.status, &self.request_id) {
@@ -222,7 +222,7 @@ impl Cause {
                 "the secret does not belong to the access key id, or has a stray character".into()
             }
             "ExpiredToken" | "InvalidToken" => {
-                "the session is over: get new credentials".to_owned()
+                "the session has expired: get new credentials".to_owned()
             }
             "RequestTimeTooSkewed" => self.clock_hint(),
             "InvalidObjectState" => {
@@ -381,7 +381,7 @@ mod tests {
         );
         assert_eq!(
             refused(403, "", "").to_string(),
-            "the store refused without a word (HTTP 403, request R1)"
+            "the store refused without a message (HTTP 403, request R1)"
         );
     }
 }

@@ -102,7 +102,7 @@ fn transport(tls: bool) -> Result<SharedHttpClient, String> {
     if rustls_native_certs::load_native_certs().certs.is_empty() {
         return match tls {
             true => {
-                Err("this host has no root certificates, so no server can be believed".to_owned())
+                Err("this host has no root certificates, so no server can be verified".to_owned())
             }
             false => Ok(aws_smithy_http_client::Builder::new().build_http()),
         };

@@ -135,7 +135,7 @@ impl Keys {
                 let changed = state.held.as_ref().is_some_and(|held| !same(held, &new));
                 if changed {
                     tracing::info!(
-                        "the store refused the credentials or they were ending, and there are new ones"
+                        "the store refused the credentials or they were expiring, and there are new ones"
                     );
                     state.changed_at = Some(Instant::now());
                 }

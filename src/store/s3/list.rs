@@ -64,7 +64,7 @@ impl Shared {
     fn listed(&self, object: &Object, full: &str) -> Result<Option<ListedObject>, &'static str> {
         let key = object.key().ok_or("an entry has no key")?;
         if !key.starts_with(full) {
-            return Err("an entry is outside the prefix that was asked");
+            return Err("an entry is outside the requested prefix");
         }
         let key = &key[self.prefix.len()..];
         let bytes = object

@@ -123,7 +123,7 @@ impl Probing {
                     .failed("probe", "PutObject", key.as_str(), cause)
             })?;
             self.found.conditional_put = Ability::Refused;
-            self.note("a put that shall not replace", &cause);
+            self.note("a create-only put", &cause);
             return Ok(());
         }
         self.found.conditional_put = match self.put(&key, b"2").await {
@@ -132,7 +132,7 @@ impl Probing {
                 cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
                 cause if cause.is_not_implemented() => Ability::Refused,
                 cause => {
-                    self.note("a second put that shall not replace", &cause);
+                    self.note("a second create-only put", &cause);
                     Ability::Unknown
                 }
             },
@@ -264,7 +264,7 @@ impl Probing {
             Err(cause) => match self.told("CompleteMultipartUpload", key, cause)? {
                 cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
                 cause => {
-                    self.note("an upload that shall not replace", &cause);
+                    self.note("a create-only completion of an upload", &cause);
                     Ability::Refused
                 }
             },
@@ -301,7 +301,7 @@ impl Probing {
             Ok(()) => Ability::Works,
             Err(error) if error.is_transient() => return Err(error),
             Err(error) => {
-                self.note("giving an upload up", &said(&error));
+                self.note("aborting an upload", &said(&error));
                 Ability::Refused
             }
         };

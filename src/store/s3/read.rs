@@ -44,7 +44,7 @@ impl Shared {
             .max_keys(1);
         call.send()
             .await
-            .map_err(|error| self.failed("look into", "ListObjectsV2", "", error))?;
+            .map_err(|error| self.failed("access", "ListObjectsV2", "", error))?;
         self.saw_bucket();
         Ok(())
     }
@@ -55,7 +55,7 @@ impl Shared {
         if self.local {
             return Ok(None);
         }
-        let failed = |cause| self.failed("ask for the clock of", "HeadObject", "", cause);
+        let failed = |cause| self.failed("read the clock of", "HeadObject", "", cause);
         let nonce = random_u64().map_err(|error| {
             self.wrong(
                 StoreErrorKind::Unavailable,
@@ -147,7 +147,7 @@ impl Shared {
         if cause.stage == Stage::Refused && cause.status.is_some_and(|status| status < 500) {
             let checked = self.check_bucket().await;
             checked.map_err(|told| StoreError {
-                operation: "look at".to_owned(),
+                operation: "check".to_owned(),
                 subject: key.to_string(),
                 ..told
             })?;
@@ -155,7 +155,7 @@ impl Shared {
         if missing {
             Ok(None)
         } else {
-            Err(self.failed("look at", "HeadObject", key.as_str(), cause))
+            Err(self.failed("check", "HeadObject", key.as_str(), cause))
         }
     }
 
@@ -237,7 +237,10 @@ impl Shared {
             }
             Some(found) => Err(wrong(
                 StoreErrorKind::Corrupt,
-                format!("bytes {range:?} were asked, it has {}", found.bytes),
+                format!(
+                    "bytes {range:?} were requested, the object has {}",
+                    found.bytes
+                ),
             )),
         }
     }

@@ -67,7 +67,7 @@ impl S3Writer {
 
     async fn begin_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         if self.given_up {
-            return Err(self.invalid("the upload was given up after an earlier failure"));
+            return Err(self.invalid("the upload was aborted after an earlier failure"));
         }
         self.sizes
             .accept(part.len())
@@ -96,7 +96,7 @@ impl S3Writer {
 
     async fn complete(&mut self) -> Result<Evidence, StoreError> {
         if self.given_up {
-            return Err(self.invalid("the upload was given up after an earlier failure"));
+            return Err(self.invalid("the upload was aborted after an earlier failure"));
         }
         let mut done = self.in_flight.all().await?;
         done.sort_unstable_by_key(|part| part.number);

@@ -128,7 +128,10 @@ pub(super) async fn a_session_that_is_over_is_renewed_or_said(
                 assert_eq!(error.kind, StoreErrorKind::Denied);
                 super::assert_says(
                     &error,
-                    &["ExpiredToken", "the session is over: get new credentials"],
+                    &[
+                        "ExpiredToken",
+                        "the session has expired: get new credentials",
+                    ],
                 );
             }
         }

@@ -103,7 +103,7 @@ pub(super) async fn another_region_and_an_expired_session_say_what_to_do(
             "over",
             over,
             StoreErrorKind::Denied,
-            ["ExpiredToken", "the session is over"],
+            ["ExpiredToken", "the session has expired"],
         ),
     ] {
         let settings = below(&settings, name);
