@@ -3,7 +3,7 @@
 use super::{Breach, Source};
 use std::collections::BTreeMap;
 
-/// Words that may not open a comment: pronouns and relatives, which hide the subject of the sentence.
+/// Words that may not open a comment: pronouns and relatives, which hide the subject.
 const HIDDEN_SUBJECTS: [&str; 41] = [
     "It",
     "Its",
@@ -55,7 +55,7 @@ const VERBS_AFTER_THIS: [&str; 20] = [
 /// Percentage of the comments of a room that may open with a hidden subject.
 const HIDDEN_SUBJECTS_PERCENT_MAX: usize = 2;
 /// Rooms whose comments are not rewritten yet, with the share measured when the rule was added.
-/// The files of `state` and `catalog` come from `run`, whose share rises from 21 to 22 without them.
+/// The files of `state` and `catalog` come from `run`, whose share is 21 with them, 22 without.
 /// Lower a number as comments are rewritten, and remove the room at the end.
 const HIDDEN_SUBJECTS_PERCENT_MAX_UNTIL_REWRITTEN: [(&str, usize); 4] =
     [("state", 16), ("catalog", 15), ("run", 22), ("cli", 21)];
