@@ -108,6 +108,9 @@ pub struct Config {
     given: BTreeMap<String, usize>,
 }
 
+/// The key of the intermediate directory, as problems name it.
+const INTERMEDIATE_BASEDIR: &str = "main.intermediate_basedir";
+
 impl Config {
     /// Reads a configuration file that belongs to root or the user, and checks it together with the
     /// files that it names. Blocks. A named file that does not exist is not an error here: a
@@ -216,11 +219,15 @@ impl Config {
                 return None;
             };
             let message = format!("names {what} that cannot be trusted: {error}");
+            let hint = match key == INTERMEDIATE_BASEDIR {
+                true => error.hint_for_backups(),
+                false => error.hint(),
+            };
             Some(Problem {
                 line: self.given.get(key).copied(),
                 key: Some(key.to_owned()),
                 message,
-                hint: error.hint(),
+                hint,
             })
         };
         let file = |(key, path, demand): (&str, PathBuf, Demand)| {
@@ -255,9 +262,8 @@ impl Config {
             .intermediate
             .as_ref()
             .map(|intermediate| &*intermediate.basedir);
-        folders.extend(
-            intermediate.map(|folder| ("main.intermediate_basedir", folder, FolderRule::Closed)),
-        );
+        folders
+            .extend(intermediate.map(|folder| (INTERMEDIATE_BASEDIR, folder, FolderRule::Closed)));
         let lock = self
             .lock_file
             .parent()

@@ -6,6 +6,8 @@
 //! @zfs-backup/keys/<tag>/0001.age   keyring: an age identity file with the signing key in comment
 //!     lines, sealed with the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
 //! @zfs-backup/store-id   the store's identity: 128 random bits, put first, unsigned
+//! @zfs-backup/store-id.claim-<id>   for seconds, in a store without conditional puts: a host's
+//!     request for this identity
 //! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are
 //!     still trusted for, by folder, name and BLAKE3; pinned by its BLAKE3 in this tag's keyring
 //! <dataset>/@prune/believed-<blake3>.list   a copy of that list, below up to three datasets

@@ -49,6 +49,7 @@ use crate::manifest::ManifestError;
 use crate::model::{BackupId, DatasetName};
 use crate::sign::SignatureError;
 use crate::store::StoreError;
+use crate::store::key::KEYRING_PREFIX;
 use crate::stream::open::OpenError;
 use crate::stream::record::StreamError;
 use crate::stream::resuming::ResumingError;
@@ -291,6 +292,9 @@ impl RunError {
             Self::OnePlace { .. } => Some(
                 "a link, a bind mount, a network mount or an rclone alias leads from one to the other: give remote and intermediate_basedir places of their own. If one is a copy that another program made, delete @zfs-backup/store-id in the copy, and run `zfs-backup accept-store` for it".into(),
             ),
+            Self::Damaged { key, .. } if key.starts_with(KEYRING_PREFIX) && key.contains("/believed-") => Some(format!(
+                "delete {key} in the store, with all its versions: the next backup of this host puts the right list there"
+            )),
             Self::Locked { .. } => Some("wait until it has ended".into()),
             Self::TargetChanged { .. } => Some(
                 "nothing of that was destroyed; keep what you need, then the same command with --force-rollback lists what \

@@ -346,7 +346,8 @@ pub trait ObjectStore: Send + Sync {
     async fn is_unused(&self) -> Result<bool, StoreError> {
         let mut unused = true;
         let mut look = |page: Vec<ListedObject>| {
-            unused = page.iter().all(|object| object.key == key::STORE_ID);
+            let is_identity = |object: &ListedObject| object.key.starts_with(key::STORE_ID);
+            unused = page.iter().all(is_identity);
             if unused {
                 ControlFlow::Continue(())
             } else {

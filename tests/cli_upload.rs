@@ -417,3 +417,46 @@ fn a_backup_that_this_host_uploaded_and_that_vanished_is_damage() {
     fs::remove_dir_all(host.path("state")).unwrap();
     check(&host.run(&["verify-checksums"]), 1, &["no backup"]);
 }
+
+#[test]
+fn a_replaced_store_identity_does_not_hide_that_backups_were_cut_off() {
+    let host = Host::new();
+    check(
+        &host.run(&["upload-intermediate-to-remote"]),
+        0,
+        &["1 copied"],
+    );
+    let backup = host.backup("remote");
+    let id = backup.file_name().unwrap().to_str().unwrap().to_owned();
+    fs::remove_dir_all(&backup).unwrap();
+    let identity = host.path("remote/@zfs-backup/store-id");
+    let text = fs::read_to_string(&identity).unwrap();
+    let known = text
+        .split('"')
+        .find(|word| word.len() == 32)
+        .unwrap()
+        .to_owned();
+    let other = "0123456789abcdef0123456789abcdef";
+    let swapped = [
+        Some(text.replace(&known, other)),
+        // Nobody has to put another one.
+        None,
+    ];
+    for swapped in swapped {
+        fs::remove_file(&identity).unwrap();
+        if let Some(swapped) = swapped {
+            fs::write(&identity, swapped).unwrap();
+        }
+        let damage = [
+            "DAMAGED @zfs-backup/store-id",
+            "is not the store that it was",
+            "zfs-backup accept-store",
+            id.trim_start_matches('@'),
+            "this host stored it here",
+        ];
+        check(&host.run(&["verify-checksums"]), 4, &damage);
+        let json = host.run(&["--json", "verify-checksums"]);
+        check(&json, 4, &["\"other_store\""]);
+        fs::write(&identity, &text).unwrap();
+    }
+}

@@ -389,6 +389,11 @@ pub(super) enum Key {
         /// Keep trusting the old keys as before: for a scheduled rotation without a leak
         #[arg(long)]
         keep_trust: bool,
+        /// Also list what this store holds, and write nothing there: the store of another
+        /// configuration or host with the same keys, as for `restore --remote`. May be repeated.
+        /// Without it such a store cannot be used with the new keys
+        #[arg(long, value_name = "STORE", conflicts_with = "keep_trust")]
+        also_list: Vec<String>,
     },
 }
 

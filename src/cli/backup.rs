@@ -15,17 +15,18 @@ use super::{Failure, recover, remember};
 use crate::config::{Config, Environment, KeySource, SnapshotSource};
 use crate::model::DatasetName;
 use crate::plan::send::{FullReason, RequestedKind, SendPlan};
-use crate::run::RunError;
 use crate::run::backup::{
     BackupEnv, BackupOutcome, CommittedBackup, OtherStore, PausedUpload, PlannedBackup,
     PlannedResume, StoreRole, back_up, plan_backup, plan_resumes,
 };
+use crate::run::clock::note_clock;
 use crate::run::identity::refuse_one_place;
 use crate::run::inside::refuse_inside;
 use crate::run::keys::{KeyCache, WriterKeys, learn_keys};
 use crate::run::select::Selected;
 use crate::run::sums::write_sums;
 use crate::run::transfer::Stop;
+use crate::run::{RunError, error_chain};
 use crate::store::ObjectStore;
 use crate::zfs::recorded::RecordedZfs;
 use crate::zfs::{SendBase, Zfs};
@@ -239,6 +240,11 @@ async fn back_up_all(
     }
     if !results.is_empty() && target.role == StoreRole::Remote {
         recover::keep(config, &*target.store, &keys).await;
+    }
+    if !results.is_empty()
+        && let Err(error) = note_clock(&config.state_dir, &*target.store).await
+    {
+        tracing::debug!("cannot note this host's clock: {}", error_chain(&error));
     }
     let failed: Vec<_> = context.tally().failed.into_keys().collect();
     output.json(|| json!({ "backups": results, "failed": failed }));

@@ -104,6 +104,27 @@ pub(super) async fn check_identities(
     Ok(())
 }
 
+/// The configured store as this host last found it, and why the store that answers at its place
+/// now is not that one. `None` for a store that this host has never used.
+pub(super) async fn expected_identity(
+    config: &Config,
+    role: StoreRole,
+    store: &dyn ObjectStore,
+) -> Result<Option<(KnownStore, Option<RunError>)>, RunError> {
+    let Some(place) = place_of(config, role) else {
+        return Ok(None);
+    };
+    let known = known_at(&config.state_dir, &place)?;
+    if !known.id.is_random() {
+        return Ok(None);
+    }
+    match check_place(&config.state_dir, &place, store).await {
+        Ok(_) => Ok(Some((known, None))),
+        Err(error @ RunError::Refused { .. }) => Ok(Some((known, Some(error)))),
+        Err(error) => Err(error),
+    }
+}
+
 /// Refuses one folder under two names, even before the folder has an identity.
 fn refuse_one_folder(config: &Config) -> Result<(), RunError> {
     let (Some(Remote::File { dir }), Some(intermediate)) = (&config.remote, &config.intermediate)

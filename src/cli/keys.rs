@@ -46,7 +46,10 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
             let change = rekey::Change::Passphrase(new_passphrase_file.as_deref());
             return rekey::change(global, &config, &env, &change, output).await;
         }
-        Key::Rotate { keep_trust } => {
+        Key::Rotate {
+            keep_trust,
+            also_list,
+        } => {
             let old_keys = if *keep_trust {
                 OldKeys::KeepTrust
             } else {
@@ -56,7 +59,7 @@ pub(super) async fn key(global: &Global, command: &Key, output: &Output) -> Resu
                 global,
                 &config,
                 &env,
-                &rekey::Change::Keys(old_keys),
+                &rekey::Change::Keys(old_keys, also_list),
                 output,
             )
             .await;

@@ -37,23 +37,50 @@ impl NewFile {
         ))
     }
 
+    /// Checks that the file system of `path` can name a file without replacing another one, before
+    /// hours are spent on the content. The probe takes a free name: the kernel refuses a name that
+    /// exists before it asks the file system.
+    pub(super) fn check_naming(path: &Path) -> Result<()> {
+        Self::check_naming_by(path, name_new)
+    }
+
+    fn check_naming_by(
+        path: &Path,
+        name: impl Fn(&Path, &Path) -> rustix::io::Result<()>,
+    ) -> Result<()> {
+        let (_, mut probe) = Self::create_beside(path)?;
+        let Some(from) = probe.partial.take() else {
+            return Ok(());
+        };
+        let to = from.with_extension("named");
+        let named = name(&from, &to);
+        probe.partial = Some(if named.is_ok() { to } else { from });
+        Ok(named?)
+    }
+
     /// Gives it its name, which must not exist: [`std::io::ErrorKind::AlreadyExists`] if it does by
     /// now.
     pub(super) fn become_named(mut self, path: &Path) -> Result<()> {
         let Some(partial) = self.partial.take() else {
             return Ok(());
         };
-        let named = match renameat_with(CWD, &partial, CWD, path, RenameFlags::NOREPLACE) {
-            // The file system cannot rename without replacing. A hard link refuses to replace too,
-            // where it is supported.
-            Err(Errno::INVAL | Errno::NOSYS) => linkat(CWD, &partial, CWD, path, AtFlags::empty())
-                .map(|()| drop(remove_file(&partial))),
-            renamed => renamed,
-        };
+        let named = name_new(&partial, path);
         if named.is_err() {
             self.partial = Some(partial);
         }
         Ok(named?)
+    }
+}
+
+/// Renames without replacing.
+fn name_new(from: &Path, to: &Path) -> rustix::io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // The file system cannot rename without replacing. A hard link refuses to replace too,
+        // where it is supported.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            linkat(CWD, from, CWD, to, AtFlags::empty()).map(|()| drop(remove_file(from)))
+        }
+        renamed => renamed,
     }
 }
 
@@ -92,6 +119,23 @@ mod tests {
             0o600
         );
         assert_eq!(names(folder.path()), ["stream"]);
+    }
+
+    #[test]
+    fn a_file_system_that_cannot_name_the_file_is_found_before_the_content_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stream");
+        NewFile::check_naming(&path).unwrap();
+        let refused = NewFile::check_naming_by(&path, |_, to| {
+            assert!(!to.exists(), "the kernel refuses this by itself");
+            Err(Errno::PERM)
+        });
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert!(
+            names(folder.path()).is_empty(),
+            "{:?}",
+            names(folder.path())
+        );
     }
 
     #[test]

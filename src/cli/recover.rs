@@ -10,7 +10,7 @@ use super::wire::{key_file, open_for_reading, usage};
 use crate::config::{Config, without_secrets};
 use crate::run::error_chain;
 use crate::run::here::host_name;
-use crate::run::kept_config::{KeptConfig, keep_config, kept_configs};
+use crate::run::kept_config::{KeptConfig, KeptConfigs, keep_config, kept_configs};
 use crate::run::keys::WriterKeys;
 use crate::store::ObjectStore;
 use jiff::Timestamp;
@@ -53,18 +53,34 @@ pub(super) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
     };
     let side = open_for_reading(&context.global, &source, false, output).await?;
     let keys = key_file(&side, &source).await?;
-    let mut kept = kept_configs(&*side.store, &keys).await?;
+    let KeptConfigs {
+        trusted: mut kept,
+        untrusted,
+    } = kept_configs(&*side.store, &keys).await?;
     if let Some(host) = &recover.host {
         kept.retain(|kept| kept.host == *host);
     }
     let Some(newest) = kept.first() else {
         let hint =
             "hosts store it with every backup since version 0.1; `config init` makes a new one";
+        let (what, hint) = match untrusted {
+            0 => (String::new(), hint.to_owned()),
+            _ => (
+                format!(" that these keys trust (not trusted: {untrusted})"),
+                hint_for_untrusted(recover),
+            ),
+        };
         return Err(usage(
-            &format!("no configuration is kept in {}", side.store.url()),
-            hint,
+            &format!("no configuration is kept in {}{what}", side.store.url()),
+            &hint,
         ));
     };
+    if untrusted > 0 {
+        output.always(&format!(
+            "configurations that these keys do not trust: {untrusted}. They may be newer: {}",
+            hint_for_untrusted(recover)
+        ));
+    }
     let others = kept
         .iter()
         .filter(|other| other.host != newest.host || other.file != newest.file);
@@ -87,6 +103,21 @@ pub(super) async fn recover(context: &Context, recover: &Recover) -> Result<(), 
         || json!({ "host": newest.host, "file": newest.file, "written_at": newest.written_at, "toml": newest.text }),
     );
     Ok(())
+}
+
+/// Returns what a person can do about configurations that the given keys do not trust. A
+/// configuration counts by the newest keys alone, and an older paper copy does not have them.
+fn hint_for_untrusted(recover: &Recover) -> String {
+    let newer = match &recover.identity {
+        Some(file) => format!(
+            "{} may be of before a `key rotate`. Use the paper copy that was printed after it, or leave --identity out \
+             and give the passphrase",
+            file.display()
+        ),
+        None => "use the newest passphrase, or --identity with the paper copy of the newest keys"
+            .to_owned(),
+    };
+    format!("{newer}; if that changes nothing, somebody else made them")
 }
 
 fn words_of(kept: &KeptConfig) -> String {

@@ -6,7 +6,9 @@ use super::follow::Purpose;
 use super::keys::{keys_json, print_lines};
 use super::output::Output;
 use super::recover;
-use super::wire::{configured_passphrase, key_file, open_all_stores, open_for_reading, usage};
+use super::wire::{
+    configured_passphrase, key_file, open_all_stores, open_for_reading, open_named, usage,
+};
 use crate::config::{Config, Environment, KeySource, SecretFile};
 use crate::keyring::WORK_FACTOR;
 use crate::run::RunError;
@@ -89,8 +91,8 @@ fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), RunError> {
 pub(super) enum Change<'a> {
     /// The passphrase, to that in the file or one that is typed.
     Passphrase(Option<&'a Path>),
-    /// The keys themselves.
-    Keys(OldKeys),
+    /// The keys themselves; the stores beside the configured ones whose objects are listed.
+    Keys(OldKeys, &'a [String]),
 }
 
 /// `key passphrase` and `key rotate`.
@@ -115,9 +117,16 @@ pub(super) async fn change(
         Purpose::Write
     };
     let stores = open_all_stores(config, env, purpose).await?;
+    let mut also_listed = Vec::new();
+    if let Change::Keys(_, urls) = change {
+        for url in *urls {
+            also_listed.push(open_named("--also-list", url).await?);
+        }
+    }
     let cache = KeyCache::new(&config.state_dir);
     let rekey = Rekey {
         stores: &stores,
+        also_listed: &also_listed,
         cache: &cache,
         work_factor: WORK_FACTOR,
     };
@@ -125,10 +134,10 @@ pub(super) async fn change(
     if global.dry_run {
         let what = match change {
             Change::Passphrase(_) => "would seal another copy of the keyring and keep the old one",
-            Change::Keys(_) => "would make new keys, store their keyring and keep the old one",
+            Change::Keys(..) => "would make new keys, store their keyring and keep the old one",
         };
         output.line(format!("{what} in {}", names.join(" and ")));
-        if let Change::Keys(OldKeys::Retire) = change {
+        if let Change::Keys(OldKeys::Retire, _) = change {
             let collected = rekey.preview(&configured_passphrase(config, env)?).await?;
             report_collected(&collected, "would be trusted", output);
             output.json(
@@ -144,9 +153,9 @@ pub(super) async fn change(
                 .change_passphrase(&old, &new_passphrase(*file, env, output)?)
                 .await?
         }
-        Change::Keys(old_keys) => rekey.rotate(&old, *old_keys).await?,
+        Change::Keys(old_keys, _) => rekey.rotate(&old, *old_keys).await?,
     };
-    if let Change::Keys(_) = change {
+    if let Change::Keys(..) = change {
         for store in &stores {
             recover::keep(config, &**store, &done.keys).await;
         }
@@ -177,7 +186,7 @@ fn report(done: &Rekeyed, change: &Change<'_>, output: &Output) {
                 "beside backups, and in any copy of the bucket. If it leaked, run `key rotate` too",
             );
         }
-        Change::Keys(_) => report_rotation(done, output),
+        Change::Keys(..) => report_rotation(done, output),
     }
 }
 

@@ -553,6 +553,7 @@ async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Resu
         return Err(exists());
     }
     let (file, partial) = NewFile::create_beside(path).map_err(failed("create"))?;
+    NewFile::check_naming(path).map_err(|error| cannot_name(path, &error))?;
     let copy = file.try_clone().map_err(failed("create"))?;
     restore_to_writer(backup, keys, Box::new(copy)).await?;
     file.sync_all().map_err(failed("write"))?;
@@ -560,4 +561,13 @@ async fn write_file(backup: &RestoreBackup, keys: &KeyFile, path: &Path) -> Resu
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists()),
         named => Ok(named.map_err(failed("name"))?),
     }
+}
+
+/// Refuses to write a file whose folder cannot give it a name without replacing another one.
+fn cannot_name(path: &Path, error: &std::io::Error) -> RunError {
+    RunError::refused(
+        format!("cannot write {}: {error}", path.display()),
+        "the folder must be writable, and its file system must have hard links or RENAME_NOREPLACE (ext4, XFS, ZFS and \
+         NFS have one of them); name a file in another folder, or use --stdout with a shell redirection",
+    )
 }

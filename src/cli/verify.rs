@@ -3,6 +3,7 @@
 use super::args::Verify;
 use super::context::Context;
 use super::follow::Purpose;
+use super::identity::expected_identity;
 use super::output::{Output, bytes};
 use super::stored::{NamedDataset, datasets_to_look_at};
 use super::wire::{
@@ -10,15 +11,16 @@ use super::wire::{
 };
 use super::{Failure, remember, status};
 use crate::keyring::KeyFile;
-use crate::model::{BackupId, BackupKind, Guid};
+use crate::model::{BackupId, BackupKind, Guid, KnownStore};
 use crate::plan::sample::ReadShare;
 use crate::run::RunError;
+use crate::run::backup::StoreRole;
 use crate::run::catalog::{Catalog, list_datasets, read_catalog};
 use crate::run::identity::refuse_one_place;
 use crate::run::record::{OwnCommit, Records};
 use crate::run::verify::{BrokenBackup, ReadData, VerifyOptions, VerifyReport, verify_with};
 use crate::sign::TrustedKeys;
-use crate::store::key::{BackupObject, ObjectKey};
+use crate::store::key::{BackupObject, ObjectKey, STORE_ID};
 use crate::store::{EvidenceTier, ObjectStore};
 use crate::zfs::Zfs;
 use jiff::Timestamp;
@@ -33,19 +35,29 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
     let side =
         open_for_reading(&context.global, &verify.source, verify.intermediate, output).await?;
     let trusted = trusted_keys(&side, &verify.source).await?;
+    let expected = expected_store(&side, verify).await?;
     let datasets = datasets(&side, verify).await?;
     let opening = match &verify.read_data {
         Some(_) => opening_keys(&side, verify, output).await,
         None => None,
     };
     let (mut statuses, mut reports) = (Vec::new(), Vec::new());
+    let other_store = expected.as_ref().and_then(|(_, flaw)| flaw.as_ref());
+    if let Some(flaw) = other_store {
+        output.error_text(
+            &format!("DAMAGED {STORE_ID}: {flaw}"),
+            flaw.hint().as_deref(),
+        );
+        statuses.push(status::DAMAGE);
+    }
     for named in &datasets {
         let intermediate = intermediate_catalog(&side, verify, named, &trusted, output).await;
         let read = match verify.read_data {
             Some(share) => Some(read_data(share, opening.clone(), context)?),
             None => None,
         };
-        let own_commits = own_commits(&side, named).unwrap_or_else(|failure| {
+        let known = expected.as_ref().map(|(known, _)| known);
+        let own_commits = own_commits(&side, known, named).unwrap_or_else(|failure| {
             failure.print(output);
             statuses.push(failure.status());
             Vec::new()
@@ -86,7 +98,10 @@ pub(super) async fn verify(context: &Context, verify: &Verify) -> Result<(), Fai
             break;
         }
     }
-    output.json(|| json!({ "store": side.store.url(), "datasets": reports }));
+    let other_store = other_store.map(ToString::to_string);
+    output.json(
+        || json!({ "store": side.store.url(), "other_store": other_store, "datasets": reports }),
+    );
     statuses
         .into_iter()
         .max()
@@ -109,12 +124,38 @@ async fn datasets(side: &ReadSide, verify: &Verify) -> Result<Vec<NamedDataset>,
     })
 }
 
-/// Returns the newest backups that this host itself stored there.
-fn own_commits(side: &ReadSide, named: &NamedDataset) -> Result<Vec<OwnCommit>, Failure> {
+/// The store that this host expects at the verified place, and why the store there is another one.
+/// Somebody who replaces the identity of a store would else hide what this host stored there.
+async fn expected_store(
+    side: &ReadSide,
+    verify: &Verify,
+) -> Result<Option<(KnownStore, Option<RunError>)>, Failure> {
+    let Some((config, _)) = &side.config else {
+        return Ok(None);
+    };
+    let role = match verify.intermediate || config.remote.is_none() {
+        true => StoreRole::Intermediate,
+        false => StoreRole::Remote,
+    };
+    Ok(expected_identity(config, role, &*side.store).await?)
+}
+
+/// Returns the newest backups that this host itself stored there: in the store that answers, and in
+/// the one that this host knows for the place.
+fn own_commits(
+    side: &ReadSide,
+    known: Option<&KnownStore>,
+    named: &NamedDataset,
+) -> Result<Vec<OwnCommit>, Failure> {
     let Some((config, _)) = &side.config else {
         return Ok(Vec::new());
     };
-    Ok(Records::new(&config.state_dir, &side.store.known(), &named.stored).own_commits()?)
+    let found = side.store.known();
+    let mut commits = Records::new(&config.state_dir, &found, &named.stored).own_commits()?;
+    if let Some(known) = known.filter(|known| known.id != found.id) {
+        commits.extend(Records::new(&config.state_dir, known, &named.stored).own_commits()?);
+    }
+    Ok(commits)
 }
 
 /// The keys that open backups, if this host has them: a host that only makes backups has none, and

@@ -448,19 +448,24 @@ pub(super) async fn open_for_reading(
     output: &Output,
 ) -> Result<ReadSide, Failure> {
     if let Some(url) = &source.remote {
-        let remote: Remote = url.parse().map_err(|error: config::InvalidValue| {
-            usage(
-                &format!("--remote: {error}"),
-                "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH",
-            )
-        })?;
         return Ok(ReadSide {
-            store: open_store(&remote, S3Settings::default()).await?,
+            store: open_named("--remote", url).await?,
             config: None,
         });
     }
     let (config, env) = load_config(global, output)?;
     open_configured(config, env, intermediate).await
+}
+
+/// A store that an option names by its URL, with the credentials of the environment.
+pub(super) async fn open_named(option: &str, url: &str) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let remote: Remote = url.parse().map_err(|error: config::InvalidValue| {
+        usage(
+            &format!("{option}: {error}"),
+            "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH",
+        )
+    })?;
+    open_store(&remote, S3Settings::default()).await
 }
 
 /// The intermediate directory, or the remote; where no remote is configured, the intermediate

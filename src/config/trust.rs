@@ -267,6 +267,27 @@ impl FileError {
     }
 }
 
+impl FileError {
+    /// Returns [`FileError::hint`] for a folder of backups. Root may be unable to own or change
+    /// such a folder, as on NFS with `root_squash`.
+    pub fn hint_for_backups(&self) -> Option<String> {
+        let hint = self.hint()?;
+        let Self::Distrusted { flaw, .. } = self else {
+            return Some(hint);
+        };
+        Some(match flaw {
+            Flaw::Owner(uid) => format!(
+                "{hint}; where that is not permitted, as on NFS with root_squash: run zfs-backup as user {uid}, with the \
+                 rights of `zfs allow` that `zfs-backup doctor` lists, or export the folder with no_root_squash"
+            ),
+            Flaw::Writable(_) => format!(
+                "{hint}; where that is not permitted, as on NFS with root_squash: run it on the server"
+            ),
+            Flaw::NotAFile | Flaw::Readable(_) => hint,
+        })
+    }
+}
+
 /// Opens a file that meets the demand. The opened descriptor is judged, so that the file cannot be
 /// exchanged in between. The folders are judged on the resolved path, and again on the given path
 /// if that is a link.
@@ -382,6 +403,33 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     const ME: u32 = 1000;
+
+    #[test]
+    fn a_folder_of_backups_that_root_may_not_own_has_a_way_out() {
+        let error = |flaw| FileError::Distrusted {
+            path: "/mnt/nas b".into(),
+            flaw,
+        };
+        let foreign = error(Flaw::Owner(65534)).hint_for_backups().unwrap();
+        for part in [
+            "chown root '/mnt/nas b'",
+            "root_squash: run zfs-backup as user 65534",
+            "no_root_squash",
+        ] {
+            assert!(foreign.contains(part), "{foreign}");
+        }
+        let open = error(Flaw::Writable(0o40777)).hint_for_backups().unwrap();
+        assert!(
+            open.contains("chmod go-w '/mnt/nas b'") && open.contains("on the server"),
+            "{open}"
+        );
+        let missing = FileError::Io {
+            operation: "stat",
+            path: "/mnt".into(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        assert_eq!(missing.hint_for_backups(), None);
+    }
 
     #[test]
     fn a_file_is_believed_when_only_root_and_the_user_can_change_it() {

@@ -51,8 +51,12 @@ pub struct ClockFacts<'a> {
     /// The clocks of the stores that have a clock of their own. A folder has none: this host's
     /// clock dates its files.
     pub stores: &'a [StoreClock],
-    /// The time of the newest snapshot or object from before this run; `None` if there is none.
+    /// The time of the newest snapshot or object from before this run, without those dated after
+    /// this clock; `None` if there is none.
     pub newest_before: Option<Timestamp>,
+    /// Whether a snapshot or object is dated more than [`AHEAD_SECONDS_MAX`] after this clock.
+    /// Either this clock is behind, or an earlier clock was ahead: the date proves neither.
+    pub has_future_dates: bool,
     /// Whether a person states that the clock is right.
     pub is_vouched: bool,
 }
@@ -153,10 +157,25 @@ pub fn judge_clock(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
     if facts.is_vouched {
         return Ok(ClockTrust::Confirmed);
     }
-    match facts.note {
-        Some(note) => judge_by_note(facts.reading, note),
+    match facts.note.map(|note| judge_by_note(facts.reading, note)) {
+        // A note dated in the future proves nothing: its clock may have been ahead, and may still
+        // be. The older dates decide.
+        Some(Ok(ClockTrust::Behind)) => match judge_first(facts)? {
+            ClockTrust::Confirmed
+                if facts.reading.is_synchronised && facts.newest_before.is_some() =>
+            {
+                Ok(ClockTrust::Confirmed)
+            }
+            ClockTrust::Confirmed | ClockTrust::Behind => Ok(ClockTrust::Behind),
+        },
+        Some(judged) => judged,
         None => judge_first(facts),
     }
+}
+
+/// Whether `time` is more than [`AHEAD_SECONDS_MAX`] after `now`.
+pub fn is_in_future(time: Timestamp, now: Timestamp) -> bool {
+    matches!(standing(time, now), Standing::Behind)
 }
 
 fn judge_by_note(reading: &ClockReading, note: &ClockReading) -> Result<ClockTrust, ClockDoubt> {
@@ -166,9 +185,9 @@ fn judge_by_note(reading: &ClockReading, note: &ClockReading) -> Result<ClockTru
         && reading.since_boot_seconds >= note.since_boot_seconds;
     if !same_boot {
         return match standing(note.wall, now) {
-            _ if explains_gap(reading, note.wall) => Ok(ClockTrust::Confirmed),
             Standing::Near => Ok(ClockTrust::Confirmed),
             Standing::Behind => Ok(ClockTrust::Behind),
+            Standing::Ahead if explains_gap(reading, note.wall) => Ok(ClockTrust::Confirmed),
             Standing::Ahead => Err(ClockDoubt::Idle {
                 now,
                 last: note.wall,
@@ -179,26 +198,32 @@ fn judge_by_note(reading: &ClockReading, note: &ClockReading) -> Result<ClockTru
     let expected = note.wall.saturating_add(passed).unwrap_or(Timestamp::MAX);
     match standing(expected, now) {
         Standing::Near => Ok(ClockTrust::Confirmed),
+        Standing::Behind => Ok(ClockTrust::Behind),
         // The first synchronisation after a boot corrects a wrong clock. A later jump has another
         // cause.
-        _ if !note.is_synchronised && explains_gap(reading, expected) => Ok(ClockTrust::Confirmed),
-        Standing::Behind => Ok(ClockTrust::Behind),
+        Standing::Ahead if !note.is_synchronised && explains_gap(reading, expected) => {
+            Ok(ClockTrust::Confirmed)
+        }
         Standing::Ahead => Err(ClockDoubt::Jumped { now, expected }),
     }
 }
 
+/// Judges a clock by the dates of snapshots and objects alone.
 fn judge_first(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
     let now = facts.reading.wall;
-    let Some(newest) = facts
-        .newest_before
-        .filter(|newest| !explains_gap(facts.reading, *newest))
-    else {
-        return Ok(ClockTrust::Confirmed);
+    let unless_behind = match facts.has_future_dates && !facts.reading.is_synchronised {
+        true => ClockTrust::Behind,
+        false => ClockTrust::Confirmed,
+    };
+    let Some(newest) = facts.newest_before else {
+        return Ok(unless_behind);
     };
     match standing(newest, now) {
-        Standing::Near => Ok(ClockTrust::Confirmed),
+        Standing::Ahead if !explains_gap(facts.reading, newest) => {
+            Err(ClockDoubt::Unconfirmed { now, newest })
+        }
+        Standing::Ahead | Standing::Near => Ok(unless_behind),
         Standing::Behind => Ok(ClockTrust::Behind),
-        Standing::Ahead => Err(ClockDoubt::Unconfirmed { now, newest }),
     }
 }
 
@@ -378,7 +403,8 @@ mod tests {
                 reading: &reading,
                 note: Some(&note),
                 stores: &[],
-                newest_before: Some(at(0)),
+                newest_before: Some(at(0)).filter(|newest| !is_in_future(*newest, reading.wall)),
+                has_future_dates: is_in_future(at(0), reading.wall),
                 is_vouched: false,
             };
             let judged = judge_clock(&facts);
@@ -418,6 +444,7 @@ mod tests {
                     note,
                     stores: &stores,
                     newest_before,
+                    has_future_dates: false,
                     is_vouched,
                 };
                 assert_eq!(word(&judge_clock(&facts)), expected, "{stores:?} {wall}");
@@ -435,7 +462,6 @@ mod tests {
             (Some(-14 * YEAR), false, "unconfirmed"),
             (Some(-90 * DAY), true, "confirmed"),
             (Some(-14 * YEAR), true, "unconfirmed"),
-            (Some(2 * DAY), false, "behind"),
         ];
         for (newest, is_synchronised, expected) in table {
             let reading = reading("a", 0, 1000, is_synchronised);
@@ -445,9 +471,49 @@ mod tests {
                 note: None,
                 stores: &[],
                 newest_before,
+                has_future_dates: false,
                 is_vouched: false,
             };
             assert_eq!(word(&judge_clock(&facts)), expected, "{newest:?}");
+        }
+    }
+
+    #[test]
+    fn a_date_in_the_future_does_not_end_the_comparison_with_older_dates() {
+        // (the note, newest date that the clock has reached, synchronised, expected)
+        let table = [
+            (None, None, false, "behind"),
+            (None, Some(-HOUR), false, "behind"),
+            (None, Some(-10 * YEAR), false, "unconfirmed"),
+            (None, Some(-10 * YEAR), true, "unconfirmed"),
+            (None, Some(-HOUR), true, "confirmed"),
+            (Some(4 * YEAR), None, false, "behind"),
+            (Some(4 * YEAR), None, true, "behind"),
+            (Some(4 * YEAR), Some(-HOUR), false, "behind"),
+            (Some(4 * YEAR), Some(-10 * YEAR), false, "unconfirmed"),
+            (Some(4 * YEAR), Some(-10 * YEAR), true, "unconfirmed"),
+            (Some(4 * YEAR), Some(-HOUR), true, "confirmed"),
+        ];
+        for (note, newest, is_synchronised, expected) in table {
+            // By a note of another boot and by one of this boot.
+            for boot in ["a", "b"] {
+                let reading = reading("a", 0, 1000 + DAY, is_synchronised);
+                let note = note.map(|wall| super::tests::reading(boot, wall, 1000, false));
+                let facts = ClockFacts {
+                    reading: &reading,
+                    note: note.as_ref(),
+                    stores: &[],
+                    newest_before: newest.map(at),
+                    has_future_dates: true,
+                    is_vouched: false,
+                };
+                let judged = judge_clock(&facts);
+                assert_eq!(
+                    word(&judged),
+                    expected,
+                    "{note:?} {newest:?} {is_synchronised}"
+                );
+            }
         }
     }
 

@@ -94,18 +94,32 @@ pub struct Pruned {
 /// A prune that may be running on another host: its record names a backup that still exists.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "another host is pruning here, or its prune crashed: its prune record of {at} names {id}, which still exists"
+    "another host is pruning here, or its prune crashed: its prune record of {at} names {id}, which still exists{}",
+    if self.is_in_future { "; the date of the record is in the future" } else { "" }
 )]
 pub struct OtherPrune {
     /// The backup.
     pub id: BackupId,
     /// The time of the record.
     pub at: Timestamp,
+    /// The record's key.
+    pub record: String,
+    /// Whether the record is dated by a clock that is ahead of this host's.
+    pub is_in_future: bool,
+    /// The time from which the record no longer stops a prune of this host.
+    pub until: Timestamp,
 }
 
 impl OtherPrune {
     /// Returns the remedy.
     pub fn hint(&self) -> String {
+        let Self { record, until, .. } = self;
+        if self.is_in_future {
+            return format!(
+                "set the clock of the host that prunes; this host waits until {until}, two days after it first saw the \
+                 record. If no other host is pruning, you can end that now: delete {record} in the store"
+            );
+        }
         "run the command again when the other prune has ended; a crashed prune counts for 48 hours, or until its own \
          host prunes again"
             .to_owned()

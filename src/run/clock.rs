@@ -8,7 +8,7 @@ use super::RunError;
 use super::here::{Here, process_started};
 use super::replace::replace_file;
 use crate::plan::clock::{
-    ClockDoubt, ClockFacts, ClockReading, ClockTrust, StoreClock, judge_clock,
+    ClockDoubt, ClockFacts, ClockReading, ClockTrust, StoreClock, is_in_future, judge_clock,
 };
 use crate::store::ObjectStore;
 use crate::zfs::is_clock_synchronised;
@@ -106,11 +106,15 @@ impl ClockCheck {
             .saturating_sub(self.run_seconds);
         // A second of slack: times of snapshots and objects are whole seconds.
         let is_before = |time: &Timestamp| time.as_second() < begun.saturating_sub(1);
+        let now = self.reading.wall;
+        let (future, reached): (Vec<_>, Vec<_>) =
+            times.into_iter().partition(|time| is_in_future(*time, now));
         judge_clock(&ClockFacts {
             reading: &self.reading,
             note: self.note.as_ref(),
             stores,
-            newest_before: times.into_iter().filter(is_before).max(),
+            newest_before: reached.into_iter().filter(is_before).max(),
+            has_future_dates: !future.is_empty(),
             is_vouched: self.is_vouched,
         })
     }
@@ -141,6 +145,21 @@ impl ClockCheck {
         };
         write().map_err(|source| failed("write", &path, source))
     }
+}
+
+/// Notes this host's clock after a backup, where the store's clock or the note of an earlier run
+/// confirms it. With fresh notes a prune after a reboot needs nobody's word. The first note needs a
+/// store with a clock, or a prune, because a backup compares no dates.
+///
+/// # Errors
+/// [`RunError::Store`] when the store could not be asked; [`RunError::File`].
+pub async fn note_clock(state_dir: &Path, store: &dyn ObjectStore) -> Result<(), RunError> {
+    let check = ClockCheck::read(state_dir, false)?;
+    let clocks = store_clocks([store]).await?;
+    if clocks.is_empty() && check.note.is_none() {
+        return Ok(());
+    }
+    check.keep_note(state_dir, &check.judge(&clocks, []))
 }
 
 /// Asks the stores that have a clock of their own for its time.
@@ -208,6 +227,8 @@ fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunEr
 mod tests {
     use super::*;
     use crate::run::error_chain;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{StoreTraits, UploadNeeds};
 
     #[test]
     fn only_a_confirmed_clock_is_noted_and_the_note_comes_back() {
@@ -235,6 +256,34 @@ mod tests {
         let again = ClockCheck::read(&folder, false).unwrap();
         assert_eq!(again.note, Some(check.reading));
         assert_eq!(again.judge(&[], []), Ok(ClockTrust::Confirmed));
+    }
+
+    #[tokio::test]
+    async fn a_backup_notes_a_clock_that_its_store_or_an_earlier_note_confirms() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path();
+        let note = || read_note(state).unwrap();
+        let store = MemoryStore::with_traits(StoreTraits {
+            needs: UploadNeeds::Parts,
+            part_bytes: 1000,
+            concurrency: 1,
+            conditional_put: true,
+        });
+        note_clock(state, &store).await.unwrap();
+        assert_eq!(note(), None, "nothing confirms the clock");
+        let days = |days: i64| Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
+        for wrong in [days(-400), days(400)] {
+            store.set_clock(Some(wrong));
+            note_clock(state, &store).await.unwrap();
+            assert_eq!(note(), None, "the store's clock differs");
+        }
+        store.set_clock(Some(Timestamp::now()));
+        note_clock(state, &store).await.unwrap();
+        let first = note().unwrap();
+        store.set_clock(None);
+        note_clock(state, &store).await.unwrap();
+        let second = note().unwrap();
+        assert!(second.wall > first.wall, "the note was not renewed");
     }
 
     #[test]

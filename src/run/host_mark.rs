@@ -3,11 +3,14 @@
 
 use super::RunError;
 use super::here::Here;
+use super::replace::create_new;
 use crate::model::HostMark;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use std::fs::{self, DirBuilder, File};
 use std::io::{Error, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The file in `state_dir`: 16 hexadecimal digits and a newline.
 const FILE_NAME: &str = "host-id";
@@ -33,7 +36,7 @@ pub fn host_mark(state_dir: &Path) -> Result<HostMark, RunError> {
         .mode(0o700)
         .create(state_dir)
         .map_err(failed)?;
-    create(&path).map_err(failed)?;
+    create(&path, &WITHOUT_REPLACING).map_err(failed)?;
     let made = known_host_mark(state_dir)?;
     made.ok_or_else(|| {
         failed(Error::new(
@@ -87,30 +90,80 @@ fn read(path: &Path) -> Result<String, Error> {
     Ok(text)
 }
 
+/// Gives a whole file its name, which must not exist.
+type Publish = fn(&Path, &Path) -> Result<(), Error>;
+
+/// The two ways to name a file without replacing another one. Neither works everywhere: FAT, exFAT
+/// and many FUSE file systems have no hard links, and NFS cannot rename without replacing.
+const WITHOUT_REPLACING: [Publish; 2] = [
+    |from, to| fs::hard_link(from, to).and_then(|()| fs::remove_file(from)),
+    |from, to| Ok(renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?),
+];
+
+/// How long a run waits for the file that another run is writing. The file has 17 bytes.
+const WRITTEN_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// Creates the file whole or not at all, and never replaces one: of two concurrent runs the second
-/// uses the first one's file.
-fn create(path: &Path) -> Result<(), Error> {
+/// uses the first one's file. Where the file system has neither way to do that, the file is created
+/// under its own name.
+fn create(path: &Path, ways: &[Publish]) -> Result<(), Error> {
     let random = || getrandom::u64().map_err(|_| Error::other("the system gives no random bytes"));
+    let text = format!("{:016x}\n", random()?);
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{:016x}.new", random()?));
     let temporary = PathBuf::from(temporary);
-    let written = || {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(format!("{:016x}\n", random()?).as_bytes())?;
-        file.sync_all()?;
-        match fs::hard_link(&temporary, path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            linked => linked,
+    let named = write_new(&temporary, &text).and_then(|()| {
+        for publish in ways {
+            match publish(&temporary, path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(true),
+                Ok(()) => return Ok(true),
+                Err(error) if is_unsupported(&error) => {}
+                Err(error) => return Err(error),
+            }
         }
-    };
-    let result = written();
-    let removed = fs::remove_file(&temporary);
-    result.and(removed)?;
+        Ok(false)
+    });
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    if !named? {
+        match write_new(path, &text) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => wait_until_written(path)?,
+            written => written.inspect_err(|_| drop(fs::remove_file(path)))?,
+        }
+    }
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Writes a file that must not exist, to disk.
+fn write_new(path: &Path, text: &str) -> Result<(), Error> {
+    let mut file = create_new(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// Whether the file system cannot do this at all.
+fn is_unsupported(error: &Error) -> bool {
+    let unsupported = [
+        libc::EPERM,
+        libc::EOPNOTSUPP,
+        libc::ENOSYS,
+        libc::EINVAL,
+        libc::EMLINK,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|number| unsupported.contains(&number))
+}
+
+/// Waits for a concurrent run that has created the file and not yet written it.
+fn wait_until_written(path: &Path) -> Result<(), Error> {
+    let begun = Instant::now();
+    while fs::metadata(path)?.len() < FILE_BYTES && begun.elapsed() < WRITTEN_WAIT_MAX {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -139,6 +192,38 @@ mod tests {
             1,
             "the temporary file stays"
         );
+    }
+
+    #[test]
+    fn a_file_system_without_hard_links_gets_a_mark_too() {
+        let refused: Publish = |_, _| Err(Error::from_raw_os_error(libc::EPERM));
+        let rename = WITHOUT_REPLACING[1];
+        for ways in [[refused, rename], [refused, refused]] {
+            let state = tempfile::tempdir().unwrap();
+            let path = state.path().join(FILE_NAME);
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            create(&path, &ways).unwrap();
+                            fs::read_to_string(&path).unwrap()
+                        })
+                    })
+                    .collect();
+                let texts: Vec<String> = threads
+                    .into_iter()
+                    .map(|thread| thread.join().unwrap())
+                    .collect();
+                assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
+            });
+            assert!(known_host_mark(state.path()).unwrap().is_some());
+            assert_eq!(fs::read_dir(state.path()).unwrap().count(), 1);
+        }
+        // A full disk is no missing feature.
+        let full: Publish = |_, _| Err(Error::from_raw_os_error(libc::ENOSPC));
+        let state = tempfile::tempdir().unwrap();
+        assert!(create(&state.path().join(FILE_NAME), &[full]).is_err());
+        assert_eq!(fs::read_dir(state.path()).unwrap().count(), 0);
     }
 
     #[test]

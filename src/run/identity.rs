@@ -16,8 +16,9 @@ pub use places::{Place, Purpose, accept, check_place, identify, known_at};
 use super::RunError;
 use crate::manifest::{FORMAT, parse_as, to_stored_bytes};
 use crate::model::{DatasetName, Digest, KnownStore, StoreId};
-use crate::store::key::STORE_ID;
-use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
+use crate::store::key::{STORE_ID, STORE_ID_CLAIM_PREFIX};
+use crate::store::{ListedObject, ObjectKey, ObjectStore, StoreErrorKind};
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 /// The contents of the object.
@@ -30,6 +31,8 @@ struct StoredId {
 }
 
 const OBJECT_TYPE: &str = "store-id";
+/// For how long a claim counts. Hosts settle an identity within seconds.
+const CLAIM_MAX: SignedDuration = SignedDuration::from_hours(1);
 /// Far more than the object has.
 const STORE_ID_BYTES_MAX: u64 = 4096;
 
@@ -103,10 +106,21 @@ async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
     let bits = random().and_then(|high| Ok((high << 64) | random()?));
     let bits = bits
         .map_err(|_| RunError::refused("the system gives no random bytes", "check /dev/urandom"))?;
+    let own = StoreId::from_random(bits);
+    let id = match store.traits().conditional_put {
+        true => put_store_id(store, &own).await?,
+        false => settle_store_id(store, &own).await?,
+    };
+    tracing::info!(%id, store = store.url(), "the store has an identity now");
+    Ok(id)
+}
+
+/// Puts the identity unless there is one, and returns the one that is there then.
+async fn put_store_id(store: &dyn ObjectStore, id: &StoreId) -> Result<StoreId, RunError> {
     let stored = StoredId {
         format: FORMAT,
         object_type: OBJECT_TYPE.to_owned(),
-        id: StoreId::from_random(bits),
+        id: id.clone(),
     };
     let key = ObjectKey::store_id();
     let bytes = to_stored_bytes(&stored).map_err(|error| RunError::Damaged {
@@ -114,14 +128,65 @@ async fn make_store_id(store: &dyn ObjectStore) -> Result<StoreId, RunError> {
         reason: error.to_string(),
     })?;
     match store.put_new(&key, bytes.into()).await {
-        Err(error) if error.kind != StoreErrorKind::AlreadyExists => return Err(error.into()),
-        _ => {}
+        // Another host was faster, or put its own meanwhile.
+        Err(error)
+            if matches!(
+                error.kind,
+                StoreErrorKind::AlreadyExists | StoreErrorKind::Corrupt
+            ) => {}
+        Err(error) => return Err(error.into()),
+        Ok(_) => {}
     }
     let gone = || RunError::Damaged {
         key: key.to_string(),
         reason: "it was put and is not there".to_owned(),
     };
-    let id = read_store_id(store).await?.ok_or_else(gone)?;
-    tracing::info!(%id, store = store.url(), "the store has an identity now");
+    read_store_id(store).await?.ok_or_else(gone)
+}
+
+/// As [`put_store_id`], for a store that cannot create objects conditionally. Two hosts that begin
+/// at the same time would both put an identity there, and the later one would replace the earlier
+/// one, which the other host remembers already. So each host first puts a claim. The oldest claim
+/// wins, and all hosts put the identity that it names.
+async fn settle_store_id(store: &dyn ObjectStore, own: &StoreId) -> Result<StoreId, RunError> {
+    let own_claim = ObjectKey::store_id_claim(own);
+    store
+        .put_new(&own_claim, format!("{own}\n").into_bytes().into())
+        .await?;
+    let listed = store.list(STORE_ID_CLAIM_PREFIX).await?;
+    // A host that was faster removes the claims once the store has its identity.
+    let id = match read_store_id(store).await? {
+        Some(id) => id,
+        None => put_store_id(store, &winner_of(&listed, own)).await?,
+    };
+    let claims = listed
+        .iter()
+        .filter_map(|object| ObjectKey::listed(&object.key));
+    for claim in claims.chain([own_claim]) {
+        if let Err(error) = store.delete(&claim).await {
+            tracing::debug!(%claim, "cannot remove a claim: {}", super::error_chain(&error));
+        }
+    }
     Ok(id)
+}
+
+/// The identity that the oldest claim names. Claims much older than our own are of runs that
+/// crashed; they may even have come with a copy of another store.
+fn winner_of(listed: &[ListedObject], own: &StoreId) -> StoreId {
+    let claims = || {
+        listed.iter().filter_map(|object| {
+            let id: StoreId = object
+                .key
+                .strip_prefix(STORE_ID_CLAIM_PREFIX)?
+                .parse()
+                .ok()?;
+            Some((object.modified_at, id))
+        })
+    };
+    let own_at = claims().find(|(_, id)| id == own).and_then(|(at, _)| at);
+    let oldest = own_at.and_then(|at| at.checked_sub(CLAIM_MAX).ok());
+    claims()
+        .filter(|(at, _)| *at >= oldest)
+        .min()
+        .map_or_else(|| own.clone(), |(_, id)| id)
 }

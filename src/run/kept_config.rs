@@ -109,15 +109,23 @@ fn note_of(state_dir: &Path, store: &dyn ObjectStore, file: &str) -> PathBuf {
     state_dir.join(format!("kept-config-{}", &name[..16]))
 }
 
-/// The newest configuration of each host and file, newest first. What cannot be believed is named
-/// in a warning.
+/// The configurations that a store keeps.
+#[derive(Debug, Default)]
+pub struct KeptConfigs {
+    /// The newest of each host and file, newest first.
+    pub trusted: Vec<KeptConfig>,
+    /// How many others there are, which these keys neither verify nor open. A warning names each.
+    pub untrusted: usize,
+}
+
+/// Reads the configurations of all hosts.
 ///
 /// # Errors
 /// [`RunError::Store`] when the store cannot be listed or read.
 pub async fn kept_configs(
     store: &dyn ObjectStore,
     keys: &KeyFile,
-) -> Result<Vec<KeptConfig>, RunError> {
+) -> Result<KeptConfigs, RunError> {
     let mut found: Vec<KeptConfig> = Vec::new();
     let listed = store.list(CONFIG_PREFIX).await?;
     let signed: BTreeSet<&str> = listed
@@ -161,7 +169,10 @@ pub async fn kept_configs(
     found.sort_by_key(|kept| std::cmp::Reverse(kept.written_at));
     let mut seen = BTreeSet::new();
     found.retain(|kept| seen.insert((kept.host.clone(), kept.file.clone())));
-    Ok(found)
+    Ok(KeptConfigs {
+        trusted: found,
+        untrusted,
+    })
 }
 
 async fn read_config(

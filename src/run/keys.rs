@@ -509,8 +509,12 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
             "{} was not read when `key rotate` ran: {key}: {error}",
             store.url()
         ),
-        "nothing was changed there, and the passphrase still restores its backups. To keep them, use another prefix in \
-         `remote` from now on; if somebody else made that backup, `zfs-backup forget` it",
+        format!(
+            "nothing was changed there, and the passphrase still restores its backups. To keep them, use another prefix \
+             in `remote` from now on; if somebody else made that backup, `zfs-backup forget` it. The next rotation lists \
+             them too with `zfs-backup key rotate --also-list {}`",
+            shell_words::quote(store.url())
+        ),
     ))
 }
 

@@ -37,6 +37,7 @@ use crate::plan::prune::{Proof, PrunePlan};
 use crate::plan::timeline::PoolSight;
 use crate::sign::{SigningKey, TrustedKeys};
 use crate::store::ObjectStore;
+use at_work::OwnRecords;
 use delete::{delete_backup, remove_dead_uploads};
 use jiff::Timestamp;
 use record::{put_record, void_records};
@@ -110,6 +111,7 @@ pub async fn prune_dataset(env: &PruneEnv, task: &PruneTask) -> Result<PruneOutc
     if !first.plan.is_empty() {
         first = look_afresh(env, task).await?;
     }
+    OwnRecords::read(env, &task.stored)?.note_future(env, &first.records)?;
     let stay: BTreeSet<&BackupId> = first.plan.keep.iter().map(|kept| &kept.id).collect();
     // By a clock that is years ahead a record of a prune that is at work elsewhere would seem to be
     // old.

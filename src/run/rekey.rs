@@ -35,6 +35,9 @@ use std::sync::Arc;
 pub struct Rekey<'a> {
     /// Every configured store. The new keyring goes to all of them.
     pub stores: &'a [Arc<dyn ObjectStore>],
+    /// Stores of other configurations and hosts with the same keys. A rotation lists what they hold
+    /// and writes nothing there.
+    pub also_listed: &'a [Arc<dyn ObjectStore>],
     /// The keys of this host.
     pub cache: &'a KeyCache,
     /// The work factor of a new keyring: [`crate::keyring::WORK_FACTOR`].
@@ -188,7 +191,7 @@ impl Rekey<'_> {
         trusted: &TrustedKeys,
     ) -> Result<(Believed, Vec<CollectedDataset>), RunError> {
         let (mut believed, mut collected) = (trusted.believed(), Vec::new());
-        for store in self.stores {
+        for store in self.stores.iter().chain(self.also_listed) {
             collected.extend(collect::collect(&**store, trusted, &mut believed).await?);
         }
         Ok((believed, collected))

@@ -72,6 +72,27 @@ pub async fn remember(
     Ok(())
 }
 
+/// Keeps the manifest of a backup that this host has just committed to the store, so that a plan
+/// without the remote follows from this backup too. Does nothing for a store that was never read:
+/// this one backup must not pass for all that the store holds.
+///
+/// # Errors
+/// As for [`remember`].
+pub fn remember_commit(
+    state_dir: &Path,
+    store: &KnownStore,
+    dataset: &DatasetName,
+    id: &BackupId,
+    (manifest, signature): (&[u8], &[u8]),
+) -> Result<(), RunError> {
+    let folder = folder_of(state_dir, store, dataset);
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    write(&file_of(&folder, id, SIGNATURE), signature)?;
+    write(&file_of(&folder, id, MANIFEST), manifest)
+}
+
 /// The backups that were whole when this store was last read; `None` when it never was. Those that
 /// do not verify are left out, and their number is told.
 ///

@@ -4,7 +4,7 @@
 //! dataset name, so a listing of `DATASET/@` returns exactly the objects of one dataset, without
 //! those of its children.
 
-use crate::model::{BackupId, ChunkIndex, DatasetName, Digest};
+use crate::model::{BackupId, ChunkIndex, DatasetName, Digest, StoreId};
 use jiff::Timestamp;
 use std::fmt;
 
@@ -104,6 +104,11 @@ impl ObjectKey {
         Self(STORE_ID.to_owned())
     }
 
+    /// Returns the key of a host's claim that `id` becomes the store's identity.
+    pub fn store_id_claim(id: &StoreId) -> Self {
+        Self(format!("{STORE_ID_CLAIM_PREFIX}{id}"))
+    }
+
     /// Returns the key of this object's signature.
     #[must_use]
     pub fn signature(&self) -> Self {
@@ -146,6 +151,10 @@ impl ObjectKey {
 
 /// The key of the store's identity, which is stored before any other object.
 pub const STORE_ID: &str = "@zfs-backup/store-id";
+
+/// The prefix of the claims of hosts that concurrently begin with a store that cannot create
+/// objects conditionally. The claims are removed once the store has its identity.
+pub const STORE_ID_CLAIM_PREFIX: &str = "@zfs-backup/store-id.claim-";
 
 /// The prefix of a probe's objects; no object remains there.
 pub const PROBE_PREFIX: &str = "@zfs-backup/probe/";

@@ -37,6 +37,7 @@ use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use bytes::{Bytes, BytesMut};
 use cause::Cause;
 use client::Connected;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -291,21 +292,49 @@ impl Shared {
 /// Whether a URL leads to this host and nowhere else. A name other than `localhost` may lead
 /// anywhere.
 fn is_local(endpoint: &str) -> bool {
-    let place = endpoint
-        .split_once("://")
-        .map_or(endpoint, |(_, rest)| rest)
-        .split('/')
-        .next()
-        .unwrap_or_default();
-    let place = place.rsplit('@').next().unwrap_or_default();
-    let host = match place.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => place.split(':').next().unwrap_or_default(),
-    };
+    let (host, _) = host_and_port(endpoint);
     host == "localhost"
         || host
-            .parse::<std::net::IpAddr>()
+            .parse::<IpAddr>()
             .is_ok_and(|address| address.is_loopback())
+}
+
+/// Returns the host and the port of a URL.
+fn host_and_port(endpoint: &str) -> (&str, u16) {
+    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("https", endpoint));
+    let place = rest.split('/').next().unwrap_or_default();
+    let place = place.rsplit('@').next().unwrap_or_default();
+    let (host, port) = match place.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').unwrap_or((rest, "")),
+        None => place.split_once(':').unwrap_or((place, "")),
+    };
+    let port = port.trim_start_matches(':').parse();
+    let usual = if scheme == "http" { 80 } else { 443 };
+    (host, port.unwrap_or(usual))
+}
+
+/// Whether a URL leads to an address of this host, such as its own name in the local network. Asks
+/// the resolver, and blocks.
+fn leads_here(endpoint: &str) -> bool {
+    // Amazon's endpoint is a description and not a URL.
+    endpoint.contains("://")
+        && host_and_port(endpoint)
+            .to_socket_addrs()
+            .is_ok_and(|mut addresses| addresses.any(is_own_address))
+}
+
+/// Whether an address belongs to this host: only then does the kernel send from the same address.
+/// Connecting a datagram socket sends nothing.
+fn is_own_address(address: SocketAddr) -> bool {
+    let any: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let source = UdpSocket::bind(any).and_then(|socket| {
+        socket.connect(address)?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == address.ip())
 }
 
 #[async_trait]
@@ -408,7 +437,28 @@ impl ObjectStore for S3Store {
 
 #[cfg(test)]
 mod tests {
-    use super::is_local;
+    use super::{is_local, leads_here};
+    use std::net::UdpSocket;
+
+    #[test]
+    fn an_address_of_this_host_under_another_name_is_found() {
+        // The address from which this host speaks to others, where it has one.
+        let own = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+            socket.connect("192.0.2.1:9")?;
+            socket.local_addr()
+        });
+        let own = own.map(|own| format!("http://{}:9000", own.ip())).ok();
+        // 127.1 is an address to the resolver alone.
+        for here in ["http://127.1:9000", "https://localhost"]
+            .into_iter()
+            .chain(own.as_deref())
+        {
+            assert!(leads_here(here), "{here}");
+        }
+        for elsewhere in ["http://192.0.2.1:9000", "http://[2001:db8::1]", "http://"] {
+            assert!(!leads_here(elsewhere), "{elsewhere}");
+        }
+    }
 
     #[test]
     fn only_the_loopback_is_local() {

@@ -385,6 +385,29 @@ fn the_paper_copy_is_closed_and_restores_without_a_passphrase() {
 }
 
 #[test]
+fn an_old_paper_copy_that_recovers_no_configuration_says_what_does() {
+    let (store, folder, file) = host("");
+    let paper = folder.path().join("paper").display().to_string();
+    let export = ["-c", &file, "key", "export", "--output"];
+    check(&zb(&[&export[..], &[&paper]].concat(), ""), 0, &[]);
+    check(&zb(&["-c", &file, "key", "rotate"], ""), 0, &[]);
+    let url = format!("file:{}", store.path().display());
+    let recover = ["config", "recover", "--remote", &url, "--identity"];
+    check(
+        &zb(&[&recover[..], &[&paper]].concat(), ""),
+        2,
+        &[
+            "that these keys trust (not trusted: 1)",
+            "may be of before a `key rotate`",
+            "leave --identity out",
+        ],
+    );
+    let new = folder.path().join("new").display().to_string();
+    check(&zb(&[&export[..], &[&new]].concat(), ""), 0, &[]);
+    check(&zb(&[&recover[..], &[&new]].concat(), ""), 0, &["zfs_fs"]);
+}
+
+#[test]
 fn a_new_passphrase_and_new_keys_leave_every_backup_restorable() {
     let (store, folder, file) = host("");
     let new = folder.path().join("new");

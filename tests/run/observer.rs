@@ -213,7 +213,16 @@ impl Watch for Observer {
                 facts.alive.insert(stored);
             }
             _ if facts.alive.contains(&stored) => {}
-            _ => drop(facts.living.insert(stored, (host, true_seconds()))),
+            // An upload announces itself with this object. What it put before, a prune may take
+            // for the rest of a backup that was pruned; the upload then finds the prune's record.
+            (BackupObject::Started, false) => {
+                facts.living.insert(stored, (host, true_seconds()));
+            }
+            _ => {
+                if let Some(living) = facts.living.get_mut(&stored) {
+                    *living = (host, true_seconds());
+                }
+            }
         }
     }
 

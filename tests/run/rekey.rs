@@ -72,6 +72,7 @@ impl Host {
         let (cache, work_factor) = (self.cache(), QUICK);
         let rekey = Rekey {
             stores: &stores,
+            also_listed: &[],
             cache: &cache,
             work_factor,
         };
@@ -260,6 +261,7 @@ async fn a_wrong_passphrase_foreign_keys_and_a_full_folder_change_nothing() {
     let cache = host.cache();
     let rekey = Rekey {
         stores: &stores,
+        also_listed: &[],
         cache: &cache,
         work_factor: QUICK,
     };

@@ -3,6 +3,7 @@
 //! leaves alone.
 
 use crate::chains::{bookmark_of, bookmarks, night, nightly};
+use crate::scheduler::{GatedStore, Racer, Schedule, Scheduler, Watch};
 use crate::upload::Pair;
 use crate::world::{PART_BYTES, World, committed, memory_store, never, now, plant_keyring};
 use bytes::Bytes;
@@ -382,6 +383,63 @@ async fn hosts_that_begin_at_once_agree_on_one_identity() {
                 .iter()
                 .all(Result::is_ok)
         );
+    }
+}
+
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn put(&self, _: &GatedStore, _: &str) {}
+    fn deleting(&self, _: &GatedStore, _: &str) {}
+}
+
+/// B2 has no conditional put. Two hosts begin with it, in every order of their calls.
+#[tokio::test]
+async fn hosts_of_a_store_without_conditional_puts_settle_one_identity() {
+    let traits = StoreTraits {
+        needs: UploadNeeds::Parts,
+        part_bytes: PART_BYTES,
+        concurrency: 1,
+        conditional_put: false,
+    };
+    for (first, second) in (0..14).flat_map(|first| (0..14).map(move |second| (first, second))) {
+        let inner = MemoryStore::with_traits(traits.clone());
+        let scheduler = Scheduler::new();
+        let gated = |actor| -> Arc<dyn ObjectStore> {
+            Arc::new(GatedStore {
+                inner: inner.clone(),
+                actor,
+                scheduler: Arc::clone(&scheduler),
+                watch: Arc::new(Unwatched),
+                url: "memory:".to_owned(),
+                traits: traits.clone(),
+            })
+        };
+        let states = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+        let here = place("memory:", "");
+        let begin = |actor: usize| -> Racer<'_, StoreId> {
+            let (state, store, here) = (states[actor].path(), gated(actor), &here);
+            Box::pin(async move {
+                let begun = identify(state, here, store, Purpose::Write, &[]).await;
+                begun.unwrap().known().id
+            })
+        };
+        let mut ticks = 0;
+        let schedule = Schedule {
+            segments: vec![(0, first), (1, second)],
+            ..Schedule::default()
+        };
+        let found = scheduler
+            .race(vec![begin(0), begin(1)], &schedule, |_| {
+                ticks += 1;
+                inner.set_clock(Some(now() + jiff::SignedDuration::from_millis(ticks)));
+            })
+            .await;
+        let trace = scheduler.trace();
+        assert_eq!(found[0], found[1], "{first} {second}: {trace:#?}");
+        let again = identify(states[0].path(), &here, shared(&inner), Purpose::Write, &[]);
+        assert_eq!(Some(again.await.unwrap().known().id), found[0]);
+        assert_eq!(inner.keys(), ["@zfs-backup/store-id"], "claims are left");
     }
 }
 

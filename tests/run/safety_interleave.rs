@@ -33,6 +33,10 @@ use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::store::StoreErrorKind;
 use zfs_backup::store::memory::{Fault, Operation};
 
+/// How many cases a run makes by default, and from which seed.
+const CASES: u64 = 50;
+const SEED: u64 = 1;
+
 #[derive(Debug, Clone)]
 enum Command {
     Stream { full: bool },
@@ -625,13 +629,24 @@ async fn run(keys: KeyFile, writer: WriterKeys, case: &Case, seen: &Seen) -> Res
         .map_err(|failure| format!("at the end: {failure}"))
 }
 
+fn new_seed() -> u64 {
+    let now = format!("{:?}", std::time::Instant::now());
+    u64::from_le_bytes(
+        *blake3::hash(now.as_bytes())
+            .as_bytes()
+            .first_chunk()
+            .unwrap(),
+    )
+}
+
 fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable)
         .ok()
         .and_then(|text| text.parse().ok())
 }
 
-/// ZFS_BACKUP_CASES makes more cases; ZFS_BACKUP_SEED makes those of an earlier run again.
+/// The default cases are the same in every run. `ZFS_BACKUP_CASES` makes that many new ones;
+/// `ZFS_BACKUP_SEED` makes those of an earlier run again.
 #[test]
 fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
     let (keys, writer) = quick_keys();
@@ -639,16 +654,12 @@ fn what_no_command_may_delete_restores_whatever_runs_at_the_same_time() {
         .enable_all()
         .build()
         .unwrap();
-    let cases = u32::try_from(number_from("ZFS_BACKUP_CASES").unwrap_or(50)).unwrap();
-    let random = || {
-        u64::from_le_bytes(
-            *blake3::hash(format!("{:?}", std::time::Instant::now()).as_bytes())
-                .as_bytes()
-                .first_chunk()
-                .unwrap(),
-        )
-    };
-    let seed = number_from("ZFS_BACKUP_SEED").unwrap_or_else(random);
+    let new_cases = number_from("ZFS_BACKUP_CASES");
+    let cases = u32::try_from(new_cases.unwrap_or(CASES)).unwrap();
+    let seed = number_from("ZFS_BACKUP_SEED").unwrap_or_else(|| match new_cases {
+        Some(_) => new_seed(),
+        None => SEED,
+    });
     let mut config = ProptestConfig {
         cases,
         failure_persistence: None,
@@ -769,6 +780,48 @@ async fn the_record_of_a_prune_that_crashed_on_another_host_counts_for_two_days(
     yard.try_prune(0, &RetentionRules::default()).await.unwrap();
     assert_eq!(yard.record_keys(), [""; 0]);
     yard.assert_restores(old.iter().chain(&new).cloned()).await;
+}
+
+/// In a folder the clock of the host that puts a record dates it.
+#[tokio::test]
+async fn a_record_dated_in_the_future_stops_other_hosts_for_two_days_only() {
+    let mut yard = Yard::new();
+    let (old, new) = (yard.chain(2).await, yard.chain(2).await);
+    let one_chain = RetentionRules {
+        last_chains: Some(1),
+        ..Default::default()
+    };
+    yard.hosts[1].1 = hours(90 * 24);
+    yard.store.set_clock(Some(yard.now(1)));
+    yard.store.fail(
+        Fault::before(StoreErrorKind::Denied)
+            .of(Operation::Delete)
+            .forever(),
+    );
+    yard.try_prune(1, &one_chain).await.unwrap_err();
+    yard.store.heal();
+    let record = yard.record_keys().remove(0);
+    for wait in [0, 47] {
+        yard.wait(hours(wait));
+        let outcome = yard.try_prune(0, &one_chain).await.unwrap();
+        let doubt = &outcome.look.plan.doubts[0];
+        assert!(doubt.to_string().contains("in the future"), "{doubt}");
+        let hint = doubt.hint("prune-remote", &yard.dataset);
+        assert!(
+            hint.contains(&format!("delete {record} in the store"))
+                && hint.contains("until 2026-01-03T"),
+            "{hint}"
+        );
+        let env = yard.env(0, Arc::new(yard.store.clone()), never());
+        let error = forget_beside(&env, &yard.dataset, &new[1], None)
+            .await
+            .unwrap_err();
+        assert!(error.hint().unwrap().contains(&record), "{error}");
+    }
+    yard.wait(hours(2));
+    let outcome = yard.try_prune(0, &one_chain).await.unwrap();
+    assert_eq!(outcome.deleted.len(), old.len(), "{:?}", outcome.look.plan);
+    yard.assert_restores(new).await;
 }
 
 #[tokio::test]

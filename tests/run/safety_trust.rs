@@ -80,6 +80,7 @@ impl Site {
         let (stores, cache) = (self.stores(more), self.cache());
         Rekey {
             stores: &stores,
+            also_listed: &[],
             cache: &cache,
             work_factor: QUICK,
         }
@@ -364,7 +365,8 @@ async fn configurations_signed_by_an_old_key_are_not_recovered() {
         assert_eq!(
             kept_configs(&site.world.store, &site.world.keys)
                 .await
-                .unwrap(),
+                .unwrap()
+                .trusted,
             [],
             "{old_keys:?}"
         );
@@ -382,7 +384,8 @@ async fn configurations_signed_by_an_old_key_are_not_recovered() {
         );
         let found = kept_configs(&site.world.store, &site.world.keys)
             .await
-            .unwrap();
+            .unwrap()
+            .trusted;
         assert_eq!(
             found
                 .iter()
@@ -723,6 +726,7 @@ async fn another_host_with_old_keys_refuses_to_back_up_until_it_takes_the_new_on
         let stores = site.stores(&[]);
         let rekey = Rekey {
             stores: &stores,
+            also_listed: &[],
             cache: &other,
             work_factor: QUICK,
         };
@@ -950,6 +954,7 @@ async fn keyring_planted_under_the_last_or_the_next_number_does_not_stop_a_new_p
         );
         let rekey = Rekey {
             stores: &stores,
+            also_listed: &[],
             cache: &cache,
             work_factor: QUICK,
         };
@@ -991,6 +996,7 @@ async fn rotation_after_one_that_kept_trust_stops_a_host_that_missed_both() {
     let stores = site.stores(&[]);
     let done = Rekey {
         stores: &stores,
+        also_listed: &[],
         cache: &other,
         work_factor: QUICK,
     }
@@ -1046,4 +1052,58 @@ async fn a_store_that_a_rotation_did_not_read_keeps_its_keyring_and_its_backups(
         .await
         .unwrap();
     assert_eq!(catalog.backups.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_overwritten_list_of_retired_keys_stops_a_backup_with_the_remedy() {
+    let mut site = Site::new().await;
+    site.world.back_up().await;
+    site.rotate(OldKeys::Retire).await;
+    let store = site.world.store.clone();
+    let is_list = |key: &String| key.starts_with("@zfs-backup/keys/") && key.contains("/believed-");
+    let list = store.keys().into_iter().find(is_list).unwrap();
+    let good = store.object(&list).unwrap();
+    store.plant(&list, b"overwritten".to_vec());
+    let keys = async || writer_keys(&store, &site.cache(), nobody).await;
+    let error = keys().await.err().unwrap();
+    assert!(error.is_damage(), "{error}");
+    let hint = error.hint().unwrap();
+    assert!(
+        hint.contains(&format!("delete {list} in the store")),
+        "{hint}"
+    );
+    // The remedy works.
+    assert!(store.lose(&list));
+    keys().await.unwrap();
+    assert_eq!(store.object(&list), Some(good));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_a_rotation_also_lists_keeps_its_backups_under_the_new_keys() {
+    let mut site = Site::new().await;
+    let elsewhere = site.world.store.clone();
+    let full = site.world.back_up().await.manifest;
+    // Another configuration with the same keys rotates, and reads this store too.
+    site.world.store = memory_store(crate::world::PART_BYTES);
+    plant_keyring(&site.world.store, &site.world.writer);
+    let before = elsewhere.keys();
+    let (stores, cache) = (site.stores(&[]), site.cache());
+    let also_listed: [Arc<dyn ObjectStore>; 1] = [Arc::new(elsewhere.clone())];
+    let rekey = Rekey {
+        stores: &stores,
+        also_listed: &also_listed,
+        cache: &cache,
+        work_factor: QUICK,
+    };
+    let done = rekey.rotate(&secret(), OldKeys::Retire).await.unwrap();
+    assert_eq!(done.collected.len(), 1);
+    assert_eq!(elsewhere.keys(), before, "something was put there");
+    let keys = writer_keys(&elsewhere, &cache, || Ok(secret())).await;
+    let trusted = keys.unwrap().trusted;
+    let catalog = read_catalog(&elsewhere, &site.world.dataset, &trusted)
+        .await
+        .unwrap();
+    assert_eq!(catalog.newest().unwrap().manifest.id, full.id);
+    let opened = open_keyrings(&elsewhere, &secret()).await.unwrap();
+    assert_eq!(opened.trusted, trusted);
 }

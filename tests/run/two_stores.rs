@@ -8,6 +8,7 @@ use zfs_backup::manifest::Manifest;
 use zfs_backup::model::{BackupKind, KnownStore};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, OtherStore, StoreRole, back_up};
+use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::{SendBase, Zfs};
@@ -106,6 +107,45 @@ async fn an_export_builds_on_the_remote_also_when_it_cannot_be_reached() {
     }
     let newest = world.catalog().await.newest().unwrap().manifest.clone();
     assert_comes_back(&world, &newest, &world.zfs.files(&world.dataset)).await;
+}
+
+/// One host streams to the remote and exports. A night without the remote, just after a commit
+/// there, must not make two backups that skip each other: a restore would ask for a choice between
+/// time lines.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_night_without_the_remote_makes_no_second_time_line() {
+    let mut world = World::new();
+    let remote = world.store.clone();
+    let known = remote.known();
+    let folder = memory_store(crate::world::PART_BYTES);
+    plant_keyring(&folder, &world.writer);
+    let away = Err("no route to host".to_owned());
+    world.back_up().await;
+    night(&world, 1);
+    let streamed = nightly(&world).await.manifest;
+    night(&world, 2);
+    world.store = folder.clone();
+    let export = back_up(
+        &intermediate(&world, &known, &away),
+        &world.selected(),
+        RequestedKind::Lifecycle,
+    )
+    .await;
+    let exported = committed(export.unwrap()).manifest;
+    assert_eq!(
+        exported.base.as_ref().map(|base| &base.backup_id),
+        Some(&streamed.id)
+    );
+    world.store = remote.clone();
+    night(&world, 3);
+    let newest = nightly(&world).await.manifest;
+    // The export is copied to the remote later.
+    let keys = folder.keys().into_iter();
+    for key in keys.filter(|key| key.contains(exported.id.as_str())) {
+        remote.plant(&key, folder.object(&key).unwrap());
+    }
+    let found = world.find(&RestorePoint::Newest).await.unwrap();
+    assert_eq!(found.newest().manifest.id, newest.id);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,7 +2,7 @@
 
 use super::CommittedBackup;
 use super::attempt::{Attempt, Course, flag_names};
-use super::planning::Sight;
+use super::planning::{Sight, remember_commit};
 use super::put::{Put, Written, json};
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files,
@@ -90,6 +90,7 @@ impl Attempt<'_> {
             .append(&JournalRecord::Commit(Box::new(bytes.clone())))?;
         course.journal.committing()?;
         let manifest = self.put_commit(&bytes).await?;
+        remember_commit(self.env, &self.stored, &self.id, &bytes);
         let stored_bytes = entries.iter().map(|entry| entry.sealed_bytes).sum();
         let evidence = transferred
             .chunks

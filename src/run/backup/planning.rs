@@ -10,7 +10,8 @@ use crate::plan::send::{RequestedKind, SendConflict, SendFacts, SendPlan, plan_s
 use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::catalog::{Catalog, StoredBackup, read_catalog_through};
 use crate::run::identity::refuse_one_place;
-use crate::run::remembered::{recall, remember};
+use crate::run::journal::log::CommitBytes;
+use crate::run::remembered::{self, recall, remember};
 use crate::run::seen::Seen;
 use crate::run::select::Selected;
 use crate::run::snapshot::{find_dataset, is_own};
@@ -147,6 +148,28 @@ pub(super) async fn remember_remote(env: &BackupEnv, stored: &DatasetName, sight
         tracing::warn!(
             error = error_chain(&error),
             "cannot save the remote's manifests for planning while it is offline"
+        );
+    }
+}
+
+/// Adds a backup that was just committed to what is remembered of the remote. Without it, an
+/// export on a night without the remote would not name that backup, and the two would look like
+/// two time lines.
+pub(super) fn remember_commit(
+    env: &BackupEnv,
+    stored: &DatasetName,
+    id: &BackupId,
+    commit: &CommitBytes,
+) {
+    if env.role != StoreRole::Remote {
+        return;
+    }
+    let signed = (&*commit.manifest, &*commit.manifest_signature);
+    let (state_dir, store) = (&env.settings.state_dir, env.store.known());
+    if let Err(error) = remembered::remember_commit(state_dir, &store, stored, id, signed) {
+        tracing::warn!(
+            error = error_chain(&error),
+            "cannot save the new backup's manifest for planning while the remote is offline"
         );
     }
 }

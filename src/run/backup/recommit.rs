@@ -2,7 +2,7 @@
 //! receipt and manifest, and they are put again, whatever snapshot is the newest by now.
 
 use super::given_up::give_up_id;
-use super::planning::Sight;
+use super::planning::{Sight, remember_commit};
 use super::tidy::tidy;
 use super::{BackupEnv, CommittedBackup};
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
@@ -116,6 +116,7 @@ async fn end_commit(
         result => result?,
     }
     let manifest = read_back(store, stored, id, trusted, Digest::of(&bytes.manifest)).await?;
+    remember_commit(env, stored, id, bytes);
     let chunks = manifest
         .chunk_lists
         .iter()

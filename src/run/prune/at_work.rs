@@ -10,30 +10,38 @@
 //!   deleted.
 //!
 //! `state_dir/prune-records` names the records that this host put, a file for each store and
-//! dataset.
+//! dataset. A second file, with the suffix `.seen`, notes when this host first saw a record that is
+//! dated in the future: by its own date such a record would stay young until that date.
 
 use super::PruneEnv;
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
+use crate::plan::clock::is_in_future;
 use crate::plan::prune::OtherPrune;
 use crate::run::RunError;
 use crate::run::catalog::{Catalog, PRUNE_MAX};
 use crate::run::identity::state_name;
 use crate::run::replace::replace_file;
 use crate::store::ObjectKey;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How many of this host's own records are remembered. Older ones do not matter: no prune of that
 /// age is running.
 const OWN_RECORDS_MAX: usize = 64;
+/// The suffix of the file that notes when records dated in the future were first seen.
+const SEEN: &str = "seen";
 
 /// The records that this host put into one store for one dataset, the newest last.
 pub(super) struct OwnRecords {
     path: PathBuf,
     keys: Vec<String>,
+    /// When this host first saw each record that was dated in the future.
+    first_seen: BTreeMap<String, Timestamp>,
 }
 
 impl OwnRecords {
@@ -46,18 +54,45 @@ impl OwnRecords {
             .state_dir
             .join("prune-records")
             .join(state_name(&env.store.known(), dataset));
-        let keys = match std::fs::read_to_string(&path) {
-            Ok(text) => text.lines().map(ToOwned::to_owned).collect(),
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(source) => {
-                return Err(RunError::File {
-                    operation: "read",
-                    path: path.display().to_string(),
-                    source,
-                });
+        let keys = read_lines(&path)?;
+        let seen = read_lines(&path.with_extension(SEEN))?;
+        let first_seen = seen.iter().filter_map(|line| {
+            let (at, key) = line.split_once(' ')?;
+            Some((key.to_owned(), at.parse().ok()?))
+        });
+        let first_seen = first_seen.collect();
+        Ok(Self {
+            path,
+            keys,
+            first_seen,
+        })
+    }
+
+    /// Notes when this host first saw each of these records that is of another host and dated in
+    /// the future. Records that are gone are forgotten.
+    ///
+    /// # Errors
+    /// [`RunError::File`]; then such a record counts for longer than two days.
+    pub(super) fn note_future(
+        &self,
+        env: &PruneEnv,
+        records: &[(ObjectKey, PruneRecord)],
+    ) -> Result<(), RunError> {
+        let mut seen = BTreeMap::new();
+        for (key, record) in records {
+            let known = self.first_seen.get(key.as_str()).copied();
+            let is_own = self.keys.iter().any(|own| own == key.as_str());
+            if known.is_some() || (!is_own && is_in_future(time_of(record), env.now)) {
+                // A note of the future is of a clock that was set back since.
+                let first = known.unwrap_or(env.now).min(env.now);
+                seen.insert(key.to_string(), first);
             }
-        };
-        Ok(Self { path, keys })
+        }
+        if seen == self.first_seen {
+            return Ok(());
+        }
+        let lines = seen.iter().map(|(key, at)| format!("{at} {key}\n"));
+        write_text(&self.path.with_extension(SEEN), &lines.collect::<String>())
     }
 
     /// Notes a record before it is put. On disk when it returns.
@@ -69,31 +104,25 @@ impl OwnRecords {
         let first = self.keys.len().saturating_sub(OWN_RECORDS_MAX);
         let mut text = self.keys[first..].join("\n");
         text.push('\n');
-        let folder = self.path.parent().map(PathBuf::from).unwrap_or_default();
-        let write = || -> std::io::Result<()> {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
-            replace_file(&self.path, text.as_bytes())
-        };
-        let path = self.path.display().to_string();
-        write().map_err(|source| RunError::File {
-            operation: "write",
-            path,
-            source,
-        })
+        write_text(&self.path, &text)
+    }
+
+    /// The time at which a record was put, as far as this host can believe it.
+    fn put_at(&self, (key, record): &(ObjectKey, PruneRecord)) -> Timestamp {
+        let at = time_of(record);
+        self.first_seen
+            .get(key.as_str())
+            .map_or(at, |seen| at.min(*seen))
     }
 
     /// Whether the prune that put this record may still be running on another host.
     pub(super) fn is_of_other_prune(
         &self,
         env: &PruneEnv,
-        (key, record): &(ObjectKey, PruneRecord),
+        record: &(ObjectKey, PruneRecord),
     ) -> bool {
-        let recorded_at = record.recorded_at.unwrap_or(record.written_at);
-        let is_young = env.now.duration_since(recorded_at) < PRUNE_MAX;
-        is_young && !self.keys.iter().any(|own| own == key.as_str())
+        let is_young = env.now.duration_since(self.put_at(record)) < PRUNE_MAX;
+        is_young && !self.keys.iter().any(|own| own == record.0.as_str())
     }
 
     /// Returns the prune of another host that may be running: one of its records names a backup
@@ -108,17 +137,56 @@ impl OwnRecords {
             .iter()
             .filter(|record| self.is_of_other_prune(env, record));
         let is_there = |id: &&BackupId| catalog.backup(id).is_some();
-        others.find_map(|(_, record)| {
+        others.find_map(|known| {
+            let (key, record) = known;
             let id = record
                 .pruned
                 .iter()
                 .map(|entry| &entry.id)
                 .find(is_there)?
                 .clone();
+            let (at, put_at) = (time_of(record), self.put_at(known).min(env.now));
             Some(OtherPrune {
                 id,
-                at: record.recorded_at.unwrap_or(record.written_at),
+                at,
+                record: key.to_string(),
+                is_in_future: is_in_future(at, env.now),
+                until: put_at.saturating_add(PRUNE_MAX).unwrap_or(Timestamp::MAX),
             })
         })
     }
+}
+
+/// The date of a record: the store's, where it has one.
+fn time_of(record: &PruneRecord) -> Timestamp {
+    record.recorded_at.unwrap_or(record.written_at)
+}
+
+/// The lines of a file; none where there is no file.
+fn read_lines(path: &Path) -> Result<Vec<String>, RunError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.lines().map(ToOwned::to_owned).collect()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(RunError::File {
+            operation: "read",
+            path: path.display().to_string(),
+            source,
+        }),
+    }
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), RunError> {
+    let folder = path.parent().map(PathBuf::from).unwrap_or_default();
+    let write = || -> std::io::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)?;
+        replace_file(path, text.as_bytes())
+    };
+    write().map_err(|source| RunError::File {
+        operation: "write",
+        path: path.display().to_string(),
+        source,
+    })
 }

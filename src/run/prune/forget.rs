@@ -63,7 +63,9 @@ pub async fn look_at_beside(
         RunError::refused(what, format!("zfs-backup forget {other} first"))
     };
     let records = read_prune_records(store, dataset, &env.trusted, None).await?;
-    if let Some(other) = OwnRecords::read(env, dataset)?.other_prune(env, &records, &catalog) {
+    let own = OwnRecords::read(env, dataset)?;
+    own.note_future(env, &records)?;
+    if let Some(other) = own.other_prune(env, &records, &catalog) {
         // Backups that the other prune will still delete must not count as kept.
         return Err(RunError::refused(
             format!("{other}; nothing was deleted"),

@@ -14,6 +14,7 @@ use crate::run::catalog::{
 };
 use crate::run::journal::AttemptJournal;
 use crate::run::locks::extend_chain;
+use crate::run::remembered::remember_commit;
 use crate::run::small::{put_again, read_back};
 use crate::run::transfer::Progress;
 use crate::run::verify::compare;
@@ -386,16 +387,32 @@ impl Copy<'_> {
         self.put(&key, receipt.into()).await?;
         let key = self.key(&BackupObject::Manifest);
         let put = async {
-            self.put(&key.signature(), signature).await?;
-            self.put(&key, manifest).await
+            self.put(&key.signature(), signature.clone()).await?;
+            self.put(&key, manifest.clone()).await
         };
         let put = put.await;
         let Manifest { dataset, id, .. } = self.manifest();
         let there = read_back(&*self.env.to, dataset, id, &self.env.keys.trusted, expected).await;
         match (put, there) {
             // Also when the put failed: then only its reply was lost.
-            (_, Ok(_)) => Ok(()),
+            (_, Ok(_)) => {
+                self.remember((&manifest, &signature));
+                Ok(())
+            }
             (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
+        }
+    }
+
+    /// Remembers the copy for exports on a night without the remote: prune may have removed the
+    /// backup from the intermediate directory by then.
+    fn remember(&self, signed: (&[u8], &[u8])) {
+        let UploadEnv { to, state_dir, .. } = self.env;
+        let Manifest { dataset, id, .. } = self.manifest();
+        if let Err(error) = remember_commit(state_dir, &to.known(), dataset, id, signed) {
+            tracing::warn!(
+                error = error_chain(&error),
+                "cannot save the copy's manifest for planning while the remote is offline"
+            );
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::cause::{Cause, Stage};
 use super::sum::is_md5_etag;
-use super::{S3Checksum, Shared};
+use super::{S3Checksum, Shared, leads_here};
 use crate::store::answer::Expected;
 use crate::store::key::PROBE_PREFIX;
 use crate::store::work::{chain_text, random_u64};
@@ -16,6 +16,7 @@ use jiff::Timestamp;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 /// The metadata entry that keeps the part size, without which composite checksums cannot be
@@ -50,9 +51,11 @@ impl Shared {
     }
 
     /// Returns the time by the store's clock: the date of the response about a missing object. A
-    /// server on this host has no clock but this host's.
+    /// server on this host, under any name, has no clock but this host's.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
-        if self.local {
+        let endpoint = self.endpoint.clone();
+        let leads_here = spawn_blocking(move || leads_here(&endpoint)).await;
+        if self.local || leads_here.unwrap_or(false) {
             return Ok(None);
         }
         let failed = |cause| self.failed("read the clock of", "HeadObject", "", cause);

@@ -408,36 +408,35 @@ fn check_end(state: &mut State, request: &ReceiveRequest, target: &Target) -> Re
         return Ok(());
     };
     let dataset = state.get(name)?;
-    if dataset
-        .snapshots
-        .iter()
-        .any(|snapshot| snapshot.short == request.target.short())
-    {
-        return Err(libc::EEXIST);
-    }
     let kept = dataset
         .snapshots
         .iter()
         .position(|snapshot| snapshot.guid == branch)
         .map_or(0, |at| at + 1);
     if request.force {
-        let mut newer = dataset.snapshots[kept..].iter();
-        return match newer.find_map(|snapshot| state.keeps(name, snapshot)) {
-            Some(errno) => Err(errno),
-            None => state
-                .get_mut(name)
-                .map(|dataset| dataset.snapshots.truncate(kept)),
-        };
-    }
-    let changed = dataset
+        let mut newest_first = dataset.snapshots[kept..].iter().rev();
+        if let Some(errno) = newest_first.find_map(|snapshot| state.keeps(name, snapshot)) {
+            return Err(errno);
+        }
+        // Below the snapshots of a clone comes its origin, which is of another dataset.
+        if branch == 0 && dataset.origin.is_some() {
+            return Err(libc::EINVAL);
+        }
+    } else if kept < dataset.snapshots.len() {
+        return Err(libc::EINVAL);
+    } else if dataset
         .snapshots
         .last()
-        .is_some_and(|newest| dataset.content.is_newer_than(newest.createtxg));
-    match kept == dataset.snapshots.len() {
-        false => Err(libc::EINVAL),
-        true if changed => Err(libc::ETXTBSY),
-        true => Ok(()),
+        .is_some_and(|newest| dataset.content.is_newer_than(newest.createtxg))
+    {
+        return Err(libc::ETXTBSY);
     }
+    let is_taken = |snapshot: &FakeSnapshot| snapshot.short == request.target.short();
+    if dataset.snapshots.iter().any(is_taken) {
+        return Err(libc::EEXIST);
+    }
+    state.get_mut(name)?.snapshots.truncate(kept);
+    Ok(())
 }
 
 fn origin_content(state: &State, request: &ReceiveRequest, from_guid: u64) -> Result<Content, i32> {

@@ -408,8 +408,28 @@ impl State {
         }
     }
 
+    /// Whether a state of `earlier` at `txg` lies on the way to the present `later`: in the
+    /// same dataset, or in one that it was cloned from, up to the snapshot that was cloned.
+    fn is_before(&self, later: &DatasetName, earlier: &DatasetName, txg: u64) -> bool {
+        let mut later = later;
+        while later != earlier {
+            let origin = self.get(later).ok().and_then(|clone| clone.origin.as_ref());
+            let Some(origin) = origin else {
+                return false;
+            };
+            if self
+                .snapshot(origin)
+                .is_none_or(|origin| txg > origin.createtxg)
+            {
+                return false;
+            }
+            later = origin.dataset();
+        }
+        true
+    }
+
     /// Makes a bookmark, with the kernel's checks in its order: the dataset, the new name, the
-    /// source, and whether the source is a state of this dataset.
+    /// source, and whether the source precedes the dataset's present state.
     pub(super) fn bookmark(&mut self, name: &BookmarkName, source: &SendBase) -> Result<(), i32> {
         if self
             .get(name.dataset())?
@@ -421,36 +441,29 @@ impl State {
         let (made, of) = match source {
             SendBase::Snapshot(source) => {
                 let snapshot = self.snapshot(source).ok_or(libc::ENOENT)?;
-                let redacted = self.get(source.dataset())?.redacted;
-                let (guid, createtxg, created) =
-                    (snapshot.guid, snapshot.createtxg, snapshot.created);
-                (
-                    FakeBookmark {
-                        guid,
-                        createtxg,
-                        created,
-                        redacted,
-                    },
-                    source.dataset(),
-                )
+                let made = FakeBookmark {
+                    guid: snapshot.guid,
+                    createtxg: snapshot.createtxg,
+                    created: snapshot.created,
+                    redacted: self.get(source.dataset())?.redacted,
+                };
+                (made, source.dataset())
             }
             SendBase::Bookmark(source) => {
-                // As in the kernel, a copy of a bookmark has no redaction list.
                 let bookmark = self
                     .get(source.dataset())?
                     .bookmarks
                     .get(source.short())
                     .ok_or(libc::ESRCH)?;
-                (
-                    FakeBookmark {
-                        redacted: false,
-                        ..*bookmark
-                    },
-                    source.dataset(),
-                )
+                // As in the kernel, a copy of a bookmark has no redaction list.
+                let made = FakeBookmark {
+                    redacted: false,
+                    ..*bookmark
+                };
+                (made, source.dataset())
             }
         };
-        if of != name.dataset() {
+        if !self.is_before(name.dataset(), of, made.createtxg) {
             return Err(SOURCE_NOT_ANCESTOR);
         }
         self.get_mut(name.dataset())?
@@ -468,14 +481,13 @@ impl State {
             None => return Ok(None),
             Some(SendBase::Snapshot(name)) => {
                 let snapshot = self.snapshot(name).ok_or(libc::ENOENT)?;
-                let is_of_origin = self.get(dataset)?.origin.as_ref() == Some(name);
-                if name.dataset() != dataset && !is_of_origin {
+                if !self.is_before(dataset, name.dataset(), snapshot.createtxg) {
                     return Err(libc::EXDEV);
                 }
                 Base {
                     guid: snapshot.guid,
                     txg: snapshot.createtxg,
-                    is_of_origin,
+                    is_of_origin: name.dataset() != dataset,
                 }
             }
             Some(SendBase::Bookmark(name)) => {
@@ -484,7 +496,7 @@ impl State {
                     .bookmarks
                     .get(name.short())
                     .ok_or(libc::ESRCH)?;
-                if name.dataset() != dataset {
+                if !self.is_before(dataset, name.dataset(), bookmark.createtxg) {
                     return Err(libc::EXDEV);
                 }
                 Base {
@@ -561,12 +573,7 @@ impl State {
             dataset.content = content;
             return Ok(());
         }
-        let missing = if dataset.origin.is_some() {
-            libc::ESRCH
-        } else {
-            libc::EINVAL
-        };
-        let newest = dataset.snapshots.last().ok_or(missing)?;
+        let newest = dataset.snapshots.last().ok_or(libc::ESRCH)?;
         if to.dataset() != name
             || !dataset
                 .snapshots
