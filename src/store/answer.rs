@@ -153,6 +153,9 @@ mod tests {
         assert_eq!(body.finish().unwrap().as_ref(), b"12345");
         let mut body = expected();
         body.take(b"1234").unwrap();
-        assert_eq!(body.finish().unwrap_err(), "5 bytes were announced, 4 came");
+        assert_eq!(
+            body.finish().unwrap_err(),
+            "5 bytes were announced, 4 received"
+        );
     }
 }

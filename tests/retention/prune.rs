@@ -545,7 +545,7 @@ fn a_backup_that_a_receipt_saw_and_that_is_gone_keeps_everything() {
     });
     assert_nothing_goes(
         &shelf.plan(),
-        "it is gone, and no signed prune record says why",
+        "which no longer exists, and no signed prune record explains it",
         true,
     );
     let mut named = shelf.clone();
