@@ -1,11 +1,11 @@
-//! The configuration: a TOML file, read whole, checked whole, every error with its key and line.
+//! The configuration: a TOML file that is read and checked as a whole. Every error names its key
+//! and line.
 //!
 //! [`Config::load`] opens the file (only if nobody else can change it), [`Config::parse`] is the
-//! pure part. Either gives a [`Config`] with all defaults applied, or a [`ConfigError`] with
-//! everything that is wrong. What has no effect is named by [`Config::notices`].
+//! pure part. Both return a [`Config`] with all defaults applied, or a [`ConfigError`] with all
+//! problems. [`Config::notices`] names the keys that have no effect.
 //!
-//! The keys are listed once, in `schema`. Nothing here opens a store or asks ZFS: `run` and `cli`
-//! do.
+//! `schema` lists all keys once. Nothing here opens a store or calls ZFS: `run` and `cli` do.
 
 mod advice;
 pub mod convert;
@@ -52,59 +52,59 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trust::{Demand, FileError, FolderRule};
 
-/// A configuration file above this is the wrong file.
+/// The largest configuration file. A larger file is the wrong file.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
-/// A configuration that was checked, with all defaults applied.
+/// A checked configuration, with all defaults applied.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The file it was read from.
+    /// The path of the configuration file.
     pub file: PathBuf,
-    /// What is backed up.
+    /// The datasets to back up.
     pub datasets: DatasetSelection,
-    /// Which snapshots, and their names.
+    /// The source of the snapshots, and their names.
     pub snapshots: SnapshotSettings,
-    /// Passphrase, or recipients and signing key.
+    /// The passphrase, or recipients and signing key.
     pub keys: KeySource,
-    /// Keys that manifests may be signed with, besides the keyring's.
+    /// Verifying keys for manifests, in addition to the keyring's.
     pub verify_keys: Vec<PublicKey>,
-    /// The intermediate directory, where there is one. It or a remote is there.
+    /// The intermediate directory, if configured. A configuration has an intermediate directory, a
+    /// remote, or both.
     pub intermediate: Option<Intermediate>,
-    /// The remote, where there is one.
+    /// The remote, if configured.
     pub remote: Option<Remote>,
-    /// How much of the stream becomes one chunk.
+    /// Bytes of the stream in one chunk.
     pub split_size: Size,
     /// Limits of speed and time.
     pub pace: Pace,
-    /// Only for `rclone:` remotes.
+    /// Settings for `rclone:` remotes only.
     pub rclone: RcloneSettings,
-    /// Programs to run.
+    /// Programs to run around a backup.
     pub hooks: Hooks,
     /// The lockfile of `lock` and `unlock`.
     pub lock_file: PathBuf,
-    /// Where journals lie.
+    /// The folder for journals and other state of this host.
     pub state_dir: PathBuf,
-    /// An unfinished upload whose newest object is older is given up.
+    /// The age in days of an unfinished upload's newest object from which the upload is abandoned.
     pub resume_days: u32,
     /// `[s3]`.
     pub s3: S3Section,
     /// `[b2]`.
     pub b2: B2Section,
-    /// `[prune]`, where it stands in the file.
+    /// `[prune]`, if the file has it.
     pub prune: Option<PruneSection>,
     /// `[send]`.
     pub send: SendSection,
     /// `[backup-lifecycle]`.
     pub backup_lifecycle: BackupLifecycle,
-    /// What `perform` runs: `[backup-sequence]`, or the default steps.
+    /// The steps of `perform`: `[backup-sequence]`, or the default steps.
     pub sequence: Vec<SequenceStep>,
-    /// What the intermediate directory keeps.
+    /// The retention rules of the intermediate directory.
     pub lifecycle_intermediate: RetentionRules,
-    /// What the remote keeps.
+    /// The retention rules of the remote.
     pub lifecycle_remote: RetentionRules,
     notices: Vec<Notice>,
-    /// The keys that stand in the file, with their sections and lines; the others have their
-    /// defaults.
+    /// The keys in the file, with their sections and lines; all others have their defaults.
     given: BTreeMap<String, usize>,
 }
 
@@ -112,9 +112,9 @@ pub struct Config {
 const INTERMEDIATE_BASEDIR: &str = "main.intermediate_basedir";
 
 impl Config {
-    /// Reads a configuration file that belongs to root or the user, and checks it with the files
-    /// that it names. Blocks. Files that are named and not there are no error here: a restore may
-    /// not need them.
+    /// Reads a configuration file that belongs to root or the user, and checks it together with the
+    /// files that it names. Blocks. A named file that does not exist is not an error here: a
+    /// restore may not need it.
     ///
     /// # Errors
     /// [`ConfigError`] with all problems.
@@ -145,8 +145,8 @@ impl Config {
         }
     }
 
-    /// Reads a configuration from text. `file` is its place, from which defaults follow and which
-    /// errors name. Opens nothing.
+    /// Reads a configuration from text. `file` is the path from which defaults are derived and
+    /// which errors name. Opens no files.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] with all problems.
@@ -167,23 +167,24 @@ impl Config {
         Ok(config)
     }
 
-    /// What a person should know although nothing is wrong: above all every key that is set and has
-    /// no effect yet.
+    /// Returns facts that an administrator should know although they are not errors, above all
+    /// every key that is set and has no effect yet.
     pub fn notices(&self) -> &[Notice] {
         &self.notices
     }
 
-    /// The line, from 1, of a key with its section (`main.remote`), when it stands in the file.
+    /// Returns the line, from 1, of a key with its section (`main.remote`), if the file has the
+    /// key.
     pub fn line_of(&self, key: &str) -> Option<usize> {
         self.given.get(key).copied()
     }
 
-    /// How many parts the longest chunk has.
+    /// Returns the number of parts of the longest chunk.
     pub fn parts_per_chunk(&self) -> u64 {
         stores::sealed_bytes_max(self.split_size).div_ceil(self.parts().part_size.bytes())
     }
 
-    /// How chunks are cut into parts for the configured remote.
+    /// Returns how chunks are cut into parts for the configured remote.
     pub fn parts(&self) -> PartSettings {
         match self.remote {
             Some(Remote::S3 { .. }) => self.s3.parts,
@@ -192,8 +193,8 @@ impl Config {
         }
     }
 
-    /// The files that are named and not there: for `config check`. Credentials of systemd are not
-    /// looked for.
+    /// Returns the named files that do not exist, for `config check`. Credentials of systemd are
+    /// not checked.
     pub fn missing_files(&self, env: &Environment) -> Vec<Notice> {
         let missing = |(key, path, demand): (&str, PathBuf, Demand)| {
             trust::open_trusted(&path, demand, env.uid)
@@ -201,7 +202,7 @@ impl Config {
                 .filter(FileError::is_not_found)?;
             Some(Notice {
                 key: key.to_owned(),
-                text: format!("{key} names {}, which is not there", path.display()),
+                text: format!("{key} names {}, which does not exist", path.display()),
             })
         };
         self.named_files(env)
@@ -210,7 +211,7 @@ impl Config {
             .collect()
     }
 
-    /// The files and folders that others than root and the user could change.
+    /// Returns the files and folders that users other than root and the running user could change.
     fn distrusted_places(&self, env: &Environment) -> Vec<Problem> {
         let problem = |key: &str, what: String, judged: Result<(), FileError>| {
             let error = judged.err()?;
@@ -251,11 +252,11 @@ impl Config {
         problems
     }
 
-    /// The folders that the program writes in and whose contents it trusts, each with the rule for
-    /// other writers.
+    /// Returns the folders that the program writes in and whose contents it trusts, each with its
+    /// rule for other writers.
     fn named_folders(&self) -> Vec<(&'static str, &Path, FolderRule)> {
-        // The signing key and the recipient that all is sealed to lie in state_dir, and what is in
-        // the intermediate directory decides what becomes of backups.
+        // state_dir holds the signing key and the recipient of all backups, and the content of the
+        // intermediate directory decides which backups are kept.
         let mut folders = vec![("main.state_dir", &*self.state_dir, FolderRule::Closed)];
         let intermediate = self
             .intermediate
@@ -280,7 +281,7 @@ impl Config {
         folders
     }
 
-    /// The programs and key files with what is demanded of each.
+    /// Returns the programs and key files, each with its demand.
     fn named_files(&self, env: &Environment) -> Vec<(&'static str, PathBuf, Demand)> {
         let hooks = self.hooks.iter();
         let programs =
@@ -295,7 +296,7 @@ impl Config {
             }
             _ => None,
         };
-        // A program without a path is looked for where the user's own PATH says.
+        // A program without a path is searched for in the user's own PATH.
         let command = command.filter(|program| program.is_absolute());
         let command = command.map(|program| {
             (
@@ -304,7 +305,8 @@ impl Config {
                 Demand::Unchangeable,
             )
         });
-        // It has the secrets of the remote, and may name programs that rclone runs.
+        // The rclone.conf contains the secrets of the remote, and may name programs that rclone
+        // runs.
         let conf = self
             .rclone
             .conf

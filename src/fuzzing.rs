@@ -1,11 +1,11 @@
 //! Fuzz targets: functions that take any bytes as the input of a store, a kernel or a person, and
-//! must return. A target panics when a parser does, and when an answer contradicts the bytes: a
+//! must return. A target panics when a parser panics, and when a result contradicts the bytes: a
 //! text that does not print as it was read, a stream whose verdict depends on where it was cut, a
 //! signature that verifies other bytes.
 //!
-//! Compiled for tests and with the feature `fuzzing` only. The same functions run twice: in
-//! `tests.rs` below, on their seeds and on random mutations of them, as an ordinary test; and
-//! guided by coverage in `fuzz/` (`scripts/fuzz`).
+//! The targets are compiled for tests and with the feature `fuzzing` only. The same functions run
+//! in two ways: as an ordinary test on their seeds and on random mutations of them (`tests.rs`
+//! below), and guided by coverage in `fuzz/` (`scripts/fuzz`).
 
 #[cfg(any(test, feature = "fuzzing"))]
 mod configured;
@@ -25,9 +25,9 @@ mod tests;
 pub struct Target {
     /// The target's name.
     pub name: &'static str,
-    /// Takes any bytes, and panics where it finds a defect.
+    /// Takes any bytes, and panics on a defect.
     pub run: fn(&[u8]),
-    /// Inputs that get far, made by our own code.
+    /// Makes inputs that get past the first checks, by our own code.
     pub seeds: fn() -> Vec<Vec<u8>>,
     /// Words of the format, for mutations.
     pub words: &'static [&'static str],
@@ -56,7 +56,7 @@ pub const TARGETS: &[Target] = &[
     configured::KEY_FILE,
 ];
 
-/// Takes an input apart, from its front. At its end all is zero.
+/// An input that is consumed from its front. An exhausted input yields zeros.
 struct Choices<'a>(&'a [u8]);
 
 impl<'a> Choices<'a> {
@@ -65,7 +65,7 @@ impl<'a> Choices<'a> {
     }
 
     fn number(&mut self) -> u64 {
-        // Short numbers, numbers next to a power of two, and any others.
+        // Short numbers, numbers at a power of two, and any others.
         match self.byte() {
             small @ 0..=127 => u64::from(small),
             power @ 128..=247 => {
@@ -96,7 +96,7 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// Cuts bytes into slices of lengths that follow from `seed`: short ones, and those of and around a
+/// Cuts bytes into slices whose lengths follow from `seed`: short ones, and lengths at and around a
 /// record's header.
 fn cut(mut bytes: &[u8], seed: u8) -> Vec<&[u8]> {
     const LENGTHS: [usize; 8] = [1, 3, 4, 7, 280, 311, 313, 4096];

@@ -1,11 +1,12 @@
-//! Key files: an age identity file that also carries the signing key in comment lines, and its form
-//! in the store, the keyring, which is the same file sealed with the passphrase.
+//! Key files, and the keyring. A key file is an age identity file that also carries the signing key
+//! in comment lines. The keyring is the same file sealed with the passphrase, as it lies in the
+//! store.
 //!
-//! A plain `age -d -i FILE` reads an opened keyring as it is; the comment lines are ours.
+//! A plain `age -d -i FILE` reads an opened keyring unchanged; age ignores our comment lines.
 //!
-//! Keys that were rotated have the older identities and verifying keys behind their own: the newest
-//! keyring opens all backups, and shows by that which keyrings it follows. A new passphrase seals
-//! the same file again.
+//! After a rotation the file lists the older identities and verifying keys behind the new ones. The
+//! newest keyring therefore opens all backups and shows which keyrings it follows. A new passphrase
+//! seals the same file again.
 //!
 //! A rotation retires the older verifying keys: the new file names them as retired, and pins by
 //! BLAKE3 the list of the objects that they are still trusted for. Only the holder of the
@@ -22,64 +23,68 @@ use zeroize::Zeroizing;
 
 /// The scrypt work factor (log2 N) of a new keyring: about a second and 256 MiB.
 pub const WORK_FACTOR: u8 = 18;
-/// The highest that is accepted when a keyring is opened: a planted one must not eat the machine.
+/// The highest work factor that is accepted when a keyring is opened. Without this limit a planted
+/// keyring could exhaust the machine's memory.
 pub const WORK_FACTOR_MAX: u8 = 20;
-/// More than any keyring: larger ones are refused before they are read.
+/// The largest keyring that is read. Real keyrings are smaller; larger ones are refused before they
+/// are read.
 pub const KEYRING_BYTES_MAX: u64 = 64 * 1024;
 
 const VERIFYING_LINE: &str = "# verifying key: ";
 const SIGNING_LINE: &str = "# signing key: ";
 /// An older key that a rotation keeps trusting. The line stands next to the key's verifying line.
 const KEPT_LINE: &str = "# kept key: ";
-/// An older key that is trusted for the objects on the lists only. Has no verifying line.
+/// An older key that is trusted only for the objects on the lists. Such a key has no verifying
+/// line.
 const RETIRED_LINE: &str = "# retired key: ";
-/// A list of such objects: the folder of a keyring, and the BLAKE3 of the list.
+/// A list of those objects: the folder of a keyring, and the BLAKE3 of the list.
 const LIST_LINE: &str = "# believed list: ";
 
 /// Why a key file or keyring cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
-    /// The passphrase does not open it.
+    /// The passphrase does not open the keyring.
     #[error("open the keyring: the passphrase does not fit")]
     WrongPassphrase,
-    /// It is no keyring, or one that asks for too much work.
+    /// The bytes are not a keyring, or the keyring demands a higher work factor than
+    /// [`WORK_FACTOR_MAX`].
     #[error("open the keyring")]
     Open(#[source] age::DecryptError),
-    /// It could not be sealed.
+    /// The keyring could not be sealed.
     #[error("seal the keyring")]
     Seal(#[source] std::io::Error),
-    /// Inside is something else than a key file.
+    /// The text is not a key file.
     #[error("read the key file: line {line}: {reason}")]
     Malformed {
-        /// The line, from 1.
+        /// The line number, from 1.
         line: usize,
-        /// What is wrong.
+        /// The fault in the line.
         reason: String,
     },
-    /// It has no identity in it.
+    /// The file contains no identity.
     #[error("read the key file: no AGE-SECRET-KEY line in it")]
     NoIdentity,
-    /// It has no signing key in it.
+    /// The file contains no signing key.
     #[error("read the keyring: no signing key in it")]
     NoSigningKey,
-    /// A key in it is wrong.
+    /// A key in the file is malformed.
     #[error("read the key file")]
     Key(#[from] SignatureError),
 }
 
-/// An opened key file: what opens backups, and whom to believe.
+/// An opened key file: the identities that open backups, and the keys that are trusted.
 #[derive(Clone)]
 pub struct KeyFile {
     /// The identities, the newest first.
     pub identities: Vec<age::x25519::Identity>,
-    /// The keys that manifests may be signed by.
+    /// The trusted verifying keys of manifests.
     pub trusted: TrustedKeys,
-    /// The key that signs, if this file has it.
+    /// The signing key, if this file has it.
     pub signing: Option<SigningKey>,
 }
 
 impl KeyFile {
-    /// New random keys.
+    /// Makes new random keys.
     ///
     /// # Errors
     /// [`KeyringError::Key`] when the system gives no random bytes.
@@ -106,8 +111,8 @@ impl KeyFile {
         Ok(file)
     }
 
-    /// New keys that follow these, whose older verifying keys are trusted as before: for a rotation
-    /// without a leak. Keys that an earlier rotation retired stay retired.
+    /// Makes new keys that follow these and keep the trust in the older verifying keys: for a
+    /// rotation without a leak. Keys that an earlier rotation retired stay retired.
     ///
     /// # Errors
     /// As for [`KeyFile::generate`].
@@ -130,10 +135,10 @@ impl KeyFile {
         Ok(file)
     }
 
-    /// Trusts the retired keys for this list alone.
+    /// Restricts the trust in the retired keys to this list.
     ///
     /// # Errors
-    /// [`KeyringError::NoIdentity`] when there is none; a list always has a stored form.
+    /// [`KeyringError::NoIdentity`] when the file has no identity; a list always has a stored form.
     pub fn pin(&mut self, believed: Believed) -> Result<(), KeyringError> {
         let tag = keyring_tag(&self.recipient()?);
         let bytes = believed
@@ -147,8 +152,8 @@ impl KeyFile {
         Ok(())
     }
 
-    /// Whether these keys came after the other ones: a rotation keeps the older identity behind the
-    /// newer.
+    /// Whether these keys were rotated from `other`: a rotation keeps the older identity behind the
+    /// newer one.
     pub fn follows(&self, other: &Self) -> bool {
         let Some(older) = other.identities.first().map(public) else {
             return false;
@@ -160,7 +165,7 @@ impl KeyFile {
     }
 
     /// Adds the identities of another key file, and its trust unless these keys replaced the
-    /// others. The recipients and the signing key stay.
+    /// others. The recipient and the signing key stay.
     pub fn take_over(&mut self, other: &Self) {
         let replaces_other = self.follows(other);
         for identity in &other.identities {
@@ -175,10 +180,10 @@ impl KeyFile {
         self.trusted.merge(&other.trusted, replaces_other);
     }
 
-    /// The recipient that new backups are sealed to.
+    /// Returns the recipient that new backups are sealed to.
     ///
     /// # Errors
-    /// [`KeyringError::NoIdentity`] when there is none.
+    /// [`KeyringError::NoIdentity`] when the file has no identity.
     pub fn recipient(&self) -> Result<age::x25519::Recipient, KeyringError> {
         self.identities
             .first()
@@ -186,15 +191,15 @@ impl KeyFile {
             .ok_or(KeyringError::NoIdentity)
     }
 
-    /// The signing key.
+    /// Returns the signing key.
     ///
     /// # Errors
-    /// [`KeyringError::NoSigningKey`] when this file has none.
+    /// [`KeyringError::NoSigningKey`] when the file has no signing key.
     pub fn signing_key(&self) -> Result<&SigningKey, KeyringError> {
         self.signing.as_ref().ok_or(KeyringError::NoSigningKey)
     }
 
-    /// The text of the file. A secret.
+    /// Writes the text of the file. The text is a secret.
     ///
     /// # Errors
     /// [`KeyringError::Key`] never happens for keys that were made or parsed here.
@@ -228,7 +233,7 @@ impl KeyFile {
         Ok(text)
     }
 
-    /// Reads a key file, ours or one that `age-keygen` wrote.
+    /// Reads a key file that this program or `age-keygen` wrote.
     ///
     /// # Errors
     /// [`KeyringError`] naming the line.
@@ -282,7 +287,8 @@ impl KeyFile {
         }
     }
 
-    /// The keyring: this file sealed with the passphrase. Takes [`WORK_FACTOR`]'s second.
+    /// Makes the keyring: seals this file with the passphrase. The work factor [`WORK_FACTOR`]
+    /// costs about a second.
     ///
     /// # Errors
     /// [`KeyringError::Seal`].
@@ -290,7 +296,7 @@ impl KeyFile {
         self.seal_with(passphrase, WORK_FACTOR)
     }
 
-    /// As [`KeyFile::seal`], with another work factor (log2 N): a lower one is only for tests.
+    /// Seals as [`KeyFile::seal`], with another work factor (log2 N). Only tests use a lower one.
     ///
     /// # Errors
     /// [`KeyringError::Seal`].
@@ -315,12 +321,12 @@ impl KeyFile {
         Ok(sealed)
     }
 
-    /// Opens a keyring. Takes up to four seconds and 1 GiB for one of the highest accepted work
+    /// Opens a keyring. Up to four seconds and 1 GiB are needed at the highest accepted work
     /// factor.
     ///
     /// # Errors
-    /// [`KeyringError::WrongPassphrase`] when it is for another passphrase, [`KeyringError`] when
-    /// it is none.
+    /// [`KeyringError::WrongPassphrase`] when the keyring was sealed with another passphrase,
+    /// [`KeyringError::Open`] when the bytes are no keyring, and the errors of [`KeyFile::parse`].
     pub fn open(sealed: &[u8], passphrase: &SecretString) -> Result<Self, KeyringError> {
         let mut identity = age::scrypt::Identity::new(passphrase.clone());
         identity.set_max_work_factor(WORK_FACTOR_MAX);
@@ -357,12 +363,12 @@ fn public(identity: &age::x25519::Identity) -> String {
     identity.to_public().to_string()
 }
 
-/// The folder name of a recipient's keyring in the store.
+/// Returns the folder name of a recipient's keyring in the store.
 pub fn keyring_tag(recipient: &age::x25519::Recipient) -> String {
     tag_of(&recipient.to_string())
 }
 
-/// As [`keyring_tag`], of a recipient as text.
+/// As [`keyring_tag`], for a recipient in text form.
 pub fn tag_of(recipient: &str) -> String {
     Digest::of(recipient.as_bytes()).to_string()[..16].to_owned()
 }

@@ -1,77 +1,83 @@
-//! Storage format, version 1: the objects of one backup, what is in them, and what a reader must
-//! check.
+//! Storage format, version 1: the objects of one backup, their content, and the checks that a
+//! reader must make.
 //!
 //! # Keys, below the store's prefix
 //! ```text
-//! @zfs-backup/keys/<tag>/0001.age     keyring: an age identity file with the signing key in comment lines, sealed with
-//!                                     the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
-//! @zfs-backup/store-id                which store this is: 128 random bits, put before anything else, not signed
-//! @zfs-backup/store-id.claim-<id>     for seconds, in a store without conditional puts: a host asks for this identity
-//! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are still trusted for, by
-//!                                     folder, name and BLAKE3; pinned by its own BLAKE3 in the keyring of this tag
+//! @zfs-backup/keys/<tag>/0001.age   keyring: an age identity file with the signing key in comment
+//!     lines, sealed with the passphrase; <tag> is 16 hex digits of BLAKE3(recipient)
+//! @zfs-backup/store-id   the store's identity: 128 random bits, put first, unsigned
+//! @zfs-backup/store-id.claim-<id>   for seconds, in a store without conditional puts: a host's
+//!     request for this identity
+//! @zfs-backup/keys/<tag>/believed-<blake3>.json   the objects that retired verifying keys are
+//!     still trusted for, by folder, name and BLAKE3; pinned by its BLAKE3 in this tag's keyring
 //! <dataset>/@prune/believed-<blake3>.list   a copy of that list, below up to three datasets
-//! @zfs-backup/keys/<tag>/successor-<tag>-<nonce>.json   that a rotation replaced this keyring, signed with its key
-//! @zfs-backup/config/<time>-<hash>.age   a host's configuration without its secrets, sealed to the recipients, signed
-//! <dataset>/@prune/<time>-<nonce>.json   signed records of what a prune deleted
+//! @zfs-backup/keys/<tag>/successor-<tag>-<nonce>.json   a notice that a rotation replaced this
+//!     keyring, signed with its key
+//! @zfs-backup/config/<time>-<hash>.age   a host's configuration without its secrets, sealed to the
+//!     recipients, signed
+//! <dataset>/@prune/<time>-<nonce>.json   signed records of the backups that a prune deleted
 //! <dataset>/@<id>/started.json        first object of an attempt, signed
 //! <dataset>/@<id>/keyring.age         a copy of the keyring; absent in recipients mode
 //! <dataset>/@<id>/NNNNNNNN-XXXXXXXX.zfs[.zst].age   sealed chunks: index, nonce of the sealing
-//! <dataset>/@<id>/progress-0000.json  signed resume points of an upload under way
-//! <dataset>/@<id>/chunks-0000.json    lists of at most 10,000 chunks, each pinned by BLAKE3 in the manifest
+//! <dataset>/@<id>/progress-0000.json  signed resume points of an unfinished upload
+//! <dataset>/@<id>/chunks-0000.json    lists of at most 10,000 chunks, pinned by the manifest
 //! <dataset>/@<id>/private.age         [`Private`], sealed to the recipients
 //! <dataset>/@<id>/RESTORE.txt         instructions and commands, signed
-//! <dataset>/@<id>/receipt.json        [`Receipt`]: what this store said of each object, signed
-//! <dataset>/@<id>/manifest.json       [`Manifest`], signed, stored last: its presence is the commit
+//! <dataset>/@<id>/receipt.json        [`Receipt`]: this store's evidence for each object, signed
+//! <dataset>/@<id>/manifest.json       [`Manifest`], signed, put last: the commit
 //! X.minisig                           the signature of X, stored before X
-//! <dataset>/@<id>/B3SUMS              in an intermediate directory, if asked for: `b3sum -c` reads it; means nothing to us
+//! <dataset>/@<id>/B3SUMS   in an intermediate directory, on request: `b3sum -c` reads it; this
+//!     program ignores it
 //! ```
 //!
 //! # Rules for readers
-//! - A signature is checked over the stored bytes before anything parses them, and its trusted
+//! - A signature is verified over the stored bytes before anything parses them, and its trusted
 //!   comment must name the type and the key that was read ([`crate::sign`]).
 //! - JSON is parsed strictly: a duplicate key or trailing bytes are refused. A reader ignores
-//!   fields that it does not know, refuses a `format` that it does not know, and refuses a name in
-//!   `requires` that it does not know.
+//!   unknown fields, and refuses an unknown `format` and an unknown name in `requires`.
 //! - 64-bit numbers are decimal strings, guids 16 and digests 64 hexadecimal digits, times RFC 3339
 //!   in UTC.
-//! - Nothing is ever opened by a path out of a file: chunk names are parsed, and must be those of
-//!   their index.
-//! - A chunk's `head` (age header and payload nonce) is checked before a key touches it: anybody
-//!   who knows the recipient can seal a chunk, but only the sealer of this one can have made pages
-//!   that open under this head.
-//! - A manifest is the same bytes in every store. What differs by store is in the receipt.
+//! - No path from a file is ever opened: chunk names are parsed, and must be the names of their
+//!   index.
+//! - A chunk's `head` (age header and payload nonce) is checked before a key is used on it. Anybody
+//!   who knows the recipient can seal a chunk, but only the sealer of this chunk can have made
+//!   pages that open under this head.
+//! - A manifest has the same bytes in every store. The receipt holds what differs between stores.
 //!
 //! - An absent optional field is null. An evidence tier that a reader does not know counts as the
 //!   weakest. A new value of any other name needs a name in `requires`.
-//! - A `started.json`, `private.age`, RESTORE.txt or receipt that is missing or damaged is damage,
-//!   and no reason to refuse a restore: it needs manifest, lists and chunks only.
-//! - In a chain each position is its base's plus one, all have one `full_id` and one origin or an
-//!   adopted one, and a base is pinned by the hash of its manifest. Where a base is not in a store,
-//!   a believed backup of the same snapshot at the same position over the same first snapshot, with
-//!   the same flags, recipients and origin, serves in its place.
-//! - `live` in a receipt names every other believed backup of the dataset in that store. One that
-//!   is gone without a signed prune record is a finding.
+//! - A missing or damaged `started.json`, `private.age`, RESTORE.txt or receipt is reported as
+//!   damage, and is no reason to refuse a restore: a restore needs only the manifest, the lists and
+//!   the chunks.
+//! - In a chain each position is its base's plus one, all backups have one `full_id` and one origin
+//!   or an adopted one, and a base is pinned by the hash of its manifest. If a base is not in a
+//!   store, another verified backup replaces it: one of the same snapshot at the same position over
+//!   the same first snapshot, with the same flags, recipients and origin.
+//! - `live` in a receipt names every other verified backup of the dataset in that store. A backup
+//!   that disappears without a signed prune record is a finding.
 //! - Keyrings of one recipient are numbered: `0001.age` is the first, a new passphrase makes the
-//!   next. Readers open all that their passphrase opens, the copies beside backups too. Of rotated
-//!   keys the newest says what the older ones are worth: a `# verifying key:` line trusts a key, a
-//!   `# retired key:` line trusts it for the objects on the lists that `# believed list:` lines
-//!   name, and for nothing else. No older key signs configurations or progress.
+//!   next. Readers open every keyring that their passphrase opens, including the copies in backups.
+//!   After a rotation the newest keyring decides the trust in the older keys: a `# verifying key:`
+//!   line trusts a key, and a `# retired key:` line trusts it only for the objects on the lists
+//!   that `# believed list:` lines name. No older key signs configurations or progress.
 //! - Recipients may be X25519 (`age1...`) in this version; a manifest with others names them in
 //!   `requires`.
 //!
-//! # What is one domain of trust
-//! Everything under one keyring, or under one list of `verify_keys`: its hosts could sign for each
-//! other, and a backup moved from one prefix to another with the same keyring verifies there, under
-//! the same dataset name and id.
+//! # The domain of trust
+//! All hosts under one keyring, or under one list of `verify_keys`, form one domain of trust: each
+//! could sign for the others. A backup that is moved from one prefix to another with the same
+//! keyring verifies there, under the same dataset name and id.
 //!
-//! # The threat that this is made for
-//! Somebody who can write, replace and delete everything in the bucket and knows the recipients,
-//! but not the passphrase, the identity or the signing key. What he can do: delete, and bring back
-//! an older state (receipts' `live` lists and prune records make gaps noticeable; missing newest
-//! backups need outside knowledge: the records of the host that made them, and the newest backup's
-//! time that restore prints). What he cannot do: make a restore receive one byte that was not sent.
-//! After a rotation the same holds for somebody who has the older identity and signing key, but he
-//! can read the backups made before.
+//! # The threat model
+//! The attacker can write, replace and delete everything in the bucket and knows the recipients,
+//! but not the passphrase, the identity or the signing key.
+//! - The attacker can delete objects, and can bring back an older state. Receipts' `live` lists and
+//!   prune records make gaps noticeable. Missing newest backups are noticed only with outside
+//!   knowledge: the records of the host that made them, and the time of the newest backup that
+//!   restore prints.
+//! - The attacker cannot make a restore receive one byte that was not sent.
+//! - After a rotation the same holds for an attacker with the older identity and signing key, who
+//!   can however read the backups made before.
 
 mod limits;
 mod parse;
@@ -97,51 +103,53 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The only format there is.
+/// The only format so far.
 pub const FORMAT: u32 = 1;
-/// Most chunks in one list.
+/// The maximum number of chunks in one list.
 pub const CHUNKS_PER_LIST: usize = 10_000;
-/// `split_bytes` is a multiple of this: checksums of the stream run over 32-bit words, and resuming
-/// depends on them.
+/// `split_bytes` is a multiple of this many bytes: checksums of the stream run over 32-bit words,
+/// and resuming depends on them.
 pub const SPLIT_ALIGNMENT: u64 = 4;
-/// Most chunks in a backup: more would make a receipt that no reader takes.
+/// The maximum number of chunks in a backup. A longer one would need a larger receipt than readers
+/// accept.
 pub const CHUNKS_MAX: u32 = 500_000;
-/// Manifests are small; a larger one is refused before it is read.
+/// The largest manifest. Manifests are small; a larger one is refused before it is read.
 pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
-/// The largest list of 10,000 chunks has about 5 MiB.
+/// The largest chunk list. A list of 10,000 chunks has about 5 MiB.
 pub const CHUNK_LIST_BYTES_MAX: u64 = 16 << 20;
-/// Receipts and RESTORE.txt grow with the chunks: at 1 GiB a chunk this is enough for half a
-/// pebibyte.
+/// The largest receipt or RESTORE.txt. Both grow with the number of chunks; at 1 GiB a chunk this
+/// is enough for half a pebibyte.
 pub const LARGE_TEXT_BYTES_MAX: u64 = 256 << 20;
-/// `private.age` holds properties: far less.
+/// The largest `private.age`, which holds properties and is far smaller.
 pub const PRIVATE_BYTES_MAX: u64 = 16 << 20;
-/// A minisign signature has about 350 bytes, and its comment a key.
+/// The largest signature. A minisign signature has about 350 bytes, and its comment contains an
+/// object key.
 pub const SIGNATURE_BYTES_MAX: u64 = 8 * 1024;
 
-/// The snapshot that a backup holds.
+/// The snapshot of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRef {
-    /// Its guid.
+    /// The snapshot's guid.
     pub guid: Guid,
-    /// Its transaction group, which orders the backups of one origin.
+    /// The snapshot's transaction group, which orders the backups of one origin.
     #[serde(with = "decimal")]
     pub createtxg: u64,
-    /// When it was taken.
+    /// The time at which the snapshot was taken.
     pub created_at: Timestamp,
 }
 
-/// The backup that an incremental follows from.
+/// The backup that an incremental is based on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseRef {
-    /// The guid of its snapshot.
+    /// The guid of the base's snapshot.
     pub guid: Guid,
-    /// Its id.
+    /// The id of the base.
     pub backup_id: BackupId,
-    /// The hash of its manifest.
+    /// The hash of the base's manifest.
     pub manifest_blake3: Digest,
 }
 
-/// Where the data came from: two hosts under one prefix are told apart by this.
+/// The pool and dataset that were sent. Two hosts under one prefix have different origins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The dataset's guid.
@@ -153,19 +161,19 @@ pub struct Origin {
 /// The place of a backup in its chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainPlace {
-    /// The full that the chain begins with; the backup itself for a full.
+    /// The id of the full at the start of the chain; a full names itself.
     pub full_id: BackupId,
-    /// 0 for the full, counting up.
+    /// The position: 0 for the full, then counting up.
     pub position: u32,
-    /// Sealed bytes of the chain up to and with this backup.
+    /// Sealed bytes of the chain up to and including this backup.
     #[serde(with = "decimal")]
     pub stored_bytes: u64,
 }
 
-/// How the stream was made.
+/// The parameters of the send.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SendInfo {
-    /// The flags asked for, constant within a chain: "raw", "compressed", "embedded",
+    /// The requested flags, constant within a chain: "raw", "compressed", "embedded",
     /// "large-blocks".
     pub requested: Vec<String>,
     /// The feature flags in the stream's BEGIN record.
@@ -173,33 +181,33 @@ pub struct SendInfo {
     pub feature_flags: u64,
     /// The kernel module's version.
     pub zfs_version: String,
-    /// Every record's checksum was verified on the way. `false` when a record of an unknown type
-    /// was passed through.
+    /// Whether every record's checksum was verified during the send. `false` when a record of an
+    /// unknown type was passed through.
     pub checked: bool,
 }
 
-/// How chunks are compressed before they are sealed.
+/// The compression of chunks before they are sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CompressionName {
-    /// Not at all.
+    /// No compression.
     None,
-    /// One zstd frame a chunk.
+    /// Zstandard, with one frame per chunk.
     Zstd,
 }
 
-/// One list of chunks, pinned by its hash.
+/// A chunk list, pinned by its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkListRef {
-    /// Its object name.
+    /// The object name of the list.
     pub name: String,
-    /// Its hash.
+    /// The hash of the list.
     pub blake3: Digest,
-    /// How many chunks are in it.
+    /// The number of chunks in the list.
     pub chunks: u32,
 }
 
-/// The small objects of a backup, pinned by their hashes; `None` where there is no such object.
+/// The small objects of a backup, pinned by their hashes; `None` if the backup has no such object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
     /// `RESTORE.txt`
@@ -215,58 +223,59 @@ pub struct Files {
     pub index: Option<Digest>,
 }
 
-/// The description of one whole, valid backup. See the module's documentation for the rules.
+/// The description of one complete, valid backup. The module's documentation has the rules.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
-    /// Features that a reader must know, else it refuses and prune keeps. None exist yet.
+    /// Features that a reader must know. A reader refuses a manifest with an unknown one, and prune
+    /// keeps the backup. No features are defined yet.
     pub requires: Vec<String>,
     /// Always "manifest".
     #[serde(rename = "type")]
     pub object_type: String,
     /// The dataset as named in the store.
     pub dataset: DatasetName,
-    /// The backup.
+    /// The id of the backup.
     pub id: BackupId,
     /// Full or incremental.
     pub kind: BackupKind,
-    /// What it holds.
+    /// The snapshot that was sent.
     pub snapshot: SnapshotRef,
-    /// What it follows from; present exactly for incrementals.
+    /// The base, present exactly for incrementals.
     pub base: Option<BaseRef>,
-    /// Where it came from.
+    /// The pool and dataset that were sent.
     pub origin: Origin,
-    /// The host that committed it. Hosts that were cloned, and pools that were copied, have one
-    /// origin and two marks. Null in what the first builds of version 0.1 made.
+    /// The host that committed the backup. Cloned hosts and copied pools have one origin and two
+    /// marks. Null in backups of the first builds of version 0.1.
     pub host_mark: Option<HostMark>,
-    /// The newest stored backups, of whatever origin, whose snapshots the pool knew when this
-    /// backup was committed: those that no other one of them follows from, at most 16. With `base`
-    /// they make a tree of all backups, fulls included, in which a pool that was copied or rewound
-    /// shows as a fork (`plan/timeline.rs`). Null in what the first builds of version 0.1 made;
-    /// empty when the pool knew none.
+    /// The newest stored backups, of any origin, whose snapshots existed in the pool when this
+    /// backup was committed: at most 16 backups on which no other of them is based. Together with
+    /// `base` they make a tree of all backups, fulls included, in which a pool that was copied or
+    /// rolled back shows as a fork (`plan/timeline.rs`). Null in backups of the first builds of
+    /// version 0.1; empty when the pool had none of these snapshots.
     pub previous: Option<Vec<BackupId>>,
-    /// The moment of its snapshot: the pool's guid and the transaction group, both in hexadecimal.
-    /// All datasets of which one atomic snapshot was taken have the same. Null in what the first
-    /// builds of version 0.1 made.
+    /// The moment of the snapshot: the pool's guid and the transaction group, both in hexadecimal.
+    /// All datasets in one atomic snapshot have the same value. Null in backups of the first builds
+    /// of version 0.1.
     pub group: Option<String>,
-    /// The snapshot that a clone came from, when the dataset was one. The stream has all of its
-    /// data all the same, and what is restored from it is no clone. Null in what the first builds
-    /// of version 0.1 made, whatever it was.
+    /// The guid of the clone's origin snapshot, when the dataset was a clone. The stream contains
+    /// all data of the clone, and the restored dataset is not a clone. Null in all backups of the
+    /// first builds of version 0.1, clones included.
     pub clone_origin_guid: Option<Guid>,
-    /// Its place in its chain.
+    /// The place of the backup in its chain.
     pub chain: ChainPlace,
-    /// How the stream was made.
+    /// The parameters of the send.
     pub send: SendInfo,
     /// Bytes of the stream.
     #[serde(with = "decimal")]
     pub stream_bytes: u64,
-    /// Bytes of stream in every chunk but the last.
+    /// Bytes of the stream in every chunk but the last.
     #[serde(with = "decimal")]
     pub split_bytes: u64,
-    /// How chunks are compressed.
+    /// The compression of the chunks.
     pub compression: CompressionName,
-    /// Whom the chunks are sealed to.
+    /// The recipients that the chunks are sealed to.
     pub recipients: Vec<String>,
     /// The lists of chunks.
     pub chunk_lists: Vec<ChunkListRef>,
@@ -274,22 +283,23 @@ pub struct Manifest {
     pub files: Files,
     /// The version of this program.
     pub tool_version: String,
-    /// When the attempt began.
+    /// The time at which the attempt began.
     pub started_at: Timestamp,
-    /// When the last chunk was confirmed.
+    /// The time at which the store confirmed the last chunk.
     pub finished_at: Timestamp,
 }
 
-/// The head of a chunk in a list.
+/// The head of a chunk, as a list describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadEntry {
-    /// Its length.
+    /// The length of the head.
     pub bytes: u32,
-    /// Its hash.
+    /// The hash of the head.
     pub blake3: Digest,
 }
 
-/// Where a send can take up again at the end of a chunk.
+/// A point at the end of a chunk from which a send can be resumed: the last record, and the state
+/// of the stream after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResumeEntry {
     /// The stream position just after the record.
@@ -301,20 +311,20 @@ pub struct ResumeEntry {
     /// The record's offset.
     #[serde(with = "decimal")]
     pub offset: u64,
-    /// The running Fletcher-4 there, as four numbers of 16 hexadecimal digits.
+    /// The running Fletcher-4 at this position, as four numbers of 16 hexadecimal digits.
     pub fletcher4: [Guid; 4],
     /// The hash of the record.
     pub record_blake3: Digest,
 }
 
-/// One chunk in a list.
+/// A chunk, as a list describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkEntry {
-    /// Its object name.
+    /// The object name of the chunk.
     pub name: String,
-    /// Its position, from 0.
+    /// The index of the chunk, from 0.
     pub index: u32,
-    /// Bytes of stream in it.
+    /// Bytes of the stream in the chunk.
     #[serde(with = "decimal")]
     pub stream_bytes: u64,
     /// Bytes of the object.
@@ -322,16 +332,16 @@ pub struct ChunkEntry {
     pub sealed_bytes: u64,
     /// The hash of the object.
     pub blake3: Digest,
-    /// Its head.
+    /// The head of the chunk.
     pub head: HeadEntry,
-    /// Where the send can take up at its end. Always null in a committed list: the position, the
-    /// checksum and the hash of a plaintext record would tell the store of the content. The journal
-    /// of an upload under way has it.
+    /// The resume point at the end of the chunk. Always null in a committed list, because the
+    /// position, the checksum and the hash of a plaintext record would reveal content to the store.
+    /// The journal of an unfinished upload has it.
     pub resume: Option<ResumeEntry>,
 }
 
 impl ChunkEntry {
-    /// What opening it must find.
+    /// Returns the sizes and hashes that the opened chunk must have.
     pub fn sealed(&self) -> SealedChunk {
         let head = ChunkHead {
             bytes: self.head.bytes,
@@ -358,8 +368,8 @@ pub struct ChunkList {
     pub chunks: Vec<ChunkEntry>,
 }
 
-/// The first object of an attempt: what it is going to be. Pins the chain of its base until it
-/// ends.
+/// The first object of an attempt: the description of the planned backup. Until the attempt ends,
+/// this object protects the chain of its base from pruning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// [`FORMAT`].
@@ -369,46 +379,46 @@ pub struct Started {
     pub object_type: String,
     /// The dataset as named in the store.
     pub dataset: DatasetName,
-    /// The backup that it may become.
+    /// The id of the planned backup.
     pub id: BackupId,
-    /// What it sends.
+    /// The snapshot to send.
     pub snapshot: SnapshotRef,
-    /// What it follows from.
+    /// The base of the incremental.
     pub base: Option<BaseRef>,
-    /// Where it comes from.
+    /// The pool and dataset to send.
     pub origin: Origin,
-    /// The host that began it. Null in what the first builds of version 0.1 made.
+    /// The host that began the attempt. Null in attempts of the first builds of version 0.1.
     pub host_mark: Option<HostMark>,
-    /// The flags asked for.
+    /// The requested send flags.
     pub requested: Vec<String>,
-    /// Bytes of stream in every chunk but the last.
+    /// Bytes of the stream in every chunk but the last.
     #[serde(with = "decimal")]
     pub split_bytes: u64,
-    /// How chunks are compressed.
+    /// The compression of the chunks.
     pub compression: CompressionName,
-    /// Whom they are sealed to.
+    /// The recipients that the chunks are sealed to.
     pub recipients: Vec<String>,
     /// The version of this program.
     pub tool_version: String,
-    /// When it began.
+    /// The time at which the attempt began.
     pub started_at: Timestamp,
 }
 
-/// What the store itself said of one object when it was confirmed.
+/// The store's own evidence for one object when the object was confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptEntry {
     /// The object's name within the backup.
     pub name: String,
-    /// The store's word for its content.
+    /// The store's evidence for the content.
     pub evidence: Evidence,
 }
 
-/// Another backup that was live in the store at the time.
+/// Another backup that was live in the store when the receipt was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveEntry {
-    /// Its id.
+    /// The id of the backup.
     pub id: BackupId,
-    /// The hash of its manifest.
+    /// The hash of the backup's manifest.
     pub manifest_blake3: Digest,
 }
 
@@ -422,28 +432,29 @@ pub struct Receipt {
     pub object_type: String,
     /// The dataset as named in the store.
     pub dataset: DatasetName,
-    /// The backup.
+    /// The id of the backup.
     pub id: BackupId,
-    /// The hash of the manifest that this belongs to.
+    /// The hash of the manifest that this receipt belongs to.
     pub manifest_blake3: Digest,
-    /// Every object but the manifest, the receipt and signatures.
+    /// Every object except the manifest, the receipt and signatures.
     pub objects: Vec<ReceiptEntry>,
-    /// The dataset's other backups in this store: a gap later is noticed by this.
+    /// The dataset's other backups in this store. A later reader notices a gap by comparing.
     pub live: Vec<LiveEntry>,
-    /// When it was written.
+    /// The time at which the receipt was written.
     pub written_at: Timestamp,
 }
 
-/// One backup that a prune deleted.
+/// A backup that a prune deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrunedEntry {
-    /// Its id.
+    /// The id of the backup.
     pub id: BackupId,
-    /// The hash of its manifest; null for an attempt that never had one.
+    /// The hash of the backup's manifest; null for an unfinished backup, which had none.
     pub manifest_blake3: Option<Digest>,
 }
 
-/// What a prune is about to delete: put before the first deletion, so that a gap has its reason.
+/// The backups that a prune is about to delete, put before the first deletion, so that a reader can
+/// explain the gap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PruneRecord {
     /// [`FORMAT`].
@@ -453,20 +464,21 @@ pub struct PruneRecord {
     pub object_type: String,
     /// The dataset as named in the store.
     pub dataset: DatasetName,
-    /// What is deleted.
+    /// The deleted backups.
     pub pruned: Vec<PrunedEntry>,
     /// The version of this program.
     pub tool_version: String,
-    /// When it was written, by the clock of the host that pruned.
+    /// The time at which the record was written, by the clock of the host that pruned.
     pub written_at: Timestamp,
-    /// When it was put, by the store's clock. Only a record that replaces another one holds it: the
-    /// time of that one. A reader fills in the time of the listing where it is absent.
+    /// The time at which the record was put, by the store's clock. Only a record that replaces an
+    /// earlier record stores it, with the time of the earlier one. If the field is absent, a reader
+    /// fills in the time from the listing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recorded_at: Option<Timestamp>,
 }
 
-/// How far an upload is, for another host or a lost journal. What would tell of the content is
-/// sealed.
+/// The progress of an upload, for a resume by another host or after the journal was lost. Fields
+/// that would reveal content are sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// [`FORMAT`].
@@ -476,19 +488,20 @@ pub struct Progress {
     pub object_type: String,
     /// The dataset as named in the store.
     pub dataset: DatasetName,
-    /// The backup.
+    /// The id of the backup.
     pub id: BackupId,
     /// The number in the object's name.
     pub number: u32,
-    /// In base64: a nonce of 12 bytes, then the JSON of a [`ProgressBody`] under ChaCha20-Poly1305,
-    /// whose key is BLAKE3's `derive_key("zfs-backup v1 progress", secret signing key)` and whose
-    /// associated data is the object's key. The host that uploads can read it without the identity.
+    /// The sealed content in base64: a nonce of 12 bytes, then the JSON of a [`ProgressBody`] under
+    /// ChaCha20-Poly1305, whose key is BLAKE3's `derive_key("zfs-backup v1 progress", secret
+    /// signing key)` and whose associated data is the object's key. The host that uploads can read
+    /// it without the identity.
     pub sealed: String,
-    /// When it was written.
+    /// The time at which the object was written.
     pub written_at: Timestamp,
 }
 
-/// What planning does not need and the store need not know; sealed to the recipients as
+/// Facts that planning does not need and that the store need not know, sealed to the recipients as
 /// `private.age`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Private {
@@ -497,45 +510,44 @@ pub struct Private {
     /// Always "private".
     #[serde(rename = "type")]
     pub object_type: String,
-    /// The backup.
+    /// The id of the backup.
     pub id: BackupId,
     /// The name of the snapshot when it was sent.
     pub snapshot_name: String,
-    /// The host.
+    /// The name of the host.
     pub host: String,
     /// The dataset's own properties, local and received: name to value. Numbers as decimal text.
     pub properties: BTreeMap<String, String>,
-    /// The name of the snapshot that a clone came from, when it was sent. Absent before it was
-    /// recorded.
+    /// The name of the clone's origin snapshot at the time of the send. Absent in backups of
+    /// earlier versions.
     #[serde(default)]
     pub clone_origin: Option<String>,
-    /// The datasets that were below this one when the backup began, whatever of them is backed up:
-    /// a restore of the tree at this moment knows by it what there was. Absent when that is not
-    /// known.
+    /// The datasets below this one when the backup began, backed up or not. A restore of the tree
+    /// at this moment compares against this list. Absent when the list is not known.
     #[serde(default)]
     pub descendants: Option<Vec<Descendant>>,
-    /// For natively encrypted datasets: key format and encryption root; the ZFS key must survive
-    /// too.
+    /// The key format and encryption root of a natively encrypted dataset; a restore needs the ZFS
+    /// key too.
     pub zfs_key: Option<ZfsKey>,
 }
 
-/// A dataset below the one that a backup is of.
+/// A dataset below the dataset of a backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descendant {
-    /// Its name in the pool then.
+    /// The dataset's name in the pool at that time.
     pub name: String,
-    /// Its guid, which no rename changes.
+    /// The dataset's guid, which stays the same after a rename.
     pub guid: Guid,
 }
 
-/// What is known of a dataset's native encryption. Never a key.
+/// The facts of a dataset's native encryption. Never a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ZfsKey {
     /// The dataset that the key belongs to.
     pub encryption_root: Option<String>,
     /// "passphrase", "raw" or "hex".
     pub key_format: Option<String>,
-    /// The stream was sent raw: it cannot be read without that key.
+    /// Whether the stream was sent raw. Reading a raw stream needs the ZFS key.
     pub raw: bool,
 }
 
@@ -548,10 +560,11 @@ impl From<Compression> for CompressionName {
     }
 }
 
-/// The bytes that are stored and signed: JSON on several lines, because people read manifests too.
+/// Writes the bytes that are stored and signed: JSON on several lines, because people read
+/// manifests too.
 ///
 /// # Errors
-/// None for the types of this module; serde's signature has one.
+/// The types of this module have no errors; serde's signature has one.
 pub fn to_stored_bytes<T: Serialize>(object: &T) -> Result<Vec<u8>, serde_json::Error> {
     let mut bytes = serde_json::to_vec_pretty(object)?;
     bytes.push(b'\n');

@@ -1,4 +1,5 @@
-//! The names of things: parsed once, valid thereafter. Depends on nothing else in the crate.
+//! The names of things. Each is parsed once and is valid from then on. This room depends on no
+//! other room of the crate.
 
 mod backup_id;
 mod digest;
@@ -17,16 +18,15 @@ pub use store_id::{KnownStore, StoreId};
 use std::fmt;
 use std::str::FromStr;
 
-/// A name, id or digest that is not what it should be. The text names the value and says what was
-/// expected.
+/// A name, id or digest that is malformed. The text names the value and says what was expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value:?}: {expected}")]
 pub struct InvalidName {
-    /// What was being parsed: "dataset name", "backup id".
+    /// The kind of name that was parsed: "dataset name", "backup id".
     pub what: &'static str,
     /// The value as it was given.
     pub value: String,
-    /// What a valid value looks like.
+    /// The form of a valid value.
     pub expected: &'static str,
 }
 
@@ -101,12 +101,12 @@ impl ChunkIndex {
     /// The largest index that fits the object name.
     pub const MAX: u32 = 99_999_999;
 
-    /// An index, or `None` above [`ChunkIndex::MAX`].
+    /// Returns the index, or `None` above [`ChunkIndex::MAX`].
     pub fn new(index: u32) -> Option<Self> {
         (index <= Self::MAX).then_some(Self(index))
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn get(self) -> u32 {
         self.0
     }

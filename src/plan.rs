@@ -1,4 +1,4 @@
-//! Decisions, pure: no clock, network or disk. Every "no" is data that explains itself.
+//! Pure decisions: no clock, network or disk. Every "no" is data that explains itself.
 
 pub mod adopt;
 pub mod bookmarks;
@@ -22,52 +22,52 @@ use crate::manifest::{Manifest, Origin, SnapshotRef};
 use crate::model::{BackupId, BackupKind, Digest, HostMark};
 use jiff::Timestamp;
 
-/// One whole backup of a store, as far as decisions need it. Ids name it everywhere.
+/// A complete backup of a store, as far as decisions need it. Decisions refer to it by its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupFacts {
-    /// Its id.
+    /// The id of the backup.
     pub id: BackupId,
-    /// The hash of its manifest.
+    /// The hash of the manifest.
     pub manifest_blake3: Digest,
-    /// What it holds.
+    /// The snapshot of the backup.
     pub snapshot: SnapshotRef,
-    /// The backup that it follows from in this store, which may be a twin of the one in its
-    /// manifest; `None` for a full.
+    /// The base of the backup in this store, which may be a twin of the base in its manifest;
+    /// `None` for a full.
     pub base: Option<BackupId>,
-    /// The full of its chain; itself for a full.
+    /// The full of the chain; the backup itself for a full.
     pub full_id: BackupId,
-    /// 0 for a full, counting up.
+    /// The position in the chain: 0 for a full, then counting up.
     pub position: u32,
-    /// Where it came from.
+    /// The dataset and pool that were sent.
     pub origin: Origin,
     /// The host that made the backup, and the earlier backups that it knew.
     pub made: Making,
-    /// The flags asked of the kernel, constant within a chain.
+    /// The requested send flags, constant within a chain.
     pub requested: Vec<String>,
-    /// Whom its chunks are sealed to.
+    /// The recipients that the chunks are sealed to.
     pub recipients: Vec<String>,
     /// Bytes of its stream.
     pub stream_bytes: u64,
     /// Bytes of all its objects, as listed.
     pub stored_bytes: u64,
-    /// Why it is not usable: an ancestor or a chunk is missing or has another size. `None` when it
-    /// is.
+    /// The reason why the backup is not usable: an ancestor or a chunk is missing or has another
+    /// size. `None` if it is usable.
     pub flaw: Option<String>,
 }
 
-/// Which host made a backup, when, and what its pool knew of the other backups then.
+/// The circumstances of a backup: the host, the times, and the earlier backups that its pool knew.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Making {
     /// The host; `None` in old manifests.
     pub host: Option<HostMark>,
     /// The newest backups that its pool knew; `None` in old manifests.
     pub previous: Option<Vec<BackupId>>,
-    /// When the attempt began.
+    /// The time at which the attempt began.
     pub started_at: Timestamp,
-    /// When its last chunk was confirmed.
+    /// The time at which the store confirmed the last chunk.
     pub finished_at: Timestamp,
-    /// A person adopted the backup with its time line. Only its time decides its place among the
-    /// others.
+    /// Whether a person adopted the backup with its time line. The order among the other backups
+    /// then depends on its time only.
     pub adopted: bool,
 }
 
@@ -84,8 +84,8 @@ impl Making {
 }
 
 impl BackupFacts {
-    /// From a verified manifest, what a listing says of its size, and what is wrong with it or its
-    /// ancestors.
+    /// Takes the facts from a verified manifest, the size from a listing, and the flaw of the
+    /// backup or its ancestors.
     pub fn new(
         manifest: &Manifest,
         manifest_blake3: Digest,
@@ -109,12 +109,12 @@ impl BackupFacts {
         }
     }
 
-    /// Full or incremental.
+    /// Returns the kind: full or incremental.
     pub fn kind(&self) -> BackupKind {
         self.id.kind()
     }
 
-    /// It and all its ancestors are there whole.
+    /// Whether the backup and all its ancestors are complete.
     pub fn is_usable(&self) -> bool {
         self.flaw.is_none()
     }

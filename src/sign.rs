@@ -2,11 +2,12 @@
 //! tool.
 //!
 //! The trusted comment names the type and the key of the object, and both must equal what was read:
-//! a signed object moved to another place, or passed off as another type, is refused.
+//! a signed object that was moved to another place, or presented as another type, is refused.
 //!
-//! The `minisign` crate makes keys and signatures. They are checked with aws-lc-rs, at a third of
-//! the crate's cost: a plan looks at thousands of manifests. A test compares with the crate's own
-//! check. Source of the format: the page of minisign, "Signature format" and "Public key format".
+//! The `minisign` crate makes keys and signatures. aws-lc-rs verifies them, at a third of the
+//! crate's cost: a plan verifies thousands of manifests. A test compares the results with the
+//! crate's own verification. Source of the format: the page of minisign, "Signature format" and
+//! "Public key format".
 
 mod believed;
 mod claim;
@@ -46,7 +47,7 @@ pub enum SignedType {
 }
 
 impl SignedType {
-    /// The word in the trusted comment, which is also the `type` inside the JSON.
+    /// Returns the word in the trusted comment, which is also the `type` inside the JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Started => "started",
@@ -64,17 +65,17 @@ impl SignedType {
 /// Why a signature or a key was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
-    /// Not a minisign signature at all.
+    /// The bytes are not a minisign signature.
     #[error("the signature is not in minisign's format")]
     Malformed,
-    /// Signed by none of the keys that we trust, or the bytes were changed.
+    /// The signer is not one of our trusted keys, or the bytes were changed.
     #[error("the signature is by none of the {trusted} trusted keys, or the object was changed")]
     Untrusted {
-        /// How many keys were tried.
+        /// The number of keys that were tried.
         trusted: usize,
     },
-    /// Signed by a key that a rotation retired, and not on the list of what this key made before
-    /// the rotation.
+    /// A retired key made the signature, and the object is not on the list of what that key signed
+    /// before the rotation.
     #[error(
         "the signature is by {key}, which `key rotate` retired, and the object is not on the list of what that key \
          signed before: somebody who has the old key made it, or a host that has not run `zfs-backup key rotate` yet"
@@ -83,8 +84,8 @@ pub enum SignatureError {
         /// The retired key.
         key: String,
     },
-    /// Signed by a retired key, and the list of what it signed before the rotation could not be
-    /// read.
+    /// A retired key made the signature, and the list of what it signed before the rotation could
+    /// not be read.
     #[error(
         "the signature is by {key}, which `key rotate` retired, and {list} is missing, the list of what that key \
          signed before: put it back from another copy of the store"
@@ -92,10 +93,11 @@ pub enum SignatureError {
     RetiredWithoutList {
         /// The retired key.
         key: String,
-        /// The object that is missing.
+        /// The key of the missing list.
         list: String,
     },
-    /// Signed by a key that is trusted for backups and not for this type of object.
+    /// An older key made the signature. The key is trusted for backups and not for this type of
+    /// object.
     #[error(
         "the signature is by {key}, an older key, which is not trusted for an object of type {object_type}"
     )]
@@ -105,20 +107,20 @@ pub enum SignatureError {
         /// The type of object.
         object_type: &'static str,
     },
-    /// A true signature of something else.
+    /// A valid signature of another object.
     #[error(
         "the signature is for {actual:?}, not for {expected:?}: the object was moved or replaced"
     )]
     Elsewhere {
-        /// What the place demands.
+        /// The trusted comment that this place requires.
         expected: String,
-        /// What was signed.
+        /// The trusted comment in the signature.
         actual: String,
     },
-    /// A key that cannot be read.
+    /// A malformed key.
     #[error("the {what} is not a minisign key in base64")]
     Key {
-        /// Which key.
+        /// The kind of key.
         what: &'static str,
     },
     /// Signing itself failed.
@@ -126,7 +128,7 @@ pub enum SignatureError {
     Sign,
 }
 
-/// The public half: what a reader trusts. Written as minisign writes it, `RW...`.
+/// The public half of a key, which readers trust. The text form is minisign's, `RW...`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifyingKey(PublicKey);
 
@@ -138,7 +140,7 @@ pub struct SigningKey {
 }
 
 impl SigningKey {
-    /// A new random key.
+    /// Makes a new random key.
     ///
     /// # Errors
     /// [`SignatureError::Sign`] when the system gives no random bytes.
@@ -150,10 +152,11 @@ impl SigningKey {
         })
     }
 
-    /// The key from its base64 text, or from the two lines of an unencrypted minisign key file.
+    /// Reads the key from its base64 text, or from the two lines of an unencrypted minisign key
+    /// file.
     ///
     /// # Errors
-    /// [`SignatureError::Key`] when it is something else, also when it is protected by a password.
+    /// [`SignatureError::Key`] for any other text, and for a key that is protected by a password.
     pub fn parse(text: &str) -> Result<Self, SignatureError> {
         let invalid = |_| SignatureError::Key {
             what: "signing key",
@@ -175,7 +178,7 @@ impl SigningKey {
         })
     }
 
-    /// The key as base64 text. A secret.
+    /// Writes the key as base64 text. The text is a secret.
     ///
     /// # Errors
     /// [`SignatureError::Key`] never happens for a key that was made or parsed here.
@@ -190,12 +193,12 @@ impl SigningKey {
         Ok(boxed.lines().nth(1).unwrap_or_default().to_owned())
     }
 
-    /// The public half.
+    /// Returns the public half.
     pub fn verifying_key(&self) -> &VerifyingKey {
         &self.public
     }
 
-    /// Signs the bytes for their place in the store.
+    /// Signs the bytes for this key in the store.
     ///
     /// # Errors
     /// [`SignatureError::Sign`] when the system gives no random bytes.
@@ -221,24 +224,24 @@ impl SigningKey {
 
 /// The algorithm of every verifying key: Ed25519.
 const KEY_ALGORITHM: &[u8] = b"Ed";
-/// Of a signature over a digest. minisign has an older form, over the bytes themselves, that we
-/// never made.
+/// The algorithm of a signature over a digest. minisign has an older form, over the bytes
+/// themselves, which this program never made.
 const OF_DIGEST: &[u8; 2] = b"ED";
 
 /// A signature file.
 struct Signature<'a> {
     algorithm: [u8; 2],
     key_id: [u8; 8],
-    /// Over the BLAKE2b-512 of the bytes.
+    /// The signature over the BLAKE2b-512 of the bytes.
     of_digest: [u8; 64],
     /// The trusted comment.
     comment: &'a str,
-    /// Over `of_digest` and the comment.
+    /// The signature over `of_digest` and the comment.
     global: [u8; 64],
 }
 
 impl<'a> Signature<'a> {
-    /// Of exactly four lines, and signatures of exactly their length.
+    /// Parses exactly four lines, with signatures of exactly the right length.
     fn parse(text: &'a str) -> Option<Self> {
         let lines: Vec<&str> = text.split('\n').collect();
         let [untrusted, signature, trusted, global, ""] = lines[..] else {
@@ -260,7 +263,7 @@ impl<'a> Signature<'a> {
         })
     }
 
-    /// Whether this key made it, over bytes of this digest.
+    /// Whether this key made the signature over bytes with this digest.
     fn is_by(&self, VerifyingKey(trusted): &VerifyingKey, digest: &[u8]) -> bool {
         let key = trusted.to_bytes();
         let Some((_algorithm, key)) = key.split_first_chunk::<2>() else {
@@ -280,8 +283,8 @@ impl<'a> Signature<'a> {
     }
 }
 
-/// Whether anyone can sign for this key: a placeholder of zeros, or another of the few points that
-/// have no secret. No key that was generated is one, and aws-lc-rs does not look.
+/// Whether anybody can sign for this key: a placeholder of zeros, or another of the few points that
+/// have no secret. No generated key is such a point, and aws-lc-rs does not check for them.
 fn is_of_small_order(key: &[u8]) -> bool {
     let point = CompressedEdwardsY::from_slice(key)
         .ok()
@@ -325,8 +328,8 @@ impl FromStr for VerifyingKey {
             what: "verifying key",
         };
         let key = PublicKey::from_base64(text.trim()).map_err(|_| invalid())?;
-        // The crate takes any two bytes for the algorithm. Two texts of one key would be two keys
-        // to a reader.
+        // The crate accepts any two bytes as the algorithm. A reader would take two texts of one
+        // key for two keys.
         if key.to_bytes().starts_with(KEY_ALGORITHM) {
             Ok(Self(key))
         } else {
@@ -432,7 +435,7 @@ mod tests {
             ] {
                 let mut changed = lines.clone();
                 changed[line] = replaced;
-                // The untrusted comment is nobody's word.
+                // The untrusted comment is not covered by the signature.
                 let text = format!("{}\n", changed.join("\n"));
                 let result = trusted.verify(SignedType::Manifest, "k", b"bytes", text.as_bytes());
                 assert!(
@@ -451,9 +454,9 @@ mod tests {
         );
         let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
         let text = std::str::from_utf8(&signature).unwrap();
-        // The comment of another place, which nobody signed.
+        // The comment of another place, which is not signed.
         let elsewhere = text.replace("manifest k", "manifest l");
-        // The id of the key that signed, on the bytes of another.
+        // The id of the key that signed, with the key bytes of another.
         let (own, others) = (key.public.0.to_bytes(), other.public.0.to_bytes());
         let mixed =
             VerifyingKey(PublicKey::from_bytes(&[&own[..10], &others[10..]].concat()).unwrap());
@@ -500,7 +503,7 @@ mod tests {
         let key = SigningKey::generate().unwrap();
         let signature = key.sign(SignedType::Manifest, "k", b"bytes").unwrap();
         let text = std::str::from_utf8(&signature).unwrap();
-        // For the identity R = identity and S = 0 is a signature of anything.
+        // For R = identity, S = 0 is a valid signature of any message.
         let mut forged_of_digest = BASE64_STANDARD
             .decode(text.lines().nth(1).unwrap())
             .unwrap();

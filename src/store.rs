@@ -1,7 +1,7 @@
-//! Places that hold objects, behind one narrow trait: [`ObjectStore`].
+//! Stores of objects, behind one narrow trait: [`ObjectStore`].
 //!
-//! Objects are written once. A store is asked for nothing that S3, B2, a folder and memory cannot
-//! all do; what they do differently is said by [`StoreTraits`], never guessed from a name.
+//! Objects are written once. The trait demands only what S3, B2, a folder and memory can all do.
+//! [`StoreTraits`] describes their differences, which are never guessed from a name.
 
 use crate::model::KnownStore;
 use async_trait::async_trait;
@@ -40,31 +40,31 @@ pub use renew::Renew;
 pub use s3::{S3Checksum, S3Credentials, S3Settings, S3Store};
 pub use spool::{Spool, SpoolFile, SpooledStore};
 
-/// What a store needs in order to take a large object.
+/// The requirement of a store for a large object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UploadNeeds {
-    /// Parts as they come, the length unknown.
+    /// Parts, as they come; the total length may be unknown.
     Parts,
-    /// The exact length before the first byte.
+    /// The exact length, before the first byte.
     ExactLength,
-    /// The whole object, so that it can be read again: it is spooled first.
+    /// The whole object, so that it can be read again: the object is spooled first.
     Replay,
 }
 
-/// What is constant about a store.
+/// The constant properties of a store.
 #[derive(Debug, Clone)]
 pub struct StoreTraits {
-    /// What large objects need.
+    /// The requirement for large objects.
     pub needs: UploadNeeds,
     /// The uniform size of all parts but the last, in bytes.
     pub part_bytes: usize,
-    /// How many parts may be under way at once.
+    /// The number of parts that may be in flight at once.
     pub concurrency: usize,
-    /// Whether a put can be made create-only by the store itself.
+    /// Whether the store itself can make a put create-only.
     pub conditional_put: bool,
 }
 
-/// How strong the store's own word for an object's content is, best first.
+/// The strength of the store's own evidence for an object's content, best first.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -82,21 +82,21 @@ pub enum EvidenceTier {
     Md5Etag,
     /// An immutable version or file id, and the size.
     IdPin,
-    /// The size alone.
+    /// Only the size.
     SizeOnly,
     /// The file system's bytes themselves: only reading them is evidence.
     ReadBack,
-    /// A kind that a later version recorded and this one does not know.
+    /// A tier that a later version recorded and this version does not know.
     #[serde(other)]
     Unknown,
 }
 
-/// What the store says of one object: what receipts keep and `verify-checksums` compares.
+/// The store's evidence for one object, which receipts keep and `verify-checksums` compares.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Evidence {
-    /// How strong it is.
+    /// The strength of the evidence.
     pub tier: EvidenceTier,
-    /// The object's bytes.
+    /// The size of the object in bytes.
     #[serde(with = "crate::store::decimal")]
     pub bytes: u64,
     /// The checksum as the store writes it (base64 for S3 checksums, hexadecimal for ETags and
@@ -106,82 +106,84 @@ pub struct Evidence {
     pub etag: Option<String>,
     /// The version id (S3) or file id (B2).
     pub version_id: Option<String>,
-    /// The uniform part size, when it was sent in parts: composite checksums depend on it.
+    /// The uniform part size, if the object was sent in parts: composite checksums depend on it.
     #[serde(with = "crate::store::decimal_or_null", default)]
     pub part_bytes: Option<u64>,
-    /// Until when the store refuses to delete it, in RFC 3339.
+    /// The time until which the store refuses to delete the object, in RFC 3339.
     pub locked_until: Option<String>,
 }
 
-/// One line of a listing.
+/// An entry of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedObject {
-    /// Its key, below the store's prefix.
+    /// The object's key, below the store's prefix.
     pub key: String,
-    /// Its size.
+    /// The object's size.
     pub bytes: u64,
-    /// When it was last written, by the store's clock, where the store says.
+    /// The time of the last write, by the store's clock, if the store reports it.
     pub modified_at: Option<jiff::Timestamp>,
 }
 
-/// What a create-only put did.
+/// The result of a create-only put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PutOutcome {
-    /// The object is new.
+    /// The object was created.
     Created,
-    /// It was there already with the same bytes.
+    /// The object already existed with the same bytes.
     Identical,
 }
 
 /// An upload that was started and neither completed nor aborted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnfinishedUpload {
-    /// The key that it would become.
+    /// The key of the object that the upload would create.
     pub key: String,
-    /// The store's id for it.
+    /// The store's id of the upload.
     pub upload_id: String,
-    /// When it was started, where the store says.
+    /// The time at which the upload was started, if the store reports it.
     pub started_at: Option<jiff::Timestamp>,
 }
 
-/// The kind of a failure: what callers branch on.
+/// The kind of a failure, on which callers branch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StoreErrorKind {
-    /// No such object or bucket.
+    /// The object or bucket does not exist.
     NotFound,
-    /// The key is taken, by other bytes.
+    /// The key is taken by other bytes.
     AlreadyExists,
-    /// Credentials missing, wrong, or without the permission.
+    /// Credentials are missing, wrong, or lack the permission.
     Denied,
     /// The store asks to slow down.
     Throttled,
-    /// Network, time-out, or a 5xx that outlasted all tries: trying again later may work.
+    /// A network failure, a time-out, or a 5xx that outlasted all retries: a later retry may
+    /// succeed.
     Unavailable,
-    /// No space left, or a quota.
+    /// No space is left, or a quota is reached.
     Full,
-    /// What the store has or says is not what was sent.
+    /// The store has or reports other bytes than were sent.
     Corrupt,
     /// The store cannot do this.
     Unsupported,
-    /// Wrong configuration, or a request that can never work.
+    /// The configuration is wrong, or the request can never succeed.
     Invalid,
 }
 
-/// A failure of a store. The text says what was attempted on which object; the source says why.
+/// A failure of a store. The text names the attempted operation and the object; the source has the
+/// reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}", place(subject, store))]
 pub struct StoreError {
     /// The kind.
     pub kind: StoreErrorKind,
-    /// What was attempted: "put", "upload part 3 of", "head", "list".
+    /// The attempted operation: "put", "upload part 3 of", "head", "list".
     pub operation: String,
     /// The key, or the prefix; empty for the store as a whole.
     pub subject: String,
     /// The store, as [`ObjectStore::url`] names it.
     pub store: String,
-    /// What a person can do, where there is something.
+    /// The remedy, if there is one.
     pub hint: Option<String>,
-    /// Why, with the provider's request id where it gave one.
+    /// The reason, with the provider's request id if it sent one.
     #[source]
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
@@ -195,7 +197,8 @@ fn place(subject: &str, store: &str) -> String {
 }
 
 impl StoreError {
-    /// A failure of `operation` on `subject` in the store named `store`, without a hint.
+    /// Makes the error for a failure of `operation` on `subject` in the store named `store`,
+    /// without a hint.
     pub fn new(
         kind: StoreErrorKind,
         operation: impl Into<String>,
@@ -213,14 +216,14 @@ impl StoreError {
         }
     }
 
-    /// The same failure with advice for a person.
+    /// Adds a hint to the failure.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Whether the same request may work if it is made again.
+    /// Whether a retry of the same request may succeed.
     pub fn is_transient(&self) -> bool {
         matches!(
             self.kind,
@@ -229,35 +232,36 @@ impl StoreError {
     }
 }
 
-/// A large object on its way into the store. Dropping it without [`PartWriter::finish`] leaves at
-/// most an unfinished upload behind, never an object.
+/// The writer of a large object. Dropping it without [`PartWriter::finish`] leaves at most an
+/// unfinished upload behind, never an object.
 #[async_trait]
 pub trait PartWriter: Send {
-    /// The store's id of this upload, where it has one.
+    /// Returns the store's id of this upload, if it has one.
     fn upload_id(&self) -> Option<&str>;
 
     /// Hands over the next part. All parts but the last must have exactly
-    /// [`StoreTraits::part_bytes`]. Returns when a place among the parts in flight is free, which
-    /// may be before the part is stored; a failure of an earlier part is returned by a later call.
+    /// [`StoreTraits::part_bytes`]. Returns when the number of parts in flight allows another,
+    /// which may be before the part is stored; a later call returns the failure of an earlier part.
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError>;
 
-    /// Waits for all parts, completes the object, asks the store what it has now and compares that
-    /// with what was sent. `Ok` means confirmed by the store. On an error the upload is aborted
-    /// (best effort).
+    /// Waits for all parts, completes the object, reads the store's evidence for it and compares
+    /// that with what was sent. `Ok` means confirmed by the store. On an error the upload is
+    /// aborted (best effort).
     async fn finish(self: Box<Self>) -> Result<Evidence, StoreError>;
 
-    /// Gives the upload up and removes its parts. No object remains.
+    /// Aborts the upload and removes its parts. No object remains.
     async fn abort(self: Box<Self>) -> Result<(), StoreError>;
 }
 
-/// Takes the pages of a listing.
+/// A callback for the pages of a listing.
 pub type PageVisitor<'a> = &'a mut (dyn FnMut(Vec<ListedObject>) -> ControlFlow<()> + Send);
 
-/// A store of objects. All keys are below the store's configured prefix; nothing outside it is
-/// touched.
+/// A store of objects. All keys are below the store's configured prefix; the trait changes nothing
+/// outside it.
 #[async_trait]
 pub trait ObjectStore: Send + Sync {
-    /// The store for people: `s3:bucket/prefix`, `file:/dir`. Never has a secret in it.
+    /// Returns the store's name for messages: `s3:bucket/prefix`, `file:/dir`. The name never
+    /// contains a secret.
     fn url(&self) -> &str;
 
     /// Returns the store's identity and URL; the identity names this host's state for the store. An
@@ -266,22 +270,22 @@ pub trait ObjectStore: Send + Sync {
         KnownStore::of_url(self.url())
     }
 
-    /// What is constant about this store.
+    /// Returns the constant properties of this store.
     fn traits(&self) -> &StoreTraits;
 
     /// Begins a large object. Create-only: an existing key fails here or in [`PartWriter::finish`].
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError>;
 
-    /// Puts a small object whole, create-only, and confirms it. Identical bytes under the key are
-    /// success; other bytes are [`StoreErrorKind::AlreadyExists`].
+    /// Puts a complete small object, create-only, and confirms it. Identical bytes under the key
+    /// are success; other bytes are [`StoreErrorKind::AlreadyExists`].
     async fn put_new(
         &self,
         key: &ObjectKey,
         bytes: Bytes,
     ) -> Result<(PutOutcome, Evidence), StoreError>;
 
-    /// Reads an object whole (`None`) or a range of it. A range must lie within the object, else
-    /// [`StoreErrorKind::Corrupt`]: fewer bytes than asked are never returned. A whole read is
+    /// Reads a whole object (`None`) or a range of it. A range must lie within the object, else
+    /// [`StoreErrorKind::Corrupt`]: fewer bytes than requested are never returned. A whole read is
     /// refused above `limit_bytes` before it fills memory.
     async fn get(
         &self,
@@ -290,8 +294,9 @@ pub trait ObjectStore: Send + Sync {
         limit_bytes: u64,
     ) -> Result<Bytes, StoreError>;
 
-    /// As [`ObjectStore::get`] of a range, into the memory of a buffer whose content is of no use
-    /// any more: to give memory back and have it anew costs the system as much as the bytes do.
+    /// Reads a range as [`ObjectStore::get`] does, into the memory of a buffer whose content is no
+    /// longer needed: freeing memory and allocating it again costs the system as much as copying
+    /// the bytes.
     async fn get_into(
         &self,
         key: &ObjectKey,
@@ -303,20 +308,20 @@ pub trait ObjectStore: Send + Sync {
         Ok(self.get(key, Some(range), limit_bytes).await?.into())
     }
 
-    /// What the store says of the object, or `None` when there is none. No other failure is ever
-    /// `None`.
+    /// Returns the store's evidence for the object, or `None` if the object does not exist. No
+    /// other failure is ever `None`.
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError>;
 
-    /// Whether any version of this key exists, also one that a delete marker or a hide marker
-    /// covers, or such a marker alone. A store without versions says what `head` says. Versions
-    /// that it does not let us see are [`StoreErrorKind::Denied`], never "no".
+    /// Whether any version of this key exists, including a version behind a delete marker or a hide
+    /// marker, or such a marker alone. A store without versions returns the result of `head`.
+    /// Versions that the store does not let us see are [`StoreErrorKind::Denied`], never "no".
     async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
         Ok(self.head(key).await?.is_some())
     }
 
-    /// What [`ObjectStore::head`] would say of every object under `prefix`, by key, from listings
-    /// alone; `None` where only asking for each object tells. A listing that says less than `head`
-    /// must not be used here.
+    /// Returns the result of [`ObjectStore::head`] for every object under `prefix`, by key, from
+    /// listings alone; `None` if each object must be requested. A listing with less evidence than
+    /// `head` must not be used here.
     async fn evidence_under(
         &self,
         prefix: &str,
@@ -325,19 +330,19 @@ pub trait ObjectStore: Send + Sync {
         Ok(None)
     }
 
-    /// All objects whose key begins with `prefix` (a string, not a folder; empty for all), in order
-    /// of the key. The listing is whole, or it is an error.
+    /// Lists all objects whose key begins with `prefix` (a string, not a folder; empty for all), in
+    /// order of the key. The listing is complete, or it is an error.
     async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError>;
 
-    /// Gives all objects whose key begins with `prefix` to `take`, page by page and in no order,
-    /// one perhaps twice: for a whole bucket, which may have more than memory holds. Ends early,
-    /// without an error, when `take` breaks.
+    /// Passes all objects whose key begins with `prefix` to `take`, page by page and in no order,
+    /// possibly with duplicates: for a whole bucket, which may have more objects than fit into
+    /// memory. Ends early, without an error, when `take` breaks.
     async fn visit(&self, prefix: &str, take: PageVisitor<'_>) -> Result<(), StoreError> {
         let _ = take(self.list(prefix).await?);
         Ok(())
     }
 
-    /// Whether the store is empty except for its identity, which is stored before anything else.
+    /// Whether the store is empty except for its identity, which is stored before any other object.
     async fn is_unused(&self) -> Result<bool, StoreError> {
         let mut unused = true;
         let mut look = |page: Vec<ListedObject>| {
@@ -353,41 +358,41 @@ pub trait ObjectStore: Send + Sync {
         Ok(unused)
     }
 
-    /// Deletes one object, in all its versions where the store keeps versions. One that is gone is
-    /// no error.
+    /// Deletes one object, in all its versions if the store keeps versions. A missing object is
+    /// ignored.
     async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError>;
 
-    /// Uploads that were begun under `prefix` and not ended.
+    /// Lists the uploads under `prefix` that were begun and not ended.
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError>;
 
-    /// Removes an unfinished upload. One that is gone is no error.
+    /// Removes an unfinished upload. A missing upload is ignored.
     async fn abort_unfinished(&self, upload: &UnfinishedUpload) -> Result<(), StoreError>;
 
-    /// Finds out by trying what this store does, with small objects whose keys begin with `prefix`,
-    /// and removes them again, also after an error. `None` where there is nothing to find out.
+    /// Probes what this store does, with small objects whose keys begin with `prefix`, and removes
+    /// them again, also after an error. `None` if the store needs no probe.
     async fn probe(&self, prefix: &str) -> Result<Option<StoreProbe>, StoreError> {
         let _ = prefix;
         Ok(None)
     }
 
-    /// What the bucket says of itself; `None` where there is no bucket. Changes nothing.
+    /// Returns the bucket's own settings; `None` if the store has no bucket. Changes nothing.
     async fn bucket_facts(&self) -> Result<Option<BucketFacts>, StoreError> {
         Ok(None)
     }
 
-    /// Returns the time by the store's own clock, which dates its objects. `None` when the store
-    /// has no clock but this host's (a folder), or does not report it.
+    /// Returns the time by the store's own clock, which dates its objects. `None` if the store has
+    /// no clock but this host's (a folder), or does not report it.
     async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
         Ok(None)
     }
 
-    /// How long what is put is locked; `None`: not at all.
+    /// Returns the lock for new objects; `None` without a lock.
     fn object_lock(&self) -> Option<ObjectLock> {
         None
     }
 
-    /// Locks an object at least until that time; a lock that lasts longer stays.
-    /// [`StoreErrorKind::Unsupported`] where the store cannot.
+    /// Locks an object at least until that time; a longer lock stays.
+    /// [`StoreErrorKind::Unsupported`] if the store cannot extend locks.
     async fn extend_lock(&self, key: &ObjectKey, until: jiff::Timestamp) -> Result<(), StoreError> {
         let _ = until;
         let text = "this store has no object lock";
@@ -401,13 +406,13 @@ pub trait ObjectStore: Send + Sync {
     }
 }
 
-/// Where a directory store is.
+/// The settings of a directory store.
 #[derive(Debug, Clone)]
 pub struct DirSettings {
     /// The folder; it must exist.
     pub root: PathBuf,
-    /// How many bytes are written between two looks at failures; the directory store has no parts
-    /// of its own.
+    /// The number of bytes that are written between two checks for failures; the directory store
+    /// has no parts of its own.
     pub part_bytes: usize,
 }
 
@@ -433,7 +438,7 @@ pub(crate) mod decimal {
     }
 }
 
-/// As [`decimal`], or null.
+/// As [`decimal`], for an optional value: null for `None`.
 pub(crate) mod decimal_or_null {
     use serde::{Deserialize, Deserializer, Serializer};
 

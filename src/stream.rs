@@ -1,5 +1,5 @@
-//! Turning bytes into sealed chunks and back. Reads no clock, network or disk; the only randomness
-//! is that of sealing.
+//! Seals stream bytes into chunks, and opens chunks again. This room reads no clock, network or
+//! disk; its only randomness is that of sealing.
 
 pub mod age_file;
 pub mod fill;

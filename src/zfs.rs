@@ -1,5 +1,5 @@
-//! ZFS as the rest of the crate sees it: one blocking trait, [`Zfs`], with only what `run/` needs.
-//! The real one ([`RealZfs`]) drives `libzfs_core`, opened at run time, and the read ioctls;
+//! ZFS for the rest of the crate: one blocking trait, [`Zfs`], with only the operations that `run/`
+//! needs. [`RealZfs`] drives `libzfs_core`, opened at run time, and the read ioctls;
 //! [`fake::FakeZfs`] keeps pools in memory.
 
 use crate::model::{BookmarkName, DatasetName, Guid, SnapshotName};
@@ -16,134 +16,135 @@ pub enum DatasetType {
     Volume,
 }
 
-/// A property value as the kernel keeps it.
+/// A property value in the kernel's form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PropertyValue {
-    /// Numbers and index properties.
+    /// The value of a number or index property.
     Number(u64),
-    /// Strings and user properties.
+    /// The value of a string or user property.
     Text(String),
 }
 
-/// A property with where it was set: `None` for statistics, else a dataset name, `$recvd`, or empty
-/// for a default.
+/// A property with its source: `None` for statistics, else the dataset it was set on, `$recvd`, or
+/// empty for a default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Property {
     /// The value.
     pub value: PropertyValue,
-    /// The dataset it was set on.
+    /// The source of the value.
     pub source: Option<String>,
 }
 
-/// What one dataset is at the moment of asking.
+/// The state of one dataset when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
-    /// Its name now; names change, guids do not.
+    /// The dataset's current name; names change, guids do not.
     pub name: DatasetName,
-    /// Its guid.
+    /// The dataset's guid.
     pub guid: Guid,
     /// Filesystem or volume.
     pub dataset_type: DatasetType,
-    /// Natively encrypted.
+    /// Whether the dataset is natively encrypted.
     pub encrypted: bool,
-    /// Encrypted and the key is not loaded.
+    /// Whether the dataset is encrypted and its key is not loaded.
     pub key_unavailable: bool,
-    /// The snapshot that a clone came from.
+    /// The origin snapshot of a clone.
     pub origin: Option<SnapshotName>,
-    /// In the middle of a receive.
+    /// Whether the dataset is in the middle of a receive.
     pub inconsistent: bool,
-    /// It came from a redacted stream: some of its data was taken out.
+    /// Whether the dataset came from a redacted stream, so that some of its data was removed.
     pub redacted: bool,
-    /// All properties that are not at their default, user properties included.
+    /// All properties that are not at their default, including user properties.
     pub properties: BTreeMap<String, Property>,
 }
 
-/// One snapshot.
+/// The state of one snapshot when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its name now.
+    /// The snapshot's current name.
     pub name: SnapshotName,
-    /// Its guid: the identity that incrementals are matched by.
+    /// The snapshot's guid, by which incrementals are matched.
     pub guid: Guid,
-    /// The transaction group it was taken in: the order within a pool.
+    /// The transaction group in which the snapshot was taken: the order within a pool.
     pub createtxg: u64,
-    /// When it was taken, in whole seconds.
+    /// The time at which the snapshot was taken, in whole seconds.
     pub created_at: Timestamp,
-    /// Bytes that it refers to.
+    /// Bytes that the snapshot refers to.
     pub referenced_bytes: u64,
-    /// Bytes that destroying it would free.
+    /// Bytes that destroying the snapshot would free.
     pub used_bytes: u64,
-    /// How many holds it has.
+    /// The number of holds on the snapshot.
     pub holds: u64,
-    /// How many datasets are clones of it, hidden ones of a receive included.
+    /// The number of clones of the snapshot, including hidden datasets of a receive.
     pub clones: u64,
-    /// It came from a redacted stream: some of its data was taken out.
+    /// Whether the snapshot came from a redacted stream, so that some of its data was removed.
     pub redacted: bool,
-    /// User properties set on the snapshot itself, not inherited.
+    /// User properties set on the snapshot itself; inherited ones are not included.
     pub user_properties: BTreeMap<String, String>,
 }
 
-/// One bookmark.
+/// The state of one bookmark when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bookmark {
-    /// Its name.
+    /// The bookmark's name.
     pub name: BookmarkName,
-    /// The guid of the snapshot that it marks.
+    /// The guid of the bookmarked snapshot.
     pub guid: Guid,
-    /// That snapshot's transaction group.
+    /// The transaction group of the bookmarked snapshot.
     pub createtxg: u64,
-    /// When that snapshot was taken.
+    /// The time at which the bookmarked snapshot was taken.
     pub created_at: Timestamp,
-    /// It has a redaction list (`zfs redact`): a stream from it fits only a copy that was redacted
-    /// with that list.
+    /// Whether the bookmark has a redaction list (`zfs redact`). A stream from such a bookmark fits
+    /// only a copy that was redacted with that list.
     pub redacted: bool,
 }
 
-/// Where an incremental starts.
+/// The base of an incremental.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendBase {
-    /// From a snapshot.
+    /// A snapshot.
     Snapshot(SnapshotName),
-    /// From a bookmark.
+    /// A bookmark.
     Bookmark(BookmarkName),
 }
 
-/// The flags asked of `lzc_send`; constant within a chain.
+/// The flags for `lzc_send`; constant within a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SendFlags {
-    /// `LZC_SEND_FLAG_RAW`: encrypted blocks leave as they lie on disk.
+    /// `LZC_SEND_FLAG_RAW`: encrypted blocks are sent as they lie on disk.
     pub raw: bool,
-    /// `LZC_SEND_FLAG_COMPRESS`: compressed blocks leave as they lie on disk.
+    /// `LZC_SEND_FLAG_COMPRESS`: compressed blocks are sent as they lie on disk.
     pub compressed: bool,
     /// `LZC_SEND_FLAG_EMBED_DATA`.
     pub embedded: bool,
-    /// `LZC_SEND_FLAG_LARGE_BLOCK`: always on in this tool, because resuming is only exact with it.
+    /// `LZC_SEND_FLAG_LARGE_BLOCK`: always set by this tool, because resuming is only exact with
+    /// it.
     pub large_blocks: bool,
 }
 
-/// Where a resumed send takes up: the last record that is known to be stored.
+/// The point from which a send is resumed: the last record that is known to be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendResume {
-    /// The object number of that record.
+    /// The object number of the record.
     pub object: u64,
-    /// Its offset in bytes.
+    /// The record's offset in bytes.
     pub offset: u64,
 }
 
-/// One send.
+/// The parameters of one send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SendRequest {
-    /// What is sent.
+    /// The snapshot to send.
     pub snapshot: SnapshotName,
     /// The base of an incremental.
     pub base: Option<SendBase>,
     /// The flags.
     pub flags: SendFlags,
-    /// Take up in the middle.
+    /// The point to resume from, or `None` to send from the start.
     pub resume: Option<SendResume>,
 }
 
-/// A send under way: bytes to read, then the verdict. End of file alone never means success.
+/// A running send: bytes to read, then the verdict. End of file alone never means success.
 pub struct SendStream {
     reader: Box<dyn Read + Send>,
     verdict: Box<dyn FnOnce() -> Result<(), ZfsError> + Send>,
@@ -158,13 +159,13 @@ impl SendStream {
         Self { reader, verdict }
     }
 
-    /// The bytes, up to the end of file.
+    /// Returns the reader of the stream's bytes, which ends with end of file.
     pub fn reader(&mut self) -> &mut (dyn Read + Send) {
         &mut *self.reader
     }
 
-    /// Closes the read end (which cancels a producer still running) and says how the producer
-    /// ended. Blocks until it has.
+    /// Closes the read end, which cancels a running producer, and returns the producer's result.
+    /// Blocks until the producer has ended.
     ///
     /// # Errors
     /// [`ZfsError`] when the producer failed.
@@ -174,42 +175,43 @@ impl SendStream {
     }
 }
 
-/// One receive of a stream whose BEGIN record comes first from the reader.
+/// The parameters of one receive. The reader yields the BEGIN record first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReceiveRequest {
-    /// The snapshot that the stream becomes.
+    /// The snapshot that the receive creates.
     pub target: SnapshotName,
-    /// Roll the target back to the stream's base first, losing what came after.
+    /// Whether to roll the target back to the stream's base first, which loses all later changes.
     pub force: bool,
-    /// Keep what was received when the stream is cut, so that it can go on.
+    /// Whether to keep the received data of an interrupted stream, so that the receive can be
+    /// resumed.
     pub resumable: bool,
-    /// The origin, when the stream is a clone's.
+    /// The origin, if the stream is a clone's.
     pub origin: Option<SnapshotName>,
-    /// Properties to set on the received dataset (as `zfs receive -o`); native types.
+    /// Properties to set on the received dataset (as `zfs receive -o`), with native types.
     pub properties: BTreeMap<String, PropertyValue>,
 }
 
-/// What ZFS refused, by kind and with its subject. `errno` is the kernel's, 1024 and above are
+/// A refusal by ZFS, by kind and with its subject. `errno` is the kernel's; numbers from 1024 are
 /// ZFS's own.
 #[derive(Debug, thiserror::Error)]
 pub enum ZfsError {
-    /// The library cannot be opened here.
+    /// The library cannot be opened on this host.
     #[error("open libzfs_core: {reason}")]
     Library {
-        /// What is missing, in one sentence.
+        /// The missing part, in one sentence.
         reason: String,
-        /// What to install, by distribution.
+        /// The packages to install, by distribution.
         hint: String,
     },
-    /// `/dev/zfs` cannot be opened: no module, or no permission.
+    /// `/dev/zfs` cannot be opened: the module is not loaded, or the permission is missing.
     #[error("open /dev/zfs")]
     Device {
         /// The operating system's reason.
         #[source]
         source: std::io::Error,
     },
-    /// The kernel module is of a series that this tool was never compiled with: its ioctls may have
-    /// another layout.
+    /// The kernel module is of a series that this tool was never compiled with, so its ioctls may
+    /// have another layout.
     #[error(
         "open /dev/zfs: the ZFS kernel module is version {version}, and this tool knows {}",
         version::known_series()
@@ -223,26 +225,26 @@ pub enum ZfsError {
     /// A call failed.
     #[error("{operation} {subject}")]
     Call {
-        /// What was attempted: "snapshot", "send", "receive", "list snapshots of".
+        /// The attempted operation: "snapshot", "send", "receive", "list snapshots of".
         operation: &'static str,
         /// The dataset, snapshot or bookmark.
         subject: String,
-        /// Why.
+        /// The error number.
         #[source]
         source: ZfsErrno,
     },
-    /// Several subjects failed in one atomic call, so none was done.
+    /// Several subjects failed in one atomic call, so the call had no effect.
     #[error("{operation}: {}", failures.iter().map(|(name, errno)| format!("{name}: {errno}")).collect::<Vec<_>>().join("; "))]
     Several {
-        /// What was attempted.
+        /// The attempted operation.
         operation: &'static str,
-        /// Each subject that failed, and why.
+        /// Each failed subject with its error number.
         failures: Vec<(String, ZfsErrno)>,
     },
-    /// The operating system refused what a call needs: a pipe, a thread, a file of its own.
+    /// The operating system refused a resource that a call needs: a pipe, a thread, a file.
     #[error("{operation} {subject}")]
     System {
-        /// What was attempted.
+        /// The attempted operation.
         operation: &'static str,
         /// The dataset, snapshot or bookmark.
         subject: String,
@@ -250,28 +252,28 @@ pub enum ZfsError {
         #[source]
         source: std::io::Error,
     },
-    /// A receive failed because the stream given to it could not be read on: the fault lies there,
-    /// not with ZFS.
+    /// A receive failed because its stream could not be read: the fault lies in the source of the
+    /// stream and not in ZFS.
     #[error("read the stream for {subject}")]
     Source {
-        /// The snapshot that was being received.
+        /// The target of the receive.
         subject: String,
-        /// The reader's error, as it gave it.
+        /// The reader's error, unchanged.
         #[source]
         source: std::io::Error,
     },
-    /// The kernel gave something that this tool cannot make sense of.
+    /// The kernel returned data that this tool cannot interpret.
     #[error("read {subject}: {reason}")]
     Malformed {
-        /// What was read.
+        /// The subject of the data.
         subject: String,
-        /// What is wrong with it.
+        /// The fault in the data.
         reason: String,
     },
 }
 
 impl ZfsError {
-    /// The error number, when one call failed.
+    /// Returns the error number, if this is the failure of a single call.
     pub fn errno(&self) -> Option<ZfsErrno> {
         match self {
             Self::Call { source, .. } => Some(*source),
@@ -280,7 +282,7 @@ impl ZfsError {
     }
 }
 
-/// An error number of the kernel or of ZFS, with its sentence.
+/// An error number of the kernel or of ZFS, displayed as a sentence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", errno::sentence(*.0))]
 pub struct ZfsErrno(pub i32);
@@ -288,66 +290,66 @@ pub struct ZfsErrno(pub i32);
 impl ZfsErrno {
     /// EEXIST: the name or tag is taken.
     pub const EXISTS: Self = Self(libc::EEXIST);
-    /// EINTR: the call was interrupted, by a signal or because its reader went away.
+    /// EINTR: the call was interrupted, by a signal or because its reader closed the pipe.
     pub const INTERRUPTED: Self = Self(libc::EINTR);
 }
 
-/// ZFS, blocking. Implementations may be called from several threads at once.
+/// The blocking ZFS operations. Implementations may be called from several threads at once.
 pub trait Zfs: Send + Sync {
-    /// The dataset of that name, or `None` when there is none. Every other failure is an error,
-    /// never `None`.
+    /// Returns the dataset with this name, or `None` if it does not exist. Every other failure is
+    /// an error, never `None`.
     ///
     /// # Errors
-    /// [`ZfsError`] when it could not be found out.
+    /// [`ZfsError`] when the dataset could not be read.
     fn dataset(&self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError>;
 
-    /// The direct children, hidden ones left out.
+    /// Returns the direct children, without hidden ones.
     ///
     /// # Errors
-    /// [`ZfsError`] when they could not be listed.
+    /// [`ZfsError`] when the children could not be listed.
     fn children(&self, name: &DatasetName) -> Result<Vec<Dataset>, ZfsError>;
 
-    /// The snapshots of one dataset, oldest first by createtxg.
+    /// Returns the snapshots of one dataset, oldest first by createtxg.
     ///
     /// # Errors
-    /// [`ZfsError`] when they could not be listed.
+    /// [`ZfsError`] when the snapshots could not be listed.
     fn snapshots(&self, name: &DatasetName) -> Result<Vec<Snapshot>, ZfsError>;
 
-    /// The snapshot of that name, or `None` when there is none. Every other failure is an error,
-    /// never `None`.
+    /// Returns the snapshot with this name, or `None` if it does not exist. Every other failure is
+    /// an error, never `None`.
     ///
     /// # Errors
-    /// [`ZfsError`] when it could not be found out.
+    /// [`ZfsError`] when the snapshot could not be read.
     fn snapshot(&self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError>;
 
-    /// The bookmarks of one dataset, oldest first by createtxg.
+    /// Returns the bookmarks of one dataset, oldest first by createtxg.
     ///
     /// # Errors
-    /// [`ZfsError`] when they could not be listed.
+    /// [`ZfsError`] when the bookmarks could not be listed.
     fn bookmarks(&self, name: &DatasetName) -> Result<Vec<Bookmark>, ZfsError>;
 
-    /// Takes all snapshots in one transaction group, or none. All must be of one pool, at most one
-    /// a dataset. The user properties are set on each snapshot itself.
+    /// Takes all snapshots in one transaction group, or none. All must be in one pool, and at most
+    /// one per dataset. The user properties are set on each snapshot itself.
     ///
     /// # Errors
-    /// [`ZfsError::Several`] names each that was refused.
+    /// [`ZfsError::Several`] names each refused snapshot.
     fn take_snapshots(
         &self,
         names: &[SnapshotName],
         user_properties: &BTreeMap<String, String>,
     ) -> Result<(), ZfsError>;
 
-    /// Destroys snapshots of one pool; those that are already gone are no error. Not to be relied
-    /// on as atomic.
+    /// Destroys snapshots of one pool; snapshots that do not exist are ignored. Do not rely on
+    /// atomicity.
     ///
     /// # Errors
-    /// [`ZfsError::Several`] names each that is held, being sent or cloned.
+    /// [`ZfsError::Several`] names each snapshot that is held, being sent or cloned.
     fn destroy_snapshots(&self, names: &[SnapshotName]) -> Result<(), ZfsError>;
 
     /// Puts a persistent hold on a snapshot.
     ///
     /// # Errors
-    /// [`ZfsError`]; EEXIST when the tag is there already.
+    /// [`ZfsError`]; EEXIST when the snapshot already has a hold with this tag.
     fn hold(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError>;
 
     /// Puts a hold that ends with this process or when the guard is dropped.
@@ -356,16 +358,16 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`] as for [`Zfs::hold`].
     fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError>;
 
-    /// Releases a hold; one that is gone is no error.
+    /// Releases a hold; a hold that does not exist is ignored.
     ///
     /// # Errors
-    /// [`ZfsError`] when it could not be released.
+    /// [`ZfsError`] when the hold could not be released.
     fn release(&self, name: &SnapshotName, tag: &str) -> Result<(), ZfsError>;
 
-    /// The holds on a snapshot: tag and time.
+    /// Returns the holds on a snapshot: tag and time.
     ///
     /// # Errors
-    /// [`ZfsError`] when they could not be read.
+    /// [`ZfsError`] when the holds could not be read.
     fn holds(&self, name: &SnapshotName) -> Result<BTreeMap<String, Timestamp>, ZfsError>;
 
     /// Makes a bookmark of a snapshot or of another bookmark.
@@ -374,13 +376,13 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`]; EEXIST when the name is taken.
     fn bookmark(&self, name: &BookmarkName, source: &SendBase) -> Result<(), ZfsError>;
 
-    /// Destroys bookmarks of one pool; those that are already gone are no error.
+    /// Destroys bookmarks of one pool; bookmarks that do not exist are ignored.
     ///
     /// # Errors
     /// [`ZfsError`].
     fn destroy_bookmarks(&self, names: &[BookmarkName]) -> Result<(), ZfsError>;
 
-    /// An estimate of the stream's bytes. Never exact.
+    /// Estimates the stream's size in bytes. The estimate is never exact.
     ///
     /// # Errors
     /// [`ZfsError`].
@@ -389,11 +391,12 @@ pub trait Zfs: Send + Sync {
     /// Starts a send on a thread of its own.
     ///
     /// # Errors
-    /// [`ZfsError`] when it could not be started; a failure after that comes from
-    /// [`SendStream::finish`].
+    /// [`ZfsError`] when the send could not be started; [`SendStream::finish`] returns a later
+    /// failure.
     fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError>;
 
-    /// Receives a stream, unmounted. Blocks until it is received whole or refused.
+    /// Receives a stream without mounting the dataset. Blocks until the stream is received
+    /// completely or refused.
     ///
     /// # Errors
     /// [`ZfsError`]; errno 1040 when the stream was cut.
@@ -403,15 +406,15 @@ pub trait Zfs: Send + Sync {
         stream: &mut (dyn Read + Send),
     ) -> Result<(), ZfsError>;
 
-    /// Gives up a receive that was cut: the hidden state of a dataset that was there before, or a
-    /// new dataset as a whole.
+    /// Abandons an interrupted receive: destroys the hidden state of an existing dataset, or the
+    /// whole of a new dataset.
     ///
     /// # Errors
     /// [`ZfsError`]; ENOENT when there is no such dataset or state.
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError>;
 
-    /// Sets properties on the dataset itself, in native types, as `zfs set`: all or none where the
-    /// kernel can.
+    /// Sets properties on the dataset itself, with native types, as `zfs set`. All are set or none,
+    /// if the kernel supports that.
     ///
     /// # Errors
     /// [`ZfsError`].
@@ -421,22 +424,22 @@ pub trait Zfs: Send + Sync {
         properties: &BTreeMap<String, PropertyValue>,
     ) -> Result<(), ZfsError>;
 
-    /// Undoes what was changed since `snapshot`, which must be the newest of the dataset and older
-    /// than its bookmarks are: nothing else is destroyed.
+    /// Rolls the dataset back to `snapshot`. The dataset must have no newer snapshot and no newer
+    /// bookmark: a rollback destroys neither.
     ///
     /// # Errors
-    /// [`ZfsError`]; EEXIST when there are newer snapshots or bookmarks, ESRCH when it is not the
-    /// dataset's.
+    /// [`ZfsError`]; EEXIST when there are newer snapshots or bookmarks, ESRCH when the snapshot is
+    /// not the dataset's.
     fn roll_back(&self, name: &DatasetName, snapshot: &SnapshotName) -> Result<(), ZfsError>;
 
-    /// Takes away a property that was set on the dataset itself, as `zfs inherit`; one that is not
-    /// set is no error.
+    /// Removes a property that was set on the dataset itself, as `zfs inherit`. A property that is
+    /// not set is ignored.
     ///
     /// # Errors
     /// [`ZfsError`].
     fn inherit_property(&self, name: &DatasetName, property: &str) -> Result<(), ZfsError>;
 
-    /// Makes a filesystem that is not mounted; `properties` in native types.
+    /// Makes a filesystem without mounting it; `properties` have native types.
     ///
     /// # Errors
     /// [`ZfsError`].
@@ -452,39 +455,39 @@ pub trait Zfs: Send + Sync {
     /// [`ZfsError`].
     fn destroy_dataset(&self, name: &DatasetName) -> Result<(), ZfsError>;
 
-    /// The guid of an imported pool.
+    /// Returns the guid of an imported pool.
     ///
     /// # Errors
     /// [`ZfsError`] when there is no such pool or it cannot be read.
     fn pool_guid(&self, pool: &str) -> Result<Guid, ZfsError>;
 
-    /// Everything that is mounted for this process, of whatever file system.
+    /// Returns all mounts of this process, of every file system type.
     ///
     /// # Errors
-    /// [`ZfsError`] when it cannot be read.
+    /// [`ZfsError`] when the table of mounts cannot be read.
     fn mounts(&self) -> Result<Vec<Mount>, ZfsError>;
 
-    /// The version of the kernel module, such as `2.3.2-1`.
+    /// Returns the version of the kernel module, such as `2.3.2-1`.
     ///
     /// # Errors
-    /// [`ZfsError`] when it cannot be read.
+    /// [`ZfsError`] when the version cannot be read.
     fn module_version(&self) -> Result<String, ZfsError>;
 
-    /// What `zfs allow` gave away on this dataset and on those above it.
+    /// Returns the permissions that `zfs allow` granted on this dataset and on its ancestors.
     ///
     /// # Errors
-    /// [`ZfsError`] when it cannot be read.
+    /// [`ZfsError`] when the permissions cannot be read.
     fn delegations(&self, name: &DatasetName) -> Result<Vec<Delegation>, ZfsError>;
 }
 
-/// A hold that ends when this is dropped, or with the process.
+/// A hold that ends when the guard is dropped, or with the process.
 pub struct HoldGuard {
     _keep: Box<dyn Send>,
 }
 
 impl HoldGuard {
-    /// Keeps `resource` (an open descriptor, in the real implementation) for as long as the hold
-    /// shall last.
+    /// Keeps `resource` (an open descriptor, in the real implementation) for the lifetime of the
+    /// hold.
     pub fn new(resource: Box<dyn Send>) -> Self {
         Self { _keep: resource }
     }

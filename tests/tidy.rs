@@ -5,6 +5,7 @@
 //! gets all files and gives the places that break it; each is shown to fail on a small bad sample,
 //! so that none can pass by being blind.
 
+use comments::comment_openings;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,6 +13,9 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
+
+#[path = "tidy/comments.rs"]
+mod comments;
 
 type Check = fn(&[Source]) -> Vec<Breach>;
 type Rule = (&'static str, Check);
@@ -28,6 +32,7 @@ const RULES: &[Rule] = &[
     ("no unwrap, and few panics, outside tests", panics),
     ("every file says what it holds", file_docs),
     ("no registry is named", registry_names),
+    ("comments open with their subject", comment_openings),
 ];
 
 /// Which rooms a room may use besides itself, in the order of data flow. `lib.rs` declares all.
@@ -926,6 +931,55 @@ fn each_rule_fails_on_a_bad_sample_and_passes_a_good_one() {
             "// crates, io and the like\n",
             &[],
         ),
+        (
+            comment_openings,
+            "src/plan.rs",
+            "//! Plans.\n\n/// What is kept.\nfn f() {\n    // It holds.\n    g();\n}\n",
+            &[3, 5],
+        ),
+        (
+            comment_openings,
+            "src/plan.rs",
+            "//! This\n/// None, of two.\n/// It is fine here.\nfn f() {}\n// This is it.\n",
+            &[1, 2, 5],
+        ),
+        (
+            comment_openings,
+            "src/plan.rs",
+            "/// Keeps a backup.\n/// It stays whole.\n///\n/// That is all.\nfn f() {}\n",
+            &[],
+        ),
+        (
+            comment_openings,
+            "src/plan.rs",
+            "/// `None` without a backup.\nfn f() {}\n// This host keeps it.\n\n//\n",
+            &[],
+        ),
+        (
+            comment_openings,
+            "src/plan.rs",
+            &("// It.\n\n".to_owned() + &many(48, "// x\n\n")),
+            &[1],
+        ),
+        (
+            comment_openings,
+            "src/plan.rs",
+            &("// It.\n\n".to_owned() + &many(49, "// x\n\n")),
+            &[],
+        ),
+        (
+            comment_openings,
+            "src/run/backup.rs",
+            &("// It.\n\n".to_owned() + &many(4, "// x\n\n")),
+            &[],
+        ),
+        (
+            comment_openings,
+            "src/run/backup.rs",
+            &("// It.\n\n".to_owned() + &many(3, "// x\n\n")),
+            &[1],
+        ),
+        (comment_openings, "tests/x.rs", "// It is a test.\n", &[]),
     ];
     for (check, path, text, expected) in cases {
         let start: String = text.chars().take(80).collect();

@@ -1,4 +1,4 @@
-//! [`Config::check_advice`]: what a configuration will cost and give, for `config check`. Pure
+//! [`Config::check_advice`]: the costs and properties of a configuration, for `config check`. Pure
 //! arithmetic.
 
 use super::keys::KeySource;
@@ -8,30 +8,32 @@ use super::{Age, Config, RawMode, Remote, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 
 /// Memory that does not depend on the configuration: the program itself, the runtime, TLS, the
-/// stream's pipe and the record parser. An allowance: some 27 MiB were measured, and 20 more with
-/// zstd. The pieces of a restore fit into it and the parts of a backup together.
+/// stream's pipe and the record parser. An allowance: about 27 MiB were measured, and 20 MiB more
+/// with zstd. The pieces of a restore fit into this allowance and the parts of a backup together.
 pub const PEAK_FIXED: Size = Size::mebibytes(48);
-/// Part buffers beside those in flight: one being filled and one being sealed.
+/// Part buffers in addition to those in flight: one being filled and one being sealed.
 const PARTS_BESIDE: u64 = 2;
-/// A multipart upload also begins and ends.
+/// Requests of a multipart upload in addition to its parts: one begins it and one completes it.
 const REQUESTS_BESIDE: u64 = 2;
 const TEBIBYTE: u64 = 1 << 40;
-/// Below this a passphrase can be tried out by whoever copies the keyring from the bucket.
+/// The length below which a passphrase can be brute-forced by anyone who copies the keyring from
+/// the bucket.
 const PASSPHRASE_CHARS_MIN: usize = 16;
-/// Storage classes whose objects must be brought back before they can be read.
+/// Storage classes whose objects must be retrieved from the archive before they can be read.
 const ARCHIVE_CLASSES: [&str; 2] = ["GLACIER", "DEEP_ARCHIVE"];
 
-/// One line of advice.
+/// A line of advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advice {
-    /// What it is about: "memory", "requests", "evidence".
+    /// The subject of the advice: "memory", "requests", "evidence".
     pub subject: &'static str,
-    /// One or two sentences.
+    /// The advice, in one or two sentences.
     pub text: String,
 }
 
 impl Config {
-    /// What this configuration costs and gives. The notices stand apart, in [`Config::notices`].
+    /// Returns the costs and properties of this configuration. [`Config::notices`] returns the
+    /// notices.
     pub fn check_advice(&self) -> Vec<Advice> {
         let advice = |subject, text| Advice { subject, text };
         let lines = [
@@ -52,7 +54,8 @@ impl Config {
             .collect()
     }
 
-    /// The most memory that a backup or a restore takes, whatever the size of the data.
+    /// Returns the maximum memory in bytes of a backup or a restore, which does not depend on the
+    /// size of the data.
     pub fn peak_bytes(&self) -> u64 {
         let parts = self.parts();
         parts.part_size.bytes() * (u64::from(parts.concurrency) + PARTS_BESIDE)
@@ -118,7 +121,8 @@ impl Config {
         Some(text.to_owned())
     }
 
-    /// Up to one part a chunk goes as one request, and only then B2 keeps a SHA-1 of its own.
+    /// Returns the advice for B2. A chunk of at most one part is uploaded in one request, and only
+    /// then B2 keeps a SHA-1 of its own.
     fn b2_evidence(&self) -> String {
         let (split, part) = (self.split_size, self.b2.parts.part_size);
         if sealed_bytes_max(split) <= part.bytes() {
@@ -153,8 +157,8 @@ impl Config {
         ))
     }
 
-    /// Whole hours that so many bytes take at the slowest configured limit, or `None` without a
-    /// limit.
+    /// Returns the whole hours, rounded up, for sending this many bytes at the slowest configured
+    /// limit, or `None` without a limit.
     pub fn hours_to_send(&self, bytes: u64) -> Option<u64> {
         let rate = self.pace.bwlimit.as_ref()?.slowest()?;
         Some(bytes.div_ceil(rate.bytes().max(1)).div_ceil(3600))
@@ -184,8 +188,8 @@ impl Config {
         let short = secret.expose().chars().count() < PASSPHRASE_CHARS_MIN;
         short.then(|| {
             format!(
-                "it has fewer than {PASSPHRASE_CHARS_MIN} characters; whoever copies the keyring from the store can \
-                 try passphrases at leisure"
+                "it has fewer than {PASSPHRASE_CHARS_MIN} characters; anyone who copies the keyring from the store \
+                 can try passphrases offline"
             )
         })
     }
@@ -197,7 +201,7 @@ impl Config {
             .as_ref()
             .filter(|endpoint| endpoint.starts_with("http://"))?;
         Some(format!(
-            "{endpoint} is not encrypted on the way: chunks are sealed, but names and sizes can be seen"
+            "the connection to {endpoint} is not encrypted: chunks are sealed, but names and sizes can be seen"
         ))
     }
 
@@ -208,7 +212,7 @@ impl Config {
             .as_deref()
             .filter(|class| ARCHIVE_CLASSES.contains(class))?;
         Some(format!(
-            "chunks in {class} must be brought back by the store, hours before they can be read"
+            "chunks in {class} must be restored from the archive by the store, hours before they can be read"
         ))
     }
 
@@ -225,7 +229,7 @@ impl Config {
         };
         let covers = match covers_chains {
             true => {
-                "the days cover the longest chain that full_every allows, so a store that cannot extend locks will do"
+                "the days cover the longest chain that full_every allows, so a store that cannot extend locks is sufficient"
             }
             false => {
                 "each commit extends the locks of its chain; a store that cannot do that will be refused"
@@ -236,8 +240,8 @@ impl Config {
         ))
     }
 
-    /// How long the remote refuses to delete what is put there. The days cover every chain where
-    /// the full of each is still locked when the last incremental is made that may follow from it.
+    /// Returns how long the remote refuses to delete objects. The days cover every chain if the
+    /// full of each chain is still locked when the last possible incremental of that chain is made.
     pub fn object_lock(&self) -> Option<ObjectLock> {
         let lock = match self.remote.as_ref()? {
             Remote::S3 { .. } => self.s3.lock,
@@ -254,7 +258,7 @@ impl Config {
     }
 
     fn copies_advice(&self) -> Option<String> {
-        let text = "there is no remote: all backups lie on this host and go with it";
+        let text = "no remote is configured: all backups are on this host and are lost with it";
         self.remote.is_none().then(|| text.to_owned())
     }
 }

@@ -1,9 +1,9 @@
-//! [`convert_ini`]: the INI form of the older tool's configuration as TOML. Pure: the texts are
-//! arguments.
+//! [`convert_ini`]: converts the INI form of the older tool's configuration to TOML. Pure: the
+//! texts are arguments.
 //!
-//! Comments stay where they stood. A key that cannot be carried over becomes a comment and is named
-//! besides; nothing is dropped without a word. What is said of secrets is where they go, never what
-//! they are.
+//! Comments keep their position. A key that cannot be converted becomes a comment and is also
+//! listed in [`Converted::lost`]; nothing is dropped silently. For secrets the result names only
+//! the files that will hold them, never their values.
 
 mod ini;
 mod rclone;
@@ -16,18 +16,19 @@ use ini::IniLine;
 use std::path::PathBuf;
 use toml::Value;
 
-/// A configuration carried over.
+/// A converted configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Converted {
-    /// The file.
+    /// The text of the new file.
     pub toml: String,
-    /// What could not be carried over, a line each.
+    /// The entries that could not be converted, one a line.
     pub lost: Vec<String>,
-    /// What a person must do or should know, a sentence each.
+    /// The steps that the user must take and the facts to know, one sentence each.
     pub advice: Vec<String>,
 }
 
-/// The rclone.conf that an INI configuration names, to be read before [`convert_ini`].
+/// Returns the rclone.conf that an INI configuration names, which the caller reads before
+/// [`convert_ini`].
 pub fn rclone_conf_of(text: &str) -> Option<PathBuf> {
     let main = ini::section(text, "main")?;
     let (_, value) = main
@@ -37,8 +38,8 @@ pub fn rclone_conf_of(text: &str) -> Option<PathBuf> {
         .filter(|path| !path.as_os_str().is_empty())
 }
 
-/// Carries a configuration over. `rclone_conf` is the text of the rclone.conf that it uses, where
-/// it could be read.
+/// Converts a configuration. `rclone_conf` is the text of the rclone.conf that it uses, if it could
+/// be read.
 pub fn convert_ini(text: &str, rclone_conf: Option<&str>) -> Converted {
     let mut work = Work {
         rclone_conf,
@@ -72,7 +73,7 @@ fn remote_of(text: &str) -> Option<&str> {
     Some(ini::unquoted(ini::without_comment(value).0))
 }
 
-/// A name in the spelling of this tool: small letters, one kind of dash.
+/// Spells a name as this tool does: lower case, with one kind of dash.
 fn plain(name: &str, dash: char) -> String {
     name.to_lowercase().replace(['-', '_'], &dash.to_string())
 }
@@ -85,7 +86,7 @@ fn truth(value: &str) -> Option<bool> {
     }
 }
 
-/// A size in this tool's spelling: `1GB`, `1GiB` and `1Gi` of others are binary too.
+/// Spells a size as this tool does: `1GB`, `1GiB` and `1Gi` of other tools are binary too.
 fn size(value: &str) -> Option<String> {
     let short = value
         .trim_end_matches(['B', 'b'])
@@ -105,7 +106,7 @@ fn list(value: &str) -> Vec<String> {
         .collect()
 }
 
-/// How a value is written.
+/// The form in which a value is written.
 enum Kind {
     Text,
     Truth,
@@ -114,7 +115,7 @@ enum Kind {
     /// A text, or a list when there are commas.
     TextOrList,
     List,
-    /// Split as a shell would.
+    /// A list of words, split as a shell would.
     Words,
 }
 
@@ -148,14 +149,15 @@ fn kind_of(section: &str, key: &str) -> Kind {
 struct Work<'t> {
     out: Converted,
     rclone_conf: Option<&'t str>,
-    /// The remote becomes one that this tool speaks, so that rclone's keys go.
+    /// Whether the remote is converted to one that this tool supports natively, so that rclone's
+    /// keys are removed.
     native: bool,
     section: String,
-    /// The section of the native remote, for the end of the file.
+    /// The section of the native remote, to be appended to the file.
     appended: Option<(&'static str, Vec<(&'static str, Value)>)>,
 }
 
-/// A comment as TOML allows it: without control characters.
+/// Replaces control characters, which TOML does not allow in a comment.
 fn printable(comment: &str) -> String {
     comment.replace(
         |letter: char| letter.is_control() && letter != '\t',
@@ -179,7 +181,7 @@ impl Work<'_> {
             .push_str(&format!("{key} = {value}{comment}\n"));
     }
 
-    /// What cannot be carried stays as a comment.
+    /// Keeps an entry that cannot be converted as a comment, and records the reason.
     fn lose(&mut self, shown: &str, why: &str) {
         self.comment(&format!("not carried over: {shown}"));
         self.out.lost.push(why.to_owned());
@@ -220,7 +222,7 @@ impl Work<'_> {
         if !spec.keys.contains(&key.as_str()) {
             return self.lose_pair(given, value, "there is no such key");
         }
-        // Nobody can tell a comment from the end of a passphrase.
+        // A passphrase may contain a comment mark, so no comment is split off.
         let (value, comment) = if key == SECRET_KEY {
             (value, None)
         } else {
@@ -290,7 +292,7 @@ impl Work<'_> {
         self.appended = native.section;
     }
 
-    /// What was for rclone, for a remote that this tool speaks itself.
+    /// Converts a key that was for rclone, for a remote that this tool supports natively.
     fn rclone_key(&mut self, key: &str, value: &str) {
         let text = ini::unquoted(value);
         match (key, text.parse::<BandwidthSchedule>()) {

@@ -1,7 +1,8 @@
-//! The file as TOML with the place of every value: [`Document`]. Knows nothing of what keys mean.
+//! The file as TOML with the position of every value: [`Document`]. This file does not know the
+//! meaning of keys.
 //!
-//! It is read value by value rather than by serde's derive, which stops at the first error: a
-//! person who moves a configuration over wants to see all of them at once.
+//! Values are read one by one and not with serde's derive, which stops at the first error: a user
+//! who converts a configuration wants to see all errors at once.
 
 use super::problem::Problem;
 use super::schema::SECRET_KEY;
@@ -16,7 +17,7 @@ pub(super) struct Document<'i> {
 }
 
 impl<'i> Document<'i> {
-    /// Parses the text, or says everything that is wrong with its form.
+    /// Parses the text, or returns all problems with its form.
     pub(super) fn parse(text: &'i str) -> Result<Self, Vec<Problem>> {
         let (root, errors) = DeTable::parse_recoverable(text);
         if errors.is_empty() {
@@ -31,14 +32,14 @@ impl<'i> Document<'i> {
         Err(syntax_problems(text, &errors))
     }
 
-    /// The line, from 1, where a span begins.
+    /// Returns the line, from 1, where a span begins.
     pub(super) fn line(&self, span: &Range<usize>) -> usize {
         line_of(self.text, span.start)
     }
 }
 
-/// The text of a configuration with its one secret left empty, comments and all; `None` when it is
-/// not TOML.
+/// Returns the text of a configuration, including comments, with its only secret replaced by an
+/// empty string; `None` if the text is not TOML.
 pub fn without_secrets(text: &str) -> Option<String> {
     let root = DeTable::parse(text).ok()?;
     let main = root
@@ -70,7 +71,8 @@ fn ini_problem() -> Problem {
     }
 }
 
-/// One problem a line: the parser's later complaints about a line follow from the first.
+/// Returns one problem per line, because the parser's later errors about a line follow from the
+/// first.
 fn syntax_problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
     let mut problems: Vec<Problem> = errors
         .iter()
@@ -95,7 +97,7 @@ fn syntax_problems(text: &str, errors: &[toml::de::Error]) -> Vec<Problem> {
 fn syntax_hint(message: &str, source: &str) -> Option<String> {
     if message.starts_with("duplicate key") {
         let name = source.split('=').next().unwrap_or_default().trim();
-        return Some(format!("`{name}` stands twice: keep one of them"));
+        return Some(format!("`{name}` is set twice: keep one of them"));
     }
     unquoted(source).map(|key| quote_hint(key, source))
 }
@@ -115,7 +117,7 @@ fn quote_hint(key: &str, source: &str) -> String {
     format!("text stands in quotes: {key} = \"{shown}\"")
 }
 
-/// The key of a line `key = value` whose value is neither quoted nor anything else that TOML has.
+/// Returns the key of a line `key = value` whose value is neither quoted nor any other TOML value.
 fn unquoted(line: &str) -> Option<&str> {
     let (key, value) = line.trim().split_once('=')?;
     let value = value.trim();
@@ -126,7 +128,7 @@ fn unquoted(line: &str) -> Option<&str> {
     (!key.trim_start().starts_with(['#', ';']) && !toml_start && !number).then_some(key.trim())
 }
 
-/// INI when a comment begins with `;`, or when more values stand without quotes than with them.
+/// Whether the text is INI: a comment begins with `;`, or more values are unquoted than quoted.
 fn looks_like_ini(text: &str) -> bool {
     let lines = || text.lines().map(str::trim);
     let quoted = |line: &&str| {

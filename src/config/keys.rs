@@ -1,20 +1,21 @@
-//! Who can open backups and who signs them: a passphrase, or recipients with a signing key.
+//! The keys of this host: a passphrase, or recipients with a signing key.
 
 use super::secret::{CommandLine, Passphrase, Secret, SecretFile};
 use super::section::Section;
 use age::x25519::Recipient;
 use minisign::PublicKey;
 
-/// How the keys of this host come about.
+/// The source of this host's keys.
 #[derive(Debug, Clone)]
 pub enum KeySource {
-    /// A keyring in the store, sealed with a passphrase, has the age identity and the signing key.
+    /// A passphrase. The keyring in the store, sealed with it, has the age identity and the signing
+    /// key.
     Passphrase(Passphrase),
-    /// Public halves only: this host seals and signs and can open nothing.
+    /// Public halves only: this host seals and signs, and can open no backup.
     Recipients {
-        /// Whom chunks are sealed for.
+        /// The recipients that chunks are sealed to.
         recipients: Vec<Recipient>,
-        /// The minisign secret key.
+        /// The file of the minisign secret key.
         signing_key_file: SecretFile,
     },
 }
@@ -26,7 +27,7 @@ const WAYS: [&str; 4] = [
     "encryption_recipients",
 ];
 
-/// Reads the key source. Everything is read, also what contradicts the rest, so that all of it is
+/// Reads the key source. All keys are read, including contradicting ones, so that all of them are
 /// checked.
 pub(super) fn read_key_source(main: &Section<'_>) -> Option<KeySource> {
     let inline = main.text("encryption_passphrase");
@@ -69,7 +70,7 @@ fn check_one_way(main: &Section<'_>) {
         [_] => {}
         [first, others @ ..] => {
             for other in others {
-                let message = format!("stands beside main.{first}; expected only one of them");
+                let message = format!("conflicts with main.{first}; expected only one of them");
                 main.refuse(other, message, Some(two_ways_hint(other)));
             }
         }
@@ -85,7 +86,7 @@ fn two_ways_hint(key: &str) -> String {
     }
 }
 
-/// The command may be a text, split as a shell would, or a list of words.
+/// Reads the command: a text, split as a shell would, or a list of words.
 fn read_command(main: &Section<'_>) -> Option<CommandLine> {
     let key = "encryption_passphrase_command";
     let words = main.text_or_list(key)?;
@@ -150,7 +151,7 @@ fn read_signing_key(main: &Section<'_>) -> Option<SecretFile> {
     file
 }
 
-/// Reads the keys that manifests may be signed with, besides the keyring's.
+/// Reads the verifying keys for manifests, in addition to the keyring's.
 pub(super) fn read_verify_keys(main: &Section<'_>) -> Vec<PublicKey> {
     let key = "verify_keys";
     if main.has("encryption_recipients") && !main.has(key) {

@@ -1,24 +1,26 @@
-//! What is made and what is kept: `[backup-lifecycle]` and the two retention sections.
+//! Lifecycle settings: when fulls are made (`[backup-lifecycle]`), and which backups are kept (the
+//! two retention sections).
 
 use super::section::Section;
 use super::units::{Age, InvalidValue, Size};
 use std::fmt;
 use std::str::FromStr;
 
-/// A share in whole per cent: `50%`.
+/// A share in whole percent: `50%`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Percent(pub u32);
 
-/// Which kind of backup is made when no flag says so.
+/// The rules that choose between full and incremental when no flag does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BackupLifecycle {
-    /// A new full once the incrementals of a chain exceed this share of its full.
+    /// The share of the full's size; once the incrementals of a chain exceed it, a new full is
+    /// made.
     pub full_when_incrementals_exceed: Percent,
-    /// A new full once the chain's full is this old.
+    /// The age of a chain's full from which a new full is made.
     pub full_every: Option<Age>,
-    /// A new full after that many incrementals.
+    /// The number of incrementals after which a new full is made.
     pub max_incrementals: Option<u32>,
-    /// When a base was lost: up to this estimate a full is made without asking.
+    /// The estimated size up to which a full is made without asking after a base was lost.
     pub auto_full_max: Size,
 }
 
@@ -71,21 +73,22 @@ impl fmt::Display for Percent {
     }
 }
 
-/// What prune keeps: the union of what each rule keeps. Without any rule everything is kept.
+/// The retention rules. Prune keeps the union of the backups that each rule keeps. Without rules
+/// everything is kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetentionRules {
-    /// `keep-last-chains`: the newest chains, whole.
+    /// `keep-last-chains`: the newest chains, complete.
     pub last_chains: Option<u32>,
     /// `keep-last-full-only`: the fulls of the newest chains.
     pub last_fulls: Option<u32>,
-    /// `keep-last-incremental-only`: the newest incrementals of the newest chain, without what they
-    /// depend on. Only ever set for an intermediate directory with a remote.
+    /// `keep-last-incremental-only`: the newest incrementals of the newest chain, without the
+    /// backups that they depend on. Only ever set for an intermediate directory with a remote.
     pub last_incrementals: Option<u32>,
-    /// `keep-full-with-age-closest-to`: around each age the fulls on both its sides.
+    /// `keep-full-with-age-closest-to`: for each age the fulls nearest to it on both sides.
     pub full_ages: Vec<Age>,
-    /// `keep-within`: everything that is younger.
+    /// `keep-within`: everything younger than this age.
     pub within: Option<Age>,
-    /// `keep-daily`: the newest of each of so many days.
+    /// `keep-daily`: the newest backup of each day, for this many days.
     pub daily: Option<u32>,
     /// `keep-weekly`.
     pub weekly: Option<u32>,
@@ -95,18 +98,18 @@ pub struct RetentionRules {
     pub yearly: Option<u32>,
 }
 
-/// Which store a set of rules is for.
+/// The store that a set of rules is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RulesFor {
-    /// The intermediate directory, with a remote that has the whole chains.
+    /// The intermediate directory of a configuration whose remote has the complete chains.
     IntermediateWithRemote,
-    /// The intermediate directory, which has the only copy.
+    /// The intermediate directory of a configuration without a remote, which has the only copy.
     IntermediateAlone,
     /// The remote.
     Remote,
 }
 
-/// Counts above this are typing errors.
+/// The largest count. Higher counts are typing errors.
 const COUNT_MAX: u32 = 100_000;
 
 impl RetentionRules {

@@ -1,4 +1,4 @@
-//! `[main]` but for the keys: datasets, snapshots, stores, hooks.
+//! `[main]` except the keys: datasets, snapshots, stores, hooks.
 
 use super::remote::Remote;
 use super::schedule::{BandwidthSchedule, Window};
@@ -10,100 +10,102 @@ use crate::model::DatasetName;
 use crate::store::rclone::check_arguments;
 use std::path::{Path, PathBuf};
 
-/// Which datasets are backed up.
+/// The datasets to back up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatasetSelection {
     /// `zfs_fs`, in the order of the file; never empty, no name twice.
     pub names: Vec<DatasetName>,
-    /// Every descendant as well.
+    /// Whether every descendant is backed up as well.
     pub recursive: bool,
-    /// Glob patterns on dataset names that are left out.
+    /// Glob patterns for the names of excluded datasets.
     pub exclude: Vec<String>,
-    /// The name in the store, when it is not the dataset's own.
+    /// The name in the store, if it differs from the dataset's own.
     pub store_as: Option<DatasetName>,
 }
 
-/// Which snapshots are backed up.
+/// The source of the snapshots to back up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotSource {
-    /// Those that this tool takes.
+    /// The snapshots that this tool takes.
     Own,
-    /// The newest whose short name matches the glob, made by other tools.
+    /// The newest snapshot of other tools whose short name matches the glob.
     Matching(String),
 }
 
-/// Snapshots: names, source, age.
+/// Settings for snapshots: names, source, age.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotSettings {
-    /// What the names of own snapshots begin with.
+    /// The prefix of the names of own snapshots.
     pub prefix: String,
-    /// Own ones or those of other tools.
+    /// The source: own snapshots or those of other tools.
     pub source: SnapshotSource,
-    /// Own snapshots older than this are destroyed; 0 keeps bookmarks only; `None` destroys none.
+    /// The age in days from which own snapshots are destroyed; 0 keeps bookmarks only; `None`
+    /// destroys no snapshots.
     pub oldest_days: Option<u32>,
 }
 
 /// The intermediate directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Intermediate {
-    /// The folder, absolute. That it lies in no dataset that is backed up can only be checked where
-    /// ZFS is.
+    /// The absolute path of the folder. A host with ZFS checks that the folder lies in no dataset
+    /// that is backed up.
     pub basedir: PathBuf,
-    /// Also write a B3SUMS file.
+    /// Whether to write a B3SUMS file too.
     pub checksum: bool,
 }
 
-/// What is only for `rclone:` remotes.
+/// Settings for `rclone:` remotes only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RcloneSettings {
-    /// The rclone.conf.
+    /// The path of the rclone.conf.
     pub conf: Option<PathBuf>,
-    /// Given to rclone as it stands.
+    /// The bandwidth limit, passed to rclone unchanged.
     pub bwlimit: Option<String>,
-    /// More arguments: `--name`, `--name=value`, or the value in the next place.
+    /// Additional arguments: `--name`, `--name=value`, or the value as the next item.
     pub args: Vec<String>,
-    /// Where chunks are spooled; `None`: in `state_dir`.
+    /// The folder in which chunks are spooled; `None` means `state_dir`.
     pub spool_dir: Option<PathBuf>,
 }
 
-/// Programs that run around a backup. Each is an absolute path and arguments, never given to a
+/// Programs that run around a backup. Each is an absolute path with arguments, and is run without a
 /// shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hooks {
-    /// Before the snapshot; its failure means no snapshot.
+    /// Runs before the snapshot. If it fails, no snapshot is taken.
     pub pre_snapshot: Option<CommandLine>,
-    /// After the snapshot, whenever the one before ran.
+    /// Runs after the snapshot, whenever `pre_snapshot` ran.
     pub post_snapshot: Option<CommandLine>,
-    /// After a run that did not end well.
+    /// Runs after a failed run.
     pub on_failure: Option<CommandLine>,
-    /// After a run that did.
+    /// Runs after a successful run.
     pub on_success: Option<CommandLine>,
-    /// How long each may take.
+    /// The time limit for each hook.
     pub timeout: TimeLimit,
 }
 
-/// How fast and when.
+/// Limits of speed and time.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pace {
-    /// Bytes per second of all uploads together.
+    /// The limit in bytes per second of all uploads together.
     pub bwlimit: Option<BandwidthSchedule>,
-    /// Outside it a long upload pauses.
+    /// The hours in which a long upload may run. A long upload pauses outside them.
     pub window: Option<Window>,
-    /// After this a long upload pauses.
+    /// The running time after which a long upload pauses.
     pub max_runtime: Option<TimeLimit>,
 }
 
-/// Less than this makes more objects than data.
+/// The smallest chunk. Smaller chunks would make more overhead than data.
 const SPLIT_SIZE_MIN: Size = Size(64 << 10);
-/// The format demands a multiple of 4 bytes; whole pages of memory are no burden to anybody.
+/// Chunk sizes are a multiple of this. The format demands a multiple of 4 bytes; whole pages of
+/// memory are no restriction in practice.
 const SPLIT_SIZE_STEP: u64 = 4096;
-/// The largest object that S3 stores take.
+/// The largest object that S3 stores accept.
 const SPLIT_SIZE_MAX: Size = Size(5 << 40);
 pub(super) const SPLIT_SIZE_DEFAULT: Size = Size(1 << 30);
 pub(super) const SNAPSHOT_PREFIX_DEFAULT: &str = "zfs-backup_";
 pub(super) const HOOK_TIMEOUT_DEFAULT: TimeLimit = TimeLimit::seconds(600);
 pub(super) const RESUME_DAYS_DEFAULT: u32 = 14;
-/// What follows the prefix at most: the time, and a suffix if the name is taken.
+/// The longest suffix after the prefix: the time, and a number if the name is taken.
 const SNAPSHOT_SUFFIX_LONGEST: &str = "20261122T212604Z-9999";
 
 pub(super) fn read_datasets(main: &Section<'_>) -> Option<DatasetSelection> {
@@ -211,8 +213,8 @@ pub(super) fn read_snapshots(
     }
 }
 
-/// A prefix, or why ZFS would refuse it. Short enough to leave room for the dataset is checked with
-/// the dataset.
+/// Returns the prefix, or the reason why ZFS would refuse it. The length is checked later, together
+/// with the dataset's name.
 fn snapshot_prefix(text: &str) -> Result<String, InvalidValue> {
     let expected =
         "letters, digits and -_.: only, at least one, because own snapshots are known by it";
@@ -264,7 +266,7 @@ pub(super) fn read_remote(
     remote
 }
 
-/// The keys that are only for rclone, and what says the same for the other remotes.
+/// The keys that are only for rclone, each with its equivalent for the other remotes.
 const RCLONE_KEYS: [(&str, &str); 4] = [
     (
         "rclone_conf",
@@ -295,7 +297,8 @@ pub(super) fn read_rclone(main: &Section<'_>, remote: Option<&Remote>) -> Rclone
             None,
         );
     }
-    // A remote that could not be read may have been meant to be one of rclone's.
+    // An unreadable `remote` may have been meant as one of rclone's, so these keys are then not
+    // refused.
     let other_remote = matches!(
         remote,
         Some(Remote::S3 { .. } | Remote::B2 { .. } | Remote::File { .. })
@@ -327,7 +330,7 @@ pub(super) fn read_hooks(main: &Section<'_>) -> Hooks {
     hooks
 }
 
-/// A hook may be a text, split as a shell would, or a list of words, which are taken as they stand.
+/// Reads a hook: a text, split as a shell would, or a list of words that are used unchanged.
 fn read_hook(main: &Section<'_>, key: &str) -> Option<CommandLine> {
     if main.is_text(key) {
         return main
@@ -343,7 +346,7 @@ fn read_hook(main: &Section<'_>, key: &str) -> Option<CommandLine> {
 }
 
 impl Hooks {
-    /// Each hook that is set, with its key.
+    /// Returns each configured hook with its key.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &CommandLine)> {
         [
             ("main.pre_snapshot", &self.pre_snapshot),
@@ -356,8 +359,8 @@ impl Hooks {
     }
 }
 
-/// A hook names its program by path: timers have another PATH than people, and only a path can be
-/// checked.
+/// A hook whose program is an absolute path: timers have another PATH than users, and only a path
+/// can be checked.
 struct HookCommand(CommandLine);
 
 impl std::str::FromStr for HookCommand {

@@ -1,8 +1,9 @@
-//! Where files lie when nothing says so. Pure: user and environment are arguments.
+//! Default locations of files. Pure: user and environment are arguments.
 
 use std::path::{Path, PathBuf};
 
-/// What this crate takes from the process: who runs it, and the few variables that name places.
+/// The facts that this crate takes from the process: the user, and the environment variables that
+/// name locations.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Environment {
     /// The effective user.
@@ -18,9 +19,9 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Of this process.
+    /// Returns the environment of this process.
     pub fn current() -> Self {
-        // The XDG Base Directory Specification says that relative paths are to be ignored.
+        // The XDG Base Directory Specification requires relative paths to be ignored.
         let folder = |name| {
             std::env::var_os(name)
                 .map(PathBuf::from)
@@ -43,8 +44,8 @@ impl Environment {
 const SYSTEM_CONFIG: &str = "/etc/zfs-backup/zfs-backup.toml";
 const SYSTEM_STATE: &str = "/var/lib/zfs-backup";
 
-/// The configuration that is read when `-c` is not given: of the system for root, below the XDG
-/// folder for others.
+/// Returns the configuration file that is read without `-c`: the system's for root, below the XDG
+/// folder for other users.
 pub fn default_config_file(env: &Environment) -> PathBuf {
     if env.is_root() {
         return PathBuf::from(SYSTEM_CONFIG);
@@ -52,9 +53,9 @@ pub fn default_config_file(env: &Environment) -> PathBuf {
     home_folder(env, env.xdg_config_home.as_deref(), ".config").join("zfs-backup/zfs-backup.toml")
 }
 
-/// The `state_dir` of a configuration that does not name one. A configuration in another place than
-/// the default one has its state beside itself, as `NAME.state`, so that two configurations never
-/// share a journal.
+/// Returns the `state_dir` of a configuration that does not name one. A configuration at another
+/// path than the default has its state next to it, as `NAME.state`, so that two configurations
+/// never share a journal.
 pub fn default_state_dir(config_file: &Path, env: &Environment) -> PathBuf {
     if config_file != default_config_file(env) {
         return config_file.with_extension("state");
@@ -65,7 +66,7 @@ pub fn default_state_dir(config_file: &Path, env: &Environment) -> PathBuf {
     home_folder(env, env.xdg_state_home.as_deref(), ".local/state").join("zfs-backup")
 }
 
-/// The `lock_file` of a configuration that does not name one.
+/// Returns the `lock_file` of a configuration that does not name one.
 pub fn default_lock_file(config_file: &Path, state_dir: &Path) -> PathBuf {
     let mut name = config_file
         .file_stem()

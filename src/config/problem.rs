@@ -1,31 +1,31 @@
-//! What is wrong with a configuration, or worth knowing about it: [`Problem`], [`Notice`],
+//! Problems of a configuration, and facts worth knowing about it: [`Problem`], [`Notice`],
 //! [`ConfigError`].
 
 use super::trust::FileError;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// One thing that is wrong.
+/// A single fault in a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The line, from 1, where one can be named.
+    /// The line, from 1, if the fault has one.
     pub line: Option<usize>,
-    /// The key with its section, `main.split_size`, or the section, where one can be named.
+    /// The key with its section, `main.split_size`, or the section, if the fault has one.
     pub key: Option<String>,
-    /// What is wrong, then `; expected ` and what was expected. Follows the key as a sentence does:
+    /// The fault, followed by `; expected ` and the expected form. Continues the key as a sentence:
     /// `is "1X"; expected a size`.
     pub message: String,
-    /// What a person can do.
+    /// The remedy.
     pub hint: Option<String>,
 }
 
-/// Something that a person should know although nothing is wrong: a section that has no effect, a
+/// A fact that the user should know although it is not an error: a section that has no effect, a
 /// value that some stores refuse.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     /// The key with its section, `main.bwlimit`, or the section.
     pub key: String,
-    /// One sentence that names the key.
+    /// The notice: one sentence that names the key.
     pub text: String,
 }
 
@@ -38,28 +38,28 @@ impl fmt::Display for Notice {
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// There is no such file.
+    /// The file does not exist.
     #[error("read the configuration {}: there is no such file", file.display())]
     Missing {
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
     },
-    /// It cannot be read or is not to be believed.
+    /// The file cannot be read or cannot be trusted.
     #[error("read the configuration")]
     File(#[source] FileError),
-    /// It was read and is wrong. The text lists every problem, one a line, each with its hint.
+    /// The file was read and is invalid. The text lists every problem, one a line, each with its
+    /// hint.
     #[error("{}", list(file, problems))]
     Invalid {
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
-        /// Everything that is wrong, in the order of the lines; never empty.
+        /// All problems, in the order of the lines; never empty.
         problems: Vec<Problem>,
     },
 }
 
 impl ConfigError {
-    /// What a person can do, apart from the hints that [`ConfigError::Invalid`] prints with its
-    /// problems.
+    /// Returns the remedy. [`ConfigError::Invalid`] prints the hints of its problems itself.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Missing { .. } => Some("name the file with `-c FILE`".to_owned()),
@@ -77,7 +77,7 @@ fn list(file: &Path, problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
-/// `FILE:LINE: KEY MESSAGE`, then what was expected and the hint, each on a line of its own.
+/// Writes `FILE:LINE: KEY MESSAGE`, then the expected form and the hint, each on a line of its own.
 fn screen(file: &Path, problem: &Problem) -> String {
     let mut text = file.display().to_string();
     if let Some(line) = problem.line {

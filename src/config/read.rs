@@ -1,4 +1,4 @@
-//! All sections together: from a [`Document`] to a [`Config`], and what holds between sections.
+//! Reads all sections: from a [`Document`] to a [`Config`], including the rules between sections.
 
 use super::document::Document;
 use super::lifecycle::RulesFor;
@@ -12,7 +12,7 @@ use super::{
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Reads all sections. `None` only after a problem was noted.
+/// Reads all sections. Returns `None` only after a problem was recorded.
 pub(super) fn read_config(
     document: &Document<'_>,
     findings: &Findings,
@@ -106,7 +106,7 @@ pub(super) fn read_config(
     Some(config)
 }
 
-/// Reports what stands outside all sections, and sections that nobody knows.
+/// Reports keys outside all sections, and unknown sections.
 fn check_section_names(document: &Document<'_>, findings: &Findings) {
     for (name, value) in &document.root {
         let known = schema::SECTIONS
@@ -130,11 +130,9 @@ fn check_section_names(document: &Document<'_>, findings: &Findings) {
                 "is not a known section",
                 near.map(|near| format!("did you mean `[{near}]`?")),
             ),
-            _ if elsewhere.is_empty() => {
-                ("is not a known key, and stands outside all sections", None)
-            }
+            _ if elsewhere.is_empty() => ("is not a known key, and is outside all sections", None),
             _ => (
-                "stands outside all sections",
+                "is outside all sections",
                 Some(format!("it belongs in [{}]", elsewhere.join("] or ["))),
             ),
         };
@@ -153,7 +151,8 @@ fn check_section_names(document: &Document<'_>, findings: &Findings) {
     }
 }
 
-/// Names sections that stand in the file and change nothing, because their store is not configured.
+/// Adds a notice for each section in the file that has no effect because its store is not
+/// configured.
 fn note_idle_sections(
     config: &Config,
     s3: &Section<'_>,

@@ -5,21 +5,22 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
-/// Where backups go. Only a name: credentials and limits lie elsewhere, so it can be shown.
+/// The destination of backups. Only a name: credentials and limits are kept elsewhere, so the value
+/// can be shown.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Remote {
     /// `s3:bucket/prefix`: any S3-compatible store.
     S3 {
         /// The bucket.
         bucket: String,
-        /// What all keys begin with, without slashes at its ends; may be empty.
+        /// The prefix of all keys, without slashes at its ends; may be empty.
         prefix: String,
     },
     /// `b2:bucket/prefix`: native Backblaze B2.
     B2 {
         /// The bucket.
         bucket: String,
-        /// What all names begin with, without slashes at its ends; may be empty.
+        /// The prefix of all file names, without slashes at its ends; may be empty.
         prefix: String,
     },
     /// `file:/dir`: a folder, which must exist.
@@ -37,8 +38,8 @@ pub enum Remote {
 }
 
 const FORMS: &str = "s3:bucket/prefix, b2:bucket/prefix, file:/dir or rclone:REMOTE:PATH";
-/// Keys have at most 1024 bytes in S3 and B2; a dataset name takes up to 255 and the rest of a key
-/// below 200.
+/// The longest prefix. Keys have at most 1024 bytes in S3 and B2; a dataset name takes up to 255,
+/// and the rest of a key fewer than 200.
 const PREFIX_BYTES_MAX: usize = 512;
 
 impl FromStr for Remote {

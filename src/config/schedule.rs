@@ -1,4 +1,4 @@
-//! When uploads may run and how fast: [`BandwidthSchedule`], [`Window`]. Times are local times of
+//! The hours and the speed of uploads: [`BandwidthSchedule`], [`Window`]. Times are local times of
 //! day.
 
 use super::units::{InvalidValue, Size};
@@ -9,18 +9,18 @@ use std::str::FromStr;
 /// Bytes per second of all uploads together, by time of day: `20M`, or `08:00,512K 19:00,off`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BandwidthSchedule {
-    /// From when which limit holds, in order of time; `None` is no limit. Never empty.
+    /// The start of each limit and the limit, in order of time; `None` is no limit. Never empty.
     steps: Vec<(Time, Option<Size>)>,
 }
 
 const BANDWIDTH_FORM: &str =
     "bytes per second such as 20M, or times with limits such as \"08:00,512K 19:00,20M\"";
-/// Below this a part of 16 MiB takes longer than stores keep a connection open.
+/// The lowest limit. Below it a part of 16 MiB takes longer than stores keep a connection open.
 const RATE_MIN: Size = Size(1 << 10);
 
 impl BandwidthSchedule {
-    /// The limit at a time of day. Before the first step of the day the last one of the day before
-    /// still holds.
+    /// Returns the limit at a time of day. Before the first step of a day the last step of the
+    /// previous day applies.
     pub fn at(&self, time: Time) -> Option<Size> {
         let current = self
             .steps
@@ -31,7 +31,7 @@ impl BandwidthSchedule {
         current.and_then(|(_, limit)| *limit)
     }
 
-    /// For `--bwlimit` of rclone: uploads only, in bytes.
+    /// Returns the value for rclone's `--bwlimit`: uploads only, in bytes.
     pub fn for_rclone(&self) -> String {
         let limit = |limit: &Option<Size>| {
             limit.map_or_else(|| "off".to_owned(), |limit| format!("{}B", limit.bytes()))
@@ -45,7 +45,7 @@ impl BandwidthSchedule {
         }
     }
 
-    /// The slowest limit of the day, or `None` when there is no limit at any hour.
+    /// Returns the slowest limit of the day, or `None` without a limit at any hour.
     pub fn slowest(&self) -> Option<Size> {
         self.steps.iter().filter_map(|(_, limit)| *limit).min()
     }
@@ -114,17 +114,17 @@ fn hour_minute(time: Time) -> String {
     format!("{:02}:{:02}", time.hour(), time.minute())
 }
 
-/// The hours in which a long upload may run: `23:00-07:00`. May pass midnight.
+/// The hours in which a long upload may run: `23:00-07:00`. The range may include midnight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// From this time of day.
+    /// The start of the range, included.
     pub from: Time,
-    /// Up to this time of day, which is outside.
+    /// The end of the range, not included.
     pub to: Time,
 }
 
 impl Window {
-    /// Whether the time of day lies inside.
+    /// Whether the time of day lies in the range.
     pub fn contains(&self, time: Time) -> bool {
         if self.from <= self.to {
             self.from <= time && time < self.to

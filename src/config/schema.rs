@@ -1,11 +1,11 @@
-//! Every section and key there is, once: for unknown keys, for notices and for `config show`.
+//! All sections and keys, each listed once: for unknown keys, for notices and for `config show`.
 
 /// A section.
 #[derive(Debug)]
 pub(super) struct SectionSpec {
-    /// Its name.
+    /// The name of the section.
     pub(super) name: &'static str,
-    /// Its keys. A section without any has keys of another form (`step01`).
+    /// The keys of the section. A section without listed keys has keys of another form (`step01`).
     pub(super) keys: &'static [&'static str],
 }
 
@@ -13,8 +13,8 @@ const fn section(name: &'static str, keys: &'static [&'static str]) -> SectionSp
     SectionSpec { name, keys }
 }
 
-/// The one key whose value is a secret: it is never printed, neither in an error nor by `config
-/// show`.
+/// The only key whose value is a secret: the value is never printed, neither in an error nor by
+/// `config show`.
 pub(super) const SECRET_KEY: &str = "encryption_passphrase";
 
 const MAIN: &[&str] = &[
@@ -119,7 +119,8 @@ pub(super) const SECTIONS: &[SectionSpec] = &[
     section("lifecycle-remote", RETENTION),
 ];
 
-/// The section of that name. The names are ours, so one that is not there is a slip in this crate.
+/// Returns the section with this name. Only this crate passes names, so an unknown name is a defect
+/// of the crate.
 pub(super) fn section_spec(name: &str) -> &'static SectionSpec {
     SECTIONS
         .iter()
@@ -127,7 +128,7 @@ pub(super) fn section_spec(name: &str) -> &'static SectionSpec {
         .expect("sections are asked for by names from the table")
 }
 
-/// The sections that have a key of that name.
+/// Returns the sections that have a key with this name.
 pub(super) fn sections_with(key: &str) -> Vec<&'static str> {
     let has_key = |section: &&SectionSpec| section.keys.contains(&key);
     SECTIONS
@@ -137,8 +138,8 @@ pub(super) fn sections_with(key: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// The nearest of the names, when it is near enough to be a slip: at most a third of the letters
-/// differ.
+/// Returns the nearest of the names, if it is near enough to be a typing error: at most a third of
+/// the letters differ.
 pub(super) fn nearest<'n>(given: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let plain = |name: &str| name.to_lowercase().replace('-', "_");
     let given = plain(given);

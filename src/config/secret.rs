@@ -1,4 +1,4 @@
-//! Secrets and where they come from: [`Secret`], [`SecretFile`], [`Passphrase`].
+//! Secrets and their sources: [`Secret`], [`SecretFile`], [`Passphrase`].
 
 use super::paths::Environment;
 use super::trust::{self, Demand, FileError};
@@ -13,26 +13,27 @@ use std::time::{Duration, Instant};
 use zeroize::Zeroizing;
 
 const HIDDEN: &str = "(hidden)";
-/// Passphrases, keys and tokens are shorter by far; a file above this is the wrong file.
+/// The largest secret file. Passphrases, keys and tokens are far smaller; a larger file is the
+/// wrong file.
 const SECRET_BYTES_MAX: u64 = 64 << 10;
-/// How long `encryption_passphrase_command` may take: a hardware token may ask for a touch, a timer
-/// must not hang.
+/// The time limit of `encryption_passphrase_command`: a hardware token may wait for a touch, but a
+/// timer must not hang.
 const COMMAND_TIME_MAX: TimeLimit = TimeLimit::seconds(60);
 /// systemd's own name for the folder of a service's credentials.
 const CREDENTIAL_PREFIX: &str = "${CREDENTIALS_DIRECTORY}/";
 
-/// A text that leaves memory when it is dropped and never reaches a log: only [`Secret::expose`]
+/// A text that is erased from memory when dropped and never reaches a log: only [`Secret::expose`]
 /// shows it.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes a text over.
+    /// Takes ownership of a text.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 
-    /// The text itself.
+    /// Returns the text itself.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -56,24 +57,24 @@ impl serde::Serialize for Secret {
     }
 }
 
-/// A secret that could not be had. The text names the source, never the secret.
+/// A secret that could not be obtained. The text names the source, never the secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// systemd gives no credentials to this process.
+    /// systemd passes no credentials to this process.
     #[error("read the systemd credential {name}: CREDENTIALS_DIRECTORY is not set")]
     NoCredentials {
-        /// The credential.
+        /// The name of the credential.
         name: String,
     },
-    /// The file cannot be read or is not to be believed.
+    /// The file cannot be read or cannot be trusted.
     #[error(transparent)]
     File(#[from] FileError),
-    /// What was read cannot be a secret.
+    /// The source has content that cannot be a secret.
     #[error("read a secret from {origin}: {reason}")]
     Content {
         /// The file or command.
         origin: String,
-        /// What is wrong.
+        /// The fault in the content.
         reason: &'static str,
     },
     /// The command could not be run.
@@ -81,7 +82,7 @@ pub enum SecretError {
     Run {
         /// The program.
         program: String,
-        /// Why.
+        /// The reason.
         #[source]
         source: std::io::Error,
     },
@@ -90,13 +91,13 @@ pub enum SecretError {
     Command {
         /// The program.
         program: String,
-        /// How it ended.
+        /// The command's exit status, or the time limit that it exceeded.
         reason: String,
     },
 }
 
 impl SecretError {
-    /// What a person can do.
+    /// Returns the remedy.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoCredentials { name } => Some(format!(
@@ -108,7 +109,7 @@ impl SecretError {
     }
 }
 
-/// A file with a secret: a path, or a systemd credential, which is looked for only when it is read.
+/// A file with a secret: a path, or a systemd credential, which is located only when it is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretFile {
     /// An absolute path.
@@ -118,7 +119,7 @@ pub enum SecretFile {
 }
 
 impl SecretFile {
-    /// The path in this environment.
+    /// Returns the path in this environment.
     ///
     /// # Errors
     /// [`SecretError::NoCredentials`] for a credential outside a systemd service.
@@ -132,7 +133,7 @@ impl SecretFile {
         }
     }
 
-    /// What the file must fulfil.
+    /// Returns the demand that the file must meet.
     pub fn demand(&self) -> Demand {
         match self {
             Self::Path(_) => Demand::Secret,
@@ -140,10 +141,11 @@ impl SecretFile {
         }
     }
 
-    /// Reads the whole text, without one newline at its end. Blocks.
+    /// Reads the whole text, without a newline at its end. Blocks.
     ///
     /// # Errors
-    /// [`SecretError`] when the file cannot be read, is readable by others, is empty or not text.
+    /// [`SecretError`] when the file cannot be read, is readable by others, is empty or is not
+    /// text.
     pub fn read_text(&self, env: &Environment) -> Result<Secret, SecretError> {
         let path = self.locate(env)?;
         let (bytes, _) = trust::read_trusted(&path, self.demand(), env.uid, SECRET_BYTES_MAX)?;
@@ -198,14 +200,14 @@ impl fmt::Display for SecretFile {
     }
 }
 
-/// A program and its arguments. It is never given to a shell.
+/// A program and its arguments, which are run without a shell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine {
     argv: Vec<String>,
 }
 
 impl CommandLine {
-    /// From words that are already apart; at least the program.
+    /// Takes separate words, of which the first is the program.
     pub(super) fn from_words(argv: Vec<String>) -> Result<Self, InvalidValue> {
         match argv.first() {
             Some(program)
@@ -220,12 +222,12 @@ impl CommandLine {
         }
     }
 
-    /// The program.
+    /// Returns the program.
     pub fn program(&self) -> &str {
         &self.argv[0]
     }
 
-    /// Program and arguments.
+    /// Returns the program and its arguments.
     pub fn argv(&self) -> &[String] {
         &self.argv
     }
@@ -251,19 +253,19 @@ impl fmt::Display for CommandLine {
     }
 }
 
-/// Where the passphrase of the keyring comes from.
+/// The source of the keyring's passphrase.
 #[derive(Debug, Clone)]
 pub enum Passphrase {
-    /// It stands in the configuration.
+    /// The configuration itself.
     Inline(Secret),
     /// The first and only line of a file.
     File(SecretFile),
-    /// What a command prints.
+    /// The output of a command.
     Command(CommandLine),
 }
 
 impl Passphrase {
-    /// Gets the passphrase. Blocks: a command has a minute.
+    /// Reads the passphrase from its source. Blocks: a command may take one minute.
     ///
     /// # Errors
     /// [`SecretError`], which names the source.
@@ -287,7 +289,7 @@ fn to_secret(bytes: &[u8]) -> Result<Secret, &'static str> {
     }
 }
 
-/// A passphrase must be one that can be typed at the prompt of `age`, so it has one line.
+/// Checks that a passphrase has one line, so that it can be typed at the prompt of `age`.
 fn one_line(secret: Secret) -> Result<Secret, &'static str> {
     if secret.expose().contains(['\n', '\r', '\0']) {
         Err("it has more than one line")
@@ -315,7 +317,7 @@ fn run_for_secret(command: &CommandLine, time_max: TimeLimit) -> Result<Secret, 
     let ended = read_output(&mut child, deadline)
         .and_then(|bytes| Ok((bytes, wait_until(&mut child, deadline)?)));
     if ended.is_err() {
-        // Failing to kill means that it has ended already; wait collects it either way.
+        // If `kill` fails, the child has already ended; `wait` collects it in either case.
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -339,8 +341,8 @@ fn run_for_secret(command: &CommandLine, time_max: TimeLimit) -> Result<Secret, 
         })
 }
 
-/// Reads standard output up to its end on a thread of its own: a pipe cannot be read with a time
-/// limit otherwise. After a time-out the thread stays until the pipe closes; it holds nothing but
+/// Reads standard output up to its end on a thread of its own, because a pipe cannot be read with a
+/// time limit otherwise. After a time-out the thread remains until the pipe closes; it holds only
 /// its buffer.
 fn read_output(child: &mut Child, deadline: Instant) -> io::Result<Zeroizing<Vec<u8>>> {
     let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
@@ -351,7 +353,7 @@ fn read_output(child: &mut Child, deadline: Instant) -> io::Result<Zeroizing<Vec
             .take(SECRET_BYTES_MAX)
             .read_to_end(&mut bytes)
             .map(|_| bytes);
-        // Nobody listens any more after a time-out.
+        // After a time-out there is no receiver, and sending fails.
         let _ = sender.send(outcome);
     });
     let left = deadline.saturating_duration_since(Instant::now());
@@ -360,8 +362,8 @@ fn read_output(child: &mut Child, deadline: Instant) -> io::Result<Zeroizing<Vec
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// A program that closes its output need not end: it is looked at every few milliseconds until the
-/// deadline.
+/// Waits for the program to end. A program that has closed its output may still run, so it is
+/// polled every few milliseconds until the deadline.
 fn wait_until(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {

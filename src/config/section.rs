@@ -1,5 +1,5 @@
-//! Typed reading of one section: every getter gives the value, or notes what is wrong with it and
-//! gives nothing.
+//! Typed reading of one section: every getter returns the value, or records the problem and returns
+//! nothing.
 
 use super::document::Document;
 use super::problem::{Notice, Problem};
@@ -12,18 +12,19 @@ use std::str::FromStr;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// What reading has found so far. Shared by all sections, so that everything is reported together.
+/// The problems and notices found so far. All sections share them, so that everything is reported
+/// together.
 #[derive(Default)]
 pub(super) struct Findings {
     problems: RefCell<Vec<Problem>>,
     notices: RefCell<Vec<Notice>>,
-    /// The keys that stand in the file, with their lines.
+    /// The keys in the file, with their lines.
     given: RefCell<BTreeMap<String, usize>>,
-    /// The keys that were asked for: a test holds them against the schema.
+    /// The keys that were read: a test compares them with the schema.
     asked: RefCell<BTreeSet<String>>,
 }
 
-/// What is left of [`Findings`] at the end.
+/// The final content of [`Findings`].
 pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
     pub(super) notices: Vec<Notice>,
@@ -40,7 +41,7 @@ impl Findings {
         self.problems.borrow_mut().push(problem);
     }
 
-    /// Ends reading. Problems come in the order of their lines, those without a line last.
+    /// Ends reading. Problems are sorted by their lines, those without a line last.
     pub(super) fn finish(self) -> Found {
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|problem| problem.line.unwrap_or(usize::MAX));
@@ -53,7 +54,7 @@ impl Findings {
     }
 }
 
-/// One section, present or not.
+/// A section, present in the file or not.
 pub(super) struct Section<'d> {
     spec: &'static SectionSpec,
     table: Option<&'d DeTable<'d>>,
@@ -65,7 +66,7 @@ pub(super) struct Section<'d> {
 type Value<'d> = Spanned<DeValue<'d>>;
 
 impl<'d> Section<'d> {
-    /// The section of that name.
+    /// Opens the section with this name.
     pub(super) fn open(
         document: &'d Document<'d>,
         name: &'static str,
@@ -83,23 +84,23 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// Whether it stands in the file.
+    /// Whether the section is in the file.
     pub(super) fn is_present(&self) -> bool {
         self.table.is_some()
     }
 
-    /// Whether the key stands in the file.
+    /// Whether the key is in the file.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(key))
     }
 
-    /// The names of all keys in the file, known or not.
+    /// Returns the names of all keys in the file, known or not.
     pub(super) fn key_names(&self) -> Vec<String> {
         let names = self.table.into_iter().flat_map(|table| table.keys());
         names.map(|name| name.get_ref().to_string()).collect()
     }
 
-    /// The key with its section.
+    /// Returns the key with its section.
     pub(super) fn dotted(&self, key: &str) -> String {
         format!("{}.{key}", self.spec.name)
     }
@@ -119,7 +120,7 @@ impl<'d> Section<'d> {
         Some(self.document.line(&name.span()))
     }
 
-    /// Notes a problem of a key that is there.
+    /// Records a problem of a key.
     pub(super) fn refuse(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
         let line = self.key_line(key).or(self.line);
         self.findings.problem(Problem {
@@ -130,12 +131,12 @@ impl<'d> Section<'d> {
         });
     }
 
-    /// Notes that a key is not there.
+    /// Records that a key is missing.
     pub(super) fn missing(&self, key: &str, expected: &str, hint: Option<String>) {
         self.refuse(key, format!("is missing; expected {expected}"), hint);
     }
 
-    /// Notes a problem of the section as a whole.
+    /// Records a problem of the section as a whole.
     pub(super) fn refuse_section(&self, message: impl Into<String>, hint: Option<String>) {
         let key = Some(format!("[{}]", self.spec.name));
         self.findings.problem(Problem {
@@ -146,7 +147,7 @@ impl<'d> Section<'d> {
         });
     }
 
-    /// Whether a key of this section was refused.
+    /// Whether a problem of a key of this section was recorded.
     pub(super) fn has_problems(&self) -> bool {
         let prefix = self.dotted("");
         self.findings.problems.borrow().iter().any(|problem| {
@@ -157,7 +158,7 @@ impl<'d> Section<'d> {
         })
     }
 
-    /// Notes something worth knowing. The text is a whole sentence.
+    /// Records a notice about a key. The text is a whole sentence.
     pub(super) fn notice(&self, key: &str, text: impl Into<String>) {
         self.findings.notices.borrow_mut().push(Notice {
             key: self.dotted(key),
@@ -165,7 +166,7 @@ impl<'d> Section<'d> {
         });
     }
 
-    /// Notes something worth knowing about the section.
+    /// Records a notice about the section.
     pub(super) fn notice_section(&self, text: impl Into<String>) {
         self.findings.notices.borrow_mut().push(Notice {
             key: self.spec.name.to_owned(),
@@ -173,9 +174,9 @@ impl<'d> Section<'d> {
         });
     }
 
-    /// Reports keys that nobody knows.
+    /// Reports unknown keys.
     pub(super) fn check_names(&self) {
-        // A section without a list of keys checks their form itself.
+        // The reader of a section without a list of keys checks their form itself.
         for name in self
             .key_names()
             .into_iter()
@@ -219,7 +220,7 @@ impl<'d> Section<'d> {
         );
     }
 
-    /// A text, as it stands.
+    /// Returns a text, unchanged.
     pub(super) fn text(&self, key: &str) -> Option<String> {
         let value = self.value(key)?;
         let text = value.get_ref().as_str();
@@ -229,7 +230,7 @@ impl<'d> Section<'d> {
         text.map(str::to_owned)
     }
 
-    /// A text of a form.
+    /// Returns a text that `parse` has checked.
     pub(super) fn checked<T>(
         &self,
         key: &str,
@@ -240,12 +241,12 @@ impl<'d> Section<'d> {
             .ok()
     }
 
-    /// A text of a form that a type knows.
+    /// Returns a text parsed as a type.
     pub(super) fn parsed<T: FromStr<Err = InvalidValue>>(&self, key: &str) -> Option<T> {
         self.checked(key, str::parse)
     }
 
-    /// A text of a form; an empty text counts as absent.
+    /// Returns a text parsed as a type; an empty text counts as absent.
     pub(super) fn parsed_unless_empty<T: FromStr<Err = InvalidValue>>(
         &self,
         key: &str,
@@ -256,7 +257,7 @@ impl<'d> Section<'d> {
         if empty { None } else { self.parsed(key) }
     }
 
-    /// `true` or `false`.
+    /// Returns `true` or `false`.
     pub(super) fn switch(&self, key: &str) -> Option<bool> {
         let value = self.value(key)?;
         let on = value.get_ref().as_bool();
@@ -266,7 +267,7 @@ impl<'d> Section<'d> {
         on
     }
 
-    /// A whole number within a range.
+    /// Returns a whole number within a range.
     pub(super) fn number(&self, key: &str, range: RangeInclusive<u32>) -> Option<u32> {
         let value = self.value(key)?;
         let expected = format!(
@@ -287,7 +288,7 @@ impl<'d> Section<'d> {
         None
     }
 
-    /// A size within a range: text with a unit, or a number of bytes.
+    /// Returns a size within a range: text with a unit, or a number of bytes.
     pub(super) fn size(&self, key: &str, range: RangeInclusive<Size>) -> Option<Size> {
         let value = self.value(key)?;
         let size = match integer(value.get_ref()) {
@@ -313,7 +314,7 @@ impl<'d> Section<'d> {
         Some(size)
     }
 
-    /// A list of texts.
+    /// Returns a list of texts.
     pub(super) fn list(&self, key: &str) -> Option<Vec<String>> {
         let value = self.value(key)?;
         let expected = "a list of texts, [\"a\", \"b\"]";
@@ -339,7 +340,7 @@ impl<'d> Section<'d> {
         }
     }
 
-    /// A list, or one text in the place of a list of one.
+    /// Returns a list; a single text counts as a list of one.
     pub(super) fn text_or_list(&self, key: &str) -> Option<Vec<String>> {
         match self.value(key)?.get_ref() {
             DeValue::String(text) => Some(vec![text.to_string()]),
@@ -353,7 +354,7 @@ impl<'d> Section<'d> {
             .is_some_and(|value| value.get_ref().is_str())
     }
 
-    /// Parses the items of a list, noting each that is wrong. `None` when any is.
+    /// Parses the items of a list, and records each invalid one. Returns `None` if any is invalid.
     pub(super) fn parse_items<T, E>(
         &self,
         key: &str,

@@ -1,4 +1,4 @@
-//! `[send]`: the form of the stream.
+//! `[send]`: the parameters of the stream.
 
 use super::Size;
 use super::section::Section;
@@ -7,10 +7,10 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-/// Whether encrypted blocks leave as they lie on disk.
+/// Whether encrypted blocks are sent as they lie on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum RawMode {
-    /// Exactly when the dataset is encrypted.
+    /// Raw exactly if the dataset is encrypted.
     #[default]
     Auto,
     /// Always.
@@ -19,39 +19,39 @@ pub enum RawMode {
     Never,
 }
 
-/// What is applied to the stream before it is sealed.
+/// The compression of the stream before it is sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
-    /// Nothing.
+    /// No compression.
     #[default]
     None,
     /// zstd.
     Zstd {
-        /// 1 to 19.
+        /// The level, 1 to 19.
         level: i32,
-        /// The bits of a window in which repetitions are found far apart; `None` for that of the
-        /// level.
+        /// The size in bits of the window in which repetitions are found; `None` means the level's
+        /// own window.
         long: Option<u32>,
     },
 }
 
-/// So many threads compress and seal at most: with more of them the reader, the hasher and the line
-/// come first.
+/// The maximum number of threads that compress and seal. With more threads the reader, the hasher
+/// and the network become the bottleneck.
 pub const SEALING_THREADS_MAX: usize = 4;
 /// zstd's own default.
 const ZSTD_LEVEL_DEFAULT: i32 = 3;
-/// Levels 17 to 19 look back 23 bits without being told; above 27 `zstd -d` wants an option, and a
-/// restore more memory.
+/// The range of window sizes. Levels 17 to 19 have 23 bits by default; above 27 `zstd -d` needs an
+/// option, and a restore needs more memory.
 const LONG_BITS: RangeInclusive<u32> = 24..=27;
 
 /// `[send]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendSection {
-    /// Raw or not.
+    /// The mode for raw sends.
     pub raw: RawMode,
-    /// Compressed blocks leave as they lie on disk.
+    /// Whether compressed blocks are sent as they lie on disk.
     pub compressed: bool,
-    /// Small blocks travel inside their pointers.
+    /// Whether small blocks are sent embedded in their block pointers.
     pub embedded: bool,
     /// Compression of the stream.
     pub compression: Compression,
@@ -115,13 +115,14 @@ impl fmt::Display for RawMode {
 }
 
 impl Compression {
-    /// Memory that it takes beyond what it takes at the lower levels, at most: tables of each
+    /// Returns the maximum memory in bytes in addition to that of the lower levels: tables of each
     /// thread, and the window.
     pub(super) fn peak_bytes(self) -> u64 {
         let Self::Zstd { level, long } = self else {
             return 0;
         };
-        // 4 bytes an entry of the level's hash and chain tables, and some for the optimal parser.
+        // Mebibytes for each thread: 4 bytes per entry of the level's hash and chain tables, and an
+        // allowance for the optimal parser.
         let thread = match level {
             ..=8 => 0,
             9 => 16,
@@ -130,8 +131,8 @@ impl Compression {
             15..=18 => 68,
             _ => 108,
         };
-        // The window, and what is read ahead of it: more where the level makes jobs of 16 MiB of
-        // it.
+        // The window, and the data that is read ahead of it, which is more at levels that make jobs
+        // of 16 MiB from it.
         let ahead = if level > 18 {
             Size::mebibytes(128).bytes()
         } else {

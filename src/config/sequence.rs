@@ -1,16 +1,16 @@
-//! `[backup-sequence]`: what `perform` runs, in the order of the step numbers.
+//! `[backup-sequence]`: the steps of `perform`, in the order of the step numbers.
 
 use super::section::Section;
 use super::{Config, schema};
 
-/// One step. Whether its words are a command of this program is for the command line to say.
+/// A step. The command line parser decides whether its words are a command of this program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SequenceStep {
-    /// The key: `step01`.
+    /// The key of the step: `step01`.
     pub name: String,
-    /// The command line as it stands.
+    /// The command line, unchanged.
     pub line: String,
-    /// Its words, split as a shell would.
+    /// The words of the command line, split as a shell would.
     pub words: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ pub(super) const KNOWN_TYPO: (&str, &str) = (
     "upload-intermediate-to-remote",
 );
 
-/// The number of a step: `step01` is 1.
+/// Returns the number of a step: 1 for `step01`.
 fn step_number(name: &str) -> Option<u64> {
     let digits = name
         .strip_prefix("step")
@@ -101,7 +101,7 @@ fn read_step(section: &Section<'_>, name: &str) -> Option<SequenceStep> {
     step
 }
 
-/// The steps of a configuration without `[backup-sequence]`.
+/// Returns the steps of a configuration without `[backup-sequence]`.
 pub(super) fn default_steps(config: &Config) -> Vec<SequenceStep> {
     let backup = if config.remote.is_some() {
         "stream-to-remote"

@@ -1,4 +1,4 @@
-//! [`Config::to_display_toml`]: the whole configuration as it is in effect, for `config show`.
+//! [`Config::to_display_toml`]: the whole configuration in effect, for `config show`.
 
 use super::keys::KeySource;
 use super::main_section::SnapshotSource;
@@ -10,11 +10,12 @@ use std::fmt::Display;
 use std::path::Path;
 use toml::Value;
 
-/// A key with its value, or without when nothing is set.
+/// A key with its value; `None` if the key has no value.
 type Entry<'c> = (&'c str, Option<Value>);
 
 impl Config {
-    /// The configuration as TOML, with all defaults (marked as such), and with secrets hidden.
+    /// Writes the configuration as TOML, with all defaults (marked as such) and with secrets
+    /// hidden.
     pub fn to_display_toml(&self) -> String {
         let mut shown = format!("# {}, merged with the defaults\n", self.file.display());
         for (section, entries) in self.entries() {
@@ -38,8 +39,8 @@ impl Config {
         format!("{key} = {value}{mark}\n")
     }
 
-    /// The sections that have an effect or stand in the file, with all their keys in the order of
-    /// the schema.
+    /// Returns the sections that have an effect or are in the file, with all their keys in the
+    /// order of the schema.
     fn entries(&self) -> Vec<(&'static str, Vec<Entry<'_>>)> {
         let is_s3 = matches!(self.remote, Some(Remote::S3 { .. }));
         let is_b2 = matches!(self.remote, Some(Remote::B2 { .. }));
@@ -277,7 +278,7 @@ fn retention_entries(rules: &RetentionRules) -> Vec<Entry<'_>> {
     ]
 }
 
-// All of these give `Some`: they are used where an entry may also have no value.
+// All of these return `Some`, because they are used where an entry may also have no value.
 
 fn text(value: impl Display) -> Option<Value> {
     Some(Value::String(value.to_string()))

@@ -1,5 +1,5 @@
-//! What the remotes need besides their name: `[s3]`, `[b2]`, `[prune]`, and how a chunk is cut into
-//! parts.
+//! Settings of the remotes in addition to their name: `[s3]`, `[b2]`, `[prune]`, and how a chunk is
+//! cut into parts.
 
 use super::paths::Environment;
 use super::secret::{Secret, SecretError, SecretFile};
@@ -8,26 +8,27 @@ use super::units::{InvalidValue, Size};
 use crate::store::{LockMode, ObjectLock, S3Checksum};
 use std::path::PathBuf;
 
-/// Smaller parts are refused by S3 (all but the last); B2 allows 5,000,000 bytes, which this
-/// covers.
+/// The smallest part. S3 refuses smaller parts (except the last); B2's minimum of 5,000,000 bytes
+/// is lower.
 pub(super) const PART_SIZE_MIN: Size = Size::mebibytes(5);
-/// The largest part that S3 takes.
+/// The largest part that S3 accepts.
 const PART_SIZE_MAX: Size = Size(5 << 30);
-/// The most parts that one object may have in S3 and in B2.
+/// The maximum number of parts of one object in S3 and in B2.
 pub(super) const PARTS_MAX: u64 = 10_000;
-/// The most parts that every S3-compatible store takes (Scaleway's limit).
+/// The maximum number of parts that every S3-compatible store accepts (Scaleway's limit).
 pub(super) const PARTS_EVERYWHERE_MAX: u64 = 1000;
-/// 131 requests a gibibyte, and memory below 96 MiB with four parts in flight.
+/// The default part size: 131 requests per gibibyte, and memory below 96 MiB with four parts in
+/// flight.
 const PART_SIZE_DEFAULT: Size = Size::mebibytes(8);
 const CONCURRENCY_DEFAULT: u32 = 4;
 const CONCURRENCY_MAX: u32 = 64;
 
-/// How chunks travel: in parts of this size, so many at once.
+/// How a chunk is uploaded: the size of its parts, and how many are uploaded at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartSettings {
-    /// All parts of a chunk but the last have exactly this size.
+    /// The exact size of all parts of a chunk except the last.
     pub part_size: Size,
-    /// Parts in flight.
+    /// The number of parts in flight.
     pub concurrency: u32,
 }
 
@@ -43,9 +44,9 @@ impl Default for PartSettings {
 /// The two files of a pair of credentials: the id and the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialFiles {
-    /// The file of the key's id.
+    /// The file with the key's id.
     pub id_file: SecretFile,
-    /// The file of the key itself.
+    /// The file with the key itself.
     pub secret_file: SecretFile,
 }
 
@@ -62,7 +63,7 @@ impl CredentialFiles {
     }
 }
 
-/// `[s3]`. What is `None` is found by the SDK's own chain (environment, shared files, instance).
+/// `[s3]`. For a `None` the SDK's own chain applies (environment, shared files, instance).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct S3Section {
     /// The URL of a store that is not AWS.
@@ -71,42 +72,42 @@ pub struct S3Section {
     pub region: Option<String>,
     /// The profile of the shared configuration files.
     pub profile: Option<String>,
-    /// Credentials in files of their own.
+    /// Credentials in separate files.
     pub credential_files: Option<CredentialFiles>,
     /// The storage class of chunks.
     pub storage_class: Option<String>,
-    /// The bucket in the path; `None`: exactly when an endpoint is given.
+    /// Whether the bucket is in the path; `None` means exactly if an endpoint is given.
     pub path_style: Option<bool>,
-    /// The checksum that the store verifies and keeps; `None`: the strongest that a probe of the
-    /// store finds.
+    /// The checksum that the store verifies and keeps; `None` means the strongest that a probe of
+    /// the store finds.
     pub checksum: Option<S3Checksum>,
-    /// Parts.
+    /// Settings for parts.
     pub parts: PartSettings,
-    /// How long the store refuses to delete objects.
+    /// The time for which the store refuses to delete objects.
     pub lock: Option<ObjectLock>,
 }
 
 /// `[b2]`. Without files the keys come from `B2_APPLICATION_KEY_ID` and `B2_APPLICATION_KEY`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct B2Section {
-    /// Application key in files of its own.
+    /// The application key in separate files.
     pub credential_files: Option<CredentialFiles>,
-    /// Parts.
+    /// Settings for parts.
     pub parts: PartSettings,
-    /// Where chunks are spooled when the store needs them whole.
+    /// The folder in which chunks are spooled if the store needs them complete.
     pub spool_dir: Option<PathBuf>,
-    /// How long B2 refuses to delete files.
+    /// The time for which B2 refuses to delete files.
     pub lock: Option<ObjectLock>,
 }
 
-/// `[prune]`: other credentials for deleting.
+/// `[prune]`: separate credentials for deletion.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PruneSection {
     /// The profile of the shared configuration files.
     pub profile: Option<String>,
-    /// For an S3 remote.
+    /// Credentials for an S3 remote.
     pub s3_credential_files: Option<CredentialFiles>,
-    /// For a B2 remote.
+    /// Credentials for a B2 remote.
     pub b2_credential_files: Option<CredentialFiles>,
 }
 
@@ -154,7 +155,8 @@ impl PruneSection {
     }
 }
 
-/// Both files or neither: half a pair would silently fall back on the other half of another pair.
+/// Reads both files or neither: half a pair would silently be completed with the other half of
+/// another pair.
 fn read_credential_files(section: &Section<'_>, keys: [&str; 2]) -> Option<CredentialFiles> {
     let [id_key, secret_key] = keys;
     let id_file = section.parsed::<SecretFile>(id_key);
@@ -175,7 +177,7 @@ fn check_profile(section: &Section<'_>, keys: [&str; 2]) {
         section.refuse(
             "profile",
             format!(
-                "stands beside {}; expected only one of them",
+                "conflicts with {}; expected only one of them",
                 keys.join(" and ")
             ),
             None,
@@ -195,14 +197,14 @@ fn read_parts(section: &Section<'_>) -> PartSettings {
     }
 }
 
-/// How many bytes a chunk has at most once it is sealed: age adds 16 bytes to every 64 KiB and a
-/// header, and zstd adds less than 1/256 to what it cannot compress (`ZSTD_COMPRESSBOUND`).
+/// Returns the maximum bytes of a sealed chunk: age adds 16 bytes to every 64 KiB and a header, and
+/// zstd adds less than 1/256 to incompressible data (`ZSTD_COMPRESSBOUND`).
 pub(super) fn sealed_bytes_max(split_size: Size) -> u64 {
     let stream = split_size.bytes();
     stream + stream / 4096 + stream / 256 + (64 << 10)
 }
 
-/// Holds the number of parts of one chunk against what stores take.
+/// Checks the number of parts of one chunk against the limits of stores.
 pub(super) fn check_part_count(
     main: &Section<'_>,
     store: &Section<'_>,
@@ -232,8 +234,8 @@ pub(super) fn check_part_count(
     }
 }
 
-/// The smallest part that makes a number which every store takes, where parts may be as large as
-/// that.
+/// Returns the remedy: the smallest part size whose number of parts every store accepts, unless
+/// that size is too large for S3.
 fn part_count_hint(split_size: Size) -> String {
     let enough =
         Size::mebibytes((sealed_bytes_max(split_size).div_ceil(PARTS_EVERYWHERE_MAX) >> 20) + 1);
@@ -284,7 +286,7 @@ fn storage_class(text: &str) -> Result<String, InvalidValue> {
     })
 }
 
-/// The word for the strongest that the store keeps.
+/// The word for the strongest checksum that the store keeps.
 pub(super) const CHECKSUM_AUTO: &str = "auto";
 
 fn checksum(text: &str) -> Result<Option<S3Checksum>, InvalidValue> {
@@ -299,7 +301,7 @@ fn checksum(text: &str) -> Result<Option<S3Checksum>, InvalidValue> {
         .ok_or_else(|| InvalidValue::new(text, "one of auto, crc64nvme, sha256, crc32c, md5"))
 }
 
-/// The days and the mode; 0 days is no lock.
+/// Reads the days and the mode; 0 days means no lock.
 fn read_lock(store: &Section<'_>) -> Option<ObjectLock> {
     let given = store.number("object_lock_days", 0..=36_500);
     let days = given.filter(|days| *days > 0);
@@ -308,7 +310,7 @@ fn read_lock(store: &Section<'_>) -> Option<ObjectLock> {
         let found = known.into_iter().find(|mode| mode.to_string() == text);
         found.ok_or_else(|| InvalidValue::new(text, "governance or compliance"))
     });
-    // Days that are wrong are told already.
+    // Invalid days were already reported.
     let without = days.is_none() && (given == Some(0) || !store.has("object_lock_days"));
     if mode.is_some() && without {
         store.refuse(
@@ -324,7 +326,8 @@ fn read_lock(store: &Section<'_>) -> Option<ObjectLock> {
     })
 }
 
-/// An absolute path without `..`, whose meaning does not depend on where the program is started.
+/// Checks for an absolute path without `..`, whose meaning does not depend on the working
+/// directory.
 pub(super) fn absolute_path(text: &str) -> Result<PathBuf, InvalidValue> {
     let path = PathBuf::from(text);
     let climbs = path

@@ -1,12 +1,12 @@
-//! Which files may be believed: a pure judgement over what `fstat` says, and the one way in which
-//! files are opened.
+//! Decides which files can be trusted: a pure decision over the result of `fstat`, and the only
+//! function that opens such files.
 //!
-//! A configuration names hooks that run as root and keys that open backups, so whoever can change
-//! it owns the host. The rule is that of OpenSSH's `StrictModes`: the file and every folder above
-//! it belong to root or to the running user, and nobody else can write there. A sticky folder such
-//! as `/tmp` may be writable by all, because nobody but the owner can replace a file in it, and the
-//! owner is checked. A file with a secret must not be readable by others. Access control lists need
-//! no look of their own: their mask shows in the group bits.
+//! A configuration names hooks that run as root and keys that open backups, so anyone who can
+//! change it controls the host. The rule is that of OpenSSH's `StrictModes`: the file and every
+//! folder above it belong to root or to the running user, and nobody else can write there. A sticky
+//! folder such as `/tmp` may be writable by all, because only the owner can replace a file in it,
+//! and the owner is checked. A file with a secret must not be readable by others. Access control
+//! lists need no separate check: their mask shows in the group bits.
 
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
@@ -16,23 +16,23 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// What is asked of a file besides that others cannot change it.
+/// The demand on a file, in addition to being unchangeable by others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Demand {
-    /// Nothing more.
+    /// No additional demand.
     Unchangeable,
-    /// Nobody else can read it.
+    /// Only the owner can read the file.
     Secret,
-    /// A systemd credential. systemd gives it to the service's user by an access control list,
+    /// A systemd credential. systemd grants the service's user access by an access control list,
     /// whose mask shows as group read permission (`exec-credential.c`); the folder around it is
-    /// closed.
+    /// closed to others.
     Credential,
 }
 
-/// What the file system says of a file or folder.
+/// The facts about a file or folder from the file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
-    /// The owner.
+    /// The user id of the owner.
     pub uid: u32,
     /// Type and permission bits, as in `st_mode`.
     pub mode: u32,
@@ -58,19 +58,19 @@ impl Facts {
     }
 }
 
-/// Why a file or folder is not believed.
+/// The reason why a file or folder is not trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// A folder, a pipe or a device.
     #[error("is not a regular file")]
     NotAFile,
-    /// Somebody else's.
+    /// The owner is another user.
     #[error("belongs to user {0}, not to root or the running user")]
     Owner(u32),
-    /// Others could change it.
+    /// Other users could change the file.
     #[error("is writable by others (mode {:04o})", .0 & 0o7777)]
     Writable(u32),
-    /// Others could read the secret in it.
+    /// Other users could read the secret in the file.
     #[error("has a secret in it and is readable by others (mode {:04o})", .0 & 0o7777)]
     Readable(u32),
 }
@@ -98,7 +98,7 @@ pub fn judge_file(facts: Facts, demand: Demand, running_uid: u32) -> Result<(), 
     Ok(())
 }
 
-/// Judges a folder on the way to a file. Pure.
+/// Judges a folder in the path of a file. Pure.
 ///
 /// # Errors
 /// The first [`Flaw`].
@@ -110,19 +110,21 @@ pub fn judge_folder(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
     Ok(())
 }
 
-/// Which users, other than root and the running user, may write in a folder that the program uses.
+/// The rule for other users (besides root and the running user) who may write in a folder that the
+/// program uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FolderRule {
-    /// No other user: others could put files there under the names that the program reads.
+    /// No other user may write there, because others could create files under the names that the
+    /// program reads.
     Closed,
-    /// Everybody where the folder is sticky, as in `/run/lock` and `/var/tmp`: the program makes
-    /// its files there with `O_EXCL`, and checks what it finds.
+    /// All users may write there if the folder is sticky, as in `/run/lock` and `/var/tmp`: the
+    /// program creates its files there with `O_EXCL`, and checks existing ones.
     MayBeSticky,
 }
 
-/// Judges a folder that the program writes in, every folder above it, and every link on the way, as
-/// OpenSSH judges the way to a file. A folder that does not exist yet is judged by the nearest one
-/// that does. Blocks.
+/// Judges a folder that the program writes in, every folder above it, and every symbolic link in
+/// its path, as OpenSSH judges the path to a file. If the folder does not exist yet, the nearest
+/// existing folder above it is judged. Blocks.
 ///
 /// # Errors
 /// [`FileError::Distrusted`] naming the folder or the link; [`FileError::Io`] when one could not be
@@ -187,10 +189,10 @@ pub fn judge_place(path: &Path, rule: FolderRule, running_uid: u32) -> Result<()
     Ok(())
 }
 
-/// The most links on one path; the kernel follows no more.
+/// The maximum number of links in one path, as in the kernel.
 const LINKS_MAX: u32 = 40;
 
-/// The names of a path, the last one first.
+/// Returns the components of a path, the last one first.
 fn components_reversed(path: &Path) -> Vec<OsString> {
     let names = path
         .components()
@@ -209,45 +211,45 @@ fn judge_owner(facts: Facts, running_uid: u32) -> Result<(), Flaw> {
     }
 }
 
-/// A file that was not opened or not believed.
+/// A file that could not be opened or is not trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The operating system refused.
     #[error("{operation} {}", path.display())]
     Io {
-        /// What was attempted.
+        /// The attempted operation.
         operation: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The operating system's reason.
         #[source]
         source: io::Error,
     },
-    /// It is not to be believed.
+    /// The file is not trusted.
     #[error("{} {flaw}", path.display())]
     Distrusted {
-        /// The file, or the folder above it.
+        /// The file, or a folder above it.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason why it is not trusted.
         flaw: Flaw,
     },
-    /// Larger than such a file ever is.
+    /// The file is larger than such a file ever is.
     #[error("{} is larger than {bytes_max} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// The limit.
+        /// The limit in bytes.
         bytes_max: u64,
     },
 }
 
 impl FileError {
-    /// Whether there is no such file.
+    /// Whether the file does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// The command that mends it, where there is one.
+    /// Returns the command that repairs the file's owner or mode, if there is one.
     pub fn hint(&self) -> Option<String> {
         let Self::Distrusted { path, flaw } = self else {
             return None;
@@ -266,8 +268,8 @@ impl FileError {
 }
 
 impl FileError {
-    /// As [`FileError::hint`], for a folder of backups. Root may be unable to own or change it, as
-    /// on NFS with `root_squash`.
+    /// Returns [`FileError::hint`] for a folder of backups. Root may be unable to own or change
+    /// such a folder, as on NFS with `root_squash`.
     pub fn hint_for_backups(&self) -> Option<String> {
         let hint = self.hint()?;
         let Self::Distrusted { flaw, .. } = self else {
@@ -286,12 +288,12 @@ impl FileError {
     }
 }
 
-/// Opens a file that meets the demand. The judgement is of the opened descriptor, so the file
-/// cannot be exchanged in between; the folders are judged on the resolved path, and again on the
-/// path as given when that is a link.
+/// Opens a file that meets the demand. The opened descriptor is judged, so that the file cannot be
+/// exchanged in between. The folders are judged on the resolved path, and again on the given path
+/// if that is a link.
 ///
 /// # Errors
-/// [`FileError`] when it cannot be opened or is not believed.
+/// [`FileError`] when the file cannot be opened or is not trusted.
 pub fn open_trusted(
     path: &Path,
     demand: Demand,
@@ -307,8 +309,8 @@ pub fn open_trusted(
     judge_link(path, running_uid)?;
     let resolved = path.canonicalize().map_err(io_error("open"))?;
     judge_folders_above(&resolved, running_uid)?;
-    // NOFOLLOW: the path is resolved, so a link that appears now is an attack. NONBLOCK: a pipe
-    // must not hang us.
+    // NOFOLLOW: the path is resolved, so a link that appears now is an attack. NONBLOCK: opening a
+    // pipe must not hang.
     let flags =
         OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = rustix::fs::open(&resolved, flags, Mode::empty())
@@ -322,10 +324,10 @@ pub fn open_trusted(
     Ok((file, facts))
 }
 
-/// Reads a trusted file whole. Blocks.
+/// Reads a trusted file completely. Blocks.
 ///
 /// # Errors
-/// [`FileError`] as for [`open_trusted`], and above `bytes_max`.
+/// [`FileError`] as for [`open_trusted`], and for a file larger than `bytes_max`.
 pub fn read_trusted(
     path: &Path,
     demand: Demand,
@@ -350,8 +352,8 @@ pub fn read_trusted(
     Ok((bytes, facts))
 }
 
-/// A link in a folder where others can write must be ours or root's, or it could be turned to
-/// another file.
+/// Judges a link. In a folder where others can write the link must belong to root or to the running
+/// user; otherwise it could be redirected to another file.
 fn judge_link(path: &Path, running_uid: u32) -> Result<(), FileError> {
     let io_error = |source| FileError::Io {
         operation: "open",
@@ -623,8 +625,8 @@ mod tests {
         let (open, closed) = (root.join("open"), root.join("closed"));
         fs::create_dir(&open).unwrap();
         fs::create_dir(&closed).unwrap();
-        // first -> open/second -> ../closed: the path as given and its target look good, the way
-        // does not.
+        // first -> open/second -> ../closed: the given path and its target are safe, but the path
+        // in between is not.
         symlink(open.join("second"), root.join("first")).unwrap();
         symlink("../closed", open.join("second")).unwrap();
         let place = root.join("first/state");

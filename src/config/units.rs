@@ -1,19 +1,19 @@
-//! Quantities as people write them: [`Size`], [`Age`], [`TimeLimit`]. Each prints what it parses.
+//! Quantities as users write them: [`Size`], [`Age`], [`TimeLimit`]. Each prints the form that it
+//! parses.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A value that is not what it should be: the value, what was expected, and what to write instead
-/// where that is known.
+/// An invalid value: the value, the expected form, and a replacement if one is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?}: expected {expected}")]
 pub struct InvalidValue {
-    /// The value as it was given.
+    /// The value as given.
     pub value: String,
-    /// What a valid value looks like.
+    /// The form of a valid value.
     pub expected: String,
-    /// What a person can do.
+    /// The remedy.
     pub hint: Option<String>,
 }
 
@@ -41,18 +41,18 @@ const SIZE_UNITS: [(char, u32); 4] = [('T', 40), ('G', 30), ('M', 20), ('K', 10)
 const SIZE_FORM: &str = "a size such as 1G, 64M or 512K (binary multiples), or a number of bytes";
 
 impl Size {
-    /// The bytes.
+    /// Returns the number of bytes.
     pub const fn bytes(self) -> u64 {
         self.0
     }
 
-    /// The bytes as the length of something in memory; what no memory can hold becomes the largest
-    /// length.
+    /// Returns the bytes as a length in memory. A size that exceeds the address space becomes the
+    /// largest length.
     pub fn in_memory(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 
-    /// `count` times 2^20 bytes.
+    /// Returns a size of `count` mebibytes.
     pub const fn mebibytes(count: u64) -> Self {
         Self(count << 20)
     }
@@ -83,7 +83,8 @@ impl FromStr for Size {
     }
 }
 
-/// `1.5G` is refused, with the whole number that says the same where there is one.
+/// Suggests the equal whole number for a fraction such as `1.5G`, which is refused, if there is
+/// one.
 fn fraction_hint(invalid: InvalidValue, whole: &str, fraction: &str, shift: u32) -> InvalidValue {
     let (Some(whole), Some(part), Some(lower)) = (
         plain_number(whole),
@@ -106,7 +107,7 @@ fn fraction_hint(invalid: InvalidValue, whole: &str, fraction: &str, shift: u32)
     }
 }
 
-/// At most 15 digits, so that sums of such numbers stay within 64 bits.
+/// Parses at most 15 digits, so that sums of such numbers stay within 64 bits.
 fn plain_number(text: &str) -> Option<u64> {
     let plain = !text.is_empty() && text.len() <= 15 && text.bytes().all(|b| b.is_ascii_digit());
     plain.then(|| text.parse().ok()).flatten()
@@ -122,7 +123,7 @@ impl fmt::Display for Size {
     }
 }
 
-/// How old something is: `1h 7d 1w 6m 1y`, where m is 30 days and y 365. Kept as written, so that a
+/// An age: `1h 7d 1w 6m 1y`, where m is 30 days and y 365. The unit is kept as written, so that a
 /// plan can say "6m".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Age {
@@ -146,13 +147,13 @@ const AGE_UNITS: [(char, AgeUnit, u64); 5] = [
     ('m', AgeUnit::Month, 30 * 24),
     ('y', AgeUnit::Year, 365 * 24),
 ];
-/// A hundred years: nothing here is older, and sums of times stay far from overflow.
+/// The largest age, a hundred years, which keeps sums of times far from overflow.
 const AGE_HOURS_MAX: u64 = 100 * 365 * 24;
 const AGE_FORM: &str =
     "an age such as 1h, 7d, 1w, 6m or 1y (m = 30 days, y = 365 days), at most 100y";
 
 impl Age {
-    /// That many days.
+    /// Returns an age of `count` days.
     pub const fn days(count: u32) -> Self {
         Self {
             count,
@@ -160,7 +161,7 @@ impl Age {
         }
     }
 
-    /// The age as a length of time.
+    /// Returns the age as a duration.
     pub fn duration(self) -> Duration {
         Duration::from_secs(self.hours() * 3600)
     }
@@ -202,7 +203,7 @@ impl fmt::Display for Age {
     }
 }
 
-/// How long something may take: `30s 10m 2h 1d`, where m is a minute.
+/// A time limit: `30s 10m 2h 1d`, where m is a minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TimeLimit(Duration);
 
@@ -210,12 +211,12 @@ const TIME_UNITS: [(char, u64); 4] = [('d', 86_400), ('h', 3600), ('m', 60), ('s
 const TIME_FORM: &str = "a duration such as 30s, 10m, 2h or 1d (m = minutes), at most 365d";
 
 impl TimeLimit {
-    /// That many seconds.
+    /// Returns a limit of `count` seconds.
     pub const fn seconds(count: u64) -> Self {
         Self(Duration::from_secs(count))
     }
 
-    /// The limit as a length of time.
+    /// Returns the limit as a duration.
     pub const fn duration(self) -> Duration {
         self.0
     }

@@ -146,7 +146,7 @@ pub(super) const KEY_FILE: Target = Target {
     ],
 };
 
-/// Any text as the configuration file.
+/// Parses any text as the configuration file.
 fn configuration(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
     let env = Environment {
@@ -171,8 +171,8 @@ fn configuration(input: &[u8]) {
     }
 }
 
-/// Any text as an INI file with an rclone.conf behind a zero byte. The conversion must give valid
-/// TOML.
+/// Converts any text as an INI file, with an rclone.conf behind a zero byte. The conversion must
+/// give valid TOML.
 fn ini(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
     let (text, conf) = text
@@ -184,7 +184,7 @@ fn ini(input: &[u8]) {
         Ok(_) => return,
         Err(error) => error.to_string(),
     };
-    // A key or a section that stood twice stands twice still, and `config check` names both lines.
+    // A key or a section that stood twice is written twice, and `config check` names both lines.
     assert!(
         problem.contains("duplicate key"),
         "{problem}in\n{}",
@@ -192,7 +192,7 @@ fn ini(input: &[u8]) {
     );
 }
 
-/// Any text as each kind of value: what is accepted prints as something that is the same value.
+/// Parses any text as each kind of value. An accepted value must print as text with the same value.
 fn values(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
     stays::<Size>(text);
@@ -227,7 +227,7 @@ fn stays<T: FromStr<Err: Display> + Display + PartialEq + Debug>(text: &str) {
     }
 }
 
-/// Any text as a key file.
+/// Parses any text as a key file.
 fn key_file(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
     let Ok(file) = KeyFile::parse(text) else {

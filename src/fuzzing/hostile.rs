@@ -1,7 +1,7 @@
-//! Answers of programs and kernels: B2's JSON, rclone's output, the kernel's lists.
+//! Output of programs and kernels: B2's JSON, rclone's output, the kernel's lists.
 //!
-//! S3's XML is read inside the SDK by functions that it does not show; `tests/store_contract` gives
-//! it broken answers.
+//! Private functions of the SDK parse S3's XML; `tests/store_contract` gives the SDK malformed
+//! responses instead.
 
 use super::{Choices, Target};
 use crate::store::{b2, rclone};

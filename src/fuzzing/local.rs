@@ -1,4 +1,4 @@
-//! Files of this host that a crash may have cut and a person may have touched: journal, cache,
+//! Files of this host that a crash may have truncated or a person may have edited: journal, cache,
 //! lockfile.
 
 use super::{Choices, Target};
@@ -95,7 +95,7 @@ pub(super) const LOCKFILE: Target = Target {
     ],
 };
 
-/// A folder of this process in memory where there is one. Nothing is kept there.
+/// A folder of this process, in memory if the host has `/dev/shm`. Nothing is kept in it.
 static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
     let shared = Path::new("/dev/shm");
     let above = if shared.is_dir() {
@@ -134,7 +134,7 @@ fn records() -> Vec<JournalRecord> {
     ]
 }
 
-/// The bytes of a log, or (first byte `m`) lines of JSON behind the right sums.
+/// Reads any bytes as a log or, if the first byte is `m`, as lines of JSON with the right sums.
 fn journal(input: &[u8]) {
     let mut choices = Choices(input);
     let mended: Vec<u8> = match choices.byte() {
@@ -162,7 +162,7 @@ fn journal(input: &[u8]) {
     assert_eq!(again, records, "it is not read as it is written");
 }
 
-/// Any bytes behind the first line of a cache.
+/// Reads any bytes after the first line of a cache.
 fn cache_file(input: &[u8]) {
     let store = KnownStore::of_url("file:/srv/b");
     let state_dir = &*FOLDER;
@@ -195,7 +195,7 @@ fn cache_file(input: &[u8]) {
     }
 }
 
-/// Any bytes as the lockfile: never free, and never stale but for a run of this host that is over.
+/// Reads any bytes as the lockfile: never free, and stale only for an ended run of this host.
 fn lockfile(input: &[u8]) {
     static HERE: LazyLock<Here> = LazyLock::new(Here::current);
     let path = FOLDER.join("lock");

@@ -1,5 +1,5 @@
-//! Send streams, as bytes and as lists of records; the lists that BEGIN and resume tokens have in
-//! them.
+//! Send streams, as bytes and as lists of records, and the packed lists in BEGIN records and resume
+//! tokens.
 
 use super::{Choices, Target, cut};
 use crate::model::Guid;
@@ -96,8 +96,8 @@ const EXPECT: StreamExpectation = StreamExpectation {
     base_guid: None,
 };
 
-/// Any bytes as a stream, as a resumed stream, and as the middle of one. The first byte says which
-/// sums are mended.
+/// Parses any bytes as a stream, as a resumed stream, and as the middle of a stream. The first byte
+/// says whether the sums are repaired.
 fn stream_bytes(input: &[u8]) {
     let mut choices = Choices(input);
     let (how, seed) = (choices.byte(), choices.byte());
@@ -108,8 +108,8 @@ fn stream_bytes(input: &[u8]) {
     let _ = read_every_way(&stream, seed);
 }
 
-/// Parses a list of records with the right sums: whole, with one byte changed, and resumed in its
-/// middle.
+/// Parses a list of records with the right sums: complete, with one byte changed, and resumed in
+/// its middle.
 fn stream_records(input: &[u8]) {
     let mut choices = Choices(input);
     let (seed, change_at, change) = (choices.byte(), choices.byte(), choices.byte());
@@ -130,7 +130,7 @@ fn stream_records(input: &[u8]) {
     }
 }
 
-/// Bytes of a list, as the payload of a BEGIN record.
+/// Parses any bytes as the list in the payload of a BEGIN record.
 fn packed_list(input: &[u8]) {
     let mut choices = Choices(input);
     let values = read_packed(input);
@@ -165,7 +165,8 @@ fn packed_list(input: &[u8]) {
     }
 }
 
-/// The text of a token, or (first byte `l`) the list in a token whose sum and length are right.
+/// Parses any text as a token or, if the first byte is `l`, the list in a token whose sum and
+/// length are right.
 fn resume_token(input: &[u8]) {
     let mut choices = Choices(input);
     let text = match choices.byte() {
@@ -206,7 +207,7 @@ fn lists() -> Vec<Vec<u8>> {
         .into()
 }
 
-/// A program of `stream_of`: all kinds of records, with `n` as what is varied.
+/// Makes a program for `stream_of` with all kinds of records, varied by `n`.
 fn program(n: u8) -> Vec<u8> {
     let begin = [n % 2, if n.is_multiple_of(3) { 0 } else { 40 + n }];
     let records = (0..11).flat_map(|kind| [kind, n % 8, kind * 7, n * 20]);
@@ -216,8 +217,8 @@ fn program(n: u8) -> Vec<u8> {
         .collect()
 }
 
-/// Makes a stream out of any bytes: BEGIN, records, END, all with their sums. Also the places
-/// between its records.
+/// Makes a stream out of any bytes: BEGIN, records, END, all with their sums. Also returns the
+/// positions between its records.
 fn stream_of(program: &[u8]) -> (Vec<u8>, Vec<u64>) {
     let mut choices = Choices(program);
     let order = if choices.byte() & 1 == 0 {
@@ -246,8 +247,8 @@ fn stream_of(program: &[u8]) -> (Vec<u8>, Vec<u64>) {
             9 => writer.spill(object, &block),
             10 => writer.object_range(object, offset),
             11 => writer.put(RecordType::from(11 + u32::from(kind)), &block, |_| ()),
-            // A header whose fields may be anything: also records within the payload rules of
-            // another type.
+            // A header whose fields may have any value, including records within the payload rules
+            // of another type.
             kind => {
                 let fields: Vec<u64> = (0..4).map(|_| choices.number()).collect();
                 let record_type = RecordType::from(u32::from(kind - 11));
@@ -279,8 +280,8 @@ fn begin(order: ByteOrder) -> BeginRecord {
     }
 }
 
-/// Puts the right guid and the right sums into every record that can be recognised. Without them no
-/// mutation gets past the first record.
+/// Repairs the guid and the sums in every recognisable record. Without this no mutation gets past
+/// the first record.
 fn mend(stream: &mut [u8]) {
     let Some((head, mut rest)) = stream.split_first_chunk_mut::<HEADER_BYTES>() else {
         return;
@@ -337,7 +338,8 @@ fn parse(
     }
 }
 
-/// Feeds a stream to all that reads streams, whole and in slices, which must make no difference.
+/// Feeds a stream to every reader of streams, whole and in slices. The slicing must make no
+/// difference.
 fn read_every_way(stream: &[u8], seed: u8) -> Result<StreamSummary, StreamError> {
     let slices = cut(stream, seed);
     let (whole, in_slices) = (parse(&[stream]), parse(&slices));
@@ -379,7 +381,7 @@ fn read_every_way(stream: &[u8], seed: u8) -> Result<StreamSummary, StreamError>
         .map_err(|(error, _)| error)
 }
 
-/// The stream as one that resumes another; whatever comes out must not depend on the cuts.
+/// Splices the stream as one that resumes another. The output must not depend on the cuts.
 fn splice(stream: &[u8], slices: &[&[u8]], point: Option<ResumePoint>) {
     let Some(Ok(found)) = stream.first_chunk::<HEADER_BYTES>().map(BeginRecord::parse) else {
         return;
@@ -389,7 +391,7 @@ fn splice(stream: &[u8], slices: &[&[u8]], point: Option<ResumePoint>) {
         feature_flags: found.feature_flags & !feature::RESUMING,
         ..found
     };
-    // The same bytes with the flag of a resumed stream, mended.
+    // The same bytes with the flag of a resumed stream, with repaired sums.
     let mut resumed = stream.to_vec();
     let flags = BeginRecord {
         feature_flags: interrupted.feature_flags | feature::RESUMING,
@@ -424,7 +426,7 @@ fn splice(stream: &[u8], slices: &[&[u8]], point: Option<ResumePoint>) {
     }
 }
 
-/// A scout in the middle of an intact stream finds true boundaries only.
+/// Checks that a scout in the middle of an intact stream finds only true boundaries.
 fn scout_from(stream: &[u8], at: usize, boundaries: &[u64], checked: bool) {
     let Some(Ok(begin)) = stream.first_chunk::<HEADER_BYTES>().map(BeginRecord::parse) else {
         return;

@@ -1,5 +1,5 @@
-//! Targets for data that comes out of a store: signatures, signed objects, keys of objects, age
-//! files and chunks.
+//! Targets for data from a store: signatures, signed objects, keys of objects, age files and
+//! chunks.
 
 use super::{Choices, Target};
 use crate::keyring::KeyFile;
@@ -180,7 +180,7 @@ pub(super) const CHUNK: Target = Target {
 };
 
 const MESSAGE: &[u8] = b"the object";
-/// Keys for this alone: they seal and sign nothing.
+/// Keys for this test only: they seal and sign nothing else.
 const IDENTITY: &str = "AGE-SECRET-KEY-1SKSK4TQR0E2Q4TGZQZ3E3AJQHZLG2X6E60QKXLEK49NFEY39W7SQUA2PM9";
 const SIGNING_KEY: &str = "RWQAAEIyAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA71D9QU/yLYfAfS0iRAGBbmv3hVczkZhvQzSQzs3VeGgjzmvszKwCI2e9L+NQUP+oWIkTuPgK1DA2sstr19VmhclUeFgyWOeJGc1Cdi5CZWYwNU7WIGdi0XR0CRA9v92HGzI0fjluvpM=";
 const DATASET: &str = "frozen/data";
@@ -242,7 +242,8 @@ impl Keys {
     }
 }
 
-/// A signature over a known message; the text of a verifying key; the text of a signing key.
+/// Parses a signature over a known message, the text of a verifying key, or the text of a signing
+/// key.
 fn signature(input: &[u8]) {
     let mut choices = Choices(input);
     let keys = &KEYS.trusted;
@@ -306,7 +307,7 @@ fn signature(input: &[u8]) {
     }
 }
 
-/// Any bytes as one of the signed objects, with a valid signature of ours. An object that is read
+/// Parses any bytes as one of the signed objects, with a valid signature of ours. A parsed object
 /// must write the same bytes again.
 fn signed_object(input: &[u8]) {
     let mut choices = Choices(input);
@@ -370,7 +371,7 @@ fn again<T: serde::Serialize + PartialEq + Debug>(
     );
 }
 
-/// Any text as each kind of name: what is accepted prints as it was.
+/// Parses any text as each kind of name. An accepted name must print as it was read.
 fn names(input: &[u8]) {
     let text = &*String::from_utf8_lossy(input);
     same::<DatasetName>(text);
@@ -419,13 +420,14 @@ fn same<T: FromStr + Display>(text: &str) {
     }
 }
 
-/// Any bytes as the head of a chunk, and as a small age file.
+/// Parses any bytes as the head of a chunk, and as a small age file.
 fn age_head(input: &[u8]) {
     let _ = open_head(input, &KEYS.identities);
     let _ = open_small(&KEYS.file, input, 4096);
 }
 
-/// Any bytes as a chunk whose hashes are the signed ones, opened in pieces; or as the frame inside.
+/// Opens any bytes, in pieces, as a chunk whose hashes are the signed ones, or as the zstd frame
+/// inside.
 fn chunk(input: &[u8]) {
     let mut choices = Choices(input);
     let (how, number) = (choices.byte(), choices.byte());

@@ -1,12 +1,12 @@
-//! The targets as an ordinary test: all seeds, the inputs in `fuzz/corpus`, and some seconds of
-//! random mutations.
+//! The targets as an ordinary test: all seeds, the inputs in `fuzz/corpus`, and ten seconds of
+//! random mutations by default.
 
 use super::{TARGETS, Target};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// For all targets together; `FUZZ_SECONDS` sets another.
+/// The duration for all targets together; `FUZZ_SECONDS` overrides it.
 const SECONDS: u64 = 10;
 const INPUT_BYTES_MAX: usize = 8 << 10;
 
@@ -31,8 +31,8 @@ impl Random {
     }
 }
 
-/// Makes one change: a bit, a byte, a number at its border, a run cut, repeated or exchanged, a
-/// word of the format.
+/// Makes one change: a bit, a byte, a number at its limit, a run of bytes cut, repeated or
+/// exchanged, a word of the format.
 fn mutate(input: &mut Vec<u8>, pool: &[Vec<u8>], words: &[&str], random: &mut Random) {
     let at = random.below(input.len() + 1);
     let end = (at + 1 + random.below(16)).min(input.len());
@@ -69,7 +69,7 @@ fn mutate(input: &mut Vec<u8>, pool: &[Vec<u8>], words: &[&str], random: &mut Ra
     input.truncate(INPUT_BYTES_MAX);
 }
 
-/// The inputs that were kept of a target: `fuzz/corpus/NAME`, one a line, in hexadecimal digits.
+/// Reads the kept inputs of a target: `fuzz/corpus/NAME`, one a line, in hexadecimal digits.
 fn kept(target: &Target) -> Vec<Vec<u8>> {
     let root = std::env::var("CARGO_MANIFEST_DIR")
         .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
@@ -141,7 +141,7 @@ fn no_target_fails_on_random_mutations() {
     }
 }
 
-/// A target that cannot fail would prove nothing.
+/// Checks that a failing target is reported. A target that cannot fail would prove nothing.
 #[test]
 fn failing_target_is_named_with_its_input() {
     let target = Target {

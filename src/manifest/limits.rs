@@ -1,39 +1,39 @@
-//! How long the objects of one backup can be: a reader refuses longer ones before they fill its
-//! memory.
+//! Maximum lengths of the objects of one backup. A reader refuses longer objects before they fill
+//! its memory.
 
 use super::{CHUNK_LIST_BYTES_MAX, LARGE_TEXT_BYTES_MAX, Manifest};
 
-/// Room for everything in an object except its list: names of datasets, hashes, times, the prose of
+/// Room for all of an object except its list: names of datasets, hashes, times, the prose of
 /// RESTORE.txt.
 const FRAME_BYTES_MAX: u64 = 64 << 10;
-/// A line of a chunk list: a name of at most 35 bytes, two hashes and four numbers, some 530 bytes
-/// with the words.
+/// A line of a chunk list: a name of at most 35 bytes, two hashes and four numbers, about 530 bytes
+/// with the field names.
 const CHUNK_ENTRY_BYTES_MAX: u64 = 1 << 10;
 /// Room for one object in a receipt: its name, a checksum, and an ETag and a version id of at most
 /// 1,024 bytes each.
 const RECEIPT_ENTRY_BYTES_MAX: u64 = 3 << 10;
-/// A backup in a receipt's `live` and in a prune record: an id and a hash, some 200 bytes with the
-/// words.
+/// A backup in a receipt's `live` list or in a prune record: an id and a hash, about 200 bytes with
+/// the field names.
 const BACKUP_ENTRY_BYTES_MAX: u64 = 256;
 /// A line of RESTORE.txt for one chunk: a word, a hash and a name, 110 bytes.
 const COMMAND_BYTES_MAX: u64 = 128;
 /// The lines of RESTORE.txt for one backup of the chain: its id five times, and the dataset.
 const MEMBER_BYTES_MAX: u64 = 1 << 10;
-/// More backups than one dataset has in one store: one an hour for five years, and some.
+/// More backups than one dataset has in one store: one an hour for more than five years.
 const BACKUPS_MAX: u64 = 50_000;
-/// The small objects of a backup that a receipt names too.
+/// The maximum number of small objects of a backup in its receipt.
 const SMALL_OBJECTS_MAX: u64 = 64;
 
-/// The longest prune record: one that names every backup that a dataset can have.
+/// The length of the longest prune record, which names every backup that a dataset can have.
 pub const PRUNE_RECORD_BYTES_MAX: u64 = FRAME_BYTES_MAX + BACKUPS_MAX * BACKUP_ENTRY_BYTES_MAX;
 
-/// The longest list of so many chunks.
+/// Returns the length of the longest list of this many chunks.
 pub fn chunk_list_bytes_max(chunks: u32) -> u64 {
     (FRAME_BYTES_MAX + u64::from(chunks) * CHUNK_ENTRY_BYTES_MAX).min(CHUNK_LIST_BYTES_MAX)
 }
 
 impl Manifest {
-    /// How many chunks the lists have together.
+    /// Returns the number of chunks in all lists.
     fn chunks(&self) -> u64 {
         self.chunk_lists
             .iter()
@@ -41,7 +41,7 @@ impl Manifest {
             .sum()
     }
 
-    /// The longest receipt of this backup.
+    /// Returns the length of the longest receipt of this backup.
     pub fn receipt_bytes_max(&self) -> u64 {
         let lists = self.chunk_lists.len() as u64;
         let objects = self
@@ -54,7 +54,7 @@ impl Manifest {
             .min(LARGE_TEXT_BYTES_MAX)
     }
 
-    /// The longest RESTORE.txt of this backup.
+    /// Returns the length of the longest RESTORE.txt of this backup.
     pub fn restore_text_bytes_max(&self) -> u64 {
         let commands = self.chunks().saturating_mul(COMMAND_BYTES_MAX);
         let members = (u64::from(self.chain.position) + 1) * MEMBER_BYTES_MAX;

@@ -1,5 +1,5 @@
-//! From stored bytes to objects that hold together: every rule of the format that one object can
-//! break by itself.
+//! Parses stored bytes into consistent objects: every rule of the format that can be checked on a
+//! single object.
 
 use super::strict::parse_strict;
 use super::{
@@ -14,36 +14,36 @@ use crate::stream::age_file::{HEAD_BYTES_MAX, TAG_BYTES};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-/// Why an object is not believed. The subject is named by whoever read it.
+/// The reason why an object is invalid. The caller, who read the object, adds its key.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Its signature is missing, by nobody we trust, or for another place.
+    /// The signature is missing, not by a trusted key, or for another place.
     #[error("check the signature")]
     Signature(#[from] SignatureError),
-    /// It is not the JSON that the format demands.
+    /// The bytes are not the JSON that the format demands.
     #[error("parse it as storage format 1")]
     Json(#[source] serde_json::Error),
-    /// A later version made it.
+    /// A later version wrote the object.
     #[error("it has format {format}, and this version reads format 1 only")]
     Format {
-        /// The format it has.
+        /// The format number in the object.
         format: u64,
     },
-    /// It needs features that this version does not know.
+    /// The object requires features that this version does not know.
     #[error("it requires {0:?}, which this version does not know")]
     Requires(Vec<String>),
-    /// It contradicts itself or its place.
+    /// The object contradicts itself or its place in the store.
     #[error("it contradicts itself: {0}")]
     Contradiction(String),
-    /// Its hash is not the one that the manifest names.
+    /// The hash of the object differs from the hash in the manifest.
     #[error("its BLAKE3 is {actual}, and the manifest says {expected}")]
     Digest {
-        /// From the manifest.
+        /// The hash in the manifest.
         expected: Digest,
-        /// Of the bytes.
+        /// The hash of the bytes.
         actual: Digest,
     },
-    /// What is sealed in it does not open.
+    /// The sealed content cannot be opened.
     #[error("open what is sealed in it with the signing key")]
     Sealed,
 }
@@ -57,8 +57,8 @@ struct Preamble {
     object_type: String,
 }
 
-/// The format is looked at before anything else is understood, so that a later one is refused by
-/// its number.
+/// Parses an object of this type. The format is checked first, so that a later version is refused
+/// by its number and not for an unknown field.
 pub(crate) fn parse_as<T: DeserializeOwned>(
     bytes: &[u8],
     object_type: &str,
@@ -90,11 +90,10 @@ pub(super) fn check(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(
     }
 }
 
-/// A manifest from the bytes under its key, checked: signature, format, place, and that its parts
-/// fit together.
+/// Parses the manifest stored under its key, and checks signature, format, place and consistency.
 ///
 /// # Errors
-/// [`ManifestError`]; then it is no backup, and nothing may be deleted because of it.
+/// [`ManifestError`]. The bytes are then not a backup, and nothing may be deleted because of them.
 pub fn parse_manifest(
     trusted: &TrustedKeys,
     dataset: &DatasetName,
@@ -162,8 +161,8 @@ pub(super) fn check_place(
     check(inner_id == id, || format!("it is of backup {inner_id}"))
 }
 
-/// The chunks of one list, checked against the manifest that pins it. `number` is the list's, from
-/// 0.
+/// Parses the chunks of one list, and checks them against the manifest that pins the list. `number`
+/// counts the lists from 0.
 ///
 /// # Errors
 /// [`ManifestError`].
@@ -229,7 +228,7 @@ fn check_chunk(manifest: &Manifest, chunk: &ChunkEntry, index: u64) -> Result<()
     })
 }
 
-/// A receipt from the bytes under its key.
+/// Parses the receipt stored under its key.
 ///
 /// # Errors
 /// [`ManifestError`].
@@ -247,7 +246,7 @@ pub fn parse_receipt(
     Ok(receipt)
 }
 
-/// The first object of an attempt from the bytes under its key.
+/// Parses the first object of an attempt, stored under its key.
 ///
 /// # Errors
 /// [`ManifestError`].
@@ -265,7 +264,7 @@ pub fn parse_started(
     Ok(started)
 }
 
-/// A prune record from the bytes under its key.
+/// Parses the prune record stored under its key.
 ///
 /// # Errors
 /// [`ManifestError`].

@@ -1,7 +1,8 @@
-//! Progress objects: how far an upload is, sealed, so that it can go on without its journal.
+//! Progress objects: the sealed progress of an upload, so that an upload can be resumed without its
+//! journal.
 //!
-//! The resume points would tell the store of the content, so they lie inside under a key that only
-//! holders of the signing key have: the host that uploads can read them back without the identity.
+//! The resume points would reveal content to the store, so they are sealed under a key that only
+//! holders of the signing key have: the host that uploads can read them without the identity.
 
 use super::parse::{check, check_place, parse_as};
 use super::{ChunkEntry, FORMAT, ManifestError, Progress, ResumeEntry, parse_strict};
@@ -19,25 +20,25 @@ use serde::{Deserialize, Serialize};
 const KEY_CONTEXT: &str = "zfs-backup v1 progress";
 const NONCE_BYTES: usize = 12;
 
-/// One confirmed chunk of an upload under way.
+/// A confirmed chunk of an unfinished upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgressChunk {
-    /// Its line in the list, with its resume point.
+    /// The chunk's entry for the list, with its resume point.
     pub entry: ChunkEntry,
-    /// The store's word for it.
+    /// The store's evidence for the chunk.
     pub evidence: Evidence,
-    /// The running Fletcher-4 of the stream at its end, as four numbers of 16 hexadecimal digits;
-    /// null where it ends in the middle of a word.
+    /// The running Fletcher-4 of the stream at the end of the chunk, as four numbers of 16
+    /// hexadecimal digits; null if the chunk ends in the middle of a word.
     pub end_fletcher4: Option<[Guid; 4]>,
 }
 
-/// What is sealed inside a progress object.
+/// The sealed content of a progress object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgressBody {
     /// The stream's first record, 312 bytes.
     #[serde(with = "base64_text")]
     pub begin: Vec<u8>,
-    /// The chunks that were confirmed since the progress object before.
+    /// The chunks that were confirmed since the previous progress object.
     pub chunks: Vec<ProgressChunk>,
 }
 
@@ -79,13 +80,13 @@ impl From<&ResumeEntry> for ResumePoint {
     }
 }
 
-/// The first record of a stream from the bytes that were kept of it.
+/// Parses the stored first record of a stream. Returns `None` for bytes that are no BEGIN record.
 pub fn begin_from_bytes(bytes: &[u8]) -> Option<BeginRecord> {
     let bytes: &[u8; HEADER_BYTES] = bytes.try_into().ok()?;
     BeginRecord::parse(bytes).ok()
 }
 
-/// A progress object of that number, its content sealed.
+/// Makes the progress object with this number and seals its content.
 ///
 /// # Errors
 /// [`ManifestError::Sealed`] when the system gives no random bytes.
@@ -116,10 +117,11 @@ pub fn seal_progress(
     })
 }
 
-/// What a progress object holds, from the bytes under its key.
+/// Parses and opens the progress object stored under its key.
 ///
 /// # Errors
-/// [`ManifestError`]; [`ManifestError::Sealed`] when it was sealed with another signing key.
+/// [`ManifestError`]; [`ManifestError::Sealed`] when the content was sealed with another signing
+/// key.
 pub fn parse_progress(
     trusted: &TrustedKeys,
     signing: &SigningKey,

@@ -1,33 +1,33 @@
-//! RESTORE.txt: how to get one backup back without this tool. It is a shell script whose prose is
-//! in comments.
+//! RESTORE.txt: instructions for restoring one backup without this tool. The text is a shell script
+//! whose prose is in comments.
 
 use super::{ChunkEntry, CompressionName};
 use crate::model::{BackupId, DatasetName};
 use crate::sign::VerifyingKey;
 use std::fmt::Write;
 
-/// What the text is made from.
+/// The facts from which the text is made.
 pub struct RestoreText<'a> {
     /// The dataset as named in the store.
     pub dataset: &'a DatasetName,
-    /// The backup.
+    /// The id of the backup.
     pub id: &'a BackupId,
-    /// The backups that must be received before it, the full first; none for a full.
+    /// The backups that must be received before this one, the full first; empty for a full.
     pub before: &'a [BackupId],
-    /// Who signs.
+    /// The key that verifies the signatures.
     pub verifying_key: &'a VerifyingKey,
     /// The chunks, in order.
     pub chunks: &'a [ChunkEntry],
-    /// How they are compressed.
+    /// The compression of the chunks.
     pub compression: CompressionName,
-    /// Whether `keyring.age` lies beside it.
+    /// Whether `keyring.age` is one of the backup's objects.
     pub keyring: bool,
-    /// The stream is of natively encrypted blocks.
+    /// Whether the stream is of natively encrypted blocks.
     pub raw: bool,
 }
 
-/// Writes the text. Every line that is no comment is a command for a POSIX shell, run in a folder
-/// that holds the backup's objects.
+/// Writes the text. Every line that is not a comment is a command for a POSIX shell, run in a
+/// folder that holds the backup's objects.
 pub fn restore_text(from: &RestoreText<'_>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -89,7 +89,7 @@ fn write_prose(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     )
 }
 
-/// How to receive the whole chain. The stream of an incremental is of no use alone.
+/// Writes how to receive the whole chain. The stream of an incremental is useless without its base.
 fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     let RestoreText {
         dataset,
@@ -136,8 +136,8 @@ fn write_chain(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     )
 }
 
-/// Each chunk is checked whole before any of it is opened. No pipe hides the failure of its first
-/// program.
+/// Writes the commands. Each chunk is verified completely before any of it is opened. No pipe hides
+/// the failure of its first program.
 fn write_commands(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result {
     let open = match from.compression {
         CompressionName::None => "age -d -i identity.txt \"$2\"",
@@ -156,7 +156,8 @@ fn write_commands(text: &mut String, from: &RestoreText<'_>) -> std::fmt::Result
     Ok(())
 }
 
-/// Quotes for a POSIX shell: single quotes around, and each single quote inside as `'\''`.
+/// Quotes for a POSIX shell: puts single quotes around the text, and writes each single quote
+/// inside as `'\''`.
 fn shell_quote(text: &str) -> String {
     let plain =
         |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'@' | b'-' | b'_' | b'.' | b':');

@@ -1,5 +1,4 @@
-//! JSON as strictly as signed data deserves: no duplicate keys at any depth, nothing after the
-//! value.
+//! Strict JSON for signed data: no duplicate keys at any depth, and nothing after the value.
 
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor,
@@ -7,13 +6,14 @@ use serde::de::{
 use serde_json::{Map, Value};
 use std::fmt;
 
-/// Deeper nesting than any object of ours has.
+/// The maximum nesting depth, deeper than any object of ours.
 const DEPTH_MAX: usize = 16;
 
 /// Parses bytes that were authenticated before.
 ///
 /// # Errors
-/// A sentence: not JSON, a duplicate key, trailing bytes, a missing or malformed field.
+/// An error naming the fault: not JSON, a duplicate key, trailing bytes, a missing or malformed
+/// field.
 pub fn parse_strict<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Strict { depth: 0 }.deserialize(&mut deserializer)?;

@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use std::fmt;
 use std::str::FromStr;
 
-/// Sixteen characters: `20261122T212604Z`.
+/// The time in an id has sixteen characters: `20261122T212604Z`.
 const TIME_FORMAT: &str = "%Y%m%dT%H%M%SZ";
 
 /// Full or incremental.
@@ -41,7 +41,7 @@ pub struct BackupId {
 }
 
 impl BackupId {
-    /// Names an attempt. `nonce` must be random: it keeps two attempts at one snapshot apart.
+    /// Names a new attempt. `nonce` must be random: it distinguishes two attempts at one snapshot.
     pub fn new(
         snapshot_time: Timestamp,
         kind: BackupKind,
@@ -61,7 +61,7 @@ impl BackupId {
         &self.text
     }
 
-    /// Whether its time is that of a snapshot taken then.
+    /// Whether the time in this id is `snapshot_time`, in whole seconds.
     pub fn is_at(&self, snapshot_time: Timestamp) -> bool {
         self.text.starts_with(
             &snapshot_time
@@ -71,7 +71,7 @@ impl BackupId {
         )
     }
 
-    /// Whether its snapshot was taken after that time, in whole seconds.
+    /// Whether the time in this id is later than `time`, in whole seconds.
     pub fn is_after(&self, time: Timestamp) -> bool {
         let time = time
             .to_zoned(TimeZone::UTC)
@@ -82,7 +82,7 @@ impl BackupId {
             .is_some_and(|own| own > time.as_str())
     }
 
-    /// Full or incremental.
+    /// Returns the kind in the id: full or incremental.
     pub fn kind(&self) -> BackupKind {
         self.kind
     }

@@ -1,4 +1,4 @@
-//! [`HostMark`]: tells hosts apart whose pools have the same guids.
+//! [`HostMark`]: distinguishes hosts whose pools have the same guids.
 
 use super::InvalidName;
 use std::fmt;
@@ -8,8 +8,8 @@ use std::str::FromStr;
 const HALF_DIGITS: usize = 16;
 
 /// A hash of the machine id and the random id of a `state_dir`, as in
-/// `0123456789abcdef-fedcba9876543210`. A clone of a machine gets another machine id, a new
-/// installation another `state_dir`; either one makes another mark.
+/// `0123456789abcdef-fedcba9876543210`. A cloned machine gets another machine id, a new
+/// installation another `state_dir`; either change makes another mark.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostMark(String);
 

@@ -7,8 +7,8 @@ use std::str::FromStr;
 /// ZFS_MAX_DATASET_NAME_LEN counts the terminating zero, so the whole name has at most 255 bytes.
 const NAME_BYTES_MAX: usize = 255;
 
-/// A filesystem or volume: `pool/path`. Never has `@` or `#`, so that `DATASET/@` in a store is
-/// unambiguous.
+/// A filesystem or volume: `pool/path`. The name never contains `@` or `#`, so that `DATASET/@` in
+/// a store is unambiguous.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DatasetName(String);
 
@@ -18,7 +18,7 @@ impl DatasetName {
         &self.0
     }
 
-    /// The pool: what stands before the first slash.
+    /// Returns the name of the pool: the part before the first slash.
     pub fn pool(&self) -> &str {
         self.0.split('/').next().unwrap_or(&self.0)
     }
@@ -30,23 +30,23 @@ impl DatasetName {
             .map(|(parent, _)| DatasetName(parent.to_owned()))
     }
 
-    /// Whether this is `ancestor` or lies below it.
+    /// Whether this dataset is `ancestor` or lies below it.
     pub fn is_within(&self, ancestor: &DatasetName) -> bool {
         self.0
             .strip_prefix(&ancestor.0)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// The snapshot of this dataset with that short name.
+    /// Returns the name of the snapshot `short` of this dataset.
     ///
     /// # Errors
-    /// [`InvalidName`] if the short name has a character that ZFS refuses, or the whole is too
-    /// long.
+    /// [`InvalidName`] if the short name has a character that ZFS refuses, or if the whole name is
+    /// too long.
     pub fn snapshot(&self, short: &str) -> Result<SnapshotName, InvalidName> {
         format!("{self}@{short}").parse()
     }
 
-    /// The bookmark of this dataset with that short name.
+    /// Returns the name of the bookmark `short` of this dataset.
     ///
     /// # Errors
     /// [`InvalidName`] as for [`DatasetName::snapshot`].
@@ -70,7 +70,7 @@ pub struct BookmarkName {
 }
 
 impl SnapshotName {
-    /// The dataset that the snapshot is of.
+    /// Returns the dataset of the snapshot.
     pub fn dataset(&self) -> &DatasetName {
         &self.dataset
     }
@@ -82,7 +82,7 @@ impl SnapshotName {
 }
 
 impl BookmarkName {
-    /// The dataset that the bookmark is of.
+    /// Returns the dataset of the bookmark.
     pub fn dataset(&self) -> &DatasetName {
         &self.dataset
     }

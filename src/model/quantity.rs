@@ -1,6 +1,6 @@
-//! Quantities as an administrator reads them.
+//! Quantities in the form that an administrator reads.
 
-/// Bytes in binary multiples, three digits: `9.84T`.
+/// Writes bytes in binary multiples with three digits: `9.84T`.
 pub fn bytes_text(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["K", "M", "G", "T", "P", "E"];
     if bytes < 1024 {

@@ -1,4 +1,5 @@
-//! [`StoreId`]: which store it is, whatever name leads there; [`KnownStore`]: that, with the name.
+//! [`StoreId`]: the identity of a store, independent of its URL; [`KnownStore`]: the identity with
+//! the URL.
 
 use super::InvalidName;
 use std::fmt;
@@ -9,20 +10,20 @@ const EXPECTED: &str = "expected 32 lower-case hexadecimal digits";
 
 /// The identity of a store, which names this host's state for that store.
 ///
-/// A store that was written to has 128 random bits in an object of its own. A store that has none
-/// yet, because nothing wrote to it since identities exist, is known by its URL; that is how the
-/// state of earlier versions was named, so such a store finds its state where it was.
+/// A store that was written to has 128 random bits in an object of its own. A store without this
+/// object (nothing was written to it since identities exist) is identified by its URL. Earlier
+/// versions named their state by the URL, so the state of such a store is still found.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreId(String);
 
 impl StoreId {
-    /// The identity that these random bits make.
+    /// Makes the identity from random bits.
     pub fn from_random(bits: u128) -> Self {
         Self(format!("{bits:032x}"))
     }
 
-    /// Stands for the identity of a store that has none yet. A URL has a colon, so it never equals
-    /// a random identity.
+    /// Makes a substitute for the identity of a store that has none yet. A URL has a colon, so the
+    /// substitute never equals a random identity.
     pub fn of_url(url: &str) -> Self {
         Self(url.to_owned())
     }
@@ -33,7 +34,7 @@ impl StoreId {
         is_hex(&self.0)
     }
 
-    /// The identity as text.
+    /// Returns the identity as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -62,7 +63,7 @@ impl FromStr for StoreId {
     }
 }
 
-/// A store as this host knows it: which one it is, and what people call it.
+/// A store as this host knows it: its identity and its URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KnownStore {
     /// The store's identity.
@@ -72,7 +73,7 @@ pub struct KnownStore {
 }
 
 impl KnownStore {
-    /// A store without an identity of its own.
+    /// Describes a store without an identity of its own.
     pub fn of_url(url: &str) -> Self {
         Self {
             id: StoreId::of_url(url),

@@ -1,5 +1,5 @@
-//! [`find_holdings`]: what of a dataset's backups a person may take over, and whether its maker
-//! seems to live.
+//! [`find_holdings`]: the backups of a dataset that a person may adopt, and whether the host that
+//! made them seems to be active.
 
 use super::BackupFacts;
 use super::timeline::{PoolSight, Timeline};
@@ -18,16 +18,16 @@ pub struct HeldAttempt {
     pub origin: Origin,
     /// The host that began the upload.
     pub host: Option<HostMark>,
-    /// When its snapshot was taken.
+    /// The time at which its snapshot was taken.
     pub at: Timestamp,
     /// Bytes of its objects.
     pub bytes: u64,
 }
 
-/// An origin or time line that can be taken over, as the command line names it.
+/// An origin or time line that can be adopted, as the command line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
-    /// Another dataset, or one in another pool.
+    /// Another dataset, or a dataset in another pool.
     Origin(Origin),
     /// Another time line of the own origin, by its newest backup.
     Line(BackupId),
@@ -53,19 +53,20 @@ pub struct Holding {
     pub holder: Holder,
     /// The origin.
     pub origin: Origin,
-    /// The hosts that made it, as far as they left their marks.
+    /// The hosts that made the backups, if their manifests have host marks.
     pub hosts: BTreeSet<HostMark>,
     /// The ids of its backups.
     pub ids: BTreeSet<BackupId>,
-    /// How many unfinished uploads there are.
+    /// The number of unfinished uploads.
     pub attempts: usize,
     /// Bytes of all objects.
     pub bytes: u64,
-    /// When the oldest snapshot was taken.
+    /// The time at which the oldest snapshot was taken.
     pub oldest: Timestamp,
-    /// When the newest snapshot was taken.
+    /// The time at which the newest snapshot was taken.
     pub newest: Timestamp,
-    /// The newest snapshot is newer than all that the pool knows: its host may still be active.
+    /// Whether the newest snapshot is newer than all that the pool knows: its host may still be
+    /// active.
     pub is_newer: bool,
 }
 
@@ -112,8 +113,8 @@ impl Holding {
     }
 }
 
-/// Returns what others hold: other origins but those in `origins`, which are the own one and those
-/// that were adopted, and other time lines of the own one, by host. A backup that is in two stores
+/// Returns the holdings of others: other origins except those in `origins` (the own one and the
+/// adopted ones), and other time lines of the own origin, by host. A backup that is in two stores
 /// is in `backups` twice.
 pub fn find_holdings(
     backups: &[BackupFacts],

@@ -1,4 +1,4 @@
-//! Which of our bookmarks nothing needs any more.
+//! Finds own bookmarks that are no longer needed.
 
 use super::BackupFacts;
 use crate::model::{BackupId, BookmarkName, Guid};
@@ -6,13 +6,13 @@ use crate::zfs::Bookmark;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Our bookmarks are named by this and the guid of their snapshot.
+/// The prefix of the names of own bookmarks. The guid of the snapshot follows it.
 pub const BOOKMARK_PREFIX: &str = "zfs-backup_";
 
-/// Chains of each store whose bookmarks stay.
+/// The number of newest chains in each store whose bookmarks are kept.
 const CHAINS_KEPT: usize = 2;
 
-/// Whether the bookmark has exactly the name that this tool gives, which tells its own guid.
+/// Whether the bookmark has exactly the name that this tool gives, including its own guid.
 pub fn is_own(bookmark: &Bookmark) -> bool {
     bookmark
         .name
@@ -22,22 +22,23 @@ pub fn is_own(bookmark: &Bookmark) -> bool {
         == Some(bookmark.guid)
 }
 
-/// What keeps bookmarks, and what is known of theirs.
+/// The reasons to keep bookmarks.
 #[derive(Debug, Default)]
 pub struct BookmarkNeeds {
-    /// Each configured store's backups.
+    /// The backups of each configured store.
     pub stores: Vec<Vec<BackupFacts>>,
     /// Snapshots and bases of unfinished uploads.
     pub unfinished: BTreeSet<Guid>,
-    /// Snapshots of backups that were pruned: with those in the stores, all that this configuration
-    /// ever stored. A bookmark of any other snapshot may be another configuration's.
+    /// Snapshots of pruned backups. Together with the snapshots in the stores they are all that
+    /// this configuration ever stored. A bookmark of any other snapshot may belong to another
+    /// configuration.
     pub pruned: BTreeSet<Guid>,
     /// Snapshots that the stores of other configurations on this host need.
     pub elsewhere: BTreeSet<Guid>,
 }
 
-/// Our bookmarks that neither the newest two usable chains of any store nor an unfinished upload
-/// needs.
+/// Returns own bookmarks that neither the newest two usable chains of any store nor an unfinished
+/// upload needs.
 pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<BookmarkName> {
     let mut needed: BTreeSet<Guid> = needs.unfinished.union(&needs.elsewhere).copied().collect();
     let mut known = needs.pruned.clone();
@@ -55,8 +56,8 @@ pub fn spent_bookmarks(bookmarks: &[Bookmark], needs: &BookmarkNeeds) -> Vec<Boo
         .collect()
 }
 
-/// All snapshots of the usable backups in the newest chains: should the newest backup be damaged,
-/// an older one serves.
+/// Returns the snapshots of all usable backups in the newest chains. If the newest backup is
+/// damaged, an older one can be the base.
 pub fn needed_guids(store: &[BackupFacts]) -> BTreeSet<Guid> {
     let mut newest: BTreeMap<&BackupId, _> = BTreeMap::new();
     for backup in store.iter().filter(|backup| backup.is_usable()) {

@@ -1,4 +1,4 @@
-//! [`judge_clock`]: whether this host's clock may decide what is old enough to be deleted.
+//! [`judge_clock`]: decides whether this host's clock may be used to delete backups by age.
 //!
 //! A clock that is years ahead makes everything look old, so no single clock is trusted. This
 //! host's clock is compared with the store's own clock, the notes of earlier runs, the kernel's
@@ -22,58 +22,58 @@ pub const SYNCHRONISED_SECONDS_MAX: i64 = 90 * 24 * 3600;
 pub struct ClockReading {
     /// The time of day.
     pub wall: Timestamp,
-    /// Seconds since the kernel's boot, time asleep included. Setting the time of day does not
+    /// Seconds since the kernel's boot, including time asleep. Setting the time of day does not
     /// change them.
     pub since_boot_seconds: i64,
-    /// The kernel's boot; empty when it cannot be read.
+    /// The id of the kernel's boot; empty when it cannot be read.
     pub boot_id: String,
-    /// The kernel reports that NTP or PTP synchronises the clock. Setting the time of day by hand
-    /// ends that.
+    /// Whether the kernel reports that NTP or PTP synchronises the clock. Setting the time of day
+    /// by hand ends that.
     pub is_synchronised: bool,
 }
 
 /// The present time by a store's own clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreClock {
-    /// The store, for people.
+    /// The store, as messages name it.
     pub store: String,
     /// The store's time.
     pub at: Timestamp,
 }
 
-/// Everything that is decided from.
+/// The facts for the decision.
 #[derive(Debug, Clone, Copy)]
 pub struct ClockFacts<'a> {
     /// This host's clocks now.
     pub reading: &'a ClockReading,
     /// The last reading that was confirmed; `None` when there was none.
     pub note: Option<&'a ClockReading>,
-    /// The clocks of the stores that have one of their own. A folder has none: this host's clock
-    /// dates its files.
+    /// The clocks of the stores that have a clock of their own. A folder has none: this host's
+    /// clock dates its files.
     pub stores: &'a [StoreClock],
-    /// The time of the newest snapshot or object from before this run, without those that this
-    /// clock has not reached; `None` when there is none.
+    /// The time of the newest snapshot or object from before this run, without those dated after
+    /// this clock; `None` if there is none.
     pub newest_before: Option<Timestamp>,
-    /// A snapshot or object is dated more than [`AHEAD_SECONDS_MAX`] after this clock. Either this
-    /// clock is behind, or an earlier clock was ahead: the date proves neither.
+    /// Whether a snapshot or object is dated more than [`AHEAD_SECONDS_MAX`] after this clock.
+    /// Either this clock is behind, or an earlier clock was ahead: the date proves neither.
     pub has_future_dates: bool,
-    /// A person says that the clock is right.
+    /// Whether a person states that the clock is right.
     pub is_vouched: bool,
 }
 
-/// How a clock that may be used compares with what else is known.
+/// The result of comparing an acceptable clock with the other facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClockTrust {
     /// Another clock or a person confirms the clock.
     Confirmed,
-    /// The clock is behind another time: deleting by it is safe, but it must not be noted.
+    /// The clock is behind another time. Deleting by it is safe, but it must not be noted.
     Behind,
 }
 
-/// Why nothing may be deleted by this host's clock.
+/// The reason why this host's clock may not be used to delete anything.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClockDoubt {
-    /// A store's own clock says another time.
+    /// A store's own clock shows another time.
     #[error("this host's clock, {now}, is {} ahead of the clock of {store}, {at}", age_words(seconds(*at, *now)))]
     AheadOfStore {
         /// This host's time.
@@ -94,7 +94,7 @@ pub enum ClockDoubt {
         /// The time that an undisturbed clock would show.
         expected: Timestamp,
     },
-    /// The host was off, or the clock is wrong; only the clock itself says which.
+    /// The host was off, or the clock is wrong; nothing but the clock itself distinguishes the two.
     #[error("this host's clock, {now}, is {} after the last run, at {last}, and nothing confirms it", age_words(seconds(*last, *now)))]
     Idle {
         /// This host's time.
@@ -102,7 +102,7 @@ pub enum ClockDoubt {
         /// The time of the last run.
         last: Timestamp,
     },
-    /// No earlier run left a note, and all that is there is old.
+    /// No earlier run left a note, and everything stored is old.
     #[error(
         "this host's clock, {now}, is {} after the newest snapshot or object, {newest}, and nothing confirms it",
         age_words(seconds(*newest, *now))
@@ -110,13 +110,13 @@ pub enum ClockDoubt {
     Unconfirmed {
         /// This host's time.
         now: Timestamp,
-        /// The newest time of before this run.
+        /// The newest time from before this run.
         newest: Timestamp,
     },
 }
 
 impl ClockDoubt {
-    /// Returns the remedy for a person. `command` is the command that met the doubt.
+    /// Returns the remedy. `command` is the command that met the doubt.
     pub fn hint(&self, command: &str) -> String {
         match self {
             Self::AheadOfStore { .. } => {
@@ -137,7 +137,8 @@ impl ClockDoubt {
 /// confirms it.
 pub fn judge_clock(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
     let now = facts.reading.wall;
-    // A store's clock is the only one on another machine, so it overrules even a person.
+    // A store's clock is the only clock on another machine, so it takes precedence even over a
+    // person.
     let latest = facts
         .stores
         .iter()
@@ -157,8 +158,8 @@ pub fn judge_clock(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
         return Ok(ClockTrust::Confirmed);
     }
     match facts.note.map(|note| judge_by_note(facts.reading, note)) {
-        // A note of the future proves nothing: the clock that it is of may have been ahead. The
-        // clock may be ahead still, so the older dates decide.
+        // A note dated in the future proves nothing: its clock may have been ahead, and may still
+        // be. The older dates decide.
         Some(Ok(ClockTrust::Behind)) => match judge_first(facts)? {
             ClockTrust::Confirmed
                 if facts.reading.is_synchronised && facts.newest_before.is_some() =>
@@ -172,7 +173,7 @@ pub fn judge_clock(facts: &ClockFacts<'_>) -> Result<ClockTrust, ClockDoubt> {
     }
 }
 
-/// Whether a clock that shows `now` has not reached this time, by more than it may be wrong.
+/// Whether `time` is more than [`AHEAD_SECONDS_MAX`] after `now`.
 pub fn is_in_future(time: Timestamp, now: Timestamp) -> bool {
     matches!(standing(time, now), Standing::Behind)
 }
@@ -198,7 +199,8 @@ fn judge_by_note(reading: &ClockReading, note: &ClockReading) -> Result<ClockTru
     match standing(expected, now) {
         Standing::Near => Ok(ClockTrust::Confirmed),
         Standing::Behind => Ok(ClockTrust::Behind),
-        // The first synchronisation after a boot sets a clock that was wrong. A later jump is none.
+        // The first synchronisation after a boot corrects a wrong clock. A later jump has another
+        // cause.
         Standing::Ahead if !note.is_synchronised && explains_gap(reading, expected) => {
             Ok(ClockTrust::Confirmed)
         }
@@ -261,7 +263,7 @@ mod tests {
         Timestamp::from_second(1_770_000_000 + second).unwrap()
     }
 
-    /// A reading in the boot of that name.
+    /// Returns a reading in the boot with this name.
     fn reading(
         boot: &str,
         wall: i64,
@@ -407,7 +409,7 @@ mod tests {
             };
             let judged = judge_clock(&facts);
             assert_eq!(word(&judged), expected, "{what}: {judged:?}");
-            // A person's word ends each of these doubts.
+            // A person's statement removes each of these doubts.
             assert_eq!(
                 word(&judge_clock(&ClockFacts {
                     is_vouched: true,

@@ -1,5 +1,5 @@
-//! [`plan_copy`]: which backups of the intermediate directory go to the remote, in which order, and
-//! why others do not.
+//! [`plan_copy`]: decides which backups of the intermediate directory are copied to the remote, in
+//! which order, and why others are not.
 
 use super::BackupFacts;
 use super::retention::{chains_newest_first, decide_retention, in_order};
@@ -9,82 +9,82 @@ use crate::model::BackupId;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is known of both stores.
+/// The facts about both stores.
 pub struct CopyInput<'a> {
     /// The backups of the intermediate directory, oldest first.
     pub local: &'a [BackupFacts],
     /// The backups of the remote, with their flaws.
     pub remote: &'a [BackupFacts],
-    /// Ids that have a manifest in the remote which is not believed.
+    /// Ids whose manifest in the remote is invalid or untrusted.
     pub disbelieved: &'a BTreeSet<BackupId>,
     /// Ids whose deletion from the remote a signed prune record explains.
     pub pruned: &'a BTreeSet<BackupId>,
-    /// What the rules of the remote would delete at once.
+    /// The backups that the rules of the remote would delete at once.
     pub would_be_pruned: &'a BTreeSet<BackupId>,
-    /// Copy both all the same.
+    /// Whether to copy pruned backups, and those that would be pruned at once, too.
     pub all: bool,
 }
 
-/// Why a backup needs not be copied.
+/// The reason why a backup need not be copied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeftReason {
-    /// It is there.
+    /// The remote has the backup.
     #[error("is in the remote")]
     Committed,
-    /// An identical one is there.
+    /// The remote has an identical backup under another id.
     #[error("{of} in the remote is identical")]
     Twin {
-        /// Its id.
+        /// The id of the identical backup.
         of: BackupId,
     },
-    /// It was there and was pruned.
+    /// The remote had the backup, and it was pruned.
     #[error("was pruned in the remote")]
     Pruned,
-    /// The rules would delete it at once.
+    /// The rules of the remote would delete the backup at once.
     #[error("[lifecycle-remote] would delete it at once")]
     WouldBePruned,
 }
 
-/// Why a backup cannot be copied.
+/// The reason why a backup cannot be copied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyGap {
-    /// Its base is nowhere.
+    /// The base is in neither store.
     #[error(
         "{of} follows from {parent}, which is neither in the intermediate directory nor in the remote"
     )]
     MissingParent {
         /// The backup.
         of: BackupId,
-        /// Its base.
+        /// The base.
         parent: BackupId,
     },
-    /// Its base was pruned in the remote, and is not copied again unasked.
+    /// The base was pruned in the remote, and is copied again only on request.
     #[error("{of} follows from {parent}, which was pruned in the remote")]
     PrunedParent {
         /// The backup.
         of: BackupId,
-        /// Its base.
+        /// The base.
         parent: BackupId,
     },
-    /// Its base is in the remote and cannot be restored there: nothing may be built on it.
+    /// The base is in the remote and cannot be restored there, so no backup may be based on it.
     #[error("{of} follows from {parent}, which is damaged in the remote: {flaw}")]
     DamagedParent {
         /// The backup.
         of: BackupId,
-        /// Its base.
+        /// The base.
         parent: BackupId,
-        /// What is wrong with it.
+        /// The flaw of the base.
         flaw: String,
     },
-    /// Its base cannot be copied.
+    /// The base cannot be copied.
     #[error("{of} follows from {parent}, which cannot be copied")]
     ParentNotCopied {
         /// The backup.
         of: BackupId,
-        /// Its base.
+        /// The base.
         parent: BackupId,
     },
-    /// The remote has something else under its id.
+    /// The remote has another manifest under this id.
     #[error("the remote has another manifest under the id {id}")]
     Differs {
         /// The id.
@@ -93,35 +93,35 @@ pub enum CopyGap {
 }
 
 impl CopyGap {
-    /// Whether stored data is damaged: exit status 4.
+    /// Whether the reason is damage of stored data: exit status 4.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::DamagedParent { .. } | Self::Differs { .. })
     }
 }
 
-/// One backup to copy.
+/// A backup to copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CopyStep {
-    /// Its id.
+    /// The id of the backup.
     pub id: BackupId,
-    /// What it will follow from in the remote: its base, or a twin of that. It must still be there
-    /// at the commit.
+    /// The base in the remote: the backup's own base, or a twin of it. The base must still exist at
+    /// the commit.
     pub parent: Option<BackupId>,
 }
 
-/// What to do with each backup of the intermediate directory; each stands in exactly one list.
+/// The decision for each backup of the intermediate directory; each backup is in exactly one list.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct CopyPlan {
-    /// To be copied, parents first, else oldest first.
+    /// The backups to copy, bases first, otherwise oldest first.
     pub copy: Vec<CopyStep>,
-    /// Not needed there.
+    /// The backups that need not be copied.
     pub left: Vec<(BackupId, LeftReason)>,
-    /// Cannot be copied, or not without being asked.
+    /// The backups that cannot be copied, or only on request.
     pub refused: Vec<(BackupId, CopyGap)>,
 }
 
-/// Decides for each backup of the intermediate directory. What a copied one follows from is copied
-/// too, also when the rules alone would leave it.
+/// Decides for each backup of the intermediate directory. The base of a copied backup is copied
+/// too, even if the rules alone would leave it.
 pub fn plan_copy(input: &CopyInput<'_>) -> CopyPlan {
     let local = input.local.iter().map(|facts| (&facts.id, facts)).collect();
     let mut planner = Planner {
@@ -147,9 +147,9 @@ pub fn plan_copy(input: &CopyInput<'_>) -> CopyPlan {
     plan
 }
 
-/// Backups of the directory that the rules would delete from the remote as soon as they were there:
-/// what no rule keeps of all of them together, and is not of the newest usable chain, which always
-/// stays.
+/// Returns the backups of the directory that the rules would delete from the remote at once: those
+/// that no rule keeps when applied to all backups of both together, and that are not in the newest
+/// usable chain, which is always kept.
 pub fn doomed(
     remote: &[BackupFacts],
     local: &[BackupFacts],
@@ -203,7 +203,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// What is clear without a look at the base.
+    /// Returns the verdict that does not depend on the base.
     fn standing(&self, facts: &BackupFacts) -> Option<Verdict> {
         let CopyInput {
             remote,
@@ -239,9 +239,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// It is to be copied: so is what it follows from, unless the remote has it.
+    /// Adds a backup to the copies, together with its base unless the remote has it.
     fn demand(&mut self, facts: &'a BackupFacts) {
-        // A chain that leads back to itself finds this verdict and ends.
+        // A circular chain finds this verdict and ends.
         let circle = CopyGap::ParentNotCopied {
             of: facts.id.clone(),
             parent: facts.id.clone(),
@@ -260,7 +260,7 @@ impl<'a> Planner<'a> {
         self.verdicts.insert(&facts.id, verdict);
     }
 
-    /// What it will follow from in the remote; none for a full.
+    /// Returns the base in the remote; `None` for a full.
     fn parent(&mut self, facts: &'a BackupFacts) -> Result<Option<BackupId>, CopyGap> {
         let Some(parent) = &facts.base else {
             return Ok(None);

@@ -1,15 +1,15 @@
-//! What the tests of decisions have in common: snapshots and bookmarks that one number says all of.
+//! Fixtures for the tests of decisions: snapshots and bookmarks that one number determines.
 
 use crate::model::Guid;
 use crate::zfs::{Bookmark, Snapshot};
 use jiff::Timestamp;
 
-/// Day `n`.
+/// Returns day `n`.
 pub(super) fn at(n: u64) -> Timestamp {
     Timestamp::from_second(i64::try_from(n).unwrap() * 86_400).unwrap()
 }
 
-/// Snapshot `n` has guid and txg `n` and was taken on day `n`.
+/// Makes snapshot `n`, which has guid and txg `n` and was taken on day `n`.
 pub(super) fn snapshot(n: u64) -> Snapshot {
     Snapshot {
         name: format!("t/a@s{n}").parse().unwrap(),
@@ -25,7 +25,7 @@ pub(super) fn snapshot(n: u64) -> Snapshot {
     }
 }
 
-/// A bookmark of snapshot `n`.
+/// Makes a bookmark of snapshot `n`.
 pub(super) fn bookmark(short: &str, n: u64) -> Bookmark {
     let name = format!("t/a#{short}").parse().unwrap();
     Bookmark {

@@ -1,24 +1,24 @@
-//! [`judge_health`]: is this dataset backed up as it should be? Pure: what is known and the time
-//! are arguments.
+//! [`judge_health`]: decides whether a dataset is backed up as configured. Pure: the facts and the
+//! time are arguments.
 
 use jiff::Timestamp;
 use std::time::Duration;
 
-/// The answers, as monitoring plugins give them; the worst last.
+/// The levels of monitoring plugins; the worst is last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// As it should be.
+    /// The dataset is backed up as configured.
     Ok,
-    /// Somebody should look at it.
+    /// An administrator should check the dataset.
     Warning,
-    /// It could not be found out. Never taken for good.
+    /// The state could not be determined. Never treated as OK.
     Unknown,
-    /// Somebody must look at it.
+    /// An administrator must act.
     Critical,
 }
 
 impl Level {
-    /// The word that monitoring knows.
+    /// Returns the word of monitoring plugins.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "OK",
@@ -28,7 +28,7 @@ impl Level {
         }
     }
 
-    /// The exit status of a monitoring plugin.
+    /// Returns the exit status of a monitoring plugin.
     pub fn exit_status(self) -> u8 {
         match self {
             Self::Ok => 0,
@@ -39,57 +39,60 @@ impl Level {
     }
 }
 
-/// What is known of one dataset.
+/// The known facts about one dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HealthFacts {
-    /// When the snapshot of the newest backup was taken; `None` when no backup is known.
+    /// The time of the newest backup's snapshot; `None` if no backup is known.
     pub newest_at: Option<Timestamp>,
-    /// The last verification without damage.
+    /// The time of the last verification that found no damage.
     pub verified_at: Option<Timestamp>,
-    /// The last restore that was rehearsed.
+    /// The time of the last restore drill.
     pub drilled_at: Option<Timestamp>,
-    /// What failed and has not succeeded since.
+    /// The failed steps that have not succeeded since.
     pub failures: Vec<FailureFact>,
-    /// How many time lines the backups of it are of.
+    /// The number of time lines of the dataset's backups.
     pub time_lines: u64,
 }
 
-/// A step that failed and has not succeeded since.
+/// A failed step that has not succeeded since.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FailureFact {
-    /// When.
+    /// The time of the failure.
     pub at: Timestamp,
-    /// Which.
+    /// The step.
     pub step: String,
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Stored data is damaged.
+    /// Whether stored data is damaged.
     pub damage: bool,
 }
 
-/// How old things may be.
+/// The limits on ages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthLimits {
-    /// The newest backup: older is a warning, more than twice as old is critical.
+    /// The limit for the newest backup: an older one is a warning, one more than twice as old is
+    /// critical.
     pub age: Duration,
-    /// The last verification: older is a warning.
+    /// The limit for the last verification: an older one is a warning.
     pub verify: Duration,
-    /// The last drill: older is a warning. That there was none yet is said and is none.
+    /// The limit for the last drill: an older one is a warning. A dataset without any drill is no
+    /// warning.
     pub drill: Duration,
 }
 
-/// The answer for one dataset.
+/// The result for one dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// The worst of its findings.
+    /// The worst level of the findings.
     pub level: Level,
-    /// Why it is not [`Level::Ok`], the worst first. Empty when it is.
+    /// The findings, the worst first; empty at [`Level::Ok`].
     pub reasons: Vec<String>,
-    /// The backup is older than it may be.
+    /// Whether the newest backup is older than the limit.
     pub late: bool,
 }
 
-/// A clock that is ahead by more than this is wrong, and no age can be believed.
+/// The tolerance for clocks. A time further in the future means a wrong clock, so that no age can
+/// be trusted.
 const CLOCK_SLACK: Duration = Duration::from_secs(24 * 3600);
 
 /// Judges one dataset.
@@ -119,7 +122,7 @@ pub fn judge_health(facts: &HealthFacts, limits: &HealthLimits, now: Timestamp) 
         }
         Some(Some(_)) => {}
     }
-    // Nothing can be verified where there is nothing.
+    // A dataset without backups has nothing to verify.
     if facts.newest_at.is_some() {
         found.extend(aged(
             "verified",
@@ -182,7 +185,7 @@ fn aged(
     }
 }
 
-/// How long ago, or `None` when it is too far in the future to be a clock that is a little off.
+/// Returns the age, or `None` for a time further in the future than the tolerance for clocks.
 fn age_of(at: Timestamp, now: Timestamp) -> Option<Duration> {
     let seconds = now.as_second() - at.as_second();
     match u64::try_from(seconds) {
@@ -192,8 +195,7 @@ fn age_of(at: Timestamp, now: Timestamp) -> Option<Duration> {
     }
 }
 
-/// A length of time in the largest unit that says enough: hours up to three days, as limits are
-/// given.
+/// Writes a duration in the largest sufficient unit: hours up to three days, as limits are given.
 fn words(age: Duration) -> String {
     match age.as_secs() {
         seconds @ 0..60 => format!("{seconds}s"),

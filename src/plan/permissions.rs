@@ -1,4 +1,4 @@
-//! Which permissions of ZFS a user lacks who is not root. Pure.
+//! Finds the permissions of ZFS that a user other than root lacks. Pure.
 
 use crate::model::DatasetName;
 use crate::zfs::{Delegation, Who};
@@ -9,39 +9,42 @@ use std::collections::BTreeSet;
 pub struct Identity {
     /// The effective user.
     pub uid: u32,
-    /// The effective and all other groups.
+    /// The effective group and all supplementary groups.
     pub gids: Vec<u32>,
 }
 
-/// What a backup needs on the dataset itself.
+/// The permissions that a backup needs on the dataset itself.
 const LOCAL: [&str; 5] = ["snapshot", "userprop", "hold", "release", "bookmark"];
-/// What it needs on its snapshots, for which only what reaches below the dataset counts.
+/// The permissions that a backup needs on the dataset's snapshots. Only grants for descendants
+/// count for them.
 const BELOW: [&str; 1] = ["send"];
-/// What tidying up needs: bookmarks and old snapshots.
+/// The permissions for destroying old bookmarks and snapshots.
 const TIDY: [&str; 2] = ["destroy", "mount"];
 
-/// What the kernel asks for each receive on the dataset, or on the one above a new dataset.
+/// The permissions that the kernel requires for each receive on the dataset, or on the parent of a
+/// new dataset.
 const RECEIVE: [&str; 3] = ["receive", "create", "mount"];
-/// What it takes to give back what a restore left that failed, and to start over.
+/// The permission to destroy the remains of a failed restore, and to start over.
 const GIVE_UP: &str = "destroy";
 
-/// What is missing on one dataset.
+/// The missing permissions on one dataset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Missing {
-    /// Without these no backup can be made.
+    /// The permissions without which no backup can be made.
     pub needed: Vec<&'static str>,
-    /// Without these old snapshots and bookmarks stay.
+    /// The permissions without which old snapshots and bookmarks are not destroyed.
     pub tidy: Vec<&'static str>,
 }
 
 impl Missing {
-    /// All of them.
+    /// Returns all missing permissions.
     pub fn all(&self) -> Vec<&'static str> {
         [self.needed.as_slice(), self.tidy.as_slice()].concat()
     }
 }
 
-/// What this user lacks on this dataset. `given` is what was given on it and on those above it.
+/// Returns the permissions that this user lacks on this dataset. `given` is what was granted on it
+/// and on its ancestors.
 pub fn missing_permissions(
     dataset: &DatasetName,
     given: &[Delegation],
@@ -60,14 +63,14 @@ pub fn missing_permissions(
     }
 }
 
-/// What a permission must reach.
+/// The objects that a permission must cover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {
-    /// The dataset.
+    /// The dataset itself.
     Itself,
-    /// What is below it: its snapshots, or datasets that are there.
+    /// Existing descendants: the dataset's snapshots, or datasets below it.
     Below,
-    /// A dataset that this user is going to make below it.
+    /// A dataset that this user will create below the dataset.
     Made,
 }
 
@@ -95,27 +98,28 @@ fn has(
     ours.any(|delegation| delegation.permissions.contains(name))
 }
 
-/// What a restore is going to do, as far as permissions depend on it.
+/// The facts of a restore on which permissions depend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreNeeds<'a> {
-    /// The target, or the nearest dataset above it that is there.
+    /// The target, or its nearest existing ancestor.
     pub above: &'a DatasetName,
-    /// The target is not there.
+    /// Whether the target does not exist.
     pub is_new: bool,
-    /// Nor is what is between.
+    /// Whether datasets between the ancestor and the target do not exist either.
     pub makes_parents: bool,
-    /// More than one backup is received.
+    /// Whether more than one backup is received.
     pub is_chain: bool,
-    /// Snapshots of the target are destroyed, and it is rolled back.
+    /// Whether snapshots of the target are destroyed and it is rolled back.
     pub rolls_back: bool,
-    /// The properties that are set.
+    /// The properties that the restore sets.
     pub properties: BTreeSet<&'a str>,
 }
 
-/// What this user lacks for a restore, in the words of `zfs allow`; `given` is what was given on
-/// [`RestoreNeeds::above`] and on those above it. (From `zfs_secpolicy_recv`,
-/// `zfs_secpolicy_create_clone` and `zfs_secpolicy_setprop` of OpenZFS 2.1 and 2.3: a receive of a
-/// new dataset is asked for on its parent, all that follows on the dataset itself.)
+/// Returns the permissions that this user lacks for a restore, in the words of `zfs allow`; `given`
+/// is what was granted on [`RestoreNeeds::above`] and on its ancestors. (From `zfs_secpolicy_recv`,
+/// `zfs_secpolicy_create_clone` and `zfs_secpolicy_setprop` of OpenZFS 2.1 and 2.3: the first
+/// receive of a new dataset needs permissions on its parent, everything later on the dataset
+/// itself.)
 pub fn missing_for_restore(
     needs: &RestoreNeeds<'_>,
     given: &[Delegation],
@@ -135,7 +139,7 @@ pub fn missing_for_restore(
     wanted.extend(needs.makes_parents.then_some(("canmount", Reach::Made)));
     wanted.extend((needs.is_chain || needs.rolls_back).then_some(("readonly", on_target)));
     if needs.rolls_back {
-        // The kernel asks for `destroy` and `mount` on the snapshots, and for `rollback` on the
+        // The kernel requires `destroy` and `mount` on the snapshots, and `rollback` on the
         // dataset.
         wanted.extend([
             ("rollback", Reach::Itself),
@@ -161,7 +165,8 @@ pub fn missing_for_restore(
             missing.push(name.to_owned());
         }
     }
-    // Alone it is no reason to refuse: without it a restore that fails leaves what it received.
+    // This permission alone is no reason to refuse: without it a failed restore only leaves what it
+    // received.
     if !missing.is_empty() && !has(given, identity, needs.above, on_target, GIVE_UP) {
         missing.push(GIVE_UP.to_owned());
     }

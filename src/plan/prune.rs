@@ -1,9 +1,9 @@
-//! [`plan_prune`]: from what the rules keep to what may go, and in which order.
+//! [`plan_prune`]: decides what is deleted, and in which order, from what the rules keep.
 //!
-//! Whatever the rules say: kept sets have all their ancestors, the newest usable chain stays, what
-//! an unfinished upload builds on stays, and nothing of a dataset goes while anything about it is
-//! doubtful. Leftovers of attempts go only on positive proof that they are no backup and will never
-//! be one.
+//! Independent of the rules: a kept backup keeps all its ancestors, the newest usable chain is
+//! kept, the base of an unfinished upload is kept, and nothing of a dataset is deleted while any
+//! fact about it is doubtful. Leftovers of attempts are deleted only with positive proof that they
+//! are no backup and will never become one.
 
 mod doubt;
 mod other;
@@ -22,216 +22,213 @@ use crate::model::{BackupId, Digest};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Objects under an id without a manifest that is believed.
+/// The objects under an id without a valid, trusted manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leftover {
     /// The id.
     pub id: BackupId,
-    /// How many objects.
+    /// The number of objects.
     pub objects: usize,
-    /// Their bytes.
+    /// The bytes of the objects.
     pub bytes: u64,
-    /// The newest of them by the store's clock; `None` when the store does not say.
+    /// The time of the newest object by the store's clock; `None` if the store does not report it.
     pub newest: Option<Timestamp>,
-    /// Its manifest or the manifest's signature is there, be it behind a delete marker.
+    /// Whether the manifest or its signature exists, possibly behind a delete marker.
     pub was_committed: bool,
-    /// Why it is not known that no version of its manifest lies behind a delete marker.
+    /// The reason why a manifest version behind a delete marker cannot be excluded; else `None`.
     pub versions_unseen: Option<String>,
-    /// Why its manifest is not believed, when there is one.
+    /// The reason why the manifest is invalid or untrusted, if there is one.
     pub disbelieved: Option<Unreadable>,
-    /// What its first object says.
+    /// The content of the first object.
     pub started: StartedFact,
 }
 
-/// Something that is there and tells nothing.
+/// An object that exists and cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// Why.
+    /// The reason.
     pub reason: String,
-    /// Damage or forgery, and not only made by a later version.
+    /// Whether the reason is damage or forgery, and not only a later version.
     pub damage: bool,
 }
 
 /// The first object of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartedFact {
-    /// It is not there.
+    /// The object does not exist.
     Absent,
-    /// It is there and signed.
+    /// The object is signed by a trusted key.
     Signed {
-        /// The backup that it builds on; `None` for a full.
+        /// The base of the attempt; `None` for a full.
         base: Option<BackupId>,
-        /// Where it comes from.
+        /// The dataset and pool of the attempt.
         origin: Origin,
     },
-    /// It is there and cannot be believed.
+    /// The object exists and is invalid or untrusted.
     Unreadable(Unreadable),
 }
 
-/// What else holds these backups.
+/// The second store that holds these backups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beside<'a> {
-    /// Nothing: this is the remote, or an intermediate directory without one.
+    /// No second store: this is the remote, or an intermediate directory without a remote.
     Nothing,
-    /// The remote has these. Only for an intermediate directory.
+    /// The remote and its backups. Only for an intermediate directory.
     Remote {
-        /// Its whole backups.
+        /// The remote's complete backups.
         facts: &'a [BackupFacts],
-        /// What its signed prune records name.
+        /// The backups that the remote's signed prune records name.
         pruned: &'a BTreeMap<BackupId, Pruned>,
     },
-    /// There is a remote, and it cannot be asked.
+    /// A remote is configured and unreachable.
     Unreachable,
 }
 
-/// What the newest signed prune record that names a backup says of it.
+/// The statement about a backup in the newest signed prune record that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pruned {
-    /// When the record was put, by the store's clock: the same clock that dates the objects of a
-    /// backup.
+    /// The time of the put, by the store's clock, which also dates the objects of a backup.
     pub recorded_at: Timestamp,
     /// The hash of the backup's manifest; `None` for an attempt that never had one.
     pub manifest_blake3: Option<Digest>,
 }
 
-/// Until when the store refuses to delete a backup.
+/// The time until which the store refuses to delete a backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lock {
-    /// Until then, in RFC 3339.
+    /// The time, in RFC 3339.
     Until(String),
-    /// The receipt that would tell cannot be read.
+    /// The receipt that would show the lock cannot be read; the text is the reason.
     Unknown(String),
 }
 
-/// The backups that the newest receipt saw in the store.
+/// The backups that existed in the store when the newest receipt was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {
-    /// The backup whose receipt it is.
+    /// The backup of the receipt.
     pub of: BackupId,
-    /// What it saw, or why that cannot be read.
+    /// The ids of those backups, or the reason why the receipt cannot be read.
     pub ids: Result<BTreeSet<BackupId>, Unreadable>,
 }
 
-/// Everything that is decided from.
+/// The facts for the decision.
 #[derive(Debug, Clone, Copy)]
 pub struct PruneInput<'a> {
-    /// The whole backups. Their flaws are those of the backup with its ancestors, beside a remote
-    /// only its own.
+    /// The complete backups. A flaw covers the backup with its ancestors; for an intermediate
+    /// directory with a remote only the backup itself.
     pub facts: &'a [BackupFacts],
-    /// Everything else that has an id.
+    /// The other ids that have objects.
     pub leftovers: &'a [Leftover],
-    /// What else holds these backups.
+    /// The second store that holds these backups.
     pub beside: Beside<'a>,
-    /// What to keep.
+    /// The retention rules.
     pub rules: &'a RetentionRules,
-    /// The time.
+    /// The present time.
     pub now: Timestamp,
-    /// The store's clock: the newest object of the dataset.
+    /// The store's clock: the time of the dataset's newest object.
     pub store_clock: Option<Timestamp>,
-    /// Why this host's clock may not decide what is deleted; `None` when it may.
+    /// The reason why this host's clock may not be used to delete; `None` if it may.
     pub clock: Option<&'a ClockDoubt>,
-    /// The prune of another host that may be running; `None` when none is seen.
+    /// A prune of another host that may be running; `None` if no record shows one.
     pub other_prune: Option<&'a OtherPrune>,
-    /// The origins whose backups may go: the dataset's own and those that it adopted.
+    /// The origins whose backups may be deleted: the dataset's own and the adopted ones.
     pub origins: &'a [Origin],
-    /// The backups that the pool knows, when there is a pool to ask.
+    /// The backups that the pool knows, if the pool can be read.
     pub pool: Option<&'a PoolSight>,
-    /// What signed prune records name.
+    /// The backups that signed prune records name.
     pub pruned: &'a BTreeMap<BackupId, Pruned>,
-    /// What the intermediate directory holds, when this is the remote beside it: what waits there
+    /// The backups of the intermediate directory, if this store is the remote: a backup that waits
     /// to be copied needs its chain here.
     pub waiting: &'a [BackupFacts],
-    /// The attempts there: what is being written into the intermediate directory may build on what
-    /// is here.
+    /// The attempts there: an unfinished export may be based on a backup here.
     pub waiting_attempts: &'a [Leftover],
-    /// Attempts that this host began and that never came near their commit.
+    /// Attempts that this host began and that never reached their commit.
     pub never_committing: &'a BTreeSet<BackupId>,
-    /// After so many days without a new object an attempt is given up.
+    /// The number of days without a new object after which an attempt is abandoned.
     pub resume_days: u32,
-    /// What is known of locks. A backup that is not named here is not locked.
+    /// The known locks. A backup that is not listed is not locked.
     pub locks: &'a BTreeMap<BackupId, Lock>,
-    /// The newest receipt; `None` where there is no backup.
+    /// The newest receipt; `None` without backups.
     pub live: Option<&'a Live>,
 }
 
-/// A backup that stays.
+/// A backup that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// Its id.
+    /// The id of the backup.
     pub id: BackupId,
-    /// Why; never empty.
+    /// The reasons; never empty.
     pub reasons: Vec<Reason>,
 }
 
-/// A backup that goes.
+/// A backup that is deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doomed {
-    /// Its id.
+    /// The id of the backup.
     pub id: BackupId,
     /// Bytes of its objects.
     pub bytes: u64,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
 }
 
-/// How it is known that a leftover is no backup and will never be one.
+/// The proof that a leftover is no backup and will never become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Proof {
-    /// A signed prune record names it.
+    /// A signed prune record names the leftover.
     PruneRecord,
-    /// This host's journal says that it never reached its commit, and it was given up.
+    /// This host's journal shows that the attempt never reached its commit and was abandoned.
     Journal,
 }
 
-/// A leftover that goes.
+/// A leftover that is deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DoomedLeftover {
-    /// Its id.
+    /// The id of the leftover.
     pub id: BackupId,
-    /// How many objects.
+    /// The number of objects.
     pub objects: usize,
-    /// Their bytes.
+    /// The bytes of the objects.
     pub bytes: u64,
-    /// How that is known.
+    /// The proof.
     pub proof: Proof,
 }
 
-/// A leftover that stays.
+/// A leftover that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeftAlone {
-    /// Its id.
+    /// The id of the leftover.
     pub id: BackupId,
-    /// How many objects.
+    /// The number of objects.
     pub objects: usize,
-    /// Their bytes.
+    /// The bytes of the objects.
     pub bytes: u64,
-    /// Why.
+    /// The reason.
     pub why: String,
 }
 
-/// What a prune does with one dataset in one store.
+/// The plan of a prune for one dataset in one store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrunePlan {
-    /// What stays, oldest first.
+    /// The kept backups, oldest first.
     pub keep: Vec<Kept>,
-    /// What goes, in the order in which it goes: descendants before ancestors.
+    /// The deleted backups, in the order of deletion: descendants before ancestors.
     pub delete: Vec<Doomed>,
-    /// Leftovers that go.
+    /// The deleted leftovers.
     pub delete_leftovers: Vec<DoomedLeftover>,
-    /// Leftovers that stay, and why.
+    /// The kept leftovers, with reasons.
     pub left_alone: Vec<LeftAlone>,
-    /// Why nothing of the dataset goes. With any of these nothing is in `delete` and
-    /// `delete_leftovers`.
+    /// The reasons why nothing is deleted. With any doubt the two lists of deletions are empty.
     pub doubts: Vec<Doubt>,
 }
 
 impl PrunePlan {
-    /// Whether it deletes nothing.
+    /// Whether the plan deletes nothing.
     pub fn is_empty(&self) -> bool {
         self.delete.is_empty() && self.delete_leftovers.is_empty()
     }
 
-    /// Bytes of all that goes.
+    /// Returns the bytes of everything that is deleted.
     pub fn freed_bytes(&self) -> u64 {
         let backups = self.delete.iter().map(|doomed| doomed.bytes);
         backups
@@ -239,7 +236,7 @@ impl PrunePlan {
             .fold(0, u64::saturating_add)
     }
 
-    /// Ids of the backups and leftovers that go.
+    /// Returns the ids of the deleted backups and leftovers.
     pub fn doomed_ids(&self) -> BTreeSet<&BackupId> {
         let backups = self.delete.iter().map(|doomed| &doomed.id);
         backups
@@ -248,7 +245,7 @@ impl PrunePlan {
     }
 }
 
-/// Decides what goes.
+/// Decides what is deleted.
 pub fn plan_prune(input: &PruneInput<'_>) -> PrunePlan {
     let (delete_leftovers, left_alone) = sort_leftovers(input);
     let mut keeping = Keeping::new(input);
@@ -260,12 +257,12 @@ pub fn plan_prune(input: &PruneInput<'_>) -> PrunePlan {
     keeping.close();
     let mut doubts = doubt::find_doubts(input, &delete_leftovers, &keeping);
     let (mut keep, mut delete) = keeping.into_lists();
-    // The clock matters only when something is deleted.
+    // The clock matters only if something is deleted.
     let clock = input
         .clock
         .filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
     doubts.extend(clock.map(|doubt| Doubt::Clock(doubt.clone())));
-    // Another prune matters only when something is deleted.
+    // A concurrent prune matters only if something is deleted.
     let other = input
         .other_prune
         .filter(|_| !delete.is_empty() || !delete_leftovers.is_empty());
@@ -340,11 +337,12 @@ fn sort_leftovers(input: &PruneInput<'_>) -> (Vec<DoomedLeftover>, Vec<LeftAlone
     (doomed, left)
 }
 
-/// Positive proof that a leftover is no backup and will never be one, or why there is none.
+/// Returns the proof that a leftover is no backup and will never become one, or the reason why
+/// there is no proof.
 fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
     if let Some(unreadable) = &leftover.disbelieved {
         return Err(format!(
-            "its manifest is not believed: {}",
+            "its manifest is invalid or untrusted: {}",
             unreadable.reason
         ));
     }
@@ -352,37 +350,37 @@ fn prove(input: &PruneInput<'_>, leftover: &Leftover) -> Result<Proof, String> {
         return Err(format!("{other} follows from it"));
     }
     let Some(newest) = leftover.newest else {
-        return Err("the store does not say how old it is".to_owned());
+        return Err("the store does not report its age".to_owned());
     };
     let days = input.now.as_second().saturating_sub(newest.as_second()) / 86_400;
     let given_up = days >= i64::from(input.resume_days);
     if let Some(pruned) = input.pruned.get(&leftover.id) {
-        // Newer objects are those of somebody who puts the same backup again.
+        // Newer objects are from a run that puts the same backup again.
         return match newest <= pruned.recorded_at || given_up {
             true => Ok(Proof::PruneRecord),
-            false => Err("it was pruned, and objects were put since".to_owned()),
+            false => Err("it was pruned, and newer objects exist".to_owned()),
         };
     }
     if leftover.was_committed {
-        return Err("its manifest's signature is there, or a hidden version: it was a backup, or nearly one".to_owned());
+        return Err("the signature or a hidden version of its manifest exists: it was a backup, or almost became one".to_owned());
     }
     match (input.never_committing.contains(&leftover.id), given_up) {
         (true, true) => match &leftover.versions_unseen {
             None => Ok(Proof::Journal),
             Some(why) => Err(format!(
-                "given up, but hidden versions of its manifest cannot be excluded: {why}"
+                "abandoned, but hidden versions of its manifest cannot be excluded: {why}"
             )),
         },
         (true, false) => Err(format!(
-            "an unfinished upload that may go on for {} days",
+            "an unfinished upload that can be resumed for {} days",
             input.resume_days
         )),
-        (false, _) => Err("an unfinished upload; no proof that it is over".to_owned()),
+        (false, _) => Err("an unfinished upload; no proof that it was abandoned".to_owned()),
     }
 }
 
-/// Returns a backup or an attempt that builds on this one, other than itself. `facts` have their
-/// bases resolved: where a twin stands in for the base that a manifest names, the twin is the base.
+/// Returns a backup or an attempt that is based on this one, other than itself. `facts` have their
+/// bases resolved: if a twin replaces the base in a manifest, the twin is the base.
 pub fn follower<'a>(
     facts: &'a [BackupFacts],
     leftovers: &'a [Leftover],
@@ -413,8 +411,8 @@ pub struct Waiting<'a> {
     pub leftovers: &'a [Leftover],
 }
 
-/// Returns a backup or an attempt that waits in the intermediate directory, and can be received
-/// after `id` in the remote only: nothing else there or here serves as its base.
+/// Returns a backup or an attempt that waits in the intermediate directory and can be received only
+/// after `id` in the remote: no other backup in either store can be its base.
 pub fn waiting_follower<'a>(
     waiting: Waiting<'a>,
     remote: &[BackupFacts],
@@ -465,7 +463,7 @@ pub fn waiting_follower<'a>(
     })
 }
 
-/// The kept set while it grows.
+/// The kept backups, while they are collected.
 struct Keeping<'a> {
     input: PruneInput<'a>,
     ordered: Vec<&'a BackupFacts>,
@@ -510,8 +508,8 @@ impl<'a> Keeping<'a> {
         }
     }
 
-    /// What rules keep, and the newest chain that can be restored, where this store must be able to
-    /// stand alone.
+    /// Keeps the backups that the rules keep, and the newest chain that can be restored, if this
+    /// store must be restorable on its own.
     fn by_rules(&mut self) {
         for verdict in decide_retention(self.input.facts, self.input.rules, self.input.now) {
             if verdict.keep {
@@ -533,8 +531,8 @@ impl<'a> Keeping<'a> {
         if let Some(chain) = chains_newest_first(&usable).first() {
             self.add_chain(chain, &Reason::NewestUsableChain);
         }
-        // A full that took many nights is older than the incrementals that were made meanwhile on
-        // the chain before it: the next incremental makes its chain the newest.
+        // A full that took many nights is older than the incrementals that were made in the
+        // meantime on the previous chain: the next incremental makes its chain the newest.
         if let Some(full) = usable.iter().rev().find(|backup| backup.base.is_none()) {
             self.add_chain(&full.id, &Reason::NewestUsableChain);
         }
@@ -553,7 +551,7 @@ impl<'a> Keeping<'a> {
         }
     }
 
-    /// An unfinished upload that is not proved dead pins the chain that it builds on.
+    /// Keeps the chain of each unfinished upload that is not proved dead.
     fn by_uploads(&mut self, left_alone: &[LeftAlone]) {
         for leftover in self.input.leftovers {
             let StartedFact::Signed {
@@ -576,7 +574,7 @@ impl<'a> Keeping<'a> {
         }
     }
 
-    /// What waits in the intermediate directory needs the chain that it builds on.
+    /// Keeps the chain that each waiting backup of the intermediate directory is based on.
     fn by_waiting(&mut self) {
         let input = self.input;
         let waiting = input
@@ -585,7 +583,8 @@ impl<'a> Keeping<'a> {
             .filter(|backup| !was_committed(input.facts, input.pruned, backup));
         for backup in waiting {
             let Some(base) = &backup.base else { continue };
-            // Where the base itself is not here, every twin that could be received in its place.
+            // If the base itself is not here, every twin that could be received in its place is
+            // kept.
             let stands_in = |other: &&BackupFacts| facts_stand_in_as_base(backup, base, other);
             let bases: Vec<&BackupFacts> = match self.by_id.get(base) {
                 Some(base) => vec![*base],
@@ -636,8 +635,8 @@ impl<'a> Keeping<'a> {
         }
     }
 
-    /// Adds the ancestors of all that is kept; beside a remote only those that it does not have,
-    /// usable, itself.
+    /// Adds the ancestors of all kept backups; for an intermediate directory with a remote only
+    /// those that are not usable in the remote under the same id.
     fn close(&mut self) {
         for backup in self.ordered.clone() {
             if !self.keeps(&backup.id) {
@@ -675,7 +674,7 @@ impl<'a> Keeping<'a> {
         found
     }
 
-    /// Why a kept backup cannot be restored from here, or from here and the remote together.
+    /// Returns why a kept backup cannot be restored from here, or together with the remote.
     fn flaw(&self, backup: &BackupFacts) -> Option<String> {
         let Beside::Remote { facts: remote, .. } = self.input.beside else {
             return backup.flaw.clone();
@@ -717,7 +716,8 @@ impl<'a> Keeping<'a> {
         ))
     }
 
-    /// What stays, oldest first; what goes, chain by chain, the deepest first.
+    /// Returns the kept backups, oldest first, and the deleted ones, chain by chain, the deepest
+    /// first.
     fn into_lists(self) -> (Vec<Kept>, Vec<Doomed>) {
         let mut reasons = self.reasons.clone();
         let keep = self.ordered.iter().filter_map(|backup| {
@@ -743,7 +743,7 @@ impl<'a> Keeping<'a> {
                 .unwrap_or(usize::MAX);
             doomed.push((chain, self.ancestors(backup).len(), backup));
         }
-        // Newer ones first where the depth is the same; the sort is stable.
+        // Newer backups come first at the same depth; the sort is stable.
         doomed.reverse();
         doomed.sort_by_key(|(chain, depth, _)| (*chain, std::cmp::Reverse(*depth)));
         let delete = doomed.into_iter().map(|(_, _, backup)| Doomed {
@@ -755,12 +755,12 @@ impl<'a> Keeping<'a> {
     }
 }
 
-/// The very same backup, usable in the other store.
+/// Whether `other` is the same backup, usable in the other store.
 fn is_same(other: &BackupFacts, backup: &BackupFacts) -> bool {
     other.is_usable() && other.id == backup.id && other.manifest_blake3 == backup.manifest_blake3
 }
 
-/// Whether the remote has this backup, or an identical one under another id, usable; or had it, and
+/// Whether the remote has this backup, or an identical one under another id, usable; or had it and
 /// pruned it.
 fn was_committed(
     remote: &[BackupFacts],

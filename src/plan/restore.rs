@@ -1,18 +1,18 @@
-//! [`plan_restore`]: which backups, in which order, bring one snapshot back. [`Bases`]: the same
-//! for all backups at once.
+//! [`plan_restore`]: the backups that restore one snapshot, in order. [`Bases`]: the same for all
+//! backups at once.
 
 use super::twin::stands_in_as_base;
 use crate::manifest::{BaseRef, Manifest};
 use crate::model::{BackupId, Digest};
 use std::collections::BTreeMap;
 
-/// A chain that cannot be walked to its full.
+/// A chain that cannot be followed to its full.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RestoreGap {
-    /// The backup asked for is not in the store.
+    /// The requested backup is not in the store.
     #[error("the store has no whole backup {id}")]
     NoBackup {
-        /// Its id.
+        /// The id of the backup.
         id: BackupId,
     },
     /// A base is not in the store.
@@ -20,10 +20,10 @@ pub enum RestoreGap {
     MissingBase {
         /// The backup that needs it.
         of: BackupId,
-        /// The backup that is not there.
+        /// The missing backup.
         missing: BackupId,
     },
-    /// A base is there with another manifest than the one that was built on.
+    /// The store has the base with another manifest than the one that the backup is based on.
     #[error("{of} follows from {base}, whose manifest is not the one that it was built on")]
     ChangedBase {
         /// The backup that needs it.
@@ -33,12 +33,12 @@ pub enum RestoreGap {
     },
 }
 
-/// The chain that leads to `target`: its full first, then each incremental. Where a base is not
-/// there, an identical backup under another id serves ([`crate::plan::twin`]); one that is there
-/// and not the one that was built on never does.
+/// Returns the chain that leads to `target`: its full first, then each incremental. If a base is
+/// missing, an identical backup under another id replaces it ([`crate::plan::twin`]). An existing
+/// base with another manifest is never replaced.
 ///
 /// # Errors
-/// [`RestoreGap`] naming what is missing.
+/// [`RestoreGap`] naming the missing backup.
 pub fn plan_restore<'a>(
     backups: &[(&'a Manifest, Digest)],
     target: &BackupId,
@@ -46,15 +46,15 @@ pub fn plan_restore<'a>(
     Bases::find(backups.iter().copied()).chain(target)
 }
 
-/// What each backup would be received after, found for all of them in one pass.
+/// The base of each backup, found for all of them in one pass.
 pub struct Bases<'a> {
     known: BTreeMap<&'a BackupId, (&'a Manifest, Digest)>,
-    /// By id: its base, none for a full; or the first gap below it.
+    /// By id: the base, `None` for a full; or the first gap below the backup.
     found: BTreeMap<&'a BackupId, Result<Option<&'a Manifest>, RestoreGap>>,
 }
 
 impl<'a> Bases<'a> {
-    /// Of two backups with one id, as two stores have them, the first counts.
+    /// Finds all bases. Of two backups with one id, as two stores have them, the first counts.
     pub fn find(backups: impl IntoIterator<Item = (&'a Manifest, Digest)>) -> Self {
         let mut known = BTreeMap::new();
         for (manifest, blake3) in backups {
@@ -64,8 +64,7 @@ impl<'a> Bases<'a> {
             known,
             found: BTreeMap::new(),
         };
-        // A base stands one place before what follows from it, so it is found before it, and
-        // circles cannot be.
+        // A base has the previous position, so it is found first, and circles are impossible.
         for manifest in bases.in_order() {
             let base = bases.base_of(manifest);
             bases.found.insert(&manifest.id, base);
@@ -73,7 +72,7 @@ impl<'a> Bases<'a> {
         bases
     }
 
-    /// All backups, bases before what follows from them.
+    /// Returns all backups, bases before the backups that follow from them.
     pub fn in_order(&self) -> Vec<&'a Manifest> {
         let mut manifests: Vec<&Manifest> =
             self.known.values().map(|(manifest, _)| *manifest).collect();
@@ -81,10 +80,10 @@ impl<'a> Bases<'a> {
         manifests
     }
 
-    /// The base of a backup, none for a full.
+    /// Returns the base of a backup, `None` for a full.
     ///
     /// # Errors
-    /// [`RestoreGap`]: the first gap between it and its full, or that there is no such backup.
+    /// [`RestoreGap`]: the first gap between the backup and its full, or no such backup.
     pub fn base(&self, id: &BackupId) -> Result<Option<&'a Manifest>, RestoreGap> {
         self.found
             .get(id)
@@ -92,7 +91,7 @@ impl<'a> Bases<'a> {
             .unwrap_or_else(|| Err(RestoreGap::NoBackup { id: id.clone() }))
     }
 
-    /// The chain that leads to a backup, its full first.
+    /// Returns the chain that leads to a backup, its full first.
     ///
     /// # Errors
     /// As for [`Bases::base`].
@@ -135,7 +134,8 @@ impl<'a> Bases<'a> {
     }
 }
 
-/// The base that is named, if it is the one that was built on: of one chain, one place before.
+/// Checks that the named base is the one that the backup is based on: same chain, previous
+/// position.
 fn check_base<'a>(
     of: &Manifest,
     base: &BaseRef,

@@ -1,9 +1,9 @@
-//! [`judge_unfinished`]: whether an interrupted upload can go on, and if not, why.
+//! [`judge_unfinished`]: decides whether an interrupted upload can be resumed.
 //!
-//! An upload goes on only as what it began as: the same snapshot and base by guid, the same origin,
-//! flags, chunk size, compression and recipients. What the stream itself says is checked when it
-//! comes (its first record, the record that is sent again, the checksum up to the last confirmed
-//! chunk). On any difference a new upload begins under a new id: nothing is ever guessed.
+//! An upload is resumed only if nothing changed: the same snapshot and base by guid, the same
+//! origin, flags, chunk size, compression and recipients. The stream itself is verified when it
+//! arrives (its first record, the repeated record, the checksum up to the last confirmed chunk).
+//! Any difference starts a new upload under a new id: nothing is ever guessed.
 
 use super::BackupFacts;
 use super::send::RequestedKind;
@@ -12,75 +12,75 @@ use crate::model::{BackupId, BackupKind, Guid};
 use crate::zfs::{Bookmark, SendBase, Snapshot};
 use std::collections::BTreeSet;
 
-/// An upload that was begun and neither committed nor given up.
+/// An upload that was begun and neither committed nor abandoned.
 #[derive(Debug, Clone, Copy)]
 pub struct UnfinishedFacts<'a> {
-    /// What it began as.
+    /// The first object of the upload.
     pub started: &'a Started,
-    /// The keys under its id, as listed, without the prefix.
+    /// The listed keys under its id, without the prefix.
     pub listed: &'a BTreeSet<String>,
-    /// Those that its journal and its progress objects name.
+    /// The keys that its journal and its progress objects name.
     pub known: &'a BTreeSet<String>,
-    /// A manifest of it exists or existed, in any version.
+    /// Whether a manifest of the upload exists or existed, in any version.
     pub has_manifest: bool,
-    /// A signed prune record names it.
+    /// Whether a signed prune record names the upload.
     pub is_pruned: bool,
 }
 
-/// What the dataset and the configuration are now.
+/// The present state of the dataset and the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct ResumeFacts<'a> {
     /// The dataset and the pool.
     pub origin: &'a Origin,
     /// All snapshots of the dataset.
     pub snapshots: &'a [Snapshot],
-    /// All its bookmarks.
+    /// All bookmarks of the dataset.
     pub bookmarks: &'a [Bookmark],
-    /// The flags that would be asked of the kernel.
+    /// The send flags that a new send would use.
     pub flags: &'a [String],
-    /// Bytes of stream in a chunk.
+    /// Bytes of the stream in a chunk.
     pub split_bytes: u64,
     /// Compression before sealing.
     pub compression: CompressionName,
-    /// Whom chunks would be sealed to.
+    /// The recipients that chunks would be sealed to.
     pub recipients: &'a [String],
     /// The dataset's backups in the target.
     pub target: &'a [BackupFacts],
-    /// Its backups where bases may lie besides.
+    /// The dataset's backups in the second store, where bases may be too.
     pub beside: &'a [BackupFacts],
-    /// Why there may be backups that could not be seen.
+    /// The reason why some backups may not be visible; `None` if all are.
     pub unseen: Option<&'a str>,
 }
 
-/// What becomes of an unfinished upload.
+/// The decision about an unfinished upload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResumeVerdict {
-    /// It goes on.
+    /// The upload is resumed.
     GoOn {
-        /// The snapshot, as it is named now.
+        /// The snapshot, with its present name.
         snapshot: Box<Snapshot>,
         /// The base, as it is in the pool now.
         base: Option<SendBase>,
     },
-    /// Not now: what it builds on cannot be seen.
+    /// The upload waits, because its base cannot be seen now.
     Wait {
-        /// Why, as a sentence about it.
+        /// The reason, as a sentence about the upload.
         why: String,
     },
-    /// It was a backup once: nothing of it may be touched, and the journal that does not know it
-    /// was rolled back.
+    /// The upload was a backup once: nothing of it may be changed, and a journal that does not know
+    /// this was rolled back.
     Over {
-        /// Why, as a sentence about it.
+        /// The reason, as a sentence about the upload.
         why: String,
     },
-    /// It cannot go on, now or ever.
+    /// The upload cannot be resumed, now or ever.
     GiveUp {
-        /// Why, as a sentence about it.
+        /// The reason, as a sentence about the upload.
         why: String,
     },
 }
 
-/// Whether a run that was asked for this kind goes on with that upload.
+/// Whether a run that requests this kind may resume the upload.
 pub fn is_asked_for(requested: RequestedKind, id: &BackupId) -> bool {
     match requested {
         RequestedKind::Full => id.kind() == BackupKind::Full,
@@ -119,7 +119,7 @@ pub fn judge_unfinished(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> 
     }
 }
 
-/// The base is stored, whole, and the same.
+/// Checks that the base is stored, complete and unchanged.
 fn check_base(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<(), String> {
     let Some(base) = &upload.started.base else {
         return Ok(());
@@ -163,7 +163,7 @@ fn find_sources(
     Ok((snapshot.clone(), Some(local)))
 }
 
-/// The snapshot itself, else a bookmark of it.
+/// Returns the base in the pool: the snapshot itself, otherwise a bookmark of it.
 fn find_base(guid: Guid, now: &ResumeFacts<'_>) -> Option<SendBase> {
     let snapshot = now.snapshots.iter().find(|snapshot| snapshot.guid == guid);
     let bookmark = || {
@@ -175,7 +175,7 @@ fn find_base(guid: Guid, now: &ResumeFacts<'_>) -> Option<SendBase> {
     snapshot.or_else(|| bookmark().map(|bookmark| SendBase::Bookmark(bookmark.name.clone())))
 }
 
-/// What the store says against it.
+/// Checks the store for objects and backups that exclude a resume.
 fn check_store(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<(), String> {
     if let Some(stranger) = upload.listed.difference(upload.known).next() {
         return Err(format!(
@@ -184,7 +184,7 @@ fn check_store(upload: &UnfinishedFacts<'_>, now: &ResumeFacts<'_>) -> Result<()
     }
     let id = &upload.started.id;
     let holds_it = |backup: &&BackupFacts| {
-        // An incremental of the same snapshot makes no full needless.
+        // An incremental of the same snapshot does not make a full superfluous.
         let serves = id.kind() == BackupKind::Incr || backup.base.is_none();
         backup.snapshot.guid == id.snapshot_guid() && backup.is_usable() && serves
     };
@@ -200,7 +200,7 @@ fn check_plan(started: &Started, now: &ResumeFacts<'_>) -> Result<(), String> {
         ("the send flags", started.requested == now.flags),
         ("main.split_size", started.split_bytes == now.split_bytes),
         ("send.compression", started.compression == now.compression),
-        ("whom it is sealed to", started.recipients == now.recipients),
+        ("the recipients", started.recipients == now.recipients),
     ];
     match changed.iter().find(|(_, same)| !same) {
         Some((what, _)) => Err(format!("{what} changed since it began")),

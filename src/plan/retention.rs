@@ -1,8 +1,8 @@
-//! [`decide_retention`]: what a set of rules keeps, and why. What no rule may ever delete is added
-//! by [`plan_prune`](super::prune::plan_prune).
+//! [`decide_retention`]: the backups that a set of rules keeps, with reasons.
+//! [`plan_prune`](super::prune::plan_prune) adds the backups that no rule may ever delete.
 //!
 //! A chain is the tree of backups under one full. Backups are ordered by createtxg within an origin
-//! and by snapshot time across origins; a chain stands where its newest member stands.
+//! and by snapshot time across origins; a chain is ordered by its newest member.
 
 use super::BackupFacts;
 use crate::config::{Age, RetentionRules};
@@ -12,23 +12,23 @@ use jiff::tz::TimeZone;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// What the rules say of one backup.
+/// The rules' decision about one backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
     /// The backup.
     pub id: BackupId,
     /// Whether a rule keeps it.
     pub keep: bool,
-    /// Each rule that keeps it; [`Reason::NoRuleKeepsIt`] alone when none does.
+    /// Each rule that keeps the backup; only [`Reason::NoRuleKeepsIt`] if no rule does.
     pub reasons: Vec<Reason>,
 }
 
 /// A span of the UTC calendar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Period {
-    /// From midnight to midnight.
+    /// A day from midnight to midnight.
     Day,
-    /// From Monday to Sunday.
+    /// A week from Monday to Sunday.
     Week,
     /// A calendar month.
     Month,
@@ -36,37 +36,37 @@ pub enum Period {
     Year,
 }
 
-/// Why a backup is kept or deleted.
+/// The reason why a backup is kept or deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// There is no rule at all, so everything is kept.
+    /// No rule is configured, so everything is kept.
     NoRules,
-    /// `keep-last-chains`: its chain is the `place`-th newest, from 1.
+    /// `keep-last-chains`: the chain of the backup is the `place`-th newest, from 1.
     LastChain {
-        /// From 1, the newest.
+        /// The place, 1 for the newest.
         place: usize,
-        /// How many the rule keeps.
+        /// The number that the rule keeps.
         of: u32,
     },
     /// `keep-last-full-only`.
     LastFull {
-        /// From 1, the newest.
+        /// The place, 1 for the newest.
         place: usize,
-        /// How many the rule keeps.
+        /// The number that the rule keeps.
         of: u32,
     },
     /// `keep-last-incremental-only`.
     LastIncremental {
-        /// From 1, the newest.
+        /// The place, 1 for the newest.
         place: usize,
-        /// How many the rule keeps.
+        /// The number that the rule keeps.
         of: u32,
     },
     /// `keep-full-with-age-closest-to`.
     FullAge {
         /// The age that the rule names.
         wanted: Age,
-        /// Its real age in seconds.
+        /// The real age in seconds.
         real_seconds: i64,
     },
     /// `keep-within`.
@@ -74,49 +74,51 @@ pub enum Reason {
         /// The age that the rule names.
         age: Age,
     },
-    /// `keep-daily` and its like: the newest of one of the newest periods that have a backup.
+    /// `keep-daily` and similar rules: the newest backup of one of the newest periods that have a
+    /// backup.
     Period {
-        /// Which span.
+        /// The kind of period.
         period: Period,
-        /// From 1, the newest.
+        /// The place of the period, 1 for the newest.
         place: usize,
-        /// How many the rule keeps.
+        /// The number that the rule keeps.
         of: u32,
     },
-    /// A backup that is kept follows from it.
+    /// A kept backup follows from the backup.
     AncestorOf {
         /// The backup that needs it.
         id: BackupId,
     },
-    /// It is of the newest chain that can be restored.
+    /// The backup is in the newest chain that can be restored.
     NewestUsableChain,
-    /// An unfinished upload builds on its chain.
+    /// An unfinished upload is based on the backup's chain.
     UnfinishedUpload {
         /// The attempt.
         id: BackupId,
     },
-    /// A backup of the intermediate directory that waits to be copied builds on its chain.
+    /// A backup of the intermediate directory that waits to be copied is based on the backup's
+    /// chain.
     Waiting {
         /// The backup that waits.
         id: BackupId,
     },
-    /// The store refuses to delete it until then.
+    /// The store refuses to delete the backup until a time.
     Locked {
-        /// In RFC 3339.
+        /// The time, in RFC 3339.
         until: String,
     },
-    /// What the store said of its locks cannot be read.
+    /// The lock of the backup cannot be read.
     LockUnknown {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The configured remote has not committed it.
+    /// The configured remote has not committed the backup.
     NotInRemote,
-    /// The configured remote could not be asked.
+    /// The configured remote is unreachable.
     RemoteUnreachable,
-    /// Nothing of the dataset is deleted, for the reasons that the plan names.
+    /// The plan deletes nothing of the dataset, and has the reasons.
     NothingIsDeleted,
-    /// The reason to delete it.
+    /// No rule keeps the backup: the reason to delete it.
     NoRuleKeepsIt,
 }
 
@@ -155,14 +157,15 @@ impl fmt::Display for Reason {
             Self::Locked { until } => write!(f, "locked until {until}"),
             Self::LockUnknown { reason } => write!(f, "its locks are unknown: {reason}"),
             Self::NotInRemote => f.write_str("not committed in the remote"),
-            Self::RemoteUnreachable => f.write_str("the remote cannot be asked"),
+            Self::RemoteUnreachable => f.write_str("the remote is unreachable"),
             Self::NothingIsDeleted => f.write_str("nothing of the dataset is deleted, see above"),
             Self::NoRuleKeepsIt => f.write_str("no rule keeps it"),
         }
     }
 }
 
-/// An age as rules write it, in its two largest units: `6m 6d`, where m is 30 days and y 365.
+/// Writes an age as rules write it, in its two largest units: `6m 6d`, where m is 30 days and y
+/// 365.
 pub fn age_words(seconds: i64) -> String {
     if seconds < 0 {
         return "in the future".to_owned();
@@ -189,7 +192,8 @@ pub fn age_words(seconds: i64) -> String {
     }
 }
 
-/// What the rules keep of these backups at that time, in [`in_order`], the oldest first.
+/// Decides which of these backups the rules keep at that time. The result is in the order of
+/// [`in_order`], oldest first.
 pub fn decide_retention(
     facts: &[BackupFacts],
     rules: &RetentionRules,
@@ -232,8 +236,8 @@ pub fn decide_retention(
     ordered.iter().map(verdict).collect()
 }
 
-/// The backups, oldest first. Time counts only across origins: within one it never goes back,
-/// whatever clocks said.
+/// Returns the backups, oldest first. Times are compared only across origins: within an origin the
+/// order never contradicts the transaction groups, even if clocks did.
 pub fn in_order(facts: &[BackupFacts]) -> Vec<&BackupFacts> {
     let mut ordered: Vec<&BackupFacts> = facts.iter().collect();
     ordered.sort_by_key(|backup| (origin_key(backup), backup.snapshot.createtxg, &backup.id));
@@ -257,8 +261,8 @@ pub fn in_order(facts: &[BackupFacts]) -> Vec<&BackupFacts> {
     timed.into_iter().map(|(_, backup)| backup).collect()
 }
 
-/// The key that tells time lines apart: a dataset in a pool, and what was taken over of another
-/// time line of it, whose transaction groups say nothing of ours.
+/// Returns the key that distinguishes time lines: a dataset in a pool, and whether the backup was
+/// adopted from another time line, whose transaction groups are not comparable.
 fn origin_key(backup: &BackupFacts) -> (Guid, Guid, bool) {
     (
         backup.origin.dataset_guid,
@@ -267,7 +271,7 @@ fn origin_key(backup: &BackupFacts) -> (Guid, Guid, bool) {
     )
 }
 
-/// Chains by the ids of their fulls, the newest first.
+/// Returns the chains by the ids of their fulls, the newest first.
 pub fn chains_newest_first<'a>(ordered: &[&'a BackupFacts]) -> Vec<&'a BackupId> {
     let mut chains: Vec<&BackupId> = Vec::new();
     for backup in ordered.iter().rev() {
@@ -278,7 +282,7 @@ pub fn chains_newest_first<'a>(ordered: &[&'a BackupFacts]) -> Vec<&'a BackupId>
     chains
 }
 
-/// Backups by their ids: chains are walked for thousands of them.
+/// Backups by their ids, because chains are walked for thousands of them.
 type ById<'a> = BTreeMap<&'a BackupId, &'a BackupFacts>;
 
 #[derive(Default)]
@@ -292,7 +296,7 @@ impl Reasons {
         }
     }
 
-    /// With all that it depends on.
+    /// Adds a backup with all backups that it depends on.
     fn add_whole(&mut self, by_id: &ById<'_>, backup: &BackupFacts, reason: Reason) {
         self.add(&backup.id, reason);
         let mut base = backup.base.as_ref();
@@ -350,8 +354,8 @@ fn seconds_of(age: Age) -> i64 {
     i64::try_from(age.duration().as_secs()).unwrap_or(i64::MAX)
 }
 
-/// Of the fulls on both sides of each age the nearest: the older one has the place now, the younger
-/// grows into it.
+/// For each age the nearest full on both sides: the older one has the place now, and the younger
+/// one takes it later.
 fn keep_full_ages(
     ordered: &[&BackupFacts],
     rules: &RetentionRules,
@@ -427,7 +431,8 @@ fn keep_periods(
     }
 }
 
-/// The span of the UTC calendar that a time lies in, by its year and its number there.
+/// Returns the period of the UTC calendar in which a time lies: the year, and the number of the
+/// period in that year.
 fn period_of(period: Period, at: Timestamp) -> (i16, i16) {
     let date = at.to_zoned(TimeZone::UTC).date();
     match period {

@@ -1,32 +1,32 @@
-//! [`choose_chunks`]: which chunks `verify-checksums --read-data` downloads.
+//! [`choose_chunks`]: chooses the chunks that `verify-checksums --read-data` downloads.
 
 use crate::model::Digest;
 
-/// How much is read.
+/// The share of the chunks to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadShare {
-    /// Everything.
+    /// All chunks.
     All,
-    /// So many of a hundred bytes, chosen at random: 1 to 99.
+    /// A percentage of the bytes, chosen at random: 1 to 99.
     Percent(u8),
-    /// About so many bytes, chosen at random.
+    /// About this many bytes, chosen at random.
     Bytes(u64),
-    /// One part of so many, another one each day, so that all is read within that many days.
+    /// A different one of this many parts each day, so that all is read within this many days.
     Turn(u32),
 }
 
-/// One chunk that could be read. Names are unique for ever.
+/// A chunk that could be read. Names are unique for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate<'a> {
-    /// Its object name.
+    /// The object name of the chunk.
     pub name: &'a str,
-    /// Its bytes.
+    /// The bytes of the chunk.
     pub bytes: u64,
 }
 
-/// Says of each chunk whether it is read. `day` counts days, `seed` is random. At least one chunk
-/// is read where there is one and the share is not by turns: a share of few chunks may have none on
-/// some days.
+/// Decides for each chunk whether it is read. `day` counts days, `seed` is random. At least one
+/// chunk is read if there are chunks and the share is not by turns: with few chunks a turn may have
+/// none on some days.
 pub fn choose_chunks(chunks: &[Candidate<'_>], share: ReadShare, day: u64, seed: u64) -> Vec<bool> {
     let total = chunks
         .iter()
@@ -48,8 +48,8 @@ pub fn choose_chunks(chunks: &[Candidate<'_>], share: ReadShare, day: u64, seed:
     }
 }
 
-/// In a random order, until enough bytes are together. Each chunk's place follows from its name and
-/// the seed.
+/// Chooses chunks in a random order until their bytes suffice. Each chunk's place follows from its
+/// name and the seed.
 fn choose_at_random(chunks: &[Candidate<'_>], wanted_bytes: u64, seed: u64) -> Vec<bool> {
     let mut order: Vec<usize> = (0..chunks.len()).collect();
     order.sort_by_key(|index| (number_of(chunks[*index].name, seed), *index));

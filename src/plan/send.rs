@@ -1,22 +1,23 @@
-//! [`plan_send`]: which stream a dataset's next backup is, or why there is none.
+//! [`plan_send`]: decides which stream a dataset's next backup is, or why there is none.
 //!
-//! # The order of the questions
-//! 1. Is there a snapshot to send? If not: [`SendConflict::NoSnapshot`].
-//! 2. `--full`: a usable full of it with these flags and recipients in the target itself is up to
-//!    date; else a full.
-//! 3. A usable backup of it, of any kind, where bases are looked for: up to date.
-//! 4. Nothing at all stored, and everything could be seen: the first full, of any size.
-//! 5. No usable backup whose snapshot is still here, by guid, and older: the base is lost. A full
-//!    up to `auto_full_max`, above it [`SendConflict::TooLarge`].
+//! # The order of the decisions
+//! 1. No snapshot to send: [`SendConflict::NoSnapshot`].
+//! 2. `--full`: up to date if the target itself has a usable full of the snapshot with these flags
+//!    and recipients; else a full.
+//! 3. A usable backup of the snapshot, of any kind, in the target or in the second store: up to
+//!    date.
+//! 4. Nothing stored at all, and everything could be seen: the first full, of any size.
+//! 5. No usable backup whose snapshot is still in the pool, by guid, and older: the base is lost. A
+//!    full up to `auto_full_max`, above it [`SendConflict::TooLarge`].
 //! 6. Other flags, then other recipients than the base's chain has: a full, of any size.
-//! 7. `[backup-lifecycle]`: as many incrementals as are allowed, then the age of the full, then the
-//!    share of the incrementals: a full, of any size. Unless there is one already: a full that took
-//!    many nights is older than the incrementals that were made meanwhile on the chain before it,
-//!    and the next one follows from it.
+//! 7. `[backup-lifecycle]`: the number of incrementals, then the age of the full, then the share of
+//!    the incrementals: a full, of any size. Not if such a full exists already: a full that took
+//!    many nights is older than the incrementals that were made in the meantime on the previous
+//!    chain, and the next incremental is based on it.
 //! 8. An incremental.
 //!
-//! `--incremental` gets a conflict wherever 4 to 6 would make a full, and at the number of
-//! incrementals in 7. Age and share only say what is made when nobody asks.
+//! `--incremental` is a conflict where 4 to 6 would make a full, and at the number of incrementals
+//! in 7. Age and share only decide when no kind is requested.
 
 mod text;
 
@@ -28,32 +29,32 @@ use jiff::{SignedDuration, Timestamp};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-/// What the command line asked for.
+/// The kind that the command line requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestedKind {
-    /// A full in any case.
+    /// Always make a full.
     Full,
-    /// An incremental or nothing.
+    /// Make an incremental or fail.
     Incremental,
-    /// Whatever the lifecycle says.
+    /// The kind that the lifecycle decides.
     Lifecycle,
 }
 
-/// `[backup-lifecycle]`: which kind is made when nobody asks for one.
+/// `[backup-lifecycle]`: the rules that choose the kind when none is requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LifecycleRules {
-    /// A new full once the stored bytes of a chain's incrementals exceed this share of its full's,
-    /// in per cent.
+    /// The limit in percent for the stored bytes of a chain's incrementals, relative to its full.
+    /// Above it a new full is made.
     pub incrementals_percent_max: u32,
-    /// A new full once the chain's full is this old.
+    /// The age of a chain's full from which a new full is made.
     pub full_age_max: Option<SignedDuration>,
-    /// A new full after that many incrementals in a row.
+    /// The number of incrementals in a row after which a new full is made.
     pub incrementals_max: Option<u32>,
-    /// When a base was lost: a full up to this estimate is made without asking.
+    /// The estimated bytes up to which a full is made without asking after a base was lost.
     pub auto_full_bytes_max: u64,
 }
 
-/// All that the decision depends on.
+/// The facts for the decision.
 #[derive(Debug, Clone)]
 pub struct SendFacts<'a> {
     /// The newest snapshot that may be sent.
@@ -64,127 +65,129 @@ pub struct SendFacts<'a> {
     pub bookmarks: &'a [Bookmark],
     /// The dataset's backups in the target.
     pub target: &'a [BackupFacts],
-    /// Its backups in the remote, when the target is the intermediate directory: bases too.
+    /// The dataset's backups in the remote, if the target is the intermediate directory: they may
+    /// be bases too.
     pub beside: &'a [BackupFacts],
-    /// Why there may be backups that could not be seen; then nothing here passes for "empty".
+    /// The reason why some backups may not be visible. With a reason, an empty list does not count
+    /// as "empty".
     pub unseen: Option<&'a str>,
-    /// The flags that would be asked of the kernel.
+    /// The send flags that would be used.
     pub flags: &'a [String],
-    /// Whom chunks would be sealed to.
+    /// The recipients that chunks would be sealed to.
     pub recipients: &'a [String],
-    /// The kernel's estimate of a full; `None` when it has none.
+    /// The kernel's estimate of a full; `None` without an estimate.
     pub full_estimate_bytes: Option<u64>,
-    /// The clock.
+    /// The present time.
     pub now: Timestamp,
 }
 
-/// What to send.
+/// The decision what to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendPlan {
     /// A full of this snapshot.
     Full {
         /// The snapshot.
         snapshot: Snapshot,
-        /// Why no incremental.
+        /// The reason why no incremental is made.
         why: FullReason,
     },
-    /// What changed since a base.
+    /// An incremental.
     Incremental {
         /// The snapshot.
         snapshot: Snapshot,
-        /// The base as it is in the pool.
+        /// The base in the pool.
         base: SendBase,
-        /// The base as it is stored.
+        /// The base in the store.
         backup: Box<BackupFacts>,
     },
-    /// The snapshot is stored already, whole.
+    /// A complete backup of the snapshot is already stored.
     UpToDate {
-        /// The backup that holds it.
+        /// The backup of the snapshot.
         id: BackupId,
     },
 }
 
-/// Why a full is made.
+/// The reason why a full is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FullReason {
     /// `--full`.
     Requested,
-    /// Nothing is stored yet.
+    /// The store has no backup yet.
     First,
-    /// What is stored can no longer be built on.
+    /// No stored backup can be a base any more.
     BaseLost(Box<BaseLoss>),
     /// The chain was made with other flags.
     Flags {
-        /// The chain's.
+        /// The flags of the chain.
         chain: Vec<String>,
-        /// Those of now.
+        /// The present flags.
         now: Vec<String>,
     },
-    /// The chain is sealed to others.
+    /// The chain is sealed to other recipients.
     Recipients,
-    /// As many incrementals follow each other as are allowed.
+    /// The chain has as many incrementals in a row as are allowed.
     Length {
-        /// How many there are.
+        /// The number of incrementals.
         incrementals: u32,
     },
     /// The chain's full is too old.
     Age {
-        /// When its snapshot was taken.
+        /// The time at which the full's snapshot was taken.
         full_at: Timestamp,
     },
-    /// The chain's incrementals hold too much.
+    /// The chain's incrementals are too large.
     Share {
-        /// Their stored bytes, in per cent of the full's.
+        /// The stored bytes of the incrementals, in percent of the full's.
         percent: u64,
         /// The limit.
         limit: u32,
     },
 }
 
-/// Why nothing stored can be a base: what each side has.
+/// The reason why no stored backup can be a base: what the store and the pool have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseLoss {
-    /// The newest stored backup: its snapshot, and what is wrong with it.
+    /// The newest stored backup: its snapshot and its flaw.
     pub newest: Option<(SnapshotRef, Option<String>)>,
-    /// What is here of its snapshot.
+    /// The form in which the pool has that snapshot.
     pub here: Here,
-    /// Why there may be backups that could not be seen.
+    /// The reason why some backups may not be visible.
     pub unseen: Option<String>,
 }
 
-/// What a dataset still has of a stored snapshot.
+/// The form in which a dataset has a stored snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Here {
     /// The snapshot itself.
     Snapshot,
     /// A bookmark of it.
     Bookmark,
-    /// A bookmark of it with a redaction list, which no ordinary stream can start from.
+    /// A bookmark of it with a redaction list, which cannot be the base of an ordinary stream.
     Redacted,
-    /// Neither.
+    /// The dataset has neither the snapshot nor a bookmark of it.
     Neither,
 }
 
-/// Why there is nothing to send. Each says what is missing on which side.
+/// The reason why there is nothing to send. Each variant says what is missing, and on which side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SendConflict {
     /// The dataset has no snapshot that may be sent.
     NoSnapshot {
-        /// Its other snapshots.
+        /// The number of its other snapshots.
         others: usize,
     },
-    /// `--incremental`, and nothing stored can be its base.
+    /// `--incremental`, and no stored backup can be the base.
     NoCommonBase(Box<BaseLoss>),
-    /// A base was lost, and a full is larger than what is made without asking.
+    /// A base was lost, and a full is larger than the limit for a full without asking.
     TooLarge {
-        /// What each side has.
+        /// The contents of the store and the pool.
         loss: Box<BaseLoss>,
-        /// The estimate of a full; `None` when there is none.
+        /// The estimate of a full; `None` without an estimate.
         estimate_bytes: Option<u64>,
         /// `auto_full_max`
         limit_bytes: u64,
     },
-    /// `--incremental`, and only a full may come next.
+    /// `--incremental`, and only a full is possible.
     OnlyFull(FullReason),
 }
 
@@ -254,7 +257,8 @@ fn all<'a>(facts: &SendFacts<'a>) -> impl Iterator<Item = &'a BackupFacts> {
     facts.target.iter().chain(facts.beside)
 }
 
-/// A person who says `--full` wants one, in this store, made as things are set now.
+/// Returns the backup that makes the dataset up to date. `--full` demands a full in this store,
+/// made with the present settings.
 fn up_to_date(
     facts: &SendFacts<'_>,
     snapshot: &Snapshot,
@@ -277,7 +281,7 @@ fn is_made_alike(facts: &SendFacts<'_>, backup: &BackupFacts) -> bool {
     has_same(&backup.requested, facts.flags) && has_same(&backup.recipients, facts.recipients)
 }
 
-/// Whatever their order.
+/// Whether two lists have the same items in any order.
 fn has_same(some: &[String], others: &[String]) -> bool {
     let sorted = |names: &[String]| {
         let mut names = names.to_vec();
@@ -287,8 +291,9 @@ fn has_same(some: &[String], others: &[String]) -> bool {
     sorted(some) == sorted(others)
 }
 
-/// The newest usable backup whose snapshot is still here, and older than what is sent. Of two of
-/// one snapshot the one that a new backup can follow, then the one with fewer before it.
+/// Returns the newest usable backup whose snapshot is still in the pool and older than the snapshot
+/// to send. Of two backups of one snapshot, the one that may be followed is preferred, then the one
+/// with the shorter chain.
 fn newest_base<'a>(
     facts: &SendFacts<'a>,
     snapshot: &Snapshot,
@@ -296,7 +301,8 @@ fn newest_base<'a>(
     newest_base_of(facts, snapshot, |_| true)
 }
 
-/// The newest base on a chain that began later than that of `over` and that may be followed.
+/// Returns the newest base on a chain that began later than the chain of `over` and that may be
+/// followed.
 fn base_on_newer_full<'a>(
     facts: &SendFacts<'a>,
     rules: &LifecycleRules,
@@ -341,9 +347,9 @@ fn newest_base_of<'a>(
         .map(|(base, _, backup)| (base, backup))
 }
 
-/// What is here of a snapshot, with its transaction group: the snapshot before a bookmark, ours
-/// before another's. A stream from a bookmark with a redaction list fits only a copy that was
-/// redacted, so such a bookmark does not count.
+/// Finds the local base for a guid, with its transaction group: a snapshot is preferred to a
+/// bookmark, our bookmark to a foreign one. A stream from a bookmark with a redaction list fits
+/// only a redacted copy, so such a bookmark does not count.
 fn local_base(facts: &SendFacts<'_>, guid: Guid) -> Option<(SendBase, u64)> {
     if let Some(snapshot) = facts
         .snapshots
@@ -387,7 +393,7 @@ fn has_redacted(facts: &SendFacts<'_>, guid: Guid) -> bool {
         .any(|bookmark| bookmark.guid == guid && bookmark.redacted)
 }
 
-/// Why nothing may follow this base, if so.
+/// Returns the reason why no incremental may be based on this backup, if there is one.
 fn chain_is_over(
     facts: &SendFacts<'_>,
     rules: &LifecycleRules,
@@ -410,7 +416,7 @@ fn chain_is_over(
             incrementals: base.position,
         });
     }
-    // The same backup may be in both stores.
+    // The same backup may be in both stores, so backups are counted by id.
     let chain: BTreeMap<&BackupId, &BackupFacts> = all(facts)
         .filter(|backup| backup.full_id == base.full_id)
         .map(|backup| (&backup.id, backup))

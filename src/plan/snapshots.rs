@@ -1,8 +1,8 @@
-//! [`plan_snapshots`]: which of this tool's own snapshots may be destroyed.
+//! [`plan_snapshots`]: decides which of this tool's own snapshots may be destroyed.
 //!
 //! A snapshot is needed while it is young, while it is held, while it is the newest and not stored
-//! everywhere, while an unfinished upload reads it or builds on it, and while the next incremental
-//! starts from it and no bookmark could.
+//! everywhere, while an unfinished upload sends it or is based on it, and while the next
+//! incremental is based on it and no bookmark can replace it.
 
 use super::BackupFacts;
 use super::clock::ClockDoubt;
@@ -14,17 +14,17 @@ use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// The short name of the bookmark that stands in for a snapshot, by its guid.
+/// Returns the short name of the bookmark that replaces a snapshot, by the snapshot's guid.
 pub fn bookmark_name(snapshot: Guid) -> String {
     format!("zfs-backup_{snapshot}")
 }
 
-/// What one configured store holds of the dataset.
+/// The dataset's objects in one configured store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreView {
-    /// The store, for people.
+    /// The store, as messages name it.
     pub store: String,
-    /// Its whole backups.
+    /// The complete backups.
     pub facts: Vec<BackupFacts>,
     /// The attempts without a valid manifest that this pool or a journal of this host knows, with
     /// the facts of their first objects. Other attempts in the store say nothing about this pool,
@@ -32,28 +32,28 @@ pub struct StoreView {
     pub attempts: Vec<(BackupId, StartedFact)>,
 }
 
-/// Why a snapshot stays or goes.
+/// The reason why a snapshot is kept or destroyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotReason {
-    /// Not older than the configuration says.
+    /// The snapshot is not older than the configured age.
     Young,
-    /// Held, by a backup or by somebody else.
+    /// The snapshot is held, by a backup or by another program.
     Held,
-    /// The newest own snapshot, and that store does not hold it whole.
+    /// The snapshot is the newest own one, and a store has no complete backup of it.
     NotStored {
         /// The store.
         store: String,
     },
-    /// The newest own snapshot, and no store was asked.
+    /// The snapshot is the newest own one, and no store is configured.
     NoStore,
-    /// The next incremental starts from it, and there is no bookmark of it.
+    /// The next incremental is based on the snapshot, and the snapshot has no bookmark.
     NextBase {
-        /// The store whose next incremental that is.
+        /// The store of that incremental.
         store: String,
     },
-    /// Only bookmarks are to be kept, and there is none of it.
+    /// Only bookmarks are to be kept, and the snapshot has none.
     NoBookmark,
-    /// An unfinished upload needs it.
+    /// An unfinished upload needs the snapshot.
     UnfinishedUpload {
         /// The attempt.
         id: BackupId,
@@ -66,13 +66,13 @@ pub enum SnapshotReason {
     },
     /// The snapshot looks old, but by a doubtful clock.
     ClockDoubtful(ClockDoubt),
-    /// The snapshot has this tool's mark but another name: a person's, or one with an earlier
+    /// The snapshot has this tool's mark but another name: it was renamed, or has an earlier
     /// `snapshot_prefix`.
     NotOurName {
         /// The prefix of the names of own snapshots.
         prefix: String,
     },
-    /// Nothing needs it any more.
+    /// The snapshot is no longer needed.
     Old,
 }
 
@@ -89,7 +89,7 @@ impl fmt::Display for SnapshotReason {
                     "the next incremental in {store} starts from it, and it has no bookmark"
                 )
             }
-            Self::NoBookmark => f.write_str("no bookmark stands in for it"),
+            Self::NoBookmark => f.write_str("no bookmark can replace it"),
             Self::UnfinishedUpload { id } => write!(f, "the unfinished upload {id} needs it"),
             Self::UploadUnknown { id } => {
                 write!(
@@ -109,30 +109,30 @@ impl fmt::Display for SnapshotReason {
     }
 }
 
-/// What becomes of one snapshot.
+/// The decision about one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotVerdict {
     /// The snapshot.
     pub name: SnapshotName,
-    /// Whether it goes.
+    /// Whether the snapshot is destroyed.
     pub destroy: bool,
-    /// What it would free, as ZFS says.
+    /// The bytes that destroying it would free, as ZFS reports.
     pub used_bytes: u64,
-    /// Why.
+    /// The reason.
     pub reason: SnapshotReason,
 }
 
-/// Why no old snapshot of a dataset is destroyed.
+/// The reason why no old snapshot of a dataset is destroyed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotsDoubt {
     /// The finding.
     pub what: String,
-    /// The remedy for a person.
+    /// The remedy.
     pub hint: String,
 }
 
-/// Returns why nothing of a dataset is destroyed, where something about it is doubtful. `command`
-/// is the command that met the doubt.
+/// Returns the reason why nothing of a dataset is destroyed, if a fact about it is doubtful.
+/// `command` is the command that met the doubt.
 pub fn find_snapshots_doubt(verdicts: &[SnapshotVerdict], command: &str) -> Option<SnapshotsDoubt> {
     verdicts.iter().find_map(|verdict| match &verdict.reason {
         SnapshotReason::UploadUnknown { id } => Some(SnapshotsDoubt {
@@ -146,7 +146,7 @@ pub fn find_snapshots_doubt(verdicts: &[SnapshotVerdict], command: &str) -> Opti
     })
 }
 
-/// Everything that is decided from.
+/// The facts for the decision.
 #[derive(Debug, Clone, Copy)]
 pub struct SnapshotsInput<'a> {
     /// The own snapshots of one dataset, oldest first.
@@ -155,29 +155,30 @@ pub struct SnapshotsInput<'a> {
     pub marked: &'a [Snapshot],
     /// The prefix of the names of own snapshots.
     pub prefix: &'a str,
-    /// All its snapshots: a base may be another tool's.
+    /// All snapshots of the dataset: another tool's snapshot may be a base.
     pub guids: &'a BTreeSet<Guid>,
-    /// Its bookmarks.
+    /// The bookmarks of the dataset.
     pub bookmarks: &'a [Bookmark],
-    /// All configured stores. One that could not be read means that this must not be asked at all.
+    /// All configured stores. If one of them cannot be read, this decision must not be made.
     pub stores: &'a [StoreView],
-    /// Attempts that this host began and that never came near their commit.
+    /// Attempts that this host began and that never reached their commit.
     pub journal: &'a BTreeSet<BackupId>,
     /// Attempts for which this pool holds snapshots. The holds protect the snapshots that they
     /// need.
     pub pinned: &'a BTreeSet<BackupId>,
-    /// Own snapshots that are older go; with 0 each goes as soon as a bookmark stands in for it.
+    /// The age in days from which own snapshots are destroyed; with 0 each is destroyed as soon as
+    /// a bookmark replaces it.
     pub oldest_days: u32,
-    /// The time.
+    /// The present time.
     pub now: Timestamp,
-    /// Why that time may not decide what is old; `None` when it may.
+    /// The reason why that time may not be used to find old snapshots; `None` if it may.
     pub clock: Option<&'a ClockDoubt>,
 }
 
 /// Decides about the own snapshots of one dataset.
 pub fn plan_snapshots(input: &SnapshotsInput<'_>) -> Vec<SnapshotVerdict> {
     let verdict = |snapshot: &Snapshot| {
-        // The clock matters only when something is destroyed.
+        // The clock matters only if something is destroyed.
         let doubtful = || {
             input
                 .clock
@@ -208,7 +209,7 @@ pub fn plan_snapshots(input: &SnapshotsInput<'_>) -> Vec<SnapshotVerdict> {
 }
 
 impl SnapshotsInput<'_> {
-    /// What needs the snapshot.
+    /// Returns the reason why the snapshot is needed, if there is one.
     fn need(&self, snapshot: &Snapshot) -> Option<SnapshotReason> {
         if snapshot.holds > 0 {
             return Some(SnapshotReason::Held);
@@ -258,7 +259,7 @@ impl SnapshotsInput<'_> {
                 StartedFact::Unreadable(_) => {
                     return Some(SnapshotReason::UploadUnknown { id: id.clone() });
                 }
-                // An incremental builds on something.
+                // An incremental has a base, which is unknown here.
                 StartedFact::Absent if id.kind() == BackupKind::Incr => {
                     return Some(SnapshotReason::UploadUnknown { id: id.clone() });
                 }
@@ -271,7 +272,7 @@ impl SnapshotsInput<'_> {
         None
     }
 
-    /// The newest own snapshot must be whole in every store.
+    /// Checks that every store has a complete backup of the newest own snapshot.
     fn not_stored(&self, snapshot: &Snapshot) -> Option<SnapshotReason> {
         let newest = self.own.iter().max_by_key(|other| other.createtxg)?;
         if newest.guid != snapshot.guid {
@@ -292,8 +293,8 @@ impl SnapshotsInput<'_> {
         })
     }
 
-    /// In each store the newest backup, and the newest that is usable, of which there is still
-    /// something here.
+    /// Whether the guid is a next base: in each store that of the newest backup, and of the newest
+    /// usable one, whose snapshot or bookmark is still in the pool.
     fn next_base(&self, guid: Guid) -> Option<SnapshotReason> {
         let is_here = |backup: &&&BackupFacts| {
             let base = backup.snapshot.guid;

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-/// Most ids in [`Making::previous`](super::Making).
+/// The maximum number of ids in [`Making::previous`](super::Making).
 const PREVIOUS_MAX: usize = 16;
 
 /// The backups of one dataset that a pool knows.
@@ -32,7 +32,7 @@ pub struct PoolSight {
     pub origin: Origin,
     /// The guids of its snapshots and bookmarks.
     pub known: BTreeSet<Guid>,
-    /// Backups of other time lines that a person took over.
+    /// Backups of other time lines that a person adopted.
     pub adopted: BTreeSet<BackupId>,
 }
 
@@ -41,11 +41,11 @@ pub struct PoolSight {
 pub struct Stray<'a> {
     /// The backup.
     pub backup: &'a BackupFacts,
-    /// How that is known.
+    /// The evidence.
     pub why: StrayReason<'a>,
 }
 
-/// Why a backup is not of a pool's time line.
+/// The evidence that a backup is not on a pool's time line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StrayReason<'a> {
     /// The pool has neither its snapshot nor a bookmark of it, and has those of an older backup.
@@ -53,7 +53,7 @@ pub enum StrayReason<'a> {
         /// The newest backup that the pool knows.
         known: &'a BackupFacts,
     },
-    /// A later backup of the pool does not follow from it.
+    /// A later backup of the pool does not follow from the backup.
     Skipped {
         /// The later backup.
         by: &'a BackupFacts,
@@ -79,13 +79,13 @@ impl fmt::Display for StrayReason<'_> {
 
 /// The backups of one snapshot.
 struct Moment<'a> {
-    /// Of several the one with the greatest id.
+    /// The backup that represents them: the one with the greatest id.
     backup: &'a BackupFacts,
     all: Vec<&'a BackupFacts>,
-    /// The snapshots that it follows from, with an id of a backup of each.
+    /// The snapshots that this one follows from, with the id of a backup of each.
     parents: BTreeMap<Guid, &'a BackupId>,
     bases: BTreeSet<Guid>,
-    /// The manifest of one of them names more than its base.
+    /// Whether the manifest of one of the backups names more than its base.
     names_previous: bool,
     begun_at: Timestamp,
     stored_at: Timestamp,
@@ -146,7 +146,7 @@ impl<'a> Moment<'a> {
 pub struct Timeline<'a>(BTreeMap<Guid, Moment<'a>>, Vec<(Timestamp, Guid)>);
 
 impl<'a> Timeline<'a> {
-    /// Of all backups that are known, of whatever origin.
+    /// Builds the tree of all known backups, of any origin.
     pub fn new(facts: impl IntoIterator<Item = &'a BackupFacts>) -> Self {
         let mut moments: BTreeMap<Guid, Moment<'a>> = BTreeMap::new();
         for backup in facts {
@@ -163,7 +163,7 @@ impl<'a> Timeline<'a> {
         Self(moments, in_order)
     }
 
-    /// The snapshots that these follow from, themselves included.
+    /// Returns the snapshots from which these follow, including these.
     fn line_of(&self, heads: impl IntoIterator<Item = Guid>) -> BTreeSet<Guid> {
         let (mut line, mut waiting) = (BTreeSet::new(), heads.into_iter().collect::<Vec<_>>());
         while let Some(guid) = waiting.pop() {
@@ -379,7 +379,7 @@ impl<'a> Timeline<'a> {
         later.names_previous && !later.parents.iter().any(leads_past)
     }
 
-    /// The snapshots that it follows from by its base, the nearest first.
+    /// Returns the snapshots from which the moment follows by its base, the nearest first.
     fn bases_of(&self, moment: &Moment<'a>) -> impl Iterator<Item = Guid> {
         let mut seen = BTreeSet::new();
         std::iter::successors(moment.bases.first().copied(), |guid| {
@@ -389,9 +389,9 @@ impl<'a> Timeline<'a> {
     }
 }
 
-/// Returns what a new backup of `snapshot` names as [`Making::previous`](super::Making): the newest
-/// backups that the pool knows or that were taken over, without those that another one of them
-/// follows from.
+/// Returns the [`Making::previous`](super::Making) of a new backup of `snapshot`: the newest
+/// backups that the pool knows or that were adopted, without those from which another one of them
+/// follows.
 pub fn previous_of(facts: &[BackupFacts], pool: &PoolSight, snapshot: Guid) -> Vec<BackupId> {
     let timeline = Timeline::new(facts);
     let is_known = |moment: &&Moment<'_>| {

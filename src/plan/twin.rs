@@ -1,16 +1,15 @@
-//! Twins: backups of the same snapshot, made the same way, under another id. In `zfs receive` one
-//! stands for the other: a stream names the guids that it leads from and to, and nothing else of
-//! its base.
+//! Twins: backups of the same snapshot, made in the same way, under different ids. In `zfs receive`
+//! one can replace the other: a stream names the guids of its snapshot and its base, and no other
+//! fact about its base.
 //!
-//! They come about when one snapshot was backed up into the intermediate directory and straight
-//! into the remote. What follows from one may then follow from the other in a store that has only
-//! that one.
+//! Twins arise when one snapshot is backed up into the intermediate directory and directly into the
+//! remote. An incremental of one may then follow from the other in a store that has only the other.
 
 use super::BackupFacts;
 use crate::manifest::{Manifest, Origin};
 use crate::model::{BackupId, BackupKind, Guid};
 
-/// All that two backups must have in common to stand for each other as a base.
+/// The facts that two backups must share to replace each other as a base.
 #[derive(Debug, PartialEq, Eq)]
 struct Likeness<'a> {
     kind: BackupKind,
@@ -48,8 +47,8 @@ impl<'a> Likeness<'a> {
         }
     }
 
-    /// What the base of a backup like this one is like. Within a chain flags, recipients and origin
-    /// are constant, so its child tells all of it.
+    /// Returns the likeness of the base of a backup like this one. Flags, recipients and origin are
+    /// constant within a chain, so the child determines all of it.
     fn base(self, base: &BackupId) -> Option<Self> {
         let position = self.position.checked_sub(1)?;
         Some(Self {
@@ -61,8 +60,8 @@ impl<'a> Likeness<'a> {
     }
 }
 
-/// Whether `candidate` may be received where `child` demands a base that is not there. The base of
-/// the absent one cannot be known; it does not matter to the child, whose stream begins at the
+/// Whether `candidate` may be received in place of the missing base of `child`. The base of the
+/// missing backup is unknown; it does not matter to the child, whose stream begins at the
 /// candidate's snapshot.
 pub fn stands_in_as_base(child: &Manifest, candidate: &Manifest) -> bool {
     let Some(base) = &child.base else {
@@ -81,10 +80,10 @@ pub fn facts_stand_in_as_base(
     Likeness::of_facts(child).base(base) == Some(Likeness::of_facts(candidate))
 }
 
-/// Returns the backups that an attempt on this base may follow from: the base itself, or, where
-/// that is not here, every backup of the same kind of the same snapshot. An attempt does not say
-/// its place in the chain, so more than the twins count: each of them is needed while the attempt
-/// is under way.
+/// Returns the backups that an attempt on this base may follow from: the base itself or, if it is
+/// not here, every backup of the same kind of the same snapshot. An attempt does not record its
+/// position in the chain, so more backups than the twins count: each of them is needed while the
+/// attempt is unfinished.
 pub fn attempt_bases<'a>(
     facts: &'a [BackupFacts],
     base: &'a BackupId,
@@ -96,7 +95,7 @@ pub fn attempt_bases<'a>(
     })
 }
 
-/// Whether two backups under different ids hold the same: snapshot, base snapshot, root of the
+/// Whether two backups under different ids have equal content: snapshot, base snapshot, root of the
 /// chain, flags, recipients and origin.
 pub fn are_twins(one: &BackupFacts, other: &BackupFacts) -> bool {
     let base = |facts: &BackupFacts| facts.base.as_ref().map(BackupId::snapshot_guid);

@@ -2,8 +2,8 @@
 //! the keys were rotated.
 //!
 //! An attacker with a leaked signing key can sign anything at any later time, but cannot make other
-//! bytes with a listed BLAKE3. So a list of hashes separates "made before the rotation" from "made
-//! by an attacker". Keyrings pin the list by its own BLAKE3.
+//! bytes with a listed BLAKE3. A list of hashes therefore separates "made before the rotation" from
+//! "made by an attacker". Keyrings pin the list by its own BLAKE3.
 
 use crate::model::Digest;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ const FORMAT: u32 = 1;
 const TYPE: &str = "believed";
 
 /// Hashes by folder and object name: `tank/a/@ID` has `manifest.json`, `tank/a/@prune` its records.
-/// A name has several hashes where stores differ, such as receipts.
+/// A name has several hashes if stores differ, for example in receipts.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Believed(BTreeMap<String, BTreeMap<String, Vec<Digest>>>);
 
@@ -44,7 +44,7 @@ impl Believed {
         }
     }
 
-    /// Adds all objects of another list.
+    /// Adds all objects of `other`.
     pub fn extend(&mut self, other: &Self) {
         for (folder, names) in &other.0 {
             for (name, digests) in names {
@@ -63,14 +63,14 @@ impl Believed {
         digests.is_some_and(|digests| digests.contains(&blake3))
     }
 
-    /// Whether an object with this key is listed, of whatever content.
+    /// Whether an object with this key is listed, with any hash.
     pub fn names(&self, key: &str) -> bool {
         key.rsplit_once('/')
             .and_then(|(folder, name)| self.0.get(folder)?.get(name))
             .is_some()
     }
 
-    /// How many objects of this name are listed, such as `manifest.json`.
+    /// Returns the number of listed objects with this name, such as `manifest.json`.
     pub fn count(&self, name: &str) -> usize {
         self.0
             .values()
@@ -78,7 +78,7 @@ impl Believed {
             .count()
     }
 
-    /// The stored form: the same bytes for the same list.
+    /// Writes the stored form. Equal lists have equal bytes.
     ///
     /// # Errors
     /// This type has no error; serde's signature has one.
@@ -94,11 +94,11 @@ impl Believed {
         Ok(bytes)
     }
 
-    /// Reads the stored form. The caller has compared the BLAKE3 of the bytes with the one in a
+    /// Reads the stored form. The caller has compared the BLAKE3 of the bytes with the hash in a
     /// keyring.
     ///
     /// # Errors
-    /// A sentence naming the fault: no JSON of this type, or a later format.
+    /// A sentence naming the fault: the bytes are no JSON of this type, or have a later format.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let stored: Stored<BTreeMap<String, BTreeMap<String, Vec<Digest>>>> =
             serde_json::from_slice(bytes).map_err(|error| error.to_string())?;

@@ -1,16 +1,15 @@
 //! Checks a signature file before its object is fetched. Minisign signs the trusted comment
-//! separately, so a few hundred bytes show whether one of our keys signed an object for this key at
-//! all.
+//! separately, so a few hundred bytes show whether one of our keys signed any object for this key.
 
 use super::{Signature, SignatureError, SignedType, TrustedKeys, VerifyingKey, trusted_comment};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 
 impl TrustedKeys {
-    /// Checks that one of the keys signed some object of exactly this place and type. Nothing is
-    /// known of the object's bytes yet: [`TrustedKeys::verify`] decides.
+    /// Checks that one of the keys signed some object of exactly this place and type. The object's
+    /// own bytes are not covered: [`TrustedKeys::verify`] decides about them.
     ///
     /// # Errors
-    /// [`SignatureError`]; then no object can verify with this signature, whatever its bytes are.
+    /// [`SignatureError`]; no object, with any bytes, can then verify with this signature.
     pub fn verify_claim(
         &self,
         signed_type: SignedType,
@@ -146,7 +145,7 @@ mod tests {
             check(SignedType::Manifest, "a/manifest.json", &theirs),
             untrusted
         );
-        // A comment that was changed in a true signature.
+        // A valid signature whose trusted comment was changed.
         let text = String::from_utf8(signature(&ours))
             .unwrap()
             .replace("a/manifest", "b/manifest");

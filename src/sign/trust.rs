@@ -8,39 +8,39 @@ use std::sync::Arc;
 /// The objects for which a key is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trust {
-    /// The key signs now, or the configuration names it: everything.
+    /// The key signs now, or the configuration names it: trusted for everything.
     Current,
-    /// An older key whose rotation said `--keep-trust`: everything but configurations, progress and
-    /// successors.
+    /// An older key whose rotation had `--keep-trust`: trusted for everything but configurations,
+    /// progress and successors.
     Kept,
-    /// An older key of a rotation that kept no list, as early builds did: as [`Trust::Kept`], and
-    /// worth a warning.
+    /// An older key of a rotation that kept no list, as in early builds: trusted as
+    /// [`Trust::Kept`], with a warning.
     Unlimited,
-    /// An older key that a rotation retired: only the objects on the lists.
+    /// An older key that a rotation retired: trusted only for the objects on the lists.
     Retired,
 }
 
-/// A list of what retired keys signed before they were retired, as a keyring names it.
+/// A list of the objects that retired keys signed before they were retired, as a keyring names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BelievedList {
-    /// The folder of keyrings that the list lies in.
+    /// The tag of the keyring folder that holds the list.
     pub tag: String,
-    /// The hash of its stored bytes.
+    /// The hash of the list's stored bytes.
     pub blake3: Digest,
-    /// The list, once it was read. Nothing is on a list that is missing.
+    /// The content, once the list was read. A missing list counts as empty.
     pub content: Option<Arc<Believed>>,
 }
 
-/// The keys that a reader trusts; with none nothing verifies.
+/// The keys that a reader trusts. Without keys nothing verifies.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedKeys {
     keys: Vec<(VerifyingKey, Trust)>,
-    /// The lists of objects for which retired keys stay trusted; their union counts.
+    /// The lists of objects for which retired keys stay trusted. Membership in any of them counts.
     pub lists: Vec<BelievedList>,
 }
 
 impl TrustedKeys {
-    /// Trusts these for everything.
+    /// Trusts these keys for everything.
     pub fn new(keys: Vec<VerifyingKey>) -> Self {
         let keys = keys.into_iter().map(|key| (key, Trust::Current)).collect();
         Self {
@@ -49,24 +49,24 @@ impl TrustedKeys {
         }
     }
 
-    /// All keys with what they are trusted for, in the order in which they were added.
+    /// Returns all keys with their trust, in the order in which they were added.
     pub fn iter(&self) -> impl Iterator<Item = (&VerifyingKey, Trust)> {
         self.keys.iter().map(|(key, trust)| (key, *trust))
     }
 
-    /// The keys with this trust.
+    /// Returns the keys with this trust.
     pub fn with(&self, trust: Trust) -> impl Iterator<Item = &VerifyingKey> {
         self.iter()
             .filter(move |(_, actual)| *actual == trust)
             .map(|(key, _)| key)
     }
 
-    /// How many keys there are.
+    /// Returns the number of keys.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether nothing can verify.
+    /// Whether there are no keys, so that nothing can verify.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -78,8 +78,8 @@ impl TrustedKeys {
             .map(|(_, trust)| trust)
     }
 
-    /// Adds a key. A key that is known keeps its trust: a configuration that still names a retired
-    /// key does not bring it back.
+    /// Adds a key. A known key keeps its trust: a configuration that still names a retired key does
+    /// not restore its trust.
     pub fn add(&mut self, key: VerifyingKey, trust: Trust) {
         if self.trust_in(&key).is_none() {
             self.keys.push((key, trust));
@@ -92,8 +92,8 @@ impl TrustedKeys {
             .for_each(|key| self.add(key, Trust::Current));
     }
 
-    /// Takes this trust for each key that is not the one that signs from now on. Retired keys stay
-    /// retired.
+    /// Sets this trust on every key in the list, before the new signing key is added. Retired keys
+    /// stay retired.
     pub(crate) fn demote_all(&mut self, to: Trust) {
         for (_, trust) in &mut self.keys {
             *trust = if *trust == Trust::Retired {
@@ -104,7 +104,7 @@ impl TrustedKeys {
         }
     }
 
-    /// Puts a key before all others.
+    /// Moves or adds a key to the front, with [`Trust::Current`].
     pub(crate) fn put_first(&mut self, key: VerifyingKey) {
         self.keys.retain(|(known, _)| *known != key);
         self.keys.insert(0, (key, Trust::Current));
@@ -139,7 +139,7 @@ impl TrustedKeys {
         }
     }
 
-    /// All lists in one.
+    /// Returns the union of all lists.
     pub fn believed(&self) -> Believed {
         let mut all = Believed::default();
         self.lists
@@ -149,12 +149,12 @@ impl TrustedKeys {
         all
     }
 
-    /// Checks the signature before anything parses the bytes. A retired key counts for the objects
-    /// on the lists alone, and never for a configuration or for the progress of an upload: these
-    /// are made again.
+    /// Verifies the signature before anything parses the bytes. A retired key counts only for the
+    /// objects on the lists, and never for a configuration, for the progress of an upload, or for a
+    /// successor: these are made again.
     ///
     /// # Errors
-    /// [`SignatureError`] unless a key that is trusted for it signed exactly these bytes for
+    /// [`SignatureError`] unless a key that is trusted for this type signed exactly these bytes for
     /// exactly this place.
     pub fn verify(
         &self,
@@ -186,8 +186,8 @@ impl TrustedKeys {
         })
     }
 
-    /// Decides what a signature by this key is worth for an object of this type, which `is_on`
-    /// finds on a list or not.
+    /// Decides whether a signature by this key is accepted for an object of this type. `is_on` says
+    /// whether a list contains the object.
     pub(super) fn judge(
         &self,
         signed_type: SignedType,
@@ -231,15 +231,15 @@ impl TrustedKeys {
 }
 
 impl BelievedList {
-    /// The list's path below the folder of all keyrings.
+    /// Returns the list's path below the folder of all keyrings.
     pub fn name(&self) -> String {
         format!("{}/believed-{}.json", self.tag, self.blake3)
     }
 }
 
 impl SignedType {
-    /// Whether only a current key may sign this type: objects that are made again anyway, or that
-    /// would run as root.
+    /// Whether only a current key may sign this type: objects that are made again anyway, or whose
+    /// content would run as root.
     fn is_of_current_key(self) -> bool {
         matches!(self, Self::Config | Self::Progress | Self::Successor)
     }

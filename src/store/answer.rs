@@ -1,28 +1,30 @@
-//! [`Expected`]: the body of an answer to a read, whole or of a range: announced as it was asked,
-//! and as long as it was announced. For every store that is read by HTTP.
+//! [`Expected`]: the body of a response to a read, of a whole object or a range: its announced
+//! length and range must match the request, and its actual length the announced one. For every
+//! store that is read by HTTP.
 
 use bytes::BytesMut;
 use std::ops::Range;
 
-/// The most that an answer may have that is no object. The longest are pages of B2's listings:
-/// 10,000 entries with a name of at most 1 KiB and a few short fields, some 6 KiB each when every
-/// byte of the name is escaped.
+/// The largest response that is not an object. The longest are pages of B2's listings: 10,000
+/// entries with a name of at most 1 KiB and a few short fields, about 6 KiB each if every byte of
+/// the name is escaped.
 pub(crate) const ANSWER_BYTES_MAX: u64 = 64 << 20;
-/// The most that a refusal may have: a code, a sentence and an id.
+/// The largest error response: a code, a sentence and an id.
 pub(crate) const REFUSAL_BYTES_MAX: u64 = 64 << 10;
 
-/// A body on its way.
+/// A body that is being received.
 pub(crate) struct Expected {
     announced: usize,
     came: BytesMut,
 }
 
 impl Expected {
-    /// For an answer with these headers. `range` is what was asked, `None` for all; then
-    /// `limit_bytes` is the most. The body goes into the memory of `came`.
+    /// Checks the headers of a response. `range` is the requested range, `None` for a whole object;
+    /// `limit_bytes` is then the maximum length. The body is written into the memory of `came`.
     ///
     /// # Errors
-    /// In words, when the answer is not what was asked. Another attempt would be answered likewise.
+    /// A sentence, when the response does not match the request. A retry would get the same
+    /// response.
     pub(crate) fn new(
         length: Option<u64>,
         content_range: Option<&str>,
@@ -30,7 +32,7 @@ impl Expected {
         limit_bytes: u64,
         mut came: BytesMut,
     ) -> Result<Self, String> {
-        let bytes = length.ok_or("the answer does not say how long it is")?;
+        let bytes = length.ok_or("the response has no length")?;
         match range {
             None if bytes > limit_bytes => {
                 return Err(format!(
@@ -38,13 +40,15 @@ impl Expected {
                 ));
             }
             Some(range) if bytes != range.end - range.start => {
-                return Err(format!("bytes {range:?} were asked, {bytes} bytes came"));
+                return Err(format!(
+                    "bytes {range:?} were requested, {bytes} bytes received"
+                ));
             }
-            // An answer without this header is that to a request without a range: it begins at the
-            // beginning.
+            // A response without this header answers a request without a range: it starts at byte
+            // 0.
             Some(range) if content_range.map_or(Some(0), range_start) != Some(range.start) => {
                 return Err(format!(
-                    "bytes {range:?} were asked, {content_range:?} came"
+                    "bytes {range:?} were requested, {content_range:?} received"
                 ));
             }
             _ => {}
@@ -56,19 +60,19 @@ impl Expected {
         Ok(Self { announced, came })
     }
 
-    /// How long it will be.
+    /// Returns the announced length.
     pub(crate) fn bytes(&self) -> u64 {
         self.announced as u64
     }
 
-    /// Takes the next piece.
+    /// Takes the next piece of the body.
     ///
     /// # Errors
-    /// In words, when it is too much. Another attempt would be answered likewise.
+    /// A sentence, when the body is longer than announced. A retry would get the same response.
     pub(crate) fn take(&mut self, piece: &[u8]) -> Result<(), String> {
         if self.came.len() + piece.len() > self.announced {
             return Err(format!(
-                "{} bytes were announced and more came",
+                "{} bytes were announced, and more received",
                 self.announced
             ));
         }
@@ -76,15 +80,15 @@ impl Expected {
         Ok(())
     }
 
-    /// The whole body.
+    /// Returns the whole body.
     ///
     /// # Errors
-    /// In words, when it broke off: another attempt may work.
+    /// A sentence, when the body was cut off: a retry may succeed.
     pub(crate) fn finish(self) -> Result<BytesMut, String> {
         match self.came.len() == self.announced {
             true => Ok(self.came),
             false => Err(format!(
-                "{} bytes were announced, {} came",
+                "{} bytes were announced, {} received",
                 self.announced,
                 self.came.len()
             )),
@@ -92,7 +96,7 @@ impl Expected {
     }
 }
 
-/// Where a Content-Range begins: `bytes 5-9/100`.
+/// Returns the start of a Content-Range: `bytes 5-9/100`.
 fn range_start(content_range: &str) -> Option<u64> {
     content_range
         .strip_prefix("bytes ")?
@@ -149,6 +153,9 @@ mod tests {
         assert_eq!(body.finish().unwrap().as_ref(), b"12345");
         let mut body = expected();
         body.take(b"1234").unwrap();
-        assert_eq!(body.finish().unwrap_err(), "5 bytes were announced, 4 came");
+        assert_eq!(
+            body.finish().unwrap_err(),
+            "5 bytes were announced, 4 received"
+        );
     }
 }

@@ -1,24 +1,23 @@
 //! [`B2Store`]: Backblaze B2 by its native API.
 //!
-//! **Evidence.** An object of up to one part is sent in one request with its SHA-1; B2 computes it
-//! too, refuses what differs, and keeps it: tier `sha1`. A longer one goes as a large file: B2
-//! checks the SHA-1 of each part as it comes and of all of them when the file is finished, but
-//! keeps none for the whole. What is left to compare later is the file's id, whose content never
-//! changes, and its size: tier `id-pin`. With a spool the SHA-1 of the whole is known before it
-//! begins and is kept with the file, as B2's own tools do; B2 does not check that one.
+//! **Evidence.** An object of up to one part is sent in one request with its SHA-1; B2 computes the
+//! SHA-1 too, refuses a mismatch, and keeps it: tier `sha1`. A longer object is sent as a large
+//! file: B2 checks the SHA-1 of each part on arrival and of all parts when the file is finished,
+//! but keeps no SHA-1 of the whole. Later checks can only compare the file's id, whose content
+//! never changes, and its size: tier `id-pin`. With a spool the SHA-1 of the whole is known before
+//! the upload begins and is kept with the file, as B2's own tools do; B2 does not check that SHA-1.
 //!
 //! **Create-only.** B2 cannot make an upload conditional: a second upload of a name becomes its
-//! newest version. So the name is looked at before the bytes become a file, and again afterwards.
-//! Of two small files that came at the same time the older one stays and the other is taken back by
-//! its id; a large file is taken back whenever it finds another version. Versions with the same
-//! bytes, made by a repetition whose first answer was lost, become one.
+//! newest version. The name is therefore checked before the bytes become a file, and again
+//! afterwards. Of two concurrent small files the older one is kept, and the other is deleted by its
+//! id; a large file is deleted whenever another version is found. Versions with the same bytes,
+//! made by a retry whose first response was lost, are reduced to one.
 //!
-//! **Hidden is absent.** `head`, `get` and `list` see the newest version of a name, and nothing
-//! where that is a hide marker; `delete` removes all versions and markers. A key without
-//! `deleteFiles` can only hide: that is done, and said once as a warning, and the bytes stay until
-//! a lifecycle rule or another key removes them. So "absent" means "not live", for S3 with versions
-//! as well as here: whoever needs proof that something never was cannot have it from one answer of
-//! a store.
+//! **Hidden is absent.** `head`, `get` and `list` see the newest version of a name, and nothing if
+//! that is a hide marker; `delete` removes all versions and markers. A key without `deleteFiles`
+//! can only hide: the store then hides, with one warning, and the bytes remain until a lifecycle
+//! rule or another key removes them. "Absent" therefore means "not live", here and for S3 with
+//! versions: no single response of a store proves that an object never existed.
 
 mod bucket;
 mod cause;
@@ -54,7 +53,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::Mutex;
 use upload::B2Writer;
 
-/// A bucket, or what is below a prefix in it. Clones share one client and one session.
+/// A bucket, or the part of it below a prefix. Clones share one client and one session.
 #[derive(Clone)]
 pub struct B2Store {
     shared: Arc<Shared>,
@@ -67,18 +66,18 @@ struct Shared {
     /// Ends with a slash, or is empty.
     prefix: String,
     traits: StoreTraits,
-    /// Held while a session is opened, so that one task does it for all.
+    /// The session. The lock is held while a session is opened, so that one task opens it for all.
     session: Mutex<Option<Arc<Session>>>,
-    /// Those that were read last.
+    /// The credentials that were read last.
     credentials: std::sync::Mutex<Option<B2Credentials>>,
     bucket_id: OnceLock<String>,
-    /// For files that go whole.
+    /// Upload URLs for files that are sent in one request.
     upload_urls: UrlPool,
     warned_of_hiding: AtomicBool,
 }
 
 impl B2Store {
-    /// Builds the client. B2 itself is first spoken to by the first call.
+    /// Builds the client. Only the first call contacts B2.
     ///
     /// # Errors
     /// [`StoreErrorKind::Invalid`] for settings that can never work.
@@ -88,19 +87,18 @@ impl B2Store {
         })
     }
 
-    /// Where the account is authorized.
+    /// Returns the URL at which the account is authorized.
     pub fn endpoint(&self) -> &str {
         self.shared.settings.endpoint()
     }
 
-    /// Authorizes and finds the bucket: fails unless key, bucket, prefix and part size fit
+    /// Authorizes and finds the bucket. Fails unless key, bucket, prefix and part size fit
     /// together.
     pub async fn check_bucket(&self) -> Result<(), StoreError> {
         let opened = self.shared.session().await;
-        opened.map(|_| ()).map_err(|cause| {
-            self.shared
-                .failed("look into", "b2_list_buckets", "", cause)
-        })
+        opened
+            .map(|_| ())
+            .map_err(|cause| self.shared.failed("access", "b2_list_buckets", "", cause))
     }
 }
 
@@ -144,7 +142,7 @@ impl Shared {
         })
     }
 
-    /// A failure of the call `api`, with what a person can do.
+    /// Makes the error for a failure of the call `api`, with a hint.
     fn failed(&self, operation: &str, api: &str, subject: &str, cause: Cause) -> StoreError {
         let hint = cause.hint(api, self.settings.endpoint());
         let mut error = StoreError::new(cause.kind(), operation, subject, &self.url, cause);
@@ -152,7 +150,7 @@ impl Shared {
         error
     }
 
-    /// A failure that we found, not the store.
+    /// Makes the error for a failure that this program found, not the store.
     fn wrong(
         &self,
         kind: StoreErrorKind,
@@ -183,8 +181,7 @@ impl ObjectStore for B2Store {
         &self.shared.traits
     }
 
-    /// Asks the store nothing yet: whether the key is taken is looked at before the object comes to
-    /// be.
+    /// Sends no request yet: whether the key is taken is checked before the object is created.
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         Ok(Box::new(B2Writer::new(&self.shared, key, None)))
     }
@@ -221,7 +218,7 @@ impl ObjectStore for B2Store {
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         Ok(self
             .shared
-            .live("look at", key)
+            .live("check", key)
             .await?
             .map(|file| file.evidence()))
     }
@@ -277,7 +274,7 @@ impl ObjectStore for B2Store {
     async fn clock(&self) -> Result<Option<jiff::Timestamp>, StoreError> {
         self.shared.clock().await.map_err(|cause| {
             self.shared
-                .failed("ask for the clock of", AUTHORIZE, "", cause)
+                .failed("read the clock of", AUTHORIZE, "", cause)
         })
     }
 

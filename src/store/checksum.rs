@@ -1,11 +1,11 @@
-//! [`WholeCrc`]: the CRCs that S3 stores keep of whole objects. What else a store may be asked to
-//! compare is beside the adapter that speaks it.
+//! [`WholeCrc`]: the CRCs that S3 stores keep of whole objects. Each adapter has the other
+//! checksums that its store compares.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use crc_fast::CrcAlgorithm;
 
-/// A CRC that can be taken of parts, in any order, and combined to that of the whole.
+/// A CRC that can be computed over parts, in any order, and combined to the CRC of the whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WholeCrc {
     /// 64 bits, CRC-64/NVME.
@@ -15,22 +15,23 @@ pub(crate) enum WholeCrc {
 }
 
 impl WholeCrc {
-    /// That of bytes that are in memory.
+    /// Returns the CRC of bytes in memory.
     pub(crate) fn of(self, bytes: &[u8]) -> u64 {
         crc_fast::checksum(self.algorithm(), bytes)
     }
 
-    /// That of a whole, from that of its head and that of the `tail_bytes` which follow.
+    /// Returns the CRC of a whole, from the CRC of its head and the CRC of the `tail_bytes` that
+    /// follow.
     pub(crate) fn append(self, head: u64, tail: u64, tail_bytes: u64) -> u64 {
         crc_fast::checksum_combine(self.algorithm(), head, tail, tail_bytes)
     }
 
-    /// As S3 puts it into headers: big-endian, in base64.
+    /// Writes the CRC as S3's headers do: big-endian, in base64.
     pub(crate) fn text(self, crc: u64) -> String {
         STANDARD.encode(self.bytes(crc))
     }
 
-    /// Big-endian, without the leading zeros of the shorter one.
+    /// Returns the CRC in big-endian order, in 4 bytes for the shorter one.
     pub(crate) fn bytes(self, crc: u64) -> Vec<u8> {
         let skipped = match self {
             Self::Crc64nvme => 0,

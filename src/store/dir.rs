@@ -1,10 +1,10 @@
 //! [`DirStore`]: objects as files below a folder: the intermediate directory, and the remote
 //! `file:/dir`.
 //!
-//! A key is a path below the root. An object is written beside its place under a temporary name,
-//! made durable and then named, so that no reader ever sees a part of one. Temporary files of
-//! writers that died are its unfinished uploads. Files get mode 0600 and new folders 0700. Nothing
-//! below the root is reached through a symbolic link.
+//! A key is a path below the root. An object is written under a temporary name in its final folder,
+//! made durable and then renamed, so that no reader ever sees a part of it. Temporary files of dead
+//! writers are the store's unfinished uploads. Files get mode 0600 and new folders 0700. No path
+//! below the root is followed through a symbolic link.
 
 mod folder;
 mod listing;
@@ -42,15 +42,15 @@ struct Shared {
 }
 
 impl DirStore {
-    /// Opens the folder. Fails with [`StoreErrorKind::NotFound`] if it does not exist: it is never
-    /// made, because a disk that is not mounted would look like an empty store. Blocks for a
+    /// Opens the folder. Fails with [`StoreErrorKind::NotFound`] if it does not exist: the folder
+    /// is never created, because an unmounted disk would look like an empty store. Blocks for a
     /// moment.
     pub fn open(settings: &DirSettings) -> Result<Self, StoreError> {
         Self::open_with(settings, CreateOnly::Rename)
     }
 
-    /// Opens the folder as one whose file system can do no better than `first`. [`DirStore::open`]
-    /// finds that out by itself.
+    /// Opens the folder as one whose file system supports no better method than `first`.
+    /// [`DirStore::open`] finds the best method by itself.
     pub fn open_with(settings: &DirSettings, first: CreateOnly) -> Result<Self, StoreError> {
         let url = format!("file:{}", settings.root.display());
         let root = Root::open(&settings.root).map_err(|error| in_store(error, "open", "", &url))?;
@@ -70,7 +70,7 @@ impl DirStore {
         })
     }
 
-    /// Does file work for one call, off the async threads.
+    /// Does the file work of one call, outside the async threads.
     async fn run<T: Send + 'static>(
         &self,
         operation: &'static str,
@@ -104,7 +104,7 @@ fn in_store(error: PathError, operation: &str, subject: &str, url: &str) -> Stor
             error.path.display()
         )),
         StoreErrorKind::NotFound if is_root => {
-            Some("create the folder, or mount what belongs there".to_owned())
+            Some("create the folder, or mount its file system".to_owned())
         }
         _ => None,
     };
@@ -129,7 +129,7 @@ impl Shared {
     fn begin(&self, key: &ObjectKey) -> Result<TempFile, PathError> {
         let (folders, name) = split_key(key);
         if TempName::parse(name).is_some() {
-            let text = "names of this form are kept for unfinished uploads";
+            let text = "names of this form are reserved for unfinished uploads";
             return Err(PathError::told(
                 StoreErrorKind::Invalid,
                 self.root.path().join(key.as_str()),
@@ -149,7 +149,7 @@ impl Shared {
         }
     }
 
-    /// Gives the file its name, or removes it.
+    /// Gives the file its final name, or removes it.
     fn finish(&self, key: &ObjectKey, temp: &TempFile, bytes: u64) -> Result<Evidence, PathError> {
         match temp.publish(&self.naming, bytes) {
             Ok(()) => Ok(self.evidence(bytes)),
@@ -183,7 +183,7 @@ impl Shared {
         }
     }
 
-    /// After "the key is taken": success if the same bytes lie there.
+    /// Handles a taken key: success if the existing object has the same bytes.
     fn compare(
         &self,
         key: &ObjectKey,
@@ -251,12 +251,14 @@ impl Shared {
             }
             None => 0..bytes,
             Some(range) if range.start > range.end || range.end > bytes => {
-                return corrupt(format!("bytes {range:?} were asked, it has {bytes}"));
+                return corrupt(format!(
+                    "bytes {range:?} were requested, the object has {bytes}"
+                ));
             }
             Some(range) => range,
         };
         let Ok(len) = usize::try_from(range.end - range.start) else {
-            return corrupt("more bytes were asked than memory has".to_owned());
+            return corrupt("more bytes were requested than fit into memory".to_owned());
         };
         buffer.resize(len, 0);
         file.read_exact_at(&mut buffer, range.start)
@@ -382,7 +384,7 @@ impl ObjectStore for DirStore {
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
         let owned = key.clone();
-        self.run("look at", key.as_str(), move |shared| shared.head(&owned))
+        self.run("check", key.as_str(), move |shared| shared.head(&owned))
             .await
     }
 
@@ -423,7 +425,7 @@ struct DirWriter {
     key: ObjectKey,
     temp: Arc<TempFile>,
     sizes: PartSizes,
-    /// The bytes that are in the file; `None` once a write failed or was interrupted.
+    /// The number of bytes in the file; `None` after a failed or interrupted write.
     written: Option<u64>,
 }
 

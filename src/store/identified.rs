@@ -1,4 +1,4 @@
-//! [`IdentifiedStore`]: a store together with the identity that it says it has.
+//! [`IdentifiedStore`]: a store together with its stored identity.
 
 use super::{
     BucketFacts, Evidence, ListedObject, ObjectKey, ObjectLock, ObjectStore, PageVisitor,
@@ -11,14 +11,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A store whose identity was found out. Everything but [`ObjectStore::known`] is the store's own.
+/// A store whose identity was read. All methods except [`ObjectStore::known`] are the store's own.
 pub struct IdentifiedStore {
     inner: Arc<dyn ObjectStore>,
     known: KnownStore,
 }
 
 impl IdentifiedStore {
-    /// The store under this identity.
+    /// Wraps the store with this identity.
     pub fn new(inner: Arc<dyn ObjectStore>, id: StoreId) -> Self {
         let known = KnownStore {
             id,
@@ -134,7 +134,7 @@ impl ObjectStore for IdentifiedStore {
 
 #[cfg(test)]
 mod tests {
-    /// A method with a default that is not passed on would quietly do less than the store can.
+    /// A default method that is not forwarded would silently do less than the store can.
     #[test]
     fn every_method_of_a_store_is_passed_on() {
         let methods = |source: &'static str, begin: &str| -> Vec<&'static str> {

@@ -1,7 +1,7 @@
 //! [`ObjectKey`]: the only place that builds or parses the name of an object.
 //!
 //! The layout is that of storage format version 1 (see `manifest.rs`). `@` cannot occur in a
-//! dataset name, so a listing of `DATASET/@` gives exactly the objects of one dataset, without
+//! dataset name, so a listing of `DATASET/@` returns exactly the objects of one dataset, without
 //! those of its children.
 
 use crate::model::{BackupId, ChunkIndex, DatasetName, Digest, StoreId};
@@ -11,7 +11,7 @@ use std::fmt;
 /// The kinds of object that one backup consists of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BackupObject {
-    /// First object of an attempt.
+    /// The first object of an attempt.
     Started,
     /// A copy of the keyring.
     Keyring,
@@ -19,24 +19,24 @@ pub enum BackupObject {
     Chunk {
         /// Position in the backup.
         index: ChunkIndex,
-        /// New for every sealing, so that a key never names two contents.
+        /// The nonce, new for every sealing, so that a key never names two contents.
         nonce: u32,
-        /// Compressed before it was sealed.
+        /// Whether the chunk was compressed before it was sealed.
         compressed: bool,
     },
-    /// Resume points of an upload under way.
+    /// Resume points of an unfinished upload.
     Progress(u16),
     /// A list of at most 10,000 chunks.
     ChunkList(u16),
-    /// What planning does not need.
+    /// Facts that planning does not need.
     Private,
-    /// Instructions for people.
+    /// Instructions for restoring by hand.
     RestoreText,
-    /// What this store said of each object.
+    /// This store's evidence for each object.
     Receipt,
-    /// Stored last: the commit.
+    /// The manifest, stored last: the commit.
     Manifest,
-    /// Hashes of all of them for `b3sum -c`, in a folder that people look into. Of that folder
+    /// Hashes of all objects for `b3sum -c`, for users who inspect the folder. Part of that folder
     /// only: unsigned, written after the commit, never copied.
     Sums,
 }
@@ -45,24 +45,24 @@ pub enum BackupObject {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey(String);
 
-/// A key of a backup, taken apart.
+/// A parsed key of a backup's object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParsedKey {
     /// The dataset, as named in the store.
     pub dataset: DatasetName,
     /// The backup.
     pub id: BackupId,
-    /// Which of its objects.
+    /// The object.
     pub object: BackupObject,
-    /// Whether this is the signature of that object.
+    /// Whether the key names the signature of that object.
     pub signature: bool,
 }
 
-/// Objects that are signed have their signature beside them under this suffix.
+/// The suffix of a signature. A signed object has its signature under its own key with this suffix.
 pub const SIGNATURE_SUFFIX: &str = ".minisig";
 
 impl ObjectKey {
-    /// An object of a backup.
+    /// Returns the key of an object of a backup.
     pub fn backup(dataset: &DatasetName, id: &BackupId, object: &BackupObject) -> Self {
         Self(format!(
             "{}{}",
@@ -71,23 +71,25 @@ impl ObjectKey {
         ))
     }
 
-    /// The keyring of a recipient: `tag` is the first 16 hexadecimal digits of BLAKE3 of the
-    /// recipient.
+    /// Returns the key of a recipient's first keyring: `tag` is the first 16 hexadecimal digits of
+    /// BLAKE3 of the recipient.
     pub fn keyring(tag: &str) -> Self {
         Self::keyring_number(tag, 1)
     }
 
-    /// The same keys sealed again: with another passphrase they get the next number.
+    /// Returns the key of a keyring by its number. The same keys sealed with another passphrase get
+    /// the next number.
     pub fn keyring_number(tag: &str, number: u16) -> Self {
         Self(format!("{KEYRING_PREFIX}{tag}/{number:04}.age"))
     }
 
-    /// A signed record of what a prune deleted.
+    /// Returns the key of a signed record of a prune.
     pub fn prune_record(dataset: &DatasetName, time: &str, nonce: u64) -> Self {
         Self(format!("{dataset}/@prune/{time}-{nonce:016x}.json"))
     }
 
-    /// A configuration, by its time and the first 16 digits of the hash of its sealed bytes.
+    /// Returns the key of a configuration, from its time and the first 16 digits of the hash of its
+    /// sealed bytes.
     pub fn config(written_at: Timestamp, sealed: Digest) -> Self {
         let sealed = sealed.to_string();
         Self(format!(
@@ -97,23 +99,23 @@ impl ObjectKey {
         ))
     }
 
-    /// The object that says which store this is.
+    /// Returns the key of the store's identity.
     pub fn store_id() -> Self {
         Self(STORE_ID.to_owned())
     }
 
-    /// A claim of a host that this shall be the store's identity.
+    /// Returns the key of a host's claim that `id` becomes the store's identity.
     pub fn store_id_claim(id: &StoreId) -> Self {
         Self(format!("{STORE_ID_CLAIM_PREFIX}{id}"))
     }
 
-    /// The signature beside this object.
+    /// Returns the key of this object's signature.
     #[must_use]
     pub fn signature(&self) -> Self {
         Self(format!("{}{SIGNATURE_SUFFIX}", self.0))
     }
 
-    /// A key that was listed, taken as it is. Refuses what no key of ours can look like.
+    /// Accepts a key from a listing. Returns `None` for a key that this program cannot have made.
     pub fn listed(text: &str) -> Option<Self> {
         let safe = !text.is_empty()
             && !text.starts_with('/')
@@ -129,7 +131,7 @@ impl ObjectKey {
         &self.0
     }
 
-    /// Takes a backup's key apart, or `None` if it is not one.
+    /// Parses a backup's key. Returns `None` for any other key.
     pub fn parse(text: &str) -> Option<ParsedKey> {
         let (dataset, rest) = text.split_once("/@")?;
         let (id, name) = rest.split_once('/')?;
@@ -147,20 +149,20 @@ impl ObjectKey {
     }
 }
 
-/// The key of the store's identity: an object that is there before anything else.
+/// The key of the store's identity, which is stored before any other object.
 pub const STORE_ID: &str = "@zfs-backup/store-id";
 
-/// The prefix of the claims of hosts that begin at the same time with a store that cannot create
-/// objects conditionally. Each host removes its claim when the store has its identity.
+/// The prefix of the claims of hosts that concurrently begin with a store that cannot create
+/// objects conditionally. Each host removes its claim once the store has its identity.
 pub const STORE_ID_CLAIM_PREFIX: &str = "@zfs-backup/store-id.claim-";
 
-/// The prefix of what a probe of the store tries; nothing stays there.
+/// The prefix of a probe's objects; no object remains there.
 pub const PROBE_PREFIX: &str = "@zfs-backup/probe/";
 
 /// The prefix of all keyrings.
 pub const KEYRING_PREFIX: &str = "@zfs-backup/keys/";
 
-/// The prefix of the configurations that hosts keep here.
+/// The prefix of the configurations that hosts store.
 pub const CONFIG_PREFIX: &str = "@zfs-backup/config/";
 
 /// The prefix of all objects of a dataset, without those of its children.
@@ -198,7 +200,7 @@ pub fn object_name(object: &BackupObject) -> String {
     }
 }
 
-/// The object that a name within a backup stands for; the exact inverse of [`object_name`].
+/// Parses the name of an object within its backup; the exact inverse of [`object_name`].
 pub fn parse_object_name(name: &str) -> Option<BackupObject> {
     let object = match name {
         "started.json" => BackupObject::Started,

@@ -1,9 +1,8 @@
-//! [`MemoryStore`]: a test double that behaves as S3 does, keeps a record of every call, and breaks
-//! on demand.
+//! [`MemoryStore`]: a test double that behaves like S3, records every call, and fails on demand.
 //!
-//! Create-only puts, parts and unfinished uploads are as in S3. Like S3, it reports the checksum it
-//! took when an object was stored: bytes that rot later ([`MemoryStore::flip`]) do not change what
-//! [`ObjectStore::head`] says.
+//! Create-only puts, parts and unfinished uploads are as in S3. Like S3, the store reports the
+//! checksum that it computed when an object was stored: bytes that rot later
+//! ([`MemoryStore::flip`]) do not change the result of [`ObjectStore::head`].
 
 mod fault;
 mod state;
@@ -27,11 +26,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use writer::MemoryWriter;
 
-/// Small, so that tests cut their objects into several parts without much data.
+/// The part size, small so that tests cut their objects into several parts without much data.
 const PART_BYTES: usize = 64 * 1024;
 const CONCURRENCY: usize = 4;
 
-/// Objects in memory. Clones share them, so that a test keeps one hand on what it gave away.
+/// Objects in memory. Clones share them, so that a test keeps access to a store that it has passed
+/// on.
 #[derive(Clone)]
 pub struct MemoryStore {
     shared: Arc<Shared>,
@@ -52,7 +52,7 @@ impl Default for MemoryStore {
 }
 
 impl MemoryStore {
-    /// An empty store that takes parts of 64 KiB and answers with CRC64NVME.
+    /// Makes an empty store that takes parts of 64 KiB and reports CRC64NVME.
     pub fn new() -> Self {
         let needs = UploadNeeds::Parts;
         Self::with_traits(StoreTraits {
@@ -63,13 +63,13 @@ impl MemoryStore {
         })
     }
 
-    /// An empty store with these traits. With other needs than parts, `create` is refused and
+    /// Makes an empty store with these traits. With other needs than parts, `create` is refused and
     /// [`SpooledStore::put_spooled`] works.
     pub fn with_traits(traits: StoreTraits) -> Self {
         Self::with_tier(traits, EvidenceTier::Crc64nvmeFull)
     }
 
-    /// An empty store that gives evidence of this tier: CRC64NVME, or only version ids, or only
+    /// Makes an empty store with evidence of this tier: CRC64NVME, or only version ids, or only
     /// sizes.
     pub fn with_tier(traits: StoreTraits, tier: EvidenceTier) -> Self {
         static MADE: AtomicU32 = AtomicU32::new(0);
@@ -91,13 +91,13 @@ impl MemoryStore {
         self.state().events.clone()
     }
 
-    /// Forgets the calls so far.
+    /// Clears the recorded calls.
     pub fn clear_events(&self) {
         self.state().events.clear();
     }
 
-    /// Arms a failure. Several may be armed; each counts calls on its own, and the first armed goes
-    /// first.
+    /// Arms a failure. Several may be armed; each counts calls on its own, and the one armed first
+    /// takes precedence.
     pub fn fail(&self, fault: Fault) {
         self.state().faults.push(fault);
     }
@@ -107,20 +107,20 @@ impl MemoryStore {
         self.state().faults.clear();
     }
 
-    /// The time that objects and uploads get from now on; `None` goes back to the real clock.
+    /// Sets the time of objects and uploads from now on; `None` returns to the real clock.
     pub fn set_clock(&self, now: Option<Timestamp>) {
         self.state().clock = now;
     }
 
-    /// As [`MemoryStore::set_clock`], for a store that is dated by the host's clock and has none of
-    /// its own, as a folder.
+    /// As [`MemoryStore::set_clock`], for a store that is dated by the host's clock and has no
+    /// clock of its own, like a folder.
     pub fn set_host_clock(&self, now: Timestamp) {
         let mut state = self.state();
         (state.clock, state.has_host_clock) = (Some(now), true);
     }
 
-    /// From now on every object that is put is locked; `extends`: the store can also lock it for
-    /// longer later.
+    /// Locks every object that is put from now on. `extends` says whether the store can also extend
+    /// locks later.
     pub fn set_lock(&self, lock: Option<ObjectLock>, extends: bool) {
         let mut state = self.state();
         state.lock = lock;
@@ -140,20 +140,20 @@ impl MemoryStore {
         self.state().objects.keys().cloned().collect()
     }
 
-    /// Puts an object there as anybody with the credentials could, replacing what was there.
-    /// Evidence follows.
+    /// Stores an object as anybody with the credentials could, replacing an existing one. Its
+    /// evidence is updated.
     pub fn plant(&self, key: &str, bytes: impl Into<Bytes>) {
         self.state()
             .store(key, bytes.into(), None, self.shared.tier);
     }
 
-    /// Removes an object as anybody with the credentials could. Returns whether there was one.
+    /// Removes an object as anybody with the credentials could. Returns whether it existed.
     pub fn lose(&self, key: &str) -> bool {
         self.state().objects.remove(key).is_some()
     }
 
     /// Puts a delete marker over an object, as anybody with the credentials could on a bucket with
-    /// versions. Returns whether there was one.
+    /// versions. Returns whether it existed.
     pub fn hide(&self, key: &str) -> bool {
         let mut state = self.state();
         let Some(hidden) = state.objects.remove(key) else {
@@ -171,8 +171,8 @@ impl MemoryStore {
         }
     }
 
-    /// Cuts an object to its first `bytes` bytes. The size that is reported follows. Returns
-    /// whether it was longer.
+    /// Cuts an object to its first `bytes` bytes. The reported size is updated. Returns whether the
+    /// object was longer.
     pub fn cut(&self, key: &str, bytes: usize) -> bool {
         let short = self
             .object(key)
@@ -181,18 +181,18 @@ impl MemoryStore {
         short.map(|short| self.plant(key, short)).is_some()
     }
 
-    /// Flips one bit of the byte at `offset`: rot, so the checksum that is reported stays the old
-    /// one. Returns whether there is such a byte.
+    /// Flips one bit of the byte at `offset`, like bit rot: the reported checksum stays the old
+    /// one. Returns whether the byte exists.
     pub fn flip(&self, key: &str, offset: usize) -> bool {
         self.state().flip(key, offset)
     }
 
-    /// Swaps two objects, with all that is reported of them. Returns whether both exist.
+    /// Swaps two objects with their evidence. Returns whether both exist.
     pub fn swap(&self, one: &str, other: &str) -> bool {
         self.state().swap(one, other)
     }
 
-    /// From now on says this of the key: something false, or (`None`) that it is not there.
+    /// Reports this evidence for the key from now on: false evidence, or (`None`) a missing object.
     pub fn lie(&self, key: &str, evidence: Option<Evidence>) {
         self.state().lies.insert(key.to_owned(), evidence);
     }
@@ -204,7 +204,7 @@ impl MemoryStore {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Carries out one call: records it and lets it meet its fate.
+    /// Carries out one call: records it and applies armed failures.
     fn call<T>(
         &self,
         operation: Operation,

@@ -1,9 +1,9 @@
-//! [`Limiter`]: how many bytes a second all uploads of this process send together, and bodies that
-//! keep to it.
+//! [`Limiter`]: the bandwidth limit of all uploads of this process together, and bodies that keep
+//! to it.
 //!
-//! A body gives its bytes in small pieces, each when its time has come. Pieces of all bodies stand
-//! in one line, so that what is sent together never exceeds the limit, whoever sends. A body is
-//! made of bytes in memory and can be made again for every attempt.
+//! A body yields its bytes in small pieces, each at its scheduled time. Pieces of all bodies are
+//! scheduled in one queue, so that their sum never exceeds the limit. A body is made of bytes in
+//! memory and can be made again for every attempt.
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -15,19 +15,20 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::time::{Sleep, sleep_until};
 
-/// How long one piece occupies the line: long enough that a timer is not late for each, short
-/// enough to be smooth.
+/// The time that one piece occupies the queue: long enough that timers need not be exact for each
+/// piece, short enough to be smooth.
 const PIECE_TIME_MS: u64 = 20;
-/// Less would be mostly headers; at the slowest limit (1 KiB/s) four bodies in turn still each send
-/// within 4 s.
+/// The smallest piece. Smaller ones would be mostly headers; at the slowest limit (1 KiB/s) four
+/// bodies in turn still each send within 4 s.
 const PIECE_BYTES_MIN: u64 = 1024;
 const PIECE_BYTES_MAX: u64 = 256 * 1024;
-/// What timers cost by being late is made good up to this; what was not used for longer is lost.
+/// The longest delay of timers that later pieces make up for; unused bandwidth from before that is
+/// lost.
 const CATCH_UP: Duration = Duration::from_millis(100);
-/// A rate of bytes per second now, or none.
+/// The present rate in bytes per second, or `None` for no limit.
 type Rate = dyn Fn() -> Option<u64> + Send + Sync;
 
-/// One line for all who send. Clones of the [`Arc`] around it share it.
+/// A queue for all uploads. Clones of the [`Arc`] around it share it.
 pub struct Limiter {
     rate: Box<Rate>,
     slowest: u64,
@@ -41,8 +42,9 @@ impl fmt::Debug for Limiter {
 }
 
 impl Limiter {
-    /// `rate` says how many bytes per second hold now (`None`: no limit), and is asked for every
-    /// piece: it must be quick. `slowest` is the least that it ever says: time limits follow it.
+    /// Makes a limiter. `rate` returns the present bytes per second (`None`: no limit), and is
+    /// called for every piece, so it must be quick. `slowest` is the lowest rate that it ever
+    /// returns: time limits are derived from it.
     pub fn new(slowest: u64, rate: impl Fn() -> Option<u64> + Send + Sync + 'static) -> Self {
         Self {
             rate: Box::new(rate),
@@ -51,14 +53,15 @@ impl Limiter {
         }
     }
 
-    /// The slowest rate at which one of `senders` may be expected to send, where `own` is the
-    /// slowest without a limit. Half of its share: others may be in the line too.
+    /// Returns the slowest rate that may be expected of one of `senders` senders, where `own` is
+    /// the slowest without a limit. The result is half of its share, because other uploads may be
+    /// queued too.
     pub(super) fn rate_bytes_min(&self, own: u64, senders: usize) -> u64 {
         own.min(self.slowest / (2 * senders.max(1) as u64)).max(1)
     }
 
-    /// Takes a place in the line for the next piece of `left` bytes: how long it is and when it may
-    /// go.
+    /// Reserves a place in the queue for the next piece of `left` bytes. Returns the length of the
+    /// piece and the time at which it may be sent.
     fn reserve(&self, now: Instant, left: usize) -> (usize, Option<Instant>) {
         let rate = (self.rate)();
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,14 +83,14 @@ fn piece_bytes(rate: u64) -> usize {
     usize::try_from(bytes).unwrap_or(1024)
 }
 
-/// Until when the line is taken. Pure: times are arguments.
+/// The time until which the queue is occupied. Pure: times are arguments.
 #[derive(Default)]
 struct Line {
     taken_until: Option<Instant>,
 }
 
 impl Line {
-    /// When these bytes may go, `rate` bytes per second.
+    /// Returns the time at which these bytes may be sent at `rate` bytes per second.
     fn take(&mut self, now: Instant, bytes: usize, rate: u64) -> Instant {
         let earliest = now.checked_sub(CATCH_UP).unwrap_or(now);
         let start = self.taken_until.map_or(now, |until| until.max(earliest));
@@ -98,11 +101,11 @@ impl Line {
     }
 }
 
-/// Bytes in memory that go out as the limiter allows.
+/// Bytes in memory that are sent as the limiter allows.
 pub(super) struct PacedBody {
     limiter: Arc<Limiter>,
     left: Bytes,
-    /// The piece whose time has not come.
+    /// The piece that waits for its time.
     waiting: Option<(usize, Pin<Box<Sleep>>)>,
 }
 
@@ -175,8 +178,8 @@ mod tests {
     use std::future::poll_fn;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// Sends pieces in turn by a clock of our own, whose timers are late, and says how long it
-    /// took.
+    /// Sends pieces in turn by a simulated clock whose timers are late, and returns the elapsed
+    /// time.
     fn simulate(rate: u64, total: u64, late: Duration) -> Duration {
         let begun = Instant::now();
         let (mut line, mut now, mut sent) = (Line::default(), begun, 0);
@@ -296,7 +299,7 @@ mod tests {
             }
         };
         tokio::join!(send(whole.clone()), send(whole.clone()), send(Bytes::new()));
-        // 600 kB at 2 MB/s, but for the last piece of 20 ms; a busy machine is slower.
+        // 600 kB at 2 MB/s, minus the last piece of 20 ms; a busy machine is slower.
         let took = begun.elapsed();
         assert!(
             (Duration::from_millis(150)..Duration::from_secs(20)).contains(&took),

@@ -1,13 +1,13 @@
-//! [`Marks`]: reads the pages of a listing to the end, but refuses an endless listing.
-//! [`check_count`]: refuses a listing that would fill the memory.
+//! [`Marks`]: detects an endless listing while its pages are read. [`check_count`]: refuses a
+//! listing that would fill the memory.
 
 use std::collections::HashSet;
 
-/// The most that one listing may have when it is gathered in memory, some 200 bytes each. A backup
-/// has at most 500,000 chunks: ten of the largest fulls of one dataset, petabytes, fit.
+/// The maximum number of entries in a listing that is kept in memory, about 200 bytes each. A
+/// backup has at most 500,000 chunks: ten of the largest fulls of one dataset, petabytes, fit.
 const LISTED_MAX: usize = 5_000_000;
 
-/// Refuses a listing that is longer than any of ours, before it fills memory.
+/// Refuses a listing that is longer than this program can have caused, before it fills memory.
 pub(crate) fn check_count(listed: usize) -> Result<(), String> {
     if listed <= LISTED_MAX {
         return Ok(());
@@ -18,18 +18,18 @@ pub(crate) fn check_count(listed: usize) -> Result<(), String> {
     ))
 }
 
-/// The places where pages began: one that comes again would mean turning pages for ever.
+/// The marks at which pages began. A repeated mark would mean an endless listing.
 #[derive(Default)]
 pub(crate) struct Marks(HashSet<String>);
 
 impl Marks {
-    /// Notes where the next page begins.
+    /// Records the mark of the next page.
     pub(crate) fn pass(&mut self, mark: Option<String>) -> Result<(), &'static str> {
-        let mark = mark.ok_or("the store says that there is more, but not how to go on")?;
+        let mark = mark.ok_or("the store reports another page, but no token for it")?;
         if self.0.insert(mark) {
             Ok(())
         } else {
-            Err("the store gives the same page again and again")
+            Err("the store returns the same page repeatedly")
         }
     }
 }

@@ -1,8 +1,8 @@
-//! [`PartSizes`]: the rule that all parts but the last are equally long, kept in one place for
-//! every store.
+//! [`PartSizes`]: checks the rule that all parts but the last have equal length, in one place for
+//! all stores.
 
-/// Watches the sizes of the parts of one object. Composite checksums and some stores (R2) depend on
-/// the rule.
+/// The sizes of the parts of one object. Composite checksums and some stores (R2) depend on the
+/// rule.
 #[derive(Debug)]
 pub(crate) struct PartSizes {
     part_bytes: usize,
@@ -20,8 +20,8 @@ impl PartSizes {
         }
     }
 
-    /// Notes the next part, or says in words why it cannot follow. An empty part is nothing and
-    /// always allowed.
+    /// Accepts the next part. The error is a sentence saying why the part cannot follow. An empty
+    /// part is ignored and always allowed.
     pub(crate) fn accept(&mut self, len: usize) -> Result<(), String> {
         if len == 0 {
             return Ok(());

@@ -1,25 +1,26 @@
-//! What a store does, found by trying it ([`StoreProbe`]), and what its bucket says of itself
+//! The behaviour of a store, found by a probe ([`StoreProbe`]), and the settings of its bucket
 //! ([`BucketFacts`]).
 //!
-//! Providers change, and stores that speak the same protocol differ: so nothing here follows from a
-//! name. What could not be found out is said as such, and never taken for a yes or a no.
+//! Providers change, and stores with the same protocol differ, so nothing here is derived from a
+//! name. A fact that could not be determined is reported as unknown, and never taken for a yes or a
+//! no.
 
 use super::{EvidenceTier, S3Checksum};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
-/// What became of one thing that was tried.
+/// The result of probing one ability.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ability {
-    /// The store does it.
+    /// The store has the ability.
     Works,
-    /// The store takes the request and does not do what it asks.
+    /// The store accepts the request and does not do what it asks.
     Ignored,
-    /// The store says no.
+    /// The store refuses the request.
     Refused,
-    /// It could not be found out.
+    /// The ability could not be determined.
     #[serde(other)]
     Unknown,
 }
@@ -35,60 +36,60 @@ impl fmt::Display for Ability {
     }
 }
 
-/// What deleting does.
+/// The effect of deleting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Deleting {
-    /// Objects have no versions: what is deleted is gone.
+    /// Objects have no versions: a deleted object is removed.
     Removes,
     /// Objects have versions, and all of them can be deleted.
     RemovesVersions,
-    /// Deleting only hides: the bytes stay, and cost, until a lifecycle rule or other credentials
-    /// remove them.
+    /// Deleting only hides: the bytes remain, and cost money, until a lifecycle rule or other
+    /// credentials remove them.
     Hides,
-    /// These credentials may not delete.
+    /// The credentials lack the permission to delete.
     Refused,
-    /// It could not be found out.
+    /// The effect could not be determined.
     #[serde(other)]
     Unknown,
 }
 
-/// What a store was found to do. It is kept for a while; see `run::probe`.
+/// The result of a probe. It is cached for a while; see `run::probe`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreProbe {
-    /// The strongest word that the store has for the content of an object of several parts.
+    /// The strongest evidence that the store has for the content of an object of several parts.
     pub tier: EvidenceTier,
-    /// The checksum to send, where one has to be chosen.
+    /// The checksum to send, if one has to be chosen.
     pub checksum: Option<S3Checksum>,
-    /// The checksums that the store checked and kept, of those that were tried.
+    /// The probed checksums that the store verified and kept.
     #[serde(default)]
     pub kept: Vec<S3Checksum>,
-    /// A put that shall not replace anything.
+    /// The result of a create-only put.
     pub conditional_put: Ability,
-    /// The end of an upload that shall not replace anything.
+    /// The result of a create-only completion of an upload.
     pub conditional_complete: Ability,
-    /// Unfinished uploads are listed.
+    /// Whether unfinished uploads are listed.
     pub list_uploads: Ability,
-    /// Unfinished uploads are removed.
+    /// Whether unfinished uploads are removed.
     pub abort_uploads: Ability,
-    /// What deleting does.
+    /// The effect of deleting.
     pub deleting: Deleting,
-    /// The highest part number that it took, of those that were tried.
+    /// The highest probed part number that the store accepted.
     pub parts_max: Option<u32>,
-    /// The smallest part that it says it takes (not the last), in bytes.
+    /// The smallest part size (except the last part) that the store reports, in bytes.
     pub part_bytes_min: Option<u64>,
-    /// How far the store's clock is ahead of this host's, in seconds; negative when it is behind.
+    /// The seconds by which the store's clock is ahead of this host's; negative if it is behind.
     pub clock_ahead_seconds: Option<i64>,
-    /// Keys that could not be removed again, below the store's prefix.
+    /// Keys that could not be removed, below the store's prefix.
     #[serde(default)]
     pub left_behind: Vec<String>,
-    /// What the store said to what did not work.
+    /// The store's messages about what did not work.
     #[serde(default)]
     pub notes: Vec<String>,
 }
 
 impl Default for StoreProbe {
-    /// Nothing is known.
+    /// Returns a probe with all abilities unknown.
     fn default() -> Self {
         Self {
             tier: EvidenceTier::Unknown,
@@ -108,12 +109,12 @@ impl Default for StoreProbe {
     }
 }
 
-/// Hears when a store does not do what its probe says, with what it did.
+/// A callback for contradictions between a store and its probe.
 #[derive(Clone)]
 pub struct Doubt(Arc<dyn Fn(&str) + Send + Sync>);
 
 impl Doubt {
-    /// Calls `hear` for each contradiction; it may be called several times.
+    /// Calls `hear` for each contradiction, possibly several times.
     pub fn new(hear: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self(Arc::new(hear))
     }
@@ -129,23 +130,23 @@ impl fmt::Debug for Doubt {
     }
 }
 
-/// What a bucket said when it was asked.
+/// A setting that the bucket was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told<T> {
-    /// This.
+    /// The setting.
     Is(T),
-    /// It would not say, or cannot: the reason. Neither a yes nor a no.
+    /// The bucket does not or cannot report the setting, for this reason. Neither a yes nor a no.
     Untold(String),
 }
 
-/// Whom object lock is to keep from deleting.
+/// The users whom an object lock prevents from deleting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LockMode {
-    /// All without a special permission.
+    /// All users without a special permission.
     #[default]
     Governance,
-    /// All, the owner of the account too.
+    /// All users, including the owner of the account.
     Compliance,
 }
 
@@ -158,21 +159,20 @@ impl fmt::Display for LockMode {
     }
 }
 
-/// How long objects are locked, from the time when they are put.
+/// The lock of objects from the time they are put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ObjectLock {
     /// Days, at least one.
     pub days: u32,
-    /// Against whom.
+    /// The mode of the lock.
     pub mode: LockMode,
-    /// The days cover the longest chain that can come to be, so that no lock ever has to be
-    /// extended.
+    /// Whether the days cover the longest possible chain, so that no lock ever has to be extended.
     pub covers_chains: bool,
 }
 
 impl ObjectLock {
-    /// Until when an object is locked that is put then, in whole seconds. A time beyond what can be
-    /// written is the last that can.
+    /// Returns the time until which an object put at `put_at` is locked, in whole seconds. A time
+    /// beyond the representable range becomes the last representable time.
     pub fn until(&self, put_at: jiff::Timestamp) -> jiff::Timestamp {
         let seconds = put_at
             .as_second()
@@ -181,46 +181,46 @@ impl ObjectLock {
     }
 }
 
-/// A rule by which the store itself changes or deletes objects, as far as it touches names of ours.
+/// A rule by which the store itself changes or deletes objects, if it applies to names of ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LifecycleRule {
-    /// Its name, where it has one.
+    /// The name of the rule, if it has one.
     pub name: String,
-    /// All names that begin so.
+    /// The prefix of the names that the rule applies to.
     pub prefix: String,
-    /// It is for some of those names only (by tag or by size).
+    /// Whether the rule applies to some of those names only (by tag or by size).
     pub partial: bool,
     /// Days after which unfinished uploads are removed.
     pub unfinished_days: Option<u32>,
     /// Days after which hidden or replaced versions are deleted.
     pub hidden_days: Option<u32>,
-    /// It deletes or hides what nobody asked to delete: after how long.
+    /// The age at which the rule deletes or hides live objects, if it does.
     pub expires: Option<String>,
-    /// It moves objects into another storage class: which.
+    /// The storage class into which the rule moves objects, if it does.
     pub moves_to: Option<String>,
 }
 
-/// What the bucket says of itself. Nothing of it is kept: it is asked when it is to be shown.
+/// The settings of the bucket. They are not cached: the store is asked each time they are shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BucketFacts {
-    /// `private` or `public`, where the store says.
+    /// `private` or `public`, if the store reports it.
     pub visibility: Told<String>,
-    /// Its rules.
+    /// The lifecycle rules of the bucket.
     pub lifecycle: Told<Vec<LifecycleRule>>,
-    /// Whether objects in it can be locked.
+    /// Whether objects in the bucket can be locked.
     pub object_lock: Told<bool>,
-    /// What these credentials may do, where the store says.
+    /// The rights of the credentials, if the store reports them.
     pub rights: Told<Rights>,
 }
 
-/// What credentials may do, as the store says.
+/// The rights of credentials, as the store reports them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rights {
     /// Each right by the store's own name.
     pub may: Vec<String>,
-    /// The buckets that they are for; `None`: all of the account.
+    /// The buckets that the credentials are for; `None` means all of the account.
     pub buckets: Option<Vec<String>>,
-    /// What names must begin with.
+    /// The prefix that names must have.
     pub prefix: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! [`ContentCheck`]: whether the store's word for an object is the word for these bytes. For bytes
-//! that were stored by an earlier run and can be read again here.
+//! [`ContentCheck`]: checks whether the store's evidence for an object matches these bytes. For
+//! bytes that an earlier run stored and that can be read again here.
 
 use super::checksum::WholeCrc;
 use super::{Evidence, EvidenceTier};
@@ -8,19 +8,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use md5::{Digest as _, Md5};
 
-/// How the store's word compares with the bytes.
+/// The result of comparing the store's evidence with the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentVerdict {
-    /// Size and checksum are those of these bytes.
+    /// Size and checksum match these bytes.
     Proven,
-    /// The size is; of the content the store says nothing that could be computed here.
+    /// The size matches; the store reports nothing about the content that could be computed here.
     SizeAgrees,
-    /// It is another object.
+    /// The object has other bytes.
     Differs,
 }
 
-/// Takes the bytes of an object in order and computes what the store would say of them, as the
-/// store computed it: whole or by parts of the size that it noted. Keeps a few bytes a part.
+/// Computes the store's checksum over the bytes of an object, in order and as the store computed
+/// it: over the whole, or by parts of the recorded size. Keeps a few bytes for each part.
 pub struct ContentCheck {
     found: Evidence,
     sum: Option<Sum>,
@@ -51,7 +51,7 @@ enum PartHasher {
 }
 
 impl ContentCheck {
-    /// For an object of which the store says this.
+    /// Makes a check against this evidence.
     pub fn new(found: &Evidence) -> Self {
         let kind = match found.tier {
             EvidenceTier::Sha256Composite => Some(PartKind::Sha256),
@@ -80,7 +80,7 @@ impl ContentCheck {
         }
     }
 
-    /// Takes the next bytes. MD5 runs at some 600 MB/s, so this belongs where it may block.
+    /// Takes the next bytes. MD5 runs at about 600 MB/s, so call this where blocking is allowed.
     pub fn update(&mut self, bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
         if let Some(sum) = &mut self.sum {
@@ -88,8 +88,8 @@ impl ContentCheck {
         }
     }
 
-    /// The verdict over all that came. An ETag that is not ours may be that of an encrypted object:
-    /// it proves nothing, in either direction.
+    /// Returns the verdict over all bytes. A different ETag may be that of an encrypted object: it
+    /// proves nothing, in either direction.
     pub fn finish(self) -> ContentVerdict {
         if self.bytes != self.found.bytes {
             return ContentVerdict::Differs;
@@ -169,7 +169,7 @@ impl PartKind {
         }
     }
 
-    /// As it stands in the store's answers.
+    /// Encodes a digest as the store's responses do.
     fn text(self, digest: &[u8]) -> String {
         match self {
             Self::Sha256 => STANDARD.encode(digest),
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn what_stores_say_of_known_bytes_is_reproduced_in_any_pieces() {
         use EvidenceTier::{Crc32c, Crc64nvmeFull, IdPin, Md5Etag, ReadBack, Sha256Composite};
-        // Of parts of 4 bytes, as `openssl dgst -sha256 -binary` twice gives it.
+        // By parts of 4 bytes, as two runs of `openssl dgst -sha256 -binary` compute it.
         let parts_of_4 = "RWtJBRAdYQ9Y6rETLya5JMkap8fADJo5biSsdBWQ50E=-3";
         let whole_sha256 = "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU=";
         let whole_md5 = "25f9e794323b453885f5181f1b624d0b";

@@ -1,25 +1,25 @@
 //! [`RcloneStore`]: any remote of rclone, by running rclone.
 //!
-//! Each call is a process of its own with its arguments in a list; nothing is given to a shell and
-//! no secret is an argument. rclone's exit status is not believed: it says success of objects that
-//! are not there. After each write the object is asked for, with size and hash, and both are held
-//! against what was sent.
+//! Each call is a process of its own with its arguments in a list; no shell is involved and no
+//! secret is an argument. rclone's exit status is not trusted: it reports success for objects that
+//! do not exist. After each write the object's size and hash are read and compared with what was
+//! sent.
 //!
-//! **Putting.** The bytes lie in memory or in a spool file, without a name; rclone finds them as
-//! its standard input, and can read them again for every attempt. Large objects so need a
+//! **Putting.** The bytes are in memory or in a spool file without a name; rclone reads them as its
+//! standard input, and can read them again for every attempt. Large objects therefore need a
 //! [`super::Spool`].
 //!
-//! **Create-only.** No remote of rclone can be asked for that. The name is looked at first, rclone
-//! leaves alone what is there when it begins, and within this process one put of a name follows the
-//! other. Two hosts that put the same name in the same moment may both believe they won where their
-//! bytes are the same size and the remote has no hashes; names with random numbers in them, which
-//! all are but those of keyrings, never meet.
+//! **Create-only.** No remote of rclone supports it. The name is checked first, rclone does not
+//! replace an object that exists when it begins, and puts of one name in this process are
+//! serialised. Two hosts that put the same name at the same moment may both take themselves for the
+//! winner if their bytes have the same size and the remote has no hashes. Names with random
+//! numbers, which all names except those of keyrings have, never collide.
 //!
-//! **Absent.** For a remote of folders "not there" is believed only while the place itself is
-//! there: a disk that is not mounted must not look like an empty store.
+//! **Absent.** For a remote of folders "not found" is trusted only while the root folder itself
+//! exists: an unmounted disk must not look like an empty store.
 //!
-//! **Evidence.** The SHA-1 or MD5 that the remote shows, computed by the provider or kept beside
-//! the object, depending on the provider; where it has neither, the size.
+//! **Evidence.** The SHA-1 or MD5 that the remote reports, computed by the provider or stored with
+//! the object, depending on the provider; without either, the size.
 
 mod cause;
 mod process;
@@ -29,7 +29,7 @@ mod settings;
 
 pub use settings::{RcloneSettings, check_arguments};
 
-/// Reads bytes as what rclone prints: a listing, an entry of it, and lines of its log.
+/// Parses bytes as rclone's output: a listing, an entry of it, and lines of its log.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_any_answer(bytes: &[u8]) {
     let _ = serde_json::from_slice::<Vec<read::Entry>>(bytes)
@@ -61,30 +61,32 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use tokio::sync::{Mutex, Semaphore};
 
-/// The first version whose behaviour was looked at. Those before 1.75.1 could report an upload that
-/// was cut short as done.
+/// The first version whose behaviour was tested. Versions before 1.75.1 could report success for an
+/// upload that was cut short.
 const VERSION_MIN: [u32; 3] = [1, 75, 2];
-/// What a call says that lists nothing: versions and features.
+/// The maximum output of a call that lists nothing: versions and features.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
-/// Names that are put at the same time seldom share one of these.
+/// The number of locks for names. Concurrent puts of different names seldom share one.
 const PUT_LOCKS: usize = 64;
 
-/// A remote of rclone, or what is below a path in it.
+/// A remote of rclone, or the part of it below a path.
 pub struct RcloneStore {
     settings: RcloneSettings,
     url: String,
     traits: StoreTraits,
-    /// The hash that is compared, if the remote has one that we know.
+    /// The hash to compare, if the remote has a supported one.
     hash: Option<HashKind>,
-    /// Folders are only parts of names there, and need not exist.
+    /// Whether the remote is bucket-based: folders are then only parts of names, and need not
+    /// exist.
     buckets: bool,
-    /// One put of a name at a time.
+    /// Serialises the puts of one name.
     put_locks: [Mutex<()>; PUT_LOCKS],
-    /// Uploads at a time: one where a limit holds, for rclone limits each process by itself.
+    /// Limits concurrent uploads: to one if there is a bandwidth limit, because rclone limits each
+    /// process separately.
     uploads: Semaphore,
 }
 
-/// What `backend features` says, as far as we need it.
+/// The output of `backend features`, as far as it is needed.
 #[derive(Deserialize)]
 struct About {
     #[serde(rename = "Hashes", default)]
@@ -100,13 +102,13 @@ struct Features {
 }
 
 impl RcloneStore {
-    /// Runs rclone to learn its version and what the remote can do, and looks whether the place is
-    /// there.
+    /// Runs rclone to read its version and the remote's abilities, and checks that the root folder
+    /// exists.
     ///
     /// # Errors
-    /// [`StoreErrorKind::Invalid`] for settings that can never work and an rclone that is missing,
-    /// [`StoreErrorKind::Unsupported`] for one that is too old, [`StoreErrorKind::NotFound`] when
-    /// the bucket or folder does not exist: it is never made, because a disk that is not mounted
+    /// [`StoreErrorKind::Invalid`] for settings that can never work and for a missing rclone,
+    /// [`StoreErrorKind::Unsupported`] for an rclone that is too old, [`StoreErrorKind::NotFound`]
+    /// when the bucket or folder does not exist: it is never created, because an unmounted disk
     /// would look like an empty store.
     pub async fn connect(settings: RcloneSettings) -> Result<Self, StoreError> {
         let url = settings.url();
@@ -139,15 +141,15 @@ impl RcloneStore {
         let about = store
             .about()
             .await
-            .map_err(|cause| store.failed("look into", "", cause))?;
+            .map_err(|cause| store.failed("access", "", cause))?;
         store.hash = HashKind::best_of(&about.hashes);
         store.buckets = about.features.bucket_based;
-        store.demand_place("look into").await?;
+        store.demand_place("access").await?;
         Ok(store)
     }
 
     async fn demand_version(&self) -> Result<(), StoreError> {
-        let failed = |cause| self.failed("ask the version of rclone for", "", cause);
+        let failed = |cause| self.failed("read the version of rclone for", "", cause);
         let ended = self.run(&["version"], &[], true).await.map_err(failed)?;
         let text = String::from_utf8_lossy(&ended.output).into_owned();
         let found = text
@@ -179,7 +181,7 @@ impl RcloneStore {
         serde_json::from_slice(&ended.output).map_err(|error| unreadable(&error))
     }
 
-    /// Fails unless the bucket or folder that the configuration names is there.
+    /// Fails unless the configured bucket or folder exists.
     async fn demand_place(&self, operation: &str) -> Result<(), StoreError> {
         let arguments = ["lsjson", "--no-modtime", "--no-mimetype"];
         let listed = self.run(&arguments, &[self.settings.place()], true).await;
@@ -194,7 +196,7 @@ impl RcloneStore {
         let missing = cause.is_no_folder();
         let error = self.failed(operation, "", cause);
         let hint = format!(
-            "mount what belongs there, or create it: `rclone mkdir {}`",
+            "mount its file system, or create it: `rclone mkdir {}`",
             self.settings.place()
         );
         Err(if missing {
@@ -204,7 +206,7 @@ impl RcloneStore {
         })
     }
 
-    /// Runs rclone for an answer of modest size.
+    /// Runs rclone for a small output.
     async fn run(
         &self,
         arguments: &[&str],
@@ -225,7 +227,7 @@ impl RcloneStore {
         process::run(&self.settings, call).await
     }
 
-    /// A failure of rclone, with what a person can do.
+    /// Makes the error for a failure of rclone, with a hint.
     fn failed(&self, operation: &str, subject: &str, cause: Cause) -> StoreError {
         let hint = cause.hint(
             &self.settings.remote,
@@ -236,7 +238,7 @@ impl RcloneStore {
         error
     }
 
-    /// A failure that we found, not rclone.
+    /// Makes the error for a failure that this program found, not rclone.
     fn wrong(
         &self,
         kind: StoreErrorKind,
@@ -251,11 +253,11 @@ impl RcloneStore {
 fn unreadable(error: &serde_json::Error) -> Cause {
     Cause::ours(
         StoreErrorKind::Unavailable,
-        format!("the answer of rclone cannot be read: {error}"),
+        format!("the output of rclone cannot be read: {error}"),
     )
 }
 
-/// `1.75.2`, or `1.76.0-beta.1234`.
+/// Parses `1.75.2`, or `1.76.0-beta.1234`.
 fn parse_version(text: &str) -> Option<[u32; 3]> {
     let numbers: String = text
         .chars()
@@ -308,7 +310,7 @@ impl ObjectStore for RcloneStore {
     }
 
     async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        self.look_at("look at", key).await
+        self.look_at("check", key).await
     }
 
     async fn evidence_under(
@@ -332,8 +334,8 @@ impl ObjectStore for RcloneStore {
         self.remove(key).await
     }
 
-    /// The files that an rclone which was killed left half-written. Parts that a provider keeps are
-    /// not shown by rclone: `rclone cleanup` removes those.
+    /// Lists the partial files of a killed rclone. rclone does not show parts that a provider
+    /// keeps: `rclone cleanup` removes those.
     async fn unfinished(&self, prefix: &str) -> Result<Vec<UnfinishedUpload>, StoreError> {
         self.list_partial(prefix).await
     }

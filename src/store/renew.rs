@@ -1,15 +1,15 @@
-//! [`Renew`]: credentials that are read again when the store refuses them, so that a key which was
-//! changed meanwhile does not end an upload.
+//! [`Renew`]: credentials that are read again when the store refuses them, so that a key that was
+//! rotated in the meantime does not end an upload.
 
 use super::work::{chain_text, run_blocking};
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-/// Why credentials could not be read again. The text names the source, never the secret.
+/// The reason why credentials could not be read again. The text names the source, never the secret.
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Reads credentials anew from where they came. Debug output says nothing of them.
+/// Reads credentials again from their source. Debug output hides them.
 pub struct Renew<T>(Arc<dyn Fn() -> Result<T, Failure> + Send + Sync>);
 
 impl<T> Clone for Renew<T> {
@@ -25,13 +25,13 @@ impl<T> fmt::Debug for Renew<T> {
 }
 
 impl<T: Send + 'static> Renew<T> {
-    /// `read` may block for a moment.
+    /// Makes a reader; `read` may block for a moment.
     pub fn new(read: impl Fn() -> Result<T, Failure> + Send + Sync + 'static) -> Self {
         Self(Arc::new(read))
     }
 
-    /// What is there now, or nothing when it cannot be read: then those that were refused stay, and
-    /// their refusal is what people hear of. A file that is being replaced may be missing for a
+    /// Returns the present credentials, or `None` if they cannot be read: the refused ones are then
+    /// kept, and their refusal is reported. A file that is being replaced may be missing for a
     /// moment.
     pub(super) async fn read(&self) -> Option<T> {
         let read = Arc::clone(&self.0);

@@ -1,9 +1,9 @@
-//! [`S3Store`]: Amazon S3 and what speaks its protocol.
+//! [`S3Store`]: Amazon S3 and compatible stores.
 //!
-//! Every checksum is taken here and given with the request as one explicit header; the SDK adds
-//! none, because what it adds by default breaks many stores. After each upload the store is asked
-//! what it has, and that is compared with what was sent: servers that ignore a checksum they cannot
-//! do are found out, and the evidence says how much they proved.
+//! Every checksum is computed here and sent with the request as one explicit header; the SDK adds
+//! none, because its default checksums break many stores. After each upload the store's evidence is
+//! read and compared with what was sent: this detects servers that ignore a checksum that they do
+//! not support, and the evidence shows how much was proved.
 
 mod bucket;
 mod cause;
@@ -46,7 +46,7 @@ use upload::S3Writer;
 /// The header value that makes a put create-only.
 const NOTHING_THERE: &str = "*";
 
-/// A bucket, or what is below a prefix in it. Clones share one client.
+/// A bucket, or the part of it below a prefix. Clones share one client.
 #[derive(Clone)]
 pub struct S3Store {
     shared: Arc<Shared>,
@@ -54,37 +54,36 @@ pub struct S3Store {
 
 struct Shared {
     client: Client,
-    /// For requests whose answer is an object.
+    /// The client for requests whose response is an object.
     objects: Client,
     settings: S3Settings,
     url: String,
     endpoint: String,
-    /// Ends with a slash, or is empty.
+    /// The prefix, which ends with a slash or is empty.
     prefix: String,
     traits: StoreTraits,
     tls: bool,
-    /// The endpoint is on this host.
+    /// Whether the endpoint is on this host.
     local: bool,
-    /// The store said that it knows no `If-None-Match` of a put.
+    /// Whether the store refused `If-None-Match` on a put as unsupported.
     refuses_put_condition: AtomicBool,
-    /// The store said that it knows no `If-None-Match` at the end of an upload.
+    /// Whether the store refused `If-None-Match` at the end of an upload as unsupported.
     refuses_complete_condition: AtomicBool,
-    /// HEAD was refused with the header that asks for checksums, and answered without.
+    /// Whether HEAD was refused with the header that requests checksums, and succeeded without it.
     refuses_checksum_mode: AtomicBool,
-    /// What the store was found to do, and who hears when it does something else.
+    /// The probe of the store, and the callback for contradictions to it.
     expected: Option<(StoreProbe, Doubt)>,
-    /// An answer showed that the bucket exists. Without that, "no such object" may mean "no such
-    /// bucket".
+    /// Whether a response showed that the bucket exists. Until then "no such object" may mean "no
+    /// such bucket".
     bucket_seen: AtomicBool,
 }
 
 impl S3Store {
-    /// Finds the credentials and builds the client. The store itself is first spoken to by the
-    /// first call.
+    /// Finds the credentials and builds the client. Only the first call contacts the store.
     ///
     /// # Errors
     /// [`StoreErrorKind::Invalid`] for settings that can never work, [`StoreErrorKind::Denied`]
-    /// when there are no credentials, with all places where they were looked for.
+    /// when there are no credentials, with all the places that were searched.
     pub async fn connect(mut settings: S3Settings) -> Result<Self, StoreError> {
         settings.follow_limiter();
         let connected = Box::pin(client::connect(&settings)).await?;
@@ -93,8 +92,8 @@ impl S3Store {
         })
     }
 
-    /// The same store, spoken to as its probe says. The checksum is that of the settings; `doubt`
-    /// hears when the store does something else than the probe says.
+    /// Returns the same store, used as its probe demands. The checksum is that of the settings;
+    /// `doubt` is called when the store contradicts the probe.
     #[must_use]
     pub fn following(&self, probe: StoreProbe, doubt: Doubt) -> Self {
         let shared = self.shared.with_settings(self.shared.settings.clone());
@@ -114,7 +113,7 @@ impl S3Store {
         }
     }
 
-    /// The same store with another checksum.
+    /// Returns the same store with another checksum.
     #[must_use]
     pub fn with_checksum(&self, checksum: S3Checksum) -> Self {
         let settings = S3Settings {
@@ -126,12 +125,12 @@ impl S3Store {
         }
     }
 
-    /// Where it answers, for people: a URL, or Amazon's name and region.
+    /// Returns the endpoint for messages: a URL, or Amazon's name and region.
     pub fn endpoint(&self) -> &str {
         &self.shared.endpoint
     }
 
-    /// One cheap call that fails unless endpoint, credentials and bucket work.
+    /// Makes one cheap call that fails unless endpoint, credentials and bucket work.
     pub async fn check_bucket(&self) -> Result<(), StoreError> {
         self.shared.check_bucket().await
     }
@@ -168,7 +167,7 @@ impl Shared {
         }
     }
 
-    /// The same connection with other settings, and nothing learned yet.
+    /// Returns the same connection with other settings, and without learned facts.
     fn with_settings(&self, settings: S3Settings) -> Self {
         let (client, objects) = (self.client.clone(), self.objects.clone());
         let connected = Connected {
@@ -184,7 +183,7 @@ impl Shared {
         format!("{}{key}", self.prefix)
     }
 
-    /// A failure of the call `api`, with what a person can do.
+    /// Makes the error for a failure of the call `api`, with a hint.
     fn failed(
         &self,
         operation: &str,
@@ -202,7 +201,7 @@ impl Shared {
         error
     }
 
-    /// A failure that we found, not the store.
+    /// Makes the error for a failure that this program found, not the store.
     fn wrong(
         &self,
         kind: StoreErrorKind,
@@ -213,26 +212,26 @@ impl Shared {
         StoreError::new(kind, operation, subject, &self.url, text.into())
     }
 
-    /// The value of `If-None-Match` of a put, as long as the store has not refused it.
+    /// Returns the value of `If-None-Match` for a put, unless the store has refused it.
     fn put_condition(&self) -> Option<String> {
         (!self.refuses_put_condition.load(Ordering::Relaxed)).then(|| NOTHING_THERE.to_owned())
     }
 
-    /// The same for the end of an upload.
+    /// Returns the same value for the end of an upload.
     fn complete_condition(&self) -> Option<String> {
         (!self.refuses_complete_condition.load(Ordering::Relaxed)).then(|| NOTHING_THERE.to_owned())
     }
 
-    /// The probe saw that a put with the condition replaces nothing. Without a probe nobody knows:
-    /// there are stores that take the condition and pass over it.
+    /// Whether the probe saw that a conditional put replaces nothing. Without a probe this is
+    /// unknown: some stores accept the condition and ignore it.
     fn was_found_to_refuse_replacing(&self) -> bool {
         self.expected
             .as_ref()
             .is_some_and(|(probe, _)| probe.conditional_put == Ability::Works)
     }
 
-    /// Whether a request with a condition failed because the store knows none: then it is worth
-    /// another try without. The first time is noted.
+    /// Whether a conditional request failed because the store supports no conditions, so that a
+    /// retry without the condition makes sense. The first occurrence is recorded.
     fn note_refused_condition(&self, cause: &Cause, noted: &AtomicBool) -> bool {
         let refused = cause.is_not_implemented();
         if refused && !noted.swap(true, Ordering::Relaxed) {
@@ -241,15 +240,15 @@ impl Shared {
         refused
     }
 
-    /// The store does something else than its probe said.
+    /// Reports that the store contradicts its probe.
     fn contradicts(&self, what: &str) {
         if let Some((_, doubt)) = &self.expected {
             doubt.tell(what);
         }
     }
 
-    /// An object was stored whose checksum the store does not say, although the probe found that it
-    /// does.
+    /// Records that the store reports no checksum for a stored object, although the probe found
+    /// that it does.
     fn note_weak_evidence(&self, checksum: S3Checksum) {
         if let Some((probe, _)) = &self.expected
             && probe.kept.contains(&checksum)
@@ -258,7 +257,7 @@ impl Shared {
         }
     }
 
-    /// A body that can be sent again, at the pace that is allowed.
+    /// Makes a body that can be sent again, with the allowed bandwidth.
     fn body(&self, bytes: Bytes) -> ByteStream {
         let Some(limiter) = self.settings.limiter.clone() else {
             return ByteStream::from(bytes);
@@ -268,14 +267,14 @@ impl Shared {
         }))
     }
 
-    /// Whether bodies go unsigned: over TLS or to this very host, where nobody is between, with our
-    /// checksum beside them; and where they are made while they are sent. A signature costs more
+    /// Whether bodies are sent unsigned: over TLS or to this host, where nobody is in between and
+    /// our checksum is sent too; and if bodies are made while they are sent. A signature costs more
     /// than the encryption.
     fn unsigned(&self) -> bool {
         self.tls || self.local || self.settings.limiter.is_some()
     }
 
-    /// Limits for a call that moves `bytes`.
+    /// Returns the time limits for a call that moves `bytes`.
     fn limits_for(&self, bytes: u64) -> Builder {
         let limit = self.settings.attempt_limit(bytes);
         Config::builder().timeout_config(
@@ -300,7 +299,7 @@ fn is_local(endpoint: &str) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// The host and the port of a URL.
+/// Returns the host and the port of a URL.
 fn host_and_port(endpoint: &str) -> (&str, u16) {
     let (scheme, rest) = endpoint.split_once("://").unwrap_or(("https", endpoint));
     let place = rest.split('/').next().unwrap_or_default();
@@ -317,7 +316,7 @@ fn host_and_port(endpoint: &str) -> (&str, u16) {
 /// Whether a URL leads to an address of this host, such as its own name in the local network. Asks
 /// the resolver, and blocks.
 fn leads_here(endpoint: &str) -> bool {
-    // Amazon's endpoint has words for people instead of a URL.
+    // Amazon's endpoint is a description and not a URL.
     endpoint.contains("://")
         && host_and_port(endpoint)
             .to_socket_addrs()
@@ -348,8 +347,8 @@ impl ObjectStore for S3Store {
         &self.shared.traits
     }
 
-    /// Looks for the key first, because some servers ignore `If-None-Match`, then begins a
-    /// multipart upload, whatever the object's size will be.
+    /// Checks the key first, because some servers ignore `If-None-Match`, and then begins a
+    /// multipart upload, independent of the object's size.
     async fn create(&self, key: &ObjectKey) -> Result<Box<dyn PartWriter>, StoreError> {
         Ok(Box::new(S3Writer::begin(&self.shared, key).await?))
     }

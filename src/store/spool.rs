@@ -1,10 +1,10 @@
-//! [`Spool`]: gives a store that takes large objects only whole (native B2 where it is wanted,
-//! rclone) the parts of [`ObjectStore`].
+//! [`Spool`]: adds the parts of [`ObjectStore`] to a store that accepts only complete large objects
+//! (native B2 on request, rclone).
 //!
-//! Parts go to a file that has no name any more, so that a crash leaves nothing behind; at the end
-//! the store gets the file, which it can read again for every attempt. Each part's CRC64 is kept in
-//! memory and checked whenever the part is read back, because a checksum that the store takes
-//! afterwards would bless what the spool's disk got wrong.
+//! Parts are written to an unlinked file, so that a crash leaves nothing behind; at the end the
+//! store gets the file, which it can read again for every attempt. Each part's CRC64 is kept in
+//! memory and verified whenever the part is read back, because a checksum that is computed later
+//! would confirm bytes that the spool's disk had damaged.
 
 use super::checksum::WholeCrc;
 use super::parts::PartSizes;
@@ -24,11 +24,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A store that needs a large object whole, or its exact length first.
+/// A store that needs the whole of a large object, or its exact length first.
 #[async_trait]
 pub trait SpooledStore: ObjectStore {
-    /// Puts the object create-only from a spool file, as often as it takes, and confirms it as
-    /// [`PartWriter::finish`] does.
+    /// Puts the object create-only from a spool file, with as many attempts as necessary, and
+    /// confirms it as [`PartWriter::finish`] does.
     async fn put_spooled(&self, key: &ObjectKey, file: &SpoolFile) -> Result<Evidence, StoreError>;
 }
 
@@ -40,8 +40,8 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Spools for `inner` in `dir`, which must exist. It needs room for one large object for each
-    /// that is under way.
+    /// Spools for `inner` in `dir`, which must exist. The folder needs space for each large object
+    /// that is uploaded concurrently.
     pub fn new(inner: Arc<dyn SpooledStore>, dir: PathBuf) -> Self {
         let traits = StoreTraits {
             needs: UploadNeeds::Parts,
@@ -51,7 +51,7 @@ impl Spool {
     }
 }
 
-/// The bytes of one large object, on disk without a name: gone when this is dropped.
+/// The bytes of one large object, on disk in an unlinked file: dropping it frees the space.
 pub struct SpoolFile {
     file: Arc<File>,
     dir: PathBuf,
@@ -94,7 +94,7 @@ impl SpoolError {
         }
     }
 
-    /// The store's failure to put `key` that follows from this one.
+    /// Makes the store's error for putting `key` from this one.
     pub fn in_store(self, key: &ObjectKey, store: &str) -> StoreError {
         let full = self.kind == StoreErrorKind::Full;
         let hint = format!(
@@ -124,27 +124,27 @@ impl SpoolFile {
         })
     }
 
-    /// The bytes of the whole.
+    /// Returns the bytes of the whole object.
     pub fn bytes(&self) -> u64 {
         self.parts
             .last()
             .map_or(0, |part| part.offset + part.bytes as u64)
     }
 
-    /// The file itself, for another process to read. Blocks for a moment.
+    /// Returns the file itself, for another process to read. Blocks for a moment.
     pub(super) fn share(&self) -> Result<File, SpoolError> {
         self.file
             .try_clone()
             .map_err(|error| SpoolError::io(&self.dir, "share", error))
     }
 
-    /// How many parts it has: all but the last equally long.
+    /// Returns the number of parts, which have equal length except the last.
     pub fn part_count(&self) -> usize {
         self.parts.len()
     }
 
-    /// Reads one part, counted from 0, as often as the store wants. Fails if it is not what was
-    /// written.
+    /// Reads one part, counted from 0, as often as the store needs. Fails if the bytes differ from
+    /// those written.
     pub async fn read_part(&self, index: usize) -> Result<Bytes, SpoolError> {
         let (file, part, dir) = (Arc::clone(&self.file), self.parts[index], self.dir.clone());
         run_blocking(move || {
@@ -164,7 +164,7 @@ impl SpoolFile {
         .await
     }
 
-    /// Writes the next part behind those before.
+    /// Appends the next part.
     async fn append(&mut self, bytes: Bytes) -> Result<(), SpoolError> {
         let (file, offset, dir) = (Arc::clone(&self.file), self.bytes(), self.dir.clone());
         let part = run_blocking(move || {

@@ -1,5 +1,5 @@
-//! Small means that the stores share: file work off the async threads, parts in flight, names that
-//! nobody else has, errors in a line.
+//! Small helpers that the stores share: file work outside the async threads, parts in flight,
+//! random names, errors in one line.
 
 use jiff::Timestamp;
 use std::error::Error;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet, spawn_blocking};
 
-/// Runs file work where it may block. A panic there goes on here. The work goes on to its end even
-/// if the caller stops waiting.
+/// Runs file work on a thread that may block. A panic there is resumed here. The work continues to
+/// its end even if the caller stops waiting.
 pub(crate) async fn run_blocking<T, E>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, E>
@@ -20,7 +20,7 @@ where
 {
     match spawn_blocking(work).await {
         Ok(result) => result,
-        // Work that has begun is never cancelled, and none is begun once the runtime ends, when
+        // Running work is never cancelled. No work is begun once the runtime shuts down, when
         // nobody waits any more.
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
@@ -29,7 +29,7 @@ where
     }
 }
 
-/// Parts of one object on their way: so many at once, and what became of those that arrived.
+/// Parts of one object in flight: the limit on their number, and the results of those that arrived.
 /// Dropping it stops them.
 pub(crate) struct InFlight<T, E> {
     places: Arc<Semaphore>,
@@ -38,7 +38,7 @@ pub(crate) struct InFlight<T, E> {
 }
 
 impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
-    /// Room for `at_once`.
+    /// Allows `at_once` parts in flight.
     pub(crate) fn new(at_once: usize) -> Self {
         Self {
             places: Arc::new(Semaphore::new(at_once)),
@@ -47,10 +47,10 @@ impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
         }
     }
 
-    /// Waits for a free place. A failure of one that is on its way, or was, is returned here.
+    /// Waits for a free permit. Returns the failure of an earlier part, if there is one.
     pub(crate) async fn place(&mut self) -> Result<OwnedSemaphorePermit, E> {
         let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
-            // It is closed by nobody.
+            // The semaphore is never closed.
             return std::future::pending().await;
         };
         while let Some(ended) = self.tasks.try_join_next() {
@@ -59,7 +59,7 @@ impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
         Ok(place)
     }
 
-    /// Sends one on its way.
+    /// Starts sending a part.
     pub(crate) fn begin(
         &mut self,
         place: OwnedSemaphorePermit,
@@ -72,7 +72,7 @@ impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
         });
     }
 
-    /// Waits for all. They come in no order.
+    /// Waits for all parts, and returns their results in no order.
     pub(crate) async fn all(&mut self) -> Result<Vec<T>, E> {
         while let Some(ended) = self.tasks.join_next().await {
             self.done.push(joined(ended)?);
@@ -80,31 +80,31 @@ impl<T: Send + 'static, E: Send + 'static> InFlight<T, E> {
         Ok(std::mem::take(&mut self.done))
     }
 
-    /// Stops those that are on their way.
+    /// Stops the parts in flight.
     pub(crate) async fn stop(&mut self) {
         self.tasks.shutdown().await;
     }
 }
 
-/// Tasks are cancelled only by [`InFlight::stop`], which asks for no results; so what fails here is
-/// a panic, and goes on.
+/// Tasks are cancelled only by [`InFlight::stop`], which reads no results. A failure here is
+/// therefore a panic, which is resumed.
 fn joined<T>(ended: Result<T, JoinError>) -> T {
     ended.unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
-/// A number from the kernel, for names that nobody else uses.
+/// Returns a random number from the kernel, for unique names.
 pub(crate) fn random_u64() -> io::Result<u64> {
     getrandom::u64().map_err(|error| io::Error::other(error.to_string()))
 }
 
-/// The time in a `Date` header, as every HTTP server writes it.
+/// Parses the time in a `Date` header, as every HTTP server writes it.
 pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
     jiff::fmt::rfc2822::DateTimeParser::new()
         .parse_timestamp(text.trim())
         .ok()
 }
 
-/// The texts of an error and all its sources in one line, without repetitions.
+/// Returns the texts of an error and all its sources in one line, without repetitions.
 pub(crate) fn chain_text(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -119,25 +119,23 @@ pub(crate) fn chain_text(error: &dyn Error) -> String {
     text
 }
 
-/// What a person can do about a store that was not reached, or did not answer, by the words of the
-/// failure.
+/// Returns the remedy for a store that was not reached or did not respond, derived from the text of
+/// the failure.
 pub(crate) fn transport_hint(failure: &str, endpoint: &str) -> String {
     let failure = failure.to_ascii_lowercase();
     let has = |word| failure.contains(word);
     if has("dns") || has("lookup") {
         return format!(
-            "the name in {endpoint} cannot be resolved: correct it, or look at this host's DNS"
+            "the name in {endpoint} cannot be resolved: correct it, or check this host's DNS"
         );
     }
     if has("certificate") || has("tls") || has("handshake") || has("corruptmessage") {
         return format!(
-            "no trusted connection to {endpoint}: look at its certificate, http/https, and the port; an authority of \
-             your own is believed when SSL_CERT_FILE names its certificate"
+            "no trusted connection to {endpoint}: check its certificate, http/https, and the port; an authority \
+             of your own is trusted when SSL_CERT_FILE names its certificate"
         );
     }
-    format!(
-        "cannot reach {endpoint}, or it does not answer: look at the address, firewall and proxy"
-    )
+    format!("cannot reach {endpoint}, or it does not answer: check the address, firewall and proxy")
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! The age file format, page by page: header, payload nonce, and pages of 64 KiB that each carry
 //! their own tag.
 //!
-//! The `age` crate makes and opens the recipients' stanzas; the body is sealed here with aws-lc-rs,
-//! which costs half of the crate's own reader and writer, and whose pages can be sealed where they
-//! lie. Source of the format: the age specification, version 1 (C2SP). A property test compares
-//! with the `age` crate over all border sizes.
+//! The `age` crate makes and opens the recipients' stanzas. The body is sealed here with aws-lc-rs,
+//! which takes half the time of the crate's own reader and writer, and whose pages can be sealed in
+//! place. Source of the format: the age specification, version 1 (C2SP). A property test compares
+//! the results with the `age` crate's over all border sizes.
 
 use age::{DecryptError, EncryptError, Identity, Recipient};
 use age_core::format::{FileKey, Stanza, read::age_stanza};
@@ -17,39 +17,39 @@ use base64::prelude::BASE64_STANDARD_NO_PAD;
 
 /// Plaintext bytes of a full page.
 pub const PAGE_BYTES: usize = 64 * 1024;
-/// What sealing adds to a page.
+/// The bytes that sealing adds to a page.
 pub const TAG_BYTES: usize = 16;
 /// The payload nonce between header and first page.
 pub const NONCE_BYTES: usize = 16;
-/// The longest head of the format: 600 recipients. Longer ones are refused before they are read,
+/// The longest head of the format: 600 recipients. Longer heads are refused before they are read,
 /// and never made.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 const VERSION_LINE: &[u8] = b"age-encryption.org/v1\n";
 const STANZA_LINE_BYTES: usize = 64;
 
-/// Why something is not an age file that this key opens.
+/// The reason why a file is not an age file, or why no key opens it.
 #[derive(Debug, thiserror::Error)]
 pub enum AgeError {
-    /// No recipient could be made a stanza for.
+    /// No stanza could be made for the recipients.
     #[error("make the age header")]
     Wrap(#[source] EncryptError),
-    /// No key of ours opens it.
+    /// No identity of ours opens the file.
     #[error("open the age header: no matching key")]
     NoMatch,
-    /// A stanza that should be ours does not open.
+    /// A stanza for one of our keys does not open.
     #[error("open the age header")]
     Unwrap(#[source] DecryptError),
-    /// The header is not one.
+    /// The header is malformed.
     #[error("parse the age header: {0}")]
     Header(&'static str),
-    /// The header's MAC is wrong: it was changed.
+    /// The header's MAC is wrong: the header was changed.
     #[error("check the age header: its MAC does not match")]
     HeaderMac,
     /// A page does not open: changed, cut or out of order.
     #[error("open page {page} of the age file: changed, cut or out of order")]
     Page {
-        /// The page, from 0.
+        /// The number of the page, from 0.
         page: u64,
     },
     /// The random number generator failed.
@@ -57,8 +57,8 @@ pub enum AgeError {
     Random,
 }
 
-/// The key of one payload. Its pages are independent of each other given their numbers, so that
-/// many threads may seal or open at once.
+/// The key of one payload. Pages are independent of each other given their numbers, so several
+/// threads may seal or open them concurrently.
 pub struct PageKey {
     key: LessSafeKey,
 }
@@ -73,8 +73,8 @@ impl PageKey {
         })
     }
 
-    /// Seals the page with this number, from 0, where it lies. No number may be sealed twice under
-    /// one key.
+    /// Seals the page with this number, from 0, in place. No number may be sealed twice under one
+    /// key.
     ///
     /// # Errors
     /// [`AgeError::Page`] never happens for pages of at most [`PAGE_BYTES`].
@@ -91,11 +91,11 @@ impl PageKey {
         tag.as_ref().try_into().map_err(|_| AgeError::Page { page })
     }
 
-    /// Opens the page with this number where it lies, its tag behind it, and returns the plaintext
-    /// in front.
+    /// Opens the page with this number in place; its tag follows it in `sealed`. Returns the
+    /// plaintext at the start of `sealed`.
     ///
     /// # Errors
-    /// [`AgeError::Page`] when its tag does not match; nothing of it may then be used.
+    /// [`AgeError::Page`] when the tag does not match; nothing of the page may then be used.
     pub fn open<'a>(
         &self,
         page: u64,
@@ -115,8 +115,8 @@ fn nonce_of(page: u64, last: bool) -> Nonce {
     Nonce::assume_unique_for_key(nonce)
 }
 
-/// Makes a header for the recipients and the key of its payload. The returned head is header and
-/// payload nonce.
+/// Makes a header for the recipients, and the key of its payload. The returned head is the header
+/// and the payload nonce.
 ///
 /// # Errors
 /// [`AgeError::Wrap`] without recipients; [`AgeError::Random`] when the system gives no random
@@ -151,10 +151,10 @@ pub fn new_head(recipients: &[age::x25519::Recipient]) -> Result<(Vec<u8>, PageK
     Ok((head, key))
 }
 
-/// Opens a head (header and payload nonce, exactly) with any of the identities.
+/// Opens a head (exactly header and payload nonce) with any of the identities.
 ///
 /// # Errors
-/// [`AgeError`] when it is malformed, changed, or for nobody of them.
+/// [`AgeError`] when the head is malformed, was changed, or is for none of the identities.
 pub fn open_head(head: &[u8], identities: &[age::x25519::Identity]) -> Result<PageKey, AgeError> {
     let nonce_at = head
         .len()

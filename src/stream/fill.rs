@@ -1,13 +1,13 @@
-//! `PartFiller`: plaintext finds its place in part buffers, with gaps for the tags, so that every
-//! page can be sealed where it lies, on any thread, and nothing is copied between the pipe and the
-//! socket.
+//! `PartFiller`: puts plaintext into part buffers, with gaps for the tags, so that every page can
+//! be sealed in place on any thread, and nothing is copied between the pipe and the socket.
 //!
 //! ```text
-//! part    | head or end of a page | page | tag | page | tag | .. | page | tag | beginning of a page |
+//! part | head or end of a page | page | tag | .. | page | tag | beginning of a page |
 //! ```
-//! The page that would cross the end of a part is gathered beside the parts (the bridge), sealed at
+//! A page that would cross the end of a part is gathered outside the parts (the bridge), sealed at
 //! once and copied into both. A page can be sealed only when it is known whether it is the last
-//! one: so a full bridge waits for one byte more, which is read to yet another place (ahead).
+//! one. A full bridge therefore waits for one more byte, which is read into a separate buffer
+//! (ahead).
 
 use super::age_file::{AgeError, PAGE_BYTES, PageKey, TAG_BYTES};
 use super::leaves::Leaves;
@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
 
-/// Where filled parts go, in order.
+/// The receiver of filled parts, in order.
 pub type FilledSink<'a> = &'a mut dyn FnMut(FilledPart) -> Result<(), SealError>;
-/// Where bytes may be read to, in order.
+/// The memory into which bytes may be read, in order.
 pub type Places<'a> = Vec<IoSliceMut<'a>>;
 
 /// A part whose pages are in place and still plain.
@@ -29,36 +29,36 @@ pub struct FilledPart {
     buffer: PartBuffer,
     key: Arc<PageKey>,
     pages: Pages,
-    /// The last page of the chunk is its last in place.
+    /// Whether the part's last page in place is the last page of the chunk.
     last: bool,
-    /// Where it begins in the chunk.
+    /// The offset of the part in the chunk.
     offset: u64,
 }
 
 /// A part as it is stored.
 pub struct SealedPart {
-    /// Its bytes.
+    /// The bytes of the part.
     pub buffer: PartBuffer,
-    /// The hashes of what can be hashed without the parts beside it.
+    /// The hashes of the subtrees that lie completely in this part.
     pub leaves: Leaves,
 }
 
 /// The pages in place in one part.
 #[derive(Debug, Clone, Copy, Default)]
 struct Pages {
-    /// Where the first begins.
+    /// The offset of the first page in the part.
     start: usize,
-    /// Its number in the chunk.
+    /// The number of the first page in the chunk.
     first: u64,
-    /// So many full ones fit.
+    /// The number of full pages that fit.
     most: usize,
     /// Plaintext bytes so far. All pages but the last are full.
     plain_bytes: usize,
 }
 
 impl Pages {
-    /// The pages that fit into the rest of a part, but for at least one byte: what ends a part is
-    /// always a bridge.
+    /// Returns the pages that fit into the rest of a part, leaving at least one byte: the end of a
+    /// part always belongs to a bridge.
     fn behind(buffer: &PartBuffer, first: u64) -> Self {
         let most = buffer.room().saturating_sub(1) / SEALED_PAGE_BYTES;
         Self {
@@ -77,7 +77,7 @@ impl Pages {
         self.most * PAGE_BYTES - self.plain_bytes
     }
 
-    /// Where they end, tags and all.
+    /// Returns the offset of their end, including tags.
     fn end(&self) -> usize {
         self.start + self.plain_bytes + self.count() * TAG_BYTES
     }
@@ -88,7 +88,7 @@ impl Pages {
 }
 
 impl FilledPart {
-    /// Seals the pages where they lie, and hashes them while they are in the cache.
+    /// Seals the pages in place, and hashes them while they are in the cache.
     ///
     /// # Errors
     /// [`AgeError::Page`] never happens.
@@ -118,7 +118,7 @@ impl FilledPart {
     }
 }
 
-/// One page beside the parts.
+/// A page outside the parts.
 struct SidePage {
     bytes: Vec<u8>,
     filled: usize,
@@ -137,7 +137,7 @@ impl SidePage {
 pub(super) struct PartFiller {
     key: Arc<PageKey>,
     pool: PartPool,
-    /// The head of the chunk, until the first byte is wanted.
+    /// The head of the chunk, until the first part begins.
     pending: Vec<u8>,
     part: Option<(PartBuffer, Pages)>,
     bridge: SidePage,
@@ -147,7 +147,7 @@ pub(super) struct PartFiller {
     handed_bytes: u64,
 }
 
-/// Where the next bytes go.
+/// The destination of the next bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Part,
@@ -170,7 +170,7 @@ impl PartFiller {
         }
     }
 
-    /// Copies bytes to their places.
+    /// Copies bytes into the parts.
     pub(super) fn write(
         &mut self,
         mut plain: &[u8],
@@ -189,8 +189,8 @@ impl PartFiller {
         Ok(())
     }
 
-    /// Room for at most `bytes_max`, at least one byte if that is more than none. May wait for a
-    /// free buffer.
+    /// Returns memory for at most `bytes_max` bytes, and for at least one byte unless `bytes_max`
+    /// is 0. May wait for a free buffer.
     pub(super) fn places(
         &mut self,
         bytes_max: usize,
@@ -229,7 +229,8 @@ impl PartFiller {
         Ok(places)
     }
 
-    /// The first `bytes` of the places given last, as they are now.
+    /// Returns the first `bytes` bytes of the memory that [`Self::places`] returned last, with
+    /// their current content.
     pub(super) fn read_there(&self, bytes: usize) -> impl Iterator<Item = &[u8]> {
         self.ranges(bytes)
             .into_iter()
@@ -240,7 +241,8 @@ impl PartFiller {
             })
     }
 
-    /// Takes so many bytes of what was written to the places given last.
+    /// Accepts this many of the bytes that were written to the memory that [`Self::places`]
+    /// returned last.
     pub(super) fn advance(&mut self, bytes: usize, sink: FilledSink<'_>) -> Result<(), SealError> {
         for (place, range) in self.ranges(bytes) {
             match (place, &mut self.part) {
@@ -258,7 +260,7 @@ impl PartFiller {
         Ok(())
     }
 
-    /// Hands over what is left.
+    /// Hands over the remaining parts.
     pub(super) fn finish(mut self, sink: FilledSink<'_>) -> Result<(), SealError> {
         if self.part.is_none() {
             self.begin_part(sink)?;
@@ -277,8 +279,8 @@ impl PartFiller {
         }
     }
 
-    /// The next bytes' places, in order: pages in place, then the bridge; ahead only when all that
-    /// is full.
+    /// Returns the destinations of the next bytes, in order: pages in place, then the bridge; ahead
+    /// only when all of these are full.
     fn ranges(&self, bytes_max: usize) -> Vec<(Place, Range<usize>)> {
         let (mut ranges, mut left) = (Vec::new(), bytes_max);
         if let Some((_, pages)) = &self.part {
@@ -303,7 +305,7 @@ impl PartFiller {
         ranges
     }
 
-    /// Seals the page beside the parts and copies it into them.
+    /// Seals the page outside the parts and copies it into them.
     fn seal_bridge(&mut self, last: bool, sink: FilledSink<'_>) -> Result<(), SealError> {
         let page = self
             .part
@@ -337,7 +339,8 @@ impl PartFiller {
         self.pool.take().map_err(SealError::Memory)
     }
 
-    /// Behind what was copied into a part that has no pages yet, pages begin.
+    /// Begins the pages of a part after the bytes that were copied into it, if the part has no
+    /// pages yet.
     fn place_pages(&mut self) {
         if let Some((buffer, pages)) = &mut self.part
             && pages.plain_bytes == 0
@@ -346,7 +349,7 @@ impl PartFiller {
         }
     }
 
-    /// Copies bytes that are sealed already behind what is there, into as many parts as it takes.
+    /// Appends sealed bytes, to as many parts as necessary.
     fn copy(&mut self, mut sealed: &[u8], sink: FilledSink<'_>) -> Result<(), SealError> {
         while !sealed.is_empty() {
             let (mut buffer, pages) = match self.part.take() {

@@ -1,19 +1,19 @@
 //! Fletcher-4, the running checksum of send streams: four sums over 32-bit words in the byte order
-//! of the sender. Four words go side by side, which compilers turn into vector instructions that
-//! every 64-bit processor has. Knows nothing of records; [`super::record`] does. Source: OpenZFS
-//! `module/zcommon/zfs_fletcher.c`.
+//! of the sender. Four words are summed in parallel, which compilers translate to the vector
+//! instructions that every 64-bit processor has. This file does not know records; [`super::record`]
+//! does. Source: OpenZFS `module/zcommon/zfs_fletcher.c`.
 
-/// The byte order of the machine that made a stream; the stream keeps it for ever.
+/// The byte order of the machine that made a stream. Every copy of the stream keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByteOrder {
-    /// x86, ARM and nearly all else.
+    /// The byte order of x86, ARM and most other processors.
     Little,
-    /// s390x, sparc64 and other big-endian senders.
+    /// The byte order of s390x, sparc64 and other big-endian senders.
     Big,
 }
 
-/// The state of a Fletcher-4 sum: `a += word; b += a; c += b; d += c` for each word, wrapping. Zero
-/// before the first.
+/// The state of a Fletcher-4 sum: `a += word; b += a; c += b; d += c` for each word, wrapping. All
+/// four are zero before the first word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Fletcher4 {
     /// Sum of the words.
@@ -39,7 +39,7 @@ impl From<Fletcher4> for [u64; 4] {
 }
 
 impl Fletcher4 {
-    /// Takes in words as they lie in the stream.
+    /// Adds words in the byte order of the stream.
     pub fn absorb(&mut self, words: &[[u8; 4]], order: ByteOrder) {
         let (groups, rest) = words.as_chunks::<LANES>();
         if !groups.is_empty() {
@@ -58,7 +58,7 @@ impl Fletcher4 {
         }
     }
 
-    /// The sum before these words were taken in, which were the last.
+    /// Returns the sum before these words, which must be the last that were added.
     #[must_use]
     pub fn without(mut self, words: &[[u8; 4]], order: ByteOrder) -> Self {
         for word in words.iter().rev() {
@@ -81,7 +81,7 @@ impl Fletcher4 {
         self.d = self.d.wrapping_add(self.c);
     }
 
-    /// The sum of two runs of words, of which `next` is the second, summed from zero over
+    /// Returns the sum of two runs of words, of which `next` is the second, summed from zero over
     /// `next_words` words.
     ///
     /// Exact for any length that fits: a word that `n` more words follow counts 1, n+1,
@@ -90,7 +90,7 @@ impl Fletcher4 {
     pub fn combine(self, next: Self, next_words: u64) -> Self {
         let n = u128::from(next_words);
         let pairs = n * (n + 1) / 2;
-        // One of n, n+1, n+2 is a multiple of 3: divide before multiplying, or 128 bits would
+        // A multiple of 3 is among n, n+1 and n+2. Divide before multiplying, or 128 bits would
         // overflow.
         let triples = match n % 3 {
             1 => wrap(pairs).wrapping_mul(wrap(n.div_ceil(3))),
@@ -122,8 +122,9 @@ fn wrap(value: u128) -> u64 {
     value as u64
 }
 
-/// Words summed side by side. Four measured best without wider vector instructions (14.7 GiB/s on
-/// an EPYC, against 7.0 for one, 8.7 for two and 8.4 for eight), so nothing is chosen at run time.
+/// The number of words summed in parallel. Four measured best without wider vector instructions
+/// (14.7 GiB/s on an EPYC, against 7.0 for one, 8.7 for two and 8.4 for eight), so no
+/// implementation is chosen at run time.
 const LANES: usize = 4;
 
 /// Four sums for each of the lanes.
@@ -135,8 +136,9 @@ struct Lanes {
     d: [u64; LANES],
 }
 
-/// Adds words dealt out to the lanes in turn. Not inlined, and the lanes kept in memory at both
-/// ends: that is what makes the compiler use vector instructions (14.9 GiB/s; inlined it gave 4.7).
+/// Adds words that are distributed to the lanes in turn. Not inlined, and with the lanes in memory
+/// at both ends, because only then the compiler uses vector instructions (14.9 GiB/s; inlined it
+/// gave 4.7).
 #[inline(never)]
 fn sum_groups(lanes: &mut Lanes, groups: &[[[u8; 4]; LANES]], read: impl Fn([u8; 4]) -> u32) {
     let Lanes {
@@ -162,7 +164,7 @@ fn sum_groups(lanes: &mut Lanes, groups: &[[[u8; 4]; LANES]], read: impl Fn([u8;
     *lanes = Lanes { a, b, c, d };
 }
 
-/// One sum out of four lanes.
+/// Combines four lanes into one sum.
 ///
 /// A word of lane j that x-1 words of its lane follow has 4x-j-1 words after it in all. Its weights
 /// in the lane are x, x(x+1)/2 and x(x+1)(x+2)/6; with s = 4x-j, its weights in the whole are s,
@@ -197,8 +199,8 @@ fn join_lanes(Lanes { a, b, c, d }: Lanes) -> Fletcher4 {
     }
 }
 
-/// A running [`Fletcher4`] over bytes that come in slices cut anywhere; keeps at most 3 bytes of an
-/// unfinished word.
+/// A running [`Fletcher4`] over bytes in slices of any length; keeps at most 3 bytes of an
+/// incomplete word.
 #[derive(Debug, Clone)]
 pub struct Fletcher4Feed {
     sum: Fletcher4,
@@ -218,7 +220,7 @@ impl Fletcher4Feed {
         }
     }
 
-    /// Takes in bytes.
+    /// Adds bytes.
     pub fn feed(&mut self, mut bytes: &[u8]) {
         while self.partial_bytes > 0 && !bytes.is_empty() {
             self.partial[self.partial_bytes] = bytes[0];
@@ -236,7 +238,7 @@ impl Fletcher4Feed {
         }
     }
 
-    /// The sum of all bytes so far, or `None` in the middle of a word.
+    /// Returns the sum of all bytes so far, or `None` in the middle of a word.
     pub fn sum(&self) -> Option<Fletcher4> {
         (self.partial_bytes == 0).then_some(self.sum)
     }

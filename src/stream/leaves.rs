@@ -1,10 +1,10 @@
-//! BLAKE3 of an object whose parts are sealed side by side: each is hashed by whoever seals it,
-//! while it lies in that core's cache.
+//! BLAKE3 of an object whose parts are sealed concurrently. The thread that seals a part also
+//! hashes it, while it is in that core's cache.
 //!
 //! BLAKE3 is a binary tree over chunks of 1 KiB. A leaf here is a subtree of [`LEAF_BYTES`] that
-//! begins at a multiple of that in the object. [`Leaves`] are those that lie whole in one part;
-//! [`LeafHasher`] takes in order what lies around them and joins all to the hash that `b3sum` says.
-//! The rules of joining are those of `blake3::hazmat`.
+//! begins at a multiple of that in the object. [`Leaves`] are the leaves that lie completely in one
+//! part. [`LeafHasher`] takes the bytes around them in order, and joins all to the hash that
+//! `b3sum` prints. The rules of joining are those of `blake3::hazmat`.
 
 use crate::model::Digest;
 use blake3::Hasher;
@@ -13,26 +13,26 @@ use blake3::hazmat::{
 };
 use std::ops::Range;
 
-/// Small enough to be hashed out of the cache, large enough for the widest instructions: a page of
-/// age.
+/// The size of a leaf: small enough to be hashed from the cache, large enough for the widest
+/// instructions, and equal to a page of age.
 pub const LEAF_BYTES: usize = 64 << 10;
 
-/// The leaves that lie whole in a run of an object's bytes, hashed from the front.
+/// The leaves that lie completely in a run of an object's bytes, hashed from the front.
 #[derive(Debug)]
 pub struct Leaves {
-    /// Where in the run they lie.
+    /// The range of the leaves in the run.
     range: Range<usize>,
-    /// Where in the object they begin.
+    /// The offset of the first leaf in the object.
     offset: u64,
     sums: Vec<ChainingValue>,
 }
 
 impl Leaves {
-    /// Of a run of so many bytes that begins at `offset` in its object.
+    /// Describes the leaves of a run of `run_bytes` bytes that begins at `offset` in its object.
     #[must_use]
     pub fn of(offset: u64, run_bytes: usize) -> Self {
-        // The first leaf may be the whole object, whose hash is made in another way: it is left to
-        // who knows the end.
+        // The first leaf of an object is not included: it may be the whole object, whose hash is
+        // computed differently, and only [`LeafHasher`] knows the end.
         let first = offset.max(1).next_multiple_of(LEAF_BYTES as u64);
         let start = usize::try_from(first - offset)
             .unwrap_or(usize::MAX)
@@ -45,8 +45,8 @@ impl Leaves {
         }
     }
 
-    /// Hashes those that are whole in the run's first bytes. Given more of them later, it goes on
-    /// from there.
+    /// Hashes the leaves that are complete in the run's first bytes. A later call with more bytes
+    /// continues after the hashed leaves.
     pub fn advance(&mut self, run: &[u8]) {
         let begin = self.range.start + self.sums.len() * LEAF_BYTES;
         let rest = run
@@ -63,7 +63,7 @@ impl Leaves {
         }
     }
 
-    /// What of the run lies before them, and what behind.
+    /// Returns the bytes of the run before the leaves, and the bytes after them.
     pub fn around<'a>(&self, run: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let Range { start, end } = self.range;
         (
@@ -80,18 +80,18 @@ impl Leaves {
 /// Joins an object's bytes and leaves, in order.
 #[derive(Debug, Clone, Default)]
 pub struct LeafHasher {
-    /// The leaf that is not whole yet, or whose successor was not seen.
+    /// The leaf that is not complete yet, or that may still be the last one.
     open: Hasher,
     open_bytes: usize,
-    /// Whole leaves before it.
+    /// The number of complete leaves before the open one.
     leaves: u64,
-    /// Their subtrees, the largest first. Two of a size are joined when something follows: the last
-    /// two make the root.
+    /// The subtrees of these leaves, the largest first. Two subtrees of one size are joined only
+    /// when more data follows, because the last two make the root.
     subtrees: Vec<ChainingValue>,
 }
 
 impl LeafHasher {
-    /// How many bytes were taken.
+    /// Returns the number of bytes taken.
     pub fn bytes(&self) -> u64 {
         self.leaves * LEAF_BYTES as u64 + self.open_bytes as u64
     }
@@ -109,9 +109,9 @@ impl LeafHasher {
         }
     }
 
-    /// Takes the next run of bytes, whose leaves were hashed elsewhere: what lies before them and
-    /// behind is given. Returns whether they are the leaves of this place, and all of them; else
-    /// nothing that follows is right.
+    /// Takes the next run of bytes, whose leaves were hashed elsewhere, with the bytes before and
+    /// after the leaves. Returns whether the leaves are complete and belong at this position;
+    /// otherwise no later hash is right.
     #[must_use]
     pub fn join(&mut self, before: &[u8], leaves: &Leaves, behind: &[u8]) -> bool {
         self.update(before);
@@ -128,10 +128,10 @@ impl LeafHasher {
         true
     }
 
-    /// The hash of all that was taken.
+    /// Returns the hash of all bytes taken.
     #[must_use]
     pub fn finalize(mut self) -> Digest {
-        // The first leaf is always taken as bytes, so one that is alone is open still.
+        // The first leaf is always taken as bytes, so a single leaf is still open here.
         let last = match self.open_bytes {
             0 => self.subtrees.pop(),
             _ => {
@@ -153,7 +153,7 @@ impl LeafHasher {
         self.push(sum);
     }
 
-    /// Joins subtrees of one size, now that something follows them.
+    /// Joins subtrees of one size, because more data follows them.
     fn settle(&mut self) {
         while self.subtrees.len() > self.leaves.count_ones() as usize {
             let (Some(right), Some(left)) = (self.subtrees.pop(), self.subtrees.pop()) else {
@@ -186,7 +186,7 @@ mod tests {
             .collect()
     }
 
-    /// Each run hashed on its own, out of order, in steps; then joined.
+    /// Hashes each run on its own, out of order, in steps, and joins them.
     fn by_runs(whole: &[u8], lengths: &[usize], step: usize) -> Digest {
         let (mut runs, mut at) = (Vec::new(), 0);
         for length in lengths.iter().copied().chain([whole.len()]) {

@@ -1,6 +1,6 @@
-//! Packed name-value lists, as far as resuming needs them: a list's own numbers, strings and flags
-//! are read, and the point to resume at is put into the list of a BEGIN record. No library: what a
-//! stream or a token says must be told on any host, and by the ZFS in memory too.
+//! Packed name-value lists, as far as resuming needs them: reads a list's own numbers, strings and
+//! flags, and puts the resume point into the list of a BEGIN record. No library is used, because
+//! streams and tokens must be readable on any host, and by the fake ZFS too.
 //!
 //! Source of the layout: OpenZFS `module/nvpair/nvpair.c`, native and XDR encoding.
 
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// The native encoding of a little-endian kernel: encoding, byte order, two reserved bytes.
 const NATIVE_LITTLE: [u8; 4] = [0, 1, 0, 0];
-/// The first byte of a list in XDR, which is big-endian whoever made it.
+/// The first byte of a list in XDR, which is big-endian on every machine.
 const XDR: u8 = 1;
 /// Encoding, version, flags.
 const HEAD_BYTES: usize = 12;
@@ -17,10 +17,10 @@ const FLAG: u32 = 1;
 const UINT64: u32 = 8;
 const STRING: u32 = 9;
 
-/// A value of a list's own level.
+/// A value at the top level of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PackedValue {
-    /// A name alone.
+    /// A name without a value.
     Flag,
     /// A number.
     Number(u64),
@@ -28,8 +28,8 @@ pub enum PackedValue {
     Text(String),
 }
 
-/// The numbers, strings and flags of a list in native little-endian encoding; values of other kinds
-/// are passed over. `None` when it is no such list, or has lists within it.
+/// Reads the numbers, strings and flags of a list in native little-endian encoding; values of other
+/// kinds are skipped. Returns `None` for any other encoding, and for nested lists.
 pub fn read_packed(list: &[u8]) -> Option<BTreeMap<String, PackedValue>> {
     let mut rest = list.strip_prefix(&NATIVE_LITTLE)?.get(8..)?;
     let mut values = BTreeMap::new();
@@ -54,7 +54,7 @@ pub fn read_packed(list: &[u8]) -> Option<BTreeMap<String, PackedValue>> {
                 let text = value.split(|byte| *byte == 0).next()?;
                 PackedValue::Text(std::str::from_utf8(text).ok()?.to_owned())
             }
-            // NVLIST and NVLIST_ARRAY, whose pairs follow in places of their own.
+            // NVLIST and NVLIST_ARRAY, whose pairs follow outside this pair.
             19 | 20 => return None,
             _ => continue,
         };
@@ -62,7 +62,7 @@ pub fn read_packed(list: &[u8]) -> Option<BTreeMap<String, PackedValue>> {
     }
 }
 
-/// A list of those values in native little-endian encoding: the inverse of [`read_packed`].
+/// Writes a list of these values in native little-endian encoding: the inverse of [`read_packed`].
 pub fn write_packed(values: &BTreeMap<String, PackedValue>) -> Vec<u8> {
     let mut list = empty_head();
     for (name, value) in values {
@@ -77,9 +77,9 @@ pub fn write_packed(values: &BTreeMap<String, PackedValue>) -> Vec<u8> {
     list
 }
 
-/// The payload of a BEGIN record with `resume_object` and `resume_offset` in it; an empty payload
-/// becomes a list. `None` when it is a list in an encoding that this machine's kernel would not
-/// read either.
+/// Adds `resume_object` and `resume_offset` to the payload of a BEGIN record; an empty payload
+/// becomes a list. Returns `None` for a list in an encoding that this machine's kernel cannot read
+/// either.
 pub fn with_resume_point(payload: &[u8], object: u64, offset: u64) -> Option<Vec<u8>> {
     let pairs = [("resume_object", object), ("resume_offset", offset)];
     let (mut list, rest) = match payload {
@@ -99,7 +99,7 @@ pub fn with_resume_point(payload: &[u8], object: u64, offset: u64) -> Option<Vec
     Some(list)
 }
 
-/// Version 0, in which names are unique.
+/// The head of a list of version 0, in which names are unique.
 fn empty_head() -> Vec<u8> {
     [NATIVE_LITTLE, [0; 4], [1, 0, 0, 0]].concat()
 }
@@ -198,8 +198,8 @@ mod tests {
         );
     }
 
-    /// As `nvlist_pack` of libnvpair 2.1.11 writes `{"n" -> 5}` in XDR, with the two pairs before
-    /// it.
+    /// As `nvlist_pack` of libnvpair 2.1.11 writes `{"n" -> 5}` in XDR, preceded by the two added
+    /// pairs.
     #[test]
     fn xdr_gets_xdr_pairs() {
         let tail = [

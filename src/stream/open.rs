@@ -1,11 +1,12 @@
-//! A sealed chunk becomes stream bytes again. Nothing unauthentic leaves here.
+//! Opens sealed chunks into stream bytes. No unauthenticated byte leaves this file.
 //!
 //! ```text
-//! ChunkPieces (in order: head, length, hash) -> SealedPages (anywhere, side by side) -> PlainPages -> ChunkPlain (in order)
+//! ChunkPieces (in order: head, length, hash) -> SealedPages (any thread, concurrently)
+//!   -> PlainPages -> ChunkPlain (in order)
 //! ```
-//! The order matters: the head's hash is compared with the signed list before any key touches it;
-//! each page's tag is checked before its bytes go on; the hash of the whole object is checked
-//! before its last page goes on.
+//! The order matters. The head's hash is compared with the signed list before any key is used on
+//! it. Each page's tag is verified before its bytes are passed on. The hash of the whole object is
+//! verified before its last page is passed on.
 
 use super::age_file::{AgeError, HEAD_BYTES_MAX, PAGE_BYTES, PageKey, TAG_BYTES, open_head};
 use super::seal::SealedChunk;
@@ -16,41 +17,41 @@ use std::ops::Range;
 use std::sync::Arc;
 
 const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
-/// Stream bytes that are decompressed before they are given away.
+/// The number of stream bytes that are decompressed before they are passed on.
 pub const RUN_BYTES: usize = 1 << 20;
 
-/// Why a chunk does not open. Each means that what the store gave is not what was sealed and
-/// signed.
+/// The reason why a chunk does not open. Every reason means that the store returned other bytes
+/// than were sealed and signed.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The head is not the one that the signed list names.
+    /// The head differs from the one in the signed list.
     #[error("check the chunk's head: it is not the one that was signed")]
     Head,
-    /// The whole is not what the signed list names.
+    /// The hash of the object differs from the one in the signed list.
     #[error("check the chunk's BLAKE3: expected {expected}, got {actual}")]
     Digest {
-        /// From the signed list.
+        /// The hash in the signed list.
         expected: Digest,
-        /// Of the bytes that came.
+        /// The hash of the received bytes.
         actual: Digest,
     },
-    /// More or fewer sealed bytes than were signed.
+    /// The object has more or fewer sealed bytes than were signed.
     #[error("check the chunk's length: expected {expected} bytes, got {actual}")]
     Length {
-        /// From the signed list.
+        /// The length in the signed list.
         expected: u64,
-        /// What came, at least.
+        /// The number of bytes received, at least.
         actual: u64,
     },
-    /// It opened to more or fewer stream bytes than were signed.
+    /// The object opened to more or fewer stream bytes than were signed.
     #[error("check the chunk's stream length: expected {expected} bytes, got {actual}")]
     StreamLength {
-        /// From the signed list.
+        /// The length in the signed list.
         expected: u64,
-        /// What came out.
+        /// The number of stream bytes.
         actual: u64,
     },
-    /// The sizes in the signed list cannot be those of a chunk.
+    /// The sizes in the signed list are impossible for a chunk.
     #[error(
         "check the chunk's sizes: a head of {head_bytes} bytes in {sealed_bytes} is not possible"
     )]
@@ -68,10 +69,10 @@ pub enum OpenError {
     Decompress(#[source] std::io::Error),
 }
 
-/// Where an object is cut into pieces of `pages` whole pages, the first with the head besides.
+/// Returns the ranges of pieces of `pages` whole pages; the first piece also has the head.
 ///
 /// # Errors
-/// [`OpenError::Sizes`] when its sizes are impossible.
+/// [`OpenError::Sizes`] when the chunk's sizes are impossible.
 pub fn piece_ranges(
     chunk: &SealedChunk,
     pages: u32,
@@ -79,10 +80,10 @@ pub fn piece_ranges(
     piece_ranges_from(chunk, 0, pages)
 }
 
-/// As [`piece_ranges`], from a page on, the head as a piece of its own before it.
+/// As [`piece_ranges`], but starting at `page`, preceded by the head as a piece of its own.
 ///
 /// # Errors
-/// [`OpenError::Sizes`] when its sizes are impossible, or it has no such page.
+/// [`OpenError::Sizes`] when the chunk's sizes are impossible, or it has no such page.
 pub fn piece_ranges_from(
     chunk: &SealedChunk,
     page: u64,
@@ -113,7 +114,7 @@ pub fn piece_ranges_from(
         .chain(std::iter::successors(Some(first), next)))
 }
 
-/// Where a page begins in the object.
+/// Returns the offset of a page in the object.
 fn page_offset(chunk: &SealedChunk, page: u64) -> u64 {
     u64::from(chunk.head.bytes).saturating_add(page.saturating_mul(SEALED_PAGE_BYTES as u64))
 }
@@ -132,28 +133,28 @@ fn check_sizes(chunk: &SealedChunk) -> Result<(), OpenError> {
     }
 }
 
-/// Takes the pieces of one object in order, and hands them on as pages that may be opened.
+/// Takes the pieces of one object in order, and passes them on as pages that may be opened.
 pub struct ChunkPieces {
     expected: SealedChunk,
     identities: Arc<[age::x25519::Identity]>,
     key: Option<Arc<PageKey>>,
     next_page: u64,
-    /// None when it is not opened from its start: then the pages' own tags are all there is, under
-    /// a head that was signed.
+    /// `None` if the object is not read from its start. Only the pages' own tags then authenticate
+    /// the bytes, under the signed head.
     hasher: Option<blake3::Hasher>,
     sealed_bytes: u64,
 }
 
-/// Whole pages, still sealed, of a chunk whose head is authentic.
+/// Complete, sealed pages of a chunk whose head is authentic.
 pub struct SealedPages {
     bytes: BytesMut,
     key: Arc<PageKey>,
     first_page: u64,
-    /// Its last page is the chunk's.
+    /// Whether the last of these pages is the chunk's last page.
     last: bool,
 }
 
-/// Opened pages, each where it lay.
+/// Opened pages, in their original place.
 pub struct PlainPages {
     bytes: BytesMut,
     last: bool,
@@ -163,7 +164,7 @@ impl ChunkPieces {
     /// Begins the chunk that the signed list describes.
     ///
     /// # Errors
-    /// [`OpenError::Sizes`] when its sizes are impossible.
+    /// [`OpenError::Sizes`] when the chunk's sizes are impossible.
     pub fn new(
         expected: SealedChunk,
         identities: Arc<[age::x25519::Identity]>,
@@ -180,11 +181,11 @@ impl ChunkPieces {
         })
     }
 
-    /// Begins the chunk at a page in its middle, given its head: the pieces of
-    /// [`piece_ranges_from`] behind that.
+    /// Begins the chunk at a page in its middle, given its head. The pieces that follow are those
+    /// of [`piece_ranges_from`] after the head.
     ///
     /// # Errors
-    /// [`OpenError`] when its sizes are impossible, or its head is not the one that was signed or
+    /// [`OpenError`] when the chunk's sizes are impossible, or its head is not the signed one or is
     /// for another key.
     pub fn from_page(
         expected: SealedChunk,
@@ -208,8 +209,8 @@ impl ChunkPieces {
         })
     }
 
-    /// Takes the next piece: the first has the whole head and maybe pages, every other whole pages;
-    /// the last one ends where the object ends.
+    /// Takes the next piece: the first has the whole head and possibly pages, every other has whole
+    /// pages; the last one ends at the end of the object.
     ///
     /// # Errors
     /// [`OpenError`]: nothing of this piece may be used.
@@ -258,10 +259,10 @@ impl ChunkPieces {
         })
     }
 
-    /// Checks that the object came whole.
+    /// Checks that the object is complete.
     ///
     /// # Errors
-    /// [`OpenError::Length`] when it was cut.
+    /// [`OpenError::Length`] when the object was cut.
     pub fn finish(self) -> Result<(), OpenError> {
         match self.sealed_bytes == self.expected.sealed_bytes {
             true => Ok(()),
@@ -274,7 +275,7 @@ impl ChunkPieces {
 }
 
 impl SealedPages {
-    /// Opens the pages where they lie.
+    /// Opens the pages in place.
     ///
     /// # Errors
     /// [`OpenError::Age`]: nothing of these pages may be used.
@@ -299,13 +300,13 @@ impl PlainPages {
             .map(|page| &page[..page.len().saturating_sub(TAG_BYTES)])
     }
 
-    /// The plaintext of one page, from 0; `None` behind the last.
+    /// Returns the plaintext of one page, from 0; `None` after the last.
     pub fn page(&self, index: usize) -> Option<&[u8]> {
         let page = self.bytes.chunks(SEALED_PAGE_BYTES).nth(index)?;
         Some(&page[..page.len().saturating_sub(TAG_BYTES)])
     }
 
-    /// The memory they lay in, to be used again.
+    /// Returns the memory of the pages, for reuse.
     pub fn into_buffer(self) -> BytesMut {
         self.bytes
     }
@@ -316,7 +317,7 @@ impl PlainPages {
     }
 }
 
-/// Counts the stream bytes of one chunk, decompressed where it is compressed.
+/// Counts the stream bytes of one chunk, and decompresses them if the chunk is compressed.
 pub struct ChunkPlain {
     expected_bytes: u64,
     stream_bytes: u64,
@@ -328,7 +329,7 @@ impl ChunkPlain {
     /// Begins the chunk that the signed list describes.
     ///
     /// # Errors
-    /// [`OpenError::Decompress`] when there is no memory for it.
+    /// [`OpenError::Decompress`] when there is no memory for the decompressor.
     pub fn new(expected: &SealedChunk, compressed: bool) -> Result<Self, OpenError> {
         let decompressor = match compressed {
             true => {
@@ -344,7 +345,7 @@ impl ChunkPlain {
         })
     }
 
-    /// Begins a chunk that is not compressed at a page in its middle.
+    /// Begins an uncompressed chunk at a page in its middle.
     #[must_use]
     pub fn from_page(expected: &SealedChunk, page: u64) -> Self {
         let stream_bytes = page.saturating_mul(PAGE_BYTES as u64);
@@ -356,19 +357,19 @@ impl ChunkPlain {
         }
     }
 
-    /// Notes a page that is stream bytes as it is.
+    /// Counts a page of an uncompressed chunk, which is stream bytes as it is.
     ///
     /// # Errors
-    /// [`OpenError::StreamLength`]; then nothing of it may go on.
+    /// [`OpenError::StreamLength`]; nothing of the page may then be passed on.
     pub fn pass(&mut self, page: &[u8], last: bool) -> Result<(), OpenError> {
         self.count(page.len())?;
         self.done = last;
         Ok(())
     }
 
-    /// Takes the next bytes of a page and appends the stream bytes that they are. What a page
-    /// expands to may be any amount, so it stops at some [`RUN_BYTES`], and says how much of the
-    /// page it took.
+    /// Takes the next bytes of a page and appends their stream bytes. A page may expand to any
+    /// amount, so the call stops after about [`RUN_BYTES`], and returns how many bytes of the page
+    /// it took.
     ///
     /// # Errors
     /// [`OpenError::Decompress`], [`OpenError::StreamLength`].
@@ -410,10 +411,10 @@ impl ChunkPlain {
         Ok(taken)
     }
 
-    /// Checks that the chunk held what it should.
+    /// Checks that the chunk had the signed number of stream bytes.
     ///
     /// # Errors
-    /// [`OpenError::StreamLength`] when it holds another run of the stream.
+    /// [`OpenError::StreamLength`] when the number differs.
     pub fn finish(self) -> Result<(), OpenError> {
         match self.done && self.stream_bytes == self.expected_bytes {
             true => Ok(()),

@@ -1,9 +1,9 @@
 //! Part buffers from a fixed pool: the only backpressure between the sealer and the uploads, and
-//! the memory bound.
+//! the limit on memory.
 //!
-//! A buffer is a mapping of its own, of huge pages where the system has them: every byte of a
-//! stream is copied into one and out of one again, and with pages of 4 KiB a backup takes 4 % more
-//! of the processor.
+//! Each buffer is a mapping of its own, with huge pages if the system has them: every byte of a
+//! stream is copied into a buffer and out of it, and with pages of 4 KiB a backup takes 4 % more
+//! processor time.
 
 use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
@@ -17,24 +17,25 @@ pub struct PartPool {
 }
 
 struct Shared {
-    /// Those that were never taken have no memory yet.
+    /// The free buffers. A buffer that was never taken has no memory yet.
     free: Mutex<Vec<Option<MmapMut>>>,
     returned: Condvar,
     part_bytes: usize,
 }
 
-/// A buffer on loan; it goes back to its pool when dropped, also as the owner behind a [`Bytes`].
+/// A buffer on loan. Dropping it returns it to its pool, also if it is the owner behind a
+/// [`Bytes`].
 pub struct PartBuffer {
-    /// As long as a part.
+    /// The memory, as long as a part.
     memory: Option<MmapMut>,
-    /// How much of it is the content.
+    /// The length of the content in bytes.
     filled: usize,
     pool: Arc<Shared>,
 }
 
 impl PartPool {
-    /// A pool of `buffers` buffers of `part_bytes` each. Memory is taken when a buffer is first
-    /// filled.
+    /// Makes a pool of `buffers` buffers of `part_bytes` each. Memory is allocated when a buffer is
+    /// first filled.
     pub fn new(buffers: usize, part_bytes: usize) -> Self {
         let free = (0..buffers).map(|_| None).collect();
         Self {
@@ -51,7 +52,7 @@ impl PartPool {
         self.shared.part_bytes
     }
 
-    /// An empty buffer; blocks until one is free. Call it from a blocking thread only.
+    /// Returns an empty buffer; blocks until one is free. Call it from a blocking thread only.
     ///
     /// # Errors
     /// The system has no memory for a buffer that was never taken before.
@@ -86,10 +87,10 @@ impl PartPool {
     }
 }
 
-/// Zeroed by the system when it is first touched.
+/// Maps memory, which the system zeroes when it is first touched.
 fn map(bytes: usize) -> io::Result<MmapMut> {
     let memory = MmapMut::map_anon(bytes)?;
-    // Without huge pages it is as good, only slower.
+    // A mapping without huge pages works as well, only slower.
     let _ = memory.advise(Advice::HugePage);
     Ok(memory)
 }
@@ -100,12 +101,12 @@ impl PartBuffer {
         self.whole().len() - self.filled
     }
 
-    /// Whether nothing is in it.
+    /// Whether the content is empty.
     pub fn is_empty(&self) -> bool {
         self.filled == 0
     }
 
-    /// How long its content is.
+    /// Returns the length of the content.
     pub fn len(&self) -> usize {
         self.filled
     }
@@ -119,23 +120,23 @@ impl PartBuffer {
         taken
     }
 
-    /// All of the buffer, to be written to in any place.
+    /// Returns the whole buffer, for writing at any offset.
     pub(super) fn space(&mut self) -> &mut [u8] {
         self.memory.as_deref_mut().unwrap_or_default()
     }
 
-    /// The same, to look at.
+    /// Returns the whole buffer, for reading.
     pub(super) fn whole(&self) -> &[u8] {
         self.memory.as_deref().unwrap_or_default()
     }
 
-    /// Says how long the content is that was written into [`PartBuffer::space`].
+    /// Sets the length of the content that was written into [`PartBuffer::space`].
     pub(super) fn set_len(&mut self, filled: usize) {
         self.filled = filled.min(self.whole().len());
     }
 
-    /// The content as bytes that can be sent more than once; the buffer returns to the pool with
-    /// the last clone.
+    /// Returns the content as bytes that can be sent more than once; the buffer returns to the pool
+    /// with the last clone.
     pub fn freeze(self) -> Bytes {
         Bytes::from_owner(self)
     }

@@ -1,26 +1,26 @@
-//! The send stream: its records, their lengths, the running Fletcher-4 checksum, and where a send
-//! can resume.
+//! The send stream: its records, their lengths, the running Fletcher-4 checksum, and the points
+//! from which a send can be resumed.
 //!
-//! [`StreamParser`] watches a stream go by, on its way out and on its way back, and proves it
-//! whole: every record's checksum, END's sum over everything, the right snapshot and base, nothing
-//! missing and nothing after. It copies no payload and touches nothing but its arguments.
-//! [`RecordWriter`] makes streams, for tests and for the ZFS in memory.
+//! [`StreamParser`] reads a stream as it passes, during backups and restores, and proves it
+//! complete: every record's checksum, END's sum over everything, the right snapshot and base,
+//! nothing missing and nothing after. The parser copies no payload and changes only its arguments.
+//! [`RecordWriter`] makes streams, for tests and for the fake ZFS.
 //!
-//! # What is accepted
+//! # Accepted streams
 //! Exactly one plain stream, in either byte order, of record types 0 to 10 with the payload rules
 //! of OpenZFS 2.0 to 2.4. Refused: packages (`zfs send -R`), a second BEGIN, records of another
 //! snapshot, payloads above 16 MiB, a checksum that is zero ("not set" to `zfs receive`; but `zfs
 //! send` sets every one), bytes after END.
 //!
 //! Damage in a payload shows at the next record's checksum, in the last one at END; damage in
-//! BEGIN, which has no checksum of its own, at the record after it. So what was fed is proved only
-//! once [`StreamParser::finish`] says so.
+//! BEGIN, which has no checksum of its own, at the record after it. The bytes fed are therefore
+//! proved only once [`StreamParser::finish`] succeeds.
 //!
-//! **A record type that this version does not know** is accepted if its own checksum holds: then it
-//! is what ZFS sent, and a newer ZFS must not stop a backup. Its payload rule is unknown, so from
-//! there no record is looked at, there are no resume points, and [`StreamSummary::checked`] is
-//! false. The stream must still close with an END record whose sum covers every byte, so damage and
-//! truncation are found even then.
+//! **A record type that this version does not know** is accepted if its own checksum is right: ZFS
+//! then really sent it, and a newer ZFS must not stop a backup. Its payload rule is unknown, so no
+//! later record is parsed, there are no resume points, and [`StreamSummary::checked`] is false. The
+//! stream must still end with an END record whose sum covers every byte, so damage and truncation
+//! are found even then.
 
 mod begin;
 mod error;
@@ -41,16 +41,16 @@ use header::KNOWN_TYPES;
 use resume::ResumeTracker;
 use walk::{Payload, RecordSink, Walker};
 
-/// What a stream must be.
+/// The snapshots that a stream must be of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamExpectation {
-    /// The snapshot it makes.
+    /// The snapshot that the stream creates.
     pub snapshot_guid: Guid,
-    /// The snapshot it builds on; `None` for a full stream.
+    /// The base of the stream; `None` for a full stream.
     pub base_guid: Option<Guid>,
 }
 
-/// Watches a stream go by in slices cut anywhere. See the [module](self) for what it demands.
+/// Parses a stream in slices of any length. The [module](self) lists the checks.
 #[derive(Debug)]
 pub struct StreamParser {
     walker: Walker,
@@ -58,18 +58,18 @@ pub struct StreamParser {
     failed: Option<StreamError>,
 }
 
-/// What a whole and intact stream was.
+/// The facts of a complete and intact stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamSummary {
-    /// Its length.
+    /// The length of the stream in bytes.
     pub bytes: u64,
     /// The snapshot's name when it was sent.
     pub to_name: String,
-    /// The snapshot.
+    /// The guid of the snapshot.
     pub snapshot_guid: Guid,
-    /// The snapshot it builds on.
+    /// The guid of the base.
     pub base_guid: Option<Guid>,
-    /// When the snapshot was taken, in seconds since 1970.
+    /// The time at which the snapshot was taken, in seconds since 1970.
     pub creation_time: u64,
     /// Filesystem or volume.
     pub dataset_type: StreamDatasetType,
@@ -77,16 +77,17 @@ pub struct StreamSummary {
     pub feature_flags: u64,
     /// `DRR_FLAG_*`.
     pub flags: u32,
-    /// The records, by type; from the resume point on in a parser that took up there.
+    /// The records, by type. A parser that was resumed counts only the records after the resume
+    /// point.
     pub records: RecordCounts,
-    /// Every record was looked at. False after a record of an unknown type: the bytes are still
-    /// proved by END.
+    /// Whether every record was parsed. False after a record of an unknown type; END still proves
+    /// the bytes.
     pub checked: bool,
-    /// The sum in END: of all bytes before it.
+    /// The sum in END over all bytes before it.
     pub end_fletcher4: [u64; 4],
 }
 
-/// How many records of each type.
+/// The number of records of each type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RecordCounts {
     known: [u64; KNOWN_TYPES],
@@ -94,7 +95,7 @@ pub struct RecordCounts {
 }
 
 impl StreamParser {
-    /// At the start of a stream.
+    /// Makes a parser at the start of a stream.
     pub fn new(expect: StreamExpectation) -> Self {
         Self {
             walker: Walker::new(),
@@ -103,8 +104,7 @@ impl StreamParser {
         }
     }
 
-    /// Just after a resume point of a stream that began with `begin`: what is fed goes on from
-    /// there.
+    /// Makes a parser that continues just after a resume point of a stream that began with `begin`.
     ///
     /// # Errors
     /// [`StreamFault::WrongSnapshot`] or [`StreamFault::WrongBase`] when `begin` is not what was
@@ -125,10 +125,10 @@ impl StreamParser {
         })
     }
 
-    /// Takes in the next bytes of the stream.
+    /// Parses the next bytes of the stream.
     ///
     /// # Errors
-    /// [`StreamError`] at the first fault, and the same again ever after.
+    /// [`StreamError`] at the first fault, and the same error on every later call.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), StreamError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -138,7 +138,7 @@ impl StreamParser {
             .inspect_err(|error| self.failed = Some(error.clone()))
     }
 
-    /// The stream position: all bytes fed, and those before the point it resumed at.
+    /// Returns the stream position: all bytes fed, plus the bytes before the resume point.
     pub fn position(&self) -> u64 {
         self.walker.position()
     }
@@ -148,21 +148,23 @@ impl StreamParser {
         self.walker.begin()
     }
 
-    /// The Fletcher-4 sum of the stream up to here; `None` in the middle of a 32-bit word or of
-    /// BEGIN. Two sends that agree on it at a position agree, but for intent, on all bytes before.
+    /// Returns the Fletcher-4 sum of the stream up to here; `None` in the middle of a 32-bit word
+    /// or of BEGIN. Two sends with the same sum at a position have the same bytes before it, unless
+    /// somebody forged them.
     pub fn fletcher4(&self) -> Option<[u64; 4]> {
         self.walker.sum().map(Into::into)
     }
 
-    /// Says where the next chunk will end, so that [`StreamParser::resume_point`] is at its best
-    /// there. To be called before the bytes of that chunk are fed; only the latest call counts.
+    /// Sets the position at which the next chunk ends, so that [`StreamParser::resume_point`] is
+    /// best there. Must be called before the bytes of that chunk are fed; only the latest call
+    /// counts.
     pub fn note_boundary_at(&mut self, position: u64) {
         self.watch.resume.note_boundary_at(position);
     }
 
-    /// The last block record wholly before the current position whose hash was kept: at a noted
-    /// boundary nearly always the very last, else one at most 32 MiB and two records before that.
-    /// `None` before the first, and after a record of unknown type.
+    /// Returns the last hashed block record that lies completely before the current position: at a
+    /// noted boundary nearly always the very last one, else one at most 32 MiB and two records
+    /// earlier. `None` before the first, and after a record of unknown type.
     pub fn resume_point(&self) -> Option<ResumePoint> {
         if self.walker.is_opaque() {
             None
@@ -174,7 +176,7 @@ impl StreamParser {
     /// Ends the stream.
     ///
     /// # Errors
-    /// [`StreamError`] unless END was the last thing fed and all was intact.
+    /// [`StreamError`] unless END was the last record fed and everything was intact.
     pub fn finish(self) -> Result<StreamSummary, StreamError> {
         if let Some(error) = self.failed {
             return Err(error);
@@ -203,7 +205,7 @@ impl StreamParser {
 }
 
 impl RecordCounts {
-    /// Records of that type. Unknown types are counted together.
+    /// Returns the number of records of this type. Unknown types are counted together.
     pub fn of(&self, record_type: RecordType) -> u64 {
         match record_type {
             RecordType::Unknown(_) => self.unknown,
@@ -211,7 +213,7 @@ impl RecordCounts {
         }
     }
 
-    /// All records, BEGIN and END included.
+    /// Returns the number of all records, including BEGIN and END.
     pub fn total(&self) -> u64 {
         self.known.iter().sum::<u64>() + self.unknown
     }
@@ -224,7 +226,7 @@ impl RecordCounts {
     }
 }
 
-/// What the parser does with each record: checks BEGIN, counts, keeps resume points.
+/// The parser's own work for each record: checks BEGIN, counts, keeps resume points.
 #[derive(Debug)]
 struct Watch {
     expect: StreamExpectation,

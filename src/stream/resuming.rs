@@ -1,52 +1,52 @@
-//! [`Resumer`]: makes the stream that takes up a cut receive out of the stored one: what `zfs send
-//! -t` would send.
+//! [`Resumer`]: makes the stream that resumes an interrupted receive from the stored one: the
+//! stream that `zfs send -t` would send.
 //!
-//! BEGIN says RESUMING and where, in words that must be those of the receiver; then come the
-//! records that the kernel itself would repeat there ([`ResumeStart::prologue`]: for raw streams
-//! the OBJECT_RANGE, then OBJECT and what follows it up to its first block), then the stored
-//! records from the point on, with checksums that count from this stream's own start. The stored
-//! stream is checked meanwhile with its own sums, up to END's of the whole.
+//! BEGIN has the flag RESUMING and the resume point, which must equal the receiver's. The records
+//! that the kernel itself would repeat there follow ([`ResumeStart::prologue`]: for raw streams the
+//! OBJECT_RANGE, then OBJECT and the records up to its first block), and then the stored records
+//! from the point on, with checksums that count from this stream's own start. The stored stream is
+//! verified with its own sums at the same time, up to END's sum of the whole.
 //!
-//! Repeating records that are in the pool already is harmless: each sets an object or a range to
-//! what it is in the snapshot. Leaving one out that is not would not be, so the point must be found
-//! exactly, or nothing goes on.
+//! Repeating records that are already in the pool is harmless: each sets an object or a range to
+//! its content in the snapshot. Omitting a record that is not in the pool would lose data, so the
+//! point must be found exactly, or the receive is not resumed.
 
 use super::fletcher::{Fletcher4, Fletcher4Feed};
 use super::record::walk::{Payload, RecordSink, Walker};
 use super::record::{BeginRecord, RecordHeader, RecordType, StreamError, StreamFault, feature};
 use super::resync::{Boundary, Place, Record};
 
-/// All that a resumed stream is begun with.
+/// The beginning of a resumed stream.
 #[derive(Debug, Clone)]
 pub struct ResumeStart {
     /// BEGIN of the stored stream.
     pub begin: BeginRecord,
-    /// The payload of the resumed BEGIN: that of the stored one, and the point.
+    /// The payload of the resumed BEGIN: the stored payload with the resume point added.
     pub payload: Vec<u8>,
     /// Records from before the point that are sent again.
     pub prologue: Vec<Record>,
-    /// From where the stored stream is read: a boundary before the point.
+    /// The boundary before the point from which the stored stream is read.
     pub from: Boundary,
-    /// The first stored record that is sent; `None`: all from the boundary on.
+    /// The first stored record that is sent; `None` means all records after the boundary.
     pub first: Option<Place>,
 }
 
-/// Why a stored stream cannot be taken up.
+/// The reason why a stored stream cannot resume a receive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResumingError {
-    /// It is damaged or cut.
+    /// The stored stream is damaged or cut.
     #[error(transparent)]
     Stream(#[from] StreamError),
-    /// It has no record where the receiver stopped.
+    /// The stored stream has no record at the receiver's resume point.
     #[error("the stream has no record at object {}, {:?}, where the receive stopped", .place.object, .place.within)]
     NoPlace {
-        /// Where it stopped.
+        /// The resume point.
         place: Place,
     },
-    /// It is not what a receive can be taken up with.
+    /// The stream is of a kind that cannot resume a receive.
     #[error("{why}")]
     Unfit {
-        /// Why.
+        /// The reason.
         why: &'static str,
     },
     /// A record whose payload rule is unknown cannot be rewritten.
@@ -57,8 +57,8 @@ pub enum ResumingError {
     },
 }
 
-/// Takes in the stored stream from [`ResumeStart::from`] on, cut anywhere, and puts out the resumed
-/// one.
+/// Reads the stored stream from [`ResumeStart::from`] on, in slices of any length, and writes the
+/// resumed stream.
 #[derive(Debug)]
 pub struct Resumer {
     walker: Walker,
@@ -68,12 +68,12 @@ pub struct Resumer {
 #[derive(Debug)]
 struct Relay {
     sum: Fletcher4Feed,
-    /// Awaited still.
+    /// The first record to send, until it is found.
     first: Option<Place>,
 }
 
 impl Resumer {
-    /// Puts out BEGIN and the records that are sent again.
+    /// Writes BEGIN and the records that are sent again.
     pub fn new(start: &ResumeStart, put: &mut dyn FnMut(&[u8])) -> Self {
         let ResumeStart { begin, payload, .. } = start;
         let payload_bytes = u32::try_from(payload.len()).unwrap_or(u32::MAX);
@@ -105,7 +105,7 @@ impl Resumer {
         Self { walker, relay }
     }
 
-    /// Takes in the next bytes. After an error it must not be fed again.
+    /// Reads the next bytes. After an error the resumer must not be fed again.
     ///
     /// # Errors
     /// [`ResumingError`] at the first fault.
@@ -119,10 +119,10 @@ impl Resumer {
         )
     }
 
-    /// Ends it: the length of the stored stream.
+    /// Ends the stream. Returns the length of the stored stream.
     ///
     /// # Errors
-    /// [`ResumingError`] unless END was the last thing fed and proved the whole.
+    /// [`ResumingError`] unless END was the last record fed and proved the whole.
     pub fn finish(self) -> Result<u64, ResumingError> {
         let bytes = self.walker.position();
         self.walker.finish()?;
@@ -130,7 +130,7 @@ impl Resumer {
     }
 }
 
-/// The relay with the way out, for the length of one call.
+/// The relay together with its output, for the duration of one call.
 struct Passing<'a> {
     relay: &'a mut Relay,
     put: &'a mut dyn FnMut(&[u8]),

@@ -1,12 +1,13 @@
-//! Finding one's place in the middle of a stored stream: [`Scout`] finds the first record after any
-//! byte of it, and [`Gather`] takes out the few records that a resumed stream begins with.
+//! Finds record boundaries in the middle of a stored stream: [`Scout`] finds the first record after
+//! any byte, and [`Gather`] extracts the few records with which a resumed stream begins.
 //!
-//! Chunks end anywhere, mostly within a record, and nothing stored says where the next one begins.
-//! The stream itself does: each header has the guid of the snapshot, which nobody knew when the
-//! blocks in the stream were written, and the Fletcher-4 sum of the whole stream up to itself. So a
-//! place that looks like a header of this snapshot gives the sum there, and the sum of the record
-//! behind it either agrees with the next header, to 256 bits, or it was none. From there on all is
-//! checked as if the stream had been read from its start, END's sum of the whole included.
+//! Chunks may end anywhere, mostly within a record, and no stored object records where the next
+//! record begins. The stream itself shows it: each header has the guid of the snapshot, which
+//! nobody knew when the blocks in the stream were written, and the Fletcher-4 sum of the whole
+//! stream up to itself. A position that looks like a header of this snapshot therefore yields the
+//! sum there. The sum after that record either agrees with the next header, to 256 bits, or the
+//! position was no header. From there on everything is verified as if the stream had been read from
+//! its start, including END's sum of the whole.
 
 use super::fletcher::{ByteOrder, Fletcher4Feed};
 use super::record::walk::{Payload, RecordSink, Walker};
@@ -16,30 +17,30 @@ use super::record::{
 
 /// Headers and payloads are whole words.
 const ALIGNMENT: usize = 4;
-/// What a resumed stream begins with: a dnode, a spill block, some holes. Far more than any of
-/// them.
+/// The largest beginning of a resumed stream that is gathered: a dnode, a spill block, some holes.
+/// Real ones are far smaller.
 pub const GATHERED_BYTES_MAX: usize = 32 << 20;
 
-/// A place between two records.
+/// A position between two records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Boundary {
     /// The stream position.
     pub position: u64,
-    /// The stream's sum up to there.
+    /// The stream's sum up to the position.
     pub fletcher4: [u64; 4],
 }
 
-/// Where a record stands in the order of every stream: by object, and within one the blocks by
-/// offset.
+/// The position of a record in the order of every stream: by object, and within an object the
+/// blocks by offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// The object, or the first of a range.
     pub object: u64,
-    /// The record's rank within it.
+    /// The record's rank within the object.
     pub within: Within,
 }
 
-/// What comes first within an object.
+/// The order of records within an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Within {
     /// OBJECT_RANGE, before the first object of its range.
@@ -51,7 +52,8 @@ pub enum Within {
 }
 
 impl Place {
-    /// Of OBJECT_RANGE, OBJECT and blocks; the other records stand in no order among them.
+    /// Returns the place of an OBJECT_RANGE, OBJECT or block. The other records have no place in
+    /// this order.
     pub fn of(header: &RecordHeader) -> Option<Self> {
         match (header.record_type(), header.block()) {
             (_, Some((object, offset))) => Some(Self {
@@ -71,20 +73,20 @@ impl Place {
     }
 }
 
-/// The first record boundary at or after a place in the stream, and what comes there. Fed with the
-/// bytes from that place on, cut anywhere.
+/// Searches for the first record boundary at or after a position in the stream, and the place of
+/// the next record. Takes the bytes from that position on, in slices of any length.
 #[derive(Debug)]
 pub struct Scout {
     begin: BeginRecord,
     position: u64,
     held: Vec<u8>,
     found: Option<(Walker, Boundary)>,
-    /// The boundary was known beforehand.
+    /// Whether the boundary was known beforehand.
     is_given: bool,
     seen: Seen,
 }
 
-/// What a scout saw.
+/// The records that a scout has seen.
 #[derive(Debug, Default)]
 struct Seen {
     headers: u32,
@@ -93,7 +95,8 @@ struct Seen {
 }
 
 impl Scout {
-    /// At any word of the stream that began with `begin`, after that record and its payload.
+    /// Makes a scout at any word of the stream that began with `begin`, after that record and its
+    /// payload.
     pub fn new(begin: BeginRecord, position: u64) -> Self {
         Self {
             begin,
@@ -105,7 +108,7 @@ impl Scout {
         }
     }
 
-    /// At a known boundary.
+    /// Makes a scout at a known boundary.
     pub fn at(begin: BeginRecord, boundary: Boundary) -> Self {
         let walker = Walker::resume(begin.clone(), boundary.position, boundary.fletcher4.into());
         let found = Some((walker, boundary));
@@ -119,11 +122,11 @@ impl Scout {
         }
     }
 
-    /// Takes in the next bytes; true once the boundary is proved and the first place known, or the
-    /// stream has ended.
+    /// Reads the next bytes. Returns true once the boundary is proved and the first place known, or
+    /// the stream has ended.
     ///
     /// # Errors
-    /// [`StreamError`]: what looked like a record is none, or the stream is damaged.
+    /// [`StreamError`] when the stream is damaged at a known or proved boundary.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, StreamError> {
         if self.is_proved() {
             self.walk(bytes)?;
@@ -144,8 +147,7 @@ impl Scout {
             let walked = self.walk(&fresh);
             self.held.extend_from_slice(&fresh);
             match walked {
-                // Fields of a record may look like the head of another: the search goes on behind
-                // it.
+                // Fields of a record may look like a header. The search then continues after them.
                 Err(_) if !self.is_proved() && !self.is_given => {
                     (self.found, self.seen) = (None, Seen::default());
                     self.held.drain(..ALIGNMENT);
@@ -162,8 +164,8 @@ impl Scout {
         }
     }
 
-    /// The stream has ended: what was not proved by then was none, and the search goes on behind
-    /// it.
+    /// Ends the stream. A boundary that is not proved by then was none, and the search continues
+    /// after it.
     pub fn end(&mut self) {
         while self.found.is_some() && !self.is_given && !self.is_proved() {
             (self.found, self.seen) = (None, Seen::default());
@@ -175,8 +177,8 @@ impl Scout {
         }
     }
 
-    /// One header proves nothing: its sum was taken from itself. The next one does, and END, which
-    /// has two.
+    /// Whether the boundary is proved. A single header proves nothing, because its sum was taken
+    /// from itself. The next header proves it, and so does END, which has two sums.
     fn is_proved(&self) -> bool {
         self.seen.ended || self.seen.headers > 1
     }
@@ -185,8 +187,8 @@ impl Scout {
         self.seen.ended || (self.is_proved() && self.seen.place.is_some())
     }
 
-    /// The boundary once it is proved, and the first place after it; no place when the stream ended
-    /// before any.
+    /// Returns the boundary once it is proved, and the first place after it; no place if the stream
+    /// ended before any.
     pub fn found(&self) -> Option<(Boundary, Option<Place>)> {
         let (_, boundary) = self
             .found
@@ -202,7 +204,7 @@ impl Scout {
         }
     }
 
-    /// Where in `held` the header begins; what cannot be one is dropped.
+    /// Returns the offset of the header in `held`; bytes that cannot be a header are dropped.
     fn find_header(&mut self) -> Option<usize> {
         let (guid, order) = (self.begin.snapshot_guid.0, self.begin.order);
         let is_header = |bytes: &[u8; HEADER_BYTES]| {
@@ -211,7 +213,7 @@ impl Scout {
         };
         let mut at = 0;
         while let Some(bytes) = self.held[at..].first_chunk::<HEADER_BYTES>() {
-            // The type, in either byte order: nearly every place is dismissed by it.
+            // The type, in either byte order, rules out nearly every position.
             if (1..=10).contains(&(bytes[0] | bytes[3]))
                 && bytes[1] | bytes[2] == 0
                 && is_header(bytes)
@@ -258,7 +260,7 @@ impl RecordSink for Seen {
     }
 }
 
-/// The boundary after BEGIN and its payload, which are fed whole.
+/// Returns the boundary after BEGIN and its payload, which are passed completely.
 pub fn boundary_after_begin(order: ByteOrder, begin: &[u8]) -> Boundary {
     let mut sum = Fletcher4Feed::new(Default::default(), order);
     sum.feed(begin);
@@ -269,19 +271,19 @@ pub fn boundary_after_begin(order: ByteOrder, begin: &[u8]) -> Boundary {
     }
 }
 
-/// One record with its payload.
+/// A record with its payload.
 pub type Record = (RecordHeader, Vec<u8>);
 
-/// What is to be gathered of one object.
+/// The records to gather of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// The OBJECT_RANGE that covers it.
+    /// The OBJECT_RANGE that covers the object.
     Range,
-    /// OBJECT and what follows it before its first block.
+    /// OBJECT and the records between it and the object's first block.
     Object,
 }
 
-/// Takes records of one object out of a stream that is fed from a boundary before them.
+/// Extracts records of one object from a stream that is fed from a boundary before them.
 #[derive(Debug)]
 pub struct Gather {
     walker: Walker,
@@ -294,13 +296,13 @@ struct Pick {
     wanted: Wanted,
     records: Vec<Record>,
     bytes: usize,
-    /// The payload that follows belongs to the last record.
+    /// Whether the payload that follows belongs to the last record.
     taking: bool,
     done: bool,
 }
 
 impl Gather {
-    /// From a boundary on.
+    /// Makes a gatherer at a boundary.
     pub fn new(begin: BeginRecord, from: Boundary, object: u64, wanted: Wanted) -> Self {
         let walker = Walker::resume(begin, from.position, from.fletcher4.into());
         let pick = Pick {
@@ -314,10 +316,10 @@ impl Gather {
         Self { walker, pick }
     }
 
-    /// Takes in the next bytes; true once nothing more can come.
+    /// Reads the next bytes. Returns true once no more records can come.
     ///
     /// # Errors
-    /// [`StreamError`] where the stream is damaged.
+    /// [`StreamError`] when the stream is damaged.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<bool, StreamError> {
         self.walker.feed(bytes, &mut self.pick)?;
         Ok(self.pick.done || self.pick.bytes > GATHERED_BYTES_MAX)
@@ -355,8 +357,8 @@ impl Pick {
                 is_own && !self.done
             }
             RecordType::Free | RecordType::Spill if is_own => !self.records.is_empty(),
-            // A block, or another object's record, ends it. Before it began only what is past it
-            // does.
+            // After the first gathered record, a block or another object's record ends the
+            // gathering. Before it, only a record past the object does.
             RecordType::End => {
                 self.done = true;
                 false
@@ -398,7 +400,7 @@ impl RecordSink for Pick {
     }
 
     fn record_end(&mut self, _: super::fletcher::Fletcher4) -> Result<(), StreamError> {
-        // With the payload still to come the last record would be cut.
+        // The range is complete only with its payload; before that the last record would be cut.
         self.done |= self.taking && self.wanted == Wanted::Range;
         self.taking = false;
         Ok(())

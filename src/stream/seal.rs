@@ -1,7 +1,9 @@
-//! A run of stream bytes becomes one sealed chunk - optional zstd, then age, hashed on the way out.
+//! Seals a run of stream bytes into one chunk: optional zstd, then age, with the sealed bytes
+//! hashed.
 //!
 //! ```text
-//! ChunkFiller (in order) -> FilledPart (anywhere, side by side: sealed, hashed) -> ChunkHasher (in order: joined)
+//! ChunkFiller (in order) -> FilledPart (any thread, concurrently: sealed, hashed)
+//!   -> ChunkHasher (in order: joined)
 //! ```
 //! The exact inverse is [`crate::stream::open`].
 
@@ -13,51 +15,51 @@ use crate::model::Digest;
 use zstd::stream::raw::{Encoder, Operation};
 use zstd::zstd_safe::{CParameter, InBuffer, OutBuffer};
 
-/// What one thread of zstd compresses at once, and so what each adds to memory, some four times. A
-/// job begins with a part of the window before it, an eighth at the lower levels, so much smaller
-/// ones would do much twice. From level 16 on that part is half the window or all of it, and zstd
-/// makes its jobs no shorter: up to 8 MiB.
+/// The size of a zstd job, the input that one thread compresses at once; each thread adds about
+/// four times this size to memory. A job begins with a part of the window before it, an eighth at
+/// the lower levels, so much smaller jobs would repeat much work. From level 16 on that part is
+/// half the window or all of it, and zstd makes its jobs no shorter: up to 8 MiB.
 const COMPRESSION_JOB_BYTES: u32 = 1 << 20;
 
-/// Whether and how the stream is compressed before it is sealed.
+/// The compression of the stream before it is sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     None,
-    /// zstd at this level, one frame a chunk.
+    /// zstd at this level, with one frame per chunk.
     Zstd {
-        /// 1 to 19.
+        /// The level, 1 to 19.
         level: i32,
-        /// Repetitions are also looked for so far back, in bits: 24 is 16 MiB. Without, as far as
-        /// the level's window goes.
+        /// The window in which repetitions are found, in bits: 24 is 16 MiB. `None` means the
+        /// level's own window.
         long: Option<u32>,
     },
 }
 
-/// The part of a sealed chunk that is authenticated before a key touches it: age header and payload
-/// nonce.
+/// The part of a sealed chunk that is authenticated before a key is used on it: age header and
+/// payload nonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkHead {
-    /// How long it is.
+    /// The length of the head in bytes.
     pub bytes: u32,
-    /// Its hash.
+    /// The hash of the head.
     pub blake3: Digest,
 }
 
-/// What is known of a chunk once it is sealed whole.
+/// The sizes and hashes of a completely sealed chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SealedChunk {
-    /// Bytes of stream in it.
+    /// Bytes of the stream in the chunk.
     pub stream_bytes: u64,
     /// Bytes of the object.
     pub sealed_bytes: u64,
     /// The hash of the object.
     pub blake3: Digest,
-    /// Its head.
+    /// The head of the chunk.
     pub head: ChunkHead,
 }
 
-/// Why a chunk could not be sealed.
+/// The reason why a chunk could not be sealed.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// Encryption failed.
@@ -72,7 +74,7 @@ pub enum SealError {
     /// The system has no memory for another part.
     #[error("get memory for a part")]
     Memory(#[source] std::io::Error),
-    /// Nobody takes the parts any more.
+    /// The receiver of the parts has stopped.
     #[error("hand over a sealed part: the upload has stopped")]
     Stopped,
 }
@@ -84,10 +86,10 @@ pub struct ChunkHasher {
 }
 
 impl ChunkHasher {
-    /// Takes the next part; what remains of it is its bytes.
+    /// Takes the next part, and returns its bytes.
     ///
     /// # Errors
-    /// [`SealError::Misplaced`] when it is not the next one.
+    /// [`SealError::Misplaced`] when the part is not the next one.
     pub fn take(&mut self, part: SealedPart) -> Result<PartBuffer, SealError> {
         let SealedPart { buffer, leaves } = part;
         let (before, behind) = leaves.around(buffer.as_ref());
@@ -97,7 +99,7 @@ impl ChunkHasher {
         }
     }
 
-    /// What the chunk is, all its parts taken.
+    /// Returns the description of the chunk, after all its parts were taken.
     pub fn finish(self, filled: FilledChunk) -> SealedChunk {
         let FilledChunk { stream_bytes, head } = filled;
         SealedChunk {
@@ -109,15 +111,15 @@ impl ChunkHasher {
     }
 }
 
-/// What is known of a chunk once all its bytes were taken, sealed or not.
+/// The facts of a chunk whose bytes were all taken, sealed or not.
 #[derive(Debug, Clone, Copy)]
 pub struct FilledChunk {
     stream_bytes: u64,
     head: ChunkHead,
 }
 
-/// Takes the stream bytes of one chunk, compresses them where that is wanted, and fills parts whose
-/// pages are still to be sealed.
+/// Takes the stream bytes of one chunk, compresses them if requested, and fills parts whose pages
+/// are sealed later.
 pub struct ChunkFiller {
     parts: PartFiller,
     compressor: Option<Encoder<'static>>,
@@ -126,7 +128,8 @@ pub struct ChunkFiller {
 }
 
 impl ChunkFiller {
-    /// Begins a chunk for these recipients. zstd gets so many threads of its own, none if it is 1.
+    /// Begins a chunk for these recipients. zstd uses `threads` threads of its own, or none if the
+    /// number is 1.
     ///
     /// # Errors
     /// [`SealError`] when there is no recipient, or the level is not one of zstd's.
@@ -155,7 +158,7 @@ impl ChunkFiller {
         })
     }
 
-    /// Takes stream bytes, in any pieces.
+    /// Takes stream bytes, in slices of any length.
     ///
     /// # Errors
     /// Those of the sink; [`SealError::Compress`].
@@ -175,14 +178,14 @@ impl ChunkFiller {
         }
     }
 
-    /// Whether stream bytes can be read to their places without a copy: not when they are
+    /// Whether stream bytes can be read directly into the parts. Not possible if they are
     /// compressed first.
     pub fn reads_in_place(&self) -> bool {
         self.compressor.is_none()
     }
 
-    /// Where at most `bytes_max` of the stream may be read to, when nothing is compressed. May wait
-    /// for a free buffer.
+    /// Returns memory into which at most `bytes_max` of the stream may be read, if nothing is
+    /// compressed. May wait for a free buffer.
     ///
     /// # Errors
     /// Those of the sink.
@@ -194,12 +197,13 @@ impl ChunkFiller {
         self.parts.places(bytes_max, sink)
     }
 
-    /// The first `bytes` of what was read to the places given last.
+    /// Returns the first `bytes` bytes that were read into the memory that [`Self::places`]
+    /// returned last.
     pub fn read_there(&self, bytes: usize) -> impl Iterator<Item = &[u8]> {
         self.parts.read_there(bytes)
     }
 
-    /// Takes so many bytes of what was read there.
+    /// Accepts this many of the bytes that were read there.
     ///
     /// # Errors
     /// Those of the sink.
@@ -208,7 +212,7 @@ impl ChunkFiller {
         self.parts.advance(bytes, sink)
     }
 
-    /// Hands over what is left, and says what the chunk is.
+    /// Hands over the remaining parts, and returns the facts of the chunk.
     ///
     /// # Errors
     /// As for [`ChunkFiller::write`].
@@ -224,7 +228,7 @@ impl ChunkFiller {
     }
 }
 
-/// Has compressed bytes written to their place in a part; returns what `work` does.
+/// Lets `work` write compressed bytes directly into a part, and returns the result of `work`.
 fn compress(
     parts: &mut PartFiller,
     sink: FilledSink<'_>,
@@ -239,7 +243,7 @@ fn compress(
     Ok(left)
 }
 
-/// One frame, with its own checksum.
+/// Makes a compressor that writes one frame with its own checksum.
 fn compressor(level: i32, long: Option<u32>, threads: u32) -> std::io::Result<Encoder<'static>> {
     let mut encoder = Encoder::new(level)?;
     encoder.set_parameter(CParameter::ChecksumFlag(true))?;
@@ -249,7 +253,8 @@ fn compressor(level: i32, long: Option<u32>, threads: u32) -> std::io::Result<En
     }
     if threads > 1 {
         encoder.set_parameter(CParameter::NbWorkers(threads))?;
-        // Without this a job is four windows long, 32 MiB at level 19, and each thread has several.
+        // Without this parameter a job is four windows long, 32 MiB at level 19, and each thread
+        // has several jobs.
         encoder.set_parameter(CParameter::JobSize(COMPRESSION_JOB_BYTES))?;
     }
     Ok(encoder)

@@ -1,18 +1,18 @@
-//! [`Splicer`]: makes the rest of an interrupted stream out of the one that `lzc_send_resume`
+//! [`Splicer`]: makes the rest of an interrupted stream from the stream that `lzc_send_resume`
 //! starts.
 //!
 //! The resumed stream has a BEGIN of its own, a prologue (the object again), the record of the
-//! [`ResumePoint`] again, and then all that would have followed, with checksums that count from its
-//! own start. The splicer checks that it is the same send, drops everything up to and including the
-//! repeated record, and recomputes the checksums of the rest from the state that was kept. What
-//! comes out are the bytes of an uninterrupted send from `ResumePoint::position` on: one stream is
-//! stored, never segments, and any `zfs receive` takes it.
+//! [`ResumePoint`] again, and then all following records, with checksums that count from its own
+//! start. The splicer checks that the send is the same, drops everything up to and including the
+//! repeated record, and recomputes the checksums of the rest from the saved state. The result is
+//! the bytes of an uninterrupted send from `ResumePoint::position` on: one stream is stored, never
+//! segments, and any `zfs receive` accepts it.
 //!
-//! ZFS promises the same bytes only for the same snapshot, base and flags, with large blocks on
-//! (without, a block may come in pieces and the resume point lie between two). The caller compares
-//! what it already stored past the point:
+//! ZFS guarantees the same bytes only for the same snapshot, base and flags, with large blocks on
+//! (without, a block may be split and the resume point may lie within it). The caller compares the
+//! bytes already stored past the point:
 //! [`StreamParser::fletcher4`](super::record::StreamParser::fletcher4) at the same position. On any
-//! error here it starts the upload over; it never guesses.
+//! error here the caller starts the upload over; the splicer never guesses.
 
 use super::fletcher::{Fletcher4, Fletcher4Feed};
 use super::record::walk::{Payload, RecordSink, Walker};
@@ -21,7 +21,7 @@ use super::record::{
 };
 use crate::model::Digest;
 
-/// Takes in a resumed stream, in slices cut anywhere, and puts out the continuation.
+/// Reads a resumed stream, in slices of any length, and writes the continuation.
 #[derive(Debug)]
 pub struct Splicer {
     walker: Walker,
@@ -29,7 +29,7 @@ pub struct Splicer {
     failed: Option<SpliceError>,
 }
 
-/// Why a resumed stream does not continue the interrupted one.
+/// The reason why a resumed stream does not continue the interrupted one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SpliceError {
     /// The resumed stream is damaged or cut.
@@ -38,14 +38,14 @@ pub enum SpliceError {
     /// The resumed stream is of another send.
     #[error("resumed stream: {what} is {found}, expected {expected}")]
     OtherSend {
-        /// What differs.
+        /// The differing fact.
         what: &'static str,
-        /// As the interrupted stream had it.
+        /// The value in the interrupted stream.
         expected: String,
-        /// As the resumed stream has it.
+        /// The value in the resumed stream.
         found: String,
     },
-    /// It takes up at another place.
+    /// The resumed stream starts at another block.
     #[error("resumed stream: first block at object {}, offset {}, expected object {}, offset {}", .found.0, .found.1, .expected.0, .expected.1)]
     OtherBlock {
         /// Object and offset of the resume point.
@@ -53,7 +53,7 @@ pub enum SpliceError {
         /// Object and offset of the first block.
         found: (u64, u64),
     },
-    /// It repeats the record with other bytes, so this send makes another stream.
+    /// The resumed stream repeats the record with other bytes, so this send makes another stream.
     #[error(
         "resumed stream: block at object {object}, offset {offset} differs from the one sent before"
     )]
@@ -63,7 +63,7 @@ pub enum SpliceError {
         /// The offset.
         offset: u64,
     },
-    /// It ends without the record that it takes up at.
+    /// The resumed stream ends without the record of the resume point.
     #[error("resumed stream: ends before the block at object {object}, offset {offset}")]
     NoBlock {
         /// The object.
@@ -82,7 +82,8 @@ pub enum SpliceError {
 }
 
 impl Splicer {
-    /// For the interrupted stream that began with `begin` and is known up to `point`.
+    /// Makes a splicer for the interrupted stream that began with `begin` and is known up to
+    /// `point`.
     pub fn new(begin: BeginRecord, point: ResumePoint) -> Self {
         let sum = Fletcher4Feed::new(point.fletcher4.into(), begin.order);
         let splice = Splice {
@@ -99,12 +100,13 @@ impl Splicer {
         }
     }
 
-    /// Takes in the next bytes of the resumed stream and puts out what they become, in order and in
+    /// Reads the next bytes of the resumed stream and writes the resulting bytes, in order and in
     /// pieces.
     ///
     /// # Errors
-    /// [`SpliceError`] at the first fault, and the same again ever after. What was put out before a
-    /// [`SpliceError::Stream`] may already be damaged, as with any stream before its end is proved.
+    /// [`SpliceError`] at the first fault, and the same error on every later call. Bytes written
+    /// before a [`SpliceError::Stream`] may already be damaged, as with any stream before its end
+    /// is proved.
     pub fn feed(&mut self, bytes: &[u8], put: &mut dyn FnMut(&[u8])) -> Result<(), SpliceError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -122,7 +124,7 @@ impl Splicer {
     /// Ends the resumed stream.
     ///
     /// # Errors
-    /// [`SpliceError`] unless it was whole and intact, and all was put out.
+    /// [`SpliceError`] unless the stream was complete and intact.
     pub fn finish(self) -> Result<(), SpliceError> {
         match self.failed {
             Some(error) => Err(error),
@@ -136,27 +138,28 @@ struct Splice {
     begin: BeginRecord,
     point: ResumePoint,
     stage: Stage,
-    /// The sum of the stream that is put out.
+    /// The sum of the written stream.
     sum: Fletcher4Feed,
-    /// A difference found in BEGIN, told at the next record: BEGIN itself is proved only then.
+    /// A difference found in BEGIN, reported at the next record, because only that record proves
+    /// BEGIN.
     other: Option<SpliceError>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// Nothing but BEGIN so far.
+    /// Only BEGIN was read so far.
     Begin,
     /// The object's records, sent again.
     Prologue,
     /// The record of the resume point, sent again.
     Repeated(Box<blake3::Hasher>),
-    /// Past it: all goes out.
+    /// After the resume point: all records are written.
     Continuing,
 }
 
 impl Splice {
-    /// How the BEGIN of the resumed stream differs. The name may: a dataset can be renamed between
-    /// the two.
+    /// Returns the difference of the resumed stream's BEGIN. The name may differ: a dataset can be
+    /// renamed in between.
     fn difference(&self, found: &BeginRecord) -> Option<SpliceError> {
         let facts = |begin: &BeginRecord| {
             [
@@ -188,7 +191,7 @@ impl Splice {
             })
     }
 
-    /// A header before the repeated record: passes it by, or starts to hash it.
+    /// Handles a header before the repeated record: skips it, or starts to hash it.
     fn approach(&mut self, header: &RecordHeader) -> Result<(), SpliceError> {
         if let Some(other) = self.other.take() {
             return Err(other);
@@ -213,7 +216,7 @@ impl Splice {
     }
 }
 
-/// The splice with the way out, for the length of one call.
+/// The splice together with its output, for the duration of one call.
 struct Joint<'a> {
     splice: &'a mut Splice,
     put: &'a mut dyn FnMut(&[u8]),

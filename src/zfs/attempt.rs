@@ -1,4 +1,4 @@
-//! What is being attempted, for the errors that may come of it.
+//! The attempted operation, for the errors that it may cause.
 
 use super::{ZfsErrno, ZfsError};
 use std::fmt::Display;
@@ -17,7 +17,7 @@ impl Attempt {
         }
     }
 
-    /// On all of several subjects.
+    /// Names an operation on several subjects.
     pub(super) fn on_all<T: Display>(operation: &'static str, subjects: &[T]) -> Self {
         Self {
             operation,
@@ -29,7 +29,7 @@ impl Attempt {
         }
     }
 
-    /// ZFS refused, with that error number.
+    /// Makes the error for a refusal by ZFS with this error number.
     pub(super) fn refused(&self, errno: i32) -> ZfsError {
         ZfsError::Call {
             operation: self.operation,
@@ -47,7 +47,7 @@ impl Attempt {
         }
     }
 
-    /// Several subjects were refused, each for its reason.
+    /// Makes the error for several refused subjects, each with its error number.
     pub(super) fn refused_several(&self, failures: Vec<(String, ZfsErrno)>) -> ZfsError {
         ZfsError::Several {
             operation: self.operation,
@@ -55,7 +55,7 @@ impl Attempt {
         }
     }
 
-    /// The operating system refused.
+    /// Makes the error for a refusal by the operating system.
     pub(super) fn failed(&self, source: std::io::Error) -> ZfsError {
         ZfsError::System {
             operation: self.operation,
@@ -64,7 +64,7 @@ impl Attempt {
         }
     }
 
-    /// The answer makes no sense.
+    /// Makes the error for malformed data from the kernel.
     pub(super) fn malformed(&self, reason: impl Display) -> ZfsError {
         ZfsError::Malformed {
             subject: self.subject.clone(),

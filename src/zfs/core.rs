@@ -1,10 +1,10 @@
-//! `libzfs_core`, opened at run time, and the read ioctls, each behind a safe function. The second
-//! of the two files with `unsafe`; what the answers mean is decided elsewhere ([`super::real`],
-//! [`super::list`]).
+//! `libzfs_core`, opened at run time, and the read ioctls, each behind a safe function. This is the
+//! second of the two files with `unsafe`; [`super::real`] and [`super::list`] interpret the
+//! results.
 //!
-//! Opened and not linked, so that one binary serves every OpenZFS in `version.rs`, and a host
-//! without ZFS gets a sentence instead of a loader's complaint. `libzfs_core.so.3` only: `.so.1`
-//! (0.7 and 0.8) has other arguments under the same names.
+//! The library is opened at run time and not linked, so that one binary serves every OpenZFS in
+//! `version.rs`, and a host without ZFS gets an error message instead of a loader failure. Only
+//! `libzfs_core.so.3` is supported: `.so.1` (0.7 and 0.8) has other arguments under the same names.
 
 use super::ZfsError;
 use super::nvlist::{NvList, NvSlot};
@@ -19,7 +19,8 @@ use std::sync::OnceLock;
 
 /// The library's file name: `vendor/check.sh` compares it for each version that it compiles.
 pub(super) const LIBZFS_CORE: &str = "libzfs_core.so.3";
-/// The name-value list library's, opened after the other, whose symbols early versions of it need.
+/// The file name of the name-value list library. The library is opened second, because early
+/// versions need symbols of the first.
 pub(super) const LIBNVPAIR: &str = "libnvpair.so.3";
 
 const INSTALL_HINT: &str = "install OpenZFS 2.1 or later: Debian and Ubuntu `zfsutils-linux` (which brings libzfs4linux or \
@@ -32,7 +33,7 @@ pub(super) struct Libraries {
     nvpair: LibNvPair,
 }
 
-/// How a call ended: an error number or 0, and the list that it gave, if any.
+/// The result of a call: an error number or 0, and the list that the call returned, if any.
 pub(super) struct Outcome {
     pub(super) errno: i32,
     pub(super) list: Option<NvList>,
@@ -51,18 +52,18 @@ pub(super) struct ReceiveCall<'a> {
     pub(super) begin: [u8; size_of::<dmu_replay_record>()],
 }
 
-/// The ioctls that only read: allowed to everybody, not logged in the pool's history.
+/// The read-only ioctls: allowed to everybody, not logged in the pool's history.
 #[derive(Clone, Copy)]
 pub(super) enum ReadRequest {
-    /// The configuration of a pool.
+    /// Reads the configuration of a pool.
     Pool = sys::ZFS_BACKUP_IOC_POOL_STATS as isize,
-    /// One dataset or snapshot.
+    /// Reads one dataset or snapshot.
     Stats = sys::ZFS_BACKUP_IOC_OBJSET_STATS as isize,
-    /// The next child.
+    /// Reads the next child.
     NextDataset = sys::ZFS_BACKUP_IOC_DATASET_LIST_NEXT as isize,
-    /// The next snapshot.
+    /// Reads the next snapshot.
     NextSnapshot = sys::ZFS_BACKUP_IOC_SNAPSHOT_LIST_NEXT as isize,
-    /// What `zfs allow` gave away.
+    /// Reads the permissions that `zfs allow` granted.
     Delegations = sys::ZFS_BACKUP_IOC_GET_FSACL as isize,
 }
 
@@ -72,7 +73,7 @@ const SET: libc::Ioctl = sys::ZFS_BACKUP_IOC_SET_PROP as libc::Ioctl;
 const INHERIT: libc::Ioctl = sys::ZFS_BACKUP_IOC_INHERIT_PROP as libc::Ioctl;
 
 impl Libraries {
-    /// The libraries of this host, opened at the first call.
+    /// Returns the libraries of this host, opened at the first call.
     pub(super) fn of_this_host() -> Result<&'static Self, ZfsError> {
         static LOADED: OnceLock<Libraries> = OnceLock::new();
         match LOADED.get() {
@@ -84,17 +85,18 @@ impl Libraries {
         }
     }
 
-    /// Opens both by name, checks that every function we call is there, and readies them.
+    /// Opens both by name, checks that every function that this tool calls exists, and initialises
+    /// them.
     pub(super) fn open(core_name: &str, nvpair_name: &str) -> Result<Self, ZfsError> {
         let missing = |name: &str, error: libloading::Error| ZfsError::Library {
-            // The loader's own words, which name the file or the function, are the cause.
+            // The loader's own message, which names the file or the function, is the cause.
             reason: match error.source() {
                 Some(cause) => format!("{name} cannot be used: {cause}"),
                 None => format!("{name} cannot be used: {error}"),
             },
             hint: INSTALL_HINT.to_owned(),
         };
-        // SAFETY: runs the library's initialisers; OpenZFS has none that could disturb us.
+        // SAFETY: runs the library's initialisers; OpenZFS has none that affect this process.
         let core =
             unsafe { LibZfsCore::new(core_name) }.map_err(|error| missing(core_name, error))?;
         // SAFETY: as above.
@@ -109,12 +111,12 @@ impl Libraries {
         }
     }
 
-    /// For making lists.
+    /// Returns the library that makes lists.
     pub(super) fn nvpair(&'static self) -> &'static LibNvPair {
         &self.nvpair
     }
 
-    /// Takes snapshots: the list has their names.
+    /// Takes snapshots: the keys of the list are their names.
     #[doc(alias = "lzc_snapshot")]
     pub(super) fn snapshot(&'static self, snapshots: &NvList, properties: &NvList) -> Outcome {
         self.with_list(|slot| {
@@ -127,7 +129,7 @@ impl Libraries {
         })
     }
 
-    /// Destroys snapshots at once, not when they are let go.
+    /// Destroys snapshots immediately; the destroy is not deferred until holds are released.
     #[doc(alias = "lzc_destroy_snaps")]
     pub(super) fn destroy_snapshots(&'static self, snapshots: &NvList) -> Outcome {
         self.with_list(|slot| {
@@ -140,7 +142,8 @@ impl Libraries {
         })
     }
 
-    /// Puts holds: snapshot to tag. With a descriptor of `/dev/zfs` they end when that is closed.
+    /// Puts holds: the list maps snapshot to tag. With a descriptor of `/dev/zfs` the holds end
+    /// when the descriptor is closed.
     #[doc(alias = "lzc_hold")]
     pub(super) fn hold(
         &'static self,
@@ -155,7 +158,7 @@ impl Libraries {
         })
     }
 
-    /// Releases holds: snapshot to a list of tags.
+    /// Releases holds: the list maps snapshot to a list of tags.
     #[doc(alias = "lzc_release")]
     pub(super) fn release(&'static self, holds: &NvList) -> Outcome {
         self.with_list(|slot| {
@@ -165,7 +168,7 @@ impl Libraries {
         })
     }
 
-    /// The holds of a snapshot: tag to time.
+    /// Returns the holds of a snapshot: the list maps tag to time.
     #[doc(alias = "lzc_get_holds")]
     pub(super) fn holds(&'static self, snapshot: &CStr) -> Outcome {
         self.with_list(|slot| {
@@ -177,7 +180,7 @@ impl Libraries {
         })
     }
 
-    /// Makes bookmarks: bookmark to its source.
+    /// Makes bookmarks: the list maps bookmark to source.
     #[doc(alias = "lzc_bookmark")]
     pub(super) fn bookmark(&'static self, bookmarks: &NvList) -> Outcome {
         self.with_list(|slot| {
@@ -190,7 +193,7 @@ impl Libraries {
         })
     }
 
-    /// The bookmarks of a dataset with the properties asked for.
+    /// Returns the bookmarks of a dataset with the requested properties.
     #[doc(alias = "lzc_get_bookmarks")]
     pub(super) fn bookmarks(&'static self, dataset: &CStr, properties: &NvList) -> Outcome {
         self.with_list(|slot| {
@@ -219,8 +222,8 @@ impl Libraries {
         })
     }
 
-    /// Writes a stream into a pipe, on this thread, until it is whole or fails. Returns an error
-    /// number or 0. `resume` is the object and the offset to take up at.
+    /// Writes a stream into a pipe, on this thread, until the stream is complete or fails. Returns
+    /// an error number or 0. `resume` is the object and the offset to resume from.
     #[doc(alias = "lzc_send")]
     #[doc(alias = "lzc_send_resume")]
     pub(super) fn send(
@@ -246,7 +249,7 @@ impl Libraries {
         }
     }
 
-    /// An estimate of a stream's bytes.
+    /// Estimates the size of a stream in bytes.
     #[doc(alias = "lzc_send_space")]
     pub(super) fn send_space(
         &self,
@@ -266,17 +269,18 @@ impl Libraries {
         }
     }
 
-    /// Receives a stream on this thread. Also gives the flags for what went wrong beside the data.
+    /// Receives a stream on this thread. Also returns the flags for errors outside the data, such
+    /// as lost properties.
     #[doc(alias = "lzc_receive_with_cmdprops")]
     pub(super) fn receive(&'static self, call: &ReceiveCall<'_>) -> (Outcome, u64) {
-        // SAFETY: both have 312 bytes, and any bytes make a record: it has only numbers and bytes
-        // in it.
+        // SAFETY: both types have 312 bytes, and any bytes make a record, which has only numbers
+        // and bytes in it.
         let begin: dmu_replay_record = unsafe { std::mem::transmute(call.begin) };
         let (mut read_bytes, mut error_flags) = (0_u64, 0_u64);
         let outcome = self.with_list(|slot| {
             // SAFETY: names, list, record and numbers live and the descriptor stays open through
-            // the call; nothing is kept of them; null stands for what is not given; the slot takes
-            // a list that becomes ours.
+            // the call; nothing is kept of them; an absent argument is null; the slot takes a list
+            // that becomes ours.
             unsafe {
                 self.core.lzc_receive_with_cmdprops(
                     call.snapshot.as_ptr(),
@@ -337,12 +341,12 @@ impl Libraries {
     }
 }
 
-/// The bytes that an ioctl may copy in and out. The kernel takes the `sizeof(zfs_cmd_t)` of **its**
-/// version, not ours: 13,744 in most versions, 13,760 in 2.3.1. In a version that grows it, the
-/// kernel must still write into our memory.
+/// The size of the buffer that an ioctl may copy in and out. The kernel takes the
+/// `sizeof(zfs_cmd_t)` of **its** version, not ours: 13,744 in most versions, 13,760 in 2.3.1. If a
+/// later version grows the structure, the kernel must still write into our memory.
 const COMMAND_BYTES: usize = 64 << 10;
 
-/// An ioctl argument: the fields that are used, and room for all that a kernel may copy.
+/// An ioctl argument: the fields that this tool uses, and room for all that a kernel may copy.
 #[repr(C, align(8))]
 pub(super) struct Command {
     fields: zfs_cmd,
@@ -368,15 +372,15 @@ impl DerefMut for Command {
     }
 }
 
-/// An ioctl argument of zeroes.
+/// Makes an ioctl argument of zeroes.
 pub(super) fn empty_command() -> Box<Command> {
     let command = Box::<Command>::new_zeroed();
-    // SAFETY: it has only numbers and bytes in it, for which zeroes are valid.
+    // SAFETY: the structure has only numbers and bytes in it, for which zeroes are valid.
     unsafe { command.assume_init() }
 }
 
-/// Asks the kernel, with `properties` to hold the packed list that it answers. The sizes in the
-/// command say afterwards how many bytes that is, or (ENOMEM) would be.
+/// Calls a read ioctl; `properties` receives the packed list that the kernel returns. Afterwards
+/// the sizes in the command say how many bytes the list has or, after ENOMEM, would have.
 pub(super) fn read_ioctl(
     device: BorrowedFd<'_>,
     request: ReadRequest,
@@ -390,8 +394,8 @@ pub(super) fn read_ioctl(
     command.zc_nvlist_dst_filled = 0;
     // SAFETY: the descriptor is /dev/zfs and open; the kernel reads and writes one zfs_cmd of its
     // own size at the start of COMMAND_BYTES, which is larger (the pointer is to all of them, not
-    // to the fields), and at most that many bytes of the buffer; both are borrowed for us alone
-    // through the call.
+    // to the fields), and at most the given number of bytes of the buffer; both are borrowed for us
+    // alone through the call.
     let result = unsafe {
         libc::ioctl(
             device.as_raw_fd(),
@@ -407,8 +411,8 @@ pub(super) fn read_ioctl(
     }
 }
 
-/// Sets a dataset's own properties: `packed` is a packed list of them in native types. An ioctl,
-/// because `libzfs_core` has no call for it.
+/// Sets a dataset's own properties: `packed` is a packed list of them with native types. An ioctl,
+/// because `libzfs_core` has no such call.
 #[doc(alias = "zfs_prop_set_list")]
 pub(super) fn set_properties(
     device: BorrowedFd<'_>,
@@ -436,8 +440,7 @@ pub(super) fn set_properties(
     }
 }
 
-/// Takes a dataset's own value of a property away: an ioctl, because `libzfs_core` has no call for
-/// it.
+/// Removes a dataset's own value of a property. An ioctl, because `libzfs_core` has no such call.
 #[doc(alias = "zfs_prop_inherit")]
 pub(super) fn inherit(device: BorrowedFd<'_>, dataset: &str, property: &str) -> Result<(), i32> {
     let mut command = empty_command();
@@ -446,7 +449,7 @@ pub(super) fn inherit(device: BorrowedFd<'_>, dataset: &str, property: &str) -> 
         (&mut fields.zc_name[..], dataset),
         (&mut fields.zc_value[..], property),
     ] {
-        // One byte of zero stays behind it.
+        // The name needs a terminating zero byte.
         let room = place
             .len()
             .checked_sub(1)
@@ -466,13 +469,13 @@ pub(super) fn inherit(device: BorrowedFd<'_>, dataset: &str, property: &str) -> 
     }
 }
 
-/// Blocks every signal on this thread: a signal in the middle of a send or a receive would end it
-/// with EINTR.
+/// Blocks every signal on this thread, because a signal in the middle of a send or a receive would
+/// end it with EINTR.
 pub(super) fn block_signals() {
     let mut all = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: writes the whole set, which is ours.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    // SAFETY: the set was written above; only this thread's mask changes. It can only fail for a
+    // SAFETY: the set was written above; only this thread's mask changes. The call fails only for a
     // wrong first argument.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), ptr::null_mut()) };
 }
@@ -484,7 +487,8 @@ pub fn is_clock_synchronised() -> bool {
     // SAFETY: all fields are plain integers, so zeros are a value, and `modes` of zero asks to
     // change nothing; the kernel writes the whole structure, which is ours.
     let answer = unsafe { libc::adjtimex(state.as_mut_ptr()) };
-    // SAFETY: it was zeroed above, which is a value, whatever the kernel wrote since.
+    // SAFETY: the structure was zeroed above, which is a valid value, and the kernel writes only
+    // integers into it.
     let status = unsafe { state.assume_init() }.status;
     answer >= 0 && answer != libc::TIME_ERROR && status & libc::STA_UNSYNC == 0
 }

@@ -1,43 +1,42 @@
-//! What `zfs allow` has given away: permissions by dataset, who has them, and how far down they
-//! reach.
+//! The permissions that `zfs allow` granted: by dataset, the holders, and how far down they reach.
 
 use super::nvlist::{NvMap, NvValue};
 use super::{Attempt, ZfsError};
 use crate::model::DatasetName;
 use std::collections::BTreeSet;
 
-/// Who has permissions.
+/// The holder of permissions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
     /// A user, by number.
     User(u32),
     /// A group, by number.
     Group(u32),
-    /// Everybody.
+    /// Every user.
     Everyone,
-    /// Whoever makes a dataset below, on that dataset.
+    /// The creator of a dataset below, on that dataset.
     Creator,
 }
 
-/// Permissions that were given on one dataset. Names that begin with `@` are sets, already
-/// resolved.
+/// Permissions granted on one dataset. Sets, whose names begin with `@`, are already resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delegation {
-    /// Where they were given.
+    /// The dataset on which the permissions were granted.
     pub on: DatasetName,
-    /// To whom.
+    /// The holder of the permissions.
     pub who: Who,
-    /// They hold for that dataset itself.
+    /// Whether the permissions apply to that dataset itself.
     pub local: bool,
-    /// They hold for everything below it, its own snapshots included.
+    /// Whether the permissions apply to everything below the dataset, including the dataset's own
+    /// snapshots.
     pub descendent: bool,
-    /// Their names, as `zfs allow` has them.
+    /// The names of the permissions, as `zfs allow` writes them.
     pub permissions: BTreeSet<String>,
 }
 
 impl ZfsError {
-    /// The permissions that `zfs allow` must give for what was attempted, when that was refused for
-    /// the lack of one.
+    /// Returns the permissions that `zfs allow` must grant for the attempted operation, if it
+    /// failed because one was missing.
     pub fn permissions_lacking(&self) -> Option<&'static str> {
         let (operation, errno) = match self {
             Self::Call {
@@ -70,10 +69,11 @@ impl ZfsError {
     }
 }
 
-/// The kernel's answer: by dataset, then by a key such as `ul$1000` (user, local), then names.
+/// Reads the kernel's list: by dataset, then by a key such as `ul$1000` (user, local), then names.
 pub(super) fn delegations(attempt: &Attempt, answer: &NvMap) -> Result<Vec<Delegation>, ZfsError> {
     let mut found = Vec::new();
-    // Sets may be defined on any dataset above; their names are looked up in all.
+    // Sets may be defined on any ancestor, so their names are looked up on every dataset in the
+    // list.
     let lists = answer.values().filter_map(map);
     let sets: Vec<(&str, Vec<&str>)> = lists
         .flat_map(|list| list.iter())
@@ -123,8 +123,8 @@ fn names(value: &NvValue) -> Vec<&str> {
         .collect()
 }
 
-/// Puts the members of sets in their place. Sets may have sets in them; as many rounds as there are
-/// sets are enough.
+/// Replaces sets by their members. Sets may contain sets; as many rounds as there are sets are
+/// enough.
 fn resolve(permissions: &mut BTreeSet<String>, sets: &[(&str, Vec<&str>)]) {
     for _ in 0..=sets.len() {
         let members: Vec<String> = sets
@@ -136,8 +136,8 @@ fn resolve(permissions: &mut BTreeSet<String>, sets: &[(&str, Vec<&str>)]) {
     }
 }
 
-/// Whose the permissions are, and whether on the dataset itself or below it. The definitions of
-/// sets (`s`) are nobody's.
+/// Returns the holder of the permissions, and whether they apply to the dataset itself or below it.
+/// Definitions of sets (`s`) have no holder.
 fn parse_key(key: &str) -> Result<Option<(Who, bool)>, String> {
     let unknown = || format!("permissions of an unknown form: {key:?}");
     let (head, id) = key.split_once('$').ok_or_else(unknown)?;

@@ -1,6 +1,6 @@
-//! Sentences for error numbers: what a number of the operating system means when ZFS gives it, and
-//! ZFS's own numbers from 1024 on. (Those are named in `sys/fs/zfs.h`, and have not moved since
-//! OpenZFS 2.0.)
+//! Sentences for error numbers: the meaning of the operating system's numbers when ZFS returns
+//! them, and ZFS's own numbers from 1024 on. (`sys/fs/zfs.h` names these; they have not changed
+//! since OpenZFS 2.0.)
 
 /// The stream ended before its END record.
 pub const STREAM_TRUNCATED: i32 = 1040;
@@ -213,7 +213,7 @@ const OF_ZFS: &[Row] = &[
     ),
 ];
 
-/// One sentence, the number's name after it.
+/// Returns one sentence, followed by the number's name.
 pub(super) fn sentence(errno: i32) -> String {
     let row = OF_THE_SYSTEM
         .iter()

@@ -1,9 +1,9 @@
-//! [`FakeZfs`]: ZFS in memory, for tests. It behaves: guids, transaction groups, holds and
-//! bookmarks are kept as the kernel keeps them, sends are real and valid streams (always the same
-//! for the same history), receives check what the kernel checks. And it breaks on request: its n-th
-//! call, a stream after N bytes, a verdict.
+//! [`FakeZfs`]: ZFS in memory, for tests. The fake behaves like the kernel: guids, transaction
+//! groups, holds and bookmarks follow the kernel's rules, sends are real and valid streams (always
+//! the same for the same history), receives make the kernel's checks. Faults can be injected: into
+//! the n-th call, into a stream after N bytes, into a verdict.
 //!
-//! What it leaves out: quotas, space, files in what is mounted, the effect of delegations, and the
+//! Not simulated: quotas, space, files in mounted filesystems, the effect of delegations, and the
 //! cipher of encrypted datasets (a raw stream holds their bytes in clear).
 
 mod content;
@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_LZ4, FEATURE_RAW, StreamSource};
 
-/// When a test sets no other: 2026-01-01 00:00 UTC.
+/// The initial clock, unless a test sets another: 2026-01-01 00:00 UTC.
 const FIRST_SECOND: i64 = 1_767_225_600;
 
 /// Pools in memory. Clones are handles to the same pools.
@@ -48,15 +48,15 @@ struct Shared {
     send_fault: Option<SendFault>,
 }
 
-/// What somebody else does to the pools meanwhile.
+/// A concurrent change to the pools by somebody else.
 type Happening = Box<dyn FnOnce(&FakeZfs) + Send>;
 
-/// What goes wrong with one send.
+/// The fault of one send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendFault {
-    /// The reader comes to its end after so many bytes, or with the stream if that is shorter.
+    /// The reader ends after this many bytes, or with the stream if that is shorter.
     pub after_bytes: usize,
-    /// The verdict's error number; 0 for a success that is none.
+    /// The verdict's error number; 0 reports success although the stream was cut.
     pub errno: i32,
 }
 
@@ -66,9 +66,9 @@ impl Default for FakeZfs {
     }
 }
 
-/// What a test does to the pools and what goes wrong with them.
+/// Operations with which a test changes the pools and injects faults.
 impl FakeZfs {
-    /// Makes the pools what they were when `checkpoint` was copied, as an import with
+    /// Rewinds the pools to the state at which `checkpoint` was copied, as an import with
     /// `--rewind-to-checkpoint` does: transaction groups count from there again, and the clock
     /// continues.
     pub fn rewind_to(&self, checkpoint: &Self) {
@@ -79,7 +79,7 @@ impl FakeZfs {
         state.now = now;
     }
 
-    /// Without any pool.
+    /// Makes a fake without pools.
     pub fn new() -> Self {
         let now = Timestamp::from_second(FIRST_SECOND).unwrap_or(Timestamp::UNIX_EPOCH);
         let shared = Shared {
@@ -98,8 +98,8 @@ impl FakeZfs {
         }
     }
 
-    /// Copies all pools, as a cloned virtual machine has them: the same guids, and new ones that
-    /// differ from those of the original. Ordered failures are not copied.
+    /// Copies all pools, as a cloned virtual machine has them: existing guids are equal, new ones
+    /// differ from those of the original. Injected faults are not copied.
     #[must_use]
     pub fn copy_pools(&self) -> Self {
         let copy = Self::new();
@@ -111,26 +111,25 @@ impl FakeZfs {
         copy
     }
 
-    /// Makes a dataset and those above it that are not there, the pool included. No effect on one
-    /// that is there.
+    /// Makes a dataset and its missing ancestors, including the pool. An existing dataset stays as
+    /// it is.
     pub fn create(&self, name: &DatasetName, dataset_type: DatasetType) {
         if let Some(parent) = name.parent() {
             self.create(&parent, DatasetType::Filesystem);
         }
-        // The only error left is that it is there.
+        // The only remaining error is that the dataset exists.
         let _ = self.lock().state.create(name, dataset_type).map(drop);
     }
 
-    /// Writes a file of a dataset, which must be there, as a whole. Blocks of 4,096 bytes that stay
-    /// the same are not in the next incremental. No effect while the dataset is readonly, as on a
-    /// mounted one.
+    /// Replaces a file of an existing dataset. Unchanged blocks of 4,096 bytes are not in the next
+    /// incremental. No effect while the dataset is readonly, as on a mounted one.
     pub fn write_file(&self, dataset: &DatasetName, object: u64, bytes: &[u8]) {
         self.change(dataset, |content, txg| {
             content.write(object, bytes.to_vec(), txg)
         });
     }
 
-    /// Removes a file of a dataset, if it is there.
+    /// Removes a file of a dataset, if the file exists.
     pub fn remove_file(&self, dataset: &DatasetName, object: u64) {
         self.change(dataset, |content, txg| content.remove(object, txg));
     }
@@ -146,7 +145,7 @@ impl FakeZfs {
         }
     }
 
-    /// The files of a dataset; none if it is not there.
+    /// Returns the files of a dataset; empty if the dataset does not exist.
     pub fn files(&self, dataset: &DatasetName) -> BTreeMap<u64, Vec<u8>> {
         self.lock()
             .state
@@ -155,7 +154,7 @@ impl FakeZfs {
             .unwrap_or_default()
     }
 
-    /// The files of a snapshot, if it is there.
+    /// Returns the files of a snapshot, if the snapshot exists.
     pub fn snapshot_files(&self, snapshot: &SnapshotName) -> Option<BTreeMap<u64, Vec<u8>>> {
         self.lock()
             .state
@@ -163,7 +162,7 @@ impl FakeZfs {
             .map(|snapshot| snapshot.content.to_files())
     }
 
-    /// Where a cut receive into that dataset can go on.
+    /// Returns the resume point of an interrupted receive into this dataset.
     pub fn receive_point(&self, dataset: &DatasetName) -> Option<SendResume> {
         self.lock()
             .state
@@ -174,13 +173,13 @@ impl FakeZfs {
             .map(|partial| partial.point)
     }
 
-    /// From now on a received OBJECT moves the point of a cut receive too, as from OpenZFS 2.2.4
-    /// on; before, only blocks.
+    /// Makes a received OBJECT advance the resume point of an interrupted receive too, as OpenZFS
+    /// does from 2.2.4 on. Earlier versions advance the point only for blocks.
     pub fn set_points_at_objects(&self) {
         self.lock().state.points_at_objects = true;
     }
 
-    /// Sets a property of a dataset, if it is there. User properties are inherited by those below.
+    /// Sets a property of an existing dataset. Descendants inherit user properties.
     pub fn set_property(&self, dataset: &DatasetName, name: &str, value: PropertyValue) {
         if let Ok(found) = self.lock().state.get_mut(dataset) {
             let property = Property {
@@ -191,14 +190,14 @@ impl FakeZfs {
         }
     }
 
-    /// Makes a dataset, if it is there, encrypted, its key loaded or not.
+    /// Marks an existing dataset as encrypted, with its key loaded or not.
     pub fn set_encrypted(&self, dataset: &DatasetName, key_unavailable: bool) {
         if let Ok(dataset) = self.lock().state.get_mut(dataset) {
             (dataset.encrypted, dataset.key_unavailable) = (true, key_unavailable);
         }
     }
 
-    /// Makes a dataset, if it is there, one that came from a redacted stream.
+    /// Marks an existing dataset as received from a redacted stream.
     pub fn set_redacted(&self, dataset: &DatasetName) {
         if let Ok(dataset) = self.lock().state.get_mut(dataset) {
             dataset.redacted = true;
@@ -218,7 +217,7 @@ impl FakeZfs {
     /// Makes a dataset that shares a snapshot's files, as `zfs clone` does.
     ///
     /// # Errors
-    /// [`ZfsError::Call`] when the snapshot is not there or the name is taken.
+    /// [`ZfsError::Call`] when the snapshot does not exist or the name is taken.
     pub fn clone_snapshot(
         &self,
         snapshot: &SnapshotName,
@@ -237,7 +236,7 @@ impl FakeZfs {
         Ok(())
     }
 
-    /// Gives a dataset another name; guids stay.
+    /// Renames a dataset; guids stay.
     pub fn rename(&self, from: &DatasetName, to: &DatasetName) {
         let state = &mut self.lock().state;
         if let Some(dataset) = state.datasets.remove(from.as_str()) {
@@ -250,12 +249,12 @@ impl FakeZfs {
         self.lock().state.now = now;
     }
 
-    /// Sets what [`Zfs::module_version`] says.
+    /// Sets the result of [`Zfs::module_version`].
     pub fn set_module_version(&self, version: &str) {
         version.clone_into(&mut self.lock().module_version);
     }
 
-    /// Notes what `zfs allow` gave away; nothing is refused for want of it.
+    /// Records a delegation of `zfs allow`. The fake never refuses a call for a missing permission.
     pub fn allow(&self, delegation: Delegation) {
         self.lock().delegations.push(delegation);
     }
@@ -265,31 +264,31 @@ impl FakeZfs {
         self.lock().mounts.push(mount);
     }
 
-    /// How many calls of the trait there were.
+    /// Returns the number of calls of the trait.
     pub fn calls(&self) -> u64 {
         self.lock().calls
     }
 
-    /// Lets the n-th call of the trait from now on (1 is the next) fail without effect.
+    /// Makes the n-th call of the trait from now on (1 is the next) fail without effect.
     pub fn fail_call(&self, n: u64, errno: i32) {
         let mut shared = self.lock();
         let at = shared.calls + n;
         shared.failing.insert(at, errno);
     }
 
-    /// Lets something happen just before the n-th call of the trait from now on (1 is the next).
+    /// Runs `what` just before the n-th call of the trait from now on (1 is the next).
     pub fn before_call(&self, n: u64, what: impl FnOnce(&Self) + Send + 'static) {
         let mut shared = self.lock();
         let at = shared.calls + n;
         shared.happening.insert(at, Box::new(what));
     }
 
-    /// Lets something happen in the middle of the next receive, once the kernel has let it begin.
+    /// Runs `what` in the middle of the next receive, after the kernel has let it begin.
     pub fn during_next_receive(&self, what: impl FnOnce(&Self) + Send + 'static) {
         self.lock().during_receive = Some(Box::new(what));
     }
 
-    /// Lets the next send go wrong.
+    /// Injects a fault into the next send.
     pub fn fail_next_send(&self, fault: SendFault) {
         self.lock().send_fault = Some(fault);
     }
@@ -298,7 +297,7 @@ impl FakeZfs {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts one call of the trait, which may be one that is to fail.
+    /// Counts one call of the trait, and fails it if a fault was injected.
     fn call(&self, attempt: &Attempt) -> Result<MutexGuard<'_, Shared>, ZfsError> {
         let mut shared = self.lock();
         let next = shared.calls + 1;
@@ -316,7 +315,7 @@ impl FakeZfs {
     }
 }
 
-/// The bytes of one send. While it lives, its snapshot cannot be destroyed.
+/// The bytes of one send. The snapshot cannot be destroyed while this value lives.
 struct Sending {
     bytes: std::io::Cursor<Vec<u8>>,
     exhausted: Arc<AtomicBool>,
@@ -333,7 +332,7 @@ impl Read for Sending {
     }
 }
 
-/// A hold that goes when it is dropped.
+/// A hold that is released when the value is dropped.
 struct TemporaryHold {
     zfs: FakeZfs,
     name: SnapshotName,
@@ -348,7 +347,7 @@ impl Drop for TemporaryHold {
     }
 }
 
-/// The stream of a request and the snapshot it holds on to.
+/// Returns the stream of a request, and the content of the snapshot, which the send holds.
 fn stream_of(state: &State, request: &SendRequest) -> Result<(Vec<u8>, Arc<Content>), i32> {
     let base = state.base(request)?;
     let snapshot = state.snapshot(&request.snapshot).ok_or(libc::ENOENT)?;
@@ -538,7 +537,7 @@ impl Zfs for FakeZfs {
         let fault = shared.send_fault.take();
         let (mut bytes, snapshot) = match stream_of(&shared.state, request) {
             Ok(found) => found,
-            // As the kernel: the reader comes to its end at once, and the verdict says why.
+            // As in the kernel: the reader ends at once, and the verdict has the error number.
             Err(errno) => {
                 let verdict = move || Err(attempt.refused(errno));
                 return Ok(SendStream::new(
@@ -608,7 +607,7 @@ impl Zfs for FakeZfs {
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("give up the receive into", name);
+        let attempt = Attempt::new("abandon the receive into", name);
         self.call(&attempt)?
             .state
             .abort_receive(name)

@@ -1,9 +1,9 @@
-//! Listing datasets and snapshots, by the read ioctls that `zfs list` uses too: `libzfs_core` has
-//! no listing. They need no permission and no pool that can be written, and are not logged.
+//! Lists datasets and snapshots by the read ioctls that `zfs list` uses too, because `libzfs_core`
+//! has no listing. The ioctls need no permission and no writable pool, and are not logged.
 //!
-//! Two things the kernel does need care. A dataset that does not exist ends a listing as if it were
-//! empty; so a listing counts only if the dataset was there, with one guid, before and after. And
-//! the order is arbitrary.
+//! Two properties of the kernel need care. A listing of a dataset that does not exist ends as if
+//! the dataset were empty; so a listing counts only if the dataset existed, with one guid, before
+//! and after. And the order is arbitrary.
 
 use super::attempt::Attempt;
 use super::core::{self, Command, Libraries, ReadRequest};
@@ -16,23 +16,24 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
-/// Room for the packed properties at first: an ordinary dataset needs 4 KiB.
+/// The initial size of the buffer for packed properties: an ordinary dataset needs 4 KiB.
 const PROPERTIES_BYTES_MIN: usize = 64 << 10;
-/// And at most: 1,000 user properties of the largest size, 8 KiB, fit twice.
+/// The maximum size of that buffer: twice the space of 1,000 user properties of the largest size, 8
+/// KiB.
 const PROPERTIES_BYTES_MAX: usize = 16 << 20;
-/// `encryption=off`, as a number; those above name a cipher.
+/// `encryption=off`, as a number; higher numbers name a cipher.
 const ENCRYPTION_OFF: u64 = 2;
 /// `keystatus=unavailable`, as a number.
 const KEY_UNAVAILABLE: u64 = 1;
 
-/// One answer of the kernel.
+/// An entry of a listing.
 struct Entry {
     name: String,
     stats: dmu_objset_stats,
     properties: BTreeMap<String, Property>,
 }
 
-/// What asks the kernel: the descriptor, and buffers that are used again.
+/// A reader of the kernel's listings, with the descriptor and reused buffers.
 pub(super) struct Lister<'a> {
     libraries: &'static Libraries,
     device: BorrowedFd<'a>,
@@ -50,7 +51,7 @@ impl<'a> Lister<'a> {
         }
     }
 
-    /// The dataset, or `None` when there is none.
+    /// Returns the dataset, or `None` if it does not exist.
     pub(super) fn dataset(&mut self, name: &DatasetName) -> Result<Option<Dataset>, ZfsError> {
         match self.ask(ReadRequest::Stats, name.as_str(), 0) {
             Ok(()) => self.entry().and_then(to_dataset).map(Some),
@@ -59,7 +60,7 @@ impl<'a> Lister<'a> {
         }
     }
 
-    /// The snapshot, or `None` when there is none.
+    /// Returns the snapshot, or `None` if it does not exist.
     pub(super) fn snapshot(&mut self, name: &SnapshotName) -> Result<Option<Snapshot>, ZfsError> {
         match self.ask(ReadRequest::Stats, &name.to_string(), 0) {
             Ok(()) => self.entry().and_then(to_snapshot).map(Some),
@@ -68,7 +69,7 @@ impl<'a> Lister<'a> {
         }
     }
 
-    /// The guid of an imported pool.
+    /// Returns the guid of an imported pool.
     pub(super) fn pool_guid(&mut self, pool: &str) -> Result<Guid, ZfsError> {
         let attempt = Attempt::new("read pool", pool);
         self.ask(ReadRequest::Pool, pool, 0)
@@ -79,8 +80,8 @@ impl<'a> Lister<'a> {
         }
     }
 
-    /// What was given away on the dataset and on those above it. Where nothing was, the kernel's
-    /// list is empty.
+    /// Returns the permissions granted on the dataset and on its ancestors. Without any, the
+    /// kernel's list is empty.
     pub(super) fn delegations(
         &mut self,
         dataset: &DatasetName,
@@ -91,7 +92,7 @@ impl<'a> Lister<'a> {
         delegations(&attempt, &self.answer(dataset.as_str())?)
     }
 
-    /// The direct children by name.
+    /// Returns the direct children by name.
     pub(super) fn children(&mut self, parent: &DatasetName) -> Result<Vec<Dataset>, ZfsError> {
         let mut children = self.each(
             ReadRequest::NextDataset,
@@ -103,7 +104,7 @@ impl<'a> Lister<'a> {
         Ok(children)
     }
 
-    /// The snapshots, oldest first.
+    /// Returns the snapshots, oldest first.
     pub(super) fn snapshots(&mut self, dataset: &DatasetName) -> Result<Vec<Snapshot>, ZfsError> {
         let mut snapshots = self.each(
             ReadRequest::NextSnapshot,
@@ -115,7 +116,8 @@ impl<'a> Lister<'a> {
         Ok(snapshots)
     }
 
-    /// All answers to a listing, which is right only if it was the same dataset from first to last.
+    /// Returns all entries of a listing. The listing is valid only if the same dataset existed from
+    /// start to end.
     fn each<T>(
         &mut self,
         request: ReadRequest,
@@ -146,7 +148,7 @@ impl<'a> Lister<'a> {
         Ok(self.command.zc_objset_stats.dds_guid)
     }
 
-    /// Puts one question, and again with more room while the answer does not fit.
+    /// Calls one read ioctl, and repeats it with a larger buffer while the result does not fit.
     fn ask(&mut self, request: ReadRequest, name: &str, cursor: u64) -> Result<(), i32> {
         loop {
             self.command.zc_name.fill(0);
@@ -171,14 +173,14 @@ impl<'a> Lister<'a> {
                         .min(PROPERTIES_BYTES_MAX);
                     self.properties.resize(bytes, 0);
                 }
-                // A signal arrived at this thread; its handler has run by now.
+                // A signal arrived on this thread; its handler has already run.
                 Err(libc::EINTR) => {}
                 result => return result,
             }
         }
     }
 
-    /// The answer to the last question.
+    /// Returns the entry of the last call.
     fn entry(&mut self) -> Result<Entry, ZfsError> {
         let name = text_of(&self.command.zc_name);
         let properties = to_properties(self.answer(&name)?);
@@ -189,7 +191,7 @@ impl<'a> Lister<'a> {
         })
     }
 
-    /// The list that came with the last answer, about `subject`.
+    /// Returns the list of the last call, about `subject`.
     fn answer(&mut self, subject: &str) -> Result<NvMap, ZfsError> {
         let malformed = |reason: String| ZfsError::Malformed {
             subject: subject.to_owned(),
@@ -206,14 +208,14 @@ impl<'a> Lister<'a> {
     }
 }
 
-/// The text before the first zero.
+/// Returns the text before the first zero byte.
 fn text_of(bytes: &[u8]) -> String {
     let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).into_owned()
 }
 
-/// `{name: {value, source}}`. Values that are lists or arrays are of no use here, and are passed
-/// over.
+/// Reads `{name: {value, source}}`. Values that are lists or arrays are not needed here and are
+/// skipped.
 fn to_properties(list: NvMap) -> BTreeMap<String, Property> {
     let property = |value: NvValue| {
         let NvValue::Map(mut fields) = value else {
@@ -299,8 +301,8 @@ fn to_snapshot(entry: Entry) -> Result<Snapshot, ZfsError> {
     })
 }
 
-/// Those with a colon whose source is the snapshot itself: neither inherited from the dataset nor
-/// received.
+/// Returns the user properties (with a colon) whose source is the snapshot itself: neither
+/// inherited from the dataset nor received.
 fn own_user_properties(entry: &Entry) -> BTreeMap<String, String> {
     let own = |(name, property): (&String, &Property)| match &property.value {
         PropertyValue::Text(text)
@@ -313,7 +315,7 @@ fn own_user_properties(entry: &Entry) -> BTreeMap<String, String> {
     entry.properties.iter().filter_map(own).collect()
 }
 
-/// Makes a list of the bytes that `byte` gives, and reads it as the kernel's answer about
+/// Makes a list of the bytes that `byte` yields, and reads it as the kernel's result about
 /// `subject`.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_kernel_list(subject: &[u8], mut byte: impl FnMut() -> u8) {

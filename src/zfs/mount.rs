@@ -1,41 +1,41 @@
-//! The kernel's table of what is mounted. Nothing is mounted here: that is for `zfs mount`, and for
-//! people.
+//! The kernel's table of mounts. This program mounts nothing itself; `zfs mount` and administrators
+//! do.
 
 use super::ZfsError;
 use super::attempt::Attempt;
 use std::path::PathBuf;
 
-/// What the kernel says of this process's mounts: the only place that knows what is mounted where,
-/// whatever properties say (`legacy`, another root, bind mounts).
+/// The kernel's table of this process's mounts: the only place that has the actual mount points,
+/// independent of properties (`legacy`, another root, bind mounts).
 const TABLE: &str = "/proc/self/mountinfo";
 
-/// One line of the table.
+/// A line of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Major and minor number, as `stat` gives them of files in it.
+    /// Major and minor device number, as `stat` returns them for files in this file system.
     pub device: (u32, u32),
-    /// Its type, such as `zfs`.
+    /// The type of the file system, such as `zfs`.
     pub file_system: String,
-    /// What is mounted: for ZFS the dataset's name.
+    /// The mounted source: for ZFS the dataset's name.
     pub source: String,
-    /// Where, without links.
+    /// The mount point, without symbolic links.
     pub place: PathBuf,
-    /// Nothing can be written there.
+    /// Whether the mount is read-only.
     pub readonly: bool,
 }
 
-/// The table of this process.
+/// Reads the table of this process.
 ///
 /// # Errors
-/// [`ZfsError::System`] when it cannot be read.
+/// [`ZfsError::System`] when the table cannot be read.
 pub fn mounts() -> Result<Vec<Mount>, ZfsError> {
     let attempt = Attempt::new("read", TABLE);
     let bytes = std::fs::read(TABLE).map_err(|error| attempt.failed(error))?;
     Ok(parse_mounts(&String::from_utf8_lossy(&bytes)))
 }
 
-/// Lines such as `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw`; others are passed
-/// over.
+/// Parses lines such as `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw`; other
+/// lines are skipped.
 fn parse_mounts(table: &str) -> Vec<Mount> {
     table.lines().filter_map(parse_line).collect()
 }
@@ -57,7 +57,8 @@ fn parse_line(line: &str) -> Option<Mount> {
     })
 }
 
-/// Spaces, tabs, line ends and backslashes stand as `\040` and so on.
+/// Decodes octal escapes: the table writes spaces, tabs, line ends and backslashes as `\040` and so
+/// on.
 fn unescape(text: &str) -> String {
     let mut pieces = text.split('\\');
     let first = pieces.next().unwrap_or_default().to_owned();

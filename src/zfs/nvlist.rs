@@ -1,6 +1,6 @@
-//! Name-value lists of libnvpair: made with typed adders, read whole into Rust values, freed when
-//! dropped. Only the functions that return an error number are used, never those that abort the
-//! process (`fnvlist_*`). One of the two files with `unsafe`.
+//! Name-value lists of libnvpair: made with typed adders, copied as a whole into Rust values, freed
+//! when dropped. Only functions that return an error number are used, never those that abort the
+//! process (`fnvlist_*`). This is one of the two files with `unsafe`.
 
 use super::sys::{self, LibNvPair, nvlist_t, nvpair_t};
 use std::collections::BTreeMap;
@@ -8,30 +8,31 @@ use std::ffi::{CStr, CString, c_char};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
-/// How deep lists may lie in lists. The kernel's answers have three levels; a cycle cannot be made.
+/// The maximum nesting depth of lists. The kernel's lists have three levels; a cycle cannot be
+/// made.
 const DEPTH_MAX: u32 = 8;
 
 /// A value, copied out of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NvValue {
-    /// A name alone.
+    /// A name without a value.
     Flag,
     /// A boolean.
     Boolean(bool),
     /// An unsigned number of 32 or 64 bits.
     Number(u64),
-    /// A signed number of 32 or 64 bits: error numbers are such.
+    /// A signed number of 32 or 64 bits, such as an error number.
     Signed(i64),
-    /// A string; bytes that are no UTF-8 are replaced, since no decision rests on them.
+    /// A string. Bytes that are not UTF-8 are replaced, since no decision depends on them.
     Text(String),
-    /// A list in the list.
+    /// A nested list.
     Map(NvMap),
     /// A kind that this tool never needs, by its number.
     Other(u32),
 }
 
 impl NvValue {
-    /// The value of that name, if this is a list that has it.
+    /// Returns the value with this name, if this value is a list that has it.
     pub(super) fn get(&self, name: &str) -> Option<&NvValue> {
         match self {
             Self::Map(map) => map.get(name),
@@ -40,44 +41,44 @@ impl NvValue {
     }
 }
 
-/// A list, copied out.
+/// A list, copied into Rust values.
 pub(super) type NvMap = BTreeMap<String, NvValue>;
 
-/// A string as C wants it. A zero byte in it is EINVAL, as ZFS itself would call a bad name.
+/// Makes a C string. Returns EINVAL for a zero byte, as ZFS itself does for an invalid name.
 pub(super) fn c_string(text: &str) -> Result<CString, i32> {
     CString::new(text).map_err(|_| libc::EINVAL)
 }
 
-/// A list that we own. Not shared between threads: made, used and dropped on one.
+/// A list that this value owns. Not shared between threads: made, used and dropped on one.
 pub(super) struct NvList {
     lib: &'static LibNvPair,
     raw: NonNull<nvlist_t>,
 }
 
 impl NvList {
-    /// An empty list in which a name occurs once.
+    /// Makes an empty list in which a name occurs once.
     #[doc(alias = "nvlist_alloc")]
     pub(super) fn new(lib: &'static LibNvPair) -> Result<Self, i32> {
         let mut slot = NvSlot::new(lib);
-        // SAFETY: the slot lives through the call; what is put there is ours, and freed by NvList.
+        // SAFETY: the slot lives through the call; the list put there is ours, and NvList frees it.
         let errno = unsafe { lib.nvlist_alloc(slot.as_mut_ptr(), sys::NV_UNIQUE_NAME, 0) };
         status(errno)?;
         slot.take().ok_or(libc::ENOMEM)
     }
 
-    /// The list in a buffer that the kernel filled.
+    /// Unpacks the list in a buffer that the kernel filled.
     #[doc(alias = "nvlist_unpack")]
     pub(super) fn unpack(lib: &'static LibNvPair, packed: &mut [u8]) -> Result<Self, i32> {
         let mut slot = NvSlot::new(lib);
         let bytes: *mut c_char = packed.as_mut_ptr().cast();
-        // SAFETY: the buffer is borrowed for the call and of that length; the library checks what
-        // it reads against that length, copies it, and leaves in the slot a list that is ours.
+        // SAFETY: the buffer is borrowed for the call and has the given length; the library checks
+        // what it reads against that length, copies it, and leaves in the slot a list that is ours.
         let errno = unsafe { lib.nvlist_unpack(bytes, packed.len(), slot.as_mut_ptr(), 0) };
         status(errno)?;
         slot.take().ok_or(libc::EFAULT)
     }
 
-    /// Adds a name alone.
+    /// Adds a name without a value.
     #[doc(alias = "nvlist_add_boolean")]
     pub(super) fn add_flag(&mut self, name: &str) -> Result<(), i32> {
         let name = c_string(name)?;
@@ -125,12 +126,12 @@ impl NvList {
         })
     }
 
-    /// The list for the library, which reads it and never keeps it.
+    /// Returns the list for the library, which reads it and never keeps it.
     pub(super) fn as_ptr(&self) -> *mut nvlist_t {
         self.raw.as_ptr()
     }
 
-    /// A copy of all that is in it.
+    /// Returns a copy of the content.
     pub(super) fn to_map(&self) -> Result<NvMap, i32> {
         Pairs {
             lib: self.lib,
@@ -145,20 +146,20 @@ impl NvList {
 impl Drop for NvList {
     #[doc(alias = "nvlist_free")]
     fn drop(&mut self) {
-        // SAFETY: the list is ours and nobody has a pointer into it: all that was read from it was
-        // copied.
+        // SAFETY: the list is ours and no pointer into it is left: everything that was read from it
+        // was copied.
         unsafe { self.lib.nvlist_free(self.raw.as_ptr()) }
     }
 }
 
-/// Where the library puts a list that it makes.
+/// The place into which the library puts a list that it makes.
 pub(super) struct NvSlot {
     lib: &'static LibNvPair,
     raw: *mut nvlist_t,
 }
 
 impl NvSlot {
-    /// An empty one.
+    /// Makes an empty slot.
     pub(super) fn new(lib: &'static LibNvPair) -> Self {
         Self {
             lib,
@@ -166,12 +167,12 @@ impl NvSlot {
         }
     }
 
-    /// For one call, which may put a list there.
+    /// Returns the pointer for one call, which may put a list there.
     pub(super) fn as_mut_ptr(&mut self) -> *mut *mut nvlist_t {
         &raw mut self.raw
     }
 
-    /// What was put there.
+    /// Returns the list that a call put there, if any.
     pub(super) fn take(self) -> Option<NvList> {
         NonNull::new(self.raw).map(|raw| NvList { lib: self.lib, raw })
     }
@@ -181,7 +182,7 @@ fn status(errno: i32) -> Result<(), i32> {
     if errno == 0 { Ok(()) } else { Err(errno) }
 }
 
-/// The pairs of a live list, one after the other.
+/// An iterator over the pairs of a live list.
 struct Pairs<'a> {
     lib: &'static LibNvPair,
     list: *mut nvlist_t,
@@ -199,8 +200,8 @@ impl<'a> Pairs<'a> {
     }
 
     fn next_pair(&mut self) -> Option<Pair<'a>> {
-        // SAFETY: the owner outlives this, so the list is live; `previous` is null or the last pair
-        // of it.
+        // SAFETY: the owner outlives this iterator, so the list is live; `previous` is null or the
+        // last pair of it.
         let next = unsafe { self.lib.nvlist_next_nvpair(self.list, self.previous) };
         self.previous = next;
         NonNull::new(next).map(|raw| Pair {
@@ -211,7 +212,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// One pair of a live list.
+/// A pair of a live list.
 struct Pair<'a> {
     lib: &'static LibNvPair,
     raw: *mut nvpair_t,
@@ -230,7 +231,7 @@ impl Pair<'_> {
         let kind = unsafe { self.lib.nvpair_type(self.raw) };
         Ok(match kind {
             sys::DATA_TYPE_BOOLEAN => NvValue::Flag,
-            // In each of these the getter fits the kind, so it writes one value of that type.
+            // In each of these arms the getter fits the kind, so it writes one value of that type.
             sys::DATA_TYPE_BOOLEAN_VALUE => {
                 NvValue::Boolean(self.get(LibNvPair::nvpair_value_boolean_value, 0)? != 0)
             }
@@ -279,7 +280,7 @@ impl Pair<'_> {
     }
 }
 
-/// A copy of a string that `_owner` keeps alive.
+/// Copies a string that `_owner` keeps alive.
 fn copied(text: *const c_char, _owner: &Pair<'_>) -> String {
     if text.is_null() {
         return String::new();
@@ -289,9 +290,9 @@ fn copied(text: *const c_char, _owner: &Pair<'_>) -> String {
     text.to_string_lossy().into_owned()
 }
 
-/// With the real libnvpair, which needs no kernel: what `scripts/deps` installs has it.
-/// `scripts/asan` runs these under AddressSanitizer, which sees a list that is freed twice, leaked,
-/// or read after it is gone.
+/// Tests with the real libnvpair, which needs no kernel: `scripts/deps` installs it. `scripts/asan`
+/// runs them under AddressSanitizer, which finds a list that is freed twice, leaked, or read after
+/// it was freed.
 #[cfg(all(test, feature = "live-zfs"))]
 mod tests {
     use super::*;
@@ -301,7 +302,7 @@ mod tests {
 
     fn library() -> &'static LibNvPair {
         static LIBRARY: LazyLock<LibNvPair> = LazyLock::new(|| {
-            // SAFETY: runs the library's initialisers, which could disturb nothing here.
+            // SAFETY: runs the library's initialisers, which affect nothing in this process.
             let opened = unsafe { LibNvPair::new("libnvpair.so.3") };
             opened.expect("libnvpair.so.3 is installed: scripts/deps")
         });
@@ -323,7 +324,7 @@ mod tests {
         list.add_list("inner", &inner).unwrap();
         list.add_number("again", 1).unwrap();
         list.add_text("again", "").unwrap();
-        // The list has a copy of its own, and what was read is no part of either.
+        // The list has its own copy, and the values that were read belong to neither.
         drop(inner);
         let map = list.to_map().unwrap();
         drop(list);
@@ -393,15 +394,15 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Our own reader of packed lists and the library agree.
+        /// Our own reader of packed lists and the library must agree.
         #[test]
         fn library_reads_what_we_pack(values in values()) {
             let expected: NvMap = values.clone().into_iter().map(|(name, value)| (name, as_ours(value))).collect();
             prop_assert_eq!(unpacked(write_packed(&values)), Ok(expected));
         }
 
-        /// A kernel would have to be broken to give such bytes; they are read or refused all the
-        /// same.
+        /// Only a broken kernel would return such bytes; they must be read or refused without a
+        /// crash.
         #[test]
         fn changed_bytes_are_refused_or_read_alike(
             values in values(),

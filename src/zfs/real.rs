@@ -1,4 +1,5 @@
-//! [`RealZfs`]: the kernel's ZFS. Here every call gets its arguments and its answer a meaning.
+//! [`RealZfs`]: the kernel's ZFS. This file builds the arguments of every call and interprets its
+//! result.
 
 use super::attempt::Attempt;
 use super::core::{Libraries, Outcome, inherit, set_properties};
@@ -24,11 +25,11 @@ use std::os::unix::fs::OpenOptionsExt;
 const DEVICE: &str = "/dev/zfs";
 /// The property that only a bookmark with a redaction list has.
 const REDACTION_LIST: &str = "redact_snaps";
-/// The key under which the kernel counts the errors that its answer had no room for.
+/// The key under which the kernel counts the errors for which its list had no room.
 const MORE_ERRORS: &str = "N_MORE_ERRORS";
 
-/// The ZFS of this host's kernel, through `libzfs_core` and `/dev/zfs`. Cheap to keep; one serves
-/// all threads.
+/// The ZFS of this host's kernel, through `libzfs_core` and `/dev/zfs`. One value serves all
+/// threads and is cheap to keep.
 pub struct RealZfs {
     libraries: &'static Libraries,
     device: File,
@@ -40,8 +41,8 @@ impl RealZfs {
     ///
     /// # Errors
     /// [`ZfsError::Library`] when OpenZFS is not installed, [`ZfsError::Device`] when its module is
-    /// not loaded, [`ZfsError::Version`] when it is of an unknown series, [`ZfsError::System`] when
-    /// its version cannot be read.
+    /// not loaded, [`ZfsError::Version`] when the module is of an unknown series,
+    /// [`ZfsError::System`] when the module's version cannot be read.
     pub fn open(allowed: Option<&str>) -> Result<Self, ZfsError> {
         let libraries = Libraries::of_this_host()?;
         let device = open_device(0).map_err(|source| ZfsError::Device { source })?;
@@ -53,14 +54,14 @@ impl RealZfs {
         Lister::new(self.libraries, self.device.as_fd())
     }
 
-    /// A list that `fill` fills.
+    /// Makes a list and lets `fill` add its pairs.
     fn list(&self, fill: impl FnOnce(&mut NvList) -> Result<(), i32>) -> Result<NvList, i32> {
         let mut list = NvList::new(self.libraries.nvpair())?;
         fill(&mut list)?;
         Ok(list)
     }
 
-    /// A list of names alone.
+    /// Makes a list of names without values.
     fn names<T: Display>(&self, names: &[T]) -> Result<NvList, i32> {
         self.list(|list| {
             names
@@ -83,14 +84,16 @@ impl RealZfs {
     }
 }
 
-/// The kernel shows the version of a loaded module, and of one that is built in, without an ioctl.
+/// Reads the module's version from sysfs, which has it for loaded and for built-in modules and
+/// needs no ioctl.
 fn module_version() -> Result<String, ZfsError> {
     let attempt = Attempt::new("read", MODULE_VERSION);
     let text = std::fs::read_to_string(MODULE_VERSION).map_err(|error| attempt.failed(error))?;
     Ok(text.trim().to_owned())
 }
 
-/// Closed on exec, so that no child keeps it; `flags` beside those to read and write.
+/// Opens the device for reading and writing, with additional `flags`. Close-on-exec keeps the
+/// descriptor from children.
 fn open_device(flags: i32) -> std::io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -99,7 +102,7 @@ fn open_device(flags: i32) -> std::io::Result<File> {
         .open(DEVICE)
 }
 
-/// A list of properties in native types.
+/// Makes a list of properties with native types.
 pub(super) fn properties_list(
     libraries: &'static Libraries,
     properties: &BTreeMap<String, PropertyValue>,
@@ -114,7 +117,7 @@ pub(super) fn properties_list(
     Ok(list)
 }
 
-/// The subjects that the kernel named, each with its error number.
+/// Returns the subjects that the kernel named, each with its error number.
 pub(super) fn failures(list: Option<NvList>) -> Result<Vec<(String, ZfsErrno)>, i32> {
     let map = list.map_or(Ok(NvMap::new()), |list| list.to_map())?;
     let failure = |(name, value)| match value {
@@ -137,7 +140,8 @@ pub(super) fn failures(list: Option<NvList>) -> Result<Vec<(String, ZfsErrno)>, 
     Ok(failures)
 }
 
-/// The verdict on a call about several subjects: those that the kernel named, or all of them.
+/// Returns the verdict on a call with several subjects: an error for the subjects that the kernel
+/// named, or for all of them.
 fn verdict_on_several(attempt: &Attempt, outcome: Outcome) -> Result<(), ZfsError> {
     let failures = failures(outcome.list).map_err(|errno| attempt.refused(errno))?;
     if failures.is_empty() {
@@ -147,8 +151,8 @@ fn verdict_on_several(attempt: &Attempt, outcome: Outcome) -> Result<(), ZfsErro
     }
 }
 
-/// The error number of a call about one subject. The kernel sometimes says 0 and names the subject
-/// all the same.
+/// Returns the error number of a call with one subject. The kernel sometimes returns 0 and names
+/// the subject as failed.
 fn errno_of_one(outcome: Outcome) -> i32 {
     match failures(outcome.list) {
         Ok(failures) => failures.first().map_or(outcome.errno, |(_, errno)| errno.0),
@@ -156,7 +160,7 @@ fn errno_of_one(outcome: Outcome) -> i32 {
     }
 }
 
-/// The answer of a call that reads.
+/// Returns the list of a call that reads.
 fn answer(attempt: &Attempt, outcome: Outcome) -> Result<NvMap, ZfsError> {
     attempt.verdict(outcome.errno)?;
     outcome.list.map_or(Ok(NvMap::new()), |list| {
@@ -171,7 +175,7 @@ fn timestamp(attempt: &Attempt, seconds: u64) -> Result<Timestamp, ZfsError> {
     time.ok_or_else(|| attempt.malformed(format!("{seconds} s after 1970 is no time")))
 }
 
-/// `{property: {value}}` of one bookmark.
+/// Reads `{property: {value}}` of one bookmark.
 fn to_bookmark(
     attempt: &Attempt,
     name: BookmarkName,
@@ -195,7 +199,7 @@ fn to_bookmark(
     })
 }
 
-/// The bits of `lzc_send`.
+/// Returns the flag bits for `lzc_send`.
 pub(super) fn send_flag_bits(flags: SendFlags) -> u32 {
     [
         (flags.raw, sys::LZC_SEND_FLAG_RAW),
@@ -217,7 +221,7 @@ fn base_name(base: &SendBase) -> String {
     }
 }
 
-/// What is sent, and its base.
+/// Returns the names of the snapshot to send and of its base.
 pub(super) fn send_names(request: &SendRequest) -> Result<(CString, Option<CString>), i32> {
     let base = request
         .base
@@ -295,8 +299,8 @@ impl Zfs for RealZfs {
     }
 
     fn hold_until_dropped(&self, name: &SnapshotName, tag: &str) -> Result<HoldGuard, ZfsError> {
-        // O_EXCL asks the kernel for a state of its own for this descriptor: what the hold hangs
-        // on.
+        // O_EXCL asks the kernel for a separate state for this descriptor, to which the hold is
+        // tied.
         let cleanup = open_device(libc::O_EXCL).map_err(|source| ZfsError::Device { source })?;
         self.put_hold(name, tag, Some(cleanup.as_fd()))?;
         Ok(HoldGuard::new(Box::new(cleanup)))
@@ -381,13 +385,14 @@ impl Zfs for RealZfs {
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        let attempt = Attempt::new("give up the receive into", name);
+        let attempt = Attempt::new("abandon the receive into", name);
         let is_new = self
             .dataset(name)?
             .ok_or_else(|| attempt.refused(libc::ENOENT))?
             .inconsistent;
-        // Onto a dataset that was there the kernel receives into this hidden child. A receive that
-        // ended meanwhile left a snapshot, and the kernel destroys no dataset that has one.
+        // The kernel receives into this hidden child of an existing dataset. If the receive
+        // completed in the meantime, it left a snapshot, and the kernel does not destroy a dataset
+        // that has snapshots.
         let state = if is_new {
             name.to_string()
         } else {

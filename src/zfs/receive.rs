@@ -1,9 +1,9 @@
-//! Receiving: the kernel reads the stream out of a pipe, on a thread that does nothing else, while
-//! the calling thread copies it there from wherever it comes.
+//! Receiving: the kernel reads the stream from a pipe, on a thread that does nothing else, while
+//! the calling thread copies the stream from its source into the pipe.
 //!
-//! The last 312 bytes are given to the kernel only once the source has said that nothing follows.
-//! They are the END record, without which the kernel keeps nothing: so a source that notices damage
-//! only at its end (a checksum of the whole, say) still prevents the snapshot.
+//! The last 312 bytes are passed to the kernel only after the source has reported its end. They are
+//! the END record, without which the kernel commits nothing: a source that detects damage only at
+//! its end (by a checksum of the whole, for example) therefore still prevents the snapshot.
 
 use super::attempt::Attempt;
 use super::core::{self, Libraries, Outcome, ReceiveCall};
@@ -16,17 +16,18 @@ use std::io::{Error, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, Builder};
 
-/// Every record begins with a header of this size; END is one and nothing more.
+/// The size of a record's header. The END record is a header alone.
 const RECORD_BYTES: usize = 312;
-/// What is copied at once: the size of the pipe.
+/// The maximum number of bytes copied at once: the size of the pipe.
 const COPY_BYTES: usize = 1 << 20;
-/// Reads as 0x2F5bacbac in the sender's byte order.
+/// The magic number of BEGIN, 0x2F5bacbac in the sender's byte order.
 const BEGIN_MAGIC: u64 = 0x2_F5BA_CBAC;
 const FEATURE_RAW: u64 = 1 << 24;
-/// A stream as `lzc_send` makes it, as against a package of several streams.
+/// The header type of a single stream, as `lzc_send` makes it, in contrast to a package of several
+/// streams.
 const SUBSTREAM: u64 = 1;
 
-/// What the receiving thread found.
+/// The result of the receiving thread.
 struct Received {
     errno: i32,
     error_flags: u64,
@@ -34,21 +35,21 @@ struct Received {
     trailing: bool,
 }
 
-/// How the copying ended.
+/// The result of the copying.
 enum Copied {
-    /// All of it.
+    /// The whole stream was copied.
     Whole,
     /// The source failed.
     SourceFailed(Error),
-    /// The kernel's side was closed: its verdict says why.
+    /// The kernel closed its side of the pipe: its verdict has the reason.
     PipeClosed,
-    /// The pipe failed otherwise.
+    /// The pipe failed in another way.
     PipeFailed(Error),
 }
 
 /// Receives one stream; see [`super::Zfs::receive`].
 ///
-/// A property that could not be set is an error though the snapshot was received; so are bytes
+/// A property that could not be set is an error although the snapshot was received; so are bytes
 /// after END.
 pub(super) fn receive(
     libraries: &'static Libraries,
@@ -65,7 +66,7 @@ pub(super) fn receive(
         let thread = builder
             .spawn_scoped(scope, receive)
             .map_err(|error| attempt.failed(error))?;
-        // Owns the end to write: when it returns, or panics, the kernel sees the end.
+        // `copy` owns the write end: when it returns or panics, the kernel sees end of file.
         let copied = copy(stream, File::from(writer));
         let received = thread
             .join()
@@ -75,7 +76,7 @@ pub(super) fn receive(
     verdict(&attempt, request, received, copied)
 }
 
-/// The first record. The kernel wants it apart from the rest.
+/// Reads the first record, which the kernel takes separately.
 fn read_begin(
     request: &ReceiveRequest,
     stream: &mut (dyn Read + Send),
@@ -93,7 +94,7 @@ fn read_begin(
     }
 }
 
-/// Whether the stream is raw, which the kernel must be told; a stream of either byte order.
+/// Whether the stream is raw, which is an argument of the kernel's call. Accepts both byte orders.
 fn is_raw(request: &ReceiveRequest, begin: &[u8; RECORD_BYTES]) -> Result<bool, ZfsError> {
     let attempt = Attempt::new("receive", format_args!("the stream for {}", request.target));
     let word = |at: usize| {
@@ -116,7 +117,7 @@ fn is_raw(request: &ReceiveRequest, begin: &[u8; RECORD_BYTES]) -> Result<bool, 
     Ok((version >> 2) & FEATURE_RAW != 0)
 }
 
-/// Runs on its own thread; closes the pipe when done, so that the copying side notices.
+/// Receives on its own thread; closes the pipe when done, so that the copying side notices.
 fn receive_here(
     libraries: &'static Libraries,
     request: &ReceiveRequest,
@@ -150,8 +151,8 @@ fn receive_here(
     };
     let (outcome, error_flags) =
         called().unwrap_or_else(|errno| (Outcome { errno, list: None }, 0));
-    // The kernel stops reading at END. Whatever else is in the pipe by the time that the source has
-    // ended is too much.
+    // The kernel stops reading at END. Any bytes left in the pipe once the source has ended are
+    // excess.
     let trailing = outcome.errno == 0 && !matches!(File::from(input).read(&mut [0]), Ok(0));
     Received {
         errno: outcome.errno,
@@ -191,8 +192,8 @@ fn write_all(pipe: &mut File, bytes: &[u8]) -> Result<(), Copied> {
     })
 }
 
-/// The first cause: the source's error before the kernel's complaint about a cut stream, and the
-/// kernel's refusal before the closed pipe that came of it.
+/// Returns the first cause: the source's error takes precedence over the kernel's error about a cut
+/// stream, and the kernel's refusal over the closed pipe that it caused.
 fn verdict(
     attempt: &Attempt,
     request: &ReceiveRequest,

@@ -1,10 +1,10 @@
 //! [`RecordedZfs`]: a send stream that was recorded in a file, in place of a pool. For benchmarks,
-//! and for tests on hosts without ZFS: the stream goes the way of every other, and only where it
-//! comes from is made up.
+//! and for tests on hosts without ZFS: the stream takes the normal path, and only its source
+//! differs.
 //!
-//! It has one dataset with one snapshot, both as the stream's first record names them, and changes
-//! nothing anywhere: holds and bookmarks are forgotten with the process. What only a pool can do is
-//! refused.
+//! The pool has one dataset with one snapshot, both named by the stream's first record, and is
+//! never changed: holds and bookmarks are forgotten with the process. Operations that need a real
+//! pool are refused.
 
 use super::attempt::Attempt;
 use super::send::enlarge_pipe;
@@ -22,18 +22,18 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// The feature flag of a stream from which data was taken out.
+/// The feature flag of a redacted stream, from which data was removed.
 const REDACTED: u64 = 1 << 21;
-/// What the manifest says in place of a module's version.
+/// The module version that the manifest records.
 const VERSION: &str = "recorded";
 
-/// One recorded stream. A pipe can be sent from once; a file as often as it must.
+/// A recorded stream. A pipe can be sent from once, a file any number of times.
 pub struct RecordedZfs {
     path: PathBuf,
     head: [u8; HEADER_BYTES],
     begin: BeginRecord,
     snapshot: SnapshotName,
-    /// Open behind the first record; taken by the first send.
+    /// The file, positioned after the first record; the first send takes it.
     opened: Mutex<Option<File>>,
     /// The file's length; `None` for a pipe.
     file_bytes: Option<u64>,
@@ -43,8 +43,8 @@ impl RecordedZfs {
     /// Opens the file or pipe and reads its first record.
     ///
     /// # Errors
-    /// [`ZfsError::System`] when it cannot be read; [`ZfsError::Malformed`] unless it begins as a
-    /// full stream does.
+    /// [`ZfsError::System`] when the file cannot be read; [`ZfsError::Malformed`] unless it begins
+    /// as a full stream does.
     pub fn open(path: &Path) -> Result<Self, ZfsError> {
         let attempt = Attempt::new("read the recorded stream", path.display());
         let failed = |error| attempt.failed(error);
@@ -75,7 +75,7 @@ impl RecordedZfs {
         })
     }
 
-    /// The dataset that the stream names.
+    /// Returns the name of the dataset in the stream.
     pub fn dataset_name(&self) -> &DatasetName {
         self.snapshot.dataset()
     }
@@ -96,7 +96,7 @@ impl RecordedZfs {
             .unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// The rest of the stream, behind its first record.
+    /// Returns the rest of the stream, after its first record.
     fn rest(&self, attempt: &Attempt) -> Result<File, ZfsError> {
         if let Some(file) = self
             .opened
@@ -124,7 +124,8 @@ impl RecordedZfs {
     }
 }
 
-/// A guid for what the stream gives only a name of; always the same.
+/// Derives a guid from a name, for objects whose guid the stream does not have. The result is
+/// always the same.
 fn guid_of(name: &str) -> Guid {
     Guid(u64::from_le_bytes(
         *blake3::hash(name.as_bytes())
@@ -164,7 +165,7 @@ impl Zfs for RecordedZfs {
         Ok(vec![Snapshot {
             name: self.snapshot.clone(),
             guid: self.begin.snapshot_guid,
-            // The stream does not say it. Times have the same order.
+            // The stream does not record the txg. Creation times have the same order.
             createtxg: self.begin.creation_time,
             created_at: self.created_at(),
             referenced_bytes: self.file_bytes.unwrap_or(0),
@@ -237,7 +238,8 @@ impl Zfs for RecordedZfs {
             .ok_or_else(|| self.refused("estimate the stream of", &request.snapshot))
     }
 
-    /// The verdict is always good: whether the stream is whole, its END record says.
+    /// Sends the recorded stream. The verdict is always success: the END record shows whether the
+    /// stream is complete.
     fn send(&self, request: &SendRequest) -> Result<SendStream, ZfsError> {
         if request.snapshot != self.snapshot {
             return Err(Self::missing("send", &request.snapshot));
@@ -257,7 +259,7 @@ impl Zfs for RecordedZfs {
     }
 
     fn abort_receive(&self, name: &DatasetName) -> Result<(), ZfsError> {
-        Err(self.refused("give up the receive of", name))
+        Err(self.refused("abandon the receive into", name))
     }
 
     fn inherit_property(&self, name: &DatasetName, _: &str) -> Result<(), ZfsError> {

@@ -10,28 +10,29 @@ use std::io::Error;
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::Builder;
 
-/// The largest pipe that an ordinary user may have (`/proc/sys/fs/pipe-max-size`): one that holds
-/// several records lets kernel and reader work at once. Where it is refused, the default of 64 KiB
-/// serves.
+/// The largest pipe that an ordinary user may have (`/proc/sys/fs/pipe-max-size`). A pipe that
+/// holds several records lets kernel and reader work in parallel. If the kernel refuses this size,
+/// the pipe keeps the default of 64 KiB.
 const PIPE_BYTES: usize = 1 << 20;
 
-/// A pipe that no child inherits, enlarged while it is empty (later the kernel may lock up on it):
-/// the end to read, the end to write. Both block; ZFS takes a full pipe that does not block for an
-/// error.
+/// Makes a close-on-exec pipe and enlarges it while it is empty (a later resize can lock up the
+/// kernel's writer). Returns the read end and the write end. Both block, because ZFS takes a full
+/// non-blocking pipe for an error.
 pub(super) fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     enlarge_pipe(&writer);
     Ok((reader, writer))
 }
 
-/// Lets a pipe hold more. A smaller one is slower and nothing else, and what is no pipe stays as it
-/// is.
+/// Enlarges a pipe. Failure is ignored: a smaller pipe is only slower, and a descriptor that is no
+/// pipe stays as it is.
 pub fn enlarge_pipe(pipe: impl AsFd) {
     let _ = fcntl_setpipe_size(pipe, PIPE_BYTES);
 }
 
-/// Starts a send. Dropping the reader cancels it: the kernel's next write fails, and the verdict
-/// says so (EINTR or EPIPE). A send that finds nothing to write for a while notices that late.
+/// Starts a send. Dropping the reader cancels the send: the kernel's next write fails, and the
+/// verdict is EINTR or EPIPE. A send that has nothing to write for a while notices the cancellation
+/// late.
 pub(super) fn start(
     libraries: &'static Libraries,
     request: &SendRequest,
@@ -41,8 +42,8 @@ pub(super) fn start(
     let flags = send_flag_bits(request.flags);
     let resume = request.resume.map(|resume| (resume.object, resume.offset));
     let (reader, writer) = pipe().map_err(|error| attempt.failed(error))?;
-    // The thread owns the end to write, so that it is closed, and the reader sees the end, however
-    // the thread ends.
+    // The thread owns the write end, so that the pipe is closed and the reader sees end of file
+    // however the thread ends.
     let send = move || {
         core::block_signals();
         let errno = libraries.send(&snapshot, base.as_deref(), writer.as_fd(), flags, resume);

@@ -1,9 +1,9 @@
-//! [`ResumeToken`]: what the kernel says of a receive that was cut, in the property
+//! [`ResumeToken`]: the kernel's description of an interrupted receive, in the property
 //! `receive_resume_token`.
 //!
-//! It reads `1-SUM-BYTES-HEX`: a version, the first word of Fletcher-4 over the compressed bytes,
-//! the length of what they become, and these bytes: a packed list under zlib. Source: OpenZFS
-//! `get_receive_resume_token_impl`.
+//! The text has the form `1-SUM-BYTES-HEX`: a version, the first word of Fletcher-4 over the
+//! compressed bytes, their length after decompression, and the bytes themselves: a packed list
+//! under zlib. Source: OpenZFS `get_receive_resume_token_impl`.
 
 use super::{Dataset, PropertyValue, ZfsError};
 use crate::model::Guid;
@@ -11,39 +11,39 @@ use crate::stream::fletcher::{ByteOrder, Fletcher4};
 use crate::stream::nvlist::{PackedValue, read_packed, write_packed};
 use std::collections::BTreeMap;
 
-/// The property.
+/// The name of the property.
 pub const RESUME_TOKEN_PROPERTY: &str = "receive_resume_token";
-/// A list has ten values and a name of 256 bytes; redaction adds guids.
+/// The largest unpacked list. A list has ten values and a name of 256 bytes; redaction adds guids.
 const LIST_BYTES_MAX: usize = 1 << 20;
 
-/// Where a cut receive goes on, and of what.
+/// The snapshot and the resume point of an interrupted receive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResumeToken {
-    /// The object of the last record that is in the pool for good.
+    /// The object of the last record that is persistent in the pool.
     pub object: u64,
-    /// Its offset; 0 also when it was the object itself.
+    /// The offset of that record; 0 also if the record is the object itself.
     pub offset: u64,
-    /// Stream bytes that the kernel read up to there. More than the position once a receive was
-    /// resumed: a hint only.
+    /// Stream bytes that the kernel read up to that record. After a resume the value exceeds the
+    /// position: only a hint.
     pub bytes: u64,
-    /// The snapshot that is being received.
+    /// The guid of the snapshot that is being received.
     pub to_guid: Guid,
-    /// Its base.
+    /// The guid of the base.
     pub from_guid: Option<Guid>,
     /// The snapshot's name on the sender.
     pub to_name: String,
-    /// The stream had large blocks.
+    /// Whether the stream had large blocks.
     pub large_blocks: bool,
-    /// The stream had embedded blocks.
+    /// Whether the stream had embedded blocks.
     pub embedded: bool,
-    /// The stream had compressed blocks.
+    /// Whether the stream had compressed blocks.
     pub compressed: bool,
-    /// The stream was raw.
+    /// Whether the stream was raw.
     pub raw: bool,
 }
 
 impl ResumeToken {
-    /// Reads a token; `None` for what is none of version 1, or damaged.
+    /// Parses a token. Returns `None` unless it is an intact token of version 1.
     pub fn parse(text: &str) -> Option<Self> {
         let mut fields = text.split('-');
         let (version, sum) = (
@@ -83,7 +83,7 @@ impl ResumeToken {
         })
     }
 
-    /// The token as the kernel would write it: for the ZFS in memory.
+    /// Writes the token in the kernel's form, for the fake.
     pub(super) fn to_text(&self) -> String {
         let mut values = BTreeMap::from([
             ("toname".to_owned(), PackedValue::Text(self.to_name.clone())),
@@ -108,7 +108,7 @@ impl ResumeToken {
     }
 }
 
-/// The token of a packed list, whatever is in that.
+/// Makes the token of a packed list with any content.
 pub(crate) fn token_of_list(list: &[u8]) -> String {
     let packed = miniz_oxide::deflate::compress_to_vec_zlib(list, 6);
     let hex: String = packed.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -116,7 +116,8 @@ pub(crate) fn token_of_list(list: &[u8]) -> String {
 }
 
 impl Dataset {
-    /// The state of a receive into it that was cut; `None` when there is none.
+    /// Returns the state of an interrupted receive into this dataset; `None` if there is no such
+    /// state.
     ///
     /// # Errors
     /// [`ZfsError::Malformed`] for a token that cannot be read: never "none".
@@ -135,7 +136,7 @@ impl Dataset {
     }
 }
 
-/// Over whole words only, as the kernel does it.
+/// Sums whole words only, as the kernel does.
 fn first_word(packed: &[u8]) -> u64 {
     let mut sum = Fletcher4::default();
     sum.absorb(packed.as_chunks().0, ByteOrder::Little);
@@ -207,8 +208,8 @@ mod tests {
         }
     }
 
-    /// As OpenZFS 2.3.2 wrote them, of a full stream and of a raw one; `zstream token` says the
-    /// same of the second.
+    /// Tokens that OpenZFS 2.3.2 wrote, of a full stream and of a raw one; `zstream token` agrees
+    /// on the second.
     #[test]
     fn tokens_of_a_kernel_are_read() {
         let full = concat!(

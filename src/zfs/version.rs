@@ -1,28 +1,28 @@
-//! Which versions of the ZFS kernel module this tool talks to. The ioctls have no version of their
-//! own, so the version of the module is checked before the first of them.
+//! The supported versions of the ZFS kernel module. The ioctls have no version of their own, so the
+//! version of the module is checked before the first ioctl.
 
 use super::ZfsError;
 
-/// The series of OpenZFS whose headers `vendor/check.sh` compiles our declarations with: those that
-/// Debian has packages of.
+/// The series of OpenZFS whose headers `vendor/check.sh` compiles our declarations with: the series
+/// packaged by Debian.
 const COMPILED_SERIES: [&str; 3] = ["2.1", "2.3", "2.4"];
 
-/// The series whose headers a person compared with those of the compiled ones before and after it.
-/// No test covers them.
+/// The series whose headers were compared by hand with those of the compiled series before and
+/// after. No test covers them.
 const COMPARED_SERIES: [&str; 1] = ["2.2"];
 
-/// The environment variable that lets this tool talk to one more series; its value is that series.
+/// The environment variable that allows one more series; its value is that series.
 pub const ALLOW_VARIABLE: &str = "ZFS_BACKUP_ALLOW_ZFS";
 
 /// The file in which the kernel shows the version of the module.
 pub const MODULE_VERSION: &str = "/sys/module/zfs/version";
 
-/// The minor revision of OpenZFS's development versions: 2.4.99 comes after the last 2.4 and is
-/// none.
+/// The minor revision of OpenZFS's development versions: 2.4.99 follows the last 2.4 and belongs to
+/// no series.
 const DEVELOPMENT: &str = "99";
 
-/// Returns the series of a module's version, `2.3` of `2.3.2-1`. A development version is a series
-/// of its own, `2.4.99`, and a version of another form is its own series as a whole.
+/// Returns the series of a module's version: `2.3` of `2.3.2-1`. A development version is a series
+/// of its own, `2.4.99`, and a version of any other form is a series as a whole.
 pub(super) fn series(version: &str) -> &str {
     let mut dots = version.match_indices('.').map(|(at, _)| at);
     let Some((first, second)) = dots.next().zip(dots.next()) else {
@@ -45,7 +45,7 @@ pub(super) fn series(version: &str) -> &str {
     }
 }
 
-/// The known series as a list for people.
+/// Returns the known series as text for people.
 pub fn known_series() -> String {
     let mut known: Vec<&str> = COMPILED_SERIES
         .iter()
@@ -88,7 +88,7 @@ mod tests {
             ("2.4.0-rc1", "2.4"),
             ("2.1.11-1", "2.1"),
             ("2.10.0-1", "2.10"),
-            // Development versions may have the next series' structures.
+            // Development versions may have the structures of the next series.
             ("2.4.99-1", "2.4.99"),
             ("2.4.99-123_gabcdef012", "2.4.99"),
             ("git", "git"),

@@ -261,7 +261,7 @@ fn a_configuration_of_the_older_tool_is_told_how_to_come_over_and_does() {
     check(
         &zb(&["-c", &file, "config", "check"], ""),
         0,
-        &["good", "which is not there"],
+        &["good", "which does not exist"],
     );
     check(
         &zb(&["config", "convert", "/no/such.ini"], ""),

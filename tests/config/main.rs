@@ -362,6 +362,6 @@ fn key_files_and_hooks_are_checked_when_they_are_there() {
         .collect();
     assert_eq!(
         missing,
-        ["main.on_success names /no/such/hook, which is not there"]
+        ["main.on_success names /no/such/hook, which does not exist"]
     );
 }

@@ -67,16 +67,16 @@ fn toml_with_a_slip_is_not_taken_for_ini() {
 fn a_key_given_twice_is_named() {
     assert_snapshot!(screen(&with("remote = \"file:/x\"", "")), @r"
     zb.toml:5: this is not TOML: duplicate key
-      hint: `remote` stands twice: keep one of them
+      hint: `remote` is set twice: keep one of them
     ");
 }
 
 #[test]
 fn keys_outside_sections_and_unknown_sections() {
     assert_snapshot!(screen(&format!("zfs_fs = \"tank\"\nfrobnicate = 1\nsend = 2\n{}", with("", "[backup_sequence]\n[foo]"))), @r"
-    zb.toml:1: zfs_fs stands outside all sections
+    zb.toml:1: zfs_fs is outside all sections
       hint: it belongs in [main]
-    zb.toml:2: frobnicate is not a known key, and stands outside all sections
+    zb.toml:2: frobnicate is not a known key, and is outside all sections
     zb.toml:3: send is a section
       expected: keys below a line of its name in brackets
     zb.toml:9: [backup_sequence] is not a known section
@@ -165,10 +165,10 @@ fn two_ways_to_encrypt() {
     zb.toml:1: main.verify_keys is missing
       expected: the public half of the signing key, because without it nothing that is stored can be checked
       hint: it is the last line of the .pub file that minisign wrote
-    zb.toml:4: main.encryption_passphrase_file stands beside main.encryption_passphrase
+    zb.toml:4: main.encryption_passphrase_file conflicts with main.encryption_passphrase
       expected: only one of them
       hint: remove `encryption_passphrase_file` or the other one
-    zb.toml:6: main.encryption_recipients stands beside main.encryption_passphrase
+    zb.toml:6: main.encryption_recipients conflicts with main.encryption_passphrase
       expected: only one of them
       hint: keep the passphrase on hosts that restore, the recipients on hosts that only back up
     ");
@@ -282,7 +282,7 @@ fn credentials_by_halves() {
     assert_snapshot!(screen(&with("", rest)), @r#"
     zb.toml:6: s3.secret_access_key_file is missing
       expected: the other half of access_key_id_file
-    zb.toml:7: s3.profile stands beside access_key_id_file and secret_access_key_file
+    zb.toml:7: s3.profile conflicts with access_key_id_file and secret_access_key_file
       expected: only one of them
     zb.toml:9: s3.endpoint is "s3.example.org"
       expected: a URL, https://HOST or https://HOST:PORT, without a bucket in it
@@ -540,14 +540,14 @@ fn advice_says_what_a_configuration_costs() {
     evidence: verify-checksums compares the SHA-256 of each chunk's part SHA-256s, computed by the store
     full: at 20M a second, the slowest limit of the day, 1T takes 15 hours
     zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
-    passphrase: it has fewer than 16 characters; whoever copies the keyring from the store can try passphrases at leisure
+    passphrase: it has fewer than 16 characters; anyone who copies the keyring from the store can try passphrases offline
     lock: nobody without a special permission can delete what is stored for 30 days, and prune-remote waits for it; each commit extends the locks of its chain; a store that cannot do that will be refused
     ");
     let local = "[main]\nzfs_fs = \"t\"\nencryption_passphrase_file = \"/k\"\nintermediate_basedir = \"/x\"\n";
     assert_snapshot!(advice(local), @r"
     memory: at most 96M: parts of 8M x (4 in flight + 2) + 48M
     zfs key: an encrypted dataset is sent raw: to read it after a restore the ZFS key must survive too, apart from this host
-    copies: there is no remote: all backups lie on this host and go with it
+    copies: no remote is configured: all backups are on this host and are lost with it
     ");
     let strong = advice(&format!(
         "{local}[send]\ncompression = \"zstd:12,long=25\"\n"

@@ -147,11 +147,15 @@ fn a_manifest_that_is_not_believed_keeps_everything() {
             reason: "its format is 2".to_owned(),
             damage,
         });
-        assert_nothing_goes(&shelf.plan(), "is not believed: its format is 2", damage);
+        assert_nothing_goes(
+            &shelf.plan(),
+            "is invalid or untrusted: its format is 2",
+            damage,
+        );
         // Also when a record would explain that it goes: it did not.
         let mut named = shelf.clone();
         named.record(&id, "2026-03-30");
-        assert_nothing_goes(&named.plan(), "is not believed", damage);
+        assert_nothing_goes(&named.plan(), "is invalid or untrusted", damage);
     }
 }
 
@@ -162,14 +166,14 @@ fn a_signature_without_its_manifest_keeps_everything_unless_a_record_explains_it
     shelf.leftover(&id).was_committed = true;
     assert_nothing_goes(
         &shelf.plan(),
-        "is missing, and its signature or a hidden version of it is there",
+        "is missing, and its signature or a hidden version of it exists",
         true,
     );
     let mut held = shelf.clone();
     held.full(40, "2026-03-20");
     assert_nothing_goes(
         &held.plan(),
-        "is missing, and its signature or a hidden version of it is there",
+        "is missing, and its signature or a hidden version of it exists",
         false,
     );
     shelf.record(&id, "2026-03-30");
@@ -267,7 +271,7 @@ fn an_unfinished_upload_of_anyone_pins_the_chain_of_its_base() {
     assert_eq!(labels(plan.left_alone.iter().map(|left| &left.id)), "i40");
     assert_eq!(
         plan.left_alone[0].why,
-        "an unfinished upload; no proof that it is over"
+        "an unfinished upload; no proof that it was abandoned"
     );
     // Once it is proved to be over it pins nothing, and goes.
     shelf.never_committing.insert(id.clone());
@@ -355,7 +359,7 @@ fn an_upload_that_cannot_be_read_pins_everything() {
             reason: "forged".to_owned(),
             damage,
         });
-        assert_nothing_goes(&shelf.plan(), "builds on is not known: forged", damage);
+        assert_nothing_goes(&shelf.plan(), "is unknown: forged", damage);
     }
     shelf.leftover(&id).started = StartedFact::Absent;
     assert_nothing_goes(&shelf.plan(), "its started.json is not there", false);
@@ -409,28 +413,28 @@ fn leftovers_go_only_on_positive_proof() {
             what: "a day less",
             journal: true,
             newest: Some("2026-03-19"),
-            proof: Err("may go on"),
+            proof: Err("can be resumed"),
             ..base
         },
         Case {
             what: "may go on",
             journal: true,
             newest: recent,
-            proof: Err("may go on"),
+            proof: Err("can be resumed"),
             ..base
         },
         Case {
             what: "age unknown",
             journal: true,
             newest: None,
-            proof: Err("does not say how old"),
+            proof: Err("does not report its age"),
             ..base
         },
         Case {
             what: "near its commit",
             journal: true,
             committed: true,
-            proof: Err("signature is there"),
+            proof: Err("of its manifest exists"),
             ..base
         },
         Case {
@@ -457,7 +461,7 @@ fn leftovers_go_only_on_positive_proof() {
             what: "put again since",
             record: Some("2026-03-24"),
             newest: recent,
-            proof: Err("objects were put since"),
+            proof: Err("newer objects exist"),
             ..base
         },
         Case {
@@ -477,7 +481,7 @@ fn leftovers_go_only_on_positive_proof() {
             what: "a record, age unknown",
             record: Some("2026-03-02"),
             newest: None,
-            proof: Err("does not say how old"),
+            proof: Err("does not report its age"),
             ..base
         },
     ];
@@ -541,7 +545,7 @@ fn a_backup_that_a_receipt_saw_and_that_is_gone_keeps_everything() {
     });
     assert_nothing_goes(
         &shelf.plan(),
-        "it is gone, and no signed prune record says why",
+        "which no longer exists, and no signed prune record explains it",
         true,
     );
     let mut named = shelf.clone();
@@ -726,7 +730,7 @@ fn an_unreachable_remote_keeps_everything() {
     let (shelf, chains) = intermediate();
     let plan = shelf.plan_beside(Beside::Unreachable);
     assert_eq!((deleted(&plan).as_str(), doubts(&plan).len()), ("", 0));
-    assert_eq!(reasons(&plan, &chains[0][0]), "the remote cannot be asked");
+    assert_eq!(reasons(&plan, &chains[0][0]), "the remote is unreachable");
 }
 
 #[test]

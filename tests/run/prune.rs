@@ -398,7 +398,7 @@ async fn a_journal_that_came_back_from_the_past_proves_nothing_against_a_hidden_
     assert!(
         doubts
             .iter()
-            .any(|doubt| doubt.contains("a hidden version of it is there")),
+            .any(|doubt| doubt.contains("a hidden version of it exists")),
         "{doubts:?}"
     );
     // A store that does not let us see is no proof either.

@@ -669,7 +669,7 @@ async fn objects_that_are_newer_than_the_record_by_the_stores_clock_are_of_someb
         assert!(done.deleted.is_empty(), "{:?}", done.deleted);
         let left = &done.look.plan.left_alone;
         assert!(
-            left[0].id == again.id && left[0].why.contains("objects were put since"),
+            left[0].id == again.id && left[0].why.contains("newer objects exist"),
             "{left:?}"
         );
         assert!(there.iter().all(|key| world.store.object(key).is_some()));

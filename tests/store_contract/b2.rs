@@ -1,4 +1,4 @@
-//! What only B2 has: its evidence, keys with few rights, versions and hide markers, upload URLs,
+//! Tests for B2 only: its evidence, keys with few rights, versions and hide markers, upload URLs,
 //! pages.
 
 use crate::b2_sim::{B2Sim, BUCKET, Fault, KEY, KEY_ID, SimOptions, credentials};
@@ -18,7 +18,7 @@ pub(crate) fn connect(settings: B2Settings) -> B2Store {
     B2Store::new(settings).unwrap()
 }
 
-/// The whole story as a person would see it.
+/// Checks the complete error text as a user would see it.
 pub(crate) fn assert_says(error: &StoreError, parts: &[&str]) {
     let mut story = error.to_string();
     let mut next = error.source();

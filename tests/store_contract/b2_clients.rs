@@ -1,5 +1,5 @@
-//! The simulator itself, held against clients that others wrote: rclone's b2 backend and
-//! Backblaze's own b2sdk.
+//! The simulator itself, tested with clients by other authors: rclone's b2 backend and Backblaze's
+//! own b2sdk.
 
 use crate::b2::connect;
 use crate::b2_sim::{B2Sim, BUCKET, KEY, KEY_ID, SimOptions};
@@ -12,7 +12,7 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 use zfs_backup::store::{B2Settings, DirSettings, DirStore, ObjectStore};
 
-/// What both insist on is smallest.
+/// The smallest part size that both clients accept.
 const PART: usize = 5_000_000;
 
 fn sim() -> B2Sim {
@@ -116,7 +116,7 @@ async fn rclone_finds_the_simulator_to_be_b2() {
         "a b+ü %20/\n".as_bytes(),
         "a folder"
     );
-    // What rclone stored is what our store reads, and the other way round.
+    // Our store reads what rclone stored, and rclone reads what our store stored.
     let store = connect(sim.settings());
     assert!(
         store
@@ -228,7 +228,7 @@ fn b2sdk_finds_the_simulator_to_be_b2() {
 
 const PASSPHRASE: &str = "frozen for ever in version one";
 
-/// The program with the simulator for B2; a passphrase comes on stdin.
+/// Runs the program with the simulator as B2, and the passphrase on stdin.
 fn zb(sim: &B2Sim, key: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zfs-backup"));
     command
@@ -242,7 +242,7 @@ fn zb(sim: &B2Sim, key: &str, arguments: &[&str]) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // A program that is refused first reads no passphrase.
+    // A program that fails early reads no passphrase.
     let _ = child.stdin.take().unwrap().write_all(PASSPHRASE.as_bytes());
     child.wait_with_output().unwrap()
 }

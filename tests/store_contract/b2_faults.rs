@@ -1,5 +1,5 @@
-//! What goes wrong with B2 every day, each to its end: the object is whole and nothing is left
-//! over, or the failure has its kind and its advice, and nothing is left over either.
+//! Everyday faults of B2, each tested to its end: either the object is complete, or the failure has
+//! its kind and its hint; in both cases nothing is left over.
 
 use crate::b2::{assert_says, connect};
 use crate::b2_sim::{B2Sim, Fault};
@@ -30,7 +30,8 @@ async fn store_object(store: &B2Store, large: bool) -> (Bytes, Result<Evidence, 
     (bytes, stored)
 }
 
-/// Stores an object while things go wrong; it must be there, whole, once, and nothing else.
+/// Stores an object while faults occur. The object must then exist completely and once, with
+/// nothing else in the bucket.
 async fn ridden_out(sim: &B2Sim, store: &B2Store, large: bool, what: &str) {
     let (bytes, stored) = store_object(store, large).await;
     let evidence = stored.unwrap_or_else(|error| panic!("{what}: {error:?}"));
@@ -351,7 +352,7 @@ async fn one_task_renews_the_token_for_all() {
             1,
             "the bucket does not change its id"
         );
-        // The upload URL is over too.
+        // The upload URL has expired too.
         store
             .put_new(&key(&format!("y{round}")), pattern(10, 1))
             .await

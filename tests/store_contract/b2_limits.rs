@@ -1,4 +1,4 @@
-//! Answers of a server that is not B2, or no longer: longer than any of B2's.
+//! Responses of a server that is not B2, or not B2 any more: longer than any of B2's.
 
 use crate::b2::{assert_says, connect};
 use crate::b2_sim::credentials;
@@ -8,17 +8,17 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use zfs_backup::store::{B2Settings, ObjectStore, StoreErrorKind};
 
-/// More than any answer of B2 may have.
+/// A length above the limit for any response of B2.
 const LONG_BYTES: usize = 80 << 20;
 
-/// A server that answers every request with this status and [`LONG_BYTES`], until the client has
-/// enough.
+/// Starts a server that answers every request with this status and [`LONG_BYTES`], until the client
+/// closes the connection.
 fn serve(status: &'static str) -> B2Settings {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = Some(format!("http://{}", listener.local_addr().unwrap()));
     thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            // The client goes away when it has enough.
+            // The client closes the connection when it has read enough.
             let _ = answer(stream, status);
         }
     });

@@ -38,7 +38,7 @@ async fn a_probe_leaves_nothing_behind_also_after_an_error() {
         "b2_list_unfinished_large_files",
         "b2_cancel_large_file",
     ] {
-        // As often as a call is tried: then the probe fails, and what cleans up after it does not.
+        // The number of attempts of one call: the probe then fails, and its clean-up does not.
         sim.fail(call, 0, 6, Fault::Status(500, "internal_error"));
         let error = store.probe(UNDER).await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Unavailable, "{call}");
@@ -166,7 +166,7 @@ async fn files_are_locked_as_they_come_and_locked_on() {
         &error,
         &["lock unseen", "the store shows none", "readFileRetentions"],
     );
-    // A probe locks nothing.
+    // A probe locks no object.
     let probe = store.probe(UNDER).await.unwrap().unwrap();
     assert_eq!(probe.left_behind, Vec::<String>::new());
 }

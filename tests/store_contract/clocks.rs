@@ -15,7 +15,7 @@ use zfs_backup::store::{
 
 const DATE: &str = "Date: Sun, 22 Nov 2026 21:26:04 GMT\r\n";
 
-/// Starts a server that gives one answer to everything. Returns its port.
+/// Starts a server that gives one response to everything. Returns its port.
 fn serve(status: &'static str, lines: &'static str) -> u16 {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -57,7 +57,7 @@ async fn s3_tells_its_clock_by_any_answer() {
         ("404 Not Found", "Date: tomorrow\r\n", None),
         ("200 OK", DATE, None),
     ] {
-        // Another name for this host: the store takes it for another one.
+        // Another address of this host, which the store takes for another host.
         let store = s3("0.0.0.0", serve(status, lines)).await;
         assert_eq!(store.clock().await.unwrap(), clock, "{status} {lines}");
     }
@@ -65,8 +65,8 @@ async fn s3_tells_its_clock_by_any_answer() {
 
 #[tokio::test]
 async fn a_server_on_this_host_and_a_folder_have_the_clock_of_this_host_only() {
-    // The second is a name that only the resolver turns into an address of this host, as the name
-    // of this host in the local network is.
+    // The second name becomes an address of this host only through the resolver, like the name
+    // of this host in the local network.
     for host in ["127.0.0.1", "127.1"] {
         let store = s3(host, serve("404 Not Found", DATE)).await;
         assert_eq!(store.clock().await.unwrap(), None, "{host}");

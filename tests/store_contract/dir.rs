@@ -1,4 +1,5 @@
-//! What only a folder can get wrong: paths, permissions, full disks, and mounts that come and go.
+//! Tests for folders only: paths, permissions, full disks, and file systems that are mounted and
+//! unmounted.
 
 use crate::contract::{key, pattern, upload};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
@@ -35,7 +36,7 @@ fn open_temp() -> (TempDir, DirStore) {
     (dir, store)
 }
 
-/// All paths below a folder.
+/// Returns all paths below a folder.
 fn paths(root: &Path) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir(root).unwrap() {
@@ -219,7 +220,7 @@ async fn symbolic_links_are_not_followed() {
 #[test]
 fn unreadable_folders_fail_the_listing_that_needs_them() {
     let (dir, store) = open_temp();
-    // Root reads everything, unless its threads give that up.
+    // Root can read everything, unless its threads drop the capability.
     let unprivileged = runtime::Builder::new_multi_thread()
         .on_thread_start(|| {
             let mut sets = capabilities(None).unwrap();

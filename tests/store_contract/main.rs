@@ -1,6 +1,6 @@
-//! One contract, every store: memory, a folder (by each way of naming files), spools, B2 on a
-//! simulator, rclone over a folder and over that simulator, and S3 on a real server. Beside it,
-//! what only one kind of store can get wrong.
+//! One contract for every store: memory, a folder (with each method of naming files), spools, B2 on
+//! a simulator, rclone over a folder and over that simulator, and S3 on a real server. Further
+//! tests cover what is specific to one kind of store.
 
 #![expect(
     clippy::unwrap_used,
@@ -43,10 +43,10 @@ use zfs_backup::store::{
 
 const PART_BYTES: usize = 64 * 1024;
 
-/// A store and what must outlive it.
+/// A store, and the values that must outlive it.
 type World = (Arc<dyn ObjectStore>, Box<dyn Any>);
 
-/// One test for every case, in a module for every store.
+/// Makes a test for every case, in a module for every store.
 macro_rules! contract_tests {
     ($($case:ident)*) => {
         $(#[tokio::test]

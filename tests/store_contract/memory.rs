@@ -1,5 +1,5 @@
-//! The test double keeps its word: it records, fails and damages as a test orders. And the spool
-//! that stands before it.
+//! The test double itself: it records, fails and damages as a test demands. And the spool in front
+//! of it.
 
 use crate::contract::{key, pattern, upload};
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! The limit of speed and keys that change, on B2; and what must never be in a log.
+//! The bandwidth limit and rotated keys, on B2; and secrets that must never be logged.
 
 use crate::b2::{assert_says, connect};
 use crate::b2_sim::{B2Sim, BUCKET, Fault, KEY, credentials};
@@ -34,8 +34,8 @@ async fn all_uploads_together_keep_to_the_limit_and_can_be_sent_again() {
     };
     join_all([put(&stores[0], "x", &large), put(&stores[1], "x", &large)]).await;
     put(&stores[0], "y", &small).await;
-    // 721 kB go at least, and a bit of what came twice: 1.8 s; the last piece may go at once, and
-    // some is made good.
+    // At least 721 kB are sent, including a part that is sent twice: 1.8 s; the last piece may be
+    // sent at once, and late timers are partly made up for.
     let took = begun.elapsed();
     println!(
         "    2 x {} and {} bytes at 400 kB/s: {took:?}",
@@ -58,7 +58,7 @@ async fn all_uploads_together_keep_to_the_limit_and_can_be_sent_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn time_limits_follow_the_limit_of_speed() {
     let sim = B2Sim::start();
-    // A part takes 6.5 s then, and without the limit of speed an attempt might take 3.
+    // A part then takes 6.5 s, and without the bandwidth limit an attempt would be limited to 3 s.
     let limiter = Some(Arc::new(Limiter::new(10_000, || Some(10_000))));
     let (rate_bytes_min, attempt_slack) = (64 * 1024, Duration::from_secs(2));
     let store = connect(B2Settings {
@@ -73,7 +73,7 @@ async fn time_limits_follow_the_limit_of_speed() {
     assert_eq!(sim.requests("b2_upload_file"), 1, "one attempt was enough");
 }
 
-/// A store whose key stands in a file, so to speak, that says `old` until it is read the n-th time.
+/// Makes a store whose key source returns `old` until it is read the n-th time.
 fn store_of(
     sim: &B2Sim,
     old: &B2Credentials,
@@ -177,7 +177,8 @@ impl Write for Captured {
 }
 
 impl Captured {
-    /// Takes all that is logged in this process from now on, by us and by every library.
+    /// Captures everything that is logged in this process from now on, by this program and by every
+    /// library.
     pub(crate) fn begin() -> Self {
         let captured = Self::default();
         let to = captured.clone();

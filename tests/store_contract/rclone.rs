@@ -1,5 +1,5 @@
-//! rclone over a folder and over the simulator of B2: the contract, and what goes wrong when a
-//! program is the store. A script stands before the real rclone and does what a broken one would.
+//! rclone over a folder and over the simulator of B2: the contract, and the faults of a store that
+//! is a program. A script in front of the real rclone acts like a broken one.
 
 use crate::b2::assert_says;
 use crate::b2_sim::{B2Sim, BUCKET, KEY, KEY_ID, SimOptions};
@@ -24,7 +24,7 @@ pub(crate) fn real_rclone() -> PathBuf {
     find_program("rclone", "ZFS_BACKUP_RCLONE")
 }
 
-/// A folder with an rclone.conf of two remotes, a place for objects and a place to spool.
+/// A folder with an rclone.conf of two remotes, a folder for objects and a folder for spool files.
 pub(crate) struct Host {
     pub(crate) folder: TempDir,
 }
@@ -50,7 +50,7 @@ impl Host {
         self.folder.path().join(name)
     }
 
-    /// Settings for the folder of objects.
+    /// Returns settings for the folder of objects.
     fn disk(&self) -> RcloneSettings {
         RcloneSettings {
             program: real_rclone(),
@@ -75,8 +75,8 @@ impl Host {
         Spool::new(Arc::new(store), self.path("spool"))
     }
 
-    /// The settings with a script for rclone, which has the real one in `$real`. What it is given
-    /// goes to a file.
+    /// Returns the settings with a script in place of rclone, which has the real one in `$real`.
+    /// Its arguments are written to a file.
     fn with_script(&self, settings: RcloneSettings, script: &str) -> RcloneSettings {
         let (program, real) = (self.path("rclone.sh"), real_rclone());
         let text = format!(
@@ -84,8 +84,8 @@ impl Host {
             real.display(),
             self.path("arguments").display()
         );
-        // Renamed into place: a file that is open for writing cannot be run, and other tests fork
-        // at any time.
+        // The script is renamed into place: a file that is open for writing cannot be run, and
+        // other tests fork at any time.
         fs::write(self.path("rclone.new"), text).unwrap();
         fs::set_permissions(self.path("rclone.new"), fs::Permissions::from_mode(0o700)).unwrap();
         fs::rename(self.path("rclone.new"), &program).unwrap();
@@ -260,7 +260,7 @@ async fn a_place_that_is_not_there_is_an_error_and_never_made() {
     assert_says(
         &error,
         &[
-            "look into rclone:disk:",
+            "access rclone:disk:",
             "not-mounted",
             "directory not found",
             "rclone mkdir",
@@ -354,8 +354,7 @@ async fn what_cannot_work_is_said_before_anything_is_done() {
     assert_eq!(error.kind, StoreErrorKind::Invalid);
 }
 
-/// What a broken rclone makes of `copyto`: what it does, the kind of error that follows, and words
-/// of it.
+/// Broken versions of `copyto`: the script, the kind of the resulting error, and words of its text.
 const BROKEN_COPIES: [(&str, StoreErrorKind, &str); 6] = [
     (
         "exit 0",
@@ -473,7 +472,7 @@ async fn answers_that_were_cut_are_errors_and_never_less() {
         ("[ \"$1 $2\" = 'lsjson -R' ] && exit 3", ""),
         (
             "[ \"$1\" = cat ] && { \"$real\" \"$@\" | head -c 100; exit 0; }",
-            "1000 bytes were asked, 100 came",
+            "1000 bytes were requested, 100 received",
         ),
         (
             "[ \"$1\" = cat ] && { \"$real\" \"$@\"; echo more; exit 0; }",
@@ -503,7 +502,8 @@ async fn answers_that_were_cut_are_errors_and_never_less() {
         let listed = store.list("tank/@").await;
         let got = store.get(&name, Some(0..1000), 1000).await;
         let error = match script {
-            // Only rclone's own word means that a folder is not there; that word is believed.
+            // A folder counts as missing only if rclone itself reports it, and that report is
+            // trusted.
             _ if words.is_empty() => {
                 assert_eq!(listed.unwrap(), [], "{script}");
                 assert_eq!(
@@ -621,7 +621,7 @@ async fn a_key_that_b2_refuses_is_said_without_the_key() {
     fs::write(host.path("rclone.conf"), conf).unwrap();
     let error = refused(host.b2()).await;
     assert_eq!(error.kind, StoreErrorKind::Denied, "{error:?}");
-    assert_says(&error, &["look at the keys of [b2sim]"]);
+    assert_says(&error, &["check the keys of [b2sim]"]);
     assert!(!format!("{error:?}").contains("K005"));
 }
 
@@ -642,7 +642,7 @@ async fn versions_that_come_up_are_deleted_too() {
     );
 }
 
-/// For the test of the program.
+/// Returns the folder of the real rclone, for the test of the program.
 pub(crate) fn folder_of_rclone() -> PathBuf {
     real_rclone().parent().unwrap_or(Path::new("/")).to_owned()
 }

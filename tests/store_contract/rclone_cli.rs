@@ -1,4 +1,4 @@
-//! The program with a remote of rclone: a backup goes there, is verified, restored and pruned.
+//! The program with a remote of rclone: a backup is uploaded, verified, restored and pruned.
 
 use crate::output::check;
 use crate::rclone::{Host, folder_of_rclone};
@@ -17,7 +17,7 @@ fn zb(host: &Host, arguments: &[&str]) -> Output {
     command
         .args(arguments)
         .env("PATH", format!("{}:{path}", folder_of_rclone().display()));
-    // Things that a person's environment may have, and that must change nothing.
+    // Variables that a user's environment may have, and that must not change anything.
     command
         .env("RCLONE_CONFIG", host.path("rclone.conf"))
         .env("RCLONE_DRY_RUN", "true");
@@ -111,7 +111,7 @@ fn a_backup_goes_through_rclone_and_comes_back() {
             expected.trim()
         );
     }
-    // A byte changes at the provider: the hash of the remote tells it, without downloading.
+    // A byte changes at the provider: the hash of the remote shows it without a download.
     let chunk = glob(&host.path("objects"), ".zfs.age").swap_remove(0);
     let whole = fs::read(&chunk).unwrap();
     let mut changed = whole.clone();

@@ -1,5 +1,5 @@
-//! The contract and the failures of every day, against a real S3 server. One test, so that one
-//! server serves all cases; each case that fails is reported by its name.
+//! The contract and everyday failures, with a real S3 server. A single test, so that one server
+//! serves all cases; each failing case is reported by its name.
 
 mod broken;
 mod lock;
@@ -63,7 +63,7 @@ macro_rules! contract_list {
     };
 }
 
-/// Cases that are about S3 only; each gets settings with a prefix of its own.
+/// Runs cases for S3 only; each gets settings with a prefix of its own.
 macro_rules! own_cases {
     ($weed:expr, $($case:ident)*) => {
         vec![$({
@@ -121,7 +121,7 @@ async fn s3_keeps_the_contract_on_seaweedfs() {
         unreachable_endpoint_is_named
         silent_server_is_given_up
     });
-    // Many of them wait for time limits and pauses: side by side that costs nothing.
+    // Many cases wait for time limits and pauses, so running them concurrently costs nothing.
     let ended = stream::iter(cases)
         .map(|(name, case)| run(name, case))
         .buffer_unordered(CASES_AT_ONCE);
@@ -184,7 +184,7 @@ async fn connect_by(proxy: &Proxy, settings: S3Settings) -> S3Store {
     .await
 }
 
-/// The whole story as a person would see it.
+/// Returns the complete error text as a user would see it.
 fn story(error: &StoreError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -277,7 +277,7 @@ async fn delete_removes_all_versions(weed: Arc<Weed>, settings: S3Settings) {
     for seed in 0..3 {
         let (_, evidence) = store.put_new(&name, pattern(3, seed)).await.unwrap();
         assert!(evidence.version_id.is_some());
-        // Somebody else's plain delete leaves a marker, and the version behind it.
+        // A plain delete by somebody else leaves a marker, with the version behind it.
         client
             .delete_object()
             .bucket(bucket)

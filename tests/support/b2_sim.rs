@@ -1,11 +1,11 @@
-//! A strict simulator of Backblaze B2's native API on 127.0.0.1, in the test's own process, ended
-//! with it.
+//! A strict simulator of Backblaze B2's native API on 127.0.0.1. The simulator runs in the test's
+//! own process and ends with it.
 //!
-//! It keeps the rules that its documents state: capabilities and restrictions of keys, tokens that
-//! end, one upload at a time for an upload URL, a URL that is over once an upload failed, SHA-1s
+//! It follows B2's documented rules: capabilities and restrictions of keys, tokens that expire, one
+//! upload at a time for an upload URL, an upload URL that is invalid after a failed upload, SHA-1s
 //! compared on arrival and at the finish of a large file, smallest parts, names, versions, hide
-//! markers, pages. Unknown fields are refused. Large files stand where they were begun among the
-//! versions of a name. What goes wrong on purpose is said by [`Fault`].
+//! markers, pages. Unknown fields are refused. Large files are ordered by their start among the
+//! versions of a name. [`Fault`] lists the faults that can be injected.
 
 #[path = "b2_sim/calls.rs"]
 mod calls;
@@ -30,43 +30,44 @@ use zfs_backup::store::{B2Credentials, B2Settings};
 pub(crate) const KEY_ID: &str = "0051master0001";
 pub(crate) const KEY: &str = "K005-do-not-print-this";
 pub(crate) const BUCKET: &str = "contract";
-/// What the master key may do.
+/// The capabilities of the master key.
 const ALL: &str = "listKeys writeKeys deleteKeys listBuckets writeBuckets deleteBuckets listFiles readFiles writeFiles \
     deleteFiles shareFiles readBucketRetentions readFileRetentions writeFileRetentions";
-/// More at once are turned away: a client that leaks connections is found out.
+/// The maximum number of concurrent connections. More are refused, so that a client that leaks
+/// connections is detected.
 const CONNECTIONS_MAX: usize = 200;
-/// Nobody is waited for longer.
+/// The time limit for an idle client.
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
 
-/// What goes wrong with one request.
+/// A fault of one request.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
-    /// It is read and refused with this status and code.
+    /// The request is read and refused with this status and code.
     Status(u16, &'static str),
-    /// It is refused with 429, and the client is to stay away for so many seconds.
+    /// The request is refused with 429, and the client must pause for this many seconds.
     Busy(u64),
-    /// The connection breaks when half of the body has come.
+    /// The connection breaks after half of the body.
     Reset,
-    /// It is done, and the connection breaks before the answer.
+    /// The request is carried out, and the connection breaks before the response.
     LoseReply,
-    /// No answer comes for so long, then the connection breaks; nothing is done.
+    /// No response comes for this time, then the connection breaks; the request has no effect.
     Silence(Duration),
-    /// The body is read slowly: so long for each 16 KiB.
+    /// The body is read slowly, with this pause for each 16 KiB.
     SlowReader(Duration),
-    /// Only so many bytes of the body of the answer come.
+    /// Only this many bytes of the response body are sent.
     CutBody(usize),
-    /// One bit of the body changed on the way.
+    /// One bit of the body is flipped in transit.
     Garble,
-    /// The file is stored, and from then on another SHA-1 is said of it.
+    /// The file is stored, and another SHA-1 is reported for it from then on.
     LieSha1,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SimOptions {
     pub(crate) part_bytes_min: usize,
-    /// The newest version of the API that it knows.
+    /// The newest version of the API that the simulator supports.
     pub(crate) api_version_max: u32,
-    /// No page is longer than this.
+    /// The maximum length of a page.
     pub(crate) page_max: usize,
 }
 
@@ -90,7 +91,7 @@ struct Planned {
 #[derive(Default)]
 struct Faults {
     planned: Vec<Planned>,
-    /// State of a generator, and one request in how many fails.
+    /// The state of a random generator, and the number of requests among which one fails.
     random: Option<(u64, u64)>,
 }
 
@@ -105,7 +106,7 @@ pub(crate) struct Inner {
     parts_now: AtomicUsize,
     parts_at_once_max: AtomicUsize,
     ended: AtomicBool,
-    /// Where clients find it, if that is not its own address.
+    /// The URL that clients are told, if it is not the simulator's own address.
     reached_at: Mutex<Option<String>>,
 }
 
@@ -154,13 +155,13 @@ impl B2Sim {
         self.0.endpoint()
     }
 
-    /// From now on it tells its clients to find it there.
+    /// Sets the URL that clients are told from now on.
     #[allow(dead_code, reason = "only what stands behind something else needs it")]
     pub(crate) fn is_reached_at(&self, url: &str) {
         *self.0.reached_at.lock().unwrap() = Some(url.to_owned());
     }
 
-    /// Settings that reach the bucket on it, with short waits.
+    /// Returns settings for the simulator's bucket, with short pauses.
     pub(crate) fn settings(&self) -> B2Settings {
         B2Settings {
             bucket: BUCKET.to_owned(),
@@ -173,7 +174,7 @@ impl B2Sim {
         }
     }
 
-    /// Makes a key, for some buckets (all if there are none) and names that begin with `prefix`.
+    /// Makes a key, for some buckets (all if the list is empty) and names that begin with `prefix`.
     pub(crate) fn add_key(
         &self,
         id: &str,
@@ -193,26 +194,26 @@ impl B2Sim {
         made
     }
 
-    /// Deletes a key; its tokens are over.
+    /// Deletes a key; its tokens expire.
     pub(crate) fn remove_key(&self, id: &str) {
         let mut state = self.0.state.lock().unwrap();
         state.keys.remove(id);
         state.expire_tokens();
     }
 
-    /// Switches file lock on for the bucket.
+    /// Enables file lock in the bucket.
     pub(crate) fn allow_locks(&self) {
         self.0.state.lock().unwrap().buckets[0].locks = true;
     }
 
-    /// Gives the bucket lifecycle rules, and opens it to everybody.
+    /// Sets the lifecycle rules of the bucket, and whether it is public.
     pub(crate) fn describe_bucket(&self, lifecycle: serde_json::Value, public: bool) {
         let mut state = self.0.state.lock().unwrap();
         state.buckets[0].lifecycle = lifecycle;
         state.buckets[0].public = public;
     }
 
-    /// Until when the newest version of a name is locked, in milliseconds.
+    /// Returns the time until which the newest version of a name is locked, in milliseconds.
     pub(crate) fn locked_until(&self, name: &str) -> Option<u64> {
         let state = self.0.state.lock().unwrap();
         state.buckets[0]
@@ -228,7 +229,7 @@ impl B2Sim {
         self.0.state.lock().unwrap().add_bucket(name);
     }
 
-    /// The next `times` requests of this call fail, after `skip` that pass.
+    /// Makes the next `times` requests of this call fail, after `skip` that succeed.
     pub(crate) fn fail(&self, call: &'static str, skip: usize, times: usize, fault: Fault) {
         self.0.faults.lock().unwrap().planned.push(Planned {
             call,
@@ -238,7 +239,7 @@ impl B2Sim {
         });
     }
 
-    /// How many of the planned failures did not come yet.
+    /// Returns the number of planned failures that have not occurred yet.
     pub(crate) fn failures_left(&self) -> usize {
         self.0
             .faults
@@ -250,17 +251,17 @@ impl B2Sim {
             .sum()
     }
 
-    /// From now on one request in `one_in` fails, in one way or another; 0 for none.
+    /// Makes one request in `one_in` fail from now on, with a random fault; 0 for none.
     pub(crate) fn fail_at_random(&self, seed: u64, one_in: u64) {
         self.0.faults.lock().unwrap().random = (one_in > 0).then_some((seed | 1, one_in));
     }
 
-    /// All tokens of accounts are over, and all upload URLs.
+    /// Expires all tokens of accounts and all upload URLs.
     pub(crate) fn expire_tokens(&self) {
         self.0.state.lock().unwrap().expire_tokens();
     }
 
-    /// How often this call came.
+    /// Returns the number of requests of this call.
     pub(crate) fn requests(&self, call: &str) -> usize {
         self.0
             .calls
@@ -275,7 +276,7 @@ impl B2Sim {
         self.0.calls.lock().unwrap().clear();
     }
 
-    /// The calls that came and how often, in order of the name.
+    /// Returns the calls with their numbers of requests, in order of the name.
     pub(crate) fn tally(&self) -> Vec<(String, usize)> {
         let mut tally = std::collections::BTreeMap::new();
         for call in &*self.0.calls.lock().unwrap() {
@@ -284,7 +285,7 @@ impl B2Sim {
         tally.into_iter().collect()
     }
 
-    /// All versions in the bucket: name, action and bytes, newest first.
+    /// Returns all versions in the bucket: name, action and bytes, newest first.
     pub(crate) fn versions(&self) -> Vec<(String, String, usize)> {
         let state = self.0.state.lock().unwrap();
         let versions = state.buckets[0].files.values().flatten();
@@ -299,17 +300,17 @@ impl B2Sim {
             .collect()
     }
 
-    /// Stores a version beside the API, as another program would have.
+    /// Stores a version without the API, as another program would.
     pub(crate) fn plant(&self, name: &str, bytes: &[u8]) {
         self.0.state.lock().unwrap().plant(name, bytes);
     }
 
-    /// Hides a name, as another program would have.
+    /// Hides a name, as another program would.
     pub(crate) fn hide(&self, name: &str) {
         self.0.state.lock().unwrap().add_marker(0, name);
     }
 
-    /// How many parts were on their way at once at most.
+    /// Returns the maximum number of parts that were in flight at once.
     pub(crate) fn parts_at_once_max(&self) -> usize {
         self.0.parts_at_once_max.load(Ordering::SeqCst)
     }
@@ -348,7 +349,7 @@ fn accept(inner: &Arc<Inner>, listener: &TcpListener) {
         }
         let inner = Arc::clone(inner);
         thread::spawn(move || {
-            // The client went away, or a fault broke the connection.
+            // The client closed the connection, or a fault broke it.
             let _ = serve(&inner, stream);
             inner.open.lock().unwrap().remove(&n);
             inner.connections.fetch_sub(1, Ordering::SeqCst);
@@ -356,7 +357,7 @@ fn accept(inner: &Arc<Inner>, listener: &TcpListener) {
     }
 }
 
-/// One connection: request after request, until it ends or is broken on purpose.
+/// Serves one connection: request after request, until it ends or a fault breaks it.
 fn serve(inner: &Inner, mut stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE_LIMIT))?;
     stream.set_write_timeout(Some(IDLE_LIMIT))?;
@@ -427,7 +428,7 @@ impl Inner {
         })
     }
 
-    /// Serves one request; returns whether the connection goes on.
+    /// Serves one request. Returns whether the connection stays open.
     fn serve_one(
         &self,
         stream: &mut TcpStream,

@@ -1,5 +1,5 @@
-//! One chunk sealed or opened where it is called, on one thread: the pieces that a transfer and a
-//! restore put on several.
+//! Seals or opens one chunk on the calling thread. A transfer and a restore distribute the same
+//! steps over several threads.
 
 use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use zfs_backup::stream::seal::{ChunkFiller, ChunkHasher, Compression, SealError,
 
 const SEALED_PAGE_BYTES: usize = PAGE_BYTES + TAG_BYTES;
 
-/// Seals the pieces of a stream as one chunk. Its parts leave as soon as they are full.
+/// Seals the pieces of a stream as one chunk. `take` gets each part as soon as it is full.
 pub(crate) fn seal_chunk<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
     recipients: &[age::x25519::Recipient],
@@ -37,9 +37,9 @@ pub(crate) struct ChunkOpener {
     chunk: SealedChunk,
     pieces: ChunkPieces,
     plain: ChunkPlain,
-    /// Bytes that were handed on.
+    /// The number of bytes handed on.
     taken_bytes: u64,
-    /// How long the next piece is, unless the object ends before.
+    /// The length of the next piece, unless the object ends earlier.
     wanted: usize,
     pending: BytesMut,
 }
@@ -66,8 +66,8 @@ impl ChunkOpener {
         })
     }
 
-    /// Takes sealed bytes and appends the stream bytes that are now sure. After an error nothing
-    /// more may follow.
+    /// Takes sealed bytes and appends the stream bytes that are now authenticated. After an error
+    /// nothing more may be passed.
     pub(crate) fn write(
         &mut self,
         mut sealed: &[u8],
@@ -111,7 +111,7 @@ impl ChunkOpener {
         Ok(())
     }
 
-    /// Checks that the chunk came whole.
+    /// Checks that the chunk is complete.
     pub(crate) fn finish(self) -> Result<(), OpenError> {
         self.pieces.finish()?;
         self.plain.finish()

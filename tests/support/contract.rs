@@ -1,15 +1,15 @@
-//! The contract that every store passes. A case gets an empty store and panics when the contract is
-//! broken.
+//! The contract of every store. Each case gets an empty store and panics when the store breaks the
+//! contract.
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use zfs_backup::store::{Evidence, ObjectKey, ObjectStore, PutOutcome, StoreError, StoreErrorKind};
 
-/// No case stores more than this in one object.
+/// The largest object that a case stores.
 const LIMIT: u64 = 1 << 30;
 
-/// Calls a macro with the name of every case: the one list of them.
+/// Calls a macro with the name of every case: the only list of them.
 macro_rules! all_contract_cases {
     ($apply:ident) => {
         $apply! {
@@ -38,7 +38,7 @@ pub(crate) fn key(text: &str) -> ObjectKey {
     ObjectKey::listed(text).unwrap()
 }
 
-/// Bytes that differ everywhere and from those of every other seed.
+/// Makes bytes that vary everywhere and differ from those of every other seed.
 pub(crate) fn pattern(len: usize, seed: u64) -> Bytes {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -254,7 +254,7 @@ pub(crate) async fn dropped_writer_leaves_no_object(store: &dyn ObjectStore) {
     expect_upload_works(store, &name).await;
 }
 
-/// The key is as good as new after an upload of it was given up.
+/// Checks that the key can be used again after an upload of it was aborted.
 async fn expect_upload_works(store: &dyn ObjectStore, name: &ObjectKey) {
     let bytes = pattern(10, 3);
     upload(store, name, &bytes).await.unwrap();
@@ -394,7 +394,8 @@ pub(crate) async fn odd_names_come_back(store: &dyn ObjectStore) {
 }
 
 pub(crate) async fn more_than_a_thousand_keys_are_listed(store: &dyn ObjectStore) {
-    // A put is several processes there. That rclone turns all pages is held by a test of its own.
+    // Each put runs several rclone processes, so the count is lower. Another test checks that
+    // rclone reads all pages.
     let count = if store.url().starts_with("rclone:") {
         30
     } else {
@@ -441,8 +442,8 @@ pub(crate) async fn one_of_many_writers_wins(store: &dyn ObjectStore) {
     let won: Vec<usize> = (0..6).filter(|n| results[*n].is_ok()).collect();
     let there = store.get(&name, None, LIMIT).await.unwrap();
     assert!(won.iter().any(|n| contents[*n] == there), "{results:?}");
-    // SeaweedFS 4.48 looks at the condition and completes in two steps: two that complete at the
-    // same moment may both pass. The one that lost finds other bytes than it sent.
+    // SeaweedFS 4.48 checks the condition and completes in two steps: two completions at the same
+    // moment may both pass. The loser finds other bytes than it sent.
     let atomic = !store.url().starts_with("s3:");
     assert!(won.len() == 1 || !atomic, "{results:?}");
     for error in results.into_iter().filter_map(Result::err) {

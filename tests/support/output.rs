@@ -1,8 +1,9 @@
-//! What the program said, held against what it should say.
+//! Compares the program's output with the expected output.
 
 use std::process::Output;
 
-/// That it ended so, said all of this on either stream, and did not panic.
+/// Checks that the program ended with this status, printed all of this on either stream, and did
+/// not panic.
 #[track_caller]
 pub(crate) fn check(output: &Output, status: i32, needles: &[&str]) {
     let (errors, text) = (

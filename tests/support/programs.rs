@@ -1,10 +1,10 @@
-//! Where the programs are that scripts/deps installs.
+//! The locations of the programs that scripts/deps installs.
 
 use std::env;
 use std::path::PathBuf;
 
-/// A program that scripts/deps installs: the one that `variable` names, else that of the cache,
-/// else of the path.
+/// Finds a program that scripts/deps installs: the one that `variable` names, else that of the
+/// cache, else that of `PATH`.
 pub(crate) fn find_program(name: &str, variable: &str) -> PathBuf {
     if let Some(named) = env::var_os(variable) {
         return named.into();

@@ -1,5 +1,5 @@
-//! A proxy that stands between the S3 store and a real server and breaks things by rule. One
-//! request a connection; plain threads, because tests need no more.
+//! A proxy between the S3 store and a real server that injects faults by rule. Each connection
+//! carries one request; the proxy uses plain threads, because tests need no more.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -8,32 +8,32 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// What happens to one request.
+/// The treatment of one request.
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
-    /// It goes through.
+    /// Forwards the request.
     Pass,
-    /// It goes through, but the client never hears of it.
+    /// Forwards the request, but drops the response.
     LoseReply,
-    /// It never arrives; the client gets this status and code.
+    /// Refuses the request with this status and code, without forwarding it.
     Refuse(u16, &'static str),
-    /// It goes through; only so many bytes of the body of the answer come back.
+    /// Forwards the request; returns only this many bytes of the response body.
     CutBody(usize),
-    /// It goes through; header lines of the answer whose name has this in it are left out.
+    /// Forwards the request; removes headers of the response whose name contains this text.
     HideHeaders(&'static str),
-    /// It never arrives; the client gets this XML.
+    /// Answers with this XML, without forwarding the request.
     Answer(String),
-    /// It never arrives; the client gets an answer of these header lines, each with its line end.
+    /// Answers with these header lines, each with its line end, without forwarding the request.
     AnswerHead(String),
-    /// It never arrives; the client gets this status, these header lines and this XML.
+    /// Answers with this status, these header lines and this XML, without forwarding the request.
     AnswerStatus(u16, &'static str, &'static str),
-    /// It never arrives, and nothing is said for so long; then the connection breaks.
+    /// Waits this long without forwarding the request or answering; then breaks the connection.
     Silence(Duration),
 }
 
 pub(crate) type Rule = dyn Fn(&str) -> Action + Send + Sync;
 
-/// A running proxy. It goes on until the test process ends.
+/// A running proxy, which runs until the test process ends.
 pub(crate) struct Proxy {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
@@ -41,8 +41,8 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// Stands before `upstream` (`http://host:port`). The rule sees the request's head: the first
-    /// line and headers in lower case.
+    /// Starts a proxy for `upstream` (`http://host:port`). The rule gets the request's head: the
+    /// first line and headers in lower case.
     pub(crate) fn start(
         upstream: &str,
         rule: impl Fn(&str) -> Action + Send + Sync + 'static,
@@ -90,7 +90,7 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// The first lines of all requests that have `part` in them.
+    /// Returns the number of requests whose first line contains `part`.
     pub(crate) fn requests(&self, part: &str) -> usize {
         self.requests
             .lock()
@@ -100,13 +100,13 @@ impl Proxy {
             .count()
     }
 
-    /// How many parts were under way at once at most.
+    /// Returns the maximum number of parts that were in flight at once.
     pub(crate) fn parts_at_once_max(&self) -> usize {
         self.parts_at_once_max.load(Ordering::SeqCst)
     }
 }
 
-/// A rule that meets the first `times` requests for which `matches` holds.
+/// Makes a rule for the first `times` requests for which `matches` holds.
 pub(crate) fn first(
     times: usize,
     action: Action,
@@ -124,7 +124,7 @@ pub(crate) fn first(
     }
 }
 
-/// The first of these rules that does not let a request pass decides.
+/// Makes a rule from several: the first one that does not return [`Action::Pass`] decides.
 pub(crate) fn chain(rules: Vec<Box<Rule>>) -> impl Fn(&str) -> Action + Send + Sync {
     move |head| {
         let mut actions = rules.iter().map(|rule| rule(head));
@@ -134,7 +134,7 @@ pub(crate) fn chain(rules: Vec<Box<Rule>>) -> impl Fn(&str) -> Action + Send + S
     }
 }
 
-/// A server that accepts and never answers.
+/// Starts a server that accepts connections and never answers.
 pub(crate) fn silent_server() -> String {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -203,7 +203,7 @@ fn answer(action: &Action, upstream: SocketAddr, head: &str, body: &[u8]) -> io:
     }
 }
 
-/// Sends the request on, on a connection of its own, and reads the answer to its end.
+/// Forwards the request on a connection of its own, and reads the response to its end.
 fn forward(upstream: SocketAddr, head: &str, body: &[u8]) -> io::Result<Vec<u8>> {
     let mut server = TcpStream::connect(upstream)?;
     let (first_line, headers) = head.split_once("\r\n").unwrap_or((head, ""));

@@ -1,10 +1,10 @@
-//! A stream of `tank/data@recorded`, as a file for `--stream-from` has it.
+//! A stream of `tank/data@recorded`, in the form of a file for `--stream-from`.
 
 use zfs_backup::model::Guid;
 use zfs_backup::stream::fletcher::ByteOrder;
 use zfs_backup::stream::record::{BeginRecord, RecordWriter, StreamDatasetType, feature};
 
-/// Begins it: full, or on a base.
+/// Begins the stream: full, or on a base.
 pub(crate) fn writer(base_guid: Option<Guid>) -> RecordWriter {
     let begin = BeginRecord {
         order: ByteOrder::Little,

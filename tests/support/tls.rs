@@ -1,5 +1,5 @@
-//! TLS on 127.0.0.1 before a server that speaks none, with a certificate of an authority made for
-//! it. It runs on threads of its own until the process ends.
+//! A TLS front end on 127.0.0.1 for a server without TLS, with a certificate of an authority made
+//! for it. It runs on its own threads until the process ends.
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use std::fs;
@@ -14,7 +14,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::server::Acceptor;
 use tokio_rustls::rustls::{CipherSuite, ServerConfig};
 
-/// The name that the certificate is for.
+/// The name in the certificate.
 const NAME: &str = "localhost";
 
 pub(crate) struct TlsFront {
@@ -23,9 +23,9 @@ pub(crate) struct TlsFront {
 }
 
 impl TlsFront {
-    /// Stands before `upstream` (`http://host:port`) on this port, or any if it is 0. The
-    /// authority's certificate is written to `ca_file`: what is to trust it finds it there
-    /// (`SSL_CERT_FILE`).
+    /// Starts a front end for `upstream` (`http://host:port`) on this port, or on any port if it is
+    /// 0. The authority's certificate is written to `ca_file`, for clients that read it through
+    /// `SSL_CERT_FILE`.
     pub(crate) fn start(port: u16, upstream: &str, ca_file: &Path) -> Self {
         let upstream: SocketAddr = upstream.trim_start_matches("http://").parse().unwrap();
         let (config, ca) = certified();
@@ -45,7 +45,7 @@ impl TlsFront {
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener).unwrap();
                 while let Ok((client, _)) = listener.accept().await {
-                    // What fails here is the client's connection, and it notices.
+                    // A failure here is one of the client's connection, and the client notices it.
                     tokio::spawn(connection(
                         client,
                         upstream,
@@ -62,7 +62,7 @@ impl TlsFront {
         format!("https://{NAME}:{}", self.port)
     }
 
-    /// The suites that each client offered, the one that it likes best first.
+    /// Returns the cipher suites that each client offered, its preferred one first.
     pub(crate) fn offered(&self) -> Vec<Vec<CipherSuite>> {
         self.offered.lock().unwrap().clone()
     }
@@ -88,12 +88,13 @@ async fn connection(
         .map(|_| ())
 }
 
-/// A server's side of TLS, and the certificate, in PEM, of the authority that vouches for it.
+/// Returns the server's TLS configuration, and the certificate, in PEM, of the authority that
+/// signed it.
 fn certified() -> (Arc<ServerConfig>, String) {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // Without a name of its own, OpenSSL takes the server's certificate for one that vouches for
-    // itself.
+    // Without a name of its own the authority would look to OpenSSL like the issuer of a
+    // self-signed server certificate.
     params
         .distinguished_name
         .push(DnType::CommonName, "an authority for tests");

@@ -1,5 +1,5 @@
-//! A real S3 server for tests: SeaweedFS on 127.0.0.1, with all its state in a scratch folder,
-//! ended with the test. Flags and their reasons are those of tests/vm/weed.sh.
+//! A real S3 server for tests: SeaweedFS on 127.0.0.1, with all its state in a scratch folder. The
+//! server ends with the test. Its flags and their reasons are those of tests/vm/weed.sh.
 
 #[path = "programs.rs"]
 pub(crate) mod programs;
@@ -17,9 +17,10 @@ use zfs_backup::store::{S3Credentials, S3Settings};
 
 pub(crate) const ACCESS_KEY: &str = "testkey";
 pub(crate) const SECRET_KEY: &str = "testsecret0123";
-/// It is up in some 4 s; machines that build at the same time need more.
+/// The time limit for the start. The server is ready in about 4 s; machines that build at the same
+/// time need longer.
 const START_LIMIT: Duration = Duration::from_secs(90);
-/// S3, filer, master and volume server, each with its gRPC port.
+/// The number of ports: S3, filer, master and volume server, each with its gRPC port.
 const PORTS: usize = 8;
 
 /// A running server. Dropping it ends it at once, also when the test panics.
@@ -61,12 +62,12 @@ impl Weed {
         weed
     }
 
-    /// Where it answers.
+    /// Returns the URL of the server.
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports[0])
     }
 
-    /// Settings that reach a bucket on it.
+    /// Returns settings for a bucket on the server.
     pub(crate) fn settings(&self, bucket: &str) -> S3Settings {
         S3Settings {
             bucket: bucket.to_owned(),
@@ -80,7 +81,8 @@ impl Weed {
         }
     }
 
-    /// The SDK's client, for what the store itself never does: buckets, versioning.
+    /// Returns the SDK's client, for operations that the store itself never makes: buckets,
+    /// versioning.
     pub(crate) fn client(&self) -> Client {
         let config = Builder::new()
             .behavior_version(BehaviorVersion::latest())
@@ -93,7 +95,8 @@ impl Weed {
         Client::from_conf(config)
     }
 
-    /// S3 answers before the disk is ready, so only a written object counts.
+    /// Whether the server is ready. S3 answers before the disk is ready, so only a written object
+    /// counts.
     async fn is_ready(&self, bucket: &str) -> bool {
         let client = self.client();
         let _ = client.create_bucket().bucket(bucket).send().await;
@@ -112,10 +115,10 @@ impl Weed {
 
 impl Drop for Weed {
     fn drop(&mut self) {
-        // SIGKILL: on SIGTERM it goes on for more than 15 s.
+        // SIGKILL, because after SIGTERM the server runs for more than 15 s.
         let _ = self.process.kill();
         let _ = self.process.wait();
-        // Sockets that no option moves elsewhere.
+        // No option moves these sockets elsewhere.
         for (name, port) in [("s3", 1), ("filer", 3), ("master", 5), ("volume", 7)] {
             let _ = fs::remove_file(format!(
                 "/tmp/seaweedfs-{name}-grpc-{}.sock",
@@ -125,7 +128,7 @@ impl Drop for Weed {
     }
 }
 
-/// Ports that were free a moment ago.
+/// Returns ports that were free a moment ago.
 fn free_ports() -> Vec<u16> {
     let listeners: Vec<TcpListener> = (0..PORTS)
         .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
@@ -139,8 +142,8 @@ fn free_ports() -> Vec<u16> {
 fn spawn(weed: &Path, folder: &Path, ports: &[u16]) -> Child {
     let path = |name: &str| folder.join(name).display().to_string();
     fs::create_dir(folder.join("data")).unwrap();
-    // One volume at a time for each bucket, where seven are usual: each is a file, and they are
-    // limited.
+    // Each bucket grows by one volume at a time instead of seven: each volume is a file, and their
+    // number is limited.
     fs::write(
         folder.join("master.toml"),
         "[master.volume_growth]\ncopy_1 = 1\n",

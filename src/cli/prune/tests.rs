@@ -314,7 +314,7 @@ async fn a_planted_object_and_a_doubtful_clock_keep_backups_end_with_3_and_stand
     assert_eq!(status, 3, "{said:?}");
     assert!(
         said.text.contains(&format!(
-            "nothing is deleted: what the unfinished upload {id} builds on"
+            "nothing is deleted: the base of the unfinished upload {id} is unknown"
         )),
         "{said:?}"
     );

@@ -1,22 +1,22 @@
-//! INI, line by line, as the older tool and rclone write it. What is not understood is kept as it
-//! stands.
+//! Parses INI line by line, as the older tool and rclone write it. Lines of an unknown form are
+//! kept unchanged.
 
-/// One line.
+/// A line of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum IniLine<'t> {
-    /// Nothing.
+    /// An empty line.
     Blank,
     /// A comment, without its mark.
     Comment(&'t str),
     /// `[name]`.
     Section(&'t str),
-    /// `key = value`; the value as it stands, trimmed.
+    /// `key = value`; the value is trimmed and otherwise unchanged.
     Pair(&'t str, &'t str),
-    /// Anything else.
+    /// A line of another form.
     Other(&'t str),
 }
 
-/// The lines of a text, in order.
+/// Returns the lines of a text, in order.
 pub(super) fn lines(text: &str) -> impl Iterator<Item = IniLine<'_>> {
     text.trim_start_matches('\u{feff}').lines().map(line)
 }
@@ -42,8 +42,8 @@ fn line(line: &str) -> IniLine<'_> {
     }
 }
 
-/// A value and the comment behind it, which begins with a mark after a space. A mark within quotes
-/// is none.
+/// Splits a value from the comment after it, which begins with a mark after a space. A mark within
+/// quotes does not begin a comment.
 pub(super) fn without_comment(value: &str) -> (&str, Option<&str>) {
     let mut quote = None;
     let mut before = ' ';
@@ -61,7 +61,7 @@ pub(super) fn without_comment(value: &str) -> (&str, Option<&str>) {
     (value.trim_end(), None)
 }
 
-/// A value without the quotes around it, if there are any.
+/// Removes the quotes around a value, if there are any.
 pub(super) fn unquoted(value: &str) -> &str {
     let inner = |quote: char| {
         value
@@ -71,7 +71,7 @@ pub(super) fn unquoted(value: &str) -> &str {
     inner('"').or_else(|| inner('\'')).unwrap_or(value)
 }
 
-/// The pairs of one section; the last of a key counts.
+/// Returns the pairs of one section; for a repeated key the last pair counts.
 pub(super) fn section<'t>(text: &'t str, name: &str) -> Option<Vec<(&'t str, &'t str)>> {
     let (mut found, mut inside) = (None, false);
     for line in lines(text) {

@@ -1,23 +1,23 @@
-//! What a remote of rclone.conf becomes: native where this tool speaks it, else rclone's own.
+//! Converts a remote of rclone.conf: to a native one if this tool supports it, else to `rclone:`.
 
 use super::ini;
 use crate::config::{Remote, Size};
 use toml::Value;
 
-/// What `remote` becomes.
+/// The result of the conversion.
 #[derive(Debug, Default)]
 pub(super) struct NativeRemote {
-    /// The value of `remote`; empty when it cannot be carried.
+    /// The value of `remote`; empty if it cannot be converted.
     pub(super) remote: String,
-    /// The section for it with its lines: `[s3]`, `[b2]`; `None` for rclone's own.
+    /// The section of the remote with its lines: `[s3]`, `[b2]`; `None` for `rclone:`.
     pub(super) section: Option<(&'static str, Vec<(&'static str, Value)>)>,
-    /// What a person must do.
+    /// The steps that the user must take.
     pub(super) advice: Vec<String>,
-    /// Keys of rclone.conf that could not be carried.
+    /// Keys of rclone.conf that could not be converted.
     pub(super) lost: Vec<String>,
 }
 
-/// The keys of rclone that say nothing to this tool.
+/// The keys of rclone that have no meaning for this tool.
 const OF_NO_USE: [&str; 7] = [
     "type",
     "provider",
@@ -29,7 +29,7 @@ const OF_NO_USE: [&str; 7] = [
 ];
 const KEY_FOLDER: &str = "/etc/zfs-backup";
 
-/// Takes `NAME:PATH` and the text of rclone.conf, where it could be read.
+/// Converts `NAME:PATH`, given the text of rclone.conf if it could be read.
 pub(super) fn native_remote(value: &str, rclone_conf: Option<&str>) -> NativeRemote {
     if value.starts_with('/') {
         return NativeRemote {
@@ -129,7 +129,7 @@ fn s3(name: &str, path: &str, pairs: &[(&str, &str)]) -> NativeRemote {
         Some(value) => {
             lines.extend(super::truth(value).map(|value| ("path_style", Value::from(value))))
         }
-        // rclone's own default but for AWS.
+        // rclone's own default, except for AWS.
         None if get(pairs, "endpoint").is_some() => lines.push(("path_style", Value::from(true))),
         None => {}
     }
@@ -161,7 +161,8 @@ fn s3(name: &str, path: &str, pairs: &[(&str, &str)]) -> NativeRemote {
     native
 }
 
-/// The pair of files that the secrets go to. Only their places are said, never the secrets.
+/// Returns the keys that name the pair of secret files. The advice names the files, never the
+/// secrets.
 fn credentials(
     name: &str,
     pairs: &[(&str, &str)],
@@ -215,7 +216,7 @@ fn unknown(name: &str, pairs: &[(&str, &str)], known: &[&str]) -> Vec<String> {
         .iter()
         .map(|(key, _)| *key)
         .filter(|key| !known.contains(key) && !OF_NO_USE.contains(key));
-    // The value may be a secret.
+    // The value may be a secret, so only the key is named.
     unknown
         .map(|key| format!("{key} in [{name}] of rclone.conf"))
         .collect()

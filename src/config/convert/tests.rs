@@ -1,5 +1,5 @@
-//! The full example in its INI spelling comes over and parses; what cannot come is named; secrets
-//! are not said.
+//! The full example in its INI form is converted and parses; the parts that cannot be converted are
+//! named; secrets are not shown.
 
 use super::*;
 use crate::config::{Config, Environment};

@@ -1,11 +1,11 @@
-//! What goes to the remote, by table: what is there, what was pruned, what follows from what.
+//! The copies to the remote, by table: existing, pruned and dependent backups.
 
 use super::*;
 use crate::manifest::{Origin, SnapshotRef};
 use crate::model::{BackupKind, Digest, Guid};
 use jiff::Timestamp;
 
-/// A backup of snapshot `guid` with that nonce, following from `base`.
+/// Makes a backup of snapshot `guid` with this nonce, based on `base`.
 fn facts(guid: u64, nonce: u64, base: Option<&BackupFacts>) -> BackupFacts {
     let at = Timestamp::from_second(1_760_000_000 + i64::try_from(guid).unwrap() * 86_400).unwrap();
     let kind = if base.is_some() {
@@ -70,7 +70,7 @@ impl Case<'_> {
         })
     }
 
-    /// The ids that are copied, and that every backup stands in exactly one list.
+    /// Checks the copied ids, and that every backup is in exactly one list.
     #[track_caller]
     fn copies(&self, expected: &[&BackupFacts]) -> CopyPlan {
         let plan = self.plan();
@@ -109,7 +109,7 @@ fn what_was_never_committed_is_copied_parents_first() {
     let parents: Vec<Option<&BackupId>> =
         plan.copy.iter().map(|step| step.parent.as_ref()).collect();
     assert_eq!(parents, [None, Some(&full.id), Some(&first.id), None]);
-    // Whatever the order of the list.
+    // The result does not depend on the order of the list.
     Case {
         local: vec![&second, &other_full, &first, &full],
         ..Case::default()
@@ -183,7 +183,7 @@ fn what_is_pruned_or_would_be_is_left_unless_all_is_asked_or_a_child_needs_it() 
         ..Case::default()
     }
     .copies(&[&full, &first]);
-    // A new child of something that was pruned is a matter for a person.
+    // Copying a new backup onto a pruned base needs a person's request.
     let plan = Case {
         local,
         pruned: vec![&full],
@@ -303,7 +303,7 @@ fn a_twin_in_the_remote_stands_for_the_backup_and_for_a_base() {
         )]
     );
     assert_eq!(plan.copy[0].parent, Some(twin.id.clone()));
-    // Also when the base is in neither place.
+    // The same holds if the base is in neither store.
     let plan = Case {
         local: vec![&first],
         remote: vec![&twin],
@@ -311,7 +311,7 @@ fn a_twin_in_the_remote_stands_for_the_backup_and_for_a_base() {
     }
     .copies(&[&first]);
     assert_eq!(plan.copy[0].parent, Some(twin.id.clone()));
-    // One that cannot be restored stands for nothing.
+    // A twin that cannot be restored does not replace a backup.
     let flawed = BackupFacts {
         flaw: Some("a chunk is missing".into()),
         ..twin.clone()
@@ -378,8 +378,8 @@ fn what_the_rules_would_delete_at_once_is_told_of_new_backups_only() {
         doomed_ids(&[], &[&older, &old, &new, &child], &rules),
         [older.id.clone(), old.id.clone()]
     );
-    // The newest chain stays whole although no rule names its incrementals; what is there is not
-    // ours to judge.
+    // The newest chain is kept completely although no rule names its incrementals; existing backups
+    // of the remote are not judged here.
     assert_eq!(
         doomed_ids(&[&older, &new], &[&older, &old, &new, &child], &rules),
         std::slice::from_ref(&old.id)
@@ -388,7 +388,8 @@ fn what_the_rules_would_delete_at_once_is_told_of_new_backups_only() {
         doomed_ids(&[&new], &[&older], &RetentionRules::default()),
         []
     );
-    // A chain that is newer in the remote makes ours the old one, unless it cannot be restored.
+    // A newer chain in the remote makes the local chain the older one, unless the newer chain
+    // cannot be restored.
     let newer = facts(9, 1, None);
     let damaged = BackupFacts {
         flaw: Some("a chunk is missing".into()),

@@ -1,5 +1,5 @@
-//! [`Doubt`]: why nothing of a dataset is deleted. Whoever deletes must understand all that is
-//! there.
+//! [`Doubt`]: the reason why nothing of a dataset is deleted. Deletion is safe only if all stored
+//! objects are understood.
 
 use super::{Beside, DoomedLeftover, Keeping, Leftover, OtherPrune, PruneInput, StartedFact};
 use crate::manifest::Origin;
@@ -9,71 +9,71 @@ use crate::plan::timeline::{Stray, Timeline};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 
-/// Why nothing of a dataset is deleted. The text says what was found.
+/// The reason why nothing of a dataset is deleted. The text says what was found.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Doubt {
-    /// Backups of another dataset, or of the same name in another pool, are there.
+    /// The store has backups of another dataset, or of the same name in another pool.
     #[error(
         "{} has backups of another origin: dataset guid {dataset_guid} in pool guid {pool_guid}",
         id
     )]
     OtherOrigin {
-        /// One of them.
+        /// The id of such a backup.
         id: BackupId,
-        /// The other dataset.
+        /// The guid of the other dataset.
         dataset_guid: Guid,
-        /// Its pool.
+        /// The guid of its pool.
         pool_guid: Guid,
     },
-    /// Backups of the own origin are of a pool that went another way.
+    /// Backups of the own origin are from a pool on another time line.
     #[error(
         "{id}{} is of another time line of this dataset, as a cloned machine, a copied pool or a pool that was rewound makes one: {why}",
         host_words(host.as_ref())
     )]
     OtherLine {
-        /// The newest of them that one host made.
+        /// The newest of these backups that one host made.
         id: BackupId,
         /// The other host's mark.
         host: Option<HostMark>,
-        /// How that is known.
+        /// The evidence.
         why: String,
     },
-    /// A manifest is there and not believed.
-    #[error("the manifest of {id} is not believed: {reason}")]
+    /// A manifest exists and is invalid or untrusted.
+    #[error("the manifest of {id} is invalid or untrusted: {reason}")]
     ManifestUnreadable {
         /// The backup.
         id: BackupId,
-        /// Why.
+        /// The reason.
         reason: String,
-        /// Damage or forgery.
+        /// Whether the reason is damage or forgery.
         damage: bool,
     },
-    /// A manifest's signature, or a hidden version of a manifest, is there and the manifest is not.
-    #[error(
-        "the manifest of {id} is missing, and its signature or a hidden version of it is there"
-    )]
+    /// A manifest's signature, or a hidden version of a manifest, exists and the manifest does not.
+    #[error("the manifest of {id} is missing, and its signature or a hidden version of it exists")]
     ManifestLost {
         /// The backup.
         id: BackupId,
-        /// No other backup holds its snapshot.
+        /// Whether no other backup holds its snapshot.
         damage: bool,
     },
-    /// The newest receipt saw a backup that is gone.
-    #[error("{seen_by} saw {id} in this store; it is gone, and no signed prune record says why")]
+    /// The newest receipt lists a backup that no longer exists.
+    #[error(
+        "the receipt of {seen_by} lists {id}, which no longer exists, and no signed prune record explains it"
+    )]
     Gone {
         /// The backup.
         id: BackupId,
-        /// Whose receipt it is.
+        /// The backup of the receipt.
         seen_by: BackupId,
     },
-    /// The newest receipt cannot be read.
-    #[error("the receipt of {id} is not believed: {reason}")]
+    /// The newest receipt is invalid or untrusted.
+    #[error("the receipt of {id} is invalid or untrusted: {reason}")]
     ReceiptUnreadable {
         /// The backup.
         id: BackupId,
-        /// Why.
+        /// The reason.
         reason: String,
-        /// Damage or forgery.
+        /// Whether the reason is damage or forgery.
         damage: bool,
     },
     /// A backup that is to be kept cannot be restored.
@@ -81,13 +81,13 @@ pub enum Doubt {
     NotUsable {
         /// The backup.
         id: BackupId,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// There are backups, and none can be restored.
+    /// The store has backups, and none of them can be restored.
     #[error("none of the {count} backups is usable")]
     NoneUsable {
-        /// How many there are.
+        /// The number of backups.
         count: usize,
     },
     /// A snapshot's time lies in the future.
@@ -95,11 +95,11 @@ pub enum Doubt {
     Ahead {
         /// The backup.
         id: BackupId,
-        /// Its snapshot's time.
+        /// The time of its snapshot.
         at: Timestamp,
-        /// Whose clock.
+        /// The clock.
         clock: &'static str,
-        /// What that clock says.
+        /// The time on that clock.
         now: Timestamp,
     },
     /// Two snapshots of one origin contradict each other.
@@ -107,19 +107,19 @@ pub enum Doubt {
         "{earlier} was taken before {later} by its transaction group, and after it by its time"
     )]
     Order {
-        /// The one with the smaller createtxg.
+        /// The backup with the smaller createtxg.
         earlier: BackupId,
-        /// The one with the larger createtxg and the earlier time.
+        /// The backup with the larger createtxg and the earlier time.
         later: BackupId,
     },
-    /// What an unfinished upload builds on is not known, so all of it is needed.
-    #[error("what the unfinished upload {id} builds on is not known: {reason}")]
+    /// The base of an unfinished upload is unknown, so every backup may be needed.
+    #[error("the base of the unfinished upload {id} is unknown: {reason}")]
     UploadUnreadable {
         /// The attempt.
         id: BackupId,
-        /// Why.
+        /// The reason.
         reason: String,
-        /// Damage or forgery.
+        /// Whether the reason is damage or forgery.
         damage: bool,
     },
     /// The age rules cannot use this host's clock.
@@ -131,7 +131,7 @@ pub enum Doubt {
 }
 
 impl Doubt {
-    /// Whether it is damage: exit status 4. Else 3.
+    /// Whether the doubt is damage: exit status 4, otherwise 3.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::ManifestUnreadable { damage, .. }
@@ -148,8 +148,8 @@ impl Doubt {
         }
     }
 
-    /// Says what a person can do about the dataset of this name in the store. `command` is the
-    /// command that prunes.
+    /// Returns the remedy for the dataset with this name in the store. `command` is the command
+    /// that prunes.
     pub fn hint(&self, command: &str, stored: &DatasetName) -> String {
         match self {
             Self::OtherOrigin {
@@ -175,11 +175,11 @@ impl Doubt {
             }
             Self::ManifestUnreadable { id, .. } | Self::ManifestLost { id, .. } => {
                 format!(
-                    "bring the object back (an older version of it, another copy); if it is lost: zfs-backup forget {id}"
+                    "restore the object (from an older version or another copy); if it is lost: zfs-backup forget {id}"
                 )
             }
             Self::Gone { .. } => {
-                "look who deletes there; the next backup's receipt takes the store as it is then"
+                "find out who deletes objects there; the next backup's receipt records the store as it is then"
                     .to_owned()
             }
             Self::ReceiptUnreadable { .. } => {
@@ -210,18 +210,18 @@ impl Doubt {
     }
 }
 
-/// ` by the host MARK`, where it is known.
+/// Writes ` by host MARK`, if the host is known.
 fn host_words(host: Option<&HostMark>) -> String {
     host.map(|host| format!(" by host {host}"))
         .unwrap_or_default()
 }
 
-/// The command that takes over what `chosen` names, quoted for a shell.
+/// Returns the command that adopts `chosen`, quoted for a shell.
 pub fn adopt_command(stored: &DatasetName, chosen: &str) -> String {
     format!("zfs-backup adopt {} {chosen} -y", quote(stored.as_str()))
 }
 
-/// A dataset's name may hold spaces, and no other character that a shell understands.
+/// Quotes a dataset's name, which may contain spaces and no other special character of a shell.
 fn quote(name: &str) -> String {
     if name.contains(' ') {
         format!("'{name}'")
@@ -230,7 +230,7 @@ fn quote(name: &str) -> String {
     }
 }
 
-/// Everything that is doubtful about the dataset, in the order in which a person should look at it.
+/// Returns all doubts about the dataset, in the order in which a person should check them.
 pub(super) fn find_doubts(
     input: &PruneInput<'_>,
     delete_leftovers: &[DoomedLeftover],
@@ -371,8 +371,8 @@ fn times(input: &PruneInput<'_>, doubts: &mut Vec<Doubt>) {
     }
 }
 
-/// Checks that transaction groups and times grow together, as they do within one time line. Backups
-/// of other or adopted time lines are left out of the comparison.
+/// Checks that transaction groups and times increase together, as they do within one time line.
+/// Backups of other or adopted time lines are left out of the comparison.
 fn order(input: &PruneInput<'_>, strays: &BTreeSet<&BackupId>, doubts: &mut Vec<Doubt>) {
     let mut ordered: Vec<_> = input
         .facts

@@ -1,11 +1,11 @@
-//! Chains whole, with gaps, and with twins in the place of what is missing.
+//! Complete chains, chains with gaps, and chains with twins in place of missing backups.
 
 use super::*;
 use crate::manifest::{BaseRef, ChainPlace, CompressionName, Files, Origin, SendInfo, SnapshotRef};
 use crate::model::{BackupKind, Guid};
 use jiff::Timestamp;
 
-/// A backup of snapshot `guid` under an id with that nonce.
+/// Makes a backup of snapshot `guid` under an id with this nonce.
 fn backup(guid: u64, nonce: u64, base: Option<&Manifest>) -> Manifest {
     let at = Timestamp::from_second(1_760_000_000 + i64::try_from(guid).unwrap() * 86_400).unwrap();
     let kind = if base.is_some() {
@@ -129,15 +129,15 @@ fn a_twin_serves_where_the_base_itself_is_not_there() {
         plan(&[&twin, &first, &second], &second),
         ids(&[&twin, &first, &second])
     );
-    // The base itself comes first, wherever it stands.
+    // The base itself takes precedence, at any place in the list.
     assert_eq!(plan(&[&twin, &full, &first], &first), ids(&[&full, &first]));
-    // A twin in the middle leads on over its own base.
+    // A twin in the middle continues over its own base.
     let twin_of_first = backup(2, 2, Some(&twin));
     assert_eq!(
         plan(&[&twin, &twin_of_first, &second], &second),
         ids(&[&twin, &twin_of_first, &second])
     );
-    // One that leads nowhere is passed over for one that does.
+    // A twin that leads nowhere is skipped in favour of one that does.
     let lost = backup(1, 3, None);
     let mut dead_end = backup(2, 0, Some(&lost));
     dead_end.base.as_mut().unwrap().guid = Guid(77);

@@ -1,5 +1,5 @@
-//! The decision by a table: one change a case to what was begun and what is here now, and what
-//! follows.
+//! The decision by table: in each case one change to the upload or to the present state, and the
+//! result.
 
 use super::*;
 use crate::manifest::{BaseRef, FORMAT, SnapshotRef};
@@ -27,7 +27,7 @@ fn names(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// A whole backup of snapshot `n`.
+/// Makes a complete backup of snapshot `n`.
 fn backup(n: u64, kind: BackupKind) -> BackupFacts {
     let id = id(n, kind);
     BackupFacts {
@@ -50,7 +50,7 @@ fn backup(n: u64, kind: BackupKind) -> BackupFacts {
     }
 }
 
-/// An upload of snapshot 2, and all that is known now. For an incremental its base is the full of
+/// An upload of snapshot 2, and the present state. The base of an incremental is the full of
 /// snapshot 1.
 struct Case {
     started: Started,
@@ -153,7 +153,7 @@ impl Case {
     }
 }
 
-/// What a verdict is, its sources by name, and why.
+/// Returns the verdict as text: its name, and its sources or its reason.
 fn said(verdict: &ResumeVerdict) -> (&'static str, String) {
     match verdict {
         GoOn {
@@ -266,7 +266,7 @@ fn a_full_goes_on_only_as_what_it_began_as() {
             (
                 "other recipients",
                 |case| case.recipients.push("age1b".to_owned()),
-                ("give up", "whom it is sealed to"),
+                ("give up", "the recipients"),
             ),
             (
                 "another full of it",

@@ -1,4 +1,4 @@
-//! The decision by a table: what is here, what is stored, what is asked for, what follows.
+//! The decision by table: the pool, the stores, the request, and the result.
 
 use super::*;
 use crate::manifest::Origin;
@@ -26,7 +26,7 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
-/// A whole full of 100 stored bytes.
+/// Makes a complete full of 100 stored bytes.
 fn full(n: u64) -> BackupFacts {
     let id = id(n, BackupKind::Full, n);
     BackupFacts {
@@ -53,7 +53,7 @@ fn full(n: u64) -> BackupFacts {
     }
 }
 
-/// A whole incremental of 10 stored bytes.
+/// Makes a complete incremental of 10 stored bytes.
 fn incr(n: u64, base: &BackupFacts) -> BackupFacts {
     let id = id(n, BackupKind::Incr, n);
     let (full_id, position) = (base.full_id.clone(), base.position + 1);
@@ -67,7 +67,7 @@ fn incr(n: u64, base: &BackupFacts) -> BackupFacts {
     }
 }
 
-/// The full of `first` and incrementals of all after it up to `last`.
+/// Makes the full of `first` and incrementals of all snapshots after it up to `last`.
 fn chain(first: u64, last: u64) -> Vec<BackupFacts> {
     let mut chain = vec![full(first)];
     for n in first + 1..=last {
@@ -94,11 +94,11 @@ fn all_with(backups: Vec<BackupFacts>, change: impl Fn(&mut BackupFacts)) -> Vec
         .collect()
 }
 
-/// One row. What is not named is as in [`Case::default`].
+/// A row of the table. Absent fields are as in [`Case::default`].
 #[derive(Clone)]
 struct Case {
     snapshots: Vec<u64>,
-    /// The newest that may be sent; all others when 0.
+    /// The newest snapshot that may be sent.
     candidate: Option<u64>,
     bookmarks: Vec<u64>,
     target: Vec<BackupFacts>,
@@ -130,7 +130,8 @@ impl Default for Case {
 }
 
 impl Case {
-    /// The plan in a few letters: `full first`, `incr 3 from @s1 on 1`, `have 2`, `no common`.
+    /// Returns the plan in a few letters: `full first`, `incr 3 from @s1 on 1`, `have 2`, `no
+    /// common`.
     fn decide(&self, requested: RequestedKind) -> String {
         let candidate = self.candidate.map(snapshot);
         let snapshots: Vec<_> = self.snapshots.iter().map(|n| snapshot(*n)).collect();
@@ -471,7 +472,7 @@ fn of_several_bookmarks_ours_is_taken_and_any_other_serves() {
         decide(&[fixtures::bookmark("a", 1), bookmark(1)]),
         "zfs-backup_0000000000000001"
     );
-    // One with a redaction list is none.
+    // A bookmark with a redaction list does not count.
     let redacted = Bookmark {
         redacted: true,
         ..bookmark(1)
@@ -838,7 +839,7 @@ fn bookmarks_go_when_nothing_needs_them_and_only_ours() {
     };
     let ours = |numbers: &[u64]| numbers.iter().map(|n| bookmark(*n)).collect::<Vec<_>>();
     let name = |n: u64| format!("zfs-backup_{}", Guid(n));
-    // Chains of 1-2, 3-4, 5-6.
+    // The chains 1-2, 3-4 and 5-6.
     let store = [chain(1, 2), chain(3, 4), chain(5, 6)].concat();
     let needs = |stores: Vec<Vec<BackupFacts>>| BookmarkNeeds {
         stores,
@@ -846,12 +847,12 @@ fn bookmarks_go_when_nothing_needs_them_and_only_ours() {
     };
     let all = ours(&[1, 2, 3, 4, 5, 6]);
     assert_eq!(spent(&all, &needs(vec![store.clone()])), [name(1), name(2)]);
-    // The other store still has the oldest as one of its newest two.
+    // The other store still has the oldest chain among its newest two.
     assert_eq!(
         spent(&all, &needs(vec![store.clone(), chain(1, 2)])),
         [""; 0]
     );
-    // A chain that is not usable does not count as one of the two.
+    // An unusable chain does not count as one of the two.
     let damaged = [
         chain(1, 2),
         chain(3, 4),
@@ -864,7 +865,7 @@ fn bookmarks_go_when_nothing_needs_them_and_only_ours() {
         ..needs(vec![store.clone()])
     };
     assert_eq!(spent(&all, &unfinished), [name(2)]);
-    // Another configuration's, and those of people.
+    // Bookmarks of another configuration, and bookmarks made by hand.
     let foreign = [
         bookmark(7),
         fixtures::bookmark("mine", 1),

@@ -1,5 +1,5 @@
-//! What [`super::plan_send`] says to people. Each text is without the dataset's name; a second line
-//! is indented.
+//! The texts of [`super::plan_send`]. Each is without the dataset's name; further lines are
+//! indented.
 
 use super::{BaseLoss, FullReason, Here, SendConflict};
 use crate::model::bytes_text;
@@ -8,7 +8,7 @@ use std::fmt;
 impl fmt::Display for FullReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Requested => f.write_str("asked for"),
+            Self::Requested => f.write_str("requested"),
             Self::First => f.write_str("first"),
             Self::BaseLost(loss) => write!(f, "base lost: {loss}"),
             Self::Flags { chain, now } => {
@@ -92,7 +92,7 @@ impl fmt::Display for SendConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoSnapshot { others } => {
-                write!(f, "no snapshot to send ({others} that are not meant)")
+                write!(f, "no snapshot to send ({others} others do not match)")
             }
             Self::NoCommonBase(loss) => {
                 write!(f, "no incremental possible. Nothing sent.\n  {loss}")
@@ -113,7 +113,7 @@ impl fmt::Display for SendConflict {
                 ..
             } => write!(
                 f,
-                "no incremental possible, and how much a full would send is not known. Nothing sent.\n  {loss}"
+                "no incremental possible, and the size of a full is unknown. Nothing sent.\n  {loss}"
             ),
             Self::OnlyFull(why) => write!(f, "no incremental possible: {why}. Nothing sent."),
         }

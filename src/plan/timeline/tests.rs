@@ -1,5 +1,5 @@
-//! Scenes of one dataset, written as lines of a table: what each backup is, and what must be said
-//! of all.
+//! Scenarios of one dataset, written as lines of a table: each backup, and the expected result for
+//! all.
 
 use super::*;
 use crate::manifest::SnapshotRef;
@@ -7,9 +7,9 @@ use crate::model::{BackupKind, Digest};
 use crate::plan::Making;
 use crate::plan::fixtures::at;
 
-/// `NAME host TXG DAY [base=NAME] [after=NAME,NAME]`, where the host is `x`, `y` or `-` for an old
-/// manifest. An old manifest names its base only; all others name what they come after. `-` as
-/// `after` is the empty list.
+/// Reads lines `NAME host TXG DAY [base=NAME] [after=NAME,NAME]`, where the host is `x`, `y` or `-`
+/// for an old manifest. An old manifest names only its base; all others name the backups they come
+/// after. `-` as `after` is the empty list.
 fn backups(table: &str) -> Vec<(String, BackupFacts)> {
     let mut made: Vec<(String, BackupFacts)> = Vec::new();
     for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -27,7 +27,7 @@ fn backups(table: &str) -> Vec<(String, BackupFacts)> {
             match word.split_once('=').unwrap() {
                 ("base", name) => base = Some(find(name).unwrap()),
                 ("after", "-") => after = Some(Vec::new()),
-                // A name with `!` was deleted.
+                // A name with `!` is that of a deleted backup.
                 (_, names) => {
                     let id =
                         |name: &str| find(name).map_or_else(|| absent(name), |backup| backup.id);
@@ -87,7 +87,7 @@ fn origin() -> Origin {
     }
 }
 
-/// The guid is the name.
+/// The name is encoded as the guid.
 fn id_of(name: &str, kind: BackupKind, day: u64) -> BackupId {
     let guid = name
         .bytes()
@@ -138,7 +138,7 @@ fn strays_after(table: &str, known: &str, adopted: &str) -> String {
         .join(" ")
 }
 
-/// The newest, or the candidates with question marks.
+/// Returns the newest backup, or the candidates with question marks.
 fn newest(table: &str) -> String {
     let facts: Vec<BackupFacts> = backups(table).into_iter().map(|(_, facts)| facts).collect();
     let all: Vec<&BackupFacts> = facts.iter().collect();
@@ -159,7 +159,7 @@ const LINEAR: &str = "
     p3 x 30 3 after=p2
     p4 x 40 4 base=p3 after=p3";
 
-/// Both hosts continue from p2, with fulls.
+/// Both hosts continue from p2 with fulls.
 const CLONED: &str = "
     p1 x 10 1 after=-
     p2 x 20 2 base=p1 after=p1
@@ -168,7 +168,7 @@ const CLONED: &str = "
     a5 x 50 5 after=a3
     b6 y 60 6 after=b4";
 
-/// As above, and the clone has machine id and state folder of its model.
+/// As above, but the clone has the machine id and state folder of its original.
 const TWINS: &str = "
     p1 x 10 1 after=-
     p2 x 20 2 base=p1 after=p1
@@ -229,7 +229,7 @@ fn a_pool_that_moved_or_a_host_that_was_installed_anew_goes_on_silently() {
         (strays(anew, "q3 q4"), newest(anew)),
         (String::new(), "q4".to_owned())
     );
-    // Before its first backup: what the other one stored is known by its newest.
+    // Before its first backup the pool knows only the newest backup that the other pool stored.
     assert_eq!(strays(LINEAR, "p4"), "");
 }
 
@@ -237,7 +237,7 @@ fn a_pool_that_moved_or_a_host_that_was_installed_anew_goes_on_silently() {
 fn a_clone_is_a_stray_for_each_of_both_and_a_question_for_whoever_has_no_pool() {
     assert_eq!(strays(CLONED, "p2 a3 a5"), "b6 b4");
     assert_eq!(strays(CLONED, "p2 b4 b6"), "a5 a3");
-    // Before the pool's own next backup, and after it.
+    // The state before the pool's own next backup, and the state after it.
     assert_eq!(strays(CLONED, "p2"), "b6 a5 b4 a3");
     assert_eq!(strays(CLONED, "a5"), "b6 b4");
     assert_eq!(newest(CLONED), "b6? a5?");
@@ -245,8 +245,8 @@ fn a_clone_is_a_stray_for_each_of_both_and_a_question_for_whoever_has_no_pool() 
 
 #[test]
 fn clones_that_work_at_the_same_hour_are_found_by_both() {
-    // Each night the snapshots are of two days, and both uploads end on the third. Both begin with
-    // fulls of their own.
+    // Each night the snapshots are taken on two days, and both uploads end on the third. Both begin
+    // with fulls of their own.
     let mut made = backups(
         "
         p1 x 10 1 after=-
@@ -326,7 +326,7 @@ fn a_rewound_pool_has_strays_and_whoever_has_no_pool_is_asked_while_the_orders_d
     assert_eq!(strays(rewound, "p1"), "r4 p3 p2");
     assert_eq!(strays(rewound, "p1 r4"), "p3 p2");
     assert_eq!(newest(rewound), "r4? p3?");
-    // Once it has caught up, both orders say what is newest; the pool does not forget.
+    // Once the pool has caught up, both orders agree on the newest backup; the strays remain known.
     let caught_up = format!("{rewound}\nr5 x 400 5 base=r4 after=r4");
     assert_eq!(
         (strays(&caught_up, "r4 r5"), newest(&caught_up)),
@@ -347,7 +347,7 @@ fn a_clock_that_was_set_back_is_no_question_where_one_follows_from_the_other() {
 
 #[test]
 fn what_waited_in_another_store_or_took_many_nights_is_no_other_time_line() {
-    // i3 was exported, and i4 streamed by a run that did not see it; from i5 on both are known.
+    // i3 was exported, and a run that did not see it streamed i4; from i5 on both are known.
     let waited = "
         p1 x 10 1 after=-
         i3 x 30 3 base=p1 after=p1
@@ -394,7 +394,7 @@ fn what_waited_in_another_store_or_took_many_nights_is_no_other_time_line() {
 
 #[test]
 fn a_link_that_was_deleted_proves_nothing() {
-    // Of the chain between them nothing is left; `!q4` is newer than both.
+    // The chain between them was deleted completely; `!q4` is newer than both.
     let mut made = backups(
         "
         p1 y 10 1 after=-

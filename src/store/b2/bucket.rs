@@ -1,4 +1,4 @@
-//! What the bucket and the application key say of themselves.
+//! The settings of the bucket and the rights of the application key.
 
 use super::Shared;
 use super::messages::{Bucket, BucketRule};
@@ -7,7 +7,7 @@ use crate::store::probe::{BucketFacts, LifecycleRule, Rights, Told};
 
 impl Shared {
     pub(super) async fn bucket_facts(&self) -> Result<BucketFacts, StoreError> {
-        let failed = |cause| self.failed("look into", "b2_list_buckets", "", cause);
+        let failed = |cause| self.failed("access", "b2_list_buckets", "", cause);
         let session = self.session().await.map_err(failed)?;
         let rights = Rights {
             may: session.rights.capabilities.clone(),
@@ -46,7 +46,7 @@ impl Shared {
         }
     }
 
-    /// A rule that touches names below our prefix.
+    /// Converts a rule, if it applies to names below our prefix.
     fn rule(&self, rule: &BucketRule) -> Option<LifecycleRule> {
         let prefix = &rule.file_name_prefix;
         let touches = self.prefix.starts_with(prefix) || prefix.starts_with(&self.prefix);

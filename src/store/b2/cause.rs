@@ -1,4 +1,4 @@
-//! [`Cause`]: why a B2 call failed, in one form for all calls, and what is to be done about it.
+//! [`Cause`]: the reason why a B2 call failed, in one form for all calls, and the reaction to it.
 
 use crate::store::StoreErrorKind;
 use crate::store::work::{chain_text, transport_hint};
@@ -7,35 +7,36 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-/// Where a call failed.
+/// The stage at which a call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// No connection: the store never heard of it.
+    /// No connection: the request never reached the store.
     Connect,
-    /// The connection broke, or no answer came in time: the store may have done what was asked.
+    /// The connection broke, or no response came in time: the store may have carried out the
+    /// request.
     Transport,
-    /// An answer came that could not be read.
+    /// A response arrived and could not be read.
     Reading,
-    /// The store said no.
+    /// The store refused the request.
     Refused,
-    /// We found that it cannot work.
+    /// This program found that the request cannot succeed.
     Ours(StoreErrorKind),
 }
 
-/// Why a call failed. Displays as `bad_bucket_id: the text of the store (HTTP 400)`.
+/// The reason why a call failed. Displays as `bad_bucket_id: the text of the store (HTTP 400)`.
 #[derive(Debug, Clone)]
 pub(super) struct Cause {
     pub(super) stage: Stage,
     pub(super) status: Option<u16>,
     pub(super) code: String,
     pub(super) text: String,
-    /// How long the store wants to be left alone.
+    /// The pause that the store asks for.
     pub(super) retry_after: Option<Duration>,
-    /// Advice that is better than what status and code give.
+    /// A hint that is better than the one derived from status and code.
     pub(super) hint: Option<String>,
 }
 
-/// The body of every refusal.
+/// The body of every error response.
 #[derive(Deserialize, Default)]
 struct Refusal {
     #[serde(default)]
@@ -45,7 +46,7 @@ struct Refusal {
 }
 
 impl From<reqwest::Error> for Cause {
-    /// Without the URL: upload URLs are nobody's business.
+    /// Drops the URL, because upload URLs are secret.
     fn from(error: reqwest::Error) -> Self {
         let error = error.without_url();
         let stage = match () {
@@ -63,7 +64,7 @@ impl From<reqwest::Error> for Cause {
 }
 
 impl Cause {
-    /// Something that we found, not the store.
+    /// Makes the cause for a fault that this program found, not the store.
     pub(super) fn ours(kind: StoreErrorKind, text: impl Into<String>) -> Self {
         let (stage, text) = (Stage::Ours(kind), text.into());
         Self {
@@ -76,7 +77,8 @@ impl Cause {
         }
     }
 
-    /// A refusal: `body` is what came with it, the JSON of B2 or whatever stands between it and us.
+    /// Makes the cause for an error response: `body` is B2's JSON, or any text from a proxy in
+    /// between.
     pub(super) fn refused(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
         let refusal: Refusal = serde_json::from_slice(body).unwrap_or_default();
         let (stage, status) = (Stage::Refused, Some(status));
@@ -90,7 +92,7 @@ impl Cause {
         }
     }
 
-    /// An answer of success that makes no sense.
+    /// Makes the cause for a successful response with unreadable content.
     pub(super) fn unreadable(error: &dyn Error) -> Self {
         let text = format!("the answer cannot be read: {}", chain_text(error));
         Self {
@@ -105,13 +107,13 @@ impl Cause {
         self
     }
 
-    /// The token is over, that of the account or that of an upload URL.
+    /// Whether the token of the account or of an upload URL has expired.
     pub(super) fn is_token(&self) -> bool {
         self.stage == Stage::Refused
             && matches!(self.code.as_str(), "expired_auth_token" | "bad_auth_token")
     }
 
-    /// There is no such file any more, in the many words that B2 has for it.
+    /// Whether the file no longer exists; B2 has several codes for this.
     pub(super) fn is_gone(&self) -> bool {
         matches!(
             self.code.as_str(),
@@ -119,14 +121,14 @@ impl Cause {
         ) || self.status == Some(404)
     }
 
-    /// The bytes changed on the way: to be sent again.
+    /// Whether the bytes were damaged in transit, so that they must be sent again.
     pub(super) fn is_garbled(&self) -> bool {
         let text = self.text.to_ascii_lowercase();
         self.status == Some(400)
             && (text.contains("sha1 did not match") || text.contains("checksum did not match"))
     }
 
-    /// The same call may work if it is made again.
+    /// Whether a retry of the same call may succeed.
     pub(super) fn is_transient(&self) -> bool {
         match self.stage {
             Stage::Connect | Stage::Transport | Stage::Reading => true,
@@ -135,7 +137,7 @@ impl Cause {
         }
     }
 
-    /// An upload that failed so goes through another URL.
+    /// Whether an upload must be retried through another URL.
     pub(super) fn wants_new_url(&self) -> bool {
         self.is_transient()
             || self.is_token()
@@ -143,15 +145,15 @@ impl Cause {
             || self.code == "auth_token_limit"
     }
 
-    /// The store may have done what was asked, though it did not say so. (503 is B2's way to say
-    /// "elsewhere".)
+    /// Whether the store may have carried out the request without reporting it. (With 503 B2 asks
+    /// for another URL.)
     pub(super) fn is_ambiguous(&self) -> bool {
         let answered = matches!(self.status, Some(..500 | 503));
         matches!(self.stage, Stage::Transport | Stage::Reading)
             || (self.stage == Stage::Refused && !answered)
     }
 
-    /// The kind, for callers to branch on.
+    /// Returns the kind, on which callers branch.
     pub(super) fn kind(&self) -> StoreErrorKind {
         match self.stage {
             Stage::Ours(kind) => kind,
@@ -182,7 +184,7 @@ impl Cause {
         }
     }
 
-    /// What a person can do about a failure of the call `api`.
+    /// Returns the remedy for a failure of the call `api`.
     pub(super) fn hint(&self, api: &str, endpoint: &str) -> Option<String> {
         if self.hint.is_some() {
             return self.hint.clone();
@@ -208,7 +210,7 @@ impl Cause {
 /// The call that gives an account its token.
 pub(super) const AUTHORIZE: &str = "b2_authorize_account";
 
-/// The capability that a call needs.
+/// Returns the capability that a call needs.
 fn capability(api: &str) -> &'static str {
     match api {
         "b2_list_buckets" => "listBuckets",
@@ -222,7 +224,7 @@ fn capability(api: &str) -> &'static str {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.code.as_str(), self.text.as_str()) {
-            ("", "") => f.write_str("the store refused without a word")?,
+            ("", "") => f.write_str("the store refused without a message")?,
             ("", text) => f.write_str(text)?,
             (code, "") => f.write_str(code)?,
             (code, text) => write!(f, "{code}: {text}")?,
@@ -353,7 +355,7 @@ mod tests {
         );
         assert_eq!(
             Cause::refused(502, b"<html>", None).to_string(),
-            "the store refused without a word (HTTP 502)"
+            "the store refused without a message (HTTP 502)"
         );
     }
 }

@@ -1,8 +1,9 @@
-//! Calls: the HTTP client, the account's session, and which failures are tried again.
+//! Calls: the HTTP client, the account's session, and the retry policy.
 //!
-//! A session is opened by the first call and again when its token is over, by one task while the
-//! others wait. A token that is over is no failure; a missing capability is one at once; what is
-//! transient is tried again with pauses that double, or as long as the store says.
+//! The first call opens a session, and so does the first call after its token expired; one task
+//! opens it while the others wait. An expired token is not a failure. A missing capability is a
+//! failure at once. Transient failures are retried with pauses that double, or as long as the store
+//! asks.
 
 use super::cause::{AUTHORIZE, Cause, Stage};
 use super::messages::{Authorized, Bucket, Buckets, Rights, UploadUrl};
@@ -23,17 +24,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// One call is tried this often before its failure is ours.
+/// The maximum number of attempts of one call.
 pub(super) const TRIES_MAX: u32 = 6;
-/// How often one call finds that its token is over: once, and once more when another task renewed
-/// it with the same fate.
+/// The maximum number of renewals of the session for one call: one for an expired token, and one
+/// more in case another task's renewed session expires too.
 const RENEWALS_MAX: u32 = 3;
-/// Nobody is waited for longer than this between two tries.
+/// The longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 const ENCRYPTED: &str = "https://";
 const PLAIN: &str = "http://";
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// The newest API first; servers that do not know it know the one before.
+/// The supported versions of the API, newest first; servers that do not support v4 support v3.
 const API_VERSIONS: [&str; 2] = ["v4", "v3"];
 
 /// An authorized account. The token lasts at most a day.
@@ -42,7 +43,7 @@ pub(super) struct Session {
     pub(super) api_url: String,
     pub(super) download_url: String,
     pub(super) bucket_id: String,
-    /// The application key that it was opened with.
+    /// The application key with which the session was opened.
     key_id: String,
     pub(super) account_id: String,
     pub(super) part_bytes_min: u64,
@@ -56,7 +57,7 @@ impl Session {
     }
 }
 
-/// Upload URLs that are free. Each takes one upload at a time; one that failed is not put back.
+/// Free upload URLs. Each takes one upload at a time; a URL that failed is not put back.
 #[derive(Default)]
 pub(super) struct UrlPool(Mutex<Vec<UploadUrl>>);
 
@@ -73,7 +74,7 @@ impl UrlPool {
     }
 }
 
-/// Waits that double, with some chance in them so that many do not come back at once.
+/// Pauses that double, with jitter so that many clients do not retry at the same time.
 pub(super) struct Pauses {
     next: Duration,
 }
@@ -85,7 +86,7 @@ impl Pauses {
         }
     }
 
-    /// Waits, at least as long as the store asked.
+    /// Waits at least as long as the store asked.
     pub(super) async fn wait(&mut self, cause: &Cause) {
         let chance = random_u64().unwrap_or(0) % 256;
         let jitter = self
@@ -97,19 +98,18 @@ impl Pauses {
     }
 }
 
-/// The client for one store. Plain http is for tests.
+/// Builds the client for one store. Plain http is for tests.
 pub(super) fn build_http(settings: &B2Settings) -> Result<Client, Cause> {
     let builder = ClientBuilder::new()
         .user_agent(concat!("zfs-backup/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_LIMIT)
         .redirect(Policy::none())
         .retry(reqwest::retry::never());
-    // Where nothing is encrypted nobody need be believed, and a host without root certificates will
-    // do.
+    // Plain http verifies no server, so a host without root certificates is sufficient.
     let builder = match settings.endpoint().starts_with("http://") {
         true => builder.tls_certs_only([]),
         false if rustls_native_certs::load_native_certs().certs.is_empty() => {
-            let text = "this host has no root certificates, so no server can be believed";
+            let text = "this host has no root certificates, so no server can be verified";
             let hint = "install the package ca-certificates, or name a bundle in SSL_CERT_FILE";
             return Err(Cause::ours(StoreErrorKind::Invalid, text).with_hint(hint));
         }
@@ -119,7 +119,7 @@ pub(super) fn build_http(settings: &B2Settings) -> Result<Client, Cause> {
 }
 
 impl Shared {
-    /// The session; opens one when there is none.
+    /// Returns the session; opens one if there is none.
     pub(super) async fn session(&self) -> Result<Arc<Session>, Cause> {
         let mut held = self.session.lock().await;
         if let Some(session) = &*held {
@@ -139,7 +139,7 @@ impl Shared {
         }
     }
 
-    /// Forgets a session whose token is over, unless another task has renewed it already.
+    /// Discards an expired session, unless another task has already renewed it.
     async fn forget(&self, stale: &Arc<Session>) {
         let mut held = self.session.lock().await;
         if held
@@ -150,7 +150,8 @@ impl Shared {
         }
     }
 
-    /// Whether another key can be tried than the one of this session, which is forgotten then.
+    /// Whether a retry with another key than this session's is possible. If so, the session is
+    /// discarded.
     async fn renewed(&self, refused: &Arc<Session>) -> bool {
         let other = self
             .credentials()
@@ -169,7 +170,7 @@ impl Shared {
             .clone()
     }
 
-    /// Reads the application key again: whether it is another one now.
+    /// Reads the application key again. Returns whether it has changed.
     async fn read_again(&self) -> bool {
         let Some(renew) = &self.settings.renew else {
             return false;
@@ -230,7 +231,7 @@ impl Shared {
             Some(id) => id.clone(),
             None => self.find_bucket(&session).await?,
         };
-        // Another task cannot have set another: the bucket's name is ours and never changes.
+        // Another task cannot have set a different id, because the bucket's name never changes.
         let _ = self.bucket_id.set(session.bucket_id.clone());
         Ok(session)
     }
@@ -269,14 +270,14 @@ impl Shared {
         }))
     }
 
-    /// An address in an answer must be as safe as the one that was configured: the token goes
-    /// there.
+    /// Checks an address in a response. It must be as safe as the configured one, because the token
+    /// is sent there.
     fn check_address(&self, field: &str, address: &str) -> Result<(), Cause> {
         let endpoint = self.settings.endpoint();
         if is_as_safe(endpoint, address) {
             return Ok(());
         }
-        // Without the path: an upload URL is a secret.
+        // The path is not shown, because an upload URL is a secret.
         let scheme = address.split("://").next().unwrap_or_default();
         let scheme: String = scheme
             .chars()
@@ -290,7 +291,7 @@ impl Shared {
         Err(Cause::ours(StoreErrorKind::Corrupt, text).with_hint(hint))
     }
 
-    /// Returns the time by B2's clock: the date of any answer, even a refusal. Sends no
+    /// Returns the time by B2's clock: the date of any response, even an error. Sends no
     /// credentials.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, Cause> {
         let url = format!(
@@ -322,7 +323,7 @@ impl Shared {
         }
     }
 
-    /// A key may be for names that begin in some way; ours must begin so.
+    /// Checks the prefix that the key is restricted to: ours must begin with it.
     fn check_prefix(&self, rights: &Rights) -> Result<(), Cause> {
         match rights
             .name_prefix
@@ -339,7 +340,8 @@ impl Shared {
         }
     }
 
-    /// The bucket's id. Keys that are restricted to buckets say their ids; others may list buckets.
+    /// Returns the bucket's id. Keys that are restricted to buckets contain the ids; other keys may
+    /// list buckets.
     async fn find_bucket(&self, session: &Session) -> Result<String, Cause> {
         let name = &self.settings.bucket;
         if let Some(buckets) = &session.rights.buckets {
@@ -357,7 +359,7 @@ impl Shared {
             .map(|bucket| bucket.bucket_id)
     }
 
-    /// The bucket as B2 describes it.
+    /// Returns the bucket as B2 describes it.
     pub(super) async fn look_up_bucket(&self, session: &Session) -> Result<Bucket, Cause> {
         let name = &self.settings.bucket;
         let body = json!({"accountId": session.account_id, "bucketName": name});
@@ -378,7 +380,7 @@ impl Shared {
         })
     }
 
-    /// Makes a call that may be made again whatever became of it.
+    /// Makes an idempotent call; retries transient failures.
     pub(super) async fn call<T: DeserializeOwned>(
         &self,
         api: &str,
@@ -395,7 +397,8 @@ impl Shared {
         }
     }
 
-    /// Makes a call once, with a token that is good: a call with one that is over was never made.
+    /// Makes a call once, with a valid token: a call that was refused for an expired token had no
+    /// effect and is repeated.
     pub(super) async fn call_once<T: DeserializeOwned>(
         &self,
         api: &str,
@@ -408,7 +411,7 @@ impl Shared {
         .await
     }
 
-    /// Does what needs a session, with a new one when the token is over.
+    /// Does `work` with a session, and repeats it with a new one if the token has expired.
     pub(super) async fn with_session<T, F>(
         &self,
         work: impl Fn(Arc<Session>) -> F,
@@ -424,7 +427,7 @@ impl Shared {
                     renewals_left -= 1;
                     self.forget(&session).await;
                 }
-                // It may be the right of another key, which is in the file by now.
+                // 401 for a missing capability: the key file may contain a newer key by now.
                 Err(cause)
                     if cause.status == Some(401)
                         && renewals_left > 0
@@ -452,8 +455,8 @@ impl Shared {
         self.send(call, 0).await
     }
 
-    /// Uploads through a URL of the pool, or a new one: `get` is the call that gives one, for
-    /// `file` where it is for parts. The URL goes back only when it worked.
+    /// Uploads through a URL of the pool, or a new one: `get` is the call that returns a URL, with
+    /// the file's id for parts. The URL is put back only if the upload succeeded.
     pub(super) async fn post_bytes<T: DeserializeOwned>(
         &self,
         pool: &UrlPool,
@@ -470,7 +473,8 @@ impl Shared {
             .http
             .post(&url.upload_url)
             .header(AUTHORIZATION, &url.authorization_token);
-        // Said even of an empty body, of which the client would say nothing: B2 wants it always.
+        // The header is set for an empty body too, which the client would omit: B2 always requires
+        // it.
         let call = call
             .header(CONTENT_LENGTH, len)
             .headers(headers)
@@ -480,7 +484,7 @@ impl Shared {
         Ok(stored)
     }
 
-    /// A body at the pace that is allowed; made again for every attempt.
+    /// Makes a body with the allowed bandwidth; called again for every attempt.
     fn body(&self, bytes: Bytes) -> Body {
         match self.settings.limiter.clone() {
             Some(limiter) => Body::wrap(PacedBody::new(limiter, bytes)),
@@ -498,7 +502,7 @@ impl Shared {
         Ok(url)
     }
 
-    /// Sends a request that moves `bytes` and reads the answer, both within the limit of one
+    /// Sends a request that moves `bytes` and reads the response, both within the limit of one
     /// attempt.
     async fn send<T: DeserializeOwned>(
         &self,
@@ -521,7 +525,7 @@ impl Shared {
         serde_json::from_slice(&body).map_err(|error| Cause::unreadable(&error))
     }
 
-    /// The name in the bucket.
+    /// Returns the name in the bucket.
     pub(super) fn full_name(&self, key: &str) -> Result<String, Cause> {
         let name = format!("{}{key}", self.prefix);
         settings::check_name(&name).map_err(|text| Cause::ours(StoreErrorKind::Invalid, text))?;
@@ -539,7 +543,7 @@ fn is_as_safe(endpoint: &str, address: &str) -> bool {
     has(address, ENCRYPTED) || (has(endpoint, PLAIN) && has(address, PLAIN))
 }
 
-/// Reads a refusal. If the body is too long to be B2's, only the status counts.
+/// Reads an error response. If the body is too long to be B2's, only the status counts.
 pub(super) async fn read_refusal(answer: Response) -> Cause {
     let (status, retry_after) = (answer.status().as_u16(), retry_after(answer.headers()));
     match read_at_most(answer, REFUSAL_BYTES_MAX).await {
@@ -548,10 +552,10 @@ pub(super) async fn read_refusal(answer: Response) -> Cause {
     }
 }
 
-/// The beginning of a body that has more bytes than it may have.
+/// The beginning of a body that is longer than allowed.
 struct TooLong(Vec<u8>);
 
-/// Reads a body that may have at most `bytes_max`, however long the store says that it is.
+/// Reads a body of at most `bytes_max`, independent of the announced length.
 async fn read_at_most(
     mut answer: Response,
     bytes_max: u64,
@@ -566,7 +570,7 @@ async fn read_at_most(
     Ok(Ok(body))
 }
 
-/// How long the store wants to be left alone, where it says so in seconds.
+/// Returns the pause that the store asks for, if the header has it in seconds.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     headers
         .get(RETRY_AFTER)?

@@ -1,4 +1,4 @@
-//! Deleting in all versions, hiding where deleting is not allowed, and giving up large files.
+//! Deletes all versions of files, hides them if deleting is not allowed, and cancels large files.
 
 use super::Shared;
 use super::cause::Cause;
@@ -12,12 +12,12 @@ use tokio::time::timeout;
 const DELETE: &str = "b2_delete_file_version";
 const HIDE: &str = "b2_hide_file";
 const CANCEL: &str = "b2_cancel_large_file";
-/// How long giving an upload up may take; then it stays for the next clean-up.
+/// The time limit for cancelling an upload. After it the upload remains for the next clean-up.
 const CANCEL_LIMIT: Duration = Duration::from_secs(30);
 
 impl Shared {
-    /// Deletes the oldest version first: whatever stops this half-way, people see what they saw
-    /// before.
+    /// Deletes the oldest version first: if the deletion is interrupted, the visible version is
+    /// still the same.
     pub(super) async fn delete(&self, key: &ObjectKey) -> Result<(), StoreError> {
         let operation = "delete";
         let versions = self.versions(operation, key).await?;
@@ -47,7 +47,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Deletes one version. One that is gone is no error.
+    /// Deletes one version. A missing version is ignored.
     pub(super) async fn delete_version(&self, version: &FileVersion) -> Result<(), Cause> {
         let body = json!({"fileName": version.file_name, "fileId": version.file_id});
         match self.call::<Ignored>(DELETE, |_| body.clone()).await {
@@ -81,8 +81,8 @@ impl Shared {
         }
     }
 
-    /// Gives a large file up, within a time limit. One that is gone is no error; whether it is gone
-    /// is looked at, since B2 has no word of its own for that.
+    /// Cancels a large file, within a time limit. A missing file is ignored; a listing shows
+    /// whether it is missing, since B2 has no error code for that.
     pub(super) async fn cancel(&self, key: &str, file_id: &str) -> Result<(), StoreError> {
         let operation = "abort upload of";
         let Ok(cancelled) = timeout(CANCEL_LIMIT, self.try_cancel(key, file_id)).await else {

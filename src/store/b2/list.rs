@@ -1,4 +1,4 @@
-//! Listing versions, and what of them is live. Also the large files that were begun and not ended.
+//! Lists versions, live objects, and unfinished large files.
 
 use super::Shared;
 use super::cause::Cause;
@@ -9,18 +9,19 @@ use crate::store::{ObjectKey, PageVisitor, StoreError, StoreErrorKind, Unfinishe
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// The most that a page has; B2 counts each thousand as one call.
+/// The largest page; B2 counts each thousand entries as one call.
 const PAGE_MAX: usize = 10_000;
-/// Versions of one name are few; longer names with the same beginning may follow.
+/// The page size for the versions of one name, which are few; longer names with the same beginning
+/// may follow.
 const VERSIONS_PAGE: usize = 100;
-/// The most unfinished files that B2 puts on a page.
+/// The largest page of unfinished files that B2 returns.
 const UNFINISHED_PAGE: usize = 100;
 
 const LIST: &str = "b2_list_file_versions";
 
 impl Shared {
-    /// All versions of exactly this key, newest first: files, hide markers, and large files that
-    /// were begun.
+    /// Returns all versions of exactly this key, newest first: files, hide markers, and unfinished
+    /// large files.
     pub(super) async fn versions(
         &self,
         operation: &str,
@@ -42,7 +43,7 @@ impl Shared {
         Ok(versions)
     }
 
-    /// The live version of a key, or `None` when there is none or it is hidden.
+    /// Returns the live version of a key, or `None` if it does not exist or is hidden.
     pub(super) async fn live(
         &self,
         operation: &str,
@@ -53,7 +54,7 @@ impl Shared {
             .next())
     }
 
-    /// The live versions of all keys under `prefix`.
+    /// Returns the live versions of all keys under `prefix`.
     pub(super) async fn live_under(
         &self,
         prefix: &str,
@@ -88,7 +89,7 @@ impl Shared {
         Ok(newest)
     }
 
-    /// Gives page after page of the live objects under `prefix`. B2 lists versions by name, the
+    /// Passes page after page of the live objects under `prefix`. B2 lists versions by name, the
     /// newest of each first.
     pub(super) async fn visit_live(
         &self,
@@ -117,8 +118,8 @@ impl Shared {
             .map_err(|cause| self.failed("list", LIST, prefix, cause))
     }
 
-    /// Gives page after page of versions whose names begin with `full`, until the end or until
-    /// `take` has enough.
+    /// Passes page after page of versions whose names begin with `full`, until the end or until
+    /// `take` returns false.
     async fn turn_pages(
         &self,
         full: &str,
@@ -145,7 +146,7 @@ impl Shared {
                 .iter()
                 .any(|file| !file.file_name.starts_with(full))
             {
-                return Err(corrupt("an entry is outside the prefix that was asked"));
+                return Err(corrupt("an entry is outside the requested prefix"));
             }
             let more = take(page.files);
             let Some(next) = page.next_file_name.filter(|_| more) else {
@@ -188,7 +189,7 @@ impl Shared {
         Ok(uploads)
     }
 
-    /// The large files under a prefix that were begun and not ended.
+    /// Returns the unfinished large files under a prefix.
     pub(super) async fn unfinished_files(&self, prefix: &str) -> Result<Vec<FileVersion>, Cause> {
         let full = format!("{}{prefix}", self.prefix);
         let mut marks = Marks::default();
@@ -198,7 +199,7 @@ impl Shared {
             let body = |session: &Session| {
                 let mut body =
                     json!({"bucketId": session.bucket_id, "maxFileCount": UNFINISHED_PAGE});
-                // An empty prefix is left out: not every server takes it for all.
+                // An empty prefix is omitted: not every server accepts it.
                 if !full.is_empty() {
                     body["namePrefix"] = json!(full);
                 }
@@ -226,8 +227,8 @@ impl Shared {
 
 const LIST_UNFINISHED: &str = "b2_list_unfinished_large_files";
 
-/// The files among the versions of one name that no hide marker covers, newest first. The first one
-/// is what people get; those behind it come up again when it is deleted.
+/// Returns the files among the versions of one name that no hide marker covers, newest first.
+/// Readers get the first one; each older one becomes visible when the newer one is deleted.
 pub(super) fn live_of(versions: Vec<FileVersion>) -> Vec<FileVersion> {
     versions
         .into_iter()

@@ -1,5 +1,5 @@
 //! File lock: every file is put with a date until which B2 refuses to delete it, and the date can
-//! be moved further away.
+//! be moved further into the future.
 
 use super::Shared;
 use super::cause::Cause;
@@ -18,7 +18,7 @@ const SWITCH_ON: &str = "the bucket must have Object Lock on, and the applicatio
     readFileRetentions and writeFileRetentions; `zfs-backup doctor` looks at both";
 
 impl Shared {
-    /// The lock of a file that is put now.
+    /// Returns the lock for a file that is put now.
     pub(super) fn lock_now(&self) -> Option<Value> {
         let lock = self.settings.lock?;
         let until = lock.until(Timestamp::now());
@@ -34,7 +34,7 @@ impl Shared {
         Ok(())
     }
 
-    /// What was put to be locked must be said to be locked.
+    /// Checks that the store reports a lock, if the file was put with one.
     pub(super) fn check_lock(
         &self,
         key: &ObjectKey,

@@ -1,4 +1,4 @@
-//! What B2 answers, as far as we read it.
+//! B2's responses, with the fields that this program reads.
 
 use super::cause::Cause;
 use crate::store::{Evidence, EvidenceTier, ListedObject, StoreErrorKind};
@@ -6,18 +6,18 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// The entry of a file's information that keeps the part size: who wants to recompute part
-/// checksums needs it.
+/// The entry of a file's information that keeps the part size, which is needed to recompute part
+/// checksums.
 pub(super) const PART_BYTES_ENTRY: &str = "part-bytes";
-/// The entry by which an upload whose answer was lost is found again.
+/// The entry by which an upload is found again if its response was lost.
 pub(super) const ATTEMPT_ENTRY: &str = "attempt";
 /// The entry that B2's own tools use for the SHA-1 of a large file. B2 keeps it and does not check
 /// it.
 pub(super) const DECLARED_SHA1_ENTRY: &str = "large_file_sha1";
-/// B2 computed it, but did not compare it with what the client said.
+/// The prefix of a SHA-1 that B2 computed but did not compare with the client's.
 const UNVERIFIED: &str = "unverified:";
 
-/// The answer to `b2_authorize_account`, of API version 3 or 4.
+/// The response to `b2_authorize_account`, of API version 3 or 4.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Authorized {
@@ -38,7 +38,7 @@ pub(super) struct StorageApi {
     pub(super) api_url: String,
     pub(super) download_url: String,
     pub(super) absolute_minimum_part_size: u64,
-    /// Version 4 says here what the key may; version 3 says it beside this.
+    /// Version 4 describes the key's rights here; version 3 has them in the fields below.
     allowed: Option<Allowed>,
     bucket_id: Option<String>,
     bucket_name: Option<String>,
@@ -55,25 +55,26 @@ struct Allowed {
     name_prefix: Option<String>,
 }
 
-/// A bucket that a restricted key may use. The name is missing when the bucket is gone.
+/// A bucket that a restricted key may use. The name is missing if the bucket no longer exists.
 #[derive(Deserialize, Clone)]
 pub(super) struct AllowedBucket {
     pub(super) id: String,
     pub(super) name: Option<String>,
 }
 
-/// What an application key may do.
+/// The rights of an application key.
 #[derive(Clone)]
 pub(super) struct Rights {
-    /// `None`: all buckets.
+    /// The allowed buckets; `None` means all.
     pub(super) buckets: Option<Vec<AllowedBucket>>,
     pub(super) capabilities: Vec<String>,
-    /// What all names must begin with.
+    /// The prefix that all names must have.
     pub(super) name_prefix: Option<String>,
 }
 
 impl Authorized {
-    /// The addresses, and what the key may do. A key without the storage API is for something else.
+    /// Returns the addresses and the rights of the key. A key without the storage API is for
+    /// another service.
     pub(super) fn into_storage(self) -> Result<(String, String, StorageApi, Rights), Cause> {
         let mut storage = self.api_info.storage_api.ok_or_else(|| {
             Cause::ours(
@@ -121,7 +122,8 @@ pub(super) struct Bucket {
     pub(super) file_lock_configuration: Option<Readable<FileLock>>,
 }
 
-/// A lifecycle rule of a bucket. B2 applies one to each name: that of the longest beginning.
+/// A lifecycle rule of a bucket. B2 applies one rule to each name: the one with the longest
+/// matching prefix.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct BucketRule {
@@ -147,7 +149,7 @@ pub(super) struct FileLock {
     pub(super) is_file_lock_enabled: bool,
 }
 
-/// Where one upload at a time may go.
+/// An upload URL, for one upload at a time.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct UploadUrl {
@@ -155,13 +157,13 @@ pub(super) struct UploadUrl {
     pub(super) authorization_token: String,
 }
 
-/// One version of a name: a file, a hide marker, or a large file that was begun (`start`).
+/// A version of a name: a file, a hide marker, or an unfinished large file (`start`).
 #[derive(Deserialize, Clone)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct FileVersion {
     pub(super) file_id: Option<String>,
     pub(super) file_name: String,
-    /// Some calls leave it out where it can only be `upload`.
+    /// The kind of version. Some calls omit it if it can only be `upload`.
     #[serde(default = "upload")]
     pub(super) action: String,
     #[serde(default)]
@@ -203,7 +205,7 @@ pub(super) struct UnfinishedFiles {
     pub(super) next_file_id: Option<String>,
 }
 
-/// The answer to a part.
+/// The response to the upload of a part.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct StoredPart {
@@ -212,12 +214,12 @@ pub(super) struct StoredPart {
     pub(super) content_sha1: String,
 }
 
-/// An answer that is not read.
+/// A response whose content is ignored.
 #[derive(Deserialize)]
 pub(super) struct Ignored {}
 
 impl FileVersion {
-    /// A file with bytes; "copy" is one that the store made from another.
+    /// Whether the version is a file with bytes; "copy" is one that the store made from another.
     pub(super) fn is_upload(&self) -> bool {
         matches!(self.action.as_str(), "upload" | "copy")
     }
@@ -234,7 +236,7 @@ impl FileVersion {
         self.file_info.as_ref()?.get(entry).map(String::as_str)
     }
 
-    /// The SHA-1 that B2 computed over the whole file; a large file has none.
+    /// Returns the SHA-1 that B2 computed over the whole file; a large file has none.
     pub(super) fn sha1(&self) -> Option<&str> {
         let text = self.content_sha1.as_deref()?;
         let text = text.strip_prefix(UNVERIFIED).unwrap_or(text);
@@ -255,9 +257,9 @@ impl FileVersion {
         }
     }
 
-    /// What the store says of it. A large file has no SHA-1 of B2's own: then the id, which never
-    /// changes its content, is the evidence, and a declared SHA-1 stands beside it for whoever
-    /// reads the whole.
+    /// Returns the store's evidence. A large file has no SHA-1 computed by B2: its id, whose
+    /// content never changes, is then the evidence, and a declared SHA-1 is added for readers of
+    /// the whole file.
     pub(super) fn evidence(&self) -> Evidence {
         let (tier, checksum) = match self.sha1() {
             Some(sha1) => (EvidenceTier::Sha1, Some(sha1)),
@@ -284,7 +286,7 @@ impl FileVersion {
     }
 }
 
-/// Reads bytes as each of the answers.
+/// Parses bytes as each of the responses.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read_any_answer(bytes: &[u8]) {
     let file = |file: &FileVersion| {

@@ -1,5 +1,4 @@
-//! Finding out by trying what this bucket and this key do. What B2 itself does is known: its
-//! protocol has one maker.
+//! Probes this bucket and this key. B2 itself needs no probe: its protocol has one implementation.
 
 use super::Shared;
 use super::settings::B2Settings;
@@ -28,7 +27,7 @@ impl Shared {
             parts_max: Some(10_000),
             ..StoreProbe::default()
         };
-        // Never locked: what is locked would stay.
+        // The probe's objects are never locked, because locked objects could not be removed.
         let free = self.without_lock()?;
         let tried = free.try_all(&key, &mut found).await;
         if tried.is_err() {
@@ -49,7 +48,7 @@ impl Shared {
     }
 
     async fn try_all(&self, key: &ObjectKey, found: &mut StoreProbe) -> Result<(), StoreError> {
-        let failed = |cause| self.failed("look into", "b2_authorize_account", "", cause);
+        let failed = |cause| self.failed("access", "b2_authorize_account", "", cause);
         let session = self.session().await.map_err(failed)?;
         found.part_bytes_min = Some(session.part_bytes_min);
         let now = Timestamp::now();

@@ -1,4 +1,4 @@
-//! Files that go in one request, and the look at the name that every upload ends with.
+//! Files that are sent in one request, and the final check of the name after every upload.
 
 use super::Shared;
 use super::cause::Cause;
@@ -15,11 +15,11 @@ use std::convert::Infallible;
 use std::fmt::Write as _;
 use tokio::time::sleep;
 
-/// How often one upload is sent. B2's own tools give up as soon.
+/// The maximum number of attempts of one upload, as in B2's own tools.
 pub(super) const UPLOAD_TRIES_MAX: u32 = 5;
-/// How often the store is asked for what it has just confirmed.
+/// The maximum number of reads of an object that the store has just accepted.
 const CONFIRM_TRIES_MAX: u32 = 3;
-/// What B2 lets stand as it is in names; a plus would be taken for a space.
+/// The characters that B2 accepts unencoded in names; a plus would be read as a space.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'/')
     .remove(b'-')
@@ -31,12 +31,12 @@ const UPLOAD: &str = "b2_upload_file";
 pub(super) const SHA1_HEADER: HeaderName = HeaderName::from_static("x-bz-content-sha1");
 const NAME_HEADER: HeaderName = HeaderName::from_static("x-bz-file-name");
 
-/// What was sent, as the store should describe it afterwards.
+/// The description of the sent object that the store should return.
 pub(super) struct Sent {
     pub(super) bytes: u64,
-    /// Of the whole, where B2 computes one too.
+    /// The SHA-1 of the whole object, if B2 computes it too.
     pub(super) sha1: Option<String>,
-    /// The file's id, where an answer said it.
+    /// The file's id, if a response contained it.
     pub(super) id: Option<String>,
 }
 
@@ -49,7 +49,7 @@ impl Sent {
     }
 }
 
-/// The SHA-1 in hexadecimal, taken where it may block.
+/// Computes the SHA-1 in hexadecimal, on a thread that may block.
 pub(super) async fn sha1_of(bytes: Bytes) -> String {
     let summed: Result<String, Infallible> =
         run_blocking(move || Ok(hex(digest(&SHA1_FOR_LEGACY_USE_ONLY, &bytes).as_ref()))).await;
@@ -66,12 +66,12 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A name as it stands in headers and URLs.
+/// Encodes a name for headers and URLs.
 pub(super) fn encode_name(name: &str) -> String {
     utf8_percent_encode(name, PLAIN).to_string()
 }
 
-/// A header value of text that is plain ASCII by its making.
+/// Makes a header value from text that is always plain ASCII.
 pub(super) fn value(text: &str) -> Result<HeaderValue, Cause> {
     HeaderValue::from_str(text)
         .map_err(|error| Cause::ours(StoreErrorKind::Invalid, error.to_string()))
@@ -96,7 +96,7 @@ impl Shared {
         }
     }
 
-    /// Puts a file in one request, where the name is free.
+    /// Puts a file in one request, if the name is free.
     pub(super) async fn create_whole(
         &self,
         key: &ObjectKey,
@@ -108,8 +108,8 @@ impl Shared {
         self.put_whole(key, bytes).await
     }
 
-    /// Sends until the store has it. A request whose answer was lost may have done its work: the
-    /// name is looked at before the bytes are sent again.
+    /// Sends until the store has the file. A request whose response was lost may have succeeded, so
+    /// the name is checked before the bytes are sent again.
     async fn put_whole(&self, key: &ObjectKey, bytes: Bytes) -> Result<Evidence, StoreError> {
         let sha1 = sha1_of(bytes.clone()).await;
         let mut sent = Sent {
@@ -170,8 +170,8 @@ impl Shared {
         .await
     }
 
-    /// Looks at the name again after an upload: it must be there as it was sent, and it must be the
-    /// only one.
+    /// Checks the name again after an upload: the file must be there as sent, and must be the only
+    /// version.
     pub(super) async fn confirm(
         &self,
         key: &ObjectKey,
@@ -198,9 +198,9 @@ impl Shared {
         Err(self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text))
     }
 
-    /// `live`: newest first, at least one of them is what was sent. Of versions with these bytes
-    /// the oldest is kept; an older one with other bytes was there before us, and then ours has to
-    /// go.
+    /// Reduces the versions to one. `live` has the newest first, and at least one of them is the
+    /// sent file. Of versions with these bytes the oldest is kept. If an older version has other
+    /// bytes, it was there first, and ours is deleted.
     async fn settle_versions(
         &self,
         key: &ObjectKey,
@@ -216,8 +216,8 @@ impl Shared {
             )
         };
         let oldest = live.iter().rposition(|file| sent.is(file)).unwrap_or(0);
-        // Large files stand where they were begun, not where they were finished: of two, none can
-        // know who was first.
+        // Large files are ordered by their start and not by their end, so two concurrent uploads
+        // cannot know which was first.
         let rivals = if sent.sha1.is_some() {
             &live[oldest + 1..]
         } else {
@@ -229,7 +229,7 @@ impl Shared {
             if (lost && ours) || (!lost && n != oldest && sent.is(file)) {
                 match self.delete_version(file).await {
                     Ok(()) => {}
-                    // The same bytes twice: nothing is wrong with that but the room they take.
+                    // A second version with the same bytes is harmless; it only uses space.
                     Err(cause) if !lost => {
                         tracing::debug!(%key, %cause, "a second version with the same bytes stays")
                     }

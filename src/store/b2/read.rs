@@ -1,4 +1,4 @@
-//! Fetching a file by its name, whole or a range of it.
+//! Reads a file by its name, completely or in part.
 
 use super::Shared;
 use super::cause::Cause;
@@ -41,8 +41,8 @@ impl Shared {
         }
     }
 
-    /// A range of no bytes cannot be written in a Range header, but it must lie within the object
-    /// all the same.
+    /// Handles a range of no bytes, which a Range header cannot express. The range must still lie
+    /// within the object.
     async fn get_nothing(
         &self,
         key: &ObjectKey,
@@ -58,7 +58,7 @@ impl Shared {
                 let has = file.content_length;
                 Err(wrong(
                     StoreErrorKind::Corrupt,
-                    format!("bytes {range:?} were asked, it has {has}"),
+                    format!("bytes {range:?} were requested, the object has {has}"),
                 ))
             }
         }
@@ -71,7 +71,7 @@ impl Shared {
         limit_bytes: u64,
         buffer: BytesMut,
     ) -> Result<BytesMut, StoreError> {
-        // For the attempt that comes to the body first.
+        // The first attempt that reaches the body takes the buffer.
         let buffer = Mutex::new(buffer);
         let failed = |cause| self.failed("get", DOWNLOAD, key.as_str(), cause);
         let name = encode_name(&self.full_name(key.as_str()).map_err(failed)?);
@@ -143,7 +143,7 @@ impl Shared {
     }
 }
 
-/// The connection: another try may work.
+/// Makes the cause for a broken connection: a retry may succeed.
 fn cut_off(text: String) -> Cause {
     Cause {
         stage: super::cause::Stage::Transport,
@@ -151,7 +151,7 @@ fn cut_off(text: String) -> Cause {
     }
 }
 
-/// The store gave something else than was asked.
+/// Makes the cause for a response that does not match the request.
 fn wrong(text: String) -> Cause {
     Cause::ours(StoreErrorKind::Corrupt, text)
 }

@@ -1,4 +1,4 @@
-//! [`B2Settings`]: what a configuration says of a native B2 store.
+//! [`B2Settings`]: the settings of a native B2 store.
 
 use crate::store::ObjectLock;
 use crate::store::{Limiter, Renew};
@@ -6,56 +6,56 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where every account is authorized; the answer says where its own servers are.
+/// The URL at which accounts are authorized; the response names the account's own servers.
 const ENDPOINT_DEFAULT: &str = "https://api.backblazeb2.com";
 const MIB: usize = 1024 * 1024;
-/// As for S3; B2 itself recommends 100 MB, at six times the memory.
+/// The same as for S3; B2 itself recommends 100 MB, which needs six times the memory.
 const PART_BYTES_DEFAULT: usize = 16 * MIB;
-/// B2's own limit, for parts and for files that go whole.
+/// B2's own limit, for parts and for files in one request.
 const PART_BYTES_MAX: usize = 5_000_000_000;
 const CONCURRENCY_DEFAULT: usize = 4;
-/// 256 kbit/s for each part in flight.
+/// The slowest rate: 256 kbit/s for each part in flight.
 const RATE_BYTES_MIN_DEFAULT: u64 = 32 * 1024;
-/// Connecting, a busy store's thinking, and an answer.
+/// Time for connecting, for a busy store, and for the response.
 const ATTEMPT_SLACK_DEFAULT: Duration = Duration::from_secs(60);
-/// Doubled at each of five further tries: some 6 s in all.
+/// The first pause. It doubles with each of five retries: about 6 s in all.
 const PAUSE_FIRST_DEFAULT: Duration = Duration::from_millis(200);
 /// B2's own limit.
 const NAME_BYTES_MAX: usize = 1024;
 
-/// Where a B2 store is and how it is spoken to.
+/// The settings of a B2 store.
 #[derive(Debug, Clone)]
 pub struct B2Settings {
     /// The bucket's name.
     pub bucket: String,
     /// The prefix below which all names lie, without slashes at its ends; may be empty.
     pub prefix: String,
-    /// The URL where the account is authorized; `None`: Backblaze's own.
+    /// The URL at which the account is authorized; `None` means Backblaze's own.
     pub endpoint: Option<String>,
     /// The application key.
     pub credentials: Option<B2Credentials>,
-    /// How to read it again when it is refused.
+    /// Reads the key again when the store refuses it.
     pub renew: Option<Renew<B2Credentials>>,
-    /// How fast all uploads together may be.
+    /// The limiter of all uploads together.
     pub limiter: Option<Arc<Limiter>>,
-    /// How long every file is locked from when it is put; the bucket must have file lock on.
+    /// The lock of every file from the time it is put; file lock must be enabled in the bucket.
     pub lock: Option<ObjectLock>,
-    /// Part size in bytes: at least what B2 says is its smallest (5,000,000). A chunk up to this
-    /// size goes as one request, and B2 computes and keeps its SHA-1.
+    /// Part size in bytes: at least the account's minimum (5,000,000). A chunk up to this size is
+    /// sent in one request, and B2 computes and keeps its SHA-1.
     pub part_bytes: usize,
     /// Parts in flight.
     pub concurrency: usize,
-    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at
-    /// one part.
+    /// The slowest acceptable rate in bytes per second. The time limit of one attempt at one part
+    /// is derived from it.
     pub rate_bytes_min: u64,
-    /// How long an attempt may take besides the transfer itself.
+    /// The time limit of an attempt in addition to the transfer.
     pub attempt_slack: Duration,
-    /// How long to wait before the first repetition; doubled for each further one.
+    /// The pause before the first retry; doubled for each further one.
     pub pause_first: Duration,
 }
 
 impl Default for B2Settings {
-    /// No bucket and no key yet; parts of 16 MiB, four in flight.
+    /// Returns settings without bucket and key; parts of 16 MiB, four in flight.
     fn default() -> Self {
         Self {
             bucket: String::new(),
@@ -75,14 +75,14 @@ impl Default for B2Settings {
 }
 
 impl B2Settings {
-    /// Time limits follow the limit of speed.
+    /// Adapts the time limits to the limiter.
     pub(super) fn follow_limiter(&mut self) {
         if let Some(limiter) = &self.limiter {
             self.rate_bytes_min = limiter.rate_bytes_min(self.rate_bytes_min, self.concurrency);
         }
     }
 
-    /// Says in words what can never work.
+    /// Checks the settings. The error is a sentence.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.bucket.is_empty() {
             return Err("no bucket is named".to_owned());
@@ -113,12 +113,12 @@ impl B2Settings {
         self.endpoint.as_deref().unwrap_or(ENDPOINT_DEFAULT)
     }
 
-    /// How long one attempt may take that moves `bytes`.
+    /// Returns the time limit of one attempt that moves `bytes`.
     pub(super) fn attempt_limit(&self, bytes: u64) -> Duration {
         self.attempt_slack + Duration::from_secs(bytes.div_ceil(self.rate_bytes_min))
     }
 
-    /// The store for people.
+    /// Returns the store's name for messages.
     pub(super) fn url(&self) -> String {
         match self.prefix.as_str() {
             "" => format!("b2:{}", self.bucket),
@@ -127,7 +127,7 @@ impl B2Settings {
     }
 }
 
-/// Says in words which of B2's rules for names this breaks.
+/// Checks a name against B2's rules. The error is a sentence that names the broken rule.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
     let broken = match name {
         "" => "is empty",

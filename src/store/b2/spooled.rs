@@ -12,7 +12,7 @@ use bytes::Bytes;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-/// Puts an object from a spool: as one file where it fits into one part, else as a large file.
+/// Puts an object from a spool: in one request if it fits into one part, else as a large file.
 pub(super) async fn put_spooled(
     shared: &Arc<Shared>,
     key: &ObjectKey,
@@ -36,8 +36,7 @@ pub(super) async fn put_spooled(
             Err(error) => Err(failed(error)),
         };
         if let Err(error) = handed_over {
-            // The first failure is what the caller must hear of; parts that stay are found by
-            // `unfinished`.
+            // The first failure is returned to the caller; `unfinished` finds parts that remain.
             let _ = writer.abort().await;
             return Err(error);
         }
@@ -45,7 +44,7 @@ pub(super) async fn put_spooled(
     writer.finish().await
 }
 
-/// The SHA-1 of a whole spool file, read part by part.
+/// Computes the SHA-1 of a whole spool file, part by part.
 async fn whole_sha1(file: &SpoolFile) -> Result<String, SpoolError> {
     let mut context = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
     for index in 0..file.part_count() {
@@ -54,7 +53,7 @@ async fn whole_sha1(file: &SpoolFile) -> Result<String, SpoolError> {
     Ok(hex(context.finish().as_ref()))
 }
 
-/// Goes on summing where it may block.
+/// Continues a sum on a thread that may block.
 async fn sum_on(mut context: Context, part: Bytes) -> Context {
     let summed: Result<Context, Infallible> = run_blocking(move || {
         context.update(&part);

@@ -1,9 +1,9 @@
-//! [`B2Writer`]: an object in parts, several in flight; one that turns out to fit into one part
-//! goes whole.
+//! [`B2Writer`]: an object in parts, with several in flight; an object that fits into one part is
+//! sent in one request.
 //!
-//! Memory: the parts in flight and the one that the caller fills, so (concurrency + 1) parts.
+//! Memory: the parts in flight and the part that the caller fills, so (concurrency + 1) parts.
 //! Dropping the writer stops its requests and does nothing more: a large file that was begun stays
-//! unfinished until [`Shared::cancel`] removes it, or the bucket's lifecycle rule does.
+//! unfinished until [`Shared::cancel`] or the bucket's lifecycle rule removes it.
 
 use super::Shared;
 use super::cause::Cause;
@@ -45,10 +45,10 @@ pub(super) struct Large {
 pub(super) struct B2Writer {
     shared: Arc<Shared>,
     key: ObjectKey,
-    /// The SHA-1 of the whole, where it is known already: it is kept with the file.
+    /// The SHA-1 of the whole, if it is already known: it is kept with the file.
     declared_sha1: Option<String>,
     sizes: PartSizes,
-    /// The first part, with its place: it goes alone if no other follows.
+    /// The first part, with its permit: it is sent alone if no other part follows.
     held: Option<(Bytes, OwnedSemaphorePermit)>,
     large: Option<Large>,
     parts_begun: usize,
@@ -82,7 +82,7 @@ impl B2Writer {
 
     async fn begin_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         if self.given_up {
-            return Err(self.invalid("the upload was given up after an earlier failure"));
+            return Err(self.invalid("the upload was aborted after an earlier failure"));
         }
         self.sizes
             .accept(part.len())
@@ -95,7 +95,8 @@ impl B2Writer {
                 "an object has at most {PARTS_MAX} parts: choose a larger `part_size`"
             )));
         }
-        // It has a place: with one place only, nothing else would ever get one.
+        // The held part keeps its permit: with a concurrency of one, no other part could ever get
+        // one.
         if let Some((first, place)) = self.held.take() {
             let large = self
                 .shared
@@ -122,7 +123,7 @@ impl B2Writer {
 
     async fn complete(&mut self) -> Result<Evidence, StoreError> {
         if self.given_up {
-            return Err(self.invalid("the upload was given up after an earlier failure"));
+            return Err(self.invalid("the upload was aborted after an earlier failure"));
         }
         let Some(large) = self.large.clone() else {
             let whole = self.held.take().map(|(part, _)| part).unwrap_or_default();
@@ -152,7 +153,7 @@ impl B2Writer {
             id: Some(large.id),
         };
         let confirmed = self.shared.confirm(&self.key, &sent).await;
-        // It is a file now, or was taken back: there is no upload left to give up.
+        // The file is complete or was deleted, so no upload is left to abort.
         self.large = None;
         confirmed
     }
@@ -177,8 +178,7 @@ impl PartWriter for B2Writer {
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         let begun = self.begin_part(part).await;
         if begun.is_err() && !self.given_up {
-            // The first failure is what the caller must hear of; parts that stay are found by
-            // `unfinished`.
+            // The first failure is returned to the caller; `unfinished` finds parts that remain.
             let _ = self.give_up().await;
         }
         begun
@@ -198,8 +198,8 @@ impl PartWriter for B2Writer {
 }
 
 impl Shared {
-    /// Begins a large file. When the answer is lost, the file is found again by a number of its
-    /// own, so that no second one is begun beside it.
+    /// Begins a large file. If the response is lost, the file is found again by its random number,
+    /// so that no second file is begun.
     pub(super) async fn begin_large(
         &self,
         key: &ObjectKey,
@@ -262,8 +262,8 @@ impl Shared {
         })
     }
 
-    /// Sends one part until the store has it. A part that comes twice takes its own place: nothing
-    /// is ambiguous.
+    /// Sends one part until the store has it. A repeated part replaces itself, so a retry is always
+    /// safe.
     async fn send_part(
         &self,
         key: &ObjectKey,
@@ -325,8 +325,8 @@ impl Shared {
         .await
     }
 
-    /// Makes a file of the parts. After a lost answer, and after a refusal that may be that of our
-    /// own repetition, what the store lists under the name decides.
+    /// Completes the large file. After a lost response, and after an error that may be caused by
+    /// our own retry, the listing of the name decides.
     async fn finish_large(
         &self,
         key: &ObjectKey,

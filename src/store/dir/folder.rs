@@ -1,5 +1,5 @@
-//! [`Root`]: the folder that a directory store lies in, and the way from it to any folder below,
-//! one component at a time and never through a symbolic link. Everything here blocks.
+//! [`Root`]: the folder of a directory store. Folders below it are opened one component at a time
+//! and never through a symbolic link. Everything here blocks.
 
 use crate::store::{ObjectKey, StoreErrorKind};
 use rustix::fs::{
@@ -10,10 +10,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// For folders that this store makes: nobody but the owner.
+/// The mode of new folders: access for the owner only.
 const FOLDER_MODE: Mode = Mode::RWXU;
-/// How often a folder may vanish under us, because another process deletes its last object, before
-/// we give up.
+/// The maximum number of retries after a folder vanished, because another process deleted its last
+/// object.
 const VANISHED_TRIES_MAX: u32 = 3;
 
 /// A failure at one path.
@@ -49,7 +49,7 @@ impl PathError {
     }
 }
 
-/// The kind that an error of the file system is.
+/// Returns the kind of a file system error.
 fn kind_of(error: &io::Error) -> StoreErrorKind {
     use io::ErrorKind as Io;
     if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
@@ -69,8 +69,8 @@ fn kind_of(error: &io::Error) -> StoreErrorKind {
     }
 }
 
-/// The root folder, known by device and inode, so that an unmounted disk is noticed instead of
-/// looking empty.
+/// The root folder, identified by device and inode, so that an unmounted disk is detected and does
+/// not look empty.
 pub(super) struct Root {
     path: PathBuf,
     device: u64,
@@ -106,7 +106,7 @@ impl Root {
         &self.path
     }
 
-    /// Opens the root anew, and fails if something else lies there by now.
+    /// Opens the root again, and fails if the path now leads to another folder.
     pub(super) fn folder(&self) -> Result<Folder, PathError> {
         let fd = open_path(&self.path)?;
         let stat = fstat(&fd).map_err(|error| PathError::new(&self.path, error))?;
@@ -125,7 +125,8 @@ impl Root {
         })
     }
 
-    /// The folder of these components, or `None` if it or one above it does not exist.
+    /// Opens the folder of these components. Returns `None` if it or a folder above it does not
+    /// exist.
     pub(super) fn find(&self, components: &[&str]) -> Result<Option<Folder>, PathError> {
         let mut folder = self.folder()?;
         for component in components {
@@ -137,7 +138,7 @@ impl Root {
         Ok(Some(folder))
     }
 
-    /// The folder of these components; those that are missing are made, and made durable.
+    /// Opens the folder of these components; missing folders are created and made durable.
     pub(super) fn make(&self, components: &[&str]) -> Result<Folder, PathError> {
         let mut tries_left = VANISHED_TRIES_MAX;
         loop {
@@ -161,8 +162,9 @@ impl Root {
         Ok(folder)
     }
 
-    /// Removes the folders of these components from the last up, as long as they are empty and hold
-    /// backups: their names begin with `@`. Folders that people may have made for datasets stay.
+    /// Removes the folders of these components, starting with the last, while they are empty and
+    /// hold backups: their names begin with `@`. Other folders may have been created by hand for
+    /// datasets, and are kept.
     pub(super) fn remove_empty(&self, components: &[&str]) {
         for depth in (1..=components.len()).rev() {
             let name = components[depth - 1];
@@ -181,7 +183,7 @@ impl Folder {
         self.path.join(name)
     }
 
-    /// The folder `name` in this one, or `None` if there is nothing of that name.
+    /// Opens the folder `name` in this one. Returns `None` if it does not exist.
     pub(super) fn enter(&self, name: &str) -> Result<Option<Folder>, PathError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(&self.fd, name, flags, Mode::empty()) {
@@ -213,8 +215,8 @@ impl Folder {
             .ok_or_else(|| PathError::new(self.path_of(name), Errno::NOENT))
     }
 
-    /// Makes names in this folder durable. Some network file systems cannot and do not need to:
-    /// that is no failure.
+    /// Makes names in this folder durable. Some network file systems cannot and need not: their
+    /// error is ignored.
     pub(super) fn sync(&self) -> Result<(), PathError> {
         match fsync(&self.fd) {
             Ok(()) | Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
@@ -222,7 +224,7 @@ impl Folder {
         }
     }
 
-    /// Size, kind and times of `name`, or `None` if there is no such thing.
+    /// Returns size, kind and times of `name`, or `None` if it does not exist.
     pub(super) fn stat(&self, name: &str) -> Result<Option<rustix::fs::Stat>, PathError> {
         match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
@@ -231,7 +233,7 @@ impl Folder {
         }
     }
 
-    /// Removes the file `name`. Returns whether there was one.
+    /// Removes the file `name`. Returns whether it existed.
     pub(super) fn remove(&self, name: &str) -> Result<bool, PathError> {
         match unlinkat(&self.fd, name, AtFlags::empty()) {
             Ok(()) => Ok(true),
@@ -240,7 +242,8 @@ impl Folder {
         }
     }
 
-    /// The names in this folder with what the file system says they are, in no order.
+    /// Returns the names in this folder with their types as the file system reports them, in no
+    /// order.
     pub(super) fn names(&self) -> Result<Vec<(String, FileType)>, PathError> {
         let failed = |error| PathError::new(&self.path, error);
         let mut names = Vec::new();

@@ -1,5 +1,5 @@
-//! Listing a directory store: objects, and the temporary files of writers that died. Everything
-//! here blocks.
+//! Lists a directory store: objects, and the temporary files of dead writers. Everything here
+//! blocks.
 
 use super::folder::{Folder, PathError, Root};
 use super::temp::TempName;
@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, Stat, flock, openat};
 use rustix::io::Errno;
 
-/// Made by mkfs in the root of ext file systems and readable by root only; no dataset can have this
-/// name.
+/// A folder that mkfs creates in the root of ext file systems and only root can read; no dataset
+/// can have this name.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// All objects whose key begins with `prefix`, sorted. A folder that cannot be read fails the
-/// whole.
+/// Lists all objects whose key begins with `prefix`, sorted. An unreadable folder fails the whole
+/// listing.
 pub(super) fn list_objects(root: &Root, prefix: &str) -> Result<Vec<ListedObject>, PathError> {
     let mut objects = Vec::new();
     walk(root, prefix, &mut |folder, key, name| {
@@ -36,14 +36,14 @@ pub(super) fn list_objects(root: &Root, prefix: &str) -> Result<Vec<ListedObject
     Ok(objects)
 }
 
-/// All temporary files for keys that begin with `prefix` whose writer does not live any more.
+/// Lists the temporary files of dead writers, for keys that begin with `prefix`.
 pub(super) fn list_unfinished(
     root: &Root,
     prefix: &str,
 ) -> Result<Vec<UnfinishedUpload>, PathError> {
     let mut uploads = Vec::new();
     let (folders, _) = split_prefix(prefix);
-    // Temporary names do not begin as the object's does, so the whole folder is looked at.
+    // Temporary names do not begin with the object's name, so the whole folder is read.
     walk(root, folders, &mut |folder, key, name| {
         let Some(temp) = TempName::parse(name) else {
             return Ok(());
@@ -66,7 +66,7 @@ pub(super) fn list_unfinished(
     Ok(uploads)
 }
 
-/// A prefix, cut behind its last slash.
+/// Splits a prefix after its last slash.
 fn split_prefix(prefix: &str) -> (&str, &str) {
     prefix.split_at(prefix.rfind('/').map_or(0, |slash| slash + 1))
 }
@@ -102,7 +102,7 @@ fn walk_folder(
             None => {}
             Some(FileType::RegularFile) => visit(folder, &key, &name)?,
             Some(FileType::Directory) => {
-                // A folder that vanished meanwhile had become empty.
+                // A folder that vanished during the listing was empty.
                 if let Some(below) = folder.enter(&name)? {
                     walk_folder(&below, &format!("{key}/"), "", visit)?;
                 }
@@ -120,7 +120,8 @@ fn walk_folder(
     Ok(())
 }
 
-/// What `name` is, asked again where the folder did not say; `None` if it is gone.
+/// Returns the type of `name`, from `stat` if the folder did not report it; `None` if it no longer
+/// exists.
 fn settle_kind(folder: &Folder, name: &str, kind: FileType) -> Result<Option<FileType>, PathError> {
     match kind {
         FileType::Unknown => Ok(folder
@@ -130,8 +131,8 @@ fn settle_kind(folder: &Folder, name: &str, kind: FileType) -> Result<Option<Fil
     }
 }
 
-/// Whether a process holds the lock that every writer takes on its temporary file. Where locks do
-/// not work, nobody seems to: the age of the file has to tell.
+/// Whether a process holds the lock that every writer takes on its temporary file. If locks do not
+/// work, every writer looks dead, and the caller decides by the age of the file.
 fn has_living_writer(folder: &Folder, name: &str) -> Result<bool, PathError> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match openat(&folder.fd, name, flags, Mode::empty()) {

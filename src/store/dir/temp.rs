@@ -1,8 +1,8 @@
-//! [`TempFile`]: an object that is being written beside its place, and how it gets its name.
-//! Everything here blocks.
+//! [`TempFile`]: an object that is being written under a temporary name, and how it gets its final
+//! name. Everything here blocks.
 //!
-//! The final name appears at once with all bytes behind it, or not at all, and never replaces
-//! another object.
+//! The final name appears with all bytes behind it, or not at all, and never replaces another
+//! object.
 
 use super::folder::{Folder, PathError, Root};
 use crate::store::StoreErrorKind;
@@ -21,27 +21,26 @@ use std::time::Duration;
 
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const SUFFIX: &str = ".partial";
-/// Stands where other temporary names have their nonce.
+/// The tag of a claim file, in place of the nonce of other temporary names.
 const CLAIM_TAG: &str = "claim";
-/// A claim is held for one look and one rename. One that stays longer belongs to a process that
-/// died.
+/// The maximum number of attempts to take a claim. A claim is held for one check and one rename; an
+/// older claim belongs to a dead process.
 const CLAIM_TRIES_MAX: u32 = 40;
 const CLAIM_PAUSE: Duration = Duration::from_millis(50);
 
-/// How a finished file gets its name without replacing another.
+/// The method by which a finished file gets its name without replacing another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CreateOnly {
     /// `renameat2` with `RENAME_NOREPLACE`: local file systems.
     Rename,
-    /// `linkat`, then the temporary name goes: NFS.
+    /// `linkat`, then removal of the temporary name: NFS.
     Link,
-    /// A claim file made with `O_EXCL`, a look, and a plain rename: mounts that have neither of the
-    /// others. It keeps writers of this kind apart; what other programs do in between it cannot
-    /// see.
+    /// A claim file created with `O_EXCL`, a check, and a plain rename: mounts without the other
+    /// two. The claim excludes other writers that use claims; it cannot exclude other programs.
     Claim,
 }
 
-/// Finds out what the file system can, at the first file that gets its name, and remembers it.
+/// The best method that the file system supports, determined when the first file gets its name.
 pub(super) struct Naming(AtomicU8);
 
 impl Naming {
@@ -62,10 +61,10 @@ impl Naming {
     }
 }
 
-/// The name of a temporary file, taken apart: `.OBJECT.TAG.partial`.
+/// A parsed name of a temporary file: `.OBJECT.TAG.partial`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TempName<'a> {
-    /// The name of the object that it becomes, within its folder.
+    /// The name of the final object within its folder.
     pub(super) object: &'a str,
 }
 
@@ -84,7 +83,7 @@ impl<'a> TempName<'a> {
     }
 }
 
-/// A file without its final name. Dropping it leaves it there, as an unfinished upload.
+/// A file without its final name. Dropping it leaves the file in place, as an unfinished upload.
 pub(super) struct TempFile {
     folder: Folder,
     name: String,
@@ -93,13 +92,14 @@ pub(super) struct TempFile {
 }
 
 impl TempFile {
-    /// Makes an empty file beside where the object will be, and its folders.
+    /// Creates an empty file in the final folder of the object, and the folder itself.
     pub(super) fn create(root: &Root, folders: &[&str], object: &str) -> Result<Self, PathError> {
         let folder = root.make(folders)?;
         let nonce = random_u64().map_err(|error| PathError::new(&folder.path, error))?;
         let name = TempName::build(object, &format!("{nonce:016x}"));
         let file = File::from(open_new(&folder, &name)?);
-        // Tells the living from the dead. Where locks do not work, age has to.
+        // The lock distinguishes living writers from dead ones. If locks do not work, the age of
+        // the file has to.
         let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
         Ok(Self {
             folder,
@@ -119,8 +119,8 @@ impl TempFile {
             .map_err(|error| self.failed(error))
     }
 
-    /// Makes the bytes durable, gives the file its final name, makes that durable, and looks at
-    /// what is there then.
+    /// Makes the bytes durable, gives the file its final name, makes that durable, and checks the
+    /// final file.
     pub(super) fn publish(&self, naming: &Naming, bytes: u64) -> Result<(), PathError> {
         self.file.sync_all().map_err(|error| self.failed(error))?;
         self.take_name(naming)?;
@@ -171,12 +171,13 @@ impl TempFile {
     fn link(&self) -> Result<(), Errno> {
         let fd = &self.folder.fd;
         match linkat(fd, &self.name, fd, &self.object, AtFlags::empty()) {
-            // NFS: the first reply was lost and the request repeated. Two names say that it worked.
+            // NFS: the first reply was lost and the request was repeated. Two links prove that it
+            // succeeded.
             Err(Errno::EXIST) if fstat(&self.file)?.st_nlink == 2 => {}
             linked => linked?,
         }
-        // The object is whole under its name. A second name that stays is an unfinished upload, no
-        // harm.
+        // The object is complete under its name. A remaining temporary name is an unfinished upload
+        // and harmless.
         let _ = self.folder.remove(&self.name);
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! What a [`MemoryStore`](super::MemoryStore) is asked, in order, and the failures that a test arms
-//! beforehand.
+//! The calls that a [`MemoryStore`](super::MemoryStore) receives, in order, and the failures that a
+//! test arms.
 
 use crate::store::StoreErrorKind;
 use std::fmt;
 
-/// The calls that a store can get.
+/// The calls of a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// A large object is begun.
@@ -13,17 +13,17 @@ pub enum Operation {
     PutPart,
     /// A large object is completed.
     Finish,
-    /// A large object is given up by its writer.
+    /// The writer of a large object aborts it.
     Abort,
-    /// A spooled object is put whole.
+    /// A spooled object is put.
     PutSpooled,
     /// A small object is put.
     PutNew,
     /// An object or a range of it is read.
     Get,
-    /// An object is looked at.
+    /// The evidence for an object is read.
     Head,
-    /// All versions of an object are looked for.
+    /// All versions of an object are requested.
     AnyVersion,
     /// Objects are listed; the key is the prefix.
     List,
@@ -38,7 +38,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The words for error messages: "put", "list".
+    /// Returns the operation for error messages: "put", "list".
     pub(super) fn words(self) -> &'static str {
         match self {
             Self::Create => "begin upload of",
@@ -58,30 +58,30 @@ impl Operation {
     }
 }
 
-/// How a call went.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did what was asked and said so.
+    /// The call had its effect and reported success.
     Done,
-    /// It changed nothing and said why.
+    /// The call changed nothing and reported a failure.
     Failed(StoreErrorKind),
-    /// It did what was asked, but the caller was told of a failure.
+    /// The call had its effect, but reported a failure.
     ReplyLost(StoreErrorKind),
 }
 
-/// One call, as the store saw it.
+/// A recorded call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreEvent {
-    /// What was asked.
+    /// The operation.
     pub operation: Operation,
     /// The key, or the prefix.
     pub key: String,
-    /// How it went.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
 impl fmt::Display for StoreEvent {
-    /// `PutNew tank/@id/manifest.json`, with the outcome behind it when it is not `Done`: short
+    /// Writes `PutNew tank/@id/manifest.json`, followed by the outcome unless it is `Done`: short
     /// lines for tests.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {}", self.operation, self.key)?;
@@ -93,14 +93,14 @@ impl fmt::Display for StoreEvent {
     }
 }
 
-/// Whether a failing call still does its work.
+/// Whether a failing call still has its effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
     Before,
     After,
 }
 
-/// A failure to come: by default of the very next call of any kind, once.
+/// An armed failure: by default of the next call of any kind, once.
 #[derive(Debug, Clone)]
 pub struct Fault {
     kind: StoreErrorKind,
@@ -112,7 +112,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// The call fails and changes nothing.
+    /// Makes a failure before the effect: the call changes nothing.
     pub fn before(kind: StoreErrorKind) -> Self {
         Self {
             kind,
@@ -124,7 +124,7 @@ impl Fault {
         }
     }
 
-    /// The call does its work and then fails: the reply is lost.
+    /// Makes a failure after the effect: the reply is lost.
     pub fn after(kind: StoreErrorKind) -> Self {
         Self {
             when: When::After,
@@ -159,7 +159,7 @@ impl Fault {
         }
     }
 
-    /// Goes on failing from then on.
+    /// Repeats the failure for all later calls.
     #[must_use]
     pub fn forever(self) -> Self {
         Self {
@@ -173,7 +173,7 @@ impl Fault {
     }
 }
 
-/// What a call meets.
+/// The fate of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Works,
@@ -181,7 +181,7 @@ pub(super) enum Fate {
     FailsAfter(StoreErrorKind),
 }
 
-/// Counts this call against all armed faults, and takes away the one that it meets.
+/// Counts this call for all armed faults, and removes the one that applies.
 pub(super) fn next_fate(faults: &mut Vec<Fault>, operation: Operation, key: &str) -> Fate {
     let mut due = None;
     for (index, fault) in faults.iter_mut().enumerate() {

@@ -1,5 +1,5 @@
-//! What a [`MemoryStore`](super::MemoryStore) holds, and what each call does to it. Nothing here
-//! fails by order.
+//! The content of a [`MemoryStore`](super::MemoryStore), and the effect of each call on it. Armed
+//! failures are not applied here.
 
 use super::{Fault, StoreEvent};
 use crate::store::checksum::WholeCrc::Crc64nvme;
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-/// Why a call did not work.
+/// The reason why a call failed.
 pub(super) struct Failure {
     pub(super) kind: StoreErrorKind,
     pub(super) text: String,
@@ -25,7 +25,7 @@ impl Failure {
         }
     }
 
-    /// A failure that a test armed.
+    /// Makes the failure that a test armed.
     pub(super) fn ordered(kind: StoreErrorKind) -> Self {
         Self::new(kind, "a test ordered this failure")
     }
@@ -46,15 +46,15 @@ pub(super) struct Upload {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) objects: BTreeMap<String, Stored>,
-    /// Behind delete markers.
+    /// Objects behind delete markers.
     pub(super) hidden: BTreeMap<String, Bytes>,
-    /// By upload id.
+    /// Unfinished uploads by upload id.
     pub(super) uploads: BTreeMap<String, Upload>,
     pub(super) lies: HashMap<String, Option<Evidence>>,
     pub(super) events: Vec<StoreEvent>,
     pub(super) faults: Vec<Fault>,
     pub(super) clock: Option<Timestamp>,
-    /// The clock is that of the host, as in a folder.
+    /// Whether the clock is that of the host, as for a folder.
     pub(super) has_host_clock: bool,
     pub(super) lock: Option<ObjectLock>,
     pub(super) cannot_extend_locks: bool,
@@ -85,12 +85,12 @@ impl State {
 
     pub(super) fn put_part(&mut self, upload_id: &str, part: Bytes) -> Result<(), Failure> {
         let upload = self.uploads.get_mut(upload_id).ok_or_else(no_such_upload)?;
-        // A copy: a part is a buffer of its sender, which waits for it to come back.
+        // Copied, because a part is a buffer of its sender, which waits for its return.
         upload.parts.push(Bytes::copy_from_slice(&part));
         Ok(())
     }
 
-    /// Makes an object of an upload. A key that is taken ends the upload.
+    /// Completes an upload into an object. A taken key ends the upload.
     pub(super) fn finish(
         &mut self,
         upload_id: &str,
@@ -106,7 +106,7 @@ impl State {
         )
     }
 
-    /// Stores an object create-only, and says what the store then reports of it.
+    /// Stores an object create-only, and returns the evidence that the store then reports.
     pub(super) fn commit(
         &mut self,
         key: &str,
@@ -139,7 +139,7 @@ impl State {
         }
     }
 
-    /// Stores an object whatever was there before.
+    /// Stores an object, replacing an existing one.
     pub(super) fn store(
         &mut self,
         key: &str,
@@ -193,9 +193,9 @@ impl State {
                 "it has {bytes} bytes, more than the {limit_bytes} allowed"
             )),
             None => Ok(object.bytes.clone()),
-            Some(range) if range.start > range.end || range.end > bytes => {
-                corrupt(format!("bytes {range:?} were asked, it has {bytes}"))
-            }
+            Some(range) if range.start > range.end || range.end > bytes => corrupt(format!(
+                "bytes {range:?} were requested, the object has {bytes}"
+            )),
             // Both ends are at most the length of a buffer, so they fit.
             #[expect(clippy::cast_possible_truncation, reason = "bounded by a usize above")]
             Some(range) => Ok(object.bytes.slice(range.start as usize..range.end as usize)),

@@ -1,5 +1,5 @@
-//! [`MemoryWriter`]: a large object on its way into memory. Failures that a test ordered leave the
-//! upload unfinished, as a lost connection would.
+//! [`MemoryWriter`]: the writer of a large object in memory. Armed failures leave the upload
+//! unfinished, as a lost connection would.
 
 use super::{MemoryStore, Operation};
 use crate::store::memory::state::Failure;

@@ -1,5 +1,5 @@
-//! [`Cause`]: why a run of rclone failed. Its exit status says little and sometimes what is not so;
-//! its words say more.
+//! [`Cause`]: the reason why a run of rclone failed. Its exit status says little and is sometimes
+//! wrong; its messages say more.
 
 use crate::store::StoreErrorKind;
 use std::error::Error;
@@ -10,12 +10,12 @@ use std::process::ExitStatus;
 const NO_FOLDER: i32 = 3;
 const NO_FILE: i32 = 4;
 const TEMPORARY: i32 = 5;
-/// Only with `--error-on-no-transfer`.
+/// The status that rclone returns only with `--error-on-no-transfer`.
 const NOTHING_MOVED: i32 = 9;
-/// Messages that are kept for the error.
+/// The number of messages that are kept for the error.
 const WORDS_MAX: usize = 3;
 
-/// How a failed run ended. Displays as `rclone ended with status 1: its own words`.
+/// The end of a failed run. Displays as `rclone ended with status 1: its own words`.
 #[derive(Debug, Clone)]
 pub(super) struct Cause {
     kind: Option<StoreErrorKind>,
@@ -24,7 +24,7 @@ pub(super) struct Cause {
 }
 
 impl Cause {
-    /// Something that we found, not rclone.
+    /// Makes the cause for a fault that this program found, not rclone.
     pub(super) fn ours(kind: StoreErrorKind, text: impl Into<String>) -> Self {
         Self {
             kind: Some(kind),
@@ -33,11 +33,11 @@ impl Cause {
         }
     }
 
-    /// rclone ended so, having said these things last.
+    /// Makes the cause for a run that ended with this status after these messages.
     pub(super) fn ended(status: ExitStatus, words: &[String]) -> Self {
         let how = match status.code() {
             Some(code) => format!("rclone ended with status {code}"),
-            // Killed: by a person, by a lack of memory, by the end of a service.
+            // Killed: by a user, for lack of memory, or at the end of a service.
             None => format!("rclone died of {status}"),
         };
         let words: Vec<&str> = words
@@ -59,22 +59,22 @@ impl Cause {
         }
     }
 
-    /// rclone says that there is no such folder.
+    /// Whether rclone reports a missing folder.
     pub(super) fn is_no_folder(&self) -> bool {
         self.status == Some(NO_FOLDER)
     }
 
-    /// rclone says that there is no such file.
+    /// Whether rclone reports a missing file.
     pub(super) fn is_no_file(&self) -> bool {
         self.status == Some(NO_FILE)
     }
 
-    /// The name was taken when rclone looked.
+    /// Whether the name was already taken when rclone checked.
     pub(super) fn is_taken(&self) -> bool {
         self.status == Some(NOTHING_MOVED)
     }
 
-    /// The kind, for callers to branch on.
+    /// Returns the kind, on which callers branch.
     pub(super) fn kind(&self) -> StoreErrorKind {
         if let Some(kind) = self.kind {
             return kind;
@@ -98,7 +98,7 @@ impl Cause {
         }
     }
 
-    /// What a person can do.
+    /// Returns the remedy.
     pub(super) fn hint(&self, remote: &str, conf: &str) -> Option<String> {
         let words = self.text.to_ascii_lowercase();
         match self.kind() {
@@ -114,7 +114,7 @@ impl Cause {
                 Some(format!("renew rclone's permission: `rclone --config {conf} config reconnect {remote}:`"))
             }
             StoreErrorKind::Denied => {
-                Some(format!("look at the keys of [{remote}] in {conf}, and at what they are allowed to do"))
+                Some(format!("check the keys of [{remote}] in {conf}, and their permissions"))
             }
             StoreErrorKind::Full => Some("make room in the store, or raise its quota".to_owned()),
             _ => None,

@@ -1,5 +1,5 @@
-//! Running rclone: one process a call, its arguments in a list, its log lines in our log, its end
-//! awaited or brought about.
+//! Runs rclone: one process per call, with its arguments in a list and its log lines forwarded to
+//! our log; the process is awaited or killed.
 
 use super::cause::Cause;
 use super::settings::RcloneSettings;
@@ -16,39 +16,39 @@ use std::thread;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// What the unfinished files of those remotes are called for which rclone makes such.
+/// The suffix of partial files, on the remotes for which rclone makes them.
 pub(super) const PARTIAL_SUFFIX: &str = ".zb-partial";
-/// Messages of rclone that are kept for an error.
+/// The number of rclone's messages that are kept for an error.
 const WORDS_MAX: usize = 20;
-/// A message of rclone with a few long paths in it.
+/// The longest message of rclone, with a few long paths in it.
 const LINE_BYTES_MAX: u64 = 64 << 10;
-/// A process that has closed its outputs ends at once; it is looked at this often.
+/// The interval for polling the end of a process. A process that has closed its outputs ends soon.
 const END_PAUSE: Duration = Duration::from_millis(2);
-/// The variables of rclone's own that it gets: how to open its configuration, and remotes described
-/// in the environment. All others could make it leave out objects or write elsewhere.
+/// The variables of rclone that are passed on: how to open its configuration, and remotes described
+/// in the environment. All others could make rclone omit objects or write elsewhere.
 const VARIABLES: [&str; 2] = ["RCLONE_PASSWORD_COMMAND", "RCLONE_CONFIG_PASS"];
 const REMOTE_VARIABLES: &str = "RCLONE_CONFIG_";
 
-/// One run of rclone.
+/// A run of rclone.
 pub(super) struct Call {
     /// The command and its own flags.
     pub(super) arguments: Vec<String>,
-    /// What it works on, after all flags.
+    /// The source and destination, after all flags.
     pub(super) places: Vec<String>,
-    /// What it finds at `/proc/self/fd/0`.
+    /// The file that rclone opens as `/proc/self/fd/0`.
     pub(super) stdin: Option<File>,
-    /// More output than this is an error.
+    /// The maximum output; more is an error.
     pub(super) output_bytes_max: u64,
-    /// After this it is killed.
+    /// The time limit, after which the process is killed.
     pub(super) limit: Duration,
-    /// Its complaints may be expected, and go into the log for debugging only.
+    /// Whether complaints are expected, so that they are logged for debugging only.
     pub(super) quiet: bool,
 }
 
-/// What became of it: its output, whatever its exit status.
+/// The result of a run: its output, for any exit status.
 pub(super) struct Ended {
     pub(super) output: Vec<u8>,
-    /// Nothing for status 0.
+    /// The cause of a failure; `None` for status 0.
     pub(super) failure: Option<Cause>,
 }
 
@@ -105,7 +105,7 @@ fn command_of(settings: &RcloneSettings, call: &Call) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| !may_keep(name)) {
         command.env_remove(name);
     }
-    // A group of its own: Ctrl-C reaches us, and what is under way is ended in order.
+    // A process group of its own: Ctrl-C reaches only this program, which ends rclone in order.
     command.process_group(0).current_dir("/");
     command
 }
@@ -117,7 +117,8 @@ fn may_keep(name: &OsString) -> bool {
         || VARIABLES.contains(&name.as_ref())
 }
 
-/// What every call gets. No secret is among it: those are in rclone.conf or in the environment.
+/// Returns the arguments of every call. They contain no secret: secrets are in rclone.conf or in
+/// the environment.
 fn common_arguments(settings: &RcloneSettings) -> Vec<OsString> {
     let mut conf = OsString::from("--config=");
     conf.push(&settings.conf);
@@ -130,7 +131,7 @@ fn common_arguments(settings: &RcloneSettings) -> Vec<OsString> {
         "--low-level-retries=10",
         "--timeout=5m",
         "--contimeout=1m",
-        // Otherwise deleting only hides, and what was deleted is paid for.
+        // Without this flag deleting only hides, and deleted objects still cost money.
         "--b2-hard-delete",
     ];
     let partial = format!("--partial-suffix={PARTIAL_SUFFIX}");
@@ -153,7 +154,7 @@ fn common_arguments(settings: &RcloneSettings) -> Vec<OsString> {
         .collect()
 }
 
-/// A process that another thread may end.
+/// A process that another thread may kill.
 #[derive(Default)]
 struct Switch(Mutex<State>);
 
@@ -170,7 +171,7 @@ impl Drop for KillOnDrop {
         let mut state = self.0.lock();
         state.killed = true;
         if let Some(child) = &mut state.child {
-            // Failing means that it has ended already.
+            // If `kill` fails, the process has already ended.
             let _ = child.kill();
         }
     }
@@ -181,7 +182,7 @@ impl Switch {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits without holding the lock, so that it can be killed meanwhile.
+    /// Waits without holding the lock, so that another thread can kill the process.
     fn wait(&self) -> io::Result<ExitStatus> {
         loop {
             let mut state = self.lock();
@@ -254,7 +255,7 @@ struct LogLine {
     object: String,
 }
 
-/// Puts rclone's lines into our log as they come, and returns the last of them.
+/// Forwards rclone's lines to our log as they come, and returns the last of them.
 fn listen(stderr: ChildStderr, quiet: bool) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let (mut reader, mut line) = (BufReader::new(stderr), Vec::new());
@@ -280,8 +281,8 @@ fn listen(stderr: ChildStderr, quiet: bool) -> Vec<String> {
     words
 }
 
-/// Reads the next line into `line`, without its end. Of a longer one than rclone ever writes, the
-/// rest is passed over. Returns whether there was one.
+/// Reads the next line into `line`, without its end. A line longer than rclone ever writes is cut.
+/// Returns whether there was a line.
 fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
     if reader
@@ -300,7 +301,8 @@ fn next_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> 
     Ok(true)
 }
 
-/// What is not JSON is taken as it stands: rclone complains of its arguments so.
+/// Parses a line of the log. A line that is not JSON is kept as it is: rclone reports errors in its
+/// arguments this way.
 fn parse_line(text: &str) -> LogLine {
     let plain = || LogLine {
         level: "error".to_owned(),

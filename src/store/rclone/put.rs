@@ -1,5 +1,5 @@
-//! Putting objects from memory and from a spool, and removing them. What the remote has afterwards
-//! decides.
+//! Puts objects from memory and from a spool, and removes objects. The remote's state afterwards
+//! decides the result.
 
 use super::cause::Cause;
 use super::process::{self, Call};
@@ -22,16 +22,15 @@ use std::time::Duration;
 use tokio::sync::MutexGuard;
 use tokio::time::sleep;
 
-/// Standard input as a file that can be opened and read as often as rclone likes, from its
-/// beginning.
+/// Standard input as a file that rclone can open and read repeatedly, from its beginning.
 const SOURCE: &str = "/proc/self/fd/0";
-/// How often the remote is asked for what it has just taken.
+/// The maximum number of reads of an object that the remote has just accepted.
 const CONFIRM_TRIES_MAX: u32 = 3;
 const CONFIRM_PAUSE: Duration = Duration::from_millis(500);
-/// How often one name is deleted: each time an older version may come up.
+/// The maximum number of deletions of one name: each may make an older version visible.
 const DELETE_TRIES_MAX: u32 = 20;
 
-/// A hash that remotes have and that we can compute.
+/// A hash that remotes have and that this program can compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HashKind {
     Sha1,
@@ -43,22 +42,22 @@ enum Hashing {
     Md5(Md5),
 }
 
-/// What the remote should have.
+/// The description of the object that the remote should report.
 struct Sent {
     bytes: u64,
-    /// Of the kind that the remote has, if it has one.
+    /// The hash of the remote's kind, if it has one.
     hash: Option<String>,
 }
 
 impl HashKind {
-    /// The better one that a remote has.
+    /// Returns the better of the hashes that a remote has.
     pub(super) fn best_of(names: &[String]) -> Option<Self> {
         [Self::Sha1, Self::Md5]
             .into_iter()
             .find(|kind| names.iter().any(|name| name == kind.name()))
     }
 
-    /// rclone's name for it.
+    /// Returns rclone's name for the hash.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Sha1 => "sha1",
@@ -141,8 +140,8 @@ impl RcloneStore {
         let failed = |error: crate::store::spool::SpoolError| error.in_store(key, &self.url);
         let mut hashing = self.hash.map(HashKind::begin);
         for index in 0..file.part_count() {
-            // Read back as it was written: a hash of what the spool's disk got wrong would agree
-            // with what rclone reads.
+            // The file is read back as it was written: a hash over bytes that the spool's disk
+            // damaged would agree with what rclone reads.
             hashing = hash_on(hashing, file.read_part(index).await.map_err(failed)?).await;
         }
         let sent = Sent {
@@ -153,7 +152,7 @@ impl RcloneStore {
             .await
     }
 
-    /// One put of a name at a time in this process.
+    /// Serialises the puts of one name in this process.
     async fn lock_name(&self, key: &ObjectKey) -> MutexGuard<'_, ()> {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
@@ -161,7 +160,7 @@ impl RcloneStore {
         self.put_locks[place].lock().await
     }
 
-    /// The bytes as a file in memory, and what the remote should say of them.
+    /// Returns the bytes as a file in memory, and the description that the remote should report.
     async fn prepare(&self, key: &ObjectKey, bytes: Bytes) -> Result<(Sent, File), StoreError> {
         let kind = self.hash;
         let work = move || -> io::Result<(Sent, File)> {
@@ -185,14 +184,14 @@ impl RcloneStore {
         })
     }
 
-    /// Has rclone copy the file there, where the name is free, and looks at what is there then.
+    /// Makes rclone copy the file to a free name, and checks the result.
     async fn copy_there(
         &self,
         key: &ObjectKey,
         file: File,
         sent: &Sent,
     ) -> Result<Evidence, StoreError> {
-        // Never closed.
+        // The semaphore is never closed.
         let _place = self.uploads.acquire().await.ok();
         let arguments = [
             "copyto",
@@ -218,7 +217,7 @@ impl RcloneStore {
         self.confirm(key, sent, failure).await
     }
 
-    /// What the remote has now must be what was sent, whatever rclone said.
+    /// Checks that the remote has what was sent, independent of rclone's result.
     async fn confirm(
         &self,
         key: &ObjectKey,
@@ -244,8 +243,8 @@ impl RcloneStore {
             (Some(found), None) if found.bytes == sent.bytes && hash_agrees != Some(false) => {
                 Ok(found)
             }
-            // It failed after the bytes had arrived, or once more before; only a hash can tell that
-            // these are they.
+            // rclone failed after the bytes had arrived, or an earlier attempt had stored them;
+            // only a hash proves that they are these bytes.
             (Some(found), Some(_)) if found.bytes == sent.bytes && hash_agrees == Some(true) => {
                 Ok(found)
             }
@@ -279,16 +278,16 @@ impl RcloneStore {
         let text = format!("{was} were sent, but the store has {there}; {said}");
         let error = self.wrong(StoreErrorKind::Corrupt, "confirm", key.as_str(), text);
         match found {
-            // Not deleted: that it is what we sent is only likely.
+            // The object is not deleted, because it is only probably ours.
             Some(_) => error.with_hint(format!(
-                "what is there was not put whole; look at it, then remove it: `rclone deletefile '{}'`",
+                "the object in the store is incomplete; check it, then remove it: `rclone deletefile '{}'`",
                 self.settings.place_of(key.as_str())
             )),
             None => error,
         }
     }
 
-    /// The key is taken: success if the same bytes are there.
+    /// Handles a taken key: success if the existing object has the same bytes.
     async fn compare(
         &self,
         key: &ObjectKey,
@@ -313,8 +312,8 @@ impl RcloneStore {
         )
     }
 
-    /// Deletes until nothing is there any more: where versions are kept, an older one comes up each
-    /// time.
+    /// Deletes until the name no longer exists: if versions are kept, an older one becomes visible
+    /// each time.
     pub(super) async fn remove(&self, key: &ObjectKey) -> Result<(), StoreError> {
         let _one = self.lock_name(key).await;
         self.remove_name("delete", key).await
@@ -360,7 +359,7 @@ impl RcloneStore {
     }
 }
 
-/// Goes on hashing where it may block.
+/// Continues hashing on a thread that may block.
 async fn hash_on(hashing: Option<Hashing>, part: Bytes) -> Option<Hashing> {
     let mut hashing = hashing?;
     let hashed: Result<Hashing, std::convert::Infallible> = run_blocking(move || {

@@ -1,4 +1,4 @@
-//! What is there: `lsjson` for listings and single objects, `cat` for their bytes.
+//! Reads the remote: `lsjson` for listings and single objects, `cat` for their bytes.
 
 use super::cause::Cause;
 use super::process::{self, Call, PARTIAL_SUFFIX};
@@ -14,12 +14,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::time::Duration;
 
-/// Some five million objects.
+/// The largest output of a listing: about five million objects.
 const LISTING_BYTES_MAX: u64 = 1 << 30;
-/// A listing with hashes may have every object looked at, or read where the remote computes hashes
-/// when it is asked.
+/// The time limit of a listing. With hashes the remote may request every object, or read it if it
+/// computes hashes on demand.
 const LISTING_LIMIT: Duration = Duration::from_secs(24 * 3600);
-/// rclone repeats what fails before the first byte; what breaks off is read again here.
+/// The maximum number of reads. rclone retries failures before the first byte; a read that breaks
+/// off is retried here.
 const READ_TRIES_MAX: u32 = 3;
 
 /// An entry of `lsjson`.
@@ -27,7 +28,7 @@ const READ_TRIES_MAX: u32 = 3;
 pub(super) struct Entry {
     #[serde(rename = "Path")]
     path: String,
-    /// Below nothing where the remote does not know it.
+    /// The size; negative if the remote does not know it.
     #[serde(rename = "Size")]
     size: i64,
     #[serde(rename = "ModTime", default)]
@@ -39,7 +40,8 @@ pub(super) struct Entry {
 }
 
 impl RcloneStore {
-    /// The object, or `None` when there is none and the place that it would be in is there.
+    /// Returns the evidence for the object, or `None` if it does not exist and the root folder
+    /// does.
     pub(super) async fn look_at(
         &self,
         operation: &str,
@@ -60,7 +62,7 @@ impl RcloneStore {
         }
     }
 
-    /// One file. rclone says `null` of what is not there and of folders.
+    /// Reads the entry of one file. rclone returns `null` for missing files and for folders.
     async fn stat(&self, key: &str) -> Result<Option<Entry>, Cause> {
         let arguments = [
             "lsjson",
@@ -86,7 +88,7 @@ impl RcloneStore {
     pub(super) fn evidence(&self, key: &str, entry: &Entry) -> Result<Evidence, StoreError> {
         let bytes = u64::try_from(entry.size).map_err(|_| {
             let text = "the remote does not say how long it is";
-            self.wrong(StoreErrorKind::Unsupported, "look at", key, text)
+            self.wrong(StoreErrorKind::Unsupported, "check", key, text)
         })?;
         let hashes = entry.hashes.as_ref();
         let told = self.hash.and_then(|kind| {
@@ -97,7 +99,7 @@ impl RcloneStore {
         });
         let tier = told.map_or(EvidenceTier::SizeOnly, |(kind, _)| kind.tier());
         let checksum = told.map(|(_, text)| text.to_ascii_lowercase());
-        // An MD5 is compared where the ETags of S3 are.
+        // An MD5 is compared in the same place as S3's ETags.
         let etag = checksum.clone().filter(|_| tier == EvidenceTier::Md5Etag);
         Ok(Evidence {
             tier,
@@ -110,7 +112,7 @@ impl RcloneStore {
         })
     }
 
-    /// The files whose keys begin with `prefix`, by key. Whole, or an error.
+    /// Returns the files whose keys begin with `prefix`, by key. Complete, or an error.
     pub(super) async fn entries(
         &self,
         prefix: &str,
@@ -143,8 +145,8 @@ impl RcloneStore {
         let ended = process::run(&self.settings, call).await.map_err(failed)?;
         match ended.failure {
             None => {}
-            // Only rclone's own word for it means that nothing is there, and only while the place
-            // itself is.
+            // An empty listing is trusted only if rclone itself reports the missing folder, and
+            // only while the root folder exists.
             Some(cause) if cause.is_no_folder() && !folder.is_empty() => {
                 self.demand_place("list").await?;
                 return Ok(BTreeMap::new());
@@ -163,7 +165,7 @@ impl RcloneStore {
         entries: Vec<Entry>,
     ) -> Result<BTreeMap<String, Entry>, StoreError> {
         let leaf = folder.rsplit('/').next().unwrap_or_default();
-        // rclone lists a file as if it were a folder with itself in it.
+        // rclone lists a file as if it were a folder that contains itself.
         if let [only] = entries.as_slice()
             && !folder.is_empty()
             && only.path == leaf
@@ -276,8 +278,8 @@ impl RcloneStore {
         }
     }
 
-    /// Exactly this range. rclone ends well even if there is no such object, so the number of bytes
-    /// decides.
+    /// Reads exactly this range. rclone reports success even if the object does not exist, so the
+    /// number of bytes decides.
     async fn read_once(&self, key: &ObjectKey, range: &Range<u64>) -> Result<Bytes, StoreError> {
         let len = range.end - range.start;
         let (offset, count) = (
@@ -298,7 +300,10 @@ impl RcloneStore {
                 return Ok(ended.output.into());
             }
             Ok(ended) => ended.failure.unwrap_or_else(|| {
-                let text = format!("{len} bytes were asked, {} came", ended.output.len());
+                let text = format!(
+                    "{len} bytes were requested, {} received",
+                    ended.output.len()
+                );
                 Cause::ours(StoreErrorKind::Unavailable, text)
             }),
             Err(cause) => cause,
@@ -322,10 +327,10 @@ impl RcloneStore {
 }
 
 fn outside(range: &Range<u64>, has: u64) -> String {
-    format!("bytes {range:?} were asked, it has {has}")
+    format!("bytes {range:?} were requested, the object has {has}")
 }
 
-/// The key whose half-written file this is: `KEY.1a2b3c4d.zb-partial`.
+/// Returns the key of a partial file: `KEY.1a2b3c4d.zb-partial`.
 pub(super) fn partial_of(name: &str) -> Option<&str> {
     let (key, nonce) = name.strip_suffix(PARTIAL_SUFFIX)?.rsplit_once('.')?;
     let hex = nonce.len() == 8 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());

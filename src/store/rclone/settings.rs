@@ -1,12 +1,11 @@
-//! [`RcloneSettings`]: what a configuration says of a remote of rclone, and which arguments rclone
-//! may be given.
+//! [`RcloneSettings`]: the settings of a remote of rclone, and the arguments that rclone may be
+//! given.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Flags of ours, or flags that would make rclone do or show something else than it is asked: a
-/// filter makes a listing say that objects are missing which are there, and what is missing may be
-/// deleted.
+/// Flags that this program sets, or that would change what rclone does or shows: a filter makes
+/// existing objects missing in a listing, and what is missing may be deleted.
 const OURS: &[&str] = &[
     "--ask-password",
     "--backup-dir",
@@ -46,7 +45,7 @@ const OURS: &[&str] = &[
     "--use-json-log",
     "--verbose",
 ];
-/// What the names of all filters begin with.
+/// The prefixes of the names of all filters.
 const FILTERS: &[&str] = &[
     "--exclude",
     "--files-from",
@@ -63,7 +62,7 @@ const MORE_FILTERS: &[&str] = &[
     "--ignore-case",
     "--metadata-",
 ];
-/// Words in names of flags whose values are nobody's business: every user of the host can read the
+/// Words in names of flags whose values may be secrets: every user of the host can read the
 /// arguments of every process.
 const SECRETS: &[&str] = &[
     "pass",
@@ -77,36 +76,37 @@ const SECRETS: &[&str] = &[
     "credential",
 ];
 
-/// A call that moves little. rclone's own time-outs end one that hears nothing; this ends one that
-/// hangs.
+/// The time limit of a call that moves little. rclone's own time-outs end a call without a
+/// response; this limit ends a call that hangs.
 const CALL_LIMIT: Duration = Duration::from_secs(30 * 60);
-/// The slowest line without a limit of ours: 256 kbit/s.
+/// The slowest rate without a configured limit: 256 kbit/s.
 const RATE_BYTES_MIN: u64 = 32 * 1024;
-/// A chunk of 1 GiB at 1 KiB/s needs twelve days.
+/// The time limit with a bandwidth limit: a chunk of 1 GiB at 1 KiB/s needs twelve days.
 const PACED_CALL_LIMIT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Where a remote of rclone is and how rclone is run.
+/// The settings of a remote of rclone.
 #[derive(Debug, Clone)]
 pub struct RcloneSettings {
-    /// The program: a path, or a name that is looked for in `PATH`.
+    /// The program: a path, or a name that is searched for in `PATH`.
     pub program: PathBuf,
-    /// The rclone.conf. It may be missing where the environment describes the remote.
+    /// The path of the rclone.conf. The file may be missing if the environment describes the
+    /// remote.
     pub conf: PathBuf,
     /// The section of rclone.conf.
     pub remote: String,
-    /// The path below it; may be empty.
+    /// The path below the remote; may be empty.
     pub path: String,
-    /// `--bwlimit`, in rclone's own form. One upload at a time then, so that the limit is that of
-    /// all together.
+    /// `--bwlimit`, in rclone's own form. Uploads are then serialised, so that the limit applies to
+    /// all of them together.
     pub bwlimit: Option<String>,
-    /// More flags: `--name`, `--name=value`, or the value in the next place.
+    /// Additional flags: `--name`, `--name=value`, or the value as the next item.
     pub args: Vec<String>,
-    /// How large the pieces are in which large objects come to the spool, in bytes.
+    /// The size in bytes of the pieces in which large objects are written to the spool.
     pub part_bytes: usize,
 }
 
 impl Default for RcloneSettings {
-    /// No remote yet; `rclone` of `PATH`, no rclone.conf, pieces of 16 MiB.
+    /// Returns settings without a remote; `rclone` of `PATH`, no rclone.conf, pieces of 16 MiB.
     fn default() -> Self {
         Self {
             program: "rclone".into(),
@@ -121,8 +121,8 @@ impl Default for RcloneSettings {
 }
 
 impl RcloneSettings {
-    /// How long a call may take that moves `bytes`. Where rclone is told to go slowly, the time is
-    /// left to it: its own time-outs end what stands still.
+    /// Returns the time limit of a call that moves `bytes`. With a bandwidth limit the time limit
+    /// is generous: rclone's own time-outs end a stalled transfer.
     pub(super) fn call_limit(&self, bytes: u64) -> Duration {
         match self.bwlimit {
             Some(_) => PACED_CALL_LIMIT,
@@ -130,7 +130,7 @@ impl RcloneSettings {
         }
     }
 
-    /// Says in words what can never work.
+    /// Checks the settings. The error is a sentence.
     pub(super) fn check(&self) -> Result<(), String> {
         let plain = |c: char| c.is_alphanumeric() || "_-.+@ ".contains(c);
         if self.remote.is_empty() || self.remote.starts_with('-') || !self.remote.chars().all(plain)
@@ -158,12 +158,13 @@ impl RcloneSettings {
         }
     }
 
-    /// What rclone calls the place below which all keys are.
+    /// Returns rclone's name for the root of all keys.
     pub(super) fn place(&self) -> String {
         format!("{}:{}", self.remote, self.path)
     }
 
-    /// What rclone calls this key, or the folder of that name; the place itself for an empty one.
+    /// Returns rclone's name for this key, or for the folder of that name; the root for an empty
+    /// key.
     pub(super) fn place_of(&self, key: &str) -> String {
         let slash = if key.is_empty() || self.path.is_empty() || self.path.ends_with('/') {
             ""
@@ -173,18 +174,18 @@ impl RcloneSettings {
         format!("{}{slash}{key}", self.place())
     }
 
-    /// The store for people.
+    /// Returns the store's name for messages.
     pub(super) fn url(&self) -> String {
         format!("rclone:{}", self.place())
     }
 }
 
-/// Says in words why rclone may not be given these arguments: for each that it may not have, its
-/// number from 1 and the reason. Values are not repeated: they may be secrets.
+/// Checks the additional arguments of rclone. Returns the number of each refused argument, from 1,
+/// and the reason as a sentence. Values are not repeated, because they may be secrets.
 ///
-/// Refused is everything but `--name`, `--name=value` and a value that stands after its `--name`;
-/// the flags that this program sets itself; filters and other flags that would make listings say
-/// too little; and flags whose value may be a secret.
+/// Refused is everything but `--name`, `--name=value` and a value that follows its `--name`; the
+/// flags that this program sets itself; filters and other flags that would make listings
+/// incomplete; and flags whose value may be a secret.
 pub fn check_arguments(arguments: &[String]) -> Vec<(usize, String)> {
     let is_word = |n: usize| {
         arguments

@@ -1,15 +1,15 @@
-//! What the bucket says of itself: its lifecycle rules, and whether it can lock.
+//! The settings of the bucket: its lifecycle rules, and whether it supports locks.
 
 use super::Shared;
 use super::cause::Cause;
 use crate::store::probe::{BucketFacts, LifecycleRule, Told};
 use aws_sdk_s3::types::{ExpirationStatus, LifecycleRule as S3Rule, ObjectLockEnabled};
 
-/// The ends of the names of the groups that hold everybody, in access lists.
+/// The suffixes of the names of groups in access lists that contain every user.
 const EVERYBODY: [&str; 2] = ["/global/AllUsers", "/global/AuthenticatedUsers"];
 
 impl Shared {
-    /// Asks all of it. What the store would not say stands in the answer as such.
+    /// Reads all settings. A setting that the store does not report is marked as such.
     pub(super) async fn bucket_facts(&self) -> BucketFacts {
         BucketFacts {
             visibility: self.visibility().await,
@@ -19,7 +19,8 @@ impl Shared {
         }
     }
 
-    /// Public by its policy, or by its access list; private only where the store answers to both.
+    /// Reads the visibility: public by the policy or by the access list; private only if the store
+    /// answers both.
     async fn visibility(&self) -> Told<String> {
         let call = self
             .client
@@ -46,7 +47,7 @@ impl Shared {
         match (by_policy, uris.any(everybody)) {
             (_, true) => Told::Is("public".to_owned()),
             (Some(false), false) => Told::Is("private".to_owned()),
-            (_, false) => Told::Untold("it answered without saying so".to_owned()),
+            (_, false) => Told::Untold("the response does not say".to_owned()),
         }
     }
 
@@ -68,7 +69,7 @@ impl Shared {
         }
     }
 
-    /// A rule that is on and touches names below our prefix.
+    /// Converts a rule, if it is enabled and applies to names below our prefix.
     fn rule(&self, rule: &S3Rule) -> Option<LifecycleRule> {
         let filter = rule.filter();
         let and = filter.and_then(|filter| filter.and());
@@ -92,7 +93,7 @@ impl Shared {
             .and_then(|end| match (end.days(), end.date()) {
                 (Some(days), _) => Some(format!("{days} days")),
                 (None, Some(date)) => Some(format!("the date {}", date.secs() / 86_400)),
-                // Only markers of what is deleted already.
+                // The rule removes only delete markers.
                 (None, None) => None,
             });
         let moves = rule

@@ -1,5 +1,5 @@
-//! [`Cause`]: why an S3 request failed, in one form for all requests, and what kind of failure that
-//! is.
+//! [`Cause`]: the reason why an S3 request failed, in one form for all requests, and the kind of
+//! the failure.
 
 use crate::store::StoreErrorKind;
 use crate::store::work::{chain_text, http_date, transport_hint};
@@ -10,32 +10,32 @@ use jiff::Timestamp;
 use std::error::Error;
 use std::fmt;
 
-/// Where a request failed.
+/// The stage at which a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// It was never sent.
+    /// The request was never sent.
     Building,
-    /// No answer came.
+    /// No response arrived.
     Transport,
-    /// No answer came in time.
+    /// No response arrived in time.
     TimeOut,
-    /// An answer came that could not be read.
+    /// A response arrived and could not be read.
     Reading,
-    /// The store said no.
+    /// The store refused the request.
     Refused,
 }
 
-/// Why a request failed. Displays as `NoSuchBucket: the text of the store (HTTP 404, request
-/// 1234)`.
+/// The reason why a request failed. Displays as `NoSuchBucket: the text of the store (HTTP 404,
+/// request 1234)`.
 #[derive(Debug)]
 pub(super) struct Cause {
     pub(super) stage: Stage,
     pub(super) status: Option<u16>,
     pub(super) code: Option<String>,
-    /// The store's own words, or the chain of what went wrong on the way.
+    /// The store's message, or the chain of errors in transit.
     pub(super) text: String,
     request_id: Option<String>,
-    /// The region that the bucket is really in, where the store says so.
+    /// The actual region of the bucket, if the store reports it.
     region: Option<String>,
     /// The store's clock.
     date: Option<String>,
@@ -56,7 +56,8 @@ where
             SdkError::TimeoutError(_) => Stage::TimeOut,
             SdkError::DispatchFailure(failure) if failure.is_timeout() => Stage::TimeOut,
             SdkError::DispatchFailure(_) => Stage::Transport,
-            // An answer of success that the SDK could not read comes as a refusal without a code.
+            // The SDK reports a successful response that it could not read as an error without a
+            // code.
             SdkError::ServiceError(_)
                 if code.is_none() && status.is_some_and(|status| status < 300) =>
             {
@@ -95,7 +96,7 @@ impl fmt::Display for Cause {
         match (code, self.text.as_str()) {
             (Some(code), "") => f.write_str(code)?,
             (Some(code), text) => write!(f, "{code}: {text}")?,
-            (None, "") => f.write_str("the store refused without a word")?,
+            (None, "") => f.write_str("the store refused without a message")?,
             (None, text) => f.write_str(text)?,
         }
         match (self.status, &self.request_id) {
@@ -109,7 +110,7 @@ impl fmt::Display for Cause {
 impl Error for Cause {}
 
 impl Cause {
-    /// The store's clock, where the answer says it.
+    /// Returns the store's clock, if the response has it.
     pub(super) fn date(&self) -> Option<Timestamp> {
         http_date(self.date.as_deref()?)
     }
@@ -118,12 +119,12 @@ impl Cause {
         self.code.as_deref() == Some(code)
     }
 
-    /// The store does not know what was asked.
+    /// Whether the store does not support the request.
     pub(super) fn is_not_implemented(&self) -> bool {
         self.status == Some(501) || self.has_code("NotImplemented")
     }
 
-    /// The kind, for callers to branch on.
+    /// Returns the kind, on which callers branch.
     pub(super) fn kind(&self) -> StoreErrorKind {
         match self.stage {
             Stage::Building if self.text.contains("credentials") => StoreErrorKind::Denied,
@@ -192,13 +193,13 @@ impl Cause {
         }
     }
 
-    /// `rclone serve s3` names the root of its answer to CreateMultipartUpload wrongly, and the SDK
-    /// refuses it.
+    /// Whether the server is `rclone serve s3`, which misnames the root of its response to
+    /// CreateMultipartUpload, so that the SDK refuses it.
     fn is_wrong_root(&self) -> bool {
         self.text.contains("InitiateMultipartUpload") && self.text.contains("root")
     }
 
-    /// What a person can do. `api` is the name of the call, as permissions are named after it.
+    /// Returns the remedy. `api` is the name of the call, after which permissions are named.
     pub(super) fn hint(&self, api: &str, bucket: &str, endpoint: &str) -> Option<String> {
         match self.stage {
             Stage::Transport | Stage::TimeOut => Some(transport_hint(&self.text, endpoint)),
@@ -221,7 +222,7 @@ impl Cause {
                 "the secret does not belong to the access key id, or has a stray character".into()
             }
             "ExpiredToken" | "InvalidToken" => {
-                "the session is over: get new credentials".to_owned()
+                "the session has expired: get new credentials".to_owned()
             }
             "RequestTimeTooSkewed" => self.clock_hint(),
             "InvalidObjectState" => {
@@ -243,7 +244,8 @@ impl Cause {
         })
     }
 
-    /// Stores that know no new checksums say so in many ways, to HEAD in none.
+    /// Whether an unknown checksum may be the reason. Stores without the new checksums report this
+    /// in many ways, and not at all to HEAD.
     pub(super) fn may_be_the_checksum(&self, api: &str) -> bool {
         let unknown = matches!(self.status, Some(400 | 501));
         unknown && (api == "HeadObject" || self.text.to_ascii_lowercase().contains("checksum"))
@@ -379,7 +381,7 @@ mod tests {
         );
         assert_eq!(
             refused(403, "", "").to_string(),
-            "the store refused without a word (HTTP 403, request R1)"
+            "the store refused without a message (HTTP 403, request R1)"
         );
     }
 }

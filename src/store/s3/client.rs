@@ -1,5 +1,5 @@
-//! Building the SDK's client: credentials, region, time limits and retries, all chosen here and
-//! none by default.
+//! Builds the SDK's client: credentials, region, time limits and retries are all set here and none
+//! by default.
 
 use super::S3Settings;
 use super::keys::{Keys, Origin};
@@ -30,30 +30,28 @@ use aws_smithy_http_client::tls;
 use std::fs::read_to_string;
 use std::time::Duration;
 
-/// One request is tried this often before its failure is ours: with waits that double from 200 ms,
-/// some 6 s.
+/// The maximum number of attempts of one request: with pauses that double from 200 ms, about 6 s.
 const ATTEMPTS_MAX: u32 = 6;
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// How long a download may stand still. (Uploads stand still unnoticed; the attempt's own limit
-/// ends them.)
+/// The longest stall of a download. (A stalled upload is ended by the attempt's own limit.)
 const STALL_GRACE: Duration = Duration::from_secs(30);
-/// Stores with an endpoint of their own mostly do not care which region is signed.
+/// The signed region for stores with an endpoint of their own, which mostly ignore it.
 const REGION_OF_ENDPOINTS: &str = "us-east-1";
-/// The metadata service of EC2 answers at once or never.
+/// The number of attempts at the metadata service of EC2, which answers at once or never.
 const METADATA_ATTEMPTS: u32 = 1;
 
-/// A client, and what error messages say of where it talks to.
+/// A client, and the description of its endpoint for error messages.
 pub(super) struct Connected {
     pub(super) client: Client,
-    /// The same for requests whose answer is an object.
+    /// The same client for requests whose response is an object.
     pub(super) objects: Client,
     pub(super) endpoint: String,
     pub(super) tls: bool,
 }
 
-/// Finds region and credentials, and builds the client. Talks to the store not at all, and to the
-/// network only where the credentials come from there.
+/// Finds region and credentials, and builds the client. Does not contact the store, and uses the
+/// network only if the credentials come from there.
 pub(super) async fn connect(settings: &S3Settings) -> Result<Connected, StoreError> {
     let failed = |kind, text: String| StoreError::new(kind, "connect to", "", settings.url(), text);
     settings
@@ -98,13 +96,13 @@ fn endpoint_of_environment() -> Option<String> {
         .find_map(|name| std::env::var(name).ok())
 }
 
-/// The HTTP client, for the store and for whatever gives credentials. Without root certificates the
-/// SDK's own would panic at the first request, even of plain http.
+/// Makes the HTTP client, for the store and for providers of credentials. Without root certificates
+/// the SDK's own client would panic at the first request, even over plain http.
 fn transport(tls: bool) -> Result<SharedHttpClient, String> {
     if rustls_native_certs::load_native_certs().certs.is_empty() {
         return match tls {
             true => {
-                Err("this host has no root certificates, so no server can be believed".to_owned())
+                Err("this host has no root certificates, so no server can be verified".to_owned())
             }
             false => Ok(aws_smithy_http_client::Builder::new().build_http()),
         };
@@ -142,9 +140,9 @@ fn build_config(
         .upload_enabled(settings.limiter.is_none())
         .grace_period(STALL_GRACE)
         .build();
-    // No read time-out: the SDK counts it from the beginning of the request, so it would cut off
-    // the sending of a part on a slow line. The limit of the attempt does what is wanted, and calls
-    // that move much set a longer one.
+    // No read time-out: the SDK counts it from the beginning of the request, so it would interrupt
+    // the sending of a part on a slow line. The attempt's own limit serves the purpose, and calls
+    // that move much data set a longer one.
     let limits = TimeoutConfig::builder()
         .connect_timeout(CONNECT_LIMIT)
         .disable_read_timeout()
@@ -154,7 +152,7 @@ fn build_config(
     let mut config = Builder::from(shared);
     config.set_endpoint_url(endpoint.clone());
     config
-        // Keys are held, renewed and tried again in one place.
+        // [`Keys`] holds, renews and retries credentials in one place.
         .identity_cache(IdentityCache::no_cache())
         .retry_classifier(keys)
         .force_path_style(settings.path_style.unwrap_or(endpoint.is_some()))
@@ -187,7 +185,7 @@ async fn find_region(settings: &S3Settings, has_endpoint: bool) -> Option<Region
     }
 }
 
-/// The credentials that were configured, or those of the first source that has any.
+/// Returns the configured credentials, or those of the first source that has any.
 async fn find_credentials(
     settings: &S3Settings,
     region: &Region,
@@ -217,8 +215,8 @@ async fn find_credentials(
     }
 }
 
-/// The SDK's own chain, except that the metadata service is asked only where there can be one:
-/// elsewhere each run would wait seconds for nobody's answer.
+/// Builds the SDK's own chain, except that the metadata service is used only on EC2: elsewhere each
+/// run would wait seconds for a response that never comes.
 fn credential_chain(
     settings: &S3Settings,
     region: &Region,
@@ -237,7 +235,7 @@ fn credential_chain(
         .configure(&config)
         .build();
     let container = EcsCredentialsProvider::builder().configure(&config).build();
-    // A profile that was asked for by name goes before what happens to be in the environment.
+    // A profile that is configured by name takes precedence over the environment.
     let chain = match settings.profile {
         Some(_) => CredentialsProviderChain::first_try("Profile", profile.build()),
         None => CredentialsProviderChain::first_try("Environment", environment)
@@ -278,7 +276,7 @@ fn where_it_looked(settings: &S3Settings, ec2: bool) -> String {
     )
 }
 
-/// Whether this machine is one of Amazon's.
+/// Whether this machine is an EC2 instance.
 fn is_ec2() -> bool {
     let begins = |path, start: &str| {
         read_to_string(path).is_ok_and(|text| text.to_ascii_lowercase().starts_with(start))

@@ -1,15 +1,15 @@
-//! The versions of an object: whether there are any, and deleting all of them. On a versioned
-//! bucket a plain delete only hides it, and goes on costing.
+//! The versions of an object: whether any exist, and the deletion of all of them. On a versioned
+//! bucket a plain delete only hides the object, which still costs money.
 
 use super::Shared;
 use super::cause::Cause;
 use crate::store::pages::Marks;
 use crate::store::{ObjectKey, StoreError, StoreErrorKind};
 
-/// What the bucket said when it was asked for versions.
+/// The bucket's response to a request for versions.
 enum Versions {
     Listed(Vec<String>),
-    /// The store knows no versions, or does not let us see them.
+    /// The store has no versions, or does not let us see them.
     Unknown(Cause),
 }
 
@@ -37,8 +37,8 @@ impl Shared {
         }
     }
 
-    /// A store that knows no versions has none that `head` does not show; one that does not let us
-    /// see them may.
+    /// Checks for versions. A store without versions has none that `head` does not show; a store
+    /// that hides them from us may have some.
     pub(super) async fn any_version(&self, key: &ObjectKey) -> Result<bool, StoreError> {
         match self.versions(key).await? {
             Versions::Listed(ids) => Ok(!ids.is_empty()),
@@ -52,7 +52,8 @@ impl Shared {
         }
     }
 
-    /// Deletes one version, or the object. Returns whether that only hid it under a marker.
+    /// Deletes one version, or the object. Returns whether the object was only hidden under a
+    /// marker.
     async fn delete_version(
         &self,
         key: &ObjectKey,
@@ -85,7 +86,7 @@ impl Shared {
         }
     }
 
-    /// The ids of all versions and markers of exactly this key.
+    /// Returns the ids of all versions and markers of exactly this key.
     async fn versions(&self, key: &ObjectKey) -> Result<Versions, StoreError> {
         let full = self.full_key(key);
         let mut ids = Vec::new();
@@ -126,7 +127,7 @@ impl Shared {
                 .chain(markers)
                 .filter(|(listed, _)| *listed == Some(&full));
             ids.extend(exact.map(|(_, id)| id.unwrap_or("null").to_owned()));
-            // Longer keys with this beginning come after it.
+            // Longer keys with this beginning come after the key itself.
             let beyond = page
                 .next_key_marker()
                 .is_some_and(|next| next > full.as_str());
@@ -149,7 +150,8 @@ impl Shared {
     }
 }
 
-/// Whether the answer means that versions cannot be listed here, so that a plain delete has to do.
+/// Whether the error means that versions cannot be listed here, so that a plain delete must
+/// suffice.
 fn is_no_versions(cause: &Cause) -> bool {
     matches!(
         cause.kind(),

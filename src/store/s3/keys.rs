@@ -1,8 +1,8 @@
-//! [`Keys`]: the credentials that requests are signed with, and when they are asked for again:
-//! before they end, and when the store refuses them.
+//! [`Keys`]: the credentials that sign requests. They are read again before they expire, and when
+//! the store refuses them.
 //!
-//! The SDK asks for credentials at every attempt. So a refusal needs no more than to be tried
-//! again, once the keys have been read anew: an upload goes on through a rotation of its keys.
+//! The SDK asks for credentials at every attempt. After a refusal it is therefore enough to read
+//! the keys again and to retry: an upload continues through a rotation of its keys.
 
 use super::S3Credentials;
 use crate::store::renew::Renew;
@@ -16,27 +16,27 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Credentials that end are replaced so long before.
+/// Credentials are replaced this long before they expire.
 const ENDS_SOON: Duration = Duration::from_secs(5 * 60);
-/// Keys that were refused, and were the same when they were read again, are believed for so long:
-/// then a refusal is one.
+/// The time for which keys are kept that were refused and had not changed when they were read
+/// again: a refusal in this time is final.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
-/// Requests that were under way when the first was refused are refused too: so soon after they are
-/// tried again as well.
+/// The time after the first refusal in which concurrent requests are refused too and are also
+/// retried.
 const TOGETHER: Duration = Duration::from_secs(3);
-/// After keys have changed, requests that were signed with the old ones may come back for so long.
-/// Each is tried again only as often as every request.
+/// The time after a change of keys in which requests signed with the old keys may still be refused.
+/// Each is retried only as often as every request.
 const OLD_ONES: Duration = Duration::from_secs(10 * 60);
-/// Codes of a refusal with status 400, of which there are many more.
+/// Codes of an error response with status 400 that concern the credentials.
 const TOKEN_CODES: [&[u8]; 3] = [
     b"<Code>ExpiredToken<",
     b"<Code>InvalidToken<",
     b"<Code>TokenRefreshRequired<",
 ];
 
-/// Where credentials come from.
+/// The source of credentials.
 pub(super) enum Origin {
-    /// The configuration, which may say how to read them again.
+    /// The configuration, with an optional way to read them again.
     Given(Option<Renew<S3Credentials>>),
     /// The first of the SDK's own sources that had any.
     Chain(SharedCredentialsProvider),
@@ -49,7 +49,7 @@ pub(super) struct Keys(Arc<Shared>);
 struct Shared {
     origin: Origin,
     state: Mutex<State>,
-    /// Held while they are read, so that one task does it for all.
+    /// Held while the keys are read, so that one task reads them for all.
     reading: tokio::sync::Mutex<()>,
 }
 
@@ -96,7 +96,7 @@ impl Keys {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Those that are held, unless they were refused or end soon.
+    /// Returns the held credentials, unless they were refused or expire soon.
     fn good(&self) -> Option<Credentials> {
         let state = self.state();
         let lasts = |held: &&Credentials| {
@@ -135,7 +135,7 @@ impl Keys {
                 let changed = state.held.as_ref().is_some_and(|held| !same(held, &new));
                 if changed {
                     tracing::info!(
-                        "the store refused the credentials or they were ending, and there are new ones"
+                        "the store refused the credentials or they were expiring, and there are new ones"
                     );
                     state.changed_at = Some(Instant::now());
                 }
@@ -154,7 +154,7 @@ impl Keys {
         }
     }
 
-    /// Whether a request that was refused is worth another attempt with keys that are read anew.
+    /// Whether a refused request is worth a retry with keys that are read again.
     fn try_again(&self, now: Instant) -> bool {
         if matches!(self.0.origin, Origin::Given(None)) {
             return false;
@@ -181,8 +181,8 @@ fn same(one: &Credentials, other: &Credentials) -> bool {
         && one.session_token() == other.session_token()
 }
 
-/// Whether the store refused who asks, and not only what was asked. Answers to HEAD say no more
-/// than the status.
+/// Whether the store refused the credentials, and not only the request. Responses to HEAD have only
+/// the status.
 fn is_refusal(status: u16, body: &[u8]) -> bool {
     let says = |code: &&[u8]| body.windows(code.len()).any(|window| window == *code);
     match status {
@@ -233,7 +233,7 @@ mod tests {
         }
     }
 
-    /// Keys whose file says `old` at first and `new` from the n-th reading on.
+    /// Makes keys whose source returns `old` at first and `new` from the n-th reading on.
     fn keys(changes_at: usize) -> (Keys, Arc<AtomicUsize>) {
         let readings = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&readings);

@@ -1,5 +1,5 @@
-//! [`AnswerLimit`]: limits every answer except the body of an object, because the SDK reads such
-//! answers whole.
+//! [`AnswerLimit`]: limits every response except the body of an object, because the SDK reads such
+//! responses completely into memory.
 
 use crate::store::answer::{ANSWER_BYTES_MAX, REFUSAL_BYTES_MAX};
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextMut;
@@ -13,12 +13,12 @@ use std::task::{Context, Poll, ready};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Limits the answers of one client.
+/// Limits the responses of one client.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum AnswerLimit {
-    /// All answers: listings, other answers that are no object, and refusals.
+    /// Limits all responses: listings, other responses without an object, and errors.
     Everything,
-    /// Refusals only: the caller limits the body of an object.
+    /// Limits error responses only: the caller limits the body of an object.
     Refusals,
 }
 

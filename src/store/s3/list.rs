@@ -1,4 +1,4 @@
-//! Listing objects and unfinished uploads, page by page to the very end.
+//! Lists objects and unfinished uploads, page by page to the end.
 
 use super::Shared;
 use crate::store::pages::{Marks, check_count};
@@ -17,13 +17,13 @@ impl Shared {
         })
         .await?;
         objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
-        // An object that is written while pages turn may be on two of them.
+        // An object that is written during the listing may be on two pages.
         objects.dedup_by(|a, b| a.key == b.key);
         Ok(objects)
     }
 
-    /// Gives page after page of the objects under `prefix`, until the end, until `take` breaks, or
-    /// until it says in words what is wrong.
+    /// Passes page after page of the objects under `prefix`, until the end, until `take` breaks, or
+    /// until it returns an error as a sentence.
     pub(super) async fn turn_pages(
         &self,
         prefix: &str,
@@ -50,8 +50,8 @@ impl Shared {
             if take(listed).map_err(|text| failed(&text))?.is_break() {
                 return Ok(());
             }
-            // A token without the flag is a page that goes on too: a listing that was cut must not
-            // look whole.
+            // A token without the flag also means another page: an incomplete listing must not look
+            // complete.
             if page.is_truncated() != Some(true) && page.next_continuation_token().is_none() {
                 return Ok(());
             }
@@ -60,11 +60,11 @@ impl Shared {
         }
     }
 
-    /// One line, or nothing for the entry that consoles make for the folder itself.
+    /// Converts an entry; `None` for the entry that consoles create for the folder itself.
     fn listed(&self, object: &Object, full: &str) -> Result<Option<ListedObject>, &'static str> {
         let key = object.key().ok_or("an entry has no key")?;
         if !key.starts_with(full) {
-            return Err("an entry is outside the prefix that was asked");
+            return Err("an entry is outside the requested prefix");
         }
         let key = &key[self.prefix.len()..];
         let bytes = object
@@ -125,7 +125,8 @@ impl Shared {
         Ok(uploads)
     }
 
-    /// An upload under our prefix. Some servers take the prefix for a folder and list others too.
+    /// Converts an upload under our prefix. Some servers treat the prefix as a folder and list
+    /// other uploads too.
     fn begun(&self, upload: &MultipartUpload, full: &str) -> Option<UnfinishedUpload> {
         let key = upload.key().filter(|key| key.starts_with(full))?;
         Some(UnfinishedUpload {

@@ -1,6 +1,6 @@
 //! Object lock: every object is put with a date until which the store refuses to delete it, and the
-//! date can be moved further away. A store that takes the header and does not lock is found out
-//! when the object is confirmed.
+//! date can be moved further into the future. The confirmation of the object detects a store that
+//! accepts the header and does not lock.
 
 use super::Shared;
 use super::cause::Cause;
@@ -16,7 +16,7 @@ const SWITCH_ON: &str = "the bucket must have object lock on (it can only be giv
     `zfs-backup doctor` looks at both";
 
 impl Shared {
-    /// The lock of an object that is put now.
+    /// Returns the lock for an object that is put now.
     fn lock_now(&self) -> Option<(ObjectLockMode, DateTime)> {
         let lock = self.settings.lock?;
         let mode = match lock.mode {
@@ -50,7 +50,7 @@ impl Shared {
         }
     }
 
-    /// What was put to be locked must be said to be locked.
+    /// Checks that the store reports a lock, if the object was put with one.
     pub(super) fn check_lock(
         &self,
         key: &ObjectKey,
@@ -83,8 +83,8 @@ impl Shared {
             .put_object_retention()
             .bucket(&self.settings.bucket)
             .key(self.full_key(key));
-        // A store takes the date back to nobody's harm only when it may: so a longer lock is left
-        // to refuse this.
+        // A store must refuse to shorten a lock, so the refusal is accepted if the existing lock
+        // lasts longer.
         let Err(error) = call.retention(retention).send().await else {
             return Ok(());
         };

@@ -1,9 +1,9 @@
-//! Finding out by trying what an S3 store does: small objects below one prefix, and uploads that
-//! are given up again.
+//! Probes what an S3 store does: small objects below one prefix, and uploads that are aborted
+//! again.
 //!
-//! Order matters: whether deleting works is tried first, with a few bytes. Where it does not, only
-//! a few bytes more are put, because they stay; where it does, objects of two parts are sent, since
-//! a store may say another checksum of several parts than of one.
+//! The order matters: deleting is probed first, with a few bytes. If it does not work, only a few
+//! more bytes are put, because they remain; if it works, objects of two parts are sent, since a
+//! store may report another checksum for several parts than for one.
 
 use super::cause::Cause;
 use super::put::sum_of;
@@ -18,14 +18,14 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// The smallest part that stores take which is not the last.
+/// The smallest part, except the last, that stores accept.
 const PART_BYTES: usize = 5 * 1024 * 1024;
-/// Part numbers that are tried: the protocol's limit, then that of some stores.
+/// The probed part numbers: the protocol's limit, then the limit of some stores.
 const PART_NUMBERS: [i32; 2] = [10_000, 1000];
-/// What lies there longer than this is of a probe that was killed.
+/// The age from which an object under the prefix is the remains of a killed probe.
 const LEFTOVER_SECONDS: i64 = 3600;
 
-/// One probe under way.
+/// A running probe.
 struct Probing {
     shared: Arc<Shared>,
     prefix: String,
@@ -39,7 +39,7 @@ pub(super) async fn probe(shared: &Arc<Shared>, prefix: &str) -> Result<StorePro
         found: StoreProbe::default(),
     };
     let tried = probing.run(shared.settings.checksum).await;
-    // Also after an error: nothing stays there.
+    // The clean-up also runs after an error, so that nothing remains.
     probing.clean_up().await;
     if let (Err(error), [left, ..]) = (&tried, probing.found.left_behind.as_slice()) {
         tracing::warn!(%error, store = shared.url, key = left, "the probe failed and could not remove what it had put");
@@ -47,7 +47,7 @@ pub(super) async fn probe(shared: &Arc<Shared>, prefix: &str) -> Result<StorePro
     tried.map(|()| probing.found)
 }
 
-/// The store for trying: never locked, since what is locked would stay.
+/// Returns the store for the probe, without a lock, because locked objects could not be removed.
 fn plain(shared: &Shared, checksum: S3Checksum) -> Shared {
     let settings = S3Settings {
         checksum,
@@ -86,13 +86,14 @@ impl Probing {
         self.found.notes.push(format!("{what}: {said}"));
     }
 
-    /// What cannot be told because the store is not well is an error of the whole.
+    /// Returns the cause as the result of a probe, or fails the whole probe if the store is
+    /// temporarily unavailable.
     fn told(&self, api: &str, key: &ObjectKey, cause: Cause) -> Result<Cause, StoreError> {
         let passing = matches!(
             cause.kind(),
             StoreErrorKind::Unavailable | StoreErrorKind::Throttled
         );
-        // 501 is an answer.
+        // 501 means "not implemented": a result, not a failure.
         if passing && !cause.is_not_implemented() && cause.status != Some(409) {
             return Err(self.shared.failed("probe", api, key.as_str(), cause));
         }
@@ -107,7 +108,8 @@ impl Probing {
             .await
     }
 
-    /// The first put may not be refused; the second, of other bytes, must be.
+    /// Probes create-only puts: the first put must succeed; the second, of other bytes, must be
+    /// refused.
     async fn try_put_condition(&mut self) -> Result<(), StoreError> {
         let key = self.key("small")?;
         if let Err(cause) = self.put(&key, b"1").await {
@@ -115,13 +117,13 @@ impl Probing {
             self.shared
                 .refuses_put_condition
                 .store(true, Ordering::Relaxed);
-            // Refused for another reason, it is refused again.
+            // A put that was refused for another reason is refused again.
             self.put(&key, b"1").await.map_err(|cause| {
                 self.shared
                     .failed("probe", "PutObject", key.as_str(), cause)
             })?;
             self.found.conditional_put = Ability::Refused;
-            self.note("a put that shall not replace", &cause);
+            self.note("a create-only put", &cause);
             return Ok(());
         }
         self.found.conditional_put = match self.put(&key, b"2").await {
@@ -130,7 +132,7 @@ impl Probing {
                 cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
                 cause if cause.is_not_implemented() => Ability::Refused,
                 cause => {
-                    self.note("a second put that shall not replace", &cause);
+                    self.note("a second create-only put", &cause);
                     Ability::Unknown
                 }
             },
@@ -138,7 +140,7 @@ impl Probing {
         Ok(())
     }
 
-    /// Also tells the store's clock.
+    /// Probes deleting, and reads the store's clock.
     async fn try_delete(&mut self) -> Result<(), StoreError> {
         let key = self.key("small")?;
         let now = Timestamp::now();
@@ -185,8 +187,8 @@ impl Probing {
         )
     }
 
-    /// Sends an object with each checksum, the strongest first, until one is kept; that of the
-    /// configuration always. Returns the key of one that is there.
+    /// Sends an object with each checksum, the strongest first, until one is kept, and always with
+    /// the configured one. Returns the key of an object that was stored.
     async fn try_checksums(&mut self, configured: S3Checksum) -> Result<ObjectKey, StoreError> {
         let mut stored: Option<(ObjectKey, S3Checksum, EvidenceTier)> = None;
         let mut refused = None;
@@ -200,8 +202,8 @@ impl Probing {
                     if tier == checksum.tier() {
                         self.found.kept.push(checksum);
                     }
-                    // Of those that are all not kept, MD5 is the one that most stores check as it
-                    // comes.
+                    // If no checksum is kept, MD5 is chosen, because most stores verify it on
+                    // arrival.
                     if self.found.kept.len() <= 1
                         && (tier == checksum.tier() || self.found.kept.is_empty())
                     {
@@ -229,7 +231,7 @@ impl Probing {
         }
     }
 
-    /// Two parts where they can be removed again, else one of a few bytes.
+    /// Uploads two parts if they can be removed again, else one of a few bytes.
     async fn upload(
         &self,
         key: &ObjectKey,
@@ -244,7 +246,7 @@ impl Probing {
         writer.finish().await.map(|evidence| evidence.tier)
     }
 
-    /// A second upload of a key that is there, to its end.
+    /// Probes a create-only completion: uploads to an existing key, to the end.
     async fn try_complete_condition(&mut self, key: &ObjectKey) -> Result<(), StoreError> {
         let upload_id = self.shared.begin_upload(key).await?;
         let part = self
@@ -262,19 +264,19 @@ impl Probing {
             Err(cause) => match self.told("CompleteMultipartUpload", key, cause)? {
                 cause if cause.kind() == StoreErrorKind::AlreadyExists => Ability::Works,
                 cause => {
-                    self.note("an upload that shall not replace", &cause);
+                    self.note("a create-only completion of an upload", &cause);
                     Ability::Refused
                 }
             },
         };
         if self.found.conditional_complete != Ability::Ignored {
-            // One that cannot be removed is told by the next step.
+            // The next step reports an upload that cannot be removed.
             let _ = self.shared.abort_upload(key.as_str(), &upload_id).await;
         }
         Ok(())
     }
 
-    /// Listing unfinished uploads, removing them, and how many parts they may have.
+    /// Probes listing and removing unfinished uploads, and the number of parts they may have.
     async fn try_uploads(&mut self) -> Result<(), StoreError> {
         let key = self.key("unfinished")?;
         let upload_id = self.shared.begin_upload(&key).await?;
@@ -299,7 +301,7 @@ impl Probing {
             Ok(()) => Ability::Works,
             Err(error) if error.is_transient() => return Err(error),
             Err(error) => {
-                self.note("giving an upload up", &said(&error));
+                self.note("aborting an upload", &said(&error));
                 Ability::Refused
             }
         };
@@ -320,8 +322,8 @@ impl Probing {
         }
     }
 
-    /// Removes what this probe put, and what earlier ones left that were killed. What stays is
-    /// named.
+    /// Removes the objects of this probe, and the remains of earlier, killed ones. Remaining
+    /// objects are reported.
     async fn clean_up(&mut self) {
         let mut left = Vec::new();
         if let Ok(uploads) = self.shared.unfinished(PROBE_PREFIX).await {
@@ -356,7 +358,7 @@ impl Probing {
             Err(_) => left.push(self.prefix.clone()),
         }
         if self.found.deleting == Deleting::Hides {
-            // Hidden is not listed, and stays all the same.
+            // Hidden objects are not listed, but still exist.
             left.push(self.prefix.clone());
         }
         left.sort();
@@ -371,7 +373,7 @@ impl Probing {
     }
 }
 
-/// The store's own words, without what was attempted.
+/// Returns the store's message, without the attempted operation.
 fn said(error: &StoreError) -> String {
     crate::store::work::chain_text(&*error.source)
 }

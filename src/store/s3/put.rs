@@ -1,4 +1,4 @@
-//! Putting small objects whole, and the confirmation that every upload ends with.
+//! Puts small objects, and confirms every upload.
 
 use super::cause::Cause;
 use super::sum::{ObjectSum, PartSum, Verdict};
@@ -11,15 +11,16 @@ use std::convert::Infallible;
 use std::time::Duration;
 use tokio::time::sleep;
 
-/// How often a create-only put is made that collides with others (409) or had its condition
-/// refused.
+/// The maximum number of attempts of a create-only put that collides with others (409) or had its
+/// condition refused.
 const PUT_TRIES_MAX: u32 = 4;
 const CONFLICT_PAUSE: Duration = Duration::from_millis(200);
-/// How often a store is asked for what it has just confirmed. AWS knows it at once; not all do.
+/// The maximum number of reads of an object that the store has just accepted. AWS is consistent at
+/// once; other stores may not be.
 const CONFIRM_TRIES_MAX: u32 = 3;
 const CONFIRM_PAUSE: Duration = Duration::from_millis(500);
 
-/// Takes the checksum where it may block.
+/// Computes the checksum on a thread that may block.
 pub(super) async fn sum_of(kind: S3Checksum, bytes: Bytes) -> PartSum {
     let summed: Result<PartSum, Infallible> =
         run_blocking(move || Ok(PartSum::of(kind, &bytes))).await;
@@ -29,9 +30,9 @@ pub(super) async fn sum_of(kind: S3Checksum, bytes: Bytes) -> PartSum {
 }
 
 impl Shared {
-    /// Puts an object in one request, create-only as far as the store can. It is asked first what
-    /// is there, unless it was found to refuse replacing: then the put itself is the question, and
-    /// a round trip less.
+    /// Puts an object in one request, create-only as far as the store supports it. The key is
+    /// checked first, unless the probe found that the store refuses to replace objects: the put
+    /// itself is then the check, which saves a round trip.
     pub(super) async fn put_new(
         &self,
         key: &ObjectKey,
@@ -54,7 +55,7 @@ impl Shared {
                 return Ok((PutOutcome::Created, self.confirm(key, &sent).await?));
             };
             tries_left -= 1;
-            // 412 may be the answer to our own request, whose first answer was lost.
+            // 412 may be the result of our own retry, if the first response was lost.
             if cause.kind() == StoreErrorKind::AlreadyExists
                 && let Some(found) = self.head(key).await?
             {
@@ -98,7 +99,7 @@ impl Shared {
             .map_err(Cause::from)
     }
 
-    /// The key is taken: success if the same bytes are there.
+    /// Handles a taken key: success if the existing object has the same bytes.
     async fn compare_whole(
         &self,
         key: &ObjectKey,
@@ -122,7 +123,7 @@ impl Shared {
         )
     }
 
-    /// Asks what the store has now, and holds it against what was sent.
+    /// Reads the store's evidence for the object, and compares it with what was sent.
     pub(super) async fn confirm(
         &self,
         key: &ObjectKey,
@@ -161,7 +162,7 @@ fn describe(found: &Evidence) -> String {
     )
 }
 
-/// The evidence without a checksum that we could not compare.
+/// Returns the evidence without a checksum that could not be compared.
 pub(super) fn weakened(found: Evidence) -> Evidence {
     let tier = if found.version_id.is_some() {
         EvidenceTier::IdPin

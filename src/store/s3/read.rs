@@ -1,4 +1,4 @@
-//! Asking for objects: whether they are there, what the store says of them, and their bytes.
+//! Reads objects: their existence, the store's evidence for them, and their bytes.
 
 use super::cause::{Cause, Stage};
 use super::sum::is_md5_etag;
@@ -19,18 +19,19 @@ use std::time::Duration;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-/// The metadata entry that keeps the part size: composite checksums cannot be recomputed without
-/// it.
+/// The metadata entry that keeps the part size, without which composite checksums cannot be
+/// recomputed.
 pub(super) const PART_BYTES_ENTRY: &str = "part-bytes";
-/// The SDK repeats requests, but not answers whose body breaks off.
+/// The maximum number of reads of a body. The SDK retries requests, but not responses whose body
+/// breaks off.
 const BODY_TRIES_MAX: u32 = 4;
 const BODY_PAUSE_FIRST: Duration = Duration::from_millis(200);
 
-/// How reading a body went wrong.
+/// The reason why a body could not be read.
 enum Broken {
-    /// The connection: another try may work.
+    /// The connection broke: a retry may succeed.
     Off(String),
-    /// The store gave something else than was asked.
+    /// The response does not match the request.
     Wrong(String),
 }
 
@@ -44,20 +45,20 @@ impl Shared {
             .max_keys(1);
         call.send()
             .await
-            .map_err(|error| self.failed("look into", "ListObjectsV2", "", error))?;
+            .map_err(|error| self.failed("access", "ListObjectsV2", "", error))?;
         self.saw_bucket();
         Ok(())
     }
 
-    /// Returns the time by the store's clock: the date of the answer about a missing object. A
-    /// server on this same host, under whatever name, has no clock but this host's.
+    /// Returns the time by the store's clock: the date of the response about a missing object. A
+    /// server on this host, under any name, has no clock but this host's.
     pub(super) async fn clock(&self) -> Result<Option<Timestamp>, StoreError> {
         let endpoint = self.endpoint.clone();
         let leads_here = spawn_blocking(move || leads_here(&endpoint)).await;
         if self.local || leads_here.unwrap_or(false) {
             return Ok(None);
         }
-        let failed = |cause| self.failed("ask for the clock of", "HeadObject", "", cause);
+        let failed = |cause| self.failed("read the clock of", "HeadObject", "", cause);
         let nonce = random_u64().map_err(|error| {
             self.wrong(
                 StoreErrorKind::Unavailable,
@@ -84,7 +85,7 @@ impl Shared {
     }
 
     pub(super) async fn head(&self, key: &ObjectKey) -> Result<Option<Evidence>, StoreError> {
-        // B2 and others answer 400 to this header, and have nothing but the ETag to say.
+        // B2 and others answer 400 to this header, and have no evidence but the ETag.
         let known = self.settings.checksum != S3Checksum::Md5
             && !self.refuses_checksum_mode.load(Ordering::Relaxed);
         let asked = self
@@ -135,8 +136,8 @@ impl Shared {
         Ok(self.evidence(&found))
     }
 
-    /// Answers to HEAD have no body, so that the reason is not in them. A call that has one may
-    /// tell it.
+    /// Explains a failed HEAD. Its response has no body with the reason, so another call is made
+    /// that may return the reason.
     async fn explain_head(
         &self,
         key: &ObjectKey,
@@ -149,7 +150,7 @@ impl Shared {
         if cause.stage == Stage::Refused && cause.status.is_some_and(|status| status < 500) {
             let checked = self.check_bucket().await;
             checked.map_err(|told| StoreError {
-                operation: "look at".to_owned(),
+                operation: "check".to_owned(),
                 subject: key.to_string(),
                 ..told
             })?;
@@ -157,11 +158,11 @@ impl Shared {
         if missing {
             Ok(None)
         } else {
-            Err(self.failed("look at", "HeadObject", key.as_str(), cause))
+            Err(self.failed("check", "HeadObject", key.as_str(), cause))
         }
     }
 
-    /// The strongest that the answer offers.
+    /// Returns the strongest evidence in the response.
     fn evidence(&self, found: &HeadObjectOutput) -> Evidence {
         let etag = found.e_tag().map(|etag| etag.trim_matches('"').to_owned());
         let version_id = found
@@ -224,8 +225,8 @@ impl Shared {
         }
     }
 
-    /// A range of no bytes cannot be written in a Range header, but it must lie within the object
-    /// all the same.
+    /// Handles a range of no bytes, which a Range header cannot express. The range must still lie
+    /// within the object.
     async fn get_nothing(
         &self,
         key: &ObjectKey,
@@ -239,7 +240,10 @@ impl Shared {
             }
             Some(found) => Err(wrong(
                 StoreErrorKind::Corrupt,
-                format!("bytes {range:?} were asked, it has {}", found.bytes),
+                format!(
+                    "bytes {range:?} were requested, the object has {}",
+                    found.bytes
+                ),
             )),
         }
     }
@@ -324,8 +328,8 @@ async fn collect(mut body: ByteStream, mut expected: Expected) -> Result<BytesMu
     expected.finish().map_err(Broken::Off)
 }
 
-/// The part size that was noted when the upload began. Some servers change the case of the entry's
-/// name.
+/// Returns the part size that was recorded when the upload began. Some servers change the case of
+/// the entry's name.
 fn part_bytes(found: &HeadObjectOutput) -> Option<u64> {
     let entry = found
         .metadata()?

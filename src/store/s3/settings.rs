@@ -1,4 +1,4 @@
-//! [`S3Settings`]: what a configuration says of an S3 store.
+//! [`S3Settings`]: the settings of an S3 store.
 
 use crate::store::{EvidenceTier, Limiter, ObjectLock, Renew};
 use serde::{Deserialize, Serialize};
@@ -7,20 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const MIB: usize = 1024 * 1024;
-/// AWS refuses smaller parts (the last excepted), and so do those who copied it.
+/// The smallest part. AWS refuses smaller parts (except the last), and so do compatible stores.
 pub(super) const PART_BYTES_MIN: usize = 5 * MIB;
-/// At 1 GiB a chunk this is 129 parts: far from every limit, and little is lost with a part that is
-/// sent again.
+/// The default part size: 129 parts at 1 GiB a chunk, far from every limit, and little is lost when
+/// a part is sent again.
 const PART_BYTES_DEFAULT: usize = 8 * MIB;
-/// Fills a line of 1 Gbit/s at 200 ms, and holds 6 x 8 MiB with the two parts that are being filled
-/// and sealed.
+/// The default concurrency: it fills a line of 1 Gbit/s at 200 ms, and holds 6 x 8 MiB with the two
+/// parts that are being filled and sealed.
 const CONCURRENCY_DEFAULT: usize = 4;
-/// 256 kbit/s for each part in flight: slower lines exist, but not for backups of this size.
+/// The slowest rate: 256 kbit/s for each part in flight. Slower lines exist, but not for backups of
+/// this size.
 const RATE_BYTES_MIN_DEFAULT: u64 = 32 * 1024;
-/// Connecting, a busy store's thinking, and an answer.
+/// Time for connecting, for a busy store, and for the response.
 const ATTEMPT_SLACK_DEFAULT: Duration = Duration::from_secs(60);
 
-/// Where an S3 store is and how it is spoken to; `None` means what the SDK's own sources say.
+/// The settings of an S3 store; for a `None` the SDK's own sources apply.
 #[derive(Debug, Clone)]
 pub struct S3Settings {
     /// The bucket.
@@ -33,35 +34,35 @@ pub struct S3Settings {
     pub region: Option<String>,
     /// The profile of the shared configuration files.
     pub profile: Option<String>,
-    /// Bucket in the path instead of in the host name; `None`: path style exactly when an endpoint
-    /// is given.
+    /// Whether the bucket is in the path instead of in the host name; `None` means path style
+    /// exactly if an endpoint is given.
     pub path_style: Option<bool>,
-    /// Storage class of chunks. Small objects stay in the bucket's usual class: they are read at
-    /// every run.
+    /// Storage class of chunks. Small objects stay in the bucket's default class, because every run
+    /// reads them.
     pub storage_class: Option<String>,
-    /// The checksum that travels with each part.
+    /// The checksum that is sent with each part.
     pub checksum: S3Checksum,
-    /// How long every object is locked from when it is put; the bucket must have object lock on.
+    /// The lock of every object from the time it is put; object lock must be enabled in the bucket.
     pub lock: Option<ObjectLock>,
     /// Part size in bytes, at least 5 MiB.
     pub part_bytes: usize,
     /// Parts in flight.
     pub concurrency: usize,
-    /// Access key and secret, when they come from files; else the default credential chain.
+    /// Access key and secret, if they come from files; else the default credential chain.
     pub credentials: Option<S3Credentials>,
-    /// How to read those again when they are refused.
+    /// Reads the credentials again when the store refuses them.
     pub renew: Option<Renew<S3Credentials>>,
-    /// How fast all uploads together may be.
+    /// The limiter of all uploads together.
     pub limiter: Option<Arc<Limiter>>,
-    /// The slowest acceptable rate in bytes per second: it derives the time limit of one attempt at
-    /// one part.
+    /// The slowest acceptable rate in bytes per second. The time limit of one attempt at one part
+    /// is derived from it.
     pub rate_bytes_min: u64,
-    /// How long an attempt may take besides the transfer itself.
+    /// The time limit of an attempt in addition to the transfer.
     pub attempt_slack: Duration,
 }
 
 impl Default for S3Settings {
-    /// No bucket yet; parts of 8 MiB, four in flight, CRC64NVME.
+    /// Returns settings without a bucket; parts of 8 MiB, four in flight, CRC64NVME.
     fn default() -> Self {
         Self {
             bucket: String::new(),
@@ -85,14 +86,14 @@ impl Default for S3Settings {
 }
 
 impl S3Settings {
-    /// Time limits follow the limit of speed.
+    /// Adapts the time limits to the limiter.
     pub(super) fn follow_limiter(&mut self) {
         if let Some(limiter) = &self.limiter {
             self.rate_bytes_min = limiter.rate_bytes_min(self.rate_bytes_min, self.concurrency);
         }
     }
 
-    /// Says in words what can never work.
+    /// Checks the settings. The error is a sentence.
     pub(super) fn check(&self) -> Result<(), String> {
         if self.bucket.is_empty() {
             return Err("no bucket is named".to_owned());
@@ -117,12 +118,12 @@ impl S3Settings {
         Ok(())
     }
 
-    /// How long one attempt may take that moves `bytes`.
+    /// Returns the time limit of one attempt that moves `bytes`.
     pub(super) fn attempt_limit(&self, bytes: u64) -> Duration {
         self.attempt_slack + Duration::from_secs(bytes.div_ceil(self.rate_bytes_min))
     }
 
-    /// The store for people.
+    /// Returns the store's name for messages.
     pub(super) fn url(&self) -> String {
         match self.prefix.as_str() {
             "" => format!("s3:{}", self.bucket),
@@ -146,7 +147,7 @@ impl fmt::Debug for S3Credentials {
     }
 }
 
-/// The checksum given with parts and compared afterwards.
+/// The checksum that is sent with parts and compared afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum S3Checksum {
@@ -157,15 +158,15 @@ pub enum S3Checksum {
     Sha256,
     /// CRC32C over the whole object.
     Crc32c,
-    /// Content-MD5 by parts and the ETag, for stores that know nothing newer.
+    /// Content-MD5 by parts and the ETag, for stores that support nothing newer.
     Md5,
 }
 
 impl S3Checksum {
-    /// All, the strongest first.
+    /// All checksums, the strongest first.
     pub const ALL: [Self; 4] = [Self::Crc64nvme, Self::Sha256, Self::Crc32c, Self::Md5];
 
-    /// What a store that keeps it says of an object.
+    /// Returns the evidence tier of a store that keeps this checksum.
     pub fn tier(self) -> EvidenceTier {
         match self {
             Self::Crc64nvme => EvidenceTier::Crc64nvmeFull,

@@ -1,5 +1,5 @@
-//! [`PartSum`] and [`ObjectSum`]: the checksums that we take of what we send, in the four forms
-//! that S3 stores know.
+//! [`PartSum`] and [`ObjectSum`]: the checksums of sent bytes, in the four forms that S3 stores
+//! support.
 
 use super::S3Checksum;
 use crate::store::Evidence;
@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use md5::{Digest as _, Md5};
 use std::fmt::Write as _;
 
-/// The checksum of one part, or of an object that is put whole.
+/// The checksum of one part, or of an object in one request.
 #[derive(Debug, Clone)]
 pub(super) struct PartSum {
     pub(super) bytes: u64,
@@ -18,7 +18,7 @@ pub(super) struct PartSum {
 }
 
 impl PartSum {
-    /// Takes it. MD5 runs at some 600 MB/s, so this belongs where it may block.
+    /// Computes the checksum. MD5 runs at about 600 MB/s, so call this where blocking is allowed.
     pub(super) fn of(kind: S3Checksum, part: &[u8]) -> Self {
         let digest = match kind {
             S3Checksum::Crc64nvme => WholeCrc::Crc64nvme.bytes(WholeCrc::Crc64nvme.of(part)),
@@ -32,7 +32,7 @@ impl PartSum {
         }
     }
 
-    /// As it stands in a header.
+    /// Encodes the checksum for a header.
     pub(super) fn header(&self) -> String {
         STANDARD.encode(&self.digest)
     }
@@ -43,28 +43,28 @@ impl PartSum {
     }
 }
 
-/// What was sent, as the store should describe it afterwards.
+/// The description of the sent object that the store should return.
 #[derive(Debug, Clone)]
 pub(super) struct ObjectSum {
     pub(super) kind: S3Checksum,
     pub(super) bytes: u64,
-    /// In the form that the store's answers have.
+    /// The checksum in the form of the store's responses.
     pub(super) text: String,
 }
 
-/// How the store's description compares with what was sent.
+/// The result of comparing the store's description with what was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Size and checksum agree.
     Proven,
-    /// The size agrees; of the content the store says nothing that we could compare.
+    /// The size agrees; the store reports nothing about the content that could be compared.
     SizeAgrees,
-    /// It is something else.
+    /// The object differs.
     Differs,
 }
 
 impl ObjectSum {
-    /// Of an object that is put whole.
+    /// Describes an object that is put in one request.
     pub(super) fn of_whole(kind: S3Checksum, whole: &PartSum) -> Self {
         let text = if kind == S3Checksum::Md5 {
             whole.hex()
@@ -78,7 +78,7 @@ impl ObjectSum {
         }
     }
 
-    /// Of an object of these parts, in order.
+    /// Describes an object of these parts, in order.
     pub(super) fn of_parts(kind: S3Checksum, parts: &[PartSum]) -> Self {
         let bytes = parts.iter().map(|part| part.bytes).sum();
         let digests: Vec<u8> = parts
@@ -97,7 +97,7 @@ impl ObjectSum {
         Self { kind, bytes, text }
     }
 
-    /// Holds the store's word against what was sent. An ETag that is not ours may be that of an
+    /// Compares the store's evidence with what was sent. A different ETag may be that of an
     /// encrypted object: it proves nothing, in either direction.
     pub(super) fn compare(&self, found: &Evidence) -> Verdict {
         let agrees = found.checksum.as_deref() == Some(&self.text);
@@ -111,7 +111,7 @@ impl ObjectSum {
     }
 }
 
-/// Of the whole object, as it stands in a header.
+/// Combines the CRCs of the parts to that of the whole object, encoded for a header.
 fn combined_crc(kind: WholeCrc, parts: &[PartSum]) -> String {
     let whole = parts.iter().fold(kind.of(&[]), |whole, part| {
         let crc = part
@@ -123,7 +123,8 @@ fn combined_crc(kind: WholeCrc, parts: &[PartSum]) -> String {
     kind.text(whole)
 }
 
-/// Whether an ETag can be an MD5: 32 hexadecimal digits, and perhaps the number of parts.
+/// Whether an ETag can be an MD5: 32 hexadecimal digits, optionally followed by the number of
+/// parts.
 pub(super) fn is_md5_etag(etag: &str) -> bool {
     let (digest, parts) = etag.split_once('-').unwrap_or((etag, "1"));
     digest.len() == 32

@@ -1,8 +1,8 @@
 //! [`S3Writer`]: a multipart upload, with several parts in flight.
 //!
-//! Memory: the parts in flight and the one that the caller fills, so (concurrency + 1) parts.
+//! Memory: the parts in flight and the part that the caller fills, so (concurrency + 1) parts.
 //! Dropping the writer stops its requests and does nothing more: the upload stays unfinished until
-//! [`Shared::abort_upload`] removes it, or the bucket's lifecycle rule does.
+//! [`Shared::abort_upload`] or the bucket's lifecycle rule removes it.
 
 use super::cause::Cause;
 use super::put::{sum_of, weakened};
@@ -22,9 +22,10 @@ use tokio::time::timeout;
 
 /// The protocol's limit.
 const PARTS_MAX: usize = 10_000;
-/// How long giving an upload up may take; then it stays for the next clean-up.
+/// The time limit for aborting an upload. After it the upload remains for the next clean-up.
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
-/// Stores may need minutes to put a large object together.
+/// The factor for the time limit of a completion: stores may need minutes to assemble a large
+/// object.
 const COMPLETE_SLACK_FACTOR: u32 = 5;
 
 pub(super) struct DonePart {
@@ -66,7 +67,7 @@ impl S3Writer {
 
     async fn begin_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         if self.given_up {
-            return Err(self.invalid("the upload was given up after an earlier failure"));
+            return Err(self.invalid("the upload was aborted after an earlier failure"));
         }
         self.sizes
             .accept(part.len())
@@ -95,7 +96,7 @@ impl S3Writer {
 
     async fn complete(&mut self) -> Result<Evidence, StoreError> {
         if self.given_up {
-            return Err(self.invalid("the upload was given up after an earlier failure"));
+            return Err(self.invalid("the upload was aborted after an earlier failure"));
         }
         let mut done = self.in_flight.all().await?;
         done.sort_unstable_by_key(|part| part.number);
@@ -117,7 +118,7 @@ impl S3Writer {
         }
     }
 
-    /// Nothing cannot be sent in parts: B2 wants at least one byte in each.
+    /// Puts an empty object, which cannot be sent in parts: B2 requires at least one byte in each.
     async fn put_empty(&mut self) -> Result<Evidence, StoreError> {
         self.give_up().await?;
         self.shared
@@ -126,7 +127,7 @@ impl S3Writer {
             .map(|(_, evidence)| evidence)
     }
 
-    /// Stops all requests, and has the store forget the parts.
+    /// Stops all requests, and makes the store discard the parts.
     async fn give_up(&mut self) -> Result<(), StoreError> {
         self.given_up = true;
         self.in_flight.stop().await;
@@ -145,8 +146,7 @@ impl PartWriter for S3Writer {
     async fn put_part(&mut self, part: Bytes) -> Result<(), StoreError> {
         let begun = self.begin_part(part).await;
         if begun.is_err() && !self.given_up {
-            // The first failure is what the caller must hear of; parts that stay are found by
-            // `unfinished`.
+            // The first failure is returned to the caller; `unfinished` finds parts that remain.
             let _ = self.give_up().await;
         }
         begun
@@ -314,7 +314,7 @@ impl Shared {
                 .checksum_crc32_c(&sent.text),
             S3Checksum::Md5 => call,
         };
-        // Stores that know nothing newer than MD5 may refuse this header too.
+        // Stores that support nothing newer than MD5 may refuse this header too.
         let size = i64::try_from(sent.bytes)
             .ok()
             .filter(|_| kind != S3Checksum::Md5);
@@ -329,8 +329,8 @@ impl Shared {
         call.send().await.map(|_| ()).map_err(Cause::from)
     }
 
-    /// The completion failed, or its answer was lost and the repetition failed: what the store has
-    /// decides.
+    /// Decides by the store's state after the completion failed, or after its response was lost and
+    /// the retry failed.
     async fn settle(
         &self,
         key: &ObjectKey,
@@ -353,13 +353,14 @@ impl Shared {
         };
         match sent.compare(&found) {
             Verdict::Proven => self.check_lock(key, found),
-            // The upload is gone and an object of its key and size is there: it was completed.
+            // The upload no longer exists, and an object with its key and size does: the upload was
+            // completed.
             Verdict::SizeAgrees if upload_is_gone => self.check_lock(key, weakened(found)),
             _ => Err(self.taken("complete upload of", key)),
         }
     }
 
-    /// Aborts within a time limit. An upload that is gone is no error.
+    /// Aborts within a time limit. A missing upload is ignored.
     pub(super) async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<(), StoreError> {
         let call = self
             .client
@@ -395,8 +396,8 @@ fn completed_part(kind: S3Checksum, part: &DonePart) -> CompletedPart {
     .build()
 }
 
-/// The checksum that the store says it got, where it says one and it is another. The ETag of an
-/// encrypted part is not its MD5, so it is no evidence here.
+/// Returns the checksum that the store reports for a part, if it reports one and it differs. The
+/// ETag of an encrypted part is not its MD5, so it is no evidence here.
 fn echoed_otherwise(stored: &UploadPartOutput, kind: S3Checksum, sum: &PartSum) -> Option<String> {
     let echo = match kind {
         S3Checksum::Crc64nvme => stored.checksum_crc64_nvme(),

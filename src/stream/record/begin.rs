@@ -1,4 +1,4 @@
-//! [`BeginRecord`]: what a stream says about itself, first of all.
+//! [`BeginRecord`]: the first record of a stream, which describes the stream.
 
 use super::{HEADER_BYTES, RecordHeader, RecordType, StreamFault};
 use crate::model::Guid;
@@ -8,7 +8,7 @@ const MAGIC: u64 = 0x0002_f5ba_cbac;
 const NAME_AT: usize = 56;
 const PLAIN_STREAM: u64 = 1;
 
-/// Feature flags of streams (`DMU_BACKUP_FEATURE_*`) that this crate asks about.
+/// Feature flags of streams (`DMU_BACKUP_FEATURE_*`) that this crate reads.
 pub mod feature {
     /// Small blocks may come as WRITE_EMBEDDED.
     pub const EMBED_DATA: u64 = 1 << 16;
@@ -22,7 +22,7 @@ pub mod feature {
     pub const RAW: u64 = 1 << 24;
 }
 
-/// What the snapshot is of.
+/// The type of the dataset that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamDatasetType {
     /// A filesystem.
@@ -41,7 +41,7 @@ pub struct BeginRecord {
     pub order: ByteOrder,
     /// `DMU_BACKUP_FEATURE_*`; see [`feature`].
     pub feature_flags: u64,
-    /// When the snapshot was taken, in seconds since 1970.
+    /// The time at which the snapshot was taken, in seconds since 1970.
     pub creation_time: u64,
     /// Filesystem or volume.
     pub dataset_type: StreamDatasetType,
@@ -49,7 +49,7 @@ pub struct BeginRecord {
     pub flags: u32,
     /// The snapshot.
     pub snapshot_guid: Guid,
-    /// The snapshot that an incremental builds on.
+    /// The base of an incremental.
     pub base_guid: Option<Guid>,
     /// The snapshot's name at the time, `pool/dataset@snapshot`.
     pub to_name: String,
@@ -58,7 +58,7 @@ pub struct BeginRecord {
 }
 
 impl BeginRecord {
-    /// Reads the first 312 bytes of a stream. BEGIN has no checksum: the next record's covers it.
+    /// Parses the first 312 bytes of a stream. BEGIN has no checksum: the next record's covers it.
     ///
     /// # Errors
     /// [`StreamFault::NotAStream`], [`StreamFault::Compound`], [`StreamFault::Name`],
@@ -106,8 +106,8 @@ impl BeginRecord {
         })
     }
 
-    /// The header of such a record: the inverse of [`BeginRecord::parse`]. A longer name than fits
-    /// is cut.
+    /// Returns the header of this record: the inverse of [`BeginRecord::parse`]. A name that is too
+    /// long is cut.
     pub fn header(&self) -> RecordHeader {
         let mut header = RecordHeader::blank(RecordType::Begin, self.order);
         header.set_u32(4, self.payload_bytes);

@@ -1,4 +1,4 @@
-//! [`StreamError`]: what is wrong with a send stream, and where.
+//! [`StreamError`]: the fault of a send stream, and its position.
 
 use super::RecordType;
 use crate::model::Guid;
@@ -7,13 +7,13 @@ use crate::model::Guid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("send stream: record {record}{} at byte {position}: {fault}", type_text(*.record_type))]
 pub struct StreamError {
-    /// Its number, BEGIN being 0. In a parser that took up in the middle, counted from there.
+    /// The number of the record, BEGIN being 0. A resumed parser counts from its resume point.
     pub record: u64,
-    /// Its type, if its header was read. Not to be trusted when the fault is a checksum.
+    /// The type of the record, if its header was read. Unreliable when the fault is a checksum.
     pub record_type: Option<RecordType>,
     /// The stream position of its first byte.
     pub position: u64,
-    /// What is wrong.
+    /// The fault.
     pub fault: StreamFault,
 }
 
@@ -23,7 +23,7 @@ fn type_text(record_type: Option<RecordType>) -> String {
         .unwrap_or_default()
 }
 
-/// What is wrong with a record, and what was expected.
+/// The fault of a record, and the expected value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamFault {
     /// The first record is not BEGIN.
@@ -40,32 +40,33 @@ pub enum StreamFault {
         /// The header type: 2 for a package.
         found: u64,
     },
-    /// The snapshot's name in BEGIN.
+    /// The snapshot's name in BEGIN is malformed.
     #[error("expected a snapshot name in UTF-8 that ends within 256 bytes")]
     Name,
-    /// A stream that starts in the middle, where a whole one belongs.
+    /// The stream resumes another, but a whole stream is expected.
     #[error("expected a stream from its start, found one that resumes")]
     Resuming,
     /// The stream is of another snapshot.
     #[error("expected a stream of snapshot guid {expected}, found {found}")]
     WrongSnapshot {
-        /// The snapshot asked for.
+        /// The expected snapshot.
         expected: Guid,
-        /// What the record says.
+        /// The snapshot in the record.
         found: Guid,
     },
-    /// The stream builds on another snapshot.
+    /// The stream has another base.
     #[error("expected a stream from {}, found {}", base_text(*.expected), base_text(*.found))]
     WrongBase {
-        /// The base asked for.
+        /// The expected base.
         expected: Option<Guid>,
-        /// What BEGIN says.
+        /// The base in BEGIN.
         found: Option<Guid>,
     },
-    /// BEGIN again.
+    /// A second BEGIN record.
     #[error("expected one BEGIN record, found another")]
     SecondBegin,
-    /// The running checksum: this header or any byte since the last one is damaged.
+    /// The running checksum does not match: this header or any byte since the previous one is
+    /// damaged.
     #[error("checksum {}, expected {}: damaged here or in the payload before", sum_text(*.found), sum_text(*.expected))]
     Checksum {
         /// The sum of the bytes.
@@ -73,7 +74,7 @@ pub enum StreamFault {
         /// The sum in the record.
         found: [u64; 4],
     },
-    /// END's sum of the whole stream.
+    /// END's sum of the whole stream does not match.
     #[error("sum of the whole stream {}, expected {}", sum_text(*.found), sum_text(*.expected))]
     EndChecksum {
         /// The sum of the bytes.
@@ -81,10 +82,10 @@ pub enum StreamFault {
         /// The sum in END.
         found: [u64; 4],
     },
-    /// A payload that no block can have.
+    /// The payload has a length that no block can have.
     #[error("payload of {bytes} bytes, expected whole 32-bit words and at most 16 MiB")]
     Payload {
-        /// Its length according to the header.
+        /// The length of the payload according to the header.
         bytes: u64,
     },
     /// Bytes follow END.

@@ -13,15 +13,16 @@ pub const HEADER_BYTES: usize = 312;
 /// The longest payload: the largest block that ZFS has (`SPA_MAXBLOCKSIZE`).
 pub const PAYLOAD_BYTES_MAX: u64 = 16 << 20;
 
-/// Where the record's own checksum lies, in all types but BEGIN. It covers the stream up to here.
+/// The offset of the record's own checksum, in all types but BEGIN. The checksum covers the stream
+/// up to here.
 const CHECKSUM_AT: usize = 280;
-/// Where END keeps the sum of everything before it.
+/// The offset in END of the sum of everything before it.
 const END_SUM_AT: usize = 8;
 
 /// The type of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RecordType {
-    /// What the stream is; once, first.
+    /// The description of the stream; once, first.
     Begin,
     /// A dnode.
     Object,
@@ -31,13 +32,13 @@ pub enum RecordType {
     Write,
     /// A hole.
     Free,
-    /// The sum of all; once, last.
+    /// The sum of all bytes; once, last.
     End,
     /// A block by reference (deduplicated streams, gone from ZFS).
     WriteByRef,
     /// A spill block.
     Spill,
-    /// A block so small that it lies in its block pointer.
+    /// A block so small that it is embedded in its block pointer.
     WriteEmbedded,
     /// The dnode block that follows (raw streams).
     ObjectRange,
@@ -47,7 +48,7 @@ pub enum RecordType {
     Unknown(u32),
 }
 
-/// How many types have names: the length of a table of them.
+/// The number of known types: the length of a table of them.
 pub(super) const KNOWN_TYPES: usize = 11;
 
 impl From<u32> for RecordType {
@@ -88,7 +89,7 @@ impl RecordType {
         }
     }
 
-    /// Where the record keeps the guid of its snapshot.
+    /// Returns the offset of the guid of the record's snapshot.
     pub(super) fn guid_at(self) -> Option<usize> {
         match self {
             Self::Begin | Self::Object | Self::Write | Self::End => Some(40),
@@ -118,7 +119,8 @@ impl fmt::Display for RecordType {
     }
 }
 
-/// One record header with the byte order to read it in. Reading checks nothing; the walker does.
+/// A record header, with the byte order of its fields. The walker, and not this type, checks the
+/// content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordHeader {
     bytes: [u8; HEADER_BYTES],
@@ -126,12 +128,12 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// A header as it lies in the stream.
+    /// Takes a header as it is in the stream.
     pub fn new(bytes: [u8; HEADER_BYTES], order: ByteOrder) -> Self {
         Self { bytes, order }
     }
 
-    /// A header of that type with all fields zero, to be filled and sealed.
+    /// Makes a header of this type with all fields zero, to be filled and sealed.
     pub fn blank(record_type: RecordType, order: ByteOrder) -> Self {
         let mut header = Self::new([0; HEADER_BYTES], order);
         header.set_u32(0, record_type.number());
@@ -143,8 +145,8 @@ impl RecordHeader {
         &self.bytes
     }
 
-    /// The bytes that say what the record is, apart from where it lies in its stream: its checksum
-    /// set to zero.
+    /// Returns the bytes with the checksum set to zero: the content of the record, independent of
+    /// its position in the stream.
     pub fn bytes_without_checksum(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = self.bytes;
         bytes[CHECKSUM_AT..].fill(0);
@@ -156,13 +158,13 @@ impl RecordHeader {
         self.u32(0).into()
     }
 
-    /// The guid of the snapshot that the record belongs to, where its type has one.
+    /// Returns the guid of the snapshot that the record belongs to, if its type has one.
     pub fn snapshot_guid(&self) -> Option<u64> {
         self.record_type().guid_at().map(|at| self.u64(at))
     }
 
-    /// The object and offset that a block goes to: of WRITE and WRITE_EMBEDDED, the records that a
-    /// send can resume at.
+    /// Returns the object and offset of a block. WRITE and WRITE_EMBEDDED have them; a send can be
+    /// resumed at these records.
     pub fn block(&self) -> Option<(u64, u64)> {
         match self.record_type() {
             RecordType::Write => Some((self.u64(8), self.u64(24))),
@@ -171,7 +173,7 @@ impl RecordHeader {
         }
     }
 
-    /// How many payload bytes follow; 0 for unknown types, whose rule is unknown.
+    /// Returns the number of payload bytes that follow; 0 for unknown types, whose rule is unknown.
     ///
     /// # Errors
     /// [`StreamFault::Payload`] above [`PAYLOAD_BYTES_MAX`], or when not in whole words (ZFS pads
@@ -198,7 +200,7 @@ impl RecordHeader {
         }
     }
 
-    /// The 32-bit field at that byte, from 0.
+    /// Returns the 32-bit field at that offset, from 0.
     pub fn u32(&self, at: usize) -> u32 {
         let mut field = [0; 4];
         field.copy_from_slice(&self.bytes[at..at + 4]);
@@ -208,7 +210,7 @@ impl RecordHeader {
         }
     }
 
-    /// The 64-bit field at that byte.
+    /// Returns the 64-bit field at that offset.
     pub fn u64(&self, at: usize) -> u64 {
         let mut field = [0; 8];
         field.copy_from_slice(&self.bytes[at..at + 8]);
@@ -218,12 +220,12 @@ impl RecordHeader {
         }
     }
 
-    /// Sets the byte at that place.
+    /// Sets the byte at that offset.
     pub fn set_u8(&mut self, at: usize, value: u8) {
         self.bytes[at] = value;
     }
 
-    /// Sets the 32-bit field at that byte.
+    /// Sets the 32-bit field at that offset.
     pub fn set_u32(&mut self, at: usize, value: u32) {
         self.bytes[at..at + 4].copy_from_slice(&match self.order {
             ByteOrder::Little => value.to_le_bytes(),
@@ -231,7 +233,7 @@ impl RecordHeader {
         });
     }
 
-    /// Sets the 64-bit field at that byte.
+    /// Sets the 64-bit field at that offset.
     pub fn set_u64(&mut self, at: usize, value: u64) {
         self.bytes[at..at + 8].copy_from_slice(&match self.order {
             ByteOrder::Little => value.to_le_bytes(),
@@ -239,13 +241,13 @@ impl RecordHeader {
         });
     }
 
-    /// Takes the header into the running sum and checks its checksum on the way, and END's sum of
-    /// all before it.
+    /// Adds the header to the running sum, and checks its checksum and END's sum of all bytes
+    /// before it.
     ///
     /// # Errors
-    /// [`StreamFault::Checksum`] or [`StreamFault::EndChecksum`]: these bytes, or some before them,
-    /// are not those that were sent. A checksum of zero, which `zfs receive` takes for "not set",
-    /// is an error too: `zfs send` sets them all.
+    /// [`StreamFault::Checksum`] or [`StreamFault::EndChecksum`]: these bytes, or earlier ones, are
+    /// not the bytes that were sent. A checksum of zero, which `zfs receive` takes for "not set",
+    /// is an error too, because `zfs send` sets them all.
     pub(super) fn verify(&self, sum: &mut Fletcher4) -> Result<(), StreamFault> {
         let before = *sum;
         sum.absorb(self.bytes[..CHECKSUM_AT].as_chunks().0, self.order);
@@ -264,9 +266,8 @@ impl RecordHeader {
         Ok(())
     }
 
-    /// Writes the record's checksum (and END's sum) for a stream whose sum so far is given, and
-    /// takes the header into it. The payload is the caller's to add. Not for BEGIN, which has no
-    /// checksum.
+    /// Writes the record's checksum (and END's sum) for a stream with this sum so far, and adds the
+    /// header to the sum. The caller adds the payload. Not for BEGIN, which has no checksum.
     pub fn seal(&mut self, sum: &mut Fletcher4) {
         if self.record_type() == RecordType::End {
             self.set_sum(END_SUM_AT, *sum);
@@ -276,8 +277,8 @@ impl RecordHeader {
         sum.absorb(self.bytes[CHECKSUM_AT..].as_chunks().0, self.order);
     }
 
-    /// The header as it is in another stream, whose sum so far is given and takes the header in.
-    /// Records end on whole words, which the walker that found this one checks.
+    /// Returns the header as it appears in another stream, given that stream's running sum, to
+    /// which it is added. Records end on whole words, as the walker that read this one checks.
     pub(in crate::stream) fn sealed_into(mut self, stream: &mut Fletcher4Feed) -> Self {
         let mut sum = stream
             .sum()
@@ -287,8 +288,8 @@ impl RecordHeader {
         self
     }
 
-    /// The stream's sum before this header, as its own checksum has it. Proves nothing: the next
-    /// header must agree.
+    /// Returns the stream's sum before this header, computed from the header's own checksum. The
+    /// value proves nothing until the next header agrees.
     pub(in crate::stream) fn sum_before(&self) -> Fletcher4 {
         let sum = Fletcher4::from(self.sum_at(CHECKSUM_AT));
         sum.without(self.bytes[..CHECKSUM_AT].as_chunks().0, self.order)

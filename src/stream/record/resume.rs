@@ -1,41 +1,43 @@
-//! [`ResumePoint`]: where a send can be taken up again; and which records are worth hashing for it.
+//! [`ResumePoint`]: a point from which a send can be resumed; and the choice of the records that
+//! are hashed for it.
 
 use super::walk::Payload;
 use super::{HEADER_BYTES, RecordHeader};
 use crate::model::Digest;
 use crate::stream::fletcher::Fletcher4;
 
-/// One WRITE or WRITE_EMBEDDED record, wholly in the stream: `lzc_send_resume` sends it again, then
-/// all that follows.
+/// A WRITE or WRITE_EMBEDDED record, completely in the stream: `lzc_send_resume` sends it again,
+/// followed by the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResumePoint {
     /// The stream position just after the record.
     pub position: u64,
-    /// The object it writes to.
+    /// The object that the record writes to.
     pub object: u64,
-    /// The offset it writes at.
+    /// The offset that the record writes at.
     pub offset: u64,
     /// The stream's Fletcher-4 state just after the record.
     pub fletcher4: [u64; 4],
-    /// The record: header with its checksum (bytes 280..312) zeroed, then payload.
+    /// The hash of the record: header with its checksum (bytes 280..312) zeroed, then payload.
     pub record_blake3: Digest,
 }
 
-/// A record is hashed at least this often, wherever boundaries lie, so that a stretch of metadata
-/// without WRITE records before a boundary sets a resume back by no more than this. At 128 KiB
-/// records it hashes 0.4 % of the stream.
+/// The longest distance between hashed records, independent of boundaries, so that a stretch of
+/// metadata without WRITE records before a boundary sets a resume back by no more than this. With
+/// records of 128 KiB it hashes 0.4 % of the stream.
 const SPARSE_STEP_BYTES: u64 = 32 << 20;
 
-/// How near a boundary every record is hashed, at least: a run of small files and their dnodes.
+/// The shortest distance before a boundary within which every record is hashed: a run of small
+/// files and their dnodes.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
 
 /// Hashes the records that may be the last block before a chunk boundary, and keeps the newest.
 ///
-/// Which it will be shows only after the fact, and hashing all would hash the stream twice. So a
-/// block record is hashed when it ends before the noted boundary by no more than two of the largest
-/// records seen so far (1 MiB at least), or when none was hashed for 32 MiB. In the rare case that
-/// the last one was not (larger than all before it, or far from the boundary) an older one stands:
-/// as good a point, merely earlier.
+/// The last block is known only afterwards, and hashing all blocks would hash the stream twice. A
+/// block record is therefore hashed when it ends before the noted boundary by at most two of the
+/// largest records seen so far (at least 1 MiB), or when none was hashed for 32 MiB. In the rare
+/// case that the last block was not hashed (larger than all before it, or far from the boundary),
+/// an older one is kept: a valid point, only earlier.
 #[derive(Debug, Default)]
 pub(super) struct ResumeTracker {
     boundary: Option<u64>,
@@ -54,7 +56,7 @@ struct Hashing {
 }
 
 impl ResumeTracker {
-    /// Taken up at a point.
+    /// Makes a tracker that continues at a point.
     pub(super) fn resume(point: ResumePoint) -> Self {
         Self {
             hashed_end: point.position,
@@ -63,12 +65,12 @@ impl ResumeTracker {
         }
     }
 
-    /// The stream position that the next chunk ends at.
+    /// Sets the stream position at which the next chunk ends.
     pub(super) fn note_boundary_at(&mut self, position: u64) {
         self.boundary = Some(position);
     }
 
-    /// The newest hashed record that is complete.
+    /// Returns the newest hashed record that is complete.
     pub(super) fn point(&self) -> Option<ResumePoint> {
         self.point
     }

@@ -1,58 +1,58 @@
-//! [`Walker`]: goes from record to record through bytes cut anywhere, checks each, and tells a
-//! [`RecordSink`]. Shared by the parser, which notes resume points, and the splicer, which rewrites
-//! checksums.
+//! [`Walker`]: steps through the records of a stream in slices of any length, checks each record,
+//! and reports it to a [`RecordSink`]. Shared by the parser, which records resume points, and the
+//! splicer, which rewrites checksums.
 //!
 //! Every byte of the stream is summed, headers and payloads alike, so the sum at a position depends
-//! on the bytes before it alone. That is what makes END a proof of the whole even where a record of
-//! an unknown type hides the boundaries: see [`Phase::Opaque`].
+//! only on the bytes before it. END therefore proves the whole stream even if a record of an
+//! unknown type hides the boundaries: see [`Phase::Opaque`].
 
 use super::{BeginRecord, HEADER_BYTES, RecordHeader, RecordType, StreamError, StreamFault};
 use crate::model::Guid;
 use crate::stream::fletcher::{ByteOrder, Fletcher4, Fletcher4Feed};
 
-/// What is told of each record: header, payload in slices, end.
+/// The receiver of the records: header, payload in slices, end.
 pub(in crate::stream) trait RecordSink {
-    /// Its own errors, besides those of the stream.
+    /// The receiver's own errors, in addition to those of the stream.
     type Error: From<StreamError>;
 
-    /// BEGIN, before anything else. A fault here is the stream's.
+    /// Receives BEGIN, before anything else. A fault returned here is a fault of the stream.
     fn begin(&mut self, begin: &BeginRecord) -> Result<(), StreamFault>;
-    /// A checked header (not BEGIN's), and the stream position and length of the payload that
-    /// follows it.
+    /// Receives a checked header (not BEGIN's), and the stream position and length of the payload
+    /// that follows.
     fn header(&mut self, header: &RecordHeader, payload: Payload) -> Result<(), Self::Error>;
-    /// Bytes of the payload. Not called for BEGIN, nor after a record of an unknown type.
+    /// Receives bytes of the payload. Not called for BEGIN, nor after a record of an unknown type.
     fn payload(&mut self, bytes: &[u8]);
-    /// The record is complete; the stream's sum up to here.
+    /// Marks the end of the record, with the stream's sum up to here.
     fn record_end(&mut self, sum: Fletcher4) -> Result<(), Self::Error>;
 }
 
-/// Where a payload lies in the stream.
+/// The position and length of a payload.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::stream) struct Payload {
-    /// The position of its first byte.
+    /// The stream position of its first byte.
     pub(in crate::stream) position: u64,
-    /// Its length.
+    /// The length in bytes.
     pub(in crate::stream) bytes: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Gathering a header.
+    /// Reading a header.
     Header,
-    /// In a payload; `of_begin` ones are not shown to the sink.
+    /// Reading a payload; BEGIN's payload (`of_begin`) is not passed to the sink.
     Payload { left: u64, of_begin: bool },
-    /// After a record of unknown type, whose payload rule is unknown: sums everything but the last
-    /// 312 bytes, which must turn out to be END.
+    /// After a record of unknown type, whose payload rule is unknown: everything is summed but the
+    /// last 312 bytes, which must be END.
     Opaque,
     /// After END.
     Ended,
 }
 
-/// The position in a stream and all that is known of it.
+/// The position in a stream and the state of the parse.
 #[derive(Debug)]
 pub(in crate::stream) struct Walker {
     phase: Phase,
-    /// The header in the making; in [`Phase::Opaque`] the last bytes so far.
+    /// The incomplete header; in [`Phase::Opaque`] the last bytes so far.
     held: [u8; HEADER_BYTES],
     held_bytes: usize,
     sum: Fletcher4Feed,
@@ -66,7 +66,7 @@ pub(in crate::stream) struct Walker {
 }
 
 impl Walker {
-    /// At the start of a stream.
+    /// Makes a walker at the start of a stream.
     pub(in crate::stream) fn new() -> Self {
         Self {
             phase: Phase::Header,
@@ -82,7 +82,7 @@ impl Walker {
         }
     }
 
-    /// Between two records of a stream that began with `begin`.
+    /// Makes a walker between two records of a stream that began with `begin`.
     pub(in crate::stream) fn resume(begin: BeginRecord, position: u64, sum: Fletcher4) -> Self {
         let sum = Fletcher4Feed::new(sum, begin.order);
         Self {
@@ -94,7 +94,7 @@ impl Walker {
         }
     }
 
-    /// Takes in the next bytes of the stream. After an error the walker must not be fed again.
+    /// Parses the next bytes of the stream. After an error the walker must not be fed again.
     pub(in crate::stream) fn feed<S: RecordSink>(
         &mut self,
         mut bytes: &[u8],
@@ -181,8 +181,7 @@ impl Walker {
         Ok(())
     }
 
-    /// Checks a header that is not the first, takes it into the sum, and gives the length of its
-    /// payload.
+    /// Checks a header other than BEGIN, adds it to the sum, and returns the length of its payload.
     fn check_header(&mut self, header: &RecordHeader) -> Result<u64, StreamFault> {
         if header.record_type() == RecordType::Begin {
             return Err(StreamFault::SecondBegin);
@@ -242,7 +241,7 @@ impl Walker {
         self.record_type = None;
     }
 
-    /// Sums bytes, holding back the last 312.
+    /// Sums bytes, except the last 312, which are held back.
     fn feed_opaque(&mut self, bytes: &[u8]) -> usize {
         self.position += bytes.len() as u64;
         let leaving = (self.held_bytes + bytes.len()).saturating_sub(HEADER_BYTES);
@@ -260,7 +259,7 @@ impl Walker {
         bytes.len()
     }
 
-    /// Ends the stream: BEGIN, and the sum that END proved.
+    /// Ends the stream. Returns BEGIN, and the sum that END proved.
     pub(in crate::stream) fn finish(mut self) -> Result<(BeginRecord, Fletcher4), StreamError> {
         if self.phase == Phase::Opaque {
             self.end_opaque()?;
@@ -286,7 +285,7 @@ impl Walker {
         Ok(())
     }
 
-    /// The sum at a place that is in whole words from the start, as every record boundary is:
+    /// Returns the sum at a record boundary. Boundaries are whole words from the start, because
     /// payloads are checked to be.
     fn sum_at_word(&self) -> Fletcher4 {
         self.sum
@@ -294,7 +293,8 @@ impl Walker {
             .expect("headers are 78 words and payloads are checked to be whole words")
     }
 
-    /// The sum of all bytes so far; `None` in the middle of a word, and before BEGIN is complete.
+    /// Returns the sum of all bytes so far; `None` in the middle of a word, and before BEGIN is
+    /// complete.
     pub(in crate::stream) fn sum(&self) -> Option<Fletcher4> {
         self.begin.as_ref()?;
         let mut sum = self.sum.clone();
@@ -302,22 +302,22 @@ impl Walker {
         sum.sum()
     }
 
-    /// The position: bytes so far, those before a resume point included.
+    /// Returns the position: bytes so far, including those before a resume point.
     pub(in crate::stream) fn position(&self) -> u64 {
         self.position
     }
 
-    /// BEGIN, once it is complete.
+    /// Returns BEGIN, once it is complete.
     pub(in crate::stream) fn begin(&self) -> Option<&BeginRecord> {
         self.begin.as_ref()
     }
 
-    /// Whether a record of an unknown type hides all that follows.
+    /// Whether a record of an unknown type hides the following boundaries.
     pub(in crate::stream) fn is_opaque(&self) -> bool {
         self.phase == Phase::Opaque
     }
 
-    /// A fault of the current record.
+    /// Makes the error for a fault of the current record.
     fn error(&self, fault: StreamFault) -> StreamError {
         StreamError {
             record: self.record,

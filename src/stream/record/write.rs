@@ -1,4 +1,4 @@
-//! [`RecordWriter`]: makes streams as `zfs send` would, for tests, benches and the ZFS in memory.
+//! [`RecordWriter`]: makes streams as `zfs send` would, for tests, benchmarks and the fake ZFS.
 
 use super::{BeginRecord, RecordHeader, RecordType};
 use crate::stream::fletcher::{ByteOrder, Fletcher4};
@@ -130,7 +130,7 @@ impl RecordWriter {
         });
     }
 
-    /// Any record but BEGIN: `fill` sets its fields (the snapshot guid is set already).
+    /// Writes any record but BEGIN: `fill` sets its fields (the snapshot guid is already set).
     pub fn put(
         &mut self,
         record_type: RecordType,
@@ -147,12 +147,12 @@ impl RecordWriter {
         self.payload(payload);
     }
 
-    /// Takes what was written so far, to hand it on while more is made.
+    /// Takes the bytes written so far, so that they can be passed on while more are made.
     pub fn take_bytes(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }
 
-    /// Closes the stream with END, and gives what was not taken yet.
+    /// Ends the stream with END, and returns the bytes that were not taken yet.
     pub fn end(mut self) -> Vec<u8> {
         self.put(RecordType::End, &[], |_| ());
         self.bytes

@@ -1,13 +1,13 @@
-//! What a dataset holds: numbered files in blocks, each of which knows the transaction group it was
-//! written in. From that alone an incremental follows, as in ZFS: its base may be long gone.
+//! The content of a dataset: numbered files in blocks, each of which knows the transaction group in
+//! which it was written. Incrementals are made from these numbers alone, as in ZFS, so the base may
+//! have been destroyed long before.
 
 use std::collections::BTreeMap;
 
-/// Every block but a file's last has so many bytes of it; the last is filled up with zeroes in a
-/// stream.
+/// The size of a file's blocks. The last block may be shorter; a stream pads it with zeroes.
 pub(super) const BLOCK_BYTES: usize = 4096;
 
-/// One file.
+/// A file of the fake.
 #[derive(Debug, Clone)]
 pub(super) struct FakeFile {
     data: Vec<u8>,
@@ -15,31 +15,32 @@ pub(super) struct FakeFile {
     block_txgs: Vec<u64>,
 }
 
-/// All files by object number, and when the object numbers that are free now were freed.
+/// All files by object number, and the transaction groups in which the free object numbers were
+/// freed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Content {
     files: BTreeMap<u64, FakeFile>,
     freed_txgs: BTreeMap<u64, u64>,
 }
 
-/// A block's bytes, without what fills it up.
+/// Returns a block's bytes without padding.
 fn block_of(data: &[u8], index: usize) -> &[u8] {
     let start = (index * BLOCK_BYTES).min(data.len());
     &data[start..(start + BLOCK_BYTES).min(data.len())]
 }
 
 impl FakeFile {
-    /// The length in bytes.
+    /// Returns the length in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.data.len()
     }
 
-    /// How many blocks it has.
+    /// Returns the number of blocks.
     pub(super) fn blocks(&self) -> usize {
         self.block_txgs.len()
     }
 
-    /// Offset and full block of each one written after `txg`, from block `first` on.
+    /// Returns offset and padded block of each block written after `txg`, from block `first` on.
     pub(super) fn blocks_after(
         &self,
         txg: u64,
@@ -58,14 +59,14 @@ impl FakeFile {
         })
     }
 
-    /// Whether anything of it changed after `txg`.
+    /// Whether the file changed after `txg`.
     pub(super) fn is_newer_than(&self, txg: u64) -> bool {
         self.changed_txg > txg
     }
 }
 
 impl Content {
-    /// Replaces a file; blocks that stay the same keep their age.
+    /// Replaces a file; unchanged blocks keep their transaction group.
     pub(super) fn write(&mut self, object: u64, data: Vec<u8>, txg: u64) {
         let old = self.files.remove(&object);
         let birth = |index: usize| {
@@ -86,7 +87,7 @@ impl Content {
         );
     }
 
-    /// Makes a file of that length, or gives one that is there that length.
+    /// Sets the length of a file; makes the file if it does not exist.
     pub(super) fn resize(&mut self, object: u64, bytes: usize, txg: u64) {
         let mut data = self
             .files
@@ -97,8 +98,8 @@ impl Content {
         self.write(object, data, txg);
     }
 
-    /// Writes into a file that is there; bytes beyond its length are dropped. False if there is
-    /// none.
+    /// Writes into an existing file; bytes beyond its length are dropped. Returns false if the file
+    /// does not exist.
     pub(super) fn write_at(&mut self, object: u64, offset: usize, bytes: &[u8], txg: u64) -> bool {
         let Some(file) = self.files.get_mut(&object) else {
             return false;
@@ -112,14 +113,14 @@ impl Content {
         true
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     pub(super) fn remove(&mut self, object: u64, txg: u64) {
         if self.files.remove(&object).is_some() {
             self.freed_txgs.insert(object, txg);
         }
     }
 
-    /// Removes all files of those numbers.
+    /// Removes all files with `count` numbers from `first` on.
     pub(super) fn remove_range(&mut self, first: u64, count: u64, txg: u64) {
         let objects: Vec<u64> = self
             .files
@@ -131,12 +132,12 @@ impl Content {
             .for_each(|object| self.remove(object, txg));
     }
 
-    /// The files by number.
+    /// Returns the files by number.
     pub(super) fn files(&self) -> impl Iterator<Item = (u64, &FakeFile)> {
         self.files.iter().map(|(object, file)| (*object, file))
     }
 
-    /// The numbers freed after `txg`.
+    /// Returns the numbers freed after `txg`.
     pub(super) fn freed_after(&self, txg: u64) -> impl Iterator<Item = u64> {
         self.freed_txgs
             .iter()
@@ -144,7 +145,7 @@ impl Content {
             .map(|(object, _)| *object)
     }
 
-    /// A file, if it is there.
+    /// Returns a file, if it exists.
     pub(super) fn file(&self, object: u64) -> Option<&FakeFile> {
         self.files.get(&object)
     }
@@ -165,12 +166,12 @@ impl Content {
         ((blocks * BLOCK_BYTES) as u64).max(u64::from(self.is_newer_than(txg)))
     }
 
-    /// The sum of all lengths.
+    /// Returns the sum of all lengths in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.files.values().map(|file| file.data.len() as u64).sum()
     }
 
-    /// A copy of all bytes.
+    /// Returns a copy of all files.
     pub(super) fn to_files(&self) -> BTreeMap<u64, Vec<u8>> {
         self.files
             .iter()

@@ -1,4 +1,4 @@
-//! Receiving into in-memory datasets: checks what the kernel checks, in its order, with its error
+//! Receives into in-memory datasets: makes the kernel's checks, in its order, with its error
 //! numbers.
 
 use super::content::Content;
@@ -12,12 +12,12 @@ use crate::zfs::{DatasetType, Property, ReceiveRequest, STREAM_TRUNCATED, SendRe
 use std::io::{ErrorKind, Read};
 use std::sync::Arc;
 
-/// A parent that is no filesystem.
+/// ZFS_ERR_WRONG_PARENT: the parent is not a filesystem.
 const WRONG_PARENT: i32 = 1033;
-/// No record may claim more.
+/// The largest payload that a record may claim.
 const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 
-/// Why no more records come.
+/// The reason why no more records come.
 pub(super) enum Stop {
     Errno(i32),
     Source(std::io::Error),
@@ -35,17 +35,17 @@ struct Record {
     payload: Vec<u8>,
 }
 
-/// What is being built.
+/// The dataset under construction.
 pub(super) struct Target {
     content: Content,
     point: SendResume,
     to_guid: u64,
     txg: u64,
     points_at_objects: bool,
-    /// Onto a dataset that is there: the snapshot that the hidden dataset of the receive is a clone
-    /// of, 0 for a full one.
+    /// For a receive into an existing dataset: the guid of the snapshot of which the receive's
+    /// hidden dataset is a clone, 0 for a full stream.
     onto: Option<u64>,
-    /// Read so far, by the receives before this one too.
+    /// Bytes read so far, including earlier receives that were interrupted.
     bytes: u64,
 }
 
@@ -93,7 +93,7 @@ impl Records<'_> {
         Ok(())
     }
 
-    /// The next header, checked; its payload is still to come.
+    /// Reads the next header and checks it. The payload follows in the stream.
     fn header(&mut self) -> Result<Record, Stop> {
         let mut record = Record {
             header: [0; HEADER_BYTES],
@@ -117,7 +117,7 @@ impl Records<'_> {
         Ok(())
     }
 
-    /// Whether bytes follow; a source that fails instead of ending is a failure.
+    /// Whether bytes follow. A source that fails instead of ending is an error.
     fn goes_on(&mut self) -> Result<bool, Stop> {
         match self.read(&mut [0]) {
             Ok(()) => Ok(true),
@@ -155,15 +155,15 @@ impl Target {
                 }
                 self.point = SendResume { object, offset };
             }
-            // The length in OBJECT has cut the file already.
+            // The length in OBJECT has already truncated the file.
             FREE => {}
             _ => return Err(invalid()),
         }
         Ok(())
     }
 
-    /// Applies records up to END. Each is applied only once the next one's header has come, as the
-    /// kernel does it.
+    /// Applies records up to END. As in the kernel, each record is applied only after the next
+    /// one's header has arrived.
     fn apply_all(&mut self, records: &mut Records<'_>) -> Result<(), Stop> {
         let mut waiting: Option<Record> = None;
         loop {
@@ -186,8 +186,8 @@ impl Target {
     }
 }
 
-/// One receive under way. The pools are needed only at its start and its end: not while it waits
-/// for its source.
+/// A running receive. The pools are locked only at its start and its end, not while it waits for
+/// its source.
 pub(super) struct Incoming<'a> {
     request: &'a ReceiveRequest,
     attempt: Attempt,
@@ -196,7 +196,7 @@ pub(super) struct Incoming<'a> {
 }
 
 impl<'a> Incoming<'a> {
-    /// Reads BEGIN.
+    /// Reads the BEGIN record.
     pub(super) fn open(
         request: &'a ReceiveRequest,
         source: &'a mut (dyn Read + Send),
@@ -231,7 +231,7 @@ impl<'a> Incoming<'a> {
         start(state, self.request, &self.begin).map_err(|errno| self.attempt.refused(errno))
     }
 
-    /// Reads all records: whether bytes follow them.
+    /// Reads and applies all records. Returns whether bytes follow them.
     pub(super) fn apply(&mut self, target: &mut Target) -> Result<bool, Stop> {
         let applied = target.apply_all(&mut self.records);
         target.bytes += self.records.bytes;
@@ -239,7 +239,7 @@ impl<'a> Incoming<'a> {
         self.records.goes_on()
     }
 
-    /// Keeps what came, or what may be kept of it.
+    /// Commits the received data, or keeps it for a resume if the request allows that.
     pub(super) fn finish(
         self,
         state: &mut State,
@@ -282,7 +282,8 @@ fn failed(attempt: &Attempt, request: &ReceiveRequest, stop: Stop) -> ZfsError {
     }
 }
 
-/// Checks that the stream fits the target, and gives what its records are applied to.
+/// Checks that the stream fits the target, and returns the content to which its records are
+/// applied.
 fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<Target, i32> {
     let name = request.target.dataset().as_str();
     let (to_guid, from_guid) = (begin.number(40), begin.number(48));
@@ -370,9 +371,10 @@ fn start(state: &mut State, request: &ReceiveRequest, begin: &Record) -> Result<
     }
 }
 
-/// The base of an incremental, and the snapshot that what is received branches off from. Without
-/// force nothing may have changed since the base; snapshots without a change do not matter, except
-/// to raw streams. With force what came after is destroyed, but only at the end.
+/// Returns the content of an incremental's base, and the guid of the snapshot from which the
+/// received dataset branches. Without force the dataset must not have changed since the base;
+/// unchanged snapshots do not matter, except to raw streams. With force later snapshots are
+/// destroyed, but only at the end.
 fn base_content(
     dataset: &FakeDataset,
     request: &ReceiveRequest,
@@ -398,9 +400,9 @@ fn base_content(
     }
 }
 
-/// Does the kernel's checks at the end of a receive: an existing dataset must not have changed
-/// meanwhile. With force the kernel now destroys everything newer than the base, however late it
-/// was made.
+/// Makes the kernel's checks at the end of a receive: an existing dataset must not have changed
+/// during the receive. With force the kernel now destroys everything newer than the base, including
+/// changes made during the receive.
 fn check_end(state: &mut State, request: &ReceiveRequest, target: &Target) -> Result<(), i32> {
     let (Some(branch), name) = (target.onto, request.target.dataset()) else {
         return Ok(());
@@ -448,7 +450,7 @@ fn origin_content(state: &State, request: &ReceiveRequest, from_guid: u64) -> Re
     }
 }
 
-/// The dataset received into, made if it is not there.
+/// Returns the dataset to receive into; makes it if it does not exist.
 fn dataset_for<'a>(
     state: &'a mut State,
     request: &ReceiveRequest,
@@ -508,8 +510,8 @@ fn keep_partial(state: &mut State, request: &ReceiveRequest, begin: &Record, tar
         point: target.point,
         onto: target.onto,
     });
-    // Those of a new dataset are set before the first record comes; on one that was there the
-    // kernel restores what was.
+    // Properties of a new dataset are set before the first record comes; on an existing dataset the
+    // kernel restores the earlier properties.
     if dataset.inconsistent {
         set_properties(dataset, request);
     }

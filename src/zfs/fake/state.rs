@@ -1,4 +1,4 @@
-//! The pools in memory, and what the calls do to them.
+//! The pools in memory, and the effect of each call on them.
 
 use super::content::Content;
 use super::stream::{FEATURE_COMPRESSED, FEATURE_LARGE_BLOCKS, FEATURE_RAW};
@@ -11,13 +11,14 @@ use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// The kernel's refusal of a bookmark of another dataset's state,
-/// ZFS_ERR_BOOKMARK_SOURCE_NOT_ANCESTOR.
+/// ZFS_ERR_BOOKMARK_SOURCE_NOT_ANCESTOR: the kernel's refusal of a bookmark whose source is not a
+/// state of its own dataset.
 const SOURCE_NOT_ANCESTOR: i32 = 1039;
-/// Those of ZFS's own properties that a dataset here has from those above it.
+/// The native properties that a dataset of the fake inherits from its ancestors.
 const INHERITED: [&str; 3] = ["mountpoint", "readonly", "exec"];
 
-/// The guids of a copied pool continue so far from those of the original that the two never meet.
+/// The distance by which the guids of a copied pool skip ahead, so that they never meet those of
+/// the original.
 const COPY_GUIDS_SKIPPED: u64 = 1 << 32;
 
 /// A source of an incremental: its guid, its txg, and whether it belongs to the origin of a clone.
@@ -33,7 +34,7 @@ pub(super) struct FakeSnapshot {
     pub(super) guid: u64,
     pub(super) createtxg: u64,
     pub(super) created: u64,
-    /// Shared with the sends of it that are under way, which keep it from being destroyed.
+    /// The content, shared with running sends of this snapshot, which keep it from being destroyed.
     pub(super) content: Arc<Content>,
     pub(super) holds: BTreeMap<String, Timestamp>,
     pub(super) user_properties: BTreeMap<String, String>,
@@ -47,7 +48,7 @@ pub(super) struct FakeBookmark {
     pub(super) redacted: bool,
 }
 
-/// What a cut receive left, to go on from.
+/// The kept state of an interrupted receive, from which it can be resumed.
 #[derive(Clone)]
 pub(super) struct Partial {
     pub(super) content: Content,
@@ -57,7 +58,8 @@ pub(super) struct Partial {
     pub(super) features: u64,
     pub(super) bytes: u64,
     pub(super) point: SendResume,
-    /// The snapshot that the hidden dataset of a receive onto an existing one is a clone of.
+    /// The guid of the snapshot of which the hidden dataset of a receive into an existing one is a
+    /// clone.
     pub(super) onto: Option<u64>,
 }
 
@@ -90,7 +92,7 @@ pub(super) struct FakeDataset {
     pub(super) origin: Option<SnapshotName>,
     pub(super) properties: BTreeMap<String, Property>,
     pub(super) content: Content,
-    /// Oldest first.
+    /// The snapshots, oldest first.
     pub(super) snapshots: Vec<FakeSnapshot>,
     pub(super) bookmarks: BTreeMap<String, FakeBookmark>,
     pub(super) partial: Option<Partial>,
@@ -100,7 +102,8 @@ pub(super) struct FakeDataset {
 pub(super) struct State {
     pub(super) datasets: BTreeMap<String, FakeDataset>,
     pub(super) now: Timestamp,
-    /// A received OBJECT moves the point of a cut receive too, as from OpenZFS 2.2.4 on.
+    /// Whether a received OBJECT advances the resume point of an interrupted receive too, as from
+    /// OpenZFS 2.2.4 on.
     pub(super) points_at_objects: bool,
     txg: u64,
     guids: u64,
@@ -138,8 +141,8 @@ impl State {
         }
     }
 
-    /// A copy that shares nothing with the original and gives other guids from now on. Sends that
-    /// are under way keep the snapshots of the original only.
+    /// Makes a copy that shares nothing with the original and generates other guids from now on.
+    /// Running sends hold only the snapshots of the original.
     pub(super) fn copy(&self) -> Self {
         let mut copy = self.clone();
         copy.guids += COPY_GUIDS_SKIPPED;
@@ -158,7 +161,7 @@ impl State {
         self.txg
     }
 
-    /// Guids that look like guids, the same in every run.
+    /// Returns a new guid that looks random and is the same in every run.
     pub(super) fn next_guid(&mut self) -> u64 {
         self.guids += 1;
         let mixed = self.guids.wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -193,7 +196,7 @@ impl State {
             .find(|snapshot| snapshot.short == name.short())
     }
 
-    /// The names below `name`, one level.
+    /// Returns the names of the direct children of `name`.
     pub(super) fn children(&self, name: &DatasetName) -> Vec<DatasetName> {
         let is_child = |child: &DatasetName| child.parent().as_ref() == Some(name);
         self.datasets
@@ -203,7 +206,7 @@ impl State {
             .collect()
     }
 
-    /// A dataset as the trait shows it, with the properties it inherits.
+    /// Returns a dataset as the trait shows it, including inherited properties.
     pub(super) fn to_dataset(&self, name: &DatasetName) -> Result<Dataset, i32> {
         let dataset = self.get(name)?;
         let mut properties = dataset.properties.clone();
@@ -277,7 +280,8 @@ impl State {
         Ok(dataset.snapshots.iter().filter_map(to_snapshot).collect())
     }
 
-    /// How many datasets began as this snapshot, the hidden one of a cut receive included.
+    /// Returns the number of clones of this snapshot, including the hidden dataset of an
+    /// interrupted receive.
     fn clones_of(&self, name: &DatasetName, snapshot: &FakeSnapshot) -> u64 {
         let is_origin =
             |origin: &SnapshotName| origin.dataset() == name && origin.short() == snapshot.short;
@@ -313,7 +317,8 @@ impl State {
         Ok(bookmarks)
     }
 
-    /// All or none: those that cannot be taken, or (no names) an error number for all.
+    /// Takes all snapshots or none. The error names those that cannot be taken, or is an error
+    /// number for all.
     pub(super) fn take_snapshots(
         &mut self,
         names: &[SnapshotName],
@@ -358,7 +363,7 @@ impl State {
         Ok(())
     }
 
-    /// All or none; those that are gone do not count.
+    /// Destroys all snapshots or none; snapshots that do not exist are ignored.
     pub(super) fn destroy_snapshots(&mut self, names: &[SnapshotName]) -> Failures {
         let refused = |name: &SnapshotName| self.keeps(name.dataset(), self.snapshot(name)?);
         let failures: Failures = names
@@ -377,9 +382,9 @@ impl State {
         failures
     }
 
-    /// Why a snapshot cannot be destroyed.
+    /// Returns the error number that prevents destroying a snapshot.
     pub(super) fn keeps(&self, name: &DatasetName, snapshot: &FakeSnapshot) -> Option<i32> {
-        // The snapshot has one reference; another is a send's.
+        // The snapshot has one reference; each running send has another.
         match !snapshot.holds.is_empty() || Arc::strong_count(&snapshot.content) > 1 {
             true => Some(libc::EBUSY),
             false => (self.clones_of(name, snapshot) > 0).then_some(libc::EEXIST),
@@ -403,7 +408,7 @@ impl State {
         }
     }
 
-    /// Returns whether a state of `earlier` at `txg` lies on the way to the present `later`: in the
+    /// Whether a state of `earlier` at `txg` lies on the way to the present `later`: in the
     /// same dataset, or in one that it was cloned from, up to the snapshot that was cloned.
     fn is_before(&self, later: &DatasetName, earlier: &DatasetName, txg: u64) -> bool {
         let mut later = later;
@@ -423,8 +428,8 @@ impl State {
         true
     }
 
-    /// Checks in the kernel's order: the dataset, the new name, the source, and whether the source
-    /// precedes the dataset's present state.
+    /// Makes a bookmark, with the kernel's checks in its order: the dataset, the new name, the
+    /// source, and whether the source precedes the dataset's present state.
     pub(super) fn bookmark(&mut self, name: &BookmarkName, source: &SendBase) -> Result<(), i32> {
         if self
             .get(name.dataset())?
@@ -450,7 +455,7 @@ impl State {
                     .bookmarks
                     .get(source.short())
                     .ok_or(libc::ESRCH)?;
-                // As the kernel does it: a copy has no redaction list.
+                // As in the kernel, a copy of a bookmark has no redaction list.
                 let made = FakeBookmark {
                     redacted: false,
                     ..*bookmark
@@ -467,8 +472,8 @@ impl State {
         Ok(())
     }
 
-    /// What an incremental starts from: an earlier state of the dataset, or of what it was cloned
-    /// from.
+    /// Returns the base of an incremental: an earlier state of the dataset, or of the clone's
+    /// origin.
     pub(super) fn base(&self, request: &SendRequest) -> Result<Option<Base>, i32> {
         let sent = self.snapshot(&request.snapshot).ok_or(libc::ENOENT)?;
         let dataset = request.snapshot.dataset();
@@ -549,9 +554,9 @@ impl State {
         readonly.is_some_and(|readonly| readonly.value == PropertyValue::Number(1))
     }
 
-    /// Undoes what was changed since the newest snapshot, which must be that one.
+    /// Rolls the dataset back to `to`, which must be its newest snapshot.
     pub(super) fn roll_back(&mut self, name: &DatasetName, to: &SnapshotName) -> Result<(), i32> {
-        // A clone without snapshots of its own goes back to its origin.
+        // A clone without snapshots of its own is rolled back to its origin.
         let origin = self
             .get(name)?
             .origin
@@ -589,7 +594,7 @@ impl State {
         Ok(())
     }
 
-    /// Gives a cut receive up.
+    /// Abandons an interrupted receive.
     pub(super) fn abort_receive(&mut self, name: &DatasetName) -> Result<(), i32> {
         let dataset = self.get_mut(name)?;
         dataset.partial.take().ok_or(libc::ENOENT)?;

@@ -1,5 +1,5 @@
-//! Send streams of in-memory datasets: real records, so that what reads streams can be tested on
-//! them.
+//! Send streams of in-memory datasets: real records, so that tests can run the readers of streams
+//! on them.
 
 use super::content::{BLOCK_BYTES, Content, FakeFile};
 use crate::zfs::{DatasetType, SendResume};
@@ -21,11 +21,11 @@ pub(super) const FEATURE_RAW: u64 = 1 << 24;
 pub(super) const FLAG_CLONE: u32 = 1;
 const FLAG_FREERECORDS: u32 = 4;
 const PLAIN_FILE_CONTENTS: u32 = 19;
-/// A bonus that the kernel does not look into.
+/// A bonus type that the kernel does not interpret.
 const UINT64_OTHER: u32 = 26;
 const COMPRESSION_OFF: u8 = 2;
 
-/// [`BLOCK_BYTES`] as records have it.
+/// [`BLOCK_BYTES`] in the type of the record's field.
 const BLOCK_BYTES_WORD: u32 = 4096;
 const _: () = assert!(BLOCK_BYTES_WORD as usize == BLOCK_BYTES);
 
@@ -54,12 +54,12 @@ impl Sum {
     }
 }
 
-/// What one stream is made of.
+/// The input of one stream.
 pub(super) struct StreamSource<'a> {
     pub(super) name: String,
     pub(super) to_guid: u64,
     pub(super) from_guid: u64,
-    /// What is newer is sent: 0 for a full stream.
+    /// Data newer than this transaction group is sent: 0 for a full stream.
     pub(super) from_txg: u64,
     pub(super) created: u64,
     pub(super) dataset_type: DatasetType,
@@ -93,7 +93,7 @@ struct Writer {
     to_guid: u64,
 }
 
-/// The whole stream. A source whose resume point is not in it gives `None`.
+/// Writes the whole stream. Returns `None` if the resume point is not in the content.
 pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Vec<u8>> {
     let mut writer = Writer {
         out: Vec::new(),
@@ -132,8 +132,9 @@ pub(super) fn write_stream(source: &StreamSource<'_>) -> Option<Vec<u8>> {
     Some(writer.out)
 }
 
-/// Runs of object numbers that the receiver shall free: those freed since the base, or (full) the
-/// gaps. In a resumed stream those below the point came before it.
+/// Returns the runs of object numbers that the receiver must free: those freed since the base or,
+/// in a full stream, the gaps. A resumed stream has none, because they were sent before its resume
+/// point.
 fn freed_runs(source: &StreamSource<'_>, first_object: u64) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     if source.resume.is_some() {
@@ -192,7 +193,7 @@ impl Writer {
 
     fn object(&mut self, object: u64, file: &FakeFile) {
         let (guid, blocks) = (self.to_guid, file.blocks() as u64);
-        // The length, which no record has a place for, is the bonus.
+        // The bonus holds the length of the file, for which no record has a field.
         self.record(OBJECT, &(file.bytes() as u64).to_le_bytes(), |header| {
             header
                 .number(8, object)
@@ -251,7 +252,7 @@ impl Writer {
     }
 }
 
-/// The list `{resume_object, resume_offset}` as libnvpair packs it.
+/// Packs the list `{resume_object, resume_offset}` as libnvpair does.
 fn resume_list(resume: SendResume) -> Vec<u8> {
     const UINT64: u32 = 8;
     // Native encoding, little-endian; version 0, unique names.
@@ -272,7 +273,7 @@ fn resume_list(resume: SendResume) -> Vec<u8> {
     list
 }
 
-/// The inverse of what [`write_stream`] puts into a resumed BEGIN.
+/// Reads the list that [`write_stream`] puts into a resumed BEGIN.
 pub(super) fn read_resume_list(list: &[u8]) -> Option<SendResume> {
     let number = |name: &[u8]| {
         let at = list.windows(name.len()).position(|window| window == name)? + 16;

@@ -1,5 +1,5 @@
-//! The fake is worth what its resemblance to the kernel is worth: the same facts as
-//! `tests/live_zfs` checks there.
+//! Tests that the fake resembles the kernel: they check the same facts as `tests/live_zfs` does on
+//! the kernel.
 
 use super::*;
 use crate::zfs::{STREAM_TRUNCATED, SendFlags, ZfsErrno};
@@ -89,7 +89,8 @@ fn errno<T>(result: Result<T, ZfsError>) -> i32 {
     }
 }
 
-/// `tank/a` with `@1` and `@2`: files changed, made shorter and longer, removed, added in between.
+/// Makes `tank/a` with `@1` and `@2`, between which files are changed, shortened, extended, removed
+/// and added.
 fn two_states() -> (FakeZfs, SnapshotName, SnapshotName) {
     let zfs = FakeZfs::new();
     let a = dataset("tank/a");
@@ -152,7 +153,7 @@ fn full_and_incremental_restore_every_file() {
     );
     assert_eq!(received[1].guid, original[1].guid);
     assert_eq!(received[1].created_at, original[1].created_at);
-    // What was received can be sent on.
+    // A received dataset can be sent again.
     let onward = send(
         &zfs,
         &since(
@@ -264,7 +265,8 @@ fn cut_receive_goes_on_at_its_point_only() {
     }
 }
 
-/// Each record without what depends on where the stream began: its checksum, and the one in END.
+/// Returns each record without the parts that depend on where the stream began: its checksum, and
+/// the checksum in END.
 fn records(mut stream: &[u8]) -> Vec<Vec<u8>> {
     let mut records = Vec::new();
     while let Some(header) = stream.first_chunk::<312>() {
@@ -526,7 +528,7 @@ fn a_rollback_undoes_changes_and_destroys_nothing() {
     assert!(zfs.files(&a).contains_key(&99));
     zfs.roll_back(&a, &second).unwrap();
     assert_eq!(zfs.files(&a), expected);
-    // A bookmark of a state after it is in the way.
+    // A newer bookmark prevents the rollback.
     zfs.bookmark(&bookmark("tank/a#2"), &SendBase::Snapshot(second.clone()))
         .unwrap();
     zfs.destroy_snapshots(&[second]).unwrap();

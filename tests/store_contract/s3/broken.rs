@@ -1,4 +1,5 @@
-//! Servers and lines that break: a proxy before the real server does it by rule.
+//! Servers and connections that break: a proxy in front of the real server injects the faults by
+//! rule.
 
 use super::{PART, assert_empty, assert_says, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
@@ -179,7 +180,7 @@ pub(super) async fn false_words_of_the_store_are_found_out(weed: Arc<Weed>, sett
     .into_iter()
     .enumerate()
     {
-        // The first look, before anything is sent, goes through.
+        // The first check, before anything is sent, is forwarded.
         let looks = AtomicUsize::new(0);
         let lines = format!("Content-Length: {length}\r\n{checksum}");
         let proxy = Proxy::start(&weed.endpoint(), move |head| {
@@ -261,7 +262,7 @@ pub(super) async fn pages_that_never_end_are_an_error(weed: Arc<Weed>, settings:
 }
 
 pub(super) async fn rclone_serve_is_recognised(weed: Arc<Weed>, settings: S3Settings) {
-    // What rclone 1.75.2 answers, with its wrong root.
+    // The response of rclone 1.75.2, with its wrong root.
     let answer =
         "<InitiateMultipartUpload><UploadId>1</UploadId></InitiateMultipartUpload>".to_owned();
     let begins = |head: &str| head.starts_with("post") && head.contains("?uploads");

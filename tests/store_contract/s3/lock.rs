@@ -1,5 +1,5 @@
-//! Object lock on a real server: locked as it is put, locked on later, and never taken for locked
-//! when it is not.
+//! Object lock on a real server: set by the put, extended later, and never assumed when it is not
+//! set.
 
 use super::{assert_says, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
@@ -59,7 +59,7 @@ pub(super) async fn objects_are_locked_and_locked_on(weed: Arc<Weed>, settings: 
             .extend_lock(name, longer)
             .await
             .unwrap_or_else(|error| panic!("{}", story(&error)));
-        // A shorter one asks for nothing that is not there.
+        // A shorter lock is already covered by the existing one.
         store
             .extend_lock(name, end)
             .await
@@ -74,7 +74,7 @@ pub(super) async fn objects_are_locked_and_locked_on(weed: Arc<Weed>, settings: 
             .kind,
         StoreErrorKind::NotFound
     );
-    // A probe locks nothing, and so leaves nothing.
+    // A probe locks no object, and so leaves nothing behind.
     let probe = store.probe("@zfs-backup/probe/00/").await.unwrap().unwrap();
     assert_eq!(probe.left_behind, Vec::<String>::new(), "{probe:?}");
     assert_eq!(store.list("").await.unwrap().len(), 2);

@@ -1,4 +1,4 @@
-//! What a probe finds out: on a real server, and on one that a proxy has made worse in one thing.
+//! The results of a probe: on a real server, and on one in which a proxy breaks one ability.
 
 use super::{BUCKET, assert_empty, connect, connect_by, story};
 use crate::contract::{self, key, pattern, upload};
@@ -83,7 +83,7 @@ pub(super) async fn the_probe_tells_what_a_good_server_does(weed: Arc<Weed>, set
     }
 }
 
-/// What a probe says behind a proxy with these rules.
+/// Returns the result of a probe through a proxy with these rules.
 async fn probe_by(
     weed: &Weed,
     settings: &S3Settings,
@@ -249,7 +249,7 @@ pub(super) async fn a_probe_that_fails_leaves_nothing_behind(
         .into_iter()
         .enumerate()
     {
-        // Past the first one, so that something was put already.
+        // The rule skips the first put, so that an object exists when the failure comes.
         let seen = AtomicUsize::new(0);
         let rule = move |head: &str| {
             let matches = head.starts_with("p") && head.contains(failing);
@@ -383,7 +383,7 @@ pub(super) async fn what_refuses_replacing_is_not_asked_first(
         PutOutcome::Identical
     );
 
-    // What it did when it was tried it does no more, and it is told so by several requests at once.
+    // The store no longer does what the probe found, and several concurrent requests find out.
     refuses.store(true, Ordering::SeqCst);
     let puts = ["one", "four", "two", "five", "three"].map(|name| {
         let proven = proven.clone();

@@ -1,4 +1,4 @@
-//! The limit of speed and keys that change, on S3.
+//! The bandwidth limit and rotated keys, on S3.
 
 use super::{PART, connect, connect_by};
 use crate::contract::{key, pattern, upload};
@@ -30,7 +30,7 @@ pub(super) async fn uploads_keep_to_the_limit(weed: Arc<Weed>, settings: S3Setti
     let (large, begun) = (pattern(2 * PART + 5, 1), Instant::now());
     upload(&store, &key("large"), &large).await.unwrap();
     let took = begun.elapsed();
-    // Part 2 goes three times: 20 MB in all.
+    // Part 2 is sent three times: 20 MB in all.
     println!(
         "    {} bytes and two parts again at 10 MB/s: {took:?}",
         large.len()
@@ -82,7 +82,7 @@ pub(super) async fn keys_are_read_again_when_they_are_refused(_: Arc<Weed>, sett
             1,
             "read once, when they were refused"
         );
-        // A file that cannot be read now: the refusal is what people hear of.
+        // A file that cannot be read now: the store's refusal is reported.
         let renew = Renew::new(|| Err("the file is gone".into()));
         let store = connect(S3Settings {
             credentials: old,
@@ -128,7 +128,10 @@ pub(super) async fn a_session_that_is_over_is_renewed_or_said(
                 assert_eq!(error.kind, StoreErrorKind::Denied);
                 super::assert_says(
                     &error,
-                    &["ExpiredToken", "the session is over: get new credentials"],
+                    &[
+                        "ExpiredToken",
+                        "the session has expired: get new credentials",
+                    ],
                 );
             }
         }

@@ -1,5 +1,5 @@
-//! Answers that no good server gives, by script: each ends as a whole object or as none, with an
-//! error of its kind.
+//! Responses that no good server gives, by script: each upload ends as a complete object or as
+//! none, with an error of the right kind.
 
 use super::{PART, assert_empty, assert_says, connect, connect_by, story};
 use crate::contract::{key, pattern, upload};
@@ -103,7 +103,7 @@ pub(super) async fn another_region_and_an_expired_session_say_what_to_do(
             "over",
             over,
             StoreErrorKind::Denied,
-            ["ExpiredToken", "the session is over"],
+            ["ExpiredToken", "the session has expired"],
         ),
     ] {
         let settings = below(&settings, name);

@@ -1,4 +1,4 @@
-//! The calls whose request and answer are JSON.
+//! The calls whose request and response are JSON.
 
 use super::Inner;
 use super::http::{Answer, Head};
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 type Called = Result<Answer, Answer>;
 
-/// The fields that each call knows.
+/// The fields that each call accepts.
 const FIELDS: &[(&str, &[&str])] = &[
     (
         "b2_list_buckets",
@@ -237,7 +237,7 @@ pub(super) fn json_call(
     }
 }
 
-/// A version as listings and answers show it.
+/// Writes a version as listings and responses show it.
 pub(super) fn file_json(
     version: &Version,
     bucket_id: &str,
@@ -327,7 +327,7 @@ fn bucket_json(bucket: &Bucket) -> Value {
     })
 }
 
-/// The large file of this id that is not finished, and its bucket.
+/// Returns the unfinished large file with this id, and its bucket.
 fn unfinished(state: &State, file_id: &str) -> Result<(usize, String), Answer> {
     let begun = state
         .version(file_id)
@@ -404,7 +404,8 @@ fn retention_of(key: &Key, bucket: &Bucket, given: &Value) -> Result<(String, u6
     check_retention(key, bucket, mode, given["retainUntilTimestamp"].as_u64())
 }
 
-/// A lock may be made longer; shorter only with a right that nobody here has.
+/// Moves the end of a lock. A later end is allowed; an earlier one needs a right that no key here
+/// has.
 fn update_retention(state: &mut State, key: &Key, fields: &Fields) -> Called {
     let (name, id) = (fields.text("fileName")?, fields.text("fileId")?);
     let gone = || {
@@ -552,7 +553,7 @@ fn list_unfinished(inner: &Inner, state: &State, key: &Key, fields: &Fields) -> 
     ))
 }
 
-/// Folds names behind a delimiter into one `folder` each, and keeps the order.
+/// Folds names after a delimiter into one `folder` each, and keeps the order.
 fn fold(
     entries: Vec<(String, Value)>,
     prefix: &str,

@@ -7,17 +7,17 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
-/// No head of a request is longer.
+/// The longest head of a request.
 const HEAD_MAX: usize = 64 * 1024;
 const PIECE: usize = 16 * 1024;
 
 /// The first line and the headers of a request.
 pub(super) struct Head {
     pub(super) method: String,
-    /// As it was sent: still percent-encoded.
+    /// The path as sent: still percent-encoded.
     pub(super) path: String,
     pub(super) query: BTreeMap<String, String>,
-    /// By their names in lower case.
+    /// The headers by their names in lower case.
     pub(super) headers: BTreeMap<String, String>,
 }
 
@@ -32,7 +32,7 @@ impl Head {
             .unwrap_or(0)
     }
 
-    /// The name of the call: that of the API, or what stands for it.
+    /// Returns the name of the call: that of the API, or a substitute.
     pub(super) fn call(&self) -> String {
         let mut parts = self.path.trim_start_matches('/').split('/');
         match (parts.next(), parts.next(), parts.next()) {
@@ -42,7 +42,7 @@ impl Head {
         }
     }
 
-    /// The version of the API that was asked.
+    /// Returns the requested version of the API.
     pub(super) fn version(&self) -> Option<u32> {
         self.path
             .trim_start_matches('/')
@@ -90,7 +90,8 @@ impl Answer {
         self
     }
 
-    /// Writes it, or only so many bytes of its body; returns whether the connection goes on.
+    /// Writes the response, or only `cut` bytes of its body. Returns whether the connection stays
+    /// open.
     pub(super) fn write(
         &self,
         stream: &mut TcpStream,
@@ -117,7 +118,8 @@ impl Answer {
     }
 }
 
-/// Reads the next head, or nothing when the client is done. `rest` has what was read beyond it.
+/// Reads the next head, or `None` when the client has closed. `rest` gets the bytes read after the
+/// head.
 pub(super) fn read_head(stream: &mut TcpStream, rest: &mut Vec<u8>) -> io::Result<Option<Head>> {
     let end = loop {
         if let Some(end) = rest.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -160,7 +162,7 @@ pub(super) fn read_head(stream: &mut TcpStream, rest: &mut Vec<u8>) -> io::Resul
     Ok(Some(head))
 }
 
-/// Reads the body, with a pause before it and after every piece where one is given.
+/// Reads the body, with an optional pause before it and after every piece.
 pub(super) fn read_body(
     stream: &mut TcpStream,
     rest: &mut Vec<u8>,
@@ -194,7 +196,7 @@ fn read_up_to(
     Ok(body)
 }
 
-/// Percent-decoding as B2 does it: a plus is a space.
+/// Decodes percent-encoding as B2 does: a plus is a space.
 pub(super) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut left = text.bytes();

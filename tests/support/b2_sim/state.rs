@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(super) struct Key {
     pub(super) secret: String,
     pub(super) capabilities: Vec<String>,
-    /// Names; `None` for all.
+    /// The names of the allowed buckets; `None` for all.
     pub(super) buckets: Option<Vec<String>>,
     pub(super) prefix: Option<String>,
 }
@@ -18,7 +18,7 @@ pub(super) struct Key {
 pub(super) struct Bucket {
     pub(super) id: String,
     pub(super) name: String,
-    /// Files may be locked.
+    /// Whether files may be locked.
     pub(super) locks: bool,
     pub(super) public: bool,
     pub(super) lifecycle: Value,
@@ -38,20 +38,21 @@ pub(super) struct Version {
     /// `upload`, `hide` or `start`.
     pub(super) action: &'static str,
     pub(super) content_type: String,
-    /// As it is said: 40 digits, `none`, or `unverified:` and digits.
+    /// The reported SHA-1: 40 digits, `none`, or `unverified:` and digits.
     pub(super) sha1: Option<String>,
     pub(super) info: BTreeMap<String, String>,
     pub(super) timestamp: u64,
     pub(super) data: Vec<u8>,
     pub(super) parts: BTreeMap<u32, Part>,
-    /// Mode, and until when, in milliseconds.
+    /// The mode of the lock, and its end in milliseconds.
     pub(super) retention: Option<(String, u64)>,
 }
 
-/// Where an upload token may be used, by whose rights, and whether an upload is under way.
+/// An upload token: the file or bucket it is for, the key it belongs to, and whether an upload is
+/// running.
 pub(super) struct Upload {
     pub(super) key: Key,
-    /// A bucket's id, or that of a large file.
+    /// The id of a bucket or of a large file.
     pub(super) target: String,
     pub(super) path: String,
     pub(super) busy: bool,
@@ -90,7 +91,7 @@ impl State {
         self.last_number
     }
 
-    /// Milliseconds that never repeat, so that the order of versions is plain.
+    /// Returns milliseconds that never repeat, so that the order of versions is unambiguous.
     pub(super) fn now(&mut self) -> u64 {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -119,7 +120,7 @@ impl State {
             .extend(self.uploads.drain().map(|(token, _)| token));
     }
 
-    /// Whose token this is.
+    /// Returns the key that the request's token belongs to.
     pub(super) fn key_of(&self, head: &Head) -> Result<Key, Answer> {
         let token = head.header("authorization").unwrap_or_default();
         match self.tokens.get(token) {
@@ -144,7 +145,7 @@ impl State {
         })
     }
 
-    /// The bucket and the name of a version.
+    /// Returns the bucket and the name of a version.
     pub(super) fn find(&self, file_id: &str) -> Option<(usize, String)> {
         self.buckets.iter().enumerate().find_map(|(n, bucket)| {
             let version = bucket
@@ -170,7 +171,7 @@ impl State {
             .find(|v| v.id == file_id)
     }
 
-    /// Puts a version in front of those of its name.
+    /// Adds a version as the newest of its name.
     pub(super) fn add_version(&mut self, bucket: usize, mut version: Version) -> &Version {
         let number = self.number();
         version.id = format!("4_z{}_f{number:016x}", self.buckets[bucket].id);
@@ -226,7 +227,7 @@ impl Version {
 }
 
 impl Key {
-    /// Refuses what the key may not do in this bucket with this name or beginning of names.
+    /// Refuses a call that the key does not allow in this bucket with this name or prefix.
     pub(super) fn check(
         &self,
         capability: &str,
@@ -250,8 +251,8 @@ impl Key {
     }
 }
 
-/// B2's rules for locking: the bucket must have it on, the key must be allowed to, and the time
-/// must be ahead.
+/// Checks B2's rules for locks: the bucket must have file lock enabled, the key must be allowed to
+/// lock, and the time must be in the future.
 pub(super) fn check_retention(
     key: &Key,
     bucket: &Bucket,

@@ -14,7 +14,8 @@ const SINGLE_MAX: usize = 5_000_000_000;
 /// The upload token that a request holds while it runs.
 pub(super) type Ticket = Option<String>;
 
-/// Takes the upload token of a request, before its body is read: each serves one upload at a time.
+/// Takes the upload token of a request, before its body is read: each token serves one upload at a
+/// time.
 pub(super) fn begin(inner: &Inner, head: &Head, call: &str) -> Result<Ticket, Answer> {
     if !matches!(call, "b2_upload_file" | "b2_upload_part") {
         return Ok(None);
@@ -42,7 +43,7 @@ pub(super) fn begin(inner: &Inner, head: &Head, call: &str) -> Result<Ticket, An
     Ok(Some(token))
 }
 
-/// Gives the token back; one whose upload failed is over.
+/// Returns the token; a token whose upload failed expires.
 pub(super) fn end(inner: &Inner, ticket: Ticket, good: bool) {
     let Some(token) = ticket else { return };
     let mut state = inner.state.lock().unwrap();
@@ -67,7 +68,7 @@ fn upload_of<'s>(state: &'s State, head: &Head) -> Result<&'s Upload, Answer> {
         .ok_or_else(|| Answer::refused(401, "expired_auth_token", "Upload token has expired"))
 }
 
-/// Checks the length and the SHA-1; returns the data and the SHA-1 to be said of it.
+/// Checks the length and the SHA-1. Returns the data and the SHA-1 to report.
 fn checked(head: &Head, mut body: Vec<u8>) -> Result<(Vec<u8>, String), Answer> {
     if head.method != "POST" {
         return Err(Answer::refused(
@@ -199,7 +200,7 @@ pub(super) fn upload_part(state: &mut State, head: &Head, body: Vec<u8>) -> Resu
     Ok(Answer::json(&answer))
 }
 
-/// By name or by id; whole, a range, or the headers alone.
+/// Serves a download by name or by id: the whole file, a range, or the headers alone.
 pub(super) fn download(state: &State, head: &Head, call: &str) -> Result<Answer, Answer> {
     let key = state.key_of(head)?;
     let gone = || Answer::refused(404, "not_found", "File with such name does not exist");
