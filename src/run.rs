@@ -23,6 +23,7 @@ pub mod lockfile;
 mod locks;
 pub mod pins;
 pub mod place;
+pub mod pool_sight;
 pub mod probe;
 pub mod prune;
 pub mod prune_snapshots;
@@ -43,6 +44,8 @@ pub mod verify;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use sealed::open_small;
+
+pub use crate::model::error_chain;
 
 use crate::keyring::KeyringError;
 use crate::manifest::ManifestError;
@@ -301,17 +304,4 @@ impl RunError {
             _ => None,
         }
     }
-}
-
-/// An error with its causes, outermost first, on one line. Each text says its own part only, so
-/// none is there twice.
-pub fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -15,11 +15,12 @@ use crate::config::{Config, Environment, Remote, RetentionRules};
 use crate::manifest::Origin;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
-use crate::run::adopt::{origins_of, pool_sight};
+use crate::run::adopt::origins_of;
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
 use crate::run::pins::unpin;
+use crate::run::pool_sight::pool_sight;
 use crate::run::prune::{
     Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
 };

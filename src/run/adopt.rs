@@ -14,8 +14,6 @@ use super::identity::state_name;
 use super::replace::replace_file;
 use crate::manifest::{Origin, parse_strict};
 use crate::model::{BackupId, DatasetName, Digest, KnownStore};
-use crate::plan::timeline::PoolSight;
-use crate::zfs::Zfs;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
@@ -67,36 +65,6 @@ pub fn adopted_backups(
     Ok(adoption
         .map(|adoption| adoption.backups)
         .unwrap_or_default())
-}
-
-/// Reads what the pool knows of the backups of a dataset: its snapshots and bookmarks, and what was
-/// taken over in that store.
-///
-/// # Errors
-/// [`RunError::Zfs`] when the pool cannot be read, [`RunError::File`] when the adoptions cannot.
-pub fn pool_sight(
-    zfs: &dyn Zfs,
-    dataset: &DatasetName,
-    (state_dir, store, stored): (&Path, &KnownStore, &DatasetName),
-    own: &Origin,
-) -> Result<PoolSight, RunError> {
-    let snapshots = zfs
-        .snapshots(dataset)?
-        .into_iter()
-        .map(|snapshot| snapshot.guid);
-    let bookmarks = zfs
-        .bookmarks(dataset)?
-        .into_iter()
-        .map(|bookmark| bookmark.guid);
-    let (known, adopted) = (
-        snapshots.chain(bookmarks).collect(),
-        adopted_backups(state_dir, store, stored, own)?,
-    );
-    Ok(PoolSight {
-        origin: own.clone(),
-        known,
-        adopted,
-    })
 }
 
 /// Takes these origins and these backups over too. On disk when it returns.

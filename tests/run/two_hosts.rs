@@ -21,7 +21,6 @@ use zfs_backup::model::{BackupId, DatasetName, Digest, Guid};
 use zfs_backup::plan::clock::ClockReading;
 use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::plan::send::LifecycleRules;
-use zfs_backup::run::adopt::pool_sight;
 use zfs_backup::run::backup::{BackupEnv, BackupSettings, OtherStore, StoreRole};
 use zfs_backup::run::catalog::{read_catalog, read_chunks};
 use zfs_backup::run::clock::ClockCheck;
@@ -29,6 +28,7 @@ use zfs_backup::run::error_chain;
 use zfs_backup::run::journal::unended;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pins::{pinned, unpin};
+use zfs_backup::run::pool_sight::pool_sight;
 use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv};
 use zfs_backup::run::restore::{

@@ -11,11 +11,11 @@ use crate::manifest::{
 };
 use crate::model::{BackupId, Digest, Guid};
 use crate::plan::timeline::previous_of;
-use crate::run::adopt::pool_sight;
 use crate::run::catalog::{Catalog, StoredBackup};
 use crate::run::host_mark::host_mark;
 use crate::run::journal::log::{CommitBytes, JournalRecord};
 use crate::run::locks::extend_chain;
+use crate::run::pool_sight::pool_sight;
 use crate::run::sealed::seal_small;
 use crate::run::small::read_back;
 use crate::run::transfer::Transferred;
