@@ -55,6 +55,7 @@ mod wire;
 use crate::config::{ConfigError, SecretError};
 use crate::run::RunError;
 use crate::run::transfer::Stop;
+use crate::state::StateError;
 use args::{Args, Command};
 use clap::Parser;
 use context::{Context, Leftovers};
@@ -109,6 +110,12 @@ impl From<RunError> for Failure {
     }
 }
 
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::Run(error.into())
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::Config(error)
@@ -137,7 +144,9 @@ impl Failure {
     fn status(&self) -> u8 {
         match self {
             Self::Run(RunError::Interrupted) => status::INTERRUPTED,
-            Self::Run(RunError::Locked { .. } | RunError::LockedBy { .. }) => status::LOCKED,
+            Self::Run(RunError::State(StateError::Locked { .. }) | RunError::LockedBy { .. }) => {
+                status::LOCKED
+            }
             Self::Run(error) if error.is_damage() => status::DAMAGE,
             Self::Run(_) => status::FAILED,
             Self::Config(_) | Self::Secret(_) | Self::Usage { .. } => status::USAGE,

@@ -47,6 +47,7 @@ pub mod model;
 pub mod plan;
 pub mod run;
 pub mod sign;
+pub mod state;
 pub mod store;
 pub mod stream;
 pub mod zfs;

@@ -1,36 +1,24 @@
 //! Carrying plans out: everything that touches ZFS and a store at once.
 
-pub mod adopt;
 pub mod backup;
-mod bookmark_notes;
-pub mod cache;
 pub mod catalog;
 pub mod clock;
 pub mod doctor;
 pub mod drill;
-pub mod here;
 pub mod holds;
 pub mod hooks;
-pub mod host_mark;
 pub mod identity;
 pub mod inside;
-pub mod journal;
 pub mod kept_config;
 pub mod keys;
-pub mod last_success;
-pub mod lock;
-pub mod lockfile;
 mod locks;
 pub mod pins;
-pub mod place;
 pub mod pool_sight;
 pub mod probe;
 pub mod prune;
 pub mod prune_snapshots;
-pub mod record;
 pub mod rekey;
 pub mod remembered;
-pub mod replace;
 pub mod restore;
 mod sealed;
 pub mod seen;
@@ -51,6 +39,7 @@ use crate::keyring::KeyringError;
 use crate::manifest::ManifestError;
 use crate::model::{BackupId, DatasetName};
 use crate::sign::SignatureError;
+use crate::state::error::{StateError, full_disk_hint};
 use crate::store::StoreError;
 use crate::stream::open::OpenError;
 use crate::stream::record::StreamError;
@@ -139,14 +128,9 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
-    /// Another run has the kernel lock.
-    #[error("{subject} is being worked on by another run{}", holder.map(|pid| format!(", process {pid}")).unwrap_or_default())]
-    Locked {
-        /// What is locked.
-        subject: String,
-        /// The process that has the lock, where it can be told.
-        holder: Option<u32>,
-    },
+    /// A file of this host's own state could not be used, or another run has its lock.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Somebody has the lockfile.
     #[error("{what}")]
     LockedBy {
@@ -284,17 +268,11 @@ impl RunError {
             Self::Zfs(error) => error.permissions_lacking().map(|permissions| {
                 format!("as root: `zfs allow -u USER {permissions} DATASET`; on the dataset or on one above it")
             }),
-            Self::File { path, source, .. }
-                if matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) =>
-            {
-                Some(format!(
-                    "make room on the file system of {path}; what the store has confirmed is kept, and the next run goes on"
-                ))
-            }
+            Self::File { path, source, .. } => full_disk_hint(path, source),
+            Self::State(error) => error.hint(),
             Self::OnePlace { .. } => Some(
                 "a link, a bind mount, a network mount or an rclone alias leads from one to the other: give remote and intermediate_basedir places of their own. If one is a copy that another program made, delete @zfs-backup/store-id in the copy, and run `zfs-backup accept-store` for it".into(),
             ),
-            Self::Locked { .. } => Some("wait until it has ended".into()),
             Self::TargetChanged { .. } => Some(
                 "nothing of that was destroyed; keep what you need, then the same command with --force-rollback lists what \
                  would have to go, and resumes"

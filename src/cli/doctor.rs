@@ -15,9 +15,10 @@ use crate::run::doctor::host::{
 };
 use crate::run::doctor::{Check, CheckState};
 use crate::run::keys::KeyCache;
-use crate::run::probe::{ProbeCache, ProbeNote, probe_store};
+use crate::run::probe::probe_store;
 use crate::run::select::Selected;
 use crate::sign::Trust;
+use crate::state::probes::{ProbeCache, ProbeNote};
 use crate::store::ObjectStore;
 use crate::store::key::KEYRING_PREFIX;
 use jiff::Timestamp;

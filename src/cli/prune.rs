@@ -15,7 +15,6 @@ use crate::config::{Config, Environment, Remote, RetentionRules};
 use crate::manifest::Origin;
 use crate::plan::prune::Doubt;
 use crate::run::RunError;
-use crate::run::adopt::origins_of;
 use crate::run::backup::StoreRole;
 use crate::run::clock::ClockCheck;
 use crate::run::identity::refuse_one_place;
@@ -25,6 +24,7 @@ use crate::run::prune::{
     Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
 };
 use crate::run::select::Selected;
+use crate::state::adoption::origins_of;
 use crate::store::key::dataset_prefix;
 use crate::store::{ListedObject, ObjectStore, StoreErrorKind};
 use crate::zfs::Zfs;

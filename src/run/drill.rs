@@ -131,6 +131,7 @@ fn clean_up_one(zfs: &dyn Zfs, dataset: Dataset, locks: Option<&Path>) -> Leftov
     }
     // Held while it is destroyed, so that it is nobody's meanwhile.
     let destroyed = lock_target(locks, &name)
+        .map_err(RunError::from)
         .and_then(|_lock| destroy_left_scratch(zfs, &name, &scratch.guids));
     match destroyed {
         Ok(()) => Leftover::Destroyed(name),

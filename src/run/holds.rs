@@ -9,13 +9,14 @@
 
 use super::RunError;
 use super::catalog::{read_catalog, read_pruned};
-use super::identity::state_name;
-use super::journal::attempts_anywhere;
-use super::lock::{KernelLock, is_held, is_held_named, lock_dataset};
 use super::pins::unpin;
 use super::select::Selected;
 use crate::model::{BackupId, DatasetName, KnownStore, SnapshotName};
 use crate::sign::TrustedKeys;
+use crate::state::StateError;
+use crate::state::dataset_lock::{KernelLock, is_held, is_held_named, lock_dataset};
+use crate::state::dir::state_name;
+use crate::state::journal::attempts_anywhere;
 use crate::store::ObjectStore;
 use crate::zfs::{Zfs, ZfsError};
 use jiff::Timestamp;
@@ -157,8 +158,8 @@ pub fn release_holds(
     for store in stores {
         match lock_dataset(state_dir, store, &selected.stored) {
             Ok(lock) => locks.push(lock),
-            Err(RunError::Locked { .. }) => running = Some(at_work(store)),
-            Err(other) => return Err(other),
+            Err(StateError::Locked { .. }) => running = Some(at_work(store)),
+            Err(other) => return Err(other.into()),
         }
     }
     let judged = Judge {
@@ -266,8 +267,8 @@ impl Judge<'_> {
 mod tests {
     use super::*;
     use crate::model::{BackupKind, Guid};
-    use crate::run::journal::{AttemptJournal, read_attempts};
     use crate::run::snapshot::take_snapshots;
+    use crate::state::journal::{AttemptJournal, read_attempts};
     use crate::zfs::DatasetType;
     use crate::zfs::fake::FakeZfs;
 

@@ -7,7 +7,6 @@
 
 use super::catalog::get_signed;
 use super::keys::WriterKeys;
-use super::replace::replace_until_crash;
 use super::sealed::{open_small, seal_small};
 use super::small::put_again;
 use super::{RunError, error_chain};
@@ -15,6 +14,7 @@ use crate::keyring::KeyFile;
 use crate::manifest::{parse_as, to_stored_bytes};
 use crate::model::Digest;
 use crate::sign::{SignedType, VerifyingKey};
+use crate::state::dir::replace_until_crash;
 use crate::store::key::{CONFIG_PREFIX, SIGNATURE_SUFFIX};
 use crate::store::{ObjectKey, ObjectStore};
 use jiff::Timestamp;

@@ -1,10 +1,10 @@
 //! Reads the pool's side of a question about backups: which of their snapshots it still knows.
 
 use super::RunError;
-use super::adopt::adopted_backups;
 use crate::manifest::Origin;
 use crate::model::{DatasetName, KnownStore};
 use crate::plan::timeline::PoolSight;
+use crate::state::adoption::adopted_backups;
 use crate::zfs::Zfs;
 use std::path::Path;
 

@@ -3,8 +3,6 @@
 use super::catalog::read_catalog;
 use super::clock::{ClockCheck, store_clocks};
 use super::identity::refuse_one_place;
-use super::journal::{never_committing, unended};
-use super::lock::lock_dataset;
 use super::pins::pinned;
 use super::prune::read_leftovers;
 use super::seen::Seen;
@@ -14,6 +12,8 @@ use super::{RunError, error_chain};
 use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
 use crate::sign::TrustedKeys;
+use crate::state::dataset_lock::lock_dataset;
+use crate::state::journal::{never_committing, unended};
 use crate::store::ObjectStore;
 use crate::zfs::{Snapshot, Zfs};
 use jiff::Timestamp;
@@ -171,7 +171,7 @@ fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
 /// stays and is told of.
 ///
 /// # Errors
-/// [`RunError::Locked`] when a run works on the dataset in one of the stores; [`RunError::Zfs`]
+/// [`StateError::Locked`] when a run works on the dataset in one of the stores; [`RunError::Zfs`]
 /// without the permission to destroy; as for [`look_at_snapshots`].
 pub async fn prune_snapshots(
     env: &SnapshotsEnv,

@@ -23,9 +23,9 @@ use super::keys::{
     free_number, keyring_error, list_keyrings, newer_of, put_list_copies, put_lists, read_lists,
     stored_keyrings,
 };
-use super::lock::{KernelLock, lock_dataset};
 use crate::keyring::{KeyFile, KeyringError, keyring_tag};
 use crate::sign::{Believed, SigningKey, Trust, TrustedKeys};
+use crate::state::dataset_lock::{KernelLock, lock_dataset};
 use crate::store::{ObjectKey, ObjectStore};
 use age::secrecy::{ExposeSecret, SecretString};
 use bytes::Bytes;

@@ -7,7 +7,6 @@
 mod allowed;
 mod find;
 mod leave;
-mod lock;
 mod mark;
 mod plain;
 mod properties;
@@ -19,10 +18,10 @@ mod target;
 mod tree;
 mod visible;
 
+pub use crate::state::restore_lock::{RestoreLock, lock_folder, lock_target};
 pub use allowed::check_allowed;
 pub use find::{find_restore_backup, find_restore_set};
 pub(super) use leave::{destroy_left_scratch, destroy_scratch};
-pub use lock::{RestoreLock, lock_folder, lock_target};
 pub use mark::{
     Begun, RESTORING_PROPERTY, RestoreToken, SCRATCH_PROPERTY, Scratch, is_makeshift, left_half,
 };

@@ -1,11 +1,11 @@
 //! Which datasets a configuration means, and what each is called in the store.
 
 use super::RunError;
-use super::place::recorded_place;
 use super::restore::{RESTORING_PROPERTY, SCRATCH_PROPERTY, is_makeshift};
 use super::snapshot::find_dataset;
 use crate::config::DatasetSelection;
 use crate::model::DatasetName;
+use crate::state::stored_name::recorded_place;
 use crate::zfs::{Dataset, Property, Zfs};
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use std::path::Path;
@@ -119,7 +119,7 @@ fn select_below(
         }
         let recorded = match &configured.store_as {
             Some(_) => Ok(None),
-            None => recorded_place(state_dir, dataset.guid),
+            None => recorded_place(state_dir, dataset.guid).map_err(RunError::from),
         };
         let stored = recorded.and_then(|recorded| match recorded {
             Some(recorded) => Ok(recorded),

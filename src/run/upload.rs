@@ -16,7 +16,6 @@ use super::RunError;
 use super::catalog::{Catalog, StoredBackup, read_catalog, read_prune_records};
 use super::identity::refuse_one_place;
 use super::keys::WriterKeys;
-use super::lock::lock_dataset;
 use super::seen::Seen;
 use super::transfer::{Progress, ProgressSink, Stop};
 use crate::manifest::LiveEntry;
@@ -24,6 +23,7 @@ use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{CopyGap, CopyInput, CopyPlan, CopyStep, LeftReason, plan_copy};
 use crate::sign::TrustedKeys;
+use crate::state::dataset_lock::lock_dataset;
 use crate::store::{ObjectKey, ObjectStore};
 use copy::Copy;
 use jiff::Timestamp;
@@ -199,7 +199,7 @@ fn live_entry(backup: &StoredBackup) -> LiveEntry {
 /// from it; the others go on, unless a stop was asked for.
 ///
 /// # Errors
-/// [`RunError::Locked`], or [`RunError`] when it could not be planned; what fails later is in the
+/// [`StateError::Locked`], or [`RunError`] when it could not be planned; what fails later is in the
 /// report.
 pub async fn upload_dataset(
     env: &UploadEnv,

@@ -7,10 +7,10 @@ mod data;
 
 use super::catalog::{Catalog, StoredBackup, read_catalog, read_pruned};
 use super::keys::{every_keyring, list_flaws};
-use super::record::OwnCommit;
 use super::{RunError, error_chain};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;
+use crate::state::history::OwnCommit;
 use crate::store::key::{BackupObject, KEYRING_PREFIX, backup_prefix};
 use crate::store::{Evidence, EvidenceTier, ObjectKey, ObjectStore};
 use backup::{Found, verify_backup};

@@ -22,13 +22,13 @@ use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::run::RunError;
 use zfs_backup::run::catalog::{StoredBackup, read_catalog, read_chunks, read_pruned};
 use zfs_backup::run::clock::ClockCheck;
-use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::prune::{
     Beside, PruneEnv, PruneLook, PruneOutcome, PruneTask, look, prune_dataset,
 };
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::sign::SignedType;
+use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::key::{BackupObject, object_name};
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{Evidence, ObjectKey, ObjectStore, StoreError};
@@ -485,7 +485,8 @@ impl Upload {
             &mut receipt,
         )
         .await?;
-        journal.committed()
+        journal.committed()?;
+        Ok(())
     }
 
     /// After `started.json` is there: the base must still be whole, and no record may name it or

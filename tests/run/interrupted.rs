@@ -16,9 +16,9 @@ use zfs_backup::manifest::Origin;
 use zfs_backup::model::{BackupId, BackupKind};
 use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, CommittedBackup, back_up};
-use zfs_backup::run::journal::{read_attempts, unended};
 use zfs_backup::run::pins::pinned;
 use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
+use zfs_backup::state::journal::{read_attempts, unended};
 use zfs_backup::store::memory::{Fault, Operation, Outcome};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::Zfs;
@@ -292,7 +292,7 @@ async fn what_was_confirmed_is_neither_sent_nor_read_again() {
 
 /// The chunks that the journals of the world know as confirmed.
 fn confirmed_names(world: &World) -> BTreeSet<String> {
-    use zfs_backup::run::journal::log::JournalRecord;
+    use zfs_backup::state::journal::log::JournalRecord;
     let attempts = read_attempts(
         &world.settings.state_dir,
         &world.store.known(),

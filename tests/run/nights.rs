@@ -14,6 +14,7 @@ use zfs_backup::run::prune::{Beside, prune_dataset};
 use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
 use zfs_backup::run::upload::{UploadEnv, UploadRules, upload_dataset};
 use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::{SendBase, Zfs};
@@ -399,7 +400,7 @@ async fn an_unfinished_upload_keeps_its_snapshot() {
         !shorts(&world).contains(&unfinished[0]),
         "the one that was uploaded stays"
     );
-    let _held = zfs_backup::run::lock::lock_dataset(
+    let _held = zfs_backup::state::dataset_lock::lock_dataset(
         &world.settings.state_dir,
         &world.store.known(),
         &world.dataset,
@@ -407,7 +408,7 @@ async fn an_unfinished_upload_keeps_its_snapshot() {
     .unwrap();
     assert!(matches!(
         destroy(&world, 120).await,
-        Err(RunError::Locked { .. })
+        Err(RunError::State(StateError::Locked { .. }))
     ));
 }
 

@@ -15,7 +15,6 @@ use tokio::task::yield_now;
 use zfs_backup::keyring::{KeyFile, keyring_tag};
 use zfs_backup::manifest::{FORMAT, PRUNE_RECORD_BYTES_MAX, PruneRecord, to_stored_bytes};
 use zfs_backup::model::{BackupId, BackupKind, Guid};
-use zfs_backup::run::cache::{Keeping, ObjectCache};
 use zfs_backup::run::catalog::{Catalog, read_catalog, read_catalog_through, read_prune_records};
 use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
 use zfs_backup::run::keys::{open_keyrings, stored_keyrings};
@@ -23,6 +22,7 @@ use zfs_backup::run::prune::look;
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::sign::SignedType;
+use zfs_backup::state::manifests::{Keeping, ObjectCache};
 use zfs_backup::store::memory::{MemoryStore, Operation};
 use zfs_backup::store::{
     Evidence, ListedObject, ObjectKey, ObjectStore, PartWriter, PutOutcome, StoreError,

@@ -19,15 +19,15 @@ use zfs_backup::run::backup::{BackupEnv, OtherStore, StoreRole, back_up, plan_ba
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::holds::{HOLD_PREFIX, KnownAttempts, over_in, release_holds};
 use zfs_backup::run::identity::{Place, Purpose, accept, identify, known_at};
-use zfs_backup::run::journal::{AttemptJournal, read_attempts, unended};
 use zfs_backup::run::prune::{Beside, PruneTask, look, prune_dataset};
 use zfs_backup::run::prune_snapshots::{
     SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots,
 };
-use zfs_backup::run::record::{OwnCommit, Records, VerifyNote};
 use zfs_backup::run::restore::RestorePoint;
 use zfs_backup::run::verify::{Damage, VerifyOptions, verify_with};
 use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::state::history::{OwnCommit, Records, VerifyNote};
+use zfs_backup::state::journal::{AttemptJournal, read_attempts, unended};
 use zfs_backup::store::dir::DirStore;
 use zfs_backup::store::key::STORE_ID;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};

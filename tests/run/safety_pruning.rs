@@ -20,13 +20,13 @@ use zfs_backup::run::backup::{BackupEnv, BackupOutcome, back_up};
 use zfs_backup::run::catalog::read_catalog;
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::holds::HOLD_PREFIX;
-use zfs_backup::run::journal::AttemptJournal;
 use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, forget, prune_dataset};
 use zfs_backup::run::prune_snapshots::{
     SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots,
 };
 use zfs_backup::run::upload::UploadEnv;
 use zfs_backup::sign::SignedType;
+use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
 use zfs_backup::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use zfs_backup::zfs::Zfs;

@@ -18,6 +18,7 @@ use zfs_backup::run::restore::{
 };
 use zfs_backup::run::select::select_datasets;
 use zfs_backup::run::{RunError, error_chain};
+use zfs_backup::state::StateError;
 use zfs_backup::zfs::{DatasetType, PropertyValue, SendBase, Zfs};
 
 const EEXIST: i32 = 17;
@@ -743,7 +744,13 @@ async fn a_drill_that_cannot_remove_its_scratch_says_so_and_the_next_one_removes
     let held = lock_target(locks.path(), &scratch).unwrap();
     let found = clean_up(&world.zfs, &name("tank"), Some(locks.path())).unwrap();
     assert!(
-        matches!(&found[..], [Leftover::Stays(_, RunError::Locked { .. })]),
+        matches!(
+            &found[..],
+            [Leftover::Stays(
+                _,
+                RunError::State(StateError::Locked { .. })
+            )]
+        ),
         "{found:?}"
     );
     drop(held);

@@ -25,7 +25,6 @@ use zfs_backup::run::backup::{BackupEnv, BackupSettings, OtherStore, StoreRole};
 use zfs_backup::run::catalog::{read_catalog, read_chunks};
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::error_chain;
-use zfs_backup::run::journal::unended;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::pins::{pinned, unpin};
 use zfs_backup::run::pool_sight::pool_sight;
@@ -37,6 +36,7 @@ use zfs_backup::run::restore::{
 use zfs_backup::run::select::Selected;
 use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::run::upload::UploadEnv;
+use zfs_backup::state::journal::unended;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{ObjectStore, StoreTraits, UploadNeeds};
 use zfs_backup::stream::seal::Compression;

@@ -334,7 +334,7 @@ impl World {
     /// That nothing is kept in the pool but for what the next run finds: an upload that this host's
     /// journal will go on with, or a backup that was committed.
     pub(crate) fn assert_pins_are_known(&self) {
-        let unended = zfs_backup::run::journal::unended(
+        let unended = zfs_backup::state::journal::unended(
             &self.settings.state_dir,
             &self.store.known(),
             &self.dataset,

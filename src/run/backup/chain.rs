@@ -5,13 +5,13 @@ use super::attempt::Attempt;
 use super::planning::{Base, Beside, Sight};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, Digest};
-use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::catalog::{
     Catalog, PRUNE_MAX, StoredBackup, read_manifest, read_prune_records, read_prune_records_through,
 };
 use crate::run::seen::Seen;
 use crate::run::small::{TRIES_MAX, TRY_PAUSE};
 use crate::run::{RunError, error_chain};
+use crate::state::manifests::{Keeping, ObjectCache};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, dataset_prefix, object_name,
 };

@@ -12,8 +12,6 @@ use crate::manifest::{
 use crate::model::{BackupId, Digest, Guid};
 use crate::plan::timeline::previous_of;
 use crate::run::catalog::{Catalog, StoredBackup};
-use crate::run::host_mark::host_mark;
-use crate::run::journal::log::{CommitBytes, JournalRecord};
 use crate::run::locks::extend_chain;
 use crate::run::pool_sight::pool_sight;
 use crate::run::sealed::seal_small;
@@ -21,6 +19,8 @@ use crate::run::small::read_back;
 use crate::run::transfer::Transferred;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
+use crate::state::host_mark::host_mark;
+use crate::state::journal::log::{CommitBytes, JournalRecord};
 use crate::store::ObjectKey;
 use crate::store::key::{BackupObject, object_name};
 use crate::zfs::PropertyValue;

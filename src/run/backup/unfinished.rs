@@ -16,14 +16,14 @@ use crate::plan::resume::{
 };
 use crate::plan::send::RequestedKind;
 use crate::run::catalog::{get_signed, read_pruned};
-use crate::run::journal::log::JournalRecord;
-use crate::run::journal::{JournaledAttempt, forget_attempt, read_attempts};
 use crate::run::pins::{pinned, unpin};
 use crate::run::select::Selected;
 use crate::run::transfer::{Carried, ConfirmedChunk};
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
+use crate::state::journal::log::JournalRecord;
+use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};
 use crate::store::key::{
     BackupObject, SIGNATURE_SUFFIX, backup_prefix, object_name, parse_object_name,
 };

@@ -7,9 +7,9 @@
 use super::KeyCache;
 use crate::model::{DatasetName, Digest};
 use crate::run::catalog::list_wanted;
-use crate::run::replace::replace_file;
 use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, BelievedList, TrustedKeys};
+use crate::state::dir::replace_file;
 use crate::store::key::KEYRING_PREFIX;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use std::fs;

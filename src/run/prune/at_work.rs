@@ -8,9 +8,6 @@
 //!   kept;
 //! - the record stays, because an upload that begins now must see that its base is about to be
 //!   deleted.
-//!
-//! `state_dir/prune-records` names the records that this host put, a file for each store and
-//! dataset.
 
 use super::PruneEnv;
 use crate::manifest::PruneRecord;
@@ -18,71 +15,28 @@ use crate::model::{BackupId, DatasetName};
 use crate::plan::prune::OtherPrune;
 use crate::run::RunError;
 use crate::run::catalog::{Catalog, PRUNE_MAX};
-use crate::run::identity::state_name;
-use crate::run::replace::replace_file;
+use crate::state::prune_records::OwnPruneRecords;
 use crate::store::ObjectKey;
-use std::fs::DirBuilder;
-use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
 
-/// How many of this host's own records are remembered. Older ones do not matter: no prune of that
-/// age is running.
-const OWN_RECORDS_MAX: usize = 64;
-
-/// The records that this host put into one store for one dataset, the newest last.
-pub(super) struct OwnRecords {
-    path: PathBuf,
-    keys: Vec<String>,
-}
+/// The records that this host put into one store for one dataset.
+pub(super) struct OwnRecords(OwnPruneRecords);
 
 impl OwnRecords {
     /// Reads which records this host put.
     ///
     /// # Errors
-    /// [`RunError::File`] when that is not known.
+    /// [`RunError::State`] when that is not known.
     pub(super) fn read(env: &PruneEnv, dataset: &DatasetName) -> Result<Self, RunError> {
-        let path = env
-            .state_dir
-            .join("prune-records")
-            .join(state_name(&env.store.known(), dataset));
-        let keys = match std::fs::read_to_string(&path) {
-            Ok(text) => text.lines().map(ToOwned::to_owned).collect(),
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(source) => {
-                return Err(RunError::File {
-                    operation: "read",
-                    path: path.display().to_string(),
-                    source,
-                });
-            }
-        };
-        Ok(Self { path, keys })
+        let records = OwnPruneRecords::read(&env.state_dir, &env.store.known(), dataset)?;
+        Ok(Self(records))
     }
 
     /// Notes a record before it is put. On disk when it returns.
     ///
     /// # Errors
-    /// [`RunError::File`]; then the record may not be put.
-    pub(super) fn note(mut self, key: &ObjectKey) -> Result<(), RunError> {
-        self.keys.push(key.to_string());
-        let first = self.keys.len().saturating_sub(OWN_RECORDS_MAX);
-        let mut text = self.keys[first..].join("\n");
-        text.push('\n');
-        let folder = self.path.parent().map(PathBuf::from).unwrap_or_default();
-        let write = || -> std::io::Result<()> {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
-            replace_file(&self.path, text.as_bytes())
-        };
-        let path = self.path.display().to_string();
-        write().map_err(|source| RunError::File {
-            operation: "write",
-            path,
-            source,
-        })
+    /// [`RunError::State`]; then the record may not be put.
+    pub(super) fn note(self, key: &ObjectKey) -> Result<(), RunError> {
+        Ok(self.0.note(key.as_str())?)
     }
 
     /// Whether the prune that put this record may still be running on another host.
@@ -93,7 +47,7 @@ impl OwnRecords {
     ) -> bool {
         let recorded_at = record.recorded_at.unwrap_or(record.written_at);
         let is_young = env.now.duration_since(recorded_at) < PRUNE_MAX;
-        is_young && !self.keys.iter().any(|own| own == key.as_str())
+        is_young && !self.0.contains(key.as_str())
     }
 
     /// Returns the prune of another host that may be running: one of its records names a backup

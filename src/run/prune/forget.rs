@@ -12,9 +12,9 @@ use crate::plan::prune::{StartedFact, Waiting, follower, waiting_follower};
 use crate::plan::retention::in_order;
 use crate::run::RunError;
 use crate::run::catalog::{read_catalog, read_prune_records};
-use crate::run::journal::forget_attempt;
-use crate::run::lock::lock_dataset;
 use crate::run::seen::Seen;
+use crate::state::dataset_lock::lock_dataset;
+use crate::state::journal::forget_attempt;
 use crate::store::{ObjectKey, ObjectStore};
 
 /// What is forgotten.
@@ -179,7 +179,7 @@ async fn check_waiting(
 /// Deletes it, with a signed record, and removes it from this host's journal.
 ///
 /// # Errors
-/// As for [`look_at`]; [`RunError::Locked`].
+/// As for [`look_at`]; [`StateError::Locked`].
 pub async fn forget(
     env: &PruneEnv,
     dataset: &DatasetName,

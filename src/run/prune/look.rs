@@ -13,15 +13,15 @@ use crate::plan::prune::{
 };
 use crate::plan::retention::in_order;
 use crate::plan::timeline::PoolSight;
-use crate::run::cache::{Keeping, ObjectCache};
 use crate::run::catalog::{
     Attempt, Catalog, read_catalog_through, read_prune_records_through, read_receipt, read_started,
 };
 use crate::run::identity::refuse_one_place;
-use crate::run::journal::never_committing;
 use crate::run::seen::Seen;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
+use crate::state::journal::never_committing;
+use crate::state::manifests::{Keeping, ObjectCache};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, stream};

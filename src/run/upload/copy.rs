@@ -12,13 +12,13 @@ use crate::model::{BackupId, Digest};
 use crate::run::catalog::{
     StoredBackup, find_gaps, get_pinned, get_signed, read_chunks, read_manifest, read_prune_records,
 };
-use crate::run::journal::AttemptJournal;
 use crate::run::locks::extend_chain;
 use crate::run::small::{put_again, read_back};
 use crate::run::transfer::Progress;
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
+use crate::state::journal::AttemptJournal;
 use crate::store::key::{BackupObject, backup_prefix, dataset_prefix, object_name};
 use crate::store::{Evidence, ObjectKey, StoreErrorKind};
 use bytes::Bytes;

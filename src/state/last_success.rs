@@ -1,7 +1,7 @@
 //! When `perform` last ended well with a configuration: for the message about one that did not.
 
-use super::RunError;
-use super::replace::{create_folder, replace_until_crash};
+use super::dir::{create_folder, replace_until_crash};
+use super::error::{StateError, failed};
 use crate::model::Digest;
 use jiff::Timestamp;
 use std::io::ErrorKind;
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 /// When a run of this configuration last ended well; `None` when none ever did.
 ///
 /// # Errors
-/// [`RunError::File`] when that could not be read.
-pub fn last_success(state_dir: &Path, config_file: &Path) -> Result<Option<Timestamp>, RunError> {
+/// [`StateError::File`] when that could not be read.
+pub fn last_success(state_dir: &Path, config_file: &Path) -> Result<Option<Timestamp>, StateError> {
     let path = path_of(state_dir, config_file);
     match std::fs::read_to_string(&path) {
         Ok(text) => match text.trim().parse() {
@@ -30,8 +30,8 @@ pub fn last_success(state_dir: &Path, config_file: &Path) -> Result<Option<Times
 /// Notes that a run of this configuration ended well.
 ///
 /// # Errors
-/// [`RunError::File`].
-pub fn note_success(state_dir: &Path, config_file: &Path, at: Timestamp) -> Result<(), RunError> {
+/// [`StateError::File`].
+pub fn note_success(state_dir: &Path, config_file: &Path, at: Timestamp) -> Result<(), StateError> {
     let path = path_of(state_dir, config_file);
     let folder = path.parent().unwrap_or(state_dir);
     create_folder(folder).map_err(|source| failed("create", folder, source))?;
@@ -45,14 +45,6 @@ fn path_of(state_dir: &Path, config_file: &Path) -> PathBuf {
     state_dir
         .join("perform")
         .join(format!("{}.last-success", &name[..16]))
-}
-
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -16,10 +16,9 @@
 //! An attempt that copies a backup from another store keeps its file empty: it needs no more than
 //! its name.
 
-use super::failed;
 use crate::manifest::{ProgressChunk, base64_text};
 use crate::model::Digest;
-use crate::run::RunError;
+use crate::state::error::{StateError, failed};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -126,7 +125,7 @@ impl AttemptLog {
     }
 
     /// Behind the last record that passed. What follows it is cut off.
-    pub(super) fn go_on(path: PathBuf, read: &ReadLog) -> Result<Self, RunError> {
+    pub(super) fn go_on(path: PathBuf, read: &ReadLog) -> Result<Self, StateError> {
         let open = || -> std::io::Result<File> {
             let file = OpenOptions::new().append(true).open(&path)?;
             file.set_len(read.sound_bytes)?;
@@ -145,9 +144,9 @@ impl AttemptLog {
     /// Appends a record and waits until it is on disk.
     ///
     /// # Errors
-    /// [`RunError::File`], and then for every later record too: what was to follow from it may not
+    /// [`StateError::File`], and then for every later record too: what was to follow from it may not
     /// be done.
-    pub fn append(&mut self, record: &JournalRecord) -> Result<(), RunError> {
+    pub fn append(&mut self, record: &JournalRecord) -> Result<(), StateError> {
         self.write(record)?;
         let synced = self.file.sync_data();
         self.check(synced)
@@ -157,11 +156,11 @@ impl AttemptLog {
     ///
     /// # Errors
     /// As for [`AttemptLog::append`].
-    pub fn note(&mut self, record: &JournalRecord) -> Result<(), RunError> {
+    pub fn note(&mut self, record: &JournalRecord) -> Result<(), StateError> {
         self.write(record)
     }
 
-    fn write(&mut self, record: &JournalRecord) -> Result<(), RunError> {
+    fn write(&mut self, record: &JournalRecord) -> Result<(), StateError> {
         if self.broken {
             let before = std::io::Error::other("an earlier record could not be written");
             return Err(failed("write", &self.path, before));
@@ -181,7 +180,7 @@ impl AttemptLog {
         }
     }
 
-    fn check(&mut self, result: std::io::Result<()>) -> Result<(), RunError> {
+    fn check(&mut self, result: std::io::Result<()>) -> Result<(), StateError> {
         self.broken |= result.is_err();
         result.map_err(|source| failed("write", &self.path, source))
     }
@@ -194,7 +193,7 @@ fn sum(last: &str, json: &[u8]) -> String {
 }
 
 /// Reads what passes of a log. A file that is gone is empty.
-pub(super) fn read_log(path: &Path) -> Result<ReadLog, RunError> {
+pub(super) fn read_log(path: &Path) -> Result<ReadLog, StateError> {
     let mut bytes = Vec::new();
     match File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)) {
         Ok(_) => {}

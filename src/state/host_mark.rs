@@ -1,12 +1,13 @@
 //! The mark of this host: a hash of its machine id, and a random id that lies in `state_dir` since
 //! it was made.
 
-use super::RunError;
-use super::here::Here;
+use super::dir::create_folder;
+use super::error::{StateError, failed};
+use super::process::Here;
 use crate::model::HostMark;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Error, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The file in `state_dir`: 16 hexadecimal digits and a newline.
@@ -16,23 +17,15 @@ const FILE_BYTES: u64 = 17;
 /// The mark of this host, whose id is made now if `state_dir` has none.
 ///
 /// # Errors
-/// [`RunError::File`] when the id can be neither read nor made; [`RunError::Refused`] when the file
+/// [`StateError::File`] when the id can be neither read nor made; [`StateError::HostId`] when the file
 /// holds something else.
-pub fn host_mark(state_dir: &Path) -> Result<HostMark, RunError> {
+pub fn host_mark(state_dir: &Path) -> Result<HostMark, StateError> {
     if let Some(mark) = known_host_mark(state_dir)? {
         return Ok(mark);
     }
     let path = state_dir.join(FILE_NAME);
-    let failed = |source| RunError::File {
-        operation: "create",
-        path: path.display().to_string(),
-        source,
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(state_dir)
-        .map_err(failed)?;
+    let failed = |source| failed("create", &path, source);
+    create_folder(state_dir).map_err(failed)?;
     create(&path).map_err(failed)?;
     let made = known_host_mark(state_dir)?;
     made.ok_or_else(|| {
@@ -47,34 +40,21 @@ pub fn host_mark(state_dir: &Path) -> Result<HostMark, RunError> {
 ///
 /// # Errors
 /// As for [`host_mark`].
-pub fn known_host_mark(state_dir: &Path) -> Result<Option<HostMark>, RunError> {
+pub fn known_host_mark(state_dir: &Path) -> Result<Option<HostMark>, StateError> {
     let path = state_dir.join(FILE_NAME);
     let text = match read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(source) => {
-            return Err(RunError::File {
-                operation: "read",
-                path: path.display().to_string(),
-                source,
-            });
+            return Err(failed("read", &path, source));
         }
     };
     let machine = Here::current().machine;
     let mark = text
         .strip_suffix('\n')
         .and_then(|id| format!("{machine:0>16}-{id}").parse().ok());
-    let wrong = || {
-        let quoted = path.display().to_string();
-        let quoted = shell_words::quote(&quoted);
-        let what = format!(
-            "{}: 16 lower-case hexadecimal digits and a newline were expected",
-            path.display()
-        );
-        RunError::refused(
-            what,
-            format!("if nothing else is amiss there: rm {quoted}; the next backup makes a new one"),
-        )
+    let wrong = || StateError::HostId {
+        path: path.display().to_string(),
     };
     mark.map(Some).ok_or_else(wrong)
 }

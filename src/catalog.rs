@@ -13,7 +13,6 @@ pub(super) use fetch::{get_signature, get_signed};
 pub(super) use records::PRUNE_MAX;
 pub use records::{read_prune_records, read_prune_records_through, read_pruned};
 
-use super::cache::ObjectCache;
 use super::{RunError, error_chain};
 use crate::manifest::{
     ChunkEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt, SIGNATURE_BYTES_MAX, Started,
@@ -23,6 +22,8 @@ use crate::model::{BackupId, DatasetName, Digest, Guid};
 use crate::plan::BackupFacts;
 use crate::plan::timeline::Timeline;
 use crate::sign::{SignedType, TrustedKeys};
+use crate::state::history::SeenNote;
+use crate::state::manifests::ObjectCache;
 use crate::store::key::{BackupObject, ParsedKey, SIGNATURE_SUFFIX, dataset_prefix};
 use crate::store::{ListedObject, ObjectKey, ObjectStore};
 use bytes::Bytes;
@@ -154,6 +155,23 @@ impl Catalog {
         }
     }
 
+    /// Sums up what the store holds, for this host's history.
+    pub fn seen_note(&self, now: jiff::Timestamp) -> SeenNote {
+        let newest = self.newest().map(|backup| &backup.manifest);
+        SeenNote {
+            at: now,
+            newest: newest.map(|manifest| manifest.id.clone()),
+            newest_at: newest.map(|manifest| manifest.snapshot.created_at),
+            chain_position: newest.map_or(0, |manifest| manifest.chain.position),
+            backups: self.backups.len() as u64,
+            total_bytes: self
+                .backups
+                .iter()
+                .fold(0, |sum, backup| sum.saturating_add(backup.stored_bytes())),
+            time_lines: self.time_lines() as u64,
+        }
+    }
+
     fn facts(&self) -> Vec<BackupFacts> {
         let facts = |backup: &StoredBackup| {
             BackupFacts::new(&backup.manifest, backup.manifest_blake3, 0, None)
@@ -192,7 +210,7 @@ pub async fn read_catalog(
 }
 
 /// As [`read_catalog`], but what is kept of manifests that are listed as before is not fetched. For
-/// plans and for people, not for proof: see [`super::cache`].
+/// plans and for people, not for proof: see [`crate::state::manifests`].
 ///
 /// # Errors
 /// As for [`read_catalog`].

@@ -4,13 +4,13 @@
 //! A backup in the intermediate directory may follow from one that lies only in the remote, so
 //! chains may be walked through two stores at once.
 
-use super::cache::ObjectCache;
 use super::catalog::{Catalog, StoredBackup, find_gaps, read_chunks_through};
 use super::{RunError, error_chain};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::restore::Bases;
+use crate::state::manifests::ObjectCache;
 use crate::store::ObjectStore;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use std::collections::BTreeMap;

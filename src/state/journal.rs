@@ -15,9 +15,9 @@
 
 pub mod log;
 
-use super::RunError;
-use super::identity::state_name;
-use super::replace::{create_folder, create_new, replace_file};
+use super::dir::state_name;
+use super::dir::{create_folder, create_new, replace_file};
+use super::error::{StateError, failed};
 use crate::model::{BackupId, DatasetName, KnownStore};
 use log::{AttemptLog, JournalRecord, ReadLog, read_log};
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,13 +44,13 @@ impl AttemptJournal {
     /// Notes that this attempt begins, before its first object is put.
     ///
     /// # Errors
-    /// [`RunError::File`]; then nothing may be put.
+    /// [`StateError::File`]; then nothing may be put.
     pub fn begin(
         state_dir: &Path,
         store: &KnownStore,
         dataset: &DatasetName,
         id: &BackupId,
-    ) -> Result<Self, RunError> {
+    ) -> Result<Self, StateError> {
         let folder = folder_of(state_dir, store, dataset);
         create_folder(&folder).map_err(|source| failed("create", &folder, source))?;
         let journal = Self {
@@ -74,7 +74,7 @@ impl AttemptJournal {
         dataset: &DatasetName,
         id: &BackupId,
         plan: &JournalRecord,
-    ) -> Result<(Self, AttemptLog), RunError> {
+    ) -> Result<(Self, AttemptLog), StateError> {
         let journal = Self::begin(state_dir, store, dataset, id)?;
         let path = journal.file(BEGUN);
         let file = OpenOptions::new()
@@ -95,13 +95,13 @@ impl AttemptJournal {
     /// one that came near its commit stays so.
     ///
     /// # Errors
-    /// [`RunError::File`]; then nothing may be put.
+    /// [`StateError::File`]; then nothing may be put.
     pub fn begin_or_go_on(
         state_dir: &Path,
         store: &KnownStore,
         dataset: &DatasetName,
         id: &BackupId,
-    ) -> Result<Self, RunError> {
+    ) -> Result<Self, StateError> {
         let journal = Self {
             folder: folder_of(state_dir, store, dataset),
             id: id.clone(),
@@ -121,8 +121,8 @@ impl AttemptJournal {
     /// Notes that from now on the manifest may be there. A second call does nothing.
     ///
     /// # Errors
-    /// [`RunError::File`]; then the manifest may not be put.
-    pub fn committing(&self) -> Result<(), RunError> {
+    /// [`StateError::File`]; then the manifest may not be put.
+    pub fn committing(&self) -> Result<(), StateError> {
         let (file, committing) = (self.file(BEGUN), self.file(COMMITTING));
         if !committing
             .try_exists()
@@ -137,8 +137,8 @@ impl AttemptJournal {
     /// Keeps the very bytes of a receipt and its signature, before either is put.
     ///
     /// # Errors
-    /// [`RunError::File`]; then the receipt may not be put.
-    pub fn keep_receipt(&self, receipt: &[u8], signature: &[u8]) -> Result<(), RunError> {
+    /// [`StateError::File`]; then the receipt may not be put.
+    pub fn keep_receipt(&self, receipt: &[u8], signature: &[u8]) -> Result<(), StateError> {
         let file = self.file(RECEIPT);
         // The signature is text; the receipt follows behind its length.
         let mut bytes = format!("{}\n", signature.len()).into_bytes();
@@ -150,8 +150,8 @@ impl AttemptJournal {
     /// The receipt and signature that were kept, if there are any.
     ///
     /// # Errors
-    /// [`RunError::File`] when they are there and cannot be read.
-    pub fn kept_receipt(&self) -> Result<Option<SignedBytes>, RunError> {
+    /// [`StateError::File`] when they are there and cannot be read.
+    pub fn kept_receipt(&self) -> Result<Option<SignedBytes>, StateError> {
         let file = self.file(RECEIPT);
         let bytes = match std::fs::read(&file) {
             Ok(bytes) => bytes,
@@ -171,8 +171,8 @@ impl AttemptJournal {
     /// The manifest was read back: nothing is left to know.
     ///
     /// # Errors
-    /// [`RunError::File`]; the backup is there all the same.
-    pub fn committed(self) -> Result<(), RunError> {
+    /// [`StateError::File`]; the backup is there all the same.
+    pub fn committed(self) -> Result<(), StateError> {
         let receipt = self.file(RECEIPT);
         match std::fs::remove_file(&receipt) {
             Err(source) if source.kind() != ErrorKind::NotFound => {
@@ -188,7 +188,7 @@ impl AttemptJournal {
         self.folder.join(format!("{}.{state}", self.id))
     }
 
-    fn sync_folder(&self) -> Result<(), RunError> {
+    fn sync_folder(&self) -> Result<(), StateError> {
         let synced = File::open(&self.folder).and_then(|folder| folder.sync_all());
         synced.map_err(|source| failed("sync", &self.folder, source))
     }
@@ -198,12 +198,12 @@ impl AttemptJournal {
 /// commit.
 ///
 /// # Errors
-/// [`RunError::File`] when that could not be read: nothing is known then.
+/// [`StateError::File`] when that could not be read: nothing is known then.
 pub fn never_committing(
     state_dir: &Path,
     store: &KnownStore,
     dataset: &DatasetName,
-) -> Result<BTreeSet<BackupId>, RunError> {
+) -> Result<BTreeSet<BackupId>, StateError> {
     attempts_in(state_dir, store, dataset, &[BEGUN])
 }
 
@@ -211,12 +211,12 @@ pub fn never_committing(
 /// however far they came.
 ///
 /// # Errors
-/// [`RunError::File`] when that could not be read: nothing is known then.
+/// [`StateError::File`] when that could not be read: nothing is known then.
 pub fn unended(
     state_dir: &Path,
     store: &KnownStore,
     dataset: &DatasetName,
-) -> Result<BTreeSet<BackupId>, RunError> {
+) -> Result<BTreeSet<BackupId>, StateError> {
     attempts_in(state_dir, store, dataset, &[BEGUN, COMMITTING])
 }
 
@@ -225,7 +225,7 @@ fn attempts_in(
     store: &KnownStore,
     dataset: &DatasetName,
     states: &[&str],
-) -> Result<BTreeSet<BackupId>, RunError> {
+) -> Result<BTreeSet<BackupId>, StateError> {
     let folder = folder_of(state_dir, store, dataset);
     let entries = match std::fs::read_dir(&folder) {
         Ok(entries) => entries,
@@ -275,8 +275,8 @@ impl JournaledAttempt {
     /// Opens its log behind the last sound record.
     ///
     /// # Errors
-    /// [`RunError::File`].
-    pub fn go_on(&self) -> Result<(AttemptJournal, AttemptLog), RunError> {
+    /// [`StateError::File`].
+    pub fn go_on(&self) -> Result<(AttemptJournal, AttemptLog), StateError> {
         let journal = AttemptJournal {
             folder: self.folder.clone(),
             id: self.id.clone(),
@@ -289,8 +289,8 @@ impl JournaledAttempt {
     /// Notes that nobody goes on with it. Its file stays as the proof of what is stored of it.
     ///
     /// # Errors
-    /// [`RunError::File`].
-    pub fn give_up(&self, why: &str) -> Result<(), RunError> {
+    /// [`StateError::File`].
+    pub fn give_up(&self, why: &str) -> Result<(), StateError> {
         let (_, mut log) = self.go_on()?;
         log.append(&JournalRecord::GivenUp {
             why: why.to_owned(),
@@ -302,12 +302,12 @@ impl JournaledAttempt {
 /// their snapshots' times.
 ///
 /// # Errors
-/// [`RunError::File`] when one is there and cannot be read: nothing is known then.
+/// [`StateError::File`] when one is there and cannot be read: nothing is known then.
 pub fn read_attempts(
     state_dir: &Path,
     store: &KnownStore,
     dataset: &DatasetName,
-) -> Result<Vec<JournaledAttempt>, RunError> {
+) -> Result<Vec<JournaledAttempt>, StateError> {
     let folder = folder_of(state_dir, store, dataset);
     let mut states = BTreeMap::new();
     for state in [BEGUN, COMMITTING] {
@@ -339,8 +339,8 @@ pub struct KnownAttempt {
 /// configurations may share the state folder.
 ///
 /// # Errors
-/// [`RunError::File`] when a journal exists and cannot be read: the answer is unknown then.
-pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAttempt>, RunError> {
+/// [`StateError::File`] when a journal exists and cannot be read: the answer is unknown then.
+pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAttempt>, StateError> {
     let journals = state_dir.join("journal");
     let entries = match std::fs::read_dir(&journals) {
         Ok(entries) => entries,
@@ -377,13 +377,13 @@ pub fn attempts_anywhere(state_dir: &Path, id: &BackupId) -> Result<Vec<KnownAtt
 /// Forgets an attempt whose objects are gone. One that is not known is no error.
 ///
 /// # Errors
-/// [`RunError::File`].
+/// [`StateError::File`].
 pub fn forget_attempt(
     state_dir: &Path,
     store: &KnownStore,
     dataset: &DatasetName,
     id: &BackupId,
-) -> Result<(), RunError> {
+) -> Result<(), StateError> {
     for state in [RECEIPT, BEGUN, COMMITTING] {
         let file = folder_of(state_dir, store, dataset).join(format!("{id}.{state}"));
         match std::fs::remove_file(&file) {
@@ -398,14 +398,6 @@ pub fn forget_attempt(
 
 fn folder_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> PathBuf {
     state_dir.join("journal").join(state_name(store, dataset))
-}
-
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -5,15 +5,16 @@
 //! lie in a folder that all processes of one user share and that a reboot empties:
 //! `/run/zfs-backup` for root, `/run/user/UID/zfs-backup` for others. The lock serves people: its
 //! error names the other process at once. The token in the marks keeps one restore from destroying
-//! data that another received, also between users, hosts and tools ([`super::RestoreToken`]). So
+//! data that another received, also between users, hosts and tools ([`crate::run::restore::RestoreToken`]). So
 //! when the folder cannot be made, a restore continues without a lock.
 
-use crate::model::{DatasetName, Digest};
-use crate::run::RunError;
+use super::dir::hashed_name;
+use super::error::{StateError, failed};
+use crate::model::DatasetName;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Error, ErrorKind};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -49,9 +50,9 @@ pub fn lock_folder() -> Option<PathBuf> {
 /// Locks a target in that folder, without waiting.
 ///
 /// # Errors
-/// [`RunError::Locked`] naming the process that restores into it, above it or below it;
-/// [`RunError::File`].
-pub fn lock_target(folder: &Path, target: &DatasetName) -> Result<RestoreLock, RunError> {
+/// [`StateError::Locked`] naming the process that restores into it, above it or below it;
+/// [`StateError::File`].
+pub fn lock_target(folder: &Path, target: &DatasetName) -> Result<RestoreLock, StateError> {
     let mut files = vec![lock_file(
         folder,
         target,
@@ -76,17 +77,8 @@ fn lock_file(
     dataset: &DatasetName,
     operation: FlockOperation,
     target: &DatasetName,
-) -> Result<File, RunError> {
-    let name = Digest::of(dataset.as_str().as_bytes()).to_string();
-    let path = folder.join(format!("restore-{}.lock", name.get(..32).unwrap_or(&name)));
-    let failed = |operation| {
-        let path = path.display().to_string();
-        move |source: Error| RunError::File {
-            operation,
-            path,
-            source,
-        }
-    };
+) -> Result<File, StateError> {
+    let path = folder.join(format!("restore-{}.lock", hashed_name(dataset.as_str())));
     let opened = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -94,7 +86,7 @@ fn lock_file(
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path);
-    let file = opened.map_err(failed("open"))?;
+    let file = opened.map_err(|source| failed("open", &path, source))?;
     match flock(&file, operation) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => {
@@ -102,12 +94,12 @@ fn lock_file(
                 true => format!("the restore target {target}, or a dataset below it,"),
                 false => format!("the restore target {dataset}, above {target},"),
             };
-            Err(RunError::Locked {
+            Err(StateError::Locked {
                 subject,
                 holder: holder_of(&file),
             })
         }
-        Err(errno) => Err(failed("lock")(errno.into())),
+        Err(errno) => Err(failed("lock", &path, errno.into())),
     }
 }
 
@@ -180,7 +172,7 @@ mod tests {
         }
         assert!(matches!(
             lock_target(folder.path(), &name("tank/a")),
-            Err(RunError::File { .. })
+            Err(StateError::File { .. })
         ));
         assert!(!victim.exists());
     }

@@ -1,14 +1,14 @@
 //! The remote as it was last seen: its manifests with their signatures, kept in `state_dir`, for
 //! nights when it cannot be reached. They are verified again whenever they are read.
 
-use super::cache::{Keeping, ObjectCache};
 use super::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
-use super::identity::state_name;
-use super::replace::replace_until_crash;
 use super::{RunError, error_chain};
 use crate::manifest::{MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest, KnownStore};
 use crate::sign::TrustedKeys;
+use crate::state::dir::replace_until_crash;
+use crate::state::dir::state_name;
+use crate::state::manifests::{Keeping, ObjectCache};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
 use std::collections::BTreeSet;

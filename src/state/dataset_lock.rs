@@ -1,9 +1,9 @@
 //! The kernel lock: one run per store and dataset on this host, whatever the lockfile says. Ends
 //! with the process.
 
-use super::RunError;
-use super::identity::state_name;
-use super::replace::{create_folder, open_or_create};
+use super::dir::state_name;
+use super::dir::{create_folder, open_or_create};
+use super::error::{StateError, failed};
 use crate::model::{DatasetName, KnownStore};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
@@ -19,13 +19,13 @@ pub struct KernelLock {
 /// Takes the lock of one dataset in one store, without waiting.
 ///
 /// # Errors
-/// [`RunError::Locked`] when another process has it; [`RunError::File`] when the lock file cannot
+/// [`StateError::Locked`] when another process has it; [`StateError::File`] when the lock file cannot
 /// be made.
 pub fn lock_dataset(
     state_dir: &Path,
     store: &KnownStore,
     dataset: &DatasetName,
-) -> Result<KernelLock, RunError> {
+) -> Result<KernelLock, StateError> {
     lock_named(
         state_dir,
         &state_name(store, dataset),
@@ -38,12 +38,12 @@ pub fn lock_dataset(
 /// people, not for deciding what may be changed.
 ///
 /// # Errors
-/// [`RunError::File`] when it could not be found out.
+/// [`StateError::File`] when it could not be found out.
 pub fn is_held(
     state_dir: &Path,
     store: &KnownStore,
     dataset: &DatasetName,
-) -> Result<bool, RunError> {
+) -> Result<bool, StateError> {
     is_held_named(state_dir, &state_name(store, dataset))
 }
 
@@ -51,14 +51,10 @@ pub fn is_held(
 ///
 /// # Errors
 /// As for [`is_held`].
-pub(super) fn is_held_named(state_dir: &Path, name: &str) -> Result<bool, RunError> {
+pub(crate) fn is_held_named(state_dir: &Path, name: &str) -> Result<bool, StateError> {
     use std::os::unix::fs::MetadataExt;
     let path = state_dir.join("locks").join(format!("{name}.lock"));
-    let failed = |path: &Path, source| RunError::File {
-        operation: "read",
-        path: path.display().to_string(),
-        source,
-    };
+    let failed = |path: &Path, source| failed("read", path, source);
     let inode = match path.metadata() {
         Ok(facts) => format!(":{}", facts.ino()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
@@ -78,19 +74,11 @@ pub(super) fn is_held_named(state_dir: &Path, name: &str) -> Result<bool, RunErr
 ///
 /// # Errors
 /// As for [`lock_dataset`].
-pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelLock, RunError> {
+pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelLock, StateError> {
     let folder = state_dir.join("locks");
-    let failed = |operation, path: &Path| {
-        let path = path.display().to_string();
-        move |source| RunError::File {
-            operation,
-            path,
-            source,
-        }
-    };
-    create_folder(&folder).map_err(failed("create", &folder))?;
+    create_folder(&folder).map_err(|source| failed("create", &folder, source))?;
     let path = folder.join(format!("{name}.lock"));
-    let mut file = open_or_create(&path).map_err(failed("open", &path))?;
+    let mut file = open_or_create(&path).map_err(|source| failed("open", &path, source))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {
             // Only for the text of a refusal: that it could not be written is no reason to refuse.
@@ -99,11 +87,11 @@ pub fn lock_named(state_dir: &Path, name: &str, subject: &str) -> Result<KernelL
             }
             Ok(KernelLock { _file: file })
         }
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(RunError::Locked {
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked {
             subject: subject.to_owned(),
             holder: read_holder(&mut file),
         }),
-        Err(errno) => Err(failed("lock", &path)(errno.into())),
+        Err(errno) => Err(failed("lock", &path, errno.into())),
     }
 }
 

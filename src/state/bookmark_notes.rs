@@ -5,16 +5,15 @@
 //! it. `state_dir/bookmarks` has one small file for each dataset (by its guid) and store. A run
 //! that destroys bookmarks keeps those that another store's note names.
 
-use super::RunError;
-use super::record::recent_committers;
-use super::replace::replace_file;
-use crate::model::{DatasetName, Digest, Guid, KnownStore};
+use super::dir::{create_folder, hashed_name, replace_file};
+use super::error::{StateError, failed};
+use super::history::recent_committers;
+use crate::model::{DatasetName, Guid, KnownStore};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 const FORMAT: u32 = 1;
@@ -31,13 +30,13 @@ struct StoredNote {
 }
 
 /// The notes about one dataset of the pool.
-pub(super) struct BookmarkNotes {
+pub(crate) struct BookmarkNotes {
     state_dir: PathBuf,
     dataset: Guid,
 }
 
 impl BookmarkNotes {
-    pub(super) fn new(state_dir: &Path, dataset: Guid) -> Self {
+    pub(crate) fn new(state_dir: &Path, dataset: Guid) -> Self {
         Self {
             state_dir: state_dir.to_owned(),
             dataset,
@@ -47,12 +46,12 @@ impl BookmarkNotes {
     /// Notes all that this store needs.
     ///
     /// # Errors
-    /// [`RunError::File`]; then no bookmark may be destroyed.
-    pub(super) fn replace(
+    /// [`StateError::File`]; then no bookmark may be destroyed.
+    pub(crate) fn replace(
         &self,
         store: &KnownStore,
         needed: BTreeSet<Guid>,
-    ) -> Result<(), RunError> {
+    ) -> Result<(), StateError> {
         let path = self.path(store);
         let note = StoredNote {
             format: FORMAT,
@@ -62,10 +61,7 @@ impl BookmarkNotes {
             needed,
         };
         let write = || -> std::io::Result<()> {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(self.folder())?;
+            create_folder(&self.folder())?;
             replace_file(&path, &serde_json::to_vec_pretty(&note)?)
         };
         write().map_err(|source| failed("write", &path, source))
@@ -75,7 +71,7 @@ impl BookmarkNotes {
     ///
     /// # Errors
     /// As for [`BookmarkNotes::replace`].
-    pub(super) fn add(&self, store: &KnownStore, snapshot: Guid) -> Result<(), RunError> {
+    pub(crate) fn add(&self, store: &KnownStore, snapshot: Guid) -> Result<(), StateError> {
         let mut needed = match self.load(&self.path(store))? {
             Some(note) => note.needed,
             None => BTreeSet::new(),
@@ -92,13 +88,13 @@ impl BookmarkNotes {
     ///
     /// # Errors
     /// A sentence, when the needs of another store are unknown.
-    pub(super) fn needed_elsewhere(
+    pub(crate) fn needed_elsewhere(
         &self,
         own: &[KnownStore],
         stored: &DatasetName,
         now: Timestamp,
     ) -> Result<BTreeSet<Guid>, String> {
-        let text = |error: RunError| super::error_chain(&error);
+        let text = |error: StateError| crate::model::error_chain(&error);
         let is_own = |store: &str| {
             own.iter()
                 .any(|known| store == known.id.as_str() || store == known.url)
@@ -124,7 +120,7 @@ impl BookmarkNotes {
             .collect())
     }
 
-    fn notes(&self) -> Result<Vec<StoredNote>, RunError> {
+    fn notes(&self) -> Result<Vec<StoredNote>, StateError> {
         let folder = self.folder();
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -146,7 +142,7 @@ impl BookmarkNotes {
         Ok(notes)
     }
 
-    fn load(&self, path: &Path) -> Result<Option<StoredNote>, RunError> {
+    fn load(&self, path: &Path) -> Result<Option<StoredNote>, StateError> {
         let bytes = match fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -171,16 +167,8 @@ impl BookmarkNotes {
     }
 
     fn path(&self, store: &KnownStore) -> PathBuf {
-        let name = Digest::of(store.id.as_str().as_bytes()).to_string();
-        self.folder().join(format!("{}.json", &name[..32]))
-    }
-}
-
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
+        let name = hashed_name(store.id.as_str());
+        self.folder().join(format!("{name}.json"))
     }
 }
 

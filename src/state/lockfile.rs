@@ -5,17 +5,18 @@
 //! when the name is taken). Whoever replaces or removes it holds a kernel lock on the very file and
 //! has looked again that the name still means it, so that of two who find the same stale lock one
 //! gets it. The kernel lock that keeps two backups of one dataset apart is another thing:
-//! [`super::lock`].
+//! [`crate::state::dataset_lock`].
 
-use super::RunError;
-use super::here::{Here, is_gone, process_started, user_name};
+use super::dir::create_folder;
+use super::error::{StateError, failed};
+use super::process::{Here, is_gone, process_started, user_name};
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -66,11 +67,9 @@ impl Holder {
     /// This process.
     ///
     /// # Errors
-    /// [`RunError::Refused`] when the system gives no random bytes.
-    pub fn current(kind: LockKind, locked_at: Timestamp) -> Result<Self, RunError> {
-        let token = getrandom::u64().map_err(|_| {
-            RunError::refused("the system gives no random bytes", "check /dev/urandom")
-        })?;
+    /// [`StateError::NoRandomBytes`].
+    pub fn current(kind: LockKind, locked_at: Timestamp) -> Result<Self, StateError> {
+        let token = getrandom::u64().map_err(|_| StateError::NoRandomBytes)?;
         let pid = std::process::id();
         Ok(Self {
             kind,
@@ -149,13 +148,13 @@ impl HeldLock {
     /// Removes the lock. Returns whether it was still ours: somebody may have run `unlock`.
     ///
     /// # Errors
-    /// [`RunError::File`]; then the lock stays, and is stale as soon as this process has ended.
-    pub fn release(mut self) -> Result<bool, RunError> {
+    /// [`StateError::File`]; then the lock stays, and is stale as soon as this process has ended.
+    pub fn release(mut self) -> Result<bool, StateError> {
         self.stays = true;
         self.remove()
     }
 
-    fn remove(&self) -> Result<bool, RunError> {
+    fn remove(&self) -> Result<bool, StateError> {
         let is_own =
             |state: &LockState| matches!(state, LockState::Held(holder) if *holder == self.holder);
         Ok(remove_lock(&self.path, &self.holder.here, is_own)?.1)
@@ -167,7 +166,10 @@ impl Drop for HeldLock {
         if !self.stays
             && let Err(error) = self.remove()
         {
-            tracing::warn!(error = super::error_chain(&error), "the lockfile stays");
+            tracing::warn!(
+                error = crate::model::error_chain(&error),
+                "the lockfile stays"
+            );
         }
     }
 }
@@ -175,8 +177,8 @@ impl Drop for HeldLock {
 /// Says who has the lock, as seen from `here`.
 ///
 /// # Errors
-/// [`RunError::File`] when that could not be found out: then nobody may go on as if it were free.
-pub fn read_lock(path: &Path, here: &Here) -> Result<LockState, RunError> {
+/// [`StateError::File`] when that could not be found out: then nobody may go on as if it were free.
+pub fn read_lock(path: &Path, here: &Here) -> Result<LockState, StateError> {
     match open(path, OFlags::RDONLY)? {
         None => Ok(LockState::Free),
         Some(file) => read_state(&file, path, here),
@@ -186,8 +188,8 @@ pub fn read_lock(path: &Path, here: &Here) -> Result<LockState, RunError> {
 /// Takes the lock if it is free, or stale. Makes the folder if it is not there.
 ///
 /// # Errors
-/// [`RunError::File`], [`RunError::Refused`].
-pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, RunError> {
+/// [`StateError::File`], [`StateError::LockfileBusy`], [`StateError::LockfileChanges`].
+pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, StateError> {
     let temporary = Temporary::write(path, holder)?;
     let held = || HeldLock {
         path: path.to_owned(),
@@ -216,20 +218,21 @@ pub fn take_lock(path: &Path, holder: &Holder) -> Result<TakeOutcome, RunError> 
             state => return Ok(TakeOutcome::Busy(state)),
         }
     }
-    let what = format!("the lockfile {} comes and goes", path.display());
-    Err(RunError::refused(what, "see which programs use it"))
+    Err(StateError::LockfileChanges {
+        path: path.display().to_string(),
+    })
 }
 
 /// Removes the lockfile if `may_remove` says so of what is there at that moment. Returns that, and
 /// whether it went.
 ///
 /// # Errors
-/// [`RunError::File`].
+/// [`StateError::File`].
 pub fn remove_lock(
     path: &Path,
     here: &Here,
     may_remove: impl Fn(&LockState) -> bool,
-) -> Result<(LockState, bool), RunError> {
+) -> Result<(LockState, bool), StateError> {
     for _ in 0..ROUNDS_MAX {
         if open(path, OFlags::RDONLY)?.is_none() {
             return Ok((LockState::Free, false));
@@ -245,8 +248,9 @@ pub fn remove_lock(
         sync_folder(path)?;
         return Ok((state, true));
     }
-    let what = format!("the lockfile {} comes and goes", path.display());
-    Err(RunError::refused(what, "see which programs use it"))
+    Err(StateError::LockfileChanges {
+        path: path.display().to_string(),
+    })
 }
 
 /// A whole lockfile under another name, which goes when it is dropped.
@@ -255,9 +259,9 @@ struct Temporary {
 }
 
 impl Temporary {
-    fn write(lock: &Path, holder: &Holder) -> Result<Self, RunError> {
+    fn write(lock: &Path, holder: &Holder) -> Result<Self, StateError> {
         let folder = lock.parent().unwrap_or(Path::new("/"));
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        let made = create_folder(folder);
         made.map_err(|source| failed("create", folder, source))?;
         let name = lock.file_name().unwrap_or_default().to_string_lossy();
         let path = folder.join(format!(".{name}.{}", holder.token));
@@ -288,7 +292,7 @@ impl Drop for Temporary {
 
 /// Opens what the name means now; never waits for the other end of a pipe, never follows a link
 /// that somebody laid.
-fn open(path: &Path, access: OFlags) -> Result<Option<File>, RunError> {
+fn open(path: &Path, access: OFlags) -> Result<Option<File>, StateError> {
     let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => Ok(Some(file.into())),
@@ -299,11 +303,11 @@ fn open(path: &Path, access: OFlags) -> Result<Option<File>, RunError> {
 
 /// The file that the name means, with a kernel lock on it. `None` when it was replaced or removed
 /// meanwhile.
-fn open_alone(path: &Path) -> Result<Option<File>, RunError> {
+fn open_alone(path: &Path) -> Result<Option<File>, StateError> {
     open_alone_within(path, KERNEL_LOCK_WAIT)
 }
 
-fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, RunError> {
+fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, StateError> {
     let Some(file) = open(path, OFlags::RDWR)? else {
         return Ok(None);
     };
@@ -313,18 +317,10 @@ fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, RunErr
             Errno::INTR => {}
             Errno::WOULDBLOCK if begun.elapsed() < wait => std::thread::sleep(KERNEL_LOCK_PAUSE),
             Errno::WOULDBLOCK => {
-                let what = format!(
-                    "lock the lockfile {}: another process has held a kernel lock on it for {} s, and zfs-backup never \
-                     holds one for longer than a moment",
-                    path.display(),
-                    wait.as_secs()
-                );
-                let path = path.display().to_string();
-                let path = shell_words::quote(&path);
-                return Err(RunError::refused(
-                    what,
-                    format!("`fuser -v {path}` names the process; end it"),
-                ));
+                return Err(StateError::LockfileBusy {
+                    path: path.display().to_string(),
+                    seconds: wait.as_secs(),
+                });
             }
             errno => return Err(failed("lock", path, errno.into())),
         }
@@ -340,7 +336,7 @@ fn open_alone_within(path: &Path, wait: Duration) -> Result<Option<File>, RunErr
     }
 }
 
-fn read_state(file: &File, path: &Path, here: &Here) -> Result<LockState, RunError> {
+fn read_state(file: &File, path: &Path, here: &Here) -> Result<LockState, StateError> {
     let about = file
         .metadata()
         .map_err(|source| failed("read", path, source))?;
@@ -358,18 +354,10 @@ fn read_state(file: &File, path: &Path, here: &Here) -> Result<LockState, RunErr
     })
 }
 
-fn sync_folder(path: &Path) -> Result<(), RunError> {
+fn sync_folder(path: &Path) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced.map_err(|source| failed("sync", folder, source))
-}
-
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -6,18 +6,16 @@
 //! written whole, so that two runs never tread on each other's. A file that is there and cannot be
 //! read is an error, never "nothing".
 
-use super::RunError;
-use super::catalog::Catalog;
-use super::identity::state_name;
-use super::replace::replace_file;
+use super::dir::state_name;
+use super::dir::{create_folder, replace_file};
+use super::error::{StateError, failed};
 use crate::manifest::Manifest;
 use crate::model::{BackupId, DatasetName, KnownStore, StoreId};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The form of the files. A file of a later one is refused.
@@ -154,8 +152,8 @@ impl Records {
     /// All that is remembered.
     ///
     /// # Errors
-    /// [`RunError::File`] naming the file that is there and cannot be read or understood.
-    pub fn read(&self) -> Result<Record, RunError> {
+    /// [`StateError::File`] naming the file that is there and cannot be read or understood.
+    pub fn read(&self) -> Result<Record, StateError> {
         Ok(Record {
             commit: self.load("commit")?,
             seen: self.load("seen")?,
@@ -168,13 +166,13 @@ impl Records {
     /// A backup was committed at `now`. A failure of that step is over.
     ///
     /// # Errors
-    /// [`RunError::File`]; the backup is there all the same.
+    /// [`StateError::File`]; the backup is there all the same.
     pub fn note_commit(
         &self,
         manifest: &Manifest,
         stored_bytes: u64,
         now: Timestamp,
-    ) -> Result<(), RunError> {
+    ) -> Result<(), StateError> {
         let known = self
             .load::<CommitNote>("commit")?
             .map(|commit| (commit.committed_at, commit.total_bytes));
@@ -201,8 +199,8 @@ impl Records {
     /// A backup was copied into this store.
     ///
     /// # Errors
-    /// [`RunError::File`]; the backup is there all the same.
-    pub fn note_copy(&self, copied: &OwnCommit) -> Result<(), RunError> {
+    /// [`StateError::File`]; the backup is there all the same.
+    pub fn note_copy(&self, copied: &OwnCommit) -> Result<(), StateError> {
         self.store("copied", copied)
     }
 
@@ -211,7 +209,7 @@ impl Records {
     ///
     /// # Errors
     /// As for [`Records::read`].
-    pub fn own_commits(&self) -> Result<Vec<OwnCommit>, RunError> {
+    pub fn own_commits(&self) -> Result<Vec<OwnCommit>, StateError> {
         let is_ours =
             |store: &String| self.store.id.is_random() && *store == self.store.id.as_str();
         let made = self
@@ -230,32 +228,19 @@ impl Records {
             .collect())
     }
 
-    /// The store was looked into at `now`, and the catalog is what it held.
+    /// The store was looked into, and this is what it held.
     ///
     /// # Errors
-    /// [`RunError::File`].
-    pub fn note_seen(&self, catalog: &Catalog, now: Timestamp) -> Result<(), RunError> {
-        let newest = catalog.newest().map(|backup| &backup.manifest);
-        let note = SeenNote {
-            at: now,
-            newest: newest.map(|manifest| manifest.id.clone()),
-            newest_at: newest.map(|manifest| manifest.snapshot.created_at),
-            chain_position: newest.map_or(0, |manifest| manifest.chain.position),
-            backups: catalog.backups.len() as u64,
-            total_bytes: catalog
-                .backups
-                .iter()
-                .fold(0, |sum, backup| sum.saturating_add(backup.stored_bytes())),
-            time_lines: catalog.time_lines() as u64,
-        };
-        self.store("seen", &note)
+    /// [`StateError::File`].
+    pub fn note_seen(&self, note: &SeenNote) -> Result<(), StateError> {
+        self.store("seen", note)
     }
 
     /// A verification ended without damage. A failure of that step is over.
     ///
     /// # Errors
-    /// [`RunError::File`].
-    pub fn note_verify(&self, note: &VerifyNote) -> Result<(), RunError> {
+    /// [`StateError::File`].
+    pub fn note_verify(&self, note: &VerifyNote) -> Result<(), StateError> {
         self.store("verify", note)?;
         self.note_success("verify")
     }
@@ -263,8 +248,8 @@ impl Records {
     /// A restore was rehearsed.
     ///
     /// # Errors
-    /// [`RunError::File`].
-    pub fn note_drill(&self, note: &DrillNote) -> Result<(), RunError> {
+    /// [`StateError::File`].
+    pub fn note_drill(&self, note: &DrillNote) -> Result<(), StateError> {
         self.store("drill", note)?;
         self.note_success("drill")
     }
@@ -272,16 +257,16 @@ impl Records {
     /// A step failed. The step is a word of letters.
     ///
     /// # Errors
-    /// [`RunError::File`].
-    pub fn note_failure(&self, note: &FailureNote) -> Result<(), RunError> {
+    /// [`StateError::File`].
+    pub fn note_failure(&self, note: &FailureNote) -> Result<(), StateError> {
         self.store(&format!("failed-{}", note.step), note)
     }
 
     /// A step succeeded, or had nothing to do: its failure is over.
     ///
     /// # Errors
-    /// [`RunError::File`].
-    pub fn note_success(&self, step: &str) -> Result<(), RunError> {
+    /// [`StateError::File`].
+    pub fn note_success(&self, step: &str) -> Result<(), StateError> {
         let path = self.path(&format!("failed-{step}"));
         match fs::remove_file(&path) {
             Err(source) if source.kind() != ErrorKind::NotFound => {
@@ -295,7 +280,7 @@ impl Records {
         self.folder.join(format!("{event}.json"))
     }
 
-    fn failures(&self) -> Result<Vec<FailureNote>, RunError> {
+    fn failures(&self) -> Result<Vec<FailureNote>, StateError> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -315,11 +300,14 @@ impl Records {
         Ok(failures)
     }
 
-    fn load<T: DeserializeOwned>(&self, event: &str) -> Result<Option<T>, RunError> {
+    fn load<T: DeserializeOwned>(&self, event: &str) -> Result<Option<T>, StateError> {
         Ok(self.load_stored(event)?.map(|stored| stored.event))
     }
 
-    fn load_stored<T: DeserializeOwned>(&self, event: &str) -> Result<Option<Stored<T>>, RunError> {
+    fn load_stored<T: DeserializeOwned>(
+        &self,
+        event: &str,
+    ) -> Result<Option<Stored<T>>, StateError> {
         let path = self.path(event);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -355,11 +343,8 @@ impl Records {
     }
 
     /// Whole or not at all, and on disk when this returns.
-    fn store<T: Serialize>(&self, event: &str, note: &T) -> Result<(), RunError> {
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.folder);
+    fn store<T: Serialize>(&self, event: &str, note: &T) -> Result<(), StateError> {
+        let made = create_folder(&self.folder);
         made.map_err(|source| failed("create", &self.folder, source))?;
         let path = self.path(event);
         let (dataset, store) = (self.dataset.clone(), self.store.id.to_string());
@@ -380,12 +365,12 @@ impl Records {
 /// them: by identity, or by URL in those of an earlier version.
 ///
 /// # Errors
-/// [`RunError::File`] when the records cannot be read.
-pub(super) fn recent_committers(
+/// [`StateError::File`] when the records cannot be read.
+pub(crate) fn recent_committers(
     state_dir: &Path,
     dataset: &DatasetName,
     since: Timestamp,
-) -> Result<Vec<String>, RunError> {
+) -> Result<Vec<String>, StateError> {
     let folder = state_dir.join("records");
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
@@ -453,18 +438,10 @@ impl Record {
     }
 }
 
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::error_chain;
+    use crate::model::error_chain;
 
     fn records(state: &Path) -> Records {
         Records::new(

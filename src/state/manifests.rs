@@ -23,10 +23,10 @@
 //! at its end only, by one process at a time; what a listing does not have any more is left out
 //! when the file is written anew. A crash may cut it: what is behind the cut is fetched again.
 
-use super::error_chain;
-use super::identity::state_name;
-use super::replace::{create_beside, create_folder, open_or_create};
+use super::dir::state_name;
+use super::dir::{create_beside, create_folder, open_or_create};
 use crate::manifest::CHUNK_LIST_BYTES_MAX;
+use crate::model::error_chain;
 use crate::model::{DatasetName, Digest, KnownStore};
 use crate::store::ListedObject;
 use bytes::Bytes;
@@ -149,25 +149,25 @@ impl ObjectCache {
     }
 
     /// The object's bytes, if they were kept when it was listed so.
-    pub(super) fn get(&self, listed: &ListedObject) -> Option<Bytes> {
+    pub(crate) fn get(&self, listed: &ListedObject) -> Option<Bytes> {
         self.lock()?.get(&listed.key, |entry| {
             entry.bytes == listed.bytes && entry.modified_at == listed.modified_at
         })
     }
 
     /// The object's bytes, if they have this hash.
-    pub(super) fn get_pinned(&self, key: &str, blake3: Digest) -> Option<Bytes> {
+    pub(crate) fn get_pinned(&self, key: &str, blake3: Digest) -> Option<Bytes> {
         self.lock()?.get(key, |entry| entry.blake3 == blake3)
     }
 
     /// The object's bytes, however it was listed: for what is checked again wherever it is used.
-    pub(super) fn get_any(&self, key: &str) -> Option<Bytes> {
+    pub(crate) fn get_any(&self, key: &str) -> Option<Bytes> {
         self.lock()?.get(key, |_| true)
     }
 
     /// Keeps the bytes of an object that was listed so and has passed its checks. Of another length
     /// they are not what was listed.
-    pub(super) fn put(&self, listed: &ListedObject, bytes: &[u8]) {
+    pub(crate) fn put(&self, listed: &ListedObject, bytes: &[u8]) {
         if let Some(mut file) = self
             .lock()
             .filter(|file| file.writes && listed.bytes == bytes.len() as u64)
@@ -187,7 +187,7 @@ impl ObjectCache {
 
     /// As [`ObjectCache::put`], for bytes that have passed no check yet: only where a change in the
     /// store would change the time that it lists. Returns whether they may be kept so.
-    pub(super) fn put_dated(&self, listed: &ListedObject, bytes: &[u8]) -> bool {
+    pub(crate) fn put_dated(&self, listed: &ListedObject, bytes: &[u8]) -> bool {
         let is_dated = listed.modified_at.is_some();
         if is_dated {
             self.put(listed, bytes);
@@ -196,7 +196,7 @@ impl ObjectCache {
     }
 
     /// Keeps the bytes of an object that is known by its hash alone.
-    pub(super) fn put_pinned(&self, key: &str, blake3: Digest, bytes: &[u8]) {
+    pub(crate) fn put_pinned(&self, key: &str, blake3: Digest, bytes: &[u8]) {
         if let Some(mut file) = self.lock().filter(|file| file.writes) {
             file.append(
                 &Line {
@@ -212,7 +212,7 @@ impl ObjectCache {
 
     /// Leaves out what a whole listing of the dataset does not have any more. The listing is in
     /// order of the keys.
-    pub(super) fn keep_listed(&self, listed: &[ListedObject]) {
+    pub(crate) fn keep_listed(&self, listed: &[ListedObject]) {
         let Some(mut file) = self.lock() else { return };
         file.retain(|key, entry| {
             let found = listed
@@ -232,7 +232,7 @@ impl ObjectCache {
     }
 }
 
-pub(super) fn path_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> PathBuf {
+pub(crate) fn path_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> PathBuf {
     state_dir.join("cache").join(state_name(store, dataset))
 }
 

@@ -197,7 +197,7 @@ fn what_is_no_lockfile_is_a_lock_all_the_same() {
     std::os::unix::fs::symlink(folder.path().join("elsewhere"), &path).unwrap();
     assert!(matches!(
         read_lock(&path, &Here::current()),
-        Err(RunError::File { .. })
+        Err(StateError::File { .. })
     ));
     assert!(take_lock(&path, &holder(LockKind::Run)).is_err());
 }

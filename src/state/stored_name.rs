@@ -3,12 +3,11 @@
 //!
 //! One small file a dataset in `state_dir`, named by the dataset's guid, which no rename changes.
 
-use super::RunError;
-use super::replace::replace_file;
+use super::dir::{create_folder, replace_file};
+use super::error::{StateError, failed};
 use crate::model::{DatasetName, Guid};
-use std::fs::{DirBuilder, File};
+use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// A name has at most 255 bytes.
@@ -17,8 +16,8 @@ const PLACE_BYTES_MAX: u64 = 1024;
 /// The name that a dataset was first stored under; `None` when it never was from this host.
 ///
 /// # Errors
-/// [`RunError::File`] when there is a record that cannot be read: never taken for "none".
-pub fn recorded_place(state_dir: &Path, dataset: Guid) -> Result<Option<DatasetName>, RunError> {
+/// [`StateError::File`] when there is a record that cannot be read: never taken for "none".
+pub fn recorded_place(state_dir: &Path, dataset: Guid) -> Result<Option<DatasetName>, StateError> {
     let file = file_of(state_dir, dataset);
     let opened = match File::open(&file) {
         Ok(opened) => opened,
@@ -46,18 +45,18 @@ pub fn recorded_place(state_dir: &Path, dataset: Guid) -> Result<Option<DatasetN
 /// Notes the name that a dataset is stored under, whole or not at all.
 ///
 /// # Errors
-/// [`RunError::File`]; then nothing may be stored, because a rename would lose its place.
-pub fn record_place(state_dir: &Path, dataset: Guid, stored: &DatasetName) -> Result<(), RunError> {
+/// [`StateError::File`]; then nothing may be stored, because a rename would lose its place.
+pub fn record_place(
+    state_dir: &Path,
+    dataset: Guid,
+    stored: &DatasetName,
+) -> Result<(), StateError> {
     if recorded_place(state_dir, dataset)?.as_ref() == Some(stored) {
         return Ok(());
     }
     let file = file_of(state_dir, dataset);
     let folder = folder_of(state_dir);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&folder)
-        .map_err(|source| failed("create", &folder, source))?;
+    create_folder(&folder).map_err(|source| failed("create", &folder, source))?;
     replace_file(&file, format!("{stored}\n").as_bytes())
         .map_err(|source| failed("write", &file, source))
 }
@@ -68,14 +67,6 @@ fn folder_of(state_dir: &Path) -> PathBuf {
 
 fn file_of(state_dir: &Path, dataset: Guid) -> PathBuf {
     folder_of(state_dir).join(dataset.to_string())
-}
-
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -9,16 +9,15 @@
 //! It holds only for the dataset that adopted: when that one is replaced in turn, somebody must
 //! decide again. A file that cannot be read is an error and never "nothing adopted".
 
-use super::RunError;
-use super::identity::state_name;
-use super::replace::replace_file;
+use super::dir::state_name;
+use super::dir::{create_folder, hashed_name, replace_file};
+use super::error::{StateError, failed};
 use crate::manifest::{Origin, parse_strict};
-use crate::model::{BackupId, DatasetName, Digest, KnownStore};
+use crate::model::{BackupId, DatasetName, KnownStore};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 #[derive(Serialize, Deserialize)]
@@ -37,13 +36,13 @@ const FORMAT: u32 = 1;
 /// The origins whose backups this dataset may delete: its own, and those that it adopted.
 ///
 /// # Errors
-/// [`RunError::File`] when that could not be read.
+/// [`StateError::File`] when that could not be read.
 pub fn origins_of(
     state_dir: &Path,
     store: &KnownStore,
     stored: &DatasetName,
     own: &Origin,
-) -> Result<Vec<Origin>, RunError> {
+) -> Result<Vec<Origin>, StateError> {
     let mut origins = vec![own.clone()];
     if let Some(adoption) = read(state_dir, store, stored)?.filter(|adoption| adoption.by == *own) {
         origins.extend(adoption.adopted);
@@ -54,13 +53,13 @@ pub fn origins_of(
 /// The backups of other time lines that this dataset took over.
 ///
 /// # Errors
-/// [`RunError::File`] when that could not be read.
+/// [`StateError::File`] when that could not be read.
 pub fn adopted_backups(
     state_dir: &Path,
     store: &KnownStore,
     stored: &DatasetName,
     own: &Origin,
-) -> Result<BTreeSet<BackupId>, RunError> {
+) -> Result<BTreeSet<BackupId>, StateError> {
     let adoption = read(state_dir, store, stored)?.filter(|adoption| adoption.by == *own);
     Ok(adoption
         .map(|adoption| adoption.backups)
@@ -70,7 +69,7 @@ pub fn adopted_backups(
 /// Takes these origins and these backups over too. On disk when it returns.
 ///
 /// # Errors
-/// [`RunError::File`].
+/// [`StateError::File`].
 pub fn adopt(
     state_dir: &Path,
     store: &KnownStore,
@@ -78,7 +77,7 @@ pub fn adopt(
     own: &Origin,
     others: &[Origin],
     backups: &[BackupId],
-) -> Result<(), RunError> {
+) -> Result<(), StateError> {
     let mut adopted = origins_of(state_dir, store, stored, own)?.split_off(1);
     let mut others: Vec<Origin> = others
         .iter()
@@ -98,10 +97,7 @@ pub fn adopt(
     };
     let path = file_of(state_dir, &state_name(store, stored));
     let folder = state_dir.join("adopted");
-    let made = DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&folder);
+    let made = create_folder(&folder);
     made.map_err(|source| failed("create", &folder, source))?;
     let text = serde_json::to_vec_pretty(&adoption)
         .map_err(|error| failed("write", &path, error.into()))?;
@@ -112,15 +108,14 @@ fn read(
     state_dir: &Path,
     store: &KnownStore,
     stored: &DatasetName,
-) -> Result<Option<Adoption>, RunError> {
-    let old_name = || Digest::of(stored.as_str().as_bytes()).to_string()[..32].to_owned();
+) -> Result<Option<Adoption>, StateError> {
     match read_file(&file_of(state_dir, &state_name(store, stored)), stored)? {
-        None => read_file(&file_of(state_dir, &old_name()), stored),
+        None => read_file(&file_of(state_dir, &hashed_name(stored.as_str())), stored),
         found => Ok(found),
     }
 }
 
-fn read_file(path: &Path, stored: &DatasetName) -> Result<Option<Adoption>, RunError> {
+fn read_file(path: &Path, stored: &DatasetName) -> Result<Option<Adoption>, StateError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -138,18 +133,10 @@ fn file_of(state_dir: &Path, name: &str) -> PathBuf {
     state_dir.join("adopted").join(format!("{name}.json"))
 }
 
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{BackupKind, Guid};
+    use crate::model::{BackupKind, Digest, Guid};
 
     fn origin(dataset: u64) -> Origin {
         Origin {

@@ -4,6 +4,7 @@
 //! folder has a random name and is made with `O_EXCL`, so that no other user can prepare a file or
 //! a link under its name.
 
+use crate::model::{DatasetName, Digest, KnownStore};
 use rustix::fs::{Mode, OFlags};
 use std::fs::{DirBuilder, File, remove_file, rename};
 use std::io::{Error, ErrorKind, Result, Write};
@@ -18,13 +19,24 @@ const SUFFIX: &str = ".new";
 /// crashed.
 const LEFTOVER_AGE: Duration = Duration::from_secs(24 * 3600);
 
+/// Returns the name of what this host keeps about one dataset in one store.
+pub(crate) fn state_name(store: &KnownStore, dataset: &DatasetName) -> String {
+    hashed_name(&format!("{}\n{dataset}", store.id))
+}
+
+/// Returns the name of the file that belongs to a text which may hold anything: the first 32
+/// hexadecimal digits of its hash.
+pub(crate) fn hashed_name(text: &str) -> String {
+    Digest::of(text.as_bytes()).to_string()[..32].to_owned()
+}
+
 /// Writes the file anew. What was under its name stays until all of it is on disk, and the new is
 /// there for good when this returns. Its folder must exist; its mode is 0600.
 ///
 /// # Errors
 /// What the file system says; what was there before is as it was, unless only the last word, that
 /// the new name is on disk, could not be had.
-pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     replace_until_crash(path, bytes)?;
     File::open(folder_of(path))?.sync_all()
 }
@@ -34,7 +46,7 @@ pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// As for [`replace_file`].
-pub(super) fn replace_until_crash(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn replace_until_crash(path: &Path, bytes: &[u8]) -> Result<()> {
     let (mut new, temporary) = create_beside(path)?;
     let written = new
         .write_all(bytes)
@@ -49,7 +61,7 @@ pub(super) fn replace_until_crash(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// The file system's error, and when the system gives no random bytes.
-pub(super) fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
+pub(crate) fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
     let nonce = getrandom::u64().map_err(Error::other)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{nonce:016x}{SUFFIX}"));
@@ -61,7 +73,7 @@ pub(super) fn create_beside(path: &Path) -> Result<(File, PathBuf)> {
 ///
 /// # Errors
 /// The file system's error.
-pub(super) fn create_new(path: &Path) -> Result<File> {
+pub(crate) fn create_new(path: &Path) -> Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?.into())
 }
@@ -71,7 +83,7 @@ pub(super) fn create_new(path: &Path) -> Result<File> {
 ///
 /// # Errors
 /// The file system's error, and when it is no regular file.
-pub(super) fn open_or_create(path: &Path) -> Result<File> {
+pub(crate) fn open_or_create(path: &Path) -> Result<File> {
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?);
@@ -86,7 +98,7 @@ pub(super) fn open_or_create(path: &Path) -> Result<File> {
 ///
 /// # Errors
 /// The file system's error.
-pub(super) fn create_folder(folder: &Path) -> Result<()> {
+pub(crate) fn create_folder(folder: &Path) -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
