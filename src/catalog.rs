@@ -5,19 +5,25 @@
 //! lost data: every failure to list or fetch is an error here, and an object that cannot be
 //! believed is kept apart by name.
 
+mod error;
 mod fetch;
+pub(crate) mod read_back;
 mod records;
+pub(crate) mod remembered;
+pub(crate) mod sealed;
+pub mod usable;
 
+pub use error::CatalogError;
 pub use fetch::get_pinned;
-pub(super) use fetch::{get_signature, get_signed};
-pub(super) use records::PRUNE_MAX;
+pub(crate) use fetch::{get_signature, get_signed};
+pub(crate) use records::PRUNE_MAX;
 pub use records::{read_prune_records, read_prune_records_through, read_pruned};
 
-use super::{RunError, error_chain};
 use crate::manifest::{
     ChunkEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt, SIGNATURE_BYTES_MAX, Started,
     chunk_list_bytes_max, parse_chunk_list, parse_manifest, parse_receipt, parse_started,
 };
+use crate::model::error_chain;
 use crate::model::{BackupId, DatasetName, Digest, Guid};
 use crate::plan::BackupFacts;
 use crate::plan::timeline::Timeline;
@@ -68,7 +74,7 @@ pub struct Attempt {
     /// Its newest object, by the store's clock.
     pub newest: Option<jiff::Timestamp>,
     /// Why its manifest is not believed; `None` when there is none.
-    pub disbelieved: Option<RunError>,
+    pub disbelieved: Option<CatalogError>,
     /// The manifest's signature, which goes just before it, is there or the manifest is: it was a
     /// backup, or within a request of becoming one.
     pub was_committed: bool,
@@ -190,7 +196,7 @@ impl Catalog {
     }
 
     /// Ids whose manifest is there and not believed: damage, or somebody else's.
-    pub fn disbelieved(&self) -> impl Iterator<Item = (&BackupId, &RunError)> {
+    pub fn disbelieved(&self) -> impl Iterator<Item = (&BackupId, &CatalogError)> {
         self.attempts
             .iter()
             .filter_map(|attempt| Some((&attempt.id, attempt.disbelieved.as_ref()?)))
@@ -200,12 +206,12 @@ impl Catalog {
 /// Reads all that a store holds of one dataset.
 ///
 /// # Errors
-/// [`RunError::Store`] when a listing or a fetch fails.
+/// [`CatalogError::Store`] when a listing or a fetch fails.
 pub async fn read_catalog(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
-) -> Result<Catalog, RunError> {
+) -> Result<Catalog, CatalogError> {
     read_catalog_through(store, dataset, trusted, &ObjectCache::none()).await
 }
 
@@ -219,7 +225,7 @@ pub async fn read_catalog_through(
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     cache: &ObjectCache,
-) -> Result<Catalog, RunError> {
+) -> Result<Catalog, CatalogError> {
     let listed = store.list(&dataset_prefix(dataset)).await?;
     cache.keep_listed(&listed);
     let newest_object_at = listed.iter().filter_map(|object| object.modified_at).max();
@@ -266,7 +272,7 @@ pub async fn read_catalog_through(
         let believed = match (listed(false), listed(true)) {
             (None, _) => None,
             // The signature is put first, and the listing is whole.
-            (Some(manifest), None) => Some(Err(RunError::Damaged {
+            (Some(manifest), None) => Some(Err(CatalogError::Damaged {
                 key: format!("{}{SIGNATURE_SUFFIX}", manifest.key),
                 reason: "missing".into(),
             })),
@@ -288,7 +294,7 @@ pub async fn read_catalog_through(
                     objects: by_name(&id, dataset, &objects),
                 });
             }
-            Some(Err(error @ (RunError::Manifest { .. } | RunError::Damaged { .. }))) => {
+            Some(Err(error @ (CatalogError::Manifest { .. } | CatalogError::Damaged { .. }))) => {
                 untrusted += 1;
                 check_untrusted(store, dataset, untrusted, Some(&error))?;
                 catalog.attempts.push(attempt(id, &objects, Some(error)));
@@ -307,8 +313,8 @@ fn check_untrusted(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     untrusted: usize,
-    last: Option<&RunError>,
-) -> Result<(), RunError> {
+    last: Option<&CatalogError>,
+) -> Result<(), CatalogError> {
     if untrusted <= UNTRUSTED_MAX {
         return Ok(());
     }
@@ -324,7 +330,7 @@ fn check_untrusted(
         "find out who writes below {dataset}/ there, and remove what is not yours with the tools of the store; if the keys \
          were rotated, check `verify_keys` first"
     );
-    Err(RunError::refused(what, hint))
+    Err(CatalogError::TooMany { what, hint })
 }
 
 /// Within an origin by createtxg, because clocks lie; origins by the time of their newest backup.
@@ -362,7 +368,7 @@ fn by_name(
 fn attempt(
     id: BackupId,
     objects: &[(ParsedKey, ListedObject)],
-    disbelieved: Option<RunError>,
+    disbelieved: Option<CatalogError>,
 ) -> Attempt {
     Attempt {
         id,
@@ -384,14 +390,14 @@ fn attempt(
 /// Fetches one manifest and checks it.
 ///
 /// # Errors
-/// [`RunError::Manifest`] when it is not to be believed, [`RunError::Store`] when it cannot be
+/// [`CatalogError::Manifest`] when it is not to be believed, [`CatalogError::Store`] when it cannot be
 /// read.
 pub async fn read_manifest(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     id: &BackupId,
     trusted: &TrustedKeys,
-) -> Result<(Manifest, Digest), RunError> {
+) -> Result<(Manifest, Digest), CatalogError> {
     let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
     let (bytes, signature) = get_signed(
         store,
@@ -410,10 +416,10 @@ fn parse_fetched(
     trusted: &TrustedKeys,
     bytes: &[u8],
     signature: &[u8],
-) -> Result<(Manifest, Digest), RunError> {
+) -> Result<(Manifest, Digest), CatalogError> {
     let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
     let manifest = parse_manifest(trusted, dataset, id, bytes, signature).map_err(|source| {
-        RunError::Manifest {
+        CatalogError::Manifest {
             key: key.to_string(),
             source,
         }
@@ -430,7 +436,7 @@ async fn read_manifest_through(
     trusted: &TrustedKeys,
     cache: &ObjectCache,
     listed: [&ListedObject; 2],
-) -> Result<(Manifest, Digest), RunError> {
+) -> Result<(Manifest, Digest), CatalogError> {
     for (object, limit_bytes) in listed
         .into_iter()
         .zip([MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX])
@@ -472,7 +478,7 @@ async fn read_manifest_through(
 }
 
 /// Refuses an object that is listed as longer than the format allows, before it is fetched.
-fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), RunError> {
+fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), CatalogError> {
     if listed.bytes <= limit_bytes {
         return Ok(());
     }
@@ -480,7 +486,7 @@ fn check_listed_size(listed: &ListedObject, limit_bytes: u64) -> Result<(), RunE
         "it has {} bytes, more than the {limit_bytes} allowed",
         listed.bytes
     );
-    Err(RunError::Damaged {
+    Err(CatalogError::Damaged {
         key: listed.key.clone(),
         reason,
     })
@@ -494,10 +500,10 @@ pub async fn read_receipt(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
     trusted: &TrustedKeys,
-) -> Result<Receipt, RunError> {
+) -> Result<Receipt, CatalogError> {
     let Manifest { dataset, id, .. } = &backup.manifest;
     let key = ObjectKey::backup(dataset, id, &BackupObject::Receipt);
-    let disbelieve = |source| RunError::Manifest {
+    let disbelieve = |source| CatalogError::Manifest {
         key: key.to_string(),
         source,
     };
@@ -515,11 +521,11 @@ pub async fn read_receipt(
 /// Fetches all chunk entries of a backup, each list checked against the hash in the manifest.
 ///
 /// # Errors
-/// [`RunError::Manifest`] naming the list; [`RunError::Store`].
+/// [`CatalogError::Manifest`] naming the list; [`CatalogError::Store`].
 pub async fn read_chunks(
     store: &dyn ObjectStore,
     manifest: &Manifest,
-) -> Result<Vec<ChunkEntry>, RunError> {
+) -> Result<Vec<ChunkEntry>, CatalogError> {
     let mut chunks = Vec::new();
     for number in 0..manifest.chunk_lists.len() {
         chunks.extend(fetch_list(store, manifest, number).await?.1);
@@ -532,11 +538,11 @@ pub async fn read_chunks(
 ///
 /// # Errors
 /// As for [`read_chunks`].
-pub(super) async fn read_chunks_through(
+pub(crate) async fn read_chunks_through(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
     cache: &ObjectCache,
-) -> Result<Vec<ChunkEntry>, RunError> {
+) -> Result<Vec<ChunkEntry>, CatalogError> {
     let manifest = &backup.manifest;
     let mut chunks = Vec::new();
     for (number, list) in manifest.chunk_lists.iter().enumerate() {
@@ -567,7 +573,7 @@ async fn fetch_list(
     store: &dyn ObjectStore,
     manifest: &Manifest,
     number: usize,
-) -> Result<(Bytes, Vec<ChunkEntry>), RunError> {
+) -> Result<(Bytes, Vec<ChunkEntry>), CatalogError> {
     let key = list_key(manifest, number);
     let limit_bytes = chunk_list_bytes_max(
         manifest
@@ -576,7 +582,7 @@ async fn fetch_list(
             .map_or(0, |list| list.chunks),
     );
     let parse = |bytes: &Bytes| {
-        parse_chunk_list(manifest, number, bytes).map_err(|source| RunError::Manifest {
+        parse_chunk_list(manifest, number, bytes).map_err(|source| CatalogError::Manifest {
             key: key.to_string(),
             source,
         })
@@ -587,14 +593,14 @@ async fn fetch_list(
 /// The first object of an attempt, its signature checked; `None` when it is not there.
 ///
 /// # Errors
-/// [`RunError::Manifest`] or [`RunError::Damaged`] when it is not to be believed;
-/// [`RunError::Store`].
+/// [`CatalogError::Manifest`] or [`CatalogError::Damaged`] when it is not to be believed;
+/// [`CatalogError::Store`].
 pub async fn read_started(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     id: &BackupId,
     trusted: &TrustedKeys,
-) -> Result<Option<Started>, RunError> {
+) -> Result<Option<Started>, CatalogError> {
     let key = ObjectKey::backup(dataset, id, &BackupObject::Started);
     if store.head(&key).await?.is_none() {
         return Ok(None);
@@ -608,7 +614,7 @@ pub async fn read_started(
     )
     .await?;
     let started = parse_started(trusted, dataset, id, &bytes, &signature);
-    started.map(Some).map_err(|source| RunError::Manifest {
+    started.map(Some).map_err(|source| CatalogError::Manifest {
         key: key.to_string(),
         source,
     })
@@ -621,7 +627,10 @@ pub fn chunk_key(manifest: &Manifest, chunk: &ChunkEntry) -> Option<ObjectKey> {
 }
 
 /// Chunks that a listing shows to be missing or to have another size than the manifest says.
-pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<Item = RunError> {
+pub fn find_gaps(
+    backup: &StoredBackup,
+    chunks: &[ChunkEntry],
+) -> impl Iterator<Item = CatalogError> {
     let prefix = crate::store::key::backup_prefix(&backup.manifest.dataset, &backup.manifest.id);
     chunks.iter().filter_map(move |chunk| {
         let reason = match backup.objects.get(&chunk.name) {
@@ -631,7 +640,7 @@ pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<
             }
             Some(_) => return None,
         };
-        Some(RunError::Damaged {
+        Some(CatalogError::Damaged {
             key: format!("{prefix}{}", chunk.name),
             reason,
         })
@@ -643,11 +652,11 @@ pub fn find_gaps(backup: &StoredBackup, chunks: &[ChunkEntry]) -> impl Iterator<
 /// by page.
 ///
 /// # Errors
-/// [`RunError::Store`] when the listing fails.
-pub(super) async fn list_wanted(
+/// [`CatalogError::Store`] when the listing fails.
+pub(crate) async fn list_wanted(
     store: &dyn ObjectStore,
     is_wanted: impl Fn(&str) -> bool + Send + Sync,
-) -> Result<Vec<ListedObject>, RunError> {
+) -> Result<Vec<ListedObject>, CatalogError> {
     let mut wanted = Vec::new();
     let mut take = |page: Vec<ListedObject>| {
         wanted.extend(page.into_iter().filter(|object| is_wanted(&object.key)));
@@ -663,10 +672,10 @@ pub(super) async fn list_wanted(
             "{} has more than {WANTED_MAX} manifests, keyrings and records",
             store.url()
         );
-        return Err(RunError::refused(
+        return Err(CatalogError::TooMany {
             what,
-            "find out who writes there, and remove what is not yours",
-        ));
+            hint: "find out who writes there, and remove what is not yours".into(),
+        });
     }
     wanted.sort_unstable_by(|a, b| a.key.cmp(&b.key));
     // An object that is written while pages turn may be on two of them.
@@ -677,8 +686,8 @@ pub(super) async fn list_wanted(
 /// Every dataset that has an object in the store, whether or not it is ours.
 ///
 /// # Errors
-/// [`RunError::Store`] when the listing fails.
-pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, RunError> {
+/// [`CatalogError::Store`] when the listing fails.
+pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, CatalogError> {
     let mut names: BTreeSet<DatasetName> = BTreeSet::new();
     let mut take = |page: Vec<ListedObject>| {
         names.extend(
@@ -697,10 +706,10 @@ pub async fn list_datasets(store: &dyn ObjectStore) -> Result<Vec<DatasetName>, 
             "{} has objects of more than {DATASETS_MAX} datasets",
             store.url()
         );
-        return Err(RunError::refused(
+        return Err(CatalogError::TooMany {
             what,
-            "find out who writes there; or name the dataset that you want",
-        ));
+            hint: "find out who writes there; or name the dataset that you want".into(),
+        });
     }
     Ok(names.into_iter().collect())
 }

@@ -52,6 +52,7 @@ mod verify;
 mod views;
 mod wire;
 
+use crate::catalog::CatalogError;
 use crate::config::{ConfigError, SecretError};
 use crate::run::RunError;
 use crate::run::transfer::Stop;
@@ -107,6 +108,12 @@ enum Failure {
 impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         Self::Run(error)
+    }
+}
+
+impl From<CatalogError> for Failure {
+    fn from(error: CatalogError) -> Self {
+        Self::Run(error.into())
     }
 }
 

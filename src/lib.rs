@@ -36,6 +36,7 @@
 //! ([`run::restore`]). Neither depends on the length of the stream but for the chunk lists: some
 //! 600 bytes a chunk.
 
+pub mod catalog;
 pub mod cli;
 pub mod config;
 #[cfg(any(test, feature = "fuzzing"))]

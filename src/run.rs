@@ -1,7 +1,6 @@
 //! Carrying plans out: everything that touches ZFS and a store at once.
 
 pub mod backup;
-pub mod catalog;
 pub mod clock;
 pub mod doctor;
 pub mod drill;
@@ -18,10 +17,7 @@ pub mod probe;
 pub mod prune;
 pub mod prune_snapshots;
 pub mod rekey;
-pub mod remembered;
 pub mod restore;
-mod sealed;
-pub mod seen;
 pub mod select;
 mod small;
 pub mod snapshot;
@@ -30,11 +26,9 @@ pub mod transfer;
 pub mod upload;
 pub mod verify;
 
-#[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use sealed::open_small;
-
 pub use crate::model::error_chain;
 
+use crate::catalog::CatalogError;
 use crate::keyring::KeyringError;
 use crate::manifest::ManifestError;
 use crate::model::{BackupId, DatasetName};
@@ -221,6 +215,18 @@ pub enum RunError {
     },
 }
 
+impl From<CatalogError> for RunError {
+    fn from(error: CatalogError) -> Self {
+        match error {
+            CatalogError::Store(error) => Self::Store(error),
+            CatalogError::State(error) => Self::State(error),
+            CatalogError::Manifest { key, source } => Self::Manifest { key, source },
+            CatalogError::Damaged { key, reason } => Self::Damaged { key, reason },
+            CatalogError::TooMany { what, hint } => Self::refused(what, hint),
+        }
+    }
+}
+
 impl RunError {
     /// A refusal with a hint.
     pub fn refused(what: impl Into<String>, hint: impl Into<String>) -> Self {
@@ -234,10 +240,7 @@ impl RunError {
     /// neither.
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Manifest { source, .. } => !matches!(
-                source,
-                ManifestError::Format { .. } | ManifestError::Requires(_)
-            ),
+            Self::Manifest { source, .. } => source.is_damage(),
             other => matches!(other, Self::Chunk { .. } | Self::Damaged { .. }),
         }
     }

@@ -18,6 +18,7 @@ pub(crate) mod places;
 pub mod probes;
 pub mod process;
 pub(crate) mod prune_records;
+pub(crate) mod remembered;
 pub mod restore_lock;
 pub mod stored_name;
 

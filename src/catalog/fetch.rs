@@ -7,9 +7,10 @@
 //! - Only one task of the process at a time fetches an unverified object of more than
 //!   [`SMALL_BYTES_MAX`], and verifies or drops it before the next one starts.
 
+use crate::catalog::CatalogError;
 use crate::manifest::SIGNATURE_BYTES_MAX;
 use crate::model::Digest;
-use crate::run::{RunError, error_chain};
+use crate::model::error_chain;
 use crate::sign::{SignedType, TrustedKeys};
 use crate::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -24,10 +25,10 @@ static LARGE: Mutex<()> = Mutex::const_new(());
 
 /// An object that was gone, or longer than the format allows, is damage of its backup and no
 /// failure of the store.
-fn named(key: &ObjectKey, fetched: Result<Bytes, StoreError>) -> Result<Bytes, RunError> {
+fn named(key: &ObjectKey, fetched: Result<Bytes, StoreError>) -> Result<Bytes, CatalogError> {
     fetched.map_err(|error| match error.kind {
         StoreErrorKind::NotFound => missing(key),
-        StoreErrorKind::Corrupt => RunError::Damaged {
+        StoreErrorKind::Corrupt => CatalogError::Damaged {
             key: key.to_string(),
             reason: error_chain(&error),
         },
@@ -35,8 +36,8 @@ fn named(key: &ObjectKey, fetched: Result<Bytes, StoreError>) -> Result<Bytes, R
     })
 }
 
-fn missing(key: &ObjectKey) -> RunError {
-    RunError::Damaged {
+fn missing(key: &ObjectKey) -> CatalogError {
+    CatalogError::Damaged {
         key: key.to_string(),
         reason: "missing".into(),
     }
@@ -46,13 +47,13 @@ fn missing(key: &ObjectKey) -> RunError {
 /// fetched.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when it is missing or too long; what the check says; [`RunError::Store`].
+/// [`CatalogError::Damaged`] when it is missing or too long; what the check says; [`CatalogError::Store`].
 pub(super) async fn get_checked<T>(
     store: &dyn ObjectStore,
     key: &ObjectKey,
     limit_bytes: u64,
-    check: impl Fn(&Bytes) -> Result<T, RunError>,
-) -> Result<(Bytes, T), RunError> {
+    check: impl Fn(&Bytes) -> Result<T, CatalogError>,
+) -> Result<(Bytes, T), CatalogError> {
     match store.get(key, None, limit_bytes.min(SMALL_BYTES_MAX)).await {
         // The object may just be larger than the small limit: fetch it again with its own limit.
         Err(error) if error.kind == StoreErrorKind::Corrupt && limit_bytes > SMALL_BYTES_MAX => {}
@@ -71,15 +72,15 @@ pub(super) async fn get_checked<T>(
 /// Fetches a signed object and its signature, and verifies it.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when one is missing or too long; [`RunError::Manifest`] when the signature
-/// is not by a trusted key for this object; [`RunError::Store`].
-pub(in crate::run) async fn get_signed(
+/// [`CatalogError::Damaged`] when one is missing or too long; [`CatalogError::Manifest`] when the signature
+/// is not by a trusted key for this object; [`CatalogError::Store`].
+pub(crate) async fn get_signed(
     store: &dyn ObjectStore,
     key: &ObjectKey,
     signed_type: SignedType,
     trusted: &TrustedKeys,
     limit_bytes: u64,
-) -> Result<(Bytes, Bytes), RunError> {
+) -> Result<(Bytes, Bytes), CatalogError> {
     let signature = get_signature(store, key).await?;
     let bytes =
         get_with_signature(store, key, signed_type, trusted, limit_bytes, &signature).await?;
@@ -89,12 +90,12 @@ pub(in crate::run) async fn get_signed(
 /// Fetches the signature of an object.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when it is missing or too long: of a pair that is gone, the object is
+/// [`CatalogError::Damaged`] when it is missing or too long: of a pair that is gone, the object is
 /// named.
-pub(in crate::run) async fn get_signature(
+pub(crate) async fn get_signature(
     store: &dyn ObjectStore,
     key: &ObjectKey,
-) -> Result<Bytes, RunError> {
+) -> Result<Bytes, CatalogError> {
     let signature_key = key.signature();
     match store.get(&signature_key, None, SIGNATURE_BYTES_MAX).await {
         Err(error)
@@ -118,8 +119,8 @@ pub(super) async fn get_with_signature(
     trusted: &TrustedKeys,
     limit_bytes: u64,
     signature: &[u8],
-) -> Result<Bytes, RunError> {
-    let untrusted = |source: crate::sign::SignatureError| RunError::Manifest {
+) -> Result<Bytes, CatalogError> {
+    let untrusted = |source: crate::sign::SignatureError| CatalogError::Manifest {
         key: key.to_string(),
         source: source.into(),
     };
@@ -137,16 +138,16 @@ pub(super) async fn get_with_signature(
 /// Fetches a small object of a backup and holds it against the hash in the manifest.
 ///
 /// # Errors
-/// [`RunError::Damaged`] when it is missing or another; [`RunError::Store`].
+/// [`CatalogError::Damaged`] when it is missing or another; [`CatalogError::Store`].
 pub async fn get_pinned(
     store: &dyn ObjectStore,
     key: &ObjectKey,
     blake3: Digest,
     limit_bytes: u64,
-) -> Result<Bytes, RunError> {
+) -> Result<Bytes, CatalogError> {
     let check = |bytes: &Bytes| match Digest::of(bytes) {
         actual if actual == blake3 => Ok(()),
-        actual => Err(RunError::Damaged {
+        actual => Err(CatalogError::Damaged {
             key: key.to_string(),
             reason: format!("its BLAKE3 is {actual}, and the manifest says {blake3}"),
         }),

@@ -2,9 +2,10 @@
 
 use super::check_untrusted;
 use super::fetch::{get_signature, get_with_signature};
+use crate::catalog::CatalogError;
 use crate::manifest::{ManifestError, PRUNE_RECORD_BYTES_MAX, PruneRecord, parse_prune_record};
+use crate::model::error_chain;
 use crate::model::{BackupId, DatasetName};
-use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, TrustedKeys};
 use crate::state::manifests::ObjectCache;
 use crate::store::key::SIGNATURE_SUFFIX;
@@ -13,7 +14,7 @@ use futures_util::{StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// No prune takes longer, clocks that differ included.
-pub(in crate::run) const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(48);
+pub(crate) const PRUNE_MAX: jiff::SignedDuration = jiff::SignedDuration::from_hours(48);
 /// Records fetched at once.
 const RECORDS_MAX: usize = 16;
 
@@ -21,12 +22,12 @@ const RECORDS_MAX: usize = 16;
 /// nothing.
 ///
 /// # Errors
-/// [`RunError::Store`] when a listing or a fetch fails.
+/// [`CatalogError::Store`] when a listing or a fetch fails.
 pub async fn read_pruned(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
-) -> Result<BTreeSet<BackupId>, RunError> {
+) -> Result<BTreeSet<BackupId>, CatalogError> {
     let records = read_prune_records(store, dataset, trusted, None).await?;
     Ok(records
         .into_iter()
@@ -40,13 +41,13 @@ pub async fn read_pruned(
 /// store's clock, if the store reports one.
 ///
 /// # Errors
-/// [`RunError::Store`] when a listing or a fetch fails.
+/// [`CatalogError::Store`] when a listing or a fetch fails.
 pub async fn read_prune_records(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
     since: Option<jiff::Timestamp>,
-) -> Result<Vec<(ObjectKey, PruneRecord)>, RunError> {
+) -> Result<Vec<(ObjectKey, PruneRecord)>, CatalogError> {
     read_prune_records_through(store, dataset, trusted, since, &ObjectCache::none()).await
 }
 
@@ -61,7 +62,7 @@ pub async fn read_prune_records_through(
     trusted: &TrustedKeys,
     since: Option<jiff::Timestamp>,
     cache: &ObjectCache,
-) -> Result<Vec<(ObjectKey, PruneRecord)>, RunError> {
+) -> Result<Vec<(ObjectKey, PruneRecord)>, CatalogError> {
     let prefix = format!("{dataset}/@prune/");
     // The time stands first in a record's name, so that old ones need not be fetched.
     let oldest = since.map(|since| format!("{prefix}{}", since.strftime("%Y%m%dT%H%M%SZ")));
@@ -104,7 +105,7 @@ pub async fn read_prune_records_through(
     while let Some((key, record)) = reads.next().await {
         match record {
             Ok(record) => records.push((key, record)),
-            Err(error) if matches!(error, RunError::Manifest { .. }) || error.is_damage() => {
+            Err(error) if matches!(error, CatalogError::Manifest { .. }) || error.is_damage() => {
                 untrusted += 1;
                 check_untrusted(store, dataset, untrusted, Some(&error))?;
                 tracing::warn!(%key, error = error_chain(&error), "a prune record is not believed");
@@ -122,10 +123,10 @@ async fn read_record(
     cache: &ObjectCache,
     key: &ObjectKey,
     listed: Option<(&ListedObject, &ListedObject)>,
-) -> Result<PruneRecord, RunError> {
+) -> Result<PruneRecord, CatalogError> {
     // The signature is put first, and the listing is whole.
     let Some((listed, listed_signature)) = listed else {
-        return Err(RunError::Damaged {
+        return Err(CatalogError::Damaged {
             key: key.signature().to_string(),
             reason: "missing".into(),
         });
@@ -151,7 +152,7 @@ async fn read_record(
     let (signed_type, limit_bytes) = (SignedType::PruneRecord, PRUNE_RECORD_BYTES_MAX);
     let bytes =
         get_with_signature(store, key, signed_type, trusted, limit_bytes, &signature).await?;
-    let record = parse(&bytes, &signature).map_err(|source| RunError::Manifest {
+    let record = parse(&bytes, &signature).map_err(|source| CatalogError::Manifest {
         key: key.to_string(),
         source,
     })?;

@@ -1,60 +1,42 @@
 //! The remote as it was last seen: its manifests with their signatures, kept in `state_dir`, for
 //! nights when it cannot be reached. They are verified again whenever they are read.
 
-use super::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
-use super::{RunError, error_chain};
-use crate::manifest::{MANIFEST_BYTES_MAX, SIGNATURE_BYTES_MAX, parse_manifest};
+use crate::catalog::CatalogError;
+use crate::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
+use crate::manifest::{MANIFEST_BYTES_MAX, parse_manifest};
+use crate::model::error_chain;
 use crate::model::{BackupId, DatasetName, Digest, KnownStore};
 use crate::sign::TrustedKeys;
-use crate::state::dir::replace_until_crash;
-use crate::state::dir::state_name;
 use crate::state::manifests::{Keeping, ObjectCache};
+use crate::state::remembered::{Part, RememberedManifests};
 use crate::store::key::BackupObject;
 use crate::store::{ObjectKey, ObjectStore};
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-
-const MANIFEST: &str = "json";
-const SIGNATURE: &str = "json.minisig";
+use std::path::Path;
 
 /// Keeps the manifests of these backups, and no others. Those that are kept already, or were read
 /// just now, are not fetched again.
 ///
 /// # Errors
-/// [`RunError`]; then the memory is older than it could be, and never wrong.
-pub async fn remember(
+/// [`CatalogError`]; then the memory is older than it could be, and never wrong.
+pub(crate) async fn remember(
     state_dir: &Path,
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     whole: &[&StoredBackup],
-) -> Result<(), RunError> {
-    let folder = folder_of(state_dir, &store.known(), dataset);
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&folder)
-        .map_err(|source| failed("create", &folder, source))?;
+) -> Result<(), CatalogError> {
+    let files = RememberedManifests::new(state_dir, &store.known(), dataset);
+    files.create()?;
     let wanted: BTreeSet<&BackupId> = whole.iter().map(|backup| &backup.manifest.id).collect();
-    for id in kept_ids(&folder)?.iter().filter(|id| !wanted.contains(id)) {
-        for kind in [MANIFEST, SIGNATURE] {
-            let file = file_of(&folder, id, kind);
-            match std::fs::remove_file(&file) {
-                Err(source) if source.kind() != ErrorKind::NotFound => {
-                    return Err(failed("remove", &file, source));
-                }
-                _ => {}
-            }
-        }
+    for id in files.ids()?.iter().filter(|id| !wanted.contains(id)) {
+        files.remove(id)?;
     }
     let cache = ObjectCache::open(state_dir, &store.known(), dataset, Keeping::Nothing);
     for backup in whole {
         let id = &backup.manifest.id;
         let key = ObjectKey::backup(dataset, id, &BackupObject::Manifest);
-        let kept = read(&file_of(&folder, id, MANIFEST), MANIFEST_BYTES_MAX)?;
-        let signed = file_of(&folder, id, SIGNATURE).exists();
+        let kept = files.read(id, Part::Manifest)?;
+        let signed = files.is_there(id, Part::Signature);
         if signed && kept.is_some_and(|bytes| Digest::of(&bytes) == backup.manifest_blake3) {
             continue;
         }
@@ -66,8 +48,8 @@ pub async fn remember(
                 get_signature(store, &key).await?,
             ),
         };
-        write(&file_of(&folder, id, SIGNATURE), &signature)?;
-        write(&file_of(&folder, id, MANIFEST), &manifest)?;
+        files.write(id, Part::Signature, &signature)?;
+        files.write(id, Part::Manifest, &manifest)?;
     }
     Ok(())
 }
@@ -76,26 +58,21 @@ pub async fn remember(
 /// do not verify are left out, and their number is told.
 ///
 /// # Errors
-/// [`RunError::File`] when the memory cannot be read: never taken for "nothing".
-pub fn recall(
+/// [`CatalogError::File`] when the memory cannot be read: never taken for "nothing".
+pub(crate) fn recall(
     state_dir: &Path,
     store: &KnownStore,
     dataset: &DatasetName,
     trusted: &TrustedKeys,
-) -> Result<Option<(Catalog, usize)>, RunError> {
-    let folder = folder_of(state_dir, store, dataset);
-    if let Err(source) = std::fs::metadata(&folder) {
-        return if source.kind() == ErrorKind::NotFound {
-            Ok(None)
-        } else {
-            Err(failed("read", &folder, source))
-        };
+) -> Result<Option<(Catalog, usize)>, CatalogError> {
+    let files = RememberedManifests::new(state_dir, store, dataset);
+    if !files.exist()? {
+        return Ok(None);
     }
     let (mut backups, mut disbelieved) = (Vec::new(), 0);
-    for id in kept_ids(&folder)? {
-        let bytes = read(&file_of(&folder, &id, MANIFEST), MANIFEST_BYTES_MAX)?.unwrap_or_default();
-        let signature =
-            read(&file_of(&folder, &id, SIGNATURE), SIGNATURE_BYTES_MAX)?.unwrap_or_default();
+    for id in files.ids()? {
+        let bytes = files.read(&id, Part::Manifest)?.unwrap_or_default();
+        let signature = files.read(&id, Part::Signature)?.unwrap_or_default();
         match parse_manifest(trusted, dataset, &id, &bytes, &signature) {
             Ok(manifest) => {
                 let (manifest_blake3, objects) = (Digest::of(&bytes), Default::default());
@@ -119,55 +96,4 @@ pub fn recall(
         newest_object_at: None,
     };
     Ok(Some((catalog, disbelieved)))
-}
-
-fn kept_ids(folder: &Path) -> Result<Vec<BackupId>, RunError> {
-    let entries = std::fs::read_dir(folder).map_err(|source| failed("read", folder, source))?;
-    let mut ids = Vec::new();
-    for entry in entries {
-        let name = entry
-            .map_err(|source| failed("read", folder, source))?
-            .file_name();
-        let id = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(MANIFEST)?.strip_suffix('.')?.parse().ok());
-        ids.extend(id);
-    }
-    ids.sort();
-    Ok(ids)
-}
-
-fn read(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, RunError> {
-    let opened = match File::open(file) {
-        Ok(opened) => opened,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(failed("read", file, source)),
-    };
-    let mut bytes = Vec::new();
-    opened
-        .take(bytes_max)
-        .read_to_end(&mut bytes)
-        .map_err(|source| failed("read", file, source))?;
-    Ok(Some(bytes))
-}
-
-/// What a crash loses of it is fetched again.
-fn write(file: &Path, bytes: &[u8]) -> Result<(), RunError> {
-    replace_until_crash(file, bytes).map_err(|source| failed("write", file, source))
-}
-
-fn folder_of(state_dir: &Path, store: &KnownStore, dataset: &DatasetName) -> PathBuf {
-    state_dir.join("remote").join(state_name(store, dataset))
-}
-
-fn file_of(folder: &Path, id: &BackupId, kind: &str) -> PathBuf {
-    folder.join(format!("{id}.{kind}"))
-}
-
-fn failed(operation: &'static str, path: &Path, source: std::io::Error) -> RunError {
-    RunError::File {
-        operation,
-        path: path.display().to_string(),
-        source,
-    }
 }

@@ -4,10 +4,10 @@ use crate::keyring::KeyFile;
 use std::io::{Read, Write};
 
 /// What age says.
-pub(super) type AgeFailure = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type AgeFailure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Seals `plain` to every recipient.
-pub(super) fn seal_small(
+pub(crate) fn seal_small(
     recipients: &[age::x25519::Recipient],
     plain: &[u8],
 ) -> Result<Vec<u8>, AgeFailure> {

@@ -4,9 +4,10 @@
 //! A backup in the intermediate directory may follow from one that lies only in the remote, so
 //! chains may be walked through two stores at once.
 
-use super::catalog::{Catalog, StoredBackup, find_gaps, read_chunks_through};
-use super::{RunError, error_chain};
+use crate::catalog::CatalogError;
+use crate::catalog::{Catalog, StoredBackup, find_gaps, read_chunks_through};
 use crate::manifest::Manifest;
+use crate::model::error_chain;
 use crate::model::{BackupId, Digest};
 use crate::plan::BackupFacts;
 use crate::plan::restore::Bases;
@@ -30,8 +31,8 @@ impl Seen {
     /// Holds every backup's chunks against the catalog's listing.
     ///
     /// # Errors
-    /// [`RunError::Store`] when a chunk list could not be read: nothing is known then.
-    pub async fn look(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, RunError> {
+    /// [`CatalogError::Store`] when a chunk list could not be read: nothing is known then.
+    pub async fn look(store: &dyn ObjectStore, catalog: Catalog) -> Result<Self, CatalogError> {
         Self::look_through(store, catalog, &ObjectCache::none(), |_| true).await
     }
 
@@ -45,7 +46,7 @@ impl Seen {
         catalog: Catalog,
         cache: &ObjectCache,
         wanted: impl Fn(&StoredBackup) -> bool,
-    ) -> Result<Self, RunError> {
+    ) -> Result<Self, CatalogError> {
         let look = |backup| async move { chunk_flaw(store, backup, cache).await };
         // Collected first: a stream that made them as it goes would tie them to its own lifetime.
         let wanted: Vec<&StoredBackup> = catalog
@@ -233,7 +234,7 @@ async fn chunk_flaw(
     store: &dyn ObjectStore,
     backup: &StoredBackup,
     cache: &ObjectCache,
-) -> Result<Option<String>, RunError> {
+) -> Result<Option<String>, CatalogError> {
     match read_chunks_through(store, backup, cache).await {
         Ok(chunks) => Ok(find_gaps(backup, &chunks)
             .next()

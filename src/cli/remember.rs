@@ -2,10 +2,10 @@
 //! that cannot be written is said and fails nothing: the backup is there all the same.
 
 use super::identity::known_stores;
+use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::backup::BackupOutcome;
-use crate::run::catalog::Catalog;
 use crate::run::upload::CopiedBackup;
 use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};

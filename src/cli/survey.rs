@@ -12,15 +12,15 @@ use super::views::{
 };
 use super::wire::{ReadSide, open_configured, open_for_reading, open_zfs, trusted_keys};
 use super::{Failure, remember};
+use crate::catalog::usable::Seen;
+use crate::catalog::{
+    Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started,
+};
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::health::judge_health;
-use crate::run::catalog::{
-    Attempt, Catalog, StoredBackup, list_datasets, read_catalog_through, read_started,
-};
 use crate::run::holds::our_holds;
 use crate::run::identity::refuse_one_place;
-use crate::run::seen::Seen;
 use crate::run::select::{Selected, select_datasets};
 use crate::run::snapshot::is_own;
 use crate::run::{RunError, error_chain};
@@ -485,7 +485,7 @@ async fn attempt_view(
     let (started, distrust) = match read_started(store, dataset, &attempt.id, trusted).await {
         Ok(started) => (started, None),
         Err(error) if error.is_damage() => (None, Some(error_chain(&error))),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     Ok(AttemptView {
         id: attempt.id.clone(),

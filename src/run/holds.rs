@@ -8,9 +8,9 @@
 //! must name the attempt.
 
 use super::RunError;
-use super::catalog::{read_catalog, read_pruned};
 use super::pins::unpin;
 use super::select::Selected;
+use crate::catalog::{read_catalog, read_pruned};
 use crate::model::{BackupId, DatasetName, KnownStore, SnapshotName};
 use crate::sign::TrustedKeys;
 use crate::state::StateError;

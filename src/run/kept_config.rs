@@ -5,11 +5,11 @@
 //! hooks as root. A new object for every change, below [`CONFIG_PREFIX`]; this host remembers what
 //! it stored last, so that a night without a change costs no request.
 
-use super::catalog::get_signed;
 use super::keys::WriterKeys;
-use super::sealed::{open_small, seal_small};
 use super::small::put_again;
 use super::{RunError, error_chain};
+use crate::catalog::get_signed;
+use crate::catalog::sealed::{open_small, seal_small};
 use crate::keyring::KeyFile;
 use crate::manifest::{parse_as, to_stored_bytes};
 use crate::model::Digest;

@@ -16,8 +16,8 @@ pub use lists::read_lists;
 pub(super) use lists::{list_flaws, put_list_copies, put_lists};
 pub(super) use successor::{Successor, foreign_recipient};
 
-use super::catalog::{get_signature, list_wanted};
 use super::{RunError, error_chain};
+use crate::catalog::{get_signature, list_wanted};
 use crate::keyring::{KEYRING_BYTES_MAX, KeyFile, KeyringError, keyring_tag};
 use crate::model::Digest;
 use crate::sign::{
@@ -482,7 +482,7 @@ async fn refuse_unlisted(store: &dyn ObjectStore, trusted: &TrustedKeys) -> Resu
         let signature = match get_signature(store, &key).await {
             Ok(signature) => signature,
             Err(error) if error.is_damage() => continue,
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
         // Backups with the newest keys: the rotation did read this store, and somebody deleted the
         // keyring.

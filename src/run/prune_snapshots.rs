@@ -1,14 +1,14 @@
 //! Destroying this tool's own old snapshots of one dataset, when nothing needs them any more.
 
-use super::catalog::read_catalog;
 use super::clock::{ClockCheck, store_clocks};
 use super::identity::refuse_one_place;
 use super::pins::pinned;
 use super::prune::read_leftovers;
-use super::seen::Seen;
 use super::select::Selected;
 use super::snapshot::{has_own_name, is_marked};
 use super::{RunError, error_chain};
+use crate::catalog::read_catalog;
+use crate::catalog::usable::Seen;
 use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
 use crate::sign::TrustedKeys;

@@ -2,8 +2,8 @@
 //! so that `b3sum -c B3SUMS` there tells whether the disk still gives back what was written.
 
 use super::RunError;
-use super::catalog::{Catalog, StoredBackup, read_catalog, read_chunks};
 use super::small::put_again;
+use crate::catalog::{Catalog, StoredBackup, read_catalog, read_chunks};
 use crate::manifest::{ChunkEntry, LARGE_TEXT_BYTES_MAX};
 use crate::model::{BackupId, DatasetName, Digest};
 use crate::sign::TrustedKeys;

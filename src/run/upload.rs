@@ -13,11 +13,11 @@ mod copy;
 mod keyring;
 
 use super::RunError;
-use super::catalog::{Catalog, StoredBackup, read_catalog, read_prune_records};
 use super::identity::refuse_one_place;
 use super::keys::WriterKeys;
-use super::seen::Seen;
 use super::transfer::{Progress, ProgressSink, Stop};
+use crate::catalog::usable::Seen;
+use crate::catalog::{Catalog, StoredBackup, read_catalog, read_prune_records};
 use crate::manifest::LiveEntry;
 use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
@@ -126,8 +126,8 @@ pub async fn plan_upload(
     refuse_one_place(&from.known(), &to.known())?;
     let mut source = read_catalog(from, dataset, trusted).await?;
     let disbelieved = source.attempts.iter_mut();
-    let disbelieved =
-        disbelieved.filter_map(|attempt| Some((attempt.id.clone(), attempt.disbelieved.take()?)));
+    let disbelieved = disbelieved
+        .filter_map(|attempt| Some((attempt.id.clone(), attempt.disbelieved.take()?.into())));
     let disbelieved = disbelieved.collect();
     let local: Vec<BackupFacts> = source.backups.iter().map(facts_of).collect();
     if local.is_empty() {

@@ -4,9 +4,9 @@
 //! Two restores may have two configurations, or none, so `state_dir` cannot hold the locks. They
 //! lie in a folder that all processes of one user share and that a reboot empties:
 //! `/run/zfs-backup` for root, `/run/user/UID/zfs-backup` for others. The lock serves people: its
-//! error names the other process at once. The token in the marks keeps one restore from destroying
-//! data that another received, also between users, hosts and tools ([`crate::run::restore::RestoreToken`]). So
-//! when the folder cannot be made, a restore continues without a lock.
+//! error names the other process at once. The restore token in the marks keeps one restore from
+//! destroying data that another received, also between users, hosts and tools. So when the folder
+//! cannot be made, a restore continues without a lock.
 
 use super::dir::hashed_name;
 use super::error::{StateError, failed};

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
+use zfs_backup::catalog::{StoredBackup, read_catalog, read_chunks, read_pruned};
 use zfs_backup::config::RetentionRules;
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{
@@ -20,7 +21,6 @@ use zfs_backup::manifest::{
 use zfs_backup::model::{BackupId, BackupKind, DatasetName, Digest, Guid};
 use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::run::RunError;
-use zfs_backup::run::catalog::{StoredBackup, read_catalog, read_chunks, read_pruned};
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::prune::{

@@ -166,13 +166,10 @@ async fn whichever_call_fails_the_next_prune_finishes() {
             );
             yard.assert_restores(new.clone()).await;
             // What is left of the old chain is whole from its full on.
-            let catalog = zfs_backup::run::catalog::read_catalog(
-                &yard.store,
-                &yard.dataset,
-                &yard.keys.trusted,
-            )
-            .await
-            .unwrap();
+            let catalog =
+                zfs_backup::catalog::read_catalog(&yard.store, &yard.dataset, &yard.keys.trusted)
+                    .await
+                    .unwrap();
             let left: Vec<BackupId> = old
                 .iter()
                 .filter(|id| catalog.backup(id).is_some())

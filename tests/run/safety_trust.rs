@@ -8,11 +8,11 @@ use age::secrecy::SecretString;
 use jiff::{SignedDuration, Timestamp};
 use std::sync::Arc;
 use tempfile::TempDir;
+use zfs_backup::catalog::{read_catalog, read_pruned};
 use zfs_backup::keyring::{KeyFile, keyring_tag};
 use zfs_backup::manifest::{Manifest, to_stored_bytes};
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::catalog::{read_catalog, read_pruned};
 use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
 use zfs_backup::run::keys::{
     KeyCache, NewerKeys, WriterKeys, check_current, open_keyrings, writer_keys, writer_keys_with,

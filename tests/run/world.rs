@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tempfile::TempDir;
+use zfs_backup::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::config::{RawMode, SnapshotSource};
 use zfs_backup::keyring::KeyFile;
 use zfs_backup::manifest::{ChunkEntry, Manifest};
@@ -15,7 +16,6 @@ use zfs_backup::run::RunError;
 use zfs_backup::run::backup::{
     BackupEnv, BackupOutcome, BackupSettings, CommittedBackup, StoreRole, back_up,
 };
-use zfs_backup::run::catalog::{Catalog, read_catalog, read_chunks};
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::keys::WriterKeys;
 use zfs_backup::run::prune::PruneEnv;

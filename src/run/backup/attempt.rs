@@ -6,11 +6,11 @@ use super::recorder::Recorder;
 use super::tidy::tidy;
 use super::unfinished::{GoesOn, Unfinished};
 use super::{BackupEnv, BackupSettings, CommittedBackup};
+use crate::catalog::get_pinned;
 use crate::keyring::KEYRING_BYTES_MAX;
 use crate::manifest::{BaseRef, Descendant, FORMAT, Origin, SnapshotRef, Started};
 use crate::model::{BackupId, BackupKind, DatasetName, Digest};
 use crate::plan::bookmarks::BOOKMARK_PREFIX;
-use crate::run::catalog::get_pinned;
 use crate::run::locks::extend_keyring;
 use crate::run::pins::{pin, unpin};
 use crate::run::transfer::{Carried, Progress, StreamSource, TransferPlan, Transferred, transfer};
@@ -361,7 +361,7 @@ impl<'a> Attempt<'a> {
                 );
                 Err(self.pointless(RunError::refused(what, "run it again")))
             }
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         }
     }
 

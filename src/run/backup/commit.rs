@@ -4,6 +4,9 @@ use super::CommittedBackup;
 use super::attempt::{Attempt, Course, flag_names};
 use super::planning::Sight;
 use super::put::{Put, Written, json};
+use crate::catalog::read_back::read_back;
+use crate::catalog::sealed::seal_small;
+use crate::catalog::{Catalog, StoredBackup};
 use crate::manifest::{
     CHUNKS_PER_LIST, ChainPlace, ChunkEntry, ChunkList, ChunkListRef, Descendant, FORMAT, Files,
     LiveEntry, Manifest, Origin, Private, Receipt, ReceiptEntry, RestoreText, SendInfo, ZfsKey,
@@ -11,11 +14,8 @@ use crate::manifest::{
 };
 use crate::model::{BackupId, Digest, Guid};
 use crate::plan::timeline::previous_of;
-use crate::run::catalog::{Catalog, StoredBackup};
 use crate::run::locks::extend_chain;
 use crate::run::pool_sight::pool_sight;
-use crate::run::sealed::seal_small;
-use crate::run::small::read_back;
 use crate::run::transfer::Transferred;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;
@@ -160,7 +160,8 @@ impl Attempt<'_> {
         match (put, there) {
             // Also when the put failed: then only its reply was lost.
             (_, Ok(manifest)) => Ok(manifest),
-            (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
+            (Err(error), Err(_)) => Err(error),
+            (Ok(_), Err(error)) => Err(error.into()),
         }
     }
 

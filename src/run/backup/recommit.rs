@@ -5,12 +5,13 @@ use super::given_up::give_up_id;
 use super::planning::Sight;
 use super::tidy::tidy;
 use super::{BackupEnv, CommittedBackup};
+use crate::catalog::read_back::read_back;
+use crate::catalog::{StoredBackup, find_gaps, read_chunks, read_pruned};
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::run::catalog::{StoredBackup, find_gaps, read_chunks, read_pruned};
 use crate::run::pins::unpin;
 use crate::run::select::Selected;
-use crate::run::small::{put_again, read_back};
+use crate::run::small::put_again;
 use crate::run::{RunError, error_chain};
 use crate::state::journal::log::{CommitBytes, JournalRecord};
 use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};
@@ -175,7 +176,7 @@ async fn check(
     let chunks = match read_chunks(store, manifest).await {
         Ok(chunks) => chunks,
         Err(error) if error.is_damage() => return impossible(error_chain(&error)),
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     let listed = StoredBackup {
         manifest: manifest.clone(),

@@ -3,11 +3,11 @@
 
 use super::planning::{Beside, Sight, see};
 use super::{BackupEnv, StoreRole};
+use crate::catalog::{Catalog, read_pruned};
 use crate::manifest::{MANIFEST_BYTES_MAX, Manifest, SIGNATURE_BYTES_MAX, parse_started};
 use crate::model::{BackupId, BackupKind, BookmarkName, Digest, Guid, KnownStore};
 use crate::plan::BackupFacts;
 use crate::plan::bookmarks::{BookmarkNeeds, is_own, needed_guids, spent_bookmarks};
-use crate::run::catalog::{Catalog, read_pruned};
 use crate::run::error_chain;
 use crate::run::select::Selected;
 use crate::state::bookmark_notes::BookmarkNotes;

@@ -1,8 +1,8 @@
 //! What a committed backup does not need is removed: its progress objects, and chunks that were
 //! begun and made again under another name.
 
+use crate::catalog::read_chunks;
 use crate::manifest::Manifest;
-use crate::run::catalog::read_chunks;
 use crate::run::{RunError, error_chain};
 use crate::store::key::{BackupObject, ParsedKey, backup_prefix, object_name};
 use crate::store::{ObjectKey, ObjectStore};

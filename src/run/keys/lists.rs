@@ -5,8 +5,8 @@
 //! missing list only removes trust.
 
 use super::KeyCache;
+use crate::catalog::list_wanted;
 use crate::model::{DatasetName, Digest};
-use crate::run::catalog::list_wanted;
 use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, BelievedList, TrustedKeys};
 use crate::state::dir::replace_file;

@@ -10,11 +10,11 @@
 //!   deleted.
 
 use super::PruneEnv;
+use crate::catalog::{Catalog, PRUNE_MAX};
 use crate::manifest::PruneRecord;
 use crate::model::{BackupId, DatasetName};
 use crate::plan::prune::OtherPrune;
 use crate::run::RunError;
-use crate::run::catalog::{Catalog, PRUNE_MAX};
 use crate::state::prune_records::OwnPruneRecords;
 use crate::store::ObjectKey;
 

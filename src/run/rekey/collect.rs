@@ -1,11 +1,11 @@
 //! [`collect`]: lists the objects that the present keys signed in one store, before a rotation
 //! retires these keys.
 
+use crate::catalog::{get_signed, list_wanted};
 use crate::manifest::{
     LARGE_TEXT_BYTES_MAX, MANIFEST_BYTES_MAX, Manifest, PRUNE_RECORD_BYTES_MAX, parse_manifest,
 };
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::run::catalog::{get_signed, list_wanted};
 use crate::run::{RunError, error_chain};
 use crate::sign::{Believed, SignedType, TrustedKeys};
 use crate::store::key::BackupObject;
@@ -113,7 +113,7 @@ pub(super) async fn collect(
                     add(&object, &bytes, &signature, trusted, believed, dataset)
                 }
                 Err(error) if error.is_damage() => Err(error_chain(&error)),
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
             if let Err(reason) = read {
                 tracing::warn!(store = store.url(), key = %object.key, reason, "does not verify, so it is not on the list");

@@ -3,9 +3,9 @@
 //! fetched but a chunk's head.
 
 use super::RestoreBackup;
+use crate::catalog::chunk_key;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest};
 use crate::run::RunError;
-use crate::run::catalog::chunk_key;
 use crate::run::transfer::{Stop, stopped};
 use crate::store::ObjectStore;
 use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};

@@ -2,10 +2,10 @@
 //! signed one. What is stored already is held against the store's own word instead of being sent.
 
 use super::UploadEnv;
+use crate::catalog::chunk_key;
+use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
 use crate::manifest::{ChunkEntry, Manifest};
 use crate::model::Digest;
-use crate::run::catalog::chunk_key;
-use crate::run::small::{TRIES_MAX, TRY_PAUSE};
 use crate::run::transfer::stopped;
 use crate::run::{RunError, error_chain};
 use crate::store::proof::{ContentCheck, ContentVerdict};

@@ -3,17 +3,19 @@
 use super::chunks::copy_chunk;
 use super::keyring::copy_keyring;
 use super::{CopiedBackup, UploadEnv};
+use crate::catalog::CatalogError;
+use crate::catalog::read_back::read_back;
+use crate::catalog::{
+    StoredBackup, find_gaps, get_pinned, get_signed, read_chunks, read_manifest, read_prune_records,
+};
 use crate::keyring::{KEYRING_BYTES_MAX, tag_of};
 use crate::manifest::{
     CHUNK_LIST_BYTES_MAX, ChunkEntry, FORMAT, LARGE_TEXT_BYTES_MAX, LiveEntry, MANIFEST_BYTES_MAX,
     Manifest, PRIVATE_BYTES_MAX, Receipt, ReceiptEntry, parse_receipt, to_stored_bytes,
 };
 use crate::model::{BackupId, Digest};
-use crate::run::catalog::{
-    StoredBackup, find_gaps, get_pinned, get_signed, read_chunks, read_manifest, read_prune_records,
-};
 use crate::run::locks::extend_chain;
-use crate::run::small::{put_again, read_back};
+use crate::run::small::put_again;
 use crate::run::transfer::Progress;
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
@@ -202,14 +204,14 @@ impl Copy<'_> {
             ..self.backup.clone()
         };
         match find_gaps(&listed, chunks).next() {
-            Some(RunError::Damaged { key, reason }) => {
+            Some(CatalogError::Damaged { key, reason }) => {
                 let reason = format!(
                     "{reason} in the listing of {}, which confirmed it",
                     self.env.to.url()
                 );
                 Err(RunError::Damaged { key, reason })
             }
-            Some(gap) => Err(gap),
+            Some(gap) => Err(gap.into()),
             None => Ok(()),
         }
     }
@@ -395,7 +397,8 @@ impl Copy<'_> {
         match (put, there) {
             // Also when the put failed: then only its reply was lost.
             (_, Ok(_)) => Ok(()),
-            (Err(error), Err(_)) | (Ok(_), Err(error)) => Err(error),
+            (Err(error), Err(_)) => Err(error),
+            (Ok(_), Err(error)) => Err(error.into()),
         }
     }
 
@@ -421,7 +424,7 @@ impl Copy<'_> {
                     ancestors = self.all_in_target().await?;
                     break;
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
             next = manifest
                 .base
@@ -478,7 +481,7 @@ impl Copy<'_> {
             }
             Ok(_) => {}
             Err(error) if error.is_damage() => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
         let receipt = Receipt {
             format: FORMAT,
@@ -524,9 +527,9 @@ impl Copy<'_> {
     }
 
     /// What was found wrong while reading the directory, with the name of the store in it.
-    fn source<T>(&self, result: Result<T, RunError>) -> Result<T, RunError> {
+    fn source<T>(&self, result: Result<T, impl Into<RunError>>) -> Result<T, RunError> {
         let from = self.env.from.url();
-        result.map_err(|error| match error {
+        result.map_err(|error| match error.into() {
             RunError::Damaged { key, reason } => RunError::Damaged {
                 key,
                 reason: format!("{reason} (in {from})"),
