@@ -8,7 +8,7 @@ use super::{Failure, status};
 use crate::config::{Config, Environment};
 use crate::model::DatasetName;
 use crate::run::hooks::RunningHook;
-use crate::run::select::{LeftOut, Selected, Selection, select_datasets};
+use crate::run::pool::select::{LeftOut, Selected, Selection, select_datasets};
 use crate::run::transfer::Stop;
 use crate::state::StateError;
 use crate::state::lockfile::{HeldLock, Holder};

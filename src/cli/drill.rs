@@ -10,13 +10,13 @@ use super::{Failure, remember};
 use crate::cli::args::From;
 use crate::config::Config;
 use crate::model::DatasetName;
-use crate::run::doctor::host::Runner;
-use crate::run::drill::{
+use crate::run::pool::select::{Selected, select_datasets};
+use crate::run::restore::drill::{
     Comparison, DrillReport, Leftover, check_drill_allowed, clean_up, drill as run_drill,
     find_leftovers,
 };
 use crate::run::restore::{RestorePoint, RestoreSet, find_restore_set, lock_folder};
-use crate::run::select::{Selected, select_datasets};
+use crate::run::runner::Runner;
 use crate::run::{RunError, error_chain};
 use crate::state::StateError;
 use crate::state::history::{DrillNote, Records};

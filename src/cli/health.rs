@@ -11,7 +11,7 @@ use crate::model::DatasetName;
 use crate::plan::health::{FailureFact, Health, HealthFacts, HealthLimits, Level, judge_health};
 use crate::run::error_chain;
 use crate::run::identity::refuse_one_place;
-use crate::run::select::{Selection, select_datasets};
+use crate::run::pool::select::{Selection, select_datasets};
 use crate::state::history::{Record, Records};
 use jiff::Timestamp;
 use serde_json::json;

@@ -6,7 +6,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::run::backup::BackupOutcome;
-use crate::run::upload::CopiedBackup;
+use crate::run::copy::CopiedBackup;
 use crate::run::verify::VerifyReport;
 use crate::run::{RunError, error_chain};
 use crate::state::StateError;

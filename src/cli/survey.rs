@@ -19,10 +19,10 @@ use crate::catalog::{
 use crate::config::Config;
 use crate::model::DatasetName;
 use crate::plan::health::judge_health;
-use crate::run::holds::our_holds;
 use crate::run::identity::refuse_one_place;
-use crate::run::select::{Selected, select_datasets};
-use crate::run::snapshot::is_own;
+use crate::run::pool::holds::our_holds;
+use crate::run::pool::select::{Selected, select_datasets};
+use crate::run::pool::snapshot::is_own;
 use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::is_held;

@@ -5,8 +5,10 @@
 //! never an identity: a host that backs up cannot open its own backups without the passphrase.
 
 mod find;
+pub mod kept_config;
 mod learn;
 mod lists;
+pub mod rotate;
 mod successor;
 
 pub(super) use find::{find_keys, free_number, newer_of};

@@ -5,14 +5,13 @@
 //! nearest store that has it whole.
 
 mod allowed;
+pub mod drill;
 mod find;
 mod leave;
 mod mark;
-mod plain;
 mod properties;
-mod reader;
+mod reading;
 mod receive;
-mod resume;
 mod rollback;
 mod target;
 mod tree;
@@ -25,9 +24,9 @@ pub(super) use leave::{destroy_left_scratch, destroy_scratch};
 pub use mark::{
     Begun, RESTORING_PROPERTY, RestoreToken, SCRATCH_PROPERTY, Scratch, is_makeshift, left_half,
 };
-pub use plain::fetch_requests;
 pub use properties::{PropertyChoice, PropertyError};
-pub use reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
+pub use reading::plain::fetch_requests;
+pub use reading::reader::{FailureSlot, RestoreReader, open_stream, open_stream_until};
 pub use receive::{
     ReceiveOptions, Received, ResumeChoice, WentOn, find_interrupted, restore_as_planned,
     restore_to_dataset,
@@ -41,9 +40,9 @@ use super::RunError;
 use crate::keyring::KeyFile;
 use crate::manifest::{ChunkEntry, Manifest, Private};
 use crate::model::{BackupId, DatasetName};
+use crate::run::restore::reading::reader::take_failure;
 use crate::store::ObjectStore;
 use jiff::Timestamp;
-use reader::take_failure;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

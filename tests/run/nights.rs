@@ -10,9 +10,9 @@ use zfs_backup::config::RetentionRules;
 use zfs_backup::model::BackupId;
 use zfs_backup::plan::copy::doomed;
 use zfs_backup::run::clock::ClockCheck;
+use zfs_backup::run::copy::{UploadEnv, UploadRules, upload_dataset};
+use zfs_backup::run::pool::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
 use zfs_backup::run::prune::{Beside, prune_dataset};
-use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv, prune_snapshots};
-use zfs_backup::run::upload::{UploadEnv, UploadRules, upload_dataset};
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::state::StateError;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};
@@ -417,7 +417,9 @@ impl World {
         let guid = self.zfs.dataset(&self.dataset).unwrap().unwrap().guid;
         let own = self.zfs.snapshots(&self.dataset).unwrap();
         own.into_iter()
-            .rfind(|snapshot| zfs_backup::run::snapshot::is_own(snapshot, guid, SNAPSHOT_PREFIX))
+            .rfind(|snapshot| {
+                zfs_backup::run::pool::snapshot::is_own(snapshot, guid, SNAPSHOT_PREFIX)
+            })
             .map(|snapshot| snapshot.name.short().to_owned())
             .unwrap()
     }

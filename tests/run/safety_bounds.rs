@@ -18,7 +18,7 @@ use zfs_backup::catalog::{
 use zfs_backup::keyring::{KeyFile, keyring_tag};
 use zfs_backup::manifest::{FORMAT, PRUNE_RECORD_BYTES_MAX, PruneRecord, to_stored_bytes};
 use zfs_backup::model::{BackupId, BackupKind, Guid};
-use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
+use zfs_backup::run::keys::kept_config::{KeptConfig, keep_config, kept_configs};
 use zfs_backup::run::keys::{open_keyrings, stored_keyrings};
 use zfs_backup::run::prune::look;
 use zfs_backup::run::restore::RestorePoint;

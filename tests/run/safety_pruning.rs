@@ -19,12 +19,12 @@ use zfs_backup::plan::send::RequestedKind;
 use zfs_backup::plan::snapshots::{SnapshotReason, SnapshotVerdict, find_snapshots_doubt};
 use zfs_backup::run::backup::{BackupEnv, BackupOutcome, back_up};
 use zfs_backup::run::clock::ClockCheck;
-use zfs_backup::run::holds::HOLD_PREFIX;
-use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, forget, prune_dataset};
-use zfs_backup::run::prune_snapshots::{
+use zfs_backup::run::copy::UploadEnv;
+use zfs_backup::run::pool::pins::HOLD_PREFIX;
+use zfs_backup::run::pool::prune_snapshots::{
     SnapshotStore, SnapshotsEnv, look_at_snapshots, prune_snapshots,
 };
-use zfs_backup::run::upload::UploadEnv;
+use zfs_backup::run::prune::{Beside, PruneEnv, PruneTask, forget, prune_dataset};
 use zfs_backup::sign::SignedType;
 use zfs_backup::state::journal::AttemptJournal;
 use zfs_backup::store::memory::{Fault, MemoryStore, Operation};

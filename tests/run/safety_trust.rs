@@ -13,11 +13,11 @@ use zfs_backup::keyring::{KeyFile, keyring_tag};
 use zfs_backup::manifest::{Manifest, to_stored_bytes};
 use zfs_backup::model::{BackupId, BackupKind, Guid};
 use zfs_backup::plan::send::RequestedKind;
-use zfs_backup::run::kept_config::{KeptConfig, keep_config, kept_configs};
+use zfs_backup::run::keys::kept_config::{KeptConfig, keep_config, kept_configs};
+use zfs_backup::run::keys::rotate::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::run::keys::{
     KeyCache, NewerKeys, WriterKeys, check_current, open_keyrings, writer_keys, writer_keys_with,
 };
-use zfs_backup::run::rekey::{OldKeys, Rekey, Rekeyed};
 use zfs_backup::run::restore::{RestorePoint, find_restore_set};
 use zfs_backup::run::verify::verify_dataset;
 use zfs_backup::run::{RunError, error_chain};

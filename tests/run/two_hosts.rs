@@ -24,18 +24,18 @@ use zfs_backup::plan::restore::plan_restore;
 use zfs_backup::plan::send::LifecycleRules;
 use zfs_backup::run::backup::{BackupEnv, BackupSettings, OtherStore, StoreRole};
 use zfs_backup::run::clock::ClockCheck;
+use zfs_backup::run::copy::UploadEnv;
 use zfs_backup::run::error_chain;
 use zfs_backup::run::keys::WriterKeys;
-use zfs_backup::run::pins::{pinned, unpin};
-use zfs_backup::run::pool_sight::pool_sight;
+use zfs_backup::run::pool::pins::{pinned, unpin};
+use zfs_backup::run::pool::prune_snapshots::{SnapshotStore, SnapshotsEnv};
+use zfs_backup::run::pool::select::Selected;
+use zfs_backup::run::pool::sight::pool_sight;
+use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::run::prune::PruneEnv;
-use zfs_backup::run::prune_snapshots::{SnapshotStore, SnapshotsEnv};
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, find_restore_set, restore_to_dataset,
 };
-use zfs_backup::run::select::Selected;
-use zfs_backup::run::snapshot::take_snapshots;
-use zfs_backup::run::upload::UploadEnv;
 use zfs_backup::state::journal::unended;
 use zfs_backup::store::memory::MemoryStore;
 use zfs_backup::store::{ObjectStore, StoreTraits, UploadNeeds};

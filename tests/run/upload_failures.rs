@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tempfile::TempDir;
 use zfs_backup::manifest::Manifest;
-use zfs_backup::run::upload::UploadEnv;
+use zfs_backup::run::copy::UploadEnv;
 use zfs_backup::run::{RunError, error_chain};
 use zfs_backup::state::StateError;
 use zfs_backup::state::dataset_lock::lock_dataset;

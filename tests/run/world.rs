@@ -18,13 +18,13 @@ use zfs_backup::run::backup::{
 };
 use zfs_backup::run::clock::ClockCheck;
 use zfs_backup::run::keys::WriterKeys;
+use zfs_backup::run::pool::select::Selected;
+use zfs_backup::run::pool::snapshot::take_snapshots;
 use zfs_backup::run::prune::PruneEnv;
 use zfs_backup::run::restore::{
     ReceiveOptions, RestorePoint, RestoreSet, find_restore_set, restore_to_dataset,
     restore_to_writer,
 };
-use zfs_backup::run::select::Selected;
-use zfs_backup::run::snapshot::take_snapshots;
 use zfs_backup::run::transfer::Stop;
 use zfs_backup::run::verify::{VerifyReport, verify_dataset};
 use zfs_backup::store::key::backup_prefix;
@@ -340,7 +340,7 @@ impl World {
             &self.dataset,
         );
         let (unended, manifests) = (unended.unwrap(), self.manifest_keys());
-        for id in zfs_backup::run::pins::pinned(&self.zfs, &self.dataset).unwrap() {
+        for id in zfs_backup::run::pool::pins::pinned(&self.zfs, &self.dataset).unwrap() {
             let is_committed = manifests.iter().any(|key| key.contains(id.as_str()));
             assert!(
                 is_committed || unended.contains(&id),

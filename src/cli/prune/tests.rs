@@ -16,7 +16,7 @@ use crate::plan::health::judge_health;
 use crate::plan::send::RequestedKind;
 use crate::run::backup::{BackupEnv, back_up};
 use crate::run::keys::WriterKeys;
-use crate::run::snapshot::take_snapshots;
+use crate::run::pool::snapshot::take_snapshots;
 use crate::state::history::Records;
 use crate::zfs::DatasetType;
 use crate::zfs::fake::FakeZfs;

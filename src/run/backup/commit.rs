@@ -14,8 +14,8 @@ use crate::manifest::{
 };
 use crate::model::{BackupId, Digest, Guid};
 use crate::plan::timeline::previous_of;
-use crate::run::locks::extend_chain;
-use crate::run::pool_sight::pool_sight;
+use crate::run::commit::object_lock::extend_chain;
+use crate::run::pool::sight::pool_sight;
 use crate::run::transfer::Transferred;
 use crate::run::{RunError, error_chain};
 use crate::sign::SignedType;

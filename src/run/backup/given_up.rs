@@ -3,12 +3,12 @@
 
 use super::BackupEnv;
 use super::planning::Sight;
-use super::tidy::tidy;
 use super::unfinished::Unfinished;
 use crate::manifest::Origin;
 use crate::model::{BackupId, DatasetName};
-use crate::run::pins::unpin;
-use crate::run::select::Selected;
+use crate::run::commit::tidy::tidy;
+use crate::run::pool::pins::unpin;
+use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
 use crate::state::journal::log::JournalRecord;
 use crate::state::journal::{AttemptJournal, forget_attempt, read_attempts};

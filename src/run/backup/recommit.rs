@@ -3,15 +3,15 @@
 
 use super::given_up::give_up_id;
 use super::planning::Sight;
-use super::tidy::tidy;
 use super::{BackupEnv, CommittedBackup};
 use crate::catalog::read_back::read_back;
 use crate::catalog::{StoredBackup, find_gaps, read_chunks, read_pruned};
 use crate::manifest::{Manifest, ManifestError, parse_manifest};
 use crate::model::{BackupId, DatasetName, Digest};
-use crate::run::pins::unpin;
-use crate::run::select::Selected;
-use crate::run::small::put_again;
+use crate::run::commit::put::put_again;
+use crate::run::commit::tidy::tidy;
+use crate::run::pool::pins::unpin;
+use crate::run::pool::select::Selected;
 use crate::run::{RunError, error_chain};
 use crate::state::journal::log::{CommitBytes, JournalRecord};
 use crate::state::journal::{JournaledAttempt, forget_attempt, read_attempts};

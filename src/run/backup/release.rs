@@ -9,7 +9,7 @@ use crate::model::{BackupId, BackupKind, BookmarkName, Digest, Guid, KnownStore}
 use crate::plan::BackupFacts;
 use crate::plan::bookmarks::{BookmarkNeeds, is_own, needed_guids, spent_bookmarks};
 use crate::run::error_chain;
-use crate::run::select::Selected;
+use crate::run::pool::select::Selected;
 use crate::state::bookmark_notes::BookmarkNotes;
 use crate::state::manifests::Keeping;
 use crate::store::key::BackupObject;

@@ -17,8 +17,8 @@ use crate::plan::resume::{
     ResumeFacts, ResumeVerdict, UnfinishedFacts, is_asked_for, judge_unfinished,
 };
 use crate::plan::send::RequestedKind;
-use crate::run::pins::{pinned, unpin};
-use crate::run::select::Selected;
+use crate::run::pool::pins::{pinned, unpin};
+use crate::run::pool::select::Selected;
 use crate::run::transfer::{Carried, ConfirmedChunk};
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};

@@ -10,7 +10,7 @@ use super::KEYRINGS_MAX;
 use crate::catalog::get_signed;
 use crate::keyring::{KeyFile, tag_of};
 use crate::manifest::{FORMAT, MANIFEST_BYTES_MAX, parse_as, to_stored_bytes};
-use crate::run::small::put_again;
+use crate::run::commit::put::put_again;
 use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, SigningKey, TrustedKeys, VerifyingKey};
 use crate::store::key::{BackupObject, KEYRING_PREFIX, SIGNATURE_SUFFIX};

@@ -1,8 +1,8 @@
 //! Small objects, put more than once if the store is not well: a put that was done already is no
 //! error, and a whole upload hangs on it.
 
-use super::{RunError, error_chain};
 use crate::catalog::read_back::{TRIES_MAX, TRY_PAUSE};
+use crate::run::{RunError, error_chain};
 use crate::store::{Evidence, ObjectKey, ObjectStore, PutOutcome};
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use bytes::Bytes;
 ///
 /// # Errors
 /// [`RunError::Store`], after all tries or when another would not help.
-pub(super) async fn put_again(
+pub(in crate::run) async fn put_again(
     store: &dyn ObjectStore,
     key: &ObjectKey,
     bytes: Bytes,

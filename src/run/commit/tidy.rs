@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 /// Removes what only an upload under way needs. It belongs to every end of a commit, also to one
 /// that another run began: nobody comes back to a backup for it. Nothing that the manifest names is
 /// touched; what cannot be deleted is left to `verify-checksums` to report.
-pub(super) async fn tidy(store: &dyn ObjectStore, manifest: &Manifest) {
+pub(in crate::run) async fn tidy(store: &dyn ObjectStore, manifest: &Manifest) {
     if let Err(error) = remove_spare(store, manifest).await {
         tracing::warn!(id = %manifest.id, error = error_chain(&error), "objects that the backup does not need stay");
     }

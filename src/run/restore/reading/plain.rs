@@ -2,10 +2,10 @@
 //! opened as they come. From its start, or from a place in its middle, of which nothing before is
 //! fetched but a chunk's head.
 
-use super::RestoreBackup;
 use crate::catalog::chunk_key;
 use crate::manifest::{ChunkEntry, CompressionName, Manifest};
 use crate::run::RunError;
+use crate::run::restore::RestoreBackup;
 use crate::run::transfer::{Stop, stopped};
 use crate::store::ObjectStore;
 use crate::stream::age_file::{PAGE_BYTES, TAG_BYTES};
@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 
 /// How a stream is fetched.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
+pub(in crate::run::restore) struct Pace {
     /// Pages of one ranged read. Whole pages, so that pieces are opened side by side.
     pages: u32,
     /// Ranged reads under way; 1 is none before it is asked for.
@@ -36,14 +36,14 @@ pub(super) struct Pace {
 /// for that and the one that is given away, 11 pieces of 2 MiB at most. With pieces of 4 MiB a
 /// restore from a folder took 157 MiB in all, much more than its pieces: the allocator keeps what
 /// threads freed.
-pub(super) const WHOLE: Pace = Pace {
+pub(in crate::run::restore) const WHOLE: Pace = Pace {
     pages: 32,
     ahead: 6,
     opened: 2,
 };
 /// A record somewhere behind a place: a piece of 1 MiB is fetched only when the one before it was
 /// not enough.
-pub(super) const LOOK: Pace = Pace {
+pub(in crate::run::restore) const LOOK: Pace = Pace {
     pages: 16,
     ahead: 1,
     opened: 1,
@@ -56,19 +56,19 @@ const _: () = assert!(STEP_BYTES.is_multiple_of(PAGE_BYTES as u64));
 /// A place at which the stream of a backup can be entered, counted from 0: the start of each chunk,
 /// and where chunks are not compressed steps in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Entry(pub(super) u64);
+pub(in crate::run::restore) struct Entry(pub(in crate::run::restore) u64);
 
 /// Where the entries of a backup lie.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entries {
+pub(in crate::run::restore) struct Entries {
     split_bytes: u64,
     per_chunk: u64,
     /// How many there are.
-    pub(super) count: u64,
+    pub(in crate::run::restore) count: u64,
 }
 
 impl Entries {
-    pub(super) fn of(backup: &RestoreBackup) -> Self {
+    pub(in crate::run::restore) fn of(backup: &RestoreBackup) -> Self {
         let split_bytes = backup.manifest.split_bytes.max(1);
         let step = |bytes: u64| match backup.manifest.compression {
             CompressionName::None => bytes.div_ceil(STEP_BYTES).max(1),
@@ -87,12 +87,12 @@ impl Entries {
     }
 
     /// The stream position of an entry.
-    pub(super) fn position(self, Entry(entry): Entry) -> u64 {
+    pub(in crate::run::restore) fn position(self, Entry(entry): Entry) -> u64 {
         entry / self.per_chunk * self.split_bytes + entry % self.per_chunk * STEP_BYTES
     }
 
     /// The last entry that is not after a stream position.
-    pub(super) fn before(self, position: u64) -> Entry {
+    pub(in crate::run::restore) fn before(self, position: u64) -> Entry {
         let within = (position % self.split_bytes / STEP_BYTES).min(self.per_chunk - 1);
         let entry = (position / self.split_bytes).saturating_mul(self.per_chunk) + within;
         Entry(entry.min(self.count.saturating_sub(1)))
@@ -108,7 +108,11 @@ impl Entries {
     }
 
     /// The sealed bytes from an entry on, to the end of the backup.
-    pub(super) fn sealed_bytes_from(self, backup: &RestoreBackup, entry: Entry) -> u64 {
+    pub(in crate::run::restore) fn sealed_bytes_from(
+        self,
+        backup: &RestoreBackup,
+        entry: Entry,
+    ) -> u64 {
         let (chunk, page) = self.chunk_and_page(entry);
         let from = backup.chunks.get(chunk..).unwrap_or_default();
         let all: u64 = from.iter().map(|chunk| chunk.sealed_bytes).sum();
@@ -219,7 +223,7 @@ struct Checker {
 }
 
 /// The opened bytes of a stream, for a blocking reader. Each byte that it gives was authenticated.
-pub(super) struct PlainStream {
+pub(in crate::run::restore) struct PlainStream {
     /// Pieces in order; none when no more are to come.
     opening: Option<Receiver<Checked>>,
     /// Has a permit for each piece that was asked for.
@@ -237,7 +241,7 @@ pub(super) struct PlainStream {
 impl PlainStream {
     /// Starts fetching at an entry. Must be called within a runtime; once a stop is asked for, it
     /// fails with [`RunError::Interrupted`].
-    pub(super) fn open(
+    pub(in crate::run::restore) fn open(
         backup: &RestoreBackup,
         identities: &[age::x25519::Identity],
         from: Entry,
@@ -285,13 +289,13 @@ impl PlainStream {
     }
 
     /// Whether whole pieces can be taken: nothing is compressed, and no piece was begun.
-    pub(super) fn gives_pages(&self) -> bool {
+    pub(in crate::run::restore) fn gives_pages(&self) -> bool {
         self.shared.manifest.compression == CompressionName::None && self.piece.is_none()
     }
 
     /// The next piece, whose pages are stream bytes as they are; none at the end of the last chunk.
     /// Blocks. Only while [`PlainStream::gives_pages`].
-    pub(super) fn pages(&mut self) -> Result<Option<PlainPages>, RunError> {
+    pub(in crate::run::restore) fn pages(&mut self) -> Result<Option<PlainPages>, RunError> {
         if !self.next_piece()? {
             return Ok(None);
         }
@@ -309,13 +313,13 @@ impl PlainStream {
     }
 
     /// Takes the memory of pages back that were used up.
-    pub(super) fn take_back(&self, pages: PlainPages) {
+    pub(in crate::run::restore) fn take_back(&self, pages: PlainPages) {
         self.spare.give(pages);
     }
 
     /// Appends the next bytes, of one page at most and of one run of what it expands to; false at
     /// the end of the last chunk. Blocks.
-    pub(super) fn read(&mut self, stream: &mut Vec<u8>) -> Result<bool, RunError> {
+    pub(in crate::run::restore) fn read(&mut self, stream: &mut Vec<u8>) -> Result<bool, RunError> {
         let before = stream.len();
         while stream.len() == before {
             let page = self
@@ -344,7 +348,7 @@ impl PlainStream {
     }
 
     /// Fetches nothing more, and gives nothing more.
-    pub(super) fn close(&mut self) {
+    pub(in crate::run::restore) fn close(&mut self) {
         (self.piece, self.plain, self.opening) = (None, None, None);
         // Whoever asks again is told that it is not the end.
         self.next_chunk = usize::MAX;

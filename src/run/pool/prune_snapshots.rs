@@ -1,16 +1,16 @@
 //! Destroying this tool's own old snapshots of one dataset, when nothing needs them any more.
 
-use super::clock::{ClockCheck, store_clocks};
-use super::identity::refuse_one_place;
 use super::pins::pinned;
-use super::prune::read_leftovers;
 use super::select::Selected;
 use super::snapshot::{has_own_name, is_marked};
-use super::{RunError, error_chain};
 use crate::catalog::read_catalog;
 use crate::catalog::usable::Seen;
 use crate::plan::clock::{ClockDoubt, ClockTrust};
 use crate::plan::snapshots::{SnapshotVerdict, SnapshotsInput, StoreView, plan_snapshots};
+use crate::run::clock::{ClockCheck, store_clocks};
+use crate::run::identity::refuse_one_place;
+use crate::run::prune::read_leftovers;
+use crate::run::{RunError, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::lock_dataset;
 use crate::state::journal::{never_committing, unended};

@@ -6,12 +6,13 @@
 //! over: committed, given up, pruned or forgotten. Both can be done again at any time, so a crash
 //! between the two leaks nothing that a later run would not find by its id.
 
-use super::RunError;
-use super::holds::HOLD_PREFIX;
 use crate::model::{BackupId, BookmarkName, DatasetName, SnapshotName};
+use crate::run::RunError;
 use crate::zfs::{SendBase, Zfs, ZfsErrno, ZfsError};
 use std::collections::BTreeSet;
 
+/// What the tags of our holds begin with.
+pub const HOLD_PREFIX: &str = "zfs-backup:";
 /// Private bookmarks are named by this and the id.
 const BASE_PREFIX: &str = "zfs-backup_base_";
 
@@ -126,7 +127,7 @@ fn find(zfs: &dyn Zfs, dataset: &DatasetName) -> Result<Vec<Pin>, RunError> {
 mod tests {
     use super::*;
     use crate::model::{BackupKind, Guid};
-    use crate::run::snapshot::take_snapshots;
+    use crate::run::pool::snapshot::take_snapshots;
     use crate::zfs::DatasetType;
     use crate::zfs::fake::FakeZfs;
     use jiff::Timestamp;

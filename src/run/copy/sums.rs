@@ -1,11 +1,11 @@
 //! `B3SUMS`: in each backup's folder of the intermediate directory the hashes of all its objects,
 //! so that `b3sum -c B3SUMS` there tells whether the disk still gives back what was written.
 
-use super::RunError;
-use super::small::put_again;
 use crate::catalog::{Catalog, StoredBackup, read_catalog, read_chunks};
 use crate::manifest::{ChunkEntry, LARGE_TEXT_BYTES_MAX};
 use crate::model::{BackupId, DatasetName, Digest};
+use crate::run::RunError;
+use crate::run::commit::put::put_again;
 use crate::sign::TrustedKeys;
 use crate::store::key::{BackupObject, backup_prefix, object_name};
 use crate::store::{ObjectKey, ObjectStore};

@@ -5,9 +5,9 @@
 //! A prune need not know of it: the lock of an ancestor lasts as long as that of its longest locked
 //! descendant, and ancestors go after descendants.
 
-use super::RunError;
 use crate::manifest::ReceiptEntry;
 use crate::model::{BackupId, DatasetName};
+use crate::run::RunError;
 use crate::store::key::{KEYRING_PREFIX, backup_prefix};
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -21,7 +21,7 @@ const APART_MAX: SignedDuration = SignedDuration::from_hours(24);
 
 /// Extends the locks of keyrings with these tags to what an object would get that is put now: a
 /// store that cannot is found out before anything is sent.
-pub(super) async fn extend_keyring(
+pub(in crate::run) async fn extend_keyring(
     store: &dyn ObjectStore,
     tags: &[String],
     now: Timestamp,
@@ -35,7 +35,7 @@ pub(super) async fn extend_keyring(
 /// Extends the locks of the ancestors of a backup, of its keyrings and of its own earlier objects
 /// to its own: to the last that ends of `own`, the objects of `id`. An ancestor that is not in this
 /// store has no lock here.
-pub(super) async fn extend_chain(
+pub(in crate::run) async fn extend_chain(
     store: &dyn ObjectStore,
     dataset: &DatasetName,
     id: &BackupId,

@@ -3,8 +3,8 @@
 
 use crate::keyring::tag_of;
 use crate::run::RunError;
+use crate::run::commit::put::put_again;
 use crate::run::keys::{fetch_keyring, list_keyrings};
-use crate::run::small::put_again;
 use crate::store::{ObjectKey, ObjectStore, StoreErrorKind};
 use bytes::Bytes;
 

@@ -1,11 +1,11 @@
 //! Taking snapshots: one atomic call a pool, each snapshot marked as ours, with the user's hooks
 //! around it.
 
-use super::hooks::{HookCall, RunningHook, run_hook};
-use super::transfer::Stop;
-use super::{RunError, error_chain};
 use crate::config::Hooks;
 use crate::model::{DatasetName, Guid, SnapshotName};
+use crate::run::hooks::{HookCall, RunningHook, run_hook};
+use crate::run::transfer::Stop;
+use crate::run::{RunError, error_chain};
 use crate::zfs::{Dataset, Snapshot, Zfs, ZfsErrno, ZfsError};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;

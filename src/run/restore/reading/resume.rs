@@ -15,9 +15,9 @@
 //! ([`crate::stream::resuming`]). An index could spare a part of that and would have to be made,
 //! sealed and kept with every backup; the format has a place for one, and needs none for this.
 
-use super::RestoreBackup;
 use super::plain::{Entries, Entry, LOOK, PlainStream};
 use crate::run::RunError;
+use crate::run::restore::RestoreBackup;
 use crate::run::transfer::Stop;
 use crate::stream::fletcher::ByteOrder;
 use crate::stream::nvlist::with_resume_point;
@@ -35,13 +35,13 @@ const OBJECTS_PER_RANGE: u64 = 32;
 const GUESSES: u32 = 4;
 
 /// Where a receive is taken up.
-pub(super) struct FoundStart {
+pub(in crate::run::restore) struct FoundStart {
     /// What the resumed stream begins with.
-    pub(super) start: ResumeStart,
+    pub(in crate::run::restore) start: ResumeStart,
     /// Where the fetch begins.
-    pub(super) entry: Entry,
+    pub(in crate::run::restore) entry: Entry,
     /// What is opened and passed by there.
-    pub(super) skip_bytes: u64,
+    pub(in crate::run::restore) skip_bytes: u64,
 }
 
 /// Finds the place in a backup's stream. Blocks; must be called within a runtime.
@@ -49,7 +49,7 @@ pub(super) struct FoundStart {
 /// # Errors
 /// [`RunError::CannotTakeUp`] when the stored stream has no such place; the others when it cannot
 /// be read.
-pub(super) fn find_start(
+pub(in crate::run::restore) fn find_start(
     backup: &RestoreBackup,
     identities: &[age::x25519::Identity],
     token: &ResumeToken,

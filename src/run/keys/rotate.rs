@@ -16,14 +16,14 @@ mod collect;
 
 pub use collect::CollectedDataset;
 
-use super::RunError;
-use super::keys::{
+use crate::catalog::list_datasets;
+use crate::keyring::{KeyFile, KeyringError, keyring_tag};
+use crate::run::RunError;
+use crate::run::keys::{
     KEYRINGS_MAX, KeyCache, StoredKeyring, Successor, WriterKeys, fetch_keyring, find_keys,
     free_number, keyring_error, list_keyrings, newer_of, put_list_copies, put_lists, read_lists,
     stored_keyrings,
 };
-use crate::catalog::list_datasets;
-use crate::keyring::{KeyFile, KeyringError, keyring_tag};
 use crate::sign::{Believed, SigningKey, Trust, TrustedKeys};
 use crate::state::dataset_lock::{KernelLock, lock_dataset};
 use crate::store::{ObjectKey, ObjectStore};

@@ -5,14 +5,14 @@
 //! hooks as root. A new object for every change, below [`CONFIG_PREFIX`]; this host remembers what
 //! it stored last, so that a night without a change costs no request.
 
-use super::keys::WriterKeys;
-use super::small::put_again;
-use super::{RunError, error_chain};
 use crate::catalog::get_signed;
 use crate::catalog::sealed::{open_small, seal_small};
 use crate::keyring::KeyFile;
 use crate::manifest::{parse_as, to_stored_bytes};
 use crate::model::Digest;
+use crate::run::commit::put::put_again;
+use crate::run::keys::WriterKeys;
+use crate::run::{RunError, error_chain};
 use crate::sign::{SignedType, VerifyingKey};
 use crate::state::dir::replace_until_crash;
 use crate::store::key::{CONFIG_PREFIX, SIGNATURE_SUFFIX};

@@ -7,11 +7,11 @@
 //! may belong to another host, or to another configuration with its own state folder. Then a person
 //! must name the attempt.
 
-use super::RunError;
-use super::pins::unpin;
+use super::pins::{HOLD_PREFIX, unpin};
 use super::select::Selected;
 use crate::catalog::{read_catalog, read_pruned};
 use crate::model::{BackupId, DatasetName, KnownStore, SnapshotName};
+use crate::run::RunError;
 use crate::sign::TrustedKeys;
 use crate::state::StateError;
 use crate::state::dataset_lock::{KernelLock, is_held, is_held_named, lock_dataset};
@@ -22,9 +22,6 @@ use crate::zfs::{Zfs, ZfsError};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::path::Path;
-
-/// What the tags of our holds begin with.
-pub const HOLD_PREFIX: &str = "zfs-backup:";
 
 /// One hold of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -267,7 +264,7 @@ impl Judge<'_> {
 mod tests {
     use super::*;
     use crate::model::{BackupKind, Guid};
-    use crate::run::snapshot::take_snapshots;
+    use crate::run::pool::snapshot::take_snapshots;
     use crate::state::journal::{AttemptJournal, read_attempts};
     use crate::zfs::DatasetType;
     use crate::zfs::fake::FakeZfs;

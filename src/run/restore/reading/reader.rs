@@ -1,10 +1,10 @@
 //! [`RestoreReader`]: one backup's stream for a receiver, checked once more on its way out: whole,
 //! or as the stream that takes up a receive that was cut.
 
-use super::RestoreBackup;
 use super::plain::{Entry, PlainStream, WHOLE};
 use super::resume::FoundStart;
 use crate::run::RunError;
+use crate::run::restore::RestoreBackup;
 use crate::run::transfer::Stop;
 use crate::stream::open::PlainPages;
 use crate::stream::record::{StreamExpectation, StreamParser};
@@ -63,7 +63,7 @@ pub fn open_stream_until(
 }
 
 /// As [`open_stream_until`], the stream that takes up a receive at the point that was found.
-pub(super) fn open_resumed(
+pub(in crate::run::restore) fn open_resumed(
     backup: &RestoreBackup,
     identities: &[age::x25519::Identity],
     found: &FoundStart,
@@ -272,7 +272,7 @@ impl Read for RestoreReader {
     }
 }
 
-pub(super) fn take_failure(failure: &FailureSlot) -> Option<RunError> {
+pub(in crate::run::restore) fn take_failure(failure: &FailureSlot) -> Option<RunError> {
     failure
         .lock()
         .unwrap_or_else(PoisonError::into_inner)

@@ -8,9 +8,10 @@
 //! the intermediate copy ends its backup before it is committed. What an interrupted run has stored
 //! is not sent again.
 
+mod backup;
 mod chunks;
-mod copy;
 mod keyring;
+pub mod sums;
 
 use super::RunError;
 use super::identity::refuse_one_place;
@@ -22,10 +23,10 @@ use crate::manifest::LiveEntry;
 use crate::model::{BackupId, DatasetName};
 use crate::plan::BackupFacts;
 use crate::plan::copy::{CopyGap, CopyInput, CopyPlan, CopyStep, LeftReason, plan_copy};
+use crate::run::copy::backup::Copy;
 use crate::sign::TrustedKeys;
 use crate::state::dataset_lock::lock_dataset;
 use crate::store::{ObjectKey, ObjectStore};
-use copy::Copy;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -4,16 +4,16 @@
 //! of the manifests. Where the source still has a snapshot and its base, the pool's own stream of
 //! it is hashed too, and held against the one that came back: both must be the same bytes.
 
-use super::doctor::host::Runner;
-use super::restore::{
+use crate::keyring::KeyFile;
+use crate::model::{DatasetName, Digest, Guid, SnapshotName};
+use crate::run::restore::{
     PropertyChoice, ReceiveOptions, ReceivePlan, Received, RestoreBackup, RestoreSet, ResumeChoice,
     SCRATCH_PROPERTY, Scratch, check_allowed, destroy_left_scratch, destroy_scratch, lock_target,
     restore_to_dataset,
 };
-use super::transfer::Stop;
-use super::{RunError, error_chain};
-use crate::keyring::KeyFile;
-use crate::model::{DatasetName, Digest, Guid, SnapshotName};
+use crate::run::runner::Runner;
+use crate::run::transfer::Stop;
+use crate::run::{RunError, error_chain};
 use crate::zfs::{Dataset, SendBase, SendFlags, SendRequest, Zfs, ZfsError};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -313,7 +313,7 @@ async fn compare_all(
         };
         let (sender, stopping) = (Arc::clone(zfs), stop.clone());
         let hashed =
-            super::restore::blocking(move || hash_send(&*sender, &request, &stopping)).await?;
+            crate::run::restore::blocking(move || hash_send(&*sender, &request, &stopping)).await?;
         compared.push(match hashed {
             _ if *stop.borrow() => return Err(RunError::Interrupted),
             Err(error) => Comparison::Not(error_chain(&error)),

@@ -1,9 +1,9 @@
 //! Reads the pool's side of a question about backups: which of their snapshots it still knows.
 
-use super::RunError;
 use crate::manifest::Origin;
 use crate::model::{DatasetName, KnownStore};
 use crate::plan::timeline::PoolSight;
+use crate::run::RunError;
 use crate::state::adoption::adopted_backups;
 use crate::zfs::Zfs;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Where the intermediate directory lies. Inside a dataset that is backed up every run would back
 //! up the one before.
 
-use super::RunError;
 use crate::model::DatasetName;
+use crate::run::RunError;
 use crate::zfs::{Mount, mounts};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

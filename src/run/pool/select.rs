@@ -1,10 +1,10 @@
 //! Which datasets a configuration means, and what each is called in the store.
 
-use super::RunError;
-use super::restore::{RESTORING_PROPERTY, SCRATCH_PROPERTY, is_makeshift};
 use super::snapshot::find_dataset;
 use crate::config::DatasetSelection;
 use crate::model::DatasetName;
+use crate::run::RunError;
+use crate::run::restore::{RESTORING_PROPERTY, SCRATCH_PROPERTY, is_makeshift};
 use crate::state::stored_name::recorded_place;
 use crate::zfs::{Dataset, Property, Zfs};
 use globset::{Glob, GlobSet, GlobSetBuilder};

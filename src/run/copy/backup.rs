@@ -14,8 +14,8 @@ use crate::manifest::{
     Manifest, PRIVATE_BYTES_MAX, Receipt, ReceiptEntry, parse_receipt, to_stored_bytes,
 };
 use crate::model::{BackupId, Digest};
-use crate::run::locks::extend_chain;
-use crate::run::small::put_again;
+use crate::run::commit::object_lock::extend_chain;
+use crate::run::commit::put::put_again;
 use crate::run::transfer::Progress;
 use crate::run::verify::compare;
 use crate::run::{RunError, error_chain};
@@ -27,17 +27,17 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One backup on its way.
-pub(super) struct Copy<'a> {
-    pub(super) env: &'a UploadEnv,
-    pub(super) backup: &'a StoredBackup,
+pub(in crate::run::copy) struct Copy<'a> {
+    pub(in crate::run::copy) env: &'a UploadEnv,
+    pub(in crate::run::copy) backup: &'a StoredBackup,
     /// What it will follow from in the remote.
-    pub(super) parent: Option<&'a BackupId>,
+    pub(in crate::run::copy) parent: Option<&'a BackupId>,
     /// The dataset's backups that are in the remote by now.
-    pub(super) live: &'a [LiveEntry],
+    pub(in crate::run::copy) live: &'a [LiveEntry],
     /// The prune records that were there before this run put anything.
-    pub(super) records: &'a BTreeSet<ObjectKey>,
+    pub(in crate::run::copy) records: &'a BTreeSet<ObjectKey>,
     /// Hears how far this and the backups before it are.
-    pub(super) progress: &'a (dyn Fn(Progress) + Send + Sync),
+    pub(in crate::run::copy) progress: &'a (dyn Fn(Progress) + Send + Sync),
 }
 
 /// What the remote has confirmed so far.
@@ -59,7 +59,10 @@ impl Copy<'_> {
     ///
     /// # Errors
     /// [`RunError`]; then the remote has no new backup.
-    pub(super) async fn run(&self, done: &mut Progress) -> Result<CopiedBackup, RunError> {
+    pub(in crate::run::copy) async fn run(
+        &self,
+        done: &mut Progress,
+    ) -> Result<CopiedBackup, RunError> {
         match self.copy(done).await {
             Err(error) if error.is_damage() && self.is_gone().await => Err(RunError::refused(
                 format!(
