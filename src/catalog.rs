@@ -23,8 +23,7 @@ use crate::manifest::{
     ChunkEntry, MANIFEST_BYTES_MAX, Manifest, ManifestError, Receipt, SIGNATURE_BYTES_MAX, Started,
     chunk_list_bytes_max, parse_chunk_list, parse_manifest, parse_receipt, parse_started,
 };
-use crate::model::error_chain;
-use crate::model::{BackupId, DatasetName, Digest, Guid};
+use crate::model::{BackupId, DatasetName, Digest, Guid, error_chain};
 use crate::plan::BackupFacts;
 use crate::plan::timeline::Timeline;
 use crate::sign::{SignedType, TrustedKeys};

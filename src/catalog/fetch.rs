@@ -9,8 +9,7 @@
 
 use crate::catalog::CatalogError;
 use crate::manifest::SIGNATURE_BYTES_MAX;
-use crate::model::Digest;
-use crate::model::error_chain;
+use crate::model::{Digest, error_chain};
 use crate::sign::{SignedType, TrustedKeys};
 use crate::store::{ObjectKey, ObjectStore, StoreError, StoreErrorKind};
 use bytes::Bytes;

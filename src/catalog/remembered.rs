@@ -4,8 +4,7 @@
 use crate::catalog::CatalogError;
 use crate::catalog::{Catalog, StoredBackup, get_pinned, get_signature};
 use crate::manifest::{MANIFEST_BYTES_MAX, parse_manifest};
-use crate::model::error_chain;
-use crate::model::{BackupId, DatasetName, Digest, KnownStore};
+use crate::model::{BackupId, DatasetName, Digest, KnownStore, error_chain};
 use crate::sign::TrustedKeys;
 use crate::state::manifests::{Keeping, ObjectCache};
 use crate::state::remembered::{Part, RememberedManifests};
@@ -58,7 +57,7 @@ pub(crate) async fn remember(
 /// do not verify are left out, and their number is told.
 ///
 /// # Errors
-/// [`CatalogError::File`] when the memory cannot be read: never taken for "nothing".
+/// [`CatalogError::State`] when the memory cannot be read: never taken for "nothing".
 pub(crate) fn recall(
     state_dir: &Path,
     store: &KnownStore,

@@ -7,8 +7,7 @@
 use crate::catalog::CatalogError;
 use crate::catalog::{Catalog, StoredBackup, find_gaps, read_chunks_through};
 use crate::manifest::Manifest;
-use crate::model::error_chain;
-use crate::model::{BackupId, Digest};
+use crate::model::{BackupId, Digest, error_chain};
 use crate::plan::BackupFacts;
 use crate::plan::restore::Bases;
 use crate::state::manifests::ObjectCache;

@@ -200,7 +200,7 @@ fn live_entry(backup: &StoredBackup) -> LiveEntry {
 /// from it; the others go on, unless a stop was asked for.
 ///
 /// # Errors
-/// [`StateError::Locked`], or [`RunError`] when it could not be planned; what fails later is in the
+/// [`RunError::State`], or [`RunError`] when it could not be planned; what fails later is in the
 /// report.
 pub async fn upload_dataset(
     env: &UploadEnv,

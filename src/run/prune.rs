@@ -100,7 +100,7 @@ pub struct PruneOutcome {
 /// Carries the plan of one dataset out.
 ///
 /// # Errors
-/// [`StateError::Locked`] when another run works on the dataset; [`RunError::Refused`] when the store
+/// [`RunError::State`] when another run works on the dataset; [`RunError::Refused`] when the store
 /// changed between the two readings; [`RunError::Interrupted`]; [`RunError::Store`]. What was
 /// deleted until then is whole backups from the ends of their chains, and at most one that the next
 /// prune finishes.

@@ -1,4 +1,5 @@
-//! Replaces a file of ours: whole or not at all, and readable for us alone.
+//! The names of files and folders below `state_dir`, and how such a file is replaced: whole or not
+//! at all, and readable for us alone.
 //!
 //! Every file of `state_dir` that is replaced is replaced here. The temporary file in the same
 //! folder has a random name and is made with `O_EXCL`, so that no other user can prepare a file or

@@ -26,8 +26,7 @@
 use super::dir::state_name;
 use super::dir::{create_beside, create_folder, open_or_create};
 use crate::manifest::CHUNK_LIST_BYTES_MAX;
-use crate::model::error_chain;
-use crate::model::{DatasetName, Digest, KnownStore};
+use crate::model::{DatasetName, Digest, KnownStore, error_chain};
 use crate::store::ListedObject;
 use bytes::Bytes;
 use jiff::Timestamp;

@@ -543,7 +543,7 @@ async fn check_chunks(
 /// How many chunks of an attempt are confirmed, and the bytes of stream in them, by its journal.
 ///
 /// # Errors
-/// [`RunError::File`] when that cannot be read.
+/// [`RunError::State`] when that cannot be read.
 pub(super) fn stored_of(
     env: &BackupEnv,
     selected: &Selected,

@@ -49,7 +49,7 @@ pub enum Purpose {
 /// The store at a place as this host last found it, without asking the store.
 ///
 /// # Errors
-/// [`RunError::File`] when that cannot be read: never taken for "never seen".
+/// [`RunError::State`] when that cannot be read: never taken for "never seen".
 pub fn known_at(state_dir: &Path, place: &Place) -> Result<KnownStore, RunError> {
     let url = place.url.clone();
     Ok(match place.file(state_dir).load()?.pop() {

@@ -171,7 +171,7 @@ fn refuse_one_store_twice(env: &SnapshotsEnv) -> Result<(), RunError> {
 /// stays and is told of.
 ///
 /// # Errors
-/// [`StateError::Locked`] when a run works on the dataset in one of the stores; [`RunError::Zfs`]
+/// [`RunError::State`] when a run works on the dataset in one of the stores; [`RunError::Zfs`]
 /// without the permission to destroy; as for [`look_at_snapshots`].
 pub async fn prune_snapshots(
     env: &SnapshotsEnv,

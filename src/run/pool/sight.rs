@@ -12,7 +12,7 @@ use std::path::Path;
 /// taken over in that store.
 ///
 /// # Errors
-/// [`RunError::Zfs`] when the pool cannot be read, [`RunError::File`] when the adoptions cannot.
+/// [`RunError::Zfs`] when the pool cannot be read, [`RunError::State`] when the adoptions cannot.
 pub fn pool_sight(
     zfs: &dyn Zfs,
     dataset: &DatasetName,

@@ -179,7 +179,7 @@ async fn check_waiting(
 /// Deletes it, with a signed record, and removes it from this host's journal.
 ///
 /// # Errors
-/// As for [`look_at`]; [`StateError::Locked`].
+/// As for [`look_at`]; [`RunError::State`].
 pub async fn forget(
     env: &PruneEnv,
     dataset: &DatasetName,
